@@ -1,0 +1,59 @@
+"""stemformer: pre-train once, differentiate into anything.
+
+Importing the package has no effect: a public name is imported, and torch with it, when it is first used.
+
+Example:
+    >>> import stemformer
+    >>> model, tokenizer = stemformer.load("runs/quickstart/final")  # doctest: +SKIP
+    >>> stemformer.fill(["Paris is the [MASK] of France."], model="runs/quickstart/final")  # doctest: +SKIP
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from stemformer.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    StemformerError,
+    TokenizerError,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    from stemformer.api import fill, inspect, load, prepare, pretrain, train_tokenizer
+
+    __version__: str
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "StemformerError",
+    "TokenizerError",
+    "TrainingError",
+    "__version__",
+    "fill",
+    "inspect",
+    "load",
+    "prepare",
+    "pretrain",
+    "train_tokenizer",
+]
+
+_FROM_API = {"fill", "inspect", "load", "prepare", "pretrain", "train_tokenizer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("stemformer")
+    if name in _FROM_API:
+        from importlib import import_module
+
+        return getattr(import_module("stemformer.api"), name)
+    raise AttributeError(f"module 'stemformer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

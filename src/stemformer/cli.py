@@ -1,0 +1,397 @@
+"""The command line: parse, call one function of `stemformer.api`, print.
+
+Standard output carries the result, standard error the progress; `stemformer.exits` holds the exit codes. Nothing
+heavy is imported before a command runs, so that `stemformer --help` answers at once.
+"""
+
+# ruff: noqa: D417 - `source`, `machine` and `output` are described by their classes
+
+import contextlib
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from stemformer.errors import DataError
+from stemformer.exits import sigterm_raises, verdict
+from stemformer.progress import Progress, Silent
+from stemformer.terminal import Terminal, as_text
+
+__all__ = [
+    "Machine",
+    "Output",
+    "Source",
+    "app",
+    "fill",
+    "inspect",
+    "main",
+    "prepare",
+    "pretrain",
+    "quickstart",
+    "tokenizer",
+]
+
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Output:
+    """How a command speaks.
+
+    Args:
+        json: Print the result as JSON.
+        quiet: No progress on standard error.
+        debug: Show the traceback of an error.
+    """
+
+    json: Flag = False
+    quiet: Annotated[Flag, Parameter(name=["--quiet", "-q"])] = False
+    debug: Flag = False
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Gives what a long job reports to, and ends its bar however the job ends."""
+        progress = Silent() if self.quiet else Terminal()
+        try:
+            yield progress
+        finally:
+            progress.finish()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Machine:
+    """What a command computes on.
+
+    Args:
+        device: cpu, cuda, cuda:1 ...; the best there is by default.
+        precision: Number format of the computation, such as fp32 or bf16; by default what suits the device.
+        threads: Processor threads; all cores by default.
+    """
+
+    device: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Returns the options that the user gave; the defaults are a matter of `stemformer.api`."""
+        return _given(device=self.device, precision=self.precision, threads=self.threads)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Source:
+    """How text files are read.
+
+    Args:
+        documents: Where a document ends: at each line, at a blank line, at the end of the file.
+        column: Which column of a table holds the text.
+        errors: What to do with bytes that are no UTF-8.
+    """
+
+    documents: Literal["auto", "line", "blank", "file"] = "auto"
+    column: str = "text"
+    errors: Literal["strict", "replace", "skip"] = "strict"
+
+
+_OUTPUT = Output()
+_MACHINE = Machine()
+_SOURCE = Source()
+
+app = App(
+    name="stemformer",
+    help="Pre-train once, differentiate into anything: from raw text to a model, on the hardware you have.",
+    version=lambda: _version(),
+    help_format="plaintext",
+    default_parameter=Parameter(negative_iterable=()),
+)
+
+
+@app.command
+def quickstart(
+    *,
+    out: str = "runs/quickstart",
+    overwrite: Flag = False,
+    seed: int | None = None,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """The whole story on the built-in texts, in minutes: tokenizer, shards, pre-training, filled masks.
+
+    Args:
+        out: Folder of the run.
+        overwrite: Replace what the folder holds.
+        seed: Number from which all randomness comes.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.quickstart(out=out, overwrite=overwrite, **_given(seed=seed), **machine.given(), progress=progress)
+    _print_result(result, output)
+
+
+@app.command
+def tokenizer(
+    files: list[str],
+    /,
+    *,
+    out: str,
+    kind: Literal["wordpiece", "bpe"] = "wordpiece",
+    vocab_size: int = 30522,
+    lowercase: Flag = False,
+    max_characters: int = 100_000_000,
+    seed: int = 0,
+    overwrite: Flag = False,
+    source: Source = _SOURCE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Trains a tokenizer on text files.
+
+    Args:
+        files: Text files, folders or hub data sets.
+        out: Folder of the tokenizer.
+        kind: WordPiece as in BERT, or byte-level BPE as in GPT-2.
+        vocab_size: Number of ids, special ones included.
+        lowercase: Fold case and strip accents.
+        max_characters: How much text to learn from; more is sampled down.
+        seed: Number from which the sample is drawn.
+        overwrite: Replace what the folder holds.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.train_tokenizer(
+            files,
+            out=out,
+            kind=kind,
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            **asdict(source),
+            max_characters=max_characters,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _print_result(result, output)
+
+
+@app.command
+def prepare(
+    files: list[str],
+    /,
+    *,
+    tokenizer: str,
+    out: str,
+    held_out: float = 0.01,
+    num_workers: int | None = None,
+    overwrite: Flag = False,
+    resume: Flag = False,
+    source: Source = _SOURCE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Turns text files into shards of token ids, and sets a held-out part aside.
+
+    Args:
+        files: Text files, folders or hub data sets.
+        tokenizer: Folder of the tokenizer.
+        out: Folder of the shards.
+        held_out: Share of the documents to hold out.
+        num_workers: Processes; one a core by default. The shards do not depend on it.
+        overwrite: Replace what the folder holds.
+        resume: Go on where an interrupted run stopped.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.prepare(
+            files,
+            tokenizer=tokenizer,
+            out=out,
+            held_out=held_out,
+            **asdict(source),
+            num_workers=num_workers,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+        )
+    _print_result(result, output)
+
+
+@app.command
+def pretrain(
+    *,
+    recipe: str | None = None,
+    data: str,
+    out: str,
+    init: str | None = None,
+    config: str | None = None,
+    settings: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    steps: int | None = None,
+    tokens: int | None = None,
+    epochs: float | None = None,
+    time: str | None = None,
+    seed: int | None = None,
+    compile: bool | None = None,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Pre-trains a model on prepared shards.
+
+    Args:
+        recipe: Name of a complete run, such as bert_mini.
+        data: Folder of the shards.
+        out: Folder of the run.
+        init: Model folder or hub id to start from, instead of random weights.
+        config: TOML file laid over the recipe.
+        settings: One setting laid over both, such as training.learning_rate=1e-3; may be given again.
+        steps: Budget in optimizer steps.
+        tokens: Budget in tokens.
+        epochs: Budget in passes over the data.
+        time: Budget on the clock, such as 30m or 2h.
+        seed: Number from which all randomness comes.
+        compile: Compile the blocks of the model, or not; by default what suits the device.
+        resume: Go on where the run in --out stopped.
+        overwrite: Replace what the folder holds.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.pretrain(
+            recipe,
+            data=data,
+            out=out,
+            init=init,
+            config=config,
+            settings=settings or [],
+            steps=steps,
+            tokens=tokens,
+            epochs=epochs,
+            time=time,
+            **_given(seed=seed, compile=compile),
+            resume=resume,
+            overwrite=overwrite,
+            **machine.given(),
+            progress=progress,
+        )
+    _print_result(result, output)
+
+
+@app.command
+def fill(
+    text: list[str] | None = None,
+    /,
+    *,
+    model: str,
+    stdin: Annotated[Flag, Parameter(name=["--stdin", "-"])] = False,
+    top_k: int = 5,
+    among: list[str] | None = None,
+    score: Flag = False,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Says which words fit each [MASK].
+
+    Args:
+        text: Sentences; the lines of standard input if none is given.
+        model: Model folder or hub id.
+        stdin: Take the lines of standard input too.
+        top_k: How many words for each [MASK].
+        among: A word to choose from; may be given again. The whole vocabulary by default.
+        score: Instead of filling, score each sentence by its pseudo-log-likelihood.
+    """
+    from stemformer import api
+
+    texts = [*(text or []), *(_stdin_lines() if stdin or not text else [])]
+    result = api.fill(texts, model=model, top_k=top_k, among=among, score=score, **machine.given())
+    _print_result(result, output)
+
+
+@app.command
+def inspect(path: str, /, *, output: Output = _OUTPUT) -> None:
+    """Says what a folder holds: a model, a tokenizer, shards or a run.
+
+    Args:
+        path: The folder.
+    """
+    from stemformer import api
+
+    _print_result(api.inspect(path), output)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code; what went wrong is one line on standard error.
+
+    Args:
+        arguments: The words after `stemformer`; those of the process by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with sigterm_raises(), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
+            command(*bound.args, **bound.kwargs)
+            sys.stdout.flush()
+        except CycloptsError as error:
+            chosen = " ".join(["stemformer", *(error.command_chain or ())])
+            print(f"error: {' '.join(str(error).split())} See {chosen} --help.", file=sys.stderr)
+            return 2
+        except (Exception, KeyboardInterrupt) as error:
+            if "--debug" in words:
+                traceback.print_exc()
+            code, line = verdict(error)
+            if line:
+                print(line, file=sys.stderr)
+            return code
+    return 0
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _stdin_lines() -> list[str]:
+    if sys.stdin.isatty():
+        print("reading lines from the terminal; end with Ctrl-D", file=sys.stderr)
+    try:
+        return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"standard input is no UTF-8 ({error.reason} at byte {error.start}): convert it first"
+        ) from error
+
+
+def _print_result(result: Any, output: Output) -> None:
+    if output.json:
+        import json
+
+        print(json.dumps(result, ensure_ascii=False, indent=2, default=_as_number))
+    else:
+        print(as_text(result))
+
+
+def _as_number(value: Any) -> Any:
+    """What JSON writes for a NumPy or torch scalar, or for a path."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _version() -> str:
+    import stemformer
+
+    return stemformer.__version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""From a step's number to its batch.
+
+What is in step `s` is a function of (data, seed, s) alone: example numbers come from a permutation computed by index, and whatever
+is random about example `i` in epoch `e` from a generator keyed by (seed, e, i). Resuming needs no state of a loader.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from stemformer.errors import DataError
+
+__all__ = ["Batch", "Example", "collate", "example_generator", "examples_of_step", "permuted", "prefetch"]
+
+T = TypeVar("T")
+
+_ROUNDS = 6
+"""Rounds of the permutation's Feistel network."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example, special tokens included, ready to be put in a batch.
+
+    Attributes:
+        input_ids: (n,) what the model sees.
+        lengths: (s,) tokens of each of the example's sequences; their sum is n.
+        label_positions: (m,) places in `input_ids` that are scored.
+        labels: (m,) what should stand there.
+        token_type_ids: (n,) segments; None where all are the first.
+    """
+
+    input_ids: Int[np.ndarray, "n"]
+    lengths: Int[np.ndarray, "s"]
+    label_positions: Int[np.ndarray, "m"]
+    labels: Int[np.ndarray, "m"]
+    token_type_ids: Int[np.ndarray, "n"] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples as one run of `N` tokens, `S` sequences and `M` scored places.
+
+    Attributes:
+        input_ids: (N,) int64.
+        position_ids: (N,) place in the sequence, from 0.
+        token_type_ids: (N,) segment.
+        cu_seqlens: (S+1,) int32 offsets at which sequences begin, the last entry N.
+        max_seqlen: Tokens of the longest sequence.
+        label_positions: (M,) places among the N that are scored.
+        labels: (M,) what should stand there.
+        example_numbers: Which examples these are, for messages.
+    """
+
+    input_ids: Int[Tensor, "N"]
+    position_ids: Int[Tensor, "N"]
+    token_type_ids: Int[Tensor, "N"]
+    cu_seqlens: Int[Tensor, "S+1"]
+    max_seqlen: int
+    label_positions: Int[Tensor, "M"]
+    labels: Int[Tensor, "M"]
+    example_numbers: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Returns the same batch on a device; the copy does not wait for it."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batch:
+    """Returns the batch of some examples, in their order.
+
+    Raises:
+        DataError: An example has a sequence without a token.
+    """
+    lengths = np.concatenate([e.lengths for e in examples])
+    if lengths.min() < 1:
+        raise DataError(f"one of the examples {list(example_numbers)} has a sequence without a token")
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    sizes = [len(e.input_ids) for e in examples]
+    before = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+    segments = [
+        e.token_type_ids if e.token_type_ids is not None else np.zeros(n, np.int64)
+        for e, n in zip(examples, sizes, strict=True)
+    ]
+    return Batch(
+        input_ids=_long(np.concatenate([e.input_ids for e in examples])),
+        position_ids=_long(np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)),
+        token_type_ids=_long(np.concatenate(segments)),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        max_seqlen=int(lengths.max()),
+        label_positions=_long(np.concatenate([e.label_positions + at for e, at in zip(examples, before, strict=True)])),
+        labels=_long(np.concatenate([e.labels for e in examples])),
+        example_numbers=tuple(int(n) for n in example_numbers),
+    )
+
+
+def _long(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def example_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
+    """Returns the random numbers of example `number` in epoch `epoch`.
+
+    Args:
+        seed: Of the run, from 0 to 2**64 - 1.
+        epoch: From 0.
+        number: Of the example, from 0.
+
+    Source: Salmon et al. 2011 (Philox: the key and the counter say where in the stream one stands, so streams never meet).
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, number, epoch]))
+
+
+def permuted(indices: Int[np.ndarray, "n"], size: int, *, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
+    """Returns where a keyed random permutation of `size` numbers sends the given ones, in memory for these alone.
+
+    A Feistel network permutes the next power of four; numbers that fall outside `size` walk on until they are inside.
+
+    Args:
+        indices: Numbers from 0 to `size - 1`.
+        size: How many numbers are permuted.
+        seed: Of the run.
+        epoch: Each epoch has a permutation of its own.
+
+    Example:
+        >>> sorted(permuted(np.arange(5), 5, seed=0, epoch=0).tolist())
+        [0, 1, 2, 3, 4]
+
+    Source: Black and Rogaway 2002, sections 3 and 4 (cycle walking; generalised Feistel).
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = np.random.Philox(key=[seed, 1], counter=[0, 0, 0, epoch]).random_raw(_ROUNDS)
+    values = np.asarray(indices).astype(np.uint64)
+    walking = np.ones(len(values), bool)
+    while walking.any():
+        left, right = values[walking] >> np.uint64(half), values[walking] & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        values[walking] = (left << np.uint64(half)) | right
+        walking = values >= np.uint64(size)
+    return values.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Returns well-mixed 64 bits (the finaliser of SplitMix64; Steele et al. 2014, figure 15)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int) -> list[tuple[int, int]]:
+    """Returns (epoch, example number) of each example of a step; a partial last batch wraps into the next epoch.
+
+    Args:
+        step: From 0.
+        batch_size: Examples a step, over all ranks and micro-batches.
+        num_examples: Examples an epoch.
+        seed: Of the run.
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, within = np.divmod(places, num_examples)
+    out: list[tuple[int, int]] = []
+    for epoch in np.unique(epochs).tolist():
+        numbers = permuted(within[epochs == epoch], num_examples, seed=seed, epoch=epoch)
+        out.extend((epoch, number) for number in numbers.tolist())
+    return out
+
+
+def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 4) -> Iterator[T]:
+    """Yields `make(step)` for each step, made in a thread a few steps ahead.
+
+    Args:
+        make: From a step's number to what it needs.
+        steps: Which steps.
+        ahead: How many results may wait.
+
+    Raises:
+        Whatever `make` raises, at the step that it belongs to.
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def offer(item: tuple[bool, Any]) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        for step in steps:
+            if stopped.is_set():
+                return
+            try:
+                offer((True, make(step)))
+            except BaseException as error:
+                return offer((False, error))
+
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        for _ in steps:
+            fine, item = ready.get()
+            if not fine:
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,141 @@
+"""From documents to examples: which spans of the token line belong to example number `i`.
+
+Masked and causal language models read *rows*. A document is cut into *pieces* that fit a row, at sentence ends where possible; each
+piece is a sequence with special tokens of its own. Pieces are packed first-fit, in stream order, into rows of a constant number of
+tokens; a row is an example. Nothing is dropped: every token of the corpus lies in exactly one piece.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from stemformer.data.shards import Shards
+from stemformer.errors import ConfigError
+
+__all__ = ["Rows", "cut_into_pieces", "make_rows", "pack_first_fit"]
+
+_OPEN_ROWS = 256
+"""How many rows stay open for small pieces; when one more is needed, the fullest is closed."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The examples of a split.
+
+    Attributes:
+        shards: The token line.
+        starts: First token of each piece, in the order of the rows that hold them.
+        stops: One past the last token of each piece.
+        offsets: (num_rows + 1,) row `i` holds the pieces `offsets[i]` to `offsets[i + 1]`.
+        row_length: Tokens a row may hold, special tokens included.
+        num_special: Special tokens a piece carries.
+    """
+
+    shards: Shards
+    starts: Int[np.ndarray, "p"]
+    stops: Int[np.ndarray, "p"]
+    offsets: Int[np.ndarray, "r+1"]
+    row_length: int
+    num_special: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows, special tokens included."""
+        return int((self.stops - self.starts).sum()) + self.num_special * len(self.starts)
+
+    @property
+    def fill(self) -> float:
+        """Share of the rows' places that hold a token."""
+        return self.num_tokens / max(1, len(self) * self.row_length)
+
+    def read(self, number: int) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "n"], Int[np.ndarray, "s"]]:
+        """Returns tokens and word starts of a row's pieces, one after the other, and the length of each, without special tokens."""
+        pieces = slice(self.offsets[number], self.offsets[number + 1])
+        spans = list(zip(self.starts[pieces].tolist(), self.stops[pieces].tolist(), strict=True))
+        tokens = np.concatenate([self.shards.tokens(a, b) for a, b in spans]).astype(np.int64)
+        word_starts = np.concatenate([_word_starts(self.shards, a, b) for a, b in spans])
+        return tokens, word_starts, np.array([b - a for a, b in spans], np.int64)
+
+
+def make_rows(shards: Shards, *, row_length: int, num_special: int = 2) -> Rows:
+    """Returns the rows of a split; the same for the same shards and lengths.
+
+    Args:
+        shards: An opened split.
+        row_length: Tokens a row holds at most, special tokens included.
+        num_special: Special tokens around each piece (`[CLS]` and `[SEP]`: two).
+
+    Raises:
+        ConfigError: A row that holds no token beside the special ones.
+    """
+    room = row_length - num_special
+    if room < 1:
+        raise ConfigError(
+            f"row_length is {row_length}: expected more than the {num_special} special tokens of a sequence"
+        )
+    starts, stops = cut_into_pieces(shards, room=room)
+    row_of = pack_first_fit(stops - starts + num_special, row_length)
+    order = np.argsort(row_of, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row_of))]) if len(row_of) else np.zeros(1, np.int64)
+    return Rows(shards, starts[order], stops[order], offsets, row_length, num_special)
+
+
+def cut_into_pieces(shards: Shards, *, room: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
+    """Returns first and one-past-last token of each piece, in stream order.
+
+    A piece is as many whole sentences of one document as fit into `room` tokens. A sentence that is longer is cut before a word;
+    a word that is longer is cut anywhere.
+    """
+    sentences = np.asarray(shards.sentence_starts)
+    ends = np.asarray(shards.document_starts)[1:]
+    starts: list[int] = []
+    stops: list[int] = []
+    start = 0
+    for end in ends.tolist():
+        while start < end:
+            stop = end
+            if end - start > room:
+                stop = int(sentences[np.searchsorted(sentences, start + room, side="right") - 1])
+                if stop <= start:
+                    words = np.flatnonzero(np.asarray(shards.word_starts(start + 1, start + room + 1)))
+                    stop = start + 1 + int(words[-1]) if len(words) else start + room
+            starts.append(start)
+            stops.append(stop)
+            start = stop
+    return np.array(starts, np.int64), np.array(stops, np.int64)
+
+
+def pack_first_fit(lengths: Int[np.ndarray, "p"], row_length: int) -> Int[np.ndarray, "p"]:
+    """Returns the number of the row that each piece goes to: the oldest open row with room for it.
+
+    Args:
+        lengths: Tokens of each piece, at most `row_length`.
+        row_length: Tokens that a row holds.
+    """
+    out = np.empty(len(lengths), np.int64)
+    room = np.zeros(_OPEN_ROWS, np.int64)
+    numbers = np.full(_OPEN_ROWS, -1, np.int64)
+    num_rows = 0
+    for place, length in enumerate(lengths.tolist()):
+        fits = room >= length
+        at = int(fits.argmax())
+        if not fits[at]:
+            at = int(room.argmin())
+            room[at:-1], numbers[at:-1] = room[at + 1 :], numbers[at + 1 :]  # stays ordered from oldest to newest
+            at = _OPEN_ROWS - 1
+            room[at], numbers[at] = row_length, num_rows
+            num_rows += 1
+        room[at] -= length
+        out[place] = numbers[at]
+    return out
+
+
+def _word_starts(shards: Shards, start: int, stop: int) -> Bool[np.ndarray, "n"]:
+    """Returns word starts of a span; its first token starts a word, even where a long word was cut."""
+    words = np.array(shards.word_starts(start, stop), bool)
+    words[0] = True
+    return words

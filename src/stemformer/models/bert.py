@@ -1,0 +1,194 @@
+"""BERT: config, layers and initialisation, in the order of the original.
+
+Source: Devlin et al. 2019, section 3; residual and norm order of Vaswani et al. 2017 (norm after the residual).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, overload
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stemformer.errors import ConfigError
+from stemformer.models.layers import ACTIVATIONS, Dropout, FeedForward, MultiHeadAttention
+
+__all__ = ["Bert", "BertConfig", "BertEmbeddings", "BertLayer"]
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Size and shape of a BERT, in Hugging Face's names.
+
+    Attributes:
+        vocab_size: V.
+        hidden_size: D.
+        num_hidden_layers: L.
+        num_attention_heads: H; must divide D.
+        intermediate_size: F.
+        hidden_act: A key of `layers.ACTIVATIONS`.
+        hidden_dropout_prob: Dropout after the embeddings and after each block, in [0, 1).
+        max_position_embeddings: Longest sequence, special tokens included.
+        type_vocab_size: Kinds of segment (two: text A and text B).
+        initializer_range: Standard deviation of fresh weights.
+        layer_norm_eps: Added to the variance.
+        pad_token_id: The id of `[PAD]`; never seen by the model, kept for those who read the folder.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}: expected at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"model.hidden_size {self.hidden_size} cannot be shared among {self.num_attention_heads} heads: "
+                "set model.num_attention_heads to a divisor"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ConfigError(f"model.hidden_act is {self.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
+        if not 0 <= self.hidden_dropout_prob < 1:
+            raise ConfigError(f"model.hidden_dropout_prob is {self.hidden_dropout_prob}: expected a number in [0, 1)")
+
+
+class BertEmbeddings(nn.Module):
+    """Word + position + segment, normed, with dropout. Source: Devlin et al. 2019, figure 2."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, input_ids: Int[Tensor, "N"], position_ids: Int[Tensor, "N"], token_type_ids: Int[Tensor, "N"]
+    ) -> Float[Tensor, "N D"]:
+        x = self.word(input_ids) + self.position(position_ids) + self.token_type(token_type_ids)
+        y: Tensor = self.dropout(self.norm(x))
+        return y
+
+
+class BertLayer(nn.Module):
+    """Attention, then feed-forward; each added to its input, then normed."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(config.hidden_size, config.num_attention_heads)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, activation=config.hidden_act)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S+1"], max_seqlen: int) -> Float[Tensor, "N D"]:
+        x = self.attention_norm(x + self.dropout(self.attention(x, cu_seqlens, max_seqlen)))
+        y: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return y
+
+
+class Bert(nn.Module):
+    """The body: flat tokens to hidden states.
+
+    | parameter | initialisation |
+    |---|---|
+    | linear and embedding weights | normal, standard deviation `initializer_range` |
+    | linear biases | 0 |
+    | norm weights, biases | 1, 0 |
+
+    The 2018 code cuts the normal at two standard deviations; like Hugging Face's, ours does not.
+
+    Args:
+        config: Sizes.
+
+    Example:
+        >>> import torch
+        >>> config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> body = Bert(config)
+        >>> ids, positions, cu = torch.tensor([1, 5, 2, 1, 2]), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5])
+        >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
+        torch.Size([5, 8])
+
+    Source: Devlin et al. 2019, section 3 and appendix A.2.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+    @overload
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        return_layers: tuple[()] = ...,
+        replace: Mapping[int, Tensor] | None = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        return_layers: tuple[int, ...],
+        replace: Mapping[int, Tensor] | None = ...,
+    ) -> dict[int, Tensor]: ...
+    def forward(
+        self,
+        input_ids: Int[Tensor, "N"],
+        position_ids: Int[Tensor, "N"],
+        token_type_ids: Int[Tensor, "N"],
+        cu_seqlens: Int[Tensor, "S+1"],
+        max_seqlen: int,
+        *,
+        return_layers: tuple[int, ...] = (),
+        replace: Mapping[int, Tensor] | None = None,
+    ) -> Any:
+        """Returns the last hidden states (N, D), or the asked-for layers as `{layer: (N, D)}`.
+
+        Args:
+            input_ids: Token ids of all sequences, one after the other.
+            position_ids: Place of each token in its sequence, from 0.
+            token_type_ids: Segment of each token.
+            cu_seqlens: int32 offsets at which sequences begin, the last entry N.
+            max_seqlen: Length of the longest sequence.
+            return_layers: Layers whose states are wanted: 0 the embeddings, `i` the output of the i-th layer.
+            replace: States (N, D) put in the place of a layer's own, numbered in the same way.
+        """
+        replace = replace or {}
+        kept: dict[int, Tensor] = {}
+        x = self.embeddings(input_ids, position_ids, token_type_ids)
+        for number in range(len(self.layers) + 1):
+            if number:
+                x = self.layers[number - 1](x, cu_seqlens, max_seqlen)
+            x = replace.get(number, x)
+            if number in return_layers:
+                kept[number] = x
+        return kept if return_layers else x

@@ -1,0 +1,73 @@
+"""What sits on top of a body: each head is a module of its own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stemformer.models.bert import BertConfig
+from stemformer.models.layers import make_activation
+
+__all__ = ["MaskedLmHead", "NextSentenceHead", "initialise"]
+
+
+class MaskedLmHead(nn.Module):
+    """States of masked places to a score for each word of the vocabulary.
+
+    Shown only the `M` places that are scored, never all `N`. The output matrix is handed in: the body's word embedding, unless the
+    model was not tied (then `decoder` holds its own).
+
+    Args:
+        config: Of the body.
+        tied: False gives the head an output matrix of its own.
+
+    Source: Devlin et al. 2019, section 3.1, task 1; the transform before the decoder is in the released code only.
+    """
+
+    def __init__(self, config: BertConfig, *, tied: bool = True) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = make_activation(config.hidden_act)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def forward(self, states: Float[Tensor, "M D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "M V"]:
+        x = self.norm(self.activation(self.dense(states)))
+        return nn.functional.linear(x, embedding if self.decoder is None else self.decoder.weight, self.bias)
+
+
+class NextSentenceHead(nn.Module):
+    """The state of `[CLS]` to two scores: text B follows text A (0), or comes from elsewhere (1).
+
+    Args:
+        config: Of the body.
+
+    Source: Devlin et al. 2019, section 3.1, task 2.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
+        scores: Tensor = self.classifier(torch.tanh(self.pooler(states)))
+        return scores
+
+
+def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
+    """Fills a body or head with fresh weights, by the table in the body's docstring.
+
+    Args:
+        module: Filled in place, submodules in the order of their definition.
+        std: Standard deviation of linear and embedding weights.
+        generator: Where the random numbers come from.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std, generator=generator)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

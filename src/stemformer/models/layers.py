@@ -1,0 +1,115 @@
+"""Layers that more than one architecture is made of. All of them see flat tokens (N, D)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stemformer.models.attention import attend
+
+__all__ = ["ACTIVATIONS", "Dropout", "FeedForward", "MultiHeadAttention", "make_activation"]
+
+ACTIVATIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], dict[str, str]]] = {
+    "gelu": nn.GELU,
+    "gelu_new": (nn.GELU, {"approximate": "tanh"}),
+    "relu": nn.ReLU,
+}
+"""Hugging Face's names of activations -> module class, or class and arguments."""
+
+
+def make_activation(name: str) -> nn.Module:
+    """Returns the activation of this Hugging Face name."""
+    entry = ACTIVATIONS[name]
+    return entry[0](**entry[1]) if isinstance(entry, tuple) else entry()
+
+
+class Dropout(nn.Module):
+    """Sets each value to zero with probability `rate` and scales the rest up, while training.
+
+    On the CPU the decision is one random byte a value, eight of which are drawn at once: several times faster than a Bernoulli draw a
+    value. The rate is therefore rounded to a multiple of 1/256 (0.1 becomes 26/256 = 0.1016), and the scale is that of the rounded rate.
+
+    Args:
+        rate: Probability of a zero, in [0, 1).
+
+    Source: Srivastava et al. 2014, section 4.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout rate {rate}: expected a number from 0 up to, but not including, 1")
+        self.rate = rate
+        self._threshold = min(round(rate * 256), 255)
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        if not self.training or self._threshold == 0:
+            return x
+        if x.device.type != "cpu":
+            return nn.functional.dropout(x, self.rate)
+        keep = _random_bytes(x) >= self._threshold
+        return x * keep * (256 / (256 - self._threshold))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+@torch.library.custom_op("stemformer::random_bytes", mutates_args=())
+def _random_bytes(like: Tensor) -> Tensor:
+    """Returns uniform bytes in the shape of `like`: an operator, so that compiled and eager runs draw the same."""
+    words = torch.empty((like.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.uint8)[: like.numel()].view(like.shape)
+
+
+@_random_bytes.register_fake
+def _random_bytes_fake(like: Tensor) -> Tensor:
+    return like.new_empty(like.shape, dtype=torch.uint8)
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention of each sequence to itself, through `num_heads` heads.
+
+    Query, key and value are one matrix product; its rows are query, key and value in this order.
+
+    Args:
+        hidden_size: D.
+        num_heads: H; must divide D.
+        causal: A token sees itself and what lies before it.
+
+    Source: Vaswani et al. 2017, section 3.2.2.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, causal: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.causal = causal
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S+1"], max_seqlen: int) -> Float[Tensor, "N D"]:
+        n, d = x.shape
+        q, k, v = self.qkv(x).view(n, 3, self.num_heads, d // self.num_heads).unbind(1)  # (N, H, K)
+        out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=max_seqlen, max_k=max_seqlen, causal=self.causal)
+        y: Tensor = self.out(out.reshape(n, d))
+        return y
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between.
+
+    Args:
+        hidden_size: D.
+        intermediate_size: F.
+        activation: A key of `ACTIVATIONS`.
+
+    Source: Vaswani et al. 2017, section 3.3.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: str) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.activation = make_activation(activation)
+        self.down = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        y: Tensor = self.down(self.activation(self.up(x)))  # (N, F) between
+        return y

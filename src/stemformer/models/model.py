@@ -1,0 +1,90 @@
+"""A model: one body and the heads on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stemformer.models.bert import Bert, BertConfig
+from stemformer.models.heads import MaskedLmHead, NextSentenceHead, initialise
+
+__all__ = ["ARCHITECTURES", "Architecture", "Model", "make_model"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What belongs to a body.
+
+    Attributes:
+        config: Its config dataclass.
+        body: Its module, made from a config.
+        heads: Head name -> module class, made from a config.
+    """
+
+    config: type[Any]
+    body: type[nn.Module]
+    heads: dict[str, type[nn.Module]]
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": Architecture(
+        config=BertConfig, body=Bert, heads={"masked_lm": MaskedLmHead, "next_sentence": NextSentenceHead}
+    ),
+}
+"""`model_type` of a Hugging Face folder -> architecture."""
+
+
+class Model(nn.Module):
+    """A body, its config and its heads by name.
+
+    Args:
+        config: Of the body.
+        body: Flat tokens to states.
+        heads: States to scores, by name.
+    """
+
+    def __init__(self, config: BertConfig, body: nn.Module, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        self.body = body
+        self.heads = nn.ModuleDict(heads)
+
+    def masked_lm_logits(self, states: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        """Returns the score of each word at each of the given places."""
+        logits: Tensor = self.heads["masked_lm"](states, self.body.embeddings.word.weight)
+        return logits
+
+    def num_parameters(self, *, embeddings: bool = True) -> int:
+        """Counts parameters; without `embeddings`, those of the layers alone, which set the cost of a token."""
+        counted = self if embeddings else self.body.layers
+        return sum(p.numel() for p in counted.parameters())
+
+
+def make_model(
+    config: BertConfig,
+    heads: Sequence[str] = (),
+    *,
+    architecture: str = "bert",
+    generator: torch.Generator | None = None,
+) -> Model:
+    """Returns a model; with a generator freshly initialised, else left to be filled from a file.
+
+    Args:
+        config: Sizes.
+        heads: Names of heads, from the architecture's table.
+        architecture: A key of `ARCHITECTURES`.
+        generator: Source of the fresh weights. The body is drawn before the heads, so it does not depend on them.
+
+    Example:
+        >>> config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).num_parameters()
+        4826
+    """
+    kind = ARCHITECTURES[architecture]
+    model = Model(config, kind.body(config), {name: kind.heads[name](config) for name in heads})
+    if generator is not None:
+        initialise(model, std=config.initializer_range, generator=generator)
+    return model

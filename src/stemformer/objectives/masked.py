@@ -1,0 +1,181 @@
+"""Masked language modelling: some tokens are hidden, and the model says what stood there.
+
+Source: Devlin et al. 2019, section 3.1 and appendix A.1 (15 %, of these 80 % `[MASK]`, 10 % a random word, 10 % unchanged);
+whole words: the 2019 note in the released code's README; spans: Joshi et al. 2020, section 3.1.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from stemformer.data.batches import Batch, Example
+from stemformer.errors import ConfigError
+from stemformer.models.model import Model
+from stemformer.objectives.losses import LossSum, cross_entropy_sum
+
+__all__ = ["MaskedLm", "MaskedLmConfig", "SpecialIds", "choose_spans", "choose_tokens", "choose_words"]
+
+_SPAN_P = 0.2
+_LONGEST_SPAN = 10
+
+
+@dataclass(frozen=True)
+class MaskedLmConfig:
+    """What is hidden, and how.
+
+    Attributes:
+        rate: Share of an example's tokens that are scored, in (0, 1).
+        unit: What is chosen: tokens, whole words, or spans of whole words.
+        mask_share: Of the chosen, how many become `[MASK]`.
+        random_share: Of the chosen, how many become a random word of the whole vocabulary; the rest stay as they are.
+    """
+
+    rate: float = 0.15
+    unit: Literal["token", "word", "span"] = "token"
+    mask_share: float = 0.8
+    random_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise ConfigError(f"objective.rate is {self.rate}: expected a share between 0 and 1")
+        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
+            raise ConfigError(
+                f"objective.mask_share {self.mask_share} and random_share {self.random_share}: expected two shares that sum to at most 1"
+            )
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids that an objective writes itself."""
+
+    cls: int
+    sep: int
+    mask: int
+
+
+class MaskedLm:
+    """The masked-LM objective.
+
+    Args:
+        config: Rates and unit.
+        special: Ids of `[CLS]`, `[SEP]` and `[MASK]`.
+        vocab_size: Random words are drawn from all of it, uniformly.
+    """
+
+    head = "masked_lm"
+    num_special = 2
+
+    def __init__(self, config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> None:
+        self.config = config
+        self.special = special
+        self.vocab_size = vocab_size
+
+    def corrupt(
+        self,
+        tokens: Int[np.ndarray, "n"],
+        word_starts: Bool[np.ndarray, "n"],
+        lengths: Int[np.ndarray, "s"],
+        rng: np.random.Generator,
+    ) -> Example:
+        """Returns an example of `s` sequences, of whose `n` tokens exactly `max(1, round(rate * n))` are scored.
+
+        Args:
+            tokens: Ids of all sequences, one after the other, without special tokens.
+            word_starts: Which of them begin a word.
+            lengths: Tokens of each sequence.
+            rng: The example's own generator.
+        """
+        n = len(tokens)
+        budget = max(1, round(self.config.rate * n))
+        if self.config.unit == "token":
+            chosen = choose_tokens(n, budget, rng)
+            groups = np.arange(budget)
+        elif self.config.unit == "word":
+            chosen = choose_words(word_starts, budget, rng)
+            groups = np.arange(budget)
+        else:
+            chosen, groups = choose_spans(word_starts, lengths, budget, rng)
+        fate = rng.random(int(groups[-1]) + 1)[groups]
+        random_ids = rng.integers(self.vocab_size, size=budget)
+        seen = tokens.copy()
+        seen[chosen] = np.where(fate < self.config.mask_share, self.special.mask, seen[chosen])
+        is_random = (fate >= self.config.mask_share) & (fate < self.config.mask_share + self.config.random_share)
+        seen[chosen] = np.where(is_random, random_ids, seen[chosen])
+        sequence = np.repeat(np.arange(len(lengths)), lengths)
+        places = np.arange(n) + 2 * sequence + 1  # where each token stands once [CLS] and [SEP] are around its sequence
+        ends = np.cumsum(lengths + 2)
+        input_ids = np.empty(n + 2 * len(lengths), np.int64)
+        input_ids[places] = seen
+        input_ids[ends - lengths - 2] = self.special.cls
+        input_ids[ends - 1] = self.special.sep
+        return Example(input_ids, lengths + 2, label_positions=places[chosen], labels=tokens[chosen])
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Returns how many places of a batch are scored, by the name of the loss."""
+        return {"masked_lm": len(batch.labels)}
+
+    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
+        """Returns the summed loss of a batch from the body's states (N, D); the head sees the M scored places only."""
+        logits = model.masked_lm_logits(states.index_select(0, batch.label_positions))
+        return {"masked_lm": cross_entropy_sum(logits, batch.labels)}
+
+
+def choose_tokens(n: int, budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:
+    """Returns `budget` of `n` places, each set equally likely, ascending."""
+    return np.sort(rng.permutation(n)[:budget])
+
+
+def choose_words(word_starts: Bool[np.ndarray, "n"], budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:
+    """Returns exactly `budget` places that make up whole words, ascending.
+
+    Words are taken in random order, one that no longer fits is passed over. Where only longer words are left at the end, the last
+    one is cut, so that the number is exact.
+    """
+    starts = np.flatnonzero(word_starts)
+    sizes = np.diff(np.append(starts, len(word_starts)))
+    chosen: list[np.ndarray] = []
+    passed = -1
+    left = budget
+    for word in rng.permutation(len(starts)).tolist():
+        if sizes[word] <= left:
+            chosen.append(np.arange(starts[word], starts[word] + sizes[word]))
+            left -= int(sizes[word])
+            if left == 0:
+                break
+        elif passed < 0:
+            passed = word
+    if left:
+        chosen.append(np.arange(starts[passed], starts[passed] + left))
+    return np.sort(np.concatenate(chosen))
+
+
+def choose_spans(
+    word_starts: Bool[np.ndarray, "n"], lengths: Int[np.ndarray, "s"], budget: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
+    """Returns exactly `budget` places in spans of whole words, ascending, and the number of the span of each.
+
+    A span begins at a word and has a geometric number of words (p = 0.2, at most 10), within one sequence; the last one is cut
+    where the budget ends. A span is replaced as a whole, so its places share one fate.
+    """
+    n = len(word_starts)
+    starts = np.flatnonzero(word_starts)
+    bounds = np.append(starts, n)
+    sequence_ends = np.cumsum(lengths)
+    span_of = np.full(n, -1, np.int64)
+    left, number = budget, 0
+    while left:
+        free = starts[span_of[starts] < 0]
+        first = int(free[rng.integers(len(free))]) if len(free) else int(np.flatnonzero(span_of < 0)[0])
+        words = min(int(rng.geometric(_SPAN_P)), _LONGEST_SPAN)
+        stop = int(bounds[min(np.searchsorted(starts, first, side="right") - 1 + words, len(starts))])
+        stop = min(stop, int(sequence_ends[np.searchsorted(sequence_ends, first, side="right")]))
+        inside = np.arange(first, stop)
+        inside = inside[span_of[inside] < 0][:left]
+        span_of[inside] = number
+        left -= len(inside)
+        number += 1
+    chosen = np.flatnonzero(span_of >= 0)
+    return chosen, span_of[chosen]

@@ -1,0 +1,243 @@
+"""Models in and out, as Hugging Face folders.
+
+Whatever is saved here opens with `transformers`, and whatever is published as a BERT opens here, with the same numbers. Nothing is
+unpickled: `.safetensors` is preferred, and a `.bin` file is read with `torch.load(weights_only=True)` or refused.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stemformer.data.tokenizer import Tokenizer, load_tokenizer
+from stemformer.errors import CheckpointError, StemformerError
+from stemformer.models.bert import BertConfig
+from stemformer.models.hf_names import from_hugging_face, to_hugging_face
+from stemformer.models.heads import MaskedLmHead, initialise
+from stemformer.models.model import ARCHITECTURES, Model, make_model
+
+__all__ = ["find_folder", "load_model", "load_with_tokenizer", "save_model"]
+
+_HF_CLASS = {
+    frozenset[str](): "BertModel",
+    frozenset({"masked_lm"}): "BertForMaskedLM",
+    frozenset({"next_sentence"}): "BertForNextSentencePrediction",
+    frozenset({"masked_lm", "next_sentence"}): "BertForPreTraining",
+}
+
+
+def find_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a model: a local one, the newest of a run folder, or one fetched from the hub.
+
+    Args:
+        path: A folder with `config.json`, a run folder, or a hub id such as `google/bert_uncased_L-4_H-256_A-4`.
+
+    Raises:
+        CheckpointError: There is no such folder, and no such model on the hub.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "final"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    steps = sorted(folder.glob("checkpoints/step-*/config.json"))
+    if steps:
+        return steps[-1].parent
+    if folder.exists():
+        raise CheckpointError(f"{folder} holds no config.json: expected a Hugging Face model folder or a run folder")
+    looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
+    if looks_local:
+        raise CheckpointError(f"{folder} does not exist: expected a model folder, a run folder or a hub id")
+    return _from_hub(str(path))
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model.bin"]))
+        return folder
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{name!r} is neither a folder here nor a model that could be fetched from the hub ({reason}): check the spelling or give a folder"
+        ) from error
+
+
+def load_model(path: str | os.PathLike[str], heads: Sequence[str] | None = None) -> Model:
+    """Returns the model of a folder, in evaluation mode and float32.
+
+    Args:
+        path: As for `find_folder`.
+        heads: Names of the heads wanted. One that the folder lacks is drawn afresh, and a warning says so. None takes what is there.
+
+    Raises:
+        CheckpointError: Not a BERT, weights that are missing, damaged or of another size, or only a pickle that is not plain weights.
+
+    Example:
+        >>> load_model("google/bert_uncased_L-2_H-128_A-2", ["masked_lm"])  # doctest: +SKIP
+    """
+    folder = find_folder(path)
+    config, raw = _read_config(folder)
+    state = _read_weights(folder)
+    _, _, extra = from_hugging_face(state, [])
+    if heads is None:
+        there = {"masked_lm": "cls.predictions.bias", "next_sentence": "cls.seq_relationship.weight"}
+        heads = [head for head, name in there.items() if name in extra]
+    model = make_model(config, heads)
+    _untie_if_needed(model, state, raw)
+    wanted = model.state_dict()
+    found, missing, _ = from_hugging_face(state, wanted)
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, config.json says {tuple(wanted[name].shape)}: "
+                "the weights and the config are not of the same model"
+            )
+    if lacking := [name for name in missing if name.startswith("body.")]:
+        raise CheckpointError(
+            f"{folder} lacks {len(lacking)} weights of the body, {lacking[0]} first: not a whole BERT"
+        )
+    if missing:
+        warnings.warn(f"{folder} has no {', '.join(missing)}: drawn afresh", stacklevel=2)
+        for head in sorted({name.split(".")[1] for name in missing}):
+            initialise(model.heads[head], std=config.initializer_range, generator=torch.Generator().manual_seed(0))
+    model.load_state_dict(found, strict=False)
+    return model.eval()
+
+
+def load_with_tokenizer(path: str | os.PathLike[str], heads: Sequence[str] | None = None) -> tuple[Model, Tokenizer]:
+    """Returns a folder's model and tokenizer, after checking that they belong together.
+
+    Raises:
+        CheckpointError: The tokenizer has more ids than the model has rows.
+    """
+    folder = find_folder(path)
+    model, tokenizer = load_model(folder, heads), load_tokenizer(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, config.json says {model.config.vocab_size:,}: "
+            "use the tokenizer that the model was trained with"
+        )
+    return model, tokenizer
+
+
+def save_model(model: Model, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> None:
+    """Writes a Hugging Face folder: `config.json`, `model.safetensors`, and the tokenizer's files if one is given.
+
+    Args:
+        model: Any body with any heads.
+        folder: Made if it is not there. Not atomic by itself: the callers write to a temporary name and rename.
+        tokenizer: Saved beside the weights.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = to_hugging_face({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
+    architecture = _HF_CLASS[frozenset(model.heads)]
+    if architecture == "BertModel":
+        state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}
+    config = {
+        "architectures": [architecture],
+        "model_type": "bert",
+        **asdict(model.config),
+        "attention_probs_dropout_prob": 0.0,
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": "cls.predictions.decoder.weight" not in state,
+        "use_cache": False,
+        "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
+    }
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# ------------------------------------------------------------------------------------------------------------------------- reading
+
+
+def _read_config(folder: Path) -> tuple[BertConfig, Mapping[str, Any]]:
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{folder}/config.json cannot be read ({error})", damaged=True) from error
+    kind = raw.get("model_type", "bert")
+    if kind not in ARCHITECTURES:
+        raise CheckpointError(f"{folder} holds a model of type {kind!r}: expected one of {', '.join(ARCHITECTURES)}")
+    if raw.get("position_embedding_type", "absolute") != "absolute":
+        raise CheckpointError(
+            f"{folder}: position_embedding_type is {raw['position_embedding_type']!r}: only 'absolute' can be computed here"
+        )
+    if raw.get("is_decoder", False):
+        raise CheckpointError(f"{folder}: is_decoder is true: expected a BERT that sees both sides")
+    known = {f.name for f in fields(BertConfig)}
+    try:
+        return BertConfig(**{name: value for name, value in raw.items() if name in known}), raw
+    except StemformerError as error:
+        raise CheckpointError(f"{folder}/config.json: {error}") from error
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if all((folder / name).is_file() for name in names):
+        try:
+            state = {key: tensor for name in names for key, tensor in load_file(folder / name).items()}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{folder}/{names[0]} cannot be read ({error})", damaged=True) from error
+    elif (folder / "pytorch_model.bin").is_file():
+        state = _read_bin(folder / "pytorch_model.bin")
+    else:
+        raise CheckpointError(
+            f"{folder} holds neither model.safetensors nor pytorch_model.bin: the weights are missing"
+        )
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _read_bin(file: Path) -> dict[str, Tensor]:
+    import pickle
+
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds more than plain weights and was not opened: convert it to safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error})", damaged=True) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{file} is not a table of weights: expected a saved state_dict")
+    return state
+
+
+def _untie_if_needed(model: Model, state: Mapping[str, Tensor], raw: Mapping[str, Any]) -> None:
+    """Gives the head an output matrix of its own where `config.json` says so, as `transformers` does."""
+    if "masked_lm" not in model.heads:
+        return
+    if not raw.get("tie_word_embeddings", True):
+        model.heads["masked_lm"] = MaskedLmHead(model.config, tied=False)
+        return
+    decoder, word = (
+        state.get(f"{name}.weight") for name in ("cls.predictions.decoder", "bert.embeddings.word_embeddings")
+    )
+    if decoder is not None and word is not None and not torch.equal(decoder, word):
+        warnings.warn(
+            "the folder holds an output matrix that differs from the word embeddings, but its config.json says that they are tied: "
+            "the word embeddings are used (set tie_word_embeddings to false to use the matrix)",
+            stacklevel=3,
+        )

@@ -1,0 +1,110 @@
+"""Complete runs, as functions that return a `RunConfig`. What a recipe does not say is the config's default.
+
+Sizes: `bert_base_2018` and `bert_large_2018` Devlin et al. 2019, section 3; the smaller ones Turc et al. 2019, table 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from stemformer.config import nearest
+from stemformer.errors import ConfigError
+from stemformer.models.bert import BertConfig
+from stemformer.objectives.masked import MaskedLmConfig
+from stemformer.training.optim import OptimizerConfig, ScheduleConfig
+from stemformer.training.run import BatchConfig, BudgetConfig, RunConfig
+
+__all__ = [
+    "RECIPES",
+    "bert_base_2018",
+    "bert_large_2018",
+    "bert_medium",
+    "bert_mini",
+    "bert_small",
+    "bert_tiny",
+    "find_recipe",
+]
+
+
+def bert_tiny() -> RunConfig:
+    """Returns 2 layers of 128: for tests, and for seeing a run go by in a minute."""
+    return _bert("bert_tiny", layers=2, hidden=128, heads=2, learning_rate=2e-3)
+
+
+def bert_mini() -> RunConfig:
+    """Returns 4 layers of 256: learns to fill blanks in half an hour on two cores."""
+    return _bert("bert_mini", layers=4, hidden=256, heads=4, learning_rate=1.5e-3)
+
+
+def bert_small() -> RunConfig:
+    """Returns 4 layers of 512."""
+    return _bert("bert_small", layers=4, hidden=512, heads=8, learning_rate=1e-3)
+
+
+def bert_medium() -> RunConfig:
+    """Returns 8 layers of 512."""
+    return _bert("bert_medium", layers=8, hidden=512, heads=8, learning_rate=7e-4)
+
+
+def bert_base_2018() -> RunConfig:
+    """Returns BERT-base with the 2018 hyper-parameters: rows of 512, 256 of them a step, a million steps.
+
+    Two things differ: attention probabilities have no dropout, and the first phase with rows of 128 is not there yet.
+    """
+    return _bert_2018("bert_base_2018", layers=12, hidden=768, heads=12)
+
+
+def bert_large_2018() -> RunConfig:
+    """Returns BERT-large with the 2018 hyper-parameters; see `bert_base_2018` for what differs."""
+    return _bert_2018("bert_large_2018", layers=24, hidden=1024, heads=16)
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (bert_tiny, bert_mini, bert_small, bert_medium, bert_base_2018, bert_large_2018)
+}
+"""Name on the command line -> recipe."""
+
+
+def find_recipe(name: str) -> RunConfig:
+    """Returns the run of a name.
+
+    Raises:
+        ConfigError: There is no such recipe.
+
+    Example:
+        >>> find_recipe("bert_mini").model.hidden_size
+        256
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}{nearest(name, RECIPES)}: expected one of {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def _bert(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: float) -> RunConfig:
+    """Returns a run for modest hardware: rows of 128, no dropout, since such runs end long before a text is seen too often."""
+    return RunConfig(
+        recipe=recipe,
+        model=BertConfig(
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * hidden,
+            hidden_dropout_prob=0.0,
+        ),
+        batch=BatchConfig(rows=32, row_length=128),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, beta2=0.98),
+        schedule=ScheduleConfig(kind="linear", warmup_share=0.05),
+    )
+
+
+def _bert_2018(recipe: str, *, layers: int, hidden: int, heads: int) -> RunConfig:
+    small = _bert(recipe, layers=layers, hidden=hidden, heads=heads, learning_rate=1e-4)
+    return replace(
+        small,
+        model=replace(small.model, hidden_dropout_prob=0.1),
+        objective=MaskedLmConfig(rate=0.15),
+        batch=BatchConfig(rows=256, micro_rows=8, row_length=512),
+        budget=BudgetConfig(steps=1_000_000),
+        optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.01),
+        schedule=ScheduleConfig(kind="linear", warmup_steps=10_000),
+    )

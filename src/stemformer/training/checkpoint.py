@@ -1,0 +1,202 @@
+"""Saving a run so that it goes on bit for bit, and finding the newest save that is whole.
+
+`checkpoints/step-00000500/` holds a Hugging Face folder (which `transformers` opens as it is), `optimizer.safetensors`, `config.toml`
+and `checkpoint.json`: step, tokens and seconds so far, fingerprint of the data, environment, and SHA-256 of each file. It is written to
+a temporary name, flushed to the disk and renamed, so that a folder of that name is whole.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stemformer.data.tokenizer import Tokenizer
+from stemformer.errors import CheckpointError
+from stemformer.models.model import Model
+from stemformer.pretrained import load_model, save_model
+
+__all__ = ["Checkpoint", "environment", "load_checkpoint", "newest_checkpoint", "save_checkpoint", "write_folder"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says beside its tensors.
+
+    Attributes:
+        step: Steps done.
+        tokens: Tokens seen.
+        seconds: Time spent training, interruptions not counted.
+        config_toml: The resolved configuration.
+        data_fingerprint: Of the prepared data.
+        environment: What a bit-for-bit continuation depends on.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    config_toml: str
+    data_fingerprint: str
+    environment: dict[str, Any]
+
+
+def environment(device: torch.device, precision: str, compiled: bool) -> dict[str, Any]:
+    """Returns what a bit-for-bit continuation depends on, beside the configuration."""
+    return {
+        "torch": torch.__version__.split("+")[0],
+        "processor": torch.backends.cpu.get_cpu_capability()
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "precision": precision,
+        "compile": compiled,
+        "world_size": 1,
+    }
+
+
+def save_checkpoint(
+    folder: Path,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: Checkpoint,
+    *,
+    tokenizer: Tokenizer,
+    keep: int,
+) -> Path:
+    """Writes a checkpoint below `folder` and remove the oldest beyond `keep`.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        OSError: The disk is full; what was there before is untouched.
+    """
+    from safetensors.torch import save_file
+
+    target = folder / f"step-{checkpoint.step:08d}"
+
+    def write(temporary: Path) -> None:
+        save_model(model, temporary, tokenizer)
+        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+        (temporary / "config.toml").write_text(checkpoint.config_toml, encoding="utf-8")
+        files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        told = {**asdict(checkpoint), "files": files}
+        (temporary / "checkpoint.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+
+    write_folder(target, write)
+    for old in sorted(folder.glob("step-????????"))[: -max(1, keep)]:
+        shutil.rmtree(old)
+    return target
+
+
+def write_folder(target: Path, write: Any) -> None:
+    """Fills a folder under a temporary name, flush it to the disk, and put it in the place of `target`.
+
+    Args:
+        target: The folder's final name.
+        write: Called with the temporary folder.
+    """
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        for file in [*temporary.iterdir(), temporary]:
+            _flush(file)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    _flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
+    """Returns the newest whole checkpoint below a folder, and what was wrong with newer ones.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    faults: list[str] = []
+    for path in sorted(folder.glob("step-????????"), reverse=True):
+        fault = _fault(path)
+        if fault is None:
+            return path, faults
+        faults.append(f"{path.name}: {fault}")
+    if faults:
+        raise CheckpointError(
+            f"{folder} holds no whole checkpoint ({'; '.join(faults)}): start again with --overwrite", damaged=True
+        )
+    raise CheckpointError(f"{folder} holds no checkpoint yet: start again with --overwrite instead of --resume")
+
+
+def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> Checkpoint:
+    """Fills a model and its optimizer from a checkpoint, exactly, and return what else it says.
+
+    Args:
+        path: Its folder, found whole by `newest_checkpoint`.
+        model: Of the same shape.
+        optimizer: Fresh, over the same parameters.
+    """
+    from safetensors.torch import load_file
+
+    told = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    told.pop("files")
+    model.load_state_dict(load_model(path, list(model.heads)).state_dict())
+    state = load_file(path / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            optimizer.state[parameter] = {
+                "step": state[f"step.{name}"],
+                "exp_avg": state[f"exp_avg.{name}"].to(parameter.device),
+                "exp_avg_sq": state[f"exp_avg_sq.{name}"].to(parameter.device),
+            }
+    return Checkpoint(**told)
+
+
+def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{kind}.{name}": tensor.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        for kind, tensor in optimizer.state[parameter].items()
+    }
+
+
+def _fault(path: Path) -> str | None:
+    """Says what is wrong with a checkpoint; None if it is whole."""
+    try:
+        told = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        for name, expected in told["files"].items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if _sha256(path / name) != expected:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError) as error:
+        return f"checkpoint.json cannot be read ({error})"
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

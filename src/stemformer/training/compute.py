@@ -1,0 +1,91 @@
+"""What a run computes on: device, precision, compilation, and how fast that is at best."""
+
+import contextlib
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from stemformer.data.batches import Batch
+from stemformer.errors import ConfigError
+from stemformer.models.model import Model
+
+__all__ = ["autocast", "choose_device", "choose_precision", "compile_blocks", "matmul_rate", "step_flops"]
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of a name; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: No such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices here; use --device cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Returns `fp32` or `bf16`; `auto` is bf16 where the device multiplies matrices in it faster than in fp32.
+
+    Raises:
+        ConfigError: Not one of the three names.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"precision {name!r}: expected auto, fp32 or bf16")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    abilities = torch.cpu.get_capabilities()
+    return "bf16" if abilities.get("amx_bf16") or abilities.get("avx512_bf16") else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Returns the context in which forwards run."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def compile_blocks(model: Model) -> None:
+    """Compiles each layer of the body, in place, for any number of tokens. Embeddings and heads stay as they are."""
+    for layer in model.body.layers:
+        layer.compile(dynamic=True)
+
+
+def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> float:
+    """Returns floating-point operations a second of a square matrix product: what the device can do at best.
+
+    Args:
+        device: Where.
+        precision: `fp32` or `bf16`.
+        size: Rows and columns.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def step_flops(model: Model, batch: Batch) -> float:
+    """Returns floating-point operations of a forward and backward: what is computed, not what a padded batch would need.
+
+    6 x parameters x tokens in the layers, the head on the scored places only, attention by the real lengths.
+    """
+    config = model.config
+    lengths = np.diff(batch.cu_seqlens.cpu().numpy()).astype(np.float64)
+    body = 6.0 * model.num_parameters(embeddings=False) * float(lengths.sum())
+    attention = 12.0 * config.hidden_size * config.num_hidden_layers * float((lengths**2).sum())
+    head = 6.0 * len(batch.labels) * config.hidden_size * (config.hidden_size + config.vocab_size)
+    return body + attention + head
