@@ -14,8 +14,7 @@ from stemformer.config import differences, from_toml, merge_toml, to_toml, with_
 from stemformer.data.corpus import read_documents, total_bytes
 from stemformer.data.manifest import check_tokenizer
 from stemformer.data.shards import open_shards, read_manifest, write_shards
-from stemformer.data.tokenizer import Tokenizer, load_tokenizer
-from stemformer.data.tokenizer import train_wordpiece
+from stemformer.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from stemformer.data.windows import make_rows
 from stemformer.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from stemformer.evaluation.evaluate import make_evaluation
@@ -39,9 +38,6 @@ from stemformer.training.optim import make_optimizer
 from stemformer.training.run import MAY_CHANGE, RunConfig, num_steps_of
 
 __all__ = ["fill", "inspect", "load", "prepare", "pretrain", "quickstart", "train_tokenizer"]
-
-_COMPILE_PAYS_FROM = 1e15
-"""Floating-point operations of a run from which compiling on a CPU (half a minute) is repaid."""
 
 
 def load(path: str) -> tuple[Model, Tokenizer]:
@@ -95,7 +91,7 @@ def train_tokenizer(
     progress = progress or Silent()
     if kind != "wordpiece":
         raise ConfigError(f"--kind {kind}: only wordpiece can be trained; a byte-level BPE can be loaded")
-    folder = _fresh_folder(out, overwrite=overwrite)
+    folder = _free_folder(out, overwrite=overwrite)
     progress.start("reading text", total=total_bytes(files), unit="bytes")
     skipped: Counter[str] = Counter()
     texts = (
@@ -156,13 +152,15 @@ def prepare(
     """
     progress = progress or Silent()
     opened = load_tokenizer(tokenizer)
+    total = total_bytes(files)
+    folder = Path(out) if resume else _free_folder(out, overwrite=overwrite)
     if overwrite and not resume:
-        _fresh_folder(out, overwrite=True)
-    progress.start("preparing", total=total_bytes(files), unit="bytes")
+        shutil.rmtree(folder, ignore_errors=True)
+    progress.start("preparing", total=total, unit="bytes")
     manifest = write_shards(
         files,
         opened,
-        Path(out),
+        folder,
         held_out=held_out,
         documents=documents,
         column=column,
@@ -224,11 +222,12 @@ def pretrain(
     progress = progress or Silent()
     if time is not None:
         raise ConfigError("--time is not there yet: give --steps, --tokens or --epochs")
-    folder = Path(out)
-    stored = _stored_config(folder, resume=resume)
-    base = find_recipe(recipe) if recipe else (stored or _no_recipe())
-    given = _with_options(base, config, settings, steps=steps, tokens=tokens, epochs=epochs, seed=seed)
-    compute = {"device": device, "precision": precision, "threads": threads, "compile": compile}
+    folder = Path(out) if resume else _free_folder(out, overwrite=overwrite)
+    stored = _stored_config(folder, recipe) if resume else None
+    given = _with_options(
+        stored or find_recipe(recipe or ""), config, settings, steps=steps, tokens=tokens, epochs=epochs, seed=seed
+    )
+    compute: dict[str, Any] = {"device": device, "precision": precision, "threads": threads, "compile": compile}
     given = replace(given, compute=replace(given.compute, **{k: v for k, v in compute.items() if v is not None}))
 
     manifest = read_manifest(data)
@@ -244,10 +243,9 @@ def pretrain(
     if resolved.compute.threads:
         torch.set_num_threads(resolved.compute.threads)
     setup = _setup(resolved, data, tokenizer, torch_device, chosen_precision, folder)
-    setup = _with_compilation(setup, model)
 
     if stored is None:
-        _fresh_folder(out, overwrite=overwrite)
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch_device)
     optimizer = make_optimizer(model, resolved.optimizer)
@@ -358,7 +356,8 @@ def quickstart(
         progress: Told how far it is.
     """
     progress = progress or Silent()
-    folder = _fresh_folder(out, overwrite=overwrite)
+    folder = _free_folder(out, overwrite=overwrite)
+    shutil.rmtree(folder, ignore_errors=True)
     texts = [str(package_files("stemformer") / "samples" / "english")]
     tokenizer, data, run = (str(folder / name) for name in ("tokenizer", "data", "run"))
     train_tokenizer(texts, out=tokenizer, vocab_size=4000, lowercase=True, documents="blank", progress=progress)
@@ -382,18 +381,15 @@ def quickstart(
 # -------------------------------------------------------------------------------------------------------------------- parts of pretrain
 
 
-def _no_recipe() -> RunConfig:
-    raise ConfigError("no recipe was given: name one with --recipe, such as bert_mini")
-
-
-def _stored_config(folder: Path, *, resume: bool) -> RunConfig | None:
-    """Returns the configuration of the run that is to be resumed; None for a fresh run."""
-    if not resume:
-        return None
+def _stored_config(folder: Path, recipe: str | None) -> RunConfig:
+    """Returns the configuration of the run that is to be resumed."""
     file = folder / "config.toml"
     if not file.is_file():
         raise CheckpointError(f"{folder} holds no run to resume: leave out --resume to start one")
-    return from_toml(RunConfig, file.read_text(encoding="utf-8"), source=str(file))
+    stored = from_toml(RunConfig, file.read_text(encoding="utf-8"), source=str(file))
+    if recipe not in (None, stored.recipe):
+        raise CheckpointError(f"the run in {folder} is a {stored.recipe}, not a {recipe}: resume it without --recipe")
+    return stored
 
 
 def _with_options(
@@ -444,6 +440,7 @@ def _setup(
         held_out = make_rows(open_shards(data, "held_out"), row_length=config.batch.row_length)
         evaluate = make_evaluation(held_out, objective, num_rows=config.evaluation.rows)
     num_steps = num_steps_of(config, num_examples=len(rows), num_tokens=rows.num_tokens)
+    compiled = config.compute.compile if config.compute.compile is not None else device.type == "cuda"
     return Setup(
         config=config,
         num_steps=num_steps,
@@ -453,20 +450,10 @@ def _setup(
         tokenizer=tokenizer,
         device=device,
         precision=precision,
-        environment={},
+        environment=environment(device, precision, compiled),
         peak=matmul_rate(device, precision),
         folder=folder,
     )
-
-
-def _with_compilation(setup: Setup, model: Model) -> Setup:
-    """Returns the setup with the decision whether to compile, which is part of the environment."""
-    wanted = setup.config.compute.compile
-    if wanted is None:
-        tokens = setup.num_steps * setup.config.batch.rows * setup.config.batch.row_length
-        flops = 6.0 * model.num_parameters(embeddings=False) * tokens
-        wanted = setup.device.type == "cuda" or (shutil.which("g++") is not None and flops > _COMPILE_PAYS_FROM)
-    return replace(setup, environment=environment(setup.device, setup.precision, wanted))
 
 
 def _refuse_changes(stored: RunConfig, now: RunConfig) -> None:
@@ -517,8 +504,8 @@ def _tell_start(setup: Setup, model: Model, progress: Progress) -> None:
 # ---------------------------------------------------------------------------------------------------------------------- what is told
 
 
-def _fresh_folder(path: str, *, overwrite: bool) -> Path:
-    """Returns a folder that may be written to.
+def _free_folder(path: str, *, overwrite: bool) -> Path:
+    """Returns a folder that may be written to; what it holds is left there until there is something to put in its place.
 
     Raises:
         ConfigError: It is not empty, and `overwrite` is False.
@@ -526,10 +513,8 @@ def _fresh_folder(path: str, *, overwrite: bool) -> Path:
     folder = Path(path)
     if folder.is_file():
         raise ConfigError(f"{path} is a file: give a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise ConfigError(f"{path} is not empty: give another --out, or --overwrite to replace what it holds")
-        shutil.rmtree(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ConfigError(f"{path} is not empty: give another --out, or --overwrite to replace what it holds")
     return folder
 
 
@@ -547,7 +532,9 @@ def _told_of_data(path: str, manifest: Any) -> dict[str, Any]:
 def _told_of_run(folder: Path) -> dict[str, Any]:
     config = from_toml(RunConfig, (folder / "config.toml").read_text(encoding="utf-8"), source=str(folder))
     lines = read_log(folder / "log.jsonl")
-    last = {kind: next((x for x in reversed(lines) if x["kind"] == kind), {}) for kind in ("train", "evaluation")}
+    last: dict[str, dict[str, Any]] = {
+        kind: next((x for x in reversed(lines) if x["kind"] == kind), {}) for kind in ("train", "evaluation")
+    }
     return {
         "run": str(folder),
         "recipe": config.recipe,

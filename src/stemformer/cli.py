@@ -96,7 +96,7 @@ class Source:
 
     documents: Literal["auto", "line", "blank", "file"] = "auto"
     column: str = "text"
-    errors: Literal["strict", "replace", "skip"] = "strict"
+    errors: Literal["strict", "replace"] = "strict"
 
 
 _OUTPUT = Output()

@@ -18,8 +18,8 @@ from torch import Tensor
 from stemformer.data.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
 from stemformer.models.bert import BertConfig
-from stemformer.models.hf_names import from_hugging_face, to_hugging_face
 from stemformer.models.heads import MaskedLmHead, initialise
+from stemformer.models.hf_names import from_hugging_face, to_hugging_face
 from stemformer.models.model import ARCHITECTURES, Model, make_model
 
 __all__ = ["find_folder", "load_model", "load_with_tokenizer", "save_model"]
@@ -69,7 +69,8 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{name!r} is neither a folder here nor a model that could be fetched from the hub ({reason}): check the spelling or give a folder"
+            f"{name!r} is neither a folder here nor a model that could be fetched from the hub ({reason}): "
+            "check the spelling or give a folder"
         ) from error
 
 

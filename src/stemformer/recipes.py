@@ -32,17 +32,17 @@ def bert_tiny() -> RunConfig:
 
 def bert_mini() -> RunConfig:
     """Returns 4 layers of 256: learns to fill blanks in half an hour on two cores."""
-    return _bert("bert_mini", layers=4, hidden=256, heads=4, learning_rate=1.5e-3)
+    return _bert("bert_mini", layers=4, hidden=256, heads=4, learning_rate=1e-3)
 
 
 def bert_small() -> RunConfig:
     """Returns 4 layers of 512."""
-    return _bert("bert_small", layers=4, hidden=512, heads=8, learning_rate=1e-3)
+    return _bert("bert_small", layers=4, hidden=512, heads=8, learning_rate=7e-4)
 
 
 def bert_medium() -> RunConfig:
     """Returns 8 layers of 512."""
-    return _bert("bert_medium", layers=8, hidden=512, heads=8, learning_rate=7e-4)
+    return _bert("bert_medium", layers=8, hidden=512, heads=8, learning_rate=5e-4)
 
 
 def bert_base_2018() -> RunConfig:
@@ -75,6 +75,8 @@ def find_recipe(name: str) -> RunConfig:
         >>> find_recipe("bert_mini").model.hidden_size
         256
     """
+    if not name:
+        raise ConfigError(f"no recipe was given: name one with --recipe, of {', '.join(RECIPES)}")
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}{nearest(name, RECIPES)}: expected one of {', '.join(RECIPES)}")
     return RECIPES[name]()
@@ -91,7 +93,7 @@ def _bert(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: f
             intermediate_size=4 * hidden,
             hidden_dropout_prob=0.0,
         ),
-        batch=BatchConfig(rows=32, row_length=128),
+        batch=BatchConfig(rows=16, row_length=128),
         optimizer=OptimizerConfig(learning_rate=learning_rate, beta2=0.98),
         schedule=ScheduleConfig(kind="linear", warmup_share=0.05),
     )

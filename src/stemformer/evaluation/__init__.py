@@ -1,0 +1,1 @@
+"""Filling blanks, and held-out figures."""

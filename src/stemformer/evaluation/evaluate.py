@@ -66,8 +66,9 @@ def score(model: Model, objective: MaskedLm, batches: list[Batch]) -> dict[str, 
         )
         for name, loss in objective.loss(model, states, batch).items():
             sums = totals.setdefault(name, [0.0, 0.0, 0.0])
-            for place, value in enumerate((loss.total, loss.correct, loss.count)):
-                sums[place] += float(value)
+            sums[0] += float(loss.total)
+            sums[1] += float(loss.correct)
+            sums[2] += loss.count
     out: dict[str, float] = {}
     for name, (total, correct, count) in totals.items():
         out |= {f"{name}_loss": total / max(1.0, count), f"{name}_accuracy": correct / max(1.0, count)}

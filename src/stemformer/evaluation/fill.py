@@ -201,7 +201,7 @@ def _log_probabilities(
             batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
         )
         logits = model.masked_lm_logits(states.index_select(0, batch.label_positions))
-        yield from torch.log_softmax(logits.float(), -1).cpu().split(sizes)
+        yield from torch.log_softmax(logits.float(), -1).cpu().split(sizes)  # type: ignore[no-untyped-call]
 
 
 def _batches(

@@ -69,13 +69,15 @@ def attend(
         >>> attend(q, k, v, cu_q=cu, cu_k=cu, max_q=3, max_k=3).shape
         torch.Size([5, 2, 4])
     """
+    out: Tensor
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         from torch.nn.attention.varlen import varlen_attn
 
         window = (-1, 0) if causal else (-1, -1)
-        out: Tensor = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[assignment]
+        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[assignment]
         return out
-    return _attend(q, k, v, cu_q, cu_k, max_q, max_k, causal)[0]
+    out = _attend(q, k, v, cu_q, cu_k, max_q, max_k, causal)[0]
+    return out
 
 
 # ---------------------------------------------------------------------------------------------- the operator and its backward
@@ -117,7 +119,7 @@ def _attend_backward(
     if q.device.type != "cpu":
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            again = _padded(*leaves, cu_q, cu_k, max_q, max_k, causal)
+            again = _padded(leaves[0], leaves[1], leaves[2], cu_q, cu_k, max_q, max_k, causal)
             dq, dk, dv = torch.autograd.grad(again, leaves, grad)
         return dq.contiguous(), dk.contiguous(), dv.contiguous()
     return _backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, causal)
@@ -140,12 +142,12 @@ def _attend_backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     q, k, v, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.causal = inputs
     ctx.save_for_backward(q, k, v, *output, cu_q, cu_k)
 
 
-def _differentiate(ctx, grad, _):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _differentiate(ctx, grad, _):  # type: ignore[no-untyped-def]
     q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors
     grads = _attend_backward(grad, q, k, v, out, lse, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.causal)
     return (*grads, None, None, None, None, None)
@@ -346,8 +348,8 @@ def _padded(
         shift = ((cu_k[1:] - cu_k[:-1]) - (cu_q[1:] - cu_q[:-1]))[:, None, None]
         steps_q, steps_k = (torch.arange(n, device=q.device) for n in (max_q, max_k))
         visible = visible & ((steps_k <= steps_q[:, None] + shift) | ~q_real[:, :, None])
-    blocks = (x[places].transpose(1, 2) for x, places in ((q, q_places), (k, k_places), (v, k_places)))
-    out = F.scaled_dot_product_attention(*blocks, attn_mask=visible[:, None]).transpose(1, 2)  # (S, max_q, H, K)
+    bq, bk, bv = (x[places].transpose(1, 2) for x, places in ((q, q_places), (k, k_places), (v, k_places)))
+    out = F.scaled_dot_product_attention(bq, bk, bv, attn_mask=visible[:, None]).transpose(1, 2)  # (S, max_q, H, K)
     token = torch.arange(q.shape[0], device=q.device, dtype=cu_q.dtype)
     sequence = torch.searchsorted(cu_q[1:].contiguous(), token, right=True)
     return out.reshape(-1, *q.shape[1:]).index_select(0, sequence * max_q + token - cu_q[sequence])

@@ -5,7 +5,7 @@ Source: Devlin et al. 2019, section 3; residual and norm order of Vaswani et al.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -136,30 +136,6 @@ class Bert(nn.Module):
         self.embeddings = BertEmbeddings(config)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    @overload
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        token_type_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        *,
-        return_layers: tuple[()] = ...,
-        replace: Mapping[int, Tensor] | None = ...,
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        token_type_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        *,
-        return_layers: tuple[int, ...],
-        replace: Mapping[int, Tensor] | None = ...,
-    ) -> dict[int, Tensor]: ...
     def forward(
         self,
         input_ids: Int[Tensor, "N"],
@@ -171,7 +147,7 @@ class Bert(nn.Module):
         return_layers: tuple[int, ...] = (),
         replace: Mapping[int, Tensor] | None = None,
     ) -> Any:
-        """Returns the last hidden states (N, D), or the asked-for layers as `{layer: (N, D)}`.
+        """Returns the last hidden states (N, D), or with `return_layers` those layers as `{layer: (N, D)}`.
 
         Args:
             input_ids: Token ids of all sequences, one after the other.

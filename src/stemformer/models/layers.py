@@ -47,7 +47,8 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return nn.functional.dropout(x, self.rate)
         keep = _random_bytes(x) >= self._threshold
-        return x * keep * (256 / (256 - self._threshold))
+        y: Tensor = x * keep * (256 / (256 - self._threshold))
+        return y
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"

@@ -25,7 +25,7 @@ class Architecture:
     """
 
     config: type[Any]
-    body: type[nn.Module]
+    body: type[Bert]
     heads: dict[str, type[nn.Module]]
 
 
@@ -46,7 +46,7 @@ class Model(nn.Module):
         heads: States to scores, by name.
     """
 
-    def __init__(self, config: BertConfig, body: nn.Module, heads: dict[str, nn.Module]) -> None:
+    def __init__(self, config: BertConfig, body: Bert, heads: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
         self.body = body
@@ -59,7 +59,7 @@ class Model(nn.Module):
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Counts parameters; without `embeddings`, those of the layers alone, which set the cost of a token."""
-        counted = self if embeddings else self.body.layers
+        counted: nn.Module = self if embeddings else self.body.layers
         return sum(p.numel() for p in counted.parameters())
 
 

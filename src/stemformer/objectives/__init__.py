@@ -1,0 +1,1 @@
+"""What is hidden from the model, and how it is scored."""

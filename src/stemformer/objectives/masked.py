@@ -98,7 +98,7 @@ class MaskedLm:
             groups = np.arange(budget)
         else:
             chosen, groups = choose_spans(word_starts, lengths, budget, rng)
-        fate = rng.random(int(groups[-1]) + 1)[groups]
+        fate = rng.random(budget)[groups]
         random_ids = rng.integers(self.vocab_size, size=budget)
         seen = tokens.copy()
         seen[chosen] = np.where(fate < self.config.mask_share, self.special.mask, seen[chosen])
@@ -170,7 +170,8 @@ def choose_spans(
         free = starts[span_of[starts] < 0]
         first = int(free[rng.integers(len(free))]) if len(free) else int(np.flatnonzero(span_of < 0)[0])
         words = min(int(rng.geometric(_SPAN_P)), _LONGEST_SPAN)
-        stop = int(bounds[min(np.searchsorted(starts, first, side="right") - 1 + words, len(starts))])
+        word = int(np.searchsorted(starts, first, side="right")) - 1
+        stop = int(bounds[min(word + words, len(starts))])
         stop = min(stop, int(sequence_ends[np.searchsorted(sequence_ends, first, side="right")]))
         inside = np.arange(first, stop)
         inside = inside[span_of[inside] < 0][:left]

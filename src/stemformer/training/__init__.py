@@ -1,0 +1,1 @@
+"""The run, its loop, optimizer, checkpoints and log."""

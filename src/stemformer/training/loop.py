@@ -104,7 +104,7 @@ def add_gradients(model: Model, batches: Sequence[Batch], setup: Setup, step: in
                 batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
             )
             losses = objective.loss(model, states, batch)
-        torch.stack([loss.total / step_counts[name] for name, loss in losses.items()]).sum().backward()
+        torch.stack([loss.total / step_counts[name] for name, loss in losses.items()]).sum().backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             sums.add_loss(name, loss.total, loss.correct, loss.count)
 
@@ -129,8 +129,9 @@ def train(
     def evaluate() -> dict[str, float]:
         figures = setup.evaluate(model)
         at.seconds = time.perf_counter() - began
-        log.write(kind="evaluation", step=at.step, tokens=at.tokens, seconds=round(at.seconds, 3), **figures)
-        progress.say(f"step {at.step}: " + _line(figures))
+        if figures:
+            log.write(kind="evaluation", step=at.step, tokens=at.tokens, seconds=round(at.seconds, 3), **figures)
+            progress.say(f"step {at.step}: " + _line(figures))
         sums.restart()
         model.train()
         return figures

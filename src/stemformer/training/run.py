@@ -19,8 +19,8 @@ __all__ = [
     "num_steps_of",
 ]
 
-MAY_CHANGE = ("budget.", "evaluation.", "checkpoints.", "log_every")
-"""Keys that a resumed run may change; anything else is refused."""
+MAY_CHANGE = ("budget.", "evaluation.", "checkpoints.", "log_every", "compute.")
+"""Keys that a resumed run may change; anything else is refused. What changes in `compute` is told, as bits may then differ."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class ComputeConfig:
     Attributes:
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
         precision: `fp32`, `bf16` (weights stay in fp32), or `auto`: bf16 where the device has matrix units for it.
-        compile: Compile the blocks; None does so on CUDA, and on a CPU for runs that are long enough to pay for it.
+        compile: Compile the blocks; None does so on CUDA alone, since on a CPU it was not faster (docs/benchmarks.md).
         threads: Processor threads; None leaves PyTorch's choice.
     """
 
