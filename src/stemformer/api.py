@@ -126,6 +126,7 @@ def prepare(
     documents: str = "auto",
     column: str = "text",
     errors: str = "strict",
+    words: str = "tokenizer",
     num_workers: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -141,6 +142,7 @@ def prepare(
         documents: As for `train_tokenizer`.
         column: As for `train_tokenizer`.
         errors: As for `train_tokenizer`.
+        words: `jieba` finds the words of Chinese, for whole-word and span masking; `tokenizer` takes its characters.
         num_workers: Processes; None takes one a core. The bytes written do not depend on it.
         overwrite: Replace what the folder holds.
         resume: Go on where an interrupted run stopped.
@@ -165,6 +167,7 @@ def prepare(
         documents=documents,
         column=column,
         errors=errors,
+        words=words,
         num_workers=num_workers,
         resume=resume,
         on_bytes=progress.advance,

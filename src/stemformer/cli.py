@@ -188,6 +188,7 @@ def prepare(
     tokenizer: str,
     out: str,
     held_out: float = 0.01,
+    words: Literal["tokenizer", "jieba"] = "tokenizer",
     num_workers: int | None = None,
     overwrite: Flag = False,
     resume: Flag = False,
@@ -201,6 +202,7 @@ def prepare(
         tokenizer: Folder of the tokenizer.
         out: Folder of the shards.
         held_out: Share of the documents to hold out.
+        words: What finds words for whole-word masking; jieba for Chinese.
         num_workers: Processes; one a core by default. The shards do not depend on it.
         overwrite: Replace what the folder holds.
         resume: Go on where an interrupted run stopped.
@@ -214,6 +216,7 @@ def prepare(
             out=out,
             held_out=held_out,
             **asdict(source),
+            words=words,
             num_workers=num_workers,
             overwrite=overwrite,
             resume=resume,

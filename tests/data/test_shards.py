@@ -437,11 +437,11 @@ def interrupt_after(monkeypatch, *, batches: int) -> None:
     """Lets Ctrl-C arrive while the batch behind so many is encoded."""
     original, calls = encoding.encode_batch, []
 
-    def encode(*args):
+    def encode(*args, **options):
         calls.append(args)
         if len(calls) > batches:
             raise KeyboardInterrupt
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(encoding, "encode_batch", encode)
 

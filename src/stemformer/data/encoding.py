@@ -30,6 +30,7 @@ from jaxtyping import Bool, Int64, UInt
 from stemformer.data.corpus import sentence_ends
 from stemformer.data.manifest import Counts
 from stemformer.data.tokenizer import EncodedDocument, Tokenizer, load_tokenizer
+from stemformer.data.words import Segmenter, join_words, load_segmenter
 from stemformer.errors import ConfigError, DataError, TokenizerError
 
 __all__ = [
@@ -130,18 +131,25 @@ def cut_batches(texts: Iterable[str], block_characters: int) -> Iterator[Batch]:
         yield Batch(batch, block, True, documents, sha256.hexdigest())
 
 
-def encode_batch(texts: list[str], tokenizer: Tokenizer, held_out: float) -> EncodedBatch:
+def encode_batch(
+    texts: list[str], tokenizer: Tokenizer, held_out: float, *, segment: Segmenter | None = None
+) -> EncodedBatch:
     """Returns the tokens of some documents, by split.
 
     Args:
         texts: The documents.
         tokenizer: Its ids must be below its `vocab_size`.
         held_out: Fraction of the documents to hold out, 0 to 1.
+        segment: Finds words where the tokenizer sees single characters.
 
     Raises:
         TokenizerError: An id lies outside the vocabulary.
     """
     encoded = tokenizer.encode_documents(texts, [sentence_ends(text) for text in texts])
+    if segment is not None:
+        encoded = [
+            _with_words(text, document, tokenizer, segment) for text, document in zip(texts, encoded, strict=True)
+        ]
     chosen: dict[str, list[tuple[EncodedDocument, int, int]]] = {"train": [], "held_out": []}
     num_empty = 0
     for text, document in zip(texts, encoded, strict=True):
@@ -161,6 +169,7 @@ def encode_in_order(
     *,
     tokenizer_folder: Path,
     held_out: float,
+    words: str,
     num_workers: int | None,
 ) -> Generator[tuple[Batch, EncodedBatch], None, None]:
     """Yields each batch with its tokens, in order. Close it (`contextlib.closing`) to stop the workers.
@@ -170,6 +179,7 @@ def encode_in_order(
         tokenizer: Encodes here, where there is little text or one worker.
         tokenizer_folder: Where the same tokenizer is saved, for the workers.
         held_out: Fraction of the documents to hold out.
+        words: A name of `words.SEGMENTERS`.
         num_workers: Processes; by default as many as this process may use cores. 1 starts none.
 
     Raises:
@@ -189,11 +199,18 @@ def encode_in_order(
             workers = 1
     stream = itertools.chain(first, stream)
     if workers == 1:
+        segment = load_segmenter(words)
         for batch in stream:
-            yield batch, encode_batch(batch.texts, tokenizer, held_out)
+            yield batch, encode_batch(batch.texts, tokenizer, held_out, segment=segment)
     else:
-        job = functools.partial(_encode_in_worker, str(tokenizer_folder), tokenizer.fingerprint, held_out)
+        job = functools.partial(_encode_in_worker, str(tokenizer_folder), tokenizer.fingerprint, held_out, words)
         yield from _encode_in_pool(stream, job, workers)
+
+
+def _with_words(text: str, document: EncodedDocument, tokenizer: Tokenizer, segment: Segmenter) -> EncodedDocument:
+    """Returns a document with the word starts of a segmenter. Its text is encoded again, for where each token stands."""
+    encoded = tokenizer.encode(text)
+    return replace(document, word_starts=join_words(text, document.word_starts, encoded.offsets, segment))
 
 
 def _join(documents: list[tuple[EncodedDocument, int, int]], vocab_size: int) -> EncodedSplit:
@@ -274,8 +291,11 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_in_worker(folder: str, fingerprint: str, held_out: float, texts: list[str]) -> EncodedBatch:
-    return encode_batch(texts, _load(folder, fingerprint), held_out)
+def _encode_in_worker(folder: str, fingerprint: str, held_out: float, words: str, texts: list[str]) -> EncodedBatch:
+    return encode_batch(texts, _load(folder, fingerprint), held_out, segment=_segmenter(words))
+
+
+_segmenter = functools.cache(load_segmenter)
 
 
 @functools.cache

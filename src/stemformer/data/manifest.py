@@ -86,6 +86,7 @@ class Settings:
     column: str
     errors: str
     block_characters: int
+    words: str = "tokenizer"
 
 
 @dataclass(frozen=True)

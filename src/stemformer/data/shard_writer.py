@@ -42,6 +42,7 @@ from stemformer.data.manifest import (
 )
 from stemformer.data.progress import Block, Plan, append_block, begin_progress, check_same, read_progress
 from stemformer.data.tokenizer import Tokenizer
+from stemformer.data.words import load_segmenter
 from stemformer.errors import ConfigError, DataError
 
 __all__ = ["write_shards"]
@@ -56,6 +57,7 @@ def write_shards(
     documents: str = "auto",
     column: str = "text",
     errors: str = "strict",
+    words: str = "tokenizer",
     num_workers: int | None = None,
     block_characters: int = 64_000_000,
     resume: bool = False,
@@ -71,6 +73,7 @@ def write_shards(
         documents: What separates documents in a text file, as for `read_documents`.
         column: Where the text is in a table, as for `read_documents`.
         errors: What to do with bytes that are no text, as for `read_documents`.
+        words: What finds words, a name of `words.SEGMENTERS`.
         num_workers: Processes; by default one for each core this process may use. 1 starts none.
         block_characters: Length of a block. Larger ones need more memory, a few bytes for each of their tokens.
         resume: Go on with what an interrupted run with the same arguments left in `out`.
@@ -90,7 +93,8 @@ def write_shards(
         raise ConfigError(f"held_out is {held_out}, expected a fraction from 0 to below 1, such as 0.01")
     if block_characters < 1:
         raise ConfigError(f"block_characters is {block_characters}, expected at least 1, such as 64000000")
-    settings = Settings(float(held_out), documents, column, errors, block_characters)
+    load_segmenter(words)
+    settings = Settings(float(held_out), documents, column, errors, block_characters, words)
     vocab_size = tokenizer.vocab_size
     out = Path(out)
     plan = Plan(FORMAT_VERSION, tokenizer.fingerprint, vocab_size, settings, describe_inputs(inputs, out))
@@ -105,7 +109,12 @@ def write_shards(
         )
         batches = _behind(cut_batches((document.text for document in stream), block_characters), blocks)
         encoded = encode_in_order(
-            batches, tokenizer, tokenizer_folder=out / "tokenizer", held_out=held_out, num_workers=num_workers
+            batches,
+            tokenizer,
+            tokenizer_folder=out / "tokenizer",
+            held_out=held_out,
+            words=words,
+            num_workers=num_workers,
         )
         with closing(encoded):
             parts: list[EncodedBatch] = []

@@ -1,0 +1,191 @@
+import pytest
+import torch
+from torch import nn
+
+from stemformer.errors import ConfigError
+from stemformer.models.bert import Bert, BertConfig
+from stemformer.models.heads import initialise
+from stemformer.models.model import make_model
+
+SIZES = {"vocab_size": 60, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32}
+CONFIG = BertConfig(**SIZES, num_hidden_layers=3)
+WIDE = BertConfig(vocab_size=2000, hidden_size=128, num_hidden_layers=1, num_attention_heads=4, intermediate_size=256)
+
+
+def body(config=CONFIG, *, seed=0):
+    made = Bert(config)
+    initialise(made, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
+    return made.eval()
+
+
+def flat(lengths, *, seed=0):
+    """Returns the five arguments of the body for random texts of these lengths."""
+    rng = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, SIZES["vocab_size"], (sum(lengths),), generator=rng)
+    types = torch.randint(0, 2, (sum(lengths),), generator=rng)
+    cu = torch.tensor([0, *lengths]).cumsum(0).int()
+    return ids, torch.cat([torch.arange(n) for n in lengths]), types, cu, max(lengths)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 5])
+def test_body_has_as_many_layers_as_the_config_says(layers):
+    config = BertConfig(**SIZES, num_hidden_layers=layers)
+    arguments = flat([4, 7])
+    states = body(config)(*arguments, return_layers=tuple(range(layers + 1)))
+    assert len(Bert(config).layers) == layers and list(states) == list(range(layers + 1))
+
+
+def test_returned_last_layer_is_the_plain_result():
+    model, arguments = body(), flat([4, 7])
+    assert torch.equal(model(*arguments, return_layers=(3,))[3], model(*arguments))
+
+
+def test_returned_layer_zero_is_the_embeddings():
+    model, arguments = body(), flat([4, 7])
+    assert torch.equal(model(*arguments, return_layers=(0,))[0], model.embeddings(*arguments[:3]))
+
+
+def test_only_the_layers_asked_for_are_returned():
+    states = body()(*flat([4, 7]), return_layers=(2, 0))
+    assert set(states) == {0, 2} and all(state.shape == (11, 16) for state in states.values())
+
+
+def test_replaced_states_are_what_the_next_layer_sees():
+    model, arguments = body(), flat([4, 7])
+    new = torch.randn(11, 16, generator=torch.Generator().manual_seed(1))
+    states = model(*arguments, return_layers=(1, 2, 3), replace={2: new})
+    assert torch.equal(states[2], new)
+    assert torch.equal(states[3], model.layers[2](new, *arguments[3:]))
+    assert torch.equal(states[1], model(*arguments, return_layers=(1,))[1])
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_a_layer_replaced_by_its_own_states_changes_nothing(layer):
+    model, arguments = body(), flat([4, 7])
+    own = model(*arguments, return_layers=(layer,))[layer]
+    assert torch.equal(model(*arguments, replace={layer: own}), model(*arguments))
+
+
+@pytest.mark.parametrize("layer", [-1, 4])
+def test_a_layer_that_does_not_exist_is_refused(layer):
+    model, arguments = body(), flat([4])
+    with pytest.raises(ValueError, match="layer"):
+        model(*arguments, return_layers=(layer,))
+    with pytest.raises(ValueError, match="layer"):
+        model(*arguments, replace={layer: torch.zeros(4, 16)})
+
+
+def test_texts_of_one_batch_do_not_see_each_other():
+    model, (ids, *rest) = body(), flat([4, 7, 5])
+    changed = ids.clone()
+    changed[4:11] = (changed[4:11] + 1) % SIZES["vocab_size"]
+    before, after = model(ids, *rest), model(changed, *rest)
+    same = torch.tensor([True] * 4 + [False] * 7 + [True] * 5)
+    assert torch.equal(before[same], after[same]) and not torch.equal(before[~same], after[~same])
+
+
+def test_a_text_alone_equals_the_text_in_a_batch():
+    model, (ids, positions, types, _, _) = body(), flat([4, 7, 5])
+    alone = model(ids[4:11], positions[4:11], types[4:11], torch.tensor([0, 7], dtype=torch.int32), 7)
+    # float32: matrix products of another number of rows sum in another order.
+    torch.testing.assert_close(model(*flat([4, 7, 5]))[4:11], alone, rtol=0, atol=1e-5)
+
+
+def test_dropout_is_drawn_in_training_only():
+    model, arguments = body(BertConfig(**SIZES, num_hidden_layers=2, hidden_dropout_prob=0.5)), flat([4, 7])
+    assert torch.equal(model(*arguments), model(*arguments))
+    model.train()
+    torch.manual_seed(0)
+    first, second = model(*arguments), model(*arguments)
+    torch.manual_seed(0)
+    assert not torch.equal(first, second) and torch.equal(first, model(*arguments))
+
+
+# ---------------------------------------------------------------------------------------------------------------- fresh weights
+
+
+def parameters_of(model, kind, name):
+    return [getattr(part, name) for part in model.modules() if isinstance(part, kind)]
+
+
+@pytest.mark.parametrize("std", [0.02, 0.1])
+def test_fresh_matrices_have_the_standard_deviation_of_the_config(std):
+    model = Bert(WIDE)
+    initialise(model, std=std, generator=torch.Generator().manual_seed(0))
+    weights = [w for w in parameters_of(model, (nn.Linear, nn.Embedding), "weight") if w.numel() > 10_000]
+    assert len(weights) == 6  # words, positions, qkv, out, up, down
+    for weight in weights:
+        # From 10,000 draws the deviation is known to 1/sqrt(20,000) = 0.7 %, and the mean to 1 % of it: four times each.
+        assert abs(weight.std().item() / std - 1) < 0.03 and abs(weight.mean().item() / std) < 0.04
+
+
+def test_fresh_matrices_are_not_cut():
+    words = make_model(WIDE, generator=torch.Generator().manual_seed(0)).body.embeddings.word.weight
+    assert 0.04 < (words.abs() > 2 * WIDE.initializer_range).float().mean().item() < 0.05  # of a normal: 0.0455
+
+
+def test_fresh_linear_biases_are_zero():
+    biases = parameters_of(make_model(CONFIG, generator=torch.Generator().manual_seed(0)), nn.Linear, "bias")
+    assert len(biases) == 4 * 3 and not any(bias.count_nonzero() for bias in biases)
+
+
+def test_fresh_norms_are_one_and_zero():
+    model = make_model(CONFIG, generator=torch.Generator().manual_seed(0))
+    norms = [part for part in model.modules() if isinstance(part, nn.LayerNorm)]
+    assert len(norms) == 1 + 2 * 3 and all(norm.weight.eq(1).all() and norm.bias.eq(0).all() for norm in norms)
+
+
+def test_every_parameter_of_the_body_is_in_the_table():
+    model = Bert(CONFIG)
+    for parameter in model.parameters():
+        parameter.data.fill_(99)
+    initialise(model, std=0.02, generator=torch.Generator().manual_seed(0))
+    assert [name for name, p in model.named_parameters() if (p == 99).any()] == []
+
+
+def test_same_seed_gives_the_same_weights():
+    first, second = (make_model(CONFIG, ["masked_lm"], generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_another_seed_gives_other_weights():
+    first, second = (make_model(CONFIG, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4))
+    assert not torch.equal(first.body.embeddings.word.weight, second.body.embeddings.word.weight)
+
+
+def test_global_seed_does_not_matter():
+    torch.manual_seed(0)
+    first = body(seed=3)
+    torch.manual_seed(1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), body(seed=3).parameters(), strict=True))
+
+
+@pytest.mark.parametrize("heads", [["masked_lm"], ["next_sentence", "masked_lm"]])
+def test_fresh_body_does_not_depend_on_its_heads(heads):
+    bare, full = (make_model(CONFIG, names, generator=torch.Generator().manual_seed(3)) for names in ([], heads))
+    expected, found = bare.body.state_dict(), full.body.state_dict()
+    assert list(expected) == list(found) and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- config
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vocab_size": 0}, "model.vocab_size is 0"),
+        ({"hidden_size": 0}, "model.hidden_size is 0"),
+        ({"num_attention_heads": 0}, "model.num_attention_heads is 0"),
+        ({"intermediate_size": -3}, "model.intermediate_size is -3"),
+        ({"max_position_embeddings": 0}, "model.max_position_embeddings is 0"),
+        ({"num_hidden_layers": -1}, "model.num_hidden_layers is -1"),
+        ({"type_vocab_size": 0}, "model.type_vocab_size is 0"),
+        ({"num_attention_heads": 5}, "cannot be shared among 5 heads"),
+        ({"hidden_act": "swish"}, "expected one of gelu, gelu_new, relu"),
+        ({"hidden_dropout_prob": 1.0}, r"model.hidden_dropout_prob is 1.0"),
+        ({"hidden_dropout_prob": -0.1}, r"model.hidden_dropout_prob is -0.1"),
+    ],
+)
+def test_config_that_cannot_be_built_is_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        BertConfig(**SIZES | changes)

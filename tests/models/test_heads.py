@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import nn
+
+from stemformer.models.bert import BertConfig
+from stemformer.models.heads import MaskedLmHead, NextSentenceHead, initialise
+from stemformer.models.model import make_model
+
+CONFIG = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24)
+
+
+def fresh(head):
+    initialise(head, std=0.5, generator=torch.Generator().manual_seed(0))
+    return head
+
+
+def random(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_masked_lm_head_scores_by_the_embedding_it_is_handed():
+    head, states, embedding = fresh(MaskedLmHead(CONFIG)), random(5, 16), random(60, 16)
+    head.bias.data = random(60)
+    x = nn.functional.layer_norm(nn.functional.gelu(head.dense(states)), (16,), eps=CONFIG.layer_norm_eps)
+    torch.testing.assert_close(head(states, embedding), x @ embedding.T + head.bias)  # float32, another order of sums
+
+
+def test_tied_head_has_no_output_matrix():
+    assert {name for name, _ in MaskedLmHead(CONFIG).named_parameters()} == {
+        "dense.weight",
+        "dense.bias",
+        "norm.weight",
+        "norm.bias",
+        "bias",
+    }
+
+
+def test_untied_head_scores_by_its_own_matrix():
+    head, states = fresh(MaskedLmHead(CONFIG, tied=False)), random(5, 16)
+    expected = fresh(MaskedLmHead(CONFIG))(states, head.decoder.weight)
+    assert torch.equal(head(states, random(60, 16)), expected)
+
+
+def test_masked_lm_head_takes_no_place_at_all():
+    assert MaskedLmHead(CONFIG)(random(0, 16), random(60, 16)).shape == (0, 60)
+
+
+def test_masked_lm_logits_use_and_train_the_word_embedding():
+    model = make_model(CONFIG, ["masked_lm"], generator=torch.Generator().manual_seed(0))
+    states = random(3, 16)
+    logits = model.masked_lm_logits(states)
+    logits.sum().backward()
+    word = model.body.embeddings.word.weight
+    assert torch.equal(logits, model.heads["masked_lm"](states, word)) and word.grad.count_nonzero() > 0
+
+
+def test_next_sentence_head_is_pooler_tanh_and_two_scores():
+    head, states = fresh(NextSentenceHead(CONFIG)), random(5, 16)
+    pooled = torch.tanh(states @ head.pooler.weight.T + head.pooler.bias)
+    torch.testing.assert_close(head(states), pooled @ head.classifier.weight.T + head.classifier.bias)
+
+
+@pytest.mark.parametrize("head", [MaskedLmHead(CONFIG), MaskedLmHead(CONFIG, tied=False), NextSentenceHead(CONFIG)])
+def test_fresh_head_follows_the_table(head):
+    initialise(head, std=0.02, generator=torch.Generator().manual_seed(0))
+    for name, parameter in head.named_parameters():
+        if name == "norm.weight":
+            assert parameter.eq(1).all()
+        elif parameter.ndim == 1:
+            assert parameter.eq(0).all(), name
+        else:
+            # From the 32 draws of the smallest matrix the deviation is known to 1/sqrt(64) = 13 %: four times that.
+            assert abs(parameter.std().item() / 0.02 - 1) < 0.5, name
+
+
+def test_number_of_parameters_counts_the_tied_matrix_once():
+    model = make_model(CONFIG, ["masked_lm"])
+    layer = 4 * 16 * 16 + 4 * 16 + 2 * 16 * 24 + 24 + 16 + 4 * 16
+    embeddings = (60 + 512 + 2 + 2) * 16
+    head = 16 * 16 + 16 + 2 * 16 + 60
+    assert model.num_parameters(embeddings=False) == layer
+    assert model.num_parameters() == layer + embeddings + head

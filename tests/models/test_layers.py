@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import nn
+
+from stemformer.models.layers import ACTIVATIONS, Dropout, FeedForward, MultiHeadAttention, make_activation
+
+# 2^20 values: the share of zeros spreads by sqrt(0.25 / 2^20) = 0.0005 at most; four times that never happens by chance.
+MANY, SPREAD = 2**20, 0.002
+
+
+def dropped(rate, *, seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    return Dropout(rate).train()(torch.ones(MANY, dtype=dtype))
+
+
+@pytest.mark.parametrize(("rate", "rounded"), [(0.1, 26 / 256), (0.5, 0.5), (0.9, 230 / 256), (0.999, 255 / 256)])
+def test_dropout_zeroes_its_rounded_rate(rate, rounded):
+    assert abs((dropped(rate) == 0).float().mean().item() - rounded) < SPREAD
+
+
+@pytest.mark.parametrize(("rate", "rounded"), [(0.1, 26 / 256), (0.5, 0.5), (0.999, 255 / 256)])
+def test_dropout_scales_the_rest_by_the_rounded_rate(rate, rounded):
+    kept = dropped(rate)
+    torch.testing.assert_close(kept[kept != 0].unique(), torch.tensor([1 / (1 - rounded)]))  # float32 rounding
+
+
+def test_dropout_gradient_is_its_mask_and_scale():
+    torch.manual_seed(0)
+    x = torch.randn(1000, requires_grad=True)
+    y = Dropout(0.3).train()(x)
+    y.sum().backward()
+    assert torch.equal(y, x * x.grad) and 0 < x.grad.count_nonzero() < 1000
+
+
+def test_dropout_keeps_the_dtype():
+    assert dropped(0.1, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 1001])
+def test_dropout_takes_sizes_that_eight_does_not_divide(size):
+    torch.manual_seed(0)
+    assert Dropout(0.5).train()(torch.ones(size, 1)).shape == (size, 1)
+
+
+def test_dropout_decides_neighbours_independently():
+    # Eight decisions come from one random word: each pair at every distance within it must agree half of the time.
+    kept = dropped(0.5) != 0
+    for distance in range(1, 9):
+        agree = (kept[distance:] == kept[:-distance]).float().mean().item()
+        assert abs(agree - 0.5) < SPREAD, distance
+
+
+def test_dropout_in_evaluation_changes_nothing():
+    x = torch.randn(50)
+    assert Dropout(0.5).eval()(x) is x
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.001])
+def test_dropout_of_a_rate_that_rounds_to_zero_changes_nothing(rate):
+    x = torch.randn(50)
+    assert Dropout(rate).train()(x) is x
+
+
+def test_dropout_repeats_with_the_same_seed():
+    assert torch.equal(dropped(0.3, seed=5), dropped(0.3, seed=5))
+
+
+def test_dropout_differs_with_another_seed():
+    assert not torch.equal(dropped(0.3, seed=5), dropped(0.3, seed=6))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+def test_dropout_refuses_what_is_no_rate(rate):
+    with pytest.raises(ValueError, match="dropout rate"):
+        Dropout(rate)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_equals_that_of_transformers(name):
+    theirs = pytest.importorskip("transformers.activations").ACT2FN[name]
+    x = torch.linspace(-5, 5, 101)
+    torch.testing.assert_close(make_activation(name)(x), theirs(x))  # the tanh form is written in another order there
+
+
+def test_feed_forward_is_two_linears_with_an_activation_between():
+    torch.manual_seed(0)
+    layer = FeedForward(6, 10, activation="relu")
+    x = torch.randn(5, 6)
+    assert torch.equal(layer(x), nn.functional.linear(layer.up(x).relu(), layer.down.weight, layer.down.bias))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_layer_equals_that_of_torch(causal):
+    torch.manual_seed(0)
+    ours, theirs = MultiHeadAttention(12, 3, causal=causal), nn.MultiheadAttention(12, 3, batch_first=True)
+    ours.load_state_dict(
+        {
+            "qkv.weight": theirs.in_proj_weight,
+            "qkv.bias": torch.randn(36),
+            "out.weight": theirs.out_proj.weight,
+            "out.bias": theirs.out_proj.bias,
+        }
+    )
+    theirs.in_proj_bias.data.copy_(ours.qkv.bias)
+    x = torch.randn(9, 12)
+    mask = torch.triu(torch.ones(9, 9, dtype=torch.bool), 1) if causal else None
+    expected = theirs(x[None], x[None], x[None], attn_mask=mask, need_weights=False)[0][0]
+    found = ours(x, torch.tensor([0, 9], dtype=torch.int32), 9)
+    torch.testing.assert_close(found, expected)  # torch's defaults for float32: sums in another order
