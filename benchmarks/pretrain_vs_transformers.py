@@ -23,53 +23,67 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import torch
+import transformers
+
+import stemformer
+from stemformer.data.batches import examples_of_step, permuted, prefetch
+from stemformer.data.shards import open_shards
+from stemformer.data.tokenizer import load_tokenizer
+from stemformer.data.windows import Rows, make_rows
+from stemformer.models.model import make_model
+from stemformer.objectives.masked import MaskedLm, SpecialIds
+from stemformer.recipes import find_recipe
+from stemformer.training.compute import autocast, choose_precision, compile_blocks, matmul_rate, step_flops
+from stemformer.training.log import StepSums
+from stemformer.training.loop import Setup, add_gradients, batches_of_step
+from stemformer.training.optim import make_optimizer
+
+CPU = torch.device("cpu")
+AHEAD = 8  # steps prepared beyond the last timed one, so that the timed steps pay for preparing as many as they use
 SIDES = ("ours", "ours_compiled", "default", "default_shipped_dropout", "best", "best_attention_dropout")
 STANDARD = "ours,ours_compiled,default,best,best_attention_dropout"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a folder that `stemformer prepare` wrote; else the embedded English samples")
-    parser.add_argument("--recipe", default="bert_mini")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12, help="timed steps of a measurement")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them")
-    parser.add_argument("--rows", type=int, help="rows of 128 tokens a step; the recipe's by default")
-    parser.add_argument(
-        "--hidden-dropout", type=float, help="of all sides but the shipped one; the recipe's by default"
-    )
-    parser.add_argument("--lengths", choices=["rows", "sentences"], default="rows")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="default is always fp32")
-    parser.add_argument("--sides", default=STANDARD, help=f"of {', '.join(SIDES)}")
-    parser.add_argument("--json", help="file for all measurements")
-    parser.add_argument("--profile", action="store_true", help="where a step of ours spends its time, and nothing else")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--data", help="a folder that `stemformer prepare` wrote; else the embedded English samples")
+    add("--recipe", default="bert_mini")
+    add("--rounds", type=int, default=5)
+    add("--steps", type=int, default=12, help="timed steps of a measurement")
+    add("--warmup", type=int, default=3, help="steps before them")
+    add("--rows", type=int, help="rows of 128 tokens a step; the recipe's by default")
+    add("--hidden-dropout", type=float, help="of all sides but the shipped one; the recipe's by default")
+    add("--lengths", choices=["rows", "sentences"], default="rows", help="sentences: each is a sequence of its own")
+    add("--threads", type=int, default=2)
+    add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="the default sides are always fp32")
+    add("--sides", default=STANDARD, help=f"of {', '.join(SIDES)}")
+    add("--json", help="file for all measurements")
+    add("--profile", action="store_true", help="where a step of ours spends its time, and nothing else")
+    add("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if unknown := set(args.sides.split(",")) - set(SIDES):
-        parser.error(f"no such side: {', '.join(sorted(unknown))}")
+    if args.warmup < 1 or not set(args.sides.split(",")) <= set(SIDES):
+        parser.error(f"--warmup is at least 1, --sides are some of {', '.join(SIDES)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     args.data = args.data or prepared_samples()
     if args.side:
         print(json.dumps(measure(args.side, args)))
-    elif args.profile:
-        profile(args)
     else:
-        compare(args)
+        (profile if args.profile else compare)(args)
 
 
 def prepared_samples() -> str:
-    from tempfile import mkdtemp
-
-    import stemformer
-
-    folder = Path(mkdtemp(prefix="stemformer-bench-"))
+    folder = Path(tempfile.mkdtemp(prefix="stemformer-bench-"))
     texts = [str(Path(stemformer.__file__).parent / "samples" / "english")]
     stemformer.train_tokenizer(texts, out=str(folder / "tokenizer"), vocab_size=8000, lowercase=True)
     stemformer.prepare(texts, tokenizer=str(folder / "tokenizer"), out=str(folder / "data"), documents="blank")
@@ -88,8 +102,8 @@ def compare(args: argparse.Namespace) -> None:
             ran = subprocess.run(command, env=environment, capture_output=True, text=True)
             if ran.returncode:
                 sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
-            found[side].append(json.loads(ran.stdout.splitlines()[-1]))
-            told = found[side][-1]
+            told = json.loads(ran.stdout.splitlines()[-1])
+            found[side].append(told)
             print(f"round {number + 1}, {side}: {told['tokens_per_second']:,.0f} tokens/s", file=sys.stderr, flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({"arguments": vars(args), "measurements": found}, indent=1) + "\n")
@@ -104,7 +118,7 @@ def report(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> 
     print(
         f"| side | precision | tokens/s | lowest to highest | {first} is faster by | MFU | peak MB | padding | loss |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 9 + "|")
     for side, measured in found.items():
         rates = [m["tokens_per_second"] for m in measured]
         ratios = [a["tokens_per_second"] / b for a, b in zip(found[first], rates, strict=True)]
@@ -115,38 +129,28 @@ def report(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> 
         )
     told = found[first][0]
     how = {
-        "rows": "ours packs pieces of documents that do not see each other into rows of 128; transformers' rows are cut from documents\n"
-        "joined end to end (run_mlm's group_texts), and a token sees all of its row.",
-        "sentences": "the same sentences in the same order on all sides, each a sequence; transformers pads to the longest of the batch.",
+        "rows": "ours packs pieces of documents that do not see each other into rows of 128; transformers' rows are cut from\n"
+        "documents joined end to end (run_mlm's group_texts), and a token sees all of its row.",
+        "sentences": "the same sentences on all sides, each a sequence of its own; transformers pads to the longest of the batch.",
     }[args.lengths]
-    print(
-        f"\nMedians of {args.rounds} rounds, {args.steps} steps each after {args.warmup}, {args.threads} threads; peak memory is less that "
-        f"after imports.\nEqual: text, vocabulary ({told['vocab_size']:,} ids), model ({args.recipe}), sequences a step "
-        f"({told['rows']}), masking rate, learning rate (constant),\nAdamW and clipping, hidden dropout ({told['hidden_dropout']}; except "
-        "where shipped dropout is named), fp32 weights.\n"
-        f"Not equal: {how}\nOurs masks exactly the rate of each example, transformers each token with that probability. transformers' head "
-        "scores all places,\nours the masked ones. Precision and attention dropout as the table and the side's name say."
-    )
+    print(f"""
+Medians of {args.rounds} rounds, each the median of {args.steps} steps after {args.warmup}, {args.threads} threads; peak memory
+is less that after imports.
+Equal: text, vocabulary ({told["vocab_size"]:,} ids), model ({args.recipe}), sequences a step ({told["rows"]}), masking rate, learning rate
+(constant), AdamW and clipping, hidden dropout ({told["hidden_dropout"]}; except where shipped dropout is named), fp32 weights.
+Not equal: {how}
+Ours masks exactly the rate of each example, transformers each token with that probability. transformers' head scores all places,
+ours the masked ones. Precision and attention dropout as the table and the side's name say.""")
 
 
 # ------------------------------------------------------------------------------------------------------------- one measurement
 
 
 def measure(side: str, args: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    import stemformer.api  # noqa: F401
-    from stemformer.training.compute import choose_precision, matmul_rate
-
-    if not side.startswith("ours"):
-        import transformers
-
-        transformers.BertForMaskedLM, transformers.Trainer  # noqa: B018 - loads them, so that they count as imports
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     after_imports = resident_megabytes("VmRSS")
-    cpu = torch.device("cpu")
-    precision = "fp32" if side.startswith("default") else choose_precision(args.precision, cpu)
+    precision = "fp32" if side.startswith("default") else choose_precision(args.precision, CPU)
     setup = our_setup(args, precision)
     if side.startswith("ours"):
         steps = our_steps(setup, args, compiled=side == "ours_compiled")
@@ -154,18 +158,18 @@ def measure(side: str, args: argparse.Namespace) -> dict[str, Any]:
         steps = (by_trainer if side.startswith("default") else by_hand)(peer_model(side, setup), setup, args)
     ends = list(steps)  # (time, tokens, places, operations, loss) of each step
     timed = ends[args.warmup :]
-    seconds = ends[-1][0] - ends[args.warmup - 1][0]
+    seconds = np.diff([step[0] for step in ends[args.warmup - 1 :]])
     peak = resident_megabytes("VmHWM")
-    tokens, places, flops = (sum(step[n] for step in timed) for n in (1, 2, 3))
+    tokens, places, flops = (np.array([step[n] for step in timed]) for n in (1, 2, 3))
     return {
         "side": side,
         "precision": precision,
-        "tokens_per_second": tokens / seconds,
-        "mfu": flops / seconds / matmul_rate(cpu, precision),
+        "tokens_per_second": float(np.median(tokens / seconds)),
+        "mfu": float(np.median(flops / seconds)) / matmul_rate(CPU, precision),
         "peak_megabytes": peak - after_imports,
-        "padding": 1 - tokens / places,
+        "padding": 1 - float(tokens.sum() / places.sum()),
         "loss": statistics.mean(step[4] for step in ends),
-        "tokens_a_step": tokens / len(timed),
+        "step_seconds": seconds.round(4).tolist(),
         "vocab_size": setup.config.model.vocab_size,
         "rows": setup.config.batch.rows,
         "hidden_dropout": setup.config.model.hidden_dropout_prob,
@@ -173,22 +177,11 @@ def measure(side: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resident_megabytes(which: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(which)).split()[1]) / 1024
+    return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) / 1024
 
 
 def our_setup(args: argparse.Namespace, precision: str) -> Any:
     """Returns what the loop needs, put together as `stemformer.api.pretrain` does."""
-    import numpy as np
-    import torch
-
-    from stemformer.data.shards import open_shards
-    from stemformer.data.tokenizer import load_tokenizer
-    from stemformer.data.windows import Rows, make_rows
-    from stemformer.objectives.masked import MaskedLm, SpecialIds
-    from stemformer.recipes import find_recipe
-    from stemformer.training.loop import Setup
-
     config = find_recipe(args.recipe)
     tokenizer = load_tokenizer(Path(args.data) / "tokenizer")
     dropout = config.model.hidden_dropout_prob if args.hidden_dropout is None else args.hidden_dropout
@@ -206,37 +199,18 @@ def our_setup(args: argparse.Namespace, precision: str) -> Any:
     config = replace(config, model=model_config, batch=batch)
     special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
     objective = MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size)
-    return Setup(
-        config=config,
-        num_steps=args.warmup + args.steps,
-        objective=objective,
-        rows=rows,
-        evaluate=lambda model: {},
-        tokenizer=tokenizer,
-        device=torch.device("cpu"),
-        precision=precision,
-        environment={},
-        peak=0.0,
-        folder=Path(args.data),
-    )
+    steps, folder = args.warmup + args.steps, Path(args.data)
+    return Setup(config, steps, objective, rows, lambda model: {}, tokenizer, CPU, precision, {}, 0.0, folder)
 
 
 def our_steps(setup: Any, args: argparse.Namespace, *, compiled: bool) -> Iterator[tuple[float, ...]]:
-    import torch
-
-    from stemformer.data.batches import prefetch
-    from stemformer.models.model import make_model
-    from stemformer.training.compute import compile_blocks, step_flops
-    from stemformer.training.log import StepSums
-    from stemformer.training.loop import add_gradients, batches_of_step
-    from stemformer.training.optim import make_optimizer
-
     model = make_model(setup.config.model, ["masked_lm"], generator=torch.Generator().manual_seed(0)).train()
     if compiled:
         compile_blocks(model)
     optimizer = make_optimizer(model, setup.config.optimizer)
     sums = StepSums()
-    for step, batches in enumerate(prefetch(lambda s: batches_of_step(s, setup), range(args.warmup + args.steps))):
+    made = prefetch(lambda s: batches_of_step(s, setup), range(setup.num_steps + AHEAD))
+    for step, batches in zip(range(setup.num_steps), made, strict=False):
         add_gradients(model, batches, setup, step, sums)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), setup.config.optimizer.clip_norm)
         assert torch.isfinite(norm)
@@ -250,59 +224,45 @@ def our_steps(setup: Any, args: argparse.Namespace, *, compiled: bool) -> Iterat
 
 
 def peer_model(side: str, setup: Any) -> Any:
-    from dataclasses import asdict
-
-    from transformers import BertConfig, BertForMaskedLM
-
     sizes = asdict(setup.config.model)
     attention = 0.1 if side in ("best_attention_dropout", "default_shipped_dropout") else 0.0
     if side == "default_shipped_dropout":
         sizes["hidden_dropout_prob"] = 0.1
-    return BertForMaskedLM(
-        BertConfig(**sizes, attention_probs_dropout_prob=attention, attn_implementation="sdpa")
-    ).train()
+    config = transformers.BertConfig(**sizes, attention_probs_dropout_prob=attention, attn_implementation="sdpa")
+    return transformers.BertForMaskedLM(config).train()
 
 
 def peer_flops(model: Any, rows: int, length: int) -> float:
     """Returns what transformers computes for a padded block: the layers and the head at all places (see `step_flops`)."""
-    d, layers, tokens = model.config.hidden_size, model.config.num_hidden_layers, rows * length
-    body = 6.0 * sum(p.numel() for p in model.bert.encoder.parameters()) * tokens
-    attention = 12.0 * d * layers * tokens * length
-    return body + attention + 6.0 * tokens * d * (d + model.config.vocab_size)
+    d, layers, vocab_size = model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size
+    body = sum(p.numel() for p in model.bert.encoder.parameters())
+    return 6.0 * rows * length * (body + 2 * d * layers * length + d * (d + vocab_size))
 
 
 def peer_examples(setup: Any, args: argparse.Namespace) -> list[list[int]]:
     """Returns enough sequences of ids, special tokens included: run_mlm's rows, or the very sentences that ours sees."""
-    import numpy as np
-
-    from stemformer.data.batches import examples_of_step, permuted
-
     rows, special, length = setup.rows, setup.objective.special, setup.config.batch.row_length
     shards, per_step = rows.shards, setup.config.batch.rows
-    needed = per_step * setup.num_steps
+    num_steps = setup.num_steps + AHEAD
     if args.lengths == "sentences":
-        steps = [
-            examples_of_step(s, batch_size=per_step, num_examples=len(rows), seed=setup.config.seed)
-            for s in range(setup.num_steps)
-        ]
-        return [[special.cls, *rows.read(i)[0].tolist(), special.sep] for step in steps for _, i in step]
+        step = {"batch_size": per_step, "num_examples": len(rows), "seed": setup.config.seed}
+        numbers = [i for s in range(num_steps) for _, i in examples_of_step(s, **step)]
+        return [[special.cls, *rows.read(i)[0].tolist(), special.sep] for i in numbers]
     line: list[int] = []
     epoch = 0
-    while len(line) < needed * length:
+    while len(line) < per_step * num_steps * length:
         for number in permuted(np.arange(shards.num_documents), shards.num_documents, seed=0, epoch=epoch).tolist():
-            start, stop = shards.document_starts[number : number + 2]
-            line += [special.cls, *shards.tokens(start, stop).tolist(), special.sep]
-            if len(line) >= needed * length:
+            span = shards.document_starts[number : number + 2]
+            line += [special.cls, *shards.tokens(*span).tolist(), special.sep]
+            if len(line) >= per_step * num_steps * length:
                 break
         epoch += 1
-    return [line[a : a + length] for a in range(0, needed * length, length)]
+    return [line[a : a + length] for a in range(0, per_step * num_steps * length, length)]
 
 
 def peer_collator(setup: Any, args: argparse.Namespace) -> Any:
-    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
-
-    tokenizer = AutoTokenizer.from_pretrained(Path(args.data) / "tokenizer")
-    return DataCollatorForLanguageModeling(tokenizer, mlm_probability=setup.config.objective.rate)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(args.data) / "tokenizer")
+    return transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=setup.config.objective.rate)
 
 
 def with_masks(ids: list[int], setup: Any) -> dict[str, list[int]]:
@@ -316,66 +276,47 @@ def with_masks(ids: list[int], setup: Any) -> dict[str, list[int]]:
 
 
 def by_trainer(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[tuple[float, ...]]:
-    from tempfile import TemporaryDirectory
-
-    import datasets
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
     examples = datasets.Dataset.from_list([with_masks(ids, setup) for ids in peer_examples(setup, args)])
     collate = peer_collator(setup, args)
     shapes: list[tuple[int, int, int]] = []  # tokens, rows, length of each batch, in the order of the steps
     ends: list[float] = []
-    losses: list[float] = []
 
     def counting(features: list[dict[str, Any]]) -> Any:
         batch = collate(features)
         shapes.append((int(batch["attention_mask"].sum()), *batch["input_ids"].shape))
         return batch
 
-    class Clock(TrainerCallback):
+    class Clock(transformers.TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 
-        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-            losses.append(logs.get("loss", losses[-1] if losses else 0.0))
-
-    optimizer = setup.config.optimizer
-    with TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=setup.config.batch.rows,
-            max_steps=setup.num_steps,
-            learning_rate=optimizer.learning_rate,
-            lr_scheduler_type="constant",
-            weight_decay=optimizer.weight_decay,
-            adam_beta1=optimizer.beta1,
-            adam_beta2=optimizer.beta2,
-            adam_epsilon=optimizer.eps,
-            max_grad_norm=optimizer.clip_norm,
-            logging_steps=setup.num_steps,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
+    adam = setup.config.optimizer
+    with tempfile.TemporaryDirectory() as folder:
+        rates = {
+            "learning_rate": adam.learning_rate,
+            "weight_decay": adam.weight_decay,
+            "max_grad_norm": adam.clip_norm,
+        }
+        rates |= {"adam_beta1": adam.beta1, "adam_beta2": adam.beta2, "adam_epsilon": adam.eps}
+        steps = {"max_steps": setup.num_steps, "logging_steps": setup.num_steps, "lr_scheduler_type": "constant"}
+        quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+        arguments = transformers.TrainingArguments(
+            folder, per_device_train_batch_size=setup.config.batch.rows, **rates, **steps, **quiet
         )
-        Trainer(model, arguments, train_dataset=examples, data_collator=counting, callbacks=[Clock()]).train()
+        trainer = transformers.Trainer(model, arguments, counting, examples, callbacks=[Clock()])
+        loss = trainer.train().training_loss
     for end, (tokens, rows, length) in zip(ends, shapes, strict=False):
-        yield end, tokens, rows * length, peer_flops(model, rows, length), losses[0]
+        yield end, tokens, rows * length, peer_flops(model, rows, length), loss
 
 
 def by_hand(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[tuple[float, ...]]:
-    import torch
-
-    from stemformer.data.batches import prefetch
-    from stemformer.training.compute import autocast
-    from stemformer.training.optim import make_optimizer
-
     examples = [with_masks(ids, setup) for ids in peer_examples(setup, args)]
     collate = peer_collator(setup, args)
     rows = setup.config.batch.rows
     optimizer = make_optimizer(model, setup.config.optimizer)
     compiled = torch.compile(model, dynamic=args.lengths == "sentences")
-    for batch in prefetch(lambda s: collate(examples[s * rows : (s + 1) * rows]), range(setup.num_steps)):
+    made = prefetch(lambda s: collate(examples[s * rows : (s + 1) * rows]), range(setup.num_steps + AHEAD))
+    for _, batch in zip(range(setup.num_steps), made, strict=False):
         tokens = int(batch["attention_mask"].sum())
         if args.lengths == "rows":
             del batch["attention_mask"]  # nothing is padded: the faster way
@@ -391,12 +332,9 @@ def by_hand(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[tuple[
 
 
 def profile(args: argparse.Namespace) -> None:
-    import torch
-
-    from stemformer.training.compute import choose_precision
-
+    """Prints where one step of ours spends its time."""
     torch.set_num_threads(args.threads)
-    setup = our_setup(args, choose_precision(args.precision, torch.device("cpu")))
+    setup = our_setup(args, choose_precision(args.precision, CPU))
     steps = our_steps(setup, args, compiled=False)
     for _ in range(args.warmup):
         next(steps)

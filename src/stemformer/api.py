@@ -1,6 +1,7 @@
 """What the command line and Python users call: joins the parts, holds no mathematics."""
 
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -21,7 +22,7 @@ from stemformer.evaluation.evaluate import make_evaluation
 from stemformer.evaluation.fill import fill_masks, pseudo_log_likelihood
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import MaskedLm, SpecialIds
-from stemformer.pretrained import find_folder, load_model, load_with_tokenizer, save_model
+from stemformer.pretrained import attention_dropout, find_folder, load_model, load_with_tokenizer, save_model
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.training.checkpoint import environment, load_checkpoint, newest_checkpoint, write_folder
@@ -92,6 +93,7 @@ def train_tokenizer(
     if kind != "wordpiece":
         raise ConfigError(f"--kind {kind}: only wordpiece can be trained; a byte-level BPE can be loaded")
     folder = _free_folder(out, overwrite=overwrite)
+    _refuse_inside(folder, files)
     progress.start("reading text", total=total_bytes(files), unit="bytes")
     skipped: Counter[str] = Counter()
     texts = (
@@ -156,6 +158,7 @@ def prepare(
     opened = load_tokenizer(tokenizer)
     total = total_bytes(files)
     folder = Path(out) if resume else _free_folder(out, overwrite=overwrite)
+    _refuse_inside(folder, [tokenizer, *files])
     if overwrite and not resume:
         shutil.rmtree(folder, ignore_errors=True)
     progress.start("preparing", total=total, unit="bytes")
@@ -232,14 +235,20 @@ def pretrain(
     )
     compute: dict[str, Any] = {"device": device, "precision": precision, "threads": threads, "compile": compile}
     given = replace(given, compute=replace(given.compute, **{k: v for k, v in compute.items() if v is not None}))
+    given = given if init is None else replace(given, init=init)
+    _refuse_inside(folder, [data, *([config] if config else []), *([init] if init else [])])
+    newest: Path | None = None
+    if stored is not None:
+        _refuse_changes(stored, given)
+        newest, faults = newest_checkpoint(folder / "checkpoints")
+        for fault in faults:
+            progress.say(f"passed over {fault}")
 
     manifest = read_manifest(data)
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     check_tokenizer(manifest, tokenizer)
-    model = _initial_model(given, tokenizer, init if stored is None else None)
+    model = _initial_model(given, tokenizer, newest or given.init)
     resolved = replace(given, model=model.config)
-    if stored is not None:
-        _refuse_changes(stored, resolved)
 
     torch_device = choose_device(resolved.compute.device)
     chosen_precision = choose_precision(resolved.compute.precision, torch_device)
@@ -252,7 +261,7 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch_device)
     optimizer = make_optimizer(model, resolved.optimizer)
-    at = _go_on(model, optimizer, setup, progress) if stored is not None else Position()
+    at = _go_on(newest, model, optimizer, setup, progress) if newest is not None else Position()
     (folder / "config.toml").write_text(to_toml(resolved), encoding="utf-8")
     _tell_start(setup, model, progress)
     if setup.environment["compile"]:
@@ -412,13 +421,18 @@ def _with_options(
     return config if seed is None else replace(config, seed=seed)
 
 
-def _initial_model(config: RunConfig, tokenizer: Tokenizer, init: str | None) -> Model:
+def _initial_model(config: RunConfig, tokenizer: Tokenizer, init: str | Path | None) -> Model:
     """Returns the model that training starts from: the folder's, or a fresh one of the tokenizer's vocabulary."""
     heads = [MaskedLm.head]
     if init is None:
         generator = torch.Generator().manual_seed(config.seed)
         return make_model(replace(config.model, vocab_size=tokenizer.vocab_size), heads, generator=generator)
     model = load_model(init, heads)
+    if attention_dropout(init):
+        warnings.warn(
+            "attention probabilities are trained without dropout here, whatever the model was trained with",
+            stacklevel=3,
+        )
     if model.config.vocab_size != tokenizer.vocab_size:
         raise TokenizerError(
             f"the data's tokenizer has {tokenizer.vocab_size:,} ids, {init} has {model.config.vocab_size:,}: "
@@ -468,11 +482,8 @@ def _refuse_changes(stored: RunConfig, now: RunConfig) -> None:
         )
 
 
-def _go_on(model: Model, optimizer: torch.optim.Optimizer, setup: Setup, progress: Progress) -> Position:
-    """Fills model and optimizer from the newest whole checkpoint, and returns where it stands."""
-    path, faults = newest_checkpoint(setup.folder / "checkpoints")
-    for fault in faults:
-        progress.say(f"passed over {fault}")
+def _go_on(path: Path, model: Model, optimizer: torch.optim.Optimizer, setup: Setup, progress: Progress) -> Position:
+    """Fills model and optimizer from a checkpoint, and returns where it stands."""
     told = load_checkpoint(path, model, optimizer)
     if told.data_fingerprint != setup.rows.shards.fingerprint:
         raise CheckpointError(
@@ -519,6 +530,13 @@ def _free_folder(path: str, *, overwrite: bool) -> Path:
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ConfigError(f"{path} is not empty: give another --out, or --overwrite to replace what it holds")
     return folder
+
+
+def _refuse_inside(folder: Path, inputs: Sequence[str]) -> None:
+    """Refuses an output folder that holds what is read, since --overwrite would delete it."""
+    for given in inputs:
+        if folder.resolve() in (Path(given).resolve(), *Path(given).resolve().parents):
+            raise ConfigError(f"{given} lies in the output folder {folder}: give another --out")
 
 
 def _told_of_data(path: str, manifest: Any) -> dict[str, Any]:

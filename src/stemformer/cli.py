@@ -89,7 +89,8 @@ class Source:
     """How text files are read.
 
     Args:
-        documents: Where a document ends: at each line, at a blank line, at the end of the file.
+        documents: Where a document ends in plain text. auto: each file of a folder or archive is one; in a file that is
+            named itself, blank lines part them, or line ends where it has none.
         column: Which column of a table holds the text.
         errors: What to do with bytes that are no UTF-8.
     """
@@ -153,7 +154,7 @@ def tokenizer(
     """Trains a tokenizer on text files.
 
     Args:
-        files: Text files, folders or hub data sets.
+        files: Text files (also .jsonl, .csv, .parquet, .gz, .xz, .zst, .tar), folders, globs, or hub:NAME data sets.
         out: Folder of the tokenizer.
         kind: WordPiece as in BERT, or byte-level BPE as in GPT-2.
         vocab_size: Number of ids, special ones included.
@@ -198,7 +199,7 @@ def prepare(
     """Turns text files into shards of token ids, and sets a held-out part aside.
 
     Args:
-        files: Text files, folders or hub data sets.
+        files: Text files (also .jsonl, .csv, .parquet, .gz, .xz, .zst, .tar), folders, globs, or hub:NAME data sets.
         tokenizer: Folder of the tokenizer.
         out: Folder of the shards.
         held_out: Share of the documents to hold out.

@@ -50,7 +50,7 @@ def verdict(error: BaseException) -> tuple[int, str]:
             return 141, ""
         case StemformerError():
             return error.exit_code, f"error: {text}"
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             where = f" at {error.filename}" if error.filename else ""
             return 3, f"error: the disk is full{where}: make room and run again"
         case OSError(filename=str() | bytes() | os.PathLike()):

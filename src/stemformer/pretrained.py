@@ -6,12 +6,14 @@ unpickled: `.safetensors` is preferred, and a `.bin` file is read with `torch.lo
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -22,7 +24,10 @@ from stemformer.models.heads import MaskedLmHead, initialise
 from stemformer.models.hf_names import from_hugging_face, to_hugging_face
 from stemformer.models.model import ARCHITECTURES, Model, make_model
 
-__all__ = ["find_folder", "load_model", "load_with_tokenizer", "save_model"]
+__all__ = ["attention_dropout", "find_folder", "load_model", "load_with_tokenizer", "save_model", "save_tensors"]
+
+_DECODER_BIAS = "cls.predictions.decoder.bias"
+"""A second name of `cls.predictions.bias`, which an untied folder needs: there transformers reads this one."""
 
 _HF_CLASS = {
     frozenset[str](): "BertModel",
@@ -45,7 +50,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     for candidate in (folder, folder / "final"):
         if (candidate / "config.json").is_file():
             return candidate
-    steps = sorted(folder.glob("checkpoints/step-*/config.json"))
+    steps = sorted(folder.glob("checkpoints/step-????????/config.json"))
     if steps:
         return steps[-1].parent
     if folder.exists():
@@ -96,8 +101,15 @@ def load_model(path: str | os.PathLike[str], heads: Sequence[str] | None = None)
         heads = [head for head, name in there.items() if name in extra]
     model = make_model(config, heads)
     _untie_if_needed(model, state, raw)
+    if not raw.get("tie_word_embeddings", True) and _DECODER_BIAS in state:  # then this one counts, in transformers too
+        state["cls.predictions.bias"] = state[_DECODER_BIAS]
     wanted = model.state_dict()
-    found, missing, _ = from_hugging_face(state, wanted)
+    found, missing, unused = from_hugging_face(state, wanted)
+    if extra_layers := [name for name in unused if name.startswith("bert.encoder.layer.")]:
+        raise CheckpointError(
+            f"{folder} holds {extra_layers[0]}, config.json says {config.num_hidden_layers} layers: "
+            "the weights and the config are not of the same model"
+        )
     for name, tensor in found.items():
         if tensor.shape != wanted[name].shape:
             raise CheckpointError(
@@ -114,6 +126,11 @@ def load_model(path: str | os.PathLike[str], heads: Sequence[str] | None = None)
             initialise(model.heads[head], std=config.initializer_range, generator=torch.Generator().manual_seed(0))
     model.load_state_dict(found, strict=False)
     return model.eval()
+
+
+def attention_dropout(path: str | os.PathLike[str]) -> float:
+    """Returns the dropout rate of attention probabilities that a folder's `config.json` asks for; ours has none."""
+    return float(_read_config(find_folder(path))[1].get("attention_probs_dropout_prob", 0.0))
 
 
 def load_with_tokenizer(path: str | os.PathLike[str], heads: Sequence[str] | None = None) -> tuple[Model, Tokenizer]:
@@ -140,28 +157,47 @@ def save_model(model: Model, folder: str | os.PathLike[str], tokenizer: Tokenize
         folder: Made if it is not there. Not atomic by itself: the callers write to a temporary name and rename.
         tokenizer: Saved beside the weights.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = to_hugging_face({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
     architecture = _HF_CLASS[frozenset(model.heads)]
     if architecture == "BertModel":
         state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}
+    is_tied = "cls.predictions.decoder.weight" not in state
+    if not is_tied and "masked_lm" in model.heads:
+        state[_DECODER_BIAS] = state["cls.predictions.bias"].clone()
     config = {
         "architectures": [architecture],
         "model_type": "bert",
         **asdict(model.config),
         "attention_probs_dropout_prob": 0.0,
         "position_embedding_type": "absolute",
-        "tie_word_embeddings": "cls.predictions.decoder.weight" not in state,
+        "tie_word_embeddings": is_tied,
         "use_cache": False,
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
     }
     if tokenizer is not None:
         tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, folder / "model.safetensors")
+
+
+def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
+    """Writes named tensors to a safetensors file.
+
+    Raises:
+        OSError: As for any file that cannot be written; the library's own error hides its number.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(state), file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found.group(1)), os.strerror(int(found.group(1))), str(file)) from error
 
 
 # ------------------------------------------------------------------------------------------------------------------------- reading
@@ -172,6 +208,8 @@ def _read_config(folder: Path) -> tuple[BertConfig, Mapping[str, Any]]:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{folder}/config.json cannot be read ({error})", damaged=True) from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{folder}/config.json holds a {type(raw).__name__}: expected an object", damaged=True)
     kind = raw.get("model_type", "bert")
     if kind not in ARCHITECTURES:
         raise CheckpointError(f"{folder} holds a model of type {kind!r}: expected one of {', '.join(ARCHITECTURES)}")
@@ -183,8 +221,8 @@ def _read_config(folder: Path) -> tuple[BertConfig, Mapping[str, Any]]:
         raise CheckpointError(f"{folder}: is_decoder is true: expected a BERT that sees both sides")
     known = {f.name for f in fields(BertConfig)}
     try:
-        return BertConfig(**{name: value for name, value in raw.items() if name in known}), raw
-    except StemformerError as error:
+        return msgspec.convert({name: value for name, value in raw.items() if name in known}, BertConfig), raw
+    except (StemformerError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{folder}/config.json: {error}") from error
 
 
@@ -195,7 +233,12 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{index} cannot be read ({error!r})", damaged=True) from error
+        if lacking := [name for name in names if not (folder / name).is_file()]:
+            raise CheckpointError(f"{folder} lacks {', '.join(lacking)}, which {index.name} names", damaged=True)
     if all((folder / name).is_file() for name in names):
         try:
             state = {key: tensor for name in names for key, tensor in load_file(folder / name).items()}

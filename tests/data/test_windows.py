@@ -99,7 +99,7 @@ def test_document_that_fits_exactly_is_one_piece():
 
 
 def test_sentence_that_ends_at_the_room_is_not_cut_earlier():
-    starts, stops = cut_into_pieces(LineOfTokens([[[2, 2], [1], [3]]]), room=5)
+    _, stops = cut_into_pieces(LineOfTokens([[[2, 2], [1], [3]]]), room=5)
     assert stops.tolist() == [5, 8]
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def make(q_lengths, k_lengths=None, *, dtype=torch.float32, seed=0):
 
 def reference(q, k, v, *, cu_q, cu_k, max_q, max_k, causal=False):
     out = []
-    for (a, b), (c, d) in zip(*(zip(cu[:-1], cu[1:], strict=True) for cu in (cu_q.tolist(), cu_k.tolist())), strict=True):
+    for (a, b), (c, d) in zip(*(pairwise(cu) for cu in (cu_q.tolist(), cu_k.tolist())), strict=True):
         scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) / SIZE**0.5
         if causal:
             last = torch.arange(b - a)[:, None] + (d - c) - (b - a)
@@ -96,7 +96,10 @@ def test_cross_attention_equals_reference(q_lengths, k_lengths):
     expect_reference(*make(q_lengths, k_lengths))
 
 
-AHEAD = {"ragged": ([3, 1, 9, 5], [7, 6, 9, 30]), "flash lengths": ([FLASH_FROM, FLASH_FROM], [FLASH_FROM + 5, FLASH_FROM])}
+AHEAD = {
+    "ragged": ([3, 1, 9, 5], [7, 6, 9, 30]),
+    "flash lengths": ([FLASH_FROM, FLASH_FROM], [FLASH_FROM + 5, FLASH_FROM]),
+}
 
 
 @pytest.mark.parametrize(("q_lengths", "k_lengths"), AHEAD.values(), ids=AHEAD)
@@ -262,7 +265,9 @@ torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)  # inductor fuses the
 @pytest.mark.slow
 def test_compiled_function_has_no_graph_break():
     environment = {**os.environ, "STEMFORMER_NO_TYPECHECK": "1"}
-    done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

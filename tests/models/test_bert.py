@@ -7,7 +7,13 @@ from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.heads import initialise
 from stemformer.models.model import make_model
 
-SIZES = {"vocab_size": 60, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32}
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+}
 CONFIG = BertConfig(**SIZES, num_hidden_layers=3)
 WIDE = BertConfig(vocab_size=2000, hidden_size=128, num_hidden_layers=1, num_attention_heads=4, intermediate_size=256)
 

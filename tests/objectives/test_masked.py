@@ -291,9 +291,7 @@ def test_impossible_shares_are_refused(config, words):
 @pytest.fixture
 def scored():
     """A model, a batch, and the body's states of it."""
-    config = BertConfig(
-        vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
+    config = BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     model = make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).eval()
     masked = objective(rate=0.2)
     batch = collate([masked.corrupt(*row, rng) for row, rng in random_rows(4, seed=18)], [0, 1, 2, 3])
@@ -315,7 +313,9 @@ def test_loss_is_the_cross_entropy_over_the_scored_places(scored):
 def test_counts_are_known_before_the_forward(scored):
     masked, model, batch, states = scored
     losses = masked.loss(model, states, batch)
-    assert masked.counts(batch) == {name: loss.count for name, loss in losses.items()} == {"masked_lm": len(batch.labels)}
+    assert (
+        masked.counts(batch) == {name: loss.count for name, loss in losses.items()} == {"masked_lm": len(batch.labels)}
+    )
 
 
 def test_head_sees_the_scored_places_only(scored):

@@ -62,7 +62,7 @@ class Batch:
     input_ids: Int[Tensor, "N"]
     position_ids: Int[Tensor, "N"]
     token_type_ids: Int[Tensor, "N"]
-    cu_seqlens: Int[Tensor, "S+1"]
+    cu_seqlens: Int[Tensor, "S1"]
     max_seqlen: int
     label_positions: Int[Tensor, "M"]
     labels: Int[Tensor, "M"]
@@ -122,7 +122,12 @@ def example_generator(seed: int, epoch: int, number: int) -> np.random.Generator
 
     Source: Salmon et al. 2011 (Philox: the key and the counter say where in the stream one stands, so streams never meet).
     """
-    return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, number, epoch]))
+    return np.random.Generator(_philox(seed, stream=0, counter=[0, 0, number, epoch]))
+
+
+def _philox(seed: int, *, stream: int, counter: list[int]) -> np.random.Philox:
+    """Returns the bits of a key and a counter; as uint64, since a list with large numbers would pass through floating point."""
+    return np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array(counter, np.uint64))
 
 
 def permuted(indices: Int[np.ndarray, "n"], size: int, *, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
@@ -144,7 +149,7 @@ def permuted(indices: Int[np.ndarray, "n"], size: int, *, seed: int, epoch: int)
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = np.random.Philox(key=[seed, 1], counter=[0, 0, 0, epoch]).random_raw(_ROUNDS)
+    keys = _philox(seed, stream=1, counter=[0, 0, 0, epoch]).random_raw(_ROUNDS)
     values = np.asarray(indices).astype(np.uint64)
     walking = np.ones(len(values), bool)
     while walking.any():

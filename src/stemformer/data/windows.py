@@ -35,7 +35,7 @@ class Rows:
     shards: Shards
     starts: Int[np.ndarray, "p"]
     stops: Int[np.ndarray, "p"]
-    offsets: Int[np.ndarray, "r+1"]
+    offsets: Int[np.ndarray, "r1"]
     row_length: int
     num_special: int
 

@@ -189,7 +189,6 @@ def _from_words(
     return out
 
 
-@torch.inference_mode()
 def _log_probabilities(
     queries: Iterable[tuple[np.ndarray, np.ndarray]], model: Model, tokenizer: Tokenizer
 ) -> Iterator[Float[Tensor, "m V"]]:
@@ -197,11 +196,13 @@ def _log_probabilities(
     device = next(model.parameters()).device
     for batch, sizes in _batches(queries, tokenizer):
         batch = batch.to(device)
-        states = model.body(
-            batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
-        )
-        logits = model.masked_lm_logits(states.index_select(0, batch.label_positions))
-        yield from torch.log_softmax(logits.float(), -1).cpu().split(sizes)  # type: ignore[no-untyped-call]
+        with torch.inference_mode():
+            states = model.body(
+                batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
+            )
+            logits = model.masked_lm_logits(states.index_select(0, batch.label_positions))
+            log_p = torch.log_softmax(logits.float(), -1).cpu()
+        yield from log_p.split(sizes)  # type: ignore[no-untyped-call]
 
 
 def _batches(
@@ -209,10 +210,12 @@ def _batches(
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Yields batches of a bounded number of tokens, and how many places each of their texts asks for."""
     waiting: list[Example] = []
+    num_tokens = 0
     for ids, places in queries:
-        if waiting and sum(len(e.input_ids) for e in waiting) + len(ids) > _TOKENS_AT_ONCE:
+        if waiting and num_tokens + len(ids) + 2 > _TOKENS_AT_ONCE:
             yield collate(waiting, range(len(waiting))), [len(e.labels) for e in waiting]
-            waiting = []
+            waiting, num_tokens = [], 0
+        num_tokens += len(ids) + 2
         with_special = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
         waiting.append(Example(with_special, np.array([len(ids) + 2]), places + 1, ids[places]))
     if waiting:

@@ -41,8 +41,8 @@ def attend(
     k: Float[Tensor, "M H K"],
     v: Float[Tensor, "M H K"],
     *,
-    cu_q: Int[Tensor, "S+1"],
-    cu_k: Int[Tensor, "S+1"],
+    cu_q: Int[Tensor, "S1"],
+    cu_k: Int[Tensor, "S1"],
     max_q: int,
     max_k: int,
     causal: bool = False,
@@ -272,9 +272,12 @@ def _probabilities(q: Tensor, k: Tensor, stack: _Stack) -> Tensor:
 
 
 def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    if int(cu_q[-1]) != q.shape[0]:
+        raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, there are {q.shape[0]} tokens")
     read_q, read_k, read_v = _reader(q), _reader(k), _reader(v)
     out, write = _writer(q)
     lse, write_lse = _writer(q.new_empty(q.shape[0], q.shape[1], dtype=torch.float32))
+    lse.zero_()  # what the bmm kernel leaves out must not be what lay in memory
     for stack in _plan_for(q, cu_q, cu_k, causal):
         bq, bk, bv = read_q(stack.q_rows), read_k(stack.k_rows), read_v(stack.k_rows)
         if stack.flash:

@@ -55,9 +55,12 @@ class BertConfig:
             "num_attention_heads",
             "intermediate_size",
             "max_position_embeddings",
+            "type_vocab_size",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}: expected at least 1")
+        if self.num_hidden_layers < 0:
+            raise ConfigError(f"model.num_hidden_layers is {self.num_hidden_layers}: expected 0 or more")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"model.hidden_size {self.hidden_size} cannot be shared among {self.num_attention_heads} heads: "
@@ -99,7 +102,7 @@ class BertLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S+1"], max_seqlen: int) -> Float[Tensor, "N D"]:
+    def forward(self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S1"], max_seqlen: int) -> Float[Tensor, "N D"]:
         x = self.attention_norm(x + self.dropout(self.attention(x, cu_seqlens, max_seqlen)))
         y: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return y
@@ -141,7 +144,7 @@ class Bert(nn.Module):
         input_ids: Int[Tensor, "N"],
         position_ids: Int[Tensor, "N"],
         token_type_ids: Int[Tensor, "N"],
-        cu_seqlens: Int[Tensor, "S+1"],
+        cu_seqlens: Int[Tensor, "S1"],
         max_seqlen: int,
         *,
         return_layers: tuple[int, ...] = (),
@@ -159,6 +162,8 @@ class Bert(nn.Module):
             replace: States (N, D) put in the place of a layer's own, numbered in the same way.
         """
         replace = replace or {}
+        if wrong := {*return_layers, *replace} - set(range(len(self.layers) + 1)):
+            raise ValueError(f"layers {sorted(wrong)} do not exist: expected numbers from 0 to {len(self.layers)}")
         kept: dict[int, Tensor] = {}
         x = self.embeddings(input_ids, position_ids, token_type_ids)
         for number in range(len(self.layers) + 1):

@@ -100,6 +100,8 @@ def from_hugging_face(
         if not there:
             missing.append(ours)
             continue
+        if len({theirs[name].shape for name in parts}) > 1:
+            raise CheckpointError(f"the weights {', '.join(parts)} are of different shapes: not of one model")
         used.update(parts)
         out[ours] = torch.cat([theirs[name] for name in parts]) if len(parts) > 1 else theirs[parts[0]]
     return out, missing, [name for name in theirs if name not in used]

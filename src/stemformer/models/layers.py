@@ -86,7 +86,7 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S+1"], max_seqlen: int) -> Float[Tensor, "N D"]:
+    def forward(self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S1"], max_seqlen: int) -> Float[Tensor, "N D"]:
         n, d = x.shape
         q, k, v = self.qkv(x).view(n, 3, self.num_heads, d // self.num_heads).unbind(1)  # (N, H, K)
         out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=max_seqlen, max_k=max_seqlen, causal=self.causal)

@@ -84,7 +84,10 @@ def make_model(
         4826
     """
     kind = ARCHITECTURES[architecture]
-    model = Model(config, kind.body(config), {name: kind.heads[name](config) for name in heads})
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # torch's own first weights, which do not stay, come from its global generator
+        model = Model(config, kind.body(config), {name: kind.heads[name](config) for name in heads})
     if generator is not None:
         initialise(model, std=config.initializer_range, generator=generator)
     return model

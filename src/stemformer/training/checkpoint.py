@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError
 from stemformer.models.model import Model
-from stemformer.pretrained import load_model, save_model
+from stemformer.pretrained import load_model, save_model, save_tensors
 
 __all__ = ["Checkpoint", "environment", "load_checkpoint", "newest_checkpoint", "save_checkpoint", "write_folder"]
 
@@ -79,16 +79,15 @@ def save_checkpoint(
     Raises:
         OSError: The disk is full; what was there before is untouched.
     """
-    from safetensors.torch import save_file
-
     target = folder / f"step-{checkpoint.step:08d}"
 
     def write(temporary: Path) -> None:
         save_model(model, temporary, tokenizer)
-        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+        save_tensors(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
         (temporary / "config.toml").write_text(checkpoint.config_toml, encoding="utf-8")
         files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
         told = {**asdict(checkpoint), "files": files}
+        told["sha256"] = _digest(told)
         (temporary / "checkpoint.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
 
     write_folder(target, write)
@@ -153,7 +152,7 @@ def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) 
     from safetensors.torch import load_file
 
     told = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-    told.pop("files")
+    told = {f.name: told[f.name] for f in fields(Checkpoint)}
     model.load_state_dict(load_model(path, list(model.heads)).state_dict())
     state = load_file(path / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
@@ -179,14 +178,20 @@ def _fault(path: Path) -> str | None:
     """Says what is wrong with a checkpoint; None if it is whole."""
     try:
         told = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        if told.pop("sha256") != _digest(told):
+            return "checkpoint.json is damaged"
         for name, expected in told["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
             if _sha256(path / name) != expected:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"checkpoint.json cannot be read ({error})"
     return None
+
+
+def _digest(told: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

@@ -53,11 +53,15 @@ class StepSums:
         self.restart()
 
     def restart(self) -> None:
-        """Begins again; also after an evaluation or a save, whose time is not that of a step."""
+        """Begins again."""
         self._losses: dict[str, list[tuple[Tensor, Tensor, int]]] = {}
         self._tokens = self._steps = 0
         self._flops = 0.0
         self._start = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Takes time off that no step spent: an evaluation, a save."""
+        self._start += seconds
 
     def add_loss(self, name: str, total: Tensor, correct: Tensor, count: int) -> None:
         """Adds the loss of a micro-batch: its sum, how many places were right, and how many there were."""

@@ -127,25 +127,33 @@ def train(
     last_saved = at.step
 
     def evaluate() -> dict[str, float]:
+        started = time.perf_counter()
         figures = setup.evaluate(model)
         at.seconds = time.perf_counter() - began
         if figures:
             log.write(kind="evaluation", step=at.step, tokens=at.tokens, seconds=round(at.seconds, 3), **figures)
             progress.say(f"step {at.step}: " + _line(figures))
-        sums.restart()
         model.train()
+        sums.leave_out(time.perf_counter() - started)
         return figures
 
     def save() -> None:
-        at.seconds = time.perf_counter() - began
+        started = time.perf_counter()
+        at.seconds = started - began
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise TrainingError(_not_finite("weights are", at.step, [], last_saved, setup.folder))
         checkpoint = Checkpoint(
             at.step, at.tokens, at.seconds, to_toml(config), setup.rows.shards.fingerprint, setup.environment
         )
         folder = setup.folder / "checkpoints"
         save_checkpoint(folder, model, optimizer, checkpoint, tokenizer=setup.tokenizer, keep=config.checkpoints.keep)
-        sums.restart()
+        sums.leave_out(time.perf_counter() - started)
 
-    figures = evaluate() if at.step in (0, setup.num_steps) else {}
+    figures: dict[str, float] = {}
+    if at.step == 0:
+        figures = evaluate()
+    elif at.step == setup.num_steps:  # a finished run, asked again
+        figures = setup.evaluate(model)
     progress.start("training", total=setup.num_steps, unit="steps")
     progress.advance(at.step)
     model.train()
@@ -155,7 +163,7 @@ def train(
                 add_gradients(model, batches, setup, at.step, sums)
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm or math.inf)
                 if not torch.isfinite(norm):
-                    raise TrainingError(_not_finite(at.step, batches, last_saved, setup.folder))
+                    raise TrainingError(_not_finite("gradient is", at.step, batches, last_saved, setup.folder))
                 factor = learning_rate_factor(at.step, setup.num_steps, config.schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = config.optimizer.learning_rate * factor
@@ -167,7 +175,8 @@ def train(
                 at.tokens += tokens
                 sums.add_step(tokens, sum(step_flops(model, batch) for batch in batches))
                 is_last = at.step == setup.num_steps
-                if at.step % config.log_every == 0 or is_last:
+                is_saved = at.step % save_every == 0 or is_last or stop.is_requested
+                if at.step % config.log_every == 0 or is_saved:  # a resumed run begins a line of its own
                     at.seconds = time.perf_counter() - began
                     line = sums.take(places=config.batch.rows * config.batch.row_length, peak=setup.peak)
                     log.write(
@@ -183,7 +192,7 @@ def train(
                 progress.advance(1)
                 if at.step % evaluate_every == 0 or is_last:
                     figures = evaluate()
-                if at.step % save_every == 0 or is_last or stop.is_requested:
+                if is_saved:
                     save()
                     last_saved = at.step
                 if stop.is_requested and not is_last:
@@ -209,11 +218,13 @@ def _line(figures: dict[str, float]) -> str:
     return "  ".join(f"{name.replace('_', ' ')} {value:,.{0 if value > 100 else 3}f}" for name, value in shown.items())
 
 
-def _not_finite(step: int, batches: Sequence[Batch], last_saved: int, folder: Path) -> str:
+def _not_finite(what: str, step: int, batches: Sequence[Batch], last_saved: int, folder: Path) -> str:
     numbers = [n for batch in batches for n in batch.example_numbers]
-    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    shown = (
+        " (examples " + ", ".join(map(str, numbers[:8])) + (", ...)" if len(numbers) > 8 else ")") if numbers else ""
+    )
     way_back = f"{folder}/checkpoints/step-{last_saved:08d}" if last_saved else "none yet"
     return (
-        f"the gradient of step {step} is not finite (examples {shown}); last good checkpoint: {way_back}. "
+        f"step {step}: the {what} not finite{shown}; last good checkpoint: {way_back}. "
         "Lower optimizer.learning_rate or lengthen the warm-up, and resume or start again"
     )

@@ -1,5 +1,6 @@
 """A run as data: what `config.toml` holds."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -82,6 +83,9 @@ class ComputeConfig:
     compile: bool | None = None
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        _at_least_one("compute", threads=self.threads)
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -94,6 +98,9 @@ class EvaluationConfig:
 
     every: int | None = None
     rows: int = 512
+
+    def __post_init__(self) -> None:
+        _at_least_one("evaluation", every=self.every, rows=self.rows)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,9 @@ class CheckpointConfig:
     every: int | None = None
     keep: int = 2
 
+    def __post_init__(self) -> None:
+        _at_least_one("checkpoints", every=self.every, keep=self.keep)
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -116,11 +126,13 @@ class RunConfig:
     Attributes:
         recipe: Where the values came from, for people.
         seed: Of everything that is random, from 0.
+        init: The model that training started from, if not from fresh weights.
         log_every: Steps between two lines of `log.jsonl`.
     """
 
     recipe: str = "bert_mini"
     seed: int = 0
+    init: str | None = None
     log_every: int = 10
     model: BertConfig = field(default_factory=BertConfig)
     objective: MaskedLmConfig = field(default_factory=MaskedLmConfig)
@@ -133,8 +145,8 @@ class RunConfig:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: expected 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}: expected a number from 0 to 2**63 - 1")
         if self.log_every < 1:
             raise ConfigError(f"log_every is {self.log_every}: expected at least 1")
         if self.batch.row_length > self.model.max_position_embeddings:
@@ -142,6 +154,12 @@ class RunConfig:
                 f"batch.row_length is {self.batch.row_length}, the model has {self.model.max_position_embeddings} positions: "
                 "lower batch.row_length or raise model.max_position_embeddings"
             )
+
+
+def _at_least_one(table: str, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{table}.{name} is {value}: expected at least 1")
 
 
 def num_steps_of(config: RunConfig, *, num_examples: int, num_tokens: int) -> int:
@@ -161,5 +179,5 @@ def num_steps_of(config: RunConfig, *, num_examples: int, num_tokens: int) -> in
     if budget.tokens is not None:
         return -(-budget.tokens * num_examples // (num_tokens * config.batch.rows))
     if budget.epochs is not None:
-        return -(-int(budget.epochs * num_examples) // config.batch.rows)
+        return max(1, math.ceil(budget.epochs * num_examples / config.batch.rows - 1e-9))
     raise ConfigError("how long to train is not said: give --steps, --tokens or --epochs")

@@ -1,0 +1,136 @@
+"""The pages do what they say: their Python blocks run in order, their command lines parse and, with tiny files, run."""
+
+import doctest
+import re
+import shlex
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from stemformer.cli import app, main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "docs/tour.md")
+SHORTER = {"bert_mini": "bert_tiny", "8000": "2000"}
+"""What is put in place of values of a page's commands, so that they take seconds."""
+BUDGETS = ("--steps", "--tokens", "--epochs")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page that are in a language."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+def command_lines(page: str) -> list[list[str]]:
+    """The words of each line of a page's shell blocks."""
+    return [
+        shlex.split(line, comments=True) for block in blocks(page, "sh") for line in block.splitlines() if line.strip()
+    ]
+
+
+def stemformer_commands(page: str) -> list[list[str]]:
+    return [words[1:] for words in command_lines(page) if words[0] == "stemformer"]
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The same command with a tiny model and two steps."""
+    out = [SHORTER.get(word, word) for word in words]
+    for place, word in enumerate(out):
+        if word in BUDGETS:
+            out[place : place + 2] = ["--steps", "2"]
+    if out[0] == "pretrain":
+        out += ["--set", "batch.rows=4", "--set", "evaluation.rows=8"]
+    return out
+
+
+def write_texts(folder: Path) -> None:
+    """Puts what the pages' commands read into a folder."""
+    text = (files("stemformer") / "samples" / "english" / "jekyll_and_hyde.txt").read_text(encoding="utf-8")
+    (folder / "my_texts").mkdir()
+    for number in range(460):  # each a document, of which about one in a hundred is held out
+        part = text[number * 300 : (number + 1) * 300]
+        (folder / "my_texts" / f"{number:03}.txt").write_text(part, encoding="utf-8")
+    (folder / "novel.txt").write_text(text, encoding="utf-8")
+
+
+def run_python(page: str) -> None:
+    """Runs a page's Python blocks in order, with shared names; what stands under a `>>>` line must be printed."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    found = blocks(page, "python")
+    assert found, f"{page} has no Python block"
+    for number, block in enumerate(found):
+        if ">>>" not in block:
+            exec(compile(block, f"{page}, block {number + 1}", "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(block, names, f"{page}, block {number + 1}", page, 0)
+        said: list[str] = []
+        outcome = doctest.DocTestRunner(verbose=False).run(test, out=said.append, clear_globs=False)
+        assert outcome.attempted
+        assert not outcome.failed, "".join(said)
+        names = test.globs
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stemformer.api.matmul_rate", lambda device, precision: 1e11)  # seconds, and only MFU needs it
+    write_texts(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run_in_order(page, workplace):
+    run_python(page)
+
+
+def test_a_wrong_result_in_a_page_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(
+        "```python\n>>> x = 1\n\n```\n\n```python\n>>> x + 1\n3\n\n```\n", encoding="utf-8"
+    )
+    with pytest.raises(AssertionError, match=r"(?s)Expected:\s+3\s+Got:\s+2"):
+        run_python("page.md")
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, id=" ".join(words)[:60]) for page in PAGES for words in stemformer_commands(page)]
+)
+def test_command_line_parses(words):
+    _, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
+    assert bound.args or bound.kwargs
+
+
+@pytest.mark.parametrize("words", [["fill", "x", "--model", "m", "--no-such-option", "1"], ["no-such-command"]])
+def test_a_wrong_command_line_does_not_parse(words):
+    assert main(words) == 2
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_command_lines_run_in_order(page, workplace, capfd):
+    commands = stemformer_commands(page)
+    assert commands, f"{page} has no command line"
+    for words in commands:
+        code = main([*shortened(words), "--quiet"])
+        captured = capfd.readouterr()
+        assert code == 0, f"stemformer {shlex.join(words)}: {captured.err}"
+        assert captured.out.strip()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = re.findall(r"make ([a-z]+)(?=[\s`])", (ROOT / page).read_text(encoding="utf-8"))
+    assert page != "README.md" or {"quickstart", "test"} <= set(named)
+    assert set(named) <= targets
+
+
+def test_files_that_pages_name_exist():
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:docs|src|benchmarks)/[\w./-]+\.\w+)`", text):
+            assert (ROOT / name).is_file(), f"{page} names {name}"
+        for name in re.findall(r"`([a-z]+(?:/[a-z_]+)?\.py)`", text):
+            assert (ROOT / "src" / "stemformer" / name).is_file(), f"{page} names {name}"

@@ -1,0 +1,427 @@
+"""What is promised about repeating a run (`10 steps = 4 + save + resume + 6`), through `api.pretrain` on a tiny corpus."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stemformer import api
+from stemformer.config import with_settings
+from stemformer.data.batches import prefetch
+from stemformer.data.shards import open_shards
+from stemformer.data.tokenizer import load_tokenizer
+from stemformer.data.windows import make_rows
+from stemformer.errors import CheckpointError, ConfigError
+from stemformer.models.heads import MaskedLmHead
+from stemformer.models.model import make_model
+from stemformer.objectives.masked import MaskedLm, SpecialIds
+from stemformer.pretrained import load_model, save_model
+from stemformer.progress import Silent
+from stemformer.recipes import bert_tiny
+from stemformer.training import loop
+from stemformer.training.log import StepSums, read_log
+
+SETTINGS = [
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.hidden_dropout_prob=0.1",
+    "batch.rows=4",
+    "batch.row_length=32",
+    "evaluation.rows=8",
+    "evaluation.every=5",
+    "checkpoints.every=4",
+    "checkpoints.keep=9",
+    "log_every=1",
+]
+OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
+MATMUL_RATE = 1e11  # measuring it takes seconds, and only `mfu` depends on it
+
+
+def make_text(seed=0, num_documents=200):
+    """Documents of a few sentences with a grammar that can be learned: an adjective goes with its noun."""
+    rng = np.random.default_rng(seed)
+    pairs = [("old", "king"), ("green", "river"), ("small", "child"), ("wise", "teacher"), ("quiet", "garden")]
+    verbs = ["sees", "follows", "remembers", "paints", "forgets"]
+    places = ["under the bridge", "behind the house", "before the winter", "near the forest"]
+
+    def sentence():
+        (a, b), (c, d) = (pairs[i] for i in rng.integers(len(pairs), size=2))
+        return f"The {a} {b} {rng.choice(verbs)} the {c} {d} {rng.choice(places)}."
+
+    return "\n".join(" ".join(sentence() for _ in range(rng.integers(1, 5))) for _ in range(num_documents)) + "\n"
+
+
+def prepare_text(folder, seed):
+    (folder / "text.txt").write_text(make_text(seed))
+    options = {"documents": "line"}
+    if not (folder.parent / "tokenizer").exists():
+        api.train_tokenizer([str(folder / "text.txt")], out=str(folder.parent / "tokenizer"), vocab_size=300, **options)
+    tokenizer = str(folder.parent / "tokenizer")
+    api.prepare(
+        [str(folder / "text.txt")],
+        tokenizer=tokenizer,
+        out=str(folder / "data"),
+        held_out=0.1,
+        num_workers=1,
+        **options,
+    )
+    return str(folder / "data")
+
+
+@pytest.fixture(scope="session")
+def determinism_data(tmp_path_factory):
+    """Two prepared folders with the same tokenizer and other text."""
+    root = tmp_path_factory.mktemp("determinism")
+    folders = [root / "one", root / "two"]
+    for folder in folders:
+        folder.mkdir()
+    return [prepare_text(folder, seed) for seed, folder in enumerate(folders)]
+
+
+@pytest.fixture
+def data(determinism_data):
+    return determinism_data[0]
+
+
+@pytest.fixture(autouse=True)
+def no_timing(monkeypatch):
+    monkeypatch.setattr(api, "matmul_rate", lambda *args: MATMUL_RATE)
+
+
+class StopAt(Silent):
+    """Presses Ctrl-C while a step is under way."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def advance(self, amount, note=""):
+        self.left -= amount
+        if amount and self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+def train(data, out, *, settings=(), **options):
+    options = {"steps": 10} | options
+    return api.pretrain(
+        "bert_tiny", data=data, out=str(out), settings=[*SETTINGS, *settings], precision="fp32", **options
+    )
+
+
+def train_interrupted(data, out, *, at=4, settings=(), resume=None, **options):
+    with pytest.raises(KeyboardInterrupt):
+        train(data, out, settings=settings, progress=StopAt(at), **options)
+    assert newest(out) == at
+    return api.pretrain(data=data, out=str(out), resume=True, precision="fp32", **(resume or {}))
+
+
+def newest(out):
+    return max(int(path.name[5:]) for path in Path(out).glob("checkpoints/step-????????"))
+
+
+def assert_same_files(a, b, names=("model.safetensors", "optimizer.safetensors")):
+    for name in names:
+        first, second = load_file(a / name), load_file(b / name)
+        assert first.keys() == second.keys()
+        different = [key for key in first if not torch.equal(first[key], second[key])]
+        assert different == [], f"{len(different)} of {len(first)} tensors differ in {name}"
+
+
+def log_of(out):
+    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_log(Path(out) / "log.jsonl")]
+
+
+def last_checkpoint(out):
+    return Path(out) / "checkpoints" / f"step-{newest(out):08d}"
+
+
+# 10 = 4 + save + resume + 6
+
+
+@pytest.mark.parametrize("budget", [{"steps": 10}, {"tokens": 1000}, {"epochs": 0.25}], ids=lambda b: next(iter(b)))
+def test_interrupted_run_ends_as_the_whole_one_bit_for_bit(data, tmp_path, budget):
+    options = {"steps": None} | budget
+    whole = train(data, tmp_path / "whole", **options)
+    resumed = train_interrupted(data, tmp_path / "parts", **options)
+    assert whole["steps"] > 4
+    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+    assert_same_files(tmp_path / "whole" / "final", tmp_path / "parts" / "final", ["model.safetensors"])
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    assert {k: v for k, v in whole.items() if k not in ("run", "model", "seconds")} == {
+        k: v for k, v in resumed.items() if k not in ("run", "model", "seconds")
+    }
+
+
+@pytest.mark.parametrize("at", [1, 5, 9])
+def test_interruption_beside_the_regular_checkpoints_changes_nothing(data, tmp_path, at):
+    train(data, tmp_path / "whole")
+    train_interrupted(data, tmp_path / "parts", at=at)
+    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+
+
+def test_log_lines_of_several_steps_do_not_depend_on_the_interruption(data, tmp_path):
+    train(data, tmp_path / "whole", settings=["log_every=5"])
+    train_interrupted(data, tmp_path / "parts", at=7, settings=["log_every=5"])
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+
+
+def test_log_line_is_the_mean_of_all_steps_since_the_last(data, tmp_path):
+    often = ["evaluation.every=100", "checkpoints.every=100", "model.hidden_dropout_prob=0.0"]
+    train(data, tmp_path / "plain", settings=[*often, "log_every=10"])
+    train(data, tmp_path / "saved", settings=[*often[:1], "checkpoints.every=4", *often[2:], "log_every=10"])
+    assert log_of(tmp_path / "plain") == log_of(tmp_path / "saved")  # a save in between drops no loss
+
+
+def test_run_that_was_killed_goes_on_from_its_last_checkpoint(data, tmp_path):
+    train(data, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
+
+        def die(step, *args, original=loop.batches_of_step):
+            if step == 6:
+                raise RuntimeError("killed")
+            return original(step, *args)
+
+        patch.setattr(loop, "batches_of_step", die)
+        train(data, tmp_path / "parts")
+    assert newest(tmp_path / "parts") == 4
+    assert log_of(tmp_path / "parts")[-1]["step"] == 6  # steps 5 and 6 are in the log, and will be done again
+    api.pretrain(data=data, out=str(tmp_path / "parts"), resume=True, precision="fp32")
+    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+
+
+def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(data, tmp_path):
+    train(data, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "parts", progress=StopAt(9))
+    file = last_checkpoint(tmp_path / "parts") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    api.pretrain(data=data, out=str(tmp_path / "parts"), resume=True, precision="fp32")
+    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+
+
+COMPILED = """
+import json, signal, sys
+from stemformer import api
+from stemformer.progress import Silent
+
+api.matmul_rate = lambda *args: 1e11
+data, out, settings, at = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
+
+class StopAt(Silent):
+    left = at
+    def advance(self, amount, note=""):
+        self.left -= amount
+        if amount and self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+try:
+    api.pretrain("bert_tiny", data=data, out=out, settings=settings, steps=10, precision="fp32", threads=2, progress=StopAt())
+except KeyboardInterrupt:
+    pass
+"""
+RESUMED = """
+import sys
+from stemformer import api
+
+api.matmul_rate = lambda *args: 1e11
+api.pretrain(data=sys.argv[1], out=sys.argv[2], resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_interrupted_compiled_run_ends_as_the_whole_one_bit_for_bit(data, tmp_path):
+    environ = {**os.environ, "STEMFORMER_NO_TYPECHECK": "1"}
+    settings = json.dumps([*SETTINGS, "compute.compile=true"])
+
+    def run(code, *arguments):
+        subprocess.run([sys.executable, "-c", code, data, *arguments], check=True, timeout=280, env=environ)
+
+    run(COMPILED, str(tmp_path / "whole"), settings, "0")
+    run(COMPILED, str(tmp_path / "parts"), settings, "4")
+    assert newest(tmp_path / "parts") == 4
+    run(RESUMED, str(tmp_path / "parts"))
+    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+
+
+# Seeds
+
+
+def test_same_seed_gives_the_same_run(data, tmp_path):
+    for name in ("a", "b"):
+        train(data, tmp_path / name, steps=3, seed=5)
+    assert_same_files(last_checkpoint(tmp_path / "a"), last_checkpoint(tmp_path / "b"))
+    assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
+
+
+def test_random_state_of_the_process_does_not_matter(data, tmp_path):
+    train(data, tmp_path / "a", steps=3)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    train(data, tmp_path / "b", steps=3)
+    assert_same_files(last_checkpoint(tmp_path / "a"), last_checkpoint(tmp_path / "b"))
+
+
+def test_another_seed_gives_another_run(data, tmp_path):
+    for seed in (5, 6):
+        train(data, tmp_path / str(seed), steps=3, seed=seed)
+    first, second = (load_file(tmp_path / str(seed) / "final" / "model.safetensors") for seed in (5, 6))
+    matrices = [name for name, tensor in first.items() if tensor.ndim == 2]
+    assert matrices
+    assert not any(torch.equal(first[name], second[name]) for name in matrices)
+
+
+# Gradients
+
+
+def make_setup(data, tmp_path, settings=()):
+    config = with_settings(bert_tiny(), [*SETTINGS, "batch.rows=8", "budget.steps=10", *settings])
+    tokenizer = load_tokenizer(Path(data) / "tokenizer")
+    config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
+    special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
+    return loop.Setup(
+        config=config,
+        num_steps=10,
+        objective=MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size),
+        rows=make_rows(open_shards(data), row_length=config.batch.row_length),
+        evaluate=lambda model: {},
+        tokenizer=tokenizer,
+        device=torch.device("cpu"),
+        precision="fp32",
+        environment={},
+        peak=1.0,
+        folder=tmp_path,
+    )
+
+
+def gradients(setup, step):
+    model = make_model(setup.config.model, ["masked_lm"], generator=torch.Generator().manual_seed(0)).train()
+    loop.add_gradients(model, loop.batches_of_step(step, setup), setup, step, StepSums())
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("micro_rows", [4, 2, 1])
+def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(data, tmp_path, micro_rows):
+    no_dropout = "model.hidden_dropout_prob=0.0"
+    whole = gradients(make_setup(data, tmp_path, [no_dropout]), step=3)
+    parts = gradients(make_setup(data, tmp_path, [no_dropout, f"batch.micro_rows={micro_rows}"]), step=3)
+    largest = max(float(gradient.abs().max()) for gradient in whole.values())
+    worst = max(float((whole[name] - parts[name]).abs().max()) for name in whole)
+    assert worst < 1e-6 * largest  # design, section 4: sums in another order
+
+
+def test_micro_batches_have_dropout_of_their_own(data, tmp_path):
+    setup = make_setup(data, tmp_path)
+    seeds = [loop._dropout_seed(setup.config.seed, step, micro) for step in range(5) for micro in range(5)]
+    assert len(set(seeds)) == 25
+
+
+def test_dropout_is_a_function_of_the_step(data, tmp_path):
+    setup = make_setup(data, tmp_path)
+    first = gradients(setup, step=3)
+    torch.rand(7)
+    again = gradients(setup, step=3)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_batches_of_a_step_are_the_same_however_they_are_made(data, tmp_path):
+    setup = make_setup(data, tmp_path, ["batch.micro_rows=2"])
+    steps = range(3, 9)
+    ahead = list(prefetch(lambda step: loop.batches_of_step(step, setup), steps))
+    for step, made in zip(steps, ahead, strict=True):
+        for one, other in zip(made, loop.batches_of_step(step, setup), strict=True):
+            assert one.example_numbers == other.example_numbers
+            for name in ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "label_positions", "labels"):
+                assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+# What a resumed run may change
+
+
+@pytest.fixture(scope="module")
+def stopped(determinism_data, tmp_path_factory):
+    """A run of 10 steps that was stopped after 2, to be copied."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(api, "matmul_rate", lambda *args: MATMUL_RATE)
+        train(determinism_data[0], out, progress=StopAt(2))
+    return out
+
+
+@pytest.fixture
+def stopped_run(stopped, tmp_path):
+    import shutil
+
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"settings": ["optimizer.learning_rate=0.5"]}, "optimizer.learning_rate was 0.002, is now 0.5"),
+        ({"settings": ["batch.rows=8"]}, "batch.rows was 4, is now 8"),
+        ({"settings": ["model.hidden_size=64"]}, "model.hidden_size was 32, is now 64"),
+        ({"settings": ["objective.unit=word"]}, "objective.unit was token, is now word"),
+        ({"seed": 3}, "seed was 0, is now 3"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_with_both_values(data, stopped_run, options, words):
+    with pytest.raises(CheckpointError) as caught:
+        api.pretrain(data=data, out=str(stopped_run), resume=True, **options)
+    assert words in str(caught.value)
+    assert newest(stopped_run) == 2
+
+
+def test_resuming_with_other_data_is_refused(determinism_data, stopped_run):
+    with pytest.raises(CheckpointError, match="was trained on other data"):
+        api.pretrain(data=determinism_data[1], out=str(stopped_run), resume=True)
+
+
+def test_resuming_may_change_what_only_watches(data, stopped_run):
+    settings = ["log_every=2", "evaluation.every=3", "checkpoints.every=5", "checkpoints.keep=1"]
+    assert api.pretrain(data=data, out=str(stopped_run), resume=True, settings=settings, steps=4)["steps"] == 4
+
+
+def test_resuming_with_a_larger_budget_goes_on(data, stopped_run):
+    assert api.pretrain(data=data, out=str(stopped_run), resume=True, steps=12)["steps"] == 12
+    assert newest(stopped_run) == 12
+
+
+def test_resuming_with_a_budget_that_is_used_up_is_refused(data, stopped_run):
+    with pytest.raises(ConfigError, match="stands at step 2, the budget ends at 1"):
+        api.pretrain(data=data, out=str(stopped_run), resume=True, steps=1)
+
+
+def test_resuming_a_finished_run_returns_what_it_returned(data, tmp_path):
+    first = train(data, tmp_path / "run", steps=3)
+    before, log = (tmp_path / "run/final/model.safetensors").read_bytes(), log_of(tmp_path / "run")
+    again = api.pretrain(data=data, out=str(tmp_path / "run"), resume=True, precision="fp32")
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert (tmp_path / "run/final/model.safetensors").read_bytes() == before
+    assert log_of(tmp_path / "run") == log
+
+
+def test_finished_run_goes_on_with_a_larger_budget(data, tmp_path):
+    train(data, tmp_path / "run", steps=3)
+    assert api.pretrain(data=data, out=str(tmp_path / "run"), resume=True, steps=5)["steps"] == 5
+    assert [line["step"] for line in log_of(tmp_path / "run") if line["kind"] == "train"] == [1, 2, 3, 4, 5]
+
+
+def test_run_from_a_model_with_an_output_matrix_of_its_own_can_be_resumed(data, stopped_run, tmp_path):
+    model = load_model(stopped_run)
+    head = MaskedLmHead(model.config, tied=False)
+    head.load_state_dict({**head.state_dict(), **model.heads["masked_lm"].state_dict()})
+    model.heads["masked_lm"] = head
+    save_model(model, tmp_path / "untied", load_tokenizer(Path(data) / "tokenizer"))
+    ended = train_interrupted(data, tmp_path / "run2", at=1, steps=2, init=str(tmp_path / "untied"))
+    assert ended["steps"] == 2

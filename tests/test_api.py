@@ -1,0 +1,211 @@
+"""The functions that the command line calls, through its `main`, on a tiny corpus."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stemformer import api
+from stemformer.cli import main
+from stemformer.errors import CheckpointError, ConfigError, DataError
+
+SMALL = [
+    *["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=4", "batch.row_length=32"],
+    *["evaluation.rows=8", "log_every=1"],
+]
+
+
+def make_text(seed=0, num_documents=200):
+    """Documents of a few sentences with a grammar that can be learned: an adjective goes with its noun."""
+    rng = np.random.default_rng(seed)
+    pairs = [("old", "king"), ("green", "river"), ("small", "child"), ("wise", "teacher"), ("quiet", "garden")]
+    verbs = ["sees", "follows", "remembers", "paints", "forgets"]
+    places = ["under the bridge", "behind the house", "before the winter", "near the forest"]
+
+    def sentence():
+        (a, b), (c, d) = (pairs[i] for i in rng.integers(len(pairs), size=2))
+        return f"The {a} {b} {rng.choice(verbs)} the {c} {d} {rng.choice(places)}."
+
+    return "\n".join(" ".join(sentence() for _ in range(rng.integers(1, 5))) for _ in range(num_documents)) + "\n"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with text.txt, tok/, data/ and a finished run/ of two steps; not to be changed."""
+    root = tmp_path_factory.mktemp("made")
+    (root / "text.txt").write_text(make_text())
+    text, tok, data = (str(root / name) for name in ("text.txt", "tok", "data"))
+    api.train_tokenizer([text], out=tok, vocab_size=300, documents="line")
+    api.prepare([text], tokenizer=tok, out=data, held_out=0.1, documents="line", num_workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "matmul_rate", lambda *args: 1e11)
+        api.pretrain("bert_tiny", data=data, out=str(root / "run"), settings=SMALL, steps=2, precision="fp32")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_timing(monkeypatch):
+    monkeypatch.setattr(api, "matmul_rate", lambda *args: 1e11)
+
+
+@pytest.fixture
+def told(capsys):
+    """Runs the command line with --json and returns what it printed; progress went to standard error."""
+
+    def run(*arguments):
+        assert main([*(str(argument) for argument in arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+# inspect
+
+
+def test_inspecting_data_tells_its_counts(told, made):
+    found = told("inspect", made / "data")
+    assert found["data"] == str(made / "data")
+    assert found["train"]["documents"] + found["held_out"]["documents"] == 200
+    assert found["skipped"] == {}
+
+
+def test_inspecting_a_run_tells_how_far_it_is(told, made):
+    found = told("inspect", made / "run")
+    assert (found["recipe"], found["is_finished"], found["step"]) == ("bert_tiny", True, 2)
+    assert found["checkpoints"] == ["step-00000001", "step-00000002"]
+    assert found["held_out_masked_lm_loss"] > 0
+    assert found["held_out_unigram_loss"] > 0
+
+
+@pytest.mark.parametrize("folder", ["run/final", "run/checkpoints/step-00000002"])
+def test_inspecting_a_model_tells_its_sizes(told, made, folder):
+    found = told("inspect", made / folder)
+    assert (found["hidden_size"], found["num_hidden_layers"], found["heads"]) == (32, 2, ["masked_lm"])
+    assert found["tokenizer"]["vocab_size"] == found["vocab_size"]
+    assert found["parameters"] > found["parameters_in_layers"] > 0
+
+
+def test_inspecting_a_tokenizer_tells_its_kind(told, made):
+    found = told("inspect", made / "tok")
+    assert (found["kind"], found["lowercase"]) == ("wordpiece", False)
+    assert found["vocab_size"] == json.loads(json.dumps(api.load(str(made / "run"))[1].vocab_size))
+
+
+@pytest.mark.parametrize("folder", ["data", "run", "run/final", "tok"])
+def test_inspect_prints_text_for_people(made, folder, capsys):
+    assert main(["inspect", str(made / folder)]) == 0
+    captured = capsys.readouterr()
+    assert str(made / folder) in captured.out
+    assert captured.err == ""
+
+
+# load, fill
+
+
+def test_loaded_model_is_ready_to_evaluate(made):
+    model, tokenizer = api.load(str(made / "run"))
+    assert not model.training
+    assert tokenizer.vocab_size == model.config.vocab_size
+    assert list(model.heads) == ["masked_lm"]
+
+
+def test_run_folder_opens_as_its_final_model(made):
+    (a, _), (b, _) = api.load(str(made / "run")), api.load(str(made / "run" / "final"))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_fill_gives_the_likeliest_words_in_order(told, made):
+    (found,) = told("fill", "The old [MASK] sees the [MASK].", "--model", made / "run", "--top-k", "3")
+    assert [len(mask["candidates"]) for mask in found["masks"]] == [3, 3]
+    for mask in found["masks"]:
+        p = [candidate["probability"] for candidate in mask["candidates"]]
+        assert p == sorted(p, reverse=True)
+        assert 0 < sum(p) <= 1
+    assert "[MASK]" not in found["filled"]
+
+
+def test_fill_among_words_gives_these_words(told, made):
+    (found,) = told("fill", "The old [MASK].", "--model", made / "run", "--among", "king", "--among", "river")
+    (mask,) = found["masks"]
+    assert {candidate["token"] for candidate in mask["candidates"]} == {"king", "river"}
+    assert sum(candidate["probability"] for candidate in mask["candidates"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_fill_of_nothing_is_refused(made):
+    with pytest.raises(DataError, match="no text was given"):
+        api.fill([], model=str(made / "run"))
+
+
+def test_fill_scores_whole_sentences(told, made):
+    (found,) = told("fill", "The old king sees the river.", "--model", made / "run", "--score")
+    assert found["log_likelihood"] < 0
+    assert found["perplexity"] == pytest.approx(np.exp(-found["log_likelihood"] / found["num_tokens"]))
+
+
+# pretrain
+
+
+def test_pretrain_leaves_a_run_folder(made):
+    expected = {"checkpoints", "config.toml", "final", "log.jsonl"}
+    assert expected <= {path.name for path in (made / "run").iterdir()}
+
+
+def test_pretrain_goes_on_from_a_given_model(made, tmp_path):
+    out = tmp_path / "run"
+    options = {"data": str(made / "data"), "out": str(out), "settings": [*SMALL, "optimizer.learning_rate=1e-12"]}
+    api.pretrain("bert_tiny", **options, init=str(made / "run"), steps=1, precision="fp32")
+    (a, _), (b, _) = api.load(str(made / "run")), api.load(str(out))
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)  # one step at a learning rate of 1e-12
+
+
+def test_pretrain_takes_a_config_file_under_the_settings(made, tmp_path):
+    (tmp_path / "mine.toml").write_text("log_every = 7\nseed = 4\n[batch]\nrows = 6\n")
+    options = {"data": str(made / "data"), "config": str(tmp_path / "mine.toml"), "steps": 1, "precision": "fp32"}
+    api.pretrain("bert_tiny", **options, out=str(tmp_path / "run"), settings=[s for s in SMALL if "log" not in s])
+    text = (tmp_path / "run" / "config.toml").read_text()
+    assert "log_every = 7" in text
+    assert "seed = 4" in text
+    assert "rows = 4" in text  # a setting is stronger
+
+
+def test_pretrain_overwrites_when_told(made, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "old").write_text("old")
+    options = {"data": str(made / "data"), "out": str(out), "settings": SMALL, "steps": 1, "precision": "fp32"}
+    with pytest.raises(ConfigError, match="is not empty"):
+        api.pretrain("bert_tiny", **options)
+    api.pretrain("bert_tiny", **options, overwrite=True)
+    assert not (out / "old").exists()
+    assert (out / "final").is_dir()
+
+
+def test_resume_refuses_another_recipe(made):
+    with pytest.raises(CheckpointError, match="is a bert_tiny, not a bert_mini"):
+        api.pretrain("bert_mini", data=str(made / "data"), out=str(made / "run"), resume=True)
+
+
+def test_data_without_held_out_part_trains(made, tmp_path):
+    options = {"tokenizer": str(made / "tok"), "documents": "line", "held_out": 0.0, "num_workers": 1}
+    api.prepare([str(made / "text.txt")], out=str(tmp_path / "data"), **options)
+    options = {"data": str(tmp_path / "data"), "out": str(tmp_path / "run"), "settings": SMALL, "precision": "fp32"}
+    ended = api.pretrain("bert_tiny", **options, steps=1)
+    assert ended["steps"] == 1
+    assert not any(name.startswith("held_out") for name in ended)
+
+
+# tokenizer, prepare
+
+
+def test_tokenizer_command_tells_what_it_made(told, made, tmp_path):
+    found = told("tokenizer", made / "text.txt", "--out", tmp_path / "tok", "--vocab-size", "90", "--lowercase", "-q")
+    assert (found["vocab_size"], found["lowercase"], found["kind"]) == (90, True, "wordpiece")
+    assert Path(found["tokenizer"], "vocab.txt").is_file()
+
+
+def test_byte_level_bpe_cannot_be_trained_yet(made, tmp_path):
+    with pytest.raises(ConfigError, match="--kind bpe: only wordpiece can be trained"):
+        api.train_tokenizer([str(made / "text.txt")], out=str(tmp_path / "tok"), kind="bpe")

@@ -1,0 +1,119 @@
+import json
+import time
+
+import pytest
+import torch
+
+from stemformer.training.log import RunLog, StepSums, read_log
+
+
+def write_lines(path, steps):
+    path.write_text("".join(json.dumps({"kind": "train", "step": step}) + "\n" for step in steps))
+
+
+def steps_of(path):
+    return [line["step"] for line in read_log(path)]
+
+
+def test_log_gives_back_what_was_written(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", after_step=0)
+    log.write(kind="train", step=1, loss=0.1 + 0.2)
+    log.write(kind="evaluation", step=1, note="größer")
+    log.close()
+    assert read_log(tmp_path / "log.jsonl") == [
+        {"kind": "train", "step": 1, "loss": 0.1 + 0.2},
+        {"kind": "evaluation", "step": 1, "note": "größer"},
+    ]
+
+
+def test_line_is_on_the_disk_before_the_log_is_closed(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", after_step=0)
+    log.write(kind="train", step=1)
+    assert steps_of(tmp_path / "log.jsonl") == [1]
+    log.close()
+
+
+def test_opening_removes_the_lines_behind_the_step(tmp_path):
+    path = tmp_path / "log.jsonl"
+    write_lines(path, [0, 1, 2, 2, 3, 4])
+    log = RunLog(path, after_step=2)
+    assert steps_of(path) == [0, 1, 2, 2]
+    log.write(kind="train", step=3)
+    log.close()
+    assert steps_of(path) == [0, 1, 2, 2, 3]
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_last_line_that_was_cut_off_is_passed_over(tmp_path):
+    path = tmp_path / "log.jsonl"
+    write_lines(path, [1, 2, 3])
+    path.write_text(path.read_text()[:-5])
+    assert steps_of(path) == [1, 2]
+
+
+def test_line_after_a_cut_off_one_begins_a_line(tmp_path):
+    path = tmp_path / "log.jsonl"
+    write_lines(path, [1, 2, 3])
+    path.write_text(path.read_text()[:-5])
+    log = RunLog(path, after_step=3)
+    log.write(kind="train", step=3)
+    log.close()
+    assert steps_of(path) == [1, 2, 3]
+
+
+def test_log_without_file_is_empty(tmp_path):
+    assert read_log(tmp_path / "log.jsonl") == []
+
+
+def test_sums_give_means_over_places():
+    sums = StepSums()
+    sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
+    sums.add_loss("masked_lm", torch.tensor(4.0), torch.tensor(1), 1)
+    line = sums.take(places=10, peak=1.0)
+    assert line["masked_lm_loss"] == 2.5
+    assert line["masked_lm_accuracy"] == 0.5
+
+
+def test_sums_keep_losses_apart_by_name():
+    sums = StepSums()
+    sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
+    sums.add_loss("next_sentence", torch.tensor(1.0), torch.tensor(2), 2)
+    line = sums.take(places=10, peak=1.0)
+    assert (line["masked_lm_loss"], line["next_sentence_loss"]) == (2.0, 0.5)
+
+
+def test_sums_of_no_place_are_zero():
+    sums = StepSums()
+    sums.add_loss("masked_lm", torch.tensor(0.0), torch.tensor(0), 0)
+    assert sums.take(places=10, peak=1.0)["masked_lm_loss"] == 0.0
+
+
+def test_sums_begin_again_after_a_line():
+    sums = StepSums()
+    sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
+    sums.take(places=10, peak=1.0)
+    sums.add_loss("masked_lm", torch.tensor(1.0), torch.tensor(0), 1)
+    assert sums.take(places=10, peak=1.0)["masked_lm_loss"] == 1.0
+
+
+def test_fill_is_the_mean_share_of_places():
+    sums = StepSums()
+    sums.add_step(90, 0.0)
+    sums.add_step(70, 0.0)
+    assert sums.take(places=100, peak=1.0)["fill"] == pytest.approx(0.8)
+
+
+def test_rates_are_of_the_time_since_the_last_line():
+    sums = StepSums()
+    sums.add_step(100, 2000.0)
+    time.sleep(0.05)
+    line = sums.take(places=100, peak=1000.0)
+    assert 0 < line["tokens_per_second"] <= 100 / 0.05
+    assert line["mfu"] == pytest.approx(2000 / 1000 * line["tokens_per_second"] / 100)
+
+
+def test_loss_is_let_go_of_its_graph():
+    sums = StepSums()
+    total = torch.ones(1, requires_grad=True).sum()
+    sums.add_loss("masked_lm", total, torch.tensor(0), 1)
+    assert not any(kept.requires_grad for kept, _, _ in sums._losses["masked_lm"])

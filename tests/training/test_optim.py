@@ -1,0 +1,157 @@
+import math
+
+import pytest
+import torch
+
+from stemformer.errors import ConfigError
+from stemformer.models.bert import BertConfig
+from stemformer.models.model import make_model
+from stemformer.training.optim import OptimizerConfig, ScheduleConfig, learning_rate_factor, make_optimizer
+
+KINDS = ["linear", "cosine", "constant", "wsd"]
+
+
+def factors(num_steps, **config):
+    return [learning_rate_factor(step, num_steps, ScheduleConfig(**config)) for step in range(num_steps)]
+
+
+def small_model():
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    return make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0))
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_warmup_rises_evenly_to_the_peak(kind):
+    assert factors(20, kind=kind, warmup_steps=4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_step_moves_without_warmup(kind):
+    assert factors(20, kind=kind, warmup_steps=0)[0] == 1.0
+
+
+def test_warmup_share_is_of_the_whole_run():
+    assert factors(40, warmup_share=0.25)[:10] == [(step + 1) / 10 for step in range(10)]
+
+
+def test_warmup_steps_win_over_the_share():
+    assert factors(40, warmup_share=0.5, warmup_steps=2)[:3] == [0.5, 1.0, 1.0]
+
+
+def test_linear_falls_evenly_and_its_last_step_still_moves():
+    assert factors(8, kind="linear", warmup_steps=4) == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_linear_would_reach_zero_one_step_behind_the_last():
+    assert learning_rate_factor(8, 8, ScheduleConfig(warmup_steps=4)) == 0.0
+
+
+def test_cosine_is_half_way_in_the_middle():
+    config = ScheduleConfig(kind="cosine", warmup_steps=0)
+    assert learning_rate_factor(50, 100, config) == pytest.approx(0.5)
+    assert learning_rate_factor(25, 100, config) == pytest.approx(0.5 + 0.5 * math.cos(math.pi / 4))
+
+
+def test_constant_stays():
+    assert factors(30, kind="constant", warmup_steps=3)[2:] == [1.0] * 28
+
+
+def test_wsd_stays_and_falls_over_the_last_share():
+    got = factors(20, kind="wsd", warmup_steps=2, decay_share=0.25)
+    assert got == pytest.approx([0.5, *[1.0] * 15, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_wsd_falls_over_all_that_warmup_leaves_where_the_share_is_larger():
+    got = factors(10, kind="wsd", warmup_steps=6, decay_share=0.9)
+    assert got[6:] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "wsd"])
+def test_final_share_is_where_the_fall_ends(kind):
+    config = ScheduleConfig(kind=kind, warmup_steps=2, final_share=0.1)
+    assert learning_rate_factor(100, 100, config) == pytest.approx(0.1)
+    assert min(factors(100, kind=kind, warmup_steps=2, final_share=0.1)) >= 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("warmup", [0, 1, 5, 1000])
+def test_factor_is_above_zero_and_at_most_one_at_every_step(kind, num_steps, warmup):
+    assert all(0 < factor <= 1 for factor in factors(num_steps, kind=kind, warmup_steps=warmup))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"warmup_share": 1.5}, "schedule.warmup_share is 1.5"),
+        ({"decay_share": -0.1}, "schedule.decay_share is -0.1"),
+        ({"final_share": 2.0}, "schedule.final_share is 2.0"),
+        ({"warmup_steps": -1}, "schedule.warmup_steps is -1"),
+    ],
+)
+def test_impossible_schedule_is_refused(config, words):
+    with pytest.raises(ConfigError, match=words):
+        ScheduleConfig(**config)
+
+
+# The optimizer
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"learning_rate": 0.0}, "optimizer.learning_rate is 0.0"),
+        ({"learning_rate": float("nan")}, "optimizer.learning_rate is nan"),
+        ({"beta1": 1.0}, "beta1, beta2 are 1.0"),
+        ({"eps": -1e-6}, "not negative"),
+        ({"weight_decay": -0.1}, "not negative"),
+        ({"clip_norm": -1.0}, "not negative"),
+    ],
+)
+def test_impossible_optimizer_is_refused(config, words):
+    with pytest.raises(ConfigError, match=words):
+        OptimizerConfig(**config)
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    model = small_model()
+    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.3))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        expected = 0.0 if name.endswith("bias") or "norm" in name else 0.3
+        assert decay[id(parameter)] == expected, name
+
+
+def test_each_parameter_is_in_one_group():
+    model = small_model()
+    ids = [id(p) for group in make_optimizer(model, OptimizerConfig()).param_groups for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+
+
+def test_parameters_without_gradient_are_left_out():
+    model = small_model()
+    model.body.embeddings.requires_grad_(False)
+    ids = {id(p) for group in make_optimizer(model, OptimizerConfig()).param_groups for p in group["params"]}
+    assert ids == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_optimizer_takes_the_rates_of_its_config():
+    config = OptimizerConfig(learning_rate=3e-4, beta1=0.8, beta2=0.95, eps=1e-7)
+    for group in make_optimizer(small_model(), config).param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (3e-4, (0.8, 0.95), 1e-7)
+
+
+def test_step_is_that_of_the_published_algorithm():
+    parameter = torch.nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        parameter.weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
+    optimizer = make_optimizer(parameter, OptimizerConfig(learning_rate=0.1, weight_decay=0.2, eps=1e-6))
+    parameter.weight.grad = torch.tensor([[0.3, -0.1, 2.0]])
+    optimizer.step()
+    # Algorithm 2 of Loshchilov and Hutter at its first step: the bias-corrected mean over root is g / (|g| + eps).
+    w, g = torch.tensor([[1.0, -2.0, 0.5]]).double(), torch.tensor([[0.3, -0.1, 2.0]]).double()
+    expected = w * (1 - 0.1 * 0.2) - 0.1 * g / (g.abs() + 1e-6)
+    torch.testing.assert_close(parameter.weight.detach().double(), expected, rtol=1e-6, atol=0)  # float32
