@@ -328,7 +328,7 @@ def by_hand(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[tuple[
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         n, length = batch["input_ids"].shape
-        yield time.perf_counter(), tokens, n * length, peer_flops(model, n, length), float(loss)
+        yield time.perf_counter(), tokens, n * length, peer_flops(model, n, length), loss.item()
 
 
 def profile(args: argparse.Namespace) -> None:

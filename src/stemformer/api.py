@@ -33,7 +33,7 @@ from stemformer.training.compute import (
     compile_blocks,
     matmul_rate,
 )
-from stemformer.training.log import read_log
+from stemformer.training.log import StepSums, read_log
 from stemformer.training.loop import Position, Setup, train
 from stemformer.training.optim import make_optimizer
 from stemformer.training.run import MAY_CHANGE, RunConfig, num_steps_of
@@ -498,7 +498,7 @@ def _go_on(path: Path, model: Model, optimizer: torch.optim.Optimizer, setup: Se
         raise ConfigError(
             f"{path} stands at step {told.step}, the budget ends at {setup.num_steps}: give a larger budget"
         )
-    return Position(told.step, told.tokens, told.seconds)
+    return Position(told.step, told.tokens, told.seconds, StepSums(told.sums))
 
 
 def _tell_start(setup: Setup, model: Model, progress: Progress) -> None:

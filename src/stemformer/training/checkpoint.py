@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Checkpoint:
         config_toml: The resolved configuration.
         data_fingerprint: Of the prepared data.
         environment: What a bit-for-bit continuation depends on.
+        sums: What was summed since the last line of the log.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Checkpoint:
     config_toml: str
     data_fingerprint: str
     environment: dict[str, Any]
+    sums: dict[str, Any] = field(default_factory=dict)
 
 
 def environment(device: torch.device, precision: str, compiled: bool) -> dict[str, Any]:

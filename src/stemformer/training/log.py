@@ -2,12 +2,15 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 __all__ = ["RunLog", "StepSums", "read_log"]
+
+_NOTHING: dict[str, Any] = {"losses": {}, "tokens": 0, "steps": 0, "flops": 0.0, "seconds": 0.0}
 
 
 class RunLog:
@@ -47,17 +50,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class StepSums:
-    """What has been summed since the last log line. Losses stay on the device until the line is written."""
+    """What has been summed since the last log line. Losses stay on the device until they are asked for.
 
-    def __init__(self) -> None:
-        self.restart()
+    Args:
+        state: Of an earlier `state()`, so that a resumed run goes on in the middle of a line.
+    """
 
-    def restart(self) -> None:
-        """Begins again."""
-        self._losses: dict[str, list[tuple[Tensor, Tensor, int]]] = {}
-        self._tokens = self._steps = 0
-        self._flops = 0.0
-        self._start = time.perf_counter()
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        self._begin(state or _NOTHING)
+
+    def _begin(self, state: Mapping[str, Any]) -> None:
+        self._waiting: list[tuple[str, Tensor, Tensor, int]] = []
+        self._losses: dict[str, list[float]] = {name: list(parts) for name, parts in state["losses"].items()}
+        self._tokens, self._steps, self._flops = state["tokens"], state["steps"], state["flops"]
+        self._start = time.perf_counter() - state["seconds"]
 
     def leave_out(self, seconds: float) -> None:
         """Takes time off that no step spent: an evaluation, a save."""
@@ -65,13 +71,28 @@ class StepSums:
 
     def add_loss(self, name: str, total: Tensor, correct: Tensor, count: int) -> None:
         """Adds the loss of a micro-batch: its sum, how many places were right, and how many there were."""
-        self._losses.setdefault(name, []).append((total.detach(), correct, count))
+        self._waiting.append((name, total.detach(), correct, count))
 
     def add_step(self, tokens: int, flops: float) -> None:
         """Adds a step's tokens and floating-point operations."""
         self._tokens += tokens
         self._flops += flops
         self._steps += 1
+
+    def state(self) -> dict[str, Any]:
+        """Returns all sums as plain numbers."""
+        for name, total, correct, count in self._waiting:
+            before = self._losses.get(name, [0.0, 0, 0])
+            self._losses[name] = [before[0] + total.item(), before[1] + correct.item(), before[2] + count]
+        self._waiting = []
+        seconds = time.perf_counter() - self._start
+        return {
+            "losses": self._losses,
+            "tokens": self._tokens,
+            "steps": self._steps,
+            "flops": self._flops,
+            "seconds": seconds,
+        }
 
     def take(self, *, places: int, peak: float) -> dict[str, float]:
         """Returns means and rates since the last line, and begins again.
@@ -80,14 +101,13 @@ class StepSums:
             places: Tokens that fit into a step's rows, for the fill.
             peak: Floating-point operations a second of the device, for MFU.
         """
+        state = self.state()
         line: dict[str, float] = {}
-        for name, parts in self._losses.items():
-            count = max(1, sum(count for _, _, count in parts))
-            line[f"{name}_loss"] = sum(float(total) for total, _, _ in parts) / count
-            line[f"{name}_accuracy"] = sum(int(correct) for _, correct, _ in parts) / count
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        line["tokens_per_second"] = self._tokens / seconds
-        line["fill"] = self._tokens / max(1, self._steps * places)
-        line["mfu"] = self._flops / seconds / peak
-        self.restart()
+        for name, (total, correct, count) in state["losses"].items():
+            line |= {f"{name}_loss": total / max(1, count), f"{name}_accuracy": correct / max(1, count)}
+        seconds = max(state["seconds"], 1e-9)
+        line["tokens_per_second"] = state["tokens"] / seconds
+        line["fill"] = state["tokens"] / max(1, state["steps"] * places)
+        line["mfu"] = state["flops"] / seconds / peak
+        self._begin(_NOTHING)
         return line

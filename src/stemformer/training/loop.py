@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,13 @@ class Position:
         step: Steps done.
         tokens: Tokens seen.
         seconds: Time spent, interruptions not counted.
+        sums: What is summed for the next line of the log.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    sums: StepSums = field(default_factory=StepSums)
 
 
 def batches_of_step(step: int, setup: Setup) -> list[Batch]:
@@ -122,7 +124,7 @@ def train(
     evaluate_every = config.evaluation.every or max(1, setup.num_steps // 20)
     save_every = config.checkpoints.every or max(1, setup.num_steps // 10)
     log = RunLog(setup.folder / "log.jsonl", after_step=at.step)
-    sums = StepSums()
+    sums = at.sums
     began = time.perf_counter() - at.seconds
     last_saved = at.step
 
@@ -135,6 +137,8 @@ def train(
             progress.say(f"step {at.step}: " + _line(figures))
         model.train()
         sums.leave_out(time.perf_counter() - started)
+        if not all(map(math.isfinite, figures.values())):
+            raise TrainingError(_not_finite("held-out loss is", at.step, [], last_saved, setup.folder))
         return figures
 
     def save() -> None:
@@ -143,7 +147,13 @@ def train(
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             raise TrainingError(_not_finite("weights are", at.step, [], last_saved, setup.folder))
         checkpoint = Checkpoint(
-            at.step, at.tokens, at.seconds, to_toml(config), setup.rows.shards.fingerprint, setup.environment
+            at.step,
+            at.tokens,
+            at.seconds,
+            to_toml(config),
+            setup.rows.shards.fingerprint,
+            setup.environment,
+            sums.state(),
         )
         folder = setup.folder / "checkpoints"
         save_checkpoint(folder, model, optimizer, checkpoint, tokenizer=setup.tokenizer, keep=config.checkpoints.keep)
@@ -175,8 +185,7 @@ def train(
                 at.tokens += tokens
                 sums.add_step(tokens, sum(step_flops(model, batch) for batch in batches))
                 is_last = at.step == setup.num_steps
-                is_saved = at.step % save_every == 0 or is_last or stop.is_requested
-                if at.step % config.log_every == 0 or is_saved:  # a resumed run begins a line of its own
+                if at.step % config.log_every == 0 or is_last:
                     at.seconds = time.perf_counter() - began
                     line = sums.take(places=config.batch.rows * config.batch.row_length, peak=setup.peak)
                     log.write(
@@ -190,12 +199,13 @@ def train(
                     )
                     progress.advance(0, _line(line))
                 progress.advance(1)
+                is_stopping = stop.is_requested  # asked once, so that nothing stops before it is saved
                 if at.step % evaluate_every == 0 or is_last:
                     figures = evaluate()
-                if is_saved:
+                if at.step % save_every == 0 or is_last or is_stopping:
                     save()
                     last_saved = at.step
-                if stop.is_requested and not is_last:
+                if is_stopping and not is_last:
                     progress.say(f"stopped after step {at.step} of {setup.num_steps} and saved: go on with --resume")
                     stop.act()
     finally:
