@@ -13,6 +13,7 @@ if not os.environ.get("STEMFORMER_NO_TYPECHECK"):
     install_import_hook("stemformer", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 os.environ["OMP_NUM_THREADS"] = "2"  # for the processes that tests start
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent

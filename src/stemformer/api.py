@@ -356,7 +356,7 @@ def quickstart(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Takes the embedded texts all the way: tokenizer, shards, a small BERT, and blanks filled before and after.
+    """Takes the embedded English texts all the way: tokenizer, shards, a very small BERT, and blanks filled with it.
 
     Args:
         out: Folder of everything that is made.
@@ -378,7 +378,7 @@ def quickstart(
         "bert_tiny",
         data=data,
         out=run,
-        steps=400,
+        steps=1500,
         seed=seed,
         device=device,
         precision=precision,

@@ -7,6 +7,7 @@ heavy is imported before a command runs, so that `stemformer --help` answers at 
 # ruff: noqa: D417 - `source`, `machine` and `output` are described by their classes
 
 import contextlib
+import os
 import sys
 import traceback
 import warnings
@@ -254,7 +255,7 @@ def pretrain(
         out: Folder of the run.
         init: Model folder or hub id to start from, instead of random weights.
         config: TOML file laid over the recipe.
-        settings: One setting laid over both, such as training.learning_rate=1e-3; may be given again.
+        settings: One setting laid over both, such as optimizer.learning_rate=1e-3; may be given again.
         steps: Budget in optimizer steps.
         tokens: Budget in tokens.
         epochs: Budget in passes over the data.
@@ -336,6 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `stemformer`; those of the process by default.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # Threads that spin while they wait make a run several times slower as soon as another program wants a core (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with sigterm_raises(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

@@ -64,3 +64,11 @@ def test_other_thread_trains_without_handlers():
     thread.start()
     thread.join()
     assert outcome == [False]
+
+
+def test_second_sigterm_is_ignored_until_the_step_is_saved():
+    with sigterm_raises(), pytest.raises(Terminated), StopBetweenSteps() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_requested
+        stop.act()

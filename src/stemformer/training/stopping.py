@@ -10,7 +10,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopBetweenSteps:
-    """A context in which the first Ctrl-C or SIGTERM is only noted; a second one acts at once.
+    """A context in which Ctrl-C and SIGTERM are only noted; a second Ctrl-C acts at once.
 
     Attributes:
         is_requested: True once a signal came.
@@ -47,7 +47,10 @@ class StopBetweenSteps:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.is_requested, self._number = True, number
-        self._restore()
+        if (
+            number == signal.SIGINT
+        ):  # a second Ctrl-C is impatience; a second SIGTERM is how `timeout` and clusters send it
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
