@@ -1,8 +1,10 @@
 """What all tests share: shapes checked at run time, two threads, and where large real data lies."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Before the package is imported: the hook rewrites modules as they load. Compile tests run in a subprocess without it.
@@ -34,3 +36,46 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no large data sets at {folder}")
     return folder
+
+
+def _make_text(seed: int = 0, num_documents: int = 200) -> str:
+    """Documents of a few sentences with a grammar that can be learned: an adjective goes with its noun."""
+    rng = np.random.default_rng(seed)
+    pairs = [("old", "king"), ("green", "river"), ("small", "child"), ("wise", "teacher"), ("quiet", "garden")]
+    verbs = ["sees", "follows", "remembers", "paints", "forgets"]
+    places = ["under the bridge", "behind the house", "before the winter", "near the forest"]
+
+    def sentence() -> str:
+        (a, b), (c, d) = (pairs[i] for i in rng.integers(len(pairs), size=2))
+        return f"The {a} {b} {rng.choice(verbs)} the {c} {d} {rng.choice(places)}."
+
+    return "\n".join(" ".join(sentence() for _ in range(rng.integers(1, 5))) for _ in range(num_documents)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def make_text() -> Callable[..., str]:
+    """A function from a seed and a number of documents to a small text, a document a line."""
+    return _make_text
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text.txt, tok/ and data/ made of it; not to be changed."""
+    from stemformer import api
+
+    root = tmp_path_factory.mktemp("tiny")
+    (root / "text.txt").write_text(_make_text())
+    text, tok, data = (str(root / name) for name in ("text.txt", "tok", "data"))
+    api.train_tokenizer([text], out=tok, vocab_size=300, documents="line")
+    api.prepare([text], tokenizer=tok, out=data, held_out=0.1, documents="line", num_workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def no_timing():
+    """Does not measure the machine at the start of a run: it takes seconds, and only `mfu` depends on it."""
+    from stemformer import api
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "matmul_rate", lambda *args: 1e11)
+        yield

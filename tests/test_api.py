@@ -1,6 +1,7 @@
 """The functions that the command line calls, through its `main`, on a tiny corpus."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,37 +18,17 @@ SMALL = [
 ]
 
 
-def make_text(seed=0, num_documents=200):
-    """Documents of a few sentences with a grammar that can be learned: an adjective goes with its noun."""
-    rng = np.random.default_rng(seed)
-    pairs = [("old", "king"), ("green", "river"), ("small", "child"), ("wise", "teacher"), ("quiet", "garden")]
-    verbs = ["sees", "follows", "remembers", "paints", "forgets"]
-    places = ["under the bridge", "behind the house", "before the winter", "near the forest"]
-
-    def sentence():
-        (a, b), (c, d) = (pairs[i] for i in rng.integers(len(pairs), size=2))
-        return f"The {a} {b} {rng.choice(verbs)} the {c} {d} {rng.choice(places)}."
-
-    return "\n".join(" ".join(sentence() for _ in range(rng.integers(1, 5))) for _ in range(num_documents)) + "\n"
+pytestmark = pytest.mark.usefixtures("no_timing")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tiny, no_timing, tmp_path_factory):
     """A folder with text.txt, tok/, data/ and a finished run/ of two steps; not to be changed."""
     root = tmp_path_factory.mktemp("made")
-    (root / "text.txt").write_text(make_text())
-    text, tok, data = (str(root / name) for name in ("text.txt", "tok", "data"))
-    api.train_tokenizer([text], out=tok, vocab_size=300, documents="line")
-    api.prepare([text], tokenizer=tok, out=data, held_out=0.1, documents="line", num_workers=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "matmul_rate", lambda *args: 1e11)
-        api.pretrain("bert_tiny", data=data, out=str(root / "run"), settings=SMALL, steps=2, precision="fp32")
+    shutil.copytree(tiny, root, dirs_exist_ok=True)
+    data, run = str(root / "data"), str(root / "run")
+    api.pretrain("bert_tiny", data=data, out=run, settings=SMALL, steps=2, precision="fp32")
     return root
-
-
-@pytest.fixture(autouse=True)
-def no_timing(monkeypatch):
-    monkeypatch.setattr(api, "matmul_rate", lambda *args: 1e11)
 
 
 @pytest.fixture

@@ -14,40 +14,20 @@ GOLDEN = [
 SETTINGS = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=8", "batch.row_length=32", "log_every=1"]
 
 
-def make_text(seed=0, num_documents=200):
-    """Documents of a few sentences with a grammar that can be learned: an adjective goes with its noun."""
-    rng = np.random.default_rng(seed)
-    pairs = [("old", "king"), ("green", "river"), ("small", "child"), ("wise", "teacher"), ("quiet", "garden")]
-    verbs = ["sees", "follows", "remembers", "paints", "forgets"]
-    places = ["under the bridge", "behind the house", "before the winter", "near the forest"]
-
-    def sentence():
-        (a, b), (c, d) = (pairs[i] for i in rng.integers(len(pairs), size=2))
-        return f"The {a} {b} {rng.choice(verbs)} the {c} {d} {rng.choice(places)}."
-
-    return "\n".join(" ".join(sentence() for _ in range(rng.integers(1, 5))) for _ in range(num_documents)) + "\n"
-
-
 @pytest.fixture(scope="module")
-def curve(tmp_path_factory):
-    root = tmp_path_factory.mktemp("golden")
-    text, tokenizer, data = (str(root / name) for name in ("text.txt", "tokenizer", "data"))
-    (root / "text.txt").write_text(make_text())
-    api.train_tokenizer([text], out=tokenizer, vocab_size=300, documents="line")
-    api.prepare([text], tokenizer=tokenizer, out=data, held_out=0.1, documents="line", num_workers=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "matmul_rate", lambda *args: 1e11)  # seconds, and only `mfu` depends on it
-        api.pretrain(
-            "bert_tiny",
-            data=data,
-            out=str(root / "run"),
-            settings=[*SETTINGS, "evaluation.rows=32", "evaluation.every=20", "checkpoints.every=20"],
-            steps=20,
-            precision="fp32",
-            device="cpu",
-            compile=False,
-        )
-    return read_log(root / "run" / "log.jsonl")
+def curve(tiny, no_timing, tmp_path_factory):
+    out = tmp_path_factory.mktemp("golden") / "run"
+    api.pretrain(
+        "bert_tiny",
+        data=str(tiny / "data"),
+        out=str(out),
+        settings=[*SETTINGS, "evaluation.rows=32", "evaluation.every=20", "checkpoints.every=20"],
+        steps=20,
+        precision="fp32",
+        device="cpu",
+        compile=False,
+    )
+    return read_log(out / "log.jsonl")
 
 
 def test_losses_are_those_that_were_stored(curve):

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from stemformer import api
@@ -21,40 +20,17 @@ SMALL = [
 ]
 
 
-def make_text(seed=0, num_documents=200):
-    """Documents of a few sentences with a grammar that can be learned: an adjective goes with its noun."""
-    rng = np.random.default_rng(seed)
-    pairs = [("old", "king"), ("green", "river"), ("small", "child"), ("wise", "teacher"), ("quiet", "garden")]
-    verbs = ["sees", "follows", "remembers", "paints", "forgets"]
-    places = ["under the bridge", "behind the house", "before the winter", "near the forest"]
-
-    def sentence():
-        (a, b), (c, d) = (pairs[i] for i in rng.integers(len(pairs), size=2))
-        return f"The {a} {b} {rng.choice(verbs)} the {c} {d} {rng.choice(places)}."
-
-    return "\n".join(" ".join(sentence() for _ in range(rng.integers(1, 5))) for _ in range(num_documents)) + "\n"
+pytestmark = pytest.mark.usefixtures("no_timing")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tiny, no_timing, tmp_path_factory):
     """A folder with text.txt, tok/, data/ and a finished run/ of two steps; not to be changed."""
     root = tmp_path_factory.mktemp("made")
-    (root / "text.txt").write_text(make_text())
-    text, tok, data = (str(root / name) for name in ("text.txt", "tok", "data"))
-    api.train_tokenizer([text], out=tok, vocab_size=300, documents="line")
-    api.prepare([text], tokenizer=tok, out=data, held_out=0.1, documents="line", num_workers=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "matmul_rate", lambda *args: 1e11)
-        code = main(
-            ["pretrain", "--recipe", "bert_tiny", "--data", data, "--out", str(root / "run"), *SMALL, "--steps=2", "-q"]
-        )
-    assert code == 0
+    shutil.copytree(tiny, root, dirs_exist_ok=True)
+    arguments = ["pretrain", "--recipe", "bert_tiny", "--data", str(root / "data"), "--out", str(root / "run")]
+    assert main([*arguments, *SMALL, "--steps=2", "-q"]) == 0
     return root
-
-
-@pytest.fixture(autouse=True)
-def no_timing(monkeypatch):
-    monkeypatch.setattr(api, "matmul_rate", lambda *args: 1e11)
 
 
 @pytest.fixture
@@ -115,7 +91,7 @@ def test_file_that_is_not_utf8_is_named_with_the_byte(fails, made, tmp_path):
     )
 
 
-def test_file_that_is_not_utf8_is_read_with_errors_replace(made, tmp_path, capsys):
+def test_file_that_is_not_utf8_is_read_with_errors_replace(made, make_text, tmp_path, capsys):
     text = make_text(seed=1).encode() + b"Caf\xe9 au lait\n"
     (tmp_path / "latin.txt").write_bytes(text)
     arguments = prepare(tmp_path / "latin.txt", made, tmp_path / "d", "--errors", "replace", "--json")
@@ -132,7 +108,7 @@ def test_tokenizer_of_an_empty_file(fails, tmp_path):
 # Too little
 
 
-def test_corpus_too_small_for_a_batch(fails, made, tmp_path, capsys):
+def test_corpus_too_small_for_a_batch(fails, made, make_text, tmp_path, capsys):
     (tmp_path / "small.txt").write_text(make_text(num_documents=2))
     assert main([str(a) for a in prepare(tmp_path / "small.txt", made, tmp_path / "d", "--held-out", "0")]) == 0
     capsys.readouterr()
@@ -141,7 +117,7 @@ def test_corpus_too_small_for_a_batch(fails, made, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_corpus_too_small_for_a_held_out_part(fails, made, tmp_path):
+def test_corpus_too_small_for_a_held_out_part(fails, made, make_text, tmp_path):
     (tmp_path / "small.txt").write_text(make_text(num_documents=2))
     words = ["of 2 documents none fell in the held-out split", "raise --held-out"]
     fails(prepare(tmp_path / "small.txt", made, tmp_path / "d", "--held-out=0.0001", "--documents=line"), 2, *words)
@@ -278,7 +254,7 @@ def test_folder_that_is_not_empty_is_refused_and_left_alone(fails, made, tmp_pat
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
-def test_overwriting_the_folder_of_the_tokenizer_in_use_is_refused(fails, made, tmp_path):
+def test_overwriting_the_folder_of_the_tokenizer_in_use_is_refused(fails, made, make_text, tmp_path):
     shutil.copytree(made / "tok", tmp_path / "all" / "tok")
     (tmp_path / "all" / "text.txt").write_text(make_text())
     arguments = [

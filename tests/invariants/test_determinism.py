@@ -43,25 +43,10 @@ SETTINGS = [
     "log_every=1",
 ]
 OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
-MATMUL_RATE = 1e11  # measuring it takes seconds, and only `mfu` depends on it
 
 
-def make_text(seed=0, num_documents=200):
-    """Documents of a few sentences with a grammar that can be learned: an adjective goes with its noun."""
-    rng = np.random.default_rng(seed)
-    pairs = [("old", "king"), ("green", "river"), ("small", "child"), ("wise", "teacher"), ("quiet", "garden")]
-    verbs = ["sees", "follows", "remembers", "paints", "forgets"]
-    places = ["under the bridge", "behind the house", "before the winter", "near the forest"]
-
-    def sentence():
-        (a, b), (c, d) = (pairs[i] for i in rng.integers(len(pairs), size=2))
-        return f"The {a} {b} {rng.choice(verbs)} the {c} {d} {rng.choice(places)}."
-
-    return "\n".join(" ".join(sentence() for _ in range(rng.integers(1, 5))) for _ in range(num_documents)) + "\n"
-
-
-def prepare_text(folder, seed):
-    (folder / "text.txt").write_text(make_text(seed))
+def prepare_text(folder, text):
+    (folder / "text.txt").write_text(text)
     options = {"documents": "line"}
     if not (folder.parent / "tokenizer").exists():
         api.train_tokenizer([str(folder / "text.txt")], out=str(folder.parent / "tokenizer"), vocab_size=300, **options)
@@ -78,13 +63,13 @@ def prepare_text(folder, seed):
 
 
 @pytest.fixture(scope="session")
-def determinism_data(tmp_path_factory):
+def determinism_data(make_text, tmp_path_factory):
     """Two prepared folders with the same tokenizer and other text."""
     root = tmp_path_factory.mktemp("determinism")
     folders = [root / "one", root / "two"]
     for folder in folders:
         folder.mkdir()
-    return [prepare_text(folder, seed) for seed, folder in enumerate(folders)]
+    return [prepare_text(folder, make_text(seed)) for seed, folder in enumerate(folders)]
 
 
 @pytest.fixture
@@ -92,9 +77,7 @@ def data(determinism_data):
     return determinism_data[0]
 
 
-@pytest.fixture(autouse=True)
-def no_timing(monkeypatch):
-    monkeypatch.setattr(api, "matmul_rate", lambda *args: MATMUL_RATE)
+pytestmark = pytest.mark.usefixtures("no_timing")
 
 
 class StopAt(Silent):
@@ -349,11 +332,10 @@ def test_batches_of_a_step_are_the_same_however_they_are_made(data, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stopped(determinism_data, tmp_path_factory):
+def stopped(determinism_data, no_timing, tmp_path_factory):
     """A run of 10 steps that was stopped after 2, to be copied."""
     out = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(api, "matmul_rate", lambda *args: MATMUL_RATE)
+    with suppress(KeyboardInterrupt):
         train(determinism_data[0], out, progress=StopAt(2))
     return out
 
