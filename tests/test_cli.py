@@ -121,11 +121,11 @@ def test_wrong_command_line_is_one_line_and_exit_code_2(words, message, use_api,
     ("words", "name", "args", "options"),
     [
         (
-            ["tokenizer", "a.txt", "b.txt", "--out", "tok", "--kind", "bpe", "--vocab-size", "99", "--lowercase"],
+            ["tokenizer", "a.txt", "b.txt", "--out", "tok", "--kind", "wordpiece", "--vocab-size", "99", "--lowercase"],
             "train_tokenizer",
             (["a.txt", "b.txt"],),
             {
-                **{"out": "tok", "kind": "bpe", "vocab_size": 99, "lowercase": True, "documents": "auto"},
+                **{"out": "tok", "kind": "wordpiece", "vocab_size": 99, "lowercase": True, "documents": "auto"},
                 **{"column": "text", "errors": "strict", "max_characters": 100_000_000, "seed": 0, "overwrite": False},
             },
         ),
@@ -135,7 +135,7 @@ def test_wrong_command_line_is_one_line_and_exit_code_2(words, message, use_api,
             (["a.txt"],),
             {
                 **{"tokenizer": "tok", "out": "d", "held_out": 0.01, "documents": "line", "column": "text"},
-                **{"errors": "strict", "num_workers": 2, "overwrite": False, "resume": False},
+                **{"errors": "strict", "words": "tokenizer", "num_workers": 2, "overwrite": False, "resume": False},
             },
         ),
         (

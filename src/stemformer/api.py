@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from stemformer.config import differences, from_toml, merge_toml, to_toml, with_settings
-from stemformer.data.corpus import read_documents, total_bytes
+from stemformer.data.corpus import find_files, read_documents, total_bytes
 from stemformer.data.manifest import check_tokenizer
 from stemformer.data.shards import open_shards, read_manifest, write_shards
 from stemformer.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
@@ -90,6 +90,10 @@ def train_tokenizer(
         TokenizerError: Too little text, or too small a vocabulary.
     """
     progress = progress or Silent()
+    if vocab_size < 10:
+        raise ConfigError(
+            f"--vocab-size {vocab_size}: expected at least 10, for five special tokens and some characters"
+        )
     if kind != "wordpiece":
         raise ConfigError(f"--kind {kind}: only wordpiece can be trained; a byte-level BPE can be loaded")
     folder = _free_folder(out, overwrite=overwrite)
@@ -176,7 +180,13 @@ def prepare(
         on_bytes=progress.advance,
     )
     progress.finish()
-    return _told_of_data(out, manifest)
+    told = _told_of_data(out, manifest)
+    if told["unknown"] > 0.05:
+        progress.say(
+            f"{told['unknown']:.0%} of the tokens are [UNK]: this tokenizer was not made for such text (or its words are not parted by "
+            "spaces); train one on these files"
+        )
+    return told
 
 
 def pretrain(
@@ -236,14 +246,21 @@ def pretrain(
     compute: dict[str, Any] = {"device": device, "precision": precision, "threads": threads, "compile": compile}
     given = replace(given, compute=replace(given.compute, **{k: v for k, v in compute.items() if v is not None}))
     given = given if init is None else replace(given, init=init)
-    _refuse_inside(folder, [data, *([config] if config else []), *([init] if init else [])])
+    if init is not None and any(setting.strip().startswith("model.") for setting in settings):
+        raise ConfigError(
+            "--set model.* has no effect beside --init, whose model has sizes of its own: leave one of them out"
+        )
+    _refuse_inside(folder, [path for path in (data, config, init) if path and Path(path).exists()])
     newest: Path | None = None
     if stored is not None:
         _refuse_changes(stored, given)
         newest, faults = newest_checkpoint(folder / "checkpoints")
         for fault in faults:
             progress.say(f"passed over {fault}")
+            damaged = folder / "checkpoints" / fault.partition(":")[0]
+            damaged.rename(damaged.with_name(damaged.name + ".damaged"))  # out of the way of the steps that come again
 
+    progress.start("opening the data")
     manifest = read_manifest(data)
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     check_tokenizer(manifest, tokenizer)
@@ -262,7 +279,11 @@ def pretrain(
     model.to(torch_device)
     optimizer = make_optimizer(model, resolved.optimizer)
     at = _go_on(newest, model, optimizer, setup, progress) if newest is not None else Position()
-    (folder / "config.toml").write_text(to_toml(resolved), encoding="utf-8")
+    if at.step < setup.num_steps:
+        shutil.rmtree(folder / "final", ignore_errors=True)  # of a smaller budget; a checkpoint holds the same weights
+    temporary = folder / "config.toml.tmp"
+    temporary.write_text(to_toml(resolved), encoding="utf-8")
+    temporary.replace(folder / "config.toml")
     _tell_start(setup, model, progress)
     if setup.environment["compile"]:
         compile_blocks(model)
@@ -304,6 +325,12 @@ def fill(
     """
     if not text:
         raise DataError("no text was given: give sentences with [MASK] in them")
+    if score and (among is not None or any("[MASK]" in t for t in text)):
+        raise ConfigError(
+            "--score rates whole sentences: leave out --among, and put a word in the place of each [MASK]"
+        )
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}: expected at least 1")
     if threads:
         torch.set_num_threads(threads)
     torch_device = choose_device(device)
@@ -395,9 +422,9 @@ def quickstart(
 
 def _stored_config(folder: Path, recipe: str | None) -> RunConfig:
     """Returns the configuration of the run that is to be resumed."""
-    file = folder / "config.toml"
-    if not file.is_file():
+    if not (folder / "config.toml").is_file():
         raise CheckpointError(f"{folder} holds no run to resume: leave out --resume to start one")
+    file = newest_checkpoint(folder / "checkpoints")[0] / "config.toml"  # its bytes are vouched for by the checkpoint
     stored = from_toml(RunConfig, file.read_text(encoding="utf-8"), source=str(file))
     if recipe not in (None, stored.recipe):
         raise CheckpointError(f"the run in {folder} is a {stored.recipe}, not a {recipe}: resume it without --recipe")
@@ -426,7 +453,8 @@ def _initial_model(config: RunConfig, tokenizer: Tokenizer, init: str | Path | N
     heads = [MaskedLm.head]
     if init is None:
         generator = torch.Generator().manual_seed(config.seed)
-        return make_model(replace(config.model, vocab_size=tokenizer.vocab_size), heads, generator=generator)
+        sizes = replace(config.model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+        return make_model(sizes, heads, generator=generator)
     model = load_model(init, heads)
     if attention_dropout(init):
         warnings.warn(
@@ -510,7 +538,7 @@ def _tell_start(setup: Setup, model: Model, progress: Progress) -> None:
         + (", blocks compiled" if setup.environment["compile"] else "")
     )
     progress.say(
-        f"{rows.num_tokens:,} tokens in {len(rows):,} rows of {config.batch.row_length} ({rows.fill:.1%} filled); "
+        f"{rows.num_tokens:,} tokens, special ones included, in {len(rows):,} rows of {config.batch.row_length} ({rows.fill:.1%} filled); "
         f"{setup.num_steps:,} steps of {config.batch.rows} rows, {passes:.2f} passes"
     )
 
@@ -534,9 +562,11 @@ def _free_folder(path: str, *, overwrite: bool) -> Path:
 
 def _refuse_inside(folder: Path, inputs: Sequence[str]) -> None:
     """Refuses an output folder that holds what is read, since --overwrite would delete it."""
-    for given in inputs:
-        if folder.resolve() in (Path(given).resolve(), *Path(given).resolve().parents):
-            raise ConfigError(f"{given} lies in the output folder {folder}: give another --out")
+    local = [Path(given).expanduser() for given in inputs if not given.startswith("hub:")]
+    patterns = [path for path in local if not path.exists()]
+    for path in [*local, *(find_files(patterns) if patterns else [])]:
+        if folder.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(f"{path} lies in the output folder {folder}: give another --out")
 
 
 def _told_of_data(path: str, manifest: Any) -> dict[str, Any]:
@@ -545,9 +575,17 @@ def _told_of_data(path: str, manifest: Any) -> dict[str, Any]:
         "vocab_size": manifest.vocab_size,
         "fingerprint": manifest.fingerprint[:16],
         **{name: asdict(counts) for name, counts in manifest.splits.items()},
+        "unknown": _share_of_unknown(Path(path)),
         "skipped": dict(manifest.skipped),
         "megabytes": round(sum(file.bytes for file in manifest.files.values()) / 1e6, 1),
     }
+
+
+def _share_of_unknown(folder: Path) -> float:
+    """Returns how much of the training tokens is [UNK], which a model can learn nothing from."""
+    counts = open_shards(folder, verify=False).unigram_counts
+    unknown = load_tokenizer(folder / "tokenizer").id_of("[UNK]")
+    return 0.0 if unknown is None else round(float(counts[unknown] / max(1, counts.sum())), 4)
 
 
 def _told_of_run(folder: Path) -> dict[str, Any]:

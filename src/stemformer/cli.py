@@ -143,7 +143,7 @@ def tokenizer(
     /,
     *,
     out: str,
-    kind: Literal["wordpiece", "bpe"] = "wordpiece",
+    kind: Literal["wordpiece"] = "wordpiece",
     vocab_size: int = 30522,
     lowercase: Flag = False,
     max_characters: int = 100_000_000,
@@ -157,7 +157,7 @@ def tokenizer(
     Args:
         files: Text files (also .jsonl, .csv, .parquet, .gz, .xz, .zst, .tar), folders, globs, or hub:NAME data sets.
         out: Folder of the tokenizer.
-        kind: WordPiece as in BERT, or byte-level BPE as in GPT-2.
+        kind: WordPiece as in BERT.
         vocab_size: Number of ids, special ones included.
         lowercase: Fold case and strip accents.
         max_characters: How much text to learn from; more is sampled down.
@@ -259,7 +259,7 @@ def pretrain(
         steps: Budget in optimizer steps.
         tokens: Budget in tokens.
         epochs: Budget in passes over the data.
-        time: Budget on the clock, such as 30m or 2h.
+        time: Budget on the clock; not there yet.
         seed: Number from which all randomness comes.
         compile: Compile the blocks of the model, or not; by default what suits the device.
         resume: Go on where the run in --out stopped.

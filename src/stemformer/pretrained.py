@@ -177,7 +177,7 @@ def save_model(model: Model, folder: str | os.PathLike[str], tokenizer: Tokenize
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
     }
     if tokenizer is not None:
-        tokenizer.save(folder)
+        tokenizer.save(folder, model_max_length=model.config.max_position_embeddings)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tensors(state, folder / "model.safetensors")
 

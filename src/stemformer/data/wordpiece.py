@@ -78,7 +78,9 @@ def learn_vocabulary(
         chunks.update(pattern.findall(text))
     words = _count_words(chunks, normalizer)
     if not words:
-        raise TokenizerError("no words to train a tokenizer on: expected text; check the files given")
+        raise TokenizerError(
+            "no words to train a tokenizer on: expected text in words of at most 100 characters; part longer runs (DNA, say) by spaces"
+        )
     alphabet = _choose_alphabet(words, vocab_size)
     return _merge(words, alphabet, vocab_size=vocab_size, min_frequency=min_frequency)
 

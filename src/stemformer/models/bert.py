@@ -61,6 +61,8 @@ class BertConfig:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}: expected at least 1")
         if self.num_hidden_layers < 0:
             raise ConfigError(f"model.num_hidden_layers is {self.num_hidden_layers}: expected 0 or more")
+        if not (0 <= self.initializer_range < float("inf") and 0 < self.layer_norm_eps < float("inf")):
+            raise ConfigError("model.initializer_range and layer_norm_eps: expected positive, finite numbers")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"model.hidden_size {self.hidden_size} cannot be shared among {self.num_attention_heads} heads: "

@@ -54,7 +54,7 @@ class Dropout(nn.Module):
         return f"rate={self.rate}"
 
 
-@torch.library.custom_op("stemformer::random_bytes", mutates_args=())
+@torch.library.custom_op("stemformer::random_bytes", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _random_bytes(like: Tensor) -> Tensor:
     """Returns uniform bytes in the shape of `like`: an operator, so that compiled and eager runs draw the same."""
     words = torch.empty((like.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)

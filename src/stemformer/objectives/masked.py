@@ -18,8 +18,8 @@ from stemformer.objectives.losses import LossSum, cross_entropy_sum
 
 __all__ = ["MaskedLm", "MaskedLmConfig", "SpecialIds", "choose_spans", "choose_tokens", "choose_words"]
 
-_SPAN_P = 0.2
-_LONGEST_SPAN = 10
+_SPAN_SHARES = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
+"""How likely a span of 1 to 10 words is: geometric with p = 0.2, cut off and renormalised, 3.8 words on average."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def choose_tokens(n: int, budget: int, rng: np.random.Generator) -> Int[np.ndarr
 def choose_words(word_starts: Bool[np.ndarray, "n"], budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:
     """Returns exactly `budget` places that make up whole words, ascending.
 
-    Words are taken in random order, one that no longer fits is passed over. Where only longer words are left at the end, the last
-    one is cut, so that the number is exact.
+    Words are taken in random order, one that no longer fits is passed over, so long words are hidden a little less often. Where only
+    longer words are left at the end, the first that was passed over is cut, so that the number is exact.
     """
     starts = np.flatnonzero(word_starts)
     sizes = np.diff(np.append(starts, len(word_starts)))
@@ -158,7 +158,8 @@ def choose_spans(
     """Returns exactly `budget` places in spans of whole words, ascending, and the number of the span of each.
 
     A span begins at a word and has a geometric number of words (p = 0.2, at most 10), within one sequence; the last one is cut
-    where the budget ends. A span is replaced as a whole, so its places share one fate.
+    where the budget ends. A span is replaced as a whole, so its places share one fate. Since spans run to the right, the first words
+    of a sequence are hidden less often than the others.
     """
     n = len(word_starts)
     starts = np.flatnonzero(word_starts)
@@ -169,7 +170,7 @@ def choose_spans(
     while left:
         free = starts[span_of[starts] < 0]
         first = int(free[rng.integers(len(free))]) if len(free) else int(np.flatnonzero(span_of < 0)[0])
-        words = min(int(rng.geometric(_SPAN_P)), _LONGEST_SPAN)
+        words = 1 + int(rng.choice(10, p=_SPAN_SHARES))
         word = int(np.searchsorted(starts, first, side="right")) - 1
         stop = int(bounds[min(word + words, len(starts))])
         stop = min(stop, int(sequence_ends[np.searchsorted(sequence_ends, first, side="right")]))

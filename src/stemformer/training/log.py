@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from stemformer.errors import CheckpointError
+
 __all__ = ["RunLog", "StepSums", "read_log"]
 
 _NOTHING: dict[str, Any] = {"losses": {}, "tokens": 0, "steps": 0, "flops": 0.0, "seconds": 0.0}
@@ -38,14 +40,21 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a log, without a last one that was cut off; [] if there is no file."""
+    """Returns the lines of a log, without a last one that was cut off; [] if there is no file.
+
+    Raises:
+        CheckpointError: A line before the last cannot be read.
+    """
+    texts = path.read_bytes().splitlines() if path.is_file() else []
     lines: list[dict[str, Any]] = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            if number < len(texts):
+                raise CheckpointError(
+                    f"{path}, line {number}, cannot be read: repair or remove it", damaged=True
+                ) from error
     return lines
 
 

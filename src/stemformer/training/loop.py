@@ -132,13 +132,13 @@ def train(
         started = time.perf_counter()
         figures = setup.evaluate(model)
         at.seconds = time.perf_counter() - began
+        if not all(map(math.isfinite, figures.values())):
+            raise TrainingError(_not_finite("held-out loss is", at.step, [], last_saved, setup.folder))
         if figures:
             log.write(kind="evaluation", step=at.step, tokens=at.tokens, seconds=round(at.seconds, 3), **figures)
             progress.say(f"step {at.step}: " + _line(figures))
         model.train()
         sums.leave_out(time.perf_counter() - started)
-        if not all(map(math.isfinite, figures.values())):
-            raise TrainingError(_not_finite("held-out loss is", at.step, [], last_saved, setup.folder))
         return figures
 
     def save() -> None:

@@ -36,6 +36,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.learning_rate, self.eps, self.weight_decay, self.clip_norm))):
+            raise ConfigError("optimizer.learning_rate, eps, weight_decay and clip_norm: expected finite numbers")
         if not self.learning_rate > 0:
             raise ConfigError(f"optimizer.learning_rate is {self.learning_rate}: expected a positive number")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
@@ -54,7 +56,7 @@ class ScheduleConfig:
         warmup_share: Share of the run over which the rate rises from 0 to the peak.
         warmup_steps: The same in steps, if set.
         decay_share: Of `wsd`.
-        final_share: Share of the peak at the last step.
+        final_share: Share of the peak that the fall ends at, one step after the last.
     """
 
     kind: Literal["linear", "cosine", "constant", "wsd"] = "linear"

@@ -48,7 +48,7 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """How long a run is. The first that is set counts: steps, tokens, epochs.
+    """How long a run is: one of steps, tokens, epochs.
 
     Attributes:
         steps: Optimizer steps.
@@ -63,8 +63,10 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "tokens", "epochs"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"budget.{name} is {value}: expected a positive number")
+        if sum(value is not None for value in (self.steps, self.tokens, self.epochs)) > 1:
+            raise ConfigError("budget: more than one of steps, tokens and epochs is set; set the others to none")
 
 
 @dataclass(frozen=True)

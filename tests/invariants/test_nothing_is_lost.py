@@ -1,0 +1,113 @@
+"""What must survive a mistake or a fault: the user's files, and what a run has learned."""
+
+import shutil
+import signal
+
+import pytest
+
+from stemformer import api
+from stemformer.errors import CheckpointError, ConfigError
+from stemformer.pretrained import find_folder
+from stemformer.progress import Silent
+from stemformer.training.log import read_log
+
+pytestmark = pytest.mark.usefixtures("no_timing")
+
+SETTINGS = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=4", "batch.row_length=32"]
+
+
+class Stop(Silent):
+    """Presses Ctrl-C after so many steps."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def advance(self, amount, note=""):
+        self.left -= amount == 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """A run of 4 steps, with a checkpoint after 2 and 4."""
+    settings = [*SETTINGS, "checkpoints.every=2", "evaluation.rows=4", "evaluation.every=4", "log_every=1"]
+    api.pretrain("bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "run"), settings=settings, steps=4)
+    return tmp_path / "run"
+
+
+def flip(file):
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+
+
+def test_overwriting_what_a_pattern_reads_is_refused(tiny, tmp_path):
+    (tmp_path / "in").mkdir()
+    shutil.copy(tiny / "text.txt", tmp_path / "in" / "t.txt")
+    for job in (
+        lambda out: api.prepare([str(tmp_path / "*/t.txt")], tokenizer=str(tiny / "tok"), out=out, overwrite=True),
+        lambda out: api.train_tokenizer([str(tmp_path / "*/t.txt")], out=out, vocab_size=300, overwrite=True),
+    ):
+        with pytest.raises(ConfigError, match="lies in the output folder"):
+            job(str(tmp_path / "in"))
+    assert (tmp_path / "in" / "t.txt").is_file()
+
+
+def test_damaged_checkpoint_does_not_push_out_a_whole_one(tiny, run):
+    flip(run / "checkpoints" / "step-00000004" / "model.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        api.pretrain(
+            data=str(tiny / "data"), out=str(run), resume=True, settings=["checkpoints.keep=1"], progress=Stop(1)
+        )
+    assert api.pretrain(data=str(tiny / "data"), out=str(run), resume=True)["steps"] == 4
+
+
+def test_edited_configuration_does_not_change_a_resumed_run(tiny, run):
+    file = run / "config.toml"
+    file.write_text(file.read_text().replace("learning_rate = 0.002", "learning_rate = 0.5"))
+    api.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=6)
+    assert max(line["learning_rate"] for line in read_log(run / "log.jsonl") if line["kind"] == "train") <= 0.002
+    assert "learning_rate = 0.002" in file.read_text()
+
+
+def test_run_that_goes_on_no_longer_counts_as_finished(tiny, run):
+    with pytest.raises(KeyboardInterrupt):
+        api.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=9, progress=Stop(2))
+    assert find_folder(run).name == "step-00000006"
+    assert not api.inspect(str(run))["is_finished"]
+
+
+def test_log_with_a_broken_line_in_the_middle_is_not_cut(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    with pytest.raises(CheckpointError, match="line 2"):
+        read_log(tmp_path / "log.jsonl")
+
+
+def test_settings_of_sizes_beside_a_given_model_are_refused(tiny, run, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.\* has no effect beside --init"):
+        api.pretrain(
+            "bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "b"), init=str(run), settings=SETTINGS, steps=1
+        )
+
+
+def test_two_budgets_are_refused(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="more than one of steps, tokens and epochs"):
+        api.pretrain("bert_base_2018", data=str(tiny / "data"), out=str(tmp_path / "b"), settings=["budget.epochs=1.0"])
+
+
+def test_scoring_a_text_with_a_blank_is_refused(run):
+    with pytest.raises(ConfigError, match="put a word in the place of each"):
+        api.fill(["The [MASK] sees."], model=str(run), score=True)
+
+
+def test_text_that_the_tokenizer_does_not_know_is_told(tiny, tmp_path):
+    (tmp_path / "zh.txt").write_text("我们学习语言模型\n" * 30, encoding="utf-8")
+    told = []
+    progress = Silent()
+    progress.say = told.append
+    made = api.prepare(
+        [str(tmp_path / "zh.txt")], tokenizer=str(tiny / "tok"), out=str(tmp_path / "d"), held_out=0, progress=progress
+    )
+    assert made["unknown"] == 1.0
+    assert "[UNK]" in told[0]
