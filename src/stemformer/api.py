@@ -246,10 +246,6 @@ def pretrain(
     compute: dict[str, Any] = {"device": device, "precision": precision, "threads": threads, "compile": compile}
     given = replace(given, compute=replace(given.compute, **{k: v for k, v in compute.items() if v is not None}))
     given = given if init is None else replace(given, init=init)
-    if init is not None and any(setting.strip().startswith("model.") for setting in settings):
-        raise ConfigError(
-            "--set model.* has no effect beside --init, whose model has sizes of its own: leave one of them out"
-        )
     _refuse_inside(folder, [path for path in (data, config, init) if path and Path(path).exists()])
     newest: Path | None = None
     if stored is not None:
@@ -265,6 +261,7 @@ def pretrain(
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     check_tokenizer(manifest, tokenizer)
     model = _initial_model(given, tokenizer, newest or given.init)
+    _refuse_other_sizes(given, model, settings)
     resolved = replace(given, model=model.config)
 
     torch_device = choose_device(resolved.compute.device)
@@ -467,6 +464,17 @@ def _initial_model(config: RunConfig, tokenizer: Tokenizer, init: str | Path | N
             "prepare the text with the tokenizer of that model"
         )
     return model
+
+
+def _refuse_other_sizes(config: RunConfig, model: Model, settings: Sequence[str]) -> None:
+    """Refuses `--set model.x=...` where the model that training starts from has another value, and keeps it."""
+    for key in (setting.partition("=")[0].strip() for setting in settings):
+        name = key.removeprefix("model.")
+        if key.startswith("model.") and getattr(config.model, name) != getattr(model.config, name):
+            raise ConfigError(
+                f"{key} is {getattr(config.model, name)}, the model that training starts from has "
+                f"{getattr(model.config, name)}: leave the setting or --init out"
+            )
 
 
 def _setup(

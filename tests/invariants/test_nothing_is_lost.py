@@ -84,10 +84,11 @@ def test_log_with_a_broken_line_in_the_middle_is_not_cut(tmp_path):
         read_log(tmp_path / "log.jsonl")
 
 
-def test_settings_of_sizes_beside_a_given_model_are_refused(tiny, run, tmp_path):
-    with pytest.raises(ConfigError, match=r"model\.\* has no effect beside --init"):
+def test_settings_of_other_sizes_beside_a_given_model_are_refused(tiny, run, tmp_path):
+    other = [*SETTINGS, "model.hidden_size=64"]
+    with pytest.raises(ConfigError, match=r"model.hidden_size is 64, the model that training starts from has 32"):
         api.pretrain(
-            "bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "b"), init=str(run), settings=SETTINGS, steps=1
+            "bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "b"), init=str(run), settings=other, steps=1
         )
 
 

@@ -55,9 +55,9 @@ def test_part_of_a_row_is_rounded_up_too(epochs, num_examples, expected):
     assert steps(epochs=epochs, num_examples=num_examples, rows=1) == expected
 
 
-def test_first_budget_that_is_set_counts():
-    assert steps(steps=7, tokens=4000, epochs=3.0) == 7
-    assert steps(tokens=4000, epochs=3.0) == 10
+def test_two_budgets_are_refused():
+    with pytest.raises(ConfigError, match="more than one of steps, tokens and epochs"):
+        steps(steps=7, tokens=4000)
 
 
 def test_no_budget_is_refused():

@@ -36,8 +36,9 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (self.learning_rate, self.eps, self.weight_decay, self.clip_norm))):
-            raise ConfigError("optimizer.learning_rate, eps, weight_decay and clip_norm: expected finite numbers")
+        for name in ("learning_rate", "eps", "weight_decay", "clip_norm"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}: expected a finite number")
         if not self.learning_rate > 0:
             raise ConfigError(f"optimizer.learning_rate is {self.learning_rate}: expected a positive number")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
