@@ -402,7 +402,7 @@ def quickstart(
         "bert_tiny",
         data=data,
         out=run,
-        steps=1500,
+        steps=800,
         seed=seed,
         device=device,
         precision=precision,
