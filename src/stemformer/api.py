@@ -239,7 +239,7 @@ def pretrain(
     if time is not None:
         raise ConfigError("--time is not there yet: give --steps, --tokens or --epochs")
     folder = Path(out) if resume else _free_folder(out, overwrite=overwrite)
-    stored = _stored_config(folder, recipe) if resume else None
+    newest, faults, stored = _find_run(folder, recipe) if resume else (None, [], None)
     given = _with_options(
         stored or find_recipe(recipe or ""), config, settings, steps=steps, tokens=tokens, epochs=epochs, seed=seed
     )
@@ -247,10 +247,8 @@ def pretrain(
     given = replace(given, compute=replace(given.compute, **{k: v for k, v in compute.items() if v is not None}))
     given = given if init is None else replace(given, init=init)
     _refuse_inside(folder, [path for path in (data, config, init) if path and Path(path).exists()])
-    newest: Path | None = None
     if stored is not None:
         _refuse_changes(stored, given)
-        newest, faults = newest_checkpoint(folder / "checkpoints")
         for fault in faults:
             progress.say(f"passed over {fault}")
             damaged = folder / "checkpoints" / fault.partition(":")[0]
@@ -417,15 +415,16 @@ def quickstart(
 # -------------------------------------------------------------------------------------------------------------------- parts of pretrain
 
 
-def _stored_config(folder: Path, recipe: str | None) -> RunConfig:
-    """Returns the configuration of the run that is to be resumed."""
+def _find_run(folder: Path, recipe: str | None) -> tuple[Path, list[str], RunConfig]:
+    """Returns the newest whole checkpoint of the run that is to be resumed, what was wrong with newer ones, and its configuration."""
     if not (folder / "config.toml").is_file():
         raise CheckpointError(f"{folder} holds no run to resume: leave out --resume to start one")
-    file = newest_checkpoint(folder / "checkpoints")[0] / "config.toml"  # its bytes are vouched for by the checkpoint
+    newest, faults = newest_checkpoint(folder / "checkpoints")
+    file = newest / "config.toml"  # its bytes are vouched for by the checkpoint
     stored = from_toml(RunConfig, file.read_text(encoding="utf-8"), source=str(file))
     if recipe not in (None, stored.recipe):
         raise CheckpointError(f"the run in {folder} is a {stored.recipe}, not a {recipe}: resume it without --recipe")
-    return stored
+    return newest, faults, stored
 
 
 def _with_options(
