@@ -42,11 +42,14 @@ from stemformer.data.tokenizer import load_tokenizer
 from stemformer.data.windows import Rows, make_rows
 from stemformer.models.model import make_model
 from stemformer.objectives.masked import MaskedLm, SpecialIds
+from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.recipes import find_recipe
 from stemformer.training.compute import autocast, choose_precision, compile_blocks, matmul_rate, step_flops
 from stemformer.training.log import StepSums
-from stemformer.training.loop import Setup, add_gradients, batches_of_step
+from stemformer.training.loop import Phase, Setup, add_gradients, batches_of_step
 from stemformer.training.optim import make_optimizer
+from stemformer.training.run import BudgetConfig
+from stemformer.training.timetable import Timetable
 
 CPU = torch.device("cpu")
 AHEAD = 8  # steps prepared beyond the last timed one, so that the timed steps pay for preparing as many as they use
@@ -181,7 +184,7 @@ def resident_megabytes(which: str) -> float:
 
 
 def our_setup(args: argparse.Namespace, precision: str) -> Any:
-    """Returns what the loop needs, put together as `stemformer.api.pretrain` does."""
+    """Returns what the loop needs, put together as `stemformer.pretraining` does."""
     config = find_recipe(args.recipe)
     tokenizer = load_tokenizer(Path(args.data) / "tokenizer")
     dropout = config.model.hidden_dropout_prob if args.hidden_dropout is None else args.hidden_dropout
@@ -200,26 +203,42 @@ def our_setup(args: argparse.Namespace, precision: str) -> Any:
     special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
     objective = MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size)
     steps, folder = args.warmup + args.steps, Path(args.data)
-    return Setup(config, steps, objective, rows, lambda model: {}, tokenizer, CPU, precision, {}, 0.0, folder)
+    config = replace(config, budget=BudgetConfig(steps=steps))
+    return Setup(
+        config=config,
+        timetable=Timetable(config, steps, folder),
+        objective=objective,
+        phases=[Phase(0, batch, rows)],
+        evaluate=None,
+        fill=None,
+        tokenizer=tokenizer,
+        device=CPU,
+        precision=precision,
+        environment={},
+        peak=0.0,
+        folder=folder,
+    )
 
 
 def our_steps(setup: Any, args: argparse.Namespace, *, compiled: bool) -> Iterator[tuple[float, ...]]:
     model = make_model(setup.config.model, ["masked_lm"], generator=torch.Generator().manual_seed(0)).train()
     if compiled:
         compile_blocks(model)
+    module = WithLoss(model, setup.objective)
     optimizer = make_optimizer(model, setup.config.optimizer)
     sums = StepSums()
-    made = prefetch(lambda s: batches_of_step(s, setup), range(setup.num_steps + AHEAD))
-    for step, batches in zip(range(setup.num_steps), made, strict=False):
-        add_gradients(model, batches, setup, step, sums)
+    made = prefetch(lambda s: batches_of_step(s, setup), range(setup.timetable.num_steps + AHEAD))
+    for step, batches in zip(range(setup.timetable.num_steps), made, strict=False):
+        counts = {"masked_lm": float(sum(len(batch.labels) for batch in batches))}
+        add_gradients(module, batches, setup, step, sums, counts)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), setup.config.optimizer.clip_norm)
         assert torch.isfinite(norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(batch.input_ids) for batch in batches)
         flops = sum(step_flops(model, batch) for batch in batches)
-        sums.add_step(tokens, flops)
-        figures = sums.take(places=1, peak=1.0)
+        sums.add_step(tokens=tokens, places=tokens, displaced=0, flops=flops)
+        figures = sums.take(peak=1.0)
         yield time.perf_counter(), tokens, tokens, flops, figures["masked_lm_loss"]
 
 
@@ -241,13 +260,14 @@ def peer_flops(model: Any, rows: int, length: int) -> float:
 
 def peer_examples(setup: Any, args: argparse.Namespace) -> list[list[int]]:
     """Returns enough sequences of ids, special tokens included: run_mlm's rows, or the very sentences that ours sees."""
-    rows, special, length = setup.rows, setup.objective.special, setup.config.batch.row_length
+    rows, special, length = setup.phases[0].examples, setup.objective.special, setup.config.batch.row_length
     shards, per_step = rows.shards, setup.config.batch.rows
-    num_steps = setup.num_steps + AHEAD
+    num_steps = setup.timetable.num_steps + AHEAD
     if args.lengths == "sentences":
         step = {"batch_size": per_step, "num_examples": len(rows), "seed": setup.config.seed}
+        rng = np.random.default_rng(0)  # nothing about a row is random
         numbers = [i for s in range(num_steps) for _, i in examples_of_step(s, **step)]
-        return [[special.cls, *rows.read(i)[0].tolist(), special.sep] for i in numbers]
+        return [[special.cls, *rows.draw(i, rng).tokens.tolist(), special.sep] for i in numbers]
     line: list[int] = []
     epoch = 0
     while len(line) < per_step * num_steps * length:
@@ -298,7 +318,11 @@ def by_trainer(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[tup
             "max_grad_norm": adam.clip_norm,
         }
         rates |= {"adam_beta1": adam.beta1, "adam_beta2": adam.beta2, "adam_epsilon": adam.eps}
-        steps = {"max_steps": setup.num_steps, "logging_steps": setup.num_steps, "lr_scheduler_type": "constant"}
+        steps = {
+            "max_steps": setup.timetable.num_steps,
+            "logging_steps": setup.timetable.num_steps,
+            "lr_scheduler_type": "constant",
+        }
         quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
         arguments = transformers.TrainingArguments(
             folder, per_device_train_batch_size=setup.config.batch.rows, **rates, **steps, **quiet
@@ -315,8 +339,8 @@ def by_hand(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[tuple[
     rows = setup.config.batch.rows
     optimizer = make_optimizer(model, setup.config.optimizer)
     compiled = torch.compile(model, dynamic=args.lengths == "sentences")
-    made = prefetch(lambda s: collate(examples[s * rows : (s + 1) * rows]), range(setup.num_steps + AHEAD))
-    for _, batch in zip(range(setup.num_steps), made, strict=False):
+    made = prefetch(lambda s: collate(examples[s * rows : (s + 1) * rows]), range(setup.timetable.num_steps + AHEAD))
+    for _, batch in zip(range(setup.timetable.num_steps), made, strict=False):
         tokens = int(batch["attention_mask"].sum())
         if args.lengths == "rows":
             del batch["attention_mask"]  # nothing is padded: the faster way

@@ -74,8 +74,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def no_timing():
     """Does not measure the machine at the start of a run: it takes seconds, and only `mfu` depends on it."""
-    from stemformer import api
+    from stemformer import pretraining
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "matmul_rate", lambda *args: 1e11)
+        patch.setattr(pretraining, "matmul_rate", lambda *args: 1e11)
         yield

@@ -20,7 +20,7 @@ from stemformer.errors import (
 )
 
 if TYPE_CHECKING:
-    from stemformer.api import fill, inspect, load, prepare, pretrain, train_tokenizer
+    from stemformer.api import fill, inspect, load, prepare, pretrain, report, train_tokenizer
 
     __version__: str
 
@@ -37,10 +37,11 @@ __all__ = [
     "load",
     "prepare",
     "pretrain",
+    "report",
     "train_tokenizer",
 ]
 
-_FROM_API = {"fill", "inspect", "load", "prepare", "pretrain", "train_tokenizer"}
+_FROM_API = {"fill", "inspect", "load", "prepare", "pretrain", "report", "train_tokenizer"}
 
 
 def __getattr__(name: str) -> Any:

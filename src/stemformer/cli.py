@@ -33,6 +33,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "quickstart",
+    "report",
     "tokenizer",
 ]
 
@@ -253,16 +254,16 @@ def pretrain(
         recipe: Name of a complete run, such as bert_mini.
         data: Folder of the shards.
         out: Folder of the run.
-        init: Model folder or hub id to start from, instead of random weights.
+        init: Model folder or hub id to start from, instead of random weights; it is given the vocabulary of the data.
         config: TOML file laid over the recipe.
         settings: One setting laid over both, such as optimizer.learning_rate=1e-3; may be given again.
         steps: Budget in optimizer steps.
         tokens: Budget in tokens.
         epochs: Budget in passes over the data.
-        time: Budget on the clock; not there yet.
+        time: Budget on the clock, such as 90s, 30m or 1h30m; interruptions do not count.
         seed: Number from which all randomness comes.
         compile: Compile the blocks of the model, or not; by default what suits the device.
-        resume: Go on where the run in --out stopped.
+        resume: Go on where the run in --out stopped; with --recipe, begin where there is none yet.
         overwrite: Replace what the folder holds.
     """
     from stemformer import api
@@ -316,6 +317,18 @@ def fill(
     texts = [*(text or []), *(_stdin_lines() if stdin or not text else [])]
     result = api.fill(texts, model=model, top_k=top_k, among=among, score=score, **machine.given())
     _print_result(result, output)
+
+
+@app.command
+def report(run: str, /, *, output: Output = _OUTPUT) -> None:
+    """Writes the report of a run anew, also while it is going on.
+
+    Args:
+        run: Folder of the run.
+    """
+    from stemformer import api
+
+    _print_result(api.report(run), output)
 
 
 @app.command

@@ -149,17 +149,25 @@ def load_with_tokenizer(path: str | os.PathLike[str], heads: Sequence[str] | Non
     return model, tokenizer
 
 
-def save_model(model: Model, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> None:
+def save_model(
+    model: Model,
+    folder: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes a Hugging Face folder: `config.json`, `model.safetensors`, and the tokenizer's files if one is given.
 
     Args:
         model: Any body with any heads.
         folder: Made if it is not there. Not atomic by itself: the callers write to a temporary name and rename.
         tokenizer: Saved beside the weights.
+        state: The weights by our names, on the CPU, where the model's own are spread over several ranks.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = to_hugging_face({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
+    weights = state or {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = to_hugging_face(weights)
     architecture = _HF_CLASS[frozenset(model.heads)]
     if architecture == "BertModel":
         state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}

@@ -13,10 +13,10 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "stemformer"
 ORDER = """
 errors, config, progress, terminal, exits, samples
 data | models
-pretrained, objectives, tasks
+pretrained, adapt, objectives, tasks
 generation, evaluation
 training, probing, report
-recipes, api
+recipes, folders, contents, pretraining, api
 serve
 stemformer, cli
 """

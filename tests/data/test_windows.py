@@ -6,6 +6,13 @@ from stemformer.data.windows import cut_into_pieces, make_rows, pack_first_fit
 from stemformer.errors import ConfigError
 
 
+def read(rows, number):
+    """Tokens, word starts and lengths of a row."""
+    passage = rows.draw(number, np.random.default_rng(0))
+    assert passage.segments.tolist() == [0] * len(passage.lengths)
+    return passage.tokens, passage.word_starts, passage.lengths
+
+
 class LineOfTokens(Shards):
     """A split in memory: documents of sentences of words, each word a number of tokens."""
 
@@ -139,7 +146,7 @@ def test_packing_of_nothing_is_nothing():
 def test_rows_hold_at_most_their_length_with_special_tokens(row_length):
     rows = make_rows(random_line(seed=7), row_length=row_length)
     for number in range(len(rows)):
-        tokens, _, lengths = rows.read(number)
+        tokens, _, lengths = read(rows, number)
         assert len(tokens) == lengths.sum()
         assert len(tokens) + 2 * len(lengths) <= row_length
 
@@ -147,15 +154,15 @@ def test_rows_hold_at_most_their_length_with_special_tokens(row_length):
 def test_rows_together_hold_every_token_once():
     line = random_line(seed=8)
     rows = make_rows(line, row_length=32)
-    read = np.concatenate([rows.read(number)[0] for number in range(len(rows))])
-    np.testing.assert_array_equal(np.sort(read), np.arange(line.num_tokens))
+    found = np.concatenate([read(rows, number)[0] for number in range(len(rows))])
+    np.testing.assert_array_equal(np.sort(found), np.arange(line.num_tokens))
 
 
 def test_row_reads_back_the_word_starts_of_its_tokens():
     line = random_line(seed=9)
     rows = make_rows(line, row_length=32)
     for number in range(len(rows)):
-        tokens, words, lengths = rows.read(number)
+        tokens, words, lengths = read(rows, number)
         expected = line._starts_word[tokens]
         expected[np.cumsum(lengths) - lengths] = True  # a piece begins a word, even where a long word was cut
         np.testing.assert_array_equal(words, expected)
@@ -163,7 +170,7 @@ def test_row_reads_back_the_word_starts_of_its_tokens():
 
 def test_piece_that_begins_inside_a_long_word_begins_a_word():
     rows = make_rows(LineOfTokens([[[9]]]), row_length=6)
-    assert [rows.read(number)[1].tolist() for number in range(len(rows))] == [
+    assert [read(rows, number)[1].tolist() for number in range(len(rows))] == [
         [True, False, False, False],
         [True, False, False, False],
         [True],
@@ -173,7 +180,7 @@ def test_piece_that_begins_inside_a_long_word_begins_a_word():
 def test_reading_a_row_leaves_the_shards_as_they_are():
     line = LineOfTokens([[[9]]])
     before = line._starts_word.copy()
-    make_rows(line, row_length=6).read(1)
+    read(make_rows(line, row_length=6), 1)
     np.testing.assert_array_equal(line._starts_word, before)
 
 

@@ -76,7 +76,9 @@ def run_python(page: str) -> None:
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stemformer.api.matmul_rate", lambda device, precision: 1e11)  # seconds, and only MFU needs it
+    monkeypatch.setattr(
+        "stemformer.pretraining.matmul_rate", lambda device, precision: 1e11
+    )  # seconds, and only MFU needs it
     write_texts(tmp_path)
     return tmp_path
 

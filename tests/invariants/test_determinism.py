@@ -24,11 +24,13 @@ from stemformer.errors import CheckpointError, ConfigError
 from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import make_model
 from stemformer.objectives.masked import MaskedLm, SpecialIds
+from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.pretrained import load_model, save_model
 from stemformer.progress import Silent
 from stemformer.recipes import bert_tiny
 from stemformer.training import loop
 from stemformer.training.log import StepSums, read_log
+from stemformer.training.timetable import Timetable
 
 SETTINGS = [
     "model.hidden_size=32",
@@ -138,8 +140,8 @@ def test_interrupted_run_ends_as_the_whole_one_bit_for_bit(data, tmp_path, budge
     assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
     assert_same_files(tmp_path / "whole" / "final", tmp_path / "parts" / "final", ["model.safetensors"])
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
-    assert {k: v for k, v in whole.items() if k not in ("run", "model", "seconds")} == {
-        k: v for k, v in resumed.items() if k not in ("run", "model", "seconds")
+    assert {k: v for k, v in whole.items() if k not in ("run", "model", "report", "seconds")} == {
+        k: v for k, v in resumed.items() if k not in ("run", "model", "report", "seconds")
     }
 
 
@@ -194,10 +196,10 @@ def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(data, 
 
 COMPILED = """
 import json, signal, sys
-from stemformer import api
+from stemformer import api, pretraining
 from stemformer.progress import Silent
 
-api.matmul_rate = lambda *args: 1e11
+pretraining.matmul_rate = lambda *args: 1e11
 data, out, settings, at = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 
 class StopAt(Silent):
@@ -214,9 +216,9 @@ except KeyboardInterrupt:
 """
 RESUMED = """
 import sys
-from stemformer import api
+from stemformer import api, pretraining
 
-api.matmul_rate = lambda *args: 1e11
+pretraining.matmul_rate = lambda *args: 1e11
 api.pretrain(data=sys.argv[1], out=sys.argv[2], resume=True)
 """
 
@@ -274,10 +276,11 @@ def make_setup(data, tmp_path, settings=()):
     special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
     return loop.Setup(
         config=config,
-        num_steps=10,
+        timetable=Timetable(config, 10, tmp_path),
         objective=MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size),
-        rows=make_rows(open_shards(data), row_length=config.batch.row_length),
-        evaluate=lambda model: {},
+        phases=[loop.Phase(0, config.batch, make_rows(open_shards(data), row_length=config.batch.row_length))],
+        evaluate=None,
+        fill=None,
         tokenizer=tokenizer,
         device=torch.device("cpu"),
         precision="fp32",
@@ -289,7 +292,9 @@ def make_setup(data, tmp_path, settings=()):
 
 def gradients(setup, step):
     model = make_model(setup.config.model, ["masked_lm"], generator=torch.Generator().manual_seed(0)).train()
-    loop.add_gradients(model, loop.batches_of_step(step, setup), setup, step, StepSums())
+    batches = loop.batches_of_step(step, setup)
+    counts = {"masked_lm": float(sum(len(batch.labels) for batch in batches))}
+    loop.add_gradients(WithLoss(model, setup.objective), batches, setup, step, StepSums(), counts)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
@@ -303,10 +308,15 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(data, tmp_path,
     assert worst < 1e-6 * largest  # design, section 4: sums in another order
 
 
-def test_micro_batches_have_dropout_of_their_own(data, tmp_path):
+def test_micro_batches_and_ranks_have_dropout_of_their_own(data, tmp_path):
     setup = make_setup(data, tmp_path)
-    seeds = [loop._dropout_seed(setup.config.seed, step, micro) for step in range(5) for micro in range(5)]
-    assert len(set(seeds)) == 25
+    seeds = [
+        loop._dropout_seed(setup.config.seed, step, rank, micro)
+        for step in range(5)
+        for rank in range(3)
+        for micro in range(5)
+    ]
+    assert len(set(seeds)) == 75
 
 
 def test_dropout_is_a_function_of_the_step(data, tmp_path):

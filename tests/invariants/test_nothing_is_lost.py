@@ -93,7 +93,7 @@ def test_settings_of_other_sizes_beside_a_given_model_are_refused(tiny, run, tmp
 
 
 def test_two_budgets_are_refused(tiny, tmp_path):
-    with pytest.raises(ConfigError, match="more than one of steps, tokens and epochs"):
+    with pytest.raises(ConfigError, match="more than one of steps, tokens, epochs and seconds"):
         api.pretrain("bert_base_2018", data=str(tiny / "data"), out=str(tmp_path / "b"), settings=["budget.epochs=1.0"])
 
 

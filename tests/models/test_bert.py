@@ -118,11 +118,23 @@ def parameters_of(model, kind, name):
 def test_fresh_matrices_have_the_standard_deviation_of_the_config(std):
     model = Bert(WIDE)
     initialise(model, std=std, generator=torch.Generator().manual_seed(0))
-    weights = [w for w in parameters_of(model, (nn.Linear, nn.Embedding), "weight") if w.numel() > 10_000]
-    assert len(weights) == 6  # words, positions, qkv, out, up, down
+    drawn = [w for w in parameters_of(model, (nn.Linear, nn.Embedding), "weight") if w.numel() > 10_000]
+    weights = [w for w in drawn if w is not model.embeddings.position.weight]
+    assert len(weights) == 5  # words, qkv, out, up, down
     for weight in weights:
         # From 10,000 draws the deviation is known to 1/sqrt(20,000) = 0.7 %, and the mean to 1 % of it: four times each.
         assert abs(weight.std().item() / std - 1) < 0.03 and abs(weight.mean().item() / std) < 0.04
+
+
+def test_fresh_positions_are_sinusoids_of_that_root_mean_square():
+    model = Bert(WIDE)
+    initialise(model, std=0.02, generator=torch.Generator().manual_seed(0))
+    positions = model.embeddings.position.weight.detach()
+    assert positions.square().mean().sqrt().item() == pytest.approx(0.02, rel=1e-5)
+    # What makes neighbours easy to find: the product of two places depends on their distance alone, and is largest at distance 0.
+    products = positions @ positions.T
+    torch.testing.assert_close(products[3:60, 3:60], products[:57, :57], rtol=1e-4, atol=1e-6)
+    assert (products.argmax(1) == torch.arange(len(products))).all()
 
 
 def test_fresh_matrices_are_not_cut():

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from stemformer.data.batches import collate
+from stemformer.data.windows import Passage
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
@@ -22,6 +23,11 @@ SPECIAL = SpecialIds(cls=2, sep=3, mask=4)
 UNITS = ["token", "word", "span"]
 ALPHA = 1e-3
 """Of the statistical tests. Seeds are fixed, so a test passes always or never: this is how unlucky a right program may be."""
+
+
+def hide(masked, tokens, words, lengths, rng):
+    """Corrupts a row, each of its segments a sequence."""
+    return masked.corrupt(Passage(tokens, words, lengths, np.zeros(len(lengths), np.int64)), rng)
 
 
 def objective(**config):
@@ -54,19 +60,19 @@ def ones(n):
 def test_number_of_scored_places_is_exact(unit, rate):
     masked = objective(rate=rate, unit=unit)
     for row, rng in random_rows(150):
-        example = masked.corrupt(*row, rng)
+        example = hide(masked, *row, rng)
         assert len(example.labels) == len(example.label_positions) == max(1, round(rate * len(row[0])))
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_scored_places_are_distinct_and_ascending(unit):
     for row, rng in random_rows(150, seed=1):
-        assert (np.diff(objective(rate=0.3, unit=unit).corrupt(*row, rng).label_positions) > 0).all()
+        assert (np.diff(hide(objective(rate=0.3, unit=unit), *row, rng).label_positions) > 0).all()
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_row_of_one_token_has_it_scored(unit):
-    example = objective(unit=unit).corrupt(np.array([9]), ones(1), np.array([1]), np.random.default_rng(0))
+    example = hide(objective(unit=unit), np.array([9]), ones(1), np.array([1]), np.random.default_rng(0))
     assert (example.label_positions.tolist(), example.labels.tolist()) == ([1], [9])
 
 
@@ -77,7 +83,7 @@ def test_row_of_one_token_has_it_scored(unit):
 def test_special_tokens_stand_around_each_sequence_and_are_never_scored(unit):
     masked = objective(rate=0.6, unit=unit)
     for row, rng in random_rows(100, seed=2):
-        example = masked.corrupt(*row, rng)
+        example = hide(masked, *row, rng)
         ends = np.cumsum(example.lengths)
         firsts = ends - example.lengths
         np.testing.assert_array_equal(example.lengths, row[2] + 2)
@@ -90,7 +96,7 @@ def test_special_tokens_stand_around_each_sequence_and_are_never_scored(unit):
 def test_labels_are_the_original_ids_and_other_places_are_untouched(unit):
     masked = objective(rate=0.3, unit=unit)
     for row, rng in random_rows(100, seed=3):
-        example = masked.corrupt(*row, rng)
+        example = hide(masked, *row, rng)
         restored = example.input_ids.copy()
         restored[example.label_positions] = example.labels
         parts = np.split(row[0], np.cumsum(row[2])[:-1])
@@ -102,7 +108,7 @@ def test_labels_are_the_original_ids_and_other_places_are_untouched(unit):
 def test_corruption_leaves_the_row_as_it_was(unit):
     (tokens, words, lengths), rng = random_rows(1, seed=4)[0]
     before = tokens.copy(), words.copy(), lengths.copy()
-    objective(rate=0.5, unit=unit).corrupt(tokens, words, lengths, rng)
+    hide(objective(rate=0.5, unit=unit), tokens, words, lengths, rng)
     for now, then in zip((tokens, words, lengths), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
@@ -111,7 +117,7 @@ def test_corruption_leaves_the_row_as_it_was(unit):
 def test_corruption_is_a_function_of_the_generator(unit):
     row = random_rows(1, seed=5)[0][0]
     first, again, other = (
-        objective(rate=0.4, unit=unit).corrupt(*row, np.random.default_rng(seed)) for seed in (1, 1, 2)
+        hide(objective(rate=0.4, unit=unit), *row, np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first.input_ids, again.input_ids)
     assert not np.array_equal(first.input_ids, other.input_ids)
@@ -223,7 +229,7 @@ def fates(unit, seed, draws=150, n=400):
         [
             example.input_ids[example.label_positions]
             for i in range(draws)
-            for example in [masked.corrupt(tokens, ones(n), lengths, np.random.default_rng((seed, i)))]
+            for example in [hide(masked, tokens, ones(n), lengths, np.random.default_rng((seed, i)))]
         ]
     )
     return len(seen), int((seen == SPECIAL.mask).sum()), int((seen == 7).sum())
@@ -250,7 +256,7 @@ def test_span_shares_one_fate():
     for i in range(50):
         rng = np.random.default_rng((16, i))
         _, groups = choose_spans(ones(200), np.array([200]), 20, np.random.default_rng((16, i)))
-        example = masked.corrupt(np.full(200, 7), ones(200), np.array([200]), rng)
+        example = hide(masked, np.full(200, 7), ones(200), np.array([200]), rng)
         is_mask = example.input_ids[example.label_positions] == SPECIAL.mask
         assert all(len(set(is_mask[groups == span].tolist())) == 1 for span in np.unique(groups))
 
@@ -263,7 +269,7 @@ def test_random_ids_are_uniform_over_the_whole_vocabulary(unit):
         [
             example.input_ids[example.label_positions]
             for i in range(100)
-            for example in [masked.corrupt(np.full(n, 7), ones(n), np.array([n]), np.random.default_rng((17, i)))]
+            for example in [hide(masked, np.full(n, 7), ones(n), np.array([n]), np.random.default_rng((17, i)))]
         ]
     )
     counts = np.bincount(seen, minlength=V)
@@ -294,7 +300,7 @@ def scored():
     config = BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     model = make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).eval()
     masked = objective(rate=0.2)
-    batch = collate([masked.corrupt(*row, rng) for row, rng in random_rows(4, seed=18)], [0, 1, 2, 3])
+    batch = collate([hide(masked, *row, rng) for row, rng in random_rows(4, seed=18)], [0, 1, 2, 3])
     states = torch.randn(len(batch.input_ids), 16, generator=torch.Generator().manual_seed(1))
     return masked, model, batch, states
 

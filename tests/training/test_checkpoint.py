@@ -13,12 +13,14 @@ from stemformer.errors import CheckpointError
 from stemformer.exits import verdict
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
+from stemformer.pretrained import load_model
 from stemformer.training import checkpoint as checkpoint_module
 from stemformer.training.checkpoint import (
     Checkpoint,
     environment,
-    load_checkpoint,
+    load_optimizer,
     newest_checkpoint,
+    read_checkpoint,
     save_checkpoint,
     write_folder,
 )
@@ -54,12 +56,22 @@ def tokenizer():
 
 @pytest.fixture
 def save(tmp_path, tokenizer):
-    def run(step, keep=2, seed=0):
+    def run(step, keep=2, seed=0, held_out_loss=None):
         model, optimizer = make_parts(seed)
-        told = Checkpoint(step, 100 * step, 1.5 * step, "seed = 0\n", "fingerprint", {"threads": 2})
+        told = Checkpoint(
+            step, 100 * step, 1.5 * step, "seed = 0\n", "fingerprint", {"threads": 2}, held_out_loss=held_out_loss
+        )
         return save_checkpoint(tmp_path, model, optimizer, told, tokenizer=tokenizer, keep=keep)
 
     return run
+
+
+def load(path):
+    """A model and an optimizer as they were saved."""
+    model = load_model(path)
+    optimizer = make_optimizer(model, OptimizerConfig())
+    load_optimizer(path, model, optimizer)
+    return model, optimizer
 
 
 def names(folder):
@@ -78,9 +90,7 @@ def flip(file, at=-5):
 def test_checkpoint_comes_back_bit_for_bit(save, tmp_path):
     path = save(4, seed=1)
     model, optimizer = make_parts(seed=1)
-    fresh, _ = make_parts(seed=2)
-    fresh_optimizer = make_optimizer(fresh, OptimizerConfig())
-    load_checkpoint(path, fresh, fresh_optimizer)
+    fresh, fresh_optimizer = load(path)
     for (name, expected), found in zip(model.named_parameters(), fresh.parameters(), strict=True):
         assert torch.equal(expected, found), name
         for kind, tensor in optimizer.state[expected].items():
@@ -90,9 +100,7 @@ def test_checkpoint_comes_back_bit_for_bit(save, tmp_path):
 def test_optimizer_goes_on_as_the_one_that_was_saved(save):
     path = save(4, seed=1)
     model, optimizer = make_parts(seed=1)
-    other, _ = make_parts(seed=2)
-    other_optimizer = make_optimizer(other, OptimizerConfig())
-    load_checkpoint(path, other, other_optimizer)
+    other, other_optimizer = load(path)
     for parameters, stepper in ((model.parameters(), optimizer), (other.parameters(), other_optimizer)):
         generator = torch.Generator().manual_seed(3)
         for parameter in parameters:
@@ -102,7 +110,7 @@ def test_optimizer_goes_on_as_the_one_that_was_saved(save):
 
 
 def test_checkpoint_says_how_far_the_run_was(save):
-    told = load_checkpoint(save(4), *make_parts())
+    told = read_checkpoint(save(4))
     assert told == Checkpoint(4, 400, 6.0, "seed = 0\n", "fingerprint", {"threads": 2})
 
 
@@ -127,6 +135,16 @@ def test_only_the_newest_are_kept(save, tmp_path):
     assert names(tmp_path) == ["step-00000006", "step-00000008"]
 
 
+def test_best_is_kept_beside_the_newest(save, tmp_path):
+    for step, loss in ((2, 5.0), (4, 3.0), (6, None), (8, 4.0), (10, 3.5)):
+        save(step, keep=2, held_out_loss=loss)
+    assert names(tmp_path) == ["best", "step-00000004", "step-00000008", "step-00000010"]
+    assert (tmp_path / "best").resolve().name == "step-00000004"
+    save(12, keep=2, held_out_loss=2.0)
+    assert names(tmp_path) == ["best", "step-00000010", "step-00000012"]
+    assert load_model(tmp_path / "best").config.hidden_size == 8
+
+
 def test_at_least_one_is_kept(save, tmp_path):
     save(2)
     save(4, keep=0)
@@ -138,8 +156,7 @@ def test_saving_a_step_again_replaces_it(save, tmp_path):
     path = save(4, seed=2)
     assert names(tmp_path) == ["step-00000004"]
     expected, _ = make_parts(seed=2)
-    found, optimizer = make_parts(seed=3)
-    load_checkpoint(path, found, optimizer)
+    found, _ = load(path)
     assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))
 
 

@@ -69,7 +69,7 @@ def test_sums_give_means_over_places():
     sums = StepSums()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
     sums.add_loss("masked_lm", torch.tensor(4.0), torch.tensor(1), 1)
-    line = sums.take(places=10, peak=1.0)
+    line = sums.take(peak=1.0)
     assert line["masked_lm_loss"] == 2.5
     assert line["masked_lm_accuracy"] == 0.5
 
@@ -78,36 +78,38 @@ def test_sums_keep_losses_apart_by_name():
     sums = StepSums()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
     sums.add_loss("next_sentence", torch.tensor(1.0), torch.tensor(2), 2)
-    line = sums.take(places=10, peak=1.0)
+    line = sums.take(peak=1.0)
     assert (line["masked_lm_loss"], line["next_sentence_loss"]) == (2.0, 0.5)
 
 
 def test_sums_of_no_place_are_zero():
     sums = StepSums()
     sums.add_loss("masked_lm", torch.tensor(0.0), torch.tensor(0), 0)
-    assert sums.take(places=10, peak=1.0)["masked_lm_loss"] == 0.0
+    assert sums.take(peak=1.0)["masked_lm_loss"] == 0.0
 
 
 def test_sums_begin_again_after_a_line():
     sums = StepSums()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
-    sums.take(places=10, peak=1.0)
+    sums.take(peak=1.0)
     sums.add_loss("masked_lm", torch.tensor(1.0), torch.tensor(0), 1)
-    assert sums.take(places=10, peak=1.0)["masked_lm_loss"] == 1.0
+    assert sums.take(peak=1.0)["masked_lm_loss"] == 1.0
 
 
 def test_fill_is_the_mean_share_of_places():
     sums = StepSums()
-    sums.add_step(90, 0.0)
-    sums.add_step(70, 0.0)
-    assert sums.take(places=100, peak=1.0)["fill"] == pytest.approx(0.8)
+    sums.add_step(tokens=90, places=100, displaced=0, flops=0.0)
+    sums.add_step(tokens=70, places=100, displaced=8, flops=0.0)
+    line = sums.take(peak=1.0)
+    assert line["fill"] == pytest.approx(0.8)
+    assert line["displaced"] == pytest.approx(0.05)
 
 
 def test_rates_are_of_the_time_since_the_last_line():
     sums = StepSums()
-    sums.add_step(100, 2000.0)
+    sums.add_step(tokens=100, places=100, displaced=0, flops=2000.0)
     time.sleep(0.05)
-    line = sums.take(places=100, peak=1000.0)
+    line = sums.take(peak=1000.0)
     assert 0 < line["tokens_per_second"] <= 100 / 0.05
     assert line["mfu"] == pytest.approx(2000 / 1000 * line["tokens_per_second"] / 100)
 

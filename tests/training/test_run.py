@@ -13,7 +13,7 @@ def run_of(rows=4, **budget):
 
 
 def steps(num_examples=10, num_tokens=1000, rows=4, **budget):
-    return num_steps_of(run_of(rows, **budget), num_examples=num_examples, num_tokens=num_tokens)
+    return num_steps_of(run_of(rows, **budget), num_examples=[num_examples], num_tokens=[num_tokens])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -56,12 +56,12 @@ def test_part_of_a_row_is_rounded_up_too(epochs, num_examples, expected):
 
 
 def test_two_budgets_are_refused():
-    with pytest.raises(ConfigError, match="more than one of steps, tokens and epochs"):
+    with pytest.raises(ConfigError, match="more than one of steps, tokens, epochs and seconds"):
         steps(steps=7, tokens=4000)
 
 
 def test_no_budget_is_refused():
-    with pytest.raises(ConfigError, match="give --steps, --tokens or --epochs"):
+    with pytest.raises(ConfigError, match="give --steps, --tokens, --epochs or --time"):
         steps()
 
 

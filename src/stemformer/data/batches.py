@@ -35,6 +35,8 @@ class Example:
         label_positions: (m,) places in `input_ids` that are scored.
         labels: (m,) what should stand there.
         token_type_ids: (n,) segments; None where all are the first.
+        sequence_labels: (s,) what is asked about each sequence; None where nothing is.
+        num_displaced: Tokens of the corpus that were left out for a random text.
     """
 
     input_ids: Int[np.ndarray, "n"]
@@ -42,6 +44,8 @@ class Example:
     label_positions: Int[np.ndarray, "m"]
     labels: Int[np.ndarray, "m"]
     token_type_ids: Int[np.ndarray, "n"] | None = None
+    sequence_labels: Int[np.ndarray, "s"] | None = None
+    num_displaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Batch:
         label_positions: (M,) places among the N that are scored.
         labels: (M,) what should stand there.
         example_numbers: Which examples these are, for messages.
+        sequence_labels: (S,) what is asked about each sequence; None where nothing is.
+        num_displaced: Tokens of the corpus that were left out for a random text.
     """
 
     input_ids: Int[Tensor, "N"]
@@ -67,6 +73,8 @@ class Batch:
     label_positions: Int[Tensor, "M"]
     labels: Int[Tensor, "M"]
     example_numbers: tuple[int, ...]
+    sequence_labels: Int[Tensor, "S"] | None = None
+    num_displaced: int = 0
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the same batch on a device; the copy does not wait for it."""
@@ -96,6 +104,7 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         e.token_type_ids if e.token_type_ids is not None else np.zeros(n, np.int64)
         for e, n in zip(examples, sizes, strict=True)
     ]
+    asked = [e.sequence_labels for e in examples if e.sequence_labels is not None]
     return Batch(
         input_ids=_long(np.concatenate([e.input_ids for e in examples])),
         position_ids=_long(np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)),
@@ -105,6 +114,8 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         label_positions=_long(np.concatenate([e.label_positions + at for e, at in zip(examples, before, strict=True)])),
         labels=_long(np.concatenate([e.labels for e in examples])),
         example_numbers=tuple(int(n) for n in example_numbers),
+        sequence_labels=_long(np.concatenate(asked)) if asked else None,
+        num_displaced=sum(e.num_displaced for e in examples),
     )
 
 

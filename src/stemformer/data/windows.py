@@ -1,10 +1,12 @@
 """From documents to examples: which spans of the token line belong to example number `i`.
 
-Masked and causal language models read *rows*. A document is cut into *pieces* that fit a row, at sentence ends where possible; each
-piece is a sequence with special tokens of its own. Pieces are packed first-fit, in stream order, into rows of a constant number of
-tokens; a row is an example. Nothing is dropped: every token of the corpus lies in exactly one piece.
+An example's text, before anything is hidden in it, is a `Passage`. Masked and causal language models read *rows*. A document is cut
+into *pieces* that fit a row, at sentence ends where possible; each piece is a sequence with special tokens of its own. Pieces are
+packed first-fit, in stream order, into rows of a constant number of tokens; a row is an example. Nothing is dropped: every token of
+the corpus lies in exactly one piece. Pairs of texts are in `chunks.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +15,31 @@ from jaxtyping import Bool, Int
 from stemformer.data.shards import Shards
 from stemformer.errors import ConfigError
 
-__all__ = ["Rows", "cut_into_pieces", "make_rows", "pack_first_fit"]
+__all__ = ["Passage", "Rows", "cut_into_pieces", "make_rows", "pack_first_fit", "read_passage"]
 
 _OPEN_ROWS = 256
 """How many rows stay open for small pieces; when one more is needed, the fullest is closed."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The text of an example, one or more sequences of one or two segments, without special tokens.
+
+    Attributes:
+        tokens: (n,) int64 ids of all segments, one after the other.
+        word_starts: (n,) which of them begin a word; the first of a segment always does.
+        lengths: (p,) tokens of each segment.
+        segments: (p,) 0 where a segment opens a sequence, 1 where it is text B of the sequence before it.
+        label: What is asked about the pair of texts, if anything is: 0 they belong together as they stand, 1 they do not.
+        num_displaced: Tokens of the corpus that this drawing left out, since a random text stands in their place.
+    """
+
+    tokens: Int[np.ndarray, "n"]
+    word_starts: Bool[np.ndarray, "n"]
+    lengths: Int[np.ndarray, "p"]
+    segments: Int[np.ndarray, "p"]
+    label: int | None = None
+    num_displaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,13 +75,11 @@ class Rows:
         """Share of the rows' places that hold a token."""
         return self.num_tokens / max(1, len(self) * self.row_length)
 
-    def read(self, number: int) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "n"], Int[np.ndarray, "s"]]:
-        """Returns tokens and word starts of a row's pieces, one after the other, and the length of each, without special tokens."""
+    def draw(self, number: int, rng: np.random.Generator) -> Passage:
+        """Returns the text of a row, each of its pieces a sequence; nothing about it is random."""
         pieces = slice(self.offsets[number], self.offsets[number + 1])
         spans = list(zip(self.starts[pieces].tolist(), self.stops[pieces].tolist(), strict=True))
-        tokens = np.concatenate([self.shards.tokens(a, b) for a, b in spans]).astype(np.int64)
-        word_starts = np.concatenate([_word_starts(self.shards, a, b) for a, b in spans])
-        return tokens, word_starts, np.array([b - a for a, b in spans], np.int64)
+        return read_passage(self.shards, spans, segments=[0] * len(spans))
 
 
 def make_rows(shards: Shards, *, row_length: int, num_special: int = 2) -> Rows:
@@ -134,8 +155,31 @@ def pack_first_fit(lengths: Int[np.ndarray, "p"], row_length: int) -> Int[np.nda
     return out
 
 
-def _word_starts(shards: Shards, start: int, stop: int) -> Bool[np.ndarray, "n"]:
-    """Returns word starts of a span; its first token starts a word, even where a long word was cut."""
-    words = np.array(shards.word_starts(start, stop), bool)
-    words[0] = True
-    return words
+def read_passage(
+    shards: Shards,
+    spans: Sequence[tuple[int, int]],
+    *,
+    segments: Sequence[int],
+    label: int | None = None,
+    num_displaced: int = 0,
+) -> Passage:
+    """Returns the text of some spans of the token line, each a segment.
+
+    Args:
+        shards: The token line.
+        spans: First and one-past-last token of each segment.
+        segments: As in `Passage`, like the next two.
+        label: Of the pair.
+        num_displaced: Tokens left out.
+    """
+    word_starts = [np.array(shards.word_starts(a, b), bool) for a, b in spans]
+    for words in word_starts:
+        words[0] = True  # even where a long word was cut
+    return Passage(
+        tokens=np.concatenate([shards.tokens(a, b) for a, b in spans]).astype(np.int64),
+        word_starts=np.concatenate(word_starts),
+        lengths=np.array([b - a for a, b in spans], np.int64),
+        segments=np.array(segments, np.int64),
+        label=label,
+        num_displaced=num_displaced,
+    )

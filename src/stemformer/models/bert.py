@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
-from stemformer.models.layers import ACTIVATIONS, Dropout, FeedForward, MultiHeadAttention
+from stemformer.models.layers import ACTIVATIONS, Dropout, FeedForward, MultiHeadAttention, PositionEmbedding
 
 __all__ = ["Bert", "BertConfig", "BertEmbeddings", "BertLayer"]
 
@@ -80,7 +80,7 @@ class BertEmbeddings(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.word = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
@@ -115,11 +115,13 @@ class Bert(nn.Module):
 
     | parameter | initialisation |
     |---|---|
-    | linear and embedding weights | normal, standard deviation `initializer_range` |
+    | linear, word and segment weights | normal, standard deviation `initializer_range` |
+    | position vectors | sinusoids of that root mean square, which are then learned like the rest |
     | linear biases | 0 |
     | norm weights, biases | 1, 0 |
 
-    The 2018 code cuts the normal at two standard deviations; like Hugging Face's, ours does not.
+    The 2018 code cuts the normal at two standard deviations; like Hugging Face's, ours does not. It draws positions too: from sinusoids
+    the model finds its neighbours sooner (`docs/log.md`).
 
     Args:
         config: Sizes.
@@ -132,7 +134,7 @@ class Bert(nn.Module):
         >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
         torch.Size([5, 8])
 
-    Source: Devlin et al. 2019, section 3 and appendix A.2.
+    Source: Devlin et al. 2019, section 3 and appendix A.2; sinusoids: Vaswani et al. 2017, section 3.5.
     """
 
     def __init__(self, config: BertConfig) -> None:

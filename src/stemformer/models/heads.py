@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stemformer.models.bert import BertConfig
-from stemformer.models.layers import make_activation
+from stemformer.models.layers import PositionEmbedding, make_activation, sinusoids
 
 __all__ = ["MaskedLmHead", "NextSentenceHead", "initialise"]
 
@@ -64,7 +64,9 @@ def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> 
         generator: Where the random numbers come from.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
+        if isinstance(part, PositionEmbedding):
+            part.weight.data.copy_(sinusoids(*part.weight.shape) * std * 2**0.5)
+        elif isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=std, generator=generator)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)

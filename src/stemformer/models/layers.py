@@ -6,7 +6,15 @@ from torch import Tensor, nn
 
 from stemformer.models.attention import attend
 
-__all__ = ["ACTIVATIONS", "Dropout", "FeedForward", "MultiHeadAttention", "make_activation"]
+__all__ = [
+    "ACTIVATIONS",
+    "Dropout",
+    "FeedForward",
+    "MultiHeadAttention",
+    "PositionEmbedding",
+    "make_activation",
+    "sinusoids",
+]
 
 ACTIVATIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], dict[str, str]]] = {
     "gelu": nn.GELU,
@@ -20,6 +28,23 @@ def make_activation(name: str) -> nn.Module:
     """Returns the activation of this Hugging Face name."""
     entry = ACTIVATIONS[name]
     return entry[0](**entry[1]) if isinstance(entry, tuple) else entry()
+
+
+class PositionEmbedding(nn.Embedding):
+    """A learned vector for each place; its first values are sinusoids, see `models.bert.Bert`."""
+
+
+def sinusoids(length: int, size: int) -> Float[Tensor, "T D"]:
+    """Returns, for each place, sines and cosines of wavelengths from 2 pi to 10,000 x 2 pi, in turn.
+
+    Example:
+        >>> sinusoids(2, 4)[0]
+        tensor([0., 1., 0., 1.])
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    angles = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(0, size, 2) / size)
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :size]
 
 
 class Dropout(nn.Module):

@@ -57,6 +57,11 @@ class Model(nn.Module):
         logits: Tensor = self.heads["masked_lm"](states, self.body.embeddings.word.weight)
         return logits
 
+    def next_sentence_logits(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
+        """Returns, from the state of each `[CLS]`, the score of "belongs together" and of "does not"."""
+        logits: Tensor = self.heads["next_sentence"](states)
+        return logits
+
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Counts parameters; without `embeddings`, those of the layers alone, which set the cost of a token."""
         counted: nn.Module = self if embeddings else self.body.layers

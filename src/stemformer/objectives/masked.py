@@ -12,6 +12,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from stemformer.data.batches import Batch, Example
+from stemformer.data.chunks import Chunks
+from stemformer.data.shards import Shards
+from stemformer.data.windows import Passage, Rows, make_rows
 from stemformer.errors import ConfigError
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
@@ -31,16 +34,23 @@ class MaskedLmConfig:
         unit: What is chosen: tokens, whole words, or spans of whole words.
         mask_share: Of the chosen, how many become `[MASK]`.
         random_share: Of the chosen, how many become a random word of the whole vocabulary; the rest stay as they are.
+        sentences: What is asked about pairs of texts beside that: nothing, whether the second follows the first (`next`), or which
+            of them comes first (`order`).
+        short_share: Of the pairs, how many are cut to a random length.
     """
 
     rate: float = 0.15
     unit: Literal["token", "word", "span"] = "token"
     mask_share: float = 0.8
     random_share: float = 0.1
+    sentences: Literal["none", "next", "order"] = "none"
+    short_share: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
             raise ConfigError(f"objective.rate is {self.rate}: expected a share between 0 and 1")
+        if not 0 <= self.short_share <= 1:
+            raise ConfigError(f"objective.short_share is {self.short_share}: expected a share from 0 to 1")
         if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
             raise ConfigError(
                 f"objective.mask_share {self.mask_share} and random_share {self.random_share}: expected two shares that sum to at most 1"
@@ -65,53 +75,58 @@ class MaskedLm:
         vocab_size: Random words are drawn from all of it, uniformly.
     """
 
-    head = "masked_lm"
-    num_special = 2
+    heads: tuple[str, ...] = ("masked_lm",)
 
     def __init__(self, config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> None:
         self.config = config
         self.special = special
         self.vocab_size = vocab_size
 
-    def corrupt(
-        self,
-        tokens: Int[np.ndarray, "n"],
-        word_starts: Bool[np.ndarray, "n"],
-        lengths: Int[np.ndarray, "s"],
-        rng: np.random.Generator,
-    ) -> Example:
-        """Returns an example of `s` sequences, of whose `n` tokens exactly `max(1, round(rate * n))` are scored.
+    def make_examples(self, shards: Shards, row_length: int) -> Rows | Chunks:
+        """Returns the examples of a split: rows of pieces."""
+        return make_rows(shards, row_length=row_length)
+
+    def corrupt(self, passage: Passage, rng: np.random.Generator) -> Example:
+        """Returns an example in which exactly `max(1, round(rate * n))` of the passage's `n` tokens are scored.
 
         Args:
-            tokens: Ids of all sequences, one after the other, without special tokens.
-            word_starts: Which of them begin a word.
-            lengths: Tokens of each sequence.
+            passage: What `make_examples(...).draw` gave.
             rng: The example's own generator.
         """
+        tokens, lengths = passage.tokens, passage.lengths
         n = len(tokens)
         budget = max(1, round(self.config.rate * n))
         if self.config.unit == "token":
             chosen = choose_tokens(n, budget, rng)
             groups = np.arange(budget)
         elif self.config.unit == "word":
-            chosen = choose_words(word_starts, budget, rng)
+            chosen = choose_words(passage.word_starts, budget, rng)
             groups = np.arange(budget)
         else:
-            chosen, groups = choose_spans(word_starts, lengths, budget, rng)
+            chosen, groups = choose_spans(passage.word_starts, lengths, budget, rng)
         fate = rng.random(budget)[groups]
         random_ids = rng.integers(self.vocab_size, size=budget)
         seen = tokens.copy()
         seen[chosen] = np.where(fate < self.config.mask_share, self.special.mask, seen[chosen])
         is_random = (fate >= self.config.mask_share) & (fate < self.config.mask_share + self.config.random_share)
         seen[chosen] = np.where(is_random, random_ids, seen[chosen])
-        sequence = np.repeat(np.arange(len(lengths)), lengths)
-        places = np.arange(n) + 2 * sequence + 1  # where each token stands once [CLS] and [SEP] are around its sequence
-        ends = np.cumsum(lengths + 2)
-        input_ids = np.empty(n + 2 * len(lengths), np.int64)
+        opens = passage.segments == 0  # [CLS] stands before these, [SEP] after each segment
+        sizes = lengths + 1 + opens
+        ends = np.cumsum(sizes)
+        places = np.arange(n) + np.repeat(np.arange(len(lengths)) + np.cumsum(opens), lengths)
+        input_ids = np.empty(int(ends[-1]), np.int64)
         input_ids[places] = seen
-        input_ids[ends - lengths - 2] = self.special.cls
+        input_ids[(ends - sizes)[opens]] = self.special.cls
         input_ids[ends - 1] = self.special.sep
-        return Example(input_ids, lengths + 2, label_positions=places[chosen], labels=tokens[chosen])
+        return Example(
+            input_ids,
+            lengths=np.add.reduceat(sizes, np.flatnonzero(opens)),
+            label_positions=places[chosen],
+            labels=tokens[chosen],
+            token_type_ids=np.repeat(passage.segments, sizes),
+            sequence_labels=None if passage.label is None else np.array([passage.label]),
+            num_displaced=passage.num_displaced,
+        )
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Returns how many places of a batch are scored, by the name of the loss."""

@@ -2,7 +2,8 @@
 
 `checkpoints/step-00000500/` holds a Hugging Face folder (which `transformers` opens as it is), `optimizer.safetensors`, `config.toml`
 and `checkpoint.json`: step, tokens and seconds so far, fingerprint of the data, environment, and SHA-256 of each file. It is written to
-a temporary name, flushed to the disk and renamed, so that a folder of that name is whole.
+a temporary name, flushed to the disk and renamed, so that a folder of that name is whole. `checkpoints/best` points to the one with the
+lowest held-out loss, which is kept.
 """
 
 import hashlib
@@ -20,9 +21,18 @@ from torch import Tensor
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError
 from stemformer.models.model import Model
-from stemformer.pretrained import load_model, save_model, save_tensors
+from stemformer.pretrained import save_model, save_tensors
+from stemformer.training.distributed import ONE_RANK, Ranks, whole_tensors
 
-__all__ = ["Checkpoint", "environment", "load_checkpoint", "newest_checkpoint", "save_checkpoint", "write_folder"]
+__all__ = [
+    "Checkpoint",
+    "environment",
+    "load_optimizer",
+    "newest_checkpoint",
+    "read_checkpoint",
+    "save_checkpoint",
+    "write_folder",
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Checkpoint:
         data_fingerprint: Of the prepared data.
         environment: What a bit-for-bit continuation depends on.
         sums: What was summed since the last line of the log.
+        held_out_loss: Measured at this step; None where it was not.
     """
 
     step: int
@@ -46,9 +57,10 @@ class Checkpoint:
     data_fingerprint: str
     environment: dict[str, Any]
     sums: dict[str, Any] = field(default_factory=dict)
+    held_out_loss: float | None = None
 
 
-def environment(device: torch.device, precision: str, compiled: bool) -> dict[str, Any]:
+def environment(device: torch.device, precision: str, compiled: bool, ranks: Ranks = ONE_RANK) -> dict[str, Any]:
     """Returns what a bit-for-bit continuation depends on, beside the configuration."""
     return {
         "torch": torch.__version__.split("+")[0],
@@ -60,7 +72,7 @@ def environment(device: torch.device, precision: str, compiled: bool) -> dict[st
         "device": device.type,
         "precision": precision,
         "compile": compiled,
-        "world_size": 1,
+        "world_size": ranks.world_size,
     }
 
 
@@ -72,8 +84,9 @@ def save_checkpoint(
     *,
     tokenizer: Tokenizer,
     keep: int,
+    ranks: Ranks = ONE_RANK,
 ) -> Path:
-    """Writes a checkpoint below `folder` and remove the oldest beyond `keep`.
+    """Writes a checkpoint below `folder` and removes the oldest beyond `keep`, but for the best. Every rank must call it.
 
     Returns:
         Where it is.
@@ -82,20 +95,45 @@ def save_checkpoint(
         OSError: The disk is full; what was there before is untouched.
     """
     target = folder / f"step-{checkpoint.step:08d}"
+    state = whole_tensors(model.state_dict())
+    moments = whole_tensors(_optimizer_tensors(model, optimizer))
 
     def write(temporary: Path) -> None:
-        save_model(model, temporary, tokenizer)
-        save_tensors(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+        save_model(model, temporary, tokenizer, state=state)
+        save_tensors(moments, temporary / "optimizer.safetensors")
         (temporary / "config.toml").write_text(checkpoint.config_toml, encoding="utf-8")
         files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
         told = {**asdict(checkpoint), "files": files}
         told["sha256"] = _digest(told)
         (temporary / "checkpoint.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
 
-    write_folder(target, write)
-    for old in sorted(folder.glob("step-????????"))[: -max(1, keep)]:
-        shutil.rmtree(old)
+    if ranks.is_first:
+        write_folder(target, write)
+        _remove_old(folder, keep=keep)
     return target
+
+
+def _remove_old(folder: Path, *, keep: int) -> None:
+    """Points `best` at the checkpoint with the lowest held-out loss, and removes all but it and the newest `keep`."""
+    steps = sorted(folder.glob("step-????????"))
+    losses = {path: told.held_out_loss for path in steps if (told := _try_read(path)) is not None}
+    scored = {path: loss for path, loss in losses.items() if loss is not None}
+    best = min(scored, key=lambda path: scored[path]) if scored else None
+    if best is not None:
+        link = folder / "best.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(best.name)
+        link.replace(folder / "best")
+    for old in steps[: -max(1, keep)]:
+        if old != best:
+            shutil.rmtree(old)
+
+
+def _try_read(path: Path) -> Checkpoint | None:
+    try:
+        return read_checkpoint(path)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def write_folder(target: Path, write: Any) -> None:
@@ -143,33 +181,46 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     raise CheckpointError(f"{folder} holds no checkpoint yet: start again with --overwrite instead of --resume")
 
 
-def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> Checkpoint:
-    """Fills a model and its optimizer from a checkpoint, exactly, and return what else it says.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Returns what a checkpoint, found whole by `newest_checkpoint`, says beside its tensors."""
+    told = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    return Checkpoint(**{f.name: told[f.name] for f in fields(Checkpoint)})
+
+
+def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
+    """Fills an optimizer from a checkpoint, exactly.
 
     Args:
         path: Its folder, found whole by `newest_checkpoint`.
-        model: Of the same shape.
-        optimizer: Fresh, over the same parameters.
+        model: The model that was loaded from it (`pretrained.load_model`), sharded or not.
+        optimizer: Fresh, over the model's parameters.
     """
     from safetensors.torch import load_file
 
-    told = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-    told = {f.name: told[f.name] for f in fields(Checkpoint)}
-    model.load_state_dict(load_model(path, list(model.heads)).state_dict())
     state = load_file(path / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             optimizer.state[parameter] = {
                 "step": state[f"step.{name}"],
-                "exp_avg": state[f"exp_avg.{name}"].to(parameter.device),
-                "exp_avg_sq": state[f"exp_avg_sq.{name}"].to(parameter.device),
+                "exp_avg": _placed_as(parameter, state[f"exp_avg.{name}"]),
+                "exp_avg_sq": _placed_as(parameter, state[f"exp_avg_sq.{name}"]),
             }
-    return Checkpoint(**told)
+
+
+def _placed_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Returns a whole tensor on the parameter's device, sharded as the parameter is."""
+    tensor = tensor.to(parameter.device)
+    if not hasattr(parameter, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    placed: Tensor = distribute_tensor(tensor, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    return placed
 
 
 def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{kind}.{name}": tensor.detach().cpu().contiguous()
+        f"{kind}.{name}": tensor
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
         for kind, tensor in optimizer.state[parameter].items()

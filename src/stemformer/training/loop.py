@@ -8,23 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from stemformer.config import to_toml
 from stemformer.data.batches import Batch, collate, example_generator, examples_of_step, prefetch
+from stemformer.data.chunks import Chunks
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.data.windows import Rows
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
-from stemformer.objectives.masked import MaskedLm
+from stemformer.objectives.sentence_pairs import Objective
 from stemformer.progress import Progress
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.compute import autocast, step_flops
+from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised
 from stemformer.training.log import RunLog, StepSums
-from stemformer.training.optim import learning_rate_factor
-from stemformer.training.run import RunConfig
+from stemformer.training.run import BatchConfig, RunConfig
 from stemformer.training.stopping import StopBetweenSteps
+from stemformer.training.timetable import Decision, Timetable
 
-__all__ = ["Position", "Setup", "add_gradients", "batches_of_step", "train"]
+__all__ = ["Phase", "Position", "Setup", "add_gradients", "batches_of_step", "train"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run whose steps see examples of one length.
+
+    Attributes:
+        first_step: From 0.
+        batch: What a step sees.
+        examples: All there are.
+    """
+
+    first_step: int
+    batch: BatchConfig
+    examples: Rows | Chunks
 
 
 @dataclass(frozen=True)
@@ -33,29 +51,37 @@ class Setup:
 
     Attributes:
         config: The resolved configuration.
-        num_steps: Steps of the whole run.
+        timetable: How long the run is, and its learning rate.
         objective: What is hidden, and how it is scored.
-        rows: The examples.
-        evaluate: From the model to held-out figures.
+        phases: The examples of each part of the run, in order.
+        evaluate: From the module with the loss to held-out figures.
+        fill: From it to the words put in held-out blanks; None where there are none.
         tokenizer: Saved with each checkpoint.
         device: Where the model is.
         precision: `fp32` or `bf16`.
         environment: Stored with each checkpoint.
-        peak: Floating-point operations a second that the device can do, for MFU.
+        peak: Floating-point operations a second that all devices together can do, for MFU.
         folder: The run folder.
+        ranks: This process among all that train.
     """
 
     config: RunConfig
-    num_steps: int
-    objective: MaskedLm
-    rows: Rows
-    evaluate: Callable[[Model], dict[str, float]]
+    timetable: Timetable
+    objective: Objective
+    phases: Sequence[Phase]
+    evaluate: Callable[[nn.Module], dict[str, float]] | None
+    fill: Callable[[nn.Module], dict[str, Any]] | None
     tokenizer: Tokenizer
     device: torch.device
     precision: str
     environment: dict[str, Any]
     peak: float
     folder: Path
+    ranks: Ranks = ONE_RANK
+
+    def phase(self, step: int) -> tuple[int, Phase]:
+        """Returns number and phase of a step."""
+        return [(i, phase) for i, phase in enumerate(self.phases) if phase.first_step <= step][-1]
 
 
 @dataclass
@@ -76,165 +102,268 @@ class Position:
 
 
 def batches_of_step(step: int, setup: Setup) -> list[Batch]:
-    """Returns the micro-batches of a step: a function of data, seed and step alone."""
-    config = setup.config
-    numbers = examples_of_step(step, batch_size=config.batch.rows, num_examples=len(setup.rows), seed=config.seed)
-    examples = [setup.objective.corrupt(*setup.rows.read(i), example_generator(config.seed, e, i)) for e, i in numbers]
-    size = config.batch.micro_rows or config.batch.rows
+    """Returns this rank's micro-batches of a step: a function of data, seed, step and rank alone."""
+    seed = setup.config.seed
+    numbers = setup.ranks.share(_examples(step, setup))
+    phase = setup.phase(step)[1]
+    examples = []
+    for epoch, i in numbers:
+        rng = example_generator(seed, epoch, i)
+        examples.append(setup.objective.corrupt(phase.examples.draw(i, rng), rng))
+    size = phase.batch.micro_rows or len(numbers)
     starts = range(0, len(numbers), size)
     return [collate(examples[a : a + size], [i for _, i in numbers[a : a + size]]) for a in starts]
 
 
-def add_gradients(model: Model, batches: Sequence[Batch], setup: Setup, step: int, sums: StepSums) -> None:
+def add_gradients(
+    module: nn.Module, batches: Sequence[Batch], setup: Setup, step: int, sums: StepSums, counts: dict[str, float]
+) -> None:
     """Adds the gradient of a step's loss, micro-batch by micro-batch, each divided by the count of the whole step.
 
     Args:
-        model: Its gradients are added to.
-        batches: The step's micro-batches.
-        setup: Objective, device and precision.
-        step: From 0; dropout is seeded from (seed, step, number of the micro-batch).
+        module: Its forward gives the summed losses; the gradients of its parameters are added to.
+        batches: This rank's micro-batches of the step.
+        setup: Device, precision and ranks.
+        step: From 0; dropout is seeded from (seed, step, rank, number of the micro-batch).
         sums: Losses are added to it.
+        counts: Scored places of the whole step, over all micro-batches and ranks, for each loss.
     """
-    objective = setup.objective
-    counts = [objective.counts(batch) for batch in batches]
-    step_counts = {name: max(1, sum(c[name] for c in counts)) for name in counts[0]}
     for number, batch in enumerate(batches):
-        torch.manual_seed(_dropout_seed(setup.config.seed, step, number))
+        torch.manual_seed(_dropout_seed(setup.config.seed, step, setup.ranks.rank, number))
         batch = batch.to(setup.device)
-        with autocast(setup.device, setup.precision):
-            states = model.body(
-                batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
-            )
-            losses = objective.loss(model, states, batch)
-        torch.stack([loss.total / step_counts[name] for name, loss in losses.items()]).sum().backward()  # type: ignore[no-untyped-call]
+        with only_synchronised(module, number == len(batches) - 1):
+            with autocast(setup.device, setup.precision):
+                losses = module(batch)
+            shares = [loss.total / max(1.0, counts[name]) for name, loss in losses.items()]
+            (setup.ranks.world_size * torch.stack(shares).sum()).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             sums.add_loss(name, loss.total, loss.correct, loss.count)
 
 
 def train(
-    model: Model, optimizer: torch.optim.Optimizer, setup: Setup, at: Position, *, progress: Progress
+    model: Model, module: nn.Module, optimizer: torch.optim.Optimizer, setup: Setup, at: Position, *, progress: Progress
 ) -> dict[str, float]:
     """Trains from where `at` stands to the last step, and returns the last held-out figures.
 
+    Args:
+        model: Body and heads.
+        module: The same, with the loss, as it is distributed over the ranks.
+        optimizer: Over the module's parameters.
+        setup: All else.
+        at: Moved on step by step.
+        progress: Told how far it is.
+
     Raises:
         TrainingError: The loss or the gradient is not finite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step under way is done and saved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM on any rank, after the step under way is done and saved.
     """
-    config = setup.config
-    evaluate_every = config.evaluation.every or max(1, setup.num_steps // 20)
-    save_every = config.checkpoints.every or max(1, setup.num_steps // 10)
-    log = RunLog(setup.folder / "log.jsonl", after_step=at.step)
+    config, ranks, timetable = setup.config, setup.ranks, setup.timetable
+    log_path = setup.folder / "log.jsonl" if ranks.is_first else None
+    log = RunLog(log_path, after_step=at.step, tensorboard=config.tensorboard)
     sums = at.sums
     began = time.perf_counter() - at.seconds
     last_saved = at.step
+    evaluated_at, note = -1, ""
+    figures: dict[str, float] = {}
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(*, is_logged: bool = True) -> None:
+        nonlocal figures, evaluated_at
         started = time.perf_counter()
-        figures = setup.evaluate(model)
-        at.seconds = time.perf_counter() - began
+        figures = dict(setup.evaluate(module)) if setup.evaluate is not None else {}
+        fills = setup.fill(module) if setup.fill is not None else {}
+        figures |= {f"held_out_{name}": value for name, value in fills.items() if name != "fills"}
+        evaluated_at, at.seconds = at.step, time.perf_counter() - began
         if not all(map(math.isfinite, figures.values())):
-            raise TrainingError(_not_finite("held-out loss is", at.step, [], last_saved, setup.folder))
-        if figures:
-            log.write(kind="evaluation", step=at.step, tokens=at.tokens, seconds=round(at.seconds, 3), **figures)
-            progress.say(f"step {at.step}: " + _line(figures))
-        model.train()
+            raise TrainingError(_not_finite("held-out loss is", at.step, last_saved, setup))
+        if figures and is_logged:
+            where = {"step": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3)}
+            log.write(kind="evaluation", **where, **figures)
+            log.write(kind="fills", **where, fills=fills.get("fills", [])[:_FILLS_LOGGED])
+            progress.say(f"step {at.step}: {_held_out_line(figures)}")
+        module.train()
         sums.leave_out(time.perf_counter() - started)
-        return figures
 
     def save() -> None:
         started = time.perf_counter()
         at.seconds = started - began
-        if not all(bool(p.isfinite().all()) for p in model.parameters()):
-            raise TrainingError(_not_finite("weights are", at.step, [], last_saved, setup.folder))
+        if not all(bool(_local(p).isfinite().all()) for p in model.parameters()):
+            raise TrainingError(_not_finite("weights are", at.step, last_saved, setup))
+        held_out = _held_out_loss(figures) if evaluated_at == at.step else None
         checkpoint = Checkpoint(
             at.step,
             at.tokens,
             at.seconds,
             to_toml(config),
-            setup.rows.shards.fingerprint,
+            setup.phases[0].examples.shards.fingerprint,
             setup.environment,
             sums.state(),
+            held_out,
         )
         folder = setup.folder / "checkpoints"
-        save_checkpoint(folder, model, optimizer, checkpoint, tokenizer=setup.tokenizer, keep=config.checkpoints.keep)
+        keep = config.checkpoints.keep
+        save_checkpoint(folder, model, optimizer, checkpoint, tokenizer=setup.tokenizer, keep=keep, ranks=ranks)
         sums.leave_out(time.perf_counter() - started)
 
-    figures: dict[str, float] = {}
-    if at.step == 0:
-        figures = evaluate()
-    elif at.step == setup.num_steps:  # a finished run, asked again
-        figures = setup.evaluate(model)
-    progress.start("training", total=setup.num_steps, unit="steps")
-    progress.advance(at.step)
-    model.train()
+    if at.step == 0 or timetable.is_last(at.step):
+        evaluate(is_logged=at.step == 0)  # a finished run, asked again, tells its figures
+    timed = timetable.seconds
+    progress.start("training", total=timed or timetable.num_steps, unit="seconds" if timed else "steps")
+    progress.advance(at.seconds if timed else at.step)
+    module.train()
     try:
         with StopBetweenSteps() as stop:
-            for batches in prefetch(lambda step: batches_of_step(step, setup), range(at.step, setup.num_steps)):
-                add_gradients(model, batches, setup, at.step, sums)
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm or math.inf)
+            for batches in prefetch(lambda step: batches_of_step(step, setup), _steps_left(at.step, timetable)):
+                own = [setup.objective.counts(batch) for batch in batches]
+                names = list(own[0])
+                scored = [sum(count[name] for count in own) for name in names]
+                *totals, tokens, displaced, flops = ranks.sum([*scored, *_sizes(batches, model)])
+                add_gradients(module, batches, setup, at.step, sums, dict(zip(names, totals, strict=True)))
+                norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm or math.inf)
+                norm = _whole(norm)
                 if not torch.isfinite(norm):
-                    raise TrainingError(_not_finite("gradient is", at.step, batches, last_saved, setup.folder))
-                factor = learning_rate_factor(at.step, setup.num_steps, config.schedule)
+                    raise TrainingError(_not_finite("gradient is", at.step, last_saved, setup))
+                rate = config.optimizer.learning_rate * timetable.factor(at.step)
                 for group in optimizer.param_groups:
-                    group["lr"] = config.optimizer.learning_rate * factor
+                    group["lr"] = rate
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
+                batch_config = setup.phase(at.step)[1].batch
                 at.step += 1
-                tokens = sum(len(batch.input_ids) for batch in batches)
-                at.tokens += tokens
-                sums.add_step(tokens, sum(step_flops(model, batch) for batch in batches))
-                is_last = at.step == setup.num_steps
+                at.tokens += int(tokens)
+                places = batch_config.rows * batch_config.row_length
+                sums.add_step(tokens=int(tokens), places=places, displaced=int(displaced), flops=flops)
+                before, at.seconds = at.seconds, time.perf_counter() - began
+                progress.advance(at.seconds - before if timed else 1, note)
+                agreed = _agree(timetable, stop.is_requested, before, at, config, ranks)
+                is_last = timetable.is_last(at.step)
                 if at.step % config.log_every == 0 or is_last:
-                    at.seconds = time.perf_counter() - began
-                    line = sums.take(places=config.batch.rows * config.batch.row_length, peak=setup.peak)
-                    log.write(
-                        kind="train",
-                        step=at.step,
-                        tokens=at.tokens,
-                        seconds=round(at.seconds, 3),
-                        **line,
-                        learning_rate=config.optimizer.learning_rate * factor,
-                        gradient_norm=float(norm),
-                    )
-                    progress.advance(0, _line(line))
-                progress.advance(1)
-                is_stopping = stop.is_requested  # asked once, so that nothing stops before it is saved
-                if at.step % evaluate_every == 0 or is_last:
-                    figures = evaluate()
-                if at.step % save_every == 0 or is_last or is_stopping:
+                    line = sums.take(peak=setup.peak)
+                    where = {"step": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3)}
+                    log.write(kind="train", **where, **line, learning_rate=rate, gradient_norm=float(norm))
+                    note = _line(line)
+                if agreed.evaluate or is_last:
+                    evaluate()
+                if agreed.save or is_last or agreed.stop:
                     save()
                     last_saved = at.step
-                if is_stopping and not is_last:
-                    progress.say(f"stopped after step {at.step} of {setup.num_steps} and saved: go on with --resume")
+                if is_last:
+                    break
+                if agreed.stop:
+                    of = f" of {timetable.num_steps}" if timetable.num_steps else ""
+                    progress.say(f"stopped after step {at.step}{of} and saved: go on with --resume")
                     stop.act()
     finally:
         log.close()
     return figures
 
 
-def _dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+_FILLS_LOGGED = 24
+"""How many filled blanks a line of the log shows."""
+
+
+@dataclass(frozen=True)
+class _Agreed:
+    """What all ranks do after a step."""
+
+    stop: bool
+    evaluate: bool
+    save: bool
+
+
+def _agree(
+    timetable: Timetable, is_stopping: bool, before: float, at: Position, config: RunConfig, ranks: Ranks
+) -> _Agreed:
+    """Returns what all ranks do after a step: stop if one was told to, and whatever else the first one's clock says."""
+    now: dict[str, Any] = {"step": at.step, "seconds": at.seconds, "before": before}
+    decision = timetable.decide(at.step, at.seconds) if ranks.is_first else None
+    evaluates = saves = False
+    if ranks.is_first:
+        evaluates = timetable.is_due(every=config.evaluation.every, times=20, at_least=config.log_every, **now)
+        saves = timetable.is_due(every=config.checkpoints.every, times=10, at_least=config.log_every, **now)
+    steps = [float(decision.decay_step), float(decision.last_step)] if decision else [0.0, 0.0]
+    stop, evaluate, save, decay, last = ranks.largest([float(is_stopping), float(evaluates), float(saves), *steps])
+    if last:
+        timetable.take(Decision(timetable.seconds or 0.0, int(decay), int(last)))
+    return _Agreed(bool(stop), bool(evaluate), bool(save))
+
+
+def _examples(step: int, setup: Setup) -> list[tuple[int, int]]:
+    """Returns (epoch, number) of the examples of a step, over all ranks; each phase counts epochs of its own."""
+    number, phase = setup.phase(step)
+    numbers = examples_of_step(
+        step - phase.first_step,
+        batch_size=phase.batch.rows,
+        num_examples=len(phase.examples),
+        seed=setup.config.seed,
+    )
+    return [(epoch + (number << 32), i) for epoch, i in numbers]
+
+
+def _steps_left(step: int, timetable: Timetable) -> range:
+    return range(step, timetable.num_steps if timetable.num_steps is not None else 2**62)
+
+
+def _sizes(batches: Sequence[Batch], model: Model) -> tuple[float, float, float]:
+    """Returns tokens, displaced tokens and floating-point operations of some batches."""
+    tokens = sum(len(batch.input_ids) for batch in batches)
+    return tokens, sum(batch.num_displaced for batch in batches), sum(step_flops(model, batch) for batch in batches)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns this rank's part of a tensor that is sharded."""
+    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def _held_out_loss(figures: dict[str, float]) -> float | None:
+    """Returns the sum of the held-out losses that are trained, by which checkpoints are compared."""
+    losses = [v for name, v in figures.items() if name.endswith("_loss") and name != "held_out_unigram_loss"]
+    return sum(losses) if losses else None
+
+
+def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
     """Returns the seed of a forward's dropout. The high bit keeps its stream apart from those of the examples."""
-    return int(example_generator(seed, step, 2**63 + micro_batch).integers(2**63))
+    return int(example_generator(seed, step, 2**63 + (rank << 32) + micro_batch).integers(2**63))
 
 
 def _line(figures: dict[str, float]) -> str:
     """Returns the figures a person wants to see while training."""
-    shown = {
-        name: value
-        for name, value in figures.items()
-        if name.endswith(("loss", "accuracy")) or name == "tokens_per_second"
-    }
-    return "  ".join(f"{name.replace('_', ' ')} {value:,.{0 if value > 100 else 3}f}" for name, value in shown.items())
+    losses = [
+        f"loss {figures[f'{name}_loss']:.3f}{label}" for name, label in _LABELS.items() if f"{name}_loss" in figures
+    ]
+    return ", ".join([*losses, f"{figures['tokens_per_second']:,.0f} tokens/s"])
 
 
-def _not_finite(what: str, step: int, batches: Sequence[Batch], last_saved: int, folder: Path) -> str:
-    numbers = [n for batch in batches for n in batch.example_numbers]
-    shown = (
-        " (examples " + ", ".join(map(str, numbers[:8])) + (", ...)" if len(numbers) > 8 else ")") if numbers else ""
-    )
-    way_back = f"{folder}/checkpoints/step-{last_saved:08d}" if last_saved else "none yet"
+_LABELS = {"masked_lm": "", "next_sentence": " (next sentence)", "sentence_order": " (sentence order)"}
+
+
+def _held_out_line(figures: dict[str, float]) -> str:
+    """Returns held-out figures, each beside what can be had without reading."""
+    told = {name.removeprefix("held_out_"): value for name, value in figures.items()}
+    parts = [
+        f"held-out loss {told['masked_lm_loss']:.3f} (word frequency {told['unigram_loss']:.3f})",
+        f"{told['masked_lm_accuracy']:.1%} of hidden words right ({told['unigram_accuracy']:.1%})",
+    ]
+    for question in ("next_sentence", "sentence_order"):
+        if f"{question}_accuracy" in told:
+            name = question.replace("_", " ")
+            parts.append(f"{name} {told[f'{question}_accuracy']:.1%} ({told['majority_accuracy']:.1%})")
+    if "blank_accuracy" in told:
+        parts.append(f"blanks {told['blank_accuracy']:.1%} ({told['blank_constant_accuracy']:.1%})")
+    return ", ".join(parts)
+
+
+def _not_finite(what: str, step: int, last_saved: int, setup: Setup) -> str:
+    numbers = [i for _, i in _examples(step, setup)]
+    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    way_back = f"{setup.folder}/checkpoints/step-{last_saved:08d}" if last_saved else "none yet"
     return (
-        f"step {step}: the {what} not finite{shown}; last good checkpoint: {way_back}. "
+        f"step {step}: the {what} not finite (examples {shown}); last good checkpoint: {way_back}. "
         "Lower optimizer.learning_rate or lengthen the warm-up, and resume or start again"
     )

@@ -1,7 +1,9 @@
 """A run as data: what `config.toml` holds."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 from stemformer.errors import ConfigError
@@ -16,11 +18,12 @@ __all__ = [
     "CheckpointConfig",
     "ComputeConfig",
     "EvaluationConfig",
+    "PhaseConfig",
     "RunConfig",
     "num_steps_of",
 ]
 
-MAY_CHANGE = ("budget.", "evaluation.", "checkpoints.", "log_every", "compute.")
+MAY_CHANGE = ("budget.", "evaluation.", "checkpoints.", "log_every", "tensorboard", "compute.")
 """Keys that a resumed run may change; anything else is refused. What changes in `compute` is told, as bits may then differ."""
 
 
@@ -47,26 +50,59 @@ class BatchConfig:
 
 
 @dataclass(frozen=True)
+class PhaseConfig:
+    """A later part of a run, with rows of another length; its optimizer and learning rate go on.
+
+    Attributes:
+        from_share: Where it begins, as a share of the run's steps, in (0, 1).
+        rows: As in `BatchConfig`, like the next two.
+        row_length: Tokens a row holds at most.
+        micro_rows: Examples a forward.
+
+    Source: Devlin et al. 2019, appendix A.2: nine tenths of the steps with rows of 128, the rest with 512.
+    """
+
+    from_share: float
+    rows: int
+    row_length: int
+    micro_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.from_share < 1:
+            raise ConfigError(f"phases: from_share is {self.from_share}: expected a share between 0 and 1")
+        self.batch()
+
+    def batch(self) -> BatchConfig:
+        """Returns what a step of the phase sees."""
+        return BatchConfig(self.rows, self.micro_rows, self.row_length)
+
+
+@dataclass(frozen=True)
 class BudgetConfig:
-    """How long a run is: one of steps, tokens, epochs.
+    """How long a run is: one of steps, tokens, epochs, seconds.
 
     Attributes:
         steps: Optimizer steps.
         tokens: Tokens seen, special tokens included; rounded up to whole steps of the mean size.
         epochs: Passes over the rows, rounded up to whole steps.
+        seconds: Time on the clock, interruptions not counted; the learning rate then rises, stays, and falls at the end (`wsd`).
     """
 
     steps: int | None = None
     tokens: int | None = None
     epochs: float | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "epochs"):
+        names = ("steps", "tokens", "epochs", "seconds")
+        for name in names:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"budget.{name} is {value}: expected a positive number")
         if sum(value is not None for value in (self.steps, self.tokens, self.epochs)) > 1:
-            raise ConfigError("budget: more than one of steps, tokens and epochs is set; set the others to none")
+            raise ConfigError(
+                "budget: more than one of steps, tokens, epochs and seconds is set; set the others to none"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,12 +114,14 @@ class ComputeConfig:
         precision: `fp32`, `bf16` (weights stay in fp32), or `auto`: bf16 where the device has matrix units for it.
         compile: Compile the blocks; None does so on CUDA alone, since on a CPU it was not faster (docs/benchmarks.md).
         threads: Processor threads; None leaves PyTorch's choice.
+        shard: With several ranks, each holds a part of weights and optimizer only (FSDP2): less memory, more traffic.
     """
 
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | None = None
     threads: int | None = None
+    shard: bool = False
 
     def __post_init__(self) -> None:
         _at_least_one("compute", threads=self.threads)
@@ -95,14 +133,18 @@ class EvaluationConfig:
 
     Attributes:
         every: Steps between two evaluations; None does twenty in a run. There is always one at the end.
-        rows: Held-out rows that are scored, at most.
+        rows: Held-out examples that are scored, at most.
+        blanks: Words of held-out sentences that are hidden and guessed, to see what the model has learned; 0 for none.
     """
 
     every: int | None = None
     rows: int = 512
+    blanks: int = 200
 
     def __post_init__(self) -> None:
         _at_least_one("evaluation", every=self.every, rows=self.rows)
+        if self.blanks < 0:
+            raise ConfigError(f"evaluation.blanks is {self.blanks}: expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -111,7 +153,7 @@ class CheckpointConfig:
 
     Attributes:
         every: Steps between two checkpoints; None does ten in a run. There is always one at the end.
-        keep: How many of the newest stay on disk.
+        keep: How many of the newest stay on disk, and beside them the one with the lowest held-out loss.
     """
 
     every: int | None = None
@@ -130,15 +172,23 @@ class RunConfig:
         seed: Of everything that is random, from 0.
         init: The model that training started from, if not from fresh weights.
         log_every: Steps between two lines of `log.jsonl`.
+        frozen_layers: The lowest layers that stay as they are, of a model given by `init`.
+        frozen_embeddings: Word, position and segment vectors stay as they are too.
+        tensorboard: Write TensorBoard's files beside `log.jsonl`.
+        phases: Later parts of the run with rows of another length; `batch` is the first.
     """
 
     recipe: str = "bert_mini"
     seed: int = 0
     init: str | None = None
     log_every: int = 10
+    frozen_layers: int = 0
+    frozen_embeddings: bool = False
+    tensorboard: bool = False
     model: BertConfig = field(default_factory=BertConfig)
     objective: MaskedLmConfig = field(default_factory=MaskedLmConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    phases: tuple[PhaseConfig, ...] = ()
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -151,11 +201,31 @@ class RunConfig:
             raise ConfigError(f"seed is {self.seed}: expected a number from 0 to 2**63 - 1")
         if self.log_every < 1:
             raise ConfigError(f"log_every is {self.log_every}: expected at least 1")
-        if self.batch.row_length > self.model.max_position_embeddings:
+        longest = max(batch.row_length for _, batch in self.parts())
+        if longest > self.model.max_position_embeddings:
             raise ConfigError(
-                f"batch.row_length is {self.batch.row_length}, the model has {self.model.max_position_embeddings} positions: "
+                f"batch.row_length is {longest}, the model has {self.model.max_position_embeddings} positions: "
                 "lower batch.row_length or raise model.max_position_embeddings"
             )
+        shares = [share for share, _ in self.parts()]
+        if shares != sorted(set(shares)):
+            raise ConfigError(f"phases begin at {shares}: expected shares of the run that ascend")
+        if self.phases and self.budget.seconds is not None:
+            raise ConfigError(
+                "phases are shares of a run's steps, which a budget on the clock does not know: give steps"
+            )
+        if not 0 <= self.frozen_layers <= self.model.num_hidden_layers:
+            raise ConfigError(
+                f"frozen_layers is {self.frozen_layers}: expected 0 to {self.model.num_hidden_layers}, the model's layers"
+            )
+        if (self.frozen_layers or self.frozen_embeddings) and self.init is None:
+            raise ConfigError(
+                "frozen_layers and frozen_embeddings are for a model that was trained before: give --init"
+            )
+
+    def parts(self) -> list[tuple[float, BatchConfig]]:
+        """Returns each phase, the first among them: where it begins as a share of the run, and what its steps see."""
+        return [(0.0, self.batch), *((phase.from_share, phase.batch()) for phase in self.phases)]
 
 
 def _at_least_one(table: str, **values: int | None) -> None:
@@ -164,22 +234,30 @@ def _at_least_one(table: str, **values: int | None) -> None:
             raise ConfigError(f"{table}.{name} is {value}: expected at least 1")
 
 
-def num_steps_of(config: RunConfig, *, num_examples: int, num_tokens: int) -> int:
-    """Returns how many optimizer steps a run has.
+def num_steps_of(config: RunConfig, *, num_examples: Sequence[int], num_tokens: Sequence[int]) -> int | None:
+    """Returns how many optimizer steps a run has; None where the clock decides.
 
     Args:
         config: Its budget and batch.
-        num_examples: Rows of an epoch.
-        num_tokens: Tokens of an epoch, special tokens included.
+        num_examples: Rows of an epoch, for each phase.
+        num_tokens: Tokens of an epoch, special tokens included, for each phase.
 
     Raises:
         ConfigError: No budget is set.
     """
-    budget = config.budget
+    budget, parts = config.budget, config.parts()
+    ends = [Fraction(share) for share, _ in parts[1:]] + [Fraction(1)]
+    rows = [
+        (end - Fraction(share)) * batch.rows for (share, batch), end in zip(parts, ends, strict=True)
+    ]  # a step's mean
     if budget.steps is not None:
         return budget.steps
-    if budget.tokens is not None:
-        return -(-budget.tokens * num_examples // (num_tokens * config.batch.rows))
+    if budget.tokens is not None:  # in fractions, where floats would be off by a step
+        a_step = sum(r * t / n for r, t, n in zip(rows, num_tokens, num_examples, strict=True))
+        return math.ceil(budget.tokens / a_step)
     if budget.epochs is not None:
-        return max(1, math.ceil(budget.epochs * num_examples / config.batch.rows - 1e-9))
-    raise ConfigError("how long to train is not said: give --steps, --tokens or --epochs")
+        a_step = sum(r / n for r, n in zip(rows, num_examples, strict=True))
+        return max(1, math.ceil(budget.epochs / float(a_step) - 1e-9))
+    if budget.seconds is not None:
+        return None
+    raise ConfigError("how long to train is not said: give --steps, --tokens, --epochs or --time")

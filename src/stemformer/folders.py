@@ -1,0 +1,36 @@
+"""What commands check about the folders that they are given, before they write."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stemformer.data.corpus import find_files
+from stemformer.errors import ConfigError
+
+__all__ = ["free_folder", "refuse_inside"]
+
+
+def free_folder(path: str, *, overwrite: bool) -> Path:
+    """Returns a folder that may be written to; what it holds is left there until there is something to put in its place.
+
+    Raises:
+        ConfigError: It is not empty, and `overwrite` is False.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise ConfigError(f"{path} is a file: give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ConfigError(f"{path} is not empty: give another --out, or --overwrite to replace what it holds")
+    return folder
+
+
+def refuse_inside(folder: Path, inputs: Sequence[str]) -> None:
+    """Refuses an output folder that holds what is read, since --overwrite would delete it.
+
+    Raises:
+        ConfigError: One of the inputs lies in the folder.
+    """
+    local = [Path(given).expanduser() for given in inputs if not given.startswith("hub:")]
+    patterns = [path for path in local if not path.exists()]
+    for path in [*local, *(find_files(patterns) if patterns else [])]:
+        if folder.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(f"{path} lies in the output folder {folder}: give another --out")

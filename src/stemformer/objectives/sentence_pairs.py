@@ -1,0 +1,100 @@
+"""Masked language modelling together with a question about pairs of texts: the two objectives of 2018, or sentence order.
+
+Source: Devlin et al. 2019, section 3.1 and appendix A.2 (the training loss is the sum of the two means); Lan et al. 2020, section 3.1.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from stemformer.data.batches import Batch, Example
+from stemformer.data.chunks import Chunks, make_chunks
+from stemformer.data.shards import Shards
+from stemformer.data.windows import Passage, Rows
+from stemformer.models.model import Model
+from stemformer.objectives.losses import LossSum, cross_entropy_sum
+from stemformer.objectives.masked import MaskedLm, MaskedLmConfig, SpecialIds
+
+__all__ = ["OBJECTIVES", "Objective", "SentencePairs", "WithLoss", "make_objective"]
+
+
+class SentencePairs:
+    """Masked words, and whether text B follows text A (`next`) or which of the two comes first (`order`).
+
+    Args:
+        config: `sentences` says which question is asked.
+        special: Ids of `[CLS]`, `[SEP]` and `[MASK]`.
+        vocab_size: Random words are drawn from all of it.
+    """
+
+    heads: tuple[str, ...] = ("masked_lm", "next_sentence")
+
+    def __init__(self, config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> None:
+        self.masked = MaskedLm(config, special=special, vocab_size=vocab_size)
+        self.config = config
+        self.question = "next_sentence" if config.sentences == "next" else "sentence_order"
+
+    def make_examples(self, shards: Shards, row_length: int) -> Rows | Chunks:
+        """Returns the examples of a split: chunks that are split into pairs."""
+        task: Literal["next", "order"] = "next" if self.question == "next_sentence" else "order"
+        return make_chunks(shards, row_length=row_length, task=task, short_share=self.config.short_share)
+
+    def corrupt(self, passage: Passage, rng: np.random.Generator) -> Example:
+        """Returns the pair with some of its words hidden; see `MaskedLm.corrupt`."""
+        return self.masked.corrupt(passage, rng)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Returns how many places and how many pairs of a batch are scored."""
+        return {**self.masked.counts(batch), self.question: len(batch.cu_seqlens) - 1}
+
+    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
+        """Returns the two summed losses of a batch from the body's states (N, D)."""
+        assert batch.sequence_labels is not None
+        firsts = states.index_select(0, batch.cu_seqlens[:-1].long())  # [CLS]
+        pairs = cross_entropy_sum(model.next_sentence_logits(firsts), batch.sequence_labels)
+        return {**self.masked.loss(model, states, batch), self.question: pairs}
+
+
+Objective = MaskedLm | SentencePairs
+"""What hides and scores."""
+
+OBJECTIVES: dict[str, type[MaskedLm] | type[SentencePairs]] = {
+    "none": MaskedLm,
+    "next": SentencePairs,
+    "order": SentencePairs,
+}
+"""`objective.sentences` -> objective."""
+
+
+def make_objective(config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> Objective:
+    """Returns the objective of a configuration.
+
+    Example:
+        >>> make_objective(MaskedLmConfig(sentences="order"), special=SpecialIds(1, 2, 3), vocab_size=9).heads
+        ('masked_lm', 'next_sentence')
+    """
+    return OBJECTIVES[config.sentences](config, special=special, vocab_size=vocab_size)
+
+
+class WithLoss(nn.Module):
+    """A model and its objective as one module, so that whatever distributes or evaluates it sees a single forward.
+
+    Args:
+        model: Body and heads.
+        objective: What is scored.
+    """
+
+    def __init__(self, model: Model, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
+        """Returns the summed losses of a batch by name, or with `return_logits` the masked-LM scores (M, V) of its marked places."""
+        states = self.model.body(
+            batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
+        )
+        if return_logits:
+            return self.model.masked_lm_logits(states.index_select(0, batch.label_positions))
+        return self.objective.loss(self.model, states, batch)

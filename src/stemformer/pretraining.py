@@ -1,0 +1,455 @@
+"""The pre-training command: joins recipe, data, model, ranks and loop into a run folder."""
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stemformer.adapt import adapt_vocabulary
+from stemformer.config import differences, from_toml, merge_toml, to_toml, with_settings
+from stemformer.data.manifest import check_tokenizer
+from stemformer.data.shards import open_shards, read_manifest
+from stemformer.data.tokenizer import Tokenizer, load_tokenizer
+from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.evaluation.blanks import choose_blanks, fill_blanks
+from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
+from stemformer.folders import free_folder, refuse_inside
+from stemformer.models.model import Model, make_model
+from stemformer.objectives.masked import SpecialIds
+from stemformer.objectives.sentence_pairs import OBJECTIVES, make_objective
+from stemformer.pretrained import attention_dropout, find_folder, load_model, save_model
+from stemformer.progress import Progress, Silent
+from stemformer.recipes import find_recipe
+from stemformer.report.run_report import write_report
+from stemformer.training.checkpoint import (
+    environment,
+    load_optimizer,
+    newest_checkpoint,
+    read_checkpoint,
+    write_folder,
+)
+from stemformer.training.compute import choose_device, choose_precision, compile_blocks, matmul_rate
+from stemformer.training.distributed import Ranks, distribute, is_restarted, this_rank, whole_tensors
+from stemformer.training.log import StepSums
+from stemformer.training.loop import Phase, Position, Setup, train
+from stemformer.training.optim import make_optimizer
+from stemformer.training.run import MAY_CHANGE, RunConfig, num_steps_of
+from stemformer.training.timetable import Timetable
+
+__all__ = ["make_setup", "pretrain", "resolve", "starting_model"]
+
+
+def pretrain(
+    recipe: str | None = None,
+    *,
+    data: str,
+    out: str,
+    init: str | None = None,
+    config: str | None = None,
+    settings: Sequence[str] = (),
+    steps: int | None = None,
+    tokens: int | None = None,
+    epochs: float | None = None,
+    time: str | float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    compile: bool | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Pre-trains a model on prepared data into a run folder, and returns how it ended.
+
+    Started by `torchrun`, it is one of several ranks that train together.
+
+    Args:
+        recipe: A name of `recipes.RECIPES`; a resumed run has its own already.
+        data: What `prepare` wrote.
+        out: The run folder.
+        init: A model to start from; its sizes replace the recipe's, and its vocabulary is brought to that of the data.
+        config: TOML file laid over the recipe.
+        settings: `key=value` laid over both.
+        steps: Budget in optimizer steps.
+        tokens: Budget in tokens.
+        epochs: Budget in passes over the data.
+        time: Budget on the clock: seconds, or text such as 90s, 30m, 1h30m, 2d.
+        seed: Of everything that is random.
+        device: As in `training.run.ComputeConfig`, like the next three.
+        precision: Number format.
+        threads: Processor threads.
+        compile: Compile the blocks.
+        resume: Go on from the newest whole checkpoint in `out`, or begin where there is none yet.
+        overwrite: Replace what `out` holds.
+        progress: Told how far it is.
+
+    Raises:
+        StemformerError: Settings, data, tokenizer or checkpoint that do not fit; a loss that is not finite.
+    """
+    progress = progress or Silent()
+    resume = resume or is_restarted()
+    folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
+    found = _find_run(folder, recipe, progress) if resume else None
+    if found is None and resume and recipe is None:
+        raise CheckpointError(
+            f"{folder} holds no run to resume: leave out --resume, or say with --recipe what to start"
+        )
+    budget = {"steps": steps, "tokens": tokens, "epochs": epochs, "seconds": _seconds(time)}
+    compute = {"device": device, "precision": precision, "threads": threads, "compile": compile}
+    given = resolve(
+        found.config if found else find_recipe(recipe or ""), config, settings, budget=budget, compute=compute
+    )
+    given = given if seed is None else replace(given, seed=seed)
+    given = given if init is None else replace(given, init=init)
+    _check_init(given)
+    refuse_inside(folder, [path for path in (data, config, init) if path and Path(path).exists()])
+    if found is not None:
+        _refuse_changes(found.config, given)
+
+    with this_rank(choose_device(given.compute.device)) as ranks:
+        progress = progress if ranks.is_first else Silent()
+        progress.start("opening the data")
+        manifest = read_manifest(data)
+        tokenizer = load_tokenizer(Path(data) / "tokenizer")
+        check_tokenizer(manifest, tokenizer)
+        model = starting_model(given, tokenizer, progress, checkpoint=found.newest if found else None)
+        _refuse_other_sizes(given, model, settings)
+        setup = make_setup(replace(given, model=model.config), data, tokenizer, ranks, folder)
+        ranks.wait()  # all have looked at the folder before the first one changes it
+        if ranks.is_first:
+            _make_ready(folder, found, setup.config, progress)
+        ranks.wait()
+        model.to(setup.device)
+        module = distribute(model, setup.objective, ranks, sharded=setup.config.compute.shard)
+        optimizer = make_optimizer(model, setup.config.optimizer)
+        at = _go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
+        if not setup.timetable.is_last(at.step) and ranks.is_first:
+            shutil.rmtree(
+                folder / "final", ignore_errors=True
+            )  # of a smaller budget; a checkpoint holds the same weights
+        _tell_start(setup, model, progress)
+        if setup.environment["compile"]:
+            compile_blocks(model)
+        figures = train(model, module, optimizer, setup, at, progress=progress)
+        weights = whole_tensors(model.state_dict())
+        if ranks.is_first:
+            write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, state=weights))
+            progress.finish()
+            write_report(folder)
+        progress.finish()
+        ranks.wait()
+    return {
+        "run": str(folder),
+        "model": str(folder / "final"),
+        "report": str(folder / "report.html"),
+        "steps": at.step,
+        "tokens": at.tokens,
+        "seconds": round(at.seconds, 1),
+        **{name: round(value, 4) for name, value in figures.items()},
+    }
+
+
+def resolve(
+    config: RunConfig,
+    file: str | None,
+    settings: Sequence[str],
+    *,
+    budget: dict[str, Any] | None = None,
+    compute: dict[str, Any] | None = None,
+) -> RunConfig:
+    """Returns a configuration with a file, settings and options laid over it, in this order.
+
+    Args:
+        config: A recipe's, or that of a stored run.
+        file: TOML.
+        settings: `key=value`.
+        budget: Fields of `BudgetConfig`; None is not given. At most one may be, and it replaces the budget there was.
+        compute: Fields of `ComputeConfig`; None is not given.
+
+    Raises:
+        ConfigError: No such file or setting, or two budgets.
+    """
+    if file is not None:
+        if not Path(file).is_file():
+            raise ConfigError(f"--config {file}: there is no such file")
+        config = merge_toml(config, Path(file).read_text(encoding="utf-8"), source=file)
+    config = with_settings(config, settings)
+    chosen = {name: value for name, value in (budget or {}).items() if value is not None}
+    if len(chosen) > 1:
+        options = ["--" + name.replace("seconds", "time") for name in chosen]
+        raise ConfigError(f"two budgets were given ({', '.join(options)}): give one")
+    if chosen:
+        config = replace(config, budget=type(config.budget)(**chosen))
+    given = {name: value for name, value in (compute or {}).items() if value is not None}
+    return replace(config, compute=replace(config.compute, **given))
+
+
+def starting_model(
+    config: RunConfig, tokenizer: Tokenizer, progress: Progress, *, checkpoint: Path | None = None
+) -> Model:
+    """Returns the model that training starts from: a checkpoint's, a given one brought to the data's vocabulary, or a fresh one.
+
+    Args:
+        config: Its `init` names the given one; its frozen layers need no gradient.
+        tokenizer: Of the data.
+        progress: Told what became of the vocabulary.
+        checkpoint: Of the run that goes on; stronger than `init`.
+    """
+    heads = list(OBJECTIVES[config.objective.sentences].heads)
+    source = checkpoint or config.init
+    if source is None:
+        generator = torch.Generator().manual_seed(config.seed)
+        sizes = replace(config.model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+        return make_model(sizes, heads, generator=generator)
+    model = load_model(source, heads)
+    if checkpoint is None:
+        if attention_dropout(source):
+            warnings.warn(
+                "attention probabilities are trained without dropout here, whatever the model was trained with",
+                stacklevel=2,
+            )
+        old = load_tokenizer(find_folder(source))
+        if old.tokens != tokenizer.tokens or model.config.vocab_size != tokenizer.vocab_size:
+            generator = torch.Generator().manual_seed(config.seed)
+            told = adapt_vocabulary(model, old, tokenizer, generator=generator)
+            progress.say(f"vocabulary of {source} brought to that of the data: {told}")
+        if replace(config, model=model.config).frozen_layers or config.frozen_embeddings:
+            progress.say(_told_of_frozen(config))
+    _freeze(model, config)
+    return model
+
+
+def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks, folder: Path) -> Setup:
+    """Returns what a run needs beside its model: examples, held-out figures, schedule, and what it computes on.
+
+    Raises:
+        DataError: Too little text for a batch, or none that can be held out.
+    """
+    device = ranks.device
+    if config.compute.threads:
+        torch.set_num_threads(config.compute.threads)
+    precision = choose_precision(config.compute.precision, device)
+    special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
+    objective = make_objective(config.objective, special=special, vocab_size=tokenizer.vocab_size)
+    shards = open_shards(data)
+    parts = config.parts()
+    examples = [objective.make_examples(shards, batch.row_length) for _, batch in parts]
+    for (_, batch), of_phase in zip(parts, examples, strict=True):
+        if len(of_phase) < batch.rows:
+            raise DataError(
+                f"{data} holds {shards.num_tokens:,} tokens, which is {len(of_phase)} rows of {batch.row_length}; a batch has "
+                f"{batch.rows}: add text or lower batch.rows with --set batch.rows={max(1, len(of_phase) // 4)}"
+            )
+        if batch.rows < ranks.world_size:
+            raise ConfigError(
+                f"batch.rows is {batch.rows} for {ranks.world_size} ranks: expected a row for each of them at least"
+            )
+    num_steps = num_steps_of(
+        config, num_examples=[len(e) for e in examples], num_tokens=[e.num_tokens for e in examples]
+    )
+    firsts = [round(share * (num_steps or 0)) for share, _ in parts]
+    phases = [Phase(first, b, e) for first, (_, b), e in zip(firsts, parts, examples, strict=True)]
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    fill: Callable[[nn.Module], dict[str, Any]] | None = None
+    if "held_out" in shards.manifest.splits:
+        held_out = open_shards(data, "held_out")
+        asked = make_objective(held_out_masks(config.objective), special=special, vocab_size=tokenizer.vocab_size)
+        evaluate = make_evaluation(
+            asked.make_examples(held_out, parts[-1][1].row_length),
+            asked,
+            num_examples=config.evaluation.rows,
+            device=device,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            add=ranks.sum,
+        )
+        blanks = choose_blanks(
+            held_out, tokenizer, number=config.evaluation.blanks, longest=config.model.max_position_embeddings
+        )
+        if blanks is not None:
+            fill = lambda module: fill_blanks(module, blanks, tokenizer, device=device)  # noqa: E731
+    compiled = config.compute.compile if config.compute.compile is not None else device.type == "cuda"
+    return Setup(
+        config=config,
+        timetable=Timetable(config, num_steps, folder),
+        objective=objective,
+        phases=phases,
+        evaluate=evaluate,
+        fill=fill,
+        tokenizer=tokenizer,
+        device=device,
+        precision=precision,
+        environment=environment(device, precision, compiled, ranks),
+        peak=ranks.sum([matmul_rate(device, precision)])[0],
+        folder=folder,
+        ranks=ranks,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------------- resuming
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A run that goes on: its newest whole checkpoint, newer ones that are damaged, and its configuration."""
+
+    newest: Path
+    damaged: list[Path]
+    config: RunConfig
+
+
+def _find_run(folder: Path, recipe: str | None, progress: Progress) -> _Found | None:
+    """Returns the run of a folder; None where it has no checkpoint yet, so that nothing is lost by beginning again."""
+    checkpoints = folder / "checkpoints"
+    if not any(checkpoints.glob("step-????????")):
+        holds = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if holds and "config.toml" not in holds:
+            raise CheckpointError(f"{folder} holds {', '.join(holds[:3])}, but no run to resume: give another --out")
+        if recipe is not None:
+            progress.say(f"{folder} has no checkpoint yet: the run begins")
+        return None
+    newest, faults = newest_checkpoint(checkpoints)
+    for fault in faults:
+        progress.say(f"passed over {fault}")
+    file = newest / "config.toml"  # its bytes are vouched for by the checkpoint
+    stored = from_toml(RunConfig, file.read_text(encoding="utf-8"), source=str(file))
+    if recipe not in (None, stored.recipe):
+        raise CheckpointError(f"the run in {folder} is a {stored.recipe}, not a {recipe}: resume it without --recipe")
+    return _Found(newest, [checkpoints / fault.partition(":")[0] for fault in faults], stored)
+
+
+def _refuse_changes(stored: RunConfig, now: RunConfig) -> None:
+    changed = [(k, a, b) for k, a, b in differences(stored, now) if not k.startswith(MAY_CHANGE)]
+    if changed:
+        told = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
+        raise CheckpointError(
+            f"this run cannot go on with other settings ({told}): leave them as they were, or start a new run"
+        )
+
+
+def _make_ready(folder: Path, found: _Found | None, config: RunConfig, progress: Progress) -> None:
+    """Empties the folder of a new run, puts aside what is damaged in one that goes on, and writes the configuration."""
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    for damaged in found.damaged if found else []:  # out of the way of the steps that come again
+        aside = damaged.with_name(damaged.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        damaged.rename(aside)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_over in [*folder.glob("*.tmp"), *folder.glob("*.old"), *folder.glob("checkpoints/step-*.tmp")]:
+        with contextlib.suppress(NotADirectoryError):
+            shutil.rmtree(left_over)
+    temporary = folder / "config.toml.tmp"
+    temporary.write_text(to_toml(config), encoding="utf-8")
+    temporary.replace(folder / "config.toml")
+
+
+def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup: Setup, progress: Progress) -> Position:
+    """Fills the optimizer from a checkpoint, and returns where it stands."""
+    told = read_checkpoint(found.newest)
+    fingerprint = setup.phases[0].examples.shards.fingerprint
+    if told.data_fingerprint != fingerprint:
+        raise CheckpointError(
+            f"{found.newest} was trained on other data (fingerprint {told.data_fingerprint[:12]}, now "
+            f"{fingerprint[:12]}): give the same --data, or start a new run"
+        )
+    for key, value in setup.environment.items():
+        if told.environment.get(key) != value:
+            progress.say(f"{key} was {told.environment.get(key)}, is now {value}: the run goes on, but not bit for bit")
+    num_steps = setup.timetable.num_steps
+    progress.say(f"goes on from {found.newest}, step {told.step}" + (f" of {num_steps}" if num_steps else ""))
+    if num_steps is not None and told.step > num_steps:
+        raise ConfigError(
+            f"{found.newest} stands at step {told.step}, the budget ends at {num_steps}: give a larger budget"
+        )
+    load_optimizer(found.newest, model, optimizer)
+    return Position(told.step, told.tokens, told.seconds, StepSums(told.sums, setup.ranks))
+
+
+# ------------------------------------------------------------------------------------------------------------------------ small parts
+
+
+def _seconds(time: str | float | None) -> float | None:
+    """Returns the seconds of a text such as 90s, 30m, 1h30m, 2d, or of a plain number."""
+    if time is None or isinstance(time, int | float):
+        return time
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    total, digits = 0.0, ""
+    for character in time.strip().lower():
+        if character in units and digits:
+            total, digits = total + float(digits) * units[character], ""
+        elif character.isdecimal() or (character == "." and "." not in digits):
+            digits += character
+        else:
+            raise ConfigError(f"--time {time}: expected a time such as 90s, 30m, 1h30m or 2d")
+    if digits:
+        if total or not digits.strip("."):
+            raise ConfigError(f"--time {time}: expected a time such as 90s, 30m, 1h30m or 2d")
+        total = float(digits)
+    return total
+
+
+def _check_init(config: RunConfig) -> None:
+    if config.init is not None:
+        load_tokenizer(find_folder(config.init))
+
+
+def _refuse_other_sizes(config: RunConfig, model: Model, settings: Sequence[str]) -> None:
+    """Refuses `--set model.x=...` where the model that training starts from has another value, and keeps it."""
+    for key in (setting.partition("=")[0].strip() for setting in settings):
+        name = key.removeprefix("model.")
+        if key.startswith("model.") and getattr(config.model, name) != getattr(model.config, name):
+            raise ConfigError(
+                f"{key} is {getattr(config.model, name)}, the model that training starts from has "
+                f"{getattr(model.config, name)}: leave the setting or --init out"
+            )
+
+
+def _frozen(model: Model, config: RunConfig) -> Iterator[nn.Module]:
+    if config.frozen_embeddings:
+        yield model.body.embeddings
+    yield from model.body.layers[: config.frozen_layers]
+
+
+def _freeze(model: Model, config: RunConfig) -> None:
+    for part in _frozen(model, config):
+        part.requires_grad_(False)
+
+
+def _told_of_frozen(config: RunConfig) -> str:
+    parts = ["embeddings"] if config.frozen_embeddings else []
+    parts += [f"the lowest {config.frozen_layers} layers"] if config.frozen_layers else []
+    return f"{' and '.join(parts)} stay as they are"
+
+
+def _tell_start(setup: Setup, model: Model, progress: Progress) -> None:
+    config, timetable = setup.config, setup.timetable
+    progress.say(
+        f"{config.recipe}: {model.num_parameters():,} parameters, {model.num_parameters(embeddings=False):,} of them in "
+        f"{config.model.num_hidden_layers} layers; {setup.device}, {setup.precision}"
+        + (", blocks compiled" if setup.environment["compile"] else "")
+        + (f", {setup.ranks.world_size} ranks" if setup.ranks.world_size > 1 else "")
+    )
+    for number, phase in enumerate(setup.phases):
+        examples, batch = phase.examples, phase.batch
+        kind = "rows" if config.objective.sentences == "none" else "pairs"
+        left_out = getattr(examples, "num_left_out", 0)
+        last = setup.phases[number + 1].first_step if number + 1 < len(setup.phases) else timetable.num_steps
+        if last is None:
+            length = f"{timetable.seconds:,.0f} seconds on the clock, rate falling over the last {config.schedule.decay_share:.0%}"
+        else:
+            steps = last - phase.first_step
+            length = f"{steps:,} steps of {batch.rows}, {steps * batch.rows / len(examples):.2f} passes"
+        progress.say(
+            f"{examples.num_tokens:,} tokens, special ones included, in {len(examples):,} {kind} of at most {batch.row_length} "
+            f"({examples.fill:.1%} filled)"
+            + (f", {left_out:,} of one word left out" if left_out else "")
+            + f"; {length}"
+        )

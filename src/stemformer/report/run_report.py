@@ -1,0 +1,183 @@
+"""`report.html` of a pre-training run: one file that needs nothing else, made from `config.toml` and `log.jsonl` alone."""
+
+import io
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from stemformer.errors import DataError
+from stemformer.training.log import read_log
+
+__all__ = ["Curve", "draw", "write_report"]
+
+_COLOURS = ("#1b6ca8", "#d1495b", "#6c757d", "#2e8b57")
+_LOSSES = {"masked_lm": "masked words", "next_sentence": "next sentence", "sentence_order": "sentence order"}
+_NUM_SENTENCES = 12
+_NUM_MOMENTS = 5
+
+Curve = tuple[str, Sequence[float], Sequence[float], str]
+"""Name, x, y, and style: `line`, `faint` for what was measured on training text, `baseline` for what can be had without learning."""
+
+
+def write_report(folder: Path) -> Path:
+    """Writes `report.html` into a run folder, and returns where it is.
+
+    Args:
+        folder: With `config.toml` and `log.jsonl`; the run may still be going on.
+
+    Raises:
+        DataError: It holds no run.
+    """
+    if not (folder / "log.jsonl").is_file() or not (folder / "config.toml").is_file():
+        raise DataError(f"{folder} holds no run: expected config.toml and log.jsonl")
+    import jinja2
+
+    lines = read_log(folder / "log.jsonl")
+    config = (folder / "config.toml").read_text(encoding="utf-8")
+    source = (files("stemformer") / "report" / "run.html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    page = template.render(
+        name=folder.resolve().name,
+        tiles=_tiles(lines),
+        plots=[(title, draw(curves, unit=unit)) for title, unit, curves in _plots(lines)],
+        fills=_fills([line for line in lines if line["kind"] == "fills"]),
+        config=config,
+    )
+    temporary = folder / "report.html.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    return temporary.replace(folder / "report.html")
+
+
+def draw(curves: Sequence[Curve], *, unit: str) -> str:
+    """Returns a plot as SVG text, to be put into a page.
+
+    Args:
+        curves: All in the same unit, over the same kind of x.
+        unit: Of the y axis.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    for number, (name, x, y, style) in enumerate(curves):
+        if style == "baseline":
+            axes.plot(x, y, color="#444444", linestyle="--", linewidth=1.2, label=name)
+        else:
+            colour = _COLOURS[number % len(_COLOURS)]
+            faint = style == "faint"
+            axes.plot(x, y, color=colour, linewidth=1 if faint else 2, alpha=0.45 if faint else 1, label=name)
+    axes.set_xlabel("tokens (millions)")
+    axes.set_ylabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _tiles(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Returns title, figure and remark of what one wants to know first."""
+    train = [line for line in lines if line["kind"] == "train"]
+    held_out = [line for line in lines if line["kind"] == "evaluation"]
+    tiles = []
+    if held_out:
+        last = held_out[-1]
+        loss, unigram = last["held_out_masked_lm_loss"], last["held_out_unigram_loss"]
+        tiles += [
+            ("held-out loss", f"{loss:.2f} nats", f"{unigram - loss:+.2f} better than word frequency ({unigram:.2f})"),
+            (
+                "hidden words right",
+                f"{last['held_out_masked_lm_accuracy']:.1%}",
+                f"{last['held_out_unigram_accuracy']:.1%} by always guessing the most frequent",
+            ),
+        ]
+        for task in ("next_sentence", "sentence_order"):
+            if f"held_out_{task}_accuracy" in last:
+                chance = f"{last['held_out_majority_accuracy']:.1%} by always giving the same answer"
+                tiles.append((f"{_LOSSES[task]} right", f"{last[f'held_out_{task}_accuracy']:.1%}", chance))
+        if "held_out_blank_accuracy" in last:
+            chance = f"{last['held_out_blank_constant_accuracy']:.1%} by one word for all"
+            tiles.append(("blanks right", f"{last['held_out_blank_accuracy']:.1%}", chance))
+    if train:
+        speeds = sorted(line["tokens_per_second"] for line in train)
+        minutes = max(line["seconds"] for line in lines) / 60
+        tiles += [
+            (
+                "trained on",
+                f"{train[-1]['tokens'] / 1e6:,.2f} M tokens",
+                f"{train[-1]['step']:,} steps in {minutes:,.1f} minutes",
+            ),
+            (
+                "throughput",
+                f"{speeds[len(speeds) // 2]:,.0f} tokens/s",
+                f"MFU {train[-1]['mfu']:.0%}, rows {train[-1]['fill']:.0%} full",
+            ),
+        ]
+    return tiles
+
+
+def _plots(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[Curve]]]:
+    """Returns title, unit and curves of each plot."""
+    train = [line for line in lines if line["kind"] == "train"]
+    held_out = [line for line in lines if line["kind"] == "evaluation"]
+
+    def curve(
+        name: str, of: Sequence[dict[str, Any]], key: str, style: str = "line", factor: float = 1.0
+    ) -> list[Curve]:
+        points = [(line["tokens"] / 1e6, factor * line[key]) for line in of if key in line]
+        return [(name, *map(list, zip(*points, strict=True)), style)] if points else []  # type: ignore[list-item]
+
+    plots: list[tuple[str, str, list[Curve]]] = []
+    for task, name in _LOSSES.items():
+        words = task == "masked_lm"
+        floor = curve("word frequency", held_out, "held_out_unigram_loss", "baseline") if words else []
+        losses = [
+            *curve("held out", held_out, f"held_out_{task}_loss"),
+            *curve("training", train, f"{task}_loss", "faint"),
+        ]
+        chance = "held_out_unigram_accuracy" if words else "held_out_majority_accuracy"
+        accuracies = [
+            *curve("held out", held_out, f"held_out_{task}_accuracy", factor=100),
+            *curve("training", train, f"{task}_accuracy", "faint", factor=100),
+        ]
+        if losses:
+            plots.append((f"Loss on {name}", "nats", losses + floor))
+            plots.append(
+                (
+                    f"{name.capitalize()} right",
+                    "%",
+                    accuracies + curve("without reading", held_out, chance, "baseline", 100),
+                )
+            )
+    blanks = curve("held-out blanks", held_out, "held_out_blank_accuracy", factor=100)
+    if blanks:
+        one_word = curve("one word for all", held_out, "held_out_blank_constant_accuracy", "baseline", 100)
+        plots.append(("Blanks right", "%", blanks + one_word))
+    plots.append(("Learning rate", "", curve("learning rate", train, "learning_rate")))
+    plots.append(("Throughput", "tokens/s", curve("throughput", train, "tokens_per_second")))
+    return [plot for plot in plots if plot[2]]
+
+
+def _fills(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what was put into the blanks at a few moments: `moments` (tokens) and `rows` of sentence, answer and guesses."""
+    if not lines:
+        return {"moments": [], "rows": []}
+    last = len(lines) - 1
+    at = sorted({round(last * i / (_NUM_MOMENTS - 1)) for i in range(_NUM_MOMENTS)})
+    chosen = [lines[i] for i in at]
+    rows = []
+    for number, blank in enumerate(chosen[0]["fills"][:_NUM_SENTENCES]):
+        guesses = [
+            {"word": line["fills"][number]["guess"], "percent": f"{line['fills'][number]['probability']:.0%}",
+             "is_right": line["fills"][number]["guess"] == blank["answer"]}
+            for line in chosen
+        ]  # fmt: skip
+        before, _, after = blank["text"].partition("[MASK]")
+        rows.append({"before": before, "after": after, "answer": blank["answer"], "guesses": guesses})
+    return {"moments": [f"{line['tokens'] / 1e6:.2f} M" for line in chosen], "rows": rows}
