@@ -19,7 +19,7 @@ from stemformer.exits import Terminated
 from stemformer.progress import Silent
 from stemformer.terminal import Terminal
 
-COMMANDS = ["fill", "inspect", "prepare", "pretrain", "quickstart", "tokenizer"]
+COMMANDS = ["fill", "inspect", "plan", "prepare", "pretrain", "quickstart", "report", "tokenizer"]
 FILLED = [
     {
         "text": "Paris is the [MASK] of France.",
@@ -125,7 +125,14 @@ def test_wrong_command_line_is_one_line_and_exit_code_2(words, message, use_api,
             "train_tokenizer",
             (["a.txt", "b.txt"],),
             {
-                **{"out": "tok", "kind": "wordpiece", "vocab_size": 99, "lowercase": True, "documents": "auto"},
+                **{
+                    "out": "tok",
+                    "init": None,
+                    "kind": "wordpiece",
+                    "vocab_size": 99,
+                    "lowercase": True,
+                    "documents": "auto",
+                },
                 **{"column": "text", "errors": "strict", "max_characters": 100_000_000, "seed": 0, "overwrite": False},
             },
         ),
@@ -174,6 +181,8 @@ def test_wrong_command_line_is_one_line_and_exit_code_2(words, message, use_api,
             {"model": "m", "top_k": 5, "among": ["x", "y"], "score": False, "threads": 1},
         ),
         (["inspect", "folder"], "inspect", ("folder",), {}),
+        (["report", "run"], "report", ("run",), {}),
+        (["plan", "bert_mini", "--set", "a.b=1"], "plan", ("bert_mini",), {"data": None, "settings": ["a.b=1"]}),
         (["quickstart", "--out", "q"], "quickstart", (), {"out": "q", "overwrite": False}),
     ],
 )
@@ -183,7 +192,7 @@ def test_command_calls_one_function_with_what_was_given(words, name, args, optio
     [(called, got_args, got_options)] = api.calls
     progress = got_options.pop("progress", None)
     assert (called, got_args, got_options) == (name, args, options)
-    assert isinstance(progress, Silent) == (name not in ("fill", "inspect"))
+    assert isinstance(progress, Silent) == (name not in ("fill", "inspect", "report"))
 
 
 def test_without_quiet_the_job_gets_a_terminal_progress(use_api):

@@ -20,7 +20,7 @@ from stemformer.errors import (
 )
 
 if TYPE_CHECKING:
-    from stemformer.api import fill, inspect, load, prepare, pretrain, report, train_tokenizer
+    from stemformer.api import fill, inspect, load, plan, prepare, pretrain, report, train_tokenizer
 
     __version__: str
 
@@ -35,13 +35,14 @@ __all__ = [
     "fill",
     "inspect",
     "load",
+    "plan",
     "prepare",
     "pretrain",
     "report",
     "train_tokenizer",
 ]
 
-_FROM_API = {"fill", "inspect", "load", "prepare", "pretrain", "report", "train_tokenizer"}
+_FROM_API = {"fill", "inspect", "load", "plan", "prepare", "pretrain", "report", "train_tokenizer"}
 
 
 def __getattr__(name: str) -> Any:

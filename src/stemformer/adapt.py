@@ -6,6 +6,7 @@ vocabulary would have cut it into, and one that the old vocabulary cannot spell 
 Source: the mean of the pieces: Yao et al. 2021 (Adapt-and-Distill), section 3.1.
 """
 
+import unicodedata
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.data.wordpiece import PREFIX
+from stemformer.errors import TokenizerError
 from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import Model
 
@@ -47,7 +49,12 @@ def adapt_vocabulary(model: Model, old: Tokenizer, new: Tokenizer, *, generator:
 
     Returns:
         What became of the tokens.
+
+    Raises:
+        TokenizerError: One of them is not WordPiece.
     """
+    if (kinds := {old.kind, new.kind}) != {"wordpiece"}:
+        raise TokenizerError(f"vocabularies of the kinds {', '.join(sorted(kinds))}: expected WordPiece for both")
     sources = [pieces_of(token, old) for token in new.tokens]
     std = model.config.initializer_range
     word = model.body.embeddings.word
@@ -71,6 +78,8 @@ def adapt_vocabulary(model: Model, old: Tokenizer, new: Tokenizer, *, generator:
 def pieces_of(token: str, tokenizer: Tokenizer) -> list[int]:
     """Returns the ids of a token in another WordPiece vocabulary: its own, or its longest pieces from the left; [] if it has none.
 
+    Where the vocabulary is lower-cased the token is too, and loses its accents if it has no pieces with them.
+
     Example:
         >>> from stemformer.data.tokenizer import train_wordpiece
         >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
@@ -80,8 +89,12 @@ def pieces_of(token: str, tokenizer: Tokenizer) -> list[int]:
     if (known := tokenizer.id_of(token)) is not None:
         return [known]
     prefix = PREFIX if token.startswith(PREFIX) else ""
-    rest = token.removeprefix(PREFIX)
-    rest = rest.lower() if tokenizer.lowercase else rest
+    word = token.removeprefix(PREFIX)
+    spellings = [word.lower(), _without_accents(word.lower())] if tokenizer.lowercase else [word]
+    return next((found for spelling in spellings if (found := _longest_pieces(spelling, prefix, tokenizer))), [])
+
+
+def _longest_pieces(rest: str, prefix: str, tokenizer: Tokenizer) -> list[int]:
     found: list[int] = []
     while rest:
         ids = ((tokenizer.id_of(prefix + rest[:end]), end) for end in range(len(rest), 0, -1))
@@ -91,6 +104,10 @@ def pieces_of(token: str, tokenizer: Tokenizer) -> list[int]:
         found.append(piece)
         prefix, rest = PREFIX, rest[end:]
     return found
+
+
+def _without_accents(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
 
 
 def _mean_rows(

@@ -13,19 +13,21 @@ import torch
 from stemformer.contents import inspect, told_of_data
 from stemformer.data.corpus import read_documents, total_bytes
 from stemformer.data.shards import write_shards
-from stemformer.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
+from stemformer.data.tokenizer import Tokenizer, extend_wordpiece, load_tokenizer, train_wordpiece
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.fill import fill_masks, pseudo_log_likelihood
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.models.model import Model
-from stemformer.pretrained import load_with_tokenizer
+from stemformer.planning import plan
+from stemformer.pretrained import find_folder, load_with_tokenizer
 from stemformer.pretraining import pretrain
 from stemformer.progress import Progress, Silent
 from stemformer.report.run_report import write_report
 from stemformer.training.checkpoint import write_folder
 from stemformer.training.compute import autocast, choose_device, choose_precision
+from stemformer.training.log import read_log
 
-__all__ = ["fill", "inspect", "load", "prepare", "pretrain", "quickstart", "report", "train_tokenizer"]
+__all__ = ["fill", "inspect", "load", "plan", "prepare", "pretrain", "quickstart", "report", "train_tokenizer"]
 
 
 def load(path: str) -> tuple[Model, Tokenizer]:
@@ -44,6 +46,7 @@ def train_tokenizer(
     files: Sequence[str],
     *,
     out: str,
+    init: str | None = None,
     kind: str = "wordpiece",
     vocab_size: int = 30522,
     lowercase: bool = False,
@@ -60,6 +63,7 @@ def train_tokenizer(
     Args:
         files: Text files, folders, globs or `hub:` data sets.
         out: Folder of the tokenizer.
+        init: A model or tokenizer whose vocabulary is kept, and whole words of the texts added to it up to `vocab_size`.
         kind: `wordpiece`.
         vocab_size: Ids, special ones included.
         lowercase: Fold case and strip accents.
@@ -83,8 +87,13 @@ def train_tokenizer(
         )
     if kind != "wordpiece":
         raise ConfigError(f"--kind {kind}: only wordpiece can be trained; a byte-level BPE can be loaded")
+    if init is not None and lowercase:
+        raise ConfigError("--lowercase has no effect beside --init: the given vocabulary says whether case is folded")
     folder = free_folder(out, overwrite=overwrite)
-    refuse_inside(folder, files)
+    old = (
+        None if init is None else load_tokenizer(init if Path(init, "tokenizer.json").is_file() else find_folder(init))
+    )
+    refuse_inside(folder, [*files, *([init] if init and Path(init).exists() else [])])
     progress.start("reading text", total=total_bytes(files), unit="bytes")
     skipped: Counter[str] = Counter()
     texts = (
@@ -93,9 +102,11 @@ def train_tokenizer(
             files, documents=documents, column=column, errors=errors, on_bytes=progress.advance, skipped=skipped
         )
     )
-    tokenizer = train_wordpiece(
-        texts, vocab_size=vocab_size, lowercase=lowercase, seed=seed, max_characters=max_characters
-    )
+    sample: dict[str, Any] = {"vocab_size": vocab_size, "seed": seed, "max_characters": max_characters}
+    if old is None:
+        tokenizer = train_wordpiece(texts, lowercase=lowercase, **sample)
+    else:
+        tokenizer = extend_wordpiece(old, texts, **sample)
     write_folder(folder, tokenizer.save)
     progress.finish()
     if tokenizer.vocab_size < vocab_size:
@@ -104,7 +115,8 @@ def train_tokenizer(
         "tokenizer": str(folder),
         "kind": kind,
         "vocab_size": tokenizer.vocab_size,
-        "lowercase": lowercase,
+        **({} if old is None else {"added": tokenizer.vocab_size - old.vocab_size}),
+        "lowercase": tokenizer.lowercase,
         "fingerprint": tokenizer.fingerprint[:16],
         "skipped": dict(skipped),
     }
@@ -236,7 +248,7 @@ def quickstart(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Takes the embedded English texts all the way: tokenizer, shards, a very small BERT, and blanks filled with it.
+    """Takes the embedded English and Chinese texts all the way: tokenizer, shards, a very small BERT, blanks filled, a report.
 
     Args:
         out: Folder of everything that is made.
@@ -246,28 +258,55 @@ def quickstart(
         precision: Number format.
         threads: Processor threads.
         progress: Told how far it is.
+
+    Returns:
+        How training ended, `blanks` (held-out sentences, the hidden word, and what was put there before and after), and what to do `next`.
     """
     progress = progress or Silent()
     folder = free_folder(out, overwrite=overwrite)
     shutil.rmtree(folder, ignore_errors=True)
-    texts = [str(package_files("stemformer") / "samples" / "english")]
+    samples = package_files("stemformer") / "samples"
+    texts = [str(samples / language) for language in ("english", "chinese")]
     tokenizer, data, run = (str(folder / name) for name in ("tokenizer", "data", "run"))
-    train_tokenizer(texts, out=tokenizer, vocab_size=4000, lowercase=True, documents="blank", progress=progress)
+    train_tokenizer(texts, out=tokenizer, vocab_size=6000, lowercase=True, documents="blank", progress=progress)
     prepare(texts, tokenizer=tokenizer, out=data, held_out=0.05, documents="blank", progress=progress)
     ended = pretrain(
         "bert_tiny",
         data=data,
         out=run,
-        steps=800,
+        time=_QUICKSTART_SECONDS,
+        settings=_QUICKSTART_SETTINGS,
         seed=seed,
         device=device,
         precision=precision,
         threads=threads,
         progress=progress,
     )
-    blanks = ["He looked at the [MASK] and said nothing.", "I have [MASK] seen him before."]
-    filled = fill(blanks, model=run, top_k=3)
-    return {**ended, "fills": [f"{f['text']} -> {f['filled']}" for f in filled]}
+    first, last = (fills["fills"] for fills in _first_and_last(read_log(Path(run) / "log.jsonl"), "fills"))
+    blanks = [
+        {"sentence": a["text"], "hidden": a["answer"], "before": a["guess"], "after": b["guess"]}
+        for a, b in zip(first[:_QUICKSTART_BLANKS], last, strict=False)
+    ]
+    steps = [
+        f"open {ended['report']} in a browser",
+        f'stemformer fill "He [MASK] the door and went out." --model {run}',
+        f"stemformer pretrain --data {data} --out {run} --resume --time 10m   (goes on, and learns more)",
+        "stemformer tokenizer my_texts/ --out tokenizer   (the same with your own text: see the README)",
+    ]
+    return {**ended, "blanks": blanks, "next": steps}
+
+
+_QUICKSTART_SECONDS = 150
+_QUICKSTART_SETTINGS = [  # short rows: the model finds out soonest that neighbours matter (docs/log.md)
+    *["batch.row_length=32", "batch.rows=64", "schedule.warmup_steps=50"],
+    *["evaluation.rows=128", "evaluation.blanks=200"],
+]
+_QUICKSTART_BLANKS = 12
+
+
+def _first_and_last(lines: list[dict[str, Any]], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = [line for line in lines if line["kind"] == kind]
+    return found[0], found[-1]
 
 
 def report(path: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ heavy is imported before a command runs, so that `stemformer --help` answers at 
 import contextlib
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ __all__ = [
     "fill",
     "inspect",
     "main",
+    "plan",
     "prepare",
     "pretrain",
     "quickstart",
@@ -124,7 +126,7 @@ def quickstart(
     machine: Machine = _MACHINE,
     output: Output = _OUTPUT,
 ) -> None:
-    """The whole story on the built-in texts, in minutes: tokenizer, shards, pre-training, filled masks.
+    """The whole story on the built-in texts, in minutes: tokenizer, shards, pre-training, blanks filled before and after, a report.
 
     Args:
         out: Folder of the run.
@@ -144,6 +146,7 @@ def tokenizer(
     /,
     *,
     out: str,
+    init: str | None = None,
     kind: Literal["wordpiece"] = "wordpiece",
     vocab_size: int = 30522,
     lowercase: Flag = False,
@@ -158,6 +161,7 @@ def tokenizer(
     Args:
         files: Text files (also .jsonl, .csv, .parquet, .gz, .xz, .zst, .tar), folders, globs, or hub:NAME data sets.
         out: Folder of the tokenizer.
+        init: Model or tokenizer whose vocabulary is kept; words of the files are added to it, up to --vocab-size.
         kind: WordPiece as in BERT.
         vocab_size: Number of ids, special ones included.
         lowercase: Fold case and strip accents.
@@ -171,6 +175,7 @@ def tokenizer(
         result = api.train_tokenizer(
             files,
             out=out,
+            init=init,
             kind=kind,
             vocab_size=vocab_size,
             lowercase=lowercase,
@@ -290,6 +295,30 @@ def pretrain(
 
 
 @app.command
+def plan(
+    recipe: str,
+    /,
+    *,
+    data: str | None = None,
+    settings: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Says what a recipe takes on this machine, from a few steps of it: time, memory, tokens.
+
+    Args:
+        recipe: Name of a complete run, such as bert_mini.
+        data: Folder of the shards; without it, rows of random ids.
+        settings: One setting laid over the recipe; may be given again.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.plan(recipe, data=data, settings=settings or [], **machine.given(), progress=progress)
+    _print_result(result, output)
+
+
+@app.command
 def fill(
     text: list[str] | None = None,
     /,
@@ -366,10 +395,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "--debug" in words:
                 traceback.print_exc()
             code, line = verdict(error)
-            if line:
+            if line and _is_to_tell(error):
                 print(line, file=sys.stderr)
             return code
     return 0
+
+
+def _is_to_tell(error: BaseException) -> bool:
+    """Says whether this process tells an error: of a machine's ranks the first one, and another where it is not ended soon after."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return True
+    if isinstance(error, KeyboardInterrupt):
+        return False
+    try:
+        time.sleep(_PATIENCE)  # torchrun ends it as soon as the first one, which made the same mistake, has ended
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+_PATIENCE = 10.0
+"""Seconds that a rank waits for another one to tell an error."""
 
 
 def _show_warning(
@@ -394,6 +440,8 @@ def _stdin_lines() -> list[str]:
 
 
 def _print_result(result: Any, output: Output) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
     if output.json:
         import json
 

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stemformer.folders import free_folder, refuse_inside
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
 from stemformer.objectives.sentence_pairs import OBJECTIVES, make_objective
-from stemformer.pretrained import attention_dropout, find_folder, load_model, save_model
+from stemformer.pretrained import attention_dropout, find_folder, load_model, load_with_tokenizer, save_model
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.report.run_report import write_report
@@ -36,7 +36,7 @@ from stemformer.training.checkpoint import (
 )
 from stemformer.training.compute import choose_device, choose_precision, compile_blocks, matmul_rate
 from stemformer.training.distributed import Ranks, distribute, is_restarted, this_rank, whole_tensors
-from stemformer.training.log import StepSums
+from stemformer.training.log import StepSums, read_log
 from stemformer.training.loop import Phase, Position, Setup, train
 from stemformer.training.optim import make_optimizer
 from stemformer.training.run import MAY_CHANGE, RunConfig, num_steps_of
@@ -103,12 +103,12 @@ def pretrain(
         )
     budget = {"steps": steps, "tokens": tokens, "epochs": epochs, "seconds": _seconds(time)}
     compute = {"device": device, "precision": precision, "threads": threads, "compile": compile}
-    given = resolve(
-        found.config if found else find_recipe(recipe or ""), config, settings, budget=budget, compute=compute
-    )
+    start = found.config if found else find_recipe(recipe or "")
+    start = start if init is None else replace(start, init=init)  # before settings that make sense with it alone
+    given = resolve(start, config, settings, budget=budget, compute=compute)
     given = given if seed is None else replace(given, seed=seed)
-    given = given if init is None else replace(given, init=init)
-    _check_init(given)
+    if found is None and given.init is not None:
+        load_tokenizer(find_folder(given.init))  # its errors come before anything is written
     refuse_inside(folder, [path for path in (data, config, init) if path and Path(path).exists()])
     if found is not None:
         _refuse_changes(found.config, given)
@@ -153,6 +153,7 @@ def pretrain(
         "tokens": at.tokens,
         "seconds": round(at.seconds, 1),
         **{name: round(value, 4) for name, value in figures.items()},
+        **_before(folder, figures),
     }
 
 
@@ -208,19 +209,24 @@ def starting_model(
         generator = torch.Generator().manual_seed(config.seed)
         sizes = replace(config.model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
         return make_model(sizes, heads, generator=generator)
-    model = load_model(source, heads)
-    if checkpoint is None:
+    if checkpoint is not None:
+        model = load_model(checkpoint, heads)
+    else:
+        model, old = load_with_tokenizer(source, heads)
         if attention_dropout(source):
             warnings.warn(
                 "attention probabilities are trained without dropout here, whatever the model was trained with",
                 stacklevel=2,
             )
-        old = load_tokenizer(find_folder(source))
         if old.tokens != tokenizer.tokens or model.config.vocab_size != tokenizer.vocab_size:
             generator = torch.Generator().manual_seed(config.seed)
             told = adapt_vocabulary(model, old, tokenizer, generator=generator)
             progress.say(f"vocabulary of {source} brought to that of the data: {told}")
-        if replace(config, model=model.config).frozen_layers or config.frozen_embeddings:
+        if config.frozen_layers > model.config.num_hidden_layers:
+            raise ConfigError(
+                f"frozen_layers is {config.frozen_layers}: expected 0 to {model.config.num_hidden_layers}, the layers of {source}"
+            )
+        if config.frozen_layers or config.frozen_embeddings:
             progress.say(_told_of_frozen(config))
     _freeze(model, config)
     return model
@@ -309,7 +315,8 @@ def _find_run(folder: Path, recipe: str | None, progress: Progress) -> _Found | 
     """Returns the run of a folder; None where it has no checkpoint yet, so that nothing is lost by beginning again."""
     checkpoints = folder / "checkpoints"
     if not any(checkpoints.glob("step-????????")):
-        holds = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        there = folder.iterdir() if folder.is_dir() else ()
+        holds = sorted(path.name for path in there if path.name != "config.toml.tmp")
         if holds and "config.toml" not in holds:
             raise CheckpointError(f"{folder} holds {', '.join(holds[:3])}, but no run to resume: give another --out")
         if recipe is not None:
@@ -335,24 +342,28 @@ def _refuse_changes(stored: RunConfig, now: RunConfig) -> None:
 
 
 def _make_ready(folder: Path, found: _Found | None, config: RunConfig, progress: Progress) -> None:
-    """Empties the folder of a new run, puts aside what is damaged in one that goes on, and writes the configuration."""
-    if found is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Writes the configuration, empties the folder of a new run, and puts aside what is damaged in one that goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "config.toml.tmp"
+    temporary.write_text(to_toml(config), encoding="utf-8")
+    temporary.replace(folder / "config.toml")  # first of all: by it, a run that is killed here is known as one
+    for path in sorted(folder.iterdir()) if found is None else []:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "config.toml":
+            path.unlink()
     for damaged in found.damaged if found else []:  # out of the way of the steps that come again
         aside = damaged.with_name(damaged.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         damaged.rename(aside)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_over in [*folder.glob("*.tmp"), *folder.glob("*.old"), *folder.glob("checkpoints/step-*.tmp")]:
-        with contextlib.suppress(NotADirectoryError):
-            shutil.rmtree(left_over)
-    temporary = folder / "config.toml.tmp"
-    temporary.write_text(to_toml(config), encoding="utf-8")
-    temporary.replace(folder / "config.toml")
+    for pattern in ("*.tmp", "*.old", "checkpoints/step-*.tmp", "checkpoints/step-*.old"):
+        for left_over in folder.glob(pattern):
+            with contextlib.suppress(NotADirectoryError):
+                shutil.rmtree(left_over)
 
 
 def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup: Setup, progress: Progress) -> Position:
-    """Fills the optimizer from a checkpoint, and returns where it stands."""
+    """Fills the optimizer from a checkpoint, follows what its clock decided, and returns where it stands."""
     told = read_checkpoint(found.newest)
     fingerprint = setup.phases[0].examples.shards.fingerprint
     if told.data_fingerprint != fingerprint:
@@ -363,6 +374,7 @@ def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup:
     for key, value in setup.environment.items():
         if told.environment.get(key) != value:
             progress.say(f"{key} was {told.environment.get(key)}, is now {value}: the run goes on, but not bit for bit")
+    setup.timetable.replay()
     num_steps = setup.timetable.num_steps
     progress.say(f"goes on from {found.newest}, step {told.step}" + (f" of {num_steps}" if num_steps else ""))
     if num_steps is not None and told.step > num_steps:
@@ -376,6 +388,14 @@ def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup:
 # ------------------------------------------------------------------------------------------------------------------------ small parts
 
 
+def _before(folder: Path, figures: Mapping[str, float]) -> dict[str, Any]:
+    """Returns the held-out figures that training started from, but for the baselines, which do not move."""
+    first = next((line for line in read_log(folder / "log.jsonl") if line["kind"] == "evaluation"), {})
+    fixed = ("unigram_loss", "unigram_accuracy", "majority_accuracy", "blank_constant_accuracy")
+    moving = [name for name in figures if name in first and name.removeprefix("held_out_") not in fixed]
+    return {"before": {name: round(first[name], 4) for name in moving}} if moving else {}
+
+
 def _seconds(time: str | float | None) -> float | None:
     """Returns the seconds of a text such as 90s, 30m, 1h30m, 2d, or of a plain number."""
     if time is None or isinstance(time, int | float):
@@ -383,7 +403,7 @@ def _seconds(time: str | float | None) -> float | None:
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     total, digits = 0.0, ""
     for character in time.strip().lower():
-        if character in units and digits:
+        if character in units and digits.strip("."):
             total, digits = total + float(digits) * units[character], ""
         elif character.isdecimal() or (character == "." and "." not in digits):
             digits += character
@@ -394,11 +414,6 @@ def _seconds(time: str | float | None) -> float | None:
             raise ConfigError(f"--time {time}: expected a time such as 90s, 30m, 1h30m or 2d")
         total = float(digits)
     return total
-
-
-def _check_init(config: RunConfig) -> None:
-    if config.init is not None:
-        load_tokenizer(find_folder(config.init))
 
 
 def _refuse_other_sizes(config: RunConfig, model: Model, settings: Sequence[str]) -> None:

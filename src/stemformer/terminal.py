@@ -92,7 +92,7 @@ class Terminal:
         return (self._done - self._first) / (now - self._started)
 
     def _rate(self, now: float) -> str:
-        speed = self._speed(now)
+        speed = self._speed(now) if self._unit != "seconds" else 0.0
         return f"{_short(speed)} {self._unit or 'units'}/s" if speed else ""
 
     def _left(self, now: float) -> str:
@@ -135,7 +135,8 @@ def as_text(result: Any) -> str:
     """Returns a result as text for people: a dict as names and values, filled masks as tables, else columns.
 
     Args:
-        result: What a function of `stemformer.api` returns: a dict, or a list of dicts. Filled masks are dicts with
+        result: What a function of `stemformer.api` returns: a dict, or a list of dicts. In a dict, a list of dicts or of sentences is
+            set below as a table or as lines. Filled masks are dicts with
             `text`, `masks` (one dict a mask, with `candidates`: dicts of `token` and `probability`) and `filled`.
 
     Example:
@@ -144,7 +145,9 @@ def as_text(result: Any) -> str:
         loss   2.5
     """
     if isinstance(result, Mapping):
-        return "\n".join(_aligned(list(_named(result))))
+        blocks = {name: value for name, value in result.items() if _is_block(value)}
+        named = "\n".join(_aligned(list(_named({k: v for k, v in result.items() if k not in blocks}))))
+        return "\n\n".join([named, *(f"{name}\n{_indented(as_text(value))}" for name, value in blocks.items())])
     if not isinstance(result, Sequence) or isinstance(result, str):
         return str(result)
     if result and all(isinstance(record, Mapping) and "masks" in record for record in result):
@@ -153,6 +156,19 @@ def as_text(result: Any) -> str:
         header = list(dict.fromkeys(key for record in result for key in record))
         return "\n".join(_aligned([header, *([_value(record.get(key, "")) for key in header] for record in result)]))
     return "\n".join(_value(item) for item in result)
+
+
+def _is_block(value: Any) -> bool:
+    """Says whether a value is a table or lines of text, which stand below the names and values."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return False
+    return all(isinstance(item, Mapping) for item in value) or all(
+        isinstance(item, str) and " " in item for item in value
+    )
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
 
 
 def _filled(record: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from stemformer.data import wordpiece
-from stemformer.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
+from stemformer.data.tokenizer import Tokenizer, extend_wordpiece, load_tokenizer, train_wordpiece
 from stemformer.errors import TokenizerError
 
 ENGLISH = "The cat sat on the mat. The dog, too, sat on a log. Cats and dogs like mats and logs.\n" * 4
@@ -376,3 +376,55 @@ def test_normalized_words_are_composed_as_trained():
     assert (
         tokenizer.encode("Zürich").ids.tolist() == tokenizer.encode(unicodedata.normalize("NFD", "zürich")).ids.tolist()
     )
+
+
+# A vocabulary with words of another domain
+
+
+@pytest.fixture(scope="module")
+def general():
+    return train_wordpiece(["the cat sees the dog and the dog sees the cat ."] * 3, vocab_size=60)
+
+
+def test_extended_vocabulary_keeps_the_old_ids(general):
+    extended = extend_wordpiece(general, ["the catscan sees the dogsee"] * 2, vocab_size=100)
+    assert extended.tokens[: general.vocab_size] == general.tokens
+    assert general.vocab_size < extended.vocab_size <= 100
+    assert set(extended.tokens[general.vocab_size :]) == {"catscan", "dogsee"}
+
+
+def test_words_that_save_most_tokens_are_added_first(general):
+    texts = ["catdog"] * 5 + ["dogcatdogcat"] * 3 + ["thecat"] * 2
+    gains = {word: n * (len(general.encode(word).ids) - 1) for word, n in (("catdog", 5), ("dogcatdogcat", 3))}
+    extended = extend_wordpiece(general, texts, vocab_size=general.vocab_size + 1)
+    assert extended.tokens[-1] == max(gains, key=lambda word: gains[word])
+
+
+def test_unknown_word_can_be_added(general):
+    assert general.tokens[general.encode("zzz").ids[0]] == "[UNK]"
+    extended = extend_wordpiece(general, ["zzz zzz"], vocab_size=100)
+    assert extended.decode(extended.encode("zzz").ids) == "zzz"
+
+
+def test_text_with_new_words_becomes_shorter_and_reads_the_same(general):
+    extended = extend_wordpiece(general, ["catdog sees thedog"] * 2, vocab_size=100)
+    before, after = (t.encode("the catdog sees thedog") for t in (general, extended))
+    assert len(after.ids) < len(before.ids)
+    assert extended.decode(after.ids) == general.decode(before.ids)
+
+
+def test_rare_words_and_known_ones_are_not_added(general):
+    extended = extend_wordpiece(general, ["dogdog dogdog catcat the the"], vocab_size=100)
+    assert extended.tokens[general.vocab_size :] == ["dogdog"]
+
+
+@pytest.mark.parametrize("vocab_size", [10, 20])
+def test_vocabulary_without_room_is_refused(general, vocab_size):
+    with pytest.raises(TokenizerError, match=r"has .* ids already: expected more"):
+        extend_wordpiece(general, ["catdog"] * 2, vocab_size=vocab_size)
+
+
+def test_extended_vocabulary_comes_back_from_disk(general, tmp_path):
+    extended = extend_wordpiece(general, ["catdog"] * 2, vocab_size=100)
+    extended.save(tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint == extended.fingerprint != general.fingerprint

@@ -16,6 +16,8 @@ def read(rows, number):
 class LineOfTokens(Shards):
     """A split in memory: documents of sentences of words, each word a number of tokens."""
 
+    split = "train"
+
     def __init__(self, documents):
         words = [word for sentences in documents for words in sentences for word in words]
         self._starts_word = np.concatenate([np.arange(n) == 0 for n in words])

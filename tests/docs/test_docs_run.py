@@ -12,9 +12,9 @@ from stemformer.cli import app, main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/tour.md")
-SHORTER = {"bert_mini": "bert_tiny", "8000": "2000"}
+SHORTER = {"bert_mini": "bert_tiny", "8000": "2000", "10000": "2100"}
 """What is put in place of values of a page's commands, so that they take seconds."""
-BUDGETS = ("--steps", "--tokens", "--epochs")
+BUDGETS = ("--steps", "--tokens", "--epochs", "--time")
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -1,9 +1,11 @@
 import json
+import sys
 import time
 
 import pytest
 import torch
 
+from stemformer.errors import ConfigError
 from stemformer.training.log import RunLog, StepSums, read_log
 
 
@@ -119,3 +121,30 @@ def test_loss_is_let_go_of_its_graph():
     total = torch.ones(1, requires_grad=True).sum()
     sums.add_loss("masked_lm", total, torch.tensor(0), 1)
     assert not any(kept.requires_grad for _, kept, _, _ in sums._waiting)
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    log = RunLog(tmp_path / "log.jsonl", after_step=0, tensorboard=True)
+    log.write(kind="train", step=1, masked_lm_loss=2.5)
+    log.write(kind="fills", step=1, fills=[])
+    log.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["train/masked_lm_loss"]
+    assert [(e.step, e.value) for e in events.Scalars("train/masked_lm_loss")] == [(1, 2.5)]
+
+
+def test_tensorboard_that_is_not_installed_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install .stemformer\[tensorboard\]"):
+        RunLog(tmp_path / "log.jsonl", after_step=0, tensorboard=True)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_ranks_but_the_first_write_no_log(tmp_path):
+    log = RunLog(None, after_step=0, tensorboard=True)
+    log.write(kind="train", step=1)
+    log.close()
+    assert list(tmp_path.iterdir()) == []

@@ -25,6 +25,8 @@ __all__ = ["Chunks", "make_chunks"]
 _NUM_SPECIAL = 3  # [CLS] A [SEP] B [SEP]
 _CANDIDATES = 4
 """Random chunks that a strange text is looked for in; with more, its length says less."""
+_FAR = 2**40
+"""More tokens than a chunk holds."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,16 @@ class Chunks:
             bounds = np.concatenate([[begin], self._sentences(begin, end), [end]])
             if is_inside:
                 at = int(rng.integers(len(bounds) - 1))
-                begin, end = int(bounds[at]), int(bounds[at + 1])
-                words = self._words(begin, end)
-                spans.append((int(words[np.abs(end - words - length).argmin()]) if len(words) else begin, end))
+                begins = self._words(int(bounds[at]), int(bounds[at + 1]))
+                begins, ends = (begins if len(begins) else bounds[at : at + 1]), bounds[at + 1 : at + 2]
             else:
-                away = np.abs(bounds[None, :] - bounds[:, None] - length)
-                away[np.tril_indices(len(bounds))] = np.iinfo(away.dtype).max  # a span ends behind its beginning
-                i, j = np.unravel_index(away.argmin(), away.shape)
-                spans.append((int(bounds[i]), int(bounds[j])))
-        begin, end = min(spans, key=lambda span: abs(span[1] - span[0] - length))
+                begins, ends = bounds[:-1], bounds[1:]
+            sizes = ends[None, :] - begins[:, None]
+            away = np.abs(sizes - length) + _FAR * (sizes > room)  # one that must be cut would end as no true text does
+            away[sizes <= 0] = 2 * _FAR  # a span ends behind its beginning
+            i, j = np.unravel_index(away.argmin(), away.shape)
+            spans.append((int(begins[i]), int(ends[j])))
+        begin, end = min(spans, key=lambda span: (span[1] - span[0] > room, abs(span[1] - span[0] - length)))
         if end - begin > room:
             words = self._words(begin, begin + room + 1)
             end = int(words[-1]) if len(words) else begin + room
@@ -168,8 +171,13 @@ def make_chunks(
             "no text can be split into two: every document is a single word; use objective.sentences=none with such text"
         )
     if task == "next" and len(np.unique(chunks._documents)) < 2:
+        way_out = (
+            "prepare the text with a larger --held-out"
+            if shards.split == "held_out"
+            else "say where documents end with --documents when you prepare the text"
+        )
         raise DataError(
-            "next sentence needs a second document to take a random text from, there is one: "
-            "say where documents end with --documents when you prepare the text, or use objective.sentences=order"
+            f"next sentence needs a second document to take a random text from, the {shards.split} split has one: "
+            f"{way_out}, or use objective.sentences=order"
         )
     return chunks

@@ -9,6 +9,7 @@ each different chunk goes through the library once.
 """
 
 import hashlib
+import heapq
 import json
 import re
 from array import array
@@ -29,12 +30,13 @@ from stemformer.data.wordpiece import (
     PREFIX,
     SPECIAL_TOKENS,
     chunk_pattern,
+    count_words,
     learn_vocabulary,
     replace_surrogates,
 )
 from stemformer.errors import TokenizerError
 
-__all__ = ["EncodedDocument", "Encoding", "Tokenizer", "load_tokenizer", "train_wordpiece"]
+__all__ = ["EncodedDocument", "Encoding", "Tokenizer", "extend_wordpiece", "load_tokenizer", "train_wordpiece"]
 
 _MAX_CACHED_CHUNKS = 1 << 18  # tens of MB a process
 _CONFIG_NAMES = {  # in tokenizer_config.json -> in tokenizer.json
@@ -370,6 +372,62 @@ def train_wordpiece(
         on_text=on_text,
     )
     return Tokenizer(_bert_backend(vocab, {"lowercase": lowercase, "strip_accents": strip_accents}))
+
+
+def extend_wordpiece(
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    min_frequency: int = 2,
+    seed: int = 0,
+    max_characters: int = 100_000_000,
+    on_text: Callable[[int], None] | None = None,
+) -> Tokenizer:
+    """Returns a WordPiece tokenizer with whole words of other texts added; the ids that there were stay.
+
+    Added are the words that the texts become shorter by most: those with the largest count x (pieces - 1), one that was [UNK]
+    counted as two pieces. Ties go by the word.
+
+    Args:
+        tokenizer: Its normalizer and vocabulary are kept.
+        texts: Of the new domain or language, read once.
+        vocab_size: Number of ids at most, the old ones included.
+        min_frequency: Words seen less often are not added.
+        seed: As for `train_wordpiece`, like the next two.
+        max_characters: Characters to count words in.
+        on_text: Called with the number of characters of each text that was read.
+
+    Raises:
+        TokenizerError: Not a WordPiece of BERT, a `vocab_size` without room, or no text.
+
+    Example:
+        >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
+        >>> extend_wordpiece(tokenizer, ["not robots", "no robots"], vocab_size=25).tokens[24]
+        'robots'
+
+    Source: the choice by tokens saved: Hong et al. 2021 (AVocaDo), section 3.1, without its regularisation.
+    """
+    if not tokenizer._bert_normalizer or tokenizer.kind != "wordpiece":
+        raise TokenizerError("only a WordPiece vocabulary with BERT's normalizer can be extended: train a new one")
+    if vocab_size <= tokenizer.vocab_size:
+        raise TokenizerError(
+            f"vocab_size is {vocab_size:,}, the vocabulary has {tokenizer.vocab_size:,} ids already: expected more"
+        )
+    settings = json.loads(tokenizer._backend.to_str())
+    normalizer = tokenizer._backend.normalizer
+    words = count_words(texts, normalizer, seed=seed, max_characters=max_characters, on_text=on_text)
+    model = tokenizer._backend.model
+    vocab = settings["model"]["vocab"]
+    gains = {
+        word: count * max(1, len(model.tokenize(word)) - 1)
+        for word, count in words.items()
+        if count >= min_frequency and word not in vocab
+    }
+    room = vocab_size - tokenizer.vocab_size
+    added = heapq.nsmallest(room, gains, key=lambda word: (-gains[word], word))
+    vocab.update((word, tokenizer.vocab_size + number) for number, word in enumerate(added))
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(settings)))
 
 
 def _bert_backend(vocab: dict[str, int], normalizer: dict[str, Any]) -> tokenizers.Tokenizer:

@@ -31,7 +31,7 @@ class Passage:
         lengths: (p,) tokens of each segment.
         segments: (p,) 0 where a segment opens a sequence, 1 where it is text B of the sequence before it.
         label: What is asked about the pair of texts, if anything is: 0 they belong together as they stand, 1 they do not.
-        num_displaced: Tokens of the corpus that this drawing left out, since a random text stands in their place.
+        num_displaced: Tokens of the corpus that this drawing left out: a random text stands in their place, or the pair was cut short.
     """
 
     tokens: Int[np.ndarray, "n"]

@@ -26,6 +26,7 @@ __all__ = [
     "PREFIX",
     "SPECIAL_TOKENS",
     "chunk_pattern",
+    "count_words",
     "learn_vocabulary",
     "replace_surrogates",
 ]
@@ -72,6 +73,24 @@ def learn_vocabulary(
     Raises:
         TokenizerError: There is no text, or `vocab_size` cannot hold the most frequent characters.
     """
+    words = count_words(texts, normalizer, seed=seed, max_characters=max_characters, on_text=on_text)
+    alphabet = _choose_alphabet(words, vocab_size)
+    return _merge(words, alphabet, vocab_size=vocab_size, min_frequency=min_frequency)
+
+
+def count_words(
+    texts: Iterable[str],
+    normalizer: Any,
+    *,
+    seed: int,
+    max_characters: int,
+    on_text: Callable[[int], None] | None,
+) -> Counter[str]:
+    """Returns how often each normalized word occurs in a sample of texts; the arguments are those of `learn_vocabulary`.
+
+    Raises:
+        TokenizerError: There is no word.
+    """
     chunks: Counter[str] = Counter()
     pattern = chunk_pattern(ideographs=True)
     for text in _sample(texts, seed=seed, max_characters=max_characters, on_text=on_text):
@@ -81,8 +100,7 @@ def learn_vocabulary(
         raise TokenizerError(
             "no words to train a tokenizer on: expected text in words of at most 100 characters; part longer runs (DNA, say) by spaces"
         )
-    alphabet = _choose_alphabet(words, vocab_size)
-    return _merge(words, alphabet, vocab_size=vocab_size, min_frequency=min_frequency)
+    return words
 
 
 def chunk_pattern(*, ideographs: bool) -> re.Pattern[str]:

@@ -1,9 +1,10 @@
 """Single words of held-out sentences, hidden and guessed: what a model has learned, in a form that one can read.
 
 The blanks are chosen by a rule, not by hand: sentences of 6 to 24 tokens in a fixed random order, and in each a word that is a single
-token of letters, all equally likely.
+token of letters, all equally likely. Where a corpus has words in ideographs and words in letters, they take turns.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,21 @@ from torch import nn
 from stemformer.data.batches import Batch, Example, collate, example_generator, permuted
 from stemformer.data.shards import Shards
 from stemformer.data.tokenizer import Tokenizer
+from stemformer.data.wordpiece import PREFIX
 
 __all__ = ["Blanks", "choose_blanks", "fill_blanks", "shown_text"]
 
 _SEED = 2**40 + 2
 _LENGTHS = range(6, 25)
 _TOKENS_AT_ONCE = 4096
+_SEARCHED = 20
+"""Sentences that are looked at for each blank, at most."""
+_FULL_WIDTH = tuple("。，、；：！？）》」』（《「『")
+_EITHER = ("[MASK]", *"“”‘’")
+_CLOSING = ".,;:!?)]}%'’”。，、；：！？）》」』"
+_OPENING = "([{‘“（《「『"
+_ENDINGS = ("s", "t", "d", "m", "re", "ve", "ll")
+"""What stands behind an apostrophe: it's, don't."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +62,14 @@ def choose_blanks(shards: Shards, tokenizer: Tokenizer, *, number: int, longest:
     lengths = np.diff(bounds)
     fitting = np.flatnonzero((lengths >= _LENGTHS.start) & (lengths < min(_LENGTHS.stop, longest - 1)))
     is_word = np.array([token.isalpha() for token in tokenizer.tokens])
-    texts: list[str] = []
-    answers: list[str] = []
-    examples: list[Example] = []
-    for at in permuted(np.arange(len(fitting)), len(fitting), seed=_SEED, epoch=0).tolist():
-        if len(texts) == number:
+    found: dict[bool, list[tuple[str, str, Example]]] = {
+        False: [],
+        True: [],
+    }  # by whether the word is written in ideographs
+    order = permuted(np.arange(len(fitting)), len(fitting), seed=_SEED, epoch=0)
+    for sentence in fitting[order[: _SEARCHED * number]].tolist():
+        if min(map(len, found.values())) >= number:
             break
-        sentence = int(fitting[at])
         start, stop = int(bounds[sentence]), int(bounds[sentence + 1])
         ids = shards.tokens(start, stop).astype(np.int64)
         words = np.append(shards.word_starts(start, stop), True)
@@ -69,11 +80,14 @@ def choose_blanks(shards: Shards, tokenizer: Tokenizer, *, number: int, longest:
         hidden = ids.copy()
         hidden[place] = tokenizer.mask_id
         with_special = np.concatenate([[tokenizer.cls_id], hidden, [tokenizer.sep_id]])
-        examples.append(Example(with_special, np.array([len(ids) + 2]), np.array([place + 1]), ids[place : place + 1]))
-        texts.append(shown_text([tokenizer.tokens[i] for i in hidden.tolist()]))
-        answers.append(tokenizer.tokens[ids[place]])
-    if not examples:
+        example = Example(with_special, np.array([len(ids) + 2]), np.array([place + 1]), ids[place : place + 1])
+        answer = tokenizer.tokens[ids[place]]
+        text = shown_text([tokenizer.tokens[i] for i in hidden.tolist()])
+        found[_is_ideograph(answer)].append((text, answer, example))
+    if not any(found.values()):
         return None
+    in_turns = [blank for pair in itertools.zip_longest(*found.values()) for blank in pair if blank is not None]
+    texts, answers, examples = (list(column) for column in zip(*in_turns[:number], strict=True))
     size = max(1, _TOKENS_AT_ONCE // _LENGTHS.stop)
     batches = [
         collate(examples[a : a + size], range(a, min(a + size, len(examples)))) for a in range(0, len(examples), size)
@@ -121,16 +135,31 @@ def shown_text(tokens: list[str]) -> str:
         >>> shown_text(["play", "##ing", "(", "[MASK]", ")", "."])
         'playing ([MASK]).'
     """
-    line = ""
+    line, before, is_quoting = "", "", False
     for token in tokens:
-        if token.startswith("##"):
-            line += token[2:]
-            continue
-        joins = not line or token[0] in ".,;:!?)]}%'’”。，、；：！？）》」』" or line[-1] in "([{'‘“（《「『"
-        joins = joins or (_is_ideograph(token[0]) and (_is_ideograph(line[-1]) or line[-1] in "。，、；：！？）》」』"))
-        line += token if joins and token != "[MASK]" else (token if line[-1:] in ("", "(", "“") else " " + token)
+        last = line[-1:]
+        joins = (
+            not line
+            or token.startswith(PREFIX)
+            or token[0] in _CLOSING
+            or last in _OPENING
+            or (last in "'’" and token in _ENDINGS)
+            or (is_quoting and '"' in (token, last))
+            or _touch(before, token)
+        )
+        line += token.removeprefix(PREFIX) if joins else " " + token
+        is_quoting ^= token == '"'
+        before = token
     return line
 
 
-def _is_ideograph(character: str) -> bool:
-    return "\u3400" <= character <= "\u9fff"
+def _touch(*neighbours: str) -> bool:
+    """Says whether two tokens stand without a space between them, as in Chinese; what is hidden does as its neighbour does."""
+    chinese = [_is_ideograph(token) or token in _FULL_WIDTH for token in neighbours]
+    return any(chinese) and all(
+        is_chinese or token in _EITHER for is_chinese, token in zip(chinese, neighbours, strict=True)
+    )
+
+
+def _is_ideograph(token: str) -> bool:
+    return "\u3400" <= token[:1] <= "\u9fff"

@@ -41,7 +41,7 @@ def write_report(folder: Path) -> Path:
         name=folder.resolve().name,
         tiles=_tiles(lines),
         plots=[(title, draw(curves, unit=unit)) for title, unit, curves in _plots(lines)],
-        fills=_fills([line for line in lines if line["kind"] == "fills"]),
+        fills=_fills([line for line in lines if line["kind"] == "fills" and line["fills"]]),
         config=config,
     )
     temporary = folder / "report.html.tmp"
@@ -56,6 +56,7 @@ def draw(curves: Sequence[Curve], *, unit: str) -> str:
         curves: All in the same unit, over the same kind of x.
         unit: Of the y axis.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -76,7 +77,8 @@ def draw(curves: Sequence[Curve], *, unit: str) -> str:
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8)
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "stemformer"}):  # the same bytes for the same curves
+        figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
 
@@ -90,7 +92,13 @@ def _tiles(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
         last = held_out[-1]
         loss, unigram = last["held_out_masked_lm_loss"], last["held_out_unigram_loss"]
         tiles += [
-            ("held-out loss", f"{loss:.2f} nats", f"{unigram - loss:+.2f} better than word frequency ({unigram:.2f})"),
+            (
+                "held-out loss",
+                f"{loss:.2f} nats",
+                f"{unigram - loss:.2f} below word frequency ({unigram:.2f})"
+                if loss < unigram
+                else f"not below word frequency yet ({unigram:.2f})",
+            ),
             (
                 "hidden words right",
                 f"{last['held_out_masked_lm_accuracy']:.1%}",
@@ -172,7 +180,8 @@ def _fills(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     at = sorted({round(last * i / (_NUM_MOMENTS - 1)) for i in range(_NUM_MOMENTS)})
     chosen = [lines[i] for i in at]
     rows = []
-    for number, blank in enumerate(chosen[0]["fills"][:_NUM_SENTENCES]):
+    fewest = min(len(line["fills"]) for line in chosen)  # a resumed run may have asked for fewer
+    for number, blank in enumerate(chosen[0]["fills"][: min(fewest, _NUM_SENTENCES)]):
         guesses = [
             {"word": line["fills"][number]["guess"], "percent": f"{line['fills'][number]['probability']:.0%}",
              "is_right": line["fills"][number]["guess"] == blank["answer"]}

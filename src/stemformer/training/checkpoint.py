@@ -110,6 +110,7 @@ def save_checkpoint(
     if ranks.is_first:
         write_folder(target, write)
         _remove_old(folder, keep=keep)
+    ranks.wait()  # a rank that ended while the first one writes would have it killed by torchrun
     return target
 
 
@@ -123,6 +124,8 @@ def _remove_old(folder: Path, *, keep: int) -> None:
         link = folder / "best.tmp"
         link.unlink(missing_ok=True)
         link.symlink_to(best.name)
+        if not (folder / "best").is_symlink():  # a run that was copied may have a folder there
+            shutil.rmtree(folder / "best", ignore_errors=True)
         link.replace(folder / "best")
     for old in steps[: -max(1, keep)]:
         if old != best:
@@ -201,7 +204,7 @@ def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             optimizer.state[parameter] = {
-                "step": state[f"step.{name}"],
+                "step": state[f"step.{name}"].to(parameter.device),
                 "exp_avg": _placed_as(parameter, state[f"exp_avg.{name}"]),
                 "exp_avg_sq": _placed_as(parameter, state[f"exp_avg_sq.{name}"]),
             }

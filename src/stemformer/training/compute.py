@@ -1,6 +1,7 @@
 """What a run computes on: device, precision, compilation, and how fast that is at best."""
 
 import contextlib
+import ctypes
 import time
 from typing import Any
 
@@ -11,7 +12,15 @@ from stemformer.data.batches import Batch
 from stemformer.errors import ConfigError
 from stemformer.models.model import Model
 
-__all__ = ["autocast", "choose_device", "choose_precision", "compile_blocks", "matmul_rate", "step_flops"]
+__all__ = [
+    "autocast",
+    "choose_device",
+    "choose_precision",
+    "compile_blocks",
+    "matmul_rate",
+    "return_free_memory",
+    "step_flops",
+]
 
 
 def choose_device(name: str) -> torch.device:
@@ -89,3 +98,12 @@ def step_flops(model: Model, batch: Batch) -> float:
     attention = 12.0 * config.hidden_size * config.num_hidden_layers * float((lengths**2).sum())
     head = 6.0 * len(batch.labels) * config.hidden_size * (config.hidden_size + config.vocab_size)
     return body + attention + head
+
+
+def return_free_memory() -> None:
+    """Gives memory that is free, but lies between pieces in use, back to the system; does nothing where the C library is not glibc.
+
+    Each batch has another number of tokens, so the C library keeps blocks of many sizes: gigabytes after some hours (`docs/log.md`).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -6,7 +6,9 @@ figures are summed over all (gloo between CPUs, NCCL between GPUs). With one pro
 Source: Li et al. 2020 (DDP); Zhao et al. 2023 and PyTorch's `fully_shard` (FSDP2).
 """
 
+import atexit
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +18,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from stemformer.errors import ConfigError
+from stemformer.errors import ConfigError, TrainingError
 from stemformer.models.model import Model
 from stemformer.objectives.sentence_pairs import Objective, WithLoss
 
@@ -27,6 +31,7 @@ __all__ = [
     "distribute",
     "is_restarted",
     "only_synchronised",
+    "slices",
     "this_rank",
     "whole_tensors",
 ]
@@ -56,9 +61,8 @@ class Ranks:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Returns this rank's slice of what all of them share; slices differ by one item at most."""
-        bounds = [len(items) * rank // self.world_size for rank in (self.rank, self.rank + 1)]
-        return items[bounds[0] : bounds[1]]
+        """Returns this rank's slice of what all of them share."""
+        return slices(items, self.world_size)[self.rank]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Returns the sums over all ranks, in float64."""
@@ -81,13 +85,28 @@ class Ranks:
         return reduced
 
 
+def slices(items: Sequence[T], number: int) -> list[Sequence[T]]:
+    """Returns items in so many slices, which differ by one item at most.
+
+    Example:
+        >>> slices("abcde", 2)
+        ['ab', 'cde']
+    """
+    bounds = [len(items) * i // number for i in range(number + 1)]
+    return [items[a:b] for a, b in itertools.pairwise(bounds)]
+
+
 ONE_RANK = Ranks()
 """Training in a single process."""
 
 
 def is_restarted() -> bool:
     """Says whether `torchrun` started this process again after a failure; the run then goes on by itself."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _num_restarts() > 0
+
+
+def _num_restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextlib.contextmanager
@@ -95,10 +114,11 @@ def this_rank(device: torch.device) -> Iterator[Ranks]:
     """Gives this process's place among the ranks that `torchrun` started; a single one where it was not started so.
 
     Args:
-        device: Where this process computes.
+        device: Where this process computes; of several GPUs, each rank of a machine takes its own.
 
     Raises:
-        ConfigError: `torchrun`'s variables are there, but not all of them.
+        ConfigError: `torchrun`'s variables are there, but not all of them; more ranks than GPUs.
+        TrainingError: Another rank has ended while this one waits for it.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -106,13 +126,40 @@ def this_rank(device: torch.device) -> Iterator[Ranks]:
         return
     if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ConfigError(f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set: start ranks with torchrun")
+    local_rank = int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"rank {local_rank} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
+                "start fewer with --nproc-per-node, or give --device cpu"
+            )
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    rank = int(os.environ["RANK"])
+    if not dist.is_initialized():
+        _connect("nccl" if device.type == "cuda" else "gloo", rank, world_size)
     try:
-        yield Ranks(int(os.environ["RANK"]), world_size, int(os.environ["LOCAL_RANK"]), device)
-    finally:
-        dist.destroy_process_group()
+        yield Ranks(rank, world_size, local_rank, device)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):  # whose errors have no type of their own
+            raise TrainingError(
+                f"the other ranks cannot be reached ({' '.join(str(error).split())[:200]}): see what they said; "
+                "go on with --resume, or let torchrun --max-restarts do it"
+            ) from error
+        raise
+
+
+def _connect(backend: str, rank: int, world_size: int) -> None:
+    """Connects this process to the other ranks, until it ends: gloo may hang where a group is destroyed right after its last sum."""
+    store, _, _ = next(rendezvous("env://", rank, world_size))
+    dist.init_process_group(
+        backend,
+        store=PrefixStore(f"start {_num_restarts()}", store),  # the store outlives ranks, and keeps their addresses
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(minutes=10),
+    )
+    atexit.register(dist.destroy_process_group)
 
 
 def distribute(model: Model, objective: Objective, ranks: Ranks, *, sharded: bool) -> nn.Module:
@@ -133,9 +180,10 @@ def distribute(model: Model, objective: Objective, ranks: Ranks, *, sharded: boo
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    for layer in model.body.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(with_loss, mesh=mesh)
+    for part in (*model.body.layers, with_loss):
+        sharded_part = fully_shard(part, mesh=mesh)
+        sharded_part.unshard()  # its buffers are made here: made by an evaluation, they would be useless for training
+        sharded_part.reshard()
     return with_loss
 
 

@@ -20,8 +20,8 @@ from stemformer.models.model import Model
 from stemformer.objectives.sentence_pairs import Objective
 from stemformer.progress import Progress
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
-from stemformer.training.compute import autocast, step_flops
-from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised
+from stemformer.training.compute import autocast, return_free_memory, step_flops
+from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, slices
 from stemformer.training.log import RunLog, StepSums
 from stemformer.training.run import BatchConfig, RunConfig
 from stemformer.training.stopping import StopBetweenSteps
@@ -102,17 +102,19 @@ class Position:
 
 
 def batches_of_step(step: int, setup: Setup) -> list[Batch]:
-    """Returns this rank's micro-batches of a step: a function of data, seed, step and rank alone."""
+    """Returns this rank's micro-batches of a step, as many as any other's: a function of data, seed, step and rank alone."""
     seed = setup.config.seed
-    numbers = setup.ranks.share(_examples(step, setup))
     phase = setup.phase(step)[1]
     examples = []
-    for epoch, i in numbers:
+    for epoch, i in setup.ranks.share(_examples(step, setup)):
         rng = example_generator(seed, epoch, i)
-        examples.append(setup.objective.corrupt(phase.examples.draw(i, rng), rng))
-    size = phase.batch.micro_rows or len(numbers)
-    starts = range(0, len(numbers), size)
-    return [collate(examples[a : a + size], [i for _, i in numbers[a : a + size]]) for a in starts]
+        examples.append((i, setup.objective.corrupt(phase.examples.draw(i, rng), rng)))
+    fewest, rest = divmod(phase.batch.rows, setup.ranks.world_size)
+    most = fewest + (rest > 0)
+    number = min(
+        fewest, math.ceil(most / (phase.batch.micro_rows or most))
+    )  # ranks wait for each other at each forward
+    return [collate([e for _, e in part], [i for i, _ in part]) for part in slices(examples, number)]
 
 
 def add_gradients(
@@ -163,7 +165,7 @@ def train(
     sums = at.sums
     began = time.perf_counter() - at.seconds
     last_saved = at.step
-    evaluated_at, note = -1, ""
+    evaluated_at, note, shown = -1, "", at.seconds
     figures: dict[str, float] = {}
 
     def evaluate(*, is_logged: bool = True) -> None:
@@ -186,7 +188,8 @@ def train(
     def save() -> None:
         started = time.perf_counter()
         at.seconds = started - began
-        if not all(bool(_local(p).isfinite().all()) for p in model.parameters()):
+        is_finite = all(bool(_local(p).isfinite().all()) for p in model.parameters())
+        if ranks.largest([float(not is_finite)])[0]:
             raise TrainingError(_not_finite("weights are", at.step, last_saved, setup))
         held_out = _held_out_loss(figures) if evaluated_at == at.step else None
         checkpoint = Checkpoint(
@@ -234,14 +237,16 @@ def train(
                 places = batch_config.rows * batch_config.row_length
                 sums.add_step(tokens=int(tokens), places=places, displaced=int(displaced), flops=flops)
                 before, at.seconds = at.seconds, time.perf_counter() - began
-                progress.advance(at.seconds - before if timed else 1, note)
+                progress.advance(at.seconds - shown if timed else 1, note)
+                shown = at.seconds
                 agreed = _agree(timetable, stop.is_requested, before, at, config, ranks)
                 is_last = timetable.is_last(at.step)
                 if at.step % config.log_every == 0 or is_last:
                     line = sums.take(peak=setup.peak)
                     where = {"step": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3)}
                     log.write(kind="train", **where, **line, learning_rate=rate, gradient_norm=float(norm))
-                    note = _line(line)
+                    return_free_memory()
+                    note = (f"step {at.step}, " if timed else "") + _line(line)
                 if agreed.evaluate or is_last:
                     evaluate()
                 if agreed.save or is_last or agreed.stop:

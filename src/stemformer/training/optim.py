@@ -55,7 +55,7 @@ class ScheduleConfig:
         kind: After the warm-up: `linear` falls to `final_share`, `cosine` too along half a wave, `constant` stays, `wsd` (warm-up,
             stable, decay) stays and falls linearly over the last `decay_share` of the run.
         warmup_share: Share of the run over which the rate rises from 0 to the peak.
-        warmup_steps: The same in steps, if set.
+        warmup_steps: The same in steps, if set. A budget on the clock has no share to go by: 200 steps, if this is not set.
         decay_share: Of `wsd`.
         final_share: Share of the peak that the fall ends at, one step after the last.
     """

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from typing import Literal
 
 from stemformer.errors import ConfigError
@@ -99,7 +100,7 @@ class BudgetConfig:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"budget.{name} is {value}: expected a positive number")
-        if sum(value is not None for value in (self.steps, self.tokens, self.epochs)) > 1:
+        if sum(getattr(self, name) is not None for name in names) > 1:
             raise ConfigError(
                 "budget: more than one of steps, tokens, epochs and seconds is set; set the others to none"
             )
@@ -212,12 +213,10 @@ class RunConfig:
             raise ConfigError(f"phases begin at {shares}: expected shares of the run that ascend")
         if self.phases and self.budget.seconds is not None:
             raise ConfigError(
-                "phases are shares of a run's steps, which a budget on the clock does not know: give steps"
+                "phases are shares of a run's steps, which a budget on the clock does not know: give steps, or phases=[]"
             )
-        if not 0 <= self.frozen_layers <= self.model.num_hidden_layers:
-            raise ConfigError(
-                f"frozen_layers is {self.frozen_layers}: expected 0 to {self.model.num_hidden_layers}, the model's layers"
-            )
+        if self.frozen_layers < 0:  # how many there can be, the model given by init says
+            raise ConfigError(f"frozen_layers is {self.frozen_layers}: expected 0 or more")
         if (self.frozen_layers or self.frozen_embeddings) and self.init is None:
             raise ConfigError(
                 "frozen_layers and frozen_embeddings are for a model that was trained before: give --init"
@@ -246,10 +245,9 @@ def num_steps_of(config: RunConfig, *, num_examples: Sequence[int], num_tokens: 
         ConfigError: No budget is set.
     """
     budget, parts = config.budget, config.parts()
-    ends = [Fraction(share) for share, _ in parts[1:]] + [Fraction(1)]
-    rows = [
-        (end - Fraction(share)) * batch.rows for (share, batch), end in zip(parts, ends, strict=True)
-    ]  # a step's mean
+    shares = [Fraction(str(share)) for share, _ in parts] + [Fraction(1)]  # 0.9 is nine tenths, not the nearest float
+    # of the mean step, how many rows belong to each phase
+    rows = [(end - begin) * batch.rows for (_, batch), (begin, end) in zip(parts, pairwise(shares), strict=True)]
     if budget.steps is not None:
         return budget.steps
     if budget.tokens is not None:  # in fractions, where floats would be off by a step

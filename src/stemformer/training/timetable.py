@@ -50,7 +50,10 @@ class Timetable:
         self.seconds = config.budget.seconds
         self.decision: Decision | None = None
         self._folder = folder
-        if num_steps is None and (found := _read(folder)) is not None and found.seconds == self.seconds:
+
+    def replay(self) -> None:
+        """Follows what was decided before an interruption, if it was for the same budget."""
+        if self.num_steps is None and (found := _read(self._folder)) is not None and found.seconds == self.seconds:
             self.take(found)
 
     def take(self, decision: Decision) -> None:
@@ -98,7 +101,7 @@ class Timetable:
         Args:
             every: Steps between two times, if that was set.
             times: How often it happens in a run otherwise: by steps where their number was known beforehand, else by the clock.
-            at_least: Steps between two times, so that a short run does not do it all the time.
+            at_least: Steps between two times where they are counted, so that a short run does not do it all the time.
             step: Steps done.
             seconds: Time spent.
             before: Time spent one step earlier.

@@ -1,0 +1,113 @@
+"""A run whose rows change their length on the way: what each step sees, and that it can be interrupted anywhere."""
+
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stemformer import api
+from stemformer.errors import CheckpointError
+from stemformer.progress import Silent
+from stemformer.training import loop
+from stemformer.training.log import read_log
+
+SETTINGS = [
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.hidden_dropout_prob=0.1",
+    "batch.rows=6",
+    "batch.row_length=16",
+    "phases=[{from_share=0.5, rows=4, row_length=48, micro_rows=2}]",
+    "objective.sentences=next",
+    "evaluation.rows=4",
+    "evaluation.every=100",
+    "evaluation.blanks=0",
+    "checkpoints.every=100",
+    "log_every=1",
+]
+OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
+
+pytestmark = pytest.mark.usefixtures("no_timing")
+
+
+class StopAt(Silent):
+    """Presses Ctrl-C while a step is under way."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def advance(self, amount, note=""):
+        self.left -= amount
+        if amount and self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+def train(tiny, out, **options):
+    settings = {"settings": SETTINGS} if not options.get("resume") else {}
+    recipe = None if options.get("resume") else "bert_tiny"
+    steps = {} if options.get("resume") else {"steps": 6}
+    return api.pretrain(
+        recipe, data=str(tiny / "data"), out=str(out), precision="fp32", device="cpu", **settings, **steps, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, no_timing, tmp_path_factory):
+    """A run of 6 steps, the last three with longer rows, and the batches of each step as it saw them."""
+    out = tmp_path_factory.mktemp("phases") / "run"
+    seen = {}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def noted(step, setup, original=loop.batches_of_step):
+            seen["setup"], seen[step] = setup, original(step, setup)
+            return seen[step]
+
+        patch.setattr(loop, "batches_of_step", noted)
+        train(tiny, out)
+    return out, seen
+
+
+def log_of(out):
+    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_log(out / "log.jsonl")]
+
+
+def test_each_phase_sees_rows_of_its_own_number_and_length(whole):
+    _, seen = whole
+    assert [[len(batch.cu_seqlens) - 1 for batch in seen[step]] for step in range(6)] == [[6]] * 3 + [[2, 2]] * 3
+    longest = [max(batch.max_seqlen for batch in seen[step]) for step in range(6)]
+    assert max(longest[:3]) <= 16 < max(longest[3:]) <= 48
+
+
+def test_fill_is_told_by_the_places_of_the_phase(whole):
+    out, seen = whole
+    lines = [line for line in log_of(out) if line["kind"] == "train"]
+    for step, line in enumerate(lines):
+        places = 6 * 16 if step < 3 else 4 * 48
+        assert line["fill"] == pytest.approx(sum(len(batch.input_ids) for batch in seen[step]) / places)
+
+
+def test_phases_count_epochs_of_their_own(whole):
+    _, seen = whole
+    first, second = (loop._examples(step, seen["setup"]) for step in (0, 3))
+    assert {epoch for epoch, _ in first} == {0}
+    assert {epoch for epoch, _ in second} == {1 << 32}  # so an example of the same number draws other random numbers
+
+
+@pytest.mark.parametrize("at", [2, 3, 5])  # in the first phase, between the two, in the second
+def test_run_interrupted_in_any_phase_ends_as_the_whole_one_bit_for_bit(tiny, whole, tmp_path, at):
+    out = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, out, progress=StopAt(at))
+    assert (out / f"checkpoints/step-{at:08d}").is_dir()
+    train(tiny, out, resume=True)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        first, second = (load_file(run / "checkpoints/step-00000006" / name) for run in (whole[0], out))
+        assert first.keys() == second.keys()
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert log_of(whole[0]) == log_of(out)
+
+
+def test_resuming_with_other_phases_is_refused(tiny, whole):
+    with pytest.raises(CheckpointError, match=r"phases was .* is now"):
+        api.pretrain(data=str(tiny / "data"), out=str(whole[0]), resume=True, settings=["phases=[]"])

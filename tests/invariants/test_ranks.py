@@ -1,0 +1,318 @@
+"""Several ranks: the same run as one, whatever becomes of a rank.
+
+`torchrun` starts this very file as the ranks' program: it does the jobs (name and options) that it finds in a JSON file, one by one.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stemformer import api, cli, pretraining
+from stemformer.data.tokenizer import load_tokenizer
+from stemformer.progress import Silent
+from stemformer.recipes import find_recipe
+from stemformer.training import loop
+from stemformer.training.checkpoint import newest_checkpoint
+from stemformer.training.distributed import distribute, this_rank, whole_tensors
+from stemformer.training.log import StepSums, read_log
+
+pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("no_timing")]
+
+SETTINGS = [
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.hidden_dropout_prob=0.0",
+    "batch.rows=4",
+    "batch.row_length=32",
+    "evaluation.rows=300",
+    "evaluation.every=5",
+    "checkpoints.every=4",
+    "checkpoints.keep=9",
+    "log_every=1",
+]
+NEXT = ["objective.sentences=next"]
+SHARD = ["compute.shard=true"]
+
+# ------------------------------------------------------------------------------------------------------------- what the ranks do
+
+
+class StopAt(Silent):
+    """Presses Ctrl-C while a step is under way."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def advance(self, amount, note=""):
+        self.left -= amount
+        if amount and self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+def train(data, out, *, settings=(), stop_at=0, die_at=None, **options):
+    """A run of 10 steps, which with `stop_at` ends after so many, or goes on with `resume`; with `die_at`, rank 1 dies once."""
+    if die_at is not None and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+
+        def die(module, batches, setup, step, *rest, original=loop.add_gradients):
+            if step == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(module, batches, setup, step, *rest)
+
+        loop.add_gradients = die
+    recipe = None if options.get("resume") else "bert_tiny"
+    given = {"precision": "fp32", **options, "settings": [*(SETTINGS if recipe else ()), *settings]}
+    if recipe:
+        given = {"steps": 10, **given}
+    with suppress(KeyboardInterrupt):
+        return api.pretrain(recipe, data=data, out=out, progress=StopAt(stop_at), **given)
+
+
+def gradients(data, out, *, settings=()):
+    """Writes the gradients of a step to the file `out`."""
+    config = pretraining.resolve(find_recipe("bert_tiny"), None, [*SETTINGS, *settings], budget={"steps": 10})
+    tokenizer = load_tokenizer(Path(data) / "tokenizer")
+    with this_rank(torch.device("cpu")) as ranks:
+        model = pretraining.starting_model(config, tokenizer, Silent()).train()
+        setup = pretraining.make_setup(replace(config, model=model.config), data, tokenizer, ranks, Path(out).parent)
+        module = distribute(model, setup.objective, ranks, sharded=config.compute.shard)
+        batches = loop.batches_of_step(3, setup)
+        own = [setup.objective.counts(batch) for batch in batches]
+        names = list(own[0])
+        totals = ranks.sum([float(sum(count[name] for count in own)) for name in names])
+        loop.add_gradients(module, batches, setup, 3, StepSums(None, ranks), dict(zip(names, totals, strict=True)))
+        whole = whole_tensors({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        if ranks.is_first:
+            save_file(whole, out)
+
+
+def command(arguments):
+    """The command line."""
+    if code := cli.main(arguments):
+        sys.exit(code)
+
+
+def main(file):
+    pretraining.matmul_rate = lambda *args: 1e11
+    for name, options in json.loads(Path(file).read_text()):
+        {"train": train, "gradients": gradients, "command": command}[name](**options)
+
+
+# ------------------------------------------------------------------------------------------------------------------ starting them
+
+
+def start_ranks(folder, jobs, *, number=2, restarts=0):
+    """Starts `torchrun` on a list of jobs; what it writes goes to `folder/told.txt`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
+    words = [*torchrun, f"--max-restarts={restarts}", __file__, str(folder / "jobs.json")]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (folder / "told.txt").open("w") as told:
+        return subprocess.Popen(words, stdout=told, stderr=subprocess.STDOUT, env=environ)
+
+
+def ended(started, folder):
+    """Waits for the end of `torchrun`, and returns its exit code and what it told."""
+    try:
+        code = started.wait(timeout=240)
+    finally:
+        started.terminate()
+    return code, (folder / "told.txt").read_text()
+
+
+def do(folder, jobs, **options):
+    code, told = ended(start_ranks(folder, jobs, **options), folder)
+    assert code == 0, told
+
+
+@pytest.fixture(scope="session")
+def data(make_text, tmp_path_factory):
+    """Prepared data with three held-out batches, so that one of two ranks has more of them."""
+    root = tmp_path_factory.mktemp("ranks-data")
+    (root / "text.txt").write_text(make_text(num_documents=700))
+    text, tok, out = (str(root / name) for name in ("text.txt", "tok", "data"))
+    api.train_tokenizer([text], out=tok, vocab_size=300, documents="line")
+    api.prepare([text], tokenizer=tok, out=out, held_out=0.5, documents="line", num_workers=1)
+    return out
+
+
+GRADIENTS = {
+    "plain": [],
+    "micro-batches": ["batch.micro_rows=1"],
+    "unequal": ["batch.rows=3"],
+    "unequal micro-batches": ["batch.rows=3", "batch.micro_rows=1"],
+    "pairs": NEXT,
+    "sharded": SHARD,
+    "sharded micro-batches": [*SHARD, "batch.micro_rows=1"],
+    "sharded unequal micro-batches": [*SHARD, "batch.rows=3", "batch.micro_rows=1"],
+    "sharded pairs": [*SHARD, *NEXT],
+}
+RUNS = {"masked": [], "pairs": NEXT, "sharded": SHARD, "sharded pairs": [*SHARD, *NEXT]}
+DROPOUT = ["model.hidden_dropout_prob=0.1"]
+
+
+@pytest.fixture(scope="module")
+def one(data, no_timing, tmp_path_factory):
+    """Runs on one rank: `masked`, `pairs`, and `stopped` after 4 steps."""
+    root = tmp_path_factory.mktemp("one")
+    train(data, str(root / "masked"))
+    train(data, str(root / "pairs"), settings=NEXT)
+    train(data, str(root / "stopped"), stop_at=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def two(data, one, tmp_path_factory):
+    """What two ranks did, started once for all tests."""
+    root = tmp_path_factory.mktemp("two")
+    jobs = [
+        ("gradients", {"data": data, "out": str(root / f"{name}.safetensors"), "settings": settings})
+        for name, settings in GRADIENTS.items()
+    ]
+
+    def job(name, **options):
+        jobs.append(("train", {"data": data, "out": str(root / name), **options}))
+
+    for name, settings in RUNS.items():
+        job(name, settings=settings)
+    for name, settings in (("whole", []), ("sharded", SHARD)):
+        job(f"{name} stopped", settings=settings, stop_at=4)
+        shutil.copytree(one / "stopped", root / f"{name} from one")
+        job(f"{name} from one", settings=settings, resume=True)
+        job(f"{name} dropout", settings=[*DROPOUT, *settings])
+        job(f"{name} dropout parts", settings=[*DROPOUT, *settings], stop_at=4)
+        job(f"{name} dropout parts", resume=True)
+    do(root, jobs)
+    return root
+
+
+def losses(run):
+    """The figures of each line of the log that do not depend on the clock."""
+    kept = ("step", "tokens", "learning_rate", "gradient_norm", "fill")
+    return [
+        {name: value for name, value in line.items() if name in kept or name.endswith(("_loss", "_accuracy"))}
+        for line in read_log(run / "log.jsonl")
+        if line["kind"] != "fills"
+    ]
+
+
+def assert_same_losses(run, expected):
+    found, wanted = losses(run), losses(expected)
+    assert found[-1]["step"] == 10
+    assert len(found) == len(wanted) > 10
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)  # sums in another order
+
+
+def assert_same_weights(run, expected):
+    for name in ("final/model.safetensors", "checkpoints/step-00000010/optimizer.safetensors"):
+        one, other = load_file(run / name), load_file(expected / name)
+        assert one.keys() == other.keys()
+        assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+# 1 rank = 2 ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_of_two_ranks_are_those_of_one(data, two, tmp_path, name):
+    settings = [setting for setting in GRADIENTS[name] if setting not in ("batch.micro_rows=1", *SHARD)]
+    gradients(data, str(tmp_path / "one.safetensors"), settings=settings)
+    one, both = load_file(tmp_path / "one.safetensors"), load_file(two / f"{name}.safetensors")
+    assert one.keys() == both.keys()
+    largest = max(float(gradient.abs().max()) for gradient in one.values())
+    worst = max(float((one[key] - both[key]).abs().max()) for key in one)
+    assert worst < 1e-6 * largest  # design, section 4: sums in another order
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_run_on_two_ranks_is_that_of_one(one, two, name):
+    assert_same_losses(two / name, one / ("pairs" if "pairs" in name else "masked"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whole stopped", "sharded stopped"])
+def test_run_begun_on_two_ranks_goes_on_with_one(data, one, two, tmp_path, name):
+    run = Path(shutil.copytree(two / name, tmp_path / "run"))
+    assert newest_checkpoint(run / "checkpoints")[0].name == "step-00000004"
+    train(data, str(run), resume=True)
+    assert_same_losses(run, one / "masked")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whole from one", "sharded from one"])
+def test_run_begun_on_one_rank_goes_on_with_two(one, two, name):
+    assert_same_losses(two / name, one / "masked")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whole dropout", "sharded dropout"])
+def test_interrupted_run_on_two_ranks_ends_as_the_whole_one_bit_for_bit(two, name):
+    assert_same_weights(two / f"{name} parts", two / name)
+
+
+# Ranks that end
+
+
+@pytest.mark.slow
+def test_run_restarts_by_itself_when_a_rank_dies(data, two, tmp_path):
+    do(
+        tmp_path,
+        [("train", {"data": data, "out": str(tmp_path / "run"), "settings": DROPOUT, "die_at": 5})],
+        restarts=1,
+    )
+    assert_same_weights(tmp_path / "run", two / "whole dropout")
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_a_rank_dies(data, two, tmp_path):
+    dying = {"data": data, "out": str(tmp_path / "run"), "settings": DROPOUT, "die_at": 5}
+    code, told = ended(start_ranks(tmp_path, [("train", dying)]), tmp_path)
+    assert code != 0
+    assert "TrainingError: the other ranks cannot be reached" in told
+    assert newest_checkpoint(tmp_path / "run/checkpoints") == (tmp_path / "run/checkpoints/step-00000004", [])
+    do(tmp_path, [("train", {"data": data, "out": str(tmp_path / "run"), "resume": True})])
+    assert_same_weights(tmp_path / "run", two / "whole dropout")
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_ranks_after_the_same_step(data, tmp_path):
+    out = tmp_path / "run"
+    settings = [*SETTINGS, "evaluation.every=100000", "checkpoints.every=100000"]
+    options = ["--recipe", "bert_tiny", "--data", data, "--out", str(out), "--steps", "100000", "--precision", "fp32"]
+    words = ["pretrain", *options, *(word for setting in settings for word in ("--set", setting))]
+    started = start_ranks(tmp_path, [("command", {"arguments": words})])
+    while started.poll() is None and len(read_log(out / "log.jsonl")) < 20:
+        time.sleep(0.1)
+    started.send_signal(signal.SIGTERM)
+    code, told = ended(started, tmp_path)
+    assert code != 0
+    assert told.count("and saved: go on with --resume") == 1
+    assert told.count("stopped by SIGTERM") == 1
+    last = read_log(out / "log.jsonl")[-1]["step"]
+    assert newest_checkpoint(out / "checkpoints") == (out / f"checkpoints/step-{last:08d}", [])
+    assert api.pretrain(data=data, out=str(out), resume=True, steps=last + 2)["steps"] == last + 2
+
+
+def test_mistake_is_told_once(tmp_path):
+    words = ["pretrain", "--recipe", "bert_tiny", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
+    code, told = ended(start_ranks(tmp_path, [("command", {"arguments": [*words, "--steps", "1"]})]), tmp_path)
+    assert code != 0
+    assert told.count("error: ") == 1, told
+    assert not (tmp_path / "run").exists()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
