@@ -296,7 +296,7 @@ def quickstart(
     return {**ended, "blanks": blanks, "next": steps}
 
 
-_QUICKSTART_SECONDS = 150
+_QUICKSTART_SECONDS = 200
 _QUICKSTART_SETTINGS = [  # short rows: the model finds out soonest that neighbours matter (docs/log.md)
     *["batch.row_length=32", "batch.rows=64", "schedule.warmup_steps=50"],
     *["evaluation.rows=128", "evaluation.blanks=200"],

@@ -38,7 +38,7 @@ def write_report(folder: Path) -> Path:
     source = (files("stemformer") / "report" / "run.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     page = template.render(
-        name=folder.resolve().name,
+        name="/".join(folder.resolve().parts[-2:]),
         tiles=_tiles(lines),
         plots=[(title, draw(curves, unit=unit)) for title, unit, curves in _plots(lines)],
         fills=_fills([line for line in lines if line["kind"] == "fills" and line["fills"]]),
