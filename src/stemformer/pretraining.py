@@ -1,6 +1,7 @@
 """The pre-training command: joins recipe, data, model, ranks and loop into a run folder."""
 
 import contextlib
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -380,6 +381,10 @@ def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup:
     if num_steps is not None and told.step > num_steps:
         raise ConfigError(
             f"{found.newest} stands at step {told.step}, the budget ends at {num_steps}: give a larger budget"
+        )
+    if num_steps is None and told.seconds >= (setup.timetable.seconds or math.inf):
+        raise ConfigError(
+            f"{found.newest} has taken {told.seconds:,.0f} seconds, the budget is {setup.timetable.seconds:,.0f}: give a larger --time"
         )
     load_optimizer(found.newest, model, optimizer)
     return Position(told.step, told.tokens, told.seconds, StepSums(told.sums, setup.ranks))

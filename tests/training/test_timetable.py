@@ -6,6 +6,7 @@ import pytest
 
 from stemformer import api
 from stemformer.config import with_settings
+from stemformer.errors import ConfigError
 from stemformer.recipes import bert_tiny
 from stemformer.training import timetable as module
 from stemformer.training.run import BudgetConfig
@@ -170,6 +171,12 @@ def test_finished_run_on_the_clock_does_not_go_on(overwriting, tiny):
     out, ended = overwriting
     again = api.pretrain(data=str(tiny / "data"), out=str(out), resume=True)
     assert (again["steps"], again["tokens"]) == (ended["steps"], ended["tokens"])
+
+
+def test_time_that_is_used_up_is_refused_on_resume(overwriting, tiny):
+    out, _ = overwriting
+    with pytest.raises(ConfigError, match="give a larger --time"):
+        api.pretrain(data=str(tiny / "data"), out=str(out), resume=True, time=0.25)
 
 
 # What comes back

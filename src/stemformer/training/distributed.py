@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from stemformer.data.batches import Batch
 from stemformer.errors import ConfigError, TrainingError
 from stemformer.models.model import Model
 from stemformer.objectives.sentence_pairs import Objective, WithLoss
@@ -31,6 +32,7 @@ __all__ = [
     "distribute",
     "is_restarted",
     "only_synchronised",
+    "settle",
     "slices",
     "this_rank",
     "whole_tensors",
@@ -185,6 +187,21 @@ def distribute(model: Model, objective: Objective, ranks: Ranks, *, sharded: boo
         sharded_part.unshard()  # its buffers are made here: made by an evaluation, they would be useless for training
         sharded_part.reshard()
     return with_loss
+
+
+def settle(module: nn.Module, batch: Batch) -> None:
+    """Does a forward and backward whose gradients are thrown away, after which DDP no longer changes the order of its sums.
+
+    DDP puts gradients into other buckets after its first backward. Were that the first of the run, a resumed run would sum in another
+    order than one that was not interrupted.
+
+    Args:
+        module: What `distribute` returned; anything but DDP is left alone.
+        batch: Any, on the module's device.
+    """
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        torch.stack([loss.total for loss in module(batch).values()]).sum().backward()  # type: ignore[no-untyped-call]
+        module.zero_grad(set_to_none=True)
 
 
 def only_synchronised(module: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:

@@ -21,7 +21,7 @@ from stemformer.objectives.sentence_pairs import Objective
 from stemformer.progress import Progress
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.compute import autocast, return_free_memory, step_flops
-from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, slices
+from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices
 from stemformer.training.log import RunLog, StepSums
 from stemformer.training.run import BatchConfig, RunConfig
 from stemformer.training.stopping import StopBetweenSteps
@@ -213,6 +213,8 @@ def train(
     progress.start("training", total=timed or timetable.num_steps, unit="seconds" if timed else "steps")
     progress.advance(at.seconds if timed else at.step)
     module.train()
+    if ranks.world_size > 1:
+        settle(module, batches_of_step(at.step, setup)[0].to(setup.device))
     try:
         with StopBetweenSteps() as stop:
             for batches in prefetch(lambda step: batches_of_step(step, setup), _steps_left(at.step, timetable)):
