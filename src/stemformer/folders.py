@@ -8,18 +8,31 @@ from stemformer.errors import ConfigError
 
 __all__ = ["free_folder", "refuse_inside"]
 
+_OURS = (
+    "config.toml",
+    "schedule.json",
+    "checkpoints",
+    "manifest.json",
+    "progress.jsonl",
+    "tokenizer.json",
+    "tokenizer",
+)
+"""What lies in folders that were made here."""
+
 
 def free_folder(path: str, *, overwrite: bool) -> Path:
     """Returns a folder that may be written to; what it holds is left there until there is something to put in its place.
 
     Raises:
-        ConfigError: It is not empty, and `overwrite` is False.
+        ConfigError: It is not empty, and `overwrite` is False or nothing in it was made here.
     """
     folder = Path(path)
     if folder.is_file():
         raise ConfigError(f"{path} is a file: give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ConfigError(f"{path} is not empty: give another --out, or --overwrite to replace what it holds")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in _OURS):
+        raise ConfigError(f"{path} holds nothing that stemformer made, and is not overwritten: give another --out")
     return folder
 
 

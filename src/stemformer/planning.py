@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from stemformer.data.batches import Batch, Example, collate
-from stemformer.data.shards import open_shards
-from stemformer.data.tokenizer import load_tokenizer
+from stemformer.data.shards import open_shards, read_manifest
+from stemformer.data.tokenizer import Tokenizer, load_tokenizer
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
 from stemformer.objectives.sentence_pairs import OBJECTIVES, WithLoss, make_objective
@@ -71,7 +71,7 @@ def plan(
     where = choose_device(config.compute.device)
     number_format = choose_precision(config.compute.precision, where)
     before = _resident_mb()
-    tokenizer = None if data is None else load_tokenizer(Path(data) / "tokenizer")
+    tokenizer = None if data is None else _tokenizer_of(data)
     size = config.model.vocab_size if tokenizer is None else tokenizer.vocab_size
     config = replace(config, model=replace(config.model, vocab_size=size))
     special = SpecialIds(cls=2, sep=3, mask=4)
@@ -90,15 +90,14 @@ def plan(
         num_examples.append(1 if examples is None else len(examples))
         num_tokens.append(per_row if examples is None else examples.num_tokens)
     progress.finish()
+    memory = _resident_mb() - before if where.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
     peak = matmul_rate(where, number_format)
     return {
         "recipe": config.recipe,
         "device": str(where),
         "precision": number_format,
         "parameters": model.num_parameters(),
-        "memory_mb": round(
-            _resident_mb() - before if where.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
-        ),
+        "memory_mb": round(memory),
         "checkpoint_mb": round(3 * 4 * model.num_parameters() / 1e6),
         **{
             f"rows of {batch.row_length}": {
@@ -112,6 +111,11 @@ def plan(
         },
         **_durations(config, phases, num_examples, num_tokens, has_data=data is not None),
     }
+
+
+def _tokenizer_of(data: str) -> Tokenizer:
+    read_manifest(data)  # says what is missing where it is no prepared data
+    return load_tokenizer(Path(data) / "tokenizer")
 
 
 def _probe(

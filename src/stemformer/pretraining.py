@@ -1,6 +1,5 @@
 """The pre-training command: joins recipe, data, model, ranks and loop into a run folder."""
 
-import contextlib
 import math
 import shutil
 import warnings
@@ -36,7 +35,7 @@ from stemformer.training.checkpoint import (
     write_folder,
 )
 from stemformer.training.compute import choose_device, choose_precision, compile_blocks, matmul_rate
-from stemformer.training.distributed import Ranks, distribute, is_restarted, this_rank, whole_tensors
+from stemformer.training.distributed import Ranks, distribute, is_restarted, mark_begun, this_rank, whole_tensors
 from stemformer.training.log import StepSums, read_log
 from stemformer.training.loop import Phase, Position, Setup, train
 from stemformer.training.optim import make_optimizer
@@ -95,7 +94,7 @@ def pretrain(
         StemformerError: Settings, data, tokenizer or checkpoint that do not fit; a loss that is not finite.
     """
     progress = progress or Silent()
-    resume = resume or is_restarted()
+    resume = resume or is_restarted(Path(out))
     folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
     found = _find_run(folder, recipe, progress) if resume else None
     if found is None and resume and recipe is None:
@@ -123,6 +122,8 @@ def pretrain(
         model = starting_model(given, tokenizer, progress, checkpoint=found.newest if found else None)
         _refuse_other_sizes(given, model, settings)
         setup = make_setup(replace(given, model=model.config), data, tokenizer, ranks, folder)
+        if found is not None:
+            _check_goes_on(found, setup)
         ranks.wait()  # all have looked at the folder before the first one changes it
         if ranks.is_first:
             _make_ready(folder, found, setup.config, progress)
@@ -320,6 +321,11 @@ def _find_run(folder: Path, recipe: str | None, progress: Progress) -> _Found | 
         holds = sorted(path.name for path in there if path.name != "config.toml.tmp")
         if holds and "config.toml" not in holds:
             raise CheckpointError(f"{folder} holds {', '.join(holds[:3])}, but no run to resume: give another --out")
+        if "final" in holds:
+            raise CheckpointError(
+                f"{folder} holds a finished model without checkpoints to go on from: train it further with --init {folder}/final "
+                "and another --out, or give --overwrite"
+            )
         if recipe is not None:
             progress.say(f"{folder} has no checkpoint yet: the run begins")
         return None
@@ -357,14 +363,14 @@ def _make_ready(folder: Path, found: _Found | None, config: RunConfig, progress:
         aside = damaged.with_name(damaged.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         damaged.rename(aside)
-    for pattern in ("*.tmp", "*.old", "checkpoints/step-*.tmp", "checkpoints/step-*.old"):
+    for pattern in ("final.tmp", "final.old", "checkpoints/step-????????.tmp", "checkpoints/step-????????.old"):
         for left_over in folder.glob(pattern):
-            with contextlib.suppress(NotADirectoryError):
-                shutil.rmtree(left_over)
+            shutil.rmtree(left_over, ignore_errors=True)
+    mark_begun(folder)
 
 
-def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup: Setup, progress: Progress) -> Position:
-    """Fills the optimizer from a checkpoint, follows what its clock decided, and returns where it stands."""
+def _check_goes_on(found: _Found, setup: Setup) -> None:
+    """Refuses data or a budget that the run cannot go on with, before anything is changed; follows what its clock decided."""
     told = read_checkpoint(found.newest)
     fingerprint = setup.phases[0].examples.shards.fingerprint
     if told.data_fingerprint != fingerprint:
@@ -372,20 +378,26 @@ def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup:
             f"{found.newest} was trained on other data (fingerprint {told.data_fingerprint[:12]}, now "
             f"{fingerprint[:12]}): give the same --data, or start a new run"
         )
-    for key, value in setup.environment.items():
-        if told.environment.get(key) != value:
-            progress.say(f"{key} was {told.environment.get(key)}, is now {value}: the run goes on, but not bit for bit")
     setup.timetable.replay()
-    num_steps = setup.timetable.num_steps
-    progress.say(f"goes on from {found.newest}, step {told.step}" + (f" of {num_steps}" if num_steps else ""))
+    num_steps, seconds = setup.timetable.num_steps, setup.timetable.seconds
     if num_steps is not None and told.step > num_steps:
         raise ConfigError(
             f"{found.newest} stands at step {told.step}, the budget ends at {num_steps}: give a larger budget"
         )
-    if num_steps is None and told.seconds >= (setup.timetable.seconds or math.inf):
+    if num_steps is None and told.seconds >= (seconds or math.inf):
         raise ConfigError(
-            f"{found.newest} has taken {told.seconds:,.0f} seconds, the budget is {setup.timetable.seconds:,.0f}: give a larger --time"
+            f"{found.newest} has taken {told.seconds:,.0f} seconds, the budget is {seconds:,.0f}: give a larger --time"
         )
+
+
+def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup: Setup, progress: Progress) -> Position:
+    """Fills the optimizer from a checkpoint, and returns where it stands."""
+    told = read_checkpoint(found.newest)
+    for key, value in setup.environment.items():
+        if told.environment.get(key) != value:
+            progress.say(f"{key} was {told.environment.get(key)}, is now {value}: the run goes on, but not bit for bit")
+    num_steps = setup.timetable.num_steps
+    progress.say(f"goes on from {found.newest}, step {told.step}" + (f" of {num_steps}" if num_steps else ""))
     load_optimizer(found.newest, model, optimizer)
     return Position(told.step, told.tokens, told.seconds, StepSums(told.sums, setup.ranks))
 

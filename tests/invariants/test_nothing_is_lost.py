@@ -49,9 +49,43 @@ def test_overwriting_what_a_pattern_reads_is_refused(tiny, tmp_path):
         lambda out: api.prepare([str(tmp_path / "*/t.txt")], tokenizer=str(tiny / "tok"), out=out, overwrite=True),
         lambda out: api.train_tokenizer([str(tmp_path / "*/t.txt")], out=out, vocab_size=300, overwrite=True),
     ):
-        with pytest.raises(ConfigError, match="lies in the output folder"):
+        with pytest.raises(ConfigError, match=r"lies in the output folder|nothing that stemformer made"):
             job(str(tmp_path / "in"))
     assert (tmp_path / "in" / "t.txt").is_file()
+
+
+def test_folder_of_the_users_own_is_not_overwritten(tiny, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds nothing that stemformer made"):
+        api.pretrain("bert_tiny", data=str(tiny / "data"), out=str(tmp_path), overwrite=True, steps=1)
+    assert (tmp_path / "thesis.txt").is_file()
+
+
+def test_finished_run_without_checkpoints_is_not_begun_again(tiny, run):
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match="holds a finished model without checkpoints"):
+        api.pretrain("bert_tiny", data=str(tiny / "data"), out=str(run), resume=True, steps=9)
+    assert (run / "final" / "model.safetensors").is_file()
+
+
+def test_folders_that_a_user_put_into_a_run_stay(tiny, run):
+    shutil.copytree(run / "final", run / "mine.old")
+    api.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=5)
+    assert (run / "mine.old").is_dir()
+
+
+def test_resume_that_is_refused_changes_nothing(tiny, run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="the budget ends at 2"):
+        api.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=2)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_restart_after_a_mistake_does_not_go_on_with_an_older_run(tiny, run, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
+    with pytest.raises(ConfigError, match="is not empty"):
+        api.pretrain("bert_tiny", data=str(tiny / "data"), out=str(run), steps=9)
 
 
 def test_damaged_checkpoint_does_not_push_out_a_whole_one(tiny, run):

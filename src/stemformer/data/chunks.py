@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from stemformer.data.shards import Shards
 from stemformer.data.windows import Passage, cut_into_pieces, read_passage
@@ -70,17 +70,15 @@ class Chunks:
         stop = whole
         if rng.random() < self.short_share:
             stop = self._shorter(start, stop, target=int(rng.integers(2, self.row_length - _NUM_SPECIAL + 1)))
-        places, is_inside = self._sentences(start, stop), False
-        if len(places) == 0:
-            places, is_inside = self._words(start, stop), True
+        places = self._sentences(start, stop)
+        places = places if len(places) else self._words(start, stop)
         middle = int(places[rng.integers(len(places))])
         a, b = (start, middle), (middle, stop)
         label = int(rng.random() < 0.5)
         if label and self.task == "order":
             a, b = b, a
         elif label:
-            room = self.row_length - _NUM_SPECIAL - (middle - start)
-            b = self._partner(number, length=stop - middle, room=room, is_inside=is_inside, rng=rng)
+            b = self._partner(number, b, room=self.row_length - _NUM_SPECIAL - (middle - start), rng=rng)
         displaced = whole - stop + (stop - middle if label and self.task == "next" else 0)
         return read_passage(self.shards, [a, b], segments=[0, 1], label=label, num_displaced=displaced)
 
@@ -88,6 +86,12 @@ class Chunks:
         """Returns the sentence starts strictly inside a span."""
         starts = self.shards.sentence_starts
         return starts[np.searchsorted(starts, start, side="right") : np.searchsorted(starts, stop, side="left")]
+
+    def _is_sentence_start(self, places: Int[np.ndarray, "p"]) -> Bool[np.ndarray, "p"]:
+        """Says of places whether a sentence begins there, or the one before ends."""
+        starts = self.shards.sentence_starts
+        is_start: np.ndarray = starts[np.searchsorted(starts, places)] == places
+        return is_start
 
     def _words(self, start: int, stop: int) -> Int[np.ndarray, "w"]:
         """Returns the word starts strictly inside a span."""
@@ -100,30 +104,31 @@ class Chunks:
         return int(ends[-1]) if len(ends) and len(self._words(start, int(ends[-1]))) else stop
 
     def _partner(
-        self, number: int, *, length: int, room: int, is_inside: bool, rng: np.random.Generator
+        self, number: int, replaced: tuple[int, int], *, room: int, rng: np.random.Generator
     ) -> tuple[int, int]:
         """Returns a span of another document, of all in a few random chunks the one that is nearest in length to the text it replaces.
 
+        It begins and ends at a sentence where that one does, and within a sentence where that one does.
+
         Args:
             number: The chunk whose document is left out.
-            length: Of the text that it replaces.
+            replaced: The text in whose place it stands.
             room: Longest it may be.
-            is_inside: Begin within a sentence and end with it, as the true text does; else begin and end with a sentence.
             rng: Of the example.
         """
+        opens, closes = self._is_sentence_start(np.array(replaced))
+        length = replaced[1] - replaced[0]
         documents = self._documents
         first, last = np.searchsorted(documents, [documents[number], documents[number] + 1])
         spans: list[tuple[int, int]] = []
         for other in rng.integers(len(self) - (last - first), size=_CANDIDATES).tolist():
             other += int((last - first) * (other >= first))
             begin, end = int(self.starts[other]), int(self.stops[other])
-            bounds = np.concatenate([[begin], self._sentences(begin, end), [end]])
-            if is_inside:
-                at = int(rng.integers(len(bounds) - 1))
-                begins = self._words(int(bounds[at]), int(bounds[at + 1]))
-                begins, ends = (begins if len(begins) else bounds[at : at + 1]), bounds[at + 1 : at + 2]
-            else:
-                begins, ends = bounds[:-1], bounds[1:]
+            bounds = np.concatenate([[begin], self._words(begin, end), [end]])
+            is_sentence = self._is_sentence_start(bounds)
+            begins, ends = (bounds[is_sentence == kind] for kind in (opens, closes))
+            if not (len(begins) and len(ends) and begins[0] < ends[-1]):
+                begins, ends = bounds[:1], bounds[-1:]
             sizes = ends[None, :] - begins[:, None]
             away = np.abs(sizes - length) + _FAR * (sizes > room)  # one that must be cut would end as no true text does
             away[sizes <= 0] = 2 * _FAR  # a span ends behind its beginning

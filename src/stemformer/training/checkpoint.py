@@ -179,7 +179,9 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
         faults.append(f"{path.name}: {fault}")
     if faults:
         raise CheckpointError(
-            f"{folder} holds no whole checkpoint ({'; '.join(faults)}): start again with --overwrite", damaged=True
+            f"{folder} holds no whole checkpoint ({'; '.join(faults)}): train {folder.parent}/final further, if it is there, "
+            "with --init and another --out, or start again with --overwrite",
+            damaged=True,
         )
     raise CheckpointError(f"{folder} holds no checkpoint yet: start again with --overwrite instead of --resume")
 
@@ -187,7 +189,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Returns what a checkpoint, found whole by `newest_checkpoint`, says beside its tensors."""
     told = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-    return Checkpoint(**{f.name: told[f.name] for f in fields(Checkpoint)})
+    return Checkpoint(**{f.name: told[f.name] for f in fields(Checkpoint) if f.name in told})
 
 
 def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:

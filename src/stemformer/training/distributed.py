@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,7 @@ __all__ = [
     "Ranks",
     "distribute",
     "is_restarted",
+    "mark_begun",
     "only_synchronised",
     "settle",
     "slices",
@@ -102,9 +104,26 @@ ONE_RANK = Ranks()
 """Training in a single process."""
 
 
-def is_restarted() -> bool:
-    """Says whether `torchrun` started this process again after a failure; the run then goes on by itself."""
-    return _num_restarts() > 0
+def is_restarted(folder: Path) -> bool:
+    """Says whether `torchrun` started this process again after a failure of the run in the folder, which then goes on by itself.
+
+    A process that failed before its run began, by a mistake of the user's, left no mark in the folder: nothing is to go on.
+    """
+    mark = folder / _MARK
+    return _num_restarts() > 0 and mark.is_file() and mark.read_text(encoding="utf-8") == _job()
+
+
+def mark_begun(folder: Path) -> None:
+    """Notes in a run folder which job of `torchrun` works on it; does nothing where there is none."""
+    if _job():
+        (folder / _MARK).write_text(_job(), encoding="utf-8")
+
+
+_MARK = "torchrun.txt"
+
+
+def _job() -> str:
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def _num_restarts() -> int:

@@ -96,7 +96,7 @@ class StepSums:
 
     def __init__(self, state: Mapping[str, Any] | None = None, ranks: Ranks = ONE_RANK) -> None:
         self._sum = ranks.sum
-        self._begin(state or _NOTHING)
+        self._begin({**_NOTHING, **(state or {})})
         if not ranks.is_first:  # the sums of the checkpoint are those of all ranks, and the first has them
             self._losses.update((name, [0.0, 0, 0]) for name in self._losses)
 

@@ -93,12 +93,14 @@ class Position:
         tokens: Tokens seen.
         seconds: Time spent, interruptions not counted.
         sums: What is summed for the next line of the log.
+        evaluation_seconds: What the last evaluation took.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     sums: StepSums = field(default_factory=StepSums)
+    evaluation_seconds: float = 0.0
 
 
 def batches_of_step(step: int, setup: Setup) -> list[Batch]:
@@ -183,7 +185,8 @@ def train(
             log.write(kind="fills", **where, fills=fills.get("fills", [])[:_FILLS_LOGGED])
             progress.say(f"step {at.step}: {_held_out_line(figures)}")
         module.train()
-        sums.leave_out(time.perf_counter() - started)
+        at.evaluation_seconds = time.perf_counter() - started
+        sums.leave_out(at.evaluation_seconds)
 
     def save() -> None:
         started = time.perf_counter()
@@ -286,7 +289,9 @@ def _agree(
     decision = timetable.decide(at.step, at.seconds) if ranks.is_first else None
     evaluates = saves = False
     if ranks.is_first:
-        evaluates = timetable.is_due(every=config.evaluation.every, times=20, at_least=config.log_every, **now)
+        evaluates = timetable.is_due(
+            every=config.evaluation.every, times=20, at_least=config.log_every, cost=at.evaluation_seconds, **now
+        )
         saves = timetable.is_due(every=config.checkpoints.every, times=10, at_least=config.log_every, **now)
     steps = [float(decision.decay_step), float(decision.last_step)] if decision else [0.0, 0.0]
     stop, evaluate, save, decay, last = ranks.largest([float(is_stopping), float(evaluates), float(saves), *steps])

@@ -84,7 +84,7 @@ class BudgetConfig:
 
     Attributes:
         steps: Optimizer steps.
-        tokens: Tokens seen, special tokens included; rounded up to whole steps of the mean size.
+        tokens: Tokens seen, special tokens included; rounded up to whole steps of the mean size (of pairs before some are cut short).
         epochs: Passes over the rows, rounded up to whole steps.
         seconds: Time on the clock, interruptions not counted; the learning rate then rises, stays, and falls at the end (`wsd`).
     """

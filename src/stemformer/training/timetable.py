@@ -10,12 +10,14 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from stemformer.errors import CheckpointError
 from stemformer.training.optim import learning_rate_factor
 from stemformer.training.run import RunConfig
 
 __all__ = ["Decision", "Timetable"]
 
 _FILE = "schedule.json"
+_OFTEN = 20
 TIMED_WARMUP_STEPS = 200
 """Steps of warm-up under a budget on the clock, where a share of the run is not known in steps."""
 
@@ -95,26 +97,45 @@ class Timetable:
         left = (decision.last_step - step) / (decision.last_step - decision.decay_step)
         return min(rising, schedule.final_share + (1 - schedule.final_share) * left)
 
-    def is_due(self, *, every: int | None, times: int, at_least: int, step: int, seconds: float, before: float) -> bool:
+    def is_due(
+        self,
+        *,
+        every: int | None,
+        times: int,
+        at_least: int,
+        step: int,
+        seconds: float,
+        before: float,
+        cost: float = 0.0,
+    ) -> bool:
         """Says whether something that comes back is due after a step.
 
         Args:
             every: Steps between two times, if that was set.
-            times: How often it happens in a run otherwise: by steps where their number was known beforehand, else by the clock.
+            times: How often it happens in a run otherwise, 20 or a part of that, so that what is seldom meets what is often: by steps
+                where their number was known beforehand, else by the clock.
             at_least: Steps between two times where they are counted, so that a short run does not do it all the time.
             step: Steps done.
             seconds: Time spent.
             before: Time spent one step earlier.
+            cost: Seconds that it takes; by the clock it may take a tenth of the time.
         """
         if every is not None or self.seconds is None:
-            return step % (every or max(at_least, (self.num_steps or 1) // times)) == 0
-        interval = self.seconds / times
+            return step % (every or _OFTEN // times * max(at_least, (self.num_steps or 1) // _OFTEN)) == 0
+        interval = max(self.seconds / times, 10 * cost)
         return int(seconds / interval) > int(before / interval)
 
 
 def _read(folder: Path) -> Decision | None:
     file = folder / _FILE
-    return Decision(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return Decision(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}): remove it, and the clock decides anew", damaged=True
+        ) from error
 
 
 def _write(folder: Path, decision: Decision) -> None:
