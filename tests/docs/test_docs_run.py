@@ -132,7 +132,7 @@ def test_make_targets_exist(page):
 def test_files_that_pages_name_exist():
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        for name in re.findall(r"`((?:docs|src|benchmarks)/[\w./-]+\.\w+)`", text):
+        for name in re.findall(r"(?:`|\]\()((?:docs|src|benchmarks)/[\w./-]+\.\w+)[`)]", text):
             assert (ROOT / name).is_file(), f"{page} names {name}"
         for name in re.findall(r"`([a-z]+(?:/[a-z_]+)?\.py)`", text):
             assert (ROOT / "src" / "stemformer" / name).is_file(), f"{page} names {name}"
