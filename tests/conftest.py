@@ -73,9 +73,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def no_timing():
-    """Does not measure the machine at the start of a run: it takes seconds, and only `mfu` depends on it."""
+    """Neither measures the machine at the start of a run nor draws a report at its end: both take seconds, and have tests of their own."""
     from stemformer import pretraining
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "matmul_rate", lambda *args: 1e11)
+        patch.setattr(pretraining, "write_report", lambda folder: None)
         yield
