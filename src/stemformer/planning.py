@@ -23,6 +23,7 @@ from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.training.compute import (
     autocast,
+    choose_compile,
     choose_device,
     choose_precision,
     compile_blocks,
@@ -78,7 +79,7 @@ def plan(
     objective = make_objective(config.objective, special=special, vocab_size=size)
     heads = OBJECTIVES[config.objective.sentences].heads
     model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(where).train()
-    if config.compute.compile or (config.compute.compile is None and where.type == "cuda"):
+    if choose_compile(config.compute.compile, where):
         compile_blocks(model)
     shards = None if data is None else open_shards(data)
     progress.start("measuring", total=len(config.parts()) * (_PROBED + 1), unit="micro-batches")

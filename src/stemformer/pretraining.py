@@ -28,13 +28,14 @@ from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.report.run_report import write_report
 from stemformer.training.checkpoint import (
+    Checkpoint,
     environment,
     load_optimizer,
     newest_checkpoint,
     read_checkpoint,
     write_folder,
 )
-from stemformer.training.compute import choose_device, choose_precision, compile_blocks, matmul_rate
+from stemformer.training.compute import choose_compile, choose_device, choose_precision, compile_blocks, matmul_rate
 from stemformer.training.distributed import Ranks, distribute, is_restarted, mark_begun, this_rank, whole_tensors
 from stemformer.training.log import StepSums, read_log
 from stemformer.training.loop import Phase, Position, Setup, train
@@ -283,7 +284,7 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
         )
         if blanks is not None:
             fill = lambda module: fill_blanks(module, blanks, tokenizer, device=device)  # noqa: E731
-    compiled = config.compute.compile if config.compute.compile is not None else device.type == "cuda"
+    compiled = choose_compile(config.compute.compile, device)
     return Setup(
         config=config,
         timetable=Timetable(config, num_steps, folder),
@@ -306,9 +307,10 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
 
 @dataclass(frozen=True)
 class _Found:
-    """A run that goes on: its newest whole checkpoint, newer ones that are damaged, and its configuration."""
+    """A run that goes on: its newest whole checkpoint and what that says, newer ones that are damaged, and its configuration."""
 
     newest: Path
+    told: Checkpoint
     damaged: list[Path]
     config: RunConfig
 
@@ -336,7 +338,7 @@ def _find_run(folder: Path, recipe: str | None, progress: Progress) -> _Found | 
     stored = from_toml(RunConfig, file.read_text(encoding="utf-8"), source=str(file))
     if recipe not in (None, stored.recipe):
         raise CheckpointError(f"the run in {folder} is a {stored.recipe}, not a {recipe}: resume it without --recipe")
-    return _Found(newest, [checkpoints / fault.partition(":")[0] for fault in faults], stored)
+    return _Found(newest, read_checkpoint(newest), [checkpoints / fault.partition(":")[0] for fault in faults], stored)
 
 
 def _refuse_changes(stored: RunConfig, now: RunConfig) -> None:
@@ -371,7 +373,7 @@ def _make_ready(folder: Path, found: _Found | None, config: RunConfig, progress:
 
 def _check_goes_on(found: _Found, setup: Setup) -> None:
     """Refuses data or a budget that the run cannot go on with, before anything is changed; follows what its clock decided."""
-    told = read_checkpoint(found.newest)
+    told = found.told
     fingerprint = setup.phases[0].examples.shards.fingerprint
     if told.data_fingerprint != fingerprint:
         raise CheckpointError(
@@ -392,7 +394,7 @@ def _check_goes_on(found: _Found, setup: Setup) -> None:
 
 def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup: Setup, progress: Progress) -> Position:
     """Fills the optimizer from a checkpoint, and returns where it stands."""
-    told = read_checkpoint(found.newest)
+    told = found.told
     for key, value in setup.environment.items():
         if told.environment.get(key) != value:
             progress.say(f"{key} was {told.environment.get(key)}, is now {value}: the run goes on, but not bit for bit")

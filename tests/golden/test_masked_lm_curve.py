@@ -3,31 +3,16 @@
 import numpy as np
 import pytest
 
-from stemformer import api
-from stemformer.training.log import read_log
-
 GOLDEN = [
     *[4.951863, 4.792122, 4.692428, 4.626745, 4.564328, 4.464563, 4.429565, 4.385354, 4.331845, 4.293468],
     *[4.222583, 4.234181, 4.14458, 4.112179, 4.163824, 4.014766, 4.070042, 4.032062, 4.009792, 3.983209],
 ]
 """Loss (nats) of each step, on 2 threads in fp32. Another processor sums in another order, which 20 steps amplify: 1e-3 relative."""
-SETTINGS = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=8", "batch.row_length=32", "log_every=1"]
 
 
 @pytest.fixture(scope="module")
-def curve(tiny, no_timing, tmp_path_factory):
-    out = tmp_path_factory.mktemp("golden") / "run"
-    api.pretrain(
-        "bert_tiny",
-        data=str(tiny / "data"),
-        out=str(out),
-        settings=[*SETTINGS, "evaluation.rows=32", "evaluation.every=20", "checkpoints.every=20"],
-        steps=20,
-        precision="fp32",
-        device="cpu",
-        compile=False,
-    )
-    return read_log(out / "log.jsonl")
+def curve(log_of_twenty_steps):
+    return log_of_twenty_steps()
 
 
 def test_losses_are_those_that_were_stored(curve):

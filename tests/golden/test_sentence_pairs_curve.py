@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 
-from stemformer import api
-from stemformer.training.log import read_log
-
 GOLDEN = {
     "masked_lm": [
         *[4.926486, 4.800041, 4.737809, 4.614134, 4.590752, 4.548559, 4.451189, 4.446488, 4.359294, 4.302921],
@@ -17,29 +14,11 @@ GOLDEN = {
     ],
 }
 """Losses (nats) of each step, on 2 threads in fp32. Another processor sums in another order, which 20 steps amplify: 1e-3 relative."""
-SETTINGS = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=8", "batch.row_length=32", "log_every=1"]
 
 
 @pytest.fixture(scope="module")
-def curve(tiny, no_timing, tmp_path_factory):
-    out = tmp_path_factory.mktemp("golden") / "run"
-    api.pretrain(
-        "bert_tiny",
-        data=str(tiny / "data"),
-        out=str(out),
-        settings=[
-            *SETTINGS,
-            "objective.sentences=next",
-            "evaluation.rows=32",
-            "evaluation.every=20",
-            "checkpoints.every=20",
-        ],
-        steps=20,
-        precision="fp32",
-        device="cpu",
-        compile=False,
-    )
-    return read_log(out / "log.jsonl")
+def curve(log_of_twenty_steps):
+    return log_of_twenty_steps("objective.sentences=next")
 
 
 @pytest.mark.parametrize("name", GOLDEN)

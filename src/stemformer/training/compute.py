@@ -14,6 +14,7 @@ from stemformer.models.model import Model
 
 __all__ = [
     "autocast",
+    "choose_compile",
     "choose_device",
     "choose_precision",
     "compile_blocks",
@@ -56,6 +57,11 @@ def choose_precision(name: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     abilities = torch.cpu.get_capabilities()
     return "bf16" if abilities.get("amx_bf16") or abilities.get("avx512_bf16") else "fp32"
+
+
+def choose_compile(wanted: bool | None, device: torch.device) -> bool:
+    """Returns whether the blocks are compiled; None does so on CUDA alone."""
+    return device.type == "cuda" if wanted is None else wanted
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -37,6 +37,7 @@ __all__ = [
     "settle",
     "slices",
     "this_rank",
+    "whole_tensor",
     "whole_tensors",
 ]
 
@@ -225,6 +226,8 @@ def settle(module: nn.Module, batch: Batch) -> None:
 
 def only_synchronised(module: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
     """Returns the context of a micro-batch: gradients are exchanged after the last one of a step only."""
+    if not dist.is_initialized():
+        return contextlib.nullcontext()
     if isinstance(module, nn.parallel.DistributedDataParallel) and not is_last:
         return module.no_sync()
     from torch.distributed.fsdp import FSDPModule
@@ -236,7 +239,10 @@ def only_synchronised(module: nn.Module, is_last: bool) -> contextlib.AbstractCo
 
 def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors on the CPU, put together from all ranks where they are shards; each rank must call it."""
-    return {
-        name: (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu().contiguous()
-        for name, tensor in tensors.items()
-    }
+    return {name: whole_tensor(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Returns a tensor put together from all ranks where it is a shard; each rank must call it."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole

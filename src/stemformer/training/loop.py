@@ -21,7 +21,7 @@ from stemformer.objectives.sentence_pairs import Objective
 from stemformer.progress import Progress
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.compute import autocast, return_free_memory, step_flops
-from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices
+from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices, whole_tensor
 from stemformer.training.log import RunLog, StepSums
 from stemformer.training.run import BatchConfig, RunConfig
 from stemformer.training.stopping import StopBetweenSteps
@@ -227,7 +227,7 @@ def train(
                 *totals, tokens, displaced, flops = ranks.sum([*scored, *_sizes(batches, model)])
                 add_gradients(module, batches, setup, at.step, sums, dict(zip(names, totals, strict=True)))
                 norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm or math.inf)
-                norm = _whole(norm)
+                norm = whole_tensor(norm)
                 if not torch.isfinite(norm):
                     raise TrainingError(_not_finite("gradient is", at.step, last_saved, setup))
                 rate = config.optimizer.learning_rate * timetable.factor(at.step)
@@ -326,11 +326,6 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
     """Returns this rank's part of a tensor that is sharded."""
     local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole
 
 
 def _held_out_loss(figures: dict[str, float]) -> float | None:
