@@ -41,10 +41,17 @@ from stemformer.data.shards import open_shards
 from stemformer.data.tokenizer import load_tokenizer
 from stemformer.data.windows import Rows, make_rows
 from stemformer.models.model import make_model
-from stemformer.objectives.masked import MaskedLm, SpecialIds
+from stemformer.objectives.masked import MaskedLm, MaskedLmConfig, SpecialIds
 from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.recipes import find_recipe
-from stemformer.training.compute import autocast, choose_precision, compile_blocks, matmul_rate, step_flops
+from stemformer.training.compute import (
+    autocast,
+    choose_precision,
+    compile_blocks,
+    keep_freed_memory,
+    matmul_rate,
+    step_flops,
+)
 from stemformer.training.log import StepSums
 from stemformer.training.loop import Phase, Setup, add_gradients, batches_of_step
 from stemformer.training.optim import make_optimizer
@@ -67,6 +74,7 @@ def main() -> None:
     add("--warmup", type=int, default=3, help="steps before them")
     add("--rows", type=int, help="rows of 128 tokens a step; the recipe's by default")
     add("--hidden-dropout", type=float, help="of all sides but the shipped one; the recipe's by default")
+    add("--rate", type=float, default=0.15, help="share of tokens hidden, all sides")
     add("--lengths", choices=["rows", "sentences"], default="rows", help="sentences: each is a sequence of its own")
     add("--threads", type=int, default=2)
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="the default sides are always fp32")
@@ -96,7 +104,7 @@ def prepared_samples() -> str:
 def compare(args: argparse.Namespace) -> None:
     sides = args.sides.split(",")
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    same = ["data", "recipe", "steps", "warmup", "rows", "hidden_dropout", "lengths", "threads", "precision"]
+    same = ["data", "recipe", "steps", "warmup", "rows", "rate", "hidden_dropout", "lengths", "threads", "precision"]
     options = [f"--{n.replace('_', '-')}={getattr(args, n)}" for n in same if getattr(args, n) is not None]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "PYTHONWARNINGS": "ignore"}
     for number in range(args.rounds):
@@ -199,7 +207,7 @@ def our_setup(args: argparse.Namespace, precision: str) -> Any:
         num_rows = round(num_rows * length * len(rows) / rows.num_tokens)
     model_config = replace(config.model, vocab_size=tokenizer.vocab_size, hidden_dropout_prob=dropout)
     batch = replace(config.batch, rows=num_rows, micro_rows=None, row_length=length)
-    config = replace(config, model=model_config, batch=batch)
+    config = replace(config, model=model_config, batch=batch, objective=MaskedLmConfig(rate=args.rate))
     special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
     objective = MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size)
     steps, folder = args.warmup + args.steps, Path(args.data)
@@ -221,6 +229,7 @@ def our_setup(args: argparse.Namespace, precision: str) -> Any:
 
 
 def our_steps(setup: Any, args: argparse.Namespace, *, compiled: bool) -> Iterator[tuple[float, ...]]:
+    keep_freed_memory()
     model = make_model(setup.config.model, ["masked_lm"], generator=torch.Generator().manual_seed(0)).train()
     if compiled:
         compile_blocks(model)

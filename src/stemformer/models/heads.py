@@ -32,8 +32,14 @@ class MaskedLmHead(nn.Module):
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
 
     def forward(self, states: Float[Tensor, "M D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "M V"]:
+        return nn.functional.linear(*self.before_scores(states, embedding))
+
+    def before_scores(
+        self, states: Float[Tensor, "M D"], embedding: Float[Tensor, "V D"]
+    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"], Float[Tensor, "V"]]:
+        """Returns what the scores are a linear function of: transformed states, output matrix and bias."""
         x = self.norm(self.activation(self.dense(states)))
-        return nn.functional.linear(x, embedding if self.decoder is None else self.decoder.weight, self.bias)
+        return x, embedding if self.decoder is None else self.decoder.weight, self.bias
 
 
 class NextSentenceHead(nn.Module):

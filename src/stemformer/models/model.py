@@ -57,6 +57,14 @@ class Model(nn.Module):
         logits: Tensor = self.heads["masked_lm"](states, self.body.embeddings.word.weight)
         return logits
 
+    def before_masked_lm_scores(
+        self, states: Float[Tensor, "M D"]
+    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"], Float[Tensor, "V"]]:
+        """Returns states, matrix and bias of which those scores are a linear function, for a loss that never holds them all."""
+        head = self.heads["masked_lm"]
+        assert isinstance(head, MaskedLmHead)
+        return head.before_scores(states, self.body.embeddings.word.weight)
+
     def next_sentence_logits(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
         """Returns, from the state of each `[CLS]`, the score of "belongs together" and of "does not"."""
         logits: Tensor = self.heads["next_sentence"](states)

@@ -17,7 +17,7 @@ from stemformer.data.shards import Shards
 from stemformer.data.windows import Passage, Rows, make_rows
 from stemformer.errors import ConfigError
 from stemformer.models.model import Model
-from stemformer.objectives.losses import LossSum, cross_entropy_sum
+from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
 
 __all__ = ["MaskedLm", "MaskedLmConfig", "SpecialIds", "choose_spans", "choose_tokens", "choose_words"]
 
@@ -134,8 +134,8 @@ class MaskedLm:
 
     def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
         """Returns the summed loss of a batch from the body's states (N, D); the head sees the M scored places only."""
-        logits = model.masked_lm_logits(states.index_select(0, batch.label_positions))
-        return {"masked_lm": cross_entropy_sum(logits, batch.labels)}
+        scored = states.index_select(0, batch.label_positions)
+        return {"masked_lm": linear_cross_entropy_sum(*model.before_masked_lm_scores(scored), batch.labels)}
 
 
 def choose_tokens(n: int, budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:

@@ -18,6 +18,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "compile_blocks",
+    "keep_freed_memory",
     "matmul_rate",
     "return_free_memory",
     "step_flops",
@@ -104,6 +105,22 @@ def step_flops(model: Model, batch: Batch) -> float:
     attention = 12.0 * config.hidden_size * config.num_hidden_layers * float((lengths**2).sum())
     head = 6.0 * len(batch.labels) * config.hidden_size * (config.hidden_size + config.vocab_size)
     return body + attention + head
+
+
+def keep_freed_memory() -> None:
+    """Lets this process use freed memory again instead of giving large blocks back to the system and asking for them anew.
+
+    By default the C library returns each freed block of megabytes at once; the next one of that size is then filled with zeros by the
+    system, page by page, which takes a quarter of a small model's step (`docs/benchmarks.md`). Does nothing where the C library is not
+    glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_MMAP_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names and numbers of mallopt(3)
 
 
 def return_free_memory() -> None:
