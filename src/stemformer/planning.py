@@ -27,6 +27,7 @@ from stemformer.training.compute import (
     choose_device,
     choose_precision,
     compile_blocks,
+    keep_freed_memory,
     matmul_rate,
     step_flops,
 )
@@ -79,6 +80,8 @@ def plan(
     objective = make_objective(config.objective, special=special, vocab_size=size)
     heads = OBJECTIVES[config.objective.sentences].heads
     model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(where).train()
+    if where.type == "cpu":
+        keep_freed_memory()
     if choose_compile(config.compute.compile, where):
         compile_blocks(model)
     shards = None if data is None else open_shards(data)

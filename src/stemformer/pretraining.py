@@ -35,7 +35,14 @@ from stemformer.training.checkpoint import (
     read_checkpoint,
     write_folder,
 )
-from stemformer.training.compute import choose_compile, choose_device, choose_precision, compile_blocks, matmul_rate
+from stemformer.training.compute import (
+    choose_compile,
+    choose_device,
+    choose_precision,
+    compile_blocks,
+    keep_freed_memory,
+    matmul_rate,
+)
 from stemformer.training.distributed import Ranks, distribute, is_restarted, mark_begun, this_rank, whole_tensors
 from stemformer.training.log import StepSums, read_log
 from stemformer.training.loop import Phase, Position, Setup, train
@@ -129,6 +136,8 @@ def pretrain(
         if ranks.is_first:
             _make_ready(folder, found, setup.config, progress)
         ranks.wait()
+        if setup.device.type == "cpu":
+            keep_freed_memory()
         model.to(setup.device)
         module = distribute(model, setup.objective, ranks, sharded=setup.config.compute.shard)
         optimizer = make_optimizer(model, setup.config.optimizer)

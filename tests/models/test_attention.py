@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import accumulate, pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,7 +111,7 @@ def test_causal_with_more_keys_than_queries_is_aligned_at_the_bottom_right(q_len
 def test_flash_kernel_is_taken_from_its_length_on():
     layout = make([FLASH_FROM - 1, FLASH_FROM])[1]
     plan = attention._plan_for(torch.empty(1, HEADS, SIZE), layout["cu_q"], layout["cu_k"], False)
-    assert sorted((stack.flash, stack.q_rows.shape[0]) for stack in plan) == [(False, 1), (True, 1)]
+    assert sorted((stack.flash, len(stack.q.rows)) for stack in plan) == [(False, 1), (True, 1)]
 
 
 @pytest.mark.parametrize("lengths", [[3, 17, 8, 1], [LONG, 6]])
@@ -157,20 +158,46 @@ def test_bf16_result_is_bf16():
 
 
 @pytest.fixture
-def few_scores_at_once(monkeypatch):
+def constants(monkeypatch):
+    """Sets constants of the module, for plans made anew."""
     attention._plan.cache_clear()
-    monkeypatch.setattr(attention, "_SCORES_AT_ONCE", 2 * HEADS * 8 * 8)
-    yield
+    yield lambda **values: [monkeypatch.setattr(attention, name, value) for name, value in values.items()]
     attention._plan.cache_clear()
+
+
+def stacks(lengths, heads=HEADS):
+    cu = offsets(lengths)
+    plan = attention._plan_for(torch.empty(sum(lengths), heads, SIZE), cu, cu, False)
+    return sorted(tuple(stack.q.rows.shape) for stack in plan)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_more_scores_than_a_block_holds_equal_reference(few_scores_at_once, causal):
-    lengths = [5, 8, 7, 3, 20, 30]
-    tensors, layout = make(lengths)
-    expect_reference(tensors, layout, causal=causal)
-    plan = attention._plan_for(tensors[0], layout["cu_q"], layout["cu_k"], causal)
-    assert [len(stack.q_rows) for stack in plan] == [2, 2, 1, 1]  # two of 8 fill a block, each longer one is a block
+def test_more_scores_than_a_block_holds_equal_reference(constants, causal):
+    constants(_SCORES_AT_ONCE=2 * HEADS * 32 * 32, _STACK_COST=1)
+    lengths = [5, 8, 7, 3, 40, 50]
+    expect_reference(*make(lengths), causal=causal)
+    assert stacks(lengths) == [(1, 64), (1, 64), (2, 32), (2, 32)]  # two of 32 fill a block, each longer one is a block
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_lengths_in_stacks_of_their_own_equal_lengths_in_one(constants, causal):
+    lengths = [5, 120, 40, 77, 3, 125]
+    for cost, count in ((1, 4), (2**40, 1)):
+        constants(_STACK_COST=cost)
+        attention._plan.cache_clear()
+        assert len(stacks(lengths)) == count
+        expect_reference(*make(lengths), causal=causal)
+
+
+def test_stacks_cost_less_than_one_for_all_and_one_for_each():
+    lengths = np.random.default_rng(0).integers(8, 128, 100).tolist()
+
+    def cost(shapes):
+        return sum(attention._STACK_COST + HEADS * n * t * t for n, t in shapes)
+
+    found = stacks(lengths)
+    assert sum(n for n, _ in found) == len(lengths)
+    assert cost(found) < cost([(100, 128)]) and cost(found) < cost([(1, n) for n in lengths])
 
 
 @pytest.mark.parametrize("side", ["cu_q", "cu_k"])

@@ -15,8 +15,9 @@ Source: Vaswani et al. 2017, section 3.2.1 (scaled dot products); Dao et al. 202
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,11 @@ __all__ = ["FLASH_FROM", "attend"]
 FLASH_FROM = 384
 """Tokens from which float32 sequences on the CPU take the flash kernel."""
 
-_LENGTH_STEP = 8
-"""Below `FLASH_FROM`, lengths are rounded up to a multiple of this; what is stacked together wastes at most 7 tokens a sequence."""
+_LENGTH_STEP = 32
+"""The length of a stack is a multiple of this: whole vector registers, also in bfloat16."""
+
+_STACK_COST = 2**16
+"""How many scores cost as much time as one stack more."""
 
 _SCORES_AT_ONCE = 2**19
 """How many scores a block of the `bmm` kernel holds: 2 MiB in float32, so that they stay in the cache."""
@@ -53,7 +57,8 @@ def attend(
         q: Queries of all sequences, one after the other.
         k: Keys; sequence `s` of the queries looks at sequence `s` of the keys.
         v: Values.
-        cu_q: int32 offsets at which the query sequences begin; the last entry is N.
+        cu_q: int32 offsets at which the query sequences begin; the last entry is N. On the CPU there may be more rows than that, which
+            belong to no sequence: zeros come out.
         cu_k: The same for keys and values.
         max_q: Length of the longest query sequence, a Python int.
         max_k: Length of the longest key sequence.
@@ -160,51 +165,97 @@ _attend.register_autograd(_differentiate, setup_context=_save)
 
 
 @dataclass(frozen=True)
+class _Side:
+    """The queries or the keys of a stack: `B` sequences of at most `T` tokens.
+
+    `rows` (B, T) numbers the tokens, a padded place repeating its sequence's first one. `targets` numbers them too, but a padded place
+    names the row past the end. `is_real` (B, 1, T, 1) is None where no place is padded.
+    """
+
+    rows: Tensor
+    targets: Tensor
+    is_real: Tensor | None
+    _places: dict[tuple[bool, int, int], Tensor] = field(default_factory=dict)
+
+    def places(self, heads: int, step: int, *, is_written: bool) -> Tensor:
+        """Returns where each head of each token lies, (B * H * T,), in a tensor whose tokens are `step` heads apart."""
+        key = (is_written, heads, step)
+        if key not in self._places:  # every layer asks for the same
+            rows = self.targets if is_written else self.rows
+            self._places[key] = (rows[:, None, :] * step + torch.arange(heads)[:, None]).view(-1)
+        return self._places[key]
+
+
+@dataclass(frozen=True)
 class _Stack:
     """Some sequences of about one length, as a block of `B` sequences, `T_q` queries and `T_k` keys.
 
-    `*_rows` (B, T) number the tokens, a padded place repeating its sequence's first token (read from) or naming one row past the
-    end (written to). `bias` (B, 1, T_q or 1, T_k) is 0 or -inf; None where every place is a token that all may see.
+    `bias` (B, 1, T_q or 1, T_k) is 0 or -inf; None where every place is a token that all may see.
     """
 
-    q_rows: Tensor
-    k_rows: Tensor
-    q_targets: Tensor
-    k_targets: Tensor
+    q: _Side
+    k: _Side
     bias: Tensor | None
-    is_padded: bool
     flash: bool
 
 
-def _rows(cu: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rounded(lengths: Any, multiple: int = _LENGTH_STEP) -> Any:
+    return -(-lengths // multiple) * multiple
+
+
+def _rows(cu: np.ndarray, chosen: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns token numbers (B, T) of the chosen sequences and where they are real."""
     lengths = cu[chosen + 1] - cu[chosen]
-    places = np.arange(lengths.max())
+    places = np.arange(_rounded(lengths.max(), multiple))
     real = places < lengths[:, None]
     return np.where(real, cu[chosen][:, None] + places, cu[chosen][:, None]), real
 
 
+def _make_side(rows: np.ndarray, real: np.ndarray, end: int) -> _Side:
+    is_real = None if real.all() else torch.from_numpy(real[:, None, :, None])
+    return _Side(torch.from_numpy(rows), torch.from_numpy(np.where(real, rows, end)), is_real)
+
+
 def _make_stack(cu_q: np.ndarray, cu_k: np.ndarray, chosen: np.ndarray, *, causal: bool, flash: bool) -> _Stack:
-    q_rows, q_real = _rows(cu_q, chosen)
-    k_rows, k_real = _rows(cu_k, chosen)
+    multiple = 1 if flash else _LENGTH_STEP
+    q_rows, q_real = _rows(cu_q, chosen, multiple)
+    k_rows, k_real = _rows(cu_k, chosen, multiple)
     hidden = ~k_real[:, None, None, :]
     if causal and not flash:
         shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
         hidden = hidden | (np.arange(k_rows.shape[1]) > np.arange(q_rows.shape[1])[:, None] + shift)
         hidden = hidden & q_real[:, None, :, None]  # padded queries see everything, so that their softmax stays finite
     bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0) if hidden.any() else None
-    return _Stack(
-        q_rows=torch.from_numpy(q_rows),
-        k_rows=torch.from_numpy(k_rows),
-        q_targets=torch.from_numpy(np.where(q_real, q_rows, cu_q[-1])),
-        k_targets=torch.from_numpy(np.where(k_real, k_rows, cu_k[-1])),
-        bias=bias,
-        is_padded=not bool(q_real.all() and k_real.all()),
-        flash=flash,
-    )
+    q, k = _make_side(q_rows, q_real, int(cu_q[-1])), _make_side(k_rows, k_real, int(cu_k[-1]))
+    return _Stack(q, k, bias, flash)
 
 
-@lru_cache(maxsize=64)
+def _groups(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np.ndarray]:
+    """Returns which sequences are stacked together: sorted by length and cut where scores and stacks cost least together.
+
+    A stack computes the square of its longest sequence for each; and every further stack costs what `_STACK_COST` scores cost.
+    """
+    if not len(k_lengths):
+        return []
+    order = np.lexsort((q_lengths, k_lengths))
+    longest_k = _rounded(k_lengths[order])
+    longest_q = _rounded(np.maximum.accumulate(q_lengths[order]))
+    ends = np.append(np.flatnonzero(np.diff(longest_k)) + 1, len(order))  # a cut within one step of length saves nothing
+    starts = np.concatenate([[0], ends])
+    best, cut = [0.0], [0]  # cost of the sequences up to each end, and where their last stack begins
+    for end in ends:
+        area = heads * float(longest_q[end - 1] * longest_k[end - 1])
+        costs = [before + _STACK_COST + (end - start) * area for before, start in zip(best, starts, strict=False)]
+        best.append(min(costs))
+        cut.append(costs.index(best[-1]))
+    groups, at = [], len(ends)
+    while at:
+        groups.append(order[starts[cut[at]] : starts[at]])
+        at = cut[at]
+    return groups[::-1]
+
+
+@lru_cache(maxsize=4)  # as many as one step asks for at a time: what stays longer lies between the memory of later steps
 def _plan(cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, flash_from: int) -> tuple[_Stack, ...]:
     """Sorts sequences into stacks. Every layer of a step asks with the same boundaries, so the answer is kept."""
     cu_q, cu_k = (np.frombuffer(x, np.int32).astype(np.int64) for x in (cu_q_bytes, cu_k_bytes))
@@ -214,14 +265,18 @@ def _plan(cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, flash_
     if causal and (k_lengths < q_lengths).any():
         raise ValueError("attend: a causal sequence has fewer keys than queries")
     exact = (q_lengths >= flash_from) & (k_lengths >= flash_from) & ((q_lengths == k_lengths) | (not causal))
-    rounded = [np.where(exact, x, -(-x // _LENGTH_STEP) * _LENGTH_STEP) for x in (q_lengths, k_lengths)]
-    shapes, which = np.unique(np.stack([*rounded, exact]), axis=1, return_inverse=True)
     stacks = []
-    for number, (t_q, t_k, flash) in enumerate(shapes.T):
-        chosen = np.flatnonzero(which.reshape(-1) == number)
-        at_once = len(chosen) if flash else max(1, _SCORES_AT_ONCE // int(heads * t_q * t_k))
-        for start in range(0, len(chosen), at_once):
-            stacks.append(_make_stack(cu_q, cu_k, chosen[start : start + at_once], causal=causal, flash=bool(flash)))
+    shapes, which = np.unique(np.stack([q_lengths, k_lengths])[:, exact], axis=1, return_inverse=True)
+    for number in range(shapes.shape[1]):
+        chosen = np.flatnonzero(exact)[which.reshape(-1) == number]
+        stacks.append(_make_stack(cu_q, cu_k, chosen, causal=causal, flash=True))
+    others = np.flatnonzero(~exact)
+    for group in _groups(q_lengths[others], k_lengths[others], heads):
+        chosen = np.sort(others[group])
+        scores = heads * int(_rounded(q_lengths[chosen].max()) * _rounded(k_lengths[chosen].max()))
+        num_parts = -(-len(chosen) * scores // _SCORES_AT_ONCE)
+        for part in np.array_split(chosen, min(num_parts, len(chosen))):
+            stacks.append(_make_stack(cu_q, cu_k, part, causal=causal, flash=False))
     return tuple(stacks)
 
 
@@ -230,35 +285,37 @@ def _plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[_Sta
     return _plan(cu_q.numpy().tobytes(), cu_k.numpy().tobytes(), q.shape[1], causal, flash_from)
 
 
-def _reader(x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Returns a function from token numbers (B, T) to a block (B, H, T, K), one copy, also of a slice of a larger tensor."""
+def _reader(x: Tensor) -> Callable[[_Side], Tensor]:
+    """Returns a function from a side of a stack to its block (B, H, T, K), one copy, also of a slice of a larger tensor."""
     heads, size = x.shape[1:]
     if x.stride(2) != 1 or x.stride(1) != size or x.stride(0) % size:
         x = x.contiguous()
     step = x.stride(0) // size
     flat = x.as_strided(((x.shape[0] - 1) * step + heads, size), (size, 1))
-    head = torch.arange(heads)[:, None]
 
-    def read(rows: Tensor) -> Tensor:
-        places = rows[:, None, :] * step + head  # (B, H, T)
-        return flat.index_select(0, places.view(-1)).view(*places.shape, size)
+    def read(side: _Side) -> Tensor:
+        places = side.places(heads, step, is_written=False)
+        return flat.index_select(0, places).view(-1, heads, side.rows.shape[1], size)
 
     return read
 
 
-def _writer(like: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], None]]:
-    """Returns a tensor like the given one and a function that writes a block (B, H, T, K) to token numbers (B, T)."""
-    heads = like.shape[1]
-    rest = like.shape[2:]
+def _writer(like: Tensor) -> tuple[Tensor, Callable[[_Side, Tensor], None]]:
+    """Returns a tensor like the given one and a function that writes a block (B, H, T, K) to a side of a stack."""
+    heads, rest = like.shape[1], like.shape[2:]
     spare = like.new_empty(like.shape[0] + 1, heads, *rest)  # the last row takes what was padded
     flat = spare.view(-1, *rest)
-    head = torch.arange(heads)[:, None]
 
-    def write(rows: Tensor, block: Tensor) -> None:
-        places = rows[:, None, :] * heads + head
-        flat.index_copy_(0, places.view(-1), block.reshape(-1, *rest))
+    def write(side: _Side, block: Tensor) -> None:
+        flat.index_copy_(0, side.places(heads, heads, is_written=True), block.reshape(-1, *rest))
 
     return spare, write
+
+
+def _without_spare(written: Tensor, cu: Tensor) -> Tensor:
+    """Returns what a writer has written, without its last row; rows past the last sequence are zero."""
+    written[int(cu[-1]) :].zero_()
+    return written[:-1]
 
 
 def _probabilities(q: Tensor, k: Tensor, stack: _Stack) -> Tensor:
@@ -272,22 +329,22 @@ def _probabilities(q: Tensor, k: Tensor, stack: _Stack) -> Tensor:
 
 
 def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    if int(cu_q[-1]) != q.shape[0]:
+    if int(cu_q[-1]) > q.shape[0]:
         raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, there are {q.shape[0]} tokens")
     read_q, read_k, read_v = _reader(q), _reader(k), _reader(v)
     out, write = _writer(q)
     lse, write_lse = _writer(q.new_empty(q.shape[0], q.shape[1], dtype=torch.float32))
     lse.zero_()  # what the bmm kernel leaves out must not be what lay in memory
     for stack in _plan_for(q, cu_q, cu_k, causal):
-        bq, bk, bv = read_q(stack.q_rows), read_k(stack.k_rows), read_v(stack.k_rows)
+        bq, bk, bv = read_q(stack.q), read_k(stack.k), read_v(stack.k)
         if stack.flash:
             block, block_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(bq, bk, bv, 0.0, causal)
-            write_lse(stack.q_targets, block_lse.contiguous())
+            write_lse(stack.q, block_lse.contiguous())
         else:
             b, h, t_k, size = bk.shape
             block = torch.bmm(_probabilities(bq, bk, stack), bv.view(b * h, t_k, size)).view_as(bq)
-        write(stack.q_targets, block)
-    return out[:-1], lse[:-1]
+        write(stack.q, block)
+    return _without_spare(out, cu_q), lse[:-1]
 
 
 def _backward_cpu(
@@ -304,28 +361,26 @@ def _backward_cpu(
     read_q, read_k, read_v, read_grad, read_out, read_lse = map(_reader, (q, k, v, grad, out, lse[..., None]))
     (dq, write_q), (dk, write_k), (dv, write_v) = _writer(q), _writer(k), _writer(v)
     for stack in _plan_for(q, cu_q, cu_k, causal):
-        bq, bk, bv, bg = read_q(stack.q_rows), read_k(stack.k_rows), read_v(stack.k_rows), read_grad(stack.q_rows)
+        bq, bk, bv, bg = read_q(stack.q), read_k(stack.k), read_v(stack.k), read_grad(stack.q)
         if stack.flash:
-            bo, bl = read_out(stack.q_rows), read_lse(stack.q_rows)[..., 0]
+            bo, bl = read_out(stack.q), read_lse(stack.q)[..., 0]
             grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 bg, bq, bk, bv, bo, bl, 0.0, causal
             )
         else:
-            grads = _backward_bmm(bg, bq, bk, bv, stack, padding=q.shape[0])
-        for write, targets, block in zip(
-            (write_q, write_k, write_v), (stack.q_targets, stack.k_targets, stack.k_targets), grads, strict=True
-        ):
-            write(targets, block)
-    return dq[:-1], dk[:-1], dv[:-1]
+            grads = _backward_bmm(bg, bq, bk, bv, stack)
+        for write, side, block in zip((write_q, write_k, write_v), (stack.q, stack.k, stack.k), grads, strict=True):
+            write(side, block)
+    return _without_spare(dq, cu_q), _without_spare(dk, cu_k), _without_spare(dv, cu_k)
 
 
 def _backward_bmm(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack, *, padding: int
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of a block (B, H, T, K) of queries, keys and values."""
     b, h, t_q, size = q.shape
-    if stack.is_padded:
-        grad.mul_((stack.q_targets != padding)[:, None, :, None])
+    if stack.q.is_real is not None:
+        grad.mul_(stack.q.is_real)
     probabilities = _probabilities(q, k, stack)
     q, k, v, grad = (x.view(b * h, -1, size) for x in (q, k, v, grad))
     dv = torch.bmm(probabilities.transpose(1, 2), grad)

@@ -11,7 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
-from stemformer.models.layers import ACTIVATIONS, Dropout, FeedForward, MultiHeadAttention, PositionEmbedding
+from stemformer.models.layers import (
+    ACTIVATIONS,
+    Dropout,
+    FeedForward,
+    MultiHeadAttention,
+    PositionEmbedding,
+    with_spare_rows,
+)
 
 __all__ = ["Bert", "BertConfig", "BertEmbeddings", "BertLayer"]
 
@@ -169,11 +176,13 @@ class Bert(nn.Module):
         if wrong := {*return_layers, *replace} - set(range(len(self.layers) + 1)):
             raise ValueError(f"layers {sorted(wrong)} do not exist: expected numbers from 0 to {len(self.layers)}")
         kept: dict[int, Tensor] = {}
-        x = self.embeddings(input_ids, position_ids, token_type_ids)
+        n = len(input_ids)
+        x = with_spare_rows(self.embeddings(input_ids, position_ids, token_type_ids))
         for number in range(len(self.layers) + 1):
             if number:
                 x = self.layers[number - 1](x, cu_seqlens, max_seqlen)
-            x = replace.get(number, x)
+            if number in replace:
+                x = with_spare_rows(replace[number])
             if number in return_layers:
-                kept[number] = x
-        return kept if return_layers else x
+                kept[number] = x[:n]
+        return kept if return_layers else x[:n]

@@ -12,6 +12,12 @@ __all__ = ["LossSum", "cross_entropy_sum", "linear_cross_entropy_sum"]
 _SCORES_AT_ONCE = 2**25
 """How many scores a chunk of `linear_cross_entropy_sum` holds: 64 MiB in bfloat16, a thousand places of BERT's vocabulary."""
 
+_PLACES_STEP = 16
+"""Chunks are filled up to a multiple of this with zeros, so that few shapes occur (see `models.layers.with_spare_rows`)."""
+
+_SOFTMAX_AT_ONCE = 2**19
+"""How many of these a softmax on the CPU sees: 2 MiB in float32, which stay in the cache from one operation to the next."""
+
 
 @dataclass(frozen=True)
 class LossSum:
@@ -76,21 +82,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, w, b = states.to(dtype), weight.to(dtype), bias.to(dtype)
         total, correct = states.new_zeros((), dtype=torch.float32), labels.new_zeros(())
         dx, dw, db = torch.empty_like(x), None, torch.zeros_like(bias, dtype=torch.float32)
-        size = max(1, _SCORES_AT_ONCE // len(w))
+        rows = max(1, _SOFTMAX_AT_ONCE // len(w)) if x.device.type == "cpu" else len(x)
+        size = max(rows, _SCORES_AT_ONCE // len(w) // _PLACES_STEP * _PLACES_STEP)
         for start in range(0, max(1, len(x)), size):
             part, targets = x[start : start + size], labels[start : start + size, None]
-            scores = torch.addmm(b, part, w.t())  # (m, V)
-            p = torch.softmax(scores.float(), -1)
-            best_p, best = p.max(-1, keepdim=True)
-            log_sum = scores.gather(1, best).float() - best_p.log()  # exact also where a probability is 0 in float32
-            total += (log_sum - scores.gather(1, targets).float()).sum()
-            correct += (best == targets).sum()
+            padded = F.pad(part, (0, 0, 0, -len(part) % _PLACES_STEP))
+            scores = torch.addmm(b, padded, w.t())  # (m, V)
+            for row in range(0, len(part), rows):  # in the cache: scores become the gradient of the loss in place
+                target = targets[row : row + rows]
+                z = scores[row : row + len(target)]
+                p = torch.softmax(z.float(), -1)
+                best_p, best = p.max(-1, keepdim=True)
+                log_sum = z.gather(1, best).float() - best_p.log()  # exact also where a probability is 0 in float32
+                total += (log_sum - z.gather(1, target).float()).sum()
+                correct += (best == target).sum()
+                if is_trained:
+                    p.scatter_add_(1, target, p.new_full((), -1.0).expand(target.shape))
+                    db += p.sum(0)
+                    z.copy_(p)
             if is_trained:
-                p.scatter_add_(1, targets, p.new_full((), -1.0).expand(targets.shape))
-                db += p.sum(0)
-                p = p.to(dtype)
-                torch.mm(p, w, out=dx[start : start + size])
-                of_part = p.t() @ part
+                dx[start : start + size] = (scores @ w)[: len(part)]
+                of_part = scores.t() @ padded
                 dw = of_part if dw is None else dw.float().add_(of_part)  # more than one chunk adds up in float32
         if is_trained:
             ctx.save_for_backward(dx, dw, db)
@@ -100,6 +112,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-        scale = grad.float().reshape(1, 1)  # one dimension or more: the products are float32
-        dx, dw, db = (x * scale for x in ctx.saved_tensors)
-        return *(x.view(x.shape[-2:]).to(t) for x, t in zip((dx, dw), ctx.dtypes[:2], strict=True)), db.view(-1).to(ctx.dtypes[2]), None, None, None
+        scale = grad.float().reshape(1)  # one dimension: the products are float32; and no views, so that autograd adds in place
+        return *((x * scale).to(t) for x, t in zip(ctx.saved_tensors, ctx.dtypes, strict=True)), None, None, None

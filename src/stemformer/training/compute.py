@@ -20,7 +20,6 @@ __all__ = [
     "compile_blocks",
     "keep_freed_memory",
     "matmul_rate",
-    "return_free_memory",
     "step_flops",
 ]
 
@@ -121,12 +120,3 @@ def keep_freed_memory() -> None:
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names and numbers of mallopt(3)
-
-
-def return_free_memory() -> None:
-    """Gives memory that is free, but lies between pieces in use, back to the system; does nothing where the C library is not glibc.
-
-    Each batch has another number of tokens, so the C library keeps blocks of many sizes: gigabytes after some hours (`docs/log.md`).
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -20,7 +20,7 @@ from stemformer.models.model import Model
 from stemformer.objectives.sentence_pairs import Objective
 from stemformer.progress import Progress
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
-from stemformer.training.compute import autocast, return_free_memory, step_flops
+from stemformer.training.compute import autocast, step_flops
 from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices, whole_tensor
 from stemformer.training.log import RunLog, StepSums
 from stemformer.training.run import BatchConfig, RunConfig
@@ -250,7 +250,6 @@ def train(
                     line = sums.take(peak=setup.peak)
                     where = {"step": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3)}
                     log.write(kind="train", **where, **line, learning_rate=rate, gradient_norm=float(norm))
-                    return_free_memory()
                     note = (f"step {at.step}, " if timed else "") + _line(line)
                 if agreed.evaluate or is_last:
                     evaluate()
