@@ -8,8 +8,9 @@
 Sides:
 
     ours      `stemformer pretrain` with the recipe as it is; its evaluations and checkpoints are on its own clock
-    tuned     transformers' BertForMaskedLM by hand: bf16 where the processor has it, fused AdamW, torch.compile, batches prefetched; rate, betas,
-              warm-up and fall of the learning rate, rows of 128 a step, share of hidden words and no dropout, all as our recipe has them
+    tuned     transformers' BertForMaskedLM by hand: bf16 where the processor has it, fused AdamW, torch.compile, batches prefetched;
+              rate, betas, warm-up and fall of the learning rate, rows of 128 a step, share of hidden words and no dropout, all as our
+              recipe has them
     shipped   the defaults of transformers' run_mlm example: float32, eager, 8 rows, 5e-5 falling linearly, 15 % hidden, dropout 0.1
 
 Text of the peer: documents joined end to end and cut into rows of 128 (run_mlm's group_texts), shuffled each epoch. Its clock runs
@@ -96,14 +97,22 @@ def train_peer(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(Path(args.data) / "tokenizer")
     evaluate = evaluation_of_peer(held_out, args, tokenizer)
     seconds = 60 * args.minutes
-    sizes = {k: getattr(recipe.model, k) for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+    sizes = {
+        k: getattr(recipe.model, k)
+        for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    }
     sizes |= {"max_position_embeddings": recipe.model.max_position_embeddings, "vocab_size": tokenizer.vocab_size}
     if is_tuned:
         sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     torch.manual_seed(args.seed)
     model = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, attn_implementation="sdpa")).train()
     if is_tuned:
-        rows, rate, peak, clip = recipe.batch.rows, recipe.objective.rate, recipe.optimizer.learning_rate, recipe.optimizer.clip_norm
+        rows, rate, peak, clip = (
+            recipe.batch.rows,
+            recipe.objective.rate,
+            recipe.optimizer.learning_rate,
+            recipe.optimizer.clip_norm,
+        )
         optimizer = make_optimizer(model, recipe.optimizer)
         precision, forward = choose_precision("auto", CPU), torch.compile(model)
     else:
@@ -133,7 +142,13 @@ def train_peer(args: argparse.Namespace) -> None:
         step += 1
         if int(spent / seconds * 60) > evaluated or spent >= seconds:
             evaluated = int(spent / seconds * 60)
-            figures = {"step": step, "tokens": step * rows * LENGTH, "seconds": round(spent, 2), "loss": train_loss, **evaluate(model)}
+            figures = {
+                "step": step,
+                "tokens": step * rows * LENGTH,
+                "seconds": round(spent, 2),
+                "loss": train_loss,
+                **evaluate(model),
+            }
             log.write(json.dumps(figures) + "\n")
 
 
@@ -155,7 +170,9 @@ def peer_batches(shards: Shards, collate: Any, tokenizer: Any, rows: int, seed: 
         chosen = permuted(np.arange(first, first + rows), len(table), seed=seed, epoch=epoch)
         ids = table[chosen].astype(np.int64)
         special = (ids == tokenizer.cls_id) | (ids == tokenizer.sep_id)
-        batch = collate([{"input_ids": a, "special_tokens_mask": b} for a, b in zip(ids, special.astype(int), strict=True)])
+        batch = collate(
+            [{"input_ids": a, "special_tokens_mask": b} for a, b in zip(ids, special.astype(int), strict=True)]
+        )
         batch.pop("attention_mask", None)  # nothing is padded: the faster way
         return dict(batch)
 
@@ -191,18 +208,22 @@ def read_logs(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def tell(found: dict[str, list[dict[str, Any]]], picture: str | None) -> None:
-    print("| side | steps | tokens | minutes | held-out loss | hidden words right | ours passed it after | share of its time |")
+    print(
+        "| side | steps | tokens | minutes | held-out loss | hidden words right | ours passed it after | share of its time |"
+    )
     print("|---" * 8 + "|")
     for side, lines in found.items():
         last = lines[-1]
         passed = seconds_to(found.get("ours", []), last["held_out_masked_lm_loss"])
         cells = "" if passed is None else f"{passed / 60:.1f} min | {passed / last['seconds']:.2f}"
         print(
-            f"| {side} | {last['step']:,} | {last['tokens'] / 1e6:.2f} M | {last['seconds'] / 60:.1f} | {last['held_out_masked_lm_loss']:.3f} "
-            f"| {last['held_out_masked_lm_accuracy']:.1%} | {cells or '|'} |"
+            f"| {side} | {last['step']:,} | {last['tokens'] / 1e6:.2f} M | {last['seconds'] / 60:.1f} "
+            f"| {last['held_out_masked_lm_loss']:.3f} | {last['held_out_masked_lm_accuracy']:.1%} | {cells or '|'} |"
         )
     first = next(iter(found.values()))[0]
-    print(f"\nWord frequency alone: {first['held_out_unigram_loss']:.3f} nats, {first['held_out_unigram_accuracy']:.1%} right.")
+    print(
+        f"\nWord frequency alone: {first['held_out_unigram_loss']:.3f} nats, {first['held_out_unigram_accuracy']:.1%} right."
+    )
     if picture:
         draw(found, first["held_out_unigram_loss"], picture)
 
@@ -219,7 +240,11 @@ def draw(found: dict[str, list[dict[str, Any]]], unigram: float, picture: str) -
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    names = {"ours": "stemformer", "tuned": "transformers, tuned like ours", "shipped": "transformers, run_mlm's defaults"}
+    names = {
+        "ours": "stemformer",
+        "tuned": "transformers, tuned like ours",
+        "shipped": "transformers, run_mlm's defaults",
+    }
     for side, lines in found.items():
         minutes = [line["seconds"] / 60 for line in lines]
         axes.plot(minutes, [line["held_out_masked_lm_loss"] for line in lines], label=names[side], linewidth=2)
@@ -231,7 +256,12 @@ def draw(found: dict[str, list[dict[str, Any]]], unigram: float, picture: str) -
         if passed is not None:
             axes.plot([passed / 60], [last], "ko")
             axes.annotate(f"{passed / 60:.0f} min", (passed / 60, last), xytext=(6, 6), textcoords="offset points")
-    axes.set(xlabel="minutes of training", ylabel="held-out loss (nats a hidden word)", ylim=(None, unigram + 1), xlim=(0, None))
+    axes.set(
+        xlabel="minutes of training",
+        ylabel="held-out loss (nats a hidden word)",
+        ylim=(None, unigram + 1),
+        xlim=(0, None),
+    )
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=150)

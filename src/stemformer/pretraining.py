@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Integer
 from torch import nn
 
 from stemformer.adapt import adapt_vocabulary
@@ -20,6 +22,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.blanks import choose_blanks, fill_blanks
 from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
 from stemformer.folders import free_folder, refuse_inside
+from stemformer.models.heads import MaskedLmHead, start_from_frequency
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
 from stemformer.objectives.sentence_pairs import OBJECTIVES, make_objective
@@ -127,7 +130,8 @@ def pretrain(
         manifest = read_manifest(data)
         tokenizer = load_tokenizer(Path(data) / "tokenizer")
         check_tokenizer(manifest, tokenizer)
-        model = starting_model(given, tokenizer, progress, checkpoint=found.newest if found else None)
+        checkpoint, counts = found.newest if found else None, open_shards(data, verify=False).unigram_counts
+        model = starting_model(given, tokenizer, progress, checkpoint=checkpoint, counts=counts)
         _refuse_other_sizes(given, model, settings)
         setup = make_setup(replace(given, model=model.config), data, tokenizer, ranks, folder)
         if found is not None:
@@ -205,7 +209,12 @@ def resolve(
 
 
 def starting_model(
-    config: RunConfig, tokenizer: Tokenizer, progress: Progress, *, checkpoint: Path | None = None
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    *,
+    checkpoint: Path | None = None,
+    counts: Integer[np.ndarray, "V"] | None = None,
 ) -> Model:
     """Returns the model that training starts from: a checkpoint's, a given one brought to the data's vocabulary, or a fresh one.
 
@@ -214,13 +223,18 @@ def starting_model(
         tokenizer: Of the data.
         progress: Told what became of the vocabulary.
         checkpoint: Of the run that goes on; stronger than `init`.
+        counts: How often each id stands in the training text; a fresh model's first guess.
     """
     heads = list(OBJECTIVES[config.objective.sentences].heads)
     source = checkpoint or config.init
     if source is None:
         generator = torch.Generator().manual_seed(config.seed)
         sizes = replace(config.model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
-        return make_model(sizes, heads, generator=generator)
+        model = make_model(sizes, heads, generator=generator)
+        head = model.heads["masked_lm"]
+        if counts is not None and isinstance(head, MaskedLmHead):
+            start_from_frequency(head, counts)
+        return model
     if checkpoint is not None:
         model = load_model(checkpoint, heads)
     else:

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stemformer.objectives.losses import cross_entropy_sum
+from stemformer.objectives import losses
+from stemformer.objectives.losses import cross_entropy_sum, linear_cross_entropy_sum
 
 
 def scores(m, v, seed=0):
@@ -45,3 +46,78 @@ def test_no_place_gives_zero_and_a_gradient_of_zero():
     loss = cross_entropy_sum(logits, torch.zeros(0, dtype=torch.int64))
     loss.total.backward()
     assert (float(loss.total.detach()), loss.count, int(loss.correct)) == (0.0, 0, 0)
+
+
+def projection(m, v, d=8, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    leaves = [
+        torch.randn(m, d, generator=generator),
+        torch.randn(v, d, generator=generator),
+        torch.randn(v, generator=generator),
+    ]
+    return [x.to(dtype).requires_grad_() for x in leaves], torch.randint(v, (m,), generator=generator)
+
+
+def gradients(loss, leaves):
+    return torch.autograd.grad(loss.total * 0.3, leaves)  # not 1, so that the scale counts
+
+
+@pytest.mark.parametrize(
+    ("m", "at_once"), [(50, None), (50, 64), (3, None), (50, 1)], ids=["one", "chunks", "few", "rows"]
+)
+def test_linear_loss_and_gradients_are_those_of_all_scores_at_once(m, at_once, monkeypatch):
+    if at_once is not None:
+        monkeypatch.setattr(losses, "_SCORES_AT_ONCE", 30 * at_once)
+        monkeypatch.setattr(losses, "_SOFTMAX_AT_ONCE", 30 * at_once // 8)
+    leaves, labels = projection(m, 30)
+    found = linear_cross_entropy_sum(*leaves, labels)
+    expected = cross_entropy_sum(F.linear(*leaves), labels)
+    torch.testing.assert_close(found.total, expected.total)
+    assert (found.count, found.correct) == (expected.count, expected.correct)
+    for a, b in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_linear_loss_under_autocast_is_as_close_as_bfloat16():
+    leaves, labels = projection(400, 30, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy_sum(*leaves, labels)
+    rounded = [x.bfloat16().float() for x in leaves]
+    exact = cross_entropy_sum(F.linear(*rounded), labels)
+    assert found.total.dtype == torch.float32
+    torch.testing.assert_close(found.total, exact.total, rtol=1e-4, atol=0)
+    for a, b in zip(gradients(found, leaves), gradients(exact, leaves), strict=True):
+        assert a.dtype == torch.float32
+        assert float((a - b).abs().max() / b.abs().max()) < 2**-7  # scores and probabilities have 8 bits
+
+
+def test_linear_loss_is_exact_where_the_probability_is_zero_in_float32():
+    states, weight = torch.tensor([[1000.0]]), torch.tensor([[1.0], [0.0]])
+    assert float(linear_cross_entropy_sum(states, weight, torch.zeros(2), torch.tensor([1])).total) == 1000.0
+
+
+def test_linear_loss_of_no_place_has_gradients_of_zero():
+    leaves, labels = projection(0, 30)
+    loss = linear_cross_entropy_sum(*leaves, labels)
+    assert (float(loss.total.detach()), loss.count, int(loss.correct)) == (0.0, 0, 0)
+    assert all(
+        g.count_nonzero() == 0 and g.shape == x.shape for g, x in zip(gradients(loss, leaves), leaves, strict=True)
+    )
+
+
+def test_linear_loss_leaves_a_frozen_matrix_without_gradient():
+    (states, weight, bias), labels = projection(20, 30)
+    loss = linear_cross_entropy_sum(states, weight.detach(), bias, labels)
+    expected = cross_entropy_sum(F.linear(states, weight.detach(), bias), labels)
+    for a, b in zip(gradients(loss, [states, bias]), gradients(expected, [states, bias]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_linear_loss_holds_no_more_scores_than_a_chunk(monkeypatch):
+    monkeypatch.setattr(losses, "_SCORES_AT_ONCE", 16 * 30)
+    leaves, labels = projection(100, 30)
+    sizes = []
+    seen = losses._score_in_place
+    monkeypatch.setattr(losses, "_score_in_place", lambda z, *rest: (sizes.append(len(z)), seen(z, *rest))[1])
+    linear_cross_entropy_sum(*leaves, labels)
+    assert sum(sizes) == 100 and max(sizes) <= 16

@@ -240,7 +240,9 @@ def _groups(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np
     order = np.lexsort((q_lengths, k_lengths))
     longest_k = _rounded(k_lengths[order])
     longest_q = _rounded(np.maximum.accumulate(q_lengths[order]))
-    ends = np.append(np.flatnonzero(np.diff(longest_k)) + 1, len(order))  # a cut within one step of length saves nothing
+    ends = np.append(
+        np.flatnonzero(np.diff(longest_k)) + 1, len(order)
+    )  # a cut within one step of length saves nothing
     starts = np.concatenate([[0], ends])
     best, cut = [0.0], [0]  # cost of the sequences up to each end, and where their last stack begins
     for end in ends:
@@ -255,7 +257,9 @@ def _groups(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np
     return groups[::-1]
 
 
-@lru_cache(maxsize=4)  # as many as one step asks for at a time: what stays longer lies between the memory of later steps
+@lru_cache(
+    maxsize=4
+)  # as many as one step asks for at a time: what stays longer lies between the memory of later steps
 def _plan(cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, flash_from: int) -> tuple[_Stack, ...]:
     """Sorts sequences into stacks. Every layer of a step asks with the same boundaries, so the answer is kept."""
     cu_q, cu_k = (np.frombuffer(x, np.int32).astype(np.int64) for x in (cu_q_bytes, cu_k_bytes))
@@ -374,9 +378,7 @@ def _backward_cpu(
     return _without_spare(dq, cu_q), _without_spare(dk, cu_k), _without_spare(dv, cu_k)
 
 
-def _backward_bmm(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_bmm(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of a block (B, H, T, K) of queries, keys and values."""
     b, h, t_q, size = q.shape
     if stack.q.is_real is not None:

@@ -1,13 +1,14 @@
 """What sits on top of a body: each head is a module of its own."""
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from stemformer.models.bert import BertConfig
 from stemformer.models.layers import PositionEmbedding, make_activation, sinusoids
 
-__all__ = ["MaskedLmHead", "NextSentenceHead", "initialise"]
+__all__ = ["MaskedLmHead", "NextSentenceHead", "initialise", "start_from_frequency"]
 
 
 class MaskedLmHead(nn.Module):
@@ -59,6 +60,19 @@ class NextSentenceHead(nn.Module):
     def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
         scores: Tensor = self.classifier(torch.tanh(self.pooler(states)))
         return scores
+
+
+def start_from_frequency(head: MaskedLmHead, counts: Integer[np.ndarray, "V"]) -> None:
+    """Sets the output bias to the logarithm of how frequent each word is, so that a fresh model's first guess is word frequency.
+
+    Without it, that is what the first hundred steps learn (`docs/log.md`).
+
+    Args:
+        head: Filled in place.
+        counts: How often each word stands in the training text; one is added to each, so that none is impossible.
+    """
+    smoothed = torch.from_numpy(counts.astype(np.float64)) + 1
+    head.bias.data.copy_((smoothed / smoothed.sum()).log())
 
 
 def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> None:

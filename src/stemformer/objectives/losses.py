@@ -1,11 +1,13 @@
 """A loss is a sum and a count, so that what is divided by is known before the first forward."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["LossSum", "cross_entropy_sum", "linear_cross_entropy_sum"]
 
@@ -70,7 +72,9 @@ def linear_cross_entropy_sum(
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     with torch.autocast(device, enabled=False):
-        total, correct = _LinearCrossEntropy.apply(states, weight, bias, labels, dtype, torch.is_grad_enabled())
+        total, correct = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            states, weight, bias, labels, dtype, torch.is_grad_enabled()
+        )
     return LossSum(total=total, count=len(labels), correct=correct)
 
 
@@ -82,28 +86,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, w, b = states.to(dtype), weight.to(dtype), bias.to(dtype)
         total, correct = states.new_zeros((), dtype=torch.float32), labels.new_zeros(())
         dx, dw, db = torch.empty_like(x), None, torch.zeros_like(bias, dtype=torch.float32)
-        rows = max(1, _SOFTMAX_AT_ONCE // len(w)) if x.device.type == "cpu" else len(x)
-        size = max(rows, _SCORES_AT_ONCE // len(w) // _PLACES_STEP * _PLACES_STEP)
+        size = max(_PLACES_STEP, _SCORES_AT_ONCE // len(w) // _PLACES_STEP * _PLACES_STEP)
         for start in range(0, max(1, len(x)), size):
-            part, targets = x[start : start + size], labels[start : start + size, None]
+            part, targets = x[start : start + size], labels[start : start + size]
             padded = F.pad(part, (0, 0, 0, -len(part) % _PLACES_STEP))
             scores = torch.addmm(b, padded, w.t())  # (m, V)
-            for row in range(0, len(part), rows):  # in the cache: scores become the gradient of the loss in place
-                target = targets[row : row + rows]
-                z = scores[row : row + len(target)]
-                p = torch.softmax(z.float(), -1)
-                best_p, best = p.max(-1, keepdim=True)
-                log_sum = z.gather(1, best).float() - best_p.log()  # exact also where a probability is 0 in float32
-                total += (log_sum - z.gather(1, target).float()).sum()
-                correct += (best == target).sum()
-                if is_trained:
-                    p.scatter_add_(1, target, p.new_full((), -1.0).expand(target.shape))
-                    db += p.sum(0)
-                    z.copy_(p)
+            if len(padded) > len(part):
+                scores[len(part) :] = 0
+            for z, target in _cached(scores[: len(part)], targets):
+                of_rows, right = _score_in_place(z, target, db if is_trained else None)
+                total += of_rows
+                correct += right
             if is_trained:
                 dx[start : start + size] = (scores @ w)[: len(part)]
-                of_part = scores.t() @ padded
-                dw = of_part if dw is None else dw.float().add_(of_part)  # more than one chunk adds up in float32
+                if ctx.needs_input_grad[1]:
+                    of_part = scores.t() @ padded
+                    dw = of_part if dw is None else dw.float().add_(of_part)  # more than one chunk adds up in float32
         if is_trained:
             ctx.save_for_backward(dx, dw, db)
             ctx.dtypes = states.dtype, weight.dtype, bias.dtype
@@ -111,6 +109,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total, correct
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-        scale = grad.float().reshape(1)  # one dimension: the products are float32; and no views, so that autograd adds in place
-        return *((x * scale).to(t) for x, t in zip(ctx.saved_tensors, ctx.dtypes, strict=True)), None, None, None
+        scale = grad.float().reshape(1)  # of one dimension, so that products are float32
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *(None if x is None else (x * scale).to(dtype) for x, dtype in pairs), None, None, None
+
+
+def _cached(scores: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields rows of the scores, and their labels, that stay in the processor's cache from one operation to the next."""
+    rows = max(1, _SOFTMAX_AT_ONCE // scores.shape[1]) if scores.device.type == "cpu" else max(1, len(scores))
+    return zip(torch.split(scores, rows), torch.split(labels, rows), strict=True)
+
+
+def _score_in_place(scores: Tensor, labels: Tensor, bias_gradient: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns summed loss and number of right answers of some rows; for a gradient, the scores become that of the sum."""
+    labels = labels[:, None]
+    p = torch.softmax(scores.float(), -1)
+    best_p, best = p.max(-1, keepdim=True)
+    log_sum = scores.gather(1, best).float() - best_p.log()  # exact also where a probability is 0 in float32
+    total = (log_sum - scores.gather(1, labels).float()).sum()
+    if bias_gradient is not None:
+        p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
+        bias_gradient += p.sum(0)
+        scores.copy_(p)
+    return total, (best == labels).sum()
