@@ -113,7 +113,7 @@ def train_peer(args: argparse.Namespace) -> None:
             recipe.optimizer.learning_rate,
             recipe.optimizer.clip_norm,
         )
-        optimizer = make_optimizer(model, recipe.optimizer)
+        optimizer = make_optimizer(model, replace(recipe.optimizer, kind="adamw"))
         precision, forward = choose_precision("auto", CPU), torch.compile(model)
     else:
         rows, rate, peak, clip = 8, 0.15, 5e-5, 1.0

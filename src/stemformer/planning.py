@@ -145,7 +145,7 @@ def _probe(
         _wait(where)
         seconds.append(time.perf_counter() - started)
         progress.advance(1)
-    optimizer = make_optimizer(model, config.optimizer)
+    optimizer = make_optimizer(model, config.optimizer, precision=precision)
     optimizer.step()  # makes its states
     started = time.perf_counter()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

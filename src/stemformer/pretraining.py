@@ -144,7 +144,7 @@ def pretrain(
             keep_freed_memory()
         model.to(setup.device)
         module = distribute(model, setup.objective, ranks, sharded=setup.config.compute.shard)
-        optimizer = make_optimizer(model, setup.config.optimizer)
+        optimizer = make_optimizer(model, setup.config.optimizer, precision=setup.precision)
         at = _go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
         if not setup.timetable.is_last(at.step) and ranks.is_first:
             shutil.rmtree(

@@ -22,7 +22,7 @@ from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError
 from stemformer.models.model import Model
 from stemformer.pretrained import save_model, save_tensors
-from stemformer.training.distributed import ONE_RANK, Ranks, whole_tensors
+from stemformer.training.distributed import ONE_RANK, Ranks, placed_as, whole_tensors
 
 __all__ = [
     "Checkpoint",
@@ -199,28 +199,24 @@ def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -
         path: Its folder, found whole by `newest_checkpoint`.
         model: The model that was loaded from it (`pretrained.load_model`), sharded or not.
         optimizer: Fresh, over the model's parameters.
+
+    Raises:
+        CheckpointError: It holds nothing for a parameter that is trained.
     """
     from safetensors.torch import load_file
 
     state = load_file(path / "optimizer.safetensors")
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            optimizer.state[parameter] = {
-                "step": state[f"step.{name}"].to(parameter.device),
-                "exp_avg": _placed_as(parameter, state[f"exp_avg.{name}"]),
-                "exp_avg_sq": _placed_as(parameter, state[f"exp_avg_sq.{name}"]),
-            }
-
-
-def _placed_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Returns a whole tensor on the parameter's device, sharded as the parameter is."""
-    tensor = tensor.to(parameter.device)
-    if not hasattr(parameter, "placements"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    placed: Tensor = distribute_tensor(tensor, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
-    return placed
+    parameters = dict(model.named_parameters())
+    for key, tensor in state.items():
+        kind, name = key.split(".", 1)
+        parameter = parameters[name]
+        is_like_it = tensor.shape == parameter.shape
+        optimizer.state[parameter][kind] = placed_as(parameter, tensor) if is_like_it else tensor.to(parameter.device)
+    lacking = [name for name, p in parameters.items() if p.requires_grad and not optimizer.state[p]]
+    if lacking:
+        raise CheckpointError(
+            f"{path}/optimizer.safetensors holds nothing for {lacking[0]}: not of this run", damaged=True
+        )
 
 
 def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

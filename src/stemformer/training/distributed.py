@@ -34,6 +34,7 @@ __all__ = [
     "is_restarted",
     "mark_begun",
     "only_synchronised",
+    "placed_as",
     "settle",
     "slices",
     "this_rank",
@@ -246,3 +247,14 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     """Returns a tensor put together from all ranks where it is a shard; each rank must call it."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
+
+
+def placed_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """Returns a whole tensor on the device of another one, and sharded as that is; each rank must call it."""
+    tensor = tensor.to(like.device)
+    if not hasattr(like, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    placed: Tensor = distribute_tensor(tensor, like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    return placed

@@ -1,50 +1,64 @@
 """The optimizer, and how the learning rate moves."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
+from stemformer.training.distributed import placed_as, whole_tensor
 
-__all__ = ["OptimizerConfig", "ScheduleConfig", "learning_rate_factor", "make_optimizer"]
+__all__ = ["Muon", "OptimizerConfig", "ScheduleConfig", "learning_rate_factor", "make_optimizer", "orthogonalise"]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with clipping.
+    """AdamW with clipping, or Muon for the matrices of the layers and AdamW for the rest.
 
     Attributes:
+        kind: `muon` takes about a third of the steps of `adamw` to the same loss, and a small model a quarter longer for each
+            (`docs/log.md`).
         learning_rate: Peak, reached after the warm-up.
         beta1: Decay of the mean of gradients.
         beta2: Decay of the mean of their squares.
         eps: Added to the root of the latter.
         weight_decay: Taken off matrices and embeddings each step, times the learning rate; biases and norms have none.
         clip_norm: Longest gradient, over all parameters; 0 turns clipping off.
+        matrix_rate: Of `muon`: how many times `learning_rate` the matrices learn at.
+        momentum: Of `muon`: decay of the mean of gradients.
 
     Source: Loshchilov and Hutter 2019, algorithm 2; BERT's values from Devlin et al. 2019, appendix A.2. The 2018 code leaves out the
     bias correction of the first steps; here it is in.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-6
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    matrix_rate: float = 2.0
+    momentum: float = 0.95
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "eps", "weight_decay", "clip_norm"):
+        for name in ("learning_rate", "eps", "weight_decay", "clip_norm", "matrix_rate"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"optimizer.{name} is {getattr(self, name)}: expected a finite number")
         if not self.learning_rate > 0:
             raise ConfigError(f"optimizer.learning_rate is {self.learning_rate}: expected a positive number")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ConfigError(f"optimizer.beta1, beta2 are {self.beta1}, {self.beta2}: expected numbers in [0, 1)")
-        if min(self.eps, self.weight_decay, self.clip_norm) < 0:
-            raise ConfigError("optimizer.eps, weight_decay and clip_norm: expected numbers that are not negative")
+        if min(self.eps, self.weight_decay, self.clip_norm, self.matrix_rate) < 0:
+            raise ConfigError(
+                "optimizer.eps, weight_decay, clip_norm and matrix_rate: expected numbers that are not negative"
+            )
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"optimizer.momentum is {self.momentum}: expected a number in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -100,22 +114,101 @@ def learning_rate_factor(step: int, num_steps: int, config: ScheduleConfig) -> f
     return config.final_share + (1 - config.final_share) * left
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Returns AdamW over two groups: matrices and embeddings, which decay, and biases and norms, which do not.
+def make_optimizer(model: nn.Module, config: OptimizerConfig, *, precision: str = "fp32") -> torch.optim.AdamW:
+    """Returns the optimizer of a model.
+
+    Its groups are matrices and embeddings, which decay; biases and norms, which do not; with `muon` also the matrices of the layers.
 
     Args:
         model: Parameters that need no gradient are left out.
-        config: Rates.
+        config: Kind and rates.
+        precision: In which Muon multiplies matrices, `fp32` or `bf16`.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [(name, p) for name, p in named if config.kind == "muon" and ".layers." in name and p.ndim == 2]
+    chosen = {id(p) for _, p in hidden}
+    others = [p for _, p in named if id(p) not in chosen]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
+    rates: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if config.kind == "adamw":
+        return torch.optim.AdamW([g for g in groups if g["params"]], **rates, fused=True)
+    for parts in (1, 3):  # query, key and value are one parameter, but three matrices
+        params = [p for name, p in hidden if (3 if name.endswith("qkv.weight") else 1) == parts]
+        groups.append({"params": params, "weight_decay": config.weight_decay, "matrices": parts})
+    return Muon([g for g in groups if g["params"]], config, precision=precision, **rates)
+
+
+class Muon(torch.optim.AdamW):
+    """Moves matrices along the nearest orthogonal matrix to their momentum, and all other parameters as AdamW does.
+
+    All directions of a matrix move equally far, also those of which the gradient says little. The step has the root mean square that
+    AdamW's has, so that one learning rate serves both. Where matrices are shared out over ranks, each rank computes the whole move.
+
+    Args:
+        groups: Those with a key `matrices` hold matrices, each parameter so many of the same size below each other.
+        config: Momentum, and how many times the learning rate matrices move at.
+        precision: Of the matrix products, `fp32` or `bf16`.
+        rates: Of AdamW.
+
+    Source: Jordan et al. 2024 (Muon: an optimizer for hidden layers); the size of the step and weight decay: Liu et al. 2025, section 2.2.
+    """
+
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], config: OptimizerConfig, *, precision: str, **rates: Any
+    ) -> None:
+        super().__init__(groups, fused=True, **rates)
+        self._config = config
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Takes a step, from the gradients that are there."""
+        groups = self.param_groups
+        for group in groups:
+            if "matrices" in group:
+                self._step_matrices(group)
+        self.param_groups = [group for group in groups if "matrices" not in group]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        rate = group["lr"] * self._config.matrix_rate
+        same_size: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            momentum.lerp_(p.grad, 1 - self._config.momentum)
+            update = whole_tensor(p.grad.lerp(momentum, self._config.momentum))  # Nesterov's
+            same_size.setdefault(p.shape, []).append((p, update.view(group["matrices"], -1, update.shape[1])))
+        for found in same_size.values():
+            moves = orthogonalise(torch.cat([update.to(self._dtype) for _, update in found]))
+            size = 0.2 * math.sqrt(max(moves.shape[1:]))
+            for (p, _), move in zip(found, torch.split(moves, group["matrices"]), strict=True):
+                move = placed_as(p, move.reshape(p.shape).to(p.dtype))
+                p.mul_(1 - rate * group["weight_decay"]).add_(move, alpha=-rate * size)
+
+
+def orthogonalise(matrices: Float[Tensor, "B R C"]) -> Float[Tensor, "B R C"]:
+    """Returns, for each matrix, one with the same singular vectors and singular values near 1 (from about 0.7 to 1.2).
+
+    Five steps of an iteration whose polynomial is steep at zero, so that small singular values grow fast; it does not converge to 1, which
+    does no harm (Source: Jordan et al. 2024). Uses nothing but matrix products.
+
+    Example:
+        >>> q = orthogonalise(torch.diag(torch.tensor([5.0, 1.0]))[None])[0]
+        >>> bool((q.diag() - 1).abs().max() < 0.35)
+        True
+    """
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.transpose(1, 2) if is_tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = torch.bmm(x, x.transpose(1, 2))
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.transpose(1, 2) if is_tall else x
