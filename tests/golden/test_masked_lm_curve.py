@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 GOLDEN = [
-    *[4.951863, 4.792122, 4.692428, 4.626745, 4.564328, 4.464563, 4.429565, 4.385354, 4.331845, 4.293468],
-    *[4.222583, 4.234181, 4.14458, 4.112179, 4.163824, 4.014766, 4.070042, 4.032062, 4.009792, 3.983209],
+    *[3.105934, 3.027148, 2.960876, 2.882877, 2.892198, 2.824526, 2.834825, 2.877637, 2.904073, 2.737641],
+    *[2.656313, 2.835424, 2.661943, 2.599698, 2.72908, 2.524718, 2.623575, 2.522922, 2.481565, 2.45518],
 ]
 """Loss (nats) of each step, on 2 threads in fp32. Another processor sums in another order, which 20 steps amplify: 1e-3 relative."""
 
@@ -22,12 +22,13 @@ def test_losses_are_those_that_were_stored(curve):
 
 def test_training_loss_goes_down(curve):
     losses = [line["masked_lm_loss"] for line in curve if line["kind"] == "train"]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.4
 
 
-def test_held_out_loss_goes_down(curve):
-    first, *_, last = (line["held_out_masked_lm_loss"] for line in curve if line["kind"] == "evaluation")
-    assert last < first - 0.5
+def test_held_out_loss_begins_at_word_frequency_and_goes_down(curve):
+    first, *_, last = (line for line in curve if line["kind"] == "evaluation")
+    assert first["held_out_masked_lm_loss"] == pytest.approx(first["held_out_unigram_loss"], abs=0.05)
+    assert last["held_out_masked_lm_loss"] < first["held_out_masked_lm_loss"] - 0.4
 
 
 def test_unigram_baseline_does_not_move(curve):

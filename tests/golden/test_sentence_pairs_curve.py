@@ -5,12 +5,12 @@ import pytest
 
 GOLDEN = {
     "masked_lm": [
-        *[4.926486, 4.800041, 4.737809, 4.614134, 4.590752, 4.548559, 4.451189, 4.446488, 4.359294, 4.302921],
-        *[4.232835, 4.245633, 4.171285, 4.143435, 4.130264, 4.139911, 4.174659, 4.05622, 4.068994, 4.021151],
+        *[2.892639, 3.03624, 3.00798, 2.930888, 2.929413, 3.039109, 2.860553, 2.996703, 2.952027, 2.935115],
+        *[2.720591, 2.783776, 2.946119, 2.73292, 2.690645, 2.756997, 2.960132, 2.547995, 2.679182, 2.625617],
     ],
     "next_sentence": [
-        *[0.693156, 0.687196, 0.694398, 0.664451, 0.696536, 0.697791, 0.672715, 0.756644, 0.698955, 0.723363],
-        *[0.652192, 0.718519, 0.716541, 0.732542, 0.646214, 0.679419, 0.664334, 0.679655, 0.663948, 0.695117],
+        *[0.693156, 0.687019, 0.694507, 0.662454, 0.697065, 0.698536, 0.671407, 0.762235, 0.700141, 0.727632],
+        *[0.646726, 0.723065, 0.721154, 0.741012, 0.635928, 0.676675, 0.657693, 0.67687, 0.657495, 0.696195],
     ],
 }
 """Losses (nats) of each step, on 2 threads in fp32. Another processor sums in another order, which 20 steps amplify: 1e-3 relative."""
@@ -29,12 +29,13 @@ def test_losses_are_those_that_were_stored(curve, name):
 
 def test_training_loss_of_masked_words_goes_down(curve):
     losses = [line["masked_lm_loss"] for line in curve if line["kind"] == "train"]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
 
 
-def test_held_out_loss_of_masked_words_goes_down(curve):
-    first, *_, last = (line["held_out_masked_lm_loss"] for line in curve if line["kind"] == "evaluation")
-    assert last < first - 0.5
+def test_held_out_loss_of_masked_words_begins_at_word_frequency_and_goes_down(curve):
+    first, *_, last = (line for line in curve if line["kind"] == "evaluation")
+    assert first["held_out_masked_lm_loss"] == pytest.approx(first["held_out_unigram_loss"], abs=0.05)
+    assert last["held_out_masked_lm_loss"] < first["held_out_masked_lm_loss"] - 0.2
 
 
 def test_next_sentence_begins_at_chance(curve):
