@@ -8,10 +8,12 @@ minute of the machine falls on all of them. Sides:
     ours                     the package's loop: prefetched batches, gradients, clipping, fused AdamW
     ours_compiled            the same with the layers compiled
     ours_muon                the same with the optimizer of our small recipes, which costs a step more and takes fewer (time_to_quality.py)
+    ours_in_4                the same with a step's rows in four micro-batches, which takes less memory
     default                  what transformers' run_mlm example does: Trainer, float32, eager; its own collator and data loader
     default_shipped_dropout  the same with BertConfig's own dropout (0.1, also on attention probabilities)
     best                     BertForMaskedLM by hand: scaled_dot_product_attention, fused AdamW, torch.compile of the model, bf16 autocast
                              where the processor has bf16 matrix units, batches prefetched in a thread as ours are
+    best_kept_memory         the same in a process that keeps freed memory, as ours does (training.compute.keep_freed_memory)
     best_attention_dropout   the same with dropout 0.1 on attention probabilities
 
 A token counts if it is not padding; special tokens count, on all sides. MFU counts what a side computes, padding and unscored places
@@ -61,7 +63,17 @@ from stemformer.training.timetable import Timetable
 
 CPU = torch.device("cpu")
 AHEAD = 8  # steps prepared beyond the last timed one, so that the timed steps pay for preparing as many as they use
-SIDES = ("ours", "ours_compiled", "ours_muon", "default", "default_shipped_dropout", "best", "best_attention_dropout")
+SIDES = (
+    "ours",
+    "ours_compiled",
+    "ours_muon",
+    "ours_in_4",
+    "default",
+    "default_shipped_dropout",
+    "best",
+    "best_kept_memory",
+    "best_attention_dropout",
+)
 STANDARD = "ours,ours_compiled,default,best,best_attention_dropout"
 
 
@@ -163,11 +175,14 @@ def measure(side: str, args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     after_imports = resident_megabytes("VmRSS")
     precision = "fp32" if side.startswith("default") else choose_precision(args.precision, CPU)
-    setup = our_setup(args, precision, optimizer="muon" if side == "ours_muon" else "adamw")
+    setup = our_setup(
+        args, precision, optimizer="muon" if side == "ours_muon" else "adamw", parts=4 if side == "ours_in_4" else 1
+    )
     if side.startswith("ours"):
         steps = our_steps(setup, args, compiled=side == "ours_compiled")
     else:
-        steps = (by_trainer if side.startswith("default") else by_hand)(peer_model(side, setup), setup, args)
+        model = peer_model(side, setup)
+        steps = by_trainer(model, setup, args) if side.startswith("default") else by_hand(model, setup, args, side)
     ends = list(steps)  # (time, tokens, places, operations, loss) of each step
     timed = ends[args.warmup :]
     seconds = np.diff([step[0] for step in ends[args.warmup - 1 :]])
@@ -192,7 +207,7 @@ def resident_megabytes(which: str) -> float:
     return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) / 1024
 
 
-def our_setup(args: argparse.Namespace, precision: str, optimizer: str = "adamw") -> Any:
+def our_setup(args: argparse.Namespace, precision: str, *, optimizer: str = "adamw", parts: int = 1) -> Any:
     """Returns what the loop needs, put together as `stemformer.pretraining` does."""
     config = find_recipe(args.recipe)
     tokenizer = load_tokenizer(Path(args.data) / "tokenizer")
@@ -207,7 +222,7 @@ def our_setup(args: argparse.Namespace, precision: str, optimizer: str = "adamw"
         rows = Rows(shards, starts, stops, np.arange(len(starts) + 1), length, 2)
         num_rows = round(num_rows * length * len(rows) / rows.num_tokens)
     model_config = replace(config.model, vocab_size=tokenizer.vocab_size, hidden_dropout_prob=dropout)
-    batch = replace(config.batch, rows=num_rows, micro_rows=None, row_length=length)
+    batch = replace(config.batch, rows=num_rows, micro_rows=num_rows // parts, row_length=length)
     config = replace(config, model=model_config, batch=batch, objective=MaskedLmConfig(rate=args.rate))
     config = replace(config, optimizer=replace(config.optimizer, kind=optimizer))
     special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
@@ -344,7 +359,9 @@ def by_trainer(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[tup
         yield end, tokens, rows * length, peer_flops(model, rows, length), loss
 
 
-def by_hand(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[tuple[float, ...]]:
+def by_hand(model: Any, setup: Any, args: argparse.Namespace, side: str) -> Iterator[tuple[float, ...]]:
+    if side == "best_kept_memory":
+        keep_freed_memory()
     examples = [with_masks(ids, setup) for ids in peer_examples(setup, args)]
     collate = peer_collator(setup, args)
     rows = setup.config.batch.rows

@@ -63,7 +63,10 @@ def adapt_vocabulary(model: Model, old: Tokenizer, new: Tokenizer, *, generator:
     if "masked_lm" in model.heads:
         head = model.heads["masked_lm"]
         assert isinstance(head, MaskedLmHead)
-        head.bias = nn.Parameter(_mean_rows(head.bias.data[:, None], sources, std=0.0, generator=generator)[:, 0])
+        bias = _mean_rows(head.bias.data[:, None], sources, std=0.0, generator=generator)[:, 0]
+        drawn_rows = [row for row, pieces in enumerate(sources) if not pieces]
+        bias[drawn_rows] = head.bias.data.mean()  # as likely as a middling word: 0 can be far above all others
+        head.bias = nn.Parameter(bias)
         if head.decoder is not None:
             rows = _mean_rows(head.decoder.weight.data, sources, std=std, generator=generator)
             head.decoder.weight = nn.Parameter(rows)

@@ -79,7 +79,8 @@ def train(data, out, *, settings=(), stop_at=0, die_at=None, **options):
 
 def gradients(data, out, *, settings=()):
     """Writes the gradients of a step to the file `out`."""
-    config = pretraining.resolve(find_recipe("bert_tiny"), None, [*SETTINGS, *settings], budget={"steps": 10})
+    settings = [*SETTINGS, "compute.precision=fp32", *settings]
+    config = pretraining.resolve(find_recipe("bert_tiny"), None, settings, budget={"steps": 10})
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     with this_rank(torch.device("cpu")) as ranks:
         model = pretraining.starting_model(config, tokenizer, Silent()).train()
