@@ -102,7 +102,7 @@ def plan(
         "precision": number_format,
         "parameters": model.num_parameters(),
         "memory_mb": round(memory),
-        "checkpoint_mb": round(3 * 4 * model.num_parameters() / 1e6),
+        "checkpoint_mb": round(4 * _stored_numbers(model, config) / 1e6),
         **{
             f"rows of {batch.row_length}": {
                 "rows": batch.rows,
@@ -115,6 +115,13 @@ def plan(
         },
         **_durations(config, phases, num_examples, num_tokens, has_data=data is not None),
     }
+
+
+def _stored_numbers(model: Model, config: RunConfig) -> int:
+    """Returns how many numbers a checkpoint holds: weights and what the optimizer keeps of each."""
+    groups = make_optimizer(model, config.optimizer).param_groups
+    kept: list[int] = [p.numel() * (1 if "matrices" in group else 2) for group in groups for p in group["params"]]
+    return model.num_parameters() + sum(kept)
 
 
 def _tokenizer_of(data: str) -> Tokenizer:

@@ -22,7 +22,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.blanks import choose_blanks, fill_blanks
 from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
 from stemformer.folders import free_folder, refuse_inside
-from stemformer.models.heads import MaskedLmHead, start_from_frequency
+from stemformer.models.heads import start_from_frequency
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
 from stemformer.objectives.sentence_pairs import OBJECTIVES, make_objective
@@ -130,7 +130,8 @@ def pretrain(
         manifest = read_manifest(data)
         tokenizer = load_tokenizer(Path(data) / "tokenizer")
         check_tokenizer(manifest, tokenizer)
-        checkpoint, counts = found.newest if found else None, open_shards(data, verify=False).unigram_counts
+        counts = None if found or given.init else open_shards(data).unigram_counts
+        checkpoint = found.newest if found else None
         model = starting_model(given, tokenizer, progress, checkpoint=checkpoint, counts=counts)
         _refuse_other_sizes(given, model, settings)
         setup = make_setup(replace(given, model=model.config), data, tokenizer, ranks, folder)
@@ -231,9 +232,8 @@ def starting_model(
         generator = torch.Generator().manual_seed(config.seed)
         sizes = replace(config.model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
         model = make_model(sizes, heads, generator=generator)
-        head = model.heads["masked_lm"]
-        if counts is not None and isinstance(head, MaskedLmHead):
-            start_from_frequency(head, counts)
+        if counts is not None and "masked_lm" in heads:
+            start_from_frequency(model.heads["masked_lm"], counts)
         return model
     if checkpoint is not None:
         model = load_model(checkpoint, heads)

@@ -49,8 +49,8 @@ def bert_base_2018() -> RunConfig:
     """Returns BERT-base with the 2018 hyper-parameters: masked words and next sentence, a million steps of 256 pairs.
 
     Nine tenths of the steps see pairs of 128 tokens, the rest of 512. What differs: attention probabilities have no dropout, first
-    weights are not cut at two standard deviations and positions begin as sinusoids, AdamW corrects its bias, and the rate falls from the
-    end of the warm-up on.
+    weights are not cut at two standard deviations, positions begin as sinusoids and the output bias at word frequency, AdamW corrects
+    its bias, and the rate falls from the end of the warm-up on.
     """
     return _bert_2018("bert_base_2018", layers=12, hidden=768, heads=12)
 

@@ -200,6 +200,18 @@ def test_stacks_cost_less_than_one_for_all_and_one_for_each():
     assert cost(found) < cost([(100, 128)]) and cost(found) < cost([(1, n) for n in lengths])
 
 
+@pytest.mark.parametrize("lengths", [[3, 17, 8], [FLASH_FROM, 5]])
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_past_the_last_sequence_give_zeros_and_get_no_gradient(lengths, causal):
+    tensors, layout = make(lengths)
+    n = sum(lengths)
+    longer = [torch.cat([x, torch.full((4, *x.shape[1:]), 7.0)]) for x in tensors]
+    expected = with_gradients(attend, tensors, **layout, causal=causal)
+    for found, wanted in zip(with_gradients(attend, longer, **layout, causal=causal), expected, strict=True):
+        assert torch.equal(found[:n], wanted)
+        assert found[n:].shape[0] == 4 and found[n:].count_nonzero() == 0
+
+
 @pytest.mark.parametrize("side", ["cu_q", "cu_k"])
 def test_sequence_without_a_token_is_refused(side):
     tensors, layout = make([3, 2, 4])

@@ -3,8 +3,10 @@ import torch
 from torch import nn
 
 from stemformer.errors import ConfigError
+from stemformer.models import bert
 from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.heads import initialise
+from stemformer.models.layers import with_spare_rows
 from stemformer.models.model import make_model
 
 SIZES = {
@@ -95,6 +97,50 @@ def test_a_text_alone_equals_the_text_in_a_batch():
     alone = model(ids[4:11], positions[4:11], types[4:11], torch.tensor([0, 7], dtype=torch.int32), 7)
     # float32: matrix products of another number of rows sum in another order.
     torch.testing.assert_close(model(*flat([4, 7, 5]))[4:11], alone, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def without_spare_rows(monkeypatch):
+    """Calls a function with no rows added."""
+
+    def call(function):
+        with monkeypatch.context() as patch:
+            patch.setattr(bert, "with_spare_rows", lambda x: x)
+            return function()
+
+    return call
+
+
+def test_spare_rows_change_neither_states_nor_gradients(without_spare_rows):
+    model, arguments = body(), flat([30, 31, 32, 32])
+    assert with_spare_rows(torch.zeros(125, 1)).shape != (125, 1)
+    upstream = torch.randn(125, 16, generator=torch.Generator().manual_seed(2))
+
+    def states_and_gradients():
+        states = model(*arguments)
+        return states, *torch.autograd.grad(states, list(model.parameters()), upstream)
+
+    for found, expected in zip(states_and_gradients(), without_spare_rows(states_and_gradients), strict=True):
+        # float32: matrix products of another number of rows sum in another order.
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_are_returned_and_replaced_without_spare_rows():
+    model, arguments = body(), flat([30, 31, 32, 32])
+    own = model(*arguments, return_layers=(0, 1, 3))
+    assert all(states.shape == (125, 16) for states in own.values())
+    assert torch.equal(model(*arguments, replace={1: own[1]}), own[3])
+
+
+def test_replaced_states_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"hold \{1: 10\} tokens: expected 11"):
+        body()(*flat([4, 7]), replace={1: torch.zeros(10, 16)})
+
+
+def test_boundaries_that_end_before_the_tokens_do_are_refused():
+    ids, positions, types, _, longest = flat([4, 7])
+    with pytest.raises(ValueError, match="cu_seqlens ends at 9, there are 11 tokens"):
+        body()(ids, positions, types, torch.tensor([0, 4, 9], dtype=torch.int32), longest)
 
 
 def test_dropout_is_drawn_in_training_only():

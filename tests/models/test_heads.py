@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from stemformer.models.bert import BertConfig
-from stemformer.models.heads import MaskedLmHead, NextSentenceHead, initialise
+from stemformer.models.heads import MaskedLmHead, NextSentenceHead, initialise, start_from_frequency
 from stemformer.models.model import make_model
 
 CONFIG = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24)
@@ -80,3 +81,12 @@ def test_number_of_parameters_counts_the_tied_matrix_once():
     head = 16 * 16 + 16 + 2 * 16 + 60
     assert model.num_parameters(embeddings=False) == layer
     assert model.num_parameters() == layer + embeddings + head
+
+
+def test_fresh_head_that_starts_from_frequency_guesses_word_frequency():
+    config = BertConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = make_model(config, ["masked_lm"])
+    counts = np.array([0, 9, 4, 1, 1], np.uint64)
+    start_from_frequency(model.heads["masked_lm"], counts)
+    expected = torch.tensor([1.0, 10.0, 5.0, 2.0, 2.0]) / 20
+    torch.testing.assert_close(model.heads["masked_lm"].bias.softmax(0), expected)

@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from stemformer.models.layers import ACTIVATIONS, Dropout, FeedForward, MultiHeadAttention, make_activation
+from stemformer.models.layers import (
+    ACTIVATIONS,
+    Dropout,
+    FeedForward,
+    MultiHeadAttention,
+    make_activation,
+    with_spare_rows,
+)
 
 # 2^20 values: the share of zeros spreads by sqrt(0.25 / 2^20) = 0.0005 at most; four times that never happens by chance.
 MANY, SPREAD = 2**20, 0.002
@@ -107,3 +114,15 @@ def test_attention_layer_equals_that_of_torch(causal):
     expected = theirs(x[None], x[None], x[None], attn_mask=mask, need_weights=False)[0][0]
     found = ours(x, torch.tensor([0, 9], dtype=torch.int32), 9)
     torch.testing.assert_close(found, expected)  # torch's defaults for float32: sums in another order
+
+
+@pytest.mark.parametrize(("n", "rows"), [(0, 0), (1, 1), (63, 63), (65, 66), (2001, 2016), (2016, 2016)])
+def test_spare_rows_are_zeros_and_few(n, rows):
+    x = torch.ones(n, 3)
+    padded = with_spare_rows(x)
+    assert padded.shape == (rows, 3) and rows <= n * 33 / 32
+    assert torch.equal(padded[:n], x) and padded[n:].count_nonzero() == 0
+
+
+def test_few_numbers_of_rows_occur():
+    assert len({len(with_spare_rows(torch.empty(n, 0))) for n in range(1024, 2048)}) <= 33

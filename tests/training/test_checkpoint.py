@@ -36,12 +36,12 @@ FILES = [
 ]
 
 
-def make_parts(seed=0):
+def make_parts(seed=0, kind="adamw"):
     """A model and an optimizer that has done two steps."""
     config = BertConfig(vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     generator = torch.Generator().manual_seed(seed)
     model = make_model(config, ["masked_lm"], generator=generator)
-    optimizer = make_optimizer(model, OptimizerConfig())
+    optimizer = make_optimizer(model, OptimizerConfig(kind=kind))
     for _ in range(2):
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -56,8 +56,8 @@ def tokenizer():
 
 @pytest.fixture
 def save(tmp_path, tokenizer):
-    def run(step, keep=2, seed=0, held_out_loss=None):
-        model, optimizer = make_parts(seed)
+    def run(step, keep=2, seed=0, held_out_loss=None, kind="adamw"):
+        model, optimizer = make_parts(seed, kind)
         told = Checkpoint(
             step, 100 * step, 1.5 * step, "seed = 0\n", "fingerprint", {"threads": 2}, held_out_loss=held_out_loss
         )
@@ -235,6 +235,15 @@ except Exception as error:
     )
     assert run.stdout.split()[1:] == ["True"], run.stdout + run.stderr  # an OSError, which `verdict` knows
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("saved", "opened"), [("adamw", "muon"), ("muon", "adamw")])
+def test_state_of_another_optimizer_is_refused(save, saved, opened):
+    path = save(2, kind=saved)
+    model = load_model(path)
+    with pytest.raises(CheckpointError, match="not of this run") as caught:
+        load_optimizer(path, model, make_optimizer(model, OptimizerConfig(kind=opened)))
+    assert caught.value.exit_code == 3
 
 
 # Damage

@@ -1,4 +1,7 @@
 import contextlib
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +11,14 @@ from stemformer.data.batches import Example, collate
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
-from stemformer.training.compute import autocast, choose_device, choose_precision, matmul_rate, step_flops
+from stemformer.training.compute import (
+    autocast,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    matmul_rate,
+    step_flops,
+)
 
 CPU = torch.device("cpu")
 
@@ -93,3 +103,37 @@ def test_flops_of_the_head_are_of_the_scored_places_only():
     model = model_of()
     more, fewer = (step_flops(model, batch_of([8], m)) for m in (4, 1))
     assert more - fewer == 6 * 3 * 16 * (16 + 50)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "expected"),
+    [(None, "cpu", False), (None, "cuda", True), (True, "cpu", True), (False, "cuda", False)],
+)
+def test_blocks_are_compiled_on_cuda_or_where_it_is_wanted(wanted, device, expected):
+    assert choose_compile(wanted, torch.device(device)) is expected
+
+
+FAULTS = """
+import resource, sys, torch
+from stemformer.training.compute import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(3):
+    torch.ones(40 * 2**20, dtype=torch.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(40 * 2**20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is the GNU C library's")
+@pytest.mark.skipif(
+    tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 35), reason="older ones keep 32 MiB at most"
+)
+def test_freed_memory_is_used_again():
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "give back")
+    )
+    assert kept < given_back / 10

@@ -235,3 +235,8 @@ def test_a_matrix_of_zeros_stays_finite():
 def test_muon_refuses_an_impossible_momentum():
     with pytest.raises(ConfigError, match=r"momentum is 1.0"):
         OptimizerConfig(kind="muon", momentum=1.0)
+
+
+def test_settings_of_muon_warn_where_they_have_no_effect():
+    with pytest.warns(UserWarning, match="no effect with kind = adamw"):
+        make_optimizer(small_model(), OptimizerConfig(momentum=0.9))

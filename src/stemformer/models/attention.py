@@ -81,21 +81,26 @@ def attend(
         window = (-1, 0) if causal else (-1, -1)
         out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[assignment]
         return out
-    out = _attend(q, k, v, cu_q, cu_k, max_q, max_k, causal)[0]
+    run = (
+        _attend if torch.compiler.is_compiling() else _Attend.apply
+    )  # the same, but for what the operator costs in Python
+    out = run(q, k, v, cu_q, cu_k, max_q, max_k, causal)[0]  # type: ignore[no-untyped-call]
     return out
 
 
 # ---------------------------------------------------------------------------------------------- the operator and its backward
 
 
-@torch.library.custom_op("stemformer::attend", mutates_args=())
-def _attend(
+def _run(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool
 ) -> tuple[Tensor, Tensor]:
     """Forward; also the log of each softmax's denominator, (N, H) in float32, which only the flash kernel fills and needs."""
     if q.device.type != "cpu":
         return _padded(q, k, v, cu_q, cu_k, max_q, max_k, causal), q.new_empty(0, dtype=torch.float32)
     return _forward_cpu(q, k, v, cu_q, cu_k, causal)
+
+
+_attend = torch.library.custom_op("stemformer::attend", _run, mutates_args=())
 
 
 @_attend.register_fake
@@ -106,8 +111,7 @@ def _attend_fake(
     return q.new_empty(q.shape), q.new_empty(rows, dtype=torch.float32)
 
 
-@torch.library.custom_op("stemformer::attend_backward", mutates_args=())
-def _attend_backward(
+def _run_backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -128,6 +132,9 @@ def _attend_backward(
             dq, dk, dv = torch.autograd.grad(again, leaves, grad)
         return dq.contiguous(), dk.contiguous(), dv.contiguous()
     return _backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, causal)
+
+
+_attend_backward = torch.library.custom_op("stemformer::attend_backward", _run_backward, mutates_args=())
 
 
 @_attend_backward.register_fake
@@ -159,6 +166,22 @@ def _differentiate(ctx, grad, _):  # type: ignore[no-untyped-def]
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)
+
+
+class _Attend(torch.autograd.Function):
+    """The operator without its wrapping."""
+
+    @staticmethod
+    def forward(q, k, v, cu_q, cu_k, max_q, max_k, causal):  # type: ignore[no-untyped-def]
+        return _run(q, k, v, cu_q, cu_k, max_q, max_k, causal)
+
+    setup_context = staticmethod(_save)
+
+    @staticmethod
+    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+        q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors
+        arguments = (q, k, v, out, lse, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.causal)
+        return (*_run_backward(grad, *arguments), None, None, None, None, None)
 
 
 # --------------------------------------------------------------------------------------------------------- CPU: stacks and kernels
@@ -240,9 +263,8 @@ def _groups(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np
     order = np.lexsort((q_lengths, k_lengths))
     longest_k = _rounded(k_lengths[order])
     longest_q = _rounded(np.maximum.accumulate(q_lengths[order]))
-    ends = np.append(
-        np.flatnonzero(np.diff(longest_k)) + 1, len(order)
-    )  # a cut within one step of length saves nothing
+    # A cut within one step of length saves nothing.
+    ends = np.append(np.flatnonzero(np.diff(longest_k)) + 1, len(order))
     starts = np.concatenate([[0], ends])
     best, cut = [0.0], [0]  # cost of the sequences up to each end, and where their last stack begins
     for end in ends:
@@ -257,11 +279,12 @@ def _groups(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np
     return groups[::-1]
 
 
-@lru_cache(
-    maxsize=4
-)  # as many as one step asks for at a time: what stays longer lies between the memory of later steps
+@lru_cache(maxsize=4)
 def _plan(cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, flash_from: int) -> tuple[_Stack, ...]:
-    """Sorts sequences into stacks. Every layer of a step asks with the same boundaries, so the answer is kept."""
+    """Sorts sequences into stacks. Every layer of a step asks with the same boundaries, so the answer is kept.
+
+    As many answers are kept as one step asks for: what stays longer lies between the memory of later steps.
+    """
     cu_q, cu_k = (np.frombuffer(x, np.int32).astype(np.int64) for x in (cu_q_bytes, cu_k_bytes))
     q_lengths, k_lengths = np.diff(cu_q), np.diff(cu_k)
     if len(q_lengths) and min(q_lengths.min(), k_lengths.min()) <= 0:

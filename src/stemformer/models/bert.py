@@ -127,8 +127,9 @@ class Bert(nn.Module):
     | linear biases | 0 |
     | norm weights, biases | 1, 0 |
 
-    The 2018 code cuts the normal at two standard deviations; like Hugging Face's, ours does not. It draws positions too: from sinusoids
-    the model finds its neighbours sooner (`docs/log.md`).
+    The output bias of the masked-LM head begins at 0, and in a pre-training run at the logarithm of word frequency
+    (`heads.start_from_frequency`). The 2018 code cuts the normal at two standard deviations; like Hugging Face's, ours does not. It draws
+    positions too: from sinusoids the model finds its neighbours sooner (`docs/log.md`).
 
     Args:
         config: Sizes.
@@ -175,8 +176,12 @@ class Bert(nn.Module):
         replace = replace or {}
         if wrong := {*return_layers, *replace} - set(range(len(self.layers) + 1)):
             raise ValueError(f"layers {sorted(wrong)} do not exist: expected numbers from 0 to {len(self.layers)}")
-        kept: dict[int, Tensor] = {}
         n = len(input_ids)
+        if short := {number: len(states) for number, states in replace.items() if len(states) != n}:
+            raise ValueError(f"states put in the place of layers hold {short} tokens: expected {n}")
+        if cu_seqlens.device.type == "cpu" and int(cu_seqlens[-1]) != n:
+            raise ValueError(f"cu_seqlens ends at {int(cu_seqlens[-1])}, there are {n} tokens")
+        kept: dict[int, Tensor] = {}
         x = with_spare_rows(self.embeddings(input_ids, position_ids, token_type_ids))
         for number in range(len(self.layers) + 1):
             if number:

@@ -62,15 +62,16 @@ class NextSentenceHead(nn.Module):
         return scores
 
 
-def start_from_frequency(head: MaskedLmHead, counts: Integer[np.ndarray, "V"]) -> None:
+def start_from_frequency(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:
     """Sets the output bias to the logarithm of how frequent each word is, so that a fresh model's first guess is word frequency.
 
     Without it, that is what the first hundred steps learn (`docs/log.md`).
 
     Args:
-        head: Filled in place.
+        head: A `MaskedLmHead`, filled in place.
         counts: How often each word stands in the training text; one is added to each, so that none is impossible.
     """
+    assert isinstance(head, MaskedLmHead)
     smoothed = torch.from_numpy(counts.astype(np.float64)) + 1
     head.bias.data.copy_((smoothed / smoothed.sum()).log())
 

@@ -23,6 +23,7 @@ from stemformer.errors import CheckpointError
 from stemformer.models.model import Model
 from stemformer.pretrained import save_model, save_tensors
 from stemformer.training.distributed import ONE_RANK, Ranks, placed_as, whole_tensors
+from stemformer.training.optim import state_names
 
 __all__ = [
     "Checkpoint",
@@ -201,22 +202,24 @@ def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -
         optimizer: Fresh, over the model's parameters.
 
     Raises:
-        CheckpointError: It holds nothing for a parameter that is trained.
+        CheckpointError: It holds more or less than this optimizer has.
     """
     from safetensors.torch import load_file
 
     state = load_file(path / "optimizer.safetensors")
-    parameters = dict(model.named_parameters())
-    for key, tensor in state.items():
-        kind, name = key.split(".", 1)
-        parameter = parameters[name]
-        is_like_it = tensor.shape == parameter.shape
-        optimizer.state[parameter][kind] = placed_as(parameter, tensor) if is_like_it else tensor.to(parameter.device)
-    lacking = [name for name, p in parameters.items() if p.requires_grad and not optimizer.state[p]]
-    if lacking:
-        raise CheckpointError(
-            f"{path}/optimizer.safetensors holds nothing for {lacking[0]}: not of this run", damaged=True
-        )
+    names = {id(p): name for name, p in model.named_parameters()}
+    wanted = {
+        f"{kind}.{names[id(p)]}": p
+        for group in optimizer.param_groups
+        for p in group["params"]
+        for kind in state_names(group)
+    }
+    if differing := sorted(wanted.keys() ^ state.keys()):
+        raise CheckpointError(f"{path}/optimizer.safetensors is not of this run: {differing[0]} differs", damaged=True)
+    for key, parameter in wanted.items():
+        is_like_it = state[key].shape == parameter.shape
+        value = placed_as(parameter, state[key]) if is_like_it else state[key].to(parameter.device)
+        optimizer.state[parameter][key.partition(".")[0]] = value
 
 
 def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

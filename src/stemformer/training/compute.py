@@ -110,13 +110,14 @@ def keep_freed_memory() -> None:
     """Lets this process use freed memory again instead of giving large blocks back to the system and asking for them anew.
 
     By default the C library returns each freed block of megabytes at once; the next one of that size is then filled with zeros by the
-    system, page by page, which takes a quarter of a small model's step (`docs/benchmarks.md`). Does nothing where the C library is not
-    glibc.
+    system, page by page, which takes a good part of a small model's step (`docs/benchmarks.md`). The process stays so to its end, and
+    holds what its largest step needed. Does nothing where the C library is not glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_MMAP_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        # Older versions take at most 32 MiB; trimming must not be set where the threshold was refused, since that freezes it at 128 KiB.
+        if libc.mallopt(_MMAP_THRESHOLD, 2**31 - 1) or libc.mallopt(_MMAP_THRESHOLD, 2**25):
+            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names and numbers of mallopt(3)

@@ -250,11 +250,11 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 
 
 def placed_as(like: Tensor, tensor: Tensor) -> Tensor:
-    """Returns a whole tensor on the device of another one, and sharded as that is; each rank must call it."""
+    """Returns a tensor, which each rank holds whole, on the device of another one and sharded as that is."""
     tensor = tensor.to(like.device)
     if not hasattr(like, "placements"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    placed: Tensor = distribute_tensor(tensor, like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    placed: Tensor = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
     return placed

@@ -1,7 +1,8 @@
 """The optimizer, and how the learning rate moves."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from stemformer.errors import ConfigError
 from stemformer.training.distributed import placed_as, whole_tensor
 
-__all__ = ["Muon", "OptimizerConfig", "ScheduleConfig", "learning_rate_factor", "make_optimizer", "orthogonalise"]
+__all__ = [
+    "Muon",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "learning_rate_factor",
+    "make_optimizer",
+    "orthogonalise",
+    "state_names",
+]
 
 
 @dataclass(frozen=True)
@@ -20,13 +29,12 @@ class OptimizerConfig:
     """AdamW with clipping, or Muon for the matrices of the layers and AdamW for the rest.
 
     Attributes:
-        kind: `muon` takes about a third of the steps of `adamw` to the same loss, and a small model a quarter longer for each
-            (`docs/log.md`).
+        kind: `muon` takes fewer steps than `adamw` to the same loss, and a little longer for each (`docs/log.md`).
         learning_rate: Peak, reached after the warm-up.
         beta1: Decay of the mean of gradients.
         beta2: Decay of the mean of their squares.
         eps: Added to the root of the latter.
-        weight_decay: Taken off matrices and embeddings each step, times the learning rate; biases and norms have none.
+        weight_decay: Taken off matrices and embeddings each step, times the rate that they learn at; biases and norms have none.
         clip_norm: Longest gradient, over all parameters; 0 turns clipping off.
         matrix_rate: Of `muon`: how many times `learning_rate` the matrices learn at.
         momentum: Of `muon`: decay of the mean of gradients.
@@ -88,6 +96,9 @@ class ScheduleConfig:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}: expected 0 or more")
 
 
+_DEFAULTS = OptimizerConfig()
+
+
 def learning_rate_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
     """Returns the share of the peak learning rate at a step.
 
@@ -125,13 +136,16 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, precision: str 
         precision: In which Muon multiplies matrices, `fp32` or `bf16`.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [(name, p) for name, p in named if config.kind == "muon" and ".layers." in name and p.ndim == 2]
+    in_layers = [(name, p) for name, p in named if "layers" in name.split(".") and p.ndim == 2]
+    hidden = in_layers if config.kind == "muon" else []
     chosen = {id(p) for _, p in hidden}
     others = [p for _, p in named if id(p) not in chosen]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if config.kind == "adamw" and (config.matrix_rate, config.momentum) != (_DEFAULTS.matrix_rate, _DEFAULTS.momentum):
+        warnings.warn("optimizer.matrix_rate and momentum are Muon's: no effect with kind = adamw", stacklevel=2)
     rates: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.kind == "adamw":
         return torch.optim.AdamW([g for g in groups if g["params"]], **rates, fused=True)
@@ -141,11 +155,16 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, precision: str 
     return Muon([g for g in groups if g["params"]], config, precision=precision, **rates)
 
 
+def state_names(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what the optimizer keeps for each parameter of a group."""
+    return ("momentum",) if "matrices" in group else ("step", "exp_avg", "exp_avg_sq")
+
+
 class Muon(torch.optim.AdamW):
     """Moves matrices along the nearest orthogonal matrix to their momentum, and all other parameters as AdamW does.
 
-    All directions of a matrix move equally far, also those of which the gradient says little. The step has the root mean square that
-    AdamW's has, so that one learning rate serves both. Where matrices are shared out over ranks, each rank computes the whole move.
+    All directions of a matrix move equally far, also those of which the gradient says little. At the same learning rate the step has
+    about the root mean square of AdamW's. Where matrices are shared out over ranks, each rank computes the whole move.
 
     Args:
         groups: Those with a key `matrices` hold matrices, each parameter so many of the same size below each other.
@@ -182,7 +201,9 @@ class Muon(torch.optim.AdamW):
         for p in group["params"]:
             if p.grad is None:
                 continue
-            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            momentum = self.state[p]["momentum"]
             momentum.lerp_(p.grad, 1 - self._config.momentum)
             update = whole_tensor(p.grad.lerp(momentum, self._config.momentum))  # Nesterov's
             same_size.setdefault(p.shape, []).append((p, update.view(group["matrices"], -1, update.shape[1])))
@@ -195,10 +216,10 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalise(matrices: Float[Tensor, "B R C"]) -> Float[Tensor, "B R C"]:
-    """Returns, for each matrix, one with the same singular vectors and singular values near 1 (from about 0.7 to 1.2).
+    """Returns, for each matrix, one with the same singular vectors and singular values near 1.
 
-    Five steps of an iteration whose polynomial is steep at zero, so that small singular values grow fast; it does not converge to 1, which
-    does no harm (Source: Jordan et al. 2024). Uses nothing but matrix products.
+    Five steps of an iteration whose polynomial is steep at zero, so that small singular values grow fast: most end between 0.7 and 1.2,
+    those that were next to nothing lower. Uses nothing but matrix products. Source: Jordan et al. 2024.
 
     Example:
         >>> q = orthogonalise(torch.diag(torch.tensor([5.0, 1.0]))[None])[0]
