@@ -8,6 +8,7 @@ from stemformer.data.batches import collate
 from stemformer.data.windows import Passage
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
+from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import make_model
 from stemformer.objectives.masked import (
     MaskedLm,
@@ -332,3 +333,28 @@ def test_head_sees_the_scored_places_only(scored):
     (shown,) = seen
     assert len(batch.labels) < len(states)
     torch.testing.assert_close(shown, states[batch.label_positions], rtol=0, atol=0)
+
+
+def test_sparse_gradient_of_looking_words_up_adds_up_to_the_dense_one(scored):
+    masked, model, batch, _ = scored
+
+    def gradient():
+        model.zero_grad()
+        arguments = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen)
+        masked.loss(model, model.body(*arguments), batch)["masked_lm"].total.backward()
+        return model.body.embeddings.word.weight.grad.clone()
+
+    dense = gradient()
+    model.share_word_gradient()
+    assert model.body.embeddings.has_sparse_gradient
+    shared = gradient()
+    assert not shared.is_sparse
+    torch.testing.assert_close(shared, dense)
+
+
+def test_untied_head_leaves_the_gradient_of_looking_words_up_dense():
+    config = BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    model = make_model(config, ["masked_lm"])
+    model.heads["masked_lm"] = MaskedLmHead(config, tied=False)
+    model.share_word_gradient()
+    assert not model.body.embeddings.has_sparse_gradient

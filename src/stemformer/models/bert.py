@@ -82,7 +82,14 @@ class BertConfig:
 
 
 class BertEmbeddings(nn.Module):
-    """Word + position + segment, normed, with dropout. Source: Devlin et al. 2019, figure 2."""
+    """Word + position + segment, normed, with dropout. Source: Devlin et al. 2019, figure 2.
+
+    Attributes:
+        has_sparse_gradient: The gradient of looking words up holds only the rows that were looked up. Where the loss has a dense gradient
+            of the same matrix anyway, adding these few rows to it saves a block of zeros of the whole size.
+    """
+
+    has_sparse_gradient = False
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -95,7 +102,8 @@ class BertEmbeddings(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "N"], position_ids: Int[Tensor, "N"], token_type_ids: Int[Tensor, "N"]
     ) -> Float[Tensor, "N D"]:
-        x = self.word(input_ids) + self.position(position_ids) + self.token_type(token_type_ids)
+        words = nn.functional.embedding(input_ids, self.word.weight, sparse=self.has_sparse_gradient)
+        x = words + self.position(position_ids) + self.token_type(token_type_ids)
         y: Tensor = self.dropout(self.norm(x))
         return y
 

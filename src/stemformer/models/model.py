@@ -70,6 +70,12 @@ class Model(nn.Module):
         logits: Tensor = self.heads["next_sentence"](states)
         return logits
 
+    def share_word_gradient(self) -> None:
+        """Says that each loss has a dense gradient of the word embedding, as one of a tied masked-LM head has; see `BertEmbeddings`."""
+        head = self.heads["masked_lm"]
+        assert isinstance(head, MaskedLmHead)
+        self.body.embeddings.has_sparse_gradient = head.decoder is None
+
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Counts parameters; without `embeddings`, those of the layers alone, which set the cost of a token."""
         counted: nn.Module = self if embeddings else self.body.layers

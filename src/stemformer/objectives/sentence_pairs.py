@@ -89,6 +89,8 @@ class WithLoss(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
+        if "masked_lm" in objective.heads:
+            model.share_word_gradient()
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
         """Returns the summed losses of a batch by name, or with `return_logits` the masked-LM scores (M, V) of its marked places."""
