@@ -351,7 +351,7 @@ def _probabilities(q: Tensor, k: Tensor, stack: _Stack) -> Tensor:
     q, k = q.view(b * h, t_q, size), k.view(b * h, -1, size)
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=size**-0.5)
     if stack.bias is not None:
-        scores.view(b, h, t_q, -1).add_(stack.bias)
+        scores.view(b, h, t_q, -1).add_(stack.bias.to(scores.dtype))  # another dtype would be converted as a whole
     return torch.softmax(scores, -1)
 
 
