@@ -81,9 +81,8 @@ def attend(
         window = (-1, 0) if causal else (-1, -1)
         out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[assignment]
         return out
-    run = (
-        _attend if torch.compiler.is_compiling() else _Attend.apply
-    )  # the same, but for what the operator costs in Python
+    # Where nothing is compiled, without what the operator's wrapping costs in Python.
+    run = _attend if torch.compiler.is_compiling() else _Attend.apply
     out = run(q, k, v, cu_q, cu_k, max_q, max_k, causal)[0]  # type: ignore[no-untyped-call]
     return out
 

@@ -34,8 +34,8 @@ def make_activation(name: str) -> nn.Module:
 def with_spare_rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N2 D"]:
     """Returns the states on the CPU followed by rows of zeros, at most 1 in 32, so that few different N occur; elsewhere as they are.
 
-    For each new shape the CPU's matrix library makes and keeps a program of its own, which costs a small model a tenth of its time
-    where every batch has another N (`docs/log.md`). Nothing looks at the rows, and their gradient is zero.
+    For each new shape the CPU's matrix library makes and keeps a program of its own, which costs a small model time and memory where
+    every batch has another N (`docs/log.md`). Nothing looks at the rows, and their gradient is zero.
 
     Example:
         >>> with_spare_rows(torch.ones(2001, 4)).shape

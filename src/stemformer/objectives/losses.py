@@ -18,7 +18,7 @@ _PLACES_STEP = 16
 """Chunks are filled up to a multiple of this with zeros, so that few shapes occur (see `models.layers.with_spare_rows`)."""
 
 _SOFTMAX_AT_ONCE = 2**20
-"""How many of these a softmax on the CPU sees: 2 MiB in float32, which stay in the cache from one operation to the next."""
+"""How many of these a softmax on the CPU sees: 4 MiB in float32, which stay in the cache from one operation to the next."""
 
 
 @dataclass(frozen=True)
