@@ -26,14 +26,16 @@ import threading
 import time
 from pathlib import Path
 
+import stemformer
+
 SIDES = ("ours", "map", "map_threads", "map_and_group")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--text", nargs="+", required=True, help="whatever `stemformer prepare` reads")
-    add("--tokenizer", required=True)
+    add("--text", nargs="+", help="whatever `stemformer prepare` reads; else the embedded English samples")
+    add("--tokenizer", help="its folder; else one of 8,000 ids, learned from the samples")
     add("--cores", type=int, default=2)
     add("--rounds", type=int, default=3)
     add("--sides", default=",".join(SIDES))
@@ -44,6 +46,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.side:
         return run(args)
+    if not (args.text and args.tokenizer):
+        from pretrain_vs_transformers import prepared_samples
+
+        args.text = args.text or [str(Path(stemformer.__file__).parent / "samples" / "english")]
+        args.tokenizer = args.tokenizer or f"{prepared_samples()}/tokenizer"
     with tempfile.TemporaryDirectory(prefix="stemformer-bench-") as folder:
         compare(args, Path(folder))
 
@@ -154,8 +161,6 @@ def proportional_megabytes(pid: int) -> float:
 
 def run(args: argparse.Namespace) -> None:
     if args.side == "ours":
-        import stemformer
-
         began = time.perf_counter()
         stemformer.prepare([args.json_lines], tokenizer=args.tokenizer, out=args.out, num_workers=args.cores)
     else:
