@@ -31,7 +31,7 @@ from stemformer.training.compute import (
     matmul_rate,
     step_flops,
 )
-from stemformer.training.optim import make_optimizer
+from stemformer.training.optim import make_optimizer, state_names
 from stemformer.training.run import BatchConfig, RunConfig, num_steps_of
 
 __all__ = ["plan"]
@@ -120,7 +120,9 @@ def plan(
 def _stored_numbers(model: Model, config: RunConfig) -> int:
     """Returns how many numbers a checkpoint holds: weights and what the optimizer keeps of each."""
     groups = make_optimizer(model, config.optimizer).param_groups
-    kept: list[int] = [p.numel() * (1 if "matrices" in group else 2) for group in groups for p in group["params"]]
+    kept: list[int] = [
+        p.numel() for group in groups for p in group["params"] for kind in state_names(group) if kind != "step"
+    ]
     return model.num_parameters() + sum(kept)
 
 

@@ -136,18 +136,18 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, precision: str 
         precision: In which Muon multiplies matrices, `fp32` or `bf16`.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    in_layers = [(name, p) for name, p in named if "layers" in name.split(".") and p.ndim == 2]
-    hidden = in_layers if config.kind == "muon" else []
+    is_muon = config.kind == "muon"
+    hidden = [(name, p) for name, p in named if is_muon and "layers" in name.split(".") and p.ndim == 2]
     chosen = {id(p) for _, p in hidden}
     others = [p for _, p in named if id(p) not in chosen]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
-    if config.kind == "adamw" and (config.matrix_rate, config.momentum) != (_DEFAULTS.matrix_rate, _DEFAULTS.momentum):
+    if not is_muon and (config.matrix_rate, config.momentum) != (_DEFAULTS.matrix_rate, _DEFAULTS.momentum):
         warnings.warn("optimizer.matrix_rate and momentum are Muon's: no effect with kind = adamw", stacklevel=2)
     rates: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    if config.kind == "adamw":
+    if not is_muon:
         return torch.optim.AdamW([g for g in groups if g["params"]], **rates, fused=True)
     for parts in (1, 3):  # query, key and value are one parameter, but three matrices
         params = [p for name, p in hidden if (3 if name.endswith("qkv.weight") else 1) == parts]
