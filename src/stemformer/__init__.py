@@ -4,7 +4,8 @@ Importing the package has no effect: a public name is imported, and torch with i
 
 Example:
     >>> import stemformer
-    >>> model, tokenizer = stemformer.load("runs/quickstart/final")  # doctest: +SKIP
+    >>> stemformer.load("runs/reviews").predict(["a fine film"])[0].label  # doctest: +SKIP
+    'positive'
     >>> stemformer.fill(["Paris is the [MASK] of France."], model="runs/quickstart/final")  # doctest: +SKIP
 """
 
@@ -20,7 +21,19 @@ from stemformer.errors import (
 )
 
 if TYPE_CHECKING:
-    from stemformer.api import fill, inspect, load, plan, prepare, pretrain, report, train_tokenizer
+    from stemformer.api import (
+        evaluate,
+        fill,
+        finetune,
+        inspect,
+        load,
+        plan,
+        predict,
+        prepare,
+        pretrain,
+        report,
+        train_tokenizer,
+    )
 
     __version__: str
 
@@ -32,17 +45,32 @@ __all__ = [
     "TokenizerError",
     "TrainingError",
     "__version__",
+    "evaluate",
     "fill",
+    "finetune",
     "inspect",
     "load",
     "plan",
+    "predict",
     "prepare",
     "pretrain",
     "report",
     "train_tokenizer",
 ]
 
-_FROM_API = {"fill", "inspect", "load", "plan", "prepare", "pretrain", "report", "train_tokenizer"}
+_FROM_API = {
+    "evaluate",
+    "fill",
+    "finetune",
+    "inspect",
+    "load",
+    "plan",
+    "predict",
+    "prepare",
+    "pretrain",
+    "report",
+    "train_tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:

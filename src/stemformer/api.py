@@ -13,12 +13,13 @@ import torch
 from stemformer.contents import inspect, told_of_data
 from stemformer.data.corpus import read_documents, total_bytes
 from stemformer.data.shards import write_shards
-from stemformer.data.tokenizer import Tokenizer, extend_wordpiece, load_tokenizer, train_wordpiece
+from stemformer.data.tokenizer import extend_wordpiece, load_tokenizer, train_wordpiece
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.fill import fill_masks, pseudo_log_likelihood
+from stemformer.finetuning import finetune
 from stemformer.folders import free_folder, refuse_inside
-from stemformer.models.model import Model
 from stemformer.planning import plan
+from stemformer.predicting import evaluate, load, predict
 from stemformer.pretrained import find_folder, load_with_tokenizer
 from stemformer.pretraining import pretrain
 from stemformer.progress import Progress, Silent
@@ -27,19 +28,20 @@ from stemformer.training.checkpoint import write_folder
 from stemformer.training.compute import autocast, choose_device, choose_precision
 from stemformer.training.log import read_log
 
-__all__ = ["fill", "inspect", "load", "plan", "prepare", "pretrain", "quickstart", "report", "train_tokenizer"]
-
-
-def load(path: str) -> tuple[Model, Tokenizer]:
-    """Returns a model, in evaluation mode, and its tokenizer.
-
-    Args:
-        path: A Hugging Face folder, a run folder, or a hub id.
-
-    Raises:
-        CheckpointError: See `pretrained.load_model`.
-    """
-    return load_with_tokenizer(path)
+__all__ = [
+    "evaluate",
+    "fill",
+    "finetune",
+    "inspect",
+    "load",
+    "plan",
+    "predict",
+    "prepare",
+    "pretrain",
+    "quickstart",
+    "report",
+    "train_tokenizer",
+]
 
 
 def train_tokenizer(

@@ -28,10 +28,13 @@ __all__ = [
     "Output",
     "Source",
     "app",
+    "evaluate",
     "fill",
+    "finetune",
     "inspect",
     "main",
     "plan",
+    "predict",
     "prepare",
     "pretrain",
     "quickstart",
@@ -349,6 +352,163 @@ def fill(
 
 
 @app.command
+def finetune(
+    task: Literal["classify", "pair", "tag", "qa", "choice"],
+    /,
+    *,
+    model: str,
+    train: list[str],
+    out: str,
+    dev: list[str] | None = None,
+    text: list[str] | None = None,
+    label: str | None = None,
+    regression: Flag = False,
+    multi_label: Flag = False,
+    max_length: int | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    config: str | None = None,
+    settings: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    seed: int | None = None,
+    trials: int = 1,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Trains a model on labelled data: texts, pairs of texts, tagged words, questions on passages, multiple choice.
+
+    Args:
+        task: What is asked. classify: one text to a class; pair: two texts to a class; tag: a tag for each word; qa: where in a
+            passage the answer stands; choice: which option is right.
+        model: Model folder, run folder or hub id to start from.
+        train: Labelled files: .csv, .tsv, .jsonl, .parquet, CoNLL, CoNLL-U, SQuAD .json, multiple-choice files, hub:NAME.
+        out: Folder of the run.
+        dev: Labelled files for evaluation; a tenth of the training data by default.
+        text: Column of the text; with pair, given twice. Guessed by default.
+        label: Column of the answer. Guessed by default.
+        regression: The answer is a number.
+        multi_label: A text may have any number of labels.
+        max_length: Tokens of a text at most; what the model can take by default.
+        epochs: Passes over the data; 3 by default.
+        steps: Optimizer steps instead.
+        batch_size: Examples a step; 32 by default.
+        learning_rate: Peak of the learning rate; 3e-5 by default.
+        config: TOML file laid over the defaults.
+        settings: One setting laid over both, such as evaluation.patience=3; may be given again.
+        seed: Number from which all randomness comes.
+        trials: So many runs with different seeds; mean and spread are told.
+        resume: Go on where the run in --out stopped.
+        overwrite: Replace what the folder holds.
+    """
+    from stemformer import api
+
+    kind = "score" if regression else "labels" if multi_label else "class"
+    with output.progress() as progress:
+        result = api.finetune(
+            task,
+            model=model,
+            train=train,
+            dev=dev or [],
+            out=out,
+            text=text or [],
+            label=label,
+            kind=kind,
+            max_length=max_length,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            config=config,
+            settings=settings or [],
+            **_given(seed=seed),
+            trials=trials,
+            resume=resume,
+            overwrite=overwrite,
+            **machine.given(),
+            progress=progress,
+        )
+    _print_result(result, output)
+
+
+@app.command
+def evaluate(
+    data: list[str],
+    /,
+    *,
+    model: str,
+    out: str | None = None,
+    text: list[str] | None = None,
+    label: str | None = None,
+    report: str | None = None,
+    worst: int = 5,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Says how good a fine-tuned model is on labelled files, and what it is most wrong about.
+
+    Args:
+        data: Labelled files, as for finetune.
+        model: Folder of the fine-tuned model or of its run.
+        out: File for all of it as JSON.
+        text: Column of the text; with pairs, given twice. As in the training data by default.
+        label: Column of the answer; likewise.
+        report: Folder for the same as a page, with confusion matrix and examples.
+        worst: How many wrong answers are shown.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.evaluate(
+            data,
+            model=model,
+            out=out,
+            text=text or [],
+            label=label,
+            report=report,
+            worst=worst,
+            **machine.given(),
+            progress=progress,
+        )
+    _print_result(result, output)
+
+
+@app.command
+def predict(
+    data: list[str],
+    /,
+    *,
+    model: str,
+    out: str | None = None,
+    text: list[str] | None = None,
+    overwrite: Flag = False,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Writes what a fine-tuned model says about each record of files; without --out, as a line of JSON each.
+
+    Args:
+        data: Files, as for finetune; answers need not be there. - is standard input: JSON lines, or a text a line.
+        model: Folder of the fine-tuned model or of its run.
+        out: File for the predictions: .jsonl, .csv, .tsv; .conll for tags; .json for answers in SQuAD's form.
+        text: Column of the text; with pairs, given twice. As in the training data by default.
+        overwrite: Replace the file.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.predict(
+            data, model=model, out=out, text=text or [], overwrite=overwrite, **machine.given(), progress=progress
+        )
+    if out is None:
+        _print_lines(result["predictions"])
+    else:
+        _print_result(result, output)
+
+
+@app.command
 def report(run: str, /, *, output: Output = _OUTPUT) -> None:
     """Writes the report of a run anew, also while it is going on.
 
@@ -448,6 +608,13 @@ def _print_result(result: Any, output: Output) -> None:
         print(json.dumps(result, ensure_ascii=False, indent=2, default=_as_number))
     else:
         print(as_text(result))
+
+
+def _print_lines(rows: Sequence[dict[str, Any]]) -> None:
+    import json
+
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False, default=_as_number))
 
 
 def _as_number(value: Any) -> Any:

@@ -24,7 +24,15 @@ from stemformer.models.heads import MaskedLmHead, initialise
 from stemformer.models.hf_names import from_hugging_face, to_hugging_face
 from stemformer.models.model import ARCHITECTURES, Model, make_model
 
-__all__ = ["attention_dropout", "find_folder", "load_model", "load_with_tokenizer", "save_model", "save_tensors"]
+__all__ = [
+    "attention_dropout",
+    "find_folder",
+    "load_model",
+    "load_with_tokenizer",
+    "read_task",
+    "save_model",
+    "save_tensors",
+]
 
 _DECODER_BIAS = "cls.predictions.decoder.bias"
 """A second name of `cls.predictions.bias`, which an untied folder needs: there transformers reads this one."""
@@ -34,7 +42,13 @@ _HF_CLASS = {
     frozenset({"masked_lm"}): "BertForMaskedLM",
     frozenset({"next_sentence"}): "BertForNextSentencePrediction",
     frozenset({"masked_lm", "next_sentence"}): "BertForPreTraining",
+    frozenset({"sequence"}): "BertForSequenceClassification",
+    frozenset({"token"}): "BertForTokenClassification",
+    frozenset({"span"}): "BertForQuestionAnswering",
+    frozenset({"choice"}): "BertForMultipleChoice",
 }
+_HEAD_OF = {architecture: head for heads, architecture in _HF_CLASS.items() if len(heads) == 1 for head in heads}
+_TASK_KEY = "stemformer_task"
 
 
 def find_folder(path: str | os.PathLike[str]) -> Path:
@@ -79,12 +93,21 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def load_model(path: str | os.PathLike[str], heads: Sequence[str] | None = None) -> Model:
+def load_model(
+    path: str | os.PathLike[str],
+    heads: Sequence[str] | None = None,
+    *,
+    num_labels: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Model:
     """Returns the model of a folder, in evaluation mode and float32.
 
     Args:
         path: As for `find_folder`.
         heads: Names of the heads wanted. One that the folder lacks is drawn afresh, and a warning says so. None takes what is there.
+        num_labels: What a head for labelled data tells apart; the folder's own number by default.
+        generator: Source of what is drawn afresh. Given, nothing is said about it, and a part of a head that is of another size in the
+            folder is drawn too.
 
     Raises:
         CheckpointError: Not a BERT, weights that are missing, damaged or of another size, or only a pickle that is not plain weights.
@@ -97,14 +120,21 @@ def load_model(path: str | os.PathLike[str], heads: Sequence[str] | None = None)
     state = _read_weights(folder)
     _, _, extra = from_hugging_face(state, [])
     if heads is None:
-        there = {"masked_lm": "cls.predictions.bias", "next_sentence": "cls.seq_relationship.weight"}
-        heads = [head for head, name in there.items() if name in extra]
-    model = make_model(config, heads)
+        heads = _heads_there(raw, extra)
+    if num_labels is None:
+        num_labels = next((len(state[name]) for name in _LABELLED if name in state), None)
+    if num_labels is None and generator is None and set(heads) & ARCHITECTURES["bert"].task_heads.keys():
+        raise CheckpointError(f"{folder} has no head for labelled data: give a model made by `stemformer finetune`")
+    model = make_model(config, heads, num_labels=num_labels)
     _untie_if_needed(model, state, raw)
     if not raw.get("tie_word_embeddings", True) and _DECODER_BIAS in state:  # then this one counts, in transformers too
         state["cls.predictions.bias"] = state[_DECODER_BIAS]
     wanted = model.state_dict()
     found, missing, unused = from_hugging_face(state, wanted)
+    if generator is not None:
+        resized = [name for name in found if name.startswith("heads.") and found[name].shape != wanted[name].shape]
+        missing += resized
+        found = {name: tensor for name, tensor in found.items() if name not in resized}
     if extra_layers := [name for name in unused if name.startswith("bert.encoder.layer.")]:
         raise CheckpointError(
             f"{folder} holds {extra_layers[0]}, config.json says {config.num_hidden_layers} layers: "
@@ -121,11 +151,44 @@ def load_model(path: str | os.PathLike[str], heads: Sequence[str] | None = None)
             f"{folder} lacks {len(lacking)} weights of the body, {lacking[0]} first: not a whole BERT"
         )
     if missing:
-        warnings.warn(f"{folder} has no {', '.join(missing)}: drawn afresh", stacklevel=2)
+        if generator is None:
+            warnings.warn(f"{folder} has no {', '.join(missing)}: drawn afresh", stacklevel=2)
+        generator = generator or torch.Generator().manual_seed(0)
         for head in sorted({name.split(".")[1] for name in missing}):
-            initialise(model.heads[head], std=config.initializer_range, generator=torch.Generator().manual_seed(0))
+            initialise(model.heads[head], std=config.initializer_range, generator=generator)
     model.load_state_dict(found, strict=False)
     return model.eval()
+
+
+_LABELLED = ("classifier.weight", "qa_outputs.weight")
+"""What a head for labelled data is known by: its rows are its labels."""
+
+
+def _heads_there(raw: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Returns which heads a folder holds, by the names of its weights and the class in its `config.json`."""
+    there = {"masked_lm": "cls.predictions.bias", "next_sentence": "cls.seq_relationship.weight"}
+    heads = [head for head, name in there.items() if name in names]
+    if any(name in names for name in _LABELLED):
+        heads += [head for name in raw.get("architectures") or () if (head := _HEAD_OF.get(name)) and head not in heads]
+    return heads
+
+
+def read_task(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns what a folder says about the labelled data that its model was trained for; {} where it says nothing.
+
+    Args:
+        path: As for `find_folder`.
+
+    Returns:
+        `head`, `labels` in their order, `problem_type`, and what `save_model` was given as `task`.
+    """
+    raw = _read_config(find_folder(path))[1]
+    head = next((_HEAD_OF[name] for name in raw.get("architectures") or () if name in _HEAD_OF), None)
+    if head not in ARCHITECTURES["bert"].task_heads:
+        return {}
+    names = raw.get("id2label") or {}
+    labels = [] if raw.get("problem_type") == "regression" else [names[number] for number in sorted(names, key=int)]
+    return {"head": head, "labels": labels, "problem_type": raw.get("problem_type"), **raw.get(_TASK_KEY, {})}
 
 
 def attention_dropout(path: str | os.PathLike[str]) -> float:
@@ -133,14 +196,21 @@ def attention_dropout(path: str | os.PathLike[str]) -> float:
     return float(_read_config(find_folder(path))[1].get("attention_probs_dropout_prob", 0.0))
 
 
-def load_with_tokenizer(path: str | os.PathLike[str], heads: Sequence[str] | None = None) -> tuple[Model, Tokenizer]:
+def load_with_tokenizer(
+    path: str | os.PathLike[str], heads: Sequence[str] | None = None, **of_heads: Any
+) -> tuple[Model, Tokenizer]:
     """Returns a folder's model and tokenizer, after checking that they belong together.
+
+    Args:
+        path: As for `load_model`, like the others.
+        heads: Names of the heads wanted.
+        of_heads: `num_labels` and `generator`.
 
     Raises:
         CheckpointError: The tokenizer has more ids than the model has rows.
     """
     folder = find_folder(path)
-    model, tokenizer = load_model(folder, heads), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, heads, **of_heads), load_tokenizer(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, config.json says {model.config.vocab_size:,}: "
@@ -155,6 +225,7 @@ def save_model(
     tokenizer: Tokenizer | None = None,
     *,
     state: Mapping[str, Tensor] | None = None,
+    task: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a Hugging Face folder: `config.json`, `model.safetensors`, and the tokenizer's files if one is given.
 
@@ -163,6 +234,8 @@ def save_model(
         folder: Made if it is not there. Not atomic by itself: the callers write to a temporary name and rename.
         tokenizer: Saved beside the weights.
         state: The weights by our names, on the CPU, where the model's own are spread over several ranks.
+        task: What the model's head was trained for, kept in `config.json`: `labels` as transformers expects them, `problem_type`, and
+            whatever else predicting needs.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,11 +256,27 @@ def save_model(
         "tie_word_embeddings": is_tied,
         "use_cache": False,
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
+        **_told_of_task(task),
     }
     if tokenizer is not None:
         tokenizer.save(folder, model_max_length=model.config.max_position_embeddings)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tensors(state, folder / "model.safetensors")
+
+
+def _told_of_task(task: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what `config.json` says about a task, in transformers' words where it has them."""
+    if task is None:
+        return {}
+    rest = {key: value for key, value in task.items() if key not in ("labels", "problem_type")}
+    is_number = task.get("problem_type") == "regression"
+    labels = ["LABEL_0"] if is_number else list(task["labels"])  # as transformers names the only one
+    told: dict[str, Any] = {_TASK_KEY: rest}
+    if labels:
+        told |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    if task.get("problem_type"):
+        told["problem_type"] = task["problem_type"]
+    return told
 
 
 def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:

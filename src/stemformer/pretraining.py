@@ -1,10 +1,9 @@
 """The pre-training command: joins recipe, data, model, ranks and loop into a run folder."""
 
-import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from jaxtyping import Integer
 from torch import nn
 
 from stemformer.adapt import adapt_vocabulary
-from stemformer.config import differences, from_toml, merge_toml, to_toml, with_settings
+from stemformer.config import merge_toml, with_settings
+from stemformer.data.chunks import Chunks
 from stemformer.data.manifest import check_tokenizer
 from stemformer.data.shards import open_shards, read_manifest
 from stemformer.data.tokenizer import Tokenizer, load_tokenizer
+from stemformer.data.windows import Rows
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.blanks import choose_blanks, fill_blanks
 from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
@@ -30,12 +31,9 @@ from stemformer.pretrained import attention_dropout, find_folder, load_model, lo
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.report.run_report import write_report
+from stemformer.resuming import Config, check_goes_on, find_run, go_on, make_ready, refuse_changes
 from stemformer.training.checkpoint import (
-    Checkpoint,
     environment,
-    load_optimizer,
-    newest_checkpoint,
-    read_checkpoint,
     write_folder,
 )
 from stemformer.training.compute import (
@@ -46,11 +44,11 @@ from stemformer.training.compute import (
     keep_freed_memory,
     matmul_rate,
 )
-from stemformer.training.distributed import Ranks, distribute, is_restarted, mark_begun, this_rank, whole_tensors
+from stemformer.training.distributed import Ranks, distribute, is_restarted, this_rank, whole_tensors
 from stemformer.training.log import StepSums, read_log
 from stemformer.training.loop import Phase, Position, Setup, train
 from stemformer.training.optim import make_optimizer
-from stemformer.training.run import MAY_CHANGE, RunConfig, num_steps_of
+from stemformer.training.run import RunConfig, num_steps_of
 from stemformer.training.timetable import Timetable
 
 __all__ = ["make_setup", "pretrain", "resolve", "starting_model"]
@@ -107,7 +105,7 @@ def pretrain(
     progress = progress or Silent()
     resume = resume or is_restarted(Path(out))
     folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
-    found = _find_run(folder, recipe, progress) if resume else None
+    found = find_run(folder, RunConfig, recipe, progress) if resume else None
     if found is None and resume and recipe is None:
         raise CheckpointError(
             f"{folder} holds no run to resume: leave out --resume, or say with --recipe what to start"
@@ -122,7 +120,7 @@ def pretrain(
         load_tokenizer(find_folder(given.init))  # its errors come before anything is written
     refuse_inside(folder, [path for path in (data, config, init) if path and Path(path).exists()])
     if found is not None:
-        _refuse_changes(found.config, given)
+        refuse_changes(found.config, given)
 
     with this_rank(choose_device(given.compute.device)) as ranks:
         progress = progress if ranks.is_first else Silent()
@@ -136,17 +134,17 @@ def pretrain(
         _refuse_other_sizes(given, model, settings)
         setup = make_setup(replace(given, model=model.config), data, tokenizer, ranks, folder)
         if found is not None:
-            _check_goes_on(found, setup)
+            check_goes_on(found, setup)
         ranks.wait()  # all have looked at the folder before the first one changes it
         if ranks.is_first:
-            _make_ready(folder, found, setup.config, progress)
+            make_ready(folder, found, setup.config, progress)
         ranks.wait()
         if setup.device.type == "cpu":
             keep_freed_memory()
         model.to(setup.device)
         module = distribute(model, setup.objective, ranks, sharded=setup.config.compute.shard)
         optimizer = make_optimizer(model, setup.config.optimizer, precision=setup.precision)
-        at = _go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
+        at = go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
         if not setup.timetable.is_last(at.step) and ranks.is_first:
             shutil.rmtree(
                 folder / "final", ignore_errors=True
@@ -175,13 +173,13 @@ def pretrain(
 
 
 def resolve(
-    config: RunConfig,
+    config: Config,
     file: str | None,
     settings: Sequence[str],
     *,
     budget: dict[str, Any] | None = None,
     compute: dict[str, Any] | None = None,
-) -> RunConfig:
+) -> Config:
     """Returns a configuration with a file, settings and options laid over it, in this order.
 
     Args:
@@ -325,108 +323,6 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------------- resuming
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A run that goes on: its newest whole checkpoint and what that says, newer ones that are damaged, and its configuration."""
-
-    newest: Path
-    told: Checkpoint
-    damaged: list[Path]
-    config: RunConfig
-
-
-def _find_run(folder: Path, recipe: str | None, progress: Progress) -> _Found | None:
-    """Returns the run of a folder; None where it has no checkpoint yet, so that nothing is lost by beginning again."""
-    checkpoints = folder / "checkpoints"
-    if not any(checkpoints.glob("step-????????")):
-        there = folder.iterdir() if folder.is_dir() else ()
-        holds = sorted(path.name for path in there if path.name != "config.toml.tmp")
-        if holds and "config.toml" not in holds:
-            raise CheckpointError(f"{folder} holds {', '.join(holds[:3])}, but no run to resume: give another --out")
-        if "final" in holds:
-            raise CheckpointError(
-                f"{folder} holds a finished model without checkpoints to go on from: train it further with --init {folder}/final "
-                "and another --out, or give --overwrite"
-            )
-        if recipe is not None:
-            progress.say(f"{folder} has no checkpoint yet: the run begins")
-        return None
-    newest, faults = newest_checkpoint(checkpoints)
-    for fault in faults:
-        progress.say(f"passed over {fault}")
-    file = newest / "config.toml"  # its bytes are vouched for by the checkpoint
-    stored = from_toml(RunConfig, file.read_text(encoding="utf-8"), source=str(file))
-    if recipe not in (None, stored.recipe):
-        raise CheckpointError(f"the run in {folder} is a {stored.recipe}, not a {recipe}: resume it without --recipe")
-    return _Found(newest, read_checkpoint(newest), [checkpoints / fault.partition(":")[0] for fault in faults], stored)
-
-
-def _refuse_changes(stored: RunConfig, now: RunConfig) -> None:
-    changed = [(k, a, b) for k, a, b in differences(stored, now) if not k.startswith(MAY_CHANGE)]
-    if changed:
-        told = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
-        raise CheckpointError(
-            f"this run cannot go on with other settings ({told}): leave them as they were, or start a new run"
-        )
-
-
-def _make_ready(folder: Path, found: _Found | None, config: RunConfig, progress: Progress) -> None:
-    """Writes the configuration, empties the folder of a new run, and puts aside what is damaged in one that goes on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "config.toml.tmp"
-    temporary.write_text(to_toml(config), encoding="utf-8")
-    temporary.replace(folder / "config.toml")  # first of all: by it, a run that is killed here is known as one
-    for path in sorted(folder.iterdir()) if found is None else []:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != "config.toml":
-            path.unlink()
-    for damaged in found.damaged if found else []:  # out of the way of the steps that come again
-        aside = damaged.with_name(damaged.name + ".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        damaged.rename(aside)
-    for pattern in ("final.tmp", "final.old", "checkpoints/step-????????.tmp", "checkpoints/step-????????.old"):
-        for left_over in folder.glob(pattern):
-            shutil.rmtree(left_over, ignore_errors=True)
-    mark_begun(folder)
-
-
-def _check_goes_on(found: _Found, setup: Setup) -> None:
-    """Refuses data or a budget that the run cannot go on with, before anything is changed; follows what its clock decided."""
-    told = found.told
-    fingerprint = setup.phases[0].examples.shards.fingerprint
-    if told.data_fingerprint != fingerprint:
-        raise CheckpointError(
-            f"{found.newest} was trained on other data (fingerprint {told.data_fingerprint[:12]}, now "
-            f"{fingerprint[:12]}): give the same --data, or start a new run"
-        )
-    setup.timetable.replay()
-    num_steps, seconds = setup.timetable.num_steps, setup.timetable.seconds
-    if num_steps is not None and told.step > num_steps:
-        raise ConfigError(
-            f"{found.newest} stands at step {told.step}, the budget ends at {num_steps}: give a larger budget"
-        )
-    if num_steps is None and told.seconds >= (seconds or math.inf):
-        raise ConfigError(
-            f"{found.newest} has taken {told.seconds:,.0f} seconds, the budget is {seconds:,.0f}: give a larger --time"
-        )
-
-
-def _go_on(found: _Found, model: Model, optimizer: torch.optim.Optimizer, setup: Setup, progress: Progress) -> Position:
-    """Fills the optimizer from a checkpoint, and returns where it stands."""
-    told = found.told
-    for key, value in setup.environment.items():
-        if told.environment.get(key) != value:
-            progress.say(f"{key} was {told.environment.get(key)}, is now {value}: the run goes on, but not bit for bit")
-    num_steps = setup.timetable.num_steps
-    progress.say(f"goes on from {found.newest}, step {told.step}" + (f" of {num_steps}" if num_steps else ""))
-    load_optimizer(found.newest, model, optimizer)
-    return Position(told.step, told.tokens, told.seconds, StepSums(told.sums, setup.ranks))
-
-
 # ------------------------------------------------------------------------------------------------------------------------ small parts
 
 
@@ -488,6 +384,7 @@ def _told_of_frozen(config: RunConfig) -> str:
 
 def _tell_start(setup: Setup, model: Model, progress: Progress) -> None:
     config, timetable = setup.config, setup.timetable
+    assert isinstance(config, RunConfig)
     progress.say(
         f"{config.recipe}: {model.num_parameters():,} parameters, {model.num_parameters(embeddings=False):,} of them in "
         f"{config.model.num_hidden_layers} layers; {setup.device}, {setup.precision}"
@@ -496,6 +393,7 @@ def _tell_start(setup: Setup, model: Model, progress: Progress) -> None:
     )
     for number, phase in enumerate(setup.phases):
         examples, batch = phase.examples, phase.batch
+        assert isinstance(examples, Rows | Chunks)
         kind = "rows" if config.objective.sentences == "none" else "pairs"
         left_out = getattr(examples, "num_left_out", 0)
         last = setup.phases[number + 1].first_step if number + 1 < len(setup.phases) else timetable.num_steps

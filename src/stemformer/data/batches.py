@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from stemformer.errors import DataError
@@ -35,7 +35,7 @@ class Example:
         label_positions: (m,) places in `input_ids` that are scored.
         labels: (m,) what should stand there.
         token_type_ids: (n,) segments; None where all are the first.
-        sequence_labels: (s,) what is asked about each sequence; None where nothing is.
+        sequence_labels: (s, ...) what is asked about each sequence; None where nothing is.
         num_displaced: Tokens of the corpus that were left out for a random text.
     """
 
@@ -44,7 +44,7 @@ class Example:
     label_positions: Int[np.ndarray, "m"]
     labels: Int[np.ndarray, "m"]
     token_type_ids: Int[np.ndarray, "n"] | None = None
-    sequence_labels: Int[np.ndarray, "s"] | None = None
+    sequence_labels: Shaped[np.ndarray, "s ..."] | None = None
     num_displaced: int = 0
 
 
@@ -61,7 +61,7 @@ class Batch:
         label_positions: (M,) places among the N that are scored.
         labels: (M,) what should stand there.
         example_numbers: Which examples these are, for messages.
-        sequence_labels: (S,) what is asked about each sequence; None where nothing is.
+        sequence_labels: (S, ...) what is asked about each sequence, int64 or float32; None where nothing is.
         num_displaced: Tokens of the corpus that were left out for a random text.
     """
 
@@ -73,7 +73,7 @@ class Batch:
     label_positions: Int[Tensor, "M"]
     labels: Int[Tensor, "M"]
     example_numbers: tuple[int, ...]
-    sequence_labels: Int[Tensor, "S"] | None = None
+    sequence_labels: Shaped[Tensor, "S ..."] | None = None
     num_displaced: int = 0
 
     def to(self, device: torch.device) -> "Batch":
@@ -114,13 +114,17 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         label_positions=_long(np.concatenate([e.label_positions + at for e, at in zip(examples, before, strict=True)])),
         labels=_long(np.concatenate([e.labels for e in examples])),
         example_numbers=tuple(int(n) for n in example_numbers),
-        sequence_labels=_long(np.concatenate(asked)) if asked else None,
+        sequence_labels=_numbers(np.concatenate(asked)) if asked else None,
         num_displaced=sum(e.num_displaced for e in examples),
     )
 
 
 def _long(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _numbers(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)) if values.dtype.kind == "f" else _long(values)
 
 
 def example_generator(seed: int, epoch: int, number: int) -> np.random.Generator:

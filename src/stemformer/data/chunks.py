@@ -55,6 +55,11 @@ class Chunks:
         return len(self.starts)
 
     @property
+    def fingerprint(self) -> str:
+        """Of the data that they are made from."""
+        return self.shards.fingerprint
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all chunks, special tokens included, if none were cut short or displaced."""
         return int((self.stops - self.starts).sum()) + _NUM_SPECIAL * len(self)

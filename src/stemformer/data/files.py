@@ -12,6 +12,7 @@ import gzip
 import io
 import lzma
 import os
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,17 +23,22 @@ from stemformer.errors import DataError
 
 __all__ = [
     "HUB_PREFIX",
+    "STANDARD_INPUT",
     "decompress",
     "find_files",
     "find_named_files",
+    "find_sources",
     "nearest_first",
     "open_counted",
+    "open_file",
+    "read_text",
     "split_suffixes",
     "text_blocks",
     "text_lines",
 ]
 
 HUB_PREFIX = "hub:"
+STANDARD_INPUT = "-"
 BLOCK_BYTES = 1 << 18
 SNIFFED_BYTES = 1 << 13
 COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
@@ -102,6 +108,56 @@ def find_named_files(inputs: Sequence[str | Path]) -> list[tuple[Path, bool]]:
         for file in files:
             found.setdefault(file, False)
     return list(found.items())
+
+
+def find_sources(inputs: str | Path | Sequence[str | Path]) -> list[str]:
+    """Returns the files that `inputs` stand for, hub data sets and standard input (`-`) as given, each once, in order.
+
+    Args:
+        inputs: What `find_files` takes, hub data sets and `-`; one of them may stand alone.
+
+    Raises:
+        DataError: As `find_files`.
+    """
+    sources: dict[str, None] = {}
+    for given in [inputs] if isinstance(inputs, str | Path) else inputs or find_files([]):
+        is_stream = str(given) == STANDARD_INPUT or str(given).startswith(HUB_PREFIX)
+        sources |= dict.fromkeys([str(given)] if is_stream else map(str, find_files([given])))
+    return list(sources)
+
+
+def open_file(source: str) -> io.BufferedIOBase:
+    """Returns an open file, or what standard input holds for `-`, as its bytes are.
+
+    Raises:
+        DataError: It cannot be opened.
+    """
+    if source == STANDARD_INPUT:
+        return io.BytesIO(sys.stdin.buffer.read())
+    try:
+        return open(source, "rb")
+    except OSError as error:
+        raise DataError(f"{source}: cannot be opened ({error.strerror}): check its permissions") from error
+
+
+def read_text(source: str, *, errors: str = "strict", skipped: Counter[str] | None = None) -> str:
+    """Returns the whole text of a file, decompressed as its name says, with newlines for CR LF and CR.
+
+    Args:
+        source: The file, or `-` for standard input.
+        errors: "strict", or "replace" to go on where bytes are not UTF-8.
+        skipped: Receives "invalid UTF-8 bytes replaced".
+
+    Raises:
+        DataError: It cannot be opened, is not UTF-8 text, or holds nothing; `damaged` if truncated or corrupt.
+    """
+    skipped = Counter() if skipped is None else skipped
+    with open_file(source) as file:
+        stream = decompress(file, source, compression=split_suffixes(source)[2])
+        text = "".join(text_blocks(stream, source, errors=errors, skipped=skipped))
+    if not text.strip():
+        raise DataError(f"{source}: there is no text in it: expected one record at least")
+    return text
 
 
 def nearest_first(name: str, names: Sequence[str]) -> list[str]:

@@ -1,8 +1,9 @@
-"""One column of JSON, CSV, TSV and parquet files and of hub data sets, a record at a time.
+"""JSON, CSV, TSV and parquet files and hub data sets, a record at a time: whole records, or one column of them.
 
-Each reader yields `(source, text)`, where `source` names the file and the line (of parquet and hub data, the row) that
-the record begins at, and `text` is None where the column is null. A column that holds a list of strings, as collections
-of poems and of paragraphs do, is read as their lines.
+Each reader of a column yields `(source, text)`, where `source` names the file and the line (of parquet and hub data, the
+row) that the record begins at, and `text` is None where the column is null. A column that holds a list of strings, as
+collections of poems and of paragraphs do, is read as their lines. What they stand on, `json_values`, `csv_rows`,
+`parquet_rows` and `hub_rows`, yields sources with whole records.
 """
 
 import csv
@@ -12,12 +13,22 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from stemformer.data.files import HUB_PREFIX, nearest_first, text_lines
 from stemformer.errors import DataError
 
-__all__ = ["read_csv", "read_hub", "read_json", "read_parquet"]
+__all__ = [
+    "csv_rows",
+    "hub_rows",
+    "json_values",
+    "parquet_rows",
+    "read_csv",
+    "read_hub",
+    "read_json",
+    "read_parquet",
+    "without_surrogates",
+]
 
 LARGEST_FIELD = 1 << 27
 PARQUET_ROWS = 1024
@@ -41,6 +52,36 @@ def read_json(
     Raises:
         DataError: A line is not JSON or not an object, has no such key, or (if `errors` is "strict") such an escape.
     """
+    for source, record in json_values(blocks, name):
+        if not isinstance(record, dict):
+            raise DataError(f"{source}: expected a JSON object with a key '{column}', found {type(record).__name__}")
+        if column not in record:
+            raise _no_column(source, column, list(record))
+        text = _as_text(record[column], source, column)
+        yield source, without_surrogates(text, source, errors=errors, skipped=skipped) if text else text
+
+
+def without_surrogates(text: str, source: str, *, errors: str, skipped: Counter[str]) -> str:
+    """Returns a text whose halves of characters, which escapes of JSON can make, are U+FFFD, and counts them.
+
+    Raises:
+        DataError: There are such halves, and `errors` is "strict".
+    """
+    num_halves = len(_SURROGATE.findall(text))
+    if not num_halves:
+        return text
+    if errors == "strict":
+        raise DataError(f"{source}: a \\u escape is half of a character: repair it, or pass --errors replace")
+    skipped["lone surrogates replaced"] += num_halves
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def json_values(blocks: Iterator[str], name: str) -> Iterator[tuple[str, Any]]:
+    """Yields sources and the items of a single JSON list, or else what each line holds.
+
+    Raises:
+        DataError: Bad JSON, with its line.
+    """
     first = ""
     for block in blocks:
         first += block
@@ -48,19 +89,7 @@ def read_json(
             break
     blocks = chain([first], blocks)
     records = _json_list(blocks, name) if first.lstrip().startswith("[") else _json_lines(blocks, name)
-    for line, record in records:
-        source = f"{name}:{line}"
-        if not isinstance(record, dict):
-            raise DataError(f"{source}: expected a JSON object with a key '{column}', found {type(record).__name__}")
-        if column not in record:
-            raise _no_column(source, column, list(record))
-        text = _as_text(record[column], source, column)
-        if text and (num_halves := len(_SURROGATE.findall(text))):
-            if errors == "strict":
-                raise DataError(f"{source}: a \\u escape is half of a character: repair it, or pass --errors replace")
-            skipped["lone surrogates replaced"] += num_halves
-            text = _SURROGATE.sub("\ufffd", text)
-        yield source, text
+    yield from ((f"{name}:{line}", record) for line, record in records)
 
 
 def _json_lines(blocks: Iterator[str], name: str) -> Iterator[tuple[int, Any]]:
@@ -143,31 +172,47 @@ def read_csv(blocks: Iterator[str], name: str, *, column: str, delimiter: str) -
     Raises:
         DataError: No such column, a row of another length than the header, or a quote that is never closed.
     """
+    header: list[str] = []
+    at = 0
+    for source, row in csv_rows(blocks, name, delimiter=delimiter, has_quotes=delimiter != "\t"):
+        if header:
+            yield source, row[at]
+            continue
+        header = [field.strip() for field in row]
+        if column not in header:
+            raise _no_column(source, column, header)
+        at = header.index(column)
+
+
+def csv_rows(blocks: Iterator[str], name: str, *, delimiter: str, has_quotes: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yields sources and fields of the rows of a table, its header among them; empty lines are passed over.
+
+    Args:
+        blocks: The text of the file.
+        name: What messages and sources call it.
+        delimiter: What parts fields.
+        has_quotes: Fields may be quoted, and then hold delimiters and newlines; else quotes are ordinary characters.
+
+    Raises:
+        DataError: A row of another length than the first, or a quote that is never closed.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))  # the library's limit is one for the process
     lines = (line + "\n" for line in text_lines(blocks))
-    if delimiter == "\t":
-        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
-    else:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    header: list[str] = []
-    at, begin = 0, 1
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    begin, num_fields = 1, 0
     try:
         for row in reader:
             source, begin = f"{name}:{begin}", reader.line_num + 1
             if not row:
                 continue
-            if not header:
-                header = [field.strip() for field in row]
-                if column not in header:
-                    raise _no_column(source, column, header)
-                at = header.index(column)
-            elif len(row) != len(header):
+            num_fields = num_fields or len(row)
+            if len(row) != num_fields:
                 raise DataError(
-                    f"{source}: {len(row)} fields, but the header has {len(header)}: quote text that holds"
+                    f"{source}: {len(row)} fields, but the header has {num_fields}: quote text that holds"
                     " separators or newlines"
                 )
-            else:
-                yield source, row[at]
+            yield source, row
     except csv.Error as error:
         raise DataError(f"{name}:{begin}: bad CSV ({error}): is a quote opened here and not closed?") from error
 
@@ -186,23 +231,42 @@ def read_parquet(
     Raises:
         DataError: No such column; or, with `damaged`, the file cannot be read.
     """
+    for source, row in parquet_rows(file, name, column=column, on_bytes=on_bytes):
+        yield source, _as_text(row[column], source, column)
+
+
+def parquet_rows(
+    file: io.BufferedIOBase, name: str, *, column: str | None = None, on_bytes: Callable[[int], None] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields sources and rows of a parquet file, with one of their columns if it is given.
+
+    Args:
+        file: A seekable file.
+        name: What messages and sources call it.
+        column: The only column to read.
+        on_bytes: Called behind each row group with its compressed size, all columns together.
+
+    Raises:
+        DataError: No such column; or, with `damaged`, the file cannot be read.
+    """
     import pyarrow
     from pyarrow import parquet
 
-    row = 0
+    number = 0
     try:
         table = parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         names = table.schema_arrow.names
-        if column not in names:
+        if column is not None and column not in names:
             raise _no_column(name, column, names)
-        for number in range(table.num_row_groups):
-            for batch in table.iter_batches(batch_size=PARQUET_ROWS, row_groups=[number], columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    source = f"{name}:{row}"
-                    yield source, _as_text(value, source, column)
-            group = table.metadata.row_group(number)
-            on_bytes(sum(group.column(i).total_compressed_size for i in range(group.num_columns)))
+        columns = None if column is None else [column]
+        for group_number in range(table.num_row_groups):
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS, row_groups=[group_number], columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{name}:{number}", row
+            if on_bytes is not None:
+                group = table.metadata.row_group(group_number)
+                on_bytes(sum(group.column(i).total_compressed_size for i in range(group.num_columns)))
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
@@ -220,6 +284,18 @@ def read_hub(given: str, *, column: str) -> Iterator[tuple[str, str | None]]:
 
     Raises:
         DataError: The data set cannot be loaded, or has no such column.
+    """
+    for source, record in hub_rows(given):
+        if column not in record:
+            raise _no_column(source, column, list(record))
+        yield source, _as_text(record[column], source, column)
+
+
+def hub_rows(given: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields sources and rows of a data set of the hub, named as `read_hub` tells.
+
+    Raises:
+        DataError: The data set cannot be loaded.
     """
     import datasets
 
@@ -239,9 +315,7 @@ def read_hub(given: str, *, column: str) -> Iterator[tuple[str, str | None]]:
     while record is not None:
         row += 1
         source = f"{given}:{row}"
-        if column not in record:
-            raise _no_column(source, column, list(record))
-        yield source, _as_text(record[column], source, column)
+        yield source, record
         try:
             record = next(records, None)
         except Exception as error:

@@ -66,6 +66,11 @@ class Rows:
         return len(self.offsets) - 1
 
     @property
+    def fingerprint(self) -> str:
+        """Of the data that they are made from."""
+        return self.shards.fingerprint
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all rows, special tokens included."""
         return int((self.stops - self.starts).sum()) + self.num_special * len(self.starts)

@@ -3,10 +3,11 @@
 Source: Devlin et al. 2019, section 3; residual and norm order of Vaswani et al. 2017 (norm after the residual).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -87,9 +88,12 @@ class BertEmbeddings(nn.Module):
     Attributes:
         has_sparse_gradient: The gradient of looking words up holds only the rows that were looked up. Where the loss has a dense gradient
             of the same matrix anyway, adding these few rows to it saves a block of zeros of the whole size.
+        kept_gradient: The word embedding's gradient, held from step to step, where nothing else has a gradient of it: only the rows
+            that were looked up are then set to zero again. None lets each step make a new one.
     """
 
     has_sparse_gradient = False
+    kept_gradient: Tensor | None = None
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -106,6 +110,23 @@ class BertEmbeddings(nn.Module):
         x = words + self.position(position_ids) + self.token_type(token_type_ids)
         y: Tensor = self.dropout(self.norm(x))
         return y
+
+    def keep_gradient(self) -> None:
+        """Holds the word embedding's gradient from now on; `clear_gradient` must then follow each step of an optimizer."""
+        self.has_sparse_gradient = True
+        self.kept_gradient = torch.zeros_like(self.word.weight)
+        self.word.weight.grad = self.kept_gradient
+
+    def clear_gradient(self, input_ids: Sequence[Int[Tensor, "N"]]) -> None:
+        """Sets a gradient that is kept to zero.
+
+        Args:
+            input_ids: What was looked up since it was last cleared; batches may be of different sizes.
+        """
+        if self.kept_gradient is not None:
+            for ids in input_ids:
+                self.kept_gradient.index_fill_(0, ids, 0)
+            self.word.weight.grad = self.kept_gradient
 
 
 class BertLayer(nn.Module):

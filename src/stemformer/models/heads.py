@@ -6,9 +6,18 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from stemformer.models.bert import BertConfig
-from stemformer.models.layers import PositionEmbedding, make_activation, sinusoids
+from stemformer.models.layers import Dropout, PositionEmbedding, make_activation, sinusoids
 
-__all__ = ["MaskedLmHead", "NextSentenceHead", "initialise", "start_from_frequency"]
+__all__ = [
+    "ChoiceHead",
+    "MaskedLmHead",
+    "NextSentenceHead",
+    "SequenceHead",
+    "SpanHead",
+    "TokenHead",
+    "initialise",
+    "start_from_frequency",
+]
 
 
 class MaskedLmHead(nn.Module):
@@ -59,6 +68,77 @@ class NextSentenceHead(nn.Module):
 
     def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
         scores: Tensor = self.classifier(torch.tanh(self.pooler(states)))
+        return scores
+
+
+class SequenceHead(nn.Module):
+    """The state of `[CLS]` to a score for each class, or to a number.
+
+    Args:
+        config: Of the body.
+        num_labels: C; 1 for a number.
+
+    Source: Devlin et al. 2019, section 4.1; the pooler before the classifier is in the released code only.
+    """
+
+    def __init__(self, config: BertConfig, num_labels: int) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S C"]:
+        scores: Tensor = self.classifier(self.dropout(torch.tanh(self.pooler(states))))
+        return scores
+
+
+class ChoiceHead(SequenceHead):
+    """The state of each option's `[CLS]` to one score, to be compared with those of the other options.
+
+    Args:
+        config: Of the body.
+        num_labels: 1.
+
+    Source: Devlin et al. 2019, section 4.4.
+    """
+
+
+class TokenHead(nn.Module):
+    """States of words to a score for each tag.
+
+    Args:
+        config: Of the body.
+        num_labels: C.
+
+    Source: Devlin et al. 2019, section 5.3.
+    """
+
+    def __init__(self, config: BertConfig, num_labels: int) -> None:
+        super().__init__()
+        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, states: Float[Tensor, "M D"]) -> Float[Tensor, "M C"]:
+        scores: Tensor = self.classifier(self.dropout(states))
+        return scores
+
+
+class SpanHead(nn.Module):
+    """States of all tokens to how likely an answer starts at each, and ends at each.
+
+    Args:
+        config: Of the body.
+        num_labels: 2, start and end.
+
+    Source: Devlin et al. 2019, section 4.2.
+    """
+
+    def __init__(self, config: BertConfig, num_labels: int = 2) -> None:
+        super().__init__()
+        self.scores = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N 2"]:
+        scores: Tensor = self.scores(states)
         return scores
 
 

@@ -49,6 +49,18 @@ BERT_NAMES: dict[str, tuple[str, ...]] = {
     "heads.next_sentence.pooler.bias": ("bert.pooler.dense.bias",),
     "heads.next_sentence.classifier.weight": ("cls.seq_relationship.weight",),
     "heads.next_sentence.classifier.bias": ("cls.seq_relationship.bias",),
+    "heads.sequence.pooler.weight": ("bert.pooler.dense.weight",),
+    "heads.sequence.pooler.bias": ("bert.pooler.dense.bias",),
+    "heads.sequence.classifier.weight": ("classifier.weight",),
+    "heads.sequence.classifier.bias": ("classifier.bias",),
+    "heads.choice.pooler.weight": ("bert.pooler.dense.weight",),
+    "heads.choice.pooler.bias": ("bert.pooler.dense.bias",),
+    "heads.choice.classifier.weight": ("classifier.weight",),
+    "heads.choice.classifier.bias": ("classifier.bias",),
+    "heads.token.classifier.weight": ("classifier.weight",),
+    "heads.token.classifier.bias": ("classifier.bias",),
+    "heads.span.scores.weight": ("qa_outputs.weight",),
+    "heads.span.scores.bias": ("qa_outputs.bias",),
 }
 
 _OLD_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")

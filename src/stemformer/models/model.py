@@ -9,7 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stemformer.models.bert import Bert, BertConfig
-from stemformer.models.heads import MaskedLmHead, NextSentenceHead, initialise
+from stemformer.models.heads import (
+    ChoiceHead,
+    MaskedLmHead,
+    NextSentenceHead,
+    SequenceHead,
+    SpanHead,
+    TokenHead,
+    initialise,
+)
 
 __all__ = ["ARCHITECTURES", "Architecture", "Model", "make_model"]
 
@@ -21,17 +29,22 @@ class Architecture:
     Attributes:
         config: Its config dataclass.
         body: Its module, made from a config.
-        heads: Head name -> module class, made from a config.
+        heads: Name of a head that is pre-trained -> module class, made from a config.
+        task_heads: Name of a head for labelled data -> module class, made from a config and a number of labels.
     """
 
     config: type[Any]
     body: type[Bert]
     heads: dict[str, type[nn.Module]]
+    task_heads: dict[str, type[nn.Module]]
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(
-        config=BertConfig, body=Bert, heads={"masked_lm": MaskedLmHead, "next_sentence": NextSentenceHead}
+        config=BertConfig,
+        body=Bert,
+        heads={"masked_lm": MaskedLmHead, "next_sentence": NextSentenceHead},
+        task_heads={"sequence": SequenceHead, "token": TokenHead, "span": SpanHead, "choice": ChoiceHead},
     ),
 }
 """`model_type` of a Hugging Face folder -> architecture."""
@@ -86,6 +99,7 @@ def make_model(
     config: BertConfig,
     heads: Sequence[str] = (),
     *,
+    num_labels: int | None = None,
     architecture: str = "bert",
     generator: torch.Generator | None = None,
 ) -> Model:
@@ -93,7 +107,8 @@ def make_model(
 
     Args:
         config: Sizes.
-        heads: Names of heads, from the architecture's table.
+        heads: Names of heads, from the architecture's tables.
+        num_labels: What a head for labelled data tells apart.
         architecture: A key of `ARCHITECTURES`.
         generator: Source of the fresh weights. The body is drawn before the heads, so it does not depend on them.
 
@@ -103,10 +118,14 @@ def make_model(
         4826
     """
     kind = ARCHITECTURES[architecture]
+
+    def make_head(name: str) -> nn.Module:
+        return kind.heads[name](config) if name in kind.heads else kind.task_heads[name](config, num_labels)
+
     with torch.random.fork_rng(
         devices=[]
     ):  # torch's own first weights, which do not stay, come from its global generator
-        model = Model(config, kind.body(config), {name: kind.heads[name](config) for name in heads})
+        model = Model(config, kind.body(config), {name: make_head(name) for name in heads})
     if generator is not None:
         initialise(model, std=config.initializer_range, generator=generator)
     return model

@@ -28,23 +28,36 @@ class LossSum:
     Attributes:
         total: () sum in nats.
         count: Places summed over; may be 0.
-        correct: () how many of them the model got right.
+        correct: () how many of them the model got right; None where that is no question, as for a number.
     """
 
     total: Float[Tensor, ""]
     count: int
-    correct: Int[Tensor, ""]
+    correct: Int[Tensor, ""] | None
 
 
-def cross_entropy_sum(logits: Float[Tensor, "M V"], labels: Int[Tensor, "M"]) -> LossSum:
+def cross_entropy_sum(
+    logits: Float[Tensor, "M V"],
+    labels: Int[Tensor, "M"],
+    *,
+    weights: Float[Tensor, "V"] | None = None,
+    label_smoothing: float = 0.0,
+) -> LossSum:
     """Returns the summed cross-entropy of some places, computed in float32.
+
+    Args:
+        logits: Scores.
+        labels: What should stand there.
+        weights: What a place counts, by its label.
+        label_smoothing: Share of the probability that is spread evenly over all labels.
 
     Example:
         >>> import torch
         >>> cross_entropy_sum(torch.zeros(3, 4), torch.tensor([0, 1, 2])).total
         tensor(4.1589)
     """
-    total = F.cross_entropy(logits.float(), labels, reduction="sum")
+    weights = None if weights is None else weights.to(logits.device)
+    total = F.cross_entropy(logits.float(), labels, weights, reduction="sum", label_smoothing=label_smoothing)
     return LossSum(total=total, count=len(labels), correct=(logits.argmax(-1) == labels).sum())
 
 

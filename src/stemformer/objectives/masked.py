@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stemformer.data.batches import Batch, Example
@@ -136,6 +136,10 @@ class MaskedLm:
         """Returns the summed loss of a batch from the body's states (N, D); the head sees the M scored places only."""
         scored = states.index_select(0, batch.label_positions)
         return {"masked_lm": linear_cross_entropy_sum(*model.before_masked_lm_scores(scored), batch.labels)}
+
+    def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "M V"]:
+        """Returns the score of each word at each marked place of a batch."""
+        return model.masked_lm_logits(states.index_select(0, batch.label_positions))
 
 
 def choose_tokens(n: int, budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:

@@ -3,9 +3,10 @@
 Source: Devlin et al. 2019, section 3.1 and appendix A.2 (the training loss is the sum of the two means); Lan et al. 2020, section 3.1.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stemformer.data.batches import Batch, Example
@@ -55,9 +56,33 @@ class SentencePairs:
         pairs = cross_entropy_sum(model.next_sentence_logits(firsts), batch.sequence_labels)
         return {**self.masked.loss(model, states, batch), self.question: pairs}
 
+    def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "M V"]:
+        """Returns the masked-LM scores of a batch's marked places."""
+        return self.masked.scores(model, states, batch)
 
-Objective = MaskedLm | SentencePairs
-"""What hides and scores."""
+
+@runtime_checkable
+class Objective(Protocol):
+    """What the training loop asks of an objective of pre-training, and of a task.
+
+    Attributes:
+        heads: Names of the heads that it needs.
+    """
+
+    heads: tuple[str, ...]
+
+    def corrupt(self, passage: Any, rng: np.random.Generator) -> Example:
+        """Returns what the model sees of a passage."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Returns how many places of a batch are scored, by the name of the loss."""
+
+    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
+        """Returns the summed losses of a batch from the body's states (N, D)."""
+
+    def scores(self, model: Model, states: Tensor, batch: Batch) -> Tensor:
+        """Returns the scores of a batch's marked places."""
+
 
 OBJECTIVES: dict[str, type[MaskedLm] | type[SentencePairs]] = {
     "none": MaskedLm,
@@ -67,7 +92,7 @@ OBJECTIVES: dict[str, type[MaskedLm] | type[SentencePairs]] = {
 """`objective.sentences` -> objective."""
 
 
-def make_objective(config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> Objective:
+def make_objective(config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> MaskedLm | SentencePairs:
     """Returns the objective of a configuration.
 
     Example:
@@ -93,10 +118,10 @@ class WithLoss(nn.Module):
             model.share_word_gradient()
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
-        """Returns the summed losses of a batch by name, or with `return_logits` the masked-LM scores (M, V) of its marked places."""
+        """Returns the summed losses of a batch by name, or with `return_logits` the objective's scores of its marked places."""
         states = self.model.body(
             batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
         )
         if return_logits:
-            return self.model.masked_lm_logits(states.index_select(0, batch.label_positions))
+            return self.objective.scores(self.model, states, batch)
         return self.objective.loss(self.model, states, batch)

@@ -9,7 +9,7 @@ from typing import Any
 from stemformer.errors import DataError
 from stemformer.training.log import read_log
 
-__all__ = ["Curve", "draw", "write_report"]
+__all__ = ["Curve", "draw", "write_page", "write_report"]
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#6c757d", "#2e8b57")
 _LOSSES = {"masked_lm": "masked words", "next_sentence": "next sentence", "sentence_order": "sentence order"}
@@ -31,30 +31,44 @@ def write_report(folder: Path) -> Path:
     """
     if not (folder / "log.jsonl").is_file() or not (folder / "config.toml").is_file():
         raise DataError(f"{folder} holds no run: expected config.toml and log.jsonl")
-    import jinja2
-
     lines = read_log(folder / "log.jsonl")
     config = (folder / "config.toml").read_text(encoding="utf-8")
-    source = (files("stemformer") / "report" / "run.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    page = template.render(
+    return write_page(
+        folder,
+        "run.html",
         name="/".join(folder.resolve().parts[-2:]),
         tiles=_tiles(lines),
         plots=[(title, draw(curves, unit=unit)) for title, unit, curves in _plots(lines)],
         fills=_fills([line for line in lines if line["kind"] == "fills" and line["fills"]]),
         config=config,
     )
+
+
+def write_page(folder: Path, template: str, **shown: Any) -> Path:
+    """Writes `report.html` into a folder, whole or not at all, and returns where it is.
+
+    Args:
+        folder: Where it goes.
+        template: Name of a file beside this one.
+        shown: What stands in it; all text is escaped.
+    """
+    import jinja2
+
+    here = files("stemformer") / "report"
+    loader = jinja2.FunctionLoader(lambda name: (here / name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     temporary = folder / "report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
+    temporary.write_text(environment.get_template(template).render(shown), encoding="utf-8")
     return temporary.replace(folder / "report.html")
 
 
-def draw(curves: Sequence[Curve], *, unit: str) -> str:
+def draw(curves: Sequence[Curve], *, unit: str, x_name: str = "tokens (millions)") -> str:
     """Returns a plot as SVG text, to be put into a page.
 
     Args:
         curves: All in the same unit, over the same kind of x.
         unit: Of the y axis.
+        x_name: Of the x axis.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -70,7 +84,7 @@ def draw(curves: Sequence[Curve], *, unit: str) -> str:
             colour = _COLOURS[number % len(_COLOURS)]
             faint = style == "faint"
             axes.plot(x, y, color=colour, linewidth=1 if faint else 2, alpha=0.45 if faint else 1, label=name)
-    axes.set_xlabel("tokens (millions)")
+    axes.set_xlabel(x_name)
     axes.set_ylabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     keep: int,
     ranks: Ranks = ONE_RANK,
+    task: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a checkpoint below `folder` and removes the oldest beyond `keep`, but for the best. Every rank must call it.
 
@@ -100,7 +102,7 @@ def save_checkpoint(
     moments = whole_tensors(_optimizer_tensors(model, optimizer))
 
     def write(temporary: Path) -> None:
-        save_model(model, temporary, tokenizer, state=state)
+        save_model(model, temporary, tokenizer, state=state, task=task)
         save_tensors(moments, temporary / "optimizer.safetensors")
         (temporary / "config.toml").write_text(checkpoint.config_toml, encoding="utf-8")
         files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}

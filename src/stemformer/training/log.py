@@ -1,6 +1,7 @@
 """What a run writes down while it goes: `log.jsonl`, a JSON object a line."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,7 +102,7 @@ class StepSums:
             self._losses.update((name, [0.0, 0, 0]) for name in self._losses)
 
     def _begin(self, state: Mapping[str, Any]) -> None:
-        self._waiting: list[tuple[str, Tensor, Tensor, int]] = []
+        self._waiting: list[tuple[str, Tensor, Tensor | None, int]] = []
         self._losses: dict[str, list[float]] = {name: list(parts) for name, parts in state["losses"].items()}
         self._tokens, self._places, self._displaced = state["tokens"], state["places"], state["displaced"]
         self._flops = state["flops"]
@@ -111,8 +112,8 @@ class StepSums:
         """Takes time off that no step spent: an evaluation, a save."""
         self._start += seconds
 
-    def add_loss(self, name: str, total: Tensor, correct: Tensor, count: int) -> None:
-        """Adds the loss of a micro-batch: its sum, how many places were right, and how many there were."""
+    def add_loss(self, name: str, total: Tensor, correct: Tensor | None, count: int) -> None:
+        """Adds the loss of a micro-batch: its sum, how many places were right (None: no question), and how many there were."""
         self._waiting.append((name, total.detach(), correct, count))
 
     def add_step(self, *, tokens: int, places: int, displaced: int, flops: float) -> None:
@@ -126,14 +127,16 @@ class StepSums:
         """Returns all sums as plain numbers; the losses are those of all ranks, each of which must call it."""
         for name, total, correct, count in self._waiting:
             before = self._losses.get(name, [0.0, 0, 0])
-            self._losses[name] = [before[0] + total.item(), before[1] + correct.item(), before[2] + count]
+            self._losses[name] = [
+                before[0] + total.item(),
+                before[1] + (math.nan if correct is None else correct.item()),
+                before[2] + count,
+            ]
         self._waiting = []
         names = sorted(self._losses)
         whole = self._sum([value for name in names for value in self._losses[name]]) if names else []
         return {
-            "losses": {
-                name: [whole[3 * i], int(whole[3 * i + 1]), int(whole[3 * i + 2])] for i, name in enumerate(names)
-            },
+            "losses": {name: [whole[3 * i], whole[3 * i + 1], int(whole[3 * i + 2])] for i, name in enumerate(names)},
             "tokens": self._tokens,
             "places": self._places,
             "displaced": self._displaced,
@@ -150,7 +153,9 @@ class StepSums:
         state = self.state()
         line: dict[str, float] = {}
         for name, (total, correct, count) in state["losses"].items():
-            line |= {f"{name}_loss": total / max(1, count), f"{name}_accuracy": correct / max(1, count)}
+            line[f"{name}_loss"] = total / max(1, count)
+            if not math.isnan(correct):
+                line[f"{name}_accuracy"] = correct / max(1, count)
         seconds = max(state["seconds"], 1e-9)
         line["tokens_per_second"] = state["tokens"] / seconds
         line["fill"] = state["tokens"] / max(1, state["places"])

@@ -19,11 +19,12 @@ from stemformer.errors import TrainingError
 from stemformer.models.model import Model
 from stemformer.objectives.sentence_pairs import Objective
 from stemformer.progress import Progress
+from stemformer.tasks.task import TaskExamples
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.compute import autocast, step_flops
 from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices, whole_tensor
 from stemformer.training.log import RunLog, StepSums
-from stemformer.training.run import BatchConfig, RunConfig
+from stemformer.training.run import BatchConfig, FinetuneConfig, RunConfig
 from stemformer.training.stopping import StopBetweenSteps
 from stemformer.training.timetable import Decision, Timetable
 
@@ -42,7 +43,7 @@ class Phase:
 
     first_step: int
     batch: BatchConfig
-    examples: Rows | Chunks
+    examples: Rows | Chunks | TaskExamples
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,12 @@ class Setup:
         peak: Floating-point operations a second that all devices together can do, for MFU.
         folder: The run folder.
         ranks: This process among all that train.
+        describe: From held-out figures to the line that a person reads.
+        badness: From held-out figures to the number by which checkpoints are compared, lower being better; None where there is none.
+        task: What a saved model says about its task; see `pretrained.save_model`.
     """
 
-    config: RunConfig
+    config: RunConfig | FinetuneConfig
     timetable: Timetable
     objective: Objective
     phases: Sequence[Phase]
@@ -78,6 +82,9 @@ class Setup:
     peak: float
     folder: Path
     ranks: Ranks = ONE_RANK
+    describe: Callable[[dict[str, float]], str] = lambda figures: _held_out_line(figures)
+    badness: Callable[[dict[str, float]], float | None] = lambda figures: _held_out_loss(figures)
+    task: dict[str, Any] | None = None
 
     def phase(self, step: int) -> tuple[int, Phase]:
         """Returns number and phase of a step."""
@@ -94,6 +101,8 @@ class Position:
         seconds: Time spent, interruptions not counted.
         sums: What is summed for the next line of the log.
         evaluation_seconds: What the last evaluation took.
+        best: Lowest badness (see `Setup`) of an evaluation.
+        num_worse: Evaluations since then.
     """
 
     step: int = 0
@@ -101,6 +110,8 @@ class Position:
     seconds: float = 0.0
     sums: StepSums = field(default_factory=StepSums)
     evaluation_seconds: float = 0.0
+    best: float = math.inf
+    num_worse: int = 0
 
 
 def batches_of_step(step: int, setup: Setup) -> list[Batch]:
@@ -113,9 +124,13 @@ def batches_of_step(step: int, setup: Setup) -> list[Batch]:
         examples.append((i, setup.objective.corrupt(phase.examples.draw(i, rng), rng)))
     fewest, rest = divmod(phase.batch.rows, setup.ranks.world_size)
     most = fewest + (rest > 0)
-    number = min(
-        fewest, math.ceil(most / (phase.batch.micro_rows or most))
-    )  # ranks wait for each other at each forward
+    number = math.ceil(most / (phase.batch.micro_rows or most))
+    if phase.batch.micro_tokens and isinstance(phase.examples, TaskExamples):
+        whole = sum(
+            int(phase.examples.sizes[i]) for _, i in _examples(step, setup)
+        )  # over all ranks, as all must agree
+        number = max(number, math.ceil(whole / setup.ranks.world_size / phase.batch.micro_tokens))
+    number = min(fewest, number)  # ranks wait for each other at each forward
     return [collate([e for _, e in part], [i for i, _ in part]) for part in slices(examples, number)]
 
 
@@ -182,8 +197,11 @@ def train(
         if figures and is_logged:
             where = {"step": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3)}
             log.write(kind="evaluation", **where, **figures)
-            log.write(kind="fills", **where, fills=fills.get("fills", [])[:_FILLS_LOGGED])
-            progress.say(f"step {at.step}: {_held_out_line(figures)}")
+            if setup.fill is not None:
+                log.write(kind="fills", **where, fills=fills.get("fills", [])[:_FILLS_LOGGED])
+            progress.say(f"step {at.step}: {setup.describe(figures)}")
+        if is_logged and (now := setup.badness(figures)) is not None:
+            at.best, at.num_worse = (now, 0) if now < at.best else (at.best, at.num_worse + 1)
         module.train()
         at.evaluation_seconds = time.perf_counter() - started
         sums.leave_out(at.evaluation_seconds)
@@ -194,23 +212,26 @@ def train(
         is_finite = all(bool(_local(p).isfinite().all()) for p in model.parameters())
         if ranks.largest([float(not is_finite)])[0]:
             raise TrainingError(_not_finite("weights are", at.step, last_saved, setup))
-        held_out = _held_out_loss(figures) if evaluated_at == at.step else None
+        held_out = setup.badness(figures) if evaluated_at == at.step else None
         checkpoint = Checkpoint(
             at.step,
             at.tokens,
             at.seconds,
             to_toml(config),
-            setup.phases[0].examples.shards.fingerprint,
+            setup.phases[0].examples.fingerprint,
             setup.environment,
             sums.state(),
             held_out,
         )
         folder = setup.folder / "checkpoints"
         keep = config.checkpoints.keep
-        save_checkpoint(folder, model, optimizer, checkpoint, tokenizer=setup.tokenizer, keep=keep, ranks=ranks)
+        save_checkpoint(
+            folder, model, optimizer, checkpoint, tokenizer=setup.tokenizer, keep=keep, ranks=ranks, task=setup.task
+        )
         sums.leave_out(time.perf_counter() - started)
 
-    if at.step == 0 or timetable.is_last(at.step):
+    patience = getattr(config.evaluation, "patience", None) or math.inf
+    if (at.step == 0 and isinstance(config, RunConfig)) or timetable.is_last(at.step):
         evaluate(is_logged=at.step == 0)  # a finished run, asked again, tells its figures
     timed = timetable.seconds
     progress.start("training", total=timed or timetable.num_steps, unit="seconds" if timed else "steps")
@@ -232,9 +253,10 @@ def train(
                     raise TrainingError(_not_finite("gradient is", at.step, last_saved, setup))
                 rate = config.optimizer.learning_rate * timetable.factor(at.step)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group.get("scale", 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                model.body.embeddings.clear_gradient([batch.input_ids for batch in batches])
 
                 batch_config = setup.phase(at.step)[1].batch
                 at.step += 1
@@ -253,6 +275,7 @@ def train(
                     note = (f"step {at.step}, " if timed else "") + _line(line)
                 if agreed.evaluate or is_last:
                     evaluate()
+                    is_last = is_last or at.num_worse >= patience
                 if agreed.save or is_last or agreed.stop:
                     save()
                     last_saved = at.step
@@ -281,7 +304,12 @@ class _Agreed:
 
 
 def _agree(
-    timetable: Timetable, is_stopping: bool, before: float, at: Position, config: RunConfig, ranks: Ranks
+    timetable: Timetable,
+    is_stopping: bool,
+    before: float,
+    at: Position,
+    config: RunConfig | FinetuneConfig,
+    ranks: Ranks,
 ) -> _Agreed:
     """Returns what all ranks do after a step: stop if one was told to, and whatever else the first one's clock says."""
     now: dict[str, Any] = {"step": at.step, "seconds": at.seconds, "before": before}
@@ -340,13 +368,12 @@ def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
 
 def _line(figures: dict[str, float]) -> str:
     """Returns the figures a person wants to see while training."""
-    losses = [
-        f"loss {figures[f'{name}_loss']:.3f}{label}" for name, label in _LABELS.items() if f"{name}_loss" in figures
-    ]
+    names = [name.removesuffix("_loss") for name in figures if name.endswith("_loss")]
+    losses = [f"loss {figures[f'{name}_loss']:.3f}{_LABELS.get(name, '')}" for name in names]
     return ", ".join([*losses, f"{figures['tokens_per_second']:,.0f} tokens/s"])
 
 
-_LABELS = {"masked_lm": "", "next_sentence": " (next sentence)", "sentence_order": " (sentence order)"}
+_LABELS = {"next_sentence": " (next sentence)", "sentence_order": " (sentence order)"}
 
 
 def _held_out_line(figures: dict[str, float]) -> str:

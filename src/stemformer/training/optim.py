@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,7 +125,13 @@ def learning_rate_factor(step: int, num_steps: int, config: ScheduleConfig) -> f
     return config.final_share + (1 - config.final_share) * left
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, *, precision: str = "fp32") -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module,
+    config: OptimizerConfig,
+    *,
+    precision: str = "fp32",
+    scale: Callable[[str], float] | None = None,
+) -> torch.optim.AdamW:
     """Returns the optimizer of a model.
 
     Its groups are matrices and embeddings, which decay; biases and norms, which do not; with `muon` also the matrices of the layers.
@@ -134,16 +140,21 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, precision: str 
         model: Parameters that need no gradient are left out.
         config: Kind and rates.
         precision: In which Muon multiplies matrices, `fp32` or `bf16`.
+        scale: From a parameter's name to the factor on its learning rate, kept as `scale` in its group.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     is_muon = config.kind == "muon"
     hidden = [(name, p) for name, p in named if is_muon and "layers" in name.split(".") and p.ndim == 2]
     chosen = {id(p) for _, p in hidden}
-    others = [p for _, p in named if id(p) not in chosen]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    others: dict[float, list[nn.Parameter]] = {}
+    for name, p in named:
+        if id(p) not in chosen:
+            others.setdefault(scale(name) if scale else 1.0, []).append(p)
+    for factor, params in others.items():
+        told = {"scale": factor} if scale else {}
+        groups.append({"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay, **told})
+        groups.append({"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0, **told})
     if not is_muon and (config.matrix_rate, config.momentum) != (_DEFAULTS.matrix_rate, _DEFAULTS.momentum):
         warnings.warn("optimizer.matrix_rate and momentum are Muon's: no effect with kind = adamw", stacklevel=2)
     rates: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}

@@ -10,6 +10,7 @@ from typing import Literal
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.objectives.masked import MaskedLmConfig
+from stemformer.tasks.task import TaskConfig
 from stemformer.training.optim import OptimizerConfig, ScheduleConfig
 
 __all__ = [
@@ -19,8 +20,11 @@ __all__ = [
     "CheckpointConfig",
     "ComputeConfig",
     "EvaluationConfig",
+    "FinetuneConfig",
     "PhaseConfig",
     "RunConfig",
+    "TaskBatchConfig",
+    "TaskEvaluationConfig",
     "num_steps_of",
 ]
 
@@ -37,11 +41,13 @@ class BatchConfig:
         micro_rows: Examples a forward on one rank; None takes all of a rank's at once. A smaller number needs less memory and gives
             the same gradient.
         row_length: Tokens a row holds at most, special tokens included.
+        micro_tokens: Tokens a forward, about, where examples are of unequal length; None sets no limit.
     """
 
     rows: int = 32
     micro_rows: int | None = None
     row_length: int = 128
+    micro_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.rows < 1:
@@ -225,6 +231,91 @@ class RunConfig:
     def parts(self) -> list[tuple[float, BatchConfig]]:
         """Returns each phase, the first among them: where it begins as a share of the run, and what its steps see."""
         return [(0.0, self.batch), *((phase.from_share, phase.batch()) for phase in self.phases)]
+
+
+@dataclass(frozen=True)
+class TaskBatchConfig:
+    """What one optimizer step of fine-tuning sees.
+
+    Attributes:
+        rows: Examples a step, drawn at random whatever their length. Nothing is padded.
+        micro_tokens: Tokens a forward, about: a step with more of them is done in parts, with the same gradient.
+    """
+
+    rows: int = 32
+    micro_tokens: int = 16384
+
+    def __post_init__(self) -> None:
+        _at_least_one("batch", rows=self.rows, micro_tokens=self.micro_tokens)
+
+
+@dataclass(frozen=True)
+class TaskEvaluationConfig:
+    """The figures on the dev data.
+
+    Attributes:
+        every: Steps between two evaluations; None does one each pass over the training data.
+        patience: The run ends when so many evaluations in a row were not better than the best, and its result is the model of the best;
+            None trains to the end, and its result is the last model.
+    """
+
+    every: int | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least_one("evaluation", every=self.every, patience=self.patience)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A complete fine-tuning run. The defaults are the BERT paper's.
+
+    Attributes:
+        model: That training started from.
+        train: Files of labelled data.
+        dev: The same, for evaluation; empty cuts a part off the training data.
+        dev_share: How large that part is.
+        seed: Of everything that is random, from 0.
+        log_every: Steps between two lines of `log.jsonl`.
+        tensorboard: Write TensorBoard's files beside `log.jsonl`.
+        frozen_layers: The lowest layers that stay as they are.
+        frozen_embeddings: Word, position and segment vectors stay as they are too.
+        layer_decay: The learning rate of each layer is that of the layer above times this; the embeddings are the lowest.
+        fresh: What is drawn at random instead of taken from the model: `nothing`, its `embeddings` of words, or `all` of it.
+
+    Source: Devlin et al. 2019, appendix A.3; layer-wise decay: Howard and Ruder 2018, section 3.2.
+    """
+
+    model: str
+    train: tuple[str, ...]
+    dev: tuple[str, ...] = ()
+    dev_share: float = 0.1
+    seed: int = 0
+    log_every: int = 10
+    tensorboard: bool = False
+    frozen_layers: int = 0
+    frozen_embeddings: bool = False
+    layer_decay: float = 1.0
+    fresh: Literal["nothing", "embeddings", "all"] = "nothing"
+    task: TaskConfig = field(default_factory=TaskConfig)
+    batch: TaskBatchConfig = field(default_factory=TaskBatchConfig)
+    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(epochs=3))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-5))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup_share=0.1))
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    evaluation: TaskEvaluationConfig = field(default_factory=TaskEvaluationConfig)
+    checkpoints: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(keep=1))
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}: expected a number from 0 to 2**63 - 1")
+        _at_least_one("config", log_every=self.log_every)
+        if not 0 < self.dev_share < 1:
+            raise ConfigError(f"dev_share is {self.dev_share}: expected a share between 0 and 1")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay is {self.layer_decay}: expected a factor above 0, at most 1")
+        if self.frozen_layers < 0:
+            raise ConfigError(f"frozen_layers is {self.frozen_layers}: expected 0 or more")
 
 
 def _at_least_one(table: str, **values: int | None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stemformer.errors import CheckpointError
 from stemformer.training.optim import learning_rate_factor
-from stemformer.training.run import RunConfig
+from stemformer.training.run import FinetuneConfig, RunConfig
 
 __all__ = ["Decision", "Timetable"]
 
@@ -46,7 +46,7 @@ class Timetable:
         folder: The run folder, for `schedule.json`.
     """
 
-    def __init__(self, config: RunConfig, num_steps: int | None, folder: Path) -> None:
+    def __init__(self, config: RunConfig | FinetuneConfig, num_steps: int | None, folder: Path) -> None:
         self.config = config
         self.num_steps = num_steps
         self.seconds = config.budget.seconds

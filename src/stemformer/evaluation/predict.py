@@ -1,0 +1,150 @@
+"""What a model says about labelled or unlabelled records, and how good that is."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from stemformer.data.batches import Batch, collate
+from stemformer.evaluation import metrics
+from stemformer.objectives.losses import LossSum
+from stemformer.tasks.task import Task, TaskExamples
+
+__all__ = ["MAIN_METRIC", "main_metric", "predict_scores", "score_predictions"]
+
+BATCH_TOKENS = 4096
+"""Tokens of a batch that is only predicted."""
+
+MAIN_METRIC = {"class": "accuracy", "labels": "micro_f1", "score": "pearson", "tag": "accuracy", "entities": "f1"}
+MAIN_METRIC |= {"qa": "f1", "choice": "accuracy"}
+"""What a task is judged by: kind of a classification, or name of another task -> metric."""
+
+
+@torch.inference_mode()
+def predict_scores(
+    module: nn.Module,
+    task: Task,
+    examples: TaskExamples,
+    *,
+    device: torch.device,
+    batch_tokens: int = BATCH_TOKENS,
+    on_examples: Callable[[int], None] | None = None,
+) -> tuple[list[Float[np.ndarray, "r c"]], float | None]:
+    """Returns the scores of each example, in the order given, and their mean loss (None where answers are not known).
+
+    Examples of about one length go through the model together; nothing is padded.
+
+    Args:
+        module: With the task as its objective (`objectives.sentence_pairs.WithLoss`).
+        task: Knows how many scores an example has.
+        examples: Any number.
+        device: Where the module is.
+        batch_tokens: Tokens of a batch, about.
+        on_examples: Told how many more are done.
+    """
+    module.eval()
+    scores: list[Any] = [None] * len(examples)
+    losses: list[LossSum] = []
+    for numbers, batch in _batches(examples, batch_tokens):
+        moved = batch.to(device)
+        rows = module(moved, return_logits=True)
+        if batch.sequence_labels is not None or len(batch.labels):
+            losses.append(task.loss_of(rows, moved))
+        sizes = [task.num_scores(examples.examples[i]) for i in numbers]
+        for number, part in zip(numbers, torch.split(rows.float().cpu(), sizes), strict=True):
+            scores[number] = part.numpy()
+        if on_examples is not None:
+            on_examples(len(numbers))
+    count = sum(loss.count for loss in losses)
+    return scores, float(sum(float(loss.total) for loss in losses) / count) if count else None
+
+
+def _batches(examples: TaskExamples, batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
+    order = np.argsort(-examples.sizes, kind="stable")  # the longest first: what does not fit into memory fails at once
+    numbers: list[int] = []
+    tokens = 0
+    has_answer: bool | None = None
+    for number in order.tolist():
+        size, answered = int(examples.sizes[number]), examples.examples[number].sequence_labels is not None
+        if numbers and (tokens + size > batch_tokens or answered != has_answer):
+            yield numbers, collate([examples.examples[i] for i in numbers], numbers)
+            numbers, tokens = [], 0
+        numbers.append(number)
+        tokens, has_answer = tokens + size, answered
+    if numbers:
+        yield numbers, collate([examples.examples[i] for i in numbers], numbers)
+
+
+def main_metric(task: Task, *, entities: bool = False) -> str:
+    """Returns the name of the figure that a task is judged by.
+
+    Args:
+        task: Any.
+        entities: Tags mark entities.
+    """
+    name = task.config.kind if task.head == "sequence" else task.config.name
+    return MAIN_METRIC["entities" if entities else name]
+
+
+def score_predictions(
+    task: Task,
+    predictions: Sequence[Any],
+    records: Sequence[Any],
+    *,
+    entities: bool = False,
+    language: metrics.Language = "en",
+) -> dict[str, Any]:
+    """Returns the official figures of some predictions (see `evaluation.metrics`), those of records without an answer left out.
+
+    Args:
+        task: That was decoded.
+        predictions: One for each record.
+        records: With their answers.
+        entities: Tags mark entities.
+        language: Of answers in passages.
+
+    Raises:
+        DataError: No record has an answer.
+    """
+    if task.head == "token":
+        known = [(r.tags, p.tags) for p, r in zip(predictions, records, strict=True) if r.tags is not None]
+        return metrics.tagging([a for a, _ in known], [b for _, b in known], entities=entities)
+    if task.head == "span":
+        return _score_answers(task, predictions, records, language)
+    if task.head == "choice":
+        known = [(r.answer, p.choice) for p, r in zip(predictions, records, strict=True) if r.answer is not None]
+        right, given = (np.array(x, np.int64) for x in (list(zip(*known, strict=True)) or ((), ())))
+        names = [str(i) for i in range(int(max(right.max(initial=0), given.max(initial=0))) + 1)]
+        return {"accuracy": metrics.classification(right, given, names)["accuracy"]}
+    known = [(r.label, p) for p, r in zip(predictions, records, strict=True) if r.label is not None]
+    if task.config.kind == "score":
+        return metrics.regression(np.array([float(a) for a, _ in known]), np.array([p.score for _, p in known]))
+    if task.config.kind == "labels":
+        gold = np.array([[label in a for label in task.labels] for a, _ in known], bool)
+        probabilities = np.array([p.probabilities for _, p in known]).reshape(len(known), len(task.labels))
+        return metrics.multi_label(gold, probabilities >= task.config.positive, task.labels)
+    names = [
+        *task.labels,
+        *sorted({a for a, _ in known} - set(task.labels)),
+    ]  # a label that was not trained is never right
+    number = {label: i for i, label in enumerate(names)}
+    right, given = (
+        np.array([number[x] for x in column], np.int64)
+        for column in ([a for a, _ in known], [p.label for _, p in known])
+    )
+    return {**metrics.classification(right, given, names), "labels": names}
+
+
+def _score_answers(
+    task: Task, predictions: Sequence[Any], records: Sequence[Any], language: metrics.Language
+) -> dict[str, Any]:
+    gold = {str(i): list(record.gold) for i, record in enumerate(records)}
+    if not task.config.no_answer:
+        return dict(metrics.squad(gold, {str(i): p.text for i, p in enumerate(predictions)}, language=language))
+    spans = {str(i): p.candidates[0].text if p.candidates else "" for i, p in enumerate(predictions)}
+    no_answer = {str(i): p.no_answer for i, p in enumerate(predictions)}
+    threshold = getattr(task, "threshold", 0.0)
+    return dict(metrics.squad(gold, spans, language=language, no_answer=no_answer, threshold=threshold))

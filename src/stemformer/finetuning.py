@@ -1,0 +1,495 @@
+"""The fine-tuning command: joins labelled data, a pre-trained body, a fresh head and the loop into a run folder."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stemformer.data.tokenizer import Tokenizer
+from stemformer.errors import ConfigError, DataError
+from stemformer.evaluation.metrics import best_threshold, spread
+from stemformer.evaluation.predict import main_metric, predict_scores, score_predictions
+from stemformer.folders import free_folder, refuse_inside
+from stemformer.models.heads import initialise
+from stemformer.models.model import Model
+from stemformer.objectives.sentence_pairs import WithLoss
+from stemformer.pretrained import find_folder, load_model, load_with_tokenizer, save_model
+from stemformer.pretraining import resolve
+from stemformer.problems import Problem, new_problem, read_records, split_dev
+from stemformer.progress import Progress, Silent
+from stemformer.report.task_report import write_task_report
+from stemformer.results import examples_to_show
+from stemformer.resuming import check_goes_on, find_run, go_on, make_ready, refuse_changes
+from stemformer.tasks.span_qa import QuestionAnswering
+from stemformer.tasks.task import TaskConfig, TaskExamples
+from stemformer.training.checkpoint import environment, read_checkpoint, write_folder
+from stemformer.training.compute import (
+    autocast,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    compile_blocks,
+    keep_freed_memory,
+    matmul_rate,
+)
+from stemformer.training.distributed import Ranks, distribute, is_restarted, this_rank, whole_tensors
+from stemformer.training.log import StepSums, read_log
+from stemformer.training.loop import Phase, Position, Setup, train
+from stemformer.training.optim import make_optimizer
+from stemformer.training.run import BatchConfig, FinetuneConfig
+from stemformer.training.timetable import Timetable
+
+__all__ = ["finetune"]
+
+
+def finetune(
+    task: str,
+    *,
+    model: str,
+    train: Sequence[str],
+    out: str,
+    dev: Sequence[str] = (),
+    text: Sequence[str] = (),
+    label: str | None = None,
+    kind: str = "class",
+    max_length: int | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    config: str | None = None,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    trials: int = 1,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    compile: bool | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trains a model on labelled data into a run folder, and returns how good it is on the dev data.
+
+    Args:
+        task: `classify`, `pair`, `tag`, `qa` or `choice`.
+        model: A Hugging Face folder, a run folder, or a hub id: the body, and the head too where it fits.
+        train: Files of labelled data.
+        out: The run folder.
+        dev: The same, for evaluation; by default a part of the training data is set aside.
+        text: Columns of the texts; guessed by default, and said.
+        label: Column of the answer; likewise.
+        kind: `class`, `labels` or `score`; of `classify` and `pair`.
+        max_length: Tokens of an example; what the model can take by default.
+        epochs: Passes over the training data; 3 by default.
+        steps: Optimizer steps instead.
+        batch_size: Examples a step; 32 by default.
+        learning_rate: Peak; 3e-5 by default.
+        config: TOML file laid over the defaults.
+        settings: `key=value` laid over both; see `training.run.FinetuneConfig`.
+        seed: Of everything that is random: head, order, dropout, dev split.
+        trials: So many runs with seeds that follow each other; mean and spread are told.
+        device: As in `training.run.ComputeConfig`, like the next three.
+        precision: Number format.
+        threads: Processor threads.
+        compile: Compile the blocks.
+        resume: Go on where the run in `out` stopped.
+        overwrite: Replace what `out` holds.
+        progress: Told how far it is.
+
+    Raises:
+        StemformerError: Data, settings or a model that do not fit; a loss that is not finite.
+    """
+    progress = progress or Silent()
+    start = FinetuneConfig(model=model, train=tuple(train), dev=tuple(dev))
+    of_task = TaskConfig(task, kind=kind, text=tuple(text), label=label, max_length=max_length)  # type: ignore[arg-type]
+    given = replace(start, task=of_task)
+    if batch_size is not None:
+        given = replace(given, batch=replace(given.batch, rows=batch_size))
+    if learning_rate is not None:
+        given = replace(given, optimizer=replace(given.optimizer, learning_rate=learning_rate))
+    budget = {"epochs": epochs, "steps": steps}
+    compute = {"device": device, "precision": precision, "threads": threads, "compile": compile}
+    given = resolve(given, config, settings, budget=budget, compute=compute)
+    given = given if seed is None else replace(given, seed=seed)
+    _check(given)
+    folder = Path(out) if resume or is_restarted(Path(out)) else free_folder(out, overwrite=overwrite)
+    refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
+    if trials < 1:
+        raise ConfigError(f"--trials {trials}: expected at least 1")
+    data = _read(given, progress)
+    if trials == 1:
+        return _run(given, data, folder, resume=resume, progress=progress)
+    told = []
+    for number in range(trials):
+        at = replace(given, seed=given.seed + number)
+        progress.say(f"trial {number + 1} of {trials}, seed {at.seed}")
+        told.append(_run(at, data, folder / f"seed-{at.seed}", resume=resume, progress=progress))
+    return _over_trials(folder, told)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ data
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Labelled records, what they ask, and what was done to them on the way, in sentences."""
+
+    problem: Problem
+    train: list[Any]
+    dev: list[Any]
+    notes: list[str]
+
+
+def _check(config: FinetuneConfig) -> None:
+    if config.layer_decay != 1 and config.optimizer.kind == "muon":
+        raise ConfigError("layer_decay has no effect on matrices that optimizer.kind = muon moves: use adamw")
+    if config.budget.seconds is not None or config.budget.tokens is not None:
+        raise ConfigError("budget: fine-tuning takes epochs or steps")
+
+
+def _read(config: FinetuneConfig, progress: Progress) -> _Data:
+    """Reads the labelled files, and sets a part aside for dev where no dev file was given."""
+    progress.start("reading labelled data")
+    counted: Counter[str] = Counter()
+    records, of_task = read_records(config.task, config.train, counted=counted)
+    notes = [f"training data: {what}: {number:,}" for what, number in counted.items()]
+    if config.dev:
+        counted = Counter()
+        dev, _ = read_records(of_task, config.dev, counted=counted)
+        notes += [f"dev data: {what}: {number:,}" for what, number in counted.items()]
+    else:
+        records, dev = split_dev(of_task, records, share=config.dev_share, seed=config.seed)
+        together = "articles or passages kept whole" if of_task.name == "qa" else "each class in the same share"
+        notes.append(f"no dev data given: {len(dev):,} records ({config.dev_share:.0%}) set aside by seed, {together}")
+        if not records or not dev:
+            raise DataError(f"{', '.join(config.train)}: too few records to set some aside for dev: give --dev")
+    problem = new_problem(of_task, records)
+    notes += _unknown_labels(problem, dev)
+    for line in (_told_of_columns(problem), _told_of_labels(problem, records), *notes):
+        if line:
+            progress.say(line)
+    return _Data(problem, records, dev, notes)
+
+
+def _unknown_labels(problem: Problem, dev: Sequence[Any]) -> list[str]:
+    config = problem.task.config
+    if not problem.task.labels:
+        return []
+    if problem.task.head == "token":
+        found = Counter(tag for r in dev for tag in r.tags)
+    elif config.kind == "labels":
+        found = Counter(label for r in dev for label in r.label)
+    else:
+        found = Counter(r.label for r in dev)
+    unknown = {label: n for label, n in found.items() if label not in problem.task.labels}
+    if not unknown:
+        return []
+    shown = ", ".join(f"{label!r} ({n:,})" for label, n in sorted(unknown.items())[:5])
+    return [f"{len(unknown)} labels of the dev data are not in the training data, and count as wrong: {shown}"]
+
+
+def _told_of_columns(problem: Problem) -> str:
+    config = problem.task.config
+    if problem.task.head != "sequence":
+        return ""
+    texts = " and ".join(repr(name) for name in config.text)
+    return f"text: column {texts}; answer: column {config.label!r} (--text, --label to change)"
+
+
+def _told_of_labels(problem: Problem, records: Sequence[Any]) -> str:
+    task = problem.task
+    if task.head == "span":
+        none = sum(not r.gold for r in records)
+        return f"{len(records):,} questions, {none:,} without an answer" if none else f"{len(records):,} questions"
+    if not task.labels:
+        return f"{len(records):,} records"
+    shown = ", ".join(task.labels[:12]) + (", ..." if len(task.labels) > 12 else "")
+    return f"{len(records):,} records, {len(task.labels)} labels: {shown}"
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- a run
+
+
+def _run(config: FinetuneConfig, data: _Data, folder: Path, *, resume: bool, progress: Progress) -> dict[str, Any]:
+    resume = resume or is_restarted(folder)
+    found = find_run(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
+    task = data.problem.task
+    source = find_folder(found.newest if found else config.model)
+    with this_rank(choose_device(config.compute.device)) as ranks:
+        progress = progress if ranks.is_first else Silent()
+        if config.compute.threads:
+            torch.set_num_threads(config.compute.threads)
+        generator = torch.Generator().manual_seed(config.seed)
+        model, tokenizer = load_with_tokenizer(source, task.heads, num_labels=task.num_labels, generator=generator)
+        if found is None:
+            _make_fresh(model, config, generator)
+        _freeze(model, config)
+        max_length = _max_length(task.config, model)
+        progress.start("encoding")
+        examples = task.encode(data.train, tokenizer, max_length=max_length)
+        dev = task.encode(data.dev, tokenizer, max_length=max_length)
+        notes = [*data.notes]
+        notes += [f"training data: {what}: {n:,}" for what, n in examples.counted.items()]
+        notes += [f"dev data: {what}: {n:,}" for what, n in dev.counted.items()]
+        for note in notes[len(data.notes) :]:
+            progress.say(note)
+        setup, last = _make_setup(config, data, examples, dev, tokenizer, model, ranks, folder, max_length)
+        if found is not None:
+            assert isinstance(setup.config, FinetuneConfig)
+            refuse_changes(found.config, setup.config)
+            check_goes_on(found, setup)
+        ranks.wait()
+        if ranks.is_first:
+            make_ready(folder, found, setup.config, progress)
+        ranks.wait()
+        if setup.device.type == "cpu":
+            keep_freed_memory()
+        model.to(setup.device)
+        module = distribute(model, setup.objective, ranks, sharded=config.compute.shard)
+        scale = _layer_scale(model, config.layer_decay)
+        optimizer = make_optimizer(model, config.optimizer, precision=setup.precision, scale=scale)
+        if setup.device.type == "cpu" and ranks.world_size == 1 and model.body.embeddings.word.weight.requires_grad:
+            model.body.embeddings.keep_gradient()
+        at = go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
+        if found is not None:
+            _recall(at, setup)
+        progress.say(_told_of_start(setup, model, examples, max_length))
+        if setup.environment["compile"]:
+            compile_blocks(model)
+        train(model, module, optimizer, setup, at, progress=progress)
+        weights = whole_tensors(model.state_dict())
+        told: dict[str, Any] = {}
+        if ranks.is_first:
+            if config.evaluation.patience is not None:
+                best = folder / "checkpoints" / "best"
+                weights = load_model(best, task.heads, num_labels=task.num_labels).state_dict()
+                progress.say(f"early stopping: the result is the model of step {read_checkpoint(best).step}")
+                last.clear()
+            told = _finish(weights, data, dev, setup, tokenizer, max_length, notes, last, progress)
+        ranks.wait()
+    return {
+        "run": str(folder),
+        "model": str(folder / "final"),
+        "report": str(folder / "report.html"),
+        "seed": config.seed,
+        "steps": at.step,
+        "seconds": round(at.seconds, 1),
+        **told,
+    }
+
+
+def _make_setup(
+    config: FinetuneConfig,
+    data: _Data,
+    examples: TaskExamples,
+    dev: TaskExamples,
+    tokenizer: Tokenizer,
+    model: Model,
+    ranks: Ranks,
+    folder: Path,
+    max_length: int,
+) -> tuple[Setup, list[Any]]:
+    task, device = data.problem.task, ranks.device
+    if len(examples) < ranks.world_size:
+        raise DataError(f"{len(examples)} training examples for {ranks.world_size} ranks: give more data")
+    rows = min(config.batch.rows, len(examples))
+    a_pass = math.ceil(len(examples) / rows)
+    if config.evaluation.every is None:
+        config = replace(config, evaluation=replace(config.evaluation, every=a_pass))
+    if config.checkpoints.every is None:
+        config = replace(config, checkpoints=replace(config.checkpoints, every=config.evaluation.every))
+    num_steps = config.budget.steps or max(1, math.ceil((config.budget.epochs or 3) * len(examples) / rows - 1e-9))
+    precision = choose_precision(config.compute.precision, device)
+    name = main_metric(task, entities=data.problem.entities)
+    last: list[Any] = []
+
+    def evaluate(module: torch.nn.Module) -> dict[str, float]:
+        with autocast(device, precision):
+            scores, loss = predict_scores(module, task, dev, device=device)
+        last[:] = [scores, loss]
+        predictions = task.decode(scores, dev, data.dev)
+        told = score_predictions(
+            task, predictions, data.dev, entities=data.problem.entities, language=data.problem.language
+        )
+        numbers = {f"dev_{key}": value for key, value in told.items() if isinstance(value, float)}
+        return {**({} if loss is None else {"dev_loss": loss}), **numbers}
+
+    setup = Setup(
+        config=config,
+        timetable=Timetable(config, num_steps, folder),
+        objective=task,
+        phases=[Phase(0, BatchConfig(rows, None, max_length, config.batch.micro_tokens), examples)],
+        evaluate=evaluate,
+        fill=None,
+        tokenizer=tokenizer,
+        device=device,
+        precision=precision,
+        environment=environment(device, precision, choose_compile(config.compute.compile, device), ranks),
+        peak=ranks.sum([matmul_rate(device, precision, size=1024)])[0],
+        folder=folder,
+        ranks=ranks,
+        describe=lambda figures: ", ".join(f"{key.replace('_', ' ')} {_shown(key, v)}" for key, v in figures.items()),
+        badness=lambda figures: -figures[f"dev_{name}"] if f"dev_{name}" in figures else None,
+        task=data.problem.told() | {"max_length": max_length},
+    )
+    return setup, last
+
+
+def _finish(
+    weights: dict[str, Any],
+    data: _Data,
+    dev: TaskExamples,
+    setup: Setup,
+    tokenizer: Tokenizer,
+    max_length: int,
+    notes: Sequence[str],
+    last: Sequence[Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Evaluates the result where the last evaluation was not of it, tunes what is tuned on dev data, and saves the model and its figures."""
+    task, folder = data.problem.task, setup.folder
+    assert isinstance(setup.config, FinetuneConfig)
+    model = load_model(setup.config.model, task.heads, num_labels=task.num_labels, generator=torch.Generator())
+    model.load_state_dict(weights)
+    model.to(setup.device).eval()
+    scores, loss = last or [None, None]
+    if scores is None:
+        progress.start("evaluating", total=len(dev), unit="examples")
+        with autocast(setup.device, setup.precision):
+            scores, loss = predict_scores(
+                WithLoss(model, setup.objective), task, dev, device=setup.device, on_examples=progress.advance
+            )
+    predictions = task.decode(scores, dev, data.dev)
+    if isinstance(task, QuestionAnswering) and task.config.no_answer:
+        gold = {str(i): list(r.gold) for i, r in enumerate(data.dev)}
+        spans = {str(i): p.candidates[0].text if p.candidates else "" for i, p in enumerate(predictions)}
+        no_answer = {str(i): p.no_answer for i, p in enumerate(predictions)}
+        task.threshold = best_threshold(gold, spans, no_answer, language=data.problem.language)[0]
+        predictions = task.decode(scores, dev, data.dev)
+    told = score_predictions(
+        task, predictions, data.dev, entities=data.problem.entities, language=data.problem.language
+    )
+    figures = {key: value for key, value in told.items() if isinstance(value, float)}
+    details = {key: value for key, value in told.items() if not isinstance(value, float)}
+    of_task = data.problem.told() | {"max_length": max_length}
+    write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, task=of_task))
+    progress.finish()
+    written = {"task": task.config.name, "metrics": {**figures, "loss": loss}, **details, "notes": list(notes)}
+    temporary = folder / "metrics.json.tmp"
+    temporary.write_text(json.dumps(written, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / "metrics.json")
+    shown = examples_to_show(
+        data.problem, data.dev, predictions, number=len(data.dev), looked_into=(dev, scores, tokenizer)
+    )
+    page = {"task": task.config.name, "title": "/".join(folder.resolve().parts[-2:]), "metrics": figures, **details}
+    page |= {
+        "curves": _curves(read_log(folder / "log.jsonl"), task.config.name),
+        "notes": list(notes),
+        "examples": shown,
+    }
+    write_task_report(folder, {**page, "config": (folder / "config.toml").read_text(encoding="utf-8")})
+    return {"train": len(data.train), "dev": len(data.dev), **figures, "notes": list(notes)}
+
+
+def _curves(lines: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Returns the plots of a run: losses, and each figure on the dev data."""
+    train = [line for line in lines if line["kind"] == "train"]
+    dev = [line for line in lines if line["kind"] == "evaluation"]
+    losses = [("training", [x["step"] for x in train], [x[f"{name}_loss"] for x in train], "faint")]
+    if dev and "dev_loss" in dev[0]:
+        losses.append(("dev", [x["step"] for x in dev], [x["dev_loss"] for x in dev], "line"))
+    plots = [{"title": "Loss", "unit": "nats", "x_name": "steps", "curves": losses}]
+    for key in dev[0] if len(dev) > 1 else ():
+        if key.startswith("dev_") and key != "dev_loss":
+            title = key.removeprefix("dev_").replace("_", " ")
+            curve = ("dev", [x["step"] for x in dev], [x[key] for x in dev], "line")
+            plots.append({"title": title, "unit": title, "x_name": "steps", "curves": [curve]})
+    return plots
+
+
+def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns mean and spread of the figures of several runs."""
+    names = [key for key, value in told[0].items() if isinstance(value, float)]
+    out: dict[str, Any] = {"run": str(folder), "trials": len(told), "seeds": [t["seed"] for t in told]}
+    for name in names:
+        mean, deviation = spread([t[name] for t in told])
+        out[name] = {"mean": round(mean, 4), "spread": round(deviation, 4), "each": [round(t[name], 4) for t in told]}
+    return {**out, "notes": told[0]["notes"]}
+
+
+# ------------------------------------------------------------------------------------------------------------------------ small parts
+
+
+def _max_length(config: TaskConfig, model: Model) -> int:
+    longest = model.config.max_position_embeddings
+    if config.max_length is not None and config.max_length > longest:
+        raise ConfigError(f"--max-length {config.max_length}: the model has {longest} positions")
+    if config.max_length is None and config.name == "qa":
+        return min(longest, _QA_LENGTH)
+    return config.max_length or longest
+
+
+_QA_LENGTH = 384
+"""Of a question with a window of its passage, as in the BERT paper: longer windows overlap more than they gain."""
+
+
+def _make_fresh(model: Model, config: FinetuneConfig, generator: torch.Generator) -> None:
+    """Draws what `config.fresh` names at random, as pre-training does."""
+    std = model.config.initializer_range
+    if config.fresh == "all":
+        initialise(model, std=std, generator=generator)
+    elif config.fresh == "embeddings":
+        initialise(model.body.embeddings.word, std=std, generator=generator)
+
+
+def _freeze(model: Model, config: FinetuneConfig) -> None:
+    layers = model.body.layers
+    if config.frozen_layers > len(layers):
+        raise ConfigError(f"frozen_layers is {config.frozen_layers}: expected 0 to {len(layers)}, the model's layers")
+    frozen = [*([model.body.embeddings] if config.frozen_embeddings else []), *layers[: config.frozen_layers]]
+    for part in frozen:
+        part.requires_grad_(False)
+
+
+def _layer_scale(model: Model, decay: float) -> Any:
+    """Returns the factor on the learning rate of a parameter, by its name; None where all learn at the same."""
+    if decay == 1:
+        return None
+    top = len(model.body.layers)
+
+    def scale(name: str) -> float:
+        parts = name.split(".")
+        if "embeddings" in parts:
+            return decay ** (top + 1)
+        return decay ** (top - int(parts[parts.index("layers") + 1])) if "layers" in parts else 1.0
+
+    return scale
+
+
+def _recall(at: Position, setup: Setup) -> None:
+    """Fills in how good earlier evaluations were, from the log."""
+    for line in read_log(setup.folder / "log.jsonl"):
+        if line["kind"] == "evaluation" and line["step"] <= at.step and (now := setup.badness(line)) is not None:
+            at.best, at.num_worse = (now, 0) if now < at.best else (at.best, at.num_worse + 1)
+
+
+def _shown(name: str, value: float) -> str:
+    is_share = any(word in name for word in ("accuracy", "precision", "recall")) or (
+        name.endswith("match") and value <= 1
+    )
+    return f"{value:.1%}" if is_share else f"{value:.3f}"
+
+
+def _told_of_start(setup: Setup, model: Model, examples: TaskExamples, max_length: int) -> str:
+    rows, steps = setup.phases[0].batch.rows, setup.timetable.num_steps or 0
+    mean = examples.num_tokens / max(1, len(examples))
+    return (
+        f"{model.num_parameters():,} parameters; {len(examples):,} examples of {mean:.0f} tokens on average, at most {max_length}, "
+        f"none padded; {steps:,} steps of {rows}, {steps * rows / len(examples):.2f} passes; {setup.device}, {setup.precision}"
+    )

@@ -1,0 +1,312 @@
+"""Models that were fine-tuned, put to use: predictions for files and texts, and how good they are."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from stemformer.data.labelled import TextExample
+from stemformer.data.questions import ChoiceQuestion, Question
+from stemformer.data.tagged import TaggedSentence, join_words
+from stemformer.data.tokenizer import Tokenizer
+from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.evaluation.predict import main_metric, predict_scores, score_predictions
+from stemformer.models.model import Model
+from stemformer.objectives.sentence_pairs import WithLoss
+from stemformer.pretrained import load_with_tokenizer, read_task
+from stemformer.problems import Problem, read_records, saved_problem
+from stemformer.progress import Progress, Silent
+from stemformer.report.task_report import write_task_report
+from stemformer.results import examples_to_show, form_of, row_of, written
+from stemformer.tasks.task import TaskExamples
+from stemformer.training.compute import autocast, choose_device, choose_precision, keep_freed_memory
+
+__all__ = ["Loaded", "evaluate", "load", "predict"]
+
+
+class Loaded:
+    """A model with its tokenizer, and what it was fine-tuned for.
+
+    Args:
+        path: A Hugging Face folder, a run folder, or a hub id.
+        device: `auto`, `cpu`, `cuda` ...
+        precision: `fp32`, `bf16` or `auto`.
+
+    Attributes:
+        model: Body and heads, in evaluation mode.
+        tokenizer: Of the model.
+        problem: What it was fine-tuned for; None for a model that was only pre-trained.
+    """
+
+    def __init__(self, path: str, *, device: str = "auto", precision: str = "fp32") -> None:
+        self.path = path
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.model: Model
+        self.tokenizer: Tokenizer
+        self.model, self.tokenizer = load_with_tokenizer(path)
+        self.model.to(self.device)
+        self.problem: Problem | None = saved_problem(path) if read_task(path) else None
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    def predict(self, inputs: Sequence[Any]) -> list[Any]:
+        """Returns a prediction for each input, in their order; the batches are made by length.
+
+        Args:
+            inputs: `classify`: texts. `pair`: (text, text). `tag`: sentences, as text whose words are parted by spaces or as lists of
+                words. `qa`: (question, passage). `choice`: (text, options).
+
+        Returns:
+            `TextPrediction`, `TagPrediction`, `AnswerPrediction` or `ChoicePrediction` of `stemformer.tasks`.
+
+        Raises:
+            CheckpointError: The model was only pre-trained.
+            DataError: An input is not of that form, or empty.
+
+        Example:
+            >>> load("runs/sst2").predict(["a fine film"])[0].label  # doctest: +SKIP
+            'positive'
+        """
+        problem = self._problem()
+        records = [_record(problem, x, i) for i, x in enumerate(inputs)]
+        return self.predict_records(records)
+
+    def predict_records(self, records: Sequence[Any], progress: Progress | None = None) -> list[Any]:
+        """Returns a prediction for each record that `problems.read_records` gave."""
+        return self.score_records(records, progress)[0]
+
+    def score_records(
+        self, records: Sequence[Any], progress: Progress | None = None
+    ) -> tuple[list[Any], list[Float[np.ndarray, "r c"]], TaskExamples]:
+        """Returns predictions, and the scores and examples that they were made from."""
+        progress = progress or Silent()
+        task = self._problem().task
+        longest = min(
+            task.config.max_length or self.model.config.max_position_embeddings,
+            self.model.config.max_position_embeddings,
+        )
+        progress.start("encoding")
+        examples = task.encode(records, self.tokenizer, max_length=longest)
+        progress.start("predicting", total=len(examples), unit="examples")
+        with autocast(self.device, self.precision):
+            scores, _ = predict_scores(
+                WithLoss(self.model, task), task, examples, device=self.device, on_examples=progress.advance
+            )
+        progress.finish()
+        return task.decode(scores, examples, records), scores, examples
+
+    def _problem(self) -> Problem:
+        if self.problem is None:
+            raise CheckpointError(
+                f"{self.path} was only pre-trained, so it cannot predict: fine-tune it first with `stemformer finetune`"
+            )
+        return self.problem
+
+
+def load(path: str, *, device: str = "auto", precision: str = "fp32", threads: int | None = None) -> Loaded:
+    """Returns a model that is ready to predict, with its tokenizer.
+
+    Args:
+        path: A Hugging Face folder, a run folder, or a hub id.
+        device: `auto`, `cpu`, `cuda` ...
+        precision: `fp32`, `bf16` or `auto`.
+        threads: Processor threads.
+
+    Raises:
+        CheckpointError: See `pretrained.load_model`.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    return Loaded(path, device=device, precision=precision)
+
+
+def predict(
+    data: Sequence[str],
+    *,
+    model: str,
+    out: str | None = None,
+    text: Sequence[str] = (),
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes what a model says about each record of some files, beside what the files say.
+
+    Args:
+        data: Files in the forms that `finetune` reads; answers need not be there. `-` is standard input.
+        model: A fine-tuned model.
+        out: File for the predictions: .jsonl, .csv, .tsv; .conll for tags; .json for answers in SQuAD's form. None returns them.
+        text: Columns of the texts; by default those that the model was trained on, if they are there.
+        device: As for `load`, like the next two.
+        precision: Number format.
+        threads: Processor threads.
+        overwrite: Replace the file.
+        progress: Told how far it is.
+
+    Raises:
+        ConfigError: The file exists, or its form does not suit the task.
+        StemformerError: Data or a model that do not fit.
+    """
+    progress = progress or Silent()
+    if out is not None and Path(out).exists() and not overwrite:
+        raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
+    loaded = load(model, device=device, precision=precision, threads=threads)
+    problem = loaded._problem()
+    form = form_of(out, problem)
+    records, counted = _read(problem, data, text, needs_answer=False)
+    predictions, _, examples = loaded.score_records(records, progress)
+    rows = [row_of(problem, r, p) for r, p in zip(records, predictions, strict=True)]
+    counted.update(examples.counted)
+    for what, number in counted.items():
+        progress.say(f"{what}: {number:,}")
+    if out is None:
+        return {"predictions": rows, "counted": dict(counted)}
+    content = written(form, problem, records, predictions, rows)
+    temporary = Path(f"{out}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(out)
+    return {"out": out, "records": len(rows), "counted": dict(counted)}
+
+
+def evaluate(
+    data: Sequence[str],
+    *,
+    model: str,
+    out: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    report: str | None = None,
+    worst: int = 20,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Returns how good a model is on labelled files, and which records it is most wrong about.
+
+    Args:
+        data: Files in the forms that `finetune` reads, with answers.
+        model: A fine-tuned model.
+        out: File for all of it as JSON.
+        text: Columns of the texts; by default those that the model was trained on, if they are there.
+        label: Column of the answer; likewise.
+        report: Folder for the same as a page, with confusion matrix and examples.
+        worst: How many of the wrong answers are listed, those first to which the model gave the least probability.
+        device: As for `load`, like the next two.
+        precision: Number format.
+        threads: Processor threads.
+        progress: Told how far it is.
+
+    Raises:
+        StemformerError: Data or a model that do not fit.
+    """
+    progress = progress or Silent()
+    loaded = load(model, device=device, precision=precision, threads=threads)
+    problem = loaded._problem()
+    records, counted = _read(problem, data, text, label=label, needs_answer=True)
+    predictions, scores, examples = loaded.score_records(records, progress)
+    counted.update(examples.counted)
+    told = score_predictions(problem.task, predictions, records, entities=problem.entities, language=problem.language)
+    mistakes = examples_to_show(problem, records, predictions, number=worst, only_wrong=True)
+    figures = {key: value for key, value in told.items() if isinstance(value, float)}
+    details = {key: value for key, value in told.items() if not isinstance(value, float)}
+    main = main_metric(problem.task, entities=problem.entities)
+    result = {
+        "model": model,
+        "task": problem.task.config.name,
+        "records": len(records),
+        "main": main,
+        **figures,
+        "counted": dict(counted),
+        **details,
+        "wrong": mistakes,
+    }
+    if out is not None:
+        temporary = Path(f"{out}.tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(out)
+    if report is not None:
+        looked_into = (examples, scores, loaded.tokenizer)
+        shown = examples_to_show(problem, records, predictions, number=len(records), looked_into=looked_into)
+        told_of: dict[str, Any] = {
+            "task": problem.task.config.name,
+            "title": f"{Path(model).name} on {', '.join(map(_name, data))}",
+        }
+        told_of |= {"metrics": figures, **details, "notes": _notes(counted), "examples": shown}
+        Path(report).mkdir(parents=True, exist_ok=True)
+        result["report"] = str(write_task_report(Path(report), told_of))
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------------------------- records
+
+
+def _read(
+    problem: Problem, data: Sequence[str], text: Sequence[str], *, label: str | None = None, needs_answer: bool
+) -> tuple[list[Any], Counter[str]]:
+    """Returns the records of some files; the columns are those given, else those of the training data, else guessed."""
+    counted: Counter[str] = Counter()
+    config = problem.task.config
+    tries = [replace(config, text=tuple(text) or config.text, label=label or config.label)]
+    if not text:
+        tries.append(replace(config, text=(), label=label))
+    for number, attempt in enumerate(tries):
+        try:
+            return read_records(attempt, data, counted=counted, needs_answer=needs_answer)[0], counted
+        except DataError:
+            if number == len(tries) - 1:
+                raise
+            counted.clear()
+    raise AssertionError("the last try returns or raises")
+
+
+def _record(problem: Problem, given: Any, number: int) -> Any:
+    """Returns the record of one input of `Loaded.predict`."""
+    place, name, head = f"input {number}", problem.task.config.name, problem.task.head
+    expected = {
+        "sequence": "a text",
+        "token": "a text or a list of words",
+        "span": "(question, passage)",
+        "choice": "(text, options)",
+    }
+    wanted = "(text, text)" if name == "pair" else expected[head]
+    parts = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
+    if head == "token":
+        words = tuple(given.split()) if isinstance(given, str) else parts
+        if words and all(isinstance(word, str) and word for word in words):
+            return _sentence(words, place)
+    elif head == "choice":
+        if len(parts) == 2 and isinstance(parts[0], str) and not isinstance(parts[1], str) and len(parts[1]) > 0:
+            return ChoiceQuestion(place, parts[0], "", tuple(parts[1]), None)
+    elif all(isinstance(part, str) and part.strip() for part in parts):
+        if head == "span" and len(parts) == 2:
+            return Question(
+                id=place, question=parts[0], context=parts[1], answers=(), title="", is_impossible=False, gold=()
+            )
+        if head == "sequence" and len(parts) == (2 if name == "pair" else 1):
+            return TextExample(parts, None, {}, place)
+    raise DataError(f"{place} is {given!r:.80}: expected {wanted}, not empty")
+
+
+def _sentence(words: tuple[str, ...], place: str) -> TaggedSentence:
+    text, offsets = join_words(words)
+    return TaggedSentence(words=words, tags=None, place=place, text=text, offsets=offsets)
+
+
+def _name(file: str) -> str:
+    return Path(file).name
+
+
+def _notes(counted: Counter[str]) -> list[str]:
+    return [f"{what}: {number:,}" for what, number in counted.items()]

@@ -1,0 +1,187 @@
+"""From labelled files to a task with its records: what is asked, which labels there are, what was skipped."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import msgspec
+
+from stemformer.config import nearest
+from stemformer.data.labelled import choose_columns, cut_dev, cut_groups, make_text_examples
+from stemformer.data.questions import read_choices, read_questions
+from stemformer.data.tables import read_table
+from stemformer.data.tagged import is_bio, read_tagged
+from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.evaluation.metrics import Language
+from stemformer.pretrained import read_task
+from stemformer.tasks.registry import TASKS
+from stemformer.tasks.span_qa import QuestionAnswering
+from stemformer.tasks.task import Task, TaskConfig
+
+__all__ = ["Problem", "find_language", "new_problem", "read_records", "saved_problem", "split_dev"]
+
+_HAN = re.compile(r"[\u4e00-\u9fff]")
+_KANA = re.compile(r"[\u3040-\u30ff]")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task and what else must be known to score it.
+
+    Attributes:
+        task: Encodes, scores and decodes.
+        entities: Tags mark entities.
+        language: Of answers in passages.
+    """
+
+    task: Task
+    entities: bool = False
+    language: Language = "en"
+
+    def told(self) -> dict[str, Any]:
+        """Returns what a saved model says about it; `saved_problem` reads it."""
+        problem_type = getattr(self.task, "problem_type", None)
+        more = {"threshold": self.task.threshold} if isinstance(self.task, QuestionAnswering) else {}
+        settings = {**asdict(self.task.config), "entities": self.entities, "language": self.language, **more}
+        return {"labels": list(self.task.labels), "problem_type": problem_type, **settings}
+
+
+def read_records(
+    config: TaskConfig, files: Sequence[str], *, counted: Counter[str], needs_answer: bool = True
+) -> tuple[list[Any], TaskConfig]:
+    """Returns the records of labelled files, and the settings with the columns that were chosen.
+
+    Args:
+        config: Name and kind of the task; columns that are not given are guessed.
+        files: Of one form.
+        counted: Receives what was skipped or repaired, and how often.
+        needs_answer: Records without an answer are skipped.
+
+    Raises:
+        DataError: Files that cannot be read, columns that do not exist or cannot be guessed, no records.
+    """
+    records: list[Any]
+    if config.name == "tag":
+        records = read_tagged(files, column=config.label, counted=counted)
+        records = [r for r in records if r.tags is not None] if needs_answer else records
+    elif config.name == "qa":
+        records = read_questions(files, counted=counted)
+    elif config.name == "choice":
+        records = read_choices(files, counted=counted)
+        records = [r for r in records if r.answer is not None] if needs_answer else records
+    else:
+        table = read_table(files)
+        num_texts = 2 if config.name == "pair" else 1
+        columns = choose_columns(
+            table, num_texts=num_texts, texts=config.text, label=config.label, needs_label=needs_answer
+        )
+        records = make_text_examples(table, columns, kind=config.kind, counted=counted)
+        records = [r for r in records if r.label is not None] if needs_answer else records
+        config = replace(config, text=columns.texts, label=columns.label)
+    if not records:
+        answers = " with an answer" if needs_answer else ""
+        raise DataError(f"{', '.join(files)}: no record{answers} is left ({_told(counted)})")
+    return records, config
+
+
+def split_dev(config: TaskConfig, records: Sequence[Any], *, share: float, seed: int) -> tuple[list[Any], list[Any]]:
+    """Returns training and dev records: classes in the same shares in both, and all questions about a passage in one.
+
+    Args:
+        config: Of the task.
+        records: All there are.
+        share: Of them for dev.
+        seed: Of the draw.
+    """
+    if config.name == "qa":
+        titles = [r.title or r.context for r in records]
+        keys = titles if len(set(titles)) > _FEW_GROUPS else [r.context for r in records]
+        train, dev = cut_groups(keys, share=share, seed=seed)
+    else:
+        keys = [r.label if config.kind == "class" and config.name in ("classify", "pair") else 0 for r in records]
+        train, dev = cut_dev(keys, share=share, seed=seed)
+    return [records[i] for i in train], [records[i] for i in dev]
+
+
+_FEW_GROUPS = 10
+"""Articles of which a part can be set aside; with fewer, passages are."""
+
+
+def new_problem(config: TaskConfig, records: Sequence[Any]) -> Problem:
+    """Returns the problem that labelled records pose: their labels, and whether tags mark entities or answers may be missing.
+
+    Raises:
+        ConfigError: No such task.
+        DataError: There is a single class, or no label.
+    """
+    if config.name not in TASKS:
+        raise ConfigError(f"task {config.name!r} does not exist: {nearest(config.name, list(TASKS))}")
+    kind = TASKS[config.name]
+    if config.name == "qa":
+        if config.no_answer is None:
+            config = replace(config, no_answer=any(not r.gold for r in records))
+        return Problem(kind(config), language=find_language(records))
+    if config.name == "choice" or config.kind == "score":
+        return Problem(kind(config))
+    if config.name == "tag":
+        frequencies = Counter(tag for r in records for tag in r.tags)
+    elif config.kind == "labels":
+        frequencies = Counter(label for r in records for label in r.label)
+    else:
+        frequencies = Counter(r.label for r in records)
+    labels = sorted(frequencies, key=_natural)
+    if (len(labels) < 2 and config.kind != "labels") or not labels:
+        found = f"{labels[0]!r} for all {len(records):,} records" if labels else "none"
+        raise DataError(
+            f"the training data has a single label, {found}: expected two at least; is it the right column (--label)?"
+        )
+    problem = kind(config, labels, [frequencies[label] for label in labels])
+    return Problem(problem, entities=config.name == "tag" and is_bio(labels))
+
+
+def saved_problem(model: str) -> Problem:
+    """Returns the problem that a saved model was trained for, also one that transformers trained.
+
+    Raises:
+        CheckpointError: It was not trained for one.
+    """
+    told = read_task(model)
+    if not told:
+        raise CheckpointError(
+            f"{model} was not trained on labelled data: give a folder that `stemformer finetune` made, or fine-tune it first"
+        )
+    names = {"sequence": "classify", "token": "tag", "span": "qa", "choice": "choice"}
+    kinds = {"multi_label_classification": "labels", "regression": "score"}
+    settings: dict[str, Any] = {"name": names[told["head"]], "kind": kinds.get(str(told.get("problem_type")), "class")}
+    known = {f.name for f in fields(TaskConfig)}
+    settings |= {key: value for key, value in told.items() if key in known}
+    config = msgspec.convert(settings, TaskConfig)
+    labels = told["labels"]
+    task = TASKS[config.name](config, labels)
+    if isinstance(task, QuestionAnswering):
+        task.threshold = float(told.get("threshold", 0.0))
+    return Problem(
+        task,
+        entities=bool(told.get("entities", config.name == "tag" and is_bio(labels))),
+        language=told.get("language", "en"),
+    )
+
+
+def find_language(records: Sequence[Any]) -> Language:
+    """Returns how answers are compared, by the script of the first passages."""
+    text = "".join(r.context for r in records[:50])
+    if len(_KANA.findall(text)) > 0.1 * len(text):
+        return "ja"
+    return "zh" if len(_HAN.findall(text)) > 0.2 * len(text) else "en"
+
+
+def _natural(label: str) -> tuple[Any, ...]:
+    """Orders labels as people do: O first, numbers by value, then by letters."""
+    is_number = label.lstrip("-").isdecimal()
+    return (label != "O", not is_number, int(label) if is_number else 0, label)
+
+
+def _told(counted: Counter[str]) -> str:
+    return ", ".join(f"{what}: {number:,}" for what, number in counted.items()) or "the file is empty"

@@ -1,0 +1,229 @@
+"""What the tasks share: their settings, and examples made from labelled records."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stemformer.data.batches import Batch, Example
+from stemformer.data.tokenizer import Tokenizer
+from stemformer.errors import ConfigError
+from stemformer.models.model import Model
+from stemformer.objectives.losses import LossSum
+
+__all__ = ["Task", "TaskConfig", "TaskExamples", "make_example", "trimmed", "windows"]
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A labelled problem, but for its data.
+
+    Attributes:
+        name: `classify`, `pair`, `tag`, `qa` or `choice`.
+        kind: Of `classify` and `pair`: one `class` a text, any number of `labels`, or a `score`.
+        text: Columns that hold the texts; found by name and content where none is given.
+        label: Column of the answer; found likewise.
+        max_length: Tokens of an example, special ones included; the model's positions if None. Nothing is padded, so shorter texts
+            cost no more for a longer limit.
+        long_texts: What `classify` does with a text that is longer. `windows` reads it in parts and takes the mean of their
+            probabilities; `head_tail` keeps 1/4 of the room for its beginning and 3/4 for its end (Sun et al. 2019); `cut` its beginning.
+        stride: Tokens that a window of `tag` and `qa` shares with the one before.
+        label_smoothing: Share of the probability that is spread evenly over all labels.
+        balance: Classes weigh as if they were equally frequent.
+        positive: Of `labels`: from which probability a label is given.
+        max_answer_tokens: Of `qa`: longest answer.
+        no_answer: Of `qa`: questions may have no answer; None looks whether some in the training data have none.
+    """
+
+    name: str = "classify"
+    kind: Literal["class", "labels", "score"] = "class"
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    max_length: int | None = None
+    long_texts: Literal["windows", "head_tail", "cut"] = "windows"
+    stride: int = 128
+    label_smoothing: float = 0.0
+    balance: bool = False
+    positive: float = 0.5
+    max_answer_tokens: int = 30
+    no_answer: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 8:
+            raise ConfigError(f"task.max_length is {self.max_length}: expected at least 8")
+        if self.stride < 0:
+            raise ConfigError(f"task.stride is {self.stride}: expected 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"task.label_smoothing is {self.label_smoothing}: expected a number in [0, 1)")
+        if not 0 < self.positive < 1:
+            raise ConfigError(f"task.positive is {self.positive}: expected a probability between 0 and 1")
+        if self.max_answer_tokens < 1:
+            raise ConfigError(f"task.max_answer_tokens is {self.max_answer_tokens}: expected at least 1")
+        if self.kind != "class" and self.name not in ("classify", "pair"):
+            raise ConfigError(f"task.kind is {self.kind!r}: {self.name} has no kinds")
+        if self.kind != "class" and (self.balance or self.label_smoothing):
+            raise ConfigError(f"task.balance and label_smoothing are for classes, not for {self.kind}: leave them out")
+
+
+@dataclass(frozen=True)
+class TaskExamples:
+    """What a model sees of some records: one example each, or several windows of a long one.
+
+    Attributes:
+        examples: In the order of the records.
+        records: (n,) number of the record that each belongs to.
+        scored: For each example what its scores stand for: which words, or where its passage is. Empty where nothing needs to be known.
+        counted: What was windowed, cut or could not be aligned, in words, with how often.
+    """
+
+    examples: Sequence[Example]
+    records: Int[np.ndarray, "n"]
+    scored: Sequence[Any]
+    counted: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def draw(self, number: int, rng: np.random.Generator) -> Example:
+        """Returns an example; nothing about it is random."""
+        return self.examples[number]
+
+    @cached_property
+    def sizes(self) -> Int[np.ndarray, "n"]:
+        """Tokens of each example."""
+        return np.array([len(e.input_ids) for e in self.examples], np.int64)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all examples, special ones included."""
+        return int(self.sizes.sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that is trained on."""
+        digest = hashlib.sha256()
+        for e in self.examples:
+            for part in (e.input_ids, e.lengths, e.label_positions, e.labels, e.sequence_labels):
+                digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A labelled problem: it is to `training.loop` what an objective of pre-training is, and knows how to encode and decode beside.
+
+    Attributes:
+        config: Its settings.
+        labels: What its head tells apart, in the order of the scores; empty for numbers and spans.
+        head: Name of its head.
+        heads: The same in a tuple.
+        num_labels: Scores that the head gives.
+    """
+
+    config: TaskConfig
+    labels: tuple[str, ...]
+    head: str
+    heads: tuple[str, ...]
+    num_labels: int
+
+    def corrupt(self, passage: Example, rng: np.random.Generator) -> Example:
+        """Returns the example as it is: nothing is hidden."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Returns how many answers of a batch are scored, by the name of the loss."""
+
+    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
+        """Returns the summed loss of a batch from the body's states (N, D)."""
+
+    def loss_of(self, scores: Tensor, batch: Batch) -> LossSum:
+        """Returns the same from the scores."""
+
+    def scores(self, model: Model, states: Tensor, batch: Batch) -> Tensor:
+        """Returns the scores of a batch, `num_scores` rows an example, in their order."""
+
+    def num_scores(self, example: Example) -> int:
+        """Returns how many rows of scores an example has."""
+
+    def encode(self, records: Sequence[Any], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
+        """Returns examples of records; those without an answer can be predicted, not trained on."""
+
+    def decode(
+        self, scores: Sequence[Float[np.ndarray, "r c"]], examples: TaskExamples, records: Sequence[Any]
+    ) -> list[Any]:
+        """Returns a prediction for each record from the scores of its examples."""
+
+
+def make_example(
+    parts: Sequence[Int[np.ndarray, "n"]],
+    tokenizer: Tokenizer,
+    *,
+    answer: Any = None,
+    label_positions: Int[np.ndarray, "m"] | None = None,
+    labels: Int[np.ndarray, "m"] | None = None,
+) -> Example:
+    """Returns `[CLS] a [SEP]`, or with two parts `[CLS] a [SEP] b [SEP]`, as one sequence.
+
+    Args:
+        parts: Ids of the texts.
+        tokenizer: Knows the special ids.
+        answer: What is asked about the sequence; None where nothing is.
+        label_positions: Places that are scored.
+        labels: What they are.
+    """
+    pieces = [np.array([tokenizer.cls_id]), *(x for part in parts for x in (part, np.array([tokenizer.sep_id])))]
+    ids = np.concatenate(pieces).astype(np.int64)
+    second = np.zeros(len(ids), np.int64)
+    second[len(parts[0]) + 2 :] = 1
+    none = np.empty(0, np.int64)
+    return Example(
+        ids,
+        lengths=np.array([len(ids)]),
+        label_positions=none if label_positions is None else label_positions,
+        labels=none if labels is None else labels,
+        token_type_ids=second,
+        sequence_labels=None if answer is None else np.array([answer]),
+    )
+
+
+def trimmed(first: int, second: int, room: int) -> tuple[int, int]:
+    """Returns how many tokens of two texts fit into `room`: the longer one loses tokens until they do.
+
+    Example:
+        >>> trimmed(10, 3, 8)
+        (5, 3)
+
+    Source: Devlin et al. 2019, the released code (one token at a time from the longer text).
+    """
+    if first + second <= room:
+        return first, second
+    half = room // 2
+    if first <= half:
+        return first, room - first
+    if second <= room - half:
+        return room - second, second
+    return room - half, half
+
+
+def windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """Returns begin and end of windows of at most `room` that cover `length` places, each sharing about `stride` with the one before.
+
+    The windows are as even as they can be, so the last one is not a stub.
+
+    Example:
+        >>> windows(10, 6, 2)
+        [(0, 6), (4, 10)]
+        >>> windows(5, 6, 2)
+        [(0, 5)]
+    """
+    if length <= room:
+        return [(0, length)]
+    step = max(1, room - min(stride, room - 1))
+    number = 1 + math.ceil((length - room) / step)
+    begins = np.linspace(0, length - room, number).round().astype(int).tolist()
+    return [(begin, begin + room) for begin in begins]
