@@ -15,8 +15,9 @@ from stemformer.errors import ConfigError, DataError
 from stemformer.evaluation.metrics import best_threshold, spread
 from stemformer.evaluation.predict import main_metric, predict_scores, score_predictions
 from stemformer.folders import free_folder, refuse_inside
+from stemformer.models.bert import BertConfig
 from stemformer.models.heads import initialise
-from stemformer.models.model import Model
+from stemformer.models.model import Model, make_model
 from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.pretrained import find_folder, load_model, load_with_tokenizer, save_model
 from stemformer.pretraining import resolve
@@ -271,7 +272,7 @@ def _run(config: FinetuneConfig, data: _Data, folder: Path, *, resume: bool, pro
                 weights = load_model(best, task.heads, num_labels=task.num_labels).state_dict()
                 progress.say(f"early stopping: the result is the model of step {read_checkpoint(best).step}")
                 last.clear()
-            told = _finish(weights, data, dev, setup, tokenizer, max_length, notes, last, progress)
+            told = _finish(weights, model.config, data, dev, setup, tokenizer, max_length, notes, last, progress)
         ranks.wait()
     return {
         "run": str(folder),
@@ -343,6 +344,7 @@ def _make_setup(
 
 def _finish(
     weights: dict[str, Any],
+    body: BertConfig,
     data: _Data,
     dev: TaskExamples,
     setup: Setup,
@@ -352,10 +354,10 @@ def _finish(
     last: Sequence[Any],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Evaluates the result where the last evaluation was not of it, tunes what is tuned on dev data, and saves the model and its figures."""
+    """Evaluates the result if that is still to be done, tunes what is tuned on dev data, and saves the model and its figures."""
     task, folder = data.problem.task, setup.folder
     assert isinstance(setup.config, FinetuneConfig)
-    model = load_model(setup.config.model, task.heads, num_labels=task.num_labels, generator=torch.Generator())
+    model = make_model(body, task.heads, num_labels=task.num_labels)
     model.load_state_dict(weights)
     model.to(setup.device).eval()
     scores, loss = last or [None, None]
@@ -420,7 +422,11 @@ def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]
     for name in names:
         mean, deviation = spread([t[name] for t in told])
         out[name] = {"mean": round(mean, 4), "spread": round(deviation, 4), "each": [round(t[name], 4) for t in told]}
-    return {**out, "notes": told[0]["notes"]}
+    out["notes"] = told[0]["notes"]
+    temporary = folder / "trials.json.tmp"
+    temporary.write_text(json.dumps(out, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / "trials.json")
+    return out
 
 
 # ------------------------------------------------------------------------------------------------------------------------ small parts

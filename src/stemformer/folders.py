@@ -16,6 +16,7 @@ _OURS = (
     "progress.jsonl",
     "tokenizer.json",
     "tokenizer",
+    "trials.json",
 )
 """What lies in folders that were made here."""
 

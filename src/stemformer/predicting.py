@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from stemformer.data.questions import ChoiceQuestion, Question
 from stemformer.data.tagged import TaggedSentence, join_words
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.evaluation.predict import main_metric, predict_scores, score_predictions
+from stemformer.evaluation.predict import main_metric, pooled_states, predict_scores, score_predictions
 from stemformer.models.model import Model
 from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.pretrained import load_with_tokenizer, read_task
@@ -24,7 +24,7 @@ from stemformer.problems import Problem, read_records, saved_problem
 from stemformer.progress import Progress, Silent
 from stemformer.report.task_report import write_task_report
 from stemformer.results import examples_to_show, form_of, row_of, written
-from stemformer.tasks.task import TaskExamples
+from stemformer.tasks.task import TaskExamples, make_example
 from stemformer.training.compute import autocast, choose_device, choose_precision, keep_freed_memory
 
 __all__ = ["Loaded", "evaluate", "load", "predict"]
@@ -101,6 +101,50 @@ class Loaded:
             )
         progress.finish()
         return task.decode(scores, examples, records), scores, examples
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: Literal["mean", "cls"] = "mean",
+        normalize: bool = True,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> Float[np.ndarray, "n D"]:
+        """Returns one vector for each text, in their order.
+
+        Args:
+            texts: Any.
+            pooling: The mean of all last states, or the state of `[CLS]`.
+            normalize: Bring each vector to length 1, so that dot products are cosines.
+            max_length: Tokens of a text, special ones included, behind which it is cut; the model's positions by default.
+            progress: Told how far it is.
+
+        Example:
+            >>> load("sentence-transformers/all-MiniLM-L6-v2").embed(["a fine film"]).shape  # doctest: +SKIP
+            (1, 384)
+        """
+        progress = progress or Silent()
+        longest = min(
+            max_length or self.model.config.max_position_embeddings, self.model.config.max_position_embeddings
+        )
+        ids = self.tokenizer.encode_ids(texts)
+        examples = [make_example([row[: longest - 2]], self.tokenizer) for row in ids]
+        num_cut = sum(len(row) > longest - 2 for row in ids)
+        counted = {"texts cut to fit": num_cut} if num_cut else {}
+        progress.start("embedding", total=len(texts), unit="texts")
+        with autocast(self.device, self.precision):
+            vectors = pooled_states(
+                self.model,
+                TaskExamples(examples, np.arange(len(texts)), (), counted),
+                pooling=pooling,
+                device=self.device,
+                on_examples=progress.advance,
+            )
+        progress.finish()
+        if num_cut:
+            progress.say(f"texts cut to fit into {longest} tokens: {num_cut:,}")
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
 
     def _problem(self) -> Problem:
         if self.problem is None:

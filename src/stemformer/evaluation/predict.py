@@ -1,7 +1,7 @@
 """What a model says about labelled or unlabelled records, and how good that is."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,10 +10,11 @@ from torch import nn
 
 from stemformer.data.batches import Batch, collate
 from stemformer.evaluation import metrics
+from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.task import Task, TaskExamples
 
-__all__ = ["MAIN_METRIC", "main_metric", "predict_scores", "score_predictions"]
+__all__ = ["MAIN_METRIC", "main_metric", "pooled_states", "predict_scores", "score_predictions"]
 
 BATCH_TOKENS = 4096
 """Tokens of a batch that is only predicted."""
@@ -60,6 +61,46 @@ def predict_scores(
             on_examples(len(numbers))
     count = sum(loss.count for loss in losses)
     return scores, float(sum(float(loss.total) for loss in losses) / count) if count else None
+
+
+@torch.inference_mode()
+def pooled_states(
+    model: Model,
+    examples: TaskExamples,
+    *,
+    pooling: Literal["mean", "cls"],
+    device: torch.device,
+    batch_tokens: int = BATCH_TOKENS,
+    on_examples: Callable[[int], None] | None = None,
+) -> Float[np.ndarray, "n D"]:
+    """Returns one vector for each example: the mean of its last hidden states, special tokens included, or the state of `[CLS]`.
+
+    Args:
+        model: Its heads do not matter.
+        examples: Of one sequence each.
+        pooling: Which of the two.
+        device: Where the model is.
+        batch_tokens: Tokens of a batch, about.
+        on_examples: Told how many more are done.
+
+    Source: Reimers and Gurevych 2019, section 3.
+    """
+    model.eval()
+    out = np.empty((len(examples), model.config.hidden_size), np.float32)
+    for numbers, batch in _batches(examples, batch_tokens):
+        batch = batch.to(device)
+        places = (batch.input_ids, batch.position_ids, batch.token_type_ids)
+        states = model.body(*places, batch.cu_seqlens, batch.max_seqlen).float()
+        if pooling == "cls":
+            rows = states.index_select(0, batch.cu_seqlens[:-1].long())
+        else:
+            lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
+            owner = torch.repeat_interleave(torch.arange(len(numbers), device=device), lengths)
+            rows = states.new_zeros(len(numbers), states.shape[1]).index_add_(0, owner, states) / lengths[:, None]
+        out[numbers] = rows.cpu().numpy()
+        if on_examples is not None:
+            on_examples(len(numbers))
+    return out
 
 
 def _batches(examples: TaskExamples, batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
