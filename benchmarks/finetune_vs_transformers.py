@@ -108,8 +108,8 @@ def report(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> 
             f"| {side} | {runs[0]['precision']} | {seconds:,.1f} | {statistics.median(ratios):.2f} | {' | '.join(metrics)} |"
         )
     print(f"""
-{args.task}: {args.examples:,} training records, {args.dev_examples:,} of dev, {args.epochs} epochs, batch {args.batch}, rate
-{args.rate}, {args.threads} threads; medians of {args.rounds} rounds, each with a seed of its own (figures in their order); imports not counted.""")
+{args.task}: {args.examples:,} training records, {args.dev_examples:,} of dev, {args.epochs} epochs, batch {args.batch}, rate {args.rate},
+{args.threads} threads; medians of {args.rounds} rounds, each with a seed of its own (figures in their order); imports not counted.""")
 
 
 def records_of(args: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:

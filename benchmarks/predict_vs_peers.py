@@ -83,8 +83,8 @@ def compare(args: argparse.Namespace) -> None:
         )
     told = found[sides[0]][0]
     print(
-        f"\n{args.number:,} texts of {told['shortest']} to {told['longest']} characters (median {told['median']}), cut at {args.max_length} "
-        f"tokens on all sides; {args.threads} threads; medians of {args.rounds} rounds."
+        f"\n{args.number:,} texts of {told['shortest']} to {told['longest']} characters (median {told['median']}), cut at "
+        f"{args.max_length} tokens on all sides; {args.threads} threads; medians of {args.rounds} rounds."
     )
 
 
