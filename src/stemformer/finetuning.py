@@ -27,7 +27,7 @@ from stemformer.report.task_report import write_task_report
 from stemformer.results import examples_to_show
 from stemformer.resuming import check_goes_on, find_run, go_on, make_ready, refuse_changes
 from stemformer.tasks.span_qa import QuestionAnswering
-from stemformer.tasks.task import TaskConfig, TaskExamples
+from stemformer.tasks.task import Task, TaskConfig, TaskExamples
 from stemformer.training.checkpoint import environment, read_checkpoint, write_folder
 from stemformer.training.compute import (
     autocast,
@@ -45,7 +45,17 @@ from stemformer.training.optim import make_optimizer
 from stemformer.training.run import BatchConfig, FinetuneConfig
 from stemformer.training.timetable import Timetable
 
-__all__ = ["finetune"]
+__all__ = [
+    "LabelledData",
+    "encode",
+    "finetune",
+    "make_config",
+    "make_setup",
+    "open_model",
+    "put_on_device",
+    "read_labelled",
+    "run_length",
+]
 
 
 def finetune(
@@ -107,6 +117,69 @@ def finetune(
         StemformerError: Data, settings or a model that do not fit; a loss that is not finite.
     """
     progress = progress or Silent()
+    given = make_config(
+        task,
+        model=model,
+        train=train,
+        dev=dev,
+        text=text,
+        label=label,
+        kind=kind,
+        max_length=max_length,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        config=config,
+        settings=settings,
+        seed=seed,
+        device=device,
+        precision=precision,
+        threads=threads,
+        compile=compile,
+    )
+    folder = Path(out) if resume or is_restarted(Path(out)) else free_folder(out, overwrite=overwrite)
+    refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
+    if trials < 1:
+        raise ConfigError(f"--trials {trials}: expected at least 1")
+    data = read_labelled(given, progress)
+    if trials == 1:
+        return _run(given, data, folder, resume=resume, progress=progress)
+    told = []
+    for number in range(trials):
+        at = replace(given, seed=given.seed + number)
+        progress.say(f"trial {number + 1} of {trials}, seed {at.seed}")
+        told.append(_run(at, data, folder / f"seed-{at.seed}", resume=resume, progress=progress))
+    return _over_trials(folder, told)
+
+
+def make_config(
+    task: str,
+    *,
+    model: str,
+    train: Sequence[str],
+    dev: Sequence[str] = (),
+    text: Sequence[str] = (),
+    label: str | None = None,
+    kind: str = "class",
+    max_length: int | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    config: str | None = None,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    compile: bool | None = None,
+) -> FinetuneConfig:
+    """Returns the configuration that options, settings and a file ask for; the arguments are those of `finetune`.
+
+    Raises:
+        ConfigError: They do not fit together.
+    """
     start = FinetuneConfig(model=model, train=tuple(train), dev=tuple(dev))
     of_task = TaskConfig(task, kind=kind, text=tuple(text), label=label, max_length=max_length)  # type: ignore[arg-type]
     given = replace(start, task=of_task)
@@ -119,26 +192,14 @@ def finetune(
     given = resolve(given, config, settings, budget=budget, compute=compute)
     given = given if seed is None else replace(given, seed=seed)
     _check(given)
-    folder = Path(out) if resume or is_restarted(Path(out)) else free_folder(out, overwrite=overwrite)
-    refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
-    if trials < 1:
-        raise ConfigError(f"--trials {trials}: expected at least 1")
-    data = _read(given, progress)
-    if trials == 1:
-        return _run(given, data, folder, resume=resume, progress=progress)
-    told = []
-    for number in range(trials):
-        at = replace(given, seed=given.seed + number)
-        progress.say(f"trial {number + 1} of {trials}, seed {at.seed}")
-        told.append(_run(at, data, folder / f"seed-{at.seed}", resume=resume, progress=progress))
-    return _over_trials(folder, told)
+    return given
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ data
 
 
 @dataclass(frozen=True)
-class _Data:
+class LabelledData:
     """Labelled records, what they ask, and what was done to them on the way, in sentences."""
 
     problem: Problem
@@ -154,7 +215,7 @@ def _check(config: FinetuneConfig) -> None:
         raise ConfigError("budget: fine-tuning takes epochs or steps")
 
 
-def _read(config: FinetuneConfig, progress: Progress) -> _Data:
+def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
     """Reads the labelled files, and sets a part aside for dev where no dev file was given."""
     progress.start("reading labelled data")
     counted: Counter[str] = Counter()
@@ -175,7 +236,7 @@ def _read(config: FinetuneConfig, progress: Progress) -> _Data:
     for line in (_told_of_columns(problem), _told_of_labels(problem, records), *notes):
         if line:
             progress.say(line)
-    return _Data(problem, records, dev, notes)
+    return LabelledData(problem, records, dev, notes)
 
 
 def _unknown_labels(problem: Problem, dev: Sequence[Any]) -> list[str]:
@@ -217,7 +278,9 @@ def _told_of_labels(problem: Problem, records: Sequence[Any]) -> str:
 # ------------------------------------------------------------------------------------------------------------------------------- a run
 
 
-def _run(config: FinetuneConfig, data: _Data, folder: Path, *, resume: bool, progress: Progress) -> dict[str, Any]:
+def _run(
+    config: FinetuneConfig, data: LabelledData, folder: Path, *, resume: bool, progress: Progress
+) -> dict[str, Any]:
     resume = resume or is_restarted(folder)
     found = find_run(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
     task = data.problem.task
@@ -226,21 +289,9 @@ def _run(config: FinetuneConfig, data: _Data, folder: Path, *, resume: bool, pro
         progress = progress if ranks.is_first else Silent()
         if config.compute.threads:
             torch.set_num_threads(config.compute.threads)
-        generator = torch.Generator().manual_seed(config.seed)
-        model, tokenizer = load_with_tokenizer(source, task.heads, num_labels=task.num_labels, generator=generator)
-        if found is None:
-            _make_fresh(model, config, generator)
-        _freeze(model, config)
-        max_length = _max_length(task.config, model)
-        progress.start("encoding")
-        examples = task.encode(data.train, tokenizer, max_length=max_length)
-        dev = task.encode(data.dev, tokenizer, max_length=max_length)
-        notes = [*data.notes]
-        notes += [f"training data: {what}: {n:,}" for what, n in examples.counted.items()]
-        notes += [f"dev data: {what}: {n:,}" for what, n in dev.counted.items()]
-        for note in notes[len(data.notes) :]:
-            progress.say(note)
-        setup, last = _make_setup(config, data, examples, dev, tokenizer, model, ranks, folder, max_length)
+        model, tokenizer, max_length = open_model(config, task, source, is_begun=found is not None)
+        examples, dev, notes = encode(data, tokenizer, max_length, progress)
+        setup, last = make_setup(config, data, examples, dev, tokenizer, model, ranks, folder, max_length)
         if found is not None:
             assert isinstance(setup.config, FinetuneConfig)
             refuse_changes(found.config, setup.config)
@@ -249,14 +300,7 @@ def _run(config: FinetuneConfig, data: _Data, folder: Path, *, resume: bool, pro
         if ranks.is_first:
             make_ready(folder, found, setup.config, progress)
         ranks.wait()
-        if setup.device.type == "cpu":
-            keep_freed_memory()
-        model.to(setup.device)
-        module = distribute(model, setup.objective, ranks, sharded=config.compute.shard)
-        scale = _layer_scale(model, config.layer_decay)
-        optimizer = make_optimizer(model, config.optimizer, precision=setup.precision, scale=scale)
-        if setup.device.type == "cpu" and ranks.world_size == 1 and model.body.embeddings.word.weight.requires_grad:
-            model.body.embeddings.keep_gradient()
+        module, optimizer = put_on_device(model, setup)
         at = go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
         if found is not None:
             _recall(at, setup)
@@ -285,9 +329,64 @@ def _run(config: FinetuneConfig, data: _Data, folder: Path, *, resume: bool, pro
     }
 
 
-def _make_setup(
+def open_model(
+    config: FinetuneConfig, task: Task, source: Path, *, is_begun: bool = False
+) -> tuple[Model, Tokenizer, int]:
+    """Returns a model that is ready for a task, its tokenizer, and how long an example may be.
+
+    Args:
+        config: Its seed draws the head, and what it names as fresh; what it names as frozen is.
+        task: What the head is for.
+        source: Folder of the model.
+        is_begun: It is that of a run that goes on, in which nothing is drawn anew.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    model, tokenizer = load_with_tokenizer(source, task.heads, num_labels=task.num_labels, generator=generator)
+    if not is_begun:
+        _make_fresh(model, config, generator)
+    _freeze(model, config)
+    return model, tokenizer, _max_length(task.config, model)
+
+
+def encode(
+    data: LabelledData, tokenizer: Tokenizer, max_length: int, progress: Progress
+) -> tuple[TaskExamples, TaskExamples, list[str]]:
+    """Returns training and dev examples, and all that was done to the data on the way, in sentences."""
+    task = data.problem.task
+    progress.start("encoding")
+    examples = task.encode(data.train, tokenizer, max_length=max_length)
+    dev = task.encode(data.dev, tokenizer, max_length=max_length)
+    notes = [f"training data: {what}: {n:,}" for what, n in examples.counted.items()]
+    notes += [f"dev data: {what}: {n:,}" for what, n in dev.counted.items()]
+    for note in notes:
+        progress.say(note)
+    return examples, dev, [*data.notes, *notes]
+
+
+def run_length(config: FinetuneConfig, num_examples: int) -> int:
+    """Returns how many optimizer steps a run over so many examples has."""
+    rows = min(config.batch.rows, num_examples)
+    return config.budget.steps or max(1, math.ceil((config.budget.epochs or 3) * num_examples / rows - 1e-9))
+
+
+def put_on_device(model: Model, setup: Setup) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Moves a model to where it trains, and returns it with its loss, and its optimizer."""
+    config, ranks = setup.config, setup.ranks
+    assert isinstance(config, FinetuneConfig)
+    if setup.device.type == "cpu":
+        keep_freed_memory()
+    model.to(setup.device)
+    module = distribute(model, setup.objective, ranks, sharded=config.compute.shard)
+    scale = _layer_scale(model, config.layer_decay)
+    optimizer = make_optimizer(model, config.optimizer, precision=setup.precision, scale=scale)
+    if setup.device.type == "cpu" and ranks.world_size == 1 and model.body.embeddings.word.weight.requires_grad:
+        model.body.embeddings.keep_gradient()
+    return module, optimizer
+
+
+def make_setup(
     config: FinetuneConfig,
-    data: _Data,
+    data: LabelledData,
     examples: TaskExamples,
     dev: TaskExamples,
     tokenizer: Tokenizer,
@@ -296,6 +395,7 @@ def _make_setup(
     folder: Path,
     max_length: int,
 ) -> tuple[Setup, list[Any]]:
+    """Returns all that a run needs beside its model, and a list that holds scores and loss of the last evaluation."""
     task, device = data.problem.task, ranks.device
     if len(examples) < ranks.world_size:
         raise DataError(f"{len(examples)} training examples for {ranks.world_size} ranks: give more data")
@@ -305,7 +405,7 @@ def _make_setup(
         config = replace(config, evaluation=replace(config.evaluation, every=a_pass))
     if config.checkpoints.every is None:
         config = replace(config, checkpoints=replace(config.checkpoints, every=config.evaluation.every))
-    num_steps = config.budget.steps or max(1, math.ceil((config.budget.epochs or 3) * len(examples) / rows - 1e-9))
+    num_steps = run_length(config, len(examples))
     precision = choose_precision(config.compute.precision, device)
     name = main_metric(task, entities=data.problem.entities)
     last: list[Any] = []
@@ -345,7 +445,7 @@ def _make_setup(
 def _finish(
     weights: dict[str, Any],
     body: BertConfig,
-    data: _Data,
+    data: LabelledData,
     dev: TaskExamples,
     setup: Setup,
     tokenizer: Tokenizer,

@@ -67,6 +67,7 @@ class Setup:
         describe: From held-out figures to the line that a person reads.
         badness: From held-out figures to the number by which checkpoints are compared, lower being better; None where there is none.
         task: What a saved model says about its task; see `pretrained.save_model`.
+        is_saved: The run keeps checkpoints. One without them begins anew when it was stopped.
     """
 
     config: RunConfig | FinetuneConfig
@@ -85,6 +86,7 @@ class Setup:
     describe: Callable[[dict[str, float]], str] = lambda figures: _held_out_line(figures)
     badness: Callable[[dict[str, float]], float | None] = lambda figures: _held_out_loss(figures)
     task: dict[str, Any] | None = None
+    is_saved: bool = True
 
     def phase(self, step: int) -> tuple[int, Phase]:
         """Returns number and phase of a step."""
@@ -174,7 +176,7 @@ def train(
 
     Raises:
         TrainingError: The loss or the gradient is not finite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM on any rank, after the step under way is done and saved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM on any rank, after the step under way is done, and saved where the run keeps checkpoints.
     """
     config, ranks, timetable = setup.config, setup.ranks, setup.timetable
     log_path = setup.folder / "log.jsonl" if ranks.is_first else None
@@ -276,14 +278,15 @@ def train(
                 if agreed.evaluate or is_last:
                     evaluate()
                     is_last = is_last or at.num_worse >= patience
-                if agreed.save or is_last or agreed.stop:
+                if setup.is_saved and (agreed.save or is_last or agreed.stop):
                     save()
                     last_saved = at.step
                 if is_last:
                     break
                 if agreed.stop:
                     of = f" of {timetable.num_steps}" if timetable.num_steps else ""
-                    progress.say(f"stopped after step {at.step}{of} and saved: go on with --resume")
+                    saved = " and saved: go on with --resume" if setup.is_saved else ""
+                    progress.say(f"stopped after step {at.step}{of}{saved}")
                     stop.act()
     finally:
         log.close()
