@@ -71,7 +71,7 @@ def test_inspecting_a_model_tells_its_sizes(told, made, folder):
 def test_inspecting_a_tokenizer_tells_its_kind(told, made):
     found = told("inspect", made / "tok")
     assert (found["kind"], found["lowercase"]) == ("wordpiece", False)
-    assert found["vocab_size"] == json.loads(json.dumps(api.load(str(made / "run"))[1].vocab_size))
+    assert found["vocab_size"] == json.loads(json.dumps(api.load(str(made / "run")).tokenizer.vocab_size))
 
 
 @pytest.mark.parametrize("folder", ["data", "run", "run/final", "tok"])
@@ -86,14 +86,15 @@ def test_inspect_prints_text_for_people(made, folder, capsys):
 
 
 def test_loaded_model_is_ready_to_evaluate(made):
-    model, tokenizer = api.load(str(made / "run"))
-    assert not model.training
-    assert tokenizer.vocab_size == model.config.vocab_size
-    assert list(model.heads) == ["masked_lm"]
+    loaded = api.load(str(made / "run"))
+    assert not loaded.model.training
+    assert loaded.tokenizer.vocab_size == loaded.model.config.vocab_size
+    assert list(loaded.model.heads) == ["masked_lm"]
+    assert loaded.problem is None
 
 
 def test_run_folder_opens_as_its_final_model(made):
-    (a, _), (b, _) = api.load(str(made / "run")), api.load(str(made / "run" / "final"))
+    a, b = (api.load(str(folder)).model for folder in (made / "run", made / "run" / "final"))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
@@ -137,7 +138,7 @@ def test_pretrain_goes_on_from_a_given_model(made, tmp_path):
     out = tmp_path / "run"
     options = {"data": str(made / "data"), "out": str(out), "settings": [*SMALL, "optimizer.learning_rate=1e-12"]}
     api.pretrain("bert_tiny", **options, init=str(made / "run"), steps=1, precision="fp32")
-    (a, _), (b, _) = api.load(str(made / "run")), api.load(str(out))
+    a, b = (api.load(str(folder)).model for folder in (made / "run", out))
     for x, y in zip(a.parameters(), b.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-9)  # one step at a learning rate of 1e-12
 

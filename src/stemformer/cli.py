@@ -435,10 +435,11 @@ def finetune(
 
 @app.command
 def evaluate(
-    data: list[str],
+    data: list[str] | None = None,
     /,
     *,
     model: str,
+    stdin: Annotated[Flag, Parameter(name=["--stdin", "-"])] = False,
     out: str | None = None,
     text: list[str] | None = None,
     label: str | None = None,
@@ -452,6 +453,7 @@ def evaluate(
     Args:
         data: Labelled files, as for finetune.
         model: Folder of the fine-tuned model or of its run.
+        stdin: Read standard input too: JSON lines.
         out: File for all of it as JSON.
         text: Column of the text; with pairs, given twice. As in the training data by default.
         label: Column of the answer; likewise.
@@ -462,7 +464,7 @@ def evaluate(
 
     with output.progress() as progress:
         result = api.evaluate(
-            data,
+            _with_stdin(data, stdin),
             model=model,
             out=out,
             text=text or [],
@@ -477,10 +479,11 @@ def evaluate(
 
 @app.command
 def predict(
-    data: list[str],
+    data: list[str] | None = None,
     /,
     *,
     model: str,
+    stdin: Annotated[Flag, Parameter(name=["--stdin", "-"])] = False,
     out: str | None = None,
     text: list[str] | None = None,
     overwrite: Flag = False,
@@ -490,8 +493,9 @@ def predict(
     """Writes what a fine-tuned model says about each record of files; without --out, as a line of JSON each.
 
     Args:
-        data: Files, as for finetune; answers need not be there. - is standard input: JSON lines, or a text a line.
+        data: Files, as for finetune; answers need not be there.
         model: Folder of the fine-tuned model or of its run.
+        stdin: Read standard input too: JSON lines, or a text a line.
         out: File for the predictions: .jsonl, .csv, .tsv; .conll for tags; .json for answers in SQuAD's form.
         text: Column of the text; with pairs, given twice. As in the training data by default.
         overwrite: Replace the file.
@@ -500,7 +504,13 @@ def predict(
 
     with output.progress() as progress:
         result = api.predict(
-            data, model=model, out=out, text=text or [], overwrite=overwrite, **machine.given(), progress=progress
+            _with_stdin(data, stdin),
+            model=model,
+            out=out,
+            text=text or [],
+            overwrite=overwrite,
+            **machine.given(),
+            progress=progress,
         )
     if out is None:
         _print_lines(result["predictions"])
@@ -586,6 +596,10 @@ def _show_warning(
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _with_stdin(files: Sequence[str] | None, stdin: bool) -> list[str]:
+    return [*(files or []), *(["-"] if stdin else [])]
 
 
 def _stdin_lines() -> list[str]:

@@ -223,7 +223,7 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
     notes = [f"training data: {what}: {number:,}" for what, number in counted.items()]
     if config.dev:
         counted = Counter()
-        dev, _ = read_records(of_task, config.dev, counted=counted)
+        dev, _ = read_records(config.task, config.dev, counted=counted, like=of_task)
         notes += [f"dev data: {what}: {number:,}" for what, number in counted.items()]
     else:
         records, dev = split_dev(of_task, records, share=config.dev_share, seed=config.seed)

@@ -302,17 +302,8 @@ def _read(
     """Returns the records of some files; the columns are those given, else those of the training data, else guessed."""
     counted: Counter[str] = Counter()
     config = problem.task.config
-    tries = [replace(config, text=tuple(text) or config.text, label=label or config.label)]
-    if not text:
-        tries.append(replace(config, text=(), label=label))
-    for number, attempt in enumerate(tries):
-        try:
-            return read_records(attempt, data, counted=counted, needs_answer=needs_answer)[0], counted
-        except DataError:
-            if number == len(tries) - 1:
-                raise
-            counted.clear()
-    raise AssertionError("the last try returns or raises")
+    asked = replace(config, text=tuple(text), label=label)
+    return read_records(asked, data, counted=counted, needs_answer=needs_answer, like=config)[0], counted
 
 
 def _record(problem: Problem, given: Any, number: int) -> Any:

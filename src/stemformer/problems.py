@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from stemformer.config import nearest
-from stemformer.data.labelled import choose_columns, cut_dev, cut_groups, make_text_examples
+from stemformer.data.forms import looks_like
+from stemformer.data.labelled import TextExample, choose_columns, cut_dev, cut_groups, make_text_examples
 from stemformer.data.questions import read_choices, read_questions
 from stemformer.data.tables import read_table
 from stemformer.data.tagged import is_bio, read_tagged
@@ -49,7 +50,12 @@ class Problem:
 
 
 def read_records(
-    config: TaskConfig, files: Sequence[str], *, counted: Counter[str], needs_answer: bool = True
+    config: TaskConfig,
+    files: Sequence[str],
+    *,
+    counted: Counter[str],
+    needs_answer: bool = True,
+    like: TaskConfig | None = None,
 ) -> tuple[list[Any], TaskConfig]:
     """Returns the records of labelled files, and the settings with the columns that were chosen.
 
@@ -57,33 +63,55 @@ def read_records(
         config: Name and kind of the task; columns that are not given are guessed.
         files: Of one form.
         counted: Receives what was skipped or repaired, and how often.
-        needs_answer: Records without an answer are skipped.
+        needs_answer: Records without an answer are skipped. If not, answers are not read.
+        like: Settings of other data: where `config` does not name the columns, these are taken if they are there.
 
     Raises:
-        DataError: Files that cannot be read, columns that do not exist or cannot be guessed, no records.
+        DataError: Files that cannot be read or are of another task, columns that do not exist or cannot be guessed, no records.
     """
     records: list[Any]
-    if config.name == "tag":
-        records = read_tagged(files, column=config.label, counted=counted)
-        records = [r for r in records if r.tags is not None] if needs_answer else records
-    elif config.name == "qa":
-        records = read_questions(files, counted=counted)
-    elif config.name == "choice":
-        records = read_choices(files, counted=counted)
-        records = [r for r in records if r.answer is not None] if needs_answer else records
-    else:
-        table = read_table(files)
-        num_texts = 2 if config.name == "pair" else 1
-        columns = choose_columns(
-            table, num_texts=num_texts, texts=config.text, label=config.label, needs_label=needs_answer
-        )
-        records = make_text_examples(table, columns, kind=config.kind, counted=counted)
-        records = [r for r in records if r.label is not None] if needs_answer else records
-        config = replace(config, text=columns.texts, label=columns.label)
-    if not records:
-        answers = " with an answer" if needs_answer else ""
-        raise DataError(f"{', '.join(files)}: no record{answers} is left ({_told(counted)})")
+    try:
+        if config.name == "tag":
+            label = config.label or (like.label if like else None)
+            records = read_tagged(files, column=label, needs_tags=needs_answer, counted=counted)
+            records = [r for r in records if r.tags is not None] if needs_answer else records
+        elif config.name == "qa":
+            records = read_questions(files, counted=counted)
+        elif config.name == "choice":
+            records = read_choices(files, counted=counted)
+            records = [r for r in records if r.answer is not None] if needs_answer else records
+        else:
+            records, config = _read_texts(config, files, counted=counted, needs_answer=needs_answer, like=like)
+        if not records:
+            answers = " with an answer" if needs_answer else ""
+            raise DataError(f"{', '.join(files)}: no record{answers} is left ({_told(counted)})")
+    except DataError as error:
+        found = next((task for file in files if (task := looks_like(file)) is not None), None)
+        if found is None or found == config.name or (found == "classify" and config.name == "pair"):
+            raise
+        raise DataError(f"{error}; the file looks like data of the task '{found}', not of '{config.name}'") from error
     return records, config
+
+
+def _read_texts(
+    config: TaskConfig, files: Sequence[str], *, counted: Counter[str], needs_answer: bool, like: TaskConfig | None
+) -> tuple[list[TextExample], TaskConfig]:
+    """Returns the records of `classify` and `pair`, and the settings with the columns that were chosen."""
+    if not config.text and (stranger := next((file for file in files if looks_like(file) in ("tag", "qa")), None)):
+        raise DataError(f"{stranger}: expected a table with a text and its label in each row")
+    table = read_table(files)
+    num_texts = 2 if config.name == "pair" else 1
+    texts, label = config.text, config.label
+    if like is not None:
+        texts = texts or (like.text if set(like.text) <= set(table.columns) else ())
+        label = label or (like.label if like.label in table.columns else None)
+    columns = choose_columns(
+        table, num_texts=num_texts, texts=texts, label=label, needs_label=needs_answer, kind=config.kind
+    )
+    config = replace(config, text=columns.texts, label=columns.label)
+    if not needs_answer:
+        columns = replace(columns, label=None)
+    return make_text_examples(table, columns, kind=config.kind, counted=counted), config
 
 
 def split_dev(config: TaskConfig, records: Sequence[Any], *, share: float, seed: int) -> tuple[list[Any], list[Any]]:

@@ -64,6 +64,11 @@ def _entities(record: TaggedSentence, prediction: TagPrediction) -> list[dict[st
 
 
 def form_of(out: str | None, problem: Problem) -> str:
+    """Returns the form that predictions are written in: the suffix of a file's name.
+
+    Raises:
+        ConfigError: It does not suit the task.
+    """
     form = Path(out).suffix if out else ".jsonl"
     head = problem.task.head
     allowed = {
@@ -82,6 +87,15 @@ def form_of(out: str | None, problem: Problem) -> str:
 def written(
     form: str, problem: Problem, records: Sequence[Any], predictions: Sequence[Any], rows: Sequence[dict[str, Any]]
 ) -> str:
+    """Returns the text of a file of predictions.
+
+    Args:
+        form: Its suffix.
+        problem: That was solved.
+        records: What was asked.
+        predictions: One for each record.
+        rows: The same beside what was asked; see `row_of`.
+    """
     if form == ".json":
         return json.dumps({r.id: p.text for r, p in zip(records, predictions, strict=True)}, ensure_ascii=False) + "\n"
     if form == ".conll":

@@ -13,7 +13,7 @@ from stemformer.data.labelled import label_text
 from stemformer.data.tables import needed_text, read_json_records, read_table
 from stemformer.errors import DataError
 
-__all__ = ["ChoiceQuestion", "read_choices"]
+__all__ = ["ChoiceQuestion", "is_choice_row", "read_choices"]
 
 COPA_QUESTIONS = {"cause": "What was the cause?", "effect": "What happened as a result?"}
 _NUMBERED_CHOICE = re.compile(r"(?:choice|option|ending|answer)_?(\d)")
@@ -107,6 +107,15 @@ def read_choices(files: str | Path | Sequence[str | Path], *, counted: Counter[s
             questions.extend(_choices_of_table(source, counted))
     counted.update(["answers not known"] * sum(question.answer is None for question in questions))
     return questions
+
+
+def is_choice_row(columns: Sequence[str]) -> bool:
+    """Returns whether a table with these columns holds questions with choices."""
+    try:
+        _find_form(columns, "")
+    except DataError:
+        return False
+    return True
 
 
 def _dialogue_questions(record: Any, place: str) -> Iterator[ChoiceQuestion]:

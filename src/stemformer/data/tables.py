@@ -35,6 +35,7 @@ __all__ = [
     "needed_text",
     "read_json_records",
     "read_table",
+    "table_of_stream",
     "usual_name",
 ]
 
@@ -155,6 +156,14 @@ def read_table(files: str | Path | Sequence[str | Path], *, errors: str = "stric
     return Table(", ".join(sources), columns, rows, places)
 
 
+def table_of_stream(text: str) -> Table:
+    """Returns the rows that standard input held, as JSON: an object a line."""
+    pairs = _json_rows(list(json_values(iter([text]), STANDARD_INPUT)), STANDARD_INPUT)
+    columns = tuple(dict.fromkeys(name for _, row in pairs for name in row))
+    rows = [{name: row.get(name) for name in columns} for _, row in pairs]
+    return Table(STANDARD_INPUT, columns, rows, [place for place, _ in pairs])
+
+
 def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str, Any]]:
     """Returns places and values of a JSON file: the items of one list, a single object, or what each line holds.
 
@@ -228,7 +237,8 @@ def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
     if stem.lower().endswith(FASTA_SUFFIXES):
         return read_fasta(text, source)
     if source == STANDARD_INPUT and text.lstrip().startswith("{"):
-        return _json_rows(list(json_values(iter([text]), source)), source)
+        table = table_of_stream(text)
+        return list(zip(table.places, table.rows, strict=True))
     if kind in (".csv", ".tsv"):
         delimiter: str | None = "," if kind == ".csv" else "\t"
     else:

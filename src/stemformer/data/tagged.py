@@ -4,10 +4,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from stemformer.data.files import HUB_PREFIX, find_sources, nearest_first, read_text, split_suffixes
-from stemformer.data.tables import Table, read_table, usual_name
+from stemformer.data.files import (
+    HUB_PREFIX,
+    STANDARD_INPUT,
+    find_sources,
+    nearest_first,
+    read_text,
+    split_suffixes,
+)
+from stemformer.data.tables import Table, read_table, table_of_stream, usual_name
 from stemformer.errors import DataError
 
 __all__ = ["TaggedSentence", "find_scheme", "is_bio", "join_words", "read_tagged", "repair_bio"]
@@ -69,6 +77,7 @@ def read_tagged(
     column: str | None = None,
     joiner: str = " ",
     errors: str = "strict",
+    needs_tags: bool = True,
     counted: Counter[str],
 ) -> list[TaggedSentence]:
     """Returns the sentences of tagged files.
@@ -84,6 +93,8 @@ def read_tagged(
             the last, in CoNLL-U `upos`.
         joiner: What stands between two words of a text, where the file does not say; nothing for Chinese characters.
         errors: "strict", or "replace" to go on where bytes are not UTF-8.
+        needs_tags: If not, a `column` that is not there leaves the sentences without tags, and lines that are no columns are
+            sentences: lines without tabs that differ in their number of words, or of which none follows another.
         counted: Receives what is passed over.
 
     Raises:
@@ -97,12 +108,21 @@ def read_tagged(
     sources = find_sources(files)
     for source in sources:
         if source.startswith(HUB_PREFIX) or split_suffixes(source)[1] in (".json", ".jsonl", ".parquet"):
-            sentences.extend(_sentences_of_table(read_table([source], errors=errors), column, joiner))
+            sentences.extend(
+                _sentences_of_table(read_table([source], errors=errors), column, joiner, needs_tags=needs_tags)
+            )
             continue
-        lines = read_text(source, errors=errors).split("\n")
+        text = read_text(source, errors=errors)
+        if source == STANDARD_INPUT and text.lstrip().startswith("{"):
+            sentences.extend(_sentences_of_table(table_of_stream(text), column, joiner, needs_tags=needs_tags))
+            continue
+        lines = text.split("\n")
         first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+        if not needs_tags and _are_sentences(lines):
+            sentences.extend(_sentences_of_lines(lines, source))
+            continue
         read = _read_conllu if _CONLLU_LINE.fullmatch(first) else _read_conll
-        sentences.extend(read(lines, source, column, joiner, counted))
+        sentences.extend(read(lines, source, column, joiner, counted, needs_tags=needs_tags))
     if not sentences:
         raise DataError(
             f"{', '.join(sources)}: there are no sentences: expected a word a line, with its tag behind a tab or space"
@@ -110,14 +130,33 @@ def read_tagged(
     return sentences
 
 
-def _sentences_of_table(table: Table, column: str | None, joiner: str) -> Iterator[TaggedSentence]:
+def _are_sentences(lines: Sequence[str]) -> bool:
+    """Returns whether lines are sentences, and not words with their tags (see `read_tagged`)."""
+    if any("\t" in line for line in lines):
+        return False
+    widths = {len(line.split()) for line in lines if line.strip()}
+    follows = any(a.strip() and b.strip() for a, b in pairwise(lines))
+    return len(widths) > 1 or (not follows and widths != {1})
+
+
+def _sentences_of_lines(lines: Sequence[str], source: str) -> Iterator[TaggedSentence]:
+    """Yields a sentence for each line of text, its words divided at white space."""
+    for number, line in enumerate(lines, 1):
+        if words := tuple(line.split()):
+            text, offsets = join_words(words)
+            yield TaggedSentence(words, None, f"{source}:{number}", text, offsets)
+
+
+def _sentences_of_table(table: Table, column: str | None, joiner: str, *, needs_tags: bool) -> Iterator[TaggedSentence]:
     """Yields the sentences of records with lists of words and tags."""
     names = {usual_name(name): name for name in reversed(table.columns)}
     words_column = next((names[name] for name in WORD_COLUMNS if name in names), None)
     if words_column is None:
         raise DataError(f"{table.source}: no column of words; there are {', '.join(table.columns)}: name one 'tokens'")
     if column is not None and column not in table.columns:
-        raise _no_column(table.source, column, table.columns)
+        if needs_tags:
+            raise _no_column(table.source, column, table.columns)
+        names, column = {}, None
     tags_column = column or next((names[name] for name in TAG_COLUMNS if name in names), None)
     for row, place in zip(table.rows, table.places, strict=True):
         words, tags = row[words_column], row[tags_column] if tags_column else None
@@ -150,7 +189,7 @@ def _blocks(lines: Sequence[str], is_skipped: Callable[[str, bool], bool]) -> It
 
 
 def _read_conll(
-    lines: Sequence[str], source: str, column: str | None, joiner: str, counted: Counter[str]
+    lines: Sequence[str], source: str, column: str | None, joiner: str, counted: Counter[str], *, needs_tags: bool
 ) -> Iterator[TaggedSentence]:
     """Yields the sentences of a file with a word a line; a sentence whose lines hold a word alone has no tags."""
     separator: Callable[[str], list[str]]
@@ -168,7 +207,7 @@ def _read_conll(
     prefixes = {match and match[0] for block in blocks for i in block for match in [_LANGUAGE.match(lines[i])]}
     prefix = next(iter(prefixes)) if len(prefixes) == 1 else None
     num_columns = max((len(separator(lines[block[0]])) for block in blocks), default=1)
-    at = _column_number(column, num_columns, source)
+    at = _column_number(column, num_columns, source, needs_tags=needs_tags)
     for block in blocks:
         rows = [separator(lines[i].removeprefix(prefix or "")) for i in block]
         expected = len(rows[0]) if len(rows[0]) == 1 else num_columns
@@ -180,15 +219,17 @@ def _read_conll(
                 )
         words = tuple(row[0] for row in rows)
         text, offsets = join_words(words, joiner)
-        tags = tuple(row[at].strip() for row in rows) if expected > 1 else None
+        tags = tuple(row[at].strip() for row in rows) if at is not None and expected > 1 else None
         yield TaggedSentence(words, tags, f"{source}:{block[0] + 1}", text, offsets)
 
 
-def _column_number(column: str | None, num_columns: int, source: str) -> int:
-    """Returns at which column the tags of a file without names are."""
+def _column_number(column: str | None, num_columns: int, source: str, *, needs_tags: bool) -> int | None:
+    """Returns at which column the tags of a file without names are; None where it is not there and need not be."""
     if column is None:
         return num_columns - 1
     if not column.isdecimal() or not 2 <= int(column) <= num_columns:
+        if not needs_tags:
+            return None
         raise DataError(
             f"{source}: its columns have no names, and '{column}' is not a number from 2 to {num_columns}:"
             " give the number of the column with the tags"
@@ -197,13 +238,13 @@ def _column_number(column: str | None, num_columns: int, source: str) -> int:
 
 
 def _read_conllu(
-    lines: Sequence[str], source: str, column: str | None, joiner: str, counted: Counter[str]
+    lines: Sequence[str], source: str, column: str | None, joiner: str, counted: Counter[str], *, needs_tags: bool
 ) -> Iterator[TaggedSentence]:
     """Yields the sentences of CoNLL-U: its words, not its ranges of words (1-2) and empty nodes (1.1)."""
     name = (column or "upos").lower()
-    if name not in TAGS_OF_CONLLU:
+    if name not in TAGS_OF_CONLLU and needs_tags:
         raise _no_column(source, name, TAGS_OF_CONLLU)
-    at = CONLLU_COLUMNS.index(name)
+    at = CONLLU_COLUMNS.index(name) if name in TAGS_OF_CONLLU else None
     for block in _blocks(lines, lambda line, _: line.startswith("#")):
         words: list[str] = []
         tags: list[str] = []
@@ -225,7 +266,7 @@ def _read_conllu(
                 counted["empty nodes"] += 1
             else:
                 words.append(row[1])
-                tags.append(row[at])
+                tags.append("_" if at is None else row[at])
                 behind.append(space)
                 if int(number[1]) == end:
                     if "".join(words[first:]) == surface:
