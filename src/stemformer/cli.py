@@ -365,6 +365,8 @@ def finetune(
     regression: Flag = False,
     multi_label: Flag = False,
     max_length: int | None = None,
+    symbols: str | None = None,
+    symbol_size: int = 1,
     epochs: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -392,6 +394,9 @@ def finetune(
         regression: The answer is a number.
         multi_label: A text may have any number of labels.
         max_length: Tokens of a text at most; what the model can take by default.
+        symbols: Texts are sequences of symbols, such as DNA, each read as a word of the model's vocabulary: draw, or a file with a
+            symbol, a tab and its word a line.
+        symbol_size: How many symbols a drawn word stands for.
         epochs: Passes over the data; 3 by default.
         steps: Optimizer steps instead.
         batch_size: Examples a step; 32 by default.
@@ -417,6 +422,8 @@ def finetune(
             label=label,
             kind=kind,
             max_length=max_length,
+            symbols=symbols,
+            symbol_size=symbol_size,
             epochs=epochs,
             steps=steps,
             batch_size=batch_size,

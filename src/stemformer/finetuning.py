@@ -4,12 +4,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stemformer.data.symbols import SymbolMap
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError, DataError
 from stemformer.evaluation.metrics import best_threshold, spread
@@ -26,6 +28,7 @@ from stemformer.progress import Progress, Silent
 from stemformer.report.task_report import write_task_report
 from stemformer.results import examples_to_show
 from stemformer.resuming import check_goes_on, find_run, go_on, make_ready, refuse_changes
+from stemformer.tasks.classify import Classify
 from stemformer.tasks.span_qa import QuestionAnswering
 from stemformer.tasks.task import Task, TaskConfig, TaskExamples
 from stemformer.training.checkpoint import environment, read_checkpoint, write_folder
@@ -69,6 +72,8 @@ def finetune(
     label: str | None = None,
     kind: str = "class",
     max_length: int | None = None,
+    symbols: str | None = None,
+    symbol_size: int = 1,
     epochs: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -97,6 +102,8 @@ def finetune(
         label: Column of the answer; likewise.
         kind: `class`, `labels` or `score`; of `classify` and `pair`.
         max_length: Tokens of an example; what the model can take by default.
+        symbols: Texts are sequences of symbols, such as DNA, read as words: `draw`, or a file; see `tasks.task.TaskConfig`.
+        symbol_size: How many symbols a drawn word stands for.
         epochs: Passes over the training data; 3 by default.
         steps: Optimizer steps instead.
         batch_size: Examples a step; 32 by default.
@@ -126,6 +133,8 @@ def finetune(
         label=label,
         kind=kind,
         max_length=max_length,
+        symbols=symbols,
+        symbol_size=symbol_size,
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
@@ -163,6 +172,8 @@ def make_config(
     label: str | None = None,
     kind: str = "class",
     max_length: int | None = None,
+    symbols: str | None = None,
+    symbol_size: int = 1,
     epochs: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -181,7 +192,15 @@ def make_config(
         ConfigError: They do not fit together.
     """
     start = FinetuneConfig(model=model, train=tuple(train), dev=tuple(dev))
-    of_task = TaskConfig(task, kind=kind, text=tuple(text), label=label, max_length=max_length)  # type: ignore[arg-type]
+    of_task = TaskConfig(
+        task,
+        kind=kind,  # type: ignore[arg-type]
+        text=tuple(text),
+        label=label,
+        max_length=max_length,
+        symbols=symbols,
+        symbol_size=symbol_size,
+    )
     given = replace(start, task=of_task)
     if batch_size is not None:
         given = replace(given, batch=replace(given.batch, rows=batch_size))
@@ -253,7 +272,8 @@ def _unknown_labels(problem: Problem, dev: Sequence[Any]) -> list[str]:
     if not unknown:
         return []
     shown = ", ".join(f"{label!r} ({n:,})" for label, n in sorted(unknown.items())[:5])
-    return [f"{len(unknown)} labels of the dev data are not in the training data, and count as wrong: {shown}"]
+    treated = "are left out" if config.kind == "labels" else "count as wrong"
+    return [f"{len(unknown)} labels of the dev data are not in the training data, and {treated}: {shown}"]
 
 
 def _told_of_columns(problem: Problem) -> str:
@@ -283,7 +303,8 @@ def _run(
 ) -> dict[str, Any]:
     resume = resume or is_restarted(folder)
     found = find_run(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
-    task = data.problem.task
+    task = copy(data.problem.task)  # a trial must not see what the one before has tuned
+    data = replace(data, problem=replace(data.problem, task=task))
     source = find_folder(found.newest if found else config.model)
     with this_rank(choose_device(config.compute.device)) as ranks:
         progress = progress if ranks.is_first else Silent()
@@ -336,12 +357,14 @@ def open_model(
 
     Args:
         config: Its seed draws the head, and what it names as fresh; what it names as frozen is.
-        task: What the head is for.
+        task: What the head is for; given its map of symbols to words, where it reads symbols.
         source: Folder of the model.
         is_begun: It is that of a run that goes on, in which nothing is drawn anew.
     """
     generator = torch.Generator().manual_seed(config.seed)
     model, tokenizer = load_with_tokenizer(source, task.heads, num_labels=task.num_labels, generator=generator)
+    if isinstance(task, Classify) and task.config.symbols is not None:
+        task.symbols = _symbol_map(task.config, tokenizer, config.seed)
     if not is_begun:
         _make_fresh(model, config, generator)
     _freeze(model, config)
@@ -356,7 +379,8 @@ def encode(
     progress.start("encoding")
     examples = task.encode(data.train, tokenizer, max_length=max_length)
     dev = task.encode(data.dev, tokenizer, max_length=max_length)
-    notes = [f"training data: {what}: {n:,}" for what, n in examples.counted.items()]
+    notes = [_told_of_symbols(task.symbols)] if isinstance(task, Classify) and task.symbols is not None else []
+    notes += [f"training data: {what}: {n:,}" for what, n in examples.counted.items()]
     notes += [f"dev data: {what}: {n:,}" for what, n in dev.counted.items()]
     for note in notes:
         progress.say(note)
@@ -535,7 +559,7 @@ def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]
 def _max_length(config: TaskConfig, model: Model) -> int:
     longest = model.config.max_position_embeddings
     if config.max_length is not None and config.max_length > longest:
-        raise ConfigError(f"--max-length {config.max_length}: the model has {longest} positions")
+        raise ConfigError(f"--max-length {config.max_length}: the model has {longest} positions: give at most that")
     if config.max_length is None and config.name == "qa":
         return min(longest, _QA_LENGTH)
     return config.max_length or longest
@@ -543,6 +567,37 @@ def _max_length(config: TaskConfig, model: Model) -> int:
 
 _QA_LENGTH = 384
 """Of a question with a window of its passage, as in the BERT paper: longer windows overlap more than they gain."""
+
+
+def _symbol_map(config: TaskConfig, tokenizer: Tokenizer, seed: int) -> SymbolMap:
+    """Returns the words that symbols are read as, each of them one id of the tokenizer.
+
+    Raises:
+        DataError: The vocabulary has too few words, or lacks a word of the file.
+    """
+    assert config.symbols is not None
+    if config.symbols != "draw":
+        given = SymbolMap.load(config.symbols)
+        words = list(given.words.values())
+        unknown = [w for w, ids in zip(words, tokenizer.encode_ids(words), strict=True) if tokenizer.unk_id in ids]
+        if unknown:
+            raise DataError(f"{config.symbols}: the model's vocabulary cannot spell {unknown[0]!r}: give another word")
+        return given
+    ids = tokenizer.encode_ids(tokenizer.tokens)
+    whole = [token for i, token in enumerate(tokenizer.tokens) if len(ids[i]) == 1 and ids[i][0] == i]
+    return SymbolMap.draw(
+        config.alphabet or "",
+        whole,
+        size=config.symbol_size,
+        stride=config.symbol_stride,
+        others=True,
+        seed=seed,
+    )
+
+
+def _told_of_symbols(symbols: SymbolMap) -> str:
+    shown = ", ".join(f"{run} {word!r}" for run, word in [*symbols.words.items()][:6])
+    return f"{len(symbols.words):,} words stand for symbols: {shown}" + (", ..." if len(symbols.words) > 6 else "")
 
 
 def _make_fresh(model: Model, config: FinetuneConfig, generator: torch.Generator) -> None:

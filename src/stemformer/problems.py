@@ -12,6 +12,7 @@ from stemformer.config import nearest
 from stemformer.data.forms import looks_like
 from stemformer.data.labelled import TextExample, choose_columns, cut_dev, cut_groups, make_text_examples
 from stemformer.data.questions import read_choices, read_questions
+from stemformer.data.symbols import SymbolMap, find_alphabet
 from stemformer.data.tables import read_table
 from stemformer.data.tagged import is_bio, read_tagged
 from stemformer.errors import CheckpointError, ConfigError, DataError
@@ -44,7 +45,9 @@ class Problem:
     def told(self) -> dict[str, Any]:
         """Returns what a saved model says about it; `saved_problem` reads it."""
         problem_type = getattr(self.task, "problem_type", None)
-        more = {"threshold": self.task.threshold} if isinstance(self.task, QuestionAnswering) else {}
+        more: dict[str, Any] = {"threshold": self.task.threshold} if isinstance(self.task, QuestionAnswering) else {}
+        if (symbols := getattr(self.task, "symbols", None)) is not None:
+            more["symbol_map"] = asdict(symbols)
         settings = {**asdict(self.task.config), "entities": self.entities, "language": self.language, **more}
         return {"labels": list(self.task.labels), "problem_type": problem_type, **settings}
 
@@ -147,6 +150,8 @@ def new_problem(config: TaskConfig, records: Sequence[Any]) -> Problem:
     if config.name not in TASKS:
         raise ConfigError(f"task {config.name!r} does not exist: {nearest(config.name, list(TASKS))}")
     kind = TASKS[config.name]
+    if config.symbols == "draw" and config.alphabet is None:
+        config = replace(config, alphabet=find_alphabet(text for r in records for text in r.texts))
     if config.name == "qa":
         if config.no_answer is None:
             config = replace(config, no_answer=any(not r.gold for r in records))
@@ -190,6 +195,8 @@ def saved_problem(model: str) -> Problem:
     task = TASKS[config.name](config, labels)
     if isinstance(task, QuestionAnswering):
         task.threshold = float(told.get("threshold", 0.0))
+    if "symbol_map" in told:
+        task.symbols = SymbolMap(**told["symbol_map"])
     return Problem(
         task,
         entities=bool(told.get("entities", config.name == "tag" and is_bio(labels))),

@@ -15,12 +15,13 @@ import numpy as np
 from stemformer.data.files import read_text
 from stemformer.errors import DataError
 
-__all__ = ["FASTA_SUFFIXES", "SymbolMap", "read_fasta"]
+__all__ = ["FASTA_SUFFIXES", "SymbolMap", "find_alphabet", "read_fasta"]
 
 FASTA_SUFFIXES = (".fasta", ".fa", ".fna", ".faa", ".ffn")
 ANY_SYMBOL = "*"
 SPACE_MARKS = ("Ġ", "▁")  # of byte-level BPE and of SentencePiece
 MOST_TOLD = 10
+FREQUENT = 0.001  # a share of all symbols; in DNA, letters for uncertain bases (N, R, Y ...) are below
 _LABEL = re.compile(r"(?:^|[\s|;])label=([^\s|;]+)", re.IGNORECASE)
 
 
@@ -68,6 +69,19 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
+def find_alphabet(texts: Iterable[str]) -> str:
+    """Returns the frequent symbols of texts, sorted: those that make up at least a thousandth of them.
+
+    Example:
+        >>> find_alphabet(["ACGT" * 500, "N"])
+        'ACGT'
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update("".join(text.split()))
+    return "".join(sorted(s for s, number in counts.items() if number >= FREQUENT * counts.total() and s != ANY_SYMBOL))
+
+
 @dataclass(frozen=True)
 class SymbolMap:
     """Which word stands for each symbol or, if `size` is more than one, for each run of so many symbols.
@@ -110,7 +124,14 @@ class SymbolMap:
 
     @classmethod
     def draw(
-        cls, alphabet: str, vocabulary_words: Iterable[str], *, size: int = 1, stride: int = 1, seed: int = 0
+        cls,
+        alphabet: str,
+        vocabulary_words: Iterable[str],
+        *,
+        size: int = 1,
+        stride: int = 1,
+        others: bool = False,
+        seed: int = 0,
     ) -> "SymbolMap":
         """Returns a map with a word of a vocabulary, drawn at random, for each run of `size` symbols.
 
@@ -120,6 +141,7 @@ class SymbolMap:
                 tokens such as `[MASK]`. Where most have a mark for the space before a word (`Ġsun`), those without are pieces.
             size: How many symbols a word stands for.
             stride: As of the map.
+            others: Draw a word for all runs with other symbols too.
             seed: Of the draw.
 
         Raises:
@@ -129,13 +151,14 @@ class SymbolMap:
             >>> SymbolMap.draw("AC", ["[CLS]", "sun", "##s", "sea"], seed=1).words
             {'A': 'sun', 'C': 'sea'}
         """
-        runs = ["".join(run) for run in itertools.product(dict.fromkeys(alphabet), repeat=size)]
+        symbols = list(dict.fromkeys(alphabet))
         usable = _whole_words(list(vocabulary_words))
-        if len(usable) < len(runs):
+        if len(usable) < len(symbols) ** size + others:
             raise DataError(
-                f"{len(runs):,} runs of {size} symbols of {alphabet!r} need a word each, but the vocabulary has {len(usable):,}"
-                " whole words: take a smaller size"
+                f"{len(symbols) ** size:,} runs of {size} symbols of {alphabet!r} need a word each, but the vocabulary has"
+                f" {len(usable):,} whole words: take a smaller size"
             )
+        runs = ["".join(run) for run in itertools.product(symbols, repeat=size)] + [ANY_SYMBOL] * others
         chosen = np.random.Generator(np.random.Philox(seed)).choice(len(usable), size=len(runs), replace=False).tolist()
         return cls({run: usable[number] for run, number in zip(runs, chosen, strict=True)}, size, stride)
 

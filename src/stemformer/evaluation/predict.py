@@ -48,19 +48,19 @@ def predict_scores(
     """
     module.eval()
     scores: list[Any] = [None] * len(examples)
-    losses: list[LossSum] = []
+    losses: list[tuple[LossSum, int]] = []
     for numbers, batch in _batches(examples, batch_tokens):
         moved = batch.to(device)
         rows = module(moved, return_logits=True)
         if batch.sequence_labels is not None or len(batch.labels):
-            losses.append(task.loss_of(rows, moved))
+            losses.append((task.loss_of(rows, moved), sum(task.counts(batch).values())))
         sizes = [task.num_scores(examples.examples[i]) for i in numbers]
         for number, part in zip(numbers, torch.split(rows.float().cpu(), sizes), strict=True):
             scores[number] = part.numpy()
         if on_examples is not None:
             on_examples(len(numbers))
-    count = sum(loss.count for loss in losses)
-    return scores, float(sum(float(loss.total) for loss in losses) / count) if count else None
+    count = sum(number for _, number in losses)
+    return scores, float(sum(float(loss.total) for loss, _ in losses) / count) if count else None
 
 
 @torch.inference_mode()

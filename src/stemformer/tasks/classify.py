@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stemformer.data.batches import Batch, Example
 from stemformer.data.labelled import TextExample
+from stemformer.data.symbols import SymbolMap
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
@@ -48,6 +49,9 @@ class Classify:
         config: Settings; its kind says what is asked.
         labels: Classes or labels, in the order of the scores.
         frequencies: How often each class stands in the training data, for `config.balance`.
+
+    Attributes:
+        symbols: Which words texts are read as, where they are sequences of symbols.
     """
 
     head = "sequence"
@@ -59,6 +63,7 @@ class Classify:
         self.config = config
         self.labels = tuple(labels)
         self.num_labels = 1 if config.kind == "score" else len(self.labels)
+        self.symbols: SymbolMap | None = None
         self._number = {label: i for i, label in enumerate(self.labels)}
         self._weights: Tensor | None = None
         if config.balance and frequencies is not None:
@@ -117,13 +122,19 @@ class Classify:
         counted: Counter[str] = Counter()
         examples: list[Example] = []
         owners: list[int] = []
-        columns = [tokenizer.encode_ids(texts) for texts in zip(*(r.texts for r in records), strict=True)]
+        given = [self._words(record, counted) for record in records]
+        columns = [tokenizer.encode_ids(texts) for texts in zip(*given, strict=True)]
         for number, record in enumerate(records):
             parts = [column[number] for column in columns]
             for fitting in self._fit(parts, max_length - 1 - len(parts), counted):
                 examples.append(make_example(fitting, tokenizer, answer=self._answer(record)))
                 owners.append(number)
-        return TaskExamples(examples, np.array(owners, np.int64), (), dict(counted))
+        return TaskExamples(examples, np.array(owners, np.int64), (), {k: n for k, n in counted.items() if n})
+
+    def _words(self, record: TextExample, counted: Counter[str]) -> tuple[str, ...]:
+        if self.symbols is None:
+            return record.texts
+        return tuple(self.symbols.apply(text, place=record.place, counted=counted) for text in record.texts)
 
     def _fit(self, parts: list[np.ndarray], room: int, counted: Counter[str]) -> list[list[np.ndarray]]:
         if sum(map(len, parts)) <= room:
@@ -150,7 +161,7 @@ class Classify:
             return np.float32(record.label)  # type: ignore[arg-type]
         if self.config.kind == "labels":
             return np.array([label in record.label for label in self.labels], np.float32)  # type: ignore[operator]
-        return self._number[str(record.label)]
+        return self._number.get(str(record.label))  # one that was not trained: not scored
 
     def decode(
         self, scores: Sequence[Float[np.ndarray, "r c"]], examples: TaskExamples, records: Sequence[TextExample]

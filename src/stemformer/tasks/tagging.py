@@ -22,6 +22,10 @@ from stemformer.tasks.task import TaskConfig, TaskExamples, make_example, window
 __all__ = ["Tag", "TagPrediction"]
 
 
+IGNORE_INDEX = -100
+"""In the place of a tag that was not trained: PyTorch's losses leave it out."""
+
+
 @dataclass(frozen=True)
 class TagPrediction:
     """The tags of a sentence.
@@ -65,7 +69,7 @@ class Tag:
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Returns how many words of a batch are scored."""
-        return {self.config.name: len(batch.labels)}
+        return {self.config.name: int((batch.labels != IGNORE_INDEX).sum())}
 
     def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "M C"]:
         """Returns a row of scores for each word that is scored."""
@@ -118,7 +122,7 @@ class Tag:
     def _numbers(self, record: TaggedSentence) -> Int[np.ndarray, "w"]:
         if record.tags is None:
             return np.zeros(len(record.words), np.int64)
-        return np.array([self._number.get(tag, 0) for tag in record.tags], np.int64)
+        return np.array([self._number.get(tag, IGNORE_INDEX) for tag in record.tags], np.int64)
 
     def decode(
         self, scores: Sequence[Float[np.ndarray, "r c"]], examples: TaskExamples, records: Sequence[TaggedSentence]

@@ -39,6 +39,13 @@ class TaskConfig:
         positive: Of `labels`: from which probability a label is given.
         max_answer_tokens: Of `qa`: longest answer.
         no_answer: Of `qa`: questions may have no answer; None looks whether some in the training data have none.
+        symbols: Texts of `classify` and `pair` are sequences of symbols, such as DNA, each read as a word of the model's vocabulary:
+            `draw` draws the words by the seed, else a file with a symbol, a tab and its word a line.
+        symbol_size: How many symbols a drawn word stands for.
+        symbol_stride: How many symbols on the next word begins.
+        alphabet: Symbols for which words are drawn, all others sharing one; by default those that are frequent in the training data.
+
+    Source of `symbols`: Kao and Lee 2021 (a BERT pre-trained on text learns other sequences by a random map).
     """
 
     name: str = "classify"
@@ -53,6 +60,10 @@ class TaskConfig:
     positive: float = 0.5
     max_answer_tokens: int = 30
     no_answer: bool | None = None
+    symbols: str | None = None
+    symbol_size: int = 1
+    symbol_stride: int = 1
+    alphabet: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 8:
@@ -65,6 +76,18 @@ class TaskConfig:
             raise ConfigError(f"task.positive is {self.positive}: expected a probability between 0 and 1")
         if self.max_answer_tokens < 1:
             raise ConfigError(f"task.max_answer_tokens is {self.max_answer_tokens}: expected at least 1")
+        if self.symbols is not None and self.name not in ("classify", "pair"):
+            raise ConfigError(f"task.symbols: sequences of symbols are for classify and pair, not for {self.name}")
+        if self.symbols != "draw" and (self.symbol_size, self.symbol_stride, self.alphabet) != (1, 1, None):
+            raise ConfigError(
+                "task.symbol_size, symbol_stride and alphabet say how words are drawn: add symbols=draw; in a file, the symbols "
+                "themselves say it"
+            )
+        if not 1 <= self.symbol_stride <= max(1, self.symbol_size):
+            raise ConfigError(
+                f"task.symbol_size is {self.symbol_size}, symbol_stride {self.symbol_stride}: expected 1 or more, and a stride that "
+                "leaves no symbol out"
+            )
         if self.kind != "class" and self.name not in ("classify", "pair"):
             raise ConfigError(f"task.kind is {self.kind!r}: {self.name} has no kinds")
         if self.kind != "class" and (self.balance or self.label_smoothing):

@@ -233,7 +233,8 @@ def train(
         sums.leave_out(time.perf_counter() - started)
 
     patience = getattr(config.evaluation, "patience", None) or math.inf
-    if (at.step == 0 and isinstance(config, RunConfig)) or timetable.is_last(at.step):
+    is_over = timetable.is_last(at.step) or at.num_worse >= patience
+    if (at.step == 0 and isinstance(config, RunConfig)) or is_over:
         evaluate(is_logged=at.step == 0)  # a finished run, asked again, tells its figures
     timed = timetable.seconds
     progress.start("training", total=timed or timetable.num_steps, unit="seconds" if timed else "steps")
@@ -243,7 +244,8 @@ def train(
         settle(module, batches_of_step(at.step, setup)[0].to(setup.device))
     try:
         with StopBetweenSteps() as stop:
-            for batches in prefetch(lambda step: batches_of_step(step, setup), _steps_left(at.step, timetable)):
+            steps = range(0) if is_over else _steps_left(at.step, timetable)
+            for batches in prefetch(lambda step: batches_of_step(step, setup), steps):
                 own = [setup.objective.counts(batch) for batch in batches]
                 names = list(own[0])
                 scored = [sum(count[name] for count in own) for name in names]
@@ -278,7 +280,10 @@ def train(
                 if agreed.evaluate or is_last:
                     evaluate()
                     is_last = is_last or at.num_worse >= patience
-                if setup.is_saved and (agreed.save or is_last or agreed.stop):
+                is_best = (
+                    patience < math.inf and evaluated_at == at.step and at.num_worse == 0
+                )  # what the run will end with
+                if setup.is_saved and (agreed.save or is_best or is_last or agreed.stop):
                     save()
                     last_saved = at.step
                 if is_last:
