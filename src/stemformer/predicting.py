@@ -84,7 +84,7 @@ class Loaded:
 
     def score_records(
         self, records: Sequence[Any], progress: Progress | None = None
-    ) -> tuple[list[Any], list[Float[np.ndarray, "r c"]], TaskExamples]:
+    ) -> tuple[list[Any], list[Float[np.ndarray, "_ c"]], TaskExamples]:
         """Returns predictions, and the scores and examples that they were made from."""
         progress = progress or Silent()
         task = self._problem().task

@@ -121,7 +121,7 @@ def examples_to_show(
     *,
     number: int,
     only_wrong: bool = False,
-    looked_into: tuple[TaskExamples, Sequence[Float[np.ndarray, "r c"]], Tokenizer] | None = None,
+    looked_into: tuple[TaskExamples, Sequence[Float[np.ndarray, "_ c"]], Tokenizer] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns records with what was predicted, as `report.task_report` shows them: those first that are most wrong.
 
@@ -185,7 +185,7 @@ def _tokens_of(
     prediction: AnswerPrediction,
     number: int,
     examples: TaskExamples,
-    scores: Sequence[Float[np.ndarray, "r c"]],
+    scores: Sequence[Float[np.ndarray, "_ c"]],
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """Returns the passage of a question, and the two softmaxes over the tokens of the window that holds the answer."""

@@ -33,7 +33,7 @@ def predict_scores(
     device: torch.device,
     batch_tokens: int = BATCH_TOKENS,
     on_examples: Callable[[int], None] | None = None,
-) -> tuple[list[Float[np.ndarray, "r c"]], float | None]:
+) -> tuple[list[Float[np.ndarray, "_ c"]], float | None]:
     """Returns the scores of each example, in the order given, and their mean loss (None where answers are not known).
 
     Examples of about one length go through the model together; nothing is padded.

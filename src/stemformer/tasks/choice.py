@@ -113,7 +113,7 @@ class Choice:
         return TaskExamples(examples, np.arange(len(records)), (), {k: n for k, n in counted.items() if n})
 
     def decode(
-        self, scores: Sequence[Float[np.ndarray, "r c"]], examples: TaskExamples, records: Sequence[ChoiceQuestion]
+        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[ChoiceQuestion]
     ) -> list[ChoicePrediction]:
         """Returns the option taken for each question.
 

@@ -164,7 +164,7 @@ class Classify:
         return self._number.get(str(record.label))  # one that was not trained: not scored
 
     def decode(
-        self, scores: Sequence[Float[np.ndarray, "r c"]], examples: TaskExamples, records: Sequence[TextExample]
+        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[TextExample]
     ) -> list[TextPrediction]:
         """Returns a prediction for each record; of one that was read in windows, by the mean of their probabilities.
 

@@ -174,7 +174,7 @@ class QuestionAnswering:
         return TaskExamples(examples, np.array(owners, np.int64), scored, {k: n for k, n in counted.items() if n})
 
     def decode(
-        self, scores: Sequence[Float[np.ndarray, "r c"]], examples: TaskExamples, records: Sequence[Question]
+        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[Question]
     ) -> list[AnswerPrediction]:
         """Returns the best valid span of each question over all windows of its passage.
 

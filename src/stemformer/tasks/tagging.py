@@ -125,7 +125,7 @@ class Tag:
         return np.array([self._number.get(tag, IGNORE_INDEX) for tag in record.tags], np.int64)
 
     def decode(
-        self, scores: Sequence[Float[np.ndarray, "r c"]], examples: TaskExamples, records: Sequence[TaggedSentence]
+        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[TaggedSentence]
     ) -> list[TagPrediction]:
         """Returns the tags of each sentence.
 

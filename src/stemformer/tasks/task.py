@@ -177,13 +177,13 @@ class Task(Protocol):
         """Returns examples of records; those without an answer can be predicted, not trained on."""
 
     def decode(
-        self, scores: Sequence[Float[np.ndarray, "r c"]], examples: TaskExamples, records: Sequence[Any]
+        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[Any]
     ) -> list[Any]:
         """Returns a prediction for each record from the scores of its examples."""
 
 
 def make_example(
-    parts: Sequence[Int[np.ndarray, "n"]],
+    parts: Sequence[Int[np.ndarray, "_"]],
     tokenizer: Tokenizer,
     *,
     answer: Any = None,
@@ -228,7 +228,7 @@ def trimmed(first: int, second: int, room: int) -> tuple[int, int]:
     half = room // 2
     if first <= half:
         return first, room - first
-    if second <= room - half:
+    if second <= half:
         return room - second, second
     return room - half, half
 
