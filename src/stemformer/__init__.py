@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         evaluate,
         fill,
         finetune,
+        glue,
         inspect,
         load,
         plan,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         prepare,
         pretrain,
         report,
+        squad,
         train_tokenizer,
     )
 
@@ -48,6 +50,7 @@ __all__ = [
     "evaluate",
     "fill",
     "finetune",
+    "glue",
     "inspect",
     "load",
     "plan",
@@ -55,6 +58,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "report",
+    "squad",
     "train_tokenizer",
 ]
 
@@ -62,6 +66,7 @@ _FROM_API = {
     "evaluate",
     "fill",
     "finetune",
+    "glue",
     "inspect",
     "load",
     "plan",
@@ -69,6 +74,7 @@ _FROM_API = {
     "prepare",
     "pretrain",
     "report",
+    "squad",
     "train_tokenizer",
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stemformer.benchmarking import glue, squad
 from stemformer.contents import inspect, told_of_data
 from stemformer.data.corpus import read_documents, total_bytes
 from stemformer.data.shards import write_shards
@@ -32,6 +33,7 @@ __all__ = [
     "evaluate",
     "fill",
     "finetune",
+    "glue",
     "inspect",
     "load",
     "plan",
@@ -40,6 +42,7 @@ __all__ = [
     "pretrain",
     "quickstart",
     "report",
+    "squad",
     "train_tokenizer",
 ]
 

@@ -31,6 +31,7 @@ __all__ = [
     "evaluate",
     "fill",
     "finetune",
+    "glue",
     "inspect",
     "main",
     "plan",
@@ -39,6 +40,7 @@ __all__ = [
     "pretrain",
     "quickstart",
     "report",
+    "squad",
     "tokenizer",
 ]
 
@@ -523,6 +525,131 @@ def predict(
         _print_lines(result["predictions"])
     else:
         _print_result(result, output)
+
+
+@app.command
+def glue(
+    folder: str,
+    /,
+    *,
+    model: str,
+    out: str,
+    task: list[str] | None = None,
+    trials: int = 1,
+    learning_rate: list[float] | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    from_task: str | None = None,
+    submission: Flag = False,
+    settings: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    seed: int = 0,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Fine-tunes a model for each task of the GLUE benchmark, and sets the figures beside published ones.
+
+    Args:
+        folder: Folder of GLUE, as the benchmark packs it (CoLA/train.tsv ...), or hub:nyu-mll/glue.
+        model: Model folder, run folder or hub id to start from.
+        out: Folder of the benchmark.
+        task: Only this one, such as CoLA or RTE; may be given again. SWAG is taken too.
+        trials: So many runs of each task with different seeds; mean and spread are told.
+        learning_rate: Peak of the learning rate; of several, the best on dev is taken. 5e-5, 4e-5, 3e-5 and 2e-5 by default.
+        epochs: Passes over the data; 3 by default.
+        batch_size: Examples a step; 32 by default.
+        max_length: Tokens of a text at most; what the model can take by default.
+        from_task: The small tasks (RTE, MRPC, STS-B) start from the model of this task, such as MNLI, or from a fine-tuned model.
+        submission: Write the files that the leaderboard wants.
+        settings: One setting laid over each run, as for finetune; may be given again.
+        seed: Number from which all randomness comes.
+        resume: Go on with the tasks that are not finished in --out.
+        overwrite: Replace what the folder holds.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.glue(
+            folder,
+            model=model,
+            out=out,
+            tasks=task or [],
+            trials=trials,
+            learning_rates=learning_rate or [],
+            epochs=epochs,
+            batch_size=batch_size,
+            max_length=max_length,
+            from_task=from_task,
+            submission=submission,
+            settings=settings or [],
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            **machine.given(),
+            progress=progress,
+        )
+    _print_result(result, output)
+
+
+@app.command
+def squad(
+    *,
+    model: str,
+    train: list[str],
+    dev: list[str],
+    out: str,
+    trials: int = 1,
+    learning_rate: list[float] | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    settings: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    seed: int = 0,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Fine-tunes a model on SQuAD 1.1 or 2.0, writes its predictions, and sets exact match and F1 beside published ones.
+
+    Args:
+        model: Model folder, run folder or hub id to start from.
+        train: Files in SQuAD's form. It is SQuAD 2.0 if some of their questions have no answer.
+        dev: The same, to be judged by.
+        out: Folder of the benchmark.
+        trials: So many runs with different seeds; mean and spread are told.
+        learning_rate: Peak of the learning rate; of several, the best on dev is taken. 5e-5 by default.
+        epochs: Passes over the data; 3 by default, 2 for SQuAD 2.0.
+        batch_size: Windows a step; 32 by default, 48 for SQuAD 2.0.
+        max_length: Tokens of a question with a part of its passage; 384 by default.
+        settings: One setting laid over each run, as for finetune; may be given again.
+        seed: Number from which all randomness comes.
+        resume: Go on where the benchmark in --out stopped.
+        overwrite: Replace what the folder holds.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.squad(
+            train,
+            model=model,
+            dev=dev,
+            out=out,
+            trials=trials,
+            learning_rates=learning_rate or [],
+            epochs=epochs,
+            batch_size=batch_size,
+            max_length=max_length,
+            settings=settings or [],
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            **machine.given(),
+            progress=progress,
+        )
+    _print_result(result, output)
 
 
 @app.command

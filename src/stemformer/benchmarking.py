@@ -1,0 +1,645 @@
+"""The benchmark commands: fine-tune for each task of GLUE, or on SQuAD, and set the figures beside those that others published."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from stemformer.config import differences, from_toml, nearest, to_toml
+from stemformer.data.files import HUB_PREFIX
+from stemformer.data.questions import Question, read_choices, read_questions
+from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.evaluation.metrics import classification, regression, spread
+from stemformer.evaluation.metrics import squad as squad_figures
+from stemformer.evaluation.predict import score_predictions
+from stemformer.finetuning import finetune
+from stemformer.folders import free_folder, refuse_inside
+from stemformer.predicting import Loaded, load
+from stemformer.pretrained import find_folder, read_task
+from stemformer.progress import Progress, Silent
+from stemformer.report.benchmark_report import table_of, write_benchmark_report
+from stemformer.tasks.glue import (
+    BENCHMARKS,
+    GLUE,
+    BenchmarkTask,
+    find_split,
+    make_records,
+    published_figures,
+    read_rows,
+    submission_text,
+)
+
+__all__ = ["BenchmarkConfig", "glue", "squad"]
+
+_WHERE = "of ours on the dev set, of others on the part that stands behind their name: the two are not the same data"
+_CHOSEN = "the learning rate was chosen by the same dev set that the figures are of, as in the BERT paper"
+_WINOGRAD = (
+    "WNLI: some sentences of the dev set stand in the training set with the other answer, so what is learned by heart is wrong there; "
+    "the BERT paper leaves the task out, and the most frequent class is the figure to beat"
+)
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What `config.toml` of a benchmark's folder holds; only `tasks` may change when it goes on.
+
+    Attributes:
+        model: That training starts from.
+        data: Folder of the tasks; of SQuAD the training files.
+        dev: Of SQuAD.
+        tasks: That were asked for.
+        trials: Runs of each task, with seeds that follow each other.
+        learning_rates: Each is tried with the first seed, the best on dev is taken; empty for those of the BERT paper.
+        epochs: Passes; None for the paper's, like `batch_size`.
+        batch_size: Examples a step.
+        max_length: Tokens of an example.
+        seed: The first.
+        from_task: A task, or a fine-tuned model, that the small tasks start from.
+        settings: Laid over each run's configuration.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    dev: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    trials: int = 1
+    learning_rates: tuple[float, ...] = ()
+    epochs: float | None = None
+    batch_size: int | None = None
+    max_length: int | None = None
+    seed: int = 0
+    from_task: str | None = None
+    settings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ConfigError(f"--trials {self.trials}: expected at least 1")
+        if any(rate <= 0 for rate in self.learning_rates):
+            raise ConfigError(f"--learning-rate {min(self.learning_rates)}: expected a number above 0")
+
+
+def glue(
+    folder: str,
+    *,
+    model: str,
+    out: str,
+    tasks: Sequence[str] = (),
+    trials: int = 1,
+    learning_rates: Sequence[float] = (),
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+    from_task: str | None = None,
+    submission: bool = False,
+    settings: Sequence[str] = (),
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fine-tunes a model for each task of GLUE that a folder holds, and returns a table of its figures beside published ones.
+
+    A task that is finished is a line of `tasks.jsonl`, and is not done again with `resume`. Of each task's runs, the model of the best one
+    on dev is kept.
+
+    Args:
+        folder: With a folder for each task, as `CoLA/train.tsv`, maybe compressed; or a data set of the hub, as `hub:nyu-mll/glue`.
+        model: A Hugging Face folder, a run folder, or a hub id.
+        out: Folder of the benchmark.
+        tasks: Names, SWAG may be among them; all of GLUE by default. One whose files are not there is told, and left out.
+        trials: Runs of each task with different seeds; mean and spread are told.
+        learning_rates: Each is tried with the first seed, and the best on dev gets the others; those of the BERT paper by default.
+        epochs: Passes over the training data; the paper's by default, like `batch_size`.
+        batch_size: Examples a step.
+        max_length: Tokens of an example.
+        seed: The first one.
+        from_task: RTE, MRPC and STS-B start from this task's model, which must be among `tasks`, or from a fine-tuned model's folder.
+        submission: Write the files that the leaderboard wants, from the test files.
+        settings: `key=value` laid over each run; see `training.run.FinetuneConfig`.
+        device: As for `finetune`, like the next two.
+        precision: Number format.
+        threads: Processor threads.
+        resume: Go on where `out` stopped.
+        overwrite: Replace what `out` holds.
+        progress: Told how far it is.
+
+    Raises:
+        StemformerError: No task has its files; data, settings or a model that do not fit.
+
+    Example:
+        >>> glue("glue_data", model="google/bert_uncased_L-4_H-256_A-4", out="runs/glue", tasks=["RTE"])  # doctest: +SKIP
+    """
+    progress = progress or Silent()
+    config = BenchmarkConfig(
+        model=model,
+        data=(folder,),
+        tasks=tuple(tasks) or tuple(GLUE),
+        trials=trials,
+        learning_rates=tuple(learning_rates),
+        epochs=epochs,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+        from_task=from_task,
+        settings=tuple(settings),
+    )
+    chosen, missing = _find_tasks(config)
+    for line in missing:
+        progress.say(line)
+    target = _begin(config, out, resume=resume, overwrite=overwrite)
+    machine = {"device": device, "precision": precision, "threads": threads}
+    done = _finished(target)
+    for number, task in enumerate(chosen, 1):
+        if task.name in done:
+            progress.say(f"{task.name} ({number} of {len(chosen)}): finished before")
+            continue
+        progress.say(f"{task.name} ({number} of {len(chosen)})")
+        source = _read_task(task, folder, target)
+        start, of_start = _start(task, config, done)
+        told = _run_task(task, source, replace(config, model=start), target / task.name, machine, progress)
+        done[task.name] = {**told, "start": of_start}
+        _append(target / "tasks.jsonl", done[task.name])
+        _tidy(target / task.name, Path(told["model"]))
+    results = [done[task.name] for task in chosen]
+    notes = _notes(results)
+    written: dict[str, Any] = {}
+    if submission:
+        absent = [line for task in chosen for line in _submit(task, folder, target, done[task.name], machine, progress)]
+        absent += [f"{name}: no {file}, which the leaderboard wants too" for name, file in _unsubmitted(chosen)]
+        written = {"submission": str(target / "submission"), "not_submitted": absent}
+    return _tell(target, "GLUE", config, results, missing, notes, written)
+
+
+def squad(
+    train: Sequence[str],
+    *,
+    model: str,
+    dev: Sequence[str],
+    out: str,
+    trials: int = 1,
+    learning_rates: Sequence[float] = (),
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+    settings: Sequence[str] = (),
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fine-tunes a model on questions about passages, and returns its exact match and F1 beside published ones.
+
+    It is SQuAD 2.0 if some of the training questions have no answer, else SQuAD 1.1. `predictions.json` is what the official script reads;
+    with 2.0 `null_odds.json` too, the threshold being tuned on the dev data as that script tunes it.
+
+    Args:
+        train: Files in SQuAD's form.
+        model: A Hugging Face folder, a run folder, or a hub id.
+        dev: The same, for evaluation.
+        out: Folder of the benchmark.
+        trials: As for `glue`, like the others; the predictions are those of the best run.
+        learning_rates: Rates to try.
+        epochs: Passes over the training data.
+        batch_size: Windows a step.
+        max_length: Tokens of a question with a window of its passage.
+        seed: The first one.
+        settings: Laid over each run.
+        device: As for `finetune`, like the next two.
+        precision: Number format.
+        threads: Processor threads.
+        resume: Go on where `out` stopped.
+        overwrite: Replace what `out` holds.
+        progress: Told how far it is.
+
+    Raises:
+        StemformerError: Data, settings or a model that do not fit.
+    """
+    progress = progress or Silent()
+    if not train or not dev:
+        raise ConfigError("squad needs files to train on (--train) and files to be judged by (--dev)")
+    config = BenchmarkConfig(
+        model=model,
+        data=tuple(train),
+        dev=tuple(dev),
+        trials=trials,
+        learning_rates=tuple(learning_rates),
+        epochs=epochs,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+        settings=tuple(settings),
+    )
+    progress.start("reading questions")
+    questions, asked = (read_questions(files, counted=Counter()) for files in (train, dev))
+    version = "2.0" if any(not q.gold for q in questions) else "1.1"
+    if version == "1.1" and any(not q.gold for q in asked):
+        progress.say("some dev questions have no answer, no training question is so: the model always answers")
+    task = BENCHMARKS[f"SQuAD {version}"]
+    target = _begin(config, out, resume=resume, overwrite=overwrite)
+    machine = {"device": device, "precision": precision, "threads": threads}
+    done = _finished(target)
+    if task.name not in done:
+        source = _Source(tuple(train), tuple(dev), len(questions), len(asked), _no_answers(asked))
+        told = _run_task(task, source, config, target / "runs", machine, progress)
+        _write_answers(target, load(told["model"], **_given(machine)), asked, progress)
+        done[task.name] = {**told, "start": "the model"}
+        _append(target / "tasks.jsonl", done[task.name])
+        _tidy(target / "runs", Path(told["model"]))
+    notes = _notes([done[task.name]])
+    if version == "2.0":
+        notes.append(
+            "the threshold of 'no answer' was tuned on the same dev set, as the official script's best figures are"
+        )
+    files = {"predictions": str(target / "predictions.json")}
+    if version == "2.0":
+        files["null_odds"] = str(target / "null_odds.json")
+    return _tell(target, task.name, config, [done[task.name]], [], notes, files)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ what is there
+
+
+def _find_tasks(config: BenchmarkConfig) -> tuple[list[BenchmarkTask], list[str]]:
+    """Returns the tasks whose files are there, the one that others start from first, and what is said of the rest."""
+    folder = config.data[0]
+    if not folder.startswith(HUB_PREFIX) and not Path(folder).is_dir():
+        raise DataError(f"{folder} is no folder: give one that holds CoLA/train.tsv and so on")
+    known = [name for name in BENCHMARKS if not name.startswith("SQuAD")]
+    for name in config.tasks:
+        if name not in known:
+            hint = nearest(name, known)
+            raise ConfigError(f"task {name!r} does not exist{hint}: the tasks are {', '.join(known)}")
+    chosen, missing = [], []
+    for name in dict.fromkeys(config.tasks):
+        task = BENCHMARKS[name]
+        needed = [file for file in (task.train, task.dev, task.mismatched) if file is not None]
+        absent = [file for file in needed if find_split(task, folder, file) is None]
+        if absent:
+            missing.append(f"{name} is left out: {folder} has no {', '.join(f'{name}/{file}' for file in absent)}")
+        else:
+            chosen.append(task)
+    if not chosen:
+        raise DataError(f"{folder} holds no task with files to train on and to be judged by: {'; '.join(missing)}")
+    first = config.from_task
+    if first in BENCHMARKS:
+        source = next((task for task in chosen if task.name == first), None)
+        if source is None:
+            raise ConfigError(
+                f"--from-task {first}: its files are not there or it is not among --task; give it, or a model"
+            )
+        chosen = [source, *(task for task in chosen if task is not source)]
+    elif first is not None and not read_task(find_folder(first)):
+        raise ConfigError(f"--from-task {first} was not trained on labelled data: give a task of GLUE or such a model")
+    return chosen, missing
+
+
+def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) -> Path:
+    """Makes the folder ready: empty but for its configuration, or as it was left.
+
+    Raises:
+        CheckpointError: It cannot go on with these settings.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("a benchmark is run by one process: start it without torchrun")
+    folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
+    inputs = [*config.data, *config.dev, config.model, config.from_task]
+    refuse_inside(folder, [path for path in inputs if path is not None and Path(path).exists()])
+    file = folder / "config.toml"
+    if resume and file.is_file():
+        stored = from_toml(BenchmarkConfig, file.read_text(encoding="utf-8"), source=str(file))
+        changed = [f"{key} was {a}, is now {b}" for key, a, b in differences(stored, config) if key != "tasks"]
+        if changed:
+            raise CheckpointError(
+                f"{folder} cannot go on with other settings ({'; '.join(changed)}): give another --out"
+            )
+    elif resume and folder.is_dir() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} holds no benchmark to resume: give another --out")
+    elif folder.is_dir():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(file, to_toml(config))
+    return folder
+
+
+def _finished(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns the results of the tasks that are finished, by name; a line that was cut off does not count."""
+    file = folder / "tasks.jsonl"
+    done = {}
+    for line in file.read_text(encoding="utf-8").split("\n") if file.is_file() else ():
+        if line.endswith("}"):
+            told = json.loads(line)
+            done[told["task"]] = told
+    return done
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Files of a task as `finetune` reads them, how many records they hold, and what can be had without a model."""
+
+    train: tuple[str, ...]
+    dev: tuple[str, ...]
+    num_train: int
+    num_dev: int
+    baseline: dict[str, float]
+    mismatched: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _read_task(task: BenchmarkTask, folder: str, target: Path) -> _Source:
+    """Returns a task's data, its texts and answers written as lines of JSON into the benchmark's folder."""
+    parts = {part: find_split(task, folder, getattr(task, part)) for part in ("train", "dev")}
+    if task.task == "choice":
+        read = {part: read_choices([str(file)], counted=Counter()) for part, file in parts.items()}
+        (frequent, _), *_ = Counter(q.answer for q in read["train"]).most_common(1)
+        right = fmean(q.answer == frequent for q in read["dev"])
+        return _Source(
+            (str(parts["train"]),), (str(parts["dev"]),), len(read["train"]), len(read["dev"]), {"accuracy": right}
+        )
+    counted: Counter[str] = Counter()
+    rows = {part: read_rows(task, str(source), counted=counted) for part, source in parts.items()}
+    files = {}
+    for part, found in rows.items():
+        files[part] = target / "data" / task.name / f"{part}.jsonl"
+        files[part].parent.mkdir(parents=True, exist_ok=True)
+        _write(files[part], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+    baseline = _constant(task, rows["train"], rows["dev"])
+    mismatched: list[Any] = []
+    if task.mismatched is not None:
+        others = read_rows(task, str(find_split(task, folder, task.mismatched)), counted=counted)
+        baseline["accuracy_mismatched"] = _constant(task, rows["train"], others)["accuracy"]
+        mismatched = [record for record in make_records(task, others) if record.label != "-"]
+    notes = tuple(f"{task.name}: {what}: {number:,}" for what, number in counted.items())
+    return _Source(
+        (str(files["train"]),),
+        (str(files["dev"]),),
+        len(rows["train"]),
+        len(rows["dev"]),
+        baseline,
+        tuple(mismatched),
+        notes,
+    )
+
+
+def _constant(task: BenchmarkTask, train: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Returns the official figures of always saying the most frequent class of the training data, or their mean score."""
+    gold = [row[task.label] for row in dev if row[task.label] != "-"]
+    if task.kind == "score":
+        mean = fmean(row[task.label] for row in train)
+        told: dict[str, Any] = regression(np.array(gold), np.full(len(gold), mean))
+    else:
+        ((frequent, _),) = Counter(row[task.label] for row in train if row[task.label] != "-").most_common(1)
+        number = {label: i for i, label in enumerate(task.labels)}
+        right = np.array([number[label] for label in gold])
+        told = classification(right, np.full(len(gold), number[frequent]), task.labels)
+    return {name: told[name] for name in task.metrics if name in told}
+
+
+def _no_answers(questions: Sequence[Question]) -> dict[str, float]:
+    """Returns exact match and F1 of never answering."""
+    told = squad_figures(
+        {str(i): list(q.gold) for i, q in enumerate(questions)}, {str(i): "" for i in range(len(questions))}
+    )
+    return {name: told[name] for name in ("exact_match", "f1")}
+
+
+def _start(task: BenchmarkTask, config: BenchmarkConfig, done: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """Returns the model that a task starts from, and how the table calls it."""
+    first = config.from_task
+    if first is None or not task.is_small or task.name == first:
+        return config.model, "the model"
+    if first in BENCHMARKS:
+        return str(done[first]["model"]), first
+    return first, first
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- runs
+
+
+def _run_task(
+    task: BenchmarkTask,
+    source: _Source,
+    config: BenchmarkConfig,
+    folder: Path,
+    machine: dict[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Tries the rates with the first seed, then the best one with the other seeds, and returns what came of it."""
+    rates = config.learning_rates or task.learning_rates
+
+    def run(rate: float, seed: int) -> dict[str, Any]:
+        progress.say(f"{task.name}: learning rate {rate:g}, seed {seed}")
+        return _run(task, source, config, folder / f"rate-{rate:g}" / f"seed-{seed}", rate, seed, machine, progress)
+
+    tried = {rate: run(rate, config.seed) for rate in dict.fromkeys(rates)}
+    rate = max(tried, key=lambda r: tried[r]["goodness"])
+    runs = [tried[rate], *(run(rate, config.seed + i) for i in range(1, config.trials))]
+    figures = {}
+    for name in task.metrics:
+        each = [told["figures"][name] for told in runs]
+        mean, deviation = spread(each)
+        figures[name] = {"mean": mean, "spread": deviation, "each": each}
+    best = max(runs, key=lambda told: told["goodness"])
+    progress.say(f"{task.name}: " + ", ".join(f"{name} {of['mean']:.4g}" for name, of in figures.items()))
+    return {
+        "task": task.name,
+        "train": source.num_train,
+        "dev": source.num_dev,
+        "figures": figures,
+        "baseline": source.baseline,
+        "learning_rate": rate,
+        "tried": {f"{r:g}": told["figures"] for r, told in tried.items()},
+        "seeds": [told["seed"] for told in runs],
+        "epochs": config.epochs or task.epochs,
+        "batch_size": config.batch_size or task.batch_size,
+        "seconds": round(sum(told["seconds"] for told in {id(t): t for t in (*tried.values(), *runs)}.values()), 1),
+        "model": best["model"],
+        "notes": list(source.notes),
+    }
+
+
+def _run(
+    task: BenchmarkTask,
+    source: _Source,
+    config: BenchmarkConfig,
+    folder: Path,
+    rate: float,
+    seed: int,
+    machine: dict[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Returns the official figures of one run, which is done unless they are there already."""
+    file = folder / "official.json"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    is_begun = any(folder.glob("checkpoints/step-????????"))
+    ended = finetune(
+        task.task,
+        model=config.model,
+        train=source.train,
+        dev=source.dev,
+        out=str(folder),
+        text=task.texts if task.task in ("classify", "pair") else (),
+        label=task.label if task.task in ("classify", "pair") else None,
+        kind=task.kind,
+        max_length=config.max_length,
+        epochs=config.epochs or task.epochs,
+        batch_size=config.batch_size or task.batch_size,
+        learning_rate=rate,
+        settings=config.settings,
+        seed=seed,
+        resume=is_begun,
+        overwrite=not is_begun,
+        progress=progress,
+        **machine,
+    )
+    told = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+    figures = {name: told[name] for name in task.metrics if name in told}
+    if source.mismatched:
+        loaded = load(str(folder), **_given(machine))
+        predictions = loaded.predict_records(source.mismatched, progress)
+        assert loaded.problem is not None
+        others = score_predictions(loaded.problem.task, predictions, source.mismatched)
+        figures["accuracy_mismatched"] = others["accuracy"]
+    result = {
+        "seed": seed,
+        "figures": figures,
+        "goodness": fmean(figures[name] for name in task.metrics),
+        "seconds": ended["seconds"],
+        "model": str(folder / "final"),
+    }
+    _write(file, json.dumps(result, indent=2) + "\n")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def _tidy(folder: Path, kept: Path) -> None:
+    """Deletes the models of all runs of a task but one; their figures, logs and reports stay."""
+    for final in folder.glob("rate-*/seed-*/final"):
+        if final.resolve() != kept.resolve():
+            shutil.rmtree(final)
+
+
+# --------------------------------------------------------------------------------------------------------------------- what is written
+
+
+def _submit(
+    task: BenchmarkTask,
+    folder: str,
+    target: Path,
+    told: dict[str, Any],
+    machine: dict[str, Any],
+    progress: Progress,
+) -> list[str]:
+    """Writes a task's files for the leaderboard, and returns what is said of those that could not be."""
+    absent = []
+    loaded: Loaded | None = None
+    for name, file in task.tests.items():
+        source = find_split(task, folder, file)
+        if source is None:
+            absent.append(f"{task.name}: no {name}, since {folder} has no {task.name}/{file}")
+            continue
+        records = make_records(task, read_rows(task, source, counted=Counter(), is_test=True))
+        loaded = loaded or load(told["model"], **_given(machine))
+        progress.say(f"{task.name}: predicting {name}")
+        predictions = loaded.predict_records(records, progress)
+        answers = [p.score if task.kind == "score" else p.label for p in predictions]
+        (target / "submission").mkdir(exist_ok=True)
+        _write(target / "submission" / name, submission_text(task, answers))
+    return absent
+
+
+def _unsubmitted(chosen: Sequence[BenchmarkTask]) -> list[tuple[str, str]]:
+    return [(task.name, file) for task in GLUE.values() if task not in chosen for file in task.tests]
+
+
+def _write_answers(target: Path, loaded: Loaded, questions: Sequence[Question], progress: Progress) -> None:
+    """Writes answers by question, and for SQuAD 2.0 by how much "no answer" is likelier than the best span."""
+    assert loaded.problem is not None
+    predictions = loaded.predict_records(questions, progress)
+    answers = {q.id: p.text for q, p in zip(questions, predictions, strict=True)}
+    _write(target / "predictions.json", json.dumps(answers, ensure_ascii=False, indent=1) + "\n")
+    if loaded.problem.task.config.no_answer:
+        odds = {q.id: p.no_answer for q, p in zip(questions, predictions, strict=True)}
+        _write(target / "null_odds.json", json.dumps(odds, indent=1) + "\n")
+
+
+def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
+    notes = [f"figures are in percent, {_WHERE}"]
+    if any(len(told["tried"]) > 1 for told in results):
+        notes.append(_CHOSEN)
+    for told in results:
+        if told["start"] != "the model":
+            notes.append(
+                f"{told['task']}: warm start, from the model fine-tuned for {told['start']} (its head too where the sizes "
+                "agree); the published figures had none but where their source says so"
+            )
+        notes += told["notes"]
+    if any(told["task"] == "WNLI" for told in results):
+        notes.append(_WINOGRAD)
+    sources = {f"{p.system} ({p.part}): {p.source}" for told in results for p in published_figures(told["task"])}
+    return notes + sorted(sources)
+
+
+def _tell(
+    target: Path,
+    name: str,
+    config: BenchmarkConfig,
+    results: Sequence[dict[str, Any]],
+    missing: Sequence[str],
+    notes: Sequence[str],
+    files: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes the figures as JSON and as a page, and returns them."""
+    table = table_of(results)
+    told = {"benchmark": name, "model": config.model, "tasks": list(results), "table": table}
+    told |= {"missing": list(missing), "notes": list(notes)}
+    _write(
+        target / ("glue.json" if name == "GLUE" else "squad.json"),
+        json.dumps(told, ensure_ascii=False, indent=2) + "\n",
+    )
+    report = write_benchmark_report(
+        target,
+        title=f"{name}: {Path(config.model).name}",
+        results=results,
+        missing=missing,
+        notes=notes,
+        config=to_toml(config),
+    )
+    out = {"run": str(target), "report": str(report), "table": table, "missing": list(missing), "notes": list(notes)}
+    return {key: value for key, value in (out | files).items() if value not in ([], None)}
+
+
+def _append(file: Path, told: dict[str, Any]) -> None:
+    """Adds a line that is on the disk before anything that the task needed is deleted."""
+    old = file.read_text(encoding="utf-8") if file.is_file() else ""
+    whole = old[: old.rfind("\n") + 1]  # without a line that was cut off
+    temporary = file.with_name(file.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(whole + json.dumps(told, ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def _given(machine: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in machine.items() if value is not None}
