@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from stemformer import benchmarking, finetuning
+from stemformer import benchmark_tasks, benchmarking, finetuning
 from stemformer.cli import main
 from stemformer.data.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError, TrainingError
 from stemformer.evaluation.metrics import squad as squad_figures
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
+from stemformer.predicting import load
 from stemformer.pretrained import load_model, save_model
 from stemformer.tasks.glue import GLUE
 
@@ -132,7 +133,7 @@ def test_every_task_has_its_official_figures(whole):
 def test_figures_are_those_of_the_saved_model(whole):
     out, _ = whole
     told = told_of(out)["MNLI"]
-    loaded = benchmarking.load(told["model"])
+    loaded = load(told["model"])
     rows = [json.loads(line) for line in (out / "data" / "MNLI" / "dev.jsonl").read_text().splitlines()]
     predictions = loaded.predict([(row["sentence1"], row["sentence2"]) for row in rows])
     right = [p.label == row["gold_label"] for p, row in zip(predictions, rows, strict=True)]
@@ -206,7 +207,7 @@ def test_best_rate_is_taken_and_the_other_seeds_run_with_it(root, tmp_path, monk
         told = {"seed": seed, "figures": {"accuracy": accuracy}, "goodness": accuracy, "seconds": 1.0}
         return told | {"model": str(folder / "final")}
 
-    monkeypatch.setattr(benchmarking, "_run", fake)
+    monkeypatch.setattr(benchmark_tasks, "_run", fake)
     told = run(root, tmp_path / "out", tasks=["RTE"], trials=3, learning_rates=[1e-3, 1e-4, 1e-5])
     assert calls == [(1e-3, 0), (1e-4, 0), (1e-5, 0), (1e-4, 1), (1e-4, 2)]
     task = told_of(tmp_path / "out")["RTE"]
@@ -228,7 +229,7 @@ def test_rates_of_the_paper_are_tried_by_default(root, tmp_path, monkeypatch):
         seen.append((rate, config.epochs or task.epochs, config.batch_size or task.batch_size))
         return {"seed": seed, "figures": {"accuracy": 0.5}, "goodness": 0.5, "seconds": 1.0, "model": str(folder)}
 
-    monkeypatch.setattr(benchmarking, "_run", fake)
+    monkeypatch.setattr(benchmark_tasks, "_run", fake)
     run(root, tmp_path / "out", tasks=["WNLI"], learning_rates=[], epochs=None, batch_size=None)
     assert seen == [(rate, 3, 32) for rate in (5e-5, 4e-5, 3e-5, 2e-5)]
 
@@ -247,7 +248,7 @@ def test_tasks_without_files_are_named(root, tmp_path):
 
 
 def test_goes_on_task_by_task(root, tmp_path, monkeypatch):
-    real, begun = benchmarking.finetune, []
+    real, begun = benchmark_tasks.finetune, []
 
     def stopping(task, **options):
         begun.append(options["out"].split("/")[-3])
@@ -255,7 +256,7 @@ def test_goes_on_task_by_task(root, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(task, **options)
 
-    monkeypatch.setattr(benchmarking, "finetune", stopping)
+    monkeypatch.setattr(benchmark_tasks, "finetune", stopping)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(root, out, tasks=["RTE", "WNLI"], trials=2)
@@ -430,7 +431,7 @@ def test_squad_goes_on_without_training_again(root, tmp_path, monkeypatch):
     train = write_squad(tmp_path / "train.json", 8, has_unanswerable=False)
     dev = write_squad(tmp_path / "dev.json", 4, has_unanswerable=False)
     first = answer(root, tmp_path, train=[train], dev=[dev])
-    monkeypatch.setattr(benchmarking, "finetune", None)
+    monkeypatch.setattr(benchmark_tasks, "finetune", None)
     assert answer(root, tmp_path, train=[train], dev=[dev], resume=True) == first
 
 

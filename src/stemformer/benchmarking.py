@@ -5,23 +5,26 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
-
+from stemformer.benchmark_tasks import (
+    BenchmarkConfig,
+    TaskData,
+    keep_one_model,
+    open_model,
+    read_task_data,
+    run_task,
+    write_text,
+)
 from stemformer.config import differences, from_toml, nearest, to_toml
 from stemformer.data.files import HUB_PREFIX
-from stemformer.data.questions import Question, read_choices, read_questions
+from stemformer.data.questions import Question, read_questions
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.evaluation.metrics import classification, regression, spread
 from stemformer.evaluation.metrics import squad as squad_figures
-from stemformer.evaluation.predict import score_predictions
-from stemformer.finetuning import finetune
 from stemformer.folders import free_folder, refuse_inside
-from stemformer.predicting import Loaded, load
+from stemformer.predicting import Loaded
 from stemformer.pretrained import find_folder, read_task
 from stemformer.progress import Progress, Silent
 from stemformer.report.benchmark_report import table_of, write_benchmark_report
@@ -36,7 +39,7 @@ from stemformer.tasks.glue import (
     submission_text,
 )
 
-__all__ = ["BenchmarkConfig", "glue", "squad"]
+__all__ = ["glue", "squad"]
 
 _WHERE = "of ours on the dev set, of others on the part that stands behind their name: the two are not the same data"
 _CHOSEN = "the learning rate was chosen by the same dev set that the figures are of, as in the BERT paper"
@@ -44,45 +47,6 @@ _WINOGRAD = (
     "WNLI: some sentences of the dev set stand in the training set with the other answer, so what is learned by heart is wrong there; "
     "the BERT paper leaves the task out, and the most frequent class is the figure to beat"
 )
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """What `config.toml` of a benchmark's folder holds; only `tasks` may change when it goes on.
-
-    Attributes:
-        model: That training starts from.
-        data: Folder of the tasks; of SQuAD the training files.
-        dev: Of SQuAD.
-        tasks: That were asked for.
-        trials: Runs of each task, with seeds that follow each other.
-        learning_rates: Each is tried with the first seed, the best on dev is taken; empty for those of the BERT paper.
-        epochs: Passes; None for the paper's, like `batch_size`.
-        batch_size: Examples a step.
-        max_length: Tokens of an example.
-        seed: The first.
-        from_task: A task, or a fine-tuned model, that the small tasks start from.
-        settings: Laid over each run's configuration.
-    """
-
-    model: str
-    data: tuple[str, ...]
-    dev: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    trials: int = 1
-    learning_rates: tuple[float, ...] = ()
-    epochs: float | None = None
-    batch_size: int | None = None
-    max_length: int | None = None
-    seed: int = 0
-    from_task: str | None = None
-    settings: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise ConfigError(f"--trials {self.trials}: expected at least 1")
-        if any(rate <= 0 for rate in self.learning_rates):
-            raise ConfigError(f"--learning-rate {min(self.learning_rates)}: expected a number above 0")
 
 
 def glue(
@@ -164,12 +128,12 @@ def glue(
             progress.say(f"{task.name} ({number} of {len(chosen)}): finished before")
             continue
         progress.say(f"{task.name} ({number} of {len(chosen)})")
-        source = _read_task(task, folder, target)
+        source = read_task_data(task, folder, target)
         start, of_start = _start(task, config, done)
-        told = _run_task(task, source, replace(config, model=start), target / task.name, machine, progress)
+        told = run_task(task, source, replace(config, model=start), target / task.name, machine, progress)
         done[task.name] = {**told, "start": of_start}
         _append(target / "tasks.jsonl", done[task.name])
-        _tidy(target / task.name, Path(told["model"]))
+        keep_one_model(target / task.name, Path(told["model"]))
     results = [done[task.name] for task in chosen]
     notes = _notes(results)
     written: dict[str, Any] = {}
@@ -252,12 +216,12 @@ def squad(
     machine = {"device": device, "precision": precision, "threads": threads}
     done = _finished(target)
     if task.name not in done:
-        source = _Source(tuple(train), tuple(dev), len(questions), len(asked), _no_answers(asked))
-        told = _run_task(task, source, config, target / "runs", machine, progress)
-        _write_answers(target, load(told["model"], **_given(machine)), asked, progress)
+        source = TaskData(tuple(train), tuple(dev), len(questions), len(asked), _no_answers(asked))
+        told = run_task(task, source, config, target / "runs", machine, progress)
+        _write_answers(target, open_model(told["model"], machine), asked, progress)
         done[task.name] = {**told, "start": "the model"}
         _append(target / "tasks.jsonl", done[task.name])
-        _tidy(target / "runs", Path(told["model"]))
+        keep_one_model(target / "runs", Path(told["model"]))
     notes = _notes([done[task.name]])
     if version == "2.0":
         notes.append(
@@ -330,7 +294,7 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
     elif folder.is_dir():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(file, to_toml(config))
+    write_text(file, to_toml(config))
     return folder
 
 
@@ -343,68 +307,6 @@ def _finished(folder: Path) -> dict[str, dict[str, Any]]:
             told = json.loads(line)
             done[told["task"]] = told
     return done
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Files of a task as `finetune` reads them, how many records they hold, and what can be had without a model."""
-
-    train: tuple[str, ...]
-    dev: tuple[str, ...]
-    num_train: int
-    num_dev: int
-    baseline: dict[str, float]
-    mismatched: tuple[Any, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def _read_task(task: BenchmarkTask, folder: str, target: Path) -> _Source:
-    """Returns a task's data, its texts and answers written as lines of JSON into the benchmark's folder."""
-    parts = {part: find_split(task, folder, getattr(task, part)) for part in ("train", "dev")}
-    if task.task == "choice":
-        read = {part: read_choices([str(file)], counted=Counter()) for part, file in parts.items()}
-        (frequent, _), *_ = Counter(q.answer for q in read["train"]).most_common(1)
-        right = fmean(q.answer == frequent for q in read["dev"])
-        return _Source(
-            (str(parts["train"]),), (str(parts["dev"]),), len(read["train"]), len(read["dev"]), {"accuracy": right}
-        )
-    counted: Counter[str] = Counter()
-    rows = {part: read_rows(task, str(source), counted=counted) for part, source in parts.items()}
-    files = {}
-    for part, found in rows.items():
-        files[part] = target / "data" / task.name / f"{part}.jsonl"
-        files[part].parent.mkdir(parents=True, exist_ok=True)
-        _write(files[part], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-    baseline = _constant(task, rows["train"], rows["dev"])
-    mismatched: list[Any] = []
-    if task.mismatched is not None:
-        others = read_rows(task, str(find_split(task, folder, task.mismatched)), counted=counted)
-        baseline["accuracy_mismatched"] = _constant(task, rows["train"], others)["accuracy"]
-        mismatched = [record for record in make_records(task, others) if record.label != "-"]
-    notes = tuple(f"{task.name}: {what}: {number:,}" for what, number in counted.items())
-    return _Source(
-        (str(files["train"]),),
-        (str(files["dev"]),),
-        len(rows["train"]),
-        len(rows["dev"]),
-        baseline,
-        tuple(mismatched),
-        notes,
-    )
-
-
-def _constant(task: BenchmarkTask, train: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Returns the official figures of always saying the most frequent class of the training data, or their mean score."""
-    gold = [row[task.label] for row in dev if row[task.label] != "-"]
-    if task.kind == "score":
-        mean = fmean(row[task.label] for row in train)
-        told: dict[str, Any] = regression(np.array(gold), np.full(len(gold), mean))
-    else:
-        ((frequent, _),) = Counter(row[task.label] for row in train if row[task.label] != "-").most_common(1)
-        number = {label: i for i, label in enumerate(task.labels)}
-        right = np.array([number[label] for label in gold])
-        told = classification(right, np.full(len(gold), number[frequent]), task.labels)
-    return {name: told[name] for name in task.metrics if name in told}
 
 
 def _no_answers(questions: Sequence[Question]) -> dict[str, float]:
@@ -423,114 +325,6 @@ def _start(task: BenchmarkTask, config: BenchmarkConfig, done: dict[str, dict[st
     if first in BENCHMARKS:
         return str(done[first]["model"]), first
     return first, first
-
-
-# ------------------------------------------------------------------------------------------------------------------------------- runs
-
-
-def _run_task(
-    task: BenchmarkTask,
-    source: _Source,
-    config: BenchmarkConfig,
-    folder: Path,
-    machine: dict[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:
-    """Tries the rates with the first seed, then the best one with the other seeds, and returns what came of it."""
-    rates = config.learning_rates or task.learning_rates
-
-    def run(rate: float, seed: int) -> dict[str, Any]:
-        progress.say(f"{task.name}: learning rate {rate:g}, seed {seed}")
-        return _run(task, source, config, folder / f"rate-{rate:g}" / f"seed-{seed}", rate, seed, machine, progress)
-
-    tried = {rate: run(rate, config.seed) for rate in dict.fromkeys(rates)}
-    rate = max(tried, key=lambda r: tried[r]["goodness"])
-    runs = [tried[rate], *(run(rate, config.seed + i) for i in range(1, config.trials))]
-    figures = {}
-    for name in task.metrics:
-        each = [told["figures"][name] for told in runs]
-        mean, deviation = spread(each)
-        figures[name] = {"mean": mean, "spread": deviation, "each": each}
-    best = max(runs, key=lambda told: told["goodness"])
-    progress.say(f"{task.name}: " + ", ".join(f"{name} {of['mean']:.4g}" for name, of in figures.items()))
-    return {
-        "task": task.name,
-        "train": source.num_train,
-        "dev": source.num_dev,
-        "figures": figures,
-        "baseline": source.baseline,
-        "learning_rate": rate,
-        "tried": {f"{r:g}": told["figures"] for r, told in tried.items()},
-        "seeds": [told["seed"] for told in runs],
-        "epochs": config.epochs or task.epochs,
-        "batch_size": config.batch_size or task.batch_size,
-        "seconds": round(sum(told["seconds"] for told in {id(t): t for t in (*tried.values(), *runs)}.values()), 1),
-        "model": best["model"],
-        "notes": list(source.notes),
-    }
-
-
-def _run(
-    task: BenchmarkTask,
-    source: _Source,
-    config: BenchmarkConfig,
-    folder: Path,
-    rate: float,
-    seed: int,
-    machine: dict[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:
-    """Returns the official figures of one run, which is done unless they are there already."""
-    file = folder / "official.json"
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    is_begun = any(folder.glob("checkpoints/step-????????"))
-    ended = finetune(
-        task.task,
-        model=config.model,
-        train=source.train,
-        dev=source.dev,
-        out=str(folder),
-        text=task.texts if task.task in ("classify", "pair") else (),
-        label=task.label if task.task in ("classify", "pair") else None,
-        kind=task.kind,
-        max_length=config.max_length,
-        epochs=config.epochs or task.epochs,
-        batch_size=config.batch_size or task.batch_size,
-        learning_rate=rate,
-        settings=config.settings,
-        seed=seed,
-        resume=is_begun,
-        overwrite=not is_begun,
-        progress=progress,
-        **machine,
-    )
-    told = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-    figures = {name: told[name] for name in task.metrics if name in told}
-    if source.mismatched:
-        loaded = load(str(folder), **_given(machine))
-        predictions = loaded.predict_records(source.mismatched, progress)
-        assert loaded.problem is not None
-        others = score_predictions(loaded.problem.task, predictions, source.mismatched)
-        figures["accuracy_mismatched"] = others["accuracy"]
-    result = {
-        "seed": seed,
-        "figures": figures,
-        "goodness": fmean(figures[name] for name in task.metrics),
-        "seconds": ended["seconds"],
-        "model": str(folder / "final"),
-    }
-    _write(file, json.dumps(result, indent=2) + "\n")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return result
-
-
-def _tidy(folder: Path, kept: Path) -> None:
-    """Deletes the models of all runs of a task but one; their figures, logs and reports stay."""
-    for final in folder.glob("rate-*/seed-*/final"):
-        if final.resolve() != kept.resolve():
-            shutil.rmtree(final)
 
 
 # --------------------------------------------------------------------------------------------------------------------- what is written
@@ -553,12 +347,12 @@ def _submit(
             absent.append(f"{task.name}: no {name}, since {folder} has no {task.name}/{file}")
             continue
         records = make_records(task, read_rows(task, source, counted=Counter(), is_test=True))
-        loaded = loaded or load(told["model"], **_given(machine))
+        loaded = loaded or open_model(told["model"], machine)
         progress.say(f"{task.name}: predicting {name}")
         predictions = loaded.predict_records(records, progress)
         answers = [p.score if task.kind == "score" else p.label for p in predictions]
         (target / "submission").mkdir(exist_ok=True)
-        _write(target / "submission" / name, submission_text(task, answers))
+        write_text(target / "submission" / name, submission_text(task, answers))
     return absent
 
 
@@ -571,10 +365,10 @@ def _write_answers(target: Path, loaded: Loaded, questions: Sequence[Question], 
     assert loaded.problem is not None
     predictions = loaded.predict_records(questions, progress)
     answers = {q.id: p.text for q, p in zip(questions, predictions, strict=True)}
-    _write(target / "predictions.json", json.dumps(answers, ensure_ascii=False, indent=1) + "\n")
+    write_text(target / "predictions.json", json.dumps(answers, ensure_ascii=False, indent=1) + "\n")
     if loaded.problem.task.config.no_answer:
         odds = {q.id: p.no_answer for q, p in zip(questions, predictions, strict=True)}
-        _write(target / "null_odds.json", json.dumps(odds, indent=1) + "\n")
+        write_text(target / "null_odds.json", json.dumps(odds, indent=1) + "\n")
 
 
 def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -607,7 +401,7 @@ def _tell(
     table = table_of(results)
     told = {"benchmark": name, "model": config.model, "tasks": list(results), "table": table}
     told |= {"missing": list(missing), "notes": list(notes)}
-    _write(
+    write_text(
         target / ("glue.json" if name == "GLUE" else "squad.json"),
         json.dumps(told, ensure_ascii=False, indent=2) + "\n",
     )
@@ -633,13 +427,3 @@ def _append(file: Path, told: dict[str, Any]) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
-
-
-def _given(machine: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in machine.items() if value is not None}
