@@ -1,5 +1,6 @@
 """What all tests share: shapes checked at run time, two threads, and where large real data lies."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -74,9 +75,135 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def no_timing():
     """Neither measures the machine at the start of a run nor draws a report at its end: both take seconds, and have tests of their own."""
-    from stemformer import pretraining
+    from stemformer import finetuning, pretraining
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "matmul_rate", lambda *args: 1e11)
         patch.setattr(pretraining, "write_report", lambda folder: None)
+        patch.setattr(finetuning, "matmul_rate", lambda *args, **options: 1e11)
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a random BERT of two layers, with the tokenizer of `tiny`; not to be changed."""
+    import torch
+
+    from stemformer.data.tokenizer import load_tokenizer
+    from stemformer.models.bert import BertConfig
+    from stemformer.models.model import make_model
+    from stemformer.pretrained import save_model
+
+    tokenizer = load_tokenizer(tiny / "tok")
+    config = BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+    )
+    folder = tmp_path_factory.mktemp("bert") / "model"
+    save_model(make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)), folder, tokenizer)
+    return folder
+
+
+LABELLED = {
+    "class": ("classify", "reviews.csv", {}),
+    "labels": ("classify", "labels.jsonl", {"kind": "labels"}),
+    "score": ("classify", "scores.tsv", {"kind": "score"}),
+    "pair": ("pair", "pairs.jsonl", {}),
+    "tag": ("tag", "tags.conll", {}),
+    "qa": ("qa", "squad.json", {}),
+    "choice": ("choice", "choices.jsonl", {}),
+}
+"""What is asked -> task, file below `labelled`/train and /dev, and further arguments of `finetune`."""
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/ and dev/, each with a labelled file for every kind of task; not to be changed."""
+    root = tmp_path_factory.mktemp("labelled")
+    for seed, (split, number) in enumerate((("train", 40), ("dev", 15))):
+        (root / split).mkdir()
+        _write_labelled(root / split, _make_text(seed, number).splitlines())
+    return root
+
+
+def _write_labelled(folder: Path, lines: list[str]) -> None:
+    """Writes one small file for each kind of task; the answers can be learned from the words."""
+    nouns = ["king", "river", "child", "teacher", "garden"]
+
+    def write(name: str, rows: list[str]) -> None:
+        (folder / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+    def has(line: str, word: str) -> bool:
+        return word in line.split()
+
+    write(
+        "reviews.csv",
+        ["id,review,sentiment"] + [f'{i},"{t}",{"good" if has(t, "king") else "bad"}' for i, t in enumerate(lines)],
+    )
+    labels = [[noun for noun in nouns if has(t, noun)] for t in lines]
+    write("labels.jsonl", [json.dumps({"text": t, "labels": found}) for t, found in zip(lines, labels, strict=True)])
+    write("scores.tsv", ["sentence\tscore"] + [f"{t}\t{t.count('the') / 2 + 0.25}" for t in lines])
+    others = lines[1:] + lines[:1]
+    same = [set(a) & set(b) != set() for a, b in zip(labels, labels[1:] + labels[:1], strict=True)]
+    rows = [{"premise": a, "hypothesis": b, "label": int(c)} for a, b, c in zip(lines, others, same, strict=True)]
+    write("pairs.jsonl", [json.dumps(row) for row in rows])
+    tagged = []
+    for line in lines:
+        tags = [
+            "B-NOUN" if word in nouns else "B-PLACE" if word in ("bridge.", "house.") else "O" for word in line.split()
+        ]
+        tagged += [f"{word}\t{tag}" for word, tag in zip(line.split(), tags, strict=True)] + [""]
+    write("tags.conll", tagged)
+    paragraphs = []
+    for i, line in enumerate(lines):
+        word = line.split()[2]
+        answer = {"text": word, "answer_start": line.index(word)}
+        qas = [{"id": str(i), "question": "Who sees the king?", "answers": [answer]}]
+        paragraphs.append({"context": line, "qas": qas})
+    write("squad.json", [json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})])
+    write(
+        "choices.jsonl",
+        [
+            json.dumps(
+                {"prompt": t, "choice1": "the king", "choice2": "the river", "label": "A" if has(t, "king") else "B"}
+            )
+            for t in lines
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def finetuned(
+    no_timing, tiny_bert: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A function from a key of `LABELLED` to a run folder of a few steps in fp32; not to be changed."""
+    from functools import cache
+
+    from stemformer import api
+
+    @cache
+    def make(kind: str) -> Path:
+        task, name, options = LABELLED[kind]
+        out = tmp_path_factory.mktemp("finetuned") / kind
+        told = api.finetune(
+            task,
+            model=str(tiny_bert),
+            train=[str(labelled / "train" / name)],
+            dev=[str(labelled / "dev" / name)],
+            out=str(out),
+            steps=12,
+            batch_size=8,
+            learning_rate=3e-3,
+            precision="fp32",
+            settings=["log_every=4", "evaluation.every=6", "task.stride=8"],
+            **options,
+        )
+        (out / "told.json").write_text(json.dumps(told))
+        return out
+
+    return make
