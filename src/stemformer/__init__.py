@@ -22,6 +22,7 @@ from stemformer.errors import (
 
 if TYPE_CHECKING:
     from stemformer.api import (
+        compare,
         evaluate,
         fill,
         finetune,
@@ -47,6 +48,7 @@ __all__ = [
     "TokenizerError",
     "TrainingError",
     "__version__",
+    "compare",
     "evaluate",
     "fill",
     "finetune",
@@ -63,6 +65,7 @@ __all__ = [
 ]
 
 _FROM_API = {
+    "compare",
     "evaluate",
     "fill",
     "finetune",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stemformer.benchmarking import glue, squad
+from stemformer.comparing import compare
 from stemformer.contents import inspect, told_of_data
 from stemformer.data.corpus import read_documents, total_bytes
 from stemformer.data.shards import write_shards
@@ -30,6 +31,7 @@ from stemformer.training.compute import autocast, choose_device, choose_precisio
 from stemformer.training.log import read_log
 
 __all__ = [
+    "compare",
     "evaluate",
     "fill",
     "finetune",

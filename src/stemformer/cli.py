@@ -28,6 +28,7 @@ __all__ = [
     "Output",
     "Source",
     "app",
+    "compare",
     "evaluate",
     "fill",
     "finetune",
@@ -443,6 +444,105 @@ def finetune(
 
 
 @app.command
+def compare(
+    task: Literal["classify", "pair", "tag", "qa", "choice"],
+    /,
+    *,
+    model: str,
+    train: list[str],
+    out: str,
+    dev: list[str] | None = None,
+    seeds: int = 3,
+    sizes: str = "0.01,0.1,1",
+    starts: str = "pretrained,random,reembedded",
+    rate: list[str] | None = None,
+    text: list[str] | None = None,
+    label: str | None = None,
+    regression: Flag = False,
+    multi_label: Flag = False,
+    max_length: int | None = None,
+    symbols: str | None = None,
+    symbol_size: int = 1,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    config: str | None = None,
+    settings: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    seed: int | None = None,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Says what pre-training is worth: one task from pre-trained and from random weights, over training-set sizes and seeds.
+
+    Args:
+        task: What is asked, as for finetune.
+        model: Model folder, run folder or hub id: the pre-trained one.
+        train: Labelled files, as for finetune.
+        out: Folder of the comparison: table, report, pictures.
+        dev: Labelled files for evaluation; a tenth of the training data by default.
+        seeds: How many runs of each kind; from two on, a spread is told.
+        sizes: Numbers of training records, or up to 1 shares of them, with commas.
+        starts: Which of these, with commas. pretrained: the model; random: the same, drawn at random; reembedded: its body, with word
+            embeddings drawn at random.
+        rate: Peak of the learning rate of one start, such as random=3e-4; may be given again. By default random has ten times the
+            rate of the others.
+        text: Column of the text; with pair, given twice. Guessed by default.
+        label: Column of the answer. Guessed by default.
+        regression: The answer is a number.
+        multi_label: A text may have any number of labels.
+        max_length: Tokens of a text at most; what the model can take by default.
+        symbols: Texts are sequences of symbols, such as DNA, each read as a word of the model's vocabulary: draw, or a file with a
+            symbol, a tab and its word a line.
+        symbol_size: How many symbols a drawn word stands for.
+        epochs: Passes of each size over its own records, instead of the same number of steps for each.
+        steps: Optimizer steps of every run; three passes over the largest size by default.
+        batch_size: Examples a step; 32 by default.
+        learning_rate: Peak of the learning rate; 3e-5 by default.
+        config: TOML file laid over the defaults.
+        settings: One setting laid over both, such as evaluation.every=50; may be given again.
+        seed: The first seed.
+        resume: Keep the runs that are finished, and do the others; starts, sizes and seeds may be added.
+        overwrite: Replace what the folder holds.
+    """
+    from stemformer import api
+
+    kind = "score" if regression else "labels" if multi_label else "class"
+    with output.progress() as progress:
+        result = api.compare(
+            task,
+            model=model,
+            train=train,
+            dev=dev or [],
+            out=out,
+            seeds=seeds,
+            sizes=_words(sizes),
+            starts=_words(starts),
+            rates=rate or [],
+            text=text or [],
+            label=label,
+            kind=kind,
+            max_length=max_length,
+            symbols=symbols,
+            symbol_size=symbol_size,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            config=config,
+            settings=settings or [],
+            **_given(seed=seed),
+            resume=resume,
+            overwrite=overwrite,
+            **machine.given(),
+            progress=progress,
+        )
+    _print_result(result, output)
+
+
+@app.command
 def evaluate(
     data: list[str] | None = None,
     /,
@@ -730,6 +830,10 @@ def _show_warning(
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _with_stdin(files: Sequence[str] | None, stdin: bool) -> list[str]:
