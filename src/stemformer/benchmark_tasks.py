@@ -25,7 +25,7 @@ __all__ = ["BenchmarkConfig", "TaskData", "keep_one_model", "open_model", "read_
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What `config.toml` of a benchmark's folder holds; only `tasks` may change when it goes on.
+    """What `config.toml` of a benchmark's folder holds; `tasks` and `trials` may change when it goes on.
 
     Attributes:
         model: That training starts from.

@@ -41,6 +41,8 @@ from stemformer.tasks.glue import (
 
 __all__ = ["glue", "squad"]
 
+_MAY_CHANGE = ("tasks", "trials")
+"""Of the configuration when it goes on: tasks and trials can be added."""
 _WHERE = "of ours on the dev set, of others on the part that stands behind their name: the two are not the same data"
 _CHOSEN = "the learning rate was chosen by the same dev set that the figures are of, as in the BERT paper"
 _WINOGRAD = (
@@ -124,7 +126,7 @@ def glue(
     machine = {"device": device, "precision": precision, "threads": threads}
     done = _finished(target)
     for number, task in enumerate(chosen, 1):
-        if task.name in done:
+        if task.name in done and len(done[task.name]["seeds"]) >= trials:
             progress.say(f"{task.name} ({number} of {len(chosen)}): finished before")
             continue
         progress.say(f"{task.name} ({number} of {len(chosen)})")
@@ -215,7 +217,7 @@ def squad(
     target = _begin(config, out, resume=resume, overwrite=overwrite)
     machine = {"device": device, "precision": precision, "threads": threads}
     done = _finished(target)
-    if task.name not in done:
+    if task.name not in done or len(done[task.name]["seeds"]) < trials:
         source = TaskData(tuple(train), tuple(dev), len(questions), len(asked), _no_answers(asked))
         told = run_task(task, source, config, target / "runs", machine, progress)
         _write_answers(target, open_model(told["model"], machine), asked, progress)
@@ -284,7 +286,7 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
     file = folder / "config.toml"
     if resume and file.is_file():
         stored = from_toml(BenchmarkConfig, file.read_text(encoding="utf-8"), source=str(file))
-        changed = [f"{key} was {a}, is now {b}" for key, a, b in differences(stored, config) if key != "tasks"]
+        changed = [f"{key} was {a}, is now {b}" for key, a, b in differences(stored, config) if key not in _MAY_CHANGE]
         if changed:
             raise CheckpointError(
                 f"{folder} cannot go on with other settings ({'; '.join(changed)}): give another --out"
@@ -372,20 +374,25 @@ def _write_answers(target: Path, loaded: Loaded, questions: Sequence[Question], 
 
 
 def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns what must be known to compare the figures, with the sources of those that were published."""
     notes = [f"figures are in percent, {_WHERE}"]
     if any(len(told["tried"]) > 1 for told in results):
         notes.append(_CHOSEN)
+    warm: dict[str, list[str]] = {}
+    sources: dict[str, list[str]] = {}
     for told in results:
         if told["start"] != "the model":
-            notes.append(
-                f"{told['task']}: warm start, from the model fine-tuned for {told['start']} (its head too where the sizes "
-                "agree); the published figures had none but where their source says so"
-            )
+            warm.setdefault(told["start"], []).append(told["task"])
+        for p in published_figures(told["task"]):
+            sources.setdefault(p.source, []).append(f"{p.system} {p.part}")
         notes += told["notes"]
+    for start, names in warm.items():
+        notes.append(
+            f"{', '.join(names)}: warm start, from the model fine-tuned for {start} (its head too, where the sizes agree)"
+        )
     if any(told["task"] == "WNLI" for told in results):
         notes.append(_WINOGRAD)
-    sources = {f"{p.system} ({p.part}): {p.source}" for told in results for p in published_figures(told["task"])}
-    return notes + sorted(sources)
+    return notes + [f"{', '.join(dict.fromkeys(names))}: {source}" for source, names in sources.items()]
 
 
 def _tell(
