@@ -105,7 +105,7 @@ def root(tiny, tmp_path_factory):
 
 def run(root, out, **options):
     options = {"learning_rates": [1e-3], "epochs": 1, "batch_size": 8, "precision": "fp32"} | options
-    return benchmarking.glue(str(root / "glue"), model=str(root / "model"), out=str(out), **options)
+    return benchmarking.glue(str(root / "glue"), **{"model": str(root / "model"), "out": str(out)} | options)
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +318,16 @@ def test_more_trials_may_be_added(root, tmp_path):
     assert [str(path) for path in (tmp_path / "out").glob("RTE/rate-*/seed-*/final")] == [told["model"]]
 
 
+def test_trials_cannot_be_added_where_a_task_starts_from_another(root, tmp_path, monkeypatch):
+    def fake(task, source, config, folder, rate, seed, machine, progress):
+        return {"seed": seed, "figures": {"accuracy": 0.5}, "goodness": 0.5, "seconds": 1.0, "model": str(folder)}
+
+    monkeypatch.setattr(benchmark_tasks, "_run", fake)
+    run(root, tmp_path / "out", tasks=["QNLI", "RTE"], from_task="QNLI")
+    with pytest.raises(CheckpointError, match="trials was 1, is now 2"):
+        run(root, tmp_path / "out", tasks=["QNLI", "RTE"], from_task="QNLI", trials=2, resume=True)
+
+
 def test_folder_of_something_else_is_not_touched(root, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="holds no benchmark to resume"):
@@ -343,6 +353,7 @@ def test_warm_start_from_a_model_made_elsewhere(root, whole, tmp_path):
         ({"tasks": ["RTE"], "trials": 0}, ConfigError, "--trials 0"),
         ({"tasks": ["RTE"], "learning_rates": [0.0]}, ConfigError, "--learning-rate 0.0"),
         ({"tasks": ["SWAG"]}, DataError, "holds no task with files"),
+        ({"model": "./nowhere"}, CheckpointError, "nowhere does not exist"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(root, tmp_path, options, error, told):

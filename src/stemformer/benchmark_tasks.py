@@ -25,7 +25,9 @@ __all__ = ["BenchmarkConfig", "TaskData", "keep_one_model", "open_model", "read_
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What `config.toml` of a benchmark's folder holds; `tasks` and `trials` may change when it goes on.
+    """What `config.toml` of a benchmark's folder holds.
+
+    When the benchmark goes on, `tasks` may change, and `trials` where no task starts from another one's model.
 
     Attributes:
         model: That training starts from.

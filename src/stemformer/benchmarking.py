@@ -41,8 +41,6 @@ from stemformer.tasks.glue import (
 
 __all__ = ["glue", "squad"]
 
-_MAY_CHANGE = ("tasks", "trials")
-"""Of the configuration when it goes on: tasks and trials can be added."""
 _WHERE = "of ours on the dev set, of others on the part that stands behind their name: the two are not the same data"
 _CHOSEN = "the learning rate was chosen by the same dev set that the figures are of, as in the BERT paper"
 _WINOGRAD = (
@@ -276,8 +274,9 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
     """Makes the folder ready: empty but for its configuration, or as it was left.
 
     Raises:
-        CheckpointError: It cannot go on with these settings.
+        CheckpointError: It cannot go on with these settings, or there is no such model.
     """
+    find_folder(config.model)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("a benchmark is run by one process: start it without torchrun")
     folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
@@ -286,7 +285,9 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
     file = folder / "config.toml"
     if resume and file.is_file():
         stored = from_toml(BenchmarkConfig, file.read_text(encoding="utf-8"), source=str(file))
-        changed = [f"{key} was {a}, is now {b}" for key, a, b in differences(stored, config) if key not in _MAY_CHANGE]
+        # More trials may give another best model, and what started from the one before would not be of this benchmark.
+        may_change = ("tasks",) if config.from_task in BENCHMARKS else ("tasks", "trials")
+        changed = [f"{key} was {a}, is now {b}" for key, a, b in differences(stored, config) if key not in may_change]
         if changed:
             raise CheckpointError(
                 f"{folder} cannot go on with other settings ({'; '.join(changed)}): give another --out"
@@ -301,14 +302,10 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
 
 
 def _finished(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the results of the tasks that are finished, by name; a line that was cut off does not count."""
+    """Returns the results of the tasks that are finished, by name, the last one of each; a line that was cut off does not count."""
     file = folder / "tasks.jsonl"
-    done = {}
-    for line in file.read_text(encoding="utf-8").split("\n") if file.is_file() else ():
-        if line.endswith("}"):
-            told = json.loads(line)
-            done[told["task"]] = told
-    return done
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+    return {told["task"]: told for told in map(json.loads, lines)}
 
 
 def _no_answers(questions: Sequence[Question]) -> dict[str, float]:
