@@ -214,7 +214,15 @@ def by_trainer(
         model, arguments, collator, datasets.Dataset.from_list(features), processing_class=tokenizer
     )
     trainer.train()
-    logits = trainer.predict(datasets.Dataset.from_list(dev_features)).predictions
+    order = list(range(len(dev_features)))
+    if best:  # sorted by hand: with group_by_length, Trainer would give predictions back in another order
+        trainer.args.train_sampling_strategy = "random"
+        order.sort(key=lambda i: -len(dev_features[i]["input_ids"]))
+    sorted_logits = trainer.predict(datasets.Dataset.from_list([dev_features[i] for i in order])).predictions
+    whole_logits = sorted_logits if isinstance(sorted_logits, tuple) else (sorted_logits,)
+    back = np.argsort(order)
+    logits = tuple(part[back] for part in whole_logits)
+    logits = logits if isinstance(sorted_logits, tuple) else logits[0]
     seconds = time.perf_counter() - start
     return decode(args.task, problem, logits, dev_features, windows, dev), seconds
 
