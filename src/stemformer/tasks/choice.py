@@ -107,7 +107,7 @@ class Choice:
                 option = next(options)
                 kept = trimmed(len(prompt), len(option), max_length - 3)
                 counted["options cut to fit"] += kept != (len(prompt), len(option))
-                answer = np.array([number, int(number == record.answer)])
+                answer = None if record.answer is None else np.array([number, int(number == record.answer)])
                 sequences.append(make_example([prompt[: kept[0]], option[: kept[1]]], tokenizer, answer=answer))
             examples.append(_joined(sequences))
         return TaskExamples(examples, np.arange(len(records)), (), {k: n for k, n in counted.items() if n})
@@ -131,11 +131,12 @@ class Choice:
 
 def _joined(sequences: Sequence[Example]) -> Example:
     none = np.empty(0, np.int64)
+    answers = [s.sequence_labels for s in sequences if s.sequence_labels is not None]
     return Example(
         np.concatenate([s.input_ids for s in sequences]),
         lengths=np.concatenate([s.lengths for s in sequences]),
         label_positions=none,
         labels=none,
         token_type_ids=np.concatenate([s.token_type_ids for s in sequences if s.token_type_ids is not None]),
-        sequence_labels=np.concatenate([s.sequence_labels for s in sequences if s.sequence_labels is not None]),
+        sequence_labels=np.concatenate(answers) if answers else None,
     )

@@ -121,7 +121,7 @@ class Tag:
 
     def _numbers(self, record: TaggedSentence) -> Int[np.ndarray, "w"]:
         if record.tags is None:
-            return np.zeros(len(record.words), np.int64)
+            return np.full(len(record.words), IGNORE_INDEX)
         return np.array([self._number.get(tag, IGNORE_INDEX) for tag in record.tags], np.int64)
 
     def decode(
