@@ -164,7 +164,7 @@ def by_us(
         budget={"epochs": args.epochs},
         compute={"precision": precision, "threads": args.threads},
     )
-    data = finetuning._Data(problem, train, dev, [])
+    data = finetuning.LabelledData(problem, train, dev, [])
     return finetuning._run(given, data, folder / "run", resume=False, progress=Silent())
 
 
