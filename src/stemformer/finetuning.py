@@ -242,7 +242,7 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
     notes = [f"training data: {what}: {number:,}" for what, number in counted.items()]
     if config.dev:
         counted = Counter()
-        dev, _ = read_records(config.task, config.dev, counted=counted, like=of_task)
+        dev, _ = read_records(of_task, config.dev, counted=counted)
         notes += [f"dev data: {what}: {number:,}" for what, number in counted.items()]
     else:
         records, dev = split_dev(of_task, records, share=config.dev_share, seed=config.seed)
@@ -250,6 +250,13 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
         notes.append(f"no dev data given: {len(dev):,} records ({config.dev_share:.0%}) set aside by seed, {together}")
         if not records or not dev:
             raise DataError(f"{', '.join(config.train)}: too few records to set some aside for dev: give --dev")
+    if of_task.name == "qa":  # what the passage does not hold cannot be learned from it
+        found = [r for r in records if r.answers or not r.gold]
+        if len(found) < len(records):
+            notes.append(
+                f"training data: questions left out, their answer not in the passage: {len(records) - len(found):,}"
+            )
+        records = found
     problem = new_problem(of_task, records)
     notes += _unknown_labels(problem, dev)
     for line in (_told_of_columns(problem), _told_of_labels(problem, records), *notes):

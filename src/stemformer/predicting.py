@@ -53,6 +53,11 @@ class Loaded:
         self.model, self.tokenizer = load_with_tokenizer(path)
         self.model.to(self.device)
         self.problem: Problem | None = saved_problem(path) if read_task(path) else None
+        if self.problem is not None and self.problem.task.head not in self.model.heads:
+            raise CheckpointError(
+                f"{path}: config.json tells of a head for {self.problem.task.config.name}, but the weights hold none: "
+                "give the folder that `stemformer finetune` made"
+            )
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -206,7 +211,7 @@ def predict(
     loaded = load(model, device=device, precision=precision, threads=threads)
     problem = loaded._problem()
     form = form_of(out, problem)
-    records, counted = _read(problem, data, text, needs_answer=False)
+    records, counted = _read(problem, data, text, needs_answer=False, progress=progress)
     predictions, _, examples = loaded.score_records(records, progress)
     rows = [row_of(problem, r, p) for r, p in zip(records, predictions, strict=True)]
     counted.update(examples.counted)
@@ -257,7 +262,7 @@ def evaluate(
     progress = progress or Silent()
     loaded = load(model, device=device, precision=precision, threads=threads)
     problem = loaded._problem()
-    records, counted = _read(problem, data, text, label=label, needs_answer=True)
+    records, counted = _read(problem, data, text, label=label, needs_answer=True, progress=progress)
     predictions, scores, examples = loaded.score_records(records, progress)
     counted.update(examples.counted)
     told = score_predictions(problem.task, predictions, records, entities=problem.entities, language=problem.language)
@@ -297,13 +302,24 @@ def evaluate(
 
 
 def _read(
-    problem: Problem, data: Sequence[str], text: Sequence[str], *, label: str | None = None, needs_answer: bool
+    problem: Problem,
+    data: Sequence[str],
+    text: Sequence[str],
+    *,
+    label: str | None = None,
+    needs_answer: bool,
+    progress: Progress,
 ) -> tuple[list[Any], Counter[str]]:
     """Returns the records of some files; the columns are those given, else those of the training data, else guessed."""
     counted: Counter[str] = Counter()
     config = problem.task.config
     asked = replace(config, text=tuple(text), label=label)
-    return read_records(asked, data, counted=counted, needs_answer=needs_answer, like=config)[0], counted
+    records, chosen = read_records(asked, data, counted=counted, needs_answer=needs_answer, like=config)
+    is_same = chosen.text == config.text and (not needs_answer or chosen.label == config.label)
+    if problem.task.head == "sequence" and not is_same:
+        answer = f"; answer: column {chosen.label!r}" if needs_answer else ""
+        progress.say(f"text: column {' and '.join(map(repr, chosen.text))}{answer} (--text to change)")
+    return records, counted
 
 
 def _record(problem: Problem, given: Any, number: int) -> Any:

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from stemformer.config import nearest
-from stemformer.data.forms import looks_like
+from stemformer.data.files import HUB_PREFIX, split_suffixes
+from stemformer.data.forms import looks_like, row_looks_like
 from stemformer.data.labelled import TextExample, choose_columns, cut_dev, cut_groups, make_text_examples
 from stemformer.data.questions import read_choices, read_questions
 from stemformer.data.symbols import SymbolMap, find_alphabet
 from stemformer.data.tables import read_table
-from stemformer.data.tagged import is_bio, read_tagged
+from stemformer.data.tagged import TaggedSentence, find_scheme, is_bio, read_tagged, repair_bio
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.metrics import Language
 from stemformer.pretrained import read_task
@@ -78,6 +79,7 @@ def read_records(
             label = config.label or (like.label if like else None)
             records = read_tagged(files, column=label, needs_tags=needs_answer, counted=counted)
             records = [r for r in records if r.tags is not None] if needs_answer else records
+            _count_broken(records, counted)
         elif config.name == "qa":
             records = read_questions(files, counted=counted)
         elif config.name == "choice":
@@ -96,13 +98,23 @@ def read_records(
     return records, config
 
 
+def _count_broken(records: Sequence[TaggedSentence], counted: Counter[str]) -> None:
+    """Counts tags that go on with an entity that has not begun; in IOB1, they begin it."""
+    given = [r.tags for r in records if r.tags is not None]
+    if find_scheme(tag for tags in given for tag in ("O", *tags)) not in (None, "IOB1"):
+        broken = sum(repair_bio(tags)[1] for tags in given)
+        counted.update({"tags that continue an entity that has not begun (kept as they are)": broken} if broken else {})
+
+
 def _read_texts(
     config: TaskConfig, files: Sequence[str], *, counted: Counter[str], needs_answer: bool, like: TaskConfig | None
 ) -> tuple[list[TextExample], TaskConfig]:
     """Returns the records of `classify` and `pair`, and the settings with the columns that were chosen."""
-    if not config.text and (stranger := next((file for file in files if looks_like(file) in ("tag", "qa")), None)):
-        raise DataError(f"{stranger}: expected a table with a text and its label in each row")
-    table = read_table(files)
+    plain = [file for file in files if not file.startswith(HUB_PREFIX) and split_suffixes(file)[1] == ""]
+    table = None if any(looks_like(file) == "tag" for file in plain) else read_table(files)
+    if not config.text and (table is None or row_looks_like(table.rows[0]) in ("tag", "qa", "choice")):
+        raise DataError(f"{', '.join(files)}: expected a table with a text and its label in each row")
+    table = table or read_table(files)
     num_texts = 2 if config.name == "pair" else 1
     texts, label = config.text, config.label
     if like is not None:

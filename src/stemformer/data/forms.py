@@ -10,7 +10,7 @@ from stemformer.data.tables import read_json_records, read_table, usual_name
 from stemformer.data.tagged import WORD_COLUMNS
 from stemformer.errors import DataError
 
-__all__ = ["looks_like"]
+__all__ = ["looks_like", "row_looks_like"]
 
 _CONLLU_LINE = re.compile(r"\d+([-.]\d+)?(\t[^\t]*){9}")
 _TAGGED_SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".bioes")
@@ -34,15 +34,21 @@ def looks_like(source: str) -> str | None:
             return "tag"
         if kind in (".json", ".jsonl"):
             records = read_json_records(source)
-            return _of_json(records[0][1]) if records else None
+            return row_looks_like(records[0][1]) if records else None
         if kind in (".csv", ".tsv", ".parquet"):
-            return _of_row(read_table([source]).rows[0])
+            return row_looks_like(read_table([source]).rows[0])
         return "tag" if kind == "" and _has_words_in_lines(read_text(source)) else None
     except DataError:
         return None
 
 
-def _of_json(record: Any) -> str | None:
+def row_looks_like(record: Any) -> str | None:
+    """Returns the same of the first record of a file, or of the first row of a table.
+
+    Example:
+        >>> row_looks_like({"tokens": ["a", "king"], "tags": ["O", "O"]})
+        'tag'
+    """
     if isinstance(record, list):
         return "choice"  # DREAM and C3
     if not isinstance(record, dict):
