@@ -266,7 +266,7 @@ def our_steps(setup: Any, args: argparse.Namespace, *, compiled: bool) -> Iterat
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(batch.input_ids) for batch in batches)
-        flops = sum(step_flops(model, batch) for batch in batches)
+        flops = sum(step_flops(model, batch, num_rows=len(batch.labels)) for batch in batches)
         sums.add_step(tokens=tokens, places=tokens, displaced=0, flops=flops)
         figures = sums.take(peak=1.0)
         yield time.perf_counter(), tokens, tokens, flops, figures["masked_lm_loss"]

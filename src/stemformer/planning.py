@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from stemformer.data.batches import Batch, Example, collate
 from stemformer.data.shards import open_shards, read_manifest
 from stemformer.data.tokenizer import Tokenizer, load_tokenizer
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
-from stemformer.objectives.sentence_pairs import OBJECTIVES, WithLoss, make_objective
+from stemformer.objectives.sentence_pairs import OBJECTIVES, WithLoss, make_objective, num_places
 from stemformer.pretraining import resolve
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
@@ -133,7 +132,7 @@ def _tokenizer_of(data: str) -> Tokenizer:
 
 def _probe(
     model: Model,
-    module: nn.Module,
+    module: WithLoss,
     config: RunConfig,
     batch: BatchConfig,
     per_row: float,
@@ -165,7 +164,7 @@ def _probe(
     return {
         "tokens": forwards * len(made.input_ids),
         "seconds": forwards * sorted(seconds[1:])[_PROBED // 2] + time.perf_counter() - started,
-        "flops": forwards * step_flops(model, made),
+        "flops": forwards * step_flops(model, made, num_rows=num_places(module.objective, made)),
     }
 
 

@@ -253,3 +253,29 @@ def test_fresh_body_does_not_depend_on_its_heads(heads):
 def test_config_that_cannot_be_built_is_refused(changes, said):
     with pytest.raises(ConfigError, match=said):
         BertConfig(**SIZES | changes)
+
+
+@pytest.mark.parametrize("places", [[0, 3, 4, 9], [7], [], [5, 2, 5]])
+def test_states_and_gradients_of_some_rows_are_those_of_the_whole(places):
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+    )
+    model = make_model(config, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 50, (10,), generator=torch.Generator().manual_seed(1))
+    positions, cu = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 5]), torch.tensor([0, 4, 10], dtype=torch.int32)
+    arguments, rows = (ids, positions, torch.zeros_like(ids), cu, 6), torch.tensor(places, dtype=torch.int64)
+    weights = torch.randn(len(places), 16, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for states in (model.body(*arguments)[rows], model.body(*arguments, rows=rows)):
+        model.zero_grad()
+        (states * weights).sum().backward()
+        gradients.append((states.detach(), [p.grad.clone() for p in model.parameters()]))
+    (whole, whole_gradients), (some, some_gradients) = gradients
+    torch.testing.assert_close(some, whole, rtol=1e-5, atol=1e-6)
+    for a, b in zip(some_gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -66,7 +66,8 @@ def test_question_may_have_more_options_than_its_neighbour(tokenizer, model_for)
     assert [TASK.num_scores(e) for e in examples.examples] == [2, 3, 2]
     batch = collate(examples.examples[:2], range(2))
     model = model_for(TASK)
-    states = model.body(batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen)
+    arguments = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen)
+    states = model.body(*arguments, rows=TASK.places(batch))
     assert TASK.scores(model, states, batch).shape == (5, 1)
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "PositionEmbedding",
     "make_activation",
     "sinusoids",
+    "spare_rows",
     "with_spare_rows",
 ]
 
@@ -41,10 +42,12 @@ def with_spare_rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N2 D"]:
         >>> with_spare_rows(torch.ones(2001, 4)).shape
         torch.Size([2016, 4])
     """
-    if x.device.type != "cpu":
-        return x
-    step = 1 << max(0, len(x).bit_length() - 6)
-    return nn.functional.pad(x, (0, 0, 0, -len(x) % step))
+    return x if x.device.type != "cpu" else nn.functional.pad(x, (0, 0, 0, spare_rows(len(x))))
+
+
+def spare_rows(n: int) -> int:
+    """Returns how many rows `with_spare_rows` adds to `n`."""
+    return -n % (1 << max(0, n.bit_length() - 6))
 
 
 class PositionEmbedding(nn.Embedding):
@@ -128,11 +131,19 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S1"], max_seqlen: int) -> Float[Tensor, "N D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "N D"],
+        cu_seqlens: Int[Tensor, "S1"],
+        max_seqlen: int,
+        rows: Int[Tensor, "R"] | None = None,
+    ) -> Float[Tensor, "R D"]:
+        """Returns what each token gathers, or with `rows` what those tokens do."""
         n, d = x.shape
         q, k, v = self.qkv(x).view(n, 3, self.num_heads, d // self.num_heads).unbind(1)  # (N, H, K)
         out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=max_seqlen, max_k=max_seqlen, causal=self.causal)
-        y: Tensor = self.out(out.reshape(n, d))
+        out = out.reshape(n, d)
+        y: Tensor = self.out(out if rows is None else out.index_select(0, rows))
         return y
 
 

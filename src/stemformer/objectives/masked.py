@@ -132,14 +132,17 @@ class MaskedLm:
         """Returns how many places of a batch are scored, by the name of the loss."""
         return {"masked_lm": len(batch.labels)}
 
-    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the body's states (N, D); the head sees the M scored places only."""
-        scored = states.index_select(0, batch.label_positions)
-        return {"masked_lm": linear_cross_entropy_sum(*model.before_masked_lm_scores(scored), batch.labels)}
+    def places(self, batch: Batch) -> Int[Tensor, "M"]:
+        """Returns the tokens of a batch whose states are needed: the scored ones."""
+        return batch.label_positions
 
-    def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "M V"]:
-        """Returns the score of each word at each marked place of a batch."""
-        return model.masked_lm_logits(states.index_select(0, batch.label_positions))
+    def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
+        """Returns the summed loss of a batch from the states of its places."""
+        return {"masked_lm": linear_cross_entropy_sum(*model.before_masked_lm_scores(states), batch.labels)}
+
+    def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
+        """Returns the score of each word at each marked place of a batch, from the states of its places."""
+        return model.masked_lm_logits(states)
 
 
 def choose_tokens(n: int, budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:

@@ -6,7 +6,8 @@ Source: Devlin et al. 2019, section 3.1 and appendix A.2 (the training loss is t
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.data.batches import Batch, Example
@@ -17,7 +18,7 @@ from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.objectives.masked import MaskedLm, MaskedLmConfig, SpecialIds
 
-__all__ = ["OBJECTIVES", "Objective", "SentencePairs", "WithLoss", "make_objective"]
+__all__ = ["OBJECTIVES", "Objective", "SentencePairs", "WithLoss", "make_objective", "num_places"]
 
 
 class SentencePairs:
@@ -49,16 +50,20 @@ class SentencePairs:
         """Returns how many places and how many pairs of a batch are scored."""
         return {**self.masked.counts(batch), self.question: len(batch.cu_seqlens) - 1}
 
-    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the two summed losses of a batch from the body's states (N, D)."""
-        assert batch.sequence_labels is not None
-        firsts = states.index_select(0, batch.cu_seqlens[:-1].long())  # [CLS]
-        pairs = cross_entropy_sum(model.next_sentence_logits(firsts), batch.sequence_labels)
-        return {**self.masked.loss(model, states, batch), self.question: pairs}
+    def places(self, batch: Batch) -> Int[Tensor, "R"]:
+        """Returns the tokens of a batch whose states are needed: the scored ones, then each `[CLS]`."""
+        return torch.cat([batch.label_positions, batch.cu_seqlens[:-1].long()])
 
-    def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "M V"]:
+    def loss(self, model: Model, states: Float[Tensor, "R D"], batch: Batch) -> dict[str, LossSum]:
+        """Returns the two summed losses of a batch from the states of its places."""
+        assert batch.sequence_labels is not None
+        scored, firsts = states[: len(batch.labels)], states[len(batch.labels) :]
+        pairs = cross_entropy_sum(model.next_sentence_logits(firsts), batch.sequence_labels)
+        return {**self.masked.loss(model, scored, batch), self.question: pairs}
+
+    def scores(self, model: Model, states: Float[Tensor, "R D"], batch: Batch) -> Float[Tensor, "M V"]:
         """Returns the masked-LM scores of a batch's marked places."""
-        return self.masked.scores(model, states, batch)
+        return self.masked.scores(model, states[: len(batch.labels)], batch)
 
 
 @runtime_checkable
@@ -77,11 +82,14 @@ class Objective(Protocol):
     def counts(self, batch: Batch) -> dict[str, int]:
         """Returns how many places of a batch are scored, by the name of the loss."""
 
+    def places(self, batch: Batch) -> Tensor | None:
+        """Returns the tokens of a batch whose last states are needed, in the order in which they are; None for all."""
+
     def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed losses of a batch from the body's states (N, D)."""
+        """Returns the summed losses of a batch from the states (R, D) of its places."""
 
     def scores(self, model: Model, states: Tensor, batch: Batch) -> Tensor:
-        """Returns the scores of a batch's marked places."""
+        """Returns the scores of a batch from the states (R, D) of its places."""
 
 
 OBJECTIVES: dict[str, type[MaskedLm] | type[SentencePairs]] = {
@@ -102,6 +110,12 @@ def make_objective(config: MaskedLmConfig, *, special: SpecialIds, vocab_size: i
     return OBJECTIVES[config.sentences](config, special=special, vocab_size=vocab_size)
 
 
+def num_places(objective: Objective, batch: Batch) -> int | None:
+    """Returns of how many tokens an objective needs the last states; None for all."""
+    places = objective.places(batch)
+    return None if places is None else len(places)
+
+
 class WithLoss(nn.Module):
     """A model and its objective as one module, so that whatever distributes or evaluates it sees a single forward.
 
@@ -120,7 +134,12 @@ class WithLoss(nn.Module):
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
         """Returns the summed losses of a batch by name, or with `return_logits` the objective's scores of its marked places."""
         states = self.model.body(
-            batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
+            batch.input_ids,
+            batch.position_ids,
+            batch.token_type_ids,
+            batch.cu_seqlens,
+            batch.max_seqlen,
+            rows=self.objective.places(batch),
         )
         if return_logits:
             return self.objective.scores(self.model, states, batch)

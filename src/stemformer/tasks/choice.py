@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stemformer.data.batches import Batch, Example
@@ -62,9 +62,13 @@ class Choice:
         """Returns how many questions of a batch are scored."""
         return {self.config.name: len(batch.example_numbers)}
 
+    def places(self, batch: Batch) -> Int[Tensor, "R"]:
+        """Returns the tokens of a batch whose states are needed: each `[CLS]`."""
+        return batch.cu_seqlens[:-1].long()
+
     def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "S 1"]:
         """Returns a score for each option."""
-        scores: Tensor = model.heads["choice"](states.index_select(0, batch.cu_seqlens[:-1].long()))
+        scores: Tensor = model.heads["choice"](states)
         return scores
 
     def num_scores(self, example: Example) -> int:
@@ -72,7 +76,7 @@ class Choice:
         return len(example.lengths)
 
     def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the body's states (N, D)."""
+        """Returns the summed loss of a batch from the states of its places."""
         return {self.config.name: self.loss_of(self.scores(model, states, batch), batch)}
 
     def loss_of(self, scores: Float[Tensor, "S 1"], batch: Batch) -> LossSum:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stemformer.data.batches import Batch, Example
@@ -85,9 +85,13 @@ class Classify:
         """Returns how many texts of a batch are scored."""
         return {self.config.name: len(batch.cu_seqlens) - 1}
 
+    def places(self, batch: Batch) -> Int[Tensor, "R"]:
+        """Returns the tokens of a batch whose states are needed: each `[CLS]`."""
+        return batch.cu_seqlens[:-1].long()
+
     def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "S C"]:
         """Returns a row of scores for each sequence."""
-        scores: Tensor = model.heads["sequence"](states.index_select(0, batch.cu_seqlens[:-1].long()))
+        scores: Tensor = model.heads["sequence"](states)
         return scores
 
     def num_scores(self, example: Example) -> int:
@@ -95,7 +99,7 @@ class Classify:
         return 1
 
     def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the body's states (N, D)."""
+        """Returns the summed loss of a batch from the states of its places."""
         return {self.config.name: self.loss_of(self.scores(model, states, batch), batch)}
 
     def loss_of(self, scores: Float[Tensor, "S C"], batch: Batch) -> LossSum:

@@ -109,6 +109,10 @@ class QuestionAnswering:
         """Returns how many windows of a batch are scored."""
         return {self.config.name: len(batch.cu_seqlens) - 1}
 
+    def places(self, batch: Batch) -> None:
+        """Returns None: the states of all tokens are needed."""
+        return None
+
     def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "N 2"]:
         """Returns for each token its score as start and as end."""
         scores: Tensor = model.heads["span"](states)
@@ -119,7 +123,7 @@ class QuestionAnswering:
         return len(example.input_ids)
 
     def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the body's states (N, D)."""
+        """Returns the summed loss of a batch from the states of its places."""
         return {self.config.name: self.loss_of(self.scores(model, states, batch), batch)}
 
     def loss_of(self, scores: Float[Tensor, "N 2"], batch: Batch) -> LossSum:

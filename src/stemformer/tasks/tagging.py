@@ -71,9 +71,13 @@ class Tag:
         """Returns how many words of a batch are scored."""
         return {self.config.name: int((batch.labels != IGNORE_INDEX).sum())}
 
+    def places(self, batch: Batch) -> Int[Tensor, "R"]:
+        """Returns the tokens of a batch whose states are needed: the scored words."""
+        return batch.label_positions
+
     def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "M C"]:
         """Returns a row of scores for each word that is scored."""
-        scores: Tensor = model.heads["token"](states.index_select(0, batch.label_positions))
+        scores: Tensor = model.heads["token"](states)
         return scores
 
     def num_scores(self, example: Example) -> int:
@@ -81,7 +85,7 @@ class Tag:
         return len(example.label_positions)
 
     def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the body's states (N, D)."""
+        """Returns the summed loss of a batch from the states of its places."""
         return {self.config.name: self.loss_of(self.scores(model, states, batch), batch)}
 
     def loss_of(self, scores: Float[Tensor, "M C"], batch: Batch) -> LossSum:

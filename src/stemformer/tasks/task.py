@@ -161,8 +161,11 @@ class Task(Protocol):
     def counts(self, batch: Batch) -> dict[str, int]:
         """Returns how many answers of a batch are scored, by the name of the loss."""
 
+    def places(self, batch: Batch) -> Tensor | None:
+        """Returns the tokens of a batch whose last states are needed; None for all."""
+
     def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the body's states (N, D)."""
+        """Returns the summed loss of a batch from the states (R, D) of its places."""
 
     def loss_of(self, scores: Tensor, batch: Batch) -> LossSum:
         """Returns the same from the scores."""

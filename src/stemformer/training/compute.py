@@ -93,16 +93,25 @@ def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> fl
     return 2 * size**3 / best
 
 
-def step_flops(model: Model, batch: Batch) -> float:
+def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> float:
     """Returns floating-point operations of a forward and backward: what is computed, not what a padded batch would need.
 
-    6 x parameters x tokens in the layers, the head on the scored places only, attention by the real lengths.
+    6 x parameters x tokens in the layers, the masked-LM head on the scored places only, attention by the real lengths.
+
+    Args:
+        model: Body and heads.
+        batch: That it sees.
+        num_rows: Tokens of which the last states are computed; None for all.
     """
     config = model.config
     lengths = np.diff(batch.cu_seqlens.cpu().numpy()).astype(np.float64)
     body = 6.0 * model.num_parameters(embeddings=False) * float(lengths.sum())
     attention = 12.0 * config.hidden_size * config.num_hidden_layers * float((lengths**2).sum())
-    head = 6.0 * len(batch.labels) * config.hidden_size * (config.hidden_size + config.vocab_size)
+    if num_rows is not None and config.num_hidden_layers:  # what the last layer does for each token by itself
+        left_out = sum(p.numel() for name, p in model.body.layers[-1].named_parameters() if "qkv" not in name)
+        body -= 6.0 * left_out * float(lengths.sum() - num_rows)
+    of_head = config.hidden_size * (config.hidden_size + config.vocab_size) if "masked_lm" in model.heads else 0
+    head = 6.0 * len(batch.labels) * of_head
     return body + attention + head
 
 

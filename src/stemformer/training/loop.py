@@ -17,7 +17,7 @@ from stemformer.data.tokenizer import Tokenizer
 from stemformer.data.windows import Rows
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
-from stemformer.objectives.sentence_pairs import Objective
+from stemformer.objectives.sentence_pairs import Objective, num_places
 from stemformer.progress import Progress
 from stemformer.tasks.task import TaskExamples
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
@@ -249,7 +249,7 @@ def train(
                 own = [setup.objective.counts(batch) for batch in batches]
                 names = list(own[0])
                 scored = [sum(count[name] for count in own) for name in names]
-                *totals, tokens, displaced, flops = ranks.sum([*scored, *_sizes(batches, model)])
+                *totals, tokens, displaced, flops = ranks.sum([*scored, *_sizes(batches, model, setup)])
                 add_gradients(module, batches, setup, at.step, sums, dict(zip(names, totals, strict=True)))
                 norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm or math.inf)
                 norm = whole_tensor(norm)
@@ -351,10 +351,11 @@ def _steps_left(step: int, timetable: Timetable) -> range:
     return range(step, timetable.num_steps if timetable.num_steps is not None else 2**62)
 
 
-def _sizes(batches: Sequence[Batch], model: Model) -> tuple[float, float, float]:
+def _sizes(batches: Sequence[Batch], model: Model, setup: Setup) -> tuple[float, float, float]:
     """Returns tokens, displaced tokens and floating-point operations of some batches."""
     tokens = sum(len(batch.input_ids) for batch in batches)
-    return tokens, sum(batch.num_displaced for batch in batches), sum(step_flops(model, batch) for batch in batches)
+    flops = sum(step_flops(model, batch, num_rows=num_places(setup.objective, batch)) for batch in batches)
+    return tokens, sum(batch.num_displaced for batch in batches), flops
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
