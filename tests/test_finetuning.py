@@ -140,6 +140,25 @@ def test_long_texts_are_counted_in_the_notes(run):
     assert any(note.startswith("dev data: texts read in windows: ") for note in told["notes"])
 
 
+def test_inspecting_a_run_tells_its_task_and_figures(finetuned):
+    found = api.inspect(str(finetuned("tag")))
+    assert (found["task"], found["is_finished"], found["step"]) == ("tag", True, 12)
+    assert found["dev_f1"] == json.loads((finetuned("tag") / "told.json").read_text())["f1"]
+    model = api.inspect(str(finetuned("tag") / "final"))
+    assert (model["task"], model["labels"], model["heads"]) == ("tag", ["O", "B-NOUN", "B-PLACE"], ["token"])
+
+
+def test_report_of_a_finished_run_stays_and_of_another_is_written(finetuned, tmp_path):
+    folder = finetuned("class")
+    before = (folder / "report.html").read_text()
+    assert api.report(str(folder))["report"] == str(folder / "report.html")
+    assert (folder / "report.html").read_text() == before
+    for name in ("log.jsonl", "config.toml"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    api.report(str(tmp_path))
+    assert "Loss" in (tmp_path / "report.html").read_text()
+
+
 # Repeating a run
 
 

@@ -12,7 +12,7 @@ import torch
 
 from stemformer.benchmarking import glue, squad
 from stemformer.comparing import compare
-from stemformer.contents import inspect, told_of_data
+from stemformer.contents import inspect, is_finetuned, told_of_data
 from stemformer.data.corpus import read_documents, total_bytes
 from stemformer.data.shards import write_shards
 from stemformer.data.tokenizer import extend_wordpiece, load_tokenizer, train_wordpiece
@@ -26,6 +26,7 @@ from stemformer.pretrained import find_folder, load_with_tokenizer
 from stemformer.pretraining import pretrain
 from stemformer.progress import Progress, Silent
 from stemformer.report.run_report import write_report
+from stemformer.report.task_report import report_of_run
 from stemformer.training.checkpoint import write_folder
 from stemformer.training.compute import autocast, choose_device, choose_precision
 from stemformer.training.log import read_log
@@ -317,7 +318,7 @@ def _first_and_last(lines: list[dict[str, Any]], kind: str) -> tuple[dict[str, A
 
 
 def report(path: str) -> dict[str, Any]:
-    """Writes the report of a run anew, also while it is going on, and returns where it is.
+    """Writes the report of a run anew, also while it is going on, and returns where it is; that of a fine-tuned model stays as it is.
 
     Args:
         path: The run folder.
@@ -325,4 +326,5 @@ def report(path: str) -> dict[str, Any]:
     Raises:
         DataError: It holds no run.
     """
-    return {"report": str(write_report(Path(path)))}
+    folder = Path(path)
+    return {"report": str(report_of_run(folder) if is_finetuned(folder) else write_report(folder))}

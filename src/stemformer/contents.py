@@ -1,5 +1,6 @@
 """What a folder holds: prepared data, a run, a model or a tokenizer."""
 
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from stemformer.data.manifest import Manifest
 from stemformer.data.shards import open_shards, read_manifest
 from stemformer.data.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import DataError, TokenizerError
-from stemformer.pretrained import find_folder, load_model
+from stemformer.pretrained import find_folder, load_model, read_task
 from stemformer.training.log import read_log
-from stemformer.training.run import RunConfig
+from stemformer.training.run import FinetuneConfig, RunConfig
 
-__all__ = ["inspect", "told_of_data"]
+__all__ = ["inspect", "is_finetuned", "told_of_data"]
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -59,19 +60,37 @@ def _share_of_unknown(folder: Path) -> float:
     return 0.0 if unknown is None else round(float(counts[unknown] / max(1, counts.sum())), 4)
 
 
+def is_finetuned(folder: Path) -> bool:
+    """Returns whether a folder holds a fine-tuning run, by its configuration."""
+    file = folder / "config.toml"
+    return file.is_file() and "task" in tomllib.loads(file.read_text(encoding="utf-8"))
+
+
 def _told_of_run(folder: Path) -> dict[str, Any]:
-    config = from_toml(RunConfig, (folder / "config.toml").read_text(encoding="utf-8"), source=str(folder))
+    text = (folder / "config.toml").read_text(encoding="utf-8")
+    config: RunConfig | FinetuneConfig
+    if is_finetuned(folder):
+        config = from_toml(FinetuneConfig, text, source=str(folder))
+        of_config = {
+            "task": config.task.name,
+            "init": config.model,
+            "train": list(config.train),
+            "dev": list(config.dev),
+        }
+    else:
+        config = from_toml(RunConfig, text, source=str(folder))
+        of_config = {"recipe": config.recipe}
     lines = read_log(folder / "log.jsonl")
     last: dict[str, dict[str, Any]] = {
         kind: next((x for x in reversed(lines) if x["kind"] == kind), {}) for kind in ("train", "evaluation")
     }
     return {
         "run": str(folder),
-        "recipe": config.recipe,
+        **of_config,
         "is_finished": (folder / "final" / "config.json").is_file(),
         "checkpoints": sorted(path.name for path in folder.glob("checkpoints/step-????????")),
         **last["train"],
-        **{name: value for name, value in last["evaluation"].items() if name.startswith("held_out")},
+        **{name: value for name, value in last["evaluation"].items() if name.startswith(("held_out", "dev_"))},
     }
 
 
@@ -84,6 +103,8 @@ def _told_of_model(path: str) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "parameters_in_layers": model.num_parameters(embeddings=False),
     }
+    if task := read_task(path):
+        told |= {"task": task.get("name", task["head"]), "labels": task["labels"]}
     try:
         told["tokenizer"] = _told_of_tokenizer(load_tokenizer(find_folder(path)))
     except TokenizerError:

@@ -25,7 +25,7 @@ from stemformer.pretrained import find_folder, load_model, load_with_tokenizer, 
 from stemformer.pretraining import resolve
 from stemformer.problems import Problem, new_problem, read_records, split_dev
 from stemformer.progress import Progress, Silent
-from stemformer.report.task_report import write_task_report
+from stemformer.report.task_report import curves_of_log, write_task_report
 from stemformer.results import examples_to_show
 from stemformer.resuming import check_goes_on, find_run, go_on, make_ready, refuse_changes
 from stemformer.tasks.classify import Classify
@@ -522,28 +522,12 @@ def _finish(
     )
     page = {"task": task.config.name, "title": "/".join(folder.resolve().parts[-2:]), "metrics": figures, **details}
     page |= {
-        "curves": _curves(read_log(folder / "log.jsonl"), task.config.name),
+        "curves": curves_of_log(read_log(folder / "log.jsonl"), task.config.name),
         "notes": list(notes),
         "examples": shown,
     }
     write_task_report(folder, {**page, "config": (folder / "config.toml").read_text(encoding="utf-8")})
     return {"train": len(data.train), "dev": len(data.dev), **figures, "notes": list(notes)}
-
-
-def _curves(lines: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Returns the plots of a run: losses, and each figure on the dev data."""
-    train = [line for line in lines if line["kind"] == "train"]
-    dev = [line for line in lines if line["kind"] == "evaluation"]
-    losses = [("training", [x["step"] for x in train], [x[f"{name}_loss"] for x in train], "faint")]
-    if dev and "dev_loss" in dev[0]:
-        losses.append(("dev", [x["step"] for x in dev], [x["dev_loss"] for x in dev], "line"))
-    plots = [{"title": "Loss", "unit": "nats", "x_name": "steps", "curves": losses}]
-    for key in dev[0] if len(dev) > 1 else ():
-        if key.startswith("dev_") and key != "dev_loss":
-            title = key.removeprefix("dev_").replace("_", " ")
-            curve = ("dev", [x["step"] for x in dev], [x[key] for x in dev], "line")
-            plots.append({"title": title, "unit": title, "x_name": "steps", "curves": [curve]})
-    return plots
 
 
 def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]:

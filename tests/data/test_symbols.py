@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stemformer.data.symbols import SymbolMap, read_fasta
+from stemformer.data.symbols import SymbolMap, find_alphabet, read_fasta
 from stemformer.errors import DataError
 
 VOCABULARY = [
@@ -143,3 +143,21 @@ def test_other_mistakes_are_told() -> None:
         SymbolMap.draw("ACGT", VOCABULARY, size=4)
     with pytest.raises(DataError, match=r"x: 1 symbols, but a word stands for 2"):
         SymbolMap({"AA": "sun"}, 2).apply("A", place="x")
+
+
+def test_alphabet_is_of_frequent_symbols() -> None:
+    assert find_alphabet(["TGCA" * 20 + "N", " a*\n"]) == "ACGNTa"
+    assert find_alphabet(["TGCA" * 3000 + "N"]) == "ACGT"
+
+
+def test_all_other_symbols_may_share_a_word() -> None:
+    drawn = SymbolMap.draw("AC", VOCABULARY, size=2, others=True, seed=3)
+    assert len(set(drawn.words.values())) == len(drawn.words) == 5
+    assert drawn.apply("ANC") == f"{drawn.words['*']} {drawn.words['*']}"
+    without = SymbolMap.draw("AC", VOCABULARY, size=2, seed=3)
+    assert "*" not in without.words
+
+
+def test_too_many_runs_are_refused_before_they_are_made() -> None:
+    with pytest.raises(DataError, match="take a smaller size"):
+        SymbolMap.draw("ACDEFGHIKLMNPQRSTVWY", VOCABULARY, size=12)

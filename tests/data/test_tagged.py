@@ -219,3 +219,35 @@ def test_scheme_is_found(tags: str, scheme: str | None) -> None:
 
 def test_words_are_joined_by_what_stands_behind_each() -> None:
     assert join_words(["a", "b", "c"], ["", " ", "!"]) == ("ab c", ((0, 1), (1, 2), (3, 4)))
+
+
+# Without tags
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Anna sings\nYes\n", [("Anna sings", None), ("Yes", None)]),
+        ("Anna sings loud\n\nYes she does\n", [("Anna sings loud", None), ("Yes she does", None)]),
+        ("Anna\nsings\n\nYes\n", [("Anna sings", None), ("Yes", None)]),
+        ("Anna O\nsings O\n", [("Anna sings", "O O")]),
+        ("Anna\tO\nsings\tO\n", [("Anna sings", "O O")]),
+    ],
+    ids=["lines", "lines apart", "words", "columns", "tabs"],
+)
+def test_lines_may_be_sentences_where_no_tags_are_needed(tmp_path: Path, text: str, found: object) -> None:
+    assert pairs(read(tmp_path / "a.txt", text, needs_tags=False)) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.conll", "Anna B-PER\nsings O\n"),
+        ("a.conllu", "1\tAnna\t_\tPROPN\t_\t_\t0\t_\t_\t_\n2\tsings\t_\tVERB\t_\t_\t0\t_\t_\t_\n"),
+        ("a.jsonl", '{"tokens": ["Anna", "sings"], "tags": ["O", "O"]}\n'),
+    ],
+)
+def test_column_may_be_missing_where_no_tags_are_needed(tmp_path: Path, name: str, text: str) -> None:
+    assert pairs(read(tmp_path / name, text, column="7", needs_tags=False)) == [("Anna sings", None)]
+    with pytest.raises(DataError):
+        read(tmp_path / name, text, column="7")

@@ -1,5 +1,6 @@
 """`report.html` of a fine-tuning run or an evaluation: its figures, and what the model got wrong, in a form that one can read."""
 
+import tomllib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -8,8 +9,9 @@ from typing import Any
 
 from stemformer.evaluation.metrics import squad
 from stemformer.report.run_report import draw, write_page
+from stemformer.training.log import read_log
 
-__all__ = ["write_task_report"]
+__all__ = ["curves_of_log", "report_of_run", "write_task_report"]
 
 _KINDS = {
     "classify": "Classification of texts",
@@ -85,6 +87,44 @@ def write_task_report(folder: Path, told: Mapping[str, Any]) -> Path:
         num_wrong=sum(not example["is_right"] for example in examples),
         config=told.get("config") or "",
     )
+
+
+def report_of_run(folder: Path) -> Path:
+    """Returns where the report of a fine-tuning run is; that of a run which is going on is written anew, with what its log tells.
+
+    Args:
+        folder: With `config.toml` and `log.jsonl`.
+    """
+    if (folder / "metrics.json").is_file() and (folder / "report.html").is_file():
+        return folder / "report.html"  # complete, with what the model says about the dev data
+    config = (folder / "config.toml").read_text(encoding="utf-8")
+    lines = read_log(folder / "log.jsonl")
+    name = tomllib.loads(config)["task"]["name"]
+    last: dict[str, Any] = next((line for line in reversed(lines) if line["kind"] == "evaluation"), {})
+    figures = {key.removeprefix("dev_"): value for key, value in last.items() if key.startswith("dev_")}
+    told = {"task": name, "title": "/".join(folder.resolve().parts[-2:]), "metrics": figures, "config": config}
+    return write_task_report(folder, {**told, "curves": curves_of_log(lines, name)})
+
+
+def curves_of_log(lines: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Returns the plots of a run: losses, and each figure on the dev data.
+
+    Args:
+        lines: Of its log.
+        name: Of its task.
+    """
+    train = [line for line in lines if line["kind"] == "train"]
+    dev = [line for line in lines if line["kind"] == "evaluation"]
+    losses = [("training", [x["step"] for x in train], [x[f"{name}_loss"] for x in train], "faint")]
+    if dev and "dev_loss" in dev[0]:
+        losses.append(("dev", [x["step"] for x in dev], [x["dev_loss"] for x in dev], "line"))
+    plots: list[dict[str, Any]] = [{"title": "Loss", "unit": "nats", "x_name": "steps", "curves": losses}]
+    for key in dev[0] if len(dev) > 1 else ():
+        if key.startswith("dev_") and key != "dev_loss":
+            title = key.removeprefix("dev_").replace("_", " ")
+            curve = ("dev", [x["step"] for x in dev], [x[key] for x in dev], "line")
+            plots.append({"title": title, "unit": title, "x_name": "steps", "curves": [curve]})
+    return plots
 
 
 def _tiles(
