@@ -118,11 +118,11 @@ class BertEmbeddings(nn.Module):
         self.kept_gradient = torch.zeros_like(self.word.weight)
         self.word.weight.grad = self.kept_gradient
 
-    def clear_gradient(self, input_ids: Sequence[Int[Tensor, "N"]]) -> None:
+    def clear_gradient(self, input_ids: Sequence[Tensor]) -> None:
         """Sets a gradient that is kept to zero.
 
         Args:
-            input_ids: What was looked up since it was last cleared; batches may be of different sizes.
+            input_ids: What was looked up since it was last cleared, (N,) each batch.
         """
         if self.kept_gradient is not None:
             for ids in input_ids:
