@@ -443,7 +443,6 @@ def _conclude(
     }
     for cell in cells:
         figures[cell.start][cell.size][cell.seed] = scale * done[cell]["metrics"][metric]
-    told = sentences(figures, metric=metric.replace("_", " "))
     summary = {
         start: [
             {"records": size, "mean": mean, "spread": deviation, "each": list(of_start[size].values())}
@@ -452,6 +451,7 @@ def _conclude(
         for start, of_start in figures.items()
     }
     baseline = _baseline(table.data, metric)
+    told = sentences(figures, metric=metric.replace("_", " "), baseline=baseline)
     rows = [table_row(figures, size) for size in asked.sizes]
     written = {
         "task": problem.task.config.name,
@@ -507,13 +507,13 @@ def _conditions(asked: CompareConfig, done: dict[Cell, dict[str, Any]], cells: S
     numbers = sorted({done[cell]["steps"] for cell in cells})
     steps = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
     passes = [
-        f"{fmean(given.batch.rows * done[c]['steps'] / done[c]['examples'] for c in cells if c.size == size):.2g} passes over {size:,}"
+        f"{fmean(given.batch.rows * done[c]['steps'] / done[c]['examples'] for c in cells if c.size == size):.2g} over {size:,} records"
         for size in asked.sizes
     ]
     same = "as many passes over each size" if asked.is_by_epochs else "the same number for each size"
     rates = ", ".join(f"{rate:g} {start}" for start, rate in asked.rates.items())
     return [
-        f"{steps} steps of {given.batch.rows} examples a run, {same}: {' records, '.join(passes)} records",
+        f"{steps} steps of {given.batch.rows} examples a run, {same}; passes: {', '.join(passes)}",
         f"peak of the learning rate: {rates}",
         "the figure of a run is that of its last step; nothing was chosen on the dev data",
         "a seed draws records (class shares kept, a smaller part within the larger ones), head, order and dropout, alike for each start",

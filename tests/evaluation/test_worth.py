@@ -136,5 +136,12 @@ def test_one_size_claims_nothing_about_labels():
     assert labels == "nothing is claimed about labels: it takes two sizes (--sizes)"
 
 
+def test_a_start_that_learned_nothing_is_told():
+    figures = runs(pretrained=TRAINED, random={100: [50.0, 51.0], 1000: [50.0, 52.0], 10_000: [51.0, 53.0]})
+    assert len(sentences(figures, metric="accuracy", baseline=50.0)) == 2
+    caution = sentences(figures, metric="accuracy", baseline=51.0)[2]
+    assert caution.startswith("with 10,000 records random did not get beyond the most frequent label (51.0)")
+
+
 def test_figures_are_finite():
     assert all(math.isfinite(row["mean"]) for row in differences_from_random(runs(pretrained=TRAINED, random=SCRATCH)))

@@ -110,12 +110,13 @@ def table_row(figures: Figures, size: int) -> dict[str, Any]:
     return row
 
 
-def sentences(figures: Figures, *, metric: str) -> list[str]:
+def sentences(figures: Figures, *, metric: str, baseline: float | None = None) -> list[str]:
     """Returns what a reader wants to know, in sentences.
 
     Args:
         figures: Of the starts `pretrained`, `random` and `reembedded`, as far as they were run.
         metric: Name of the figure.
+        baseline: What can be had without reading; a start that is not above it has not been trained enough to be judged, and that is said.
 
     Example:
         >>> runs = {"pretrained": {100: {0: 80.0, 1: 82.0}}, "random": {100: {0: 70.0, 1: 71.0}}}
@@ -135,7 +136,19 @@ def sentences(figures: Figures, *, metric: str) -> list[str]:
     if "reembedded" in figures:
         body = "the pre-trained body alone, with word embeddings drawn anew,"
         told.append(_gain(figures, "reembedded", body, sizes, metric))
-    return told
+    return told + ([] if baseline is None else _not_learned(figures, sizes[-1], baseline))
+
+
+def _not_learned(figures: Figures, size: int, baseline: float) -> list[str]:
+    """Returns a caution where a start has learned nothing: what is said of it is then about the number of steps."""
+    ends = {start: means(of_start)[size] for start, of_start in figures.items()}
+    flat = [start for start, (mean, deviation) in ends.items() if mean - deviation <= baseline]
+    if not flat:
+        return []
+    return [
+        f"with {size:,} records {' and '.join(flat)} did not get beyond the most frequent label ({baseline:.1f}) in so many steps: "
+        "more of them (--steps) or another rate (--rate) may change what is said here"
+    ]
 
 
 def _gain(figures: Figures, start: str, what: str, sizes: Sequence[int], metric: str) -> str:

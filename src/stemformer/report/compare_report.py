@@ -28,6 +28,8 @@ _MOST_POINTS = 60
 """Of a curve: more are averaged, so that a picture stays small."""
 _FEW_POINTS = 15
 """Of a curve: each has a marker."""
+_ASIDE = 1.04
+"""Bars of starts that meet would hide each other: each is drawn that much beside the one before."""
 
 Logs = Mapping[tuple[str, int, int], Sequence[Mapping[str, Any]]]
 """Start, number of records and seed -> lines of the log."""
@@ -194,12 +196,12 @@ def _fill_sizes(axes: "Axes", told: Mapping[str, Any]) -> None:
     """Draws the figure over the number of records, with a bar of one standard deviation."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    for start in _starts(told):
+    for number, start in enumerate(_starts(told)):
         _, colour, marker = _LOOKS[start]
         rows = told["summary"][start]
         x, y, deviation = ([row[name] for row in rows] for name in ("records", "mean", "spread"))
         axes.errorbar(
-            x,
+            [size * _ASIDE ** (number - 1) for size in x],
             y,
             yerr=deviation if len(told["seeds"]) > 1 else None,
             color=colour,
