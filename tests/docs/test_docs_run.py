@@ -54,6 +54,18 @@ def write_texts(folder: Path) -> None:
         part = text[number * 300 : (number + 1) * 300]
         (folder / "my_texts" / f"{number:03}.txt").write_text(part, encoding="utf-8")
     (folder / "novel.txt").write_text(text, encoding="utf-8")
+    lines = [line for line in text.split("\n") if len(line) > 40][:40]
+
+    def write(name: str, rows: list[str]) -> None:
+        (folder / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+    for name in ("reviews.csv", "more_reviews.csv"):
+        quoted = [line.replace('"', "'") for line in lines]
+        write(name, ["review,label", *(f'"{line}",{("bad", "good")["the" in line]}' for line in quoted)])
+    write("new_reviews.txt", lines)
+    tags = ["\n".join(f"{word}\t{'B-NAME' if word.istitle() else 'O'}" for word in line.split()) for line in lines]
+    write("tags.conll", [f"{block}\n" for block in tags])
+    write("dna.fa", [f">s{number} label={number % 2}\n{'ACGT'[number % 4] * 8}" for number in range(20)])
 
 
 def run_python(page: str) -> None:
