@@ -16,7 +16,8 @@ data | models
 pretrained, adapt, objectives, tasks
 generation, evaluation
 training, probing, report
-recipes, folders, contents, problems, results, resuming, pretraining, finetuning, comparing, predicting, benchmark_tasks, benchmarking, planning, api
+recipes, folders, contents, problems, results, resuming, pretraining, finetuning, comparing
+predicting, benchmark_tasks, benchmarking, planning, api
 serve
 stemformer, cli
 """
