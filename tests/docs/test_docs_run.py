@@ -1,6 +1,7 @@
 """The pages do what they say: their Python blocks run in order, their command lines parse and, with tiny files, run."""
 
 import doctest
+import json
 import re
 import shlex
 from importlib.resources import files
@@ -63,6 +64,7 @@ def write_texts(folder: Path) -> None:
         quoted = [line.replace('"', "'") for line in lines]
         write(name, ["review,label", *(f'"{line}",{("bad", "good")["the" in line]}' for line in quoted)])
     write("new_reviews.txt", lines)
+    write("speech.jsonl", [json.dumps({"text": line, "label": str('"' in line)}) for line in lines])
     tags = ["\n".join(f"{word}\t{'B-NAME' if word.istitle() else 'O'}" for word in line.split()) for line in lines]
     write("tags.conll", [f"{block}\n" for block in tags])
     write("dna.fa", [f">s{number} label={number % 2}\n{'ACGT'[number % 4] * 8}" for number in range(20)])
