@@ -166,15 +166,13 @@ def _write_labelled(folder: Path, lines: list[str]) -> None:
         qas = [{"id": str(i), "question": "Who sees the king?", "answers": [answer]}]
         paragraphs.append({"context": line, "qas": qas})
     write("squad.json", [json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})])
-    write(
-        "choices.jsonl",
-        [
-            json.dumps(
-                {"prompt": t, "choice1": "the king", "choice2": "the river", "label": "A" if has(t, "king") else "B"}
-            )
-            for t in lines
-        ],
-    )
+    rows = []
+    for i, line in enumerate(lines):
+        choices = ("the king", "the river") if i % 3 else ("the river", "the king")
+        rows.append(
+            {"prompt": line, "choice1": choices[0], "choice2": choices[1], "label": "AB"[choices.index("the king")]}
+        )
+    write("choices.jsonl", [json.dumps(row) for row in rows])
 
 
 @pytest.fixture(scope="session")

@@ -346,6 +346,14 @@ def test_trial_does_not_see_the_threshold_of_the_one_before(run, labelled, tmp_p
     assert both[0] == both[1] != 0
 
 
+def test_trials_that_were_cut_off_can_be_replaced(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run("class", trials=2, progress=Told(stop_at=1))
+    with pytest.raises(ConfigError, match="is not empty"):
+        run("class", trials=2)
+    assert run("class", steps=1, trials=2, overwrite=True)["seeds"] == [0, 1]
+
+
 def test_no_trial_is_refused(run):
     with pytest.raises(ConfigError, match="--trials 0"):
         run("class", trials=0)

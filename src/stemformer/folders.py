@@ -32,7 +32,8 @@ def free_folder(path: str, *, overwrite: bool) -> Path:
         raise ConfigError(f"{path} is a file: give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ConfigError(f"{path} is not empty: give another --out, or --overwrite to replace what it holds")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in _OURS):
+    is_ours = any((folder / name).exists() for name in _OURS) or any(folder.glob("seed-*/config.toml"))
+    if folder.is_dir() and any(folder.iterdir()) and not is_ours:
         raise ConfigError(f"{path} holds nothing that stemformer made, and is not overwritten: give another --out")
     return folder
 

@@ -98,11 +98,11 @@ def test_kind_decides_between_scores_and_classes() -> None:
     [
         ({"text": ["a"], "label": ["b"]}, {"label": "lable"}, r"no column 'lable'; there are \(nearest first\): 'label', 'text'"),
         ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "label": "text"}, r"column 'text' is given twice"),
-        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "num_texts": 2}, r"1 text columns are given, expected 2: .*--text2"),
+        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "num_texts": 2}, r"1 text columns are given, expected 2: .*each with --text"),
         ({"text": ["a"], "x": ["b"]}, {}, r"cannot tell which column is the label, none holds .*'text', 'x': name it with --label"),
         ({"premise": ["a"], "hypothesis": ["b"], "label": ["c"]}, {}, r"'premise' and 'hypothesis' look like .*--text"),
         ({"a": [LONG], "b": [OTHER], "label": ["c"]}, {}, r"cannot tell which 1 of the columns is the text; there are .*--text"),
-        ({"a": [LONG], "b": [OTHER], "c": [LONG], "label": ["c"]}, {"num_texts": 2}, r"which 2 of the columns are .*--text2"),
+        ({"a": [LONG], "b": [OTHER], "c": [LONG], "label": ["c"]}, {"num_texts": 2}, r"which 2 of the columns are .*each with --text"),
         ({"column1": ["a"], "column2": ["b"]}, {}, r"\(the first line names none\)"),
     ],
 )  # fmt: skip

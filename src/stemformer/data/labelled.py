@@ -203,7 +203,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _options(num_texts: int) -> str:
-    return "name it with --text" if num_texts == 1 else "name the first with --text, the second with --text2"
+    return "name it with --text" if num_texts == 1 else "name both, each with --text"
 
 
 def make_text_examples(
