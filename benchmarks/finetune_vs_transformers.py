@@ -73,6 +73,10 @@ def main() -> None:
     add("--sides", default=",".join(SIDES))
     add("--json", help="file for all measurements")
     add("--side", choices=SIDES, help=argparse.SUPPRESS)
+    if (
+        len(sys.argv) == 1
+    ):  # as `make bench` calls it: there is no labelled text or model that could be taken by default
+        return print("not run: give " + "--train, --dev and --model", file=sys.stderr)
     args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if args.side:

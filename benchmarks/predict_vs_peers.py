@@ -45,6 +45,10 @@ def main() -> None:
     add("--threads", type=int, default=2)
     add("--sides", help="by default all that are named at the head of the script, with 8, 32 and 128 for N")
     add("--side", help=argparse.SUPPRESS)
+    if (
+        len(sys.argv) == 1
+    ):  # as `make bench` calls it: there is no labelled text or model that could be taken by default
+        return print("not run: give " + "--model and --texts", file=sys.stderr)
     args = parser.parse_args()
     of_task = {
         "classify": "ours,ours_bf16,pipeline,pipeline_8,pipeline_32,pipeline_128,pipeline_bf16_32",
