@@ -116,6 +116,13 @@ def test_a_loss_is_told_as_a_cost():
     assert sentences(figures, metric="accuracy")[0].startswith("pre-training cost 10.2 ± 0.4 points of accuracy at 10")
 
 
+def test_a_gain_at_one_size_and_a_loss_at_another_are_told_apart():
+    figures = runs(pretrained={10: [62.0, 62.2], 20: [58.0, 58.4]}, random={10: [60.0, 60.0], 20: [60.0, 60.0]})
+    assert sentences(figures, metric="accuracy")[0] == (
+        "pre-training cost 1.8 ± 0.3 points of accuracy at 20 records (2 seeds); at 10 it was worth 2.1 ± 0.1"
+    )
+
+
 @pytest.mark.parametrize(
     ("figures", "told"),
     [

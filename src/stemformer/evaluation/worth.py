@@ -154,15 +154,23 @@ def _not_learned(figures: Figures, size: int, baseline: float) -> list[str]:
 def _gain(figures: Figures, start: str, what: str, sizes: Sequence[int], metric: str) -> str:
     largest, smallest = sizes[-1], sizes[0]
     mean, deviation, number = difference(figures, start, "random", largest)
-    value = f"{abs(mean):.1f} ± {deviation:.1f} points of {metric} at {largest:,} records ({number} seeds)"
+    verb, value = _verb(mean, deviation)
+    told = f"{what} {verb} {value} points of {metric} at {largest:,} records ({number} seeds)"
+    if len(sizes) == 1:
+        return told
+    verb_there, value = _verb(*difference(figures, start, "random", smallest)[:2])
+    return (
+        f"{told}, and {value} at {smallest:,}"
+        if verb_there == verb
+        else f"{told}; at {smallest:,} it {verb_there} {value}"
+    )
+
+
+def _verb(mean: float, deviation: float) -> tuple[str, str]:
+    """Returns what a difference means, and its size; with its sign where it means nothing."""
     if abs(mean) <= deviation:
-        told = f"{what} made no difference beyond the spread of the seeds: {'-' if mean < 0 else ''}{value}"
-    else:
-        told = f"{what} {'was worth' if mean > 0 else 'cost'} {value}"
-    if len(sizes) > 1:
-        mean, deviation, _ = difference(figures, start, "random", smallest)
-        told += f", and {mean:.1f} ± {deviation:.1f} at {smallest:,}"
-    return told
+        return "made no difference beyond the spread of the seeds:", f"{mean:.1f} ± {deviation:.1f}"
+    return "was worth" if mean > 0 else "cost", f"{abs(mean):.1f} ± {deviation:.1f}"
 
 
 def _labels(figures: Figures, sizes: Sequence[int], metric: str) -> str:
