@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from stemformer.data.manifest import write_file
 from stemformer.data.questions import read_choices
 from stemformer.errors import ConfigError
 from stemformer.evaluation.metrics import classification, regression, spread
-from stemformer.evaluation.predict import score_predictions
 from stemformer.finetuning import finetune
 from stemformer.predicting import Loaded, load
 from stemformer.progress import Progress
 from stemformer.tasks.glue import BenchmarkTask, find_split, make_records, read_rows
 
-__all__ = ["BenchmarkConfig", "TaskData", "keep_one_model", "open_model", "read_task_data", "run_task", "write_text"]
+__all__ = ["BenchmarkConfig", "TaskData", "keep_one_model", "open_model", "read_task_data", "run_task"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_task_data(task: BenchmarkTask, folder: str, target: Path) -> TaskData:
     for part, found in rows.items():
         files[part] = target / "data" / task.name / f"{part}.jsonl"
         files[part].parent.mkdir(parents=True, exist_ok=True)
-        write_text(files[part], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+        write_file(files[part], [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in found])
     baseline = _constant(task, rows["train"], rows["dev"])
     mismatched: list[Any] = []
     if task.mismatched is not None:
@@ -242,7 +242,7 @@ def _run(
         loaded = open_model(str(folder), machine)
         predictions = loaded.predict_records(source.mismatched, progress)
         assert loaded.problem is not None
-        others = score_predictions(loaded.problem.task, predictions, source.mismatched)
+        others, _ = loaded.problem.score(predictions, source.mismatched)
         figures["accuracy_mismatched"] = others["accuracy"]
     result = {
         "seed": seed,
@@ -251,7 +251,7 @@ def _run(
         "seconds": ended["seconds"],
         "model": str(folder / "final"),
     }
-    write_text(file, json.dumps(result, indent=2) + "\n")
+    write_file(file, [(json.dumps(result, indent=2) + "\n").encode()])
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
 
@@ -281,15 +281,3 @@ def keep_one_model(folder: Path, kept: Path) -> None:
     for final in folder.glob("rate-*/seed-*/final"):
         if final.resolve() != kept.resolve():
             shutil.rmtree(final)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Writes a file whole or not at all.
-
-    Args:
-        file: Its path.
-        text: What it holds.
-    """
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)

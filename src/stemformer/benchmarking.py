@@ -16,10 +16,10 @@ from stemformer.benchmark_tasks import (
     open_model,
     read_task_data,
     run_task,
-    write_text,
 )
 from stemformer.config import differences, from_toml, nearest, to_toml
 from stemformer.data.files import HUB_PREFIX
+from stemformer.data.manifest import write_file
 from stemformer.data.questions import Question, read_questions
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.metrics import squad as squad_figures
@@ -297,7 +297,7 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
     elif folder.is_dir():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, to_toml(config))
+    write_file(file, [to_toml(config).encode()])
     return folder
 
 
@@ -351,7 +351,7 @@ def _submit(
         predictions = loaded.predict_records(records, progress)
         answers = [p.score if task.kind == "score" else p.label for p in predictions]
         (target / "submission").mkdir(exist_ok=True)
-        write_text(target / "submission" / name, submission_text(task, answers))
+        write_file(target / "submission" / name, [submission_text(task, answers).encode()])
     return absent
 
 
@@ -364,10 +364,10 @@ def _write_answers(target: Path, loaded: Loaded, questions: Sequence[Question], 
     assert loaded.problem is not None
     predictions = loaded.predict_records(questions, progress)
     answers = {q.id: p.text for q, p in zip(questions, predictions, strict=True)}
-    write_text(target / "predictions.json", json.dumps(answers, ensure_ascii=False, indent=1) + "\n")
+    write_file(target / "predictions.json", [(json.dumps(answers, ensure_ascii=False, indent=1) + "\n").encode()])
     if loaded.problem.task.config.no_answer:
         odds = {q.id: p.no_answer for q, p in zip(questions, predictions, strict=True)}
-        write_text(target / "null_odds.json", json.dumps(odds, indent=1) + "\n")
+        write_file(target / "null_odds.json", [(json.dumps(odds, indent=1) + "\n").encode()])
 
 
 def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -405,9 +405,9 @@ def _tell(
     table = table_of(results)
     told = {"benchmark": name, "model": config.model, "tasks": list(results), "table": table}
     told |= {"missing": list(missing), "notes": list(notes)}
-    write_text(
+    write_file(
         target / ("glue.json" if name == "GLUE" else "squad.json"),
-        json.dumps(told, ensure_ascii=False, indent=2) + "\n",
+        [(json.dumps(told, ensure_ascii=False, indent=2) + "\n").encode()],
     )
     report = write_benchmark_report(
         target,
@@ -425,9 +425,4 @@ def _append(file: Path, told: dict[str, Any]) -> None:
     """Adds a line that is on the disk before anything that the task needed is deleted."""
     old = file.read_text(encoding="utf-8") if file.is_file() else ""
     whole = old[: old.rfind("\n") + 1]  # without a line that was cut off
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(whole + json.dumps(told, ensure_ascii=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    write_file(file, [(whole + json.dumps(told, ensure_ascii=False) + "\n").encode()])

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from stemformer.config import differences, from_toml, nearest, to_toml
+from stemformer.data.manifest import write_file
 from stemformer.data.subsets import draw_order, read_sizes
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError
-from stemformer.evaluation.predict import main_metric
 from stemformer.evaluation.worth import differences_from_random, means, sentences, table_row
 from stemformer.finetuning import (
     LabelledData,
@@ -36,6 +35,7 @@ from stemformer.finetuning import (
 )
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.pretrained import find_folder
+from stemformer.problems import strata
 from stemformer.progress import Progress, Silent
 from stemformer.report.compare_report import write_compare_report
 from stemformer.tasks.task import TaskExamples
@@ -216,7 +216,7 @@ def compare(
     examples, dev_examples, notes = encode(data, tokenizer, longest, progress)
     is_by_epochs = epochs is not None
     if not is_by_epochs and given.budget.steps is None:
-        biggest = _subset(examples, draw_order(_strata(data), given.seed)[: numbers[-1]])
+        biggest = _subset(examples, draw_order(strata(data.problem.task.config, data.train), given.seed)[: numbers[-1]])
         num_steps = run_length(given, len(biggest))
         given = replace(given, budget=replace(given.budget, steps=num_steps, epochs=None))
     fingerprint = hashlib.sha256((examples.fingerprint + dev_examples.fingerprint).encode()).hexdigest()
@@ -278,12 +278,6 @@ class _Table:
     data: LabelledData
 
 
-def _strata(data: LabelledData) -> list[Any]:
-    config = data.problem.task.config
-    is_class = config.name in ("classify", "pair") and config.kind == "class"
-    return [record.label if is_class else 0 for record in data.train]
-
-
 def _subset(examples: TaskExamples, records: Sequence[int]) -> TaskExamples:
     """Returns the examples of some records, in their order."""
     kept = np.flatnonzero(np.isin(examples.records, records)).tolist()
@@ -323,7 +317,7 @@ def _begin(folder: Path, asked: CompareConfig, progress: Progress, *, resume: bo
             else:
                 path.unlink()
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    _write(file, to_toml(asked))
+    write_file(file, [to_toml(asked).encode()])
     return done
 
 
@@ -331,21 +325,23 @@ def _run_all(
     asked: CompareConfig, table: _Table, folder: Path, done: dict[Cell, dict[str, Any]], progress: Progress
 ) -> None:
     """Runs each cell that is not in `done`, and puts it there and on the disk."""
-    orders = {cell.seed: draw_order(_strata(table.data), cell.seed) for cell in asked.cells()}
+    keys = strata(table.data.problem.task.config, table.data.train)
+    orders = {cell.seed: draw_order(keys, cell.seed) for cell in asked.cells()}
     parts = {(cell.size, cell.seed): _subset(table.examples, orders[cell.seed][: cell.size]) for cell in asked.cells()}
     lengths = {key: run_length(asked.finetune, len(part)) for key, part in parts.items()}
     total = sum(lengths[cell.size, cell.seed] for cell in asked.cells())
     behind = sum(lengths[cell.size, cell.seed] for cell in asked.cells() if cell in done)
     progress.start(f"{len(asked.cells())} runs", total=total, unit="steps")
     progress.advance(behind)
-    metric = main_metric(table.data.problem.task, entities=table.data.problem.entities)
+    metric = table.data.problem.main_metric
     for number, cell in enumerate(asked.cells(), 1):
         if cell in done:
             continue
         at = f"{cell.start}, {cell.size:,} records, seed {cell.seed}"
         inner = _OfOneCell(progress, at)
         done[cell] = _run_cell(cell, asked, table, parts[cell.size, cell.seed], folder / "cells" / cell.name, inner)
-        _write(folder / "cells.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done.values()))
+        lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in done.values()]
+        write_file(folder / "cells.jsonl", lines)
         figure = done[cell]["metrics"][metric]
         progress.say(f"run {number} of {len(asked.cells())}: {at}: {metric} {figure:.4g}")
     progress.finish()
@@ -435,7 +431,7 @@ def _conclude(
 ) -> dict[str, Any]:
     """Writes `compare.json`, report and pictures, and returns what is printed."""
     problem = table.data.problem
-    metric = main_metric(problem.task, entities=problem.entities)
+    metric = problem.main_metric
     scale = 1.0 if problem.task.head == "span" else 100.0  # of answers in passages, figures are in percent already
     cells = [cell for cell in asked.cells() if cell in done]
     figures: dict[str, dict[int, dict[int, float]]] = {
@@ -468,7 +464,7 @@ def _conclude(
         "notes": [*_conditions(asked, done, cells), *notes],
         "cells": [{**done[cell], "log": f"cells/{cell.name}/log.jsonl"} for cell in cells],
     }
-    _write(folder / "compare.json", json.dumps(written, ensure_ascii=False, indent=2) + "\n")
+    write_file(folder / "compare.json", [(json.dumps(written, ensure_ascii=False, indent=2) + "\n").encode()])
     progress.start("drawing")
     logs = {(cell.start, cell.size, cell.seed): read_log(folder / "cells" / cell.name / "log.jsonl") for cell in cells}
     page = {**written, "table": rows, "title": folder.resolve().name, "figures": figures}
@@ -493,12 +489,9 @@ def _baseline(data: LabelledData, metric: str) -> float | None:
     task = data.problem.task
     if metric != "accuracy" or task.head not in ("sequence", "token"):
         return None
-
-    def labels(records: Sequence[Any]) -> list[str]:
-        return [tag for r in records for tag in r.tags] if task.head == "token" else [r.label for r in records]
-
-    usual = Counter(labels(data.train)).most_common(1)[0][0]
-    return round(100 * fmean(label == usual for label in labels(data.dev)), 2)
+    ((usual, _),) = data.problem.count_labels(data.train).most_common(1)
+    of_dev = data.problem.count_labels(data.dev)
+    return round(100 * of_dev[usual] / of_dev.total(), 2)
 
 
 def _conditions(asked: CompareConfig, done: dict[Cell, dict[str, Any]], cells: Sequence[Cell]) -> list[str]:
@@ -518,13 +511,3 @@ def _conditions(asked: CompareConfig, done: dict[Cell, dict[str, Any]], cells: S
         "the figure of a run is that of its last step; nothing was chosen on the dev data",
         "a seed draws records (class shares kept, a smaller part within the larger ones), head, order and dropout, alike for each start",
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 
+from stemformer.data.manifest import write_file
 from stemformer.data.symbols import SymbolMap
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError, DataError
-from stemformer.evaluation.metrics import best_threshold, spread
-from stemformer.evaluation.predict import main_metric, predict_scores, score_predictions
+from stemformer.evaluation.metrics import spread
+from stemformer.evaluation.predict import predict_scores
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.models.bert import BertConfig
 from stemformer.models.heads import initialise
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.pretrained import find_folder, load_model, load_with_tokenizer, save_model
-from stemformer.pretraining import resolve
+from stemformer.pretraining import freeze, resolve
 from stemformer.problems import Problem, new_problem, read_records, split_dev
 from stemformer.progress import Progress, Silent
 from stemformer.report.task_report import curves_of_log, write_task_report
@@ -269,13 +270,7 @@ def _unknown_labels(problem: Problem, dev: Sequence[Any]) -> list[str]:
     config = problem.task.config
     if not problem.task.labels:
         return []
-    if problem.task.head == "token":
-        found = Counter(tag for r in dev for tag in r.tags)
-    elif config.kind == "labels":
-        found = Counter(label for r in dev for label in r.label)
-    else:
-        found = Counter(r.label for r in dev)
-    unknown = {label: n for label, n in found.items() if label not in problem.task.labels}
+    unknown = {label: n for label, n in problem.count_labels(dev).items() if label not in problem.task.labels}
     if not unknown:
         return []
     shown = ", ".join(f"{label!r} ({n:,})" for label, n in sorted(unknown.items())[:5])
@@ -438,19 +433,16 @@ def make_setup(
         config = replace(config, checkpoints=replace(config.checkpoints, every=config.evaluation.every))
     num_steps = run_length(config, len(examples))
     precision = choose_precision(config.compute.precision, device)
-    name = main_metric(task, entities=data.problem.entities)
+    name = data.problem.main_metric
     last: list[Any] = []
 
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
         with autocast(device, precision):
             scores, loss = predict_scores(module, task, dev, device=device)
         last[:] = [scores, loss]
-        predictions = task.decode(scores, dev, data.dev)
-        told = score_predictions(
-            task, predictions, data.dev, entities=data.problem.entities, language=data.problem.language
-        )
-        numbers = {f"dev_{key}": value for key, value in told.items() if isinstance(value, float)}
-        return {**({} if loss is None else {"dev_loss": loss}), **numbers}
+        figures, _ = data.problem.score(task.decode(scores, dev, data.dev), data.dev)
+        named = {f"dev_{key}": value for key, value in figures.items()}
+        return {**({} if loss is None else {"dev_loss": loss}), **named}
 
     setup = Setup(
         config=config,
@@ -499,24 +491,16 @@ def _finish(
                 WithLoss(model, setup.objective), task, dev, device=setup.device, on_examples=progress.advance
             )
     predictions = task.decode(scores, dev, data.dev)
+    figures, details = data.problem.score(predictions, data.dev)
     if isinstance(task, QuestionAnswering) and task.config.no_answer:
-        gold = {str(i): list(r.gold) for i, r in enumerate(data.dev)}
-        spans = {str(i): p.candidates[0].text if p.candidates else "" for i, p in enumerate(predictions)}
-        no_answer = {str(i): p.no_answer for i, p in enumerate(predictions)}
-        task.threshold = best_threshold(gold, spans, no_answer, language=data.problem.language)[0]
+        task.threshold = figures["best_threshold"]
         predictions = task.decode(scores, dev, data.dev)
-    told = score_predictions(
-        task, predictions, data.dev, entities=data.problem.entities, language=data.problem.language
-    )
-    figures = {key: value for key, value in told.items() if isinstance(value, float)}
-    details = {key: value for key, value in told.items() if not isinstance(value, float)}
+        figures, details = data.problem.score(predictions, data.dev)
     of_task = data.problem.told() | {"max_length": max_length}
     write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, task=of_task))
     progress.finish()
     written = {"task": task.config.name, "metrics": {**figures, "loss": loss}, **details, "notes": list(notes)}
-    temporary = folder / "metrics.json.tmp"
-    temporary.write_text(json.dumps(written, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "metrics.json")
+    write_file(folder / "metrics.json", [(json.dumps(written, ensure_ascii=False, indent=2) + "\n").encode()])
     shown = examples_to_show(
         data.problem, data.dev, predictions, number=len(data.dev), looked_into=(dev, scores, tokenizer)
     )
@@ -538,9 +522,7 @@ def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]
         mean, deviation = spread([t[name] for t in told])
         out[name] = {"mean": round(mean, 4), "spread": round(deviation, 4), "each": [round(t[name], 4) for t in told]}
     out["notes"] = told[0]["notes"]
-    temporary = folder / "trials.json.tmp"
-    temporary.write_text(json.dumps(out, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "trials.json")
+    write_file(folder / "trials.json", [(json.dumps(out, ensure_ascii=False, indent=2) + "\n").encode()])
     return out
 
 
@@ -604,9 +586,7 @@ def _freeze(model: Model, config: FinetuneConfig) -> None:
     layers = model.body.layers
     if config.frozen_layers > len(layers):
         raise ConfigError(f"frozen_layers is {config.frozen_layers}: expected 0 to {len(layers)}, the model's layers")
-    frozen = [*([model.body.embeddings] if config.frozen_embeddings else []), *layers[: config.frozen_layers]]
-    for part in frozen:
-        part.requires_grad_(False)
+    freeze(model, config)
 
 
 def _layer_scale(model: Model, decay: float) -> Any:
@@ -628,7 +608,7 @@ def _recall(at: Position, setup: Setup) -> None:
     """Fills in how good earlier evaluations were, from the log."""
     for line in read_log(setup.folder / "log.jsonl"):
         if line["kind"] == "evaluation" and line["step"] <= at.step and (now := setup.badness(line)) is not None:
-            at.best, at.num_worse = (now, 0) if now < at.best else (at.best, at.num_worse + 1)
+            at.judge(now)
 
 
 def _shown(name: str, value: float) -> str:

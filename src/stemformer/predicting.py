@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float
 
 from stemformer.data.labelled import TextExample
+from stemformer.data.manifest import write_file
 from stemformer.data.questions import ChoiceQuestion, Question
 from stemformer.data.tagged import TaggedSentence, join_words
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.evaluation.predict import main_metric, pooled_states, predict_scores, score_predictions
+from stemformer.evaluation.predict import pooled_states, predict_scores
 from stemformer.models.model import Model
 from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.pretrained import load_with_tokenizer, read_task
@@ -93,12 +94,8 @@ class Loaded:
         """Returns predictions, and the scores and examples that they were made from."""
         progress = progress or Silent()
         task = self._problem().task
-        longest = min(
-            task.config.max_length or self.model.config.max_position_embeddings,
-            self.model.config.max_position_embeddings,
-        )
         progress.start("encoding")
-        examples = task.encode(records, self.tokenizer, max_length=longest)
+        examples = task.encode(records, self.tokenizer, max_length=self._longest(task.config.max_length))
         progress.start("predicting", total=len(examples), unit="examples")
         with autocast(self.device, self.precision):
             scores, _ = predict_scores(
@@ -130,9 +127,7 @@ class Loaded:
             (1, 384)
         """
         progress = progress or Silent()
-        longest = min(
-            max_length or self.model.config.max_position_embeddings, self.model.config.max_position_embeddings
-        )
+        longest = self._longest(max_length)
         ids = self.tokenizer.encode_ids(texts)
         examples = [make_example([row[: longest - 2]], self.tokenizer) for row in ids]
         num_cut = sum(len(row) > longest - 2 for row in ids)
@@ -150,6 +145,11 @@ class Loaded:
         if num_cut:
             progress.say(f"texts cut to fit into {longest} tokens: {num_cut:,}")
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
+
+    def _longest(self, asked: int | None) -> int:
+        """Returns how many tokens an example may have: what is asked for, if the model has as many positions."""
+        positions = self.model.config.max_position_embeddings
+        return min(asked or positions, positions)
 
     def _problem(self) -> Problem:
         if self.problem is None:
@@ -220,10 +220,8 @@ def predict(
     if out is None:
         return {"predictions": rows, "counted": dict(counted)}
     content = written(form, problem, records, predictions, rows)
-    temporary = Path(f"{out}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(out)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_file(Path(out), [content.encode()])
     return {"out": out, "records": len(rows), "counted": dict(counted)}
 
 
@@ -265,26 +263,21 @@ def evaluate(
     records, counted = _read(problem, data, text, label=label, needs_answer=True, progress=progress)
     predictions, scores, examples = loaded.score_records(records, progress)
     counted.update(examples.counted)
-    told = score_predictions(problem.task, predictions, records, entities=problem.entities, language=problem.language)
+    figures, details = problem.score(predictions, records)
     mistakes = examples_to_show(problem, records, predictions, number=worst, only_wrong=True)
-    figures = {key: value for key, value in told.items() if isinstance(value, float)}
-    details = {key: value for key, value in told.items() if not isinstance(value, float)}
-    main = main_metric(problem.task, entities=problem.entities)
     result = {
         "model": model,
         "task": problem.task.config.name,
         "records": len(records),
-        "main": main,
+        "main": problem.main_metric,
         **figures,
         "counted": dict(counted),
         **details,
         "wrong": mistakes,
     }
     if out is not None:
-        temporary = Path(f"{out}.tmp")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(out)
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_file(Path(out), [(json.dumps(result, ensure_ascii=False, indent=2) + "\n").encode()])
     if report is not None:
         looked_into = (examples, scores, loaded.tokenizer)
         shown = examples_to_show(problem, records, predictions, number=len(records), looked_into=looked_into)

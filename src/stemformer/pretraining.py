@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ from stemformer.training.distributed import Ranks, distribute, is_restarted, thi
 from stemformer.training.log import StepSums, read_log
 from stemformer.training.loop import Phase, Position, Setup, train
 from stemformer.training.optim import make_optimizer
-from stemformer.training.run import RunConfig, num_steps_of
+from stemformer.training.run import FinetuneConfig, RunConfig, num_steps_of
 from stemformer.training.timetable import Timetable
 
-__all__ = ["make_setup", "pretrain", "resolve", "starting_model"]
+__all__ = ["freeze", "make_setup", "pretrain", "resolve", "starting_model"]
 
 
 def pretrain(
@@ -252,7 +252,7 @@ def starting_model(
             )
         if config.frozen_layers or config.frozen_embeddings:
             progress.say(_told_of_frozen(config))
-    _freeze(model, config)
+    freeze(model, config)
     return model
 
 
@@ -365,14 +365,10 @@ def _refuse_other_sizes(config: RunConfig, model: Model, settings: Sequence[str]
             )
 
 
-def _frozen(model: Model, config: RunConfig) -> Iterator[nn.Module]:
-    if config.frozen_embeddings:
-        yield model.body.embeddings
-    yield from model.body.layers[: config.frozen_layers]
-
-
-def _freeze(model: Model, config: RunConfig) -> None:
-    for part in _frozen(model, config):
+def freeze(model: Model, config: RunConfig | FinetuneConfig) -> None:
+    """Lets the parts of a model that a configuration names as frozen need no gradient."""
+    embeddings = [model.body.embeddings] if config.frozen_embeddings else []
+    for part in (*embeddings, *model.body.layers[: config.frozen_layers]):
         part.requires_grad_(False)
 
 

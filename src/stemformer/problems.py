@@ -18,12 +18,13 @@ from stemformer.data.tables import read_table
 from stemformer.data.tagged import TaggedSentence, find_scheme, is_bio, read_tagged, repair_bio
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.metrics import Language
+from stemformer.evaluation.predict import main_metric, score_predictions
 from stemformer.pretrained import read_task
 from stemformer.tasks.registry import TASKS
 from stemformer.tasks.span_qa import QuestionAnswering
 from stemformer.tasks.task import Task, TaskConfig
 
-__all__ = ["Problem", "find_language", "new_problem", "read_records", "saved_problem", "split_dev"]
+__all__ = ["Problem", "find_language", "new_problem", "read_records", "saved_problem", "split_dev", "strata"]
 
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _KANA = re.compile(r"[\u3040-\u30ff]")
@@ -42,6 +43,29 @@ class Problem:
     task: Task
     entities: bool = False
     language: Language = "en"
+
+    @property
+    def main_metric(self) -> str:
+        """Name of the figure that the task is judged by."""
+        return main_metric(self.task, entities=self.entities)
+
+    def score(self, predictions: Sequence[Any], records: Sequence[Any]) -> tuple[dict[str, float], dict[str, Any]]:
+        """Returns the official figures of predictions, and what stands behind them: confusion, scores of each label and the like.
+
+        Args:
+            predictions: One for each record.
+            records: With their answers.
+
+        Raises:
+            DataError: No record has an answer.
+        """
+        told = score_predictions(self.task, predictions, records, entities=self.entities, language=self.language)
+        figures = {key: value for key, value in told.items() if isinstance(value, float)}
+        return figures, {key: value for key, value in told.items() if key not in figures}
+
+    def count_labels(self, records: Sequence[Any]) -> Counter[str]:
+        """Returns how often each label stands in records of a task that has labels."""
+        return _count_labels(self.task.config, records)
 
     def told(self) -> dict[str, Any]:
         """Returns what a saved model says about it; `saved_problem` reads it."""
@@ -143,9 +167,14 @@ def split_dev(config: TaskConfig, records: Sequence[Any], *, share: float, seed:
         keys = titles if len(set(titles)) > _FEW_GROUPS else [r.context for r in records]
         train, dev = cut_groups(keys, share=share, seed=seed)
     else:
-        keys = [r.label if config.kind == "class" and config.name in ("classify", "pair") else 0 for r in records]
-        train, dev = cut_dev(keys, share=share, seed=seed)
+        train, dev = cut_dev(strata(config, records), share=share, seed=seed)
     return [records[i] for i in train], [records[i] for i in dev]
+
+
+def strata(config: TaskConfig, records: Sequence[Any]) -> list[Any]:
+    """Returns, for each record, the class whose share a part of the records should keep; 0 for all where there are no classes."""
+    is_class = config.name in ("classify", "pair") and config.kind == "class"
+    return [record.label if is_class else 0 for record in records]
 
 
 _FEW_GROUPS = 10
@@ -170,12 +199,7 @@ def new_problem(config: TaskConfig, records: Sequence[Any]) -> Problem:
         return Problem(kind(config), language=find_language(records))
     if config.name == "choice" or config.kind == "score":
         return Problem(kind(config))
-    if config.name == "tag":
-        frequencies = Counter(tag for r in records for tag in r.tags)
-    elif config.kind == "labels":
-        frequencies = Counter(label for r in records for label in r.label)
-    else:
-        frequencies = Counter(r.label for r in records)
+    frequencies = _count_labels(config, records)
     labels = sorted(frequencies, key=_natural)
     if (len(labels) < 2 and config.kind != "labels") or not labels:
         found = f"{labels[0]!r} for all {len(records):,} records" if labels else "none"
@@ -184,6 +208,14 @@ def new_problem(config: TaskConfig, records: Sequence[Any]) -> Problem:
         )
     problem = kind(config, labels, [frequencies[label] for label in labels])
     return Problem(problem, entities=config.name == "tag" and is_bio(labels))
+
+
+def _count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
+    if config.name == "tag":
+        return Counter(tag for r in records for tag in r.tags)
+    if config.kind == "labels":
+        return Counter(label for r in records for label in r.label)
+    return Counter(r.label for r in records)
 
 
 def saved_problem(model: str) -> Problem:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from stemformer.config import differences, from_toml, to_toml
+from stemformer.data.manifest import write_file
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.models.model import Model
 from stemformer.progress import Progress
@@ -78,9 +79,9 @@ def refuse_changes(stored: Config, now: Config) -> None:
 def make_ready(folder: Path, found: Found[Any] | None, config: RunConfig | FinetuneConfig, progress: Progress) -> None:
     """Writes the configuration, empties the folder of a new run, and puts aside what is damaged in one that goes on."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "config.toml.tmp"
-    temporary.write_text(to_toml(config), encoding="utf-8")
-    temporary.replace(folder / "config.toml")  # first of all: by it, a run that is killed here is known as one
+    write_file(
+        folder / "config.toml", [to_toml(config).encode()]
+    )  # first of all: by it, a run that is killed here is known as one
     for path in sorted(folder.iterdir()) if found is None else []:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

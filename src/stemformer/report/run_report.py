@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from stemformer.data.manifest import write_file
 from stemformer.errors import DataError
 from stemformer.training.log import read_log
 
@@ -57,9 +58,9 @@ def write_page(folder: Path, template: str, **shown: Any) -> Path:
     here = files("stemformer") / "report"
     loader = jinja2.FunctionLoader(lambda name: (here / name).read_text(encoding="utf-8"))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    temporary = folder / "report.html.tmp"
-    temporary.write_text(environment.get_template(template).render(shown), encoding="utf-8")
-    return temporary.replace(folder / "report.html")
+    page = folder / "report.html"
+    write_file(page, [environment.get_template(template).render(shown).encode()])
+    return page
 
 
 def draw(curves: Sequence[Curve], *, unit: str, x_name: str = "tokens (millions)") -> str:

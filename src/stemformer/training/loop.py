@@ -115,6 +115,10 @@ class Position:
     best: float = math.inf
     num_worse: int = 0
 
+    def judge(self, badness: float) -> None:
+        """Takes note of how bad an evaluation was."""
+        self.best, self.num_worse = (badness, 0) if badness < self.best else (self.best, self.num_worse + 1)
+
 
 def batches_of_step(step: int, setup: Setup) -> list[Batch]:
     """Returns this rank's micro-batches of a step, as many as any other's: a function of data, seed, step and rank alone."""
@@ -203,7 +207,7 @@ def train(
                 log.write(kind="fills", **where, fills=fills.get("fills", [])[:_FILLS_LOGGED])
             progress.say(f"step {at.step}: {setup.describe(figures)}")
         if is_logged and (now := setup.badness(figures)) is not None:
-            at.best, at.num_worse = (now, 0) if now < at.best else (at.best, at.num_worse + 1)
+            at.judge(now)
         module.train()
         at.evaluation_seconds = time.perf_counter() - started
         sums.leave_out(at.evaluation_seconds)
