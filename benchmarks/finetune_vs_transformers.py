@@ -9,7 +9,8 @@ the files to the dev predictions: reading, encoding, training, evaluating once a
     ours_fp32   the same in fp32
     default     transformers' example of the task (run_glue, run_ner, run_qa): Trainer, fp32; run_glue and run_qa pad to the maximum
                 length (128, 384), run_ner to the longest of a batch
-    best        the same with padding to the longest of a batch, batches of about one length together, bf16 autocast, fused AdamW
+    best        the same with padding to the longest of a batch, bf16 autocast, fused AdamW
+    grouped     that, and texts of about one length in a batch (`group_by_length`, which gives up some of the order's randomness)
 
 Equal: records (the first so many of a shuffle by a fixed seed), checkpoint, batch size, epochs, peak learning rate, linear warm-up over a
 tenth and linear fall, weight decay 0.01, clipping at 1, hidden dropout 0.1. Not equal: transformers drops attention probabilities too
@@ -41,6 +42,7 @@ from matplotlib.backends import backend_svg  # noqa: F401
 from stemformer import finetuning
 from stemformer.data.batches import Example
 from stemformer.evaluation.predict import score_predictions
+from stemformer.labelling import LabelledData
 from stemformer.problems import new_problem, read_records
 from stemformer.progress import Silent
 from stemformer.tasks.span_qa import QuestionAnswering, Window
@@ -52,7 +54,7 @@ from stemformer.training.run import FinetuneConfig
 TASKS = {"sst2": "classify", "pos": "tag", "squad": "qa"}
 LONGEST = {"sst2": 128, "pos": 512, "squad": 384}
 STRIDE = 128
-SIDES = ("ours", "ours_fp32", "default", "best")
+SIDES = ("ours", "ours_fp32", "default", "best", "grouped")
 
 
 def main() -> None:
@@ -168,7 +170,7 @@ def by_us(
         budget={"epochs": args.epochs},
         compute={"precision": precision, "threads": args.threads},
     )
-    data = finetuning.LabelledData(problem, train, dev, [])
+    data = LabelledData(problem, train, dev, [])
     return finetuning._run(given, data, folder / "run", resume=False, progress=Silent())
 
 
@@ -192,7 +194,7 @@ def by_trainer(
     transformers.set_seed(args.seed)
     labels = {} if args.task == "squad" else {"num_labels": len(problem.task.labels)}
     model = kind.from_pretrained(args.model, **labels)
-    best = args.side == "best"
+    best, grouped = args.side in ("best", "grouped"), args.side == "grouped"
     arguments = transformers.TrainingArguments(
         folder,
         per_device_train_batch_size=args.batch,
@@ -203,7 +205,7 @@ def by_trainer(
         weight_decay=0.01,
         seed=args.seed,
         bf16=best and choose_precision("auto", torch.device("cpu")) == "bf16",
-        **({"train_sampling_strategy": "group_by_length"} if best else {}),
+        **({"train_sampling_strategy": "group_by_length"} if grouped else {}),
         optim="adamw_torch_fused",
         save_strategy="no",
         report_to="none",
@@ -219,7 +221,7 @@ def by_trainer(
     )
     trainer.train()
     order = list(range(len(dev_features)))
-    if best:  # sorted by hand: with group_by_length, Trainer would give predictions back in another order
+    if grouped:  # sorted by hand: with group_by_length, Trainer would give predictions back in another order
         trainer.args.train_sampling_strategy = "random"
         order.sort(key=lambda i: -len(dev_features[i]["input_ids"]))
     sorted_logits = trainer.predict(datasets.Dataset.from_list([dev_features[i] for i in order])).predictions

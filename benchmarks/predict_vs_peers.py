@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,8 @@ def make_side(args: argparse.Namespace) -> Any:
         if args.task == "embed":
             return lambda texts: loaded.embed(texts, max_length=args.max_length)[:, 0]
         assert loaded.problem is not None
+        task = loaded.problem.task
+        task.config = replace(task.config, max_length=args.max_length, long_texts="cut")
         return lambda texts: [p.score for p in loaded.predict(texts)]
     if name == "encode":
         from sentence_transformers import SentenceTransformer

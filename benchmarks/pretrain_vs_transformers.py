@@ -57,7 +57,7 @@ from stemformer.training.compute import (
 )
 from stemformer.training.log import StepSums
 from stemformer.training.loop import Phase, Setup, add_gradients, batches_of_step
-from stemformer.training.optim import make_optimizer
+from stemformer.training.optim import clip, make_optimizer
 from stemformer.training.run import BudgetConfig
 from stemformer.training.timetable import Timetable
 
@@ -261,7 +261,7 @@ def our_steps(setup: Any, args: argparse.Namespace, *, compiled: bool) -> Iterat
     for step, batches in zip(range(setup.timetable.num_steps), made, strict=False):
         counts = {"masked_lm": float(sum(len(batch.labels) for batch in batches))}
         add_gradients(module, batches, setup, step, sums, counts)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), setup.config.optimizer.clip_norm)
+        norm = clip(optimizer, model.parameters(), setup.config.optimizer.clip_norm)
         assert torch.isfinite(norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

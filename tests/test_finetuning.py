@@ -330,6 +330,9 @@ def test_trials_tell_mean_and_spread(run, tmp_path):
     for seed in (5, 6):
         assert_same_weights(tmp_path / "trials" / f"seed-{seed}" / "final", tmp_path / f"one-{seed}" / "final")
     assert json.loads((tmp_path / "trials" / "trials.json").read_text()) == told
+    assert api.inspect(str(tmp_path / "trials")) == told
+    lines = [line for line in log_of(tmp_path / "trials" / "seed-5") if "tokens_per_second" in line]
+    assert lines and not any("fill" in line for line in lines)  # texts of any length have no rows to fill
 
 
 def test_trial_does_not_see_the_threshold_of_the_one_before(run, labelled, tmp_path):

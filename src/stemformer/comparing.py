@@ -23,21 +23,14 @@ from stemformer.data.subsets import draw_order, read_sizes
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.evaluation.worth import differences_from_random, means, sentences, table_row
-from stemformer.finetuning import (
-    LabelledData,
-    encode,
-    make_config,
-    make_setup,
-    open_model,
-    put_on_device,
-    read_labelled,
-    run_length,
-)
+from stemformer.finetuning import make_config, make_setup, run_length
 from stemformer.folders import free_folder, refuse_inside
+from stemformer.labelling import LabelledData, encode, read_labelled
 from stemformer.pretrained import find_folder
 from stemformer.problems import strata
 from stemformer.progress import Progress, Silent
 from stemformer.report.compare_report import write_compare_report
+from stemformer.starting import open_model, put_on_device
 from stemformer.tasks.task import TaskExamples
 from stemformer.training.compute import choose_device, compile_blocks
 from stemformer.training.distributed import this_rank

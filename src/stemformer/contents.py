@@ -1,5 +1,6 @@
-"""What a folder holds: prepared data, a run, a model or a tokenizer."""
+"""What a folder holds: prepared data, a run, runs with several seeds, a comparison, a model or a tokenizer."""
 
+import json
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,11 @@ def inspect(path: str) -> dict[str, Any]:
         return told_of_data(path, read_manifest(folder))
     if (folder / "log.jsonl").is_file():
         return _told_of_run(folder)
+    for name in ("trials.json", "compare.json"):
+        if (folder / name).is_file():
+            told: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+            told.pop("cells", None)
+            return {"run" if name == "trials.json" else "comparison": path, **told}
     if (folder / "config.json").is_file() or (not folder.exists() and path.count("/") == 1):
         return _told_of_model(path)
     if (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file():

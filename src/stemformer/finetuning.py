@@ -2,36 +2,33 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stemformer.data.manifest import write_file
-from stemformer.data.symbols import SymbolMap
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError, DataError
 from stemformer.evaluation.metrics import spread
 from stemformer.evaluation.predict import predict_scores
 from stemformer.folders import free_folder, refuse_inside
+from stemformer.labelling import LabelledData, encode, read_labelled
 from stemformer.models.bert import BertConfig
-from stemformer.models.heads import initialise
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.sentence_pairs import WithLoss
-from stemformer.pretrained import find_folder, load_model, load_with_tokenizer, save_model
-from stemformer.pretraining import freeze, resolve
-from stemformer.problems import Problem, new_problem, read_records, split_dev
+from stemformer.pretrained import find_folder, load_model, save_model
+from stemformer.pretraining import resolve
 from stemformer.progress import Progress, Silent
 from stemformer.report.task_report import curves_of_log, write_task_report
 from stemformer.results import examples_to_show
 from stemformer.resuming import check_goes_on, find_run, go_on, make_ready, refuse_changes
-from stemformer.tasks.classify import Classify
+from stemformer.starting import open_model, put_on_device
 from stemformer.tasks.span_qa import QuestionAnswering
-from stemformer.tasks.task import Task, TaskConfig, TaskExamples
+from stemformer.tasks.task import TaskConfig, TaskExamples
 from stemformer.training.checkpoint import environment, read_checkpoint, write_folder
 from stemformer.training.compute import (
     autocast,
@@ -39,25 +36,18 @@ from stemformer.training.compute import (
     choose_device,
     choose_precision,
     compile_blocks,
-    keep_freed_memory,
     matmul_rate,
 )
-from stemformer.training.distributed import Ranks, distribute, is_restarted, this_rank, whole_tensors
+from stemformer.training.distributed import Ranks, is_restarted, this_rank, whole_tensors
 from stemformer.training.log import StepSums, read_log
 from stemformer.training.loop import Phase, Position, Setup, train
-from stemformer.training.optim import make_optimizer
 from stemformer.training.run import BatchConfig, FinetuneConfig
 from stemformer.training.timetable import Timetable
 
 __all__ = [
-    "LabelledData",
-    "encode",
     "finetune",
     "make_config",
     "make_setup",
-    "open_model",
-    "put_on_device",
-    "read_labelled",
     "run_length",
 ]
 
@@ -215,86 +205,11 @@ def make_config(
     return given
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ data
-
-
-@dataclass(frozen=True)
-class LabelledData:
-    """Labelled records, what they ask, and what was done to them on the way, in sentences."""
-
-    problem: Problem
-    train: list[Any]
-    dev: list[Any]
-    notes: list[str]
-
-
 def _check(config: FinetuneConfig) -> None:
     if config.layer_decay != 1 and config.optimizer.kind == "muon":
         raise ConfigError("layer_decay has no effect on matrices that optimizer.kind = muon moves: use adamw")
     if config.budget.seconds is not None or config.budget.tokens is not None:
         raise ConfigError("budget: fine-tuning takes epochs or steps")
-
-
-def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
-    """Reads the labelled files, and sets a part aside for dev where no dev file was given."""
-    progress.start("reading labelled data")
-    counted: Counter[str] = Counter()
-    records, of_task = read_records(config.task, config.train, counted=counted)
-    notes = [f"training data: {what}: {number:,}" for what, number in counted.items()]
-    if config.dev:
-        counted = Counter()
-        dev, _ = read_records(of_task, config.dev, counted=counted)
-        notes += [f"dev data: {what}: {number:,}" for what, number in counted.items()]
-    else:
-        records, dev = split_dev(of_task, records, share=config.dev_share, seed=config.seed)
-        together = "articles or passages kept whole" if of_task.name == "qa" else "each class in the same share"
-        notes.append(f"no dev data given: {len(dev):,} records ({config.dev_share:.0%}) set aside by seed, {together}")
-        if not records or not dev:
-            raise DataError(f"{', '.join(config.train)}: too few records to set some aside for dev: give --dev")
-    if of_task.name == "qa":  # what the passage does not hold cannot be learned from it
-        found = [r for r in records if r.answers or not r.gold]
-        if len(found) < len(records):
-            notes.append(
-                f"training data: questions left out, their answer not in the passage: {len(records) - len(found):,}"
-            )
-        records = found
-    problem = new_problem(of_task, records)
-    notes += _unknown_labels(problem, dev)
-    for line in (_told_of_columns(problem), _told_of_labels(problem, records), *notes):
-        if line:
-            progress.say(line)
-    return LabelledData(problem, records, dev, notes)
-
-
-def _unknown_labels(problem: Problem, dev: Sequence[Any]) -> list[str]:
-    config = problem.task.config
-    if not problem.task.labels:
-        return []
-    unknown = {label: n for label, n in problem.count_labels(dev).items() if label not in problem.task.labels}
-    if not unknown:
-        return []
-    shown = ", ".join(f"{label!r} ({n:,})" for label, n in sorted(unknown.items())[:5])
-    treated = "are left out" if config.kind == "labels" else "count as wrong"
-    return [f"{len(unknown)} labels of the dev data are not in the training data, and {treated}: {shown}"]
-
-
-def _told_of_columns(problem: Problem) -> str:
-    config = problem.task.config
-    if problem.task.head != "sequence":
-        return ""
-    texts = " and ".join(repr(name) for name in config.text)
-    return f"text: column {texts}; answer: column {config.label!r} (--text, --label to change)"
-
-
-def _told_of_labels(problem: Problem, records: Sequence[Any]) -> str:
-    task = problem.task
-    if task.head == "span":
-        none = sum(not r.gold for r in records)
-        return f"{len(records):,} questions, {none:,} without an answer" if none else f"{len(records):,} questions"
-    if not task.labels:
-        return f"{len(records):,} records"
-    shown = ", ".join(task.labels[:12]) + (", ..." if len(task.labels) > 12 else "")
-    return f"{len(records):,} records, {len(task.labels)} labels: {shown}"
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- a run
@@ -352,62 +267,10 @@ def _run(
     }
 
 
-def open_model(
-    config: FinetuneConfig, task: Task, source: Path, *, is_begun: bool = False
-) -> tuple[Model, Tokenizer, int]:
-    """Returns a model that is ready for a task, its tokenizer, and how long an example may be.
-
-    Args:
-        config: Its seed draws the head, and what it names as fresh; what it names as frozen is.
-        task: What the head is for; given its map of symbols to words, where it reads symbols.
-        source: Folder of the model.
-        is_begun: It is that of a run that goes on, in which nothing is drawn anew.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    model, tokenizer = load_with_tokenizer(source, task.heads, num_labels=task.num_labels, generator=generator)
-    if isinstance(task, Classify) and task.config.symbols is not None:
-        task.symbols = _symbol_map(task.config, tokenizer, config.seed)
-    if not is_begun:
-        _make_fresh(model, config, generator)
-    _freeze(model, config)
-    return model, tokenizer, _max_length(task.config, model)
-
-
-def encode(
-    data: LabelledData, tokenizer: Tokenizer, max_length: int, progress: Progress
-) -> tuple[TaskExamples, TaskExamples, list[str]]:
-    """Returns training and dev examples, and all that was done to the data on the way, in sentences."""
-    task = data.problem.task
-    progress.start("encoding")
-    examples = task.encode(data.train, tokenizer, max_length=max_length)
-    dev = task.encode(data.dev, tokenizer, max_length=max_length)
-    notes = [_told_of_symbols(task.symbols)] if isinstance(task, Classify) and task.symbols is not None else []
-    notes += [f"training data: {what}: {n:,}" for what, n in examples.counted.items()]
-    notes += [f"dev data: {what}: {n:,}" for what, n in dev.counted.items()]
-    for note in notes:
-        progress.say(note)
-    return examples, dev, [*data.notes, *notes]
-
-
 def run_length(config: FinetuneConfig, num_examples: int) -> int:
     """Returns how many optimizer steps a run over so many examples has."""
     rows = min(config.batch.rows, num_examples)
     return config.budget.steps or max(1, math.ceil((config.budget.epochs or 3) * num_examples / rows - 1e-9))
-
-
-def put_on_device(model: Model, setup: Setup) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Moves a model to where it trains, and returns it with its loss, and its optimizer."""
-    config, ranks = setup.config, setup.ranks
-    assert isinstance(config, FinetuneConfig)
-    if setup.device.type == "cpu":
-        keep_freed_memory()
-    model.to(setup.device)
-    module = distribute(model, setup.objective, ranks, sharded=config.compute.shard)
-    scale = _layer_scale(model, config.layer_decay)
-    optimizer = make_optimizer(model, config.optimizer, precision=setup.precision, scale=scale)
-    if setup.device.type == "cpu" and ranks.world_size == 1 and model.body.embeddings.word.weight.requires_grad:
-        model.body.embeddings.keep_gradient()
-    return module, optimizer
 
 
 def make_setup(
@@ -527,81 +390,6 @@ def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 
 # ------------------------------------------------------------------------------------------------------------------------ small parts
-
-
-def _max_length(config: TaskConfig, model: Model) -> int:
-    longest = model.config.max_position_embeddings
-    if config.max_length is not None and config.max_length > longest:
-        raise ConfigError(f"--max-length {config.max_length}: the model has {longest} positions: give at most that")
-    if config.max_length is None and config.name == "qa":
-        return min(longest, _QA_LENGTH)
-    return config.max_length or longest
-
-
-_QA_LENGTH = 384
-"""Of a question with a window of its passage, as in the BERT paper: longer windows overlap more than they gain."""
-
-
-def _symbol_map(config: TaskConfig, tokenizer: Tokenizer, seed: int) -> SymbolMap:
-    """Returns the words that symbols are read as, each of them one id of the tokenizer.
-
-    Raises:
-        DataError: The vocabulary has too few words, or lacks a word of the file.
-    """
-    assert config.symbols is not None
-    if config.symbols != "draw":
-        given = SymbolMap.load(config.symbols)
-        words = list(given.words.values())
-        unknown = [w for w, ids in zip(words, tokenizer.encode_ids(words), strict=True) if tokenizer.unk_id in ids]
-        if unknown:
-            raise DataError(f"{config.symbols}: the model's vocabulary cannot spell {unknown[0]!r}: give another word")
-        return given
-    ids = tokenizer.encode_ids(tokenizer.tokens)
-    whole = [token for i, token in enumerate(tokenizer.tokens) if len(ids[i]) == 1 and ids[i][0] == i]
-    return SymbolMap.draw(
-        config.alphabet or "",
-        whole,
-        size=config.symbol_size,
-        stride=config.symbol_stride,
-        others=True,
-        seed=seed,
-    )
-
-
-def _told_of_symbols(symbols: SymbolMap) -> str:
-    shown = ", ".join(f"{run} {word!r}" for run, word in [*symbols.words.items()][:6])
-    return f"{len(symbols.words):,} words stand for symbols: {shown}" + (", ..." if len(symbols.words) > 6 else "")
-
-
-def _make_fresh(model: Model, config: FinetuneConfig, generator: torch.Generator) -> None:
-    """Draws what `config.fresh` names at random, as pre-training does."""
-    std = model.config.initializer_range
-    if config.fresh == "all":
-        initialise(model, std=std, generator=generator)
-    elif config.fresh == "embeddings":
-        initialise(model.body.embeddings.word, std=std, generator=generator)
-
-
-def _freeze(model: Model, config: FinetuneConfig) -> None:
-    layers = model.body.layers
-    if config.frozen_layers > len(layers):
-        raise ConfigError(f"frozen_layers is {config.frozen_layers}: expected 0 to {len(layers)}, the model's layers")
-    freeze(model, config)
-
-
-def _layer_scale(model: Model, decay: float) -> Any:
-    """Returns the factor on the learning rate of a parameter, by its name; None where all learn at the same."""
-    if decay == 1:
-        return None
-    top = len(model.body.layers)
-
-    def scale(name: str) -> float:
-        parts = name.split(".")
-        if "embeddings" in parts:
-            return decay ** (top + 1)
-        return decay ** (top - int(parts[parts.index("layers") + 1])) if "layers" in parts else 1.0
-
-    return scale
 
 
 def _recall(at: Position, setup: Setup) -> None:

@@ -30,7 +30,7 @@ from stemformer.training.compute import (
     matmul_rate,
     step_flops,
 )
-from stemformer.training.optim import make_optimizer, state_names
+from stemformer.training.optim import clip, make_optimizer, state_names
 from stemformer.training.run import BatchConfig, RunConfig, num_steps_of
 
 __all__ = ["plan"]
@@ -156,7 +156,7 @@ def _probe(
     optimizer = make_optimizer(model, config.optimizer, precision=precision)
     optimizer.step()  # makes its states
     started = time.perf_counter()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    clip(optimizer, model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     _wait(where)

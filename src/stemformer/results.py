@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,8 @@ def row_of(problem: Problem, record: Any, prediction: Any) -> dict[str, Any]:
         return {**row, "entities": _entities(record, prediction)} if problem.entities else row
     if isinstance(prediction, AnswerPrediction):
         told = asdict(prediction)
+        if not math.isfinite(prediction.no_answer):  # of a passage without a token; JSON has no infinity
+            told["no_answer"] = None
         return {"id": record.id, "question": record.question, **told}
     assert isinstance(prediction, ChoicePrediction)
     return {"id": record.id, "prompt": record.prompt, "choices": list(record.choices), **asdict(prediction)}

@@ -129,6 +129,15 @@ def test_slices_of_one_qkv_tensor_equal_separate_tensors(lengths):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("room", [0, 12 * 1024])
+def test_gradients_do_not_depend_on_how_many_probabilities_are_kept(room, monkeypatch):
+    tensors, layout = make([30, 31, 170, 5, 164])
+    expected = with_gradients(attend, tensors, **layout)
+    monkeypatch.setattr(attention, "_KEPT_SCORES", room)  # for none, and for those of the three short sequences
+    found = with_gradients(attend, tensors, **layout)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_transposed_inputs_and_gradient_equal_contiguous_ones():
     tensors, layout = make([3, 17, 8])
 

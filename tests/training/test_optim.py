@@ -9,6 +9,7 @@ from stemformer.models.model import make_model
 from stemformer.training.optim import (
     OptimizerConfig,
     ScheduleConfig,
+    clip,
     learning_rate_factor,
     make_optimizer,
     orthogonalise,
@@ -240,3 +241,37 @@ def test_muon_refuses_an_impossible_momentum():
 def test_settings_of_muon_warn_where_they_have_no_effect():
     with pytest.warns(UserWarning, match="no effect with kind = adamw"):
         make_optimizer(small_model(), OptimizerConfig(momentum=0.9))
+
+
+# Clipping
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("longest", [0.5, 1e3, 0.0])
+def test_clipped_step_is_that_of_gradients_that_are_scaled_first(kind, longest):
+    config = OptimizerConfig(kind=kind, learning_rate=1e-2)
+    ours, theirs = small_model(), small_model()
+    optimizers = [make_optimizer(model, config) for model in (ours, theirs)]
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        norm = clip(optimizers[0], ours.parameters(), longest)
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), longest or math.inf)
+        assert norm == expected > 0.5
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)  # dividing in place of multiplying: the last bit
+
+
+def test_short_gradient_after_a_long_one_is_not_scaled():
+    model = small_model()
+    optimizer = make_optimizer(model, OptimizerConfig())
+    for size in (10.0, 1e-3):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, size)
+        clip(optimizer, model.parameters(), 1.0)
+    optimizer.step()
+    assert all(torch.equal(p.grad, torch.full_like(p, 1e-3)) for p in model.parameters())

@@ -39,6 +39,9 @@ _STACK_COST = 2**16
 _SCORES_AT_ONCE = 2**19
 """How many scores a block of the `bmm` kernel holds: 2 MiB in float32, so that they stay in the cache."""
 
+_KEPT_SCORES = 2**22
+"""How many probabilities of a call the `bmm` kernel keeps for the backward: 8 MiB in bfloat16. What is beyond is computed again."""
+
 
 def attend(
     q: Float[Tensor, "N H K"],
@@ -81,9 +84,11 @@ def attend(
         window = (-1, 0) if causal else (-1, -1)
         out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[assignment]
         return out
-    # Where nothing is compiled, without what the operator's wrapping costs in Python.
-    run = _attend if torch.compiler.is_compiling() else _Attend.apply
-    out = run(q, k, v, cu_q, cu_k, max_q, max_k, causal)[0]  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling() or q.device.type != "cpu":
+        out = _attend(q, k, v, cu_q, cu_k, max_q, max_k, causal)[0]
+    else:  # without what the operator's wrapping costs in Python, and with room for more than tensors
+        is_trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        out = _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, is_trained)[0]  # type: ignore[no-untyped-call]
     return out
 
 
@@ -123,7 +128,7 @@ def _run_backward(
     max_k: int,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward: gradients of q, k and v. Probabilities are computed again, never stored."""
+    """Backward: gradients of q, k and v. Probabilities are computed again."""
     if q.device.type != "cpu":
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -167,20 +172,23 @@ def _differentiate(ctx, grad, _):  # type: ignore[no-untyped-def]
 _attend.register_autograd(_differentiate, setup_context=_save)
 
 
-class _Attend(torch.autograd.Function):
-    """The operator without its wrapping."""
+class _AttendOnCpu(torch.autograd.Function):
+    """The same without the operator's wrapping; of short sequences, probabilities are kept for the backward."""
 
     @staticmethod
-    def forward(q, k, v, cu_q, cu_k, max_q, max_k, causal):  # type: ignore[no-untyped-def]
-        return _run(q, k, v, cu_q, cu_k, max_q, max_k, causal)
-
-    setup_context = staticmethod(_save)
+    def forward(q, k, v, cu_q, cu_k, causal, is_trained):  # type: ignore[no-untyped-def]
+        kept: list[Tensor | None] | None = [] if is_trained else None
+        return (*_forward_cpu(q, k, v, cu_q, cu_k, causal, kept), kept)
 
     @staticmethod
-    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-        q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors
-        arguments = (q, k, v, out, lse, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.causal)
-        return (*_run_backward(grad, *arguments), None, None, None, None, None)
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        q, k, v, cu_q, cu_k, ctx.causal, _ = inputs
+        out, lse, ctx.kept = output
+        ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k)
+
+    @staticmethod
+    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
+        return (*_backward_cpu(grad, *ctx.saved_tensors, ctx.causal, ctx.kept), None, None, None, None)
 
 
 # --------------------------------------------------------------------------------------------------------- CPU: stacks and kernels
@@ -354,7 +362,17 @@ def _probabilities(q: Tensor, k: Tensor, stack: _Stack) -> Tensor:
     return torch.softmax(scores, -1)
 
 
-def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def _forward_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    causal: bool,
+    kept: list[Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Forward; `kept` receives the probabilities of each stack for the backward, as long as there is room for them."""
+    room = 0 if kept is None else _KEPT_SCORES
     if int(cu_q[-1]) > q.shape[0]:
         raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, there are {q.shape[0]} tokens")
     read_q, read_k, read_v = _reader(q), _reader(k), _reader(v)
@@ -368,7 +386,12 @@ def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, ca
             write_lse(stack.q, block_lse.contiguous())
         else:
             b, h, t_k, size = bk.shape
-            block = torch.bmm(_probabilities(bq, bk, stack), bv.view(b * h, t_k, size)).view_as(bq)
+            probabilities = _probabilities(bq, bk, stack)
+            block = torch.bmm(probabilities, bv.view(b * h, t_k, size)).view_as(bq)
+        if kept is not None:
+            is_kept = not stack.flash and probabilities.numel() <= room
+            kept.append(probabilities if is_kept else None)
+            room -= probabilities.numel() if is_kept else 0
         write(stack.q, block)
     return _without_spare(out, cu_q), lse[:-1]
 
@@ -383,10 +406,11 @@ def _backward_cpu(
     cu_q: Tensor,
     cu_k: Tensor,
     causal: bool,
+    kept: list[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     read_q, read_k, read_v, read_grad, read_out, read_lse = map(_reader, (q, k, v, grad, out, lse[..., None]))
     (dq, write_q), (dk, write_k), (dv, write_v) = _writer(q), _writer(k), _writer(v)
-    for stack in _plan_for(q, cu_q, cu_k, causal):
+    for number, stack in enumerate(_plan_for(q, cu_q, cu_k, causal)):
         bq, bk, bv, bg = read_q(stack.q), read_k(stack.k), read_v(stack.k), read_grad(stack.q)
         if stack.flash:
             bo, bl = read_out(stack.q), read_lse(stack.q)[..., 0]
@@ -394,18 +418,21 @@ def _backward_cpu(
                 bg, bq, bk, bv, bo, bl, 0.0, causal
             )
         else:
-            grads = _backward_bmm(bg, bq, bk, bv, stack)
+            grads = _backward_bmm(bg, bq, bk, bv, stack, kept[number] if kept else None)
         for write, side, block in zip((write_q, write_k, write_v), (stack.q, stack.k, stack.k), grads, strict=True):
             write(side, block)
     return _without_spare(dq, cu_q), _without_spare(dk, cu_k), _without_spare(dv, cu_k)
 
 
-def _backward_bmm(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of a block (B, H, T, K) of queries, keys and values."""
+def _backward_bmm(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack, probabilities: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of a block (B, H, T, K) of queries, keys and values; probabilities that were not kept are computed again."""
     b, h, t_q, size = q.shape
     if stack.q.is_real is not None:
         grad.mul_(stack.q.is_real)
-    probabilities = _probabilities(q, k, stack)
+    if probabilities is None:
+        probabilities = _probabilities(q, k, stack)
     q, k, v, grad = (x.view(b * h, -1, size) for x in (q, k, v, grad))
     dv = torch.bmm(probabilities.transpose(1, 2), grad)
     dp = torch.bmm(grad, v.transpose(1, 2))

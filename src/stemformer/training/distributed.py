@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -86,9 +87,15 @@ class Ranks:
         if self.world_size == 1:
             return list(values)
         exchanged = torch.tensor(values, dtype=torch.float64, device=self.device)
+        _exchanged.append(exchanged)
         dist.all_reduce(exchanged, op=how)
         reduced: list[float] = exchanged.tolist()
         return reduced
+
+
+_exchanged: deque[Tensor] = deque(maxlen=4)
+"""What was summed last. gloo's thread lets go of a tensor a moment after the sum is there; were it the last to do so, it would have to
+wait for the interpreter, and a process that ends right then would be aborted."""
 
 
 def slices(items: Sequence[T], number: int) -> list[Sequence[T]]:

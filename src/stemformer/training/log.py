@@ -117,7 +117,7 @@ class StepSums:
         self._waiting.append((name, total.detach(), correct, count))
 
     def add_step(self, *, tokens: int, places: int, displaced: int, flops: float) -> None:
-        """Adds a step, over all ranks: its tokens, the tokens that its rows could hold, those displaced, and its operations."""
+        """Adds a step, over all ranks: its tokens, how many its rows hold (0: no rows), those displaced, and its operations."""
         self._tokens += tokens
         self._places += places
         self._displaced += displaced
@@ -158,7 +158,8 @@ class StepSums:
                 line[f"{name}_accuracy"] = correct / max(1, count)
         seconds = max(state["seconds"], 1e-9)
         line["tokens_per_second"] = state["tokens"] / seconds
-        line["fill"] = state["tokens"] / max(1, state["places"])
+        if state["places"]:
+            line["fill"] = state["tokens"] / state["places"]
         if state["displaced"]:
             line["displaced"] = state["displaced"] / state["tokens"]
         line["mfu"] = state["flops"] / seconds / peak

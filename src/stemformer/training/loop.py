@@ -22,8 +22,9 @@ from stemformer.progress import Progress
 from stemformer.tasks.task import TaskExamples
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.compute import autocast, step_flops
-from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices, whole_tensor
+from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices
 from stemformer.training.log import RunLog, StepSums
+from stemformer.training.optim import clip
 from stemformer.training.run import BatchConfig, FinetuneConfig, RunConfig
 from stemformer.training.stopping import StopBetweenSteps
 from stemformer.training.timetable import Decision, Timetable
@@ -255,8 +256,7 @@ def train(
                 scored = [sum(count[name] for count in own) for name in names]
                 *totals, tokens, displaced, flops = ranks.sum([*scored, *_sizes(batches, model, setup)])
                 add_gradients(module, batches, setup, at.step, sums, dict(zip(names, totals, strict=True)))
-                norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm or math.inf)
-                norm = whole_tensor(norm)
+                norm = clip(optimizer, module.parameters(), config.optimizer.clip_norm)
                 if not torch.isfinite(norm):
                     raise TrainingError(_not_finite("gradient is", at.step, last_saved, setup))
                 rate = config.optimizer.learning_rate * timetable.factor(at.step)
@@ -269,7 +269,7 @@ def train(
                 batch_config = setup.phase(at.step)[1].batch
                 at.step += 1
                 at.tokens += int(tokens)
-                places = batch_config.rows * batch_config.row_length
+                places = batch_config.rows * batch_config.row_length if isinstance(config, RunConfig) else 0
                 sums.add_step(tokens=int(tokens), places=places, displaced=int(displaced), flops=flops)
                 before, at.seconds = at.seconds, time.perf_counter() - began
                 progress.advance(at.seconds - shown if timed else 1, note)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ __all__ = [
     "Muon",
     "OptimizerConfig",
     "ScheduleConfig",
+    "clip",
     "learning_rate_factor",
     "make_optimizer",
     "orthogonalise",
@@ -164,6 +165,29 @@ def make_optimizer(
         params = [p for name, p in hidden if (3 if name.endswith("qkv.weight") else 1) == parts]
         groups.append({"params": params, "weight_decay": config.weight_decay, "matrices": parts})
     return Muon([g for g in groups if g["params"]], config, precision=precision, **rates)
+
+
+def clip(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], longest: float) -> Tensor:
+    """Returns the length of the whole gradient, and lets the optimizer's next step see it no longer than it may be.
+
+    AdamW's kernel divides by the factor as it reads, so that no gradient is read and written for this alone; what is sharded or moved by
+    Muon is scaled in place. A gradient that is short enough is left alone.
+
+    Args:
+        optimizer: About to step.
+        parameters: Those with a gradient count.
+        longest: Length that the gradient is shortened to; 0 for any.
+    """
+    given = [p for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    whole = whole_tensor(norm)
+    if longest and whole > longest:
+        if isinstance(optimizer, Muon) or norm is not whole:
+            torch.nn.utils.clip_grads_with_norm_(given, longest, norm)
+        else:
+            optimizer.grad_scale = (whole + 1e-6) / longest  # type: ignore[attr-defined]
+    return whole
 
 
 def state_names(group: Mapping[str, Any]) -> tuple[str, ...]:
