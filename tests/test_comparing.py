@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from stemformer import api, comparing, finetuning
+from stemformer import api, cells, comparing, finetuning
 from stemformer.cli import main
 from stemformer.config import from_toml
 from stemformer.data.tokenizer import load_tokenizer
@@ -92,7 +92,7 @@ def compare(files, not_drawn, tmp_path):
 
 
 @pytest.fixture
-def cells(tmp_path):
+def lines_of_cells(tmp_path):
     """A function to the lines of cells.jsonl in tmp_path/out."""
     return lambda: cells_of(tmp_path / "out")
 
@@ -127,19 +127,19 @@ def test_nothing_of_a_run_is_kept_but_its_log(compare, tmp_path):
     assert kept == {"cells.jsonl", "cells/random-9-seed0/log.jsonl", "compare.json", "config.toml"}
 
 
-def test_each_size_has_the_same_number_of_steps(compare, cells):
+def test_each_size_has_the_same_number_of_steps(compare, lines_of_cells):
     compare(seeds=1, steps=None, sizes=[3, 9], starts=["random"])
-    assert {line["steps"] for line in cells().values()} == {9}  # three passes over 9 records in steps of 3
+    assert {line["steps"] for line in lines_of_cells().values()} == {9}  # three passes over 9 records in steps of 3
 
 
-def test_with_epochs_each_size_has_its_own_number_of_steps(compare, cells):
+def test_with_epochs_each_size_has_its_own_number_of_steps(compare, lines_of_cells):
     compare(seeds=1, steps=None, epochs=2, sizes=[3, 9], starts=["random"])
-    assert {size: line["steps"] for (_, size, _), line in cells().items()} == {3: 2, 9: 6}
+    assert {size: line["steps"] for (_, size, _), line in lines_of_cells().items()} == {3: 2, 9: 6}
 
 
 def test_random_starts_with_a_higher_rate_unless_one_is_given(compare, tmp_path):
     def peaks():
-        return from_toml(comparing.CompareConfig, (tmp_path / "out" / "config.toml").read_text()).rates
+        return from_toml(cells.CompareConfig, (tmp_path / "out" / "config.toml").read_text()).rates
 
     compare(seeds=1, sizes=[9], steps=1)
     assert peaks() == pytest.approx({"pretrained": 1e-3, "random": 1e-2, "reembedded": 1e-3})
@@ -149,14 +149,14 @@ def test_random_starts_with_a_higher_rate_unless_one_is_given(compare, tmp_path)
 
 def test_starts_differ_in_what_is_drawn(compare, files, monkeypatch):
     seen = {}
-    before = comparing.open_model
+    before = cells.open_model
 
     def open_model(config, task, source, **options):
         model, *rest = before(config, task, source, **options)
         seen[config.fresh] = {name: tensor.clone() for name, tensor in model.body.state_dict().items()}
         return model, *rest
 
-    monkeypatch.setattr(comparing, "open_model", open_model)
+    monkeypatch.setattr(cells, "open_model", open_model)
     compare(seeds=1, sizes=[9], steps=1)
     own = load_model(files / "model", []).body.state_dict()
     word = [name for name in own if "word" in name]
@@ -169,14 +169,14 @@ def test_starts_differ_in_what_is_drawn(compare, files, monkeypatch):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_starts_of_a_seed_see_the_same_records_and_smaller_parts_lie_in_larger(compare, monkeypatch, seed):
     seen = {}
-    before = comparing._run_cell
+    before = cells._run_cell
 
     def run_cell(cell, asked, table, examples, *rest):
         seen[cell.start, cell.size] = set(examples.records.tolist())
         assert len(examples) == cell.size
         return before(cell, asked, table, examples, *rest)
 
-    monkeypatch.setattr(comparing, "_run_cell", run_cell)
+    monkeypatch.setattr(cells, "_run_cell", run_cell)
     compare(seeds=1, seed=seed, sizes=[9, 30, 1], starts=["pretrained", "random"], steps=1)
     for size in (9, 30, 90):
         assert seen["pretrained", size] == seen["random", size]
@@ -231,18 +231,18 @@ def test_command_prints_table_and_sentences_and_draws_a_page(files, tmp_path, ca
 # going on
 
 
-def test_finished_runs_are_kept_and_the_others_done(compare, cells, whole, tmp_path):
+def test_finished_runs_are_kept_and_the_others_done(compare, lines_of_cells, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         compare(progress=Stopping(after=5))
-    before = cells()
+    before = lines_of_cells()
     assert len(before) == 5
     compare(resume=True)
-    assert {key: cells()[key] for key in before} == before  # their seconds too: they were not run again
+    assert {key: lines_of_cells()[key] for key in before} == before  # their seconds too: they were not run again
     assert metrics_of(tmp_path / "out") == metrics_of(whole[0])
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on(compare, cells, whole, files, tmp_path):
+def test_a_killed_comparison_goes_on(compare, lines_of_cells, whole, files, tmp_path):
     words = [
         "compare",
         "classify",
@@ -262,19 +262,19 @@ def test_a_killed_comparison_goes_on(compare, cells, whole, files, tmp_path):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    before = cells()
+    before = lines_of_cells()
     compare(resume=True)
-    assert len(cells()) == 12
-    assert {key: cells()[key] for key in before} == before
+    assert len(lines_of_cells()) == 12
+    assert {key: lines_of_cells()[key] for key in before} == before
     assert metrics_of(tmp_path / "out") == metrics_of(whole[0])
 
 
-def test_seeds_sizes_and_starts_may_be_added(compare, cells):
+def test_seeds_sizes_and_starts_may_be_added(compare, lines_of_cells):
     compare(seeds=1, sizes=[9], starts=["random"])
-    first = cells()
+    first = lines_of_cells()
     told = compare(seeds=2, sizes=[9, 30], resume=True)
     assert told["runs"] == 12
-    assert cells()["random", 9, 0] == first["random", 9, 0]
+    assert lines_of_cells()["random", 9, 0] == first["random", 9, 0]
 
 
 @pytest.mark.parametrize(
