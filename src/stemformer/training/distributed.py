@@ -10,7 +10,7 @@ import atexit
 import contextlib
 import itertools
 import os
-from collections import deque
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -87,15 +87,9 @@ class Ranks:
         if self.world_size == 1:
             return list(values)
         exchanged = torch.tensor(values, dtype=torch.float64, device=self.device)
-        _exchanged.append(exchanged)
         dist.all_reduce(exchanged, op=how)
         reduced: list[float] = exchanged.tolist()
         return reduced
-
-
-_exchanged: deque[Tensor] = deque(maxlen=4)
-"""What was summed last. gloo's thread lets go of a tensor a moment after the sum is there; were it the last to do so, it would have to
-wait for the interpreter, and a process that ends right then would be aborted."""
 
 
 def slices(items: Sequence[T], number: int) -> list[Sequence[T]]:
@@ -190,6 +184,9 @@ def _connect(backend: str, rank: int, world_size: int) -> None:
         timeout=timedelta(minutes=10),
     )
     atexit.register(dist.destroy_process_group)
+    # A moment after a sum is there, gloo's threads still let go of what they summed, for which they need the interpreter; one that ends
+    # right then aborts the process. Waiting hands the interpreter over to them. (What is registered last is called first.)
+    atexit.register(time.sleep, 0.2)
 
 
 def distribute(model: Model, objective: Objective, ranks: Ranks, *, sharded: bool) -> nn.Module:
