@@ -226,6 +226,38 @@ def test_wrong_answers_are_listed_the_worst_first(finetuned, dev):
     assert len(api.evaluate([dev["class"]], model=str(finetuned("class")), worst=1)["wrong"]) == min(1, len(wrong))
 
 
+def test_answer_that_the_metric_takes_as_right_is_not_listed_as_wrong(finetuned, labelled, tmp_path):
+    data = json.loads((labelled / "dev" / "squad.json").read_text())
+    model = str(finetuned("qa"))
+    answers = {
+        row["id"]: row["text"]
+        for row in api.predict([str(labelled / "dev" / "squad.json")], model=model)["predictions"]
+    }
+    for paragraph in data["data"][0]["paragraphs"]:
+        for question in paragraph["qas"]:  # in other letters, with a full stop more or less
+            text = answers[question["id"]]
+            question["answers"] = [{"text": text.upper().strip(".") + ".", "answer_start": 0}]
+    (tmp_path / "same.json").write_text(json.dumps(data))
+    found = api.evaluate([str(tmp_path / "same.json")], model=model)
+    assert (found["exact_match"], found["wrong"]) == (100.0, [])
+
+
+def test_questions_without_answers_are_not_scored(finetuned, tmp_path):
+    rows = [{"question": "Who?", "context": "The old king sees the river."}] * 3
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="no record with an answer is left"):
+        api.evaluate([str(tmp_path / "asked.jsonl")], model=str(finetuned("qa")))
+
+
+def test_columns_named_as_ours_are_kept(finetuned, tmp_path):
+    (tmp_path / "new.csv").write_text('review,prediction\n"The old king.",mine\n')
+    out = tmp_path / "found.csv"
+    api.predict([str(tmp_path / "new.csv")], model=str(finetuned("class")), text=["review"], out=str(out))
+    (row,) = csv.DictReader(io.StringIO(out.read_text()))
+    assert row["input_prediction"] == "mine" and row["prediction"] in ("good", "bad")
+    assert "\r" not in out.read_bytes().decode()
+
+
 def test_other_columns_can_be_named(finetuned, dev, tmp_path):
     rows = [{"a": r["review"], "b": r["sentiment"]} for r in read_table(dev["class"]).rows]
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

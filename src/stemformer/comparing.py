@@ -272,14 +272,16 @@ def _conditions(asked: CompareConfig, done: dict[Cell, dict[str, Any]], cells: S
     given = asked.finetune
     numbers = sorted({done[cell]["steps"] for cell in cells})
     steps = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+    rows = {c: min(given.batch.rows, done[c]["examples"]) for c in cells}
     passes = [
-        f"{fmean(given.batch.rows * done[c]['steps'] / done[c]['examples'] for c in cells if c.size == size):.2g} over {size:,} records"
+        f"{fmean(rows[c] * done[c]['steps'] / done[c]['examples'] for c in cells if c.size == size):.2g} over {size:,} records"
         for size in asked.sizes
     ]
+    told_rows = " to ".join(f"{number:,}" for number in sorted({min(rows.values()), max(rows.values())}))
     same = "as many passes over each size" if asked.is_by_epochs else "the same number for each size"
     rates = ", ".join(f"{rate:g} {start}" for start, rate in asked.rates.items())
     return [
-        f"{steps} steps of {given.batch.rows} examples a run, {same}; passes: {', '.join(passes)}",
+        f"{steps} steps of {told_rows} examples a run, {same}; passes: {', '.join(passes)}",
         f"peak of the learning rate: {rates}",
         "the figure of a run is that of its last step; nothing was chosen on the dev data",
         "a seed draws records (class shares kept, a smaller part within the larger ones), head, order and dropout, alike for each start",

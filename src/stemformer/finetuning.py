@@ -12,7 +12,7 @@ import torch
 
 from stemformer.data.manifest import write_file
 from stemformer.data.tokenizer import Tokenizer
-from stemformer.errors import ConfigError, DataError
+from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.metrics import spread
 from stemformer.evaluation.predict import predict_scores
 from stemformer.folders import free_folder, refuse_inside
@@ -26,7 +26,7 @@ from stemformer.progress import Progress, Silent
 from stemformer.report.task_report import curves_of_log, write_task_report
 from stemformer.results import examples_to_show
 from stemformer.resuming import check_goes_on, find_run, go_on, make_ready, refuse_changes
-from stemformer.starting import open_model, put_on_device
+from stemformer.starting import head_is_kept, open_model, put_on_device
 from stemformer.tasks.span_qa import QuestionAnswering
 from stemformer.tasks.task import TaskConfig, TaskExamples
 from stemformer.training.checkpoint import environment, read_checkpoint, write_folder
@@ -142,6 +142,8 @@ def finetune(
     refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
     if trials < 1:
         raise ConfigError(f"--trials {trials}: expected at least 1")
+    if trials > 1 and (folder / "config.toml").is_file() and not overwrite:
+        raise CheckpointError(f"{folder} holds a single run: resume it without --trials, or give another --out")
     data = read_labelled(given, progress)
     if trials == 1:
         return _run(given, data, folder, resume=resume, progress=progress)
@@ -242,6 +244,10 @@ def _run(
         at = go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
         if found is not None:
             _recall(at, setup)
+        if found is None and head_is_kept(source, task):
+            progress.say(
+                f"the head of {source} is for the same labels: training goes on with it (a new body gets a fresh one)"
+            )
         progress.say(_told_of_start(setup, model, examples, max_length))
         if setup.environment["compile"]:
             compile_blocks(model)
@@ -378,18 +384,24 @@ def _finish(
 
 
 def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns mean and spread of the figures of several runs."""
+    """Returns mean and spread of the figures of several runs; of ranks that are not the first, who have none, where they were."""
+    if "notes" not in told[0]:
+        return {"run": str(folder), "trials": len(told)}
     names = [key for key, value in told[0].items() if isinstance(value, float)]
     out: dict[str, Any] = {"run": str(folder), "trials": len(told), "seeds": [t["seed"] for t in told]}
     for name in names:
         mean, deviation = spread([t[name] for t in told])
-        out[name] = {"mean": round(mean, 4), "spread": round(deviation, 4), "each": [round(t[name], 4) for t in told]}
+        out[name] = {"mean": _rounded(mean), "spread": _rounded(deviation), "each": [_rounded(t[name]) for t in told]}
     out["notes"] = told[0]["notes"]
     write_file(folder / "trials.json", [(json.dumps(out, ensure_ascii=False, indent=2) + "\n").encode()])
     return out
 
 
 # ------------------------------------------------------------------------------------------------------------------------ small parts
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _recall(at: Position, setup: Setup) -> None:

@@ -40,11 +40,12 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
     else:
         records, dev = split_dev(of_task, records, share=config.dev_share, seed=config.seed)
         together = "articles or passages kept whole" if of_task.name == "qa" else "each class in the same share"
-        notes.append(f"no dev data given: {len(dev):,} records ({config.dev_share:.0%}) set aside by seed, {together}")
+        real = len(dev) / max(1, len(dev) + len(records))
+        notes.append(f"no dev data given: {len(dev):,} records ({real:.0%}) set aside by seed, {together}")
         if not records or not dev:
             raise DataError(f"{', '.join(config.train)}: too few records to set some aside for dev: give --dev")
     if of_task.name == "qa":  # what the passage does not hold cannot be learned from it
-        found = [r for r in records if r.answers or not r.gold]
+        found = [r for r in records if r.answers or r.is_impossible]
         if len(found) < len(records):
             notes.append(
                 f"training data: questions left out, their answer not in the passage: {len(records) - len(found):,}"
@@ -81,7 +82,7 @@ def _told_of_columns(problem: Problem) -> str:
 def _told_of_labels(problem: Problem, records: Sequence[Any]) -> str:
     task = problem.task
     if task.head == "span":
-        none = sum(not r.gold for r in records)
+        none = sum(r.is_impossible for r in records)
         return f"{len(records):,} questions, {none:,} without an answer" if none else f"{len(records):,} questions"
     if not task.labels:
         return f"{len(records):,} records"

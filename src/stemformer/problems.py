@@ -106,6 +106,10 @@ def read_records(
             _count_broken(records, counted)
         elif config.name == "qa":
             records = read_questions(files, counted=counted)
+            if needs_answer:
+                known = [r for r in records if r.gold or r.is_impossible]
+                counted.update({_UNANSWERED: len(records) - len(known)} if len(known) < len(records) else {})
+                records = known
         elif config.name == "choice":
             records = read_choices(files, counted=counted)
             records = [r for r in records if r.answer is not None] if needs_answer else records
@@ -120,6 +124,9 @@ def read_records(
             raise
         raise DataError(f"{error}; the file looks like data of the task '{found}', not of '{config.name}'") from error
     return records, config
+
+
+_UNANSWERED = "questions that have no answer and are not marked is_impossible (left out)"
 
 
 def _count_broken(records: Sequence[TaggedSentence], counted: Counter[str]) -> None:
@@ -195,7 +202,7 @@ def new_problem(config: TaskConfig, records: Sequence[Any]) -> Problem:
         config = replace(config, alphabet=find_alphabet(text for r in records for text in r.texts))
     if config.name == "qa":
         if config.no_answer is None:
-            config = replace(config, no_answer=any(not r.gold for r in records))
+            config = replace(config, no_answer=any(r.is_impossible for r in records))
         return Problem(kind(config), language=find_language(records))
     if config.name == "choice" or config.kind == "score":
         return Problem(kind(config))
@@ -258,7 +265,7 @@ def find_language(records: Sequence[Any]) -> Language:
 
 def _natural(label: str) -> tuple[Any, ...]:
     """Orders labels as people do: O first, numbers by value, then by letters."""
-    is_number = label.lstrip("-").isdecimal()
+    is_number = label.removeprefix("-").isdecimal()
     return (label != "O", not is_number, int(label) if is_number else 0, label)
 
 

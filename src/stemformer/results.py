@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from stemformer.data.tagged import TaggedSentence, repair_bio
+from stemformer.data.tagged import TaggedSentence, as_bioes, repair_bio
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
+from stemformer.evaluation.metrics import squad
 from stemformer.problems import Problem
 from stemformer.tasks.choice import ChoicePrediction
 from stemformer.tasks.classify import TextPrediction
@@ -29,12 +30,13 @@ def row_of(problem: Problem, record: Any, prediction: Any) -> dict[str, Any]:
     """Returns a prediction as a row, beside the columns of the input."""
     if isinstance(prediction, TextPrediction):
         row: dict[str, Any] = dict(record.row) or {f"text{i + 1}": t for i, t in enumerate(record.texts)}
+        row = {f"input_{name}" if name in _OURS else name: value for name, value in row.items()}
         if problem.task.config.kind == "score":
             return {**row, "prediction": prediction.score}
         named = dict(zip(problem.task.labels, prediction.probabilities, strict=True))
         answer: Any = prediction.label
         if problem.task.config.kind == "labels":
-            answer = [label for label in prediction.label.split(",") if label]
+            answer = list(prediction.labels)
         return {**row, "prediction": answer, "probability": prediction.score, "probabilities": named}
     if isinstance(prediction, TagPrediction):
         row = {
@@ -54,10 +56,14 @@ def row_of(problem: Problem, record: Any, prediction: Any) -> dict[str, Any]:
     return {"id": record.id, "prompt": record.prompt, "choices": list(record.choices), **asdict(prediction)}
 
 
+_OURS = ("prediction", "probability", "probabilities")
+"""Columns that predictions are written in; of the input, such a one is kept under another name."""
+
+
 def _entities(record: TaggedSentence, prediction: TagPrediction) -> list[dict[str, Any]]:
     """Returns the entities of a sentence with their places in its text."""
     found: list[dict[str, Any]] = []
-    for (begin, end), tag in zip(record.offsets, repair_bio(prediction.tags)[0], strict=True):
+    for (begin, end), tag in zip(record.offsets, as_bioes(repair_bio(prediction.tags)[0]), strict=True):
         kind = tag.partition("-")[2]
         if tag.startswith(("I-", "E-")) and found and found[-1]["type"] == kind:
             found[-1]["end"] = end
@@ -111,7 +117,9 @@ def written(
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     text = io.StringIO()
     names = [name for name in rows[0] if name != "probabilities"]
-    writer = csv.DictWriter(text, names, extrasaction="ignore", delimiter="\t" if form == ".tsv" else ",")
+    writer = csv.DictWriter(
+        text, names, extrasaction="ignore", lineterminator="\n", delimiter="\t" if form == ".tsv" else ","
+    )
     writer.writeheader()
     writer.writerows({k: ",".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
     return text.getvalue()
@@ -160,9 +168,9 @@ def _example(problem: Problem, record: Any, prediction: Any) -> tuple[float, boo
         if task.config.kind == "score":
             return abs(prediction.score - record.label), True, {**shown, "predicted": prediction.score}
         if task.config.kind == "labels":
-            given = [label for label in prediction.label.split(",") if label]
-            missed = set(given) ^ set(record.label)
-            return float(len(missed)), bool(missed), {**shown, "gold": list(record.label), "predicted": given}
+            missed = set(prediction.labels) ^ set(record.label)
+            both = {"gold": list(record.label), "predicted": list(prediction.labels)}
+            return float(len(missed)), bool(missed), {**shown, **both}
         p = prediction.probabilities[task.labels.index(record.label)] if record.label in task.labels else 0.0
         loss = -float(np.log(max(p, 1e-30)))
         return loss, prediction.label != record.label, {**shown, "probability": prediction.score, "loss": loss}
@@ -173,7 +181,8 @@ def _example(problem: Problem, record: Any, prediction: Any) -> tuple[float, boo
     if isinstance(prediction, AnswerPrediction):
         gold = list(dict.fromkeys(record.gold))
         shown = {"id": record.id, "question": record.question, "gold": gold, "predicted": prediction.text}
-        is_wrong = prediction.text not in (gold or [""])
+        shown |= {"language": problem.language}
+        is_wrong = squad({"": gold}, {"": prediction.text}, language=problem.language)["exact_match"] < 100
         return prediction.probability, is_wrong, {**shown, "probability": prediction.probability}
     assert isinstance(prediction, ChoicePrediction)
     loss = -float(np.log(max(prediction.probabilities[record.answer], 1e-30)))
@@ -193,9 +202,8 @@ def _tokens_of(
 ) -> dict[str, Any]:
     """Returns the passage of a question, and the two softmaxes over the tokens of the window that holds the answer."""
     mine = np.flatnonzero(examples.records == number).tolist()
-    holds = [
-        i for i in mine if examples.scored[i].offsets[0, 0] <= prediction.begin <= examples.scored[i].offsets[-1, 1]
-    ]
+    bounds = {i: examples.scored[i].offsets for i in mine if len(examples.scored[i].offsets)}
+    holds = [i for i, x in bounds.items() if x[0, 0] <= prediction.begin and prediction.end <= x[-1, 1]]
     chosen = (holds or mine)[0]
     window, rows = examples.scored[chosen], scores[chosen].astype(np.float64)
     p = np.exp(rows - rows.max(0))

@@ -36,18 +36,34 @@ class Found(Generic[Config]):
 
 
 def find_run(folder: Path, kind: type[Config], recipe: str | None, progress: Progress) -> Found[Config] | None:
-    """Returns the run of a folder; None where it has no checkpoint yet, so that nothing is lost by beginning again."""
+    """Returns the run of a folder; None where it has no checkpoint yet, so that nothing is lost by beginning again.
+
+    Args:
+        folder: Of the run; it need not be there.
+        kind: Its configuration's class.
+        recipe: That was asked for, of pre-training.
+        progress: Told what was passed over.
+
+    Raises:
+        CheckpointError: The folder holds something else, or a run of another recipe.
+        ConfigError: It holds a run of another kind.
+    """
     checkpoints = folder / "checkpoints"
     if not any(checkpoints.glob("step-????????")):
         there = folder.iterdir() if folder.is_dir() else ()
         holds = sorted(path.name for path in there if path.name != "config.toml.tmp")
-        if holds and "config.toml" not in holds:
-            raise CheckpointError(f"{folder} holds {', '.join(holds[:3])}, but no run to resume: give another --out")
-        if "final" in holds:
+        if "final" in holds and "config.toml" in holds:
             raise CheckpointError(
                 f"{folder} holds a finished model without checkpoints to go on from: train it further with --init {folder}/final "
                 "and another --out, or give --overwrite"
             )
+        strange = [name for name in holds if not name.startswith(_OF_A_RUN)]
+        if strange or (holds and "config.toml" not in holds):
+            shown = ", ".join((strange or holds)[:3])
+            raise CheckpointError(f"{folder} holds {shown}, but no run to resume: give another --out")
+        if holds:
+            file = folder / "config.toml"
+            from_toml(kind, file.read_text(encoding="utf-8"), source=str(file))  # a run of another kind is not replaced
         if recipe is not None:
             progress.say(f"{folder} has no checkpoint yet: the run begins")
         return None
@@ -60,6 +76,19 @@ def find_run(folder: Path, kind: type[Config], recipe: str | None, progress: Pro
     if recipe not in (None, of):
         raise CheckpointError(f"the run in {folder} is a {of}, not a {recipe}: resume it without --recipe")
     return Found(newest, read_checkpoint(newest), [checkpoints / fault.partition(":")[0] for fault in faults], stored)
+
+
+_OF_A_RUN = (
+    "config.toml",
+    "checkpoints",
+    "log.jsonl",
+    "schedule.json",
+    "report.html",
+    "torchrun.txt",
+    "events.out.",
+    "final.",
+)
+"""How the names begin of what a run without a checkpoint may have written."""
 
 
 def refuse_changes(stored: Config, now: Config) -> None:

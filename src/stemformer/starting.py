@@ -10,7 +10,7 @@ from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError, DataError
 from stemformer.models.heads import initialise
 from stemformer.models.model import Model
-from stemformer.pretrained import load_with_tokenizer
+from stemformer.pretrained import load_with_tokenizer, read_task
 from stemformer.pretraining import freeze
 from stemformer.tasks.classify import Classify
 from stemformer.tasks.task import Task, TaskConfig
@@ -20,7 +20,7 @@ from stemformer.training.loop import Setup
 from stemformer.training.optim import make_optimizer
 from stemformer.training.run import FinetuneConfig
 
-__all__ = ["open_model", "put_on_device"]
+__all__ = ["head_is_kept", "open_model", "put_on_device"]
 
 
 def open_model(
@@ -39,9 +39,19 @@ def open_model(
     if isinstance(task, Classify) and task.config.symbols is not None:
         task.symbols = _symbol_map(task.config, tokenizer, config.seed)
     if not is_begun:
+        if read_task(source).get("head") == task.head and not head_is_kept(source, task):  # of other labels
+            last = model.heads[task.head].classifier
+            assert isinstance(last, torch.nn.Module)
+            initialise(last, std=model.config.initializer_range, generator=generator)
         _make_fresh(model, config, generator)
     _freeze(model, config)
     return model, tokenizer, _max_length(task.config, model)
+
+
+def head_is_kept(source: Path, task: Task) -> bool:
+    """Returns whether a model has a head for the very same labels already, with which training goes on; else one is drawn."""
+    there = read_task(source)
+    return there.get("head") == task.head and there["labels"] == list(task.labels)
 
 
 def put_on_device(model: Model, setup: Setup) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

@@ -138,6 +138,40 @@ def test_gradients_do_not_depend_on_how_many_probabilities_are_kept(room, monkey
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_kept_probabilities_go_with_the_first_backward_and_a_second_one_does_without():
+    tensors, layout = make([30, 31])
+    *inputs, upstream = tensors
+    leaves = [x.requires_grad_() for x in inputs]
+    out = attend(*leaves, **layout)
+    assert any(x is not None for x in out.grad_fn.kept)
+    first = torch.autograd.grad(out, leaves, upstream, retain_graph=True)
+    assert out.grad_fn.kept is None
+    second = torch.autograd.grad(out, leaves, upstream)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_gradient_of_a_gradient_is_refused():
+    tensors, layout = make([3, 4])
+    leaves = [x.requires_grad_() for x in tensors[:3]]
+    (gradient,) = torch.autograd.grad(attend(*leaves, **layout).square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_autocast_does_not_change_the_dtype_that_was_given():
+    tensors, layout = make([3, 40])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(*tensors[:3], **layout)
+    assert torch.equal(found, attend(*tensors[:3], **layout))
+
+
+def test_no_token_at_all_is_refused():
+    empty = torch.zeros(0, HEADS, SIZE)
+    cu = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="no tokens"):
+        attend(empty, empty, empty, cu_q=cu, cu_k=cu, max_q=0, max_k=0)
+
+
 def test_transposed_inputs_and_gradient_equal_contiguous_ones():
     tensors, layout = make([3, 17, 8])
 

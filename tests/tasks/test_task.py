@@ -18,7 +18,12 @@ def test_windows_cover_every_place_and_share_the_stride(room, stride):
         assert all(end - begin == min(room, length) for begin, end in spans)
         for (a, b), (c, _) in pairwise(spans):
             assert a < c <= b  # goes on, and leaves nothing out
-            assert b - c >= min(stride, room - 1)
+            assert b - c >= min(stride, room // 2)
+
+
+@pytest.mark.parametrize("room", [62, 125, 381])
+def test_windows_are_few_whatever_stride_is_asked(room):
+    assert len(windows(1600, room, 128)) <= 2 * 1600 / room
 
 
 def test_one_window_holds_what_fits():

@@ -311,6 +311,19 @@ def repair_bio(tags: Sequence[str]) -> tuple[list[str], int]:
     return repaired, num_broken
 
 
+_AS_BIOES = {"U": "S", "L": "E", "M": "I"}
+
+
+def as_bioes(tags: Sequence[str]) -> list[str]:
+    """Returns tags of BILOU and BMES with the marks of BIOES, which those who count entities know.
+
+    Example:
+        >>> as_bioes(["U-PER", "O", "B-LOC", "L-LOC"])
+        ['S-PER', 'O', 'B-LOC', 'E-LOC']
+    """
+    return [f"{_AS_BIOES.get(tag[:1], tag[:1])}{tag[1:]}" if tag[1:2] == "-" else tag for tag in tags]
+
+
 def is_bio(tags: Iterable[str]) -> bool:
     """Returns whether tags mark entities: all are `O`, or a letter of a scheme with a type behind it (`B-PER`).
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
+from stemformer.data.tagged import as_bioes
 from stemformer.errors import DataError
 
 __all__ = ["Language", "best_threshold", "classification", "multi_label", "regression", "spread", "squad", "tagging"]
@@ -277,7 +278,7 @@ def _rows(labels: Sequence[str], columns: Iterable[Iterable[Any]]) -> list[dict[
 def _entities(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
     from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
-    texts = [list(tags) for tags in gold], [list(tags) for tags in predicted]
+    texts = [as_bioes(tags) for tags in gold], [as_bioes(tags) for tags in predicted]
     types = sorted({kind for side in texts for kind, *_ in get_entities(side)})
     precision, recall, f1, _ = precision_recall_fscore_support(*texts, average="micro", zero_division=0)
     columns = precision_recall_fscore_support(*texts, average=None, zero_division=0)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["FLASH_FROM", "attend"]
 
@@ -84,11 +85,14 @@ def attend(
         window = (-1, 0) if causal else (-1, -1)
         out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[assignment]
         return out
+    if not len(q):
+        raise ValueError("attend: no tokens; leave empty texts out of the batch")
     if torch.compiler.is_compiling() or q.device.type != "cpu":
         out = _attend(q, k, v, cu_q, cu_k, max_q, max_k, causal)[0]
     else:  # without what the operator's wrapping costs in Python, and with room for more than tensors
         is_trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        out = _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, is_trained)[0]  # type: ignore[no-untyped-call]
+        with torch.autocast("cpu", enabled=False):  # in the dtype that was given
+            out = _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, is_trained)[0]  # type: ignore[no-untyped-call]
     return out
 
 
@@ -187,8 +191,11 @@ class _AttendOnCpu(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
-        return (*_backward_cpu(grad, *ctx.saved_tensors, ctx.causal, ctx.kept), None, None, None, None)
+        kept, ctx.kept = ctx.kept, None  # they go now, not with the graph; a second backward computes them again
+        q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors
+        return (*_backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, ctx.causal, kept), None, None, None, None)
 
 
 # --------------------------------------------------------------------------------------------------------- CPU: stacks and kernels

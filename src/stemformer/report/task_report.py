@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from stemformer.data.tagged import as_bioes
 from stemformer.evaluation.metrics import squad
 from stemformer.report.run_report import draw, write_page
 from stemformer.training.log import read_log
@@ -163,11 +164,16 @@ def _texts(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "predicted": _said(example["predicted"]),
             "probability": _percent(example.get("probability")),
             "loss": example.get("loss"),
-            "is_right": example["gold"] == example["predicted"],
+            "is_right": _as_set(example["gold"]) == _as_set(example["predicted"]),
         }
         for example in examples
     ]
     return sorted(shown, key=lambda example: (example["is_right"], -(example["loss"] or 0.0)))
+
+
+def _as_set(answer: Any) -> Any:
+    """Returns the labels of a text without their order; anything else as it is."""
+    return frozenset(answer) if isinstance(answer, list) else answer
 
 
 def _tagged(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -204,7 +210,7 @@ def _entity_of_word(tags: Sequence[str], has_entities: bool) -> list[_Entity]:
     from seqeval.metrics.sequence_labeling import get_entities
 
     out: list[_Entity] = [None] * len(tags)
-    for kind, first, last in get_entities(list(tags)):
+    for kind, first, last in get_entities(as_bioes(tags)):
         out[first : last + 1] = [(kind, first, last)] * (last + 1 - first)
     return out
 
@@ -236,7 +242,7 @@ def _answered(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for example in examples:
         begin, end = example["begin"] or 0, example["end"] or 0
         passage = example["passage"]
-        score = squad({"": list(example["gold"])}, {"": example["predicted"]})
+        score = squad({"": list(example["gold"])}, {"": example["predicted"]}, language=example.get("language", "en"))
         shown.append(
             {
                 "question": example["question"],

@@ -33,6 +33,7 @@ class TextPrediction:
 
     Attributes:
         label: The likeliest class, or the labels joined by commas; "" for a number.
+        labels: The labels of a text that may have any number of them; empty for other kinds.
         score: The number; for classes the probability of the label.
         probabilities: Of each class or label, in the task's order; empty for a number.
     """
@@ -40,6 +41,7 @@ class TextPrediction:
     label: str
     score: float
     probabilities: tuple[float, ...]
+    labels: tuple[str, ...] = ()
 
 
 class Classify:
@@ -112,7 +114,9 @@ class Classify:
             )
         if self.config.kind == "labels":
             total = F.binary_cross_entropy_with_logits(scores.float(), answers, reduction="sum") / len(self.labels)
-            return LossSum(total, len(answers), ((scores > 0) == (answers > 0.5)).all(-1).sum())
+            return LossSum(
+                total, len(answers), ((scores.sigmoid() >= self.config.positive) == (answers > 0.5)).all(-1).sum()
+            )
         return LossSum(F.mse_loss(scores[:, 0].float(), answers, reduction="sum"), len(answers), None)
 
     def encode(self, records: Sequence[TextExample], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
@@ -195,5 +199,5 @@ class Classify:
         if self.config.kind == "class":
             best = int(row.argmax())
             return TextPrediction(self.labels[best], float(row[best]), tuple(row.tolist()))
-        given = [label for label, p in zip(self.labels, row, strict=True) if p >= self.config.positive]
-        return TextPrediction(",".join(given), float(row.max()), tuple(row.tolist()))
+        given = tuple(label for label, p in zip(self.labels, row, strict=True) if p >= self.config.positive)
+        return TextPrediction(",".join(given), float(row.max()), tuple(row.tolist()), given)

@@ -327,7 +327,7 @@ def read_rows(
     Args:
         task: One of texts.
         source: What `find_split` gave.
-        counted: Receives "damaged rows left out".
+        counted: Receives "damaged rows left out" and "rows with an empty text left out".
         is_test: A test file, where no row may be left out.
 
     Raises:
@@ -343,6 +343,9 @@ def read_rows(
             raise DataError(f"{place}: no column {lacking[0]!r} for {task.name}; there are {', '.join(row)}")
         out: dict[str, Any] = {name: str(row[at]).strip() for name, at in zip(task.texts, texts, strict=True)}
         if not is_test:
+            if not all(out.values()):
+                counted["rows with an empty text left out"] += 1
+                continue
             out[task.label] = _answer(task, row[label], place)
         rows.append(out)
     return rows

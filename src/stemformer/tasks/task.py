@@ -239,7 +239,8 @@ def trimmed(first: int, second: int, room: int) -> tuple[int, int]:
 def windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:
     """Returns begin and end of windows of at most `room` that cover `length` places, each sharing about `stride` with the one before.
 
-    The windows are as even as they can be, so the last one is not a stub.
+    They share half of their places at most, whatever is asked, so that few tokens do not make many windows. They are as even as they can
+    be, so the last one is not a stub.
 
     Example:
         >>> windows(10, 6, 2)
@@ -249,7 +250,7 @@ def windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:
     """
     if length <= room:
         return [(0, length)]
-    step = max(1, room - min(stride, room - 1))
+    step = room - min(stride, room // 2)
     number = 1 + math.ceil((length - room) / step)
     begins = np.linspace(0, length - room, number).round().astype(int).tolist()
     return [(begin, begin + room) for begin in begins]
