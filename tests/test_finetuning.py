@@ -483,6 +483,25 @@ def test_passage_without_a_token_has_a_report(run, labelled, tmp_path):
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_threshold_lies_between_the_questions_that_it_parts(run, labelled, tmp_path):
+    found = json.loads((labelled / "train" / "squad.json").read_text())
+    for paragraph in found["data"][0]["paragraphs"][::2]:
+        paragraph["qas"][0] |= {"question": "How many?", "answers": [], "is_impossible": True}
+    (tmp_path / "train.json").write_text(json.dumps(found))
+    told = run("qa", train=[str(tmp_path / "train.json")], dev=[str(tmp_path / "train.json")], steps=8)
+    threshold = saved_problem(str(tmp_path / "run")).task.threshold
+    assert threshold > told["best_threshold"]
+    assert (told["f1"], told["exact_match"]) == (told["best_f1"], told["best_exact"])
+    assert any(f"{threshold:+.2f}" in note for note in told["notes"])
+
+
+def test_tag_that_is_mistyped_is_told(run, labelled, tmp_path):
+    text = (labelled / "train" / "tags.conll").read_text().replace("B-PLACE", "B_PLACE", 1)
+    (tmp_path / "odd.conll").write_text(text)
+    told = run("tag", train=[str(tmp_path / "odd.conll")], steps=1)
+    assert any("the tag 'B_PLACE' (sentence at" in note for note in told["notes"])
+
+
 def test_questions_that_nobody_answered_are_not_taken_as_impossible(run, labelled, tmp_path):
     found = json.loads((labelled / "train" / "squad.json").read_text())
     found["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []

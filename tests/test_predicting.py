@@ -151,7 +151,8 @@ def piped(capsys, monkeypatch):
 
 def test_lines_of_standard_input_are_texts(piped, finetuned):
     rows = piped("The old king.\n\nThe river.\n", finetuned("class"))
-    assert [row["text"] for row in rows] == ["The old king.", "The river."]
+    assert [row["text"] for row in rows] == ["The old king.", "", "The river."]
+    assert [row["prediction"] is None for row in rows] == [False, True, False]
 
 
 def test_objects_of_standard_input_are_records(piped, finetuned):
@@ -247,6 +248,48 @@ def test_questions_without_answers_are_not_scored(finetuned, tmp_path):
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="no record with an answer is left"):
         api.evaluate([str(tmp_path / "asked.jsonl")], model=str(finetuned("qa")))
+
+
+def test_row_without_a_text_has_a_row_without_a_prediction(finetuned, tmp_path):
+    (tmp_path / "some.txt").write_text("The old king.\n\nA green river.\n\n")
+    told = api.predict([str(tmp_path / "some.txt")], model=str(finetuned("class")))
+    assert [row["prediction"] is None for row in told["predictions"]] == [False, True, False]
+    assert told["counted"] == {"empty text": 1}
+
+
+@pytest.mark.parametrize("call", ["predict", "embed"])
+def test_single_text_in_the_place_of_a_list_is_refused(finetuned, call):
+    with pytest.raises(DataError, match=r"in the place of a list: give \[text\]"):
+        getattr(api.load(str(finetuned("class"))), call)("a fine book")
+
+
+def test_labels_that_were_not_trained_are_told(finetuned, tmp_path):
+    lines = ["review,sentiment", "The old king.,good", "A river.,fine"]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    found = api.evaluate([str(tmp_path / "a.csv")], model=str(finetuned("class")))
+    assert found["notes"] == ["1 labels were not trained, and count as wrong: 'fine' (1)"]
+    (tmp_path / "b.csv").write_text("\n".join([lines[0], lines[2]]) + "\n")
+    with pytest.raises(
+        DataError, match=r"none of the labels was trained: there are 'fine'.*trained were 'bad', 'good'"
+    ):
+        api.evaluate([str(tmp_path / "b.csv")], model=str(finetuned("class")))
+
+
+def test_table_is_not_read_as_sentences_to_tag(finetuned, tmp_path):
+    (tmp_path / "a.csv").write_text("id,review\n1,The old king\n2,A river\n")
+    with pytest.raises(DataError, match="a table, expected a word a line"):
+        api.predict([str(tmp_path / "a.csv")], model=str(finetuned("tag")))
+
+
+def test_choice_is_told_as_text_beside_what_is_right(finetuned, dev):
+    for row in predict(finetuned, dev, "choice")["predictions"]:
+        assert row["prediction"] == row["choices"][row["choice"]]
+        assert row["gold"] == "the king"
+
+
+def test_probabilities_in_bfloat16_are_not_rounded_to_it(finetuned, dev):
+    rows = api.predict([dev["class"]], model=str(finetuned("class")), precision="bf16")["predictions"]
+    assert len({row["probability"] for row in rows}) == len({row["review"] for row in rows})
 
 
 def test_columns_named_as_ours_are_kept(finetuned, tmp_path):

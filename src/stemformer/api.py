@@ -327,4 +327,6 @@ def report(path: str) -> dict[str, Any]:
         DataError: It holds no run.
     """
     folder = Path(path)
+    if (folder / "report.html").is_file() and not (folder / "log.jsonl").is_file():  # of a comparison or a benchmark
+        return {"report": str(folder / "report.html")}
     return {"report": str(report_of_run(folder) if is_finetuned(folder) else write_report(folder))}

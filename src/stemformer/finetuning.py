@@ -13,7 +13,7 @@ import torch
 from stemformer.data.manifest import write_file
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.evaluation.metrics import spread
+from stemformer.evaluation.metrics import midway, spread
 from stemformer.evaluation.predict import predict_scores
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.labelling import LabelledData, encode, read_labelled
@@ -362,7 +362,12 @@ def _finish(
     predictions = task.decode(scores, dev, data.dev)
     figures, details = data.problem.score(predictions, data.dev)
     if isinstance(task, QuestionAnswering) and task.config.no_answer:
-        task.threshold = figures["best_threshold"]
+        task.threshold = midway(figures["best_threshold"], [p.no_answer for p in predictions])
+        notes = [
+            *notes,
+            f"a question is left unanswered where that scores {task.threshold:+.2f} or more above the best answer (tuned on dev)",
+        ]
+        progress.say(notes[-1])
         predictions = task.decode(scores, dev, data.dev)
         figures, details = data.problem.score(predictions, data.dev)
     of_task = data.problem.told() | {"max_length": max_length}
@@ -392,6 +397,7 @@ def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]
     for name in names:
         mean, deviation = spread([t[name] for t in told])
         out[name] = {"mean": _rounded(mean), "spread": _rounded(deviation), "each": [_rounded(t[name]) for t in told]}
+    out["models"] = [t["model"] for t in told]
     out["notes"] = told[0]["notes"]
     write_file(folder / "trials.json", [(json.dumps(out, ensure_ascii=False, indent=2) + "\n").encode()])
     return out

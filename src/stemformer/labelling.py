@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stemformer.data.symbols import SymbolMap
+from stemformer.data.tagged import is_bio
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import DataError
 from stemformer.problems import Problem, new_problem, read_records, split_dev
@@ -14,7 +15,7 @@ from stemformer.tasks.classify import Classify
 from stemformer.tasks.task import TaskExamples
 from stemformer.training.run import FinetuneConfig
 
-__all__ = ["LabelledData", "encode", "read_labelled"]
+__all__ = ["LabelledData", "encode", "read_labelled", "unknown_labels"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
         notes += [f"dev data: {what}: {number:,}" for what, number in counted.items()]
     else:
         records, dev = split_dev(of_task, records, share=config.dev_share, seed=config.seed)
-        together = "articles or passages kept whole" if of_task.name == "qa" else "each class in the same share"
+        is_class = of_task.name in ("classify", "pair") and of_task.kind == "class"
+        together = "each class in the same share" if is_class else "drawn at random"
+        together = "articles or passages kept whole" if of_task.name == "qa" else together
         real = len(dev) / max(1, len(dev) + len(records))
         notes.append(f"no dev data given: {len(dev):,} records ({real:.0%}) set aside by seed, {together}")
         if not records or not dev:
@@ -52,23 +55,52 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
             )
         records = found
     problem = new_problem(of_task, records)
-    notes += _unknown_labels(problem, dev)
+    notes += [*unknown_labels(problem, dev), *_odd_tags(problem, records)]
     for line in (_told_of_columns(problem), _told_of_labels(problem, records), *notes):
         if line:
             progress.say(line)
     return LabelledData(problem, records, dev, notes)
 
 
-def _unknown_labels(problem: Problem, dev: Sequence[Any]) -> list[str]:
+def unknown_labels(problem: Problem, records: Sequence[Any]) -> list[str]:
+    """Returns a sentence about the labels of records that the model does not know; nothing where it knows all.
+
+    Raises:
+        DataError: It knows none of them.
+    """
     config = problem.task.config
     if not problem.task.labels:
         return []
-    unknown = {label: n for label, n in problem.count_labels(dev).items() if label not in problem.task.labels}
+    there = problem.count_labels(records)
+    unknown = {label: n for label, n in there.items() if label not in problem.task.labels}
     if not unknown:
         return []
     shown = ", ".join(f"{label!r} ({n:,})" for label, n in sorted(unknown.items())[:5])
+    if len(unknown) == len(there):
+        known = ", ".join(map(repr, problem.task.labels[:5]))
+        raise DataError(
+            f"none of the labels was trained: there are {shown}, trained were {known}: is it the right column (--label)?"
+        )
     treated = "are left out" if config.kind == "labels" else "count as wrong"
-    return [f"{len(unknown)} labels of the dev data are not in the training data, and {treated}: {shown}"]
+    return [f"{len(unknown)} labels were not trained, and {treated}: {shown}"]
+
+
+def _odd_tags(problem: Problem, records: Sequence[Any]) -> list[str]:
+    """Returns a sentence about tags that keep the others, which mark entities, from being scored as such."""
+    labels = [label for label in problem.task.labels if label != "O"]
+    odd = [label for label in labels if not is_bio([label])]
+    if (
+        problem.task.head != "token"
+        or problem.entities
+        or "O" not in problem.task.labels
+        or 2 * len(odd) >= len(labels)
+    ):
+        return []
+    place = next(r.place for r in records if odd[0] in r.tags)
+    others = ", ".join(label for label in labels if label not in odd[:1])[:40]
+    return [
+        f"the tag {odd[0]!r} (sentence at {place}) marks no entity as the others do ({others}): entities are not scored; repair it"
+    ]
 
 
 def _told_of_columns(problem: Problem) -> str:

@@ -18,6 +18,7 @@ from stemformer.data.tagged import TaggedSentence, join_words
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.predict import pooled_states, predict_scores
+from stemformer.labelling import unknown_labels
 from stemformer.models.model import Model
 from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.pretrained import load_with_tokenizer, read_task
@@ -81,6 +82,7 @@ class Loaded:
             'positive'
         """
         problem = self._problem()
+        _refuse_single(inputs)
         records = [_record(problem, x, i) for i, x in enumerate(inputs)]
         return self.predict_records(records)
 
@@ -127,6 +129,7 @@ class Loaded:
             (1, 384)
         """
         progress = progress or Silent()
+        _refuse_single(texts)
         longest = self._longest(max_length)
         ids = self.tokenizer.encode_ids(texts)
         examples = [make_example([row[: longest - 2]], self.tokenizer) for row in ids]
@@ -261,6 +264,9 @@ def evaluate(
     loaded = load(model, device=device, precision=precision, threads=threads)
     problem = loaded._problem()
     records, counted = _read(problem, data, text, label=label, needs_answer=True, progress=progress)
+    unknown = unknown_labels(problem, records)
+    for note in unknown:
+        progress.say(note)
     predictions, scores, examples = loaded.score_records(records, progress)
     counted.update(examples.counted)
     figures, details = problem.score(predictions, records)
@@ -272,6 +278,7 @@ def evaluate(
         "main": problem.main_metric,
         **figures,
         "counted": dict(counted),
+        "notes": unknown,
         **details,
         "wrong": mistakes,
     }
@@ -285,7 +292,7 @@ def evaluate(
             "task": problem.task.config.name,
             "title": f"{Path(model).name} on {', '.join(map(_name, data))}",
         }
-        told_of |= {"metrics": figures, **details, "notes": _notes(counted), "examples": shown}
+        told_of |= {"metrics": figures, **details, "notes": [*_notes(counted), *unknown], "examples": shown}
         Path(report).mkdir(parents=True, exist_ok=True)
         result["report"] = str(write_task_report(Path(report), told_of))
     return result
@@ -340,7 +347,15 @@ def _record(problem: Problem, given: Any, number: int) -> Any:
             )
         if head == "sequence" and len(parts) == (2 if name == "pair" else 1):
             return TextExample(parts, None, {}, place)
-    raise DataError(f"{place} is {given!r:.80}: expected {wanted}, not empty")
+    raise DataError(
+        f"{place} is {given!r:.80}: expected {wanted}"
+        + ("" if parts and all(str(part).strip() for part in parts) else ", not empty")
+    )
+
+
+def _refuse_single(inputs: Sequence[Any]) -> None:
+    if isinstance(inputs, str):
+        raise DataError(f"the text {inputs!r:.60} was given in the place of a list: give [text]")
 
 
 def _sentence(words: tuple[str, ...], place: str) -> TaggedSentence:

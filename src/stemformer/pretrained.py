@@ -340,7 +340,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         try:
             state = {key: tensor for name in names for key, tensor in load_file(folder / name).items()}
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder}/{names[0]} cannot be read ({error})", damaged=True) from error
+            raise CheckpointError(
+                f"{folder}/{names[0]} cannot be read ({error}): copy it again, or give another checkpoint", damaged=True
+            ) from error
     elif (folder / "pytorch_model.bin").is_file():
         state = _read_bin(folder / "pytorch_model.bin")
     else:

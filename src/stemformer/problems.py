@@ -157,7 +157,7 @@ def _read_texts(
     config = replace(config, text=columns.texts, label=columns.label)
     if not needs_answer:
         columns = replace(columns, label=None)
-    return make_text_examples(table, columns, kind=config.kind, counted=counted), config
+    return make_text_examples(table, columns, kind=config.kind, counted=counted, keep_empty=not needs_answer), config
 
 
 def split_dev(config: TaskConfig, records: Sequence[Any], *, share: float, seed: int) -> tuple[list[Any], list[Any]]:

@@ -31,6 +31,9 @@ def row_of(problem: Problem, record: Any, prediction: Any) -> dict[str, Any]:
     if isinstance(prediction, TextPrediction):
         row: dict[str, Any] = dict(record.row) or {f"text{i + 1}": t for i, t in enumerate(record.texts)}
         row = {f"input_{name}" if name in _OURS else name: value for name, value in row.items()}
+        if not all(record.texts):
+            nothing = {"prediction": None} if problem.task.config.kind == "score" else dict.fromkeys(_OURS)
+            return {**row, **nothing}
         if problem.task.config.kind == "score":
             return {**row, "prediction": prediction.score}
         named = dict(zip(problem.task.labels, prediction.probabilities, strict=True))
@@ -53,7 +56,9 @@ def row_of(problem: Problem, record: Any, prediction: Any) -> dict[str, Any]:
             told["no_answer"] = None
         return {"id": record.id, "question": record.question, **told}
     assert isinstance(prediction, ChoicePrediction)
-    return {"id": record.id, "prompt": record.prompt, "choices": list(record.choices), **asdict(prediction)}
+    told = {"id": record.id, "prompt": record.prompt, "second": record.second, "choices": list(record.choices)}
+    told |= {"prediction": record.choices[prediction.choice], **asdict(prediction)}
+    return told if record.answer is None else {**told, "gold": record.choices[record.answer]}
 
 
 _OURS = ("prediction", "probability", "probabilities")

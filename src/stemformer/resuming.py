@@ -64,7 +64,7 @@ def find_run(folder: Path, kind: type[Config], recipe: str | None, progress: Pro
         if holds:
             file = folder / "config.toml"
             from_toml(kind, file.read_text(encoding="utf-8"), source=str(file))  # a run of another kind is not replaced
-        if recipe is not None:
+        if recipe is not None or kind is FinetuneConfig:
             progress.say(f"{folder} has no checkpoint yet: the run begins")
         return None
     newest, faults = newest_checkpoint(checkpoints)

@@ -320,3 +320,13 @@ def test_real_passages_have_their_documented_questions(
 def test_real_choices_have_their_documented_answers(shared_data: Path, name: str, counts: dict[int, int]) -> None:
     questions = read_choices(str(shared_data / name), counted=Counter())
     assert Counter(question.answer for question in questions) == counts
+
+
+def test_column_of_many_numbers_is_not_guessed_as_classes():
+    rows = [{"review": f"text number {i}", "stars": f"{1 + i / 30}", "verdict": "ab"[i % 2]} for i in range(60)]
+    table = Table("a.csv", ("review", "stars", "verdict"), rows, [str(i) for i in range(60)])
+    assert choose_columns(table, num_texts=1, needs_label=True, kind="class").label == "verdict"
+    assert choose_columns(table, num_texts=1, needs_label=True, kind="score").label == "stars"
+    alone = Table("a.csv", ("review", "stars"), [{k: r[k] for k in ("review", "stars")} for r in rows], table.places)
+    with pytest.raises(DataError, match="'stars' holds many different numbers"):
+        choose_columns(alone, num_texts=1, needs_label=True, kind="class")

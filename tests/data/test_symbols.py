@@ -29,8 +29,6 @@ VOCABULARY = [
         (">a|1\nAC\n", [{"name": "a", "sequence": "AC", "label": "1"}]),
         (">a label=pos x|y\nAC\n", [{"name": "a", "sequence": "AC", "label": "pos"}]),
         (">sp|P1|X Y\n;comment\nAC\n", [{"name": "sp|P1|X", "sequence": "AC"}]),
-        (">a|1\nAC\n>b\nGT\n", [{"name": "a|1", "sequence": "AC"}, {"name": "b", "sequence": "GT"}]),
-        (">a label=1\nAC\n>b\nGT\n", [{"name": "a", "sequence": "AC"}, {"name": "b", "sequence": "GT"}]),
     ],
 )
 def test_fasta_is_read(text: str, rows: list[dict[str, str]]) -> None:
@@ -161,3 +159,12 @@ def test_all_other_symbols_may_share_a_word() -> None:
 def test_too_many_runs_are_refused_before_they_are_made() -> None:
     with pytest.raises(DataError, match="take a smaller size"):
         SymbolMap.draw("ACDEFGHIKLMNPQRSTVWY", VOCABULARY, size=12)
+
+
+@pytest.mark.parametrize("headers", [(">a|1", ">b"), (">a label=1", ">b")])
+def test_header_without_the_label_that_others_have_keeps_its_row(headers):
+    rows = read_fasta("".join(f"{header}\nACGT\n" for header in headers), "x.fa")
+    assert [row for _, row in rows] == [
+        {"name": "a", "sequence": "ACGT", "label": "1"},
+        {"name": "b", "sequence": "ACGT", "label": ""},
+    ]

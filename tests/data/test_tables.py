@@ -46,7 +46,7 @@ def parquet_of(columns: dict[str, list[object]]) -> bytes:
         ("a.json", '{"text": "one"}\n{"text": "two"}\n', ("text",), [("one",), ("two",)]),
         ("a.parquet", parquet_of({"text": ["one"], "tags": [["a", "b"]]}), ("text", "tags"), [("one", ["a", "b"])]),
         ("a.fa", ">s1|yes\nAC\nGT\n>s2|no\nTT\n", ("name", "sequence", "label"), [("s1", "ACGT", "yes"), ("s2", "TT", "no")]),
-        ("a.txt", "one\n\ntwo\t2\n", ("text",), [("one",), ("two\t2",)]),
+        ("a.txt", "one\n\ntwo\t2\n", ("text",), [("one",), ("",), ("two\t2",)]),
         ("a.txt", "one\t1\n\ntwo\t2\n", ("column1", "column2"), [("one", "1"), ("two", "2")]),
         ("a.data", "+,\tac\n-,\tca\n", ("column1", "column2"), [("+", "\tac"), ("-", "\tca")]),
     ],
@@ -192,3 +192,12 @@ def test_bytes_and_half_characters_may_be_replaced(tmp_path: Path) -> None:
     assert values(read_table(put(tmp_path / "a.csv", b"text\na\xff\n"), errors="replace")) == [("a\ufffd",)]
     half = json.dumps({"text": "a\ud83d"})
     assert values(read_table(put(tmp_path / "a.jsonl", half), errors="replace")) == [("a\ufffd",)]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_csv_may_be_parted_by_semicolons_or_tabs(tmp_path, mark):
+    lines = [["review", "stars"], ['"a fine, old book"', "4,5"], ["bad", "1,0"]]
+    (tmp_path / "a.csv").write_text("".join(mark.join(line) + "\n" for line in lines))
+    table = read_table(tmp_path / "a.csv")
+    assert table.columns == ("review", "stars")
+    assert [row["stars"] for row in table.rows] == ["4,5", "1,0"]

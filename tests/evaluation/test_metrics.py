@@ -150,6 +150,16 @@ def test_tag_inside_opens_an_entity_as_in_conlleval():
     assert tagging([["B-PER", "B-LOC"]], [["B-PER", "I-LOC"]], entities=True)["f1"] == 1.0
 
 
+@pytest.mark.parametrize("marks", ["BIOES", "BILOU", "BMMES"])
+def test_entities_of_schemes_with_ends_and_single_words_are_counted(marks):
+    begin, inside, _, end, single = marks if marks != "BILOU" else "BIOLU"
+    gold = [[f"{single}-PER", f"{single}-PER", "O", f"{begin}-LOC", f"{inside}-LOC", f"{end}-LOC"]]
+    predicted = [[f"{single}-PER", "O", "O", f"{begin}-LOC", f"{inside}-LOC", f"{end}-LOC"]]
+    told = tagging(gold, predicted, entities=True)
+    assert (told["precision"], told["recall"]) == pytest.approx((1.0, 2 / 3))
+    assert [(row["label"], row["count"]) for row in told["per_label"]] == [("LOC", 1), ("PER", 2)]
+
+
 def test_entities_agree_with_seqeval():
     import seqeval.metrics
 

@@ -104,7 +104,7 @@ def test_labels_of_dev_data_that_training_lacks(told, tmp_path):
     train = write(tmp_path / "train.csv", "text,label", "a king,good", "a river,bad", "the king,good", "x,bad")
     dev = write(tmp_path / "dev.csv", "text,label", "a king,good", "a river,awful", "the house,awful", "a,bad")
     found = told("classify", train, dev)
-    assert "1 labels of the dev data are not in the training data, and count as wrong: 'awful' (2)" in found["notes"]
+    assert "1 labels were not trained, and count as wrong: 'awful' (2)" in found["notes"]
     assert found["accuracy"] <= 0.5
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["labels"] == ["bad", "good", "awful"]
 
@@ -113,7 +113,7 @@ def test_tags_of_dev_data_that_training_lacks(told, tmp_path):
     train = write(tmp_path / "train.conll", "king\tA", "river\tB", "", "the\tA")
     dev = write(tmp_path / "dev.conll", "king\tA", "river\tC")
     found = told("tag", train, dev)
-    assert "1 labels of the dev data are not in the training data, and count as wrong: 'C' (1)" in found["notes"]
+    assert "1 labels were not trained, and count as wrong: 'C' (1)" in found["notes"]
     assert found["accuracy"] <= 0.5
 
 
@@ -121,7 +121,7 @@ def test_labels_of_several_that_training_lacks(told, tmp_path):
     train = write(tmp_path / "train.csv", "text,labels", 'a king,"a,b"', "a river,b", "the king,a", "x,b")
     dev = write(tmp_path / "dev.csv", "text,labels", 'a king,"a,c"', "a river,b")
     found = told("classify", train, dev, kind="labels")
-    assert "1 labels of the dev data are not in the training data, and are left out: 'c' (1)" in found["notes"]
+    assert "1 labels were not trained, and are left out: 'c' (1)" in found["notes"]
 
 
 def test_records_without_a_label_are_counted(told, tmp_path):

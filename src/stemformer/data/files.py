@@ -351,7 +351,7 @@ def _decode(
         if errors == "strict":
             raise DataError(
                 f"{name}: not UTF-8: byte 0x{block[error.start]:02x} at offset {offset + error.start}:"
-                " convert the file, or pass --errors replace to go on"
+                " convert the file to UTF-8, or, where the command has that option, pass --errors replace to go on"
             ) from error
     text, used = codecs.utf_8_decode(block, "replace", final)
     num_replaced = text.count("\ufffd") - block[:used].count("\ufffd".encode())

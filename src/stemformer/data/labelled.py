@@ -47,7 +47,7 @@ class TextExample:
     """One text or several, and what is said of them.
 
     Args:
-        texts: None is empty.
+        texts: None is empty, unless empty ones were to be kept.
         label: A class, a score, a set of labels (maybe empty), or None.
         row: The row of the table that it was made of.
         place: Where that begins.
@@ -131,8 +131,12 @@ def _guess_label(table: Table, texts: tuple[str, ...], *, needs_label: bool, kin
     found = best[:1] or others
     if len(found) > 1 and kind is not None:
         found = [column for column in found if _is_score(table, column) == (kind == "score")] or found
+    numbers = [
+        column for column in columns if kind == "class" and _is_score(table, column) and not _is_few(table, column)
+    ]
+    found = [column for column in found if column not in numbers]
     if not found and needs_label:
-        found = [column for column in columns if _may_be_label(table, column)]
+        found = [column for column in columns if _may_be_label(table, column) and column not in numbers]
         if len(found) > 1:
             found = [column for column in found if _counts_classes(table, column)] or found
     if len(found) == 1:
@@ -140,6 +144,8 @@ def _guess_label(table: Table, texts: tuple[str, ...], *, needs_label: bool, kin
     if not needs_label:
         return None
     why = f"it may be {_listed(found)}" if found else "none holds a few distinct values"
+    if numbers and not found:
+        why = f"{_listed(numbers)} holds many different numbers (--regression predicts a number)"
     raise DataError(
         f"{table.source}: cannot tell which column is the label, {why}; {_there(table)}: name it with --label"
     )
@@ -158,8 +164,13 @@ def _may_be_label(table: Table, column: str) -> bool:
     written = _written(table, column)
     if not written or 2 * len(written) < len(table.rows) or max(map(len, written)) > LONGEST_LABEL:
         return False
-    is_few = 2 <= len(set(written)) <= max(2, min(MOST_CLASSES, len(written) // 2))
-    return is_few or _is_score(table, column)
+    return _is_few(table, column) or _is_score(table, column)
+
+
+def _is_few(table: Table, column: str) -> bool:
+    """Returns whether a column holds two distinct values at least, but few for so many rows."""
+    written = _written(table, column) or []
+    return 2 <= len(set(written)) <= max(2, min(MOST_CLASSES, len(written) // 2))
 
 
 def _is_score(table: Table, column: str) -> bool:
@@ -213,6 +224,7 @@ def make_text_examples(
     kind: LabelKind,
     separator: str = ",",
     counted: Counter[str],
+    keep_empty: bool = False,
 ) -> list[TextExample]:
     """Returns the examples that a table holds; what makes none is counted by reason.
 
@@ -222,6 +234,7 @@ def make_text_examples(
         kind: "class" for one label as written (an int or float of JSON or parquet without its `.0`); "labels" for any
             number of them, from a list or divided at `separator`; "score" for a number.
         separator: What parts labels in text.
+        keep_empty: Rows with an empty text are examples too (and counted), so that there is one for each row.
         counted: Receives "empty text", "no label" and "no gold label" (`-`, where annotators did not agree; it
             is a label where `+` is one).
 
@@ -242,7 +255,8 @@ def make_text_examples(
         texts = tuple(_text(row[column], place, column) for column in columns.texts)
         if not all(texts):
             counted["empty text"] += 1
-            continue
+            if not keep_empty:
+                continue
         label: str | float | tuple[str, ...] | None = None
         if columns.label is not None:
             label = _label(row[columns.label], f"{place}: column '{columns.label}'", kind, separator)

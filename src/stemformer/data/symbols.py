@@ -26,10 +26,10 @@ _LABEL = re.compile(r"(?:^|[\s|;])label=([^\s|;]+)", re.IGNORECASE)
 
 
 def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
-    r"""Returns places and rows of FASTA: `name`, `sequence` and, if every header has one, `label`.
+    r"""Returns places and rows of FASTA: `name`, `sequence` and, if a header has one, `label`.
 
     The name is the first word of a header. The label is what stands behind `label=`; where no header has that, what
-    stands behind the bar if each has a single one, as `>seq7|1`.
+    stands behind the bar if none has several, as `>seq7|1`. It is empty where a header has none.
 
     Args:
         text: Of the file; lines that begin with `;` are comments.
@@ -56,7 +56,8 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
     if empty is not None:
         raise DataError(f"{source}:{empty}: a header without a sequence: add its lines or take the header out")
     has_named = any(_LABEL.search(header) for _, header, _ in records)
-    has_bars = not has_named and all(header.count("|") == 1 for _, header, _ in records)
+    bars = {header.count("|") for _, header, _ in records}
+    has_bars = not has_named and bars in ({1}, {0, 1})
     rows: list[tuple[str, dict[str, Any]]] = []
     for number, header, parts in records:
         name, _, label = header.partition("|") if has_bars else (header, "", "")
@@ -64,7 +65,7 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
             label = found[1]
         row = {"name": name.strip() if has_bars else (header.split() or [""])[0], "sequence": "".join(parts)}
         rows.append((f"{source}:{number}", row | {"label": label.strip()}))
-    if not all(row["label"] for _, row in rows):
+    if not any(row["label"] for _, row in rows):
         rows = [(place, {"name": row["name"], "sequence": row["sequence"]}) for place, row in rows]
     return rows
 

@@ -240,13 +240,15 @@ def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
         table = table_of_stream(text)
         return list(zip(table.places, table.rows, strict=True))
     if kind in (".csv", ".tsv"):
-        delimiter: str | None = "," if kind == ".csv" else "\t"
+        delimiter: str | None = _delimiter_of_csv(text) if kind == ".csv" else "\t"
     else:
         delimiter = None if source == STANDARD_INPUT else _delimiter_of_text(text, stem)
     if delimiter:
         return _delimited_rows(text, source, delimiter)
-    lines = enumerate(text.split("\n"), 1)
-    return [(f"{source}:{number}", {"text": line}) for number, line in lines if line.strip()]
+    lines = text.split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return [(f"{source}:{number}", {"text": line}) for number, line in enumerate(lines, 1)]
 
 
 def _json_rows(records: list[tuple[str, Any]], source: str) -> list[tuple[str, dict[str, Any]]]:
@@ -261,7 +263,7 @@ def _json_rows(records: list[tuple[str, Any]], source: str) -> list[tuple[str, d
 
 def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, dict[str, Any]]]:
     """Returns places and rows of CSV or TSV; columns have numbers where the first line does not name them."""
-    has_quotes = delimiter == "," or _has_csv_quotes(text)
+    has_quotes = delimiter in ",;" or _has_csv_quotes(text)
     pairs = list(csv_rows(iter([text]), source, delimiter=delimiter, has_quotes=has_quotes))
     if not pairs:
         return []
@@ -311,6 +313,12 @@ def _may_be_name(field: str) -> bool:
     is_short = 0 < len(field) <= _LONGEST_NAME and len(field.split()) <= _MOST_WORDS_OF_NAME
     has_letters = any(character.isalpha() for character in field)
     return is_short and has_letters and not _NUMBER.fullmatch(field) and not _SENTENCE_END.search(field)
+
+
+def _delimiter_of_csv(text: str) -> str:
+    """Returns what parts the columns of CSV: semicolons or tabs where the first line has those and no comma."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    return next((mark for mark in ";\t" if mark in first and "," not in first), ",")
 
 
 def _delimiter_of_text(text: str, stem: str) -> str | None:

@@ -118,6 +118,10 @@ def read_tagged(
             continue
         lines = text.split("\n")
         first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+        if not needs_tags and split_suffixes(source)[1] in (".csv", ".tsv"):
+            raise DataError(
+                f"{source}: a table, expected a word a line, a sentence a line in a .txt, or JSON lines with 'words'"
+            )
         if not needs_tags and _are_sentences(lines):
             sentences.extend(_sentences_of_lines(lines, source))
             continue

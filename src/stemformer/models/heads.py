@@ -52,6 +52,13 @@ class MaskedLmHead(nn.Module):
         return x, embedding if self.decoder is None else self.decoder.weight, self.bias
 
 
+def _in_float32(linear: nn.Module, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape C"]:
+    """Returns the scores of a few labels, in float32 also under autocast: in bfloat16 many would come out alike."""
+    with torch.autocast(x.device.type, enabled=False):
+        scores: Tensor = linear(x.float())
+    return scores
+
+
 class NextSentenceHead(nn.Module):
     """The state of `[CLS]` to two scores: text B follows text A (0), or comes from elsewhere (1).
 
@@ -88,8 +95,7 @@ class SequenceHead(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S C"]:
-        scores: Tensor = self.classifier(self.dropout(torch.tanh(self.pooler(states))))
-        return scores
+        return _in_float32(self.classifier, self.dropout(torch.tanh(self.pooler(states))))
 
 
 class ChoiceHead(SequenceHead):
@@ -119,8 +125,7 @@ class TokenHead(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, states: Float[Tensor, "M D"]) -> Float[Tensor, "M C"]:
-        scores: Tensor = self.classifier(self.dropout(states))
-        return scores
+        return _in_float32(self.classifier, self.dropout(states))
 
 
 class SpanHead(nn.Module):
@@ -138,8 +143,7 @@ class SpanHead(nn.Module):
         self.scores = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N 2"]:
-        scores: Tensor = self.scores(states)
-        return scores
+        return _in_float32(self.scores, states)
 
 
 def start_from_frequency(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from stemformer.data.tagged import as_bioes
+from stemformer.data.tagged import as_bioes, is_bio
 from stemformer.evaluation.metrics import squad
 from stemformer.report.run_report import draw, write_page
 from stemformer.training.log import read_log
@@ -179,7 +179,7 @@ def _as_set(answer: Any) -> Any:
 def _tagged(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns examples of `tag` as pieces of running text with their labels, those with the most mistakes first."""
     tags = sorted({tag for example in examples for side in ("gold", "predicted") for tag in example[side]})
-    has_entities = any(tag.startswith(("B-", "I-")) for tag in tags)
+    has_entities = is_bio(tags)
     names = sorted({tag[2:] for tag in tags if tag[1:2] == "-"}) if has_entities else tags
     hues = {name: round(_GOLDEN_ANGLE * number) % 360 for number, name in enumerate(names)}
     shown = []
