@@ -8,7 +8,7 @@ minute of the machine falls on all of them. Sides:
     ours                     the package's loop: prefetched batches, gradients, clipping, fused AdamW
     ours_compiled            the same with the layers compiled
     ours_muon                the same with the optimizer of our small recipes, which costs a step more and takes fewer (time_to_quality.py)
-    ours_in_4                the same with a step's rows in four micro-batches, which takes less memory
+    ours_in_4, ours_in_8     the same with a step's rows in four or eight micro-batches, which takes less memory
     default                  what transformers' run_mlm example does: Trainer, float32, eager; its own collator and data loader
     default_shipped_dropout  the same with BertConfig's own dropout (0.1, also on attention probabilities)
     best                     BertForMaskedLM by hand: scaled_dot_product_attention, fused AdamW, torch.compile of the model, bf16 autocast
@@ -68,6 +68,7 @@ SIDES = (
     "ours_compiled",
     "ours_muon",
     "ours_in_4",
+    "ours_in_8",
     "default",
     "default_shipped_dropout",
     "best",
@@ -178,7 +179,10 @@ def measure(side: str, args: argparse.Namespace) -> dict[str, Any]:
     after_imports = resident_megabytes("VmRSS")
     precision = "fp32" if side.startswith("default") else choose_precision(args.precision, CPU)
     setup = our_setup(
-        args, precision, optimizer="muon" if side == "ours_muon" else "adamw", parts=4 if side == "ours_in_4" else 1
+        args,
+        precision,
+        optimizer="muon" if side == "ours_muon" else "adamw",
+        parts=int(side.removeprefix("ours_in_")) if side.startswith("ours_in_") else 1,
     )
     if side.startswith("ours"):
         steps = our_steps(setup, args, compiled=side == "ours_compiled")
