@@ -119,3 +119,8 @@ def test_examples_in_docstrings_hold(module):
     outcome = doctest.testmod(module)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+def test_matrix_is_set_in_rows():
+    lines = as_text({"accuracy": 0.95, "confusion": [[105, 0], [3, 95]]}).splitlines()
+    assert lines[-3:] == ["confusion", "  105  0", "  3    95"]

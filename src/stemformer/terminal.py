@@ -155,15 +155,24 @@ def as_text(result: Any) -> str:
     if result and all(isinstance(record, Mapping) for record in result):
         header = list(dict.fromkeys(key for record in result for key in record))
         return "\n".join(_aligned([header, *([_value(record.get(key, "")) for key in header] for record in result)]))
+    if result and all(map(_is_row, result)):
+        return "\n".join(_aligned([[_value(item) for item in row] for row in result]))
     return "\n".join(_value(item) for item in result)
+
+
+def _is_row(value: Any) -> bool:
+    """Says whether a value is a row of a matrix, such as a confusion's."""
+    return isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value)
 
 
 def _is_block(value: Any) -> bool:
     """Says whether a value is a table or lines of text, which stand below the names and values."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
-    return all(isinstance(item, Mapping) for item in value) or all(
-        isinstance(item, str) and " " in item for item in value
+    return (
+        all(isinstance(item, Mapping) for item in value)
+        or all(isinstance(item, str) and " " in item for item in value)
+        or all(map(_is_row, value))
     )
 
 
