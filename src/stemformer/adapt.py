@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.data.wordpiece import PREFIX
 from stemformer.errors import TokenizerError
+from stemformer.models.bert import BertConfig
 from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import Model
 
@@ -71,6 +72,7 @@ def adapt_vocabulary(model: Model, old: Tokenizer, new: Tokenizer, *, generator:
             rows = _mean_rows(head.decoder.weight.data, sources, std=std, generator=generator)
             head.decoder.weight = nn.Parameter(rows)
             head.decoder.num_embeddings = new.vocab_size
+    assert isinstance(model.config, BertConfig)
     config = replace(model.config, vocab_size=new.vocab_size, pad_token_id=new.pad_id)
     model.config = model.body.config = config
     kept = sum(old.id_of(token) is not None for token in new.tokens)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -20,6 +20,8 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.fill import fill_masks, pseudo_log_likelihood
 from stemformer.finetuning import finetune
 from stemformer.folders import free_folder, refuse_inside
+from stemformer.generation.decode import DecodingConfig
+from stemformer.generation.texts import continue_texts
 from stemformer.planning import plan
 from stemformer.predicting import evaluate, load, predict
 from stemformer.pretrained import find_folder, load_with_tokenizer
@@ -36,6 +38,7 @@ __all__ = [
     "evaluate",
     "fill",
     "finetune",
+    "generate",
     "glue",
     "inspect",
     "load",
@@ -244,6 +247,76 @@ def fill(
         {"text": f.text, "masks": [{"candidates": [asdict(c) for c in mask]} for mask in f.masks], "filled": f.filled}
         for f in found
     ]
+
+
+def generate(
+    prompts: Sequence[str],
+    *,
+    model: str,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    stop: Sequence[str] = (),
+    slide: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "fp32",
+    threads: int | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Returns how a model goes on with each prompt.
+
+    Args:
+        prompts: Texts; an empty one begins a document.
+        model: A GPT-2 folder or hub id.
+        max_new_tokens: See `generation.decode.DecodingConfig`, like the next seven.
+        temperature: 0 takes the likeliest token.
+        top_k: How many can be drawn.
+        top_p: Share that can be drawn.
+        min_p: Share of the likeliest token's probability.
+        repetition_penalty: Of tokens that were there.
+        num_beams: Texts that are followed at once.
+        length_penalty: Of a beam.
+        stop: Strings before which a text ends.
+        slide: Let the window slide where the model has no further position, instead of refusing.
+        seed: Of what is drawn.
+        device: `auto`, `cpu`, `cuda` ...
+        precision: `fp32` or `bf16`; weights are converted.
+        threads: Processor threads.
+        on_text: Told the number of a prompt and what was just written.
+
+    Raises:
+        ConfigError: Settings out of range, a model that does not generate, more tokens than it has positions.
+        DataError: No prompt, or one that is too long.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise DataError("no list of prompts was given: give [text]")
+    config = DecodingConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+        overflow="slide" if slide else "error",
+        seed=seed,
+    )
+    if threads:
+        torch.set_num_threads(threads)
+    torch_device = choose_device(device)
+    opened, tokenizer = load_with_tokenizer(model)
+    if "causal_lm" not in opened.heads:
+        raise ConfigError(f"{model} was not trained on the next word, so it cannot generate: give a GPT")
+    opened.to(torch_device, torch.bfloat16 if choose_precision(precision, torch_device) == "bf16" else torch.float32)
+    found = continue_texts(prompts, opened, tokenizer, config, stop=stop, on_text=on_text)
+    return [asdict(continuation) for continuation in found]
 
 
 def quickstart(

@@ -32,6 +32,7 @@ __all__ = [
     "evaluate",
     "fill",
     "finetune",
+    "generate",
     "glue",
     "inspect",
     "main",
@@ -540,6 +541,76 @@ def compare(
             progress=progress,
         )
     _print_result(result, output)
+
+
+@app.command
+def generate(
+    prompt: list[str] | None = None,
+    /,
+    *,
+    model: str,
+    stdin: Annotated[Flag, Parameter(name=["--stdin", "-"])] = False,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    stop: list[str] | None = None,
+    slide: Flag = False,
+    seed: int = 0,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Goes on with texts, as a model that was trained on the next word would.
+
+    Args:
+        prompt: Beginnings; the lines of standard input if none is given. A single one is written as it comes.
+        model: GPT-2 folder or hub id.
+        stdin: Take the lines of standard input too.
+        max_new_tokens: How many tokens are added at most.
+        temperature: Above 1 more surprising, below 1 more likely; 0 always takes the likeliest token.
+        top_k: Draw from the so many likeliest tokens; 0 for all.
+        top_p: Draw from the fewest tokens that have this share of the probability.
+        min_p: Draw from tokens at least so likely as this share of the likeliest.
+        repetition_penalty: Above 1, tokens that were there become less likely.
+        num_beams: Follow so many texts at once and take the likeliest; nothing is drawn.
+        length_penalty: Above 0, longer beams are preferred.
+        stop: End before this string; may be given again.
+        slide: Go on where the model has no further position, with the later half of what it sees.
+        seed: Number from which all randomness comes.
+    """
+    from stemformer import api
+
+    prompts = [*(prompt or []), *(_stdin_lines() if stdin or not prompt else [])]
+    is_streamed = len(prompts) == 1 and not output.json and num_beams == 1
+    if is_streamed:
+        print(prompts[0], end="", flush=True)
+    result = api.generate(
+        prompts,
+        model=model,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+        stop=stop or [],
+        slide=slide,
+        seed=seed,
+        **machine.given(),
+        on_text=(lambda _, text: print(text, end="", flush=True)) if is_streamed else None,
+    )
+    if is_streamed:
+        print()
+    elif output.json:
+        _print_result(result, output)
+    else:
+        print("\n\n".join(found["prompt"] + found["text"] for found in result))
 
 
 @app.command

@@ -17,8 +17,7 @@ from stemformer.evaluation.metrics import midway, spread
 from stemformer.evaluation.predict import predict_scores
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.labelling import LabelledData, encode, read_labelled
-from stemformer.models.bert import BertConfig
-from stemformer.models.model import Model, make_model
+from stemformer.models.model import BodyConfig, Model, make_model
 from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.pretrained import find_folder, load_model, save_model
 from stemformer.pretraining import resolve
@@ -336,7 +335,7 @@ def make_setup(
 
 def _finish(
     weights: dict[str, Any],
-    body: BertConfig,
+    body: BodyConfig,
     data: LabelledData,
     dev: TaskExamples,
     setup: Setup,

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from stemformer.data.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
-from stemformer.models.bert import BertConfig
-from stemformer.models.heads import MaskedLmHead, initialise
-from stemformer.models.hf_names import from_hugging_face, to_hugging_face
-from stemformer.models.model import ARCHITECTURES, Model, make_model
+from stemformer.models.gpt import GptConfig
+from stemformer.models.heads import CausalLmHead, MaskedLmHead, initialise
+from stemformer.models.hf_names import GPT_CONFIG, from_hugging_face, to_hugging_face
+from stemformer.models.model import ARCHITECTURES, BodyConfig, Model, architecture_of, make_model
 
 __all__ = [
     "attention_dropout",
@@ -37,17 +37,13 @@ __all__ = [
 _DECODER_BIAS = "cls.predictions.decoder.bias"
 """A second name of `cls.predictions.bias`, which an untied folder needs: there transformers reads this one."""
 
-_HF_CLASS = {
-    frozenset[str](): "BertModel",
-    frozenset({"masked_lm"}): "BertForMaskedLM",
-    frozenset({"next_sentence"}): "BertForNextSentencePrediction",
-    frozenset({"masked_lm", "next_sentence"}): "BertForPreTraining",
-    frozenset({"sequence"}): "BertForSequenceClassification",
-    frozenset({"token"}): "BertForTokenClassification",
-    frozenset({"span"}): "BertForQuestionAnswering",
-    frozenset({"choice"}): "BertForMultipleChoice",
+_HEAD_OF = {
+    name: head
+    for kind in ARCHITECTURES.values()
+    for heads, name in kind.classes.items()
+    if len(heads) == 1
+    for head in heads
 }
-_HEAD_OF = {architecture: head for heads, architecture in _HF_CLASS.items() if len(heads) == 1 for head in heads}
 _TASK_KEY = "stemformer_task"
 
 
@@ -118,24 +114,29 @@ def load_model(
     folder = find_folder(path)
     config, raw = _read_config(folder)
     state = _read_weights(folder)
-    _, _, extra = from_hugging_face(state, [])
+    kind = ARCHITECTURES[architecture_of(config)]
+    _, _, extra = from_hugging_face(state, [], kind.names)
     if heads is None:
         heads = _heads_there(raw, extra)
+    if strange := [head for head in heads if head not in (*kind.heads, *kind.task_heads)]:
+        raise CheckpointError(
+            f"{folder} is a {architecture_of(config)}, which has no head {', '.join(strange)}: give another model"
+        )
     if num_labels is None:
         num_labels = next((len(state[name]) for name in _LABELLED if name in state), None)
-    if num_labels is None and generator is None and set(heads) & ARCHITECTURES["bert"].task_heads.keys():
+    if num_labels is None and generator is None and set(heads) & kind.task_heads.keys():
         raise CheckpointError(f"{folder} has no head for labelled data: give a model made by `stemformer finetune`")
     model = make_model(config, heads, num_labels=num_labels)
     _untie_if_needed(model, state, raw)
     if not raw.get("tie_word_embeddings", True) and _DECODER_BIAS in state:  # then this one counts, in transformers too
         state["cls.predictions.bias"] = state[_DECODER_BIAS]
     wanted = model.state_dict()
-    found, missing, unused = from_hugging_face(state, wanted)
+    found, missing, unused = from_hugging_face(state, wanted, kind.names)
     if generator is not None:
         resized = [name for name in found if name.startswith("heads.") and found[name].shape != wanted[name].shape]
         missing += resized
         found = {name: tensor for name, tensor in found.items() if name not in resized}
-    if extra_layers := [name for name in unused if name.startswith("bert.encoder.layer.")]:
+    if extra_layers := [name for name in unused if name.startswith(kind.names.layer)]:
         raise CheckpointError(
             f"{folder} holds {extra_layers[0]}, config.json says {config.num_hidden_layers} layers: "
             "the weights and the config are not of the same model"
@@ -148,7 +149,7 @@ def load_model(
             )
     if lacking := [name for name in missing if name.startswith("body.")]:
         raise CheckpointError(
-            f"{folder} lacks {len(lacking)} weights of the body, {lacking[0]} first: not a whole BERT"
+            f"{folder} lacks {len(lacking)} weights of the body, {lacking[0]} first: not a whole model"
         )
     if missing:
         if generator is None:
@@ -166,6 +167,8 @@ _LABELLED = ("classifier.weight", "qa_outputs.weight")
 
 def _heads_there(raw: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Returns which heads a folder holds, by the names of its weights and the class in its `config.json`."""
+    if raw.get("model_type") == "gpt2":  # whose head has no weights of its own
+        return [] if (raw.get("architectures") or [""])[0] == "GPT2Model" else ["causal_lm"]
     there = {"masked_lm": "cls.predictions.bias", "next_sentence": "cls.seq_relationship.weight"}
     heads = [head for head, name in there.items() if name in names]
     if any(name in names for name in _LABELLED):
@@ -193,7 +196,8 @@ def read_task(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def attention_dropout(path: str | os.PathLike[str]) -> float:
     """Returns the dropout rate of attention probabilities that a folder's `config.json` asks for; ours has none."""
-    return float(_read_config(find_folder(path))[1].get("attention_probs_dropout_prob", 0.0))
+    raw = _read_config(find_folder(path))[1]
+    return float(raw.get("attention_probs_dropout_prob", raw.get("attn_pdrop", 0.0)))
 
 
 def load_with_tokenizer(
@@ -240,21 +244,18 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = state or {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    state = to_hugging_face(weights)
-    architecture = _HF_CLASS[frozenset(model.heads)]
-    if architecture == "BertModel":
-        state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}
-    is_tied = "cls.predictions.decoder.weight" not in state
+    kind = ARCHITECTURES[architecture_of(model.config)]
+    state = to_hugging_face(weights, kind.names)
+    if not model.heads:
+        state = {name.removeprefix(kind.names.prefix): tensor for name, tensor in state.items()}
+    is_tied = "cls.predictions.decoder.weight" not in state and "lm_head.weight" not in state
     if not is_tied and "masked_lm" in model.heads:
         state[_DECODER_BIAS] = state["cls.predictions.bias"].clone()
     config = {
-        "architectures": [architecture],
-        "model_type": "bert",
-        **asdict(model.config),
-        "attention_probs_dropout_prob": 0.0,
-        "position_embedding_type": "absolute",
+        "architectures": [kind.classes[frozenset(model.heads)]],
+        "model_type": architecture_of(model.config),
+        **_written_config(model.config),
         "tie_word_embeddings": is_tied,
-        "use_cache": False,
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
         **_told_of_task(task),
     }
@@ -262,6 +263,24 @@ def save_model(
         tokenizer.save(folder, model_max_length=model.config.max_position_embeddings)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tensors(state, folder / "model.safetensors")
+
+
+def _written_config(config: BodyConfig) -> dict[str, Any]:
+    """Returns a config in the keys of `config.json`, with those that transformers asks for beside ours."""
+    if isinstance(config, GptConfig):
+        told = {theirs: getattr(config, ours) for ours, theirs in GPT_CONFIG.items()}
+        return {
+            **told,
+            "embd_pdrop": config.hidden_dropout_prob,
+            "attn_pdrop": 0.0,
+            "bos_token_id": config.eos_token_id,
+        }
+    return {
+        **asdict(config),
+        "attention_probs_dropout_prob": 0.0,
+        "position_embedding_type": "absolute",
+        "use_cache": False,
+    }
 
 
 def _told_of_task(task: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -300,7 +319,7 @@ def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------------- reading
 
 
-def _read_config(folder: Path) -> tuple[BertConfig, Mapping[str, Any]]:
+def _read_config(folder: Path) -> tuple[BodyConfig, Mapping[str, Any]]:
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -316,11 +335,23 @@ def _read_config(folder: Path) -> tuple[BertConfig, Mapping[str, Any]]:
         )
     if raw.get("is_decoder", False):
         raise CheckpointError(f"{folder}: is_decoder is true: expected a BERT that sees both sides")
-    known = {f.name for f in fields(BertConfig)}
+    of_kind = ARCHITECTURES[kind].config
+    given = _read_gpt(raw, folder) if kind == "gpt2" else raw
+    known = {f.name for f in fields(of_kind)}
     try:
-        return msgspec.convert({name: value for name, value in raw.items() if name in known}, BertConfig), raw
+        return msgspec.convert({name: value for name, value in given.items() if name in known}, of_kind), raw
     except (StemformerError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{folder}/config.json: {error}") from error
+
+
+def _read_gpt(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the values of a GPT-2's `config.json` under our names."""
+    usual = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+    for key, value in usual.items():
+        if raw.get(key, value) != value:
+            raise CheckpointError(f"{folder}: {key} is {raw[key]}: only {value} can be computed here")
+    given = {ours: raw[theirs] for ours, theirs in GPT_CONFIG.items() if raw.get(theirs) is not None}
+    return {"intermediate_size": 4 * given.get("hidden_size", GptConfig.hidden_size), **given}
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -370,14 +401,19 @@ def _read_bin(file: Path) -> dict[str, Tensor]:
 
 def _untie_if_needed(model: Model, state: Mapping[str, Tensor], raw: Mapping[str, Any]) -> None:
     """Gives the head an output matrix of its own where `config.json` says so, as `transformers` does."""
-    if "masked_lm" not in model.heads:
+    if "masked_lm" not in model.heads and "causal_lm" not in model.heads:
         return
+    is_causal = "causal_lm" in model.heads
     if not raw.get("tie_word_embeddings", True):
-        model.heads["masked_lm"] = MaskedLmHead(model.config, tied=False)
+        if isinstance(model.config, GptConfig):
+            model.heads["causal_lm"] = CausalLmHead(model.config, tied=False)
+        else:
+            model.heads["masked_lm"] = MaskedLmHead(model.config, tied=False)
         return
-    decoder, word = (
-        state.get(f"{name}.weight") for name in ("cls.predictions.decoder", "bert.embeddings.word_embeddings")
+    names = (
+        ("lm_head", "transformer.wte") if is_causal else ("cls.predictions.decoder", "bert.embeddings.word_embeddings")
     )
+    decoder, word = (state.get(f"{name}.weight") for name in names)
     if decoder is not None and word is not None and not torch.equal(decoder, word):
         warnings.warn(
             "the folder holds an output matrix that differs from the word embeddings, but its config.json says that they are tied: "

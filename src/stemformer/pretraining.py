@@ -23,6 +23,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.blanks import choose_blanks, fill_blanks
 from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
 from stemformer.folders import free_folder, refuse_inside
+from stemformer.models.bert import BertConfig
 from stemformer.models.heads import start_from_frequency
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
@@ -132,6 +133,7 @@ def pretrain(
         checkpoint = found.newest if found else None
         model = starting_model(given, tokenizer, progress, checkpoint=checkpoint, counts=counts)
         _refuse_other_sizes(given, model, settings)
+        assert isinstance(model.config, BertConfig)
         setup = make_setup(replace(given, model=model.config), data, tokenizer, ranks, folder)
         if found is not None:
             check_goes_on(found, setup)

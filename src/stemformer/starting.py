@@ -65,7 +65,7 @@ def put_on_device(model: Model, setup: Setup) -> tuple[torch.nn.Module, torch.op
     scale = _layer_scale(model, config.layer_decay)
     optimizer = make_optimizer(model, config.optimizer, precision=setup.precision, scale=scale)
     if setup.device.type == "cpu" and ranks.world_size == 1 and model.body.embeddings.word.weight.requires_grad:
-        model.body.embeddings.keep_gradient()
+        model.body.embeddings.word.keep_gradient()
     return module, optimizer
 
 

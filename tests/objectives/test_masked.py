@@ -349,7 +349,7 @@ def test_sparse_gradient_of_looking_words_up_adds_up_to_the_dense_one(scored):
 
     dense = gradient()
     model.share_word_gradient()
-    assert model.body.embeddings.has_sparse_gradient
+    assert model.body.embeddings.word.has_sparse_gradient
     shared = gradient()
     assert not shared.is_sparse
     torch.testing.assert_close(shared, dense)
@@ -360,4 +360,4 @@ def test_untied_head_leaves_the_gradient_of_looking_words_up_dense():
     model = make_model(config, ["masked_lm"])
     model.heads["masked_lm"] = MaskedLmHead(config, tied=False)
     model.share_word_gradient()
-    assert not model.body.embeddings.has_sparse_gradient
+    assert not model.body.embeddings.word.has_sparse_gradient

@@ -301,7 +301,7 @@ def _encoding(encoded: Any) -> Encoding:
 
 
 def load_tokenizer(folder_or_file: str | Path) -> Tokenizer:
-    """Returns the tokenizer of a folder, of a tokenizer.json or of a vocab.txt.
+    """Returns the tokenizer of a folder, of a tokenizer.json, of a vocab.txt or of a vocab.json with its merges.txt (byte-level BPE).
 
     tokenizer.json is preferred. With vocab.txt alone, tokenizer_config.json beside it says whether to lower-case; where
     it does not, a vocabulary without upper-case ASCII letters is taken as lower-cased and `lowercase_is_guess` is set.
@@ -321,7 +321,7 @@ def load_tokenizer(folder_or_file: str | Path) -> Tokenizer:
     """
     path = Path(folder_or_file)
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        found = [path / name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (path / name).is_file()]
         if not found:
             raise TokenizerError(f"{path} has no tokenizer.json and no vocab.txt: give a tokenizer's folder")
         path = found[0]
@@ -330,6 +330,8 @@ def load_tokenizer(folder_or_file: str | Path) -> Tokenizer:
     beside = path.with_name("tokenizer_config.json")
     config = _read_json(beside) if beside.is_file() else {}
     given = {name: config[key] for key, name in _CONFIG_NAMES.items() if key in config}
+    if path.name == "vocab.json":
+        return Tokenizer(_byte_level_backend(path, config))
     if path.suffix != ".json":
         return _load_vocab_txt(path, given)
     settings = _read_json(path)
@@ -459,6 +461,28 @@ def _bert_backend(vocab: dict[str, int], normalizer: dict[str, Any]) -> tokenize
             pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
             special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
         )
+    return backend
+
+
+def _byte_level_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Returns GPT-2's tokenizer from its two files: which tokens there are, and which pairs are joined, the first first."""
+    merges = path.with_name("merges.txt")
+    if not merges.is_file():
+        raise TokenizerError(f"{path} needs merges.txt beside it, which is not there: copy it too")
+    vocab = _read_json(path)
+    lines = merges.read_text(encoding="utf-8").split("\n")
+    lines = [line for line in lines if line.strip() and not line.startswith("#version")]
+    if wrong := next((line for line in lines if line.count(" ") != 1), None):
+        raise TokenizerError(f"{merges}: {wrong!r} is no pair: expected two tokens a line", damaged=True)
+    pairs = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
+    try:
+        backend = tokenizers.Tokenizer(models.BPE(vocab, pairs))
+    except Exception as error:  # the library raises no narrower class
+        raise TokenizerError(f"{path} and merges.txt are not of one tokenizer ({error})", damaged=True) from error
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
+    backend.decoder = decoders.ByteLevel()
+    if (end := str(config.get("eos_token", "<|endoftext|>"))) in vocab:
+        backend.add_special_tokens([end])
     return backend
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["FLASH_FROM", "attend"]
+__all__ = ["FLASH_FROM", "attend", "attend_cached"]
 
 FLASH_FROM = 384
 """Tokens from which float32 sequences on the CPU take the flash kernel."""
@@ -94,6 +94,58 @@ def attend(
         with torch.autocast("cpu", enabled=False):  # in the dtype that was given
             out = _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, is_trained)[0]  # type: ignore[no-untyped-call]
     return out
+
+
+def attend_cached(
+    q: Float[Tensor, "S T H K"],
+    k: Float[Tensor, "S T H K"],
+    v: Float[Tensor, "S T H K"],
+    *,
+    keys: Float[Tensor, "S M H K"],
+    values: Float[Tensor, "S M H K"],
+    lengths: Int[Tensor, "S"],
+    longest: int,
+    is_even: bool,
+) -> Float[Tensor, "S T H K"]:
+    """Returns what new tokens gather from themselves and all before them, whose keys and values a cache holds; for decoding.
+
+    Args:
+        q: Queries of the next T tokens of each sequence.
+        k: Their keys, written into the cache in place.
+        v: Their values, likewise.
+        keys: The cache, M places a sequence.
+        values: Likewise.
+        lengths: How many places of each sequence are taken before.
+        longest: The largest of them, a Python int.
+        is_even: All of them are equal.
+
+    Raises:
+        ValueError: The cache has no room for the new tokens.
+
+    Example:
+        >>> import torch
+        >>> keys, values = torch.zeros(2, 1, 4, 2, 3).unbind()
+        >>> q = torch.randn(1, 2, 2, 3)
+        >>> attend_cached(q, q, q, keys=keys, values=values, lengths=torch.tensor([0]), longest=0, is_even=True).shape
+        torch.Size([1, 2, 2, 3])
+    """
+    num_new = q.shape[1]
+    stop = longest + num_new
+    if stop > keys.shape[1]:
+        raise ValueError(f"attend_cached: {stop} tokens for a cache of {keys.shape[1]}")
+    if is_even:
+        keys[:, longest:stop], values[:, longest:stop] = k, v
+    else:
+        places = lengths[:, None] + torch.arange(num_new, device=q.device)
+        index = places[:, :, None, None].expand(k.shape)
+        keys.scatter_(1, index, k.to(keys.dtype))
+        values.scatter_(1, index, v.to(values.dtype))
+    visible = None
+    if num_new > 1 or not is_even:
+        last = lengths[:, None] + torch.arange(num_new, device=q.device)
+        visible = (torch.arange(stop, device=q.device) <= last[:, :, None])[:, None]  # (S, 1, T, stop)
+    k_seen, v_seen = keys[:, :stop].transpose(1, 2), values[:, :stop].transpose(1, 2)
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k_seen, v_seen, attn_mask=visible).transpose(1, 2)
 
 
 # ---------------------------------------------------------------------------------------------- the operator and its backward

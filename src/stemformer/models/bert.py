@@ -3,11 +3,10 @@
 Source: Devlin et al. 2019, section 3; residual and norm order of Vaswani et al. 2017 (norm after the residual).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -18,7 +17,8 @@ from stemformer.models.layers import (
     FeedForward,
     MultiHeadAttention,
     PositionEmbedding,
-    spare_rows,
+    WordEmbedding,
+    with_spare_places,
     with_spare_rows,
 )
 
@@ -84,21 +84,11 @@ class BertConfig:
 
 
 class BertEmbeddings(nn.Module):
-    """Word + position + segment, normed, with dropout. Source: Devlin et al. 2019, figure 2.
-
-    Attributes:
-        has_sparse_gradient: The gradient of looking words up holds only the rows that were looked up. Where the loss has a dense gradient
-            of the same matrix anyway, adding these few rows to it saves a block of zeros of the whole size.
-        kept_gradient: The word embedding's gradient, held from step to step, where nothing else has a gradient of it: only the rows
-            that were looked up are then set to zero again. None lets each step make a new one.
-    """
-
-    has_sparse_gradient = False
-    kept_gradient: Tensor | None = None
+    """Word + position + segment, normed, with dropout. Source: Devlin et al. 2019, figure 2."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word = WordEmbedding(config.vocab_size, config.hidden_size)
         self.position = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -107,27 +97,9 @@ class BertEmbeddings(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "N"], position_ids: Int[Tensor, "N"], token_type_ids: Int[Tensor, "N"]
     ) -> Float[Tensor, "N D"]:
-        words = nn.functional.embedding(input_ids, self.word.weight, sparse=self.has_sparse_gradient)
-        x = words + self.position(position_ids) + self.token_type(token_type_ids)
+        x = self.word(input_ids) + self.position(position_ids) + self.token_type(token_type_ids)
         y: Tensor = self.dropout(self.norm(x))
         return y
-
-    def keep_gradient(self) -> None:
-        """Holds the word embedding's gradient from now on; `clear_gradient` must then follow each step of an optimizer."""
-        self.has_sparse_gradient = True
-        self.kept_gradient = torch.zeros_like(self.word.weight)
-        self.word.weight.grad = self.kept_gradient
-
-    def clear_gradient(self, input_ids: Sequence[Tensor]) -> None:
-        """Sets a gradient that is kept to zero.
-
-        Args:
-            input_ids: What was looked up since it was last cleared, (N,) each batch.
-        """
-        if self.kept_gradient is not None:
-            for ids in input_ids:
-                self.kept_gradient.index_fill_(0, ids, 0)
-            self.word.weight.grad = self.kept_gradient
 
 
 class BertLayer(nn.Module):
@@ -227,7 +199,7 @@ class Bert(nn.Module):
         x = with_spare_rows(self.embeddings(input_ids, position_ids, token_type_ids))
         for number in range(len(self.layers) + 1):
             if number and number == len(self.layers) and rows is not None:
-                return self.layers[number - 1](x, cu_seqlens, max_seqlen, _with_spare_places(rows))[: len(rows)]
+                return self.layers[number - 1](x, cu_seqlens, max_seqlen, with_spare_places(rows))[: len(rows)]
             if number:
                 x = self.layers[number - 1](x, cu_seqlens, max_seqlen)
             if number in replace:
@@ -237,9 +209,3 @@ class Bert(nn.Module):
         if rows is not None:  # of a body without layers
             return x.index_select(0, rows)
         return kept if return_layers else x[:n]
-
-
-def _with_spare_places(rows: Int[Tensor, "R"]) -> Int[Tensor, "R2"]:
-    """Returns the places followed by some of place 0, as many as `with_spare_rows` would add, and for the same reason."""
-    spare = spare_rows(len(rows)) if rows.device.type == "cpu" else 0
-    return nn.functional.pad(rows, (0, spare))

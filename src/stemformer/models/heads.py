@@ -6,9 +6,11 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from stemformer.models.bert import BertConfig
+from stemformer.models.gpt import GptConfig
 from stemformer.models.layers import Dropout, PositionEmbedding, make_activation, sinusoids
 
 __all__ = [
+    "CausalLmHead",
     "ChoiceHead",
     "MaskedLmHead",
     "NextSentenceHead",
@@ -50,6 +52,30 @@ class MaskedLmHead(nn.Module):
         """Returns what the scores are a linear function of: transformed states, output matrix and bias."""
         x = self.norm(self.activation(self.dense(states)))
         return x, embedding if self.decoder is None else self.decoder.weight, self.bias
+
+
+class CausalLmHead(nn.Module):
+    """States to a score for each word that may come next: products with the body's word embedding, unless the model was not tied.
+
+    Args:
+        config: Of the body.
+        tied: False gives the head an output matrix of its own.
+
+    Source: Radford et al. 2018, section 3.1.
+    """
+
+    def __init__(self, config: GptConfig, *, tied: bool = True) -> None:
+        super().__init__()
+        self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def forward(self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "*shape V"]:
+        return nn.functional.linear(*self.before_scores(states, embedding))
+
+    def before_scores(
+        self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]
+    ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "V D"], None]:
+        """Returns what the scores are a linear function of: states, output matrix, and no bias."""
+        return states, embedding if self.decoder is None else self.decoder.weight, None
 
 
 def _in_float32(linear: nn.Module, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape C"]:
@@ -161,7 +187,7 @@ def start_from_frequency(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> N
 
 
 def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
-    """Fills a body or head with fresh weights, by the table in the body's docstring.
+    """Fills a body or head with fresh weights, by the table in the body's docstring; a linear's `first_scale` is what it says there.
 
     Args:
         module: Filled in place, submodules in the order of their definition.
@@ -172,7 +198,7 @@ def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> 
         if isinstance(part, PositionEmbedding):
             part.weight.data.copy_(sinusoids(*part.weight.shape) * std * 2**0.5)
         elif isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=std, generator=generator)
+            nn.init.normal_(part.weight, std=std * getattr(part, "first_scale", 1.0), generator=generator)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
         if isinstance(part, nn.LayerNorm):

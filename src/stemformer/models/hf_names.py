@@ -1,17 +1,19 @@
 """Our parameter names and Hugging Face's: one table an architecture, read in both directions.
 
-A row is `ours: theirs`. `{i}` stands for the number of a layer. Several names on the right are stacked along the first axis.
+A row is `ours: theirs`. `{i}` stands for the number of a layer. Several names on the right are stacked along the first axis; one that ends
+in `^T` is kept transposed there.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stemformer.errors import CheckpointError
 
-__all__ = ["BERT_NAMES", "from_hugging_face", "to_hugging_face"]
+__all__ = ["BERT", "BERT_NAMES", "GPT", "GPT_CONFIG", "GPT_NAMES", "Names", "from_hugging_face", "to_hugging_face"]
 
 BERT_NAMES: dict[str, tuple[str, ...]] = {
     "body.embeddings.word.weight": ("bert.embeddings.word_embeddings.weight",),
@@ -63,48 +65,118 @@ BERT_NAMES: dict[str, tuple[str, ...]] = {
     "heads.span.scores.bias": ("qa_outputs.bias",),
 }
 
+GPT_NAMES: dict[str, tuple[str, ...]] = {
+    "body.embeddings.word.weight": ("transformer.wte.weight",),
+    "body.embeddings.position.weight": ("transformer.wpe.weight",),
+    "body.layers.{i}.attention_norm.weight": ("transformer.h.{i}.ln_1.weight",),
+    "body.layers.{i}.attention_norm.bias": ("transformer.h.{i}.ln_1.bias",),
+    "body.layers.{i}.attention.qkv.weight": ("transformer.h.{i}.attn.c_attn.weight^T",),
+    "body.layers.{i}.attention.qkv.bias": ("transformer.h.{i}.attn.c_attn.bias",),
+    "body.layers.{i}.attention.out.weight": ("transformer.h.{i}.attn.c_proj.weight^T",),
+    "body.layers.{i}.attention.out.bias": ("transformer.h.{i}.attn.c_proj.bias",),
+    "body.layers.{i}.feed_forward_norm.weight": ("transformer.h.{i}.ln_2.weight",),
+    "body.layers.{i}.feed_forward_norm.bias": ("transformer.h.{i}.ln_2.bias",),
+    "body.layers.{i}.feed_forward.up.weight": ("transformer.h.{i}.mlp.c_fc.weight^T",),
+    "body.layers.{i}.feed_forward.up.bias": ("transformer.h.{i}.mlp.c_fc.bias",),
+    "body.layers.{i}.feed_forward.down.weight": ("transformer.h.{i}.mlp.c_proj.weight^T",),
+    "body.layers.{i}.feed_forward.down.bias": ("transformer.h.{i}.mlp.c_proj.bias",),
+    "body.norm.weight": ("transformer.ln_f.weight",),
+    "body.norm.bias": ("transformer.ln_f.bias",),
+    "heads.causal_lm.decoder.weight": ("lm_head.weight",),
+}
+
+
+GPT_CONFIG: dict[str, str] = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "hidden_act": "activation_function",
+    "hidden_dropout_prob": "resid_pdrop",
+    "max_position_embeddings": "n_positions",
+    "initializer_range": "initializer_range",
+    "layer_norm_eps": "layer_norm_epsilon",
+    "eos_token_id": "eos_token_id",
+}
+"""Fields of `GptConfig` -> keys of a GPT-2's `config.json`."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """How Hugging Face names an architecture's parameters.
+
+    Attributes:
+        table: Our names -> theirs.
+        prefix: Of the body's parameters, which some folders leave out.
+        body: How those begin without the prefix.
+        layer: How the parameters of a layer begin.
+        not_parameters: What old folders hold beside parameters.
+    """
+
+    table: Mapping[str, tuple[str, ...]]
+    prefix: str
+    body: tuple[str, ...]
+    layer: str
+    not_parameters: re.Pattern[str]
+
+
+BERT = Names(
+    BERT_NAMES,
+    "bert.",
+    ("embeddings.", "encoder.", "pooler."),
+    "bert.encoder.layer.",
+    re.compile(r"bert\.embeddings\.(position|token_type)_ids|cls\.predictions\.decoder\.bias"),
+)
+GPT = Names(
+    GPT_NAMES,
+    "transformer.",
+    ("wte.", "wpe.", "h.", "ln_f."),
+    "transformer.h.",
+    re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),
+)
+
 _OLD_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")
-_NOT_PARAMETERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids", "cls.predictions.decoder.bias")
 
 
-def to_hugging_face(
-    state: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]] = BERT_NAMES
-) -> dict[str, Tensor]:
+def to_hugging_face(state: Mapping[str, Tensor], names: Names = BERT) -> dict[str, Tensor]:
     """Returns the same tensors under Hugging Face's names; stacked ones are taken apart.
 
     Args:
         state: Our `state_dict()`.
-        names: The architecture's table.
+        names: The architecture's.
     """
     out: dict[str, Tensor] = {}
     for ours, tensor in state.items():
         row, layer = _row_of(ours)
-        theirs = names[row]
+        theirs = names.table[row]
         for name, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
-            out[name.format(i=layer)] = part.contiguous()
+            plain = name.removesuffix("^T")
+            out[plain.format(i=layer)] = (part if plain == name else part.t()).contiguous()
     return out
 
 
 def from_hugging_face(
-    state: Mapping[str, Tensor], wanted: Iterable[str], names: Mapping[str, tuple[str, ...]] = BERT_NAMES
+    state: Mapping[str, Tensor], wanted: Iterable[str], names: Names = BERT
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """Returns tensors under our names, what was wanted but not there, and what was there but not wanted.
 
     Args:
-        state: Tensors under Hugging Face's names, `gamma`/`beta` and a missing `bert.` prefix included.
+        state: Tensors under Hugging Face's names, `gamma`/`beta` and a missing prefix included.
         wanted: Our names.
-        names: The architecture's table.
+        names: The architecture's.
 
     Raises:
         CheckpointError: Only a part of a stacked parameter is there.
     """
-    theirs = {_modern(name): tensor for name, tensor in state.items()}
+    theirs = {_modern(name, names): tensor for name, tensor in state.items()}
     out: dict[str, Tensor] = {}
     missing: list[str] = []
-    used: set[str] = set(_NOT_PARAMETERS)
+    used = {name for name in theirs if names.not_parameters.fullmatch(name)}
     for ours in wanted:
         row, layer = _row_of(ours)
-        parts = [name.format(i=layer) for name in names[row]]
+        is_turned = names.table[row][0].endswith("^T")
+        parts = [name.removesuffix("^T").format(i=layer) for name in names.table[row]]
         there = [name for name in parts if name in theirs]
         if there and len(there) < len(parts):
             lacking = next(name for name in parts if name not in theirs)
@@ -115,7 +187,8 @@ def from_hugging_face(
         if len({theirs[name].shape for name in parts}) > 1:
             raise CheckpointError(f"the weights {', '.join(parts)} are of different shapes: not of one model")
         used.update(parts)
-        out[ours] = torch.cat([theirs[name] for name in parts]) if len(parts) > 1 else theirs[parts[0]]
+        tensors = [theirs[name].t().contiguous() if is_turned else theirs[name] for name in parts]
+        out[ours] = torch.cat(tensors) if len(parts) > 1 else tensors[0]
     return out, missing, [name for name in theirs if name not in used]
 
 
@@ -127,7 +200,7 @@ def _row_of(ours: str) -> tuple[str, str]:
     return ours.replace(found.group(), ".layers.{i}.", 1), found.group(1)
 
 
-def _modern(name: str) -> str:
+def _modern(name: str, names: Names) -> str:
     """Returns today's spelling of a parameter name of a Hugging Face or converted 2018 folder."""
     name = _OLD_NORM.sub(lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m.group(1)], name)
-    return "bert." + name if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+    return names.prefix + name if name.startswith(names.body) else name

@@ -1,20 +1,25 @@
 """Layers that more than one architecture is made of. All of them see flat tokens (N, D)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stemformer.models.attention import attend
+from stemformer.models.attention import attend, attend_cached
 
 __all__ = [
     "ACTIVATIONS",
     "Dropout",
     "FeedForward",
+    "KeyValueCache",
     "MultiHeadAttention",
     "PositionEmbedding",
+    "WordEmbedding",
     "make_activation",
     "sinusoids",
     "spare_rows",
+    "with_spare_places",
     "with_spare_rows",
 ]
 
@@ -48,6 +53,45 @@ def with_spare_rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N2 D"]:
 def spare_rows(n: int) -> int:
     """Returns how many rows `with_spare_rows` adds to `n`."""
     return -n % (1 << max(0, n.bit_length() - 6))
+
+
+def with_spare_places(rows: Int[Tensor, "R"]) -> Int[Tensor, "R2"]:
+    """Returns numbers of tokens followed by some zeros, as many as `with_spare_rows` would add, and for the same reason."""
+    return nn.functional.pad(rows, (0, spare_rows(len(rows)) if rows.device.type == "cpu" else 0))
+
+
+class WordEmbedding(nn.Embedding):
+    """A vector for each word.
+
+    Attributes:
+        has_sparse_gradient: The gradient of looking words up holds only the rows that were looked up. Where the loss has a dense gradient
+            of the same matrix anyway, adding these few rows to it saves a block of zeros of the whole size.
+        kept_gradient: The gradient, held from step to step, where nothing else has a gradient of it: only the rows that were looked up are
+            then set to zero again. None lets each step make a new one.
+    """
+
+    has_sparse_gradient = False
+    kept_gradient: Tensor | None = None
+
+    def forward(self, input_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
+        return nn.functional.embedding(input_ids, self.weight, sparse=self.has_sparse_gradient)
+
+    def keep_gradient(self) -> None:
+        """Holds the gradient from now on; `clear_gradient` must then follow each step of an optimizer."""
+        self.has_sparse_gradient = True
+        self.kept_gradient = torch.zeros_like(self.weight)
+        self.weight.grad = self.kept_gradient
+
+    def clear_gradient(self, input_ids: Sequence[Tensor]) -> None:
+        """Sets a gradient that is kept to zero.
+
+        Args:
+            input_ids: What was looked up since it was last cleared, (N,) each batch.
+        """
+        if self.kept_gradient is not None:
+            for ids in input_ids:
+                self.kept_gradient.index_fill_(0, ids, 0)
+            self.weight.grad = self.kept_gradient
 
 
 class PositionEmbedding(nn.Embedding):
@@ -111,6 +155,60 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
     return like.new_empty(like.shape, dtype=torch.uint8)
 
 
+class KeyValueCache:
+    """Keys and values of all tokens seen so far, for decoding: dense, with room for the longest sequence, written in place.
+
+    Args:
+        num_layers: L.
+        num_sequences: S.
+        room: Tokens of a sequence at most.
+        num_heads: H.
+        head_size: K.
+        device: Where it lies.
+        dtype: Of keys and values.
+
+    Attributes:
+        keys: (L, S, room, H, K).
+        values: Likewise.
+        lengths: (S,) tokens of each sequence.
+        longest: The largest of them.
+        is_even: All of them are equal.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_sequences: int,
+        room: int,
+        num_heads: int,
+        head_size: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = (num_layers, num_sequences, room, num_heads, head_size)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(num_sequences, device=device, dtype=torch.int64)
+        self.longest = 0
+        self.is_even = True
+
+    def grow(self, number: int) -> None:
+        """Counts so many new tokens of each sequence, which were written."""
+        self.lengths += number
+        self.longest += number
+
+    def cut(self, lengths: Sequence[int]) -> None:
+        """Forgets what lies behind the first so many tokens of each sequence."""
+        self.lengths = torch.tensor(lengths, device=self.lengths.device)
+        self.longest, self.is_even = max(lengths), len(set(lengths)) == 1
+
+    def select(self, rows: Int[Tensor, "R"]) -> None:
+        """Keeps these sequences, in this order; one may be kept several times."""
+        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
+        self.cut(self.lengths.index_select(0, rows).tolist())
+
+
 class MultiHeadAttention(nn.Module):
     """Attention of each sequence to itself, through `num_heads` heads.
 
@@ -146,6 +244,23 @@ class MultiHeadAttention(nn.Module):
         y: Tensor = self.out(out if rows is None else out.index_select(0, rows))
         return y
 
+    def forward_cached(self, x: Float[Tensor, "S T D"], cache: KeyValueCache, layer: int) -> Float[Tensor, "S T D"]:
+        """Returns what the next tokens of each sequence gather, and writes their keys and values into a layer of the cache."""
+        s, t, d = x.shape
+        q, k, v = self.qkv(x).view(s, t, 3, self.num_heads, d // self.num_heads).unbind(2)  # (S, T, H, K)
+        out = attend_cached(
+            q,
+            k,
+            v,
+            keys=cache.keys[layer],
+            values=cache.values[layer],
+            lengths=cache.lengths,
+            longest=cache.longest,
+            is_even=cache.is_even,
+        )
+        y: Tensor = self.out(out.reshape(s, t, d))
+        return y
+
 
 class FeedForward(nn.Module):
     """Two linear layers with an activation between.
@@ -164,6 +279,6 @@ class FeedForward(nn.Module):
         self.activation = make_activation(activation)
         self.down = nn.Linear(intermediate_size, hidden_size)
 
-    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         y: Tensor = self.down(self.activation(self.up(x)))  # (N, F) between
         return y

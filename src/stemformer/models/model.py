@@ -8,8 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stemformer.models import hf_names
 from stemformer.models.bert import Bert, BertConfig
+from stemformer.models.gpt import Gpt, GptConfig
 from stemformer.models.heads import (
+    CausalLmHead,
     ChoiceHead,
     MaskedLmHead,
     NextSentenceHead,
@@ -19,7 +22,10 @@ from stemformer.models.heads import (
     initialise,
 )
 
-__all__ = ["ARCHITECTURES", "Architecture", "Model", "make_model"]
+__all__ = ["ARCHITECTURES", "Architecture", "BodyConfig", "Model", "architecture_of", "make_model"]
+
+BodyConfig = BertConfig | GptConfig
+"""Sizes of a body of any architecture."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,16 @@ class Architecture:
         body: Its module, made from a config.
         heads: Name of a head that is pre-trained -> module class, made from a config.
         task_heads: Name of a head for labelled data -> module class, made from a config and a number of labels.
+        names: Of its parameters in a Hugging Face folder.
+        classes: Names of the heads of a model -> transformers' class for it.
     """
 
     config: type[Any]
-    body: type[Bert]
+    body: type[Any]
     heads: dict[str, type[nn.Module]]
     task_heads: dict[str, type[nn.Module]]
+    names: hf_names.Names
+    classes: dict[frozenset[str], str]
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -45,9 +55,33 @@ ARCHITECTURES: dict[str, Architecture] = {
         body=Bert,
         heads={"masked_lm": MaskedLmHead, "next_sentence": NextSentenceHead},
         task_heads={"sequence": SequenceHead, "token": TokenHead, "span": SpanHead, "choice": ChoiceHead},
+        names=hf_names.BERT,
+        classes={
+            frozenset[str](): "BertModel",
+            frozenset({"masked_lm"}): "BertForMaskedLM",
+            frozenset({"next_sentence"}): "BertForNextSentencePrediction",
+            frozenset({"masked_lm", "next_sentence"}): "BertForPreTraining",
+            frozenset({"sequence"}): "BertForSequenceClassification",
+            frozenset({"token"}): "BertForTokenClassification",
+            frozenset({"span"}): "BertForQuestionAnswering",
+            frozenset({"choice"}): "BertForMultipleChoice",
+        },
+    ),
+    "gpt2": Architecture(
+        config=GptConfig,
+        body=Gpt,
+        heads={"causal_lm": CausalLmHead},
+        task_heads={},
+        names=hf_names.GPT,
+        classes={frozenset[str](): "GPT2Model", frozenset({"causal_lm"}): "GPT2LMHeadModel"},
     ),
 }
 """`model_type` of a Hugging Face folder -> architecture."""
+
+
+def architecture_of(config: BodyConfig) -> str:
+    """Returns the key of `ARCHITECTURES` that a config belongs to."""
+    return next(name for name, kind in ARCHITECTURES.items() if isinstance(config, kind.config))
 
 
 class Model(nn.Module):
@@ -59,7 +93,7 @@ class Model(nn.Module):
         heads: States to scores, by name.
     """
 
-    def __init__(self, config: BertConfig, body: Bert, heads: dict[str, nn.Module]) -> None:
+    def __init__(self, config: BodyConfig, body: Bert | Gpt, heads: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
         self.body = body
@@ -83,11 +117,16 @@ class Model(nn.Module):
         logits: Tensor = self.heads["next_sentence"](states)
         return logits
 
+    def causal_lm_logits(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape V"]:
+        """Returns the score of each word that may follow."""
+        logits: Tensor = self.heads["causal_lm"](states, self.body.embeddings.word.weight)
+        return logits
+
     def share_word_gradient(self) -> None:
-        """Says that each loss has a dense gradient of the word embedding, as one of a tied masked-LM head has; see `BertEmbeddings`."""
+        """Says that each loss has a dense gradient of the word embedding, as that of a tied head has; see `layers.WordEmbedding`."""
         head = self.heads["masked_lm"]
         assert isinstance(head, MaskedLmHead)
-        self.body.embeddings.has_sparse_gradient = head.decoder is None
+        self.body.embeddings.word.has_sparse_gradient = head.decoder is None
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Counts parameters; without `embeddings`, those of the layers alone, which set the cost of a token."""
@@ -96,11 +135,10 @@ class Model(nn.Module):
 
 
 def make_model(
-    config: BertConfig,
+    config: BodyConfig,
     heads: Sequence[str] = (),
     *,
     num_labels: int | None = None,
-    architecture: str = "bert",
     generator: torch.Generator | None = None,
 ) -> Model:
     """Returns a model; with a generator freshly initialised, else left to be filled from a file.
@@ -109,7 +147,6 @@ def make_model(
         config: Sizes.
         heads: Names of heads, from the architecture's tables.
         num_labels: What a head for labelled data tells apart.
-        architecture: A key of `ARCHITECTURES`.
         generator: Source of the fresh weights. The body is drawn before the heads, so it does not depend on them.
 
     Example:
@@ -117,7 +154,7 @@ def make_model(
         >>> make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).num_parameters()
         4826
     """
-    kind = ARCHITECTURES[architecture]
+    kind = ARCHITECTURES[architecture_of(config)]
 
     def make_head(name: str) -> nn.Module:
         return kind.heads[name](config) if name in kind.heads else kind.task_heads[name](config, num_labels)

@@ -264,7 +264,7 @@ def train(
                     group["lr"] = rate * group.get("scale", 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                model.body.embeddings.clear_gradient([batch.input_ids for batch in batches])
+                model.body.embeddings.word.clear_gradient([batch.input_ids for batch in batches])
 
                 batch_config = setup.phase(at.step)[1].batch
                 at.step += 1

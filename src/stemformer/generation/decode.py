@@ -1,0 +1,302 @@
+"""Decoding: the next tokens of some texts, chosen one after the other with a cache of keys and values.
+
+Source: temperature and top-k: Fan et al. 2018, section 5.1; top-p: Holtzman et al. 2020, section 3.1; min-p: Nguyen et al. 2024, section 3;
+repetition penalty: Keskar et al. 2019, section 4.1; beam search with a length penalty: Wu et al. 2016, section 7.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stemformer.data.batches import example_generator
+from stemformer.errors import ConfigError, DataError
+from stemformer.models.gpt import Gpt, GptConfig
+from stemformer.models.layers import KeyValueCache
+from stemformer.models.model import Model
+
+__all__ = ["Decoded", "DecodingConfig", "beam_search", "decode", "filtered"]
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How the next tokens are chosen.
+
+    Attributes:
+        max_new_tokens: At most so many for each text.
+        temperature: Scores are divided by it; 0 always takes the likeliest token.
+        top_k: Only the so many likeliest tokens can be drawn; 0 for all.
+        top_p: Only the fewest likeliest tokens that have this share together, in (0, 1].
+        min_p: Only tokens at least so likely as this share of the likeliest one, in [0, 1).
+        repetition_penalty: Scores of tokens that were there are divided by it (multiplied if negative); 1 changes nothing.
+        num_beams: With more than one, the likeliest whole text among so many that are followed; nothing is drawn.
+        length_penalty: A beam's log-probability is divided by its length to this power.
+        overflow: What happens where a text reaches the model's last position: an `error` beforehand, or the window `slides`: its later
+            half is read again as if it were the beginning.
+        seed: Of what is drawn; each text has a stream of its own, so what becomes of it does not depend on the others.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    overflow: Literal["error", "slide"] = "error"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature is {self.temperature}: expected 0 (the likeliest) or a positive number")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k is {self.top_k}: expected 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}: expected a share above 0, at most 1")
+        if not 0 <= self.min_p < 1:
+            raise ConfigError(f"min_p is {self.min_p}: expected a share from 0 up to, but not including, 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ConfigError(f"repetition_penalty is {self.repetition_penalty}: expected a positive number")
+        if self.num_beams < 1:
+            raise ConfigError(f"num_beams is {self.num_beams}: expected at least 1")
+        if self.num_beams > 1 and (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0):
+            raise ConfigError("num_beams draws nothing: leave top_k, top_p and min_p out")
+        if self.num_beams > 1 and self.overflow == "slide":
+            raise ConfigError("num_beams and overflow = slide do not go together: give fewer new tokens")
+
+
+@dataclass
+class Decoded:
+    """What became of a text.
+
+    Attributes:
+        ids: New tokens, without the one that ended it.
+        log_probability: Of all of them, and of the end where it was chosen, by the model's own scores; in nats.
+        ended: Why there are no more: `eos`, `stop` (the caller's), or `length`.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    ended: Literal["eos", "stop", "length"] = "length"
+
+
+def filtered(
+    scores: Float[Tensor, "S V"], config: DecodingConfig, seen: Bool[Tensor, "S V"] | None = None
+) -> Float[Tensor, "S V"]:
+    """Returns scores of which the softmax is drawn from: -inf for what is ruled out.
+
+    Args:
+        scores: The model's.
+        config: Penalty, temperature (not 0), and the three cuts, in this order.
+        seen: Tokens that were in each text; needed for a penalty.
+
+    Example:
+        >>> import torch
+        >>> filtered(torch.tensor([[2.0, 1.0, 0.0]]), DecodingConfig(top_k=2, temperature=0.5))
+        tensor([[4., 2., -inf]])
+    """
+    scores = scores.float()
+    if config.repetition_penalty != 1 and seen is not None:
+        penalised = torch.where(scores > 0, scores / config.repetition_penalty, scores * config.repetition_penalty)
+        scores = torch.where(seen, penalised, scores)
+    if config.temperature not in (0, 1):
+        scores = scores / config.temperature
+    if 0 < config.top_k < scores.shape[1]:
+        scores = scores.masked_fill(scores < scores.topk(config.top_k).values[:, -1:], -torch.inf)
+    if config.top_p < 1:
+        ordered, places = scores.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        scores = scores.masked_fill((before >= config.top_p).scatter(1, places, before >= config.top_p), -torch.inf)
+    if config.min_p > 0:
+        scores = scores.masked_fill(scores < scores.amax(-1, keepdim=True) + math.log(config.min_p), -torch.inf)
+    return scores
+
+
+@torch.inference_mode()
+def decode(
+    model: Model,
+    prompts: Sequence[Int[Tensor, "_"]],
+    config: DecodingConfig,
+    *,
+    on_token: Callable[[int, int], bool] | None = None,
+) -> list[Decoded]:
+    """Returns the continuation of each prompt, drawn or the likeliest token by token.
+
+    Prompts go through the model together, whatever their lengths; a text that has ended leaves the batch.
+
+    Args:
+        model: A GPT with its head, in evaluation mode.
+        prompts: Ids of each; none is empty.
+        config: How the next token is chosen.
+        on_token: Told the number of a text and its new token; True ends that text.
+
+    Raises:
+        ConfigError: Prompt and new tokens are longer than the model has positions, and the window does not slide.
+        DataError: An empty prompt, or one that is longer than the model has positions.
+    """
+    body, positions = _body_of(model), model.config.max_position_embeddings
+    _check_lengths(prompts, config, positions)
+    device = body.embeddings.word.weight.device
+    told = [Decoded() for _ in prompts]
+    streams = [example_generator(config.seed, 0, number) for number in range(len(prompts))]
+    texts = [prompt.tolist() for prompt in prompts]
+    active = list(range(len(prompts)))
+    room = min(positions, max(map(len, texts)) + config.max_new_tokens)
+    cache, states = _read(model, [texts[i] for i in active], room)
+    for step in range(config.max_new_tokens):
+        logits = model.causal_lm_logits(states).float()
+        chosen = _choose(logits, [texts[i] for i in active], config, [streams[i] for i in active])
+        gained = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
+        stay = []
+        for row, (i, token, gain) in enumerate(zip(list(active), chosen.tolist(), gained, strict=True)):
+            told[i].log_probability += gain
+            if token == _eos(model):
+                told[i].ended = "eos"
+                continue
+            told[i].ids.append(token)
+            texts[i].append(token)
+            if on_token is not None and on_token(i, token):
+                told[i].ended = "stop"
+                continue
+            stay.append(row)
+        active = [active[row] for row in stay]
+        if not active or step == config.max_new_tokens - 1:
+            break
+        if len(stay) < len(chosen):
+            cache.select(torch.tensor(stay, device=device))
+        if cache.longest + 1 > room:  # the window slides: the later half of each text becomes its beginning
+            cache, states = _read(model, [texts[i][-(positions // 2) :] for i in active], room)
+        else:
+            new = torch.tensor([[texts[i][-1]] for i in active], device=device)
+            states = body.forward_cached(new, cache)[:, -1]
+    return told
+
+
+@torch.inference_mode()
+def beam_search(model: Model, prompts: Sequence[Int[Tensor, "_"]], config: DecodingConfig) -> list[Decoded]:
+    """Returns the likeliest continuation of each prompt that a search along `num_beams` texts finds.
+
+    Args:
+        model: A GPT with its head, in evaluation mode.
+        prompts: Ids of each; none is empty.
+        config: Beams, length penalty and number of tokens.
+
+    Raises:
+        ConfigError: As for `decode`, like the next.
+        DataError: An empty or overlong prompt.
+    """
+    _check_lengths(prompts, config, model.config.max_position_embeddings)
+    return [_search(model, prompt.tolist(), config) for prompt in prompts]
+
+
+def _search(model: Model, prompt: list[int], config: DecodingConfig) -> Decoded:
+    body, beams = _body_of(model), config.num_beams
+    device = body.embeddings.word.weight.device
+    cache, states = _read(model, [prompt], len(prompt) + config.max_new_tokens)
+    sums = torch.zeros(1, device=device)
+    texts: list[list[int]] = [[]]
+    finished: list[tuple[float, Decoded]] = []
+
+    def finish(text: list[int], total: float, ended: Literal["eos", "length"]) -> None:
+        length = len(text) + (ended == "eos")
+        finished.append((total / max(1, length) ** config.length_penalty, Decoded(text, total, ended)))
+
+    for step in range(config.max_new_tokens):
+        scores = model.causal_lm_logits(states).float().log_softmax(-1) + sums[:, None]  # (beams, V)
+        best, places = scores.flatten().topk(min(2 * beams, scores.numel()))
+        rows, tokens = places // scores.shape[1], places % scores.shape[1]
+        kept: list[tuple[float, int, int]] = []
+        for rank, (total, row, token) in enumerate(zip(best.tolist(), rows.tolist(), tokens.tolist(), strict=True)):
+            if token == _eos(model):
+                if rank < beams:
+                    finish(texts[row], total, "eos")
+            elif len(kept) < beams:
+                kept.append((total, row, token))
+        texts = [[*texts[row], token] for _, row, token in kept]
+        worst = min((score for score, _ in sorted(finished, key=lambda x: -x[0])[:beams]), default=-math.inf)
+        hope = kept[0][0] / (step + 1) ** config.length_penalty
+        if step == config.max_new_tokens - 1 or (len(finished) >= beams and hope <= worst):
+            for total, text in zip([total for total, *_ in kept], texts, strict=True):
+                finish(text, total, "length")
+            break
+        sums = torch.tensor([total for total, *_ in kept], device=device)
+        cache.select(torch.tensor([row for _, row, _ in kept], device=device))
+        new = torch.tensor([[token] for *_, token in kept], device=device)
+        states = body.forward_cached(new, cache)[:, -1]
+    return max(finished, key=lambda item: item[0])[1]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ small parts
+
+
+def _body_of(model: Model) -> Gpt:
+    if not isinstance(model.body, Gpt) or "causal_lm" not in model.heads:
+        raise ConfigError("this model was not trained on the next word, so it cannot generate: give a GPT")
+    return model.body
+
+
+def _eos(model: Model) -> int:
+    assert isinstance(model.config, GptConfig)
+    return model.config.eos_token_id
+
+
+def _check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions: int) -> None:
+    for number, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise DataError(f"prompt {number} is empty: give at least one token")
+        if len(prompt) > positions:
+            raise DataError(f"prompt {number} has {len(prompt)} tokens, the model {positions} positions: shorten it")
+        if config.overflow == "error" and len(prompt) + config.max_new_tokens > positions:
+            raise ConfigError(
+                f"prompt {number} has {len(prompt)} tokens; with {config.max_new_tokens} new ones that is more than the model's "
+                f"{positions} positions: ask for at most {positions - len(prompt)}, or let the window slide"
+            )
+
+
+def _read(model: Model, texts: Sequence[Sequence[int]], room: int) -> tuple[KeyValueCache, Float[Tensor, "S D"]]:
+    """Returns a cache that holds some texts, and the last state of each."""
+    body = _body_of(model)
+    weight = body.embeddings.word.weight
+    heads = model.config.num_attention_heads
+    size = model.config.hidden_size // heads
+    cache = KeyValueCache(
+        model.config.num_hidden_layers, len(texts), room, heads, size, device=weight.device, dtype=weight.dtype
+    )
+    lengths = [len(text) for text in texts]
+    block = torch.zeros(len(texts), max(lengths), dtype=torch.int64)
+    for row, text in enumerate(texts):
+        block[row, : len(text)] = torch.tensor(text)
+    states = body.forward_cached(block.to(weight.device), cache)
+    cache.cut(lengths)
+    last = torch.tensor(lengths, device=weight.device) - 1
+    return cache, states[torch.arange(len(texts), device=weight.device), last]
+
+
+def _choose(
+    logits: Float[Tensor, "S V"],
+    texts: Sequence[Sequence[int]],
+    config: DecodingConfig,
+    streams: Sequence[np.random.Generator],
+) -> Int[Tensor, "S"]:
+    """Returns the next token of each text."""
+    seen = None
+    if config.repetition_penalty != 1:
+        seen = torch.zeros(logits.shape, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            seen[row, torch.tensor(text)] = True
+        seen = seen.to(logits.device)
+    scores = filtered(logits, config, seen)
+    if config.temperature == 0:
+        return scores.argmax(-1)
+    up_to = scores.double().softmax(-1).cumsum(-1)
+    drawn = torch.tensor([stream.random() for stream in streams], dtype=torch.float64, device=logits.device)
+    chosen: Tensor = torch.searchsorted(up_to, drawn[:, None] * up_to[:, -1:], right=True)[:, 0]
+    return chosen.clamp(max=logits.shape[1] - 1)

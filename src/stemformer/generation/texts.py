@@ -1,0 +1,131 @@
+"""Texts that a model goes on with: prompts to ids, decoding, and ids to text again, also while it is being written."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from stemformer.data.tokenizer import Tokenizer
+from stemformer.errors import ConfigError
+from stemformer.generation.decode import DecodingConfig, beam_search, decode
+from stemformer.models.gpt import GptConfig
+from stemformer.models.model import Model
+
+__all__ = ["Continuation", "continue_texts"]
+
+_HALF_CHARACTER = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a model goes on with a prompt.
+
+    Attributes:
+        prompt: As it was given.
+        text: What follows, without the stop string.
+        num_tokens: New tokens.
+        log_probability: Of them, by the model's own scores, in nats.
+        ended: `eos` by the model, `stop` by a stop string, `length` otherwise.
+    """
+
+    prompt: str
+    text: str
+    num_tokens: int
+    log_probability: float
+    ended: Literal["eos", "stop", "length"]
+
+
+def continue_texts(
+    prompts: Sequence[str],
+    model: Model,
+    tokenizer: Tokenizer,
+    config: DecodingConfig,
+    *,
+    stop: Sequence[str] = (),
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Continuation]:
+    """Returns a continuation for each prompt, in their order.
+
+    Args:
+        prompts: Texts; an empty one begins a document.
+        model: A GPT with its head.
+        tokenizer: Of the model.
+        config: How the next token is chosen.
+        stop: A text ends before the first of these strings that it comes to; one that never comes ends nothing.
+        on_text: Told the number of a prompt and what was just written, as it is written; not with beams.
+
+    Raises:
+        ConfigError: An empty stop string, stop strings with beams, or more tokens than the model has positions.
+        DataError: A prompt that is longer than the model has positions.
+    """
+    if any(not text for text in stop):
+        raise ConfigError("a stop string is empty: leave it out")
+    if stop and config.num_beams > 1:
+        raise ConfigError("stop strings have no effect on beams: leave --stop or --num-beams out")
+    assert isinstance(model.config, GptConfig) or "causal_lm" not in model.heads
+    begin = getattr(model.config, "eos_token_id", 0)
+    ids = [torch.from_numpy(row) if len(row) else torch.tensor([begin]) for row in tokenizer.encode_ids(prompts)]
+    writers = [_Writer(tokenizer, stop) for _ in prompts]
+
+    def on_token(number: int, token: int) -> bool:
+        new = writers[number].add(token)
+        if new and on_text is not None:
+            on_text(number, new)
+        return writers[number].is_stopped
+
+    if config.num_beams > 1:
+        told = beam_search(model, ids, config)
+        for writer, decoded in zip(writers, told, strict=True):
+            for token in decoded.ids:
+                writer.add(token)
+    else:
+        told = decode(model, ids, config, on_token=on_token)
+    out = []
+    for number, (prompt, writer, decoded) in enumerate(zip(prompts, writers, told, strict=True)):
+        rest = writer.finish()
+        if rest and on_text is not None:
+            on_text(number, rest)
+        out.append(Continuation(prompt, writer.text, len(decoded.ids), decoded.log_probability, decoded.ended))
+    return out
+
+
+class _Writer:
+    """The text of tokens that come one by one; what may still change or become a stop string is held back.
+
+    Args:
+        tokenizer: Turns ids into text.
+        stop: Strings before which the text ends.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._ids: list[int] = []
+        self.text = ""  # told so far
+        self.is_stopped = False
+
+    def add(self, token: int) -> str:
+        """Returns what can be told after another token."""
+        self._ids.append(token)
+        return self._tell(self._tokenizer.decode(self._ids), is_last=False)
+
+    def finish(self) -> str:
+        """Returns what was held back."""
+        return "" if self.is_stopped else self._tell(self._tokenizer.decode(self._ids), is_last=True)
+
+    def _tell(self, whole: str, *, is_last: bool) -> str:
+        ends = [at for text in self._stop if (at := whole.find(text)) >= 0]
+        if ends:
+            self.is_stopped, whole = True, whole[: min(ends)]
+        elif not is_last:
+            sure = len(whole.rstrip(_HALF_CHARACTER))  # of a character of several tokens, the first are none yet
+            held = max(
+                (n for text in self._stop for n in range(1, len(text)) if whole[:sure].endswith(text[:n])), default=0
+            )
+            whole = whole[: sure - held]
+        if not whole.startswith(self.text):  # a tokenizer whose text changes with what follows: told at the end
+            whole = self.text if not (is_last or self.is_stopped) else whole
+        new = whole[len(self.text) :]
+        self.text = whole
+        return new

@@ -1,0 +1,236 @@
+"""GPT: config, layers and initialisation of the second version of 2019, a decoder that reads from left to right.
+
+Source: Radford et al. 2019, section 2.3 (norm before each block, a norm at the end, residual weights scaled by depth); Radford et al.
+2018, section 4.1 (learned positions, GELU).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stemformer.errors import ConfigError
+from stemformer.models.layers import (
+    ACTIVATIONS,
+    Dropout,
+    FeedForward,
+    KeyValueCache,
+    MultiHeadAttention,
+    PositionEmbedding,
+    WordEmbedding,
+    with_spare_places,
+    with_spare_rows,
+)
+
+__all__ = ["Gpt", "GptConfig", "GptEmbeddings", "GptLayer"]
+
+
+@dataclass(frozen=True)
+class GptConfig:
+    """Size and shape of a GPT, in the names that Hugging Face gives a BERT's; a folder has GPT-2's own (`n_embd` and others).
+
+    Attributes:
+        vocab_size: V.
+        hidden_size: D.
+        num_hidden_layers: L.
+        num_attention_heads: H; must divide D.
+        intermediate_size: F.
+        hidden_act: A key of `layers.ACTIVATIONS`.
+        hidden_dropout_prob: Dropout after the embeddings and after each block, in [0, 1).
+        max_position_embeddings: Longest sequence.
+        initializer_range: Standard deviation of fresh weights.
+        layer_norm_eps: Added to the variance.
+        eos_token_id: Of the token that ends a document, and stands before the first one.
+    """
+
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu_new"
+    hidden_dropout_prob: float = 0.1
+    max_position_embeddings: int = 1024
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 50256
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}: expected at least 1")
+        if not (0 <= self.initializer_range < float("inf") and 0 < self.layer_norm_eps < float("inf")):
+            raise ConfigError("model.initializer_range and layer_norm_eps: expected positive, finite numbers")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"model.hidden_size {self.hidden_size} cannot be shared among {self.num_attention_heads} heads: "
+                "set model.num_attention_heads to a divisor"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ConfigError(f"model.hidden_act is {self.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
+        if not 0 <= self.hidden_dropout_prob < 1:
+            raise ConfigError(f"model.hidden_dropout_prob is {self.hidden_dropout_prob}: expected a number in [0, 1)")
+
+
+class GptEmbeddings(nn.Module):
+    """Word + position, with dropout."""
+
+    def __init__(self, config: GptConfig) -> None:
+        super().__init__()
+        self.word = WordEmbedding(config.vocab_size, config.hidden_size)
+        self.position = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Int[Tensor, "N"], position_ids: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
+        x: Tensor = self.dropout(self.word(input_ids) + self.position(position_ids))
+        return x
+
+
+class GptLayer(nn.Module):
+    """Attention to oneself and what lies before, then feed-forward; each sees its input normed, and is added to it."""
+
+    def __init__(self, config: GptConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = MultiHeadAttention(config.hidden_size, config.num_attention_heads, causal=True)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, activation=config.hidden_act)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+        for last in (self.attention.out, self.feed_forward.down):
+            last.first_scale = (2 * config.num_hidden_layers) ** -0.5
+
+    def forward(
+        self,
+        x: Float[Tensor, "N D"],
+        cu_seqlens: Int[Tensor, "S1"],
+        max_seqlen: int,
+        rows: Int[Tensor, "R"] | None = None,
+    ) -> Float[Tensor, "R D"]:
+        """Returns the states of all tokens, or of those in `rows`, which still look at all before them."""
+        gathered = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows))
+        return self._fed((x if rows is None else x.index_select(0, rows)) + gathered)
+
+    def forward_cached(self, x: Float[Tensor, "S T D"], cache: KeyValueCache, layer: int) -> Float[Tensor, "S T D"]:
+        """Returns the states of tokens that follow those of the cache, which takes their keys and values."""
+        return self._fed(x + self.attention.forward_cached(self.attention_norm(x), cache, layer))
+
+    def _fed(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        y: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return y
+
+
+class Gpt(nn.Module):
+    """The body: flat tokens to hidden states, each of which has seen nothing behind its token.
+
+    | parameter | initialisation |
+    |---|---|
+    | linear and word weights | normal, standard deviation `initializer_range` |
+    | last linear of attention and of feed-forward | the same, divided by the root of the number of both in all layers |
+    | position vectors | sinusoids of that root mean square, which are then learned like the rest |
+    | linear biases | 0 |
+    | norm weights, biases | 1, 0 |
+
+    GPT-2 draws positions too: from sinusoids a model finds its neighbours sooner (`docs/log.md`).
+
+    Args:
+        config: Sizes.
+
+    Example:
+        >>> import torch
+        >>> config = GptConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> body = Gpt(config)
+        >>> ids, positions, cu = torch.tensor([1, 5, 2, 1, 2]), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5])
+        >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
+        torch.Size([5, 8])
+
+    Source: Radford et al. 2019, section 2.3; sinusoids: Vaswani et al. 2017, section 3.5.
+    """
+
+    def __init__(self, config: GptConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = GptEmbeddings(config)
+        self.layers = nn.ModuleList(GptLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "N"],
+        position_ids: Int[Tensor, "N"],
+        token_type_ids: Int[Tensor, "N"],
+        cu_seqlens: Int[Tensor, "S1"],
+        max_seqlen: int,
+        *,
+        return_layers: tuple[int, ...] = (),
+        replace: Mapping[int, Tensor] | None = None,
+        rows: Int[Tensor, "R"] | None = None,
+    ) -> Any:
+        """Returns the last hidden states (N, D), with `rows` those of some tokens (R, D), with `return_layers` `{layer: (N, D)}`.
+
+        Args:
+            input_ids: Token ids of all sequences, one after the other.
+            position_ids: Place of each token in its sequence, from 0.
+            token_type_ids: Not looked at: a GPT has no segments. All bodies are called alike.
+            cu_seqlens: int32 offsets at which sequences begin, the last entry N.
+            max_seqlen: Length of the longest sequence.
+            return_layers: Layers whose states are wanted: 0 the embeddings, `i` the output of the i-th layer, of the last one normed.
+            replace: States (N, D) put in the place of a layer's own, numbered in the same way.
+            rows: Tokens whose last states (R, D) are wanted, in this order; see `models.bert.Bert.forward`.
+        """
+        replace = replace or {}
+        last = len(self.layers)
+        if wrong := {*return_layers, *replace} - set(range(last + 1)):
+            raise ValueError(f"layers {sorted(wrong)} do not exist: expected numbers from 0 to {last}")
+        n = len(input_ids)
+        if short := {number: len(states) for number, states in replace.items() if len(states) != n}:
+            raise ValueError(f"states put in the place of layers hold {short} tokens: expected {n}")
+        if cu_seqlens.device.type == "cpu" and int(cu_seqlens[-1]) != n:
+            raise ValueError(f"cu_seqlens ends at {int(cu_seqlens[-1])}, there are {n} tokens")
+        assert rows is None or not (return_layers or replace), "rows are of the last layer, and alone"
+        kept: dict[int, Tensor] = {}
+        x = with_spare_rows(self.embeddings(input_ids, position_ids))
+        for number in range(last + 1):
+            if number and number == last and rows is not None:
+                return self.norm(
+                    self.layers[number - 1](x, cu_seqlens, max_seqlen, with_spare_places(rows))[: len(rows)]
+                )
+            if number:
+                x = self.layers[number - 1](x, cu_seqlens, max_seqlen)
+            if number == last:
+                x = self.norm(x)
+            if number in replace:
+                x = with_spare_rows(replace[number])
+            if number in return_layers:
+                kept[number] = x[:n]
+        return kept if return_layers else x[:n]
+
+    def forward_cached(self, input_ids: Int[Tensor, "S T"], cache: KeyValueCache) -> Float[Tensor, "S T D"]:
+        """Returns the last hidden states of tokens that follow those of a cache, and adds their keys and values to it.
+
+        Args:
+            input_ids: As many new tokens for each sequence. Where a sequence has fewer, it is filled up with any, and `cache.cut` must
+                follow.
+            cache: What was seen before.
+
+        Raises:
+            ValueError: The cache has no room for them.
+        """
+        positions = cache.lengths[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.embeddings(input_ids.flatten(), positions.flatten().clamp(max=self.config.max_position_embeddings - 1))
+        x = x.view(*input_ids.shape, -1)
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, GptLayer)
+            x = layer.forward_cached(x, cache, number)
+        cache.grow(input_ids.shape[1])
+        y: Tensor = self.norm(x)
+        return y

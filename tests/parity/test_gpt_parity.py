@@ -1,0 +1,300 @@
+"""Our GPT against transformers': states, logits, gradients, a step of the optimizer, decoding token by token, folders both ways."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from stemformer.data.batches import Example, collate
+from stemformer.errors import CheckpointError
+from stemformer.models.gpt import GptConfig
+from stemformer.models.hf_names import GPT, to_hugging_face
+from stemformer.models.layers import KeyValueCache
+from stemformer.models.model import make_model
+from stemformer.pretrained import load_model, save_model
+from stemformer.training.optim import OptimizerConfig, make_optimizer
+
+transformers = pytest.importorskip("transformers")
+
+RELATIVE = 1e-5  # of the largest value: the project's bound for float32, whose sums differ in order only
+AFTER_A_STEP = 2e-6  # with a learning rate of 1e-3
+VOCAB = 97
+LENGTHS = [9, 40, 1, 17, 24, 8]
+
+
+def theirs(kind="GPT2LMHeadModel", *, noise=0.1, **options):
+    """Returns a model of transformers, every parameter of it random: fresh biases and norms would hide a swapped pair."""
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=40,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        **options,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=noise)
+    return model
+
+
+def opened(model, folder):
+    model.save_pretrained(folder)
+    return load_model(folder)
+
+
+def batch_of(lengths=LENGTHS, *, seed=0):
+    rng = np.random.default_rng(seed)
+    none = np.empty(0, np.int64)
+    examples = [Example(rng.integers(0, VOCAB, n), np.array([n]), none, none) for n in lengths]
+    return collate(examples, range(len(examples)))
+
+
+def padded(batch):
+    """Returns the arguments of transformers for the same texts as rows of one length, and where the tokens are."""
+    lengths = batch.cu_seqlens.diff().tolist()
+    mask = torch.arange(batch.max_seqlen) < torch.tensor(lengths)[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long).masked_scatter(mask, batch.input_ids)
+    return {"input_ids": ids, "attention_mask": mask.long()}, mask
+
+
+def states_of(model, batch, **options):
+    return model.body(
+        batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen, **options
+    )
+
+
+def assert_close(found, expected, *, relative=RELATIVE):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max().item() <= relative * expected.abs().max().item()
+
+
+def losses_of(ours, model, batch):
+    """Returns the mean loss of the next word on each side; the last token of a text has none."""
+    rows, mask = padded(batch)
+    logits = ours.causal_lm_logits(states_of(ours, batch))
+    last = batch.cu_seqlens[1:].long() - 1
+    scored = torch.ones(len(batch.input_ids), dtype=torch.bool).index_fill(0, last, False)
+    loss = F.cross_entropy(logits[scored], batch.input_ids.roll(-1)[scored])
+    labels = rows["input_ids"].masked_fill(~mask, -100)
+    return loss, model(**rows, labels=labels).loss
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [12, 12, 12]], ids=["ragged", "equal"])
+def test_hidden_states_of_all_layers_equal_theirs(tmp_path, lengths):
+    model = theirs("GPT2Model")
+    ours, batch = opened(model, tmp_path), batch_of(lengths)
+    rows, mask = padded(batch)
+    with torch.no_grad():
+        expected = model(**rows, output_hidden_states=True).hidden_states
+        found = states_of(ours, batch, return_layers=(0, 1, 2, 3))
+    assert len(expected) == 4 and list(ours.heads) == []
+    for layer, states in found.items():
+        assert_close(states, expected[layer][mask])
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+@pytest.mark.parametrize("inner", [None, 48])
+def test_logits_equal_theirs(tmp_path, activation, inner):
+    model = theirs(activation_function=activation, n_inner=inner)
+    ours, batch = opened(model, tmp_path), batch_of()
+    rows, mask = padded(batch)
+    with torch.no_grad():
+        assert_close(ours.causal_lm_logits(states_of(ours, batch)), model(**rows).logits[mask])
+
+
+def test_states_of_some_rows_are_those_of_all(tmp_path):
+    ours, batch = opened(theirs(), tmp_path), batch_of()
+    rows = torch.tensor([5, 0, 48, 98])
+    with torch.no_grad():
+        assert_close(states_of(ours, batch, rows=rows), states_of(ours, batch)[rows])
+
+
+def test_tokens_behind_change_nothing_before(tmp_path):
+    ours, batch = opened(theirs(), tmp_path), batch_of([20, 30])
+    changed = batch_of([20, 30])
+    changed.input_ids[35:50] = (changed.input_ids[35:50] + 1) % VOCAB
+    with torch.no_grad():
+        before, after = states_of(ours, batch), states_of(ours, changed)
+    assert torch.equal(before[:35], after[:35]) and not torch.allclose(before[35:], after[35:])
+
+
+def test_every_gradient_equals_theirs(tmp_path):
+    model = theirs()
+    ours = opened(model, tmp_path)
+    loss, expected_loss = losses_of(ours, model, batch_of())
+    loss.backward()
+    expected_loss.backward()
+    found = to_hugging_face({name: p.grad for name, p in ours.named_parameters()}, GPT)
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    assert set(found) == set(expected)
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    wrong = {n: (found[n] - expected[n]).abs().max().item() / largest for n in found}
+    assert {name: share for name, share in wrong.items() if share > RELATIVE} == {}
+    assert_close(loss.detach(), expected_loss.detach())
+
+
+def test_every_parameter_after_an_optimizer_step_equals_theirs(tmp_path):
+    model = theirs(noise=0.0)
+    ours = opened(model, tmp_path).eval()
+    optimizer = make_optimizer(ours, OptimizerConfig(learning_rate=1e-3, weight_decay=0.01))
+    decays, not_decayed = [], []
+    for parameter in model.parameters():
+        (decays if parameter.ndim > 1 else not_decayed).append(parameter)
+    groups = [{"params": decays, "weight_decay": 0.01}, {"params": not_decayed, "weight_decay": 0.0}]
+    expected_optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-6)
+    for loss, step in zip(losses_of(ours, model, batch_of()), (optimizer, expected_optimizer), strict=True):
+        loss.backward()
+        step.step()
+    found = to_hugging_face({name: p.detach() for name, p in ours.named_parameters()}, GPT)
+    for name, parameter in model.named_parameters():
+        assert (found[name] - parameter.detach()).abs().max().item() <= AFTER_A_STEP, name
+
+
+# ------------------------------------------------------------------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize("steps", [[12], [1] * 12, [5, 1, 1, 5]])
+def test_cached_states_equal_those_of_the_whole(tmp_path, steps):
+    ours, batch = opened(theirs(), tmp_path), batch_of([12, 12])
+    cache = KeyValueCache(3, 2, 14, 4, 8)
+    ids = batch.input_ids.view(2, 12)
+    with torch.no_grad():
+        whole = states_of(ours, batch).view(2, 12, -1)
+        at = 0
+        for number in steps:
+            found = ours.body.forward_cached(ids[:, at : at + number], cache)
+            assert_close(found, whole[:, at : at + number])
+            at += number
+    assert cache.lengths.tolist() == [12, 12]
+
+
+def test_prompts_of_unequal_length_share_a_cache(tmp_path):
+    ours = opened(theirs(), tmp_path)
+    lengths, rng = [3, 9, 6], np.random.default_rng(1)
+    texts = [torch.from_numpy(rng.integers(0, VOCAB, n + 4)) for n in lengths]
+    cache = KeyValueCache(3, 3, 20, 4, 8)
+    block = torch.zeros(3, 9, dtype=torch.long)
+    for row, (text, n) in enumerate(zip(texts, lengths, strict=True)):
+        block[row, :n] = text[:n]
+    with torch.no_grad():
+        ours.body.forward_cached(block, cache)
+        cache.cut(lengths)
+        for step in range(4):
+            new = torch.stack([text[n + step] for text, n in zip(texts, lengths, strict=True)])[:, None]
+            found = ours.body.forward_cached(new, cache)[:, 0]
+            for row, (text, n) in enumerate(zip(texts, lengths, strict=True)):
+                ids = text[: n + step + 1]
+                alone = collate(
+                    [Example(ids.numpy(), np.array([len(ids)]), np.empty(0, np.int64), np.empty(0, np.int64))], [0]
+                )
+                assert_close(found[row], states_of(ours, alone)[-1])
+
+
+def test_cache_without_room_is_refused(tmp_path):
+    ours = opened(theirs(), tmp_path)
+    with pytest.raises(ValueError, match="5 tokens for a cache of 4"):
+        ours.body.forward_cached(torch.zeros(1, 5, dtype=torch.long), KeyValueCache(3, 1, 4, 4, 8))
+
+
+# -------------------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_folder_of_ours_opens_as_theirs_with_the_same_numbers(tmp_path):
+    config = GptConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        hidden_act="gelu",
+        max_position_embeddings=40,
+        eos_token_id=3,
+        hidden_dropout_prob=0.2,
+    )
+    ours = make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)).eval()
+    save_model(ours, tmp_path)
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(model).__name__ == "GPT2LMHeadModel"
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    batch = batch_of()
+    rows, mask = padded(batch)
+    with torch.no_grad():
+        assert_close(ours.causal_lm_logits(states_of(ours, batch)), model.eval()(**rows).logits[mask])
+    assert (model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop) == (0.2, 0.2, 0.0)
+    assert (model.config.n_inner, model.config.bos_token_id, model.config.eos_token_id) == (48, 3, 3)
+    again = load_model(tmp_path)
+    assert again.config == config
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ours.parameters(), strict=True))
+
+
+def test_untied_head_is_kept(tmp_path):
+    model = theirs(tie_word_embeddings=False)
+    ours, batch = opened(model, tmp_path), batch_of()
+    rows, mask = padded(batch)
+    assert not torch.equal(ours.heads["causal_lm"].decoder.weight, ours.body.embeddings.word.weight)
+    with torch.no_grad():
+        assert_close(ours.causal_lm_logits(states_of(ours, batch)), model(**rows).logits[mask])
+    save_model(ours, tmp_path / "again")
+    with torch.no_grad():
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")(**rows).logits[mask]
+        assert_close(again, model(**rows).logits[mask])
+
+
+def test_old_folder_without_prefix_and_with_masks_opens(tmp_path):
+    model = theirs()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in load_file(file).items()
+        if name != "lm_head.weight"
+    }
+    state |= {f"h.{i}.attn.bias": torch.ones(1, 1, 40, 40).tril() for i in range(3)}
+    save_file(state, file, metadata={"format": "pt"})
+    ours, batch = load_model(tmp_path), batch_of()
+    rows, mask = padded(batch)
+    with torch.no_grad():
+        assert_close(ours.causal_lm_logits(states_of(ours, batch)), model(**rows).logits[mask])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("scale_attn_by_inverse_layer_idx", True), ("scale_attn_weights", False), ("add_cross_attention", True)],
+)
+def test_switch_that_cannot_be_computed_is_refused(tmp_path, key, value):
+    theirs().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(CheckpointError, match=f"{key} is {value}"):
+        load_model(tmp_path)
+
+
+def test_head_of_another_architecture_is_refused(tmp_path):
+    theirs().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="is a gpt2, which has no head masked_lm"):
+        load_model(tmp_path, ["masked_lm"])
+
+
+def test_last_linears_begin_smaller_by_the_root_of_the_depth():
+    config = GptConfig(
+        vocab_size=50, hidden_size=128, num_hidden_layers=8, num_attention_heads=2, intermediate_size=512
+    )
+    model = make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0))
+    for layer in model.body.layers:
+        for linear, expected in (
+            (layer.attention.qkv, 0.02),
+            (layer.feed_forward.up, 0.02),
+            (layer.attention.out, 0.02 / 4),
+            (layer.feed_forward.down, 0.02 / 4),
+        ):
+            assert linear.weight.std().item() == pytest.approx(expected, rel=0.05)
+            assert not linear.bias.any()
