@@ -18,7 +18,7 @@ from stemformer.data.files import (
 from stemformer.data.tables import Table, read_table, table_of_stream, usual_name
 from stemformer.errors import DataError
 
-__all__ = ["TaggedSentence", "find_scheme", "is_bio", "join_words", "read_tagged", "repair_bio"]
+__all__ = ["TaggedSentence", "as_bioes", "find_scheme", "is_bio", "join_words", "read_tagged", "repair_bio"]
 
 WORD_COLUMNS = ("tokens", "words", "token", "word", "characters")
 TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels", "tag", "label", "upos", "ner", "pos")
