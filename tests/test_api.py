@@ -187,8 +187,3 @@ def test_tokenizer_command_tells_what_it_made(told, made, tmp_path):
     found = told("tokenizer", made / "text.txt", "--out", tmp_path / "tok", "--vocab-size", "90", "--lowercase", "-q")
     assert (found["vocab_size"], found["lowercase"], found["kind"]) == (90, True, "wordpiece")
     assert Path(found["tokenizer"], "vocab.txt").is_file()
-
-
-def test_byte_level_bpe_cannot_be_trained_yet(made, tmp_path):
-    with pytest.raises(ConfigError, match="--kind bpe: only wordpiece can be trained"):
-        api.train_tokenizer([str(made / "text.txt")], out=str(tmp_path / "tok"), kind="bpe")

@@ -15,7 +15,7 @@ from stemformer.comparing import compare
 from stemformer.contents import inspect, is_finetuned, told_of_data
 from stemformer.data.corpus import read_documents, total_bytes
 from stemformer.data.shards import write_shards
-from stemformer.data.tokenizer import extend_wordpiece, load_tokenizer, train_wordpiece
+from stemformer.data.tokenizer import extend_wordpiece, load_tokenizer, train_byte_bpe, train_wordpiece
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.fill import fill_masks, pseudo_log_likelihood
 from stemformer.finetuning import finetune
@@ -75,7 +75,7 @@ def train_tokenizer(
         files: Text files, folders, globs or `hub:` data sets.
         out: Folder of the tokenizer.
         init: A model or tokenizer whose vocabulary is kept, and whole words of the texts added to it up to `vocab_size`.
-        kind: `wordpiece`.
+        kind: `wordpiece`, as in BERT, or `bpe`, of bytes, as in GPT-2.
         vocab_size: Ids, special ones included.
         lowercase: Fold case and strip accents.
         documents: Where a document of plain text ends; see `data.corpus.read_documents`.
@@ -96,8 +96,10 @@ def train_tokenizer(
         raise ConfigError(
             f"--vocab-size {vocab_size}: expected at least 10, for five special tokens and some characters"
         )
-    if kind != "wordpiece":
-        raise ConfigError(f"--kind {kind}: only wordpiece can be trained; a byte-level BPE can be loaded")
+    if kind not in ("wordpiece", "bpe"):
+        raise ConfigError(f"--kind {kind}: expected wordpiece or bpe")
+    if kind == "bpe" and (lowercase or init is not None):
+        raise ConfigError("--kind bpe keeps every byte as it is and starts anew: leave --lowercase and --init out")
     if init is not None and lowercase:
         raise ConfigError("--lowercase has no effect beside --init: the given vocabulary says whether case is folded")
     folder = free_folder(out, overwrite=overwrite)
@@ -114,7 +116,9 @@ def train_tokenizer(
         )
     )
     sample: dict[str, Any] = {"vocab_size": vocab_size, "seed": seed, "max_characters": max_characters}
-    if old is None:
+    if kind == "bpe":
+        tokenizer = train_byte_bpe(texts, **sample)
+    elif old is None:
         tokenizer = train_wordpiece(texts, lowercase=lowercase, **sample)
     else:
         tokenizer = extend_wordpiece(old, texts, **sample)

@@ -154,7 +154,7 @@ def tokenizer(
     *,
     out: str,
     init: str | None = None,
-    kind: Literal["wordpiece"] = "wordpiece",
+    kind: Literal["wordpiece", "bpe"] = "wordpiece",
     vocab_size: int = 30522,
     lowercase: Flag = False,
     max_characters: int = 100_000_000,
@@ -169,7 +169,7 @@ def tokenizer(
         files: Text files (also .jsonl, .csv, .parquet, .gz, .xz, .zst, .tar), folders, globs, or hub:NAME data sets.
         out: Folder of the tokenizer.
         init: Model or tokenizer whose vocabulary is kept; words of the files are added to it, up to --vocab-size.
-        kind: WordPiece as in BERT.
+        kind: WordPiece as in BERT, or byte-level BPE as in GPT-2.
         vocab_size: Number of ids, special ones included.
         lowercase: Fold case and strip accents.
         max_characters: How much text to learn from; more is sampled down.

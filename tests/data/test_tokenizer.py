@@ -327,8 +327,8 @@ def test_seed_changes_the_sample():
 
 def test_sample_holds_a_prefix_of_the_hash_order():
     texts = [f"text {number} {'x' * (number % 50)}" for number in range(500)]
-    everything = list(wordpiece._sample(texts, seed=5, max_characters=10**6, on_text=None))
-    some = list(wordpiece._sample(texts[::-1], seed=5, max_characters=4_000, on_text=None))
+    everything = list(wordpiece.sample_texts(texts, seed=5, max_characters=10**6, on_text=None))
+    some = list(wordpiece.sample_texts(texts[::-1], seed=5, max_characters=4_000, on_text=None))
     assert sorted(everything) == sorted(texts)
     assert some == everything[: len(some)]
     assert sum(map(len, some)) <= 4_000 < sum(map(len, everything[: len(some) + 1]))

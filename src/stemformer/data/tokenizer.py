@@ -1,4 +1,4 @@
-"""Text to ids and back: train, load, save and apply a WordPiece vocabulary; byte-level BPE can be loaded and applied.
+"""Text to ids and back: train, load, save and apply a WordPiece vocabulary or a byte-level BPE.
 
 The work is done by the `tokenizers` library; this file adds three things to it.
 
@@ -14,7 +14,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from stemformer.data.wordpiece import (
     MAX_WORD_CHARACTERS,
@@ -33,10 +33,20 @@ from stemformer.data.wordpiece import (
     count_words,
     learn_vocabulary,
     replace_surrogates,
+    sample_texts,
 )
 from stemformer.errors import TokenizerError
 
-__all__ = ["EncodedDocument", "Encoding", "Tokenizer", "extend_wordpiece", "load_tokenizer", "train_wordpiece"]
+__all__ = [
+    "END_OF_TEXT",
+    "EncodedDocument",
+    "Encoding",
+    "Tokenizer",
+    "extend_wordpiece",
+    "load_tokenizer",
+    "train_byte_bpe",
+    "train_wordpiece",
+]
 
 _MAX_CACHED_CHUNKS = 1 << 18  # tens of MB a process
 _CONFIG_NAMES = {  # in tokenizer_config.json -> in tokenizer.json
@@ -247,6 +257,8 @@ class Tokenizer:
             config |= {key: self._bert_normalizer[name] for key, name in _CONFIG_NAMES.items() if self._bert_normalizer}
             config["tokenizer_class"] = "BertTokenizer" if self._chunk_pattern else config["tokenizer_class"]
             (folder / "vocab.txt").write_bytes("".join(f"{token}\n" for token in self.tokens).encode())
+        elif self.id_of(END_OF_TEXT) is not None:
+            config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         (folder / "tokenizer.json").write_bytes(self._backend.to_str(pretty=True).encode())
         (folder / "tokenizer_config.json").write_bytes((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
@@ -390,6 +402,70 @@ def train_wordpiece(
     return Tokenizer(_bert_backend(vocab, {"lowercase": lowercase, "strip_accents": strip_accents}))
 
 
+def train_byte_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    min_frequency: int = 2,
+    seed: int = 0,
+    max_characters: int = 100_000_000,
+    on_text: Callable[[int], None] | None = None,
+) -> Tokenizer:
+    """Returns a byte-level BPE tokenizer, as GPT-2 has one, learned from texts: the same for the same texts, in any order, in every run.
+
+    Id 0 is `<|endoftext|>`, then come the 256 bytes, then merges. Every text can be spelled, and decodes to itself.
+
+    Args:
+        texts: Documents or lines, read once.
+        vocab_size: Number of ids, at least 257. A small corpus may give fewer: see the result's `vocab_size`.
+        min_frequency: Pairs seen less often are not joined.
+        seed: As for `train_wordpiece`, like the next two.
+        max_characters: Characters to learn from.
+        on_text: Called with the number of characters of each text that was read.
+
+    Raises:
+        TokenizerError: There is no text, or `vocab_size` cannot hold the bytes.
+
+    Example:
+        >>> tokenizer = train_byte_bpe(["to be or not to be"], vocab_size=260)
+        >>> tokenizer.decode(tokenizer.encode("not to be 🙂").ids)
+        'not to be 🙂'
+
+    Source: Radford et al. 2019, section 2.2; Sennrich et al. 2016, section 3.2.
+    """
+    if vocab_size < _FEWEST_BPE_IDS:
+        raise TokenizerError(
+            f"vocab_size is {vocab_size}: expected at least {_FEWEST_BPE_IDS}, for 256 bytes and the end of a text"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    sampled = sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text)
+    num_texts = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal num_texts
+        for text in sampled:
+            num_texts += bool(text.strip())
+            yield text
+
+    backend.train_from_iterator(counted(), trainer)
+    if not num_texts:
+        raise TokenizerError("no text to train a tokenizer on: give files that hold some")
+    return Tokenizer(backend)
+
+
+END_OF_TEXT = "<|endoftext|>"
+_FEWEST_BPE_IDS = 257
+
+
 def extend_wordpiece(
     tokenizer: Tokenizer,
     texts: Iterable[str],
@@ -481,7 +557,7 @@ def _byte_level_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokeni
         raise TokenizerError(f"{path} and merges.txt are not of one tokenizer ({error})", damaged=True) from error
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     backend.decoder = decoders.ByteLevel()
-    if (end := str(config.get("eos_token", "<|endoftext|>"))) in vocab:
+    if (end := str(config.get("eos_token", END_OF_TEXT))) in vocab:
         backend.add_special_tokens([end])
     return backend
 

@@ -29,6 +29,7 @@ __all__ = [
     "count_words",
     "learn_vocabulary",
     "replace_surrogates",
+    "sample_texts",
 ]
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -93,7 +94,7 @@ def count_words(
     """
     chunks: Counter[str] = Counter()
     pattern = chunk_pattern(ideographs=True)
-    for text in _sample(texts, seed=seed, max_characters=max_characters, on_text=on_text):
+    for text in sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text):
         chunks.update(pattern.findall(text))
     words = _count_words(chunks, normalizer)
     if not words:
@@ -120,10 +121,17 @@ def replace_surrogates(text: str) -> str:
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
-def _sample(
+def sample_texts(
     texts: Iterable[str], *, seed: int, max_characters: int, on_text: Callable[[int], None] | None
 ) -> Iterator[str]:
-    """Yields texts by their keyed hashes while they fit, whatever order they came in; never holds more than that."""
+    """Yields texts by their keyed hashes while they fit, whatever order they came in; never holds more than that.
+
+    Args:
+        texts: Documents or lines, read once; long ones are taken in parts.
+        seed: Key of the hashes.
+        max_characters: Of all that is yielded.
+        on_text: Called with the number of characters of each text that was read.
+    """
     key = seed.to_bytes(8, "little", signed=True)
     size = max(1, min(_PART_CHARACTERS, max_characters // 10))
     kept: list[tuple[int, str]] = []  # a heap, the largest hash on top
