@@ -13,7 +13,7 @@ from stemformer.data.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import DataError, TokenizerError
 from stemformer.pretrained import find_folder, load_model, read_task
 from stemformer.training.log import read_log
-from stemformer.training.run import FinetuneConfig, RunConfig
+from stemformer.training.run import FinetuneConfig, RunConfig, run_class
 
 __all__ = ["inspect", "is_finetuned", "told_of_data"]
 
@@ -84,7 +84,7 @@ def _told_of_run(folder: Path) -> dict[str, Any]:
             "dev": list(config.dev),
         }
     else:
-        config = from_toml(RunConfig, text, source=str(folder))
+        config = from_toml(run_class(text), text, source=str(folder))
         of_config = {"recipe": config.recipe}
     lines = read_log(folder / "log.jsonl")
     last: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from stemformer.data.shards import open_shards, read_manifest
 from stemformer.data.tokenizer import Tokenizer, load_tokenizer
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
-from stemformer.objectives.sentence_pairs import OBJECTIVES, WithLoss, make_objective, num_places
+from stemformer.objectives.sentence_pairs import OBJECTIVES, WithLoss, make_objective, num_places, objective_name
 from stemformer.pretraining import resolve
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
@@ -31,7 +31,7 @@ from stemformer.training.compute import (
     step_flops,
 )
 from stemformer.training.optim import clip, make_optimizer, state_names
-from stemformer.training.run import BatchConfig, RunConfig, num_steps_of
+from stemformer.training.run import BatchConfig, GptRunConfig, RunConfig, num_steps_of
 
 __all__ = ["plan"]
 
@@ -75,9 +75,9 @@ def plan(
     tokenizer = None if data is None else _tokenizer_of(data)
     size = config.model.vocab_size if tokenizer is None else tokenizer.vocab_size
     config = replace(config, model=replace(config.model, vocab_size=size))
-    special = SpecialIds(cls=2, sep=3, mask=4)
+    special = SpecialIds(cls=2, sep=3, mask=4, end=0)
     objective = make_objective(config.objective, special=special, vocab_size=size)
-    heads = OBJECTIVES[config.objective.sentences].heads
+    heads = OBJECTIVES[objective_name(config.objective)].heads
     model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(where).train()
     if where.type == "cpu":
         keep_freed_memory()
@@ -174,8 +174,11 @@ def _random_batch(config: RunConfig, rows: int, per_row: float) -> Batch:
     examples = []
     for _ in range(rows):
         ids = rng.integers(5, config.model.vocab_size, length)
-        places = np.sort(rng.permutation(length - 2)[: max(1, round(config.objective.rate * (length - 2)))]) + 1
-        asked = None if config.objective.sentences == "none" else rng.integers(2, size=1)
+        if isinstance(config, GptRunConfig):
+            places, asked = np.arange(length), None
+        else:
+            places = np.sort(rng.permutation(length - 2)[: max(1, round(config.objective.rate * (length - 2)))]) + 1
+            asked = None if config.objective.sentences == "none" else rng.integers(2, size=1)
         examples.append(Example(ids, np.array([length]), places, ids[places], sequence_labels=asked))
     return collate(examples, range(rows))
 

@@ -17,17 +17,16 @@ from stemformer.config import merge_toml, with_settings
 from stemformer.data.chunks import Chunks
 from stemformer.data.manifest import check_tokenizer
 from stemformer.data.shards import open_shards, read_manifest
-from stemformer.data.tokenizer import Tokenizer, load_tokenizer
+from stemformer.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from stemformer.data.windows import Rows
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.blanks import choose_blanks, fill_blanks
 from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
 from stemformer.folders import free_folder, refuse_inside
-from stemformer.models.bert import BertConfig
 from stemformer.models.heads import start_from_frequency
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
-from stemformer.objectives.sentence_pairs import OBJECTIVES, make_objective
+from stemformer.objectives.sentence_pairs import OBJECTIVES, make_objective, objective_name
 from stemformer.pretrained import attention_dropout, find_folder, load_model, load_with_tokenizer, save_model
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
@@ -49,7 +48,7 @@ from stemformer.training.distributed import Ranks, distribute, is_restarted, thi
 from stemformer.training.log import StepSums, read_log
 from stemformer.training.loop import Phase, Position, Setup, train
 from stemformer.training.optim import make_optimizer
-from stemformer.training.run import FinetuneConfig, RunConfig, num_steps_of
+from stemformer.training.run import FinetuneConfig, GptRunConfig, RunConfig, num_steps_of
 from stemformer.training.timetable import Timetable
 
 __all__ = ["freeze", "make_setup", "pretrain", "resolve", "starting_model"]
@@ -133,8 +132,8 @@ def pretrain(
         checkpoint = found.newest if found else None
         model = starting_model(given, tokenizer, progress, checkpoint=checkpoint, counts=counts)
         _refuse_other_sizes(given, model, settings)
-        assert isinstance(model.config, BertConfig)
-        setup = make_setup(replace(given, model=model.config), data, tokenizer, ranks, folder)
+        given = replace(given, model=model.config)  # type: ignore[arg-type]  # of the same architecture
+        setup = make_setup(given, data, tokenizer, ranks, folder)
         if found is not None:
             check_goes_on(found, setup)
         ranks.wait()  # all have looked at the folder before the first one changes it
@@ -226,12 +225,11 @@ def starting_model(
         checkpoint: Of the run that goes on; stronger than `init`.
         counts: How often each id stands in the training text; a fresh model's first guess.
     """
-    heads = list(OBJECTIVES[config.objective.sentences].heads)
+    heads = list(OBJECTIVES[objective_name(config.objective)].heads)
     source = checkpoint or config.init
     if source is None:
         generator = torch.Generator().manual_seed(config.seed)
-        sizes = replace(config.model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
-        model = make_model(sizes, heads, generator=generator)
+        model = make_model(_sizes(config, tokenizer), heads, generator=generator)
         if counts is not None and "masked_lm" in heads:
             start_from_frequency(model.heads["masked_lm"], counts)
         return model
@@ -244,7 +242,12 @@ def starting_model(
                 "attention probabilities are trained without dropout here, whatever the model was trained with",
                 stacklevel=2,
             )
-        if old.tokens != tokenizer.tokens or model.config.vocab_size != tokenizer.vocab_size:
+        is_other = old.tokens != tokenizer.tokens or model.config.vocab_size != tokenizer.vocab_size
+        if is_other and isinstance(config, GptRunConfig):
+            raise ConfigError(
+                f"the data has another vocabulary than {source}: prepare it with the tokenizer of that model"
+            )
+        if is_other:
             generator = torch.Generator().manual_seed(config.seed)
             told = adapt_vocabulary(model, old, tokenizer, generator=generator)
             progress.say(f"vocabulary of {source} brought to that of the data: {told}")
@@ -258,6 +261,29 @@ def starting_model(
     return model
 
 
+def _sizes(config: RunConfig, tokenizer: Tokenizer) -> Any:
+    """Returns the sizes of a fresh model for the tokenizer of the data."""
+    if isinstance(config, GptRunConfig):
+        return replace(config.model, vocab_size=tokenizer.vocab_size, eos_token_id=_end_of_text(tokenizer))
+    return replace(config.model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+
+
+def _end_of_text(tokenizer: Tokenizer) -> int:
+    """Returns the id that ends a document: of a WordPiece that of [SEP]."""
+    found = next((i for name in (END_OF_TEXT, "[SEP]") if (i := tokenizer.id_of(name)) is not None), None)
+    if found is None:
+        raise ConfigError(
+            f"the vocabulary of the data has no token that ends a document ({END_OF_TEXT} or [SEP]): train one here"
+        )
+    return found
+
+
+def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
+    if isinstance(config, GptRunConfig):
+        return SpecialIds(end=_end_of_text(tokenizer))
+    return SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
+
+
 def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks, folder: Path) -> Setup:
     """Returns what a run needs beside its model: examples, held-out figures, schedule, and what it computes on.
 
@@ -268,7 +294,7 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     precision = choose_precision(config.compute.precision, device)
-    special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
+    special = _special_ids(config, tokenizer)
     objective = make_objective(config.objective, special=special, vocab_size=tokenizer.vocab_size)
     shards = open_shards(data)
     parts = config.parts()
@@ -302,9 +328,11 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
             world_size=ranks.world_size,
             add=ranks.sum,
         )
-        blanks = choose_blanks(
-            held_out, tokenizer, number=config.evaluation.blanks, longest=config.model.max_position_embeddings
-        )
+        blanks = None
+        if not isinstance(config, GptRunConfig):
+            blanks = choose_blanks(
+                held_out, tokenizer, number=config.evaluation.blanks, longest=config.model.max_position_embeddings
+            )
         if blanks is not None:
             fill = lambda module: fill_blanks(module, blanks, tokenizer, device=device)  # noqa: E731
     compiled = choose_compile(config.compute.compile, device)
@@ -392,7 +420,7 @@ def _tell_start(setup: Setup, model: Model, progress: Progress) -> None:
     for number, phase in enumerate(setup.phases):
         examples, batch = phase.examples, phase.batch
         assert isinstance(examples, Rows | Chunks)
-        kind = "rows" if config.objective.sentences == "none" else "pairs"
+        kind = "rows" if objective_name(config.objective) in ("none", "causal") else "pairs"
         left_out = getattr(examples, "num_left_out", 0)
         last = setup.phases[number + 1].first_step if number + 1 < len(setup.phases) else timetable.num_steps
         if last is None:

@@ -1,6 +1,7 @@
 """Complete runs, as functions that return a `RunConfig`. What a recipe does not say is the config's default.
 
-Sizes: `bert_base_2018` and `bert_large_2018` Devlin et al. 2019, section 3; the smaller ones Turc et al. 2019, table 1.
+Sizes: `bert_base_2018` and `bert_large_2018` Devlin et al. 2019, section 3; the smaller ones Turc et al. 2019, table 1; `gpt2_...` Radford
+et al. 2019, table 2.
 """
 
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from dataclasses import replace
 from stemformer.config import nearest
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
+from stemformer.models.gpt import GptConfig
 from stemformer.objectives.masked import MaskedLmConfig
 from stemformer.training.optim import OptimizerConfig, ScheduleConfig
-from stemformer.training.run import BatchConfig, BudgetConfig, PhaseConfig, RunConfig
+from stemformer.training.run import BatchConfig, BudgetConfig, GptRunConfig, PhaseConfig, RunConfig
 
 __all__ = [
     "RECIPES",
@@ -22,6 +24,12 @@ __all__ = [
     "bert_small",
     "bert_tiny",
     "find_recipe",
+    "gpt2_large",
+    "gpt2_medium",
+    "gpt2_small",
+    "gpt2_xl",
+    "gpt_mini",
+    "gpt_tiny",
 ]
 
 
@@ -60,9 +68,42 @@ def bert_large_2018() -> RunConfig:
     return _bert_2018("bert_large_2018", layers=24, hidden=1024, heads=16)
 
 
+def gpt_tiny() -> GptRunConfig:
+    """Returns 2 layers of 128: for tests, and for seeing a run go by in a minute."""
+    return _gpt("gpt_tiny", layers=2, hidden=128, heads=2, learning_rate=2e-3)
+
+
+def gpt_mini() -> GptRunConfig:
+    """Returns 4 layers of 256: a first real run on two cores."""
+    return _gpt("gpt_mini", layers=4, hidden=256, heads=4, learning_rate=1e-3)
+
+
+def gpt2_small() -> GptRunConfig:
+    """Returns the smallest GPT-2, 12 layers of 768."""
+    return _gpt2("gpt2_small", layers=12, hidden=768, heads=12)
+
+
+def gpt2_medium() -> GptRunConfig:
+    """Returns 24 layers of 1024."""
+    return _gpt2("gpt2_medium", layers=24, hidden=1024, heads=16)
+
+
+def gpt2_large() -> GptRunConfig:
+    """Returns 36 layers of 1280."""
+    return _gpt2("gpt2_large", layers=36, hidden=1280, heads=20)
+
+
+def gpt2_xl() -> GptRunConfig:
+    """Returns 48 layers of 1600."""
+    return _gpt2("gpt2_xl", layers=48, hidden=1600, heads=25)
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe
-    for recipe in (bert_tiny, bert_mini, bert_small, bert_medium, bert_base_2018, bert_large_2018)
+    for recipe in (
+        *(bert_tiny, bert_mini, bert_small, bert_medium, bert_base_2018, bert_large_2018),
+        *(gpt_tiny, gpt_mini, gpt2_small, gpt2_medium, gpt2_large, gpt2_xl),
+    )
 }
 """Name on the command line -> recipe."""
 
@@ -117,4 +158,34 @@ def _bert_2018(recipe: str, *, layers: int, hidden: int, heads: int) -> RunConfi
         budget=BudgetConfig(steps=1_000_000),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.01),
         schedule=ScheduleConfig(kind="linear", warmup_steps=10_000),
+    )
+
+
+def _gpt(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: float) -> GptRunConfig:
+    """Returns a run for modest hardware: rows of 256, no dropout, matrices moved by Muon, as those of a BERT of this size."""
+    return GptRunConfig(
+        recipe=recipe,
+        model=GptConfig(
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * hidden,
+            hidden_dropout_prob=0.0,
+            max_position_embeddings=256,
+        ),
+        batch=BatchConfig(rows=16, row_length=256),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=learning_rate, beta2=0.98),
+        schedule=ScheduleConfig(kind="linear", warmup_share=0.05),
+    )
+
+
+def _gpt2(recipe: str, *, layers: int, hidden: int, heads: int) -> GptRunConfig:
+    """Returns a GPT-2 with rows of 1024; rate and batch, which its paper does not tell, are those of GPT-3's smallest (table 2.1)."""
+    small = _gpt(recipe, layers=layers, hidden=hidden, heads=heads, learning_rate=6e-4)
+    return replace(
+        small,
+        model=replace(small.model, hidden_dropout_prob=0.1, max_position_embeddings=1024),
+        batch=BatchConfig(rows=512, micro_rows=4, row_length=1024),
+        optimizer=OptimizerConfig(learning_rate=6e-4, beta2=0.95, weight_decay=0.1),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=700, final_share=0.1),
     )

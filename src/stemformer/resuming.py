@@ -17,7 +17,7 @@ from stemformer.training.checkpoint import Checkpoint, load_optimizer, newest_ch
 from stemformer.training.distributed import mark_begun
 from stemformer.training.log import StepSums
 from stemformer.training.loop import Position, Setup
-from stemformer.training.run import MAY_CHANGE, FinetuneConfig, RunConfig
+from stemformer.training.run import MAY_CHANGE, FinetuneConfig, RunConfig, run_class
 
 __all__ = ["Config", "Found", "check_goes_on", "find_run", "go_on", "make_ready", "refuse_changes"]
 
@@ -63,7 +63,7 @@ def find_run(folder: Path, kind: type[Config], recipe: str | None, progress: Pro
             raise CheckpointError(f"{folder} holds {shown}, but no run to resume: give another --out")
         if holds:
             file = folder / "config.toml"
-            from_toml(kind, file.read_text(encoding="utf-8"), source=str(file))  # a run of another kind is not replaced
+            _read_config(kind, file)  # a run of another kind is not replaced
         if recipe is not None or kind is FinetuneConfig:
             progress.say(f"{folder} has no checkpoint yet: the run begins")
         return None
@@ -71,11 +71,16 @@ def find_run(folder: Path, kind: type[Config], recipe: str | None, progress: Pro
     for fault in faults:
         progress.say(f"passed over {fault}")
     file = newest / "config.toml"  # its bytes are vouched for by the checkpoint
-    stored = from_toml(kind, file.read_text(encoding="utf-8"), source=str(file))
+    stored = _read_config(kind, file)
     of = getattr(stored, "recipe", recipe)
     if recipe not in (None, of):
         raise CheckpointError(f"the run in {folder} is a {of}, not a {recipe}: resume it without --recipe")
     return Found(newest, read_checkpoint(newest), [checkpoints / fault.partition(":")[0] for fault in faults], stored)
+
+
+def _read_config(kind: type[Config], file: Path) -> Config:
+    text = file.read_text(encoding="utf-8")
+    return from_toml(run_class(text) if kind is RunConfig else kind, text, source=str(file))  # type: ignore[return-value]
 
 
 _OF_A_RUN = (

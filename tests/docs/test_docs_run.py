@@ -13,7 +13,7 @@ from stemformer.cli import app, main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/tour.md")
-SHORTER = {"bert_mini": "bert_tiny", "8000": "2000", "10000": "2100"}
+SHORTER = {"bert_mini": "bert_tiny", "gpt_mini": "gpt_tiny", "8000": "2000", "10000": "2100"}
 """What is put in place of values of a page's commands, so that they take seconds."""
 BUDGETS = ("--steps", "--tokens", "--epochs", "--time")
 

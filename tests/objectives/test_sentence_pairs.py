@@ -14,8 +14,9 @@ from stemformer.data.windows import Passage, Rows
 from stemformer.models.bert import BertConfig
 from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.model import make_model
+from stemformer.objectives.causal import CausalLmConfig
 from stemformer.objectives.masked import MaskedLm, MaskedLmConfig, SpecialIds
-from stemformer.objectives.sentence_pairs import OBJECTIVES, SentencePairs, WithLoss, make_objective
+from stemformer.objectives.sentence_pairs import OBJECTIVES, SentencePairs, WithLoss, make_objective, objective_name
 from stemformer.pretrained import load_model, save_model
 
 transformers = pytest.importorskip("transformers")
@@ -207,7 +208,15 @@ def test_losses_of_a_batch_are_the_sums_of_theirs_one_at_a_time(tmp_path):
 # By name
 
 
-@pytest.mark.parametrize("sentences", OBJECTIVES)
+def test_each_name_is_that_of_a_configuration():
+    configs = [*(MaskedLmConfig(sentences=name) for name in ("none", "next", "order")), CausalLmConfig()]
+    assert [objective_name(config) for config in configs] == list(OBJECTIVES)
+    for config in configs:
+        made = make_objective(config, special=SpecialIds(cls=2, sep=3, mask=4, end=3), vocab_size=9)
+        assert isinstance(made, OBJECTIVES[objective_name(config)])
+
+
+@pytest.mark.parametrize("sentences", ["none", "next", "order"])
 def test_objective_of_each_name_has_its_heads_examples_and_losses(sentences, tiny):
     asked = objective(sentences=sentences)
     shards = open_shards(tiny / "data")

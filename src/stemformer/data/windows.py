@@ -7,7 +7,7 @@ the corpus lies in exactly one piece. Pairs of texts are in `chunks.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -32,6 +32,7 @@ class Passage:
         segments: (p,) 0 where a segment opens a sequence, 1 where it is text B of the sequence before it.
         label: What is asked about the pair of texts, if anything is: 0 they belong together as they stand, 1 they do not.
         num_displaced: Tokens of the corpus that this drawing left out: a random text stands in their place, or the pair was cut short.
+        ends: (p,) which segments end their document; of rows only.
     """
 
     tokens: Int[np.ndarray, "n"]
@@ -40,6 +41,7 @@ class Passage:
     segments: Int[np.ndarray, "p"]
     label: int | None = None
     num_displaced: int = 0
+    ends: Bool[np.ndarray, "p"] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ class Rows:
         """Returns the text of a row, each of its pieces a sequence; nothing about it is random."""
         pieces = slice(self.offsets[number], self.offsets[number + 1])
         spans = list(zip(self.starts[pieces].tolist(), self.stops[pieces].tolist(), strict=True))
-        return read_passage(self.shards, spans, segments=[0] * len(spans))
+        passage = read_passage(self.shards, spans, segments=[0] * len(spans))
+        documents = self.shards.document_starts
+        stops = self.stops[pieces]
+        return replace(passage, ends=documents[np.searchsorted(documents, stops)] == stops)
 
 
 def make_rows(shards: Shards, *, row_length: int, num_special: int = 2) -> Rows:

@@ -1,5 +1,6 @@
 """Held-out figures of a masked model, on examples and masks that never change, beside what counting alone would give."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from stemformer.data.chunks import Chunks
 from stemformer.data.windows import Rows
 from stemformer.errors import DataError
 from stemformer.objectives.masked import MaskedLmConfig
-from stemformer.objectives.sentence_pairs import Objective
+from stemformer.objectives.sentence_pairs import Objective, ObjectiveConfig
 
 __all__ = ["baselines", "held_out_batches", "held_out_masks", "make_evaluation", "score"]
 
@@ -20,8 +21,13 @@ _SEED = 2**40 + 1
 """Of the choice of rows and of their masks: the same in every run, so that figures of two runs compare."""
 
 
-def held_out_masks(config: MaskedLmConfig) -> MaskedLmConfig:
-    """Returns how held-out text is hidden, whatever is hidden in training: single tokens, 15 %, so that figures of two runs compare."""
+def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:
+    """Returns how held-out text is hidden, whatever is hidden in training: single tokens, 15 %, so that figures of two runs compare.
+
+    The next word hides nothing.
+    """
+    if not isinstance(config, MaskedLmConfig):
+        return config
     return MaskedLmConfig(sentences=config.sentences, short_share=config.short_share)
 
 
@@ -131,12 +137,16 @@ def make_evaluation(
         add: Sums numbers over all ranks.
     """
     batches = held_out_batches(examples, objective, num_examples=num_examples)
+    counts = examples.shards.manifest.splits["held_out" if "held_out" in examples.shards.manifest.splits else "train"]
+    tokens_per_byte = (counts.tokens + counts.documents) / counts.bytes  # a document's end is asked for too
     known = baselines(examples.shards.unigram_counts, batches)
     own = batches[rank::world_size]
     as_many = [*own, *batches[: -(-len(batches) // world_size) - len(own)]]
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         figures = score(module, as_many, device=device, num_counted=len(own), add=add)
+        if "causal_lm_loss" in figures:
+            figures["bits_per_byte"] = figures["causal_lm_loss"] * tokens_per_byte / math.log(2)
         return {f"held_out_{name}": value for name, value in {**figures, **known}.items()}
 
     return evaluate

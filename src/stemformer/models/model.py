@@ -122,10 +122,17 @@ class Model(nn.Module):
         logits: Tensor = self.heads["causal_lm"](states, self.body.embeddings.word.weight)
         return logits
 
+    def before_causal_lm_scores(
+        self, states: Float[Tensor, "M D"]
+    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"], None]:
+        """Returns states and matrix of which those scores are the products."""
+        head = self.heads["causal_lm"]
+        assert isinstance(head, CausalLmHead)
+        return head.before_scores(states, self.body.embeddings.word.weight)
+
     def share_word_gradient(self) -> None:
         """Says that each loss has a dense gradient of the word embedding, as that of a tied head has; see `layers.WordEmbedding`."""
-        head = self.heads["masked_lm"]
-        assert isinstance(head, MaskedLmHead)
+        head = next(head for head in self.heads.values() if isinstance(head, MaskedLmHead | CausalLmHead))
         self.body.embeddings.word.has_sparse_gradient = head.decoder is None
 
     def num_parameters(self, *, embeddings: bool = True) -> int:

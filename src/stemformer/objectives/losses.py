@@ -62,7 +62,10 @@ def cross_entropy_sum(
 
 
 def linear_cross_entropy_sum(
-    states: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"], labels: Int[Tensor, "M"]
+    states: Float[Tensor, "M D"],
+    weight: Float[Tensor, "V D"],
+    bias: Float[Tensor, "V"] | None,
+    labels: Int[Tensor, "M"],
 ) -> LossSum:
     """Returns the summed cross-entropy of the scores `states @ weight.T + bias`, without ever holding all of them.
 
@@ -72,7 +75,7 @@ def linear_cross_entropy_sum(
     Args:
         states: Of the scored places.
         weight: Output matrix.
-        bias: Added to the scores.
+        bias: Added to the scores; None adds nothing.
         labels: What should stand there.
 
     Example:
@@ -82,6 +85,7 @@ def linear_cross_entropy_sum(
 
     Source: Hsu et al. 2024, section 3.2 (gradients of a linear layer and its cross-entropy in one pass, in chunks).
     """
+    bias = states.new_zeros(len(weight), dtype=torch.float32) if bias is None else bias
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     with torch.autocast(device, enabled=False):

@@ -59,11 +59,12 @@ class MaskedLmConfig:
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that an objective writes itself."""
+    """The ids that an objective writes itself: those of a masked model, or the one that ends a document of a causal one."""
 
-    cls: int
-    sep: int
-    mask: int
+    cls: int = -1
+    sep: int = -1
+    mask: int = -1
+    end: int = -1
 
 
 class MaskedLm:

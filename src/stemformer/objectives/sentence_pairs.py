@@ -15,10 +15,20 @@ from stemformer.data.chunks import Chunks, make_chunks
 from stemformer.data.shards import Shards
 from stemformer.data.windows import Passage, Rows
 from stemformer.models.model import Model
+from stemformer.objectives.causal import CausalLm, CausalLmConfig
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.objectives.masked import MaskedLm, MaskedLmConfig, SpecialIds
 
-__all__ = ["OBJECTIVES", "Objective", "SentencePairs", "WithLoss", "make_objective", "num_places"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "ObjectiveConfig",
+    "SentencePairs",
+    "WithLoss",
+    "make_objective",
+    "num_places",
+    "objective_name",
+]
 
 
 class SentencePairs:
@@ -92,22 +102,36 @@ class Objective(Protocol):
         """Returns the scores of a batch from the states (R, D) of its places."""
 
 
-OBJECTIVES: dict[str, type[MaskedLm] | type[SentencePairs]] = {
+OBJECTIVES: dict[str, type[MaskedLm] | type[SentencePairs] | type[CausalLm]] = {
     "none": MaskedLm,
     "next": SentencePairs,
     "order": SentencePairs,
+    "causal": CausalLm,
 }
-"""`objective.sentences` -> objective."""
+"""`objective.sentences`, or `causal`, -> objective."""
+
+ObjectiveConfig = MaskedLmConfig | CausalLmConfig
+"""Settings of an objective of pre-training."""
 
 
-def make_objective(config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> MaskedLm | SentencePairs:
+def objective_name(config: ObjectiveConfig) -> str:
+    """Returns the key of `OBJECTIVES` that a configuration belongs to."""
+    return "causal" if isinstance(config, CausalLmConfig) else config.sentences
+
+
+def make_objective(
+    config: ObjectiveConfig, *, special: SpecialIds, vocab_size: int
+) -> MaskedLm | SentencePairs | CausalLm:
     """Returns the objective of a configuration.
 
     Example:
         >>> make_objective(MaskedLmConfig(sentences="order"), special=SpecialIds(1, 2, 3), vocab_size=9).heads
         ('masked_lm', 'next_sentence')
     """
-    return OBJECTIVES[config.sentences](config, special=special, vocab_size=vocab_size)
+    if isinstance(config, CausalLmConfig):
+        return CausalLm(config, end=special.end)
+    kind = MaskedLm if config.sentences == "none" else SentencePairs
+    return kind(config, special=special, vocab_size=vocab_size)
 
 
 def num_places(objective: Objective, batch: Batch) -> int | None:
@@ -128,7 +152,7 @@ class WithLoss(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
-        if "masked_lm" in objective.heads:
+        if {"masked_lm", "causal_lm"} & set(objective.heads):
             model.share_word_gradient()
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:

@@ -13,7 +13,12 @@ from stemformer.training.log import read_log
 __all__ = ["Curve", "draw", "write_page", "write_report"]
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#6c757d", "#2e8b57")
-_LOSSES = {"masked_lm": "masked words", "next_sentence": "next sentence", "sentence_order": "sentence order"}
+_LOSSES = {
+    "masked_lm": "masked words",
+    "causal_lm": "next words",
+    "next_sentence": "next sentence",
+    "sentence_order": "sentence order",
+}
 _NUM_SENTENCES = 12
 _NUM_MOMENTS = 5
 
@@ -105,7 +110,8 @@ def _tiles(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     tiles = []
     if held_out:
         last = held_out[-1]
-        loss, unigram = last["held_out_masked_lm_loss"], last["held_out_unigram_loss"]
+        name, words = ("causal_lm", "next") if "held_out_causal_lm_loss" in last else ("masked_lm", "hidden")
+        loss, unigram = last[f"held_out_{name}_loss"], last["held_out_unigram_loss"]
         tiles += [
             (
                 "held-out loss",
@@ -115,11 +121,13 @@ def _tiles(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
                 else f"not below word frequency yet ({unigram:.2f})",
             ),
             (
-                "hidden words right",
-                f"{last['held_out_masked_lm_accuracy']:.1%}",
+                f"{words} words right",
+                f"{last[f'held_out_{name}_accuracy']:.1%}",
                 f"{last['held_out_unigram_accuracy']:.1%} by always guessing the most frequent",
             ),
         ]
+        if "held_out_bits_per_byte" in last:
+            tiles.append(("bits per byte", f"{last['held_out_bits_per_byte']:.3f}", "of held-out text"))
         for task in ("next_sentence", "sentence_order"):
             if f"held_out_{task}_accuracy" in last:
                 chance = f"{last['held_out_majority_accuracy']:.1%} by always giving the same answer"
@@ -158,7 +166,7 @@ def _plots(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[Curve]]
 
     plots: list[tuple[str, str, list[Curve]]] = []
     for task, name in _LOSSES.items():
-        words = task == "masked_lm"
+        words = task in ("masked_lm", "causal_lm")
         floor = curve("word frequency", held_out, "held_out_unigram_loss", "baseline") if words else []
         losses = [
             *curve("held out", held_out, f"held_out_{task}_loss"),

@@ -110,7 +110,8 @@ def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> fl
     if num_rows is not None and config.num_hidden_layers:  # what the last layer does for each token by itself
         left_out = sum(p.numel() for name, p in model.body.layers[-1].named_parameters() if "qkv" not in name)
         body -= 6.0 * left_out * float(lengths.sum() - num_rows)
-    of_head = config.hidden_size * (config.hidden_size + config.vocab_size) if "masked_lm" in model.heads else 0
+    of_head = config.hidden_size * config.vocab_size if {"masked_lm", "causal_lm"} & set(model.heads) else 0
+    of_head += config.hidden_size**2 if "masked_lm" in model.heads else 0
     head = 6.0 * len(batch.labels) * of_head
     return body + attention + head
 

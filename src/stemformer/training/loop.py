@@ -392,10 +392,13 @@ _LABELS = {"next_sentence": " (next sentence)", "sentence_order": " (sentence or
 def _held_out_line(figures: dict[str, float]) -> str:
     """Returns held-out figures, each beside what can be had without reading."""
     told = {name.removeprefix("held_out_"): value for name, value in figures.items()}
+    name, words = ("causal_lm", "next") if "causal_lm_loss" in told else ("masked_lm", "hidden")
     parts = [
-        f"held-out loss {told['masked_lm_loss']:.3f} (word frequency {told['unigram_loss']:.3f})",
-        f"{told['masked_lm_accuracy']:.1%} of hidden words right ({told['unigram_accuracy']:.1%})",
+        f"held-out loss {told[f'{name}_loss']:.3f} (word frequency {told['unigram_loss']:.3f})",
+        f"{told[f'{name}_accuracy']:.1%} of {words} words right ({told['unigram_accuracy']:.1%})",
     ]
+    if "bits_per_byte" in told:
+        parts.append(f"{told['bits_per_byte']:.3f} bits per byte")
     for question in ("next_sentence", "sentence_order"):
         if f"{question}_accuracy" in told:
             name = question.replace("_", " ")

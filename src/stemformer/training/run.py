@@ -1,6 +1,7 @@
 """A run as data: what `config.toml` holds."""
 
 import math
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -9,6 +10,8 @@ from typing import Literal
 
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
+from stemformer.models.gpt import GptConfig
+from stemformer.objectives.causal import CausalLmConfig
 from stemformer.objectives.masked import MaskedLmConfig
 from stemformer.tasks.task import TaskConfig
 from stemformer.training.optim import OptimizerConfig, ScheduleConfig
@@ -21,11 +24,13 @@ __all__ = [
     "ComputeConfig",
     "EvaluationConfig",
     "FinetuneConfig",
+    "GptRunConfig",
     "PhaseConfig",
     "RunConfig",
     "TaskBatchConfig",
     "TaskEvaluationConfig",
     "num_steps_of",
+    "run_class",
 ]
 
 MAY_CHANGE = ("budget.", "evaluation.", "checkpoints.", "log_every", "tensorboard", "compute.")
@@ -231,6 +236,20 @@ class RunConfig:
     def parts(self) -> list[tuple[float, BatchConfig]]:
         """Returns each phase, the first among them: where it begins as a share of the run, and what its steps see."""
         return [(0.0, self.batch), *((phase.from_share, phase.batch()) for phase in self.phases)]
+
+
+@dataclass(frozen=True)
+class GptRunConfig(RunConfig):
+    """A complete pre-training run of a GPT: the same, with another body and another objective."""
+
+    recipe: str = "gpt_mini"
+    model: GptConfig = field(default_factory=GptConfig)  # type: ignore[assignment]
+    objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
+
+
+def run_class(text: str) -> type[RunConfig]:
+    """Returns which class the configuration of a pre-training run is of, by its TOML text."""
+    return GptRunConfig if "eos_token_id" in tomllib.loads(text).get("model", {}) else RunConfig
 
 
 @dataclass(frozen=True)

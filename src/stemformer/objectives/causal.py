@@ -1,0 +1,84 @@
+"""Causal language modelling: from each token and all before it, what comes next.
+
+Source: Radford et al. 2018, section 3.1.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stemformer.data.batches import Batch, Example
+from stemformer.data.shards import Shards
+from stemformer.data.windows import Passage, Rows, make_rows
+from stemformer.models.model import Model
+from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
+
+__all__ = ["CausalLm", "CausalLmConfig"]
+
+
+@dataclass(frozen=True)
+class CausalLmConfig:
+    """The next word has no settings of its own: every token of the text is asked for once."""
+
+
+class CausalLm:
+    """The causal-LM objective, on rows of pieces of documents that do not see each other.
+
+    The token that ends a document stands before each piece, so that its first token is asked for too; it is asked for itself where the
+    document ends with the piece. So every token of the corpus is scored exactly once an epoch, and each document's end.
+
+    Args:
+        config: Has no settings.
+        end: Id of the token that ends a document.
+    """
+
+    heads: tuple[str, ...] = ("causal_lm",)
+
+    def __init__(self, config: CausalLmConfig, *, end: int) -> None:
+        self.config = config
+        self.end = end
+
+    def make_examples(self, shards: Shards, row_length: int) -> Rows:
+        """Returns the examples of a split: rows of pieces, each with one token before it."""
+        return make_rows(shards, row_length=row_length, num_special=1)
+
+    def corrupt(self, passage: Passage, rng: np.random.Generator) -> Example:
+        """Returns what the model reads, and what is asked of it at each place; nothing is random.
+
+        Args:
+            passage: What `make_examples(...).draw` gave.
+            rng: Not used.
+        """
+        assert passage.ends is not None, "a passage of rows"
+        lengths = passage.lengths
+        sizes = lengths + 1
+        stops = np.cumsum(sizes)
+        starts = stops - sizes
+        is_first = np.zeros(int(stops[-1]), bool)
+        is_first[starts] = True
+        input_ids = np.full(len(is_first), self.end, np.int64)
+        input_ids[~is_first] = passage.tokens
+        labels = np.append(input_ids[1:], self.end)
+        labels[stops - 1] = self.end
+        is_scored = np.ones(len(is_first), bool)
+        is_scored[stops[~passage.ends] - 1] = False
+        places = np.flatnonzero(is_scored)
+        return Example(input_ids, lengths=sizes, label_positions=places, labels=labels[places])
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Returns how many places of a batch are scored, by the name of the loss."""
+        return {"causal_lm": len(batch.labels)}
+
+    def places(self, batch: Batch) -> Int[Tensor, "M"]:
+        """Returns the tokens of a batch whose states are needed: the scored ones."""
+        return batch.label_positions
+
+    def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
+        """Returns the summed loss of a batch from the states of its places."""
+        return {"causal_lm": linear_cross_entropy_sum(*model.before_causal_lm_scores(states), batch.labels)}
+
+    def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
+        """Returns the score of each word at each scored place of a batch, from the states of its places."""
+        return model.causal_lm_logits(states)

@@ -1,0 +1,161 @@
+"""A GPT from text to text: a run, resumed bit for bit, its figures, its folder, and what it refuses."""
+
+import json
+import math
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stemformer import api
+from stemformer.cli import main
+from stemformer.errors import CheckpointError, ConfigError
+from stemformer.pretrained import load_model
+from stemformer.progress import Silent
+from stemformer.training.log import read_log
+
+pytestmark = pytest.mark.usefixtures("no_timing")
+
+SETTINGS = [
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "batch.rows=8",
+    "batch.row_length=32",
+    "log_every=1",
+    "evaluation.rows=32",
+    "evaluation.every=5",
+    "checkpoints.every=4",
+]
+OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
+
+
+class StopAt(Silent):
+    """Presses Ctrl-C while a step is under way."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def advance(self, amount, note=""):
+        self.left -= amount
+        if amount and self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def files(tiny, tmp_path_factory):
+    """A folder with text.txt, a byte-level BPE tok/ and data/ made of both; not to be changed."""
+    root = tmp_path_factory.mktemp("gpt")
+    text = str(tiny / "text.txt")
+    api.train_tokenizer([text], out=str(root / "tok"), kind="bpe", vocab_size=320, documents="line")
+    api.prepare(
+        [text], tokenizer=str(root / "tok"), out=str(root / "data"), held_out=0.1, documents="line", num_workers=1
+    )
+    return root
+
+
+def run(files, out, *, settings=(), progress=None, **options):
+    usual = {} if options.get("resume") else {"recipe": "gpt_tiny", "settings": [*SETTINGS, *settings], "steps": 10}
+    return api.pretrain(
+        data=str(files / "data"), out=str(out), precision="fp32", progress=progress, **{**usual, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(files, no_timing, tmp_path_factory):
+    """A run of 10 steps and what it told; not to be changed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, run(files, out)
+
+
+def log_of(folder):
+    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_log(folder / "log.jsonl")]
+
+
+def test_loss_goes_down_and_is_told_in_bits_per_byte_too(files, whole):
+    _, told = whole
+    assert told["held_out_causal_lm_loss"] < told["before"]["held_out_causal_lm_loss"] - 0.2
+    manifest = json.loads((files / "data" / "manifest.json").read_text())
+    counts = manifest["splits"]["held_out"]
+    per_byte = (counts["tokens"] + counts["documents"]) / counts["bytes"]
+    expected = told["held_out_causal_lm_loss"] * per_byte / math.log(2)
+    assert told["held_out_bits_per_byte"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_ten_steps_are_four_and_six_bit_for_bit(files, tmp_path, dropout):
+    settings = [f"model.hidden_dropout_prob={dropout}"]
+    run(files, tmp_path / "whole", settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(files, tmp_path / "parts", settings=settings, progress=StopAt(4))
+    run(files, tmp_path / "parts", resume=True)
+    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+
+
+def test_micro_batches_give_the_same_losses(files, whole, tmp_path):
+    run(files, tmp_path / "run", settings=["batch.micro_rows=2"])
+    for a, b in zip(log_of(whole[0]), log_of(tmp_path / "run"), strict=True):
+        if a["kind"] == "train":
+            assert b["causal_lm_loss"] == pytest.approx(a["causal_lm_loss"], rel=1e-4)
+
+
+def test_result_opens_in_transformers_and_goes_on_with_texts(whole, capsys):
+    transformers = pytest.importorskip("transformers")
+    out, _ = whole
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(out / "final", output_loading_info=True)
+    assert type(model).__name__ == "GPT2LMHeadModel" and not told["missing_keys"] and not told["unexpected_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "final")
+    ids = tokenizer("The old king", return_tensors="pt")
+    expected = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
+    (found,) = api.generate(["The old king"], model=str(out), max_new_tokens=8, temperature=0)
+    assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
+    assert main(["inspect", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["recipe"], told["is_finished"], told["step"]) == ("gpt_tiny", True, 10)
+    assert told["held_out_bits_per_byte"] > 0
+
+
+def test_wordpiece_will_do_too(tiny, tmp_path):
+    api.pretrain(
+        "gpt_tiny", data=str(tiny / "data"), out=str(tmp_path / "run"), settings=SETTINGS, steps=2, precision="fp32"
+    )
+    model = load_model(tmp_path / "run")
+    assert model.config.eos_token_id == 3  # [SEP]
+
+
+def test_training_goes_on_from_a_model_with_the_same_vocabulary_alone(files, tiny, whole, tmp_path):
+    told = run(files, tmp_path / "more", init=str(whole[0]), steps=2)
+    first = whole[1]["held_out_causal_lm_loss"]
+    assert told["before"]["held_out_causal_lm_loss"] == pytest.approx(first, abs=1e-3)
+    with pytest.raises(ConfigError, match="another vocabulary"):
+        run(tiny, tmp_path / "other", init=str(whole[0]), steps=2)
+
+
+def test_plan_of_a_gpt(files):
+    told = api.plan("gpt_tiny", data=str(files / "data"), settings=["batch.rows=2", "batch.row_length=32"])
+    assert told["recipe"] == "gpt_tiny" and told["rows of 32"]["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("command", ["fill", "finetune"])
+def test_what_a_gpt_cannot_do_is_refused(whole, labelled, tmp_path, command):
+    with pytest.raises(CheckpointError, match="has no"):
+        if command == "fill":
+            api.fill(["a [MASK]"], model=str(whole[0]))
+        else:
+            files = {"train": [str(labelled / "train" / "reviews.csv")], "dev": [str(labelled / "dev" / "reviews.csv")]}
+            api.finetune("classify", model=str(whole[0]), out=str(tmp_path / "out"), steps=1, **files)
+
+
+def test_bert_is_no_start_for_a_gpt(files, tiny_bert, tmp_path):
+    with pytest.raises(CheckpointError, match="is a bert, which has no head causal_lm"):
+        run(files, tmp_path / "run", init=str(tiny_bert))
+
+
+def test_report_tells_of_next_words(files, tmp_path, monkeypatch):
+    from stemformer.report.run_report import write_report
+
+    run(files, tmp_path / "run", steps=2)
+    page = write_report(tmp_path / "run").read_text()
+    assert "next words right" in page and "bits per byte" in page and "Loss on next words" in page
