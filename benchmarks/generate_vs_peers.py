@@ -3,8 +3,8 @@
     python benchmarks/generate_vs_peers.py --shape mini --batch 1
 
 Each measurement is a process of its own (the script calls itself with `--side`); sides take turns, round by round. The clock runs over
-one call that adds `--new` tokens to each prompt of `--prompt` random tokens, always the likeliest token; none ends early. A call on the same
-shapes comes first. Sides:
+one call that adds `--new` tokens to each prompt of `--prompt` random tokens, always the likeliest token; none ends early. A call on the
+same shapes comes first. Sides:
 
     ours, ours_bf16        `generation.decode.decode`
     theirs, theirs_bf16    transformers' `generate` with its cache, sdpa
