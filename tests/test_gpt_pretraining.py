@@ -1,5 +1,6 @@
 """A GPT from text to text: a run, resumed bit for bit, its figures, its folder, and what it refuses."""
 
+import html
 import json
 import math
 import signal
@@ -157,5 +158,10 @@ def test_report_tells_of_next_words(files, tmp_path, monkeypatch):
     from stemformer.report.run_report import write_report
 
     run(files, tmp_path / "run", steps=2)
-    page = write_report(tmp_path / "run").read_text()
+    page = write_report(tmp_path / "run").read_bytes().decode()
     assert "next words right" in page and "bits per byte" in page and "Loss on next words" in page
+    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "samples"]
+    assert len(lines) >= 2 and len(lines[-1]["samples"]) == 3
+    shown = html.unescape(page)
+    for sample in lines[-1]["samples"]:
+        assert sample["prompt"] in shown and sample["text"] in shown

@@ -23,6 +23,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.blanks import choose_blanks, fill_blanks
 from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
 from stemformer.folders import free_folder, refuse_inside
+from stemformer.generation.texts import choose_beginnings, write_samples
 from stemformer.models.heads import start_from_frequency
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
@@ -333,6 +334,9 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
             blanks = choose_blanks(
                 held_out, tokenizer, number=config.evaluation.blanks, longest=config.model.max_position_embeddings
             )
+        if isinstance(config, GptRunConfig) and config.evaluation.blanks and not config.compute.shard:
+            beginnings = choose_beginnings(held_out, tokenizer, number=_NUM_SAMPLES)
+            fill = lambda module: _samples(module, tokenizer, beginnings, ranks)  # noqa: E731
         if blanks is not None:
             fill = lambda module: fill_blanks(module, blanks, tokenizer, device=device)  # noqa: E731
     compiled = choose_compile(config.compute.compile, device)
@@ -354,6 +358,17 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
 
 
 # ------------------------------------------------------------------------------------------------------------------------ small parts
+
+_NUM_SAMPLES = 3
+
+
+def _samples(module: nn.Module, tokenizer: Tokenizer, beginnings: Sequence[str], ranks: Ranks) -> dict[str, Any]:
+    """Returns how the model goes on with some beginnings; the first rank alone writes them."""
+    if not ranks.is_first:
+        return {}
+    model = getattr(module, "module", module).model  # within DDP
+    assert isinstance(model, Model)
+    return {"samples": write_samples(model, tokenizer, beginnings)}
 
 
 def _before(folder: Path, figures: Mapping[str, float]) -> dict[str, Any]:

@@ -4,15 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
+from stemformer.data.batches import permuted
+from stemformer.data.shards import Shards
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
 from stemformer.generation.decode import DecodingConfig, beam_search, decode
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import Model
 
-__all__ = ["Continuation", "continue_texts"]
+__all__ = ["Continuation", "choose_beginnings", "continue_texts", "write_samples"]
 
 _HALF_CHARACTER = "\ufffd"
 
@@ -88,6 +91,47 @@ def continue_texts(
             on_text(number, rest)
         out.append(Continuation(prompt, writer.text, len(decoded.ids), decoded.log_probability, decoded.ended))
     return out
+
+
+def choose_beginnings(shards: Shards, tokenizer: Tokenizer, *, number: int) -> list[str]:
+    """Returns the first words of some documents, the same ones each time, to see how a model goes on with them.
+
+    Args:
+        shards: Of the held-out split.
+        tokenizer: Of the data.
+        number: How many, at most.
+    """
+    starts = shards.document_starts
+    long = np.flatnonzero(np.diff(starts) >= 3 * _BEGINNING)
+    if not len(long):
+        return []
+    chosen = long[permuted(np.arange(min(number, len(long))), len(long), seed=0, epoch=0)]
+    return [tokenizer.decode(shards.tokens(begin, begin + _BEGINNING)) for begin in starts[chosen].tolist()]
+
+
+_BEGINNING = 8
+"""Tokens of a document that a sample goes on from."""
+
+
+def write_samples(model: Model, tokenizer: Tokenizer, beginnings: Sequence[str]) -> list[dict[str, str]]:
+    """Returns how a model goes on with beginnings: `prompt` and `text`, drawn with the same random numbers each time.
+
+    Args:
+        model: A GPT; it is in evaluation mode afterwards.
+        tokenizer: Of it.
+        beginnings: See `choose_beginnings`.
+    """
+    model.eval()
+    most = min(_SAMPLE, model.config.max_position_embeddings - 2 * _BEGINNING)
+    if not beginnings or most < 1:
+        return []
+    config = DecodingConfig(max_new_tokens=most, temperature=0.8, top_p=0.95, overflow="slide")
+    found = continue_texts(beginnings, model, tokenizer, config)
+    return [{"prompt": x.prompt, "text": x.text} for x in found]
+
+
+_SAMPLE = 48
+"""Tokens of a sample."""
 
 
 class _Writer:

@@ -46,6 +46,7 @@ def write_report(folder: Path) -> Path:
         tiles=_tiles(lines),
         plots=[(title, draw(curves, unit=unit)) for title, unit, curves in _plots(lines)],
         fills=_fills([line for line in lines if line["kind"] == "fills" and line["fills"]]),
+        samples=_samples([line for line in lines if line["kind"] == "samples" and line["samples"]]),
         config=config,
     )
 
@@ -195,13 +196,32 @@ def _plots(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[Curve]]
     return [plot for plot in plots if plot[2]]
 
 
+def _moments(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the lines of a few moments, evenly spread from the first to the last."""
+    last = len(lines) - 1
+    return [lines[i] for i in sorted({round(last * i / (_NUM_MOMENTS - 1)) for i in range(_NUM_MOMENTS)})]
+
+
+def _samples(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns, for each beginning, how the model went on with it at a few moments: `prompt` and `texts` of moment (tokens) and text."""
+    if not lines:
+        return []
+    chosen = _moments(lines)
+    fewest = min(len(line["samples"]) for line in chosen)
+    return [
+        {
+            "prompt": chosen[0]["samples"][number]["prompt"],
+            "texts": [(f"{line['tokens'] / 1e6:.2f} M", line["samples"][number]["text"]) for line in chosen],
+        }
+        for number in range(fewest)
+    ]
+
+
 def _fills(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns what was put into the blanks at a few moments: `moments` (tokens) and `rows` of sentence, answer and guesses."""
     if not lines:
         return {"moments": [], "rows": []}
-    last = len(lines) - 1
-    at = sorted({round(last * i / (_NUM_MOMENTS - 1)) for i in range(_NUM_MOMENTS)})
-    chosen = [lines[i] for i in at]
+    chosen = _moments(lines)
     rows = []
     fewest = min(len(line["fills"]) for line in chosen)  # a resumed run may have asked for fewer
     for number, blank in enumerate(chosen[0]["fills"][: min(fewest, _NUM_SENTENCES)]):
