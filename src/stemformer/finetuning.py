@@ -230,7 +230,7 @@ def _run(
             torch.set_num_threads(config.compute.threads)
         model, tokenizer, max_length = open_model(config, task, source, is_begun=found is not None)
         examples, dev, notes = encode(data, tokenizer, max_length, progress)
-        setup, last = make_setup(config, data, examples, dev, tokenizer, model, ranks, folder, max_length)
+        setup, last = make_setup(config, data, examples, dev, tokenizer, model, ranks, folder, max_length, progress)
         if found is not None:
             assert isinstance(setup.config, FinetuneConfig)
             refuse_changes(found.config, setup.config)
@@ -288,8 +288,25 @@ def make_setup(
     ranks: Ranks,
     folder: Path,
     max_length: int,
+    progress: Progress | None = None,
 ) -> tuple[Setup, list[Any]]:
-    """Returns all that a run needs beside its model, and a list that holds scores and loss of the last evaluation."""
+    """Returns all that a run needs beside its model, and a list that holds scores and loss of the last evaluation.
+
+    Args:
+        config: Of the run.
+        data: Its records.
+        examples: Made of the training records.
+        dev: Made of the dev records.
+        tokenizer: Saved with each checkpoint.
+        model: That is trained.
+        ranks: This process among all that train.
+        folder: The run folder.
+        max_length: Tokens of an example, at most.
+        progress: Told that an evaluation of many examples begins, which takes a while.
+
+    Raises:
+        DataError: Fewer examples than ranks.
+    """
     task, device = data.problem.task, ranks.device
     if len(examples) < ranks.world_size:
         raise DataError(f"{len(examples)} training examples for {ranks.world_size} ranks: give more data")
@@ -305,6 +322,8 @@ def make_setup(
     last: list[Any] = []
 
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
+        if progress is not None and len(dev) > _MANY_EXAMPLES:
+            progress.say(f"evaluating on {len(dev):,} examples")
         with autocast(device, precision):
             scores, loss = predict_scores(module, task, dev, device=device)
         last[:] = [scores, loss]
@@ -403,6 +422,10 @@ def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 
 # ------------------------------------------------------------------------------------------------------------------------ small parts
+
+
+_MANY_EXAMPLES = 2000
+"""From how many dev examples on it is said that an evaluation begins."""
 
 
 def _rounded(value: float) -> float:
