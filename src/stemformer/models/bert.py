@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
 from stemformer.models.layers import (
-    ACTIVATIONS,
     Dropout,
     FeedForward,
     MultiHeadAttention,
     PositionEmbedding,
     WordEmbedding,
+    check_sizes,
+    check_states,
     with_spare_places,
     with_spare_rows,
 )
@@ -58,29 +59,17 @@ class BertConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
+        check_sizes(
+            self,
             "vocab_size",
             "hidden_size",
             "num_attention_heads",
             "intermediate_size",
             "max_position_embeddings",
             "type_vocab_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}: expected at least 1")
+        )
         if self.num_hidden_layers < 0:
             raise ConfigError(f"model.num_hidden_layers is {self.num_hidden_layers}: expected 0 or more")
-        if not (0 <= self.initializer_range < float("inf") and 0 < self.layer_norm_eps < float("inf")):
-            raise ConfigError("model.initializer_range and layer_norm_eps: expected positive, finite numbers")
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"model.hidden_size {self.hidden_size} cannot be shared among {self.num_attention_heads} heads: "
-                "set model.num_attention_heads to a divisor"
-            )
-        if self.hidden_act not in ACTIVATIONS:
-            raise ConfigError(f"model.hidden_act is {self.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
-        if not 0 <= self.hidden_dropout_prob < 1:
-            raise ConfigError(f"model.hidden_dropout_prob is {self.hidden_dropout_prob}: expected a number in [0, 1)")
 
 
 class BertEmbeddings(nn.Module):
@@ -187,14 +176,8 @@ class Bert(nn.Module):
                 token by itself, which is three quarters of its work: where few tokens are scored, a good part of a small model's step.
         """
         replace = replace or {}
-        if wrong := {*return_layers, *replace} - set(range(len(self.layers) + 1)):
-            raise ValueError(f"layers {sorted(wrong)} do not exist: expected numbers from 0 to {len(self.layers)}")
         n = len(input_ids)
-        if short := {number: len(states) for number, states in replace.items() if len(states) != n}:
-            raise ValueError(f"states put in the place of layers hold {short} tokens: expected {n}")
-        if cu_seqlens.device.type == "cpu" and int(cu_seqlens[-1]) != n:
-            raise ValueError(f"cu_seqlens ends at {int(cu_seqlens[-1])}, there are {n} tokens")
-        assert rows is None or not (return_layers or replace), "rows are of the last layer, and alone"
+        check_states(len(self.layers), n, cu_seqlens, return_layers, replace, rows)
         kept: dict[int, Tensor] = {}
         x = with_spare_rows(self.embeddings(input_ids, position_ids, token_type_ids))
         for number in range(len(self.layers) + 1):

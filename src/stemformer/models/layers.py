@@ -1,11 +1,13 @@
 """Layers that more than one architecture is made of. All of them see flat tokens (N, D)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stemformer.errors import ConfigError
 from stemformer.models.attention import attend, attend_cached
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "MultiHeadAttention",
     "PositionEmbedding",
     "WordEmbedding",
+    "check_sizes",
+    "check_states",
     "make_activation",
     "sinusoids",
     "spare_rows",
@@ -29,6 +33,54 @@ ACTIVATIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], dict[str, str]]]
     "relu": nn.ReLU,
 }
 """Hugging Face's names of activations -> module class, or class and arguments."""
+
+
+def check_sizes(config: Any, *names: str) -> None:
+    """Refuses the config of a body that nothing can be built of.
+
+    Args:
+        config: With the fields that bodies share.
+        names: Fields that must be at least 1.
+
+    Raises:
+        ConfigError: Which field, its value, and what was expected.
+    """
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"model.{name} is {getattr(config, name)}: expected at least 1")
+    if not (0 <= config.initializer_range < float("inf") and 0 < config.layer_norm_eps < float("inf")):
+        raise ConfigError("model.initializer_range and layer_norm_eps: expected positive, finite numbers")
+    if config.hidden_size % config.num_attention_heads:
+        raise ConfigError(
+            f"model.hidden_size {config.hidden_size} cannot be shared among {config.num_attention_heads} heads: "
+            "set model.num_attention_heads to a divisor"
+        )
+    if config.hidden_act not in ACTIVATIONS:
+        raise ConfigError(f"model.hidden_act is {config.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
+    if not 0 <= config.hidden_dropout_prob < 1:
+        raise ConfigError(f"model.hidden_dropout_prob is {config.hidden_dropout_prob}: expected a number in [0, 1)")
+
+
+def check_states(
+    num_layers: int,
+    num_tokens: int,
+    cu_seqlens: Int[Tensor, "S1"],
+    return_layers: tuple[int, ...],
+    replace: Mapping[int, Tensor],
+    rows: Int[Tensor, "R"] | None,
+) -> None:
+    """Refuses what a body's forward cannot do; the arguments are those of `models.bert.Bert.forward`.
+
+    Raises:
+        ValueError: A layer that does not exist, states of another number of tokens, boundaries that do not end with the tokens.
+    """
+    if wrong := {*return_layers, *replace} - set(range(num_layers + 1)):
+        raise ValueError(f"layers {sorted(wrong)} do not exist: expected numbers from 0 to {num_layers}")
+    if short := {number: len(states) for number, states in replace.items() if len(states) != num_tokens}:
+        raise ValueError(f"states put in the place of layers hold {short} tokens: expected {num_tokens}")
+    if cu_seqlens.device.type == "cpu" and int(cu_seqlens[-1]) != num_tokens:
+        raise ValueError(f"cu_seqlens ends at {int(cu_seqlens[-1])}, there are {num_tokens} tokens")
+    assert rows is None or not (return_layers or replace), "rows are of the last layer, and alone"
 
 
 def make_activation(name: str) -> nn.Module:
