@@ -6,16 +6,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from stemformer.data.batches import permuted
 from stemformer.data.shards import Shards
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
-from stemformer.generation.decode import DecodingConfig, beam_search, decode
-from stemformer.models.gpt import GptConfig
+from stemformer.generation.decode import Decoded, DecodingConfig, beam_search, decode
 from stemformer.models.model import Model
 
-__all__ = ["Continuation", "choose_beginnings", "continue_texts", "write_samples"]
+__all__ = ["Continuation", "choose_beginnings", "continue_ids", "continue_texts", "write_samples"]
 
 _HALF_CHARACTER = "\ufffd"
 
@@ -62,13 +62,41 @@ def continue_texts(
         ConfigError: An empty stop string, stop strings with beams, or more tokens than the model has positions.
         DataError: A prompt that is longer than the model has positions.
     """
+    ids = tokenizer.encode_ids(prompts)
+    found = continue_ids(ids, model, tokenizer, config, stop=stop, on_text=on_text)
+    return [
+        Continuation(prompt, text, len(decoded.ids), decoded.log_probability, decoded.ended)
+        for prompt, (text, decoded) in zip(prompts, found, strict=True)
+    ]
+
+
+def continue_ids(
+    prompts: Sequence[Int[np.ndarray, "_"]],
+    model: Model,
+    tokenizer: Tokenizer,
+    config: DecodingConfig,
+    *,
+    stop: Sequence[str] = (),
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[tuple[str, Decoded]]:
+    """Returns the text that follows each prompt, without the stop string, and how it came about.
+
+    The token that ends a document stands before each prompt, as it stands before each piece that a model is trained on.
+
+    Args:
+        prompts: Ids; an empty one begins a document.
+        model: As for `continue_texts`, like the others.
+        tokenizer: Of the model.
+        config: How the next token is chosen.
+        stop: Where a text ends.
+        on_text: Told what was written.
+    """
     if any(not text for text in stop):
         raise ConfigError("a stop string is empty: leave it out")
     if stop and config.num_beams > 1:
         raise ConfigError("stop strings have no effect on beams: leave --stop or --num-beams out")
-    assert isinstance(model.config, GptConfig) or "causal_lm" not in model.heads
-    begin = getattr(model.config, "eos_token_id", 0)
-    ids = [torch.from_numpy(row) if len(row) else torch.tensor([begin]) for row in tokenizer.encode_ids(prompts)]
+    begin = np.array([getattr(model.config, "eos_token_id", 0)])
+    ids = [torch.from_numpy(np.append(begin, prompt)) for prompt in prompts]
     writers = [_Writer(tokenizer, stop) for _ in prompts]
 
     def on_token(number: int, token: int) -> bool:
@@ -85,11 +113,11 @@ def continue_texts(
     else:
         told = decode(model, ids, config, on_token=on_token)
     out = []
-    for number, (prompt, writer, decoded) in enumerate(zip(prompts, writers, told, strict=True)):
+    for number, (writer, decoded) in enumerate(zip(writers, told, strict=True)):
         rest = writer.finish()
         if rest and on_text is not None:
             on_text(number, rest)
-        out.append(Continuation(prompt, writer.text, len(decoded.ids), decoded.log_probability, decoded.ended))
+        out.append((writer.text, decoded))
     return out
 
 

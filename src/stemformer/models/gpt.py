@@ -18,6 +18,7 @@ from stemformer.models.layers import (
     KeyValueCache,
     MultiHeadAttention,
     PositionEmbedding,
+    Reading,
     WordEmbedding,
     check_sizes,
     check_states,
@@ -112,6 +113,13 @@ class GptLayer(nn.Module):
         """Returns the states of tokens that follow those of the cache, which takes their keys and values."""
         return self._fed(x + self.attention.forward_cached(self.attention_norm(x), cache, layer))
 
+    def read(
+        self, x: Float[Tensor, "N D"], *where: Any
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M H K"], Float[Tensor, "M H K"]]:
+        """Returns the states of tokens that go on from others, and keys and values; `where` as for `MultiHeadAttention.read`."""
+        gathered, keys, values = self.attention.read(self.attention_norm(x), *where)
+        return self._fed(x + gathered), keys, values
+
     def _fed(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         y: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return y
@@ -195,6 +203,59 @@ class Gpt(nn.Module):
             if number in return_layers:
                 kept[number] = x[:n]
         return kept if return_layers else x[:n]
+
+    def read(
+        self,
+        input_ids: Int[Tensor, "N"],
+        cu_seqlens: Int[Tensor, "S1"],
+        *,
+        after: Reading | None = None,
+        parents: Int[Tensor, "S"] | None = None,
+    ) -> tuple[Float[Tensor, "N D"], Reading]:
+        """Returns the last hidden states of texts that may go on from others, and what the next ones need to go on from these.
+
+        So answers to one question share its reading, and questions that of the examples before them. Nothing is padded.
+
+        Args:
+            input_ids: New tokens of all texts, one after the other.
+            cu_seqlens: int32 offsets at which they begin, the last entry N; each has a token.
+            after: What was read before; None if nothing was.
+            parents: Number of the text in `after` that each goes on from.
+
+        Raises:
+            ValueError: A text is longer than the model has positions.
+
+        Example:
+            >>> import torch
+            >>> body = Gpt(GptConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+            >>> _, question = body.read(torch.tensor([1, 2, 3]), torch.tensor([0, 3], dtype=torch.int32))
+            >>> answers, ends = torch.tensor([4, 5, 6]), torch.tensor([0, 1, 3], dtype=torch.int32)
+            >>> body.read(answers, ends, after=question, parents=torch.tensor([0, 0]))[1].cu_seqlens
+            tensor([0, 4, 9], dtype=torch.int32)
+        """
+        new = cu_seqlens.diff().long()
+        if after is None:
+            old, begins = torch.zeros_like(new), torch.zeros_like(new)
+        else:
+            assert parents is not None, "texts that go on say from where"
+            old, begins = after.cu_seqlens.diff().long()[parents], after.cu_seqlens[parents].long()
+        longest = int((old + new).max())
+        if longest > self.config.max_position_embeddings:
+            raise ValueError(f"a text of {longest} tokens for {self.config.max_position_embeddings} positions")
+        cu_k = torch.cat([cu_seqlens[:1], (old + new).cumsum(0).int()])
+        place = torch.arange(int(cu_k[-1]), device=input_ids.device) - cu_k[:-1].long().repeat_interleave(old + new)
+        is_old = place < old.repeat_interleave(old + new)
+        shift = cu_seqlens[:-1].long() - old + (0 if after is None else len(after.keys[0]))
+        order = place + torch.where(is_old, begins.repeat_interleave(old + new), shift.repeat_interleave(old + new))
+        x = self.embeddings(input_ids, place[~is_old])
+        keys, values = [], []
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, GptLayer)
+            before = None if after is None else (after.keys[number], after.values[number])
+            x, k, v = layer.read(x, cu_seqlens, int(new.max()), before, order, cu_k, longest)
+            keys.append(k)
+            values.append(v)
+        return self.norm(x), Reading(keys, values, cu_k)
 
     def forward_cached(self, input_ids: Int[Tensor, "S T"], cache: KeyValueCache) -> Float[Tensor, "S T D"]:
         """Returns the last hidden states of tokens that follow those of a cache, and adds their keys and values to it.

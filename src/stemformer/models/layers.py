@@ -1,6 +1,7 @@
 """Layers that more than one architecture is made of. All of them see flat tokens (N, D)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "KeyValueCache",
     "MultiHeadAttention",
     "PositionEmbedding",
+    "Reading",
     "WordEmbedding",
     "check_sizes",
     "check_states",
@@ -261,6 +263,21 @@ class KeyValueCache:
         self.cut(self.lengths.index_select(0, rows).tolist())
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Keys and values of texts that were read, flat, so that several texts may go on from each of them.
+
+    Attributes:
+        keys: Of each layer (N, H, K).
+        values: Likewise.
+        cu_seqlens: int32 offsets at which the texts begin, the last entry N.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    cu_seqlens: Int[Tensor, "S1"]
+
+
 class MultiHeadAttention(nn.Module):
     """Attention of each sequence to itself, through `num_heads` heads.
 
@@ -295,6 +312,34 @@ class MultiHeadAttention(nn.Module):
         out = out.reshape(n, d)
         y: Tensor = self.out(out if rows is None else out.index_select(0, rows))
         return y
+
+    def read(
+        self,
+        x: Float[Tensor, "N D"],
+        cu_q: Int[Tensor, "S1"],
+        max_q: int,
+        before: tuple[Tensor, Tensor] | None,
+        order: Int[Tensor, "M"],
+        cu_k: Int[Tensor, "S1"],
+        max_k: int,
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M H K"], Float[Tensor, "M H K"]]:
+        """Returns what tokens gather from their own text and from what it goes on from, and the keys and values of both together.
+
+        Args:
+            x: Of the new tokens.
+            cu_q: Where their texts begin.
+            max_q: New tokens of a text at most.
+            before: Keys and values that were read before.
+            order: For each place of the texts as wholes its row among those of `before` followed by the new ones.
+            cu_k: Where the whole texts begin.
+            max_k: Tokens of a whole text at most.
+        """
+        n, d = x.shape
+        q, k, v = self.qkv(x).view(n, 3, self.num_heads, d // self.num_heads).unbind(1)  # (N, H, K)
+        if before is not None:
+            k, v = (torch.cat(pair).index_select(0, order) for pair in zip(before, (k, v), strict=True))
+        out = attend(q, k, v, cu_q=cu_q, cu_k=cu_k, max_q=max_q, max_k=max_k, causal=True)
+        return self.out(out.reshape(n, d)), k, v
 
     def forward_cached(self, x: Float[Tensor, "S T D"], cache: KeyValueCache, layer: int) -> Float[Tensor, "S T D"]:
         """Returns what the next tokens of each sequence gather, and writes their keys and values into a layer of the cache."""
