@@ -187,3 +187,34 @@ def test_tokenizer_command_tells_what_it_made(told, made, tmp_path):
     found = told("tokenizer", made / "text.txt", "--out", tmp_path / "tok", "--vocab-size", "90", "--lowercase", "-q")
     assert (found["vocab_size"], found["lowercase"], found["kind"]) == (90, True, "wordpiece")
     assert Path(found["tokenizer"], "vocab.txt").is_file()
+
+
+# synthetic
+
+
+def test_synthetic_tasks_mix_into_pretraining_data(told, made, tmp_path):
+    file, tokenizer, text = tmp_path / "icl.jsonl", tmp_path / "tok", made / "text.txt"
+    found = told("synthetic", "--out", file, "--documents", 60, "--tasks", "copy,association", "--seed", 3)
+    assert [(row["task"], row["documents"], row["chance"]) for row in found["tasks"]] == [
+        ("copy", 30, 0.0),
+        ("association", 30, 0.25),
+    ]
+    assert found["bytes"] == file.stat().st_size
+    told("tokenizer", text, file, "--kind", "bpe", "--vocab-size", 400, "--out", tokenizer)
+    data = told("prepare", text, file, "--tokenizer", tokenizer, "--out", tmp_path / "data", "--held-out", 0.1)
+    assert data["train"]["documents"] + data["held_out"]["documents"] == 260
+
+
+def test_synthetic_file_is_not_overwritten_unless_asked(told, tmp_path, capsys):
+    file = tmp_path / "icl.jsonl"
+    file.write_text("mine", encoding="utf-8")
+    assert main(["synthetic", "--out", str(file)]) == 2
+    assert "exists: give another --out, or --overwrite to replace it" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == "mine"
+    told("synthetic", "--out", file, "--documents", 2, "--overwrite")
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_synthetic_file_must_be_named_for_what_it_is(tmp_path):
+    with pytest.raises(ConfigError, match=r"give a name that ends with \.jsonl"):
+        api.synthetic(out=str(tmp_path / "icl.txt"))

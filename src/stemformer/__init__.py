@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         pretrain,
         report,
         squad,
+        synthetic,
         train_tokenizer,
     )
 
@@ -63,6 +64,7 @@ __all__ = [
     "pretrain",
     "report",
     "squad",
+    "synthetic",
     "train_tokenizer",
 ]
 
@@ -81,6 +83,7 @@ _FROM_API = {
     "pretrain",
     "report",
     "squad",
+    "synthetic",
     "train_tokenizer",
 }
 

@@ -43,6 +43,7 @@ __all__ = [
     "quickstart",
     "report",
     "squad",
+    "synthetic",
     "tokenizer",
 ]
 
@@ -191,6 +192,34 @@ def tokenizer(
             seed=seed,
             overwrite=overwrite,
             progress=progress,
+        )
+    _print_result(result, output)
+
+
+@app.command
+def synthetic(
+    *,
+    out: str,
+    documents: int = 20_000,
+    tasks: str = "",
+    seed: int = 0,
+    overwrite: Flag = False,
+    output: Output = _OUTPUT,
+) -> None:
+    """Writes synthetic in-context tasks, to be mixed into the texts of pre-training: examples of one rule a document.
+
+    Args:
+        out: The file, .jsonl.
+        documents: How many documents.
+        tasks: Which tasks, with commas, such as copy,reverse; all by default.
+        seed: Number from which all randomness comes.
+        overwrite: Replace the file.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.synthetic(
+            out=out, documents=documents, tasks=_words(tasks), seed=seed, overwrite=overwrite, progress=progress
         )
     _print_result(result, output)
 
