@@ -205,3 +205,33 @@ def finetuned(
         return out
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bpe(make_text):
+    """A small byte-level BPE."""
+    from stemformer.data.tokenizer import train_byte_bpe
+
+    return train_byte_bpe(make_text().splitlines(), vocab_size=400)
+
+
+@pytest.fixture(scope="session")
+def small_gpt(bpe):
+    """A GPT with its head for that BPE, drawn at random."""
+    import torch
+
+    from stemformer.data.tokenizer import END_OF_TEXT
+    from stemformer.models.gpt import GptConfig
+    from stemformer.models.model import make_model
+
+    config = GptConfig(
+        vocab_size=bpe.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+        eos_token_id=bpe.id_of(END_OF_TEXT),
+    )
+    return make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(1)).eval()

@@ -28,6 +28,7 @@ from stemformer.predicting import evaluate, load, predict
 from stemformer.pretrained import find_folder, load_with_tokenizer
 from stemformer.pretraining import pretrain
 from stemformer.progress import Progress, Silent
+from stemformer.prompting import list_tasks, prompt, show_prompts
 from stemformer.report.run_report import write_report
 from stemformer.report.task_report import report_of_run
 from stemformer.training.checkpoint import write_folder
@@ -42,13 +43,16 @@ __all__ = [
     "generate",
     "glue",
     "inspect",
+    "list_tasks",
     "load",
     "plan",
     "predict",
     "prepare",
     "pretrain",
+    "prompt",
     "quickstart",
     "report",
+    "show_prompts",
     "squad",
     "synthetic",
     "train_tokenizer",

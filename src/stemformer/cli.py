@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from stemformer.errors import DataError
+from stemformer.errors import ConfigError, DataError
 from stemformer.exits import sigterm_raises, verdict
 from stemformer.progress import Progress, Silent
 from stemformer.terminal import Terminal, as_text
@@ -40,6 +40,7 @@ __all__ = [
     "predict",
     "prepare",
     "pretrain",
+    "prompt",
     "quickstart",
     "report",
     "squad",
@@ -643,6 +644,74 @@ def generate(
 
 
 @app.command
+def prompt(
+    task: list[str] | None = None,
+    /,
+    *,
+    model: list[str] | None = None,
+    out: str | None = None,
+    num_shots: str = "0,1,4",
+    examples: list[str] | None = None,
+    num_questions: int = 200,
+    draws: int = 1,
+    calibrate: Flag = False,
+    show: Flag = False,
+    list_: Annotated[Flag, Parameter(name="--list")] = False,
+    seed: int = 0,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Asks models in context, with no, one or some examples in the prompt, and without training them.
+
+    Args:
+        task: Built-in names (see --list) or .toml files, with =FILE where the data is not said there; synthetic:NAME. Several may be given.
+        model: GPTs, or masked models for tasks with choices; may be given again.
+        out: Folder of table, pictures and report.
+        num_shots: Numbers of examples in the prompt, such as 0,1,4,16.
+        examples: TASK=FILE where examples are not to be drawn from the questions.
+        num_questions: Of a task at most.
+        draws: Draws of the examples; the figure is the mean over them.
+        calibrate: Also compare answers with how likely they are without a question.
+        show: Print the very prompts of each task's first question, and ask nobody.
+        list_: Print the tasks that can be named.
+        seed: Number from which all randomness comes.
+        resume: Keep the figures that are in the folder, and add what is missing.
+        overwrite: Replace what the folder holds.
+    """
+    from stemformer import api
+
+    if list_:
+        return _print_result({"tasks": api.list_tasks()}, output)
+    shots = _numbers("--num-shots", num_shots)
+    if show:
+        shown = api.show_prompts(task or [], num_shots=shots, examples=examples or [], seed=seed)
+        if output.json:
+            return _print_result(shown, output)
+        for one in shown:
+            print(f"=== {one['task']}, {one['num_shots']} examples ===\n{one['prompt']}[{one['right']}]\n")
+        return None
+    with output.progress() as progress:
+        result = api.prompt(
+            task or [],
+            models=model or [],
+            out=out,
+            num_shots=shots,
+            examples=examples or [],
+            num_questions=num_questions,
+            draws=draws,
+            calibrate=calibrate,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            **machine.given(),
+            progress=progress,
+        )
+    _print_result(result if output.json else {name: told for name, told in result.items() if name != "figures"}, output)
+
+
+@app.command
 def evaluate(
     data: list[str] | None = None,
     /,
@@ -930,6 +999,13 @@ def _show_warning(
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    words = _words(text)
+    if not words or not all(word.isdecimal() for word in words):
+        raise ConfigError(f"{option} {text}: expected whole numbers with commas between, such as 0,1,4")
+    return [int(word) for word in words]
 
 
 def _words(text: str) -> list[str]:

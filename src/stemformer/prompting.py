@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from stemformer.config import differences, from_toml, to_toml
@@ -65,7 +64,7 @@ def list_tasks() -> list[dict[str, str]]:
     read = {name: from_toml(PromptTask, text, source=name) for name, text in built_in_tasks().items()}
     told = [{"task": name, "about": task.about, "source": task.source} for name, task in read.items()]
     return told + [
-        {"task": f"synthetic:{name}", "about": task.about, "source": "drawn by the seed"}
+        {"task": f"synthetic:{name}", "about": task.description, "source": "drawn by the seed"}
         for name, task in SYNTHETIC_TASKS.items()
     ]
 
@@ -122,10 +121,11 @@ def prompt(
     """Asks models in context, without training them, and returns a table of how often they are right.
 
     Args:
-        tasks: Built-in names or TOML files, with `=FILE` where the data is not said there; `synthetic:NAME`. See `generation.prompts.open_task`.
+        tasks: Built-in names or TOML files, with `=FILE` where the data is not said there, or `synthetic:NAME`; see
+            `generation.prompts.open_task`.
         models: GPTs, and masked models for tasks with choices: Hugging Face folders, run folders, or hub ids.
-        out: Folder of the table: `prompt.json`, `report.html`, `shots.svg`, `sizes.svg`, a line for each figure in `figures.jsonl` and each
-            answer in `answers/`.
+        out: Folder of the table: `prompt.json`, `report.html`, `shots.svg`, `sizes.svg`, a line for each figure in `figures.jsonl` and for
+            each answer in `answers/`.
         num_shots: Numbers of examples in the prompt.
         examples: `TASK=FILE` where examples are not to be drawn from the questions.
         num_questions: Of a task at most.
@@ -140,7 +140,8 @@ def prompt(
         progress: Told how far it is.
 
     Returns:
-        `figures` (a row for each task, model and number of examples; see `evaluation.in_context.summarise`), `notes`.
+        `table` (percent right, a line for each task and model), `figures` (all there is to know, a row for each number of examples too; see
+        `evaluation.in_context.summarise`), `notes`.
 
     Raises:
         StemformerError: Tasks, data or models that do not fit.
@@ -182,17 +183,21 @@ def prompt(
             with autocast(where, config.precision):
                 row = _figure(model, body, tokenizer, task, data[task.name], k, config, folder, progress)
             done.append(row)
-            progress.say(f"{model}: {task.name}, {k} examples: {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})")
+            progress.say(
+                f"{model}: {task.name}, {k} examples: {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+            )
             if folder is not None:
                 lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in done]
                 write_file(folder / "figures.jsonl", lines)
     progress.finish()
     order = {(m, t.name, k): n for n, (m, t, k) in enumerate((m, t, k) for t in opened for m in models for k in shots)}
     rows = sorted((row for row in done if _key(row) in order), key=lambda row: order[_key(row)])
-    told: dict[str, Any] = {"figures": rows, "notes": notes}
+    told: dict[str, Any] = {"table": _table(rows), "figures": rows, "notes": notes}
     if folder is not None:
         write_file(folder / "prompt.json", [json.dumps(told, ensure_ascii=False, indent=2).encode()])
-        shown = show_prompts(tasks, num_shots=shots[: max(1, sum(k <= _SHOWN for k in shots))], examples=examples, seed=seed)
+        shown = show_prompts(
+            tasks, num_shots=shots[: max(1, sum(k <= _SHOWN for k in shots))], examples=examples, seed=seed
+        )
         write_prompt_report(folder, rows, notes, shown, config=to_toml(config))
         told |= {"report": str(folder / "report.html")}
     return told
@@ -200,6 +205,21 @@ def prompt(
 
 _SHOWN = 4
 """Examples in prompts that the report shows, at most."""
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns percent right with the bounds, a line for each task and model."""
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        line = lines.setdefault((row["task"], row["model"]), {"task": row["task"], "model": _short(row["model"])})
+        line[f"{row['num_shots']} shots"] = (
+            f"{100 * row['accuracy']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+        )
+    for row in rows:
+        for name in ("chance", "majority"):
+            share = row[name]
+            lines[row["task"], row["model"]][name] = "" if share is None else f"{100 * share:.1f}"
+    return list(lines.values())
 
 
 def _check(shots: Sequence[int], models: Sequence[str], num_questions: int, draws: int) -> None:
@@ -239,9 +259,7 @@ def _synthetic(name: str, num_shots: int, number: int, seed: int) -> PromptData:
     items, own = [], []
     for i in range(number):
         episode = SYNTHETIC_TASKS[name].episode(num_shots + 1, example_generator(seed, 1, i))
-        *before, last = [
-            Item({"input": given}, (wanted,), 0) for given, wanted in episode.pairs
-        ]
+        *before, last = [Item({"input": given}, (wanted,), 0) for given, wanted in episode.pairs]
         gold = last.answers[0]
         answers = tuple(episode.candidates)
         items.append(Item(last.fields, answers, answers.index(gold)) if answers else last)
@@ -285,7 +303,9 @@ def _figure(
         name = f"{_short(model)}-{task.name}-{num_shots}.jsonl"
         lines = [{"draw": draw, **asdict(answer)} for draw, answers in enumerate(told) for answer in answers]
         (folder / "answers").mkdir(exist_ok=True)
-        write_file(folder / "answers" / name, [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines])
+        write_file(
+            folder / "answers" / name, [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines]
+        )
     return {
         "task": task.name,
         "model": model,
@@ -336,7 +356,9 @@ def _begin(folder: Path, config: PromptConfig, progress: Progress) -> list[dict[
             changed.append(("the largest number of examples", max(stored.num_shots), max(config.num_shots)))
         if changed:
             told = "; ".join(f"{key} was {a}, is now {b}" for key, a, b in changed)
-            raise CheckpointError(f"this table cannot go on with other settings ({told}): leave them, or give another --out")
+            raise CheckpointError(
+                f"this table cannot go on with other settings ({told}): leave them, or give another --out"
+            )
         rows = read_log(folder / "figures.jsonl")
         progress.say(f"{len(rows)} figures are there already")
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ data | models
 pretrained, adapt, objectives, tasks
 generation, evaluation
 training, probing, report
-recipes, folders, contents, problems, results, resuming, pretraining, labelling, starting, finetuning, cells, comparing
+recipes, folders, contents, problems, results, resuming, pretraining, labelling, starting, finetuning, cells, comparing, prompting
 predicting, benchmark_tasks, benchmarking, planning, api
 serve
 stemformer, cli

@@ -4,6 +4,7 @@ Source: Brown et al. 2020, section 2.4; calibration: Zhao et al. 2021, section 4
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -113,7 +114,11 @@ def ask(
     for begin in range(0, len(numbers), _AT_ONCE):
         part = numbers[begin : begin + _AT_ONCE]
         shown = [_Shown(n, data.items[n], data.draw(n, num_shots, seed=seed)) for n in part]
-        told += _generate(model, tokenizer, task, shown) if task.how == "generate" else _choose(model, tokenizer, task, shown, calibrate)
+        told += (
+            _generate(model, tokenizer, task, shown)
+            if task.how == "generate"
+            else _choose(model, tokenizer, task, shown, calibrate)
+        )
         if on_questions is not None:
             on_questions(len(part))
     return told
@@ -128,8 +133,8 @@ def summarise(asked: Sequence[Sequence[Asked]], task: PromptTask, items: Sequenc
         items: All questions.
 
     Returns:
-        `accuracy` (mean over draws), `low` and `high` (95 %, over questions), `spread` (standard deviation over draws), `by_sum`, `by_mean` and
-        `calibrated` where there is a choice, `chance` and `majority` (None where there is no choice), `questions`, `draws`,
+        `accuracy` (mean over draws), `low` and `high` (95 %, over questions), `spread` (standard deviation over draws); where there is a
+        choice, `by_sum`, `by_mean` and `calibrated`; `chance` and `majority` (None where there is no choice), `questions`, `draws`,
         `dropped_examples` (a question), `cut_questions`.
     """
     first = asked[0]
@@ -197,15 +202,17 @@ def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool
     firsts = Counter(row[0] for row in ids if row)
     alike = [word for word, row in zip(words, ids, strict=True) if row and firsts[row[0]] > 1]
     notes = [f"answers of several tokens, all of which count: {', '.join(split)}"] if split else []
-    return notes + ([f"answers that begin with the same token, told apart by the next: {', '.join(map(repr, alike))}"] if alike else [])
+    return notes + (
+        [f"answers that begin with the same token, told apart by the next: {', '.join(map(repr, alike))}"]
+        if alike
+        else []
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- what fits into a model
 
 
 def _columns(task: PromptTask) -> set[str]:
-    import re
-
     return set(re.findall(r"\{(\w+)", task.template + task.cloze)) - {"answer"}
 
 
@@ -275,19 +282,7 @@ def _choose(
     model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown], calibrate: bool
 ) -> Iterator[Asked]:
     fitted, scores = _scores(model, tokenizer, task, shown)
-    free = None
-    if calibrate:
-        columns = _columns(task)
-        free = np.mean(
-            [
-                [
-                    _softmax(np.array([s.log_probability for s in row]))
-                    for row in _scores(model, tokenizer, task, [_emptied(one, columns, text) for one in shown])[1]
-                ]
-                for text in _CONTENT_FREE
-            ],
-            axis=0,
-        ) if len({len(one.item.answers) for one in shown}) == 1 else None
+    free = _content_free(model, tokenizer, task, shown) if calibrate else None
     for place, (one, fit, row) in enumerate(zip(shown, fitted, scores, strict=True)):
         sums = np.array([s.log_probability for s in row])
         if task.how == "complete":
@@ -314,9 +309,9 @@ def _scores(
     if "causal_lm" in model.heads:
         fitted = _fit(task, shown, tokenizer, positions=positions - 1, for_masked=False)
         begin = np.array([model.config.eos_token_id])  # type: ignore[union-attr]
-        return fitted, list(score_answers(model, [Question(np.append(begin, f.prompt), f.answers) for f in fitted]))
+        return fitted, score_answers(model, [Question(np.append(begin, f.prompt), f.answers) for f in fitted])
     fitted = _fit(task, shown, tokenizer, positions=positions - 2, for_masked=True)
-    scored = score_blanks(model, [_blanks(fit, answer, tokenizer) for fit in fitted for answer in fit.answers])
+    scored = iter(score_blanks(model, [_blanks(fit, answer, tokenizer) for fit in fitted for answer in fit.answers]))
     return fitted, [[next(scored) for _ in fit.answers] for fit in fitted]
 
 
@@ -327,6 +322,18 @@ def _blanks(fit: _Fitted, answer: np.ndarray, tokenizer: Tokenizer) -> Blanks:
     return Blanks(ids, 1 + len(fit.prompt) + np.arange(len(answer)), answer)
 
 
+def _content_free(
+    model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]
+) -> list[Float[np.ndarray, "a"]]:
+    """Returns the probabilities of each question's answers where the question holds nothing: means over a few ways to say so."""
+    columns = _columns(task)
+    told = []
+    for text in _CONTENT_FREE:
+        _, scores = _scores(model, tokenizer, task, [_emptied(one, columns, text) for one in shown])
+        told.append([_softmax(np.array([s.log_probability for s in row])) for row in scores])
+    return [np.mean(rows, axis=0) for rows in zip(*told, strict=True)]
+
+
 def _emptied(one: _Shown, columns: set[str], text: str) -> _Shown:
     """Returns a question that holds nothing, with the same examples and answers."""
     fields = {name: text if name in columns else value for name, value in one.item.fields.items()}
@@ -334,8 +341,9 @@ def _emptied(one: _Shown, columns: set[str], text: str) -> _Shown:
 
 
 def _softmax(x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    e: np.ndarray = np.exp(x - x.max())
-    return e / e.sum()
+    e = np.exp(x - x.max())
+    y: np.ndarray = e / e.sum()
+    return y
 
 
 def _generate(model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]) -> Iterator[Asked]:
@@ -345,6 +353,4 @@ def _generate(model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Seque
     told = continue_ids([fit.prompt for fit in fitted], model, tokenizer, config, stop=stop)
     for one, fit, (text, _) in zip(shown, fitted, told, strict=True):
         right = 0 if text.strip() == one.item.answers[0].strip() else -1
-        yield Asked(
-            one.number, 0, right, right, text=text.strip(), num_dropped=fit.num_dropped, is_cut=fit.is_cut
-        )
+        yield Asked(one.number, 0, right, right, text=text.strip(), num_dropped=fit.num_dropped, is_cut=fit.is_cut)

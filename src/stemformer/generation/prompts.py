@@ -18,6 +18,7 @@ import numpy as np
 from stemformer.config import from_toml, nearest
 from stemformer.data.batches import example_generator
 from stemformer.data.files import HUB_PREFIX
+from stemformer.data.synthetic import find_synthetic
 from stemformer.data.tables import read_table
 from stemformer.errors import ConfigError, DataError
 
@@ -93,11 +94,13 @@ class PromptTask:
         for name in ("template", *(["cloze"] if self.cloze else [])):
             if getattr(self, name).count("{answer}") != 1:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: expected {{answer}} in it, once")
-        given = [bool(self.answers), bool(self.choices), bool(self.choices_column), bool(self.answer or self.synthetic)]
-        if sum(given) != 1:
+        given = [self.answers, self.choices, self.choices_column, self.answer, self.synthetic]
+        if sum(map(bool, given)) != 1:
             raise ConfigError("expected one of answers, choices, choices_column, answer and synthetic")
-        if (self.how == "choose") == bool(self.answer):
-            raise ConfigError("answer goes with how = complete or generate, and with these alone" if self.answer else _NO_ANSWER)
+        if (self.how == "choose") == bool(self.answer) and not self.synthetic:
+            raise ConfigError(
+                "answer goes with how = complete or generate, and with these alone" if self.answer else _NO_ANSWER
+            )
         if self.answers and len(self.answers) < 2:
             raise ConfigError("answers: expected two labels at least")
         if (self.choices or self.choices_column or self.answers) and not self.label and self.correct is None:
@@ -178,7 +181,8 @@ class PromptData:
         _check_number(num_shots, len(self.pool) - is_same)
         orders = [rng.permutation(group) for group in self._by_label]
         turns = np.concatenate([rng.permutation(len(orders)) for _ in range(num_shots + 1)])
-        at, drawn = [0] * len(orders), []
+        at = [0] * len(orders)
+        drawn: list[Item] = []
         while len(drawn) < num_shots:
             for turn in turns.tolist():
                 if at[turn] < len(orders[turn]) and len(drawn) < num_shots:
@@ -223,7 +227,9 @@ def render(template: str, fields: Mapping[str, str], *, name: str = "") -> str:
         text = fields[column]
         for one in filters:
             if one not in FILTERS:
-                raise ConfigError(f"{where}there is no filter {one!r}{nearest(one, FILTERS)}: expected one of {', '.join(FILTERS)}")
+                raise ConfigError(
+                    f"{where}there is no filter {one!r}{nearest(one, FILTERS)}: expected one of {', '.join(FILTERS)}"
+                )
             text = FILTERS[one](text)
         return text
 
@@ -250,8 +256,9 @@ def open_task(given: str, *, examples: str = "") -> PromptTask:
     """
     name, _, data = given.partition("=")
     if name.startswith(_SYNTHETIC):
-        kind = name.removeprefix(_SYNTHETIC)
-        return PromptTask("{input} -> {answer}", name=kind, synthetic=kind, separator="\n")
+        [kind] = find_synthetic([name.removeprefix(_SYNTHETIC)])
+        how: Literal["choose", "generate"] = "choose" if kind.is_closed else "generate"
+        return PromptTask("{input} -> {answer}", name=kind.name, synthetic=kind.name, separator="\n", how=how)
     known = built_in_tasks()
     folder = Path()
     if name.endswith(".toml"):
@@ -261,7 +268,9 @@ def open_task(given: str, *, examples: str = "") -> PromptTask:
     elif name in known:
         text = known[name]
     else:
-        raise ConfigError(f"there is no task {name!r}{nearest(name, known)}: expected a .toml file, or one of {', '.join(known)}")
+        raise ConfigError(
+            f"there is no task {name!r}{nearest(name, known)}: expected a .toml file, or one of {', '.join(known)}"
+        )
     task = from_toml(PromptTask, text, source=name)
     changes: dict[str, Any] = {"name": task.name or Path(name).stem}
     changes["data"] = data or _beside(folder, task.data)
@@ -320,13 +329,19 @@ def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], plac
     listed = row.get(task.choices_column) if task.choices_column else None
     if task.choices_column and not isinstance(listed, Sequence | np.ndarray):
         raise DataError(f"{place}: column {task.choices_column!r} holds no list of answers")
-    options = [_as_text(x) for x in listed] if listed is not None else [render(c, fields, name=task.name) for c in task.choices]
+    options = (
+        [_as_text(x) for x in listed]
+        if listed is not None
+        else [render(c, fields, name=task.name) for c in task.choices]
+    )
     options = [option.strip() for option in options]
     if len(options) < 2 or not all(options):
         raise DataError(f"{place}: expected two answers at least, none of them empty: {options}")
     gold = task.correct if task.correct is not None else _which(label, options, task.first_label)
     if gold is None or not 0 <= gold < len(options):
-        raise DataError(f"{place}: the right answer is {label!r}: expected the number, the letter or the text of one of {len(options)}")
+        raise DataError(
+            f"{place}: the right answer is {label!r}: expected the number, the letter or the text of one of {len(options)}"
+        )
     return Item(fields, tuple(options), gold)
 
 

@@ -5,7 +5,7 @@ Only tokens of answers are scored, never those of the prompt, and all answers to
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -72,8 +72,8 @@ class AnswerScore:
 
 
 @torch.inference_mode()
-def score_answers(model: Model, questions: Sequence[Question]) -> Iterator[list[AnswerScore]]:
-    """Yields, for each question in order, how likely each of its answers is after its prompt.
+def score_answers(model: Model, questions: Sequence[Question]) -> list[list[AnswerScore]]:
+    """Returns, for each question, how likely each of its answers is after its prompt.
 
     Args:
         model: A GPT with its head, in evaluation mode; under the caller's autocast.
@@ -82,13 +82,15 @@ def score_answers(model: Model, questions: Sequence[Question]) -> Iterator[list[
     body = model.body
     assert isinstance(body, Gpt) and "causal_lm" in model.heads, "a GPT with its head"
     sizes = [len(q.prompt) + sum(len(answer) - 1 for answer in q.answers) for q in questions]
+    told: list[list[AnswerScore]] = []
     for part in _parts(sizes):
-        yield from _score_part(model, body, [questions[i] for i in part])
+        told += _score_part(model, body, [questions[i] for i in part])
+    return told
 
 
 @torch.inference_mode()
-def score_blanks(model: Model, texts: Sequence[Blanks]) -> Iterator[AnswerScore]:
-    """Yields how likely the answer of each text is to a masked model: the sum over its blanks, all of them hidden at once.
+def score_blanks(model: Model, texts: Sequence[Blanks]) -> list[AnswerScore]:
+    """Returns how likely the answer of each text is to a masked model: the sum over its blanks, all of them hidden at once.
 
     Texts that look alike, as those of answers of one length do, go through the model once.
 
@@ -97,6 +99,7 @@ def score_blanks(model: Model, texts: Sequence[Blanks]) -> Iterator[AnswerScore]
         texts: None is longer than the model's positions.
     """
     device = next(model.parameters()).device
+    told: list[AnswerScore] = []
     for part in _parts([len(text.input_ids) for text in texts]):
         seen: dict[tuple[bytes, bytes], int] = {}
         numbers = [seen.setdefault((texts[i].input_ids.tobytes(), texts[i].places.tobytes()), len(seen)) for i in part]
@@ -116,7 +119,8 @@ def score_blanks(model: Model, texts: Sequence[Blanks]) -> Iterator[AnswerScore]
         )
         begins = np.cumsum([0, *(len(e.label_positions) for e in examples)])
         rows = [begins[number] + np.arange(len(texts[i].answer)) for i, number in zip(part, numbers, strict=True)]
-        yield from _score_tokens(model, "masked_lm", states, rows, [texts[i].answer for i in part])
+        told += _score_tokens(model, "masked_lm", states, rows, [texts[i].answer for i in part])
+    return told
 
 
 # ------------------------------------------------------------------------------------------------------------------------ small parts
@@ -134,7 +138,7 @@ def _parts(sizes: Sequence[int]) -> Iterator[range]:
         yield range(begin, len(sizes))
 
 
-def _score_part(model: Model, body: Gpt, questions: Sequence[Question]) -> Iterator[list[AnswerScore]]:
+def _score_part(model: Model, body: Gpt, questions: Sequence[Question]) -> list[list[AnswerScore]]:
     prompts = [q.prompt for q in questions]
     shared, base, parents = _shared_beginning(prompts), None, None
     if len(prompts) > 1 and shared >= _WORTH_SHARING:
@@ -156,15 +160,15 @@ def _score_part(model: Model, body: Gpt, questions: Sequence[Question]) -> Itera
         for number, q in enumerate(questions)
         for answer in q.answers
     ]
-    scored = _score_tokens(model, "causal_lm", states, rows, list(chain.from_iterable(q.answers for q in questions)))
-    for q in questions:
-        yield [next(scored) for _ in q.answers]
+    answers = list(chain.from_iterable(q.answers for q in questions))
+    scored = iter(_score_tokens(model, "causal_lm", states, rows, answers))
+    return [[next(scored) for _ in q.answers] for q in questions]
 
 
 def _score_tokens(
     model: Model, head: str, states: Float[Tensor, "R D"], rows: Sequence[np.ndarray], answers: Sequence[np.ndarray]
-) -> Iterator[AnswerScore]:
-    """Yields a score for each answer, whose tokens are asked for at these rows of states."""
+) -> list[AnswerScore]:
+    """Returns a score for each answer, whose tokens are asked for at these rows of states."""
     logits_of = model.causal_lm_logits if head == "causal_lm" else model.masked_lm_logits
     at = torch.from_numpy(np.concatenate(rows)).to(states.device)
     tokens = torch.from_numpy(np.concatenate(answers).astype(np.int64)).to(states.device)
@@ -178,10 +182,8 @@ def _score_tokens(
         gained[mine] = logits[here, tokens[mine]] - logits.logsumexp(-1)[here]
         is_best[mine] = logits.argmax(-1)[here] == tokens[mine]
     sums, best = gained.double().cpu().numpy(), is_best.cpu().numpy()
-    stop = 0
-    for answer in answers:
-        begin, stop = stop, stop + len(answer)
-        yield AnswerScore(float(sums[begin:stop].sum()), len(answer), bool(best[begin:stop].all()))
+    bounds = np.cumsum([0, *map(len, answers)]).tolist()
+    return [AnswerScore(float(sums[a:b].sum()), b - a, bool(best[a:b].all())) for a, b in pairwise(bounds)]
 
 
 def _flat(texts: Sequence[np.ndarray], body: Gpt) -> tuple[Int[Tensor, "N"], Int[Tensor, "S1"]]:

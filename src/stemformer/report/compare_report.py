@@ -1,12 +1,12 @@
 """Pictures and `report.html` of a comparison of starts: what pre-training was worth, curves, and the table."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stemformer.report.figures import new_figure, svg_of, tidy
 from stemformer.report.run_report import write_page
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def write_compare_report(folder: Path, told: Mapping[str, Any], logs: Logs, *, c
 
     with rc_context({"svg.hashsalt": "stemformer", "svg.fonttype": "path", "path.simplify_threshold": 0.5}):
         whole = _draw_whole(told, logs)
-        (folder / "compare.svg").write_text(_svg(whole), encoding="utf-8")
+        (folder / "compare.svg").write_text(svg_of(whole), encoding="utf-8")
         whole.savefig(folder / "compare.png", dpi=150)
         plots = [
-            ("Loss on training data", _svg(_draw_curves(told, logs, is_dev=False))),
-            (f"{_spoken(told)} on dev data".capitalize(), _svg(_draw_curves(told, logs, is_dev=True))),
-            (f"{_spoken(told)} over the number of labelled records".capitalize(), _svg(_draw_sizes(told))),
+            ("Loss on training data", svg_of(_draw_curves(told, logs, is_dev=False))),
+            (f"{_spoken(told)} on dev data".capitalize(), svg_of(_draw_curves(told, logs, is_dev=True))),
+            (f"{_spoken(told)} over the number of labelled records".capitalize(), svg_of(_draw_sizes(told))),
         ]
     return write_page(
         folder,
@@ -100,7 +100,7 @@ def _tiles(told: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _draw_whole(told: Mapping[str, Any], logs: Logs) -> "Figure":
     """Returns all three pictures in one: curves by size, loss above and dev figure below, and the figure over sizes beside them."""
     sizes = _shown_sizes(told)
-    figure = _figure(3.1 + 2.3 * len(sizes) + 1.0, 5.0)
+    figure = new_figure(3.1 + 2.3 * len(sizes) + 1.0, 5.0)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.5 + 2.3 * len(sizes), 4.0])[0]
     grid = left.subplots(2, len(sizes), sharex="col", sharey="row", squeeze=False)
     _fill_row(grid[0], told, logs, is_dev=False)
@@ -116,25 +116,16 @@ def _draw_whole(told: Mapping[str, Any], logs: Logs) -> "Figure":
 
 def _draw_curves(told: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> "Figure":
     sizes = _shown_sizes(told)
-    figure = _figure(1.0 + 3.0 * len(sizes), 3.3)
+    figure = new_figure(1.0 + 3.0 * len(sizes), 3.3)
     _fill_row(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], told, logs, is_dev=is_dev)
     _add_legend(figure, told)
     return figure
 
 
 def _draw_sizes(told: Mapping[str, Any]) -> "Figure":
-    figure = _figure(8.2, 3.8)
+    figure = new_figure(8.2, 3.8)
     _fill_sizes(figure.subplots(), told)
     _add_legend(figure, told)
-    return figure
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
     return figure
 
 
@@ -172,7 +163,7 @@ def _fill_row(row: Sequence["Axes"], told: Mapping[str, Any], logs: Logs, *, is_
             _add_baseline(axes, told)
         axes.set_title(f"{size:,} records", fontsize=10)
         axes.set_xlabel("steps")
-        _tidy(axes)
+        tidy(axes)
     row[0].set_ylabel(_dev_name(told) if is_dev else "training loss")
 
 
@@ -218,17 +209,12 @@ def _fill_sizes(axes: "Axes", told: Mapping[str, Any]) -> None:
     axes.margins(x=0.08)
     axes.set_xlabel("labelled records (log scale)")
     axes.set_ylabel(f"{_dev_name(told)} at the end")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _add_baseline(axes: "Axes", told: Mapping[str, Any]) -> None:
     if told["baseline"] is not None:
         axes.axhline(told["baseline"], color=_BASELINE, linestyle="--", linewidth=1.1)
-
-
-def _tidy(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
 
 
 def _add_legend(figure: "Figure", told: Mapping[str, Any]) -> None:
@@ -242,10 +228,3 @@ def _add_legend(figure: "Figure", told: Mapping[str, Any]) -> None:
     if told["baseline"] is not None:
         handles.append(Line2D([], [], color=_BASELINE, linestyle="--", linewidth=1.1, label="most frequent label"))
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9)
-
-
-def _svg(figure: "Figure") -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
