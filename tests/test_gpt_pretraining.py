@@ -83,9 +83,16 @@ def test_loss_goes_down_and_is_told_in_bits_per_byte_too(files, whole):
     assert told["held_out_bits_per_byte"] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_ten_steps_are_four_and_six_bit_for_bit(files, tmp_path, dropout):
-    settings = [f"model.hidden_dropout_prob={dropout}"]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model.hidden_dropout_prob=0.0"],
+        ["model.hidden_dropout_prob=0.1"],
+        ["objective.documents=stream"],
+        ["objective.documents=stream", "objective.direction=backward"],
+    ],
+)
+def test_ten_steps_are_four_and_six_bit_for_bit(files, tmp_path, settings):
     run(files, tmp_path / "whole", settings=settings)
     with pytest.raises(KeyboardInterrupt):
         run(files, tmp_path / "parts", settings=settings, progress=StopAt(4))
@@ -118,12 +125,34 @@ def test_result_opens_in_transformers_and_goes_on_with_texts(whole, capsys):
     assert told["held_out_bits_per_byte"] > 0
 
 
-def test_wordpiece_will_do_too(tiny, tmp_path):
-    api.pretrain(
-        "gpt_tiny", data=str(tiny / "data"), out=str(tmp_path / "run"), settings=SETTINGS, steps=2, precision="fp32"
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_wordpiece_will_do_too(tiny, tmp_path, direction):
+    settings = [*SETTINGS, f"objective.direction={direction}"]
+    told = api.pretrain(
+        "gpt_tiny", data=str(tiny / "data"), out=str(tmp_path / "run"), settings=settings, steps=2, precision="fp32"
     )
     model = load_model(tmp_path / "run")
     assert model.config.eos_token_id == 3  # [SEP]
+    counts = json.loads((tiny / "data" / "manifest.json").read_text())["splits"]["held_out"]
+    per_byte = (counts["tokens"] + counts["documents"]) / counts["bytes"]
+    assert told["held_out_bits_per_byte"] == pytest.approx(
+        told["held_out_causal_lm_loss"] * per_byte / math.log(2), rel=1e-3
+    )
+
+
+def test_samples_of_a_model_that_reads_backwards_stand_before_their_prompt(files, tiny, tmp_path):
+    from stemformer.report.run_report import write_report
+
+    settings = ["objective.direction=backward", "optimizer.learning_rate=0.01", "evaluation.every=60"]
+    run(files, tmp_path / "run", steps=60, settings=settings)
+    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "samples"]
+    text = (tiny / "text.txt").read_text()
+    for sample in lines[-1]["samples"]:
+        assert sample["direction"] == "backward" and sample["prompt"].endswith(".")
+        assert sample["prompt"] + "\n" in text
+        assert " The " in f" {sample['text']}"  # words in the order in which one reads them
+    page = html.unescape(write_report(tmp_path / "run").read_text(encoding="utf-8"))
+    assert "before held-out endings, reading backwards" in page and f"... {sample['prompt']}" in page
 
 
 def test_training_goes_on_from_a_model_with_the_same_vocabulary_alone(files, tiny, whole, tmp_path):

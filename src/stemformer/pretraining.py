@@ -14,11 +14,9 @@ from torch import nn
 
 from stemformer.adapt import adapt_vocabulary
 from stemformer.config import merge_toml, with_settings
-from stemformer.data.chunks import Chunks
 from stemformer.data.manifest import check_tokenizer
 from stemformer.data.shards import open_shards, read_manifest
 from stemformer.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
-from stemformer.data.windows import Rows
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.blanks import choose_blanks, fill_blanks
 from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
@@ -27,7 +25,7 @@ from stemformer.generation.texts import choose_beginnings, write_samples
 from stemformer.models.heads import start_from_frequency
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked import SpecialIds
-from stemformer.objectives.sentence_pairs import OBJECTIVES, make_objective, objective_name
+from stemformer.objectives.sentence_pairs import OBJECTIVES, Examples, make_objective, objective_name
 from stemformer.pretrained import attention_dropout, find_folder, load_model, load_with_tokenizer, save_model
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
@@ -335,8 +333,9 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
                 held_out, tokenizer, number=config.evaluation.blanks, longest=config.model.max_position_embeddings
             )
         if isinstance(config, GptRunConfig) and config.evaluation.blanks and not config.compute.shard:
-            beginnings = choose_beginnings(held_out, tokenizer, number=_NUM_SAMPLES)
-            fill = lambda module: _samples(module, tokenizer, beginnings, ranks)  # noqa: E731
+            is_backward = config.objective.direction == "backward"
+            beginnings = choose_beginnings(held_out, tokenizer, number=_NUM_SAMPLES, is_backward=is_backward)
+            fill = lambda module: _samples(module, tokenizer, beginnings, is_backward, ranks)  # noqa: E731
         if blanks is not None:
             fill = lambda module: fill_blanks(module, blanks, tokenizer, device=device)  # noqa: E731
     compiled = choose_compile(config.compute.compile, device)
@@ -362,13 +361,15 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
 _NUM_SAMPLES = 3
 
 
-def _samples(module: nn.Module, tokenizer: Tokenizer, beginnings: Sequence[str], ranks: Ranks) -> dict[str, Any]:
+def _samples(
+    module: nn.Module, tokenizer: Tokenizer, beginnings: Sequence[str], is_backward: bool, ranks: Ranks
+) -> dict[str, Any]:
     """Returns how the model goes on with some beginnings; the first rank alone writes them."""
     if not ranks.is_first:
         return {}
     model = getattr(module, "module", module).model  # within DDP
     assert isinstance(model, Model)
-    return {"samples": write_samples(model, tokenizer, beginnings)}
+    return {"samples": write_samples(model, tokenizer, beginnings, is_backward=is_backward)}
 
 
 def _before(folder: Path, figures: Mapping[str, float]) -> dict[str, Any]:
@@ -434,7 +435,7 @@ def _tell_start(setup: Setup, model: Model, progress: Progress) -> None:
     )
     for number, phase in enumerate(setup.phases):
         examples, batch = phase.examples, phase.batch
-        assert isinstance(examples, Rows | Chunks)
+        assert isinstance(examples, Examples)
         kind = "rows" if objective_name(config.objective) in ("none", "causal") else "pairs"
         left_out = getattr(examples, "num_left_out", 0)
         last = setup.phases[number + 1].first_step if number + 1 < len(setup.phases) else timetable.num_steps

@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from stemformer.data.shards import Shards
-from stemformer.data.windows import cut_into_pieces, make_rows, pack_first_fit
+from stemformer.data.windows import cut_into_pieces, make_rows, make_stream, pack_first_fit
 from stemformer.errors import ConfigError
 
 
@@ -203,3 +205,29 @@ def test_num_tokens_and_fill_count_special_tokens():
 def test_row_length_without_room_for_a_token_is_refused():
     with pytest.raises(ConfigError, match="row_length is 2: expected more than the 2 special tokens"):
         make_rows(LineOfTokens([[[3]]]), row_length=2)
+
+
+# Stream
+
+
+@pytest.mark.parametrize("row_length", [1, 7, 64, 100_000])
+def test_stream_is_every_document_between_ends_and_rows_share_one_token(row_length):
+    line = random_line(seed=11)
+    end = 65_535
+    stream = make_stream(line, row_length=row_length, end=end)
+    expected = [end]
+    for start, stop in zip(line.document_starts[:-1], line.document_starts[1:], strict=True):
+        expected += [*range(start, stop), end]
+    assert stream.num_tokens == len(expected) - 1
+    rows = [read(stream, number) for number in range(len(stream))]
+    assert all(len(tokens) == row_length + 1 for tokens, *_ in rows[:-1])
+    assert all(a[0][-1] == b[0][0] for a, b in pairwise(rows))
+    assert np.concatenate([rows[0][0][:1], *(tokens[1:] for tokens, *_ in rows)]).tolist() == expected
+    for tokens, words, lengths in rows:
+        assert lengths.tolist() == [len(tokens)] and words[tokens == end].all()
+    assert stream.fill == pytest.approx(stream.num_tokens / (len(stream) * row_length))
+
+
+def test_stream_of_rows_without_a_token_is_refused():
+    with pytest.raises(ConfigError, match="row_length is 0: expected at least 1"):
+        make_stream(LineOfTokens([[[3]]]), row_length=0, end=9)

@@ -3,11 +3,13 @@
 An example's text, before anything is hidden in it, is a `Passage`. Masked and causal language models read *rows*. A document is cut
 into *pieces* that fit a row, at sentence ends where possible; each piece is a sequence with special tokens of its own. Pieces are
 packed first-fit, in stream order, into rows of a constant number of tokens; a row is an example. Nothing is dropped: every token of
-the corpus lies in exactly one piece. Pairs of texts are in `chunks.py`.
+the corpus lies in exactly one piece. A causal model may also read a *stream*: all documents joined, cut wherever a row is full. Pairs
+of texts are in `chunks.py`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,7 +17,7 @@ from jaxtyping import Bool, Int
 from stemformer.data.shards import Shards
 from stemformer.errors import ConfigError
 
-__all__ = ["Passage", "Rows", "cut_into_pieces", "make_rows", "pack_first_fit", "read_passage"]
+__all__ = ["Passage", "Rows", "Stream", "cut_into_pieces", "make_rows", "make_stream", "pack_first_fit", "read_passage"]
 
 _OPEN_ROWS = 256
 """How many rows stay open for small pieces; when one more is needed, the fullest is closed."""
@@ -23,7 +25,7 @@ _OPEN_ROWS = 256
 
 @dataclass(frozen=True)
 class Passage:
-    """The text of an example, one or more sequences of one or two segments, without special tokens.
+    """The text of an example, one or more sequences of one or two segments, without special tokens but for the ends within a stream.
 
     Attributes:
         tokens: (n,) int64 ids of all segments, one after the other.
@@ -32,7 +34,8 @@ class Passage:
         segments: (p,) 0 where a segment opens a sequence, 1 where it is text B of the sequence before it.
         label: What is asked about the pair of texts, if anything is: 0 they belong together as they stand, 1 they do not.
         num_displaced: Tokens of the corpus that this drawing left out: a random text stands in their place, or the pair was cut short.
-        ends: (p,) which segments end their document; of rows only.
+        begins: (p,) which segments begin their document; of rows only.
+        ends: (p,) which end it; of rows only.
     """
 
     tokens: Int[np.ndarray, "n"]
@@ -41,6 +44,7 @@ class Passage:
     segments: Int[np.ndarray, "p"]
     label: int | None = None
     num_displaced: int = 0
+    begins: Bool[np.ndarray, "p"] | None = None
     ends: Bool[np.ndarray, "p"] | None = None
 
 
@@ -87,9 +91,62 @@ class Rows:
         pieces = slice(self.offsets[number], self.offsets[number + 1])
         spans = list(zip(self.starts[pieces].tolist(), self.stops[pieces].tolist(), strict=True))
         passage = read_passage(self.shards, spans, segments=[0] * len(spans))
+        documents, starts, stops = self.shards.document_starts, self.starts[pieces], self.stops[pieces]
+        begins = documents[np.searchsorted(documents, starts)] == starts
+        return replace(passage, begins=begins, ends=documents[np.searchsorted(documents, stops)] == stops)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The examples of a split as one line: an end, the first document, an end, the second, ... and an end; a row is a span of it.
+
+    A row holds one token more than `row_length`, which the next row begins with: each of its tokens but one is asked for from those on
+    the other side of it. So every token is asked for exactly once, and one end a document. The last row may be shorter.
+
+    Attributes:
+        shards: The token line.
+        row_length: Tokens a model reads of a row.
+        end: Id of the token that ends a document.
+        marks: (num_documents + 1,) where the ends stand in the line.
+    """
+
+    shards: Shards
+    row_length: int
+    end: int
+    marks: Int[np.ndarray, "d1"]
+
+    def __len__(self) -> int:
+        return -(-self.num_tokens // self.row_length)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data that they are made from."""
+        return self.shards.fingerprint
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a model reads of all rows."""
+        return int(self.marks[-1])
+
+    @property
+    def fill(self) -> float:
+        """Share of the rows' places that hold a token."""
+        return self.num_tokens / max(1, len(self) * self.row_length)
+
+    def draw(self, number: int, rng: np.random.Generator) -> Passage:
+        """Returns the text of a row, one sequence, with the ends in it; nothing about it is random."""
+        first = number * self.row_length
+        stop = min(first + self.row_length, self.num_tokens) + 1
+        before, until = np.searchsorted(self.marks, [first, stop]).tolist()
         documents = self.shards.document_starts
-        stops = self.stops[pieces]
-        return replace(passage, ends=documents[np.searchsorted(documents, stops)] == stops)
+        cuts = [first - before, *documents[before:until].tolist(), stop - until]
+        spans = [(a, b) for a, b in pairwise(cuts) if a < b]
+        text = read_passage(self.shards, spans, segments=[0] * len(spans))
+        is_text = np.ones(stop - first, bool)
+        is_text[self.marks[before:until] - first] = False
+        tokens, word_starts = np.full(len(is_text), self.end, np.int64), ~is_text
+        tokens[is_text], word_starts[is_text] = text.tokens, text.word_starts
+        return Passage(tokens, word_starts, lengths=np.array([len(tokens)]), segments=np.zeros(1, np.int64))
 
 
 def make_rows(shards: Shards, *, row_length: int, num_special: int = 2) -> Rows:
@@ -113,6 +170,23 @@ def make_rows(shards: Shards, *, row_length: int, num_special: int = 2) -> Rows:
     order = np.argsort(row_of, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row_of))]) if len(row_of) else np.zeros(1, np.int64)
     return Rows(shards, starts[order], stops[order], offsets, row_length, num_special)
+
+
+def make_stream(shards: Shards, *, row_length: int, end: int) -> Stream:
+    """Returns the rows of the stream of a split; the same for the same shards and lengths.
+
+    Args:
+        shards: An opened split.
+        row_length: Tokens a model reads of a row.
+        end: Id of the token that ends a document.
+
+    Raises:
+        ConfigError: A row without a token.
+    """
+    if row_length < 1:
+        raise ConfigError(f"row_length is {row_length}: expected at least 1")
+    starts = shards.document_starts
+    return Stream(shards, row_length, end, starts + np.arange(len(starts)))
 
 
 def cut_into_pieces(shards: Shards, *, room: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:

@@ -9,11 +9,9 @@ from jaxtyping import Integer
 from torch import nn
 
 from stemformer.data.batches import Batch, collate, example_generator, permuted
-from stemformer.data.chunks import Chunks
-from stemformer.data.windows import Rows
 from stemformer.errors import DataError
 from stemformer.objectives.masked import MaskedLmConfig
-from stemformer.objectives.sentence_pairs import Objective, ObjectiveConfig
+from stemformer.objectives.sentence_pairs import Examples, Objective, ObjectiveConfig
 
 __all__ = ["baselines", "held_out_batches", "held_out_masks", "make_evaluation", "score"]
 
@@ -32,7 +30,7 @@ def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:
 
 
 def held_out_batches(
-    examples: Rows | Chunks, objective: Objective, *, num_examples: int, batch_tokens: int = 4096
+    examples: Examples, objective: Objective, *, num_examples: int, batch_tokens: int = 4096
 ) -> list[Batch]:
     """Returns the same masked examples each time.
 
@@ -116,7 +114,7 @@ def score(
 
 
 def make_evaluation(
-    examples: Rows | Chunks,
+    examples: Examples,
     objective: Objective,
     *,
     num_examples: int,

@@ -121,39 +121,48 @@ def continue_ids(
     return out
 
 
-def choose_beginnings(shards: Shards, tokenizer: Tokenizer, *, number: int) -> list[str]:
+def choose_beginnings(shards: Shards, tokenizer: Tokenizer, *, number: int, is_backward: bool = False) -> list[str]:
     """Returns the first words of some documents, the same ones each time, to see how a model goes on with them.
 
     Args:
         shards: Of the held-out split.
         tokenizer: Of the data.
         number: How many, at most.
+        is_backward: The last words, from which a model that reads backwards begins.
     """
     starts = shards.document_starts
     long = np.flatnonzero(np.diff(starts) >= 3 * _BEGINNING)
     if not len(long):
         return []
     chosen = long[permuted(np.arange(min(number, len(long))), len(long), seed=0, epoch=0)]
-    return [tokenizer.decode(shards.tokens(begin, begin + _BEGINNING)) for begin in starts[chosen].tolist()]
+    firsts = starts[chosen + 1] - _BEGINNING if is_backward else starts[chosen]
+    return [tokenizer.decode(shards.tokens(first, first + _BEGINNING)) for first in firsts.tolist()]
 
 
 _BEGINNING = 8
 """Tokens of a document that a sample goes on from."""
 
 
-def write_samples(model: Model, tokenizer: Tokenizer, beginnings: Sequence[str]) -> list[dict[str, str]]:
+def write_samples(
+    model: Model, tokenizer: Tokenizer, beginnings: Sequence[str], *, is_backward: bool = False
+) -> list[dict[str, str]]:
     """Returns how a model goes on with beginnings: `prompt` and `text`, drawn with the same random numbers each time.
 
     Args:
         model: A GPT; it is in evaluation mode afterwards.
         tokenizer: Of it.
         beginnings: See `choose_beginnings`.
+        is_backward: It writes from the end on: `text` is what it puts before `prompt`, in reading order, and `direction` says so.
     """
     model.eval()
     most = min(_SAMPLE, model.config.max_position_embeddings - 2 * _BEGINNING)
     if not beginnings or most < 1:
         return []
     config = DecodingConfig(max_new_tokens=most, temperature=0.8, top_p=0.95, overflow="slide")
+    if is_backward:
+        ids = [torch.from_numpy(row[::-1].copy()) for row in tokenizer.encode_ids(beginnings)]
+        told = [tokenizer.decode(decoded.ids[::-1]) for decoded in decode(model, ids, config)]
+        return [{"prompt": a, "text": b, "direction": "backward"} for a, b in zip(beginnings, told, strict=True)]
     found = continue_texts(beginnings, model, tokenizer, config)
     return [{"prompt": x.prompt, "text": x.text} for x in found]
 

@@ -1,9 +1,10 @@
-"""Causal language modelling: from each token and all before it, what comes next.
+"""Causal language modelling: from each token and all before it, what comes next; or read backwards, what came before.
 
 Source: Radford et al. 2018, section 3.1.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from stemformer.data.batches import Batch, Example
 from stemformer.data.shards import Shards
-from stemformer.data.windows import Passage, Rows, make_rows
+from stemformer.data.windows import Passage, Rows, Stream, make_rows, make_stream
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
 
@@ -20,17 +21,28 @@ __all__ = ["CausalLm", "CausalLmConfig"]
 
 @dataclass(frozen=True)
 class CausalLmConfig:
-    """The next word has no settings of its own: every token of the text is asked for once."""
+    """How text is read; whatever is chosen, each token is asked for once an epoch, and one end for each document.
+
+    Attributes:
+        direction: `backward` reads each text from its end to its beginning. A saved model does not tell: its folder is that of any GPT-2,
+            whose ids then come in reverse.
+        documents: `apart`, in pieces that do not see each other, cut at sentence ends where possible; or joined to a `stream` that is cut
+            wherever a row is full, in which a token sees all of its row, whatever document that is of.
+    """
+
+    direction: Literal["forward", "backward"] = "forward"
+    documents: Literal["apart", "stream"] = "apart"
 
 
 class CausalLm:
-    """The causal-LM objective, on rows of pieces of documents that do not see each other.
+    """The causal-LM objective, on rows of pieces of documents that do not see each other, or on rows of their stream.
 
     The token that ends a document stands before each piece, so that its first token is asked for too; it is asked for itself where the
-    document ends with the piece. So every token of the corpus is scored exactly once an epoch, and each document's end.
+    document ends with the piece (read backwards: begins with it). So every token of the corpus is scored exactly once an epoch, and one
+    end for each document; in a stream too.
 
     Args:
-        config: Has no settings.
+        config: Direction, and what becomes of documents.
         end: Id of the token that ends a document.
     """
 
@@ -40,8 +52,10 @@ class CausalLm:
         self.config = config
         self.end = end
 
-    def make_examples(self, shards: Shards, row_length: int) -> Rows:
-        """Returns the examples of a split: rows of pieces, each with one token before it."""
+    def make_examples(self, shards: Shards, row_length: int) -> Rows | Stream:
+        """Returns the examples of a split: rows of pieces, each with one token before it, or rows of a stream."""
+        if self.config.documents == "stream":
+            return make_stream(shards, row_length=row_length, end=self.end)
         return make_rows(shards, row_length=row_length, num_special=1)
 
     def corrupt(self, passage: Passage, rng: np.random.Generator) -> Example:
@@ -51,19 +65,25 @@ class CausalLm:
             passage: What `make_examples(...).draw` gave.
             rng: Not used.
         """
-        assert passage.ends is not None, "a passage of rows"
-        lengths = passage.lengths
+        is_backward = self.config.direction == "backward"
+        tokens = passage.tokens[::-1] if is_backward else passage.tokens
+        if self.config.documents == "stream":
+            n = len(tokens) - 1
+            return Example(tokens[:n], lengths=np.array([n]), label_positions=np.arange(n), labels=tokens[1:])
+        assert passage.begins is not None and passage.ends is not None, "a passage of rows"
+        lengths = passage.lengths[::-1] if is_backward else passage.lengths
+        has_end = passage.begins[::-1] if is_backward else passage.ends
         sizes = lengths + 1
         stops = np.cumsum(sizes)
         starts = stops - sizes
         is_first = np.zeros(int(stops[-1]), bool)
         is_first[starts] = True
         input_ids = np.full(len(is_first), self.end, np.int64)
-        input_ids[~is_first] = passage.tokens
+        input_ids[~is_first] = tokens
         labels = np.append(input_ids[1:], self.end)
         labels[stops - 1] = self.end
         is_scored = np.ones(len(is_first), bool)
-        is_scored[stops[~passage.ends] - 1] = False
+        is_scored[stops[~has_end] - 1] = False
         places = np.flatnonzero(is_scored)
         return Example(input_ids, lengths=sizes, label_positions=places, labels=labels[places])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stemformer.data.batches import Batch, Example
 from stemformer.data.chunks import Chunks, make_chunks
 from stemformer.data.shards import Shards
-from stemformer.data.windows import Passage, Rows
+from stemformer.data.windows import Passage, Rows, Stream
 from stemformer.models.model import Model
 from stemformer.objectives.causal import CausalLm, CausalLmConfig
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
@@ -21,6 +21,7 @@ from stemformer.objectives.masked import MaskedLm, MaskedLmConfig, SpecialIds
 
 __all__ = [
     "OBJECTIVES",
+    "Examples",
     "Objective",
     "ObjectiveConfig",
     "SentencePairs",
@@ -109,6 +110,9 @@ OBJECTIVES: dict[str, type[MaskedLm] | type[SentencePairs] | type[CausalLm]] = {
     "causal": CausalLm,
 }
 """`objective.sentences`, or `causal`, -> objective."""
+
+Examples = Rows | Stream | Chunks
+"""What the objectives of pre-training draw their passages from."""
 
 ObjectiveConfig = MaskedLmConfig | CausalLmConfig
 """Settings of an objective of pre-training."""

@@ -203,7 +203,10 @@ def _moments(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _samples(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns, for each beginning, how the model went on with it at a few moments: `prompt` and `texts` of moment (tokens) and text."""
+    """Returns, for each beginning, how the model went on with it at a few moments: `prompt` and `texts` of moment (tokens) and text.
+
+    `is_backward` says that a text stands before its prompt, which is an ending then.
+    """
     if not lines:
         return []
     chosen = _moments(lines)
@@ -211,6 +214,7 @@ def _samples(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "prompt": chosen[0]["samples"][number]["prompt"],
+            "is_backward": chosen[0]["samples"][number].get("direction") == "backward",
             "texts": [(f"{line['tokens'] / 1e6:.2f} M", line["samples"][number]["text"]) for line in chosen],
         }
         for number in range(fewest)

@@ -12,12 +12,10 @@ from torch import nn
 
 from stemformer.config import to_toml
 from stemformer.data.batches import Batch, collate, example_generator, examples_of_step, prefetch
-from stemformer.data.chunks import Chunks
 from stemformer.data.tokenizer import Tokenizer
-from stemformer.data.windows import Rows
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
-from stemformer.objectives.sentence_pairs import Objective, num_places
+from stemformer.objectives.sentence_pairs import Examples, Objective, num_places
 from stemformer.progress import Progress
 from stemformer.tasks.task import TaskExamples
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
@@ -44,7 +42,7 @@ class Phase:
 
     first_step: int
     batch: BatchConfig
-    examples: Rows | Chunks | TaskExamples
+    examples: Examples | TaskExamples
 
 
 @dataclass(frozen=True)
