@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 
 from stemformer.benchmarking import glue, squad
 from stemformer.comparing import compare
+from stemformer.config import nearest
 from stemformer.contents import inspect, is_finetuned, told_of_data
 from stemformer.data.corpus import read_documents, total_bytes
 from stemformer.data.shards import write_shards
@@ -41,6 +42,7 @@ __all__ = [
     "fill",
     "finetune",
     "generate",
+    "generate_each",
     "glue",
     "inspect",
     "list_tasks",
@@ -303,42 +305,24 @@ def generate(
     prompts: Sequence[str],
     *,
     model: str,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    num_beams: int = 1,
-    length_penalty: float = 1.0,
     stop: Sequence[str] = (),
-    slide: bool = False,
-    seed: int = 0,
     device: str = "auto",
     precision: str = "fp32",
     threads: int | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    **decoding: Any,
 ) -> list[dict[str, Any]]:
     """Returns how a model goes on with each prompt.
 
     Args:
         prompts: Texts; an empty one begins a document.
         model: A GPT-2 folder or hub id.
-        max_new_tokens: See `generation.decode.DecodingConfig`, like the next seven.
-        temperature: 0 takes the likeliest token.
-        top_k: How many can be drawn.
-        top_p: Share that can be drawn.
-        min_p: Share of the likeliest token's probability.
-        repetition_penalty: Of tokens that were there.
-        num_beams: Texts that are followed at once.
-        length_penalty: Of a beam.
         stop: Strings before which a text ends.
-        slide: Let the window slide where the model has no further position, instead of refusing.
-        seed: Of what is drawn.
         device: `auto`, `cpu`, `cuda` ...
         precision: `fp32` or `bf16`; weights are converted.
         threads: Processor threads.
         on_text: Told the number of a prompt and what was just written.
+        decoding: Fields of `generation.decode.DecodingConfig`, such as `max_new_tokens`, `temperature`, `top_p`, `num_beams`, `seed`.
 
     Raises:
         ConfigError: Settings out of range, a model that does not generate, more tokens than it has positions.
@@ -346,18 +330,55 @@ def generate(
     """
     if isinstance(prompts, str) or not prompts:
         raise DataError("no list of prompts was given: give [text]")
-    config = DecodingConfig(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        num_beams=num_beams,
-        length_penalty=length_penalty,
-        overflow="slide" if slide else "error",
-        seed=seed,
-    )
+    go_on = _generator(model, decoding, stop=stop, device=device, precision=precision, threads=threads, on_text=on_text)
+    return go_on(prompts)
+
+
+def generate_each(
+    prompts: Iterable[str],
+    *,
+    model: str,
+    stop: Sequence[str] = (),
+    device: str = "auto",
+    precision: str = "fp32",
+    threads: int | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+    **decoding: Any,
+) -> Iterator[dict[str, Any]]:
+    """Yields how a model goes on with each prompt as it comes, so that a person can type them; the arguments are those of `generate`.
+
+    Args:
+        prompts: Asked for one by one.
+        model: A GPT-2 folder or hub id.
+        stop: Strings before which a text ends.
+        device: `auto`, `cpu`, `cuda` ...
+        precision: `fp32` or `bf16`.
+        threads: Processor threads.
+        on_text: Told 0 and what was just written.
+        decoding: Fields of `generation.decode.DecodingConfig`.
+    """
+    go_on = _generator(model, decoding, stop=stop, device=device, precision=precision, threads=threads, on_text=on_text)
+    for text in prompts:
+        yield from go_on([text])
+
+
+def _generator(
+    model: str,
+    decoding: dict[str, Any],
+    *,
+    stop: Sequence[str],
+    device: str,
+    precision: str,
+    threads: int | None,
+    on_text: Callable[[int, str], None] | None,
+) -> Callable[[Sequence[str]], list[dict[str, Any]]]:
+    """Returns what goes on with prompts, of a model that is loaded once."""
+    for name in decoding:
+        if name not in (known := DecodingConfig.__dataclass_fields__):
+            raise ConfigError(
+                f"generate has no option {name!r}{nearest(name, known)}: expected one of {', '.join(known)}"
+            )
+    config = DecodingConfig(**decoding)
     if threads:
         torch.set_num_threads(threads)
     torch_device = choose_device(device)
@@ -365,8 +386,9 @@ def generate(
     if "causal_lm" not in opened.heads:
         raise ConfigError(f"{model} was not trained on the next word, so it cannot generate: give a GPT")
     opened.to(torch_device, torch.bfloat16 if choose_precision(precision, torch_device) == "bf16" else torch.float32)
-    found = continue_texts(prompts, opened, tokenizer, config, stop=stop, on_text=on_text)
-    return [asdict(continuation) for continuation in found]
+    return lambda prompts: [
+        asdict(told) for told in continue_texts(prompts, opened, tokenizer, config, stop=stop, on_text=on_text)
+    ]
 
 
 def quickstart(

@@ -597,7 +597,7 @@ def generate(
     """Goes on with texts, as a model that was trained on the next word would.
 
     Args:
-        prompt: Beginnings; the lines of standard input if none is given. A single one is written as it comes.
+        prompt: Beginnings; if none is given, the lines of standard input, or what is typed, line by line. One text is written as it comes.
         model: GPT-2 folder or hub id.
         stdin: Take the lines of standard input too.
         max_new_tokens: How many tokens are added at most.
@@ -614,33 +614,37 @@ def generate(
     """
     from stemformer import api
 
+    given = {
+        "model": model,
+        "stop": stop or [],
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "overflow": "slide" if slide else "error",
+        "seed": seed,
+        **machine.given(),
+    }
+    tell = (lambda _, text: print(text, end="", flush=True)) if num_beams == 1 else None
+    if not prompt and not stdin and not output.json and sys.stdin.isatty():
+        for result in api.generate_each(_typed(), on_text=tell, **given):
+            print("" if tell else result["text"], flush=True)
+        return
     prompts = [*(prompt or []), *(_stdin_lines() if stdin or not prompt else [])]
-    is_streamed = len(prompts) == 1 and not output.json and num_beams == 1
+    is_streamed = len(prompts) == 1 and not output.json and tell is not None
     if is_streamed:
         print(prompts[0], end="", flush=True)
-    result = api.generate(
-        prompts,
-        model=model,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        num_beams=num_beams,
-        length_penalty=length_penalty,
-        stop=stop or [],
-        slide=slide,
-        seed=seed,
-        **machine.given(),
-        on_text=(lambda _, text: print(text, end="", flush=True)) if is_streamed else None,
-    )
+    found = api.generate(prompts, on_text=tell if is_streamed else None, **given)
     if is_streamed:
         print()
     elif output.json:
-        _print_result(result, output)
+        _print_result(found, output)
     else:
-        print("\n\n".join(found["prompt"] + found["text"] for found in result))
+        print("\n\n".join(told["prompt"] + told["text"] for told in found))
 
 
 @app.command
@@ -1014,6 +1018,16 @@ def _words(text: str) -> list[str]:
 
 def _with_stdin(files: Sequence[str] | None, stdin: bool) -> list[str]:
     return [*(files or []), *(["-"] if stdin else [])]
+
+
+def _typed() -> Iterator[str]:
+    """Yields what a person types, line by line, until the end (Ctrl-D)."""
+    print("Type a beginning; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
 
 
 def _stdin_lines() -> list[str]:

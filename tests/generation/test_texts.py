@@ -140,7 +140,7 @@ def test_masked_model_does_not_generate(tiny_bert):
 
 
 def test_window_slides_on_request(folder):
-    (found,) = api.generate(["a"], model=str(folder), max_new_tokens=100, slide=True, seed=4)
+    (found,) = api.generate(["a"], model=str(folder), max_new_tokens=100, overflow="slide", seed=4)
     assert found["num_tokens"] == 100 or found["ended"] == "eos"
 
 
@@ -204,3 +204,25 @@ def test_ids_of_gpt2_equal_those_of_transformers(shared_data, tmp_path):
     different = [line for line in lines if ours.encode(line).ids.tolist() != theirs(line)["input_ids"]]
     assert different == []
     assert all(ours.decode(ours.encode(line).ids) == line for line in lines)
+
+
+def test_an_option_that_does_not_exist_is_named(folder):
+    with pytest.raises(ConfigError, match=r"no option 'top_n' \(did you mean 'top_p'\?\)"):
+        api.generate(["a"], model=str(folder), top_n=3)
+
+
+def test_what_is_typed_is_gone_on_with_line_by_line(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    lines = iter(["The old", "A"])
+
+    def typed(question):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert main(["generate", "--model", str(folder), "--max-new-tokens", "5", "--temperature", "0"]) == 0
+    told = capsys.readouterr().out
+    expected = [x["text"] for x in api.generate(["The old", "A"], model=str(folder), max_new_tokens=5, temperature=0)]
+    assert told == "".join(text + "\n" for text in expected)

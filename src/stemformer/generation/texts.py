@@ -78,10 +78,9 @@ def continue_ids(
     *,
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
+    begin: bool = True,
 ) -> list[tuple[str, Decoded]]:
     """Returns the text that follows each prompt, without the stop string, and how it came about.
-
-    The token that ends a document stands before each prompt, as it stands before each piece that a model is trained on.
 
     Args:
         prompts: Ids; an empty one begins a document.
@@ -90,13 +89,15 @@ def continue_ids(
         config: How the next token is chosen.
         stop: Where a text ends.
         on_text: Told what was written.
+        begin: Put the token that ends a document before each prompt, as it stands before each piece that a model is trained on; before an
+            empty one it stands anyway.
     """
     if any(not text for text in stop):
         raise ConfigError("a stop string is empty: leave it out")
     if stop and config.num_beams > 1:
         raise ConfigError("stop strings have no effect on beams: leave --stop or --num-beams out")
-    begin = np.array([getattr(model.config, "eos_token_id", 0)])
-    ids = [torch.from_numpy(np.append(begin, prompt)) for prompt in prompts]
+    end = np.array([getattr(model.config, "eos_token_id", 0)])
+    ids = [torch.from_numpy(np.append(end, prompt) if begin or not len(prompt) else prompt) for prompt in prompts]
     writers = [_Writer(tokenizer, stop) for _ in prompts]
 
     def on_token(number: int, token: int) -> bool:
