@@ -19,7 +19,7 @@ from stemformer.exits import Terminated
 from stemformer.progress import Silent
 from stemformer.terminal import Terminal
 
-COMMANDS = ["fill", "inspect", "plan", "prepare", "pretrain", "quickstart", "report", "synthetic", "tokenizer"]
+COMMANDS = ["fill", "inspect", "plan", "prepare", "pretrain", "quickstart", "report", "scale", "synthetic", "tokenizer"]
 FILLED = [
     {
         "text": "Paris is the [MASK] of France.",

@@ -32,6 +32,7 @@ from stemformer.progress import Progress, Silent
 from stemformer.prompting import list_tasks, prompt, show_prompts
 from stemformer.report.run_report import write_report
 from stemformer.report.task_report import report_of_run
+from stemformer.scaling import scale
 from stemformer.training.checkpoint import write_folder
 from stemformer.training.compute import autocast, choose_device, choose_precision
 from stemformer.training.log import read_log
@@ -54,6 +55,7 @@ __all__ = [
     "prompt",
     "quickstart",
     "report",
+    "scale",
     "show_prompts",
     "squad",
     "synthetic",
@@ -472,6 +474,8 @@ def report(path: str) -> dict[str, Any]:
         DataError: It holds no run.
     """
     folder = Path(path)
-    if (folder / "report.html").is_file() and not (folder / "log.jsonl").is_file():  # of a comparison or a benchmark
+    if (folder / "report.html").is_file() and not (
+        folder / "log.jsonl"
+    ).is_file():  # of a comparison, a benchmark, several sizes
         return {"report": str(folder / "report.html")}
     return {"report": str(report_of_run(folder) if is_finetuned(folder) else write_report(folder))}

@@ -5,7 +5,6 @@ What a seed draws (records, head, order, dropout) it draws for every start alike
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,9 +18,10 @@ from stemformer.data.subsets import draw_order
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError
 from stemformer.finetuning import make_setup, run_length
+from stemformer.folders import empty
 from stemformer.labelling import LabelledData
 from stemformer.problems import strata
-from stemformer.progress import Progress
+from stemformer.progress import Part, Progress
 from stemformer.starting import open_model, put_on_device
 from stemformer.tasks.task import TaskExamples
 from stemformer.training.compute import choose_device, compile_blocks
@@ -132,11 +132,7 @@ def begin(folder: Path, asked: CompareConfig, progress: Progress, *, resume: boo
         done = {Cell(line["start"], line["size"], line["seed"]): line for line in lines}
         progress.say(f"{sum(cell in done for cell in asked.cells())} of {len(asked.cells())} runs are done already")
     elif folder.is_dir():
-        for path in folder.iterdir():  # that it may be replaced was asked before
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        empty(folder)  # that it may be replaced was asked before
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(asked).encode()])
     return done
@@ -159,7 +155,7 @@ def run_all(
         if cell in done:
             continue
         at = f"{cell.start}, {cell.size:,} records, seed {cell.seed}"
-        inner = _OfOneCell(progress, at)
+        inner = Part(progress, at, share=lengths[cell.size, cell.seed])
         done[cell] = _run_cell(cell, asked, table, parts[cell.size, cell.seed], folder / "cells" / cell.name, inner)
         lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in done.values()]
         write_file(folder / "cells.jsonl", lines)
@@ -209,31 +205,3 @@ def _run_cell(
         "training_loss": losses[-1][f"{task.config.name}_loss"],
         "metrics": metrics,
     }
-
-
-class _OfOneCell:
-    """The progress of a cell, as a part of that of all cells: steps move the bar, the rest is left out.
-
-    Args:
-        outer: The progress of all.
-        note: Stands behind the bar.
-    """
-
-    def __init__(self, outer: Progress, note: str) -> None:
-        self._outer = outer
-        self._note = note
-
-    def start(self, what: str, *, total: float | None = None, unit: str = "") -> None:
-        """Begins no bar: there is one for all cells."""
-
-    def advance(self, amount: float, note: str = "") -> None:
-        """Moves the bar of all cells on."""
-        self._outer.advance(amount, self._note)
-
-    def say(self, line: str) -> None:
-        """Says nothing but that it was stopped: each evaluation of each cell would be too much."""
-        if line.startswith("stopped"):
-            self._outer.say(f"{self._note}: {line}; finished runs are kept: go on with --resume")
-
-    def finish(self) -> None:
-        """Ends nothing."""

@@ -43,6 +43,7 @@ __all__ = [
     "prompt",
     "quickstart",
     "report",
+    "scale",
     "squad",
     "synthetic",
     "tokenizer",
@@ -323,6 +324,68 @@ def pretrain(
             epochs=epochs,
             time=time,
             **_given(seed=seed, compile=compile),
+            resume=resume,
+            overwrite=overwrite,
+            **machine.given(),
+            progress=progress,
+        )
+    _print_result(result, output)
+
+
+@app.command
+def scale(
+    *,
+    recipe: str,
+    data: str,
+    out: str,
+    sizes: str = "2x64,2x128,4x128,4x256",
+    steps: int | None = None,
+    tokens: int | None = None,
+    tokens_per_parameter: float | None = None,
+    time: str | None = None,
+    rate_power: float = 0.5,
+    config: str | None = None,
+    settings: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    seed: int | None = None,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    machine: Machine = _MACHINE,
+    output: Output = _OUTPUT,
+) -> None:
+    """Pre-trains a recipe at several sizes, fits held-out loss against parameters and tokens, and draws it.
+
+    Args:
+        recipe: Name of a complete run, such as gpt_mini.
+        data: Folder of the shards, with a held-out part.
+        out: Folder of it all: table, report, pictures, and a run folder for each size.
+        sizes: Layers x width, with commas.
+        steps: Budget of each size in optimizer steps.
+        tokens: Budget of each size in tokens.
+        tokens_per_parameter: Budget of each size in tokens for each of its parameters.
+        time: Budget of each size on the clock, such as 10m.
+        rate_power: The learning rate of a width is the recipe's times (recipe's width / width) to this power.
+        config: TOML file laid over the recipe.
+        settings: One setting laid over both, such as evaluation.every=50; may be given again.
+        seed: Number from which all randomness comes.
+        resume: Keep the sizes that are finished, and do the others; sizes may be added.
+        overwrite: Replace what the folder holds.
+    """
+    from stemformer import api
+
+    with output.progress() as progress:
+        result = api.scale(
+            recipe,
+            data=data,
+            out=out,
+            sizes=_words(sizes),
+            steps=steps,
+            tokens=tokens,
+            tokens_per_parameter=tokens_per_parameter,
+            time=time,
+            rate_power=rate_power,
+            config=config,
+            settings=settings or [],
+            **_given(seed=seed),
             resume=resume,
             overwrite=overwrite,
             **machine.given(),

@@ -1,4 +1,4 @@
-"""What a folder holds: prepared data, a run, runs with several seeds, a comparison, a model or a tokenizer."""
+"""What a folder holds: prepared data, a run, runs with several seeds or sizes, a comparison, a model or a tokenizer."""
 
 import json
 import tomllib
@@ -32,11 +32,14 @@ def inspect(path: str) -> dict[str, Any]:
         return told_of_data(path, read_manifest(folder))
     if (folder / "log.jsonl").is_file():
         return _told_of_run(folder)
-    for name in ("trials.json", "compare.json"):
+    for name, what in (("trials.json", "run"), ("compare.json", "comparison"), ("scale.json", "scaling")):
         if (folder / name).is_file():
             told: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-            told.pop("cells", None)
-            return {"run" if name == "trials.json" else "comparison": path, **told}
+            for long in ("cells", "points"):
+                told.pop(long, None)
+            for size in told["sizes"] if name == "scale.json" else ():
+                del size["curve"]
+            return {what: path, **told}
     if (folder / "config.json").is_file() or (not folder.exists() and path.count("/") == 1):
         return _told_of_model(path)
     if (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file():

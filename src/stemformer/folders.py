@@ -1,12 +1,13 @@
 """What commands check about the folders that they are given, before they write."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from stemformer.data.corpus import find_files
 from stemformer.errors import ConfigError
 
-__all__ = ["free_folder", "refuse_inside"]
+__all__ = ["empty", "free_folder", "refuse_inside"]
 
 _OURS = (
     "config.toml",
@@ -36,6 +37,15 @@ def free_folder(path: str, *, overwrite: bool) -> Path:
     if folder.is_dir() and any(folder.iterdir()) and not is_ours:
         raise ConfigError(f"{path} holds nothing that stemformer made, and is not overwritten: give another --out")
     return folder
+
+
+def empty(folder: Path) -> None:
+    """Removes all that a folder holds; of a link, the link."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def refuse_inside(folder: Path, inputs: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ from stemformer.training.optim import make_optimizer
 from stemformer.training.run import FinetuneConfig, GptRunConfig, RunConfig, num_steps_of
 from stemformer.training.timetable import Timetable
 
-__all__ = ["freeze", "make_setup", "pretrain", "resolve", "starting_model"]
+__all__ = ["freeze", "make_setup", "pretrain", "read_seconds", "resolve", "starting_model"]
 
 
 def pretrain(
@@ -109,7 +109,7 @@ def pretrain(
         raise CheckpointError(
             f"{folder} holds no run to resume: leave out --resume, or say with --recipe what to start"
         )
-    budget = {"steps": steps, "tokens": tokens, "epochs": epochs, "seconds": _seconds(time)}
+    budget = {"steps": steps, "tokens": tokens, "epochs": epochs, "seconds": read_seconds(time)}
     compute = {"device": device, "precision": precision, "threads": threads, "compile": compile}
     start = found.config if found else find_recipe(recipe or "")
     start = start if init is None else replace(start, init=init)  # before settings that make sense with it alone
@@ -380,8 +380,16 @@ def _before(folder: Path, figures: Mapping[str, float]) -> dict[str, Any]:
     return {"before": {name: round(first[name], 4) for name in moving}} if moving else {}
 
 
-def _seconds(time: str | float | None) -> float | None:
-    """Returns the seconds of a text such as 90s, 30m, 1h30m, 2d, or of a plain number."""
+def read_seconds(time: str | float | None) -> float | None:
+    """Returns the seconds of a text such as 90s, 30m, 1h30m, 2d, or of a plain number; None of None.
+
+    Raises:
+        ConfigError: The text is no time.
+
+    Example:
+        >>> read_seconds("1h30m")
+        5400.0
+    """
     if time is None or isinstance(time, int | float):
         return time
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -5,7 +5,7 @@ Functions that take long get a `Progress` and never print. `Silent` says nothing
 
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Progress", "Silent"]
+__all__ = ["Part", "Progress", "Silent"]
 
 
 @runtime_checkable
@@ -52,3 +52,37 @@ class Silent:
 
     def finish(self) -> None:
         """Does nothing."""
+
+
+class Part:
+    """The progress of one run of many, as a part of the one bar that they share: its training moves that bar, the rest is left out.
+
+    Args:
+        outer: The progress of all.
+        name: Of the run; stands behind the bar.
+        share: Units of the shared bar that its training is worth, whatever units it counts in itself.
+    """
+
+    def __init__(self, outer: Progress, name: str, *, share: float) -> None:
+        self._outer = outer
+        self._name = name
+        self._share = share
+        self._scale = 0.0
+
+    def start(self, what: str, *, total: float | None = None, unit: str = "") -> None:
+        """Begins no bar: there is one for all."""
+        self._scale = self._share / total if what == "training" and total else 0.0
+
+    def advance(self, amount: float, note: str = "") -> None:
+        """Moves the shared bar on by this run's part of it."""
+        if self._scale:
+            self._outer.advance(amount * self._scale, f"{self._name}: {note}" if note else self._name)
+
+    def say(self, line: str) -> None:
+        """Says nothing but that it was stopped: each evaluation of each run would be too much."""
+        if line.startswith("stopped"):
+            way_on = "" if "--resume" in line else "; finished runs are kept: go on with --resume"
+            self._outer.say(f"{self._name}: {line}{way_on}")
+
+    def finish(self) -> None:
+        """Ends nothing."""

@@ -16,7 +16,8 @@ data | models
 pretrained, adapt, objectives, tasks
 generation, evaluation
 training, probing, report
-recipes, folders, contents, problems, results, resuming, pretraining, labelling, starting, finetuning, cells, comparing, prompting
+recipes, folders, contents, problems, results, resuming, pretraining, labelling, starting, finetuning, cells, comparing
+prompting, sizes, scaling
 predicting, benchmark_tasks, benchmarking, planning, api
 serve
 stemformer, cli

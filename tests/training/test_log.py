@@ -113,6 +113,7 @@ def test_rates_are_of_the_time_since_the_last_line():
     time.sleep(0.05)
     line = sums.take(peak=1000.0)
     assert 0 < line["tokens_per_second"] <= 100 / 0.05
+    assert line["flops"] == 2000.0
     assert line["mfu"] == pytest.approx(2000 / 1000 * line["tokens_per_second"] / 100)
 
 

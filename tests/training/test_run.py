@@ -4,7 +4,7 @@ import pytest
 
 from stemformer.config import from_toml, to_toml, with_settings
 from stemformer.errors import ConfigError
-from stemformer.pretraining import _seconds
+from stemformer.pretraining import read_seconds
 from stemformer.recipes import RECIPES, bert_base_2018, bert_tiny, find_recipe
 from stemformer.training.run import BatchConfig, BudgetConfig, PhaseConfig, RunConfig, num_steps_of, run_class
 
@@ -197,7 +197,7 @@ def test_phases_come_back_from_toml():
     ],
 )
 def test_time_is_read_as_people_write_it(text, expected):
-    assert _seconds(text) == expected
+    assert read_seconds(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_time_is_read_as_people_write_it(text, expected):
 )
 def test_time_that_cannot_be_read_is_refused(text):
     with pytest.raises(ConfigError, match="expected a time such as 90s, 30m, 1h30m or 2d"):
-        _seconds(text)
+        read_seconds(text)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])

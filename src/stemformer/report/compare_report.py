@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stemformer.report.figures import new_figure, svg_of, tidy
+from stemformer.report.pictures import as_svg, new_figure, tidy
 from stemformer.report.run_report import write_page
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ def write_compare_report(folder: Path, told: Mapping[str, Any], logs: Logs, *, c
     """
     from matplotlib import rc_context
 
-    with rc_context({"svg.hashsalt": "stemformer", "svg.fonttype": "path", "path.simplify_threshold": 0.5}):
+    with rc_context({"svg.fonttype": "path", "path.simplify_threshold": 0.5}):
         whole = _draw_whole(told, logs)
-        (folder / "compare.svg").write_text(svg_of(whole), encoding="utf-8")
+        (folder / "compare.svg").write_text(as_svg(whole), encoding="utf-8")
         whole.savefig(folder / "compare.png", dpi=150)
         plots = [
-            ("Loss on training data", svg_of(_draw_curves(told, logs, is_dev=False))),
-            (f"{_spoken(told)} on dev data".capitalize(), svg_of(_draw_curves(told, logs, is_dev=True))),
-            (f"{_spoken(told)} over the number of labelled records".capitalize(), svg_of(_draw_sizes(told))),
+            ("Loss on training data", as_svg(_draw_curves(told, logs, is_dev=False))),
+            (f"{_spoken(told)} on dev data".capitalize(), as_svg(_draw_curves(told, logs, is_dev=True))),
+            (f"{_spoken(told)} over the number of labelled records".capitalize(), as_svg(_draw_sizes(told))),
         ]
     return write_page(
         folder,

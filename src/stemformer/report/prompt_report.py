@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stemformer.report.figures import new_figure, svg_of, tidy
+from stemformer.report.pictures import as_svg, new_figure, tidy
 from stemformer.report.run_report import write_page
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def write_prompt_report(
         if len({row["parameters"] for row in rows}) > 1:
             pictures.append(("Accuracy against parameters, mean over tasks", "sizes", _draw_sizes(rows)))
         for title, name, figure in pictures:
-            plots.append((title, svg_of(figure)))
+            plots.append((title, as_svg(figure)))
             (folder / f"{name}.svg").write_text(plots[-1][1], encoding="utf-8")
             figure.savefig(folder / f"{name}.png", dpi=150)
     return write_page(

@@ -1,6 +1,5 @@
 """`report.html` of a pre-training run: one file that needs nothing else, made from `config.toml` and `log.jsonl` alone."""
 
-import io
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from stemformer.data.manifest import write_file
 from stemformer.errors import DataError
+from stemformer.report.pictures import as_svg, new_figure, tidy
 from stemformer.training.log import read_log
 
 __all__ = ["Curve", "draw", "write_page", "write_report"]
@@ -77,12 +77,7 @@ def draw(curves: Sequence[Curve], *, unit: str, x_name: str = "tokens (millions)
         unit: Of the y axis.
         x_name: Of the x axis.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2, 3.1), layout="constrained")
-    FigureCanvasSVG(figure)
+    figure = new_figure(5.2, 3.1)
     axes = figure.add_subplot()
     for number, (name, x, y, style) in enumerate(curves):
         if style == "baseline":
@@ -93,15 +88,10 @@ def draw(curves: Sequence[Curve], *, unit: str, x_name: str = "tokens (millions)
             axes.plot(x, y, color=colour, linewidth=1 if faint else 2, alpha=0.45 if faint else 1, label=name)
     axes.set_xlabel(x_name)
     axes.set_ylabel(unit)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    tidy(axes)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8)
-    text = io.StringIO()
-    with rc_context({"svg.hashsalt": "stemformer"}):  # the same bytes for the same curves
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return as_svg(figure)
 
 
 def _tiles(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:

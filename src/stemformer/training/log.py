@@ -162,6 +162,7 @@ class StepSums:
             line["fill"] = state["tokens"] / state["places"]
         if state["displaced"]:
             line["displaced"] = state["displaced"] / state["tokens"]
+        line["flops"] = state["flops"]
         line["mfu"] = state["flops"] / seconds / peak
         self._begin(_NOTHING)
         return line

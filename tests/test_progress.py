@@ -1,0 +1,47 @@
+"""The part that one run has in the bar of many."""
+
+from stemformer.progress import Part, Progress, Silent
+
+
+class Kept(Silent):
+    """A progress that keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, what, *, total=None, unit=""):
+        self.told.append(("start", what))
+
+    def advance(self, amount, note=""):
+        self.told.append((amount, note))
+
+    def say(self, line):
+        self.told.append(line)
+
+
+def test_a_part_is_a_progress():
+    assert isinstance(Part(Silent(), "a", share=1), Progress)
+
+
+def test_training_moves_the_shared_bar_by_its_share():
+    outer = Kept()
+    part = Part(outer, "run 1", share=50)
+    part.start("opening the data")
+    part.advance(3)
+    part.start("training", total=200, unit="steps")
+    part.advance(20, "loss 2.0")
+    part.advance(180)
+    part.finish()
+    assert outer.told == [(5.0, "run 1: loss 2.0"), (45.0, "run 1")]
+
+
+def test_of_what_is_said_only_that_it_stopped_is_passed_on():
+    outer = Kept()
+    part = Part(outer, "run 1", share=50)
+    part.say("step 10: held-out loss 3.0")
+    part.say("stopped after step 10")
+    part.say("stopped after step 12 of 40 and saved: go on with --resume")
+    assert outer.told == [
+        "run 1: stopped after step 10; finished runs are kept: go on with --resume",
+        "run 1: stopped after step 12 of 40 and saved: go on with --resume",
+    ]
