@@ -156,7 +156,7 @@ def run_all(
     else:  # what a token costs, times how many there are
         work = {name: every * (every if asked.tokens_per_parameter else 1) for name, (every, _) in counts.items()}
         shares = {name: 100 * of_size / sum(work.values()) for name, of_size in work.items()}
-    progress.start(f"{len(sizes)} sizes", total=sum(shares.values()), unit="seconds" if seconds else "% of the work")
+    progress.start(f"{len(sizes)} sizes", total=sum(shares.values()), unit="seconds" if seconds else "%")
     progress.advance(sum(share for name, share in shares.items() if name in done))
     for number, size in enumerate(sizes, 1):
         if size.name in done:

@@ -250,7 +250,9 @@ def _search(
     found = [least_squares(residuals, np.clip(start, low + room, high - room), **options) for start in starts]
     found.sort(key=lambda end: float(end.cost))
     if huber is not None:
-        begins = [np.clip(end.x, low + room, high - room) for end in found[:_CONTINUED]]
-        found = [least_squares(residuals, begin, loss="huber", f_scale=huber, **options) for begin in begins]
+        found = found[:_CONTINUED]
+        for factor in (100, 10, 1):  # by degrees: straight on, it would creep along the kinks of so narrow a Huber loss
+            begins = [np.clip(end.x, low + room, high - room) for end in found]
+            found = [least_squares(residuals, x, loss="huber", f_scale=factor * huber, **options) for x in begins]
     best: list[float] = min(found, key=lambda end: float(end.cost)).x.tolist()
     return best

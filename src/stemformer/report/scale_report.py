@@ -131,7 +131,12 @@ def _shades(number: int) -> list[Any]:
 
 
 def _finish(axes: "Axes", *, x: str, y: str) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0.12, y=0.12)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
