@@ -6,7 +6,7 @@ Tasks of lm-evaluation-harness are written for local files: SST-2 (two answers),
 Each measurement is a process of its own (the script calls itself with `--side`); sides take turns, round by round. The clock runs over
 `simple_evaluate` on loaded models: prompts, their tokens, the model, and figures. Sides:
 
-    ours        our model in the harness (`evaluation.harness.HarnessModel`), float32
+    ours        our model in the harness (`harness.HarnessModel`), float32
     ours_bf16   the same in bfloat16
     own         what `stemformer prompt` does on the same questions, its own draw of as many examples, float32
     default     the harness's model at its default, one text at a time, float32
@@ -170,7 +170,7 @@ def measure_in_harness(args: argparse.Namespace) -> dict[str, float]:
     from lm_eval.tasks import TaskManager
 
     if args.side.startswith("ours"):
-        from stemformer.evaluation.harness import HarnessModel
+        from stemformer.harness import HarnessModel
 
         model: Any = HarnessModel(args.model, device="cpu", dtype="bf16" if args.side == "ours_bf16" else "fp32")
     else:

@@ -2,7 +2,7 @@
 
 From its command line, which this module starts with our model in its list (extra `eval`):
 
-    python -m stemformer.evaluation.harness --model stemformer --model_args pretrained=FOLDER --tasks lambada_openai
+    python -m stemformer.harness --model stemformer --model_args pretrained=FOLDER --tasks lambada_openai
 
 Source: Gao et al. 2024, lm-evaluation-harness, for what its own Hugging Face model does, which is followed here: how texts are cut, and
 that nothing stands before a prompt unless `add_bos_token` says so.

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
 from stemformer import api
-from stemformer.evaluation.harness import HarnessModel
+from stemformer.harness import HarnessModel
 from stemformer.pretrained import save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and of datasets
