@@ -26,7 +26,7 @@ from stemformer.problems import Problem, read_records, saved_problem
 from stemformer.progress import Progress, Silent
 from stemformer.report.task_report import write_task_report
 from stemformer.results import examples_to_show, form_of, row_of, written
-from stemformer.tasks.task import TaskExamples, make_example
+from stemformer.tasks.task import TaskExamples, make_example, num_special
 from stemformer.training.compute import autocast, choose_device, choose_precision, keep_freed_memory
 
 __all__ = ["Loaded", "evaluate", "load", "predict"]
@@ -119,7 +119,7 @@ class Loaded:
 
         Args:
             texts: Any.
-            pooling: The mean of all last states, or the state of `[CLS]`.
+            pooling: The mean of all last states, or the state of `[CLS]` (of the last token, where the model reads from left to right).
             normalize: Bring each vector to length 1, so that dot products are cosines.
             max_length: Tokens of a text, special ones included, behind which it is cut; the model's positions by default.
             progress: Told how far it is.
@@ -131,9 +131,10 @@ class Loaded:
         progress = progress or Silent()
         _refuse_single(texts)
         longest = self._longest(max_length)
+        room = longest - num_special(self.tokenizer, num_texts=1)
         ids = self.tokenizer.encode_ids(texts)
-        examples = [make_example([row[: longest - 2]], self.tokenizer) for row in ids]
-        num_cut = sum(len(row) > longest - 2 for row in ids)
+        examples = [make_example([row[:room]], self.tokenizer) for row in ids]
+        num_cut = sum(len(row) > room for row in ids)
         counted = {"texts cut to fit": num_cut} if num_cut else {}
         progress.start("embedding", total=len(texts), unit="texts")
         with autocast(self.device, self.precision):

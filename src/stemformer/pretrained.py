@@ -161,18 +161,20 @@ def load_model(
     return model.eval()
 
 
-_LABELLED = ("classifier.weight", "qa_outputs.weight")
+_LABELLED = ("classifier.weight", "qa_outputs.weight", "score.weight")
 """What a head for labelled data is known by: its rows are its labels."""
 
 
 def _heads_there(raw: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Returns which heads a folder holds, by the names of its weights and the class in its `config.json`."""
-    if raw.get("model_type") == "gpt2":  # whose head has no weights of its own
-        return [] if (raw.get("architectures") or [""])[0] == "GPT2Model" else ["causal_lm"]
+    classes = raw.get("architectures") or [""]
+    is_labelled = any(name in names for name in _LABELLED)
+    if raw.get("model_type") == "gpt2" and not is_labelled:  # whose head has no weights of its own
+        return [] if classes[0] == "GPT2Model" else ["causal_lm"]
     there = {"masked_lm": "cls.predictions.bias", "next_sentence": "cls.seq_relationship.weight"}
     heads = [head for head, name in there.items() if name in names]
-    if any(name in names for name in _LABELLED):
-        heads += [head for name in raw.get("architectures") or () if (head := _HEAD_OF.get(name)) and head not in heads]
+    if is_labelled:
+        heads += [head for name in classes if (head := _HEAD_OF.get(name)) and head not in heads]
     return heads
 
 
@@ -211,7 +213,7 @@ def load_with_tokenizer(
         of_heads: `num_labels` and `generator`.
 
     Raises:
-        CheckpointError: The tokenizer has more ids than the model has rows.
+        CheckpointError: The tokenizer has more ids than the model has rows, or lacks the token that begins a text.
     """
     folder = find_folder(path)
     model, tokenizer = load_model(folder, heads, **of_heads), load_tokenizer(folder)
@@ -220,6 +222,19 @@ def load_with_tokenizer(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, config.json says {model.config.vocab_size:,}: "
             "use the tokenizer that the model was trained with"
         )
+    if isinstance(model.config, GptConfig):
+        tokenizer.begin_id = model.config.eos_token_id
+        if tokenizer.begin_id >= tokenizer.vocab_size and model.heads.keys() & ARCHITECTURES["gpt2"].task_heads.keys():
+            raise CheckpointError(
+                f"{folder}/config.json: eos_token_id is {tokenizer.begin_id:,}, the tokenizer has {tokenizer.vocab_size:,} ids: "
+                "set it to that of the token that stands before a text"
+            )
+        if read_task(folder) and _TASK_KEY not in _read_config(folder)[1]:
+            warnings.warn(
+                f"{folder} was fine-tuned elsewhere, perhaps on texts with nothing before them: "
+                f"here {tokenizer.tokens[tokenizer.begin_id]} stands before each",
+                stacklevel=2,
+            )
     return model, tokenizer
 
 
@@ -259,8 +274,11 @@ def save_model(
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
         **_told_of_task(task),
     }
+    begin_id = model.config.eos_token_id if isinstance(model.config, GptConfig) and task is not None else None
+    if begin_id is not None:
+        config["pad_token_id"] = begin_id  # transformers scores the last token that is another
     if tokenizer is not None:
-        tokenizer.save(folder, model_max_length=model.config.max_position_embeddings)
+        tokenizer.save(folder, model_max_length=model.config.max_position_embeddings, begin_id=begin_id)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tensors(state, folder / "model.safetensors")
 

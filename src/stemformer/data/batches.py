@@ -37,6 +37,7 @@ class Example:
         token_type_ids: (n,) segments; None where all are the first.
         sequence_labels: (s, ...) what is asked about each sequence; None where nothing is.
         num_displaced: Tokens of the corpus that were left out for a random text.
+        summary_positions: (s,) places in `input_ids` of the tokens whose states stand for whole sequences; None for the first of each.
     """
 
     input_ids: Int[np.ndarray, "n"]
@@ -46,6 +47,7 @@ class Example:
     token_type_ids: Int[np.ndarray, "n"] | None = None
     sequence_labels: Shaped[np.ndarray, "s ..."] | None = None
     num_displaced: int = 0
+    summary_positions: Int[np.ndarray, "s"] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Batch:
         max_seqlen: Tokens of the longest sequence.
         label_positions: (M,) places among the N that are scored.
         labels: (M,) what should stand there.
+        summary_positions: (S,) places among the N whose states stand for whole sequences.
         example_numbers: Which examples these are, for messages.
         sequence_labels: (S, ...) what is asked about each sequence, int64 or float32; None where nothing is.
         num_displaced: Tokens of the corpus that were left out for a random text.
@@ -72,6 +75,7 @@ class Batch:
     max_seqlen: int
     label_positions: Int[Tensor, "M"]
     labels: Int[Tensor, "M"]
+    summary_positions: Int[Tensor, "S"]
     example_numbers: tuple[int, ...]
     sequence_labels: Shaped[Tensor, "S ..."] | None = None
     num_displaced: int = 0
@@ -104,6 +108,11 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         e.token_type_ids if e.token_type_ids is not None else np.zeros(n, np.int64)
         for e, n in zip(examples, sizes, strict=True)
     ]
+    firsts = np.split(cu_seqlens[:-1], np.cumsum([len(e.lengths) for e in examples])[:-1])
+    summaries = [
+        first if e.summary_positions is None else e.summary_positions + at
+        for e, first, at in zip(examples, firsts, before, strict=True)
+    ]
     asked = [e.sequence_labels for e in examples if e.sequence_labels is not None]
     return Batch(
         input_ids=_long(np.concatenate([e.input_ids for e in examples])),
@@ -113,6 +122,7 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         max_seqlen=int(lengths.max()),
         label_positions=_long(np.concatenate([e.label_positions + at for e, at in zip(examples, before, strict=True)])),
         labels=_long(np.concatenate([e.labels for e in examples])),
+        summary_positions=_long(np.concatenate(summaries)),
         example_numbers=tuple(int(n) for n in example_numbers),
         sequence_labels=_numbers(np.concatenate(asked)) if asked else None,
         num_displaced=sum(e.num_displaced for e in examples),

@@ -73,7 +73,7 @@ def pooled_states(
     batch_tokens: int = BATCH_TOKENS,
     on_examples: Callable[[int], None] | None = None,
 ) -> Float[np.ndarray, "n D"]:
-    """Returns one vector for each example: the mean of its last hidden states, special tokens included, or the state of `[CLS]`.
+    """Returns one vector for each example: the mean of its last hidden states, special tokens included, or the state that stands for it.
 
     Args:
         model: Its heads do not matter.
@@ -92,7 +92,7 @@ def pooled_states(
         places = (batch.input_ids, batch.position_ids, batch.token_type_ids)
         states = model.body(*places, batch.cu_seqlens, batch.max_seqlen).float()
         if pooling == "cls":
-            rows = states.index_select(0, batch.cu_seqlens[:-1].long())
+            rows = states.index_select(0, batch.summary_positions)
         else:
             lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
             owner = torch.repeat_interleave(torch.arange(len(numbers), device=device), lengths)

@@ -12,6 +12,7 @@ from stemformer.models.layers import Dropout, PositionEmbedding, make_activation
 __all__ = [
     "CausalLmHead",
     "ChoiceHead",
+    "GptSequenceHead",
     "MaskedLmHead",
     "NextSentenceHead",
     "SequenceHead",
@@ -135,6 +136,24 @@ class ChoiceHead(SequenceHead):
     """
 
 
+class GptSequenceHead(nn.Module):
+    """The state of the last token to a score for each class, or to a number: one matrix.
+
+    Args:
+        config: Of the body.
+        num_labels: C; 1 for a number.
+
+    Source: Radford et al. 2018, section 3.2.
+    """
+
+    def __init__(self, config: GptConfig, num_labels: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(config.hidden_size, num_labels, bias=False)
+
+    def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S C"]:
+        return _in_float32(self.classifier, states)
+
+
 class TokenHead(nn.Module):
     """States of words to a score for each tag.
 
@@ -145,7 +164,7 @@ class TokenHead(nn.Module):
     Source: Devlin et al. 2019, section 5.3.
     """
 
-    def __init__(self, config: BertConfig, num_labels: int) -> None:
+    def __init__(self, config: BertConfig | GptConfig, num_labels: int) -> None:
         super().__init__()
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
@@ -164,7 +183,7 @@ class SpanHead(nn.Module):
     Source: Devlin et al. 2019, section 4.2.
     """
 
-    def __init__(self, config: BertConfig, num_labels: int = 2) -> None:
+    def __init__(self, config: BertConfig | GptConfig, num_labels: int = 2) -> None:
         super().__init__()
         self.scores = nn.Linear(config.hidden_size, num_labels)
 

@@ -83,6 +83,11 @@ GPT_NAMES: dict[str, tuple[str, ...]] = {
     "body.norm.weight": ("transformer.ln_f.weight",),
     "body.norm.bias": ("transformer.ln_f.bias",),
     "heads.causal_lm.decoder.weight": ("lm_head.weight",),
+    "heads.sequence.classifier.weight": ("score.weight",),
+    "heads.token.classifier.weight": ("classifier.weight",),
+    "heads.token.classifier.bias": ("classifier.bias",),
+    "heads.span.scores.weight": ("qa_outputs.weight",),
+    "heads.span.scores.bias": ("qa_outputs.bias",),
 }
 
 

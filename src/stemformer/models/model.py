@@ -14,6 +14,7 @@ from stemformer.models.gpt import Gpt, GptConfig
 from stemformer.models.heads import (
     CausalLmHead,
     ChoiceHead,
+    GptSequenceHead,
     MaskedLmHead,
     NextSentenceHead,
     SequenceHead,
@@ -71,9 +72,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=GptConfig,
         body=Gpt,
         heads={"causal_lm": CausalLmHead},
-        task_heads={},
+        task_heads={"sequence": GptSequenceHead, "token": TokenHead, "span": SpanHead},
         names=hf_names.GPT,
-        classes={frozenset[str](): "GPT2Model", frozenset({"causal_lm"}): "GPT2LMHeadModel"},
+        classes={
+            frozenset[str](): "GPT2Model",
+            frozenset({"causal_lm"}): "GPT2LMHeadModel",
+            frozenset({"sequence"}): "GPT2ForSequenceClassification",
+            frozenset({"token"}): "GPT2ForTokenClassification",
+            frozenset({"span"}): "GPT2ForQuestionAnswering",
+        },
     ),
 }
 """`model_type` of a Hugging Face folder -> architecture."""

@@ -19,7 +19,7 @@ from stemformer.data.symbols import SymbolMap
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
-from stemformer.tasks.task import TaskConfig, TaskExamples, make_example, trimmed, windows
+from stemformer.tasks.task import TaskConfig, TaskExamples, make_example, num_special, trimmed, windows
 
 __all__ = ["Classify", "TextPrediction"]
 
@@ -88,8 +88,8 @@ class Classify:
         return {self.config.name: len(batch.cu_seqlens) - 1}
 
     def places(self, batch: Batch) -> Int[Tensor, "R"]:
-        """Returns the tokens of a batch whose states are needed: each `[CLS]`."""
-        return batch.cu_seqlens[:-1].long()
+        """Returns the tokens of a batch whose states are needed: each `[CLS]`, or where none is, each last token."""
+        return batch.summary_positions
 
     def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "S C"]:
         """Returns a row of scores for each sequence."""
@@ -131,10 +131,11 @@ class Classify:
         examples: list[Example] = []
         owners: list[int] = []
         given = [self._words(record, counted) for record in records]
+        room = max_length - num_special(tokenizer, num_texts=len(given[0]) if given else 1)
         columns = [tokenizer.encode_ids(texts) for texts in zip(*given, strict=True)]
         for number, record in enumerate(records):
             parts = [column[number] for column in columns]
-            for fitting in self._fit(parts, max_length - 1 - len(parts), counted):
+            for fitting in self._fit(parts, room, counted):
                 examples.append(make_example(fitting, tokenizer, answer=self._answer(record)))
                 owners.append(number)
         return TaskExamples(examples, np.array(owners, np.int64), (), {k: n for k, n in counted.items() if n})

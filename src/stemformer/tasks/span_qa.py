@@ -21,7 +21,7 @@ from stemformer.data.questions import Question
 from stemformer.data.tokenizer import Encoding, Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
-from stemformer.tasks.task import TaskConfig, TaskExamples, make_example, windows
+from stemformer.tasks.task import TaskConfig, TaskExamples, make_example, num_special, windows
 
 __all__ = ["Answer", "AnswerPrediction", "QuestionAnswering", "Window", "best_spans"]
 
@@ -165,7 +165,9 @@ class QuestionAnswering:
             asked, passage = asked[:longest], passages[record.context]
             answer = _answer_tokens(record, passage)
             counted["answers that no token holds"] += bool(record.answers) and answer is None
-            spans = windows(len(passage.ids), max_length - 3 - len(asked), self.config.stride)
+            spans = windows(
+                len(passage.ids), max_length - num_special(tokenizer, num_texts=2) - len(asked), self.config.stride
+            )
             counted["passages read in windows"] += len(spans) > 1
             for begin, end in spans:
                 first = len(asked) + 2
@@ -201,13 +203,14 @@ class QuestionAnswering:
         best: dict[tuple[int, int], float] = {}
         for score, begin, end in spans:  # two windows may hold the same span
             best[begin, end] = max(score, best.get((begin, end), -np.inf))
+        begins = {begin: begin + len(context[begin:end]) - len(context[begin:end].lstrip()) for _, begin, end in spans}
         ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:_N_BEST]
         if not ranked:
             return AnswerPrediction("", 0, 0, 1.0, float("inf"))
         x = np.array([score for _, score in ranked] + ([nothing] if self.config.no_answer else []))
         p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
         answers = tuple(
-            Answer(context[begin:end], begin, end, score, probability)
+            Answer(context[begins[begin] : end], begins[begin], end, score, probability)
             for ((begin, end), score), probability in zip(ranked, p.tolist(), strict=False)
         )
         difference = nothing - answers[0].score

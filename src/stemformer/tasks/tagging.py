@@ -1,6 +1,9 @@
 """A tag for each word, aligned to word pieces by character offsets.
 
-Source: Devlin et al. 2019, section 5.3 (a word is represented by its first piece; no conditional random field on top).
+A word is represented by its first piece, and by its last one where the model reads from left to right: there the first has not seen
+the rest of the word.
+
+Source: Devlin et al. 2019, section 5.3 (the first piece; no conditional random field on top).
 """
 
 from collections import Counter
@@ -17,7 +20,7 @@ from stemformer.data.tagged import TaggedSentence
 from stemformer.data.tokenizer import Encoding, Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
-from stemformer.tasks.task import TaskConfig, TaskExamples, make_example, windows
+from stemformer.tasks.task import TaskConfig, TaskExamples, make_example, num_special, windows
 
 __all__ = ["Tag", "TagPrediction"]
 
@@ -101,6 +104,8 @@ class Tag:
             tokenizer: Of the model.
             max_length: Tokens of an example, special ones included.
         """
+        find_pieces = _first_pieces if tokenizer.begin_id is None else _last_pieces
+        room = max_length - num_special(tokenizer, num_texts=1)
         counted: Counter[str] = Counter()
         examples: list[Example] = []
         owners: list[int] = []
@@ -108,15 +113,15 @@ class Tag:
         for number, (record, encoded) in enumerate(
             zip(records, tokenizer.encode_batch([r.text for r in records]), strict=True)
         ):
-            firsts = _first_pieces(record, encoded)
-            if lost := int((firsts < 0).sum()):
+            pieces = find_pieces(record, encoded)
+            if lost := int((pieces < 0).sum()):
                 counted["words without a piece (filled in)"] += lost
-            spans = windows(len(encoded.ids), max_length - 2, self.config.stride)
+            spans = windows(len(encoded.ids), room, self.config.stride)
             counted["sentences read in windows"] += len(spans) > 1
             tags = self._numbers(record)
             for span, (begin, end) in enumerate(spans):
-                words = np.flatnonzero((firsts >= 0) & (_best_window(firsts, spans) == span))
-                at = firsts[words] - begin + 1
+                words = np.flatnonzero((pieces >= 0) & (_best_window(pieces, spans) == span))
+                at = pieces[words] - begin + 1
                 ids = encoded.ids[begin:end]
                 examples.append(make_example([ids], tokenizer, label_positions=at, labels=tags[words]))
                 owners.append(number)
@@ -156,6 +161,18 @@ def _first_pieces(record: TaggedSentence, encoded: Encoding) -> Int[np.ndarray, 
     found = np.minimum(firsts, max(0, len(begins) - 1))
     is_inside = (firsts < len(begins)) & (begins[found] < bounds[:, 1]) if len(begins) else np.zeros(len(bounds), bool)
     return np.where(is_inside, firsts, -1)
+
+
+def _last_pieces(record: TaggedSentence, encoded: Encoding) -> Int[np.ndarray, "w"]:
+    """Returns the number of the last piece that begins before each word ends; -1 for a word of which it holds nothing.
+
+    A byte-level piece begins with the space before its word.
+    """
+    begins, ends = encoded.offsets.T
+    bounds = np.array(record.offsets, np.int64).reshape(-1, 2)
+    lasts = np.searchsorted(begins, bounds[:, 1]) - 1
+    is_inside = (lasts >= 0) & (ends[lasts] > bounds[:, 0]) if len(ends) else np.zeros(len(bounds), bool)
+    return np.where(is_inside, lasts, -1)
 
 
 def _best_window(places: Int[np.ndarray, "w"], spans: Sequence[tuple[int, int]]) -> Int[np.ndarray, "w"]:

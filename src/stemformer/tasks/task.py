@@ -17,7 +17,7 @@ from stemformer.errors import ConfigError
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
 
-__all__ = ["Task", "TaskConfig", "TaskExamples", "make_example", "trimmed", "windows"]
+__all__ = ["Task", "TaskConfig", "TaskExamples", "make_example", "num_special", "trimmed", "windows"]
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,10 @@ def make_example(
     label_positions: Int[np.ndarray, "m"] | None = None,
     labels: Int[np.ndarray, "m"] | None = None,
 ) -> Example:
-    """Returns `[CLS] a [SEP]`, or with two parts `[CLS] a [SEP] b [SEP]`, as one sequence.
+    """Returns `[CLS] a [SEP]`, or with two parts `[CLS] a [SEP] b [SEP]`, as one sequence, for which the state of `[CLS]` stands.
+
+    A model that reads from left to right has each text begin as in pre-training, `<eos> a` or `<eos> a <eos> b`, and the state of the last
+    token stands for all.
 
     Args:
         parts: Ids of the texts.
@@ -202,7 +205,11 @@ def make_example(
         label_positions: Places that are scored.
         labels: What they are.
     """
-    pieces = [np.array([tokenizer.cls_id]), *(x for part in parts for x in (part, np.array([tokenizer.sep_id])))]
+    begin = tokenizer.begin_id
+    if begin is None:
+        pieces = [np.array([tokenizer.cls_id]), *(x for part in parts for x in (part, np.array([tokenizer.sep_id])))]
+    else:
+        pieces = [x for part in parts for x in (np.array([begin]), part)]
     ids = np.concatenate(pieces).astype(np.int64)
     second = np.zeros(len(ids), np.int64)
     second[len(parts[0]) + 2 :] = 1
@@ -214,7 +221,13 @@ def make_example(
         labels=none if labels is None else labels,
         token_type_ids=second,
         sequence_labels=None if answer is None else np.array([answer]),
+        summary_positions=None if begin is None else np.array([len(ids) - 1]),
     )
+
+
+def num_special(tokenizer: Tokenizer, *, num_texts: int) -> int:
+    """Returns how many tokens `make_example` adds to those of the texts."""
+    return num_texts + (tokenizer.begin_id is None)
 
 
 def trimmed(first: int, second: int, room: int) -> tuple[int, int]:

@@ -1,0 +1,142 @@
+"""A GPT's heads for labelled data give transformers' scores, loss and gradients, and folders go both ways."""
+
+import numpy as np
+import pytest
+import torch
+
+from stemformer.data.batches import collate
+from stemformer.data.tokenizer import Tokenizer, train_byte_bpe
+from stemformer.models.hf_names import GPT, to_hugging_face
+from stemformer.objectives.sentence_pairs import WithLoss
+from stemformer.pretrained import load_model, read_task, save_model
+from stemformer.tasks.classify import Classify
+from stemformer.tasks.span_qa import QuestionAnswering
+from stemformer.tasks.tagging import Tag
+from stemformer.tasks.task import TaskConfig, make_example
+
+transformers = pytest.importorskip("transformers")
+
+RELATIVE = 1e-5  # of the largest value: the project's bound for float32, whose sums differ in order only
+LABELS = ("no", "maybe", "yes")
+LENGTHS = [6, 11, 1, 8]
+TASKS = {
+    "class": (Classify(TaskConfig("classify"), LABELS), "GPT2ForSequenceClassification"),
+    "labels": (Classify(TaskConfig("classify", kind="labels"), LABELS), "GPT2ForSequenceClassification"),
+    "score": (Classify(TaskConfig("pair", kind="score")), "GPT2ForSequenceClassification"),
+    "tag": (Tag(TaskConfig("tag"), LABELS), "GPT2ForTokenClassification"),
+    "qa": (QuestionAnswering(TaskConfig("qa")), "GPT2ForQuestionAnswering"),
+}
+ANSWERS = {
+    "class": np.array([0, 2, 1, 1]),
+    "labels": np.array([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]], np.float32),
+    "score": np.array([0.5, 3.25, -1.0, 2.0], np.float32),
+    "tag": [None] * 4,
+    "qa": np.array([[2, 4], [0, 0], [1, 1], [3, 8]]),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    tokenizer = train_byte_bpe(["to be or not to be"], vocab_size=260)
+    tokenizer.begin_id = 0
+    return tokenizer
+
+
+@pytest.fixture(params=TASKS)
+def case(request, tmp_path, tokenizer):
+    """A task, a model of transformers of which every parameter is random, and the same read from its folder."""
+    task, name = TASKS[request.param]
+    config = transformers.GPT2Config(
+        vocab_size=tokenizer.vocab_size,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=40,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        num_labels=task.num_labels,
+        problem_type=task.problem_type,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "classifier_dropout"), 0.0),
+    )
+    torch.manual_seed(0)
+    reference = getattr(transformers, name)(config)
+    with torch.no_grad():
+        for parameter in reference.parameters():  # fresh biases and norms would hide a swapped pair
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    reference.save_pretrained(tmp_path)
+    return request.param, task, reference, load_model(tmp_path)
+
+
+def both_batches(name, tokenizer):
+    """The same texts flat for us and as rows of one length for transformers, with their answers."""
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, tokenizer.vocab_size, n) for n in LENGTHS]
+    marked = [np.arange(1, n + 1) if name == "tag" else np.empty(0, np.int64) for n in LENGTHS]
+    ours = [
+        make_example([text], tokenizer, answer=answer, label_positions=places, labels=places % 3)
+        for text, answer, places in zip(texts, ANSWERS[name], marked, strict=True)
+    ]
+    ids, mask = (torch.zeros(len(texts), 1 + max(LENGTHS), dtype=torch.long) for _ in range(2))
+    for row, example in enumerate(ours):
+        ids[row, : len(example.input_ids)] = torch.from_numpy(example.input_ids)
+        mask[row, : len(example.input_ids)] = 1
+    theirs = {"input_ids": ids, "attention_mask": mask}
+    if name == "tag":
+        theirs["labels"] = torch.full_like(ids, -100)
+        for row, places in enumerate(marked):
+            theirs["labels"][row, places] = torch.from_numpy(places % 3)
+    elif name == "qa":
+        theirs["start_positions"], theirs["end_positions"] = torch.from_numpy(ANSWERS[name]).unbind(1)
+    else:
+        theirs["labels"] = torch.from_numpy(ANSWERS[name])
+    return collate(ours, range(len(ours))), theirs, mask.bool()
+
+
+def assert_close(found, expected, largest=None):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= RELATIVE * (largest or expected.abs().max())
+
+
+def test_scores_loss_and_gradients_are_those_of_transformers(case, tokenizer):
+    name, task, reference, model = case
+    ours, theirs, mask = both_batches(name, tokenizer)
+    expected = reference(**theirs)
+    # Transformers lets padding compete as start and end, so its loss of spans is taken text by text.
+    rows = [{key: value[i : i + 1] for key, value in theirs.items()} for i in range(len(mask))]
+    for row in rows:
+        n = int(row["attention_mask"].sum())
+        row |= {key: row[key][:, :n] for key in ("input_ids", "attention_mask")}
+    theirs_loss = torch.stack([reference(**row).loss for row in rows]).mean() if name == "qa" else expected.loss
+    theirs_loss.backward()
+    module = WithLoss(model.train(), task)
+    scores = module(ours, return_logits=True)
+    (loss,) = module(ours).values()
+    (loss.total / loss.count).backward()
+    if name == "tag":
+        wanted = expected.logits[theirs["labels"] != -100]
+    elif name == "qa":
+        wanted = torch.stack([expected.start_logits, expected.end_logits], -1)[mask]
+    else:
+        wanted = expected.logits
+    assert_close(scores, wanted)
+    assert (loss.total / loss.count).item() == pytest.approx(theirs_loss.item(), rel=RELATIVE)
+    found = to_hugging_face({key: p.grad for key, p in model.named_parameters()}, GPT)
+    wanted = {key: p.grad for key, p in reference.named_parameters()}
+    assert found.keys() == wanted.keys()
+    largest = max(gradient.abs().max() for gradient in wanted.values())
+    for key, gradient in wanted.items():
+        assert_close(found[key], gradient, largest)
+
+
+def test_saved_model_is_of_their_class_and_tells_its_task(case, tmp_path):
+    name, task, reference, model = case
+    told = {"labels": task.labels, "problem_type": task.problem_type, "name": task.config.name}
+    save_model(model, tmp_path / "again", task=told)
+    again, of_loading = type(reference).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not of_loading["missing_keys"] and not of_loading["unexpected_keys"]
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), reference.parameters(), strict=True))
+    assert (again.config.architectures, again.config.pad_token_id) == ([TASKS[name][1]], 0)
+    told = read_task(tmp_path / "again")
+    assert (told["head"], told["labels"], told["name"]) == (task.head, list(task.labels), task.config.name)
+    assert [again.config.id2label[i] for i in range(len(task.labels))] == list(task.labels)
