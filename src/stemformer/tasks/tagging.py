@@ -22,7 +22,7 @@ from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.tasks.task import TaskConfig, TaskExamples, make_example, num_special, windows
 
-__all__ = ["Tag", "TagPrediction"]
+__all__ = ["Tag", "TagPrediction", "first_pieces", "last_pieces"]
 
 
 IGNORE_INDEX = -100
@@ -104,7 +104,7 @@ class Tag:
             tokenizer: Of the model.
             max_length: Tokens of an example, special ones included.
         """
-        find_pieces = _first_pieces if tokenizer.begin_id is None else _last_pieces
+        find_pieces = first_pieces if tokenizer.begin_id is None else last_pieces
         room = max_length - num_special(tokenizer, num_texts=1)
         counted: Counter[str] = Counter()
         examples: list[Example] = []
@@ -153,7 +153,7 @@ class Tag:
         return [TagPrediction(tuple(t), tuple(p)) for t, p in zip(tags, probabilities, strict=True)]
 
 
-def _first_pieces(record: TaggedSentence, encoded: Encoding) -> Int[np.ndarray, "w"]:
+def first_pieces(record: TaggedSentence, encoded: Encoding) -> Int[np.ndarray, "w"]:
     """Returns the number of the first piece that begins in each word; -1 for a word that has none."""
     begins = encoded.offsets[:, 0]
     bounds = np.array(record.offsets, np.int64).reshape(-1, 2)
@@ -163,7 +163,7 @@ def _first_pieces(record: TaggedSentence, encoded: Encoding) -> Int[np.ndarray, 
     return np.where(is_inside, firsts, -1)
 
 
-def _last_pieces(record: TaggedSentence, encoded: Encoding) -> Int[np.ndarray, "w"]:
+def last_pieces(record: TaggedSentence, encoded: Encoding) -> Int[np.ndarray, "w"]:
     """Returns the number of the last piece that begins before each word ends; -1 for a word of which it holds nothing.
 
     A byte-level piece begins with the space before its word.
