@@ -8,11 +8,11 @@ Each measurement is a process of its own (the script calls itself with `--side`)
 
     ours        our model in the harness (`harness.HarnessModel`), float32
     ours_bf16   the same in bfloat16
-    own         what `stemformer prompt` does on the same questions, its own draw of as many examples, float32
+    own         what `stemformer prompt` does on the same questions, with its own draw of examples, float32
     default     the harness's model at its default, one text at a time, float32
     best        the fastest of its batch sizes 8, 32 and 64 (the time of choosing is not counted)
 
-Equal: weights (drawn at random by ours, or a folder), questions, number of examples, precision but for ours_bf16. Figures are printed beside.
+Equal: weights (drawn at random by ours, or a folder), questions, number of examples, and precision but for ours_bf16.
 """
 
 import argparse
