@@ -13,7 +13,14 @@ from stemformer.cli import app, main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/tour.md")
-SHORTER = {"bert_mini": "bert_tiny", "gpt_mini": "gpt_tiny", "8000": "2000", "10000": "2100"}
+SHORTER = {
+    "bert_mini": "bert_tiny",
+    "gpt_mini": "gpt_tiny",
+    "8000": "2000",
+    "10000": "2100",
+    "20000": "60",
+    "2x64,2x128,4x256": "1x16,1x32",
+}
 """What is put in place of values of a page's commands, so that they take seconds."""
 BUDGETS = ("--steps", "--tokens", "--epochs", "--time")
 
@@ -42,7 +49,7 @@ def shortened(words: list[str]) -> list[str]:
     for place, word in enumerate(out):
         if word in BUDGETS:
             out[place : place + 2] = ["--steps", "2"]
-    if out[0] == "pretrain":
+    if out[0] in ("pretrain", "scale"):
         out += ["--set", "batch.rows=4", "--set", "evaluation.rows=8"]
     return out
 
@@ -63,6 +70,9 @@ def write_texts(folder: Path) -> None:
     for name in ("reviews.csv", "more_reviews.csv"):
         quoted = [line.replace('"', "'") for line in lines]
         write(name, ["review,label", *(f'"{line}",{("bad", "good")["the" in line]}' for line in quoted)])
+    task = re.search(r"^```toml\n(data.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert task is not None
+    write("reviews.toml", [task[1]])
     write("new_reviews.txt", lines)
     write("speech.jsonl", [json.dumps({"text": line, "label": str('"' in line)}) for line in lines])
     tags = ["\n".join(f"{word}\t{'B-NAME' if word.istitle() else 'O'}" for word in line.split()) for line in lines]
