@@ -194,7 +194,7 @@ def measure_in_harness(args: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_own(args: argparse.Namespace) -> dict[str, float]:
-    from stemformer.evaluation.in_context import ask, summarise
+    from stemformer.evaluation.asking import ask, summarise
     from stemformer.generation.prompts import PromptData, open_task, read_items
     from stemformer.pretrained import load_with_tokenizer
 

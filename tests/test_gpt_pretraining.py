@@ -163,6 +163,38 @@ def test_training_goes_on_from_a_model_with_the_same_vocabulary_alone(files, tin
         run(tiny, tmp_path / "other", init=str(whole[0]), steps=2)
 
 
+def test_one_text_in_bytes_is_learned_as_a_stream(tiny, tmp_path):
+    text = str(tiny / "text.txt")
+    told = api.train_tokenizer([text], out=str(tmp_path / "tok"), kind="bpe", vocab_size=257)
+    assert told["vocab_size"] == 257
+    told = api.prepare(
+        [text], tokenizer=str(tmp_path / "tok"), out=str(tmp_path / "data"), documents="file", held_out=0
+    )
+    assert told["train"]["tokens"] == told["train"]["bytes"] == len((tiny / "text.txt").read_bytes().strip())
+    small = ["model.hidden_size=48", "model.num_hidden_layers=2", "model.intermediate_size=96", "batch.rows=4"]
+    small += ["optimizer.learning_rate=0.01", "log_every=1"]
+    out = tmp_path / "run"
+    api.pretrain("gpt_small_char", data=str(tmp_path / "data"), out=str(out), settings=small, steps=20)
+    losses = [line["causal_lm_loss"] for line in read_log(out / "log.jsonl") if line["kind"] == "train"]
+    assert losses[0] == pytest.approx(math.log(257), abs=0.2) and losses[-1] < losses[0] - 1
+    lines = [line for line in read_log(out / "log.jsonl") if line["kind"] == "train"]
+    assert lines[0]["tokens"] == 4 * 256  # rows are full
+
+
+def test_samples_of_a_byte_model_are_as_long_as_those_of_words(tiny, tmp_path):
+    text = str(tiny / "text.txt")
+    api.train_tokenizer([text], out=str(tmp_path / "tok"), kind="bpe", vocab_size=257)
+    api.prepare([text], tokenizer=str(tmp_path / "tok"), out=str(tmp_path / "data"), documents="line", held_out=0.1)
+    small = ["model.hidden_size=48", "model.num_hidden_layers=1", "model.intermediate_size=96", "batch.rows=4"]
+    out = tmp_path / "run"
+    api.pretrain(
+        "gpt_small_char", data=str(tmp_path / "data"), out=str(out), settings=[*small, "batch.row_length=128"], steps=1
+    )
+    (sample, *_) = next(line for line in read_log(out / "log.jsonl") if line["kind"] == "samples")["samples"]
+    assert len(sample["prompt"]) == 32 and sample["prompt"] in (tiny / "text.txt").read_text()
+    assert len(sample["text"]) > 60
+
+
 def test_plan_of_a_gpt(files):
     told = api.plan("gpt_tiny", data=str(files / "data"), settings=["batch.rows=2", "batch.row_length=32"])
     assert told["recipe"] == "gpt_tiny" and told["rows of 32"]["tokens_per_second"] > 0

@@ -15,15 +15,17 @@ from torch import nn
 from stemformer.adapt import adapt_vocabulary
 from stemformer.config import merge_toml, with_settings
 from stemformer.data.manifest import check_tokenizer
-from stemformer.data.shards import open_shards, read_manifest
+from stemformer.data.shards import Shards, open_shards, read_manifest
 from stemformer.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.blanks import choose_blanks, fill_blanks
 from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
+from stemformer.evaluation.in_context import make_in_context
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.generation.texts import choose_beginnings, write_samples
 from stemformer.models.heads import start_from_frequency
 from stemformer.models.model import Model, make_model
+from stemformer.objectives.causal import CausalLm
 from stemformer.objectives.masked import SpecialIds
 from stemformer.objectives.sentence_pairs import OBJECTIVES, Examples, make_objective, objective_name
 from stemformer.pretrained import attention_dropout, find_folder, load_model, load_with_tokenizer, save_model
@@ -327,17 +329,11 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
             world_size=ranks.world_size,
             add=ranks.sum,
         )
-        blanks = None
-        if not isinstance(config, GptRunConfig):
-            blanks = choose_blanks(
-                held_out, tokenizer, number=config.evaluation.blanks, longest=config.model.max_position_embeddings
-            )
-        if isinstance(config, GptRunConfig) and config.evaluation.blanks and not config.compute.shard:
-            is_backward = config.objective.direction == "backward"
-            beginnings = choose_beginnings(held_out, tokenizer, number=_NUM_SAMPLES, is_backward=is_backward)
-            fill = lambda module: _samples(module, tokenizer, beginnings, is_backward, ranks)  # noqa: E731
-        if blanks is not None:
-            fill = lambda module: fill_blanks(module, blanks, tokenizer, device=device)  # noqa: E731
+        if isinstance(asked, CausalLm):
+            longest = parts[-1][1].row_length
+            fill = None if config.compute.shard else _texts_of_gpt(config, held_out, asked, longest, tokenizer, ranks)
+        else:
+            fill = _blanks_of_bert(config, held_out, tokenizer, device)
     compiled = choose_compile(config.compute.compile, device)
     return Setup(
         config=config,
@@ -359,17 +355,48 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
 # ------------------------------------------------------------------------------------------------------------------------ small parts
 
 _NUM_SAMPLES = 3
+_NUM_FILLS = 24
+"""Filled blanks that a line of the log shows."""
 
 
-def _samples(
-    module: nn.Module, tokenizer: Tokenizer, beginnings: Sequence[str], is_backward: bool, ranks: Ranks
-) -> dict[str, Any]:
-    """Returns how the model goes on with some beginnings; the first rank alone writes them."""
-    if not ranks.is_first:
-        return {}
-    model = getattr(module, "module", module).model  # within DDP
-    assert isinstance(model, Model)
-    return {"samples": write_samples(model, tokenizer, beginnings, is_backward=is_backward)}
+def _texts_of_gpt(
+    config: RunConfig, held_out: Shards, objective: CausalLm, row_length: int, tokenizer: Tokenizer, ranks: Ranks
+) -> Callable[[nn.Module], dict[str, Any]]:
+    """Returns a function from a module to how it goes on with held-out texts, and what it makes of what it has read.
+
+    The first rank alone finds out.
+    """
+    is_backward = objective.config.direction == "backward"
+    number = _NUM_SAMPLES if config.evaluation.blanks else 0
+    beginnings = choose_beginnings(held_out, tokenizer, number=number, is_backward=is_backward)
+    measure = make_in_context(objective.make_examples(held_out, row_length), objective)
+
+    def fill(module: nn.Module) -> dict[str, Any]:
+        if not ranks.is_first:
+            return {}
+        model = getattr(module, "module", module).model  # within DDP
+        assert isinstance(model, Model)
+        samples = write_samples(model, tokenizer, beginnings, is_backward=is_backward)
+        return {**measure(model), **({"samples": samples} if number else {})}
+
+    return fill
+
+
+def _blanks_of_bert(
+    config: RunConfig, held_out: Shards, tokenizer: Tokenizer, device: torch.device
+) -> Callable[[nn.Module], dict[str, Any]] | None:
+    """Returns a function from a module to what it puts into held-out blanks; None where there are none."""
+    longest = config.model.max_position_embeddings
+    blanks = choose_blanks(held_out, tokenizer, number=config.evaluation.blanks, longest=longest)
+    if blanks is None:
+        return None
+
+    def fill(module: nn.Module) -> dict[str, Any]:
+        told = fill_blanks(module, blanks, tokenizer, device=device)
+        fills = told.pop("fills")
+        return {**{f"held_out_{name}": value for name, value in told.items()}, "fills": fills[:_NUM_FILLS]}
+
+    return fill
 
 
 def _before(folder: Path, figures: Mapping[str, float]) -> dict[str, Any]:

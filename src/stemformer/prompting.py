@@ -14,7 +14,7 @@ from stemformer.data.manifest import write_file
 from stemformer.data.synthetic import SYNTHETIC_TASKS
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError
-from stemformer.evaluation.in_context import ask, notes_on_answers, summarise
+from stemformer.evaluation.asking import ask, notes_on_answers, summarise
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.generation.prompts import Item, PromptData, PromptTask, built_in_tasks, open_task, read_items
 from stemformer.models.model import Model
@@ -41,7 +41,7 @@ class PromptConfig:
         num_questions: Of a task at most; drawn by the seed.
         seed: Of the questions and the first draw of examples.
         draws: So many draws of examples, with seeds that follow each other.
-        calibrate: See `evaluation.in_context.ask`.
+        calibrate: See `evaluation.asking.ask`.
         precision: `fp32` or `bf16`.
     """
 
@@ -141,7 +141,7 @@ def prompt(
 
     Returns:
         `table` (percent right, a line for each task and model), `figures` (all there is to know, a row for each number of examples too; see
-        `evaluation.in_context.summarise`), `notes`.
+        `evaluation.asking.summarise`), `notes`.
 
     Raises:
         StemformerError: Tasks, data or models that do not fit.

@@ -1,156 +1,167 @@
-"""Prompts that fit into a model, answers of every kind, and the figures made of them."""
+"""What a GPT makes of what it has read: beside transformers' own attention and scores, and on models whose figures are known."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from stemformer.data.tokenizer import train_wordpiece
-from stemformer.errors import ConfigError
-from stemformer.evaluation.in_context import Asked, ask, interval, notes_on_answers, summarise
-from stemformer.generation.prompts import Item, PromptData, PromptTask
-from stemformer.models.bert import BertConfig
+from stemformer.data.batches import Example, collate
+from stemformer.data.shards import open_shards
+from stemformer.evaluation.in_context import (
+    early_and_late,
+    induction_scores,
+    late_minus_early,
+    make_in_context,
+    repeat_gain,
+    repeated_tokens,
+)
+from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
+from stemformer.objectives.causal import CausalLm, CausalLmConfig
+from stemformer.pretrained import save_model
 
-TASK = PromptTask("The king is {text} and {answer}", label="label", answers={"0": "sees", "1": "paints the river"})
-
-
-def data(number=12):
-    texts = ["old", "wise", "small", "quiet", "green"]
-    items = [
-        Item({"text": texts[i % 5], "label": str(i % 2)}, ("sees", "paints the river"), i % 2, str(i % 2))
-        for i in range(number)
-    ]
-    return PromptData(items, items)
-
-
-@torch.no_grad()
-def whole(model, bpe, prompt, answer):
-    ids = [model.config.eos_token_id, *bpe.encode(prompt + answer).ids.tolist()]
-    n, asked = len(ids), len(ids) - 1 - len(bpe.encode(prompt).ids)
-    x = torch.tensor(ids)
-    states = model.body(x, torch.arange(n), torch.zeros_like(x), torch.tensor([0, n], dtype=torch.int32), n)
-    logits = model.causal_lm_logits(states).log_softmax(-1)[-1 - asked : -1]
-    return logits.gather(1, x[-asked:, None]).sum().item()
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "hidden_dropout_prob": 0.1,
+    "max_position_embeddings": 48,
+    "initializer_range": 0.3,
+    "eos_token_id": 3,
+}
 
 
-def test_scores_are_those_of_the_text_as_it_is_shown(small_gpt, bpe):
-    given = data()
-    [told] = ask(small_gpt, bpe, TASK, given, [3], num_shots=2, seed=0)
-    prompt = TASK.before(given.draw(3, 2, seed=0), given.items[3])
-    expected = [whole(small_gpt, bpe, prompt, " " + answer) for answer in given.items[3].answers]
-    np.testing.assert_allclose(told.log_probabilities, expected, rtol=1e-5)  # float32, other orders of summing
-    assert told.by_sum == int(np.argmax(expected))
-    assert told.by_mean == int(np.argmax(np.array(expected) / [4, 16]))
+def random_model(**changes):
+    return make_model(
+        GptConfig(**{**SIZES, **changes}), ["causal_lm"], generator=torch.Generator().manual_seed(0)
+    ).eval()
 
 
-def test_a_token_across_the_end_of_the_prompt_belongs_to_the_answer(small_gpt, bpe):
-    assert len(bpe.encode("The k").ids) > len(bpe.encode("The king").ids) - 1  # " king" is one token
-    task = PromptTask("The k{answer}", label="label", answers={"0": "ing", "1": "ink"})
-    item = Item({"label": "0"}, ("ing", "ink"), 0, "0")
-    [told] = ask(small_gpt, bpe, task, PromptData([item], ()), [0], num_shots=0, seed=0)
-    assert told.log_probabilities[0] == pytest.approx(whole(small_gpt, bpe, "The", " king"), rel=1e-5)
+@pytest.fixture
+def repeated():
+    return repeated_tokens(60, end=3, number=20, texts=5)
 
 
-def test_whole_examples_are_dropped_where_they_do_not_fit(small_gpt, bpe):
-    given = data(40)
-    [told] = ask(small_gpt, bpe, TASK, given, [0], num_shots=30, seed=0)
-    assert 0 < told.num_dropped < 30 and not told.is_cut
-    kept = given.draw(0, 30, seed=0)[told.num_dropped :]
-    expected = whole(small_gpt, bpe, TASK.before(kept, given.items[0]), " sees")
-    assert told.log_probabilities[0] == pytest.approx(expected, rel=1e-5)
-    assert summarise([[told]], TASK, given.items)["dropped_examples"] == told.num_dropped
+@torch.inference_mode()
+def theirs_of(ours, folder, ids, **options):
+    transformers = pytest.importorskip("transformers")
+    save_model(ours, folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return theirs(input_ids=ids, **options)
 
 
-def test_a_question_that_alone_is_too_long_loses_its_beginning(small_gpt, bpe):
-    long = Item({"text": "old " * 200, "label": "0"}, ("sees", "paints"), 0, "0")
-    [told] = ask(small_gpt, bpe, TASK, PromptData([long], ()), [0], num_shots=0, seed=0)
-    assert told.is_cut and all(np.isfinite(told.log_probabilities))
+# Random tokens that come twice
 
 
-def test_complete_is_right_where_each_token_is_the_likeliest(small_gpt, bpe, monkeypatch):
-    task = PromptTask("The {text} {answer}", answer="{label}", how="complete")
-    generate = PromptTask("The {text} {answer}", answer="{label}", how="generate", max_new_tokens=1)
-    ids = [small_gpt.config.eos_token_id, *bpe.encode("The old").ids.tolist()]
-    x, n = torch.tensor(ids), len(ids)
+def test_tokens_come_twice_behind_an_end(repeated):
+    batch, num_first = repeated
+    rows = batch.input_ids.view(5, 41)
+    assert (rows[:, 0] == 3).all() and (rows[:, 1:] != 3).all()
+    assert torch.equal(rows[:, 1:21], rows[:, 21:])
+    assert torch.equal(batch.labels[:num_first], batch.labels[num_first:])
+    assert batch.label_positions[0] == 1 and batch.label_positions[num_first] == 21
+    ids, _ = repeated_tokens(60, end=3, number=2000, texts=1)
+    assert ids.input_ids[1:].unique().tolist() == [i for i in range(60) if i != 3]
+
+
+def test_scores_of_heads_are_those_of_transformers_attention(repeated, tmp_path):
+    ours = random_model()
+    found = induction_scores(ours, repeated)
+    attention = theirs_of(ours, tmp_path, repeated[0].input_ids.view(5, 41), output_attentions=True).attentions
+    assert found.shape == (3, 4)
+    for layer, of_layer in enumerate(attention):  # (S, H, T, T)
+        expected = np.mean([[of_layer[s, :, 21 + j, 2 + j].numpy() for j in range(20)] for s in range(5)], (0, 1))
+        np.testing.assert_allclose(found[layer], expected, rtol=1e-4, atol=1e-6)
+    assert found.std() > 0.003  # heads differ, so a mixed-up order would be seen
+
+
+def test_head_that_looks_at_everything_alike_has_its_share(repeated):
+    ours = random_model()
+    for layer in ours.body.layers:
+        torch.nn.init.zeros_(layer.attention.qkv.weight)
+    expected = np.mean([1 / (22 + j) for j in range(20)])
+    np.testing.assert_allclose(induction_scores(ours, repeated), np.full((3, 4), expected), rtol=1e-5)
+
+
+def test_head_that_looks_where_it_should_scores_one(repeated):
+    """The only head of the second layer looks 19 places back, to what came behind the first time of a token; words say nothing."""
+    ours = random_model(hidden_size=48, num_attention_heads=1, num_hidden_layers=2)
     with torch.no_grad():
-        states = small_gpt.body(x, torch.arange(n), torch.zeros_like(x), torch.tensor([0, n], dtype=torch.int32), n)
-    next_one = bpe.decode([int(small_gpt.causal_lm_logits(states[-1:]).argmax())])
-    [told] = ask(
-        small_gpt, bpe, generate, PromptData([Item({"text": "old"}, (next_one,), 0)], ()), [0], num_shots=0, seed=0
-    )
-    assert told.text == next_one.strip()
-    wrong = Item({"text": "old"}, ("zzz",), 0)
-    assert [a.by_sum for a in ask(small_gpt, bpe, task, PromptData([wrong], ()), [0], num_shots=0, seed=0)] == [-1]
-    assert [a.by_sum for a in ask(small_gpt, bpe, generate, PromptData([wrong], ()), [0], num_shots=0, seed=0)] == [-1]
+        for parameter in ours.body.parameters():
+            parameter.zero_()
+        ours.body.embeddings.position.weight.copy_(torch.eye(48))
+        ours.body.layers[1].attention_norm.weight.fill_(1.0)
+        query, key, _ = ours.body.layers[1].attention.qkv.weight.view(3, 48, 48).unbind(0)
+        key.copy_(torch.eye(48))
+        query.copy_(10 * torch.eye(48).roll(-19, 0))
+        query[-19:] = 0
+    scores = induction_scores(ours, repeated)
+    assert scores[1, 0] == pytest.approx(1, abs=1e-3)
+    assert scores[0, 0] == pytest.approx(np.mean([1 / (22 + j) for j in range(20)]), rel=1e-5)
 
 
-def test_calibration_takes_away_what_is_likely_without_a_question(small_gpt, bpe):
-    given = data()
-    [plain] = ask(small_gpt, bpe, TASK, given, [1], num_shots=1, seed=0)
-    [told] = ask(small_gpt, bpe, TASK, given, [1], num_shots=1, seed=0, calibrate=True)
-    free = []
-    for text in ("N/A", "[MASK]", ""):
-        empty = Item({"text": text, "label": "1"}, given.items[1].answers, 1, "1")
-        prompt = TASK.before(given.draw(1, 1, seed=0), empty)
-        free.append(np.exp([whole(small_gpt, bpe, prompt, " " + answer) for answer in empty.answers]))
-    free = np.mean([p / p.sum() for p in free], axis=0)
-    assert told.calibrated == int(np.argmax(np.array(plain.log_probabilities) - np.log(free)))
-    assert plain.calibrated is None
+def test_gain_of_the_second_time_is_that_of_transformers_scores(repeated, tmp_path):
+    ours = random_model()
+    ids = repeated[0].input_ids.view(5, 41)
+    nats = -theirs_of(ours, tmp_path, ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    expected = nats[:, 1:20].mean() - nats[:, 21:40].mean()
+    assert repeat_gain(ours, repeated) == pytest.approx(expected.item(), abs=1e-4)
+    assert abs(expected) > 0.01
 
 
-@pytest.fixture(scope="module")
-def masked(make_text):
-    tokenizer = train_wordpiece(make_text().splitlines(), vocab_size=120, lowercase=True)
-    config = BertConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
-    return make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).eval(), tokenizer
+# Late and early places of a row
 
 
-def test_masked_models_fill_as_many_blanks_as_an_answer_has_tokens(masked):
-    model, tokenizer = masked
-    task = TASK
-    [told] = ask(model, tokenizer, task, data(), [1], num_shots=1, seed=0)
-    prompt = task.before(data().draw(1, 1, seed=0), data().items[1])
-    answer = tokenizer.encode("paints the river").ids
-    before = tokenizer.encode(prompt).ids
-    ids = torch.tensor([tokenizer.cls_id, *before, *[tokenizer.mask_id] * len(answer), tokenizer.sep_id])
-    n, places = len(ids), 1 + len(before) + torch.arange(len(answer))
-    with torch.no_grad():
-        states = model.body(ids, torch.arange(n), torch.zeros_like(ids), torch.tensor([0, n], dtype=torch.int32), n)
-        logits = model.masked_lm_logits(states[places]).log_softmax(-1)
-    expected = logits.gather(1, torch.from_numpy(answer)[:, None]).sum().item()
-    assert told.log_probabilities[1] == pytest.approx(expected, rel=1e-5)
+def row(*lengths):
+    """A row of sequences whose places are all scored, with labels that tell sequence and place."""
+    n = sum(lengths)
+    labels = np.concatenate([100 * i + np.arange(length) for i, length in enumerate(lengths)])
+    return Example(np.ones(n, np.int64), np.array(lengths), np.arange(n), labels)
 
 
-def test_masked_models_do_not_generate(masked):
-    task = PromptTask("{text} {answer}", name="g", answer="{label}", how="generate")
-    with pytest.raises(ConfigError, match="task g asks for a text, which a masked model does not write"):
-        ask(*masked, task, data(), [0], num_shots=0, seed=0)
+def test_places_are_those_of_sequences_that_fill_a_row():
+    batch = collate([row(32), row(28, 4), row(3, 29)], range(3))
+    ((chosen, num_early),) = early_and_late([batch], 32)
+    assert chosen.labels.tolist() == [2, 3, 102, 103, 28, 29, 30, 31, 128]
+    assert chosen.label_positions.tolist() == [2, 3, 69, 70, 28, 29, 30, 31, 95]
+    assert num_early == 4
 
 
-def test_what_should_be_known_of_answers_is_told(bpe):
-    split, alike = notes_on_answers(PromptTask("{text} {answer}", label="l", answers={"0": "qx", "1": "qy"}), bpe)
-    assert split == "answers of several tokens, all of which count: 'qx' (3), 'qy' (3)"
-    assert alike == "answers that begin with the same token, told apart by the next: 'qx', 'qy'"
-    assert notes_on_answers(PromptTask("{text} {answer}", answer="{l}", how="complete"), bpe) == []
+@pytest.mark.parametrize(("lengths", "row_length"), [((28, 4), 32), ((7,), 7)])
+def test_without_long_sequences_there_is_nothing_to_compare(lengths, row_length):
+    assert early_and_late([collate([row(*lengths)], [0])], row_length) == []
 
 
-def test_figures():
-    items = data(4).items
-    draws = [[Asked(i, i % 2, by_sum=0, by_mean=i % 2) for i in range(4)], [Asked(i, i % 2, 1, 0) for i in range(4)]]
-    told = summarise(draws, TASK, items)
-    assert (told["accuracy"], told["by_sum"], told["by_mean"]) == (0.5, 0.5, 0.75)
-    assert (told["chance"], told["majority"], told["questions"], told["draws"]) == (0.5, 0.5, 4, 2)
-    assert told["spread"] == 0.0 and told["low"] < 0.5 < told["high"]
+def test_difference_is_of_the_mean_losses_by_transformers(tmp_path):
+    ours = random_model()
+    ids = torch.randint(60, (4, 33), generator=torch.Generator().manual_seed(1))
+    examples = [Example(i[:-1].numpy(), np.array([32]), np.arange(32), i[1:].numpy()) for i in ids]
+    batches = [collate(examples[:3], range(3)), collate(examples[3:], range(1))]
+    nats = -theirs_of(ours, tmp_path, ids[:, :-1]).logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    expected = nats[:, 28:].mean() - nats[:, 2:4].mean()
+    assert late_minus_early(ours, early_and_late(batches, 32)) == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_the_interval_of_nothing_right_has_a_width():
-    low, high = interval(0.0, 50)
-    assert low == 0.0 and high == pytest.approx(0.0713, abs=1e-4)
+# Together
+
+
+@pytest.mark.parametrize(("documents", "row_length"), [("apart", 24), ("stream", 32)])
+def test_figures_of_a_held_out_split(tiny, documents, row_length):
+    shards = open_shards(tiny / "data", "held_out")
+    objective = CausalLm(CausalLmConfig(documents=documents), end=3)
+    measure = make_in_context(objective.make_examples(shards, row_length), objective)
+    told = measure(random_model(vocab_size=shards.vocab_size).train())
+    assert set(told) == {"held_out_late_minus_early", "repeat_gain", "induction_score", "heads"}
+    assert np.shape(told["heads"]) == (3, 4)
+    assert told["induction_score"] == pytest.approx(np.max(told["heads"]), abs=1e-4)
+    again = measure(random_model(vocab_size=shards.vocab_size))
+    assert again == told and all(map(math.isfinite, (told["repeat_gain"], told["held_out_late_minus_early"])))
+
+
+def test_rows_too_short_for_anything_give_nothing(tiny):
+    shards = open_shards(tiny / "data", "held_out")
+    objective = CausalLm(CausalLmConfig(), end=3)
+    assert make_in_context(objective.make_examples(shards, 4), objective)(random_model()) == {}

@@ -1,356 +1,193 @@
-"""Asking a model in context: prompts that fit into it, its answers by likelihood or by what it writes, and how many are right.
+"""What a GPT makes of what it has read already: is a token late in a row easier than an early one, and does it find what it has seen?
 
-Source: Brown et al. 2020, section 2.4; calibration: Zhao et al. 2021, section 4; blanks of masked models: Schick and Schütze 2021.
+Source: Olsson et al. 2022: the loss of the 500th token of a row of 512 less that of the 50th; prefix matching of each head on random
+tokens that come twice. Here an eighth of a row stands for one place, and scales with its length.
 """
 
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
-from stemformer.data.tokenizer import Tokenizer
-from stemformer.errors import ConfigError
-from stemformer.generation.decode import DecodingConfig
-from stemformer.generation.prompts import Item, PromptData, PromptTask
-from stemformer.generation.scoring import AnswerScore, Blanks, Question, score_answers, score_blanks
-from stemformer.generation.texts import continue_ids
+from stemformer.data.batches import Batch, Example, collate, example_generator
+from stemformer.evaluation.evaluate import held_out_batches
+from stemformer.models.gpt import GptLayer
 from stemformer.models.model import Model
+from stemformer.objectives.causal import CausalLm
+from stemformer.objectives.losses import linear_cross_entropy_sum
+from stemformer.objectives.sentence_pairs import Examples
 
-__all__ = ["Asked", "ask", "interval", "notes_on_answers", "summarise"]
+__all__ = [
+    "early_and_late",
+    "induction_scores",
+    "late_minus_early",
+    "make_in_context",
+    "repeat_gain",
+    "repeated_tokens",
+]
 
-_AT_ONCE = 64
-"""Questions that are made ready, asked and reported together."""
-
-_CONTENT_FREE = ("N/A", "[MASK]", "")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A model's answer to a question.
-
-    Attributes:
-        number: Of the question.
-        gold: Number of the right answer.
-        by_sum: Number of the answer with the largest log-probability; for `complete` and `generate` 0 if right, else -1.
-        by_mean: The same by log-probability a character.
-        calibrated: The same by how much likelier an answer is than without the question; None where that was not asked.
-        log_probabilities: Of each answer; empty for `generate`.
-        text: What was generated.
-        num_dropped: Examples that did not fit into the model.
-        is_cut: Even the question alone did not fit, and its beginning was cut off.
-    """
-
-    number: int
-    gold: int
-    by_sum: int
-    by_mean: int
-    calibrated: int | None = None
-    log_probabilities: tuple[float, ...] = ()
-    text: str = ""
-    num_dropped: int = 0
-    is_cut: bool = False
+_SEED = 2**40 + 3
+_HELD_OUT_TOKENS = 16_384
+_REPEATED = 50
+"""Random tokens that come twice, at most."""
+_TEXTS = 16
+"""Sequences of them."""
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """A question with its examples."""
+def make_in_context(examples: Examples, objective: CausalLm) -> Callable[[Model], dict[str, Any]]:
+    """Returns a function from a model to what it makes of what it has read, always asked on the same text.
 
-    number: int
-    item: Item
-    examples: Sequence[Item]
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """The ids of a prompt that fits into a model."""
-
-    prompt: np.ndarray
-    answers: tuple[np.ndarray, ...]
-    behind: np.ndarray
-    num_dropped: int
-    is_cut: bool
-
-
-def ask(
-    model: Model,
-    tokenizer: Tokenizer,
-    task: PromptTask,
-    data: PromptData,
-    numbers: Sequence[int],
-    *,
-    num_shots: int,
-    seed: int,
-    calibrate: bool = False,
-    on_questions: Callable[[int], None] | None = None,
-) -> list[Asked]:
-    """Returns a model's answers to some questions of a task.
+    It gives `held_out_late_minus_early` (nats, below 0 where reading helps; missing where no held-out sequence fills seven eighths of a
+    row), `repeat_gain` (nats), `induction_score` (the largest of all heads) and `heads` (the score of each head of each layer).
 
     Args:
-        model: A GPT or a masked model, with its head, in evaluation mode; under the caller's autocast.
-        tokenizer: Of the model.
-        task: How questions are put.
-        data: Questions and examples.
-        numbers: Of the questions.
-        num_shots: Examples in each prompt.
-        seed: Of their draw.
-        calibrate: Compare answers with how likely they are where the question holds nothing, too.
-        on_questions: Told how many were answered.
-
-    Raises:
-        ConfigError: A masked model asked to generate.
-        DataError: Fewer examples than asked for.
+        examples: Of the held-out split.
+        objective: What is asked.
     """
-    if "causal_lm" not in model.heads and task.how != "choose":
-        raise ConfigError(
-            f"task {task.name} asks for a text, which a masked model does not write: give a GPT, or a task with choices"
-        )
-    told: list[Asked] = []
-    for begin in range(0, len(numbers), _AT_ONCE):
-        part = numbers[begin : begin + _AT_ONCE]
-        shown = [_Shown(n, data.items[n], data.draw(n, num_shots, seed=seed)) for n in part]
-        told += (
-            _generate(model, tokenizer, task, shown)
-            if task.how == "generate"
-            else _choose(model, tokenizer, task, shown, calibrate)
-        )
-        if on_questions is not None:
-            on_questions(len(part))
-    return told
+    length = examples.row_length
+    rows = held_out_batches(examples, objective, num_examples=max(1, _HELD_OUT_TOKENS // length))
+    chosen = early_and_late(rows, length)
+    number = min(_REPEATED, (length - 1) // 2)
+    repeated = (
+        repeated_tokens(examples.shards.vocab_size, end=objective.end, number=number, texts=_TEXTS)
+        if number > 1
+        else None
+    )
+
+    def measure(model: Model) -> dict[str, Any]:
+        model.eval()
+        told: dict[str, Any] = {"held_out_late_minus_early": late_minus_early(model, chosen)} if chosen else {}
+        if repeated is not None:
+            scores = induction_scores(model, repeated)
+            told |= {"repeat_gain": repeat_gain(model, repeated), "induction_score": float(scores.max())}
+            told["heads"] = [[round(score, 4) for score in layer] for layer in scores.tolist()]
+        return told
+
+    return measure
 
 
-def summarise(asked: Sequence[Sequence[Asked]], task: PromptTask, items: Sequence[Item]) -> dict[str, Any]:
-    """Returns the figures of a task from the answers of one or more draws of examples.
+def early_and_late(batches: Sequence[Batch], row_length: int) -> list[tuple[Batch, int]]:
+    """Returns batches in which only some places of long sequences are scored, the early ones first, and how many these are.
+
+    Long is a sequence that reaches into the last eighth of a row; its places there are late, those of the second sixteenth early. So
+    both are of the same texts.
 
     Args:
-        asked: For each draw, the answers to the same questions.
-        task: Says how answers are compared.
-        items: All questions.
-
-    Returns:
-        `accuracy` (mean over draws), `low` and `high` (95 %, over questions), `spread` (standard deviation over draws); where there is a
-        choice, `by_sum`, `by_mean` and `calibrated`; `chance` and `majority` (None where there is no choice), `questions`, `draws`,
-        `dropped_examples` (a question), `cut_questions`.
+        batches: Scored at all places, about.
+        row_length: Tokens of a row.
     """
-    first = asked[0]
-    rows = {name: [[getattr(a, name) == a.gold for a in draw] for draw in asked] for name in ("by_sum", "by_mean")}
-    main = "by_mean" if task.score == "mean" else "by_sum"
-    each = [fmean(draw) for draw in rows[main]]
-    mean = fmean(each)
-    low, high = interval(mean, len(first))
-    figures: dict[str, Any] = {
-        "accuracy": mean,
-        "low": low,
-        "high": high,
-        "spread": float(np.std(each, ddof=1)) if len(each) > 1 else None,
-    }
-    if task.how == "choose":
-        figures |= {name: fmean(map(fmean, draws)) for name, draws in rows.items()}
-        if first[0].calibrated is not None:
-            figures["calibrated"] = fmean(fmean(a.calibrated == a.gold for a in draw) for draw in asked)
-    chosen = [items[a.number] for a in first]
-    labels = Counter(item.label for item in chosen if item.label)
-    return figures | {
-        "chance": fmean(1 / len(item.answers) for item in chosen) if task.how == "choose" else None,
-        "majority": max(labels.values()) / len(chosen) if labels else None,
-        "questions": len(first),
-        "draws": len(asked),
-        "dropped_examples": fmean(a.num_dropped for draw in asked for a in draw),
-        "cut_questions": sum(a.is_cut for a in first),
-    }
+    eighth = row_length // 8
+    out = []
+    for batch in batches:
+        lengths = batch.cu_seqlens.diff()
+        of_sequence = torch.repeat_interleave(lengths, lengths.long())[batch.label_positions]
+        position = batch.position_ids[batch.label_positions]
+        is_late = position >= row_length - eighth
+        is_early = (of_sequence > row_length - eighth) & (position >= eighth // 2) & (position < eighth)
+        early, late = is_early.nonzero()[:, 0], is_late.nonzero()[:, 0]
+        if eighth and len(early) and len(late):
+            both = torch.cat([early, late])
+            places, labels = batch.label_positions[both], batch.labels[both]
+            out.append((replace(batch, label_positions=places, labels=labels), len(early)))
+    return out
 
 
-def interval(share: float, number: int) -> tuple[float, float]:
-    """Returns the bounds between which a share lies with 95 % confidence.
+@torch.inference_mode()
+def late_minus_early(model: Model, chosen: Sequence[tuple[Batch, int]]) -> float:
+    """Returns the mean loss (nats) of late places less that of early ones.
 
     Args:
-        share: What was seen, from 0 to 1.
-        number: Of how many.
-
-    Example:
-        >>> [round(x, 3) for x in interval(0.5, 100)]
-        [0.404, 0.596]
-
-    Source: Wilson 1927.
+        model: A GPT with its head.
+        chosen: What `early_and_late` gave, at least one.
     """
-    z = 1.959964
-    middle = (share + z * z / (2 * number)) / (1 + z * z / number)
-    half = z / (1 + z * z / number) * math.sqrt(share * (1 - share) / number + z * z / (4 * number**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    totals, counts = [0.0, 0.0], [0, 0]
+    for batch, num_early in chosen:
+        batch = batch.to(_device(model))
+        states = _body(model, batch, rows=batch.label_positions)
+        for i, part in enumerate((slice(num_early), slice(num_early, None))):
+            loss = linear_cross_entropy_sum(*model.before_causal_lm_scores(states[part]), batch.labels[part])
+            totals[i] += float(loss.total)
+            counts[i] += loss.count
+    return totals[1] / counts[1] - totals[0] / counts[0]
 
 
-def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool = False) -> list[str]:
-    """Returns what should be known of the answers that all questions share: which are split, which begin alike.
+def repeated_tokens(vocab_size: int, *, end: int, number: int, texts: int) -> tuple[Batch, int]:
+    """Returns texts of an end, random tokens, and the same tokens again, scored as `early_and_late` does it: first time, second time.
+
+    The first of the tokens is left out, since nothing tells that they begin again.
 
     Args:
-        task: With `answers`, or nothing is told.
-        tokenizer: Of the model.
-        for_masked: It is a masked model.
+        vocab_size: Tokens are drawn from all of it but the end, uniformly.
+        end: Id of the token that ends a document.
+        number: Tokens that come twice, at least 2.
+        texts: How many.
     """
-    words = list(task.answers.values())
-    if not words:
-        return []
-    fields = dict.fromkeys(_columns(task), "x")
-    space = task.parts(Item(fields, tuple(words), 0), for_masked=for_masked)[1]
-    ids = [row.tolist() for row in tokenizer.encode_ids([space + word for word in words])]
-    split = [f"{word!r} ({len(row)})" for word, row in zip(words, ids, strict=True) if len(row) > 1]
-    firsts = Counter(row[0] for row in ids if row)
-    alike = [word for word, row in zip(words, ids, strict=True) if row and firsts[row[0]] > 1]
-    notes = [f"answers of several tokens, all of which count: {', '.join(split)}"] if split else []
-    return notes + (
-        [f"answers that begin with the same token, told apart by the next: {', '.join(map(repr, alike))}"]
-        if alike
-        else []
+    ids = example_generator(_SEED, 0, 0).integers(vocab_size - 1, size=(texts, number))
+    ids += ids >= end
+    first = np.arange(1, number)
+    size = 2 * number + 1
+    examples = [
+        Example(np.concatenate([[end], row, row]), np.array([size]), np.empty(0, np.int64), np.empty(0, np.int64))
+        for row in ids
+    ]
+    batch = collate(examples, range(texts))
+    starts = np.arange(texts)[:, None] * size
+    places = torch.from_numpy(np.concatenate([(starts + first).ravel(), (starts + number + first).ravel()]))
+    return replace(batch, label_positions=places, labels=batch.input_ids[places + 1]), len(first) * texts
+
+
+def repeat_gain(model: Model, repeated: tuple[Batch, int]) -> float:
+    """Returns by how many nats a random token is easier the second time: 0 without any copying, at most about the log of V.
+
+    Args:
+        model: A GPT with its head.
+        repeated: What `repeated_tokens` gave.
+    """
+    return -late_minus_early(model, [repeated])
+
+
+@torch.inference_mode()
+def induction_scores(model: Model, repeated: tuple[Batch, int]) -> Float[Tensor, "L H"]:
+    """Returns, for each head, the mean attention from the second time of a token to what came behind its first time.
+
+    Args:
+        model: A GPT.
+        repeated: What `repeated_tokens` gave.
+    """
+    batch = repeated[0].to(_device(model))
+    size = batch.max_seqlen
+    states = _body(model, batch, return_layers=tuple(range(len(model.body.layers) + 1)))
+    scores = []
+    for number, layer in enumerate(model.body.layers):
+        assert isinstance(layer, GptLayer)
+        probabilities = _attention(layer, states[number].view(-1, size, states[number].shape[-1]), size // 2 + 1)
+        scores.append(
+            probabilities.diagonal(2, -2, -1).mean((0, 2))
+        )  # from the j-th token again to the (j+1)-th before
+    return torch.stack(scores).cpu()
+
+
+def _attention(layer: GptLayer, states: Float[Tensor, "S T D"], first: int) -> Float[Tensor, "S H Q T"]:
+    """Returns how much each token from `first` on attends to each; the kernels of `attend` do not give that."""
+    s, t, d = states.shape
+    heads = layer.attention.num_heads
+    q, k, _ = layer.attention.qkv(layer.attention_norm(states)).view(s, t, 3, heads, d // heads).unbind(2)
+    scores = torch.einsum("sqhk,sthk->shqt", q[:, first:], k) / math.sqrt(d // heads)
+    places = torch.arange(t, device=states.device)
+    is_behind = places > places[first:, None]
+    return scores.float().masked_fill(is_behind, -math.inf).softmax(-1)
+
+
+def _body(model: Model, batch: Batch, **wanted: Any) -> Any:
+    return model.body(
+        batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen, **wanted
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------- what fits into a model
-
-
-def _columns(task: PromptTask) -> set[str]:
-    return set(re.findall(r"\{(\w+)", task.template + task.cloze)) - {"answer"}
-
-
-def _fit(
-    task: PromptTask, shown: Sequence[_Shown], tokenizer: Tokenizer, *, positions: int, for_masked: bool
-) -> list[_Fitted]:
-    """Returns the ids of prompts with as many of their examples, the last ones, as fit into so many positions."""
-    fitted: dict[int, _Fitted] = {}
-    waiting = {number: list(one.examples) for number, one in enumerate(shown)}
-    while waiting:
-        made = _encode(task, [(waiting[n], shown[n].item) for n in waiting], tokenizer, for_masked=for_masked)
-        left = {}
-        for number, (prompt, answers, behind) in zip(waiting, made, strict=True):
-            reserve = max(len(answer) for answer in answers) if task.how != "generate" else task.max_new_tokens
-            room = positions - reserve - len(behind)
-            examples, dropped = waiting[number], len(shown[number].examples) - len(waiting[number])
-            if room < 1:
-                raise ConfigError(
-                    f"task {task.name}: an answer takes {reserve + len(behind)} tokens, the model has room for {positions}"
-                )
-            if len(prompt) <= room or not examples:
-                fitted[number] = _Fitted(prompt[-room:], answers, behind, dropped, len(prompt) > room)
-            else:
-                left[number] = examples[1:]
-        waiting = left
-    return [fitted[number] for number in range(len(shown))]
-
-
-def _encode(
-    task: PromptTask, given: Sequence[tuple[Sequence[Item], Item]], tokenizer: Tokenizer, *, for_masked: bool
-) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]]:
-    """Yields ids of prompts, of their answers, and of what stands behind a blank (for masked models; else it belongs to the answer)."""
-    before = [task.before(examples, item, for_masked=for_masked) for examples, item in given]
-    parts = [task.parts(item, for_masked=for_masked) for _, item in given]
-    if for_masked:
-        prompts, behind = tokenizer.encode_ids(before), tokenizer.encode_ids([after for *_, after in parts])
-        answers = iter(tokenizer.encode_ids([answer for _, item in given for answer in item.answers]))
-        for prompt, rest, (_, item) in zip(prompts, behind, given, strict=True):
-            yield prompt, tuple(next(answers) for _ in item.answers), rest
-        return
-    wholes = iter(
-        tokenizer.encode_ids(
-            [
-                text + space + answer + after
-                for text, (_, space, after), (_, item) in zip(before, parts, given, strict=True)
-                for answer in item.answers
-            ]
-        )
-    )
-    for prompt, (_, item) in zip(tokenizer.encode_ids(before), given, strict=True):
-        texts = [next(wholes) for _ in item.answers]
-        common = min(_common(prompt, text) for text in texts)  # a token may lie across the end of the prompt
-        yield prompt[:common], tuple(text[common:] for text in texts), prompt[:0]
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """Returns how many ids two texts begin with alike; of `b` one is left at least."""
-    n = min(len(a), len(b) - 1)
-    differs = np.flatnonzero(a[:n] != b[:n])
-    return int(differs[0]) if len(differs) else n
-
-
-# ----------------------------------------------------------------------------------------------------------------------------- answers
-
-
-def _choose(
-    model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown], calibrate: bool
-) -> Iterator[Asked]:
-    fitted, scores = _scores(model, tokenizer, task, shown)
-    free = _content_free(model, tokenizer, task, shown) if calibrate else None
-    for place, (one, fit, row) in enumerate(zip(shown, fitted, scores, strict=True)):
-        sums = np.array([s.log_probability for s in row])
-        if task.how == "complete":
-            chosen = (0 if row[0].is_greedy else -1,) * 2
-        else:
-            lengths = np.array([max(1, len(answer)) for answer in one.item.answers])
-            chosen = int(sums.argmax()), int((sums / lengths).argmax())
-        calibrated = None if free is None else int((sums - np.log(free[place])).argmax())
-        yield Asked(
-            one.number,
-            one.item.gold,
-            *chosen,
-            calibrated=calibrated,
-            log_probabilities=tuple(sums.tolist()),
-            num_dropped=fit.num_dropped,
-            is_cut=fit.is_cut,
-        )
-
-
-def _scores(
-    model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]
-) -> tuple[list[_Fitted], list[list[AnswerScore]]]:
-    positions = model.config.max_position_embeddings
-    if "causal_lm" in model.heads:
-        fitted = _fit(task, shown, tokenizer, positions=positions - 1, for_masked=False)
-        begin = np.array([model.config.eos_token_id])  # type: ignore[union-attr]
-        return fitted, score_answers(model, [Question(np.append(begin, f.prompt), f.answers) for f in fitted])
-    fitted = _fit(task, shown, tokenizer, positions=positions - 2, for_masked=True)
-    scored = iter(score_blanks(model, [_blanks(fit, answer, tokenizer) for fit in fitted for answer in fit.answers]))
-    return fitted, [[next(scored) for _ in fit.answers] for fit in fitted]
-
-
-def _blanks(fit: _Fitted, answer: np.ndarray, tokenizer: Tokenizer) -> Blanks:
-    """Returns a text with a blank for each token of an answer."""
-    masks = np.full(len(answer), tokenizer.mask_id)
-    ids = np.concatenate([[tokenizer.cls_id], fit.prompt, masks, fit.behind, [tokenizer.sep_id]]).astype(np.int64)
-    return Blanks(ids, 1 + len(fit.prompt) + np.arange(len(answer)), answer)
-
-
-def _content_free(
-    model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]
-) -> list[Float[np.ndarray, "a"]]:
-    """Returns the probabilities of each question's answers where the question holds nothing: means over a few ways to say so."""
-    columns = _columns(task)
-    told = []
-    for text in _CONTENT_FREE:
-        _, scores = _scores(model, tokenizer, task, [_emptied(one, columns, text) for one in shown])
-        told.append([_softmax(np.array([s.log_probability for s in row])) for row in scores])
-    return [np.mean(rows, axis=0) for rows in zip(*told, strict=True)]
-
-
-def _emptied(one: _Shown, columns: set[str], text: str) -> _Shown:
-    """Returns a question that holds nothing, with the same examples and answers."""
-    fields = {name: text if name in columns else value for name, value in one.item.fields.items()}
-    return replace(one, item=replace(one.item, fields=fields))
-
-
-def _softmax(x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    e = np.exp(x - x.max())
-    y: np.ndarray = e / e.sum()
-    return y
-
-
-def _generate(model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]) -> Iterator[Asked]:
-    fitted = _fit(task, shown, tokenizer, positions=model.config.max_position_embeddings - 1, for_masked=False)
-    config = DecodingConfig(max_new_tokens=task.max_new_tokens, temperature=0.0)
-    stop = [task.stop] if task.stop else []
-    told = continue_ids([fit.prompt for fit in fitted], model, tokenizer, config, stop=stop)
-    for one, fit, (text, _) in zip(shown, fitted, told, strict=True):
-        right = 0 if text.strip() == one.item.answers[0].strip() else -1
-        yield Asked(one.number, 0, right, right, text=text.strip(), num_dropped=fit.num_dropped, is_cut=fit.is_cut)
+def _device(model: Model) -> torch.device:
+    return model.body.embeddings.word.weight.device

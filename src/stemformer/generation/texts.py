@@ -131,13 +131,13 @@ def choose_beginnings(shards: Shards, tokenizer: Tokenizer, *, number: int, is_b
         number: How many, at most.
         is_backward: The last words, from which a model that reads backwards begins.
     """
-    starts = shards.document_starts
-    long = np.flatnonzero(np.diff(starts) >= 3 * _BEGINNING)
+    starts, words = shards.document_starts, _BEGINNING * _letters(tokenizer)
+    long = np.flatnonzero(np.diff(starts) >= 3 * words)
     if not len(long):
         return []
     chosen = long[permuted(np.arange(min(number, len(long))), len(long), seed=0, epoch=0)]
-    firsts = starts[chosen + 1] - _BEGINNING if is_backward else starts[chosen]
-    return [tokenizer.decode(shards.tokens(first, first + _BEGINNING)) for first in firsts.tolist()]
+    firsts = starts[chosen + 1] - words if is_backward else starts[chosen]
+    return [tokenizer.decode(shards.tokens(first, first + words)) for first in firsts.tolist()]
 
 
 _BEGINNING = 8
@@ -156,7 +156,8 @@ def write_samples(
         is_backward: It writes from the end on: `text` is what it puts before `prompt`, in reading order, and `direction` says so.
     """
     model.eval()
-    most = min(_SAMPLE, model.config.max_position_embeddings - 2 * _BEGINNING)
+    letters = _letters(tokenizer)
+    most = min(_SAMPLE * letters, model.config.max_position_embeddings - 2 * _BEGINNING * letters)
     if not beginnings or most < 1:
         return []
     config = DecodingConfig(max_new_tokens=most, temperature=0.8, top_p=0.95, overflow="slide")
@@ -170,6 +171,15 @@ def write_samples(
 
 _SAMPLE = 48
 """Tokens of a sample."""
+
+
+def _letters(tokenizer: Tokenizer) -> int:
+    """Returns how many times as many tokens a text of the same length has, about, as in words: more than one where each is a byte."""
+    return 4 if tokenizer.vocab_size < _WITH_WORDS else 1
+
+
+_WITH_WORDS = 300
+"""Ids below which a vocabulary holds little but single bytes."""
 
 
 class _Writer:

@@ -10,7 +10,7 @@ from stemformer.errors import DataError
 from stemformer.report.pictures import as_svg, new_figure, tidy
 from stemformer.training.log import read_log
 
-__all__ = ["Curve", "draw", "write_page", "write_report"]
+__all__ = ["Curve", "draw", "draw_heads", "write_page", "write_report"]
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#6c757d", "#2e8b57")
 _LOSSES = {
@@ -19,6 +19,11 @@ _LOSSES = {
     "next_sentence": "next sentence",
     "sentence_order": "sentence order",
 }
+_IN_CONTEXT = (
+    ("Loss late in a row less that early in it", "nats", "held_out_late_minus_early"),
+    ("Random words easier the second time", "nats", "repeat_gain"),
+    ("Best head at finding what came next before", "attention", "induction_score"),
+)
 _NUM_SENTENCES = 12
 _NUM_MOMENTS = 5
 
@@ -38,6 +43,7 @@ def write_report(folder: Path) -> Path:
     if not (folder / "log.jsonl").is_file() or not (folder / "config.toml").is_file():
         raise DataError(f"{folder} holds no run: expected config.toml and log.jsonl")
     lines = read_log(folder / "log.jsonl")
+    heads = [line for line in lines if line["kind"] == "heads"]
     config = (folder / "config.toml").read_text(encoding="utf-8")
     return write_page(
         folder,
@@ -47,6 +53,7 @@ def write_report(folder: Path) -> Path:
         plots=[(title, draw(curves, unit=unit)) for title, unit, curves in _plots(lines)],
         fills=_fills([line for line in lines if line["kind"] == "fills" and line["fills"]]),
         samples=_samples([line for line in lines if line["kind"] == "samples" and line["samples"]]),
+        heads=draw_heads([(_moment(line), line["heads"]) for line in _moments(heads)]) if heads else "",
         config=config,
     )
 
@@ -94,6 +101,40 @@ def draw(curves: Sequence[Curve], *, unit: str, x_name: str = "tokens (millions)
     return as_svg(figure)
 
 
+def draw_heads(moments: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> str:
+    """Returns maps of a score of each head, as SVG text: a square a head, a row a layer, a map a moment.
+
+    Args:
+        moments: Name of each, and the scores (from 0 to 1) of the heads of each layer; as many of both at each moment.
+    """
+    num_layers, num_heads = len(moments[0][1]), len(moments[0][1][0])
+    side = max(0.16, min(0.42, 2.1 / num_heads))
+    size = (len(moments) * (side * num_heads + 0.35) + 0.6, side * num_layers + 0.9)
+    figure = new_figure(*size)
+    panels = figure.subplots(1, len(moments), squeeze=False, sharey=True)[0]
+    for axes, (name, scores) in zip(panels, moments, strict=True):
+        axes.pcolormesh(scores, cmap="Blues", vmin=0, vmax=1, edgecolors="#d8dde2", linewidth=0.5)
+        axes.set_title(name, fontsize=8)
+        axes.set_aspect("equal")
+        axes.set_xticks([0.5, num_heads - 0.5], ["1", str(num_heads)], fontsize=7)
+        axes.set_yticks([0.5, num_layers - 0.5], ["1", str(num_layers)], fontsize=7)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for layer, row in enumerate(scores):
+            for head, score in enumerate(row):
+                if score >= _TOLD_SCORE and side > 0.25:
+                    colour = "white" if score > 0.6 else "#222222"
+                    axes.text(head + 0.5, layer + 0.5, f"{score:.2f}"[1:] if score < 0.995 else "1", ha="center",
+                              va="center", fontsize=6.5, color=colour)  # fmt: skip
+    panels[0].set_xlabel("head", fontsize=8)
+    panels[0].set_ylabel("layer", fontsize=8)
+    return as_svg(figure)
+
+
+_TOLD_SCORE = 0.05
+"""From which on a map says the score of a head in digits."""
+
+
 def _tiles(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Returns title, figure and remark of what one wants to know first."""
     train = [line for line in lines if line["kind"] == "train"]
@@ -119,6 +160,9 @@ def _tiles(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
         ]
         if "held_out_bits_per_byte" in last:
             tiles.append(("bits per byte", f"{last['held_out_bits_per_byte']:.3f}", "of held-out text"))
+        if "held_out_late_minus_early" in last:
+            late = f"{last['held_out_late_minus_early']:+.2f} nats"
+            tiles.append(("late words of a row", late, "beside early ones: what reading on is worth"))
         for task in ("next_sentence", "sentence_order"):
             if f"held_out_{task}_accuracy" in last:
                 chance = f"{last['held_out_majority_accuracy']:.1%} by always giving the same answer"
@@ -181,6 +225,8 @@ def _plots(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[Curve]]
     if blanks:
         one_word = curve("one word for all", held_out, "held_out_blank_constant_accuracy", "baseline", 100)
         plots.append(("Blanks right", "%", blanks + one_word))
+    for title, unit, key in _IN_CONTEXT:
+        plots.append((title, unit, curve("held out", held_out, key)))
     plots.append(("Learning rate", "", curve("learning rate", train, "learning_rate")))
     plots.append(("Throughput", "tokens/s", curve("throughput", train, "tokens_per_second")))
     return [plot for plot in plots if plot[2]]
@@ -190,6 +236,10 @@ def _moments(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the lines of a few moments, evenly spread from the first to the last."""
     last = len(lines) - 1
     return [lines[i] for i in sorted({round(last * i / (_NUM_MOMENTS - 1)) for i in range(_NUM_MOMENTS)})]
+
+
+def _moment(line: dict[str, Any]) -> str:
+    return f"{line['tokens'] / 1e6:.2f} M"
 
 
 def _samples(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -205,7 +255,7 @@ def _samples(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "prompt": chosen[0]["samples"][number]["prompt"],
             "is_backward": chosen[0]["samples"][number].get("direction") == "backward",
-            "texts": [(f"{line['tokens'] / 1e6:.2f} M", line["samples"][number]["text"]) for line in chosen],
+            "texts": [(_moment(line), line["samples"][number]["text"]) for line in chosen],
         }
         for number in range(fewest)
     ]
@@ -226,4 +276,4 @@ def _fills(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ]  # fmt: skip
         before, _, after = blank["text"].partition("[MASK]")
         rows.append({"before": before, "after": after, "answer": blank["answer"], "guesses": guesses})
-    return {"moments": [f"{line['tokens'] / 1e6:.2f} M" for line in chosen], "rows": rows}
+    return {"moments": [_moment(line) for line in chosen], "rows": rows}

@@ -55,8 +55,8 @@ class Setup:
         objective: What is hidden, and how it is scored.
         phases: The examples of each part of the run, in order.
         evaluate: From the module with the loss to held-out figures.
-        fill: From it to what a person sees it do: words put in held-out blanks (`fills`, with figures), texts gone on with (`samples`);
-            None where there is nothing of the kind.
+        fill: From it to what a person sees it do, lists that are each a line of the log, such as words put in held-out blanks (`fills`) or
+            texts gone on with (`samples`), and further figures; None where there is nothing of the kind.
         tokenizer: Saved with each checkpoint.
         device: Where the model is.
         precision: `fp32` or `bf16`.
@@ -197,7 +197,7 @@ def train(
         figures = dict(setup.evaluate(module)) if setup.evaluate is not None else {}
         fills = setup.fill(module) if setup.fill is not None else {}
         listed = {name: rows for name, rows in fills.items() if isinstance(rows, list)}
-        figures |= {f"held_out_{name}": value for name, value in fills.items() if name not in listed}
+        figures |= {name: value for name, value in fills.items() if name not in listed}
         evaluated_at, at.seconds = at.step, time.perf_counter() - began
         if not all(map(math.isfinite, figures.values())):
             raise TrainingError(_not_finite("held-out loss is", at.step, last_saved, setup))
@@ -205,7 +205,7 @@ def train(
             where = {"step": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3)}
             log.write(kind="evaluation", **where, **figures)
             for name, rows in listed.items():
-                log.write(kind=name, **where, **{name: rows[:_FILLS_LOGGED]})
+                log.write(kind=name, **where, **{name: rows})
             progress.say(f"step {at.step}: {setup.describe(figures)}")
         if is_logged and (now := setup.badness(figures)) is not None:
             at.judge(now)
@@ -300,10 +300,6 @@ def train(
     finally:
         log.close()
     return figures
-
-
-_FILLS_LOGGED = 24
-"""How many filled blanks or samples a line of the log shows."""
 
 
 @dataclass(frozen=True)
