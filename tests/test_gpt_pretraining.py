@@ -216,8 +216,15 @@ def test_report_tells_of_next_words(files, tmp_path, monkeypatch):
     run(files, tmp_path / "run", steps=2)
     page = write_report(tmp_path / "run").read_bytes().decode()
     assert "next words right" in page and "bits per byte" in page and "Loss on next words" in page
-    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "samples"]
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    lines = [line for line in log if line["kind"] == "samples"]
     assert len(lines) >= 2 and len(lines[-1]["samples"]) == 3
+    heads = [line["heads"] for line in log if line["kind"] == "heads"]
+    figures = [line for line in log if line["kind"] == "evaluation"]
+    assert len(heads) == len(figures) and [len(layer) for layer in heads[-1]] == [2, 2]
+    assert figures[-1]["induction_score"] == pytest.approx(max(map(max, heads[-1])), abs=1e-4)
+    for title in ("Random words easier the second time", "Best head at finding", "Which heads find what came next"):
+        assert title in page
     shown = html.unescape(page)
     for sample in lines[-1]["samples"]:
         assert sample["prompt"] in shown and sample["text"] in shown

@@ -124,15 +124,17 @@ def row(*lengths):
 
 def test_places_are_those_of_sequences_that_fill_a_row():
     batch = collate([row(32), row(28, 4), row(3, 29)], range(3))
-    ((chosen, num_early),) = early_and_late([batch], 32)
+    ((chosen, num_early),) = early_and_late([batch], 32, most=9)
     assert chosen.labels.tolist() == [2, 3, 102, 103, 28, 29, 30, 31, 128]
-    assert chosen.label_positions.tolist() == [2, 3, 69, 70, 28, 29, 30, 31, 95]
-    assert num_early == 4
+    assert chosen.label_positions.tolist() == [2, 3, 34, 35, 28, 29, 30, 31, 60]
+    assert num_early == 4 and chosen.cu_seqlens.tolist() == [0, 32, 61]
+    ((fewer, _),) = early_and_late([batch], 32, most=1)
+    assert fewer.cu_seqlens.tolist() == [0, 32]
 
 
 @pytest.mark.parametrize(("lengths", "row_length"), [((28, 4), 32), ((7,), 7)])
 def test_without_long_sequences_there_is_nothing_to_compare(lengths, row_length):
-    assert early_and_late([collate([row(*lengths)], [0])], row_length) == []
+    assert early_and_late([collate([row(*lengths)], [0])], row_length, most=9) == []
 
 
 def test_difference_is_of_the_mean_losses_by_transformers(tmp_path):
@@ -142,7 +144,7 @@ def test_difference_is_of_the_mean_losses_by_transformers(tmp_path):
     batches = [collate(examples[:3], range(3)), collate(examples[3:], range(1))]
     nats = -theirs_of(ours, tmp_path, ids[:, :-1]).logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
     expected = nats[:, 28:].mean() - nats[:, 2:4].mean()
-    assert late_minus_early(ours, early_and_late(batches, 32)) == pytest.approx(expected.item(), abs=1e-4)
+    assert late_minus_early(ours, early_and_late(batches, 32, most=9)) == pytest.approx(expected.item(), abs=1e-4)
 
 
 # Together

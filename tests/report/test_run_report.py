@@ -10,7 +10,7 @@ import pytest
 from stemformer import api, pretraining
 from stemformer.errors import DataError
 from stemformer.report import run_report
-from stemformer.report.run_report import draw, write_report
+from stemformer.report.run_report import draw, draw_heads, write_report
 from stemformer.training.log import read_log
 
 
@@ -222,6 +222,14 @@ def test_plot_names_its_curves():
     assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
     assert all(f"<!-- {name} -->" in svg for name in ("one", "two", "nats", "tokens (millions)"))
     assert "<!-- one -->" not in draw(curves[:1], unit="nats")  # a single curve needs no legend
+
+
+def test_map_of_heads_says_high_scores_and_needs_no_picture_file():
+    svg = draw_heads([("0.00 M", [[0.01, 0.02], [0.0, 0.03]]), ("1.50 M", [[0.01, 0.98], [0.2, 1.0]])])
+    assert svg.startswith("<svg") and "<image" not in svg
+    shown = re.findall("<!-- (.*?) -->", svg)
+    assert [text for text in shown if text.startswith(".") or text.endswith("M")] == ["0.00 M", ".98", ".20", "1.50 M"]
+    assert svg == draw_heads([("0.00 M", [[0.01, 0.02], [0.0, 0.03]]), ("1.50 M", [[0.01, 0.98], [0.2, 1.0]])])
 
 
 # No run

@@ -7,6 +7,7 @@ tokens that come twice. Here an eighth of a row stands for one place, and scales
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,11 @@ __all__ = [
 ]
 
 _SEED = 2**40 + 3
-_HELD_OUT_TOKENS = 16_384
+_HELD_OUT_TOKENS = 8192
+"""Of long sequences, at most."""
+_SEARCHED = 4
+"""Times as many tokens of rows are looked through for them."""
+_TOKENS_AT_ONCE = 4096
 _REPEATED = 50
 """Random tokens that come twice, at most."""
 _TEXTS = 16
@@ -50,8 +55,9 @@ def make_in_context(examples: Examples, objective: CausalLm) -> Callable[[Model]
         objective: What is asked.
     """
     length = examples.row_length
-    rows = held_out_batches(examples, objective, num_examples=max(1, _HELD_OUT_TOKENS // length))
-    chosen = early_and_late(rows, length)
+    most = max(1, _HELD_OUT_TOKENS // length)
+    rows = held_out_batches(examples, objective, num_examples=_SEARCHED * most)
+    chosen = early_and_late(rows, length, most=most)
     number = min(_REPEATED, (length - 1) // 2)
     repeated = (
         repeated_tokens(examples.shards.vocab_size, end=objective.end, number=number, texts=_TEXTS)
@@ -71,8 +77,8 @@ def make_in_context(examples: Examples, objective: CausalLm) -> Callable[[Model]
     return measure
 
 
-def early_and_late(batches: Sequence[Batch], row_length: int) -> list[tuple[Batch, int]]:
-    """Returns batches in which only some places of long sequences are scored, the early ones first, and how many these are.
+def early_and_late(batches: Sequence[Batch], row_length: int, *, most: int) -> list[tuple[Batch, int]]:
+    """Returns batches of long sequences in which some places are scored, the early ones first, and how many these are.
 
     Long is a sequence that reaches into the last eighth of a row; its places there are late, those of the second sixteenth early. So
     both are of the same texts.
@@ -80,21 +86,30 @@ def early_and_late(batches: Sequence[Batch], row_length: int) -> list[tuple[Batc
     Args:
         batches: Scored at all places, about.
         row_length: Tokens of a row.
+        most: Sequences, at most.
     """
     eighth = row_length // 8
-    out = []
-    for batch in batches:
-        lengths = batch.cu_seqlens.diff()
-        of_sequence = torch.repeat_interleave(lengths, lengths.long())[batch.label_positions]
-        position = batch.position_ids[batch.label_positions]
-        is_late = position >= row_length - eighth
-        is_early = (of_sequence > row_length - eighth) & (position >= eighth // 2) & (position < eighth)
-        early, late = is_early.nonzero()[:, 0], is_late.nonzero()[:, 0]
-        if eighth and len(early) and len(late):
-            both = torch.cat([early, late])
-            places, labels = batch.label_positions[both], batch.labels[both]
-            out.append((replace(batch, label_positions=places, labels=labels), len(early)))
-    return out
+    long: list[Example] = []
+    for batch in batches if eighth else []:
+        places = batch.label_positions
+        position = batch.position_ids[places]
+        is_asked = ((position >= eighth // 2) & (position < eighth)) | (position >= row_length - eighth)
+        for start, stop in pairwise(batch.cu_seqlens.tolist()):
+            inside = is_asked & (places >= start) & (places < stop)
+            if stop - start > row_length - eighth and position[inside][-1] >= eighth:
+                ids, labels = batch.input_ids[start:stop].numpy(), batch.labels[inside].numpy()
+                long.append(Example(ids, np.array([stop - start]), position[inside].numpy(), labels))
+    long = long[:most]
+    size = max(1, _TOKENS_AT_ONCE // row_length)
+    parts = [long[a : a + size] for a in range(0, len(long), size)]
+    return [_early_first(collate(part, range(len(part))), eighth) for part in parts]
+
+
+def _early_first(batch: Batch, eighth: int) -> tuple[Batch, int]:
+    is_early = batch.position_ids[batch.label_positions] < eighth
+    order = torch.argsort(is_early, descending=True, stable=True)
+    batch = replace(batch, label_positions=batch.label_positions[order], labels=batch.labels[order])
+    return batch, int(is_early.sum())
 
 
 @torch.inference_mode()
