@@ -115,7 +115,7 @@ def test_result_opens_in_transformers_and_goes_on_with_texts(whole, capsys):
     model, told = transformers.AutoModelForCausalLM.from_pretrained(out / "final", output_loading_info=True)
     assert type(model).__name__ == "GPT2LMHeadModel" and not told["missing_keys"] and not told["unexpected_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "final")
-    ids = tokenizer("The old king", return_tensors="pt")
+    ids = tokenizer("<|endoftext|>The old king", return_tensors="pt")  # as each text of the training began
     expected = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
     (found,) = api.generate(["The old king"], model=str(out), max_new_tokens=8, temperature=0)
     assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
