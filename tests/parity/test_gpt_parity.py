@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from stemformer.data.batches import Example, collate
 from stemformer.errors import CheckpointError
+from stemformer.models.cached import CachedGpt
 from stemformer.models.gpt import GptConfig
 from stemformer.models.hf_names import GPT, to_hugging_face
-from stemformer.models.layers import KeyValueCache
 from stemformer.models.model import make_model
 from stemformer.pretrained import load_model, save_model
 from stemformer.training.optim import OptimizerConfig, make_optimizer
@@ -162,47 +162,80 @@ def test_every_parameter_after_an_optimizer_step_equals_theirs(tmp_path):
 # ------------------------------------------------------------------------------------------------------------------------- decoding
 
 
-@pytest.mark.parametrize("steps", [[12], [1] * 12, [5, 1, 1, 5]])
-def test_cached_states_equal_those_of_the_whole(tmp_path, steps):
+def begun(model, texts, room, **options):
+    reader = CachedGpt(model, **options)
+    return reader, reader.begin([text.tolist() for text in texts], room)
+
+
+@pytest.mark.parametrize("steps", [[11], [1] * 11, [5, 1, 1, 4]])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_cached_states_equal_those_of_the_whole(tmp_path, steps, rows):
     ours, batch = opened(theirs(), tmp_path), batch_of([12, 12])
-    cache = KeyValueCache(3, 2, 14, 4, 8)
     ids = batch.input_ids.view(2, 12)
     with torch.no_grad():
         whole = states_of(ours, batch).view(2, 12, -1)
-        at = 0
+        reader, scores = begun(ours, ids[:, :1], 14, rows=rows)
+        assert_close(scores, ours.causal_lm_logits(whole[:, 0]))
+        at = 1
         for number in steps:
-            found = ours.body.forward_cached(ids[:, at : at + number], cache)
-            assert_close(found, whole[:, at : at + number])
+            assert_close(reader.read(ids[:, at : at + number]), whole[:, at : at + number])
             at += number
-    assert cache.lengths.tolist() == [12, 12]
+    assert reader.cache.lengths.tolist() == [12, 12]
 
 
-def test_prompts_of_unequal_length_share_a_cache(tmp_path):
+@pytest.mark.parametrize("steps", [[1, 1, 1, 1], [3, 1], [2, 2]])
+def test_prompts_of_unequal_length_share_a_cache(tmp_path, steps):
     ours = opened(theirs(), tmp_path)
     lengths, rng = [3, 9, 6], np.random.default_rng(1)
     texts = [torch.from_numpy(rng.integers(0, VOCAB, n + 4)) for n in lengths]
-    cache = KeyValueCache(3, 3, 20, 4, 8)
-    block = torch.zeros(3, 9, dtype=torch.long)
-    for row, (text, n) in enumerate(zip(texts, lengths, strict=True)):
-        block[row, :n] = text[:n]
+    reader, scores = begun(ours, [text[:n] for text, n in zip(texts, lengths, strict=True)], 13, rows=3)
     with torch.no_grad():
-        ours.body.forward_cached(block, cache)
-        cache.cut(lengths)
-        for step in range(4):
-            new = torch.stack([text[n + step] for text, n in zip(texts, lengths, strict=True)])[:, None]
-            found = ours.body.forward_cached(new, cache)[:, 0]
-            for row, (text, n) in enumerate(zip(texts, lengths, strict=True)):
-                ids = text[: n + step + 1]
-                alone = collate(
-                    [Example(ids.numpy(), np.array([len(ids)]), np.empty(0, np.int64), np.empty(0, np.int64))], [0]
-                )
-                assert_close(found[row], states_of(ours, alone)[-1])
+        whole = [states_of(ours, one_text(text)) for text in texts]
+        before = [states[n - 1] for states, n in zip(whole, lengths, strict=True)]
+        assert_close(scores, ours.causal_lm_logits(torch.stack(before)))
+        at = 0
+        for number in steps:
+            part = slice(at, at + number)
+            found = reader.read(torch.stack([text[n:][part] for text, n in zip(texts, lengths, strict=True)]))
+            assert_close(found, torch.stack([states[n:][part] for states, n in zip(whole, lengths, strict=True)]))
+            at += number
+    assert reader.cache.lengths.tolist() == [7, 13, 10]
+
+
+def one_text(ids):
+    none = np.empty(0, np.int64)
+    return collate([Example(ids.numpy(), np.array([len(ids)]), none, none)], [0])
+
+
+def test_texts_can_be_dropped_doubled_and_put_in_another_order(tmp_path):
+    ours = opened(theirs(), tmp_path)
+    rng = np.random.default_rng(2)
+    texts = [torch.from_numpy(rng.integers(0, VOCAB, n)) for n in (3, 9, 6)]
+    next_tokens = torch.from_numpy(rng.integers(0, VOCAB, 5))
+    for rows in ([2, 0], [1, 1, 0, 2, 1], [0, 1, 2]):
+        reader, _ = begun(ours, texts, 12, rows=5)
+        reader.cache.select(torch.tensor(rows))
+        found = reader.step(next_tokens[: len(rows)])
+        for row, number in enumerate(rows):
+            alone = one_text(torch.cat([texts[number], next_tokens[row, None]]))
+            with torch.no_grad():
+                assert_close(found[row], ours.causal_lm_logits(states_of(ours, alone)[-1]))
+
+
+@pytest.mark.parametrize(("rows", "relative"), [(2, RELATIVE), (4, 2e-2)], ids=["halves", "blocks"])
+def test_weights_of_16_bits_give_the_scores_of_the_same_values_in_32(tmp_path, rows, relative):
+    ours, ids = opened(theirs(), tmp_path).to(torch.bfloat16), batch_of([12, 12]).input_ids.view(2, 12)
+    reader, scores = begun(ours, ids[:, :1], 12, rows=rows)
+    for token in ids[:, 1:].T:
+        scores = reader.step(token)
+    with torch.no_grad():
+        expected = ours.float().causal_lm_logits(states_of(ours, batch_of([12, 12]))).view(2, 12, -1)[:, -1]
+    assert_close(scores, expected, relative=relative)  # blocks round what goes into a product to 8 bits
 
 
 def test_cache_without_room_is_refused(tmp_path):
-    ours = opened(theirs(), tmp_path)
     with pytest.raises(ValueError, match="5 tokens for a cache of 4"):
-        ours.body.forward_cached(torch.zeros(1, 5, dtype=torch.long), KeyValueCache(3, 1, 4, 4, 8))
+        begun(opened(theirs(), tmp_path), [torch.zeros(5, dtype=torch.long)], 4)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- folders

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from stemformer.data.batches import example_generator
 from stemformer.errors import ConfigError, DataError
-from stemformer.models.gpt import Gpt, GptConfig
-from stemformer.models.layers import KeyValueCache
+from stemformer.models.cached import CachedGpt
 from stemformer.models.model import Model
 
 __all__ = ["Decoded", "DecodingConfig", "beam_search", "decode", "filtered"]
@@ -122,7 +121,7 @@ def filtered(
 
 @torch.inference_mode()
 def decode(
-    model: Model,
+    model: Model | CachedGpt,
     prompts: Sequence[Int[Tensor, "_"]],
     config: DecodingConfig,
     *,
@@ -133,7 +132,7 @@ def decode(
     Prompts go through the model together, whatever their lengths; a text that has ended leaves the batch.
 
     Args:
-        model: A GPT with its head, in evaluation mode.
+        model: A GPT with its head; or one that is laid out already, which spares who decodes several times doing it anew.
         prompts: Ids of each; none is empty.
         config: How the next token is chosen.
         on_token: Told the number of a text and its new token; True ends that text.
@@ -142,23 +141,23 @@ def decode(
         ConfigError: Prompt and new tokens are longer than the model has positions, and the window does not slide.
         DataError: An empty prompt, or one that is longer than the model has positions.
     """
-    body, positions = _body_of(model), model.config.max_position_embeddings
+    reader = _reader(model, rows=len(prompts), steps=config.max_new_tokens)
+    positions = reader.config.max_position_embeddings
     _check_lengths(prompts, config, positions)
-    device = body.embeddings.word.weight.device
     told = [Decoded() for _ in prompts]
     streams = [example_generator(config.seed, 0, number) for number in range(len(prompts))]
     texts = [prompt.tolist() for prompt in prompts]
     active = list(range(len(prompts)))
     room = min(positions, max(map(len, texts)) + config.max_new_tokens)
-    cache, states = _read(model, [texts[i] for i in active], room)
+    scores = reader.begin(texts, room)
+    seen = None if config.repetition_penalty == 1 else _tokens_in(texts, like=scores)
     for step in range(config.max_new_tokens):
-        logits = model.causal_lm_logits(states).float()
-        chosen = _choose(logits, [texts[i] for i in active], config, [streams[i] for i in active])
-        gained = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
+        chosen = _choose(scores, config, [streams[i] for i in active], seen)
+        gained = scores.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
         stay = []
-        for row, (i, token, gain) in enumerate(zip(list(active), chosen.tolist(), gained, strict=True)):
+        for row, (i, token, gain) in enumerate(zip(active, chosen.tolist(), gained, strict=True)):
             told[i].log_probability += gain
-            if token == _eos(model):
+            if token == reader.config.eos_token_id:
                 told[i].ended = "eos"
                 continue
             told[i].ids.append(token)
@@ -171,21 +170,24 @@ def decode(
         if not active or step == config.max_new_tokens - 1:
             break
         if len(stay) < len(chosen):
-            cache.select(torch.tensor(stay, device=device))
-        if cache.longest + 1 > room:  # the window slides: the later half of each text becomes its beginning
-            cache, states = _read(model, [texts[i][-(positions // 2) :] for i in active], room)
-        else:
-            new = torch.tensor([[texts[i][-1]] for i in active], device=device)
-            states = body.forward_cached(new, cache)[:, -1]
+            rows = torch.tensor(stay, device=chosen.device)
+            reader.cache.select(rows)
+            chosen, seen = chosen[rows], None if seen is None else seen[rows]
+        if seen is not None:
+            seen.scatter_(1, chosen[:, None], True)
+        if reader.cache.longest < room:
+            scores = reader.step(chosen)
+        else:  # the window slides: the later half of each text becomes its beginning
+            scores = reader.begin([texts[i][-(positions // 2) :] for i in active], room)
     return told
 
 
 @torch.inference_mode()
-def beam_search(model: Model, prompts: Sequence[Int[Tensor, "_"]], config: DecodingConfig) -> list[Decoded]:
+def beam_search(model: Model | CachedGpt, prompts: Sequence[Int[Tensor, "_"]], config: DecodingConfig) -> list[Decoded]:
     """Returns the likeliest continuation of each prompt that a search along `num_beams` texts finds.
 
     Args:
-        model: A GPT with its head, in evaluation mode.
+        model: A GPT with its head; or one that is laid out already, which spares who decodes several times doing it anew.
         prompts: Ids of each; none is empty.
         config: Beams, length penalty and number of tokens.
 
@@ -193,15 +195,15 @@ def beam_search(model: Model, prompts: Sequence[Int[Tensor, "_"]], config: Decod
         ConfigError: As for `decode`, like the next.
         DataError: An empty or overlong prompt.
     """
-    _check_lengths(prompts, config, model.config.max_position_embeddings)
-    return [_search(model, prompt.tolist(), config) for prompt in prompts]
+    reader = _reader(model, rows=config.num_beams, steps=config.max_new_tokens * len(prompts))
+    _check_lengths(prompts, config, reader.config.max_position_embeddings)
+    return [_search(reader, prompt.tolist(), config) for prompt in prompts]
 
 
-def _search(model: Model, prompt: list[int], config: DecodingConfig) -> Decoded:
-    body, beams = _body_of(model), config.num_beams
-    device = body.embeddings.word.weight.device
-    cache, states = _read(model, [prompt], len(prompt) + config.max_new_tokens)
-    sums = torch.zeros(1, device=device)
+def _search(reader: CachedGpt, prompt: list[int], config: DecodingConfig) -> Decoded:
+    beams = config.num_beams
+    logits = reader.begin([prompt], len(prompt) + config.max_new_tokens)
+    sums = torch.zeros(1, device=logits.device)
     texts: list[list[int]] = [[]]
     finished: list[tuple[float, Decoded]] = []
 
@@ -210,12 +212,12 @@ def _search(model: Model, prompt: list[int], config: DecodingConfig) -> Decoded:
         finished.append((total / max(1, length) ** config.length_penalty, Decoded(text, total, ended)))
 
     for step in range(config.max_new_tokens):
-        scores = model.causal_lm_logits(states).float().log_softmax(-1) + sums[:, None]  # (beams, V)
+        scores = logits.log_softmax(-1) + sums[:, None]  # (beams, V)
         best, places = scores.flatten().topk(min(2 * beams, scores.numel()))
         rows, tokens = places // scores.shape[1], places % scores.shape[1]
         kept: list[tuple[float, int, int]] = []
         for rank, (total, row, token) in enumerate(zip(best.tolist(), rows.tolist(), tokens.tolist(), strict=True)):
-            if token == _eos(model):
+            if token == reader.config.eos_token_id:
                 if rank < beams:
                     finish(texts[row], total, "eos")
             elif len(kept) < beams:
@@ -227,25 +229,17 @@ def _search(model: Model, prompt: list[int], config: DecodingConfig) -> Decoded:
             for total, text in zip([total for total, *_ in kept], texts, strict=True):
                 finish(text, total, "length")
             break
-        sums = torch.tensor([total for total, *_ in kept], device=device)
-        cache.select(torch.tensor([row for _, row, _ in kept], device=device))
-        new = torch.tensor([[token] for *_, token in kept], device=device)
-        states = body.forward_cached(new, cache)[:, -1]
+        sums = sums.new_tensor([total for total, *_ in kept])
+        reader.cache.select(rows.new_tensor([row for _, row, _ in kept]))
+        logits = reader.step(tokens.new_tensor([token for *_, token in kept]))
     return max(finished, key=lambda item: item[0])[1]
 
 
 # ------------------------------------------------------------------------------------------------------------------------ small parts
 
 
-def _body_of(model: Model) -> Gpt:
-    if not isinstance(model.body, Gpt) or "causal_lm" not in model.heads:
-        raise ConfigError("this model was not trained on the next word, so it cannot generate: give a GPT")
-    return model.body
-
-
-def _eos(model: Model) -> int:
-    assert isinstance(model.config, GptConfig)
-    return model.config.eos_token_id
+def _reader(model: Model | CachedGpt, *, rows: int, steps: int) -> CachedGpt:
+    return model if isinstance(model, CachedGpt) else CachedGpt(model, rows=rows, steps=steps)
 
 
 def _check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions: int) -> None:
@@ -261,42 +255,30 @@ def _check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions:
             )
 
 
-def _read(model: Model, texts: Sequence[Sequence[int]], room: int) -> tuple[KeyValueCache, Float[Tensor, "S D"]]:
-    """Returns a cache that holds some texts, and the last state of each."""
-    body = _body_of(model)
-    weight = body.embeddings.word.weight
-    heads = model.config.num_attention_heads
-    size = model.config.hidden_size // heads
-    cache = KeyValueCache(
-        model.config.num_hidden_layers, len(texts), room, heads, size, device=weight.device, dtype=weight.dtype
-    )
-    lengths = [len(text) for text in texts]
-    block = torch.zeros(len(texts), max(lengths), dtype=torch.int64)
+def _tokens_in(texts: Sequence[Sequence[int]], *, like: Float[Tensor, "S V"]) -> Bool[Tensor, "S V"]:
+    """Returns which tokens are in each text."""
+    seen = torch.zeros(like.shape, dtype=torch.bool)
     for row, text in enumerate(texts):
-        block[row, : len(text)] = torch.tensor(text)
-    states = body.forward_cached(block.to(weight.device), cache)
-    cache.cut(lengths)
-    last = torch.tensor(lengths, device=weight.device) - 1
-    return cache, states[torch.arange(len(texts), device=weight.device), last]
+        seen[row, torch.tensor(text)] = True
+    return seen.to(like.device)
 
 
 def _choose(
     logits: Float[Tensor, "S V"],
-    texts: Sequence[Sequence[int]],
     config: DecodingConfig,
     streams: Sequence[np.random.Generator],
+    seen: Bool[Tensor, "S V"] | None,
 ) -> Int[Tensor, "S"]:
     """Returns the next token of each text."""
-    seen = None
-    if config.repetition_penalty != 1:
-        seen = torch.zeros(logits.shape, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            seen[row, torch.tensor(text)] = True
-        seen = seen.to(logits.device)
     scores = filtered(logits, config, seen)
     if config.temperature == 0:
-        return scores.argmax(-1)
-    up_to = scores.double().softmax(-1).cumsum(-1)
+        return _likeliest(scores)
+    up_to = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
     drawn = torch.tensor([stream.random() for stream in streams], dtype=torch.float64, device=logits.device)
     chosen: Tensor = torch.searchsorted(up_to, drawn[:, None] * up_to[:, -1:], right=True)[:, 0]
     return chosen.clamp(max=logits.shape[1] - 1)
+
+
+def _likeliest(scores: Float[Tensor, "S V"]) -> Int[Tensor, "S"]:
+    """Returns the first highest of each row; on the CPU torch's own argmax takes ten times as long as NumPy's."""
+    return torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from stemformer.models.layers import (
     Dropout,
     FeedForward,
-    KeyValueCache,
     MultiHeadAttention,
     PositionEmbedding,
     Reading,
@@ -108,10 +107,6 @@ class GptLayer(nn.Module):
         """Returns the states of all tokens, or of those in `rows`, which still look at all before them."""
         gathered = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows))
         return self._fed((x if rows is None else x.index_select(0, rows)) + gathered)
-
-    def forward_cached(self, x: Float[Tensor, "S T D"], cache: KeyValueCache, layer: int) -> Float[Tensor, "S T D"]:
-        """Returns the states of tokens that follow those of the cache, which takes their keys and values."""
-        return self._fed(x + self.attention.forward_cached(self.attention_norm(x), cache, layer))
 
     def read(
         self, x: Float[Tensor, "N D"], *where: Any
@@ -256,24 +251,3 @@ class Gpt(nn.Module):
             keys.append(k)
             values.append(v)
         return self.norm(x), Reading(keys, values, cu_k)
-
-    def forward_cached(self, input_ids: Int[Tensor, "S T"], cache: KeyValueCache) -> Float[Tensor, "S T D"]:
-        """Returns the last hidden states of tokens that follow those of a cache, and adds their keys and values to it.
-
-        Args:
-            input_ids: As many new tokens for each sequence. Where a sequence has fewer, it is filled up with any, and `cache.cut` must
-                follow.
-            cache: What was seen before.
-
-        Raises:
-            ValueError: The cache has no room for them.
-        """
-        positions = cache.lengths[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
-        x = self.embeddings(input_ids.flatten(), positions.flatten().clamp(max=self.config.max_position_embeddings - 1))
-        x = x.view(*input_ids.shape, -1)
-        for number, layer in enumerate(self.layers):
-            assert isinstance(layer, GptLayer)
-            x = layer.forward_cached(x, cache, number)
-        cache.grow(input_ids.shape[1])
-        y: Tensor = self.norm(x)
-        return y

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
-from stemformer.models.attention import attend, attend_cached
+from stemformer.models.attention import attend
 
 __all__ = [
     "ACTIVATIONS",
@@ -210,29 +210,29 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
 
 
 class KeyValueCache:
-    """Keys and values of all tokens seen so far, for decoding: dense, with room for the longest sequence, written in place.
+    """Keys and values of all tokens seen so far, for decoding: dense, with room for the longest text, written in place.
+
+    All texts end at the same place: shorter ones begin later, after places that nothing looks at.
 
     Args:
         num_layers: L.
-        num_sequences: S.
-        room: Tokens of a sequence at most.
+        lengths: Tokens of each of S texts that are read first, together; what stands before shorter ones is padding.
+        room: Places, as many as the longest text may need.
         num_heads: H.
         head_size: K.
         device: Where it lies.
         dtype: Of keys and values.
 
     Attributes:
-        keys: (L, S, room, H, K).
+        keys: For each layer (S, H, room, K).
         values: Likewise.
-        lengths: (S,) tokens of each sequence.
-        longest: The largest of them.
-        is_even: All of them are equal.
+        longest: Places taken so far.
     """
 
     def __init__(
         self,
         num_layers: int,
-        num_sequences: int,
+        lengths: Sequence[int],
         room: int,
         num_heads: int,
         head_size: int,
@@ -240,27 +240,62 @@ class KeyValueCache:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (num_layers, num_sequences, room, num_heads, head_size)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(num_sequences, device=device, dtype=torch.int64)
+        shape = (len(lengths), num_heads, room, head_size)
+        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(num_layers)]
+        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(num_layers)]
         self.longest = 0
-        self.is_even = True
+        self._begins = max(lengths) - torch.tensor(lengths, device=device)  # (S,)
+        self._hidden: Tensor | None = None  # (S, 1, 1, room), -inf before a text begins
+        if len(set(lengths)) > 1:
+            before = torch.arange(room, device=device) < self._begins[:, None, None, None]
+            self._hidden = torch.zeros(before.shape, device=device, dtype=dtype).masked_fill(before, -torch.inf)
+
+    @property
+    def lengths(self) -> Int[Tensor, "S"]:
+        """Tokens of each text so far."""
+        return self.longest - self._begins
+
+    def positions(self, number: int) -> Int[Tensor, "S T"]:
+        """Returns the places in their texts of so many tokens to come; 0 for padding."""
+        places = torch.arange(self.longest, self.longest + number, device=self._begins.device)
+        return (places - self._begins[:, None]).clamp(min=0)
+
+    def mask(self, number: int) -> Float[Tensor, "*S T M"] | None:
+        """Returns what is added to the scores of so many tokens to come; None where they see all places up to their own."""
+        stop = self.longest + number
+        hidden = None if self._hidden is None else self._hidden[..., :stop]
+        if number == 1 or (self.longest == 0 and hidden is None):
+            return hidden
+        later = self.keys[0].new_full((number, stop), -torch.inf).triu(self.longest + 1)
+        if hidden is None:
+            return later
+        mask = later + hidden
+        mask.diagonal(self.longest, -2, -1).zero_()  # padding sees itself: a softmax over nothing is not a number
+        return mask
 
     def grow(self, number: int) -> None:
-        """Counts so many new tokens of each sequence, which were written."""
-        self.lengths += number
-        self.longest += number
+        """Takes places for so many new tokens of each text.
 
-    def cut(self, lengths: Sequence[int]) -> None:
-        """Forgets what lies behind the first so many tokens of each sequence."""
-        self.lengths = torch.tensor(lengths, device=self.lengths.device)
-        self.longest, self.is_even = max(lengths), len(set(lengths)) == 1
+        Raises:
+            ValueError: There is no room for them.
+        """
+        self.longest += number
+        if self.longest > self.keys[0].shape[2]:
+            raise ValueError(f"{self.longest} tokens for a cache of {self.keys[0].shape[2]}")
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
-        """Keeps these sequences, in this order; one may be kept several times."""
-        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
-        self.cut(self.lengths.index_select(0, rows).tolist())
+        """Keeps these texts, in this order; one may be kept several times. Memory is taken only where there are more than before."""
+        if torch.equal(rows, torch.arange(len(self._begins), device=rows.device)):
+            return
+        for layers in (self.keys, self.values):
+            for number, old in enumerate(layers):
+                seen = old[:, :, : self.longest].index_select(0, rows)
+                new = old[: len(rows)] if len(rows) <= len(old) else old.new_empty(len(rows), *old.shape[1:])
+                new[:, :, : self.longest] = seen
+                layers[number] = new
+        self._begins = self._begins.index_select(0, rows)
+        if self._hidden is not None:
+            self._hidden = self._hidden.index_select(0, rows)
 
 
 @dataclass(frozen=True)
@@ -340,23 +375,6 @@ class MultiHeadAttention(nn.Module):
             k, v = (torch.cat(pair).index_select(0, order) for pair in zip(before, (k, v), strict=True))
         out = attend(q, k, v, cu_q=cu_q, cu_k=cu_k, max_q=max_q, max_k=max_k, causal=True)
         return self.out(out.reshape(n, d)), k, v
-
-    def forward_cached(self, x: Float[Tensor, "S T D"], cache: KeyValueCache, layer: int) -> Float[Tensor, "S T D"]:
-        """Returns what the next tokens of each sequence gather, and writes their keys and values into a layer of the cache."""
-        s, t, d = x.shape
-        q, k, v = self.qkv(x).view(s, t, 3, self.num_heads, d // self.num_heads).unbind(2)  # (S, T, H, K)
-        out = attend_cached(
-            q,
-            k,
-            v,
-            keys=cache.keys[layer],
-            values=cache.values[layer],
-            lengths=cache.lengths,
-            longest=cache.longest,
-            is_even=cache.is_even,
-        )
-        y: Tensor = self.out(out.reshape(s, t, d))
-        return y
 
 
 class FeedForward(nn.Module):

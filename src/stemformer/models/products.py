@@ -1,0 +1,101 @@
+"""Products of few rows with a matrix, as decoding has them. Their time is that of reading the matrix, so it is laid out to be read fast.
+
+| device | weights | rows at most | threads | layout |
+|---|---|---|---|---|
+| CPU | float32 | 1 | 1 | `long runs`: a copy whose longer side is contiguous (MKL, which takes one thread for one row) |
+| CPU | bfloat16 | 3 | any | `halves`: panels of float16 (FBGEMM), multiplied in float32 |
+| CPU | float32, bfloat16 | any | any | `blocks`: oneDNN's own layout |
+| other | any | any | any | as it is |
+
+Measured in `docs/benchmarks.md`. From 2^-14 on, float16 holds a bfloat16 weight exactly; a smaller one changes by 2^-25 at most.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["Product", "make_product"]
+
+Product = Callable[[Tensor], Tensor]
+"""Rows (R, I) to rows (R, O) of the same dtype."""
+
+_BLOCK_ROWS = 4
+"""oneDNN reads faster for four rows than for one, two or three."""
+
+_STEPS_FOR_A_COPY = 8
+"""Steps in which a copy in runs or blocks has paid for itself."""
+
+_STEPS_FOR_HALVES = 128
+"""The same for halves, whose packing takes 5 to 15 ns a weight."""
+
+
+def make_product(
+    weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None, *, rows: int, steps: float = torch.inf
+) -> Product:
+    """Returns a function from rows x to `x weight^T + bias`.
+
+    It takes any number of rows, and is fast for as many as were announced. On the CPU it holds a copy of the weight.
+
+    Args:
+        weight: Of a linear layer.
+        bias: Likewise.
+        rows: Most rows of a usual call.
+        steps: How often it will be called; a copy is made only where it pays.
+
+    Example:
+        >>> make_product(torch.eye(2), torch.tensor([1.0, 2.0]), rows=1)(torch.tensor([[3.0, 4.0]]))
+        tensor([[4., 6.]])
+    """
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    if not _is_packable(weight) or steps < _STEPS_FOR_A_COPY:
+        return _as_it_is(weight, bias)
+    if weight.dtype == torch.float32 and rows == 1 and torch.get_num_threads() == 1:
+        return _in_long_runs(weight, bias)
+    if weight.dtype == torch.bfloat16 and rows < _BLOCK_ROWS and steps >= _STEPS_FOR_HALVES and _fits_halves(weight):
+        return _in_halves(weight, bias)
+    return _in_blocks(weight, bias)
+
+
+def _is_packable(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def _fits_halves(weight: Tensor) -> bool:
+    largest = float(weight.abs().max())
+    return torch.backends.quantized.engine in ("x86", "fbgemm") and largest <= torch.finfo(torch.float16).max
+
+
+def _as_it_is(weight: Tensor, bias: Tensor | None) -> Product:
+    return lambda x: F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+
+def _in_long_runs(weight: Tensor, bias: Tensor | None) -> Product:
+    if weight.shape[0] < weight.shape[1]:
+        return _as_it_is(weight, bias)
+    across = weight.t().contiguous()
+    return lambda x: x @ across if bias is None else torch.addmm(bias, x, across)
+
+
+def _in_blocks(weight: Tensor, bias: Tensor | None) -> Product:
+    blocks, dtype = torch.ops.mkldnn._reorder_linear_weight(weight, 4 * _BLOCK_ROWS), weight.dtype
+    multiply = torch.ops.mkldnn._linear_pointwise
+
+    def product(x: Tensor) -> Tensor:
+        filled = F.pad(x.to(dtype), (0, 0, 0, -len(x) % _BLOCK_ROWS))
+        y: Tensor = multiply(filled, blocks, bias, "none", [], "")[: len(x)].to(x.dtype)
+        return y
+
+    return product
+
+
+def _in_halves(weight: Tensor, bias: Tensor | None) -> Product:
+    panels = torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
+    multiply, many = torch.ops.quantized.linear_dynamic_fp16, _as_it_is(weight, bias)
+    return lambda x: multiply(x, panels) if len(x) < _BLOCK_ROWS else many(x)

@@ -1,0 +1,70 @@
+"""Products in each layout against the plain one, and which layout is taken when."""
+
+import pytest
+import torch
+
+from stemformer.models import products
+from stemformer.models.products import make_product
+
+
+def drawn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def chosen(monkeypatch, dtype, *, threads=1, **options):
+    """Returns the name of the function that lays a matrix out."""
+    names = ("_as_it_is", "_in_long_runs", "_in_halves", "_in_blocks")
+    for name in names:
+        monkeypatch.setattr(products, name, lambda weight, bias, name=name: name)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(products, "_is_packable", lambda weight: True)
+    return make_product(drawn(8, 6, dtype=dtype), None, **options)
+
+
+@pytest.mark.parametrize("layout", ["_as_it_is", "_in_long_runs", "_in_halves", "_in_blocks"])
+@pytest.mark.parametrize("shape", [(61, 32), (32, 61)], ids=["wide", "tall"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_layout_changes_no_product(layout, shape, with_bias):
+    dtype = torch.bfloat16 if layout == "_in_halves" else torch.float32
+    weight = drawn(*shape, dtype=dtype)
+    if not products._is_packable(weight) or (layout == "_in_halves" and not products._fits_halves(weight)):
+        pytest.skip("this processor has no such kernel")
+    bias = drawn(shape[0], dtype=dtype, seed=1) if with_bias else None
+    product = getattr(products, layout)(weight, bias)
+    for rows in (1, 2, 3) if layout == "_in_halves" else (1, 2, 3, 4, 5, 19):
+        x = drawn(rows, shape[1], seed=rows)
+        expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+        found = product(x)
+        assert found.dtype == torch.float32
+        # float32 sums of 61 products of about 1
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "expected"),
+    [
+        (torch.float32, {"rows": 1}, "_in_long_runs"),
+        (torch.float32, {"rows": 1, "threads": 2}, "_in_blocks"),
+        (torch.float32, {"rows": 2}, "_in_blocks"),
+        (torch.float32, {"rows": 1, "steps": 7}, "_as_it_is"),
+        (torch.bfloat16, {"rows": 3}, "_in_halves"),
+        (torch.bfloat16, {"rows": 4}, "_in_blocks"),
+        (torch.bfloat16, {"rows": 1, "steps": 127}, "_in_blocks"),
+        (torch.bfloat16, {"rows": 1, "steps": 7}, "_as_it_is"),
+    ],
+)
+def test_layout_follows_rows_threads_and_steps(monkeypatch, dtype, options, expected):
+    if expected == "_in_halves" and not products._fits_halves(drawn(2, 2)):
+        pytest.skip("this processor has no such kernel")
+    assert chosen(monkeypatch, dtype, **options) == expected
+
+
+def test_weight_beyond_float16_is_not_halved():
+    weight = drawn(4, 4, dtype=torch.bfloat16)
+    weight[1, 2] = 1e5
+    assert not products._fits_halves(weight)
+
+
+def test_float64_stays_as_it_is():
+    weight, x = drawn(4, 4, dtype=torch.float64), drawn(1, 4, dtype=torch.float64)
+    assert torch.equal(make_product(weight, None, rows=1)(x), x @ weight.T)
