@@ -23,46 +23,42 @@ included, over the rate of a 4096 x 4096 matrix product in the same precision an
 import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 import transformers
+from side_by_side import (
+    AHEAD,
+    CPU,
+    Found,
+    Step,
+    figures_of,
+    hand_steps,
+    joined_ids,
+    make_setup,
+    our_steps,
+    print_profile,
+    print_table,
+    resident_megabytes,
+    take_turns,
+    trainer_steps,
+)
 
 import stemformer
-from stemformer.data.batches import examples_of_step, permuted, prefetch
+from stemformer.data.batches import examples_of_step
 from stemformer.data.shards import open_shards
 from stemformer.data.tokenizer import load_tokenizer
 from stemformer.data.windows import Rows, make_rows
-from stemformer.models.model import make_model
 from stemformer.objectives.masked import MaskedLm, MaskedLmConfig, SpecialIds
-from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.recipes import find_recipe
-from stemformer.training.compute import (
-    autocast,
-    choose_precision,
-    compile_blocks,
-    keep_freed_memory,
-    matmul_rate,
-    step_flops,
-)
-from stemformer.training.log import StepSums
-from stemformer.training.loop import Phase, Setup, add_gradients, batches_of_step
-from stemformer.training.optim import clip, make_optimizer
+from stemformer.training.compute import choose_precision, keep_freed_memory
 from stemformer.training.run import BudgetConfig
-from stemformer.training.timetable import Timetable
 
-CPU = torch.device("cpu")
-AHEAD = 8  # steps prepared beyond the last timed one, so that the timed steps pay for preparing as many as they use
 SIDES = (
     "ours",
     "ours_compiled",
@@ -116,42 +112,17 @@ def prepared_samples() -> str:
 
 
 def compare(args: argparse.Namespace) -> None:
-    sides = args.sides.split(",")
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     same = ["data", "recipe", "steps", "warmup", "rows", "rate", "hidden_dropout", "lengths", "threads", "precision"]
     options = [f"--{n.replace('_', '-')}={getattr(args, n)}" for n in same if getattr(args, n) is not None]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "PYTHONWARNINGS": "ignore"}
-    for number in range(args.rounds):
-        for side in sides:
-            command = [sys.executable, __file__, f"--side={side}", *options]
-            ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if ran.returncode:
-                sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
-            told = json.loads(ran.stdout.splitlines()[-1])
-            found[side].append(told)
-            print(f"round {number + 1}, {side}: {told['tokens_per_second']:,.0f} tokens/s", file=sys.stderr, flush=True)
+    found = take_turns(__file__, args.sides.split(","), options, rounds=args.rounds, threads=args.threads)
     if args.json:
         Path(args.json).write_text(json.dumps({"arguments": vars(args), "measurements": found}, indent=1) + "\n")
     report(found, args)
 
 
-def report(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> None:
-    def median(side: str, figure: str) -> float:
-        return statistics.median(m[figure] for m in found[side])
-
+def report(found: Found, args: argparse.Namespace) -> None:
+    print_table(found)
     first = next(iter(found))
-    print(
-        f"| side | precision | tokens/s | lowest to highest | {first} is faster by | MFU | peak MB | padding | loss |"
-    )
-    print("|---" * 9 + "|")
-    for side, measured in found.items():
-        rates = [m["tokens_per_second"] for m in measured]
-        ratios = [a["tokens_per_second"] / b for a, b in zip(found[first], rates, strict=True)]
-        print(
-            f"| {side} | {measured[0]['precision']} | {median(side, 'tokens_per_second'):,.0f} | {min(rates):,.0f} to {max(rates):,.0f} "
-            f"| {statistics.median(ratios):.2f} | {median(side, 'mfu'):.0%} | {median(side, 'peak_megabytes'):,.0f} "
-            f"| {median(side, 'padding'):.1%} | {median(side, 'loss'):.2f} |"
-        )
     told = found[first][0]
     how = {
         "rows": "ours packs pieces of documents that do not see each other into rows of 128; transformers' rows are cut from\n"
@@ -185,32 +156,17 @@ def measure(side: str, args: argparse.Namespace) -> dict[str, Any]:
         parts=int(side.removeprefix("ours_in_")) if side.startswith("ours_in_") else 1,
     )
     if side.startswith("ours"):
-        steps = our_steps(setup, args, compiled=side == "ours_compiled")
+        steps = our_steps(setup, compiled=side == "ours_compiled")
     else:
         model = peer_model(side, setup)
         steps = by_trainer(model, setup, args) if side.startswith("default") else by_hand(model, setup, args, side)
-    ends = list(steps)  # (time, tokens, places, operations, loss) of each step
-    timed = ends[args.warmup :]
-    seconds = np.diff([step[0] for step in ends[args.warmup - 1 :]])
-    peak = resident_megabytes("VmHWM")
-    tokens, places, flops = (np.array([step[n] for step in timed]) for n in (1, 2, 3))
     return {
         "side": side,
-        "precision": precision,
-        "tokens_per_second": float(np.median(tokens / seconds)),
-        "mfu": float(np.median(flops / seconds)) / matmul_rate(CPU, precision),
-        "peak_megabytes": peak - after_imports,
-        "padding": 1 - float(tokens.sum() / places.sum()),
-        "loss": statistics.mean(step[4] for step in ends),
-        "step_seconds": seconds.round(4).tolist(),
+        **figures_of(steps, warmup=args.warmup, precision=precision, after_imports=after_imports),
         "vocab_size": setup.config.model.vocab_size,
         "rows": setup.config.batch.rows,
         "hidden_dropout": setup.config.model.hidden_dropout_prob,
     }
-
-
-def resident_megabytes(which: str) -> float:
-    return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) / 1024
 
 
 def our_setup(args: argparse.Namespace, precision: str, *, optimizer: str = "adamw", parts: int = 1) -> Any:
@@ -235,45 +191,8 @@ def our_setup(args: argparse.Namespace, precision: str, *, optimizer: str = "ada
     config = replace(config, optimizer=replace(config.optimizer, kind=optimizer))
     special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
     objective = MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size)
-    steps, folder = args.warmup + args.steps, Path(args.data)
-    config = replace(config, budget=BudgetConfig(steps=steps))
-    return Setup(
-        config=config,
-        timetable=Timetable(config, steps, folder),
-        objective=objective,
-        phases=[Phase(0, batch, rows)],
-        evaluate=None,
-        fill=None,
-        tokenizer=tokenizer,
-        device=CPU,
-        precision=precision,
-        environment={},
-        peak=0.0,
-        folder=folder,
-    )
-
-
-def our_steps(setup: Any, args: argparse.Namespace, *, compiled: bool) -> Iterator[tuple[float, ...]]:
-    keep_freed_memory()
-    model = make_model(setup.config.model, ["masked_lm"], generator=torch.Generator().manual_seed(0)).train()
-    if compiled:
-        compile_blocks(model)
-    module = WithLoss(model, setup.objective)
-    optimizer = make_optimizer(model, setup.config.optimizer, precision=setup.precision)
-    sums = StepSums()
-    made = prefetch(lambda s: batches_of_step(s, setup), range(setup.timetable.num_steps + AHEAD))
-    for step, batches in zip(range(setup.timetable.num_steps), made, strict=False):
-        counts = {"masked_lm": float(sum(len(batch.labels) for batch in batches))}
-        add_gradients(module, batches, setup, step, sums, counts)
-        norm = clip(optimizer, model.parameters(), setup.config.optimizer.clip_norm)
-        assert torch.isfinite(norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        tokens = sum(len(batch.input_ids) for batch in batches)
-        flops = sum(step_flops(model, batch, num_rows=len(batch.labels)) for batch in batches)
-        sums.add_step(tokens=tokens, places=tokens, displaced=0, flops=flops)
-        figures = sums.take(peak=1.0)
-        yield time.perf_counter(), tokens, tokens, flops, figures["masked_lm_loss"]
+    config = replace(config, budget=BudgetConfig(steps=args.warmup + args.steps))
+    return make_setup(config, objective, rows, tokenizer, precision, Path(args.data))
 
 
 def peer_model(side: str, setup: Any) -> Any:
@@ -302,16 +221,8 @@ def peer_examples(setup: Any, args: argparse.Namespace) -> list[list[int]]:
         rng = np.random.default_rng(0)  # nothing about a row is random
         numbers = [i for s in range(num_steps) for _, i in examples_of_step(s, **step)]
         return [[special.cls, *rows.draw(i, rng).tokens.tolist(), special.sep] for i in numbers]
-    line: list[int] = []
-    epoch = 0
-    while len(line) < per_step * num_steps * length:
-        for number in permuted(np.arange(shards.num_documents), shards.num_documents, seed=0, epoch=epoch).tolist():
-            span = shards.document_starts[number : number + 2]
-            line += [special.cls, *shards.tokens(*span).tolist(), special.sep]
-            if len(line) >= per_step * num_steps * length:
-                break
-        epoch += 1
-    return [line[a : a + length] for a in range(0, per_step * num_steps * length, length)]
+    line = joined_ids(shards, per_step * num_steps * length, before=[special.cls], after=[special.sep])
+    return [line[a : a + length] for a in range(0, len(line), length)]
 
 
 def peer_collator(setup: Any, args: argparse.Namespace) -> Any:
@@ -329,79 +240,34 @@ def with_masks(ids: list[int], setup: Any) -> dict[str, list[int]]:
     }
 
 
-def by_trainer(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[tuple[float, ...]]:
-    examples = datasets.Dataset.from_list([with_masks(ids, setup) for ids in peer_examples(setup, args)])
-    collate = peer_collator(setup, args)
-    shapes: list[tuple[int, int, int]] = []  # tokens, rows, length of each batch, in the order of the steps
-    ends: list[float] = []
-
-    def counting(features: list[dict[str, Any]]) -> Any:
-        batch = collate(features)
-        shapes.append((int(batch["attention_mask"].sum()), *batch["input_ids"].shape))
-        return batch
-
-    class Clock(transformers.TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
-
-    adam = setup.config.optimizer
-    with tempfile.TemporaryDirectory() as folder:
-        rates = {
-            "learning_rate": adam.learning_rate,
-            "weight_decay": adam.weight_decay,
-            "max_grad_norm": adam.clip_norm,
-        }
-        rates |= {"adam_beta1": adam.beta1, "adam_beta2": adam.beta2, "adam_epsilon": adam.eps}
-        steps = {
-            "max_steps": setup.timetable.num_steps,
-            "logging_steps": setup.timetable.num_steps,
-            "lr_scheduler_type": "constant",
-        }
-        quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
-        arguments = transformers.TrainingArguments(
-            folder, per_device_train_batch_size=setup.config.batch.rows, **rates, **steps, **quiet
-        )
-        trainer = transformers.Trainer(model, arguments, counting, examples, callbacks=[Clock()])
-        loss = trainer.train().training_loss
-    for end, (tokens, rows, length) in zip(ends, shapes, strict=False):
-        yield end, tokens, rows * length, peer_flops(model, rows, length), loss
+def by_trainer(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[Step]:
+    examples = [with_masks(ids, setup) for ids in peer_examples(setup, args)]
+    return trainer_steps(model, setup, examples, peer_collator(setup, args), peer_flops)
 
 
-def by_hand(model: Any, setup: Any, args: argparse.Namespace, side: str) -> Iterator[tuple[float, ...]]:
+def by_hand(model: Any, setup: Any, args: argparse.Namespace, side: str) -> Iterator[Step]:
     if side == "best_kept_memory":
         keep_freed_memory()
     examples = [with_masks(ids, setup) for ids in peer_examples(setup, args)]
     collate = peer_collator(setup, args)
     rows = setup.config.batch.rows
-    optimizer = make_optimizer(model, setup.config.optimizer)
     compiled = torch.compile(model, dynamic=args.lengths == "sentences")
-    made = prefetch(lambda s: collate(examples[s * rows : (s + 1) * rows]), range(setup.timetable.num_steps + AHEAD))
-    for _, batch in zip(range(setup.timetable.num_steps), made, strict=False):
+
+    def make(step: int) -> tuple[int, dict[str, torch.Tensor]]:
+        batch = collate(examples[step * rows : (step + 1) * rows])
         tokens = int(batch["attention_mask"].sum())
         if args.lengths == "rows":
             del batch["attention_mask"]  # nothing is padded: the faster way
-        with autocast(setup.device, setup.precision):
-            loss = compiled(**batch).loss
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), setup.config.optimizer.clip_norm)
-        assert torch.isfinite(norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        n, length = batch["input_ids"].shape
-        yield time.perf_counter(), tokens, n * length, peer_flops(model, n, length), loss.item()
+        return tokens, batch
+
+    return hand_steps(model, setup, make, lambda batch: compiled(**batch).loss, peer_flops)
 
 
 def profile(args: argparse.Namespace) -> None:
     """Prints where one step of ours spends its time."""
     torch.set_num_threads(args.threads)
     setup = our_setup(args, choose_precision(args.precision, CPU))
-    steps = our_steps(setup, args, compiled=False)
-    for _ in range(args.warmup):
-        next(steps)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
-        next(steps)
-    steps.close()
-    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    print_profile(our_steps(setup), warmup=args.warmup)
 
 
 if __name__ == "__main__":
