@@ -232,6 +232,24 @@ def test_lengths_in_stacks_of_their_own_equal_lengths_in_one(constants, causal):
         expect_reference(*make(lengths), causal=causal)
 
 
+def test_queries_of_causal_sequences_are_taken_in_parts_without_the_keys_behind_them(constants):
+    constants(FLASH_FROM=2**31)  # float32 takes the same way then, and shows more digits
+    for lengths, parts in (
+        ([64, 20], [(0, 64, 64)]),
+        ([100, 65, 9], [(0, 64, 64), (64, 128, 128)]),
+        ([600, 510], [(0, 160, 160), (160, 320, 320), (320, 480, 480), (480, 608, 608)]),
+    ):
+        constants(_STACK_COST=2**40, _SCORES_AT_ONCE=2**30)
+        attention._plan.cache_clear()
+        cu = offsets(lengths)
+        (stack,) = attention._plan_for(torch.empty(sum(lengths), HEADS, SIZE), cu, cu, True)
+        assert list(stack.parts) == parts
+        for kept in (2**22, 0):
+            constants(_KEPT_SCORES=kept)
+            expect_reference(*make(lengths), causal=True)
+        expect_reference(*make(lengths, dtype=torch.bfloat16), tolerance=BF16, causal=True)
+
+
 def test_stacks_cost_less_than_one_for_all_and_one_for_each():
     lengths = np.random.default_rng(0).integers(8, 128, 100).tolist()
 

@@ -118,6 +118,8 @@ def test_linear_loss_holds_no_more_scores_than_a_chunk(monkeypatch):
     leaves, labels = projection(100, 30)
     sizes = []
     seen = losses._score_in_place
-    monkeypatch.setattr(losses, "_score_in_place", lambda z, *rest: (sizes.append(len(z)), seen(z, *rest))[1])
+    monkeypatch.setattr(
+        losses, "_score_in_place", lambda z, *rest, **how: (sizes.append(len(z)), seen(z, *rest, **how))[1]
+    )
     linear_cross_entropy_sum(*leaves, labels)
     assert sum(sizes) == 100 and max(sizes) <= 16

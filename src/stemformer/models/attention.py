@@ -5,7 +5,7 @@ is decided by device, dtype and length, from the measured table in `docs/benchma
 
 | device | dtype | length | kernel |
 |---|---|---|---|
-| CPU | float32 | below 384 | `bmm`: sequences of about one length stacked, matrix products, backward by hand |
+| CPU | float32 | below 384 | `bmm`: sequences of about one length stacked, matrix products, backward by hand; causal queries in parts |
 | CPU | float32 | from 384 | `flash`: PyTorch's CPU flash kernel on sequences of exactly one length |
 | CPU | other | any | `bmm` |
 | CUDA | float16, bfloat16 | any | `torch.nn.attention.varlen.varlen_attn` |
@@ -39,6 +39,10 @@ _STACK_COST = 2**16
 
 _SCORES_AT_ONCE = 2**19
 """How many scores a block of the `bmm` kernel holds: 2 MiB in float32, so that they stay in the cache."""
+
+_CAUSAL_QUERIES = 64
+"""How many queries of causal sequences the `bmm` kernel multiplies with keys at once, at least: a half of a stack's, from 512 a quarter.
+Keys behind the last of them are left out."""
 
 _KEPT_SCORES = 2**22
 """How many probabilities of a call the `bmm` kernel keeps for the backward: 8 MiB in bfloat16. What is beyond is computed again."""
@@ -225,7 +229,7 @@ class _AttendOnCpu(torch.autograd.Function):
 
     @staticmethod
     def forward(q, k, v, cu_q, cu_k, causal, is_trained):  # type: ignore[no-untyped-def]
-        kept: list[Tensor | None] | None = [] if is_trained else None
+        kept: list[list[Tensor] | None] | None = [] if is_trained else None
         return (*_forward_cpu(q, k, v, cu_q, cu_k, causal, kept), kept)
 
     @staticmethod
@@ -271,13 +275,15 @@ class _Side:
 class _Stack:
     """Some sequences of about one length, as a block of `B` sequences, `T_q` queries and `T_k` keys.
 
-    `bias` (B, 1, T_q or 1, T_k) is 0 or -inf; None where every place is a token that all may see.
+    `bias` (B, 1, T_q or 1, T_k) is 0 or -inf; None where every place is a token that all may see. `parts` are the first query, one past
+    the last, and the keys of each part of the queries that is taken at once.
     """
 
     q: _Side
     k: _Side
     bias: Tensor | None
     flash: bool
+    parts: tuple[tuple[int, int, int], ...]
 
 
 def _rounded(lengths: Any, multiple: int = _LENGTH_STEP) -> Any:
@@ -302,13 +308,18 @@ def _make_stack(cu_q: np.ndarray, cu_k: np.ndarray, chosen: np.ndarray, *, causa
     q_rows, q_real = _rows(cu_q, chosen, multiple)
     k_rows, k_real = _rows(cu_k, chosen, multiple)
     hidden = ~k_real[:, None, None, :]
+    num_q, num_k = q_rows.shape[1], k_rows.shape[1]
+    parts: tuple[tuple[int, int, int], ...] = ((0, num_q, num_k),)
     if causal and not flash:
         shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
-        hidden = hidden | (np.arange(k_rows.shape[1]) > np.arange(q_rows.shape[1])[:, None] + shift)
+        if not shift.any():
+            size = max(_CAUSAL_QUERIES, int(_rounded(num_q / (2 if num_q < 512 else 4))))
+            parts = tuple((a, min(a + size, num_q), min(a + size, num_k)) for a in range(0, num_q, size))
+        hidden = hidden | (np.arange(num_k) > np.arange(num_q)[:, None] + shift)
         hidden = hidden & q_real[:, None, :, None]  # padded queries see everything, so that their softmax stays finite
     bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0) if hidden.any() else None
     q, k = _make_side(q_rows, q_real, int(cu_q[-1])), _make_side(k_rows, k_real, int(cu_k[-1]))
-    return _Stack(q, k, bias, flash)
+    return _Stack(q, k, bias, flash, parts)
 
 
 def _groups(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np.ndarray]:
@@ -403,14 +414,33 @@ def _without_spare(written: Tensor, cu: Tensor) -> Tensor:
     return written[:-1]
 
 
-def _probabilities(q: Tensor, k: Tensor, stack: _Stack) -> Tensor:
-    """Returns softmax(q k^T / sqrt(K)) for a block, (B*H, T_q, T_k)."""
-    b, h, t_q, size = q.shape
-    q, k = q.view(b * h, t_q, size), k.view(b * h, -1, size)
-    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=size**-0.5)
+def _probabilities(q: Tensor, k: Tensor, stack: _Stack, part: tuple[int, int, int]) -> Tensor:
+    """Returns softmax(q k^T / sqrt(K)) for a part of the queries of a block, (B*H, queries, keys).
+
+    Args:
+        q: Of the block, (B*H, T_q, K).
+        k: Likewise, (B*H, T_k, K).
+        stack: That the block is of.
+        part: Which queries, and how many keys they see.
+    """
+    first, stop, seen = part
+    scores = torch.baddbmm(
+        q.new_empty(1, 1, 1), q[:, first:stop], k[:, :seen].transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5
+    )
     if stack.bias is not None:
-        scores.view(b, h, t_q, -1).add_(stack.bias.to(scores.dtype))  # another dtype would be converted as a whole
+        bias = stack.bias[..., :seen] if stack.bias.shape[2] == 1 else stack.bias[:, :, first:stop, :seen]
+        by_head = scores.view(len(bias), -1, stop - first, seen)
+        by_head.add_(bias.to(scores.dtype))  # another dtype would be converted as a whole
     return torch.softmax(scores, -1)
+
+
+def _forward_bmm(q: Tensor, k: Tensor, v: Tensor, stack: _Stack) -> tuple[Tensor, list[Tensor]]:
+    """Returns what a block (B, H, T_q, K) of queries gathers, and the probabilities of each part of it."""
+    size = q.shape[-1]
+    flat_q, flat_k, flat_v = (x.view(-1, x.shape[2], size) for x in (q, k, v))
+    probabilities = [_probabilities(flat_q, flat_k, stack, part) for part in stack.parts]
+    gathered = [torch.bmm(p, flat_v[:, : p.shape[2]]) for p in probabilities]
+    return (gathered[0] if len(gathered) == 1 else torch.cat(gathered, 1)).view_as(q), probabilities
 
 
 def _forward_cpu(
@@ -420,7 +450,7 @@ def _forward_cpu(
     cu_q: Tensor,
     cu_k: Tensor,
     causal: bool,
-    kept: list[Tensor | None] | None = None,
+    kept: list[list[Tensor] | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Forward; `kept` receives the probabilities of each stack for the backward, as long as there is room for them."""
     room = 0 if kept is None else _KEPT_SCORES
@@ -436,13 +466,12 @@ def _forward_cpu(
             block, block_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(bq, bk, bv, 0.0, causal)
             write_lse(stack.q, block_lse.contiguous())
         else:
-            b, h, t_k, size = bk.shape
-            probabilities = _probabilities(bq, bk, stack)
-            block = torch.bmm(probabilities, bv.view(b * h, t_k, size)).view_as(bq)
+            block, probabilities = _forward_bmm(bq, bk, bv, stack)
         if kept is not None:
-            is_kept = not stack.flash and probabilities.numel() <= room
+            number = 0 if stack.flash else sum(p.numel() for p in probabilities)
+            is_kept = not stack.flash and number <= room
             kept.append(probabilities if is_kept else None)
-            room -= probabilities.numel() if is_kept else 0
+            room -= number if is_kept else 0
         write(stack.q, block)
     return _without_spare(out, cu_q), lse[:-1]
 
@@ -457,7 +486,7 @@ def _backward_cpu(
     cu_q: Tensor,
     cu_k: Tensor,
     causal: bool,
-    kept: list[Tensor | None] | None = None,
+    kept: list[list[Tensor] | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     read_q, read_k, read_v, read_grad, read_out, read_lse = map(_reader, (q, k, v, grad, out, lse[..., None]))
     (dq, write_q), (dk, write_k), (dv, write_v) = _writer(q), _writer(k), _writer(v)
@@ -476,22 +505,30 @@ def _backward_cpu(
 
 
 def _backward_bmm(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack, probabilities: Tensor | None
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack, kept: list[Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of a block (B, H, T, K) of queries, keys and values; probabilities that were not kept are computed again."""
-    b, h, t_q, size = q.shape
+    b, h, _, size = q.shape
     if stack.q.is_real is not None:
         grad.mul_(stack.q.is_real)
-    if probabilities is None:
-        probabilities = _probabilities(q, k, stack)
     q, k, v, grad = (x.view(b * h, -1, size) for x in (q, k, v, grad))
-    dv = torch.bmm(probabilities.transpose(1, 2), grad)
-    dp = torch.bmm(grad, v.transpose(1, 2))
-    ds = torch.ops.aten._softmax_backward_data(dp, probabilities, -1, dp.dtype)
     nothing = q.new_empty(1, 1, 1)
-    dq = torch.baddbmm(nothing, ds, k, beta=0, alpha=size**-0.5)
-    dk = torch.baddbmm(nothing, ds.transpose(1, 2), q, beta=0, alpha=size**-0.5)
-    return dq.view(b, h, t_q, size), dk.view(b, h, -1, size), dv.view(b, h, -1, size)
+    dq, dk, dv = [], nothing, nothing
+    for number, part in reversed(list(enumerate(stack.parts))):  # the last one sees all keys, the others add to it
+        first, stop, seen = part
+        p = kept[number] if kept is not None else _probabilities(q, k, stack, part)
+        of_part = grad[:, first:stop]
+        dp = torch.bmm(of_part, v[:, :seen].transpose(1, 2))
+        ds = torch.ops.aten._softmax_backward_data(dp, p, -1, dp.dtype)
+        dq.append(torch.baddbmm(nothing, ds, k[:, :seen], beta=0, alpha=size**-0.5))
+        if number == len(stack.parts) - 1:
+            dv = torch.bmm(p.transpose(1, 2), of_part)
+            dk = torch.baddbmm(nothing, ds.transpose(1, 2), q[:, first:stop], beta=0, alpha=size**-0.5)
+        else:
+            dv[:, :seen].baddbmm_(p.transpose(1, 2), of_part)
+            dk[:, :seen].baddbmm_(ds.transpose(1, 2), q[:, first:stop], alpha=size**-0.5)
+    whole = dq[0] if len(dq) == 1 else torch.cat(dq[::-1], 1)
+    return whole.view(b, h, -1, size), dk.view(b, h, -1, size), dv.view(b, h, -1, size)
 
 
 # ------------------------------------------------------------------------------------------------------- any device: one padded block

@@ -85,7 +85,6 @@ def linear_cross_entropy_sum(
 
     Source: Hsu et al. 2024, section 3.2 (gradients of a linear layer and its cross-entropy in one pass, in chunks).
     """
-    bias = states.new_zeros(len(weight), dtype=torch.float32) if bias is None else bias
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     with torch.autocast(device, enabled=False):
@@ -100,18 +99,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, weight, bias, labels, dtype, is_trained):  # type: ignore[no-untyped-def]
-        x, w, b = states.to(dtype), weight.to(dtype), bias.to(dtype)
+        x, w = states.to(dtype), weight.to(dtype)
+        b = None if bias is None else bias.to(dtype)
         total, correct = states.new_zeros((), dtype=torch.float32), labels.new_zeros(())
-        dx, dw, db = torch.empty_like(x), None, torch.zeros_like(bias, dtype=torch.float32)
+        dx, dw, db = torch.empty_like(x), None, None
+        if bias is not None:
+            db = torch.zeros_like(bias, dtype=torch.float32)
         size = max(_PLACES_STEP, _SCORES_AT_ONCE // len(w) // _PLACES_STEP * _PLACES_STEP)
         for start in range(0, max(1, len(x)), size):
             part, targets = x[start : start + size], labels[start : start + size]
             padded = F.pad(part, (0, 0, 0, -len(part) % _PLACES_STEP))
-            scores = torch.addmm(b, padded, w.t())  # (m, V)
+            scores = padded @ w.t() if b is None else torch.addmm(b, padded, w.t())  # (m, V)
             if len(padded) > len(part):
                 scores[len(part) :] = 0
             for z, target in _cached(scores[: len(part)], targets):
-                of_rows, right = _score_in_place(z, target, db if is_trained else None)
+                of_rows, right = _score_in_place(z, target, db, is_trained=is_trained)
                 total += of_rows
                 correct += right
             if is_trained:
@@ -121,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     dw = of_part if dw is None else dw.float().add_(of_part)  # more than one chunk adds up in float32
         if is_trained:
             ctx.save_for_backward(dx, dw, db)
-            ctx.dtypes = states.dtype, weight.dtype, bias.dtype
+            ctx.dtypes = states.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(correct)
         return total, correct
 
@@ -140,17 +142,23 @@ def _cached(scores: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(torch.split(scores, rows), torch.split(labels, rows), strict=True)
 
 
-def _score_in_place(scores: Tensor, labels: Tensor, bias_gradient: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns summed loss and number of right answers of some rows; for a gradient, the scores become that of the sum."""
+def _score_in_place(
+    scores: Tensor, labels: Tensor, bias_gradient: Tensor | None, *, is_trained: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns summed loss and number of right answers of some rows; for a gradient, the scores become that of the sum.
+
+    That of a bias, where there is one, is added to what is given.
+    """
     labels = labels[:, None]
     p = torch.softmax(scores.float(), -1)
     best, of_labels = scores.amax(-1, keepdim=True), scores.gather(1, labels)
     log_sum = best.float() - p.amax(-1, keepdim=True).log()  # exact also where a probability is 0 in float32
     total = (log_sum - of_labels.float()).sum()
     right = _num_right(scores, labels, of_labels == best)
-    if bias_gradient is not None:
+    if is_trained:
         p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
-        bias_gradient += p.sum(0)
+        if bias_gradient is not None:
+            bias_gradient += p.sum(0)
         scores.copy_(p)
     return total, right
 
