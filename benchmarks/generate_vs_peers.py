@@ -1,17 +1,19 @@
 """Generation beside transformers' `generate` and a loop that reads the whole text again for each token.
 
-    python benchmarks/generate_vs_peers.py --shape mini --batch 1
+    python benchmarks/generate_vs_peers.py --shape mini --batch 1 --json out.json
 
 Each measurement is a process of its own (the script calls itself with `--side`); sides take turns, round by round. The clock runs over
-one call that adds `--new` tokens to each prompt of `--prompt` random tokens, always the likeliest token; none ends early. A call on the
-same shapes comes first. Sides:
+one call that adds `--new` tokens to each prompt of `--prompt` random tokens, always the likeliest token; none ends early. A call for a few
+tokens comes first. Sides, each in float32 and, with `_bf16` behind its name, in bfloat16:
 
-    ours, ours_bf16        `generation.decode.decode`
-    theirs, theirs_bf16    transformers' `generate` with its cache, sdpa
-    again                  transformers' model reading the whole text for each token, as a plain nanoGPT loop does
+    ours      `generation.decode.decode` with a model laid out beforehand, as who decodes more than once has it
+    once      the same with the model as it was opened: the clock runs over laying it out, too
+    theirs    transformers' `generate` with its cache, sdpa
+    again     transformers' model reading the whole text for each token, as a plain nanoGPT loop does
 
-Equal: weights (drawn at random by ours, saved, and opened by both), prompts, number of tokens, precision by the side's name. Of memory's
-rate: the bytes of all weights, which each step reads, over the time of a step, as a share of the rate at which a large block is read.
+Equal: weights (drawn at random by ours, saved, and opened by both), prompts, number of tokens, precision, threads. Of memory's rate: the
+bytes of the weights that each step reads (all but the positions), over the time of a step (the call over its tokens), as a share of the
+rate at which a large block is read in the same process right behind. Tokens are compared with those of ours in the same precision.
 """
 
 import argparse
@@ -22,33 +24,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 from stemformer.generation.decode import DecodingConfig, decode
+from stemformer.models.cached import CachedGpt
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
 from stemformer.pretrained import load_model, save_model
 
+MINI = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 SHAPES = {
-    "mini": {
-        "vocab_size": 8000,
-        "hidden_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 1024,
-    },
-    "small": {
-        "vocab_size": 50257,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    },
+    "mini": {"vocab_size": 8000, **MINI},
+    "mini_50k": {"vocab_size": 50257, **MINI},
+    "small": {"vocab_size": 50257, **SMALL},
 }
-SIDES = ("ours", "ours_bf16", "theirs", "theirs_bf16", "again")
+SIDES = tuple(side + precision for precision in ("", "_bf16") for side in ("ours", "once", "theirs", "again"))
 
 
 def main() -> None:
@@ -61,6 +56,7 @@ def main() -> None:
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=2)
     add("--sides", default=",".join(SIDES))
+    add("--json", help="file that receives every measurement")
     add("--side", choices=SIDES, help=argparse.SUPPRESS)
     add("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -90,20 +86,27 @@ def compare(args: argparse.Namespace) -> None:
                 print(
                     f"round {number + 1}, {side}: {found[side][-1]['rate']:.0f} tokens/s", file=sys.stderr, flush=True
                 )
-    print("| side | tokens/s | lowest to highest | ours is faster by | ms a step | of memory's rate | same tokens |")
-    print("|---" * 7 + "|")
+    print(
+        "| side | tokens/s | lowest to highest | ours is faster by | ms a step | of memory's rate | same tokens | laid out in |"
+    )
+    print("|---" * 8 + "|")
     for side, runs in found.items():
+        ours = found.get("ours_bf16" if side.endswith("bf16") else "ours", runs)
         rates = [run["rate"] for run in runs]
-        ratios = [a["rate"] / b["rate"] for a, b in zip(found[sides[0]], runs, strict=True)]
-        same = statistics.mean(a == b for a, b in zip(found[sides[0]][0]["tokens"], runs[0]["tokens"], strict=True))
+        ratio = statistics.median(a["rate"] / b["rate"] for a, b in zip(ours, runs, strict=True))
+        same = statistics.mean(a == b for a, b in zip(ours[0]["tokens"], runs[0]["tokens"], strict=True))
+        rate, share, lay_out = (statistics.median(run[key] for run in runs) for key in ("rate", "share", "lay_out"))
         print(
-            f"| {side} | {statistics.median(rates):,.0f} | {min(rates):,.0f} to {max(rates):,.0f} | {statistics.median(ratios):.2f} "
-            f"| {1000 * args.batch / statistics.median(rates):.2f} | {statistics.median(run['share'] for run in runs):.0%} | {same:.0%} |"
+            f"| {side} | {rate:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} | {ratio:.2f} | {1000 * args.batch / rate:.2f} "
+            f"| {share:.0%} | {same:.0%} | {f'{lay_out:.2f} s' if lay_out else ''} |"
         )
+    read = [run["read"] / 1e9 for runs in found.values() for run in runs]
     print(
         f"\n{args.shape}, batch {args.batch}, prompts of {args.prompt}, {args.new} new tokens each, {args.threads} threads; "
-        f"medians of {args.rounds} rounds."
+        f"medians of {args.rounds} rounds; memory was read at {min(read):.1f} to {max(read):.1f} GB/s."
     )
+    if args.json:
+        Path(args.json).write_text(json.dumps({"options": vars(args), "runs": found}), encoding="utf-8")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -112,38 +115,49 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         1, SHAPES[args.shape]["vocab_size"], (args.batch, args.prompt), generator=torch.Generator().manual_seed(1)
     )
     dtype = torch.bfloat16 if args.side.endswith("bf16") else torch.float32
-    if args.side.startswith("ours"):
+    lay_out = 0.0
+    if args.side.startswith(("ours", "once")):
         model = load_model(args.folder).to(dtype)
-        config = DecodingConfig(max_new_tokens=args.new, temperature=0)
-        num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        if args.side.startswith("ours"):
+            start = time.perf_counter()
+            model = CachedGpt(model, rows=args.batch)
+            lay_out = time.perf_counter() - start
 
-        def run() -> list[list[int]]:
+        def run(new: int) -> list[list[int]]:
+            config = DecodingConfig(max_new_tokens=new, temperature=0)
             return [told.ids for told in decode(model, list(prompts), config)]
     else:
         theirs = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype).eval()
-        num_bytes = sum(p.numel() * p.element_size() for p in theirs.parameters())
-        options = {"max_new_tokens": args.new, "min_new_tokens": args.new, "do_sample": False, "pad_token_id": 0}
 
-        def run() -> list[list[int]]:
-            with torch.inference_mode():
-                if args.side != "again":
-                    mask = torch.ones_like(prompts)
-                    return theirs.generate(prompts, attention_mask=mask, **options)[:, args.prompt :].tolist()
+        @torch.inference_mode()
+        def run(new: int) -> list[list[int]]:
+            if args.side.startswith("theirs"):
+                options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+                ids = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+            else:
                 ids = prompts
-                for _ in range(args.new):
+                for _ in range(new):
                     ids = torch.cat([ids, theirs(ids, use_cache=False, logits_to_keep=1).logits[:, -1:].argmax(-1)], 1)
-                return ids[:, args.prompt :].tolist()
+            return ids[:, args.prompt :].tolist()
 
-    run()
+    run(4)
     start = time.perf_counter()
-    tokens = run()
+    tokens = run(args.new)
     seconds = time.perf_counter() - start
-    steps = seconds / args.new
+    read = read_rate()
     return {
         "rate": sum(map(len, tokens)) / seconds,
         "tokens": [token for text in tokens for token in text],
-        "share": num_bytes / steps / read_rate(),
+        "share": weight_bytes(args.shape, dtype) / (seconds / args.new) / read,
+        "read": read,
+        "lay_out": lay_out,
     }
+
+
+def weight_bytes(shape: str, dtype: torch.dtype) -> int:
+    with torch.device("meta"):
+        model = make_model(GptConfig(**SHAPES[shape]), ["causal_lm"])
+    return (model.num_parameters() - model.body.embeddings.position.weight.numel()) * dtype.itemsize
 
 
 def read_rate() -> float:

@@ -13,6 +13,7 @@ from stemformer.data.shards import Shards
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
 from stemformer.generation.decode import Decoded, DecodingConfig, beam_search, decode
+from stemformer.models.cached import CachedGpt
 from stemformer.models.model import Model
 
 __all__ = ["Continuation", "choose_beginnings", "continue_ids", "continue_texts", "write_samples"]
@@ -41,7 +42,7 @@ class Continuation:
 
 def continue_texts(
     prompts: Sequence[str],
-    model: Model,
+    model: Model | CachedGpt,
     tokenizer: Tokenizer,
     config: DecodingConfig,
     *,
@@ -52,7 +53,7 @@ def continue_texts(
 
     Args:
         prompts: Texts; an empty one begins a document.
-        model: A GPT with its head.
+        model: See `generation.decode.decode`.
         tokenizer: Of the model.
         config: How the next token is chosen.
         stop: A text ends before the first of these strings that it comes to; one that never comes ends nothing.
@@ -72,7 +73,7 @@ def continue_texts(
 
 def continue_ids(
     prompts: Sequence[Int[np.ndarray, "_"]],
-    model: Model,
+    model: Model | CachedGpt,
     tokenizer: Tokenizer,
     config: DecodingConfig,
     *,

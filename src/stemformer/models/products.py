@@ -88,8 +88,9 @@ def _in_blocks(weight: Tensor, bias: Tensor | None) -> Product:
     multiply = torch.ops.mkldnn._linear_pointwise
 
     def product(x: Tensor) -> Tensor:
-        filled = F.pad(x.to(dtype), (0, 0, 0, -len(x) % _BLOCK_ROWS))
-        y: Tensor = multiply(filled, blocks, bias, "none", [], "")[: len(x)].to(x.dtype)
+        spare = -len(x) % _BLOCK_ROWS
+        filled = F.pad(x, (0, 0, 0, spare)) if spare else x
+        y: Tensor = multiply(filled.to(dtype), blocks, bias, "none", [], "")[: len(x)].to(x.dtype)
         return y
 
     return product
