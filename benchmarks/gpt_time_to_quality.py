@@ -32,6 +32,7 @@ from nano_gpt import NanoGpt, as_hugging_face, draw_batch
 from side_by_side import joined_ids
 
 from stemformer import api
+from stemformer.config import with_settings
 from stemformer.data.batches import permuted
 from stemformer.data.shards import open_shards
 from stemformer.data.tokenizer import END_OF_TEXT, load_tokenizer
@@ -60,6 +61,7 @@ def main() -> None:
     train.add_argument("--out", required=True, help="each side writes a log of its own there")
     train.add_argument("--minutes", type=float, default=5)
     train.add_argument("--recipe", default="gpt_mini")
+    train.add_argument("--set", action="append", default=[], help="key=value laid over the recipe, for all sides")
     train.add_argument("--documents", choices=["apart", "stream"], default="apart", help="how ours reads them")
     train.add_argument("--threads", type=int, default=1)
     train.add_argument("--held-out-rows", type=int, default=128)
@@ -86,14 +88,14 @@ def train_ours(args: argparse.Namespace) -> None:
         time=f"{args.minutes}m",
         threads=args.threads,
         seed=args.seed,
-        settings=[*settings, f"objective.documents={args.documents}"],
+        settings=[*settings, f"objective.documents={args.documents}", *args.set],
     )
     model, tokenizer = load_with_tokenizer(run)
     write(args, "samples", write_samples(model, tokenizer, beginnings(args, tokenizer)))
 
 
 def train_peer(args: argparse.Namespace) -> None:
-    recipe = find_recipe(args.recipe)
+    recipe = with_settings(find_recipe(args.recipe), args.set)
     tokenizer = load_tokenizer(Path(args.data) / "tokenizer")
     end = tokenizer.id_of(END_OF_TEXT)
     assert end is not None, "a byte-level BPE"
