@@ -7,6 +7,7 @@ import torch
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.decode import DecodingConfig, beam_search, decode, filtered
 from stemformer.models.bert import BertConfig
+from stemformer.models.cached import CachedGpt
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
 from stemformer.pretrained import save_model
@@ -100,6 +101,16 @@ def test_what_can_be_drawn_equals_transformers(options):
     found = filtered(scores, DecodingConfig(**options))
     assert torch.equal(found.isinf(), expected.isinf())
     torch.testing.assert_close(found.softmax(-1), expected.softmax(-1))
+
+
+def test_model_that_is_laid_out_once_serves_many_calls(ours):
+    reader = CachedGpt(ours, rows=3)
+    given = prompts(3, 12, 7)
+    for options in ({"temperature": 0}, {"seed": 3}):
+        config = DecodingConfig(max_new_tokens=10, **options)
+        assert [t.ids for t in decode(reader, given, config)] == [t.ids for t in decode(ours, given, config)]
+    config = DecodingConfig(max_new_tokens=10, num_beams=3)
+    assert [t.ids for t in beam_search(reader, given, config)] == [t.ids for t in beam_search(ours, given, config)]
 
 
 def test_log_probability_is_that_of_the_model(ours, theirs):

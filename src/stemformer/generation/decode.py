@@ -141,9 +141,9 @@ def decode(
         ConfigError: Prompt and new tokens are longer than the model has positions, and the window does not slide.
         DataError: An empty prompt, or one that is longer than the model has positions.
     """
-    reader = _reader(model, rows=len(prompts), steps=config.max_new_tokens)
-    positions = reader.config.max_position_embeddings
+    positions = model.config.max_position_embeddings
     _check_lengths(prompts, config, positions)
+    reader = _reader(model, rows=len(prompts), steps=config.max_new_tokens)
     told = [Decoded() for _ in prompts]
     streams = [example_generator(config.seed, 0, number) for number in range(len(prompts))]
     texts = [prompt.tolist() for prompt in prompts]
@@ -195,8 +195,8 @@ def beam_search(model: Model | CachedGpt, prompts: Sequence[Int[Tensor, "_"]], c
         ConfigError: As for `decode`, like the next.
         DataError: An empty or overlong prompt.
     """
+    _check_lengths(prompts, config, model.config.max_position_embeddings)
     reader = _reader(model, rows=config.num_beams, steps=config.max_new_tokens * len(prompts))
-    _check_lengths(prompts, config, reader.config.max_position_embeddings)
     return [_search(reader, prompt.tolist(), config) for prompt in prompts]
 
 
