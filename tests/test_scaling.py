@@ -146,13 +146,13 @@ def test_bar_is_full_at_the_end(scale):
 
 
 def test_what_is_learned_in_context_is_told_by_size(scale, tmp_path):
-    def in_context(model):
-        return {0: 25.0, 4: 30.0 + load_model(model).config.hidden_size}
-
-    told = scale(sizes=["1x8", "1x16"], steps=1, in_context=in_context)
-    assert [row["4-shot"] for row in told["table"]] == [38.0, 46.0]
+    told = scale(sizes=["1x8", "1x16"], steps=1, prompt_tasks=["synthetic:association"], num_shots=[0, 2])
+    figures = json.loads((tmp_path / "out" / "prompts" / "prompt.json").read_text())["figures"]
+    assert [row["2-shot"] for row in told["table"]] == [
+        round(100 * r["accuracy"], 1) for r in figures if r["num_shots"] == 2
+    ]
     written = json.loads((tmp_path / "out" / "scale.json").read_text())
-    assert [line["in_context"] for line in written["sizes"]] == [{"0": 25.0, "4": 38.0}, {"0": 25.0, "4": 46.0}]
+    assert [list(line["in_context"]) for line in written["sizes"]] == [["0", "2"], ["0", "2"]]
 
 
 def test_command_prints_table_and_sentences_and_draws_a_page(tiny, tmp_path, capsys, monkeypatch):

@@ -24,6 +24,7 @@ from stemformer.finetuning import finetune
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.generation.decode import DecodingConfig
 from stemformer.generation.texts import continue_texts
+from stemformer.models.cached import CachedGpt
 from stemformer.planning import plan
 from stemformer.predicting import evaluate, load, predict
 from stemformer.pretrained import find_folder, load_with_tokenizer
@@ -359,7 +360,9 @@ def generate_each(
         on_text: Told 0 and what was just written.
         decoding: Fields of `generation.decode.DecodingConfig`.
     """
-    go_on = _generator(model, decoding, stop=stop, device=device, precision=precision, threads=threads, on_text=on_text)
+    go_on = _generator(
+        model, decoding, stop=stop, device=device, precision=precision, threads=threads, on_text=on_text, is_kept=True
+    )
     for text in prompts:
         yield from go_on([text])
 
@@ -373,8 +376,9 @@ def _generator(
     precision: str,
     threads: int | None,
     on_text: Callable[[int, str], None] | None,
+    is_kept: bool = False,
 ) -> Callable[[Sequence[str]], list[dict[str, Any]]]:
-    """Returns what goes on with prompts, of a model that is loaded once."""
+    """Returns what goes on with prompts, of a model that is loaded once, and if it is kept for more of them, laid out once."""
     for name in decoding:
         if name not in (known := DecodingConfig.__dataclass_fields__):
             raise ConfigError(
@@ -388,8 +392,9 @@ def _generator(
     if "causal_lm" not in opened.heads:
         raise ConfigError(f"{model} was not trained on the next word, so it cannot generate: give a GPT")
     opened.to(torch_device, torch.bfloat16 if choose_precision(precision, torch_device) == "bf16" else torch.float32)
+    reader = CachedGpt(opened, rows=config.num_beams) if is_kept else opened
     return lambda prompts: [
-        asdict(told) for told in continue_texts(prompts, opened, tokenizer, config, stop=stop, on_text=on_text)
+        asdict(told) for told in continue_texts(prompts, reader, tokenizer, config, stop=stop, on_text=on_text)
     ]
 
 

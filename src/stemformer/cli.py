@@ -346,6 +346,8 @@ def scale(
     rate_power: float = 0.5,
     config: str | None = None,
     settings: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    prompt_task: list[str] | None = None,
+    num_shots: str = "0,1,8",
     seed: int | None = None,
     resume: Flag = False,
     overwrite: Flag = False,
@@ -366,6 +368,8 @@ def scale(
         rate_power: The learning rate of a width is the recipe's times (recipe's width / width) to this power.
         config: TOML file laid over the recipe.
         settings: One setting laid over both, such as evaluation.every=50; may be given again.
+        prompt_task: A task as for prompt, whose accuracy in context is drawn against size too; may be given again.
+        num_shots: Numbers of examples in its prompts.
         seed: Number from which all randomness comes.
         resume: Keep the sizes that are finished, and do the others; sizes may be added.
         overwrite: Replace what the folder holds.
@@ -385,6 +389,8 @@ def scale(
             rate_power=rate_power,
             config=config,
             settings=settings or [],
+            prompt_tasks=prompt_task or [],
+            num_shots=_numbers("--num-shots", num_shots),
             **_given(seed=seed),
             resume=resume,
             overwrite=overwrite,

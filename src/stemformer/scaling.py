@@ -5,9 +5,10 @@ The runs themselves are in `sizes.py`.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from stemformer.data.manifest import Manifest, write_file
@@ -17,15 +18,13 @@ from stemformer.evaluation.power_laws import fit_joint_law, fit_power_law, joint
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.pretraining import read_seconds, resolve
 from stemformer.progress import Progress, Silent
+from stemformer.prompting import prompt
 from stemformer.recipes import find_recipe
 from stemformer.report.scale_report import write_scale_report
 from stemformer.sizes import GptScaleConfig, ScaleConfig, Size, begin, read_model_sizes, run_all
 from stemformer.training.run import BudgetConfig, GptRunConfig, RunConfig
 
-__all__ = ["InContext", "scale"]
-
-InContext = Callable[[Path], Mapping[int, float]]
-"""From the folder of a model to its accuracy in percent by the number of examples in the prompt."""
+__all__ = ["scale"]
 
 _FIRST_SHARE = 0.2
 """Of a run, whose evaluations are left out of the fit over tokens: the rate still rises, and word frequencies come first."""
@@ -48,7 +47,8 @@ def scale(
     device: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
-    in_context: InContext | None = None,
+    prompt_tasks: Sequence[str] = (),
+    num_shots: Sequence[int] = (0, 1, 8),
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -71,7 +71,8 @@ def scale(
         device: As in `training.run.ComputeConfig`, like the next two.
         precision: Number format.
         threads: Processor threads.
-        in_context: Measures what a model learns from examples in its prompt; drawn against size. None leaves it out.
+        prompt_tasks: Tasks as for `prompt`, whose mean accuracy is drawn against size too.
+        num_shots: Numbers of examples in their prompts.
         resume: Keep the sizes that are finished, and do the others; sizes may have been added.
         overwrite: Replace what `out` holds.
         progress: Told how far it is, over all sizes.
@@ -94,13 +95,40 @@ def scale(
     options = {"data": data, "config": config, "steps": steps, "tokens": tokens, "time": time, "seed": seed, **compute}
     run_all(asked, chosen, manifest, folder, done, {"settings": settings, **options}, progress)
     lines = [done[size.name] for size in chosen]
-    if in_context is not None:
-        progress.start("measuring what is learned in context", total=len(chosen), unit="sizes")
-        for line in lines:
-            accuracies = in_context(folder / "sizes" / line["size"] / "final")
-            line["in_context"] = {str(shots): value for shots, value in accuracies.items()}
-            progress.advance(1, line["size"])
+    if prompt_tasks:
+        _ask_in_context(lines, folder, prompt_tasks, num_shots, progress, device=device, threads=threads)
     return _conclude(asked, lines, folder, progress)
+
+
+def _ask_in_context(
+    lines: Sequence[dict[str, Any]],
+    folder: Path,
+    tasks: Sequence[str],
+    num_shots: Sequence[int],
+    progress: Progress,
+    *,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Adds to the line of each size how often its model is right in context, in percent, as a mean over tasks."""
+    models = {line["size"]: str(folder / "sizes" / line["size"] / "final") for line in lines}
+    out = folder / "prompts"
+    told = prompt(
+        tasks,
+        models=list(models.values()),
+        out=str(out),
+        num_shots=num_shots,
+        threads=threads,
+        resume=out.exists(),
+        device=device or "auto",
+        progress=progress,
+    )
+    for line in lines:
+        mine = [row for row in told["figures"] if row["model"] == models[line["size"]]]
+        line["in_context"] = {
+            str(shots): 100 * fmean(row["accuracy"] for row in mine if row["num_shots"] == shots)
+            for shots in sorted({row["num_shots"] for row in mine})
+        }
 
 
 # ------------------------------------------------------------------------------------------------------------------- what is asked for
