@@ -1,12 +1,15 @@
 """The command: a table over models, tasks and numbers of examples, what is kept, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from stemformer import api
 from stemformer.cli import main
 from stemformer.errors import CheckpointError, ConfigError
+from stemformer.models.model import make_model
 from stemformer.pretrained import save_model
 
 
@@ -55,21 +58,71 @@ def test_a_table_goes_on_with_what_is_missing(model, task, tmp_path, monkeypatch
     out = str(tmp_path / "table")
     first = api.prompt([task], models=[model], out=out, num_shots=[0], num_questions=5)
     seen = []
-    monkeypatch.setattr("stemformer.prompting._figure", _counting(seen))
+    monkeypatch.setattr("stemformer.prompting.ask", _counting(seen))
     both = api.prompt([task], models=[model], out=out, num_shots=[0, 1], num_questions=5, resume=True)
     assert seen == [1] and both["figures"][0] == first["figures"][0]
-    with pytest.raises(CheckpointError, match="num_questions was 5, is now 6"):
-        api.prompt([task], models=[model], out=out, num_shots=[0], num_questions=6, resume=True)
+    api.prompt([task], models=[model], out=out, num_shots=[0, 1], num_questions=6, resume=True)
+    assert seen == [1, 0, 1]  # other questions are other figures
 
 
 def _counting(seen):
-    from stemformer.prompting import _figure
+    from stemformer.evaluation.asking import ask
 
-    def figure(model, opened, tokenizer, task, data, num_shots, *rest):
+    def counted(*given, num_shots, **more):
         seen.append(num_shots)
-        return _figure(model, opened, tokenizer, task, data, num_shots, *rest)
+        return ask(*given, num_shots=num_shots, **more)
 
-    return figure
+    return counted
+
+
+def test_other_data_or_overwriting_asks_anew(model, task, tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("mood.toml", "mood.tsv"):
+        (folder / name).write_bytes((Path(task).parent / name).read_bytes())
+    mine, out = str(folder / "mood.toml"), str(tmp_path / "table")
+    before = api.prompt([mine], models=[model], out=out, num_shots=[0])["figures"][0]
+    turned = (folder / "mood.tsv").read_text().replace("\t0", "\tx").replace("\t1", "\t0").replace("\tx", "\t1")
+    (folder / "mood.tsv").write_text(turned)
+    for options in ({"resume": True}, {"overwrite": True}):
+        told = api.prompt([mine], models=[model], out=out, num_shots=[0], **options)["figures"]
+        assert [row["accuracy"] for row in told] == [pytest.approx(1 - before["accuracy"])]
+
+
+def test_a_folder_of_something_else_is_left_alone(model, task, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("seed = 0\n")
+    with pytest.raises(CheckpointError, match="holds no table of prompting"):
+        api.prompt([task], models=[model], out=str(tmp_path / "run"), num_shots=[0], resume=True)
+    assert (tmp_path / "run" / "config.toml").read_text() == "seed = 0\n"
+
+
+def test_one_task_on_two_files_is_told_apart_by_them(model, task, tmp_path):
+    other = tmp_path / "other.tsv"
+    other.write_bytes((Path(task).parent / "mood.tsv").read_bytes())
+    told = api.prompt([f"{task}={other}", task], models=[model], num_shots=[0], num_questions=3)
+    assert [row["task"] for row in told["figures"]] == ["mood_other", "mood_mood"]
+
+
+def test_models_called_alike_keep_their_answers(model, small_gpt, bpe, task, tmp_path):
+    other = make_model(small_gpt.config, ["causal_lm"], generator=torch.Generator().manual_seed(5))
+    save_model(other, tmp_path / "b" / "model", bpe)
+    out = tmp_path / "table"
+    api.prompt([task], models=[model, str(tmp_path / "b" / "model")], out=str(out), num_shots=[0], num_questions=3)
+    assert len(list((out / "answers").iterdir())) == 2
+
+
+def test_the_report_shows_what_was_asked(model, tmp_path):
+    out = tmp_path / "table"
+    api.prompt(["synthetic:association"], models=[model], out=str(out), num_shots=[0, 9], num_questions=1)
+    [shown] = api.show_prompts(["synthetic:association"], num_shots=[9])
+    last = shown["prompt"].splitlines()[-1]
+    assert last.replace(">", "&gt;") in (out / "report.html").read_text()
+
+
+def test_calibrated_figures_are_in_the_table(model, task):
+    [line] = api.prompt([task], models=[model], num_shots=[0], num_questions=4, calibrate=True)["table"]
+    assert "0 calibrated" in line
 
 
 def test_the_same_seed_gives_the_same_figures(model, task):
@@ -95,6 +148,9 @@ def test_tasks_are_listed(capsys):
         ({"models": []}, "expected at least one model"),
         ({"num_questions": 0}, "--num-questions 0"),
         ({"examples": ["other=x.tsv"]}, "expected one of the tasks"),
+        ({"examples": ["mood.toml"]}, "expected TASK=FILE"),
+        ({"seed": -1}, "--seed -1"),
+        ({"threads": -1}, "--threads -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(model, task, options, told):
@@ -103,8 +159,6 @@ def test_what_does_not_fit_is_refused(model, task, options, told):
 
 
 def test_a_model_without_words_is_refused(task, small_gpt, bpe, tmp_path):
-    from stemformer.models.model import make_model
-
     save_model(make_model(small_gpt.config, [], generator=None), tmp_path / "body", bpe)
     with pytest.raises(CheckpointError, match="no head for words"):
         api.prompt([task], models=[str(tmp_path / "body")], num_shots=[0])

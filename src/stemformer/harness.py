@@ -141,13 +141,19 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Returns how the model goes on with each text, up to the first of its stop strings."""
         told = []
-        for request in tqdm(requests, disable=disable_tqdm, desc="generating"):
+        for number, request in enumerate(tqdm(requests, disable=disable_tqdm, desc="generating")):
             text, settings = request.args
             until = settings.get("until") or []
-            most = min(settings.get("max_gen_toks") or self.max_gen_toks, self.max_length - 1)
+            most = settings.get("max_gen_toks") or self.max_gen_toks
+            if most >= self.max_length:
+                raise ConfigError(f"max_gen_toks is {most}, the model has {self.max_length} positions: ask for less")
             sampled = bool(settings.get("do_sample")) and settings.get("temperature", 1.0) > 0
             config = DecodingConfig(
-                max_new_tokens=most, temperature=settings.get("temperature", 1.0) if sampled else 0.0
+                max_new_tokens=most,
+                temperature=settings.get("temperature", 1.0) if sampled else 0.0,
+                top_k=settings.get("top_k", 0) if sampled else 0,
+                top_p=settings.get("top_p", 1.0) if sampled else 1.0,
+                seed=number,
             )
             ids = np.array(self.tok_encode(text)[-(self.max_length - most) :], np.int64)
             with torch.inference_mode(), autocast(self._device, self._precision):

@@ -1,26 +1,28 @@
 """The prompting command: tasks with zero, one or a few examples in the prompt, over models, numbers of examples and draws of them."""
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stemformer.config import differences, from_toml, to_toml
+from stemformer.config import from_toml, to_toml
 from stemformer.data.batches import example_generator
 from stemformer.data.manifest import write_file
 from stemformer.data.synthetic import SYNTHETIC_TASKS
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.evaluation.asking import ask, notes_on_answers, summarise
-from stemformer.folders import free_folder, refuse_inside
+from stemformer.folders import empty, free_folder, refuse_inside
 from stemformer.generation.prompts import Item, PromptData, PromptTask, built_in_tasks, open_task, read_items
 from stemformer.models.model import Model
 from stemformer.pretrained import find_folder, load_with_tokenizer
 from stemformer.progress import Progress, Silent
-from stemformer.report.prompt_report import write_prompt_report
+from stemformer.report.prompt_report import short_names, write_prompt_report
 from stemformer.training.compute import autocast, choose_device, choose_precision
 from stemformer.training.log import read_log
 
@@ -55,10 +57,6 @@ class PromptConfig:
     precision: str
 
 
-_MAY_CHANGE = ("models", "num_shots", "tasks")
-"""Keys of a table that goes on: what is new is added to what is there."""
-
-
 def list_tasks() -> list[dict[str, str]]:
     """Returns the tasks that can be named: `task`, `about`, `source`."""
     read = {name: from_toml(PromptTask, text, source=name) for name, text in built_in_tasks().items()}
@@ -80,23 +78,32 @@ def show_prompts(
         examples: Data of examples.
         seed: Of their draw.
     """
+    _check_numbers(num_shots, seed=seed)
     told = []
     for task in _open_tasks(tasks, examples):
         data = _read(task, max(num_shots), 1, seed)
-        number = _choose_questions(len(data.items), 1, seed)[0]
-        item = data.items[number]
-        for shots in num_shots:
-            before = task.before(data.draw(number, shots, seed=seed), item)
-            _, space, after = task.parts(item)
-            told.append(
-                {
-                    "task": task.name,
-                    "num_shots": shots,
-                    "prompt": before,
-                    "answers": [space + answer + after for answer in item.answers],
-                    "right": space + item.answers[item.gold] + after,
-                }
-            )
+        told += _shown(task, data, num_shots, 1, seed)
+    return told
+
+
+def _shown(
+    task: PromptTask, data: PromptData, num_shots: Sequence[int], num_questions: int, seed: int
+) -> list[dict[str, Any]]:
+    """Returns the prompt of the first question that is asked, for each number of examples."""
+    told = []
+    number = _choose_questions(len(data.items), num_questions, seed)[0]
+    item = data.items[number]
+    _, space, after = task.parts(item)
+    for shots in num_shots:
+        told.append(
+            {
+                "task": task.name,
+                "num_shots": shots,
+                "prompt": task.before(data.draw(number, shots, seed=seed), item),
+                "answers": [space + answer + after for answer in item.answers],
+                "right": space + item.answers[item.gold] + after,
+            }
+        )
     return told
 
 
@@ -148,7 +155,7 @@ def prompt(
     """
     progress = progress or Silent()
     shots = tuple(sorted(set(num_shots)))
-    _check(shots, models, num_questions, draws)
+    _check(shots, models, num_questions, draws, seed, threads)
     if threads:
         torch.set_num_threads(threads)
     where = choose_device(device)
@@ -156,49 +163,64 @@ def prompt(
     config = PromptConfig(
         tuple(models), tuple(opened), shots, num_questions, seed, draws, calibrate, choose_precision(precision, where)
     )
+    sources = [find_folder(model) for model in models]
     folder = None if out is None else Path(out) if resume else free_folder(out, overwrite=overwrite)
     if folder is not None:
-        refuse_inside(folder, [path for path in (*models, *(t.data for t in opened)) if path and Path(path).exists()])
-    sources = [find_folder(model) for model in models]
+        read = [
+            *models,
+            *(task.partition("=")[0] for task in tasks),
+            *(f for t in opened for f in (t.data, t.examples)),
+        ]
+        refuse_inside(folder, [path for path in read if path and Path(path).exists()])
     data = {task.name: _read(task, max(shots), num_questions, seed) for task in opened}
-    done = _begin(folder, config, progress) if folder is not None else []
-    known = {_key(row) for row in done}
-    todo = [(m, t, k) for m in models for t in opened for k in shots if (m, t.name, k) not in known]
+    rows = _begin(folder, config, progress, resume=resume) if folder is not None else []
     per_task = {name: min(num_questions, len(of_task.items)) for name, of_task in data.items()}
-    progress.start("asking", total=draws * sum(per_task[t.name] for _, t, _ in todo), unit="questions")
+    progress.start(
+        "asking",
+        total=len(models) * len(shots) * sum(_draws(t, draws) * per_task[t.name] for t in opened),
+        unit="questions",
+    )
+    names = short_names(models)
+    digests = {task.name: _digest([repr((task, *map(list, _parts(data[task.name])))).encode()]) for task in opened}
+    done: list[dict[str, Any]] = []
     notes: list[str] = []
     for model, source in zip(models, sources, strict=True):
-        mine = [(task, k) for m, task, k in todo if m == model]
-        if not mine:
-            continue
         body, tokenizer = load_with_tokenizer(source)
         _refuse_headless(body, model)
+        weights = _digest(p.detach().view(torch.uint8).numpy().tobytes() for p in body.parameters())
         body.to(where)
-        notes += _told_of(model, body, tokenizer, [task for task, k in mine if k == mine[0][1]])
-        for task, k in mine:
+        for task in opened:
             if "causal_lm" not in body.heads and task.how != "choose":
-                note = f"{model}: a masked model writes no text, so it takes no part in {task.name}"
-                notes += [] if note in notes else [note]
+                notes.append(f"{names[model]}: a masked model writes no text, so it takes no part in {task.name}")
+                progress.advance(len(shots) * _draws(task, draws) * per_task[task.name])
                 continue
-            with autocast(where, config.precision):
-                row = _figure(model, body, tokenizer, task, data[task.name], k, config, folder, progress)
-            done.append(row)
-            progress.say(
-                f"{model}: {task.name}, {k} examples: {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
-            )
-            if folder is not None:
-                lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in done]
-                write_file(folder / "figures.jsonl", lines)
+            told_of = notes_on_answers(task, tokenizer, for_masked="causal_lm" not in body.heads)
+            notes += [f"{names[model]}, {task.name}: {note}" for note in told_of]
+            for k in shots:
+                key = _fingerprint(weights, digests[task.name], k, config)
+                row = next((row for row in rows if row["fingerprint"] == key), None)
+                if row is None:
+                    with autocast(where, config.precision):
+                        row = _figure(names[model], body, tokenizer, task, data[task.name], k, config, folder, progress)
+                    row = {"task": task.name, "model": model, "fingerprint": key, **row}
+                    rows.append(row)
+                    note = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+                    progress.say(f"{names[model]}: {task.name}, {k} examples: {note}")
+                else:
+                    progress.advance(_draws(task, draws) * per_task[task.name])
+                done.append({**row, "model": model})
+                if folder is not None:
+                    lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in rows]
+                    write_file(folder / "figures.jsonl", lines)
     progress.finish()
-    order = {(m, t.name, k): n for n, (m, t, k) in enumerate((m, t, k) for t in opened for m in models for k in shots)}
-    rows = sorted((row for row in done if _key(row) in order), key=lambda row: order[_key(row)])
-    told: dict[str, Any] = {"table": _table(rows), "figures": rows, "notes": notes}
+    order = [task.name for task in opened]
+    done.sort(key=lambda row: order.index(row["task"]))
+    told: dict[str, Any] = {"table": _table(done, names), "figures": done, "notes": notes}
     if folder is not None:
         write_file(folder / "prompt.json", [json.dumps(told, ensure_ascii=False, indent=2).encode()])
-        shown = show_prompts(
-            tasks, num_shots=shots[: max(1, sum(k <= _SHOWN for k in shots))], examples=examples, seed=seed
-        )
-        write_prompt_report(folder, rows, notes, shown, config=to_toml(config))
+        few = shots[: max(1, sum(k <= _SHOWN for k in shots))]
+        shown = [one for task in opened for one in _shown(task, data[task.name], few, num_questions, seed)]
+        write_prompt_report(folder, done, notes, shown, config=to_toml(config))
         told |= {"report": str(folder / "report.html")}
     return told
 
@@ -207,14 +229,16 @@ _SHOWN = 4
 """Examples in prompts that the report shows, at most."""
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _table(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """Returns percent right with the bounds, a line for each task and model."""
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        line = lines.setdefault((row["task"], row["model"]), {"task": row["task"], "model": _short(row["model"])})
+        line = lines.setdefault((row["task"], row["model"]), {"task": row["task"], "model": names[row["model"]]})
         line[f"{row['num_shots']} shots"] = (
             f"{100 * row['accuracy']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
         )
+        if "calibrated" in row:
+            line[f"{row['num_shots']} calibrated"] = f"{100 * row['calibrated']:.1f}"
     for row in rows:
         for name in ("chance", "majority"):
             share = row[name]
@@ -222,27 +246,43 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(lines.values())
 
 
-def _check(shots: Sequence[int], models: Sequence[str], num_questions: int, draws: int) -> None:
-    if not shots or shots[0] < 0:
-        raise ConfigError(f"--num-shots {','.join(map(str, shots)) or '(none)'}: expected numbers from 0 on")
-    if not models or len(set(models)) < len(models):
+def _check(
+    shots: Sequence[int], models: Sequence[str], num_questions: int, draws: int, seed: int, threads: int | None
+) -> None:
+    _check_numbers(shots, seed=seed)
+    if not models or len({Path(model).resolve() for model in models}) < len(models):
         raise ConfigError("--model: expected at least one model, each of them once")
-    for name, value in (("num-questions", num_questions), ("draws", draws)):
+    for name, value in (("num-questions", num_questions), ("draws", draws), ("threads", threads or 1)):
         if value < 1:
             raise ConfigError(f"--{name} {value}: expected at least 1")
 
 
+def _check_numbers(shots: Sequence[int], *, seed: int) -> None:
+    if not shots or min(shots) < 0:
+        raise ConfigError(f"--num-shots {','.join(map(str, shots)) or '(none)'}: expected numbers from 0 on")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed {seed}: expected a number from 0 to 2**63 - 1")
+
+
 def _open_tasks(tasks: Sequence[str], examples: Sequence[str]) -> list[PromptTask]:
-    given = {name: file for name, _, file in (entry.partition("=") for entry in examples)}
-    names = [task.partition("=")[0] for task in tasks]
+    given: dict[str, str] = {}
+    for entry in examples:
+        name, is_told, file = entry.rpartition("=")
+        if not is_told or name in given:
+            raise ConfigError(f"--examples {entry}: expected TASK=FILE, each task once")
+        given[name] = file
+    names = [task if task.endswith(".toml") else task.rpartition("=")[0] or task for task in tasks]
     if unknown := set(given) - set(names):
         raise ConfigError(f"--examples {sorted(unknown)[0]}=...: expected one of the tasks, {', '.join(names)}")
     opened = [open_task(task, examples=given.get(name, "")) for task, name in zip(tasks, names, strict=True)]
     if not opened:
         raise ConfigError("no task was given: name some; `stemformer prompt --list` tells which there are")
-    called = [task.name for task in opened]
-    if len(set(called)) < len(called):
-        raise ConfigError(f"two tasks are called alike ({', '.join(called)}): give each a name of its own in its file")
+    called = Counter(task.name for task in opened)
+    opened = [  # one task on several files is told apart by them
+        replace(task, name=f"{task.name}_{Path(task.data).stem}") if called[task.name] > 1 else task for task in opened
+    ]
+    if len({task.name for task in opened}) < len(opened):
+        raise ConfigError(f"two tasks are called alike ({', '.join(sorted(called))}): give each a name in its file")
     return opened
 
 
@@ -251,7 +291,8 @@ def _read(task: PromptTask, num_shots: int, num_questions: int, seed: int) -> Pr
     if task.synthetic:
         return _synthetic(task.synthetic, num_shots, num_questions, seed)
     items = read_items(task.data, task)
-    return PromptData(items, read_items(task.examples, task) if task.examples else items)
+    is_same = not task.examples or Path(task.examples).resolve() == Path(task.data).resolve()
+    return PromptData(items, items if is_same else read_items(task.examples, task))
 
 
 def _synthetic(name: str, num_shots: int, number: int, seed: int) -> PromptData:
@@ -272,8 +313,46 @@ def _choose_questions(number: int, wanted: int, seed: int) -> list[int]:
     return sorted(order[: min(number, wanted)].tolist())
 
 
+def _draws(task: PromptTask, draws: int) -> int:
+    """Returns how often examples are drawn: those of a synthetic question are its own."""
+    return 1 if task.synthetic else draws
+
+
+def _parts(data: PromptData) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    return data.items, data.pool if data.pool is not data.items else (), data.own
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _fingerprint(weights: str, task: str, num_shots: int, config: PromptConfig) -> str:
+    """Returns what tells a figure apart from all that were measured with another model, task, data or number of examples.
+
+    Args:
+        weights: Digest of the model.
+        task: Digest of the task and its data.
+        num_shots: Examples in the prompt.
+        config: All else.
+    """
+    rest = (
+        weights,
+        task,
+        num_shots,
+        config.draws,
+        config.calibrate,
+        config.num_questions,
+        config.seed,
+        config.precision,
+    )
+    return _digest([repr(rest).encode()])[:16]
+
+
 def _figure(
-    model: str,
+    name: str,
     opened: Model,
     tokenizer: Tokenizer,
     task: PromptTask,
@@ -283,7 +362,7 @@ def _figure(
     folder: Path | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Returns a row of the table, and writes the answers behind it."""
+    """Returns a figure of the table, and writes the answers behind it."""
     numbers = _choose_questions(len(data.items), config.num_questions, config.seed)
     told = [
         ask(
@@ -297,35 +376,16 @@ def _figure(
             calibrate=config.calibrate,
             on_questions=progress.advance,
         )
-        for draw in range(config.draws)
+        for draw in range(_draws(task, config.draws))
     ]
     if folder is not None:
-        name = f"{_short(model)}-{task.name}-{num_shots}.jsonl"
+        file = f"{name}-{task.name}-{num_shots}.jsonl".replace("/", "_")
         lines = [{"draw": draw, **asdict(answer)} for draw, answers in enumerate(told) for answer in answers]
         (folder / "answers").mkdir(exist_ok=True)
         write_file(
-            folder / "answers" / name, [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines]
+            folder / "answers" / file, [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines]
         )
-    return {
-        "task": task.name,
-        "model": model,
-        "parameters": opened.num_parameters(),
-        "num_shots": num_shots,
-        **summarise(told, task, data.items),
-    }
-
-
-def _short(model: str) -> str:
-    return "_".join(part for part in Path(model).parts[-2:] if part not in ("/", "."))
-
-
-def _told_of(model: str, opened: Model, tokenizer: Tokenizer, tasks: Sequence[PromptTask]) -> list[str]:
-    for_masked = "causal_lm" not in opened.heads
-    return [
-        f"{model}, {task.name}: {note}"
-        for task in tasks
-        for note in notes_on_answers(task, tokenizer, for_masked=for_masked)
-    ]
+    return {"parameters": opened.num_parameters(), "num_shots": num_shots, **summarise(told, task, data.items)}
 
 
 def _refuse_headless(opened: Model, model: str) -> None:
@@ -335,32 +395,20 @@ def _refuse_headless(opened: Model, model: str) -> None:
         )
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, int]:
-    return row["model"], row["task"], row["num_shots"]
-
-
-def _begin(folder: Path, config: PromptConfig, progress: Progress) -> list[dict[str, Any]]:
+def _begin(folder: Path, config: PromptConfig, progress: Progress, *, resume: bool) -> list[dict[str, Any]]:
     """Makes the folder ready, and returns the figures that are there."""
     file = folder / "config.toml"
     rows: list[dict[str, Any]] = []
-    if file.is_file() and (folder / "figures.jsonl").is_file():
-        stored = from_toml(PromptConfig, file.read_text(encoding="utf-8"), source=str(file))
-        changed = [(k, a, b) for k, a, b in differences(stored, config) if not k.startswith(_MAY_CHANGE)]
-        before = {task.name: task for task in stored.tasks}
-        changed += [
-            (f"task {task.name}", before[task.name], task)
-            for task in config.tasks
-            if before.get(task.name, task) != task
-        ]
-        if max(config.num_shots) != max(stored.num_shots) and any(task.synthetic for task in config.tasks):
-            changed.append(("the largest number of examples", max(stored.num_shots), max(config.num_shots)))
-        if changed:
-            told = "; ".join(f"{key} was {a}, is now {b}" for key, a, b in changed)
-            raise CheckpointError(
-                f"this table cannot go on with other settings ({told}): leave them, or give another --out"
-            )
+    if resume and folder.is_dir() and any(folder.iterdir()):
+        if not (folder / "figures.jsonl").is_file() or not file.is_file():
+            raise CheckpointError(f"{folder} holds no table of prompting to go on with: give another --out")
         rows = read_log(folder / "figures.jsonl")
-        progress.say(f"{len(rows)} figures are there already")
+        progress.say(f"{len(rows)} figures are there already; those of the same model, task and data stay")
+    elif resume and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: give a folder")
+    elif folder.is_dir():
+        empty(folder)  # that it may be replaced was asked before
     folder.mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(config).encode()])
+    write_file(folder / "figures.jsonl", [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows])
     return rows

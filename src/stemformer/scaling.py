@@ -18,7 +18,7 @@ from stemformer.evaluation.power_laws import fit_joint_law, fit_power_law, joint
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.pretraining import read_seconds, resolve
 from stemformer.progress import Progress, Silent
-from stemformer.prompting import prompt
+from stemformer.prompting import prompt, show_prompts
 from stemformer.recipes import find_recipe
 from stemformer.report.scale_report import write_scale_report
 from stemformer.sizes import GptScaleConfig, ScaleConfig, Size, begin, read_model_sizes, run_all
@@ -82,6 +82,8 @@ def scale(
     """
     progress = progress or Silent()
     chosen = read_model_sizes(sizes)
+    if prompt_tasks:
+        show_prompts(prompt_tasks, num_shots=num_shots)  # what is wrong with them is told before anything is trained
     budget = {"steps": steps, "tokens": tokens, "seconds": read_seconds(time)}
     compute = {"device": device, "precision": precision, "threads": threads}
     run = resolve(find_recipe(recipe), config, settings, budget=budget, compute=compute)

@@ -1,11 +1,13 @@
 """Prompts that fit into a model, answers of every kind, and the figures made of them."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from stemformer.data.tokenizer import train_wordpiece
-from stemformer.errors import ConfigError
+from stemformer.errors import CheckpointError, ConfigError
 from stemformer.evaluation.asking import Asked, ask, interval, notes_on_answers, summarise
 from stemformer.generation.prompts import Item, PromptData, PromptTask
 from stemformer.models.bert import BertConfig
@@ -154,3 +156,28 @@ def test_figures():
 def test_the_interval_of_nothing_right_has_a_width():
     low, high = interval(0.0, 50)
     assert low == 0.0 and high == pytest.approx(0.0713, abs=1e-4)
+
+
+def test_answers_that_tie_are_not_right(small_gpt, bpe):
+    task = PromptTask("{text} {answer}", answers={"0": "king", "1": "king"}, label="label")
+    item = Item({"text": "old"}, ("king", "king"), 0, "0")
+    [told] = ask(small_gpt, bpe, task, PromptData([item], ()), [0], num_shots=0, seed=0)
+    assert told.by_sum == -1
+    assert "cannot tell apart" in notes_on_answers(task, bpe)[0]
+
+
+def test_scores_that_are_no_numbers_are_an_error(small_gpt, bpe):
+    broken = copy.deepcopy(small_gpt)
+    broken.body.norm.bias.data.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="scores are not finite"):
+        ask(broken, bpe, TASK, data(), [0], num_shots=0, seed=0)
+    generate = PromptTask("{text} {answer}", answer="{label}", how="generate")
+    with pytest.raises(CheckpointError, match="scores are not finite"):
+        ask(broken, bpe, generate, data(), [0], num_shots=0, seed=0)
+
+
+def test_a_text_behind_the_answer_is_taken_off(small_gpt, bpe, monkeypatch):
+    task = PromptTask("{text} {answer}.", answer="{label}", how="generate")
+    item = Item({"text": "old"}, ("king",), 0)
+    monkeypatch.setattr("stemformer.evaluation.asking.continue_ids", lambda ids, *a, **b: [(" king.", None)] * len(ids))
+    assert ask(small_gpt, bpe, task, PromptData([item], ()), [0], num_shots=0, seed=0)[0].by_sum == 0

@@ -68,7 +68,7 @@ def test_draws_are_balanced_and_nested_and_leave_the_question_out():
 
 
 def test_examples_from_elsewhere_may_all_be_taken():
-    data = PromptData(items(2), items(4))
+    data = PromptData(items(2), items(6)[2:])
     assert len(data.draw(0, 4, seed=0)) == 4
     with pytest.raises(DataError, match="5 examples were asked for, there are 4"):
         data.draw(0, 5, seed=0)
@@ -137,9 +137,68 @@ def test_tasks_that_do_not_exist(given, told):
         ({"template": "{answer}"}, "expected one of answers, choices"),
         ({"template": "{answer}", "answer": "{a}"}, "answer goes with how = complete or generate"),
         ({"template": "{answer}", "choices": ("a", "b")}, "expected label"),
+        ({"template": "{answer}", "answers": {"0": "", "1": "x"}, "label": "l"}, "words for each"),
         ({"template": "{answer}", "choices": ("a", "b"), "label": "l", "how": "generate"}, "need answer"),
     ],
 )
 def test_tasks_that_do_not_fit_together(settings, told):
     with pytest.raises(ConfigError, match=told):
         PromptTask(**settings)
+
+
+def test_a_column_called_answer_can_be_the_answer(tmp_path):
+    file = written(tmp_path / "q.jsonl", [{"question": "x", "answer": "y"}])
+    task = PromptTask("Q: {question}\nA: {answer}", answer="{answer}", how="generate")
+    [item] = read_items(file, task)
+    assert item.answers == ("y",) and task.text(item) == "Q: x\nA: y"
+
+
+def test_columns_may_have_spaces_in_their_names():
+    assert render("{Sentence A|lower}!", {"Sentence A": "Yes"}) == "yes!"
+    with pytest.raises(ConfigError, match="no column 'B C'"):
+        render("{B C}", {"A": ""})
+
+
+@pytest.mark.parametrize(("label", "gold"), [(1, 1), (0, 0), ("2", None)])
+def test_numbers_that_are_answers_too(tmp_path, label, gold):
+    file = written(tmp_path / "n.jsonl", [{"a": "2", "b": "1", "c": "0", "label": label}])
+    task = PromptTask("{answer}", choices=("{a}", "{b}", "{c}"), label="label")
+    if gold is None:
+        with pytest.raises(DataError, match="may be the number or the text"):
+            read_items(file, task)
+    else:
+        assert read_items(file, task)[0].gold == gold
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "told"),
+    [
+        ({"choices_column": "c", "label": "label"}, {"c": "dog", "label": 0}, "holds no list of answers"),
+        ({"answer": "{c|last}", "how": "complete"}, {"c": " "}, "the right answer is ''"),
+        ({"answer": "{c}", "how": "generate"}, {"c": "a\nb"}, "expected a text without"),
+        ({"choices": ("{c}", "x"), "label": "label"}, {"c": "a", "label": "--1"}, "the right answer is '--1'"),
+    ],
+)
+def test_answers_that_cannot_be(tmp_path, settings, row, told):
+    with pytest.raises(DataError, match=told):
+        read_items(written(tmp_path / "x.jsonl", [row]), PromptTask("{answer}", **settings))
+
+
+def test_a_question_is_not_among_its_examples_in_another_file_either():
+    asked = items(4)
+    data = PromptData(asked, [*asked, *items(6)[4:]])
+    assert all(item.fields != asked[0].fields for item in data.draw(0, 5, seed=0))
+
+
+def test_each_label_is_shown_as_often_whatever_the_question():
+    asked = items(8)
+    data = PromptData(asked, asked)
+    for number in range(8):
+        assert Counter(item.label for item in data.draw(number, 4, seed=number)) == {"0": 2, "1": 2}
+
+
+def test_paths_may_hold_an_equals_sign(tmp_path):
+    folder = tmp_path / "lr=1"
+    folder.mkdir()
+    (folder / "t.toml").write_text('template = "{a} {answer}"\nanswer = "{b}"\nhow = "complete"\n')
+    assert open_task(f"{folder / 't.toml'}=d=1.tsv").data == "d=1.tsv"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import log_softmax, logsumexp
 
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
@@ -37,7 +38,7 @@ class Asked:
     Attributes:
         number: Of the question.
         gold: Number of the right answer.
-        by_sum: Number of the answer with the largest log-probability; for `complete` and `generate` 0 if right, else -1.
+        by_sum: Number of the answer with the largest log-probability, -1 for a tie; for `complete` and `generate` 0 if right, else -1.
         by_mean: The same by log-probability a character.
         calibrated: The same by how much likelier an answer is than without the question; None where that was not asked.
         log_probabilities: Of each answer; empty for `generate`.
@@ -106,6 +107,7 @@ def ask(
         ConfigError: A masked model asked to generate.
         DataError: Fewer examples than asked for.
     """
+    calibrate = calibrate and task.how == "choose"
     if "causal_lm" not in model.heads and task.how != "choose":
         raise ConfigError(
             f"task {task.name} asks for a text, which a masked model does not write: give a GPT, or a task with choices"
@@ -193,12 +195,25 @@ def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool
         for_masked: It is a masked model.
     """
     words = list(task.answers.values())
+    if (
+        task.how == "generate"
+        and task.stop
+        and task.stop not in tokenizer.decode(tokenizer.encode_ids([f"x{task.stop}x"])[0])
+    ):
+        return [f"this vocabulary has no {task.stop!r}, where an answer ends: only what ends by itself can be right"]
+    if for_masked and (task.choices or task.choices_column):
+        return ["all words of an answer are hidden at once: its length and how frequent its words are count for much"]
     if not words:
         return []
     fields = dict.fromkeys(_columns(task), "x")
     space = task.parts(Item(fields, tuple(words), 0), for_masked=for_masked)[1]
     ids = [row.tolist() for row in tokenizer.encode_ids([space + word for word in words])]
     split = [f"{word!r} ({len(row)})" for word, row in zip(words, ids, strict=True) if len(row) > 1]
+    same = {word for i, word in enumerate(words) if ids[i] in ids[:i] + ids[i + 1 :]}
+    if same:
+        return [
+            f"answers that this tokenizer cannot tell apart, so that none of them is right: {', '.join(sorted(same))}"
+        ]
     firsts = Counter(row[0] for row in ids if row)
     alike = [word for word, row in zip(words, ids, strict=True) if row and firsts[row[0]] > 1]
     notes = [f"answers of several tokens, all of which count: {', '.join(split)}"] if split else []
@@ -226,15 +241,17 @@ def _fit(
         made = _encode(task, [(waiting[n], shown[n].item) for n in waiting], tokenizer, for_masked=for_masked)
         left = {}
         for number, (prompt, answers, behind) in zip(waiting, made, strict=True):
-            reserve = max(len(answer) for answer in answers) if task.how != "generate" else task.max_new_tokens
+            reserve = max((len(answer) for answer in answers), default=task.max_new_tokens)
+            is_long = reserve + len(behind) >= positions
+            behind = behind[: max(0, positions - reserve - 1)]
             room = positions - reserve - len(behind)
             examples, dropped = waiting[number], len(shown[number].examples) - len(waiting[number])
             if room < 1:
                 raise ConfigError(
-                    f"task {task.name}: an answer takes {reserve + len(behind)} tokens, the model has room for {positions}"
+                    f"task {task.name}: an answer takes {reserve} tokens, the model has room for {positions}"
                 )
             if len(prompt) <= room or not examples:
-                fitted[number] = _Fitted(prompt[-room:], answers, behind, dropped, len(prompt) > room)
+                fitted[number] = _Fitted(prompt[-room:], answers, behind, dropped, is_long or len(prompt) > room)
             else:
                 left[number] = examples[1:]
         waiting = left
@@ -247,6 +264,10 @@ def _encode(
     """Yields ids of prompts, of their answers, and of what stands behind a blank (for masked models; else it belongs to the answer)."""
     before = [task.before(examples, item, for_masked=for_masked) for examples, item in given]
     parts = [task.parts(item, for_masked=for_masked) for _, item in given]
+    if task.how == "generate":
+        for prompt in tokenizer.encode_ids(before):
+            yield prompt, (), prompt[:0]
+        return
     if for_masked:
         prompts, behind = tokenizer.encode_ids(before), tokenizer.encode_ids([after for *_, after in parts])
         answers = iter(tokenizer.encode_ids([answer for _, item in given for answer in item.answers]))
@@ -289,8 +310,8 @@ def _choose(
             chosen = (0 if row[0].is_greedy else -1,) * 2
         else:
             lengths = np.array([max(1, len(answer)) for answer in one.item.answers])
-            chosen = int(sums.argmax()), int((sums / lengths).argmax())
-        calibrated = None if free is None else int((sums - np.log(free[place])).argmax())
+            chosen = _largest(sums), _largest(sums / lengths)
+        calibrated = None if free is None else _largest(sums - free[place])
         yield Asked(
             one.number,
             one.item.gold,
@@ -325,13 +346,13 @@ def _blanks(fit: _Fitted, answer: np.ndarray, tokenizer: Tokenizer) -> Blanks:
 def _content_free(
     model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]
 ) -> list[Float[np.ndarray, "a"]]:
-    """Returns the probabilities of each question's answers where the question holds nothing: means over a few ways to say so."""
+    """Returns log-probabilities of each question's answers where the question holds nothing: of the mean over a few ways to say so."""
     columns = _columns(task)
     told = []
     for text in _CONTENT_FREE:
         _, scores = _scores(model, tokenizer, task, [_emptied(one, columns, text) for one in shown])
-        told.append([_softmax(np.array([s.log_probability for s in row])) for row in scores])
-    return [np.mean(rows, axis=0) for rows in zip(*told, strict=True)]
+        told.append([log_softmax([s.log_probability for s in row]) for row in scores])
+    return [logsumexp(rows, axis=0) - math.log(len(rows)) for rows in zip(*told, strict=True)]
 
 
 def _emptied(one: _Shown, columns: set[str], text: str) -> _Shown:
@@ -340,10 +361,9 @@ def _emptied(one: _Shown, columns: set[str], text: str) -> _Shown:
     return replace(one, item=replace(one.item, fields=fields))
 
 
-def _softmax(x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    e = np.exp(x - x.max())
-    y: np.ndarray = e / e.sum()
-    return y
+def _largest(x: Float[np.ndarray, "n"]) -> int:
+    """Returns the number of the largest value, -1 where two are the largest: an answer that ties with another is not right."""
+    return int(x.argmax()) if (x == x.max()).sum() == 1 else -1
 
 
 def _generate(model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]) -> Iterator[Asked]:
@@ -351,6 +371,8 @@ def _generate(model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Seque
     config = DecodingConfig(max_new_tokens=task.max_new_tokens, temperature=0.0)
     stop = [task.stop] if task.stop else []
     told = continue_ids([fit.prompt for fit in fitted], model, tokenizer, config, stop=stop)
-    for one, fit, (text, _) in zip(shown, fitted, told, strict=True):
-        right = 0 if text.strip() == one.item.answers[0].strip() else -1
+    golds = tokenizer.encode_ids([one.item.answers[0] for one in shown])  # as the tokenizer would spell them
+    for one, fit, gold, (text, _) in zip(shown, fitted, golds, told, strict=True):
+        text = text.strip().removesuffix(task.parts(one.item)[2].strip()).strip()
+        right = 0 if text in (one.item.answers[0], tokenizer.decode(gold).strip()) else -1
         yield Asked(one.number, 0, right, right, text=text.strip(), num_dropped=fit.num_dropped, is_cut=fit.is_cut)

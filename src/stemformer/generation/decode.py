@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stemformer.data.batches import example_generator
-from stemformer.errors import ConfigError, DataError
+from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.models.cached import CachedGpt
 from stemformer.models.model import Model
 
@@ -68,6 +68,12 @@ class DecodingConfig:
             raise ConfigError(f"num_beams is {self.num_beams}: expected at least 1")
         if self.num_beams > 1 and (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0):
             raise ConfigError("num_beams draws nothing: leave top_k, top_p and min_p out")
+        if self.num_beams > 1 and (self.temperature not in (0, 1) or self.repetition_penalty != 1):
+            raise ConfigError("num_beams takes the model's own scores: leave temperature and repetition_penalty out")
+        if not -math.inf < self.length_penalty < math.inf or (self.num_beams == 1 and self.length_penalty != 1):
+            raise ConfigError(
+                f"length_penalty is {self.length_penalty}: expected a number, beside num_beams of 2 or more"
+            )
         if self.num_beams > 1 and self.overflow == "slide":
             raise ConfigError("num_beams and overflow = slide do not go together: give fewer new tokens")
 
@@ -156,6 +162,10 @@ def decode(
         gained = scores.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
         stay = []
         for row, (i, token, gain) in enumerate(zip(active, chosen.tolist(), gained, strict=True)):
+            if not math.isfinite(gain):
+                raise CheckpointError(
+                    "the model's scores are not finite: its weights are damaged, or overflow in this precision"
+                )
             told[i].log_probability += gain
             if token == reader.config.eos_token_id:
                 told[i].ended = "eos"
@@ -178,7 +188,7 @@ def decode(
         if reader.cache.longest < room:
             scores = reader.step(chosen)
         else:  # the window slides: the later half of each text becomes its beginning
-            scores = reader.begin([texts[i][-(positions // 2) :] for i in active], room)
+            scores = reader.begin([_within(texts[i], positions) for i in active], room)
     return told
 
 
@@ -253,6 +263,11 @@ def _check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions:
                 f"prompt {number} has {len(prompt)} tokens; with {config.max_new_tokens} new ones that is more than the model's "
                 f"{positions} positions: ask for at most {positions - len(prompt)}, or let the window slide"
             )
+
+
+def _within(text: list[int], positions: int) -> list[int]:
+    """Returns a text that has room to go on: itself, or its later half where it fills all positions."""
+    return text if len(text) < positions else text[-(positions // 2) :]
 
 
 def _tokens_in(texts: Sequence[Sequence[int]], *, like: Float[Tensor, "S V"]) -> Bool[Tensor, "S V"]:

@@ -6,7 +6,7 @@ Source: Brown et al. 2020, section 2.4 (examples drawn for each question, answer
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files as package_files
@@ -24,15 +24,15 @@ from stemformer.errors import ConfigError, DataError
 
 __all__ = ["FILTERS", "Item", "PromptData", "PromptTask", "built_in_tasks", "open_task", "read_items", "render"]
 
-_VARIABLE = re.compile(r"\{(\w+)((?:\|\w+)*)\}")
-_ANSWER = "\0"  # stands for {answer} while a template is filled in
+_VARIABLE = re.compile(r"\{([^{}|\n]+)((?:\|[^{}|\n]+)*)\}")
+_ANSWER = "{answer}"
 
-FILTERS = {
+FILTERS: dict[str, Callable[[str], str]] = {
     "lower": lambda text: text[:1].lower() + text[1:],
     "open": lambda text: text.rstrip().rstrip(".。!?"),
     "strip": lambda text: text.strip(),
-    "last": lambda text: text.rsplit(maxsplit=1)[-1],
-    "before_last": lambda text: text.rsplit(maxsplit=1)[0],
+    "last": lambda text: "".join(text.split()[-1:]),
+    "before_last": lambda text: text.rsplit(maxsplit=1)[0] if len(text.split()) > 1 else "",
 }
 """What a template may do to a column, as `{column|filter}`: first letter in lower case, no mark at the end, no space around it, its last
 word, all but its last word."""
@@ -92,7 +92,7 @@ class PromptTask:
 
     def __post_init__(self) -> None:
         for name in ("template", *(["cloze"] if self.cloze else [])):
-            if getattr(self, name).count("{answer}") != 1:
+            if getattr(self, name).count(_ANSWER) != 1:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: expected {{answer}} in it, once")
         given = [self.answers, self.choices, self.choices_column, self.answer, self.synthetic]
         if sum(map(bool, given)) != 1:
@@ -101,8 +101,8 @@ class PromptTask:
             raise ConfigError(
                 "answer goes with how = complete or generate, and with these alone" if self.answer else _NO_ANSWER
             )
-        if self.answers and len(self.answers) < 2:
-            raise ConfigError("answers: expected two labels at least")
+        if self.answers and (len(self.answers) < 2 or not all(words.strip() for words in self.answers.values())):
+            raise ConfigError("answers: expected two labels at least, and words for each")
         if (self.choices or self.choices_column or self.answers) and not self.label and self.correct is None:
             raise ConfigError("expected label, the column of the right answer (or correct, its number)")
         if self.max_new_tokens < 1:
@@ -111,7 +111,7 @@ class PromptTask:
     def parts(self, item: "Item", *, for_masked: bool = False) -> tuple[str, str, str]:
         """Returns what stands before the answer to a question, the space between, and what stands behind."""
         template = self.cloze if for_masked and self.cloze else self.template
-        before, after = render(template, item.fields, name=self.name).split(_ANSWER)
+        before, after = (render(part, item.fields, name=self.name) for part in template.split(_ANSWER))
         bare = before.rstrip(" ")
         return bare, before[len(bare) :], after
 
@@ -177,20 +177,18 @@ class PromptData:
             _check_number(num_shots, len(pool))
             return list(pool[len(pool) - num_shots :])
         rng = example_generator(seed, 0, number)
-        is_same = self.pool is self.items
-        _check_number(num_shots, len(self.pool) - is_same)
-        orders = [rng.permutation(group) for group in self._by_label]
-        turns = np.concatenate([rng.permutation(len(orders)) for _ in range(num_shots + 1)])
-        at = [0] * len(orders)
+        itself = self.items[number].fields
+        orders = [
+            [i for i in rng.permutation(group).tolist() if self.pool[i].fields != itself] for group in self._by_label
+        ]
+        _check_number(num_shots, sum(map(len, orders)))
         drawn: list[Item] = []
-        while len(drawn) < num_shots:
-            for turn in turns.tolist():
-                if at[turn] < len(orders[turn]) and len(drawn) < num_shots:
-                    chosen = int(orders[turn][at[turn]])
-                    at[turn] += 1
-                    if not (is_same and chosen == number):
-                        drawn.append(self.pool[chosen])
-        return drawn
+        for turn in range(num_shots):
+            for label in rng.permutation(len(orders)).tolist():
+                drawn += [self.pool[i] for i in orders[label][turn : turn + 1]]
+            if len(drawn) >= num_shots:
+                break
+        return drawn[:num_shots]
 
     @cached_property
     def _by_label(self) -> list[np.ndarray]:
@@ -204,7 +202,7 @@ def _check_number(num_shots: int, there: int) -> None:
 
 
 def render(template: str, fields: Mapping[str, str], *, name: str = "") -> str:
-    """Returns a template with the columns of a record put in; `{answer}` becomes a mark that no text holds.
+    """Returns a template with the columns of a record put in.
 
     Raises:
         ConfigError: A column or filter that does not exist.
@@ -216,9 +214,7 @@ def render(template: str, fields: Mapping[str, str], *, name: str = "") -> str:
     where = f"task {name}: " if name else ""
 
     def put(match: re.Match[str]) -> str:
-        column, filters = match[1], match[2].split("|")[1:]
-        if column == "answer" and not filters:
-            return _ANSWER
+        column, *filters = (part.strip() for part in match[0][1:-1].split("|"))
         if column not in fields:
             known = ", ".join(fields)
             raise ConfigError(
@@ -254,8 +250,10 @@ def open_task(given: str, *, examples: str = "") -> PromptTask:
     Raises:
         ConfigError: No such task, keys that do not fit, or no data.
     """
-    name, _, data = given.partition("=")
+    name, data = _split(given)
     if name.startswith(_SYNTHETIC):
+        if data or examples:
+            raise ConfigError(f"{name} draws its questions and examples itself: leave the file out")
         [kind] = find_synthetic([name.removeprefix(_SYNTHETIC)])
         how: Literal["choose", "generate"] = "choose" if kind.is_closed else "generate"
         return PromptTask("{input} -> {answer}", name=kind.name, synthetic=kind.name, separator="\n", how=how)
@@ -264,7 +262,11 @@ def open_task(given: str, *, examples: str = "") -> PromptTask:
     if name.endswith(".toml"):
         if not Path(name).is_file():
             raise ConfigError(f"{name}: there is no such task file")
-        text, folder = Path(name).read_text(encoding="utf-8"), Path(name).parent
+        folder = Path(name).parent
+        try:
+            text = Path(name).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{name} is not UTF-8 ({error}): save it as UTF-8") from error
     elif name in known:
         text = known[name]
     else:
@@ -274,13 +276,21 @@ def open_task(given: str, *, examples: str = "") -> PromptTask:
     task = from_toml(PromptTask, text, source=name)
     changes: dict[str, Any] = {"name": task.name or Path(name).stem}
     changes["data"] = data or _beside(folder, task.data)
-    changes["examples"] = examples or ("" if data else _beside(folder, task.examples))
+    changes["examples"] = examples or _beside(folder, task.examples)
     if not changes["data"]:
         raise ConfigError(f"task {name} has no data of its own: give it as {name}=FILE")
     return _replaced(task, changes)
 
 
 _SYNTHETIC = "synthetic:"
+
+
+def _split(given: str) -> tuple[str, str]:
+    """Returns the name of a task and its data; a path may hold `=` too."""
+    name, end, data = given.partition(".toml=")
+    if end:
+        return f"{name}.toml", data
+    return (given, "") if given.endswith(".toml") else (given.partition("=")[0], given.partition("=")[2])
 
 
 def _replaced(task: PromptTask, changes: Mapping[str, Any]) -> PromptTask:
@@ -303,6 +313,10 @@ def read_items(files: str, task: PromptTask) -> list[Item]:
         ConfigError: The task names a column that is not there.
     """
     table = read_table([files])
+    if missing := sorted(set(task.words) - set(table.columns)):
+        raise ConfigError(
+            f"task {task.name}: words: the data has no column {missing[0]!r}{nearest(missing[0], table.columns)}"
+        )
     items = []
     for row, place in zip(table.rows, table.places, strict=True):
         fields = {name: _as_text(value) for name, value in row.items()}
@@ -312,13 +326,18 @@ def read_items(files: str, task: PromptTask) -> list[Item]:
         items.append(_item(task, row, fields, place))
     if not items:
         raise DataError(f"{files}: no question is in it")
-    render(task.template, items[0].fields, name=task.name)
+    task.parts(items[0])  # names a column that is not there
     return items
 
 
 def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], place: str) -> Item:
     if task.answer:
-        return Item(fields, (render(task.answer, fields, name=task.name).strip(),), 0)
+        answer = render(task.answer, fields, name=task.name).strip()
+        if not answer or (task.how == "generate" and task.stop and task.stop in answer):
+            raise DataError(
+                f"{place}: the right answer is {answer!r}: expected a text without {task.stop!r}, where it ends"
+            )
+        return Item(fields, (answer,), 0)
     label = fields.get(task.label, "").strip()
     if task.correct is None and task.label not in fields:
         raise ConfigError(f"task {task.name}: the data has no column {task.label!r}{nearest(task.label, fields)}")
@@ -327,7 +346,7 @@ def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], plac
             raise DataError(f"{place}: label {label!r}: task {task.name} knows {', '.join(task.answers)}")
         return Item(fields, tuple(task.answers.values()), list(task.answers).index(label), label)
     listed = row.get(task.choices_column) if task.choices_column else None
-    if task.choices_column and not isinstance(listed, Sequence | np.ndarray):
+    if task.choices_column and (isinstance(listed, str) or not isinstance(listed, Sequence | np.ndarray)):
         raise DataError(f"{place}: column {task.choices_column!r} holds no list of answers")
     options = (
         [_as_text(x) for x in listed]
@@ -337,7 +356,7 @@ def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], plac
     options = [option.strip() for option in options]
     if len(options) < 2 or not all(options):
         raise DataError(f"{place}: expected two answers at least, none of them empty: {options}")
-    gold = task.correct if task.correct is not None else _which(label, options, task.first_label)
+    gold = task.correct if task.correct is not None else _which(row[task.label], options, task.first_label, place)
     if gold is None or not 0 <= gold < len(options):
         raise DataError(
             f"{place}: the right answer is {label!r}: expected the number, the letter or the text of one of {len(options)}"
@@ -345,13 +364,27 @@ def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], plac
     return Item(fields, tuple(options), gold)
 
 
-def _which(label: str, options: Sequence[str], first: int) -> int | None:
-    if label in options:
-        return options.index(label)
-    if len(label) == 1 and label.isascii() and label.isalpha():
-        return ord(label.upper()) - ord("A")
-    return int(label) - first if label.lstrip("-").isdecimal() else None
+def _which(value: Any, options: Sequence[str], first: int, place: str) -> int | None:
+    """Returns which option is meant by its number, its letter or its text.
+
+    Raises:
+        DataError: It may be meant by its number and by its text, and these are of two options.
+    """
+    label = _as_text(value).strip()
+    by_text = options.index(label) if label in options else None
+    by_number = int(label) - first if label.removeprefix("-").isdecimal() else None
+    if by_number is None and len(label) == 1 and label.isascii() and label.isalpha():
+        by_number = ord(label.upper()) - ord("A")
+    if isinstance(value, int) or by_text is None:
+        return by_number
+    if by_number in (None, by_text) or not 0 <= by_number < len(options):
+        return by_text
+    raise DataError(
+        f"{place}: {label!r} may be the number or the text of an answer of {options}: give it as a JSON number or a text"
+    )
 
 
 def _as_text(value: Any) -> str:
-    return "" if value is None else str(value)
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()
+    return str(value)

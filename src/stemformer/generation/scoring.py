@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stemformer.data.batches import Example, collate
+from stemformer.errors import CheckpointError
 from stemformer.models.gpt import Gpt
 from stemformer.models.model import Model
 
@@ -81,6 +82,7 @@ def score_answers(model: Model, questions: Sequence[Question]) -> list[list[Answ
     """
     body = model.body
     assert isinstance(body, Gpt) and "causal_lm" in model.heads, "a GPT with its head"
+    assert all(len(q.prompt) and all(map(len, q.answers)) for q in questions), "a prompt and an answer have a token"
     sizes = [len(q.prompt) + sum(len(answer) - 1 for answer in q.answers) for q in questions]
     told: list[list[AnswerScore]] = []
     for part in _parts(sizes):
@@ -182,6 +184,10 @@ def _score_tokens(
         gained[mine] = logits[here, tokens[mine]] - logits.logsumexp(-1)[here]
         is_best[mine] = logits.argmax(-1)[here] == tokens[mine]
     sums, best = gained.double().cpu().numpy(), is_best.cpu().numpy()
+    if not np.isfinite(sums).all():
+        raise CheckpointError(
+            "the model's scores are not finite: its weights are damaged, or overflow in this precision"
+        )
     bounds = np.cumsum([0, *map(len, answers)]).tolist()
     return [AnswerScore(float(sums[a:b].sum()), b - a, bool(best[a:b].all())) for a, b in pairwise(bounds)]
 

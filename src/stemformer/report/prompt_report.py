@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["write_prompt_report"]
+__all__ = ["short_names", "write_prompt_report"]
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#c9861a", "#6a4c93", "#6c757d")
 _MARKERS = "os^Dvx"
@@ -39,7 +39,9 @@ def write_prompt_report(
 
     plots = []
     with rc_context({"svg.hashsalt": "stemformer", "svg.fonttype": "path"}):
-        pictures = [("Accuracy against the number of examples in the prompt", "shots", _draw_shots(rows))]
+        pictures = []
+        if rows:
+            pictures.append(("Accuracy against the number of examples in the prompt", "shots", _draw_shots(rows)))
         if len({row["parameters"] for row in rows}) > 1:
             pictures.append(("Accuracy against parameters, mean over tasks", "sizes", _draw_sizes(rows)))
         for title, name, figure in pictures:
@@ -74,7 +76,7 @@ def _shots(rows: Sequence[Row]) -> list[int]:
     return sorted({row["num_shots"] for row in rows})
 
 
-def _names(models: Sequence[str]) -> dict[str, str]:
+def short_names(models: Sequence[str]) -> dict[str, str]:
     """Returns short names: the last part of each path that tells them apart."""
     for depth in range(1, 5):
         short = {model: "/".join(Path(model).parts[-depth:]) for model in models}
@@ -93,7 +95,11 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
         mine = [row["accuracy"] for row in rows if row["model"] == largest and row["num_shots"] == shots]
         if mine:
             tiles.append(
-                (_spoken(shots), f"{fmean(mine):.1%}", f"mean over {len(mine)} tasks, {_names(_models(rows))[largest]}")
+                (
+                    _spoken(shots),
+                    f"{fmean(mine):.1%}",
+                    f"mean over {len(mine)} tasks, {short_names(_models(rows))[largest]}",
+                )
             )
     return tiles
 
@@ -105,7 +111,7 @@ def _spoken(shots: int) -> str:
 def _table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Returns a line for each task and model: a figure with its bounds for each number of examples."""
     lines = []
-    names = _names(_models(rows))
+    names = short_names(_models(rows))
     for task in _tasks(rows):
         for model in _models(rows):
             mine = {row["num_shots"]: row for row in rows if row["task"] == task and row["model"] == model}
@@ -146,7 +152,7 @@ def _draw_shots(rows: Sequence[Row]) -> "Figure":
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes in grid[len(tasks) :]:
         axes.set_visible(False)
-    names = _names(models)
+    names = short_names(models)
     for panel, (axes, task) in enumerate(zip(grid, tasks, strict=False)):
         for number, model in enumerate(models):
             mine = sorted((r for r in rows if (r["task"], r["model"]) == (task, model)), key=lambda r: r["num_shots"])
