@@ -346,6 +346,7 @@ def generate_each(
     precision: str = "fp32",
     threads: int | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    on_error: Callable[[DataError], None] | None = None,
     **decoding: Any,
 ) -> Iterator[dict[str, Any]]:
     """Yields how a model goes on with each prompt as it comes, so that a person can type them; the arguments are those of `generate`.
@@ -358,13 +359,19 @@ def generate_each(
         precision: `fp32` or `bf16`.
         threads: Processor threads.
         on_text: Told 0 and what was just written.
+        on_error: Told of a prompt that cannot be gone on with, such as one that is too long, and the next one is asked for.
         decoding: Fields of `generation.decode.DecodingConfig`.
     """
     go_on = _generator(
         model, decoding, stop=stop, device=device, precision=precision, threads=threads, on_text=on_text, is_kept=True
     )
     for text in prompts:
-        yield from go_on([text])
+        try:
+            yield from go_on([text])
+        except DataError as error:
+            if on_error is None:
+                raise
+            on_error(error)
 
 
 def _generator(

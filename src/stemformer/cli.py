@@ -700,7 +700,7 @@ def generate(
     }
     tell = (lambda _, text: print(text, end="", flush=True)) if num_beams == 1 else None
     if not prompt and not stdin and not output.json and sys.stdin.isatty():
-        for result in api.generate_each(_typed(), on_text=tell, **given):
+        for result in api.generate_each(_typed(), on_text=tell, on_error=lambda e: print(e, file=sys.stderr), **given):
             print("" if tell else result["text"], flush=True)
         return
     prompts = [*(prompt or []), *(_stdin_lines() if stdin or not prompt else [])]

@@ -213,7 +213,7 @@ def test_an_option_that_does_not_exist_is_named(folder):
 
 def test_what_is_typed_is_gone_on_with_line_by_line(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    lines = iter(["The old", "A"])
+    lines = iter(["The old", "far too long " * 50, "A"])
 
     def typed(question):
         try:
@@ -223,6 +223,7 @@ def test_what_is_typed_is_gone_on_with_line_by_line(folder, monkeypatch, capsys)
 
     monkeypatch.setattr("builtins.input", typed)
     assert main(["generate", "--model", str(folder), "--max-new-tokens", "5", "--temperature", "0"]) == 0
-    told = capsys.readouterr().out
+    told, said = capsys.readouterr()
+    assert "shorten it" in said
     expected = [x["text"] for x in api.generate(["The old", "A"], model=str(folder), max_new_tokens=5, temperature=0)]
     assert told == "".join(text + "\n" for text in expected)
