@@ -385,7 +385,9 @@ def _figure(
         write_file(
             folder / "answers" / file, [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines]
         )
-    return {"parameters": opened.num_parameters(), "num_shots": num_shots, **summarise(told, task, data.items)}
+    kind = "left to right" if "causal_lm" in opened.heads else "masked"
+    figures = summarise(told, task, data.items)
+    return {"kind": kind, "parameters": opened.num_parameters(), "num_shots": num_shots, **figures}
 
 
 def _refuse_headless(opened: Model, model: str) -> None:

@@ -203,28 +203,46 @@ def _baselines(axes: "Axes", rows: Sequence[Row]) -> None:
 
 
 def _draw_sizes(rows: Sequence[Row]) -> "Figure":
-    """Returns the mean over the tasks that all models took part in, against parameters: a line each for zero, one and most examples."""
+    """Returns the mean over the tasks that all models took part in, against parameters: a line each for zero, one and most examples.
+
+    Masked models, which fill blanks, have lines of their own.
+    """
     models = _models(rows)
     sizes = {row["model"]: row["parameters"] for row in rows}
     shared = [t for t in _tasks(rows) if len({r["model"] for r in rows if r["task"] == t}) == len(models)]
     shots = _shots(rows)
     chosen = [k for k in shots if k in (0, 1)] + [k for k in shots[-1:] if k > 1]
+    kinds = sorted({row["kind"] for row in rows})
     figure = new_figure(6.2, 3.8)
     axes = figure.subplots()
-    for number, k in enumerate(chosen):
-        points = []
-        for model in models:
-            mine = [r["accuracy"] for r in rows if (r["model"], r["num_shots"]) == (model, k) and r["task"] in shared]
-            if mine:
-                points.append((sizes[model] / 1e6, 100 * fmean(mine)))
-        x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=_COLOURS[number], marker=_MARKERS[number], label=_spoken(k))
+    for kind in kinds:
+        mine = [r for r in rows if r["kind"] == kind and r["task"] in shared]
+        for number, k in enumerate(chosen):
+            points = [
+                (
+                    sizes[model] / 1e6,
+                    100 * fmean(r["accuracy"] for r in mine if (r["model"], r["num_shots"]) == (model, k)),
+                )
+                for model in models
+                if any((r["model"], r["num_shots"]) == (model, k) for r in mine)
+            ]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=_COLOURS[number],
+                    marker=_MARKERS[number],
+                    linestyle="--" if kind == "masked" else "-",
+                    fillstyle="none" if kind == "masked" else "full",
+                    label=_spoken(k) + (f" ({kind})" if len(kinds) > 1 else ""),
+                )
     axes.set_xscale("log")
-    ticks = sorted({size / 1e6 for size in sizes.values()})
+    ticks: list[float] = []
+    for size in sorted({size / 1e6 for size in sizes.values()}):
+        ticks += [size] if not ticks or size > 1.15 * ticks[-1] else []  # their names would overlap
     axes.set_xticks(ticks, [f"{size:.3g}" for size in ticks])
     axes.minorticks_off()
     axes.set_xlabel("parameters (millions, log scale)")
     axes.set_ylabel(f"right (%), mean over {len(shared)} tasks")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     tidy(axes)
     return figure
