@@ -20,6 +20,7 @@ stream. Bits per byte count every token and every document's end, over the bytes
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -53,6 +54,8 @@ EVALUATIONS = 12
 
 
 def main() -> None:
+    if len(sys.argv) == 1:  # as `make bench` calls it: there is nothing that could be taken by default
+        return print("not run: give train --side SIDE --data DATA --out FOLDER", file=sys.stderr)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train")

@@ -25,6 +25,7 @@ A token counts if it is not padding; the ends of documents count, on all sides. 
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,8 @@ STANDARD = "ours,ours_stream,ours_muon,default,best,best_kept_memory,nanogpt,nan
 
 
 def main() -> None:
+    if len(sys.argv) == 1:  # as `make bench` calls it: there is nothing that could be taken by default
+        return print("not run: give --data", file=sys.stderr)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", required=True, help="a folder that `stemformer prepare` wrote with a byte-level BPE")
