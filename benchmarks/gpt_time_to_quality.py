@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import transformers
 from nano_gpt import NanoGpt, as_hugging_face, draw_batch
-from side_by_side import joined_ids
+from side_by_side import gpt2_config, joined_ids
 
 from stemformer import api
 from stemformer.config import with_settings
@@ -114,7 +114,7 @@ def train_peer(args: argparse.Namespace) -> None:
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
         precision, rows = choose_precision("auto", CPU), recipe.batch.rows
     else:
-        model = transformers.GPT2LMHeadModel(example_config(sizes)).train()
+        model = transformers.GPT2LMHeadModel(gpt2_config(sizes)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0)
         precision, rows = "fp32", 8
     score = evaluation(args, recipe, replace(sizes, hidden_act="gelu" if is_nano else sizes.hidden_act), end)
@@ -142,19 +142,6 @@ def train_peer(args: argparse.Namespace) -> None:
             told = {"step": step, "tokens": step * rows * length, "seconds": round(spent, 2), **score(model)[0]}
             log.write(json.dumps(told) + "\n")
     write(args, "samples", write_samples(score(model)[1], tokenizer, beginnings(args, tokenizer)))
-
-
-def example_config(sizes: Any) -> transformers.GPT2Config:
-    return transformers.GPT2Config(
-        vocab_size=sizes.vocab_size,
-        n_embd=sizes.hidden_size,
-        n_layer=sizes.num_hidden_layers,
-        n_head=sizes.num_attention_heads,
-        n_inner=sizes.intermediate_size,
-        n_positions=sizes.max_position_embeddings,
-        bos_token_id=sizes.eos_token_id,
-        eos_token_id=sizes.eos_token_id,
-    )
 
 
 def cosine(step: int, share: float) -> float:

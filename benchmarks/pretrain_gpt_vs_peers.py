@@ -40,6 +40,7 @@ from side_by_side import (
     Found,
     Step,
     figures_of,
+    gpt2_config,
     hand_steps,
     joined_ids,
     make_setup,
@@ -191,18 +192,11 @@ def line_of(setup: Any, *, more: int = 0) -> torch.Tensor:
 def transformers_steps(side: str, setup: Any) -> Iterator[Step]:
     sizes, batch = setup.config.model, setup.config.batch
     dropout = 0.1 if side == "default_shipped_dropout" else sizes.hidden_dropout_prob
-    config = transformers.GPT2Config(
-        vocab_size=sizes.vocab_size,
-        n_embd=sizes.hidden_size,
-        n_layer=sizes.num_hidden_layers,
-        n_head=sizes.num_attention_heads,
-        n_inner=sizes.intermediate_size,
-        n_positions=sizes.max_position_embeddings,
+    config = gpt2_config(
+        sizes,
         resid_pdrop=dropout,
         embd_pdrop=dropout,
         attn_pdrop=0.1 if side == "default_shipped_dropout" else 0.0,
-        bos_token_id=sizes.eos_token_id,
-        eos_token_id=sizes.eos_token_id,
         attn_implementation="sdpa",
     )
     model = transformers.GPT2LMHeadModel(config).train()

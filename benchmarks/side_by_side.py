@@ -241,3 +241,18 @@ def hand_steps(
         optimizer.zero_grad(set_to_none=True)
         n, length = batch["input_ids"].shape
         yield time.perf_counter(), tokens, n * length, flops(model, n, length), loss.item()
+
+
+def gpt2_config(sizes: Any, **more: Any) -> transformers.GPT2Config:
+    """Returns transformers' configuration of our sizes; what is not said is its default."""
+    return transformers.GPT2Config(
+        vocab_size=sizes.vocab_size,
+        n_embd=sizes.hidden_size,
+        n_layer=sizes.num_hidden_layers,
+        n_head=sizes.num_attention_heads,
+        n_inner=sizes.intermediate_size,
+        n_positions=sizes.max_position_embeddings,
+        bos_token_id=sizes.eos_token_id,
+        eos_token_id=sizes.eos_token_id,
+        **more,
+    )

@@ -21,6 +21,7 @@ from stemformer.generation.decode import DecodingConfig
 from stemformer.generation.prompts import Item, PromptData, PromptTask
 from stemformer.generation.scoring import AnswerScore, Blanks, Question, score_answers, score_blanks
 from stemformer.generation.texts import continue_ids
+from stemformer.models.cached import CachedGpt
 from stemformer.models.model import Model
 
 __all__ = ["Asked", "ask", "interval", "notes_on_answers", "summarise"]
@@ -112,13 +113,17 @@ def ask(
         raise ConfigError(
             f"task {task.name} asks for a text, which a masked model does not write: give a GPT, or a task with choices"
         )
+    reader = None
+    if task.how == "generate":  # laid out once for all questions
+        rows = min(_AT_ONCE, len(numbers))
+        reader = CachedGpt(model, rows=rows, steps=task.max_new_tokens * math.ceil(len(numbers) / _AT_ONCE))
     told: list[Asked] = []
     for begin in range(0, len(numbers), _AT_ONCE):
         part = numbers[begin : begin + _AT_ONCE]
         shown = [_Shown(n, data.items[n], data.draw(n, num_shots, seed=seed)) for n in part]
         told += (
-            _generate(model, tokenizer, task, shown)
-            if task.how == "generate"
+            _generate(reader, tokenizer, task, shown)
+            if reader is not None
             else _choose(model, tokenizer, task, shown, calibrate)
         )
         if on_questions is not None:
@@ -366,13 +371,13 @@ def _largest(x: Float[np.ndarray, "n"]) -> int:
     return int(x.argmax()) if (x == x.max()).sum() == 1 else -1
 
 
-def _generate(model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]) -> Iterator[Asked]:
-    fitted = _fit(task, shown, tokenizer, positions=model.config.max_position_embeddings - 1, for_masked=False)
+def _generate(reader: CachedGpt, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]) -> Iterator[Asked]:
+    fitted = _fit(task, shown, tokenizer, positions=reader.config.max_position_embeddings - 1, for_masked=False)
     config = DecodingConfig(max_new_tokens=task.max_new_tokens, temperature=0.0)
     stop = [task.stop] if task.stop else []
-    told = continue_ids([fit.prompt for fit in fitted], model, tokenizer, config, stop=stop)
+    told = continue_ids([fit.prompt for fit in fitted], reader, tokenizer, config, stop=stop)
     golds = tokenizer.encode_ids([one.item.answers[0] for one in shown])  # as the tokenizer would spell them
     for one, fit, gold, (text, _) in zip(shown, fitted, golds, told, strict=True):
         text = text.strip().removesuffix(task.parts(one.item)[2].strip()).strip()
         right = 0 if text in (one.item.answers[0], tokenizer.decode(gold).strip()) else -1
-        yield Asked(one.number, 0, right, right, text=text.strip(), num_dropped=fit.num_dropped, is_cut=fit.is_cut)
+        yield Asked(one.number, 0, right, right, text=text, num_dropped=fit.num_dropped, is_cut=fit.is_cut)
