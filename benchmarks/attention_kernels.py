@@ -110,11 +110,11 @@ def chosen(kernel: str) -> Iterator[Callable[..., Tensor]]:
         scores = 2 ** int(kernel.split("^")[1]) if kernel != "flash" else attention._SCORES_AT_ONCE
         plans = PLANS.setdefault(kernel, {})  # a step of a model plans once for all layers, so planning is not timed
 
-        def plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[attention._Stack, ...]:
+        def plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> attention._Plan:
             key = (cu_q.numpy().tobytes(), q.shape[1], causal)
             if key not in plans:
                 make = attention._plan.__wrapped__
-                plans[key] = make(key[0], cu_k.numpy().tobytes(), q.shape[1], causal, flash_from)
+                plans[key] = make(key[0], cu_k.numpy().tobytes(), q.shape[1], causal, q.dtype, flash_from)
             return plans[key]
 
         with patch.multiple(attention, _plan_for=plan_for, _SCORES_AT_ONCE=scores):
@@ -123,7 +123,7 @@ def chosen(kernel: str) -> Iterator[Callable[..., Tensor]]:
             )
 
 
-PLANS: dict[str, dict[tuple[bytes, int, bool], tuple[attention._Stack, ...]]] = {}
+PLANS: dict[str, dict[tuple[bytes, int, bool], attention._Plan]] = {}
 
 
 def loop(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, causal: bool) -> Tensor:

@@ -251,6 +251,7 @@ def gpt2_config(sizes: Any, **more: Any) -> transformers.GPT2Config:
         n_layer=sizes.num_hidden_layers,
         n_head=sizes.num_attention_heads,
         n_inner=sizes.intermediate_size,
+        activation_function=sizes.hidden_act,
         n_positions=sizes.max_position_embeddings,
         bos_token_id=sizes.eos_token_id,
         eos_token_id=sizes.eos_token_id,

@@ -111,7 +111,7 @@ def test_causal_with_more_keys_than_queries_is_aligned_at_the_bottom_right(q_len
 def test_flash_kernel_is_taken_from_its_length_on():
     layout = make([FLASH_FROM - 1, FLASH_FROM])[1]
     plan = attention._plan_for(torch.empty(1, HEADS, SIZE), layout["cu_q"], layout["cu_k"], False)
-    assert sorted((stack.flash, len(stack.q.rows)) for stack in plan) == [(False, 1), (True, 1)]
+    assert sorted((stack.flash, len(stack.q.rows)) for stack in plan.stacks) == [(False, 1), (True, 1)]
 
 
 @pytest.mark.parametrize("lengths", [[3, 17, 8, 1], [LONG, 6]])
@@ -211,7 +211,7 @@ def constants(monkeypatch):
 def stacks(lengths, heads=HEADS):
     cu = offsets(lengths)
     plan = attention._plan_for(torch.empty(sum(lengths), heads, SIZE), cu, cu, False)
-    return sorted(tuple(stack.q.rows.shape) for stack in plan)
+    return sorted(tuple(stack.q.rows.shape) for stack in plan.stacks)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -235,14 +235,14 @@ def test_lengths_in_stacks_of_their_own_equal_lengths_in_one(constants, causal):
 def test_queries_of_causal_sequences_are_taken_in_parts_without_the_keys_behind_them(constants):
     constants(FLASH_FROM=2**31)  # float32 takes the same way then, and shows more digits
     for lengths, parts in (
-        ([64, 20], [(0, 64, 64)]),
-        ([100, 65, 9], [(0, 64, 64), (64, 128, 128)]),
-        ([600, 510], [(0, 160, 160), (160, 320, 320), (320, 480, 480), (480, 608, 608)]),
+        ([64, 20], [(0, 64, 64, 0)]),
+        ([100, 65, 9], [(0, 64, 64, 0), (64, 128, 128, 64)]),
+        ([600, 510], [(0, 160, 160, 0), (160, 320, 320, 160), (320, 480, 480, 320), (480, 608, 608, 480)]),
     ):
         constants(_STACK_COST=2**40, _SCORES_AT_ONCE=2**30)
         attention._plan.cache_clear()
         cu = offsets(lengths)
-        (stack,) = attention._plan_for(torch.empty(sum(lengths), HEADS, SIZE), cu, cu, True)
+        (stack,) = attention._plan_for(torch.empty(sum(lengths), HEADS, SIZE), cu, cu, True).stacks
         assert list(stack.parts) == parts
         for kept in (2**22, 0):
             constants(_KEPT_SCORES=kept)

@@ -14,7 +14,7 @@ is decided by device, dtype and length, from the measured table in `docs/benchma
 Source: Vaswani et al. 2017, section 3.2.1 (scaled dot products); Dao et al. 2022 (recomputing probabilities in the backward).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -37,8 +37,8 @@ _LENGTH_STEP = 32
 _STACK_COST = 2**16
 """How many scores cost as much time as one stack more."""
 
-_SCORES_AT_ONCE = 2**19
-"""How many scores a block of the `bmm` kernel holds: 2 MiB in float32, so that they stay in the cache."""
+_SCORES_AT_ONCE = 2**20
+"""How many scores a block of the `bmm` kernel holds: 2 MiB in bfloat16, so that they stay in the cache."""
 
 _CAUSAL_QUERIES = 64
 """How many queries of causal sequences the `bmm` kernel multiplies with keys at once, at least: a half of a stack's, from 512 a quarter.
@@ -253,37 +253,48 @@ class _AttendOnCpu(torch.autograd.Function):
 class _Side:
     """The queries or the keys of a stack: `B` sequences of at most `T` tokens.
 
-    `rows` (B, T) numbers the tokens, a padded place repeating its sequence's first one. `targets` numbers them too, but a padded place
-    names the row past the end. `is_real` (B, 1, T, 1) is None where no place is padded.
+    `rows` (B, T) numbers the tokens, a padded place repeating its sequence's first one. `is_real` (B, 1, T, 1) is None where no place is
+    padded.
     """
 
     rows: Tensor
-    targets: Tensor
     is_real: Tensor | None
-    _places: dict[tuple[bool, int, int], Tensor] = field(default_factory=dict)
+    _places: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    def places(self, heads: int, step: int, *, is_written: bool) -> Tensor:
+    def places(self, heads: int, step: int) -> Tensor:
         """Returns where each head of each token lies, (B * H * T,), in a tensor whose tokens are `step` heads apart."""
-        key = (is_written, heads, step)
-        if key not in self._places:  # every layer asks for the same
-            rows = self.targets if is_written else self.rows
-            self._places[key] = (rows[:, None, :] * step + torch.arange(heads)[:, None]).view(-1)
-        return self._places[key]
+        if (heads, step) not in self._places:  # every layer asks for the same
+            self._places[heads, step] = (self.rows[:, None, :] * step + torch.arange(heads)[:, None]).view(-1)
+        return self._places[heads, step]
 
 
 @dataclass(frozen=True)
 class _Stack:
     """Some sequences of about one length, as a block of `B` sequences, `T_q` queries and `T_k` keys.
 
-    `bias` (B, 1, T_q or 1, T_k) is 0 or -inf; None where every place is a token that all may see. `parts` are the first query, one past
-    the last, and the keys of each part of the queries that is taken at once.
+    `bias` (B or 1, 1, T_q or 1, T_k) is 0 or -inf, in the dtype of the scores; None where every place is a token that all may see.
+    `parts` are the parts of the queries that are taken at once: the first query, one past the last, how many keys they see, and how many
+    of these the bias leaves alone.
     """
 
     q: _Side
     k: _Side
     bias: Tensor | None
     flash: bool
-    parts: tuple[tuple[int, int, int], ...]
+    parts: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The stacks of a batch, and how their blocks are taken apart again.
+
+    `q_order` (N * H) says where each head of each query is found in the blocks (B, H, T) of all parts of all stacks, laid end to end;
+    `k_order` the same of keys, whose blocks have one part each.
+    """
+
+    stacks: tuple[_Stack, ...]
+    q_order: Tensor
+    k_order: Tensor
 
 
 def _rounded(lengths: Any, multiple: int = _LENGTH_STEP) -> Any:
@@ -298,28 +309,45 @@ def _rows(cu: np.ndarray, chosen: np.ndarray, multiple: int) -> tuple[np.ndarray
     return np.where(real, cu[chosen][:, None] + places, cu[chosen][:, None]), real
 
 
-def _make_side(rows: np.ndarray, real: np.ndarray, end: int) -> _Side:
-    is_real = None if real.all() else torch.from_numpy(real[:, None, :, None])
-    return _Side(torch.from_numpy(rows), torch.from_numpy(np.where(real, rows, end)), is_real)
+def _make_side(rows: np.ndarray, real: np.ndarray) -> _Side:
+    return _Side(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real[:, None, :, None]))
 
 
-def _make_stack(cu_q: np.ndarray, cu_k: np.ndarray, chosen: np.ndarray, *, causal: bool, flash: bool) -> _Stack:
+def _order(sides: Sequence[tuple[_Side, Sequence[tuple[int, int]]]], num_tokens: int, heads: int) -> Tensor:
+    """Returns where each head of each token is found in blocks (B, H, T), given for each side the places that its blocks reach over."""
+    order, at = np.empty((num_tokens, heads), np.int64), 0
+    for side, spans in sides:
+        rows = side.rows.numpy()
+        real = np.ones_like(rows, bool) if side.is_real is None else side.is_real.numpy()[:, 0, :, 0]
+        for first, stop in spans:
+            numbers = at + np.arange(len(rows) * heads * (stop - first)).reshape(len(rows), heads, -1)
+            order[rows[:, first:stop][real[:, first:stop]]] = numbers.swapaxes(1, 2)[real[:, first:stop]]
+            at += numbers.size
+    return torch.from_numpy(order.reshape(-1))
+
+
+def _make_stack(
+    cu_q: np.ndarray, cu_k: np.ndarray, chosen: np.ndarray, dtype: torch.dtype, *, causal: bool, flash: bool
+) -> _Stack:
     multiple = 1 if flash else _LENGTH_STEP
     q_rows, q_real = _rows(cu_q, chosen, multiple)
     k_rows, k_real = _rows(cu_k, chosen, multiple)
-    hidden = ~k_real[:, None, None, :]
     num_q, num_k = q_rows.shape[1], k_rows.shape[1]
-    parts: tuple[tuple[int, int, int], ...] = ((0, num_q, num_k),)
+    hidden = ~k_real[:, None, None, :]
+    parts: tuple[tuple[int, int, int, int], ...] = ((0, num_q, num_k, 0),)
     if causal and not flash:
         shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
-        if not shift.any():
+        later = np.arange(num_k) > np.arange(num_q)[:, None] + shift
+        if shift.any():
+            hidden = (hidden | later) & q_real[
+                :, None, :, None
+            ]  # padded queries see everything: their softmax stays finite
+        else:
+            hidden = later[:1]  # padded keys lie behind all queries that count
             size = max(_CAUSAL_QUERIES, int(_rounded(num_q / (2 if num_q < 512 else 4))))
-            parts = tuple((a, min(a + size, num_q), min(a + size, num_k)) for a in range(0, num_q, size))
-        hidden = hidden | (np.arange(num_k) > np.arange(num_q)[:, None] + shift)
-        hidden = hidden & q_real[:, None, :, None]  # padded queries see everything, so that their softmax stays finite
-    bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0) if hidden.any() else None
-    q, k = _make_side(q_rows, q_real, int(cu_q[-1])), _make_side(k_rows, k_real, int(cu_k[-1]))
-    return _Stack(q, k, bias, flash, parts)
+            parts = tuple((a, min(a + size, num_q), min(a + size, num_k), a) for a in range(0, num_q, size))
+    bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0).to(dtype) if not flash and hidden.any() else None
+    return _Stack(_make_side(q_rows, q_real), _make_side(k_rows, k_real), bias, flash, parts)
 
 
 def _groups(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np.ndarray]:
@@ -349,7 +377,7 @@ def _groups(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np
 
 
 @lru_cache(maxsize=4)
-def _plan(cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, flash_from: int) -> tuple[_Stack, ...]:
+def _plan(cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, dtype: torch.dtype, flash_from: int) -> _Plan:
     """Sorts sequences into stacks. Every layer of a step asks with the same boundaries, so the answer is kept.
 
     As many answers are kept as one step asks for: what stays longer lies between the memory of later steps.
@@ -365,20 +393,22 @@ def _plan(cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, flash_
     shapes, which = np.unique(np.stack([q_lengths, k_lengths])[:, exact], axis=1, return_inverse=True)
     for number in range(shapes.shape[1]):
         chosen = np.flatnonzero(exact)[which.reshape(-1) == number]
-        stacks.append(_make_stack(cu_q, cu_k, chosen, causal=causal, flash=True))
+        stacks.append(_make_stack(cu_q, cu_k, chosen, dtype, causal=causal, flash=True))
     others = np.flatnonzero(~exact)
     for group in _groups(q_lengths[others], k_lengths[others], heads):
         chosen = np.sort(others[group])
         scores = heads * int(_rounded(q_lengths[chosen].max()) * _rounded(k_lengths[chosen].max()))
         num_parts = -(-len(chosen) * scores // _SCORES_AT_ONCE)
         for part in np.array_split(chosen, min(num_parts, len(chosen))):
-            stacks.append(_make_stack(cu_q, cu_k, part, causal=causal, flash=False))
-    return tuple(stacks)
+            stacks.append(_make_stack(cu_q, cu_k, part, dtype, causal=causal, flash=False))
+    spans = [(stack.q, [part[:2] for part in stack.parts]) for stack in stacks]
+    whole = [(stack.k, [(0, stack.k.rows.shape[1])]) for stack in stacks]
+    return _Plan(tuple(stacks), _order(spans, int(cu_q[-1]), heads), _order(whole, int(cu_k[-1]), heads))
 
 
-def _plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[_Stack, ...]:
+def _plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> _Plan:
     flash_from = FLASH_FROM if q.dtype == torch.float32 else 2**31
-    return _plan(cu_q.numpy().tobytes(), cu_k.numpy().tobytes(), q.shape[1], causal, flash_from)
+    return _plan(cu_q.numpy().tobytes(), cu_k.numpy().tobytes(), q.shape[1], causal, q.dtype, flash_from)
 
 
 def _reader(x: Tensor) -> Callable[[_Side], Tensor]:
@@ -390,57 +420,53 @@ def _reader(x: Tensor) -> Callable[[_Side], Tensor]:
     flat = x.as_strided(((x.shape[0] - 1) * step + heads, size), (size, 1))
 
     def read(side: _Side) -> Tensor:
-        places = side.places(heads, step, is_written=False)
+        places = side.places(heads, step)
         return flat.index_select(0, places).view(-1, heads, side.rows.shape[1], size)
 
     return read
 
 
-def _writer(like: Tensor) -> tuple[Tensor, Callable[[_Side, Tensor], None]]:
-    """Returns a tensor like the given one and a function that writes a block (B, H, T, K) to a side of a stack."""
-    heads, rest = like.shape[1], like.shape[2:]
-    spare = like.new_empty(like.shape[0] + 1, heads, *rest)  # the last row takes what was padded
-    flat = spare.view(-1, *rest)
+def _gathered(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tensor:
+    """Returns a tensor like the given one from the blocks (B, H, T, *rest) of all stacks, see `_Plan`; rows past the last token are zero.
 
-    def write(side: _Side, block: Tensor) -> None:
-        flat.index_copy_(0, side.places(heads, heads, is_written=True), block.reshape(-1, *rest))
-
-    return spare, write
-
-
-def _without_spare(written: Tensor, cu: Tensor) -> Tensor:
-    """Returns what a writer has written, without its last row; rows past the last sequence are zero."""
-    written[int(cu[-1]) :].zero_()
-    return written[:-1]
+    To put rows into one block and take them from there in order is several times faster than to write each to its place.
+    """
+    rest = like.shape[2:]
+    rows = torch.cat([block.reshape(-1, *rest) for block in blocks])
+    num_tokens = len(order) // like.shape[1]
+    if num_tokens == len(like):
+        return rows.index_select(0, order).view(like.shape)
+    out = like.new_empty(like.shape)
+    torch.index_select(rows, 0, order, out=out[:num_tokens].view(-1, *rest))
+    out[num_tokens:].zero_()
+    return out
 
 
-def _probabilities(q: Tensor, k: Tensor, stack: _Stack, part: tuple[int, int, int]) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, stack: _Stack, part: tuple[int, int, int, int]) -> Tensor:
     """Returns softmax(q k^T / sqrt(K)) for a part of the queries of a block, (B*H, queries, keys).
 
     Args:
         q: Of the block, (B*H, T_q, K).
         k: Likewise, (B*H, T_k, K).
         stack: That the block is of.
-        part: Which queries, and how many keys they see.
+        part: Which queries, how many keys they see, and how many of these are hidden from none.
     """
-    first, stop, seen = part
+    first, stop, seen, free = part
     scores = torch.baddbmm(
         q.new_empty(1, 1, 1), q[:, first:stop], k[:, :seen].transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5
     )
     if stack.bias is not None:
-        bias = stack.bias[..., :seen] if stack.bias.shape[2] == 1 else stack.bias[:, :, first:stop, :seen]
-        by_head = scores.view(len(bias), -1, stop - first, seen)
-        by_head.add_(bias.to(scores.dtype))  # another dtype would be converted as a whole
+        bias = stack.bias if stack.bias.shape[2] == 1 else stack.bias[:, :, first:stop]
+        scores.view(len(bias), -1, stop - first, seen)[..., free:].add_(bias[..., free:seen])
     return torch.softmax(scores, -1)
 
 
-def _forward_bmm(q: Tensor, k: Tensor, v: Tensor, stack: _Stack) -> tuple[Tensor, list[Tensor]]:
-    """Returns what a block (B, H, T_q, K) of queries gathers, and the probabilities of each part of it."""
+def _forward_bmm(q: Tensor, k: Tensor, v: Tensor, stack: _Stack) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns what each part of a block (B, H, T_q, K) of queries gathers, (B*H, queries, K), and its probabilities."""
     size = q.shape[-1]
     flat_q, flat_k, flat_v = (x.view(-1, x.shape[2], size) for x in (q, k, v))
     probabilities = [_probabilities(flat_q, flat_k, stack, part) for part in stack.parts]
-    gathered = [torch.bmm(p, flat_v[:, : p.shape[2]]) for p in probabilities]
-    return (gathered[0] if len(gathered) == 1 else torch.cat(gathered, 1)).view_as(q), probabilities
+    return [torch.bmm(p, flat_v[:, : p.shape[2]]) for p in probabilities], probabilities
 
 
 def _forward_cpu(
@@ -457,23 +483,27 @@ def _forward_cpu(
     if int(cu_q[-1]) > q.shape[0]:
         raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, there are {q.shape[0]} tokens")
     read_q, read_k, read_v = _reader(q), _reader(k), _reader(v)
-    out, write = _writer(q)
-    lse, write_lse = _writer(q.new_empty(q.shape[0], q.shape[1], dtype=torch.float32))
-    lse.zero_()  # what the bmm kernel leaves out must not be what lay in memory
-    for stack in _plan_for(q, cu_q, cu_k, causal):
+    blocks, logs = [], []
+    plan = _plan_for(q, cu_q, cu_k, causal)
+    for stack in plan.stacks:
         bq, bk, bv = read_q(stack.q), read_k(stack.k), read_v(stack.k)
         if stack.flash:
-            block, block_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(bq, bk, bv, 0.0, causal)
-            write_lse(stack.q, block_lse.contiguous())
+            block, of_block = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(bq, bk, bv, 0.0, causal)
+            blocks.append(block)
         else:
-            block, probabilities = _forward_bmm(bq, bk, bv, stack)
+            of_parts, probabilities = _forward_bmm(bq, bk, bv, stack)
+            of_block = bq.new_zeros(bq.shape[:3], dtype=torch.float32)
+            blocks += of_parts
+        logs.append(of_block)
         if kept is not None:
             number = 0 if stack.flash else sum(p.numel() for p in probabilities)
             is_kept = not stack.flash and number <= room
             kept.append(probabilities if is_kept else None)
             room -= number if is_kept else 0
-        write(stack.q, block)
-    return _without_spare(out, cu_q), lse[:-1]
+    lse = q.new_zeros(q.shape[:2], dtype=torch.float32)
+    if any(stack.flash for stack in plan.stacks):
+        lse = _gathered(logs, plan.q_order, lse)
+    return _gathered(blocks, plan.q_order, q), lse
 
 
 def _backward_cpu(
@@ -489,25 +519,31 @@ def _backward_cpu(
     kept: list[list[Tensor] | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     read_q, read_k, read_v, read_grad, read_out, read_lse = map(_reader, (q, k, v, grad, out, lse[..., None]))
-    (dq, write_q), (dk, write_k), (dv, write_v) = _writer(q), _writer(k), _writer(v)
-    for number, stack in enumerate(_plan_for(q, cu_q, cu_k, causal)):
+    plan = _plan_for(q, cu_q, cu_k, causal)
+    dq, dk, dv = [], [], []
+    for number, stack in enumerate(plan.stacks):
         bq, bk, bv, bg = read_q(stack.q), read_k(stack.k), read_v(stack.k), read_grad(stack.q)
         if stack.flash:
             bo, bl = read_out(stack.q), read_lse(stack.q)[..., 0]
-            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            of_q, of_k, of_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 bg, bq, bk, bv, bo, bl, 0.0, causal
             )
+            of_parts = [of_q]
         else:
-            grads = _backward_bmm(bg, bq, bk, bv, stack, kept[number] if kept else None)
-        for write, side, block in zip((write_q, write_k, write_v), (stack.q, stack.k, stack.k), grads, strict=True):
-            write(side, block)
-    return _without_spare(dq, cu_q), _without_spare(dk, cu_k), _without_spare(dv, cu_k)
+            of_parts, of_k, of_v = _backward_bmm(bg, bq, bk, bv, stack, kept[number] if kept else None)
+        dq += of_parts
+        dk.append(of_k)
+        dv.append(of_v)
+    return _gathered(dq, plan.q_order, q), _gathered(dk, plan.k_order, k), _gathered(dv, plan.k_order, v)
 
 
 def _backward_bmm(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack, kept: list[Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of a block (B, H, T, K) of queries, keys and values; probabilities that were not kept are computed again."""
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Returns the gradients of each part of the queries of a block (B, H, T, K), of its keys and of its values, (B*H, T, K) each.
+
+    Probabilities that were not kept are computed again.
+    """
     b, h, _, size = q.shape
     if stack.q.is_real is not None:
         grad.mul_(stack.q.is_real)
@@ -515,7 +551,7 @@ def _backward_bmm(
     nothing = q.new_empty(1, 1, 1)
     dq, dk, dv = [], nothing, nothing
     for number, part in reversed(list(enumerate(stack.parts))):  # the last one sees all keys, the others add to it
-        first, stop, seen = part
+        first, stop, seen, _ = part
         p = kept[number] if kept is not None else _probabilities(q, k, stack, part)
         of_part = grad[:, first:stop]
         dp = torch.bmm(of_part, v[:, :seen].transpose(1, 2))
@@ -527,8 +563,7 @@ def _backward_bmm(
         else:
             dv[:, :seen].baddbmm_(p.transpose(1, 2), of_part)
             dk[:, :seen].baddbmm_(ds.transpose(1, 2), q[:, first:stop], alpha=size**-0.5)
-    whole = dq[0] if len(dq) == 1 else torch.cat(dq[::-1], 1)
-    return whole.view(b, h, -1, size), dk.view(b, h, -1, size), dv.view(b, h, -1, size)
+    return dq[::-1], dk, dv
 
 
 # ------------------------------------------------------------------------------------------------------- any device: one padded block

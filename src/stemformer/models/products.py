@@ -3,7 +3,7 @@
 | device | weights | rows at most | threads | layout |
 |---|---|---|---|---|
 | CPU | float32 | 1 | 1 | `long runs`: a copy whose longer side is contiguous (MKL, which takes one thread for one row) |
-| CPU | bfloat16 | 3 | any | `halves`: panels of float16 (FBGEMM), multiplied in float32 |
+| CPU | bfloat16 | 3 | any | `halves`: panels of float16 (FBGEMM), multiplied in float32; not for large ones where there is AMX |
 | CPU | float32, bfloat16 | any | any | `blocks`: oneDNN's own layout |
 | other | any | any | any | as it is |
 
@@ -23,7 +23,10 @@ Product = Callable[[Tensor], Tensor]
 """Rows (R, I) to rows (R, O) of the same dtype."""
 
 _BLOCK_ROWS = 4
-"""oneDNN reads faster for four rows than for one, two or three."""
+"""oneDNN reads faster for four rows than for one, two or three; not in bfloat16 with AMX, whose units multiply sixteen at once."""
+
+_BLOCKS_WITH_AMX_FROM = 2**19
+"""Weights from which AMX reads blocks faster than halves are read; fewer lie in the cache, where a call costs more than they do."""
 
 _STEPS_FOR_A_COPY = 8
 """Steps in which a copy in runs or blocks has paid for itself."""
@@ -54,7 +57,9 @@ def make_product(
         return _as_it_is(weight, bias)
     if weight.dtype == torch.float32 and rows == 1 and torch.get_num_threads() == 1:
         return _in_long_runs(weight, bias)
-    if weight.dtype == torch.bfloat16 and rows < _BLOCK_ROWS and steps >= _STEPS_FOR_HALVES and _fits_halves(weight):
+    pays = rows < _BLOCK_ROWS and steps >= _STEPS_FOR_HALVES
+    is_for_amx = _has_amx() and weight.numel() >= _BLOCKS_WITH_AMX_FROM
+    if weight.dtype == torch.bfloat16 and pays and not is_for_amx and _fits_halves(weight):
         return _in_halves(weight, bias)
     return _in_blocks(weight, bias)
 
@@ -67,6 +72,10 @@ def _is_packable(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def _has_amx() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _fits_halves(weight: Tensor) -> bool:
@@ -87,10 +96,13 @@ def _in_long_runs(weight: Tensor, bias: Tensor | None) -> Product:
 
 def _in_blocks(weight: Tensor, bias: Tensor | None) -> Product:
     blocks, dtype = torch.ops.mkldnn._reorder_linear_weight(weight, 4 * _BLOCK_ROWS), weight.dtype
-    multiply = torch.ops.mkldnn._linear_pointwise
+    multiply, multiple = (
+        torch.ops.mkldnn._linear_pointwise,
+        1 if dtype == torch.bfloat16 and _has_amx() else _BLOCK_ROWS,
+    )
 
     def product(x: Tensor) -> Tensor:
-        spare = -len(x) % _BLOCK_ROWS
+        spare = -len(x) % multiple
         filled = F.pad(x, (0, 0, 0, spare)) if spare else x
         y: Tensor = multiply(filled.to(dtype), blocks, bias, "none", [], "")[: len(x)].to(x.dtype)
         return y

@@ -15,7 +15,8 @@ _SCORES_AT_ONCE = 2**25
 """How many scores a chunk of `linear_cross_entropy_sum` holds: 64 MiB in bfloat16, a thousand places of BERT's vocabulary."""
 
 _PLACES_STEP = 16
-"""Chunks are filled up to a multiple of this with zeros, so that few shapes occur (see `models.layers.with_spare_rows`)."""
+"""Chunks hold a multiple of this many places; what is missing in the last one is filled with zeros, at most 1 in 32 beyond these, so that
+few shapes occur (see `models.layers.with_spare_rows`, and `docs/log.md` for what a new one costs)."""
 
 _SOFTMAX_AT_ONCE = 2**20
 """How many of these a softmax on the CPU sees: 4 MiB in float32, which stay in the cache from one operation to the next."""
@@ -108,7 +109,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = max(_PLACES_STEP, _SCORES_AT_ONCE // len(w) // _PLACES_STEP * _PLACES_STEP)
         for start in range(0, max(1, len(x)), size):
             part, targets = x[start : start + size], labels[start : start + size]
-            padded = F.pad(part, (0, 0, 0, -len(part) % _PLACES_STEP))
+            step = max(_PLACES_STEP, 1 << max(0, len(part).bit_length() - 6))
+            padded = F.pad(part, (0, 0, 0, -len(part) % step))
             scores = padded @ w.t() if b is None else torch.addmm(b, padded, w.t())  # (m, V)
             if len(padded) > len(part):
                 scores[len(part) :] = 0
@@ -150,10 +152,11 @@ def _score_in_place(
     That of a bias, where there is one, is added to what is given.
     """
     labels = labels[:, None]
-    p = torch.softmax(scores.float(), -1)
-    best, of_labels = scores.amax(-1, keepdim=True), scores.gather(1, labels)
-    log_sum = best.float() - p.amax(-1, keepdim=True).log()  # exact also where a probability is 0 in float32
-    total = (log_sum - of_labels.float()).sum()
+    z = scores.float()
+    p = torch.softmax(z, -1)
+    best, of_labels = z.amax(-1, keepdim=True), z.gather(1, labels)
+    log_sum = best - p.amax(-1, keepdim=True).log()  # exact also where a probability is 0 in float32
+    total = (log_sum - of_labels).sum()
     right = _num_right(scores, labels, of_labels == best)
     if is_trained:
         p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
