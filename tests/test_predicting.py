@@ -439,10 +439,10 @@ def test_multiple_choice_gives_the_same_probabilities(finetuned, dev):
         close(theirs.numpy(), row["probabilities"])
 
 
-def test_model_that_transformers_trained_predicts_here(tiny_bert, tmp_path):
-    config = transformers.AutoConfig.from_pretrained(
-        str(tiny_bert), num_labels=2, id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}
-    )
+@pytest.mark.parametrize("labels", [("no", "yes"), ("LABEL_0", "LABEL_1")], ids=["named", "default"])
+def test_model_that_transformers_trained_predicts_here(tiny_bert, tmp_path, labels):
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    config = transformers.AutoConfig.from_pretrained(str(tiny_bert), num_labels=2, **names)
     torch.manual_seed(0)
     theirs = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     theirs.save_pretrained(tmp_path)
@@ -451,6 +451,7 @@ def test_model_that_transformers_trained_predicts_here(tiny_bert, tmp_path):
     text = "The old king sees the river."
     with torch.inference_mode():
         expected = theirs(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0].numpy()
+    assert ("id2label" in json.loads((tmp_path / "config.json").read_text())) == (labels[0] == "no")
     (found,) = api.load(str(tmp_path)).predict([text])
     close(found.probabilities, expected)
-    assert found.label == ("no", "yes")[expected.argmax()]
+    assert found.label == labels[expected.argmax()]

@@ -41,6 +41,15 @@ def test_rate_leaves_out_the_jump_of_a_resume(clock, capsys):
     assert "910/1,000 steps (91%)  1 steps/s  1:30 left" in capsys.readouterr().err
 
 
+def test_percent_are_told_once(clock, capsys):
+    bar = Terminal(is_live=False)
+    bar.start("sizes", total=100, unit="%")
+    bar.advance(0)
+    clock[0] += 10
+    bar.advance(20, "2x64")
+    assert capsys.readouterr().err == "sizes: 20%  0:40 left  2x64\n"
+
+
 def test_unknown_total_shows_amount_and_rate_only(clock, capsys):
     bar = Terminal(is_live=False)
     bar.start("reading", unit="bytes")

@@ -191,7 +191,10 @@ def read_task(path: str | os.PathLike[str]) -> dict[str, Any]:
     head = next((_HEAD_OF[name] for name in raw.get("architectures") or () if name in _HEAD_OF), None)
     if head not in ARCHITECTURES["bert"].task_heads:
         return {}
-    names = raw.get("id2label") or {}
+    has_labels = head in ("sequence", "token")
+    names = raw.get("id2label") or (
+        {"0": "LABEL_0", "1": "LABEL_1"} if has_labels else {}
+    )  # not written where they are these
     labels = [] if raw.get("problem_type") == "regression" else [names[number] for number in sorted(names, key=int)]
     return {"head": head, "labels": labels, "problem_type": raw.get("problem_type"), **raw.get(_TASK_KEY, {})}
 
@@ -278,7 +281,8 @@ def save_model(
     if begin_id is not None:
         config["pad_token_id"] = begin_id  # transformers scores the last token that is another
     if tokenizer is not None:
-        tokenizer.save(folder, model_max_length=model.config.max_position_embeddings, begin_id=begin_id)
+        longest, is_bare = model.config.max_position_embeddings, isinstance(model.config, GptConfig)
+        tokenizer.save(folder, model_max_length=longest, begin_id=begin_id, is_bare=is_bare)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tensors(state, folder / "model.safetensors")
 

@@ -376,7 +376,7 @@ def _texts_of_gpt(
             return {}
         model = getattr(module, "module", module).model  # within DDP
         assert isinstance(model, Model)
-        samples = write_samples(model, tokenizer, beginnings, is_backward=is_backward)
+        samples = write_samples(model, tokenizer, beginnings, longest=row_length, is_backward=is_backward)
         return {**measure(model), **({"samples": samples} if number else {})}
 
     return fill

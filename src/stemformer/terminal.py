@@ -81,6 +81,8 @@ class Terminal:
         self._told_at, self._told_done = now, self._done
 
     def _amount(self) -> str:
+        if self._unit == "%" and self._total:
+            return f"{self._done / self._total:.0%}"
         total = f"/{_short(self._total)}" if self._total is not None else ""
         share = f" ({self._done / self._total:.0%})" if self._total else ""
         return f"{_short(self._done)}{total} {self._unit}".rstrip() + share
@@ -92,7 +94,7 @@ class Terminal:
         return (self._done - self._first) / (now - self._started)
 
     def _rate(self, now: float) -> str:
-        speed = self._speed(now) if self._unit != "seconds" else 0.0
+        speed = self._speed(now) if self._unit not in ("seconds", "%") else 0.0
         return f"{_short(speed)} {self._unit or 'units'}/s" if speed else ""
 
     def _left(self, now: float) -> str:

@@ -244,13 +244,16 @@ class Tokenizer:
                 documents.append(self._encode_by_offsets(text, bounds))
         return documents
 
-    def save(self, folder: str | Path, *, model_max_length: int = 512, begin_id: int | None = None) -> None:
+    def save(
+        self, folder: str | Path, *, model_max_length: int = 512, begin_id: int | None = None, is_bare: bool = False
+    ) -> None:
         """Writes a folder that `load_tokenizer` and transformers' AutoTokenizer open: the same ids in both.
 
         Args:
             folder: Made where missing. Gets tokenizer.json, tokenizer_config.json and, for WordPiece, vocab.txt.
             model_max_length: Longest sequence of the model that this vocabulary is for, told to transformers.
             begin_id: Transformers too shall put this token before each text, and nothing else, and fill up with it.
+            is_bare: Without `begin_id`, it shall put nothing around a text, as for a model that goes on with texts.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -263,14 +266,16 @@ class Tokenizer:
         elif self.id_of(END_OF_TEXT) is not None:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         backend = self._backend
+        if begin_id is not None or is_bare:
+            backend = tokenizers.Tokenizer.from_str(backend.to_str())
+            backend.post_processor = processors.Sequence([])
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if begin_id is not None:
             token = self.tokens[begin_id]
-            backend = tokenizers.Tokenizer.from_str(backend.to_str())
             backend.post_processor = processors.TemplateProcessing(
                 single=[token, "$A"], pair=[token, "$A", token, "$B"], special_tokens=[(token, begin_id)]
             )
             config |= dict.fromkeys(("bos_token", "eos_token", "pad_token"), token)
-            config["tokenizer_class"] = "PreTrainedTokenizerFast"
         (folder / "tokenizer.json").write_bytes(backend.to_str(pretty=True).encode())
         (folder / "tokenizer_config.json").write_bytes((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 

@@ -146,7 +146,7 @@ _BEGINNING = 8
 
 
 def write_samples(
-    model: Model, tokenizer: Tokenizer, beginnings: Sequence[str], *, is_backward: bool = False
+    model: Model, tokenizer: Tokenizer, beginnings: Sequence[str], *, longest: int, is_backward: bool = False
 ) -> list[dict[str, str]]:
     """Returns how a model goes on with beginnings: `prompt` and `text`, drawn with the same random numbers each time.
 
@@ -154,11 +154,12 @@ def write_samples(
         model: A GPT; it is in evaluation mode afterwards.
         tokenizer: Of it.
         beginnings: See `choose_beginnings`.
+        longest: Tokens of a text that it was trained on; of no place behind does it know anything.
         is_backward: It writes from the end on: `text` is what it puts before `prompt`, in reading order, and `direction` says so.
     """
     model.eval()
     letters = _letters(tokenizer)
-    most = min(_SAMPLE * letters, model.config.max_position_embeddings - 2 * _BEGINNING * letters)
+    most = min(_SAMPLE * letters, longest - 2 * _BEGINNING * letters)
     if not beginnings or most < 1:
         return []
     config = DecodingConfig(max_new_tokens=most, temperature=0.8, top_p=0.95, overflow="slide")
