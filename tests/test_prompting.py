@@ -136,6 +136,28 @@ def test_the_very_prompt_is_shown(task, capsys):
     assert "=== mood, 1 examples ===" in out and out.rstrip().endswith("]")
 
 
+def test_a_task_says_how_near_texts_come_and_with_how_many_examples(model, tmp_path, capsys):
+    rows = [{"en": f"the {word} king", "de": f"der {word}e König"} for word in ["old", "wise", "small", "green"] * 3]
+    (tmp_path / "de.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "de.toml").write_text(
+        'template = "{en} => {answer}"\nanswer = "{de}"\nhow = "generate"\nmetric = "chrf"\ndata = "de.jsonl"\n'
+        'num_shots = [3, 1]\ndraw = "first"\nmax_new_tokens = 5\n'
+    )
+    task, out = str(tmp_path / "de.toml"), tmp_path / "out"
+    assert main(["prompt", task, "--show", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [one["num_shots"] for one in shown] == [1, 3]
+    assert shown[0]["prompt"].startswith("the old king => der olde König\n\n")
+    told = api.prompt([task, "synthetic:copy"], models=[model], out=str(out), num_questions=6)
+    mine = [row for row in told["figures"] if row["task"] == "de"]
+    assert [row["num_shots"] for row in mine] == [1, 3] and told["table"][0]["task"] == "de (chrf)"
+    assert {row["num_shots"] for row in told["figures"] if row["task"] == "copy"} == {0, 1, 4}
+    for row in mine:
+        assert row["metric"] == "chrf" and row["figure"] == row["chrf"] and row["accuracy"] == 0
+        assert 0 <= row["low"] <= row["chrf"] <= row["high"] <= 1
+    assert "de (chrf)" in (out / "report.html").read_text()
+
+
 def test_tasks_are_listed(capsys):
     assert main(["prompt", "--list", "--json"]) == 0
     assert {"sst2", "lambada", "synthetic:copy"} <= {t["task"] for t in json.loads(capsys.readouterr().out)["tasks"]}
@@ -144,7 +166,7 @@ def test_tasks_are_listed(capsys):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"num_shots": []}, "--num-shots"),
+        ({"num_shots": [-1]}, "--num-shots -1"),
         ({"models": []}, "expected at least one model"),
         ({"num_questions": 0}, "--num-questions 0"),
         ({"examples": ["other=x.tsv"]}, "expected one of the tasks"),

@@ -723,7 +723,7 @@ def prompt(
     *,
     model: list[str] | None = None,
     out: str | None = None,
-    num_shots: str = "0,1,4",
+    num_shots: str = "",
     examples: list[str] | None = None,
     num_questions: int = 200,
     draws: int = 1,
@@ -742,7 +742,7 @@ def prompt(
         task: Built-in names (see --list) or .toml files, with =FILE where the data is not said there; synthetic:NAME. Several may be given.
         model: GPTs, or masked models for tasks with choices; may be given again.
         out: Folder of table, pictures and report.
-        num_shots: Numbers of examples in the prompt, such as 0,1,4,16.
+        num_shots: Numbers of examples in the prompt, such as 0,1,4,16; by default those that each task says.
         examples: TASK=FILE where examples are not to be drawn from the questions.
         num_questions: Of a task at most.
         draws: Draws of the examples; the figure is the mean over them.
@@ -757,7 +757,7 @@ def prompt(
 
     if list_:
         return _print_result({"tasks": api.list_tasks()}, output)
-    shots = _numbers("--num-shots", num_shots)
+    shots = _numbers("--num-shots", num_shots) if num_shots else []
     if show:
         shown = api.show_prompts(task or [], num_shots=shots, examples=examples or [], seed=seed)
         if output.json:

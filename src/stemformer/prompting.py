@@ -39,7 +39,7 @@ class PromptConfig:
     Attributes:
         models: Folders or hub ids.
         tasks: What is asked.
-        num_shots: Numbers of examples in the prompt, ascending.
+        num_shots: Numbers of examples in the prompt, ascending; none: those that each task says.
         num_questions: Of a task at most; drawn by the seed.
         seed: Of the questions and the first draw of examples.
         draws: So many draws of examples, with seeds that follow each other.
@@ -68,21 +68,21 @@ def list_tasks() -> list[dict[str, str]]:
 
 
 def show_prompts(
-    tasks: Sequence[str], *, num_shots: Sequence[int] = (0, 1, 4), examples: Sequence[str] = (), seed: int = 0
+    tasks: Sequence[str], *, num_shots: Sequence[int] = (), examples: Sequence[str] = (), seed: int = 0
 ) -> list[dict[str, Any]]:
     """Returns the very prompt of the first question of each task, for each number of examples: no model is asked.
 
     Args:
         tasks: As for `prompt`, like the others.
-        num_shots: Numbers of examples.
+        num_shots: Numbers of examples; by default those that each task says.
         examples: Data of examples.
         seed: Of their draw.
     """
     _check_numbers(num_shots, seed=seed)
     told = []
     for task in _open_tasks(tasks, examples):
-        data = _read(task, max(num_shots), 1, seed)
-        told += _shown(task, data, num_shots, 1, seed)
+        shots = _shots_of(task, num_shots)
+        told += _shown(task, _read(task, max(shots), 1, seed), shots, 1, seed)
     return told
 
 
@@ -112,7 +112,7 @@ def prompt(
     *,
     models: Sequence[str],
     out: str | None = None,
-    num_shots: Sequence[int] = (0, 1, 4),
+    num_shots: Sequence[int] = (),
     examples: Sequence[str] = (),
     num_questions: int = 200,
     draws: int = 1,
@@ -133,7 +133,7 @@ def prompt(
         models: GPTs, and masked models for tasks with choices: Hugging Face folders, run folders, or hub ids.
         out: Folder of the table: `prompt.json`, `report.html`, `shots.svg`, `sizes.svg`, a line for each figure in `figures.jsonl` and for
             each answer in `answers/`.
-        num_shots: Numbers of examples in the prompt.
+        num_shots: Numbers of examples in the prompt; by default those that each task says.
         examples: `TASK=FILE` where examples are not to be drawn from the questions.
         num_questions: Of a task at most.
         draws: Draws of the examples; the figure is the mean over them.
@@ -147,8 +147,8 @@ def prompt(
         progress: Told how far it is.
 
     Returns:
-        `table` (percent right, a line for each task and model), `figures` (all there is to know, a row for each number of examples too; see
-        `evaluation.asking.summarise`), `notes`.
+        `table` (percent right, or the task's own metric; a line for each task and model), `figures` (all there is to know, a row for each
+        number of examples too; see `evaluation.asking.summarise`), `notes`.
 
     Raises:
         StemformerError: Tasks, data or models that do not fit.
@@ -172,12 +172,13 @@ def prompt(
             *(f for t in opened for f in (t.data, t.examples)),
         ]
         refuse_inside(folder, [path for path in read if path and Path(path).exists()])
-    data = {task.name: _read(task, max(shots), num_questions, seed) for task in opened}
+    shots_of = {task.name: _shots_of(task, shots) for task in opened}
+    data = {task.name: _read(task, max(shots_of[task.name]), num_questions, seed) for task in opened}
     rows = _begin(folder, config, progress, resume=resume) if folder is not None else []
     per_task = {name: min(num_questions, len(of_task.items)) for name, of_task in data.items()}
     progress.start(
         "asking",
-        total=len(models) * len(shots) * sum(_draws(t, draws) * per_task[t.name] for t in opened),
+        total=len(models) * sum(len(shots_of[t.name]) * _draws(t, draws) * per_task[t.name] for t in opened),
         unit="questions",
     )
     names = short_names(models)
@@ -192,11 +193,11 @@ def prompt(
         for task in opened:
             if "causal_lm" not in body.heads and task.how != "choose":
                 notes.append(f"{names[model]}: a masked model writes no text, so it takes no part in {task.name}")
-                progress.advance(len(shots) * _draws(task, draws) * per_task[task.name])
+                progress.advance(len(shots_of[task.name]) * _draws(task, draws) * per_task[task.name])
                 continue
             told_of = notes_on_answers(task, tokenizer, for_masked="causal_lm" not in body.heads)
             notes += [f"{names[model]}, {task.name}: {note}" for note in told_of]
-            for k in shots:
+            for k in shots_of[task.name]:
                 key = _fingerprint(weights, digests[task.name], k, config)
                 row = next((row for row in rows if row["fingerprint"] == key), None)
                 if row is None:
@@ -204,8 +205,9 @@ def prompt(
                         row = _figure(names[model], body, tokenizer, task, data[task.name], k, config, folder, progress)
                     row = {"task": task.name, "model": model, "fingerprint": key, **row}
                     rows.append(row)
-                    note = f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
-                    progress.say(f"{names[model]}: {task.name}, {k} examples: {note}")
+                    note = f"{100 * row['figure']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+                    unit = "% right" if task.metric == "accuracy" else task.metric
+                    progress.say(f"{names[model]}: {task.name}, {k} examples: {note} {unit}")
                 else:
                     progress.advance(_draws(task, draws) * per_task[task.name])
                 done.append({**row, "model": model})
@@ -218,8 +220,8 @@ def prompt(
     told: dict[str, Any] = {"table": _table(done, names), "figures": done, "notes": notes}
     if folder is not None:
         write_file(folder / "prompt.json", [json.dumps(told, ensure_ascii=False, indent=2).encode()])
-        few = shots[: max(1, sum(k <= _SHOWN for k in shots))]
-        shown = [one for task in opened for one in _shown(task, data[task.name], few, num_questions, seed)]
+        few = {name: mine[: max(1, sum(k <= _SHOWN for k in mine))] for name, mine in shots_of.items()}
+        shown = [one for t in opened for one in _shown(t, data[t.name], few[t.name], num_questions, seed)]
         write_prompt_report(folder, done, notes, shown, config=to_toml(config))
         told |= {"report": str(folder / "report.html")}
     return told
@@ -230,12 +232,13 @@ _SHOWN = 4
 
 
 def _table(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Returns percent right with the bounds, a line for each task and model."""
+    """Returns percent right, or what the task's own metric says, with the bounds; a line for each task and model."""
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        line = lines.setdefault((row["task"], row["model"]), {"task": row["task"], "model": names[row["model"]]})
+        task = row["task"] if row["metric"] == "accuracy" else f"{row['task']} ({row['metric']})"
+        line = lines.setdefault((row["task"], row["model"]), {"task": task, "model": names[row["model"]]})
         line[f"{row['num_shots']} shots"] = (
-            f"{100 * row['accuracy']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+            f"{100 * row['figure']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
         )
         if "calibrated" in row:
             line[f"{row['num_shots']} calibrated"] = f"{100 * row['calibrated']:.1f}"
@@ -257,9 +260,13 @@ def _check(
             raise ConfigError(f"--{name} {value}: expected at least 1")
 
 
+def _shots_of(task: PromptTask, asked: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(set(asked or task.num_shots)))
+
+
 def _check_numbers(shots: Sequence[int], *, seed: int) -> None:
-    if not shots or min(shots) < 0:
-        raise ConfigError(f"--num-shots {','.join(map(str, shots)) or '(none)'}: expected numbers from 0 on")
+    if shots and min(shots) < 0:
+        raise ConfigError(f"--num-shots {','.join(map(str, shots))}: expected numbers from 0 on")
     if not 0 <= seed < 2**63:
         raise ConfigError(f"--seed {seed}: expected a number from 0 to 2**63 - 1")
 
@@ -292,7 +299,7 @@ def _read(task: PromptTask, num_shots: int, num_questions: int, seed: int) -> Pr
         return _synthetic(task.synthetic, num_shots, num_questions, seed)
     items = read_items(task.data, task)
     is_same = not task.examples or Path(task.examples).resolve() == Path(task.data).resolve()
-    return PromptData(items, items if is_same else read_items(task.examples, task))
+    return PromptData(items, items if is_same else read_items(task.examples, task), how=task.draw)
 
 
 def _synthetic(name: str, num_shots: int, number: int, seed: int) -> PromptData:

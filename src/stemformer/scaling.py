@@ -112,7 +112,7 @@ def _ask_in_context(
     device: str | None,
     threads: int | None,
 ) -> None:
-    """Adds to the line of each size how often its model is right in context, in percent, as a mean over tasks."""
+    """Adds to the line of each size how often its model is right in context, in percent (or by a task's own metric), mean over tasks."""
     models = {line["size"]: str(folder / "sizes" / line["size"] / "final") for line in lines}
     out = folder / "prompts"
     told = prompt(
@@ -128,7 +128,7 @@ def _ask_in_context(
     for line in lines:
         mine = [row for row in told["figures"] if row["model"] == models[line["size"]]]
         line["in_context"] = {
-            str(shots): 100 * fmean(row["accuracy"] for row in mine if row["num_shots"] == shots)
+            str(shots): 100 * fmean(row["figure"] for row in mine if row["num_shots"] == shots)
             for shots in sorted({row["num_shots"] for row in mine})
         }
 

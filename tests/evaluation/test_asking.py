@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import sacrebleu
 import torch
 
 from stemformer.data.tokenizer import train_wordpiece
@@ -151,6 +152,22 @@ def test_figures():
     assert (told["accuracy"], told["by_sum"], told["by_mean"]) == (0.5, 0.5, 0.75)
     assert (told["chance"], told["majority"], told["questions"], told["draws"]) == (0.5, 0.5, 4, 2)
     assert told["spread"] == 0.0 and told["low"] < 0.5 < told["high"]
+
+
+@pytest.mark.parametrize(
+    ("rights", "texts", "tokenize"),
+    [
+        (["the old king sees the river", "a dog"], ["the old king sees a river", "a dog runs"], "13a"),
+        (["国王看见了河。", "一只狗"], ["国王看见河。", "一只猫"], "zh"),
+    ],
+)
+def test_texts_are_compared_as_sacrebleu_does(rights, texts, tokenize):
+    task = PromptTask("{text} {answer}", answer="{text}", how="generate", metric="bleu")
+    items = [Item({"text": right}, (right,), 0) for right in rights]
+    told = summarise([[Asked(i, 0, -1, -1, text=text) for i, text in enumerate(texts)]], task, items)
+    assert told["bleu"] == pytest.approx(sacrebleu.corpus_bleu(texts, [rights], tokenize=tokenize).score / 100)
+    assert told["chrf"] == pytest.approx(sacrebleu.corpus_chrf(texts, [rights]).score / 100)
+    assert told["figure"] == told["bleu"] and told["accuracy"] == 0 and told["low"] < told["high"]
 
 
 def test_the_interval_of_nothing_right_has_a_width():

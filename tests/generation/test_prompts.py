@@ -67,6 +67,16 @@ def test_draws_are_balanced_and_nested_and_leave_the_question_out():
     assert data.draw(0, 8, seed=0) != data.draw(0, 8, seed=1) != data.draw(1, 8, seed=1)
 
 
+def test_draws_may_be_any_or_always_the_first():
+    pool = [Item({"text": f"t{i}"}, ("bad", "good"), int(i > 17), str(int(i > 17))) for i in range(20)]
+    first = PromptData(pool, pool, how="first")
+    assert [item.fields["text"] for item in first.draw(1, 3, seed=0)] == ["t0", "t2", "t3"]  # not the question itself
+    assert first.draw(5, 4, seed=0) == first.draw(6, 4, seed=1) == pool[:4]
+    drawn = [PromptData(pool, pool, how="random").draw(i, 4, seed=0) for i in range(20)]
+    shares = Counter(item.label for four in drawn for item in four)
+    assert len({str(four) for four in drawn}) == 20 and shares["0"] > 3 * shares["1"]  # as in the data, 9 to 1
+
+
 def test_examples_from_elsewhere_may_all_be_taken():
     data = PromptData(items(2), items(6)[2:])
     assert len(data.draw(0, 4, seed=0)) == 4
@@ -139,6 +149,9 @@ def test_tasks_that_do_not_exist(given, told):
         ({"template": "{answer}", "choices": ("a", "b")}, "expected label"),
         ({"template": "{answer}", "answers": {"0": "", "1": "x"}, "label": "l"}, "words for each"),
         ({"template": "{answer}", "choices": ("a", "b"), "label": "l", "how": "generate"}, "need answer"),
+        ({"template": "{answer}", "choices": ("a", "b"), "label": "l", "metric": "chrf"}, "with how = generate alone"),
+        ({"template": "{answer}", "answer": "{a}", "how": "generate", "num_shots": ()}, "expected numbers from 0 on"),
+        ({"template": "{answer}", "answer": "{a}", "how": "generate", "num_shots": (-1,)}, r"num_shots is \[-1\]"),
     ],
 )
 def test_tasks_that_do_not_fit_together(settings, told):

@@ -65,6 +65,9 @@ class PromptTask:
         score: How answers of a choice are compared: by the `sum` of their log-probabilities, or by their `mean` a character.
         max_new_tokens: Of a generated answer, at most.
         stop: Where a generated answer ends.
+        metric: Of a generated answer: `accuracy`, how often it is the right text; or how near it comes to that, by `chrf` or `bleu`.
+        num_shots: Numbers of examples in the prompt, where the command does not say.
+        draw: Examples of each label alike, in random order (`balanced`), any (`random`), or always the `first` ones of their data.
     """
 
     template: str
@@ -89,6 +92,9 @@ class PromptTask:
     score: Literal["sum", "mean"] = "sum"
     max_new_tokens: int = 24
     stop: str = "\n"
+    metric: Literal["accuracy", "chrf", "bleu"] = "accuracy"
+    num_shots: tuple[int, ...] = (0, 1, 4)
+    draw: Literal["balanced", "random", "first"] = "balanced"
 
     def __post_init__(self) -> None:
         for name in ("template", *(["cloze"] if self.cloze else [])):
@@ -107,6 +113,10 @@ class PromptTask:
             raise ConfigError("expected label, the column of the right answer (or correct, its number)")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
+        if self.metric != "accuracy" and self.how != "generate":
+            raise ConfigError(f"metric = {self.metric} is of texts that are written: it goes with how = generate alone")
+        if not self.num_shots or min(self.num_shots) < 0:
+            raise ConfigError(f"num_shots is {list(self.num_shots)}: expected numbers from 0 on, such as [0, 1, 4]")
 
     def parts(self, item: "Item", *, for_masked: bool = False) -> tuple[str, str, str]:
         """Returns what stands before the answer to a question, the space between, and what stands behind."""
@@ -155,14 +165,16 @@ class PromptData:
         items: Questions.
         pool: Examples; the questions themselves where there are no others.
         own: For each question its own examples, where those of another would not fit (synthetic tasks); else empty.
+        how: `draw` of the task.
     """
 
     items: Sequence[Item]
     pool: Sequence[Item]
     own: Sequence[Sequence[Item]] = ()
+    how: Literal["balanced", "random", "first"] = "balanced"
 
     def draw(self, number: int, num_shots: int, *, seed: int) -> list[Item]:
-        """Returns the examples for a question: of each label as many, in random order; the first of more are those of fewer.
+        """Returns the examples for a question, never the question itself; the first of more are those of fewer.
 
         Args:
             number: Of the question.
@@ -178,8 +190,14 @@ class PromptData:
             return list(pool[len(pool) - num_shots :])
         rng = example_generator(seed, 0, number)
         itself = self.items[number].fields
+        groups = self._by_label if self.how == "balanced" else [np.arange(len(self.pool))]
         orders = [
-            [i for i in rng.permutation(group).tolist() if self.pool[i].fields != itself] for group in self._by_label
+            [
+                i
+                for i in (group if self.how == "first" else rng.permutation(group)).tolist()
+                if self.pool[i].fields != itself
+            ]
+            for group in groups
         ]
         _check_number(num_shots, sum(map(len, orders)))
         drawn: list[Item] = []

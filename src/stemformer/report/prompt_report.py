@@ -92,7 +92,7 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     largest = _models(rows)[-1]
     tiles = []
     for shots in _shots(rows):
-        mine = [row["accuracy"] for row in rows if row["model"] == largest and row["num_shots"] == shots]
+        mine = [row["figure"] for row in _counted(rows) if row["model"] == largest and row["num_shots"] == shots]
         if mine:
             tiles.append(
                 (
@@ -102,6 +102,11 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
                 )
             )
     return tiles
+
+
+def _counted(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of which a mean may be taken: those that say how often a model is right, if any does."""
+    return [row for row in rows if row["metric"] == "accuracy"] or list(rows)
 
 
 def _spoken(shots: int) -> str:
@@ -119,7 +124,7 @@ def _table(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 first = next(iter(mine.values()))
                 cells = {
                     shots: {
-                        "figure": f"{100 * row['accuracy']:.1f}",
+                        "figure": f"{100 * row['figure']:.1f}",
                         "bounds": f"{100 * row['low']:.0f} to {100 * row['high']:.0f}",
                         "is_above": row["low"] > max(row["chance"] or 0, row["majority"] or 0),
                     }
@@ -127,7 +132,7 @@ def _table(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 }
                 lines.append(
                     {
-                        "task": task,
+                        "task": task if first["metric"] == "accuracy" else f"{task} ({first['metric']})",
                         "model": names[model],
                         "cells": cells,
                         "chance": _percent(first["chance"]),
@@ -160,9 +165,7 @@ def _draw_shots(rows: Sequence[Row]) -> "Figure":
                 x = [shots.index(r["num_shots"]) for r in mine]
                 colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
                 label = names[model] if panel == 0 else None
-                axes.plot(
-                    x, [100 * r["accuracy"] for r in mine], color=colour, marker=marker, markersize=4, label=label
-                )
+                axes.plot(x, [100 * r["figure"] for r in mine], color=colour, marker=marker, markersize=4, label=label)
                 axes.fill_between(
                     x,
                     [100 * r["low"] for r in mine],
@@ -172,7 +175,8 @@ def _draw_shots(rows: Sequence[Row]) -> "Figure":
                     linewidth=0,
                 )
         _baselines(axes, [row for row in rows if row["task"] == task])
-        axes.set_title(task, fontsize=10)
+        metric = next(row["metric"] for row in rows if row["task"] == task)
+        axes.set_title(task if metric == "accuracy" else f"{task} ({metric})", fontsize=10)
         axes.set_xticks(range(len(shots)), [str(k) for k in shots])
         if panel % columns == 0:
             axes.set_ylabel("right (%)")
@@ -207,6 +211,7 @@ def _draw_sizes(rows: Sequence[Row]) -> "Figure":
 
     Masked models, which fill blanks, have lines of their own.
     """
+    rows = _counted(rows)
     models = _models(rows)
     sizes = {row["model"]: row["parameters"] for row in rows}
     shared = [t for t in _tasks(rows) if len({r["model"] for r in rows if r["task"] == t}) == len(models)]
@@ -221,7 +226,7 @@ def _draw_sizes(rows: Sequence[Row]) -> "Figure":
             points = [
                 (
                     sizes[model] / 1e6,
-                    100 * fmean(r["accuracy"] for r in mine if (r["model"], r["num_shots"]) == (model, k)),
+                    100 * fmean(r["figure"] for r in mine if (r["model"], r["num_shots"]) == (model, k)),
                 )
                 for model in models
                 if any((r["model"], r["num_shots"]) == (model, k) for r in mine)
