@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stemformer.config import differences, from_toml, to_toml
+from stemformer.config import from_toml, to_toml
 from stemformer.data.manifest import write_file
 from stemformer.data.subsets import draw_order
 from stemformer.data.tokenizer import Tokenizer
@@ -22,6 +22,7 @@ from stemformer.folders import empty
 from stemformer.labelling import LabelledData
 from stemformer.problems import strata
 from stemformer.progress import Part, Progress
+from stemformer.resuming import refuse_changes
 from stemformer.starting import open_model, put_on_device
 from stemformer.tasks.task import TaskExamples
 from stemformer.training.compute import choose_device, compile_blocks
@@ -117,17 +118,12 @@ def begin(folder: Path, asked: CompareConfig, progress: Progress, *, resume: boo
         if not file.is_file() or not (folder / "cells").is_dir():
             raise CheckpointError(f"{folder} holds no comparison to resume: give another --out")
         stored = from_toml(CompareConfig, file.read_text(encoding="utf-8"), source=str(file))
-        changed = [(k, a, b) for k, a, b in differences(stored, asked) if not k.startswith(_MAY_CHANGE)]
-        changed += [
+        rates = [
             (f"rate of {start}", rate, asked.rates[start])
             for start, rate in stored.rates.items()
             if asked.rates.get(start, rate) != rate
         ]
-        if changed:
-            told = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
-            raise CheckpointError(
-                f"this comparison cannot go on with other settings ({told}): leave them as they were, or give another --out"
-            )
+        refuse_changes(stored, asked, may_change=_MAY_CHANGE, more=rates, what="this comparison")
         lines = read_log(folder / "cells.jsonl")
         done = {Cell(line["start"], line["size"], line["seed"]): line for line in lines}
         progress.say(f"{sum(cell in done for cell in asked.cells())} of {len(asked.cells())} runs are done already")

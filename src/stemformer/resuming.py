@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -96,17 +97,31 @@ _OF_A_RUN = (
 """How the names begin of what a run without a checkpoint may have written."""
 
 
-def refuse_changes(stored: Config, now: Config) -> None:
-    """Refuses settings that a run cannot go on with.
+def refuse_changes(
+    stored: Any,
+    now: Any,
+    *,
+    may_change: tuple[str, ...] = MAY_CHANGE,
+    more: Iterable[tuple[str, Any, Any]] = (),
+    what: str = "this run",
+) -> None:
+    """Refuses settings that something cannot go on with.
+
+    Args:
+        stored: Its configuration.
+        now: The one that was asked for.
+        may_change: How keys begin that may differ.
+        more: Further differences: key, before, now.
+        what: That goes on.
 
     Raises:
-        CheckpointError: One differs that is not in `training.run.MAY_CHANGE`.
+        CheckpointError: Which settings differ, with both values.
     """
-    changed = [(k, a, b) for k, a, b in differences(stored, now) if not k.startswith(MAY_CHANGE)]
-    if changed:
+    changed = [(k, a, b) for k, a, b in differences(stored, now) if not k.startswith(may_change)]
+    if changed := [*changed, *more]:
         told = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
         raise CheckpointError(
-            f"this run cannot go on with other settings ({told}): leave them as they were, or start a new run"
+            f"{what} cannot go on with other settings ({told}): leave them as they were, or give another --out"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stemformer.config import differences, from_toml, to_toml
+from stemformer.config import from_toml, to_toml
 from stemformer.data.manifest import Manifest, write_file
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.folders import empty
@@ -18,6 +18,7 @@ from stemformer.models.model import make_model
 from stemformer.objectives.sentence_pairs import OBJECTIVES, objective_name
 from stemformer.pretraining import pretrain
 from stemformer.progress import Part, Progress
+from stemformer.resuming import refuse_changes
 from stemformer.training.log import read_log
 from stemformer.training.run import GptRunConfig, RunConfig
 
@@ -124,12 +125,7 @@ def begin(folder: Path, asked: ScaleConfig, progress: Progress, *, resume: bool)
         text = file.read_text(encoding="utf-8")
         is_gpt = "eos_token_id" in tomllib.loads(text).get("run", {}).get("model", {})
         stored = from_toml(GptScaleConfig if is_gpt else ScaleConfig, text, source=str(file))
-        changed = [(k, a, b) for k, a, b in differences(stored, asked) if not k.startswith(_MAY_CHANGE)]
-        if changed:
-            told = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
-            raise CheckpointError(
-                f"these runs cannot go on with other settings ({told}): leave them as they were, or give another --out"
-            )
+        refuse_changes(stored, asked, may_change=_MAY_CHANGE, what="these runs")
         done = {line["size"]: line for line in read_log(folder / "sizes.jsonl")}
         progress.say(f"{sum(name in done for name in asked.sizes)} of {len(asked.sizes)} sizes are done already")
     elif folder.is_dir():
@@ -137,6 +133,10 @@ def begin(folder: Path, asked: ScaleConfig, progress: Progress, *, resume: bool)
     (folder / "sizes").mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(asked).encode()])
     return done
+
+
+_BESIDE = 2_000_000
+"""What a token costs beside matrix products, in parameters that cost as much; measured on a CPU, for the time that is left."""
 
 
 def run_all(
@@ -154,7 +154,10 @@ def run_all(
     if seconds:
         shares = dict.fromkeys(counts, seconds)
     else:  # what a token costs, times how many there are
-        work = {name: every * (every if asked.tokens_per_parameter else 1) for name, (every, _) in counts.items()}
+        work = {
+            name: (every + _BESIDE) * (every if asked.tokens_per_parameter else 1)
+            for name, (every, _) in counts.items()
+        }
         shares = {name: 100 * of_size / sum(work.values()) for name, of_size in work.items()}
     progress.start(f"{len(sizes)} sizes", total=sum(shares.values()), unit="seconds" if seconds else "%")
     progress.advance(sum(share for name, share in shares.items() if name in done))
