@@ -705,11 +705,15 @@ def generate(
         return
     prompts = [*(prompt or []), *(_stdin_lines() if stdin or not prompt else [])]
     is_streamed = len(prompts) == 1 and not output.json and tell is not None
+    before = prompts[:1]  # written with the first word, when nothing was found wrong with what is asked
+
+    def tell_first(_: int, text: str) -> None:
+        print(*before, text, sep="", end="", flush=True)
+        before.clear()
+
+    found = api.generate(prompts, on_text=tell_first if is_streamed else None, **given)
     if is_streamed:
-        print(prompts[0], end="", flush=True)
-    found = api.generate(prompts, on_text=tell if is_streamed else None, **given)
-    if is_streamed:
-        print()
+        print(*before)
     elif output.json:
         _print_result(found, output)
     else:

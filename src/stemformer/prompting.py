@@ -205,9 +205,10 @@ def prompt(
                         row = _figure(names[model], body, tokenizer, task, data[task.name], k, config, folder, progress)
                     row = {"task": task.name, "model": model, "fingerprint": key, **row}
                     rows.append(row)
-                    note = f"{100 * row['figure']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
                     unit = "% right" if task.metric == "accuracy" else task.metric
-                    progress.say(f"{names[model]}: {task.name}, {k} examples: {note} {unit}")
+                    bounds = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+                    figure = f"{100 * row['figure']:.1f} {unit} ({bounds})"
+                    progress.say(f"{names[model]}: {task.name}, {k} examples: {figure}")
                 else:
                     progress.advance(_draws(task, draws) * per_task[task.name])
                 done.append({**row, "model": model})

@@ -174,7 +174,14 @@ def test_prompts_that_cannot_be_read_are_refused(ours):
     with pytest.raises(DataError, match="prompt 1 is empty"):
         decode(ours, [*prompts(2), torch.empty(0, dtype=torch.long)], DecodingConfig(max_new_tokens=1))
     with pytest.raises(DataError, match=f"41 tokens, the model {POSITIONS} positions"):
-        decode(ours, prompts(41), DecodingConfig(max_new_tokens=1, overflow="slide"))
+        decode(ours, prompts(41), DecodingConfig(max_new_tokens=1))
+
+
+def test_of_a_prompt_longer_than_the_window_its_end_is_read(ours):
+    config = DecodingConfig(max_new_tokens=4, temperature=0, overflow="slide")
+    (prompt,) = prompts(POSITIONS + 1)
+    (told,), (of_end,) = (decode(ours, [part], config) for part in (prompt, prompt[-(POSITIONS // 2) :]))
+    assert told.ids == of_end.ids
 
 
 def test_masked_model_does_not_generate():

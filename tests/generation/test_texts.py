@@ -227,3 +227,12 @@ def test_what_is_typed_is_gone_on_with_line_by_line(folder, monkeypatch, capsys)
     assert "shorten it" in said
     expected = [x["text"] for x in api.generate(["The old", "A"], model=str(folder), max_new_tokens=5, temperature=0)]
     assert told == "".join(text + "\n" for text in expected)
+
+
+def test_prompt_is_written_with_what_follows_it_and_not_before_an_error(folder, capsys):
+    command = ["generate", "The old", "--model", str(folder), "--max-new-tokens", "5", "--temperature"]
+    assert main([*command, "0"]) == 0
+    [told] = api.generate(["The old"], model=str(folder), max_new_tokens=5, temperature=0)
+    assert capsys.readouterr().out == f"The old{told['text']}\n"
+    assert main([*command, "-1"]) == 2
+    assert capsys.readouterr().out == ""

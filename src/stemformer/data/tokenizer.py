@@ -282,7 +282,9 @@ class Tokenizer:
     def _special(self, token: str) -> int:
         number = self.id_of(token)
         if number is None:
-            raise TokenizerError(f"this {self.kind} vocabulary has no {token}: use one that has it, or add it")
+            raise TokenizerError(
+                f"this {self.kind} vocabulary has no {token}, which a BERT needs: use one of WordPiece, or train a GPT"
+            )
         return number
 
     @cached_property

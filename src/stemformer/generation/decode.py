@@ -145,14 +145,14 @@ def decode(
 
     Raises:
         ConfigError: Prompt and new tokens are longer than the model has positions, and the window does not slide.
-        DataError: An empty prompt, or one that is longer than the model has positions.
+        DataError: An empty prompt, or one that is longer than the model has positions and the window does not slide.
     """
     positions = model.config.max_position_embeddings
     _check_lengths(prompts, config, positions)
     reader = _reader(model, rows=len(prompts), steps=config.max_new_tokens)
     told = [Decoded() for _ in prompts]
     streams = [example_generator(config.seed, 0, number) for number in range(len(prompts))]
-    texts = [prompt.tolist() for prompt in prompts]
+    texts = [(prompt if len(prompt) <= positions else prompt[-(positions // 2) :]).tolist() for prompt in prompts]
     active = list(range(len(prompts)))
     room = min(positions, max(map(len, texts)) + config.max_new_tokens)
     scores = reader.begin(texts, room)
@@ -256,8 +256,10 @@ def _check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions:
     for number, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise DataError(f"prompt {number} is empty: give at least one token")
-        if len(prompt) > positions:
-            raise DataError(f"prompt {number} has {len(prompt)} tokens, the model {positions} positions: shorten it")
+        if len(prompt) > positions and config.overflow == "error":
+            raise DataError(
+                f"prompt {number} has {len(prompt)} tokens, the model {positions} positions: shorten it, or let the window slide"
+            )
         if config.overflow == "error" and len(prompt) + config.max_new_tokens > positions:
             raise ConfigError(
                 f"prompt {number} has {len(prompt)} tokens; with {config.max_new_tokens} new ones that is more than the model's "
