@@ -107,6 +107,12 @@ def test_sentence_tells_exponent_and_span():
     assert second.endswith("nothing is claimed beyond them or for another budget")
 
 
+def test_a_floor_of_nothing_is_not_written():
+    law = PowerLaw(1e-22, 6.59, 0.031, has_floor=True, span=(0.028, 0.035))
+    _, second = size_sentences([30_000, 3_000_000], [4.8, 4.1], law)
+    assert "of these sizes, 6.59 / N^0.031, of which no floor is to be seen yet, is nearest" in second
+
+
 def test_sentence_says_that_a_floor_was_not_fitted():
     law = fit_power_law(SIZES[:3], [50 / n**0.1 for n in SIZES[:3]])
     _, second = size_sentences([1, 2, 3], [3.0, 2.0, 1.0], law)

@@ -11,7 +11,7 @@ def drawn(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def chosen(monkeypatch, dtype, *, threads=1, amx=False, **options):
+def chosen(monkeypatch, dtype, *, threads=1, amx=False, intel=False, **options):
     """Returns the name of the function that lays a matrix out."""
     called = []
     for name in ("_as_it_is", "_in_long_runs", "_in_halves", "_in_blocks"):
@@ -19,6 +19,7 @@ def chosen(monkeypatch, dtype, *, threads=1, amx=False, **options):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(products, "_is_packable", lambda weight: True)
     monkeypatch.setattr(products, "_has_amx", lambda: amx)
+    monkeypatch.setattr(products, "_is_intel", lambda: intel)
     monkeypatch.setattr(products, "_BLOCKS_WITH_AMX_FROM", 48)
     make_product(drawn(8, options.pop("inputs", 6), dtype=dtype), None, **options)
     return called[0]
@@ -48,6 +49,7 @@ def test_layout_changes_no_product(layout, shape, with_bias):
     [
         (torch.float32, {"rows": 1}, "_in_long_runs"),
         (torch.float32, {"rows": 1, "threads": 2}, "_in_blocks"),
+        (torch.float32, {"rows": 1, "threads": 2, "intel": True}, "_in_long_runs"),
         (torch.float32, {"rows": 2}, "_in_blocks"),
         (torch.float32, {"rows": 1, "steps": 7}, "_as_it_is"),
         (torch.bfloat16, {"rows": 3}, "_in_halves"),

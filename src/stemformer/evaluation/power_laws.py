@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["JointLaw", "PowerLaw", "fit_joint_law", "fit_power_law", "joint_sentences", "size_sentences"]
+__all__ = ["LEAST_FLOOR", "JointLaw", "PowerLaw", "fit_joint_law", "fit_power_law", "joint_sentences", "size_sentences"]
 
 FEWEST_FOR_FLOOR = 4
 """Sizes below which a floor is not fitted: three numbers go through three points, whatever these are."""
@@ -22,6 +22,8 @@ HUBER = 1e-3
 """Where the Huber loss on logarithms turns from squares to distances."""
 FLATTEST, STEEPEST = 1e-3, 3.0
 """Smallest exponent that is called a fall, and the largest that is searched."""
+LEAST_FLOOR = 5e-4
+"""Nats below which a fitted floor is none."""
 
 _CONTINUED = 2
 """Ends of the search by squares from which that with the Huber loss goes on."""
@@ -146,7 +148,9 @@ def size_sentences(parameters: Sequence[int], losses: Sequence[float], law: Powe
     if law.exponent < FLATTEST or losses[-1] >= losses[0]:
         return [f"{told}: it does not fall with size on this budget, and no law is claimed"]
     exponent = f"is nearest, with the exponent {law.exponent:.3f}{_spoken(law.span)}"
-    if law.has_floor:
+    if law.has_floor and law.floor < LEAST_FLOOR:
+        form = f"{law.factor:.4g} / N^{law.exponent:.3f}, of which no floor is to be seen yet, {exponent}"
+    elif law.has_floor:
         form = f"{law.floor:.3f} + {law.factor:.4g} / N^{law.exponent:.3f} {exponent}"
     else:
         few = f"{len(parameters)} sizes do not suffice to fit a floor"

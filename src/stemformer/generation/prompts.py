@@ -358,7 +358,10 @@ def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], plac
         return Item(fields, (answer,), 0)
     label = fields.get(task.label, "").strip()
     if task.correct is None and task.label not in fields:
-        raise ConfigError(f"task {task.name}: the data has no column {task.label!r}{nearest(task.label, fields)}")
+        known = f"expected one of {', '.join(fields)}"
+        raise ConfigError(
+            f"task {task.name}: the data has no column {task.label!r}{nearest(task.label, fields)}: {known}"
+        )
     if task.answers:
         if label not in task.answers:
             raise DataError(f"{place}: label {label!r}: task {task.name} knows {', '.join(task.answers)}")

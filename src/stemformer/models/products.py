@@ -2,7 +2,7 @@
 
 | device | weights | rows at most | threads | layout |
 |---|---|---|---|---|
-| CPU | float32 | 1 | 1 | `long runs`: a copy whose longer side is contiguous (MKL, which takes one thread for one row) |
+| CPU | float32 | 1 | 1; of Intel's any | `long runs`: a copy whose longer side is contiguous (MKL, which elsewhere takes one thread for one row) |
 | CPU | bfloat16 | 3 | any | `halves`: panels of float16 (FBGEMM), multiplied in float32; not for large ones where there is AMX |
 | CPU | float32, bfloat16 | any | any | `blocks`: oneDNN's own layout |
 | other | any | any | any | as it is |
@@ -55,7 +55,7 @@ def make_product(
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if not _is_packable(weight) or steps < _STEPS_FOR_A_COPY:
         return _as_it_is(weight, bias)
-    if weight.dtype == torch.float32 and rows == 1 and torch.get_num_threads() == 1:
+    if weight.dtype == torch.float32 and rows == 1 and (torch.get_num_threads() == 1 or _is_intel()):
         return _in_long_runs(weight, bias)
     pays = rows < _BLOCK_ROWS and steps >= _STEPS_FOR_HALVES
     is_for_amx = _has_amx() and weight.numel() >= _BLOCKS_WITH_AMX_FROM
@@ -72,6 +72,10 @@ def _is_packable(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def _is_intel() -> bool:
+    return "Intel" in str(torch.cpu.get_capabilities().get("cpu_name"))
 
 
 def _has_amx() -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stemformer.evaluation.power_laws import JointLaw, PowerLaw
+from stemformer.evaluation.power_laws import LEAST_FLOOR, JointLaw, PowerLaw
 from stemformer.report.pictures import as_svg, new_figure, tidy
 from stemformer.report.run_report import write_page
 
@@ -90,7 +90,7 @@ def _draw_sizes(axes: "Axes", told: Mapping[str, Any], law: PowerLaw | None) -> 
         axes.annotate(line["size"], at, xytext=(6, 5), textcoords="offset points", fontsize=8)
     if law is not None:
         between = np.geomspace(min(x), max(x), 100)
-        floor = f"{law.floor:.3g} + " if law.has_floor else ""
+        floor = f"{law.floor:.3g} + " if law.has_floor and law.floor >= LEAST_FLOOR else ""
         label = f"{floor}{law.factor:.3g} / N^{law.exponent:.3g}"
         axes.plot(between, [law.loss(n) for n in between.tolist()], "--", color=_LAW, linewidth=1.2, label=label)
         axes.legend(frameon=False, fontsize=8)
