@@ -191,10 +191,8 @@ def read_task(path: str | os.PathLike[str]) -> dict[str, Any]:
     head = next((_HEAD_OF[name] for name in raw.get("architectures") or () if name in _HEAD_OF), None)
     if head not in ARCHITECTURES["bert"].task_heads:
         return {}
-    has_labels = head in ("sequence", "token")
-    names = raw.get("id2label") or (
-        {"0": "LABEL_0", "1": "LABEL_1"} if has_labels else {}
-    )  # not written where they are these
+    unsaid = {"0": "LABEL_0", "1": "LABEL_1"} if head in ("sequence", "token") else {}  # transformers leaves these out
+    names = raw.get("id2label") or unsaid
     labels = [] if raw.get("problem_type") == "regression" else [names[number] for number in sorted(names, key=int)]
     return {"head": head, "labels": labels, "problem_type": raw.get("problem_type"), **raw.get(_TASK_KEY, {})}
 

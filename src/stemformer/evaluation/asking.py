@@ -158,11 +158,8 @@ def summarise(asked: Sequence[Sequence[Asked]], task: PromptTask, items: Sequenc
             found = [_nearness(metric, [a.text for a in draw], rights) for draw in asked]
             figures[metric] = fmean(value for value, *_ in found)
             if metric == task.metric:
-                each, low, high = (
-                    [value for value, *_ in found],
-                    fmean(x for _, x, _ in found),
-                    fmean(x for *_, x in found),
-                )
+                each = [value for value, *_ in found]
+                low, high = fmean(x for _, x, _ in found), fmean(x for *_, x in found)
     figures |= {
         "metric": task.metric,
         "figure": fmean(each),

@@ -192,12 +192,8 @@ class PromptData:
         itself = self.items[number].fields
         groups = self._by_label if self.how == "balanced" else [np.arange(len(self.pool))]
         orders = [
-            [
-                i
-                for i in (group if self.how == "first" else rng.permutation(group)).tolist()
-                if self.pool[i].fields != itself
-            ]
-            for group in groups
+            [i for i in order.tolist() if self.pool[i].fields != itself]
+            for order in (group if self.how == "first" else rng.permutation(group) for group in groups)
         ]
         _check_number(num_shots, sum(map(len, orders)))
         drawn: list[Item] = []

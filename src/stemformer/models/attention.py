@@ -338,10 +338,8 @@ def _make_stack(
     if causal and not flash:
         shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
         later = np.arange(num_k) > np.arange(num_q)[:, None] + shift
-        if shift.any():
-            hidden = (hidden | later) & q_real[
-                :, None, :, None
-            ]  # padded queries see everything: their softmax stays finite
+        if shift.any():  # padded queries see everything, so that their softmax stays finite
+            hidden = (hidden | later) & q_real[:, None, :, None]
         else:
             hidden = later[:1]  # padded keys lie behind all queries that count
             size = max(_CAUSAL_QUERIES, int(_rounded(num_q / (2 if num_q < 512 else 4))))

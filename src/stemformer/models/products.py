@@ -2,7 +2,7 @@
 
 | device | weights | rows at most | threads | layout |
 |---|---|---|---|---|
-| CPU | float32 | 1 | 1; of Intel's any | `long runs`: a copy whose longer side is contiguous (MKL, which elsewhere takes one thread for one row) |
+| CPU | float32 | 1 | 1; Intel's: any | `long runs`: a copy whose longer side is contiguous (MKL, on others with one thread) |
 | CPU | bfloat16 | 3 | any | `halves`: panels of float16 (FBGEMM), multiplied in float32; not for large ones where there is AMX |
 | CPU | float32, bfloat16 | any | any | `blocks`: oneDNN's own layout |
 | other | any | any | any | as it is |
@@ -100,10 +100,8 @@ def _in_long_runs(weight: Tensor, bias: Tensor | None) -> Product:
 
 def _in_blocks(weight: Tensor, bias: Tensor | None) -> Product:
     blocks, dtype = torch.ops.mkldnn._reorder_linear_weight(weight, 4 * _BLOCK_ROWS), weight.dtype
-    multiply, multiple = (
-        torch.ops.mkldnn._linear_pointwise,
-        1 if dtype == torch.bfloat16 and _has_amx() else _BLOCK_ROWS,
-    )
+    multiply = torch.ops.mkldnn._linear_pointwise
+    multiple = 1 if dtype == torch.bfloat16 and _has_amx() else _BLOCK_ROWS
 
     def product(x: Tensor) -> Tensor:
         spare = -len(x) % multiple
