@@ -35,6 +35,7 @@ from stemformer.models.cached import CachedGpt
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
 from stemformer.pretrained import load_model, save_model
+from stemformer.training.compute import choose_device
 
 MINI = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -55,6 +56,7 @@ def main() -> None:
     add("--new", type=int, default=128)
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=2)
+    add("--device", default="cpu", help="cpu or cuda")
     add("--sides", default=",".join(SIDES))
     add("--json", help="file that receives every measurement")
     add("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -70,7 +72,7 @@ def compare(args: argparse.Namespace) -> None:
     sides = args.sides.split(",")
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "PYTHONWARNINGS": "ignore"}
-    names = ("shape", "batch", "prompt", "new", "threads")
+    names = ("shape", "batch", "prompt", "new", "threads", "device")
     with tempfile.TemporaryDirectory() as folder:
         config = GptConfig(**SHAPES[args.shape], eos_token_id=0, max_position_embeddings=args.prompt + args.new)
         model = make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0))
@@ -102,7 +104,7 @@ def compare(args: argparse.Namespace) -> None:
         )
     read = [run["read"] / 1e9 for runs in found.values() for run in runs]
     print(
-        f"\n{args.shape}, batch {args.batch}, prompts of {args.prompt}, {args.new} new tokens each, {args.threads} threads; "
+        f"\n{args.shape}, batch {args.batch}, prompts of {args.prompt}, {args.new} new tokens each, {args.device}, {args.threads} threads; "
         f"medians of {args.rounds} rounds; memory was read at {min(read):.1f} to {max(read):.1f} GB/s."
     )
     if args.json:
@@ -115,9 +117,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         1, SHAPES[args.shape]["vocab_size"], (args.batch, args.prompt), generator=torch.Generator().manual_seed(1)
     )
     dtype = torch.bfloat16 if args.side.endswith("bf16") else torch.float32
-    lay_out = 0.0
+    device, lay_out = choose_device(args.device), 0.0
     if args.side.startswith(("ours", "once")):
-        model = load_model(args.folder).to(dtype)
+        model = load_model(args.folder).to(device, dtype)
         if args.side.startswith("ours"):
             start = time.perf_counter()
             model = CachedGpt(model, rows=args.batch)
@@ -127,7 +129,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             config = DecodingConfig(max_new_tokens=new, temperature=0)
             return [told.ids for told in decode(model, list(prompts), config)]
     else:
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype).eval()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype).eval().to(device)
+        prompts = prompts.to(device)
 
         @torch.inference_mode()
         def run(new: int) -> list[list[int]]:
@@ -144,7 +147,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     tokens = run(args.new)
     seconds = time.perf_counter() - start
-    read = read_rate()
+    read = read_rate(device)
     return {
         "rate": sum(map(len, tokens)) / seconds,
         "tokens": [token for text in tokens for token in text],
@@ -160,9 +163,9 @@ def weight_bytes(shape: str, dtype: torch.dtype) -> int:
     return (model.num_parameters() - model.body.embeddings.position.weight.numel()) * dtype.itemsize
 
 
-def read_rate() -> float:
+def read_rate(device: torch.device) -> float:
     """Returns the bytes a second at which a block that fits in no cache is read."""
-    block = torch.ones(64 * 2**20)
+    block = torch.ones((64 if device.type == "cpu" else 1024) * 2**20, device=device)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()

@@ -7,7 +7,8 @@ Each measurement is a process of its own (the script calls itself with `--side`)
 
     ours                     the package's loop: prefetched batches, gradients, clipping, fused AdamW; pieces of documents in rows
     ours_stream              the same on rows of the stream of all documents, as the peers have it
-    ours_compiled            the same as ours with the layers compiled
+    ours_compiled            the same as ours with the layers compiled, which the package does by itself on a GPU
+    ours_eager               the same as ours with none compiled
     ours_muon                the same with the optimizer of our small recipes, which costs a step more and takes fewer
     ours_in_2, ours_in_4     the same with a step's rows in two or four micro-batches, which takes less memory
     default                  what transformers' run_clm example does: Trainer, float32, eager, blocks of all documents joined (group_texts)
@@ -19,7 +20,7 @@ Each measurement is a process of its own (the script calls itself with `--side`)
     nanogpt_compiled         the same compiled
 
 A token counts if it is not padding; the ends of documents count, on all sides. MFU counts what a side computes over the rate of a 4096 x
-4096 matrix product in the same precision and process. Runs on the CPU.
+4096 matrix product in the same precision and process. On a GPU, memory is that of its tensors.
 """
 
 import argparse
@@ -36,7 +37,6 @@ import transformers
 from nano_gpt import NanoGpt, draw_batch
 from side_by_side import (
     AHEAD,
-    CPU,
     Found,
     Step,
     figures_of,
@@ -56,13 +56,14 @@ from stemformer.data.shards import open_shards
 from stemformer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from stemformer.objectives.causal import CausalLm, CausalLmConfig
 from stemformer.recipes import find_recipe
-from stemformer.training.compute import choose_precision, keep_freed_memory
+from stemformer.training.compute import choose_device, choose_precision, keep_freed_memory
 from stemformer.training.run import BudgetConfig
 
 SIDES = (
     "ours",
     "ours_stream",
     "ours_compiled",
+    "ours_eager",
     "ours_muon",
     "ours_in_2",
     "ours_in_4",
@@ -91,6 +92,7 @@ def main() -> None:
     add("--hidden-dropout", type=float, help="of all sides but the shipped one; the recipe's by default")
     add("--threads", type=int, default=2)
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="the default sides are always fp32")
+    add("--device", default="cpu", help="cpu or cuda")
     add("--sides", default=STANDARD, help=f"of {', '.join(SIDES)}")
     add("--json", help="file for all measurements")
     add("--profile", action="store_true", help="where a step of ours spends its time, and nothing else")
@@ -109,7 +111,18 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    same = ["data", "recipe", "steps", "warmup", "rows", "row_length", "hidden_dropout", "threads", "precision"]
+    same = [
+        "data",
+        "recipe",
+        "steps",
+        "warmup",
+        "rows",
+        "row_length",
+        "hidden_dropout",
+        "threads",
+        "precision",
+        "device",
+    ]
     options = [f"--{n.replace('_', '-')}={getattr(args, n)}" for n in same if getattr(args, n) is not None]
     found = take_turns(__file__, args.sides.split(","), options, rounds=args.rounds, threads=args.threads)
     if args.json:
@@ -121,8 +134,8 @@ def report(found: Found, args: argparse.Namespace) -> None:
     print_table(found)
     told = next(iter(found.values()))[0]
     print(f"""
-Medians of {args.rounds} rounds, each the median of {args.steps} steps after {args.warmup}, {args.threads} threads; peak memory
-is less that after imports.
+Medians of {args.rounds} rounds, each the median of {args.steps} steps after {args.warmup}, {args.device},
+{args.threads} threads; peak memory is less that after imports, on a GPU that of its tensors.
 Equal: text, vocabulary ({told["vocab_size"]:,} ids), shape ({args.recipe}), rows a step ({told["rows"]} of {told["row_length"]}), learning
 rate (constant), AdamW (but for ours_muon) and clipping, hidden dropout ({told["hidden_dropout"]}; except where shipped dropout is
 named), no dropout on attention probabilities (except there), fp32 weights.
@@ -140,14 +153,16 @@ def measure(side: str, args: argparse.Namespace) -> dict[str, Any]:
     after_imports = resident_megabytes("VmRSS")
     setup = our_setup(side, args)
     if side.startswith("ours"):
-        steps = our_steps(setup, compiled=side == "ours_compiled")
+        steps = our_steps(setup, compiled={"ours_compiled": True, "ours_eager": False}.get(side))
     elif side.startswith("nanogpt"):
         steps = nano_steps(setup, compiled=side == "nanogpt_compiled")
     else:
         steps = transformers_steps(side, setup)
     return {
         "side": side,
-        **figures_of(steps, warmup=args.warmup, precision=setup.precision, after_imports=after_imports),
+        **figures_of(
+            steps, warmup=args.warmup, precision=setup.precision, after_imports=after_imports, device=setup.device
+        ),
         "vocab_size": setup.config.model.vocab_size,
         "rows": setup.config.batch.rows,
         "row_length": setup.config.batch.row_length,
@@ -157,7 +172,8 @@ def measure(side: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def our_setup(side: str, args: argparse.Namespace) -> Any:
     config = find_recipe(args.recipe)
-    precision = "fp32" if side.startswith("default") else choose_precision(args.precision, CPU)
+    device = choose_device(args.device)
+    precision = "fp32" if side.startswith("default") else choose_precision(args.precision, device)
     tokenizer = load_tokenizer(Path(args.data) / "tokenizer")
     end = tokenizer.id_of(END_OF_TEXT)
     assert end is not None, "a byte-level BPE"
@@ -172,7 +188,7 @@ def our_setup(side: str, args: argparse.Namespace) -> Any:
     config = replace(config, model=model, batch=batch, objective=causal, optimizer=optimizer, budget=budget)
     objective = CausalLm(causal, end=end)
     examples = objective.make_examples(open_shards(args.data), length)
-    return make_setup(config, objective, examples, tokenizer, precision, Path(args.data))
+    return make_setup(config, objective, examples, tokenizer, precision, Path(args.data), device)
 
 
 def gpt_flops(model: Any, rows: int, length: int) -> float:

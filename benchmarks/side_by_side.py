@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,16 @@ from stemformer.data.shards import Shards
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.models.model import make_model
 from stemformer.objectives.sentence_pairs import Examples, Objective, WithLoss
-from stemformer.training.compute import autocast, compile_blocks, keep_freed_memory, matmul_rate, step_flops
+from stemformer.training.compute import (
+    autocast,
+    choose_compile,
+    compile_blocks,
+    keep_freed_memory,
+    matmul_rate,
+    step_flops,
+)
 from stemformer.training.log import StepSums
-from stemformer.training.loop import Phase, Setup, add_gradients, batches_of_step
+from stemformer.training.loop import Phase, Setup, add_gradients, batches_of_step, use_graphs
 from stemformer.training.optim import clip, make_optimizer
 from stemformer.training.run import RunConfig
 from stemformer.training.timetable import Timetable
@@ -74,17 +82,25 @@ def print_table(found: Found) -> None:
         )
 
 
-def figures_of(steps: Iterator[Step], *, warmup: int, precision: str, after_imports: float) -> dict[str, Any]:
-    """Runs a side and returns its figures, without the first `warmup` steps; memory is less what was resident after imports."""
+def figures_of(
+    steps: Iterator[Step], *, warmup: int, precision: str, after_imports: float, device: torch.device = CPU
+) -> dict[str, Any]:
+    """Runs a side and returns its figures, without the first `warmup` steps.
+
+    Memory is what was resident less that after imports, or of a GPU what its tensors took.
+    """
     ends = list(steps)
     seconds = np.diff([step[0] for step in ends[warmup - 1 :]])
-    peak = resident_megabytes("VmHWM")
+    if device.type == "cpu":
+        peak = resident_megabytes("VmHWM") - after_imports
+    else:
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
     tokens, places, flops = (np.array([step[n] for step in ends[warmup:]]) for n in (1, 2, 3))
     return {
         "precision": precision,
         "tokens_per_second": float(np.median(tokens / seconds)),
-        "mfu": float(np.median(flops / seconds)) / matmul_rate(CPU, precision),
-        "peak_megabytes": peak - after_imports,
+        "mfu": float(np.median(flops / seconds)) / matmul_rate(device, precision),
+        "peak_megabytes": peak,
         "padding": 1 - float(tokens.sum() / places.sum()),
         "loss": statistics.mean(step[4] for step in ends),
         "step_seconds": seconds.round(4).tolist(),
@@ -99,7 +115,13 @@ def resident_megabytes(which: str) -> float:
 
 
 def make_setup(
-    config: RunConfig, objective: Objective, examples: Examples, tokenizer: Tokenizer, precision: str, folder: Path
+    config: RunConfig,
+    objective: Objective,
+    examples: Examples,
+    tokenizer: Tokenizer,
+    precision: str,
+    folder: Path,
+    device: torch.device = CPU,
 ) -> Setup:
     """Returns what the loop needs, put together as `stemformer.pretraining` does; the budget is one in steps."""
     return Setup(
@@ -110,7 +132,7 @@ def make_setup(
         evaluate=None,
         fill=None,
         tokenizer=tokenizer,
-        device=CPU,
+        device=device,
         precision=precision,
         environment={},
         peak=0.0,
@@ -118,19 +140,23 @@ def make_setup(
     )
 
 
-def our_steps(setup: Any, *, compiled: bool = False) -> Iterator[Step]:
-    keep_freed_memory()
+def our_steps(setup: Any, *, compiled: bool | None = None) -> Iterator[Step]:
+    """Yields the steps of ours; layers are compiled as asked, or as the package does by itself on the device."""
+    if setup.device.type == "cpu":
+        keep_freed_memory()
+    compiled = choose_compile(compiled, setup.device)
+    setup = replace(setup, environment={"compile": compiled})
     heads = list(setup.objective.heads)
-    model = make_model(setup.config.model, heads, generator=torch.Generator().manual_seed(0)).train()
+    model = make_model(setup.config.model, heads, generator=torch.Generator().manual_seed(0)).train().to(setup.device)
     if compiled:
         compile_blocks(model)
     module = WithLoss(model, setup.objective)
     optimizer = make_optimizer(model, setup.config.optimizer, precision=setup.precision)
-    sums = StepSums()
+    sums, recorded = StepSums(), use_graphs(module, setup)
     made = prefetch(lambda s: batches_of_step(s, setup), range(setup.timetable.num_steps + AHEAD))
     for step, batches in zip(range(setup.timetable.num_steps), made, strict=False):
         counts = {heads[0]: float(sum(len(batch.labels) for batch in batches))}
-        add_gradients(module, batches, setup, step, sums, counts)
+        add_gradients(module, batches, setup, step, sums, counts, recorded)
         norm = clip(optimizer, model.parameters(), setup.config.optimizer.clip_norm)
         assert torch.isfinite(norm)
         optimizer.step()
@@ -146,10 +172,11 @@ def print_profile(steps: Iterator[Step], *, warmup: int) -> None:
     """Prints where one step of ours spends its time."""
     for _ in range(warmup):
         next(steps)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+    with torch.profiler.profile() as profiled:
         next(steps)
     steps.close()  # type: ignore[attr-defined]
-    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    print(profiled.key_averages().table(sort_by=f"self_{where}_time_total", row_limit=25))
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- peers
@@ -202,9 +229,14 @@ def trainer_steps(
             "logging_steps": setup.timetable.num_steps,
             "lr_scheduler_type": "constant",
         }
-        quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+        quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
         arguments = transformers.TrainingArguments(
-            folder, per_device_train_batch_size=setup.config.batch.rows, **rates, **steps, **quiet
+            folder,
+            per_device_train_batch_size=setup.config.batch.rows,
+            use_cpu=setup.device.type == "cpu",
+            **rates,
+            **steps,
+            **quiet,
         )
         data = datasets.Dataset.from_list(list(examples))
         trainer = transformers.Trainer(model, arguments, counting, data, callbacks=[Clock()])
@@ -229,9 +261,11 @@ def hand_steps(
         loss_of: From that to the loss; may be compiled.
         flops: From model, rows and length to operations.
     """
-    optimizer = make_optimizer(model, setup.config.optimizer)
+    optimizer = make_optimizer(model.to(setup.device), setup.config.optimizer)
     made = prefetch(make, range(setup.timetable.num_steps + AHEAD))
     for _, (tokens, batch) in zip(range(setup.timetable.num_steps), made, strict=False):
+        if setup.device.type != "cpu":
+            batch = {name: value.pin_memory().to(setup.device, non_blocking=True) for name, value in batch.items()}
         with autocast(setup.device, setup.precision):
             loss = loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
