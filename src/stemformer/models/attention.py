@@ -8,7 +8,7 @@ is decided by device, dtype and length, from the measured table in `docs/benchma
 | CPU | float32 | below 384 | `bmm`: sequences of about one length stacked, matrix products, backward by hand; causal queries in parts |
 | CPU | float32 | from 384 | `flash`: PyTorch's CPU flash kernel on sequences of exactly one length |
 | CPU | other | any | `bmm` |
-| CUDA | float16, bfloat16 | any | `torch.nn.attention.varlen.varlen_attn` |
+| CUDA | float16, bfloat16 | any | `torch.nn.attention.varlen.varlen_attn`, for head sizes that it takes |
 | other | any | any | `padded`: one padded block, `scaled_dot_product_attention` |
 
 Source: Vaswani et al. 2017, section 3.2.1 (scaled dot products); Dao et al. 2022 (recomputing probabilities in the backward).
@@ -83,7 +83,7 @@ def attend(
         torch.Size([5, 2, 4])
     """
     out: Tensor
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[2] % 8 == 0 and q.shape[2] <= 256:
         from torch.nn.attention.varlen import varlen_attn
 
         window = (-1, 0) if causal else (-1, -1)
@@ -91,8 +91,10 @@ def attend(
         return out
     if not len(q):
         raise ValueError("attend: no tokens; leave empty texts out of the batch")
-    if torch.compiler.is_compiling() or q.device.type != "cpu":
-        out = _attend(q, k, v, cu_q, cu_k, max_q, max_k, causal)[0]
+    if q.device.type != "cpu":
+        return _padded(q, k, v, cu_q, cu_k, max_q, max_k, causal)
+    if torch.compiler.is_compiling():
+        out = _attend(q, k, v, cu_q, cu_k, causal)[0]
     else:  # without what the operator's wrapping costs in Python, and with room for more than tensors
         is_trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         with torch.autocast("cpu", enabled=False):  # in the dtype that was given
@@ -144,15 +146,11 @@ def attend_cached(
     return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(num_sequences, 1, num_heads, size)
 
 
-# ---------------------------------------------------------------------------------------------- the operator and its backward
+# ----------------------------------------------------------------------------------------- CPU: the operator and its backward
 
 
-def _run(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool
-) -> tuple[Tensor, Tensor]:
+def _run(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """Forward; also the log of each softmax's denominator, (N, H) in float32, which only the flash kernel fills and needs."""
-    if q.device.type != "cpu":
-        return _padded(q, k, v, cu_q, cu_k, max_q, max_k, causal), q.new_empty(0, dtype=torch.float32)
     return _forward_cpu(q, k, v, cu_q, cu_k, causal)
 
 
@@ -160,11 +158,8 @@ _attend = torch.library.custom_op("stemformer::attend", _run, mutates_args=())
 
 
 @_attend.register_fake
-def _attend_fake(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool
-) -> tuple[Tensor, Tensor]:
-    rows = (q.shape[0], q.shape[1]) if q.device.type == "cpu" else (0,)
-    return q.new_empty(q.shape), q.new_empty(rows, dtype=torch.float32)
+def _attend_fake(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
 def _run_backward(
@@ -176,17 +171,9 @@ def _run_backward(
     lse: Tensor,
     cu_q: Tensor,
     cu_k: Tensor,
-    max_q: int,
-    max_k: int,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backward: gradients of q, k and v. Probabilities are computed again."""
-    if q.device.type != "cpu":
-        with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            again = _padded(leaves[0], leaves[1], leaves[2], cu_q, cu_k, max_q, max_k, causal)
-            dq, dk, dv = torch.autograd.grad(again, leaves, grad)
-        return dq.contiguous(), dk.contiguous(), dv.contiguous()
     return _backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, causal)
 
 
@@ -203,22 +190,19 @@ def _attend_backward_fake(
     lse: Tensor,
     cu_q: Tensor,
     cu_k: Tensor,
-    max_q: int,
-    max_k: int,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.causal = inputs
+    q, k, v, cu_q, cu_k, ctx.causal = inputs
     ctx.save_for_backward(q, k, v, *output, cu_q, cu_k)
 
 
 def _differentiate(ctx, grad, _):  # type: ignore[no-untyped-def]
     q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors
-    grads = _attend_backward(grad, q, k, v, out, lse, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.causal)
-    return (*grads, None, None, None, None, None)
+    return (*_attend_backward(grad, q, k, v, out, lse, cu_q, cu_k, ctx.causal), None, None, None)
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)

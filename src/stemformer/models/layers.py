@@ -118,8 +118,8 @@ class WordEmbedding(nn.Embedding):
     """A vector for each word.
 
     Attributes:
-        has_sparse_gradient: The gradient of looking words up holds only the rows that were looked up. Where the loss has a dense gradient
-            of the same matrix anyway, adding these few rows to it saves a block of zeros of the whole size.
+        has_sparse_gradient: On the CPU, the gradient of looking words up holds only the rows that were looked up. Where the loss has a
+            dense gradient of the same matrix anyway, adding these few rows to it saves a block of zeros of the whole size.
         kept_gradient: The gradient, held from step to step, where nothing else has a gradient of it: only the rows that were looked up are
             then set to zero again. None lets each step make a new one.
     """
@@ -128,7 +128,9 @@ class WordEmbedding(nn.Embedding):
     kept_gradient: Tensor | None = None
 
     def forward(self, input_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
-        return nn.functional.embedding(input_ids, self.weight, sparse=self.has_sparse_gradient)
+        # A GPU adds rows up in any order, so that a run would not repeat, and waits for the CPU to do so.
+        sparse = self.has_sparse_gradient and input_ids.device.type == "cpu"
+        return nn.functional.embedding(input_ids, self.weight, sparse=sparse)
 
     def keep_gradient(self) -> None:
         """Holds the gradient from now on; `clear_gradient` must then follow each step of an optimizer."""
