@@ -78,6 +78,34 @@ def test_linear_loss_and_gradients_are_those_of_all_scores_at_once(m, at_once, m
         torch.testing.assert_close(a, b)
 
 
+def test_linear_loss_leaves_out_places_with_a_negative_label(monkeypatch):
+    monkeypatch.setattr(losses, "_SOFTMAX_AT_ONCE", 30 * 8)
+    leaves, labels = projection(50, 30)
+    labels[::3] = -100
+    found = linear_cross_entropy_sum(*leaves, labels)
+    states, weight, bias = leaves
+    expected = cross_entropy_sum(F.linear(states[labels >= 0], weight, bias), labels[labels >= 0])
+    torch.testing.assert_close(found.total, expected.total)
+    assert (found.count, found.correct) == (50, expected.correct)
+    for a, b in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_linear_loss_of_a_gpu_equals_that_of_the_cpu(monkeypatch):
+    """Columns that nothing is asked of, and other passes over the scores: neither needs a GPU."""
+    leaves, labels = projection(50, 30)
+    labels[::3] = -100
+    expected = linear_cross_entropy_sum(*leaves, labels)
+    wanted = gradients(expected, leaves)
+    monkeypatch.setattr(losses, "_columns_step", lambda device: 64)
+    monkeypatch.setattr(losses, "_score_in_place", losses._score_on_gpu)
+    found = linear_cross_entropy_sum(*leaves, labels)
+    torch.testing.assert_close(found.total, expected.total)
+    assert (found.count, found.correct) == (expected.count, expected.correct)
+    for a, b in zip(gradients(found, leaves), wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_linear_loss_under_autocast_is_as_close_as_bfloat16():
     leaves, labels = projection(400, 30, seed=1)
     with torch.autocast("cpu", torch.bfloat16):

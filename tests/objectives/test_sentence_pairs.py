@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,12 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from stemformer import api
-from stemformer.data.batches import collate
+from stemformer.data.batches import collate, padded
 from stemformer.data.chunks import Chunks
 from stemformer.data.shards import open_shards
 from stemformer.data.tokenizer import train_wordpiece
 from stemformer.data.windows import Passage, Rows
 from stemformer.models.bert import BertConfig
+from stemformer.models.gpt import GptConfig
 from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.model import make_model
 from stemformer.objectives.causal import CausalLmConfig
@@ -55,6 +57,48 @@ def restored(example):
     ids = example.input_ids.copy()
     ids[example.label_positions] = example.labels
     return ids
+
+
+@pytest.mark.parametrize("kind", ["none", "next", "causal"])
+def test_padding_a_batch_changes_neither_losses_nor_gradients(kind):
+    rng = np.random.default_rng(5)
+    asked = make_objective(
+        CausalLmConfig() if kind == "causal" else MaskedLmConfig(sentences=kind),
+        special=replace(SPECIAL, end=1),
+        vocab_size=V,
+    )
+    passages = [random_passage(rng) for _ in range(21)]
+    if kind != "next":
+        nothing = {"begins": np.array([True, False]), "ends": np.array([False, True])}
+        passages = [replace(p, segments=np.zeros(2, np.int64), label=None, **nothing) for p in passages]
+    batch = collate([asked.corrupt(passage, rng) for passage in passages], range(21))
+    more = padded(batch)
+    assert len(more.input_ids) > len(batch.input_ids) and len(more.cu_seqlens) > len(batch.cu_seqlens)
+    assert int(more.cu_seqlens.diff().max()) <= more.max_seqlen and int(more.cu_seqlens[-1]) == len(more.input_ids)
+    sizes = {
+        "vocab_size": V,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    config = (
+        GptConfig(**sizes, hidden_dropout_prob=0.0)
+        if kind == "causal"
+        else BertConfig(**sizes, hidden_dropout_prob=0.0)
+    )
+    module = WithLoss(make_model(config, asked.heads, generator=torch.Generator().manual_seed(0)), asked)
+    told, counts = [], asked.counts(batch)
+    for given in (batch, more):
+        found = module(given)
+        module.zero_grad()
+        sum(loss.total / counts[name] for name, loss in found.items()).backward()
+        told.append((found, [p.grad.clone() for p in module.parameters()]))
+    for name, loss in told[0][0].items():
+        torch.testing.assert_close(loss.total, told[1][0][name].total)
+        assert loss.correct == told[1][0][name].correct
+    for a, b in zip(told[0][1], told[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 # Input

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from stemformer.errors import DataError
 
-__all__ = ["Batch", "Example", "collate", "example_generator", "examples_of_step", "permuted", "prefetch"]
+__all__ = ["Batch", "Example", "collate", "example_generator", "examples_of_step", "padded", "permuted", "prefetch"]
 
 T = TypeVar("T")
 
@@ -84,12 +85,12 @@ class Batch:
         """Returns the same batch on a device; the copy does not wait for it."""
         if device.type == "cpu":
             return self
-        moved = {
-            f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        moved = {name: x.pin_memory().to(device, non_blocking=True) for name, x in self.tensors().items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all tensors by name."""
+        return {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
 
 
 def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batch:
@@ -127,6 +128,48 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         sequence_labels=_numbers(np.concatenate(asked)) if asked else None,
         num_displaced=sum(e.num_displaced for e in examples),
     )
+
+
+def padded(batch: Batch) -> Batch:
+    """Returns a batch with some more tokens, sequences and labels, of which nothing counts, so that few shapes occur.
+
+    Further sequences hold the further tokens, at most about 1 in 16. Further labels are -100, asked for at the first token. Losses are
+    those of the batch, and so are gradients. Of sequences that are asked about, labels must be whole numbers.
+
+    Args:
+        batch: On the CPU.
+
+    Example:
+        >>> batch = collate([Example(np.array([5, 6, 7]), np.array([3]), np.array([1]), np.array([9]))], [0])
+        >>> [len(x) for x in (padded(batch).input_ids, padded(batch).cu_seqlens, padded(batch).labels)]
+        [16, 9, 16]
+    """
+    n, num_labels, num_sequences = len(batch.input_ids), len(batch.labels), len(batch.cu_seqlens) - 1
+    longest = 1 << (batch.max_seqlen - 1).bit_length()
+    step = 1 << max(3, num_sequences.bit_length() - 2)
+    further = step - num_sequences % step
+    while (spare := _rounded_up(n + further) - n) > further * longest:
+        further += step
+    ends = n + torch.arange(1, further + 1) * spare // further
+    more_labels = _rounded_up(num_labels) - num_labels
+    labels = batch.sequence_labels
+    return replace(
+        batch,
+        input_ids=F.pad(batch.input_ids, (0, spare)),
+        position_ids=F.pad(batch.position_ids, (0, spare)),
+        token_type_ids=F.pad(batch.token_type_ids, (0, spare)),
+        cu_seqlens=torch.cat([batch.cu_seqlens, ends.int()]),
+        max_seqlen=longest,
+        label_positions=F.pad(batch.label_positions, (0, more_labels)),
+        labels=F.pad(batch.labels, (0, more_labels), value=-100),
+        summary_positions=F.pad(batch.summary_positions, (0, further)),
+        sequence_labels=None if labels is None else F.pad(labels, (0, further), value=-100),
+    )
+
+
+def _rounded_up(n: int) -> int:
+    step = 1 << max(4, n.bit_length() - 5)
+    return -(-n // step) * step
 
 
 def _long(values: np.ndarray) -> Tensor:

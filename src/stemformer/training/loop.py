@@ -15,19 +15,20 @@ from stemformer.data.batches import Batch, collate, example_generator, examples_
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
-from stemformer.objectives.sentence_pairs import Examples, Objective, num_places
+from stemformer.objectives.sentence_pairs import Examples, Objective, WithLoss, num_places
 from stemformer.progress import Progress
 from stemformer.tasks.task import TaskExamples
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.compute import autocast, step_flops
 from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices
+from stemformer.training.graphs import RecordedGradients
 from stemformer.training.log import RunLog, StepSums
 from stemformer.training.optim import clip
 from stemformer.training.run import BatchConfig, FinetuneConfig, RunConfig
 from stemformer.training.stopping import StopBetweenSteps
 from stemformer.training.timetable import Decision, Timetable
 
-__all__ = ["Phase", "Position", "Setup", "add_gradients", "batches_of_step", "train"]
+__all__ = ["Phase", "Position", "Setup", "add_gradients", "batches_of_step", "train", "use_graphs"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,13 @@ def batches_of_step(step: int, setup: Setup) -> list[Batch]:
 
 
 def add_gradients(
-    module: nn.Module, batches: Sequence[Batch], setup: Setup, step: int, sums: StepSums, counts: dict[str, float]
+    module: nn.Module,
+    batches: Sequence[Batch],
+    setup: Setup,
+    step: int,
+    sums: StepSums,
+    counts: dict[str, float],
+    recorded: RecordedGradients | None = None,
 ) -> None:
     """Adds the gradient of a step's loss, micro-batch by micro-batch, each divided by the count of the whole step.
 
@@ -152,17 +159,29 @@ def add_gradients(
         step: From 0; dropout is seeded from (seed, step, rank, number of the micro-batch).
         sums: Losses are added to it.
         counts: Scored places of the whole step, over all micro-batches and ranks, for each loss.
+        recorded: Does forward and backward in the module's place; see `use_graphs`.
     """
     for number, batch in enumerate(batches):
         torch.manual_seed(_dropout_seed(setup.config.seed, step, setup.ranks.rank, number))
-        batch = batch.to(setup.device)
-        with only_synchronised(module, number == len(batches) - 1):
-            with autocast(setup.device, setup.precision):
-                losses = module(batch)
-            shares = [loss.total / max(1.0, counts[name]) for name, loss in losses.items()]
-            (setup.ranks.world_size * torch.stack(shares).sum()).backward()  # type: ignore[no-untyped-call]
+        if recorded is not None:
+            losses = recorded.add(batch, {name: 1 / max(1.0, count) for name, count in counts.items()})
+        else:
+            batch = batch.to(setup.device)
+            with only_synchronised(module, number == len(batches) - 1):
+                with autocast(setup.device, setup.precision):
+                    losses = module(batch)
+                shares = [loss.total / max(1.0, counts[name]) for name, loss in losses.items()]
+                (setup.ranks.world_size * torch.stack(shares).sum()).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             sums.add_loss(name, loss.total, loss.correct, loss.count)
+
+
+def use_graphs(module: nn.Module, setup: Setup) -> RecordedGradients | None:
+    """Returns what records forward and backward as CUDA graphs, for pre-training on one GPU whose blocks are compiled; else None."""
+    if setup.device.type != "cuda" or setup.ranks.world_size > 1 or not isinstance(module, WithLoss):
+        return None
+    is_wanted = setup.environment.get("compile") and isinstance(setup.config, RunConfig)
+    return RecordedGradients(module, setup.precision) if is_wanted else None
 
 
 def train(
@@ -247,6 +266,7 @@ def train(
     module.train()
     if ranks.world_size > 1:
         settle(module, batches_of_step(at.step, setup)[0].to(setup.device))
+    recorded = use_graphs(module, setup)
     try:
         with StopBetweenSteps() as stop:
             steps = range(0) if is_over else _steps_left(at.step, timetable)
@@ -255,7 +275,8 @@ def train(
                 names = list(own[0])
                 scored = [sum(count[name] for count in own) for name in names]
                 *totals, tokens, displaced, flops = ranks.sum([*scored, *_sizes(batches, model, setup)])
-                add_gradients(module, batches, setup, at.step, sums, dict(zip(names, totals, strict=True)))
+                counts = dict(zip(names, totals, strict=True))
+                add_gradients(module, batches, setup, at.step, sums, counts, recorded)
                 norm = clip(optimizer, module.parameters(), config.optimizer.clip_norm)
                 if not torch.isfinite(norm):
                     raise TrainingError(_not_finite("gradient is", at.step, last_saved, setup))
