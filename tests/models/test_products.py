@@ -20,7 +20,7 @@ def chosen(monkeypatch, dtype, *, threads=1, amx=False, intel=False, **options):
     monkeypatch.setattr(products, "_is_packable", lambda weight: True)
     monkeypatch.setattr(products, "_has_amx", lambda: amx)
     monkeypatch.setattr(products, "_is_intel", lambda: intel)
-    monkeypatch.setattr(products, "_BLOCKS_WITH_AMX_FROM", 48)
+    monkeypatch.setattr(products, "_FEW_WEIGHTS", 48)
     make_product(drawn(8, options.pop("inputs", 6), dtype=dtype), None, **options)
     return called[0]
 
@@ -55,6 +55,8 @@ def test_layout_changes_no_product(layout, shape, with_bias):
         (torch.bfloat16, {"rows": 3}, "_in_halves"),
         (torch.bfloat16, {"rows": 3, "amx": True}, "_in_blocks"),
         (torch.bfloat16, {"rows": 3, "amx": True, "inputs": 5}, "_in_halves"),
+        (torch.bfloat16, {"rows": 1, "intel": True, "inputs": 5}, "_in_long_runs"),
+        (torch.bfloat16, {"rows": 1, "intel": True}, "_in_halves"),
         (torch.bfloat16, {"rows": 4}, "_in_blocks"),
         (torch.bfloat16, {"rows": 1, "steps": 127}, "_in_blocks"),
         (torch.bfloat16, {"rows": 1, "steps": 7}, "_as_it_is"),

@@ -159,7 +159,7 @@ def decode(
     seen = None if config.repetition_penalty == 1 else _tokens_in(texts, like=scores)
     for step in range(config.max_new_tokens):
         chosen = _choose(scores, config, [streams[i] for i in active], seen)
-        gained = scores.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
+        gained = _taken(scores.log_softmax(-1), chosen)
         stay = []
         for row, (i, token, gain) in enumerate(zip(active, chosen.tolist(), gained, strict=True)):
             if not math.isfinite(gain):
@@ -299,3 +299,10 @@ def _choose(
 def _likeliest(scores: Float[Tensor, "S V"]) -> Int[Tensor, "S"]:
     """Returns the first highest of each row; on the CPU torch's own argmax takes ten times as long as NumPy's."""
     return torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
+
+
+def _taken(table: Float[Tensor, "S V"], columns: Int[Tensor, "S"]) -> list[float]:
+    """Returns the entry of each row in its column."""
+    if table.device.type == "cpu":  # in a quarter of the time that torch takes for a few
+        return [float(row[column]) for row, column in zip(table.numpy(), columns.tolist(), strict=True)]
+    return table.gather(1, columns[:, None])[:, 0].tolist()

@@ -1,9 +1,8 @@
 """A GPT that reads on: each token is looked at once, and its keys and values are kept for those that follow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -11,11 +10,105 @@ from stemformer.errors import ConfigError
 from stemformer.models.attention import attend_cached
 from stemformer.models.gpt import Gpt, GptConfig, GptLayer
 from stemformer.models.heads import CausalLmHead
-from stemformer.models.layers import KeyValueCache
 from stemformer.models.model import Model
 from stemformer.models.products import Product, make_product
 
-__all__ = ["CachedGpt"]
+__all__ = ["CachedGpt", "KeyValueCache"]
+
+
+class KeyValueCache:
+    """Keys and values of all tokens seen so far, for decoding: dense, with room for the longest text, written in place.
+
+    All texts end at the same place: shorter ones begin later, after places that nothing looks at.
+
+    Args:
+        num_layers: L.
+        lengths: Tokens of each of S texts that are read first, together; what stands before shorter ones is padding.
+        room: Places, as many as the longest text may need.
+        num_heads: H.
+        head_size: K.
+        device: Where it lies.
+        dtype: Of keys and values.
+
+    Attributes:
+        longest: Places taken so far.
+        room: All that there are.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        lengths: Sequence[int],
+        room: int,
+        num_heads: int,
+        head_size: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._keep(torch.empty(num_layers, 2, len(lengths), num_heads, room, head_size, device=device, dtype=dtype))
+        self.longest, self.room = 0, room
+        self._begins = max(lengths) - torch.tensor(lengths, device=device)  # (S,)
+        self._hidden: Tensor | None = None  # (S, 1, 1, room), -inf before a text begins
+        if len(set(lengths)) > 1:
+            before = torch.arange(room, device=device) < self._begins[:, None, None, None]
+            self._hidden = torch.zeros(before.shape, device=device, dtype=dtype).masked_fill(before, -torch.inf)
+
+    def _keep(self, kept: Tensor) -> None:
+        self._kept, self._by_head = kept, kept.flatten(2, 3)  # (L, 2, S, H, room, K), (L, 2, S * H, room, K)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all texts are of one length."""
+        return self._hidden is None
+
+    def positions(self, number: int) -> Int[Tensor, "S T"]:
+        """Returns the places in their texts of so many tokens to come; 0 for padding."""
+        places = torch.arange(self.longest, self.longest + number, device=self._begins.device)
+        return (places - self._begins[:, None]).clamp(min=0)
+
+    def mask(self, number: int) -> Float[Tensor, "*S T P"] | None:
+        """Returns what is added to the scores of so many tokens to come; None where they see all places up to their own."""
+        stop = self.longest + number
+        hidden = None if self._hidden is None else self._hidden[..., :stop]
+        if number == 1 or (self.longest == 0 and hidden is None):
+            return hidden
+        later = self._kept.new_full((number, stop), -torch.inf).triu(self.longest + 1)
+        if hidden is None:
+            return later
+        mask = later + hidden
+        mask.diagonal(self.longest, -2, -1).zero_()  # padding sees itself: a softmax over nothing is not a number
+        return mask
+
+    def grow(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Takes places for so many new tokens of each text.
+
+        Returns:
+            For each layer, where keys and values of the new tokens go, (2, S, H, T, K), and the keys (S * H, K, P) and values
+            (S * H, P, K) of all places up to theirs.
+
+        Raises:
+            ValueError: There is no room for them.
+        """
+        start, self.longest = self.longest, self.longest + number
+        if self.longest > self.room:
+            raise ValueError(f"{self.longest} tokens for a cache of {self.room}")
+        new = self._kept.narrow(4, start, number)
+        keys, values = self._by_head.narrow(3, 0, self.longest).unbind(1)
+        return zip(new.unbind(), keys.mT.unbind(), values.unbind(), strict=True)
+
+    def select(self, rows: Int[Tensor, "R"]) -> None:
+        """Keeps these texts, in this order; one may be kept several times. Memory is taken only where there are more than before."""
+        if torch.equal(rows, torch.arange(len(self._begins), device=rows.device)):
+            return
+        seen = self._kept.narrow(4, 0, self.longest).index_select(2, rows)
+        sizes = list(self._kept.shape)
+        fewer = len(rows) <= sizes[2]
+        self._keep(self._kept.narrow(2, 0, len(rows)) if fewer else seen.new_empty(*sizes[:2], len(rows), *sizes[3:]))
+        self._kept.narrow(4, 0, self.longest).copy_(seen)
+        self._begins = self._begins.index_select(0, rows)
+        if self._hidden is not None:
+            self._hidden = self._hidden.index_select(0, rows)
 
 
 class CachedGpt:
@@ -52,8 +145,9 @@ class CachedGpt:
         if not isinstance(body, Gpt) or "causal_lm" not in model.heads:
             raise ConfigError("this model was not trained on the next word, so it cannot generate: give a GPT")
         self.config: GptConfig = body.config
-        self._word, self._position = body.embeddings.word.weight.detach(), body.embeddings.position.weight.detach()
+        self._word = body.embeddings.word.weight.detach()
         self._dtype = torch.float32 if self._word.device.type == "cpu" else self._word.dtype
+        self._position = body.embeddings.position.weight.detach().to(self._dtype)
 
         def lay_out(layer: nn.Linear) -> Product:
             return make_product(layer.weight, layer.bias, rows=rows, steps=steps)
@@ -85,15 +179,16 @@ class CachedGpt:
         )
         longest = max(map(len, texts))
         ids = torch.tensor([[0] * (longest - len(text)) + list(text) for text in texts], device=device)
-        return self.scores(self.read(ids)[:, -1])
+        return self._scores(self.read(ids)[:, -1])
 
+    @torch.no_grad()
     def step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
         """Returns scores of the token behind the next one of each text.
 
         Raises:
             ValueError: The cache has no room for it.
         """
-        return self.scores(self.read(tokens[:, None])[:, 0])
+        return self._scores(self._read(tokens, 1))
 
     @torch.no_grad()
     def read(self, ids: Int[Tensor, "S T"]) -> Float[Tensor, "S T D"]:
@@ -102,20 +197,23 @@ class CachedGpt:
         Raises:
             ValueError: The cache has no room for them.
         """
-        num_texts, num_new = ids.shape
-        start, mask = self.cache.longest, self.cache.mask(num_new)
-        positions = self.cache.positions(num_new).flatten()
-        self.cache.grow(num_new)
-        words, places = F.embedding(ids.flatten(), self._word), F.embedding(positions, self._position)
-        x = words.to(self._dtype) + places.to(self._dtype)
-        for layer, keys, values in zip(self._layers, self.cache.keys, self.cache.values, strict=True):
-            x = layer(x, keys, values, start, mask)
-        return self._norm(x).view(num_texts, num_new, -1)
+        return self._read(ids.flatten(), ids.shape[1]).view(*ids.shape, -1)
 
-    @torch.no_grad()
-    def scores(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
-        """Returns the score of each token that may follow."""
-        return self._head(states).float()
+    def _read(self, ids: Int[Tensor, "R"], num_new: int) -> Float[Tensor, "R D"]:
+        cache = self.cache
+        mask, x = cache.mask(num_new), torch.embedding(self._word, ids)
+        if cache.is_even and num_new in (1, len(ids)):  # all at one place, or of one text
+            places = self._position.narrow(0, cache.longest, num_new)
+        else:
+            places = torch.embedding(self._position, cache.positions(num_new).flatten())
+        x = (x if x.dtype == self._dtype else x.to(self._dtype)) + places
+        for layer, (new, keys, values) in zip(self._layers, cache.grow(num_new), strict=True):
+            x = layer(x, new, keys, values, mask)
+        return self._norm(x)
+
+    def _scores(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
+        scores = self._head(states)
+        return scores if scores.dtype == torch.float32 else scores.float()
 
 
 class _Layer:
@@ -126,15 +224,14 @@ class _Layer:
         self.qkv, self.out = lay_out(layer.attention.qkv), lay_out(layer.attention.out)
         self.feed_forward_norm = _make_norm(layer.feed_forward_norm, dtype)
         self.up, self.down = lay_out(layer.feed_forward.up), lay_out(layer.feed_forward.down)
-        self.activation = layer.feed_forward.activation
-        self.num_heads = layer.attention.num_heads
+        self.activation = layer.feed_forward.activation.forward
 
     def __call__(
-        self, x: Tensor, keys: Tensor, values: Tensor, start: int, mask: Tensor | None
+        self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Float[Tensor, "R D"]:
-        q, k, v = self.qkv(self.attention_norm(x)).view(len(keys), -1, 3, self.num_heads, keys.shape[3]).unbind(2)
-        gathered = attend_cached(q, k, v, keys=keys, values=values, start=start, mask=mask)  # (S, T, H, K)
-        x = x + self.out(gathered.reshape(x.shape))
+        _, num_texts, num_heads, num_new, size = new.shape
+        qkv = self.qkv(self.attention_norm(x)).view(num_texts, num_new, 3, num_heads, size)
+        x = x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask))
         return x + self.down(self.activation(self.up(self.feed_forward_norm(x))))
 
 

@@ -15,7 +15,6 @@ __all__ = [
     "ACTIVATIONS",
     "Dropout",
     "FeedForward",
-    "KeyValueCache",
     "MultiHeadAttention",
     "PositionEmbedding",
     "Reading",
@@ -209,95 +208,6 @@ def _random_bytes(like: Tensor) -> Tensor:
 @_random_bytes.register_fake
 def _random_bytes_fake(like: Tensor) -> Tensor:
     return like.new_empty(like.shape, dtype=torch.uint8)
-
-
-class KeyValueCache:
-    """Keys and values of all tokens seen so far, for decoding: dense, with room for the longest text, written in place.
-
-    All texts end at the same place: shorter ones begin later, after places that nothing looks at.
-
-    Args:
-        num_layers: L.
-        lengths: Tokens of each of S texts that are read first, together; what stands before shorter ones is padding.
-        room: Places, as many as the longest text may need.
-        num_heads: H.
-        head_size: K.
-        device: Where it lies.
-        dtype: Of keys and values.
-
-    Attributes:
-        keys: For each layer (S, H, room, K).
-        values: Likewise.
-        longest: Places taken so far.
-    """
-
-    def __init__(
-        self,
-        num_layers: int,
-        lengths: Sequence[int],
-        room: int,
-        num_heads: int,
-        head_size: int,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        shape = (len(lengths), num_heads, room, head_size)
-        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(num_layers)]
-        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(num_layers)]
-        self.longest = 0
-        self._begins = max(lengths) - torch.tensor(lengths, device=device)  # (S,)
-        self._hidden: Tensor | None = None  # (S, 1, 1, room), -inf before a text begins
-        if len(set(lengths)) > 1:
-            before = torch.arange(room, device=device) < self._begins[:, None, None, None]
-            self._hidden = torch.zeros(before.shape, device=device, dtype=dtype).masked_fill(before, -torch.inf)
-
-    @property
-    def lengths(self) -> Int[Tensor, "S"]:
-        """Tokens of each text so far."""
-        return self.longest - self._begins
-
-    def positions(self, number: int) -> Int[Tensor, "S T"]:
-        """Returns the places in their texts of so many tokens to come; 0 for padding."""
-        places = torch.arange(self.longest, self.longest + number, device=self._begins.device)
-        return (places - self._begins[:, None]).clamp(min=0)
-
-    def mask(self, number: int) -> Float[Tensor, "*S T M"] | None:
-        """Returns what is added to the scores of so many tokens to come; None where they see all places up to their own."""
-        stop = self.longest + number
-        hidden = None if self._hidden is None else self._hidden[..., :stop]
-        if number == 1 or (self.longest == 0 and hidden is None):
-            return hidden
-        later = self.keys[0].new_full((number, stop), -torch.inf).triu(self.longest + 1)
-        if hidden is None:
-            return later
-        mask = later + hidden
-        mask.diagonal(self.longest, -2, -1).zero_()  # padding sees itself: a softmax over nothing is not a number
-        return mask
-
-    def grow(self, number: int) -> None:
-        """Takes places for so many new tokens of each text.
-
-        Raises:
-            ValueError: There is no room for them.
-        """
-        self.longest += number
-        if self.longest > self.keys[0].shape[2]:
-            raise ValueError(f"{self.longest} tokens for a cache of {self.keys[0].shape[2]}")
-
-    def select(self, rows: Int[Tensor, "R"]) -> None:
-        """Keeps these texts, in this order; one may be kept several times. Memory is taken only where there are more than before."""
-        if torch.equal(rows, torch.arange(len(self._begins), device=rows.device)):
-            return
-        for layers in (self.keys, self.values):
-            for number, old in enumerate(layers):
-                seen = old[:, :, : self.longest].index_select(0, rows)
-                new = old[: len(rows)] if len(rows) <= len(old) else old.new_empty(len(rows), *old.shape[1:])
-                new[:, :, : self.longest] = seen
-                layers[number] = new
-        self._begins = self._begins.index_select(0, rows)
-        if self._hidden is not None:
-            self._hidden = self._hidden.index_select(0, rows)
 
 
 @dataclass(frozen=True)

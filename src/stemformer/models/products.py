@@ -3,6 +3,7 @@
 | device | weights | rows at most | threads | layout |
 |---|---|---|---|---|
 | CPU | float32 | 1 | 1; Intel's: any | `long runs`: a copy whose longer side is contiguous (MKL, on others with one thread) |
+| CPU, Intel's | bfloat16, few | 1 | any | `long runs` in float32, which hold them exactly |
 | CPU | bfloat16 | 3 | any | `halves`: panels of float16 (FBGEMM), multiplied in float32; not for large ones where there is AMX |
 | CPU | float32, bfloat16 | any | any | `blocks`: oneDNN's own layout |
 | other | any | any | any | as it is |
@@ -25,8 +26,8 @@ Product = Callable[[Tensor], Tensor]
 _BLOCK_ROWS = 4
 """oneDNN reads faster for four rows than for one, two or three; not in bfloat16 with AMX, whose units multiply sixteen at once."""
 
-_BLOCKS_WITH_AMX_FROM = 2**19
-"""Weights from which AMX reads blocks faster than halves are read; fewer lie in the cache, where a call costs more than they do."""
+_FEW_WEIGHTS = 2**19
+"""Fewer weights lie in the cache, where a call costs more than reading them does."""
 
 _STEPS_FOR_A_COPY = 8
 """Steps in which a copy in runs or blocks has paid for itself."""
@@ -55,10 +56,11 @@ def make_product(
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if not _is_packable(weight) or steps < _STEPS_FOR_A_COPY:
         return _as_it_is(weight, bias)
-    if weight.dtype == torch.float32 and rows == 1 and (torch.get_num_threads() == 1 or _is_intel()):
-        return _in_long_runs(weight, bias)
+    is_few = weight.numel() < _FEW_WEIGHTS and _is_intel()
+    if rows == 1 and (is_few or (weight.dtype == torch.float32 and (torch.get_num_threads() == 1 or _is_intel()))):
+        return _in_long_runs(weight.float(), None if bias is None else bias.float())
     pays = rows < _BLOCK_ROWS and steps >= _STEPS_FOR_HALVES
-    is_for_amx = _has_amx() and weight.numel() >= _BLOCKS_WITH_AMX_FROM
+    is_for_amx = _has_amx() and weight.numel() >= _FEW_WEIGHTS
     if weight.dtype == torch.bfloat16 and pays and not is_for_amx and _fits_halves(weight):
         return _in_halves(weight, bias)
     return _in_blocks(weight, bias)
@@ -88,7 +90,12 @@ def _fits_halves(weight: Tensor) -> bool:
 
 
 def _as_it_is(weight: Tensor, bias: Tensor | None) -> Product:
-    return lambda x: F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+    def product(x: Tensor) -> Tensor:
+        if x.dtype == weight.dtype:
+            return F.linear(x, weight, bias)
+        return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+    return product
 
 
 def _in_long_runs(weight: Tensor, bias: Tensor | None) -> Product:
@@ -106,8 +113,9 @@ def _in_blocks(weight: Tensor, bias: Tensor | None) -> Product:
     def product(x: Tensor) -> Tensor:
         spare = -len(x) % multiple
         filled = F.pad(x, (0, 0, 0, spare)) if spare else x
-        y: Tensor = multiply(filled.to(dtype), blocks, bias, "none", [], "")[: len(x)].to(x.dtype)
-        return y
+        y: Tensor = multiply(filled if x.dtype == dtype else filled.to(dtype), blocks, bias, "none", [], "")
+        y = y[: len(x)] if spare else y
+        return y if x.dtype == dtype else y.to(x.dtype)
 
     return product
 
