@@ -62,6 +62,11 @@ class KeyValueCache:
         """Whether all texts are of one length."""
         return self._hidden is None
 
+    @property
+    def lengths(self) -> Int[Tensor, "S"]:
+        """Tokens of each text so far."""
+        return self.longest - self._begins
+
     def positions(self, number: int) -> Int[Tensor, "S T"]:
         """Returns the places in their texts of so many tokens to come; 0 for padding."""
         places = torch.arange(self.longest, self.longest + number, device=self._begins.device)
