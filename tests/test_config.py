@@ -96,7 +96,7 @@ def test_unknown_key_inside_a_tuple_of_tables_is_refused():
             "model.activation=glu",
             "setting: model.activation: expected one of 'gelu', 'relu', got 'glu' (did you mean 'gelu'?)",
         ),
-        ("model.layers=[1, 'a']", "setting: model.layers: expected tuple[int, ...], got [1, 'a']"),
+        ("model.layers=[1, 'a']", "setting: model.layers: expected a list of int, got [1, 'a']"),
         ("model=3", "setting: model: expected a table (hidden_size, dropout, activation, layers), got 3"),
         ("seed.x=3", "setting: seed: expected int, got {'x': 3}; it holds no keys of its own"),
         ("model.hidden_size=0", "setting: model: hidden_size must be positive"),

@@ -158,6 +158,17 @@ def test_a_task_says_how_near_texts_come_and_with_how_many_examples(model, tmp_p
     assert "de (chrf)" in (out / "report.html").read_text()
 
 
+def test_what_did_not_fit_is_told(model, tmp_path):
+    rows = [{"text": "the river and the king " * 12, "label": str(i % 2)} for i in range(30)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "long.toml").write_text(
+        'template = "{text} {answer}"\ndata = "long.jsonl"\nlabel = "label"\n[answers]\n0 = "old"\n1 = "wise"\n'
+    )
+    told = api.prompt([str(tmp_path / "long.toml")], models=[model], num_shots=[2], num_questions=5)
+    assert any("of 2 examples 2.0 did not fit" in note for note in told["notes"])
+    assert any("5 of 5 questions were too long" in note for note in told["notes"])
+
+
 def test_tasks_are_listed(capsys):
     assert main(["prompt", "--list", "--json"]) == 0
     assert {"sst2", "lambada", "synthetic:copy"} <= {t["task"] for t in json.loads(capsys.readouterr().out)["tasks"]}

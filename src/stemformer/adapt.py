@@ -88,8 +88,8 @@ def pieces_of(token: str, tokenizer: Tokenizer) -> list[int]:
     Example:
         >>> from stemformer.data.tokenizer import train_wordpiece
         >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
-        >>> [tokenizer.tokens[i] for i in pieces_of("tobe", tokenizer)]
-        ['to', '##b', '##e']
+        >>> [tokenizer.tokens[i] for i in pieces_of("tote", tokenizer)]
+        ['to', '##t', '##e']
     """
     if (known := tokenizer.id_of(token)) is not None:
         return [known]

@@ -35,7 +35,7 @@ from stemformer.report.run_report import write_report
 from stemformer.report.task_report import report_of_run
 from stemformer.scaling import scale
 from stemformer.training.checkpoint import write_folder
-from stemformer.training.compute import autocast, choose_device, choose_precision
+from stemformer.training.compute import autocast, choose_device, choose_precision, use_threads
 from stemformer.training.log import read_log
 
 __all__ = [
@@ -174,6 +174,8 @@ def synthetic(
     path = Path(out)
     if path.suffix != ".jsonl":
         raise ConfigError(f"--out {out}: the documents are JSON lines: give a name that ends with .jsonl")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed}: expected a number from 0 to 2**63 - 1")
     if path.exists() and not overwrite:
         raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
     chosen = find_synthetic(tasks)
@@ -285,8 +287,7 @@ def fill(
         )
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}: expected at least 1")
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     torch_device = choose_device(device)
     opened, tokenizer = load_with_tokenizer(model)
     if "masked_lm" not in opened.heads:
@@ -328,11 +329,16 @@ def generate(
         decoding: Fields of `generation.decode.DecodingConfig`, such as `max_new_tokens`, `temperature`, `top_p`, `num_beams`, `seed`.
 
     Raises:
-        ConfigError: Settings out of range, a model that does not generate, more tokens than it has positions.
-        DataError: No prompt, or one that is too long.
+        ConfigError: Settings out of range, or a model that does not generate.
+        DataError: No prompt, one that is no text, or one that is too long for the new tokens.
     """
     if isinstance(prompts, str) or not prompts:
         raise DataError("no list of prompts was given: give [text]")
+    for number, text in enumerate(prompts, start=1):
+        if not isinstance(text, str):
+            raise DataError(f"prompt {number} is {text!r}: expected a text")
+        if any("\ud800" <= character <= "\udfff" for character in text):  # what Python makes of bytes that are no text
+            raise DataError(f"prompt {number} is no UTF-8: convert it first")
     go_on = _generator(model, decoding, stop=stop, device=device, precision=precision, threads=threads, on_text=on_text)
     return go_on(prompts)
 
@@ -392,8 +398,7 @@ def _generator(
                 f"generate has no option {name!r}{nearest(name, known)}: expected one of {', '.join(known)}"
             )
     config = DecodingConfig(**decoding)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     torch_device = choose_device(device)
     opened, tokenizer = load_with_tokenizer(model)
     if "causal_lm" not in opened.heads:

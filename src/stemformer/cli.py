@@ -704,6 +704,8 @@ def generate(
             print("" if tell else result["text"], flush=True)
         return
     prompts = [*(prompt or []), *(_stdin_lines() if stdin or not prompt else [])]
+    if not prompts:
+        raise DataError("standard input holds no text: give a line for each text, or '' for one from the beginning")
     is_streamed = len(prompts) == 1 and not output.json and tell is not None
     before = prompts[:1]  # written with the first word, when nothing was found wrong with what is asked
 
@@ -714,6 +716,8 @@ def generate(
     found = api.generate(prompts, on_text=tell_first if is_streamed else None, **given)
     if is_streamed:
         print(*before)
+        if not found[0]["num_tokens"]:
+            print("note: the model ended the text at once; another --seed may not", file=sys.stderr)
     elif output.json:
         _print_result(found, output)
     else:
@@ -762,6 +766,8 @@ def prompt(
     if list_:
         return _print_result({"tasks": api.list_tasks()}, output)
     shots = _numbers("--num-shots", num_shots) if num_shots else []
+    if show and out:
+        raise ConfigError("--show asks nobody, so there is nothing to put into --out: leave one of them out")
     if show:
         shown = api.show_prompts(task or [], num_shots=shots, examples=examples or [], seed=seed)
         if output.json:

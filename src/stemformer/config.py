@@ -343,6 +343,8 @@ def _describe(kind: Any) -> str:
             names.append("one of " + ", ".join(repr(choice) for choice in typing.get_args(member)))
         elif isinstance(member, type) and dataclasses.is_dataclass(member):
             names.append(f"a table ({', '.join(_fields(member))})")
+        elif typing.get_origin(member) in (tuple, list):
+            names.append(f"a list of {_describe(typing.get_args(member)[0])}")
         else:
             names.append(member.__name__ if type(member) is type else str(member))
     return " or ".join(names)

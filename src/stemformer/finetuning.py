@@ -36,6 +36,7 @@ from stemformer.training.compute import (
     choose_precision,
     compile_blocks,
     matmul_rate,
+    use_threads,
 )
 from stemformer.training.distributed import Ranks, is_restarted, this_rank, whole_tensors
 from stemformer.training.log import StepSums, read_log
@@ -226,8 +227,7 @@ def _run(
     source = find_folder(found.newest if found else config.model)
     with this_rank(choose_device(config.compute.device)) as ranks:
         progress = progress if ranks.is_first else Silent()
-        if config.compute.threads:
-            torch.set_num_threads(config.compute.threads)
+        use_threads(config.compute.threads)
         model, tokenizer, max_length = open_model(config, task, source, is_begun=found is not None)
         examples, dev, notes = encode(data, tokenizer, max_length, progress)
         setup, last = make_setup(config, data, examples, dev, tokenizer, model, ranks, folder, max_length, progress)

@@ -71,7 +71,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             raise ConfigError(
                 f"{pretrained} was not trained on the next word: the harness scores texts from left to right"
             )
-        where = choose_device(device)
+        is_default = (
+            device in (None, "cuda", "cuda:0") and not torch.cuda.is_available()
+        )  # what the harness says if nobody did
+        where = choose_device("auto" if is_default else device)
         self._device = where
         self.model = model.to(where).eval()
         self._precision = choose_precision({"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype), where)

@@ -29,6 +29,7 @@ from stemformer.training.compute import (
     keep_freed_memory,
     matmul_rate,
     step_flops,
+    use_threads,
 )
 from stemformer.training.optim import clip, make_optimizer, state_names
 from stemformer.training.run import BatchConfig, GptRunConfig, RunConfig, num_steps_of
@@ -67,8 +68,7 @@ def plan(
     progress = progress or Silent()
     compute = {"device": device, "precision": precision, "threads": threads}
     config = resolve(find_recipe(recipe), None, settings, compute=compute)
-    if config.compute.threads:
-        torch.set_num_threads(config.compute.threads)
+    use_threads(config.compute.threads)
     where = choose_device(config.compute.device)
     number_format = choose_precision(config.compute.precision, where)
     before = _resident_mb()

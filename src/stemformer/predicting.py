@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from stemformer.data.labelled import TextExample
@@ -27,7 +26,7 @@ from stemformer.progress import Progress, Silent
 from stemformer.report.task_report import write_task_report
 from stemformer.results import examples_to_show, form_of, row_of, written
 from stemformer.tasks.task import TaskExamples, make_example, num_special
-from stemformer.training.compute import autocast, choose_device, choose_precision, keep_freed_memory
+from stemformer.training.compute import autocast, choose_device, choose_precision, keep_freed_memory, use_threads
 
 __all__ = ["Loaded", "evaluate", "load", "predict"]
 
@@ -175,8 +174,7 @@ def load(path: str, *, device: str = "auto", precision: str = "fp32", threads: i
     Raises:
         CheckpointError: See `pretrained.load_model`.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     return Loaded(path, device=device, precision=precision)
 
 

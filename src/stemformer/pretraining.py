@@ -44,6 +44,7 @@ from stemformer.training.compute import (
     compile_blocks,
     keep_freed_memory,
     matmul_rate,
+    use_threads,
 )
 from stemformer.training.distributed import Ranks, distribute, is_restarted, this_rank, whole_tensors
 from stemformer.training.log import StepSums, read_log
@@ -292,8 +293,7 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
         DataError: Too little text for a batch, or none that can be held out.
     """
     device = ranks.device
-    if config.compute.threads:
-        torch.set_num_threads(config.compute.threads)
+    use_threads(config.compute.threads)
     precision = choose_precision(config.compute.precision, device)
     special = _special_ids(config, tokenizer)
     objective = make_objective(config.objective, special=special, vocab_size=tokenizer.vocab_size)

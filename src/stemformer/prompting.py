@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stemformer.models.model import Model
 from stemformer.pretrained import find_folder, load_with_tokenizer
 from stemformer.progress import Progress, Silent
 from stemformer.report.prompt_report import short_names, write_prompt_report
-from stemformer.training.compute import autocast, choose_device, choose_precision
+from stemformer.training.compute import autocast, choose_device, choose_precision, use_threads
 from stemformer.training.log import read_log
 
 __all__ = ["PromptConfig", "list_tasks", "prompt", "show_prompts"]
@@ -156,8 +156,7 @@ def prompt(
     progress = progress or Silent()
     shots = tuple(sorted(set(num_shots)))
     _check(shots, models, num_questions, draws, seed, threads)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     where = choose_device(device)
     opened = _open_tasks(tasks, examples)
     config = PromptConfig(
@@ -211,6 +210,7 @@ def prompt(
                     progress.say(f"{names[model]}: {task.name}, {k} examples: {figure}")
                 else:
                     progress.advance(_draws(task, draws) * per_task[task.name])
+                notes += [f"{names[model]}, {task.name}: {note}" for note in _left_out(row)]
                 done.append({**row, "model": model})
                 if folder is not None:
                     lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in rows]
@@ -226,6 +226,15 @@ def prompt(
         write_prompt_report(folder, done, notes, shown, config=to_toml(config))
         told |= {"report": str(folder / "report.html")}
     return told
+
+
+def _left_out(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what of prompts did not fit into a model."""
+    if row["dropped_examples"]:
+        yield f"of {row['num_shots']} examples {row['dropped_examples']:.1f} did not fit, on average, and were left out whole"
+    if row["cut_questions"]:
+        of = f"{row['cut_questions']} of {row['questions']} questions"
+        yield f"with {row['num_shots']} examples, {of} were too long, and lack their beginning"
 
 
 _SHOWN = 4
@@ -280,6 +289,8 @@ def _open_tasks(tasks: Sequence[str], examples: Sequence[str]) -> list[PromptTas
             raise ConfigError(f"--examples {entry}: expected TASK=FILE, each task once")
         given[name] = file
     names = [task if task.endswith(".toml") else task.rpartition("=")[0] or task for task in tasks]
+    by_stem = {Path(name).stem: name for name in names if name.endswith(".toml")}
+    given = {by_stem.get(name, name): file for name, file in given.items()}
     if unknown := set(given) - set(names):
         raise ConfigError(f"--examples {sorted(unknown)[0]}=...: expected one of the tasks, {', '.join(names)}")
     opened = [open_task(task, examples=given.get(name, "")) for task, name in zip(tasks, names, strict=True)]

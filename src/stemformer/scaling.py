@@ -5,6 +5,7 @@ The runs themselves are in `sizes.py`.
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from stemformer.data.manifest import Manifest, write_file
 from stemformer.data.shards import read_manifest
-from stemformer.errors import ConfigError, DataError
+from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.evaluation.power_laws import fit_joint_law, fit_power_law, joint_sentences, size_sentences
 from stemformer.folders import free_folder, refuse_inside
 from stemformer.pretraining import read_seconds, resolve
@@ -95,7 +96,12 @@ def scale(
     refuse_inside(folder, [path for path in (data, config) if path and Path(path).exists()])
     done = begin(folder, asked, progress, resume=resume)
     options = {"data": data, "config": config, "steps": steps, "tokens": tokens, "time": time, "seed": seed, **compute}
-    run_all(asked, chosen, manifest, folder, done, {"settings": settings, **options}, progress)
+    try:
+        run_all(asked, chosen, manifest, folder, done, {"settings": settings, **options}, progress)
+    except StemformerError:
+        if not any((folder / "sizes").iterdir()):  # what is wrong was found before anything was trained
+            shutil.rmtree(folder)
+        raise
     lines = [done[size.name] for size in chosen]
     if prompt_tasks:
         _ask_in_context(lines, folder, prompt_tasks, num_shots, progress, device=device, threads=threads)

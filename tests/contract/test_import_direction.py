@@ -20,7 +20,7 @@ recipes, folders, contents, problems, results, resuming, pretraining, labelling,
 prompting, harness, sizes, scaling
 predicting, benchmark_tasks, benchmarking, planning, api
 serve
-stemformer, cli
+stemformer, cli, __main__
 """
 RANKS = {
     name.strip(): (row, column)

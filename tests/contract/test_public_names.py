@@ -30,8 +30,8 @@ def problems(text: str) -> list[str]:
 
 
 def modules() -> list[Path]:
-    """All modules but the `__init__.py` of folders, which hold no more than a line of text."""
-    files = sorted(SOURCE.rglob("*.py"))
+    """All modules but `__main__.py` and the `__init__.py` of folders, which hold no more than a line of text."""
+    files = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__main__.py")
     return [path for path in files if len(ast.parse(path.read_text(encoding="utf-8")).body) > 1]
 
 

@@ -156,7 +156,7 @@ def test_listener_hears_each_token_and_may_end_a_text(ours):
 
 def test_window_slides_where_asked_and_is_an_error_elsewhere(ours, theirs):
     (prompt,) = prompts(POSITIONS - 3)
-    with pytest.raises(ConfigError, match=f"more than the model's {POSITIONS} positions: ask for at most 3"):
+    with pytest.raises(DataError, match=f"more than the model's {POSITIONS} positions: ask for at most 3"):
         decode(ours, [prompt], DecodingConfig(max_new_tokens=9))
     (told,) = decode(ours, [prompt], DecodingConfig(max_new_tokens=60, temperature=0, overflow="slide"))
     text = prompt.tolist()
@@ -171,7 +171,7 @@ def test_window_slides_where_asked_and_is_an_error_elsewhere(ours, theirs):
 
 
 def test_prompts_that_cannot_be_read_are_refused(ours):
-    with pytest.raises(DataError, match="prompt 1 is empty"):
+    with pytest.raises(DataError, match="prompt 2 of 2 is empty"):
         decode(ours, [*prompts(2), torch.empty(0, dtype=torch.long)], DecodingConfig(max_new_tokens=1))
     with pytest.raises(DataError, match=f"41 tokens, the model {POSITIONS} positions"):
         decode(ours, prompts(41), DecodingConfig(max_new_tokens=1))

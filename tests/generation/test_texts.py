@@ -122,11 +122,16 @@ def test_command_writes_text_or_json(folder, capsys):
     [
         ({"prompts": []}, DataError, "give \\[text\\]"),
         ({"prompts": "one"}, DataError, "give \\[text\\]"),
-        ({"max_new_tokens": 100}, ConfigError, "more than the model's 48 positions"),
+        ({"max_new_tokens": 100}, DataError, "more than the model's 48 positions"),
         ({"prompts": ["the river " * 40]}, DataError, "48 positions: shorten it"),
         ({"stop": [""]}, ConfigError, "a stop string is empty"),
         ({"stop": ["x"], "num_beams": 2}, ConfigError, "no effect on beams"),
         ({"top_p": 2.0}, ConfigError, "top_p is 2.0"),
+        ({"prompts": ["caf\udce9"]}, DataError, "prompt 1 is no UTF-8"),
+        ({"prompts": ["a", "the river " * 40]}, DataError, "prompt 2 of 2 has"),
+        ({"seed": -1}, ConfigError, "seed is -1: expected a number from 0"),
+        ({"threads": 100_000}, ConfigError, "--threads 100000: expected a number from 1 to 1024"),
+        ({"threads": 0}, ConfigError, "--threads 0: expected a number from 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(folder, options, error, told):

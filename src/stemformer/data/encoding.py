@@ -94,7 +94,7 @@ def is_held_out(text: bytes, fraction: float) -> bool:
 
     Example:
         >>> [is_held_out(word.encode(), 0.5) for word in ("a", "b", "a")]
-        [False, True, False]
+        [True, False, True]
     """
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
     return number < fraction * 2**64

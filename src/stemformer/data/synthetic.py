@@ -110,7 +110,7 @@ class SyntheticTask:
         Example:
             >>> episode = SYNTHETIC_TASKS["reverse"].episode(2, np.random.default_rng(0))
             >>> episode.pairs[1]
-            ('b b a', 'a b b')
+            ('a e v', 'v e a')
         """
         if number < 1:
             raise ConfigError(f"an episode of {number} pairs: expected at least 1")

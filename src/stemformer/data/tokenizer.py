@@ -514,7 +514,7 @@ def extend_wordpiece(
 
     Example:
         >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
-        >>> extend_wordpiece(tokenizer, ["not robots", "no robots"], vocab_size=25).tokens[24]
+        >>> extend_wordpiece(tokenizer, ["not robots", "no robots"], vocab_size=18).tokens[17]
         'robots'
 
     Source: the choice by tokens saved: Hong et al. 2021 (AVocaDo), section 3.1, without its regularisation.

@@ -52,6 +52,14 @@ class DecodingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "num_beams", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: expected a whole number")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: expected a number")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}: expected a number from 0 to 2**63 - 1")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
         if not 0 <= self.temperature < math.inf:
@@ -144,8 +152,8 @@ def decode(
         on_token: Told the number of a text and its new token; True ends that text.
 
     Raises:
-        ConfigError: Prompt and new tokens are longer than the model has positions, and the window does not slide.
-        DataError: An empty prompt, or one that is longer than the model has positions and the window does not slide.
+        ConfigError: The model writes no text.
+        DataError: An empty prompt, or one that with the new tokens is longer than the model has positions where the window does not slide.
     """
     positions = model.config.max_position_embeddings
     _check_lengths(prompts, config, positions)
@@ -253,17 +261,18 @@ def _reader(model: Model | CachedGpt, *, rows: int, steps: int) -> CachedGpt:
 
 
 def _check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions: int) -> None:
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(prompts, start=1):
+        which = f"prompt {number} of {len(prompts)}"
         if len(prompt) == 0:
-            raise DataError(f"prompt {number} is empty: give at least one token")
-        if len(prompt) > positions and config.overflow == "error":
+            raise DataError(f"{which} is empty: give at least one token")
+        if len(prompt) >= positions and config.overflow == "error":
             raise DataError(
-                f"prompt {number} has {len(prompt)} tokens, the model {positions} positions: shorten it, or let the window slide"
+                f"{which} has {len(prompt)} tokens, the model {positions} positions: shorten it, or let the window slide (--slide)"
             )
         if config.overflow == "error" and len(prompt) + config.max_new_tokens > positions:
-            raise ConfigError(
-                f"prompt {number} has {len(prompt)} tokens; with {config.max_new_tokens} new ones that is more than the model's "
-                f"{positions} positions: ask for at most {positions - len(prompt)}, or let the window slide"
+            raise DataError(
+                f"{which} has {len(prompt)} tokens; with {config.max_new_tokens} new ones that is more than the model's "
+                f"{positions} positions: ask for at most {positions - len(prompt)} (--max-new-tokens), or let the window slide (--slide)"
             )
 
 

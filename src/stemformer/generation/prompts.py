@@ -287,7 +287,10 @@ def open_task(given: str, *, examples: str = "") -> PromptTask:
         raise ConfigError(
             f"there is no task {name!r}{nearest(name, known)}: expected a .toml file, or one of {', '.join(known)}"
         )
-    task = from_toml(PromptTask, text, source=name)
+    try:
+        task = from_toml(PromptTask, text, source=name)
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(error).startswith(name) else f"task {name}: {error}") from error
     changes: dict[str, Any] = {"name": task.name or Path(name).stem}
     changes["data"] = data or _beside(folder, task.data)
     changes["examples"] = examples or _beside(folder, task.examples)

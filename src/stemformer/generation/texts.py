@@ -60,8 +60,8 @@ def continue_texts(
         on_text: Told the number of a prompt and what was just written, as it is written; not with beams.
 
     Raises:
-        ConfigError: An empty stop string, stop strings with beams, or more tokens than the model has positions.
-        DataError: A prompt that is longer than the model has positions.
+        ConfigError: An empty stop string, or stop strings with beams.
+        DataError: A prompt that with the new tokens is longer than the model has positions.
     """
     ids = tokenizer.encode_ids(prompts)
     found = continue_ids(ids, model, tokenizer, config, stop=stop, on_text=on_text)

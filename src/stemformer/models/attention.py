@@ -105,7 +105,7 @@ def attend(
 def attend_cached(
     qkv: Float[Tensor, "S T 3 H K"],
     *,
-    new: Float[Tensor, "2 S H T K"],
+    new: Float[Tensor, "S T 2 H K"],
     keys: Float[Tensor, "SH K P"],
     values: Float[Tensor, "SH P K"],
     mask: Float[Tensor, "*S T P"] | None = None,
@@ -129,12 +129,13 @@ def attend_cached(
         >>> import torch
         >>> cache = torch.zeros(2, 1, 2, 2, 3)
         >>> keys, values = cache.flatten(1, 2).unbind()
-        >>> attend_cached(torch.randn(1, 2, 3, 2, 3), new=cache, keys=keys.mT, values=values).shape
+        >>> new = cache.permute(1, 3, 0, 2, 4)
+        >>> attend_cached(torch.randn(1, 2, 3, 2, 3), new=new, keys=keys.mT, values=values).shape
         torch.Size([2, 6])
     """
     num_sequences, num_new, _, num_heads, size = qkv.shape
     q, kv = qkv.split_with_sizes((1, 2), 2)
-    new.copy_(kv.permute(2, 0, 3, 1, 4))
+    new.copy_(kv)
     if num_new > 1:
         q = q[:, :, 0].transpose(1, 2)
         k, v = (x.view(num_sequences, num_heads, -1, size) for x in (keys.mT, values))

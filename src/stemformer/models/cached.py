@@ -89,7 +89,7 @@ class KeyValueCache:
         """Takes places for so many new tokens of each text.
 
         Returns:
-            For each layer, where keys and values of the new tokens go, (2, S, H, T, K), and the keys (S * H, K, P) and values
+            For each layer, where keys and values of the new tokens go, (S, T, 2, H, K), and the keys (S * H, K, P) and values
             (S * H, P, K) of all places up to theirs.
 
         Raises:
@@ -98,7 +98,7 @@ class KeyValueCache:
         start, self.longest = self.longest, self.longest + number
         if self.longest > self.room:
             raise ValueError(f"{self.longest} tokens for a cache of {self.room}")
-        new = self._kept.narrow(4, start, number)
+        new = self._kept.narrow(4, start, number).permute(0, 2, 4, 1, 3, 5)
         keys, values = self._by_head.narrow(3, 0, self.longest).unbind(1)
         return zip(new.unbind(), keys.mT.unbind(), values.unbind(), strict=True)
 
@@ -234,7 +234,7 @@ class _Layer:
     def __call__(
         self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Float[Tensor, "R D"]:
-        _, num_texts, num_heads, num_new, size = new.shape
+        num_texts, num_new, _, num_heads, size = new.shape
         qkv = self.qkv(self.attention_norm(x)).view(num_texts, num_new, 3, num_heads, size)
         x = x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask))
         return x + self.down(self.activation(self.up(self.feed_forward_norm(x))))

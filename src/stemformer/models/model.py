@@ -166,7 +166,7 @@ def make_model(
     Example:
         >>> config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         >>> make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).num_parameters()
-        4826
+        5266
     """
     kind = ARCHITECTURES[architecture_of(config)]
 

@@ -396,7 +396,7 @@ def submission_text(task: BenchmarkTask, answers: Sequence[str | float]) -> str:
     """Returns a file for the leaderboard of GLUE: the number of each test row with its class, or its score from 0 to 5.
 
     Example:
-        >>> print(submission_text(GLUE["STS-B"], [5.2, 1.0]), end="")
+        >>> print(submission_text(GLUE["STS-B"], [5.2, 1.0]).expandtabs(), end="")
         index	prediction
         0	5.000
         1	1.000

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import time
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "keep_freed_memory",
     "matmul_rate",
     "step_flops",
+    "use_threads",
 ]
 
 
@@ -114,6 +116,24 @@ def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> fl
     of_head += config.hidden_size**2 if "masked_lm" in model.heads else 0
     head = 6.0 * len(batch.labels) * of_head
     return body + attention + head
+
+
+def use_threads(number: int | None) -> None:
+    """Lets this process compute with so many threads; None leaves PyTorch's choice.
+
+    Raises:
+        ConfigError: None at all, or more than any machine has: PyTorch would end the process.
+    """
+    if number is None:
+        return
+    if not 1 <= number <= _MOST_THREADS:
+        raise ConfigError(
+            f"--threads {number}: expected a number from 1 to {_MOST_THREADS}; here are {os.cpu_count()} processors"
+        )
+    torch.set_num_threads(number)
+
+
+_MOST_THREADS = 1024
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,8 @@
+"""`python -m stemformer` is the command line."""
+
+import sys
+
+from stemformer.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
