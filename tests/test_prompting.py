@@ -61,6 +61,8 @@ def test_a_table_goes_on_with_what_is_missing(model, task, tmp_path, monkeypatch
     monkeypatch.setattr("stemformer.prompting.ask", _counting(seen))
     both = api.prompt([task], models=[model], out=out, num_shots=[0, 1], num_questions=5, resume=True)
     assert seen == [1] and both["figures"][0] == first["figures"][0]
+    again = api.prompt([task], models=[model], out=out, num_shots=[1], num_questions=5, resume=True)
+    assert seen == [1] and again["figures"] == both["figures"]  # what is there stays in the table
     api.prompt([task], models=[model], out=out, num_shots=[0, 1], num_questions=6, resume=True)
     assert seen == [1, 0, 1]  # other questions are other figures
 

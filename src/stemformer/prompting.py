@@ -196,8 +196,11 @@ def prompt(
                 continue
             told_of = notes_on_answers(task, tokenizer, for_masked="causal_lm" not in body.heads)
             notes += [f"{names[model]}, {task.name}: {note}" for note in told_of]
-            for k in shots_of[task.name]:
-                key = _fingerprint(weights, digests[task.name], k, config)
+            asked, known = set(shots_of[task.name]), {row["num_shots"] for row in rows}
+            keys = {k: _fingerprint(weights, digests[task.name], k, config) for k in sorted(asked | known)}
+            there = {row["fingerprint"] for row in rows}
+            for k in [k for k in keys if k in asked or keys[k] in there]:  # what is there stays in the table
+                key = keys[k]
                 row = next((row for row in rows if row["fingerprint"] == key), None)
                 if row is None:
                     with autocast(where, config.precision):
@@ -208,7 +211,7 @@ def prompt(
                     bounds = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
                     figure = f"{100 * row['figure']:.1f} {unit} ({bounds})"
                     progress.say(f"{names[model]}: {task.name}, {k} examples: {figure}")
-                else:
+                elif k in asked:
                     progress.advance(_draws(task, draws) * per_task[task.name])
                 notes += [f"{names[model]}, {task.name}: {note}" for note in _left_out(row)]
                 done.append({**row, "model": model})
