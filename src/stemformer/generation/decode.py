@@ -296,6 +296,8 @@ def _choose(
     seen: Bool[Tensor, "S V"] | None,
 ) -> Int[Tensor, "S"]:
     """Returns the next token of each text."""
+    if config.temperature == 0 and seen is None:  # no cut rules the likeliest out
+        return _likeliest(logits)
     scores = filtered(logits, config, seen)
     if config.temperature == 0:
         return _likeliest(scores)

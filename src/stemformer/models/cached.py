@@ -55,7 +55,9 @@ class KeyValueCache:
             self._hidden = torch.zeros(before.shape, device=device, dtype=dtype).masked_fill(before, -torch.inf)
 
     def _keep(self, kept: Tensor) -> None:
-        self._kept, self._by_head = kept, kept.flatten(2, 3)  # (L, 2, S, H, room, K), (L, 2, S * H, room, K)
+        self._kept, by_head = kept, kept.flatten(2, 3)  # (L, 2, S, H, room, K), (L, 2, S * H, room, K)
+        self._new = kept.permute(0, 2, 4, 1, 3, 5)  # what each step takes slices of
+        self._keys, self._values = by_head[:, 0].mT, by_head[:, 1]
 
     @property
     def is_even(self) -> bool:
@@ -98,9 +100,9 @@ class KeyValueCache:
         start, self.longest = self.longest, self.longest + number
         if self.longest > self.room:
             raise ValueError(f"{self.longest} tokens for a cache of {self.room}")
-        new = self._kept.narrow(4, start, number).permute(0, 2, 4, 1, 3, 5)
-        keys, values = self._by_head.narrow(3, 0, self.longest).unbind(1)
-        return zip(new.unbind(), keys.mT.unbind(), values.unbind(), strict=True)
+        new, keys = self._new.narrow(2, start, number), self._keys.narrow(3, 0, self.longest)
+        values = self._values.narrow(2, 0, self.longest)
+        return zip(new.unbind(), keys.unbind(), values.unbind(), strict=True)
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Keeps these texts, in this order; one may be kept several times. Memory is taken only where there are more than before."""
@@ -164,7 +166,6 @@ class CachedGpt:
         output = self._word if head.decoder is None else head.decoder.weight
         self._head = make_product(output, None, rows=rows, steps=steps)
 
-    @torch.no_grad()
     def begin(self, texts: Sequence[Sequence[int]], room: int) -> Float[Tensor, "S V"]:
         """Returns scores of the token behind each text, and forgets all texts before.
 
@@ -186,7 +187,6 @@ class CachedGpt:
         ids = torch.tensor([[0] * (longest - len(text)) + list(text) for text in texts], device=device)
         return self._scores(self.read(ids)[:, -1])
 
-    @torch.no_grad()
     def step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
         """Returns scores of the token behind the next one of each text.
 
@@ -195,7 +195,6 @@ class CachedGpt:
         """
         return self._scores(self._read(tokens, 1))
 
-    @torch.no_grad()
     def read(self, ids: Int[Tensor, "S T"]) -> Float[Tensor, "S T D"]:
         """Returns the last states of the next tokens of each text, and keeps their keys and values.
 
