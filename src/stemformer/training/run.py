@@ -124,7 +124,7 @@ class ComputeConfig:
     Attributes:
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
         precision: `fp32`, `bf16` (weights stay in fp32), or `auto`: bf16 where the device has matrix units for it.
-        compile: Compile the blocks, and in pre-training on one GPU replay forward and backward as CUDA graphs (`training.graphs`); None does
+        compile: Compile the blocks, and in pre-training on one GPU replay both passes as CUDA graphs (see `training.graphs`); None does
             so on CUDA alone, since on a CPU it was not faster (docs/benchmarks.md).
         threads: Processor threads; None leaves PyTorch's choice.
         shard: With several ranks, each holds a part of weights and optimizer only (FSDP2): less memory, more traffic.
