@@ -133,8 +133,9 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
 def padded(batch: Batch) -> Batch:
     """Returns a batch with some more tokens, sequences and labels, of which nothing counts, so that few shapes occur.
 
-    Further sequences hold the further tokens, about 1 in 16 at most (more where sequences are very short). Further labels are -100, asked for at the first token. Losses are
-    those of the batch, and so are gradients. Of sequences that are asked about, labels must be whole numbers.
+    Further sequences hold the further tokens, about 1 in 16 at most (more where sequences are very short). Further labels are -100, asked
+    for at the first token. Losses are those of the batch, and so are gradients. Of sequences that are asked about, labels must be whole
+    numbers.
 
     Args:
         batch: On the CPU.
