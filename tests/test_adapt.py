@@ -1,11 +1,11 @@
 """A model brought to another vocabulary: row by row, and through `api.pretrain`."""
 
 import shutil
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from interrupts import StopAt
 from safetensors.torch import load_file
 
 from stemformer import api
@@ -16,7 +16,6 @@ from stemformer.models.bert import BertConfig
 from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import make_model
 from stemformer.pretrained import load_model, save_model
-from stemformer.progress import Silent
 from stemformer.training.log import read_log
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -194,18 +193,6 @@ def test_model_with_a_larger_vocabulary_begins_where_the_old_one_ended(trained, 
     assert ended["held_out_masked_lm_loss"] < fresh["held_out_masked_lm_loss"] - 1
     # ten more words share in the softmax, and other words stand in for hidden ones
     assert begun["held_out_masked_lm_loss"] == pytest.approx(ended["held_out_masked_lm_loss"], abs=0.2)
-
-
-class StopAt(Silent):
-    """Presses Ctrl-C while a step is under way."""
-
-    def __init__(self, step):
-        self.left = step
-
-    def advance(self, amount, note=""):
-        self.left -= amount
-        if amount and self.left == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_interrupted_run_from_a_model_ends_as_the_whole_one_without_that_model(trained, extended, tmp_path):

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from interrupts import StopAt
 from safetensors.torch import load_file
 
 from stemformer import api
@@ -17,7 +17,6 @@ from stemformer.generation.decode import DecodingConfig, beam_search, decode
 from stemformer.generation.scoring import Question, score_answers
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
-from stemformer.progress import Silent
 from stemformer.training.log import read_log
 
 pytestmark = [
@@ -89,18 +88,6 @@ def test_runs_learn_what_those_on_the_cpu_learn(data, kind, tmp_path):
     assert there[name] == pytest.approx(here[name], rel=FP32_RUN)
     half = run(data, kind, tmp_path / "half", device="cuda", precision="bf16")
     assert half[name] == pytest.approx(here[name], rel=BF16_RUN)
-
-
-class StopAt(Silent):
-    """Presses Ctrl-C while a step is under way."""
-
-    def __init__(self, step):
-        self.left = step
-
-    def advance(self, amount, note=""):
-        self.left -= amount
-        if amount and self.left == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

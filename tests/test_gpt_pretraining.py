@@ -3,10 +3,10 @@
 import html
 import json
 import math
-import signal
 
 import pytest
 import torch
+from interrupts import StopAt
 from safetensors.torch import load_file
 
 from stemformer import api
@@ -14,7 +14,6 @@ from stemformer.cli import main
 from stemformer.data.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.pretrained import load_model
-from stemformer.progress import Silent
 from stemformer.training.log import read_log
 
 pytestmark = pytest.mark.usefixtures("no_timing")
@@ -30,18 +29,6 @@ SETTINGS = [
     "checkpoints.every=4",
 ]
 OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
-
-
-class StopAt(Silent):
-    """Presses Ctrl-C while a step is under way."""
-
-    def __init__(self, step):
-        self.left = step
-
-    def advance(self, amount, note=""):
-        self.left -= amount
-        if amount and self.left == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="module")

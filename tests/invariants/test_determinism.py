@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interrupts import StopAt
 from safetensors.torch import load_file
 
 from stemformer import api
@@ -26,7 +26,6 @@ from stemformer.models.model import make_model
 from stemformer.objectives.masked import MaskedLm, SpecialIds
 from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.pretrained import load_model, save_model
-from stemformer.progress import Silent
 from stemformer.recipes import bert_tiny
 from stemformer.training import loop
 from stemformer.training.log import StepSums, read_log
@@ -80,18 +79,6 @@ def data(determinism_data):
 
 
 pytestmark = pytest.mark.usefixtures("no_timing")
-
-
-class StopAt(Silent):
-    """Presses Ctrl-C while a step is under way."""
-
-    def __init__(self, step):
-        self.left = step
-
-    def advance(self, amount, note=""):
-        self.left -= amount
-        if amount and self.left == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 def train(data, out, *, settings=(), **options):

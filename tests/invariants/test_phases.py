@@ -1,14 +1,12 @@
 """A run whose rows change their length on the way: what each step sees, and that it can be interrupted anywhere."""
 
-import signal
-
 import pytest
 import torch
+from interrupts import StopAt
 from safetensors.torch import load_file
 
 from stemformer import api
 from stemformer.errors import CheckpointError
-from stemformer.progress import Silent
 from stemformer.training import loop
 from stemformer.training.log import read_log
 
@@ -29,18 +27,6 @@ SETTINGS = [
 OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
 
 pytestmark = pytest.mark.usefixtures("no_timing")
-
-
-class StopAt(Silent):
-    """Presses Ctrl-C while a step is under way."""
-
-    def __init__(self, step):
-        self.left = step
-
-    def advance(self, amount, note=""):
-        self.left -= amount
-        if amount and self.left == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 def train(tiny, out, **options):

@@ -1,0 +1,19 @@
+"""What presses Ctrl-C during a run; `from interrupts import ...`, since `tests` is on the path."""
+
+import signal
+
+from stemformer.progress import Silent
+
+__all__ = ["StopAt"]
+
+
+class StopAt(Silent):
+    """Presses Ctrl-C while a step is under way."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def advance(self, amount, note=""):
+        self.left -= amount
+        if amount and self.left == 0:
+            signal.raise_signal(signal.SIGINT)
