@@ -12,7 +12,7 @@ import torch
 
 from stemformer.benchmarking import glue, squad
 from stemformer.comparing import compare
-from stemformer.config import nearest
+from stemformer.config import check_seed, nearest
 from stemformer.contents import inspect, is_finetuned, told_of_data
 from stemformer.data.corpus import read_documents, total_bytes
 from stemformer.data.shards import write_shards
@@ -174,8 +174,7 @@ def synthetic(
     path = Path(out)
     if path.suffix != ".jsonl":
         raise ConfigError(f"--out {out}: the documents are JSON lines: give a name that ends with .jsonl")
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed is {seed}: expected a number from 0 to 2**63 - 1")
+    check_seed(seed)
     if path.exists() and not overwrite:
         raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
     chosen = find_synthetic(tasks)

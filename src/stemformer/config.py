@@ -20,7 +20,7 @@ import tomli_w
 
 from stemformer.errors import ConfigError
 
-__all__ = ["differences", "from_toml", "merge_toml", "nearest", "to_toml", "with_settings"]
+__all__ = ["check_seed", "differences", "from_toml", "merge_toml", "nearest", "to_toml", "with_settings"]
 
 T = TypeVar("T")
 
@@ -43,6 +43,20 @@ def to_toml(config: Any) -> str:
         'steps = 10\n'
     """
     return tomli_w.dumps(_to_table(config))
+
+
+def check_seed(seed: int, *, called: str = "seed is") -> None:
+    """Refuses a seed that generators of random numbers do not take.
+
+    Args:
+        seed: Given by a person.
+        called: What stands before it in the message.
+
+    Raises:
+        ConfigError: It is negative or too large.
+    """
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"{called} {seed}: expected a number from 0 to 2**63 - 1")
 
 
 def from_toml(cls: type[T], text: str, *, source: str = "") -> T:

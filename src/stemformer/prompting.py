@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stemformer.config import from_toml, to_toml
+from stemformer.config import check_seed, from_toml, to_toml
 from stemformer.data.batches import example_generator
 from stemformer.data.manifest import write_file
 from stemformer.data.synthetic import SYNTHETIC_TASKS
@@ -155,7 +155,7 @@ def prompt(
     """
     progress = progress or Silent()
     shots = tuple(sorted(set(num_shots)))
-    _check(shots, models, num_questions, draws, seed, threads)
+    _check(shots, models, num_questions, draws, seed)
     use_threads(threads)
     where = choose_device(device)
     opened = _open_tasks(tasks, examples)
@@ -196,12 +196,12 @@ def prompt(
                 continue
             told_of = notes_on_answers(task, tokenizer, for_masked="causal_lm" not in body.heads)
             notes += [f"{names[model]}, {task.name}: {note}" for note in told_of]
-            asked, known = set(shots_of[task.name]), {row["num_shots"] for row in rows}
-            keys = {k: _fingerprint(weights, digests[task.name], k, config) for k in sorted(asked | known)}
-            there = {row["fingerprint"] for row in rows}
-            for k in [k for k in keys if k in asked or keys[k] in there]:  # what is there stays in the table
-                key = keys[k]
-                row = next((row for row in rows if row["fingerprint"] == key), None)
+            asked, there = set(shots_of[task.name]), {row["fingerprint"]: row for row in rows}
+            for k in sorted(asked | {row["num_shots"] for row in rows}):
+                key = _fingerprint(weights, digests[task.name], k, config)
+                row = there.get(key)
+                if row is None and k not in asked:
+                    continue  # of another model or task
                 if row is None:
                     with autocast(where, config.precision):
                         row = _figure(names[model], body, tokenizer, task, data[task.name], k, config, folder, progress)
@@ -262,13 +262,11 @@ def _table(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[dic
     return list(lines.values())
 
 
-def _check(
-    shots: Sequence[int], models: Sequence[str], num_questions: int, draws: int, seed: int, threads: int | None
-) -> None:
+def _check(shots: Sequence[int], models: Sequence[str], num_questions: int, draws: int, seed: int) -> None:
     _check_numbers(shots, seed=seed)
     if not models or len({Path(model).resolve() for model in models}) < len(models):
         raise ConfigError("--model: expected at least one model, each of them once")
-    for name, value in (("num-questions", num_questions), ("draws", draws), ("threads", threads or 1)):
+    for name, value in (("num-questions", num_questions), ("draws", draws)):
         if value < 1:
             raise ConfigError(f"--{name} {value}: expected at least 1")
 
@@ -280,8 +278,7 @@ def _shots_of(task: PromptTask, asked: Sequence[int]) -> tuple[int, ...]:
 def _check_numbers(shots: Sequence[int], *, seed: int) -> None:
     if shots and min(shots) < 0:
         raise ConfigError(f"--num-shots {','.join(map(str, shots))}: expected numbers from 0 on")
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"--seed {seed}: expected a number from 0 to 2**63 - 1")
+    check_seed(seed, called="--seed")
 
 
 def _open_tasks(tasks: Sequence[str], examples: Sequence[str]) -> list[PromptTask]:

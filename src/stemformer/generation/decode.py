@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stemformer.config import check_seed
 from stemformer.data.batches import example_generator
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.models.cached import CachedGpt
@@ -58,8 +59,7 @@ class DecodingConfig:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"):
             if not isinstance(getattr(self, name), int | float):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: expected a number")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}: expected a number from 0 to 2**63 - 1")
+        check_seed(self.seed)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
         if not 0 <= self.temperature < math.inf:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
+from stemformer.config import check_seed
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
@@ -210,8 +211,7 @@ class RunConfig:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}: expected a number from 0 to 2**63 - 1")
+        check_seed(self.seed)
         if self.log_every < 1:
             raise ConfigError(f"log_every is {self.log_every}: expected at least 1")
         longest = max(batch.row_length for _, batch in self.parts())
@@ -327,8 +327,7 @@ class FinetuneConfig:
     checkpoints: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(keep=1))
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}: expected a number from 0 to 2**63 - 1")
+        check_seed(self.seed)
         _at_least_one("config", log_every=self.log_every)
         if not 0 < self.dev_share < 1:
             raise ConfigError(f"dev_share is {self.dev_share}: expected a share between 0 and 1")
