@@ -71,9 +71,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             raise ConfigError(
                 f"{pretrained} was not trained on the next word: the harness scores texts from left to right"
             )
-        is_default = (
-            device in (None, "cuda", "cuda:0") and not torch.cuda.is_available()
-        )  # what the harness says if nobody did
+        # Without a GPU, what the harness says if nobody named a device.
+        is_default = device in (None, "cuda", "cuda:0") and not torch.cuda.is_available()
         where = choose_device("auto" if is_default else device)
         self._device = where
         self.model = model.to(where).eval()

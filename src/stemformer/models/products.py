@@ -56,11 +56,12 @@ def make_product(
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if not _is_packable(weight) or steps < _STEPS_FOR_A_COPY:
         return _as_it_is(weight, bias)
-    is_few = weight.numel() < _FEW_WEIGHTS and _is_intel()
-    if rows == 1 and (is_few or (weight.dtype == torch.float32 and (torch.get_num_threads() == 1 or _is_intel()))):
+    is_few, is_float32 = weight.numel() < _FEW_WEIGHTS, weight.dtype == torch.float32
+    has_long_runs = ((is_float32 or is_few) and _is_intel()) or (is_float32 and torch.get_num_threads() == 1)
+    if rows == 1 and has_long_runs:
         return _in_long_runs(weight.float(), None if bias is None else bias.float())
     pays = rows < _BLOCK_ROWS and steps >= _STEPS_FOR_HALVES
-    is_for_amx = _has_amx() and weight.numel() >= _FEW_WEIGHTS
+    is_for_amx = _has_amx() and not is_few
     if weight.dtype == torch.bfloat16 and pays and not is_for_amx and _fits_halves(weight):
         return _in_halves(weight, bias)
     return _in_blocks(weight, bias)

@@ -59,7 +59,7 @@ class RecordedGradients:
         self._device = self._parameters[0].device
         self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._shares = torch.zeros(0, device=self._device)
+        self._shares = torch.zeros(len(module.objective.heads), device=self._device)  # a loss for each head
 
     def add(self, batch: Batch, shares: Mapping[str, float]) -> dict[str, LossSum]:
         """Returns the losses of a micro-batch, after their gradients were added.
@@ -71,8 +71,6 @@ class RecordedGradients:
         counts = self._module.objective.counts(batch)
         batch = padded(batch).to(self._device)
         self._put_gradients_back()
-        if len(self._shares) != len(shares):
-            self._shares = torch.zeros(len(shares), device=self._device)
         self._shares.copy_(torch.tensor(list(shares.values())), non_blocking=True)
         shape = (batch.max_seqlen, *(len(tensor) for tensor in batch.tensors().values()))
         if shape not in self._graphs and len(self._graphs) < _MOST_GRAPHS:
