@@ -3,8 +3,8 @@
     python benchmarks/generate_vs_peers.py --shape mini --batch 1 --json out.json
 
 Each measurement is a process of its own (the script calls itself with `--side`); sides take turns, round by round. The clock runs over
-one call that adds `--new` tokens to each prompt of `--prompt` random tokens, always the likeliest token; none ends early. A call for a few
-tokens comes first. Sides, each in float32 and, with `_bf16` behind its name, in bfloat16:
+calls that add `--new` tokens to each prompt of `--prompt` random tokens, always the likeliest token; none ends early. A call for a few
+tokens comes first; the median of `--calls` counts. Sides, each in float32 and, with `_bf16` behind its name, in bfloat16:
 
     ours      `generation.decode.decode` with a model laid out beforehand, as who decodes more than once has it
     once      the same with the model as it was opened: the clock runs over laying it out, too
@@ -55,6 +55,7 @@ def main() -> None:
     add("--prompt", type=int, default=32)
     add("--new", type=int, default=128)
     add("--rounds", type=int, default=3)
+    add("--calls", type=int, default=5, help="in one process")
     add("--threads", type=int, default=2)
     add("--device", default="cpu", help="cpu or cuda")
     add("--sides", default=",".join(SIDES))
@@ -72,7 +73,7 @@ def compare(args: argparse.Namespace) -> None:
     sides = args.sides.split(",")
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "PYTHONWARNINGS": "ignore"}
-    names = ("shape", "batch", "prompt", "new", "threads", "device")
+    names = ("shape", "batch", "prompt", "new", "calls", "threads", "device")
     with tempfile.TemporaryDirectory() as folder:
         config = GptConfig(**SHAPES[args.shape], eos_token_id=0, max_position_embeddings=args.prompt + args.new)
         model = make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0))
@@ -144,9 +145,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             return ids[:, args.prompt :].tolist()
 
     run(4)
-    start = time.perf_counter()
-    tokens = run(args.new)
-    seconds = time.perf_counter() - start
+    times = []
+    for _ in range(args.calls):
+        start = time.perf_counter()
+        tokens = run(args.new)
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times)
     read = read_rate(device)
     return {
         "rate": sum(map(len, tokens)) / seconds,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stemformer.models import products
+from stemformer.models.layers import make_activation
 from stemformer.models.products import make_product
 
 
@@ -11,12 +12,11 @@ def drawn(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def chosen(monkeypatch, dtype, *, threads=1, amx=False, intel=False, **options):
+def chosen(monkeypatch, dtype, *, amx=False, intel=False, **options):
     """Returns the name of the function that lays a matrix out."""
     called = []
     for name in ("_as_it_is", "_in_long_runs", "_in_halves", "_in_blocks"):
-        monkeypatch.setattr(products, name, lambda weight, bias, name=name: called.append(name) or abs)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(products, name, lambda *_, name=name: called.append(name) or abs)
     monkeypatch.setattr(products, "_is_packable", lambda weight: True)
     monkeypatch.setattr(products, "_has_amx", lambda: amx)
     monkeypatch.setattr(products, "_is_intel", lambda: intel)
@@ -25,7 +25,7 @@ def chosen(monkeypatch, dtype, *, threads=1, amx=False, intel=False, **options):
     return called[0]
 
 
-@pytest.mark.parametrize("layout", ["_as_it_is", "_in_long_runs", "_in_halves", "_in_blocks"])
+@pytest.mark.parametrize("layout", ["_as_it_is", "_in_long_runs", "_in_parts", "_in_halves", "_in_blocks"])
 @pytest.mark.parametrize("shape", [(61, 32), (32, 61)], ids=["wide", "tall"])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_layout_changes_no_product(layout, shape, with_bias):
@@ -34,7 +34,8 @@ def test_layout_changes_no_product(layout, shape, with_bias):
     if not products._is_packable(weight) or (layout == "_in_halves" and not products._fits_halves(weight)):
         pytest.skip("this processor has no such kernel")
     bias = drawn(shape[0], dtype=dtype, seed=1) if with_bias else None
-    product = getattr(products, layout)(weight, bias)
+    parts = {"parts": 3} if layout == "_in_parts" else {}  # of which neither number of columns is a multiple
+    product = getattr(products, layout)(weight, bias, **parts)
     for rows in (1, 2, 3) if layout == "_in_halves" else (1, 2, 3, 4, 5, 19):
         x = drawn(rows, shape[1], seed=rows)
         expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
@@ -48,8 +49,7 @@ def test_layout_changes_no_product(layout, shape, with_bias):
     ("dtype", "options", "expected"),
     [
         (torch.float32, {"rows": 1}, "_in_long_runs"),
-        (torch.float32, {"rows": 1, "threads": 2}, "_in_blocks"),
-        (torch.float32, {"rows": 1, "threads": 2, "intel": True}, "_in_long_runs"),
+        (torch.float32, {"rows": 1, "intel": True}, "_in_long_runs"),
         (torch.float32, {"rows": 2}, "_in_blocks"),
         (torch.float32, {"rows": 1, "steps": 7}, "_as_it_is"),
         (torch.bfloat16, {"rows": 3}, "_in_halves"),
@@ -62,10 +62,32 @@ def test_layout_changes_no_product(layout, shape, with_bias):
         (torch.bfloat16, {"rows": 1, "steps": 7}, "_as_it_is"),
     ],
 )
-def test_layout_follows_rows_threads_and_steps(monkeypatch, dtype, options, expected):
+def test_layout_follows_rows_and_steps(monkeypatch, dtype, options, expected):
     if expected == "_in_halves" and not products._fits_halves(drawn(2, 2)):
         pytest.skip("this processor has no such kernel")
     assert chosen(monkeypatch, dtype, **options) == expected
+
+
+@pytest.mark.parametrize(("intel", "threads", "expected"), [(False, 1, []), (False, 2, [2]), (True, 2, [])])
+def test_long_runs_are_in_parts_where_mkl_takes_one_thread(monkeypatch, intel, threads, expected):
+    taken = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(products, "_is_intel", lambda: intel)
+    monkeypatch.setattr(products, "_in_parts", lambda weight, bias, parts: taken.append(parts) or abs)
+    products._in_long_runs(drawn(8, 6), None)
+    assert taken == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_activation_follows_the_product(dtype, name, rows):
+    weight, bias, x = drawn(61, 32, dtype=dtype), drawn(61, dtype=dtype, seed=1), drawn(rows, 32, seed=2)
+    activation = make_activation(name)
+    product = make_product(weight, bias, rows=rows, activation=activation)
+    expected = activation(x.to(dtype).double() @ weight.double().T + bias.double())
+    error = 1e-5 if dtype == torch.float32 else expected.abs().max() * 2**-7  # of what is rounded once or twice
+    torch.testing.assert_close(product(x).double(), expected, rtol=0, atol=float(error))
 
 
 def test_weight_beyond_float16_is_not_halved():

@@ -222,9 +222,13 @@ def test_texts_can_be_dropped_doubled_and_put_in_another_order(tmp_path):
                 assert_close(found[row], ours.causal_lm_logits(states_of(ours, alone)[-1]))
 
 
-@pytest.mark.parametrize(("rows", "relative"), [(2, RELATIVE), (4, 2e-2)], ids=["halves", "blocks"])
-def test_weights_of_16_bits_give_the_scores_of_the_same_values_in_32(tmp_path, rows, relative):
-    ours, ids = opened(theirs(), tmp_path).to(torch.bfloat16), batch_of([12, 12]).input_ids.view(2, 12)
+@pytest.mark.parametrize(
+    ("dtype", "rows", "relative"),
+    [(torch.bfloat16, 2, RELATIVE), (torch.bfloat16, 4, 2e-2), (torch.float16, 2, 2e-2), (torch.float64, 2, RELATIVE)],
+    ids=["halves", "blocks", "float16", "float64"],
+)
+def test_weights_of_another_type_give_the_scores_of_the_same_values_in_float32(tmp_path, dtype, rows, relative):
+    ours, ids = opened(theirs(), tmp_path).to(dtype), batch_of([12, 12]).input_ids.view(2, 12)
     reader, scores = begun(ours, ids[:, :1], 12, rows=rows)
     for token in ids[:, 1:].T:
         scores = reader.step(token)

@@ -136,6 +136,7 @@ def attend_cached(
     num_sequences, num_new, _, num_heads, size = qkv.shape
     q, kv = qkv.split_with_sizes((1, 2), 2)
     new.copy_(kv)
+    q = q if q.dtype == keys.dtype else q.to(keys.dtype)
     if num_new > 1:
         q = q[:, :, 0].transpose(1, 2)
         k, v = (x.view(num_sequences, num_heads, -1, size) for x in (keys.mT, values))

@@ -121,8 +121,8 @@ class KeyValueCache:
 class CachedGpt:
     """A GPT laid out for decoding: the same numbers as the model's own forward, from matrices that are read fast.
 
-    On the CPU states are float32 whatever the weights are, and the matrices are copies (see `models.products`), so memory holds the
-    weights twice. Making it takes as long as some steps do: who decodes several times with one model keeps it.
+    On the CPU states are float32 at least, whatever the weights are, and the matrices are copies (see `models.products`), so memory holds
+    the weights twice. Making it takes as long as some steps do: who decodes several times with one model keeps it.
 
     Args:
         model: A GPT with its head. What it is trained further does not arrive here.
@@ -153,11 +153,12 @@ class CachedGpt:
             raise ConfigError("this model was not trained on the next word, so it cannot generate: give a GPT")
         self.config: GptConfig = body.config
         self._word = body.embeddings.word.weight.detach()
-        self._dtype = torch.float32 if self._word.device.type == "cpu" else self._word.dtype
+        is_low = self._word.device.type == "cpu" and self._word.dtype.itemsize < 4
+        self._dtype = torch.float32 if is_low else self._word.dtype
         self._position = body.embeddings.position.weight.detach().to(self._dtype)
 
-        def lay_out(layer: nn.Linear) -> Product:
-            return make_product(layer.weight, layer.bias, rows=rows, steps=steps)
+        def lay_out(layer: nn.Linear, activation: nn.Module | None = None) -> Product:
+            return make_product(layer.weight, layer.bias, rows=rows, steps=steps, activation=activation)
 
         self._layers = [_Layer(layer, lay_out, self._dtype) for layer in body.layers if isinstance(layer, GptLayer)]
         self._norm = _make_norm(body.norm, self._dtype)
@@ -223,12 +224,12 @@ class CachedGpt:
 class _Layer:
     """What `models.gpt.GptLayer` does in evaluation mode, to some tokens of each text that follow those of a cache."""
 
-    def __init__(self, layer: GptLayer, lay_out: Callable[[nn.Linear], Product], dtype: torch.dtype) -> None:
+    def __init__(self, layer: GptLayer, lay_out: Callable[..., Product], dtype: torch.dtype) -> None:
         self.attention_norm = _make_norm(layer.attention_norm, dtype)
         self.qkv, self.out = lay_out(layer.attention.qkv), lay_out(layer.attention.out)
         self.feed_forward_norm = _make_norm(layer.feed_forward_norm, dtype)
-        self.up, self.down = lay_out(layer.feed_forward.up), lay_out(layer.feed_forward.down)
-        self.activation = layer.feed_forward.activation.forward
+        feed_forward = layer.feed_forward
+        self.up, self.down = lay_out(feed_forward.up, feed_forward.activation), lay_out(feed_forward.down)
 
     def __call__(
         self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
@@ -236,7 +237,7 @@ class _Layer:
         num_texts, num_new, _, num_heads, size = new.shape
         qkv = self.qkv(self.attention_norm(x)).view(num_texts, num_new, 3, num_heads, size)
         x = x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask))
-        return x + self.down(self.activation(self.up(self.feed_forward_norm(x))))
+        return x + self.down(self.up(self.feed_forward_norm(x)))
 
 
 def _make_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
