@@ -13,7 +13,8 @@ tokens comes first; the median of `--calls` counts. Sides, each in float32 and, 
 
 Equal: weights (drawn at random by ours, saved, and opened by both), prompts, number of tokens, precision, threads. Of memory's rate: the
 bytes of the weights that each step reads (all but the positions), over the time of a step (the call over its tokens), as a share of the
-rate at which a large block is read in the same process right behind. Tokens are compared with those of ours in the same precision.
+rate at which a large block is read right behind each call; the median of the calls. Tokens are compared with those of ours in the same
+precision.
 """
 
 import argparse
@@ -145,18 +146,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             return ids[:, args.prompt :].tolist()
 
     run(4)
-    times = []
+    times, reads = [], []
     for _ in range(args.calls):
         start = time.perf_counter()
         tokens = run(args.new)
         times.append(time.perf_counter() - start)
-    seconds = statistics.median(times)
-    read = read_rate(device)
+        reads.append(read_rate(device))
+    weights = weight_bytes(args.shape, dtype)
     return {
-        "rate": sum(map(len, tokens)) / seconds,
+        "rate": sum(map(len, tokens)) / statistics.median(times),
         "tokens": [token for text in tokens for token in text],
-        "share": weight_bytes(args.shape, dtype) / (seconds / args.new) / read,
-        "read": read,
+        "share": statistics.median(weights / (t / args.new) / read for t, read in zip(times, reads, strict=True)),
+        "read": statistics.median(reads),
         "lay_out": lay_out,
     }
 
