@@ -315,6 +315,20 @@ def test_sigterm_reaches_the_job_as_a_keyboard_interrupt_and_only_once(use_api):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_of_which_a_library_made_another_error_is_still_told_as_such(use_api, capsys, number, code):
+    def job():
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise RecursionError("maximum recursion depth exceeded") from None
+
+    use_api(job)
+    assert main(["inspect", "x"]) == code
+    assert capsys.readouterr().err.startswith("stopped")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_main_runs_outside_the_main_thread(use_api):
     use_api({})
     codes = []

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from stemformer.errors import ConfigError, DataError
-from stemformer.exits import sigterm_raises, verdict
+from stemformer.exits import signals_raise, verdict
 from stemformer.progress import Progress, Silent
 from stemformer.terminal import Terminal, as_text
 
@@ -1037,7 +1037,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Threads that spin while they wait make a run several times slower as soon as another program wants a core (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    with sigterm_raises(), warnings.catch_warnings():
+    with signals_raise() as raised, warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
@@ -1051,6 +1051,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "--debug" in words:
                 traceback.print_exc()
             code, line = verdict(error)
+            if code == 1 and raised:
+                code, line = verdict(raised[-1])
             if line and _is_to_tell(error):
                 print(line, file=sys.stderr)
             return code

@@ -25,7 +25,7 @@ from stemformer.errors import StemformerError
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["Terminated", "sigterm_raises", "verdict"]
+__all__ = ["Terminated", "signals_raise", "verdict"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -60,22 +60,33 @@ def verdict(error: BaseException) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Makes SIGTERM raise `Terminated`, once: a second signal, as `timeout` sends it, must not stop the saving."""
+def signals_raise() -> Iterator[list[KeyboardInterrupt]]:
+    """Makes SIGTERM raise `Terminated`, once: a second signal, as `timeout` sends it, must not stop the saving.
 
-    def on_sigterm(number: int, frame: "FrameType | None") -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+    Yields:
+        What SIGTERM and Ctrl-C raised so far: a library that is being imported may make another error of it.
+    """
+    raised: list[KeyboardInterrupt] = []
 
+    def on_signal(number: int, frame: "FrameType | None") -> None:
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raised.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise raised[-1]
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nobody said that it be ignored
+        numbers.append(signal.SIGINT)
     try:
-        before = signal.signal(signal.SIGTERM, on_sigterm)
+        before = {number: signal.signal(number, on_signal) for number in numbers}
     except ValueError:  # not in the main thread, where signals are another's
-        yield
+        yield raised
         return
     try:
-        yield
+        yield raised
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _discard_stdout() -> None:

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from stemformer.exits import Terminated, sigterm_raises
+from stemformer.exits import Terminated, signals_raise
 from stemformer.training.stopping import StopBetweenSteps
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -40,7 +40,7 @@ def test_noted_interrupt_acts_between_steps():
 
 
 def test_noted_sigterm_acts_as_sigterm():
-    with sigterm_raises(), pytest.raises(Terminated), StopBetweenSteps() as stop:
+    with signals_raise(), pytest.raises(Terminated), StopBetweenSteps() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_requested
         stop.act()
@@ -67,7 +67,7 @@ def test_other_thread_trains_without_handlers():
 
 
 def test_second_sigterm_is_ignored_until_the_step_is_saved():
-    with sigterm_raises(), pytest.raises(Terminated), StopBetweenSteps() as stop:
+    with signals_raise(), pytest.raises(Terminated), StopBetweenSteps() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_requested
