@@ -183,6 +183,13 @@ def test_data_without_held_out_part_trains(made, tmp_path):
 # tokenizer, prepare
 
 
+@pytest.mark.parametrize(("share", "is_told"), [("0.02", True), ("0.9", False), ("0", False)])
+def test_small_held_out_part_is_remarked_upon(made, tmp_path, capsys, share, is_told):
+    words = ["prepare", made / "text.txt", "--tokenizer", made / "tok", "--out", tmp_path / "d", "--held-out", share]
+    assert main([str(word) for word in words]) == 0
+    assert ("the held-out part has only" in capsys.readouterr().err) == is_told
+
+
 def test_tokenizer_command_tells_what_it_made(told, made, tmp_path):
     found = told("tokenizer", made / "text.txt", "--out", tmp_path / "tok", "--vocab-size", "90", "--lowercase", "-q")
     assert (found["vocab_size"], found["lowercase"], found["kind"]) == (90, True, "wordpiece")
