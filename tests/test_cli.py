@@ -315,6 +315,13 @@ def test_sigterm_reaches_the_job_as_a_keyboard_interrupt_and_only_once(use_api):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("words", [["--max-new-tokens", "2.5"], ["--threads", "1.0"]])
+def test_fraction_is_refused_where_a_whole_number_is_meant(words, capsys):
+    assert main(["generate", "x", "--model", "m", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f'error: Invalid value for {words[0]}: expected a whole number, not "{words[1]}". See ')
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_of_which_a_library_made_another_error_is_still_told_as_such(use_api, capsys, number, code):
     def job():

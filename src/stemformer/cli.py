@@ -14,9 +14,9 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, convert
 
 from stemformer.errors import ConfigError, DataError
 from stemformer.exits import signals_raise, verdict
@@ -118,12 +118,22 @@ _OUTPUT = Output()
 _MACHINE = Machine()
 _SOURCE = Source()
 
+
+def _convert(kind: Any, tokens: Any) -> Any:
+    """Returns an option's value as cyclopts would, but that a fraction is refused where it would be rounded."""
+    if int in (kind, *get_args(kind)):
+        for token in tokens:
+            if "." in token.value:
+                raise ValueError(f'expected a whole number, not "{token.value}".')
+    return convert(kind, tokens)
+
+
 app = App(
     name="stemformer",
     help="Pre-train once, differentiate into anything: from raw text to a model, on the hardware you have.",
     version=lambda: _version(),
     help_format="plaintext",
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(negative_iterable=(), converter=_convert),
 )
 
 
