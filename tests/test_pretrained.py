@@ -191,6 +191,12 @@ def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
     refused(tmp_path, f"the tokenizer has {TOKENIZER.vocab_size} ids", load=load_with_tokenizer)
 
 
+def test_tokenizer_much_smaller_than_the_model_is_remarked_upon(tmp_path):
+    save(tmp_path, vocab_size=TOKENIZER.vocab_size + 300, tokenizer=TOKENIZER)
+    with pytest.warns(UserWarning, match=f"has {TOKENIZER.vocab_size} ids, the model 32.: it may be another model's"):
+        load_with_tokenizer(tmp_path)
+
+
 def test_tokenizer_smaller_than_the_model_is_taken(tmp_path):
     save(tmp_path, vocab_size=64, tokenizer=TOKENIZER)
     model, tokenizer = load_with_tokenizer(tmp_path)

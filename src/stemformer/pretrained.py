@@ -44,6 +44,9 @@ _HEAD_OF = {
     if len(heads) == 1
     for head in heads
 }
+_MOST_SPARE_IDS = 256
+"""Rows without a token that models have to make their number round."""
+
 _TASK_KEY = "stemformer_task"
 
 
@@ -222,6 +225,11 @@ def load_with_tokenizer(
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, config.json says {model.config.vocab_size:,}: "
             "use the tokenizer that the model was trained with"
+        )
+    if model.config.vocab_size - tokenizer.vocab_size > _MOST_SPARE_IDS:
+        warnings.warn(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, the model {model.config.vocab_size:,}: it may be another model's",
+            stacklevel=2,
         )
     if isinstance(model.config, GptConfig):
         tokenizer.begin_id = model.config.eos_token_id
