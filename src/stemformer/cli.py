@@ -381,7 +381,7 @@ def scale(
         prompt_task: A task as for prompt, whose accuracy in context is drawn against size too; may be given again.
         num_shots: Numbers of examples in its prompts.
         seed: Number from which all randomness comes.
-        resume: Keep the sizes that are finished, and do the others; sizes may be added.
+        resume: Keep the sizes that are finished, named or not, and do the others.
         overwrite: Replace what the folder holds.
     """
     from stemformer import api

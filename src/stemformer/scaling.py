@@ -22,7 +22,7 @@ from stemformer.progress import Progress, Silent
 from stemformer.prompting import prompt, show_prompts
 from stemformer.recipes import find_recipe
 from stemformer.report.scale_report import write_scale_report
-from stemformer.sizes import GptScaleConfig, ScaleConfig, Size, begin, read_model_sizes, run_all
+from stemformer.sizes import GptScaleConfig, ScaleConfig, Size, begin, finished_sizes, read_model_sizes, run_all
 from stemformer.training.run import BudgetConfig, GptRunConfig, RunConfig
 
 __all__ = ["scale"]
@@ -74,7 +74,7 @@ def scale(
         threads: Processor threads.
         prompt_tasks: Tasks as for `prompt`, whose mean accuracy is drawn against size too.
         num_shots: Numbers of examples in their prompts.
-        resume: Keep the sizes that are finished, and do the others; sizes may have been added.
+        resume: Keep the sizes that are finished, named or not, and do the others.
         overwrite: Replace what `out` holds.
         progress: Told how far it is, over all sizes.
 
@@ -82,7 +82,7 @@ def scale(
         StemformerError: Sizes, settings or data that do not fit; a loss that is not finite.
     """
     progress = progress or Silent()
-    chosen = read_model_sizes(sizes)
+    chosen = read_model_sizes(sizes, and_also=finished_sizes(Path(out)) if resume else ())
     if prompt_tasks:
         show_prompts(prompt_tasks, num_shots=num_shots)  # what is wrong with them is told before anything is trained
     budget = {"steps": steps, "tokens": tokens, "seconds": read_seconds(time)}

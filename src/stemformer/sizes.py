@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from stemformer.resuming import refuse_changes
 from stemformer.training.log import read_log
 from stemformer.training.run import GptRunConfig, RunConfig
 
-__all__ = ["GptScaleConfig", "ScaleConfig", "Size", "begin", "read_model_sizes", "run_all"]
+__all__ = ["GptScaleConfig", "ScaleConfig", "Size", "begin", "finished_sizes", "read_model_sizes", "run_all"]
 
 _LOSSES = ("held_out_causal_lm_loss", "held_out_masked_lm_loss")
 _HEAD_SIZE = 64
@@ -90,18 +90,23 @@ _MAY_CHANGE = ("sizes", "run.compute.")
 """Keys that may change where the command goes on: sizes may be added."""
 
 
-def read_model_sizes(sizes: Sequence[str]) -> list[Size]:
+def read_model_sizes(sizes: Sequence[str], *, and_also: Iterable[str] = ()) -> list[Size]:
     """Returns sizes from text such as 4x256, the smallest first.
 
+    Args:
+        sizes: What the user named.
+        and_also: Names of more, which may be among them.
+
     Raises:
-        ConfigError: One of them cannot be read or stands there twice, or there are fewer than two.
+        ConfigError: One of them cannot be read or stands there twice, or there are fewer than two in all.
 
     Example:
         >>> [size.name for size in read_model_sizes(["4x256", "2x64"])]
         ['2x64', '4x256']
     """
     found: list[Size] = []
-    for text in sizes:
+    named = {text.strip().lower() for text in sizes}
+    for text in [*sizes, *(name for name in and_also if name not in named)]:
         match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,5})", text.strip().lower())
         if match is None:
             raise ConfigError(f"--sizes {text}: expected layers x width, such as 4x256")
@@ -115,6 +120,11 @@ def read_model_sizes(sizes: Sequence[str]) -> list[Size]:
     return sorted(found, key=lambda size: (size.layers * (12 * size.width**2 + 13 * size.width), size.width))
 
 
+def finished_sizes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns what is known of the sizes in a folder that are finished, by their names."""
+    return {line["size"]: line for line in read_log(folder / "sizes.jsonl")}
+
+
 def begin(folder: Path, asked: ScaleConfig, progress: Progress, *, resume: bool) -> dict[str, dict[str, Any]]:
     """Makes the folder ready, and returns what is known of the sizes that are finished, by their names."""
     file = folder / "config.toml"
@@ -126,7 +136,7 @@ def begin(folder: Path, asked: ScaleConfig, progress: Progress, *, resume: bool)
         is_gpt = "eos_token_id" in tomllib.loads(text).get("run", {}).get("model", {})
         stored = from_toml(GptScaleConfig if is_gpt else ScaleConfig, text, source=str(file))
         refuse_changes(stored, asked, may_change=_MAY_CHANGE, what="these runs")
-        done = {line["size"]: line for line in read_log(folder / "sizes.jsonl")}
+        done = finished_sizes(folder)
         progress.say(f"{sum(name in done for name in asked.sizes)} of {len(asked.sizes)} sizes are done already")
     elif folder.is_dir():
         empty(folder)  # that it may be replaced was asked before
