@@ -52,6 +52,7 @@ def test_table_pictures_and_report(model, task, tmp_path):
     assert (out / "shots.svg").is_file() and (out / "shots.png").is_file()
     answers = (out / "answers").glob("*mood-2.jsonl")
     assert len(next(answers).read_text().splitlines()) == 12
+    assert api.inspect(str(out)) == {"prompts": str(out), "table": told["table"], "notes": told["notes"]}
 
 
 def test_a_table_goes_on_with_what_is_missing(model, task, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a folder holds: prepared data, a run, runs with several seeds or sizes, a comparison, a model or a tokenizer."""
+"""What a folder holds: prepared data, a run, the results of several, a model or a tokenizer."""
 
 import json
 import tomllib
@@ -18,8 +18,18 @@ from stemformer.training.run import FinetuneConfig, RunConfig, run_class
 __all__ = ["inspect", "is_finetuned", "told_of_data"]
 
 
+_RESULTS = {
+    "trials.json": "run",
+    "compare.json": "comparison",
+    "scale.json": "scaling",
+    "prompt.json": "prompts",
+    "glue.json": "run",
+}
+"""File that a command writes at its end, and what its folder is."""
+
+
 def inspect(path: str) -> dict[str, Any]:
-    """Returns what a folder holds: prepared data, a run, a model or a tokenizer.
+    """Returns what a folder holds: prepared data, a run, the results of several or of prompts, a model or a tokenizer.
 
     Args:
         path: The folder.
@@ -32,10 +42,10 @@ def inspect(path: str) -> dict[str, Any]:
         return told_of_data(path, read_manifest(folder))
     if (folder / "log.jsonl").is_file():
         return _told_of_run(folder)
-    for name, what in (("trials.json", "run"), ("compare.json", "comparison"), ("scale.json", "scaling")):
+    for name, what in _RESULTS.items():
         if (folder / name).is_file():
             told: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-            for long in ("cells", "points"):
+            for long in ("cells", "points", "figures"):
                 told.pop(long, None)
             for size in told["sizes"] if name == "scale.json" else ():
                 del size["curve"]
