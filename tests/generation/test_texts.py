@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -9,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from stemformer import api
 from stemformer.cli import main
-from stemformer.data.tokenizer import Tokenizer, load_tokenizer
+from stemformer.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation import texts
 from stemformer.generation.decode import Decoded, DecodingConfig
@@ -91,6 +92,28 @@ def test_text_ends_before_a_stop_string(tokenizer, monkeypatch, stop, expected):
     pieces, found = written(tokenizer, monkeypatch, text, stop=stop)
     assert found.text == "".join(pieces) == (text if expected is None else expected if stop[-1] != "The" else "")
     assert found.ended == ("length" if expected is None else "stop")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "wordpiece"])
+def test_text_grows_as_the_whole_is_decoded_from_few_tokens_at_a_time(tokenizer, monkeypatch, kind):
+    if kind == "wordpiece":
+        tokenizer = train_wordpiece(["do n't stop . it 's 北京 , isn't it ? to be or not to be"] * 3, vocab_size=60)
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 400)  # of bytes: many halves of characters too
+    seen = []
+
+    def decode(some):
+        seen.append(len(some))
+        return whole(some)
+
+    whole = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", decode)
+    writer = texts._Writer(tokenizer, [])
+    for number, token in enumerate(ids.tolist(), 1):
+        writer.add(token)
+        assert writer.text == whole(ids[:number]).rstrip("\ufffd")
+    assert sum(seen) < 10 * len(ids)
+    writer.finish()
+    assert writer.text == whole(ids)
 
 
 def test_same_seed_same_text_and_greedy_needs_none(folder):

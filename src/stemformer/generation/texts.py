@@ -196,13 +196,21 @@ class _Writer:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
+        self._whole = ""  # of all ids up to `_known`
+        self._begin, self._known = 0, 0  # the last ids of it, by which it is seen how the next ones join on
         self.text = ""  # told so far
         self.is_stopped = False
 
     def add(self, token: int) -> str:
         """Returns what can be told after another token."""
         self._ids.append(token)
-        return self._tell(self._tokenizer.decode(self._ids), is_last=False)
+        before = self._tokenizer.decode(self._ids[self._begin : self._known])
+        now = self._tokenizer.decode(self._ids[self._begin :])
+        joins_on = now.startswith(before)
+        whole = self._whole + now[len(before) :] if joins_on else self._tokenizer.decode(self._ids)
+        if not whole.endswith(_HALF_CHARACTER):
+            self._whole, self._begin, self._known = whole, self._known, len(self._ids)
+        return self._tell(whole, is_last=False)
 
     def finish(self) -> str:
         """Returns what was held back."""
