@@ -35,7 +35,7 @@ from stemformer.report.run_report import write_report
 from stemformer.report.task_report import report_of_run
 from stemformer.scaling import scale
 from stemformer.training.checkpoint import write_folder
-from stemformer.training.compute import autocast, choose_device, choose_precision, use_threads
+from stemformer.training.compute import autocast, choose_device, choose_precision, keep_freed_memory, use_threads
 from stemformer.training.log import read_log
 
 __all__ = [
@@ -411,6 +411,8 @@ def _generator(
     opened, tokenizer = load_with_tokenizer(model)
     if "causal_lm" not in opened.heads:
         raise ConfigError(f"{model} was not trained on the next word, so it cannot generate: give a GPT")
+    if torch_device.type == "cpu":
+        keep_freed_memory()
     opened.to(torch_device, torch.bfloat16 if choose_precision(precision, torch_device) == "bf16" else torch.float32)
     reader = CachedGpt(opened, rows=config.num_beams) if is_kept else opened
     return lambda prompts: [

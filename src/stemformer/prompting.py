@@ -23,7 +23,7 @@ from stemformer.models.model import Model
 from stemformer.pretrained import find_folder, load_with_tokenizer
 from stemformer.progress import Progress, Silent
 from stemformer.report.prompt_report import short_names, write_prompt_report
-from stemformer.training.compute import autocast, choose_device, choose_precision, use_threads
+from stemformer.training.compute import autocast, choose_device, choose_precision, keep_freed_memory, use_threads
 from stemformer.training.log import read_log
 
 __all__ = ["PromptConfig", "list_tasks", "prompt", "show_prompts"]
@@ -158,6 +158,8 @@ def prompt(
     _check(shots, models, num_questions, draws, seed)
     use_threads(threads)
     where = choose_device(device)
+    if where.type == "cpu":
+        keep_freed_memory()
     opened = _open_tasks(tasks, examples)
     config = PromptConfig(
         tuple(models), tuple(opened), shots, num_questions, seed, draws, calibrate, choose_precision(precision, where)

@@ -125,9 +125,8 @@ def filtered(
     if 0 < config.top_k < scores.shape[1]:
         scores = scores.masked_fill(scores < scores.topk(config.top_k).values[:, -1:], -torch.inf)
     if config.top_p < 1:
-        ordered, places = scores.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        scores = scores.masked_fill((before >= config.top_p).scatter(1, places, before >= config.top_p), -torch.inf)
+        probabilities = scores.softmax(-1)
+        scores = scores.masked_fill(probabilities < _least_of_nucleus(probabilities, config.top_p), -torch.inf)
     if config.min_p > 0:
         scores = scores.masked_fill(scores < scores.amax(-1, keepdim=True) + math.log(config.min_p), -torch.inf)
     return scores
@@ -305,6 +304,20 @@ def _choose(
     drawn = torch.tensor([stream.random() for stream in streams], dtype=torch.float64, device=logits.device)
     chosen: Tensor = torch.searchsorted(up_to, drawn[:, None] * up_to[:, -1:], right=True)[:, 0]
     return chosen.clamp(max=logits.shape[1] - 1)
+
+
+def _least_of_nucleus(probabilities: Float[Tensor, "S V"], share: float) -> Float[Tensor, "S 1"]:
+    """Returns the lowest probability among the fewest tokens of each row that have this share together."""
+    if probabilities.device.type != "cpu":
+        ordered = probabilities.sort(descending=True).values
+        among = (ordered.cumsum(-1) - ordered < share).sum(-1, keepdim=True)
+        return ordered.gather(1, among - 1)
+    floor = (1 - share) / probabilities.shape[1]  # all tokens below that have less than what is left over, so they need no sorting
+    least = []
+    for row in probabilities.numpy():
+        few = np.sort(row[row >= floor])[::-1]
+        least.append(few[(few.cumsum(dtype=np.float64) - few < share).sum() - 1])
+    return torch.tensor(np.array(least))[:, None]
 
 
 def _likeliest(scores: Float[Tensor, "S V"]) -> Int[Tensor, "S"]:
