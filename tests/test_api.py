@@ -42,6 +42,19 @@ def told(capsys):
     return run
 
 
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--seed", "-1"], "seed is -1"),
+        (["--seed", "9" * 20], "seed is 9"),
+        (["--max-characters", "0"], "--max-characters 0"),
+    ],
+)
+def test_tokenizer_options_out_of_range_are_refused(made, tmp_path, capsys, option, told):
+    assert main(["tokenizer", str(made / "text.txt"), "--out", str(tmp_path / "tok"), *option]) == 2
+    assert told in capsys.readouterr().err
+
+
 # inspect
 
 
@@ -50,6 +63,17 @@ def test_inspecting_data_tells_its_counts(told, made):
     assert found["data"] == str(made / "data")
     assert found["train"]["documents"] + found["held_out"]["documents"] == 200
     assert found["skipped"] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("scale.json", "{"), ("prompt.json", "{"), ("config.toml", "recipe = "), ("glue.json", "\0")]
+)
+def test_inspecting_a_damaged_folder_names_the_file(tmp_path, capsys, name, text):
+    (tmp_path / name).write_text(text)
+    if name == "config.toml":
+        (tmp_path / "log.jsonl").write_text("")
+    assert main(["inspect", str(tmp_path)]) in (2, 3)
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / name} is ")
 
 
 def test_inspecting_a_run_tells_how_far_it_is(told, made):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 from collections import Counter
 
@@ -216,6 +217,30 @@ def test_figures_are_those_that_training_told(finetuned, dev, kind, tmp_path):
     written = json.loads(out.read_text())
     assert written == {k: v for k, v in json.loads(json.dumps(found)).items() if k != "report"}
     assert "<html" in (report / "report.html").read_text()
+
+
+def test_evaluating_writes_over_nothing_that_it_was_not_told_to(finetuned, dev, tmp_path):
+    folder, data, own = str(finetuned("class")), tmp_path / "dev.csv", tmp_path / "texts"
+    shutil.copy(dev["class"], data)
+    before = data.read_bytes()
+    own.mkdir()
+    (own / "mine.txt").write_text("mine")
+    for options, told in (
+        ({"out": str(data)}, "exists: give another --out"),
+        ({"out": str(data), "overwrite": True}, "is what is read"),
+        ({"report": str(own)}, "holds something else than the report"),
+        ({"report": str(own), "overwrite": True}, "holds something else than the report"),
+        ({"report": folder, "overwrite": True}, "holds something else than the report"),
+        ({"worst": -1}, "--worst -1: expected a number from 0 on"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            api.evaluate([str(data)], model=folder, **options)
+    assert data.read_bytes() == before and [path.name for path in own.iterdir()] == ["mine.txt"]
+    page = {"report": str(tmp_path / "page")}
+    api.evaluate([str(data)], model=folder, **page)
+    with pytest.raises(ConfigError, match="holds a report: give another --report, or --overwrite"):
+        api.evaluate([str(data)], model=folder, **page)
+    api.evaluate([str(data)], model=folder, **page, overwrite=True)
 
 
 def test_wrong_answers_are_listed_the_worst_first(finetuned, dev):

@@ -112,6 +112,9 @@ def train_tokenizer(
         )
     if kind not in ("wordpiece", "bpe"):
         raise ConfigError(f"--kind {kind}: expected wordpiece or bpe")
+    if max_characters < 1:
+        raise ConfigError(f"--max-characters {max_characters}: expected at least 1")
+    check_seed(seed)
     if kind == "bpe" and (lowercase or init is not None):
         raise ConfigError("--kind bpe keeps every byte as it is and starts anew: leave --lowercase and --init out")
     if init is not None and lowercase:

@@ -713,7 +713,7 @@ def generate(
         for result in api.generate_each(_typed(), on_text=tell, on_error=lambda e: print(e, file=sys.stderr), **given):
             print("" if tell else result["text"], flush=True)
         return
-    prompts = [*(prompt or []), *(_stdin_lines() if stdin or not prompt else [])]
+    prompts = [*(prompt or []), *(_stdin_lines(keeps_empty=True) if stdin or not prompt else [])]
     if not prompts:
         raise DataError("standard input holds no text: give a line for each text, or '' for one from the beginning")
     is_streamed = len(prompts) == 1 and not output.json and tell is not None
@@ -816,6 +816,7 @@ def evaluate(
     label: str | None = None,
     report: str | None = None,
     worst: int = 5,
+    overwrite: Flag = False,
     machine: Machine = _MACHINE,
     output: Output = _OUTPUT,
 ) -> None:
@@ -830,6 +831,7 @@ def evaluate(
         label: Column of the answer; likewise.
         report: Folder for the same as a page, with confusion matrix and examples.
         worst: How many wrong answers are shown.
+        overwrite: Replace the file, and the report in the folder.
     """
     from stemformer import api
 
@@ -842,6 +844,7 @@ def evaluate(
             label=label,
             report=report,
             worst=worst,
+            overwrite=overwrite,
             **machine.given(),
             progress=progress,
         )
@@ -1047,6 +1050,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Threads that spin while they wait make a run several times slower as soon as another program wants a core (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    bound = None
     with signals_raise() as raised, warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -1063,10 +1067,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code, line = verdict(error)
             if code == 1 and raised:
                 code, line = verdict(raised[-1])
+            if code in (130, 143) and bound is not None and _can_go_on(words[0], bound.arguments):
+                line += ": what is finished is kept; go on with --resume"
             if line and _is_to_tell(error):
                 print(line, file=sys.stderr)
             return code
     return 0
+
+
+def _can_go_on(command: str, given: dict[str, Any]) -> bool:
+    """Says whether a command that was stopped has left something in its folder that --resume goes on from."""
+    out = given.get("out")
+    return command in ("prepare", "prompt", "scale") and out is not None and os.path.isdir(out) and any(os.scandir(out))
 
 
 def _is_to_tell(error: BaseException) -> bool:
@@ -1121,11 +1133,11 @@ def _typed() -> Iterator[str]:
             return
 
 
-def _stdin_lines() -> list[str]:
+def _stdin_lines(*, keeps_empty: bool = False) -> list[str]:
     if sys.stdin.isatty():
         print("reading lines from the terminal; end with Ctrl-D", file=sys.stderr)
     try:
-        return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+        return [line.rstrip("\r\n") for line in sys.stdin if keeps_empty or line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(
             f"standard input is no UTF-8 ({error.reason} at byte {error.start}): convert it first"

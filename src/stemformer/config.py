@@ -20,7 +20,7 @@ import tomli_w
 
 from stemformer.errors import ConfigError
 
-__all__ = ["check_seed", "differences", "from_toml", "merge_toml", "nearest", "to_toml", "with_settings"]
+__all__ = ["check_seed", "differences", "from_toml", "merge_toml", "nearest", "parse_toml", "to_toml", "with_settings"]
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def from_toml(cls: type[T], text: str, *, source: str = "") -> T:
     Raises:
         ConfigError: The text is no TOML, has an unknown key or a value of the wrong type, or lacks a required key.
     """
-    return typing.cast(T, _build(cls, _parse(text, source), _Place(source, cls)))
+    return typing.cast(T, _build(cls, parse_toml(text, source), _Place(source, cls)))
 
 
 def merge_toml(config: T, text: str, *, source: str) -> T:
@@ -84,7 +84,7 @@ def merge_toml(config: T, text: str, *, source: str) -> T:
     Raises:
         ConfigError: As in `from_toml`.
     """
-    return typing.cast(T, _overlay(config, _parse(text, source), _Place(source, type(config))))
+    return typing.cast(T, _overlay(config, parse_toml(text, source), _Place(source, type(config))))
 
 
 def with_settings(config: T, settings: Sequence[str]) -> T:
@@ -241,7 +241,12 @@ def _to_table(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def _parse(text: str, source: str) -> dict[str, Any]:
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Returns the tables of a TOML text.
+
+    Raises:
+        ConfigError: It is no TOML; `source` says which file.
+    """
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -1,12 +1,11 @@
 """What a folder holds: prepared data, a run, the results of several, a model or a tokenizer."""
 
 import json
-import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stemformer.config import from_toml
+from stemformer.config import from_toml, parse_toml
 from stemformer.data.manifest import Manifest
 from stemformer.data.shards import open_shards, read_manifest
 from stemformer.data.tokenizer import Tokenizer, load_tokenizer
@@ -44,7 +43,7 @@ def inspect(path: str) -> dict[str, Any]:
         return _told_of_run(folder)
     for name, what in _RESULTS.items():
         if (folder / name).is_file():
-            told: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+            told = _read_json(folder / name)
             for long in ("cells", "points", "figures"):
                 told.pop(long, None)
             for size in told["sizes"] if name == "scale.json" else ():
@@ -57,6 +56,14 @@ def inspect(path: str) -> dict[str, Any]:
     if not folder.exists():
         raise DataError(f"{path} does not exist: give a folder of prepared data, a run, a model or a tokenizer")
     raise DataError(f"{path} holds neither prepared data nor a run, a model or a tokenizer")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is damaged ({error}): run the command that wrote it again", damaged=True) from error
+    return told
 
 
 def told_of_data(path: str, manifest: Manifest) -> dict[str, Any]:
@@ -82,7 +89,7 @@ def _share_of_unknown(folder: Path) -> float:
 def is_finetuned(folder: Path) -> bool:
     """Returns whether a folder holds a fine-tuning run, by its configuration."""
     file = folder / "config.toml"
-    return file.is_file() and "task" in tomllib.loads(file.read_text(encoding="utf-8"))
+    return file.is_file() and "task" in parse_toml(file.read_text(encoding="utf-8"), str(file))
 
 
 def _told_of_run(folder: Path) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def _told_of_run(folder: Path) -> dict[str, Any]:
             "dev": list(config.dev),
         }
     else:
-        config = from_toml(run_class(text), text, source=str(folder))
+        config = from_toml(run_class(text, str(folder)), text, source=str(folder))
         of_config = {"recipe": config.recipe}
     lines = read_log(folder / "log.jsonl")
     last: dict[str, dict[str, Any]] = {

@@ -208,8 +208,8 @@ def predict(
         StemformerError: Data or a model that do not fit.
     """
     progress = progress or Silent()
-    if out is not None and Path(out).exists() and not overwrite:
-        raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
+    if out is not None:
+        _check_free(out, data, overwrite=overwrite)
     loaded = load(model, device=device, precision=precision, threads=threads)
     problem = loaded._problem()
     form = form_of(out, problem)
@@ -236,6 +236,7 @@ def evaluate(
     label: str | None = None,
     report: str | None = None,
     worst: int = 20,
+    overwrite: bool = False,
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -251,6 +252,7 @@ def evaluate(
         label: Column of the answer; likewise.
         report: Folder for the same as a page, with confusion matrix and examples.
         worst: How many of the wrong answers are listed, those first to which the model gave the least probability.
+        overwrite: Replace the file, and what an evaluation wrote into the folder.
         device: As for `load`, like the next two.
         precision: Number format.
         threads: Processor threads.
@@ -260,6 +262,12 @@ def evaluate(
         StemformerError: Data or a model that do not fit.
     """
     progress = progress or Silent()
+    if worst < 0:
+        raise ConfigError(f"--worst {worst}: expected a number from 0 on")
+    if out is not None:
+        _check_free(out, data, overwrite=overwrite)
+    if report is not None:
+        _check_folder(report, overwrite=overwrite)
     loaded = load(model, device=device, precision=precision, threads=threads)
     problem = loaded._problem()
     records, counted = _read(problem, data, text, label=label, needs_answer=True, progress=progress)
@@ -295,6 +303,26 @@ def evaluate(
         Path(report).mkdir(parents=True, exist_ok=True)
         result["report"] = str(write_task_report(Path(report), told_of))
     return result
+
+
+def _check_free(out: str, inputs: Sequence[str], *, overwrite: bool) -> None:
+    """Refuses to write over a file that was not said to be replaced, and over what is read."""
+    if Path(out).exists() and not overwrite:
+        raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
+    if any(Path(out).resolve() == Path(given).resolve() for given in inputs):
+        raise ConfigError(f"{out} is what is read: give another --out")
+
+
+def _check_folder(report: str, *, overwrite: bool) -> None:
+    """Refuses a folder for a page that holds anything else than such a page."""
+    held = {path.name for path in Path(report).iterdir()} if Path(report).is_dir() else set()
+    if "report.html" in held and not overwrite and not held & _OF_RUNS:
+        raise ConfigError(f"{report} holds a report: give another --report, or --overwrite to replace it")
+    if Path(report).is_file() or (held and ("report.html" not in held or held & _OF_RUNS)):
+        raise ConfigError(f"{report} holds something else than the report of an evaluation: give another --report")
+
+
+_OF_RUNS = {"config.toml", "log.jsonl", "trials.json"}
 
 
 # --------------------------------------------------------------------------------------------------------------------------- records

@@ -221,6 +221,8 @@ def prompt(
                     lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in rows]
                     write_file(folder / "figures.jsonl", lines)
     progress.finish()
+    if not done:
+        raise ConfigError(f"nothing was asked: {'; '.join(notes)}")
     order = [task.name for task in opened]
     done.sort(key=lambda row: order.index(row["task"]))
     told: dict[str, Any] = {"table": _table(done, names), "figures": done, "notes": notes}

@@ -81,7 +81,7 @@ def find_run(folder: Path, kind: type[Config], recipe: str | None, progress: Pro
 
 def _read_config(kind: type[Config], file: Path) -> Config:
     text = file.read_text(encoding="utf-8")
-    return from_toml(run_class(text) if kind is RunConfig else kind, text, source=str(file))  # type: ignore[return-value]
+    return from_toml(run_class(text, str(file)) if kind is RunConfig else kind, text, source=str(file))  # type: ignore[return-value]
 
 
 _OF_A_RUN = (

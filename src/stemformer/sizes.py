@@ -2,7 +2,6 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stemformer.config import from_toml, to_toml
+from stemformer.config import from_toml, parse_toml, to_toml
 from stemformer.data.manifest import Manifest, write_file
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.folders import empty
@@ -133,7 +132,7 @@ def begin(folder: Path, asked: ScaleConfig, progress: Progress, *, resume: bool)
         if not file.is_file() or not (folder / "sizes").is_dir():
             raise CheckpointError(f"{folder} holds no runs at several sizes to resume: give another --out")
         text = file.read_text(encoding="utf-8")
-        is_gpt = "eos_token_id" in tomllib.loads(text).get("run", {}).get("model", {})
+        is_gpt = "eos_token_id" in parse_toml(text, str(file)).get("run", {}).get("model", {})
         stored = from_toml(GptScaleConfig if is_gpt else ScaleConfig, text, source=str(file))
         refuse_changes(stored, asked, may_change=_MAY_CHANGE, what="these runs")
         done = finished_sizes(folder)

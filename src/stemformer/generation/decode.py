@@ -80,7 +80,7 @@ class DecodingConfig:
             raise ConfigError("num_beams takes the model's own scores: leave temperature and repetition_penalty out")
         if not -math.inf < self.length_penalty < math.inf or (self.num_beams == 1 and self.length_penalty != 1):
             raise ConfigError(
-                f"length_penalty is {self.length_penalty}: expected a number, beside num_beams of 2 or more"
+                f"length_penalty is {self.length_penalty}: it is of beams alone, a finite number: give num_beams of 2 or more too"
             )
         if self.num_beams > 1 and self.overflow == "slide":
             raise ConfigError("num_beams and overflow = slide do not go together: give fewer new tokens")
@@ -312,7 +312,9 @@ def _least_of_nucleus(probabilities: Float[Tensor, "S V"], share: float) -> Floa
         ordered = probabilities.sort(descending=True).values
         among = (ordered.cumsum(-1) - ordered < share).sum(-1, keepdim=True)
         return ordered.gather(1, among - 1)
-    floor = (1 - share) / probabilities.shape[1]  # all tokens below that have less than what is left over, so they need no sorting
+    floor = (1 - share) / probabilities.shape[
+        1
+    ]  # all tokens below that have less than what is left over, so they need no sorting
     least = []
     for row in probabilities.numpy():
         few = np.sort(row[row >= floor])[::-1]

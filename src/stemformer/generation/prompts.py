@@ -25,6 +25,7 @@ from stemformer.errors import ConfigError, DataError
 __all__ = ["FILTERS", "Item", "PromptData", "PromptTask", "built_in_tasks", "open_task", "read_items", "render"]
 
 _VARIABLE = re.compile(r"\{([^{}|\n]+)((?:\|[^{}|\n]+)*)\}")
+_OPEN_BRACE = re.compile(r"\{\w+")
 _ANSWER = "{answer}"
 
 FILTERS: dict[str, Callable[[str], str]] = {
@@ -100,6 +101,9 @@ class PromptTask:
         for name in ("template", *(["cloze"] if self.cloze else [])):
             if getattr(self, name).count(_ANSWER) != 1:
                 raise ConfigError(f"{name} {getattr(self, name)!r}: expected {{answer}} in it, once")
+        for name in ("template", "cloze", "answer"):
+            if found := _OPEN_BRACE.search(_VARIABLE.sub("", getattr(self, name))):
+                raise ConfigError(f"{name} {getattr(self, name)!r}: {found[0]!r} lacks the brace that closes it")
         given = [self.answers, self.choices, self.choices_column, self.answer, self.synthetic]
         if sum(map(bool, given)) != 1:
             raise ConfigError("expected one of answers, choices, choices_column, answer and synthetic")
@@ -335,11 +339,14 @@ def read_items(files: str, task: PromptTask) -> list[Item]:
             f"task {task.name}: words: the data has no column {missing[0]!r}{nearest(missing[0], table.columns)}"
         )
     items = []
+    asked = {match[1].strip() for match in _VARIABLE.finditer(task.template)} - {"answer"}
     for row, place in zip(table.rows, table.places, strict=True):
         fields = {name: _as_text(value) for name, value in row.items()}
         for column, values in task.words.items():
             if column in fields:
                 fields[column] = values.get(fields[column], fields[column])
+        if asked & fields.keys() and not any(fields.get(name, "").strip() for name in asked):
+            raise DataError(f"{place}: nothing is asked: {', '.join(sorted(asked))} is empty or not there")
         items.append(_item(task, row, fields, place))
     if not items:
         raise DataError(f"{files}: no question is in it")

@@ -1,12 +1,12 @@
 """`report.html` of a fine-tuning run or an evaluation: its figures, and what the model got wrong, in a form that one can read."""
 
-import tomllib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from stemformer.config import parse_toml
 from stemformer.data.tagged import as_bioes, is_bio
 from stemformer.evaluation.metrics import squad
 from stemformer.report.run_report import draw, write_page
@@ -100,7 +100,7 @@ def report_of_run(folder: Path) -> Path:
         return folder / "report.html"  # complete, with what the model says about the dev data
     config = (folder / "config.toml").read_text(encoding="utf-8")
     lines = read_log(folder / "log.jsonl")
-    name = tomllib.loads(config)["task"]["name"]
+    name = parse_toml(config, str(folder / "config.toml"))["task"]["name"]
     last: dict[str, Any] = next((line for line in reversed(lines) if line["kind"] == "evaluation"), {})
     figures = {key.removeprefix("dev_"): value for key, value in last.items() if key.startswith("dev_")}
     told = {"task": name, "title": "/".join(folder.resolve().parts[-2:]), "metrics": figures, "config": config}

@@ -431,5 +431,5 @@ def _not_finite(what: str, step: int, last_saved: int, setup: Setup) -> str:
     way_back = f"{setup.folder}/checkpoints/step-{last_saved:08d}" if last_saved else "none yet"
     return (
         f"step {step}: the {what} not finite (examples {shown}); last good checkpoint: {way_back}. "
-        "Lower optimizer.learning_rate or lengthen the warm-up, and resume or start again"
+        "Lower optimizer.learning_rate or lengthen the warm-up, and start again (--overwrite, or another --out)"
     )

@@ -1,14 +1,13 @@
 """A run as data: what `config.toml` holds."""
 
 import math
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
-from stemformer.config import check_seed
+from stemformer.config import check_seed, parse_toml
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
@@ -248,9 +247,9 @@ class GptRunConfig(RunConfig):
     objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
 
 
-def run_class(text: str) -> type[RunConfig]:
-    """Returns which class the configuration of a pre-training run is of, by its TOML text."""
-    return GptRunConfig if "eos_token_id" in tomllib.loads(text).get("model", {}) else RunConfig
+def run_class(text: str, source: str) -> type[RunConfig]:
+    """Returns which class the configuration of a pre-training run is of, by its TOML text, which is of `source`."""
+    return GptRunConfig if "eos_token_id" in parse_toml(text, source).get("model", {}) else RunConfig
 
 
 @dataclass(frozen=True)
