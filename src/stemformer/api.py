@@ -21,7 +21,7 @@ from stemformer.data.tokenizer import extend_wordpiece, load_tokenizer, train_by
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.fill import fill_masks, pseudo_log_likelihood
 from stemformer.finetuning import finetune
-from stemformer.folders import free_folder, refuse_inside
+from stemformer.folders import free_folder, refuse_existing, refuse_inside
 from stemformer.generation.decode import DecodingConfig
 from stemformer.generation.texts import continue_texts
 from stemformer.models.cached import CachedGpt
@@ -181,8 +181,7 @@ def synthetic(
     if path.suffix != ".jsonl":
         raise ConfigError(f"--out {out}: the documents are JSON lines: give a name that ends with .jsonl")
     check_seed(seed)
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
+    refuse_existing(out, overwrite=overwrite)
     chosen = find_synthetic(tasks)
     path.parent.mkdir(parents=True, exist_ok=True)
     progress.start("drawing", total=documents, unit="documents")

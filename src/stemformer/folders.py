@@ -7,7 +7,7 @@ from pathlib import Path
 from stemformer.data.corpus import find_files
 from stemformer.errors import ConfigError
 
-__all__ = ["empty", "free_folder", "refuse_inside"]
+__all__ = ["empty", "free_folder", "refuse_existing", "refuse_inside"]
 
 _OURS = (
     "config.toml",
@@ -37,6 +37,16 @@ def free_folder(path: str, *, overwrite: bool) -> Path:
     if folder.is_dir() and any(folder.iterdir()) and not is_ours:
         raise ConfigError(f"{path} holds nothing that stemformer made, and is not overwritten: give another --out")
     return folder
+
+
+def refuse_existing(out: str, *, overwrite: bool) -> None:
+    """Refuses to write over a file that was not said to be replaced.
+
+    Raises:
+        ConfigError: It exists, and `overwrite` is False.
+    """
+    if Path(out).exists() and not overwrite:
+        raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
 
 
 def empty(folder: Path) -> None:

@@ -17,6 +17,7 @@ from stemformer.data.tagged import TaggedSentence, join_words
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.predict import pooled_states, predict_scores
+from stemformer.folders import refuse_existing
 from stemformer.labelling import unknown_labels
 from stemformer.models.model import Model
 from stemformer.objectives.sentence_pairs import WithLoss
@@ -307,8 +308,7 @@ def evaluate(
 
 def _check_free(out: str, inputs: Sequence[str], *, overwrite: bool) -> None:
     """Refuses to write over a file that was not said to be replaced, and over what is read."""
-    if Path(out).exists() and not overwrite:
-        raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
+    refuse_existing(out, overwrite=overwrite)
     if any(Path(out).resolve() == Path(given).resolve() for given in inputs):
         raise ConfigError(f"{out} is what is read: give another --out")
 
@@ -316,10 +316,11 @@ def _check_free(out: str, inputs: Sequence[str], *, overwrite: bool) -> None:
 def _check_folder(report: str, *, overwrite: bool) -> None:
     """Refuses a folder for a page that holds anything else than such a page."""
     held = {path.name for path in Path(report).iterdir()} if Path(report).is_dir() else set()
-    if "report.html" in held and not overwrite and not held & _OF_RUNS:
-        raise ConfigError(f"{report} holds a report: give another --report, or --overwrite to replace it")
-    if Path(report).is_file() or (held and ("report.html" not in held or held & _OF_RUNS)):
+    is_page = "report.html" in held and not held & _OF_RUNS
+    if Path(report).is_file() or (held and not is_page):
         raise ConfigError(f"{report} holds something else than the report of an evaluation: give another --report")
+    if is_page and not overwrite:
+        raise ConfigError(f"{report} holds a report: give another --report, or --overwrite to replace it")
 
 
 _OF_RUNS = {"config.toml", "log.jsonl", "trials.json"}
