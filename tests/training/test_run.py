@@ -21,7 +21,7 @@ def steps(num_examples=10, num_tokens=1000, rows=4, **budget):
 def test_recipe_comes_back_from_toml(recipe):
     config = find_recipe(recipe)
     text = to_toml(config)
-    assert from_toml(run_class(text), text) == config
+    assert from_toml(run_class(text, recipe), text) == config
 
 
 def test_settings_of_every_table_come_back_from_toml():
