@@ -23,7 +23,7 @@ from stemformer.data.manifest import write_file
 from stemformer.data.questions import Question, read_questions
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.metrics import squad as squad_figures
-from stemformer.folders import free_folder, refuse_inside
+from stemformer.folders import alone, free_folder, refuse_inside
 from stemformer.predicting import Loaded
 from stemformer.pretrained import find_folder, read_task
 from stemformer.progress import Progress, Silent
@@ -49,6 +49,7 @@ _WINOGRAD = (
 )
 
 
+@alone
 def glue(
     folder: str,
     *,
@@ -144,6 +145,7 @@ def glue(
     return _tell(target, "GLUE", config, results, missing, notes, written)
 
 
+@alone
 def squad(
     train: Sequence[str],
     *,
@@ -279,7 +281,7 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
     find_folder(config.model)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("a benchmark is run by one process: start it without torchrun")
-    folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
+    folder = free_folder(out, resume=resume, overwrite=overwrite)
     inputs = [*config.data, *config.dev, config.model, config.from_task]
     refuse_inside(folder, [path for path in inputs if path is not None and Path(path).exists()])
     file = folder / "config.toml"

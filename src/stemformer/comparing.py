@@ -20,7 +20,7 @@ from stemformer.data.subsets import draw_order, read_sizes
 from stemformer.errors import ConfigError
 from stemformer.evaluation.worth import differences_from_random, means, sentences, table_row
 from stemformer.finetuning import make_config, run_length
-from stemformer.folders import free_folder, refuse_inside
+from stemformer.folders import alone, free_folder, refuse_inside
 from stemformer.labelling import LabelledData, encode, read_labelled
 from stemformer.pretrained import find_folder
 from stemformer.problems import strata
@@ -36,6 +36,7 @@ _RATE_FACTORS = {"pretrained": 1.0, "random": 10.0, "reembedded": 1.0}
 """Peak of the learning rate of a start, over that of fine-tuning, where it is not given: weights drawn at random have a longer way."""
 
 
+@alone
 def compare(
     task: str,
     *,
@@ -135,7 +136,7 @@ def compare(
     )
     _check(given, seeds, starts)
     peaks = _read_rates(rates, starts, given.optimizer.learning_rate)
-    folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
+    folder = free_folder(out, resume=resume, overwrite=overwrite)
     refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
     source = find_folder(model)
     data = read_labelled(given, progress)

@@ -15,7 +15,7 @@ from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.metrics import midway, spread
 from stemformer.evaluation.predict import predict_scores
-from stemformer.folders import free_folder, refuse_inside
+from stemformer.folders import alone, free_folder, refuse_inside
 from stemformer.labelling import LabelledData, encode, read_labelled
 from stemformer.models.model import BodyConfig, Model, make_model
 from stemformer.objectives.sentence_pairs import WithLoss
@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 
+@alone
 def finetune(
     task: str,
     *,
@@ -138,7 +139,8 @@ def finetune(
         threads=threads,
         compile=compile,
     )
-    folder = Path(out) if resume or is_restarted(Path(out)) else free_folder(out, overwrite=overwrite)
+    restarts = is_restarted(Path(out))
+    folder = free_folder(out, resume=resume or restarts, overwrite=overwrite and not restarts)
     refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
     if trials < 1:
         raise ConfigError(f"--trials {trials}: expected at least 1")

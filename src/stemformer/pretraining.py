@@ -21,7 +21,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.blanks import choose_blanks, fill_blanks
 from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
 from stemformer.evaluation.in_context import make_in_context
-from stemformer.folders import free_folder, refuse_inside
+from stemformer.folders import alone, free_folder, refuse_inside
 from stemformer.generation.texts import choose_beginnings, write_samples
 from stemformer.models.heads import start_from_frequency
 from stemformer.models.model import Model, make_model
@@ -56,6 +56,7 @@ from stemformer.training.timetable import Timetable
 __all__ = ["freeze", "make_setup", "pretrain", "read_seconds", "resolve", "starting_model"]
 
 
+@alone
 def pretrain(
     recipe: str | None = None,
     *,
@@ -105,8 +106,9 @@ def pretrain(
         StemformerError: Settings, data, tokenizer or checkpoint that do not fit; a loss that is not finite.
     """
     progress = progress or Silent()
-    resume = resume or is_restarted(Path(out))
-    folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
+    restarts = is_restarted(Path(out))
+    folder = free_folder(out, resume=resume or restarts, overwrite=overwrite and not restarts)
+    resume = resume or restarts
     found = find_run(folder, RunConfig, recipe, progress) if resume else None
     if found is None and resume and recipe is None:
         raise CheckpointError(

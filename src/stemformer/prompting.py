@@ -17,7 +17,7 @@ from stemformer.data.synthetic import SYNTHETIC_TASKS
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.evaluation.asking import ask, notes_on_answers, summarise
-from stemformer.folders import empty, free_folder, refuse_inside
+from stemformer.folders import alone, empty, free_folder, refuse_inside
 from stemformer.generation.prompts import Item, PromptData, PromptTask, built_in_tasks, open_task, read_items
 from stemformer.models.model import Model
 from stemformer.pretrained import find_folder, load_with_tokenizer
@@ -107,6 +107,7 @@ def _shown(
     return told
 
 
+@alone
 def prompt(
     tasks: Sequence[str],
     *,
@@ -165,7 +166,7 @@ def prompt(
         tuple(models), tuple(opened), shots, num_questions, seed, draws, calibrate, choose_precision(precision, where)
     )
     sources = [find_folder(model) for model in models]
-    folder = None if out is None else Path(out) if resume else free_folder(out, overwrite=overwrite)
+    folder = None if out is None else free_folder(out, resume=resume, overwrite=overwrite)
     if folder is not None:
         read = [
             *models,
@@ -429,8 +430,6 @@ def _begin(folder: Path, config: PromptConfig, progress: Progress, *, resume: bo
             raise CheckpointError(f"{folder} holds no table of prompting to go on with: give another --out")
         rows = read_log(folder / "figures.jsonl")
         progress.say(f"{len(rows)} figures are there already; those of the same model, task and data stay")
-    elif resume and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: give a folder")
     elif folder.is_dir():
         empty(folder)  # that it may be replaced was asked before
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from stemformer.data.manifest import Manifest, write_file
 from stemformer.data.shards import read_manifest
 from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.evaluation.power_laws import fit_joint_law, fit_power_law, joint_sentences, size_sentences
-from stemformer.folders import free_folder, refuse_inside
+from stemformer.folders import alone, free_folder, refuse_inside
 from stemformer.pretraining import read_seconds, resolve
 from stemformer.progress import Progress, Silent
 from stemformer.prompting import prompt, show_prompts
@@ -31,6 +31,7 @@ _FIRST_SHARE = 0.2
 """Of a run, whose evaluations are left out of the fit over tokens: the rate still rises, and word frequencies come first."""
 
 
+@alone
 def scale(
     recipe: str,
     *,
@@ -92,7 +93,7 @@ def scale(
     manifest = read_manifest(data)
     asked = _asked(run, chosen, manifest, rate_power=rate_power, tokens_per_parameter=tokens_per_parameter)
     _check(asked, settings, budget, manifest, data)
-    folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
+    folder = free_folder(out, resume=resume, overwrite=overwrite)
     refuse_inside(folder, [path for path in (data, config) if path and Path(path).exists()])
     done = begin(folder, asked, progress, resume=resume)
     options = {"data": data, "config": config, "steps": steps, "tokens": tokens, "time": time, "seed": seed, **compute}
