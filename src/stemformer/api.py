@@ -1,6 +1,5 @@
 """What the command line and Python users call: joins the parts, holds no mathematics."""
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from stemformer.data.tokenizer import extend_wordpiece, load_tokenizer, train_by
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.fill import fill_masks, pseudo_log_likelihood
 from stemformer.finetuning import finetune
-from stemformer.folders import free_folder, refuse_existing, refuse_inside
+from stemformer.folders import alone, empty, free_folder, refuse_existing, refuse_inside
 from stemformer.generation.decode import DecodingConfig
 from stemformer.generation.texts import continue_texts
 from stemformer.models.cached import CachedGpt
@@ -194,6 +193,7 @@ def synthetic(
     return {"file": out, "documents": documents, "bytes": path.stat().st_size, "tasks": rows}
 
 
+@alone
 def prepare(
     files: Sequence[str],
     *,
@@ -232,10 +232,10 @@ def prepare(
     progress = progress or Silent()
     opened = load_tokenizer(tokenizer)
     total = total_bytes(files)
-    folder = Path(out) if resume else free_folder(out, overwrite=overwrite)
+    folder = free_folder(out, resume=resume, overwrite=overwrite)
     refuse_inside(folder, [tokenizer, *files])
-    if overwrite and not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+    if overwrite and not resume and folder.is_dir():
+        empty(folder)
     progress.start("preparing", total=total, unit="bytes")
     manifest = write_shards(
         files,
@@ -323,7 +323,10 @@ def generate(
     device: str = "auto",
     precision: str = "fp32",
     threads: int | None = None,
+    batch_size: int = 32,
     on_text: Callable[[int, str], None] | None = None,
+    on_result: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
     **decoding: Any,
 ) -> list[dict[str, Any]]:
     """Returns how a model goes on with each prompt.
@@ -335,7 +338,10 @@ def generate(
         device: `auto`, `cpu`, `cuda` ...
         precision: `fp32` or `bf16`; weights are converted.
         threads: Processor threads.
+        batch_size: Texts that are written at the same time; what becomes of each does not depend on it, but for rounding.
         on_text: Told the number of a prompt and what was just written.
+        on_result: Told each result as soon as it is there, in the prompts' order.
+        progress: Told how far it is.
         decoding: Fields of `generation.decode.DecodingConfig`, such as `max_new_tokens`, `temperature`, `top_p`, `num_beams`, `seed`.
 
     Raises:
@@ -349,8 +355,19 @@ def generate(
             raise DataError(f"prompt {number} is {text!r}: expected a text")
         if any("\ud800" <= character <= "\udfff" for character in text):  # what Python makes of bytes that are no text
             raise DataError(f"prompt {number} is no UTF-8: convert it first")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
+    progress = progress or Silent()
     go_on = _generator(model, decoding, stop=stop, device=device, precision=precision, threads=threads, on_text=on_text)
-    return go_on(prompts)
+    progress.start("writing", total=len(prompts), unit="texts")
+    results = []
+    for result in go_on(prompts, batch_size):
+        results.append(result)
+        progress.advance(1)
+        if on_result is not None:
+            on_result(result)
+    progress.finish()
+    return results
 
 
 def generate_each(
@@ -383,7 +400,7 @@ def generate_each(
     )
     for text in prompts:
         try:
-            yield from go_on([text])
+            yield from go_on([text], 1)
         except DataError as error:
             if on_error is None:
                 raise
@@ -400,8 +417,8 @@ def _generator(
     threads: int | None,
     on_text: Callable[[int, str], None] | None,
     is_kept: bool = False,
-) -> Callable[[Sequence[str]], list[dict[str, Any]]]:
-    """Returns what goes on with prompts, of a model that is loaded once, and if it is kept for more of them, laid out once."""
+) -> Callable[[Sequence[str], int], Iterator[dict[str, Any]]]:
+    """Returns what goes on with prompts, so many at a time; the model is loaded once, and if it is kept, laid out once."""
     for name in decoding:
         if name not in (known := DecodingConfig.__dataclass_fields__):
             raise ConfigError(
@@ -417,11 +434,13 @@ def _generator(
         keep_freed_memory()
     opened.to(torch_device, torch.bfloat16 if choose_precision(precision, torch_device) == "bf16" else torch.float32)
     reader = CachedGpt(opened, rows=config.num_beams) if is_kept else opened
-    return lambda prompts: [
-        asdict(told) for told in continue_texts(prompts, reader, tokenizer, config, stop=stop, on_text=on_text)
-    ]
+    return lambda prompts, batch_size: map(
+        asdict,
+        continue_texts(prompts, reader, tokenizer, config, batch_size=batch_size, stop=stop, on_text=on_text),
+    )
 
 
+@alone
 def quickstart(
     *,
     out: str = "runs/quickstart",
@@ -448,7 +467,8 @@ def quickstart(
     """
     progress = progress or Silent()
     folder = free_folder(out, overwrite=overwrite)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        empty(folder)
     samples = package_files("stemformer") / "samples"
     texts = [str(samples / language) for language in ("english", "chinese")]
     tokenizer, data, run = (str(folder / name) for name in ("tokenizer", "data", "run"))

@@ -669,6 +669,7 @@ def generate(
     length_penalty: float = 1.0,
     stop: list[str] | None = None,
     slide: Flag = False,
+    batch_size: int = 32,
     seed: int = 0,
     machine: Machine = _MACHINE,
     output: Output = _OUTPUT,
@@ -689,6 +690,7 @@ def generate(
         length_penalty: Above 0, longer beams are preferred.
         stop: End before this string; may be given again.
         slide: Go on where the model has no further position, with the later half of what it sees.
+        batch_size: Texts that are written at the same time, where there are several.
         seed: Number from which all randomness comes.
     """
     from stemformer import api
@@ -716,22 +718,31 @@ def generate(
     prompts = [*(prompt or []), *(_stdin_lines(keeps_empty=True) if stdin or not prompt else [])]
     if not prompts:
         raise DataError("standard input holds no text: give a line for each text, or '' for one from the beginning")
-    is_streamed = len(prompts) == 1 and not output.json and tell is not None
-    before = prompts[:1]  # written with the first word, when nothing was found wrong with what is asked
+    if len(prompts) == 1 and not output.json and tell is not None:
+        before = prompts[:1]  # written with the first word, when nothing was found wrong with what is asked
 
-    def tell_first(_: int, text: str) -> None:
-        print(*before, text, sep="", end="", flush=True)
-        before.clear()
+        def tell_first(_: int, text: str) -> None:
+            print(*before, text, sep="", end="", flush=True)
+            before.clear()
 
-    found = api.generate(prompts, on_text=tell_first if is_streamed else None, **given)
-    if is_streamed:
+        [found] = api.generate(prompts, on_text=tell_first, **given)
         print(*before)
-        if not found[0]["num_tokens"]:
+        if not found["num_tokens"]:
             print("note: the model ended the text at once; another --seed may not", file=sys.stderr)
-    elif output.json:
-        _print_result(found, output)
-    else:
-        print("\n\n".join(told["prompt"] + told["text"] for told in found))
+        return
+    written = 0
+
+    def tell_text(result: dict[str, Any]) -> None:
+        nonlocal written
+        print("\n" * (written > 0) + result["prompt"] + result["text"], flush=True)
+        written += 1
+
+    with output.progress() as progress:
+        shown = progress if output.json or not sys.stdout.isatty() else None  # no bar between texts
+        told = None if output.json else tell_text
+        results = api.generate(prompts, batch_size=batch_size, on_result=told, progress=shown, **given)
+    if output.json:
+        _print_result(results, output)
 
 
 @app.command

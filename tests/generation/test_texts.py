@@ -1,5 +1,6 @@
 """Texts that a model goes on with: what is told while it writes, stop strings, and the command."""
 
+import io
 import json
 
 import numpy as np
@@ -54,7 +55,7 @@ def written(tokenizer, monkeypatch, text, *, stop=()):
     """What is told piece by piece while the tokens of a text come, and the continuation."""
     ids = tokenizer.encode(text).ids.tolist()
 
-    def decode(model, prompts, config, *, on_token):
+    def decode(model, prompts, config, *, on_token, first):
         told = Decoded()
         for token in ids:
             told.ids.append(token)
@@ -165,6 +166,42 @@ def test_what_makes_no_sense_is_refused(folder, options, error, told):
 def test_masked_model_does_not_generate(tiny_bert):
     with pytest.raises(ConfigError, match="was not trained on the next word, so it cannot generate"):
         api.generate(["a"], model=str(tiny_bert))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3, "top_p": 0.9}, {"num_beams": 3}])
+def test_texts_do_not_depend_on_how_many_are_written_at_once(folder, options):
+    prompts = ["The old", "A", "", "The river under the bridge", "king"]
+    given = {"model": str(folder), "max_new_tokens": 10, **options}
+    told, numbers = [], set()
+    on_text = None if "num_beams" in options else lambda number, _: numbers.add(number)
+    by_two = api.generate(prompts, batch_size=2, on_result=told.append, on_text=on_text, **given)
+    assert by_two == told
+    assert on_text is None or numbers == {i for i, x in enumerate(by_two) if x["text"]}
+    for one, other in zip(by_two, api.generate(prompts, **given), strict=True):
+        assert {**one, "log_probability": 0} == {**other, "log_probability": 0}
+        assert one["log_probability"] == pytest.approx(other["log_probability"], rel=1e-4)
+
+
+def test_prompt_that_is_too_long_is_refused_before_any_text_is_written(folder):
+    told = []
+    with pytest.raises(DataError, match="prompt 3 of 3"):
+        api.generate(
+            ["a", "b", "word " * 100], model=str(folder), max_new_tokens=4, batch_size=1, on_result=told.append
+        )
+    assert not told
+
+
+def test_lines_of_standard_input_are_gone_on_with_one_by_one_empty_ones_too(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The old\n\nking\n")))
+    options = ["--model", str(folder), "--max-new-tokens", "3", "--temperature", "0", "--batch-size", "2"]
+    assert main(["generate", "-", *options]) == 0
+    found = api.generate(["The old", "", "king"], model=str(folder), max_new_tokens=3, temperature=0)
+    assert capsys.readouterr().out == "\n\n".join(x["prompt"] + x["text"] for x in found) + "\n"
+
+
+def test_batch_of_no_texts_is_refused(folder):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        api.generate(["a"], model=str(folder), batch_size=0)
 
 
 def test_window_slides_on_request(folder):

@@ -20,7 +20,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.models.cached import CachedGpt
 from stemformer.models.model import Model
 
-__all__ = ["Decoded", "DecodingConfig", "beam_search", "decode", "filtered"]
+__all__ = ["Decoded", "DecodingConfig", "beam_search", "check_lengths", "decode", "filtered"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def decode(
     config: DecodingConfig,
     *,
     on_token: Callable[[int, int], bool] | None = None,
+    first: int = 0,
 ) -> list[Decoded]:
     """Returns the continuation of each prompt, drawn or the likeliest token by token.
 
@@ -149,16 +150,17 @@ def decode(
         prompts: Ids of each; none is empty.
         config: How the next token is chosen.
         on_token: Told the number of a text and its new token; True ends that text.
+        first: Number of the first text, where these are a part of all: what is drawn for each depends on its number.
 
     Raises:
         ConfigError: The model writes no text.
         DataError: An empty prompt, or one that with the new tokens is longer than the model has positions where the window does not slide.
     """
     positions = model.config.max_position_embeddings
-    _check_lengths(prompts, config, positions)
+    check_lengths(prompts, config, positions)
     reader = _reader(model, rows=len(prompts), steps=config.max_new_tokens)
     told = [Decoded() for _ in prompts]
-    streams = [example_generator(config.seed, 0, number) for number in range(len(prompts))]
+    streams = [example_generator(config.seed, 0, number) for number in range(first, first + len(prompts))]
     texts = [(prompt if len(prompt) <= positions else prompt[-(positions // 2) :]).tolist() for prompt in prompts]
     active = list(range(len(prompts)))
     room = min(positions, max(map(len, texts)) + config.max_new_tokens)
@@ -179,7 +181,7 @@ def decode(
                 continue
             told[i].ids.append(token)
             texts[i].append(token)
-            if on_token is not None and on_token(i, token):
+            if on_token is not None and on_token(first + i, token):
                 told[i].ended = "stop"
                 continue
             stay.append(row)
@@ -212,7 +214,7 @@ def beam_search(model: Model | CachedGpt, prompts: Sequence[Int[Tensor, "_"]], c
         ConfigError: As for `decode`, like the next.
         DataError: An empty or overlong prompt.
     """
-    _check_lengths(prompts, config, model.config.max_position_embeddings)
+    check_lengths(prompts, config, model.config.max_position_embeddings)
     reader = _reader(model, rows=config.num_beams, steps=config.max_new_tokens * len(prompts))
     return [_search(reader, prompt.tolist(), config) for prompt in prompts]
 
@@ -259,7 +261,12 @@ def _reader(model: Model | CachedGpt, *, rows: int, steps: int) -> CachedGpt:
     return model if isinstance(model, CachedGpt) else CachedGpt(model, rows=rows, steps=steps)
 
 
-def _check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions: int) -> None:
+def check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions: int) -> None:
+    """Refuses prompts that are empty, or that have no room for the new tokens.
+
+    Raises:
+        DataError: Which one, and what to do.
+    """
     for number, prompt in enumerate(prompts, start=1):
         which = f"prompt {number} of {len(prompts)}"
         if len(prompt) == 0:

@@ -1,18 +1,19 @@
 """Texts that a model goes on with: prompts to ids, decoding, and ids to text again, also while it is being written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from stemformer.data.batches import permuted
 from stemformer.data.shards import Shards
 from stemformer.data.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
-from stemformer.generation.decode import Decoded, DecodingConfig, beam_search, decode
+from stemformer.generation.decode import Decoded, DecodingConfig, beam_search, check_lengths, decode
 from stemformer.models.cached import CachedGpt
 from stemformer.models.model import Model
 
@@ -46,16 +47,18 @@ def continue_texts(
     tokenizer: Tokenizer,
     config: DecodingConfig,
     *,
+    batch_size: int = 32,
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
-) -> list[Continuation]:
-    """Returns a continuation for each prompt, in their order.
+) -> Iterator[Continuation]:
+    """Yields a continuation for each prompt, in their order.
 
     Args:
         prompts: Texts; an empty one begins a document.
         model: See `generation.decode.decode`.
         tokenizer: Of the model.
         config: How the next token is chosen.
+        batch_size: Texts that are written at the same time.
         stop: A text ends before the first of these strings that it comes to; one that never comes ends nothing.
         on_text: Told the number of a prompt and what was just written, as it is written; not with beams.
 
@@ -64,11 +67,9 @@ def continue_texts(
         DataError: A prompt that with the new tokens is longer than the model has positions.
     """
     ids = tokenizer.encode_ids(prompts)
-    found = continue_ids(ids, model, tokenizer, config, stop=stop, on_text=on_text)
-    return [
-        Continuation(prompt, text, len(decoded.ids), decoded.log_probability, decoded.ended)
-        for prompt, (text, decoded) in zip(prompts, found, strict=True)
-    ]
+    found = continue_ids(ids, model, tokenizer, config, batch_size=batch_size, stop=stop, on_text=on_text)
+    for prompt, (text, decoded) in zip(prompts, found, strict=True):
+        yield Continuation(prompt, text, len(decoded.ids), decoded.log_probability, decoded.ended)
 
 
 def continue_ids(
@@ -77,17 +78,19 @@ def continue_ids(
     tokenizer: Tokenizer,
     config: DecodingConfig,
     *,
+    batch_size: int | None = None,
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
     begin: bool = True,
-) -> list[tuple[str, Decoded]]:
-    """Returns the text that follows each prompt, without the stop string, and how it came about.
+) -> Iterator[tuple[str, Decoded]]:
+    """Yields the text that follows each prompt, without the stop string, and how it came about.
 
     Args:
         prompts: Ids; an empty one begins a document.
         model: As for `continue_texts`, like the others.
         tokenizer: Of the model.
         config: How the next token is chosen.
+        batch_size: Texts that are written at the same time; None writes all at once.
         stop: Where a text ends.
         on_text: Told what was written.
         begin: Put the token that ends a document before each prompt, as it stands before each piece that a model is trained on; before an
@@ -99,7 +102,24 @@ def continue_ids(
         raise ConfigError("stop strings have no effect on beams: leave --stop or --num-beams out")
     end = np.array([getattr(model.config, "eos_token_id", 0)])
     ids = [torch.from_numpy(np.append(end, prompt) if begin or not len(prompt) else prompt) for prompt in prompts]
-    writers = [_Writer(tokenizer, stop) for _ in prompts]
+    check_lengths(ids, config, model.config.max_position_embeddings)  # of all, before the first is written
+    size = 1 if config.num_beams > 1 else batch_size or len(ids)
+    if len(ids) > size and not isinstance(model, CachedGpt):
+        model = CachedGpt(model, rows=max(size, config.num_beams), steps=config.max_new_tokens * len(ids) // size)
+    for first in range(0, len(ids), size):
+        yield from _continue_batch(ids[first : first + size], first, model, tokenizer, config, stop, on_text)
+
+
+def _continue_batch(
+    ids: Sequence[Int[Tensor, "_"]],
+    first: int,
+    model: Model | CachedGpt,
+    tokenizer: Tokenizer,
+    config: DecodingConfig,
+    stop: Sequence[str],
+    on_text: Callable[[int, str], None] | None,
+) -> Iterator[tuple[str, Decoded]]:
+    writers = {number: _Writer(tokenizer, stop) for number in range(first, first + len(ids))}
 
     def on_token(number: int, token: int) -> bool:
         new = writers[number].add(token)
@@ -109,18 +129,16 @@ def continue_ids(
 
     if config.num_beams > 1:
         told = beam_search(model, ids, config)
-        for writer, decoded in zip(writers, told, strict=True):
+        for writer, decoded in zip(writers.values(), told, strict=True):
             for token in decoded.ids:
                 writer.add(token)
     else:
-        told = decode(model, ids, config, on_token=on_token)
-    out = []
-    for number, (writer, decoded) in enumerate(zip(writers, told, strict=True)):
+        told = decode(model, ids, config, on_token=on_token, first=first)
+    for (number, writer), decoded in zip(writers.items(), told, strict=True):
         rest = writer.finish()
         if rest and on_text is not None:
             on_text(number, rest)
-        out.append((writer.text, decoded))
-    return out
+        yield writer.text, decoded
 
 
 def choose_beginnings(shards: Shards, tokenizer: Tokenizer, *, number: int, is_backward: bool = False) -> list[str]:
