@@ -502,6 +502,14 @@ def test_tag_that_is_mistyped_is_told(run, labelled, tmp_path):
     assert any("the tag 'B_PLACE' (sentence at" in note for note in told["notes"])
 
 
+def test_column_of_free_text_is_remarked_upon_as_an_answer(run, tmp_path):
+    rows = "".join(f"a small river\tremark {i}\n" for i in range(30))
+    (tmp_path / "free.tsv").write_text("text\tlabel\n" + rows)
+    told = run("class", train=[str(tmp_path / "free.tsv")], dev=[str(tmp_path / "free.tsv")], steps=1)
+    assert any("30 different answers in 30 records" in note for note in told["notes"])
+    assert not any("different answers" in note for note in run("class", out="usual", steps=1)["notes"])
+
+
 def test_questions_that_nobody_answered_are_not_taken_as_impossible(run, labelled, tmp_path):
     found = json.loads((labelled / "train" / "squad.json").read_text())
     found["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []

@@ -1,12 +1,13 @@
 """The command: a table over models, tasks and numbers of examples, what is kept, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from stemformer import api
+from stemformer import api, prompting
 from stemformer.cli import main
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.models.model import make_model
@@ -170,6 +171,20 @@ def test_what_did_not_fit_is_told(model, tmp_path):
     told = api.prompt([str(tmp_path / "long.toml")], models=[model], num_shots=[2], num_questions=5)
     assert any("of 2 examples 2.0 did not fit" in note for note in told["notes"])
     assert any("5 of 5 questions were too long" in note for note in told["notes"])
+
+
+def test_model_that_gives_one_answer_to_all_is_told(model, task, monkeypatch):
+    real = prompting.ask
+    monkeypatch.setattr(prompting, "ask", lambda *a, **b: [replace(x, by_sum=1, by_mean=1) for x in real(*a, **b)])
+    told = api.prompt([task], models=[model], num_shots=[0], num_questions=12)
+    assert told["figures"][0]["same_answer"] == 1
+    assert any("gives one and the same answer to all 12 questions" in note for note in told["notes"])
+    monkeypatch.setattr(
+        prompting, "ask", lambda *a, **b: [replace(x, by_sum=x.number % 2, by_mean=x.number % 2) for x in real(*a, **b)]
+    )
+    told = api.prompt([task], models=[model], num_shots=[0], num_questions=12)
+    assert told["figures"][0]["same_answer"] < 1
+    assert not any("same answer" in note for note in told["notes"])
 
 
 def test_tasks_are_listed(capsys):

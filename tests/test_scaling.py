@@ -119,6 +119,14 @@ def test_law_is_told_with_the_points_it_was_fitted_to(whole):
     assert len(told["table"]) == 3
 
 
+def test_sizes_that_learned_nothing_are_told(whole):
+    _, told = whole
+    losses = {row["size"]: row["loss"] for row in told["table"]}
+    frequency = json.loads((whole[0] / "scale.json").read_text())["sizes"][0]["unigram_loss"]
+    [note] = [note for note in told["notes"] if "word frequency alone" in note]
+    assert note.endswith(", ".join(name for name in NAMES if losses[name] >= frequency))
+
+
 def test_rate_falls_with_width_by_the_rule(scale, lines):
     scale(rate_power=1.0, steps=1)
     rates = {name: line["learning_rate"] for name, line in lines().items()}

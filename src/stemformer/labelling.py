@@ -55,7 +55,7 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
             )
         records = found
     problem = new_problem(of_task, records)
-    notes += [*unknown_labels(problem, dev), *_odd_tags(problem, records)]
+    notes += [*unknown_labels(problem, dev), *_odd_tags(problem, records), *_rare_labels(problem, records)]
     for line in (_told_of_columns(problem), _told_of_labels(problem, records), *notes):
         if line:
             progress.say(line)
@@ -100,6 +100,22 @@ def _odd_tags(problem: Problem, records: Sequence[Any]) -> list[str]:
     others = ", ".join(label for label in labels if label not in odd[:1])[:40]
     return [
         f"the tag {odd[0]!r} (sentence at {place}) marks no entity as the others do ({others}): entities are not scored; repair it"
+    ]
+
+
+def _rare_labels(problem: Problem, records: Sequence[Any]) -> list[str]:
+    """Returns a sentence about a column of answers that looks like free text or numbers rather than classes."""
+    config, number = problem.task.config, len(problem.task.labels)
+    if (
+        config.name not in ("classify", "pair")
+        or config.kind != "class"
+        or len(records) < 10
+        or 2 * number < len(records)
+    ):
+        return []
+    return [
+        f"{number:,} different answers in {len(records):,} records, so most cannot be learned: is {config.label!r} the right column "
+        "(--label)? Numbers are learned with --kind score"
     ]
 
 

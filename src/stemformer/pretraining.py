@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,8 @@ def pretrain(
         if setup.environment["compile"]:
             compile_blocks(model)
         figures = train(model, module, optimizer, setup, at, progress=progress)
+        for remark in _remarks(figures):
+            progress.say(remark)
         weights = whole_tensors(model.state_dict())
         if ranks.is_first:
             write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, state=weights))
@@ -399,6 +401,17 @@ def _blanks_of_bert(
         return {**{f"held_out_{name}": value for name, value in told.items()}, "fills": fills[:_NUM_FILLS]}
 
     return fill
+
+
+def _remarks(figures: Mapping[str, float]) -> Iterator[str]:
+    """Yields what a person should know of how a run ended."""
+    words = figures.get("held_out_unigram_loss")
+    loss = figures.get("held_out_causal_lm_loss", figures.get("held_out_masked_lm_loss"))
+    if words is not None and loss is not None and loss >= words:
+        yield (
+            f"note: the held-out loss ({loss:.3f}) is not below that of word frequency alone ({words:.3f}): nothing was learned yet from "
+            "what stands around a word; train longer (--resume with a larger budget), or with a higher optimizer.learning_rate"
+        )
 
 
 def _before(folder: Path, figures: Mapping[str, float]) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def prompt(
                     progress.say(f"{names[model]}: {task.name}, {k} examples: {figure}")
                 elif k in asked:
                     progress.advance(_draws(task, draws) * per_task[task.name])
-                notes += [f"{names[model]}, {task.name}: {note}" for note in _left_out(row)]
+                notes += [f"{names[model]}, {task.name}: {note}" for note in _remarks(row)]
                 done.append({**row, "model": model})
                 if folder is not None:
                     lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in rows]
@@ -236,13 +236,19 @@ def prompt(
     return told
 
 
-def _left_out(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what of prompts did not fit into a model."""
+def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what of prompts did not fit into a model, and whether it looks at the question at all."""
     if row["dropped_examples"]:
         yield f"of {row['num_shots']} examples {row['dropped_examples']:.1f} did not fit, on average, and were left out whole"
     if row["cut_questions"]:
         of = f"{row['cut_questions']} of {row['questions']} questions"
         yield f"with {row['num_shots']} examples, {of} were too long, and lack their beginning"
+    if row.get("same_answer") == 1.0 and row["questions"] >= _MANY and (row["majority"] or 0) < 1:
+        yield f"with {row['num_shots']} examples, it gives one and the same answer to all {row['questions']} questions"
+
+
+_MANY = 10
+"""Questions from which on it says something that all get the same answer."""
 
 
 _SHOWN = 4

@@ -194,7 +194,7 @@ def _conclude(asked: ScaleConfig, lines: list[dict[str, Any]], folder: Path, pro
     written = {
         "recipe": asked.run.recipe,
         "sentences": told,
-        "notes": _conditions(asked),
+        "notes": [*_conditions(asked), *_unlearned(lines)],
         "law": None if law is None else asdict(law),
         "joint": None if joint is None else asdict(joint),
         "points": points,
@@ -213,6 +213,17 @@ def _conclude(asked: ScaleConfig, lines: list[dict[str, Any]], folder: Path, pro
         "what size does": told,
         "notes": written["notes"],
     }
+
+
+def _unlearned(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a sentence about sizes that learned nothing from what stands around a word; nothing where there are none."""
+    sizes = [line["size"] for line in lines if line["loss"] >= line["unigram_loss"]]
+    if not sizes:
+        return []
+    words = max(line["unigram_loss"] for line in lines)
+    return [
+        f"not below the loss of word frequency alone ({words:.3f}), so trained too briefly to compare: {', '.join(sizes)}"
+    ]
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:

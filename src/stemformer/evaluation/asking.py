@@ -142,7 +142,8 @@ def summarise(asked: Sequence[Sequence[Asked]], task: PromptTask, items: Sequenc
     Returns:
         `metric` and `figure`, what it says, from 0 to 1 (mean over draws); `low` and `high` (95 %, over questions), `spread` (standard
         deviation over draws); `accuracy`; where texts are compared by another metric, `chrf` and `bleu`; where there is a choice, `by_sum`,
-        `by_mean` and `calibrated`; `chance` and `majority` (None where there is no choice), `questions`, `draws`, `dropped_examples` (a
+        `by_mean` and `calibrated`, and where all questions share their answers, `same_answer`: the share of questions that got the most
+        frequent one; `chance` and `majority` (None where there is no choice), `questions`, `draws`, `dropped_examples` (a
         question), `cut_questions`.
     """
     first = asked[0]
@@ -172,6 +173,9 @@ def summarise(asked: Sequence[Sequence[Asked]], task: PromptTask, items: Sequenc
         figures |= {name: fmean(map(fmean, draws)) for name, draws in rows.items()}
         if first[0].calibrated is not None:
             figures["calibrated"] = fmean(fmean(a.calibrated == a.gold for a in draw) for draw in asked)
+        if task.answers:
+            chosen_answers = Counter(getattr(a, main) for draw in asked for a in draw)
+            figures["same_answer"] = max(chosen_answers.values()) / chosen_answers.total()
     chosen = [items[a.number] for a in first]
     labels = Counter(item.label for item in chosen if item.label)
     return figures | {
