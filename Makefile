@@ -30,7 +30,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/stemformer quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "$(TESTS)" $(ARGS)
+	$(BIN)/python -m pytest -m "$(TESTS)" -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
