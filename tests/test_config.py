@@ -75,6 +75,20 @@ def test_known_name_in_the_wrong_table_is_found_elsewhere():
         with_settings(Run(), ["steps=3"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "meant"),
+    [
+        ("model.hidden", "'model.hidden_size'"),
+        ("lr", "'training.learning_rate'"),
+        ("training.lr", "'training.learning_rate'"),
+        ("training.compiled", "'training.is_compiled'"),
+    ],
+)
+def test_shortened_key_names_the_whole_one(setting, meant):
+    with pytest.raises(ConfigError, match=rf"\(did you mean {meant}\?\)"):
+        with_settings(Run(), [f"{setting}=3"])
+
+
 def test_unknown_key_like_no_other_lists_what_there_is():
     with pytest.raises(ConfigError, match=r"model\.zzz is no setting; expected one of model\.hidden_size, model\.dr"):
         with_settings(Run(), ["model.zzz=3"])

@@ -176,13 +176,17 @@ class _Place:
         return ConfigError(": ".join(part for part in (self.source, f"{'.'.join(self.parts)}{problem}") if part))
 
     def unknown(self, fields: Iterable[str]) -> ConfigError:
-        table, name = self.parts[:-1], self.parts[-1]
+        table, name, fields = self.parts[:-1], self.parts[-1], list(fields)
         keys = list(_keys(self.root))
-        elsewhere = [key for key in keys if key.rpartition(".")[2] == name]  # learning_rate for training.learning_rate
-        near = [".".join((*table, close)) for close in difflib.get_close_matches(name, list(fields), n=1)]
-        found = (elsewhere or near or difflib.get_close_matches(".".join(self.parts), keys, n=1))[:1]
+        last = {key: key.rpartition(".")[2] for key in keys}
+        elsewhere = [key for key in keys if last[key] == name]  # learning_rate for training.learning_rate
+        elsewhere += [key for key in keys if "".join(word[0] for word in last[key].split("_")) == name]  # and lr
+        mistyped = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
+        shortened = [field for field in fields if name in field.split("_")]  # hidden for hidden_size, hidden_act
+        here = [".".join((*table, field)) for field in mistyped or shortened]
+        found = elsewhere[:1] or here or difflib.get_close_matches(".".join(self.parts), keys, n=1, cutoff=0.8)
         if found:
-            return self.error(f" is no setting (did you mean {found[0]!r}?)")
+            return self.error(f" is no setting (did you mean {' or '.join(map(repr, found))}?)")
         return self.error(f" is no setting; expected one of {', '.join('.'.join((*table, field)) for field in fields)}")
 
 
