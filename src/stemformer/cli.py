@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from inspect import BoundArguments
 from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, CycloptsError, Parameter, convert
@@ -1077,8 +1078,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
             code, line = verdict(error)
             if code == 1 and raised:
-                code, line = verdict(raised[-1])
-            if code in (130, 143) and bound is not None and _can_go_on(words[0], bound.arguments):
+                error = raised[-1]
+                code, line = verdict(error)
+            if bound is not None and _can_go_on(words[0], bound, error):
                 line += ": what is finished is kept; go on with --resume"
             if line and _is_to_tell(error):
                 print(line, file=sys.stderr)
@@ -1086,10 +1088,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _can_go_on(command: str, given: dict[str, Any]) -> bool:
-    """Says whether a command that was stopped has left something in its folder that --resume goes on from."""
-    out = given.get("out")
-    return command in ("prepare", "prompt", "scale") and out is not None and os.path.isdir(out) and any(os.scandir(out))
+def _can_go_on(command: str, bound: BoundArguments, error: BaseException) -> bool:
+    """Says whether a command that ended early has left something in its folder that --resume goes on from, and has not said so itself."""
+    out = bound.arguments.get("out")
+    is_full = isinstance(error, OSError) and "resume" in bound.signature.parameters
+    is_stopped = isinstance(error, KeyboardInterrupt) and command in ("prepare", "prompt", "scale")
+    return (is_full or is_stopped) and out is not None and os.path.isdir(out) and any(os.scandir(out))
 
 
 def _is_to_tell(error: BaseException) -> bool:

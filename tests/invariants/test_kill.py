@@ -207,7 +207,7 @@ def test_full_disk_ends_with_one_line_and_the_run_goes_on_when_there_is_room(com
     assert commands.run(line, largest_file=largest) == 3
     told = commands.told.read_text()
     assert told.count("\n") == 1
-    assert told.startswith("error: the disk is full at ")
+    assert told.startswith("error: the disk is full at ") and told.endswith("go on with --resume\n")
     assert newest_checkpoint(out / "checkpoints") == (out / "checkpoints/step-00000004", [])
     assert not list(out.rglob("*.tmp"))
     assert commands.run(line) == 0, commands.told.read_text()

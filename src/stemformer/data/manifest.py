@@ -269,9 +269,11 @@ def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # writing does not say where the disk was full
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
     return FileRecord(size, sha256.hexdigest())
