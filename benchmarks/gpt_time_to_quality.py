@@ -106,7 +106,7 @@ def train_peer(args: argparse.Namespace) -> None:
     sizes = replace(recipe.model, vocab_size=tokenizer.vocab_size, eos_token_id=end, hidden_dropout_prob=0.0)
     torch.manual_seed(args.seed)
     if is_nano:
-        keep_freed_memory()
+        keep_freed_memory(CPU)
         model: Any = NanoGpt(sizes).train()
         matrices = [p for p in model.parameters() if p.ndim > 1]
         others = [p for p in model.parameters() if p.ndim < 2]

@@ -222,7 +222,7 @@ def transformers_steps(side: str, setup: Any) -> Iterator[Step]:
         yield from trainer_steps(model, setup, examples, transformers.default_data_collator, gpt_flops)
         return
     if side == "best_kept_memory":
-        keep_freed_memory()
+        keep_freed_memory(torch.device("cpu"))
     compiled = torch.compile(model)
 
     def make(step: int) -> tuple[int, dict[str, torch.Tensor]]:

@@ -247,7 +247,7 @@ def by_trainer(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[Ste
 
 def by_hand(model: Any, setup: Any, args: argparse.Namespace, side: str) -> Iterator[Step]:
     if side == "best_kept_memory":
-        keep_freed_memory()
+        keep_freed_memory(torch.device("cpu"))
     examples = [with_masks(ids, setup) for ids in peer_examples(setup, args)]
     collate = peer_collator(setup, args)
     rows = setup.config.batch.rows

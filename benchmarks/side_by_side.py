@@ -142,8 +142,7 @@ def make_setup(
 
 def our_steps(setup: Any, *, compiled: bool | None = None) -> Iterator[Step]:
     """Yields the steps of ours; layers are compiled as asked, or as the package does by itself on the device."""
-    if setup.device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(setup.device)
     compiled = choose_compile(compiled, setup.device)
     setup = replace(setup, environment={"compile": compiled})
     heads = list(setup.objective.heads)

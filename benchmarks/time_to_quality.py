@@ -128,7 +128,7 @@ def train_peer(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, attn_implementation="sdpa")).train()
     if is_tuned:
-        keep_freed_memory()
+        keep_freed_memory(torch.device("cpu"))
         rows, rate, peak, clip = (
             recipe.batch.rows,
             recipe.objective.rate,

@@ -430,8 +430,7 @@ def _generator(
     opened, tokenizer = load_with_tokenizer(model)
     if "causal_lm" not in opened.heads:
         raise ConfigError(f"{model} was not trained on the next word, so it cannot generate: give a GPT")
-    if torch_device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(torch_device)
     opened.to(torch_device, torch.bfloat16 if choose_precision(precision, torch_device) == "bf16" else torch.float32)
     reader = CachedGpt(opened, rows=config.num_beams) if is_kept else opened
     return lambda prompts, batch_size: map(

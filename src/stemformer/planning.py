@@ -79,8 +79,7 @@ def plan(
     objective = make_objective(config.objective, special=special, vocab_size=size)
     heads = OBJECTIVES[objective_name(config.objective)].heads
     model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(where).train()
-    if where.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(where)
     if choose_compile(config.compute.compile, where):
         compile_blocks(model)
     shards = None if data is None else open_shards(data)

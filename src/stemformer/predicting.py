@@ -60,8 +60,7 @@ class Loaded:
                 f"{path}: config.json tells of a head for {self.problem.task.config.name}, but the weights hold none: "
                 "give the folder that `stemformer finetune` made"
             )
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device)
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
         """Returns a prediction for each input, in their order; the batches are made by length.

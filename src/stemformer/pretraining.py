@@ -144,8 +144,7 @@ def pretrain(
         if ranks.is_first:
             make_ready(folder, found, setup.config, progress)
         ranks.wait()
-        if setup.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(setup.device)
         model.to(setup.device)
         module = distribute(model, setup.objective, ranks, sharded=setup.config.compute.shard)
         optimizer = make_optimizer(model, setup.config.optimizer, precision=setup.precision)

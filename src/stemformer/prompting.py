@@ -159,8 +159,7 @@ def prompt(
     _check(shots, models, num_questions, draws, seed)
     use_threads(threads)
     where = choose_device(device)
-    if where.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(where)
     opened = _open_tasks(tasks, examples)
     config = PromptConfig(
         tuple(models), tuple(opened), shots, num_questions, seed, draws, calibrate, choose_precision(precision, where)

@@ -58,8 +58,7 @@ def put_on_device(model: Model, setup: Setup) -> tuple[torch.nn.Module, torch.op
     """Moves a model to where it trains, and returns it with its loss, and its optimizer."""
     config, ranks = setup.config, setup.ranks
     assert isinstance(config, FinetuneConfig)
-    if setup.device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(setup.device)
     model.to(setup.device)
     module = distribute(model, setup.objective, ranks, sharded=config.compute.shard)
     scale = _layer_scale(model, config.layer_decay)

@@ -117,7 +117,7 @@ FAULTS = """
 import resource, sys, torch
 from stemformer.training.compute import keep_freed_memory
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    keep_freed_memory(torch.device("cpu"))
 for _ in range(10):  # small blocks that are made in between may split what was freed, a few times
     torch.ones(40 * 2**20, dtype=torch.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -136,13 +136,15 @@ def use_threads(number: int | None) -> None:
 _MOST_THREADS = 1024
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(device: torch.device) -> None:
     """Lets this process use freed memory again instead of giving large blocks back to the system and asking for them anew.
 
     By default the C library returns each freed block of megabytes at once; the next one of that size is then filled with zeros by the
     system, page by page, which takes a good part of a small model's step (`docs/benchmarks.md`). The process stays so to its end, and
-    holds what its largest step needed. Does nothing where the C library is not glibc.
+    holds what its largest step needed. Does nothing where the C library is not glibc, or where the work is done on another device.
     """
+    if device.type != "cpu":
+        return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         # Older versions take at most 32 MiB; trimming must not be set where the threshold was refused, since that freezes it at 128 KiB.
