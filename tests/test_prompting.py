@@ -1,6 +1,7 @@
 """The command: a table over models, tasks and numbers of examples, what is kept, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_table_pictures_and_report(model, task, tmp_path):
     page = (out / "report.html").read_text()
     assert "association" in page and "<svg" in page and "river:<b> " in page
     assert (out / "shots.svg").is_file() and (out / "shots.png").is_file()
-    answers = (out / "answers").glob("*mood-2.jsonl")
+    answers = (out / "answers").glob("*mood-2-*.jsonl")
     assert len(next(answers).read_text().splitlines()) == 12
     assert api.inspect(str(out)) == {"prompts": str(out), "table": told["table"], "notes": told["notes"]}
 
@@ -77,6 +78,65 @@ def _counting(seen):
         return ask(*given, num_shots=num_shots, **more)
 
     return counted
+
+
+@pytest.mark.parametrize("change", ["n_head", "layer_norm_epsilon", "tokenizer"])
+def test_the_same_weights_read_in_another_way_are_asked_anew(model, task, tmp_path, monkeypatch, change):
+    folder, out = tmp_path / "copy", str(tmp_path / "table")
+    shutil.copytree(model, folder)
+    api.prompt([task], models=[str(folder)], out=out, num_shots=[0], num_questions=5)
+    if change == "tokenizer":
+        text = (folder / "tokenizer.json").read_text()
+        (folder / "tokenizer.json").write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true'))
+        assert (folder / "tokenizer.json").read_text() != text
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config[change] = {"n_head": config["n_head"] // 2, "layer_norm_epsilon": 0.1}[change]
+        (folder / "config.json").write_text(json.dumps(config))
+    seen = []
+    monkeypatch.setattr("stemformer.prompting.ask", _counting(seen))
+    api.prompt([task], models=[str(folder)], out=out, num_shots=[0], num_questions=5, resume=True)
+    assert seen == [0]
+
+
+def test_answers_of_another_model_stay_beside_new_ones(model, small_gpt, bpe, task, tmp_path):
+    other = make_model(small_gpt.config, ["causal_lm"], generator=torch.Generator().manual_seed(5))
+    save_model(other, tmp_path / "b" / "model", bpe)
+    out = tmp_path / "table"
+    first = api.prompt([task], models=[model], out=str(out), num_shots=[0], num_questions=3)["figures"][0]
+    before = (out / first["answers"]).read_text()
+    api.prompt(
+        [task], models=[str(tmp_path / "b" / "model")], out=str(out), num_shots=[0], num_questions=3, resume=True
+    )
+    assert (out / first["answers"]).read_text() == before
+    assert len(list((out / "answers").iterdir())) == 2
+
+
+def test_synthetic_questions_are_the_same_for_more_examples(model, tmp_path, monkeypatch):
+    out = str(tmp_path / "table")
+    first = api.prompt(["synthetic:copy"], models=[model], out=out, num_shots=[0, 2], num_questions=4)
+    seen = []
+    monkeypatch.setattr("stemformer.prompting.ask", _counting(seen))
+    more = api.prompt(["synthetic:copy"], models=[model], out=out, num_shots=[0, 2, 4], num_questions=4, resume=True)
+    assert seen == [4] and more["figures"][:2] == first["figures"]
+    two, four = (api.show_prompts(["synthetic:copy"], num_shots=[k])[0]["prompt"].splitlines() for k in (2, 4))
+    assert four[:2] == two[:2] and four[-1] == two[-1]
+
+
+def test_a_table_that_was_stopped_at_once_goes_on(model, task, tmp_path):
+    out = tmp_path / "table"
+    out.mkdir()
+    (out / "figures.jsonl").touch()
+    assert api.prompt([task], models=[model], out=str(out), num_shots=[0], num_questions=3, resume=True)["figures"]
+
+
+def test_columns_may_have_spaces_in_their_names(model, tmp_path):
+    (tmp_path / "mood.tsv").write_text("my text\tlabel\n" + "".join(f"river {i}\t{i % 2}\n" for i in range(8)))
+    (tmp_path / "mood.toml").write_text(
+        'template = "{ my text }: {answer}"\nlabel = "label"\ndata = "mood.tsv"\n[answers]\n"0" = "bad"\n"1" = "good"\n'
+    )
+    given = {"models": [model], "num_shots": [1], "calibrate": True}
+    assert api.prompt([str(tmp_path / "mood.toml")], **given)["figures"][0]["questions"] == 8
 
 
 def test_other_data_or_overwriting_asks_anew(model, task, tmp_path):

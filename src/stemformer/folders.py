@@ -27,6 +27,7 @@ _OURS = (
     "checkpoints",
     "manifest.json",
     "progress.jsonl",
+    "figures.jsonl",
     "tokenizer.json",
     "tokenizer",
     "trials.json",

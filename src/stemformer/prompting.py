@@ -189,7 +189,7 @@ def prompt(
     for model, source in zip(models, sources, strict=True):
         body, tokenizer = load_with_tokenizer(source)
         _refuse_headless(body, model)
-        weights = _digest(p.detach().view(torch.uint8).numpy().tobytes() for p in body.parameters())
+        weights = _digest_of_model(body, tokenizer)
         body.to(where)
         for task in opened:
             if "causal_lm" not in body.heads and task.how != "choose":
@@ -206,8 +206,11 @@ def prompt(
                     continue  # of another model or task
                 if row is None:
                     with autocast(where, config.precision):
-                        row = _figure(names[model], body, tokenizer, task, data[task.name], k, config, folder, progress)
+                        row, answers = _figure(body, tokenizer, task, data[task.name], k, config, progress)
                     row = {"task": task.name, "model": model, "fingerprint": key, **row}
+                    if folder is not None:  # named by all that the figure depends on, so that none replaces another's
+                        row["answers"] = f"answers/{f'{names[model]}-{task.name}-{k}-{key}'.replace('/', '_')}.jsonl"
+                        _write_lines(folder / row["answers"], answers)
                     rows.append(row)
                     unit = "% right" if task.metric == "accuracy" else task.metric
                     bounds = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
@@ -218,8 +221,7 @@ def prompt(
                 notes += [f"{names[model]}, {task.name}: {note}" for note in _remarks(row)]
                 done.append({**row, "model": model})
                 if folder is not None:
-                    lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in rows]
-                    write_file(folder / "figures.jsonl", lines)
+                    _write_lines(folder / "figures.jsonl", rows)
     progress.finish()
     if not done:
         raise ConfigError(f"nothing was asked: {'; '.join(notes)}")
@@ -325,16 +327,21 @@ def _read(task: PromptTask, num_shots: int, num_questions: int, seed: int) -> Pr
 
 
 def _synthetic(name: str, num_shots: int, number: int, seed: int) -> PromptData:
-    """Returns questions each of which has a rule and examples of its own."""
+    """Returns questions each of which has a rule and examples of its own, the same ones for most numbers of examples."""
     items, own = [], []
+    size = max(_EPISODE, num_shots + 1)
     for i in range(number):
-        episode = SYNTHETIC_TASKS[name].episode(num_shots + 1, example_generator(seed, 1, i))
+        episode = SYNTHETIC_TASKS[name].episode(size, example_generator(seed, 1, i))
         *before, last = [Item({"input": given}, (wanted,), 0) for given, wanted in episode.pairs]
         gold = last.answers[0]
         answers = tuple(episode.candidates)
         items.append(Item(last.fields, answers, answers.index(gold)) if answers else last)
         own.append(before)
     return PromptData(items, (), own)
+
+
+_EPISODE = 64
+"""Pairs that are drawn for a synthetic question, of which an example in the prompt may be one."""
 
 
 def _choose_questions(number: int, wanted: int, seed: int) -> list[int]:
@@ -356,6 +363,12 @@ def _digest(parts: Iterable[bytes]) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def _digest_of_model(body: Model, tokenizer: Tokenizer) -> str:
+    """Returns what tells a model apart from any other: how it is built, its vocabulary, its weights."""
+    built = repr((body.config, sorted(body.heads), tokenizer.fingerprint)).encode()
+    return _digest([built, *(p.detach().view(torch.uint8).numpy().tobytes() for p in body.parameters())])
 
 
 def _fingerprint(weights: str, task: str, num_shots: int, config: PromptConfig) -> str:
@@ -381,17 +394,15 @@ def _fingerprint(weights: str, task: str, num_shots: int, config: PromptConfig) 
 
 
 def _figure(
-    name: str,
     opened: Model,
     tokenizer: Tokenizer,
     task: PromptTask,
     data: PromptData,
     num_shots: int,
     config: PromptConfig,
-    folder: Path | None,
     progress: Progress,
-) -> dict[str, Any]:
-    """Returns a figure of the table, and writes the answers behind it."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns a figure of the table, and the answers behind it."""
     numbers = _choose_questions(len(data.items), config.num_questions, config.seed)
     told = [
         ask(
@@ -407,16 +418,10 @@ def _figure(
         )
         for draw in range(_draws(task, config.draws))
     ]
-    if folder is not None:
-        file = f"{name}-{task.name}-{num_shots}.jsonl".replace("/", "_")
-        lines = [{"draw": draw, **asdict(answer)} for draw, answers in enumerate(told) for answer in answers]
-        (folder / "answers").mkdir(exist_ok=True)
-        write_file(
-            folder / "answers" / file, [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines]
-        )
     kind = "left to right" if "causal_lm" in opened.heads else "masked"
-    figures = summarise(told, task, data.items)
-    return {"kind": kind, "parameters": opened.num_parameters(), "num_shots": num_shots, **figures}
+    figures = {"kind": kind, "parameters": opened.num_parameters(), "num_shots": num_shots}
+    answers = [{"draw": draw, **asdict(answer)} for draw, answers in enumerate(told) for answer in answers]
+    return figures | summarise(told, task, data.items), answers
 
 
 def _refuse_headless(opened: Model, model: str) -> None:
@@ -428,16 +433,19 @@ def _refuse_headless(opened: Model, model: str) -> None:
 
 def _begin(folder: Path, config: PromptConfig, progress: Progress, *, resume: bool) -> list[dict[str, Any]]:
     """Makes the folder ready, and returns the figures that are there."""
-    file = folder / "config.toml"
     rows: list[dict[str, Any]] = []
     if resume and folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "figures.jsonl").is_file() or not file.is_file():
+        if not (folder / "figures.jsonl").is_file():
             raise CheckpointError(f"{folder} holds no table of prompting to go on with: give another --out")
         rows = read_log(folder / "figures.jsonl")
         progress.say(f"{len(rows)} figures are there already; those of the same model, task and data stay")
     elif folder.is_dir():
         empty(folder)  # that it may be replaced was asked before
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(file, [to_toml(config).encode()])
-    write_file(folder / "figures.jsonl", [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows])
+    (folder / "answers").mkdir(parents=True, exist_ok=True)
+    _write_lines(folder / "figures.jsonl", rows)  # first of all: by it, a table that is stopped here is known as one
+    write_file(folder / "config.toml", [to_toml(config).encode()])
     return rows
+
+
+def _write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_file(file, [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows])

@@ -184,7 +184,7 @@ def summarise(asked: Sequence[Sequence[Asked]], task: PromptTask, items: Sequenc
         "questions": len(first),
         "draws": len(asked),
         "dropped_examples": fmean(a.num_dropped for draw in asked for a in draw),
-        "cut_questions": sum(a.is_cut for a in first),
+        "cut_questions": sum(any(a.is_cut for a in draws) for draws in zip(*asked, strict=True)),
     }
 
 
@@ -245,7 +245,7 @@ def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool
         return ["all words of an answer are hidden at once: its length and how frequent its words are count for much"]
     if not words:
         return []
-    fields = dict.fromkeys(_columns(task), "x")
+    fields = dict.fromkeys(task.columns, "x")
     space = task.parts(Item(fields, tuple(words), 0), for_masked=for_masked)[1]
     ids = [row.tolist() for row in tokenizer.encode_ids([space + word for word in words])]
     split = [f"{word!r} ({len(row)})" for word, row in zip(words, ids, strict=True) if len(row) > 1]
@@ -265,10 +265,6 @@ def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool
 
 
 # ----------------------------------------------------------------------------------------------------------------- what fits into a model
-
-
-def _columns(task: PromptTask) -> set[str]:
-    return set(re.findall(r"\{(\w+)", task.template + task.cloze)) - {"answer"}
 
 
 def _fit(
@@ -387,7 +383,7 @@ def _content_free(
     model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]
 ) -> list[Float[np.ndarray, "a"]]:
     """Returns log-probabilities of each question's answers where the question holds nothing: of the mean over a few ways to say so."""
-    columns = _columns(task)
+    columns = task.columns
     told = []
     for text in _CONTENT_FREE:
         _, scores = _scores(model, tokenizer, task, [_emptied(one, columns, text) for one in shown])

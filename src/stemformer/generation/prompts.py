@@ -122,6 +122,11 @@ class PromptTask:
         if not self.num_shots or min(self.num_shots) < 0:
             raise ConfigError(f"num_shots is {list(self.num_shots)}: expected numbers from 0 on, such as [0, 1, 4]")
 
+    @property
+    def columns(self) -> set[str]:
+        """Columns of the data that a question shows."""
+        return {match[1].strip() for match in _VARIABLE.finditer(self.template + self.cloze)} - {"answer"}
+
     def parts(self, item: "Item", *, for_masked: bool = False) -> tuple[str, str, str]:
         """Returns what stands before the answer to a question, the space between, and what stands behind."""
         template = self.cloze if for_masked and self.cloze else self.template
@@ -189,9 +194,8 @@ class PromptData:
             DataError: There are not so many.
         """
         if self.own:
-            pool = self.own[number]
-            _check_number(num_shots, len(pool))
-            return list(pool[len(pool) - num_shots :])
+            _check_number(num_shots, len(self.own[number]))
+            return list(self.own[number][:num_shots])
         rng = example_generator(seed, 0, number)
         itself = self.items[number].fields
         groups = self._by_label if self.how == "balanced" else [np.arange(len(self.pool))]
@@ -339,7 +343,7 @@ def read_items(files: str, task: PromptTask) -> list[Item]:
             f"task {task.name}: words: the data has no column {missing[0]!r}{nearest(missing[0], table.columns)}"
         )
     items = []
-    asked = {match[1].strip() for match in _VARIABLE.finditer(task.template)} - {"answer"}
+    asked = task.columns
     for row, place in zip(table.rows, table.places, strict=True):
         fields = {name: _as_text(value) for name, value in row.items()}
         for column, values in task.words.items():
