@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stemformer.errors import ConfigError, DataError
+from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.generation.decode import DecodingConfig, beam_search, decode, filtered
 from stemformer.models.bert import BertConfig
 from stemformer.models.cached import CachedGpt
@@ -170,6 +170,33 @@ def test_window_slides_where_asked_and_is_an_error_elsewhere(ours, theirs):
     assert len(told.ids) == 60 or told.ended == "eos"
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "repetition_penalty": 1.3}])
+def test_text_whose_window_slides_does_not_depend_on_the_company(ours, options):
+    config = DecodingConfig(max_new_tokens=2 * POSITIONS, overflow="slide", **options)
+    mine, longer = prompts(POSITIONS // 3, POSITIONS - 2)
+    (alone,) = decode(ours, [mine], config)
+    together, _ = decode(ours, [mine, longer], config)
+    assert together.ids == alone.ids
+    assert together.log_probability == pytest.approx(alone.log_probability, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}, {"num_beams": 2}]
+)
+def test_damaged_weights_are_told(options):
+    config = GptConfig(vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = make_model(config, ["causal_lm"])
+    model.body.norm.bias.data[3] = torch.nan
+    way = beam_search if "num_beams" in options else decode
+    with pytest.raises(CheckpointError, match="scores are not finite") as caught:
+        way(model, prompts(4, 7), DecodingConfig(max_new_tokens=3, **options))
+    assert caught.value.exit_code == 3
+
+
+def test_of_no_prompts_nothing_comes(ours):
+    assert decode(ours, [], DecodingConfig()) == [] == beam_search(ours, [], DecodingConfig(num_beams=2))
+
+
 def test_prompts_that_cannot_be_read_are_refused(ours):
     with pytest.raises(DataError, match="prompt 2 of 2 is empty"):
         decode(ours, [*prompts(2), torch.empty(0, dtype=torch.long)], DecodingConfig(max_new_tokens=1))
@@ -197,6 +224,7 @@ def test_masked_model_does_not_generate():
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": 1e-9}, "temperature is 1e-09: expected 0 .the likeliest. or a number from"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"min_p": 1.0}, "min_p is 1.0"),

@@ -167,39 +167,32 @@ def begun(model, texts, room, **options):
     return reader, reader.begin([text.tolist() for text in texts], room)
 
 
-@pytest.mark.parametrize("steps", [[11], [1] * 11, [5, 1, 1, 4]])
+@pytest.mark.parametrize("first", [1, 5, 11])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_cached_states_equal_those_of_the_whole(tmp_path, steps, rows):
+def test_cached_scores_equal_those_of_the_whole(tmp_path, first, rows):
     ours, batch = opened(theirs(), tmp_path), batch_of([12, 12])
     ids = batch.input_ids.view(2, 12)
     with torch.no_grad():
-        whole = states_of(ours, batch).view(2, 12, -1)
-        reader, scores = begun(ours, ids[:, :1], 14, rows=rows)
-        assert_close(scores, ours.causal_lm_logits(whole[:, 0]))
-        at = 1
-        for number in steps:
-            assert_close(reader.read(ids[:, at : at + number]), whole[:, at : at + number])
-            at += number
-    assert reader.cache.lengths.tolist() == [12, 12]
+        whole = ours.causal_lm_logits(states_of(ours, batch)).view(2, 12, -1)
+        reader, scores = begun(ours, ids[:, :first], 14, rows=rows)
+        assert_close(scores, whole[:, first - 1])
+        for at in range(first, 12):
+            assert_close(reader.step(ids[:, at]), whole[:, at])
+    assert reader.cache.positions.tolist() == [12, 12]
 
 
-@pytest.mark.parametrize("steps", [[1, 1, 1, 1], [3, 1], [2, 2]])
-def test_prompts_of_unequal_length_share_a_cache(tmp_path, steps):
+def test_prompts_of_unequal_length_share_a_cache(tmp_path):
     ours = opened(theirs(), tmp_path)
     lengths, rng = [3, 9, 6], np.random.default_rng(1)
     texts = [torch.from_numpy(rng.integers(0, VOCAB, n + 4)) for n in lengths]
     reader, scores = begun(ours, [text[:n] for text, n in zip(texts, lengths, strict=True)], 13, rows=3)
     with torch.no_grad():
-        whole = [states_of(ours, one_text(text)) for text in texts]
-        before = [states[n - 1] for states, n in zip(whole, lengths, strict=True)]
-        assert_close(scores, ours.causal_lm_logits(torch.stack(before)))
-        at = 0
-        for number in steps:
-            part = slice(at, at + number)
-            found = reader.read(torch.stack([text[n:][part] for text, n in zip(texts, lengths, strict=True)]))
-            assert_close(found, torch.stack([states[n:][part] for states, n in zip(whole, lengths, strict=True)]))
-            at += number
-    assert reader.cache.lengths.tolist() == [7, 13, 10]
+        whole = [ours.causal_lm_logits(states_of(ours, one_text(text))) for text in texts]
+        for step in range(5):
+            assert_close(scores, torch.stack([rows[n - 1 + step] for rows, n in zip(whole, lengths, strict=True)]))
+            if step < 4:
+                scores = reader.step(torch.stack([text[n + step] for text, n in zip(texts, lengths, strict=True)]))
+    assert reader.cache.positions.tolist() == [7, 13, 10]
 
 
 def one_text(ids):

@@ -23,6 +23,10 @@ from stemformer.models.model import Model
 __all__ = ["Decoded", "DecodingConfig", "beam_search", "check_lengths", "decode", "filtered"]
 
 
+_COLDEST = 1e-6
+"""Below it, scores that are divided would overflow."""
+
+
 @dataclass(frozen=True)
 class DecodingConfig:
     """How the next tokens are chosen.
@@ -33,7 +37,8 @@ class DecodingConfig:
         top_k: Only the so many likeliest tokens can be drawn; 0 for all.
         top_p: Only the fewest likeliest tokens that have this share together, in (0, 1].
         min_p: Only tokens at least so likely as this share of the likeliest one, in [0, 1).
-        repetition_penalty: Scores of tokens that were there are divided by it (multiplied if negative); 1 changes nothing.
+        repetition_penalty: Scores of tokens that were there, also where the window has passed on, are divided by it (multiplied if
+            negative); 1 changes nothing.
         num_beams: With more than one, the likeliest whole text among so many that are followed; nothing is drawn.
         length_penalty: A beam's log-probability is divided by its length to this power.
         overflow: What happens where a text reaches the model's last position: an `error` beforehand, or the window `slides`: its later
@@ -62,8 +67,10 @@ class DecodingConfig:
         check_seed(self.seed)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature is {self.temperature}: expected 0 (the likeliest) or a positive number")
+        if self.temperature != 0 and not _COLDEST <= self.temperature < math.inf:
+            raise ConfigError(
+                f"temperature is {self.temperature}: expected 0 (the likeliest) or a number from {_COLDEST} on"
+            )
         if self.top_k < 0:
             raise ConfigError(f"top_k is {self.top_k}: expected 0 (all) or more")
         if not 0 < self.top_p <= 1:
@@ -156,31 +163,30 @@ def decode(
         ConfigError: The model writes no text.
         DataError: An empty prompt, or one that with the new tokens is longer than the model has positions where the window does not slide.
     """
+    if not prompts:
+        return []
     positions = model.config.max_position_embeddings
     check_lengths(prompts, config, positions)
     reader = _reader(model, rows=len(prompts), steps=config.max_new_tokens)
     told = [Decoded() for _ in prompts]
     streams = [example_generator(config.seed, 0, number) for number in range(first, first + len(prompts))]
-    texts = [(prompt if len(prompt) <= positions else prompt[-(positions // 2) :]).tolist() for prompt in prompts]
+    windows = [_within(prompt.tolist(), positions) for prompt in prompts]
     active = list(range(len(prompts)))
-    room = min(positions, max(map(len, texts)) + config.max_new_tokens)
-    scores = reader.begin(texts, room)
-    seen = None if config.repetition_penalty == 1 else _tokens_in(texts, like=scores)
+    room = min(positions, max(map(len, windows)) + config.max_new_tokens)
+    scores = reader.begin(windows, room)
+    seen = None if config.repetition_penalty == 1 else _tokens_in(prompts, like=scores)
     for step in range(config.max_new_tokens):
         chosen = _choose(scores, config, [streams[i] for i in active], seen)
         gained = _taken(scores.log_softmax(-1), chosen)
         stay = []
         for row, (i, token, gain) in enumerate(zip(active, chosen.tolist(), gained, strict=True)):
-            if not math.isfinite(gain):
-                raise CheckpointError(
-                    "the model's scores are not finite: its weights are damaged, or overflow in this precision"
-                )
+            _check_finite(gain)
             told[i].log_probability += gain
             if token == reader.config.eos_token_id:
                 told[i].ended = "eos"
                 continue
             told[i].ids.append(token)
-            texts[i].append(token)
+            windows[i].append(token)
             if on_token is not None and on_token(first + i, token):
                 told[i].ended = "stop"
                 continue
@@ -196,8 +202,10 @@ def decode(
             seen.scatter_(1, chosen[:, None], True)
         if reader.cache.longest < room:
             scores = reader.step(chosen)
-        else:  # the window slides: the later half of each text becomes its beginning
-            scores = reader.begin([_within(texts[i], positions) for i in active], room)
+        else:  # the window slides: of texts that fill it, the later half becomes the beginning
+            for i in active:
+                windows[i] = _within(windows[i], positions)
+            scores = reader.begin([windows[i] for i in active], room)
     return told
 
 
@@ -236,6 +244,7 @@ def _search(reader: CachedGpt, prompt: list[int], config: DecodingConfig) -> Dec
         rows, tokens = places // scores.shape[1], places % scores.shape[1]
         kept: list[tuple[float, int, int]] = []
         for rank, (total, row, token) in enumerate(zip(best.tolist(), rows.tolist(), tokens.tolist(), strict=True)):
+            _check_finite(total)
             if token == reader.config.eos_token_id:
                 if rank < beams:
                     finish(texts[row], total, "eos")
@@ -282,16 +291,23 @@ def check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions: 
             )
 
 
+def _check_finite(log_probability: float) -> None:
+    if not math.isfinite(log_probability):
+        raise CheckpointError(
+            "the model's scores are not finite: its weights are damaged, or overflow in this precision", damaged=True
+        )
+
+
 def _within(text: list[int], positions: int) -> list[int]:
-    """Returns a text that has room to go on: itself, or its later half where it fills all positions."""
-    return text if len(text) < positions else text[-(positions // 2) :]
+    """Returns a text that the model has positions for: itself, or its last tokens, half as many as there are positions."""
+    return text if len(text) <= positions else text[-(positions // 2) :]
 
 
-def _tokens_in(texts: Sequence[Sequence[int]], *, like: Float[Tensor, "S V"]) -> Bool[Tensor, "S V"]:
+def _tokens_in(texts: Sequence[Int[Tensor, "_"]], *, like: Float[Tensor, "S V"]) -> Bool[Tensor, "S V"]:
     """Returns which tokens are in each text."""
     seen = torch.zeros(like.shape, dtype=torch.bool)
     for row, text in enumerate(texts):
-        seen[row, torch.tensor(text)] = True
+        seen[row, text] = True
     return seen.to(like.device)
 
 
@@ -319,12 +335,11 @@ def _least_of_nucleus(probabilities: Float[Tensor, "S V"], share: float) -> Floa
         ordered = probabilities.sort(descending=True).values
         among = (ordered.cumsum(-1) - ordered < share).sum(-1, keepdim=True)
         return ordered.gather(1, among - 1)
-    floor = (1 - share) / probabilities.shape[
-        1
-    ]  # all tokens below that have less than what is left over, so they need no sorting
+    # All tokens below the floor together have less than what is left over, so they need no sorting.
+    floor = (1 - share) / probabilities.shape[1]
     least = []
     for row in probabilities.numpy():
-        few = np.sort(row[row >= floor])[::-1]
+        few = np.sort(row[~(row < floor)])[::-1]  # what is no number stays, and is told by who takes the token
         least.append(few[(few.cumsum(dtype=np.float64) - few < share).sum() - 1])
     return torch.tensor(np.array(least))[:, None]
 

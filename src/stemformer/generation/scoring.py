@@ -186,7 +186,7 @@ def _score_tokens(
     sums, best = gained.double().cpu().numpy(), is_best.cpu().numpy()
     if not np.isfinite(sums).all():
         raise CheckpointError(
-            "the model's scores are not finite: its weights are damaged, or overflow in this precision"
+            "the model's scores are not finite: its weights are damaged, or overflow in this precision", damaged=True
         )
     bounds = np.cumsum([0, *map(len, answers)]).tolist()
     return [AnswerScore(float(sums[a:b].sum()), b - a, bool(best[a:b].all())) for a, b in pairwise(bounds)]

@@ -103,49 +103,43 @@ def attend(
 
 
 def attend_cached(
-    qkv: Float[Tensor, "S T 3 H K"],
+    qkv: Float[Tensor, "S 3 H K"],
     *,
-    new: Float[Tensor, "S T 2 H K"],
+    new: Float[Tensor, "S 2 H K"],
     keys: Float[Tensor, "SH K P"],
     values: Float[Tensor, "SH P K"],
-    mask: Float[Tensor, "*S T P"] | None = None,
-) -> Float[Tensor, "R HK"]:
-    """Returns what new tokens gather from themselves and all before them, whose keys and values a cache holds; for decoding.
+    mask: Float[Tensor, "S 1 1 P"] | None = None,
+) -> Float[Tensor, "S HK"]:
+    """Returns what a new token of each sequence gathers from itself and all before it, whose keys and values a cache holds; for decoding.
 
-    A single query a sequence takes two batched products: PyTorch's kernel takes up to twice as long for it. Each operation more costs some
+    Two batched products: PyTorch's kernel takes up to twice as long for a single query a sequence. Each operation more costs some
     microseconds, in a step that takes a millisecond.
 
     Args:
-        qkv: Queries, keys and values of the next T tokens of each sequence.
-        new: Where the cache takes their keys and values; the last T of the P places.
-        keys: Of the cache, of all places up to theirs, heads of one sequence after those of the other.
+        qkv: Query, key and value of the next token of each sequence.
+        new: Where the cache takes its key and value; the last of the P places.
+        keys: Of the cache, of all places up to its own, heads of one sequence after those of the other.
         values: Likewise.
-        mask: Added to the scores of the P places; needed where P is more than T and that more than 1, or places are empty.
+        mask: Added to the scores of the P places; needed where some are empty.
 
     Returns:
-        For each of the R = S * T tokens, its heads one after the other.
+        For each sequence, its heads one after the other.
 
     Example:
         >>> import torch
         >>> cache = torch.zeros(2, 1, 2, 2, 3)
         >>> keys, values = cache.flatten(1, 2).unbind()
-        >>> new = cache.permute(1, 3, 0, 2, 4)
-        >>> attend_cached(torch.randn(1, 2, 3, 2, 3), new=new, keys=keys.mT, values=values).shape
-        torch.Size([2, 6])
+        >>> new = cache.permute(1, 3, 0, 2, 4)[:, 1]
+        >>> attend_cached(torch.randn(1, 3, 2, 3), new=new, keys=keys.mT, values=values).shape
+        torch.Size([1, 6])
     """
-    num_sequences, num_new, _, num_heads, size = qkv.shape
-    q, kv = qkv.split_with_sizes((1, 2), 2)
+    num_sequences, _, _, size = qkv.shape
+    q, kv = qkv.split_with_sizes((1, 2), 1)
     new.copy_(kv)
-    q = q if q.dtype == keys.dtype else q.to(keys.dtype)
-    if num_new > 1:
-        q = q[:, :, 0].transpose(1, 2)
-        k, v = (x.view(num_sequences, num_heads, -1, size) for x in (keys.mT, values))
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
-        return out.transpose(1, 2).reshape(-1, num_heads * size)
-    one = q.reshape(-1, 1, size)  # (S * H, 1, K)
-    scores = torch.baddbmm(_nothing(q.device, q.dtype), one, keys, beta=0, alpha=size**-0.5)
+    q = (q if q.dtype == keys.dtype else q.to(keys.dtype)).reshape(-1, 1, size)  # (S * H, 1, K)
+    scores = torch.baddbmm(_nothing(q.device, q.dtype), q, keys, beta=0, alpha=size**-0.5)
     if mask is not None:
-        scores.view(num_sequences, num_heads, 1, -1).add_(mask)
+        scores.view(num_sequences, -1, 1, scores.shape[2]).add_(mask)
     return torch.bmm(scores.softmax(-1), values).view(num_sequences, -1)
 
 

@@ -1,15 +1,17 @@
 """A GPT that reads on: each token is looked at once, and its keys and values are kept for those that follow."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
-from stemformer.models.attention import attend_cached
+from stemformer.models.attention import attend, attend_cached
 from stemformer.models.gpt import Gpt, GptConfig, GptLayer
 from stemformer.models.heads import CausalLmHead
+from stemformer.models.layers import with_spare_rows
 from stemformer.models.model import Model
 from stemformer.models.products import Product, make_product
 
@@ -23,7 +25,7 @@ class KeyValueCache:
 
     Args:
         num_layers: L.
-        lengths: Tokens of each of S texts that are read first, together; what stands before shorter ones is padding.
+        lengths: Tokens of each of S texts that are read first, together.
         room: Places, as many as the longest text may need.
         num_heads: H.
         head_size: K.
@@ -33,6 +35,9 @@ class KeyValueCache:
     Attributes:
         longest: Places taken so far.
         room: All that there are.
+
+    Raises:
+        ValueError: There is no room for the texts.
     """
 
     def __init__(
@@ -46,11 +51,14 @@ class KeyValueCache:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._keep(torch.empty(num_layers, 2, len(lengths), num_heads, room, head_size, device=device, dtype=dtype))
-        self.longest, self.room = 0, room
-        self._begins = max(lengths) - torch.tensor(lengths, device=device)  # (S,)
+        self.longest, self.room = max(lengths), room
+        self._check_room()
+        is_even = min(lengths) == self.longest
+        make = torch.empty if is_even else torch.zeros  # what is hidden is multiplied by zero, so it must be a number
+        self._keep(make(num_layers, 2, len(lengths), num_heads, room, head_size, device=device, dtype=dtype))
+        self._begins = self.longest - torch.tensor(lengths, device=device)  # (S,)
         self._hidden: Tensor | None = None  # (S, 1, 1, room), -inf before a text begins
-        if len(set(lengths)) > 1:
+        if not is_even:
             before = torch.arange(room, device=device) < self._begins[:, None, None, None]
             self._hidden = torch.zeros(before.shape, device=device, dtype=dtype).masked_fill(before, -torch.inf)
 
@@ -59,50 +67,51 @@ class KeyValueCache:
         self._new = kept.permute(0, 2, 4, 1, 3, 5)  # what each step takes slices of
         self._keys, self._values = by_head[:, 0].mT, by_head[:, 1]
 
+    def _check_room(self) -> None:
+        if self.longest > self.room:
+            raise ValueError(f"{self.longest} tokens for a cache of {self.room}")
+
     @property
     def is_even(self) -> bool:
         """Whether all texts are of one length."""
         return self._hidden is None
 
     @property
-    def lengths(self) -> Int[Tensor, "S"]:
-        """Tokens of each text so far."""
+    def positions(self) -> Int[Tensor, "S"]:
+        """Place of each text's next token in its text."""
         return self.longest - self._begins
 
-    def positions(self, number: int) -> Int[Tensor, "S T"]:
-        """Returns the places in their texts of so many tokens to come; 0 for padding."""
-        places = torch.arange(self.longest, self.longest + number, device=self._begins.device)
-        return (places - self._begins[:, None]).clamp(min=0)
+    def fill(self, places: Int[Tensor, "N"]) -> Iterator[Callable[[Float[Tensor, "N2 2 H K"]], None]]:
+        """Yields for each layer a function that takes keys and values of the texts that are read first, flat; rows behind are left out.
 
-    def mask(self, number: int) -> Float[Tensor, "*S T P"] | None:
-        """Returns what is added to the scores of so many tokens to come; None where they see all places up to their own."""
-        stop = self.longest + number
-        hidden = None if self._hidden is None else self._hidden[..., :stop]
-        if number == 1 or (self.longest == 0 and hidden is None):
-            return hidden
-        later = self._kept.new_full((number, stop), -torch.inf).triu(self.longest + 1)
-        if hidden is None:
-            return later
-        mask = later + hidden
-        mask.diagonal(self.longest, -2, -1).zero_()  # padding sees itself: a softmax over nothing is not a number
-        return mask
+        Args:
+            places: Of each token in its text.
+        """
+        lengths = self.positions
+        texts = torch.arange(len(lengths), device=places.device).repeat_interleave(lengths)
+        at = (texts, places + self._begins[texts])
+        for layer in self._new.unbind():
+            yield lambda pairs, layer=layer: layer.index_put_(at, pairs[: len(places)])  # type: ignore[misc]
 
-    def grow(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Takes places for so many new tokens of each text.
+    def grow(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Takes a place for the next token of each text.
 
         Returns:
-            For each layer, where keys and values of the new tokens go, (S, T, 2, H, K), and the keys (S * H, K, P) and values
+            For each layer, where keys and values of the new tokens go, (S, 2, H, K), and the keys (S * H, K, P) and values
             (S * H, P, K) of all places up to theirs.
 
         Raises:
             ValueError: There is no room for them.
         """
-        start, self.longest = self.longest, self.longest + number
-        if self.longest > self.room:
-            raise ValueError(f"{self.longest} tokens for a cache of {self.room}")
-        new, keys = self._new.narrow(2, start, number), self._keys.narrow(3, 0, self.longest)
+        place, self.longest = self.longest, self.longest + 1
+        self._check_room()
+        new, keys = self._new.select(2, place), self._keys.narrow(3, 0, self.longest)
         values = self._values.narrow(2, 0, self.longest)
         return zip(new.unbind(), keys.unbind(), values.unbind(), strict=True)
+
+    def mask(self) -> Float[Tensor, "S 1 1 P"] | None:
+        """Returns what is added to the scores of all places taken so far; None where each text sees them all."""
+        return None if self._hidden is None else self._hidden[..., : self.longest]
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Keeps these texts, in this order; one may be kept several times. Memory is taken only where there are more than before."""
@@ -168,25 +177,33 @@ class CachedGpt:
         self._head = make_product(output, None, rows=rows, steps=steps)
 
     def begin(self, texts: Sequence[Sequence[int]], room: int) -> Float[Tensor, "S V"]:
-        """Returns scores of the token behind each text, and forgets all texts before.
+        """Returns scores of the token behind each text, and forgets all texts before. Nothing is padded but the cache.
 
         Args:
             texts: Ids, of whatever lengths; none is empty.
             room: Tokens of the longest, with those to come.
+
+        Raises:
+            ValueError: There is no room for the texts.
         """
         config, device = self.config, self._word.device
+        lengths = list(map(len, texts))
         self.cache = KeyValueCache(
             config.num_hidden_layers,
-            list(map(len, texts)),
+            lengths,
             room,
             config.num_attention_heads,
             config.hidden_size // config.num_attention_heads,
             device=device,
             dtype=self._dtype,
         )
-        longest = max(map(len, texts))
-        ids = torch.tensor([[0] * (longest - len(text)) + list(text) for text in texts], device=device)
-        return self._scores(self.read(ids)[:, -1])
+        ids = torch.tensor([token for text in texts for token in text], device=device)  # (N,)
+        cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        places = torch.cat([torch.arange(length, device=device) for length in lengths])
+        x = with_spare_rows(self._embedded(ids, torch.embedding(self._position, places)))
+        for layer, put in zip(self._layers, self.cache.fill(places), strict=True):
+            x = layer.read(x, cu_seqlens, max(lengths), put)
+        return self._scores(self._norm(x[cu_seqlens[1:].long() - 1]))
 
     def step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
         """Returns scores of the token behind the next one of each text.
@@ -194,27 +211,21 @@ class CachedGpt:
         Raises:
             ValueError: The cache has no room for it.
         """
-        return self._scores(self._read(tokens, 1))
-
-    def read(self, ids: Int[Tensor, "S T"]) -> Float[Tensor, "S T D"]:
-        """Returns the last states of the next tokens of each text, and keeps their keys and values.
-
-        Raises:
-            ValueError: The cache has no room for them.
-        """
-        return self._read(ids.flatten(), ids.shape[1]).view(*ids.shape, -1)
-
-    def _read(self, ids: Int[Tensor, "R"], num_new: int) -> Float[Tensor, "R D"]:
         cache = self.cache
-        mask, x = cache.mask(num_new), torch.embedding(self._word, ids)
-        if cache.is_even and num_new in (1, len(ids)):  # all at one place, or of one text
-            places = self._position.narrow(0, cache.longest, num_new)
+        if cache.is_even:
+            places = self._position.narrow(0, cache.longest, 1)
         else:
-            places = torch.embedding(self._position, cache.positions(num_new).flatten())
-        x = (x if x.dtype == self._dtype else x.to(self._dtype)) + places
-        for layer, (new, keys, values) in zip(self._layers, cache.grow(num_new), strict=True):
+            places = torch.embedding(self._position, cache.positions)
+        x = self._embedded(tokens, places)
+        layers = cache.grow()
+        mask = cache.mask()
+        for layer, (new, keys, values) in zip(self._layers, layers, strict=True):
             x = layer(x, new, keys, values, mask)
-        return self._norm(x)
+        return self._scores(self._norm(x))
+
+    def _embedded(self, ids: Int[Tensor, "R"], positions: Float[Tensor, "_ D"]) -> Float[Tensor, "R D"]:
+        x = torch.embedding(self._word, ids)
+        return (x if x.dtype == self._dtype else x.to(self._dtype)) + positions
 
     def _scores(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
         scores = self._head(states)
@@ -222,21 +233,33 @@ class CachedGpt:
 
 
 class _Layer:
-    """What `models.gpt.GptLayer` does in evaluation mode, to some tokens of each text that follow those of a cache."""
+    """What `models.gpt.GptLayer` does in evaluation mode, to texts as wholes and then to one token of each after the other."""
 
     def __init__(self, layer: GptLayer, lay_out: Callable[..., Product], dtype: torch.dtype) -> None:
+        self.num_heads, self._dtype = layer.attention.num_heads, dtype
         self.attention_norm = _make_norm(layer.attention_norm, dtype)
         self.qkv, self.out = lay_out(layer.attention.qkv), lay_out(layer.attention.out)
         self.feed_forward_norm = _make_norm(layer.feed_forward_norm, dtype)
         feed_forward = layer.feed_forward
         self.up, self.down = lay_out(feed_forward.up, feed_forward.activation), lay_out(feed_forward.down)
 
+    def read(self, x: Tensor, cu_seqlens: Tensor, longest: int, put: Callable[[Tensor], None]) -> Float[Tensor, "N D"]:
+        """Returns states of whole texts, flat, and puts their keys and values away."""
+        qkv = self.qkv(self.attention_norm(x)).to(self._dtype).view(len(x), 3, self.num_heads, -1)
+        q, k, v = qkv.unbind(1)
+        put(qkv[:, 1:])
+        out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=longest, max_k=longest, causal=True)
+        return self._fed(x + self.out(out.flatten(1)))
+
     def __call__(
         self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
-    ) -> Float[Tensor, "R D"]:
-        num_texts, num_new, _, num_heads, size = new.shape
-        qkv = self.qkv(self.attention_norm(x)).view(num_texts, num_new, 3, num_heads, size)
-        x = x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask))
+    ) -> Float[Tensor, "S D"]:
+        """Returns states of the next token of each text."""
+        num_texts, _, num_heads, size = new.shape
+        qkv = self.qkv(self.attention_norm(x)).view(num_texts, 3, num_heads, size)
+        return self._fed(x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask)))
+
+    def _fed(self, x: Tensor) -> Float[Tensor, "R D"]:
         return x + self.down(self.up(self.feed_forward_norm(x)))
 
 
