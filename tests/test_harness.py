@@ -7,7 +7,11 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
+from lm_eval.api.instance import Instance
+
 from stemformer import api
+from stemformer.errors import ConfigError
+from stemformer.generation.decode import DecodingConfig
 from stemformer.harness import HarnessModel
 from stemformer.pretrained import save_model
 
@@ -112,6 +116,39 @@ def test_generated_texts_are_those_of_the_harness(folder, theirs):
     _, mine = evaluated(folder, HarnessModel(str(folder / "model"), device="cpu"), "goes_on_local", 0)
     _, their = evaluated(folder, theirs, "goes_on_local", 0)
     assert mine == their
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_new_tokens": 5, "until": []},
+        {"max_tokens": 7, "until": [" the", "x"]},
+        {"max_gen_toks": 6, "until": [], "repetition_penalty": 1.5},
+        {"max_gen_toks": 6, "until": " the", "do_sample": False, "temperature": 0.9},
+        {"max_gen_toks": 6, "until": [], "num_beams": 3},
+    ],
+)
+def test_settings_of_generation_mean_what_they_mean_to_the_harness(folder, theirs, settings):
+    requests = [
+        Instance("generate_until", {}, (f"The {word} king sees" + " the river" * i, settings), 0)
+        for i, word in enumerate(WORDS)
+    ]
+    expected = theirs.generate_until(requests, disable_tqdm=True)
+    assert HarnessModel(str(folder / "model"), device="cpu").generate_until(requests, disable_tqdm=True) == expected
+
+
+def test_settings_of_generation_that_are_drawn_or_not_there(folder):
+    model = HarnessModel(str(folder / "model"), device="cpu", max_gen_toks=8)
+    assert model._decoding({"until": ["", "x"]})[1] == ("x",)
+    assert model._decoding({"temperature": 0.7})[0].temperature == 0.7
+    assert model._decoding({"temperature": 0.7, "do_sample": False})[0].temperature == 0
+    assert model._decoding({"do_sample": True, "top_p": 0.5})[0] == DecodingConfig(max_new_tokens=8, top_p=0.5)
+    with pytest.raises(ConfigError, match="generation with top_n is not there"):
+        model._decoding({"top_n": 3})
+    with pytest.raises(ConfigError, match="max_new_tokens is 0"):
+        model._decoding({"max_gen_toks": 0})
+    with pytest.raises(ConfigError, match=r"4096 new tokens for a model of \d+ positions"):
+        model._decoding({"max_gen_toks": 4096})
 
 
 def test_whole_texts_are_as_likely(folder, theirs):

@@ -18,6 +18,7 @@ from stemformer.errors import ConfigError
 from stemformer.generation.decode import DecodingConfig
 from stemformer.generation.scoring import Question, score_answers
 from stemformer.generation.texts import continue_ids
+from stemformer.models.cached import CachedGpt
 from stemformer.pretrained import load_with_tokenizer
 from stemformer.training.compute import autocast, choose_device, choose_precision
 
@@ -25,6 +26,7 @@ try:
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
     from tqdm import tqdm
 except ImportError as error:
     raise ConfigError('lm-evaluation-harness is not installed: pip install "stemformer[eval]" brings it') from error
@@ -33,6 +35,12 @@ __all__ = ["HarnessModel"]
 
 _AT_ONCE = 256
 """Questions between two moves of the bar."""
+
+_WRITTEN_AT_ONCE = 32
+"""Texts that are generated together."""
+
+_SETTINGS = ("top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "length_penalty")
+"""What a task may say of generation beside its length, where it stops, and whether and how warm it is drawn."""
 
 
 @register_model("stemformer")
@@ -44,7 +52,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         dtype: `float32` or `bfloat16`; weights stay in float32.
         add_bos_token: Put the token that ends a document before each prompt, as it stands before each text that our models are trained on.
         device: `auto`, `cpu`, `cuda` ...
-        max_gen_toks: Tokens that are generated at most, where the task does not say.
+        max_gen_toks: Tokens that are generated at most, where the task does not say. What is drawn depends on a text's place among those
+            with the same settings.
         batch_size: Not looked at, like the next: tokens are batched, not texts.
         max_batch_size: Not looked at.
 
@@ -80,6 +89,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._begin = [self.eot_token_id] if add_bos_token else []
         self.max_length = model.config.max_position_embeddings
         self.max_gen_toks = max_gen_toks
+        self._reader: CachedGpt | None = None
 
     @property
     def eot_token_id(self) -> int:
@@ -141,35 +151,48 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return told
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Returns how the model goes on with each text, up to the first of its stop strings."""
-        told = []
-        for number, request in enumerate(tqdm(requests, disable=disable_tqdm, desc="generating")):
-            text, settings = request.args
-            until = settings.get("until") or []
-            most = settings.get("max_gen_toks") or self.max_gen_toks
-            if most >= self.max_length:
-                raise ConfigError(f"max_gen_toks is {most}, the model has {self.max_length} positions: ask for less")
-            sampled = bool(settings.get("do_sample")) and settings.get("temperature", 1.0) > 0
-            config = DecodingConfig(
-                max_new_tokens=most,
-                temperature=settings.get("temperature", 1.0) if sampled else 0.0,
-                top_k=settings.get("top_k", 0) if sampled else 0,
-                top_p=settings.get("top_p", 1.0) if sampled else 1.0,
-                seed=number,
-            )
-            ids = np.array(self.tok_encode(text)[-(self.max_length - most) :], np.int64)
-            with torch.inference_mode(), autocast(self._device, self._precision):
-                [(written, _)] = continue_ids(
-                    [ids],
-                    self.model,
-                    self.tokenizer,
-                    config,
-                    stop=[until] if isinstance(until, str) else until,
-                    begin=False,
-                )
-            told.append(written)
-            self.cache_hook.add_partial("generate_until", request.args, written)
+        """Returns how the model goes on with each text, up to the first of its stop strings.
+
+        Raises:
+            ConfigError: A setting of generation that ours has not, or more tokens than the model has positions.
+        """
+        groups: dict[tuple[DecodingConfig, tuple[str, ...]], list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(self._decoding(request.args[1]), []).append(number)
+        told = [""] * len(requests)
+        if self._reader is None:
+            self._reader = CachedGpt(self.model, rows=_WRITTEN_AT_ONCE)  # for all tasks
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="generating") as bar:
+            for (config, stop), members in groups.items():
+                room = self.max_length - config.max_new_tokens
+                ids = [np.array(self.tok_encode(requests[n].args[0])[-room:], np.int64) for n in members]
+                with torch.inference_mode(), autocast(self._device, self._precision):
+                    found = continue_ids(
+                        ids, self._reader, self.tokenizer, config, batch_size=_WRITTEN_AT_ONCE, stop=stop, begin=False
+                    )
+                    for number, (written, _) in zip(members, found, strict=True):
+                        told[number] = written
+                        self.cache_hook.add_partial("generate_until", requests[number].args, written)
+                        bar.update(1)
         return told
+
+    def _decoding(self, settings: dict[str, Any]) -> tuple[DecodingConfig, tuple[str, ...]]:
+        """Returns what the harness's settings of generation mean here, and the stop strings."""
+        given = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
+        most, stop = given.pop("max_gen_toks"), tuple(filter(None, given.pop("until")))
+        is_drawn, warmth = given.pop("do_sample"), given.pop("temperature", 1.0)
+        temperature = float(warmth) if is_drawn else 0.0
+        given.pop("use_cache", None)  # there is no other way
+        if unknown := sorted(set(given) - set(_SETTINGS)):
+            raise ConfigError(f"generation with {unknown[0]} is not there: expected some of {', '.join(_SETTINGS)}")
+        if most >= self.max_length:
+            raise ConfigError(
+                f"{most} new tokens for a model of {self.max_length} positions: give --gen_kwargs max_gen_toks=N with less"
+            )
+        without_effect = [] if temperature else ["top_k", "top_p", "min_p"]
+        without_effect += [] if given.get("num_beams", 1) > 1 else ["length_penalty"]
+        kept = {key: value for key, value in given.items() if key not in without_effect}
+        return DecodingConfig(max_new_tokens=most, temperature=temperature, **kept), stop
 
 
 if __name__ == "__main__":
