@@ -265,7 +265,7 @@ def test_token_that_begins_a_text_must_be_in_the_vocabulary(gpts, labelled, tmp_
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 50256}))
-    with pytest.raises(CheckpointError, match="eos_token_id is 50,256, the tokenizer has 300 ids"):
+    with pytest.raises(CheckpointError, match=r"eos_token_id is 50,256 .*, there are 300 ids"):
         run(tmp_path, labelled, "class", tmp_path / "run")
 
 

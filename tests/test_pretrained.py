@@ -307,3 +307,15 @@ def test_checkpoint_that_is_not_whole_is_passed_over(tmp_path, ending):
 def test_run_without_a_model_yet_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     refused(tmp_path, "holds no config.json: expected a Hugging Face model folder or a run folder")
+
+
+def test_end_of_a_text_is_in_the_vocabulary_of_a_gpt(small_gpt, bpe, tmp_path):
+    save_model(small_gpt, tmp_path, bpe)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for end in (None, -1, small_gpt.config.vocab_size):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": end}))
+        with pytest.raises(CheckpointError, match=r"config\.json: eos_token_id is "):
+            load_with_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": [5, 9]}))
+    with pytest.warns(UserWarning, match=r"of eos_token_id \[5, 9\], the first one ends texts"):
+        assert load_with_tokenizer(tmp_path)[0].config.eos_token_id == 5

@@ -163,6 +163,27 @@ def test_what_is_learned_in_context_is_told_by_size(scale, tmp_path):
     assert [list(line["in_context"]) for line in written["sizes"]] == [["0", "2"], ["0", "2"]]
 
 
+def test_sizes_are_told_even_where_nothing_can_be_asked(scale, tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise DataError("an answer is too long")
+
+    monkeypatch.setattr(scaling, "prompt", fails)
+    told = scale(sizes=NAMES[:2], prompt_tasks=["synthetic:copy"])
+    assert told["notes"][-1] == "nothing was asked in context: an answer is too long"
+    assert json.loads((tmp_path / "out" / "scale.json").read_text())["notes"] == told["notes"]
+    (tmp_path / "out" / "prompts").mkdir()
+    (tmp_path / "out" / "prompts" / "config.toml").touch()  # as of a table that was stopped at once
+    monkeypatch.undo()
+    again = scale(sizes=NAMES[:2], prompt_tasks=["synthetic:copy"], num_shots=[0], resume=True)
+    assert "0-shot" in again["table"][0]
+
+
+def test_masked_model_is_not_trained_to_be_asked_for_texts(scale, tmp_path):
+    with pytest.raises(ConfigError, match="synthetic:copy: a masked model writes no text"):
+        scale(recipe="bert_tiny", prompt_tasks=["synthetic:copy"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_prints_table_and_sentences_and_draws_a_page(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scaling, "write_scale_report", scale_report.write_scale_report)
     out = tmp_path / "out"

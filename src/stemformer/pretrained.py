@@ -217,7 +217,7 @@ def load_with_tokenizer(
         of_heads: `num_labels` and `generator`.
 
     Raises:
-        CheckpointError: The tokenizer has more ids than the model has rows, or lacks the token that begins a text.
+        CheckpointError: The tokenizer has more ids than the model has rows, or one of them lacks the token that begins a text.
     """
     folder = find_folder(path)
     model, tokenizer = load_model(folder, heads, **of_heads), load_tokenizer(folder)
@@ -233,10 +233,12 @@ def load_with_tokenizer(
         )
     if isinstance(model.config, GptConfig):
         tokenizer.begin_id = model.config.eos_token_id
-        if tokenizer.begin_id >= tokenizer.vocab_size and model.heads.keys() & ARCHITECTURES["gpt2"].task_heads.keys():
+        is_of_task = bool(model.heads.keys() & ARCHITECTURES["gpt2"].task_heads.keys())
+        num_ids = tokenizer.vocab_size if is_of_task else model.config.vocab_size
+        if not 0 <= tokenizer.begin_id < num_ids:
             raise CheckpointError(
-                f"{folder}/config.json: eos_token_id is {tokenizer.begin_id:,}, the tokenizer has {tokenizer.vocab_size:,} ids: "
-                "set it to that of the token that stands before a text"
+                f"{folder}/config.json: eos_token_id is {tokenizer.begin_id:,} (GPT-2's, if it is not said), there are {num_ids:,} ids: "
+                "set it to that of the token that ends a document, and stands before a text"
             )
         if read_task(folder) and _TASK_KEY not in _read_config(folder)[1]:
             warnings.warn(
@@ -379,6 +381,10 @@ def _read_gpt(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if raw.get(key, value) != value:
             raise CheckpointError(f"{folder}: {key} is {raw[key]}: only {value} can be computed here")
     given = {ours: raw[theirs] for ours, theirs in GPT_CONFIG.items() if raw.get(theirs) is not None}
+    if isinstance(ends := given.get("eos_token_id"), list) and ends:
+        given["eos_token_id"] = ends[0]
+        if len(ends) > 1:
+            warnings.warn(f"{folder}/config.json: of eos_token_id {ends}, the first one ends texts here", stacklevel=3)
     return {"intermediate_size": 4 * given.get("hidden_size", GptConfig.hidden_size), **given}
 
 

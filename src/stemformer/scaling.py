@@ -17,6 +17,7 @@ from stemformer.data.shards import read_manifest
 from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.evaluation.power_laws import fit_joint_law, fit_power_law, joint_sentences, size_sentences
 from stemformer.folders import alone, free_folder, refuse_inside
+from stemformer.generation.prompts import open_task
 from stemformer.pretraining import read_seconds, resolve
 from stemformer.progress import Progress, Silent
 from stemformer.prompting import prompt, show_prompts
@@ -84,8 +85,6 @@ def scale(
     """
     progress = progress or Silent()
     chosen = read_model_sizes(sizes, and_also=finished_sizes(Path(out)) if resume else ())
-    if prompt_tasks:
-        show_prompts(prompt_tasks, num_shots=num_shots)  # what is wrong with them is told before anything is trained
     budget = {"steps": steps, "tokens": tokens, "seconds": read_seconds(time)}
     compute = {"device": device, "precision": precision, "threads": threads}
     run = resolve(find_recipe(recipe), config, settings, budget=budget, compute=compute)
@@ -93,6 +92,7 @@ def scale(
     manifest = read_manifest(data)
     asked = _asked(run, chosen, manifest, rate_power=rate_power, tokens_per_parameter=tokens_per_parameter)
     _check(asked, settings, budget, manifest, data)
+    _check_tasks(run, prompt_tasks, num_shots)
     folder = free_folder(out, resume=resume, overwrite=overwrite)
     refuse_inside(folder, [path for path in (data, config) if path and Path(path).exists()])
     done = begin(folder, asked, progress, resume=resume)
@@ -103,10 +103,15 @@ def scale(
         if not any((folder / "sizes").iterdir()):  # what is wrong was found before anything was trained
             shutil.rmtree(folder)
         raise
-    lines = [done[size.name] for size in chosen]
+    lines, notes = [done[size.name] for size in chosen], []
     if prompt_tasks:
-        _ask_in_context(lines, folder, prompt_tasks, num_shots, progress, device=device, threads=threads)
-    return _conclude(asked, lines, folder, progress)
+        machine = {"device": device or "auto", "precision": precision or "fp32", "threads": threads}
+        try:
+            _ask_in_context(lines, folder, prompt_tasks, num_shots, progress, seed=run.seed, **machine)
+        except StemformerError as error:  # what was trained is told all the same
+            notes = [f"nothing was asked in context: {error}"]
+            progress.say(notes[0])
+    return _conclude(asked, lines, notes, folder, progress)
 
 
 def _ask_in_context(
@@ -115,22 +120,21 @@ def _ask_in_context(
     tasks: Sequence[str],
     num_shots: Sequence[int],
     progress: Progress,
-    *,
-    device: str | None,
-    threads: int | None,
+    **options: Any,
 ) -> None:
     """Adds to the line of each size how often its model is right in context, in percent (or by a task's own metric), mean over tasks."""
     models = {line["size"]: str(folder / "sizes" / line["size"] / "final") for line in lines}
     out = folder / "prompts"
+    is_begun = (out / "figures.jsonl").is_file()
     told = prompt(
         tasks,
         models=list(models.values()),
         out=str(out),
         num_shots=num_shots,
-        threads=threads,
-        resume=out.exists(),
-        device=device or "auto",
+        resume=is_begun,
+        overwrite=not is_begun,
         progress=progress,
+        **options,
     )
     for line in lines:
         mine = [row for row in told["figures"] if row["model"] == models[line["size"]]]
@@ -149,6 +153,17 @@ def _asked(
     kind = GptScaleConfig if isinstance(run, GptRunConfig) else ScaleConfig
     names = tuple(size.name for size in sizes)
     return kind(names, manifest.fingerprint, rate_power, tokens_per_parameter, run)  # type: ignore[arg-type]
+
+
+def _check_tasks(run: RunConfig, tasks: Sequence[str], num_shots: Sequence[int]) -> None:
+    """Says what is wrong with prompts before anything is trained."""
+    if not tasks:
+        return
+    show_prompts(tasks, num_shots=num_shots)
+    if not isinstance(run, GptRunConfig) and all(open_task(task).how != "choose" for task in tasks):
+        raise ConfigError(
+            f"{', '.join(tasks)}: a masked model writes no text: give a task with choices, or a GPT's recipe"
+        )
 
 
 def _check(
@@ -178,7 +193,9 @@ def _check(
 # --------------------------------------------------------------------------------------------------------------------------- the result
 
 
-def _conclude(asked: ScaleConfig, lines: list[dict[str, Any]], folder: Path, progress: Progress) -> dict[str, Any]:
+def _conclude(
+    asked: ScaleConfig, lines: list[dict[str, Any]], notes: Sequence[str], folder: Path, progress: Progress
+) -> dict[str, Any]:
     """Writes `scale.json`, report and pictures, and returns what is printed."""
     points = [
         {"parameters_in_layers": line["parameters_in_layers"], **point}
@@ -194,7 +211,7 @@ def _conclude(asked: ScaleConfig, lines: list[dict[str, Any]], folder: Path, pro
     written = {
         "recipe": asked.run.recipe,
         "sentences": told,
-        "notes": [*_conditions(asked), *_unlearned(lines)],
+        "notes": [*_conditions(asked), *_unlearned(lines), *notes],
         "law": None if law is None else asdict(law),
         "joint": None if joint is None else asdict(joint),
         "points": points,

@@ -31,6 +31,7 @@ __all__ = [
 ACTIVATIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], dict[str, str]]] = {
     "gelu": nn.GELU,
     "gelu_new": (nn.GELU, {"approximate": "tanh"}),
+    "gelu_pytorch_tanh": (nn.GELU, {"approximate": "tanh"}),
     "relu": nn.ReLU,
 }
 """Hugging Face's names of activations -> module class, or class and arguments."""
