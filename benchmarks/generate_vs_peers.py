@@ -2,13 +2,15 @@
 
     python benchmarks/generate_vs_peers.py --shape mini --batch 1 --json out.json
 
-Each measurement is a process of its own (the script calls itself with `--side`); sides take turns, round by round. The clock runs over
-calls that add `--new` tokens to each prompt of `--prompt` random tokens, always the likeliest token; none ends early. A call for a few
-tokens comes first; the median of `--calls` counts. Sides, each in float32 and, with `_bf16` behind its name, in bfloat16:
+Each measurement is a process of its own (the script calls itself with `--side`); sides take turns, round by round, and another one begins
+each round. The clock runs over calls that add `--new` tokens to each prompt of `--prompt` random tokens, always the likeliest token; none
+ends early. A call for a few tokens comes first; the median of `--calls` counts. Sides, each in float32 and, with `_bf16` behind its name,
+in bfloat16:
 
     ours      `generation.decode.decode` with a model laid out beforehand, as who decodes more than once has it
     once      the same with the model as it was opened: the clock runs over laying it out, too
     theirs    transformers' `generate` with its cache, sdpa
+    hand      transformers' model and cache in a loop by hand, which does nothing but take the likeliest token
     again     transformers' model reading the whole text for each token, as a plain nanoGPT loop does
 
 Equal: weights (drawn at random by ours, saved, and opened by both), prompts, number of tokens, precision, threads. Of memory's rate: the
@@ -45,7 +47,7 @@ SHAPES = {
     "mini_50k": {"vocab_size": 50257, **MINI},
     "small": {"vocab_size": 50257, **SMALL},
 }
-SIDES = tuple(side + precision for precision in ("", "_bf16") for side in ("ours", "once", "theirs", "again"))
+SIDES = tuple(side + precision for precision in ("", "_bf16") for side in ("ours", "once", "theirs", "hand", "again"))
 
 
 def main() -> None:
@@ -80,7 +82,7 @@ def compare(args: argparse.Namespace) -> None:
         model = make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0))
         save_model(model, folder)
         for number in range(args.rounds):
-            for side in sides:
+            for side in sides[number % len(sides) :] + sides[: number % len(sides)]:
                 options = [f"--{name}={getattr(args, name)}" for name in names]
                 command = [sys.executable, __file__, f"--side={side}", f"--folder={folder}", *options]
                 ran = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -132,17 +134,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             return [told.ids for told in decode(model, list(prompts), config)]
     else:
         theirs = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=dtype).eval().to(device)
+        theirs.generation_config.eos_token_id = None  # no text ends, and nothing has to keep it from ending
         prompts = prompts.to(device)
 
         @torch.inference_mode()
         def run(new: int) -> list[list[int]]:
             if args.side.startswith("theirs"):
-                options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+                options = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
                 ids = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
-            else:
-                ids = prompts
-                for _ in range(new):
-                    ids = torch.cat([ids, theirs(ids, use_cache=False, logits_to_keep=1).logits[:, -1:].argmax(-1)], 1)
+                return ids[:, args.prompt :].tolist()
+            is_kept = args.side.startswith("hand")
+            seen, ids = transformers.DynamicCache() if is_kept else None, prompts
+            for _ in range(new):
+                given = ids if seen is None or not seen.get_seq_length() else ids[:, -1:]
+                out = theirs(given, past_key_values=seen, use_cache=is_kept, logits_to_keep=1)
+                ids = torch.cat([ids, out.logits[:, -1:].argmax(-1)], 1)
             return ids[:, args.prompt :].tolist()
 
     run(4)
@@ -152,6 +158,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         tokens = run(args.new)
         times.append(time.perf_counter() - start)
         reads.append(read_rate(device))
+    if any(len(text) < args.new for text in tokens):
+        sys.exit("a text ended before its length: take another seed")
     weights = weight_bytes(args.shape, dtype)
     return {
         "rate": sum(map(len, tokens)) / statistics.median(times),

@@ -112,6 +112,22 @@ def test_answers_of_another_model_stay_beside_new_ones(model, small_gpt, bpe, ta
     assert len(list((out / "answers").iterdir())) == 2
 
 
+def test_models_and_tasks_that_are_not_named_stay_in_the_table(model, small_gpt, bpe, task, tmp_path):
+    other = make_model(small_gpt.config, ["causal_lm"], generator=torch.Generator().manual_seed(5))
+    save_model(other, tmp_path / "b" / "model", bpe)
+    out, second = str(tmp_path / "table"), str(tmp_path / "b" / "model")
+    given = {"out": out, "num_shots": [0], "num_questions": 3}
+    first = api.prompt([task, "synthetic:copy"], models=[model], **given)["figures"]
+    told = api.prompt([task], models=[second], resume=True, **given)
+    assert [(row["task"], row["model"]) for row in told["figures"]] == [
+        ("mood", second), ("mood", model), ("copy", model),
+    ]  # fmt: skip
+    assert told["figures"][1:] == [{**row, "is_from_before": True} for row in first] and len(told["table"]) == 3
+    other_seed = api.prompt([task], models=[second], resume=True, seed=3, **given)
+    assert [row["model"] for row in other_seed["figures"]] == [second]
+    assert "2 figures in the folder were asked with other settings" in other_seed["notes"][-1]
+
+
 def test_synthetic_questions_are_the_same_for_more_examples(model, tmp_path, monkeypatch):
     out = str(tmp_path / "table")
     first = api.prompt(["synthetic:copy"], models=[model], out=out, num_shots=[0, 2], num_questions=4)
@@ -184,9 +200,11 @@ def test_the_report_shows_what_was_asked(model, tmp_path):
     assert last.replace(">", "&gt;") in (out / "report.html").read_text()
 
 
-def test_calibrated_figures_are_in_the_table(model, task):
-    [line] = api.prompt([task], models=[model], num_shots=[0], num_questions=4, calibrate=True)["table"]
+def test_calibrated_figures_are_in_the_table(model, task, tmp_path):
+    out = tmp_path / "table"
+    [line] = api.prompt([task], models=[model], out=str(out), num_shots=[0], num_questions=4, calibrate=True)["table"]
     assert "0 calibrated" in line
+    assert f"calibrated {line['0 calibrated']}" in (out / "report.html").read_text()
 
 
 def test_the_same_seed_gives_the_same_figures(model, task):

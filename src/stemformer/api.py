@@ -236,6 +236,8 @@ def prepare(
     refuse_inside(folder, [tokenizer, *files])
     if overwrite and not resume and folder.is_dir():
         empty(folder)
+    if resume and not any((folder / name).exists() for name in ("progress.jsonl", "manifest.json")):
+        progress.say(f"{folder} holds nothing to go on from: the work begins")
     progress.start("preparing", total=total, unit="bytes")
     manifest = write_shards(
         files,

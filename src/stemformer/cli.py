@@ -60,7 +60,7 @@ class Output:
 
     Args:
         json: Print the result as JSON.
-        quiet: No progress on standard error.
+        quiet: No progress and no remarks on standard error, only errors.
         debug: Show the traceback of an error.
     """
 
@@ -308,7 +308,7 @@ def pretrain(
         recipe: Name of a complete run, such as bert_mini.
         data: Folder of the shards.
         out: Folder of the run.
-        init: Model folder or hub id to start from, instead of random weights; it is given the vocabulary of the data.
+        init: Model folder or hub id to start from, instead of random weights; a BERT is given the vocabulary of the data.
         config: TOML file laid over the recipe.
         settings: One setting laid over both, such as optimizer.learning_rate=1e-3; may be given again.
         steps: Budget in optimizer steps.
@@ -678,7 +678,8 @@ def generate(
     """Goes on with texts, as a model that was trained on the next word would.
 
     Args:
-        prompt: Beginnings; if none is given, the lines of standard input, or what is typed, line by line. One text is written as it comes.
+        prompt: Beginnings; if none is given, the lines of standard input, empty ones too, or what is typed, line by line. One text is
+            written as it comes.
         model: GPT-2 folder or hub id.
         stdin: Take the lines of standard input too.
         max_new_tokens: How many tokens are added at most.
@@ -692,7 +693,7 @@ def generate(
         stop: End before this string; may be given again.
         slide: Go on where the model has no further position, with the later half of what it sees.
         batch_size: Texts that are written at the same time, where there are several.
-        seed: Number from which all randomness comes.
+        seed: Number from which all randomness comes; what is drawn for a text follows from it and from the text's place among all.
     """
     from stemformer import api
 
@@ -795,7 +796,7 @@ def prompt(
         if output.json:
             return _print_result(shown, output)
         for one in shown:
-            print(f"=== {one['task']}, {one['num_shots']} examples ===\n{one['prompt']}[{one['right']}]\n")
+            print(f"=== {one['task']}, {one['num_shots']}-shot ===\n{one['prompt']}[{one['right']}]\n")
         return None
     with output.progress() as progress:
         result = api.prompt(

@@ -21,7 +21,7 @@ from stemformer.errors import ConfigError
 from stemformer.evaluation.worth import differences_from_random, means, sentences, table_row
 from stemformer.finetuning import make_config, run_length
 from stemformer.folders import alone, free_folder, refuse_inside
-from stemformer.labelling import LabelledData, encode, read_labelled
+from stemformer.labelling import encode, most_frequent, read_labelled
 from stemformer.pretrained import find_folder
 from stemformer.problems import strata
 from stemformer.progress import Progress, Silent
@@ -220,7 +220,8 @@ def _conclude(
         ]
         for start, of_start in figures.items()
     }
-    baseline = _baseline(table.data, metric)
+    usual = most_frequent(table.data) if metric == "accuracy" else None
+    baseline = None if usual is None else round(100 * usual[1], 2)
     told = sentences(figures, metric=metric.replace("_", " "), baseline=baseline)
     rows = [table_row(figures, size) for size in asked.sizes]
     written = {
@@ -256,16 +257,6 @@ def _conclude(
         "what pre-training is worth": told,
         "notes": written["notes"],
     }
-
-
-def _baseline(data: LabelledData, metric: str) -> float | None:
-    """Returns the accuracy in percent of always giving the most frequent label of the training data; None where that is no figure."""
-    task = data.problem.task
-    if metric != "accuracy" or task.head not in ("sequence", "token"):
-        return None
-    ((usual, _),) = data.problem.count_labels(data.train).most_common(1)
-    of_dev = data.problem.count_labels(data.dev)
-    return round(100 * of_dev[usual] / of_dev.total(), 2)
 
 
 def _conditions(asked: CompareConfig, done: dict[Cell, dict[str, Any]], cells: Sequence[Cell]) -> list[str]:

@@ -16,7 +16,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.metrics import midway, spread
 from stemformer.evaluation.predict import predict_scores
 from stemformer.folders import alone, free_folder, refuse_inside
-from stemformer.labelling import LabelledData, encode, read_labelled
+from stemformer.labelling import LabelledData, encode, most_frequent, read_labelled
 from stemformer.models.model import BodyConfig, Model, make_model
 from stemformer.objectives.sentence_pairs import WithLoss
 from stemformer.pretrained import find_folder, load_model, save_model
@@ -390,6 +390,13 @@ def _finish(
         progress.say(notes[-1])
         predictions = task.decode(scores, dev, data.dev)
         figures, details = data.problem.score(predictions, data.dev)
+    usual = most_frequent(data)
+    if usual is not None and figures.get("accuracy", 1.0) <= usual[1]:
+        notes = [
+            *notes,
+            f"not better than always answering {usual[0]!r}, which is right for {usual[1]:.1%} of the dev data: {_LEARN}",
+        ]
+        progress.say(notes[-1])
     of_task = data.problem.told() | {"max_length": max_length}
     write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, task=of_task))
     progress.finish()
@@ -425,6 +432,8 @@ def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 # ------------------------------------------------------------------------------------------------------------------------ small parts
 
+
+_LEARN = "train longer, or with a higher --learning-rate (a small model may need 1e-3)"
 
 _MANY_EXAMPLES = 2000
 """From how many dev examples on it is said that an evaluation begins."""

@@ -15,7 +15,7 @@ from stemformer.tasks.classify import Classify
 from stemformer.tasks.task import TaskExamples
 from stemformer.training.run import FinetuneConfig
 
-__all__ = ["LabelledData", "encode", "read_labelled", "unknown_labels"]
+__all__ = ["LabelledData", "encode", "most_frequent", "read_labelled", "unknown_labels"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
         if line:
             progress.say(line)
     return LabelledData(problem, records, dev, notes)
+
+
+def most_frequent(data: LabelledData) -> tuple[str, float] | None:
+    """Returns the most frequent label of the training data and for which share of the dev data it is right; None without labels."""
+    if data.problem.task.head not in ("sequence", "token") or not data.problem.task.labels:
+        return None
+    ((label, _),) = data.problem.count_labels(data.train).most_common(1)
+    of_dev = data.problem.count_labels(data.dev)
+    return label, of_dev[label] / of_dev.total()
 
 
 def unknown_labels(problem: Problem, records: Sequence[Any]) -> list[str]:

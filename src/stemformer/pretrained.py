@@ -17,6 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from stemformer.config import nearest
 from stemformer.data.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
 from stemformer.models.gpt import GptConfig
@@ -85,9 +86,10 @@ def _from_hub(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model.bin"]))
         return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason, path = str(error).strip().splitlines()[0], Path(name)
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(
-            f"{name!r} is neither a folder here nor a model that could be fetched from the hub ({reason}): "
+            f"{name!r} is neither a folder here{nearest(path.name, beside)} nor a model that could be fetched from the hub ({reason}): "
             "check the spelling or give a folder"
         ) from error
 

@@ -53,7 +53,7 @@ from stemformer.training.optim import make_optimizer
 from stemformer.training.run import FinetuneConfig, GptRunConfig, RunConfig, num_steps_of
 from stemformer.training.timetable import Timetable
 
-__all__ = ["freeze", "make_setup", "pretrain", "read_seconds", "resolve", "starting_model"]
+__all__ = ["freeze", "make_setup", "pretrain", "read_seconds", "resolve", "sized_for", "starting_model"]
 
 
 @alone
@@ -234,7 +234,7 @@ def starting_model(
     source = checkpoint or config.init
     if source is None:
         generator = torch.Generator().manual_seed(config.seed)
-        model = make_model(_sizes(config, tokenizer), heads, generator=generator)
+        model = make_model(sized_for(config, tokenizer), heads, generator=generator)
         if counts is not None and "masked_lm" in heads:
             start_from_frequency(model.heads["masked_lm"], counts)
         return model
@@ -266,7 +266,7 @@ def starting_model(
     return model
 
 
-def _sizes(config: RunConfig, tokenizer: Tokenizer) -> Any:
+def sized_for(config: RunConfig, tokenizer: Tokenizer) -> Any:
     """Returns the sizes of a fresh model for the tokenizer of the data."""
     if isinstance(config, GptRunConfig):
         return replace(config.model, vocab_size=tokenizer.vocab_size, eos_token_id=_end_of_text(tokenizer))

@@ -182,10 +182,10 @@ def prompt(
         total=len(models) * sum(len(shots_of[t.name]) * _draws(t, draws) * per_task[t.name] for t in opened),
         unit="questions",
     )
-    names = short_names(models)
     digests = {task.name: _digest([repr((task, *map(list, _parts(data[task.name])))).encode()]) for task in opened}
     done: list[dict[str, Any]] = []
     notes: list[str] = []
+    names = short_names(models)
     for model, source in zip(models, sources, strict=True):
         body, tokenizer = load_with_tokenizer(source)
         _refuse_headless(body, model)
@@ -200,22 +200,20 @@ def prompt(
             notes += [f"{names[model]}, {task.name}: {note}" for note in told_of]
             asked, there = set(shots_of[task.name]), {row["fingerprint"]: row for row in rows}
             for k in sorted(asked | {row["num_shots"] for row in rows}):
-                key = _fingerprint(weights, digests[task.name], k, config)
+                of_row = {"task": task.name, "model": model, "data": digests[task.name], "settings": _settings(config)}
+                key = _digest([repr((weights, of_row["data"], of_row["settings"], k)).encode()])[:16]
                 row = there.get(key)
                 if row is None and k not in asked:
                     continue  # of another model or task
                 if row is None:
                     with autocast(where, config.precision):
                         row, answers = _figure(body, tokenizer, task, data[task.name], k, config, progress)
-                    row = {"task": task.name, "model": model, "fingerprint": key, **row}
+                    row = {**of_row, "fingerprint": key, **row}
                     if folder is not None:  # named by all that the figure depends on, so that none replaces another's
                         row["answers"] = f"answers/{f'{names[model]}-{task.name}-{k}-{key}'.replace('/', '_')}.jsonl"
                         _write_lines(folder / row["answers"], answers)
                     rows.append(row)
-                    unit = "% right" if task.metric == "accuracy" else task.metric
-                    bounds = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-                    figure = f"{100 * row['figure']:.1f} {unit} ({bounds})"
-                    progress.say(f"{names[model]}: {task.name}, {k} examples: {figure}")
+                    progress.say(_told_of_figure(names[model], row))
                 elif k in asked:
                     progress.advance(_draws(task, draws) * per_task[task.name])
                 notes += [f"{names[model]}, {task.name}: {note}" for note in _remarks(row)]
@@ -225,9 +223,11 @@ def prompt(
     progress.finish()
     if not done:
         raise ConfigError(f"nothing was asked: {'; '.join(notes)}")
-    order = [task.name for task in opened]
+    kept, told_of_kept = _from_before(rows, done, digests, _settings(config))
+    done, notes = [*done, *kept], [*notes, *told_of_kept]
+    order = list(dict.fromkeys([*digests, *(row["task"] for row in done)]))
     done.sort(key=lambda row: order.index(row["task"]))
-    told: dict[str, Any] = {"table": _table(done, names), "figures": done, "notes": notes}
+    told: dict[str, Any] = {"table": _table(done), "figures": done, "notes": notes}
     if folder is not None:
         write_file(folder / "prompt.json", [json.dumps(told, ensure_ascii=False, indent=2).encode()])
         few = {name: mine[: max(1, sum(k <= _SHOWN for k in mine))] for name, mine in shots_of.items()}
@@ -237,10 +237,51 @@ def prompt(
     return told
 
 
+def _from_before(
+    rows: Sequence[dict[str, Any]], done: Sequence[Mapping[str, Any]], digests: Mapping[str, str], settings: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns figures of models and tasks that were not named this time but asked in the same way, and a note on those asked otherwise.
+
+    Args:
+        rows: All that the folder holds.
+        done: What was named this time.
+        digests: Of the data of each task that was named: figures of other data are out of date.
+        settings: As in each row.
+    """
+    named = {row["model"] for row in done}
+    found, seen = {}, {row["fingerprint"] for row in done}
+    for row in rows:
+        is_of_others = row["model"] not in named or row["task"] not in digests
+        if (
+            is_of_others
+            and row["fingerprint"] not in seen
+            and digests.get(row["task"], row.get("data")) == row.get("data")
+        ):
+            found[row["task"], row["model"], row["num_shots"]] = row
+    kept = [{**row, "is_from_before": True} for row in found.values() if row.get("settings") == settings]
+    others = len(found) - len(kept)
+    note = (
+        f"{others} figures in the folder were asked with other settings (questions, seed ...) and are not in the table"
+    )
+    return kept, [note] if others else []
+
+
+def _told_of_figure(name: str, row: Mapping[str, Any]) -> str:
+    unit = "% right" if row["metric"] == "accuracy" else row["metric"]
+    line = f"{name}: {row['task']}, {_counted(row['num_shots'], 'example')}: {100 * row['figure']:.1f} {unit}"
+    line += f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+    return line + (f", calibrated {100 * row['calibrated']:.1f}" if "calibrated" in row else "")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def _remarks(row: Mapping[str, Any]) -> Iterator[str]:
     """Yields what of prompts did not fit into a model, and whether it looks at the question at all."""
     if row["dropped_examples"]:
-        yield f"of {row['num_shots']} examples {row['dropped_examples']:.1f} did not fit, on average, and were left out whole"
+        dropped = f"{row['dropped_examples']:.1f}" if row["dropped_examples"] >= 0.05 else "less than 0.1"
+        yield f"of {_counted(row['num_shots'], 'example')} {dropped} did not fit, on average, and were left out whole"
     if row["cut_questions"]:
         of = f"{row['cut_questions']} of {row['questions']} questions"
         yield f"with {row['num_shots']} examples, {of} were too long, and lack their beginning"
@@ -256,8 +297,9 @@ _SHOWN = 4
 """Examples in prompts that the report shows, at most."""
 
 
-def _table(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+def _table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns percent right, or what the task's own metric says, with the bounds; a line for each task and model."""
+    names = short_names(list(dict.fromkeys(row["model"] for row in rows)))
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         task = row["task"] if row["metric"] == "accuracy" else f"{row['task']} ({row['metric']})"
@@ -371,26 +413,10 @@ def _digest_of_model(body: Model, tokenizer: Tokenizer) -> str:
     return _digest([built, *(p.detach().view(torch.uint8).numpy().tobytes() for p in body.parameters())])
 
 
-def _fingerprint(weights: str, task: str, num_shots: int, config: PromptConfig) -> str:
-    """Returns what tells a figure apart from all that were measured with another model, task, data or number of examples.
-
-    Args:
-        weights: Digest of the model.
-        task: Digest of the task and its data.
-        num_shots: Examples in the prompt.
-        config: All else.
-    """
-    rest = (
-        weights,
-        task,
-        num_shots,
-        config.draws,
-        config.calibrate,
-        config.num_questions,
-        config.seed,
-        config.precision,
-    )
-    return _digest([repr(rest).encode()])[:16]
+def _settings(config: PromptConfig) -> str:
+    """Returns what tells figures apart that were asked in another way, whatever the model and the task."""
+    rest = (config.draws, config.calibrate, config.num_questions, config.seed, config.precision)
+    return _digest([repr(rest).encode()])
 
 
 def _figure(

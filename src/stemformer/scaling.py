@@ -14,11 +14,12 @@ from typing import Any
 
 from stemformer.data.manifest import Manifest, write_file
 from stemformer.data.shards import read_manifest
+from stemformer.data.tokenizer import load_tokenizer
 from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.evaluation.power_laws import fit_joint_law, fit_power_law, joint_sentences, size_sentences
 from stemformer.folders import alone, free_folder, refuse_inside
 from stemformer.generation.prompts import open_task
-from stemformer.pretraining import read_seconds, resolve
+from stemformer.pretraining import read_seconds, resolve, sized_for
 from stemformer.progress import Progress, Silent
 from stemformer.prompting import prompt, show_prompts
 from stemformer.recipes import find_recipe
@@ -90,6 +91,7 @@ def scale(
     run = resolve(find_recipe(recipe), config, settings, budget=budget, compute=compute)
     run = run if seed is None else replace(run, seed=seed)
     manifest = read_manifest(data)
+    run = replace(run, model=sized_for(run, load_tokenizer(Path(data) / "tokenizer")))
     asked = _asked(run, chosen, manifest, rate_power=rate_power, tokens_per_parameter=tokens_per_parameter)
     _check(asked, settings, budget, manifest, data)
     _check_tasks(run, prompt_tasks, num_shots)
@@ -137,7 +139,8 @@ def _ask_in_context(
         **options,
     )
     for line in lines:
-        mine = [row for row in told["figures"] if row["model"] == models[line["size"]]]
+        mine = [r for r in told["figures"] if r["model"] == models[line["size"]] and not r.get("is_from_before")]
+        line["in_context_chance"] = 100 * fmean(row["chance"] or 0.0 for row in mine)
         line["in_context"] = {
             str(shots): 100 * fmean(row["figure"] for row in mine if row["num_shots"] == shots)
             for shots in sorted({row["num_shots"] for row in mine})

@@ -231,7 +231,7 @@ def test_masked_model_does_not_generate():
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"num_beams": 0}, "num_beams is 0"),
         ({"num_beams": 2, "top_k": 5}, "draws nothing"),
-        ({"num_beams": 2, "overflow": "slide"}, "do not go together"),
+        ({"num_beams": 2, "overflow": "slide"}, "beams do not go on where"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, told):

@@ -164,8 +164,9 @@ def joint_sentences(law: JointLaw | None) -> list[str]:
         return [
             f"over size and tokens at once nothing is fitted: it takes {FEWEST_SIZES} sizes and {FEWEST_POINTS} evaluations"
         ]
+    unseen = " (no floor can be seen)" if law.floor < LEAST_FLOOR else ""
     return [
-        f"over {law.num_points} evaluations along the runs, E + A / N^alpha + B / D^beta is nearest with E {law.floor:.3f}, "
+        f"over {law.num_points} evaluations along the runs, E + A / N^alpha + B / D^beta is nearest with E {law.floor:.3f}{unseen}, "
         f"A {law.size_factor:.4g}, alpha {law.size_exponent:.3f}{_spoken(law.size_span)}, B {law.token_factor:.4g}, "
         f"beta {law.token_exponent:.3f}{_spoken(law.token_span)}"
     ]

@@ -90,7 +90,9 @@ class DecodingConfig:
                 f"length_penalty is {self.length_penalty}: it is of beams alone, a finite number: give num_beams of 2 or more too"
             )
         if self.num_beams > 1 and self.overflow == "slide":
-            raise ConfigError("num_beams and overflow = slide do not go together: give fewer new tokens")
+            raise ConfigError(
+                "beams do not go on where the model has no further position: leave the sliding window (--slide) out"
+            )
 
 
 @dataclass

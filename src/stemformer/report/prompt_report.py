@@ -126,6 +126,7 @@ def _table(rows: Sequence[Row]) -> list[dict[str, Any]]:
                     shots: {
                         "figure": f"{100 * row['figure']:.1f}",
                         "bounds": f"{100 * row['low']:.0f} to {100 * row['high']:.0f}",
+                        "calibrated": f"{100 * row['calibrated']:.1f}" if "calibrated" in row else "",
                         "is_above": row["low"] > max(row["chance"] or 0, row["majority"] or 0),
                     }
                     for shots, row in mine.items()

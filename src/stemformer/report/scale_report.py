@@ -115,10 +115,15 @@ def _draw_tokens(axes: "Axes", told: Mapping[str, Any], joint: JointLaw | None) 
 def _draw_shots(axes: "Axes", told: Mapping[str, Any]) -> None:
     lines = told["sizes"]
     shots = list(lines[0]["in_context"])
-    for number, colour in zip(shots, _shades(len(shots)), strict=True):
-        x = [line["parameters_in_layers"] for line in lines]
+    chance = lines[0].get("in_context_chance")
+    if chance is not None:
+        axes.axhline(chance, color="#444444", linestyle="--", linewidth=1, label="chance")
+    x = [line["parameters_in_layers"] for line in lines]
+    for place, (number, colour) in enumerate(zip(shots, _shades(len(shots)), strict=True)):
         y = [line["in_context"][number] for line in lines]
-        axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=1.6, label=f"{number} examples")
+        label = f"{number} example{'' if number == '1' else 's'}"
+        marker, line_style = "osD^v"[place % 5], ("-", "--", "-.", ":")[place % 4]  # equal lines lie on each other
+        axes.plot(x, y, color=colour, marker=marker, linestyle=line_style, markersize=4, linewidth=1.6, label=label)
     axes.legend(frameon=False, fontsize=8)
     _finish(axes, x="parameters in the layers (log scale)", y="accuracy (%)")
 
@@ -134,10 +139,11 @@ def _finish(axes: "Axes", *, x: str, y: str) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.margins(x=0.12, y=0.12)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1, 3)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.margins(x=0.12, y=0.12)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     tidy(axes)

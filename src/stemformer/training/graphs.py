@@ -59,6 +59,7 @@ class RecordedGradients:
         self._device = self._parameters[0].device
         self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._names: tuple[str, ...] = ()
         self._shares = torch.zeros(len(module.objective.heads), device=self._device)  # a loss for each head
 
     def add(self, batch: Batch, shares: Mapping[str, float]) -> dict[str, LossSum]:
@@ -68,7 +69,7 @@ class RecordedGradients:
             batch: On the CPU.
             shares: What each loss is multiplied by.
         """
-        counts = self._module.objective.counts(batch)
+        counts, self._names = self._module.objective.counts(batch), tuple(shares)
         batch = padded(batch).to(self._device)
         self._put_gradients_back()
         self._shares.copy_(torch.tensor(list(shares.values())), non_blocking=True)
@@ -95,7 +96,8 @@ class RecordedGradients:
 
     def _run(self, batch: Batch) -> tuple[Float[Tensor, "L"], Int[Tensor, "L"]]:
         with autocast(self._device, self._precision):
-            losses = list(self._module(batch).values())
+            found = self._module(batch)
+        losses = [found[name] for name in self._names]
         totals = torch.stack([loss.total for loss in losses])
         (totals * self._shares).sum().backward()  # type: ignore[no-untyped-call]
         return totals.detach(), torch.stack([loss.correct for loss in losses])
