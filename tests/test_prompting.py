@@ -215,7 +215,7 @@ def test_the_same_seed_gives_the_same_figures(model, task):
 def test_the_very_prompt_is_shown(task, capsys):
     assert main(["prompt", task, "--show", "--num-shots", "1"]) == 0
     out = capsys.readouterr().out
-    assert "=== mood, 1 examples ===" in out and out.rstrip().endswith("]")
+    assert "=== mood, 1-shot ===" in out and out.rstrip().endswith("]")
 
 
 def test_a_task_says_how_near_texts_come_and_with_how_many_examples(model, tmp_path, capsys):
