@@ -249,3 +249,10 @@ def test_synthetic_file_is_not_overwritten_unless_asked(told, tmp_path, capsys):
 def test_synthetic_file_must_be_named_for_what_it_is(tmp_path):
     with pytest.raises(ConfigError, match=r"give a name that ends with \.jsonl"):
         api.synthetic(out=str(tmp_path / "icl.txt"))
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "share"), [(None, 0.01), (0, 0.01), (10**4, 0.1), (2 * 10**6, 0.05), (10**7, 0.01), (10**9, 0.01)]
+)
+def test_more_of_short_text_is_held_out(num_bytes, share):
+    assert api._usual_share(num_bytes) == share

@@ -193,13 +193,23 @@ def synthetic(
     return {"file": out, "documents": documents, "bytes": path.stat().st_size, "tasks": rows}
 
 
+_LEAST_SHARE, _LARGEST_SHARE, _HELD_OUT_BYTES = 0.01, 0.1, 100_000
+
+
+def _usual_share(num_bytes: int | None) -> float:
+    """Returns which share of the documents is held out of so much text, where nobody says."""
+    if not num_bytes:
+        return _LEAST_SHARE
+    return min(_LARGEST_SHARE, max(_LEAST_SHARE, round(_HELD_OUT_BYTES / num_bytes, 3)))
+
+
 @alone
 def prepare(
     files: Sequence[str],
     *,
     tokenizer: str,
     out: str,
-    held_out: float = 0.01,
+    held_out: float | None = None,
     documents: str = "auto",
     column: str = "text",
     errors: str = "strict",
@@ -215,7 +225,8 @@ def prepare(
         files: Text files, folders, globs or `hub:` data sets.
         tokenizer: Its folder.
         out: Folder of the shards.
-        held_out: Share of documents set aside, chosen by a hash of their bytes.
+        held_out: Share of documents set aside, chosen by a hash of their bytes; by default a hundredth, of short text as much as makes
+            100 kB, a tenth at most.
         documents: As for `train_tokenizer`.
         column: As for `train_tokenizer`.
         errors: As for `train_tokenizer`.
@@ -238,12 +249,15 @@ def prepare(
         empty(folder)
     if resume and not any((folder / name).exists() for name in ("progress.jsonl", "manifest.json")):
         progress.say(f"{folder} holds nothing to go on from: the work begins")
+    share = _usual_share(total) if held_out is None else held_out
+    if held_out is None and share > _LEAST_SHARE:
+        progress.say(f"the text is short, so {share:.1%} of the documents are held out (--held-out to change)")
     progress.start("preparing", total=total, unit="bytes")
     manifest = write_shards(
         files,
         opened,
         folder,
-        held_out=held_out,
+        held_out=share,
         documents=documents,
         column=column,
         errors=errors,

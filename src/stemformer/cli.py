@@ -244,7 +244,7 @@ def prepare(
     *,
     tokenizer: str,
     out: str,
-    held_out: float = 0.01,
+    held_out: float | None = None,
     words: Literal["tokenizer", "jieba"] = "tokenizer",
     num_workers: int | None = None,
     overwrite: Flag = False,
@@ -258,7 +258,7 @@ def prepare(
         files: Text files (also .jsonl, .csv, .parquet, .gz, .xz, .zst, .tar), folders, globs, or hub:NAME data sets.
         tokenizer: Folder of the tokenizer.
         out: Folder of the shards.
-        held_out: Share of the documents to hold out.
+        held_out: Share of the documents to hold out; by default a hundredth, of less than 10 MB of text more, a tenth at most.
         words: What finds words for whole-word masking; jieba for Chinese.
         num_workers: Processes; one a core by default. The shards do not depend on it.
         overwrite: Replace what the folder holds.

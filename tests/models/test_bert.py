@@ -245,7 +245,7 @@ def test_fresh_body_does_not_depend_on_its_heads(heads):
         ({"num_hidden_layers": -1}, "model.num_hidden_layers is -1"),
         ({"type_vocab_size": 0}, "model.type_vocab_size is 0"),
         ({"num_attention_heads": 5}, "cannot be shared among 5 heads"),
-        ({"hidden_act": "swish"}, "expected one of gelu, gelu_new, relu"),
+        ({"hidden_act": "swish"}, "expected one of gelu, gelu_new, gelu_pytorch_tanh, relu"),
         ({"hidden_dropout_prob": 1.0}, r"model.hidden_dropout_prob is 1.0"),
         ({"hidden_dropout_prob": -0.1}, r"model.hidden_dropout_prob is -0.1"),
     ],
