@@ -126,6 +126,13 @@ def _draw_shots(axes: "Axes", told: Mapping[str, Any]) -> None:
         axes.plot(x, y, color=colour, marker=marker, linestyle=line_style, markersize=4, linewidth=1.6, label=label)
     axes.legend(frameon=False, fontsize=8)
     _finish(axes, x="parameters in the layers (log scale)", y="accuracy (%)")
+    low, high = axes.get_ylim()
+    spare = max(0.0, _LEAST_POINTS - (high - low)) / 2  # or else noise fills the picture
+    axes.set_ylim(low - spare, high + spare)
+
+
+_LEAST_POINTS = 10
+"""Percentage points from the bottom of the picture to its top, at least."""
 
 
 def _shades(number: int) -> list[Any]:
