@@ -92,7 +92,9 @@ def draw(curves: Sequence[Curve], *, unit: str, x_name: str = "tokens (millions)
         else:
             colour = _COLOURS[number % len(_COLOURS)]
             faint = style == "faint"
-            axes.plot(x, y, color=colour, linewidth=1 if faint else 2, alpha=0.45 if faint else 1, label=name)
+            marker = "o" if len(x) == 1 else None  # of which a line shows nothing
+            width, alpha = (1, 0.45) if faint else (2, 1)
+            axes.plot(x, y, color=colour, marker=marker, linewidth=width, alpha=alpha, label=name)
     axes.set_xlabel(x_name)
     axes.set_ylabel(unit)
     tidy(axes)
