@@ -94,7 +94,8 @@ def train_ours(args: argparse.Namespace) -> None:
         settings=[*settings, f"objective.documents={args.documents}", *args.set],
     )
     model, tokenizer = load_with_tokenizer(run)
-    write(args, "samples", write_samples(model, tokenizer, beginnings(args, tokenizer)))
+    longest = with_settings(find_recipe(args.recipe), args.set).batch.row_length
+    write(args, "samples", write_samples(model, tokenizer, beginnings(args, tokenizer), longest=longest))
 
 
 def train_peer(args: argparse.Namespace) -> None:
@@ -141,7 +142,8 @@ def train_peer(args: argparse.Namespace) -> None:
             evaluated = int(spent / seconds * EVALUATIONS)
             told = {"step": step, "tokens": step * rows * length, "seconds": round(spent, 2), **score(model)[0]}
             log.write(json.dumps(told) + "\n")
-    write(args, "samples", write_samples(score(model)[1], tokenizer, beginnings(args, tokenizer)))
+    found = write_samples(score(model)[1], tokenizer, beginnings(args, tokenizer), longest=length)
+    write(args, "samples", found)
 
 
 def cosine(step: int, share: float) -> float:
