@@ -173,68 +173,116 @@ def prompt(
             *(f for t in opened for f in (t.data, t.examples)),
         ]
         refuse_inside(folder, [path for path in read if path and Path(path).exists()])
-    shots_of = {task.name: _shots_of(task, shots) for task in opened}
-    data = {task.name: _read(task, max(shots_of[task.name]), num_questions, seed) for task in opened}
+    parts = [_make_part(task, config) for task in opened]
     rows = _begin(folder, config, progress, resume=resume) if folder is not None else []
-    per_task = {name: min(num_questions, len(of_task.items)) for name, of_task in data.items()}
-    progress.start(
-        "asking",
-        total=len(models) * sum(len(shots_of[t.name]) * _draws(t, draws) * per_task[t.name] for t in opened),
-        unit="questions",
-    )
-    digests = {task.name: _digest([repr((task, *map(list, _parts(data[task.name])))).encode()]) for task in opened}
+    total = len(models) * sum(len(part.num_shots) * part.num_asked for part in parts)
+    progress.start("asking", total=total, unit="questions")
     done: list[dict[str, Any]] = []
     notes: list[str] = []
     names = short_names(models)
     for model, source in zip(models, sources, strict=True):
         body, tokenizer = load_with_tokenizer(source)
         _refuse_headless(body, model)
-        weights = _digest_of_model(body, tokenizer)
-        body.to(where)
-        for task in opened:
-            if "causal_lm" not in body.heads and task.how != "choose":
-                notes.append(f"{names[model]}: a masked model writes no text, so it takes no part in {task.name}")
-                progress.advance(len(shots_of[task.name]) * _draws(task, draws) * per_task[task.name])
-                continue
-            told_of = notes_on_answers(task, tokenizer, for_masked="causal_lm" not in body.heads)
-            notes += [f"{names[model]}, {task.name}: {note}" for note in told_of]
-            asked, there = set(shots_of[task.name]), {row["fingerprint"]: row for row in rows}
-            for k in sorted(asked | {row["num_shots"] for row in rows}):
-                of_row = {"task": task.name, "model": model, "data": digests[task.name], "settings": _settings(config)}
-                key = _digest([repr((weights, of_row["data"], of_row["settings"], k)).encode()])[:16]
-                row = there.get(key)
-                if row is None and k not in asked:
-                    continue  # of another model or task
-                if row is None:
-                    with autocast(where, config.precision):
-                        row, answers = _figure(body, tokenizer, task, data[task.name], k, config, progress)
-                    row = {**of_row, "fingerprint": key, **row}
-                    if folder is not None:  # named by all that the figure depends on, so that none replaces another's
-                        row["answers"] = f"answers/{f'{names[model]}-{task.name}-{k}-{key}'.replace('/', '_')}.jsonl"
-                        _write_lines(folder / row["answers"], answers)
-                    rows.append(row)
-                    progress.say(_told_of_figure(names[model], row))
-                elif k in asked:
-                    progress.advance(_draws(task, draws) * per_task[task.name])
-                notes += [f"{names[model]}, {task.name}: {note}" for note in _remarks(row)]
-                done.append({**row, "model": model})
-                if folder is not None:
-                    _write_lines(folder / "figures.jsonl", rows)
+        asked = _Asked(model, names[model], body.to(where), tokenizer, _digest_of_model(body, tokenizer), where)
+        for part in parts:
+            figures, told_of = _ask(asked, part, config, rows, folder, progress)
+            done += figures
+            notes += [f"{names[model]}, {part.task.name}: {note}" for note in told_of]
     progress.finish()
     if not done:
         raise ConfigError(f"nothing was asked: {'; '.join(notes)}")
-    kept, told_of_kept = _from_before(rows, done, digests, _settings(config))
+    kept, told_of_kept = _from_before(rows, done, {part.task.name: part.digest for part in parts}, _settings(config))
     done, notes = [*done, *kept], [*notes, *told_of_kept]
-    order = list(dict.fromkeys([*digests, *(row["task"] for row in done)]))
+    order = list(dict.fromkeys([*(part.task.name for part in parts), *(row["task"] for row in done)]))
     done.sort(key=lambda row: order.index(row["task"]))
     told: dict[str, Any] = {"table": _table(done), "figures": done, "notes": notes}
     if folder is not None:
         write_file(folder / "prompt.json", [json.dumps(told, ensure_ascii=False, indent=2).encode()])
-        few = {name: mine[: max(1, sum(k <= _SHOWN for k in mine))] for name, mine in shots_of.items()}
-        shown = [one for t in opened for one in _shown(t, data[t.name], few[t.name], num_questions, seed)]
+        shown = []
+        for part in parts:
+            few = part.num_shots[: max(1, sum(k <= _SHOWN for k in part.num_shots))]
+            shown += _shown(part.task, part.data, few, num_questions, seed)
         write_prompt_report(folder, done, notes, shown, config=to_toml(config))
         told |= {"report": str(folder / "report.html")}
     return told
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A task with its data, and with how many examples and how often it is asked."""
+
+    task: PromptTask
+    data: PromptData
+    num_shots: tuple[int, ...]
+    digest: str
+    num_asked: int
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A model that is asked, and what tells it apart from any other."""
+
+    path: str
+    name: str
+    body: Model
+    tokenizer: Tokenizer
+    digest: str
+    where: torch.device
+
+
+def _make_part(task: PromptTask, config: PromptConfig) -> _Part:
+    num_shots = _shots_of(task, config.num_shots)
+    data = _read(task, max(num_shots), config.num_questions, config.seed)
+    digest = _digest([repr((task, *map(list, _parts(data)))).encode()])
+    return _Part(task, data, num_shots, digest, _draws(task, config.draws) * min(config.num_questions, len(data.items)))
+
+
+def _ask(
+    model: _Asked,
+    part: _Part,
+    config: PromptConfig,
+    rows: list[dict[str, Any]],
+    folder: Path | None,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns a model's figures of a task, for each number of examples, and what should be known of them.
+
+    Args:
+        model: With its tokenizer.
+        part: The task.
+        config: How it is asked.
+        rows: Figures that are there already, and stay; new ones are added.
+        folder: Where figures and answers are written, if anywhere.
+        progress: Told how far it is.
+    """
+    task, is_masked = part.task, "causal_lm" not in model.body.heads
+    if is_masked and task.how != "choose":
+        progress.advance(len(part.num_shots) * part.num_asked)
+        return [], ["a masked model writes no text, so it takes no part"]
+    notes = notes_on_answers(task, model.tokenizer, for_masked=is_masked)
+    there = {row["fingerprint"]: row for row in rows}
+    found = []
+    for k in sorted({*part.num_shots, *(row["num_shots"] for row in rows)}):
+        of_row = {"task": task.name, "model": model.path, "data": part.digest, "settings": _settings(config)}
+        key = _digest([repr((model.digest, of_row["data"], of_row["settings"], k)).encode()])[:16]
+        row = there.get(key)
+        if row is None and k not in part.num_shots:
+            continue  # of another model or task
+        if row is None:
+            row, answers = _figure(model, part, k, config, progress)
+            row = {**of_row, "fingerprint": key, **row}
+            if folder is not None:  # named by all that the figure depends on, so that none replaces another's
+                row["answers"] = f"answers/{f'{model.name}-{task.name}-{k}-{key}'.replace('/', '_')}.jsonl"
+                _write_lines(folder / row["answers"], answers)
+            rows.append(row)
+            if folder is not None:
+                _write_lines(folder / "figures.jsonl", rows)
+            progress.say(_told_of_figure(model.name, row))
+        elif k in part.num_shots:
+            progress.advance(part.num_asked)
+        notes += _remarks(row)
+        found.append({**row, "model": model.path})
+    return found, notes
 
 
 def _from_before(
@@ -420,34 +468,29 @@ def _settings(config: PromptConfig) -> str:
 
 
 def _figure(
-    opened: Model,
-    tokenizer: Tokenizer,
-    task: PromptTask,
-    data: PromptData,
-    num_shots: int,
-    config: PromptConfig,
-    progress: Progress,
+    model: _Asked, part: _Part, num_shots: int, config: PromptConfig, progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns a figure of the table, and the answers behind it."""
-    numbers = _choose_questions(len(data.items), config.num_questions, config.seed)
-    told = [
-        ask(
-            opened,
-            tokenizer,
-            task,
-            data,
-            numbers,
-            num_shots=num_shots,
-            seed=config.seed + draw,
-            calibrate=config.calibrate,
-            on_questions=progress.advance,
-        )
-        for draw in range(_draws(task, config.draws))
-    ]
-    kind = "left to right" if "causal_lm" in opened.heads else "masked"
-    figures = {"kind": kind, "parameters": opened.num_parameters(), "num_shots": num_shots}
+    numbers = _choose_questions(len(part.data.items), config.num_questions, config.seed)
+    with autocast(model.where, config.precision):
+        told = [
+            ask(
+                model.body,
+                model.tokenizer,
+                part.task,
+                part.data,
+                numbers,
+                num_shots=num_shots,
+                seed=config.seed + draw,
+                calibrate=config.calibrate,
+                on_questions=progress.advance,
+            )
+            for draw in range(_draws(part.task, config.draws))
+        ]
+    kind = "left to right" if "causal_lm" in model.body.heads else "masked"
+    figures = {"kind": kind, "parameters": model.body.num_parameters(), "num_shots": num_shots}
     answers = [{"draw": draw, **asdict(answer)} for draw, answers in enumerate(told) for answer in answers]
-    return figures | summarise(told, task, data.items), answers
+    return figures | summarise(told, part.task, part.data.items), answers
 
 
 def _refuse_headless(opened: Model, model: str) -> None:
