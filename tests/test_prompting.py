@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stemformer import api, prompting
+from stemformer import api, prompt_figures
 from stemformer.cli import main
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.models.model import make_model
@@ -61,7 +61,7 @@ def test_a_table_goes_on_with_what_is_missing(model, task, tmp_path, monkeypatch
     out = str(tmp_path / "table")
     first = api.prompt([task], models=[model], out=out, num_shots=[0], num_questions=5)
     seen = []
-    monkeypatch.setattr("stemformer.prompting.ask", _counting(seen))
+    monkeypatch.setattr("stemformer.prompt_figures.ask", _counting(seen))
     both = api.prompt([task], models=[model], out=out, num_shots=[0, 1], num_questions=5, resume=True)
     assert seen == [1] and both["figures"][0] == first["figures"][0]
     again = api.prompt([task], models=[model], out=out, num_shots=[1], num_questions=5, resume=True)
@@ -94,7 +94,7 @@ def test_the_same_weights_read_in_another_way_are_asked_anew(model, task, tmp_pa
         config[change] = {"n_head": config["n_head"] // 2, "layer_norm_epsilon": 0.1}[change]
         (folder / "config.json").write_text(json.dumps(config))
     seen = []
-    monkeypatch.setattr("stemformer.prompting.ask", _counting(seen))
+    monkeypatch.setattr("stemformer.prompt_figures.ask", _counting(seen))
     api.prompt([task], models=[str(folder)], out=out, num_shots=[0], num_questions=5, resume=True)
     assert seen == [0]
 
@@ -132,7 +132,7 @@ def test_synthetic_questions_are_the_same_for_more_examples(model, tmp_path, mon
     out = str(tmp_path / "table")
     first = api.prompt(["synthetic:copy"], models=[model], out=out, num_shots=[0, 2], num_questions=4)
     seen = []
-    monkeypatch.setattr("stemformer.prompting.ask", _counting(seen))
+    monkeypatch.setattr("stemformer.prompt_figures.ask", _counting(seen))
     more = api.prompt(["synthetic:copy"], models=[model], out=out, num_shots=[0, 2, 4], num_questions=4, resume=True)
     assert seen == [4] and more["figures"][:2] == first["figures"]
     two, four = (api.show_prompts(["synthetic:copy"], num_shots=[k])[0]["prompt"].splitlines() for k in (2, 4))
@@ -252,13 +252,15 @@ def test_what_did_not_fit_is_told(model, tmp_path):
 
 
 def test_model_that_gives_one_answer_to_all_is_told(model, task, monkeypatch):
-    real = prompting.ask
-    monkeypatch.setattr(prompting, "ask", lambda *a, **b: [replace(x, by_sum=1, by_mean=1) for x in real(*a, **b)])
+    real = prompt_figures.ask
+    monkeypatch.setattr(prompt_figures, "ask", lambda *a, **b: [replace(x, by_sum=1, by_mean=1) for x in real(*a, **b)])
     told = api.prompt([task], models=[model], num_shots=[0], num_questions=12)
     assert told["figures"][0]["same_answer"] == 1
     assert any("gives one and the same answer to all 12 questions" in note for note in told["notes"])
     monkeypatch.setattr(
-        prompting, "ask", lambda *a, **b: [replace(x, by_sum=x.number % 2, by_mean=x.number % 2) for x in real(*a, **b)]
+        prompt_figures,
+        "ask",
+        lambda *a, **b: [replace(x, by_sum=x.number % 2, by_mean=x.number % 2) for x in real(*a, **b)],
     )
     told = api.prompt([task], models=[model], num_shots=[0], num_questions=12)
     assert told["figures"][0]["same_answer"] < 1

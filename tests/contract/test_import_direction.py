@@ -17,7 +17,7 @@ pretrained, adapt, objectives, tasks
 generation, evaluation
 training, probing, report
 recipes, folders, contents, problems, results, resuming, pretraining, labelling, starting, finetuning, cells, comparing
-prompting, harness, sizes, scaling
+prompt_figures, prompting, harness, sizes, scaling
 predicting, benchmark_tasks, benchmarking, planning, api
 serve
 stemformer, cli, __main__
