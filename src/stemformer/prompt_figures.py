@@ -284,7 +284,7 @@ def settings_of(config: PromptConfig) -> str:
 def digest_of_model(body: Model, tokenizer: Tokenizer) -> str:
     """Returns what tells a model apart from any other: how it is built, its vocabulary, its weights."""
     built = repr((body.config, sorted(body.heads), tokenizer.fingerprint)).encode()
-    return _digest([built, *(p.detach().view(torch.uint8).numpy().tobytes() for p in body.parameters())])
+    return _digest([built, *(p.detach().cpu().view(torch.uint8).numpy().tobytes() for p in body.parameters())])
 
 
 def _digest(parts: Iterable[bytes]) -> str:
