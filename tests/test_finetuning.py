@@ -502,6 +502,15 @@ def test_tag_that_is_mistyped_is_told(run, labelled, tmp_path):
     assert any("the tag 'B_PLACE' (sentence at" in note for note in told["notes"])
 
 
+def test_model_that_is_not_better_than_the_most_frequent_answer_is_told(run, tmp_path):
+    rows = "".join(f"a small river {i}\t{'good' if i % 4 else 'bad'}\n" for i in range(40))
+    (tmp_path / "uneven.tsv").write_text("text\tlabel\n" + rows)
+    files = {"train": [str(tmp_path / "uneven.tsv")], "dev": [str(tmp_path / "uneven.tsv")]}
+    told = run("class", steps=1, learning_rate=1e-9, **files)
+    assert told["accuracy"] in (0.25, 0.75)  # without training, one answer to all that are nearly alike
+    assert any("always answering 'good', which is right for 75.0%" in note for note in told["notes"])
+
+
 def test_column_of_free_text_is_remarked_upon_as_an_answer(run, tmp_path):
     rows = "".join(f"a small river\tremark {i}\n" for i in range(30))
     (tmp_path / "free.tsv").write_text("text\tlabel\n" + rows)
