@@ -141,7 +141,7 @@ def test_wrong_command_line_is_one_line_and_exit_code_2(words, message, use_api,
             "prepare",
             (["a.txt"],),
             {
-                **{"tokenizer": "tok", "out": "d", "held_out": 0.01, "documents": "line", "column": "text"},
+                **{"tokenizer": "tok", "out": "d", "held_out": None, "documents": "line", "column": "text"},
                 **{"errors": "strict", "words": "tokenizer", "num_workers": 2, "overwrite": False, "resume": False},
             },
         ),

@@ -81,17 +81,17 @@ class KeyValueCache:
         """Place of each text's next token in its text."""
         return self.longest - self._begins
 
-    def fill(self, places: Int[Tensor, "N"]) -> Iterator[Callable[[Float[Tensor, "N2 2 H K"]], None]]:
-        """Yields for each layer a function that takes keys and values of the texts that are read first, flat; rows behind are left out.
+    def first_places(
+        self, places: Int[Tensor, "N"]
+    ) -> tuple[tuple[Float[Tensor, "S room 2 H K"], ...], tuple[Int[Tensor, "N"], Int[Tensor, "N"]]]:
+        """Returns for each layer where keys and values of the texts go that are read first, and at which text and place of it each token's.
 
         Args:
-            places: Of each token in its text.
+            places: Of each token in its text, all texts one after the other.
         """
         lengths = self.positions
         texts = torch.arange(len(lengths), device=places.device).repeat_interleave(lengths)
-        at = (texts, places + self._begins[texts])
-        for layer in self._new.unbind():
-            yield lambda pairs, layer=layer: layer.index_put_(at, pairs[: len(places)])  # type: ignore[misc]
+        return self._new.unbind(), (texts, places + self._begins[texts])
 
     def grow(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Takes a place for the next token of each text.
@@ -201,8 +201,9 @@ class CachedGpt:
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         places = torch.cat([torch.arange(length, device=device) for length in lengths])
         x = with_spare_rows(self._embedded(ids, torch.embedding(self._position, places)))
-        for layer, put in zip(self._layers, self.cache.fill(places), strict=True):
-            x = layer.read(x, cu_seqlens, max(lengths), put)
+        kept, at = self.cache.first_places(places)
+        for layer, of_layer in zip(self._layers, kept, strict=True):
+            x = layer.read(x, cu_seqlens, max(lengths), of_layer, at)
         return self._scores(self._norm(x[cu_seqlens[1:].long() - 1]))
 
     def step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
@@ -243,11 +244,13 @@ class _Layer:
         feed_forward = layer.feed_forward
         self.up, self.down = lay_out(feed_forward.up, feed_forward.activation), lay_out(feed_forward.down)
 
-    def read(self, x: Tensor, cu_seqlens: Tensor, longest: int, put: Callable[[Tensor], None]) -> Float[Tensor, "N D"]:
-        """Returns states of whole texts, flat, and puts their keys and values away."""
+    def read(
+        self, x: Tensor, cu_seqlens: Tensor, longest: int, kept: Tensor, at: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "N D"]:
+        """Returns states of whole texts, flat, and keeps their keys and values; rows behind the texts are left out."""
         qkv = self.qkv(self.attention_norm(x)).to(self._dtype).view(len(x), 3, self.num_heads, -1)
         q, k, v = qkv.unbind(1)
-        put(qkv[:, 1:])
+        kept.index_put_(at, qkv[: len(at[0]), 1:])
         out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=longest, max_k=longest, causal=True)
         return self._fed(x + self.out(out.flatten(1)))
 
