@@ -159,7 +159,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
         reads.append(read_rate(device))
     if any(len(text) < args.new for text in tokens):
-        sys.exit("a text ended before its length: take another seed")
+        sys.exit("a text ended before its length, so the sides cannot be compared")
     weights = weight_bytes(args.shape, dtype)
     return {
         "rate": sum(map(len, tokens)) / statistics.median(times),

@@ -81,6 +81,7 @@ def test_known_name_in_the_wrong_table_is_found_elsewhere():
         ("model.hidden", "'model.hidden_size'"),
         ("lr", "'training.learning_rate'"),
         ("training.lr", "'training.learning_rate'"),
+        ("learning_rat", "'training.learning_rate'"),
         ("training.compiled", "'training.is_compiled'"),
     ],
 )

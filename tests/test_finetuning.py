@@ -511,6 +511,18 @@ def test_model_that_is_not_better_than_the_most_frequent_answer_is_told(run, tmp
     assert any("always answering 'good', which is right for 75.0%" in note for note in told["notes"])
 
 
+def test_dev_data_without_a_label_or_with_one_alone_is_no_reason_to_train_longer(run, tmp_path):
+    rows = [json.dumps({"text": "a river", "labels": labels}) + "\n" for labels in (["a"], ["b"], [])]
+    (tmp_path / "many.jsonl").write_text("".join(rows * 4))
+    (tmp_path / "none.jsonl").write_text(rows[2] * 4)
+    told = run("labels", train=[str(tmp_path / "many.jsonl")], dev=[str(tmp_path / "none.jsonl")], steps=1)
+    assert not any("always answering" in note for note in told["notes"])
+    (tmp_path / "one.tsv").write_text("text\tlabel\n" + "a river\tgood\na king\tbad\n" * 5)
+    (tmp_path / "dev.tsv").write_text("text\tlabel\n" + "a river\tgood\n" * 5)
+    files = {"train": [str(tmp_path / "one.tsv")], "dev": [str(tmp_path / "dev.tsv")]}
+    assert not any("always" in note for note in run("class", out="one", steps=1, **files)["notes"])
+
+
 def test_column_of_free_text_is_remarked_upon_as_an_answer(run, tmp_path):
     rows = "".join(f"a small river\tremark {i}\n" for i in range(30))
     (tmp_path / "free.tsv").write_text("text\tlabel\n" + rows)

@@ -1,10 +1,13 @@
+"""Who may write into a folder: one process at a time, and what is left of commands that were refused."""
+
 import fcntl
 import os
 
 import pytest
 
+from stemformer import api
 from stemformer.errors import ConfigError
-from stemformer.folders import alone, free_folder
+from stemformer.folders import alone, empty, free_folder
 
 
 @alone
@@ -25,6 +28,28 @@ def test_folder_that_another_holds_is_refused_and_free_afterwards(tmp_path):
     write(out=str(tmp_path))
     write(out=str(tmp_path))
     assert (tmp_path / "figures").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    "name", ["pretrain", "finetune", "compare", "glue", "squad", "scale", "prompt", "prepare", "quickstart"]
+)
+def test_commands_that_write_a_folder_refuse_one_that_another_holds(tmp_path, name):
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(ConfigError, match="another process"):
+        getattr(api, name)(out=str(tmp_path))  # before anything else is looked at
+    os.close(held)
+
+
+def test_folder_is_still_held_when_what_it_holds_was_replaced(tmp_path):
+    @alone
+    def replace(*, out):
+        empty(free_folder(out, overwrite=True))
+        with pytest.raises(ConfigError, match="another process"):
+            write(out=out)
+
+    (tmp_path / "config.toml").touch()
+    replace(out=str(tmp_path))
 
 
 def test_ranks_behind_the_first_do_not_ask(tmp_path, monkeypatch):

@@ -142,7 +142,11 @@ def test_settings_of_generation_that_are_drawn_or_not_there(folder):
     assert model._decoding({"until": ["", "x"]})[1] == ("x",)
     assert model._decoding({"temperature": 0.7})[0].temperature == 0.7
     assert model._decoding({"temperature": 0.7, "do_sample": False})[0].temperature == 0
-    assert model._decoding({"do_sample": True, "top_p": 0.5})[0] == DecodingConfig(max_new_tokens=8, top_p=0.5)
+    assert model._decoding({"do_sample": True, "top_p": 0.5})[0] == DecodingConfig(
+        max_new_tokens=8, top_k=50, top_p=0.5
+    )
+    with pytest.raises(ConfigError, match="beams draw nothing"):
+        model._decoding({"do_sample": True, "temperature": 1.0, "num_beams": 2})
     with pytest.raises(ConfigError, match="generation with top_n is not there"):
         model._decoding({"top_n": 3})
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):

@@ -125,7 +125,21 @@ def test_models_and_tasks_that_are_not_named_stay_in_the_table(model, small_gpt,
     assert told["figures"][1:] == [{**row, "is_from_before": True} for row in first] and len(told["table"]) == 3
     other_seed = api.prompt([task], models=[second], resume=True, seed=3, **given)
     assert [row["model"] for row in other_seed["figures"]] == [second]
-    assert "2 figures in the folder were asked with other settings" in other_seed["notes"][-1]
+    assert "3 figures in the folder asked with other settings" in other_seed["notes"][-1]
+    again = api.prompt(["synthetic:copy"], models=[second], resume=True, **given)["figures"]
+    assert {(row["task"], row["model"]) for row in again} == {
+        ("copy", second), ("copy", model), ("mood", second), ("mood", model),
+    }  # fmt: skip
+
+
+def test_figures_of_weights_that_are_gone_leave_the_table(model, small_gpt, bpe, task, tmp_path):
+    shutil.copytree(model, tmp_path / "m")
+    given = {"models": [str(tmp_path / "m")], "out": str(tmp_path / "table"), "num_shots": [0], "num_questions": 3}
+    api.prompt([task, "synthetic:copy"], **given)
+    shutil.rmtree(tmp_path / "m")
+    other = make_model(small_gpt.config, ["causal_lm"], generator=torch.Generator().manual_seed(5))
+    save_model(other, tmp_path / "m", bpe)
+    assert [row["task"] for row in api.prompt([task], resume=True, **given)["figures"]] == ["mood"]
 
 
 def test_synthetic_questions_are_the_same_for_more_examples(model, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from stemformer.data.manifest import write_file
 from stemformer.data.questions import Question, read_questions
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.metrics import squad as squad_figures
-from stemformer.folders import alone, free_folder, refuse_inside
+from stemformer.folders import alone, empty, free_folder, refuse_inside
 from stemformer.predicting import Loaded
 from stemformer.pretrained import find_folder, read_task
 from stemformer.progress import Progress, Silent
@@ -297,7 +296,7 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
     elif resume and folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} holds no benchmark to resume: give another --out")
     elif folder.is_dir():
-        shutil.rmtree(folder)
+        empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(config).encode()])
     return folder

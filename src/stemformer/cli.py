@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 from cyclopts import App, CycloptsError, Parameter, convert
 
 from stemformer.errors import ConfigError, DataError
-from stemformer.exits import signals_raise, verdict
+from stemformer.exits import FULL, signals_raise, verdict
 from stemformer.progress import Progress, Silent
 from stemformer.terminal import Terminal, as_text
 
@@ -1092,7 +1092,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _can_go_on(command: str, bound: BoundArguments, error: BaseException) -> bool:
     """Says whether a command that ended early has left something in its folder that --resume goes on from, and has not said so itself."""
     out = bound.arguments.get("out")
-    is_full = isinstance(error, OSError) and "resume" in bound.signature.parameters
+    is_full = isinstance(error, OSError) and error.errno in FULL and "resume" in bound.signature.parameters
     is_stopped = isinstance(error, KeyboardInterrupt) and command in ("prepare", "prompt", "scale")
     return (is_full or is_stopped) and out is not None and os.path.isdir(out) and any(os.scandir(out))
 

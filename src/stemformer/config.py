@@ -180,11 +180,14 @@ class _Place:
         keys = list(_keys(self.root))
         last = {key: key.rpartition(".")[2] for key in keys}
         elsewhere = [key for key in keys if last[key] == name]  # learning_rate for training.learning_rate
-        elsewhere += [key for key in keys if "".join(word[0] for word in last[key].split("_")) == name]  # and lr
+        elsewhere += [
+            key for key in keys if "".join(word[0] for word in last[key].split("_")) == name and name[1:]
+        ]  # and lr
         mistyped = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
         shortened = [field for field in fields if name in field.split("_")]  # hidden for hidden_size, hidden_act
-        here = [".".join((*table, field)) for field in mistyped or shortened]
-        found = elsewhere[:1] or here or difflib.get_close_matches(".".join(self.parts), keys, n=1, cutoff=0.8)
+        likely = mistyped or shortened or difflib.get_close_matches(name, fields, n=1)
+        here = [".".join((*table, field)) for field in likely]
+        found = elsewhere[:1] or here or difflib.get_close_matches(".".join(self.parts), keys, n=1)
         if found:
             return self.error(f" is no setting (did you mean {' or '.join(map(repr, found))}?)")
         return self.error(f" is no setting; expected one of {', '.join('.'.join((*table, field)) for field in fields)}")

@@ -25,7 +25,10 @@ from stemformer.errors import StemformerError
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["Terminated", "signals_raise", "verdict"]
+__all__ = ["FULL", "Terminated", "signals_raise", "verdict"]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk that is full, or as full as a user may make it."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -50,7 +53,7 @@ def verdict(error: BaseException) -> tuple[int, str]:
             return 141, ""
         case StemformerError():
             return error.exit_code, f"error: {text}"
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+        case OSError() if error.errno in FULL:
             where = f" at {error.filename}" if error.filename else ""
             return 3, f"error: the disk is full{where}: make room and run again"
         case OSError(filename=str() | bytes() | os.PathLike()):

@@ -391,7 +391,7 @@ def _finish(
         predictions = task.decode(scores, dev, data.dev)
         figures, details = data.problem.score(predictions, data.dev)
     usual = most_frequent(data)
-    if usual is not None and figures.get("accuracy", 1.0) <= usual[1]:
+    if usual is not None and figures.get("accuracy", 1.0) <= usual[1] < 1:
         notes = [
             *notes,
             f"not better than always answering {usual[0]!r}, which is right for {usual[1]:.1%} of the dev data: {_LEARN}",

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -76,11 +77,12 @@ def alone(command: Callable[P, R]) -> Callable[P, R]:
 
     The folder itself is locked, so nothing is left behind by a process that was killed.
     """
+    usual = inspect.signature(command).parameters["out"].default
 
     @functools.wraps(command)
     def asked(*args: P.args, **given: P.kwargs) -> R:
-        out: Any = given.get("out")
-        if out is None or fcntl is None or os.environ.get("RANK", "0") != "0":
+        out: Any = given.get("out", usual)
+        if not isinstance(out, str) or fcntl is None or os.environ.get("RANK", "0") != "0":
             return command(*args, **given)
         with _locked(Path(out)):
             return command(*args, **given)
@@ -105,8 +107,8 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # of a command that was refused, nothing stays
-                for path in missing:
+            for path in missing:  # of a command that was refused, nothing stays
+                with contextlib.suppress(OSError):
                     path.rmdir()
 
 

@@ -182,6 +182,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         most, stop = given.pop("max_gen_toks"), tuple(filter(None, given.pop("until")))
         is_drawn, warmth = given.pop("do_sample"), given.pop("temperature", 1.0)
         temperature = float(warmth) if is_drawn else 0.0
+        if temperature:
+            given.setdefault("top_k", 50)  # as transformers has it where nobody says
+            if given.get("num_beams", 1) > 1:
+                raise ConfigError("beams draw nothing: leave do_sample and temperature, or num_beams, out")
         given.pop("use_cache", None)  # there is no other way
         if unknown := sorted(set(given) - set(_SETTINGS)):
             raise ConfigError(f"generation with {unknown[0]} is not there: expected some of {', '.join(_SETTINGS)}")

@@ -63,11 +63,17 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
 
 
 def most_frequent(data: LabelledData) -> tuple[str, float] | None:
-    """Returns the most frequent label of the training data and for which share of the dev data it is right; None without labels."""
-    if data.problem.task.head not in ("sequence", "token") or not data.problem.task.labels:
+    """Returns the most frequent label of the training data and for which share of the dev data it is right.
+
+    None where an answer is not one label, or the dev data has none.
+    """
+    task = data.problem.task
+    if task.head not in ("sequence", "token") or not task.labels or getattr(task.config, "kind", "class") != "class":
+        return None
+    of_dev = data.problem.count_labels(data.dev)
+    if not of_dev:
         return None
     ((label, _),) = data.problem.count_labels(data.train).most_common(1)
-    of_dev = data.problem.count_labels(data.dev)
     return label, of_dev[label] / of_dev.total()
 
 
@@ -124,7 +130,7 @@ def _rare_labels(problem: Problem, records: Sequence[Any]) -> list[str]:
         return []
     return [
         f"{number:,} different answers in {len(records):,} records, so most cannot be learned: is {config.label!r} the right column "
-        "(--label)? Numbers are learned with --kind score"
+        "(--label)? Numbers are learned with --regression"
     ]
 
 

@@ -121,6 +121,7 @@ def ask_model(
     found = []
     for k in sorted({*part.num_shots, *(row["num_shots"] for row in rows)}):
         of_row = {"task": task.name, "model": model.path, "data": part.digest, "settings": settings_of(config)}
+        of_row["weights"] = model.digest
         key = _digest([repr((model.digest, of_row["data"], of_row["settings"], k)).encode()])[:16]
         row = there.get(key)
         if row is None and k not in part.num_shots:
@@ -169,7 +170,11 @@ def _figure(
 
 
 def from_before(
-    rows: Sequence[dict[str, Any]], done: Sequence[Mapping[str, Any]], digests: Mapping[str, str], settings: str
+    rows: Sequence[dict[str, Any]],
+    done: Sequence[Mapping[str, Any]],
+    digests: Mapping[str, str],
+    weights: Mapping[str, str],
+    settings: str,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns figures of models and tasks that were not named this time but asked in the same way, and a note on those asked otherwise.
 
@@ -177,24 +182,22 @@ def from_before(
         rows: All that the folder holds.
         done: What was named this time.
         digests: Of the data of each task that was named: figures of other data are out of date.
+        weights: Digests of the models that were named, by their resolved paths: figures of other weights are, too.
         settings: As in each row.
     """
-    named = {row["model"] for row in done}
-    found, seen = {}, {row["fingerprint"] for row in done}
-    for row in rows:
-        is_of_others = row["model"] not in named or row["task"] not in digests
-        if (
-            is_of_others
-            and row["fingerprint"] not in seen
-            and digests.get(row["task"], row.get("data")) == row.get("data")
-        ):
-            found[row["task"], row["model"], row["num_shots"]] = row
-    kept = [{**row, "is_from_before": True} for row in found.values() if row.get("settings") == settings]
-    others = len(found) - len(kept)
-    note = (
-        f"{others} figures in the folder were asked with other settings (questions, seed ...) and are not in the table"
-    )
-    return kept, [note] if others else []
+    seen = {row["fingerprint"] for row in done}
+    others = [row for row in rows if row["fingerprint"] not in seen]
+    found = {}
+    for row in others:
+        model = str(Path(row["model"]).resolve())
+        is_of_others = model not in weights or row["task"] not in digests
+        is_valid = digests.get(row["task"], row.get("data")) == row.get("data")
+        is_valid = is_valid and weights.get(model, row.get("weights")) == row.get("weights")
+        if is_of_others and is_valid and row.get("settings") == settings:
+            found[row["task"], model, row["num_shots"]] = {**row, "is_from_before": True}
+    number = sum(row.get("settings") != settings for row in others)
+    note = f"{_counted(number, 'figure')} in the folder asked with other settings (questions, seed ...) stay out of the table"
+    return list(found.values()), [note] if number else []
 
 
 def _told_of_figure(name: str, row: Mapping[str, Any]) -> str:

@@ -159,10 +159,12 @@ def prompt(
     done: list[dict[str, Any]] = []
     notes: list[str] = []
     names = short_names(models)
+    weights: dict[str, str] = {}
     for model, source in zip(models, sources, strict=True):
         body, tokenizer = load_with_tokenizer(source)
         _refuse_headless(body, model)
-        asked = AskedModel(model, names[model], body.to(where), tokenizer, digest_of_model(body, tokenizer), where)
+        weights[str(Path(model).resolve())] = digest = digest_of_model(body, tokenizer)
+        asked = AskedModel(model, names[model], body.to(where), tokenizer, digest, where)
         for part in parts:
             figures, told_of = ask_model(asked, part, config, rows, folder, progress)
             done += figures
@@ -170,7 +172,9 @@ def prompt(
     progress.finish()
     if not done:
         raise ConfigError(f"nothing was asked: {'; '.join(notes)}")
-    kept, told_of_kept = from_before(rows, done, {part.task.name: part.digest for part in parts}, settings_of(config))
+    kept, told_of_kept = from_before(
+        rows, done, {part.task.name: part.digest for part in parts}, weights, settings_of(config)
+    )
     done, notes = [*done, *kept], [*notes, *told_of_kept]
     order = list(dict.fromkeys([*(part.task.name for part in parts), *(row["task"] for row in done)]))
     done.sort(key=lambda row: order.index(row["task"]))

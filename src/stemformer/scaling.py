@@ -140,7 +140,8 @@ def _ask_in_context(
     )
     for line in lines:
         mine = [r for r in told["figures"] if r["model"] == models[line["size"]] and not r.get("is_from_before")]
-        line["in_context_chance"] = 100 * fmean(row["chance"] or 0.0 for row in mine)
+        if all(row["chance"] is not None for row in mine):
+            line["in_context_chance"] = 100 * fmean(row["chance"] for row in mine)
         line["in_context"] = {
             str(shots): 100 * fmean(row["figure"] for row in mine if row["num_shots"] == shots)
             for shots in sorted({row["num_shots"] for row in mine})

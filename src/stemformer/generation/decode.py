@@ -309,7 +309,7 @@ def _tokens_in(texts: Sequence[Int[Tensor, "_"]], *, like: Float[Tensor, "S V"])
     """Returns which tokens are in each text."""
     seen = torch.zeros(like.shape, dtype=torch.bool)
     for row, text in enumerate(texts):
-        seen[row, text] = True
+        seen[row, text.tolist()] = True
     return seen.to(like.device)
 
 

@@ -103,7 +103,7 @@ def continue_ids(
     end = np.array([getattr(model.config, "eos_token_id", 0)])
     ids = [torch.from_numpy(np.append(end, prompt) if begin or not len(prompt) else prompt) for prompt in prompts]
     check_lengths(ids, config, model.config.max_position_embeddings)  # of all, before the first is written
-    size = 1 if config.num_beams > 1 else batch_size or len(ids)
+    size = 1 if config.num_beams > 1 else batch_size or max(1, len(ids))
     if len(ids) > size and not isinstance(model, CachedGpt):
         model = CachedGpt(model, rows=max(size, config.num_beams), steps=config.max_new_tokens * len(ids) // size)
     for first in range(0, len(ids), size):
