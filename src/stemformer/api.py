@@ -245,7 +245,7 @@ def prepare(
     total = total_bytes(files)
     folder = free_folder(out, resume=resume, overwrite=overwrite)
     refuse_inside(folder, [tokenizer, *files])
-    if overwrite and not resume and folder.is_dir():
+    if overwrite:
         empty(folder)
     if resume and not any((folder / name).exists() for name in ("progress.jsonl", "manifest.json")):
         progress.say(f"{folder} holds nothing to go on from: the work begins")
@@ -482,8 +482,7 @@ def quickstart(
     """
     progress = progress or Silent()
     folder = free_folder(out, overwrite=overwrite)
-    if folder.is_dir():
-        empty(folder)
+    empty(folder)
     samples = package_files("stemformer") / "samples"
     texts = [str(samples / language) for language in ("english", "chinese")]
     tokenizer, data, run = (str(folder / name) for name in ("tokenizer", "data", "run"))

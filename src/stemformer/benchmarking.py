@@ -295,7 +295,7 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
             )
     elif resume and folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} holds no benchmark to resume: give another --out")
-    elif folder.is_dir():
+    else:
         empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(config).encode()])

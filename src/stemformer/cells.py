@@ -127,7 +127,7 @@ def begin(folder: Path, asked: CompareConfig, progress: Progress, *, resume: boo
         lines = read_log(folder / "cells.jsonl")
         done = {Cell(line["start"], line["size"], line["seed"]): line for line in lines}
         progress.say(f"{sum(cell in done for cell in asked.cells())} of {len(asked.cells())} runs are done already")
-    elif folder.is_dir():
+    else:
         empty(folder)  # that it may be replaced was asked before
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(asked).encode()])

@@ -113,8 +113,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def empty(folder: Path) -> None:
-    """Removes all that a folder holds; of a link, the link."""
-    for path in folder.iterdir():
+    """Removes all that a folder holds, if it is there; of a link, the link."""
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -118,10 +118,10 @@ def ask_model(
         return [], ["a masked model writes no text, so it takes no part"]
     notes = notes_on_answers(task, model.tokenizer, for_masked=is_masked)
     there = {row["fingerprint"]: row for row in rows}
+    of_row = {"task": task.name, "model": model.path, "data": part.digest, "settings": settings_of(config)}
+    of_row["weights"] = model.digest
     found = []
     for k in sorted({*part.num_shots, *(row["num_shots"] for row in rows)}):
-        of_row = {"task": task.name, "model": model.path, "data": part.digest, "settings": settings_of(config)}
-        of_row["weights"] = model.digest
         key = _digest([repr((model.digest, of_row["data"], of_row["settings"], k)).encode()])[:16]
         row = there.get(key)
         if row is None and k not in part.num_shots:
@@ -190,10 +190,9 @@ def from_before(
     found = {}
     for row in others:
         model = str(Path(row["model"]).resolve())
-        is_of_others = model not in weights or row["task"] not in digests
-        is_valid = digests.get(row["task"], row.get("data")) == row.get("data")
-        is_valid = is_valid and weights.get(model, row.get("weights")) == row.get("weights")
-        if is_of_others and is_valid and row.get("settings") == settings:
+        is_of_data = digests.get(row["task"], row.get("data")) == row.get("data")
+        is_of_weights = weights.get(model, row.get("weights")) == row.get("weights")
+        if is_of_data and is_of_weights and row.get("settings") == settings:
             found[row["task"], model, row["num_shots"]] = {**row, "is_from_before": True}
     number = sum(row.get("settings") != settings for row in others)
     note = f"{_counted(number, 'figure')} in the folder asked with other settings (questions, seed ...) stay out of the table"

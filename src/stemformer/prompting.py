@@ -267,7 +267,7 @@ def _begin(folder: Path, config: PromptConfig, progress: Progress, *, resume: bo
             raise CheckpointError(f"{folder} holds no table of prompting to go on with: give another --out")
         rows = read_log(folder / "figures.jsonl")
         progress.say(f"{len(rows)} figures are there already; those of the same model, task and data stay")
-    elif folder.is_dir():
+    else:
         empty(folder)  # that it may be replaced was asked before
     (folder / "answers").mkdir(parents=True, exist_ok=True)
     write_lines(folder / "figures.jsonl", rows)  # first of all: by it, a table that is stopped here is known as one

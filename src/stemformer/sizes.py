@@ -137,7 +137,7 @@ def begin(folder: Path, asked: ScaleConfig, progress: Progress, *, resume: bool)
         refuse_changes(stored, asked, may_change=_MAY_CHANGE, what="these runs")
         done = finished_sizes(folder)
         progress.say(f"{sum(name in done for name in asked.sizes)} of {len(asked.sizes)} sizes are done already")
-    elif folder.is_dir():
+    else:
         empty(folder)  # that it may be replaced was asked before
     (folder / "sizes").mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(asked).encode()])

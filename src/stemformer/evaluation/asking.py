@@ -256,13 +256,14 @@ def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool
         ]
     firsts = Counter(row[0] for row in ids if row)
     alike = [word for word, row in zip(words, ids, strict=True) if row and firsts[row[0]] > 1]
-    notes = [f'answers of several tokens, all of which count: {", ".join(split)}; score = "mean" lets length not count']
-    notes = notes if split else []
-    return notes + (
-        [f"answers that begin with the same token, told apart by the next: {', '.join(map(repr, alike))}"]
-        if alike
-        else []
-    )
+    notes = []
+    if split:
+        notes.append(
+            f'answers of several tokens, all of which count: {", ".join(split)}; score = "mean" lets length not count'
+        )
+    if alike:
+        notes.append(f"answers that begin with the same token, told apart by the next: {', '.join(map(repr, alike))}")
+    return notes
 
 
 # ----------------------------------------------------------------------------------------------------------------- what fits into a model
