@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stemformer.models import attention
-from stemformer.models.attention import attend
+from stemformer.models.attention import varlen as attention
+from stemformer.models.attention.varlen import attend
 
 LENGTHS = ("32", "64", "128", "256", "384", "512", "1024", "8-64")
 NEVER = 2**31

@@ -34,22 +34,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stemformer.data.subsets import draw_order
-from stemformer.data.tokenizer import Tokenizer
-from stemformer.evaluation.metrics import spread
-from stemformer.finetuning import make_config, make_setup
-from stemformer.labelling import read_labelled
+from stemformer.commands.finetune import make_config, make_setup
+from stemformer.data.labelled.splits import draw_order
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.device import choose_device
+from stemformer.huggingface.load import load_with_tokenizer
 from stemformer.models.gpt import Gpt
 from stemformer.models.heads import initialise
 from stemformer.models.model import ARCHITECTURES, Model
-from stemformer.pretrained import load_with_tokenizer
-from stemformer.problems import strata
 from stemformer.progress import Silent
-from stemformer.starting import open_model, put_on_device
-from stemformer.tasks.tagging import first_pieces, last_pieces
-from stemformer.tasks.task import Task, TaskExamples
-from stemformer.training.compute import choose_device
+from stemformer.tasks.dataset import read_labelled, strata
+from stemformer.tasks.examples import TaskExamples
+from stemformer.tasks.metrics import spread
+from stemformer.tasks.task import Task
+from stemformer.tasks.token_classification import first_pieces, last_pieces
 from stemformer.training.distributed import this_rank
+from stemformer.training.initialization import open_model, put_on_device
 from stemformer.training.log import StepSums
 from stemformer.training.loop import Position, train
 

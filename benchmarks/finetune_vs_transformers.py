@@ -39,17 +39,17 @@ import torch._dynamo
 import transformers
 from matplotlib.backends import backend_svg  # noqa: F401
 
-from stemformer import finetuning
-from stemformer.data.batches import Example
-from stemformer.evaluation.predict import score_predictions
-from stemformer.labelling import LabelledData
-from stemformer.problems import new_problem, read_records
+from stemformer.commands import finetune as finetuning
+from stemformer.data.examples.batch import Example
+from stemformer.device import choose_precision
 from stemformer.progress import Silent
-from stemformer.tasks.span_qa import QuestionAnswering, Window
-from stemformer.tasks.tagging import TagPrediction
-from stemformer.tasks.task import TaskConfig, TaskExamples
-from stemformer.training.compute import choose_precision
-from stemformer.training.run import FinetuneConfig
+from stemformer.tasks.dataset import LabelledData, new_problem, read_records
+from stemformer.tasks.examples import TaskExamples
+from stemformer.tasks.metrics import score_predictions
+from stemformer.tasks.question_answering import QuestionAnswering, Window
+from stemformer.tasks.task import TaskConfig
+from stemformer.tasks.token_classification import TagPrediction
+from stemformer.training.config import FinetuneConfig
 
 TASKS = {"sst2": "classify", "pos": "tag", "squad": "qa"}
 LONGEST = {"sst2": 128, "pos": 512, "squad": 384}

@@ -33,12 +33,13 @@ from typing import Any
 import torch
 import transformers
 
-from stemformer.generation.decode import DecodingConfig, decode
-from stemformer.models.cached import CachedGpt
+from stemformer.device import choose_device
+from stemformer.generation.decoding import DecodingConfig, decode
+from stemformer.huggingface.load import load_model
+from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
+from stemformer.models.inference.cached_gpt import CachedGpt
 from stemformer.models.model import make_model
-from stemformer.pretrained import load_model, save_model
-from stemformer.training.compute import choose_device
 
 MINI = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

@@ -32,21 +32,21 @@ import transformers
 from nano_gpt import NanoGpt, as_hugging_face, draw_batch
 from side_by_side import gpt2_config, joined_ids
 
-from stemformer import api
+import stemformer
 from stemformer.config import with_settings
-from stemformer.data.batches import permuted
-from stemformer.data.shards import open_shards
-from stemformer.data.tokenizer import END_OF_TEXT, load_tokenizer
-from stemformer.evaluation.evaluate import make_evaluation
-from stemformer.generation.texts import choose_beginnings, write_samples
+from stemformer.data.examples.sampling import permuted
+from stemformer.data.shards.reader import open_shards
+from stemformer.data.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
+from stemformer.device import autocast, choose_precision, keep_freed_memory
+from stemformer.evaluation.held_out import make_evaluation
+from stemformer.generation.text import choose_beginnings, write_samples
+from stemformer.huggingface.load import load_with_tokenizer
+from stemformer.io import read_jsonl
 from stemformer.models.hf_names import GPT, from_hugging_face
 from stemformer.models.model import make_model
-from stemformer.objectives.causal import CausalLm, CausalLmConfig
-from stemformer.objectives.sentence_pairs import WithLoss
-from stemformer.pretrained import load_with_tokenizer
+from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
+from stemformer.objectives.objective import WithLoss
 from stemformer.recipes import find_recipe
-from stemformer.training.compute import autocast, choose_precision, keep_freed_memory
-from stemformer.training.log import read_log
 
 CPU = torch.device("cpu")
 SIDES = {"ours": "stemformer", "example": "transformers, run_clm's defaults", "nanogpt": "a loop in nanoGPT's style"}
@@ -84,7 +84,7 @@ def main() -> None:
 def train_ours(args: argparse.Namespace) -> None:
     settings = [f"evaluation.rows={args.held_out_rows}", "evaluation.blanks=0", f"evaluation.every={args.every}"]
     run = Path(args.out) / "ours"
-    api.pretrain(
+    stemformer.pretrain(
         args.recipe,
         data=args.data,
         out=str(run),
@@ -201,7 +201,7 @@ def tell(out: Path, picture: str | None) -> None:
     found = {}
     for side in SIDES:
         file = out / "ours" / "log.jsonl" if side == "ours" else out / f"{side}.jsonl"
-        lines = [line for line in read_log(file) if "held_out_bits_per_byte" in line]
+        lines = [line for line in read_jsonl(file) if "held_out_bits_per_byte" in line]
         if lines:
             found[side] = lines
     print("| side | steps | tokens | minutes | loss (nats a token) | bits per byte | ours passed it after |")

@@ -88,7 +88,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
 
 
 def write_json_lines(texts: list[str], file: Path) -> tuple[float, int]:
-    from stemformer.data.corpus import read_documents
+    from stemformer.data.text.documents import read_documents
 
     size = number = 0
     with file.open("w", encoding="utf-8") as lines:

@@ -52,12 +52,12 @@ from side_by_side import (
     trainer_steps,
 )
 
-from stemformer.data.shards import open_shards
-from stemformer.data.tokenizer import END_OF_TEXT, load_tokenizer
-from stemformer.objectives.causal import CausalLm, CausalLmConfig
+from stemformer.data.shards.reader import open_shards
+from stemformer.data.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
+from stemformer.device import choose_device, choose_precision, keep_freed_memory
+from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.recipes import find_recipe
-from stemformer.training.compute import choose_device, choose_precision, keep_freed_memory
-from stemformer.training.run import BudgetConfig
+from stemformer.training.config import BudgetConfig
 
 SIDES = (
     "ours",

@@ -50,14 +50,14 @@ from side_by_side import (
 )
 
 import stemformer
-from stemformer.data.batches import examples_of_step
-from stemformer.data.shards import open_shards
-from stemformer.data.tokenizer import load_tokenizer
-from stemformer.data.windows import Rows, make_rows
-from stemformer.objectives.masked import MaskedLm, MaskedLmConfig, SpecialIds
+from stemformer.data.examples.packing import Rows, make_rows
+from stemformer.data.examples.sampling import examples_of_step
+from stemformer.data.shards.reader import open_shards
+from stemformer.data.tokenization.tokenizer import load_tokenizer
+from stemformer.device import choose_precision, keep_freed_memory
+from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 from stemformer.recipes import find_recipe
-from stemformer.training.compute import choose_precision, keep_freed_memory
-from stemformer.training.run import BudgetConfig
+from stemformer.training.config import BudgetConfig
 
 SIDES = (
     "ours",

@@ -84,11 +84,11 @@ def main() -> None:
 
 def make_ready(args: argparse.Namespace, work: Path) -> None:
     """Writes the questions, the tasks and the model that all sides share."""
-    from stemformer.data.tables import read_table
-    from stemformer.data.tokenizer import load_tokenizer
+    from stemformer.data.labelled.table import read_table
+    from stemformer.data.tokenization.tokenizer import load_tokenizer
+    from stemformer.huggingface.save import save_model
     from stemformer.models.gpt import GptConfig
     from stemformer.models.model import make_model
-    from stemformer.pretrained import save_model
 
     data = Path(args.data)
     sources = {
@@ -172,7 +172,7 @@ def measure_in_harness(args: argparse.Namespace) -> dict[str, float]:
     from lm_eval.tasks import TaskManager
 
     if args.side.startswith("ours"):
-        from stemformer.harness import HarnessModel
+        from stemformer.evaluation.few_shot.lm_eval_adapter import HarnessModel
 
         model: Any = HarnessModel(args.model, device="cpu", dtype="bf16" if args.side == "ours_bf16" else "fp32")
     else:
@@ -196,9 +196,10 @@ def measure_in_harness(args: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_own(args: argparse.Namespace) -> dict[str, float]:
-    from stemformer.evaluation.asking import ask, summarise
-    from stemformer.generation.prompts import PromptData, open_task, read_items
-    from stemformer.pretrained import load_with_tokenizer
+    from stemformer.evaluation.few_shot.dataset import PromptData, read_items
+    from stemformer.evaluation.few_shot.evaluate import ask, summarise
+    from stemformer.evaluation.few_shot.task import open_task
+    from stemformer.huggingface.load import load_with_tokenizer
 
     model, tokenizer = load_with_tokenizer(args.model)
     task = open_task(f"{args.task}={Path(args.work) / args.task}.jsonl")

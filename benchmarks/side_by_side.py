@@ -21,24 +21,18 @@ import numpy as np
 import torch
 import transformers
 
-from stemformer.data.batches import permuted, prefetch
-from stemformer.data.shards import Shards
-from stemformer.data.tokenizer import Tokenizer
+from stemformer.data.examples.sampling import permuted, prefetch
+from stemformer.data.shards.reader import Shards
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.device import autocast, choose_compile, keep_freed_memory
 from stemformer.models.model import make_model
-from stemformer.objectives.sentence_pairs import Examples, Objective, WithLoss
-from stemformer.training.compute import (
-    autocast,
-    choose_compile,
-    compile_blocks,
-    keep_freed_memory,
-    matmul_rate,
-    step_flops,
-)
+from stemformer.objectives.objective import Examples, Objective, WithLoss
+from stemformer.training.budget import Timetable
+from stemformer.training.config import RunConfig
 from stemformer.training.log import StepSums
 from stemformer.training.loop import Phase, Setup, add_gradients, batches_of_step, use_graphs
-from stemformer.training.optim import clip, make_optimizer
-from stemformer.training.run import RunConfig
-from stemformer.training.timetable import Timetable
+from stemformer.training.optimizer import clip, make_optimizer
+from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
 
 CPU = torch.device("cpu")
 AHEAD = 8  # steps prepared beyond the last timed one, so that the timed steps pay for preparing as many as they use

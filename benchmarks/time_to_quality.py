@@ -37,21 +37,21 @@ import numpy as np
 import torch
 from pretrain_vs_transformers import prepared_samples
 
-from stemformer import api
-from stemformer.data.batches import permuted, prefetch
-from stemformer.data.shards import Shards, open_shards
-from stemformer.data.tokenizer import load_tokenizer
-from stemformer.data.windows import make_rows
-from stemformer.evaluation.evaluate import held_out_masks, make_evaluation
+import stemformer
+from stemformer.data.examples.packing import make_rows
+from stemformer.data.examples.sampling import permuted, prefetch
+from stemformer.data.shards.reader import Shards, open_shards
+from stemformer.data.tokenization.tokenizer import load_tokenizer
+from stemformer.device import autocast, choose_precision, keep_freed_memory
+from stemformer.evaluation.held_out import held_out_masks, make_evaluation
+from stemformer.io import read_jsonl
 from stemformer.models.hf_names import from_hugging_face
 from stemformer.models.model import make_model
-from stemformer.objectives.masked import MaskedLm, MaskedLmConfig, SpecialIds
-from stemformer.objectives.sentence_pairs import WithLoss
+from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
+from stemformer.objectives.objective import WithLoss
 from stemformer.recipes import find_recipe
-from stemformer.training.compute import autocast, choose_precision, keep_freed_memory
-from stemformer.training.log import read_log
-from stemformer.training.optim import make_optimizer
-from stemformer.training.timetable import TIMED_WARMUP_STEPS
+from stemformer.training.budget import TIMED_WARMUP_STEPS
+from stemformer.training.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
 LENGTH = 128
@@ -98,7 +98,7 @@ def try_out() -> None:
 
 
 def train_ours(args: argparse.Namespace) -> None:
-    api.pretrain(
+    stemformer.pretrain(
         args.recipe,
         data=args.data,
         out=str(Path(args.out) / "ours"),
@@ -223,7 +223,7 @@ def read_logs(folder: Path) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for side in SIDES:
         file = folder / "ours" / "log.jsonl" if side == "ours" else folder / f"{side}.jsonl"
-        lines = [line for line in read_log(file) if "held_out_masked_lm_loss" in line]
+        lines = [line for line in read_jsonl(file) if "held_out_masked_lm_loss" in line]
         if lines:
             found[side] = lines
     return found

@@ -62,20 +62,21 @@ def make_text() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with text.txt, tok/ and data/ made of it; not to be changed."""
-    from stemformer import api
+    import stemformer
 
     root = tmp_path_factory.mktemp("tiny")
     (root / "text.txt").write_text(_make_text())
     text, tok, data = (str(root / name) for name in ("text.txt", "tok", "data"))
-    api.train_tokenizer([text], out=tok, vocab_size=300, documents="line")
-    api.prepare([text], tokenizer=tok, out=data, held_out=0.1, documents="line", num_workers=1)
+    stemformer.train_tokenizer([text], out=tok, vocab_size=300, documents="line")
+    stemformer.prepare([text], tokenizer=tok, out=data, held_out=0.1, documents="line", num_workers=1)
     return root
 
 
 @pytest.fixture(scope="session")
 def no_timing():
     """Neither measures the machine at the start of a run nor draws a report at its end: both take seconds, and have tests of their own."""
-    from stemformer import finetuning, pretraining
+    from stemformer.commands import finetune as finetuning
+    from stemformer.commands import pretrain as pretraining
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "matmul_rate", lambda *args: 1e11)
@@ -89,10 +90,10 @@ def tiny_bert(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of a random BERT of two layers, with the tokenizer of `tiny`; not to be changed."""
     import torch
 
-    from stemformer.data.tokenizer import load_tokenizer
+    from stemformer.data.tokenization.tokenizer import load_tokenizer
+    from stemformer.huggingface.save import save_model
     from stemformer.models.bert import BertConfig
     from stemformer.models.model import make_model
-    from stemformer.pretrained import save_model
 
     tokenizer = load_tokenizer(tiny / "tok")
     config = BertConfig(
@@ -182,13 +183,13 @@ def finetuned(
     """A function from a key of `LABELLED` to a run folder of a few steps in fp32; not to be changed."""
     from functools import cache
 
-    from stemformer import api
+    import stemformer
 
     @cache
     def make(kind: str) -> Path:
         task, name, options = LABELLED[kind]
         out = tmp_path_factory.mktemp("finetuned") / kind
-        told = api.finetune(
+        told = stemformer.finetune(
             task,
             model=str(tiny_bert),
             train=[str(labelled / "train" / name)],
@@ -210,7 +211,7 @@ def finetuned(
 @pytest.fixture(scope="session")
 def bpe(make_text):
     """A small byte-level BPE."""
-    from stemformer.data.tokenizer import train_byte_bpe
+    from stemformer.data.tokenization.trainers import train_byte_bpe
 
     return train_byte_bpe(make_text().splitlines(), vocab_size=400)
 
@@ -220,7 +221,7 @@ def small_gpt(bpe):
     """A GPT with its head for that BPE, drawn at random."""
     import torch
 
-    from stemformer.data.tokenizer import END_OF_TEXT
+    from stemformer.data.tokenization.tokenizer import END_OF_TEXT
     from stemformer.models.gpt import GptConfig
     from stemformer.models.model import make_model
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from stemformer.cli import main
+from stemformer.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

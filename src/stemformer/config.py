@@ -20,8 +20,6 @@ import tomli_w
 
 from stemformer.errors import ConfigError
 
-__all__ = ["check_seed", "differences", "from_toml", "merge_toml", "nearest", "parse_toml", "to_toml", "with_settings"]
-
 T = TypeVar("T")
 
 

@@ -12,8 +12,6 @@ StemformerError          whatever we raise on purpose; its text is one line: giv
 `exit_code` is what the command line ends with: 2 the user's mistake, 3 damaged data or a full disk, 4 a loss that is not finite.
 """
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "StemformerError", "TokenizerError", "TrainingError"]
-
 
 class StemformerError(Exception):
     """Root of the tree.

@@ -5,8 +5,6 @@ Functions that take long get a `Progress` and never print. `Silent` says nothing
 
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Part", "Progress", "Silent"]
-
 
 @runtime_checkable
 class Progress(Protocol):

@@ -11,28 +11,11 @@ from stemformer.config import nearest
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
-from stemformer.objectives.causal import CausalLmConfig
-from stemformer.objectives.masked import MaskedLmConfig
-from stemformer.training.optim import OptimizerConfig, ScheduleConfig
-from stemformer.training.run import BatchConfig, BudgetConfig, GptRunConfig, PhaseConfig, RunConfig
-
-__all__ = [
-    "RECIPES",
-    "bert_base_2018",
-    "bert_large_2018",
-    "bert_medium",
-    "bert_mini",
-    "bert_small",
-    "bert_tiny",
-    "find_recipe",
-    "gpt2_large",
-    "gpt2_medium",
-    "gpt2_small",
-    "gpt2_xl",
-    "gpt_mini",
-    "gpt_small_char",
-    "gpt_tiny",
-]
+from stemformer.objectives.causal_lm import CausalLmConfig
+from stemformer.objectives.masked_lm import MaskedLmConfig
+from stemformer.training.config import BatchConfig, BudgetConfig, GptRunConfig, PhaseConfig, RunConfig
+from stemformer.training.lr_schedule import ScheduleConfig
+from stemformer.training.optimizer import OptimizerConfig
 
 
 def bert_tiny() -> RunConfig:

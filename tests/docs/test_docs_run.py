@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stemformer.cli import app, main
+from stemformer.cli.app import app, main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/tour.md")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stemformer import api
-from stemformer.training.log import read_log
+import stemformer
+from stemformer.io import read_jsonl
 
 SETTINGS = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=8", "batch.row_length=32", "log_every=1"]
 SELDOM = ["evaluation.rows=32", "evaluation.every=20", "checkpoints.every=20"]
@@ -15,7 +15,7 @@ def log_of_twenty_steps(tiny, no_timing, tmp_path_factory):
 
     def run(*settings):
         out = tmp_path_factory.mktemp("golden") / "run"
-        api.pretrain(
+        stemformer.pretrain(
             "bert_tiny",
             data=str(tiny / "data"),
             out=str(out),
@@ -25,6 +25,6 @@ def log_of_twenty_steps(tiny, no_timing, tmp_path_factory):
             device="cpu",
             compile=False,
         )
-        return read_log(out / "log.jsonl")
+        return read_jsonl(out / "log.jsonl")
 
     return run

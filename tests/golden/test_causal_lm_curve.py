@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stemformer import api
-from stemformer.training.log import read_log
+import stemformer
+from stemformer.io import read_jsonl
 
 GOLDEN = [
     *[4.911265, 4.542704, 4.168814, 3.892676, 3.646053, 3.411502, 3.211645, 3.046263, 2.905973, 2.743325],
@@ -18,7 +18,7 @@ def curve(tiny, no_timing, tmp_path_factory):
     out = tmp_path_factory.mktemp("golden") / "run"
     sizes = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=8", "batch.row_length=32", "log_every=1"]
     seldom = ["evaluation.rows=32", "evaluation.every=20", "checkpoints.every=20", "optimizer.learning_rate=1e-2"]
-    api.pretrain(
+    stemformer.pretrain(
         "gpt_tiny",
         data=str(tiny / "data"),
         out=str(out),
@@ -28,7 +28,7 @@ def curve(tiny, no_timing, tmp_path_factory):
         device="cpu",
         compile=False,
     )
-    return read_log(out / "log.jsonl")
+    return read_jsonl(out / "log.jsonl")
 
 
 def test_losses_are_those_that_were_stored(curve):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stemformer import api
-from stemformer.cli import main
+import stemformer
+from stemformer.cli.app import main
 
 SMALL = [
     *["--set", "model.hidden_size=32", "--set", "model.intermediate_size=64", "--set", "batch.rows=4"],
@@ -133,7 +133,7 @@ def copy_of_data(made, tmp_path):
 
 def test_tokenizer_beside_the_shards_that_did_not_make_them(fails, made, tmp_path):
     data = copy_of_data(made, tmp_path)
-    api.train_tokenizer([str(made / "text.txt")], out=str(tmp_path / "tok"), vocab_size=80, documents="line")
+    stemformer.train_tokenizer([str(made / "text.txt")], out=str(tmp_path / "tok"), vocab_size=80, documents="line")
     shutil.rmtree(data / "tokenizer")
     shutil.copytree(tmp_path / "tok", data / "tokenizer")
     fails(pretrain(data, tmp_path / "run"), 2, "80 ids", "the data was prepared with")

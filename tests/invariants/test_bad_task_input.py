@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from stemformer import api
-from stemformer.cli import main
-from stemformer.data.forms import looks_like
+import stemformer
+from stemformer.cli.app import main
+from stemformer.data.labelled.detect_format import looks_like
 from stemformer.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("no_timing")
@@ -46,7 +46,7 @@ def told(tiny_bert, tmp_path):
     def run(task, train, dev, **options):
         files = {"train": [str(train)], "dev": [str(dev)]}
         usual = {"out": str(tmp_path / "run"), "steps": 1, "batch_size": 4, "precision": "fp32", "progress": Silent()}
-        return api.finetune(task, model=str(tiny_bert), **files, **(usual | options))
+        return stemformer.finetune(task, model=str(tiny_bert), **files, **(usual | options))
 
     return run
 

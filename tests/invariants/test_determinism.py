@@ -1,4 +1,4 @@
-"""What is promised about repeating a run (`10 steps = 4 + save + resume + 6`), through `api.pretrain` on a tiny corpus."""
+"""What is promised about repeating a run (`10 steps = 4 + save + resume + 6`), through `stemformer.pretrain` on a tiny corpus."""
 
 import json
 import os
@@ -14,22 +14,24 @@ import torch
 from interrupts import StopAt
 from safetensors.torch import load_file
 
-from stemformer import api
+import stemformer
 from stemformer.config import with_settings
-from stemformer.data.batches import prefetch
-from stemformer.data.shards import open_shards
-from stemformer.data.tokenizer import load_tokenizer
-from stemformer.data.windows import make_rows
+from stemformer.data.examples.packing import make_rows
+from stemformer.data.examples.sampling import prefetch
+from stemformer.data.shards.reader import open_shards
+from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError
+from stemformer.huggingface.load import load_model
+from stemformer.huggingface.save import save_model
+from stemformer.io import read_jsonl
 from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import make_model
-from stemformer.objectives.masked import MaskedLm, SpecialIds
-from stemformer.objectives.sentence_pairs import WithLoss
-from stemformer.pretrained import load_model, save_model
+from stemformer.objectives.masked_lm import MaskedLm, SpecialIds
+from stemformer.objectives.objective import WithLoss
 from stemformer.recipes import bert_tiny
 from stemformer.training import loop
-from stemformer.training.log import StepSums, read_log
-from stemformer.training.timetable import Timetable
+from stemformer.training.budget import Timetable
+from stemformer.training.log import StepSums
 
 SETTINGS = [
     "model.hidden_size=32",
@@ -50,9 +52,11 @@ def prepare_text(folder, text):
     (folder / "text.txt").write_text(text)
     options = {"documents": "line"}
     if not (folder.parent / "tokenizer").exists():
-        api.train_tokenizer([str(folder / "text.txt")], out=str(folder.parent / "tokenizer"), vocab_size=300, **options)
+        stemformer.train_tokenizer(
+            [str(folder / "text.txt")], out=str(folder.parent / "tokenizer"), vocab_size=300, **options
+        )
     tokenizer = str(folder.parent / "tokenizer")
-    api.prepare(
+    stemformer.prepare(
         [str(folder / "text.txt")],
         tokenizer=tokenizer,
         out=str(folder / "data"),
@@ -83,7 +87,7 @@ pytestmark = pytest.mark.usefixtures("no_timing")
 
 def train(data, out, *, settings=(), **options):
     options = {"steps": 10} | options
-    return api.pretrain(
+    return stemformer.pretrain(
         "bert_tiny", data=data, out=str(out), settings=[*SETTINGS, *settings], precision="fp32", **options
     )
 
@@ -92,7 +96,7 @@ def train_interrupted(data, out, *, at=4, settings=(), resume=None, **options):
     with pytest.raises(KeyboardInterrupt):
         train(data, out, settings=settings, progress=StopAt(at), **options)
     assert newest(out) == at
-    return api.pretrain(data=data, out=str(out), resume=True, precision="fp32", **(resume or {}))
+    return stemformer.pretrain(data=data, out=str(out), resume=True, precision="fp32", **(resume or {}))
 
 
 def newest(out):
@@ -108,7 +112,7 @@ def assert_same_files(a, b, names=("model.safetensors", "optimizer.safetensors")
 
 
 def log_of(out):
-    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_log(Path(out) / "log.jsonl")]
+    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_jsonl(Path(out) / "log.jsonl")]
 
 
 def last_checkpoint(out):
@@ -166,7 +170,7 @@ def test_run_that_was_killed_goes_on_from_its_last_checkpoint(data, tmp_path):
         train(data, tmp_path / "parts")
     assert newest(tmp_path / "parts") == 4
     assert log_of(tmp_path / "parts")[-1]["step"] == 6  # steps 5 and 6 are in the log, and will be done again
-    api.pretrain(data=data, out=str(tmp_path / "parts"), resume=True, precision="fp32")
+    stemformer.pretrain(data=data, out=str(tmp_path / "parts"), resume=True, precision="fp32")
     assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
 
@@ -177,7 +181,7 @@ def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(data, 
         train(data, tmp_path / "parts", progress=StopAt(9))
     file = last_checkpoint(tmp_path / "parts") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    api.pretrain(data=data, out=str(tmp_path / "parts"), resume=True, precision="fp32")
+    stemformer.pretrain(data=data, out=str(tmp_path / "parts"), resume=True, precision="fp32")
     assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
 
 
@@ -197,7 +201,7 @@ class StopAt(Silent):
             signal.raise_signal(signal.SIGINT)
 
 try:
-    api.pretrain("bert_tiny", data=data, out=out, settings=settings, steps=10, precision="fp32", threads=2, progress=StopAt())
+    stemformer.pretrain("bert_tiny", data=data, out=out, settings=settings, steps=10, precision="fp32", threads=2, progress=StopAt())
 except KeyboardInterrupt:
     pass
 """
@@ -206,7 +210,7 @@ import sys
 from stemformer import api, pretraining
 
 pretraining.matmul_rate = lambda *args: 1e11
-api.pretrain(data=sys.argv[1], out=sys.argv[2], resume=True)
+stemformer.pretrain(data=sys.argv[1], out=sys.argv[2], resume=True)
 """
 
 
@@ -356,35 +360,35 @@ def stopped_run(stopped, tmp_path):
 )
 def test_resuming_with_other_settings_is_refused_with_both_values(data, stopped_run, options, words):
     with pytest.raises(CheckpointError) as caught:
-        api.pretrain(data=data, out=str(stopped_run), resume=True, **options)
+        stemformer.pretrain(data=data, out=str(stopped_run), resume=True, **options)
     assert words in str(caught.value)
     assert newest(stopped_run) == 2
 
 
 def test_resuming_with_other_data_is_refused(determinism_data, stopped_run):
     with pytest.raises(CheckpointError, match="was trained on other data"):
-        api.pretrain(data=determinism_data[1], out=str(stopped_run), resume=True)
+        stemformer.pretrain(data=determinism_data[1], out=str(stopped_run), resume=True)
 
 
 def test_resuming_may_change_what_only_watches(data, stopped_run):
     settings = ["log_every=2", "evaluation.every=3", "checkpoints.every=5", "checkpoints.keep=1"]
-    assert api.pretrain(data=data, out=str(stopped_run), resume=True, settings=settings, steps=4)["steps"] == 4
+    assert stemformer.pretrain(data=data, out=str(stopped_run), resume=True, settings=settings, steps=4)["steps"] == 4
 
 
 def test_resuming_with_a_larger_budget_goes_on(data, stopped_run):
-    assert api.pretrain(data=data, out=str(stopped_run), resume=True, steps=12)["steps"] == 12
+    assert stemformer.pretrain(data=data, out=str(stopped_run), resume=True, steps=12)["steps"] == 12
     assert newest(stopped_run) == 12
 
 
 def test_resuming_with_a_budget_that_is_used_up_is_refused(data, stopped_run):
     with pytest.raises(ConfigError, match="stands at step 2, the budget ends at 1"):
-        api.pretrain(data=data, out=str(stopped_run), resume=True, steps=1)
+        stemformer.pretrain(data=data, out=str(stopped_run), resume=True, steps=1)
 
 
 def test_resuming_a_finished_run_returns_what_it_returned(data, tmp_path):
     first = train(data, tmp_path / "run", steps=3)
     before, log = (tmp_path / "run/final/model.safetensors").read_bytes(), log_of(tmp_path / "run")
-    again = api.pretrain(data=data, out=str(tmp_path / "run"), resume=True, precision="fp32")
+    again = stemformer.pretrain(data=data, out=str(tmp_path / "run"), resume=True, precision="fp32")
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     assert (tmp_path / "run/final/model.safetensors").read_bytes() == before
     assert log_of(tmp_path / "run") == log
@@ -392,7 +396,7 @@ def test_resuming_a_finished_run_returns_what_it_returned(data, tmp_path):
 
 def test_finished_run_goes_on_with_a_larger_budget(data, tmp_path):
     train(data, tmp_path / "run", steps=3)
-    assert api.pretrain(data=data, out=str(tmp_path / "run"), resume=True, steps=5)["steps"] == 5
+    assert stemformer.pretrain(data=data, out=str(tmp_path / "run"), resume=True, steps=5)["steps"] == 5
     assert [line["step"] for line in log_of(tmp_path / "run") if line["kind"] == "train"] == [1, 2, 3, 4, 5]
 
 

@@ -15,11 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stemformer import api, cli, pretraining
+import stemformer
+from stemformer.cli import app as cli
+from stemformer.commands import pretrain as pretraining
+from stemformer.io import read_jsonl
 from stemformer.progress import Silent
 from stemformer.training import loop
 from stemformer.training.checkpoint import newest_checkpoint
-from stemformer.training.log import read_log
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
@@ -130,7 +132,7 @@ def newest(run):
 
 
 def log_of(run):
-    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_log(run / "log.jsonl")]
+    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_jsonl(run / "log.jsonl")]
 
 
 def assert_same_run(run, expected):
@@ -191,7 +193,7 @@ def test_run_killed_before_its_first_checkpoint_begins_again(data, tmp_path, lef
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_text("")
     options = {"data": data, "out": str(tmp_path / "run"), "settings": SETTINGS, "steps": 2, "precision": "fp32"}
-    assert api.pretrain("bert_tiny", resume=True, **options)["steps"] == 2
+    assert stemformer.pretrain("bert_tiny", resume=True, **options)["steps"] == 2
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
@@ -253,7 +255,7 @@ def clock(monkeypatch):
 
 
 def train_timed(data, out, *, seconds, **options):
-    return api.pretrain(data=data, out=str(out), time=seconds, precision="fp32", threads=1, **options)
+    return stemformer.pretrain(data=data, out=str(out), time=seconds, precision="fp32", threads=1, **options)
 
 
 @pytest.fixture
@@ -267,14 +269,14 @@ def killed_run(data, clock, tmp_path):
 
 
 def rates(run):
-    return {line["step"]: line["learning_rate"] for line in read_log(run / "log.jsonl") if line["kind"] == "train"}
+    return {line["step"]: line["learning_rate"] for line in read_jsonl(run / "log.jsonl") if line["kind"] == "train"}
 
 
 def test_run_killed_after_the_clock_decided_falls_and_ends_at_the_same_steps(data, killed_run):
     decided = (killed_run / "schedule.json").read_text()
     decision, before = json.loads(decided), rates(killed_run)
     assert max(before) > decision["decay_step"]
-    assert api.pretrain(data=data, out=str(killed_run), resume=True)["steps"] == decision["last_step"]
+    assert stemformer.pretrain(data=data, out=str(killed_run), resume=True)["steps"] == decision["last_step"]
     assert (killed_run / "schedule.json").read_text() == decided
     after = rates(killed_run)
     assert list(after) == list(range(1, decision["last_step"] + 1))
@@ -291,7 +293,7 @@ def test_run_killed_between_decision_and_checkpoint_falls_at_the_steps_decided(d
         if int(path.name[5:]) > decision["decay_step"] - 3:
             shutil.rmtree(path)
     assert newest(killed_run) == decision["decay_step"] - 3
-    assert api.pretrain(data=data, out=str(killed_run), resume=True)["steps"] == decision["last_step"]
+    assert stemformer.pretrain(data=data, out=str(killed_run), resume=True)["steps"] == decision["last_step"]
     after = rates(killed_run)
     assert min(step for step in after if step > 2 and after[step] < max(after.values())) == decision["decay_step"] + 2
 

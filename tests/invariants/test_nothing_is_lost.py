@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
-from stemformer import api
+import stemformer
 from stemformer.errors import CheckpointError, ConfigError
-from stemformer.pretrained import find_folder
+from stemformer.huggingface.load import find_folder
+from stemformer.io import read_jsonl
 from stemformer.progress import Silent
-from stemformer.training.log import read_log
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
@@ -32,7 +32,7 @@ class Stop(Silent):
 def run(tiny, tmp_path):
     """A run of 4 steps, with a checkpoint after 2 and 4."""
     settings = [*SETTINGS, "checkpoints.every=2", "evaluation.rows=4", "evaluation.every=4", "log_every=1"]
-    api.pretrain("bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "run"), settings=settings, steps=4)
+    stemformer.pretrain("bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "run"), settings=settings, steps=4)
     return tmp_path / "run"
 
 
@@ -46,8 +46,10 @@ def test_overwriting_what_a_pattern_reads_is_refused(tiny, tmp_path):
     (tmp_path / "in").mkdir()
     shutil.copy(tiny / "text.txt", tmp_path / "in" / "t.txt")
     for job in (
-        lambda out: api.prepare([str(tmp_path / "*/t.txt")], tokenizer=str(tiny / "tok"), out=out, overwrite=True),
-        lambda out: api.train_tokenizer([str(tmp_path / "*/t.txt")], out=out, vocab_size=300, overwrite=True),
+        lambda out: stemformer.prepare(
+            [str(tmp_path / "*/t.txt")], tokenizer=str(tiny / "tok"), out=out, overwrite=True
+        ),
+        lambda out: stemformer.train_tokenizer([str(tmp_path / "*/t.txt")], out=out, vocab_size=300, overwrite=True),
     ):
         with pytest.raises(ConfigError, match=r"lies in the output folder|nothing that stemformer made"):
             job(str(tmp_path / "in"))
@@ -57,27 +59,27 @@ def test_overwriting_what_a_pattern_reads_is_refused(tiny, tmp_path):
 def test_folder_of_the_users_own_is_not_overwritten(tiny, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="holds nothing that stemformer made"):
-        api.pretrain("bert_tiny", data=str(tiny / "data"), out=str(tmp_path), overwrite=True, steps=1)
+        stemformer.pretrain("bert_tiny", data=str(tiny / "data"), out=str(tmp_path), overwrite=True, steps=1)
     assert (tmp_path / "thesis.txt").is_file()
 
 
 def test_finished_run_without_checkpoints_is_not_begun_again(tiny, run):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(CheckpointError, match="holds a finished model without checkpoints"):
-        api.pretrain("bert_tiny", data=str(tiny / "data"), out=str(run), resume=True, steps=9)
+        stemformer.pretrain("bert_tiny", data=str(tiny / "data"), out=str(run), resume=True, steps=9)
     assert (run / "final" / "model.safetensors").is_file()
 
 
 def test_folders_that_a_user_put_into_a_run_stay(tiny, run):
     shutil.copytree(run / "final", run / "mine.old")
-    api.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=5)
+    stemformer.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=5)
     assert (run / "mine.old").is_dir()
 
 
 def test_resume_that_is_refused_changes_nothing(tiny, run):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match="the budget ends at 2"):
-        api.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=2)
+        stemformer.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=2)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -85,55 +87,57 @@ def test_restart_after_a_mistake_does_not_go_on_with_an_older_run(tiny, run, mon
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
     with pytest.raises(ConfigError, match="is not empty"):
-        api.pretrain("bert_tiny", data=str(tiny / "data"), out=str(run), steps=9)
+        stemformer.pretrain("bert_tiny", data=str(tiny / "data"), out=str(run), steps=9)
 
 
 def test_damaged_checkpoint_does_not_push_out_a_whole_one(tiny, run):
     flip(run / "checkpoints" / "step-00000004" / "model.safetensors")
     with pytest.raises(KeyboardInterrupt):
-        api.pretrain(
+        stemformer.pretrain(
             data=str(tiny / "data"), out=str(run), resume=True, settings=["checkpoints.keep=1"], progress=Stop(1)
         )
-    assert api.pretrain(data=str(tiny / "data"), out=str(run), resume=True)["steps"] == 4
+    assert stemformer.pretrain(data=str(tiny / "data"), out=str(run), resume=True)["steps"] == 4
 
 
 def test_edited_configuration_does_not_change_a_resumed_run(tiny, run):
     file = run / "config.toml"
     file.write_text(file.read_text().replace("learning_rate = 0.002", "learning_rate = 0.5"))
-    api.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=6)
-    assert max(line["learning_rate"] for line in read_log(run / "log.jsonl") if line["kind"] == "train") <= 0.002
+    stemformer.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=6)
+    assert max(line["learning_rate"] for line in read_jsonl(run / "log.jsonl") if line["kind"] == "train") <= 0.002
     assert "learning_rate = 0.002" in file.read_text()
 
 
 def test_run_that_goes_on_no_longer_counts_as_finished(tiny, run):
     with pytest.raises(KeyboardInterrupt):
-        api.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=9, progress=Stop(2))
+        stemformer.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=9, progress=Stop(2))
     assert find_folder(run).name == "step-00000006"
-    assert not api.inspect(str(run))["is_finished"]
+    assert not stemformer.inspect(str(run))["is_finished"]
 
 
 def test_log_with_a_broken_line_in_the_middle_is_not_cut(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
     with pytest.raises(CheckpointError, match="line 2"):
-        read_log(tmp_path / "log.jsonl")
+        read_jsonl(tmp_path / "log.jsonl")
 
 
 def test_settings_of_other_sizes_beside_a_given_model_are_refused(tiny, run, tmp_path):
     other = [*SETTINGS, "model.hidden_size=64"]
     with pytest.raises(ConfigError, match=r"model.hidden_size is 64, the model that training starts from has 32"):
-        api.pretrain(
+        stemformer.pretrain(
             "bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "b"), init=str(run), settings=other, steps=1
         )
 
 
 def test_two_budgets_are_refused(tiny, tmp_path):
     with pytest.raises(ConfigError, match="more than one of steps, tokens, epochs and seconds"):
-        api.pretrain("bert_base_2018", data=str(tiny / "data"), out=str(tmp_path / "b"), settings=["budget.epochs=1.0"])
+        stemformer.pretrain(
+            "bert_base_2018", data=str(tiny / "data"), out=str(tmp_path / "b"), settings=["budget.epochs=1.0"]
+        )
 
 
 def test_scoring_a_text_with_a_blank_is_refused(run):
     with pytest.raises(ConfigError, match="put a word in the place of each"):
-        api.fill(["The [MASK] sees."], model=str(run), score=True)
+        stemformer.fill(["The [MASK] sees."], model=str(run), score=True)
 
 
 def test_text_that_the_tokenizer_does_not_know_is_told(tiny, tmp_path):
@@ -141,7 +145,7 @@ def test_text_that_the_tokenizer_does_not_know_is_told(tiny, tmp_path):
     told = []
     progress = Silent()
     progress.say = told.append
-    made = api.prepare(
+    made = stemformer.prepare(
         [str(tmp_path / "zh.txt")], tokenizer=str(tiny / "tok"), out=str(tmp_path / "d"), held_out=0, progress=progress
     )
     assert made["unknown"] == 1.0

@@ -5,10 +5,10 @@ import torch
 from interrupts import StopAt
 from safetensors.torch import load_file
 
-from stemformer import api
+import stemformer
 from stemformer.errors import CheckpointError
+from stemformer.io import read_jsonl
 from stemformer.training import loop
-from stemformer.training.log import read_log
 
 SETTINGS = [
     "model.hidden_size=32",
@@ -33,7 +33,7 @@ def train(tiny, out, **options):
     settings = {"settings": SETTINGS} if not options.get("resume") else {}
     recipe = None if options.get("resume") else "bert_tiny"
     steps = {} if options.get("resume") else {"steps": 6}
-    return api.pretrain(
+    return stemformer.pretrain(
         recipe, data=str(tiny / "data"), out=str(out), precision="fp32", device="cpu", **settings, **steps, **options
     )
 
@@ -55,7 +55,7 @@ def whole(tiny, no_timing, tmp_path_factory):
 
 
 def log_of(out):
-    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_log(out / "log.jsonl")]
+    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_jsonl(out / "log.jsonl")]
 
 
 def test_each_phase_sees_rows_of_its_own_number_and_length(whole):
@@ -96,4 +96,4 @@ def test_run_interrupted_in_any_phase_ends_as_the_whole_one_bit_for_bit(tiny, wh
 
 def test_resuming_with_other_phases_is_refused(tiny, whole):
     with pytest.raises(CheckpointError, match=r"phases was .* is now"):
-        api.pretrain(data=str(tiny / "data"), out=str(whole[0]), resume=True, settings=["phases=[]"])
+        stemformer.pretrain(data=str(tiny / "data"), out=str(whole[0]), resume=True, settings=["phases=[]"])

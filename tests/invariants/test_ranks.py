@@ -18,14 +18,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stemformer import api, cli, pretraining
-from stemformer.data.tokenizer import load_tokenizer
+import stemformer
+from stemformer.cli import app as cli
+from stemformer.commands import pretrain as pretraining
+from stemformer.data.tokenization.tokenizer import load_tokenizer
+from stemformer.io import read_jsonl
 from stemformer.progress import Silent
 from stemformer.recipes import find_recipe
 from stemformer.training import loop
 from stemformer.training.checkpoint import newest_checkpoint
 from stemformer.training.distributed import distribute, this_rank, whole_tensors
-from stemformer.training.log import StepSums, read_log
+from stemformer.training.log import StepSums
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("no_timing")]
 
@@ -74,7 +77,7 @@ def train(data, out, *, settings=(), stop_at=0, die_at=None, **options):
     if recipe:
         given = {"steps": 10, **given}
     with suppress(KeyboardInterrupt):
-        return api.pretrain(recipe, data=data, out=out, progress=StopAt(stop_at), **given)
+        return stemformer.pretrain(recipe, data=data, out=out, progress=StopAt(stop_at), **given)
 
 
 def gradients(data, out, *, settings=()):
@@ -142,8 +145,8 @@ def data(make_text, tmp_path_factory):
     root = tmp_path_factory.mktemp("ranks-data")
     (root / "text.txt").write_text(make_text(num_documents=700))
     text, tok, out = (str(root / name) for name in ("text.txt", "tok", "data"))
-    api.train_tokenizer([text], out=tok, vocab_size=300, documents="line")
-    api.prepare([text], tokenizer=tok, out=out, held_out=0.5, documents="line", num_workers=1)
+    stemformer.train_tokenizer([text], out=tok, vocab_size=300, documents="line")
+    stemformer.prepare([text], tokenizer=tok, out=out, held_out=0.5, documents="line", num_workers=1)
     return out
 
 
@@ -202,7 +205,7 @@ def losses(run):
     kept = ("step", "tokens", "learning_rate", "gradient_norm", "fill")
     return [
         {name: value for name, value in line.items() if name in kept or name.endswith(("_loss", "_accuracy"))}
-        for line in read_log(run / "log.jsonl")
+        for line in read_jsonl(run / "log.jsonl")
         if line["kind"] != "fills"
     ]
 
@@ -295,16 +298,16 @@ def test_sigterm_stops_all_ranks_after_the_same_step(data, tmp_path):
     options = ["--recipe", "bert_tiny", "--data", data, "--out", str(out), "--steps", "100000", "--precision", "fp32"]
     words = ["pretrain", *options, *(word for setting in settings for word in ("--set", setting))]
     started = start_ranks(tmp_path, [("command", {"arguments": words})])
-    while started.poll() is None and len(read_log(out / "log.jsonl")) < 20:
+    while started.poll() is None and len(read_jsonl(out / "log.jsonl")) < 20:
         time.sleep(0.1)
     started.send_signal(signal.SIGTERM)
     code, told = ended(started, tmp_path)
     assert code != 0
     assert told.count("and saved: go on with --resume") == 1
     assert told.count("stopped by SIGTERM") == 1
-    last = read_log(out / "log.jsonl")[-1]["step"]
+    last = read_jsonl(out / "log.jsonl")[-1]["step"]
     assert newest_checkpoint(out / "checkpoints") == (out / f"checkpoints/step-{last:08d}", [])
-    assert api.pretrain(data=data, out=str(out), resume=True, steps=last + 2)["steps"] == last + 2
+    assert stemformer.pretrain(data=data, out=str(out), resume=True, steps=last + 2)["steps"] == last + 2
 
 
 def test_mistake_is_told_once(tmp_path):

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from stemformer.data.batches import Example, collate
-from stemformer.data.tokenizer import load_tokenizer
+from stemformer.data.examples.batch import Example, collate
+from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError
+from stemformer.huggingface.load import load_model
+from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.model import make_model
-from stemformer.pretrained import load_model, save_model
-from stemformer.training.optim import OptimizerConfig, make_optimizer
+from stemformer.training.optimizer import OptimizerConfig, make_optimizer
 
 transformers = pytest.importorskip("transformers")
 

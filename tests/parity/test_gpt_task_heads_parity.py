@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from stemformer.data.batches import collate
-from stemformer.data.tokenizer import Tokenizer, train_byte_bpe
+from stemformer.data.examples.batch import collate
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.data.tokenization.trainers import train_byte_bpe
+from stemformer.huggingface.load import load_model, read_task
+from stemformer.huggingface.save import save_model
 from stemformer.models.hf_names import GPT, to_hugging_face
-from stemformer.objectives.sentence_pairs import WithLoss
-from stemformer.pretrained import load_model, read_task, save_model
-from stemformer.tasks.classify import Classify
-from stemformer.tasks.span_qa import QuestionAnswering
-from stemformer.tasks.tagging import Tag
-from stemformer.tasks.task import TaskConfig, make_example
+from stemformer.objectives.objective import WithLoss
+from stemformer.tasks.examples import make_example
+from stemformer.tasks.question_answering import QuestionAnswering
+from stemformer.tasks.sequence_classification import Classify
+from stemformer.tasks.task import TaskConfig
+from stemformer.tasks.token_classification import Tag
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,16 +5,17 @@ import pytest
 import torch
 import transformers
 
-from stemformer.data.batches import Example, collate
+from stemformer.data.examples.batch import Example, collate
+from stemformer.huggingface.load import load_model, read_task
+from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
-from stemformer.objectives.sentence_pairs import WithLoss
-from stemformer.pretrained import load_model, read_task, save_model
-from stemformer.tasks.choice import Choice
-from stemformer.tasks.classify import Classify
-from stemformer.tasks.span_qa import QuestionAnswering
-from stemformer.tasks.tagging import Tag
+from stemformer.objectives.objective import WithLoss
+from stemformer.tasks.multiple_choice import Choice
+from stemformer.tasks.question_answering import QuestionAnswering
+from stemformer.tasks.sequence_classification import Classify
 from stemformer.tasks.task import TaskConfig
+from stemformer.tasks.token_classification import Tag
 
 CONFIG = BertConfig(
     vocab_size=60,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stemformer.data.tokenizer import load_tokenizer, train_wordpiece
+from stemformer.data.tokenization.tokenizer import load_tokenizer
+from stemformer.data.tokenization.trainers import train_wordpiece
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,7 +5,7 @@ import string
 import pytest
 import torch
 
-from stemformer.data.tokenizer import load_tokenizer
+from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stemformer.errors import ConfigError
-from stemformer.tasks.task import TaskConfig, TaskExamples, make_example, trimmed, windows
+from stemformer.tasks.examples import TaskExamples, make_example, trimmed, windows
+from stemformer.tasks.task import TaskConfig
 
 
 @pytest.mark.parametrize("stride", [0, 1, 3, 7, 50])

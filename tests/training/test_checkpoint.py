@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 
-from stemformer.data.tokenizer import train_wordpiece
+from stemformer.cli.exit_codes import verdict
+from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import CheckpointError
-from stemformer.exits import verdict
+from stemformer.huggingface.load import load_model
+from stemformer.io import write_folder
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
-from stemformer.pretrained import load_model
 from stemformer.training import checkpoint as checkpoint_module
 from stemformer.training.checkpoint import (
     Checkpoint,
@@ -22,9 +23,8 @@ from stemformer.training.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
     save_checkpoint,
-    write_folder,
 )
-from stemformer.training.optim import OptimizerConfig, make_optimizer
+from stemformer.training.optimizer import OptimizerConfig, make_optimizer
 
 FILES = [
     "model.safetensors",
@@ -336,7 +336,7 @@ def test_no_checkpoint_at_all_is_a_mistake(tmp_path):
 
 
 def test_checkpoint_opens_as_a_model_folder(save):
-    from stemformer.pretrained import load_with_tokenizer
+    from stemformer.huggingface.load import load_with_tokenizer
 
     model, tokenizer = load_with_tokenizer(save(4, seed=5))
     expected, _ = make_parts(seed=5)

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from stemformer.errors import ConfigError
-from stemformer.training.log import RunLog, StepSums, read_log
+from stemformer.io import read_jsonl
+from stemformer.training.log import RunLog, StepSums
 
 
-def write_lines(path, steps):
+def write_jsonl(path, steps):
     path.write_text("".join(json.dumps({"kind": "train", "step": step}) + "\n" for step in steps))
 
 
 def steps_of(path):
-    return [line["step"] for line in read_log(path)]
+    return [line["step"] for line in read_jsonl(path)]
 
 
 def test_log_gives_back_what_was_written(tmp_path):
@@ -22,7 +23,7 @@ def test_log_gives_back_what_was_written(tmp_path):
     log.write(kind="train", step=1, loss=0.1 + 0.2)
     log.write(kind="evaluation", step=1, note="größer")
     log.close()
-    assert read_log(tmp_path / "log.jsonl") == [
+    assert read_jsonl(tmp_path / "log.jsonl") == [
         {"kind": "train", "step": 1, "loss": 0.1 + 0.2},
         {"kind": "evaluation", "step": 1, "note": "größer"},
     ]
@@ -37,7 +38,7 @@ def test_line_is_on_the_disk_before_the_log_is_closed(tmp_path):
 
 def test_opening_removes_the_lines_behind_the_step(tmp_path):
     path = tmp_path / "log.jsonl"
-    write_lines(path, [0, 1, 2, 2, 3, 4])
+    write_jsonl(path, [0, 1, 2, 2, 3, 4])
     log = RunLog(path, after_step=2)
     assert steps_of(path) == [0, 1, 2, 2]
     log.write(kind="train", step=3)
@@ -48,14 +49,14 @@ def test_opening_removes_the_lines_behind_the_step(tmp_path):
 
 def test_last_line_that_was_cut_off_is_passed_over(tmp_path):
     path = tmp_path / "log.jsonl"
-    write_lines(path, [1, 2, 3])
+    write_jsonl(path, [1, 2, 3])
     path.write_text(path.read_text()[:-5])
     assert steps_of(path) == [1, 2]
 
 
 def test_line_after_a_cut_off_one_begins_a_line(tmp_path):
     path = tmp_path / "log.jsonl"
-    write_lines(path, [1, 2, 3])
+    write_jsonl(path, [1, 2, 3])
     path.write_text(path.read_text()[:-5])
     log = RunLog(path, after_step=3)
     log.write(kind="train", step=3)
@@ -64,7 +65,7 @@ def test_line_after_a_cut_off_one_begins_a_line(tmp_path):
 
 
 def test_log_without_file_is_empty(tmp_path):
-    assert read_log(tmp_path / "log.jsonl") == []
+    assert read_jsonl(tmp_path / "log.jsonl") == []
 
 
 def test_sums_give_means_over_places():

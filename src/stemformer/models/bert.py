@@ -23,8 +23,6 @@ from stemformer.models.layers import (
     with_spare_rows,
 )
 
-__all__ = ["Bert", "BertConfig", "BertEmbeddings", "BertLayer"]
-
 
 @dataclass(frozen=True)
 class BertConfig:

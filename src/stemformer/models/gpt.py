@@ -12,20 +12,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stemformer.models.inference.kv_cache import Reading
 from stemformer.models.layers import (
     Dropout,
     FeedForward,
     MultiHeadAttention,
     PositionEmbedding,
-    Reading,
     WordEmbedding,
     check_sizes,
     check_states,
     with_spare_places,
     with_spare_rows,
 )
-
-__all__ = ["Gpt", "GptConfig", "GptEmbeddings", "GptLayer"]
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,6 @@ from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.layers import Dropout, PositionEmbedding, make_activation, sinusoids
 
-__all__ = [
-    "CausalLmHead",
-    "ChoiceHead",
-    "GptSequenceHead",
-    "MaskedLmHead",
-    "NextSentenceHead",
-    "SequenceHead",
-    "SpanHead",
-    "TokenHead",
-    "initialise",
-    "start_from_frequency",
-]
-
 
 class MaskedLmHead(nn.Module):
     """States of masked places to a score for each word of the vocabulary.

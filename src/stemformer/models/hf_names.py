@@ -13,8 +13,6 @@ from torch import Tensor
 
 from stemformer.errors import CheckpointError
 
-__all__ = ["BERT", "BERT_NAMES", "GPT", "GPT_CONFIG", "GPT_NAMES", "Names", "from_hugging_face", "to_hugging_face"]
-
 BERT_NAMES: dict[str, tuple[str, ...]] = {
     "body.embeddings.word.weight": ("bert.embeddings.word_embeddings.weight",),
     "body.embeddings.position.weight": ("bert.embeddings.position_embeddings.weight",),

@@ -1,7 +1,6 @@
 """Layers that more than one architecture is made of. All of them see flat tokens (N, D)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,24 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
-from stemformer.models.attention import attend
-
-__all__ = [
-    "ACTIVATIONS",
-    "Dropout",
-    "FeedForward",
-    "MultiHeadAttention",
-    "PositionEmbedding",
-    "Reading",
-    "WordEmbedding",
-    "check_sizes",
-    "check_states",
-    "make_activation",
-    "sinusoids",
-    "spare_rows",
-    "with_spare_places",
-    "with_spare_rows",
-]
+from stemformer.models.attention.varlen import attend
 
 ACTIVATIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], dict[str, str]]] = {
     "gelu": nn.GELU,
@@ -209,21 +191,6 @@ def _random_bytes(like: Tensor) -> Tensor:
 @_random_bytes.register_fake
 def _random_bytes_fake(like: Tensor) -> Tensor:
     return like.new_empty(like.shape, dtype=torch.uint8)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Keys and values of texts that were read, flat, so that several texts may go on from each of them.
-
-    Attributes:
-        keys: Of each layer (N, H, K).
-        values: Likewise.
-        cu_seqlens: int32 offsets at which the texts begin, the last entry N.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    cu_seqlens: Int[Tensor, "S1"]
 
 
 class MultiHeadAttention(nn.Module):

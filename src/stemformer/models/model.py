@@ -23,8 +23,6 @@ from stemformer.models.heads import (
     initialise,
 )
 
-__all__ = ["ARCHITECTURES", "Architecture", "BodyConfig", "Model", "architecture_of", "make_model"]
-
 BodyConfig = BertConfig | GptConfig
 """Sizes of a body of any architecture."""
 

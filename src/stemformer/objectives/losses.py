@@ -9,8 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["LossSum", "cross_entropy_sum", "linear_cross_entropy_sum"]
-
 _SCORES_AT_ONCE, _SCORES_AT_ONCE_ON_GPU = 2**25, 2**27
 """How many scores a chunk of `linear_cross_entropy_sum` holds: 64 MiB in bfloat16, a thousand places of BERT's vocabulary."""
 

@@ -8,7 +8,6 @@ lowest held-out loss, which is kept.
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -19,22 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stemformer.data.tokenizer import Tokenizer
+from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError
+from stemformer.huggingface.save import save_model, save_tensors
+from stemformer.io import hash_file, write_folder
 from stemformer.models.model import Model
-from stemformer.pretrained import save_model, save_tensors
 from stemformer.training.distributed import ONE_RANK, Ranks, placed_as, whole_tensors
-from stemformer.training.optim import state_names
-
-__all__ = [
-    "Checkpoint",
-    "environment",
-    "load_optimizer",
-    "newest_checkpoint",
-    "read_checkpoint",
-    "save_checkpoint",
-    "write_folder",
-]
+from stemformer.training.optimizer import state_names
 
 
 @dataclass(frozen=True)
@@ -105,7 +95,7 @@ def save_checkpoint(
         save_model(model, temporary, tokenizer, state=state, task=task)
         save_tensors(moments, temporary / "optimizer.safetensors")
         (temporary / "config.toml").write_text(checkpoint.config_toml, encoding="utf-8")
-        files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        files = {file.name: hash_file(file) for file in sorted(temporary.iterdir())}
         told = {**asdict(checkpoint), "files": files}
         told["sha256"] = _digest(told)
         (temporary / "checkpoint.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
@@ -140,32 +130,6 @@ def _try_read(path: Path) -> Checkpoint | None:
         return read_checkpoint(path)
     except (OSError, ValueError, KeyError):
         return None
-
-
-def write_folder(target: Path, write: Any) -> None:
-    """Fills a folder under a temporary name, flush it to the disk, and put it in the place of `target`.
-
-    Args:
-        target: The folder's final name.
-        write: Called with the temporary folder.
-    """
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        for file in [*temporary.iterdir(), temporary]:
-            _flush(file)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
-    _flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
@@ -242,7 +206,7 @@ def _fault(path: Path) -> str | None:
         for name, expected in told["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if _sha256(path / name) != expected:
+            if hash_file(path / name) != expected:
                 return f"{name} is damaged"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"checkpoint.json cannot be read ({error})"
@@ -251,16 +215,3 @@ def _fault(path: Path) -> str | None:
 
 def _digest(told: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

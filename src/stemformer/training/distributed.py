@@ -23,25 +23,10 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from stemformer.data.batches import Batch
+from stemformer.data.examples.batch import Batch
 from stemformer.errors import ConfigError, TrainingError
 from stemformer.models.model import Model
-from stemformer.objectives.sentence_pairs import Objective, WithLoss
-
-__all__ = [
-    "ONE_RANK",
-    "Ranks",
-    "distribute",
-    "is_restarted",
-    "mark_begun",
-    "only_synchronised",
-    "placed_as",
-    "settle",
-    "slices",
-    "this_rank",
-    "whole_tensor",
-    "whole_tensors",
-]
+from stemformer.objectives.objective import Objective, WithLoss
 
 T = TypeVar("T")
 

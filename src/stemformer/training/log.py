@@ -9,10 +9,9 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from stemformer.errors import CheckpointError, ConfigError
+from stemformer.errors import ConfigError
+from stemformer.io import read_jsonl
 from stemformer.training.distributed import ONE_RANK, Ranks
-
-__all__ = ["RunLog", "StepSums", "read_log"]
 
 _NOTHING: dict[str, Any] = {"losses": {}, "tokens": 0, "places": 0, "displaced": 0, "flops": 0.0, "seconds": 0.0}
 
@@ -36,7 +35,7 @@ class RunLog:
             return
         if tensorboard:
             self._board = _tensorboard(path.with_name("tensorboard"), after_step)
-        kept = [line for line in read_log(path) if line["step"] <= after_step]
+        kept = [line for line in read_jsonl(path) if line["step"] <= after_step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(path)
@@ -66,25 +65,6 @@ def _tensorboard(folder: Path, after_step: int) -> Any:
             'tensorboard = true needs the package tensorboard: pip install "stemformer[tensorboard]", or leave it out'
         ) from error
     return SummaryWriter(str(folder), purge_step=after_step + 1)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a log, without a last one that was cut off; [] if there is no file.
-
-    Raises:
-        CheckpointError: A line before the last cannot be read.
-    """
-    texts = path.read_bytes().splitlines() if path.is_file() else []
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError as error:
-            if number < len(texts):
-                raise CheckpointError(
-                    f"{path}, line {number}, cannot be read: repair or remove it", damaged=True
-                ) from error
-    return lines
 
 
 class StepSums:

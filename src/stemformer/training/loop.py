@@ -11,24 +11,24 @@ import torch
 from torch import nn
 
 from stemformer.config import to_toml
-from stemformer.data.batches import Batch, collate, example_generator, examples_of_step, prefetch
-from stemformer.data.tokenizer import Tokenizer
+from stemformer.data.examples.batch import Batch, collate
+from stemformer.data.examples.sampling import example_generator, examples_of_step, prefetch
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.device import autocast
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
-from stemformer.objectives.sentence_pairs import Examples, Objective, WithLoss, num_places
+from stemformer.objectives.objective import Examples, Objective, WithLoss, num_places
 from stemformer.progress import Progress
-from stemformer.tasks.task import TaskExamples
+from stemformer.tasks.examples import TaskExamples
+from stemformer.training.budget import Decision, Timetable
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
-from stemformer.training.compute import autocast, step_flops
+from stemformer.training.config import BatchConfig, FinetuneConfig, RunConfig
+from stemformer.training.cuda_graphs import RecordedGradients
 from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices
-from stemformer.training.graphs import RecordedGradients
+from stemformer.training.interrupts import StopBetweenSteps
 from stemformer.training.log import RunLog, StepSums
-from stemformer.training.optim import clip
-from stemformer.training.run import BatchConfig, FinetuneConfig, RunConfig
-from stemformer.training.stopping import StopBetweenSteps
-from stemformer.training.timetable import Decision, Timetable
-
-__all__ = ["Phase", "Position", "Setup", "add_gradients", "batches_of_step", "train", "use_graphs"]
+from stemformer.training.optimizer import clip
+from stemformer.training.throughput import step_flops
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,454 @@
+"""The fine-tuning command: joins labelled data, a pre-trained body, a fresh head and the loop into a run folder."""
+
+import json
+import math
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stemformer.commands.pretrain import resolve
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.device import autocast, choose_compile, choose_device, choose_precision, use_threads
+from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.evaluation.inference import predict_scores
+from stemformer.huggingface.load import find_folder, load_model
+from stemformer.huggingface.save import save_model
+from stemformer.io import read_jsonl, write_file, write_folder
+from stemformer.models.model import BodyConfig, Model, make_model
+from stemformer.objectives.objective import WithLoss
+from stemformer.output_dir import alone, free_folder, refuse_inside
+from stemformer.progress import Progress, Silent
+from stemformer.reports.finetuning import curves_of_log, write_task_report
+from stemformer.tasks.dataset import LabelledData, encode, most_frequent, read_labelled
+from stemformer.tasks.examples import TaskExamples
+from stemformer.tasks.metrics import midway, spread
+from stemformer.tasks.predictions import examples_to_show
+from stemformer.tasks.question_answering import QuestionAnswering
+from stemformer.tasks.task import TaskConfig
+from stemformer.training.budget import Timetable
+from stemformer.training.checkpoint import environment, read_checkpoint
+from stemformer.training.config import BatchConfig, FinetuneConfig
+from stemformer.training.distributed import Ranks, is_restarted, this_rank, whole_tensors
+from stemformer.training.initialization import head_is_kept, open_model, put_on_device
+from stemformer.training.log import StepSums
+from stemformer.training.loop import Phase, Position, Setup, train
+from stemformer.training.resume import check_goes_on, find_run, go_on, make_ready, refuse_changes
+from stemformer.training.throughput import compile_blocks, matmul_rate
+
+
+@alone
+def finetune(
+    task: str,
+    *,
+    model: str,
+    train: Sequence[str],
+    out: str,
+    dev: Sequence[str] = (),
+    text: Sequence[str] = (),
+    label: str | None = None,
+    kind: str = "class",
+    max_length: int | None = None,
+    symbols: str | None = None,
+    symbol_size: int = 1,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    config: str | None = None,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    trials: int = 1,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    compile: bool | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trains a model on labelled data into a run folder, and returns how good it is on the dev data.
+
+    Args:
+        task: `classify`, `pair`, `tag`, `qa` or `choice`.
+        model: A Hugging Face folder, a run folder, or a hub id: the body, and the head too where it fits.
+        train: Files of labelled data.
+        out: The run folder.
+        dev: The same, for evaluation; by default a part of the training data is set aside.
+        text: Columns of the texts; guessed by default, and said.
+        label: Column of the answer; likewise.
+        kind: `class`, `labels` or `score`; of `classify` and `pair`.
+        max_length: Tokens of an example; what the model can take by default.
+        symbols: Texts are sequences of symbols, such as DNA, read as words: `draw`, or a file; see `tasks.task.TaskConfig`.
+        symbol_size: How many symbols a drawn word stands for.
+        epochs: Passes over the training data; 3 by default.
+        steps: Optimizer steps instead.
+        batch_size: Examples a step; 32 by default.
+        learning_rate: Peak; 3e-5 by default.
+        config: TOML file laid over the defaults.
+        settings: `key=value` laid over both; see `training.run.FinetuneConfig`.
+        seed: Of everything that is random: head, order, dropout, dev split.
+        trials: So many runs with seeds that follow each other; mean and spread are told.
+        device: As in `training.run.ComputeConfig`, like the next three.
+        precision: Number format.
+        threads: Processor threads.
+        compile: Compile the blocks.
+        resume: Go on where the run in `out` stopped.
+        overwrite: Replace what `out` holds.
+        progress: Told how far it is.
+
+    Raises:
+        StemformerError: Data, settings or a model that do not fit; a loss that is not finite.
+    """
+    progress = progress or Silent()
+    given = make_config(
+        task,
+        model=model,
+        train=train,
+        dev=dev,
+        text=text,
+        label=label,
+        kind=kind,
+        max_length=max_length,
+        symbols=symbols,
+        symbol_size=symbol_size,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        config=config,
+        settings=settings,
+        seed=seed,
+        device=device,
+        precision=precision,
+        threads=threads,
+        compile=compile,
+    )
+    restarts = is_restarted(Path(out))
+    folder = free_folder(out, resume=resume or restarts, overwrite=overwrite and not restarts)
+    refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
+    if trials < 1:
+        raise ConfigError(f"--trials {trials}: expected at least 1")
+    if trials > 1 and (folder / "config.toml").is_file() and not overwrite:
+        raise CheckpointError(f"{folder} holds a single run: resume it without --trials, or give another --out")
+    data = read_labelled(given, progress)
+    if trials == 1:
+        return _run(given, data, folder, resume=resume, progress=progress)
+    told = []
+    for number in range(trials):
+        at = replace(given, seed=given.seed + number)
+        progress.say(f"trial {number + 1} of {trials}, seed {at.seed}")
+        told.append(_run(at, data, folder / f"seed-{at.seed}", resume=resume, progress=progress))
+    return _over_trials(folder, told)
+
+
+def make_config(
+    task: str,
+    *,
+    model: str,
+    train: Sequence[str],
+    dev: Sequence[str] = (),
+    text: Sequence[str] = (),
+    label: str | None = None,
+    kind: str = "class",
+    max_length: int | None = None,
+    symbols: str | None = None,
+    symbol_size: int = 1,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    config: str | None = None,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    compile: bool | None = None,
+) -> FinetuneConfig:
+    """Returns the configuration that options, settings and a file ask for; the arguments are those of `finetune`.
+
+    Raises:
+        ConfigError: They do not fit together.
+    """
+    start = FinetuneConfig(model=model, train=tuple(train), dev=tuple(dev))
+    of_task = TaskConfig(
+        task,
+        kind=kind,  # type: ignore[arg-type]
+        text=tuple(text),
+        label=label,
+        max_length=max_length,
+        symbols=symbols,
+        symbol_size=symbol_size,
+    )
+    given = replace(start, task=of_task)
+    if batch_size is not None:
+        given = replace(given, batch=replace(given.batch, rows=batch_size))
+    if learning_rate is not None:
+        given = replace(given, optimizer=replace(given.optimizer, learning_rate=learning_rate))
+    budget = {"epochs": epochs, "steps": steps}
+    compute = {"device": device, "precision": precision, "threads": threads, "compile": compile}
+    given = resolve(given, config, settings, budget=budget, compute=compute)
+    given = given if seed is None else replace(given, seed=seed)
+    _check(given)
+    return given
+
+
+def _check(config: FinetuneConfig) -> None:
+    if config.layer_decay != 1 and config.optimizer.kind == "muon":
+        raise ConfigError("layer_decay has no effect on matrices that optimizer.kind = muon moves: use adamw")
+    if config.budget.seconds is not None or config.budget.tokens is not None:
+        raise ConfigError("budget: fine-tuning takes epochs or steps")
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- a run
+
+
+def _run(
+    config: FinetuneConfig, data: LabelledData, folder: Path, *, resume: bool, progress: Progress
+) -> dict[str, Any]:
+    resume = resume or is_restarted(folder)
+    found = find_run(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
+    task = copy(data.problem.task)  # a trial must not see what the one before has tuned
+    data = replace(data, problem=replace(data.problem, task=task))
+    source = find_folder(found.newest if found else config.model)
+    with this_rank(choose_device(config.compute.device)) as ranks:
+        progress = progress if ranks.is_first else Silent()
+        use_threads(config.compute.threads)
+        model, tokenizer, max_length = open_model(config, task, source, is_begun=found is not None)
+        examples, dev, notes = encode(data, tokenizer, max_length, progress)
+        setup, last = make_setup(config, data, examples, dev, tokenizer, model, ranks, folder, max_length, progress)
+        if found is not None:
+            assert isinstance(setup.config, FinetuneConfig)
+            refuse_changes(found.config, setup.config)
+            check_goes_on(found, setup)
+        ranks.wait()
+        if ranks.is_first:
+            make_ready(folder, found, setup.config, progress)
+        ranks.wait()
+        module, optimizer = put_on_device(model, setup)
+        at = go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
+        if found is not None:
+            _recall(at, setup)
+        if found is None and head_is_kept(source, task):
+            progress.say(
+                f"the head of {source} is for the same labels: training goes on with it (a new body gets a fresh one)"
+            )
+        progress.say(_told_of_start(setup, model, examples, max_length))
+        if setup.environment["compile"]:
+            compile_blocks(model)
+        train(model, module, optimizer, setup, at, progress=progress)
+        weights = whole_tensors(model.state_dict())
+        told: dict[str, Any] = {}
+        if ranks.is_first:
+            if config.evaluation.patience is not None:
+                best = folder / "checkpoints" / "best"
+                weights = load_model(best, task.heads, num_labels=task.num_labels).state_dict()
+                progress.say(f"early stopping: the result is the model of step {read_checkpoint(best).step}")
+                last.clear()
+            told = _finish(weights, model.config, data, dev, setup, tokenizer, max_length, notes, last, progress)
+        ranks.wait()
+    return {
+        "run": str(folder),
+        "model": str(folder / "final"),
+        "report": str(folder / "report.html"),
+        "seed": config.seed,
+        "steps": at.step,
+        "seconds": round(at.seconds, 1),
+        **told,
+    }
+
+
+def run_length(config: FinetuneConfig, num_examples: int) -> int:
+    """Returns how many optimizer steps a run over so many examples has."""
+    rows = min(config.batch.rows, num_examples)
+    return config.budget.steps or max(1, math.ceil((config.budget.epochs or 3) * num_examples / rows - 1e-9))
+
+
+def make_setup(
+    config: FinetuneConfig,
+    data: LabelledData,
+    examples: TaskExamples,
+    dev: TaskExamples,
+    tokenizer: Tokenizer,
+    model: Model,
+    ranks: Ranks,
+    folder: Path,
+    max_length: int,
+    progress: Progress | None = None,
+) -> tuple[Setup, list[Any]]:
+    """Returns all that a run needs beside its model, and a list that holds scores and loss of the last evaluation.
+
+    Args:
+        config: Of the run.
+        data: Its records.
+        examples: Made of the training records.
+        dev: Made of the dev records.
+        tokenizer: Saved with each checkpoint.
+        model: That is trained.
+        ranks: This process among all that train.
+        folder: The run folder.
+        max_length: Tokens of an example, at most.
+        progress: Told that an evaluation of many examples begins, which takes a while.
+
+    Raises:
+        DataError: Fewer examples than ranks.
+    """
+    task, device = data.problem.task, ranks.device
+    if len(examples) < ranks.world_size:
+        raise DataError(f"{len(examples)} training examples for {ranks.world_size} ranks: give more data")
+    rows = min(config.batch.rows, len(examples))
+    a_pass = math.ceil(len(examples) / rows)
+    if config.evaluation.every is None:
+        config = replace(config, evaluation=replace(config.evaluation, every=a_pass))
+    if config.checkpoints.every is None:
+        config = replace(config, checkpoints=replace(config.checkpoints, every=config.evaluation.every))
+    num_steps = run_length(config, len(examples))
+    precision = choose_precision(config.compute.precision, device)
+    name = data.problem.main_metric
+    last: list[Any] = []
+
+    def evaluate(module: torch.nn.Module) -> dict[str, float]:
+        if progress is not None and len(dev) > _MANY_EXAMPLES:
+            progress.say(f"evaluating on {len(dev):,} examples")
+        with autocast(device, precision):
+            scores, loss = predict_scores(module, task, dev, device=device)
+        last[:] = [scores, loss]
+        figures, _ = data.problem.score(task.decode(scores, dev, data.dev), data.dev)
+        named = {f"dev_{key}": value for key, value in figures.items()}
+        return {**({} if loss is None else {"dev_loss": loss}), **named}
+
+    setup = Setup(
+        config=config,
+        timetable=Timetable(config, num_steps, folder),
+        objective=task,
+        phases=[Phase(0, BatchConfig(rows, None, max_length, config.batch.micro_tokens), examples)],
+        evaluate=evaluate,
+        fill=None,
+        tokenizer=tokenizer,
+        device=device,
+        precision=precision,
+        environment=environment(device, precision, choose_compile(config.compute.compile, device), ranks),
+        peak=ranks.sum([matmul_rate(device, precision, size=1024)])[0],
+        folder=folder,
+        ranks=ranks,
+        describe=lambda figures: ", ".join(f"{key.replace('_', ' ')} {_shown(key, v)}" for key, v in figures.items()),
+        badness=lambda figures: -figures[f"dev_{name}"] if f"dev_{name}" in figures else None,
+        task=data.problem.told() | {"max_length": max_length},
+    )
+    return setup, last
+
+
+def _finish(
+    weights: dict[str, Any],
+    body: BodyConfig,
+    data: LabelledData,
+    dev: TaskExamples,
+    setup: Setup,
+    tokenizer: Tokenizer,
+    max_length: int,
+    notes: Sequence[str],
+    last: Sequence[Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Evaluates the result if that is still to be done, tunes what is tuned on dev data, and saves the model and its figures."""
+    task, folder = data.problem.task, setup.folder
+    assert isinstance(setup.config, FinetuneConfig)
+    model = make_model(body, task.heads, num_labels=task.num_labels)
+    model.load_state_dict(weights)
+    model.to(setup.device).eval()
+    scores, loss = last or [None, None]
+    if scores is None:
+        progress.start("evaluating", total=len(dev), unit="examples")
+        with autocast(setup.device, setup.precision):
+            scores, loss = predict_scores(
+                WithLoss(model, setup.objective), task, dev, device=setup.device, on_examples=progress.advance
+            )
+    predictions = task.decode(scores, dev, data.dev)
+    figures, details = data.problem.score(predictions, data.dev)
+    if isinstance(task, QuestionAnswering) and task.config.no_answer:
+        task.threshold = midway(figures["best_threshold"], [p.no_answer for p in predictions])
+        notes = [
+            *notes,
+            f"a question is left unanswered where that scores {task.threshold:+.2f} or more above the best answer (tuned on dev)",
+        ]
+        progress.say(notes[-1])
+        predictions = task.decode(scores, dev, data.dev)
+        figures, details = data.problem.score(predictions, data.dev)
+    usual = most_frequent(data)
+    if usual is not None and figures.get("accuracy", 1.0) <= usual[1] < 1:
+        notes = [
+            *notes,
+            f"not better than always answering {usual[0]!r}, which is right for {usual[1]:.1%} of the dev data: {_LEARN}",
+        ]
+        progress.say(notes[-1])
+    of_task = data.problem.told() | {"max_length": max_length}
+    write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, task=of_task))
+    progress.finish()
+    written = {"task": task.config.name, "metrics": {**figures, "loss": loss}, **details, "notes": list(notes)}
+    write_file(folder / "metrics.json", [(json.dumps(written, ensure_ascii=False, indent=2) + "\n").encode()])
+    shown = examples_to_show(
+        data.problem, data.dev, predictions, number=len(data.dev), looked_into=(dev, scores, tokenizer)
+    )
+    page = {"task": task.config.name, "title": "/".join(folder.resolve().parts[-2:]), "metrics": figures, **details}
+    page |= {
+        "curves": curves_of_log(read_jsonl(folder / "log.jsonl"), task.config.name),
+        "notes": list(notes),
+        "examples": shown,
+    }
+    write_task_report(folder, {**page, "config": (folder / "config.toml").read_text(encoding="utf-8")})
+    return {"train": len(data.train), "dev": len(data.dev), **figures, "notes": list(notes)}
+
+
+def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns mean and spread of the figures of several runs; of ranks that are not the first, who have none, where they were."""
+    if "notes" not in told[0]:
+        return {"run": str(folder), "trials": len(told)}
+    names = [key for key, value in told[0].items() if isinstance(value, float)]
+    out: dict[str, Any] = {"run": str(folder), "trials": len(told), "seeds": [t["seed"] for t in told]}
+    for name in names:
+        mean, deviation = spread([t[name] for t in told])
+        out[name] = {"mean": _rounded(mean), "spread": _rounded(deviation), "each": [_rounded(t[name]) for t in told]}
+    out["models"] = [t["model"] for t in told]
+    out["notes"] = told[0]["notes"]
+    write_file(folder / "trials.json", [(json.dumps(out, ensure_ascii=False, indent=2) + "\n").encode()])
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------------------ small parts
+
+
+_LEARN = "train longer, or with a higher --learning-rate (a small model may need 1e-3)"
+
+_MANY_EXAMPLES = 2000
+"""From how many dev examples on it is said that an evaluation begins."""
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _recall(at: Position, setup: Setup) -> None:
+    """Fills in how good earlier evaluations were, from the log."""
+    for line in read_jsonl(setup.folder / "log.jsonl"):
+        if line["kind"] == "evaluation" and line["step"] <= at.step and (now := setup.badness(line)) is not None:
+            at.judge(now)
+
+
+def _shown(name: str, value: float) -> str:
+    is_share = any(word in name for word in ("accuracy", "precision", "recall")) or (
+        name.endswith("match") and value <= 1
+    )
+    return f"{value:.1%}" if is_share else f"{value:.3f}"
+
+
+def _told_of_start(setup: Setup, model: Model, examples: TaskExamples, max_length: int) -> str:
+    rows, steps = setup.phases[0].batch.rows, setup.timetable.num_steps or 0
+    mean = examples.num_tokens / max(1, len(examples))
+    return (
+        f"{model.num_parameters():,} parameters; {len(examples):,} examples of {mean:.0f} tokens on average, at most {max_length}, "
+        f"none padded; {steps:,} steps of {rows}, {steps * rows / len(examples):.2f} passes; {setup.device}, {setup.precision}"
+    )

@@ -1,0 +1,214 @@
+"""What a recipe takes on this machine: time, memory and tokens, from a few steps of it."""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stemformer.commands.pretrain import resolve
+from stemformer.data.examples.batch import Batch, Example, collate
+from stemformer.data.shards.manifest import read_manifest
+from stemformer.data.shards.reader import open_shards
+from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from stemformer.device import autocast, choose_compile, choose_device, choose_precision, keep_freed_memory, use_threads
+from stemformer.models.model import Model, make_model
+from stemformer.objectives.masked_lm import SpecialIds
+from stemformer.objectives.objective import OBJECTIVES, WithLoss, make_objective, num_places, objective_name
+from stemformer.progress import Progress, Silent
+from stemformer.recipes import find_recipe
+from stemformer.training.config import BatchConfig, GptRunConfig, RunConfig, num_steps_of
+from stemformer.training.optimizer import clip, make_optimizer, state_names
+from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
+
+_PROBED = 3
+"""Forwards and backwards that are timed, after one that is not."""
+
+
+def plan(
+    recipe: str,
+    *,
+    data: str | None = None,
+    settings: Sequence[str] = (),
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Returns what a recipe takes on this machine, from a few micro-batches and an optimizer step of each of its phases.
+
+    Args:
+        recipe: A name of `recipes.RECIPES`.
+        data: Prepared data; gives the vocabulary, how full rows are, and what an epoch is. Without it, full rows of random ids.
+        settings: `key=value` laid over the recipe.
+        device: As for `pretrain`, like the next two.
+        precision: Number format.
+        threads: Processor threads.
+        progress: Told how far it is.
+
+    Returns:
+        `parameters`, `memory_mb` (peak, without what the libraries take), `checkpoint_mb`; for each length of rows seconds a step,
+        tokens a second and MFU; hours for the recipe's own budget, for a million tokens, and with `data` for an epoch.
+    """
+    progress = progress or Silent()
+    compute = {"device": device, "precision": precision, "threads": threads}
+    config = resolve(find_recipe(recipe), None, settings, compute=compute)
+    use_threads(config.compute.threads)
+    where = choose_device(config.compute.device)
+    number_format = choose_precision(config.compute.precision, where)
+    before = _resident_mb()
+    tokenizer = None if data is None else _tokenizer_of(data)
+    size = config.model.vocab_size if tokenizer is None else tokenizer.vocab_size
+    config = replace(config, model=replace(config.model, vocab_size=size))
+    special = SpecialIds(cls=2, sep=3, mask=4, end=0)
+    objective = make_objective(config.objective, special=special, vocab_size=size)
+    heads = OBJECTIVES[objective_name(config.objective)].heads
+    model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(where).train()
+    keep_freed_memory(where)
+    if choose_compile(config.compute.compile, where):
+        compile_blocks(model)
+    shards = None if data is None else open_shards(data)
+    progress.start("measuring", total=len(config.parts()) * (_PROBED + 1), unit="micro-batches")
+    phases, num_examples, num_tokens = [], [], []
+    for _, batch in config.parts():
+        examples = None if shards is None else objective.make_examples(shards, batch.row_length)
+        per_row = batch.row_length if examples is None else examples.num_tokens / len(examples)
+        phases.append(_probe(model, WithLoss(model, objective), config, batch, per_row, number_format, progress))
+        num_examples.append(1 if examples is None else len(examples))
+        num_tokens.append(per_row if examples is None else examples.num_tokens)
+    progress.finish()
+    memory = _resident_mb() - before if where.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+    peak = matmul_rate(where, number_format)
+    return {
+        "recipe": config.recipe,
+        "device": str(where),
+        "precision": number_format,
+        "parameters": model.num_parameters(),
+        "memory_mb": round(memory),
+        "checkpoint_mb": round(4 * _stored_numbers(model, config) / 1e6),
+        **{
+            f"rows of {batch.row_length}": {
+                "rows": batch.rows,
+                "tokens_per_step": round(probed["tokens"]),
+                "seconds_per_step": round(probed["seconds"], 3),
+                "tokens_per_second": round(probed["tokens"] / probed["seconds"]),
+                "mfu": round(probed["flops"] / probed["seconds"] / peak, 3),
+            }
+            for (_, batch), probed in zip(config.parts(), phases, strict=True)
+        },
+        **_durations(config, phases, num_examples, num_tokens, has_data=data is not None),
+    }
+
+
+def _stored_numbers(model: Model, config: RunConfig) -> int:
+    """Returns how many numbers a checkpoint holds: weights and what the optimizer keeps of each."""
+    groups = make_optimizer(model, config.optimizer).param_groups
+    kept: list[int] = [
+        p.numel() for group in groups for p in group["params"] for kind in state_names(group) if kind != "step"
+    ]
+    return model.num_parameters() + sum(kept)
+
+
+def _tokenizer_of(data: str) -> Tokenizer:
+    read_manifest(data)  # says what is missing where it is no prepared data
+    return load_tokenizer(Path(data) / "tokenizer")
+
+
+def _probe(
+    model: Model,
+    module: WithLoss,
+    config: RunConfig,
+    batch: BatchConfig,
+    per_row: float,
+    precision: str,
+    progress: Progress,
+) -> dict[str, float]:
+    """Returns tokens, seconds and operations of a step: one micro-batch is timed and multiplied, the optimizer is added."""
+    rows = batch.micro_rows or batch.rows
+    made = _random_batch(config, rows, per_row)
+    where = next(model.parameters()).device
+    made = made.to(where)
+    seconds = []
+    for _ in range(_PROBED + 1):
+        started = time.perf_counter()
+        with autocast(where, precision):
+            losses = module(made)
+        torch.stack([loss.total for loss in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        _wait(where)
+        seconds.append(time.perf_counter() - started)
+        progress.advance(1)
+    optimizer = make_optimizer(model, config.optimizer, precision=precision)
+    optimizer.step()  # makes its states
+    started = time.perf_counter()
+    clip(optimizer, model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    _wait(where)
+    forwards = batch.rows / rows
+    return {
+        "tokens": forwards * len(made.input_ids),
+        "seconds": forwards * sorted(seconds[1:])[_PROBED // 2] + time.perf_counter() - started,
+        "flops": forwards * step_flops(model, made, num_rows=num_places(module.objective, made)),
+    }
+
+
+def _random_batch(config: RunConfig, rows: int, per_row: float) -> Batch:
+    rng = np.random.default_rng(0)
+    length = max(5, round(per_row))
+    examples = []
+    for _ in range(rows):
+        ids = rng.integers(5, config.model.vocab_size, length)
+        if isinstance(config, GptRunConfig):
+            places, asked = np.arange(length), None
+        else:
+            places = np.sort(rng.permutation(length - 2)[: max(1, round(config.objective.rate * (length - 2)))]) + 1
+            asked = None if config.objective.sentences == "none" else rng.integers(2, size=1)
+        examples.append(Example(ids, np.array([length]), places, ids[places], sequence_labels=asked))
+    return collate(examples, range(rows))
+
+
+def _durations(
+    config: RunConfig,
+    phases: Sequence[dict[str, float]],
+    num_examples: Sequence[int],
+    num_tokens: Sequence[float],
+    *,
+    has_data: bool,
+) -> dict[str, Any]:
+    parts = config.parts()
+    ends = [*(share for share, _ in parts[1:]), 1.0]
+    shares = [end - share for (share, _), end in zip(parts, ends, strict=True)]
+    a_step = sum(share * phase["seconds"] for share, phase in zip(shares, phases, strict=True))
+    tokens = sum(share * phase["tokens"] for share, phase in zip(shares, phases, strict=True))
+    told: dict[str, Any] = {"hours_per_million_tokens": _hours(a_step * 1e6 / tokens)}
+    if has_data:
+        epoch = replace(config, budget=type(config.budget)(epochs=1.0))
+        steps = num_steps_of(epoch, num_examples=num_examples, num_tokens=[round(n) for n in num_tokens])
+        told |= {"steps_per_epoch": steps, "hours_per_epoch": _hours(a_step * (steps or 0))}
+    if config.budget.steps is not None:
+        told |= {
+            "steps": config.budget.steps,
+            "hours": _hours(a_step * config.budget.steps),
+            "tokens": round(tokens * config.budget.steps),
+        }
+    return told
+
+
+def _hours(seconds: float) -> float:
+    return float(f"{seconds / 3600:.3g}")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _resident_mb() -> float:
+    """Returns the largest resident size of the process so far, in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

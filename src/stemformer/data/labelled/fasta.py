@@ -1,0 +1,69 @@
+"""Sequences of symbols, such as DNA: FASTA files, and maps that put a word of a model's vocabulary for each symbol."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from stemformer.data.labelled.symbol_map import ANY_SYMBOL, FREQUENT
+from stemformer.errors import DataError
+
+_LABEL = re.compile(r"(?:^|[\s|;])label=([^\s|;]+)", re.IGNORECASE)
+
+
+def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
+    r"""Returns places and rows of FASTA: `name`, `sequence` and, if a header has one, `label`.
+
+    The name is the first word of a header. The label is what stands behind `label=`; where no header has that, what
+    stands behind the bar if none has several, as `>seq7|1`. It is empty where a header has none.
+
+    Args:
+        text: Of the file; lines that begin with `;` are comments.
+        source: What places and messages call it.
+
+    Raises:
+        DataError: Letters before the first header, or a record without any.
+
+    Example:
+        >>> read_fasta(">a|1\nACGT\nAC\n>b|0\nTT\n", "x.fa")[0]
+        ('x.fa:1', {'name': 'a', 'sequence': 'ACGTAC', 'label': '1'})
+    """
+    records: list[tuple[int, str, list[str]]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.startswith(">"):
+            records.append((number, line[1:].strip(), []))
+        elif line.strip() and not line.startswith(";"):
+            if not records:
+                raise DataError(
+                    f"{source}:{number}: a sequence before any header: expected a line that begins with '>'"
+                )
+            records[-1][2].append("".join(line.split()))
+    empty = next((number for number, _, parts in records if not parts), None)
+    if empty is not None:
+        raise DataError(f"{source}:{empty}: a header without a sequence: add its lines or take the header out")
+    has_named = any(_LABEL.search(header) for _, header, _ in records)
+    bars = {header.count("|") for _, header, _ in records}
+    has_bars = not has_named and bars in ({1}, {0, 1})
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for number, header, parts in records:
+        name, _, label = header.partition("|") if has_bars else (header, "", "")
+        if found := _LABEL.search(header):
+            label = found[1]
+        row = {"name": name.strip() if has_bars else (header.split() or [""])[0], "sequence": "".join(parts)}
+        rows.append((f"{source}:{number}", row | {"label": label.strip()}))
+    if not any(row["label"] for _, row in rows):
+        rows = [(place, {"name": row["name"], "sequence": row["sequence"]}) for place, row in rows]
+    return rows
+
+
+def find_alphabet(texts: Iterable[str]) -> str:
+    """Returns the frequent symbols of texts, sorted: those that make up at least a thousandth of them.
+
+    Example:
+        >>> find_alphabet(["ACGT" * 500, "N"])
+        'ACGT'
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update("".join(text.split()))
+    return "".join(sorted(s for s, number in counts.items() if number >= FREQUENT * counts.total() and s != ANY_SYMBOL))

@@ -1,0 +1,173 @@
+"""Prepared text, opened: the shards of a split as one line of tokens, read from the disk as needed.
+
+`write_shards` writes such a folder (see `shard_writer` for its files); `open_shards` checks that it is whole and opens
+one split. Positions count tokens from the start of the split; a document lies in one shard, and so does any span of it.
+"""
+
+from bisect import bisect_right
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt, UInt64
+
+from stemformer.data.shards.encoding import id_dtype
+from stemformer.data.shards.manifest import SPLITS, Manifest, check_files, read_manifest
+from stemformer.errors import DataError
+
+
+def open_shards(folder: str | Path, split: str = "train", *, verify: bool = True) -> "Shards":
+    """Opens one split of a prepared data folder.
+
+    Args:
+        folder: What `write_shards` wrote.
+        split: "train" or "held_out".
+        verify: Read its files once to compare their SHA-256, under a second for a gigabyte. Without it only their sizes
+            are compared, and a flipped bit goes unseen.
+
+    Raises:
+        DataError: The folder is not complete or damaged, or has no such split.
+
+    Example:
+        >>> shards = open_shards("data")  # doctest: +SKIP
+        >>> shards.tokens(0, 5), shards.word_starts(0, 5)  # doctest: +SKIP
+        (array([1996, 3007, 1997, 2605, 2003], dtype=uint16), array([ True,  True,  True,  True,  True]))
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if split not in SPLITS:
+        raise DataError(f"there is no split {split!r}, expected one of {', '.join(SPLITS)}")
+    if split not in manifest.splits:
+        raise DataError(f"{folder} has no held-out text (--held-out 0): prepare it again with --held-out 0.01")
+    check_files(folder, manifest.files, verify=False)
+    if verify:
+        read = {name: record for name, record in manifest.files.items() if not name.startswith(_others(split))}
+        check_files(folder, read, verify=True)
+    shards = Shards(folder, manifest, split)
+    if verify:
+        shards.check_ids()
+    return shards
+
+
+class Shards:
+    """One split of a prepared data folder, memory-mapped.
+
+    Args:
+        folder: The prepared data folder, whose files were checked (`open_shards`).
+        manifest: What it holds.
+        split: Which split.
+
+    Attributes:
+        manifest: What the folder holds.
+        split: "train" or "held_out".
+        fingerprint: Of the whole folder: what training sees is a function of it, the seed and the step.
+        vocab_size: Each id is below it.
+        num_tokens: Tokens of the split.
+        num_documents: Documents of the split.
+        num_sentences: Sentences of the split.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        self.manifest = manifest
+        self.split = split
+        self.fingerprint = manifest.fingerprint
+        self.vocab_size = manifest.vocab_size
+        counts = manifest.splits[split]
+        self.num_tokens = counts.tokens
+        self.num_documents = counts.documents
+        self.num_sentences = counts.sentences
+        self._folder = folder
+        stems = [
+            name[: -len(".bin")] for name in manifest.files if name.startswith(f"{split}/") and name[-4:] == ".bin"
+        ]
+        self._ids = [_map(folder / f"{stem}.bin", id_dtype(self.vocab_size)) for stem in stems]
+        self._words = [_map(folder / f"{stem}.word", np.dtype("u1")) for stem in stems]
+        self._stems = stems
+        self._ends = np.cumsum([len(ids) for ids in self._ids]).tolist()
+        if self._ends[-1] != self.num_tokens:
+            message = f"{folder}/{split} holds {self._ends[-1]:,} tokens, its manifest says {self.num_tokens:,}"
+            raise DataError(f"{message}: prepare the folder again", damaged=True)
+
+    def tokens(self, start: int, stop: int) -> UInt[np.ndarray, " n"]:
+        """Returns the ids from `start` to before `stop`, uint16 or uint32; a read-only view of the file.
+
+        Raises:
+            IndexError: The span leaves the split, or crosses from one shard into the next (then it is in no document).
+        """
+        shard, first, last = self._locate(start, stop)
+        return self._ids[shard][first:last]
+
+    def word_starts(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
+        """Returns, for the same span, where a word starts.
+
+        Raises:
+            IndexError: As for `tokens`.
+        """
+        shard, first, last = self._locate(start, stop)
+        packed = self._words[shard][first // 8 : (last + 7) // 8]
+        bits = np.unpackbits(packed, bitorder="little")
+        return bits[first % 8 : first % 8 + last - first].view(bool)
+
+    @cached_property
+    def document_starts(self) -> Int64[np.ndarray, " {self.num_documents}+1"]:
+        """Where each document starts; the last entry is the end of the split. Held in memory."""
+        return self._starts("doc", self.num_documents)
+
+    @cached_property
+    def sentence_starts(self) -> Int64[np.ndarray, " {self.num_sentences}+1"]:
+        """Where each sentence starts; the last entry is the end of the split. Held in memory, 8 bytes a sentence."""
+        return self._starts("sent", self.num_sentences)
+
+    @cached_property
+    def unigram_counts(self) -> UInt64[np.ndarray, " V"]:
+        """How often each id occurs in the train split, whichever split this is."""
+        counts: np.ndarray = np.load(self._folder / "unigram.npy", allow_pickle=False)
+        return counts
+
+    def check_ids(self) -> None:
+        """Reads all ids once.
+
+        Raises:
+            DataError: One lies outside the vocabulary; a model would look it up behind its table.
+        """
+        for stem, ids in zip(self._stems, self._ids, strict=True):
+            if (largest := int(ids.max())) >= self.vocab_size:
+                message = f"{self._folder / stem}.bin has the id {largest}, the vocabulary has {self.vocab_size:,}"
+                raise DataError(f"{message}: prepare the folder again", damaged=True)
+
+    def _locate(self, start: int, stop: int) -> tuple[int, int, int]:
+        """Returns a shard and the span in it."""
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(f"the span {start}:{stop} lies outside the {self.num_tokens:,} tokens of the split")
+        shard = min(bisect_right(self._ends, start), len(self._ends) - 1)
+        if stop > self._ends[shard]:
+            message = f"the span {start}:{stop} crosses the end of a shard at {self._ends[shard]}"
+            raise IndexError(f"{message}: read one document at a time")
+        base = self._ends[shard - 1] if shard else 0
+        return shard, start - base, stop - base
+
+    def _starts(self, suffix: str, number: int) -> np.ndarray:
+        starts = np.empty(number + 1, np.int64)
+        filled = 0
+        for shard, stem in enumerate(self._stems):
+            path = self._folder / f"{stem}.{suffix}"
+            local = _map(path, np.dtype("<u8"))
+            base = self._ends[shard - 1] if shard else 0
+            if local[-1] != self._ends[shard] - base or filled + len(local) - 1 > number:
+                raise DataError(f"{path} does not fit its shard: prepare the folder again", damaged=True)
+            np.add(local[:-1], base, out=starts[filled : filled + len(local) - 1], casting="unsafe")
+            filled += len(local) - 1
+        if filled != number:
+            message = f"the .{suffix} files of {self._folder}/{self.split} hold {filled:,} starts, the manifest says"
+            raise DataError(f"{message} {number:,}: prepare the folder again", damaged=True)
+        starts[-1] = self.num_tokens
+        return starts
+
+
+def _map(path: Path, dtype: "np.dtype[Any]") -> np.ndarray:
+    return np.memmap(path, dtype, mode="r").view(np.ndarray)
+
+
+def _others(split: str) -> tuple[str, ...]:
+    return tuple(f"{other}/" for other in SPLITS if other != split)

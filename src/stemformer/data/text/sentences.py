@@ -1,0 +1,185 @@
+"""Where sentences end, by rules, in many languages without being told which.
+
+A document is cut into training pieces at sentence ends, and next-sentence pairs are made of whole sentences, so the
+ends have to be right most of the time, fast on gigabytes, and the same everywhere. Rules need no model and no setting:
+
+1. a newline always ends a sentence;
+2. `。！？` and the full stops of Devanagari, Arabic, Armenian, Ethiopic, Burmese and Khmer end one wherever they stand;
+3. `. ! ? …` end one where white space follows and then something that may begin a sentence;
+4. a full stop behind an abbreviation, an initial, an ordinal or a list number does not.
+
+The lists of abbreviations of all languages hold at once: their clashes are few, and are resolved by the word that
+follows (`STARTERS`).
+"""
+
+import re
+
+CLOSERS = "\"'”’»›)\\]}」』）】》〉］"
+OPENERS = frozenset("\"'“‘„‚«‹»›([{「『（【《〈［¿¡*_-–—•·")
+NEVER_FIRST = frozenset(",;:.!?…)]}%&=+/|<>")
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WIDE = "。！？｡।॥؟۔։።፧။។"
+
+# Both patterns begin with one plain set of characters, so that the regex engine can skip to the next of them; a run of
+# marks is tried at its first alone, and nothing backtracks, so the time is linear for any text. `“` and `«` close a
+# quotation in German and Danish; French has a space before `»`.
+_SPACED = rf"(?<![.!?…]{{2}})[.!?…]*+[{CLOSERS}“«‹]*+(?:[^\S\n]»(?=\s))?+[^\S\n]++(?=\S)"
+_ASCII_OR_SPACED = re.compile(rf"[\n.!?…](?:(?<=\n)\s*+|{_SPACED})")
+_ANY_SCRIPT = re.compile(
+    rf"[\n.!?…．{WIDE}](?:(?<=\n)\s*+|(?:(?<=[{WIDE}])|(?<=[{CJK}][!?．])(?=[{CLOSERS}{CJK}]))"
+    rf"[.…!?{WIDE}]*+[{CLOSERS}]*+[^\S\n]*+|{_SPACED})"
+)
+_WIDE = re.compile(rf"[{WIDE}{CJK}]")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+
+LONGEST_ABBREVIATION = 6
+
+
+def _words(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
+# Full stops that never end a sentence: what follows completes them. Lower case, without the last full stop.
+TITLES = _words(
+    """
+    mr mrs ms messrs dr drs prof rev hon gen col lt sgt capt cpt cmdr maj adm brig gov sen rep pres supt insp st mt ft
+    e.g i.e cf vs viz al approx ca incl esp resp ed eds trans
+    z.b d.h u.a u.u bzw bspw evtl ggf vgl sog usf geb gest inkl exkl zzgl hl str hr fr frl dipl ing mag jr.prof
+    d.i i.d.r o.ä s.o s.u z.t z.zt v.a m.e i.a i.v av p.s ps
+    mm mme mmes mlle mlles mgr p.ex env
+    sr sra sres sras srta dña dª dra dres ud uds vd vds p.ej pág págs núm
+    sig sig.ra sig.na dott avv dhr mevr bijv
+    """
+)
+# Full stops behind which a number (or, for names of months, a day) follows; before anything else they end the sentence.
+BEFORE_NUMBERS = _words(
+    """
+    no nos nr nrn n.o nº vol vols pp pg pgs fig figs sec ch chap par para ex ext tab abb bd kap ff art
+    jan feb mar apr jun jul aug sep sept oct okt nov dec dez op lib
+    """
+)
+# Full stops that end a sentence only before a word which often begins one.
+UNSURE = _words(
+    """
+    inc ltd pvt corp co bros jr etc usw dept univ assn ave blvd rd sq jan feb aug sept oct nov dec
+    ph.d m.d b.a m.a d.c u.s u.k u.n u.s.a a.m p.m b.c a.d ee.uu c.v chr j.-c mrd mio tsd std
+    """
+)
+STARTERS = _words(
+    """
+    the a an this that these those it its he his she her they their we our you your i in on at as by for from with after
+    before during since when while where if although though because however but and so yet or nor there here then thus
+    also not no what who why how which one some many most all both each every another other
+    der die das ein eine es er sie wir ich ihr im am in an auf bei mit nach von vor seit für aus zu zum zur durch wenn
+    als während aber und oder doch dann da dort hier dies diese dieser dieses auch nicht wie was wer man sein seine
+    le la les un une des il elle ils elles on nous vous je ce cette ces c'est en dans sur pour par avec après avant
+    depuis lorsque quand si mais et ou donc ainsi selon à au aux son sa ses leur leurs plusieurs certains
+    el los las una unos unas lo yo ella ellos nosotros se su sus este esta estos estas ese esa en con por para desde
+    cuando mientras si pero y o como según tras al del más no muchos muchas algunos algunas después entonces también
+    """
+)
+# Words before a German ordinal ("am 3. Oktober", "im 19. Jahrhundert") and behind one.
+BEFORE_ORDINALS = _words(
+    """
+    am im der die das den dem des zum zur vom beim ab bis seit vor nach und ein eine einen einem einer seinen seinem
+    seiner ihrem ihren ihrer dieser diesem jedem jeden auf
+    """
+)
+BEHIND_ORDINALS = _words(
+    """
+    januar jänner februar märz april mai juni juli august september oktober november dezember jahrhundert jahrhunderts
+    jahrhunderte jahrtausend jahrtausends weltkrieg weltkriegs weltkrieges jahrestag geburtstag platz tag klasse liga
+    bundesliga runde spieltag mal auflage etage stock armee division kapitel teil grad
+    """
+)
+
+
+_KINDS = dict.fromkeys(UNSURE, "unsure") | dict.fromkeys(BEFORE_NUMBERS, "number") | dict.fromkeys(TITLES, "title")
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Returns the character offsets at which the sentences of `text` end, ascending.
+
+    White space behind a sentence belongs to it, so `text[ends[i - 1] : ends[i]]` are the sentences, their concatenation
+    is `text`, and none consists of white space alone unless the whole text does.
+
+    Args:
+        text: A document, or any part of one that begins where a sentence does.
+
+    Returns:
+        Exclusive offsets; the last is `len(text)`. Empty for an empty text.
+
+    Example:
+        >>> sentence_ends("Dr. Smith came. He left.")
+        [16, 24]
+    """
+    if not text:
+        return []
+    ends: list[int] = []
+    start = len(text) - len(text.lstrip())
+    pattern = _ASCII_OR_SPACED if text.isascii() or not _WIDE.search(text) else _ANY_SCRIPT
+    limit = len(text.rstrip())
+    for match in pattern.finditer(text, start, limit):
+        stop, end = match.span()
+        if end == limit:
+            break
+        mark, following = text[stop], text[end]
+        if mark == "\n":
+            is_end = True
+        elif mark in WIDE or not text[end - 1].isspace():
+            is_end = following not in "，、；：,;:\n"
+        elif following.islower() or following in NEVER_FIRST or _opens_lower_case(text, end):
+            is_end = False
+        else:
+            is_end = (
+                mark != "."
+                or text[stop + 1] == "."
+                or (stop - start > LONGEST_ABBREVIATION and text[stop - LONGEST_ABBREVIATION - 1 : stop].isalpha())
+                or not _belongs_to_word(text, stop, end, start)
+            )
+        if is_end:
+            ends.append(end)
+            start = end
+    ends.append(len(text))
+    return ends
+
+
+def _opens_lower_case(text: str, offset: int) -> bool:
+    """Returns whether a quotation mark, bracket or dash stands at `offset` before a word in lower case."""
+    return text[offset] in OPENERS and _word_at(text, offset)[:1].islower()
+
+
+def _word_at(text: str, offset: int) -> str:
+    """Returns the first word in the 40 characters of `text` from `offset`, or nothing."""
+    word = _WORD.search(text, offset, offset + 40)
+    return word.group() if word else ""
+
+
+def _belongs_to_word(text: str, stop: int, following: int, start: int) -> bool:
+    """Returns whether the full stop at `stop` belongs to the word before it, not to the sentence begun at `start`."""
+    lowest = max(start, stop - 24)
+    begin = max(text.rfind(" ", lowest, stop) + 1, lowest)
+    word = text[begin:stop].lstrip("\"'“‘„‚«‹([{¿¡—–-")
+    if word.isdigit():
+        return _is_ordinal(text, word, begin, start, following)
+    kind = _KINDS.get(word.lower())
+    if kind == "title":
+        return True
+    if kind == "number" and text[following].isdigit():
+        return True
+    is_initial = len(word) == 1 and word.isalpha()
+    is_acronym = len(word) > 2 and word[1] == "." and all(len(part) == 1 for part in word.split("."))
+    if is_initial or is_acronym or kind == "unsure":
+        return _word_at(text, following).lower() not in STARTERS
+    return False
+
+
+def _is_ordinal(text: str, number: str, begin: int, start: int, following: int) -> bool:
+    """Returns whether `number`, at `begin`, counts a list item or is an ordinal written with a full stop."""
+    if len(number) > 3:
+        return False
+    if begin <= start:
+        return True
+    next_word = _word_at(text, following).lower()
+    previous = text[max(start, begin - 16) : begin - 1].rpartition(" ")[2].lower()
+    return next_word in BEHIND_ORDINALS or (previous in BEFORE_ORDINALS and next_word not in STARTERS)

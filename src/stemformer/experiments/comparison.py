@@ -1,0 +1,278 @@
+"""The comparing command: one task from pre-trained weights, from random ones, and from a pre-trained body under fresh word embeddings.
+
+The runs themselves are in `cells.py`.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stemformer.commands.finetune import make_config, run_length
+from stemformer.config import nearest
+from stemformer.data.labelled.splits import draw_order, read_sizes
+from stemformer.errors import ConfigError
+from stemformer.evaluation.seed_statistics import differences_from_random, means, sentences, table_row
+from stemformer.experiments.comparison_trials import STARTS, Cell, CompareConfig, Table, begin, run_all, subset
+from stemformer.huggingface.load import find_folder
+from stemformer.io import read_jsonl, write_file
+from stemformer.output_dir import alone, free_folder, refuse_inside
+from stemformer.progress import Progress, Silent
+from stemformer.reports.comparison import write_compare_report
+from stemformer.tasks.dataset import encode, most_frequent, read_labelled, strata
+from stemformer.training.config import FinetuneConfig
+from stemformer.training.initialization import open_model
+
+_RATE_FACTORS = {"pretrained": 1.0, "random": 10.0, "reembedded": 1.0}
+"""Peak of the learning rate of a start, over that of fine-tuning, where it is not given: weights drawn at random have a longer way."""
+
+
+@alone
+def compare(
+    task: str,
+    *,
+    model: str,
+    train: Sequence[str],
+    out: str,
+    dev: Sequence[str] = (),
+    seeds: int = 3,
+    sizes: Sequence[str | float] = (0.01, 0.1, 1),
+    starts: Sequence[str] = tuple(STARTS),
+    rates: Sequence[str] = (),
+    text: Sequence[str] = (),
+    label: str | None = None,
+    kind: str = "class",
+    max_length: int | None = None,
+    symbols: str | None = None,
+    symbol_size: int = 1,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    config: str | None = None,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    compile: bool | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trains one task from several starts, over sizes of the training data and over seeds, and says what pre-training was worth.
+
+    Every size has the same number of optimizer steps (that of three passes over the largest size, unless `steps` says another), so
+    that fewer records do not also mean less training; `epochs` gives each size so many passes over its own records instead. The
+    figure of a run is that of its last step: nothing is chosen on the dev data. Checkpoints are not kept.
+
+    Args:
+        task: As for `finetune`, like all that is not listed here.
+        model: The pre-trained model; the other starts have its sizes.
+        train: Files of labelled data.
+        out: Folder of the comparison: `compare.json`, `report.html`, `compare.svg`, `compare.png`, a line for each run in `cells.jsonl`.
+        dev: The same, for evaluation; by default a part of the training data is set aside.
+        seeds: So many, from `seed` on.
+        sizes: Numbers of training records; up to 1 a share of them. Class shares are kept, and a smaller part is a part of the larger ones.
+        starts: Of `pretrained`, `random` (the same model, drawn at random) and `reembedded` (its body, with word embeddings drawn at
+            random).
+        rates: Peak learning rates by start, such as `random=1e-3`; by default `random` has ten times that of the others.
+        text: Columns of the texts.
+        label: Column of the answer.
+        kind: `class`, `labels` or `score`.
+        max_length: Tokens of an example.
+        symbols: Texts are sequences of symbols, read as words.
+        symbol_size: How many symbols a drawn word stands for.
+        epochs: Passes of each size over its own records.
+        steps: Optimizer steps of every run.
+        batch_size: Examples a step.
+        learning_rate: Peak.
+        config: TOML file laid over the defaults.
+        settings: `key=value` laid over both.
+        seed: The first one; 0 by default.
+        device: As in `training.run.ComputeConfig`, like the next three.
+        precision: Number format.
+        threads: Processor threads.
+        compile: Compile the blocks.
+        resume: Keep the runs that are finished, and do the others; starts, sizes and seeds may have been added.
+        overwrite: Replace what `out` holds.
+        progress: Told how far it is, over all runs.
+
+    Raises:
+        StemformerError: Data, settings or a model that do not fit; a loss that is not finite.
+    """
+    progress = progress or Silent()
+    given = make_config(
+        task,
+        model=model,
+        train=train,
+        dev=dev,
+        text=text,
+        label=label,
+        kind=kind,
+        max_length=max_length,
+        symbols=symbols,
+        symbol_size=symbol_size,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        config=config,
+        settings=settings,
+        seed=seed,
+        device=device,
+        precision=precision,
+        threads=threads,
+        compile=compile,
+    )
+    _check(given, seeds, starts)
+    peaks = _read_rates(rates, starts, given.optimizer.learning_rate)
+    folder = free_folder(out, resume=resume, overwrite=overwrite)
+    refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
+    source = find_folder(model)
+    data = read_labelled(given, progress)
+    _, tokenizer, longest = open_model(given, data.problem.task, source)
+    numbers = read_sizes(sizes, len(data.train))
+    examples, dev_examples, notes = encode(data, tokenizer, longest, progress)
+    is_by_epochs = epochs is not None
+    if not is_by_epochs and given.budget.steps is None:
+        biggest = subset(examples, draw_order(strata(data.problem.task.config, data.train), given.seed)[: numbers[-1]])
+        num_steps = run_length(given, len(biggest))
+        given = replace(given, budget=replace(given.budget, steps=num_steps, epochs=None))
+    fingerprint = hashlib.sha256((examples.fingerprint + dev_examples.fingerprint).encode()).hexdigest()
+    chosen = tuple(start for start in STARTS if start in starts)
+    asked = CompareConfig(chosen, numbers, seeds, is_by_epochs, fingerprint, given, peaks)
+    table = Table(examples, dev_examples, tokenizer, longest, source, data)
+    done = begin(folder, asked, progress, resume=resume)
+    run_all(asked, table, folder, done, progress)
+    return _conclude(asked, table, folder, done, notes, progress)
+
+
+# ------------------------------------------------------------------------------------------------------------------- what is asked for
+
+
+def _check(config: FinetuneConfig, seeds: int, starts: Sequence[str]) -> None:
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: expected at least 1")
+    for start in starts:
+        if start not in STARTS:
+            raise ConfigError(f"--starts {start}: expected some of {', '.join(STARTS)}{nearest(start, STARTS)}")
+    if not starts or len(set(starts)) < len(starts):
+        raise ConfigError(f"--starts {','.join(starts) or '(none)'}: expected each of them once, and at least one")
+    if config.fresh != "nothing":
+        raise ConfigError(f"fresh is {config.fresh}: what is drawn at random is said with --starts; leave it out")
+    if config.evaluation.patience is not None:
+        raise ConfigError("evaluation.patience: runs that are compared keep no checkpoint to go back to; leave it out")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("compare runs in one process: start it without torchrun")
+
+
+def _read_rates(rates: Sequence[str], starts: Sequence[str], usual: float) -> dict[str, float]:
+    """Returns the peak learning rate of each start."""
+    found = {start: usual * _RATE_FACTORS[start] for start in STARTS if start in starts}
+    for rate in rates:
+        start, _, number = rate.partition("=")
+        if start not in found:
+            raise ConfigError(f"--rate {rate}: expected START=NUMBER, the start one of {', '.join(found)}")
+        try:
+            found[start] = float(number)
+        except ValueError:
+            found[start] = math.nan
+        if not 0 < found[start] < math.inf:
+            raise ConfigError(f"--rate {rate}: expected START=NUMBER, such as {start}=1e-4")
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------------------- the result
+
+
+def _conclude(
+    asked: CompareConfig,
+    table: Table,
+    folder: Path,
+    done: dict[Cell, dict[str, Any]],
+    notes: Sequence[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Writes `compare.json`, report and pictures, and returns what is printed."""
+    problem = table.data.problem
+    metric = problem.main_metric
+    scale = 1.0 if problem.task.head == "span" else 100.0  # of answers in passages, figures are in percent already
+    cells = [cell for cell in asked.cells() if cell in done]
+    figures: dict[str, dict[int, dict[int, float]]] = {
+        start: {size: {} for size in asked.sizes} for start in asked.starts
+    }
+    for cell in cells:
+        figures[cell.start][cell.size][cell.seed] = scale * done[cell]["metrics"][metric]
+    summary = {
+        start: [
+            {"records": size, "mean": mean, "spread": deviation, "each": list(of_start[size].values())}
+            for size, (mean, deviation) in means(of_start).items()
+        ]
+        for start, of_start in figures.items()
+    }
+    usual = most_frequent(table.data) if metric == "accuracy" else None
+    baseline = None if usual is None else round(100 * usual[1], 2)
+    told = sentences(figures, metric=metric.replace("_", " "), baseline=baseline)
+    rows = [table_row(figures, size) for size in asked.sizes]
+    written = {
+        "task": problem.task.config.name,
+        "metric": metric,
+        "model": asked.finetune.model,
+        "train": len(table.data.train),
+        "dev": len(table.data.dev),
+        "sizes": list(asked.sizes),
+        "seeds": sorted({cell.seed for cell in cells}),
+        "baseline": baseline,
+        "sentences": told,
+        "summary": summary,
+        "differences": differences_from_random(figures),
+        "notes": [*_conditions(asked, done, cells), *notes],
+        "cells": [{**done[cell], "log": f"cells/{cell.name}/log.jsonl"} for cell in cells],
+    }
+    write_file(folder / "compare.json", [(json.dumps(written, ensure_ascii=False, indent=2) + "\n").encode()])
+    progress.start("drawing")
+    logs = {
+        (cell.start, cell.size, cell.seed): read_jsonl(folder / "cells" / cell.name / "log.jsonl") for cell in cells
+    }
+    page = {**written, "table": rows, "title": folder.resolve().name, "figures": figures}
+    write_compare_report(folder, page, logs, config=(folder / "config.toml").read_text(encoding="utf-8"))
+    progress.finish()
+    return {
+        "comparison": str(folder),
+        "report": str(folder / "report.html"),
+        "runs": len(cells),
+        "seconds": round(sum(done[cell]["seconds"] for cell in cells), 1),
+        "metric": metric,
+        "spread": f"standard deviation over seeds, of which there are {asked.num_seeds}",
+        **({} if baseline is None else {"without reading": baseline}),
+        "table": rows,
+        "what pre-training is worth": told,
+        "notes": written["notes"],
+    }
+
+
+def _conditions(asked: CompareConfig, done: dict[Cell, dict[str, Any]], cells: Sequence[Cell]) -> list[str]:
+    """Returns under which conditions the runs were made, in sentences."""
+    given = asked.finetune
+    numbers = sorted({done[cell]["steps"] for cell in cells})
+    steps = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+    rows = {c: min(given.batch.rows, done[c]["examples"]) for c in cells}
+    passes = [
+        f"{fmean(rows[c] * done[c]['steps'] / done[c]['examples'] for c in cells if c.size == size):.2g} over {size:,} records"
+        for size in asked.sizes
+    ]
+    told_rows = " to ".join(f"{number:,}" for number in sorted({min(rows.values()), max(rows.values())}))
+    same = "as many passes over each size" if asked.is_by_epochs else "the same number for each size"
+    rates = ", ".join(f"{rate:g} {start}" for start, rate in asked.rates.items())
+    return [
+        f"{steps} steps of {told_rows} examples a run, {same}; passes: {', '.join(passes)}",
+        f"peak of the learning rate: {rates}",
+        "the figure of a run is that of its last step; nothing was chosen on the dev data",
+        "a seed draws records (class shares kept, a smaller part within the larger ones), head, order and dropout, alike for each start",
+    ]

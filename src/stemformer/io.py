@@ -1,0 +1,138 @@
+"""Atomic files and directories, JSON lines, hashes."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stemformer.errors import CheckpointError, DataError
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
+    """Write a file atomically: under a temporary name, fsynced, then renamed.
+
+    Args:
+        parts: Bytes or contiguous arrays, concatenated.
+
+    Raises:
+        OSError: For example, the disk is full. The temporary file is removed.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+                digest.update(part)
+            size = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        # The operating system does not name the file when a write hits a full disk.
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+    fsync(path.parent)
+    return FileRecord(size, digest.hexdigest())
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a directory atomically: fill a temporary one, fsync it, and rename it to `target`.
+
+    Args:
+        write: Called with the temporary directory.
+    """
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        for file in [*temporary.iterdir(), temporary]:
+            fsync(file)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    fsync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or directory to disk; a no-op for directories on systems that cannot open them (Windows)."""
+    if os.name != "posix" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines, without an incomplete last line; an absent file has no lines.
+
+    Raises:
+        CheckpointError: A line before the last cannot be parsed.
+    """
+    texts = path.read_bytes().splitlines() if path.is_file() else []
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            if number < len(texts):
+                raise CheckpointError(
+                    f"{path}, line {number}, cannot be read. Repair or remove that line.", damaged=True
+                ) from error
+    return lines
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines, atomically."""
+    write_file(path, [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows])
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a JSON line and fsync it; an incomplete last line is dropped."""
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    complete = old[: old.rfind("\n") + 1]
+    write_file(path, [(complete + json.dumps(row, ensure_ascii=False) + "\n").encode()])
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}). Run the command that wrote it again.", damaged=True) from error
+    return content

@@ -1,0 +1,137 @@
+import doctest
+import inspect
+
+import pytest
+
+from stemformer import config, progress
+from stemformer.cli import exit_codes as exits
+from stemformer.cli import terminal
+from stemformer.cli.terminal import Terminal, as_text
+from stemformer.progress import Progress, Silent
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until a test moves it: `clock[0] += seconds`."""
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_progress_writes_a_line_every_ten_seconds_and_one_at_the_end(clock, capsys):
+    bar = Terminal(is_live=False)
+    bar.start("training", total=100, unit="steps")
+    for _ in range(25):
+        bar.advance(2, "loss 5.0")
+        clock[0] += 1
+    bar.finish()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "training: 22/100 steps (22%)  2 steps/s  0:39 left  loss 5.0",
+        "training: 42/100 steps (42%)  2 steps/s  0:29 left  loss 5.0",
+        "training: 50/100 steps (50%)  1.9 steps/s  0:26 left  loss 5.0",
+    ]
+
+
+def test_rate_leaves_out_the_jump_of_a_resume(clock, capsys):
+    bar = Terminal(is_live=False)
+    bar.start("training", total=1000, unit="steps")
+    bar.advance(900)
+    clock[0] += 10
+    bar.advance(10)
+    assert "910/1,000 steps (91%)  1 steps/s  1:30 left" in capsys.readouterr().err
+
+
+def test_percent_are_told_once(clock, capsys):
+    bar = Terminal(is_live=False)
+    bar.start("sizes", total=100, unit="%")
+    bar.advance(0)
+    clock[0] += 10
+    bar.advance(20, "2x64")
+    assert capsys.readouterr().err == "sizes: 20%  0:40 left  2x64\n"
+
+
+def test_unknown_total_shows_amount_and_rate_only(clock, capsys):
+    bar = Terminal(is_live=False)
+    bar.start("reading", unit="bytes")
+    bar.advance(0)
+    clock[0] += 10
+    bar.advance(3_000_000)
+    assert capsys.readouterr().err == "reading: 3.0M bytes  300,000 bytes/s\n"
+
+
+def test_new_start_ends_the_former_bar_and_finish_is_told_once(clock, capsys):
+    bar = Terminal(is_live=False)
+    bar.start("one", total=2)
+    bar.advance(1)
+    bar.start("two", total=2)
+    bar.advance(2)
+    bar.finish()
+    bar.finish()
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["one", "two"]
+
+
+def test_advance_without_start_says_nothing(capsys):
+    bar = Terminal(is_live=False)
+    bar.advance(1)
+    bar.finish()
+    assert capsys.readouterr().err == ""
+
+
+def test_live_bar_goes_to_standard_error_and_takes_lines(capsys):
+    bar = Terminal(is_live=True)
+    bar.start("training", total=10, unit="steps")
+    bar.advance(4, "loss [5.0]")
+    bar.say("saved [step 4]")
+    bar.finish()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "saved [step 4]" in captured.err
+    assert "training" in captured.err
+
+
+def test_say_writes_to_standard_error(capsys):
+    Terminal(is_live=False).say("a line")
+    assert capsys.readouterr() == ("", "a line\n")
+
+
+@pytest.mark.parametrize("kind", [Silent, Terminal])
+def test_implementation_has_the_signatures_of_the_protocol(kind):
+    for name in ("start", "advance", "say", "finish"):
+        assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(Progress, name))
+
+
+def test_silent_says_nothing(capsys):
+    bar = Silent()
+    bar.start("x", total=1)
+    bar.advance(1)
+    bar.say("line")
+    bar.finish()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_wide_characters_align():
+    candidates = [{"token": "巴黎", "probability": 0.5}, {"token": "abc", "probability": 0.25}]
+    text = as_text([{"text": "t", "masks": [{"candidates": candidates}], "filled": "f"}])
+    assert text.splitlines()[1:3] == ["  mask 1  巴黎  0.5000", "          abc   0.2500"]
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [({}, ""), ([], ""), ({"a": None}, "a  none"), ({"a": [1, 2.5]}, "a  1, 2.5"), ("done", "done"), (["x"], "x")],
+)
+def test_small_results_read_well(result, text):
+    assert as_text(result) == text
+
+
+@pytest.mark.parametrize("module", [config, exits, progress, terminal])
+def test_examples_in_docstrings_hold(module):
+    outcome = doctest.testmod(module)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+def test_matrix_is_set_in_rows():
+    lines = as_text({"accuracy": 0.95, "confusion": [[105, 0], [3, 95]]}).splitlines()
+    assert lines[-3:] == ["confusion", "  105  0", "  3    95"]

@@ -1,0 +1,543 @@
+"""Fine-tuning runs, through `stemformer.finetune` on small files: what they leave, repeat, stop at and freeze."""
+
+import json
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stemformer
+from stemformer.commands import finetune as finetuning
+from stemformer.data.labelled.symbol_map import SymbolMap
+from stemformer.errors import CheckpointError, ConfigError
+from stemformer.huggingface.load import load_model, read_task
+from stemformer.io import read_jsonl
+from stemformer.progress import Silent
+from stemformer.tasks.dataset import saved_problem
+from stemformer.training import loop
+
+KINDS = {
+    "class": ("classify", "reviews.csv", {}),
+    "labels": ("classify", "labels.jsonl", {"kind": "labels"}),
+    "score": ("classify", "scores.tsv", {"kind": "score"}),
+    "pair": ("pair", "pairs.jsonl", {}),
+    "tag": ("tag", "tags.conll", {}),
+    "qa": ("qa", "squad.json", {}),
+    "choice": ("choice", "choices.jsonl", {}),
+}
+OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
+
+pytestmark = pytest.mark.usefixtures("no_timing")
+
+
+class Told(Silent):
+    """Keeps what a run says, and presses Ctrl-C while a step is under way."""
+
+    def __init__(self, stop_at=0):
+        self.left, self.lines, self.is_training = stop_at, [], False
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def start(self, what, total=None, unit=""):
+        self.is_training = what == "training"
+
+    def advance(self, amount, note=""):
+        if self.is_training:
+            self.left -= amount
+            if amount and self.left == 0:
+                signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def run(tiny_bert, labelled, tmp_path):
+    """Fine-tunes the tiny model on one of the small files; other options lie over the usual ones."""
+
+    def finetune(kind, out="run", **options):
+        task, name, more = KINDS[kind]
+        settings = ["log_every=1", "evaluation.every=2", "task.stride=8", *options.pop("settings", ())]
+        usual = {"steps": 4, "batch_size": 8, "learning_rate": 3e-3, "precision": "fp32", "model": str(tiny_bert)}
+        files = {split: [str(labelled / split / name)] for split in ("train", "dev")}
+        return stemformer.finetune(task, out=str(tmp_path / out), settings=settings, **(usual | files | more | options))
+
+    return finetune
+
+
+def log_of(folder):
+    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_jsonl(folder / "log.jsonl")]
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(a, b):
+    first, second = weights_of(a), weights_of(b)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+# What a run leaves
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_run_folder_holds_all_that_is_promised(finetuned, kind):
+    folder = finetuned(kind)
+    told = json.loads((folder / "told.json").read_text())
+    assert {"config.toml", "log.jsonl", "metrics.json", "report.html", "final", "checkpoints"} <= {
+        path.name for path in folder.iterdir()
+    }
+    lines = read_jsonl(folder / "log.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [4, 8, 12]
+    assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [6, 12]
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    assert all(told[name] == value for name, value in metrics.items() if name != "loss")
+    assert {f"dev_{name}": value for name, value in metrics.items()} == {
+        name: value for name, value in lines[-1].items() if name.startswith("dev_")
+    }
+    assert "<html" in (folder / "report.html").read_text()
+    problem = saved_problem(str(folder))
+    assert problem.task.config.name == KINDS[kind][0]
+    assert (told["train"], told["dev"], told["steps"]) == (40, 15, 12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_lowers_the_loss(finetuned, kind):
+    name = KINDS[kind][0]
+    lines = [line for line in read_jsonl(finetuned(kind) / "log.jsonl") if line["kind"] == "train"]
+    assert lines[-1][f"{name}_loss"] < lines[0][f"{name}_loss"]
+
+
+def test_saved_model_tells_its_labels_and_columns(finetuned):
+    told = read_task(finetuned("class"))
+    assert (told["head"], told["labels"], told["text"], told["label"]) == (
+        "sequence",
+        ["bad", "good"],
+        ["review"],
+        "sentiment",
+    )
+    assert read_task(finetuned("tag"))["labels"] == ["O", "B-NOUN", "B-PLACE"]
+    assert read_task(finetuned("tag"))["entities"] is True
+    assert read_task(finetuned("score"))["problem_type"] == "regression"
+
+
+def test_dev_data_is_cut_off_by_seed_and_said(run):
+    told = run("class", dev=[])
+    assert (told["train"], told["dev"]) == (36, 4)
+    assert any("4 records (10%) set aside by seed" in note for note in told["notes"])
+
+
+def test_chosen_columns_and_labels_are_said(run):
+    said = Told()
+    run("class", steps=1, progress=said)
+    assert "text: column 'review'; answer: column 'sentiment' (--text, --label to change)" in said.lines
+    assert "40 records, 2 labels: bad, good" in said.lines
+
+
+def test_long_texts_are_counted_in_the_notes(run):
+    told = run("class", steps=1, max_length=16)
+    assert any(note.startswith("training data: texts read in windows: ") for note in told["notes"])
+    assert any(note.startswith("dev data: texts read in windows: ") for note in told["notes"])
+
+
+def test_inspecting_a_run_tells_its_task_and_figures(finetuned):
+    found = stemformer.inspect(str(finetuned("tag")))
+    assert (found["task"], found["is_finished"], found["step"]) == ("tag", True, 12)
+    assert found["dev_f1"] == json.loads((finetuned("tag") / "told.json").read_text())["f1"]
+    model = stemformer.inspect(str(finetuned("tag") / "final"))
+    assert (model["task"], model["labels"], model["heads"]) == ("tag", ["O", "B-NOUN", "B-PLACE"], ["token"])
+
+
+def test_report_of_a_finished_run_stays_and_of_another_is_written(finetuned, tmp_path):
+    folder = finetuned("class")
+    before = (folder / "report.html").read_text()
+    assert stemformer.report(str(folder))["report"] == str(folder / "report.html")
+    assert (folder / "report.html").read_text() == before
+    for name in ("log.jsonl", "config.toml"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    stemformer.report(str(tmp_path))
+    assert "Loss" in (tmp_path / "report.html").read_text()
+
+
+# Repeating a run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupted_run_ends_as_the_whole_one_bit_for_bit(run, tmp_path, kind):
+    often = ["checkpoints.every=4", "evaluation.every=5"]
+    whole = run(kind, "whole", steps=10, settings=often)
+    with pytest.raises(KeyboardInterrupt):
+        run(kind, "parts", steps=10, settings=often, progress=Told(stop_at=4))
+    assert not (tmp_path / "parts" / "final").exists()
+    resumed = run(kind, "parts", steps=10, settings=often, resume=True)
+    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "parts" / "final")
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    for told in (whole, resumed):
+        for name in ("run", "model", "report", "seconds"):
+            told.pop(name)
+    assert whole == resumed
+
+
+def test_run_that_was_killed_goes_on_from_its_last_checkpoint(run, tmp_path):
+    run("tag", "whole", steps=10, settings=["checkpoints.every=4"])
+    with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
+
+        def die(step, *args, original=loop.batches_of_step):
+            if step == 6:
+                raise RuntimeError("killed")
+            return original(step, *args)
+
+        patch.setattr(loop, "batches_of_step", die)
+        run("tag", "parts", steps=10, settings=["checkpoints.every=4"])
+    run("tag", "parts", steps=10, settings=["checkpoints.every=4"], resume=True)
+    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "parts" / "final")
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+
+
+def test_finished_run_asked_again_tells_the_same(run):
+    first = run("qa")
+    again = run("qa", resume=True)
+    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in again.items() if k != "seconds"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"learning_rate": 1e-3}, "optimizer.learning_rate was 0.003"),
+        ({"settings": ["task.label_smoothing=0.1"]}, "task.label_smoothing was 0.0"),
+        ({"seed": 5}, "seed was 0, is now 5"),
+    ],
+)
+def test_run_goes_on_with_the_same_settings_alone(run, options, told):
+    run("class", steps=2)
+    with pytest.raises(CheckpointError, match=told):
+        run("class", **({"steps": 4} | options), resume=True)
+
+
+def test_run_goes_on_with_the_same_data_alone(run, labelled):
+    run("class", steps=2)
+    with pytest.raises(CheckpointError, match="train was"):
+        run("class", resume=True, train=[str(labelled / "dev" / "reviews.csv")])
+
+
+def test_seed_decides_everything(run, tmp_path):
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("class", out, steps=2, seed=seed)
+    assert_same_weights(tmp_path / "a" / "final", tmp_path / "b" / "final")
+    first, other = (weights_of(tmp_path / out / "final") for out in "ac")
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+# Stopping early
+
+
+@pytest.mark.parametrize("saved", [2, 5, 100])
+def test_patience_ends_a_run_at_its_best_model(run, tmp_path, saved):
+    settings = ["evaluation.patience=2", f"checkpoints.every={saved}"]
+    said = Told()
+    told = run("class", steps=20, learning_rate=1e-12, settings=settings, progress=said)
+    assert told["steps"] == 6  # the figures stay as they are: best at 2, not better at 4 and 6
+    assert "early stopping: the result is the model of step 2" in said.lines
+    best = tmp_path / "run" / "checkpoints" / "best"
+    assert best.resolve().name == "step-00000002"
+    assert_same_weights(best, tmp_path / "run" / "final")
+
+
+def test_early_stop_is_where_the_figures_say(run, tmp_path):
+    told = run("tag", steps=60, learning_rate=1e-2, settings=["evaluation.patience=2"])
+    figures = [line["dev_f1"] for line in log_of(tmp_path / "run") if line["kind"] == "evaluation"]
+    assert told["f1"] == max(figures)
+    assert len(figures) - 1 - figures.index(max(figures)) == 2
+
+
+def test_run_that_was_stopped_early_is_over(run):
+    options = {"steps": 20, "learning_rate": 1e-12, "settings": ["evaluation.patience=2"]}
+    first = run("class", **options)
+    again = run("class", **options, resume=True)
+    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in again.items() if k != "seconds"}
+
+
+def test_patience_is_remembered_over_an_interruption(run, tmp_path):
+    options = {"steps": 20, "learning_rate": 1e-12, "settings": ["evaluation.patience=2"]}
+    run("class", "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run("class", "parts", **options, progress=Told(stop_at=5))
+    assert run("class", "parts", **options, resume=True)["steps"] == 6
+    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "parts" / "final")
+
+
+# What moves, and how far
+
+
+def moved(before, after, name):
+    return (after[name] - before[name]).abs().max().item()
+
+
+def body(folder):
+    return {k: v for k, v in load_model(folder).state_dict().items() if k.startswith("body.")}
+
+
+def test_frozen_parts_do_not_move(run, tiny_bert, tmp_path):
+    run("class", steps=2, settings=["frozen_layers=1", "frozen_embeddings=true"])
+    before, after = body(tiny_bert), body(tmp_path / "run" / "final")
+    for name in before:
+        is_frozen = "embeddings" in name or "layers.0." in name
+        assert torch.equal(before[name], after[name]) == is_frozen, name
+
+
+def test_layer_decay_scales_the_rates(run, tiny_bert, tmp_path):
+    settings = ["layer_decay=0.5", "optimizer.weight_decay=0.0", "optimizer.eps=1e-30"]
+    run("class", steps=1, learning_rate=1e-3, settings=[*settings, "schedule.warmup_share=0.0"])
+    before, after = body(tiny_bert), body(tmp_path / "run" / "final")
+    # Adam's first step is the rate, whatever the gradient
+    for name, times in (("layers.1", 1 / 2), ("layers.0", 1 / 4), ("embeddings.word", 1 / 8)):
+        (matrix,) = (n for n in before if n.endswith("weight") and f"{name}." in n and ("qkv" in n or "word" in n))
+        assert moved(before, after, matrix) == pytest.approx(1e-3 * times, rel=1e-3)
+
+
+def test_layer_decay_does_not_go_with_muon(run):
+    with pytest.raises(ConfigError, match="use adamw"):
+        run("class", settings=["layer_decay=0.9", "optimizer.kind=muon"])
+
+
+def test_fresh_draws_what_it_names_anew(run, tiny_bert, tmp_path):
+    before = body(tiny_bert)
+    for fresh in ("nothing", "embeddings", "all"):
+        run("class", fresh, steps=1, learning_rate=1e-12, settings=[f"fresh={fresh}"])
+        after = body(tmp_path / fresh / "final")
+        changed = {name for name in before if moved(before, after, name) > 1e-4}
+        assert ("body.embeddings.word.weight" in changed) == (fresh != "nothing")
+        assert any("qkv.weight" in name for name in changed) == (fresh == "all")
+
+
+def test_balance_changes_the_loss_of_unequal_classes(run, tmp_path):
+    for balance in ("true", "false"):
+        run("tag", balance, steps=1, settings=[f"task.balance={balance}"])
+    a, b = (log_of(tmp_path / balance)[0]["tag_loss"] for balance in ("true", "false"))
+    assert a != pytest.approx(b, rel=1e-2)
+
+
+# Several runs
+
+
+def test_trials_tell_mean_and_spread(run, tmp_path):
+    told = run("class", "trials", steps=2, seed=5, trials=2)
+    each = [run("class", f"one-{seed}", steps=2, seed=seed)["accuracy"] for seed in (5, 6)]
+    assert told["seeds"] == [5, 6]
+    assert told["accuracy"]["each"] == pytest.approx(each, rel=1e-5)
+    assert told["accuracy"]["mean"] == pytest.approx(sum(each) / 2, rel=1e-5)
+    assert told["accuracy"]["spread"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5, rel=1e-5)
+    for seed in (5, 6):
+        assert_same_weights(tmp_path / "trials" / f"seed-{seed}" / "final", tmp_path / f"one-{seed}" / "final")
+    assert json.loads((tmp_path / "trials" / "trials.json").read_text()) == told
+    assert stemformer.inspect(str(tmp_path / "trials")) == told
+    lines = [line for line in log_of(tmp_path / "trials" / "seed-5") if line["kind"] == "train"]
+    assert lines and not any("fill" in line for line in lines)  # texts of any length have no rows to fill
+
+
+def test_trial_does_not_see_the_threshold_of_the_one_before(run, labelled, tmp_path):
+    told = json.loads((labelled / "train" / "squad.json").read_text())
+    for paragraph in told["data"][0]["paragraphs"][::2]:
+        paragraph["qas"][0] |= {"answers": [], "is_impossible": True}
+    (tmp_path / "v2.json").write_text(json.dumps(told))
+    files = {"train": [str(tmp_path / "v2.json")], "dev": [str(tmp_path / "v2.json")]}
+    run("qa", "trials", steps=2, seed=5, trials=2, **files)
+    run("qa", "one", steps=2, seed=6, **files)
+    assert log_of(tmp_path / "trials" / "seed-6") == log_of(tmp_path / "one")
+    assert saved_problem(str(tmp_path / "one")).task.config.no_answer is True
+    both = [saved_problem(str(tmp_path / f)).task.threshold for f in ("one", "trials/seed-6")]
+    assert both[0] == both[1] != 0
+
+
+def test_trials_that_were_cut_off_can_be_replaced(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run("class", trials=2, progress=Told(stop_at=1))
+    with pytest.raises(ConfigError, match="is not empty"):
+        run("class", trials=2)
+    assert run("class", steps=1, trials=2, overwrite=True)["seeds"] == [0, 1]
+
+
+def test_no_trial_is_refused(run):
+    with pytest.raises(ConfigError, match="--trials 0"):
+        run("class", trials=0)
+
+
+# Symbols
+
+
+@pytest.fixture
+def dna(tmp_path):
+    """A FASTA file in which the second letter is the class."""
+    lines = [f">s{i} label={'AC'[i % 2]}\nG{'AC'[i % 2]}{'TG'[i % 3 > 0]}TTN" for i in range(24)]
+    (tmp_path / "dna.fa").write_text("\n".join(lines) + "\n")
+    return [str(tmp_path / "dna.fa")]
+
+
+def test_symbols_are_drawn_by_seed_and_kept_with_the_model(run, dna, tmp_path):
+    options = {"train": dna, "dev": dna, "symbols": "draw", "symbol_size": 2, "steps": 2}
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        said = Told()
+        run("class", out, seed=seed, progress=said, **options)
+    a, b, c = (saved_problem(str(tmp_path / out)).task.symbols for out in "abc")
+    assert a == b != c
+    assert (a.size, len(a.words)) == (2, 5**2 + 1)  # A C G N T, and one for all others
+    assert any("26 words stand for symbols: AA '" in line for line in said.lines)
+    assert_same_weights(tmp_path / "a" / "final", tmp_path / "b" / "final")
+
+
+def test_rare_symbols_share_a_word(run, tmp_path):
+    lines = [f"{'ACGT' * 20}{'N' * (i == 0)},{i % 2}" for i in range(20)]
+    (tmp_path / "dna.csv").write_text("sequence,label\n" + "\n".join(lines) + "\n")
+    files = [str(tmp_path / "dna.csv")]
+    told = run("class", train=files, dev=files, symbols="draw", steps=1, max_length=64)
+    assert set(saved_problem(str(tmp_path / "run")).task.symbols.words) == set("ACGT*")
+    assert "training data: unknown symbols: 1" in told["notes"]
+
+
+def test_symbols_of_a_file_are_used_and_go_on_after_a_stop(run, dna, tmp_path):
+    (tmp_path / "map.tsv").write_text("A\tking\nC\triver\nG\tchild\nT\tgarden\n*\twise\n")
+    options = {"train": dna, "dev": dna, "symbols": str(tmp_path / "map.tsv")}
+    run("class", "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run("class", "parts", **options, progress=Told(stop_at=2))
+    run("class", "parts", **options, resume=True)
+    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "parts" / "final")
+    assert saved_problem(str(tmp_path / "parts")).task.symbols == SymbolMap.load(tmp_path / "map.tsv")
+
+
+def test_loaded_model_reads_symbols(run, dna, tmp_path):
+    run("class", train=dna, dev=dna, symbols="draw", steps=40, learning_rate=1e-2, settings=["evaluation.every=40"])
+    loaded = stemformer.load(str(tmp_path / "run"))
+    assert [p.label for p in loaded.predict(["GATTTN", "gctttn"])] == ["A", "C"]
+    rows = stemformer.predict(dna, model=str(tmp_path / "run"))["predictions"]
+    assert [row["prediction"] for row in rows[:2]] == ["A", "C"]
+    assert stemformer.evaluate(dna, model=str(tmp_path / "run"))["accuracy"] == 1.0
+
+
+# Folders of other commands, heads of other labels
+
+
+@pytest.mark.parametrize("lies_there", ["cells/x/log.jsonl", "tasks.jsonl", "seed-0/config.toml", "mine.txt"])
+def test_resume_leaves_what_is_no_run_alone(run, tmp_path, lies_there):
+    for name in ("config.toml", lies_there):
+        file = tmp_path / "run" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("starts = []\n")
+    with pytest.raises(CheckpointError, match=r"no run to resume: give another --out"):
+        run("class", resume=True)
+    assert (tmp_path / "run" / lies_there).read_text() == "starts = []\n"
+
+
+def test_resume_leaves_a_run_of_another_kind_alone(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text('recipe = "bert_tiny"\n')
+    with pytest.raises(ConfigError, match="recipe"):
+        run("class", resume=True)
+    assert (tmp_path / "run" / "config.toml").read_text() == 'recipe = "bert_tiny"\n'
+
+
+def test_single_run_is_not_resumed_as_trials(run, tmp_path):
+    run("class", steps=1)
+    with pytest.raises(CheckpointError, match="holds a single run"):
+        run("class", steps=1, resume=True, trials=2)
+    assert not (tmp_path / "run" / "seed-0").exists()
+
+
+def test_ranks_that_have_no_figures_say_where_the_trials_were(tmp_path):
+    told = [{"run": "x", "seed": seed, "steps": 2, "seconds": 0.1} for seed in (0, 1)]
+    assert finetuning._over_trials(tmp_path, told) == {"run": str(tmp_path), "trials": 2}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("class", "classifier.weight"), ("tag", "classifier.weight")])
+def test_head_is_kept_for_the_same_labels_and_drawn_for_others(run, finetuned, labelled, tmp_path, kind, weight):
+    model = finetuned(kind)
+    name = KINDS[kind][1]
+    before = weights_of(model / "final")[weight]
+    told = Told()
+    options = {"model": str(model), "steps": 1, "learning_rate": 1e-12}
+    run(kind, "same", progress=told, **options)
+    assert torch.allclose(weights_of(tmp_path / "same" / "final")[weight], before, atol=1e-6)
+    assert any("training goes on with it" in line for line in told.lines)
+    files = {}
+    for split in ("train", "dev"):
+        text = (labelled / split / name).read_text()
+        files[split] = [str(tmp_path / f"{split}-{name}")]
+        (tmp_path / f"{split}-{name}").write_text(text.replace("good", "fine").replace("B-NOUN", "B-NAME"))
+    told = Told()
+    run(kind, "other", progress=told, **options, **files)
+    after = weights_of(tmp_path / "other" / "final")[weight]
+    assert after.shape == before.shape and not torch.allclose(after, before, atol=1e-3)
+    assert not any("training goes on with it" in line for line in told.lines)
+
+
+def test_passage_without_a_token_has_a_report(run, labelled, tmp_path):
+    found = json.loads((labelled / "dev" / "squad.json").read_text())
+    found["data"][0]["paragraphs"][0] = {
+        "context": "\u200b",
+        "qas": [{"id": "a", "question": "Who?", "answers": [], "is_impossible": True}],
+    }
+    dev = tmp_path / "dev.json"
+    dev.write_text(json.dumps(found))
+    run("qa", dev=[str(dev)], steps=1)
+    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_threshold_lies_between_the_questions_that_it_parts(run, labelled, tmp_path):
+    found = json.loads((labelled / "train" / "squad.json").read_text())
+    for paragraph in found["data"][0]["paragraphs"][::2]:
+        paragraph["qas"][0] |= {"question": "How many?", "answers": [], "is_impossible": True}
+    (tmp_path / "train.json").write_text(json.dumps(found))
+    told = run("qa", train=[str(tmp_path / "train.json")], dev=[str(tmp_path / "train.json")], steps=8)
+    threshold = saved_problem(str(tmp_path / "run")).task.threshold
+    assert threshold > told["best_threshold"]
+    assert (told["f1"], told["exact_match"]) == (told["best_f1"], told["best_exact"])
+    assert any(f"{threshold:+.2f}" in note for note in told["notes"])
+
+
+def test_tag_that_is_mistyped_is_told(run, labelled, tmp_path):
+    text = (labelled / "train" / "tags.conll").read_text().replace("B-PLACE", "B_PLACE", 1)
+    (tmp_path / "odd.conll").write_text(text)
+    told = run("tag", train=[str(tmp_path / "odd.conll")], steps=1)
+    assert any("the tag 'B_PLACE' (sentence at" in note for note in told["notes"])
+
+
+def test_model_that_is_not_better_than_the_most_frequent_answer_is_told(run, tmp_path):
+    rows = "".join(f"a small river {i}\t{'good' if i % 4 else 'bad'}\n" for i in range(40))
+    (tmp_path / "uneven.tsv").write_text("text\tlabel\n" + rows)
+    files = {"train": [str(tmp_path / "uneven.tsv")], "dev": [str(tmp_path / "uneven.tsv")]}
+    told = run("class", steps=1, learning_rate=1e-9, **files)
+    assert told["accuracy"] in (0.25, 0.75)  # without training, one answer to all that are nearly alike
+    assert any("always answering 'good', which is right for 75.0%" in note for note in told["notes"])
+
+
+def test_dev_data_without_a_label_or_with_one_alone_is_no_reason_to_train_longer(run, tmp_path):
+    rows = [json.dumps({"text": "a river", "labels": labels}) + "\n" for labels in (["a"], ["b"], [])]
+    (tmp_path / "many.jsonl").write_text("".join(rows * 4))
+    (tmp_path / "none.jsonl").write_text(rows[2] * 4)
+    told = run("labels", train=[str(tmp_path / "many.jsonl")], dev=[str(tmp_path / "none.jsonl")], steps=1)
+    assert not any("always answering" in note for note in told["notes"])
+    (tmp_path / "one.tsv").write_text("text\tlabel\n" + "a river\tgood\na king\tbad\n" * 5)
+    (tmp_path / "dev.tsv").write_text("text\tlabel\n" + "a river\tgood\n" * 5)
+    files = {"train": [str(tmp_path / "one.tsv")], "dev": [str(tmp_path / "dev.tsv")]}
+    assert not any("always" in note for note in run("class", out="one", steps=1, **files)["notes"])
+
+
+def test_column_of_free_text_is_remarked_upon_as_an_answer(run, tmp_path):
+    rows = "".join(f"a small river\tremark {i}\n" for i in range(30))
+    (tmp_path / "free.tsv").write_text("text\tlabel\n" + rows)
+    told = run("class", train=[str(tmp_path / "free.tsv")], dev=[str(tmp_path / "free.tsv")], steps=1)
+    assert any("30 different answers in 30 records" in note for note in told["notes"])
+    assert not any("different answers" in note for note in run("class", out="usual", steps=1)["notes"])
+
+
+def test_questions_that_nobody_answered_are_not_taken_as_impossible(run, labelled, tmp_path):
+    found = json.loads((labelled / "train" / "squad.json").read_text())
+    found["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []
+    train = tmp_path / "train.json"
+    train.write_text(json.dumps(found))
+    told = Told()
+    assert run("qa", train=[str(train)], steps=1, progress=told)["train"] == 39
+    assert any("not marked is_impossible (left out): 1" in line for line in told.lines)
+    assert saved_problem(str(tmp_path / "run")).task.config.no_answer is False

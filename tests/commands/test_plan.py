@@ -1,0 +1,48 @@
+import pytest
+
+import stemformer
+from stemformer.errors import ConfigError
+
+SMALL = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=4", "batch.row_length=32"]
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr("stemformer.planning.matmul_rate", lambda *args: 1e11)
+
+
+def test_plan_adds_up(tiny):
+    told = stemformer.plan("bert_tiny", data=str(tiny / "data"), settings=[*SMALL, "budget.steps=1000"])
+    rows = told["rows of 32"]
+    assert rows["rows"] == 4
+    assert rows["tokens_per_step"] <= 4 * 32
+    assert rows["tokens_per_second"] == pytest.approx(rows["tokens_per_step"] / rows["seconds_per_step"], rel=0.2)
+    assert told["steps"] == 1000
+    assert told["tokens"] == pytest.approx(1000 * rows["tokens_per_step"])
+    assert told["hours"] == pytest.approx(1000 * rows["seconds_per_step"] / 3600, rel=0.2)
+    assert told["hours_per_epoch"] == pytest.approx(told["steps_per_epoch"] * rows["seconds_per_step"] / 3600, rel=0.2)
+
+
+def test_plan_without_data_takes_full_rows():
+    told = stemformer.plan("bert_tiny", settings=[*SMALL, "model.vocab_size=500", "objective.sentences=next"])
+    assert told["rows of 32"]["tokens_per_step"] == 4 * 32
+    assert "hours" not in told  # no budget was given
+
+
+def test_plan_measures_each_phase():
+    phases = "phases=[{from_share=0.5,rows=2,row_length=64}]"
+    told = stemformer.plan("bert_tiny", settings=[*SMALL, "model.vocab_size=500", "budget.steps=10", phases])
+    assert told["rows of 64"]["tokens_per_step"] == 128
+    assert told["tokens"] == 10 * 128
+
+
+def test_micro_batches_are_multiplied():
+    told = stemformer.plan(
+        "bert_tiny", settings=[*SMALL, "model.vocab_size=500", "batch.rows=64", "batch.micro_rows=4"]
+    )
+    assert told["rows of 32"]["tokens_per_step"] == 64 * 32
+
+
+def test_unknown_recipe_is_refused():
+    with pytest.raises(ConfigError, match="did you mean 'bert_tiny'"):
+        stemformer.plan("bert_tin")

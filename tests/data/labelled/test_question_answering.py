@@ -1,0 +1,112 @@
+"""Questions about passages in the form of SQuAD and of the hub, and answers that are not where they should be."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stemformer.data.labelled.question_answering import Question, read_questions, unplaced_answers
+from stemformer.errors import DataError
+
+PASSAGE = "Anna saw Bob. Bob saw Anna and Eve."
+
+
+def read(path: Path, value: object, counted: Counter[str] | None = None) -> list[Question]:
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return read_questions(str(path), counted=Counter() if counted is None else counted)
+
+
+def squad(*qas: dict[str, Any], **article: Any) -> dict[str, Any]:
+    return {"version": "x", "data": [{"paragraphs": [{"context": PASSAGE, "qas": list(qas)}], **article}]}
+
+
+def answered(*answers: tuple[str, int], **more: Any) -> dict[str, Any]:
+    given = [{"text": text, "answer_start": start} for text, start in answers]
+    return {"id": "q1", "question": "Who?", "answers": given, **more}
+
+
+def test_squad_is_read(tmp_path: Path) -> None:
+    value = squad(answered(("Bob", 9), ("Eve", 31)), answered(id=7, is_impossible=True), title="People")
+    assert read(tmp_path / "a.json", value) == [
+        Question("q1", "Who?", PASSAGE, (("Bob", 9), ("Eve", 31)), "People", False, ("Bob", "Eve")),
+        Question("7", "Who?", PASSAGE, (), "People", True, ()),
+    ]
+
+
+def test_questions_without_answers_are_not_impossible(tmp_path: Path) -> None:
+    (question,) = read(tmp_path / "a.json", squad({"id": "q", "question": "Who?"}))
+    assert (question.answers, question.gold, question.is_impossible, question.title) == ((), (), False, "")
+
+
+def test_passages_of_cmrc_are_read(tmp_path: Path) -> None:
+    qas = [{"query_id": "1", "query_text": "Who?", "answers": ["Bob", "Eve"]}]
+    (question,) = read(tmp_path / "a.json", [{"context_id": "c", "context_text": PASSAGE, "qas": qas, "title": "t"}])
+    assert (question.id, question.answers, question.title) == ("1", (("Bob", 9), ("Eve", 31)), "t")
+
+
+@pytest.mark.parametrize(
+    ("answer", "at", "counts"),
+    [
+        (("Bob", 14), 14, {}),
+        (("Bob", 12), 14, {"answer moved to where it stands": 1}),
+        (("Bob", 10), 9, {"answer moved to where it stands": 1}),
+        (("Bob", -1), 9, {"answer moved to where it stands": 1}),
+        (("Anna", 90), 22, {"answer moved to where it stands": 1}),
+    ],
+)
+def test_answers_are_moved_to_the_nearest_place(
+    tmp_path: Path, answer: tuple[str, int], at: int, counts: dict[str, int]
+) -> None:
+    counted: Counter[str] = Counter()
+    (question,) = read(tmp_path / "a.json", squad(answered(answer)), counted)
+    assert question.answers == ((answer[0], at),)
+    assert counted == counts
+
+
+def test_answers_that_are_not_in_the_passage_stay_gold(tmp_path: Path) -> None:
+    counted: Counter[str] = Counter()
+    questions = read(tmp_path / "a.json", squad(answered(("Carl", 3)), answered(("Bob", 9), id="q2")), counted)
+    assert (questions[0].answers, questions[0].gold, questions[0].is_impossible) == ((), ("Carl",), False)
+    assert unplaced_answers(questions) == ["q1"]
+    assert counted == {"answer not in its passage": 1}
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected", "is_impossible"),
+    [
+        ({"text": ["Bob"], "answer_start": [9]}, (("Bob", 9),), False),
+        ({"text": [], "answer_start": []}, (), True),
+        ([{"text": "Bob", "answer_start": 9}], (("Bob", 9),), False),
+        (["Eve"], (("Eve", 31),), False),
+        (None, (), False),
+    ],
+)
+def test_rows_are_read(tmp_path: Path, answers: object, expected: object, is_impossible: bool) -> None:
+    row = {"id": 3, "question": "Who?", "context": PASSAGE, "answers": answers, "title": "t"}
+    for name, value in (("a.jsonl", json.dumps(row)), ("b.json", [row])):
+        (question,) = read(tmp_path / name, value)
+        assert (question.id, question.answers, question.is_impossible) == ("3", expected, is_impossible)
+
+
+def test_rows_of_tables_may_have_one_answer_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    first, second = read(path, f"question,context,answer,answer_start\nWho?,{PASSAGE},Bob,14\nWho?,{PASSAGE},,\n")
+    assert (first.id, first.answers) == (f"{path}:2", (("Bob", 14),))
+    assert (second.answers, second.is_impossible) == ((), False)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (squad({"id": "q"}), r"data\[0\]\.paragraphs\[0\]\.qas\[0\]: no text under 'question'; there are 'id'"),
+        ({"data": [{"paragraphs": [{"context": "x"}]}]}, r"data\[0\]\.paragraphs\[0\]: expected .* 'qas'"),
+        (squad({"id": "q", "question": "Who?", "answers": [{"text": "Bob", "answer_start": "9"}]}), r"expected a list of objects"),
+        ([{"question": "Who?", "context": "x", "answers": {"text": ["a"], "answer_start": [1, 2]}}], r"expected a list of objects"),
+        ([{"question": "Who?", "text": "x"}], r"a\.json:1: no text under 'context'; there are 'question', 'text'"),
+    ],
+)  # fmt: skip
+def test_other_forms_are_refused(tmp_path: Path, value: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "a.json", value)

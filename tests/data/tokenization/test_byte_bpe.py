@@ -1,0 +1,130 @@
+"""A byte-level BPE of one's own: spells everything, the same in every run, the same ids in transformers, and shards made with it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import stemformer
+from stemformer.data.shards.reader import open_shards
+from stemformer.data.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
+from stemformer.data.tokenization.trainers import train_byte_bpe
+from stemformer.errors import ConfigError, TokenizerError
+
+SCRIPTS = [
+    "The old king's river,  two spaces\n\n\tx",
+    "北京是中国的首都。",
+    "Größe déjà-vu 🙂🏳️‍🌈",
+    "مرحبا שלום नमस्ते",
+    "a\x00b\ufeff \u200d <|endoftext|>",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(make_text):
+    return train_byte_bpe(make_text().splitlines(), vocab_size=340)
+
+
+def test_ids_begin_with_the_end_of_a_text_and_the_bytes(tokenizer):
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.id_of(END_OF_TEXT)) == ("bpe", 340, 0)
+    assert len({token for token in tokenizer.tokens[1:257] if len(token) == 1}) == 256
+    assert tokenizer.encode(" king").ids.tolist() == [tokenizer.id_of("Ġking")]
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_every_text_is_spelled_and_decodes_to_itself(tokenizer, text):
+    ids = tokenizer.encode(text).ids
+    assert 0 not in ids  # the characters of the special token are text
+    assert tokenizer.decode(ids) == text
+
+
+def test_order_of_texts_does_not_matter(make_text, tokenizer):
+    turned = train_byte_bpe(make_text().splitlines()[::-1], vocab_size=340)
+    assert turned.fingerprint == tokenizer.fingerprint
+
+
+def test_saved_folder_gives_the_same_ids_here_and_in_transformers(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path)
+    again, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert theirs.eos_token_id == theirs.bos_token_id == 0
+    for text in SCRIPTS[:4]:
+        assert again.encode(text).ids.tolist() == tokenizer.encode(text).ids.tolist() == theirs(text)["input_ids"]
+
+
+def test_other_processes_learn_the_same(make_text, tokenizer, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(make_text(), encoding="utf-8")
+    code = (
+        "import sys; from stemformer.data.tokenizer import train_byte_bpe; "
+        "print(train_byte_bpe(open(sys.argv[1], encoding='utf-8').read().splitlines(), vocab_size=340).fingerprint)"
+    )
+    for seed, threads in (("1", "1"), ("2", "2")):
+        environ = {**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
+        ran = subprocess.run(
+            [sys.executable, "-c", code, str(file)], env=environ, capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.strip() == tokenizer.fingerprint
+
+
+def test_command_trains_it_and_prepare_makes_shards_of_it(make_text, tmp_path):
+    text = make_text()
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    told = stemformer.train_tokenizer(
+        [str(tmp_path / "text.txt")], out=str(tmp_path / "tok"), kind="bpe", vocab_size=340
+    )
+    assert (told["kind"], told["vocab_size"], told["lowercase"]) == ("bpe", 340, None)
+    found = stemformer.prepare(
+        [str(tmp_path / "text.txt")],
+        tokenizer=str(tmp_path / "tok"),
+        out=str(tmp_path / "data"),
+        held_out=0.0,
+        documents="line",
+    )
+    assert found["unknown"] == 0.0
+    shards, tokenizer = open_shards(tmp_path / "data"), load_tokenizer(tmp_path / "tok")
+    starts = shards.document_starts.tolist()
+    documents = [tokenizer.decode(shards.tokens(a, b)) for a, b in pairwise(starts)]
+    assert documents == text.splitlines()
+    words = np.array(shards.word_starts(0, shards.num_tokens))
+    assert words.sum() == found["train"]["words"] > len(text.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"vocab_size": 256}, TokenizerError, "expected at least 257"),
+        ({"lowercase": True}, ConfigError, "leave --lowercase and --init out"),
+        ({"kind": "unigram"}, ConfigError, "expected wordpiece or bpe"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make_text, tmp_path, options, error, told):
+    (tmp_path / "text.txt").write_text(make_text(num_documents=5), encoding="utf-8")
+    with pytest.raises(error, match=told):
+        stemformer.train_tokenizer(
+            [str(tmp_path / "text.txt")], out=str(tmp_path / "tok"), **{"kind": "bpe", "vocab_size": 300, **options}
+        )
+
+
+def test_empty_text_is_refused():
+    with pytest.raises(TokenizerError, match="no text to train"):
+        train_byte_bpe(["", " \n"], vocab_size=300)
+
+
+@pytest.mark.data
+def test_real_text_gives_the_same_bytes_again(shared_data):
+    import lzma
+
+    raw = lzma.decompress((shared_data / "tinyshakespeare" / "input.txt.xz").read_bytes()).decode()
+    first, second = (train_byte_bpe(lines, vocab_size=2000) for lines in (raw.split("\n\n"), raw.split("\n\n")[::-1]))
+    assert (
+        hashlib.sha256(json.dumps(first.tokens).encode()).digest()
+        == hashlib.sha256(json.dumps(second.tokens).encode()).digest()
+    )
+    assert first.decode(first.encode(raw).ids) == raw

@@ -1,0 +1,148 @@
+"""Predictions do not depend on which records stand beside each other, and come in the order given."""
+
+import numpy as np
+import pytest
+import torch
+
+from stemformer.data.examples.batch import collate
+from stemformer.data.labelled.multiple_choice import ChoiceQuestion
+from stemformer.data.labelled.question_answering import Question
+from stemformer.data.labelled.text_classification import TextExample
+from stemformer.data.labelled.token_classification import TaggedSentence, join_words
+from stemformer.data.tokenization.trainers import train_wordpiece
+from stemformer.evaluation.inference import predict_scores
+from stemformer.models.bert import BertConfig
+from stemformer.models.model import make_model
+from stemformer.objectives.objective import WithLoss
+from stemformer.tasks.metrics import main_metric, score_predictions
+from stemformer.tasks.registry import TASKS
+from stemformer.tasks.task import TaskConfig
+
+CPU = torch.device("cpu")
+LABELS = ("no", "maybe", "yes")
+KINDS = {
+    "class": TaskConfig("classify"),
+    "labels": TaskConfig("classify", kind="labels"),
+    "score": TaskConfig("classify", kind="score"),
+    "pair": TaskConfig("pair"),
+    "tag": TaskConfig("tag", stride=4),
+    "qa": TaskConfig("qa", stride=4),
+    "choice": TaskConfig("choice"),
+}
+
+
+@pytest.fixture(scope="module")
+def text(make_text):
+    return make_text(3, 12).splitlines()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(make_text):
+    return train_wordpiece(make_text(0).splitlines(), vocab_size=200)
+
+
+def make_records(kind, text):
+    rng = np.random.default_rng(0)
+    if kind == "tag":
+        words = [tuple(line.split()) for line in text]
+        return [TaggedSentence(w, tuple(rng.choice(LABELS, len(w))), "", *join_words(w)) for w in words]
+    if kind == "qa":
+        out = []
+        for line in text:
+            begin = line.index(" ", int(rng.integers(len(line) // 2))) + 1
+            answer = line[begin : begin + 8]
+            out.append(Question("", "The old king?", line, ((answer, begin),), "", False, (answer,)))
+        return out
+    if kind == "choice":
+        sizes = rng.integers(2, 5, len(text)).tolist()
+        return [
+            ChoiceQuestion("", t, "", tuple(text[:n]), int(rng.integers(n))) for t, n in zip(text, sizes, strict=True)
+        ]
+    answers = {
+        "labels": lambda: tuple(rng.choice(LABELS, int(rng.integers(4)), replace=False)),
+        "score": lambda: float(rng.normal()),
+    }
+    answer = answers.get(kind, lambda: str(rng.choice(LABELS)))
+    others = text[1:] + text[:1] if kind == "pair" else None
+    return [TextExample((t, others[i]) if others else (t,), answer(), {}, "") for i, t in enumerate(text)]
+
+
+@pytest.fixture(params=KINDS)
+def case(request, text, tokenizer):
+    config = KINDS[request.param]
+    labels = () if request.param in ("score", "qa", "choice") else LABELS
+    task = TASKS[config.name](config, labels)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    bert = BertConfig(vocab_size=tokenizer.vocab_size, max_position_embeddings=64, initializer_range=0.3, **sizes)
+    model = make_model(bert, task.heads, num_labels=task.num_labels, generator=torch.Generator().manual_seed(0))
+    return task, WithLoss(model.eval(), task), make_records(request.param, text)
+
+
+def predict(case, tokenizer, records, **options):
+    task, module, _ = case
+    examples = task.encode(records, tokenizer, max_length=32)
+    scores, loss = predict_scores(module, task, examples, device=CPU, **options)
+    return scores, loss, task.decode(scores, examples, records)
+
+
+def test_batches_do_not_change_scores(case, tokenizer):
+    together, loss, _ = predict(case, tokenizer, case[2])
+    alone, mean, _ = predict(case, tokenizer, case[2], batch_tokens=1)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))  # fp32, other shapes of products
+    assert loss == pytest.approx(mean, rel=1e-5)
+
+
+def test_predictions_come_in_the_order_of_the_records(case, tokenizer):
+    records = case[2]
+    order = np.random.default_rng(1).permutation(len(records)).tolist()
+    _, _, given = predict(case, tokenizer, records)
+    _, _, mixed = predict(case, tokenizer, [records[i] for i in order])
+    for place, number in enumerate(order):
+        a, b = mixed[place], given[number]
+        for name in ("label", "tags", "text", "choice"):
+            assert getattr(a, name, None) == getattr(b, name, None)
+        p, q = (np.atleast_1d(getattr(x, "probabilities", None) or getattr(x, "score", 0.0)) for x in (a, b))
+        np.testing.assert_allclose(p, q, atol=1e-5)
+
+
+def test_loss_of_a_batch_is_the_mean_of_its_examples(case, tokenizer):
+    task, module, records = case
+    examples = task.encode(records, tokenizer, max_length=32)
+    losses = [module(collate([e], [i]))[task.config.name] for i, e in enumerate(examples.examples)]
+    batch = collate(examples.examples, range(len(examples)))
+    whole = module(batch)[task.config.name]
+    assert whole.count == sum(loss.count for loss in losses) == task.counts(batch)[task.config.name]
+    assert whole.total.item() == pytest.approx(sum(loss.total.item() for loss in losses), rel=1e-5)
+    if whole.correct is not None:
+        assert int(whole.correct) == sum(int(loss.correct) for loss in losses)
+
+
+def test_all_examples_are_reported(case, tokenizer):
+    done = []
+    scores, *_ = predict(case, tokenizer, case[2], batch_tokens=64, on_examples=done.append)
+    assert sum(done) == len(scores)
+    assert len(done) > 1
+
+
+def test_records_without_answers_have_no_loss(tokenizer):
+    task = TASKS["classify"](TaskConfig("classify"), LABELS)
+    bert = BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model = make_model(bert, task.heads, num_labels=3, generator=torch.Generator().manual_seed(0)).eval()
+    records = [
+        TextExample((t,), label, {}, "") for t, label in (("The old", None), ("king", "yes"), ("river sees", "new"))
+    ]
+    examples = task.encode(records, tokenizer, max_length=32)
+    _, some = predict_scores(WithLoss(model, task), task, examples, device=CPU)
+    known = task.encode(records[1:2], tokenizer, max_length=32)
+    _, one = predict_scores(WithLoss(model, task), task, known, device=CPU)
+    assert some == pytest.approx(one, rel=1e-5)
+    none = task.encode(records[:1], tokenizer, max_length=32)
+    assert predict_scores(WithLoss(model, task), task, none, device=CPU)[1] is None
+
+
+def test_figures_are_those_of_the_kind(case, tokenizer):
+    task, _, records = case
+    _, _, predictions = predict(case, tokenizer, records)
+    told = score_predictions(task, predictions, records)
+    assert isinstance(told[main_metric(task)], float)

@@ -1,0 +1,308 @@
+"""Texts that a model goes on with: what is told while it writes, stop strings, and the command."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+import stemformer
+from stemformer.cli.app import main
+from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from stemformer.data.tokenization.trainers import train_wordpiece
+from stemformer.errors import ConfigError, DataError
+from stemformer.generation import text as texts
+from stemformer.generation.decoding import Decoded, DecodingConfig
+from stemformer.generation.text import continue_texts
+from stemformer.huggingface.save import save_model
+from stemformer.models.gpt import GptConfig
+from stemformer.models.model import make_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(make_text):
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(make_text().splitlines(), trainer)
+    return Tokenizer(backend)
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    config = GptConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.id_of("<|endoftext|>"),
+    )
+    folder = tmp_path_factory.mktemp("gpt") / "model"
+    save_model(make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)), folder, tokenizer)
+    return folder
+
+
+def written(tokenizer, monkeypatch, text, *, stop=()):
+    """What is told piece by piece while the tokens of a text come, and the continuation."""
+    ids = tokenizer.encode(text).ids.tolist()
+
+    def decode(model, prompts, config, *, on_token, first):
+        told = Decoded()
+        for token in ids:
+            told.ids.append(token)
+            if on_token(0, token):
+                told.ended = "stop"
+                break
+        return [told]
+
+    monkeypatch.setattr(texts, "decode", decode)
+    pieces = []
+    config = GptConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    (found,) = continue_texts(
+        ["x"],
+        make_model(config, ["causal_lm"]),
+        tokenizer,
+        DecodingConfig(),
+        stop=stop,
+        on_text=lambda _, t: pieces.append(t),
+    )
+    return pieces, found
+
+
+@pytest.mark.parametrize("text", ["The old king sees 北京 and 🙂🙃.", "Größe déjà-vu", "a\n\nb  c "])
+def test_pieces_make_up_the_text_and_hold_no_half_character(tokenizer, monkeypatch, text):
+    pieces, found = written(tokenizer, monkeypatch, text)
+    assert "".join(pieces) == found.text == text
+    assert len(pieces) > 3 and not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"), [((" river", "zzz"), "The old king sees the"), (("he", "The"), "T"), (("zzz",), None)]
+)
+def test_text_ends_before_a_stop_string(tokenizer, monkeypatch, stop, expected):
+    text = "The old king sees the river under the bridge"
+    pieces, found = written(tokenizer, monkeypatch, text, stop=stop)
+    assert found.text == "".join(pieces) == (text if expected is None else expected if stop[-1] != "The" else "")
+    assert found.ended == ("length" if expected is None else "stop")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "wordpiece"])
+def test_text_grows_as_the_whole_is_decoded_from_few_tokens_at_a_time(tokenizer, monkeypatch, kind):
+    if kind == "wordpiece":
+        tokenizer = train_wordpiece(["do n't stop . it 's 北京 , isn't it ? to be or not to be"] * 3, vocab_size=60)
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 400)  # of bytes: many halves of characters too
+    seen = []
+
+    def decode(some):
+        seen.append(len(some))
+        return whole(some)
+
+    whole = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", decode)
+    writer = texts._Writer(tokenizer, [])
+    for number, token in enumerate(ids.tolist(), 1):
+        writer.add(token)
+        assert writer.text == whole(ids[:number]).rstrip("\ufffd")
+    assert sum(seen) < 10 * len(ids)
+    writer.finish()
+    assert writer.text == whole(ids)
+
+
+def test_same_seed_same_text_and_greedy_needs_none(folder):
+    def ask(**options):
+        return [
+            x["text"] for x in stemformer.generate(["The old", "A"], model=str(folder), max_new_tokens=12, **options)
+        ]
+
+    assert ask(seed=1) == ask(seed=1) != ask(seed=2)
+    assert ask(temperature=0, seed=1) == ask(temperature=0, seed=2)
+    assert ask(num_beams=3) == ask(num_beams=3)
+
+
+def test_empty_prompt_begins_a_document(folder):
+    (found,) = stemformer.generate([""], model=str(folder), max_new_tokens=5, temperature=0)
+    assert found["prompt"] == "" and found["num_tokens"] <= 5
+
+
+def test_command_writes_text_or_json(folder, capsys):
+    words = ["generate", "The old", "--model", str(folder), "--max-new-tokens", "8", "--seed", "3"]
+    assert main(words) == 0
+    plain = capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert plain == f"{found['prompt']}{found['text']}\n"
+    assert found["log_probability"] < 0 and found["ended"] in ("eos", "length")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"prompts": []}, DataError, "give \\[text\\]"),
+        ({"prompts": "one"}, DataError, "give \\[text\\]"),
+        ({"max_new_tokens": 100}, DataError, "more than the model's 48 positions"),
+        ({"prompts": ["the river " * 40]}, DataError, "48 positions: shorten it"),
+        ({"stop": [""]}, ConfigError, "a stop string is empty"),
+        ({"stop": ["x"], "num_beams": 2}, ConfigError, "no effect on beams"),
+        ({"top_p": 2.0}, ConfigError, "top_p is 2.0"),
+        ({"prompts": ["caf\udce9"]}, DataError, "prompt 1 is no UTF-8"),
+        ({"prompts": ["a", "the river " * 40]}, DataError, "prompt 2 of 2 has"),
+        ({"seed": -1}, ConfigError, "seed is -1: expected a number from 0"),
+        ({"threads": 100_000}, ConfigError, "--threads 100000: expected a number from 1 to 1024"),
+        ({"threads": 0}, ConfigError, "--threads 0: expected a number from 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(folder, options, error, told):
+    with pytest.raises(error, match=told):
+        stemformer.generate(**{"prompts": ["a"], "model": str(folder), "max_new_tokens": 4, **options})
+
+
+def test_masked_model_does_not_generate(tiny_bert):
+    with pytest.raises(ConfigError, match="was not trained on the next word, so it cannot generate"):
+        stemformer.generate(["a"], model=str(tiny_bert))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3, "top_p": 0.9}, {"num_beams": 3}])
+def test_texts_do_not_depend_on_how_many_are_written_at_once(folder, options):
+    prompts = ["The old", "A", "", "The river under the bridge", "king"]
+    given = {"model": str(folder), "max_new_tokens": 10, **options}
+    told, numbers = [], set()
+    on_text = None if "num_beams" in options else lambda number, _: numbers.add(number)
+    by_two = stemformer.generate(prompts, batch_size=2, on_result=told.append, on_text=on_text, **given)
+    assert by_two == told
+    assert on_text is None or numbers == {i for i, x in enumerate(by_two) if x["text"]}
+    for one, other in zip(by_two, stemformer.generate(prompts, **given), strict=True):
+        assert {**one, "log_probability": 0} == {**other, "log_probability": 0}
+        assert one["log_probability"] == pytest.approx(other["log_probability"], rel=1e-4)
+
+
+def test_prompt_that_is_too_long_is_refused_before_any_text_is_written(folder):
+    told = []
+    with pytest.raises(DataError, match="prompt 3 of 3"):
+        stemformer.generate(
+            ["a", "b", "word " * 100], model=str(folder), max_new_tokens=4, batch_size=1, on_result=told.append
+        )
+    assert not told
+
+
+def test_lines_of_standard_input_are_gone_on_with_one_by_one_empty_ones_too(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The old\n\nking\n")))
+    options = ["--model", str(folder), "--max-new-tokens", "3", "--temperature", "0", "--batch-size", "2"]
+    assert main(["generate", "-", *options]) == 0
+    found = stemformer.generate(["The old", "", "king"], model=str(folder), max_new_tokens=3, temperature=0)
+    assert capsys.readouterr().out == "\n\n".join(x["prompt"] + x["text"] for x in found) + "\n"
+
+
+def test_batch_of_no_texts_is_refused(folder):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        stemformer.generate(["a"], model=str(folder), batch_size=0)
+
+
+def test_window_slides_on_request(folder):
+    (found,) = stemformer.generate(["a"], model=str(folder), max_new_tokens=100, overflow="slide", seed=4)
+    assert found["num_tokens"] == 100 or found["ended"] == "eos"
+
+
+# Byte-level BPE from GPT-2's two files
+
+
+@pytest.fixture(scope="module")
+def files(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bpe")
+    model = json.loads(tokenizer._backend.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return folder
+
+
+SCRIPTS = [
+    "The old king's river,  two spaces\n",
+    "北京是中国的首都。",
+    "Größe déjà-vu 🙂🏳️‍🌈",
+    "مرحبا שלום नमस्ते",
+    "a\x00b\ufeff \u200d",
+    "I'll don't WE'VE 123,456",
+]
+
+
+def test_two_files_give_the_ids_of_the_tokenizer(tokenizer, files):
+    again = load_tokenizer(files)
+    assert (again.kind, again.vocab_size) == ("bpe", tokenizer.vocab_size)
+    for text in SCRIPTS:
+        assert again.encode(text).ids.tolist() == tokenizer.encode(text).ids.tolist()
+        assert again.decode(again.encode(text).ids) == text
+
+
+def test_files_that_do_not_belong_together_are_refused(files, tmp_path):
+    from stemformer.errors import TokenizerError
+
+    (tmp_path / "vocab.json").write_text((files / "vocab.json").read_text())
+    with pytest.raises(TokenizerError, match=r"needs merges\.txt beside it"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("no pair here\n")
+    with pytest.raises(TokenizerError, match="is no pair"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("qqq zzz\n")
+    with pytest.raises(TokenizerError, match="not of one tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.data
+def test_ids_of_gpt2_equal_those_of_transformers(shared_data, tmp_path):
+    import lzma
+
+    transformers = pytest.importorskip("transformers")
+    for name, source in (("vocab.json", "gpt2_encoder.json.xz"), ("merges.txt", "gpt2_vocab.bpe.xz")):
+        (tmp_path / name).write_bytes(lzma.decompress((shared_data / "vocabs" / source).read_bytes()))
+    ours, theirs = load_tokenizer(tmp_path), transformers.GPT2Tokenizer.from_pretrained(tmp_path)
+    lines = list(SCRIPTS)
+    for file in sorted((shared_data / "xnli").rglob("*.xz"))[:40]:
+        lines += lzma.decompress(file.read_bytes()).decode().split("\n")[:150]
+    assert len(lines) > 2000
+    different = [line for line in lines if ours.encode(line).ids.tolist() != theirs(line)["input_ids"]]
+    assert different == []
+    assert all(ours.decode(ours.encode(line).ids) == line for line in lines)
+
+
+def test_an_option_that_does_not_exist_is_named(folder):
+    with pytest.raises(ConfigError, match=r"no option 'top_n' \(did you mean 'top_p'\?\)"):
+        stemformer.generate(["a"], model=str(folder), top_n=3)
+
+
+def test_what_is_typed_is_gone_on_with_line_by_line(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    lines = iter(["The old", "far too long " * 50, "A"])
+
+    def typed(question):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert main(["generate", "--model", str(folder), "--max-new-tokens", "5", "--temperature", "0"]) == 0
+    told, said = capsys.readouterr()
+    assert "shorten it" in said
+    expected = [
+        x["text"] for x in stemformer.generate(["The old", "A"], model=str(folder), max_new_tokens=5, temperature=0)
+    ]
+    assert told == "".join(text + "\n" for text in expected)
+
+
+def test_prompt_is_written_with_what_follows_it_and_not_before_an_error(folder, capsys):
+    command = ["generate", "The old", "--model", str(folder), "--max-new-tokens", "5", "--temperature"]
+    assert main([*command, "0"]) == 0
+    [told] = stemformer.generate(["The old"], model=str(folder), max_new_tokens=5, temperature=0)
+    assert capsys.readouterr().out == f"The old{told['text']}\n"
+    assert main([*command, "-1"]) == 2
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,133 @@
+import contextlib
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from stemformer.data.examples.batch import Example, collate
+from stemformer.device import autocast, choose_compile, choose_device, choose_precision
+from stemformer.errors import ConfigError
+from stemformer.models.bert import BertConfig
+from stemformer.models.model import make_model
+from stemformer.training.throughput import matmul_rate, step_flops
+
+CPU = torch.device("cpu")
+
+
+def test_auto_device_is_what_the_machine_has():
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_named_device_is_taken():
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "mps", "cpu:x", ""])
+def test_unknown_device_is_refused(name):
+    with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N"):
+        choose_device(name)
+
+
+def test_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"'cuda:1': there are 1 CUDA devices here; use --device cpu"):
+        choose_device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_named_precision_is_taken(name):
+    assert choose_precision(name, CPU) == name
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ConfigError, match="precision 'fp16': expected auto, fp32 or bf16"):
+        choose_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("abilities", "expected"),
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")],
+)
+def test_auto_precision_goes_by_the_processor(monkeypatch, abilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
+    assert choose_precision("auto", CPU) == expected
+
+
+def test_bf16_forwards_compute_in_bf16_and_fp32_ones_do_not():
+    a = torch.ones(2, 2)
+    with autocast(CPU, "bf16"):
+        assert (a @ a).dtype == torch.bfloat16
+    with autocast(CPU, "fp32"):
+        assert (a @ a).dtype == torch.float32
+    assert isinstance(autocast(CPU, "fp32"), contextlib.nullcontext)
+
+
+def test_matmul_rate_is_a_positive_number():
+    assert matmul_rate(CPU, "fp32", size=64) > 0
+
+
+def batch_of(lengths, num_scored):
+    n = sum(lengths)
+    example = Example(np.zeros(n, np.int64), np.array(lengths), np.arange(num_scored), np.zeros(num_scored, np.int64))
+    return collate([example], [0])
+
+
+def model_of(**sizes):
+    config = BertConfig(
+        **{"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}, intermediate_size=32
+    )
+    return make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0))
+
+
+def test_flops_are_six_a_parameter_and_token_and_attention_by_real_lengths():
+    model = model_of()
+    d, f, v, layers = 16, 32, 50, 2
+    weights = layers * (4 * d * d + 2 * d * f)
+    biases_and_norms = layers * (4 * d + f + d + 4 * d)
+    body = 6 * (weights + biases_and_norms) * 9
+    attention = 12 * d * layers * (5**2 + 4**2)  # q k^T and p v, forward and twice backward, 2 operations each
+    head = 6 * 3 * d * (d + v)
+    assert step_flops(model, batch_of([5, 4], 3)) == body + attention + head
+
+
+def test_flops_of_the_head_are_of_the_scored_places_only():
+    model = model_of()
+    more, fewer = (step_flops(model, batch_of([8], m)) for m in (4, 1))
+    assert more - fewer == 6 * 3 * 16 * (16 + 50)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "expected"),
+    [(None, "cpu", False), (None, "cuda", True), (True, "cpu", True), (False, "cuda", False)],
+)
+def test_blocks_are_compiled_on_cuda_or_where_it_is_wanted(wanted, device, expected):
+    assert choose_compile(wanted, torch.device(device)) is expected
+
+
+FAULTS = """
+import resource, sys, torch
+from stemformer.training.compute import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory(torch.device("cpu"))
+for _ in range(10):  # small blocks that are made in between may split what was freed, a few times
+    torch.ones(40 * 2**20, dtype=torch.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(40 * 2**20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is the GNU C library's")
+@pytest.mark.skipif(
+    tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 35), reason="older ones keep 32 MiB at most"
+)
+def test_freed_memory_is_used_again():
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "give back")
+    )
+    assert kept < given_back / 10

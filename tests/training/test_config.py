@@ -1,0 +1,214 @@
+from dataclasses import replace
+
+import pytest
+
+from stemformer.commands.pretrain import read_seconds
+from stemformer.config import from_toml, to_toml, with_settings
+from stemformer.errors import ConfigError
+from stemformer.recipes import RECIPES, bert_base_2018, bert_tiny, find_recipe
+from stemformer.training.config import BatchConfig, BudgetConfig, PhaseConfig, RunConfig, num_steps_of, run_class
+
+
+def run_of(rows=4, **budget):
+    return replace(bert_tiny(), batch=BatchConfig(rows=rows), budget=BudgetConfig(**budget))
+
+
+def steps(num_examples=10, num_tokens=1000, rows=4, **budget):
+    return num_steps_of(run_of(rows, **budget), num_examples=[num_examples], num_tokens=[num_tokens])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_comes_back_from_toml(recipe):
+    config = find_recipe(recipe)
+    text = to_toml(config)
+    assert from_toml(run_class(text, recipe), text) == config
+
+
+def test_settings_of_every_table_come_back_from_toml():
+    settings = ["seed=7", "log_every=3", "model.hidden_size=32", "model.num_attention_heads=2", "objective.unit=span"]
+    settings += ["batch.rows=6", "batch.micro_rows=2", "budget.epochs=1.5", "optimizer.learning_rate=1e-3"]
+    settings += ["schedule.warmup_steps=5", "compute.compile=true", "evaluation.every=9", "checkpoints.keep=1"]
+    config = with_settings(bert_tiny(), settings)
+    assert from_toml(RunConfig, to_toml(config)) == config
+    assert config.budget.epochs == 1.5
+    assert config.compute.compile is True
+
+
+def test_steps_are_taken_as_they_are():
+    assert steps(steps=17) == 17
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 1), (400, 1), (401, 2), (4000, 10), (4001, 11)])
+def test_tokens_are_rounded_up_to_steps_of_the_mean_size(tokens, expected):
+    assert steps(tokens=tokens) == expected  # 100 tokens a row, 4 rows a step
+
+
+def test_tokens_count_exactly_where_floats_would_not():
+    assert steps(tokens=10**18 + 1, num_examples=10**6, num_tokens=10**8, rows=10) == 10**15 + 1
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1.0, 3), (2.0, 5), (0.8, 2), (0.5, 2), (10.0, 25), (1.1, 3)])
+def test_epochs_are_rounded_up_to_whole_steps(epochs, expected):
+    assert steps(epochs=epochs) == expected  # 10 rows, 4 a step
+
+
+@pytest.mark.parametrize(("epochs", "num_examples", "expected"), [(0.05, 10, 1), (0.5, 3, 2)])
+def test_part_of_a_row_is_rounded_up_too(epochs, num_examples, expected):
+    assert steps(epochs=epochs, num_examples=num_examples, rows=1) == expected
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 4000}, {"epochs": 1.0}, {"seconds": 60.0}], ids=lambda b: next(iter(b)))
+def test_two_budgets_are_refused(budget):
+    with pytest.raises(ConfigError, match="more than one of steps, tokens, epochs and seconds"):
+        steps(steps=7, **budget)
+
+
+def test_steps_of_a_budget_on_the_clock_are_not_known():
+    assert steps(seconds=60.0) is None
+
+
+def test_no_budget_is_refused():
+    with pytest.raises(ConfigError, match="give --steps, --tokens, --epochs or --time"):
+        steps()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["seed=-1"], "seed is -1"),
+        (["seed=18446744073709551616"], "seed is 18446744073709551616"),  # a key has 64 bits
+        (["log_every=0"], "log_every is 0"),
+        (["batch.rows=0"], "batch.rows is 0"),
+        (["batch.rows=8", "batch.micro_rows=3"], r"batch.micro_rows is 3: expected a divisor of batch.rows \(8\)"),
+        (["batch.micro_rows=0"], "batch.micro_rows is 0"),
+        (["batch.row_length=513"], "batch.row_length is 513, the model has 512 positions"),
+        (["budget.steps=0"], "budget.steps is 0"),
+        (["budget.epochs=-1.0"], "budget.epochs is -1.0"),
+        (["model.num_attention_heads=3"], "model.hidden_size 128 cannot be shared among 3 heads"),
+        (["objective.rate=2.0"], "objective.rate is 2.0"),
+        (["evaluation.every=0"], "evaluation.every is 0"),
+        (["evaluation.rows=0"], "evaluation.rows is 0"),
+        (["checkpoints.every=-1"], "checkpoints.every is -1"),
+        (["checkpoints.keep=0"], "checkpoints.keep is 0"),
+        (["compute.threads=-1"], "compute.threads is -1"),
+    ],
+)
+def test_impossible_setting_is_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        with_settings(bert_tiny(), settings)
+
+
+def test_unknown_setting_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"did you mean 'optimizer.learning_rate'"):
+        with_settings(bert_tiny(), ["optimizer.learning_rat=1e-3"])
+
+
+# Phases
+
+
+def phased(*phases, rows=10, **budget):
+    later = tuple(PhaseConfig(from_share=share, rows=of, row_length=length) for share, of, length in phases)
+    return replace(run_of(rows, **budget), phases=later)
+
+
+def phased_steps(config, num_examples=(100, 30), num_tokens=(10_000, 10_500)):
+    return num_steps_of(config, num_examples=num_examples, num_tokens=num_tokens)
+
+
+def test_parts_of_a_run_are_its_batch_and_then_its_phases():
+    config = phased((0.5, 4, 256), (0.9, 2, 512))
+    assert [(share, batch.rows, batch.row_length) for share, batch in config.parts()] == [
+        (0.0, 10, 128),
+        (0.5, 4, 256),
+        (0.9, 2, 512),
+    ]
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(11_000, 10), (11_001, 11), (1, 1), (1_100_000, 1000)])
+def test_tokens_of_phases_are_shared_out_by_their_steps(tokens, expected):
+    # nine tenths of the steps see 10 rows of 100 tokens, one tenth 10 rows of 200: 1,100 a step in the mean
+    config = phased((0.9, 10, 512), tokens=tokens)
+    assert phased_steps(config, num_examples=(100, 100), num_tokens=(10_000, 20_000)) == expected
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1.0, 8), (0.25, 2), (0.26, 3), (3.0, 24)])
+def test_epochs_of_phases_are_shared_out_by_their_steps(epochs, expected):
+    # half of the steps see 10 of 100 rows, half 5 of 33.33 as it were: a tenth and 0.15 of an epoch, 0.125 in the mean
+    config = phased((0.5, 3, 256), epochs=epochs)
+    assert phased_steps(config, num_examples=(100, 20)) == expected
+
+
+def test_steps_of_phases_are_taken_as_they_are():
+    assert phased_steps(phased((0.9, 5, 256), steps=17)) == 17
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.5), (0.5, 0.5), (0.2, 0.7, 0.6)])
+def test_phases_that_do_not_ascend_are_refused(shares):
+    with pytest.raises(ConfigError, match="expected shares of the run that ascend"):
+        phased(*((share, 4, 128) for share in shares))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 1.5])
+def test_phase_outside_of_the_run_is_refused(share):
+    with pytest.raises(ConfigError, match=f"from_share is {share}: expected a share between 0 and 1"):
+        phased((share, 4, 128))
+
+
+def test_longest_row_of_any_phase_must_fit_the_positions():
+    with pytest.raises(ConfigError, match="row_length is 1024, the model has 512 positions"):
+        phased((0.5, 4, 1024), (0.9, 4, 256))
+
+
+def test_phases_on_the_clock_are_refused():
+    with pytest.raises(ConfigError, match="a budget on the clock does not know"):
+        phased((0.5, 4, 256), seconds=60.0)
+
+
+def test_phases_can_be_taken_from_a_recipe_for_a_budget_on_the_clock():
+    config = with_settings(bert_base_2018(), ["phases=[]", "budget.steps=none", "budget.seconds=60"])
+    assert (config.phases, config.budget.seconds) == ((), 60.0)
+
+
+def test_phases_come_back_from_toml():
+    config = phased((0.5, 4, 256), (0.75, 2, 512), steps=9)
+    assert from_toml(RunConfig, to_toml(config)) == config
+    setting = "phases=[{from_share=0.5, rows=4, row_length=256}, {from_share=0.75, rows=2, row_length=512}]"
+    assert with_settings(bert_tiny(), [setting]).phases == config.phases
+
+
+# Time
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, None),
+        (90, 90),
+        (0.5, 0.5),
+        ("90", 90),
+        ("90s", 90),
+        ("30m", 1800),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("2d", 172_800),
+        ("1d2h3m4s", 93_784),
+        (" 30M ", 1800),
+        (".5m", 30),
+    ],
+)
+def test_time_is_read_as_people_write_it(text, expected):
+    assert read_seconds(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["m", "x", "1h30", "30 minutes", "-5m", ".h", ".", "1..5m", "1e3", "5ms5", "1h 30m", "½h", "inf"]
+)
+def test_time_that_cannot_be_read_is_refused(text):
+    with pytest.raises(ConfigError, match="expected a time such as 90s, 30m, 1h30m or 2d"):
+        read_seconds(text)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
+def test_budget_on_the_clock_that_is_no_time_is_refused(seconds):
+    with pytest.raises(ConfigError, match=r"budget.seconds is .*: expected a positive number"):
+        BudgetConfig(seconds=seconds)
