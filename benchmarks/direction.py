@@ -34,24 +34,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stemformer.commands.finetune import make_config, make_setup
-from stemformer.data.labelled.splits import draw_order
+from stemformer.commands.finetune import make_config, make_finetuning_context
+from stemformer.data.labelled.splits import subset_order
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import choose_device
 from stemformer.huggingface.load import load_with_tokenizer
 from stemformer.models.gpt import Gpt
-from stemformer.models.heads import initialise
+from stemformer.models.heads import initialize_weights
 from stemformer.models.model import ARCHITECTURES, Model
 from stemformer.progress import Silent
-from stemformer.tasks.dataset import read_labelled, strata
+from stemformer.tasks.dataset import read_labelled, stratification_keys
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.metrics import spread
+from stemformer.tasks.metrics import mean_std
 from stemformer.tasks.task import Task
 from stemformer.tasks.token_classification import first_pieces, last_pieces
-from stemformer.training.distributed import this_rank
-from stemformer.training.initialization import open_model, put_on_device
-from stemformer.training.log import StepSums
-from stemformer.training.loop import Position, train
+from stemformer.training.distributed import init_distributed
+from stemformer.training.initialization import load_initial_model, put_on_device
+from stemformer.training.log import MetricAccumulator
+from stemformer.training.loop import TrainState, train
 
 SIDES = ("masked", "forward", "joined")
 
@@ -163,7 +163,7 @@ def join(model: Model, folder: str, task: Task, seed: int) -> None:
     assert isinstance(model.body, Gpt) and isinstance(second.body, Gpt)
     wide = replace(model.config, hidden_size=2 * model.config.hidden_size)
     head = ARCHITECTURES["gpt2"].task_heads[task.head](wide, task.num_labels)
-    initialise(head, std=model.config.initializer_range, generator=torch.Generator().manual_seed(seed))
+    initialize_weights(head, std=model.config.initializer_range, generator=torch.Generator().manual_seed(seed))
     model.body = BothWays(model.body, second.body)  # type: ignore[assignment]
     model.heads = nn.ModuleDict({task.head: head})
 
@@ -190,8 +190,8 @@ class Table:
         )
         data = read_labelled(self.config, Silent())
         of_task = data.problem.task.config
-        train = draw_order(strata(of_task, data.train), 0)[: args.examples]
-        dev = draw_order(strata(of_task, data.dev), 0)[: args.dev_examples]
+        train = subset_order(stratification_keys(of_task, data.train), 0)[: args.examples]
+        dev = subset_order(stratification_keys(of_task, data.dev), 0)[: args.dev_examples]
         self.data = replace(data, train=[data.train[i] for i in train], dev=[data.dev[i] for i in dev])
         self.metric = data.problem.main_metric
         self.sides = {side: self._seen_by(side, args) for side in args.sides}
@@ -199,7 +199,7 @@ class Table:
     def _seen_by(self, side: str, args: argparse.Namespace) -> tuple[str, Tokenizer, list[TaskExamples]]:
         folder = args.masked if side == "masked" else args.forward
         task, both = self.data.problem.task, (self.data.train, self.data.dev)
-        _, tokenizer, _ = open_model(self.config, task, Path(folder))
+        _, tokenizer, _ = load_initial_model(self.config, task, Path(folder))
         encoded = [task.encode(records, tokenizer, max_length=args.max_length) for records in both]
         if side == "joined":
             encoded = [with_steps_back(e, r, task, tokenizer) for e, r in zip(encoded, both, strict=True)]
@@ -209,14 +209,14 @@ class Table:
         """Returns how good a model is after a run, and how large it is."""
         config = replace(self.config, seed=seed, optimizer=replace(self.config.optimizer, learning_rate=rate))
         task, (source, tokenizer, encoded) = self.data.problem.task, self.sides[side]
-        with tempfile.TemporaryDirectory() as folder, this_rank(choose_device(config.compute.device)) as ranks:
-            model, _, _ = open_model(config, task, Path(source))
+        with tempfile.TemporaryDirectory() as folder, init_distributed(choose_device(config.compute.device)) as ranks:
+            model, _, _ = load_initial_model(config, task, Path(source))
             if side == "joined":
                 join(model, args.backward, task, seed)
             given = (*encoded, tokenizer, model, ranks, Path(folder), args.max_length)
-            setup = replace(make_setup(config, self.data, *given)[0], is_saved=False)
+            setup = replace(make_finetuning_context(config, self.data, *given)[0], is_saved=False)
             module, optimizer = put_on_device(model, setup)
-            position = Position(sums=StepSums(None, ranks))
+            position = TrainState(sums=MetricAccumulator(None, ranks))
             figures = train(model, module, optimizer, setup, position, progress=Silent())
         told = {"parameters": model.num_parameters(), "seconds": round(position.seconds, 1)}
         return {**told, "figure": figures[f"dev_{self.metric}"]}
@@ -262,12 +262,12 @@ def tell(runs: Sequence[dict[str, Any]], tables: Sequence[Table], args: argparse
             for rate, figures in by_rate.items():
                 shown = f"{rate:g}" + (" (best)" if rate == chosen and len(by_rate) > 1 else "")
                 row = [table.name, side, f"{own[0]['parameters']:,}", shown, table.metric]
-                row += [f"{x:.4f}" for x in spread(figures)] + [" ".join(f"{x:.4f}" for x in figures)]
+                row += [f"{x:.4f}" for x in mean_std(figures)] + [" ".join(f"{x:.4f}" for x in figures)]
                 print("|", " | ".join(row), "|")
     for name, at in best.items():
         first, *others = at
         for other in others:
-            mean, deviation = spread([a - b for a, b in zip(at[first], at[other], strict=True)])
+            mean, deviation = mean_std([a - b for a, b in zip(at[first], at[other], strict=True)])
             print(f"\n{name}: {first} above {other} by {mean:+.4f}, spread {deviation:.4f} over paired seeds")
     (Path(args.out) / "direction.json").write_text(json.dumps({"best": best, "runs": runs}, indent=1) + "\n")
     draw(best, Path(args.out) / "direction.svg")

@@ -43,7 +43,7 @@ from stemformer.commands import finetune as finetuning
 from stemformer.data.examples.batch import Example
 from stemformer.device import choose_precision
 from stemformer.progress import Silent
-from stemformer.tasks.dataset import LabelledData, new_problem, read_records
+from stemformer.tasks.dataset import LabelledData, make_labelled_task, read_records
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import score_predictions
 from stemformer.tasks.question_answering import QuestionAnswering, Window
@@ -141,7 +141,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
     config, train, dev = records_of(args)
-    problem = new_problem(config, train)
+    problem = make_labelled_task(config, train)
     precision = "fp32" if args.side in ("ours_fp32", "default") else choose_precision("auto", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         if args.side.startswith("ours"):

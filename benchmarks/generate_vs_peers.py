@@ -38,7 +38,7 @@ from stemformer.generation.decoding import DecodingConfig, decode
 from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
-from stemformer.models.inference.cached_gpt import CachedGpt
+from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import make_model
 
 MINI = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
@@ -127,7 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         model = load_model(args.folder).to(device, dtype)
         if args.side.startswith("ours"):
             start = time.perf_counter()
-            model = CachedGpt(model, rows=args.batch)
+            model = GptDecoder(model, rows=args.batch)
             lay_out = time.perf_counter() - start
 
         def run(new: int) -> list[list[int]]:

@@ -37,15 +37,15 @@ from stemformer.config import with_settings
 from stemformer.data.examples.sampling import permuted
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
-from stemformer.device import autocast, choose_precision, keep_freed_memory
-from stemformer.evaluation.held_out import make_evaluation
+from stemformer.device import autocast, choose_precision, configure_allocator
+from stemformer.evaluation.held_out import make_held_out_evaluation
 from stemformer.generation.text import choose_beginnings, write_samples
 from stemformer.huggingface.load import load_with_tokenizer
 from stemformer.io import read_jsonl
 from stemformer.models.hf_names import GPT, from_hugging_face
 from stemformer.models.model import make_model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
-from stemformer.objectives.objective import WithLoss
+from stemformer.objectives.objective import LossModule
 from stemformer.recipes import find_recipe
 
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def train_peer(args: argparse.Namespace) -> None:
     sizes = replace(recipe.model, vocab_size=tokenizer.vocab_size, eos_token_id=end, hidden_dropout_prob=0.0)
     torch.manual_seed(args.seed)
     if is_nano:
-        keep_freed_memory(CPU)
+        configure_allocator(CPU)
         model: Any = NanoGpt(sizes).train()
         matrices = [p for p in model.parameters() if p.ndim > 1]
         others = [p for p in model.parameters() if p.ndim < 2]
@@ -174,13 +174,13 @@ def evaluation(args: argparse.Namespace, recipe: Any, sizes: Any, end: int) -> A
     """Returns what gives held-out figures of a peer, and its weights as a model of ours."""
     objective = CausalLm(CausalLmConfig(documents="stream"), end=end)
     examples = objective.make_examples(open_shards(args.data, "held_out"), recipe.batch.row_length)
-    score = make_evaluation(examples, objective, num_examples=args.held_out_rows, device=CPU)
+    score = make_held_out_evaluation(examples, objective, num_examples=args.held_out_rows, device=CPU)
     ours = make_model(sizes, ["causal_lm"])
 
     def evaluate(model: Any) -> tuple[dict[str, float], Any]:
         state = as_hugging_face(model.state_dict()) if isinstance(model, NanoGpt) else model.state_dict()
         ours.load_state_dict(from_hugging_face(state, list(ours.state_dict()), GPT)[0])
-        return dict(score(WithLoss(ours, objective))), ours
+        return dict(score(LossModule(ours, objective))), ours
 
     return evaluate
 

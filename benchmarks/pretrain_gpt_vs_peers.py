@@ -54,7 +54,7 @@ from side_by_side import (
 
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
-from stemformer.device import choose_device, choose_precision, keep_freed_memory
+from stemformer.device import choose_device, choose_precision, configure_allocator
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.recipes import find_recipe
 from stemformer.training.config import BudgetConfig
@@ -222,7 +222,7 @@ def transformers_steps(side: str, setup: Any) -> Iterator[Step]:
         yield from trainer_steps(model, setup, examples, transformers.default_data_collator, gpt_flops)
         return
     if side == "best_kept_memory":
-        keep_freed_memory(torch.device("cpu"))
+        configure_allocator(torch.device("cpu"))
     compiled = torch.compile(model)
 
     def make(step: int) -> tuple[int, dict[str, torch.Tensor]]:

@@ -50,11 +50,11 @@ from side_by_side import (
 )
 
 import stemformer
-from stemformer.data.examples.packing import Rows, make_rows
+from stemformer.data.examples.packing import PackedDataset, pack_documents
 from stemformer.data.examples.sampling import examples_of_step
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import load_tokenizer
-from stemformer.device import choose_precision, keep_freed_memory
+from stemformer.device import choose_precision, configure_allocator
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 from stemformer.recipes import find_recipe
 from stemformer.training.config import BudgetConfig
@@ -177,11 +177,11 @@ def our_setup(args: argparse.Namespace, precision: str, *, optimizer: str = "ada
     num_rows, length = args.rows or config.batch.rows, 128
     shards = open_shards(args.data)
     if args.lengths == "rows":
-        rows = make_rows(shards, row_length=length)
+        rows = pack_documents(shards, row_length=length)
     else:
         starts, stops = shards.sentence_starts[:-1], shards.sentence_starts[1:]
         stops = np.minimum(stops, starts + length - 2)
-        rows = Rows(shards, starts, stops, np.arange(len(starts) + 1), length, 2)
+        rows = PackedDataset(shards, starts, stops, np.arange(len(starts) + 1), length, 2)
         num_rows = round(num_rows * length * len(rows) / rows.num_tokens)
     model_config = replace(config.model, vocab_size=tokenizer.vocab_size, hidden_dropout_prob=dropout)
     batch = replace(
@@ -247,7 +247,7 @@ def by_trainer(model: Any, setup: Any, args: argparse.Namespace) -> Iterator[Ste
 
 def by_hand(model: Any, setup: Any, args: argparse.Namespace, side: str) -> Iterator[Step]:
     if side == "best_kept_memory":
-        keep_freed_memory(torch.device("cpu"))
+        configure_allocator(torch.device("cpu"))
     examples = [with_masks(ids, setup) for ids in peer_examples(setup, args)]
     collate = peer_collator(setup, args)
     rows = setup.config.batch.rows

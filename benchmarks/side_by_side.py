@@ -24,14 +24,14 @@ import transformers
 from stemformer.data.examples.sampling import permuted, prefetch
 from stemformer.data.shards.reader import Shards
 from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.device import autocast, choose_compile, keep_freed_memory
+from stemformer.device import autocast, choose_compile, configure_allocator
 from stemformer.models.model import make_model
-from stemformer.objectives.objective import Examples, Objective, WithLoss
-from stemformer.training.budget import Timetable
+from stemformer.objectives.objective import Examples, LossModule, Objective
+from stemformer.training.budget import TrainingBudget
 from stemformer.training.config import RunConfig
-from stemformer.training.log import StepSums
-from stemformer.training.loop import Phase, Setup, add_gradients, batches_of_step, use_graphs
-from stemformer.training.optimizer import clip, make_optimizer
+from stemformer.training.log import MetricAccumulator
+from stemformer.training.loop import Phase, TrainingContext, add_gradients, batches_of_step, make_cuda_graph_step
+from stemformer.training.optimizer import clip_grad_norm, make_optimizer
 from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
 
 CPU = torch.device("cpu")
@@ -116,11 +116,11 @@ def make_setup(
     precision: str,
     folder: Path,
     device: torch.device = CPU,
-) -> Setup:
+) -> TrainingContext:
     """Returns what the loop needs, put together as `stemformer.pretraining` does; the budget is one in steps."""
-    return Setup(
+    return TrainingContext(
         config=config,
-        timetable=Timetable(config, config.budget.steps, folder),
+        timetable=TrainingBudget(config, config.budget.steps, folder),
         objective=objective,
         phases=[Phase(0, config.batch, examples)],
         evaluate=None,
@@ -136,21 +136,21 @@ def make_setup(
 
 def our_steps(setup: Any, *, compiled: bool | None = None) -> Iterator[Step]:
     """Yields the steps of ours; layers are compiled as asked, or as the package does by itself on the device."""
-    keep_freed_memory(setup.device)
+    configure_allocator(setup.device)
     compiled = choose_compile(compiled, setup.device)
     setup = replace(setup, environment={"compile": compiled})
     heads = list(setup.objective.heads)
     model = make_model(setup.config.model, heads, generator=torch.Generator().manual_seed(0)).train().to(setup.device)
     if compiled:
         compile_blocks(model)
-    module = WithLoss(model, setup.objective)
+    module = LossModule(model, setup.objective)
     optimizer = make_optimizer(model, setup.config.optimizer, precision=setup.precision)
-    sums, recorded = StepSums(), use_graphs(module, setup)
+    sums, recorded = MetricAccumulator(), make_cuda_graph_step(module, setup)
     made = prefetch(lambda s: batches_of_step(s, setup), range(setup.timetable.num_steps + AHEAD))
     for step, batches in zip(range(setup.timetable.num_steps), made, strict=False):
         counts = {heads[0]: float(sum(len(batch.labels) for batch in batches))}
         add_gradients(module, batches, setup, step, sums, counts, recorded)
-        norm = clip(optimizer, model.parameters(), setup.config.optimizer.clip_norm)
+        norm = clip_grad_norm(optimizer, model.parameters(), setup.config.optimizer.clip_norm)
         assert torch.isfinite(norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

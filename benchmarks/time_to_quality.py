@@ -38,17 +38,17 @@ import torch
 from pretrain_vs_transformers import prepared_samples
 
 import stemformer
-from stemformer.data.examples.packing import make_rows
+from stemformer.data.examples.packing import pack_documents
 from stemformer.data.examples.sampling import permuted, prefetch
 from stemformer.data.shards.reader import Shards, open_shards
 from stemformer.data.tokenization.tokenizer import load_tokenizer
-from stemformer.device import autocast, choose_precision, keep_freed_memory
-from stemformer.evaluation.held_out import held_out_masks, make_evaluation
+from stemformer.device import autocast, choose_precision, configure_allocator
+from stemformer.evaluation.held_out import held_out_masks, make_held_out_evaluation
 from stemformer.io import read_jsonl
 from stemformer.models.hf_names import from_hugging_face
 from stemformer.models.model import make_model
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
-from stemformer.objectives.objective import WithLoss
+from stemformer.objectives.objective import LossModule
 from stemformer.recipes import find_recipe
 from stemformer.training.budget import TIMED_WARMUP_STEPS
 from stemformer.training.optimizer import make_optimizer
@@ -128,7 +128,7 @@ def train_peer(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, attn_implementation="sdpa")).train()
     if is_tuned:
-        keep_freed_memory(torch.device("cpu"))
+        configure_allocator(torch.device("cpu"))
         rows, rate, peak, clip = (
             recipe.batch.rows,
             recipe.objective.rate,
@@ -205,13 +205,13 @@ def evaluation_of_peer(held_out: Shards, args: argparse.Namespace, tokenizer: An
     config = find_recipe(args.recipe)
     special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
     objective = MaskedLm(held_out_masks(MaskedLmConfig()), special=special, vocab_size=tokenizer.vocab_size)
-    rows = make_rows(held_out, row_length=config.batch.row_length)
-    score = make_evaluation(rows, objective, num_examples=args.held_out_rows, device=CPU)
+    rows = pack_documents(held_out, row_length=config.batch.row_length)
+    score = make_held_out_evaluation(rows, objective, num_examples=args.held_out_rows, device=CPU)
     ours = make_model(replace(config.model, vocab_size=tokenizer.vocab_size), ["masked_lm"])
 
     def evaluate(model: Any) -> dict[str, float]:
         ours.load_state_dict(from_hugging_face(model.state_dict(), list(ours.state_dict()))[0])
-        return dict(score(WithLoss(ours, objective)))
+        return dict(score(LossModule(ours, objective)))
 
     return evaluate
 

@@ -6,10 +6,10 @@ import os
 import pytest
 
 from stemformer.errors import ConfigError
-from stemformer.output_dir import alone, empty, free_folder
+from stemformer.output_dir import clear_dir, exclusive_output_dir, prepare_output_dir
 
 
-@alone
+@exclusive_output_dir
 def write(*, out, fails=False):
     if fails:
         raise ConfigError("no")
@@ -41,9 +41,9 @@ def test_commands_that_write_a_folder_refuse_one_that_another_holds(tmp_path, na
 
 
 def test_folder_is_still_held_when_what_it_holds_was_replaced(tmp_path):
-    @alone
+    @exclusive_output_dir
     def replace(*, out):
-        empty(free_folder(out, overwrite=True))
+        clear_dir(prepare_output_dir(out, overwrite=True))
         with pytest.raises(ConfigError, match="another process"):
             write(out=out)
 
@@ -52,7 +52,7 @@ def test_folder_is_still_held_when_what_it_holds_was_replaced(tmp_path):
 
 
 def test_ranks_behind_the_first_do_not_ask(tmp_path, monkeypatch):
-    @alone
+    @exclusive_output_dir
     def twice(*, out, rank):
         monkeypatch.setenv("RANK", str(rank + 1))
         if rank == 0:
@@ -72,10 +72,10 @@ def test_refused_command_leaves_no_folder(tmp_path):
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
     with pytest.raises(ConfigError, match="give one of them"):
-        free_folder(str(tmp_path), overwrite=True, resume=True)
+        prepare_output_dir(str(tmp_path), overwrite=True, resume=True)
 
 
 def test_file_is_no_folder_to_resume_in(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(ConfigError, match="is a file"):
-        free_folder(str(tmp_path / "run"), overwrite=False, resume=True)
+        prepare_output_dir(str(tmp_path / "run"), overwrite=False, resume=True)

@@ -1,6 +1,6 @@
 """The part that one run has in the bar of many."""
 
-from stemformer.progress import Part, Progress, Silent
+from stemformer.progress import Progress, Silent, SubProgress
 
 
 class Kept(Silent):
@@ -20,12 +20,12 @@ class Kept(Silent):
 
 
 def test_a_part_is_a_progress():
-    assert isinstance(Part(Silent(), "a", share=1), Progress)
+    assert isinstance(SubProgress(Silent(), "a", share=1), Progress)
 
 
 def test_training_moves_the_shared_bar_by_its_share():
     outer = Kept()
-    part = Part(outer, "run 1", share=50)
+    part = SubProgress(outer, "run 1", share=50)
     part.start("opening the data")
     part.advance(3)
     part.start("training", total=200, unit="steps")
@@ -37,7 +37,7 @@ def test_training_moves_the_shared_bar_by_its_share():
 
 def test_of_what_is_said_only_that_it_stopped_is_passed_on():
     outer = Kept()
-    part = Part(outer, "run 1", share=50)
+    part = SubProgress(outer, "run 1", share=50)
     part.say("step 10: held-out loss 3.0")
     part.say("stopped after step 10")
     part.say("stopped after step 12 of 40 and saved: go on with --resume")

@@ -55,7 +55,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def use_threads(number: int | None) -> None:
+def set_threads(number: int | None) -> None:
     """Lets this process compute with so many threads; None leaves PyTorch's choice.
 
     Raises:
@@ -73,7 +73,7 @@ def use_threads(number: int | None) -> None:
 _MOST_THREADS = 1024
 
 
-def keep_freed_memory(device: torch.device) -> None:
+def configure_allocator(device: torch.device) -> None:
     """Lets this process use freed memory again instead of giving large blocks back to the system and asking for them anew.
 
     By default the C library returns each freed block of megabytes at once; the next one of that size is then filled with zeros by the

@@ -35,7 +35,7 @@ _OURS = (
 """What lies in folders that were made here."""
 
 
-def free_folder(path: str, *, overwrite: bool, resume: bool = False) -> Path:
+def prepare_output_dir(path: str, *, overwrite: bool, resume: bool = False) -> Path:
     """Returns a folder that may be written to; what it holds is left there until there is something to put in its place.
 
     Args:
@@ -61,7 +61,7 @@ def free_folder(path: str, *, overwrite: bool, resume: bool = False) -> Path:
     return folder
 
 
-def refuse_existing(out: str, *, overwrite: bool) -> None:
+def check_not_existing(out: str, *, overwrite: bool) -> None:
     """Refuses to write over a file that was not said to be replaced.
 
     Raises:
@@ -71,7 +71,7 @@ def refuse_existing(out: str, *, overwrite: bool) -> None:
         raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
 
 
-def alone(command: Callable[P, R]) -> Callable[P, R]:
+def exclusive_output_dir(command: Callable[P, R]) -> Callable[P, R]:
     """Lets a command refuse a folder, its `out`, that another process is writing to; of several ranks, the first one asks.
 
     The folder itself is locked, so nothing is left behind by a process that was killed.
@@ -111,7 +111,7 @@ def _locked(folder: Path) -> Iterator[None]:
                     path.rmdir()
 
 
-def empty(folder: Path) -> None:
+def clear_dir(folder: Path) -> None:
     """Removes all that a folder holds, if it is there; of a link, the link."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
@@ -120,7 +120,7 @@ def empty(folder: Path) -> None:
             path.unlink()
 
 
-def refuse_inside(folder: Path, inputs: Sequence[str]) -> None:
+def check_not_inside_inputs(folder: Path, inputs: Sequence[str]) -> None:
     """Refuses an output folder that holds what is read, since --overwrite would delete it.
 
     Raises:

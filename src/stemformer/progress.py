@@ -52,7 +52,7 @@ class Silent:
         """Does nothing."""
 
 
-class Part:
+class SubProgress:
     """The progress of one run of many, as a part of the one bar that they share: its training moves that bar, the rest is left out.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 
 from stemformer.data.examples.batch import collate
 from stemformer.data.labelled.text_classification import TextExample
-from stemformer.data.labelled.token_classification import TaggedSentence, join_words
+from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.huggingface.load import load_with_tokenizer
 from stemformer.huggingface.save import save_model
@@ -110,7 +110,7 @@ def test_text_is_scored_where_each_has_read_all_of_it(direction, both):
 def test_word_is_scored_where_each_has_read_all_of_it(direction, both, max_length):
     body, tokenizer = both
     words = ("The", "oldest", "kings", "seek", "(a)", "gardener", "!")
-    text, offsets = join_words(words)
+    text, offsets = join_tokens(words)
     records = [TaggedSentence(words, ("O",) * len(words), "", text, offsets)]
     task = Tag(TaskConfig("tag", stride=2), ("O", "B"))
     encoded = task.encode(records, tokenizer, max_length=max_length)

@@ -14,7 +14,7 @@ from stemformer.errors import CheckpointError, ConfigError
 from stemformer.huggingface.load import load_model, read_task
 from stemformer.io import read_jsonl
 from stemformer.progress import Silent
-from stemformer.tasks.dataset import saved_problem
+from stemformer.tasks.dataset import load_labelled_task
 from stemformer.training import loop
 
 KINDS = {
@@ -97,7 +97,7 @@ def test_run_folder_holds_all_that_is_promised(finetuned, kind):
         name: value for name, value in lines[-1].items() if name.startswith("dev_")
     }
     assert "<html" in (folder / "report.html").read_text()
-    problem = saved_problem(str(folder))
+    problem = load_labelled_task(str(folder))
     assert problem.task.config.name == KINDS[kind][0]
     assert (told["train"], told["dev"], told["steps"]) == (40, 15, 12)
 
@@ -345,8 +345,8 @@ def test_trial_does_not_see_the_threshold_of_the_one_before(run, labelled, tmp_p
     run("qa", "trials", steps=2, seed=5, trials=2, **files)
     run("qa", "one", steps=2, seed=6, **files)
     assert log_of(tmp_path / "trials" / "seed-6") == log_of(tmp_path / "one")
-    assert saved_problem(str(tmp_path / "one")).task.config.no_answer is True
-    both = [saved_problem(str(tmp_path / f)).task.threshold for f in ("one", "trials/seed-6")]
+    assert load_labelled_task(str(tmp_path / "one")).task.config.no_answer is True
+    both = [load_labelled_task(str(tmp_path / f)).task.threshold for f in ("one", "trials/seed-6")]
     assert both[0] == both[1] != 0
 
 
@@ -379,7 +379,7 @@ def test_symbols_are_drawn_by_seed_and_kept_with_the_model(run, dna, tmp_path):
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         said = Told()
         run("class", out, seed=seed, progress=said, **options)
-    a, b, c = (saved_problem(str(tmp_path / out)).task.symbols for out in "abc")
+    a, b, c = (load_labelled_task(str(tmp_path / out)).task.symbols for out in "abc")
     assert a == b != c
     assert (a.size, len(a.words)) == (2, 5**2 + 1)  # A C G N T, and one for all others
     assert any("26 words stand for symbols: AA '" in line for line in said.lines)
@@ -391,7 +391,7 @@ def test_rare_symbols_share_a_word(run, tmp_path):
     (tmp_path / "dna.csv").write_text("sequence,label\n" + "\n".join(lines) + "\n")
     files = [str(tmp_path / "dna.csv")]
     told = run("class", train=files, dev=files, symbols="draw", steps=1, max_length=64)
-    assert set(saved_problem(str(tmp_path / "run")).task.symbols.words) == set("ACGT*")
+    assert set(load_labelled_task(str(tmp_path / "run")).task.symbols.words) == set("ACGT*")
     assert "training data: unknown symbols: 1" in told["notes"]
 
 
@@ -403,7 +403,7 @@ def test_symbols_of_a_file_are_used_and_go_on_after_a_stop(run, dna, tmp_path):
         run("class", "parts", **options, progress=Told(stop_at=2))
     run("class", "parts", **options, resume=True)
     assert_same_weights(tmp_path / "whole" / "final", tmp_path / "parts" / "final")
-    assert saved_problem(str(tmp_path / "parts")).task.symbols == SymbolMap.load(tmp_path / "map.tsv")
+    assert load_labelled_task(str(tmp_path / "parts")).task.symbols == SymbolMap.load(tmp_path / "map.tsv")
 
 
 def test_loaded_model_reads_symbols(run, dna, tmp_path):
@@ -490,7 +490,7 @@ def test_threshold_lies_between_the_questions_that_it_parts(run, labelled, tmp_p
         paragraph["qas"][0] |= {"question": "How many?", "answers": [], "is_impossible": True}
     (tmp_path / "train.json").write_text(json.dumps(found))
     told = run("qa", train=[str(tmp_path / "train.json")], dev=[str(tmp_path / "train.json")], steps=8)
-    threshold = saved_problem(str(tmp_path / "run")).task.threshold
+    threshold = load_labelled_task(str(tmp_path / "run")).task.threshold
     assert threshold > told["best_threshold"]
     assert (told["f1"], told["exact_match"]) == (told["best_f1"], told["best_exact"])
     assert any(f"{threshold:+.2f}" in note for note in told["notes"])
@@ -540,4 +540,4 @@ def test_questions_that_nobody_answered_are_not_taken_as_impossible(run, labelle
     told = Told()
     assert run("qa", train=[str(train)], steps=1, progress=told)["train"] == 39
     assert any("not marked is_impossible (left out): 1" in line for line in told.lines)
-    assert saved_problem(str(tmp_path / "run")).task.config.no_answer is False
+    assert load_labelled_task(str(tmp_path / "run")).task.config.no_answer is False

@@ -13,7 +13,7 @@ import stemformer
 from stemformer.data.labelled.question_answering import read_questions
 from stemformer.data.labelled.table import read_table
 from stemformer.data.labelled.text_classification import TextExample
-from stemformer.data.labelled.token_classification import TaggedSentence, join_words, read_tagged
+from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens, read_tagged
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError
 from stemformer.huggingface.load import load_with_tokenizer
@@ -108,14 +108,14 @@ def test_each_text_begins_with_the_end_of_a_text_and_the_last_token_stands_for_a
 def test_word_is_scored_at_its_last_piece(gpts, vocabulary):
     _, tokenizer = load_with_tokenizer(gpts / vocabulary)
     words = ("The", "oldest", "kings", "seek", "(a)", "café", "🙂", "!")
-    text, offsets = join_words(words)
+    text, offsets = join_tokens(words)
     record = TaggedSentence(words, None, "here", text, offsets)
     (example,) = Tag(TaskConfig("tag"), ("O", "B")).encode([record], tokenizer, max_length=64).examples
     ids = tokenizer.encode(text).ids
     assert len(ids) > len(words) + 4  # words of several pieces are among them
     ends = [len(tokenizer.encode(text[:end]).ids) for _, end in offsets]
     assert example.label_positions.tolist() == ends  # behind one token that begins the text
-    assert example.input_ids.tolist() == [tokenizer.begin_id, *ids]
+    assert example.input_ids.tolist() == [tokenizer.bos_token_id, *ids]
 
 
 def test_text_that_is_cut_fills_the_room(gpts):
@@ -123,7 +123,7 @@ def test_text_that_is_cut_fills_the_room(gpts):
     task = Classify(TaskConfig("classify", long_texts="cut"), ("a", "b"))
     text = "king river child teacher " * 9
     (example,) = task.encode([TextExample((text,), "a", {}, "here")], tokenizer, max_length=16).examples
-    assert len(example.input_ids) == 16 and list(example.input_ids).count(tokenizer.begin_id) == 1
+    assert len(example.input_ids) == 16 and list(example.input_ids).count(tokenizer.bos_token_id) == 1
 
 
 # What a run leaves

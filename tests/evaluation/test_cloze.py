@@ -6,7 +6,7 @@ import torch
 
 from stemformer.data.shards.reader import Shards
 from stemformer.data.tokenization.tokenizer import load_tokenizer
-from stemformer.evaluation.cloze import choose_blanks, fill_blanks, shown_text
+from stemformer.evaluation.cloze import choose_cloze_examples, evaluate_cloze, shown_text
 
 WORDS = ["the", "old", "king", "sees", "a", "river", "play", "##ing", "child", "now"]
 SENTENCES = [
@@ -56,7 +56,7 @@ class Sentences(Shards):
 
 
 def choose(tokenizer, sentences=SENTENCES, number=100, **options):
-    return choose_blanks(Sentences(sentences, tokenizer), tokenizer, number=number, **options)
+    return choose_cloze_examples(Sentences(sentences, tokenizer), tokenizer, number=number, **options)
 
 
 def restored(blanks):
@@ -151,7 +151,7 @@ def test_accuracy_probability_and_baseline_are_as_by_hand(tokenizer):
     class Fake(torch.nn.Module):
         forward = staticmethod(module)
 
-    figures = fill_blanks(Fake(), blanks, tokenizer, device=torch.device("cpu"))
+    figures = evaluate_cloze(Fake(), blanks, tokenizer, device=torch.device("cpu"))
     right = [a == b for a, b in zip(order, blanks.answers, strict=True)]
     assert 0 < sum(right) < 4
     assert figures["blank_accuracy"] == sum(right) / 4
@@ -170,7 +170,7 @@ def test_guesses_of_several_batches_stay_with_their_texts(tokenizer):
         def forward(self, batch, return_logits):
             return torch.nn.functional.one_hot(batch.labels, tokenizer.vocab_size) * 9.0
 
-    figures = fill_blanks(Right(), blanks, tokenizer, device=torch.device("cpu"))
+    figures = evaluate_cloze(Right(), blanks, tokenizer, device=torch.device("cpu"))
     assert figures["blank_accuracy"] == 1
     assert [fill["guess"] for fill in figures["fills"]] == blanks.answers
 

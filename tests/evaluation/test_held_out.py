@@ -8,11 +8,17 @@ from stemformer.data.examples.batch import Example, collate
 from stemformer.data.shards.reader import open_shards
 from stemformer.errors import DataError
 from stemformer.evaluation import held_out as evaluate
-from stemformer.evaluation.held_out import baselines, held_out_batches, held_out_masks, make_evaluation, score
+from stemformer.evaluation.held_out import (
+    baselines,
+    evaluate_held_out,
+    held_out_batches,
+    held_out_masks,
+    make_held_out_evaluation,
+)
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.masked_lm import MaskedLmConfig, SpecialIds
-from stemformer.objectives.objective import WithLoss, make_objective
+from stemformer.objectives.objective import LossModule, make_objective
 
 CPU = torch.device("cpu")
 SPECIAL = SpecialIds(cls=2, sep=3, mask=4)
@@ -50,7 +56,7 @@ def module_of(shards, **config):
         intermediate_size=32,
         initializer_range=0.3,  # so that some answers are right
     )
-    return WithLoss(make_model(sizes, asked.heads, generator=torch.Generator().manual_seed(0)), asked)
+    return LossModule(make_model(sizes, asked.heads, generator=torch.Generator().manual_seed(0)), asked)
 
 
 # Which text, and what is hidden in it
@@ -104,9 +110,9 @@ def on_ranks(world_size, rows, asked, module):
     """Returns the figures of each rank, whose sums are exchanged as `all_reduce` would."""
 
     def on(rank, add):
-        return make_evaluation(rows, asked, num_examples=26, device=CPU, rank=rank, world_size=world_size, add=add)(
-            module
-        )
+        return make_held_out_evaluation(
+            rows, asked, num_examples=26, device=CPU, rank=rank, world_size=world_size, add=add
+        )(module)
 
     told = []
     for rank in range(world_size):
@@ -122,7 +128,7 @@ def test_figures_of_several_ranks_are_those_of_one(shards, sentences, world_size
     monkeypatch.setattr(evaluate, "held_out_batches", partial(held_out_batches, batch_tokens=256))
     asked, module = objective(shards, sentences=sentences), module_of(shards, sentences=sentences)
     rows = asked.make_examples(shards, 32)
-    alone = make_evaluation(rows, asked, num_examples=26, device=CPU)(module)
+    alone = make_held_out_evaluation(rows, asked, num_examples=26, device=CPU)(module)
     for figures in on_ranks(world_size, rows, asked, module):
         assert figures == pytest.approx(alone, rel=1e-12)  # the same numbers, added in float64 in another order
 
@@ -133,9 +139,9 @@ def test_each_rank_goes_through_as_many_batches(shards, monkeypatch):
     passes = []
     module.register_forward_hook(lambda *_: passes.append(1))
     for rank in range(3):
-        make_evaluation(asked.make_examples(shards, 32), asked, num_examples=26, device=CPU, rank=rank, world_size=3)(
-            module
-        )
+        make_held_out_evaluation(
+            asked.make_examples(shards, 32), asked, num_examples=26, device=CPU, rank=rank, world_size=3
+        )(module)
     assert len(passes) == 6  # two each, though the last two ranks have one batch of four
 
 
@@ -144,7 +150,7 @@ def test_each_rank_goes_through_as_many_batches(shards, monkeypatch):
 
 def test_figures_are_named_by_what_was_asked(shards):
     asked, module = objective(shards, sentences="order"), module_of(shards, sentences="order")
-    figures = make_evaluation(asked.make_examples(shards, 32), asked, num_examples=8, device=CPU)(module)
+    figures = make_held_out_evaluation(asked.make_examples(shards, 32), asked, num_examples=8, device=CPU)(module)
     assert list(figures) == [
         "held_out_masked_lm_loss",
         "held_out_masked_lm_accuracy",
@@ -158,7 +164,7 @@ def test_figures_are_named_by_what_was_asked(shards):
 
 def test_scores_are_means_over_places_not_over_batches(shards):
     batches, module = batches_of(shards), module_of(shards)
-    figures = score(module, batches, device=CPU)
+    figures = evaluate_held_out(module, batches, device=CPU)
     with torch.no_grad():
         logits = torch.cat([module(batch, return_logits=True) for batch in batches])
     labels = torch.cat([batch.labels for batch in batches])

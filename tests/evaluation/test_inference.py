@@ -8,12 +8,12 @@ from stemformer.data.examples.batch import collate
 from stemformer.data.labelled.multiple_choice import ChoiceQuestion
 from stemformer.data.labelled.question_answering import Question
 from stemformer.data.labelled.text_classification import TextExample
-from stemformer.data.labelled.token_classification import TaggedSentence, join_words
+from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.evaluation.inference import predict_scores
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
-from stemformer.objectives.objective import WithLoss
+from stemformer.objectives.objective import LossModule
 from stemformer.tasks.metrics import main_metric, score_predictions
 from stemformer.tasks.registry import TASKS
 from stemformer.tasks.task import TaskConfig
@@ -45,7 +45,7 @@ def make_records(kind, text):
     rng = np.random.default_rng(0)
     if kind == "tag":
         words = [tuple(line.split()) for line in text]
-        return [TaggedSentence(w, tuple(rng.choice(LABELS, len(w))), "", *join_words(w)) for w in words]
+        return [TaggedSentence(w, tuple(rng.choice(LABELS, len(w))), "", *join_tokens(w)) for w in words]
     if kind == "qa":
         out = []
         for line in text:
@@ -75,7 +75,7 @@ def case(request, text, tokenizer):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     bert = BertConfig(vocab_size=tokenizer.vocab_size, max_position_embeddings=64, initializer_range=0.3, **sizes)
     model = make_model(bert, task.heads, num_labels=task.num_labels, generator=torch.Generator().manual_seed(0))
-    return task, WithLoss(model.eval(), task), make_records(request.param, text)
+    return task, LossModule(model.eval(), task), make_records(request.param, text)
 
 
 def predict(case, tokenizer, records, **options):
@@ -133,12 +133,12 @@ def test_records_without_answers_have_no_loss(tokenizer):
         TextExample((t,), label, {}, "") for t, label in (("The old", None), ("king", "yes"), ("river sees", "new"))
     ]
     examples = task.encode(records, tokenizer, max_length=32)
-    _, some = predict_scores(WithLoss(model, task), task, examples, device=CPU)
+    _, some = predict_scores(LossModule(model, task), task, examples, device=CPU)
     known = task.encode(records[1:2], tokenizer, max_length=32)
-    _, one = predict_scores(WithLoss(model, task), task, known, device=CPU)
+    _, one = predict_scores(LossModule(model, task), task, known, device=CPU)
     assert some == pytest.approx(one, rel=1e-5)
     none = task.encode(records[:1], tokenizer, max_length=32)
-    assert predict_scores(WithLoss(model, task), task, none, device=CPU)[1] is None
+    assert predict_scores(LossModule(model, task), task, none, device=CPU)[1] is None
 
 
 def test_figures_are_those_of_the_kind(case, tokenizer):

@@ -5,8 +5,8 @@ import pytest
 from stemformer.evaluation.seed_statistics import (
     difference,
     differences_from_random,
+    labels_to_match,
     means,
-    records_needed,
     sentences,
     table_row,
 )
@@ -52,24 +52,24 @@ def test_a_row_has_no_spread_with_one_seed():
 
 
 def test_records_needed_lie_on_a_line_over_the_logarithm():
-    assert records_needed({100: 60.0, 10_000: 80.0}, 65.0) == pytest.approx(100 * 100**0.25)
+    assert labels_to_match({100: 60.0, 10_000: 80.0}, 65.0) == pytest.approx(100 * 100**0.25)
 
 
 def test_records_needed_are_those_of_a_size_that_just_reaches_it():
-    assert records_needed({100: 60.0, 1000: 70.0, 10_000: 80.0}, 70.0) == pytest.approx(1000)
+    assert labels_to_match({100: 60.0, 1000: 70.0, 10_000: 80.0}, 70.0) == pytest.approx(1000)
 
 
 def test_records_needed_are_the_fewest_where_a_curve_goes_up_and_down():
-    assert records_needed({10: 50.0, 100: 70.0, 1000: 60.0, 10_000: 80.0}, 65.0) == pytest.approx(10 * 10**0.75)
+    assert labels_to_match({10: 50.0, 100: 70.0, 1000: 60.0, 10_000: 80.0}, 65.0) == pytest.approx(10 * 10**0.75)
 
 
 def test_no_more_is_claimed_than_the_curve_shows():
-    assert records_needed({10: 50.0, 100: 60.0}, 61.0) is None
-    assert records_needed({10: 50.0, 100: 60.0}, 40.0) == 10  # nothing is known below
+    assert labels_to_match({10: 50.0, 100: 60.0}, 61.0) is None
+    assert labels_to_match({10: 50.0, 100: 60.0}, 40.0) == 10  # nothing is known below
 
 
 def test_a_flat_curve_reaches_nothing_above_it():
-    assert records_needed({10: 50.0, 100: 50.0}, 50.1) is None
+    assert labels_to_match({10: 50.0, 100: 50.0}, 50.1) is None
 
 
 # sentences

@@ -19,7 +19,7 @@ from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
-from stemformer.tasks.metrics import squad as squad_figures
+from stemformer.tasks.metrics import squad_metrics as squad_figures
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 NUM_TRAIN, NUM_DEV, NUM_TEST = 24, 10, 6

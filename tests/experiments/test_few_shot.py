@@ -62,7 +62,7 @@ def test_a_table_goes_on_with_what_is_missing(model, task, tmp_path, monkeypatch
     out = str(tmp_path / "table")
     first = stemformer.prompt([task], models=[model], out=out, num_shots=[0], num_questions=5)
     seen = []
-    monkeypatch.setattr("stemformer.prompt_figures.ask", _counting(seen))
+    monkeypatch.setattr("stemformer.prompt_figures.evaluate_few_shot", _counting(seen))
     both = stemformer.prompt([task], models=[model], out=out, num_shots=[0, 1], num_questions=5, resume=True)
     assert seen == [1] and both["figures"][0] == first["figures"][0]
     again = stemformer.prompt([task], models=[model], out=out, num_shots=[1], num_questions=5, resume=True)
@@ -72,11 +72,11 @@ def test_a_table_goes_on_with_what_is_missing(model, task, tmp_path, monkeypatch
 
 
 def _counting(seen):
-    from stemformer.evaluation.few_shot.evaluate import ask
+    from stemformer.evaluation.few_shot.evaluate import evaluate_few_shot
 
     def counted(*given, num_shots, **more):
         seen.append(num_shots)
-        return ask(*given, num_shots=num_shots, **more)
+        return evaluate_few_shot(*given, num_shots=num_shots, **more)
 
     return counted
 
@@ -95,7 +95,7 @@ def test_the_same_weights_read_in_another_way_are_asked_anew(model, task, tmp_pa
         config[change] = {"n_head": config["n_head"] // 2, "layer_norm_epsilon": 0.1}[change]
         (folder / "config.json").write_text(json.dumps(config))
     seen = []
-    monkeypatch.setattr("stemformer.prompt_figures.ask", _counting(seen))
+    monkeypatch.setattr("stemformer.prompt_figures.evaluate_few_shot", _counting(seen))
     stemformer.prompt([task], models=[str(folder)], out=out, num_shots=[0], num_questions=5, resume=True)
     assert seen == [0]
 
@@ -147,7 +147,7 @@ def test_synthetic_questions_are_the_same_for_more_examples(model, tmp_path, mon
     out = str(tmp_path / "table")
     first = stemformer.prompt(["synthetic:copy"], models=[model], out=out, num_shots=[0, 2], num_questions=4)
     seen = []
-    monkeypatch.setattr("stemformer.prompt_figures.ask", _counting(seen))
+    monkeypatch.setattr("stemformer.prompt_figures.evaluate_few_shot", _counting(seen))
     more = stemformer.prompt(
         ["synthetic:copy"], models=[model], out=out, num_shots=[0, 2, 4], num_questions=4, resume=True
     )

@@ -9,7 +9,7 @@ from stemformer.generation.decoding import DecodingConfig, beam_search, decode, 
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
-from stemformer.models.inference.cached_gpt import CachedGpt
+from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import make_model
 
 transformers = pytest.importorskip("transformers")
@@ -104,7 +104,7 @@ def test_what_can_be_drawn_equals_transformers(options):
 
 
 def test_model_that_is_laid_out_once_serves_many_calls(ours):
-    reader = CachedGpt(ours, rows=3)
+    reader = GptDecoder(ours, rows=3)
     given = prompts(3, 12, 7)
     for options in ({"temperature": 0}, {"seed": 3}):
         config = DecodingConfig(max_new_tokens=10, **options)

@@ -13,7 +13,7 @@ from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
-from stemformer.huggingface.vocab_transfer import adapt_vocabulary, pieces_of
+from stemformer.huggingface.vocab_transfer import pieces_of, transfer_vocabulary
 from stemformer.io import read_jsonl
 from stemformer.models.bert import BertConfig
 from stemformer.models.heads import MaskedLmHead
@@ -95,7 +95,7 @@ def test_rows_are_kept_averaged_or_drawn(old, new, tied):
     head = model.heads["masked_lm"]
     before = [model.body.embeddings.word.weight.detach().clone(), head.bias.detach().clone()[:, None]]
     before += [] if tied else [head.decoder.weight.detach().clone()]
-    told = adapt_vocabulary(model, old, new, generator=torch.Generator().manual_seed(0))
+    told = transfer_vocabulary(model, old, new, generator=torch.Generator().manual_seed(0))
     after = [model.body.embeddings.word.weight, head.bias[:, None], *([] if tied else [head.decoder.weight])]
     for was, now in zip(before, after, strict=True):
         assert now.shape == (len(NEW), was.shape[1])
@@ -111,7 +111,7 @@ def test_rows_are_kept_averaged_or_drawn(old, new, tied):
 
 def test_adapted_model_knows_its_vocabulary_and_computes(old, new, tmp_path):
     model = small(old.vocab_size)
-    adapt_vocabulary(model, old, new, generator=torch.Generator().manual_seed(0))
+    transfer_vocabulary(model, old, new, generator=torch.Generator().manual_seed(0))
     assert model.config.vocab_size == model.body.config.vocab_size == len(NEW)
     assert model.config.pad_token_id == NEW.index("[PAD]")
     ids = torch.arange(len(NEW))
@@ -126,7 +126,7 @@ def test_drawn_rows_depend_on_the_generator_alone(old, new):
     models = [small(old.vocab_size) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
         torch.manual_seed(seed + 5)
-        adapt_vocabulary(model, old, new, generator=torch.Generator().manual_seed(seed))
+        transfer_vocabulary(model, old, new, generator=torch.Generator().manual_seed(seed))
     first, same, other = (model.body.embeddings.word.weight for model in models)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -135,7 +135,7 @@ def test_drawn_rows_depend_on_the_generator_alone(old, new):
 def test_same_vocabulary_changes_nothing(old):
     model = small(old.vocab_size)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    told = adapt_vocabulary(model, old, old, generator=torch.Generator().manual_seed(0))
+    told = transfer_vocabulary(model, old, old, generator=torch.Generator().manual_seed(0))
     assert (told.kept, told.from_pieces, told.drawn, told.dropped) == (len(OLD), 0, 0, 0)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

@@ -13,7 +13,7 @@ from interrupts import StopAt
 from safetensors.torch import load_file
 
 import stemformer
-from stemformer.evaluation.few_shot.scoring import Question, score_answers
+from stemformer.evaluation.few_shot.scoring import ScoringRequest, score_answers
 from stemformer.generation.decoding import DecodingConfig, beam_search, decode
 from stemformer.io import read_jsonl
 from stemformer.models.gpt import GptConfig
@@ -170,7 +170,7 @@ def test_answers_are_scored_as_on_the_cpu(gpt, dtype, tolerance):
     rng = np.random.default_rng(1)
     beginning = rng.integers(8, 61, 9)
     questions = [
-        Question(np.append(beginning, rng.integers(8, 61, n)), tuple(rng.integers(8, 61, m) for m in (1, 4, 2)))
+        ScoringRequest(np.append(beginning, rng.integers(8, 61, n)), tuple(rng.integers(8, 61, m) for m in (1, 4, 2)))
         for n in (1, 7, 3)
     ]
     here = score_answers(gpt, questions)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import stemformer
 from stemformer.config import with_settings
-from stemformer.data.examples.packing import make_rows
+from stemformer.data.examples.packing import pack_documents
 from stemformer.data.examples.sampling import prefetch
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import load_tokenizer
@@ -27,11 +27,11 @@ from stemformer.io import read_jsonl
 from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import make_model
 from stemformer.objectives.masked_lm import MaskedLm, SpecialIds
-from stemformer.objectives.objective import WithLoss
+from stemformer.objectives.objective import LossModule
 from stemformer.recipes import bert_tiny
 from stemformer.training import loop
-from stemformer.training.budget import Timetable
-from stemformer.training.log import StepSums
+from stemformer.training.budget import TrainingBudget
+from stemformer.training.log import MetricAccumulator
 
 SETTINGS = [
     "model.hidden_size=32",
@@ -265,11 +265,11 @@ def make_setup(data, tmp_path, settings=()):
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
-    return loop.Setup(
+    return loop.TrainingContext(
         config=config,
-        timetable=Timetable(config, 10, tmp_path),
+        timetable=TrainingBudget(config, 10, tmp_path),
         objective=MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size),
-        phases=[loop.Phase(0, config.batch, make_rows(open_shards(data), row_length=config.batch.row_length))],
+        phases=[loop.Phase(0, config.batch, pack_documents(open_shards(data), row_length=config.batch.row_length))],
         evaluate=None,
         fill=None,
         tokenizer=tokenizer,
@@ -285,7 +285,7 @@ def gradients(setup, step):
     model = make_model(setup.config.model, ["masked_lm"], generator=torch.Generator().manual_seed(0)).train()
     batches = loop.batches_of_step(step, setup)
     counts = {"masked_lm": float(sum(len(batch.labels) for batch in batches))}
-    loop.add_gradients(WithLoss(model, setup.objective), batches, setup, step, StepSums(), counts)
+    loop.add_gradients(LossModule(model, setup.objective), batches, setup, step, MetricAccumulator(), counts)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 

@@ -27,8 +27,8 @@ from stemformer.progress import Silent
 from stemformer.recipes import find_recipe
 from stemformer.training import loop
 from stemformer.training.checkpoint import newest_checkpoint
-from stemformer.training.distributed import distribute, this_rank, whole_tensors
-from stemformer.training.log import StepSums
+from stemformer.training.distributed import distribute, gather_full_state, init_distributed
+from stemformer.training.log import MetricAccumulator
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("no_timing")]
 
@@ -85,16 +85,20 @@ def gradients(data, out, *, settings=()):
     settings = [*SETTINGS, "compute.precision=fp32", *settings]
     config = pretraining.resolve(find_recipe("bert_tiny"), None, settings, budget={"steps": 10})
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
-    with this_rank(torch.device("cpu")) as ranks:
+    with init_distributed(torch.device("cpu")) as ranks:
         model = pretraining.starting_model(config, tokenizer, Silent()).train()
-        setup = pretraining.make_setup(replace(config, model=model.config), data, tokenizer, ranks, Path(out).parent)
+        setup = pretraining.make_pretraining_context(
+            replace(config, model=model.config), data, tokenizer, ranks, Path(out).parent
+        )
         module = distribute(model, setup.objective, ranks, sharded=config.compute.shard)
         batches = loop.batches_of_step(3, setup)
         own = [setup.objective.counts(batch) for batch in batches]
         names = list(own[0])
         totals = ranks.sum([float(sum(count[name] for count in own)) for name in names])
-        loop.add_gradients(module, batches, setup, 3, StepSums(None, ranks), dict(zip(names, totals, strict=True)))
-        whole = whole_tensors({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        loop.add_gradients(
+            module, batches, setup, 3, MetricAccumulator(None, ranks), dict(zip(names, totals, strict=True))
+        )
+        whole = gather_full_state({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
         if ranks.is_first:
             save_file(whole, out)
 

@@ -5,7 +5,7 @@ from torch import nn
 from stemformer.errors import ConfigError
 from stemformer.models import bert
 from stemformer.models.bert import Bert, BertConfig
-from stemformer.models.heads import initialise
+from stemformer.models.heads import initialize_weights
 from stemformer.models.layers import with_spare_rows
 from stemformer.models.model import make_model
 
@@ -22,7 +22,7 @@ WIDE = BertConfig(vocab_size=2000, hidden_size=128, num_hidden_layers=1, num_att
 
 def body(config=CONFIG, *, seed=0):
     made = Bert(config)
-    initialise(made, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
+    initialize_weights(made, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
     return made.eval()
 
 
@@ -163,7 +163,7 @@ def parameters_of(model, kind, name):
 @pytest.mark.parametrize("std", [0.02, 0.1])
 def test_fresh_matrices_have_the_standard_deviation_of_the_config(std):
     model = Bert(WIDE)
-    initialise(model, std=std, generator=torch.Generator().manual_seed(0))
+    initialize_weights(model, std=std, generator=torch.Generator().manual_seed(0))
     drawn = [w for w in parameters_of(model, (nn.Linear, nn.Embedding), "weight") if w.numel() > 10_000]
     weights = [w for w in drawn if w is not model.embeddings.position.weight]
     assert len(weights) == 5  # words, qkv, out, up, down
@@ -174,7 +174,7 @@ def test_fresh_matrices_have_the_standard_deviation_of_the_config(std):
 
 def test_fresh_positions_are_sinusoids_of_that_root_mean_square():
     model = Bert(WIDE)
-    initialise(model, std=0.02, generator=torch.Generator().manual_seed(0))
+    initialize_weights(model, std=0.02, generator=torch.Generator().manual_seed(0))
     positions = model.embeddings.position.weight.detach()
     assert positions.square().mean().sqrt().item() == pytest.approx(0.02, rel=1e-5)
     # What makes neighbours easy to find: the product of two places depends on their distance alone, and is largest at distance 0.
@@ -203,7 +203,7 @@ def test_every_parameter_of_the_body_is_in_the_table():
     model = Bert(CONFIG)
     for parameter in model.parameters():
         parameter.data.fill_(99)
-    initialise(model, std=0.02, generator=torch.Generator().manual_seed(0))
+    initialize_weights(model, std=0.02, generator=torch.Generator().manual_seed(0))
     assert [name for name, p in model.named_parameters() if (p == 99).any()] == []
 
 

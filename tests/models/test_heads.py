@@ -4,14 +4,14 @@ import torch
 from torch import nn
 
 from stemformer.models.bert import BertConfig
-from stemformer.models.heads import MaskedLmHead, NextSentenceHead, initialise, start_from_frequency
+from stemformer.models.heads import MaskedLmHead, NextSentenceHead, init_output_bias_from_unigrams, initialize_weights
 from stemformer.models.model import make_model
 
 CONFIG = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24)
 
 
 def fresh(head):
-    initialise(head, std=0.5, generator=torch.Generator().manual_seed(0))
+    initialize_weights(head, std=0.5, generator=torch.Generator().manual_seed(0))
     return head
 
 
@@ -63,7 +63,7 @@ def test_next_sentence_head_is_pooler_tanh_and_two_scores():
 
 @pytest.mark.parametrize("head", [MaskedLmHead(CONFIG), MaskedLmHead(CONFIG, tied=False), NextSentenceHead(CONFIG)])
 def test_fresh_head_follows_the_table(head):
-    initialise(head, std=0.02, generator=torch.Generator().manual_seed(0))
+    initialize_weights(head, std=0.02, generator=torch.Generator().manual_seed(0))
     for name, parameter in head.named_parameters():
         if name == "norm.weight":
             assert parameter.eq(1).all()
@@ -87,6 +87,6 @@ def test_fresh_head_that_starts_from_frequency_guesses_word_frequency():
     config = BertConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     model = make_model(config, ["masked_lm"])
     counts = np.array([0, 9, 4, 1, 1], np.uint64)
-    start_from_frequency(model.heads["masked_lm"], counts)
+    init_output_bias_from_unigrams(model.heads["masked_lm"], counts)
     expected = torch.tensor([1.0, 10.0, 5.0, 2.0, 2.0]) / 20
     torch.testing.assert_close(model.heads["masked_lm"].bias.softmax(0), expected)

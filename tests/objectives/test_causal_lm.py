@@ -13,7 +13,7 @@ from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
-from stemformer.objectives.objective import WithLoss
+from stemformer.objectives.objective import LossModule
 
 END = 3
 
@@ -128,7 +128,7 @@ def test_loss_and_gradients_equal_those_of_transformers(shards, tmp_path, config
     ours = make_model(sizes, ["causal_lm"], generator=torch.Generator().manual_seed(0))
     save_model(ours, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    loss = WithLoss(ours, objective)(batch)["causal_lm"]
+    loss = LossModule(ours, objective)(batch)["causal_lm"]
     (loss.total / loss.count).backward()
     lengths = batch.cu_seqlens.diff().tolist()
     mask = torch.arange(batch.max_seqlen) < torch.tensor(lengths)[:, None]

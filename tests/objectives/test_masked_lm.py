@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from stemformer.data.examples.batch import collate
-from stemformer.data.examples.packing import Passage
+from stemformer.data.examples.packing import RawExample
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.heads import MaskedLmHead
@@ -18,7 +18,7 @@ from stemformer.objectives.masked_lm import (
     choose_tokens,
     choose_words,
 )
-from stemformer.objectives.objective import WithLoss
+from stemformer.objectives.objective import LossModule
 
 V = 60
 SPECIAL = SpecialIds(cls=2, sep=3, mask=4)
@@ -29,7 +29,7 @@ ALPHA = 1e-3
 
 def hide(masked, tokens, words, lengths, rng):
     """Corrupts a row, each of its segments a sequence."""
-    return masked.corrupt(Passage(tokens, words, lengths, np.zeros(len(lengths), np.int64)), rng)
+    return masked.corrupt(RawExample(tokens, words, lengths, np.zeros(len(lengths), np.int64)), rng)
 
 
 def objective(**config):
@@ -330,7 +330,7 @@ def test_head_sees_the_scored_places_only(scored):
     masked, model, batch, states = scored
     seen = []
     model.heads["masked_lm"].dense.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    WithLoss(model, masked)(batch)
+    LossModule(model, masked)(batch)
     (shown,) = seen
     arguments = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen)
     states = model.body(*arguments)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import stemformer
-from stemformer.data.examples.batch import collate, padded
-from stemformer.data.examples.packing import Passage, Rows
-from stemformer.data.examples.sentence_pairs import Chunks
+from stemformer.data.examples.batch import collate, pad_to_bucket_sizes
+from stemformer.data.examples.packing import PackedDataset, RawExample
+from stemformer.data.examples.sentence_pairs import SentencePairDataset
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.huggingface.load import load_model
@@ -20,7 +20,7 @@ from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.model import make_model
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
-from stemformer.objectives.objective import OBJECTIVES, WithLoss, make_objective, objective_name
+from stemformer.objectives.objective import OBJECTIVES, LossModule, make_objective, objective_name
 from stemformer.objectives.sentence_pair import SentencePairs
 
 transformers = pytest.importorskip("transformers")
@@ -45,7 +45,7 @@ def random_passage(rng, label=None):
     words = rng.random(n) < 0.6
     words[[0, lengths[0]]] = True
     label = int(rng.integers(2)) if label is None else label
-    return Passage(rng.integers(5, V, n), words, lengths, np.array([0, 1]), label, num_displaced=3)
+    return RawExample(rng.integers(5, V, n), words, lengths, np.array([0, 1]), label, num_dropped_tokens=3)
 
 
 def random_batch(number, seed=0, **config):
@@ -74,7 +74,7 @@ def test_padding_a_batch_changes_neither_losses_nor_gradients(kind):
         nothing = {"begins": np.array([True, False]), "ends": np.array([False, True])}
         passages = [replace(p, segments=np.zeros(2, np.int64), label=None, **nothing) for p in passages]
     batch = collate([asked.corrupt(passage, rng) for passage in passages], range(21))
-    more = padded(batch)
+    more = pad_to_bucket_sizes(batch)
     assert len(more.input_ids) > len(batch.input_ids) and len(more.cu_seqlens) > len(batch.cu_seqlens)
     assert int(more.cu_seqlens.diff().max()) <= more.max_seqlen and int(more.cu_seqlens[-1]) == len(more.input_ids)
     sizes = {
@@ -89,7 +89,7 @@ def test_padding_a_batch_changes_neither_losses_nor_gradients(kind):
         if kind == "causal"
         else BertConfig(**sizes, hidden_dropout_prob=0.0)
     )
-    module = WithLoss(make_model(config, asked.heads, generator=torch.Generator().manual_seed(0)), asked)
+    module = LossModule(make_model(config, asked.heads, generator=torch.Generator().manual_seed(0)), asked)
     told, counts = [], asked.counts(batch)
     for given in (batch, more):
         found = module(given)
@@ -112,7 +112,7 @@ def test_pair_is_laid_out_as_in_transformers(pair, tmp_path):
     tokenizer.save(tmp_path)
     expected = transformers.BertTokenizer.from_pretrained(tmp_path, split_special_tokens=True)(*pair)
     a, b = (tokenizer.encode(text) for text in pair)
-    passage = Passage(
+    passage = RawExample(
         np.concatenate([a.ids, b.ids]),
         np.concatenate([a.word_starts, b.word_starts]),
         np.array([len(a.ids), len(b.ids)]),
@@ -157,7 +157,7 @@ def test_label_and_displaced_tokens_reach_the_batch():
     examples = [asked.corrupt(random_passage(rng, label), rng) for label in (1, 0, 0, 1)]
     batch = collate(examples, range(4))
     assert batch.sequence_labels.tolist() == [1, 0, 0, 1]
-    assert batch.num_displaced == 12
+    assert batch.num_dropped_tokens == 12
 
 
 # Losses
@@ -170,7 +170,7 @@ def test_counts_are_known_before_the_forward(sentences, question):
     model = make_model(small(), asked.heads, generator=torch.Generator().manual_seed(0))
     known = asked.counts(batch)
     assert known == {"masked_lm": len(batch.labels), question: 7}
-    assert {name: loss.count for name, loss in WithLoss(model, asked)(batch).items()} == known
+    assert {name: loss.count for name, loss in LossModule(model, asked)(batch).items()} == known
 
 
 def small(**options):
@@ -212,7 +212,7 @@ def arguments(batch):
 def test_loss_and_gradients_of_a_pair_equal_theirs(seed, tmp_path):
     ours, theirs = both_sides(tmp_path)
     batch = random_batch(1, seed=seed)
-    losses = WithLoss(ours, objective())(batch)
+    losses = LossModule(ours, objective())(batch)
     assert list(losses) == ["masked_lm", "next_sentence"]
     loss = sum(part.total / part.count for part in losses.values())
     expected_loss = theirs(**arguments(batch)).loss
@@ -236,7 +236,7 @@ def test_losses_of_a_batch_are_the_sums_of_theirs_one_at_a_time(tmp_path):
     expected = {"masked_lm": 0.0, "next_sentence": 0.0}
     right = {"masked_lm": 0, "next_sentence": 0}
     with torch.no_grad():
-        found = WithLoss(ours, objective())(collate(examples, range(6)))
+        found = LossModule(ours, objective())(collate(examples, range(6)))
         for example in examples:
             batch = collate([example], [0])
             out = theirs(**arguments(batch))
@@ -273,7 +273,7 @@ def test_objective_of_each_name_has_its_heads_examples_and_losses(sentences, tin
     batch = collate([asked.corrupt(examples.draw(0, rng), rng)], [0])
     questions = {"none": [], "next": ["next_sentence"], "order": ["sentence_order"]}[sentences]
     assert isinstance(asked, MaskedLm if sentences == "none" else SentencePairs)
-    assert isinstance(examples, Rows if sentences == "none" else Chunks)
+    assert isinstance(examples, PackedDataset if sentences == "none" else SentencePairDataset)
     assert asked.heads == (("masked_lm",) if sentences == "none" else ("masked_lm", "next_sentence"))
     assert list(asked.counts(batch)) == ["masked_lm", *questions]
 
@@ -284,7 +284,7 @@ def test_order_swaps_its_pairs_and_next_takes_strange_ones(tiny):
     for sentences in ("next", "order"):
         examples = objective(sentences=sentences, short_share=0.0).make_examples(shards, 64)
         drawn = [examples.draw(i, np.random.default_rng(i)) for i in range(40)]
-        displaced[sentences] = sum(passage.num_displaced for passage in drawn)
+        displaced[sentences] = sum(passage.num_dropped_tokens for passage in drawn)
     assert displaced["order"] == 0 < displaced["next"]
 
 

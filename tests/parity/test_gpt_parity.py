@@ -14,7 +14,7 @@ from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
 from stemformer.models.hf_names import GPT, to_hugging_face
-from stemformer.models.inference.cached_gpt import CachedGpt
+from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import make_model
 from stemformer.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -164,7 +164,7 @@ def test_every_parameter_after_an_optimizer_step_equals_theirs(tmp_path):
 
 
 def begun(model, texts, room, **options):
-    reader = CachedGpt(model, **options)
+    reader = GptDecoder(model, **options)
     return reader, reader.begin([text.tolist() for text in texts], room)
 
 

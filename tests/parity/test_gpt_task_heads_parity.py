@@ -10,7 +10,7 @@ from stemformer.data.tokenization.trainers import train_byte_bpe
 from stemformer.huggingface.load import load_model, read_task
 from stemformer.huggingface.save import save_model
 from stemformer.models.hf_names import GPT, to_hugging_face
-from stemformer.objectives.objective import WithLoss
+from stemformer.objectives.objective import LossModule
 from stemformer.tasks.examples import make_example
 from stemformer.tasks.question_answering import QuestionAnswering
 from stemformer.tasks.sequence_classification import Classify
@@ -41,7 +41,7 @@ ANSWERS = {
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     tokenizer = train_byte_bpe(["to be or not to be"], vocab_size=260)
-    tokenizer.begin_id = 0
+    tokenizer.bos_token_id = 0
     return tokenizer
 
 
@@ -112,7 +112,7 @@ def test_scores_loss_and_gradients_are_those_of_transformers(case, tokenizer):
         row |= {key: row[key][:, :n] for key in ("input_ids", "attention_mask")}
     theirs_loss = torch.stack([reference(**row).loss for row in rows]).mean() if name == "qa" else expected.loss
     theirs_loss.backward()
-    module = WithLoss(model.train(), task)
+    module = LossModule(model.train(), task)
     scores = module(ours, return_logits=True)
     (loss,) = module(ours).values()
     (loss.total / loss.count).backward()

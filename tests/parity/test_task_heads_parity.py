@@ -10,7 +10,7 @@ from stemformer.huggingface.load import load_model, read_task
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
-from stemformer.objectives.objective import WithLoss
+from stemformer.objectives.objective import LossModule
 from stemformer.tasks.multiple_choice import Choice
 from stemformer.tasks.question_answering import QuestionAnswering
 from stemformer.tasks.sequence_classification import Classify
@@ -116,7 +116,7 @@ def models(case, folder):
 def test_scores_loss_and_gradients_are_those_of_transformers(case, tmp_path):
     task, model, reference = models(case, tmp_path)
     ours, theirs = our_batch(case), their_batch(case)
-    module = WithLoss(model, task)
+    module = LossModule(model, task)
     (loss,) = module(ours).values()
     (loss.total / loss.count).backward()
     expected = reference(**theirs)

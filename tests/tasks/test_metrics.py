@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from stemformer.errors import DataError
-from stemformer.tasks.metrics import best_threshold, classification, multi_label, regression, spread, squad, tagging
+from stemformer.tasks.metrics import (
+    best_threshold,
+    classification_metrics,
+    mean_std,
+    multi_label_metrics,
+    regression_metrics,
+    squad_metrics,
+    tagging_metrics,
+)
 
 
 def numbers(*values):
@@ -20,7 +28,7 @@ def numbers(*values):
 
 
 def test_two_labels_have_the_f1_of_the_second():
-    told = classification(numbers(0, 0, 1, 1, 1), numbers(0, 1, 1, 1, 0), ["no", "yes"])
+    told = classification_metrics(numbers(0, 0, 1, 1, 1), numbers(0, 1, 1, 1, 0), ["no", "yes"])
     assert told["accuracy"] == pytest.approx(3 / 5)
     assert told["f1"] == pytest.approx(2 / 3)
     assert told["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 2)
@@ -32,26 +40,26 @@ def test_two_labels_have_the_f1_of_the_second():
 
 
 def test_rows_of_the_confusion_are_the_right_labels():
-    told = classification(numbers(0, 0, 2), numbers(1, 1, 2), ["a", "b", "c"])
+    told = classification_metrics(numbers(0, 0, 2), numbers(1, 1, 2), ["a", "b", "c"])
     assert told["confusion"] == [[0, 2, 0], [0, 0, 0], [0, 0, 1]]
     assert [label["count"] for label in told["per_label"]] == [2, 0, 1]
     assert "f1" not in told
 
 
 def test_label_that_never_occurs_does_not_count_for_macro_f1():
-    told = classification(numbers(0, 1, 1), numbers(0, 1, 1), ["a", "b", "never"])
+    told = classification_metrics(numbers(0, 1, 1), numbers(0, 1, 1), ["a", "b", "never"])
     assert told["macro_f1"] == 1.0
     assert told["per_label"][2] == {"label": "never", "precision": 0.0, "recall": 0.0, "f1": 0.0, "count": 0}
 
 
 def test_label_that_is_only_predicted_counts_for_macro_f1():
-    assert classification(numbers(0, 0), numbers(0, 1), ["a", "b", "c"])["macro_f1"] == pytest.approx(1 / 3)
+    assert classification_metrics(numbers(0, 0), numbers(0, 1), ["a", "b", "c"])["macro_f1"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("predicted", [numbers(1, 1, 1), numbers(0, 0, 0)])
 def test_constant_predictions_have_no_correlation(predicted):
-    assert classification(numbers(0, 1, 1), predicted, ["no", "yes"])["matthews"] == 0.0
-    assert classification(numbers(1, 1, 1), predicted, ["no", "yes"])["matthews"] == 0.0
+    assert classification_metrics(numbers(0, 1, 1), predicted, ["no", "yes"])["matthews"] == 0.0
+    assert classification_metrics(numbers(1, 1, 1), predicted, ["no", "yes"])["matthews"] == 0.0
 
 
 # Several labels for each example
@@ -60,7 +68,7 @@ def test_constant_predictions_have_no_correlation(predicted):
 def test_decisions_of_all_labels_count_for_micro_f1():
     gold = np.array([[True, False, False], [True, True, False], [False, False, False]])
     predicted = np.array([[True, False, False], [True, False, False], [False, False, True]])
-    told = multi_label(gold, predicted, ["a", "b", "c"])
+    told = multi_label_metrics(gold, predicted, ["a", "b", "c"])
     assert told["micro_f1"] == pytest.approx(2 * 2 / (3 + 3))
     assert told["macro_f1"] == pytest.approx(1 / 3)
     assert told["exact_match"] == pytest.approx(1 / 3)
@@ -72,13 +80,13 @@ def test_several_labels_agree_with_scikit_learn():
 
     rng = np.random.default_rng(0)
     gold, predicted = rng.random((2, 50, 7)) < 0.3
-    told = multi_label(gold, predicted, [str(i) for i in range(7)])
+    told = multi_label_metrics(gold, predicted, [str(i) for i in range(7)])
     assert told["micro_f1"] == pytest.approx(f1_score(gold, predicted, average="micro"))
     assert told["macro_f1"] == pytest.approx(f1_score(gold, predicted, average="macro"))
 
 
 def test_single_label_that_may_be_absent_is_scored():
-    told = multi_label(np.array([[True], [False], [True]]), np.array([[True], [False], [False]]), ["a"])
+    told = multi_label_metrics(np.array([[True], [False], [True]]), np.array([[True], [False], [False]]), ["a"])
     assert told["per_label"] == [
         {"label": "a", "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "count": 2}
     ]
@@ -87,7 +95,7 @@ def test_single_label_that_may_be_absent_is_scored():
 @pytest.mark.parametrize("value", [True, False])
 def test_predictions_that_are_all_the_same_are_scored_without_a_warning(value):
     gold = np.full((4, 2), not value)
-    assert multi_label(gold, np.full((4, 2), value), ["a", "b"])["micro_f1"] == 0.0
+    assert multi_label_metrics(gold, np.full((4, 2), value), ["a", "b"])["micro_f1"] == 0.0
 
 
 # A number for each example
@@ -95,7 +103,7 @@ def test_predictions_that_are_all_the_same_are_scored_without_a_warning(value):
 
 def test_correlations_are_those_of_the_definition():
     gold, predicted = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 9.0, 16.0], dtype=np.float32)
-    told = regression(gold, predicted)
+    told = regression_metrics(gold, predicted)
     assert told["pearson"] == pytest.approx(np.corrcoef(gold, predicted)[0, 1])
     assert told["spearman"] == pytest.approx(1.0)
     assert told["mean_squared_error"] == pytest.approx((0 + 4 + 36 + 144) / 4)
@@ -104,20 +112,24 @@ def test_correlations_are_those_of_the_definition():
 @pytest.mark.parametrize("predicted", [[2.5, 2.5, 2.5], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0 + 1e-15]])
 def test_constant_numbers_have_no_correlation_and_give_no_warning(predicted):
     varying = np.array([1.0, 2.0, 3.0])
-    for told in (regression(varying, np.array(predicted)), regression(np.array(predicted), varying)):
+    for told in (regression_metrics(varying, np.array(predicted)), regression_metrics(np.array(predicted), varying)):
         assert (told["pearson"], told["spearman"]) == (0.0, 0.0)
         assert told["mean_squared_error"] > 0
 
 
 def test_single_number_has_no_correlation():
-    assert regression(np.array([1.0]), np.array([3.0])) == {"pearson": 0.0, "spearman": 0.0, "mean_squared_error": 4.0}
+    assert regression_metrics(np.array([1.0]), np.array([3.0])) == {
+        "pearson": 0.0,
+        "spearman": 0.0,
+        "mean_squared_error": 4.0,
+    }
 
 
 # A tag for each word
 
 
 def test_tags_without_entities_have_a_confusion():
-    told = tagging([["DET", "NOUN"], ["VERB"]], [["DET", "VERB"], ["VERB"]], entities=False)
+    told = tagging_metrics([["DET", "NOUN"], ["VERB"]], [["DET", "VERB"], ["VERB"]], entities=False)
     assert told["accuracy"] == pytest.approx(2 / 3)
     assert told["labels"] == ["DET", "NOUN", "VERB"]
     assert told["confusion"] == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
@@ -127,7 +139,7 @@ def test_tags_without_entities_have_a_confusion():
 def test_entity_counts_only_with_all_its_words_and_its_type():
     gold = [["B-PER", "I-PER", "O", "B-LOC"], ["B-ORG", "O"]]
     predicted = [["B-PER", "O", "O", "B-LOC"], ["B-LOC", "O"]]
-    told = tagging(gold, predicted, entities=True)
+    told = tagging_metrics(gold, predicted, entities=True)
     assert told["accuracy"] == pytest.approx(4 / 6)
     assert (told["precision"], told["recall"], told["f1"]) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert told["per_label"] == [
@@ -138,8 +150,8 @@ def test_entity_counts_only_with_all_its_words_and_its_type():
 
 
 def test_tag_inside_opens_an_entity_as_in_conlleval():
-    assert tagging([["O", "B-PER", "I-PER"]], [["O", "I-PER", "I-PER"]], entities=True)["f1"] == 1.0
-    assert tagging([["B-PER", "B-LOC"]], [["B-PER", "I-LOC"]], entities=True)["f1"] == 1.0
+    assert tagging_metrics([["O", "B-PER", "I-PER"]], [["O", "I-PER", "I-PER"]], entities=True)["f1"] == 1.0
+    assert tagging_metrics([["B-PER", "B-LOC"]], [["B-PER", "I-LOC"]], entities=True)["f1"] == 1.0
 
 
 @pytest.mark.parametrize("marks", ["BIOES", "BILOU", "BMMES"])
@@ -147,7 +159,7 @@ def test_entities_of_schemes_with_ends_and_single_words_are_counted(marks):
     begin, inside, _, end, single = marks if marks != "BILOU" else "BIOLU"
     gold = [[f"{single}-PER", f"{single}-PER", "O", f"{begin}-LOC", f"{inside}-LOC", f"{end}-LOC"]]
     predicted = [[f"{single}-PER", "O", "O", f"{begin}-LOC", f"{inside}-LOC", f"{end}-LOC"]]
-    told = tagging(gold, predicted, entities=True)
+    told = tagging_metrics(gold, predicted, entities=True)
     assert (told["precision"], told["recall"]) == pytest.approx((1.0, 2 / 3))
     assert [(row["label"], row["count"]) for row in told["per_label"]] == [("LOC", 1), ("PER", 2)]
 
@@ -158,20 +170,20 @@ def test_entities_agree_with_seqeval():
     rng = random.Random(0)
     tags = ["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
     gold, predicted = ([[rng.choice(tags) for _ in range(9)] for _ in range(40)] for _ in range(2))
-    told = tagging(gold, predicted, entities=True)
+    told = tagging_metrics(gold, predicted, entities=True)
     for name, of in (("precision", "precision_score"), ("recall", "recall_score"), ("f1", "f1_score")):
         assert told[name] == pytest.approx(getattr(seqeval.metrics, of)(gold, predicted))
 
 
 def test_predictions_without_an_entity_score_nothing_and_give_no_warning():
-    told = tagging([["B-PER", "O"]], [["O", "O"]], entities=True)
+    told = tagging_metrics([["B-PER", "O"]], [["O", "O"]], entities=True)
     assert (told["accuracy"], told["precision"], told["recall"], told["f1"]) == (0.5, 0.0, 0.0, 0.0)
-    assert tagging([["O"]], [["O"]], entities=True)["per_label"] == []
+    assert tagging_metrics([["O"]], [["O"]], entities=True)["per_label"] == []
 
 
 def test_text_with_too_few_tags_is_refused():
     with pytest.raises(DataError, match="text 2 has 1 predictions for 2 words"):
-        tagging([["O"], ["O", "O"]], [["O"], ["O"]], entities=True)
+        tagging_metrics([["O"], ["O", "O"]], [["O"], ["O"]], entities=True)
 
 
 # Answers in passages, in English
@@ -215,14 +227,14 @@ def made_up_answers(seed, *, impossible, number=200):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_answers_agree_with_torchmetrics(seed):
-    from torchmetrics.functional.text import squad as theirs
+    from torchmetrics.functional.text import squad_metrics as theirs
 
     gold, predicted, _ = made_up_answers(seed, impossible=0.0)
     wanted = theirs(
         [{"id": question, "prediction_text": answer} for question, answer in predicted.items()],
         [{"id": q, "answers": {"text": texts, "answer_start": [0] * len(texts)}} for q, texts in gold.items()],
     )
-    told = squad(gold, predicted)
+    told = squad_metrics(gold, predicted)
     for name in ("exact_match", "f1"):
         assert told[name] == pytest.approx(float(wanted[name]), rel=1e-6)  # theirs is in fp32
     assert set(told) == {"exact_match", "f1"}
@@ -242,15 +254,15 @@ def test_answers_agree_with_torchmetrics(seed):
     ],
 )
 def test_answer_is_compared_without_articles_punctuation_and_case(right, given, exact, f1):
-    assert squad({"q": [right]}, {"q": given}) == pytest.approx({"exact_match": exact, "f1": f1})
+    assert squad_metrics({"q": [right]}, {"q": given}) == pytest.approx({"exact_match": exact, "f1": f1})
 
 
 def test_best_right_answer_counts():
-    assert squad({"q": ["no", "yes sir"]}, {"q": "yes"})["f1"] == pytest.approx(100 * 2 / 3)
+    assert squad_metrics({"q": ["no", "yes sir"]}, {"q": "yes"})["f1"] == pytest.approx(100 * 2 / 3)
 
 
 def test_question_without_an_answer_is_right_when_nothing_is_answered():
-    told = squad({"a": [], "b": [], "c": ["x y"]}, {"a": "", "b": "x", "c": "x"})
+    told = squad_metrics({"a": [], "b": [], "c": ["x y"]}, {"a": "", "b": "x", "c": "x"})
     assert told == pytest.approx(
         {
             "exact_match": 100 / 3,
@@ -264,14 +276,14 @@ def test_question_without_an_answer_is_right_when_nothing_is_answered():
 
 
 def test_kind_of_question_that_does_not_occur_is_not_told():
-    assert set(squad({"a": []}, {"a": ""})) == {"exact_match", "f1", "no_answer_exact", "no_answer_f1"}
+    assert set(squad_metrics({"a": []}, {"a": ""})) == {"exact_match", "f1", "no_answer_exact", "no_answer_f1"}
 
 
 def test_answer_above_the_threshold_counts_as_none():
     gold, predicted = {"a": [], "b": ["x"]}, {"a": "y", "b": "x"}
-    assert squad(gold, predicted, no_answer={"a": 2.0, "b": 2.0}, threshold=1.0)["f1"] == 50
-    assert squad(gold, predicted, no_answer={"a": 2.0, "b": 1.0}, threshold=1.0)["f1"] == 100
-    assert squad(gold, predicted, no_answer={"a": 1.0, "b": 1.0}, threshold=1.0)["f1"] == 50
+    assert squad_metrics(gold, predicted, no_answer={"a": 2.0, "b": 2.0}, threshold=1.0)["f1"] == 50
+    assert squad_metrics(gold, predicted, no_answer={"a": 2.0, "b": 1.0}, threshold=1.0)["f1"] == 100
+    assert squad_metrics(gold, predicted, no_answer={"a": 1.0, "b": 1.0}, threshold=1.0)["f1"] == 50
 
 
 def test_figures_of_the_script_for_v2_are_met():
@@ -279,7 +291,7 @@ def test_figures_of_the_script_for_v2_are_met():
     gold = {"1": ["in Paris", "Paris"], "2": [], "3": ["the", "1889"], "4": [], "5": ["Gustave Eiffel"], "6": []}
     predicted = {"1": "the Paris", "2": "London", "3": "1889", "4": "", "5": "Eiffel", "6": "x"}
     no_answer = {"1": 0.1, "2": 0.9, "3": 0.6, "4": 0.2, "5": 0.3, "6": 0.4}
-    told = squad(gold, predicted, no_answer=no_answer, threshold=0.5)
+    told = squad_metrics(gold, predicted, no_answer=no_answer, threshold=0.5)
     assert told == pytest.approx(
         {
             "exact_match": 50.0,
@@ -301,10 +313,13 @@ def test_no_other_threshold_is_better_than_the_best(seed, digits):
     gold, predicted, no_answer = made_up_answers(seed, impossible=0.5, number=40)
     no_answer = {question: round(value, digits) for question, value in no_answer.items()}
     threshold, f1, exact = best_threshold(gold, predicted, no_answer)
-    told = squad(gold, predicted, no_answer=no_answer, threshold=threshold)
+    told = squad_metrics(gold, predicted, no_answer=no_answer, threshold=threshold)
     assert (told["f1"], told["exact_match"]) == pytest.approx((f1, exact))
     assert (told["best_threshold"], told["best_f1"], told["best_exact"]) == (threshold, f1, exact)
-    others = {value: squad(gold, predicted, no_answer=no_answer, threshold=value)["f1"] for value in no_answer.values()}
+    others = {
+        value: squad_metrics(gold, predicted, no_answer=no_answer, threshold=value)["f1"]
+        for value in no_answer.values()
+    }
     assert f1 == pytest.approx(max(others.values()))
     assert threshold == min(value for value, other in others.items() if other > f1 - 1e-9)
 
@@ -314,7 +329,7 @@ def test_threshold_that_leaves_all_unanswered_lies_below_all(lowest, threshold):
     no_answer = {"a": lowest, "b": lowest + 1}
     gold, predicted = {"a": [], "b": []}, {"a": "x", "b": "y"}
     assert best_threshold(gold, predicted, no_answer) == (threshold, 100.0, 100.0)
-    assert squad(gold, predicted, no_answer=no_answer, threshold=threshold)["f1"] == 100.0
+    assert squad_metrics(gold, predicted, no_answer=no_answer, threshold=threshold)["f1"] == 100.0
 
 
 # Answers in passages, in Chinese and Japanese
@@ -335,7 +350,7 @@ def test_threshold_that_leaves_all_unanswered_lies_below_all(lowest, threshold):
     ],
 )
 def test_chinese_answer_is_compared_by_characters_and_words(right, given, exact, f1):
-    assert squad({"q": [right]}, {"q": given}, language="zh") == pytest.approx({"exact_match": exact, "f1": f1})
+    assert squad_metrics({"q": [right]}, {"q": given}, language="zh") == pytest.approx({"exact_match": exact, "f1": f1})
 
 
 @pytest.mark.parametrize(
@@ -349,11 +364,11 @@ def test_chinese_answer_is_compared_by_characters_and_words(right, given, exact,
     ],
 )
 def test_japanese_answer_is_compared_by_characters(right, given, exact, f1):
-    assert squad({"q": [right]}, {"q": given}, language="ja") == pytest.approx({"exact_match": exact, "f1": f1})
+    assert squad_metrics({"q": [right]}, {"q": given}, language="ja") == pytest.approx({"exact_match": exact, "f1": f1})
 
 
 def test_chinese_question_may_have_no_answer():
-    told = squad({"a": [], "b": ["北京"]}, {"a": "", "b": "北京"}, language="zh")
+    told = squad_metrics({"a": [], "b": ["北京"]}, {"a": "", "b": "北京"}, language="zh")
     assert (told["f1"], told["no_answer_f1"]) == (100, 100)
     assert best_threshold({"a": ["北京"]}, {"a": "北京"}, {"a": 2.0}, language="zh") == (2.0, 100.0, 100.0)
 
@@ -362,20 +377,20 @@ def test_chinese_question_may_have_no_answer():
 
 
 def test_spread_is_mean_and_standard_deviation():
-    assert spread([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1.0))
-    assert spread([0.5]) == (0.5, 0.0)
+    assert mean_std([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1.0))
+    assert mean_std([0.5]) == (0.5, 0.0)
 
 
 def test_results_are_plain_numbers():
     ones, flags = numbers(0, 1), np.array([[True, False], [False, False]])
     reals = np.array([1.0, 2.0], dtype=np.float32)
     told = [
-        classification(ones, ones, ["a", "b"]),
-        multi_label(flags, flags, ["a", "b"]),
-        regression(reals, reals),
-        tagging([["B-PER"]], [["O"]], entities=True),
-        tagging([["X"]], [["Y"]], entities=False),
-        squad({"a": []}, {"a": ""}, no_answer={"a": 1.0}),
+        classification_metrics(ones, ones, ["a", "b"]),
+        multi_label_metrics(flags, flags, ["a", "b"]),
+        regression_metrics(reals, reals),
+        tagging_metrics([["B-PER"]], [["O"]], entities=True),
+        tagging_metrics([["X"]], [["Y"]], entities=False),
+        squad_metrics({"a": []}, {"a": ""}, no_answer={"a": 1.0}),
     ]
     assert json.loads(json.dumps(told, allow_nan=False)) == told
 
@@ -383,11 +398,14 @@ def test_results_are_plain_numbers():
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        (lambda: classification(numbers(), numbers(), ["a"]), "nothing to score"),
-        (lambda: tagging([["O"]], [], entities=False), "0 predictions for 1 examples"),
-        (lambda: tagging([[]], [[]], entities=True), "nothing to score"),
-        (lambda: squad({}, {}), "nothing to score"),
-        (lambda: squad({"a": ["x"], "b": ["y"]}, {"a": "x"}), "1 of 2 questions have no prediction, 'b' among them"),
+        (lambda: classification_metrics(numbers(), numbers(), ["a"]), "nothing to score"),
+        (lambda: tagging_metrics([["O"]], [], entities=False), "0 predictions for 1 examples"),
+        (lambda: tagging_metrics([[]], [[]], entities=True), "nothing to score"),
+        (lambda: squad_metrics({}, {}), "nothing to score"),
+        (
+            lambda: squad_metrics({"a": ["x"], "b": ["y"]}, {"a": "x"}),
+            "1 of 2 questions have no prediction, 'b' among them",
+        ),
         (lambda: best_threshold({"a": ["x"]}, {"a": "x"}, {}), "1 of 1 questions have no no_answer, 'a' among them"),
     ],
 )

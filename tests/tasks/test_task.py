@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stemformer.errors import ConfigError
-from stemformer.tasks.examples import TaskExamples, make_example, trimmed, windows
+from stemformer.tasks.examples import TaskExamples, make_example, sliding_windows, truncate_pair
 from stemformer.tasks.task import TaskConfig
 
 
@@ -14,7 +14,7 @@ from stemformer.tasks.task import TaskConfig
 @pytest.mark.parametrize("room", [1, 2, 5, 8])
 def test_windows_cover_every_place_and_share_the_stride(room, stride):
     for length in range(0, 41):
-        spans = windows(length, room, stride)
+        spans = sliding_windows(length, room, stride)
         assert (spans[0][0], spans[-1][1]) == (0, length)
         assert all(end - begin == min(room, length) for begin, end in spans)
         for (a, b), (c, _) in pairwise(spans):
@@ -24,12 +24,12 @@ def test_windows_cover_every_place_and_share_the_stride(room, stride):
 
 @pytest.mark.parametrize("room", [62, 125, 381])
 def test_windows_are_few_whatever_stride_is_asked(room):
-    assert len(windows(1600, room, 128)) <= 2 * 1600 / room
+    assert len(sliding_windows(1600, room, 128)) <= 2 * 1600 / room
 
 
 def test_one_window_holds_what_fits():
-    assert windows(8, 8, 3) == [(0, 8)]
-    assert windows(0, 8, 3) == [(0, 0)]
+    assert sliding_windows(8, 8, 3) == [(0, 8)]
+    assert sliding_windows(0, 8, 3) == [(0, 0)]
 
 
 @pytest.mark.parametrize("room", [1, 2, 5, 6])
@@ -39,7 +39,7 @@ def test_trimming_takes_one_token_at_a_time_from_the_longer_text(room):
             a, b = first, second
             while a + b > room:
                 a, b = (a - 1, b) if a > b else (a, b - 1)
-            assert trimmed(first, second, room) == (a, b)
+            assert truncate_pair(first, second, room) == (a, b)
 
 
 def test_example_of_a_pair_has_two_segments(tokenizer):

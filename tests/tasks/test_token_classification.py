@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stemformer.data.labelled.token_classification import TaggedSentence, join_words
+from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens
 from stemformer.tasks.task import TaskConfig
 from stemformer.tasks.token_classification import IGNORE_INDEX, Tag
 
@@ -13,7 +13,7 @@ TAGS = ("O", "B-X", "I-X")
 
 
 def sentence(words, tags=None, joiners=" "):
-    text, offsets = join_words(words, joiners)
+    text, offsets = join_tokens(words, joiners)
     return TaggedSentence(tuple(words), None if tags is None else tuple(tags), "here", text, offsets)
 
 
@@ -91,7 +91,7 @@ def test_windows_score_every_word_once_where_it_has_most_context(tokenizer, stri
         begins.append(at)
         at += 1
     assert all(b - a <= 12 - stride for a, b in pairwise(begins))
-    firsts = np.flatnonzero(np.isin(whole.offsets[:, 0], [a for a, _ in join_words(words)[1]]))
+    firsts = np.flatnonzero(np.isin(whole.offsets[:, 0], [a for a, _ in join_tokens(words)[1]]))
     for number, words_here in enumerate(examples.scored):
         for word in words_here.tolist():
             context = [min(firsts[word] - b, b + 11 - firsts[word]) for b in begins]

@@ -9,18 +9,18 @@ from stemformer.config import with_settings
 from stemformer.errors import ConfigError
 from stemformer.recipes import bert_tiny
 from stemformer.training import budget as module
-from stemformer.training.budget import TIMED_WARMUP_STEPS, Decision, Timetable
+from stemformer.training.budget import TIMED_WARMUP_STEPS, DecayDecision, TrainingBudget
 from stemformer.training.config import BudgetConfig
 
 
 def timed(folder, seconds=100.0, *settings):
     config = with_settings(replace(bert_tiny(), budget=BudgetConfig(seconds=seconds)), list(settings))
-    return Timetable(config, None, folder)
+    return TrainingBudget(config, None, folder)
 
 
 def counted(folder, num_steps, *settings):
     config = with_settings(replace(bert_tiny(), budget=BudgetConfig(steps=num_steps)), list(settings))
-    return Timetable(config, num_steps, folder)
+    return TrainingBudget(config, num_steps, folder)
 
 
 def decided(table, *, step, seconds):
@@ -38,7 +38,7 @@ def test_rate_on_the_clock_rises_stays_and_falls(tmp_path):
     table = timed(tmp_path, 100.0, "schedule.warmup_steps=4", "schedule.decay_share=0.2")
     assert [table.factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert table.factor(10**6) == 1.0  # for as long as nothing is decided
-    assert decided(table, step=40, seconds=80.0) == Decision(100.0, decay_step=40, last_step=50)
+    assert decided(table, step=40, seconds=80.0) == DecayDecision(100.0, decay_step=40, last_step=50)
     assert [table.factor(step) for step in (38, 39)] == [1.0, 1.0]
     assert [table.factor(step) for step in range(40, 50)] == pytest.approx([1 - i / 10 for i in range(10)])
 
@@ -79,7 +79,7 @@ def test_nothing_is_decided_before_the_time_of_the_fall(tmp_path):
     table = timed(tmp_path, 100.0, "schedule.decay_share=0.25")
     assert table.decide(30, 74.9) is None
     assert not (tmp_path / "schedule.json").exists()
-    assert table.decide(30, 75.0) == Decision(100.0, 30, 40)
+    assert table.decide(30, 75.0) == DecayDecision(100.0, 30, 40)
 
 
 @pytest.mark.parametrize(("seconds", "last"), [(80.0, 50), (90.0, 44), (100.0, 41), (500.0, 41)])
@@ -96,7 +96,7 @@ def test_run_without_a_fall_ends_one_step_after_its_time(tmp_path):
 
 def test_run_that_falls_from_the_start_decides_at_once(tmp_path):
     table = timed(tmp_path, 100.0, "schedule.decay_share=1.0")
-    assert table.decide(1, 4.0) == Decision(100.0, decay_step=1, last_step=25)
+    assert table.decide(1, 4.0) == DecayDecision(100.0, decay_step=1, last_step=25)
 
 
 def test_decision_is_made_once(tmp_path):
@@ -152,7 +152,9 @@ def overwriting(tiny, no_timing, tmp_path_factory):
     """A run of half a second in a folder that holds the decision of an older one, and how it ended."""
     out = tmp_path_factory.mktemp("timed") / "run"
     out.mkdir()
-    old = Decision(0.5, decay_step=0, last_step=2)  # no clock decides before the first step, so none decides the same
+    old = DecayDecision(
+        0.5, decay_step=0, last_step=2
+    )  # no clock decides before the first step, so none decides the same
     (out / "schedule.json").write_text(json.dumps(asdict(old)))
     sizes = ["model.hidden_size=16", "model.intermediate_size=32", "batch.rows=2", "batch.row_length=16"]
     seldom = ["evaluation.rows=2", "evaluation.blanks=0", "evaluation.every=1000"]
@@ -162,7 +164,7 @@ def overwriting(tiny, no_timing, tmp_path_factory):
 
 def test_new_run_does_not_follow_what_an_overwritten_one_decided(overwriting):
     out, ended = overwriting
-    stored = Decision(**json.loads((out / "schedule.json").read_text()))
+    stored = DecayDecision(**json.loads((out / "schedule.json").read_text()))
     assert stored.decay_step > 0
     assert ended["steps"] == stored.last_step
 

@@ -6,7 +6,7 @@ from stemformer.commands.pretrain import read_seconds
 from stemformer.config import from_toml, to_toml, with_settings
 from stemformer.errors import ConfigError
 from stemformer.recipes import RECIPES, bert_base_2018, bert_tiny, find_recipe
-from stemformer.training.config import BatchConfig, BudgetConfig, PhaseConfig, RunConfig, num_steps_of, run_class
+from stemformer.training.config import BatchConfig, BudgetConfig, PhaseConfig, RunConfig, config_class, num_steps_for
 
 
 def run_of(rows=4, **budget):
@@ -14,14 +14,14 @@ def run_of(rows=4, **budget):
 
 
 def steps(num_examples=10, num_tokens=1000, rows=4, **budget):
-    return num_steps_of(run_of(rows, **budget), num_examples=[num_examples], num_tokens=[num_tokens])
+    return num_steps_for(run_of(rows, **budget), num_examples=[num_examples], num_tokens=[num_tokens])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_comes_back_from_toml(recipe):
     config = find_recipe(recipe)
     text = to_toml(config)
-    assert from_toml(run_class(text, recipe), text) == config
+    assert from_toml(config_class(text, recipe), text) == config
 
 
 def test_settings_of_every_table_come_back_from_toml():
@@ -112,7 +112,7 @@ def phased(*phases, rows=10, **budget):
 
 
 def phased_steps(config, num_examples=(100, 30), num_tokens=(10_000, 10_500)):
-    return num_steps_of(config, num_examples=num_examples, num_tokens=num_tokens)
+    return num_steps_for(config, num_examples=num_examples, num_tokens=num_tokens)
 
 
 def test_parts_of_a_run_are_its_batch_and_then_its_phases():

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from stemformer.cli.exit_codes import Terminated, signals_raise
-from stemformer.training.interrupts import StopBetweenSteps
+from stemformer.training.interrupts import GracefulInterrupt
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -17,30 +17,30 @@ def same_handlers_after():
 
 
 def test_no_signal_requests_nothing():
-    with StopBetweenSteps() as stop:
+    with GracefulInterrupt() as stop:
         assert not stop.is_requested
 
 
 def test_first_interrupt_is_only_noted():
-    with StopBetweenSteps() as stop:
+    with GracefulInterrupt() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.is_requested
 
 
 def test_second_interrupt_acts_at_once():
-    with pytest.raises(KeyboardInterrupt), StopBetweenSteps():
+    with pytest.raises(KeyboardInterrupt), GracefulInterrupt():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
 
 def test_noted_interrupt_acts_between_steps():
-    with pytest.raises(KeyboardInterrupt), StopBetweenSteps() as stop:
+    with pytest.raises(KeyboardInterrupt), GracefulInterrupt() as stop:
         signal.raise_signal(signal.SIGINT)
         stop.act()
 
 
 def test_noted_sigterm_acts_as_sigterm():
-    with signals_raise(), pytest.raises(Terminated), StopBetweenSteps() as stop:
+    with signals_raise(), pytest.raises(Terminated), GracefulInterrupt() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_requested
         stop.act()
@@ -48,7 +48,7 @@ def test_noted_sigterm_acts_as_sigterm():
 
 def test_handlers_come_back_after_an_error():
     before = [signal.getsignal(number) for number in SIGNALS]
-    with pytest.raises(ValueError, match="ours"), StopBetweenSteps():
+    with pytest.raises(ValueError, match="ours"), GracefulInterrupt():
         raise ValueError("ours")
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
@@ -57,7 +57,7 @@ def test_other_thread_trains_without_handlers():
     outcome = []
 
     def work():
-        with StopBetweenSteps() as stop:
+        with GracefulInterrupt() as stop:
             outcome.append(stop.is_requested)
 
     thread = threading.Thread(target=work)
@@ -67,7 +67,7 @@ def test_other_thread_trains_without_handlers():
 
 
 def test_second_sigterm_is_ignored_until_the_step_is_saved():
-    with signals_raise(), pytest.raises(Terminated), StopBetweenSteps() as stop:
+    with signals_raise(), pytest.raises(Terminated), GracefulInterrupt() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_requested

@@ -7,7 +7,7 @@ import torch
 
 from stemformer.errors import ConfigError
 from stemformer.io import read_jsonl
-from stemformer.training.log import RunLog, StepSums
+from stemformer.training.log import MetricAccumulator, RunLog
 
 
 def write_jsonl(path, steps):
@@ -69,7 +69,7 @@ def test_log_without_file_is_empty(tmp_path):
 
 
 def test_sums_give_means_over_places():
-    sums = StepSums()
+    sums = MetricAccumulator()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
     sums.add_loss("masked_lm", torch.tensor(4.0), torch.tensor(1), 1)
     line = sums.take(peak=1.0)
@@ -78,7 +78,7 @@ def test_sums_give_means_over_places():
 
 
 def test_sums_keep_losses_apart_by_name():
-    sums = StepSums()
+    sums = MetricAccumulator()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
     sums.add_loss("next_sentence", torch.tensor(1.0), torch.tensor(2), 2)
     line = sums.take(peak=1.0)
@@ -86,13 +86,13 @@ def test_sums_keep_losses_apart_by_name():
 
 
 def test_sums_of_no_place_are_zero():
-    sums = StepSums()
+    sums = MetricAccumulator()
     sums.add_loss("masked_lm", torch.tensor(0.0), torch.tensor(0), 0)
     assert sums.take(peak=1.0)["masked_lm_loss"] == 0.0
 
 
 def test_sums_begin_again_after_a_line():
-    sums = StepSums()
+    sums = MetricAccumulator()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
     sums.take(peak=1.0)
     sums.add_loss("masked_lm", torch.tensor(1.0), torch.tensor(0), 1)
@@ -100,7 +100,7 @@ def test_sums_begin_again_after_a_line():
 
 
 def test_fill_is_the_mean_share_of_places():
-    sums = StepSums()
+    sums = MetricAccumulator()
     sums.add_step(tokens=90, places=100, displaced=0, flops=0.0)
     sums.add_step(tokens=70, places=100, displaced=8, flops=0.0)
     line = sums.take(peak=1.0)
@@ -109,7 +109,7 @@ def test_fill_is_the_mean_share_of_places():
 
 
 def test_rates_are_of_the_time_since_the_last_line():
-    sums = StepSums()
+    sums = MetricAccumulator()
     sums.add_step(tokens=100, places=100, displaced=0, flops=2000.0)
     time.sleep(0.05)
     line = sums.take(peak=1000.0)
@@ -119,7 +119,7 @@ def test_rates_are_of_the_time_since_the_last_line():
 
 
 def test_loss_is_let_go_of_its_graph():
-    sums = StepSums()
+    sums = MetricAccumulator()
     total = torch.ones(1, requires_grad=True).sum()
     sums.add_loss("masked_lm", total, torch.tensor(0), 1)
     assert not any(kept.requires_grad for _, kept, _, _ in sums._waiting)

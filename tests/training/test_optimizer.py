@@ -7,8 +7,8 @@ from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 from stemformer.training.lr_schedule import ScheduleConfig, learning_rate_factor
-from stemformer.training.muon import orthogonalise
-from stemformer.training.optimizer import OptimizerConfig, clip, make_optimizer
+from stemformer.training.muon import newton_schulz
+from stemformer.training.optimizer import OptimizerConfig, clip_grad_norm, make_optimizer
 
 KINDS = ["linear", "cosine", "constant", "wsd"]
 
@@ -194,7 +194,7 @@ def test_muon_step_is_that_of_the_published_algorithm():
         with_gradients(model, seed)
         optimizer.step()
         momentum = 0.9 * momentum + 0.1 * weight.grad
-        x = orthogonalise((0.1 * weight.grad + 0.9 * momentum)[None])[0]
+        x = newton_schulz((0.1 * weight.grad + 0.9 * momentum)[None])[0]
         before = before * (1 - 0.03 * 0.1) - 0.03 * 0.2 * max(weight.shape) ** 0.5 * x
     torch.testing.assert_close(weight.detach(), before, rtol=1e-5, atol=1e-7)
 
@@ -208,13 +208,13 @@ def test_muon_takes_query_key_and_value_for_three_matrices():
     for part in range(3):
         rows = slice(part * d, (part + 1) * d)
         moved = (before - weight.detach())[rows] / (0.2 * d**0.5)
-        torch.testing.assert_close(moved, orthogonalise(gradient[rows][None])[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(moved, newton_schulz(gradient[rows][None])[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 4), (2, 4, 16)])
 def test_orthogonalised_matrices_keep_their_directions(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonalise(matrices)
+    found = newton_schulz(matrices)
     assert found.shape == matrices.shape
     values = torch.linalg.svdvals(found)
     assert float(values.min()) > 0.5 and float(values.max()) < 1.3
@@ -225,7 +225,7 @@ def test_orthogonalised_matrices_keep_their_directions(shape):
 
 
 def test_a_matrix_of_zeros_stays_finite():
-    assert orthogonalise(torch.zeros(1, 4, 4)).count_nonzero() == 0
+    assert newton_schulz(torch.zeros(1, 4, 4)).count_nonzero() == 0
 
 
 def test_muon_refuses_an_impossible_momentum():
@@ -252,7 +252,7 @@ def test_clipped_step_is_that_of_gradients_that_are_scaled_first(kind, longest):
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             a.grad = torch.randn(a.shape, generator=generator)
             b.grad = a.grad.clone()
-        norm = clip(optimizers[0], ours.parameters(), longest)
+        norm = clip_grad_norm(optimizers[0], ours.parameters(), longest)
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), longest or math.inf)
         assert norm == expected > 0.5
         for optimizer in optimizers:
@@ -267,6 +267,6 @@ def test_short_gradient_after_a_long_one_is_not_scaled():
     for size in (10.0, 1e-3):
         for p in model.parameters():
             p.grad = torch.full_like(p, size)
-        clip(optimizer, model.parameters(), 1.0)
+        clip_grad_norm(optimizer, model.parameters(), 1.0)
     optimizer.step()
     assert all(torch.equal(p.grad, torch.full_like(p, 1e-3)) for p in model.parameters())

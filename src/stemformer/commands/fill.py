@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from stemformer.device import autocast, choose_device, choose_precision, use_threads
+from stemformer.device import autocast, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.fill_mask import fill_masks, pseudo_log_likelihood
 from stemformer.huggingface.load import load_with_tokenizer
@@ -41,7 +41,7 @@ def fill(
         )
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}: expected at least 1")
-    use_threads(threads)
+    set_threads(threads)
     torch_device = choose_device(device)
     opened, tokenizer = load_with_tokenizer(model)
     if "masked_lm" not in opened.heads:

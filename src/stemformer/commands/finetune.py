@@ -12,35 +12,41 @@ import torch
 
 from stemformer.commands.pretrain import resolve
 from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.device import autocast, choose_compile, choose_device, choose_precision, use_threads
+from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.inference import predict_scores
 from stemformer.huggingface.load import find_folder, load_model
 from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_file, write_folder
 from stemformer.models.model import BodyConfig, Model, make_model
-from stemformer.objectives.objective import WithLoss
-from stemformer.output_dir import alone, free_folder, refuse_inside
+from stemformer.objectives.objective import LossModule
+from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.finetuning import curves_of_log, write_task_report
 from stemformer.tasks.dataset import LabelledData, encode, most_frequent, read_labelled
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.metrics import midway, spread
+from stemformer.tasks.metrics import mean_std, threshold_midpoint
 from stemformer.tasks.predictions import examples_to_show
 from stemformer.tasks.question_answering import QuestionAnswering
 from stemformer.tasks.task import TaskConfig
-from stemformer.training.budget import Timetable
+from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
 from stemformer.training.config import BatchConfig, FinetuneConfig
-from stemformer.training.distributed import Ranks, is_restarted, this_rank, whole_tensors
-from stemformer.training.initialization import head_is_kept, open_model, put_on_device
-from stemformer.training.log import StepSums
-from stemformer.training.loop import Phase, Position, Setup, train
-from stemformer.training.resume import check_goes_on, find_run, go_on, make_ready, refuse_changes
+from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed, is_restarted
+from stemformer.training.initialization import head_is_kept, load_initial_model, put_on_device
+from stemformer.training.log import MetricAccumulator
+from stemformer.training.loop import Phase, TrainingContext, TrainState, train
+from stemformer.training.resume import (
+    check_config_unchanged,
+    find_checkpoint,
+    prepare_run_dir,
+    restore,
+    validate_resume,
+)
 from stemformer.training.throughput import compile_blocks, matmul_rate
 
 
-@alone
+@exclusive_output_dir
 def finetune(
     task: str,
     *,
@@ -128,8 +134,8 @@ def finetune(
         compile=compile,
     )
     restarts = is_restarted(Path(out))
-    folder = free_folder(out, resume=resume or restarts, overwrite=overwrite and not restarts)
-    refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
+    folder = prepare_output_dir(out, resume=resume or restarts, overwrite=overwrite and not restarts)
+    check_not_inside_inputs(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
     if trials < 1:
         raise ConfigError(f"--trials {trials}: expected at least 1")
     if trials > 1 and (folder / "config.toml").is_file() and not overwrite:
@@ -211,26 +217,32 @@ def _run(
     config: FinetuneConfig, data: LabelledData, folder: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
     resume = resume or is_restarted(folder)
-    found = find_run(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
+    found = find_checkpoint(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
     task = copy(data.problem.task)  # a trial must not see what the one before has tuned
     data = replace(data, problem=replace(data.problem, task=task))
     source = find_folder(found.newest if found else config.model)
-    with this_rank(choose_device(config.compute.device)) as ranks:
+    with init_distributed(choose_device(config.compute.device)) as ranks:
         progress = progress if ranks.is_first else Silent()
-        use_threads(config.compute.threads)
-        model, tokenizer, max_length = open_model(config, task, source, is_begun=found is not None)
+        set_threads(config.compute.threads)
+        model, tokenizer, max_length = load_initial_model(config, task, source, is_begun=found is not None)
         examples, dev, notes = encode(data, tokenizer, max_length, progress)
-        setup, last = make_setup(config, data, examples, dev, tokenizer, model, ranks, folder, max_length, progress)
+        setup, last = make_finetuning_context(
+            config, data, examples, dev, tokenizer, model, ranks, folder, max_length, progress
+        )
         if found is not None:
             assert isinstance(setup.config, FinetuneConfig)
-            refuse_changes(found.config, setup.config)
-            check_goes_on(found, setup)
+            check_config_unchanged(found.config, setup.config)
+            validate_resume(found, setup)
         ranks.wait()
         if ranks.is_first:
-            make_ready(folder, found, setup.config, progress)
+            prepare_run_dir(folder, found, setup.config, progress)
         ranks.wait()
         module, optimizer = put_on_device(model, setup)
-        at = go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
+        at = (
+            restore(found, model, optimizer, setup, progress)
+            if found
+            else TrainState(sums=MetricAccumulator(None, ranks))
+        )
         if found is not None:
             _recall(at, setup)
         if found is None and head_is_kept(source, task):
@@ -241,7 +253,7 @@ def _run(
         if setup.environment["compile"]:
             compile_blocks(model)
         train(model, module, optimizer, setup, at, progress=progress)
-        weights = whole_tensors(model.state_dict())
+        weights = gather_full_state(model.state_dict())
         told: dict[str, Any] = {}
         if ranks.is_first:
             if config.evaluation.patience is not None:
@@ -268,18 +280,18 @@ def run_length(config: FinetuneConfig, num_examples: int) -> int:
     return config.budget.steps or max(1, math.ceil((config.budget.epochs or 3) * num_examples / rows - 1e-9))
 
 
-def make_setup(
+def make_finetuning_context(
     config: FinetuneConfig,
     data: LabelledData,
     examples: TaskExamples,
     dev: TaskExamples,
     tokenizer: Tokenizer,
     model: Model,
-    ranks: Ranks,
+    ranks: DistributedContext,
     folder: Path,
     max_length: int,
     progress: Progress | None = None,
-) -> tuple[Setup, list[Any]]:
+) -> tuple[TrainingContext, list[Any]]:
     """Returns all that a run needs beside its model, and a list that holds scores and loss of the last evaluation.
 
     Args:
@@ -321,9 +333,9 @@ def make_setup(
         named = {f"dev_{key}": value for key, value in figures.items()}
         return {**({} if loss is None else {"dev_loss": loss}), **named}
 
-    setup = Setup(
+    setup = TrainingContext(
         config=config,
-        timetable=Timetable(config, num_steps, folder),
+        timetable=TrainingBudget(config, num_steps, folder),
         objective=task,
         phases=[Phase(0, BatchConfig(rows, None, max_length, config.batch.micro_tokens), examples)],
         evaluate=evaluate,
@@ -336,7 +348,7 @@ def make_setup(
         folder=folder,
         ranks=ranks,
         describe=lambda figures: ", ".join(f"{key.replace('_', ' ')} {_shown(key, v)}" for key, v in figures.items()),
-        badness=lambda figures: -figures[f"dev_{name}"] if f"dev_{name}" in figures else None,
+        monitor=lambda figures: -figures[f"dev_{name}"] if f"dev_{name}" in figures else None,
         task=data.problem.told() | {"max_length": max_length},
     )
     return setup, last
@@ -347,7 +359,7 @@ def _finish(
     body: BodyConfig,
     data: LabelledData,
     dev: TaskExamples,
-    setup: Setup,
+    setup: TrainingContext,
     tokenizer: Tokenizer,
     max_length: int,
     notes: Sequence[str],
@@ -365,12 +377,12 @@ def _finish(
         progress.start("evaluating", total=len(dev), unit="examples")
         with autocast(setup.device, setup.precision):
             scores, loss = predict_scores(
-                WithLoss(model, setup.objective), task, dev, device=setup.device, on_examples=progress.advance
+                LossModule(model, setup.objective), task, dev, device=setup.device, on_examples=progress.advance
             )
     predictions = task.decode(scores, dev, data.dev)
     figures, details = data.problem.score(predictions, data.dev)
     if isinstance(task, QuestionAnswering) and task.config.no_answer:
-        task.threshold = midway(figures["best_threshold"], [p.no_answer for p in predictions])
+        task.threshold = threshold_midpoint(figures["best_threshold"], [p.no_answer for p in predictions])
         notes = [
             *notes,
             f"a question is left unanswered where that scores {task.threshold:+.2f} or more above the best answer (tuned on dev)",
@@ -410,7 +422,7 @@ def _over_trials(folder: Path, told: Sequence[dict[str, Any]]) -> dict[str, Any]
     names = [key for key, value in told[0].items() if isinstance(value, float)]
     out: dict[str, Any] = {"run": str(folder), "trials": len(told), "seeds": [t["seed"] for t in told]}
     for name in names:
-        mean, deviation = spread([t[name] for t in told])
+        mean, deviation = mean_std([t[name] for t in told])
         out[name] = {"mean": _rounded(mean), "spread": _rounded(deviation), "each": [_rounded(t[name]) for t in told]}
     out["models"] = [t["model"] for t in told]
     out["notes"] = told[0]["notes"]
@@ -431,10 +443,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _recall(at: Position, setup: Setup) -> None:
+def _recall(at: TrainState, setup: TrainingContext) -> None:
     """Fills in how good earlier evaluations were, from the log."""
     for line in read_jsonl(setup.folder / "log.jsonl"):
-        if line["kind"] == "evaluation" and line["step"] <= at.step and (now := setup.badness(line)) is not None:
+        if line["kind"] == "evaluation" and line["step"] <= at.step and (now := setup.monitor(line)) is not None:
             at.judge(now)
 
 
@@ -445,7 +457,7 @@ def _shown(name: str, value: float) -> str:
     return f"{value:.1%}" if is_share else f"{value:.3f}"
 
 
-def _told_of_start(setup: Setup, model: Model, examples: TaskExamples, max_length: int) -> str:
+def _told_of_start(setup: TrainingContext, model: Model, examples: TaskExamples, max_length: int) -> str:
     rows, steps = setup.phases[0].batch.rows, setup.timetable.num_steps or 0
     mean = examples.num_tokens / max(1, len(examples))
     return (

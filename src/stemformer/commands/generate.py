@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from stemformer.config import nearest
-from stemformer.device import choose_device, choose_precision, keep_freed_memory, use_threads
+from stemformer.device import choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import continue_texts
 from stemformer.huggingface.load import load_with_tokenizer
-from stemformer.models.inference.cached_gpt import CachedGpt
+from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.progress import Progress, Silent
 
 
@@ -126,14 +126,14 @@ def _generator(
                 f"generate has no option {name!r}{nearest(name, known)}: expected one of {', '.join(known)}"
             )
     config = DecodingConfig(**decoding)
-    use_threads(threads)
+    set_threads(threads)
     torch_device = choose_device(device)
     opened, tokenizer = load_with_tokenizer(model)
     if "causal_lm" not in opened.heads:
         raise ConfigError(f"{model} was not trained on the next word, so it cannot generate: give a GPT")
-    keep_freed_memory(torch_device)
+    configure_allocator(torch_device)
     opened.to(torch_device, torch.bfloat16 if choose_precision(precision, torch_device) == "bf16" else torch.float32)
-    reader = CachedGpt(opened, rows=config.num_beams) if is_kept else opened
+    reader = GptDecoder(opened, rows=config.num_beams) if is_kept else opened
     return lambda prompts, batch_size: map(
         asdict,
         continue_texts(prompts, reader, tokenizer, config, batch_size=batch_size, stop=stop, on_text=on_text),

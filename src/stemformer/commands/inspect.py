@@ -11,7 +11,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import DataError, TokenizerError
 from stemformer.huggingface.load import find_folder, load_model, read_task
 from stemformer.io import read_json_object, read_jsonl
-from stemformer.training.config import FinetuneConfig, RunConfig, run_class
+from stemformer.training.config import FinetuneConfig, RunConfig, config_class
 
 _RESULTS = {
     "trials.json": "run",
@@ -34,7 +34,7 @@ def inspect(path: str) -> dict[str, Any]:
     """
     folder = Path(path)
     if (folder / "manifest.json").is_file() or (folder / "progress.jsonl").is_file():
-        return told_of_data(path, read_manifest(folder))
+        return describe_dataset(path, read_manifest(folder))
     if (folder / "log.jsonl").is_file():
         return _told_of_run(folder)
     for name, what in _RESULTS.items():
@@ -54,7 +54,7 @@ def inspect(path: str) -> dict[str, Any]:
     raise DataError(f"{path} holds neither prepared data nor a run, a model or a tokenizer")
 
 
-def told_of_data(path: str, manifest: Manifest) -> dict[str, Any]:
+def describe_dataset(path: str, manifest: Manifest) -> dict[str, Any]:
     """Returns counts of prepared data and of what was skipped."""
     return {
         "data": path,
@@ -92,7 +92,7 @@ def _told_of_run(folder: Path) -> dict[str, Any]:
             "dev": list(config.dev),
         }
     else:
-        config = from_toml(run_class(text, str(folder)), text, source=str(folder))
+        config = from_toml(config_class(text, str(folder)), text, source=str(folder))
         of_config = {"recipe": config.recipe}
     lines = read_jsonl(folder / "log.jsonl")
     last: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from typing import Any
 from stemformer.config import check_seed
 from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.synthetic import find_synthetic, write_synthetic
-from stemformer.output_dir import refuse_existing
+from stemformer.output_dir import check_not_existing
 from stemformer.progress import Progress, Silent
 
 
@@ -38,7 +38,7 @@ def synthetic(
     if path.suffix != ".jsonl":
         raise ConfigError(f"--out {out}: the documents are JSON lines: give a name that ends with .jsonl")
     check_seed(seed)
-    refuse_existing(out, overwrite=overwrite)
+    check_not_existing(out, overwrite=overwrite)
     chosen = find_synthetic(tasks)
     path.parent.mkdir(parents=True, exist_ok=True)
     progress.start("drawing", total=documents, unit="documents")

@@ -16,14 +16,21 @@ from stemformer.data.examples.batch import Batch, Example, collate
 from stemformer.data.shards.manifest import read_manifest
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
-from stemformer.device import autocast, choose_compile, choose_device, choose_precision, keep_freed_memory, use_threads
+from stemformer.device import (
+    autocast,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    configure_allocator,
+    set_threads,
+)
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked_lm import SpecialIds
-from stemformer.objectives.objective import OBJECTIVES, WithLoss, make_objective, num_places, objective_name
+from stemformer.objectives.objective import OBJECTIVES, LossModule, make_objective, num_scored_positions, objective_name
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
-from stemformer.training.config import BatchConfig, GptRunConfig, RunConfig, num_steps_of
-from stemformer.training.optimizer import clip, make_optimizer, state_names
+from stemformer.training.config import BatchConfig, GptRunConfig, RunConfig, num_steps_for
+from stemformer.training.optimizer import clip_grad_norm, make_optimizer, state_names
 from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
 
 _PROBED = 3
@@ -58,7 +65,7 @@ def plan(
     progress = progress or Silent()
     compute = {"device": device, "precision": precision, "threads": threads}
     config = resolve(find_recipe(recipe), None, settings, compute=compute)
-    use_threads(config.compute.threads)
+    set_threads(config.compute.threads)
     where = choose_device(config.compute.device)
     number_format = choose_precision(config.compute.precision, where)
     before = _resident_mb()
@@ -69,7 +76,7 @@ def plan(
     objective = make_objective(config.objective, special=special, vocab_size=size)
     heads = OBJECTIVES[objective_name(config.objective)].heads
     model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(where).train()
-    keep_freed_memory(where)
+    configure_allocator(where)
     if choose_compile(config.compute.compile, where):
         compile_blocks(model)
     shards = None if data is None else open_shards(data)
@@ -78,7 +85,7 @@ def plan(
     for _, batch in config.parts():
         examples = None if shards is None else objective.make_examples(shards, batch.row_length)
         per_row = batch.row_length if examples is None else examples.num_tokens / len(examples)
-        phases.append(_probe(model, WithLoss(model, objective), config, batch, per_row, number_format, progress))
+        phases.append(_probe(model, LossModule(model, objective), config, batch, per_row, number_format, progress))
         num_examples.append(1 if examples is None else len(examples))
         num_tokens.append(per_row if examples is None else examples.num_tokens)
     progress.finish()
@@ -121,7 +128,7 @@ def _tokenizer_of(data: str) -> Tokenizer:
 
 def _probe(
     model: Model,
-    module: WithLoss,
+    module: LossModule,
     config: RunConfig,
     batch: BatchConfig,
     per_row: float,
@@ -145,7 +152,7 @@ def _probe(
     optimizer = make_optimizer(model, config.optimizer, precision=precision)
     optimizer.step()  # makes its states
     started = time.perf_counter()
-    clip(optimizer, model.parameters(), 1.0)
+    clip_grad_norm(optimizer, model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     _wait(where)
@@ -153,7 +160,7 @@ def _probe(
     return {
         "tokens": forwards * len(made.input_ids),
         "seconds": forwards * sorted(seconds[1:])[_PROBED // 2] + time.perf_counter() - started,
-        "flops": forwards * step_flops(model, made, num_rows=num_places(module.objective, made)),
+        "flops": forwards * step_flops(model, made, num_rows=num_scored_positions(module.objective, made)),
     }
 
 
@@ -188,7 +195,7 @@ def _durations(
     told: dict[str, Any] = {"hours_per_million_tokens": _hours(a_step * 1e6 / tokens)}
     if has_data:
         epoch = replace(config, budget=type(config.budget)(epochs=1.0))
-        steps = num_steps_of(epoch, num_examples=num_examples, num_tokens=[round(n) for n in num_tokens])
+        steps = num_steps_for(epoch, num_examples=num_examples, num_tokens=[round(n) for n in num_tokens])
         told |= {"steps_per_epoch": steps, "hours_per_epoch": _hours(a_step * (steps or 0))}
     if config.budget.steps is not None:
         told |= {

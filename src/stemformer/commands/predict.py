@@ -13,24 +13,24 @@ from jaxtyping import Float
 from stemformer.data.labelled.multiple_choice import ChoiceQuestion
 from stemformer.data.labelled.question_answering import Question
 from stemformer.data.labelled.text_classification import TextExample
-from stemformer.data.labelled.token_classification import TaggedSentence, join_words
+from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens
 from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.device import autocast, choose_device, choose_precision, keep_freed_memory, use_threads
+from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.inference import pooled_states, predict_scores
 from stemformer.huggingface.load import load_with_tokenizer, read_task
 from stemformer.io import write_file
 from stemformer.models.model import Model
-from stemformer.objectives.objective import WithLoss
-from stemformer.output_dir import refuse_existing
+from stemformer.objectives.objective import LossModule
+from stemformer.output_dir import check_not_existing
 from stemformer.progress import Progress, Silent
 from stemformer.reports.finetuning import write_task_report
-from stemformer.tasks.dataset import Problem, read_records, saved_problem, unknown_labels
+from stemformer.tasks.dataset import LabelledTask, load_labelled_task, read_records, unknown_labels
 from stemformer.tasks.examples import TaskExamples, make_example, num_special
-from stemformer.tasks.predictions import examples_to_show, form_of, row_of, written
+from stemformer.tasks.predictions import examples_to_show, output_format, serialize, to_row
 
 
-class Loaded:
+class Pipeline:
     """A model with its tokenizer, and what it was fine-tuned for.
 
     Args:
@@ -52,13 +52,13 @@ class Loaded:
         self.tokenizer: Tokenizer
         self.model, self.tokenizer = load_with_tokenizer(path)
         self.model.to(self.device)
-        self.problem: Problem | None = saved_problem(path) if read_task(path) else None
+        self.problem: LabelledTask | None = load_labelled_task(path) if read_task(path) else None
         if self.problem is not None and self.problem.task.head not in self.model.heads:
             raise CheckpointError(
                 f"{path}: config.json tells of a head for {self.problem.task.config.name}, but the weights hold none: "
                 "give the folder that `stemformer finetune` made"
             )
-        keep_freed_memory(self.device)
+        configure_allocator(self.device)
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
         """Returns a prediction for each input, in their order; the batches are made by length.
@@ -98,7 +98,7 @@ class Loaded:
         progress.start("predicting", total=len(examples), unit="examples")
         with autocast(self.device, self.precision):
             scores, _ = predict_scores(
-                WithLoss(self.model, task), task, examples, device=self.device, on_examples=progress.advance
+                LossModule(self.model, task), task, examples, device=self.device, on_examples=progress.advance
             )
         progress.finish()
         return task.decode(scores, examples, records), scores, examples
@@ -152,7 +152,7 @@ class Loaded:
         positions = self.model.config.max_position_embeddings
         return min(asked or positions, positions)
 
-    def _problem(self) -> Problem:
+    def _problem(self) -> LabelledTask:
         if self.problem is None:
             raise CheckpointError(
                 f"{self.path} was only pre-trained, so it cannot predict: fine-tune it first with `stemformer finetune`"
@@ -160,7 +160,7 @@ class Loaded:
         return self.problem
 
 
-def load(path: str, *, device: str = "auto", precision: str = "fp32", threads: int | None = None) -> Loaded:
+def load(path: str, *, device: str = "auto", precision: str = "fp32", threads: int | None = None) -> Pipeline:
     """Returns a model that is ready to predict, with its tokenizer.
 
     Args:
@@ -172,8 +172,8 @@ def load(path: str, *, device: str = "auto", precision: str = "fp32", threads: i
     Raises:
         CheckpointError: See `pretrained.load_model`.
     """
-    use_threads(threads)
-    return Loaded(path, device=device, precision=precision)
+    set_threads(threads)
+    return Pipeline(path, device=device, precision=precision)
 
 
 def predict(
@@ -210,16 +210,16 @@ def predict(
         _check_free(out, data, overwrite=overwrite)
     loaded = load(model, device=device, precision=precision, threads=threads)
     problem = loaded._problem()
-    form = form_of(out, problem)
+    form = output_format(out, problem)
     records, counted = _read(problem, data, text, needs_answer=False, progress=progress)
     predictions, _, examples = loaded.score_records(records, progress)
-    rows = [row_of(problem, r, p) for r, p in zip(records, predictions, strict=True)]
+    rows = [to_row(problem, r, p) for r, p in zip(records, predictions, strict=True)]
     counted.update(examples.counted)
     for what, number in counted.items():
         progress.say(f"{what}: {number:,}")
     if out is None:
         return {"predictions": rows, "counted": dict(counted)}
-    content = written(form, problem, records, predictions, rows)
+    content = serialize(form, problem, records, predictions, rows)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_file(Path(out), [content.encode()])
     return {"out": out, "records": len(rows), "counted": dict(counted)}
@@ -305,7 +305,7 @@ def evaluate(
 
 def _check_free(out: str, inputs: Sequence[str], *, overwrite: bool) -> None:
     """Refuses to write over a file that was not said to be replaced, and over what is read."""
-    refuse_existing(out, overwrite=overwrite)
+    check_not_existing(out, overwrite=overwrite)
     if any(Path(out).resolve() == Path(given).resolve() for given in inputs):
         raise ConfigError(f"{out} is what is read: give another --out")
 
@@ -327,7 +327,7 @@ _OF_RUNS = {"config.toml", "log.jsonl", "trials.json"}
 
 
 def _read(
-    problem: Problem,
+    problem: LabelledTask,
     data: Sequence[str],
     text: Sequence[str],
     *,
@@ -347,7 +347,7 @@ def _read(
     return records, counted
 
 
-def _record(problem: Problem, given: Any, number: int) -> Any:
+def _record(problem: LabelledTask, given: Any, number: int) -> Any:
     """Returns the record of one input of `Loaded.predict`."""
     place, name, head = f"input {number}", problem.task.config.name, problem.task.head
     expected = {
@@ -384,7 +384,7 @@ def _refuse_single(inputs: Sequence[Any]) -> None:
 
 
 def _sentence(words: tuple[str, ...], place: str) -> TaggedSentence:
-    text, offsets = join_words(words)
+    text, offsets = join_tokens(words)
     return TaggedSentence(words=words, tags=None, place=place, text=text, offsets=offsets)
 
 

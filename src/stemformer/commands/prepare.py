@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from stemformer.commands.inspect import told_of_data
+from stemformer.commands.inspect import describe_dataset
 from stemformer.data.shards.writer import write_shards
 from stemformer.data.text.documents import total_bytes
 from stemformer.data.tokenization.tokenizer import load_tokenizer
-from stemformer.output_dir import alone, empty, free_folder, refuse_inside
+from stemformer.output_dir import check_not_inside_inputs, clear_dir, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 
 _FEW_HELD_OUT_TOKENS = 1000
@@ -24,7 +24,7 @@ def _usual_share(num_bytes: int | None) -> float:
     return min(_LARGEST_SHARE, max(_LEAST_SHARE, round(_HELD_OUT_BYTES / num_bytes, 3)))
 
 
-@alone
+@exclusive_output_dir
 def prepare(
     files: Sequence[str],
     *,
@@ -64,10 +64,10 @@ def prepare(
     progress = progress or Silent()
     opened = load_tokenizer(tokenizer)
     total = total_bytes(files)
-    folder = free_folder(out, resume=resume, overwrite=overwrite)
-    refuse_inside(folder, [tokenizer, *files])
+    folder = prepare_output_dir(out, resume=resume, overwrite=overwrite)
+    check_not_inside_inputs(folder, [tokenizer, *files])
     if overwrite:
-        empty(folder)
+        clear_dir(folder)
     if resume and not any((folder / name).exists() for name in ("progress.jsonl", "manifest.json")):
         progress.say(f"{folder} holds nothing to go on from: the work begins")
     share = _usual_share(total) if held_out is None else held_out
@@ -88,7 +88,7 @@ def prepare(
         on_bytes=progress.advance,
     )
     progress.finish()
-    told = told_of_data(out, manifest)
+    told = describe_dataset(out, manifest)
     if told["unknown"] > 0.05:
         progress.say(
             f"{told['unknown']:.0%} of the tokens are [UNK]: this tokenizer was not made for such text (or its words are not parted by "

@@ -13,10 +13,10 @@ from stemformer.config import merge_toml, with_settings
 from stemformer.data.shards.manifest import check_tokenizer, read_manifest
 from stemformer.data.shards.reader import Shards, open_shards
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
-from stemformer.device import choose_compile, choose_device, choose_precision, keep_freed_memory, use_threads
+from stemformer.device import choose_compile, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.evaluation.cloze import choose_blanks, fill_blanks
-from stemformer.evaluation.held_out import held_out_masks, make_evaluation
+from stemformer.evaluation.cloze import choose_cloze_examples, evaluate_cloze
+from stemformer.evaluation.held_out import held_out_masks, make_held_out_evaluation
 from stemformer.evaluation.in_context_learning import make_in_context
 from stemformer.generation.text import choose_beginnings, write_samples
 from stemformer.huggingface.load import find_folder
@@ -26,23 +26,36 @@ from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm
 from stemformer.objectives.masked_lm import SpecialIds
 from stemformer.objectives.objective import Examples, make_objective, objective_name
-from stemformer.output_dir import alone, free_folder, refuse_inside
+from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.pretraining import write_report
-from stemformer.training.budget import Timetable
+from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment
-from stemformer.training.config import GptRunConfig, RunConfig, num_steps_of
-from stemformer.training.distributed import Ranks, distribute, is_restarted, this_rank, whole_tensors
+from stemformer.training.config import GptRunConfig, RunConfig, num_steps_for
+from stemformer.training.distributed import (
+    DistributedContext,
+    distribute,
+    gather_full_state,
+    init_distributed,
+    is_restarted,
+)
 from stemformer.training.initialization import check_same_sizes, end_of_text_id, starting_model
-from stemformer.training.log import StepSums
-from stemformer.training.loop import Phase, Position, Setup, train
+from stemformer.training.log import MetricAccumulator
+from stemformer.training.loop import Phase, TrainingContext, TrainState, train
 from stemformer.training.optimizer import make_optimizer
-from stemformer.training.resume import Config, check_goes_on, find_run, go_on, make_ready, refuse_changes
+from stemformer.training.resume import (
+    Config,
+    check_config_unchanged,
+    find_checkpoint,
+    prepare_run_dir,
+    restore,
+    validate_resume,
+)
 from stemformer.training.throughput import compile_blocks, matmul_rate
 
 
-@alone
+@exclusive_output_dir
 def pretrain(
     recipe: str | None = None,
     *,
@@ -93,9 +106,9 @@ def pretrain(
     """
     progress = progress or Silent()
     restarts = is_restarted(Path(out))
-    folder = free_folder(out, resume=resume or restarts, overwrite=overwrite and not restarts)
+    folder = prepare_output_dir(out, resume=resume or restarts, overwrite=overwrite and not restarts)
     resume = resume or restarts
-    found = find_run(folder, RunConfig, recipe, progress) if resume else None
+    found = find_checkpoint(folder, RunConfig, recipe, progress) if resume else None
     if found is None and resume and recipe is None:
         raise CheckpointError(
             f"{folder} holds no run to resume: leave out --resume, or say with --recipe what to start"
@@ -108,11 +121,11 @@ def pretrain(
     given = given if seed is None else replace(given, seed=seed)
     if found is None and given.init is not None:
         load_tokenizer(find_folder(given.init))  # its errors come before anything is written
-    refuse_inside(folder, [path for path in (data, config, init) if path and Path(path).exists()])
+    check_not_inside_inputs(folder, [path for path in (data, config, init) if path and Path(path).exists()])
     if found is not None:
-        refuse_changes(found.config, given)
+        check_config_unchanged(found.config, given)
 
-    with this_rank(choose_device(given.compute.device)) as ranks:
+    with init_distributed(choose_device(given.compute.device)) as ranks:
         progress = progress if ranks.is_first else Silent()
         progress.start("opening the data")
         manifest = read_manifest(data)
@@ -123,18 +136,22 @@ def pretrain(
         model = starting_model(given, tokenizer, progress, checkpoint=checkpoint, counts=counts)
         check_same_sizes(given, model, settings)
         given = replace(given, model=model.config)  # type: ignore[arg-type]  # of the same architecture
-        setup = make_setup(given, data, tokenizer, ranks, folder)
+        setup = make_pretraining_context(given, data, tokenizer, ranks, folder)
         if found is not None:
-            check_goes_on(found, setup)
+            validate_resume(found, setup)
         ranks.wait()  # all have looked at the folder before the first one changes it
         if ranks.is_first:
-            make_ready(folder, found, setup.config, progress)
+            prepare_run_dir(folder, found, setup.config, progress)
         ranks.wait()
-        keep_freed_memory(setup.device)
+        configure_allocator(setup.device)
         model.to(setup.device)
         module = distribute(model, setup.objective, ranks, sharded=setup.config.compute.shard)
         optimizer = make_optimizer(model, setup.config.optimizer, precision=setup.precision)
-        at = go_on(found, model, optimizer, setup, progress) if found else Position(sums=StepSums(None, ranks))
+        at = (
+            restore(found, model, optimizer, setup, progress)
+            if found
+            else TrainState(sums=MetricAccumulator(None, ranks))
+        )
         if not setup.timetable.is_last(at.step) and ranks.is_first:
             shutil.rmtree(
                 folder / "final", ignore_errors=True
@@ -145,7 +162,7 @@ def pretrain(
         figures = train(model, module, optimizer, setup, at, progress=progress)
         for remark in _remarks(figures):
             progress.say(remark)
-        weights = whole_tensors(model.state_dict())
+        weights = gather_full_state(model.state_dict())
         if ranks.is_first:
             write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, state=weights))
             progress.finish()
@@ -205,14 +222,16 @@ def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
     return SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
 
 
-def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks, folder: Path) -> Setup:
+def make_pretraining_context(
+    config: RunConfig, data: str, tokenizer: Tokenizer, ranks: DistributedContext, folder: Path
+) -> TrainingContext:
     """Returns what a run needs beside its model: examples, held-out figures, schedule, and what it computes on.
 
     Raises:
         DataError: Too little text for a batch, or none that can be held out.
     """
     device = ranks.device
-    use_threads(config.compute.threads)
+    set_threads(config.compute.threads)
     precision = choose_precision(config.compute.precision, device)
     special = _special_ids(config, tokenizer)
     objective = make_objective(config.objective, special=special, vocab_size=tokenizer.vocab_size)
@@ -229,7 +248,7 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
             raise ConfigError(
                 f"batch.rows is {batch.rows} for {ranks.world_size} ranks: expected a row for each of them at least"
             )
-    num_steps = num_steps_of(
+    num_steps = num_steps_for(
         config, num_examples=[len(e) for e in examples], num_tokens=[e.num_tokens for e in examples]
     )
     firsts = [round(share * (num_steps or 0)) for share, _ in parts]
@@ -239,7 +258,7 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
     if "held_out" in shards.manifest.splits:
         held_out = open_shards(data, "held_out")
         asked = make_objective(held_out_masks(config.objective), special=special, vocab_size=tokenizer.vocab_size)
-        evaluate = make_evaluation(
+        evaluate = make_held_out_evaluation(
             asked.make_examples(held_out, parts[-1][1].row_length),
             asked,
             num_examples=config.evaluation.rows,
@@ -254,9 +273,9 @@ def make_setup(config: RunConfig, data: str, tokenizer: Tokenizer, ranks: Ranks,
         else:
             fill = _blanks_of_bert(config, held_out, tokenizer, device)
     compiled = choose_compile(config.compute.compile, device)
-    return Setup(
+    return TrainingContext(
         config=config,
-        timetable=Timetable(config, num_steps, folder),
+        timetable=TrainingBudget(config, num_steps, folder),
         objective=objective,
         phases=phases,
         evaluate=evaluate,
@@ -279,7 +298,12 @@ _NUM_FILLS = 24
 
 
 def _texts_of_gpt(
-    config: RunConfig, held_out: Shards, objective: CausalLm, row_length: int, tokenizer: Tokenizer, ranks: Ranks
+    config: RunConfig,
+    held_out: Shards,
+    objective: CausalLm,
+    row_length: int,
+    tokenizer: Tokenizer,
+    ranks: DistributedContext,
 ) -> Callable[[nn.Module], dict[str, Any]]:
     """Returns a function from a module to how it goes on with held-out texts, and what it makes of what it has read.
 
@@ -306,12 +330,12 @@ def _blanks_of_bert(
 ) -> Callable[[nn.Module], dict[str, Any]] | None:
     """Returns a function from a module to what it puts into held-out blanks; None where there are none."""
     longest = config.model.max_position_embeddings
-    blanks = choose_blanks(held_out, tokenizer, number=config.evaluation.blanks, longest=longest)
+    blanks = choose_cloze_examples(held_out, tokenizer, number=config.evaluation.blanks, longest=longest)
     if blanks is None:
         return None
 
     def fill(module: nn.Module) -> dict[str, Any]:
-        told = fill_blanks(module, blanks, tokenizer, device=device)
+        told = evaluate_cloze(module, blanks, tokenizer, device=device)
         fills = told.pop("fills")
         return {**{f"held_out_{name}": value for name, value in told.items()}, "fills": fills[:_NUM_FILLS]}
 
@@ -365,7 +389,7 @@ def read_seconds(time: str | float | None) -> float | None:
     return total
 
 
-def _tell_start(setup: Setup, model: Model, progress: Progress) -> None:
+def _tell_start(setup: TrainingContext, model: Model, progress: Progress) -> None:
     config, timetable = setup.config, setup.timetable
     assert isinstance(config, RunConfig)
     progress.say(

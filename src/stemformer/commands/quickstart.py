@@ -8,11 +8,11 @@ from stemformer.commands.prepare import prepare
 from stemformer.commands.pretrain import pretrain
 from stemformer.commands.train_tokenizer import train_tokenizer
 from stemformer.io import read_jsonl
-from stemformer.output_dir import alone, empty, free_folder
+from stemformer.output_dir import clear_dir, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 
 
-@alone
+@exclusive_output_dir
 def quickstart(
     *,
     out: str = "runs/quickstart",
@@ -38,8 +38,8 @@ def quickstart(
         How training ended, `blanks` (held-out sentences, the hidden word, and what was put there before and after), and what to do `next`.
     """
     progress = progress or Silent()
-    folder = free_folder(out, overwrite=overwrite)
-    empty(folder)
+    folder = prepare_output_dir(out, overwrite=overwrite)
+    clear_dir(folder)
     samples = package_files("stemformer") / "samples"
     texts = [str(samples / language) for language in ("english", "chinese")]
     tokenizer, data, run = (str(folder / name) for name in ("tokenizer", "data", "run"))

@@ -12,7 +12,7 @@ from stemformer.data.tokenization.trainers import extend_wordpiece, train_byte_b
 from stemformer.errors import ConfigError
 from stemformer.huggingface.load import find_folder
 from stemformer.io import write_folder
-from stemformer.output_dir import free_folder, refuse_inside
+from stemformer.output_dir import check_not_inside_inputs, prepare_output_dir
 from stemformer.progress import Progress, Silent
 
 
@@ -68,11 +68,11 @@ def train_tokenizer(
         raise ConfigError("--kind bpe keeps every byte as it is and starts anew: leave --lowercase and --init out")
     if init is not None and lowercase:
         raise ConfigError("--lowercase has no effect beside --init: the given vocabulary says whether case is folded")
-    folder = free_folder(out, overwrite=overwrite)
+    folder = prepare_output_dir(out, overwrite=overwrite)
     old = (
         None if init is None else load_tokenizer(init if Path(init, "tokenizer.json").is_file() else find_folder(init))
     )
-    refuse_inside(folder, [*files, *([init] if init and Path(init).exists() else [])])
+    check_not_inside_inputs(folder, [*files, *([init] if init and Path(init).exists() else [])])
     progress.start("reading text", total=total_bytes(files), unit="bytes")
     skipped: Counter[str] = Counter()
     texts = (

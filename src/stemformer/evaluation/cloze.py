@@ -32,7 +32,7 @@ _ENDINGS = ("s", "t", "d", "m", "re", "ve", "ll")
 
 
 @dataclass(frozen=True)
-class Blanks:
+class ClozeExamples:
     """Sentences with one word hidden each.
 
     Attributes:
@@ -48,7 +48,9 @@ class Blanks:
     constant: str
 
 
-def choose_blanks(shards: Shards, tokenizer: Tokenizer, *, number: int, longest: int = 512) -> Blanks | None:
+def choose_cloze_examples(
+    shards: Shards, tokenizer: Tokenizer, *, number: int, longest: int = 512
+) -> ClozeExamples | None:
     """Returns up to `number` blanks of a split, always the same ones; None where no sentence has a word to hide.
 
     Args:
@@ -92,11 +94,13 @@ def choose_blanks(shards: Shards, tokenizer: Tokenizer, *, number: int, longest:
         collate(examples[a : a + size], range(a, min(a + size, len(examples)))) for a in range(0, len(examples), size)
     ]
     constant = tokenizer.tokens[int(np.where(is_word, shards.unigram_counts[: len(is_word)], 0).argmax())]
-    return Blanks(texts, answers, batches, constant)
+    return ClozeExamples(texts, answers, batches, constant)
 
 
 @torch.inference_mode()
-def fill_blanks(module: nn.Module, blanks: Blanks, tokenizer: Tokenizer, *, device: torch.device) -> dict[str, Any]:
+def evaluate_cloze(
+    module: nn.Module, blanks: ClozeExamples, tokenizer: Tokenizer, *, device: torch.device
+) -> dict[str, Any]:
     """Returns the likeliest word for each blank, and how many are right.
 
     Args:

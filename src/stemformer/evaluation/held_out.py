@@ -78,7 +78,7 @@ def baselines(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch]) -> dic
 
 
 @torch.inference_mode()
-def score(
+def evaluate_held_out(
     module: nn.Module,
     batches: Sequence[Batch],
     *,
@@ -112,7 +112,7 @@ def score(
     return out
 
 
-def make_evaluation(
+def make_held_out_evaluation(
     examples: Examples,
     objective: Objective,
     *,
@@ -141,7 +141,7 @@ def make_evaluation(
     as_many = [*own, *batches[: -(-len(batches) // world_size) - len(own)]]
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        figures = score(module, as_many, device=device, num_counted=len(own), add=add)
+        figures = evaluate_held_out(module, as_many, device=device, num_counted=len(own), add=add)
         if "causal_lm_loss" in figures:
             figures["bits_per_byte"] = figures["causal_lm_loss"] * tokens_per_byte / math.log(2)
         return {f"held_out_{name}": value for name, value in {**figures, **known}.items()}

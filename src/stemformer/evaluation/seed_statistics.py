@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from stemformer.tasks.metrics import spread
+from stemformer.tasks.metrics import mean_std
 
 Figures = Mapping[str, Mapping[int, Mapping[int, float]]]
 """Start -> number of records -> seed -> figure, in points."""
@@ -22,7 +22,7 @@ def means(of_start: Mapping[int, Mapping[int, float]]) -> dict[int, tuple[float,
         >>> means({100: {0: 70.0, 1: 72.0}})
         {100: (71.0, 1.4142135623730951)}
     """
-    return {size: spread(list(of_start[size].values())) for size in sorted(of_start)}
+    return {size: mean_std(list(of_start[size].values())) for size in sorted(of_start)}
 
 
 def difference(figures: Figures, one: str, other: str, size: int) -> tuple[float, float, int]:
@@ -42,10 +42,10 @@ def difference(figures: Figures, one: str, other: str, size: int) -> tuple[float
     """
     first, second = (figures.get(name, {}).get(size, {}) for name in (one, other))
     seeds = sorted(set(first) & set(second))
-    return *spread([first[seed] - second[seed] for seed in seeds]), len(seeds)
+    return *mean_std([first[seed] - second[seed] for seed in seeds]), len(seeds)
 
 
-def records_needed(curve: Mapping[int, float], target: float) -> float | None:
+def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:
     """Returns with how many records a curve reaches `target`, on straight lines between sizes over the logarithm of these.
 
     Args:
@@ -72,7 +72,7 @@ def records_needed(curve: Mapping[int, float], target: float) -> float | None:
 
 
 def differences_from_random(figures: Figures) -> list[dict[str, Any]]:
-    """Returns for each start and size what it has more than the random start: `mean`, `spread`, `seeds`; [] without that start.
+    """Returns for each start and size what it has more than the random start: `mean`, `mean_std`, `seeds`; [] without that start.
 
     `records_from_scratch` is how many records the random start needs to reach it: None where it never does, or where one size is all.
     """
@@ -83,7 +83,7 @@ def differences_from_random(figures: Figures) -> list[dict[str, Any]]:
     for start in (start for start in figures if start != "random"):
         for size, (mean, _) in means(figures[start]).items():
             more, deviation, number = difference(figures, start, "random", size)
-            needed = records_needed(scratch, mean) if len(scratch) > 1 else None
+            needed = labels_to_match(scratch, mean) if len(scratch) > 1 else None
             row = {"start": start, "records": size, "mean": more, "spread": deviation, "seeds": number}
             rows.append({**row, "records_from_scratch": needed})
     return rows
@@ -184,14 +184,14 @@ def _labels(figures: Figures, sizes: Sequence[int], metric: str) -> str:
     )
     target = trained[smallest]
     has = f"what the pre-trained model has with {smallest:,} ({target:.1f})"
-    needed = records_needed(scratch, target)
+    needed = labels_to_match(scratch, target)
     if needed is None:
         return (
             f"from scratch needs more than all {largest:,} records, more than {_times(largest / smallest)} the labels, to reach {has}: "
             f"with all of them it has {scratch[largest]:.1f}"
         )
     each = [
-        records_needed({size: figures["random"][size][seed] for size in sizes}, figures["pretrained"][smallest][seed])
+        labels_to_match({size: figures["random"][size][seed] for size in sizes}, figures["pretrained"][smallest][seed])
         for seed in sorted(set(figures["random"][smallest]) & set(figures["pretrained"][smallest]))
     ]
     ratios = sorted(n / smallest for n in each if n is not None)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from stemformer.commands.finetune import finetune
-from stemformer.commands.predict import Loaded, load
+from stemformer.commands.predict import Pipeline, load
 from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.errors import ConfigError
 from stemformer.evaluation.benchmarks import BenchmarkTask, find_split, make_records, read_rows
 from stemformer.io import write_file
 from stemformer.progress import Progress
-from stemformer.tasks.metrics import classification, regression, spread
+from stemformer.tasks.metrics import classification_metrics, mean_std, regression_metrics
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ def _constant(task: BenchmarkTask, train: Sequence[dict[str, Any]], dev: Sequenc
     gold = [row[task.label] for row in dev if row[task.label] != "-"]
     if task.kind == "score":
         mean = fmean(row[task.label] for row in train)
-        told: dict[str, Any] = regression(np.array(gold), np.full(len(gold), mean))
+        told: dict[str, Any] = regression_metrics(np.array(gold), np.full(len(gold), mean))
     else:
         ((frequent, _),) = Counter(row[task.label] for row in train if row[task.label] != "-").most_common(1)
         number = {label: i for i, label in enumerate(task.labels)}
         right = np.array([number[label] for label in gold])
-        told = classification(right, np.full(len(gold), number[frequent]), task.labels)
+        told = classification_metrics(right, np.full(len(gold), number[frequent]), task.labels)
     return {name: told[name] for name in task.metrics if name in told}
 
 
@@ -177,7 +177,7 @@ def run_task(
     figures = {}
     for name in task.metrics:
         each = [told["figures"][name] for told in runs]
-        mean, deviation = spread(each)
+        mean, deviation = mean_std(each)
         figures[name] = {"mean": mean, "spread": deviation, "each": each}
     best = max(runs, key=lambda told: told["goodness"])
     progress.say(f"{task.name}: " + ", ".join(f"{name} {of['mean']:.4g}" for name, of in figures.items()))
@@ -237,7 +237,7 @@ def _run(
     told = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
     figures = {name: told[name] for name in task.metrics if name in told}
     if source.mismatched:
-        loaded = open_model(str(folder), machine)
+        loaded = open_benchmark_model(str(folder), machine)
         predictions = loaded.predict_records(source.mismatched, progress)
         assert loaded.problem is not None
         others, _ = loaded.problem.score(predictions, source.mismatched)
@@ -254,7 +254,7 @@ def _run(
     return result
 
 
-def open_model(path: str, machine: dict[str, Any]) -> Loaded:
+def open_benchmark_model(path: str, machine: dict[str, Any]) -> Pipeline:
     """Returns a fine-tuned model that predicts in the precision that it was evaluated in.
 
     Args:

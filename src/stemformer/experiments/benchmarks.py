@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stemformer.commands.predict import Loaded
+from stemformer.commands.predict import Pipeline
 from stemformer.config import differences, from_toml, nearest, to_toml
 from stemformer.data.labelled.question_answering import Question, read_questions
 from stemformer.data.text.files import HUB_PREFIX
@@ -27,16 +27,16 @@ from stemformer.experiments.benchmark_runs import (
     BenchmarkConfig,
     TaskData,
     keep_one_model,
-    open_model,
+    open_benchmark_model,
     read_task_data,
     run_task,
 )
 from stemformer.huggingface.load import find_folder, read_task
 from stemformer.io import append_jsonl, write_file
-from stemformer.output_dir import alone, empty, free_folder, refuse_inside
+from stemformer.output_dir import check_not_inside_inputs, clear_dir, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.benchmark import table_of, write_benchmark_report
-from stemformer.tasks.metrics import squad as squad_figures
+from stemformer.tasks.metrics import squad_metrics as squad_figures
 
 _WHERE = "of ours on the dev set, of others on the part that stands behind their name: the two are not the same data"
 
@@ -50,7 +50,7 @@ _WINOGRAD = (
 )
 
 
-@alone
+@exclusive_output_dir
 def glue(
     folder: str,
     *,
@@ -146,7 +146,7 @@ def glue(
     return _tell(target, "GLUE", config, results, missing, notes, written)
 
 
-@alone
+@exclusive_output_dir
 def squad(
     train: Sequence[str],
     *,
@@ -221,7 +221,7 @@ def squad(
     if task.name not in done or len(done[task.name]["seeds"]) < trials:
         source = TaskData(tuple(train), tuple(dev), len(questions), len(asked), _no_answers(asked))
         told = run_task(task, source, config, target / "runs", machine, progress)
-        _write_answers(target, open_model(told["model"], machine), asked, progress)
+        _write_answers(target, open_benchmark_model(told["model"], machine), asked, progress)
         done[task.name] = {**told, "start": "the model"}
         append_jsonl(target / "tasks.jsonl", done[task.name])
         keep_one_model(target / "runs", Path(told["model"]))
@@ -279,9 +279,9 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
     find_folder(config.model)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("a benchmark is run by one process: start it without torchrun")
-    folder = free_folder(out, resume=resume, overwrite=overwrite)
+    folder = prepare_output_dir(out, resume=resume, overwrite=overwrite)
     inputs = [*config.data, *config.dev, config.model, config.from_task]
-    refuse_inside(folder, [path for path in inputs if path is not None and Path(path).exists()])
+    check_not_inside_inputs(folder, [path for path in inputs if path is not None and Path(path).exists()])
     file = folder / "config.toml"
     if resume and file.is_file():
         stored = from_toml(BenchmarkConfig, file.read_text(encoding="utf-8"), source=str(file))
@@ -295,7 +295,7 @@ def _begin(config: BenchmarkConfig, out: str, *, resume: bool, overwrite: bool) 
     elif resume and folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} holds no benchmark to resume: give another --out")
     else:
-        empty(folder)
+        clear_dir(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(config).encode()])
     return folder
@@ -336,14 +336,14 @@ def _submit(
 ) -> list[str]:
     """Writes a task's files for the leaderboard, and returns what is said of those that could not be."""
     absent = []
-    loaded: Loaded | None = None
+    loaded: Pipeline | None = None
     for name, file in task.tests.items():
         source = find_split(task, folder, file)
         if source is None:
             absent.append(f"{task.name}: no {name}, since {folder} has no {task.name}/{file}")
             continue
         records = make_records(task, read_rows(task, source, counted=Counter(), is_test=True))
-        loaded = loaded or open_model(told["model"], machine)
+        loaded = loaded or open_benchmark_model(told["model"], machine)
         progress.say(f"{task.name}: predicting {name}")
         predictions = loaded.predict_records(records, progress)
         answers = [p.score if task.kind == "score" else p.label for p in predictions]
@@ -356,7 +356,7 @@ def _unsubmitted(chosen: Sequence[BenchmarkTask]) -> list[tuple[str, str]]:
     return [(task.name, file) for task in GLUE.values() if task not in chosen for file in task.tests]
 
 
-def _write_answers(target: Path, loaded: Loaded, questions: Sequence[Question], progress: Progress) -> None:
+def _write_answers(target: Path, loaded: Pipeline, questions: Sequence[Question], progress: Progress) -> None:
     """Writes answers by question, and for SQuAD 2.0 by how much "no answer" is likelier than the best span."""
     assert loaded.problem is not None
     predictions = loaded.predict_records(questions, progress)

@@ -15,24 +15,32 @@ from typing import Any
 
 from stemformer.commands.finetune import make_config, run_length
 from stemformer.config import nearest
-from stemformer.data.labelled.splits import draw_order, read_sizes
+from stemformer.data.labelled.splits import parse_sizes, subset_order
 from stemformer.errors import ConfigError
 from stemformer.evaluation.seed_statistics import differences_from_random, means, sentences, table_row
-from stemformer.experiments.comparison_trials import STARTS, Cell, CompareConfig, Table, begin, run_all, subset
+from stemformer.experiments.comparison_trials import (
+    INITIALIZATIONS,
+    CompareConfig,
+    Trial,
+    TrialTable,
+    prepare_comparison,
+    run_trials,
+    subset,
+)
 from stemformer.huggingface.load import find_folder
 from stemformer.io import read_jsonl, write_file
-from stemformer.output_dir import alone, free_folder, refuse_inside
+from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.comparison import write_compare_report
-from stemformer.tasks.dataset import encode, most_frequent, read_labelled, strata
+from stemformer.tasks.dataset import encode, most_frequent, read_labelled, stratification_keys
 from stemformer.training.config import FinetuneConfig
-from stemformer.training.initialization import open_model
+from stemformer.training.initialization import load_initial_model
 
 _RATE_FACTORS = {"pretrained": 1.0, "random": 10.0, "reembedded": 1.0}
 """Peak of the learning rate of a start, over that of fine-tuning, where it is not given: weights drawn at random have a longer way."""
 
 
-@alone
+@exclusive_output_dir
 def compare(
     task: str,
     *,
@@ -42,7 +50,7 @@ def compare(
     dev: Sequence[str] = (),
     seeds: int = 3,
     sizes: Sequence[str | float] = (0.01, 0.1, 1),
-    starts: Sequence[str] = tuple(STARTS),
+    starts: Sequence[str] = tuple(INITIALIZATIONS),
     rates: Sequence[str] = (),
     text: Sequence[str] = (),
     label: str | None = None,
@@ -132,24 +140,26 @@ def compare(
     )
     _check(given, seeds, starts)
     peaks = _read_rates(rates, starts, given.optimizer.learning_rate)
-    folder = free_folder(out, resume=resume, overwrite=overwrite)
-    refuse_inside(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
+    folder = prepare_output_dir(out, resume=resume, overwrite=overwrite)
+    check_not_inside_inputs(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
     source = find_folder(model)
     data = read_labelled(given, progress)
-    _, tokenizer, longest = open_model(given, data.problem.task, source)
-    numbers = read_sizes(sizes, len(data.train))
+    _, tokenizer, longest = load_initial_model(given, data.problem.task, source)
+    numbers = parse_sizes(sizes, len(data.train))
     examples, dev_examples, notes = encode(data, tokenizer, longest, progress)
     is_by_epochs = epochs is not None
     if not is_by_epochs and given.budget.steps is None:
-        biggest = subset(examples, draw_order(strata(data.problem.task.config, data.train), given.seed)[: numbers[-1]])
+        biggest = subset(
+            examples, subset_order(stratification_keys(data.problem.task.config, data.train), given.seed)[: numbers[-1]]
+        )
         num_steps = run_length(given, len(biggest))
         given = replace(given, budget=replace(given.budget, steps=num_steps, epochs=None))
     fingerprint = hashlib.sha256((examples.fingerprint + dev_examples.fingerprint).encode()).hexdigest()
-    chosen = tuple(start for start in STARTS if start in starts)
+    chosen = tuple(start for start in INITIALIZATIONS if start in starts)
     asked = CompareConfig(chosen, numbers, seeds, is_by_epochs, fingerprint, given, peaks)
-    table = Table(examples, dev_examples, tokenizer, longest, source, data)
-    done = begin(folder, asked, progress, resume=resume)
-    run_all(asked, table, folder, done, progress)
+    table = TrialTable(examples, dev_examples, tokenizer, longest, source, data)
+    done = prepare_comparison(folder, asked, progress, resume=resume)
+    run_trials(asked, table, folder, done, progress)
     return _conclude(asked, table, folder, done, notes, progress)
 
 
@@ -160,8 +170,10 @@ def _check(config: FinetuneConfig, seeds: int, starts: Sequence[str]) -> None:
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: expected at least 1")
     for start in starts:
-        if start not in STARTS:
-            raise ConfigError(f"--starts {start}: expected some of {', '.join(STARTS)}{nearest(start, STARTS)}")
+        if start not in INITIALIZATIONS:
+            raise ConfigError(
+                f"--starts {start}: expected some of {', '.join(INITIALIZATIONS)}{nearest(start, INITIALIZATIONS)}"
+            )
     if not starts or len(set(starts)) < len(starts):
         raise ConfigError(f"--starts {','.join(starts) or '(none)'}: expected each of them once, and at least one")
     if config.fresh != "nothing":
@@ -174,7 +186,7 @@ def _check(config: FinetuneConfig, seeds: int, starts: Sequence[str]) -> None:
 
 def _read_rates(rates: Sequence[str], starts: Sequence[str], usual: float) -> dict[str, float]:
     """Returns the peak learning rate of each start."""
-    found = {start: usual * _RATE_FACTORS[start] for start in STARTS if start in starts}
+    found = {start: usual * _RATE_FACTORS[start] for start in INITIALIZATIONS if start in starts}
     for rate in rates:
         start, _, number = rate.partition("=")
         if start not in found:
@@ -193,9 +205,9 @@ def _read_rates(rates: Sequence[str], starts: Sequence[str], usual: float) -> di
 
 def _conclude(
     asked: CompareConfig,
-    table: Table,
+    table: TrialTable,
     folder: Path,
-    done: dict[Cell, dict[str, Any]],
+    done: dict[Trial, dict[str, Any]],
     notes: Sequence[str],
     progress: Progress,
 ) -> dict[str, Any]:
@@ -257,7 +269,7 @@ def _conclude(
     }
 
 
-def _conditions(asked: CompareConfig, done: dict[Cell, dict[str, Any]], cells: Sequence[Cell]) -> list[str]:
+def _conditions(asked: CompareConfig, done: dict[Trial, dict[str, Any]], cells: Sequence[Trial]) -> list[str]:
     """Returns under which conditions the runs were made, in sentences."""
     given = asked.finetune
     numbers = sorted({done[cell]["steps"] for cell in cells})

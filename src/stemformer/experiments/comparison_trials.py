@@ -12,26 +12,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stemformer.commands.finetune import make_setup, run_length
+from stemformer.commands.finetune import make_finetuning_context, run_length
 from stemformer.config import from_toml, to_toml
-from stemformer.data.labelled.splits import draw_order
+from stemformer.data.labelled.splits import subset_order
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import choose_device
 from stemformer.errors import CheckpointError
 from stemformer.io import read_jsonl, write_file
-from stemformer.output_dir import empty
-from stemformer.progress import Part, Progress
-from stemformer.tasks.dataset import LabelledData, strata
+from stemformer.output_dir import clear_dir
+from stemformer.progress import Progress, SubProgress
+from stemformer.tasks.dataset import LabelledData, stratification_keys
 from stemformer.tasks.examples import TaskExamples
 from stemformer.training.config import FinetuneConfig
-from stemformer.training.distributed import this_rank
-from stemformer.training.initialization import open_model, put_on_device
-from stemformer.training.log import StepSums
-from stemformer.training.loop import Position, train
-from stemformer.training.resume import refuse_changes
+from stemformer.training.distributed import init_distributed
+from stemformer.training.initialization import load_initial_model, put_on_device
+from stemformer.training.log import MetricAccumulator
+from stemformer.training.loop import TrainState, train
+from stemformer.training.resume import check_config_unchanged
 from stemformer.training.throughput import compile_blocks
 
-STARTS: dict[str, Literal["nothing", "embeddings", "all"]] = {
+INITIALIZATIONS: dict[str, Literal["nothing", "embeddings", "all"]] = {
     "pretrained": "nothing",
     "random": "all",
     "reembedded": "embeddings",
@@ -44,7 +44,7 @@ _FEWEST_LINES = 20
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a comparison."""
 
     start: str
@@ -62,7 +62,7 @@ class CompareConfig:
     """A comparison as data: what its `config.toml` holds.
 
     Attributes:
-        starts: Names of `STARTS`.
+        starts: Names of `INITIALIZATIONS`.
         sizes: Numbers of training records, ascending.
         num_seeds: From `finetune.seed` on.
         rates: Peak of the learning rate of each start.
@@ -79,10 +79,10 @@ class CompareConfig:
     finetune: FinetuneConfig
     rates: dict[str, float] = field(default_factory=dict)
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Trial]:
         """Returns all runs, those of a seed together, so that each seed adds to the whole picture."""
         seeds = range(self.finetune.seed, self.finetune.seed + self.num_seeds)
-        return [Cell(start, size, seed) for seed in seeds for size in self.sizes for start in self.starts]
+        return [Trial(start, size, seed) for seed in seeds for size in self.sizes for start in self.starts]
 
 
 _MAY_CHANGE = ("starts", "sizes", "num_seeds", "rates", "finetune.compute.")
@@ -90,7 +90,7 @@ _MAY_CHANGE = ("starts", "sizes", "num_seeds", "rates", "finetune.compute.")
 
 
 @dataclass(frozen=True)
-class Table:
+class TrialTable:
     """What all cells share: examples, tokenizer, longest example, folder of the model, records."""
 
     examples: TaskExamples
@@ -108,10 +108,12 @@ def subset(examples: TaskExamples, records: Sequence[int]) -> TaskExamples:
     return TaskExamples([examples.examples[i] for i in kept], examples.records[kept], scored, {})
 
 
-def begin(folder: Path, asked: CompareConfig, progress: Progress, *, resume: bool) -> dict[Cell, dict[str, Any]]:
+def prepare_comparison(
+    folder: Path, asked: CompareConfig, progress: Progress, *, resume: bool
+) -> dict[Trial, dict[str, Any]]:
     """Makes the folder ready, and returns the cells that are finished."""
     file = folder / "config.toml"
-    done: dict[Cell, dict[str, Any]] = {}
+    done: dict[Trial, dict[str, Any]] = {}
     if resume and folder.is_dir() and any(folder.iterdir()):
         if not file.is_file() or not (folder / "cells").is_dir():
             raise CheckpointError(f"{folder} holds no comparison to resume: give another --out")
@@ -121,23 +123,23 @@ def begin(folder: Path, asked: CompareConfig, progress: Progress, *, resume: boo
             for start, rate in stored.rates.items()
             if asked.rates.get(start, rate) != rate
         ]
-        refuse_changes(stored, asked, may_change=_MAY_CHANGE, more=rates, what="this comparison")
+        check_config_unchanged(stored, asked, may_change=_MAY_CHANGE, more=rates, what="this comparison")
         lines = read_jsonl(folder / "cells.jsonl")
-        done = {Cell(line["start"], line["size"], line["seed"]): line for line in lines}
+        done = {Trial(line["start"], line["size"], line["seed"]): line for line in lines}
         progress.say(f"{sum(cell in done for cell in asked.cells())} of {len(asked.cells())} runs are done already")
     else:
-        empty(folder)  # that it may be replaced was asked before
+        clear_dir(folder)  # that it may be replaced was asked before
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(asked).encode()])
     return done
 
 
-def run_all(
-    asked: CompareConfig, table: Table, folder: Path, done: dict[Cell, dict[str, Any]], progress: Progress
+def run_trials(
+    asked: CompareConfig, table: TrialTable, folder: Path, done: dict[Trial, dict[str, Any]], progress: Progress
 ) -> None:
     """Runs each cell that is not in `done`, and puts it there and on the disk."""
-    keys = strata(table.data.problem.task.config, table.data.train)
-    orders = {cell.seed: draw_order(keys, cell.seed) for cell in asked.cells()}
+    keys = stratification_keys(table.data.problem.task.config, table.data.train)
+    orders = {cell.seed: subset_order(keys, cell.seed) for cell in asked.cells()}
     parts = {(cell.size, cell.seed): subset(table.examples, orders[cell.seed][: cell.size]) for cell in asked.cells()}
     lengths = {key: run_length(asked.finetune, len(part)) for key, part in parts.items()}
     total = sum(lengths[cell.size, cell.seed] for cell in asked.cells())
@@ -149,7 +151,7 @@ def run_all(
         if cell in done:
             continue
         at = f"{cell.start}, {cell.size:,} records, seed {cell.seed}"
-        inner = Part(progress, at, share=lengths[cell.size, cell.seed])
+        inner = SubProgress(progress, at, share=lengths[cell.size, cell.seed])
         done[cell] = _run_cell(cell, asked, table, parts[cell.size, cell.seed], folder / "cells" / cell.name, inner)
         lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in done.values()]
         write_file(folder / "cells.jsonl", lines)
@@ -159,13 +161,13 @@ def run_all(
 
 
 def _run_cell(
-    cell: Cell, asked: CompareConfig, table: Table, examples: TaskExamples, folder: Path, progress: Progress
+    cell: Trial, asked: CompareConfig, table: TrialTable, examples: TaskExamples, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Trains a cell, and returns what is kept of it."""
     config = replace(
         asked.finetune,
         seed=cell.seed,
-        fresh=STARTS[cell.start],
+        fresh=INITIALIZATIONS[cell.start],
         optimizer=replace(asked.finetune.optimizer, learning_rate=asked.rates[cell.start]),
     )
     num_steps = run_length(config, len(examples))
@@ -176,9 +178,9 @@ def _run_cell(
         log_every=max(1, min(config.log_every, num_steps // _FEWEST_LINES)),
     )
     task = table.data.problem.task
-    with this_rank(choose_device(config.compute.device)) as ranks:
-        model, _, _ = open_model(config, task, table.source)
-        setup, _ = make_setup(
+    with init_distributed(choose_device(config.compute.device)) as ranks:
+        model, _, _ = load_initial_model(config, task, table.source)
+        setup, _ = make_finetuning_context(
             config, table.data, examples, table.dev, table.tokenizer, model, ranks, folder, table.max_length
         )
         setup = replace(setup, is_saved=False)
@@ -186,7 +188,7 @@ def _run_cell(
         module, optimizer = put_on_device(model, setup)
         if setup.environment["compile"]:
             compile_blocks(model)
-        at = Position(sums=StepSums(None, ranks))
+        at = TrainState(sums=MetricAccumulator(None, ranks))
         figures = train(model, module, optimizer, setup, at, progress=progress)
     metrics = {key.removeprefix("dev_"): value for key, value in figures.items()}
     losses = [line for line in read_jsonl(folder / "log.jsonl") if line["kind"] == "train"]

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from stemformer.config import check_seed, from_toml, to_toml
-from stemformer.device import choose_device, choose_precision, keep_freed_memory, use_threads
+from stemformer.device import choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.evaluation.few_shot.dataset import PromptData
 from stemformer.evaluation.few_shot.synthetic import SYNTHETIC_TASKS
 from stemformer.evaluation.few_shot.task import PromptTask, built_in_tasks, open_task
 from stemformer.experiments.few_shot_trials import (
-    AskedModel,
+    EvaluatedModel,
     PromptConfig,
-    ask_model,
     choose_questions,
     digest_of_model,
+    evaluate_model,
     from_before,
-    make_part,
+    make_evaluation_task,
     read_data,
     settings_of,
     shots_of,
@@ -28,7 +28,7 @@ from stemformer.experiments.few_shot_trials import (
 from stemformer.huggingface.load import find_folder, load_with_tokenizer
 from stemformer.io import read_jsonl, write_file, write_jsonl
 from stemformer.models.model import Model
-from stemformer.output_dir import alone, empty, free_folder, refuse_inside
+from stemformer.output_dir import check_not_inside_inputs, clear_dir, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.few_shot import short_names, write_prompt_report
 
@@ -83,7 +83,7 @@ def _shown(
     return told
 
 
-@alone
+@exclusive_output_dir
 def prompt(
     tasks: Sequence[str],
     *,
@@ -133,23 +133,23 @@ def prompt(
     progress = progress or Silent()
     shots = tuple(sorted(set(num_shots)))
     _check(shots, models, num_questions, draws, seed)
-    use_threads(threads)
+    set_threads(threads)
     where = choose_device(device)
-    keep_freed_memory(where)
+    configure_allocator(where)
     opened = _open_tasks(tasks, examples)
     config = PromptConfig(
         tuple(models), tuple(opened), shots, num_questions, seed, draws, calibrate, choose_precision(precision, where)
     )
     sources = [find_folder(model) for model in models]
-    folder = None if out is None else free_folder(out, resume=resume, overwrite=overwrite)
+    folder = None if out is None else prepare_output_dir(out, resume=resume, overwrite=overwrite)
     if folder is not None:
         read = [
             *models,
             *(task.partition("=")[0] for task in tasks),
             *(f for t in opened for f in (t.data, t.examples)),
         ]
-        refuse_inside(folder, [path for path in read if path and Path(path).exists()])
-    parts = [make_part(task, config) for task in opened]
+        check_not_inside_inputs(folder, [path for path in read if path and Path(path).exists()])
+    parts = [make_evaluation_task(task, config) for task in opened]
     rows = _begin(folder, config, progress, resume=resume) if folder is not None else []
     total = len(models) * sum(len(part.num_shots) * part.num_asked for part in parts)
     progress.start("asking", total=total, unit="questions")
@@ -161,9 +161,9 @@ def prompt(
         body, tokenizer = load_with_tokenizer(source)
         _refuse_headless(body, model)
         weights[str(Path(model).resolve())] = digest = digest_of_model(body, tokenizer)
-        asked = AskedModel(model, names[model], body.to(where), tokenizer, digest, where)
+        asked = EvaluatedModel(model, names[model], body.to(where), tokenizer, digest, where)
         for part in parts:
-            figures, told_of = ask_model(asked, part, config, rows, folder, progress)
+            figures, told_of = evaluate_model(asked, part, config, rows, folder, progress)
             done += figures
             notes += [f"{names[model]}, {part.task.name}: {note}" for note in told_of]
     progress.finish()
@@ -265,7 +265,7 @@ def _begin(folder: Path, config: PromptConfig, progress: Progress, *, resume: bo
         rows = read_jsonl(folder / "figures.jsonl")
         progress.say(f"{len(rows)} figures are there already; those of the same model, task and data stay")
     else:
-        empty(folder)  # that it may be replaced was asked before
+        clear_dir(folder)  # that it may be replaced was asked before
     (folder / "answers").mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "figures.jsonl", rows)  # first of all: by it, a table that is stopped here is known as one
     write_file(folder / "config.toml", [to_toml(config).encode()])

@@ -14,10 +14,10 @@ import torch
 from stemformer.data.examples.sampling import example_generator
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast
-from stemformer.evaluation.few_shot.dataset import PromptData, read_items
-from stemformer.evaluation.few_shot.evaluate import ask, notes_on_answers, summarise
+from stemformer.evaluation.few_shot.dataset import PromptData, read_few_shot_examples
+from stemformer.evaluation.few_shot.evaluate import aggregate, evaluate_few_shot, notes_on_answers
 from stemformer.evaluation.few_shot.synthetic import SYNTHETIC_TASKS
-from stemformer.evaluation.few_shot.task import Item, PromptTask
+from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask
 from stemformer.io import write_jsonl
 from stemformer.models.model import Model
 from stemformer.progress import Progress
@@ -49,7 +49,7 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
-class Part:
+class EvaluationTask:
     """A task with its data, and with how many examples and how often it is asked."""
 
     task: PromptTask
@@ -60,7 +60,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class AskedModel:
+class EvaluatedModel:
     """A model that is asked, and what tells it apart from any other."""
 
     path: str
@@ -71,17 +71,19 @@ class AskedModel:
     where: torch.device
 
 
-def make_part(task: PromptTask, config: PromptConfig) -> Part:
+def make_evaluation_task(task: PromptTask, config: PromptConfig) -> EvaluationTask:
     """Returns a task with its data, as it is asked."""
     num_shots = shots_of(task, config.num_shots)
     data = read_data(task, max(num_shots), config.num_questions, config.seed)
     digest = _digest([repr((task, *map(list, _parts(data)))).encode()])
-    return Part(task, data, num_shots, digest, _draws(task, config.draws) * min(config.num_questions, len(data.items)))
+    return EvaluationTask(
+        task, data, num_shots, digest, _draws(task, config.draws) * min(config.num_questions, len(data.items))
+    )
 
 
-def ask_model(
-    model: AskedModel,
-    part: Part,
+def evaluate_model(
+    model: EvaluatedModel,
+    part: EvaluationTask,
     config: PromptConfig,
     rows: list[dict[str, Any]],
     folder: Path | None,
@@ -129,13 +131,13 @@ def ask_model(
 
 
 def _figure(
-    model: AskedModel, part: Part, num_shots: int, config: PromptConfig, progress: Progress
+    model: EvaluatedModel, part: EvaluationTask, num_shots: int, config: PromptConfig, progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns a figure of the table, and the answers behind it."""
     numbers = choose_questions(len(part.data.items), config.num_questions, config.seed)
     with autocast(model.where, config.precision):
         told = [
-            ask(
+            evaluate_few_shot(
                 model.body,
                 model.tokenizer,
                 part.task,
@@ -151,7 +153,7 @@ def _figure(
     kind = "left to right" if "causal_lm" in model.body.heads else "masked"
     figures = {"kind": kind, "parameters": model.body.num_parameters(), "num_shots": num_shots}
     answers = [{"draw": draw, **asdict(answer)} for draw, answers in enumerate(told) for answer in answers]
-    return figures | summarise(told, part.task, part.data.items), answers
+    return figures | aggregate(told, part.task, part.data.items), answers
 
 
 def from_before(
@@ -220,9 +222,9 @@ def read_data(task: PromptTask, num_shots: int, num_questions: int, seed: int) -
     """Returns the questions of a task and where their examples come from."""
     if task.synthetic:
         return _synthetic(task.synthetic, num_shots, num_questions, seed)
-    items = read_items(task.data, task)
+    items = read_few_shot_examples(task.data, task)
     is_same = not task.examples or Path(task.examples).resolve() == Path(task.data).resolve()
-    return PromptData(items, items if is_same else read_items(task.examples, task), how=task.draw)
+    return PromptData(items, items if is_same else read_few_shot_examples(task.examples, task), how=task.draw)
 
 
 def _synthetic(name: str, num_shots: int, number: int, seed: int) -> PromptData:
@@ -231,10 +233,10 @@ def _synthetic(name: str, num_shots: int, number: int, seed: int) -> PromptData:
     size = max(_EPISODE, num_shots + 1)
     for i in range(number):
         episode = SYNTHETIC_TASKS[name].episode(size, example_generator(seed, 1, i))
-        *before, last = [Item({"input": given}, (wanted,), 0) for given, wanted in episode.pairs]
+        *before, last = [FewShotExample({"input": given}, (wanted,), 0) for given, wanted in episode.pairs]
         gold = last.answers[0]
         answers = tuple(episode.candidates)
-        items.append(Item(last.fields, answers, answers.index(gold)) if answers else last)
+        items.append(FewShotExample(last.fields, answers, answers.index(gold)) if answers else last)
         own.append(before)
     return PromptData(items, (), own)
 

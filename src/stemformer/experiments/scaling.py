@@ -23,13 +23,13 @@ from stemformer.experiments.scaling_trials import (
     GptScaleConfig,
     ScaleConfig,
     Size,
-    begin,
     finished_sizes,
+    prepare_scaling,
     read_model_sizes,
-    run_all,
+    run_sizes,
 )
 from stemformer.io import write_file
-from stemformer.output_dir import alone, free_folder, refuse_inside
+from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.scaling import write_scale_report
@@ -40,7 +40,7 @@ _FIRST_SHARE = 0.2
 """Of a run, whose evaluations are left out of the fit over tokens: the rate still rises, and word frequencies come first."""
 
 
-@alone
+@exclusive_output_dir
 def scale(
     recipe: str,
     *,
@@ -102,12 +102,12 @@ def scale(
     asked = _asked(run, chosen, manifest, rate_power=rate_power, tokens_per_parameter=tokens_per_parameter)
     _check(asked, settings, budget, manifest, data)
     _check_tasks(run, prompt_tasks, num_shots)
-    folder = free_folder(out, resume=resume, overwrite=overwrite)
-    refuse_inside(folder, [path for path in (data, config) if path and Path(path).exists()])
-    done = begin(folder, asked, progress, resume=resume)
+    folder = prepare_output_dir(out, resume=resume, overwrite=overwrite)
+    check_not_inside_inputs(folder, [path for path in (data, config) if path and Path(path).exists()])
+    done = prepare_scaling(folder, asked, progress, resume=resume)
     options = {"data": data, "config": config, "steps": steps, "tokens": tokens, "time": time, "seed": seed, **compute}
     try:
-        run_all(asked, chosen, manifest, folder, done, {"settings": settings, **options}, progress)
+        run_sizes(asked, chosen, manifest, folder, done, {"settings": settings, **options}, progress)
     except StemformerError:
         if not any((folder / "sizes").iterdir()):  # what is wrong was found before anything was trained
             shutil.rmtree(folder)

@@ -16,10 +16,10 @@ from stemformer.errors import CheckpointError, ConfigError
 from stemformer.io import read_jsonl, write_file
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import OBJECTIVES, objective_name
-from stemformer.output_dir import empty
-from stemformer.progress import Part, Progress
+from stemformer.output_dir import clear_dir
+from stemformer.progress import Progress, SubProgress
 from stemformer.training.config import GptRunConfig, RunConfig
-from stemformer.training.resume import refuse_changes
+from stemformer.training.resume import check_config_unchanged
 
 _LOSSES = ("held_out_causal_lm_loss", "held_out_masked_lm_loss")
 _HEAD_SIZE = 64
@@ -122,7 +122,7 @@ def finished_sizes(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["size"]: line for line in read_jsonl(folder / "sizes.jsonl")}
 
 
-def begin(folder: Path, asked: ScaleConfig, progress: Progress, *, resume: bool) -> dict[str, dict[str, Any]]:
+def prepare_scaling(folder: Path, asked: ScaleConfig, progress: Progress, *, resume: bool) -> dict[str, dict[str, Any]]:
     """Makes the folder ready, and returns what is known of the sizes that are finished, by their names."""
     file = folder / "config.toml"
     done: dict[str, dict[str, Any]] = {}
@@ -132,11 +132,11 @@ def begin(folder: Path, asked: ScaleConfig, progress: Progress, *, resume: bool)
         text = file.read_text(encoding="utf-8")
         is_gpt = "eos_token_id" in parse_toml(text, str(file)).get("run", {}).get("model", {})
         stored = from_toml(GptScaleConfig if is_gpt else ScaleConfig, text, source=str(file))
-        refuse_changes(stored, asked, may_change=_MAY_CHANGE, what="these runs")
+        check_config_unchanged(stored, asked, may_change=_MAY_CHANGE, what="these runs")
         done = finished_sizes(folder)
         progress.say(f"{sum(name in done for name in asked.sizes)} of {len(asked.sizes)} sizes are done already")
     else:
-        empty(folder)  # that it may be replaced was asked before
+        clear_dir(folder)  # that it may be replaced was asked before
     (folder / "sizes").mkdir(parents=True, exist_ok=True)
     write_file(file, [to_toml(asked).encode()])
     return done
@@ -146,7 +146,7 @@ _BESIDE = 2_000_000
 """What a token costs beside matrix products, in parameters that cost as much; measured on a CPU, for the time that is left."""
 
 
-def run_all(
+def run_sizes(
     asked: ScaleConfig,
     sizes: Sequence[Size],
     manifest: Manifest,
@@ -171,7 +171,7 @@ def run_all(
     for number, size in enumerate(sizes, 1):
         if size.name in done:
             continue
-        inner = Part(progress, size.name, share=shares[size.name])
+        inner = SubProgress(progress, size.name, share=shares[size.name])
         done[size.name] = _run_size(size, asked, counts[size.name], folder / "sizes" / size.name, options, inner)
         lines = [(json.dumps(line, ensure_ascii=False) + "\n").encode() for line in done.values()]
         write_file(folder / "sizes.jsonl", lines)

@@ -17,7 +17,7 @@ from torch import Tensor
 from stemformer.config import check_seed
 from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.models.inference.cached_gpt import CachedGpt
+from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
 _COLDEST = 1e-6
@@ -140,7 +140,7 @@ def filtered(
 
 @torch.inference_mode()
 def decode(
-    model: Model | CachedGpt,
+    model: Model | GptDecoder,
     prompts: Sequence[Int[Tensor, "_"]],
     config: DecodingConfig,
     *,
@@ -209,7 +209,9 @@ def decode(
 
 
 @torch.inference_mode()
-def beam_search(model: Model | CachedGpt, prompts: Sequence[Int[Tensor, "_"]], config: DecodingConfig) -> list[Decoded]:
+def beam_search(
+    model: Model | GptDecoder, prompts: Sequence[Int[Tensor, "_"]], config: DecodingConfig
+) -> list[Decoded]:
     """Returns the likeliest continuation of each prompt that a search along `num_beams` texts finds.
 
     Args:
@@ -226,7 +228,7 @@ def beam_search(model: Model | CachedGpt, prompts: Sequence[Int[Tensor, "_"]], c
     return [_search(reader, prompt.tolist(), config) for prompt in prompts]
 
 
-def _search(reader: CachedGpt, prompt: list[int], config: DecodingConfig) -> Decoded:
+def _search(reader: GptDecoder, prompt: list[int], config: DecodingConfig) -> Decoded:
     beams = config.num_beams
     logits = reader.begin([prompt], len(prompt) + config.max_new_tokens)
     sums = torch.zeros(1, device=logits.device)
@@ -265,8 +267,8 @@ def _search(reader: CachedGpt, prompt: list[int], config: DecodingConfig) -> Dec
 # ------------------------------------------------------------------------------------------------------------------------ small parts
 
 
-def _reader(model: Model | CachedGpt, *, rows: int, steps: int) -> CachedGpt:
-    return model if isinstance(model, CachedGpt) else CachedGpt(model, rows=rows, steps=steps)
+def _reader(model: Model | GptDecoder, *, rows: int, steps: int) -> GptDecoder:
+    return model if isinstance(model, GptDecoder) else GptDecoder(model, rows=rows, steps=steps)
 
 
 def check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, positions: int) -> None:

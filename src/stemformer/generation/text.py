@@ -14,7 +14,7 @@ from stemformer.data.shards.reader import Shards
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
 from stemformer.generation.decoding import Decoded, DecodingConfig, beam_search, check_lengths, decode
-from stemformer.models.inference.cached_gpt import CachedGpt
+from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
 _HALF_CHARACTER = "\ufffd"
@@ -41,7 +41,7 @@ class Continuation:
 
 def continue_texts(
     prompts: Sequence[str],
-    model: Model | CachedGpt,
+    model: Model | GptDecoder,
     tokenizer: Tokenizer,
     config: DecodingConfig,
     *,
@@ -72,7 +72,7 @@ def continue_texts(
 
 def continue_ids(
     prompts: Sequence[Int[np.ndarray, "_"]],
-    model: Model | CachedGpt,
+    model: Model | GptDecoder,
     tokenizer: Tokenizer,
     config: DecodingConfig,
     *,
@@ -102,8 +102,8 @@ def continue_ids(
     ids = [torch.from_numpy(np.append(end, prompt) if begin or not len(prompt) else prompt) for prompt in prompts]
     check_lengths(ids, config, model.config.max_position_embeddings)  # of all, before the first is written
     size = 1 if config.num_beams > 1 else batch_size or max(1, len(ids))
-    if len(ids) > size and not isinstance(model, CachedGpt):
-        model = CachedGpt(model, rows=max(size, config.num_beams), steps=config.max_new_tokens * len(ids) // size)
+    if len(ids) > size and not isinstance(model, GptDecoder):
+        model = GptDecoder(model, rows=max(size, config.num_beams), steps=config.max_new_tokens * len(ids) // size)
     for first in range(0, len(ids), size):
         yield from _continue_batch(ids[first : first + size], first, model, tokenizer, config, stop, on_text)
 
@@ -111,7 +111,7 @@ def continue_ids(
 def _continue_batch(
     ids: Sequence[Int[Tensor, "_"]],
     first: int,
-    model: Model | CachedGpt,
+    model: Model | GptDecoder,
     tokenizer: Tokenizer,
     config: DecodingConfig,
     stop: Sequence[str],

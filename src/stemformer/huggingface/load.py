@@ -20,7 +20,7 @@ from stemformer.config import nearest
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
 from stemformer.models.gpt import GptConfig
-from stemformer.models.heads import CausalLmHead, MaskedLmHead, initialise
+from stemformer.models.heads import CausalLmHead, MaskedLmHead, initialize_weights
 from stemformer.models.hf_names import GPT_CONFIG, from_hugging_face
 from stemformer.models.model import ARCHITECTURES, BodyConfig, Model, architecture_of, make_model
 
@@ -154,7 +154,7 @@ def load_model(
             warnings.warn(f"{folder} has no {', '.join(missing)}: drawn afresh", stacklevel=2)
         generator = generator or torch.Generator().manual_seed(0)
         for head in sorted({name.split(".")[1] for name in missing}):
-            initialise(model.heads[head], std=config.initializer_range, generator=generator)
+            initialize_weights(model.heads[head], std=config.initializer_range, generator=generator)
     model.load_state_dict(found, strict=False)
     return model.eval()
 
@@ -227,18 +227,18 @@ def load_with_tokenizer(
             stacklevel=2,
         )
     if isinstance(model.config, GptConfig):
-        tokenizer.begin_id = model.config.eos_token_id
+        tokenizer.bos_token_id = model.config.eos_token_id
         is_of_task = bool(model.heads.keys() & ARCHITECTURES["gpt2"].task_heads.keys())
         num_ids = tokenizer.vocab_size if is_of_task else model.config.vocab_size
-        if not 0 <= tokenizer.begin_id < num_ids:
+        if not 0 <= tokenizer.bos_token_id < num_ids:
             raise CheckpointError(
-                f"{folder}/config.json: eos_token_id is {tokenizer.begin_id:,} (GPT-2's, if it is not said), there are {num_ids:,} ids: "
+                f"{folder}/config.json: eos_token_id is {tokenizer.bos_token_id:,} (GPT-2's, if it is not said), there are {num_ids:,} ids: "
                 "set it to that of the token that ends a document, and stands before a text"
             )
         if read_task(folder) and TASK_KEY not in _read_config(folder)[1]:
             warnings.warn(
                 f"{folder} was fine-tuned elsewhere, perhaps on texts with nothing before them: "
-                f"here {tokenizer.tokens[tokenizer.begin_id]} stands before each",
+                f"here {tokenizer.tokens[tokenizer.bos_token_id]} stands before each",
                 stacklevel=2,
             )
     return model, tokenizer

@@ -57,12 +57,12 @@ def save_model(
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
         **_told_of_task(task),
     }
-    begin_id = model.config.eos_token_id if isinstance(model.config, GptConfig) and task is not None else None
-    if begin_id is not None:
-        config["pad_token_id"] = begin_id  # transformers scores the last token that is another
+    bos_token_id = model.config.eos_token_id if isinstance(model.config, GptConfig) and task is not None else None
+    if bos_token_id is not None:
+        config["pad_token_id"] = bos_token_id  # transformers scores the last token that is another
     if tokenizer is not None:
         longest, is_bare = model.config.max_position_embeddings, isinstance(model.config, GptConfig)
-        tokenizer.save(folder, model_max_length=longest, begin_id=begin_id, is_bare=is_bare)
+        tokenizer.save(folder, model_max_length=longest, bos_token_id=bos_token_id, is_bare=is_bare)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tensors(state, folder / "model.safetensors")
 

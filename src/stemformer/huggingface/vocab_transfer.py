@@ -22,7 +22,7 @@ from stemformer.models.model import Model
 
 
 @dataclass(frozen=True)
-class Adapted:
+class VocabTransferStats:
     """How many tokens of a new vocabulary kept their vector, came from pieces, or were drawn; and how many old ones were dropped."""
 
     kept: int
@@ -37,7 +37,9 @@ class Adapted:
         )
 
 
-def adapt_vocabulary(model: Model, old: Tokenizer, new: Tokenizer, *, generator: torch.Generator) -> Adapted:
+def transfer_vocabulary(
+    model: Model, old: Tokenizer, new: Tokenizer, *, generator: torch.Generator
+) -> VocabTransferStats:
     """Changes word embeddings and output biases of a model, in place, to those of a new vocabulary.
 
     Args:
@@ -75,7 +77,7 @@ def adapt_vocabulary(model: Model, old: Tokenizer, new: Tokenizer, *, generator:
     model.config = model.body.config = config
     kept = sum(old.id_of(token) is not None for token in new.tokens)
     drawn = sum(not pieces for pieces in sources)
-    return Adapted(kept, new.vocab_size - kept - drawn, drawn, old.vocab_size - kept)
+    return VocabTransferStats(kept, new.vocab_size - kept - drawn, drawn, old.vocab_size - kept)
 
 
 def pieces_of(token: str, tokenizer: Tokenizer) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stemformer.models.inference.kv_cache import Reading
+from stemformer.models.inference.kv_cache import PromptCache
 from stemformer.models.layers import (
     Dropout,
     FeedForward,
@@ -202,9 +202,9 @@ class Gpt(nn.Module):
         input_ids: Int[Tensor, "N"],
         cu_seqlens: Int[Tensor, "S1"],
         *,
-        after: Reading | None = None,
+        after: PromptCache | None = None,
         parents: Int[Tensor, "S"] | None = None,
-    ) -> tuple[Float[Tensor, "N D"], Reading]:
+    ) -> tuple[Float[Tensor, "N D"], PromptCache]:
         """Returns the last hidden states of texts that may go on from others, and what the next ones need to go on from these.
 
         So answers to one question share its reading, and questions that of the examples before them. Nothing is padded.
@@ -248,4 +248,4 @@ class Gpt(nn.Module):
             x, k, v = layer.read(x, cu_seqlens, int(new.max()), before, order, cu_k, longest)
             keys.append(k)
             values.append(v)
-        return self.norm(x), Reading(keys, values, cu_k)
+        return self.norm(x), PromptCache(keys, values, cu_k)

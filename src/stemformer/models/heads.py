@@ -178,7 +178,7 @@ class SpanHead(nn.Module):
         return _in_float32(self.scores, states)
 
 
-def start_from_frequency(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:
+def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:
     """Sets the output bias to the logarithm of how frequent each word is, so that a fresh model's first guess is word frequency.
 
     Without it, that is what the first hundred steps learn (`docs/log.md`).
@@ -192,7 +192,7 @@ def start_from_frequency(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> N
     head.bias.data.copy_((smoothed / smoothed.sum()).log())
 
 
-def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
+def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
     """Fills a body or head with fresh weights, by the table in the body's docstring; a linear's `first_scale` is what it says there.
 
     Args:

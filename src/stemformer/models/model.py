@@ -20,7 +20,7 @@ from stemformer.models.heads import (
     SequenceHead,
     SpanHead,
     TokenHead,
-    initialise,
+    initialize_weights,
 )
 
 BodyConfig = BertConfig | GptConfig
@@ -176,5 +176,5 @@ def make_model(
     ):  # torch's own first weights, which do not stay, come from its global generator
         model = Model(config, kind.body(config), {name: make_head(name) for name in heads})
     if generator is not None:
-        initialise(model, std=config.initializer_range, generator=generator)
+        initialize_weights(model, std=config.initializer_range, generator=generator)
     return model

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stemformer.data.examples.batch import Batch, Example
-from stemformer.data.examples.packing import Passage, Rows, Stream, make_rows, make_stream
+from stemformer.data.examples.packing import PackedDataset, RawExample, TokenStream, make_token_stream, pack_documents
 from stemformer.data.shards.reader import Shards
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
@@ -50,13 +50,13 @@ class CausalLm:
         self.config = config
         self.end = end
 
-    def make_examples(self, shards: Shards, row_length: int) -> Rows | Stream:
+    def make_examples(self, shards: Shards, row_length: int) -> PackedDataset | TokenStream:
         """Returns the examples of a split: rows of pieces, each with one token before it, or rows of a stream."""
         if self.config.documents == "stream":
-            return make_stream(shards, row_length=row_length, end=self.end)
-        return make_rows(shards, row_length=row_length, num_special=1)
+            return make_token_stream(shards, row_length=row_length, end=self.end)
+        return pack_documents(shards, row_length=row_length, num_special=1)
 
-    def corrupt(self, passage: Passage, rng: np.random.Generator) -> Example:
+    def corrupt(self, passage: RawExample, rng: np.random.Generator) -> Example:
         """Returns what the model reads, and what is asked of it at each place; nothing is random.
 
         Args:

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stemformer.data.examples.batch import Batch, Example
-from stemformer.data.examples.packing import Passage, Rows, make_rows
-from stemformer.data.examples.sentence_pairs import Chunks
+from stemformer.data.examples.packing import PackedDataset, RawExample, pack_documents
+from stemformer.data.examples.sentence_pairs import SentencePairDataset
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
 from stemformer.models.model import Model
@@ -81,11 +81,11 @@ class MaskedLm:
         self.special = special
         self.vocab_size = vocab_size
 
-    def make_examples(self, shards: Shards, row_length: int) -> Rows | Chunks:
+    def make_examples(self, shards: Shards, row_length: int) -> PackedDataset | SentencePairDataset:
         """Returns the examples of a split: rows of pieces."""
-        return make_rows(shards, row_length=row_length)
+        return pack_documents(shards, row_length=row_length)
 
-    def corrupt(self, passage: Passage, rng: np.random.Generator) -> Example:
+    def corrupt(self, passage: RawExample, rng: np.random.Generator) -> Example:
         """Returns an example in which exactly `max(1, round(rate * n))` of the passage's `n` tokens are scored.
 
         Args:
@@ -124,7 +124,7 @@ class MaskedLm:
             labels=tokens[chosen],
             token_type_ids=np.repeat(passage.segments, sizes),
             sequence_labels=None if passage.label is None else np.array([passage.label]),
-            num_displaced=passage.num_displaced,
+            num_dropped_tokens=passage.num_dropped_tokens,
         )
 
     def counts(self, batch: Batch) -> dict[str, int]:

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from stemformer.data.examples.batch import Batch, Example
-from stemformer.data.examples.packing import Rows, Stream
-from stemformer.data.examples.sentence_pairs import Chunks
+from stemformer.data.examples.packing import PackedDataset, TokenStream
+from stemformer.data.examples.sentence_pairs import SentencePairDataset
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.losses import LossSum
@@ -53,7 +53,7 @@ OBJECTIVES: dict[str, type[MaskedLm] | type[SentencePairs] | type[CausalLm]] = {
 """`objective.sentences`, or `causal`, -> objective."""
 
 
-Examples = Rows | Stream | Chunks
+Examples = PackedDataset | TokenStream | SentencePairDataset
 """What the objectives of pre-training draw their passages from."""
 
 
@@ -81,13 +81,13 @@ def make_objective(
     return kind(config, special=special, vocab_size=vocab_size)
 
 
-def num_places(objective: Objective, batch: Batch) -> int | None:
+def num_scored_positions(objective: Objective, batch: Batch) -> int | None:
     """Returns of how many tokens an objective needs the last states; None for all."""
     places = objective.places(batch)
     return None if places is None else len(places)
 
 
-class WithLoss(nn.Module):
+class LossModule(nn.Module):
     """A model and its objective as one module, so that whatever distributes or evaluates it sees a single forward.
 
     Args:

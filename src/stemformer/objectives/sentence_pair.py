@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stemformer.data.examples.batch import Batch, Example
-from stemformer.data.examples.packing import Passage, Rows
-from stemformer.data.examples.sentence_pairs import Chunks, make_chunks
+from stemformer.data.examples.packing import PackedDataset, RawExample
+from stemformer.data.examples.sentence_pairs import SentencePairDataset, make_sentence_pairs
 from stemformer.data.shards.reader import Shards
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
@@ -35,12 +35,12 @@ class SentencePairs:
         self.config = config
         self.question = "next_sentence" if config.sentences == "next" else "sentence_order"
 
-    def make_examples(self, shards: Shards, row_length: int) -> Rows | Chunks:
+    def make_examples(self, shards: Shards, row_length: int) -> PackedDataset | SentencePairDataset:
         """Returns the examples of a split: chunks that are split into pairs."""
         task: Literal["next", "order"] = "next" if self.question == "next_sentence" else "order"
-        return make_chunks(shards, row_length=row_length, task=task, short_share=self.config.short_share)
+        return make_sentence_pairs(shards, row_length=row_length, task=task, short_share=self.config.short_share)
 
-    def corrupt(self, passage: Passage, rng: np.random.Generator) -> Example:
+    def corrupt(self, passage: RawExample, rng: np.random.Generator) -> Example:
         """Returns the pair with some of its words hidden; see `MaskedLm.corrupt`."""
         return self.masked.corrupt(passage, rng)
 

@@ -11,7 +11,7 @@ from stemformer.data.labelled.token_classification import as_bioes, is_bio
 from stemformer.io import read_jsonl
 from stemformer.reports.page import write_page
 from stemformer.reports.plots import draw
-from stemformer.tasks.metrics import squad
+from stemformer.tasks.metrics import squad_metrics
 
 _KINDS = {
     "classify": "Classification of texts",
@@ -241,7 +241,9 @@ def _answered(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for example in examples:
         begin, end = example["begin"] or 0, example["end"] or 0
         passage = example["passage"]
-        score = squad({"": list(example["gold"])}, {"": example["predicted"]}, language=example.get("language", "en"))
+        score = squad_metrics(
+            {"": list(example["gold"])}, {"": example["predicted"]}, language=example.get("language", "en")
+        )
         shown.append(
             {
                 "question": example["question"],

@@ -13,7 +13,7 @@ from stemformer.data.labelled.detect_format import looks_like, row_looks_like
 from stemformer.data.labelled.fasta import find_alphabet
 from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.data.labelled.question_answering import read_questions
-from stemformer.data.labelled.splits import cut_dev, cut_groups
+from stemformer.data.labelled.splits import grouped_split, train_dev_split
 from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.data.labelled.table import read_table
 from stemformer.data.labelled.text_classification import TextExample, choose_columns, make_text_examples
@@ -38,7 +38,7 @@ _KANA = re.compile(r"[\u3040-\u30ff]")
 
 
 @dataclass(frozen=True)
-class Problem:
+class LabelledTask:
     """A task and what else must be known to score it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Problem:
         return _count_labels(self.task.config, records)
 
     def told(self) -> dict[str, Any]:
-        """Returns what a saved model says about it; `saved_problem` reads it."""
+        """Returns what a saved model says about it; `load_labelled_task` reads it."""
         problem_type = getattr(self.task, "problem_type", None)
         more: dict[str, Any] = {"threshold": self.task.threshold} if isinstance(self.task, QuestionAnswering) else {}
         if (symbols := getattr(self.task, "symbols", None)) is not None:
@@ -179,13 +179,13 @@ def split_dev(config: TaskConfig, records: Sequence[Any], *, share: float, seed:
     if config.name == "qa":
         titles = [r.title or r.context for r in records]
         keys = titles if len(set(titles)) > _FEW_GROUPS else [r.context for r in records]
-        train, dev = cut_groups(keys, share=share, seed=seed)
+        train, dev = grouped_split(keys, share=share, seed=seed)
     else:
-        train, dev = cut_dev(strata(config, records), share=share, seed=seed)
+        train, dev = train_dev_split(stratification_keys(config, records), share=share, seed=seed)
     return [records[i] for i in train], [records[i] for i in dev]
 
 
-def strata(config: TaskConfig, records: Sequence[Any]) -> list[Any]:
+def stratification_keys(config: TaskConfig, records: Sequence[Any]) -> list[Any]:
     """Returns, for each record, the class whose share a part of the records should keep; 0 for all where there are no classes."""
     is_class = config.name in ("classify", "pair") and config.kind == "class"
     return [record.label if is_class else 0 for record in records]
@@ -195,7 +195,7 @@ _FEW_GROUPS = 10
 """Articles of which a part can be set aside; with fewer, passages are."""
 
 
-def new_problem(config: TaskConfig, records: Sequence[Any]) -> Problem:
+def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> LabelledTask:
     """Returns the problem that labelled records pose: their labels, and whether tags mark entities or answers may be missing.
 
     Raises:
@@ -210,9 +210,9 @@ def new_problem(config: TaskConfig, records: Sequence[Any]) -> Problem:
     if config.name == "qa":
         if config.no_answer is None:
             config = replace(config, no_answer=any(r.is_impossible for r in records))
-        return Problem(kind(config), language=find_language(records))
+        return LabelledTask(kind(config), language=find_language(records))
     if config.name == "choice" or config.kind == "score":
-        return Problem(kind(config))
+        return LabelledTask(kind(config))
     frequencies = _count_labels(config, records)
     labels = sorted(frequencies, key=_natural)
     if (len(labels) < 2 and config.kind != "labels") or not labels:
@@ -221,7 +221,7 @@ def new_problem(config: TaskConfig, records: Sequence[Any]) -> Problem:
             f"the training data has a single label, {found}: expected two at least; is it the right column (--label)?"
         )
     problem = kind(config, labels, [frequencies[label] for label in labels])
-    return Problem(problem, entities=config.name == "tag" and is_bio(labels))
+    return LabelledTask(problem, entities=config.name == "tag" and is_bio(labels))
 
 
 def _count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
@@ -232,7 +232,7 @@ def _count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
     return Counter(r.label for r in records)
 
 
-def saved_problem(model: str) -> Problem:
+def load_labelled_task(model: str) -> LabelledTask:
     """Returns the problem that a saved model was trained for, also one that transformers trained.
 
     Raises:
@@ -255,7 +255,7 @@ def saved_problem(model: str) -> Problem:
         task.threshold = float(told.get("threshold", 0.0))
     if "symbol_map" in told:
         task.symbols = SymbolMap(**told["symbol_map"])
-    return Problem(
+    return LabelledTask(
         task,
         entities=bool(told.get("entities", config.name == "tag" and is_bio(labels))),
         language=told.get("language", "en"),
@@ -284,7 +284,7 @@ def _told(counted: Counter[str]) -> str:
 class LabelledData:
     """Labelled records, what they ask, and what was done to them on the way, in sentences."""
 
-    problem: Problem
+    problem: LabelledTask
     train: list[Any]
     dev: list[Any]
     notes: list[str]
@@ -316,7 +316,7 @@ def read_labelled(config: FinetuneConfig, progress: Progress) -> LabelledData:
                 f"training data: questions left out, their answer not in the passage: {len(records) - len(found):,}"
             )
         records = found
-    problem = new_problem(of_task, records)
+    problem = make_labelled_task(of_task, records)
     notes += [*unknown_labels(problem, dev), *_odd_tags(problem, records), *_rare_labels(problem, records)]
     for line in (_told_of_columns(problem), _told_of_labels(problem, records), *notes):
         if line:
@@ -339,7 +339,7 @@ def most_frequent(data: LabelledData) -> tuple[str, float] | None:
     return label, of_dev[label] / of_dev.total()
 
 
-def unknown_labels(problem: Problem, records: Sequence[Any]) -> list[str]:
+def unknown_labels(problem: LabelledTask, records: Sequence[Any]) -> list[str]:
     """Returns a sentence about the labels of records that the model does not know; nothing where it knows all.
 
     Raises:
@@ -362,7 +362,7 @@ def unknown_labels(problem: Problem, records: Sequence[Any]) -> list[str]:
     return [f"{len(unknown)} labels were not trained, and {treated}: {shown}"]
 
 
-def _odd_tags(problem: Problem, records: Sequence[Any]) -> list[str]:
+def _odd_tags(problem: LabelledTask, records: Sequence[Any]) -> list[str]:
     """Returns a sentence about tags that keep the others, which mark entities, from being scored as such."""
     labels = [label for label in problem.task.labels if label != "O"]
     odd = [label for label in labels if not is_bio([label])]
@@ -380,7 +380,7 @@ def _odd_tags(problem: Problem, records: Sequence[Any]) -> list[str]:
     ]
 
 
-def _rare_labels(problem: Problem, records: Sequence[Any]) -> list[str]:
+def _rare_labels(problem: LabelledTask, records: Sequence[Any]) -> list[str]:
     """Returns a sentence about a column of answers that looks like free text or numbers rather than classes."""
     config, number = problem.task.config, len(problem.task.labels)
     if (
@@ -396,7 +396,7 @@ def _rare_labels(problem: Problem, records: Sequence[Any]) -> list[str]:
     ]
 
 
-def _told_of_columns(problem: Problem) -> str:
+def _told_of_columns(problem: LabelledTask) -> str:
     config = problem.task.config
     if problem.task.head != "sequence":
         return ""
@@ -404,7 +404,7 @@ def _told_of_columns(problem: Problem) -> str:
     return f"text: column {texts}; answer: column {config.label!r} (--text, --label to change)"
 
 
-def _told_of_labels(problem: Problem, records: Sequence[Any]) -> str:
+def _told_of_labels(problem: LabelledTask, records: Sequence[Any]) -> str:
     task = problem.task
     if task.head == "span":
         none = sum(r.is_impossible for r in records)

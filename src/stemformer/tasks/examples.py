@@ -77,7 +77,7 @@ def make_example(
         label_positions: Places that are scored.
         labels: What they are.
     """
-    begin = tokenizer.begin_id
+    begin = tokenizer.bos_token_id
     if begin is None:
         pieces = [np.array([tokenizer.cls_id]), *(x for part in parts for x in (part, np.array([tokenizer.sep_id])))]
     else:
@@ -99,10 +99,10 @@ def make_example(
 
 def num_special(tokenizer: Tokenizer, *, num_texts: int) -> int:
     """Returns how many tokens `make_example` adds to those of the texts."""
-    return num_texts + (tokenizer.begin_id is None)
+    return num_texts + (tokenizer.bos_token_id is None)
 
 
-def trimmed(first: int, second: int, room: int) -> tuple[int, int]:
+def truncate_pair(first: int, second: int, room: int) -> tuple[int, int]:
     """Returns how many tokens of two texts fit into `room`: the longer one loses tokens until they do.
 
     Example:
@@ -121,7 +121,7 @@ def trimmed(first: int, second: int, room: int) -> tuple[int, int]:
     return room - half, half
 
 
-def windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:
+def sliding_windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:
     """Returns begin and end of windows of at most `room` that cover `length` places, each sharing about `stride` with the one before.
 
     They share half of their places at most, whatever is asked, so that few tokens do not make many windows. They are as even as they can

@@ -53,7 +53,7 @@ _NEARLY_CONSTANT = 1e-12
 """A range below this share of the largest value is rounding."""
 
 
-def classification(
+def classification_metrics(
     gold: Integer[np.ndarray, "n"], predicted: Integer[np.ndarray, "n"], labels: Sequence[str]
 ) -> dict[str, Any]:
     """Returns how well one label for each example was predicted.
@@ -97,7 +97,7 @@ def classification(
     return {**told, "per_label": per_label, "confusion": confusion}
 
 
-def multi_label(
+def multi_label_metrics(
     gold: Bool[np.ndarray, "n C"], predicted: Bool[np.ndarray, "n C"], labels: Sequence[str]
 ) -> dict[str, Any]:
     """Returns how well any number of labels for each example was predicted.
@@ -109,7 +109,7 @@ def multi_label(
 
     Returns:
         `micro_f1`, over all decisions together; `macro_f1`, the mean over all labels; `exact_match`, the share of examples without a
-        mistake; `per_label` as in `classification`.
+        mistake; `per_label` as in `classification_metrics`.
 
     Raises:
         DataError: There is nothing to compare, or not as many predictions as examples.
@@ -132,7 +132,7 @@ def multi_label(
     }
 
 
-def regression(gold: Float[np.ndarray, "n"], predicted: Float[np.ndarray, "n"]) -> dict[str, float]:
+def regression_metrics(gold: Float[np.ndarray, "n"], predicted: Float[np.ndarray, "n"]) -> dict[str, float]:
     """Returns how well one number for each example was predicted.
 
     Returns:
@@ -153,7 +153,9 @@ def regression(gold: Float[np.ndarray, "n"], predicted: Float[np.ndarray, "n"]) 
     }
 
 
-def tagging(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, entities: bool) -> dict[str, Any]:
+def tagging_metrics(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, entities: bool
+) -> dict[str, Any]:
     """Returns how well a tag for each word was predicted.
 
     Args:
@@ -163,7 +165,7 @@ def tagging(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *
 
     Returns:
         `accuracy` over words. With entities `precision`, `recall` and `f1` of all entities together, as conlleval counts them, and
-        `per_label` by type. Without, `labels` (all tags, sorted), and `per_label` and `confusion` in that order as in `classification`.
+        `per_label` by type. Without, `labels` (all tags, sorted), and `per_label` and `confusion` in that order as in `classification_metrics`.
 
     Raises:
         DataError: There is nothing to compare, or a text has not as many predictions as words.
@@ -180,7 +182,7 @@ def tagging(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *
         return {"accuracy": fmean(map(eq, right_tags, given_tags)), **_entities(gold, predicted)}
     labels = sorted({*right_tags, *given_tags})
     number_of = {label: i for i, label in enumerate(labels)}
-    told = classification(
+    told = classification_metrics(
         np.array([number_of[tag] for tag in right_tags], dtype=np.int64),
         np.array([number_of[tag] for tag in given_tags], dtype=np.int64),
         labels,
@@ -188,7 +190,7 @@ def tagging(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *
     return {"accuracy": told["accuracy"], "labels": labels, **{key: told[key] for key in ("per_label", "confusion")}}
 
 
-def squad(
+def squad_metrics(
     gold: Mapping[str, Sequence[str]],
     predicted: Mapping[str, str],
     *,
@@ -239,7 +241,7 @@ def squad(
     return {**told, **best}
 
 
-def midway(threshold: float, scores: Iterable[float]) -> float:
+def threshold_midpoint(threshold: float, scores: Iterable[float]) -> float:
     """Returns the middle between a threshold and the next score above it: it decides the same, and other questions more evenly.
 
     Example:
@@ -257,7 +259,7 @@ def best_threshold(
     *,
     language: Language = "en",
 ) -> tuple[float, float, float]:
-    """Returns the lowest threshold for `squad` that gives the best F1, with the F1 and the exact match there, in percent.
+    """Returns the lowest threshold for `squad_metrics` that gives the best F1, with the F1 and the exact match there, in percent.
 
     Args:
         gold: By question the right answers; none where the passage has no answer.
@@ -269,13 +271,13 @@ def best_threshold(
         DataError: There is no question, or one has no prediction or no `no_answer`.
 
     Source: Rajpurkar et al. 2018. The threshold really gives these figures, where the script's may not: we count questions with the
-    same `no_answer` only together, score an answer of nothing but articles as `squad` does, and go below the smallest
+    same `no_answer` only together, score an answer of nothing but articles as `squad_metrics` does, and go below the smallest
     `no_answer` where all are best left unanswered and it is not above zero (the script says 0.0).
     """
     return _best(_answer_scores(gold, predicted, language), gold, no_answer)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean of some runs' figures, and their standard deviation (n - 1); 0.0 for a single run."""
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
@@ -435,21 +437,21 @@ def score_predictions(
     """
     if task.head == "token":
         known = [(r.tags, p.tags) for p, r in zip(predictions, records, strict=True) if r.tags is not None]
-        return metrics.tagging([a for a, _ in known], [b for _, b in known], entities=entities)
+        return metrics.tagging_metrics([a for a, _ in known], [b for _, b in known], entities=entities)
     if task.head == "span":
         return _score_answers(task, predictions, records, language)
     if task.head == "choice":
         known = [(r.answer, p.choice) for p, r in zip(predictions, records, strict=True) if r.answer is not None]
         right, given = (np.array(x, np.int64) for x in (list(zip(*known, strict=True)) or ((), ())))
         names = [str(i) for i in range(int(max(right.max(initial=0), given.max(initial=0))) + 1)]
-        return {"accuracy": metrics.classification(right, given, names)["accuracy"]}
+        return {"accuracy": metrics.classification_metrics(right, given, names)["accuracy"]}
     known = [(r.label, p) for p, r in zip(predictions, records, strict=True) if r.label is not None]
     if task.config.kind == "score":
-        return metrics.regression(np.array([float(a) for a, _ in known]), np.array([p.score for _, p in known]))
+        return metrics.regression_metrics(np.array([float(a) for a, _ in known]), np.array([p.score for _, p in known]))
     if task.config.kind == "labels":
         gold = np.array([[label in a for label in task.labels] for a, _ in known], bool)
         probabilities = np.array([p.probabilities for _, p in known]).reshape(len(known), len(task.labels))
-        return metrics.multi_label(gold, probabilities >= task.config.positive, task.labels)
+        return metrics.multi_label_metrics(gold, probabilities >= task.config.positive, task.labels)
     names = [
         *task.labels,
         *sorted({a for a, _ in known} - set(task.labels)),
@@ -459,7 +461,7 @@ def score_predictions(
         np.array([number[x] for x in column], np.int64)
         for column in ([a for a, _ in known], [p.label for _, p in known])
     )
-    return {**metrics.classification(right, given, names), "labels": names}
+    return {**metrics.classification_metrics(right, given, names), "labels": names}
 
 
 def _score_answers(
@@ -467,8 +469,8 @@ def _score_answers(
 ) -> dict[str, Any]:
     gold = {str(i): list(record.gold) for i, record in enumerate(records)}
     if not task.config.no_answer:
-        return dict(metrics.squad(gold, {str(i): p.text for i, p in enumerate(predictions)}, language=language))
+        return dict(metrics.squad_metrics(gold, {str(i): p.text for i, p in enumerate(predictions)}, language=language))
     spans = {str(i): p.candidates[0].text if p.candidates else "" for i, p in enumerate(predictions)}
     no_answer = {str(i): p.no_answer for i, p in enumerate(predictions)}
     threshold = getattr(task, "threshold", 0.0)
-    return dict(metrics.squad(gold, spans, language=language, no_answer=no_answer, threshold=threshold))
+    return dict(metrics.squad_metrics(gold, spans, language=language, no_answer=no_answer, threshold=threshold))

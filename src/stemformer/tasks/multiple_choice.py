@@ -19,7 +19,7 @@ from stemformer.data.labelled.multiple_choice import ChoiceQuestion
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
-from stemformer.tasks.examples import TaskExamples, make_example, trimmed
+from stemformer.tasks.examples import TaskExamples, make_example, truncate_pair
 from stemformer.tasks.task import TaskConfig
 
 
@@ -108,7 +108,7 @@ class Choice:
             sequences = []
             for number in range(len(record.choices)):
                 option = next(options)
-                kept = trimmed(len(prompt), len(option), max_length - 3)
+                kept = truncate_pair(len(prompt), len(option), max_length - 3)
                 counted["options cut to fit"] += kept != (len(prompt), len(option))
                 answer = None if record.answer is None else np.array([number, int(number == record.answer)])
                 sequences.append(make_example([prompt[: kept[0]], option[: kept[1]]], tokenizer, answer=answer))

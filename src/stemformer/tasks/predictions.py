@@ -15,16 +15,16 @@ from jaxtyping import Float
 from stemformer.data.labelled.token_classification import TaggedSentence, as_bioes, repair_bio
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
-from stemformer.tasks.dataset import Problem
+from stemformer.tasks.dataset import LabelledTask
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.metrics import squad
+from stemformer.tasks.metrics import squad_metrics
 from stemformer.tasks.multiple_choice import ChoicePrediction
 from stemformer.tasks.question_answering import AnswerPrediction
 from stemformer.tasks.sequence_classification import TextPrediction
 from stemformer.tasks.token_classification import TagPrediction
 
 
-def row_of(problem: Problem, record: Any, prediction: Any) -> dict[str, Any]:
+def to_row(problem: LabelledTask, record: Any, prediction: Any) -> dict[str, Any]:
     """Returns a prediction as a row, beside the columns of the input."""
     if isinstance(prediction, TextPrediction):
         row: dict[str, Any] = dict(record.row) or {f"text{i + 1}": t for i, t in enumerate(record.texts)}
@@ -75,7 +75,7 @@ def _entities(record: TaggedSentence, prediction: TagPrediction) -> list[dict[st
     return [{**entity, "text": record.text[entity["begin"] : entity["end"]]} for entity in found]
 
 
-def form_of(out: str | None, problem: Problem) -> str:
+def output_format(out: str | None, problem: LabelledTask) -> str:
     """Returns the form that predictions are written in: the suffix of a file's name.
 
     Raises:
@@ -96,8 +96,8 @@ def form_of(out: str | None, problem: Problem) -> str:
     return form
 
 
-def written(
-    form: str, problem: Problem, records: Sequence[Any], predictions: Sequence[Any], rows: Sequence[dict[str, Any]]
+def serialize(
+    form: str, problem: LabelledTask, records: Sequence[Any], predictions: Sequence[Any], rows: Sequence[dict[str, Any]]
 ) -> str:
     """Returns the text of a file of predictions.
 
@@ -106,7 +106,7 @@ def written(
         problem: That was solved.
         records: What was asked.
         predictions: One for each record.
-        rows: The same beside what was asked; see `row_of`.
+        rows: The same beside what was asked; see `to_row`.
     """
     if form == ".json":
         return json.dumps({r.id: p.text for r, p in zip(records, predictions, strict=True)}, ensure_ascii=False) + "\n"
@@ -129,7 +129,7 @@ def written(
 
 
 def examples_to_show(
-    problem: Problem,
+    problem: LabelledTask,
     records: Sequence[Any],
     predictions: Sequence[Any],
     *,
@@ -149,9 +149,9 @@ def examples_to_show(
     """
     shown = []
     for i, (record, prediction) in enumerate(zip(records, predictions, strict=True)):
-        badness, is_wrong, example = _example(problem, record, prediction)
+        monitor, is_wrong, example = _example(problem, record, prediction)
         if is_wrong or not only_wrong:
-            shown.append((badness + _WRONG * is_wrong, i, example))
+            shown.append((monitor + _WRONG * is_wrong, i, example))
     shown = sorted(shown, key=lambda item: (-item[0], item[1]))[:number]
     if looked_into is not None and problem.task.head == "span":
         for _, i, example in shown:
@@ -163,7 +163,7 @@ _WRONG = 1e6
 """What is wrong comes before all that is right."""
 
 
-def _example(problem: Problem, record: Any, prediction: Any) -> tuple[float, bool, dict[str, Any]]:
+def _example(problem: LabelledTask, record: Any, prediction: Any) -> tuple[float, bool, dict[str, Any]]:
     """Returns how bad a prediction is, whether it is wrong, and what is shown of it."""
     task = problem.task
     if isinstance(prediction, TextPrediction):
@@ -185,7 +185,7 @@ def _example(problem: Problem, record: Any, prediction: Any) -> tuple[float, boo
         gold = list(dict.fromkeys(record.gold))
         shown = {"id": record.id, "question": record.question, "gold": gold, "predicted": prediction.text}
         shown |= {"language": problem.language}
-        is_wrong = squad({"": gold}, {"": prediction.text}, language=problem.language)["exact_match"] < 100
+        is_wrong = squad_metrics({"": gold}, {"": prediction.text}, language=problem.language)["exact_match"] < 100
         return prediction.probability, is_wrong, {**shown, "probability": prediction.probability}
     assert isinstance(prediction, ChoicePrediction)
     loss = -float(np.log(max(prediction.probabilities[record.answer], 1e-30)))

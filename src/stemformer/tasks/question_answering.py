@@ -21,7 +21,7 @@ from stemformer.data.labelled.question_answering import Question
 from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
-from stemformer.tasks.examples import TaskExamples, make_example, num_special, windows
+from stemformer.tasks.examples import TaskExamples, make_example, num_special, sliding_windows
 from stemformer.tasks.task import TaskConfig
 
 _MAX_QUESTION_TOKENS = 64
@@ -164,7 +164,7 @@ class QuestionAnswering:
             asked, passage = asked[:longest], passages[record.context]
             answer = _answer_tokens(record, passage)
             counted["answers that no token holds"] += bool(record.answers) and answer is None
-            spans = windows(
+            spans = sliding_windows(
                 len(passage.ids), max_length - num_special(tokenizer, num_texts=2) - len(asked), self.config.stride
             )
             counted["passages read in windows"] += len(spans) > 1

@@ -19,7 +19,7 @@ from stemformer.data.labelled.text_classification import TextExample
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
-from stemformer.tasks.examples import TaskExamples, make_example, num_special, trimmed, windows
+from stemformer.tasks.examples import TaskExamples, make_example, num_special, sliding_windows, truncate_pair
 from stemformer.tasks.task import TaskConfig
 
 _HEAD_SHARE = 0.25
@@ -148,7 +148,7 @@ class Classify:
         if sum(map(len, parts)) <= room:
             return [parts]
         if len(parts) > 1:
-            kept = trimmed(len(parts[0]), len(parts[1]), room)
+            kept = truncate_pair(len(parts[0]), len(parts[1]), room)
             counted["pairs cut to fit"] += 1
             return [[part[:n] for part, n in zip(parts, kept, strict=True)]]
         ids = parts[0]
@@ -160,7 +160,7 @@ class Classify:
             head = round(room * _HEAD_SHARE)
             return [[np.concatenate([ids[:head], ids[len(ids) - (room - head) :]])]]
         counted["texts read in windows"] += 1
-        return [[ids[a:b]] for a, b in windows(len(ids), room, 0)]
+        return [[ids[a:b]] for a, b in sliding_windows(len(ids), room, 0)]
 
     def _answer(self, record: TextExample) -> object:
         if record.label is None:

@@ -20,7 +20,7 @@ from stemformer.data.labelled.token_classification import TaggedSentence
 from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
-from stemformer.tasks.examples import TaskExamples, make_example, num_special, windows
+from stemformer.tasks.examples import TaskExamples, make_example, num_special, sliding_windows
 from stemformer.tasks.task import TaskConfig
 
 IGNORE_INDEX = -100
@@ -102,7 +102,7 @@ class Tag:
             tokenizer: Of the model.
             max_length: Tokens of an example, special ones included.
         """
-        find_pieces = first_pieces if tokenizer.begin_id is None else last_pieces
+        find_pieces = first_pieces if tokenizer.bos_token_id is None else last_pieces
         room = max_length - num_special(tokenizer, num_texts=1)
         counted: Counter[str] = Counter()
         examples: list[Example] = []
@@ -114,7 +114,7 @@ class Tag:
             pieces = find_pieces(record, encoded)
             if lost := int((pieces < 0).sum()):
                 counted["words without a piece (filled in)"] += lost
-            spans = windows(len(encoded.ids), room, self.config.stride)
+            spans = sliding_windows(len(encoded.ids), room, self.config.stride)
             counted["sentences read in windows"] += len(spans) > 1
             tags = self._numbers(record)
             for span, (begin, end) in enumerate(spans):

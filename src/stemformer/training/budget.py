@@ -21,7 +21,7 @@ TIMED_WARMUP_STEPS = 200
 
 
 @dataclass(frozen=True)
-class Decision:
+class DecayDecision:
     """What the clock has decided.
 
     Attributes:
@@ -35,7 +35,7 @@ class Decision:
     last_step: int
 
 
-class Timetable:
+class TrainingBudget:
     """Says how long a run is and how fast it learns at each step.
 
     Args:
@@ -48,7 +48,7 @@ class Timetable:
         self.config = config
         self.num_steps = num_steps
         self.seconds = config.budget.seconds
-        self.decision: Decision | None = None
+        self.decision: DecayDecision | None = None
         self._folder = folder
 
     def replay(self) -> None:
@@ -56,7 +56,7 @@ class Timetable:
         if self.num_steps is None and (found := _read(self._folder)) is not None and found.seconds == self.seconds:
             self.take(found)
 
-    def take(self, decision: Decision) -> None:
+    def take(self, decision: DecayDecision) -> None:
         """Follows a decision from now on."""
         self.decision, self.num_steps = decision, decision.last_step
 
@@ -64,7 +64,7 @@ class Timetable:
         """Says whether the run ends after so many steps."""
         return step == self.num_steps
 
-    def decide(self, step: int, seconds: float) -> Decision | None:
+    def decide(self, step: int, seconds: float) -> DecayDecision | None:
         """Returns what the clock decides after a step, if it is time; it is on the disk then. For the first rank.
 
         Args:
@@ -77,7 +77,7 @@ class Timetable:
         if seconds < self.seconds - fall:
             return None
         left = max(1, round((self.seconds - seconds) * step / seconds))
-        decision = Decision(self.seconds, decay_step=step, last_step=step + left)
+        decision = DecayDecision(self.seconds, decay_step=step, last_step=step + left)
         _write(self._folder, decision)
         return decision
 
@@ -124,19 +124,19 @@ class Timetable:
         return int(seconds / interval) > int(before / interval)
 
 
-def _read(folder: Path) -> Decision | None:
+def _read(folder: Path) -> DecayDecision | None:
     file = folder / _FILE
     if not file.is_file():
         return None
     try:
-        return Decision(**json.loads(file.read_text(encoding="utf-8")))
+        return DecayDecision(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{file} cannot be read ({error}): remove it, and the clock decides anew", damaged=True
         ) from error
 
 
-def _write(folder: Path, decision: Decision) -> None:
+def _write(folder: Path, decision: DecayDecision) -> None:
     temporary = folder / (_FILE + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(asdict(decision)))

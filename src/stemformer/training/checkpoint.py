@@ -23,7 +23,7 @@ from stemformer.errors import CheckpointError
 from stemformer.huggingface.save import save_model, save_tensors
 from stemformer.io import hash_file, write_folder
 from stemformer.models.model import Model
-from stemformer.training.distributed import ONE_RANK, Ranks, placed_as, whole_tensors
+from stemformer.training.distributed import SINGLE_PROCESS, DistributedContext, distribute_like, gather_full_state
 from stemformer.training.optimizer import state_names
 
 
@@ -52,7 +52,9 @@ class Checkpoint:
     held_out_loss: float | None = None
 
 
-def environment(device: torch.device, precision: str, compiled: bool, ranks: Ranks = ONE_RANK) -> dict[str, Any]:
+def environment(
+    device: torch.device, precision: str, compiled: bool, ranks: DistributedContext = SINGLE_PROCESS
+) -> dict[str, Any]:
     """Returns what a bit-for-bit continuation depends on, beside the configuration."""
     return {
         "torch": torch.__version__.split("+")[0],
@@ -76,7 +78,7 @@ def save_checkpoint(
     *,
     tokenizer: Tokenizer,
     keep: int,
-    ranks: Ranks = ONE_RANK,
+    ranks: DistributedContext = SINGLE_PROCESS,
     task: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a checkpoint below `folder` and removes the oldest beyond `keep`, but for the best. Every rank must call it.
@@ -88,8 +90,8 @@ def save_checkpoint(
         OSError: The disk is full; what was there before is untouched.
     """
     target = folder / f"step-{checkpoint.step:08d}"
-    state = whole_tensors(model.state_dict())
-    moments = whole_tensors(_optimizer_tensors(model, optimizer))
+    state = gather_full_state(model.state_dict())
+    moments = gather_full_state(_optimizer_tensors(model, optimizer))
 
     def write(temporary: Path) -> None:
         save_model(model, temporary, tokenizer, state=state, task=task)
@@ -184,7 +186,7 @@ def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -
         raise CheckpointError(f"{path}/optimizer.safetensors is not of this run: {differing[0]} differs", damaged=True)
     for key, parameter in wanted.items():
         is_like_it = state[key].shape == parameter.shape
-        value = placed_as(parameter, state[key]) if is_like_it else state[key].to(parameter.device)
+        value = distribute_like(parameter, state[key]) if is_like_it else state[key].to(parameter.device)
         optimizer.state[parameter][key.partition(".")[0]] = value
 
 

@@ -231,7 +231,7 @@ class GptRunConfig(RunConfig):
     objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
 
 
-def run_class(text: str, source: str) -> type[RunConfig]:
+def config_class(text: str, source: str) -> type[RunConfig]:
     """Returns which class the configuration of a pre-training run is of, by its TOML text, which is of `source`."""
     return GptRunConfig if "eos_token_id" in parse_toml(text, source).get("model", {}) else RunConfig
 
@@ -326,7 +326,7 @@ def _at_least_one(table: str, **values: int | None) -> None:
             raise ConfigError(f"{table}.{name} is {value}: expected at least 1")
 
 
-def num_steps_of(config: RunConfig, *, num_examples: Sequence[int], num_tokens: Sequence[int]) -> int | None:
+def num_steps_for(config: RunConfig, *, num_examples: Sequence[int], num_tokens: Sequence[int]) -> int | None:
     """Returns how many optimizer steps a run has; None where the clock decides.
 
     Args:

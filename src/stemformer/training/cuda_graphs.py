@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stemformer.data.examples.batch import Batch, padded
+from stemformer.data.examples.batch import Batch, pad_to_bucket_sizes
 from stemformer.device import autocast
 from stemformer.objectives.losses import LossSum
-from stemformer.objectives.objective import WithLoss
+from stemformer.objectives.objective import LossModule
 
 _MOST_GRAPHS = 32
 """Batches of further shapes are computed without a graph: each holds memory for what it returns, and takes a moment to record."""
@@ -40,7 +40,7 @@ class _Graph:
     correct: Int[Tensor, "L"]
 
 
-class RecordedGradients:
+class CudaGraphStep:
     """Adds gradients of micro-batches to the parameters of a module on a GPU, as a forward and a backward do.
 
     Gradients stay where they are from step to step: where an optimizer has let go of them, they are set to zero and put back.
@@ -50,7 +50,7 @@ class RecordedGradients:
         precision: `fp32` or `bf16`.
     """
 
-    def __init__(self, module: WithLoss, precision: str) -> None:
+    def __init__(self, module: LossModule, precision: str) -> None:
         self._module, self._precision = module, precision
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._gradients = [torch.zeros_like(p) for p in self._parameters]
@@ -68,7 +68,7 @@ class RecordedGradients:
             shares: What each loss is multiplied by.
         """
         counts, self._names = self._module.objective.counts(batch), tuple(shares)
-        batch = padded(batch).to(self._device)
+        batch = pad_to_bucket_sizes(batch).to(self._device)
         self._put_gradients_back()
         self._shares.copy_(torch.tensor(list(shares.values())), non_blocking=True)
         shape = (batch.max_seqlen, *(len(tensor) for tensor in batch.tensors().values()))

@@ -26,13 +26,13 @@ from torch.distributed.rendezvous import rendezvous
 from stemformer.data.examples.batch import Batch
 from stemformer.errors import ConfigError, TrainingError
 from stemformer.models.model import Model
-from stemformer.objectives.objective import Objective, WithLoss
+from stemformer.objectives.objective import LossModule, Objective
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """This process among all that train together.
 
     Attributes:
@@ -88,7 +88,7 @@ def slices(items: Sequence[T], number: int) -> list[Sequence[T]]:
     return [items[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-ONE_RANK = Ranks()
+SINGLE_PROCESS = DistributedContext()
 """Training in a single process."""
 
 
@@ -101,7 +101,7 @@ def is_restarted(folder: Path) -> bool:
     return _num_restarts() > 0 and mark.is_file() and mark.read_text(encoding="utf-8") == _job()
 
 
-def mark_begun(folder: Path) -> None:
+def mark_started(folder: Path) -> None:
     """Notes in a run folder which job of `torchrun` works on it; does nothing where there is none."""
     if _job():
         (folder / _MARK).write_text(_job(), encoding="utf-8")
@@ -119,7 +119,7 @@ def _num_restarts() -> int:
 
 
 @contextlib.contextmanager
-def this_rank(device: torch.device) -> Iterator[Ranks]:
+def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     """Gives this process's place among the ranks that `torchrun` started; a single one where it was not started so.
 
     Args:
@@ -131,7 +131,7 @@ def this_rank(device: torch.device) -> Iterator[Ranks]:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        yield Ranks(device=device)
+        yield DistributedContext(device=device)
         return
     if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ConfigError(f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set: start ranks with torchrun")
@@ -148,7 +148,7 @@ def this_rank(device: torch.device) -> Iterator[Ranks]:
     if not dist.is_initialized():
         _connect("nccl" if device.type == "cuda" else "gloo", rank, world_size)
     try:
-        yield Ranks(rank, world_size, local_rank, device)
+        yield DistributedContext(rank, world_size, local_rank, device)
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):  # whose errors have no type of their own
             raise TrainingError(
@@ -174,7 +174,7 @@ def _connect(backend: str, rank: int, world_size: int) -> None:
     atexit.register(time.sleep, 0.2)
 
 
-def distribute(model: Model, objective: Objective, ranks: Ranks, *, sharded: bool) -> nn.Module:
+def distribute(model: Model, objective: Objective, ranks: DistributedContext, *, sharded: bool) -> nn.Module:
     """Returns the module whose forward gives the losses of a rank's batch, and whose gradients become the mean over ranks.
 
     Args:
@@ -183,7 +183,7 @@ def distribute(model: Model, objective: Objective, ranks: Ranks, *, sharded: boo
         ranks: With one, nothing is distributed.
         sharded: FSDP2: each rank holds a part of parameters, gradients and optimizer states. Otherwise DDP: each holds all.
     """
-    with_loss = WithLoss(model, objective)
+    with_loss = LossModule(model, objective)
     if ranks.world_size == 1:
         return with_loss
     if not sharded:
@@ -199,7 +199,7 @@ def distribute(model: Model, objective: Objective, ranks: Ranks, *, sharded: boo
     return with_loss
 
 
-def settle(module: nn.Module, batch: Batch) -> None:
+def warm_up_ddp_buckets(module: nn.Module, batch: Batch) -> None:
     """Does a forward and backward whose gradients are thrown away, after which DDP no longer changes the order of its sums.
 
     DDP puts gradients into other buckets after its first backward. Were that the first of the run, a resumed run would sum in another
@@ -214,7 +214,7 @@ def settle(module: nn.Module, batch: Batch) -> None:
         module.zero_grad(set_to_none=True)
 
 
-def only_synchronised(module: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+def gradient_sync(module: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
     """Returns the context of a micro-batch: gradients are exchanged after the last one of a step only."""
     if not dist.is_initialized():
         return contextlib.nullcontext()
@@ -227,18 +227,18 @@ def only_synchronised(module: nn.Module, is_last: bool) -> contextlib.AbstractCo
     return contextlib.nullcontext()
 
 
-def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather_full_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors on the CPU, put together from all ranks where they are shards; each rank must call it."""
-    return {name: whole_tensor(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {name: gather_full_tensor(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
+def gather_full_tensor(tensor: Tensor) -> Tensor:
     """Returns a tensor put together from all ranks where it is a shard; each rank must call it."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
 
 
-def placed_as(like: Tensor, tensor: Tensor) -> Tensor:
+def distribute_like(like: Tensor, tensor: Tensor) -> Tensor:
     """Returns a tensor, which each rank holds whole, on the device of another one and sharded as that is."""
     tensor = tensor.to(like.device)
     if not hasattr(like, "placements"):

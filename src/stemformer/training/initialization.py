@@ -12,11 +12,11 @@ from jaxtyping import Integer
 
 from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.data.tokenization.tokenizer import END_OF_TEXT, Tokenizer
-from stemformer.device import keep_freed_memory
+from stemformer.device import configure_allocator
 from stemformer.errors import ConfigError, DataError
 from stemformer.huggingface.load import attention_dropout, load_model, load_with_tokenizer, read_task
-from stemformer.huggingface.vocab_transfer import adapt_vocabulary
-from stemformer.models.heads import initialise, start_from_frequency
+from stemformer.huggingface.vocab_transfer import transfer_vocabulary
+from stemformer.models.heads import init_output_bias_from_unigrams, initialize_weights
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.objective import OBJECTIVES, objective_name
 from stemformer.progress import Progress
@@ -24,11 +24,11 @@ from stemformer.tasks.sequence_classification import Classify
 from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.config import FinetuneConfig, GptRunConfig, RunConfig
 from stemformer.training.distributed import distribute
-from stemformer.training.loop import Setup
+from stemformer.training.loop import TrainingContext
 from stemformer.training.optimizer import make_optimizer
 
 
-def open_model(
+def load_initial_model(
     config: FinetuneConfig, task: Task, source: Path, *, is_begun: bool = False
 ) -> tuple[Model, Tokenizer, int]:
     """Returns a model that is ready for a task, its tokenizer, and how long an example may be.
@@ -47,7 +47,7 @@ def open_model(
         if read_task(source).get("head") == task.head and not head_is_kept(source, task):  # of other labels
             last = model.heads[task.head].classifier
             assert isinstance(last, torch.nn.Module)
-            initialise(last, std=model.config.initializer_range, generator=generator)
+            initialize_weights(last, std=model.config.initializer_range, generator=generator)
         _make_fresh(model, config, generator)
     _freeze(model, config)
     return model, tokenizer, _max_length(task.config, model)
@@ -59,11 +59,11 @@ def head_is_kept(source: Path, task: Task) -> bool:
     return there.get("head") == task.head and there["labels"] == list(task.labels)
 
 
-def put_on_device(model: Model, setup: Setup) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def put_on_device(model: Model, setup: TrainingContext) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Moves a model to where it trains, and returns it with its loss, and its optimizer."""
     config, ranks = setup.config, setup.ranks
     assert isinstance(config, FinetuneConfig)
-    keep_freed_memory(setup.device)
+    configure_allocator(setup.device)
     model.to(setup.device)
     module = distribute(model, setup.objective, ranks, sharded=config.compute.shard)
     scale = _layer_scale(model, config.layer_decay)
@@ -116,9 +116,9 @@ def _make_fresh(model: Model, config: FinetuneConfig, generator: torch.Generator
     """Draws what `config.fresh` names at random, as pre-training does."""
     std = model.config.initializer_range
     if config.fresh == "all":
-        initialise(model, std=std, generator=generator)
+        initialize_weights(model, std=std, generator=generator)
     elif config.fresh == "embeddings":
-        initialise(model.body.embeddings.word, std=std, generator=generator)
+        initialize_weights(model.body.embeddings.word, std=std, generator=generator)
 
 
 def _freeze(model: Model, config: FinetuneConfig) -> None:
@@ -166,7 +166,7 @@ def starting_model(
         generator = torch.Generator().manual_seed(config.seed)
         model = make_model(sized_for(config, tokenizer), heads, generator=generator)
         if counts is not None and "masked_lm" in heads:
-            start_from_frequency(model.heads["masked_lm"], counts)
+            init_output_bias_from_unigrams(model.heads["masked_lm"], counts)
         return model
     if checkpoint is not None:
         model = load_model(checkpoint, heads)
@@ -184,7 +184,7 @@ def starting_model(
             )
         if is_other:
             generator = torch.Generator().manual_seed(config.seed)
-            told = adapt_vocabulary(model, old, tokenizer, generator=generator)
+            told = transfer_vocabulary(model, old, tokenizer, generator=generator)
             progress.say(f"vocabulary of {source} brought to that of the data: {told}")
         if config.frozen_layers > model.config.num_hidden_layers:
             raise ConfigError(

@@ -7,7 +7,7 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopBetweenSteps:
+class GracefulInterrupt:
     """A context in which Ctrl-C and SIGTERM are only noted; a second Ctrl-C acts at once.
 
     Attributes:

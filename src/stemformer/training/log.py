@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stemformer.errors import ConfigError
 from stemformer.io import read_jsonl
-from stemformer.training.distributed import ONE_RANK, Ranks
+from stemformer.training.distributed import SINGLE_PROCESS, DistributedContext
 
 _NOTHING: dict[str, Any] = {"losses": {}, "tokens": 0, "places": 0, "displaced": 0, "flops": 0.0, "seconds": 0.0}
 
@@ -67,7 +67,7 @@ def _tensorboard(folder: Path, after_step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=after_step + 1)
 
 
-class StepSums:
+class MetricAccumulator:
     """What has been summed since the last log line. Losses stay on the device until they are asked for.
 
     Args:
@@ -75,7 +75,7 @@ class StepSums:
         ranks: Over which losses are summed.
     """
 
-    def __init__(self, state: Mapping[str, Any] | None = None, ranks: Ranks = ONE_RANK) -> None:
+    def __init__(self, state: Mapping[str, Any] | None = None, ranks: DistributedContext = SINGLE_PROCESS) -> None:
         self._sum = ranks.sum
         self._begin({**_NOTHING, **(state or {})})
         if not ranks.is_first:  # the sums of the checkpoint are those of all ranks, and the first has them

@@ -17,17 +17,23 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
-from stemformer.objectives.objective import Examples, Objective, WithLoss, num_places
+from stemformer.objectives.objective import Examples, LossModule, Objective, num_scored_positions
 from stemformer.progress import Progress
 from stemformer.tasks.examples import TaskExamples
-from stemformer.training.budget import Decision, Timetable
+from stemformer.training.budget import DecayDecision, TrainingBudget
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.config import BatchConfig, FinetuneConfig, RunConfig
-from stemformer.training.cuda_graphs import RecordedGradients
-from stemformer.training.distributed import ONE_RANK, Ranks, only_synchronised, settle, slices
-from stemformer.training.interrupts import StopBetweenSteps
-from stemformer.training.log import RunLog, StepSums
-from stemformer.training.optimizer import clip
+from stemformer.training.cuda_graphs import CudaGraphStep
+from stemformer.training.distributed import (
+    SINGLE_PROCESS,
+    DistributedContext,
+    gradient_sync,
+    slices,
+    warm_up_ddp_buckets,
+)
+from stemformer.training.interrupts import GracefulInterrupt
+from stemformer.training.log import MetricAccumulator, RunLog
+from stemformer.training.optimizer import clip_grad_norm
 from stemformer.training.throughput import step_flops
 
 
@@ -47,7 +53,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Setup:
+class TrainingContext:
     """All that a run needs beside its model and optimizer.
 
     Attributes:
@@ -66,13 +72,13 @@ class Setup:
         folder: The run folder.
         ranks: This process among all that train.
         describe: From held-out figures to the line that a person reads.
-        badness: From held-out figures to the number by which checkpoints are compared, lower being better; None where there is none.
+        monitor: From held-out figures to the number by which checkpoints are compared, lower being better; None where there is none.
         task: What a saved model says about its task; see `pretrained.save_model`.
         is_saved: The run keeps checkpoints. One without them begins anew when it was stopped.
     """
 
     config: RunConfig | FinetuneConfig
-    timetable: Timetable
+    timetable: TrainingBudget
     objective: Objective
     phases: Sequence[Phase]
     evaluate: Callable[[nn.Module], dict[str, float]] | None
@@ -83,9 +89,9 @@ class Setup:
     environment: dict[str, Any]
     peak: float
     folder: Path
-    ranks: Ranks = ONE_RANK
+    ranks: DistributedContext = SINGLE_PROCESS
     describe: Callable[[dict[str, float]], str] = lambda figures: _held_out_line(figures)
-    badness: Callable[[dict[str, float]], float | None] = lambda figures: _held_out_loss(figures)
+    monitor: Callable[[dict[str, float]], float | None] = lambda figures: _held_out_loss(figures)
     task: dict[str, Any] | None = None
     is_saved: bool = True
 
@@ -95,7 +101,7 @@ class Setup:
 
 
 @dataclass
-class Position:
+class TrainState:
     """How far a run is.
 
     Attributes:
@@ -104,24 +110,26 @@ class Position:
         seconds: Time spent, interruptions not counted.
         sums: What is summed for the next line of the log.
         evaluation_seconds: What the last evaluation took.
-        best: Lowest badness (see `Setup`) of an evaluation.
-        num_worse: Evaluations since then.
+        best: Lowest badness (see `TrainingContext`) of an evaluation.
+        evals_since_best: Evaluations since then.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    sums: StepSums = field(default_factory=StepSums)
+    sums: MetricAccumulator = field(default_factory=MetricAccumulator)
     evaluation_seconds: float = 0.0
     best: float = math.inf
-    num_worse: int = 0
+    evals_since_best: int = 0
 
-    def judge(self, badness: float) -> None:
+    def judge(self, monitor: float) -> None:
         """Takes note of how bad an evaluation was."""
-        self.best, self.num_worse = (badness, 0) if badness < self.best else (self.best, self.num_worse + 1)
+        self.best, self.evals_since_best = (
+            (monitor, 0) if monitor < self.best else (self.best, self.evals_since_best + 1)
+        )
 
 
-def batches_of_step(step: int, setup: Setup) -> list[Batch]:
+def batches_of_step(step: int, setup: TrainingContext) -> list[Batch]:
     """Returns this rank's micro-batches of a step, as many as any other's: a function of data, seed, step and rank alone."""
     seed = setup.config.seed
     phase = setup.phase(step)[1]
@@ -144,11 +152,11 @@ def batches_of_step(step: int, setup: Setup) -> list[Batch]:
 def add_gradients(
     module: nn.Module,
     batches: Sequence[Batch],
-    setup: Setup,
+    setup: TrainingContext,
     step: int,
-    sums: StepSums,
+    sums: MetricAccumulator,
     counts: dict[str, float],
-    recorded: RecordedGradients | None = None,
+    recorded: CudaGraphStep | None = None,
 ) -> None:
     """Adds the gradient of a step's loss, micro-batch by micro-batch, each divided by the count of the whole step.
 
@@ -159,7 +167,7 @@ def add_gradients(
         step: From 0; dropout is seeded from (seed, step, rank, number of the micro-batch).
         sums: Losses are added to it.
         counts: Scored places of the whole step, over all micro-batches and ranks, for each loss.
-        recorded: Does forward and backward in the module's place; see `use_graphs`.
+        recorded: Does forward and backward in the module's place; see `make_cuda_graph_step`.
     """
     for number, batch in enumerate(batches):
         torch.manual_seed(_dropout_seed(setup.config.seed, step, setup.ranks.rank, number))
@@ -167,7 +175,7 @@ def add_gradients(
             losses = recorded.add(batch, {name: 1 / max(1.0, count) for name, count in counts.items()})
         else:
             batch = batch.to(setup.device)
-            with only_synchronised(module, number == len(batches) - 1):
+            with gradient_sync(module, number == len(batches) - 1):
                 with autocast(setup.device, setup.precision):
                     losses = module(batch)
                 shares = [loss.total / max(1.0, counts[name]) for name, loss in losses.items()]
@@ -176,16 +184,22 @@ def add_gradients(
             sums.add_loss(name, loss.total, loss.correct, loss.count)
 
 
-def use_graphs(module: nn.Module, setup: Setup) -> RecordedGradients | None:
+def make_cuda_graph_step(module: nn.Module, setup: TrainingContext) -> CudaGraphStep | None:
     """Returns what records forward and backward as CUDA graphs, for pre-training on one GPU whose blocks are compiled; else None."""
-    if setup.device.type != "cuda" or setup.ranks.world_size > 1 or not isinstance(module, WithLoss):
+    if setup.device.type != "cuda" or setup.ranks.world_size > 1 or not isinstance(module, LossModule):
         return None
     is_wanted = setup.environment.get("compile") and isinstance(setup.config, RunConfig)
-    return RecordedGradients(module, setup.precision) if is_wanted else None
+    return CudaGraphStep(module, setup.precision) if is_wanted else None
 
 
 def train(
-    model: Model, module: nn.Module, optimizer: torch.optim.Optimizer, setup: Setup, at: Position, *, progress: Progress
+    model: Model,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    setup: TrainingContext,
+    at: TrainState,
+    *,
+    progress: Progress,
 ) -> dict[str, float]:
     """Trains from where `at` stands to the last step, and returns the last held-out figures.
 
@@ -226,7 +240,7 @@ def train(
             for name, rows in listed.items():
                 log.write(kind=name, **where, **{name: rows})
             progress.say(f"step {at.step}: {setup.describe(figures)}")
-        if is_logged and (now := setup.badness(figures)) is not None:
+        if is_logged and (now := setup.monitor(figures)) is not None:
             at.judge(now)
         module.train()
         at.evaluation_seconds = time.perf_counter() - started
@@ -238,7 +252,7 @@ def train(
         is_finite = all(bool(_local(p).isfinite().all()) for p in model.parameters())
         if ranks.largest([float(not is_finite)])[0]:
             raise TrainingError(_not_finite("weights are", at.step, last_saved, setup))
-        held_out = setup.badness(figures) if evaluated_at == at.step else None
+        held_out = setup.monitor(figures) if evaluated_at == at.step else None
         checkpoint = Checkpoint(
             at.step,
             at.tokens,
@@ -257,7 +271,7 @@ def train(
         sums.leave_out(time.perf_counter() - started)
 
     patience = getattr(config.evaluation, "patience", None) or math.inf
-    is_over = timetable.is_last(at.step) or at.num_worse >= patience
+    is_over = timetable.is_last(at.step) or at.evals_since_best >= patience
     if (at.step == 0 and isinstance(config, RunConfig)) or is_over:
         evaluate(is_logged=at.step == 0)  # a finished run, asked again, tells its figures
     timed = timetable.seconds
@@ -265,10 +279,10 @@ def train(
     progress.advance(at.seconds if timed else at.step)
     module.train()
     if ranks.world_size > 1:
-        settle(module, batches_of_step(at.step, setup)[0].to(setup.device))
-    recorded = use_graphs(module, setup)
+        warm_up_ddp_buckets(module, batches_of_step(at.step, setup)[0].to(setup.device))
+    recorded = make_cuda_graph_step(module, setup)
     try:
-        with StopBetweenSteps() as stop:
+        with GracefulInterrupt() as stop:
             steps = range(0) if is_over else _steps_left(at.step, timetable)
             for batches in prefetch(lambda step: batches_of_step(step, setup), steps):
                 own = [setup.objective.counts(batch) for batch in batches]
@@ -277,7 +291,7 @@ def train(
                 *totals, tokens, displaced, flops = ranks.sum([*scored, *_sizes(batches, model, setup)])
                 counts = dict(zip(names, totals, strict=True))
                 add_gradients(module, batches, setup, at.step, sums, counts, recorded)
-                norm = clip(optimizer, module.parameters(), config.optimizer.clip_norm)
+                norm = clip_grad_norm(optimizer, module.parameters(), config.optimizer.clip_norm)
                 if not torch.isfinite(norm):
                     raise TrainingError(_not_finite("gradient is", at.step, last_saved, setup))
                 rate = config.optimizer.learning_rate * timetable.factor(at.step)
@@ -304,9 +318,9 @@ def train(
                     note = (f"step {at.step}, " if timed else "") + _line(line)
                 if agreed.evaluate or is_last:
                     evaluate()
-                    is_last = is_last or at.num_worse >= patience
+                    is_last = is_last or at.evals_since_best >= patience
                 is_best = (
-                    patience < math.inf and evaluated_at == at.step and at.num_worse == 0
+                    patience < math.inf and evaluated_at == at.step and at.evals_since_best == 0
                 )  # what the run will end with
                 if setup.is_saved and (agreed.save or is_best or is_last or agreed.stop):
                     save()
@@ -333,12 +347,12 @@ class _Agreed:
 
 
 def _agree(
-    timetable: Timetable,
+    timetable: TrainingBudget,
     is_stopping: bool,
     before: float,
-    at: Position,
+    at: TrainState,
     config: RunConfig | FinetuneConfig,
-    ranks: Ranks,
+    ranks: DistributedContext,
 ) -> _Agreed:
     """Returns what all ranks do after a step: stop if one was told to, and whatever else the first one's clock says."""
     now: dict[str, Any] = {"step": at.step, "seconds": at.seconds, "before": before}
@@ -352,11 +366,11 @@ def _agree(
     steps = [float(decision.decay_step), float(decision.last_step)] if decision else [0.0, 0.0]
     stop, evaluate, save, decay, last = ranks.largest([float(is_stopping), float(evaluates), float(saves), *steps])
     if last:
-        timetable.take(Decision(timetable.seconds or 0.0, int(decay), int(last)))
+        timetable.take(DecayDecision(timetable.seconds or 0.0, int(decay), int(last)))
     return _Agreed(bool(stop), bool(evaluate), bool(save))
 
 
-def _examples(step: int, setup: Setup) -> list[tuple[int, int]]:
+def _examples(step: int, setup: TrainingContext) -> list[tuple[int, int]]:
     """Returns (epoch, number) of the examples of a step, over all ranks; each phase counts epochs of its own."""
     number, phase = setup.phase(step)
     numbers = examples_of_step(
@@ -368,15 +382,15 @@ def _examples(step: int, setup: Setup) -> list[tuple[int, int]]:
     return [(epoch + (number << 32), i) for epoch, i in numbers]
 
 
-def _steps_left(step: int, timetable: Timetable) -> range:
+def _steps_left(step: int, timetable: TrainingBudget) -> range:
     return range(step, timetable.num_steps if timetable.num_steps is not None else 2**62)
 
 
-def _sizes(batches: Sequence[Batch], model: Model, setup: Setup) -> tuple[float, float, float]:
+def _sizes(batches: Sequence[Batch], model: Model, setup: TrainingContext) -> tuple[float, float, float]:
     """Returns tokens, displaced tokens and floating-point operations of some batches."""
     tokens = sum(len(batch.input_ids) for batch in batches)
-    flops = sum(step_flops(model, batch, num_rows=num_places(setup.objective, batch)) for batch in batches)
-    return tokens, sum(batch.num_displaced for batch in batches), flops
+    flops = sum(step_flops(model, batch, num_rows=num_scored_positions(setup.objective, batch)) for batch in batches)
+    return tokens, sum(batch.num_dropped_tokens for batch in batches), flops
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
@@ -425,7 +439,7 @@ def _held_out_line(figures: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _not_finite(what: str, step: int, last_saved: int, setup: Setup) -> str:
+def _not_finite(what: str, step: int, last_saved: int, setup: TrainingContext) -> str:
     numbers = [i for _, i in _examples(step, setup)]
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     way_back = f"{setup.folder}/checkpoints/step-{last_saved:08d}" if last_saved else "none yet"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stemformer.training.distributed import placed_as, whole_tensor
+from stemformer.training.distributed import distribute_like, gather_full_tensor
 
 if TYPE_CHECKING:
     from stemformer.training.optimizer import OptimizerConfig
@@ -59,17 +59,17 @@ class Muon(torch.optim.AdamW):
                 self.state[p]["momentum"] = torch.zeros_like(p)
             momentum = self.state[p]["momentum"]
             momentum.lerp_(p.grad, 1 - self._config.momentum)
-            update = whole_tensor(p.grad.lerp(momentum, self._config.momentum))  # Nesterov's
+            update = gather_full_tensor(p.grad.lerp(momentum, self._config.momentum))  # Nesterov's
             same_size.setdefault(p.shape, []).append((p, update.view(group["matrices"], -1, update.shape[1])))
         for found in same_size.values():
-            moves = orthogonalise(torch.cat([update.to(self._dtype) for _, update in found]))
+            moves = newton_schulz(torch.cat([update.to(self._dtype) for _, update in found]))
             size = 0.2 * math.sqrt(max(moves.shape[1:]))
             for (p, _), move in zip(found, torch.split(moves, group["matrices"]), strict=True):
-                move = placed_as(p, move.reshape(p.shape).to(p.dtype))
+                move = distribute_like(p, move.reshape(p.shape).to(p.dtype))
                 p.mul_(1 - rate * group["weight_decay"]).add_(move, alpha=-rate * size)
 
 
-def orthogonalise(matrices: Float[Tensor, "B R C"]) -> Float[Tensor, "B R C"]:
+def newton_schulz(matrices: Float[Tensor, "B R C"]) -> Float[Tensor, "B R C"]:
     """Returns, for each matrix, one with the same singular vectors and singular values near 1.
 
     Five steps of an iteration whose polynomial is steep at zero, so that small singular values grow fast: most end between 0.7 and 1.2,

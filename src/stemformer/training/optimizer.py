@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
-from stemformer.training.distributed import whole_tensor
+from stemformer.training.distributed import gather_full_tensor
 from stemformer.training.muon import Muon
 
 
@@ -103,7 +103,7 @@ def make_optimizer(
     return Muon([g for g in groups if g["params"]], config, precision=precision, **rates)
 
 
-def clip(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], longest: float) -> Tensor:
+def clip_grad_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], longest: float) -> Tensor:
     """Returns the length of the whole gradient, and lets the optimizer's next step see it no longer than it may be.
 
     AdamW's kernel divides by the factor as it reads, so that no gradient is read and written for this alone; what is sharded or moved by
@@ -117,7 +117,7 @@ def clip(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], l
     given = [p for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
     optimizer.grad_scale = None  # type: ignore[attr-defined]
-    whole = whole_tensor(norm)
+    whole = gather_full_tensor(norm)
     if longest and whole > longest:
         if isinstance(optimizer, Muon) or norm is not whole:
             torch.nn.utils.clip_grads_with_norm_(given, longest, norm)

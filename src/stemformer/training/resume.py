@@ -15,17 +15,17 @@ from stemformer.io import write_file
 from stemformer.models.model import Model
 from stemformer.progress import Progress
 from stemformer.training.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, read_checkpoint
-from stemformer.training.config import MAY_CHANGE, FinetuneConfig, RunConfig, run_class
-from stemformer.training.distributed import mark_begun
-from stemformer.training.log import StepSums
-from stemformer.training.loop import Position, Setup
+from stemformer.training.config import MAY_CHANGE, FinetuneConfig, RunConfig, config_class
+from stemformer.training.distributed import mark_started
+from stemformer.training.log import MetricAccumulator
+from stemformer.training.loop import TrainingContext, TrainState
 
 Config = TypeVar("Config", RunConfig, FinetuneConfig)
 """Of pre-training or of fine-tuning."""
 
 
 @dataclass(frozen=True)
-class Found(Generic[Config]):
+class ResumePoint(Generic[Config]):
     """A run that goes on: its newest whole checkpoint and what that says, newer ones that are damaged, and its configuration."""
 
     newest: Path
@@ -34,7 +34,9 @@ class Found(Generic[Config]):
     config: Config
 
 
-def find_run(folder: Path, kind: type[Config], recipe: str | None, progress: Progress) -> Found[Config] | None:
+def find_checkpoint(
+    folder: Path, kind: type[Config], recipe: str | None, progress: Progress
+) -> ResumePoint[Config] | None:
     """Returns the run of a folder; None where it has no checkpoint yet, so that nothing is lost by beginning again.
 
     Args:
@@ -74,12 +76,14 @@ def find_run(folder: Path, kind: type[Config], recipe: str | None, progress: Pro
     of = getattr(stored, "recipe", recipe)
     if recipe not in (None, of):
         raise CheckpointError(f"the run in {folder} is a {of}, not a {recipe}: resume it without --recipe")
-    return Found(newest, read_checkpoint(newest), [checkpoints / fault.partition(":")[0] for fault in faults], stored)
+    return ResumePoint(
+        newest, read_checkpoint(newest), [checkpoints / fault.partition(":")[0] for fault in faults], stored
+    )
 
 
 def _read_config(kind: type[Config], file: Path) -> Config:
     text = file.read_text(encoding="utf-8")
-    return from_toml(run_class(text, str(file)) if kind is RunConfig else kind, text, source=str(file))  # type: ignore[return-value]
+    return from_toml(config_class(text, str(file)) if kind is RunConfig else kind, text, source=str(file))  # type: ignore[return-value]
 
 
 _OF_A_RUN = (
@@ -95,7 +99,7 @@ _OF_A_RUN = (
 """How the names begin of what a run without a checkpoint may have written."""
 
 
-def refuse_changes(
+def check_config_unchanged(
     stored: Any,
     now: Any,
     *,
@@ -123,7 +127,9 @@ def refuse_changes(
         )
 
 
-def make_ready(folder: Path, found: Found[Any] | None, config: RunConfig | FinetuneConfig, progress: Progress) -> None:
+def prepare_run_dir(
+    folder: Path, found: ResumePoint[Any] | None, config: RunConfig | FinetuneConfig, progress: Progress
+) -> None:
     """Writes the configuration, empties the folder of a new run, and puts aside what is damaged in one that goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     write_file(
@@ -141,10 +147,10 @@ def make_ready(folder: Path, found: Found[Any] | None, config: RunConfig | Finet
     for pattern in ("final.tmp", "final.old", "checkpoints/step-????????.tmp", "checkpoints/step-????????.old"):
         for left_over in folder.glob(pattern):
             shutil.rmtree(left_over, ignore_errors=True)
-    mark_begun(folder)
+    mark_started(folder)
 
 
-def check_goes_on(found: Found[Any], setup: Setup) -> None:
+def validate_resume(found: ResumePoint[Any], setup: TrainingContext) -> None:
     """Refuses data or a budget that the run cannot go on with, before anything is changed; follows what its clock decided."""
     told = found.told
     fingerprint = setup.phases[0].examples.fingerprint
@@ -165,9 +171,9 @@ def check_goes_on(found: Found[Any], setup: Setup) -> None:
         )
 
 
-def go_on(
-    found: Found[Any], model: Model, optimizer: torch.optim.Optimizer, setup: Setup, progress: Progress
-) -> Position:
+def restore(
+    found: ResumePoint[Any], model: Model, optimizer: torch.optim.Optimizer, setup: TrainingContext, progress: Progress
+) -> TrainState:
     """Fills the optimizer from a checkpoint, and returns where it stands."""
     told = found.told
     for key, value in setup.environment.items():
@@ -176,4 +182,4 @@ def go_on(
     num_steps = setup.timetable.num_steps
     progress.say(f"goes on from {found.newest}, step {told.step}" + (f" of {num_steps}" if num_steps else ""))
     load_optimizer(found.newest, model, optimizer)
-    return Position(told.step, told.tokens, told.seconds, StepSums(told.sums, setup.ranks))
+    return TrainState(told.step, told.tokens, told.seconds, MetricAccumulator(told.sums, setup.ranks))

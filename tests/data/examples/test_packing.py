@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stemformer.data.examples.packing import cut_into_pieces, make_rows, make_stream, pack_first_fit
+from stemformer.data.examples.packing import make_token_stream, pack_documents, pack_first_fit, split_documents
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
 
@@ -66,7 +66,7 @@ def first_fit(lengths, row_length):
 @pytest.mark.parametrize("room", [1, 2, 3, 7, 30, 126, 100_000])
 def test_pieces_cover_every_token_once_in_order(room):
     line = random_line(seed=1)
-    starts, stops = cut_into_pieces(line, room=room)
+    starts, stops = split_documents(line, room=room)
     assert starts[0] == 0
     assert stops[-1] == line.num_tokens
     np.testing.assert_array_equal(starts[1:], stops[:-1])
@@ -75,14 +75,14 @@ def test_pieces_cover_every_token_once_in_order(room):
 
 @pytest.mark.parametrize("room", [1, 2, 3, 7, 30, 126, 100_000])
 def test_pieces_fit_their_room(room):
-    starts, stops = cut_into_pieces(random_line(seed=2), room=room)
+    starts, stops = split_documents(random_line(seed=2), room=room)
     assert (stops - starts).max() <= room
 
 
 @pytest.mark.parametrize("room", [3, 30, 126, 100_000])
 def test_pieces_never_cross_documents(room):
     line = random_line(seed=3)
-    starts, stops = cut_into_pieces(line, room=room)
+    starts, stops = split_documents(line, room=room)
     first = np.searchsorted(line.document_starts, starts, side="right")
     last = np.searchsorted(line.document_starts, stops - 1, side="right")
     np.testing.assert_array_equal(first, last)
@@ -91,7 +91,7 @@ def test_pieces_never_cross_documents(room):
 @pytest.mark.parametrize("room", [5, 17, 30, 126])
 def test_pieces_are_the_longest_that_end_at_a_sentence_or_else_before_a_word(room):
     line = random_line(seed=4)
-    for start, stop in zip(*cut_into_pieces(line, room=room), strict=True):
+    for start, stop in zip(*split_documents(line, room=room), strict=True):
         document_end = line.document_starts[line.document_starts > start].min()
         reach = min(start + room, document_end)
         sentences = [int(s) for s in line.sentence_starts if start < s <= reach]
@@ -100,17 +100,17 @@ def test_pieces_are_the_longest_that_end_at_a_sentence_or_else_before_a_word(roo
 
 
 def test_word_longer_than_the_room_is_cut_anywhere():
-    starts, stops = cut_into_pieces(LineOfTokens([[[2, 11, 1]]]), room=4)
+    starts, stops = split_documents(LineOfTokens([[[2, 11, 1]]]), room=4)
     assert list(zip(starts.tolist(), stops.tolist(), strict=True)) == [(0, 2), (2, 6), (6, 10), (10, 14)]
 
 
 def test_document_that_fits_exactly_is_one_piece():
-    starts, stops = cut_into_pieces(LineOfTokens([[[2, 2], [1]], [[5]]]), room=5)
+    starts, stops = split_documents(LineOfTokens([[[2, 2], [1]], [[5]]]), room=5)
     assert (starts.tolist(), stops.tolist()) == ([0, 5], [5, 10])
 
 
 def test_sentence_that_ends_at_the_room_is_not_cut_earlier():
-    _, stops = cut_into_pieces(LineOfTokens([[[2, 2], [1], [3]]]), room=5)
+    _, stops = split_documents(LineOfTokens([[[2, 2], [1], [3]]]), room=5)
     assert stops.tolist() == [5, 8]
 
 
@@ -148,7 +148,7 @@ def test_packing_of_nothing_is_nothing():
 
 @pytest.mark.parametrize("row_length", [8, 32, 128])
 def test_rows_hold_at_most_their_length_with_special_tokens(row_length):
-    rows = make_rows(random_line(seed=7), row_length=row_length)
+    rows = pack_documents(random_line(seed=7), row_length=row_length)
     for number in range(len(rows)):
         tokens, _, lengths = read(rows, number)
         assert len(tokens) == lengths.sum()
@@ -157,14 +157,14 @@ def test_rows_hold_at_most_their_length_with_special_tokens(row_length):
 
 def test_rows_together_hold_every_token_once():
     line = random_line(seed=8)
-    rows = make_rows(line, row_length=32)
+    rows = pack_documents(line, row_length=32)
     found = np.concatenate([read(rows, number)[0] for number in range(len(rows))])
     np.testing.assert_array_equal(np.sort(found), np.arange(line.num_tokens))
 
 
 def test_row_reads_back_the_word_starts_of_its_tokens():
     line = random_line(seed=9)
-    rows = make_rows(line, row_length=32)
+    rows = pack_documents(line, row_length=32)
     for number in range(len(rows)):
         tokens, words, lengths = read(rows, number)
         expected = line._starts_word[tokens]
@@ -173,7 +173,7 @@ def test_row_reads_back_the_word_starts_of_its_tokens():
 
 
 def test_piece_that_begins_inside_a_long_word_begins_a_word():
-    rows = make_rows(LineOfTokens([[[9]]]), row_length=6)
+    rows = pack_documents(LineOfTokens([[[9]]]), row_length=6)
     assert [read(rows, number)[1].tolist() for number in range(len(rows))] == [
         [True, False, False, False],
         [True, False, False, False],
@@ -184,19 +184,19 @@ def test_piece_that_begins_inside_a_long_word_begins_a_word():
 def test_reading_a_row_leaves_the_shards_as_they_are():
     line = LineOfTokens([[[9]]])
     before = line._starts_word.copy()
-    read(make_rows(line, row_length=6), 1)
+    read(pack_documents(line, row_length=6), 1)
     np.testing.assert_array_equal(line._starts_word, before)
 
 
 def test_rows_keep_pieces_in_stream_order():
-    rows = make_rows(random_line(seed=10), row_length=64)
+    rows = pack_documents(random_line(seed=10), row_length=64)
     for number in range(len(rows)):
         pieces = rows.starts[rows.offsets[number] : rows.offsets[number + 1]]
         assert (np.diff(pieces) > 0).all()
 
 
 def test_num_tokens_and_fill_count_special_tokens():
-    rows = make_rows(LineOfTokens([[[3]], [[4]], [[6]]]), row_length=12)
+    rows = pack_documents(LineOfTokens([[[3]], [[4]], [[6]]]), row_length=12)
     assert len(rows) == 2  # 5 + 6 tokens, then 8
     assert rows.num_tokens == 13 + 3 * 2
     assert rows.fill == pytest.approx(19 / 24)
@@ -204,7 +204,7 @@ def test_num_tokens_and_fill_count_special_tokens():
 
 def test_row_length_without_room_for_a_token_is_refused():
     with pytest.raises(ConfigError, match="row_length is 2: expected more than the 2 special tokens"):
-        make_rows(LineOfTokens([[[3]]]), row_length=2)
+        pack_documents(LineOfTokens([[[3]]]), row_length=2)
 
 
 # Stream
@@ -214,7 +214,7 @@ def test_row_length_without_room_for_a_token_is_refused():
 def test_stream_is_every_document_between_ends_and_rows_share_one_token(row_length):
     line = random_line(seed=11)
     end = 65_535
-    stream = make_stream(line, row_length=row_length, end=end)
+    stream = make_token_stream(line, row_length=row_length, end=end)
     expected = [end]
     for start, stop in zip(line.document_starts[:-1], line.document_starts[1:], strict=True):
         expected += [*range(start, stop), end]
@@ -230,4 +230,4 @@ def test_stream_is_every_document_between_ends_and_rows_share_one_token(row_leng
 
 def test_stream_of_rows_without_a_token_is_refused():
     with pytest.raises(ConfigError, match="row_length is 0: expected at least 1"):
-        make_stream(LineOfTokens([[[3]]]), row_length=0, end=9)
+        make_token_stream(LineOfTokens([[[3]]]), row_length=0, end=9)

@@ -2,18 +2,18 @@ from collections import Counter
 
 import pytest
 
-from stemformer.data.labelled.splits import draw_order, read_sizes
+from stemformer.data.labelled.splits import parse_sizes, subset_order
 from stemformer.errors import ConfigError
 
 # sizes
 
 
 def test_sizes_up_to_one_are_shares_and_larger_ones_numbers():
-    assert read_sizes(["1", 0.01, "500"], 2000) == (20, 500, 2000)
+    assert parse_sizes(["1", 0.01, "500"], 2000) == (20, 500, 2000)
 
 
 def test_all_records_may_be_asked_for_by_number():
-    assert read_sizes([7], 7) == (7,)
+    assert parse_sizes([7], 7) == (7,)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_all_records_may_be_asked_for_by_number():
 )
 def test_sizes_that_make_no_sense_are_told(sizes, told):
     with pytest.raises(ConfigError, match=told):
-        read_sizes(sizes, 2000)
+        parse_sizes(sizes, 2000)
 
 
 # the draw
@@ -42,12 +42,12 @@ def test_sizes_that_make_no_sense_are_told(sizes, told):
 @pytest.mark.parametrize("num_labels", [1, 2, 7])
 def test_order_has_each_record_once(num_labels):
     keys = [i % num_labels for i in range(101)]
-    assert sorted(draw_order(keys, 3)) == list(range(101))
+    assert sorted(subset_order(keys, 3)) == list(range(101))
 
 
 def test_each_beginning_has_the_classes_in_their_shares():
     keys = ["rare"] * 10 + ["usual"] * 90
-    order = draw_order(keys, 0)
+    order = subset_order(keys, 0)
     for size in range(1, 101):
         rare = Counter(keys[i] for i in order[:size])["rare"]
         assert abs(rare - size / 10) <= 1  # rounding of one class moves the other by as much
@@ -55,10 +55,10 @@ def test_each_beginning_has_the_classes_in_their_shares():
 
 def test_each_seed_draws_other_records_and_one_seed_the_same():
     keys = ["a", "b"] * 100
-    assert draw_order(keys, 1) == draw_order(keys, 1)
-    assert set(draw_order(keys, 1)[:20]) != set(draw_order(keys, 2)[:20])
+    assert subset_order(keys, 1) == subset_order(keys, 1)
+    assert set(subset_order(keys, 1)[:20]) != set(subset_order(keys, 2)[:20])
 
 
 def test_order_within_a_class_is_not_that_of_the_file():
-    order = draw_order([0] * 50, 0)
+    order = subset_order([0] * 50, 0)
     assert order != sorted(order)

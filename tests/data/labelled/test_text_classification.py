@@ -7,7 +7,7 @@ import pytest
 
 from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.data.labelled.question_answering import read_questions, unplaced_answers
-from stemformer.data.labelled.splits import cut_dev, cut_groups
+from stemformer.data.labelled.splits import grouped_split, train_dev_split
 from stemformer.data.labelled.table import Table, read_table
 from stemformer.data.labelled.text_classification import TextColumns, choose_columns, make_text_examples
 from stemformer.data.labelled.token_classification import read_tagged
@@ -170,30 +170,30 @@ def test_labels_of_another_kind_are_refused(kind: str, value: object, message: s
 
 def test_dev_has_the_same_share_of_each_class() -> None:
     keys = ["a"] * 200 + ["b"] * 50 + ["c"] * 2 + ["d"]
-    train, dev = cut_dev(keys, share=0.1, seed=3)
+    train, dev = train_dev_split(keys, share=0.1, seed=3)
     assert sorted(train + dev) == list(range(len(keys))) and train == sorted(train) and dev == sorted(dev)
     assert Counter(keys[i] for i in dev) == {"a": 20, "b": 5, "c": 1}
 
 
 def test_each_class_stays_in_training_even_for_a_large_share() -> None:
-    train, _ = cut_dev(["a", "a", "b", "b", "b"], share=0.9)
+    train, _ = train_dev_split(["a", "a", "b", "b", "b"], share=0.9)
     assert len(train) == 2
 
 
 def test_dev_is_drawn_by_the_seed() -> None:
     keys = ["a"] * 100
-    assert cut_dev(keys, seed=1) == cut_dev(keys, seed=1) != cut_dev(keys, seed=2)
+    assert train_dev_split(keys, seed=1) == train_dev_split(keys, seed=1) != train_dev_split(keys, seed=2)
     assert (
-        cut_groups(list(range(100)), seed=1)
-        == cut_groups(list(range(100)), seed=1)
-        != cut_groups(list(range(100)), seed=2)
+        grouped_split(list(range(100)), seed=1)
+        == grouped_split(list(range(100)), seed=1)
+        != grouped_split(list(range(100)), seed=2)
     )
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_are_not_divided(seed: int) -> None:
     groups = [f"article {number}" for number in range(40) for _ in range(1 + number % 7)]
-    train, dev = cut_groups(groups, share=0.2, seed=seed)
+    train, dev = grouped_split(groups, share=0.2, seed=seed)
     assert sorted(train + dev) == list(range(len(groups)))
     assert not {groups[i] for i in train} & {groups[i] for i in dev}
     assert abs(len(dev) - 0.2 * len(groups)) <= 4  # half of the largest group, rounded up
@@ -201,7 +201,7 @@ def test_groups_are_not_divided(seed: int) -> None:
 
 @pytest.mark.parametrize(("groups", "num_dev"), [(["a"] * 9 + ["b"], 1), (["a"] * 5, 0), (["a"] * 50 + ["b"] * 50, 50)])
 def test_each_part_has_a_group_where_there_are_two(groups: list[str], num_dev: int) -> None:
-    train, dev = cut_groups(groups, share=0.1)
+    train, dev = grouped_split(groups, share=0.1)
     assert (len(train), len(dev)) == (len(groups) - num_dev, num_dev)
 
 

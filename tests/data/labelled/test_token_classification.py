@@ -9,7 +9,7 @@ from stemformer.data.labelled.token_classification import (
     TaggedSentence,
     find_scheme,
     is_bio,
-    join_words,
+    join_tokens,
     read_tagged,
     repair_bio,
 )
@@ -225,7 +225,7 @@ def test_scheme_is_found(tags: str, scheme: str | None) -> None:
 
 
 def test_words_are_joined_by_what_stands_behind_each() -> None:
-    assert join_words(["a", "b", "c"], ["", " ", "!"]) == ("ab c", ((0, 1), (1, 2), (3, 4)))
+    assert join_tokens(["a", "b", "c"], ["", " ", "!"]) == ("ab c", ((0, 1), (1, 2), (3, 4)))
 
 
 # Without tags

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stemformer.evaluation.few_shot import scoring
-from stemformer.evaluation.few_shot.scoring import Blanks, Question, score_answers, score_blanks
+from stemformer.evaluation.few_shot.scoring import MaskedRequest, ScoringRequest, score_answers, score_blanks
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 
@@ -32,7 +32,7 @@ def test_answers_are_scored_as_in_one_text(small_gpt, shared):
     rng = np.random.default_rng(shared)
     beginning = rng.integers(0, 300, shared)
     questions = [
-        Question(np.append(beginning, prompt), tuple(drawn(rng, 1, 4, 2))) for prompt in drawn(rng, 1, 7, 3, 20)
+        ScoringRequest(np.append(beginning, prompt), tuple(drawn(rng, 1, 4, 2))) for prompt in drawn(rng, 1, 7, 3, 20)
     ]
     for question, told in zip(questions, score_answers(small_gpt, questions), strict=True):
         for answer, score in zip(question.answers, told, strict=True):
@@ -50,13 +50,13 @@ def test_the_likeliest_tokens_are_greedy(small_gpt):
         states = small_gpt.body(ids, torch.arange(n), torch.zeros_like(ids), torch.tensor([0, n], dtype=torch.int32), n)
         answer.append(int(small_gpt.causal_lm_logits(states[-1:]).argmax()))
     right, wrong = np.array(answer), np.array([*answer[:2], (answer[2] + 1) % 300])
-    [[a, b]] = score_answers(small_gpt, [Question(prompt, (right, wrong))])
+    [[a, b]] = score_answers(small_gpt, [ScoringRequest(prompt, (right, wrong))])
     assert a.is_greedy and not b.is_greedy
 
 
 def test_batches_and_chunks_do_not_matter(small_gpt, monkeypatch):
     rng = np.random.default_rng(0)
-    questions = [Question(prompt, tuple(drawn(rng, 2, 3))) for prompt in drawn(rng, 20, 21, 22, 23)]
+    questions = [ScoringRequest(prompt, tuple(drawn(rng, 2, 3))) for prompt in drawn(rng, 20, 21, 22, 23)]
     together = [[s.log_probability for s in row] for row in score_answers(small_gpt, questions)]
     monkeypatch.setattr(scoring, "_TOKENS_AT_ONCE", 30)
     monkeypatch.setattr(scoring, "_SCORES_AT_ONCE", 500)
@@ -77,9 +77,9 @@ def test_blanks_are_scored_together(monkeypatch):
     ids = np.array([2, 10, 4, 4, 12, 3])
     other = np.array([2, 10, 4, 12, 3])
     texts = [
-        Blanks(ids, np.array([2, 3]), np.array([20, 21])),
-        Blanks(other, np.array([2]), np.array([30])),
-        Blanks(ids, np.array([2, 3]), np.array([22, 23])),  # shares the first one's forward
+        MaskedRequest(ids, np.array([2, 3]), np.array([20, 21])),
+        MaskedRequest(other, np.array([2]), np.array([30])),
+        MaskedRequest(ids, np.array([2, 3]), np.array([22, 23])),  # shares the first one's forward
     ]
     told = [score.log_probability for score in score_blanks(model, texts)]
     for text, score in zip(texts, told, strict=True):
@@ -95,4 +95,4 @@ def test_blanks_are_scored_together(monkeypatch):
 
 def test_a_text_beyond_the_positions_is_refused(small_gpt):
     with pytest.raises(ValueError, match="97 tokens for 96 positions"):
-        list(score_answers(small_gpt, [Question(np.full(97, 5), (np.array([6]),))]))
+        list(score_answers(small_gpt, [ScoringRequest(np.full(97, 5), (np.array([6]),))]))

@@ -6,15 +6,15 @@ from collections import Counter
 import pytest
 
 from stemformer.errors import ConfigError, DataError
-from stemformer.evaluation.few_shot.dataset import PromptData, read_items
+from stemformer.evaluation.few_shot.dataset import PromptData, read_few_shot_examples
 from stemformer.evaluation.few_shot.synthetic import SYNTHETIC_TASKS
-from stemformer.evaluation.few_shot.task import Item, PromptTask, built_in_tasks, open_task, render
+from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, built_in_tasks, open_task, render
 
 SENTIMENT = PromptTask("Text: {text}\nIt is {answer}", name="s", label="label", answers={"0": "bad", "1": "good"})
 
 
 def items(number):
-    return [Item({"text": f"t{i}"}, ("bad", "good"), i % 2, str(i % 2)) for i in range(number)]
+    return [FewShotExample({"text": f"t{i}"}, ("bad", "good"), i % 2, str(i % 2)) for i in range(number)]
 
 
 def written(path, rows):
@@ -31,7 +31,10 @@ def test_examples_stand_before_the_question():
 
 def test_an_instruction_comes_first():
     task = PromptTask("{a} => {answer}", answer="{b}", how="generate", instruction="Translate:", separator="\n")
-    assert task.before([Item({"a": "x"}, ("y",), 0)], Item({"a": "z"}, ("w",), 0)) == "Translate:\nx => y\nz =>"
+    assert (
+        task.before([FewShotExample({"a": "x"}, ("y",), 0)], FewShotExample({"a": "z"}, ("w",), 0))
+        == "Translate:\nx => y\nz =>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_draws_are_balanced_and_nested_and_leave_the_question_out():
 
 
 def test_draws_may_be_any_or_always_the_first():
-    pool = [Item({"text": f"t{i}"}, ("bad", "good"), int(i > 17), str(int(i > 17))) for i in range(20)]
+    pool = [FewShotExample({"text": f"t{i}"}, ("bad", "good"), int(i > 17), str(int(i > 17))) for i in range(20)]
     first = PromptData(pool, pool, how="first")
     assert [item.fields["text"] for item in first.draw(1, 3, seed=0)] == ["t0", "t2", "t3"]  # not the question itself
     assert first.draw(5, 4, seed=0) == first.draw(6, 4, seed=1) == pool[:4]
@@ -81,22 +84,24 @@ def test_examples_from_elsewhere_may_all_be_taken():
 def test_the_right_choice_by_number_letter_or_text(tmp_path, label):
     file = written(tmp_path / "c.jsonl", [{"a": "first", "b": "second", "label": label}])
     task = PromptTask("{answer}", choices=("{a}", "{b}"), label="label")
-    assert read_items(file, task)[0].gold == 1
+    assert read_few_shot_examples(file, task)[0].gold == 1
 
 
 def test_choices_may_be_a_column(tmp_path):
     file = written(tmp_path / "c.jsonl", [{"x": "q", "endings": ["one", "two", "three"], "label": 2}])
-    [item] = read_items(file, PromptTask("{x} {answer}", choices_column="endings", label="label", first_label=1))
+    [item] = read_few_shot_examples(
+        file, PromptTask("{x} {answer}", choices_column="endings", label="label", first_label=1)
+    )
     assert (item.answers, item.gold) == (("one", "two", "three"), 1)
 
 
 def test_labels_that_the_task_does_not_know_are_refused(tmp_path):
     file = written(tmp_path / "s.jsonl", [{"text": "x", "label": "2"}])
     with pytest.raises(DataError, match=r"s.jsonl:1: label '2': task s knows 0, 1"):
-        read_items(file, SENTIMENT)
+        read_few_shot_examples(file, SENTIMENT)
     file = written(tmp_path / "t.jsonl", [{"text": "x", "lable": "1"}])
     with pytest.raises(ConfigError, match=r"no column 'label' \(did you mean 'lable'\?\)"):
-        read_items(file, SENTIMENT)
+        read_few_shot_examples(file, SENTIMENT)
 
 
 def test_every_built_in_task_can_be_opened():
@@ -155,7 +160,7 @@ def test_tasks_that_do_not_fit_together(settings, told):
 def test_a_column_called_answer_can_be_the_answer(tmp_path):
     file = written(tmp_path / "q.jsonl", [{"question": "x", "answer": "y"}])
     task = PromptTask("Q: {question}\nA: {answer}", answer="{answer}", how="generate")
-    [item] = read_items(file, task)
+    [item] = read_few_shot_examples(file, task)
     assert item.answers == ("y",) and task.text(item) == "Q: x\nA: y"
 
 
@@ -171,9 +176,9 @@ def test_numbers_that_are_answers_too(tmp_path, label, gold):
     task = PromptTask("{answer}", choices=("{a}", "{b}", "{c}"), label="label")
     if gold is None:
         with pytest.raises(DataError, match="may be the number or the text"):
-            read_items(file, task)
+            read_few_shot_examples(file, task)
     else:
-        assert read_items(file, task)[0].gold == gold
+        assert read_few_shot_examples(file, task)[0].gold == gold
 
 
 @pytest.mark.parametrize(
@@ -187,7 +192,7 @@ def test_numbers_that_are_answers_too(tmp_path, label, gold):
 )
 def test_answers_that_cannot_be(tmp_path, settings, row, told):
     with pytest.raises(DataError, match=told):
-        read_items(written(tmp_path / "x.jsonl", [row]), PromptTask("{answer}", **settings))
+        read_few_shot_examples(written(tmp_path / "x.jsonl", [row]), PromptTask("{answer}", **settings))
 
 
 def test_a_question_is_not_among_its_examples_in_another_file_either():

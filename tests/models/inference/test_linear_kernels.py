@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stemformer.models.inference import linear_kernels as products
-from stemformer.models.inference.linear_kernels import make_product
+from stemformer.models.inference.linear_kernels import make_linear_kernel
 from stemformer.models.layers import make_activation
 
 
@@ -21,7 +21,7 @@ def chosen(monkeypatch, dtype, *, amx=False, intel=False, **options):
     monkeypatch.setattr(products, "_has_amx", lambda: amx)
     monkeypatch.setattr(products, "_is_intel", lambda: intel)
     monkeypatch.setattr(products, "_FEW_WEIGHTS", 48)
-    make_product(drawn(8, options.pop("inputs", 6), dtype=dtype), None, **options)
+    make_linear_kernel(drawn(8, options.pop("inputs", 6), dtype=dtype), None, **options)
     return called[0]
 
 
@@ -84,7 +84,7 @@ def test_long_runs_are_in_parts_where_mkl_takes_one_thread(monkeypatch, intel, t
 def test_activation_follows_the_product(dtype, name, rows):
     weight, bias, x = drawn(61, 32, dtype=dtype), drawn(61, dtype=dtype, seed=1), drawn(rows, 32, seed=2)
     activation = make_activation(name)
-    product = make_product(weight, bias, rows=rows, activation=activation)
+    product = make_linear_kernel(weight, bias, rows=rows, activation=activation)
     expected = activation(x.to(dtype).double() @ weight.double().T + bias.double())
     error = 1e-5 if dtype == torch.float32 else expected.abs().max() * 2**-7  # of what is rounded once or twice
     torch.testing.assert_close(product(x).double(), expected, rtol=0, atol=float(error))
@@ -98,4 +98,4 @@ def test_weight_beyond_float16_is_not_halved():
 
 def test_float64_stays_as_it_is():
     weight, x = drawn(4, 4, dtype=torch.float64), drawn(1, 4, dtype=torch.float64)
-    assert torch.equal(make_product(weight, None, rows=1)(x), x @ weight.T)
+    assert torch.equal(make_linear_kernel(weight, None, rows=1)(x), x @ weight.T)

@@ -27,7 +27,7 @@ class Example:
         labels: (m,) what should stand there.
         token_type_ids: (n,) segments; None where all are the first.
         sequence_labels: (s, ...) what is asked about each sequence; None where nothing is.
-        num_displaced: Tokens of the corpus that were left out for a random text.
+        num_dropped_tokens: Tokens of the corpus that were left out for a random text.
         summary_positions: (s,) places in `input_ids` of the tokens whose states stand for whole sequences; None for the first of each.
     """
 
@@ -37,7 +37,7 @@ class Example:
     labels: Int[np.ndarray, "m"]
     token_type_ids: Int[np.ndarray, "n"] | None = None
     sequence_labels: Shaped[np.ndarray, "s ..."] | None = None
-    num_displaced: int = 0
+    num_dropped_tokens: int = 0
     summary_positions: Int[np.ndarray, "s"] | None = None
 
 
@@ -56,7 +56,7 @@ class Batch:
         summary_positions: (S,) places among the N whose states stand for whole sequences.
         example_numbers: Which examples these are, for messages.
         sequence_labels: (S, ...) what is asked about each sequence, int64 or float32; None where nothing is.
-        num_displaced: Tokens of the corpus that were left out for a random text.
+        num_dropped_tokens: Tokens of the corpus that were left out for a random text.
     """
 
     input_ids: Int[Tensor, "N"]
@@ -69,7 +69,7 @@ class Batch:
     summary_positions: Int[Tensor, "S"]
     example_numbers: tuple[int, ...]
     sequence_labels: Shaped[Tensor, "S ..."] | None = None
-    num_displaced: int = 0
+    num_dropped_tokens: int = 0
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the same batch on a device; the copy does not wait for it."""
@@ -116,11 +116,11 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         summary_positions=_long(np.concatenate(summaries)),
         example_numbers=tuple(int(n) for n in example_numbers),
         sequence_labels=_numbers(np.concatenate(asked)) if asked else None,
-        num_displaced=sum(e.num_displaced for e in examples),
+        num_dropped_tokens=sum(e.num_dropped_tokens for e in examples),
     )
 
 
-def padded(batch: Batch) -> Batch:
+def pad_to_bucket_sizes(batch: Batch) -> Batch:
     """Returns a batch with some more tokens, sequences and labels, of which nothing counts, so that few shapes occur.
 
     Further sequences hold the further tokens, about 1 in 16 at most (more where sequences are very short). Further labels are -100, asked

@@ -1,6 +1,6 @@
 """From documents to examples: which spans of the token line belong to example number `i`.
 
-An example's text, before anything is hidden in it, is a `Passage`. Masked and causal language models read *rows*. A document is cut
+An example's text, before anything is hidden in it, is a `RawExample`. Masked and causal language models read *rows*. A document is cut
 into *pieces* that fit a row, at sentence ends where possible; each piece is a sequence with special tokens of its own. Pieces are
 packed first-fit, in stream order, into rows of a constant number of tokens; a row is an example. Nothing is dropped: every token of
 the corpus lies in exactly one piece. A causal model may also read a *stream*: all documents joined, cut wherever a row is full. Pairs
@@ -22,7 +22,7 @@ _OPEN_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Passage:
+class RawExample:
     """The text of an example, one or more sequences of one or two segments, without special tokens but for the ends within a stream.
 
     Attributes:
@@ -31,7 +31,7 @@ class Passage:
         lengths: (p,) tokens of each segment.
         segments: (p,) 0 where a segment opens a sequence, 1 where it is text B of the sequence before it.
         label: What is asked about the pair of texts, if anything is: 0 they belong together as they stand, 1 they do not.
-        num_displaced: Tokens of the corpus that this drawing left out: a random text stands in their place, or the pair was cut short.
+        num_dropped_tokens: Tokens of the corpus that this drawing left out: a random text stands in their place, or the pair was cut short.
         begins: (p,) which segments begin their document; of rows only.
         ends: (p,) which end it; of rows only.
     """
@@ -41,13 +41,13 @@ class Passage:
     lengths: Int[np.ndarray, "p"]
     segments: Int[np.ndarray, "p"]
     label: int | None = None
-    num_displaced: int = 0
+    num_dropped_tokens: int = 0
     begins: Bool[np.ndarray, "p"] | None = None
     ends: Bool[np.ndarray, "p"] | None = None
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedDataset:
     """The examples of a split.
 
     Attributes:
@@ -84,18 +84,18 @@ class Rows:
         """Share of the rows' places that hold a token."""
         return self.num_tokens / max(1, len(self) * self.row_length)
 
-    def draw(self, number: int, rng: np.random.Generator) -> Passage:
+    def draw(self, number: int, rng: np.random.Generator) -> RawExample:
         """Returns the text of a row, each of its pieces a sequence; nothing about it is random."""
         pieces = slice(self.offsets[number], self.offsets[number + 1])
         spans = list(zip(self.starts[pieces].tolist(), self.stops[pieces].tolist(), strict=True))
-        passage = read_passage(self.shards, spans, segments=[0] * len(spans))
+        passage = read_raw_example(self.shards, spans, segments=[0] * len(spans))
         documents, starts, stops = self.shards.document_starts, self.starts[pieces], self.stops[pieces]
         begins = documents[np.searchsorted(documents, starts)] == starts
         return replace(passage, begins=begins, ends=documents[np.searchsorted(documents, stops)] == stops)
 
 
 @dataclass(frozen=True)
-class Stream:
+class TokenStream:
     """The examples of a split as one line: an end, the first document, an end, the second, ... and an end; a row is a span of it.
 
     A row holds one token more than `row_length`, which the next row begins with: each of its tokens but one is asked for from those on
@@ -131,7 +131,7 @@ class Stream:
         """Share of the rows' places that hold a token."""
         return self.num_tokens / max(1, len(self) * self.row_length)
 
-    def draw(self, number: int, rng: np.random.Generator) -> Passage:
+    def draw(self, number: int, rng: np.random.Generator) -> RawExample:
         """Returns the text of a row, one sequence, with the ends in it; nothing about it is random."""
         first = number * self.row_length
         stop = min(first + self.row_length, self.num_tokens) + 1
@@ -139,15 +139,15 @@ class Stream:
         documents = self.shards.document_starts
         cuts = [first - before, *documents[before:until].tolist(), stop - until]
         spans = [(a, b) for a, b in pairwise(cuts) if a < b]
-        text = read_passage(self.shards, spans, segments=[0] * len(spans))
+        text = read_raw_example(self.shards, spans, segments=[0] * len(spans))
         is_text = np.ones(stop - first, bool)
         is_text[self.marks[before:until] - first] = False
         tokens, word_starts = np.full(len(is_text), self.end, np.int64), ~is_text
         tokens[is_text], word_starts[is_text] = text.tokens, text.word_starts
-        return Passage(tokens, word_starts, lengths=np.array([len(tokens)]), segments=np.zeros(1, np.int64))
+        return RawExample(tokens, word_starts, lengths=np.array([len(tokens)]), segments=np.zeros(1, np.int64))
 
 
-def make_rows(shards: Shards, *, row_length: int, num_special: int = 2) -> Rows:
+def pack_documents(shards: Shards, *, row_length: int, num_special: int = 2) -> PackedDataset:
     """Returns the rows of a split; the same for the same shards and lengths.
 
     Args:
@@ -163,14 +163,14 @@ def make_rows(shards: Shards, *, row_length: int, num_special: int = 2) -> Rows:
         raise ConfigError(
             f"row_length is {row_length}: expected more than the {num_special} special tokens of a sequence"
         )
-    starts, stops = cut_into_pieces(shards, room=room)
+    starts, stops = split_documents(shards, room=room)
     row_of = pack_first_fit(stops - starts + num_special, row_length)
     order = np.argsort(row_of, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row_of))]) if len(row_of) else np.zeros(1, np.int64)
-    return Rows(shards, starts[order], stops[order], offsets, row_length, num_special)
+    return PackedDataset(shards, starts[order], stops[order], offsets, row_length, num_special)
 
 
-def make_stream(shards: Shards, *, row_length: int, end: int) -> Stream:
+def make_token_stream(shards: Shards, *, row_length: int, end: int) -> TokenStream:
     """Returns the rows of the stream of a split; the same for the same shards and lengths.
 
     Args:
@@ -184,10 +184,10 @@ def make_stream(shards: Shards, *, row_length: int, end: int) -> Stream:
     if row_length < 1:
         raise ConfigError(f"row_length is {row_length}: expected at least 1")
     starts = shards.document_starts
-    return Stream(shards, row_length, end, starts + np.arange(len(starts)))
+    return TokenStream(shards, row_length, end, starts + np.arange(len(starts)))
 
 
-def cut_into_pieces(shards: Shards, *, room: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
+def split_documents(shards: Shards, *, room: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
     """Returns first and one-past-last token of each piece, in stream order.
 
     A piece is as many whole sentences of one document as fit into `room` tokens. A sentence that is longer is cut before a word;
@@ -237,31 +237,31 @@ def pack_first_fit(lengths: Int[np.ndarray, "p"], row_length: int) -> Int[np.nda
     return out
 
 
-def read_passage(
+def read_raw_example(
     shards: Shards,
     spans: Sequence[tuple[int, int]],
     *,
     segments: Sequence[int],
     label: int | None = None,
-    num_displaced: int = 0,
-) -> Passage:
+    num_dropped_tokens: int = 0,
+) -> RawExample:
     """Returns the text of some spans of the token line, each a segment.
 
     Args:
         shards: The token line.
         spans: First and one-past-last token of each segment.
-        segments: As in `Passage`, like the next two.
+        segments: As in `RawExample`, like the next two.
         label: Of the pair.
-        num_displaced: Tokens left out.
+        num_dropped_tokens: Tokens left out.
     """
     word_starts = [np.array(shards.word_starts(a, b), bool) for a, b in spans]
     for words in word_starts:
         words[0] = True  # even where a long word was cut
-    return Passage(
+    return RawExample(
         tokens=np.concatenate([shards.tokens(a, b) for a, b in spans]).astype(np.int64),
         word_starts=np.concatenate(word_starts),
         lengths=np.array([b - a for a, b in spans], np.int64),
         segments=np.array(segments, np.int64),
         label=label,
-        num_displaced=num_displaced,
+        num_dropped_tokens=num_dropped_tokens,
     )

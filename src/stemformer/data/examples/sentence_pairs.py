@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from stemformer.data.examples.packing import Passage, cut_into_pieces, read_passage
+from stemformer.data.examples.packing import RawExample, read_raw_example, split_documents
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError, DataError
 
@@ -28,7 +28,7 @@ _FAR = 2**40
 
 
 @dataclass(frozen=True)
-class Chunks:
+class SentencePairDataset:
     """The examples of a split, as pairs.
 
     Attributes:
@@ -67,7 +67,7 @@ class Chunks:
         """Share of the places of rows of `row_length` that a token fills."""
         return self.num_tokens / max(1, len(self) * self.row_length)
 
-    def draw(self, number: int, rng: np.random.Generator) -> Passage:
+    def draw(self, number: int, rng: np.random.Generator) -> RawExample:
         """Returns a pair made of a chunk: what is drawn depends on the generator alone."""
         start, whole = int(self.starts[number]), int(self.stops[number])
         stop = whole
@@ -83,7 +83,7 @@ class Chunks:
         elif label:
             b = self._partner(number, b, room=self.row_length - _NUM_SPECIAL - (middle - start), rng=rng)
         displaced = whole - stop + (stop - middle if label and self.task == "next" else 0)
-        return read_passage(self.shards, [a, b], segments=[0, 1], label=label, num_displaced=displaced)
+        return read_raw_example(self.shards, [a, b], segments=[0, 1], label=label, num_dropped_tokens=displaced)
 
     def _sentences(self, start: int, stop: int) -> Int[np.ndarray, "s"]:
         """Returns the sentence starts strictly inside a span."""
@@ -149,15 +149,15 @@ class Chunks:
         return np.searchsorted(self.shards.document_starts, self.starts, side="right") - 1
 
 
-def make_chunks(
+def make_sentence_pairs(
     shards: Shards, *, row_length: int, task: Literal["next", "order"] = "next", short_share: float = 0.1
-) -> Chunks:
+) -> SentencePairDataset:
     """Returns the pairs of a split; the same for the same shards and arguments.
 
     Args:
         shards: An opened split.
         row_length: Tokens of a pair at most, its three special tokens included.
-        task: As in `Chunks`, like the next.
+        task: As in `SentencePairDataset`, like the next.
         short_share: Share of the examples that are cut short.
 
     Raises:
@@ -167,13 +167,15 @@ def make_chunks(
     room = row_length - _NUM_SPECIAL
     if room < 2:
         raise ConfigError(f"row_length is {row_length}: expected at least {_NUM_SPECIAL + 2}, for two texts of a token")
-    starts, stops = cut_into_pieces(shards, room=room)
+    starts, stops = split_documents(shards, room=room)
     sentences = shards.sentence_starts
     single = np.searchsorted(sentences, starts, side="right") == np.searchsorted(sentences, stops, side="left")
     can_split = np.ones(len(starts), bool)
     for i in np.flatnonzero(single).tolist():
         can_split[i] = shards.word_starts(int(starts[i]) + 1, int(stops[i])).any()
-    chunks = Chunks(shards, starts[can_split], stops[can_split], row_length, task, short_share, int((~can_split).sum()))
+    chunks = SentencePairDataset(
+        shards, starts[can_split], stops[can_split], row_length, task, short_share, int((~can_split).sum())
+    )
     if len(chunks) == 0:
         raise DataError(
             "no text can be split into two: every document is a single word; use objective.sentences=none with such text"

@@ -13,7 +13,7 @@ _STREAM = 2**62
 """Of the draw: a number that no example has."""
 
 
-def read_sizes(sizes: Sequence[str | float], num_records: int) -> tuple[int, ...]:
+def parse_sizes(sizes: Sequence[str | float], num_records: int) -> tuple[int, ...]:
     """Returns sizes as numbers of records, ascending.
 
     Args:
@@ -48,7 +48,7 @@ def read_sizes(sizes: Sequence[str | float], num_records: int) -> tuple[int, ...
     return tuple(sorted(found))
 
 
-def draw_order(keys: Sequence[Hashable], seed: int) -> list[int]:
+def subset_order(keys: Sequence[Hashable], seed: int) -> list[int]:
     """Returns all numbers of records in an order of which every beginning has the classes in their shares, but for rounding.
 
     Args:
@@ -70,7 +70,7 @@ def draw_order(keys: Sequence[Hashable], seed: int) -> list[int]:
     return [int(i) for i in np.lexsort((rng.random(len(keys)), places))]
 
 
-def cut_dev(keys: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
+def train_dev_split(keys: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
     """Returns the numbers of the examples for training and for dev, ascending: the same share of each class.
 
     Args:
@@ -97,7 +97,7 @@ def cut_dev(keys: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> t
     return [number for number in range(len(keys)) if number not in is_dev], sorted(dev)
 
 
-def cut_groups(groups: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
+def grouped_split(groups: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
     """Returns the numbers of the examples for training and for dev, ascending, with each group whole in one of them.
 
     Groups are drawn in random order; one joins dev if that brings its size nearer to the share. With two groups or more

@@ -49,7 +49,7 @@ class TaggedSentence:
     offsets: tuple[tuple[int, int], ...]
 
 
-def join_words(words: Sequence[str], joiners: str | Sequence[str] = " ") -> tuple[str, tuple[tuple[int, int], ...]]:
+def join_tokens(words: Sequence[str], joiners: str | Sequence[str] = " ") -> tuple[str, tuple[tuple[int, int], ...]]:
     """Returns a text made of words, and where each begins and ends in it.
 
     Args:
@@ -145,7 +145,7 @@ def _sentences_of_lines(lines: Sequence[str], source: str) -> Iterator[TaggedSen
     """Yields a sentence for each line of text, its words divided at white space."""
     for number, line in enumerate(lines, 1):
         if words := tuple(line.split()):
-            text, offsets = join_words(words)
+            text, offsets = join_tokens(words)
             yield TaggedSentence(words, None, f"{source}:{number}", text, offsets)
 
 
@@ -172,7 +172,7 @@ def _sentences_of_table(table: Table, column: str | None, joiner: str, *, needs_
         if words:
             words = tuple(map(str, words))
             is_tagged = tags is not None and None not in tags
-            text, offsets = join_words(words, joiner)
+            text, offsets = join_tokens(words, joiner)
             yield TaggedSentence(words, tuple(map(str, tags or ())) if is_tagged else None, place, text, offsets)
 
 
@@ -220,7 +220,7 @@ def _read_conll(
                     f" {'divide them by one tab' if has_tabs else 'repair the line'}"
                 )
         words = tuple(row[0] for row in rows)
-        text, offsets = join_words(words, joiner)
+        text, offsets = join_tokens(words, joiner)
         tags = tuple(row[at].strip() for row in rows) if at is not None and expected > 1 else None
         yield TaggedSentence(words, tags, f"{source}:{block[0] + 1}", text, offsets)
 
@@ -276,7 +276,7 @@ def _read_conllu(
                     behind[-1] = space_behind
         if words:
             is_tagged = name == "feats" or any(tag != "_" for tag in tags)
-            text, offsets = join_words(words, behind)
+            text, offsets = join_tokens(words, behind)
             yield TaggedSentence(
                 tuple(words), tuple(tags) if is_tagged else None, f"{source}:{block[0] + 1}", text, offsets
             )

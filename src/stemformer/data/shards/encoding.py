@@ -39,7 +39,7 @@ IN_FLIGHT = 3  # batches under way for each worker
 
 
 @dataclass(frozen=True)
-class Batch:
+class DocumentBatch:
     """A run of consecutive documents of one block.
 
     Args:
@@ -94,7 +94,7 @@ def id_dtype(vocab_size: int) -> "np.dtype[Any]":
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def cut_batches(texts: Iterable[str], block_characters: int) -> Iterator[Batch]:
+def cut_batches(texts: Iterable[str], block_characters: int) -> Iterator[DocumentBatch]:
     """Yields the corpus in batches; the cuts depend on the texts alone.
 
     Args:
@@ -107,7 +107,7 @@ def cut_batches(texts: Iterable[str], block_characters: int) -> Iterator[Batch]:
     for text in texts:
         is_last = documents > 0 and in_block + len(text) > block_characters
         if batch and (is_last or in_batch + len(text) > BATCH_CHARACTERS):
-            yield Batch(batch, block, is_last, documents, sha256.hexdigest())
+            yield DocumentBatch(batch, block, is_last, documents, sha256.hexdigest())
             batch, in_batch = [], 0
         if is_last:
             block, documents, in_block = block + 1, 0, 0
@@ -117,7 +117,7 @@ def cut_batches(texts: Iterable[str], block_characters: int) -> Iterator[Batch]:
         batch.append(text)
         documents, in_block, in_batch = documents + 1, in_block + len(text), in_batch + len(text)
     if batch:
-        yield Batch(batch, block, True, documents, sha256.hexdigest())
+        yield DocumentBatch(batch, block, True, documents, sha256.hexdigest())
 
 
 def encode_batch(
@@ -153,14 +153,14 @@ def encode_batch(
 
 
 def encode_in_order(
-    batches: Iterable[Batch],
+    batches: Iterable[DocumentBatch],
     tokenizer: Tokenizer,
     *,
     tokenizer_folder: Path,
     held_out: float,
     words: str,
     num_workers: int | None,
-) -> Generator[tuple[Batch, EncodedBatch], None, None]:
+) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
     """Yields each batch with its tokens, in order. Close it (`contextlib.closing`) to stop the workers.
 
     Args:
@@ -178,7 +178,7 @@ def encode_in_order(
         raise ConfigError(f"num_workers is {num_workers}, expected 1 or more: leave it out to use every core")
     workers = num_workers or _num_cores()
     stream = iter(batches)
-    first: list[Batch] = []
+    first: list[DocumentBatch] = []
     if workers > 1:
         characters = 0
         while characters < POOL_CHARACTERS and (batch := next(stream, None)) is not None:
@@ -230,10 +230,10 @@ def _join(documents: list[tuple[EncodedDocument, int, int]], vocab_size: int) ->
 
 
 def _encode_in_pool(
-    batches: Iterable[Batch], job: "functools.partial[EncodedBatch]", workers: int
-) -> Generator[tuple[Batch, EncodedBatch], None, None]:
+    batches: Iterable[DocumentBatch], job: "functools.partial[EncodedBatch]", workers: int
+) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
-    pending: deque[tuple[Batch, Future[EncodedBatch]]] = deque()
+    pending: deque[tuple[DocumentBatch, Future[EncodedBatch]]] = deque()
     try:
         for batch in batches:
             with _interrupts_held():

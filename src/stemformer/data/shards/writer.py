@@ -17,7 +17,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from stemformer.data.shards.encoding import Batch, EncodedBatch, EncodedSplit, cut_batches, encode_in_order, id_dtype
+from stemformer.data.shards.encoding import (
+    DocumentBatch,
+    EncodedBatch,
+    EncodedSplit,
+    cut_batches,
+    encode_in_order,
+    id_dtype,
+)
 from stemformer.data.shards.manifest import (
     FORMAT_VERSION,
     SPLITS,
@@ -263,7 +270,7 @@ def _check_complete(out: Path, plan: Plan) -> Manifest:
     return manifest
 
 
-def _behind(batches: Iterable[Batch], finished: Sequence[Block]) -> Iterator[Batch]:
+def _behind(batches: Iterable[DocumentBatch], finished: Sequence[Block]) -> Iterator[DocumentBatch]:
     """Yields the batches behind the finished blocks, once those turn out to be of the same text."""
     finished = tuple(finished)
     num_same = 0
@@ -288,7 +295,7 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save(folder)
 
 
-def _write_block(out: Path, last: Batch, parts: list[EncodedBatch]) -> Block:
+def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> Block:
     """Writes the shards of one block, then its line of progress."""
     counts: dict[str, Counts] = {}
     files: dict[str, FileRecord] = {}

@@ -87,7 +87,7 @@ class Tokenizer:
         tokens: id -> token.
         lowercase: Whether text is lower-cased first; None where no BERT normalizer says so.
         special_ids: Ids of the special tokens.
-        begin_id: Id of the token before each text of a model that reads from left to right; None for one that reads `[CLS] a [SEP]`.
+        bos_token_id: Id of the token before each text of a model that reads from left to right; None for one that reads `[CLS] a [SEP]`.
 
     Raises:
         TokenizerError: The model is neither WordPiece nor BPE; a WordPiece vocabulary lacks a special token.
@@ -116,7 +116,7 @@ class Tokenizer:
         backend.encode_special_tokens = True  # the library's name for: in text they are text
         self._backend = backend
         self.lowercase_is_guess = lowercase_is_guess
-        self.begin_id: int | None = None
+        self.bos_token_id: int | None = None
         normalizer = settings["normalizer"] or {}
         self._bert_normalizer: dict[str, Any] = normalizer if normalizer.get("type") == "BertNormalizer" else {}
         self.lowercase: bool | None = self._bert_normalizer.get("lowercase")
@@ -136,7 +136,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as its JSON: the library's own pickling forgets `encode_special_tokens`."""
-        return _from_json, (self._backend.to_str(), self.lowercase_is_guess), {"begin_id": self.begin_id}
+        return _from_json, (self._backend.to_str(), self.lowercase_is_guess), {"begin_id": self.bos_token_id}
 
     @property
     def cls_id(self) -> int:
@@ -232,15 +232,15 @@ class Tokenizer:
         return documents
 
     def save(
-        self, folder: str | Path, *, model_max_length: int = 512, begin_id: int | None = None, is_bare: bool = False
+        self, folder: str | Path, *, model_max_length: int = 512, bos_token_id: int | None = None, is_bare: bool = False
     ) -> None:
         """Writes a folder that `load_tokenizer` and transformers' AutoTokenizer open: the same ids in both.
 
         Args:
             folder: Made where missing. Gets tokenizer.json, tokenizer_config.json and, for WordPiece, vocab.txt.
             model_max_length: Longest sequence of the model that this vocabulary is for, told to transformers.
-            begin_id: Transformers too shall put this token before each text, and nothing else, and fill up with it.
-            is_bare: Without `begin_id`, it shall put nothing around a text, as for a model that goes on with texts.
+            bos_token_id: Transformers too shall put this token before each text, and nothing else, and fill up with it.
+            is_bare: Without `bos_token_id`, it shall put nothing around a text, as for a model that goes on with texts.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,14 +253,14 @@ class Tokenizer:
         elif self.id_of(END_OF_TEXT) is not None:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         backend = self._backend
-        if begin_id is not None or is_bare:
+        if bos_token_id is not None or is_bare:
             backend = tokenizers.Tokenizer.from_str(backend.to_str())
             backend.post_processor = processors.Sequence([])
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if begin_id is not None:
-            token = self.tokens[begin_id]
+        if bos_token_id is not None:
+            token = self.tokens[bos_token_id]
             backend.post_processor = processors.TemplateProcessing(
-                single=[token, "$A"], pair=[token, "$A", token, "$B"], special_tokens=[(token, begin_id)]
+                single=[token, "$A"], pair=[token, "$A", token, "$B"], special_tokens=[(token, bos_token_id)]
             )
             config |= dict.fromkeys(("bos_token", "eos_token", "pad_token"), token)
         (folder / "tokenizer.json").write_bytes(backend.to_str(pretty=True).encode())

@@ -16,7 +16,7 @@ from stemformer.config import nearest
 from stemformer.data.examples.sampling import example_generator
 from stemformer.data.labelled.table import read_table
 from stemformer.errors import ConfigError, DataError
-from stemformer.evaluation.few_shot.task import Item, PromptTask, render
+from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, render
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class PromptData:
         how: `draw` of the task.
     """
 
-    items: Sequence[Item]
-    pool: Sequence[Item]
-    own: Sequence[Sequence[Item]] = ()
+    items: Sequence[FewShotExample]
+    pool: Sequence[FewShotExample]
+    own: Sequence[Sequence[FewShotExample]] = ()
     how: Literal["balanced", "random", "first"] = "balanced"
 
-    def draw(self, number: int, num_shots: int, *, seed: int) -> list[Item]:
+    def draw(self, number: int, num_shots: int, *, seed: int) -> list[FewShotExample]:
         """Returns the examples for a question, never the question itself; the first of more are those of fewer.
 
         Args:
@@ -57,7 +57,7 @@ class PromptData:
             for order in (group if self.how == "first" else rng.permutation(group) for group in groups)
         ]
         _check_number(num_shots, sum(map(len, orders)))
-        drawn: list[Item] = []
+        drawn: list[FewShotExample] = []
         for turn in range(num_shots):
             for label in rng.permutation(len(orders)).tolist():
                 drawn += [self.pool[i] for i in orders[label][turn : turn + 1]]
@@ -76,7 +76,7 @@ def _check_number(num_shots: int, there: int) -> None:
         raise DataError(f"{num_shots} examples were asked for, there are {there}: give more data, or fewer shots")
 
 
-def read_items(files: str, task: PromptTask) -> list[Item]:
+def read_few_shot_examples(files: str, task: PromptTask) -> list[FewShotExample]:
     """Returns the questions of a file.
 
     Args:
@@ -108,14 +108,14 @@ def read_items(files: str, task: PromptTask) -> list[Item]:
     return items
 
 
-def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], place: str) -> Item:
+def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], place: str) -> FewShotExample:
     if task.answer:
         answer = render(task.answer, fields, name=task.name).strip()
         if not answer or (task.how == "generate" and task.stop and task.stop in answer):
             raise DataError(
                 f"{place}: the right answer is {answer!r}: expected a text without {task.stop!r}, where it ends"
             )
-        return Item(fields, (answer,), 0)
+        return FewShotExample(fields, (answer,), 0)
     label = fields.get(task.label, "").strip()
     if task.correct is None and task.label not in fields:
         known = f"expected one of {', '.join(fields)}"
@@ -125,7 +125,7 @@ def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], plac
     if task.answers:
         if label not in task.answers:
             raise DataError(f"{place}: label {label!r}: task {task.name} knows {', '.join(task.answers)}")
-        return Item(fields, tuple(task.answers.values()), list(task.answers).index(label), label)
+        return FewShotExample(fields, tuple(task.answers.values()), list(task.answers).index(label), label)
     listed = row.get(task.choices_column) if task.choices_column else None
     if task.choices_column and (isinstance(listed, str) or not isinstance(listed, Sequence | np.ndarray)):
         raise DataError(f"{place}: column {task.choices_column!r} holds no list of answers")
@@ -142,7 +142,7 @@ def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], plac
         raise DataError(
             f"{place}: the right answer is {label!r}: expected the number, the letter or the text of one of {len(options)}"
         )
-    return Item(fields, tuple(options), gold)
+    return FewShotExample(fields, tuple(options), gold)
 
 
 def _which(value: Any, options: Sequence[str], first: int, place: str) -> int | None:

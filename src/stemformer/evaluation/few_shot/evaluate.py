@@ -18,11 +18,17 @@ from scipy.special import log_softmax, logsumexp
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.dataset import PromptData
-from stemformer.evaluation.few_shot.scoring import AnswerScore, Blanks, Question, score_answers, score_blanks
-from stemformer.evaluation.few_shot.task import Item, PromptTask
+from stemformer.evaluation.few_shot.scoring import (
+    AnswerScore,
+    MaskedRequest,
+    ScoringRequest,
+    score_answers,
+    score_blanks,
+)
+from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import continue_ids
-from stemformer.models.inference.cached_gpt import CachedGpt
+from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
 _AT_ONCE = 64
@@ -32,7 +38,7 @@ _CONTENT_FREE = ("N/A", "[MASK]", "")
 
 
 @dataclass(frozen=True)
-class Asked:
+class FewShotPrediction:
     """A model's answer to a question.
 
     Attributes:
@@ -63,8 +69,8 @@ class _Shown:
     """A question with its examples."""
 
     number: int
-    item: Item
-    examples: Sequence[Item]
+    item: FewShotExample
+    examples: Sequence[FewShotExample]
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class _Fitted:
     is_cut: bool
 
 
-def ask(
+def evaluate_few_shot(
     model: Model,
     tokenizer: Tokenizer,
     task: PromptTask,
@@ -89,7 +95,7 @@ def ask(
     seed: int,
     calibrate: bool = False,
     on_questions: Callable[[int], None] | None = None,
-) -> list[Asked]:
+) -> list[FewShotPrediction]:
     """Returns a model's answers to some questions of a task.
 
     Args:
@@ -115,8 +121,8 @@ def ask(
     reader = None
     if task.how == "generate":  # laid out once for all questions
         rows = min(_AT_ONCE, len(numbers))
-        reader = CachedGpt(model, rows=rows, steps=task.max_new_tokens * math.ceil(len(numbers) / _AT_ONCE))
-    told: list[Asked] = []
+        reader = GptDecoder(model, rows=rows, steps=task.max_new_tokens * math.ceil(len(numbers) / _AT_ONCE))
+    told: list[FewShotPrediction] = []
     for begin in range(0, len(numbers), _AT_ONCE):
         part = numbers[begin : begin + _AT_ONCE]
         shown = [_Shown(n, data.items[n], data.draw(n, num_shots, seed=seed)) for n in part]
@@ -130,7 +136,9 @@ def ask(
     return told
 
 
-def summarise(asked: Sequence[Sequence[Asked]], task: PromptTask, items: Sequence[Item]) -> dict[str, Any]:
+def aggregate(
+    asked: Sequence[Sequence[FewShotPrediction]], task: PromptTask, items: Sequence[FewShotExample]
+) -> dict[str, Any]:
     """Returns the figures of a task from the answers of one or more draws of examples.
 
     Args:
@@ -150,7 +158,7 @@ def summarise(asked: Sequence[Sequence[Asked]], task: PromptTask, items: Sequenc
     main = "by_mean" if task.score == "mean" else "by_sum"
     each = [fmean(draw) for draw in rows[main]]
     accuracy = fmean(each)
-    low, high = interval(accuracy, len(first))
+    low, high = wilson_interval(accuracy, len(first))
     figures: dict[str, Any] = {}
     if task.metric != "accuracy":
         rights = [items[a.number].answers[0] for a in first]
@@ -206,7 +214,7 @@ def _nearness(metric: str, texts: Sequence[str], rights: Sequence[str]) -> tuple
 _HAN, _KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
 
 
-def interval(share: float, number: int) -> tuple[float, float]:
+def wilson_interval(share: float, number: int) -> tuple[float, float]:
     """Returns the bounds between which a share lies with 95 % confidence.
 
     Args:
@@ -245,7 +253,7 @@ def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool
     if not words:
         return []
     fields = dict.fromkeys(task.columns, "x")
-    space = task.parts(Item(fields, tuple(words), 0), for_masked=for_masked)[1]
+    space = task.parts(FewShotExample(fields, tuple(words), 0), for_masked=for_masked)[1]
     ids = [row.tolist() for row in tokenizer.encode_ids([space + word for word in words])]
     split = [f"{word!r} ({len(row)})" for word, row in zip(words, ids, strict=True) if len(row) > 1]
     same = {word for i, word in enumerate(words) if ids[i] in ids[:i] + ids[i + 1 :]}
@@ -296,7 +304,11 @@ def _fit(
 
 
 def _encode(
-    task: PromptTask, given: Sequence[tuple[Sequence[Item], Item]], tokenizer: Tokenizer, *, for_masked: bool
+    task: PromptTask,
+    given: Sequence[tuple[Sequence[FewShotExample], FewShotExample]],
+    tokenizer: Tokenizer,
+    *,
+    for_masked: bool,
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]]:
     """Yields ids of prompts, of their answers, and of what stands behind a blank (for masked models; else it belongs to the answer)."""
     before = [task.before(examples, item, for_masked=for_masked) for examples, item in given]
@@ -338,7 +350,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 
 def _choose(
     model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown], calibrate: bool
-) -> Iterator[Asked]:
+) -> Iterator[FewShotPrediction]:
     fitted, scores = _scores(model, tokenizer, task, shown)
     free = _content_free(model, tokenizer, task, shown) if calibrate else None
     for place, (one, fit, row) in enumerate(zip(shown, fitted, scores, strict=True)):
@@ -349,7 +361,7 @@ def _choose(
             lengths = np.array([max(1, len(answer)) for answer in one.item.answers])
             chosen = _largest(sums), _largest(sums / lengths)
         calibrated = None if free is None else _largest(sums - free[place])
-        yield Asked(
+        yield FewShotPrediction(
             one.number,
             one.item.gold,
             *chosen,
@@ -367,17 +379,17 @@ def _scores(
     if "causal_lm" in model.heads:
         fitted = _fit(task, shown, tokenizer, positions=positions - 1, for_masked=False)
         begin = np.array([model.config.eos_token_id])  # type: ignore[union-attr]
-        return fitted, score_answers(model, [Question(np.append(begin, f.prompt), f.answers) for f in fitted])
+        return fitted, score_answers(model, [ScoringRequest(np.append(begin, f.prompt), f.answers) for f in fitted])
     fitted = _fit(task, shown, tokenizer, positions=positions - 2, for_masked=True)
     scored = iter(score_blanks(model, [_blanks(fit, answer, tokenizer) for fit in fitted for answer in fit.answers]))
     return fitted, [[next(scored) for _ in fit.answers] for fit in fitted]
 
 
-def _blanks(fit: _Fitted, answer: np.ndarray, tokenizer: Tokenizer) -> Blanks:
+def _blanks(fit: _Fitted, answer: np.ndarray, tokenizer: Tokenizer) -> MaskedRequest:
     """Returns a text with a blank for each token of an answer."""
     masks = np.full(len(answer), tokenizer.mask_id)
     ids = np.concatenate([[tokenizer.cls_id], fit.prompt, masks, fit.behind, [tokenizer.sep_id]]).astype(np.int64)
-    return Blanks(ids, 1 + len(fit.prompt) + np.arange(len(answer)), answer)
+    return MaskedRequest(ids, 1 + len(fit.prompt) + np.arange(len(answer)), answer)
 
 
 def _content_free(
@@ -403,7 +415,9 @@ def _largest(x: Float[np.ndarray, "n"]) -> int:
     return int(x.argmax()) if (x == x.max()).sum() == 1 else -1
 
 
-def _generate(reader: CachedGpt, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]) -> Iterator[Asked]:
+def _generate(
+    reader: GptDecoder, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]
+) -> Iterator[FewShotPrediction]:
     fitted = _fit(task, shown, tokenizer, positions=reader.config.max_position_embeddings - 1, for_masked=False)
     config = DecodingConfig(max_new_tokens=task.max_new_tokens, temperature=0.0)
     stop = [task.stop] if task.stop else []
@@ -412,4 +426,4 @@ def _generate(reader: CachedGpt, tokenizer: Tokenizer, task: PromptTask, shown: 
     for one, fit, gold, (text, _) in zip(shown, fitted, golds, told, strict=True):
         text = text.strip().removesuffix(task.parts(one.item)[2].strip()).strip()
         right = 0 if text in (one.item.answers[0], tokenizer.decode(gold).strip()) else -1
-        yield Asked(one.number, 0, right, right, text=text, num_dropped=fit.num_dropped, is_cut=fit.is_cut)
+        yield FewShotPrediction(one.number, 0, right, right, text=text, num_dropped=fit.num_dropped, is_cut=fit.is_cut)

@@ -16,11 +16,11 @@ import torch
 
 from stemformer.device import autocast, choose_device, choose_precision
 from stemformer.errors import ConfigError
-from stemformer.evaluation.few_shot.scoring import Question, score_answers
+from stemformer.evaluation.few_shot.scoring import ScoringRequest, score_answers
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import continue_ids
 from stemformer.huggingface.load import load_with_tokenizer
-from stemformer.models.inference.cached_gpt import CachedGpt
+from stemformer.models.inference.cached_gpt import GptDecoder
 
 try:
     from lm_eval import utils
@@ -88,7 +88,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._begin = [self.eot_token_id] if add_bos_token else []
         self.max_length = model.config.max_position_embeddings
         self.max_gen_toks = max_gen_toks
-        self._reader: CachedGpt | None = None
+        self._reader: GptDecoder | None = None
 
     @property
     def eot_token_id(self) -> int:
@@ -118,7 +118,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         with tqdm(total=len(prompts), disable=disable_tqdm, desc="log-likelihoods") as bar:
             for begin in range(0, len(members), _AT_ONCE):
                 part = members[begin : begin + _AT_ONCE]
-                questions = [Question(prompts[of[0]], tuple(answers[n] for n in of)) for of in part]
+                questions = [ScoringRequest(prompts[of[0]], tuple(answers[n] for n in of)) for of in part]
                 with autocast(self._device, self._precision):
                     scored = score_answers(self.model, questions)
                 for of, row in zip(part, scored, strict=True):
@@ -160,7 +160,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             groups.setdefault(self._decoding(request.args[1]), []).append(number)
         told = [""] * len(requests)
         if self._reader is None:
-            self._reader = CachedGpt(self.model, rows=_WRITTEN_AT_ONCE)  # for all tasks
+            self._reader = GptDecoder(self.model, rows=_WRITTEN_AT_ONCE)  # for all tasks
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generating") as bar:
             for (config, stop), members in groups.items():
                 room = self.max_length - config.max_new_tokens

@@ -28,7 +28,7 @@ _WORTH_SHARING = 16
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoringRequest:
     """A prompt and what may follow.
 
     Attributes:
@@ -41,7 +41,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Blanks:
+class MaskedRequest:
     """A text with an answer in its blanks.
 
     Attributes:
@@ -71,7 +71,7 @@ class AnswerScore:
 
 
 @torch.inference_mode()
-def score_answers(model: Model, questions: Sequence[Question]) -> list[list[AnswerScore]]:
+def score_answers(model: Model, questions: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
     """Returns, for each question, how likely each of its answers is after its prompt.
 
     Args:
@@ -89,7 +89,7 @@ def score_answers(model: Model, questions: Sequence[Question]) -> list[list[Answ
 
 
 @torch.inference_mode()
-def score_blanks(model: Model, texts: Sequence[Blanks]) -> list[AnswerScore]:
+def score_blanks(model: Model, texts: Sequence[MaskedRequest]) -> list[AnswerScore]:
     """Returns how likely the answer of each text is to a masked model: the sum over its blanks, all of them hidden at once.
 
     Texts that look alike, as those of answers of one length do, go through the model once.
@@ -138,7 +138,7 @@ def _parts(sizes: Sequence[int]) -> Iterator[range]:
         yield range(begin, len(sizes))
 
 
-def _score_part(model: Model, body: Gpt, questions: Sequence[Question]) -> list[list[AnswerScore]]:
+def _score_part(model: Model, body: Gpt, questions: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
     prompts = [q.prompt for q in questions]
     shared, base, parents = _shared_beginning(prompts), None, None
     if len(prompts) > 1 and shared >= _WORTH_SHARING:

@@ -38,7 +38,7 @@ word, all but its last word."""
 
 
 @dataclass(frozen=True)
-class Item:
+class FewShotExample:
     """A question.
 
     Attributes:

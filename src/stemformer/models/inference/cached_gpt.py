@@ -12,12 +12,12 @@ from stemformer.models.attention.varlen import attend, attend_cached
 from stemformer.models.gpt import Gpt, GptConfig, GptLayer
 from stemformer.models.heads import CausalLmHead
 from stemformer.models.inference.kv_cache import KeyValueCache
-from stemformer.models.inference.linear_kernels import Product, make_product
+from stemformer.models.inference.linear_kernels import LinearKernel, make_linear_kernel
 from stemformer.models.layers import with_spare_rows
 from stemformer.models.model import Model
 
 
-class CachedGpt:
+class GptDecoder:
     """A GPT laid out for decoding: the same numbers as the model's own forward, from matrices that are read fast.
 
     On the CPU states are float32 at least, whatever the weights are, and the matrices are copies (see `models.products`), so memory holds
@@ -56,15 +56,15 @@ class CachedGpt:
         self._dtype = torch.float32 if is_low else self._word.dtype
         self._position = body.embeddings.position.weight.detach().to(self._dtype)
 
-        def lay_out(layer: nn.Linear, activation: nn.Module | None = None) -> Product:
-            return make_product(layer.weight, layer.bias, rows=rows, steps=steps, activation=activation)
+        def lay_out(layer: nn.Linear, activation: nn.Module | None = None) -> LinearKernel:
+            return make_linear_kernel(layer.weight, layer.bias, rows=rows, steps=steps, activation=activation)
 
         self._layers = [_Layer(layer, lay_out, self._dtype) for layer in body.layers if isinstance(layer, GptLayer)]
         self._norm = _make_norm(body.norm, self._dtype)
         head = model.heads["causal_lm"]
         assert isinstance(head, CausalLmHead)
         output = self._word if head.decoder is None else head.decoder.weight
-        self._head = make_product(output, None, rows=rows, steps=steps)
+        self._head = make_linear_kernel(output, None, rows=rows, steps=steps)
 
     def begin(self, texts: Sequence[Sequence[int]], room: int) -> Float[Tensor, "S V"]:
         """Returns scores of the token behind each text, and forgets all texts before. Nothing is padded but the cache.
@@ -126,7 +126,7 @@ class CachedGpt:
 class _Layer:
     """What `models.gpt.GptLayer` does in evaluation mode, to texts as wholes and then to one token of each after the other."""
 
-    def __init__(self, layer: GptLayer, lay_out: Callable[..., Product], dtype: torch.dtype) -> None:
+    def __init__(self, layer: GptLayer, lay_out: Callable[..., LinearKernel], dtype: torch.dtype) -> None:
         self.num_heads, self._dtype = layer.attention.num_heads, dtype
         self.attention_norm = _make_norm(layer.attention_norm, dtype)
         self.qkv, self.out = lay_out(layer.attention.qkv), lay_out(layer.attention.out)

@@ -118,7 +118,7 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptCache:
     """Keys and values of texts that were read, flat, so that several texts may go on from each of them.
 
     Attributes:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Product = Callable[[Tensor], Tensor]
+LinearKernel = Callable[[Tensor], Tensor]
 """Rows (R, I) of any dtype to rows (R, O), in float32 or the weight's dtype."""
 
 _BLOCK_ROWS = 4
@@ -34,14 +34,14 @@ _STEPS_FOR_HALVES = 128
 """The same for halves, whose packing takes 5 to 15 ns a weight."""
 
 
-def make_product(
+def make_linear_kernel(
     weight: Float[Tensor, "O I"],
     bias: Float[Tensor, "O"] | None,
     *,
     rows: int,
     steps: float = torch.inf,
     activation: nn.Module | None = None,
-) -> Product:
+) -> LinearKernel:
     """Returns a function from rows x to `activation(x weight^T + bias)`.
 
     It takes any number of rows, and is fast for as many as were announced. On the CPU it holds a copy of the weight.
@@ -65,7 +65,7 @@ def make_product(
     return product if activation is None else lambda x: activation(product(x))
 
 
-def _layout(weight: Tensor, *, rows: int, steps: float) -> Callable[[Tensor, Tensor | None], Product]:
+def _layout(weight: Tensor, *, rows: int, steps: float) -> Callable[[Tensor, Tensor | None], LinearKernel]:
     if not _is_packable(weight) or steps < _STEPS_FOR_A_COPY:
         return _as_it_is
     is_few, is_float32 = weight.numel() < _FEW_WEIGHTS, weight.dtype == torch.float32
@@ -99,11 +99,11 @@ def _fits_halves(weight: Tensor) -> bool:
     return torch.backends.quantized.engine in ("x86", "fbgemm") and largest <= torch.finfo(torch.float16).max
 
 
-def _as_it_is(weight: Tensor, bias: Tensor | None) -> Product:
+def _as_it_is(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     return lambda x: F.linear(x if x.dtype == weight.dtype else x.to(weight.dtype), weight, bias)
 
 
-def _in_long_runs(weight: Tensor, bias: Tensor | None) -> Product:
+def _in_long_runs(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     weight, bias = weight.float(), None if bias is None else bias.float()
     parts = 1 if _is_intel() else torch.get_num_threads()
     if parts > 1:
@@ -114,7 +114,7 @@ def _in_long_runs(weight: Tensor, bias: Tensor | None) -> Product:
     return lambda x: x @ across if bias is None else torch.addmm(bias, x, across)
 
 
-def _in_parts(weight: Tensor, bias: Tensor | None, parts: int) -> Product:
+def _in_parts(weight: Tensor, bias: Tensor | None, parts: int) -> LinearKernel:
     """Long runs, as a batch of products with as many columns each, which MKL gives to as many threads."""
     num_out, num_in = weight.shape
     many, spare = _as_it_is(weight, bias), -num_out % parts
@@ -133,7 +133,7 @@ def _in_parts(weight: Tensor, bias: Tensor | None, parts: int) -> Product:
     return product
 
 
-def _in_blocks(weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None) -> Product:
+def _in_blocks(weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None) -> LinearKernel:
     blocks, dtype = torch.ops.mkldnn._reorder_linear_weight(weight, 4 * _BLOCK_ROWS), weight.dtype
     multiply = torch.ops.mkldnn._linear_pointwise
     multiple = 1 if dtype == torch.bfloat16 and _has_amx() else _BLOCK_ROWS
@@ -148,7 +148,7 @@ def _in_blocks(weight: Tensor, bias: Tensor | None, activation: nn.Module | None
     return product if activation is None or after[0] == "gelu" else lambda x: activation(product(x))
 
 
-def _in_halves(weight: Tensor, bias: Tensor | None) -> Product:
+def _in_halves(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     panels = torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
     multiply, many = torch.ops.quantized.linear_dynamic_fp16, _as_it_is(weight, bias)
     return lambda x: multiply(x, panels) if len(x) < _BLOCK_ROWS else many(x)
