@@ -142,19 +142,19 @@ class PromptTask:
         """Columns of the data that a question shows."""
         return {match[1].strip() for match in _VARIABLE.finditer(self.template + self.cloze)} - {"answer"}
 
-    def parts(self, item: "Item", *, for_masked: bool = False) -> tuple[str, str, str]:
+    def parts(self, item: "FewShotExample", *, for_masked: bool = False) -> tuple[str, str, str]:
         """Returns what stands before the answer to a question, the space between, and what stands behind."""
         template = self.cloze if for_masked and self.cloze else self.template
         before, after = (render(part, item.fields, name=self.name) for part in template.split(_ANSWER))
         bare = before.rstrip(" ")
         return bare, before[len(bare) :], after
 
-    def text(self, item: "Item", *, for_masked: bool = False) -> str:
+    def text(self, item: "FewShotExample", *, for_masked: bool = False) -> str:
         """Returns a question with its right answer."""
         before, space, after = self.parts(item, for_masked=for_masked)
         return before + space + item.answers[item.gold] + after
 
-    def before(self, examples: Sequence["Item"], item: "Item", *, for_masked: bool = False) -> str:
+    def before(self, examples: Sequence["FewShotExample"], item: "FewShotExample", *, for_masked: bool = False) -> str:
         """Returns all that stands before the answer to a question: instruction, examples with answers, the question."""
         shown = [self.instruction] if self.instruction else []
         shown += [self.text(example, for_masked=for_masked) for example in examples]
