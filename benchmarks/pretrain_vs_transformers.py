@@ -220,7 +220,7 @@ def peer_examples(setup: Any, args: argparse.Namespace) -> list[list[int]]:
         step = {"batch_size": per_step, "num_examples": len(rows), "seed": setup.config.seed}
         rng = np.random.default_rng(0)  # nothing about a row is random
         numbers = [i for s in range(num_steps) for _, i in examples_of_step(s, **step)]
-        return [[special.cls, *rows.draw(i, rng).tokens.tolist(), special.sep] for i in numbers]
+        return [[special.cls, *rows.get_example(i, rng).tokens.tolist(), special.sep] for i in numbers]
     line = joined_ids(shards, per_step * num_steps * length, before=[special.cls], after=[special.sep])
     return [line[a : a + length] for a in range(0, len(line), length)]
 

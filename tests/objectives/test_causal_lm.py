@@ -34,7 +34,7 @@ def examples_of(shards, row_length, config=CausalLmConfig()):  # noqa: B008  # f
     made = []
     for number in range(len(rows)):
         rng = example_generator(0, 0, number)
-        made.append(objective.corrupt(rows.draw(number, rng), rng))
+        made.append(objective.corrupt(rows.get_example(number, rng), rng))
     return objective, rows, made
 
 

@@ -270,7 +270,7 @@ def test_objective_of_each_name_has_its_heads_examples_and_losses(sentences, tin
     special = SpecialIds(cls=2, sep=3, mask=4)
     asked = make_objective(asked.config, special=special, vocab_size=shards.vocab_size)
     rng = np.random.default_rng(0)
-    batch = collate([asked.corrupt(examples.draw(0, rng), rng)], [0])
+    batch = collate([asked.corrupt(examples.get_example(0, rng), rng)], [0])
     questions = {"none": [], "next": ["next_sentence"], "order": ["sentence_order"]}[sentences]
     assert isinstance(asked, MaskedLm if sentences == "none" else SentencePairs)
     assert isinstance(examples, PackedDataset if sentences == "none" else SentencePairDataset)
@@ -283,7 +283,7 @@ def test_order_swaps_its_pairs_and_next_takes_strange_ones(tiny):
     displaced = {}
     for sentences in ("next", "order"):
         examples = objective(sentences=sentences, short_share=0.0).make_examples(shards, 64)
-        drawn = [examples.draw(i, np.random.default_rng(i)) for i in range(40)]
+        drawn = [examples.get_example(i, np.random.default_rng(i)) for i in range(40)]
         displaced[sentences] = sum(passage.num_dropped_tokens for passage in drawn)
     assert displaced["order"] == 0 < displaced["next"]
 
@@ -323,7 +323,7 @@ def test_transformers_opens_the_saved_model_whole_with_the_same_answers(run, tin
     with torch.no_grad():
         for number in range(5):
             rng = np.random.default_rng(number)
-            batch = collate([asked.corrupt(examples.draw(number, rng), rng)], [number])
+            batch = collate([asked.corrupt(examples.get_example(number, rng), rng)], [number])
             states = ours.body(
                 batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
             )

@@ -411,7 +411,7 @@ def _tell_start(setup: TrainingContext, model: Model, progress: Progress) -> Non
             length = f"{steps:,} steps of {batch.rows}, {steps * batch.rows / len(examples):.2f} passes"
         progress.say(
             f"{examples.num_tokens:,} tokens, special ones included, in {len(examples):,} {kind} of at most {batch.row_length} "
-            f"({examples.fill:.1%} filled)"
+            f"({examples.packing_efficiency:.1%} filled)"
             + (f", {left_out:,} of one word left out" if left_out else "")
             + f"; {length}"
         )

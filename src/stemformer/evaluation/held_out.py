@@ -48,7 +48,7 @@ def held_out_batches(
     made = []
     for i in chosen:
         rng = example_generator(_SEED, 0, i)
-        made.append(objective.corrupt(examples.draw(i, rng), rng))
+        made.append(objective.corrupt(examples.get_example(i, rng), rng))
     size = max(1, batch_tokens // examples.row_length)
     return [collate(made[a : a + size], chosen[a : a + size]) for a in range(0, len(chosen), size)]
 

@@ -60,7 +60,7 @@ class CausalLm:
         """Returns what the model reads, and what is asked of it at each place; nothing is random.
 
         Args:
-            passage: What `make_examples(...).draw` gave.
+            passage: What `make_examples(...).get_example` gave.
             rng: Not used.
         """
         is_backward = self.config.direction == "backward"

@@ -89,7 +89,7 @@ class MaskedLm:
         """Returns an example in which exactly `max(1, round(rate * n))` of the passage's `n` tokens are scored.
 
         Args:
-            passage: What `make_examples(...).draw` gave.
+            passage: What `make_examples(...).get_example` gave.
             rng: The example's own generator.
         """
         tokens, lengths = passage.tokens, passage.lengths

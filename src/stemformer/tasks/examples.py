@@ -22,20 +22,20 @@ class TaskExamples:
         examples: In the order of the records.
         records: (n,) number of the record that each belongs to.
         scored: For each example what its scores stand for: which words, or where its passage is. Empty where nothing needs to be known.
-        counted: What was windowed, cut or could not be aligned, in words, with how often.
+        counts: What was windowed, cut or could not be aligned, in words, with how often.
     """
 
     examples: Sequence[Example]
     records: Int[np.ndarray, "n"]
     scored: Sequence[Any]
-    counted: dict[str, int]
+    counts: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def draw(self, number: int, rng: np.random.Generator) -> Example:
+    def get_example(self, index: int, rng: np.random.Generator) -> Example:
         """Returns an example; nothing about it is random."""
-        return self.examples[number]
+        return self.examples[index]
 
     @cached_property
     def sizes(self) -> Int[np.ndarray, "n"]:

@@ -136,7 +136,7 @@ def batches_of_step(step: int, setup: TrainingContext) -> list[Batch]:
     examples = []
     for epoch, i in setup.ranks.share(_examples(step, setup)):
         rng = example_generator(seed, epoch, i)
-        examples.append((i, setup.objective.corrupt(phase.examples.draw(i, rng), rng)))
+        examples.append((i, setup.objective.corrupt(phase.examples.get_example(i, rng), rng)))
     fewest, rest = divmod(phase.batch.rows, setup.ranks.world_size)
     most = fewest + (rest > 0)
     number = math.ceil(most / (phase.batch.micro_rows or most))

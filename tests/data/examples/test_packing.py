@@ -10,7 +10,7 @@ from stemformer.errors import ConfigError
 
 def read(rows, number):
     """Tokens, word starts and lengths of a row."""
-    passage = rows.draw(number, np.random.default_rng(0))
+    passage = rows.get_example(number, np.random.default_rng(0))
     assert passage.segments.tolist() == [0] * len(passage.lengths)
     return passage.tokens, passage.word_starts, passage.lengths
 
@@ -199,7 +199,7 @@ def test_num_tokens_and_fill_count_special_tokens():
     rows = pack_documents(LineOfTokens([[[3]], [[4]], [[6]]]), row_length=12)
     assert len(rows) == 2  # 5 + 6 tokens, then 8
     assert rows.num_tokens == 13 + 3 * 2
-    assert rows.fill == pytest.approx(19 / 24)
+    assert rows.packing_efficiency == pytest.approx(19 / 24)
 
 
 def test_row_length_without_room_for_a_token_is_refused():
@@ -225,7 +225,7 @@ def test_stream_is_every_document_between_ends_and_rows_share_one_token(row_leng
     assert np.concatenate([rows[0][0][:1], *(tokens[1:] for tokens, *_ in rows)]).tolist() == expected
     for tokens, words, lengths in rows:
         assert lengths.tolist() == [len(tokens)] and words[tokens == end].all()
-    assert stream.fill == pytest.approx(stream.num_tokens / (len(stream) * row_length))
+    assert stream.packing_efficiency == pytest.approx(stream.num_tokens / (len(stream) * row_length))
 
 
 def test_stream_of_rows_without_a_token_is_refused():

@@ -45,7 +45,7 @@ def random_line(seed, num_documents=40, longest_word=4):
 
 
 def draw(chunks, number, seed=0):
-    return chunks.draw(number, np.random.default_rng((seed, number)))
+    return chunks.get_example(number, np.random.default_rng((seed, number)))
 
 
 def draws(chunks, times=1):
@@ -77,7 +77,7 @@ def test_chunks_and_those_left_out_are_as_counted_by_hand():
     assert (chunks.starts.tolist(), chunks.stops.tolist()) == ([2, 4, 19], [4, 10, 25])
     assert chunks.num_left_out == 3  # [2], [9] and the last sentence, which is a chunk and a single word
     assert chunks.num_tokens == 14 + 3 * 3
-    assert chunks.fill == pytest.approx(23 / 36)
+    assert chunks.packing_efficiency == pytest.approx(23 / 36)
 
 
 @pytest.mark.parametrize("row_length", [5, 9, 32, 128, 100_000])

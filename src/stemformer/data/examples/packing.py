@@ -84,9 +84,9 @@ class PackedDataset:
         """Share of the rows' places that hold a token."""
         return self.num_tokens / max(1, len(self) * self.row_length)
 
-    def draw(self, number: int, rng: np.random.Generator) -> RawExample:
+    def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Returns the text of a row, each of its pieces a sequence; nothing about it is random."""
-        pieces = slice(self.offsets[number], self.offsets[number + 1])
+        pieces = slice(self.offsets[index], self.offsets[index + 1])
         spans = list(zip(self.starts[pieces].tolist(), self.stops[pieces].tolist(), strict=True))
         passage = read_raw_example(self.shards, spans, segments=[0] * len(spans))
         documents, starts, stops = self.shards.document_starts, self.starts[pieces], self.stops[pieces]
@@ -131,9 +131,9 @@ class TokenStream:
         """Share of the rows' places that hold a token."""
         return self.num_tokens / max(1, len(self) * self.row_length)
 
-    def draw(self, number: int, rng: np.random.Generator) -> RawExample:
+    def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Returns the text of a row, one sequence, with the ends in it; nothing about it is random."""
-        first = number * self.row_length
+        first = index * self.row_length
         stop = min(first + self.row_length, self.num_tokens) + 1
         before, until = np.searchsorted(self.marks, [first, stop]).tolist()
         documents = self.shards.document_starts

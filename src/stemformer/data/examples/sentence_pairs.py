@@ -67,9 +67,9 @@ class SentencePairDataset:
         """Share of the places of rows of `row_length` that a token fills."""
         return self.num_tokens / max(1, len(self) * self.row_length)
 
-    def draw(self, number: int, rng: np.random.Generator) -> RawExample:
+    def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Returns a pair made of a chunk: what is drawn depends on the generator alone."""
-        start, whole = int(self.starts[number]), int(self.stops[number])
+        start, whole = int(self.starts[index]), int(self.stops[index])
         stop = whole
         if rng.random() < self.short_share:
             stop = self._shorter(start, stop, target=int(rng.integers(2, self.row_length - _NUM_SPECIAL + 1)))
@@ -81,7 +81,7 @@ class SentencePairDataset:
         if label and self.task == "order":
             a, b = b, a
         elif label:
-            b = self._partner(number, b, room=self.row_length - _NUM_SPECIAL - (middle - start), rng=rng)
+            b = self._partner(index, b, room=self.row_length - _NUM_SPECIAL - (middle - start), rng=rng)
         displaced = whole - stop + (stop - middle if label and self.task == "next" else 0)
         return read_raw_example(self.shards, [a, b], segments=[0, 1], label=label, num_dropped_tokens=displaced)
 
