@@ -11,7 +11,7 @@ from stemformer.data.examples.sampling import example_generator, examples_of_ste
 from stemformer.errors import DataError
 
 
-def whole(size, *, seed=0, epoch=0):
+def permutation(size, *, seed=0, epoch=0):
     return permuted(np.arange(size), size, seed=seed, epoch=epoch)
 
 
@@ -20,44 +20,46 @@ def whole(size, *, seed=0, epoch=0):
 
 @pytest.mark.parametrize("size", [*range(1, 71), 1000, 4097])
 def test_permuted_is_a_permutation(size):
-    np.testing.assert_array_equal(np.sort(whole(size, seed=3, epoch=2)), np.arange(size))
+    np.testing.assert_array_equal(np.sort(permutation(size, seed=3, epoch=2)), np.arange(size))
 
 
 @pytest.mark.parametrize("size", [1, 5, 70, 1000])
-def test_permuted_of_some_indices_is_part_of_the_whole(size):
+def test_permuted_of_some_indices_equals_the_full_permutation_there(size):
     indices = np.random.default_rng(0).integers(size, size=17)
-    np.testing.assert_array_equal(permuted(indices, size, seed=1, epoch=4), whole(size, seed=1, epoch=4)[indices])
+    np.testing.assert_array_equal(permuted(indices, size, seed=1, epoch=4), permutation(size, seed=1, epoch=4)[indices])
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}, {"seed": 2**63}, {"epoch": 10**6}])
 def test_permuted_differs_by_seed_and_epoch(other):
-    assert (whole(1000) == whole(1000, **other)).sum() < 10  # two random permutations agree in about one place
+    assert (
+        permutation(1000) == permutation(1000, **other)
+    ).sum() < 10  # two random permutations agree in about one position
 
 
-def test_permuted_takes_the_largest_seed():
-    np.testing.assert_array_equal(np.sort(whole(50, seed=2**64 - 1)), np.arange(50))
+def test_permuted_accepts_the_largest_seed():
+    np.testing.assert_array_equal(np.sort(permutation(50, seed=2**64 - 1)), np.arange(50))
 
 
-def test_permuted_sends_each_number_everywhere_equally_often():
+def test_permuted_is_uniform():
     size, epochs = 11, 3000
     counts = np.zeros((size, size), np.int64)
     for epoch in range(epochs):
-        counts[np.arange(size), whole(size, seed=5, epoch=epoch)] += 1
-    # Rows and columns are fixed sums: (size - 1)**2 degrees of freedom. Fixed seed, so alpha 1e-3 is met or not, for good.
+        counts[np.arange(size), permutation(size, seed=5, epoch=epoch)] += 1
+    # Row and column sums are fixed: (size - 1)**2 degrees of freedom. With a fixed seed the result is deterministic.
     statistic = ((counts - epochs / size) ** 2 / (epochs / size)).sum() * (size - 1) / size
     assert stats.chi2.sf(statistic, (size - 1) ** 2) > 1e-3
 
 
-def test_permuted_keeps_no_neighbours():
-    steps = np.diff(whole(4097, seed=6))
-    assert (np.abs(steps) == 1).sum() < 12  # 2 are expected; above 11 by chance once in 10^5
+def test_permuted_separates_neighbors():
+    steps = np.diff(permutation(4097, seed=6))
+    assert (np.abs(steps) == 1).sum() < 12  # 2 expected; probability 1e-5 above 11
 
 
-# Which examples a step has
+# Examples of a step
 
 
 @pytest.mark.parametrize(("batch_size", "num_examples"), [(4, 12), (5, 12), (7, 7), (12, 5), (1, 3)])
-def test_steps_have_each_example_once_an_epoch(batch_size, num_examples):
+def test_every_example_occurs_once_per_epoch(batch_size, num_examples):
     num_steps = -(-3 * num_examples // batch_size)
     seen = [
         pair
@@ -73,41 +75,41 @@ def test_partial_last_batch_wraps_into_the_next_epoch():
     assert epochs == [0, 0, 1, 1, 1]
 
 
-def test_step_has_as_many_examples_as_the_batch():
+def test_every_step_has_a_full_batch():
     assert all(len(examples_of_step(s, batch_size=5, num_examples=3, seed=0)) == 5 for s in range(20))
 
 
-def test_epochs_have_another_order():
+def test_epochs_differ_in_order():
     first, second = (examples_of_step(s, batch_size=50, num_examples=50, seed=0) for s in (0, 1))
     assert [i for _, i in first] != [i for _, i in second]
 
 
-def test_examples_of_a_far_step_need_no_steps_before_it():
+def test_examples_of_a_late_step_do_not_depend_on_earlier_steps():
     start = time.perf_counter()
     examples_of_step(10**12, batch_size=256, num_examples=10**9, seed=0)
     assert time.perf_counter() - start < 1  # milliseconds; counting up to it would take days
 
 
-# Random numbers of an example
+# Generator of an example
 
 
-def test_example_generator_gives_the_same_numbers_for_the_same_key():
+def test_example_generator_is_a_function_of_its_key():
     assert (example_generator(1, 2, 3).random(5) == example_generator(1, 2, 3).random(5)).all()
 
 
-def test_example_generators_of_other_keys_share_no_number():
+def test_example_generators_of_different_keys_share_no_number():
     keys = [(s, e, n) for s in (0, 1, 2**64 - 1) for e in (0, 1, 7) for n in (0, 1, 2, 2**63, 2**63 + 1)]
     draws = np.concatenate([example_generator(*key).integers(2**63, size=1000) for key in keys])
-    assert len(np.unique(draws)) == len(draws)  # a repetition by chance: once in 10^10
+    assert len(np.unique(draws)) == len(draws)  # a collision has probability 1e-10
 
 
-def test_example_generators_of_neighbours_are_uncorrelated():
+def test_example_generators_of_neighbors_are_uncorrelated():
     draws = np.array([example_generator(0, 0, number).random(4000) for number in range(12)])
     correlations = np.corrcoef(draws)[~np.eye(12, dtype=bool)]
     assert np.abs(correlations).max() < 5 / np.sqrt(4000)  # five standard deviations
 
 
-# Collating
+# Collation
 
 
 def example(lengths, positions, seed=0, segments=None):
@@ -127,14 +129,14 @@ def test_collate_restarts_positions_in_each_sequence():
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
 
 
-def test_collate_gives_int32_offsets_and_the_longest_sequence():
+def test_collate_returns_int32_boundaries_and_the_longest_length():
     batch = collate([example([3, 2], [1]), example([4], [0])], [7, 9])
     assert batch.cu_seqlens.tolist() == [0, 3, 5, 9]
     assert batch.cu_seqlens.dtype == torch.int32
     assert batch.max_seqlen == 4
 
 
-def test_collate_shifts_label_positions_by_the_examples_before():
+def test_collate_shifts_label_positions_by_the_preceding_examples():
     examples = [example([3, 2], [1, 4], seed=1), example([4], [0, 2], seed=2), example([2], [1], seed=3)]
     batch = collate(examples, [0, 1, 2])
     assert batch.label_positions.tolist() == [1, 4, 5, 7, 10]
@@ -143,13 +145,13 @@ def test_collate_shifts_label_positions_by_the_examples_before():
     np.testing.assert_array_equal(batch.labels, np.concatenate([e.labels for e in examples]))
 
 
-def test_collate_gives_the_first_segment_where_none_is_said():
+def test_collate_defaults_to_segment_zero():
     segments = np.array([0, 0, 1])
     batch = collate([example([2], [0]), example([3], [0], segments=segments)], [0, 1])
     assert batch.token_type_ids.tolist() == [0, 0, 0, 0, 1]
 
 
-def test_collate_remembers_the_example_numbers():
+def test_collate_keeps_the_example_numbers():
     assert collate([example([2], [0]), example([3], [0])], [41, 7]).example_numbers == (41, 7)
 
 
@@ -158,7 +160,7 @@ def test_collate_refuses_an_empty_sequence():
         collate([example([2], [0]), example([3, 0], [0])], [3, 8])
 
 
-# Prefetching
+# Prefetch
 
 
 def prefetch_threads():
@@ -184,17 +186,17 @@ def test_prefetch_raises_at_the_step_that_failed():
     assert prefetch_threads() == []
 
 
-def test_prefetch_works_only_a_few_steps_ahead():
+def test_prefetch_runs_only_a_few_steps_ahead():
     made = []
     items = prefetch(lambda step: made.append(step), range(100), ahead=3)
     next(items)
     time.sleep(0.3)
-    assert len(made) <= 1 + 3 + 1  # one taken, three waiting, one in the hand of the thread
+    assert len(made) <= 1 + 3 + 1  # one taken, three queued, one held by the thread
     items.close()
 
 
 @pytest.mark.parametrize("taken", [1, 5])
-def test_prefetch_that_is_left_early_leaves_no_thread(taken):
+def test_prefetch_closed_early_leaves_no_thread(taken):
     items = prefetch(lambda step: step, range(1000), ahead=2)
     for _ in range(taken):
         next(items)
@@ -203,7 +205,7 @@ def test_prefetch_that_is_left_early_leaves_no_thread(taken):
     assert prefetch_threads() == []
 
 
-def test_prefetch_makes_what_a_plain_loop_makes():
+def test_prefetch_equals_a_plain_loop():
     def make(step):
         return example_generator(0, 0, step).random(100)
 

@@ -1,7 +1,8 @@
-"""From a step's number to its batch.
+"""Data order as a function of the step: keyed permutation, generators per example, prefetching.
 
-What is in step `s` is a function of (data, seed, s) alone: example numbers come from a permutation computed by index, and whatever
-is random about example `i` in epoch `e` from a generator keyed by (seed, e, i). Resuming needs no state of a loader.
+The examples of step `s` depend on (data, seed, s) alone: a permutation that is computed by index gives their numbers,
+and all randomness of example `i` in epoch `e` comes from a generator keyed by (seed, e, i). Resuming needs no loader
+state.
 """
 
 import queue
@@ -14,62 +15,52 @@ from jaxtyping import Int
 
 T = TypeVar("T")
 
-
-_ROUNDS = 6
-"""Rounds of the permutation's Feistel network."""
+_FEISTEL_ROUNDS = 6
 
 
 def example_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
-    """Returns the random numbers of example `number` in epoch `epoch`.
+    """Return the random generator of example `number` in epoch `epoch`.
 
     Args:
-        seed: Of the run, from 0 to 2**64 - 1.
-        epoch: From 0.
-        number: Of the example, from 0.
+        seed: Random seed of the run, 0 to 2**64 - 1.
 
-    Source: Salmon et al. 2011 (Philox: the key and the counter say where in the stream one stands, so streams never meet).
+    Source: Salmon et al. 2011 (Philox: streams of different keys or counters do not overlap).
     """
     return np.random.Generator(_philox(seed, stream=0, counter=[0, 0, number, epoch]))
 
 
 def _philox(seed: int, *, stream: int, counter: list[int]) -> np.random.Philox:
-    """Returns the bits of a key and a counter; as uint64, since a list with large numbers would pass through floating point."""
+    # Explicit uint64: a list with large numbers would be converted through floating point.
     return np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array(counter, np.uint64))
 
 
 def permuted(indices: Int[np.ndarray, "n"], size: int, *, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
-    """Returns where a keyed random permutation of `size` numbers sends the given ones, in memory for these alone.
+    """Apply a keyed random permutation of `range(size)` to some indices, in O(n) memory.
 
-    A Feistel network permutes the next power of four; numbers that fall outside `size` walk on until they are inside.
-
-    Args:
-        indices: Numbers from 0 to `size - 1`.
-        size: How many numbers are permuted.
-        seed: Of the run.
-        epoch: Each epoch has a permutation of its own.
+    A Feistel network permutes the next power of four; results outside `size` are permuted again until they are inside.
 
     Example:
         >>> sorted(permuted(np.arange(5), 5, seed=0, epoch=0).tolist())
         [0, 1, 2, 3, 4]
 
-    Source: Black and Rogaway 2002, sections 3 and 4 (cycle walking; generalised Feistel).
+    Source: Black and Rogaway 2002, sections 3 and 4 (cycle walking; generalized Feistel).
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = _philox(seed, stream=1, counter=[0, 0, 0, epoch]).random_raw(_ROUNDS)
+    keys = _philox(seed, stream=1, counter=[0, 0, 0, epoch]).random_raw(_FEISTEL_ROUNDS)
     values = np.asarray(indices).astype(np.uint64)
-    walking = np.ones(len(values), bool)
-    while walking.any():
-        left, right = values[walking] >> np.uint64(half), values[walking] & mask
+    outside = np.ones(len(values), bool)
+    while outside.any():
+        left, right = values[outside] >> np.uint64(half), values[outside] & mask
         for key in keys:
             left, right = right, left ^ (_mix(right ^ key) & mask)
-        values[walking] = (left << np.uint64(half)) | right
-        walking = values >= np.uint64(size)
+        values[outside] = (left << np.uint64(half)) | right
+        outside = values >= np.uint64(size)
     return values.astype(np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """Returns well-mixed 64 bits (the finaliser of SplitMix64; Steele et al. 2014, figure 15)."""
+    """Mix 64 bits by the finalizer of SplitMix64 (Steele et al. 2014, figure 15)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.ndarray = x ^ (x >> np.uint64(31))
@@ -77,33 +68,24 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int) -> list[tuple[int, int]]:
-    """Returns (epoch, example number) of each example of a step; a partial last batch wraps into the next epoch.
+    """Return (epoch, example number) of each example of a step; a partial last batch wraps into the next epoch.
 
     Args:
-        step: From 0.
-        batch_size: Examples a step, over all ranks and micro-batches.
-        num_examples: Examples an epoch.
-        seed: Of the run.
+        batch_size: Examples per step, over all ranks and micro-batches.
+        num_examples: Examples per epoch.
     """
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, within = np.divmod(places, num_examples)
+    epochs, indices = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
     out: list[tuple[int, int]] = []
     for epoch in np.unique(epochs).tolist():
-        numbers = permuted(within[epochs == epoch], num_examples, seed=seed, epoch=epoch)
+        numbers = permuted(indices[epochs == epoch], num_examples, seed=seed, epoch=epoch)
         out.extend((epoch, number) for number in numbers.tolist())
     return out
 
 
 def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 4) -> Iterator[T]:
-    """Yields `make(step)` for each step, made in a thread a few steps ahead.
+    """Yield `make(step)` for each step, computed in a thread up to `ahead` steps early.
 
-    Args:
-        make: From a step's number to what it needs.
-        steps: Which steps.
-        ahead: How many results may wait.
-
-    Raises:
-        Whatever `make` raises, at the step that it belongs to.
+    An exception of `make` is raised at its step. Written by hand: a library's loader keeps state and is not deterministic.
     """
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
@@ -128,8 +110,8 @@ def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 4) -> Itera
     thread.start()
     try:
         for _ in steps:
-            fine, item = ready.get()
-            if not fine:
+            is_result, item = ready.get()
+            if not is_result:
                 raise item
             yield item
     finally:
