@@ -12,12 +12,13 @@ def drawn(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def chosen(monkeypatch, dtype, *, amx=False, intel=False, **options):
-    """Returns the name of the function that lays a matrix out."""
+def chosen(monkeypatch, dtype, *, bf16=True, amx=False, intel=False, **options):
+    """Returns the name of the function that lays a matrix out, and the type it is laid out in."""
     called = []
     for name in ("_as_it_is", "_in_long_runs", "_in_halves", "_in_blocks"):
-        monkeypatch.setattr(products, name, lambda *_, name=name: called.append(name) or abs)
+        monkeypatch.setattr(products, name, lambda w, *_, name=name: called.append((name, w.dtype)) or abs)
     monkeypatch.setattr(products, "_is_packable", lambda weight: True)
+    monkeypatch.setattr(products, "_has_bf16_kernels", lambda: bf16)
     monkeypatch.setattr(products, "_has_amx", lambda: amx)
     monkeypatch.setattr(products, "_is_intel", lambda: intel)
     monkeypatch.setattr(products, "_FEW_WEIGHTS", 48)
@@ -65,7 +66,35 @@ def test_layout_changes_no_product(layout, shape, with_bias):
 def test_layout_follows_rows_and_steps(monkeypatch, dtype, options, expected):
     if expected == "_in_halves" and not products._fits_halves(drawn(2, 2)):
         pytest.skip("this processor has no such kernel")
-    assert chosen(monkeypatch, dtype, **options) == expected
+    assert chosen(monkeypatch, dtype, **options) == (expected, dtype)
+
+
+@pytest.mark.parametrize(
+    ("options", "layout", "dtype"),
+    [
+        ({"rows": 3}, "_in_halves", torch.bfloat16),
+        ({"rows": 16}, "_in_halves", torch.bfloat16),
+        ({"rows": 1, "steps": 127}, "_in_long_runs", torch.float32),
+        ({"rows": 4, "steps": 127}, "_in_blocks", torch.float32),
+        ({"rows": 1, "steps": 7}, "_as_it_is", torch.float32),
+    ],
+)
+def test_without_bf16_kernels_nothing_is_multiplied_in_bf16(monkeypatch, options, layout, dtype):
+    if layout == "_in_halves" and not products._fits_halves(drawn(2, 2)):
+        pytest.skip("this processor has no such kernel")
+    assert chosen(monkeypatch, torch.bfloat16, bf16=False, **options) == (layout, dtype)
+
+
+@pytest.mark.parametrize("steps", [7, 127, 128])
+def test_without_bf16_kernels_bf16_weights_give_float32_products(monkeypatch, steps):
+    monkeypatch.setattr(products, "_has_bf16_kernels", lambda: False)
+    weight, bias = drawn(61, 32, dtype=torch.bfloat16), drawn(61, dtype=torch.bfloat16, seed=1)
+    product = make_linear_kernel(weight, bias, rows=2, steps=steps)
+    for rows in (1, 2, 3, 4, 5, 19):
+        x = drawn(rows, 32, seed=rows)
+        expected = x.double() @ weight.double().T + bias.double()
+        # float32 sums of 32 products of about 1
+        torch.testing.assert_close(product(x).double(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("intel", "threads", "expected"), [(False, 1, []), (False, 2, [2]), (True, 2, [])])

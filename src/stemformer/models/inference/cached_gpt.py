@@ -13,7 +13,7 @@ from stemformer.models.gpt import Gpt, GptConfig, GptLayer
 from stemformer.models.heads import CausalLmHead
 from stemformer.models.inference.kv_cache import KeyValueCache
 from stemformer.models.inference.linear_kernels import LinearKernel, make_linear_kernel
-from stemformer.models.layers import with_spare_rows
+from stemformer.models.layers import pad_to_bucket
 from stemformer.models.model import Model
 
 
@@ -21,7 +21,8 @@ class GptDecoder:
     """A GPT laid out for decoding: the same numbers as the model's own forward, from matrices that are read fast.
 
     On the CPU states are float32 at least, whatever the weights are, and the matrices are copies (see `models.products`), so memory holds
-    the weights twice. Making it takes as long as some steps do: who decodes several times with one model keeps it.
+    the weights twice, or three times where bfloat16 weights are copied to float32. Making it takes as long as some steps do: who decodes
+    several times with one model keeps it.
 
     Args:
         model: A GPT with its head. What it is trained further does not arrive here.
@@ -90,7 +91,7 @@ class GptDecoder:
         ids = torch.tensor([token for text in texts for token in text], device=device)  # (N,)
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         places = torch.cat([torch.arange(length, device=device) for length in lengths])
-        x = with_spare_rows(self._embedded(ids, torch.embedding(self._position, places)))
+        x = pad_to_bucket(self._embedded(ids, torch.embedding(self._position, places)))
         kept, at = self.cache.first_places(places)
         for layer, of_layer in zip(self._layers, kept, strict=True):
             x = layer.read(x, cu_seqlens, max(lengths), of_layer, at)

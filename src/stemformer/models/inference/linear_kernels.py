@@ -5,9 +5,11 @@
 | CPU | float32 | 1 | `long runs`: a copy whose longer side is contiguous (MKL); a part for each thread where MKL itself would take one |
 | CPU, Intel's | bfloat16, few | 1 | `long runs` in float32, which hold them exactly |
 | CPU | bfloat16 | 3 | `halves`: panels of float16 (FBGEMM), multiplied in float32; not for large ones where there is AMX |
+| CPU without bfloat16 kernels | bfloat16 | any | `halves`; a float32 copy, laid out as above, where packing does not pay |
 | CPU | float32, bfloat16 | any | `blocks`: oneDNN's own layout |
 | other | any | any | as it is |
 
+On a CPU without bfloat16 kernels in oneDNN (AVX2), PyTorch's own multiply slowly and round each result to 8 bits, so they are not used.
 Measured in `docs/benchmarks.md`. From 2^-14 on, float16 holds a bfloat16 weight exactly; a smaller one changes by 2^-25 at most.
 """
 
@@ -44,7 +46,8 @@ def make_linear_kernel(
 ) -> LinearKernel:
     """Returns a function from rows x to `activation(x weight^T + bias)`.
 
-    It takes any number of rows, and is fast for as many as were announced. On the CPU it holds a copy of the weight.
+    It takes any number of rows, and is fast for as many as were announced. On the CPU it holds a copy of the weight, in float32 where
+    the weight is bfloat16 and neither oneDNN nor float16 can take it.
 
     Args:
         weight: Of a linear layer.
@@ -59,6 +62,9 @@ def make_linear_kernel(
     """
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     lay_out = _layout(weight, rows=rows, steps=steps)
+    if lay_out is not _in_halves and _lacks_kernels(weight):
+        weight, bias = weight.float(), None if bias is None else bias.float()
+        lay_out = _layout(weight, rows=rows, steps=steps)
     if lay_out is _in_blocks:
         return _in_blocks(weight, bias, activation)
     product = lay_out(weight, bias)
@@ -71,7 +77,7 @@ def _layout(weight: Tensor, *, rows: int, steps: float) -> Callable[[Tensor, Ten
     is_few, is_float32 = weight.numel() < _FEW_WEIGHTS, weight.dtype == torch.float32
     if rows == 1 and (is_float32 or (is_few and _is_intel())):
         return _in_long_runs
-    pays = rows < _BLOCK_ROWS and steps >= _STEPS_FOR_HALVES
+    pays = steps >= _STEPS_FOR_HALVES and (rows < _BLOCK_ROWS or _lacks_kernels(weight))
     is_for_amx = _has_amx() and not is_few
     return _in_halves if not is_float32 and pays and not is_for_amx and _fits_halves(weight) else _in_blocks
 
@@ -81,9 +87,19 @@ def _is_packable(weight: Tensor) -> bool:
         return False
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.quantized, "linear_prepack_fp16")):
         return False  # operators that PyTorch does not promise to keep
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    if weight.dtype == torch.bfloat16 and _has_bf16_kernels():
+        return True
+    is_known = weight.dtype in (torch.float32, torch.bfloat16)
+    return is_known and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def _lacks_kernels(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not _has_bf16_kernels()
+
+
+def _has_bf16_kernels() -> bool:
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(available and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_intel() -> bool:
@@ -151,4 +167,5 @@ def _in_blocks(weight: Tensor, bias: Tensor | None, activation: nn.Module | None
 def _in_halves(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     panels = torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
     multiply, many = torch.ops.quantized.linear_dynamic_fp16, _as_it_is(weight, bias)
-    return lambda x: multiply(x, panels) if len(x) < _BLOCK_ROWS else many(x)
+    is_for_all = _lacks_kernels(weight)
+    return lambda x: multiply(x, panels) if is_for_all or len(x) < _BLOCK_ROWS else many(x)
