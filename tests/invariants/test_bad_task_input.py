@@ -7,7 +7,7 @@ import pytest
 
 import stemformer
 from stemformer.cli.app import main
-from stemformer.data.labelled.detect_format import looks_like
+from stemformer.data.labelled.detect_format import detect_task
 from stemformer.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("no_timing")
@@ -342,15 +342,15 @@ OF_TASKS = {
 
 @pytest.mark.parametrize(("task", "name"), OF_TASKS.items())
 def test_form_of_a_file_is_told(labelled, task, name):
-    assert looks_like(str(labelled / "train" / name)) == ("classify" if task == "pair" else task)
+    assert detect_task(str(labelled / "train" / name)) == ("classify" if task == "pair" else task)
 
 
 def test_form_of_words_in_lines_is_told_whatever_the_name(labelled, tmp_path):
     shutil.copy(labelled / "train" / "tags.conll", tmp_path / "tags.txt")
-    assert looks_like(str(tmp_path / "tags.txt")) == "tag"
-    assert looks_like(str(write(tmp_path / "plain.txt", "The old king sees.", "", "The river."))) is None
+    assert detect_task(str(tmp_path / "tags.txt")) == "tag"
+    assert detect_task(str(write(tmp_path / "plain.txt", "The old king sees.", "", "The river."))) is None
     rows = [json.dumps({"tokens": ["a"], "tags": ["O"]})]
-    assert looks_like(str(write(tmp_path / "tags.jsonl", *rows))) == "tag"
+    assert detect_task(str(write(tmp_path / "tags.jsonl", *rows))) == "tag"
 
 
 @pytest.mark.parametrize(

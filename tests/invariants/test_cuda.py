@@ -30,10 +30,10 @@ SETTINGS = [
     "model.hidden_size=32",
     "model.intermediate_size=64",
     "model.hidden_dropout_prob=0.0",
-    "batch.rows=8",
-    "batch.row_length=32",
+    "batch.size=8",
+    "batch.sequence_length=32",
     "log_every=1",
-    "evaluation.rows=32",
+    "evaluation.num_examples=32",
     "evaluation.every=5",
     "checkpoints.every=4",
 ]
@@ -104,7 +104,7 @@ def test_ten_steps_are_four_and_six(data, kind, precision, tmp_path):
 
 COMPILED = """
 import json, signal, sys
-from stemformer import api
+import stemformer
 from stemformer.progress import Silent
 
 class StopAt(Silent):
@@ -127,7 +127,7 @@ print(json.dumps(told))
 @pytest.mark.parametrize("kind", RECIPES)
 def test_recorded_compiled_layers_learn_the_same_and_resume(data, kind, tmp_path):
     eager = run(data, kind, tmp_path / "eager", device="cuda", precision="bf16")
-    settings = [*SETTINGS, "batch.micro_rows=4"]
+    settings = [*SETTINGS, "batch.micro_size=4"]
     options = {"data": data[kind], "recipe": RECIPES[kind], "settings": settings, "steps": 10, "device": "cuda"}
     command = [sys.executable, "-c", COMPILED, json.dumps({**options, "precision": "bf16"}), str(tmp_path)]
     environment = {**os.environ, "STEMFORMER_NO_TYPECHECK": "1"}

@@ -13,7 +13,7 @@ from stemformer.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
-SETTINGS = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=4", "batch.row_length=32"]
+SETTINGS = ["model.hidden_size=32", "model.intermediate_size=64", "batch.size=4", "batch.sequence_length=32"]
 
 
 class Stop(Silent):
@@ -31,7 +31,7 @@ class Stop(Silent):
 @pytest.fixture
 def run(tiny, tmp_path):
     """A run of 4 steps, with a checkpoint after 2 and 4."""
-    settings = [*SETTINGS, "checkpoints.every=2", "evaluation.rows=4", "evaluation.every=4", "log_every=1"]
+    settings = [*SETTINGS, "checkpoints.every=2", "evaluation.num_examples=4", "evaluation.every=4", "log_every=1"]
     stemformer.pretrain("bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "run"), settings=settings, steps=4)
     return tmp_path / "run"
 

@@ -320,7 +320,7 @@ KILLED_RUN = """
     import os, sys
     from pathlib import Path
     from stemformer.data import manifest, shard_writer
-    from stemformer.data.tokenizer import load_tokenizer
+    from stemformer.data.tokenization.tokenizer import load_tokenizer
 
     corpus, vocabulary, out, deadly, resume = sys.argv[1:]
     calls, replace, sync = 0, Path.replace, os.fsync
@@ -344,7 +344,7 @@ KILLED_RUN = """
 
 def killed_run(*arguments: object) -> int:
     command = [sys.executable, "-c", textwrap.dedent(KILLED_RUN), *map(str, arguments)]
-    return subprocess.run(command, timeout=60, check=False).returncode
+    return subprocess.run(command, check=False).returncode
 
 
 @pytest.mark.parametrize("deadly", [1, 2, 4, 5, 30, 31, 32, 100, 133])
@@ -481,7 +481,7 @@ def test_failure_in_the_first_block_leaves_nothing_in_the_way(write, tmp_path):
 POOL_RUN = """
     import sys
     from stemformer.data import encoding, shard_writer
-    from stemformer.data.tokenizer import load_tokenizer
+    from stemformer.data.tokenization.tokenizer import load_tokenizer
 
     if __name__ == "__main__":
         corpus, vocabulary, out = sys.argv[1:]
@@ -532,14 +532,15 @@ def pool_run(tmp_path, tokenizer):
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    assert process.stdout.readline() == "under way\n"
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob("train/*.bin")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    yield process
-    if process.poll() is None:
-        process.kill()
-    process.communicate()
+    try:
+        assert process.stdout.readline() == "under way\n"
+        while not list((tmp_path / "out").glob("train/*.bin")) and process.poll() is None:
+            time.sleep(0.05)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
@@ -548,7 +549,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 def test_killed_worker_is_an_error_not_a_hang(pool_run):
     os.kill(workers_of(pool_run)[0], signal.SIGKILL)
-    _, stderr = pool_run.communicate(timeout=30)
+    _, stderr = pool_run.communicate()
     assert pool_run.returncode == 1
     assert "DataError: a worker process was killed, perhaps for lack of memory" in stderr
 
@@ -557,7 +558,7 @@ def test_interrupt_stops_the_pool_and_its_workers_keep_silent(pool_run):
     workers = workers_of(pool_run)
     assert len(workers) == 2
     os.killpg(pool_run.pid, signal.SIGINT)  # as a terminal does
-    _, stderr = pool_run.communicate(timeout=30)
+    _, stderr = pool_run.communicate()
     assert stderr.count("Traceback") == 1 and "KeyboardInterrupt" in stderr
     assert not any(map(is_alive, workers))
 
@@ -565,10 +566,9 @@ def test_interrupt_stops_the_pool_and_its_workers_keep_silent(pool_run):
 def test_workers_leave_when_the_main_process_is_killed(pool_run):
     workers = workers_of(pool_run)
     os.kill(pool_run.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+    assert len(workers) == 2
+    while any(map(is_alive, workers)):
         time.sleep(0.1)
-    assert len(workers) == 2 and not any(map(is_alive, workers))
 
 
 def test_exception_in_a_worker_arrives_as_it_is(write, corpus, tokenizer, monkeypatch):
