@@ -21,11 +21,11 @@ from stemformer.errors import (
 )
 
 if TYPE_CHECKING:
-    from stemformer.commands.fill import fill
+    from stemformer.commands.fill import fill, score
     from stemformer.commands.finetune import finetune
-    from stemformer.commands.generate import generate, generate_each
+    from stemformer.commands.generate import generate
     from stemformer.commands.inspect import inspect
-    from stemformer.commands.make_synthetic import synthetic
+    from stemformer.commands.make_synthetic import make_synthetic
     from stemformer.commands.plan import plan
     from stemformer.commands.predict import evaluate, load, predict
     from stemformer.commands.prepare import prepare
@@ -33,38 +33,46 @@ if TYPE_CHECKING:
     from stemformer.commands.quickstart import quickstart
     from stemformer.commands.report import report
     from stemformer.commands.train_tokenizer import train_tokenizer
-    from stemformer.experiments.benchmarks import glue, squad
+    from stemformer.experiments.benchmarks import benchmark_glue, benchmark_squad
     from stemformer.experiments.comparison import compare
-    from stemformer.experiments.few_shot import list_tasks, prompt, show_prompts
-    from stemformer.experiments.scaling import scale
+    from stemformer.experiments.few_shot import fewshot, list_tasks, show_prompts
+    from stemformer.experiments.scaling import scaling_laws
 
     __version__: str
 
 _MODULES = {
+    "benchmark_glue": "experiments.benchmarks",
+    "benchmark_squad": "experiments.benchmarks",
     "compare": "experiments.comparison",
     "evaluate": "commands.predict",
+    "fewshot": "experiments.few_shot",
     "fill": "commands.fill",
     "finetune": "commands.finetune",
     "generate": "commands.generate",
-    "generate_each": "commands.generate",
-    "glue": "experiments.benchmarks",
     "inspect": "commands.inspect",
     "list_tasks": "experiments.few_shot",
     "load": "commands.predict",
+    "make_synthetic": "commands.make_synthetic",
     "plan": "commands.plan",
     "predict": "commands.predict",
     "prepare": "commands.prepare",
     "pretrain": "commands.pretrain",
-    "prompt": "experiments.few_shot",
     "quickstart": "commands.quickstart",
     "report": "commands.report",
-    "scale": "experiments.scaling",
+    "scaling_laws": "experiments.scaling",
+    "score": "commands.fill",
     "show_prompts": "experiments.few_shot",
-    "squad": "experiments.benchmarks",
-    "synthetic": "commands.make_synthetic",
     "train_tokenizer": "commands.train_tokenizer",
 }
-"""Module of each function, imported at its first use."""
+"""Module of each public function, imported at its first use."""
+
+_OLD_NAMES = {
+    "glue": "benchmark_glue",
+    "prompt": "fewshot",
+    "scale": "scaling_laws",
+    "squad": "benchmark_squad",
+    "synthetic": "make_synthetic",
+}
 
 __all__ = [
     "CheckpointError",
@@ -74,27 +82,27 @@ __all__ = [
     "TokenizerError",
     "TrainingError",
     "__version__",
+    "benchmark_glue",
+    "benchmark_squad",
     "compare",
     "evaluate",
+    "fewshot",
     "fill",
     "finetune",
     "generate",
-    "generate_each",
-    "glue",
     "inspect",
     "list_tasks",
     "load",
+    "make_synthetic",
     "plan",
     "predict",
     "prepare",
     "pretrain",
-    "prompt",
     "quickstart",
     "report",
-    "scale",
+    "scaling_laws",
+    "score",
     "show_prompts",
-    "squad",
-    "synthetic",
     "train_tokenizer",
 ]
 
@@ -104,6 +112,11 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("stemformer")
+    if name in _OLD_NAMES:
+        import warnings
+
+        warnings.warn(f"stemformer.{name} is now stemformer.{_OLD_NAMES[name]}.", FutureWarning, stacklevel=2)
+        name = _OLD_NAMES[name]
     if name in _MODULES:
         from importlib import import_module
 

@@ -80,7 +80,7 @@ def exclusive_output_dir(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def asked(*args: P.args, **given: P.kwargs) -> R:
-        out: Any = given.get("out", usual)
+        out: Any = given.get("out", getattr(given.get("options"), "out", usual))
         if not isinstance(out, str) or fcntl is None or os.environ.get("RANK", "0") != "0":
             return command(*args, **given)
         with _locked(Path(out)):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stemformer.commands.pretrain import resolve
+from stemformer.config import to_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
@@ -20,20 +21,20 @@ from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_file, write_folder
 from stemformer.models.model import BodyConfig, Model, make_model
 from stemformer.objectives.objective import LossModule
+from stemformer.options import FinetuneOptions, TaskTrainingOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.finetuning import curves_of_log, write_task_report
-from stemformer.tasks.dataset import LabelledData, encode, most_frequent, read_labelled
+from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.metrics import mean_std, threshold_midpoint
+from stemformer.tasks.metrics import mean_std
 from stemformer.tasks.predictions import examples_to_show
-from stemformer.tasks.question_answering import QuestionAnswering
 from stemformer.tasks.task import TaskConfig
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
 from stemformer.training.config import BatchConfig, FinetuneConfig
 from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed, is_restarted
-from stemformer.training.initialization import head_is_kept, load_initial_model, put_on_device
+from stemformer.training.initialization import has_matching_head, load_initial_model, prepare_training
 from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import Phase, TrainingContext, TrainState, train
 from stemformer.training.resume import (
@@ -47,100 +48,35 @@ from stemformer.training.throughput import compile_blocks, matmul_rate
 
 
 @exclusive_output_dir
-def finetune(
-    task: str,
-    *,
-    model: str,
-    train: Sequence[str],
-    out: str,
-    dev: Sequence[str] = (),
-    text: Sequence[str] = (),
-    label: str | None = None,
-    kind: str = "class",
-    max_length: int | None = None,
-    symbols: str | None = None,
-    symbol_size: int = 1,
-    epochs: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    config: str | None = None,
-    settings: Sequence[str] = (),
-    seed: int | None = None,
-    trials: int = 1,
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    compile: bool | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Trains a model on labelled data into a run folder, and returns how good it is on the dev data.
+@accepts(FinetuneOptions)
+def finetune(options: FinetuneOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Fine-tune a model on labelled data.
 
-    Args:
-        task: `classify`, `pair`, `tag`, `qa` or `choice`.
-        model: A Hugging Face folder, a run folder, or a hub id: the body, and the head too where it fits.
-        train: Files of labelled data.
-        out: The run folder.
-        dev: The same, for evaluation; by default a part of the training data is set aside.
-        text: Columns of the texts; guessed by default, and said.
-        label: Column of the answer; likewise.
-        kind: `class`, `labels` or `score`; of `classify` and `pair`.
-        max_length: Tokens of an example; what the model can take by default.
-        symbols: Texts are sequences of symbols, such as DNA, read as words: `draw`, or a file; see `tasks.task.TaskConfig`.
-        symbol_size: How many symbols a drawn word stands for.
-        epochs: Passes over the training data; 3 by default.
-        steps: Optimizer steps instead.
-        batch_size: Examples a step; 32 by default.
-        learning_rate: Peak; 3e-5 by default.
-        config: TOML file laid over the defaults.
-        settings: `key=value` laid over both; see `training.run.FinetuneConfig`.
-        seed: Of everything that is random: head, order, dropout, dev split.
-        trials: So many runs with seeds that follow each other; mean and spread are told.
-        device: As in `training.run.ComputeConfig`, like the next three.
-        precision: Number format.
-        threads: Processor threads.
-        compile: Compile the blocks.
-        resume: Go on where the run in `out` stopped.
-        overwrite: Replace what `out` holds.
-        progress: Told how far it is.
+    Returns:
+        Directories of the run and its model, the report, numbers of examples, and the metrics on the dev
+        data; of several seeds, mean and standard deviation.
 
     Raises:
-        StemformerError: Data, settings or a model that do not fit; a loss that is not finite.
+        StemformerError: Data, config or model do not fit together; loss is not finite.
     """
     progress = progress or Silent()
-    given = make_config(
-        task,
-        model=model,
-        train=train,
-        dev=dev,
-        text=text,
-        label=label,
-        kind=kind,
-        max_length=max_length,
-        symbols=symbols,
-        symbol_size=symbol_size,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        config=config,
-        settings=settings,
-        seed=seed,
-        device=device,
-        precision=precision,
-        threads=threads,
-        compile=compile,
+    given = make_config(options)
+    if options.show_config:
+        return {"config": to_toml(given)}
+    is_restart = is_restarted(Path(options.out))
+    resume, trials = options.resume, options.num_seeds
+    folder = prepare_output_dir(
+        options.out, resume=resume or is_restart, overwrite=options.overwrite and not is_restart
     )
-    restarts = is_restarted(Path(out))
-    folder = prepare_output_dir(out, resume=resume or restarts, overwrite=overwrite and not restarts)
-    check_not_inside_inputs(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
+    inputs = (*options.train, *options.dev, options.model, options.config)
+    check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
     if trials < 1:
-        raise ConfigError(f"--trials {trials}: expected at least 1")
-    if trials > 1 and (folder / "config.toml").is_file() and not overwrite:
-        raise CheckpointError(f"{folder} holds a single run: resume it without --trials, or give another --out")
-    data = read_labelled(given, progress)
+        raise ConfigError(f"--num-seeds is {trials}: expected at least 1.")
+    if trials > 1 and (folder / "config.toml").is_file() and not options.overwrite:
+        raise CheckpointError(f"{folder} holds a single run. Resume it without --num-seeds, or choose another --out.")
+    data = read_labelled(
+        given.task, progress, train=given.train, dev=given.dev, dev_fraction=given.dev_fraction, seed=given.seed
+    )
     if trials == 1:
         return _run(given, data, folder, resume=resume, progress=progress)
     told = []
@@ -151,63 +87,32 @@ def finetune(
     return _over_trials(folder, told)
 
 
-def make_config(
-    task: str,
-    *,
-    model: str,
-    train: Sequence[str],
-    dev: Sequence[str] = (),
-    text: Sequence[str] = (),
-    label: str | None = None,
-    kind: str = "class",
-    max_length: int | None = None,
-    symbols: str | None = None,
-    symbol_size: int = 1,
-    epochs: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    config: str | None = None,
-    settings: Sequence[str] = (),
-    seed: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    compile: bool | None = None,
-) -> FinetuneConfig:
-    """Returns the configuration that options, settings and a file ask for; the arguments are those of `finetune`.
+def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
+    """Return the config of a fine-tuning run.
 
     Raises:
-        ConfigError: They do not fit together.
+        ConfigError: Options or settings do not fit together.
     """
-    start = FinetuneConfig(model=model, train=tuple(train), dev=tuple(dev))
-    of_task = TaskConfig(
-        task,
-        kind=kind,  # type: ignore[arg-type]
-        text=tuple(text),
-        label=label,
-        max_length=max_length,
-        symbols=symbols,
-        symbol_size=symbol_size,
+    config = FinetuneConfig(
+        model=options.model,
+        train=options.train,
+        dev=options.dev,
+        task=TaskConfig(
+            options.task,
+            kind=options.kind,
+            text=options.text_column,
+            label=options.label_column,
+            max_length=options.max_length,
+            symbols=options.symbols,
+            symbol_size=options.kmer,
+        ),
     )
-    given = replace(start, task=of_task)
-    if batch_size is not None:
-        given = replace(given, batch=replace(given.batch, rows=batch_size))
-    if learning_rate is not None:
-        given = replace(given, optimizer=replace(given.optimizer, learning_rate=learning_rate))
-    budget = {"epochs": epochs, "steps": steps}
-    compute = {"device": device, "precision": precision, "threads": threads, "compile": compile}
-    given = resolve(given, config, settings, budget=budget, compute=compute)
-    given = given if seed is None else replace(given, seed=seed)
-    _check(given)
-    return given
-
-
-def _check(config: FinetuneConfig) -> None:
+    config = resolve(config, options)
     if config.layer_decay != 1 and config.optimizer.kind == "muon":
-        raise ConfigError("layer_decay has no effect on matrices that optimizer.kind = muon moves: use adamw")
+        raise ConfigError("layer_decay has no effect on matrices with optimizer.kind = muon. Use adamw.")
     if config.budget.seconds is not None or config.budget.tokens is not None:
-        raise ConfigError("budget: fine-tuning takes epochs or steps")
+        raise ConfigError("Fine-tuning takes a budget of epochs or steps, not of time or tokens.")
+    return config
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- a run
@@ -218,14 +123,14 @@ def _run(
 ) -> dict[str, Any]:
     resume = resume or is_restarted(folder)
     found = find_checkpoint(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
-    task = copy(data.problem.task)  # a trial must not see what the one before has tuned
-    data = replace(data, problem=replace(data.problem, task=task))
-    source = find_folder(found.newest if found else config.model)
+    task = copy(data.task)  # a trial must not see what the one before has tuned
+    data = replace(data, task=task)
+    source = find_folder(found.path if found else config.model)
     with init_distributed(choose_device(config.compute.device)) as ranks:
-        progress = progress if ranks.is_first else Silent()
+        progress = progress if ranks.is_main else Silent()
         set_threads(config.compute.threads)
-        model, tokenizer, max_length = load_initial_model(config, task, source, is_begun=found is not None)
-        examples, dev, notes = encode(data, tokenizer, max_length, progress)
+        model, tokenizer, max_length = load_initial_model(config, task, source, is_resumed=found is not None)
+        examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
         setup, last = make_finetuning_context(
             config, data, examples, dev, tokenizer, model, ranks, folder, max_length, progress
         )
@@ -233,19 +138,19 @@ def _run(
             assert isinstance(setup.config, FinetuneConfig)
             check_config_unchanged(found.config, setup.config)
             validate_resume(found, setup)
-        ranks.wait()
-        if ranks.is_first:
+        ranks.barrier()
+        if ranks.is_main:
             prepare_run_dir(folder, found, setup.config, progress)
-        ranks.wait()
-        module, optimizer = put_on_device(model, setup)
+        ranks.barrier()
+        module, optimizer = prepare_training(model, setup)
         at = (
             restore(found, model, optimizer, setup, progress)
             if found
-            else TrainState(sums=MetricAccumulator(None, ranks))
+            else TrainState(metrics=MetricAccumulator(None, ranks))
         )
         if found is not None:
             _recall(at, setup)
-        if found is None and head_is_kept(source, task):
+        if found is None and has_matching_head(source, task):
             progress.say(
                 f"the head of {source} is for the same labels: training goes on with it (a new body gets a fresh one)"
             )
@@ -255,14 +160,14 @@ def _run(
         train(model, module, optimizer, setup, at, progress=progress)
         weights = gather_full_state(model.state_dict())
         told: dict[str, Any] = {}
-        if ranks.is_first:
+        if ranks.is_main:
             if config.evaluation.patience is not None:
                 best = folder / "checkpoints" / "best"
                 weights = load_model(best, task.heads, num_labels=task.num_labels).state_dict()
                 progress.say(f"early stopping: the result is the model of step {read_checkpoint(best).step}")
                 last.clear()
             told = _finish(weights, model.config, data, dev, setup, tokenizer, max_length, notes, last, progress)
-        ranks.wait()
+        ranks.barrier()
     return {
         "run": str(folder),
         "model": str(folder / "final"),
@@ -276,7 +181,7 @@ def _run(
 
 def run_length(config: FinetuneConfig, num_examples: int) -> int:
     """Returns how many optimizer steps a run over so many examples has."""
-    rows = min(config.batch.rows, num_examples)
+    rows = min(config.batch.size, num_examples)
     return config.budget.steps or max(1, math.ceil((config.budget.epochs or 3) * num_examples / rows - 1e-9))
 
 
@@ -309,10 +214,10 @@ def make_finetuning_context(
     Raises:
         DataError: Fewer examples than ranks.
     """
-    task, device = data.problem.task, ranks.device
+    task, device = data.task, ranks.device
     if len(examples) < ranks.world_size:
         raise DataError(f"{len(examples)} training examples for {ranks.world_size} ranks: give more data")
-    rows = min(config.batch.rows, len(examples))
+    rows = min(config.batch.size, len(examples))
     a_pass = math.ceil(len(examples) / rows)
     if config.evaluation.every is None:
         config = replace(config, evaluation=replace(config.evaluation, every=a_pass))
@@ -320,7 +225,7 @@ def make_finetuning_context(
         config = replace(config, checkpoints=replace(config.checkpoints, every=config.evaluation.every))
     num_steps = run_length(config, len(examples))
     precision = choose_precision(config.compute.precision, device)
-    name = data.problem.main_metric
+    name = data.task.main_metric
     last: list[Any] = []
 
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
@@ -329,27 +234,27 @@ def make_finetuning_context(
         with autocast(device, precision):
             scores, loss = predict_scores(module, task, dev, device=device)
         last[:] = [scores, loss]
-        figures, _ = data.problem.score(task.decode(scores, dev, data.dev), data.dev)
+        figures, _ = data.task.compute_metrics(task.decode(scores, dev, data.dev), data.dev)
         named = {f"dev_{key}": value for key, value in figures.items()}
         return {**({} if loss is None else {"dev_loss": loss}), **named}
 
     setup = TrainingContext(
         config=config,
-        timetable=TrainingBudget(config, num_steps, folder),
+        budget=TrainingBudget(config, num_steps, folder),
         objective=task,
         phases=[Phase(0, BatchConfig(rows, None, max_length, config.batch.micro_tokens), examples)],
         evaluate=evaluate,
-        fill=None,
+        sample_fn=None,
         tokenizer=tokenizer,
         device=device,
         precision=precision,
         environment=environment(device, precision, choose_compile(config.compute.compile, device), ranks),
-        peak=ranks.sum([matmul_rate(device, precision, size=1024)])[0],
+        peak_flops=ranks.all_reduce_sum([matmul_rate(device, precision, size=1024)])[0],
         folder=folder,
         ranks=ranks,
         describe=lambda figures: ", ".join(f"{key.replace('_', ' ')} {_shown(key, v)}" for key, v in figures.items()),
         monitor=lambda figures: -figures[f"dev_{name}"] if f"dev_{name}" in figures else None,
-        task=data.problem.told() | {"max_length": max_length},
+        task=data.task.metadata() | {"max_length": max_length},
     )
     return setup, last
 
@@ -367,7 +272,7 @@ def _finish(
     progress: Progress,
 ) -> dict[str, Any]:
     """Evaluates the result if that is still to be done, tunes what is tuned on dev data, and saves the model and its figures."""
-    task, folder = data.problem.task, setup.folder
+    task, folder = data.task, setup.folder
     assert isinstance(setup.config, FinetuneConfig)
     model = make_model(body, task.heads, num_labels=task.num_labels)
     model.load_state_dict(weights)
@@ -380,31 +285,25 @@ def _finish(
                 LossModule(model, setup.objective), task, dev, device=setup.device, on_examples=progress.advance
             )
     predictions = task.decode(scores, dev, data.dev)
-    figures, details = data.problem.score(predictions, data.dev)
-    if isinstance(task, QuestionAnswering) and task.config.no_answer:
-        task.threshold = threshold_midpoint(figures["best_threshold"], [p.no_answer for p in predictions])
-        notes = [
-            *notes,
-            f"a question is left unanswered where that scores {task.threshold:+.2f} or more above the best answer (tuned on dev)",
-        ]
+    figures, details = data.task.compute_metrics(predictions, data.dev)
+    if tuned := task.tune(figures, predictions):
+        notes = [*notes, *tuned]
         progress.say(notes[-1])
         predictions = task.decode(scores, dev, data.dev)
-        figures, details = data.problem.score(predictions, data.dev)
-    usual = most_frequent(data)
+        figures, details = data.task.compute_metrics(predictions, data.dev)
+    usual = majority_baseline(data)
     if usual is not None and figures.get("accuracy", 1.0) <= usual[1] < 1:
         notes = [
             *notes,
             f"not better than always answering {usual[0]!r}, which is right for {usual[1]:.1%} of the dev data: {_LEARN}",
         ]
         progress.say(notes[-1])
-    of_task = data.problem.told() | {"max_length": max_length}
+    of_task = data.task.metadata() | {"max_length": max_length}
     write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, task=of_task))
     progress.finish()
     written = {"task": task.config.name, "metrics": {**figures, "loss": loss}, **details, "notes": list(notes)}
     write_file(folder / "metrics.json", [(json.dumps(written, ensure_ascii=False, indent=2) + "\n").encode()])
-    shown = examples_to_show(
-        data.problem, data.dev, predictions, number=len(data.dev), looked_into=(dev, scores, tokenizer)
-    )
+    shown = examples_to_show(data.task, data.dev, predictions, number=len(data.dev), outputs=(dev, scores, tokenizer))
     page = {"task": task.config.name, "title": "/".join(folder.resolve().parts[-2:]), "metrics": figures, **details}
     page |= {
         "curves": curves_of_log(read_jsonl(folder / "log.jsonl"), task.config.name),
@@ -447,7 +346,7 @@ def _recall(at: TrainState, setup: TrainingContext) -> None:
     """Fills in how good earlier evaluations were, from the log."""
     for line in read_jsonl(setup.folder / "log.jsonl"):
         if line["kind"] == "evaluation" and line["step"] <= at.step and (now := setup.monitor(line)) is not None:
-            at.judge(now)
+            at.update_best(now)
 
 
 def _shown(name: str, value: float) -> str:
@@ -458,7 +357,7 @@ def _shown(name: str, value: float) -> str:
 
 
 def _told_of_start(setup: TrainingContext, model: Model, examples: TaskExamples, max_length: int) -> str:
-    rows, steps = setup.phases[0].batch.rows, setup.timetable.num_steps or 0
+    rows, steps = setup.phases[0].batch.size, setup.budget.num_steps or 0
     mean = examples.num_tokens / max(1, len(examples))
     return (
         f"{model.num_parameters():,} parameters; {len(examples):,} examples of {mean:.0f} tokens on average, at most {max_length}, "

@@ -26,7 +26,8 @@ from stemformer.device import (
 )
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked_lm import SpecialIds
-from stemformer.objectives.objective import OBJECTIVES, LossModule, make_objective, num_scored_positions, objective_name
+from stemformer.objectives.objective import OBJECTIVES, LossModule, make_objective, num_scored_positions
+from stemformer.options import PlanOptions, accepts
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.training.config import BatchConfig, GptRunConfig, RunConfig, num_steps_for
@@ -37,34 +38,20 @@ _PROBED = 3
 """Forwards and backwards that are timed, after one that is not."""
 
 
-def plan(
-    recipe: str,
-    *,
-    data: str | None = None,
-    settings: Sequence[str] = (),
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Returns what a recipe takes on this machine, from a few micro-batches and an optimizer step of each of its phases.
+@accepts(PlanOptions)
+def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Estimate time and memory of a recipe on this machine, from a few steps.
 
-    Args:
-        recipe: A name of `recipes.RECIPES`.
-        data: Prepared data; gives the vocabulary, how full rows are, and what an epoch is. Without it, full rows of random ids.
-        settings: `key=value` laid over the recipe.
-        device: As for `pretrain`, like the next two.
-        precision: Number format.
-        threads: Processor threads.
-        progress: Told how far it is.
+    Tokenized data sets the vocabulary size, how full the sequences are, and the length of an epoch.
 
     Returns:
-        `parameters`, `memory_mb` (peak, without what the libraries take), `checkpoint_mb`; for each length of rows seconds a step,
-        tokens a second and MFU; hours for the recipe's own budget, for a million tokens, and with `data` for an epoch.
+        `parameters`, `memory_mb` (peak, without that of the libraries), `checkpoint_mb`; for each sequence length
+        seconds per step, tokens per second and MFU; hours for the budget of the recipe, for a million
+        tokens, and with data for an epoch.
     """
     progress = progress or Silent()
-    compute = {"device": device, "precision": precision, "threads": threads}
-    config = resolve(find_recipe(recipe), None, settings, compute=compute)
+    data = options.data
+    config = resolve(find_recipe(options.recipe), options)
     set_threads(config.compute.threads)
     where = choose_device(config.compute.device)
     number_format = choose_precision(config.compute.precision, where)
@@ -72,19 +59,19 @@ def plan(
     tokenizer = None if data is None else _tokenizer_of(data)
     size = config.model.vocab_size if tokenizer is None else tokenizer.vocab_size
     config = replace(config, model=replace(config.model, vocab_size=size))
-    special = SpecialIds(cls=2, sep=3, mask=4, end=0)
+    special = SpecialIds(cls=2, sep=3, mask=4, eos=0)
     objective = make_objective(config.objective, special=special, vocab_size=size)
-    heads = OBJECTIVES[objective_name(config.objective)].heads
+    heads = OBJECTIVES[config.objective.name].heads
     model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(where).train()
     configure_allocator(where)
     if choose_compile(config.compute.compile, where):
         compile_blocks(model)
     shards = None if data is None else open_shards(data)
-    progress.start("measuring", total=len(config.parts()) * (_PROBED + 1), unit="micro-batches")
+    progress.start("measuring", total=len(config.all_phases()) * (_PROBED + 1), unit="micro-batches")
     phases, num_examples, num_tokens = [], [], []
-    for _, batch in config.parts():
-        examples = None if shards is None else objective.make_examples(shards, batch.row_length)
-        per_row = batch.row_length if examples is None else examples.num_tokens / len(examples)
+    for _, batch in config.all_phases():
+        examples = None if shards is None else objective.make_examples(shards, batch.sequence_length)
+        per_row = batch.sequence_length if examples is None else examples.num_tokens / len(examples)
         phases.append(_probe(model, LossModule(model, objective), config, batch, per_row, number_format, progress))
         num_examples.append(1 if examples is None else len(examples))
         num_tokens.append(per_row if examples is None else examples.num_tokens)
@@ -99,14 +86,14 @@ def plan(
         "memory_mb": round(memory),
         "checkpoint_mb": round(4 * _stored_numbers(model, config) / 1e6),
         **{
-            f"rows of {batch.row_length}": {
-                "rows": batch.rows,
+            f"rows of {batch.sequence_length}": {
+                "rows": batch.size,
                 "tokens_per_step": round(probed["tokens"]),
                 "seconds_per_step": round(probed["seconds"], 3),
                 "tokens_per_second": round(probed["tokens"] / probed["seconds"]),
                 "mfu": round(probed["flops"] / probed["seconds"] / peak, 3),
             }
-            for (_, batch), probed in zip(config.parts(), phases, strict=True)
+            for (_, batch), probed in zip(config.all_phases(), phases, strict=True)
         },
         **_durations(config, phases, num_examples, num_tokens, has_data=data is not None),
     }
@@ -136,7 +123,7 @@ def _probe(
     progress: Progress,
 ) -> dict[str, float]:
     """Returns tokens, seconds and operations of a step: one micro-batch is timed and multiplied, the optimizer is added."""
-    rows = batch.micro_rows or batch.rows
+    rows = batch.micro_size or batch.size
     made = _random_batch(config, rows, per_row)
     where = next(model.parameters()).device
     made = made.to(where)
@@ -156,7 +143,7 @@ def _probe(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     _wait(where)
-    forwards = batch.rows / rows
+    forwards = batch.size / rows
     return {
         "tokens": forwards * len(made.input_ids),
         "seconds": forwards * sorted(seconds[1:])[_PROBED // 2] + time.perf_counter() - started,
@@ -173,7 +160,9 @@ def _random_batch(config: RunConfig, rows: int, per_row: float) -> Batch:
         if isinstance(config, GptRunConfig):
             places, asked = np.arange(length), None
         else:
-            places = np.sort(rng.permutation(length - 2)[: max(1, round(config.objective.rate * (length - 2)))]) + 1
+            places = (
+                np.sort(rng.permutation(length - 2)[: max(1, round(config.objective.mask_rate * (length - 2)))]) + 1
+            )
             asked = None if config.objective.sentences == "none" else rng.integers(2, size=1)
         examples.append(Example(ids, np.array([length]), places, ids[places], sequence_labels=asked))
     return collate(examples, range(rows))
@@ -187,7 +176,7 @@ def _durations(
     *,
     has_data: bool,
 ) -> dict[str, Any]:
-    parts = config.parts()
+    parts = config.all_phases()
     ends = [*(share for share, _ in parts[1:]), 1.0]
     shares = [end - share for (share, _), end in zip(parts, ends, strict=True)]
     a_step = sum(share * phase["seconds"] for share, phase in zip(shares, phases, strict=True))

@@ -1,7 +1,7 @@
 """The pre-training command: joins recipe, data, model, ranks and loop into a run folder."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stemformer.config import merge_toml, with_settings
+from stemformer.config import merge_toml, to_toml, with_settings
 from stemformer.data.shards.manifest import check_tokenizer, read_manifest
 from stemformer.data.shards.reader import Shards, open_shards
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -17,15 +17,16 @@ from stemformer.device import choose_compile, choose_device, choose_precision, c
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.cloze import choose_cloze_examples, evaluate_cloze
 from stemformer.evaluation.held_out import held_out_masks, make_held_out_evaluation
-from stemformer.evaluation.in_context_learning import make_in_context
-from stemformer.generation.text import choose_beginnings, write_samples
+from stemformer.evaluation.in_context_learning import make_in_context_evaluation
+from stemformer.generation.text import generate_samples, sample_prompts
 from stemformer.huggingface.load import find_folder
 from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_folder
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm
 from stemformer.objectives.masked_lm import SpecialIds
-from stemformer.objectives.objective import Examples, make_objective, objective_name
+from stemformer.objectives.objective import Examples, make_objective
+from stemformer.options import PretrainOptions, TrainSettings, accepts, read_duration
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
@@ -40,7 +41,7 @@ from stemformer.training.distributed import (
     init_distributed,
     is_restarted,
 )
-from stemformer.training.initialization import check_same_sizes, end_of_text_id, starting_model
+from stemformer.training.initialization import check_model_settings, end_of_text_id, make_initial_model
 from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import Phase, TrainingContext, TrainState, train
 from stemformer.training.optimizer import make_optimizer
@@ -56,93 +57,60 @@ from stemformer.training.throughput import compile_blocks, matmul_rate
 
 
 @exclusive_output_dir
-def pretrain(
-    recipe: str | None = None,
-    *,
-    data: str,
-    out: str,
-    init: str | None = None,
-    config: str | None = None,
-    settings: Sequence[str] = (),
-    steps: int | None = None,
-    tokens: int | None = None,
-    epochs: float | None = None,
-    time: str | float | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    compile: bool | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Pre-trains a model on prepared data into a run folder, and returns how it ended.
+@accepts(PretrainOptions)
+def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Pre-train a model on tokenized data.
 
-    Started by `torchrun`, it is one of several ranks that train together.
+    Started by `torchrun`, the process is one of several ranks that train together.
 
-    Args:
-        recipe: A name of `recipes.RECIPES`; a resumed run has its own already.
-        data: What `prepare` wrote.
-        out: The run folder.
-        init: A model to start from; its sizes replace the recipe's, and its vocabulary is brought to that of the data.
-        config: TOML file laid over the recipe.
-        settings: `key=value` laid over both.
-        steps: Budget in optimizer steps.
-        tokens: Budget in tokens.
-        epochs: Budget in passes over the data.
-        time: Budget on the clock: seconds, or text such as 90s, 30m, 1h30m, 2d.
-        seed: Of everything that is random.
-        device: As in `training.run.ComputeConfig`, like the next three.
-        precision: Number format.
-        threads: Processor threads.
-        compile: Compile the blocks.
-        resume: Go on from the newest whole checkpoint in `out`, or begin where there is none yet.
-        overwrite: Replace what `out` holds.
-        progress: Told how far it is.
+    Returns:
+        Directories of the run and its model, the report, steps, tokens, seconds and validation metrics,
+        and `before`: the metrics at the start.
 
     Raises:
-        StemformerError: Settings, data, tokenizer or checkpoint that do not fit; a loss that is not finite.
+        StemformerError: Config, data, tokenizer or checkpoint do not fit together; loss is not finite.
     """
     progress = progress or Silent()
-    restarts = is_restarted(Path(out))
-    folder = prepare_output_dir(out, resume=resume or restarts, overwrite=overwrite and not restarts)
-    resume = resume or restarts
-    found = find_checkpoint(folder, RunConfig, recipe, progress) if resume else None
-    if found is None and resume and recipe is None:
-        raise CheckpointError(
-            f"{folder} holds no run to resume: leave out --resume, or say with --recipe what to start"
-        )
-    budget = {"steps": steps, "tokens": tokens, "epochs": epochs, "seconds": read_seconds(time)}
-    compute = {"device": device, "precision": precision, "threads": threads, "compile": compile}
-    start = found.config if found else find_recipe(recipe or "")
-    start = start if init is None else replace(start, init=init)  # before settings that make sense with it alone
-    given = resolve(start, config, settings, budget=budget, compute=compute)
-    given = given if seed is None else replace(given, seed=seed)
-    if found is None and given.init is not None:
-        load_tokenizer(find_folder(given.init))  # its errors come before anything is written
-    check_not_inside_inputs(folder, [path for path in (data, config, init) if path and Path(path).exists()])
+    out, data = options.out, options.data
+    is_restart = is_restarted(Path(out))
+    resume = options.resume or is_restart
+    folder = prepare_output_dir(out, resume=resume, overwrite=options.overwrite and not is_restart)
+    found = find_checkpoint(folder, RunConfig, options.recipe, progress) if resume else None
+    if found is None and resume and options.recipe is None:
+        raise CheckpointError(f"{folder} holds no run to resume. Remove --resume, or pass --recipe to start one.")
+    config = found.config if found else find_recipe(options.recipe or "")
+    if options.init is not None:
+        # Before the settings: some are valid only with a model to start from.
+        config = replace(config, init=options.init)
+    config = resolve(config, options)
+    if options.show_config:
+        return {"config": to_toml(config)}
+    if found is None and config.init is not None:
+        # Its errors come before anything is written.
+        load_tokenizer(find_folder(config.init))
+    inputs = (data, options.config, options.init)
+    check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
     if found is not None:
-        check_config_unchanged(found.config, given)
+        check_config_unchanged(found.config, config)
 
-    with init_distributed(choose_device(given.compute.device)) as ranks:
-        progress = progress if ranks.is_first else Silent()
+    with init_distributed(choose_device(config.compute.device)) as ranks:
+        progress = progress if ranks.is_main else Silent()
         progress.start("opening the data")
         manifest = read_manifest(data)
         tokenizer = load_tokenizer(Path(data) / "tokenizer")
         check_tokenizer(manifest, tokenizer)
-        counts = None if found or given.init else open_shards(data).unigram_counts
-        checkpoint = found.newest if found else None
-        model = starting_model(given, tokenizer, progress, checkpoint=checkpoint, counts=counts)
-        check_same_sizes(given, model, settings)
-        given = replace(given, model=model.config)  # type: ignore[arg-type]  # of the same architecture
-        setup = make_pretraining_context(given, data, tokenizer, ranks, folder)
+        counts = None if found or config.init else open_shards(data).unigram_counts
+        checkpoint = found.path if found else None
+        model = make_initial_model(config, tokenizer, progress, checkpoint=checkpoint, counts=counts)
+        check_model_settings(config, model, options.settings)
+        config = replace(config, model=model.config)  # type: ignore[arg-type]  # of the same architecture
+        setup = make_pretraining_context(config, data, tokenizer, ranks, folder)
         if found is not None:
             validate_resume(found, setup)
-        ranks.wait()  # all have looked at the folder before the first one changes it
-        if ranks.is_first:
+        ranks.barrier()  # all have looked at the folder before the first one changes it
+        if ranks.is_main:
             prepare_run_dir(folder, found, setup.config, progress)
-        ranks.wait()
+        ranks.barrier()
         configure_allocator(setup.device)
         model.to(setup.device)
         module = distribute(model, setup.objective, ranks, sharded=setup.config.compute.shard)
@@ -150,9 +118,9 @@ def pretrain(
         at = (
             restore(found, model, optimizer, setup, progress)
             if found
-            else TrainState(sums=MetricAccumulator(None, ranks))
+            else TrainState(metrics=MetricAccumulator(None, ranks))
         )
-        if not setup.timetable.is_last(at.step) and ranks.is_first:
+        if not setup.budget.is_last(at.step) and ranks.is_main:
             shutil.rmtree(
                 folder / "final", ignore_errors=True
             )  # of a smaller budget; a checkpoint holds the same weights
@@ -163,12 +131,12 @@ def pretrain(
         for remark in _remarks(figures):
             progress.say(remark)
         weights = gather_full_state(model.state_dict())
-        if ranks.is_first:
+        if ranks.is_main:
             write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, state=weights))
             progress.finish()
             write_report(folder)
         progress.finish()
-        ranks.wait()
+        ranks.barrier()
     return {
         "run": str(folder),
         "model": str(folder / "final"),
@@ -181,45 +149,41 @@ def pretrain(
     }
 
 
-def resolve(
-    config: Config,
-    file: str | None,
-    settings: Sequence[str],
-    *,
-    budget: dict[str, Any] | None = None,
-    compute: dict[str, Any] | None = None,
-) -> Config:
-    """Returns a configuration with a file, settings and options laid over it, in this order.
+def resolve(config: Config, options: TrainSettings) -> Config:
+    """Return a config with the options of a command applied: file, then settings, then single options.
 
     Args:
-        config: A recipe's, or that of a stored run.
-        file: TOML.
-        settings: `key=value`.
-        budget: Fields of `BudgetConfig`; None is not given. At most one may be, and it replaces the budget there was.
-        compute: Fields of `ComputeConfig`; None is not given.
+        config: Config of a recipe or of a stored run.
+        options: Options of a command that trains; those that it lacks are not applied.
 
     Raises:
-        ConfigError: No such file or setting, or two budgets.
+        ConfigError: The file does not exist, a setting is wrong, or there are several budgets.
     """
-    if file is not None:
+    chosen: dict[str, Any] = vars(options)
+    if (file := chosen.get("config")) is not None:
         if not Path(file).is_file():
-            raise ConfigError(f"--config {file}: there is no such file")
+            raise ConfigError(f"Config file {file!r} does not exist.")
         config = merge_toml(config, Path(file).read_text(encoding="utf-8"), source=file)
-    config = with_settings(config, settings)
-    chosen = {name: value for name, value in (budget or {}).items() if value is not None}
-    if len(chosen) > 1:
-        options = ["--" + name.replace("seconds", "time") for name in chosen]
-        raise ConfigError(f"two budgets were given ({', '.join(options)}): give one")
-    if chosen:
-        config = replace(config, budget=type(config.budget)(**chosen))
-    given = {name: value for name, value in (compute or {}).items() if value is not None}
-    return replace(config, compute=replace(config.compute, **given))
+    overrides = {"batch.size": chosen.get("batch_size"), "optimizer.learning_rate": chosen.get("learning_rate")}
+    shortcuts: list[str] = [f"{key}={value!r}" for key, value in overrides.items() if value is not None]
+    config = with_settings(config, [*options.settings, *shortcuts])
+    budget = {name: chosen[name] for name in ("steps", "tokens", "epochs", "time") if chosen.get(name) is not None}
+    if len(budget) > 1:
+        raise ConfigError(f"Several training budgets: {', '.join(f'--{name}' for name in budget)}. Pass only one.")
+    if "time" in budget:
+        budget = {"seconds": read_duration(budget["time"])}
+    if budget:
+        config = replace(config, budget=type(config.budget)(**budget))
+    if chosen.get("seed") is not None:
+        config = replace(config, seed=chosen["seed"])
+    compute = {name: value for name, value in options.compute().items() if value is not None}
+    return replace(config, compute=replace(config.compute, **compute))
 
 
 def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
     if isinstance(config, GptRunConfig):
-        return SpecialIds(end=end_of_text_id(tokenizer))
-    return SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
+        return SpecialIds(eos=end_of_text_id(tokenizer))
+    return SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
 
 
 def make_pretraining_context(
@@ -236,17 +200,17 @@ def make_pretraining_context(
     special = _special_ids(config, tokenizer)
     objective = make_objective(config.objective, special=special, vocab_size=tokenizer.vocab_size)
     shards = open_shards(data)
-    parts = config.parts()
-    examples = [objective.make_examples(shards, batch.row_length) for _, batch in parts]
+    parts = config.all_phases()
+    examples = [objective.make_examples(shards, batch.sequence_length) for _, batch in parts]
     for (_, batch), of_phase in zip(parts, examples, strict=True):
-        if len(of_phase) < batch.rows:
+        if len(of_phase) < batch.size:
             raise DataError(
-                f"{data} holds {shards.num_tokens:,} tokens, which is {len(of_phase)} rows of {batch.row_length}; a batch has "
-                f"{batch.rows}: add text or lower batch.rows with --set batch.rows={max(1, len(of_phase) // 4)}"
+                f"{data} holds {shards.num_tokens:,} tokens, which is {len(of_phase)} rows of {batch.sequence_length}; a batch has "
+                f"{batch.size}: add text or lower batch.size with --set batch.size={max(1, len(of_phase) // 4)}"
             )
-        if batch.rows < ranks.world_size:
+        if batch.size < ranks.world_size:
             raise ConfigError(
-                f"batch.rows is {batch.rows} for {ranks.world_size} ranks: expected a row for each of them at least"
+                f"batch.size is {batch.size} for {ranks.world_size} ranks: expected a row for each of them at least"
             )
     num_steps = num_steps_for(
         config, num_examples=[len(e) for e in examples], num_tokens=[e.num_tokens for e in examples]
@@ -259,32 +223,32 @@ def make_pretraining_context(
         held_out = open_shards(data, "held_out")
         asked = make_objective(held_out_masks(config.objective), special=special, vocab_size=tokenizer.vocab_size)
         evaluate = make_held_out_evaluation(
-            asked.make_examples(held_out, parts[-1][1].row_length),
+            asked.make_examples(held_out, parts[-1][1].sequence_length),
             asked,
-            num_examples=config.evaluation.rows,
+            num_examples=config.evaluation.num_examples,
             device=device,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            add=ranks.sum,
+            add=ranks.all_reduce_sum,
         )
         if isinstance(asked, CausalLm):
-            longest = parts[-1][1].row_length
+            longest = parts[-1][1].sequence_length
             fill = None if config.compute.shard else _texts_of_gpt(config, held_out, asked, longest, tokenizer, ranks)
         else:
             fill = _blanks_of_bert(config, held_out, tokenizer, device)
     compiled = choose_compile(config.compute.compile, device)
     return TrainingContext(
         config=config,
-        timetable=TrainingBudget(config, num_steps, folder),
+        budget=TrainingBudget(config, num_steps, folder),
         objective=objective,
         phases=phases,
         evaluate=evaluate,
-        fill=fill,
+        sample_fn=fill,
         tokenizer=tokenizer,
         device=device,
         precision=precision,
         environment=environment(device, precision, compiled, ranks),
-        peak=ranks.sum([matmul_rate(device, precision)])[0],
+        peak_flops=ranks.all_reduce_sum([matmul_rate(device, precision)])[0],
         folder=folder,
         ranks=ranks,
     )
@@ -301,7 +265,7 @@ def _texts_of_gpt(
     config: RunConfig,
     held_out: Shards,
     objective: CausalLm,
-    row_length: int,
+    sequence_length: int,
     tokenizer: Tokenizer,
     ranks: DistributedContext,
 ) -> Callable[[nn.Module], dict[str, Any]]:
@@ -310,16 +274,16 @@ def _texts_of_gpt(
     The first rank alone finds out.
     """
     is_backward = objective.config.direction == "backward"
-    number = _NUM_SAMPLES if config.evaluation.blanks else 0
-    beginnings = choose_beginnings(held_out, tokenizer, number=number, is_backward=is_backward)
-    measure = make_in_context(objective.make_examples(held_out, row_length), objective)
+    number = _NUM_SAMPLES if config.evaluation.num_cloze_examples else 0
+    beginnings = sample_prompts(held_out, tokenizer, number=number, is_backward=is_backward)
+    measure = make_in_context_evaluation(objective.make_examples(held_out, sequence_length), objective)
 
     def fill(module: nn.Module) -> dict[str, Any]:
-        if not ranks.is_first:
+        if not ranks.is_main:
             return {}
         model = getattr(module, "module", module).model  # within DDP
         assert isinstance(model, Model)
-        samples = write_samples(model, tokenizer, beginnings, longest=row_length, is_backward=is_backward)
+        samples = generate_samples(model, tokenizer, beginnings, longest=sequence_length, is_backward=is_backward)
         return {**measure(model), **({"samples": samples} if number else {})}
 
     return fill
@@ -330,7 +294,7 @@ def _blanks_of_bert(
 ) -> Callable[[nn.Module], dict[str, Any]] | None:
     """Returns a function from a module to what it puts into held-out blanks; None where there are none."""
     longest = config.model.max_position_embeddings
-    blanks = choose_cloze_examples(held_out, tokenizer, number=config.evaluation.blanks, longest=longest)
+    blanks = choose_cloze_examples(held_out, tokenizer, number=config.evaluation.num_cloze_examples, longest=longest)
     if blanks is None:
         return None
 
@@ -361,36 +325,8 @@ def _before(folder: Path, figures: Mapping[str, float]) -> dict[str, Any]:
     return {"before": {name: round(first[name], 4) for name in moving}} if moving else {}
 
 
-def read_seconds(time: str | float | None) -> float | None:
-    """Returns the seconds of a text such as 90s, 30m, 1h30m, 2d, or of a plain number; None of None.
-
-    Raises:
-        ConfigError: The text is no time.
-
-    Example:
-        >>> read_seconds("1h30m")
-        5400.0
-    """
-    if time is None or isinstance(time, int | float):
-        return time
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    total, digits = 0.0, ""
-    for character in time.strip().lower():
-        if character in units and digits.strip("."):
-            total, digits = total + float(digits) * units[character], ""
-        elif character.isdecimal() or (character == "." and "." not in digits):
-            digits += character
-        else:
-            raise ConfigError(f"--time {time}: expected a time such as 90s, 30m, 1h30m or 2d")
-    if digits:
-        if total or not digits.strip("."):
-            raise ConfigError(f"--time {time}: expected a time such as 90s, 30m, 1h30m or 2d")
-        total = float(digits)
-    return total
-
-
 def _tell_start(setup: TrainingContext, model: Model, progress: Progress) -> None:
-    config, timetable = setup.config, setup.timetable
+    config, budget = setup.config, setup.budget
     assert isinstance(config, RunConfig)
     progress.say(
         f"{config.recipe}: {model.num_parameters():,} parameters, {model.num_parameters(embeddings=False):,} of them in "
@@ -401,16 +337,16 @@ def _tell_start(setup: TrainingContext, model: Model, progress: Progress) -> Non
     for number, phase in enumerate(setup.phases):
         examples, batch = phase.examples, phase.batch
         assert isinstance(examples, Examples)
-        kind = "rows" if objective_name(config.objective) in ("none", "causal") else "pairs"
+        kind = "rows" if config.objective.name in ("none", "causal") else "pairs"
         left_out = getattr(examples, "num_left_out", 0)
-        last = setup.phases[number + 1].first_step if number + 1 < len(setup.phases) else timetable.num_steps
+        last = setup.phases[number + 1].first_step if number + 1 < len(setup.phases) else budget.num_steps
         if last is None:
-            length = f"{timetable.seconds:,.0f} seconds on the clock, rate falling over the last {config.schedule.decay_share:.0%}"
+            length = f"{budget.seconds:,.0f} seconds on the clock, rate falling over the last {config.schedule.decay_ratio:.0%}"
         else:
             steps = last - phase.first_step
-            length = f"{steps:,} steps of {batch.rows}, {steps * batch.rows / len(examples):.2f} passes"
+            length = f"{steps:,} steps of {batch.size}, {steps * batch.size / len(examples):.2f} passes"
         progress.say(
-            f"{examples.num_tokens:,} tokens, special ones included, in {len(examples):,} {kind} of at most {batch.row_length} "
+            f"{examples.num_tokens:,} tokens, special ones included, in {len(examples):,} {kind} of at most {batch.sequence_length} "
             f"({examples.packing_efficiency:.1%} filled)"
             + (f", {left_out:,} of one word left out" if left_out else "")
             + f"; {length}"

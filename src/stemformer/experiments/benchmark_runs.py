@@ -57,9 +57,9 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         if self.trials < 1:
-            raise ConfigError(f"--trials {self.trials}: expected at least 1")
+            raise ConfigError(f"--num-seeds {self.trials}: expected at least 1")
         if any(rate <= 0 for rate in self.learning_rates):
-            raise ConfigError(f"--learning-rate {min(self.learning_rates)}: expected a number above 0")
+            raise ConfigError(f"--learning-rates {min(self.learning_rates)}: expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ def read_task_data(task: BenchmarkTask, folder: str, target: Path) -> TaskData:
     """
     parts = {part: find_split(task, folder, getattr(task, part)) for part in ("train", "dev")}
     if task.task == "choice":
-        read = {part: read_choices([str(file)], counted=Counter()) for part, file in parts.items()}
+        read = {part: read_choices([str(file)], counts=Counter()) for part, file in parts.items()}
         (frequent, _), *_ = Counter(q.answer for q in read["train"]).most_common(1)
         right = fmean(q.answer == frequent for q in read["dev"])
         return TaskData(
             (str(parts["train"]),), (str(parts["dev"]),), len(read["train"]), len(read["dev"]), {"accuracy": right}
         )
-    counted: Counter[str] = Counter()
-    rows = {part: read_rows(task, str(source), counted=counted) for part, source in parts.items()}
+    counts: Counter[str] = Counter()
+    rows = {part: read_rows(task, str(source), counts=counts) for part, source in parts.items()}
     files = {}
     for part, found in rows.items():
         files[part] = target / "data" / task.name / f"{part}.jsonl"
@@ -114,10 +114,10 @@ def read_task_data(task: BenchmarkTask, folder: str, target: Path) -> TaskData:
     baseline = _constant(task, rows["train"], rows["dev"])
     mismatched: list[Any] = []
     if task.mismatched is not None:
-        others = read_rows(task, str(find_split(task, folder, task.mismatched)), counted=counted)
+        others = read_rows(task, str(find_split(task, folder, task.mismatched)), counts=counts)
         baseline["accuracy_mismatched"] = _constant(task, rows["train"], others)["accuracy"]
         mismatched = [record for record in make_records(task, others) if record.label != "-"]
-    notes = tuple(f"{task.name}: {what}: {number:,}" for what, number in counted.items())
+    notes = tuple(f"{task.name}: {what}: {number:,}" for what, number in counts.items())
     return TaskData(
         (str(files["train"]),),
         (str(files["dev"]),),
@@ -220,8 +220,8 @@ def _run(
         train=source.train,
         dev=source.dev,
         out=str(folder),
-        text=task.texts if task.task in ("classify", "pair") else (),
-        label=task.label if task.task in ("classify", "pair") else None,
+        text_column=task.texts if task.task in ("classify", "pair") else (),
+        label_column=task.label if task.task in ("classify", "pair") else None,
         kind=task.kind,
         max_length=config.max_length,
         epochs=config.epochs or task.epochs,
@@ -239,8 +239,8 @@ def _run(
     if source.mismatched:
         loaded = open_benchmark_model(str(folder), machine)
         predictions = loaded.predict_records(source.mismatched, progress)
-        assert loaded.problem is not None
-        others, _ = loaded.problem.score(predictions, source.mismatched)
+        assert loaded.task is not None
+        others, _ = loaded.task.compute_metrics(predictions, source.mismatched)
         figures["accuracy_mismatched"] = others["accuracy"]
     result = {
         "seed": seed,

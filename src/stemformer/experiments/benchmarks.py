@@ -19,7 +19,7 @@ from stemformer.evaluation.benchmarks import (
     BenchmarkTask,
     find_split,
     make_records,
-    published_figures,
+    published_results,
     read_rows,
     submission_text,
 )
@@ -33,6 +33,7 @@ from stemformer.experiments.benchmark_runs import (
 )
 from stemformer.huggingface.load import find_folder, read_task
 from stemformer.io import append_jsonl, write_file
+from stemformer.options import GlueOptions, SquadOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, clear_dir, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.benchmark import table_of, write_benchmark_report
@@ -51,79 +52,43 @@ _WINOGRAD = (
 
 
 @exclusive_output_dir
-def glue(
-    folder: str,
-    *,
-    model: str,
-    out: str,
-    tasks: Sequence[str] = (),
-    trials: int = 1,
-    learning_rates: Sequence[float] = (),
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    max_length: int | None = None,
-    seed: int = 0,
-    from_task: str | None = None,
-    submission: bool = False,
-    settings: Sequence[str] = (),
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Fine-tunes a model for each task of GLUE that a folder holds, and returns a table of its figures beside published ones.
+@accepts(GlueOptions)
+def benchmark_glue(options: GlueOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Fine-tune a model on each task of GLUE and list the results next to published ones.
 
-    A task that is finished is a line of `tasks.jsonl`, and is not done again with `resume`. Of each task's runs, the model of the best one
-    on dev is kept.
+    Each learning rate is tried with the first seed, and the best on dev is used for the others. Of the
+    runs of a task, the model of the best one on dev is kept. A finished task is a line of `tasks.jsonl`.
 
-    Args:
-        folder: With a folder for each task, as `CoLA/train.tsv`, maybe compressed; or a data set of the hub, as `hub:nyu-mll/glue`.
-        model: A Hugging Face folder, a run folder, or a hub id.
-        out: Folder of the benchmark.
-        tasks: Names, SWAG may be among them; all of GLUE by default. One whose files are not there is told, and left out.
-        trials: Runs of each task with different seeds; mean and spread are told.
-        learning_rates: Each is tried with the first seed, and the best on dev gets the others; those of the BERT paper by default.
-        epochs: Passes over the training data; the paper's by default, like `batch_size`.
-        batch_size: Examples a step.
-        max_length: Tokens of an example.
-        seed: The first one.
-        from_task: RTE, MRPC and STS-B start from this task's model, which must be among `tasks`, or from a fine-tuned model's folder.
-        submission: Write the files that the leaderboard wants, from the test files.
-        settings: `key=value` laid over each run; see `training.run.FinetuneConfig`.
-        device: As for `finetune`, like the next two.
-        precision: Number format.
-        threads: Processor threads.
-        resume: Go on where `out` stopped.
-        overwrite: Replace what `out` holds.
-        progress: Told how far it is.
+    Returns:
+        Table of the metrics of each task next to published ones.
 
     Raises:
-        StemformerError: No task has its files; data, settings or a model that do not fit.
+        StemformerError: No task has its files; data, settings or model do not fit together.
 
     Example:
-        >>> glue("glue_data", model="google/bert_uncased_L-4_H-256_A-4", out="runs/glue", tasks=["RTE"])  # doctest: +SKIP
+        >>> benchmark_glue("glue_data", model="google/bert_uncased_L-4_H-256_A-4", out="runs/glue")  # doctest: +SKIP
     """
     progress = progress or Silent()
+    folder, out, trials = options.folder, options.out, options.num_seeds
+    submission, resume, overwrite = options.submission, options.resume, options.overwrite
     config = BenchmarkConfig(
-        model=model,
+        model=options.model,
         data=(folder,),
-        tasks=tuple(tasks) or tuple(GLUE),
+        tasks=options.tasks or tuple(GLUE),
         trials=trials,
-        learning_rates=tuple(learning_rates),
-        epochs=epochs,
-        batch_size=batch_size,
-        max_length=max_length,
-        seed=seed,
-        from_task=from_task,
-        settings=tuple(settings),
+        learning_rates=options.learning_rates,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        seed=options.seed,
+        from_task=options.from_task,
+        settings=options.settings,
     )
     chosen, missing = _find_tasks(config)
     for line in missing:
         progress.say(line)
     target = _begin(config, out, resume=resume, overwrite=overwrite)
-    machine = {"device": device, "precision": precision, "threads": threads}
+    machine = options.compute()
     done = _finished(target)
     for number, task in enumerate(chosen, 1):
         if task.name in done and len(done[task.name]["seeds"]) >= trials:
@@ -147,76 +112,42 @@ def glue(
 
 
 @exclusive_output_dir
-def squad(
-    train: Sequence[str],
-    *,
-    model: str,
-    dev: Sequence[str],
-    out: str,
-    trials: int = 1,
-    learning_rates: Sequence[float] = (),
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    max_length: int | None = None,
-    seed: int = 0,
-    settings: Sequence[str] = (),
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Fine-tunes a model on questions about passages, and returns its exact match and F1 beside published ones.
+@accepts(SquadOptions)
+def benchmark_squad(options: SquadOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Fine-tune a model on SQuAD 1.1 or 2.0 and list exact match and F1 next to published ones.
 
-    It is SQuAD 2.0 if some of the training questions have no answer, else SQuAD 1.1. `predictions.json` is what the official script reads;
-    with 2.0 `null_odds.json` too, the threshold being tuned on the dev data as that script tunes it.
-
-    Args:
-        train: Files in SQuAD's form.
-        model: A Hugging Face folder, a run folder, or a hub id.
-        dev: The same, for evaluation.
-        out: Folder of the benchmark.
-        trials: As for `glue`, like the others; the predictions are those of the best run.
-        learning_rates: Rates to try.
-        epochs: Passes over the training data.
-        batch_size: Windows a step.
-        max_length: Tokens of a question with a window of its passage.
-        seed: The first one.
-        settings: Laid over each run.
-        device: As for `finetune`, like the next two.
-        precision: Number format.
-        threads: Processor threads.
-        resume: Go on where `out` stopped.
-        overwrite: Replace what `out` holds.
-        progress: Told how far it is.
+    The output directory holds the predictions of the best run for the official script:
+    `predictions.json`, and for SQuAD 2.0 `null_odds.json`, whose threshold is tuned on the dev data as
+    that script tunes it.
 
     Raises:
-        StemformerError: Data, settings or a model that do not fit.
+        StemformerError: Data, settings or model do not fit together.
     """
     progress = progress or Silent()
+    train, dev, out, trials = options.train, options.dev, options.out, options.num_seeds
+    resume, overwrite = options.resume, options.overwrite
     if not train or not dev:
         raise ConfigError("squad needs files to train on (--train) and files to be judged by (--dev)")
     config = BenchmarkConfig(
-        model=model,
-        data=tuple(train),
-        dev=tuple(dev),
+        model=options.model,
+        data=train,
+        dev=dev,
         trials=trials,
-        learning_rates=tuple(learning_rates),
-        epochs=epochs,
-        batch_size=batch_size,
-        max_length=max_length,
-        seed=seed,
-        settings=tuple(settings),
+        learning_rates=options.learning_rates,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        seed=options.seed,
+        settings=options.settings,
     )
     progress.start("reading questions")
-    questions, asked = (read_questions(files, counted=Counter()) for files in (train, dev))
+    questions, asked = (read_questions(files, counts=Counter()) for files in (train, dev))
     version = "2.0" if any(not q.gold for q in questions) else "1.1"
     if version == "1.1" and any(not q.gold for q in asked):
         progress.say("some dev questions have no answer, no training question is so: the model always answers")
     task = BENCHMARKS[f"SQuAD {version}"]
     target = _begin(config, out, resume=resume, overwrite=overwrite)
-    machine = {"device": device, "precision": precision, "threads": threads}
+    machine = options.compute()
     done = _finished(target)
     if task.name not in done or len(done[task.name]["seeds"]) < trials:
         source = TaskData(tuple(train), tuple(dev), len(questions), len(asked), _no_answers(asked))
@@ -262,7 +193,7 @@ def _find_tasks(config: BenchmarkConfig) -> tuple[list[BenchmarkTask], list[str]
         source = next((task for task in chosen if task.name == first), None)
         if source is None:
             raise ConfigError(
-                f"--from-task {first}: its files are not there or it is not among --task; give it, or a model"
+                f"--from-task {first}: its files are not there or it is not among --tasks; give it, or a model"
             )
         chosen = [source, *(task for task in chosen if task is not source)]
     elif first is not None and not read_task(find_folder(first)):
@@ -342,7 +273,7 @@ def _submit(
         if source is None:
             absent.append(f"{task.name}: no {name}, since {folder} has no {task.name}/{file}")
             continue
-        records = make_records(task, read_rows(task, source, counted=Counter(), is_test=True))
+        records = make_records(task, read_rows(task, source, counts=Counter(), is_test=True))
         loaded = loaded or open_benchmark_model(told["model"], machine)
         progress.say(f"{task.name}: predicting {name}")
         predictions = loaded.predict_records(records, progress)
@@ -358,11 +289,11 @@ def _unsubmitted(chosen: Sequence[BenchmarkTask]) -> list[tuple[str, str]]:
 
 def _write_answers(target: Path, loaded: Pipeline, questions: Sequence[Question], progress: Progress) -> None:
     """Writes answers by question, and for SQuAD 2.0 by how much "no answer" is likelier than the best span."""
-    assert loaded.problem is not None
+    assert loaded.task is not None
     predictions = loaded.predict_records(questions, progress)
     answers = {q.id: p.text for q, p in zip(questions, predictions, strict=True)}
     write_file(target / "predictions.json", [(json.dumps(answers, ensure_ascii=False, indent=1) + "\n").encode()])
-    if loaded.problem.task.config.no_answer:
+    if loaded.task.config.no_answer:
         odds = {q.id: p.no_answer for q, p in zip(questions, predictions, strict=True)}
         write_file(target / "null_odds.json", [(json.dumps(odds, indent=1) + "\n").encode()])
 
@@ -377,7 +308,7 @@ def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
     for told in results:
         if told["start"] != "the model":
             warm.setdefault(told["start"], []).append(told["task"])
-        for p in published_figures(told["task"]):
+        for p in published_results(told["task"]):
             sources.setdefault(p.source, []).append(f"{p.system} {p.part}")
         notes += told["notes"]
     for start, names in warm.items():

@@ -14,10 +14,10 @@ from statistics import fmean
 from typing import Any
 
 from stemformer.commands.finetune import make_config, run_length
-from stemformer.config import nearest
+from stemformer.config import nearest, to_toml
 from stemformer.data.labelled.splits import parse_sizes, subset_order
 from stemformer.errors import ConfigError
-from stemformer.evaluation.seed_statistics import differences_from_random, means, sentences, table_row
+from stemformer.evaluation.seed_statistics import differences_from_random, gain_sentences, means, table_row
 from stemformer.experiments.comparison_trials import (
     INITIALIZATIONS,
     CompareConfig,
@@ -29,10 +29,11 @@ from stemformer.experiments.comparison_trials import (
 )
 from stemformer.huggingface.load import find_folder
 from stemformer.io import read_jsonl, write_file
+from stemformer.options import CompareOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.comparison import write_compare_report
-from stemformer.tasks.dataset import encode, most_frequent, read_labelled, stratification_keys
+from stemformer.tasks.dataset import encode_splits, majority_baseline, read_labelled, stratification_keys
 from stemformer.training.config import FinetuneConfig
 from stemformer.training.initialization import load_initial_model
 
@@ -41,116 +42,44 @@ _RATE_FACTORS = {"pretrained": 1.0, "random": 10.0, "reembedded": 1.0}
 
 
 @exclusive_output_dir
-def compare(
-    task: str,
-    *,
-    model: str,
-    train: Sequence[str],
-    out: str,
-    dev: Sequence[str] = (),
-    seeds: int = 3,
-    sizes: Sequence[str | float] = (0.01, 0.1, 1),
-    starts: Sequence[str] = tuple(INITIALIZATIONS),
-    rates: Sequence[str] = (),
-    text: Sequence[str] = (),
-    label: str | None = None,
-    kind: str = "class",
-    max_length: int | None = None,
-    symbols: str | None = None,
-    symbol_size: int = 1,
-    epochs: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    config: str | None = None,
-    settings: Sequence[str] = (),
-    seed: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    compile: bool | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Trains one task from several starts, over sizes of the training data and over seeds, and says what pre-training was worth.
+@accepts(CompareOptions)
+def compare(options: CompareOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Compare fine-tuning from pre-trained and from random weights, over training-set sizes and seeds.
 
-    Every size has the same number of optimizer steps (that of three passes over the largest size, unless `steps` says another), so
-    that fewer records do not also mean less training; `epochs` gives each size so many passes over its own records instead. The
-    figure of a run is that of its last step: nothing is chosen on the dev data. Checkpoints are not kept.
+    Every size has the same number of optimizer steps (that of 3 epochs over the largest size, unless
+    `steps` is set), so that fewer examples do not also mean less training. The result of a run is that
+    of its last step: nothing is selected on the dev data. Checkpoints are not kept.
 
-    Args:
-        task: As for `finetune`, like all that is not listed here.
-        model: The pre-trained model; the other starts have its sizes.
-        train: Files of labelled data.
-        out: Folder of the comparison: `compare.json`, `report.html`, `compare.svg`, `compare.png`, a line for each run in `cells.jsonl`.
-        dev: The same, for evaluation; by default a part of the training data is set aside.
-        seeds: So many, from `seed` on.
-        sizes: Numbers of training records; up to 1 a share of them. Class shares are kept, and a smaller part is a part of the larger ones.
-        starts: Of `pretrained`, `random` (the same model, drawn at random) and `reembedded` (its body, with word embeddings drawn at
-            random).
-        rates: Peak learning rates by start, such as `random=1e-3`; by default `random` has ten times that of the others.
-        text: Columns of the texts.
-        label: Column of the answer.
-        kind: `class`, `labels` or `score`.
-        max_length: Tokens of an example.
-        symbols: Texts are sequences of symbols, read as words.
-        symbol_size: How many symbols a drawn word stands for.
-        epochs: Passes of each size over its own records.
-        steps: Optimizer steps of every run.
-        batch_size: Examples a step.
-        learning_rate: Peak.
-        config: TOML file laid over the defaults.
-        settings: `key=value` laid over both.
-        seed: The first one; 0 by default.
-        device: As in `training.run.ComputeConfig`, like the next three.
-        precision: Number format.
-        threads: Processor threads.
-        compile: Compile the blocks.
-        resume: Keep the runs that are finished, and do the others; starts, sizes and seeds may have been added.
-        overwrite: Replace what `out` holds.
-        progress: Told how far it is, over all runs.
+    Returns:
+        Table of the metric by size and initialization, and sentences about the differences. The output
+        directory holds `compare.json`, `report.html`, `compare.svg`, `compare.png`, and a line for each
+        run in `cells.jsonl`.
 
     Raises:
-        StemformerError: Data, settings or a model that do not fit; a loss that is not finite.
+        StemformerError: Data, settings or model do not fit together; loss is not finite.
     """
     progress = progress or Silent()
-    given = make_config(
-        task,
-        model=model,
-        train=train,
-        dev=dev,
-        text=text,
-        label=label,
-        kind=kind,
-        max_length=max_length,
-        symbols=symbols,
-        symbol_size=symbol_size,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        config=config,
-        settings=settings,
-        seed=seed,
-        device=device,
-        precision=precision,
-        threads=threads,
-        compile=compile,
-    )
+    given = make_config(options)
+    if options.show_config:
+        return {"config": to_toml(given)}
+    seeds, sizes, starts, rates = options.num_seeds, options.sizes, options.initializations, options.learning_rates
+    model, train, dev, epochs, config = options.model, options.train, options.dev, options.epochs, options.config
+    out, resume, overwrite = options.out, options.resume, options.overwrite
     _check(given, seeds, starts)
     peaks = _read_rates(rates, starts, given.optimizer.learning_rate)
     folder = prepare_output_dir(out, resume=resume, overwrite=overwrite)
     check_not_inside_inputs(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
     source = find_folder(model)
-    data = read_labelled(given, progress)
-    _, tokenizer, longest = load_initial_model(given, data.problem.task, source)
+    data = read_labelled(
+        given.task, progress, train=given.train, dev=given.dev, dev_fraction=given.dev_fraction, seed=given.seed
+    )
+    _, tokenizer, longest = load_initial_model(given, data.task, source)
     numbers = parse_sizes(sizes, len(data.train))
-    examples, dev_examples, notes = encode(data, tokenizer, longest, progress)
+    examples, dev_examples, notes = encode_splits(data, tokenizer, longest, progress)
     is_by_epochs = epochs is not None
     if not is_by_epochs and given.budget.steps is None:
         biggest = subset(
-            examples, subset_order(stratification_keys(data.problem.task.config, data.train), given.seed)[: numbers[-1]]
+            examples, subset_order(stratification_keys(data.task.config, data.train), given.seed)[: numbers[-1]]
         )
         num_steps = run_length(given, len(biggest))
         given = replace(given, budget=replace(given.budget, steps=num_steps, epochs=None))
@@ -168,16 +97,20 @@ def compare(
 
 def _check(config: FinetuneConfig, seeds: int, starts: Sequence[str]) -> None:
     if seeds < 1:
-        raise ConfigError(f"--seeds {seeds}: expected at least 1")
+        raise ConfigError(f"--num-seeds {seeds}: expected at least 1")
     for start in starts:
         if start not in INITIALIZATIONS:
             raise ConfigError(
-                f"--starts {start}: expected some of {', '.join(INITIALIZATIONS)}{nearest(start, INITIALIZATIONS)}"
+                f"--initializations {start}: expected some of {', '.join(INITIALIZATIONS)}{nearest(start, INITIALIZATIONS)}"
             )
     if not starts or len(set(starts)) < len(starts):
-        raise ConfigError(f"--starts {','.join(starts) or '(none)'}: expected each of them once, and at least one")
-    if config.fresh != "nothing":
-        raise ConfigError(f"fresh is {config.fresh}: what is drawn at random is said with --starts; leave it out")
+        raise ConfigError(
+            f"--initializations {','.join(starts) or '(none)'}: expected each of them once, and at least one"
+        )
+    if config.reinitialize != "nothing":
+        raise ConfigError(
+            f"reinitialize is {config.reinitialize}: what is drawn at random is said with --initializations; leave it out"
+        )
     if config.evaluation.patience is not None:
         raise ConfigError("evaluation.patience: runs that are compared keep no checkpoint to go back to; leave it out")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -190,13 +123,13 @@ def _read_rates(rates: Sequence[str], starts: Sequence[str], usual: float) -> di
     for rate in rates:
         start, _, number = rate.partition("=")
         if start not in found:
-            raise ConfigError(f"--rate {rate}: expected START=NUMBER, the start one of {', '.join(found)}")
+            raise ConfigError(f"--learning-rates {rate}: expected START=NUMBER, the start one of {', '.join(found)}")
         try:
             found[start] = float(number)
         except ValueError:
             found[start] = math.nan
         if not 0 < found[start] < math.inf:
-            raise ConfigError(f"--rate {rate}: expected START=NUMBER, such as {start}=1e-4")
+            raise ConfigError(f"--learning-rates {rate}: expected START=NUMBER, such as {start}=1e-4")
     return found
 
 
@@ -212,9 +145,9 @@ def _conclude(
     progress: Progress,
 ) -> dict[str, Any]:
     """Writes `compare.json`, report and pictures, and returns what is printed."""
-    problem = table.data.problem
-    metric = problem.main_metric
-    scale = 1.0 if problem.task.head == "span" else 100.0  # of answers in passages, figures are in percent already
+    task = table.data.task
+    metric = task.main_metric
+    scale = 1.0 if task.head == "span" else 100.0  # of answers in passages, figures are in percent already
     cells = [cell for cell in asked.cells() if cell in done]
     figures: dict[str, dict[int, dict[int, float]]] = {
         start: {size: {} for size in asked.sizes} for start in asked.starts
@@ -228,12 +161,12 @@ def _conclude(
         ]
         for start, of_start in figures.items()
     }
-    usual = most_frequent(table.data) if metric == "accuracy" else None
+    usual = majority_baseline(table.data) if metric == "accuracy" else None
     baseline = None if usual is None else round(100 * usual[1], 2)
-    told = sentences(figures, metric=metric.replace("_", " "), baseline=baseline)
+    told = gain_sentences(figures, metric=metric.replace("_", " "), baseline=baseline)
     rows = [table_row(figures, size) for size in asked.sizes]
     written = {
-        "task": problem.task.config.name,
+        "task": task.config.name,
         "metric": metric,
         "model": asked.finetune.model,
         "train": len(table.data.train),
@@ -274,7 +207,7 @@ def _conditions(asked: CompareConfig, done: dict[Trial, dict[str, Any]], cells: 
     given = asked.finetune
     numbers = sorted({done[cell]["steps"] for cell in cells})
     steps = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
-    rows = {c: min(given.batch.rows, done[c]["examples"]) for c in cells}
+    rows = {c: min(given.batch.size, done[c]["examples"]) for c in cells}
     passes = [
         f"{fmean(rows[c] * done[c]['steps'] / done[c]['examples'] for c in cells if c.size == size):.2g} over {size:,} records"
         for size in asked.sizes

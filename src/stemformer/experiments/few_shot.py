@@ -28,6 +28,7 @@ from stemformer.experiments.few_shot_trials import (
 from stemformer.huggingface.load import find_folder, load_with_tokenizer
 from stemformer.io import read_jsonl, write_file, write_jsonl
 from stemformer.models.model import Model
+from stemformer.options import FewShotOptions, ShowPromptsOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, clear_dir, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.few_shot import short_names, write_prompt_report
@@ -43,17 +44,10 @@ def list_tasks() -> list[dict[str, str]]:
     ]
 
 
-def show_prompts(
-    tasks: Sequence[str], *, num_shots: Sequence[int] = (), examples: Sequence[str] = (), seed: int = 0
-) -> list[dict[str, Any]]:
-    """Returns the very prompt of the first question of each task, for each number of examples: no model is asked.
-
-    Args:
-        tasks: As for `prompt`, like the others.
-        num_shots: Numbers of examples; by default those that each task says.
-        examples: Data of examples.
-        seed: Of their draw.
-    """
+@accepts(ShowPromptsOptions)
+def show_prompts(options: ShowPromptsOptions) -> list[dict[str, Any]]:
+    """Return the prompt of the first example of each few-shot task; no model is needed."""
+    tasks, num_shots, examples, seed = options.tasks, options.num_shots, options.demonstrations, options.seed
     _check_numbers(num_shots, seed=seed)
     told = []
     for task in _open_tasks(tasks, examples):
@@ -84,53 +78,24 @@ def _shown(
 
 
 @exclusive_output_dir
-def prompt(
-    tasks: Sequence[str],
-    *,
-    models: Sequence[str],
-    out: str | None = None,
-    num_shots: Sequence[int] = (),
-    examples: Sequence[str] = (),
-    num_questions: int = 200,
-    draws: int = 1,
-    calibrate: bool = False,
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "fp32",
-    threads: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Asks models in context, without training them, and returns a table of how often they are right.
-
-    Args:
-        tasks: Built-in names or TOML files, with `=FILE` where the data is not said there, or `synthetic:NAME`; see
-            `generation.prompts.open_task`.
-        models: GPTs, and masked models for tasks with choices: Hugging Face folders, run folders, or hub ids.
-        out: Folder of the table: `prompt.json`, `report.html`, `shots.svg`, `sizes.svg`, a line for each figure in `figures.jsonl` and for
-            each answer in `answers/`.
-        num_shots: Numbers of examples in the prompt; by default those that each task says.
-        examples: `TASK=FILE` where examples are not to be drawn from the questions.
-        num_questions: Of a task at most.
-        draws: Draws of the examples; the figure is the mean over them.
-        calibrate: Also compare answers with how likely they are without a question.
-        seed: Of questions and examples.
-        device: `auto`, `cpu`, `cuda` ...
-        precision: `fp32` or `bf16`.
-        threads: Processor threads.
-        resume: Keep the figures that are in `out`, and add what is missing.
-        overwrite: Replace what `out` holds.
-        progress: Told how far it is.
+@accepts(FewShotOptions)
+def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Evaluate models zero-, one- and few-shot, without fine-tuning.
 
     Returns:
-        `table` (percent right, or the task's own metric; a line for each task and model), `figures` (all there is to know, a row for each
-        number of examples too; see `evaluation.asking.summarise`), `notes`.
+        `table` (accuracy in percent, or the task's own metric, for each task and model), `figures` (all
+        results, a row for each number of shots; see `evaluation.few_shot.evaluate.aggregate`), `notes`.
+        The output directory holds `prompt.json`, `report.html`, `shots.svg`, `sizes.svg`, a line for each
+        result in `figures.jsonl` and for each prediction in `answers/`.
 
     Raises:
-        StemformerError: Tasks, data or models that do not fit.
+        StemformerError: Tasks, data or models do not fit together.
     """
     progress = progress or Silent()
+    tasks, models, num_shots, examples = options.tasks, options.model, options.num_shots, options.demonstrations
+    num_questions, draws, calibrate, seed = options.num_questions, options.num_draws, options.calibrate, options.seed
+    device, precision, threads = options.device, options.precision, options.threads
+    out, resume, overwrite = options.out, options.resume, options.overwrite
     shots = tuple(sorted(set(num_shots)))
     _check(shots, models, num_questions, draws, seed)
     set_threads(threads)
@@ -214,7 +179,7 @@ def _check(shots: Sequence[int], models: Sequence[str], num_questions: int, draw
     _check_numbers(shots, seed=seed)
     if not models or len({Path(model).resolve() for model in models}) < len(models):
         raise ConfigError("--model: expected at least one model, each of them once")
-    for name, value in (("num-questions", num_questions), ("draws", draws)):
+    for name, value in (("num-questions", num_questions), ("num-draws", draws)):
         if value < 1:
             raise ConfigError(f"--{name} {value}: expected at least 1")
 
@@ -230,16 +195,16 @@ def _open_tasks(tasks: Sequence[str], examples: Sequence[str]) -> list[PromptTas
     for entry in examples:
         name, is_told, file = entry.rpartition("=")
         if not is_told or name in given:
-            raise ConfigError(f"--examples {entry}: expected TASK=FILE, each task once")
+            raise ConfigError(f"--demonstrations {entry}: expected TASK=FILE, each task once")
         given[name] = file
     names = [task if task.endswith(".toml") else task.rpartition("=")[0] or task for task in tasks]
     by_stem = {Path(name).stem: name for name in names if name.endswith(".toml")}
     given = {by_stem.get(name, name): file for name, file in given.items()}
     if unknown := set(given) - set(names):
-        raise ConfigError(f"--examples {sorted(unknown)[0]}=...: expected one of the tasks, {', '.join(names)}")
+        raise ConfigError(f"--demonstrations {sorted(unknown)[0]}=...: expected one of the tasks, {', '.join(names)}")
     opened = [open_task(task, examples=given.get(name, "")) for task, name in zip(tasks, names, strict=True)]
     if not opened:
-        raise ConfigError("no task was given: name some; `stemformer prompt --list` tells which there are")
+        raise ConfigError("no task was given: name some; `stemformer fewshot --list` tells which there are")
     called = Counter(task.name for task in opened)
     opened = [  # one task on several files is told apart by them
         replace(task, name=f"{task.name}_{Path(task.data).stem}") if called[task.name] > 1 else task for task in opened

@@ -12,13 +12,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stemformer.commands.pretrain import read_seconds, resolve
+from stemformer.commands.pretrain import resolve
+from stemformer.config import to_toml
 from stemformer.data.shards.manifest import Manifest, read_manifest
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.evaluation.few_shot.task import open_task
 from stemformer.evaluation.scaling_laws import fit_joint_law, fit_power_law, joint_sentences, size_sentences
-from stemformer.experiments.few_shot import prompt, show_prompts
+from stemformer.experiments.few_shot import fewshot, show_prompts
 from stemformer.experiments.scaling_trials import (
     GptScaleConfig,
     ScaleConfig,
@@ -29,92 +30,67 @@ from stemformer.experiments.scaling_trials import (
     run_sizes,
 )
 from stemformer.io import write_file
+from stemformer.options import ScalingLawsOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.scaling import write_scale_report
 from stemformer.training.config import BudgetConfig, GptRunConfig, RunConfig
-from stemformer.training.initialization import sized_for
+from stemformer.training.initialization import resolve_model_config
 
 _FIRST_SHARE = 0.2
 """Of a run, whose evaluations are left out of the fit over tokens: the rate still rises, and word frequencies come first."""
 
 
 @exclusive_output_dir
-def scale(
-    recipe: str,
-    *,
-    data: str,
-    out: str,
-    sizes: Sequence[str],
-    steps: int | None = None,
-    tokens: int | None = None,
-    tokens_per_parameter: float | None = None,
-    time: str | float | None = None,
-    rate_power: float = 0.5,
-    config: str | None = None,
-    settings: Sequence[str] = (),
-    seed: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    prompt_tasks: Sequence[str] = (),
-    num_shots: Sequence[int] = (0, 1, 8),
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Pre-trains a recipe at several sizes, each in a run folder of its own, and fits held-out loss against size and tokens.
+@accepts(ScalingLawsOptions)
+def scaling_laws(options: ScalingLawsOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Pre-train a recipe at several model sizes and fit scaling laws to the validation loss.
 
-    Args:
-        recipe: A name of `recipes.RECIPES`; of its sizes, those of the vocabulary and of positions stay.
-        data: What `prepare` wrote, with a held-out part.
-        out: Folder of it all: `scale.json`, `report.html`, `scale.svg`, `scale.png`, and the runs below `sizes`.
-        sizes: Layers x width, such as 4x256; heads have about 64 numbers, the feed-forward is four times as wide.
-        steps: Optimizer steps of every size.
-        tokens: Tokens of every size.
-        tokens_per_parameter: Tokens of a size for each of its parameters, those of the embeddings among them.
-        time: Time of every size on the clock, as for `pretrain`.
-        rate_power: The learning rate of a width is the recipe's times (recipe's width / width) to this power.
-        config: TOML file laid over the recipe.
-        settings: `key=value` laid over both, for every size.
-        seed: Of everything that is random, alike for every size.
-        device: As in `training.run.ComputeConfig`, like the next two.
-        precision: Number format.
-        threads: Processor threads.
-        prompt_tasks: Tasks as for `prompt`, whose mean accuracy is drawn against size too.
-        num_shots: Numbers of examples in their prompts.
-        resume: Keep the sizes that are finished, named or not, and do the others.
-        overwrite: Replace what `out` holds.
-        progress: Told how far it is, over all sizes.
+    Attention heads have about 64 dimensions and the feed-forward layer is four times as wide as the
+    hidden size; vocabulary and positions are those of the recipe.
+
+    Returns:
+        Table of the sizes with their validation losses, and the fitted laws. The output directory holds
+        `scale.json`, `report.html`, `scale.svg`, `scale.png`, and the runs below `sizes`.
 
     Raises:
-        StemformerError: Sizes, settings or data that do not fit; a loss that is not finite.
+        StemformerError: Sizes, settings or data do not fit together; loss is not finite.
     """
     progress = progress or Silent()
+    recipe, data, out, sizes, config = options.recipe, options.data, options.out, options.sizes, options.config
+    steps, tokens, time, settings, seed = options.steps, options.tokens, options.time, options.settings, options.seed
+    tokens_per_parameter, rate_power = options.tokens_per_parameter, options.lr_width_exponent
+    prompt_tasks, num_shots = options.fewshot_tasks, options.num_shots
+    resume, overwrite = options.resume, options.overwrite
     chosen = read_model_sizes(sizes, and_also=finished_sizes(Path(out)) if resume else ())
-    budget = {"steps": steps, "tokens": tokens, "seconds": read_seconds(time)}
-    compute = {"device": device, "precision": precision, "threads": threads}
-    run = resolve(find_recipe(recipe), config, settings, budget=budget, compute=compute)
-    run = run if seed is None else replace(run, seed=seed)
+    budget = {"steps": steps, "tokens": tokens, "time": time}
+    compute = options.compute()
+    run = resolve(find_recipe(recipe), options)
     manifest = read_manifest(data)
-    run = replace(run, model=sized_for(run, load_tokenizer(Path(data) / "tokenizer")))
+    run = replace(run, model=resolve_model_config(run, load_tokenizer(Path(data) / "tokenizer")))
     asked = _asked(run, chosen, manifest, rate_power=rate_power, tokens_per_parameter=tokens_per_parameter)
     _check(asked, settings, budget, manifest, data)
     _check_tasks(run, prompt_tasks, num_shots)
+    if options.show_config:
+        return {"config": to_toml(asked)}
     folder = prepare_output_dir(out, resume=resume, overwrite=overwrite)
     check_not_inside_inputs(folder, [path for path in (data, config) if path and Path(path).exists()])
     done = prepare_scaling(folder, asked, progress, resume=resume)
-    options = {"data": data, "config": config, "steps": steps, "tokens": tokens, "time": time, "seed": seed, **compute}
+    of_run = {"data": data, "config": config, "steps": steps, "tokens": tokens, "time": time, "seed": seed, **compute}
     try:
-        run_sizes(asked, chosen, manifest, folder, done, {"settings": settings, **options}, progress)
+        run_sizes(asked, chosen, manifest, folder, done, {"settings": settings, **of_run}, progress)
     except StemformerError:
         if not any((folder / "sizes").iterdir()):  # what is wrong was found before anything was trained
             shutil.rmtree(folder)
         raise
     lines, notes = [done[size.name] for size in chosen], []
     if prompt_tasks:
-        machine = {"device": device or "auto", "precision": precision or "fp32", "threads": threads}
+        machine = {
+            "device": options.device or "auto",
+            "precision": options.precision or "fp32",
+            "threads": options.threads,
+        }
         try:
             _ask_in_context(lines, folder, prompt_tasks, num_shots, progress, seed=run.seed, **machine)
         except StemformerError as error:  # what was trained is told all the same
@@ -135,9 +111,9 @@ def _ask_in_context(
     models = {line["size"]: str(folder / "sizes" / line["size"] / "final") for line in lines}
     out = folder / "prompts"
     is_begun = (out / "figures.jsonl").is_file()
-    told = prompt(
+    told = fewshot(
         tasks,
-        models=list(models.values()),
+        model=list(models.values()),
         out=str(out),
         num_shots=num_shots,
         resume=is_begun,
@@ -279,7 +255,7 @@ def _conditions(asked: ScaleConfig) -> list[str]:
     else:
         length = next(f"{value:,} {name} each" for name, value in asdict(budget).items() if value is not None)
     return [
-        f"the budget of the sizes: {length}; the same text in the same order, {run.batch.rows} rows of {run.batch.row_length} a step",
+        f"the budget of the sizes: {length}; the same text in the same order, {run.batch.size} rows of {run.batch.sequence_length} a step",
         f"peak of the learning rate: {run.optimizer.learning_rate:g} at width {run.model.hidden_size}, times ({run.model.hidden_size} "
         f"/ width)^{asked.rate_power:g} at others; it was not searched for each size",
         "N counts the parameters in the layers, without embeddings and head; D the tokens read; loss is in nats a scored token",
