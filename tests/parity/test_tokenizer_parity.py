@@ -66,7 +66,9 @@ def test_published_vocab_txt_gives_the_same_fingerprint_as_its_json(published):
 def test_special_text_is_special_as_in_transformers(published):
     theirs = transformers.BertTokenizerFast.from_pretrained(published)
     line = "Paris is the [MASK] of [UNK].[SEP]"
-    assert load_tokenizer(published).encode(line, special=True).ids.tolist() == their_ids(theirs, [line])[0]
+    assert (
+        load_tokenizer(published).encode(line, parse_special_tokens=True).ids.tolist() == their_ids(theirs, [line])[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,13 @@ def test_saved_vocabulary_tells_transformers_the_rest(tmp_path):
     ours.save(tmp_path, model_max_length=128)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     names = ("cls", "sep", "pad", "mask", "unk")
-    assert [getattr(theirs, f"{name}_token_id") for name in names] == [getattr(ours, f"{name}_id") for name in names]
+    assert [getattr(theirs, f"{name}_token_id") for name in names] == [
+        getattr(ours, f"{name}_token_id") for name in names
+    ]
     assert (len(theirs), theirs.model_max_length) == (ours.vocab_size, 128)
     pair = theirs("北京", "मस्ते")
     first, second = (ours.encode(text).ids.tolist() for text in ("北京", "मस्ते"))
-    assert pair["input_ids"] == [ours.cls_id, *first, ours.sep_id, *second, ours.sep_id]
+    assert pair["input_ids"] == [ours.cls_token_id, *first, ours.sep_token_id, *second, ours.sep_token_id]
     assert pair["token_type_ids"] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
 
 
@@ -112,7 +116,8 @@ def test_real_lines_give_the_ids_of_transformers(shared_data, tmp_path, capsys, 
     ours = load_tokenizer(tmp_path)
     wrong = mismatches(ours, theirs, lines)
     unknown = np.mean(
-        np.concatenate([document.ids for document in ours.encode_documents(lines, [[]] * len(lines))]) == ours.unk_id
+        np.concatenate([document.ids for document in ours.encode_documents(lines, [[]] * len(lines))])
+        == ours.unk_token_id
     )
     with capsys.disabled():
         print(f"\n{vocab}: {len(lines)} lines, {len(languages)} languages, {len(wrong)} differ, [UNK] {unknown:.4f}")

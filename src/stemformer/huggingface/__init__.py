@@ -1,1 +1,1 @@
-"""huggingface."""
+"""Load and save models as Hugging Face folders."""

@@ -1,4 +1,4 @@
-"""A byte-level BPE of one's own: spells everything, the same in every run, the same ids in transformers, and shards made with it."""
+"""Byte-level BPE: lossless, deterministic, the same ids as in transformers, and usable for shards."""
 
 import hashlib
 import json
@@ -30,25 +30,25 @@ def tokenizer(make_text):
     return train_byte_bpe(make_text().splitlines(), vocab_size=340)
 
 
-def test_ids_begin_with_the_end_of_a_text_and_the_bytes(tokenizer):
-    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.id_of(END_OF_TEXT)) == ("bpe", 340, 0)
+def test_ids_start_with_end_of_text_and_the_bytes(tokenizer):
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.token_to_id(END_OF_TEXT)) == ("bpe", 340, 0)
     assert len({token for token in tokenizer.tokens[1:257] if len(token) == 1}) == 256
-    assert tokenizer.encode(" king").ids.tolist() == [tokenizer.id_of("Ġking")]
+    assert tokenizer.encode(" king").ids.tolist() == [tokenizer.token_to_id("Ġking")]
 
 
 @pytest.mark.parametrize("text", SCRIPTS)
-def test_every_text_is_spelled_and_decodes_to_itself(tokenizer, text):
+def test_every_text_decodes_to_itself(tokenizer, text):
     ids = tokenizer.encode(text).ids
-    assert 0 not in ids  # the characters of the special token are text
+    assert 0 not in ids  # a special token in text is plain text
     assert tokenizer.decode(ids) == text
 
 
-def test_order_of_texts_does_not_matter(make_text, tokenizer):
-    turned = train_byte_bpe(make_text().splitlines()[::-1], vocab_size=340)
-    assert turned.fingerprint == tokenizer.fingerprint
+def test_training_ignores_the_order_of_texts(make_text, tokenizer):
+    reordered = train_byte_bpe(make_text().splitlines()[::-1], vocab_size=340)
+    assert reordered.fingerprint == tokenizer.fingerprint
 
 
-def test_saved_folder_gives_the_same_ids_here_and_in_transformers(tokenizer, tmp_path):
+def test_saved_tokenizer_gives_the_same_ids_here_and_in_transformers(tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer.save(tmp_path)
     again, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -58,11 +58,11 @@ def test_saved_folder_gives_the_same_ids_here_and_in_transformers(tokenizer, tmp
         assert again.encode(text).ids.tolist() == tokenizer.encode(text).ids.tolist() == theirs(text)["input_ids"]
 
 
-def test_other_processes_learn_the_same(make_text, tokenizer, tmp_path):
+def test_training_is_the_same_in_every_process(make_text, tokenizer, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(make_text(), encoding="utf-8")
     code = (
-        "import sys; from stemformer.data.tokenizer import train_byte_bpe; "
+        "import sys; from stemformer.data.tokenization.trainers import train_byte_bpe; "
         "print(train_byte_bpe(open(sys.argv[1], encoding='utf-8').read().splitlines(), vocab_size=340).fingerprint)"
     )
     for seed, threads in (("1", "1"), ("2", "2")):
@@ -73,52 +73,52 @@ def test_other_processes_learn_the_same(make_text, tokenizer, tmp_path):
         assert ran.stdout.strip() == tokenizer.fingerprint
 
 
-def test_command_trains_it_and_prepare_makes_shards_of_it(make_text, tmp_path):
+def test_train_tokenizer_and_prepare_work_with_byte_bpe(make_text, tmp_path):
     text = make_text()
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    told = stemformer.train_tokenizer(
+    trained = stemformer.train_tokenizer(
         [str(tmp_path / "text.txt")], out=str(tmp_path / "tok"), kind="bpe", vocab_size=340
     )
-    assert (told["kind"], told["vocab_size"], told["lowercase"]) == ("bpe", 340, None)
-    found = stemformer.prepare(
+    assert (trained["kind"], trained["vocab_size"], trained["lowercase"]) == ("bpe", 340, None)
+    prepared = stemformer.prepare(
         [str(tmp_path / "text.txt")],
         tokenizer=str(tmp_path / "tok"),
         out=str(tmp_path / "data"),
         held_out=0.0,
         documents="line",
     )
-    assert found["unknown"] == 0.0
+    assert prepared["unknown"] == 0.0
     shards, tokenizer = open_shards(tmp_path / "data"), load_tokenizer(tmp_path / "tok")
     starts = shards.document_starts.tolist()
     documents = [tokenizer.decode(shards.tokens(a, b)) for a, b in pairwise(starts)]
     assert documents == text.splitlines()
     words = np.array(shards.word_starts(0, shards.num_tokens))
-    assert words.sum() == found["train"]["words"] > len(text.split())
+    assert words.sum() == prepared["train"]["words"] > len(text.split())
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         ({"vocab_size": 256}, TokenizerError, "expected at least 257"),
         ({"lowercase": True}, ConfigError, "leave --lowercase and --init out"),
         ({"kind": "unigram"}, ConfigError, "expected wordpiece or bpe"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make_text, tmp_path, options, error, told):
+def test_invalid_options_are_refused(make_text, tmp_path, options, error, message):
     (tmp_path / "text.txt").write_text(make_text(num_documents=5), encoding="utf-8")
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         stemformer.train_tokenizer(
             [str(tmp_path / "text.txt")], out=str(tmp_path / "tok"), **{"kind": "bpe", "vocab_size": 300, **options}
         )
 
 
 def test_empty_text_is_refused():
-    with pytest.raises(TokenizerError, match="no text to train"):
+    with pytest.raises(TokenizerError, match="no text to train a tokenizer on"):
         train_byte_bpe(["", " \n"], vocab_size=300)
 
 
 @pytest.mark.data
-def test_real_text_gives_the_same_bytes_again(shared_data):
+def test_training_on_real_text_ignores_the_order_of_texts(shared_data):
     import lzma
 
     raw = lzma.decompress((shared_data / "tinyshakespeare" / "input.txt.xz").read_bytes()).decode()

@@ -17,7 +17,7 @@ def test_join_words_never_adds_a_start():
     assert join_words("中文好", starts, offsets, list).tolist() == [True, False, False]
 
 
-def test_an_unknown_segmenter_names_the_nearest():
+def test_unknown_segmenter_suggests_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'jieba'"):
         load_segmenter("jeiba")
 
@@ -29,6 +29,6 @@ def test_encode_batch_with_jieba_marks_words_instead_of_characters():
     joined = encode_batch([text], tokenizer, 0.0, segment=load_segmenter("jieba")).splits["train"]
     assert plain.ids.tolist() == joined.ids.tolist()
     tokens = [tokenizer.tokens[i] for i in joined.ids]
-    begins = [token for token, start in zip(tokens, joined.word_starts, strict=True) if start]
-    assert begins[0] == "我" and "们" not in begins and "京" not in begins
+    starts = [token for token, start in zip(tokens, joined.word_starts, strict=True) if start]
+    assert starts[0] == "我" and "们" not in starts and "京" not in starts
     assert joined.counts.words < plain.counts.words

@@ -1,1 +1,1 @@
-"""examples."""
+"""Training examples: packing, sentence pairs, batches and their order."""

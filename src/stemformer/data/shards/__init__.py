@@ -1,1 +1,1 @@
-"""shards."""
+"""Shards: tokenized corpora on disk, written resumably and read memory-mapped."""

@@ -1,1 +1,1 @@
-"""tokenization."""
+"""Tokenizers: load, save, apply and train WordPiece and byte-level BPE vocabularies."""

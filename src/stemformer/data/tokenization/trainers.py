@@ -1,23 +1,39 @@
-"""Text to ids and back: train, load, save and apply a WordPiece vocabulary or a byte-level BPE.
+"""Training of WordPiece and byte-level BPE tokenizers: the same result for texts in any order, in every run.
 
-The work is done by the `tokenizers` library; this file adds three things to it.
+WordPiece training is not left to the `tokenizers` library alone: its trainer numbers characters in the order of a hash
+map and breaks ties between merges by these numbers. Here, words and characters are counted first, characters are sorted
+by (-count, code point), and the trainer receives them and their `##` forms as tokens with fixed ids.
 
-*Speed.* The ids of a word depend on that word alone, so a text is cut into chunks at places where BERT always cuts, and
-each different chunk goes through the library once.
-*Plain text stays plain.* The characters `[MASK]` in a corpus are three words, not the special token, unless asked for.
-*Repeatable training*, in `wordpiece.py`.
+Source: Sennrich et al. 2016, section 3.2 (merges, as the library implements them); the 2018 code of BERT does not contain
+its training.
 """
 
+import hashlib
 import heapq
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from stemformer.data.tokenization.tokenizer import END_OF_TEXT, Tokenizer, bert_backend
-from stemformer.data.tokenization.wordpiece import count_words, learn_vocabulary, sample_texts
+from stemformer.data.tokenization.tokenizer import (
+    END_OF_TEXT,
+    MAX_WORD_CHARACTERS,
+    SPECIAL_TOKENS,
+    SUBWORD_PREFIX,
+    Tokenizer,
+    bert_backend,
+    chunk_pattern,
+    replace_surrogates,
+)
 from stemformer.errors import TokenizerError
+
+# The characters that make up this share of the text may take up to this part of the vocabulary, most frequent first.
+_ALPHABET_SHARES = ((0.90, 1.0), (0.999, 0.75), (0.9999, 0.5))
+_MIN_BPE_VOCAB_SIZE = 257
+_MAX_PART_CHARACTERS = 100_000
 
 
 def train_wordpiece(
@@ -31,102 +47,34 @@ def train_wordpiece(
     max_characters: int = 100_000_000,
     on_text: Callable[[int], None] | None = None,
 ) -> Tokenizer:
-    """Returns a WordPiece tokenizer learned from texts: the same bytes for the same texts, in any order, in every run.
+    """Train a WordPiece tokenizer.
 
-    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK], then come characters by frequency, their `##` forms, and merges. The
-    rarest characters are left out (`ALPHABET_SHARES` in `wordpiece.py`); a word that holds one is [UNK].
+    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK], followed by characters by frequency, their `##` forms, and merges. The
+    rarest characters are left out; a word that has one is [UNK].
 
     Args:
         texts: Documents or lines, read once.
-        vocab_size: Number of ids. A small corpus may give fewer: see the result's `vocab_size`.
-        lowercase: Lower-case the text first.
-        strip_accents: Take accents off first; None does as `lowercase`.
-        min_frequency: Pieces seen less often are not merged.
-        seed: Key of the sample that is drawn where the texts are longer than `max_characters`.
-        max_characters: Characters to learn from, which bounds memory. Texts, long ones in parts, are drawn at random in
-            one pass, and what is drawn does not depend on their order.
-        on_text: Called with the number of characters of each text that was read.
+        vocab_size: Number of ids. A small corpus may yield fewer.
+        strip_accents: None means the same as `lowercase`.
+        min_frequency: Minimum count of a merge.
+        seed: Random seed of the sample if the texts are longer than `max_characters`.
+        max_characters: Size of the sample to train on, which bounds memory. It does not depend on the order of texts;
+            long texts are sampled in parts.
+        on_text: Called with the number of characters of each text read.
 
     Raises:
-        TokenizerError: There is no text, or `vocab_size` cannot hold the most frequent characters.
+        TokenizerError: There is no text, or `vocab_size` is too small for the most frequent characters.
 
     Example:
         >>> train_wordpiece(["to be or not to be"], vocab_size=24).tokens[:7]
         ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'o', 't']
     """
-    vocab = learn_vocabulary(
-        texts,
-        normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents),
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        seed=seed,
-        max_characters=max_characters,
-        on_text=on_text,
-    )
-    return Tokenizer(bert_backend(vocab, {"lowercase": lowercase, "strip_accents": strip_accents}))
-
-
-def train_byte_bpe(
-    texts: Iterable[str],
-    *,
-    vocab_size: int,
-    min_frequency: int = 2,
-    seed: int = 0,
-    max_characters: int = 100_000_000,
-    on_text: Callable[[int], None] | None = None,
-) -> Tokenizer:
-    """Returns a byte-level BPE tokenizer, as GPT-2 has one, learned from texts: the same for the same texts, in any order, in every run.
-
-    Id 0 is `<|endoftext|>`, then come the 256 bytes, then merges. Every text can be spelled, and decodes to itself.
-
-    Args:
-        texts: Documents or lines, read once.
-        vocab_size: Number of ids, at least 257. A small corpus may give fewer: see the result's `vocab_size`.
-        min_frequency: Pairs seen less often are not joined.
-        seed: As for `train_wordpiece`, like the next two.
-        max_characters: Characters to learn from.
-        on_text: Called with the number of characters of each text that was read.
-
-    Raises:
-        TokenizerError: There is no text, or `vocab_size` cannot hold the bytes.
-
-    Example:
-        >>> tokenizer = train_byte_bpe(["to be or not to be"], vocab_size=260)
-        >>> tokenizer.decode(tokenizer.encode("not to be 🙂").ids)
-        'not to be 🙂'
-
-    Source: Radford et al. 2019, section 2.2; Sennrich et al. 2016, section 3.2.
-    """
-    if vocab_size < _FEWEST_BPE_IDS:
-        raise TokenizerError(
-            f"vocab_size is {vocab_size}: expected at least {_FEWEST_BPE_IDS}, for 256 bytes and the end of a text"
-        )
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    sampled = sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text)
-    num_texts = 0
-
-    def counted() -> Iterator[str]:
-        nonlocal num_texts
-        for text in sampled:
-            num_texts += bool(text.strip())
-            yield text
-
-    backend.train_from_iterator(counted(), trainer)
-    if not num_texts:
-        raise TokenizerError("no text to train a tokenizer on: give files that hold some")
-    return Tokenizer(backend)
-
-
-_FEWEST_BPE_IDS = 257
+    options = {"lowercase": lowercase, "strip_accents": strip_accents}
+    normalizer = normalizers.BertNormalizer(**options)
+    words = _count_words(texts, normalizer, seed=seed, max_characters=max_characters, on_text=on_text)
+    alphabet = _choose_alphabet(words, vocab_size)
+    vocab = _train_merges(words, alphabet, vocab_size=vocab_size, min_frequency=min_frequency)
+    return Tokenizer(bert_backend(vocab, options))
 
 
 def extend_wordpiece(
@@ -139,47 +87,226 @@ def extend_wordpiece(
     max_characters: int = 100_000_000,
     on_text: Callable[[int], None] | None = None,
 ) -> Tokenizer:
-    """Returns a WordPiece tokenizer with whole words of other texts added; the ids that there were stay.
+    """Add full words of other texts to a WordPiece tokenizer; existing ids are kept.
 
-    Added are the words that the texts become shorter by most: those with the largest count x (pieces - 1), one that was [UNK]
-    counted as two pieces. Ties go by the word.
+    Words are added by the number of tokens that they save: count x (pieces - 1), where [UNK] counts as two pieces.
 
     Args:
-        tokenizer: Its normalizer and vocabulary are kept.
-        texts: Of the new domain or language, read once.
-        vocab_size: Number of ids at most, the old ones included.
-        min_frequency: Words seen less often are not added.
-        seed: As for `train_wordpiece`, like the next two.
-        max_characters: Characters to count words in.
-        on_text: Called with the number of characters of each text that was read.
+        texts: Texts of the new domain or language, read once.
+        vocab_size: Maximum number of ids, existing ones included.
+        min_frequency: Minimum count of a word.
+        seed: Random seed of the sample if the texts are longer than `max_characters`.
+        max_characters: Size of the sample in which words are counted.
+        on_text: Called with the number of characters of each text read.
 
     Raises:
-        TokenizerError: Not a WordPiece of BERT, a `vocab_size` without room, or no text.
+        TokenizerError: The tokenizer is not BERT's WordPiece, `vocab_size` leaves no room, or there is no text.
 
     Example:
         >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
         >>> extend_wordpiece(tokenizer, ["not robots", "no robots"], vocab_size=18).tokens[17]
         'robots'
 
-    Source: the choice by tokens saved: Hong et al. 2021 (AVocaDo), section 3.1, without its regularisation.
+    Source: Hong et al. 2021 (AVocaDo), section 3.1 (words by tokens saved), without its regularization.
     """
     if not tokenizer._bert_normalizer or tokenizer.kind != "wordpiece":
-        raise TokenizerError("only a WordPiece vocabulary with BERT's normalizer can be extended: train a new one")
+        raise TokenizerError("Only a WordPiece vocabulary with BERT's normalizer can be extended. Train a new one.")
     if vocab_size <= tokenizer.vocab_size:
         raise TokenizerError(
-            f"vocab_size is {vocab_size:,}, the vocabulary has {tokenizer.vocab_size:,} ids already: expected more"
+            f"vocab_size is {vocab_size:,}: expected more than the {tokenizer.vocab_size:,} existing ids."
         )
     settings = json.loads(tokenizer._backend.to_str())
-    normalizer = tokenizer._backend.normalizer
-    words = count_words(texts, normalizer, seed=seed, max_characters=max_characters, on_text=on_text)
-    model = tokenizer._backend.model
+    normalizer, model = tokenizer._backend.normalizer, tokenizer._backend.model
+    words = _count_words(texts, normalizer, seed=seed, max_characters=max_characters, on_text=on_text)
     vocab = settings["model"]["vocab"]
-    gains = {
+    savings = {
         word: count * max(1, len(model.tokenize(word)) - 1)
         for word, count in words.items()
         if count >= min_frequency and word not in vocab
     }
-    room = vocab_size - tokenizer.vocab_size
-    added = heapq.nsmallest(room, gains, key=lambda word: (-gains[word], word))
+    added = heapq.nsmallest(vocab_size - tokenizer.vocab_size, savings, key=lambda word: (-savings[word], word))
     vocab.update((word, tokenizer.vocab_size + number) for number, word in enumerate(added))
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(settings)))
+
+
+def train_byte_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    min_frequency: int = 2,
+    seed: int = 0,
+    max_characters: int = 100_000_000,
+    on_text: Callable[[int], None] | None = None,
+) -> Tokenizer:
+    """Train a byte-level BPE tokenizer as in GPT-2.
+
+    Id 0 is `<|endoftext|>`, followed by the 256 bytes and the merges. Every text can be encoded and decodes to itself.
+
+    Args:
+        texts: Documents or lines, read once.
+        vocab_size: Number of ids, at least 257. A small corpus may yield fewer.
+        min_frequency: Minimum count of a merge.
+        seed: Random seed of the sample if the texts are longer than `max_characters`.
+        max_characters: Size of the sample to train on.
+        on_text: Called with the number of characters of each text read.
+
+    Raises:
+        TokenizerError: There is no text, or `vocab_size` is below 257.
+
+    Example:
+        >>> tokenizer = train_byte_bpe(["to be or not to be"], vocab_size=260)
+        >>> tokenizer.decode(tokenizer.encode("not to be 🙂").ids)
+        'not to be 🙂'
+
+    Source: Radford et al. 2019, section 2.2; Sennrich et al. 2016, section 3.2.
+    """
+    if vocab_size < _MIN_BPE_VOCAB_SIZE:
+        raise TokenizerError(
+            f"vocab_size is {vocab_size}: expected at least {_MIN_BPE_VOCAB_SIZE}, for 256 bytes and {END_OF_TEXT}."
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    num_texts = 0
+
+    def counted_texts() -> Iterator[str]:
+        nonlocal num_texts
+        for text in sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text):
+            num_texts += bool(text.strip())
+            yield text
+
+    backend.train_from_iterator(counted_texts(), trainer)
+    if not num_texts:
+        raise TokenizerError("There is no text to train a tokenizer on. Pass files that contain text.")
+    return Tokenizer(backend)
+
+
+def sample_texts(
+    texts: Iterable[str], *, seed: int, max_characters: int, on_text: Callable[[int], None] | None
+) -> Iterator[str]:
+    """Yield a random sample of texts that does not depend on their order, in memory for the sample only.
+
+    Texts are taken by ascending keyed hash while they fit into `max_characters`; long texts are split into parts.
+
+    Args:
+        on_text: Called with the number of characters of each text read.
+    """
+    key = seed.to_bytes(8, "little", signed=True)
+    size = max(1, min(_MAX_PART_CHARACTERS, max_characters // 10))
+    kept: list[tuple[int, str]] = []  # heap with the largest hash on top
+    total, limit = 0, 1 << 128
+    for text in texts:
+        if on_text is not None:
+            on_text(len(text))
+        for part in _parts(replace_surrogates(text), size):
+            number = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=16, key=key).digest(), "little")
+            if number >= limit:
+                continue
+            heapq.heappush(kept, (-number, part))
+            total += len(part)
+            while total > max_characters:
+                negative, dropped = heapq.heappop(kept)
+                limit = -negative
+                total -= len(dropped)
+    yield from (part for _, part in sorted(kept, reverse=True))
+
+
+def _parts(text: str, size: int) -> Iterator[str]:
+    """Split a text into parts of at most `size` characters: after a newline, else at a space, else anywhere."""
+    start = 0
+    while len(text) - start > size:
+        line, space = text.rfind("\n", start, start + size), text.rfind(" ", start, start + size)
+        end = (line if line >= 0 else space) + 1 or start + size
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _count_words(
+    texts: Iterable[str],
+    normalizer: Any,
+    *,
+    seed: int,
+    max_characters: int,
+    on_text: Callable[[int], None] | None,
+) -> Counter[str]:
+    """Count the normalized words of a sample of texts."""
+    chunks: Counter[str] = Counter()
+    pattern = chunk_pattern(ideographs=True)
+    for text in sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text):
+        chunks.update(pattern.findall(text))
+    # Each distinct chunk is normalized and split once.
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
+            if len(word) <= MAX_WORD_CHARACTERS:
+                words[word] += count
+    if not words:
+        raise TokenizerError(
+            f"There are no words to train a tokenizer on, expected text in words of at most {MAX_WORD_CHARACTERS} "
+            "characters. Separate longer runs, such as DNA, by spaces."
+        )
+    return words
+
+
+def _choose_alphabet(words: Counter[str], vocab_size: int) -> list[str]:
+    """Return the characters to keep by (-count, code point), then the `##` forms of those inside words."""
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, count in words.items():
+        inside.update(word[1:])
+        for character in word:
+            counts[character] += count
+    ordered = sorted(counts, key=lambda character: (-counts[character], character))
+    total, covered, entries, kept = counts.total(), 0, len(SPECIAL_TOKENS), 0
+    for character in ordered:
+        part = next((part for share, part in _ALPHABET_SHARES if covered < share * total), 0.0)
+        entries += 1 + (character in inside)
+        if entries > part * vocab_size:
+            break
+        covered += counts[character]
+        kept += 1
+    min_share = _ALPHABET_SHARES[0][0]
+    if covered < min_share * total:
+        raise TokenizerError(
+            f"vocab_size {vocab_size} holds the characters of {covered / total:.0%} of the text, expected at least "
+            f"{min_share:.0%}. Use a larger vocab_size."
+        )
+    return ordered[:kept] + [SUBWORD_PREFIX + character for character in ordered[:kept] if character in inside]
+
+
+def _train_merges(
+    words: Counter[str], alphabet: Sequence[str], *, vocab_size: int, min_frequency: int
+) -> dict[str, int]:
+    """Return token -> id, by id."""
+    characters = [token for token in alphabet if not token.startswith(SUBWORD_PREFIX)]
+    known = frozenset(characters)
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        show_progress=False,
+        # As special tokens, the alphabet has fixed ids, which break ties between merges.
+        special_tokens=[*SPECIAL_TOKENS, *alphabet],
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+    )
+    backend.train_from_iterator(_repeat(word for word in sorted(words.items()) if known.issuperset(word[0])), trainer)
+    vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    return dict(sorted(vocab.items(), key=lambda entry: entry[1]))
+
+
+def _repeat(counts: Iterable[tuple[str, int]], batch_size: int = 1000) -> Iterator[str]:
+    """Yield each word as often as its count: the library takes text, not counts."""
+    for word, count in counts:
+        for done in range(0, count, batch_size):
+            yield f"{word} " * min(batch_size, count - done)

@@ -1,7 +1,7 @@
-"""Where words begin in text that is written without spaces.
+"""Word segmentation of text written without spaces.
 
-A tokenizer for BERT takes Chinese apart into single characters, each a word of its own to it. A segmenter finds the words that people
-see, so that whole-word and span masking hide those. It only joins: a token stays a word start unless it stands inside such a word.
+BERT's tokenizer splits Chinese into single characters, each a word. A segmenter finds actual words, so that whole-word
+and span masking cover those. It only joins: a token remains a word start unless it is inside a segmented word.
 """
 
 import re
@@ -15,7 +15,7 @@ from stemformer.config import nearest
 from stemformer.errors import ConfigError
 
 Segmenter = Callable[[str], list[str]]
-"""From a text to its words, which put together give the text again."""
+"""Splits a text into words whose concatenation is the text."""
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 
@@ -26,13 +26,12 @@ def join_words(
     offsets: Integer[np.ndarray, "n 2"],
     segment: Segmenter,
 ) -> Bool[np.ndarray, "n"]:
-    """Returns the word starts of a text's tokens, without those inside a word of several Han characters.
+    """Return the word starts of a text's tokens without those inside a word of several Han characters.
 
     Args:
-        text: What was tokenized.
-        word_starts: The tokenizer's own.
-        offsets: First character of each token, and one past its last.
-        segment: Finds words in a run of Han characters.
+        word_starts: Word starts of the tokenizer.
+        offsets: Start and end (exclusive) of each token in characters.
+        segment: Segments a run of Han characters.
 
     Example:
         >>> starts, offsets = np.ones(3, bool), np.array([[0, 1], [1, 2], [2, 3]])
@@ -41,29 +40,30 @@ def join_words(
     """
     inside = np.zeros(len(text) + 1, bool)
     for run in _HAN.finditer(text):
-        place = run.start()
+        start = run.start()
         for word in segment(run.group()):
-            inside[place + 1 : place + len(word)] = True
-            place += len(word)
+            inside[start + 1 : start + len(word)] = True
+            start += len(word)
     joined: np.ndarray = word_starts & ~inside[offsets[:, 0]]
     return joined
 
 
 def load_segmenter(name: str) -> Segmenter | None:
-    """Returns the segmenter of a name; None for `tokenizer`, which leaves words as the tokenizer sees them.
+    """Load a segmenter by name; None for `tokenizer`, which keeps the tokenizer's words.
 
     Raises:
-        ConfigError: No such segmenter, or its package is not installed.
+        ConfigError: The name is unknown, or its package is not installed.
     """
     if name not in SEGMENTERS:
-        raise ConfigError(f"--words {name}{nearest(name, SEGMENTERS)}: expected one of {', '.join(SEGMENTERS)}")
+        raise ConfigError(f"--words is {name!r}, expected one of {', '.join(SEGMENTERS)}{nearest(name, SEGMENTERS)}.")
     return SEGMENTERS[name]()
 
 
-def _jieba() -> Segmenter:
+def _load_jieba() -> Segmenter:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is older than today's warnings
+            # jieba's own code raises SyntaxWarnings on recent versions of Python.
+            warnings.simplefilter("ignore")
             import jieba
     except ImportError as error:
         raise ConfigError('--words jieba needs the package jieba: pip install "stemformer[zh]"') from error
@@ -72,5 +72,5 @@ def _jieba() -> Segmenter:
     return segmenter
 
 
-SEGMENTERS: dict[str, Callable[[], Segmenter | None]] = {"tokenizer": lambda: None, "jieba": _jieba}
-"""Name on the command line -> what loads it."""
+SEGMENTERS: dict[str, Callable[[], Segmenter | None]] = {"tokenizer": lambda: None, "jieba": _load_jieba}
+"""Value of --words -> loader of the segmenter."""
