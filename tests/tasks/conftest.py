@@ -1,4 +1,4 @@
-"""A tokenizer that knows letters, a few words and Chinese characters, and a tiny model over its vocabulary."""
+"""A tokenizer for letters, a few words and Chinese characters, and a tiny model over its vocabulary."""
 
 import string
 
@@ -29,7 +29,7 @@ WORDS = [
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    """WordPiece, lower-cased; every text in Latin letters can be spelled."""
+    """Lower-cased WordPiece tokenizer that can spell any text in Latin letters."""
     letters = [c for c in string.ascii_lowercase + string.digits if c not in WORDS]
     pieces = [f"##{c}" for c in string.ascii_lowercase + string.digits]
     vocabulary = [
@@ -54,7 +54,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model_for(tokenizer):
-    """A function from a task to a tiny random model with its head, in evaluation mode."""
+    """Return a function from a task to a tiny random model with its head, in evaluation mode."""
 
     def make(task, seed=0):
         config = BertConfig(

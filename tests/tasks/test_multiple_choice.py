@@ -1,4 +1,4 @@
-"""Which of several options goes with a text."""
+"""Multiple choice."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from stemformer.data.examples.batch import collate
 from stemformer.data.labelled.multiple_choice import ChoiceQuestion
-from stemformer.tasks.multiple_choice import Choice
+from stemformer.tasks.multiple_choice import MultipleChoice
 from stemformer.tasks.task import TaskConfig
 
 RECORDS = [
@@ -14,44 +14,44 @@ RECORDS = [
     ChoiceQuestion("2", "a quiet garden", "", ("the old king", "green", "playing"), 0),
     ChoiceQuestion("3", "where", "", ("a", "b"), None),
 ]
-TASK = Choice(TaskConfig("choice"))
+TASK = MultipleChoice(TaskConfig("choice"))
 
 
 def test_each_option_is_a_pair_with_the_text(tokenizer):
     examples = TASK.encode(RECORDS, tokenizer, max_length=64)
     first = examples.examples[0]
     prompt, *options = (ids.tolist() for ids in tokenizer.encode_ids(["the king sees", "who a river", "who a garden"]))
-    cls, sep = tokenizer.cls_id, tokenizer.sep_id
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     assert first.input_ids.tolist() == [i for option in options for i in (cls, *prompt, sep, *option, sep)]
     assert first.lengths.tolist() == [len(prompt) + len(option) + 3 for option in options]
     assert first.token_type_ids.tolist() == [
         s for option in options for s in [0] * (len(prompt) + 2) + [1] * (len(option) + 1)
     ]
     assert first.sequence_labels.tolist() == [[0, 0], [1, 1]]
-    assert examples.counted == {}
+    assert examples.counts == {}
 
 
-def test_options_that_are_cut_are_counted(tokenizer):
+def test_truncated_options_are_counted(tokenizer):
     records = [ChoiceQuestion("1", "the king " * 20, "", ("a river", "a garden"), 1)]
     examples = TASK.encode(records, tokenizer, max_length=16)
-    assert examples.counted == {"options cut to fit": 2}
+    assert examples.counts == {"options truncated": 2}
     (example,) = examples.examples
     assert example.lengths.tolist() == [16, 16]
     assert example.input_ids[-3:-1].tolist() == tokenizer.encode_ids(["a garden"])[0].tolist()
 
 
-def test_loss_lets_the_options_of_a_question_compete(tokenizer):
+def test_loss_is_a_softmax_over_the_options_of_a_question(tokenizer):
     examples = TASK.encode(RECORDS[:2], tokenizer, max_length=64)
     batch = collate(examples.examples, range(2))
     scores = torch.tensor([0.5, 1.0, 2.0, -1.0, 0.0])[:, None]
-    loss = TASK.loss_of(scores, batch)
+    loss = TASK.loss_from_scores(scores, batch)
     expected = -torch.log_softmax(scores[:2, 0], 0)[1] - torch.log_softmax(scores[2:, 0], 0)[0]
     assert loss.total.item() == pytest.approx(expected.item())
     assert (loss.count, int(loss.correct)) == (2, 2)
     assert TASK.counts(batch) == {"choice": 2}
 
 
-def test_likeliest_option_is_taken(tokenizer):
+def test_most_probable_option_is_chosen(tokenizer):
     examples = TASK.encode(RECORDS, tokenizer, max_length=64)
     scores = [np.array([[float(i == n)] for i in range(len(r.choices))], np.float32) for n, r in enumerate(RECORDS)]
     found = TASK.decode([scores[0], scores[1], scores[1][:2]], examples, RECORDS)
@@ -61,13 +61,13 @@ def test_likeliest_option_is_taken(tokenizer):
         assert sum(prediction.probabilities) == pytest.approx(1)
 
 
-def test_question_may_have_more_options_than_its_neighbour(tokenizer, model_for):
+def test_questions_may_have_different_numbers_of_options(tokenizer, model_for):
     examples = TASK.encode(RECORDS, tokenizer, max_length=64)
     assert [TASK.num_scores(e) for e in examples.examples] == [2, 3, 2]
     batch = collate(examples.examples[:2], range(2))
     model = model_for(TASK)
     arguments = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen)
-    states = model.body(*arguments, rows=TASK.places(batch))
+    states = model.body(*arguments, rows=TASK.scored_positions(batch))
     assert TASK.scores(model, states, batch).shape == (5, 1)
 
 

@@ -1,4 +1,4 @@
-"""Answers in passages."""
+"""Extractive question answering."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from stemformer.tasks.task import TaskConfig
 PASSAGE = "The old king (not the young one) sees a green river. Playing in the café's garden, he isn't quiet: 你好世界!"
 
 
-def question(answer=None, *, context=PASSAGE, asked="who sees?", place=None):
-    at = context.index(answer) if answer is not None and place is None else place
+def question(answer=None, *, context=PASSAGE, text="who sees?", start=None):
+    at = context.index(answer) if answer is not None and start is None else start
     answers = () if answer is None else ((answer, at),)
     gold = () if answer is None else (answer,)
-    return Question("q", asked, context, answers, "", answer is None, gold)
+    return Question("q", text, context, answers, "", answer is None, gold)
 
 
 def task(**settings):
@@ -22,7 +22,7 @@ def task(**settings):
 
 
 def perfect_scores(examples):
-    """Scores that are high at the answers alone."""
+    """Logits that are high at the answers only."""
     scores = []
     for example in examples.examples:
         rows = np.full((len(example.input_ids), 2), -5, np.float32)
@@ -58,10 +58,10 @@ def test_decoded_answer_is_exactly_its_characters(tokenizer, answer, max_length)
     assert found.candidates[0].text == answer
 
 
-def test_windows_hold_the_passage_and_mark_the_answer_where_it_is_whole(tokenizer):
+def test_windows_cover_the_passage_and_mark_the_answer_where_it_is_complete(tokenizer):
     records = [question("green river")]
     examples = task(stride=4).encode(records, tokenizer, max_length=20)
-    assert examples.counted == {"passages read in windows": 1}
+    assert examples.counts == {"passages split into windows": 1}
     offsets = {tuple(row) for window in examples.scored for row in window.offsets.tolist()}
     assert offsets == {tuple(row) for row in tokenizer.encode(PASSAGE).offsets.tolist()}
     marked = 0
@@ -78,15 +78,15 @@ def test_windows_hold_the_passage_and_mark_the_answer_where_it_is_whole(tokenize
     assert marked
 
 
-def test_long_question_is_cut_and_counted(tokenizer):
-    examples = task().encode([question("river", asked="who " * 200)], tokenizer, max_length=40)
-    assert examples.counted["questions cut to fit"] == 1
+def test_long_question_is_truncated_and_counted(tokenizer):
+    examples = task().encode([question("river", text="who " * 200)], tokenizer, max_length=40)
+    assert examples.counts["questions truncated"] == 1
     assert all(len(e.input_ids) <= 40 for e in examples.examples)
 
 
-def test_answer_that_no_token_holds_is_counted(tokenizer):
+def test_answer_that_matches_no_token_is_counted(tokenizer):
     examples = task().encode([question("\u200b", context="a \u200b king")], tokenizer, max_length=40)
-    assert examples.counted == {"answers that no token holds": 1}
+    assert examples.counts == {"answers that match no token": 1}
     assert examples.examples[0].sequence_labels.tolist() == [[0, 0]]
 
 
@@ -96,23 +96,23 @@ def test_question_without_an_answer_is_trained_to_point_at_the_first_token(token
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 23])
-@pytest.mark.parametrize("longest", [1, 3, 30])
-def test_best_spans_are_those_of_an_exhaustive_search(n, longest):
-    rng = np.random.default_rng(n * longest)
+@pytest.mark.parametrize("max_tokens", [1, 3, 30])
+def test_best_spans_equal_an_exhaustive_search(n, max_tokens):
+    rng = np.random.default_rng(n * max_tokens)
     scores = rng.normal(size=(n + 5, 2)).astype(np.float32)
     window = Window(3, np.stack([np.arange(n) * 2, np.arange(n) * 2 + 1], 1))
     wide = scores.astype(np.float64)
     every = [
-        (wide[3 + i, 0] + wide[3 + j, 1], 2 * i, 2 * j + 1) for i in range(n) for j in range(i, min(n, i + longest))
+        (wide[3 + i, 0] + wide[3 + j, 1], 2 * i, 2 * j + 1) for i in range(n) for j in range(i, min(n, i + max_tokens))
     ]
     expected = sorted(every, key=lambda span: -span[0])[:20]
-    found = best_spans(scores, window, longest=longest)
+    found = best_spans(scores, window, max_tokens=max_tokens)
     assert [(b, e) for _, b, e in found] == [(b, e) for _, b, e in expected]
     np.testing.assert_allclose([s for s, *_ in found], [s for s, *_ in expected])
 
 
 def test_window_without_a_token_has_no_span():
-    assert best_spans(np.zeros((3, 2), np.float32), Window(3, np.zeros((0, 2), np.int64)), longest=5) == []
+    assert best_spans(np.zeros((3, 2), np.float32), Window(3, np.zeros((0, 2), np.int64)), max_tokens=5) == []
 
 
 def test_best_span_of_all_windows_is_the_answer(tokenizer):
@@ -131,18 +131,18 @@ def test_best_span_of_all_windows_is_the_answer(tokenizer):
 
 @pytest.mark.parametrize(("threshold", "text"), [(-3.0, ""), (0.0, "river"), (5.0, "river")])
 def test_threshold_decides_whether_there_is_an_answer(tokenizer, threshold, text):
-    asked = QuestionAnswering(TaskConfig("qa", no_answer=True), threshold=threshold)
+    task = QuestionAnswering(TaskConfig("qa", no_answer=True), threshold=threshold)
     records = [question("river")]
-    examples = asked.encode(records, tokenizer, max_length=64)
+    examples = task.encode(records, tokenizer, max_length=64)
     scores = perfect_scores(examples)
-    scores[0][0] = 4  # of [CLS], sum 8: 2 below that of the span
-    (found,) = asked.decode(scores, examples, records)
+    # Scores of [CLS], sum 8: 2 below that of the span.
+    scores[0][0] = 4
+    (found,) = task.decode(scores, examples, records)
     assert found.no_answer == pytest.approx(-2)
     assert found.text == text
     p = np.exp([10, 8]) / np.exp([10, 8]).sum()
-    assert found.probability == pytest.approx(
-        p[1 if text == "" else 0], abs=1e-3
-    )  # all other spans have less than 1e-3
+    # All other spans have a probability below 1e-3.
+    assert found.probability == pytest.approx(p[1 if text == "" else 0], abs=1e-3)
 
 
 def test_question_that_must_have_an_answer_gets_one(tokenizer):

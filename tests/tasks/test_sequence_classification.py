@@ -1,4 +1,4 @@
-"""One text or two, to a class, labels or a number."""
+"""Classification, multi-label classification and regression of texts and pairs."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ import torch
 from stemformer.data.examples.batch import Example, collate
 from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.data.labelled.text_classification import TextExample
-from stemformer.tasks.sequence_classification import Classify
+from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.tasks.task import TaskConfig
 
 LONG = "the old king sees a green river . who sees a quiet garden ? the river ."  # 17 tokens
@@ -28,35 +28,31 @@ def ids_of(example):
 
 
 def classes(**settings):
-    return Classify(TaskConfig("classify", **settings), ("no", "yes"))
+    return SequenceClassification(TaskConfig("classify", **settings), ("no", "yes"))
 
 
 def batch_of(answers):
-    """A batch of sequences of one token with these answers."""
+    """Return a batch of one-token sequences with these answers."""
     none = np.empty(0, np.int64)
-    given = [np.array([answer]) for answer in answers]
-    examples = [
-        Example(
-            np.array([5]), np.array([1]), none, none, sequence_labels=a.astype(np.float32) if a.dtype.kind == "f" else a
-        )
-        for a in given
-    ]
+    labels = [np.array([answer]) for answer in answers]
+    labels = [a.astype(np.float32) if a.dtype.kind == "f" else a for a in labels]
+    examples = [Example(np.array([5]), np.array([1]), none, none, sequence_labels=a) for a in labels]
     return collate(examples, range(len(examples)))
 
 
 # Encoding
 
 
-def test_short_texts_are_whole_and_nothing_is_counted(tokenizer):
+def test_short_texts_are_complete_and_nothing_is_counted(tokenizer):
     examples = encode(classes(), [record("the king", label="yes"), record("a river", label="no")], tokenizer)
-    assert examples.counted == {}
+    assert examples.counts == {}
     assert examples.records.tolist() == [0, 1]
     assert [e.sequence_labels.tolist() for e in examples.examples] == [[1], [0]]
 
 
-def test_long_text_is_read_in_windows_that_hold_all_of_it(tokenizer):
+def test_long_text_is_split_into_windows_that_cover_it(tokenizer):
     examples = encode(classes(), [record("the king"), record(LONG)], tokenizer, max_length=10)
-    assert examples.counted == {"texts read in windows": 1}
+    assert examples.counts == {"texts split into windows": 1}
     assert examples.records.tolist() == [0, 1, 1, 1]
     assert all(len(e.input_ids) <= 10 for e in examples.examples)
     pieces = [i for e in examples.examples[1:] for i in ids_of(e)[1:-1]]
@@ -65,41 +61,41 @@ def test_long_text_is_read_in_windows_that_hold_all_of_it(tokenizer):
 
 def test_head_and_tail_keep_a_quarter_and_three_quarters(tokenizer):
     (example,) = encode(classes(long_texts="head_tail"), [record(LONG)], tokenizer, max_length=10).examples
-    whole = tokenizer.encode_ids([LONG])[0].tolist()
-    assert ids_of(example)[1:-1] == whole[:2] + whole[-6:]
+    ids = tokenizer.encode_ids([LONG])[0].tolist()
+    assert ids_of(example)[1:-1] == ids[:2] + ids[-6:]
 
 
-def test_cut_keeps_the_beginning(tokenizer):
+def test_truncation_keeps_the_beginning(tokenizer):
     examples = encode(classes(long_texts="cut"), [record(LONG)], tokenizer, max_length=10)
-    assert examples.counted == {"texts cut to fit": 1}
+    assert examples.counts == {"texts truncated": 1}
     assert ids_of(examples.examples[0])[1:-1] == tokenizer.encode_ids([LONG])[0].tolist()[:8]
 
 
 def test_head_and_tail_are_counted(tokenizer):
     examples = encode(classes(long_texts="head_tail"), [record(LONG), record("a")], tokenizer, max_length=10)
-    assert examples.counted == {"texts of which the middle was cut": 1}
+    assert examples.counts == {"texts truncated in the middle": 1}
 
 
 @pytest.mark.parametrize("texts", [(LONG, "a river"), ("a river", LONG), (LONG, LONG)])
-def test_pair_is_trimmed_at_the_longer_text(tokenizer, texts):
-    task = Classify(TaskConfig("pair"), ("no", "yes"))
+def test_pair_is_truncated_at_the_longer_text(tokenizer, texts):
+    task = SequenceClassification(TaskConfig("pair"), ("no", "yes"))
     examples = encode(task, [record(*texts)], tokenizer, max_length=13)
-    assert examples.counted == {"pairs cut to fit": 1}
+    assert examples.counts == {"pairs truncated": 1}
     (example,) = examples.examples
     a, b = (tokenizer.encode_ids([text])[0].tolist() for text in texts)
     while len(a) + len(b) > 10:
         (a if len(a) > len(b) else b).pop()
-    assert ids_of(example) == [tokenizer.cls_id, *a, tokenizer.sep_id, *b, tokenizer.sep_id]
+    assert ids_of(example) == [tokenizer.cls_token_id, *a, tokenizer.sep_token_id, *b, tokenizer.sep_token_id]
     assert example.token_type_ids.tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
 
 
-def test_label_that_was_not_trained_is_not_scored(tokenizer):
+def test_label_unknown_to_the_task_is_not_scored(tokenizer):
     (example,) = encode(classes(), [record("the king", label="maybe")], tokenizer).examples
     assert example.sequence_labels is None
 
 
-def test_labels_become_a_row_of_zeros_and_ones(tokenizer):
-    task = Classify(TaskConfig("classify", kind="labels"), ("a", "b", "c"))
+def test_labels_become_a_multi_hot_row(tokenizer):
+    task = SequenceClassification(TaskConfig("classify", kind="labels"), ("a", "b", "c"))
     records = [record("x", label=("c", "a")), record("x", label=()), record("x", label=("b", "new"))]
     rows = [e.sequence_labels.tolist() for e in encode(task, records, tokenizer).examples]
     assert rows == [[[1, 0, 1]], [[0, 0, 0]], [[0, 1, 0]]]
@@ -110,38 +106,40 @@ def test_symbols_are_read_as_their_words(tokenizer):
     task.symbols = SymbolMap({"A": "king", "C": "river", "*": "old"})
     examples = encode(task, [record("ACN")], tokenizer)
     assert ids_of(examples.examples[0])[1:-1] == tokenizer.encode_ids(["king river old"])[0].tolist()
-    assert examples.counted == {"unknown symbols": 1}
+    assert examples.counts == {"unknown symbols": 1}
 
 
 # Loss
 
 
-def test_balance_weighs_classes_as_if_they_were_equally_frequent():
+def test_balance_gives_all_classes_equal_weight():
     batch = batch_of([0, 0, 0, 1])
     scores = torch.zeros(4, 2)
-    plain = Classify(TaskConfig("classify"), ("no", "yes"), [3, 1]).loss_of(scores, batch).total
-    task = Classify(TaskConfig("classify", balance=True), ("no", "yes"), [3, 1])
-    assert task._weights.tolist() == pytest.approx([4 / 6, 2.0])
-    assert task.loss_of(scores, batch).total == pytest.approx(plain.item())  # the mean weight of the training data is 1
-    each = [task.loss_of(scores[:1], batch_of([label])).total.item() for label in (0, 1)]
+    plain = SequenceClassification(TaskConfig("classify"), ("no", "yes"), [3, 1]).loss_from_scores(scores, batch).total
+    task = SequenceClassification(TaskConfig("classify", balance=True), ("no", "yes"), [3, 1])
+    assert task._class_weights.tolist() == pytest.approx([4 / 6, 2.0])
+    assert task.loss_from_scores(scores, batch).total == pytest.approx(
+        plain.item()
+    )  # the mean weight of the training data is 1
+    each = [task.loss_from_scores(scores[:1], batch_of([label])).total.item() for label in (0, 1)]
     assert 3 * each[0] == pytest.approx(each[1])
 
 
-def test_smoothing_is_that_of_torch(tokenizer):
+def test_label_smoothing_equals_that_of_torch(tokenizer):
     scores = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     batch = batch_of([0, 1, 1, 0, 1])
-    total = classes(label_smoothing=0.2).loss_of(scores, batch).total
+    total = classes(label_smoothing=0.2).loss_from_scores(scores, batch).total
     expected = torch.nn.functional.cross_entropy(scores, batch.sequence_labels, label_smoothing=0.2, reduction="sum")
     torch.testing.assert_close(total, expected)
 
 
-def test_loss_of_labels_is_the_mean_over_them_and_of_numbers_the_squared_error():
+def test_multi_label_loss_is_the_mean_over_labels_and_regression_loss_the_squared_error():
     scores = torch.tensor([[0.0, 2.0]])
-    task = Classify(TaskConfig("classify", kind="labels"), ("a", "b"))
+    task = SequenceClassification(TaskConfig("classify", kind="labels"), ("a", "b"))
     expected = -(np.log(0.5) + np.log(1 / (1 + np.exp(-2)))) / 2
-    assert task.loss_of(scores, batch_of([[0.0, 1.0]])).total.item() == pytest.approx(expected)
-    task = Classify(TaskConfig("classify", kind="score"))
-    assert task.loss_of(torch.tensor([[1.0]]), batch_of([3.0])).total.item() == 4
+    assert task.loss_from_scores(scores, batch_of([[0.0, 1.0]])).total.item() == pytest.approx(expected)
+    task = SequenceClassification(TaskConfig("classify", kind="score"))
+    assert task.loss_from_scores(torch.tensor([[1.0]]), batch_of([3.0])).total.item() == 4
 
 
 # Decoding
@@ -165,21 +163,21 @@ def test_windows_of_a_text_give_the_mean_of_their_probabilities(tokenizer):
 
 
 @pytest.mark.parametrize(("positive", "expected"), [(0.5, "a,c"), (0.05, "a,b,c"), (0.99, "")])
-def test_labels_above_the_threshold_are_given(tokenizer, positive, expected):
-    task = Classify(TaskConfig("classify", kind="labels", positive=positive), ("a", "b", "c"))
+def test_labels_above_the_threshold_are_predicted(tokenizer, positive, expected):
+    task = SequenceClassification(TaskConfig("classify", kind="labels", positive=positive), ("a", "b", "c"))
     records = [record("x")]
     (found,) = task.decode([np.array([[2.0, -2.0, 0.5]], np.float32)], encode(task, records, tokenizer), records)
     assert found.label == expected
     np.testing.assert_allclose(found.probabilities, 1 / (1 + np.exp([-2.0, 2.0, -0.5])), rtol=1e-6)
 
 
-def test_number_is_told_as_it_is(tokenizer):
-    task, records = Classify(TaskConfig("classify", kind="score")), [record("x")]
+def test_regression_returns_the_number(tokenizer):
+    task, records = SequenceClassification(TaskConfig("classify", kind="score")), [record("x")]
     (found,) = task.decode([np.array([[3.25]], np.float32)], encode(task, records, tokenizer), records)
     assert (found.label, found.score, found.probabilities) == ("", 3.25, ())
 
 
-def test_counts_are_of_sequences(tokenizer):
+def test_counts_are_numbers_of_sequences(tokenizer):
     task = classes()
     examples = encode(task, [record(LONG, label="no")], tokenizer, max_length=10)
     assert task.counts(collate(examples.examples, range(3))) == {"classify": 3}

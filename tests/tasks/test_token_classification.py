@@ -1,4 +1,4 @@
-"""A tag for each word, aligned by offsets."""
+"""Token classification: alignment of words and tokens by offsets."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ import pytest
 
 from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens
 from stemformer.tasks.task import TaskConfig
-from stemformer.tasks.token_classification import IGNORE_INDEX, Tag
+from stemformer.tasks.token_classification import IGNORE_INDEX, TokenClassification
 
 TAGS = ("O", "B-X", "I-X")
 
@@ -18,15 +18,15 @@ def sentence(words, tags=None, joiners=" "):
 
 
 def task(**settings):
-    return Tag(TaskConfig("tag", **settings), TAGS, [8, 1, 1])
+    return TokenClassification(TaskConfig("tag", **settings), TAGS, [8, 1, 1])
 
 
 def scored_tokens(examples, tokenizer):
-    """(word, piece at the place that is scored) of all examples of one sentence."""
+    """Return (word, token at its scored position) of all examples of a sentence."""
     return [
-        (word, tokenizer.tokens[example.input_ids[place]])
+        (word, tokenizer.tokens[example.input_ids[position]])
         for example, words in zip(examples.examples, examples.scored, strict=True)
-        for word, place in zip(words.tolist(), example.label_positions.tolist(), strict=True)
+        for word, position in zip(words.tolist(), example.label_positions.tolist(), strict=True)
     ]
 
 
@@ -44,17 +44,17 @@ def scored_tokens(examples, tokenizer):
     ],
     ids=["plain", "pieces", "punctuation", "joined", "accents", "emoji", "chinese", "mixed"],
 )
-def test_word_is_scored_at_its_first_piece(tokenizer, words, joiners, pieces):
+def test_word_is_scored_at_its_first_token(tokenizer, words, joiners, pieces):
     examples = task().encode([sentence(words, joiners=joiners)], tokenizer, max_length=64)
     assert scored_tokens(examples, tokenizer) == list(enumerate(pieces))
-    assert examples.counted == {}
+    assert examples.counts == {}
 
 
-def test_word_without_a_piece_is_counted_and_filled_in(tokenizer):
+def test_word_without_a_token_is_counted_and_gets_the_default_tag(tokenizer):
     records = [sentence(["king", "\u200b", "river"], ["B-X", "O", "I-X"])]
     examples = task().encode(records, tokenizer, max_length=64)
     assert scored_tokens(examples, tokenizer) == [(0, "king"), (2, "river")]
-    assert examples.counted == {"words without a piece (filled in)": 1}
+    assert examples.counts == {"words without a token (default tag)": 1}
     assert examples.examples[0].labels.tolist() == [1, 2]
     scores = [np.array([[0, 9, 0], [0, 0, 9]], np.float32)]
     (found,) = task().decode(scores, examples, records)
@@ -62,14 +62,14 @@ def test_word_without_a_piece_is_counted_and_filled_in(tokenizer):
     assert found.probabilities[1] == 0
 
 
-def test_sentence_of_no_pieces_at_all_is_filled_in(tokenizer):
+def test_sentence_without_tokens_gets_the_default_tag(tokenizer):
     records = [sentence(["\u200b"], ["O"])]
     examples = task().encode(records, tokenizer, max_length=64)
     (found,) = task().decode([np.zeros((0, 3), np.float32)], examples, records)
     assert found.tags == ("O",)
 
 
-def test_tag_that_was_not_trained_is_left_out_of_the_loss(tokenizer):
+def test_tag_unknown_to_the_task_is_ignored_by_the_loss(tokenizer):
     examples = task().encode([sentence(["a", "king"], ["B-Y", "B-X"])], tokenizer, max_length=64)
     assert examples.examples[0].labels.tolist() == [IGNORE_INDEX, 1]
 
@@ -79,19 +79,20 @@ def test_windows_score_every_word_once_where_it_has_most_context(tokenizer, stri
     words = np.random.default_rng(0).choice(["king", "playing", "a", "isn't", "old", "xyz"], 40).tolist()
     examples = task(stride=stride).encode([sentence(words)], tokenizer, max_length=14)
     assert len(examples) > 3
-    assert examples.counted == {"sentences read in windows": 1}
+    assert examples.counts == {"sentences split into windows": 1}
     assert all(len(e.input_ids) <= 14 for e in examples.examples)
     scored = np.concatenate(examples.scored)
     assert sorted(scored.tolist()) == list(range(len(words)))
-    whole = tokenizer.encode(" ".join(words))
+    encoding = tokenizer.encode(" ".join(words))
     begins, at = [], 0
-    for example in examples.examples:  # where each window begins in the whole
+    # Find where each window begins in the sentence.
+    for example in examples.examples:
         ids = example.input_ids[1:-1].tolist()
-        at = next(i for i in range(at, len(whole.ids)) if whole.ids[i : i + len(ids)].tolist() == ids)
+        at = next(i for i in range(at, len(encoding.ids)) if encoding.ids[i : i + len(ids)].tolist() == ids)
         begins.append(at)
         at += 1
     assert all(b - a <= 12 - stride for a, b in pairwise(begins))
-    firsts = np.flatnonzero(np.isin(whole.offsets[:, 0], [a for a, _ in join_tokens(words)[1]]))
+    firsts = np.flatnonzero(np.isin(encoding.offsets[:, 0], [a for a, _ in join_tokens(words)[1]]))
     for number, words_here in enumerate(examples.scored):
         for word in words_here.tolist():
             context = [min(firsts[word] - b, b + 11 - firsts[word]) for b in begins]

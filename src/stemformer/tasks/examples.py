@@ -1,4 +1,4 @@
-"""What the tasks share: their settings, and examples made from labelled records."""
+"""Examples encoded from labelled records, and how texts are fitted into the model's length."""
 
 import hashlib
 import math
@@ -16,13 +16,14 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """What a model sees of some records: one example each, or several windows of a long one.
+    """Examples encoded from records: one per record, or several windows of a long one.
 
     Attributes:
         examples: In the order of the records.
-        records: (n,) number of the record that each belongs to.
-        scored: For each example what its scores stand for: which words, or where its passage is. Empty where nothing needs to be known.
-        counts: What was windowed, cut or could not be aligned, in words, with how often.
+        records: (n,) index of the record of each example.
+        scored: What the rows of logits of each example refer to: indices of words (tagging) or the
+            `Window` of the passage (question answering). Empty for other tasks.
+        counts: How often texts were split, truncated or could not be aligned, by description.
     """
 
     examples: Sequence[Example]
@@ -34,22 +35,22 @@ class TaskExamples:
         return len(self.examples)
 
     def get_example(self, index: int, rng: np.random.Generator) -> Example:
-        """Returns an example; nothing about it is random."""
+        """Return an example; nothing about it is random."""
         return self.examples[index]
 
     @cached_property
     def sizes(self) -> Int[np.ndarray, "n"]:
-        """Tokens of each example."""
+        """Number of tokens of each example."""
         return np.array([len(e.input_ids) for e in self.examples], np.int64)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all examples, special ones included."""
+        """Total number of tokens, special tokens included."""
         return int(self.sizes.sum())
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all that is trained on."""
+        """SHA-256 (hex) of the inputs and labels of all examples."""
         digest = hashlib.sha256()
         for e in self.examples:
             for part in (e.input_ids, e.lengths, e.label_positions, e.labels, e.sequence_labels):
@@ -65,77 +66,80 @@ def make_example(
     label_positions: Int[np.ndarray, "m"] | None = None,
     labels: Int[np.ndarray, "m"] | None = None,
 ) -> Example:
-    """Returns `[CLS] a [SEP]`, or with two parts `[CLS] a [SEP] b [SEP]`, as one sequence, for which the state of `[CLS]` stands.
+    """Build the sequence `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, represented by the state of `[CLS]`.
 
-    A model that reads from left to right has each text begin as in pre-training, `<eos> a` or `<eos> a <eos> b`, and the state of the last
-    token stands for all.
+    Causal models read `<eos> a` or `<eos> a <eos> b`, as in pre-training, and represent the sequence
+    by the state of its last token.
 
     Args:
-        parts: Ids of the texts.
-        tokenizer: Knows the special ids.
-        answer: What is asked about the sequence; None where nothing is.
-        label_positions: Places that are scored.
-        labels: What they are.
+        parts: Token ids of one or two texts.
+        tokenizer: Provides the special ids.
+        answer: Label of the sequence; None for none.
+        label_positions: Positions of labelled tokens.
+        labels: Their labels.
     """
-    begin = tokenizer.bos_token_id
-    if begin is None:
-        pieces = [np.array([tokenizer.cls_id]), *(x for part in parts for x in (part, np.array([tokenizer.sep_id])))]
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        pieces = [
+            np.array([tokenizer.cls_token_id]),
+            *(x for part in parts for x in (part, np.array([tokenizer.sep_token_id]))),
+        ]
     else:
-        pieces = [x for part in parts for x in (np.array([begin]), part)]
+        pieces = [x for part in parts for x in (np.array([bos]), part)]
     ids = np.concatenate(pieces).astype(np.int64)
-    second = np.zeros(len(ids), np.int64)
-    second[len(parts[0]) + 2 :] = 1
+    token_type_ids = np.zeros(len(ids), np.int64)
+    token_type_ids[len(parts[0]) + 2 :] = 1
     none = np.empty(0, np.int64)
     return Example(
         ids,
         lengths=np.array([len(ids)]),
         label_positions=none if label_positions is None else label_positions,
         labels=none if labels is None else labels,
-        token_type_ids=second,
+        token_type_ids=token_type_ids,
         sequence_labels=None if answer is None else np.array([answer]),
-        summary_positions=None if begin is None else np.array([len(ids) - 1]),
+        summary_positions=None if bos is None else np.array([len(ids) - 1]),
     )
 
 
-def num_special(tokenizer: Tokenizer, *, num_texts: int) -> int:
-    """Returns how many tokens `make_example` adds to those of the texts."""
+def num_special_tokens(tokenizer: Tokenizer, *, num_texts: int) -> int:
+    """Return the number of tokens that `make_example` adds to those of the texts."""
     return num_texts + (tokenizer.bos_token_id is None)
 
 
-def truncate_pair(first: int, second: int, room: int) -> tuple[int, int]:
-    """Returns how many tokens of two texts fit into `room`: the longer one loses tokens until they do.
+def truncate_pair(first: int, second: int, max_tokens: int) -> tuple[int, int]:
+    """Return the lengths of two texts after truncating the longer one until both fit.
 
     Example:
-        >>> trimmed(10, 3, 8)
+        >>> truncate_pair(10, 3, 8)
         (5, 3)
 
-    Source: Devlin et al. 2019, the released code (one token at a time from the longer text).
+    Source: Devlin et al. 2019, released code (one token at a time from the longer text).
     """
-    if first + second <= room:
+    if first + second <= max_tokens:
         return first, second
-    half = room // 2
+    half = max_tokens // 2
     if first <= half:
-        return first, room - first
+        return first, max_tokens - first
     if second <= half:
-        return room - second, second
-    return room - half, half
+        return max_tokens - second, second
+    return max_tokens - half, half
 
 
-def sliding_windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """Returns begin and end of windows of at most `room` that cover `length` places, each sharing about `stride` with the one before.
+def sliding_windows(length: int, size: int, stride: int) -> list[tuple[int, int]]:
+    """Return the bounds of windows of at most `size` that cover `length` positions.
 
-    They share half of their places at most, whatever is asked, so that few tokens do not make many windows. They are as even as they can
-    be, so the last one is not a stub.
+    Neighboring windows overlap by about `stride`, and by half of their size at most, so that few
+    tokens do not make many windows. They are evenly spaced, so the last one is not a stub.
 
     Example:
-        >>> windows(10, 6, 2)
+        >>> sliding_windows(10, 6, 2)
         [(0, 6), (4, 10)]
-        >>> windows(5, 6, 2)
+        >>> sliding_windows(5, 6, 2)
         [(0, 5)]
     """
-    if length <= room:
+    if length <= size:
         return [(0, length)]
-    step = room - min(stride, room // 2)
-    number = 1 + math.ceil((length - room) / step)
-    begins = np.linspace(0, length - room, number).round().astype(int).tolist()
-    return [(begin, begin + room) for begin in begins]
+    step = size - min(stride, size // 2)
+    number = 1 + math.ceil((length - size) / step)
+    starts = np.linspace(0, length - size, number).round().astype(int).tolist()
+    return [(start, start + size) for start in starts]

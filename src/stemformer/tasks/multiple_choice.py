@@ -1,34 +1,37 @@
-"""Which of several options goes with a text.
+"""Multiple choice: which of several options goes with a text.
 
-Each option is a pair with the text; the state of its `[CLS]` gets one score, and the scores of a question's options compete.
+Each option forms a pair with the text; the state of its `[CLS]` gets one logit, and the options of a
+question compete in a softmax.
 
 Source: Devlin et al. 2019, section 4.4.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.special import softmax
 from torch import Tensor
 
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.labelled.multiple_choice import ChoiceQuestion
 from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples, make_example, truncate_pair
-from stemformer.tasks.task import TaskConfig
+from stemformer.tasks.metrics import classification_metrics
+from stemformer.tasks.task import Task, TaskConfig
 
 
 @dataclass(frozen=True)
 class ChoicePrediction:
-    """Which option a model takes.
+    """Prediction for a multiple-choice question.
 
     Attributes:
-        choice: Its number, from 0.
+        choice: Index of the chosen option.
         probabilities: Of each option.
     """
 
@@ -36,71 +39,44 @@ class ChoicePrediction:
     probabilities: tuple[float, ...]
 
 
-class Choice:
-    """The task of multiple choice.
-
-    Args:
-        config: Settings.
-        labels: None: the options are the record's own.
-    """
+class MultipleChoice(Task):
+    """The task `choice`. It has no labels: the options belong to the records."""
 
     head = "choice"
-    heads: tuple[str, ...] = ("choice",)
-    problem_type = None
 
-    def __init__(self, config: TaskConfig, labels: Sequence[str] = ()) -> None:
-        self.config = config
-        self.labels: tuple[str, ...] = ()
+    def __init__(
+        self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(config)
         self.num_labels = 1
 
-    def corrupt(self, passage: Example, rng: np.random.Generator) -> Example:
-        """Returns the example as it is."""
-        return passage
-
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Returns how many questions of a batch are scored."""
+        """Return the number of questions in a batch."""
         return {self.config.name: len(batch.example_numbers)}
 
-    def places(self, batch: Batch) -> Int[Tensor, "R"]:
-        """Returns the tokens of a batch whose states are needed: each `[CLS]`."""
+    def scored_positions(self, batch: Batch) -> Int[Tensor, "S"]:
+        """Return the positions of `[CLS]` tokens."""
         return batch.cu_seqlens[:-1].long()
 
-    def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "S 1"]:
-        """Returns a score for each option."""
-        scores: Tensor = model.heads["choice"](states)
-        return scores
-
     def num_scores(self, example: Example) -> int:
-        """Returns how many rows of scores an example has: one an option."""
+        """Return the number of rows of logits of an example: one per option."""
         return len(example.lengths)
 
-    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the states of its places."""
-        return {self.config.name: self.loss_of(self.scores(model, states, batch), batch)}
-
-    def loss_of(self, scores: Float[Tensor, "S 1"], batch: Batch) -> LossSum:
-        """Returns the summed cross-entropy of the right option among those of its question."""
+    def loss_from_scores(self, scores: Float[Tensor, "S 1"], batch: Batch) -> LossSum:
+        """Return the summed cross-entropy of the right option among the options of its question."""
         assert batch.sequence_labels is not None
         scores = scores[:, 0].float()
-        place, is_right = batch.sequence_labels.unbind(
-            1
-        )  # (S,) number of the option in its question; whether it is the answer
-        question = (place == 0).cumsum(0) - 1
-        number, width = len(batch.example_numbers), int(place.max()) + 1
-        block = scores.new_full((number, width), -torch.inf).index_put((question, place), scores)
-        answers = place[is_right == 1]
-        total = torch.nn.functional.cross_entropy(block, answers, reduction="sum")
-        return LossSum(total, number, (block.argmax(-1) == answers).sum())
+        option, is_right = batch.sequence_labels.unbind(1)  # (S,)
+        question = (option == 0).cumsum(0) - 1  # (S,)
+        number, width = len(batch.example_numbers), int(option.max()) + 1
+        padded = scores.new_full((number, width), -torch.inf).index_put((question, option), scores)
+        targets = option[is_right == 1]
+        total = torch.nn.functional.cross_entropy(padded, targets, reduction="sum")
+        return LossSum(total, number, (padded.argmax(-1) == targets).sum())
 
     def encode(self, records: Sequence[ChoiceQuestion], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
-        """Returns an example for each question, with a sequence for each option.
-
-        Args:
-            records: Questions with their answers, or without.
-            tokenizer: Of the model.
-            max_length: Tokens of a sequence, special ones included.
-        """
-        counted: Counter[str] = Counter()
+        """Encode each question as one example with one sequence per option."""
+        counts: Counter[str] = Counter()
         prompts = tokenizer.encode_ids([r.prompt for r in records])
         options = iter(tokenizer.encode_ids([f"{r.second} {c}".strip() for r in records for c in r.choices]))
         examples = []
@@ -108,38 +84,61 @@ class Choice:
             sequences = []
             for number in range(len(record.choices)):
                 option = next(options)
-                kept = truncate_pair(len(prompt), len(option), max_length - 3)
-                counted["options cut to fit"] += kept != (len(prompt), len(option))
-                answer = None if record.answer is None else np.array([number, int(number == record.answer)])
-                sequences.append(make_example([prompt[: kept[0]], option[: kept[1]]], tokenizer, answer=answer))
-            examples.append(_joined(sequences))
-        return TaskExamples(examples, np.arange(len(records)), (), {k: n for k, n in counted.items() if n})
+                lengths = truncate_pair(len(prompt), len(option), max_length - 3)
+                counts["options truncated"] += lengths != (len(prompt), len(option))
+                parts = [prompt[: lengths[0]], option[: lengths[1]]]
+                target = None if record.answer is None else np.array([number, int(number == record.answer)])
+                sequences.append(make_example(parts, tokenizer, answer=target))
+            examples.append(_concatenate(sequences))
+        return TaskExamples(examples, np.arange(len(records)), (), {k: n for k, n in counts.items() if n})
 
     def decode(
         self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[ChoiceQuestion]
     ) -> list[ChoicePrediction]:
-        """Returns the option taken for each question.
+        """Return the most probable option of each question."""
+        probabilities = [softmax(rows[:, 0].astype(np.float64)) for rows in scores]
+        return [ChoicePrediction(int(p.argmax()), tuple(p.tolist())) for p in probabilities]
 
-        Args:
-            scores: Of each example.
-            examples: What they are of.
-            records: What the examples are of.
-        """
-        predictions = []
-        for rows in scores:
-            x = np.exp(rows[:, 0].astype(np.float64) - rows.max())
-            predictions.append(ChoicePrediction(int(x.argmax()), tuple((x / x.sum()).tolist())))
-        return predictions
+    def _compute_metrics(
+        self, predictions: Sequence[ChoicePrediction], records: Sequence[ChoiceQuestion]
+    ) -> dict[str, Any]:
+        known = [(r.answer, p.choice) for p, r in zip(predictions, records, strict=True) if r.answer is not None]
+        gold, predicted = (np.array(column, np.int64) for column in (zip(*known, strict=True) if known else ((), ())))
+        names = [str(i) for i in range(int(max(gold.max(initial=0), predicted.max(initial=0))) + 1)]
+        return {"accuracy": classification_metrics(gold, predicted, names)["accuracy"]}
+
+    def to_row(self, record: ChoiceQuestion, prediction: ChoicePrediction) -> dict[str, Any]:
+        """Return the question with the chosen option, probabilities and right option."""
+        row = {"id": record.id, "prompt": record.prompt, "second": record.second, "choices": list(record.choices)}
+        row |= {"prediction": record.choices[prediction.choice], **asdict(prediction)}
+        return row if record.answer is None else {**row, "gold": record.choices[record.answer]}
+
+    def to_report_example(
+        self, record: ChoiceQuestion, prediction: ChoicePrediction
+    ) -> tuple[float, bool, dict[str, Any]]:
+        """Return the loss, whether the choice is wrong, and the report entry."""
+        assert record.answer is not None
+        loss = -float(np.log(max(prediction.probabilities[record.answer], 1e-30)))
+        entry = {
+            "id": record.id,
+            "prompt": " ".join(x for x in (record.prompt, record.second) if x),
+            "choices": list(record.choices),
+            "probabilities": list(prediction.probabilities),
+            "gold": record.choices[record.answer],
+            "predicted": record.choices[prediction.choice],
+            "loss": loss,
+        }
+        return loss, prediction.choice != record.answer, entry
 
 
-def _joined(sequences: Sequence[Example]) -> Example:
+def _concatenate(sequences: Sequence[Example]) -> Example:
     none = np.empty(0, np.int64)
-    answers = [s.sequence_labels for s in sequences if s.sequence_labels is not None]
+    targets = [s.sequence_labels for s in sequences if s.sequence_labels is not None]
     return Example(
         np.concatenate([s.input_ids for s in sequences]),
         lengths=np.concatenate([s.lengths for s in sequences]),
         label_positions=none,
         labels=none,
         token_type_ids=np.concatenate([s.token_type_ids for s in sequences if s.token_type_ids is not None]),
-        sequence_labels=np.concatenate(answers) if answers else None,
+        sequence_labels=np.concatenate(targets) if targets else None,
     )

@@ -1,40 +1,47 @@
-"""Where in a passage the answer to a question stands.
+"""Extractive question answering: the span of a passage that answers a question.
 
-Two learned vectors score every token as the answer's first and as its last; the best valid span is the answer. A passage that is longer
-than the model is read in overlapping windows. With questions that have no answer, `[CLS]` scores that.
+Two learned vectors score every token as the start and as the end of the answer; the best valid span
+is the answer. Long passages are read in overlapping windows. Where questions may have no answer, the
+scores of `[CLS]` are those of "no answer".
 
-Source: Devlin et al. 2019, sections 4.2 and 4.3; windows: the released code (a stride of 128).
+Source: Devlin et al. 2019, sections 4.2 and 4.3; windows: released code (a stride of 128).
 """
 
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from scipy.special import softmax
 from torch import Tensor
 
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.labelled.question_answering import Question
 from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
-from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
-from stemformer.tasks.examples import TaskExamples, make_example, num_special, sliding_windows
-from stemformer.tasks.task import TaskConfig
+from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
+from stemformer.tasks.metrics import Language, squad_metrics, threshold_midpoint
+from stemformer.tasks.task import Task, TaskConfig
 
 _MAX_QUESTION_TOKENS = 64
-_N_BEST = 20
+_NUM_CANDIDATES = 20
+_HAN = re.compile(r"[\u4e00-\u9fff]")
+_KANA = re.compile(r"[\u3040-\u30ff]")
 
 
 @dataclass(frozen=True)
 class Window:
-    """Where the passage of an example comes from.
+    """Part of a passage in an example.
 
     Attributes:
-        first: Place of its first token in `input_ids`.
-        offsets: (n, 2) begin and end of each of its tokens, in characters of the whole passage.
+        first: Position of its first token in `input_ids`.
+        offsets: (n, 2) start and end of each of its tokens, in characters of the passage.
     """
 
     first: int
@@ -43,14 +50,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Answer:
-    """A span of the passage.
+    """Candidate answer.
 
     Attributes:
-        text: Its characters.
-        begin: Offset of the first one.
-        end: Offset behind the last one.
-        score: Sum of the scores of its first and last token.
-        probability: Among the candidates of the question, "no answer" included where it is one.
+        begin: Offset of its first character in the passage.
+        end: Offset after its last character.
+        score: Sum of the start and end logits.
+        probability: Among the candidates, including "no answer" if that is allowed.
     """
 
     text: str
@@ -62,14 +68,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerPrediction:
-    """What a model answers.
+    """Prediction for a question.
 
     Attributes:
         text: The answer; "" for none.
-        begin: Its offset in the passage; 0 for none, like the next.
-        end: Offset behind it.
-        probability: Of the answer, among the candidates.
-        no_answer: By how much the score of "no answer" is above that of the best span; the task's threshold decides by it.
+        begin: Offset of its first character in the passage; 0 for no answer.
+        end: Offset after its last character; 0 for no answer.
+        probability: Of the answer among the candidates.
+        no_answer: Score of "no answer" minus the score of the best span; compared with the task's
+            threshold.
         candidates: The best spans.
     """
 
@@ -81,177 +88,245 @@ class AnswerPrediction:
     candidates: tuple[Answer, ...] = field(default=(), repr=False)
 
 
-class QuestionAnswering:
-    """The task of extractive question answering.
+class QuestionAnswering(Task):
+    """The task `qa`.
 
     Args:
         config: Settings.
-        labels: None: spans have no labels.
-        threshold: With unanswerable questions, how far the score of "no answer" must be above the best span's; tuned on dev data.
+        labels: Ignored: spans have no labels.
+        frequencies: Ignored.
+        threshold: With unanswerable questions: answer "" if the score of "no answer" exceeds the score
+            of the best span by more than this. `tune` sets it on dev data.
+        language: Rules for comparing answers.
     """
 
     head = "span"
-    heads: tuple[str, ...] = ("span",)
-    problem_type = None
+    formats = (".jsonl", ".json")
 
-    def __init__(self, config: TaskConfig, labels: Sequence[str] = (), threshold: float = 0.0) -> None:
-        self.config = config
-        self.labels: tuple[str, ...] = ()
+    def __init__(
+        self,
+        config: TaskConfig,
+        labels: Sequence[str] = (),
+        frequencies: Sequence[int] | None = None,
+        *,
+        threshold: float = 0.0,
+        language: Language = "en",
+    ) -> None:
+        super().__init__(config)
         self.num_labels = 2
+        self.main_metric = "f1"
         self.threshold = threshold
+        self.language = language
 
-    def corrupt(self, passage: Example, rng: np.random.Generator) -> Example:
-        """Returns the example as it is."""
-        return passage
-
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Returns how many windows of a batch are scored."""
-        return {self.config.name: len(batch.cu_seqlens) - 1}
-
-    def places(self, batch: Batch) -> None:
-        """Returns None: the states of all tokens are needed."""
+    def scored_positions(self, batch: Batch) -> None:
+        """Return None: the hidden states of all positions are needed."""
         return None
 
-    def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "N 2"]:
-        """Returns for each token its score as start and as end."""
-        scores: Tensor = model.heads["span"](states)
-        return scores
-
     def num_scores(self, example: Example) -> int:
-        """Returns how many rows of scores an example has: one a token."""
+        """Return the number of rows of logits of an example: one per token."""
         return len(example.input_ids)
 
-    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the states of its places."""
-        return {self.config.name: self.loss_of(self.scores(model, states, batch), batch)}
-
-    def loss_of(self, scores: Float[Tensor, "N 2"], batch: Batch) -> LossSum:
-        """Returns the summed cross-entropy of the true start and end among all tokens of each window, halved."""
+    def loss_from_scores(self, scores: Float[Tensor, "N 2"], batch: Batch) -> LossSum:
+        """Return the summed cross-entropy of start and end among the tokens of each window, halved."""
         assert batch.sequence_labels is not None
         scores = scores.float()
         lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
-        begins = batch.cu_seqlens[:-1].long()
-        places = torch.arange(batch.max_seqlen, device=scores.device)
-        is_real = places < lengths[:, None]
-        index = torch.where(is_real, begins[:, None] + places, begins[:, None])
-        block = scores.index_select(0, index.view(-1)).view(*index.shape, 2)  # (S, T, 2)
-        block = block.masked_fill(~is_real[..., None], -torch.inf)
-        total = sum(F.cross_entropy(block[..., i], batch.sequence_labels[:, i], reduction="sum") for i in range(2)) / 2
-        right = (block.argmax(1) == batch.sequence_labels).all(-1).sum()
-        assert isinstance(total, Tensor)
-        return LossSum(total, len(lengths), right)
+        starts = batch.cu_seqlens[:-1].long()
+        positions = torch.arange(batch.max_seqlen, device=scores.device)
+        is_real = positions < lengths[:, None]
+        index = torch.where(is_real, starts[:, None] + positions, starts[:, None])
+        padded = scores.index_select(0, index.view(-1)).view(*index.shape, 2)  # (S, T, 2)
+        padded = padded.masked_fill(~is_real[..., None], -torch.inf)
+        losses = [F.cross_entropy(padded[..., i], batch.sequence_labels[:, i], reduction="sum") for i in range(2)]
+        is_correct = (padded.argmax(1) == batch.sequence_labels).all(-1)
+        return LossSum((losses[0] + losses[1]) / 2, len(lengths), is_correct.sum())
 
     def encode(self, records: Sequence[Question], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
-        """Returns an example for each window of each passage, with its question before it.
+        """Encode each question with its passage, or with each window of a long passage.
 
-        Args:
-            records: Questions; those without an answer can be predicted, and trained as such.
-            tokenizer: Of the model.
-            max_length: Tokens of an example, special ones included.
+        Questions without an answer are trained as unanswerable.
         """
-        counted: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         examples: list[Example] = []
         owners: list[int] = []
         scored: list[Window] = []
-        passages: dict[str, Encoding] = {}
         contexts = list(dict.fromkeys(r.context for r in records))
         passages = dict(zip(contexts, tokenizer.encode_batch(contexts), strict=True))
-        longest = min(_MAX_QUESTION_TOKENS, max_length // 2)
-        for number, (record, asked) in enumerate(
-            zip(records, tokenizer.encode_ids([r.question for r in records]), strict=True)
-        ):
-            counted["questions cut to fit"] += len(asked) > longest
-            asked, passage = asked[:longest], passages[record.context]
+        questions = tokenizer.encode_ids([r.question for r in records])
+        max_question = min(_MAX_QUESTION_TOKENS, max_length // 2)
+        for number, (record, question) in enumerate(zip(records, questions, strict=True)):
+            counts["questions truncated"] += len(question) > max_question
+            question, passage = question[:max_question], passages[record.context]
             answer = _answer_tokens(record, passage)
-            counted["answers that no token holds"] += bool(record.answers) and answer is None
-            spans = sliding_windows(
-                len(passage.ids), max_length - num_special(tokenizer, num_texts=2) - len(asked), self.config.stride
-            )
-            counted["passages read in windows"] += len(spans) > 1
-            for begin, end in spans:
-                first = len(asked) + 2
-                target = np.zeros(2, np.int64)  # [CLS]: the answer is not in this window
-                if answer is not None and begin <= answer[0] and answer[1] < end:
-                    target = np.array(answer, np.int64) - begin + first
-                examples.append(make_example([asked, passage.ids[begin:end]], tokenizer, answer=target))
+            counts["answers that match no token"] += bool(record.answers) and answer is None
+            room = max_length - num_special_tokens(tokenizer, num_texts=2) - len(question)
+            windows = sliding_windows(len(passage.ids), room, self.config.stride)
+            counts["passages split into windows"] += len(windows) > 1
+            first = len(question) + 2
+            for start, end in windows:
+                # A window without the answer has both targets at `[CLS]`.
+                target = np.zeros(2, np.int64)
+                if answer is not None and start <= answer[0] and answer[1] < end:
+                    target = np.array(answer, np.int64) - start + first
+                examples.append(make_example([question, passage.ids[start:end]], tokenizer, answer=target))
                 owners.append(number)
-                scored.append(Window(first, passage.offsets[begin:end]))
-        return TaskExamples(examples, np.array(owners, np.int64), scored, {k: n for k, n in counted.items() if n})
+                scored.append(Window(first, passage.offsets[start:end]))
+        return TaskExamples(examples, np.array(owners, np.int64), scored, {k: n for k, n in counts.items() if n})
 
     def decode(
         self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[Question]
     ) -> list[AnswerPrediction]:
-        """Returns the best valid span of each question over all windows of its passage.
-
-        Args:
-            scores: Of each example.
-            examples: What they are of.
-            records: What the examples are of.
-        """
-        found: list[list[tuple[float, int, int]]] = [[] for _ in records]
-        none = [np.inf] * len(records)
+        """Return the best valid span of each question over all windows of its passage."""
+        spans: list[list[tuple[float, int, int]]] = [[] for _ in records]
+        no_answer = [np.inf] * len(records)
         for rows, owner, window in zip(scores, examples.records.tolist(), examples.scored, strict=True):
-            none[owner] = min(none[owner], float(rows[0].sum()))
-            found[owner] += best_spans(rows, window, longest=self.config.max_answer_tokens)
-        return [
-            self._prediction(record.context, spans, nothing)
-            for record, spans, nothing in zip(records, found, none, strict=True)
-        ]
+            no_answer[owner] = min(no_answer[owner], float(rows[0].sum()))
+            spans[owner] += best_spans(rows, window, max_tokens=self.config.max_answer_tokens)
+        return [self._to_prediction(*columns) for columns in zip(records, spans, no_answer, strict=True)]
 
-    def _prediction(self, context: str, spans: list[tuple[float, int, int]], nothing: float) -> AnswerPrediction:
+    def _to_prediction(
+        self, record: Question, spans: list[tuple[float, int, int]], no_answer: float
+    ) -> AnswerPrediction:
+        # Two windows may hold the same span.
         best: dict[tuple[int, int], float] = {}
-        for score, begin, end in spans:  # two windows may hold the same span
+        for score, begin, end in spans:
             best[begin, end] = max(score, best.get((begin, end), -np.inf))
-        begins = {begin: begin + len(context[begin:end]) - len(context[begin:end].lstrip()) for _, begin, end in spans}
-        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:_N_BEST]
+        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:_NUM_CANDIDATES]
         if not ranked:
             return AnswerPrediction("", 0, 0, 1.0, float("inf"))
-        x = np.array([score for _, score in ranked] + ([nothing] if self.config.no_answer else []))
-        p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+        allows_none = bool(self.config.no_answer)
+        p = softmax(np.array([score for _, score in ranked] + [no_answer] * allows_none)).tolist()
+        # Byte-level tokens start at the space before their word.
+        context = record.context
+        begins = {begin: begin + len(context[begin:end]) - len(context[begin:end].lstrip()) for _, begin, end in spans}
         answers = tuple(
             Answer(context[begins[begin] : end], begins[begin], end, score, probability)
-            for ((begin, end), score), probability in zip(ranked, p.tolist(), strict=False)
+            for ((begin, end), score), probability in zip(ranked, p, strict=False)
         )
-        difference = nothing - answers[0].score
-        if self.config.no_answer and difference > self.threshold:
-            return AnswerPrediction("", 0, 0, float(p[-1]), difference, answers)
+        difference = no_answer - answers[0].score
+        if allows_none and difference > self.threshold:
+            return AnswerPrediction("", 0, 0, p[-1], difference, answers)
         first = answers[0]
         return AnswerPrediction(first.text, first.begin, first.end, first.probability, difference, answers)
 
+    def _compute_metrics(self, predictions: Sequence[AnswerPrediction], records: Sequence[Question]) -> dict[str, Any]:
+        gold = {str(i): list(record.gold) for i, record in enumerate(records)}
+        if not self.config.no_answer:
+            answers = {str(i): p.text for i, p in enumerate(predictions)}
+            return dict(squad_metrics(gold, answers, language=self.language))
+        answers = {str(i): p.candidates[0].text if p.candidates else "" for i, p in enumerate(predictions)}
+        no_answer = {str(i): p.no_answer for i, p in enumerate(predictions)}
+        return dict(squad_metrics(gold, answers, language=self.language, no_answer=no_answer, threshold=self.threshold))
+
+    def tune(self, metrics: dict[str, float], predictions: Sequence[AnswerPrediction]) -> list[str]:
+        """Set the threshold to the one with the best F1 on the dev data."""
+        if not self.config.no_answer:
+            return []
+        self.threshold = threshold_midpoint(metrics["best_threshold"], [p.no_answer for p in predictions])
+        return [
+            f"questions are left unanswered if 'no answer' scores {self.threshold:+.2f} or more above the best answer "
+            "(tuned on dev)"
+        ]
+
+    def to_row(self, record: Question, prediction: AnswerPrediction) -> dict[str, Any]:
+        """Return id, question and all fields of the prediction."""
+        row = {"id": record.id, "question": record.question, **asdict(prediction)}
+        # A passage without a token; JSON has no infinity.
+        return row if math.isfinite(prediction.no_answer) else {**row, "no_answer": None}
+
+    def to_report_example(self, record: Question, prediction: AnswerPrediction) -> tuple[float, bool, dict[str, Any]]:
+        """Return the probability, whether the answer is wrong (exact match), and the report entry."""
+        gold = list(dict.fromkeys(record.gold))
+        metrics = squad_metrics({"": gold}, {"": prediction.text}, language=self.language)
+        entry = {
+            "id": record.id,
+            "question": record.question,
+            "gold": gold,
+            "predicted": prediction.text,
+            "language": self.language,
+            "probability": prediction.probability,
+        }
+        return prediction.probability, metrics["exact_match"] < 100, entry
+
+    def report_details(
+        self,
+        record: Question,
+        prediction: AnswerPrediction,
+        index: int,
+        examples: TaskExamples,
+        scores: Sequence[Float[np.ndarray, "_ c"]],
+        tokenizer: Tokenizer,
+    ) -> dict[str, Any]:
+        """Return the passage, and start and end probabilities in the window with the answer."""
+        own = np.flatnonzero(examples.records == index).tolist()
+        bounds = {i: examples.scored[i].offsets for i in own if len(examples.scored[i].offsets)}
+        holds = [i for i, x in bounds.items() if x[0, 0] <= prediction.begin and prediction.end <= x[-1, 1]]
+        chosen = (holds or own)[0]
+        window = examples.scored[chosen]
+        positions = slice(window.first, window.first + len(window.offsets))
+        p = softmax(scores[chosen].astype(np.float64), axis=0)[positions]
+        ids = examples.examples[chosen].input_ids[positions]
+        return {
+            "passage": record.context,
+            "begin": prediction.begin,
+            "end": prediction.end,
+            "tokens": [tokenizer.tokens[i] for i in ids.tolist()],
+            "offsets": window.offsets.tolist(),
+            "start": p[:, 0].tolist(),
+            "end_p": p[:, 1].tolist(),
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a saved model stores about its task, including the threshold."""
+        return {**super().metadata(), "threshold": self.threshold}
+
+    def load_metadata(self, metadata: dict[str, Any]) -> None:
+        """Restore language and threshold."""
+        super().load_metadata(metadata)
+        self.threshold = float(metadata.get("threshold", 0.0))
+
 
 def best_spans(
-    scores: Float[np.ndarray, "n 2"], window: Window, *, longest: int, number: int = _N_BEST
+    scores: Float[np.ndarray, "n 2"], window: Window, *, max_tokens: int, number: int = _NUM_CANDIDATES
 ) -> list[tuple[float, int, int]]:
-    """Returns score, begin and end (characters) of the best spans of a window, best first.
+    """Return score, start and end (in characters) of the best spans of a window, best first.
 
     Args:
-        scores: Of each token of the example as start and as end.
-        window: Where the passage stands.
-        longest: Tokens of a span, at most.
-        number: How many.
+        scores: Start and end logits of each token of the example.
+        window: The passage within the example.
+        max_tokens: Maximum number of tokens of a span.
+        number: Maximum number of spans.
     """
     n = len(window.offsets)
-    start, end = scores[window.first : window.first + n].astype(np.float64).T
     if n == 0:
         return []
-    width = min(longest, n)
+    start, end = scores[window.first : window.first + n].astype(np.float64).T
+    width = min(max_tokens, n)
     padded = np.concatenate([end, np.full(width - 1, -np.inf)])
-    sums = start[:, None] + np.lib.stride_tricks.sliding_window_view(padded, width)  # (n, width): last = first + column
+    # Row: first token; column: length - 1.
+    sums = start[:, None] + np.lib.stride_tricks.sliding_window_view(padded, width)  # (n, width)
     flat = sums.ravel()
     chosen = np.argpartition(-flat, min(number, len(flat) - 1))[:number]
     chosen = chosen[np.argsort(-flat[chosen], kind="stable")]
     chosen = chosen[np.isfinite(flat[chosen])]
-    firsts, widths = np.divmod(chosen, width)
-    begins, ends = window.offsets[firsts, 0], window.offsets[firsts + widths, 1]
+    firsts, lengths = np.divmod(chosen, width)
+    begins, ends = window.offsets[firsts, 0], window.offsets[firsts + lengths, 1]
     return list(zip(flat[chosen].tolist(), begins.tolist(), ends.tolist(), strict=True))
 
 
+def find_language(records: Sequence[Question]) -> Language:
+    """Return the rules for comparing answers, from the script of the first passages."""
+    text = "".join(r.context for r in records[:50])
+    if len(_KANA.findall(text)) > 0.1 * len(text):
+        return "ja"
+    return "zh" if len(_HAN.findall(text)) > 0.2 * len(text) else "en"
+
+
 def _answer_tokens(record: Question, passage: Encoding) -> tuple[int, int] | None:
-    """Returns the first and last token of the first answer; None if there is none, or no token holds it."""
+    """Return the first and last token of the first answer; None if there is none, or no token overlaps it."""
     if not record.answers:
         return None
     text, begin = record.answers[0]
-    end = begin + len(text)
-    is_inside = (passage.offsets[:, 1] > begin) & (passage.offsets[:, 0] < end)
+    is_inside = (passage.offsets[:, 1] > begin) & (passage.offsets[:, 0] < begin + len(text))
     tokens = np.flatnonzero(is_inside)
     return (int(tokens[0]), int(tokens[-1])) if len(tokens) else None

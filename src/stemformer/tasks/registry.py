@@ -1,11 +1,16 @@
-"""The tasks by name."""
+"""Registry of the labelled tasks."""
 
-from typing import Any
-
-from stemformer.tasks.multiple_choice import Choice
+from stemformer.tasks.multiple_choice import MultipleChoice
 from stemformer.tasks.question_answering import QuestionAnswering
-from stemformer.tasks.sequence_classification import Classify
-from stemformer.tasks.token_classification import Tag
+from stemformer.tasks.sequence_classification import SequenceClassification
+from stemformer.tasks.task import Task
+from stemformer.tasks.token_classification import TokenClassification
 
-TASKS: dict[str, Any] = {"classify": Classify, "pair": Classify, "tag": Tag, "qa": QuestionAnswering, "choice": Choice}
-"""`task.name` -> its class, made from settings and labels."""
+TASKS: dict[str, type[Task]] = {
+    "classify": SequenceClassification,
+    "pair": SequenceClassification,
+    "tag": TokenClassification,
+    "qa": QuestionAnswering,
+    "choice": MultipleChoice,
+}
+"""Task class by `task.name`."""

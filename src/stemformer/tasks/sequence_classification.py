@@ -1,40 +1,43 @@
-"""One text, or a pair of texts, to a class, to any number of labels, or to a number.
+"""Classification, multi-label classification and regression of texts and pairs of texts.
 
-Source: Devlin et al. 2019, sections 4.1 (pairs and single texts) and appendix B.1.
+Source: Devlin et al. 2019, section 4.1 (pairs and single texts) and appendix B.1.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from scipy.special import softmax
 from torch import Tensor
 
 from stemformer.data.examples.batch import Batch, Example
-from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.data.labelled.text_classification import TextExample
 from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
-from stemformer.tasks.examples import TaskExamples, make_example, num_special, sliding_windows, truncate_pair
-from stemformer.tasks.task import TaskConfig
+from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows, truncate_pair
+from stemformer.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from stemformer.tasks.task import Task, TaskConfig
 
 _HEAD_SHARE = 0.25
-"""Of `head_tail`: the share of the room that the beginning of a text gets."""
+"""Share of `max_length` that `head_tail` keeps from the beginning of a text."""
+
+_PREDICTION_COLUMNS = ("prediction", "probability", "probabilities")
+"""Columns of predictions in output files; input columns of these names get the prefix `input_`."""
 
 
 @dataclass(frozen=True)
 class TextPrediction:
-    """What a model says about a text or a pair.
+    """Prediction for a text or a pair of texts.
 
     Attributes:
-        label: The likeliest class, or the labels joined by commas; "" for a number.
-        labels: The labels of a text that may have any number of them; empty for other kinds.
-        score: The number; for classes the probability of the label.
-        probabilities: Of each class or label, in the task's order; empty for a number.
+        label: The most probable class, or the predicted labels joined by commas; "" for regression.
+        score: Regression: the number. Otherwise the probability of the (most probable) label.
+        probabilities: Of each label, in the task's order; empty for regression.
+        labels: Multi-label: the predicted labels; otherwise empty.
     """
 
     label: str
@@ -43,161 +46,162 @@ class TextPrediction:
     labels: tuple[str, ...] = ()
 
 
-class Classify:
-    """The task of one text (`classify`) or two (`pair`).
-
-    Args:
-        config: Settings; its kind says what is asked.
-        labels: Classes or labels, in the order of the scores.
-        frequencies: How often each class stands in the training data, for `config.balance`.
-
-    Attributes:
-        symbols: Which words texts are read as, where they are sequences of symbols.
-    """
+class SequenceClassification(Task):
+    """The tasks `classify` (one text) and `pair` (two texts), of any `kind`."""
 
     head = "sequence"
-    heads: tuple[str, ...] = ("sequence",)
+    formats = (".jsonl", ".csv", ".tsv")
 
     def __init__(
         self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] | None = None
     ) -> None:
-        self.config = config
-        self.labels = tuple(labels)
-        self.num_labels = 1 if config.kind == "score" else len(self.labels)
-        self.symbols: SymbolMap | None = None
-        self._number = {label: i for i, label in enumerate(self.labels)}
-        self._weights: Tensor | None = None
-        if config.balance and frequencies is not None:
-            counts = torch.tensor(frequencies, dtype=torch.float32).clamp(min=1)
-            self._weights = counts.sum() / (len(counts) * counts)  # mean 1 over the training data
+        super().__init__(config, labels, frequencies)
+        self.problem_type, self.main_metric = {
+            "class": ("single_label_classification", "accuracy"),
+            "labels": ("multi_label_classification", "micro_f1"),
+            "score": ("regression", "pearson"),
+        }[config.kind]
+        if config.kind == "score":
+            self.num_labels = 1
 
-    @property
-    def problem_type(self) -> str:
-        """Transformers' name for the kind."""
-        return {"class": "single_label_classification", "labels": "multi_label_classification", "score": "regression"}[
-            self.config.kind
-        ]
-
-    def corrupt(self, passage: Example, rng: np.random.Generator) -> Example:
-        """Returns the example as it is."""
-        return passage
-
-    def counts(self, batch: Batch) -> dict[str, int]:
-        """Returns how many texts of a batch are scored."""
-        return {self.config.name: len(batch.cu_seqlens) - 1}
-
-    def places(self, batch: Batch) -> Int[Tensor, "R"]:
-        """Returns the tokens of a batch whose states are needed: each `[CLS]`, or where none is, each last token."""
+    def scored_positions(self, batch: Batch) -> Int[Tensor, "S"]:
+        """Return the positions of `[CLS]` tokens, or of last tokens for causal models."""
         return batch.summary_positions
 
-    def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "S C"]:
-        """Returns a row of scores for each sequence."""
-        scores: Tensor = model.heads["sequence"](states)
-        return scores
-
     def num_scores(self, example: Example) -> int:
-        """Returns how many rows of scores an example has: one."""
+        """Return the number of rows of logits of an example: one."""
         return 1
 
-    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the states of its places."""
-        return {self.config.name: self.loss_of(self.scores(model, states, batch), batch)}
-
-    def loss_of(self, scores: Float[Tensor, "S C"], batch: Batch) -> LossSum:
-        """Returns the summed loss: cross-entropy, binary cross-entropy (mean over the labels), or squared error."""
-        answers = batch.sequence_labels
-        assert answers is not None
+    def loss_from_scores(self, scores: Float[Tensor, "S C"], batch: Batch) -> LossSum:
+        """Return the summed cross-entropy, binary cross-entropy (mean over labels) or squared error."""
+        targets = batch.sequence_labels
+        assert targets is not None
         if self.config.kind == "class":
-            return cross_entropy_sum(
-                scores, answers, weights=self._weights, label_smoothing=self.config.label_smoothing
-            )
+            smoothing = self.config.label_smoothing
+            return cross_entropy_sum(scores, targets, weights=self._class_weights, label_smoothing=smoothing)
         if self.config.kind == "labels":
-            total = F.binary_cross_entropy_with_logits(scores.float(), answers, reduction="sum") / len(self.labels)
-            return LossSum(
-                total, len(answers), ((scores.sigmoid() >= self.config.positive) == (answers > 0.5)).all(-1).sum()
-            )
-        return LossSum(F.mse_loss(scores[:, 0].float(), answers, reduction="sum"), len(answers), None)
+            total = F.binary_cross_entropy_with_logits(scores.float(), targets, reduction="sum") / len(self.labels)
+            is_correct = ((scores.sigmoid() >= self.config.positive) == (targets > 0.5)).all(-1)
+            return LossSum(total, len(targets), is_correct.sum())
+        return LossSum(F.mse_loss(scores[:, 0].float(), targets, reduction="sum"), len(targets), None)
 
     def encode(self, records: Sequence[TextExample], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
-        """Returns an example for each text or pair, several for a text that is read in windows.
-
-        Args:
-            records: With labels that the task knows, or without.
-            tokenizer: Of the model.
-            max_length: Tokens of an example, special ones included.
-        """
-        counted: Counter[str] = Counter()
+        """Encode each text or pair as one example, or a long text as several windows."""
+        counts: Counter[str] = Counter()
         examples: list[Example] = []
         owners: list[int] = []
-        given = [self._words(record, counted) for record in records]
-        room = max_length - num_special(tokenizer, num_texts=len(given[0]) if given else 1)
-        columns = [tokenizer.encode_ids(texts) for texts in zip(*given, strict=True)]
+        texts = [self._texts(record, counts) for record in records]
+        room = max_length - num_special_tokens(tokenizer, num_texts=len(texts[0]) if texts else 1)
+        columns = [tokenizer.encode_ids(column) for column in zip(*texts, strict=True)]
         for number, record in enumerate(records):
-            parts = [column[number] for column in columns]
-            for fitting in self._fit(parts, room, counted):
-                examples.append(make_example(fitting, tokenizer, answer=self._answer(record)))
+            for parts in self._fit([column[number] for column in columns], room, counts):
+                examples.append(make_example(parts, tokenizer, answer=self._target(record)))
                 owners.append(number)
-        return TaskExamples(examples, np.array(owners, np.int64), (), {k: n for k, n in counted.items() if n})
+        return TaskExamples(examples, np.array(owners, np.int64), (), {k: n for k, n in counts.items() if n})
 
-    def _words(self, record: TextExample, counted: Counter[str]) -> tuple[str, ...]:
+    def _texts(self, record: TextExample, counts: Counter[str]) -> tuple[str, ...]:
         if self.symbols is None:
             return record.texts
-        return tuple(self.symbols.apply(text, place=record.place, counted=counted) for text in record.texts)
+        return tuple(self.symbols.apply(text, location=record.location, counts=counts) for text in record.texts)
 
-    def _fit(self, parts: list[np.ndarray], room: int, counted: Counter[str]) -> list[list[np.ndarray]]:
+    def _fit(self, parts: list[np.ndarray], room: int, counts: Counter[str]) -> list[list[np.ndarray]]:
+        """Return the parts that fit into `room` tokens, for each window."""
         if sum(map(len, parts)) <= room:
             return [parts]
         if len(parts) > 1:
-            kept = truncate_pair(len(parts[0]), len(parts[1]), room)
-            counted["pairs cut to fit"] += 1
-            return [[part[:n] for part, n in zip(parts, kept, strict=True)]]
+            counts["pairs truncated"] += 1
+            lengths = truncate_pair(len(parts[0]), len(parts[1]), room)
+            return [[part[:n] for part, n in zip(parts, lengths, strict=True)]]
         ids = parts[0]
         if self.config.long_texts == "cut":
-            counted["texts cut to fit"] += 1
+            counts["texts truncated"] += 1
             return [[ids[:room]]]
         if self.config.long_texts == "head_tail":
-            counted["texts of which the middle was cut"] += 1
+            counts["texts truncated in the middle"] += 1
             head = round(room * _HEAD_SHARE)
             return [[np.concatenate([ids[:head], ids[len(ids) - (room - head) :]])]]
-        counted["texts read in windows"] += 1
+        counts["texts split into windows"] += 1
         return [[ids[a:b]] for a, b in sliding_windows(len(ids), room, 0)]
 
-    def _answer(self, record: TextExample) -> object:
+    def _target(self, record: TextExample) -> object:
         if record.label is None:
             return None
         if self.config.kind == "score":
             return np.float32(record.label)  # type: ignore[arg-type]
         if self.config.kind == "labels":
             return np.array([label in record.label for label in self.labels], np.float32)  # type: ignore[operator]
-        return self._number.get(str(record.label))  # one that was not trained: not scored
+        # None for a label that the training data lacks.
+        return self._label_ids.get(str(record.label))
 
     def decode(
         self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[TextExample]
     ) -> list[TextPrediction]:
-        """Returns a prediction for each record; of one that was read in windows, by the mean of their probabilities.
-
-        Args:
-            scores: Of each example.
-            examples: What they are of.
-            records: What the examples are of.
-        """
+        """Return a prediction per record, averaging the probabilities of windows."""
         x = np.concatenate(list(scores)).astype(np.float64) if len(scores) else np.zeros((0, self.num_labels))
         if self.config.kind == "class":
-            x = np.exp(x - x.max(-1, keepdims=True))
-            x /= x.sum(-1, keepdims=True)
+            x = softmax(x, axis=-1)
         elif self.config.kind == "labels":
             x = 1 / (1 + np.exp(-x))
-        owners = examples.records
+        # Mean over the windows of each record.
         means = np.zeros((len(records), x.shape[1]))
-        np.add.at(means, owners, x)
-        means /= np.maximum(1, np.bincount(owners, minlength=len(records)))[:, None]
-        return [self._prediction(row) for row in means]
+        np.add.at(means, examples.records, x)
+        means /= np.maximum(1, np.bincount(examples.records, minlength=len(records)))[:, None]
+        return [self._to_prediction(row) for row in means]
 
-    def _prediction(self, row: np.ndarray) -> TextPrediction:
+    def _to_prediction(self, row: Float[np.ndarray, "C"]) -> TextPrediction:
         if self.config.kind == "score":
             return TextPrediction("", float(row[0]), ())
         if self.config.kind == "class":
             best = int(row.argmax())
             return TextPrediction(self.labels[best], float(row[best]), tuple(row.tolist()))
-        given = tuple(label for label, p in zip(self.labels, row, strict=True) if p >= self.config.positive)
-        return TextPrediction(",".join(given), float(row.max()), tuple(row.tolist()), given)
+        labels = tuple(label for label, p in zip(self.labels, row, strict=True) if p >= self.config.positive)
+        return TextPrediction(",".join(labels), float(row.max()), tuple(row.tolist()), labels)
+
+    def _compute_metrics(self, predictions: Sequence[TextPrediction], records: Sequence[TextExample]) -> dict[str, Any]:
+        known: list[tuple[Any, TextPrediction]] = [
+            (r.label, p) for p, r in zip(predictions, records, strict=True) if r.label is not None
+        ]
+        if self.config.kind == "score":
+            gold = np.array([float(label) for label, _ in known])
+            return dict(regression_metrics(gold, np.array([p.score for _, p in known])))
+        if self.config.kind == "labels":
+            targets = np.array([[label in a for label in self.labels] for a, _ in known], bool)
+            probabilities = np.array([p.probabilities for _, p in known]).reshape(len(known), len(self.labels))
+            return multi_label_metrics(targets, probabilities >= self.config.positive, self.labels)
+        # Labels that the training data lacks are never predicted.
+        names = [*self.labels, *sorted({label for label, _ in known} - set(self.labels))]
+        ids = {label: i for i, label in enumerate(names)}
+        right = np.array([ids[label] for label, _ in known], np.int64)
+        predicted = np.array([ids[p.label] for _, p in known], np.int64)
+        return {**classification_metrics(right, predicted, names), "labels": names}
+
+    def to_row(self, record: TextExample, prediction: TextPrediction) -> dict[str, Any]:
+        """Return the record's columns with prediction, probability and probabilities."""
+        row: dict[str, Any] = dict(record.row) or {f"text{i + 1}": text for i, text in enumerate(record.texts)}
+        row = {f"input_{name}" if name in _PREDICTION_COLUMNS else name: value for name, value in row.items()}
+        is_score = self.config.kind == "score"
+        # Empty texts have no prediction.
+        if not all(record.texts):
+            return {**row, **dict.fromkeys(_PREDICTION_COLUMNS[:1] if is_score else _PREDICTION_COLUMNS)}
+        if is_score:
+            return {**row, "prediction": prediction.score}
+        answer = list(prediction.labels) if self.config.kind == "labels" else prediction.label
+        by_label = dict(zip(self.labels, prediction.probabilities, strict=True))
+        return {**row, "prediction": answer, "probability": prediction.score, "probabilities": by_label}
+
+    def to_report_example(self, record: TextExample, prediction: TextPrediction) -> tuple[float, bool, dict[str, Any]]:
+        """Return error, wrong labels or loss; whether the prediction is wrong; and the report entry."""
+        entry: dict[str, Any] = {"texts": list(record.texts), "gold": record.label, "predicted": prediction.label}
+        if self.config.kind == "score":
+            error = abs(prediction.score - record.label)  # type: ignore[operator]
+            return error, True, {**entry, "predicted": prediction.score}
+        if self.config.kind == "labels":
+            assert isinstance(record.label, tuple)
+            wrong = set(prediction.labels) ^ set(record.label)
+            entry |= {"gold": list(record.label), "predicted": list(prediction.labels)}
+            return float(len(wrong)), bool(wrong), entry
+        label_id = self._label_ids.get(str(record.label))
+        p = 0.0 if label_id is None else prediction.probabilities[label_id]
+        loss = -float(np.log(max(p, 1e-30)))
+        entry |= {"probability": prediction.score, "loss": loss}
+        return loss, prediction.label != record.label, entry

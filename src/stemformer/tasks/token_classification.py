@@ -1,181 +1,185 @@
-"""A tag for each word, aligned to word pieces by character offsets.
+"""Token classification: a tag for each word, aligned to tokens by character offsets.
 
-A word is represented by its first piece, and by its last one where the model reads from left to right: there the first has not seen
-the rest of the word.
+A word is represented by its first token; in causal models, by its last token, the only one that has
+seen the entire word.
 
-Source: Devlin et al. 2019, section 5.3 (the first piece; no conditional random field on top).
+Source: Devlin et al. 2019, section 5.3 (first token; no conditional random field on top).
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
+from scipy.special import softmax
 from torch import Tensor
 
-from stemformer.data.examples.batch import Batch, Example
-from stemformer.data.labelled.token_classification import TaggedSentence
+from stemformer.data.examples.batch import IGNORE_INDEX, Batch, Example
+from stemformer.data.labelled.token_classification import TaggedSentence, as_bioes, is_bio, repair_bio
 from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
-from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
-from stemformer.tasks.examples import TaskExamples, make_example, num_special, sliding_windows
-from stemformer.tasks.task import TaskConfig
-
-IGNORE_INDEX = -100
-"""In the place of a tag that was not trained: PyTorch's losses leave it out."""
+from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
+from stemformer.tasks.metrics import tagging_metrics
+from stemformer.tasks.task import Task, TaskConfig
 
 
 @dataclass(frozen=True)
 class TagPrediction:
-    """The tags of a sentence.
+    """Prediction for a sentence.
 
     Attributes:
-        tags: One a word. A word that the tokenizer has no piece for gets `Tag.filler`.
-        probabilities: Of each tag; 0 for such a word.
+        tags: One per word; `TokenClassification.filler` for a word without a token.
+        probabilities: Of each tag; 0 for a word without a token.
     """
 
     tags: tuple[str, ...]
     probabilities: tuple[float, ...]
 
 
-class Tag:
-    """The task of tagging words.
+class TokenClassification(Task):
+    """The task `tag`.
 
-    Args:
-        config: Settings.
-        labels: Tags, in the order of the scores.
-        frequencies: How often each tag stands in the training data, for `config.balance` and for the filler.
+    Attributes:
+        filler: Tag for words without a token: `O`, or the first label.
     """
 
     head = "token"
-    heads: tuple[str, ...] = ("token",)
-    problem_type = None
+    formats = (".jsonl", ".conll")
 
     def __init__(self, config: TaskConfig, labels: Sequence[str], frequencies: Sequence[int] | None = None) -> None:
-        self.config = config
-        self.labels = tuple(labels)
-        self.num_labels = len(self.labels)
+        super().__init__(config, labels, frequencies)
+        self.has_entities = is_bio(self.labels)
+        self.main_metric = "f1" if self.has_entities else "accuracy"
         self.filler = "O" if "O" in self.labels else self.labels[0]
-        self._number = {label: i for i, label in enumerate(self.labels)}
-        self._weights: Tensor | None = None
-        if config.balance and frequencies is not None:
-            counts = torch.tensor(frequencies, dtype=torch.float32).clamp(min=1)
-            self._weights = counts.sum() / (len(counts) * counts)
-
-    def corrupt(self, passage: Example, rng: np.random.Generator) -> Example:
-        """Returns the example as it is."""
-        return passage
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Returns how many words of a batch are scored."""
+        """Return the number of words of a batch that have a known tag."""
         return {self.config.name: int((batch.labels != IGNORE_INDEX).sum())}
 
-    def places(self, batch: Batch) -> Int[Tensor, "R"]:
-        """Returns the tokens of a batch whose states are needed: the scored words."""
+    def scored_positions(self, batch: Batch) -> Int[Tensor, "M"]:
+        """Return the positions of the tokens that represent words."""
         return batch.label_positions
 
-    def scores(self, model: Model, states: Tensor, batch: Batch) -> Float[Tensor, "M C"]:
-        """Returns a row of scores for each word that is scored."""
-        scores: Tensor = model.heads["token"](states)
-        return scores
-
     def num_scores(self, example: Example) -> int:
-        """Returns how many rows of scores an example has: one a word that it scores."""
+        """Return the number of rows of logits of an example: one per word."""
         return len(example.label_positions)
 
-    def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the states of its places."""
-        return {self.config.name: self.loss_of(self.scores(model, states, batch), batch)}
-
-    def loss_of(self, scores: Float[Tensor, "M C"], batch: Batch) -> LossSum:
-        """Returns the summed cross-entropy over words."""
+    def loss_from_scores(self, scores: Float[Tensor, "M C"], batch: Batch) -> LossSum:
+        """Return the summed cross-entropy over words."""
         smoothing = self.config.label_smoothing
-        return cross_entropy_sum(scores, batch.labels, weights=self._weights, label_smoothing=smoothing)
+        return cross_entropy_sum(scores, batch.labels, weights=self._class_weights, label_smoothing=smoothing)
 
     def encode(self, records: Sequence[TaggedSentence], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
-        """Returns an example for each sentence, several for one that is longer; each word is scored once.
-
-        Args:
-            records: With tags that the task knows, or without.
-            tokenizer: Of the model.
-            max_length: Tokens of an example, special ones included.
-        """
-        find_pieces = first_pieces if tokenizer.bos_token_id is None else last_pieces
-        room = max_length - num_special(tokenizer, num_texts=1)
-        counted: Counter[str] = Counter()
+        """Encode each sentence as one example, or a long one as windows that score each word once."""
+        find_tokens = first_tokens if tokenizer.bos_token_id is None else last_tokens
+        room = max_length - num_special_tokens(tokenizer, num_texts=1)
+        counts: Counter[str] = Counter()
         examples: list[Example] = []
         owners: list[int] = []
         scored: list[np.ndarray] = []
-        for number, (record, encoded) in enumerate(
-            zip(records, tokenizer.encode_batch([r.text for r in records]), strict=True)
-        ):
-            pieces = find_pieces(record, encoded)
-            if lost := int((pieces < 0).sum()):
-                counted["words without a piece (filled in)"] += lost
-            spans = sliding_windows(len(encoded.ids), room, self.config.stride)
-            counted["sentences read in windows"] += len(spans) > 1
-            tags = self._numbers(record)
-            for span, (begin, end) in enumerate(spans):
-                words = np.flatnonzero((pieces >= 0) & (_best_window(pieces, spans) == span))
-                at = pieces[words] - begin + 1
-                ids = encoded.ids[begin:end]
-                examples.append(make_example([ids], tokenizer, label_positions=at, labels=tags[words]))
+        encodings = tokenizer.encode_batch([r.text for r in records])
+        for number, (record, encoding) in enumerate(zip(records, encodings, strict=True)):
+            tokens = find_tokens(record, encoding)
+            counts["words without a token (default tag)"] += int((tokens < 0).sum())
+            windows = sliding_windows(len(encoding.ids), room, self.config.stride)
+            counts["sentences split into windows"] += len(windows) > 1
+            label_ids = self._to_label_ids(record)
+            best_window = _best_window(tokens, windows)
+            for window, (start, end) in enumerate(windows):
+                words = np.flatnonzero((tokens >= 0) & (best_window == window))
+                positions = tokens[words] - start + 1
+                ids = encoding.ids[start:end]
+                examples.append(make_example([ids], tokenizer, label_positions=positions, labels=label_ids[words]))
                 owners.append(number)
                 scored.append(words)
-        return TaskExamples(examples, np.array(owners, np.int64), scored, {k: n for k, n in counted.items() if n})
+        return TaskExamples(examples, np.array(owners, np.int64), scored, {k: n for k, n in counts.items() if n})
 
-    def _numbers(self, record: TaggedSentence) -> Int[np.ndarray, "w"]:
+    def _to_label_ids(self, record: TaggedSentence) -> Int[np.ndarray, "w"]:
         if record.tags is None:
             return np.full(len(record.words), IGNORE_INDEX)
-        return np.array([self._number.get(tag, IGNORE_INDEX) for tag in record.tags], np.int64)
+        return np.array([self._label_ids.get(tag, IGNORE_INDEX) for tag in record.tags], np.int64)
 
     def decode(
         self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[TaggedSentence]
     ) -> list[TagPrediction]:
-        """Returns the tags of each sentence.
-
-        Args:
-            scores: Of each example.
-            examples: What they are of.
-            records: What the examples are of.
-        """
+        """Return the most probable tag of each word."""
         tags = [[self.filler] * len(record.words) for record in records]
         probabilities = [[0.0] * len(record.words) for record in records]
         for rows, owner, words in zip(scores, examples.records.tolist(), examples.scored, strict=True):
-            x = np.exp(rows.astype(np.float64) - rows.max(-1, keepdims=True))
-            best, p = rows.argmax(-1), x.max(-1) / x.sum(-1)
-            for word, number, probability in zip(words.tolist(), best.tolist(), p.tolist(), strict=True):
-                tags[owner][word], probabilities[owner][word] = self.labels[number], probability
+            best = rows.argmax(-1).tolist()
+            p = softmax(rows.astype(np.float64), axis=-1).max(-1).tolist()
+            for word, label_id, probability in zip(words.tolist(), best, p, strict=True):
+                tags[owner][word], probabilities[owner][word] = self.labels[label_id], probability
         return [TagPrediction(tuple(t), tuple(p)) for t, p in zip(tags, probabilities, strict=True)]
 
+    def _compute_metrics(
+        self, predictions: Sequence[TagPrediction], records: Sequence[TaggedSentence]
+    ) -> dict[str, Any]:
+        known = [(r.tags, p.tags) for p, r in zip(predictions, records, strict=True) if r.tags is not None]
+        return tagging_metrics([gold for gold, _ in known], [tags for _, tags in known], entities=self.has_entities)
 
-def first_pieces(record: TaggedSentence, encoded: Encoding) -> Int[np.ndarray, "w"]:
-    """Returns the number of the first piece that begins in each word; -1 for a word that has none."""
-    begins = encoded.offsets[:, 0]
+    def to_row(self, record: TaggedSentence, prediction: TagPrediction) -> dict[str, Any]:
+        """Return words, tags and probabilities, with right tags and entities where there are any."""
+        row: dict[str, Any] = {
+            "words": list(record.words),
+            "tags": list(prediction.tags),
+            "probabilities": list(prediction.probabilities),
+        }
+        if record.tags is not None:
+            row["gold"] = list(record.tags)
+        if self.has_entities:
+            row["entities"] = _find_entities(record, prediction.tags)
+        return row
+
+    def to_report_example(
+        self, record: TaggedSentence, prediction: TagPrediction
+    ) -> tuple[float, bool, dict[str, Any]]:
+        """Return the number of wrong tags, whether there are any, and the report entry."""
+        assert record.tags is not None
+        num_wrong = sum(a != b for a, b in zip(record.tags, prediction.tags, strict=True))
+        entry = {"words": list(record.words), "gold": list(record.tags), "predicted": list(prediction.tags)}
+        return float(num_wrong), num_wrong > 0, entry
+
+
+def first_tokens(record: TaggedSentence, encoding: Encoding) -> Int[np.ndarray, "w"]:
+    """Return the index of the first token that starts in each word; -1 for a word without one."""
+    starts = encoding.offsets[:, 0]
     bounds = np.array(record.offsets, np.int64).reshape(-1, 2)
-    firsts = np.searchsorted(begins, bounds[:, 0])
-    found = np.minimum(firsts, max(0, len(begins) - 1))
-    is_inside = (firsts < len(begins)) & (begins[found] < bounds[:, 1]) if len(begins) else np.zeros(len(bounds), bool)
+    firsts = np.searchsorted(starts, bounds[:, 0])
+    found = np.minimum(firsts, max(0, len(starts) - 1))
+    is_inside = (firsts < len(starts)) & (starts[found] < bounds[:, 1]) if len(starts) else np.zeros(len(bounds), bool)
     return np.where(is_inside, firsts, -1)
 
 
-def last_pieces(record: TaggedSentence, encoded: Encoding) -> Int[np.ndarray, "w"]:
-    """Returns the number of the last piece that begins before each word ends; -1 for a word of which it holds nothing.
+def last_tokens(record: TaggedSentence, encoding: Encoding) -> Int[np.ndarray, "w"]:
+    """Return the index of the last token that starts before each word ends; -1 for a word without one.
 
-    A byte-level piece begins with the space before its word.
+    A byte-level token starts at the space before its word.
     """
-    begins, ends = encoded.offsets.T
+    starts, ends = encoding.offsets.T
     bounds = np.array(record.offsets, np.int64).reshape(-1, 2)
-    lasts = np.searchsorted(begins, bounds[:, 1]) - 1
+    lasts = np.searchsorted(starts, bounds[:, 1]) - 1
     is_inside = (lasts >= 0) & (ends[lasts] > bounds[:, 0]) if len(ends) else np.zeros(len(bounds), bool)
     return np.where(is_inside, lasts, -1)
 
 
-def _best_window(places: Int[np.ndarray, "w"], spans: Sequence[tuple[int, int]]) -> Int[np.ndarray, "w"]:
-    """Returns the window in which each place has most context on its poorer side."""
-    begins, ends = (np.array(x)[:, None] for x in zip(*spans, strict=True))
-    context = np.minimum(places - begins, ends - 1 - places)
+def _best_window(positions: Int[np.ndarray, "w"], windows: Sequence[tuple[int, int]]) -> Int[np.ndarray, "w"]:
+    """Return the window in which each position has most context on its shorter side."""
+    starts, ends = (np.array(x)[:, None] for x in zip(*windows, strict=True))
+    context = np.minimum(positions - starts, ends - 1 - positions)  # (windows, w)
     best: np.ndarray = context.argmax(0)
     return best
+
+
+def _find_entities(record: TaggedSentence, tags: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the entities of a sentence with their character offsets."""
+    entities: list[dict[str, Any]] = []
+    for (begin, end), tag in zip(record.offsets, as_bioes(repair_bio(tags)[0]), strict=True):
+        kind = tag.partition("-")[2]
+        if tag.startswith(("I-", "E-")) and entities and entities[-1]["type"] == kind:
+            entities[-1]["end"] = end
+        elif kind:
+            entities.append({"type": kind, "begin": begin, "end": end})
+    return [{**entity, "text": record.text[entity["begin"] : entity["end"]]} for entity in entities]
