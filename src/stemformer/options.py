@@ -60,13 +60,14 @@ OLD_NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of all options: lists become tuples, and a single text where several are expected a tuple of it."""
+    """Base of all options. Lists become tuples; a single value for a tuple becomes a tuple of it."""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if typing.get_origin(item.type) is tuple and not isinstance(value, tuple):
-                items = (value,) if isinstance(value, str | int | float) else tuple(value or ())
+            kinds = {typing.get_origin(kind) for kind in (item.type, *typing.get_args(item.type))}
+            if tuple in kinds and value is not None and not isinstance(value, tuple):
+                items = (value,) if isinstance(value, str | int | float) else tuple(value)
                 object.__setattr__(self, item.name, items)
 
     @classmethod
@@ -423,7 +424,7 @@ class FillOptions(InferenceOptions):
     texts: Sequence[str] = field(metadata=_ARGUMENT)
     model: str
     top_k: int = 5
-    candidates: tuple[str, ...] = ()
+    candidates: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

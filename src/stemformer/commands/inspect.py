@@ -11,7 +11,8 @@ from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import DataError, TokenizerError
 from stemformer.huggingface.load import find_folder, load_model, read_task
 from stemformer.io import read_json_object, read_jsonl
-from stemformer.training.config import FinetuneConfig, RunConfig, config_class
+from stemformer.options import InspectOptions, accepts
+from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig, RunConfig, read_run_config
 
 _RESULTS = {
     "trials.json": "run",
@@ -23,15 +24,14 @@ _RESULTS = {
 """File that a command writes at its end, and what its folder is."""
 
 
-def inspect(path: str) -> dict[str, Any]:
-    """Returns what a folder holds: prepared data, a run, the results of several or of prompts, a model or a tokenizer.
-
-    Args:
-        path: The folder.
+@accepts(InspectOptions)
+def inspect(options: InspectOptions) -> dict[str, Any]:
+    """Describe a directory: model, tokenizer, tokenized data or run.
 
     Raises:
         DataError: It holds none of these.
     """
+    path = options.path
     folder = Path(path)
     if (folder / "manifest.json").is_file() or (folder / "progress.jsonl").is_file():
         return describe_dataset(path, read_manifest(folder))
@@ -70,7 +70,7 @@ def describe_dataset(path: str, manifest: Manifest) -> dict[str, Any]:
 def _share_of_unknown(folder: Path) -> float:
     """Returns how much of the training tokens is [UNK], which a model can learn nothing from."""
     counts = open_shards(folder, verify=False).unigram_counts
-    unknown = load_tokenizer(folder / "tokenizer").id_of("[UNK]")
+    unknown = load_tokenizer(folder / "tokenizer").token_to_id("[UNK]")
     return 0.0 if unknown is None else round(float(counts[unknown] / max(1, counts.sum())), 4)
 
 
@@ -84,7 +84,7 @@ def _told_of_run(folder: Path) -> dict[str, Any]:
     text = (folder / "config.toml").read_text(encoding="utf-8")
     config: RunConfig | FinetuneConfig
     if is_finetuned(folder):
-        config = from_toml(FinetuneConfig, text, source=str(folder))
+        config = from_toml(FinetuneConfig, text, source=str(folder), renamed=RENAMED_SETTINGS)
         of_config = {
             "task": config.task.name,
             "init": config.model,
@@ -92,7 +92,7 @@ def _told_of_run(folder: Path) -> dict[str, Any]:
             "dev": list(config.dev),
         }
     else:
-        config = from_toml(config_class(text, str(folder)), text, source=str(folder))
+        config = read_run_config(text, source=str(folder))
         of_config = {"recipe": config.recipe}
     lines = read_jsonl(folder / "log.jsonl")
     last: dict[str, dict[str, Any]] = {

@@ -1,51 +1,40 @@
-"""What the command line and Python users call: joins the parts, holds no mathematics."""
+"""Write synthetic in-context tasks."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stemformer.config import check_seed
 from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.synthetic import find_synthetic, write_synthetic
+from stemformer.options import MakeSyntheticOptions, accepts
 from stemformer.output_dir import check_not_existing
 from stemformer.progress import Progress, Silent
 
 
-def synthetic(
-    *,
-    out: str,
-    documents: int = 20_000,
-    tasks: Sequence[str] = (),
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Writes synthetic in-context tasks as JSON lines, to be mixed into the texts of pre-training, and returns what they are.
+@accepts(MakeSyntheticOptions)
+def make_synthetic(options: MakeSyntheticOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Write documents of synthetic in-context tasks, to mix into the pre-training text.
 
-    Args:
-        out: The file, .jsonl: a line a document, with `text` and `task`.
-        documents: How many; each is an episode of 8 to 40 pairs that follow one rule.
-        tasks: Names in `data.synthetic.SYNTHETIC_TASKS`, which take turns; all by default.
-        seed: Of everything that is drawn.
-        overwrite: Replace the file.
-        progress: Told how far it is.
+    Returns:
+        File, number of documents, size in bytes, and for each task its number of documents and chance accuracy.
 
     Raises:
-        ConfigError: The file exists or is not named .jsonl, a task that does not exist, or no document is asked for.
+        ConfigError: The file exists or does not end with .jsonl, a task does not exist, or there are no documents.
     """
     progress = progress or Silent()
-    path = Path(out)
+    path = Path(options.out)
     if path.suffix != ".jsonl":
-        raise ConfigError(f"--out {out}: the documents are JSON lines: give a name that ends with .jsonl")
-    check_seed(seed)
-    check_not_existing(out, overwrite=overwrite)
-    chosen = find_synthetic(tasks)
+        raise ConfigError(f"--out is {options.out}: expected a name that ends with .jsonl.")
+    check_seed(options.seed)
+    check_not_existing(options.out, overwrite=options.overwrite)
+    tasks = find_synthetic(options.tasks)
     path.parent.mkdir(parents=True, exist_ok=True)
-    progress.start("drawing", total=documents, unit="documents")
-    counted = write_synthetic(path, documents, seed=seed, tasks=tasks, on_document=progress.advance)
+    number = options.num_documents
+    progress.start("writing", total=number, unit="documents")
+    counts = write_synthetic(path, number, seed=options.seed, tasks=options.tasks, on_document=progress.advance)
     progress.finish()
     rows = [
-        {"task": t.name, "documents": counted.get(t.name, 0), "chance": round(t.chance, 3), "what": t.description}
-        for t in chosen
+        {"task": t.name, "documents": counts.get(t.name, 0), "chance": round(t.chance, 3), "what": t.description}
+        for t in tasks
     ]
-    return {"file": out, "documents": documents, "bytes": path.stat().st_size, "tasks": rows}
+    return {"file": options.out, "documents": number, "bytes": path.stat().st_size, "tasks": rows}

@@ -22,12 +22,14 @@ from stemformer.huggingface.load import load_with_tokenizer, read_task
 from stemformer.io import write_file
 from stemformer.models.model import Model
 from stemformer.objectives.objective import LossModule
+from stemformer.options import EvaluateOptions, LoadOptions, PredictOptions, accepts
 from stemformer.output_dir import check_not_existing
 from stemformer.progress import Progress, Silent
 from stemformer.reports.finetuning import write_task_report
-from stemformer.tasks.dataset import LabelledTask, load_labelled_task, read_records, unknown_labels
-from stemformer.tasks.examples import TaskExamples, make_example, num_special
-from stemformer.tasks.predictions import examples_to_show, output_format, serialize, to_row
+from stemformer.tasks.dataset import check_labels, load_labelled_task, read_records
+from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens
+from stemformer.tasks.predictions import examples_to_show, output_format, serialize
+from stemformer.tasks.task import Task
 
 
 class Pipeline:
@@ -41,7 +43,7 @@ class Pipeline:
     Attributes:
         model: Body and heads, in evaluation mode.
         tokenizer: Of the model.
-        problem: What it was fine-tuned for; None for a model that was only pre-trained.
+        task: What it was fine-tuned for; None for a model that was only pre-trained.
     """
 
     def __init__(self, path: str, *, device: str = "auto", precision: str = "fp32") -> None:
@@ -52,10 +54,10 @@ class Pipeline:
         self.tokenizer: Tokenizer
         self.model, self.tokenizer = load_with_tokenizer(path)
         self.model.to(self.device)
-        self.problem: LabelledTask | None = load_labelled_task(path) if read_task(path) else None
-        if self.problem is not None and self.problem.task.head not in self.model.heads:
+        self.task: Task | None = load_labelled_task(path) if read_task(path) else None
+        if self.task is not None and self.task.head not in self.model.heads:
             raise CheckpointError(
-                f"{path}: config.json tells of a head for {self.problem.task.config.name}, but the weights hold none: "
+                f"{path}: config.json tells of a head for {self.task.config.name}, but the weights hold none: "
                 "give the folder that `stemformer finetune` made"
             )
         configure_allocator(self.device)
@@ -78,9 +80,9 @@ class Pipeline:
             >>> load("runs/sst2").predict(["a fine film"])[0].label  # doctest: +SKIP
             'positive'
         """
-        problem = self._problem()
+        task = self._task()
         _refuse_single(inputs)
-        records = [_record(problem, x, i) for i, x in enumerate(inputs)]
+        records = [_record(task, x, i) for i, x in enumerate(inputs)]
         return self.predict_records(records)
 
     def predict_records(self, records: Sequence[Any], progress: Progress | None = None) -> list[Any]:
@@ -92,7 +94,7 @@ class Pipeline:
     ) -> tuple[list[Any], list[Float[np.ndarray, "_ c"]], TaskExamples]:
         """Returns predictions, and the scores and examples that they were made from."""
         progress = progress or Silent()
-        task = self._problem().task
+        task = self._task()
         progress.start("encoding")
         examples = task.encode(records, self.tokenizer, max_length=self._longest(task.config.max_length))
         progress.start("predicting", total=len(examples), unit="examples")
@@ -128,16 +130,16 @@ class Pipeline:
         progress = progress or Silent()
         _refuse_single(texts)
         longest = self._longest(max_length)
-        room = longest - num_special(self.tokenizer, num_texts=1)
+        room = longest - num_special_tokens(self.tokenizer, num_texts=1)
         ids = self.tokenizer.encode_ids(texts)
         examples = [make_example([row[:room]], self.tokenizer) for row in ids]
         num_cut = sum(len(row) > room for row in ids)
-        counted = {"texts cut to fit": num_cut} if num_cut else {}
+        counts = {"texts cut to fit": num_cut} if num_cut else {}
         progress.start("embedding", total=len(texts), unit="texts")
         with autocast(self.device, self.precision):
             vectors = pooled_states(
                 self.model,
-                TaskExamples(examples, np.arange(len(texts)), (), counted),
+                TaskExamples(examples, np.arange(len(texts)), (), counts),
                 pooling=pooling,
                 device=self.device,
                 on_examples=progress.advance,
@@ -152,137 +154,95 @@ class Pipeline:
         positions = self.model.config.max_position_embeddings
         return min(asked or positions, positions)
 
-    def _problem(self) -> LabelledTask:
-        if self.problem is None:
+    def _task(self) -> Task:
+        if self.task is None:
             raise CheckpointError(
                 f"{self.path} was only pre-trained, so it cannot predict: fine-tune it first with `stemformer finetune`"
             )
-        return self.problem
+        return self.task
 
 
-def load(path: str, *, device: str = "auto", precision: str = "fp32", threads: int | None = None) -> Pipeline:
-    """Returns a model that is ready to predict, with its tokenizer.
-
-    Args:
-        path: A Hugging Face folder, a run folder, or a hub id.
-        device: `auto`, `cpu`, `cuda` ...
-        precision: `fp32`, `bf16` or `auto`.
-        threads: Processor threads.
+@accepts(LoadOptions)
+def load(options: LoadOptions) -> Pipeline:
+    """Load a model with its tokenizer and task, ready to predict.
 
     Raises:
-        CheckpointError: See `pretrained.load_model`.
+        CheckpointError: The files do not hold a model.
     """
-    set_threads(threads)
-    return Pipeline(path, device=device, precision=precision)
+    set_threads(options.threads)
+    return Pipeline(options.path, device=options.device, precision=options.precision)
 
 
-def predict(
-    data: Sequence[str],
-    *,
-    model: str,
-    out: str | None = None,
-    text: Sequence[str] = (),
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Writes what a model says about each record of some files, beside what the files say.
-
-    Args:
-        data: Files in the forms that `finetune` reads; answers need not be there. `-` is standard input.
-        model: A fine-tuned model.
-        out: File for the predictions: .jsonl, .csv, .tsv; .conll for tags; .json for answers in SQuAD's form. None returns them.
-        text: Columns of the texts; by default those that the model was trained on, if they are there.
-        device: As for `load`, like the next two.
-        precision: Number format.
-        threads: Processor threads.
-        overwrite: Replace the file.
-        progress: Told how far it is.
+@accepts(PredictOptions)
+def predict(options: PredictOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Predict with a fine-tuned model on files.
 
     Raises:
-        ConfigError: The file exists, or its form does not suit the task.
-        StemformerError: Data or a model that do not fit.
+        ConfigError: The output file exists, or its format does not suit the task.
+        StemformerError: Data or model do not fit together.
     """
+    data, model, out, text = options.files, options.model, options.out, options.text_column
+    device, precision, threads, overwrite = options.device, options.precision, options.threads, options.overwrite
     progress = progress or Silent()
     if out is not None:
         _check_free(out, data, overwrite=overwrite)
     loaded = load(model, device=device, precision=precision, threads=threads)
-    problem = loaded._problem()
-    form = output_format(out, problem)
-    records, counted = _read(problem, data, text, needs_answer=False, progress=progress)
+    task = loaded._task()
+    form = output_format(out, task)
+    records, counts = _read(task, data, text, needs_answer=False, progress=progress)
     predictions, _, examples = loaded.score_records(records, progress)
-    rows = [to_row(problem, r, p) for r, p in zip(records, predictions, strict=True)]
-    counted.update(examples.counted)
-    for what, number in counted.items():
+    rows = [task.to_row(r, p) for r, p in zip(records, predictions, strict=True)]
+    counts.update(examples.counts)
+    for what, number in counts.items():
         progress.say(f"{what}: {number:,}")
     if out is None:
-        return {"predictions": rows, "counted": dict(counted)}
-    content = serialize(form, problem, records, predictions, rows)
+        return {"predictions": rows, "counted": dict(counts)}
+    content = serialize(form, records, predictions, rows)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_file(Path(out), [content.encode()])
-    return {"out": out, "records": len(rows), "counted": dict(counted)}
+    return {"out": out, "records": len(rows), "counted": dict(counts)}
 
 
-def evaluate(
-    data: Sequence[str],
-    *,
-    model: str,
-    out: str | None = None,
-    text: Sequence[str] = (),
-    label: str | None = None,
-    report: str | None = None,
-    worst: int = 20,
-    overwrite: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Returns how good a model is on labelled files, and which records it is most wrong about.
-
-    Args:
-        data: Files in the forms that `finetune` reads, with answers.
-        model: A fine-tuned model.
-        out: File for all of it as JSON.
-        text: Columns of the texts; by default those that the model was trained on, if they are there.
-        label: Column of the answer; likewise.
-        report: Folder for the same as a page, with confusion matrix and examples.
-        worst: How many of the wrong answers are listed, those first to which the model gave the least probability.
-        overwrite: Replace the file, and what an evaluation wrote into the folder.
-        device: As for `load`, like the next two.
-        precision: Number format.
-        threads: Processor threads.
-        progress: Told how far it is.
+@accepts(EvaluateOptions)
+def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Evaluate a fine-tuned model on labelled files.
 
     Raises:
-        StemformerError: Data or a model that do not fit.
+        StemformerError: Data or model do not fit together.
     """
+    data, model, out, text, label = (
+        options.files,
+        options.model,
+        options.out,
+        options.text_column,
+        options.label_column,
+    )
+    report, worst, overwrite = options.report, options.num_worst, options.overwrite
+    device, precision, threads = options.device, options.precision, options.threads
     progress = progress or Silent()
     if worst < 0:
-        raise ConfigError(f"--worst {worst}: expected a number from 0 on")
+        raise ConfigError(f"--num-worst is {worst}: expected 0 or more.")
     if out is not None:
         _check_free(out, data, overwrite=overwrite)
     if report is not None:
         _check_folder(report, overwrite=overwrite)
     loaded = load(model, device=device, precision=precision, threads=threads)
-    problem = loaded._problem()
-    records, counted = _read(problem, data, text, label=label, needs_answer=True, progress=progress)
-    unknown = unknown_labels(problem, records)
+    task = loaded._task()
+    records, counts = _read(task, data, text, label=label, needs_answer=True, progress=progress)
+    unknown = check_labels(task, records)
     for note in unknown:
         progress.say(note)
     predictions, scores, examples = loaded.score_records(records, progress)
-    counted.update(examples.counted)
-    figures, details = problem.score(predictions, records)
-    mistakes = examples_to_show(problem, records, predictions, number=worst, only_wrong=True)
+    counts.update(examples.counts)
+    figures, details = task.compute_metrics(predictions, records)
+    mistakes = examples_to_show(task, records, predictions, number=worst, only_wrong=True)
     result = {
         "model": model,
-        "task": problem.task.config.name,
+        "task": task.config.name,
         "records": len(records),
-        "main": problem.main_metric,
+        "main": task.main_metric,
         **figures,
-        "counted": dict(counted),
+        "counted": dict(counts),
         "notes": unknown,
         **details,
         "wrong": mistakes,
@@ -291,13 +251,13 @@ def evaluate(
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_file(Path(out), [(json.dumps(result, ensure_ascii=False, indent=2) + "\n").encode()])
     if report is not None:
-        looked_into = (examples, scores, loaded.tokenizer)
-        shown = examples_to_show(problem, records, predictions, number=len(records), looked_into=looked_into)
+        outputs = (examples, scores, loaded.tokenizer)
+        shown = examples_to_show(task, records, predictions, number=len(records), outputs=outputs)
         told_of: dict[str, Any] = {
-            "task": problem.task.config.name,
+            "task": task.config.name,
             "title": f"{Path(model).name} on {', '.join(map(_name, data))}",
         }
-        told_of |= {"metrics": figures, **details, "notes": [*_notes(counted), *unknown], "examples": shown}
+        told_of |= {"metrics": figures, **details, "notes": [*_notes(counts), *unknown], "examples": shown}
         Path(report).mkdir(parents=True, exist_ok=True)
         result["report"] = str(write_task_report(Path(report), told_of))
     return result
@@ -327,7 +287,7 @@ _OF_RUNS = {"config.toml", "log.jsonl", "trials.json"}
 
 
 def _read(
-    problem: LabelledTask,
+    task: Task,
     data: Sequence[str],
     text: Sequence[str],
     *,
@@ -336,20 +296,20 @@ def _read(
     progress: Progress,
 ) -> tuple[list[Any], Counter[str]]:
     """Returns the records of some files; the columns are those given, else those of the training data, else guessed."""
-    counted: Counter[str] = Counter()
-    config = problem.task.config
+    counts: Counter[str] = Counter()
+    config = task.config
     asked = replace(config, text=tuple(text), label=label)
-    records, chosen = read_records(asked, data, counted=counted, needs_answer=needs_answer, like=config)
+    records, chosen = read_records(asked, data, counts=counts, needs_answer=needs_answer, like=config)
     is_same = chosen.text == config.text and (not needs_answer or chosen.label == config.label)
-    if problem.task.head == "sequence" and not is_same:
+    if task.head == "sequence" and not is_same:
         answer = f"; answer: column {chosen.label!r}" if needs_answer else ""
-        progress.say(f"text: column {' and '.join(map(repr, chosen.text))}{answer} (--text to change)")
-    return records, counted
+        progress.say(f"text: column {' and '.join(map(repr, chosen.text))}{answer} (--text-column to change)")
+    return records, counts
 
 
-def _record(problem: LabelledTask, given: Any, number: int) -> Any:
+def _record(task: Task, given: Any, number: int) -> Any:
     """Returns the record of one input of `Loaded.predict`."""
-    place, name, head = f"input {number}", problem.task.config.name, problem.task.head
+    place, name, head = f"input {number}", task.config.name, task.head
     expected = {
         "sequence": "a text",
         "token": "a text or a list of words",
@@ -385,12 +345,12 @@ def _refuse_single(inputs: Sequence[Any]) -> None:
 
 def _sentence(words: tuple[str, ...], place: str) -> TaggedSentence:
     text, offsets = join_tokens(words)
-    return TaggedSentence(words=words, tags=None, place=place, text=text, offsets=offsets)
+    return TaggedSentence(words=words, tags=None, location=place, text=text, offsets=offsets)
 
 
 def _name(file: str) -> str:
     return Path(file).name
 
 
-def _notes(counted: Counter[str]) -> list[str]:
-    return [f"{what}: {number:,}" for what, number in counted.items()]
+def _notes(counts: Counter[str]) -> list[str]:
+    return [f"{what}: {number:,}" for what, number in counts.items()]

@@ -1,4 +1,4 @@
-"""Filling blanks: which words a masked model puts where `[MASK]` stands, and how likely it finds a whole sentence."""
+"""Fill-mask predictions and pseudo-log-likelihoods of masked language models."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError, DataError
 from stemformer.models.model import Model
 
-_TOKENS_AT_ONCE = 16_384
-"""How many tokens go through the model in one batch."""
+_BATCH_TOKENS = 16_384
+"""Maximum number of tokens in a batch."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A word that may stand in a blank.
+    """Candidate word for a mask.
 
     Attributes:
-        token: The word; a piece of one begins with `##` in WordPiece.
-        probability: From 0 to 1, among the vocabulary, or among the words that were asked for.
+        token: The word; a WordPiece continuation starts with `##`.
+        probability: Among the vocabulary, or among the candidate words if they were restricted.
     """
 
     token: str
@@ -32,12 +32,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Filled:
-    """A text with its blanks filled.
+    """Text with its masks filled.
 
     Attributes:
-        text: As it was given.
-        masks: For each `[MASK]`, in order, its candidates, likeliest first.
-        filled: The text with the likeliest word in each blank.
+        text: Input text.
+        masks: Candidates for each `[MASK]`, most likely first.
+        filled: Text with the most likely candidate in place of each mask.
     """
 
     text: str
@@ -47,12 +47,12 @@ class Filled:
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a text is to a masked model.
+    """Pseudo-log-likelihood of a text.
 
     Attributes:
-        text: As it was given.
-        num_tokens: Tokens that were scored.
-        log_likelihood: Sum over the tokens of the log-probability of each when it alone is hidden, in nats.
+        text: Input text.
+        num_tokens: Number of scored tokens.
+        log_likelihood: Sum over tokens of the log-probability (nats) of the token when it alone is masked.
         perplexity: exp(-log_likelihood / num_tokens).
     """
 
@@ -65,46 +65,42 @@ class Score:
 def fill_masks(
     texts: Sequence[str], model: Model, tokenizer: Tokenizer, *, top_k: int = 5, among: Sequence[str] | None = None
 ) -> list[Filled]:
-    """Returns the likeliest words for each `[MASK]` of each text; the blanks of one text do not see each other's words.
+    """Return the most likely words for each `[MASK]` of each text, each mask predicted independently.
 
     Args:
-        texts: Each with at least one `[MASK]`.
-        model: With a masked-LM head, in evaluation mode.
-        tokenizer: The model's.
-        top_k: How many words a blank.
-        among: Words to choose from. One that the tokenizer splits is scored by the sum of its pieces' log-probabilities in as many
-            blanks; probabilities are then among these words alone.
+        texts: Each contains at least one `[MASK]`.
+        model: Has a masked-LM head; in evaluation mode.
+        top_k: Number of candidates per mask.
+        among: Candidate words. A word of several tokens is scored by the sum of their log-probabilities with as many
+            masks; probabilities are normalized over the candidate words.
 
     Raises:
-        DataError: A text without `[MASK]`, or longer than the model's positions.
-        ConfigError: `top_k` below 1, or a word of `among` without a token.
+        DataError: A text has no `[MASK]` or exceeds the model's maximum length.
+        ConfigError: `top_k` is below 1, or the tokenizer cannot represent a candidate word.
     """
     if top_k < 1:
-        raise ConfigError(f"top_k is {top_k}: expected at least 1")
-    pieces = _pieces(among, tokenizer) if among is not None else None
+        raise ConfigError(f"top_k is {top_k}. Expected at least 1.")
+    words = _encode_words(among, tokenizer) if among is not None else None
     encoded = [_encode(text, model, tokenizer) for text in texts]
     for text, ids in zip(texts, encoded, strict=True):
-        if tokenizer.mask_id not in ids:
-            raise DataError(f"no [MASK] in {_short(text)!r}: put [MASK] where a word is to be filled in")
-    if pieces is None:
-        blanks = [np.flatnonzero(ids == tokenizer.mask_id) for ids in encoded]
-        masks = _from_vocabulary(encoded, blanks, model, tokenizer, top_k)
+        if tokenizer.mask_token_id not in ids:
+            raise DataError(f"No [MASK] in {_shorten(text)!r}. Put [MASK] where a word is to be predicted.")
+    if words is None:
+        masks = _rank_vocabulary(encoded, model, tokenizer, top_k)
     else:
-        masks = [_from_words(ids, text, pieces, model, tokenizer)[:] for ids, text in zip(encoded, texts, strict=True)]
-        masks = [[candidates[:top_k] for candidates in blank] for blank in masks]
-    return [Filled(text, found, _put_in(text, found)) for text, found in zip(texts, masks, strict=True)]
+        ranked = [_rank_words(ids, text, words, model, tokenizer) for ids, text in zip(encoded, texts, strict=True)]
+        masks = [[candidates[:top_k] for candidates in text] for text in ranked]
+    return [Filled(text, found, _fill(text, found)) for text, found in zip(texts, masks, strict=True)]
 
 
 def pseudo_log_likelihood(texts: Sequence[str], model: Model, tokenizer: Tokenizer) -> list[Score]:
-    """Returns how likely each text is: each token is hidden in turn, and the log-probability of what stood there is summed.
+    """Score texts by masking one token at a time and summing its log-probability.
 
     Args:
-        texts: Whole sentences.
-        model: With a masked-LM head, in evaluation mode.
-        tokenizer: The model's.
+        model: Has a masked-LM head; in evaluation mode.
 
     Raises:
-        DataError: A text without a token, or longer than the model's positions.
+        DataError: A text has no token or exceeds the model's maximum length.
 
     Source: Salazar et al. 2020, section 2.
     """
@@ -113,45 +109,44 @@ def pseudo_log_likelihood(texts: Sequence[str], model: Model, tokenizer: Tokeniz
         ids = _encode(text, model, tokenizer)
         n = len(ids)
         if n == 0:
-            raise DataError(f"{_short(text)!r} has no token: give a text with at least one word")
-        hidden = np.tile(ids, (n, 1))
-        np.fill_diagonal(hidden, tokenizer.mask_id)
-        rows = _log_probabilities(((row, np.array([i])) for i, row in enumerate(hidden)), model, tokenizer)
+            raise DataError(f"{_shorten(text)!r} has no token. Expected at least one word.")
+        masked = np.tile(ids, (n, 1))  # (n, n): row i masks token i
+        np.fill_diagonal(masked, tokenizer.mask_token_id)
+        rows = _log_probabilities(((row, np.array([i])) for i, row in enumerate(masked)), model, tokenizer)
         total = float(sum(float(row[0, token]) for row, token in zip(rows, ids.tolist(), strict=True)))
         scores.append(Score(text, n, total, float(np.exp(-total / n))))
     return scores
 
 
-# -------------------------------------------------------------------------------------------------------------------------- the parts
-
-
 def _encode(text: str, model: Model, tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the ids of a text without special tokens around it; `[MASK]` in it becomes the special id."""
-    ids = np.asarray(tokenizer.encode(text, special=True).ids, np.int64)
-    longest = model.config.max_position_embeddings - 2
-    if len(ids) > longest:
-        raise DataError(f"{_short(text)!r} has {len(ids)} tokens, the model takes {longest}: shorten it")
+    """Return the ids of a text without [CLS] and [SEP]; `[MASK]` becomes the special id."""
+    ids = np.asarray(tokenizer.encode(text, parse_special_tokens=True).ids, np.int64)
+    limit = model.config.max_position_embeddings - 2
+    if len(ids) > limit:
+        raise DataError(f"{_shorten(text)!r} has {len(ids)} tokens; the model accepts {limit}. Shorten the text.")
     return ids
 
 
-def _pieces(words: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+def _encode_words(words: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for word in words:
-        known = tokenizer.id_of(word)  # so that `##ing` and the like may be named
+        # A vocabulary entry, so that pieces such as `##ing` are accepted; otherwise text to tokenize.
+        known = tokenizer.token_to_id(word)
         ids = np.array([known]) if known is not None else np.asarray(tokenizer.encode(word).ids, np.int64)
-        if len(ids) == 0 or tokenizer.unk_id in ids:
-            raise ConfigError(f"--among {word!r}: not a word that this tokenizer can write; leave it out")
+        if len(ids) == 0 or tokenizer.unk_token_id in ids:
+            raise ConfigError(f"--candidates {word!r}: The tokenizer cannot represent this word. Remove it.")
         out[word] = ids
     if not out:
-        raise ConfigError("--among is empty: give at least one word")
+        raise ConfigError("--candidates is empty. Pass at least one word.")
     return out
 
 
-def _from_vocabulary(
-    encoded: list[np.ndarray], blanks: list[np.ndarray], model: Model, tokenizer: Tokenizer, top_k: int
+def _rank_vocabulary(
+    encoded: list[np.ndarray], model: Model, tokenizer: Tokenizer, top_k: int
 ) -> list[list[list[Candidate]]]:
+    queries = [(ids, np.flatnonzero(ids == tokenizer.mask_token_id)) for ids in encoded]
     out: list[list[list[Candidate]]] = []
-    for log_p in _log_probabilities(zip(encoded, blanks, strict=True), model, tokenizer):
+    for log_p in _log_probabilities(queries, model, tokenizer):
         best = log_p[:, : tokenizer.vocab_size].topk(min(top_k, tokenizer.vocab_size))
         out.append(
             [
@@ -162,35 +157,38 @@ def _from_vocabulary(
     return out
 
 
-def _from_words(
-    ids: np.ndarray, text: str, pieces: dict[str, np.ndarray], model: Model, tokenizer: Tokenizer
+def _rank_words(
+    ids: np.ndarray, text: str, words: dict[str, np.ndarray], model: Model, tokenizer: Tokenizer
 ) -> list[list[Candidate]]:
-    """Returns all words for each blank of one text, likeliest first."""
+    """Return all candidate words for each mask of one text, most likely first."""
     out: list[list[Candidate]] = []
-    for blank in np.flatnonzero(ids == tokenizer.mask_id).tolist():
-        sizes = sorted({len(p) for p in pieces.values()})
-        if len(ids) - 1 + sizes[-1] > model.config.max_position_embeddings - 2:
-            raise DataError(f"{_short(text)!r} is too long for a word of {sizes[-1]} pieces: shorten it")
-        widened = [
+    names = list(words)
+    lengths = sorted({len(pieces) for pieces in words.values()})
+    for mask in np.flatnonzero(ids == tokenizer.mask_token_id).tolist():
+        if len(ids) - 1 + lengths[-1] > model.config.max_position_embeddings - 2:
+            raise DataError(f"{_shorten(text)!r} is too long for a word of {lengths[-1]} pieces. Shorten the text.")
+        # One query for each number of masks.
+        queries = [
             (
-                np.concatenate([ids[:blank], np.full(k, tokenizer.mask_id), ids[blank + 1 :]]),
-                np.arange(blank, blank + k),
+                np.concatenate([ids[:mask], np.full(k, tokenizer.mask_token_id), ids[mask + 1 :]]),
+                np.arange(mask, mask + k),
             )
-            for k in sizes
+            for k in lengths
         ]
-        by_size = dict(zip(sizes, _log_probabilities(widened, model, tokenizer), strict=True))
-        words = list(pieces)
-        log_p = torch.stack([by_size[len(p)][torch.arange(len(p)), torch.from_numpy(p)].sum() for p in pieces.values()])
-        share = torch.softmax(log_p, 0)
-        order = share.argsort(descending=True, stable=True).tolist()
-        out.append([Candidate(words[i], float(share[i])) for i in order])
+        by_length = dict(zip(lengths, _log_probabilities(queries, model, tokenizer), strict=True))
+        log_p = torch.stack(
+            [by_length[len(p)][torch.arange(len(p)), torch.from_numpy(p)].sum() for p in words.values()]
+        )
+        probabilities = torch.softmax(log_p, 0)
+        order = probabilities.argsort(descending=True, stable=True).tolist()
+        out.append([Candidate(names[i], float(probabilities[i])) for i in order])
     return out
 
 
 def _log_probabilities(
     queries: Iterable[tuple[np.ndarray, np.ndarray]], model: Model, tokenizer: Tokenizer
 ) -> Iterator[Float[Tensor, "m V"]]:
-    """Yields, for each (ids, places), the log-probabilities (m, V) at the places."""
+    """Yield the log-probabilities at the positions of each query of (ids, positions)."""
     device = next(model.parameters()).device
     for batch, sizes in _batches(queries, tokenizer):
         batch = batch.to(device)
@@ -198,7 +196,7 @@ def _log_probabilities(
             states = model.body(
                 batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
             )
-            logits = model.masked_lm_logits(states.index_select(0, batch.label_positions))
+            logits = model.lm_logits(states.index_select(0, batch.label_positions))  # (M, V)
             log_p = torch.log_softmax(logits.float(), -1).cpu()
         yield from log_p.split(sizes)  # type: ignore[no-untyped-call]
 
@@ -206,21 +204,21 @@ def _log_probabilities(
 def _batches(
     queries: Iterable[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer
 ) -> Iterator[tuple[Batch, list[int]]]:
-    """Yields batches of a bounded number of tokens, and how many places each of their texts asks for."""
-    waiting: list[Example] = []
+    """Yield batches of bounded size, with the number of scored positions of each sequence."""
+    pending: list[Example] = []
     num_tokens = 0
-    for ids, places in queries:
-        if waiting and num_tokens + len(ids) + 2 > _TOKENS_AT_ONCE:
-            yield collate(waiting, range(len(waiting))), [len(e.labels) for e in waiting]
-            waiting, num_tokens = [], 0
+    for ids, positions in queries:
+        if pending and num_tokens + len(ids) + 2 > _BATCH_TOKENS:
+            yield collate(pending, range(len(pending))), [len(e.labels) for e in pending]
+            pending, num_tokens = [], 0
         num_tokens += len(ids) + 2
-        with_special = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])
-        waiting.append(Example(with_special, np.array([len(ids) + 2]), places + 1, ids[places]))
-    if waiting:
-        yield collate(waiting, range(len(waiting))), [len(e.labels) for e in waiting]
+        with_special = np.concatenate([[tokenizer.cls_token_id], ids, [tokenizer.sep_token_id]])
+        pending.append(Example(with_special, np.array([len(ids) + 2]), positions + 1, ids[positions]))
+    if pending:
+        yield collate(pending, range(len(pending))), [len(e.labels) for e in pending]
 
 
-def _put_in(text: str, masks: list[list[Candidate]]) -> str:
+def _fill(text: str, masks: list[list[Candidate]]) -> str:
     parts = text.split("[MASK]")
     out = parts[0]
     for candidates, part in zip(masks, parts[1:], strict=True):
@@ -229,5 +227,5 @@ def _put_in(text: str, masks: list[list[Candidate]]) -> str:
     return out
 
 
-def _short(text: str, *, longest: int = 60) -> str:
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+def _shorten(text: str, *, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

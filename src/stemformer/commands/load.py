@@ -1,0 +1,374 @@
+"""One object for any model: load it once, then fill, score, generate, embed and predict."""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from stemformer.config import nearest
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
+from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.evaluation.few_shot.scoring import ScoringRequest, score_answers
+from stemformer.evaluation.fill_mask import Score, fill_masks, pseudo_log_likelihood
+from stemformer.evaluation.inference import pooled_states, predict_scores
+from stemformer.generation.decoding import DecodingConfig
+from stemformer.generation.text import generate_texts
+from stemformer.huggingface.load import load_with_tokenizer, read_task
+from stemformer.huggingface.save import save_model
+from stemformer.io import write_folder
+from stemformer.models.inference.cached_gpt import GptDecoder
+from stemformer.models.model import Model
+from stemformer.objectives.objective import LossModule
+from stemformer.options import ComputeOptions, LoadOptions, accepts
+from stemformer.progress import Progress, Silent
+from stemformer.tasks.dataset import load_labelled_task
+from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens
+from stemformer.tasks.task import Task
+
+
+@accepts(LoadOptions)
+def load(options: LoadOptions) -> "Pipeline":
+    """Load a model with its tokenizer and task.
+
+    Functions that take a model by its path, such as `stemformer.predict`, take the result too, and
+    do not load it again.
+
+    Raises:
+        CheckpointError: The directory holds no model, or one that is damaged or not supported.
+
+    Example:
+        >>> model = load("runs/sst2")  # doctest: +SKIP
+        >>> model.predict(["a fine film"])[0].label  # doctest: +SKIP
+        'positive'
+    """
+    set_threads(options.threads)
+    return Pipeline(options.path, device=options.device, precision=options.precision)
+
+
+class Pipeline:
+    """A loaded model with its tokenizer and, if it was fine-tuned, its task.
+
+    Each method raises `CheckpointError` if the model has no head for it.
+
+    Args:
+        path: Hugging Face directory, run directory, or hub id.
+        precision: Number format of the computation; the weights stay in float32.
+
+    Attributes:
+        model: Body and heads, in evaluation mode.
+        tokenizer: Its tokenizer.
+        task: What it was fine-tuned for; None if it was only pre-trained.
+    """
+
+    def __init__(self, path: str, *, device: str = "auto", precision: str = "fp32") -> None:
+        self.path = path
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.model: Model
+        self.tokenizer: Tokenizer
+        self.model, self.tokenizer = load_with_tokenizer(path)
+        self.model.to(self.device)
+        self.task: Task | None = load_labelled_task(path) if read_task(path) else None
+        if self.task is not None and self.task.head not in self.model.heads:
+            raise CheckpointError(
+                f"{path}: config.json names the task {self.task.config.name!r}, but the weights have no head for it. "
+                "Pass the directory that `stemformer finetune` wrote."
+            )
+        self._decoders: dict[int, GptDecoder] = {}
+        configure_allocator(self.device)
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __repr__(self) -> str:
+        task = f", task={self.task.config.name!r}" if self.task else ""
+        return f"Pipeline({self.path!r}, heads={list(self.model.heads)}{task}, device={str(self.device)!r})"
+
+    # ------------------------------------------------------------------ masked language models
+
+    def fill(
+        self, texts: Sequence[str], *, top_k: int = 5, candidates: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the most probable words for each `[MASK]`.
+
+        Args:
+            top_k: Number of words for each mask.
+            candidates: Words to choose from; the full vocabulary by default.
+
+        Returns:
+            For each text `text`, `masks` (each with `candidates`: `token`, `probability`), and
+            `filled`, the text with the most probable word in each mask.
+        """
+        self._check_texts(texts, "sentences with [MASK] in them")
+        self._require("masked_lm", "cannot fill masks. Pass a model pre-trained with masked tokens.")
+        with autocast(self.device, self.precision):
+            found = fill_masks(texts, self.model, self.tokenizer, top_k=top_k, among=candidates)
+        return [
+            {
+                "text": text.text,
+                "masks": [{"candidates": [asdict(word) for word in mask]} for mask in text.masks],
+                "filled": text.filled,
+            }
+            for text in found
+        ]
+
+    def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the log-likelihood of each text: of a masked LM the pseudo-log-likelihood.
+
+        Returns:
+            For each text `text`, `num_tokens`, `log_likelihood` in nats, and `perplexity` per token.
+        """
+        self._check_texts(texts, "sentences")
+        mask = self.tokenizer.mask_token_id
+        if "masked_lm" in self.model.heads:
+            if any("[MASK]" in text for text in texts) and mask is not None:
+                raise ConfigError("A text to score contains [MASK]. Replace each [MASK] by a word.")
+            with autocast(self.device, self.precision):
+                return [asdict(score) for score in pseudo_log_likelihood(texts, self.model, self.tokenizer)]
+        self._require("causal_lm", "cannot score texts. Pass a pre-trained model.")
+        return [asdict(score) for score in self._causal_scores(texts)]
+
+    def _causal_scores(self, texts: Sequence[str]) -> list[Score]:
+        start = np.array([getattr(self.model.config, "eos_token_id", 0)])
+        limit = self.model.config.max_position_embeddings
+        rows = self.tokenizer.encode_ids(texts)
+        for text, ids in zip(texts, rows, strict=True):
+            if not 0 < len(ids) <= limit:
+                raise DataError(f"{text!r:.60} has {len(ids):,} tokens. Expected 1 to {limit:,}.")
+        requests = [ScoringRequest(start, (ids,)) for ids in rows]
+        with autocast(self.device, self.precision):
+            scores = [score for (score,) in score_answers(self.model, requests)]
+        return [
+            Score(text, s.num_tokens, s.log_probability, float(np.exp(-s.log_probability / s.num_tokens)))
+            for text, s in zip(texts, scores, strict=True)
+        ]
+
+    # ------------------------------------------------------------------ causal language models
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        stop: Sequence[str] = (),
+        batch_size: int = 32,
+        on_text: Callable[[int, str], None] | None = None,
+        on_result: Callable[[dict[str, Any]], None] | None = None,
+        reuse_decoder: bool = False,
+        **decoding: Any,
+    ) -> list[dict[str, Any]]:
+        """Generate a completion of each prompt.
+
+        Args:
+            prompts: An empty prompt starts a new document.
+            stop: Stop before any of these strings.
+            batch_size: Number of prompts that are decoded together.
+            on_text: Called with the index of the prompt and each new piece of text; not with beams.
+            on_result: Called with each result as soon as it is complete, in the order of the prompts.
+            reuse_decoder: Keep the weights that are laid out for decoding, for the next call. It
+                takes memory, and saves time where prompts come one at a time.
+            decoding: Fields of `DecodingConfig`, such as `max_new_tokens`, `temperature`, `top_p`.
+
+        Returns:
+            For each prompt `prompt`, `text` (without the prompt), `num_tokens`, `log_probability`
+            in nats, and `ended` (`eos`, `stop` or `length`).
+
+        Raises:
+            ConfigError: A setting is out of range.
+            DataError: A prompt is not text, or too long.
+        """
+        self._check_texts(prompts, "prompts")
+        for number, text in enumerate(prompts, start=1):
+            if not isinstance(text, str):
+                raise DataError(f"Prompt {number} is {text!r}. Expected text.")
+            # Python decodes invalid bytes as surrogates.
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise DataError(f"Prompt {number} is not UTF-8. Convert it first.")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}. Expected at least 1.")
+        for name in decoding:
+            if name not in (known := DecodingConfig.__dataclass_fields__):
+                raise ConfigError(
+                    f"Decoding has no option {name!r}{nearest(name, known)}. Expected one of {', '.join(known)}."
+                )
+        config = DecodingConfig(**decoding)
+        self._require("causal_lm", "cannot generate text. Pass a GPT.", error=ConfigError)
+        decoder = self._decoder(config.num_beams) if reuse_decoder else self._generation_model
+        results = []
+        for completion in generate_texts(
+            prompts, decoder, self.tokenizer, config, batch_size=batch_size, stop=stop, on_text=on_text
+        ):
+            results.append(asdict(completion))
+            if on_result is not None:
+                on_result(results[-1])
+        return results
+
+    @cached_property
+    def _generation_model(self) -> Model:
+        """The model, with converted weights if the precision is bf16: decoding is bound by memory bandwidth."""
+        return self.model if self.precision != "bf16" else copy.deepcopy(self.model).to(torch.bfloat16)
+
+    def _decoder(self, rows: int) -> GptDecoder:
+        if rows not in self._decoders:
+            self._decoders = {rows: GptDecoder(self._generation_model, rows=rows)}
+        return self._decoders[rows]
+
+    # --------------------------------------------------------------------------------- vectors
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: Literal["mean", "cls"] = "mean",
+        normalize: bool = True,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> Float[np.ndarray, "n D"]:
+        """Return one vector for each text, in order.
+
+        Args:
+            pooling: Mean of the last hidden states, or the state of `[CLS]` (of the last token in a
+                causal model).
+            normalize: Scale each vector to length 1, so that dot products are cosine similarities.
+            max_length: Maximum tokens of a text, special tokens included; longer texts are
+                truncated. Default: the model's positions.
+
+        Example:
+            >>> load("sentence-transformers/all-MiniLM-L6-v2").embed(["a fine film"]).shape  # doctest: +SKIP
+            (1, 384)
+        """
+        progress = progress or Silent()
+        self._check_list(texts)
+        limit = self._max_length(max_length)
+        room = limit - num_special_tokens(self.tokenizer, num_texts=1)
+        ids = self.tokenizer.encode_ids(texts)
+        examples = [make_example([row[:room]], self.tokenizer) for row in ids]
+        num_truncated = sum(len(row) > room for row in ids)
+        counts = {"truncated texts": num_truncated} if num_truncated else {}
+        progress.start("embedding", total=len(texts), unit="texts")
+        with autocast(self.device, self.precision):
+            vectors = pooled_states(
+                self.model,
+                TaskExamples(examples, np.arange(len(texts)), (), counts),
+                pooling=pooling,
+                device=self.device,
+                on_examples=progress.advance,
+            )
+        progress.finish()
+        if num_truncated:
+            progress.say(f"Texts truncated to {limit} tokens: {num_truncated:,}")
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
+
+    # ------------------------------------------------------------------------ fine-tuned models
+
+    def predict(self, inputs: Sequence[Any]) -> list[Any]:
+        """Return a prediction for each input, in order; batches are grouped by length.
+
+        Args:
+            inputs: For `classify` texts; for `pair` (text, text); for `tag` sentences as text, with
+                words separated by spaces, or as lists of words; for `qa` (question, passage); for
+                `choice` (text, options).
+
+        Returns:
+            `TextPrediction`, `TagPrediction`, `AnswerPrediction` or `ChoicePrediction`.
+
+        Raises:
+            CheckpointError: The model was only pre-trained.
+            DataError: An input is empty or of another form.
+        """
+        self._check_list(inputs)
+        task = self.require_task()
+        return self.predict_records([task.make_record(x, f"input {i}") for i, x in enumerate(inputs)])
+
+    def predict_records(self, records: Sequence[Any], progress: Progress | None = None) -> list[Any]:
+        """Return a prediction for each record of labelled data (`tasks.dataset.read_records`)."""
+        return self.score_records(records, progress)[0]
+
+    def score_records(
+        self, records: Sequence[Any], progress: Progress | None = None
+    ) -> tuple[list[Any], list[Float[np.ndarray, "_ c"]], TaskExamples]:
+        """Return predictions, and the scores and examples that they were decoded from."""
+        progress = progress or Silent()
+        task = self.require_task()
+        progress.start("encoding")
+        examples = task.encode(records, self.tokenizer, max_length=self._max_length(task.config.max_length))
+        progress.start("predicting", total=len(examples), unit="examples")
+        with autocast(self.device, self.precision):
+            scores, _ = predict_scores(
+                LossModule(self.model, task), task, examples, device=self.device, on_examples=progress.advance
+            )
+        progress.finish()
+        return task.decode(scores, examples, records), scores, examples
+
+    def require_task(self) -> Task:
+        """Return the task.
+
+        Raises:
+            CheckpointError: The model was only pre-trained.
+        """
+        if self.task is None:
+            raise CheckpointError(
+                f"{self.path} was only pre-trained, so it cannot predict. Fine-tune it first with `stemformer finetune`."
+            )
+        return self.task
+
+    # ------------------------------------------------------------------------------- any model
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the tokens of a text, without special tokens.
+
+        Example:
+            >>> load("runs/books").tokenize("unbelievable")  # doctest: +SKIP
+            ['un', '##believ', '##able']
+        """
+        return [self.tokenizer.id_to_token(int(token)) for token in self.tokenizer.encode_ids([text])[0]]
+
+    def info(self) -> dict[str, Any]:
+        """Describe model, task and tokenizer, as `stemformer.inspect` does."""
+        from stemformer.commands.inspect import describe_model
+
+        return describe_model(self.path, self.model, self.tokenizer)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a Hugging Face directory with weights, config, tokenizer and task, atomically.
+
+        Raises:
+            ConfigError: The directory exists and is not empty.
+        """
+        target = Path(folder)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ConfigError(f"{folder} is not empty. Pass another directory.")
+        task = read_task(self.path)
+        write_folder(target, lambda temporary: save_model(self.model, temporary, self.tokenizer, task=task))
+
+    def _require(self, head: str, fault: str, *, error: type[Exception] = CheckpointError) -> None:
+        if head not in self.model.heads:
+            raise error(f"{self.path} has no {head} head, so it {fault}")
+
+    def _max_length(self, requested: int | None) -> int:
+        positions = self.model.config.max_position_embeddings
+        return min(requested or positions, positions)
+
+    @staticmethod
+    def _check_list(inputs: Sequence[Any]) -> None:
+        if isinstance(inputs, str):
+            raise DataError(f"Expected a list of texts, got the single text {inputs!r:.60}. Pass [text].")
+
+    def _check_texts(self, texts: Sequence[str], expected: str) -> None:
+        self._check_list(texts)
+        if not texts:
+            raise DataError(f"No text to work on. Pass {expected}.")
+
+
+def open_pipeline(model: str | os.PathLike[str], options: ComputeOptions) -> Pipeline:
+    """Return a loaded model as it is; load one that is named by its path."""
+    if isinstance(model, Pipeline):
+        return model
+    return load(os.fspath(model), device=options.device, precision=options.precision, threads=options.threads)
