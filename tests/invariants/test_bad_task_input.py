@@ -1,4 +1,4 @@
-"""What a user can get wrong with labelled data: one line that says what was given and what to do, or a counted warning."""
+"""Mistakes in labelled data: one line that names the fault and what to do, or a note with a count."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_timing")
 
 @pytest.fixture
 def fails(capsys):
-    """Runs the command line, and checks its exit code and the essential words of the one line that it ends with."""
+    """Run the command line; check its exit code and the essential words of its one-line message."""
 
     def run(arguments, *words, code=2):
         assert main([*(str(argument) for argument in arguments), "-q"]) == code
@@ -30,7 +30,7 @@ def fails(capsys):
 
 @pytest.fixture
 def finetune(tiny_bert, tmp_path):
-    """The words of a `finetune` command of one step."""
+    """Return the arguments of a `finetune` command of one step."""
 
     def words(task, train, *more):
         usual = ["--model", tiny_bert, "--out", tmp_path / "run", "--steps", "1", "--batch-size", "4"]
@@ -40,8 +40,8 @@ def finetune(tiny_bert, tmp_path):
 
 
 @pytest.fixture
-def told(tiny_bert, tmp_path):
-    """Fine-tunes for a step, and returns the result."""
+def train_once(tiny_bert, tmp_path):
+    """Fine-tune for one step and return the result."""
 
     def run(task, train, dev, **options):
         files = {"train": [str(train)], "dev": [str(dev)]}
@@ -62,23 +62,23 @@ def write(path, *lines):
 def test_column_that_does_not_exist(fails, finetune, labelled):
     file = labelled / "train" / "reviews.csv"
     fails(finetune("classify", file, "--label", "sentimnt"), file, "'sentimnt'", "'sentiment', 'review', 'id'")
-    fails(finetune("classify", file, "--text", "reviews"), "no column 'reviews'", "nearest first): 'review'")
+    fails(finetune("classify", file, "--text", "reviews"), "No column 'reviews'", "nearest first): 'review'")
 
 
 def test_column_of_tags_that_does_not_exist(fails, finetune, labelled):
     fails(finetune("tag", labelled / "train" / "tags.conll", "--label", "5"), "'5' is not a number from 2 to 2")
 
 
-def test_columns_that_cannot_be_told(fails, finetune, tmp_path):
+def test_ambiguous_columns(fails, finetune, tmp_path):
     file = write(
         tmp_path / "a.csv", "note,kind,colour", *[f"note {i} on it,{'uv'[i % 2]},{'rgb'[i % 3]}" for i in range(12)]
     )
-    fails(finetune("classify", file), file, "cannot tell which column is the label", "--label")
+    fails(finetune("classify", file), file, "Cannot tell which column is the label", "--label")
 
 
 def test_one_column_for_a_pair(fails, finetune, labelled):
     file = labelled / "train" / "pairs.jsonl"
-    fails(finetune("pair", file, "--text", "premise"), "1 text columns are given, expected 2")
+    fails(finetune("pair", file, "--text", "premise"), "Found 1 text columns, expected 2")
 
 
 def test_score_that_is_no_number(fails, finetune, labelled):
@@ -89,7 +89,7 @@ def test_score_that_is_no_number(fails, finetune, labelled):
 
 def test_dev_data_with_other_columns(fails, finetune, labelled, tmp_path):
     dev = write(tmp_path / "dev.csv", "x,y,z", "a,b,c")
-    fails(finetune("classify", labelled / "train" / "reviews.csv", "--dev", dev), dev, "no column 'review'")
+    fails(finetune("classify", labelled / "train" / "reviews.csv", "--dev", dev), dev, "No column 'review'")
 
 
 # Labels
@@ -97,36 +97,36 @@ def test_dev_data_with_other_columns(fails, finetune, labelled, tmp_path):
 
 def test_single_class(fails, finetune, tmp_path):
     file = write(tmp_path / "a.csv", "text,label", *[f"text {i},same" for i in range(20)])
-    fails(finetune("classify", file), "single label", "'same' for all 18 records", "--label")
+    fails(finetune("classify", file), "expected at least two labels", "only the label 'same' in 18 records", "--label")
 
 
-def test_labels_of_dev_data_that_training_lacks(told, tmp_path):
+def test_labels_of_dev_data_that_training_lacks(train_once, tmp_path):
     train = write(tmp_path / "train.csv", "text,label", "a king,good", "a river,bad", "the king,good", "x,bad")
     dev = write(tmp_path / "dev.csv", "text,label", "a king,good", "a river,awful", "the house,awful", "a,bad")
-    found = told("classify", train, dev)
-    assert "1 labels were not trained, and count as wrong: 'awful' (2)" in found["notes"]
+    found = train_once("classify", train, dev)
+    assert "1 labels do not occur in the training data and are counted as wrong: 'awful' (2)" in found["notes"]
     assert found["accuracy"] <= 0.5
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["labels"] == ["bad", "good", "awful"]
 
 
-def test_tags_of_dev_data_that_training_lacks(told, tmp_path):
+def test_tags_of_dev_data_that_training_lacks(train_once, tmp_path):
     train = write(tmp_path / "train.conll", "king\tA", "river\tB", "", "the\tA")
     dev = write(tmp_path / "dev.conll", "king\tA", "river\tC")
-    found = told("tag", train, dev)
-    assert "1 labels were not trained, and count as wrong: 'C' (1)" in found["notes"]
+    found = train_once("tag", train, dev)
+    assert "1 labels do not occur in the training data and are counted as wrong: 'C' (1)" in found["notes"]
     assert found["accuracy"] <= 0.5
 
 
-def test_labels_of_several_that_training_lacks(told, tmp_path):
+def test_labels_of_several_that_training_lacks(train_once, tmp_path):
     train = write(tmp_path / "train.csv", "text,labels", 'a king,"a,b"', "a river,b", "the king,a", "x,b")
     dev = write(tmp_path / "dev.csv", "text,labels", 'a king,"a,c"', "a river,b")
-    found = told("classify", train, dev, kind="labels")
-    assert "1 labels were not trained, and are left out: 'c' (1)" in found["notes"]
+    found = train_once("classify", train, dev, kind="labels")
+    assert "1 labels do not occur in the training data and are ignored: 'c' (1)" in found["notes"]
 
 
-def test_records_without_a_label_are_counted(told, tmp_path):
+def test_records_without_a_label_are_counted(train_once, tmp_path):
     train = write(tmp_path / "train.csv", "text,label", "a king,good", "a river,", "the king,bad", "x,-")
-    found = told("classify", train, train)
+    found = train_once("classify", train, train)
     assert {"training data: no label: 1", "training data: no gold label: 1"} <= set(found["notes"])
     assert found["train"] == 2
 
@@ -144,22 +144,22 @@ def test_too_few_records_to_set_some_aside(fails, finetune, tmp_path):
 # Texts
 
 
-def test_empty_texts_are_counted(told, tmp_path):
+def test_empty_texts_are_counted(train_once, tmp_path):
     train = write(tmp_path / "train.csv", "text,label", "a king,good", ",bad", '"  ",bad', "the king,bad")
-    found = told("classify", train, train)
+    found = train_once("classify", train, train)
     assert "training data: empty text: 2" in found["notes"]
     assert found["train"] == 2
 
 
-def test_text_without_a_token_is_no_crash(told, tmp_path):
+def test_text_without_a_token_is_no_crash(train_once, tmp_path):
     train = write(tmp_path / "train.csv", "text,label", "a king,good", "\u200b,bad", "the king,bad")
-    assert told("classify", train, train)["train"] == 3
+    assert train_once("classify", train, train)["train"] == 3
 
 
 def test_sequence_that_is_shorter_than_a_word(fails, finetune, tmp_path):
     file = write(tmp_path / "a.csv", "sequence,label", *[f"ACGT,{i % 2}" for i in range(20)], "AC,1")
     fails(
-        finetune("classify", file, "--symbols", "draw", "--symbol-size", "3"), "a.csv:22", "2 symbols", "stands for 3"
+        finetune("classify", file, "--symbols", "draw", "--symbol-size", "3"), "a.csv:22", "2 symbols", "a word is for 3"
     )
 
 
@@ -177,7 +177,7 @@ def test_symbols_that_a_file_lacks(fails, finetune, tmp_path):
 
 
 def test_symbols_of_another_task(fails, finetune, labelled):
-    fails(finetune("tag", labelled / "train" / "tags.conll", "--symbols", "draw"), "not for tag")
+    fails(finetune("tag", labelled / "train" / "tags.conll", "--symbols", "draw"), "not to tag")
 
 
 # Tags
@@ -190,18 +190,18 @@ def test_ragged_rows(fails, finetune, tmp_path):
     fails(finetune("tag", file), f"{file}:2", "3 columns", "expected 2")
 
 
-def test_tags_that_break_their_scheme_are_counted(told, tmp_path):
+def test_tags_that_break_their_scheme_are_counted(train_once, tmp_path):
     train = write(
         tmp_path / "train.conll", "the\tO", "king\tB-X", "a\tI-X", "", "king\tI-X", "the\tO", "king\tI-X", "a\tI-Y"
     )
-    found = told("tag", train, train)
-    assert "training data: tags that continue an entity that has not begun (kept as they are): 3" in found["notes"]
-    assert "dev data: tags that continue an entity that has not begun (kept as they are): 3" in found["notes"]
+    found = train_once("tag", train, train)
+    assert "training data: tags that continue an entity which has not started (kept): 3" in found["notes"]
+    assert "dev data: tags that continue an entity which has not started (kept): 3" in found["notes"]
 
 
-def test_tags_without_entities_are_no_scheme(told, tmp_path):
+def test_tags_without_entities_are_no_scheme(train_once, tmp_path):
     train = write(tmp_path / "train.conll", "king\tNOUN", "sees\tVERB", "", "the\tDET")
-    assert not any("entity" in note for note in told("tag", train, train)["notes"])
+    assert not any("entity" in note for note in train_once("tag", train, train)["notes"])
 
 
 def test_file_without_tags(fails, finetune, tmp_path):
@@ -221,19 +221,19 @@ def squad(path, *answers, context="The old king sees the king."):
     return path
 
 
-def test_answers_that_stand_elsewhere_are_moved_and_counted(told, tmp_path):
+def test_answers_at_wrong_offsets_are_moved_and_counted(train_once, tmp_path):
     file = squad(tmp_path / "a.json", ("king", 8), ("king", 20), ("old", 99), ("queen", 3))
-    found = told("qa", file, file)
-    assert "training data: answer moved to where it stands: 2" in found["notes"]
+    found = train_once("qa", file, file)
+    assert "training data: answer offset corrected: 2" in found["notes"]
     assert "training data: answer not in its passage: 1" in found["notes"]
 
 
-def test_question_whose_answer_is_lost_is_not_trained(told, tmp_path):
+def test_question_whose_answer_is_lost_is_not_trained(train_once, tmp_path):
     file = squad(tmp_path / "a.json", ("king", 8), ("old", 4), ("queen", 3))
-    found = told("qa", file, file)
+    found = train_once("qa", file, file)
     assert found["train"] == 2
     assert found["dev"] == 3
-    assert "training data: questions left out, their answer not in the passage: 1" in found["notes"]
+    assert "training data: questions whose answer is not in the passage (skipped): 1" in found["notes"]
 
 
 # Choices
@@ -242,7 +242,7 @@ def test_question_whose_answer_is_lost_is_not_trained(told, tmp_path):
 def test_answer_that_is_no_choice(fails, finetune, tmp_path):
     rows = [{"prompt": "a", "choice1": "b", "choice2": "c", "label": label} for label in ("A", "E")]
     file = write(tmp_path / "a.jsonl", *map(json.dumps, rows))
-    fails(finetune("choice", file), "a.jsonl:2", "the answer is 'E'")
+    fails(finetune("choice", file), "a.jsonl:2", "The answer is 'E'")
 
 
 # Models and folders
@@ -272,7 +272,7 @@ def test_folder_without_a_model(fails, labelled, tmp_path):
     fails(["predict", labelled / "dev" / "reviews.csv", "--model", tmp_path], tmp_path, "no config.json")
 
 
-def test_weights_without_the_head_that_is_told(fails, tiny_bert, finetuned, labelled, tmp_path):
+def test_weights_without_the_head_of_their_config(fails, tiny_bert, finetuned, labelled, tmp_path):
     shutil.copytree(finetuned("class") / "final", tmp_path / "model")
     shutil.copy(tiny_bert / "model.safetensors", tmp_path / "model" / "model.safetensors")
     fails(["predict", labelled / "dev" / "reviews.csv", "--model", tmp_path / "model"], "the weights hold none")
@@ -316,7 +316,7 @@ def test_predictions_over_a_file_that_exists(fails, finetuned, labelled, tmp_pat
 
 
 def test_file_that_does_not_exist(fails, finetune, tmp_path):
-    fails(finetune("classify", tmp_path / "none.csv"), "no such file", "none.csv")
+    fails(finetune("classify", tmp_path / "none.csv"), "does not exist", "none.csv")
 
 
 def test_task_that_does_not_exist(fails, finetune, labelled):
@@ -331,7 +331,7 @@ def test_setting_that_does_not_exist(fails, finetune, labelled):
 
 # A file of another task
 
-OF_TASKS = {
+FILES = {
     "classify": "reviews.csv",
     "pair": "pairs.jsonl",
     "tag": "tags.conll",
@@ -340,12 +340,12 @@ OF_TASKS = {
 }
 
 
-@pytest.mark.parametrize(("task", "name"), OF_TASKS.items())
-def test_form_of_a_file_is_told(labelled, task, name):
+@pytest.mark.parametrize(("task", "name"), FILES.items())
+def test_task_of_a_file_is_detected(labelled, task, name):
     assert detect_task(str(labelled / "train" / name)) == ("classify" if task == "pair" else task)
 
 
-def test_form_of_words_in_lines_is_told_whatever_the_name(labelled, tmp_path):
+def test_tagged_words_are_detected_in_text_files(labelled, tmp_path):
     shutil.copy(labelled / "train" / "tags.conll", tmp_path / "tags.txt")
     assert detect_task(str(tmp_path / "tags.txt")) == "tag"
     assert detect_task(str(write(tmp_path / "plain.txt", "The old king sees.", "", "The river."))) is None
@@ -355,23 +355,23 @@ def test_form_of_words_in_lines_is_told_whatever_the_name(labelled, tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "file"),
-    [(task, file) for task in OF_TASKS for file in OF_TASKS if task != file and (task, file) != ("classify", "pair")],
+    [(task, file) for task in FILES for file in FILES if task != file and (task, file) != ("classify", "pair")],
 )
 def test_file_of_another_task(fails, finetune, labelled, task, file):
-    path = labelled / "train" / OF_TASKS[file]
+    path = labelled / "train" / FILES[file]
     if (task, file) == ("pair", "classify"):
-        fails(finetune(task, path), path, "cannot tell which 2 of the columns are the text")
+        fails(finetune(task, path), path, "Cannot tell which 2 of the columns are the text")
         return
     looks = "classify" if file == "pair" else file
-    fails(finetune(task, path), path, f"looks like data of the task '{looks}', not of '{task}'")
+    fails(finetune(task, path), path, f"looks like data of task '{looks}', not of '{task}'")
 
 
-def test_pair_given_to_classify(fails, finetune, labelled):
+def test_pairs_as_data_of_classify(fails, finetune, labelled):
     fails(finetune("classify", labelled / "train" / "pairs.jsonl"), "look like the two texts of a pair")
 
 
 def test_file_of_another_task_to_evaluate(fails, finetuned, labelled):
     file = labelled / "dev" / "squad.json"
     fails(
-        ["evaluate", file, "--model", finetuned("class")], file, "looks like data of the task 'qa', not of 'classify'"
+        ["evaluate", file, "--model", finetuned("class")], file, "looks like data of task 'qa', not of 'classify'"
     )

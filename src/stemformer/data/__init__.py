@@ -1,1 +1,1 @@
-"""Text to ids to batches; knows no model."""
+"""From text to token ids to batches; knows no model."""

@@ -1,10 +1,10 @@
-"""Which task a file looks like."""
+"""Detection of the task of a file."""
 
 import json
 
 import pytest
 
-from stemformer.data.labelled.detect_format import looks_like, row_looks_like
+from stemformer.data.labelled.detect_format import detect_task, detect_row_task
 
 
 def write(path, *lines):
@@ -31,15 +31,15 @@ def write(path, *lines):
         ("a.json", ["{bad"], None),
     ],
 )
-def test_form_is_told_by_name_and_content(tmp_path, name, lines, task):
-    assert looks_like(write(tmp_path / name, *lines)) == task
+def test_task_is_detected_by_name_and_content(tmp_path, name, lines, task):
+    assert detect_task(write(tmp_path / name, *lines)) == task
 
 
 @pytest.mark.parametrize("source", ["-", "hub:owner/name", "no-such-file.csv"])
-def test_nothing_is_said_about_what_is_no_file(source):
-    assert looks_like(source) is None
+def test_only_files_are_read(source):
+    assert detect_task(source) is None
 
 
-def test_row_is_told_like_its_file():
-    assert row_looks_like(json.loads('{"qas": []}')) == "qa"
-    assert row_looks_like(3) is None
+def test_task_of_a_row_is_detected():
+    assert detect_row_task(json.loads('{"qas": []}')) == "qa"
+    assert detect_row_task(3) is None

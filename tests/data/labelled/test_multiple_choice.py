@@ -1,4 +1,4 @@
-"""Questions with choices in the forms of known data sets, and as a plain table."""
+"""Multiple-choice questions in the formats of known data sets, and as plain tables."""
 
 import json
 from collections import Counter
@@ -10,9 +10,9 @@ from stemformer.data.labelled.multiple_choice import ChoiceQuestion, read_choice
 from stemformer.errors import DataError
 
 
-def read(path: Path, value: object, counted: Counter[str] | None = None) -> list[ChoiceQuestion]:
+def read(path: Path, value: object, counts: Counter[str] | None = None) -> list[ChoiceQuestion]:
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    return read_choices(str(path), counted=Counter() if counted is None else counted)
+    return read_choices(str(path), counts=Counter() if counts is None else counts)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def read(path: Path, value: object, counted: Counter[str] | None = None) -> list
         ("a.csv", "prompt,choice1,choice2\nSky?,blue,green\n", ("Sky?", "", ("blue", "green"), None)),
     ],
 )  # fmt: skip
-def test_forms_are_known(tmp_path: Path, name: str, value: object, expected: tuple[object, ...]) -> None:
+def test_formats_are_recognized(tmp_path: Path, name: str, value: object, expected: tuple[object, ...]) -> None:
     (question,) = read(tmp_path / name, value)
     assert (question.prompt, question.second, question.choices, question.answer) == expected
 
 
-def test_ids_are_those_of_the_file_or_places(tmp_path: Path) -> None:
+def test_ids_are_from_the_file_or_locations(tmp_path: Path) -> None:
     items = [{"question": q, "choice": ["x", "y"], "answer": "x"} for q in "ab"]
     assert [q.id for q in read(tmp_path / "a.json", [[["Hi."], items, "5-1"]])] == ["5-1-0", "5-1-1"]
     (question,) = read(tmp_path / "a.csv", "prompt,choice1,choice2,label\nSky?,blue,green,A\n")
@@ -70,18 +70,18 @@ def test_ids_are_those_of_the_file_or_places(tmp_path: Path) -> None:
     ("labels", "answers", "first"),
     [(("0", "1"), [0, 1], 0), (("1", "2"), [0, 1], 1), (("1", "0", ""), [1, 0, None], 0)],
 )
-def test_where_numbers_begin_is_told_from_all(
+def test_first_number_is_inferred_from_all_answers(
     tmp_path: Path, labels: tuple[str, ...], answers: list[int | None], first: int
 ) -> None:
-    counted: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     rows = "".join(f"Sky?,blue,green,{label}\n" for label in labels)
-    questions = read(tmp_path / "a.csv", "prompt,choice1,choice2,label\n" + rows, counted)
+    questions = read(tmp_path / "a.csv", "prompt,choice1,choice2,label\n" + rows, counts)
     assert [question.answer for question in questions] == answers
-    assert counted == {f"answers counted from {first}": 2} | ({"answers not known": 1} if None in answers else {})
+    assert counts == {f"answers counted from {first}": 2} | ({"answers not known": 1} if None in answers else {})
 
 
 @pytest.mark.parametrize(("lines", "expected"), [("1\n0\n", [1, 0]), (None, [None, None])])
-def test_labels_of_piqa_come_beside_it(tmp_path: Path, lines: str | None, expected: list[int | None]) -> None:
+def test_labels_of_piqa_are_in_their_own_file(tmp_path: Path, lines: str | None, expected: list[int | None]) -> None:
     if lines:
         (tmp_path / "valid-labels.lst").write_text(lines)
     row = json.dumps({"goal": "Open it.", "sol1": "Pull.", "sol2": "Sing."})
@@ -94,26 +94,26 @@ TABLE = "prompt,choice1,choice2,choice3,label\n"
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("a.csv", TABLE + "Sky?,a,b,c,1\n", r"cannot tell whether .* from 0 or from 1 \(neither 0 nor"),
-        ("a.csv", TABLE + "Sky?,a,b,c,0\nSky?,a,b,c,3\n", r"cannot tell whether .* \(both 0 and"),
-        ("a.csv", TABLE + "Sky?,a,b,c,D\n", r"a\.csv:2: the answer is 'D', expected one of 3 choices"),
-        ("a.csv", TABLE + "Sky?,a,b,c,blue\n", r"a\.csv:2: the answer is 'blue', expected one of 3 choices"),
-        ("a.csv", TABLE + "Sky?,a,,,A\n", r"a\.csv:2: its choices are \['a'\]: expected two"),
-        ("a.csv", TABLE + "Sky?,a,,c,A\n", r"a\.csv:2: its choices are \['a', '', 'c'\]: .*none of them empty"),
-        ("a.csv", "text,label\nSky?,a\n", r"no form of questions with choices; there are the columns text, label"),
-        ("a.json", [[["Hi."], [{"question": "Who?", "choice": ["x", "y"], "answer": "z"}], "1"]], r"the answer 'z' is none"),
-        ("a.json", [["Hi."]], r"a\.json:1: expected \[lines, questions, id\]"),
-        ("a.json", [[["Hi."], [{"question": "Who?"}], "1"]], r"a\.json:1: expected questions with 'question' and 'choice'"),
-        ("a.json", {"article": "Long.", "questions": ["a", "b"], "options": [["x", "y"]]}, r"expected as many lists of 'options'"),
-        ("a.xml", "<copa-corpus><item>", r"a\.xml: bad XML"),
+        ("a.csv", TABLE + "Sky?,a,b,c,1\n", r"Cannot tell whether .* from 0 or from 1 \(neither 0 nor"),
+        ("a.csv", TABLE + "Sky?,a,b,c,0\nSky?,a,b,c,3\n", r"Cannot tell whether .* \(both 0 and"),
+        ("a.csv", TABLE + "Sky?,a,b,c,D\n", r"a\.csv:2: The answer is 'D', expected one of 3 choices"),
+        ("a.csv", TABLE + "Sky?,a,b,c,blue\n", r"a\.csv:2: The answer is 'blue', expected one of 3 choices"),
+        ("a.csv", TABLE + "Sky?,a,,,A\n", r"a\.csv:2: The choices are \['a'\]\. Expected at least two"),
+        ("a.csv", TABLE + "Sky?,a,,c,A\n", r"a\.csv:2: The choices are \['a', '', 'c'\]\. .*none of them empty"),
+        ("a.csv", "text,label\nSky?,a\n", r"No multiple-choice questions found\. Columns: text, label"),
+        ("a.json", [[["Hi."], [{"question": "Who?", "choice": ["x", "y"], "answer": "z"}], "1"]], r"The answer 'z' is none"),
+        ("a.json", [["Hi."]], r"a\.json:1: Expected \[lines, questions, id\]"),
+        ("a.json", [[["Hi."], [{"question": "Who?"}], "1"]], r"a\.json:1: Expected questions with 'question' and 'choice'"),
+        ("a.json", {"article": "Long.", "questions": ["a", "b"], "options": [["x", "y"]]}, r"Expected as many lists of 'options'"),
+        ("a.xml", "<copa-corpus><item>", r"a\.xml: Bad XML"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told(tmp_path: Path, name: str, value: object, message: str) -> None:
+def test_mistakes_raise(tmp_path: Path, name: str, value: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path / name, value)
 
 
-def test_labels_beside_must_be_as_many(tmp_path: Path) -> None:
+def test_piqa_needs_one_label_per_question(tmp_path: Path) -> None:
     (tmp_path / "valid-labels.lst").write_text("1\n")
     row = json.dumps({"goal": "Open it.", "sol1": "Pull.", "sol2": "Sing."})
     with pytest.raises(DataError, match=r"valid-labels\.lst: 1 labels, but .*valid\.jsonl has 2 questions"):

@@ -1,4 +1,4 @@
-"""FASTA, and words of a vocabulary in place of symbols."""
+"""FASTA files and symbol maps."""
 
 import re
 from collections import Counter
@@ -37,9 +37,9 @@ def test_fasta_is_read(text: str, rows: list[dict[str, str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("AC\n>a\nAC\n", r"x\.fa:1: a sequence before any header"), (">a\n>b\nAC\n", r"x\.fa:1: a header without")]
+    ("text", "message"), [("AC\n>a\nAC\n", r"x\.fa:1: Found a sequence before any header"), (">a\n>b\nAC\n", r"x\.fa:1: Found a header without")]
 )  # fmt: skip
-def test_fasta_mistakes_are_told(text: str, message: str) -> None:
+def test_fasta_mistakes_raise(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_fasta(text, "x.fa")
 
@@ -60,7 +60,7 @@ def test_runs_of_symbols_become_words(size: int, stride: int, text: str, words: 
     assert map_.apply(text) == " ".join(map_.words[run] for run in words.split())
 
 
-def test_words_are_drawn_whole_and_distinct_by_the_seed() -> None:
+def test_random_words_are_full_and_distinct_and_depend_on_the_seed() -> None:
     map_ = SymbolMap.draw("ACGT", VOCABULARY, size=3, seed=5)
     assert len(map_.words) == 64 == len(set(map_.words.values()))
     assert all(re.fullmatch(r"word\w\w|Ö", word) for word in map_.words.values())
@@ -81,20 +81,20 @@ def test_small_letters_count_as_capitals_where_there_is_one_case() -> None:
         SymbolMap({"a": "sun", "C": "sea"}).apply("aCc")
 
 
-def test_unknown_symbols_are_told_or_get_a_word() -> None:
-    counted: Counter[str] = Counter()
+def test_unknown_symbols_raise_or_get_a_word() -> None:
+    counts: Counter[str] = Counter()
     with pytest.raises(
-        DataError, match=r"^x\.fa:3: the symbol map has no word for 'N' \(2 times\), 'R' \(1 times\): add .*'\*'"
+        DataError, match=r"^x\.fa:3: The symbol map has no word for 'N' \(2 times\), 'R' \(1 times\)\. Add .*'\*'"
     ):
-        SymbolMap({"A": "sun"}).apply("ANNR", place="x.fa:3")
-    assert SymbolMap({"A": "sun", "*": "fog"}).apply("ANR", counted=counted) == "sun fog fog"
-    assert counted == {"unknown symbols": 2}
+        SymbolMap({"A": "sun"}).apply("ANNR", location="x.fa:3")
+    assert SymbolMap({"A": "sun", "*": "fog"}).apply("ANR", counts=counts) == "sun fog fog"
+    assert counts == {"unknown symbols": 2}
 
 
 def test_symbols_behind_the_last_run_are_counted() -> None:
-    counted: Counter[str] = Counter()
-    assert SymbolMap({"AA": "sun"}, 2, 2).apply("AAAAA", counted=counted) == "sun sun"
-    assert counted == {"symbols behind the last run": 1}
+    counts: Counter[str] = Counter()
+    assert SymbolMap({"AA": "sun"}, 2, 2).apply("AAAAA", counts=counts) == "sun sun"
+    assert counts == {"symbols behind the last run": 1}
 
 
 @pytest.mark.parametrize("name", ["map.json", "map.tsv"])
@@ -108,7 +108,7 @@ def test_map_with_a_stride_comes_back_from_json_alone(tmp_path: Path) -> None:
     map_ = SymbolMap({"AA": "sun", "*": "fog"}, 2, 2)
     map_.save(tmp_path / "map.json")
     assert SymbolMap.load(tmp_path / "map.json") == map_
-    with pytest.raises(DataError, match=r"map\.tsv: .*stride of 2: save it as \.json"):
+    with pytest.raises(DataError, match=r"map\.tsv: .*stride of 2\. Save as \.json"):
         map_.save(tmp_path / "map.tsv")
 
 
@@ -120,28 +120,28 @@ def test_json_may_have_symbols_as_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("A\tsun\nC sea\n", r"map\.tsv:2: found 'C sea': expected a symbol, a tab"),
-        ("A\tsun\nA\tsea\n", r"map\.tsv:2: 'A' is there twice"),
-        ("A\tsun\nC\tsun\n", r"map\.tsv: symbol map: 'sun' stands for 'A' and 'C'"),
-        ("A\tsun\nCC\tsea\n", r"map\.tsv: symbol map: 'A' has 1 symbols, expected 2"),
-        ("A\t\n", r"map\.tsv: symbol map: the word for 'A' is ''"),
-        ("*\tsun\n", r"map\.tsv: symbol map: there are no symbols"),
-        ('{"A": ', r"map\.tsv: bad JSON"),
+        ("A\tsun\nC sea\n", r"map\.tsv:2: Found 'C sea'\. Expected a symbol, a tab"),
+        ("A\tsun\nA\tsea\n", r"map\.tsv:2: 'A' is repeated"),
+        ("A\tsun\nC\tsun\n", r"map\.tsv: Symbol map: 'sun' is the word of 'A' and 'C'"),
+        ("A\tsun\nCC\tsea\n", r"map\.tsv: Symbol map: 'A' has 1 symbols, expected 2"),
+        ("A\t\n", r"map\.tsv: Symbol map: The word for 'A' is ''"),
+        ("*\tsun\n", r"map\.tsv: Symbol map: It has no symbols"),
+        ('{"A": ', r"map\.tsv: Bad JSON"),
     ],
 )
-def test_mistakes_in_map_files_are_told(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_map_files_raise(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "map.tsv").write_text(text)
     with pytest.raises(DataError, match=message):
         SymbolMap.load(tmp_path / "map.tsv")
 
 
-def test_other_mistakes_are_told() -> None:
-    with pytest.raises(DataError, match=r"stride 3, expected one from 1 to the size, 2"):
+def test_other_mistakes_raise() -> None:
+    with pytest.raises(DataError, match=r"The stride is 3, expected 1 to 2, the size"):
         SymbolMap({"AA": "sun"}, 2, 3)
-    with pytest.raises(DataError, match=r"256 runs of 4 symbols of 'ACGT' need a word each, but the vocabulary has 82"):
+    with pytest.raises(DataError, match=r"256 runs of 4 symbols of 'ACGT' need a word each, but the vocabulary has only 82"):
         SymbolMap.draw("ACGT", VOCABULARY, size=4)
-    with pytest.raises(DataError, match=r"x: 1 symbols, but a word stands for 2"):
-        SymbolMap({"AA": "sun"}, 2).apply("A", place="x")
+    with pytest.raises(DataError, match=r"x: Found 1 symbols, but a word is for 2"):
+        SymbolMap({"AA": "sun"}, 2).apply("A", location="x")
 
 
 def test_alphabet_is_of_frequent_symbols() -> None:
@@ -150,15 +150,15 @@ def test_alphabet_is_of_frequent_symbols() -> None:
 
 
 def test_all_other_symbols_may_share_a_word() -> None:
-    drawn = SymbolMap.draw("AC", VOCABULARY, size=2, others=True, seed=3)
-    assert len(set(drawn.words.values())) == len(drawn.words) == 5
-    assert drawn.apply("ANC") == f"{drawn.words['*']} {drawn.words['*']}"
+    map_ = SymbolMap.draw("AC", VOCABULARY, size=2, others=True, seed=3)
+    assert len(set(map_.words.values())) == len(map_.words) == 5
+    assert map_.apply("ANC") == f"{map_.words['*']} {map_.words['*']}"
     without = SymbolMap.draw("AC", VOCABULARY, size=2, seed=3)
     assert "*" not in without.words
 
 
 def test_too_many_runs_are_refused_before_they_are_made() -> None:
-    with pytest.raises(DataError, match="take a smaller size"):
+    with pytest.raises(DataError, match="Use a smaller size"):
         SymbolMap.draw("ACDEFGHIKLMNPQRSTVWY", VOCABULARY, size=12)
 
 

@@ -1,4 +1,4 @@
-"""Labelled files as tables: formats, headers, quotes, and their mistakes."""
+"""Tables of labelled data: formats, headers, quotes, and errors."""
 
 import bz2
 import gzip
@@ -14,7 +14,7 @@ from stemformer.data.labelled.table import Table, read_table
 from stemformer.errors import DataError
 
 
-def put(path: Path, data: bytes | str) -> str:
+def write(path: Path, data: bytes | str) -> str:
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     return str(path)
 
@@ -52,7 +52,7 @@ def parquet_of(columns: dict[str, list[object]]) -> bytes:
     ],
 )  # fmt: skip
 def test_each_format_is_read(tmp_path: Path, name: str, data: bytes | str, columns: object, rows: object) -> None:
-    table = read_table(put(tmp_path / name, data))
+    table = read_table(write(tmp_path / name, data))
     assert (table.columns, values(table)) == (columns, rows)
 
 
@@ -62,14 +62,14 @@ def test_each_format_is_read(tmp_path: Path, name: str, data: bytes | str, colum
 )
 def test_each_format_may_be_compressed(tmp_path: Path, name: str, suffix: str, compress: object) -> None:
     data = {"a.csv": b"text\none\n", "a.parquet": parquet_of({"text": ["one"]}), "a.jsonl": b'{"text": "one"}'}[name]
-    assert values(read_table(put(tmp_path / f"{name}{suffix}", compress(data)))) == [("one",)]  # type: ignore[operator]
+    assert values(read_table(write(tmp_path / f"{name}{suffix}", compress(data)))) == [("one",)]  # type: ignore[operator]
 
 
 def test_hub_data_sets_are_read_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "set").mkdir()
-    put(tmp_path / "set" / "test.jsonl", '{"text": "one", "label": 1}\n')
-    put(tmp_path / "set" / "train.jsonl", '{"text": "two", "label": 0}\n')
+    write(tmp_path / "set" / "test.jsonl", '{"text": "one", "label": 1}\n')
+    write(tmp_path / "set" / "train.jsonl", '{"text": "two", "label": 0}\n')
     assert values(read_table(f"hub:{tmp_path / 'set'}:test")) == [("one", 1)]
 
 
@@ -82,17 +82,17 @@ def test_standard_input_is_json_lines_or_texts(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data.encode())))
     table = read_table("-")
-    assert (table.columns, values(table), table.places[0]) == (columns, rows, "-:1")
+    assert (table.columns, values(table), table.locations[0]) == (columns, rows, "-:1")
 
 
-def test_places_name_the_line_where_a_row_begins(tmp_path: Path) -> None:
-    path = put(tmp_path / "a.csv", 'text,label\n"one\ntwo",x\nthree,y\n')
-    assert read_table(path).places == [f"{path}:2", f"{path}:4"]
+def test_locations_are_the_first_lines_of_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'text,label\n"one\ntwo",x\nthree,y\n')
+    assert read_table(path).locations == [f"{path}:2", f"{path}:4"]
 
 
 def test_several_files_are_one_table(tmp_path: Path) -> None:
-    first = put(tmp_path / "1.csv", "text,label\none,x\n")
-    second = put(tmp_path / "2.jsonl", '{"label": "y", "text": "two"}')
+    first = write(tmp_path / "1.csv", "text,label\none,x\n")
+    second = write(tmp_path / "2.jsonl", '{"label": "y", "text": "two"}')
     assert values(read_table([first, second])) == [("one", "x"), ("two", "y")]
 
 
@@ -113,14 +113,14 @@ def test_several_files_are_one_table(tmp_path: Path) -> None:
     ],
 )
 def test_first_line_is_a_header_or_not(tmp_path: Path, lines: str, has_header: bool) -> None:
-    table = read_table(put(tmp_path / "a.tsv", lines))
+    table = read_table(write(tmp_path / "a.tsv", lines))
     num_lines = len(lines.splitlines())
     assert len(table.rows) == num_lines - has_header
     assert (table.columns[-1] == f"column{len(table.columns)}") == (not has_header)
 
 
 def test_column_without_a_name_gets_a_number(tmp_path: Path) -> None:
-    assert read_table(put(tmp_path / "a.csv", ",text\n0,one\n")).columns == ("column1", "text")
+    assert read_table(write(tmp_path / "a.csv", ",text\n0,one\n")).columns == ("column1", "text")
 
 
 # quotes in TSV
@@ -141,7 +141,7 @@ def test_column_without_a_name_gets_a_number(tmp_path: Path) -> None:
     ],
 )
 def test_quotes_of_tsv_are_text_unless_they_enclose_fields(tmp_path: Path, data: str, rows: object) -> None:
-    assert values(read_table(put(tmp_path / "a.tsv", data))) == rows
+    assert values(read_table(write(tmp_path / "a.tsv", data))) == rows
 
 
 @pytest.mark.parametrize("quoting", ["minimal", "all", "nonnumeric"])
@@ -152,7 +152,7 @@ def test_tsv_of_the_csv_library_comes_back(tmp_path: Path, quoting: str) -> None
     buffer = io.StringIO()
     constant = getattr(csv, f"QUOTE_{quoting.upper()}")
     csv.writer(buffer, delimiter="\t", quoting=constant, lineterminator="\n").writerows([("text", "label"), *rows])
-    assert values(read_table(put(tmp_path / "a.tsv", buffer.getvalue()))) == rows
+    assert values(read_table(write(tmp_path / "a.tsv", buffer.getvalue()))) == rows
 
 
 # mistakes
@@ -162,40 +162,40 @@ def test_tsv_of_the_csv_library_comes_back(tmp_path: Path, quoting: str) -> None
     ("name", "data", "message"),
     [
         ("a.csv", "text,label\none,x,y\n", r"a\.csv:2: 3 fields, but the header has 2"),
-        ("a.csv", "text,text\none,x\n", r"a\.csv:1: the header names 'text' twice"),
-        ("a.csv", "text,label\n", r"a\.csv: there are no rows"),
-        ("a.csv", " \n", r"a\.csv: there is no text in it"),
-        ("a.jsonl", '{"text": "one"}\n[1]\n', r"a\.jsonl:2: expected a JSON object .*, found list"),
-        ("a.jsonl", '{"text": "one"}\n{"text\n', r"a\.jsonl:2: bad JSON"),
-        ("a.json", '{"data": [\n{"text": one}]}', r"a\.json:2: bad JSON .*one object, one list"),
-        ("a.json", '{"data": ["one"]}', r"a\.json: data\[0\]: expected a JSON object .*, found str"),
+        ("a.csv", "text,text\none,x\n", r"a\.csv:1: The header repeats 'text'"),
+        ("a.csv", "text,label\n", r"a\.csv: The file has no rows"),
+        ("a.csv", " \n", r"a\.csv: The file is blank"),
+        ("a.jsonl", '{"text": "one"}\n[1]\n', r"a\.jsonl:2: Expected a JSON object .*, found list"),
+        ("a.jsonl", '{"text": "one"}\n{"text\n', r"a\.jsonl:2: Bad JSON"),
+        ("a.json", '{"data": [\n{"text": one}]}', r"a\.json:2: Bad JSON .*one object, one list"),
+        ("a.json", '{"data": ["one"]}', r"a\.json: data\[0\]: Expected a JSON object .*, found str"),
         ("a.json", '[{"text": ["\\ud83d"]}]', r"a\.json:1: .*half of a character"),
-        ("a.tar", "x", r"a\.tar: an archive .*unpack it"),
-        ("a.csv", b"text\n\xff\n", r"a\.csv: not UTF-8: byte 0xff"),
-        ("a.csv.gz", "text\n", r"a\.csv\.gz: truncated, corrupt or not \.gz"),
+        ("a.tar", "x", r"a\.tar: An archive .*Unpack it"),
+        ("a.csv", b"text\n\xff\n", r"a\.csv: Not UTF-8: byte 0xff"),
+        ("a.csv.gz", "text\n", r"a\.csv\.gz: Truncated, corrupt or not \.gz"),
     ],
 )
-def test_mistakes_are_told_with_their_place(tmp_path: Path, name: str, data: bytes | str, message: str) -> None:
+def test_mistakes_are_reported_with_their_location(tmp_path: Path, name: str, data: bytes | str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_table(put(tmp_path / name, data))
+        read_table(write(tmp_path / name, data))
 
 
 def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
-    files = [put(tmp_path / "1.csv", "text,label\none,x\n"), put(tmp_path / "2.csv", "text,class\ntwo,y\n")]
+    files = [write(tmp_path / "1.csv", "text,label\none,x\n"), write(tmp_path / "2.csv", "text,class\ntwo,y\n")]
     with pytest.raises(
-        DataError, match=r"2\.csv: its columns are 'text', 'class', but those of .*1\.csv are 'text', 'label'"
+        DataError, match=r"2\.csv: The columns are 'text', 'class', but those of .*1\.csv are 'text', 'label'"
     ):
         read_table(files)
 
 
 def test_bytes_and_half_characters_may_be_replaced(tmp_path: Path) -> None:
-    assert values(read_table(put(tmp_path / "a.csv", b"text\na\xff\n"), errors="replace")) == [("a\ufffd",)]
+    assert values(read_table(write(tmp_path / "a.csv", b"text\na\xff\n"), errors="replace")) == [("a\ufffd",)]
     half = json.dumps({"text": "a\ud83d"})
-    assert values(read_table(put(tmp_path / "a.jsonl", half), errors="replace")) == [("a\ufffd",)]
+    assert values(read_table(write(tmp_path / "a.jsonl", half), errors="replace")) == [("a\ufffd",)]
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])
-def test_csv_may_be_parted_by_semicolons_or_tabs(tmp_path, mark):
+def test_csv_may_be_delimited_by_semicolons_or_tabs(tmp_path, mark):
     lines = [["review", "stars"], ['"a fine, old book"', "4,5"], ["bad", "1,0"]]
     (tmp_path / "a.csv").write_text("".join(mark.join(line) + "\n" for line in lines))
     table = read_table(tmp_path / "a.csv")

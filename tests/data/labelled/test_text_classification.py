@@ -1,4 +1,4 @@
-"""Columns of labelled tables, the examples made of them, parts set aside for dev; and counts of real data sets."""
+"""Columns and examples of labelled tables, train/dev splits, and the sizes of real data sets."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stemformer.data.labelled.multiple_choice import read_choices
-from stemformer.data.labelled.question_answering import read_questions, unplaced_answers
+from stemformer.data.labelled.question_answering import read_questions
 from stemformer.data.labelled.splits import grouped_split, train_dev_split
 from stemformer.data.labelled.table import Table, read_table
 from stemformer.data.labelled.text_classification import TextColumns, choose_columns, make_text_examples
@@ -51,7 +51,7 @@ def test_usual_names_are_known(names: tuple[str, ...], texts: tuple[str, ...], l
     assert columns == TextColumns(texts, label)
 
 
-def test_given_names_win() -> None:
+def test_explicit_names_have_priority() -> None:
     table = one_row("text", "label", "summary", "grade")
     columns = choose_columns(table, num_texts=1, texts=["summary"], label="grade", needs_label=True)
     assert columns == TextColumns(("summary",), "grade")
@@ -83,7 +83,7 @@ def test_kind_decides_between_scores_and_classes() -> None:
     )
     assert choose_columns(table, num_texts=2, needs_label=True, kind="score").label == "relatedness_score"
     assert choose_columns(table, num_texts=2, needs_label=True, kind="class").label == "entailment_judgment"
-    with pytest.raises(DataError, match=r"it may be 'relatedness_score', 'entailment_judgment'; .*--label"):
+    with pytest.raises(DataError, match=r"it may be 'relatedness_score', 'entailment_judgment'\. .*--label"):
         choose_columns(table, num_texts=2, needs_label=True)
     assert choose_columns(table, num_texts=2, needs_label=False).label is None
 
@@ -91,17 +91,17 @@ def test_kind_decides_between_scores_and_classes() -> None:
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"text": ["a"], "label": ["b"]}, {"label": "lable"}, r"no column 'lable'; there are \(nearest first\): 'label', 'text'"),
-        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "label": "text"}, r"column 'text' is given twice"),
-        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "num_texts": 2}, r"1 text columns are given, expected 2: .*each with --text"),
-        ({"text": ["a"], "x": ["b"]}, {}, r"cannot tell which column is the label, none holds .*'text', 'x': name it with --label"),
+        ({"text": ["a"], "label": ["b"]}, {"label": "lable"}, r"No column 'lable'\. Columns \(nearest first\): 'label', 'text'"),
+        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "label": "text"}, r"Column 'text' is set twice"),
+        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "num_texts": 2}, r"Found 1 text columns, expected 2\. .*each with --text"),
+        ({"text": ["a"], "x": ["b"]}, {}, r"Cannot tell which column is the label: none holds .*'text', 'x'\. Set it with --label"),
         ({"premise": ["a"], "hypothesis": ["b"], "label": ["c"]}, {}, r"'premise' and 'hypothesis' look like .*--text"),
-        ({"a": [LONG], "b": [OTHER], "label": ["c"]}, {}, r"cannot tell which 1 of the columns is the text; there are .*--text"),
+        ({"a": [LONG], "b": [OTHER], "label": ["c"]}, {}, r"Cannot tell which 1 of the columns is the text\. Columns: .*--text"),
         ({"a": [LONG], "b": [OTHER], "c": [LONG], "label": ["c"]}, {"num_texts": 2}, r"which 2 of the columns are .*each with --text"),
-        ({"column1": ["a"], "column2": ["b"]}, {}, r"\(the first line names none\)"),
+        ({"column1": ["a"], "column2": ["b"]}, {}, r"\(the first line is no header\)"),
     ],
 )  # fmt: skip
-def test_columns_that_cannot_be_told_are_asked_for(
+def test_ambiguous_columns_raise(
     columns: dict[str, list[object]], options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
@@ -112,10 +112,10 @@ def test_columns_that_cannot_be_told_are_asked_for(
 
 
 def labels_of(values: list[object], kind: str, **options: str) -> tuple[list[object], Counter[str]]:
-    counted: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     table = table_of({"text": ["some"] * len(values), "label": values})
-    examples = make_text_examples(table, TextColumns(("text",), "label"), kind=kind, counted=counted, **options)  # type: ignore[arg-type]
-    return [example.label for example in examples], counted
+    examples = make_text_examples(table, TextColumns(("text",), "label"), kind=kind, counts=counts, **options)  # type: ignore[arg-type]
+    return [example.label for example in examples], counts
 
 
 @pytest.mark.parametrize(
@@ -135,29 +135,29 @@ def test_labels_may_be_parted_otherwise() -> None:
 
 
 def test_rows_that_make_no_example_are_counted() -> None:
-    counted: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     table = table_of({"a": ["x", " ", None, "x", "x", "x"], "b": ["y"] * 6, "label": ["1", "1", "1", None, "", "-"]})
-    examples = make_text_examples(table, TextColumns(("a", "b"), "label"), kind="class", counted=counted)
-    assert [(e.texts, e.label, e.row, e.place) for e in examples] == [(("x", "y"), "1", table.rows[0], "a.csv:2")]
-    assert counted == {"empty text": 2, "no label": 2, "no gold label": 1}
+    examples = make_text_examples(table, TextColumns(("a", "b"), "label"), kind="class", counts=counts)
+    assert [(e.texts, e.label, e.row, e.location) for e in examples] == [(("x", "y"), "1", table.rows[0], "a.csv:2")]
+    assert counts == {"empty text": 2, "no label": 2, "no gold label": 1}
 
 
-def test_minus_is_a_label_beside_plus() -> None:
+def test_minus_is_a_label_if_plus_is_one() -> None:
     assert labels_of(["+", "-"], "class") == (["+", "-"], {})
 
 
 def test_without_a_label_column_there_are_no_labels() -> None:
-    examples = make_text_examples(one_row("text"), TextColumns(("text",), None), kind="class", counted=Counter())
+    examples = make_text_examples(one_row("text"), TextColumns(("text",), None), kind="class", counts=Counter())
     assert [example.label for example in examples] == [None]
 
 
 @pytest.mark.parametrize(
     ("kind", "value", "message"),
     [
-        ("score", "high", r"a\.csv:2: column 'label' holds 'high', expected a number"),
-        ("score", "nan", r"a\.csv:2: column 'label' holds 'nan', expected a number"),
-        ("class", ["a"], r"a\.csv:2: column 'label' holds list, expected a text or a number"),
-        ("labels", [["a"]], r"a\.csv:2: column 'label' holds list"),
+        ("score", "high", r"a\.csv:2: Column 'label' holds 'high', expected a number"),
+        ("score", "nan", r"a\.csv:2: Column 'label' holds 'nan', expected a number"),
+        ("class", ["a"], r"a\.csv:2: Column 'label' holds list, expected text or number"),
+        ("labels", [["a"]], r"a\.csv:2: Column 'label' holds list"),
     ],
 )
 def test_labels_of_another_kind_are_refused(kind: str, value: object, message: str) -> None:
@@ -180,7 +180,7 @@ def test_each_class_stays_in_training_even_for_a_large_share() -> None:
     assert len(train) == 2
 
 
-def test_dev_is_drawn_by_the_seed() -> None:
+def test_dev_depends_on_the_seed() -> None:
     keys = ["a"] * 100
     assert train_dev_split(keys, seed=1) == train_dev_split(keys, seed=1) != train_dev_split(keys, seed=2)
     assert (
@@ -248,7 +248,7 @@ def test_real_tables_have_their_documented_rows(
     table = read_table(str(shared_data / name))
     kind = "score" if isinstance(counts, int) else "class"
     columns = choose_columns(table, num_texts=num_texts, needs_label=counts is not None, kind=kind)
-    examples = make_text_examples(table, columns, kind=kind, counted=Counter())
+    examples = make_text_examples(table, columns, kind=kind, counts=Counter())
     labels = Counter(example.label for example in examples if example.label is not None)
     assert len(table.rows) == num_rows
     assert (labels.total() if isinstance(counts, int) else labels or None) == counts
@@ -272,7 +272,7 @@ def test_real_tables_have_their_documented_rows(
 def test_real_tagged_files_have_their_documented_words(
     shared_data: Path, name: str, num_sentences: int, num_words: int, num_tags: int
 ) -> None:
-    sentences = read_tagged(str(shared_data / name), counted=Counter())
+    sentences = read_tagged(str(shared_data / name), counts=Counter())
     tags = {tag for sentence in sentences for tag in sentence.tags or ()}
     assert (len(sentences), sum(len(s.words) for s in sentences), len(tags)) == (num_sentences, num_words, num_tags)
 
@@ -293,10 +293,10 @@ def test_real_tagged_files_have_their_documented_words(
 def test_real_passages_have_their_documented_questions(
     shared_data: Path, name: str, num_questions: int, num_impossible: int, num_unplaced: int
 ) -> None:
-    counted: Counter[str] = Counter()
-    questions = read_questions(str(shared_data / name), counted=counted)
+    counts: Counter[str] = Counter()
+    questions = read_questions(str(shared_data / name), counts=counts)
     assert (len(questions), sum(q.is_impossible for q in questions)) == (num_questions, num_impossible)
-    assert counted["answer not in its passage"] == num_unplaced >= len(unplaced_answers(questions))
+    assert counts["answer not in its passage"] == num_unplaced >= sum(len(q.answers) < len(q.gold) for q in questions)
     assert all(q.context.startswith(text, at) for q in questions for text, at in q.answers)
 
 
@@ -313,7 +313,7 @@ def test_real_passages_have_their_documented_questions(
     ],
 )
 def test_real_choices_have_their_documented_answers(shared_data: Path, name: str, counts: dict[int, int]) -> None:
-    questions = read_choices(str(shared_data / name), counted=Counter())
+    questions = read_choices(str(shared_data / name), counts=Counter())
     assert Counter(question.answer for question in questions) == counts
 
 
@@ -322,6 +322,6 @@ def test_column_of_many_numbers_is_not_guessed_as_classes():
     table = Table("a.csv", ("review", "stars", "verdict"), rows, [str(i) for i in range(60)])
     assert choose_columns(table, num_texts=1, needs_label=True, kind="class").label == "verdict"
     assert choose_columns(table, num_texts=1, needs_label=True, kind="score").label == "stars"
-    alone = Table("a.csv", ("review", "stars"), [{k: r[k] for k in ("review", "stars")} for r in rows], table.places)
+    alone = Table("a.csv", ("review", "stars"), [{k: r[k] for k in ("review", "stars")} for r in rows], table.locations)
     with pytest.raises(DataError, match="'stars' holds many different numbers"):
         choose_columns(alone, num_texts=1, needs_label=True, kind="class")

@@ -1,4 +1,4 @@
-"""CoNLL, CoNLL-U and lists of tagged words; tags that mark entities."""
+"""CoNLL, CoNLL-U and lists of tagged words; entity tags."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ from stemformer.errors import DataError
 
 def read(path: Path, text: str, **options: object) -> list[TaggedSentence]:
     path.write_text(text, encoding="utf-8")
-    return read_tagged(str(path), **{"counted": Counter(), **options})  # type: ignore[arg-type]
+    return read_tagged(str(path), **{"counts": Counter(), **options})  # type: ignore[arg-type]
 
 
 def pairs(sentences: list[TaggedSentence]) -> list[tuple[object, object]]:
@@ -46,9 +46,9 @@ def test_words_and_their_last_column_are_read(tmp_path: Path, text: str) -> None
 
 
 def test_document_marks_are_counted(tmp_path: Path) -> None:
-    counted: Counter[str] = Counter()
-    read(tmp_path / "a.conll", "-DOCSTART- O\n\nAnna O\n", counted=counted)
-    assert counted == {"-DOCSTART- lines": 1}
+    counts: Counter[str] = Counter()
+    read(tmp_path / "a.conll", "-DOCSTART- O\n\nAnna O\n", counts=counts)
+    assert counts == {"-DOCSTART- lines": 1}
 
 
 def test_number_of_a_column_chooses_the_tags(tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ def test_characters_that_are_spaces_elsewhere_are_words(tmp_path: Path) -> None:
     assert sentence.words == ("a", "\u3000", "b\u2028c")
 
 
-def test_text_offsets_and_places(tmp_path: Path) -> None:
+def test_text_offsets_and_locations(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     one, two = read(path, "Anna O\nsings O\n\n好 O\n的 O\n")
-    assert (one.text, one.offsets, one.place) == ("Anna sings", ((0, 4), (5, 10)), f"{path}:1")
-    assert (two.text, two.place) == ("好 的", f"{path}:4")
+    assert (one.text, one.offsets, one.location) == ("Anna sings", ((0, 4), (5, 10)), f"{path}:1")
+    assert (two.text, two.location) == ("好 的", f"{path}:4")
     two = read(path, "好 O\n的 O\n", joiner="")[0]
     assert (two.text, two.offsets) == ("好的", ((0, 1), (1, 2)))
 
@@ -85,15 +85,15 @@ def test_text_offsets_and_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("Anna\tO\nsings\n", {}, r"a\.txt:2: 1 columns \('sings'\), expected 2"),
-        ("Anna O\nsings V O\n", {}, r"a\.txt:2: 3 columns \('sings V O'\), expected 2"),
-        ("Anna\tO\n\tO\n", {}, r"a\.txt:2: .*the first of them a word"),
+        ("Anna\tO\nsings\n", {}, r"a\.txt:2: Found 1 columns \('sings'\), expected 2"),
+        ("Anna O\nsings V O\n", {}, r"a\.txt:2: Found 3 columns \('sings V O'\), expected 2"),
+        ("Anna\tO\n\tO\n", {}, r"a\.txt:2: .*beginning with a word"),
         ("Anna O\n", {"column": "3"}, r"'3' is not a number from 2 to 2"),
-        ("Anna O\n", {"column": "ner"}, r"its columns have no names, and 'ner'"),
-        ("-DOCSTART- O\n", {}, r"there are no sentences"),
+        ("Anna O\n", {"column": "ner"}, r"The columns have no names, and 'ner'"),
+        ("-DOCSTART- O\n", {}, r"No sentences"),
     ],
 )
-def test_ragged_lines_and_missing_columns_are_told(
+def test_ragged_lines_and_missing_columns_raise(
     tmp_path: Path, text: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
@@ -119,14 +119,14 @@ CONLLU = """# sent_id = 1
 """
 
 
-def test_conllu_is_known_by_its_lines(tmp_path: Path) -> None:
-    counted: Counter[str] = Counter()
-    (sentence,) = read(tmp_path / "a.txt", CONLLU, counted=counted)
+def test_conllu_is_recognized_by_its_lines(tmp_path: Path) -> None:
+    counts: Counter[str] = Counter()
+    (sentence,) = read(tmp_path / "a.txt", CONLLU, counts=counts)
     assert sentence.words == ("I", "do", "n't", "know", "de", "le", ",", "it", ".")
     assert sentence.tags == ("PRON", "AUX", "PART", "VERB", "ADP", "DET", "PUNCT", "PRON", "PUNCT")
     assert sentence.text == "I don't know de le, it."
     assert [sentence.text[begin:end] for begin, end in sentence.offsets] == list(sentence.words)
-    assert counted == {"ranges of words": 2, "empty nodes": 1}
+    assert counts == {"ranges of words": 2, "empty nodes": 1}
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_conllu_without_tags_has_none(tmp_path: Path) -> None:
     assert read(tmp_path / "a.conllu", "1\tYes" + "\t_" * 8 + "\n")[0].tags is None
 
 
-def test_conllu_mistakes_are_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no column 'pos' for tags; .*'upos'.*--label"):
+def test_conllu_mistakes_raise(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"No column 'pos'\. .*'upos'.*--label"):
         read(tmp_path / "a.conllu", CONLLU, column="pos")
-    with pytest.raises(DataError, match=r"a\.conllu:15: 2 columns, the first '10': expected the 10"):
+    with pytest.raises(DataError, match=r"a\.conllu:15: Found 2 columns, the first '10'\. Expected the 10"):
         read(tmp_path / "a.conllu", CONLLU + "10\tx\n")
 
 
@@ -174,13 +174,13 @@ def test_column_of_records_is_chosen_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "options", "message"),
     [
-        ('{"tokens": ["a", "b"], "tags": ["X"]}', {}, r"a\.jsonl:1: 2 words, but 1 tags"),
-        ('{"tokens": "a b", "tags": ["X"]}', {}, r"a\.jsonl:1: column 'tokens' holds str, expected a list"),
-        ('{"text": "a b"}', {}, r"no column of words; there are text"),
-        ('{"tokens": ["a"], "pos": ["X"]}', {"column": "pso"}, r"no column 'pso' for tags; there are \(nearest first\): 'pos'"),
+        ('{"tokens": ["a", "b"], "tags": ["X"]}', {}, r"a\.jsonl:1: Found 2 words, but 1 tags"),
+        ('{"tokens": "a b", "tags": ["X"]}', {}, r"a\.jsonl:1: Column 'tokens' holds str, expected a list"),
+        ('{"text": "a b"}', {}, r"No column of words\. Columns: text"),
+        ('{"tokens": ["a"], "pos": ["X"]}', {"column": "pso"}, r"No column 'pso'\. Columns \(nearest first\): 'pos'"),
     ],
 )  # fmt: skip
-def test_mistakes_in_records_are_told(tmp_path: Path, record: str, options: dict[str, object], message: str) -> None:
+def test_mistakes_in_records_raise(tmp_path: Path, record: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path / "a.jsonl", record, **options)
 
@@ -200,7 +200,7 @@ def test_mistakes_in_records_are_told(tmp_path: Path, record: str, options: dict
         ("NOUN VERB", "NOUN VERB", 0),
     ],
 )
-def test_broken_entities_begin_anew(tags: str, repaired: str, num_broken: int) -> None:
+def test_broken_entities_are_repaired(tags: str, repaired: str, num_broken: int) -> None:
     assert repair_bio(tags.split()) == (repaired.split(), num_broken)
 
 
@@ -224,7 +224,7 @@ def test_scheme_is_found(tags: str, scheme: str | None) -> None:
     assert is_bio(set(tags.split())) == (scheme is not None)
 
 
-def test_words_are_joined_by_what_stands_behind_each() -> None:
+def test_words_are_joined_by_the_string_after_each() -> None:
     assert join_tokens(["a", "b", "c"], ["", " ", "!"]) == ("ab c", ((0, 1), (1, 2), (3, 4)))
 
 

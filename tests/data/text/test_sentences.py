@@ -1,4 +1,4 @@
-"""Sentence ends: a table of cases by script and rule, and what holds for any text."""
+"""Sentence ends: cases by script and rule, and properties of any text."""
 
 import random
 import time
@@ -13,7 +13,7 @@ def split(text: str) -> list[str]:
     return [text[begin:end].strip() for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-WHOLE = [
+ONE_SENTENCE = [
     "Mr. Brown met Dr. Smith at St. Mary.",
     "Use a list, e.g. This one.",
     "The U.S. President spoke.",
@@ -22,7 +22,7 @@ WHOLE = [
     "See No. 5 and vol. 12 of it.",
     "Apples, pears, etc. were sold.",
     "He came at 5 p.m. on Monday.",
-    "“Really?” she asked.",
+    "“Really?” she said.",
     "Wait ... what?",
     "Am 3. Oktober war es soweit.",
     "Es geschah im 19. Jahrhundert in Wien.",
@@ -39,7 +39,7 @@ SPLIT = {
     "closing quotes": ["He said “no.”", "(She did too.)", "'Fine.'", "End"],
     "opening quotes": ["It ended.", "“So be it,” he said.", "[Applause]"],
     "sentence ending in an acronym": ["He lives in the U.S.", "The house is big."],
-    "sentence ending in a number": ["It was built in 1995.", "Nobody lives there."],
+    "sentence ending in a number": ["It was built in 1995.", "No one lives there."],
     "no as a word": ["She said no.", "Then she left."],
     "german quotes": ["„Das ist gut.“", "Er ging.", "»Halt!«", "Sie lief."],
     "french": ["« Bonjour ! »", "Elle sourit.", "Où est-il ?", "Là."],
@@ -54,13 +54,13 @@ SPLIT = {
 }
 
 
-@pytest.mark.parametrize("text", WHOLE)
-def test_sentence_ends_does_not_cut_behind_abbreviations_and_numbers(text: str) -> None:
+@pytest.mark.parametrize("text", ONE_SENTENCE)
+def test_sentence_ends_does_not_split_after_abbreviations_and_numbers(text: str) -> None:
     assert split(text) == [text]
 
 
 @pytest.mark.parametrize("sentences", SPLIT.values(), ids=SPLIT)
-def test_sentence_ends_cuts_where_sentences_end(sentences: list[str]) -> None:
+def test_sentence_ends_splits_between_sentences(sentences: list[str]) -> None:
     assert split(" ".join(sentences)) == sentences
 
 
@@ -77,19 +77,19 @@ def test_sentence_ends_needs_no_space_in_chinese(sentences: list[str]) -> None:
     assert split("".join(sentences)) == sentences
 
 
-def test_sentence_ends_does_not_cut_before_a_chinese_comma() -> None:
+def test_sentence_ends_does_not_split_before_a_chinese_comma() -> None:
     assert split("他問「好嗎？」，然後走了。") == ["他問「好嗎？」，然後走了。"]
 
 
-def test_sentence_ends_cuts_at_every_newline() -> None:
-    assert split("A title\n\nthe text goes on\nand on") == ["A title", "the text goes on", "and on"]
+def test_sentence_ends_splits_at_every_newline() -> None:
+    assert split("A title\n\nthe text continues\nhere") == ["A title", "the text continues", "here"]
 
 
-def test_sentence_ends_gives_white_space_to_the_ended_sentence() -> None:
+def test_sentence_ends_puts_white_space_into_the_sentence_before_it() -> None:
     assert sentence_ends("One.  Two.\n\n Three. ") == [6, 13, 20]
 
 
-def test_sentence_ends_begins_no_sentence_with_leading_space() -> None:
+def test_sentence_ends_ignores_leading_white_space() -> None:
     assert sentence_ends("\n\n  One. Two.") == [9, 13]
 
 

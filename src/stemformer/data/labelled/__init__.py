@@ -1,1 +1,1 @@
-"""labelled."""
+"""Labelled data: tables and the examples of each task."""

@@ -1,28 +1,26 @@
-"""Sequences of symbols, such as DNA: FASTA files, and maps that put a word of a model's vocabulary for each symbol."""
+"""FASTA files."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from stemformer.data.labelled.symbol_map import ANY_SYMBOL, FREQUENT
+from stemformer.data.labelled.symbol_map import ANY_SYMBOL
 from stemformer.errors import DataError
 
+# Share of all symbols; letters for uncertain bases of DNA (N, R, Y ...) are rarer.
+MIN_SYMBOL_SHARE = 0.001
 _LABEL = re.compile(r"(?:^|[\s|;])label=([^\s|;]+)", re.IGNORECASE)
 
 
 def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
-    r"""Returns places and rows of FASTA: `name`, `sequence` and, if a header has one, `label`.
+    r"""Return locations and rows of FASTA: `name`, `sequence` and, if a header has one, `label`.
 
-    The name is the first word of a header. The label is what stands behind `label=`; where no header has that, what
-    stands behind the bar if none has several, as `>seq7|1`. It is empty where a header has none.
-
-    Args:
-        text: Of the file; lines that begin with `;` are comments.
-        source: What places and messages call it.
+    The name is the first word of a header, the label follows `label=`; if no header has that and none has several bars,
+    it follows the bar, as in `>seq7|1`. Headers without label give "". Lines that begin with `;` are comments.
 
     Raises:
-        DataError: Letters before the first header, or a record without any.
+        DataError: Letters before the first header, or a record without sequence.
 
     Example:
         >>> read_fasta(">a|1\nACGT\nAC\n>b|0\nTT\n", "x.fa")[0]
@@ -35,12 +33,12 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
         elif line.strip() and not line.startswith(";"):
             if not records:
                 raise DataError(
-                    f"{source}:{number}: a sequence before any header: expected a line that begins with '>'"
+                    f"{source}:{number}: Found a sequence before any header. Expected a line that begins with '>'."
                 )
             records[-1][2].append("".join(line.split()))
     empty = next((number for number, _, parts in records if not parts), None)
     if empty is not None:
-        raise DataError(f"{source}:{empty}: a header without a sequence: add its lines or take the header out")
+        raise DataError(f"{source}:{empty}: Found a header without a sequence. Add its lines or remove the header.")
     has_named = any(_LABEL.search(header) for _, header, _ in records)
     bars = {header.count("|") for _, header, _ in records}
     has_bars = not has_named and bars in ({1}, {0, 1})
@@ -52,12 +50,12 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
         row = {"name": name.strip() if has_bars else (header.split() or [""])[0], "sequence": "".join(parts)}
         rows.append((f"{source}:{number}", row | {"label": label.strip()}))
     if not any(row["label"] for _, row in rows):
-        rows = [(place, {"name": row["name"], "sequence": row["sequence"]}) for place, row in rows]
+        rows = [(location, {"name": row["name"], "sequence": row["sequence"]}) for location, row in rows]
     return rows
 
 
 def find_alphabet(texts: Iterable[str]) -> str:
-    """Returns the frequent symbols of texts, sorted: those that make up at least a thousandth of them.
+    """Return the sorted symbols that make up at least 0.1% of the texts.
 
     Example:
         >>> find_alphabet(["ACGT" * 500, "N"])
@@ -66,4 +64,6 @@ def find_alphabet(texts: Iterable[str]) -> str:
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update("".join(text.split()))
-    return "".join(sorted(s for s, number in counts.items() if number >= FREQUENT * counts.total() and s != ANY_SYMBOL))
+    return "".join(
+        sorted(s for s, number in counts.items() if number >= MIN_SYMBOL_SHARE * counts.total() and s != ANY_SYMBOL)
+    )

@@ -1,4 +1,4 @@
-"""Questions with choices, in the forms of a dozen data sets."""
+"""Multiple-choice questions, in the formats of a dozen data sets."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from stemformer.data.labelled.table import needed_text, read_json_records, read_table
+from stemformer.data.labelled.table import read_json_records, read_table, required_text
 from stemformer.data.labelled.text_classification import label_text
 from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, find_sources, read_text, split_suffixes
 from stemformer.errors import DataError
@@ -19,14 +19,14 @@ _NUMBERED_CHOICE = re.compile(r"(?:choice|option|ending|answer)_?(\d)")
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """A question with choices; what a model reads for one of them is the pair `prompt`, `second + " " + choice`.
+    """Multiple-choice question; the model input for a choice is the pair `prompt`, `second + " " + choice`.
 
     Args:
-        id: As the file has it, or its place.
-        prompt: The passage, dialogue or sentence.
-        second: The question, or the beginning that the choices continue; maybe nothing.
+        id: From the file, else its location.
+        prompt: Passage, dialogue or sentence.
+        second: Question, or text that the choices continue; may be empty.
         choices: Two or more.
-        answer: The number of the right one, from 0; None if the file does not tell.
+        answer: Index of the right choice; None if unknown.
     """
 
     id: str
@@ -37,15 +37,14 @@ class ChoiceQuestion:
 
 
 @dataclass(frozen=True)
-class _Form:
-    """The columns of a data set with choices.
+class _Columns:
+    """Columns of a data set.
 
     Args:
-        prompt: Column of the prompt.
-        second: Column of the second part, or nothing.
-        choices: Columns of the choices, or the one that holds their list.
+        second: May be "".
+        choices: One column for each choice, or one column of lists.
         answers: Columns that may hold the answer.
-        first: What number the first choice has; None if that must be told from the file.
+        first: Number of the first choice, 0 or 1; None: inferred from all answers.
     """
 
     prompt: str
@@ -55,36 +54,36 @@ class _Form:
     first: int | None
 
 
-_FORMS = (
-    _Form("sent1", "sent2", ("ending0", "ending1", "ending2", "ending3"), ("label",), 0),  # SWAG
-    _Form("ctx_a", "ctx_b", ("endings",), ("label",), 0),  # HellaSwag
-    _Form("premise", "question", ("choice1", "choice2"), ("label",), 0),  # COPA, XCOPA
-    _Form("goal", "", ("sol1", "sol2"), ("label",), 0),  # PIQA
-    _Form(
+_DATASETS = {
+    "SWAG": _Columns("sent1", "sent2", ("ending0", "ending1", "ending2", "ending3"), ("label",), 0),
+    "HellaSwag": _Columns("ctx_a", "ctx_b", ("endings",), ("label",), 0),
+    "COPA": _Columns("premise", "question", ("choice1", "choice2"), ("label",), 0),
+    "PIQA": _Columns("goal", "", ("sol1", "sol2"), ("label",), 0),
+    "Social IQa": _Columns(
         "context", "question", ("answerA", "answerB", "answerC"), ("correct", "label", "label_letter"), 1
-    ),  # Social IQa
-    _Form("article", "question", ("options",), ("answer",), None),  # RACE, a row a question
-)
-_PIQA = _FORMS[3]
+    ),
+    # One row per question.
+    "RACE": _Columns("article", "question", ("options",), ("answer",), None),
+}
 
 
-def read_choices(files: str | Path | Sequence[str | Path], *, counted: Counter[str]) -> list[ChoiceQuestion]:
-    """Returns the questions of files with choices.
+def read_choices(files: str | Path | Sequence[str | Path], *, counts: Counter[str]) -> list[ChoiceQuestion]:
+    """Read multiple-choice questions.
 
-    Known by their columns: SWAG, HellaSwag, COPA (also its XML), XCOPA, PIQA (with `NAME-labels.lst` beside `NAME.jsonl`),
-    Social IQa, RACE; by their form: DREAM and C3. Any other table has the columns `prompt`, maybe `second`, `choice1`,
-    `choice2`, ... (or a list `choices`) and `label`: a letter, the text of the choice, or a number. Whether numbers begin at
-    0 or 1 is told from all of them: 0 is only there if they begin at 0, the number of choices only if they begin at 1.
+    Recognized by their columns: SWAG, HellaSwag, COPA (also XML), XCOPA, PIQA (labels also in `NAME-labels.lst` next to
+    `NAME.jsonl`), Social IQa, RACE; by their structure: DREAM and C3. Other tables have the columns `prompt`, optionally
+    `second`, `choice1`, `choice2`, ... (or a list `choices`) and `label`: a letter, the text of the choice, or a number.
+    Numbers start at 0 if one is 0, at 1 if one is the number of choices.
 
     Args:
         files: Files, folders, patterns, hub data sets.
-        counted: Receives how many answers were counted from 0 or 1 where that had to be told, and how many are not known.
+        counts: Receives the number of answers with an inferred start of numbering, and of unknown answers.
 
     Raises:
-        DataError: A file of another form, or an answer that is none of the choices.
+        DataError: Another format, or an answer that is none of the choices.
 
     Example:
-        >>> read_choices("copa/train.jsonl", counted=Counter())[0].choices  # doctest: +SKIP
+        >>> read_choices("copa/train.jsonl", counts=Counter())[0].choices  # doctest: +SKIP
         ('The sun was rising.', 'The grass was cut.')
     """
     questions: list[ChoiceQuestion] = []
@@ -92,145 +91,142 @@ def read_choices(files: str | Path | Sequence[str | Path], *, counted: Counter[s
         kind = "hub" if source.startswith(HUB_PREFIX) else split_suffixes(source)[1]
         start = read_text(source).lstrip()[0] if kind == "" and source != STANDARD_INPUT else ""
         if start == "<":
-            questions.extend(_copa_items(source))
+            questions.extend(_copa_questions(source))
             continue
         records = read_json_records(source) if kind in (".json", ".jsonl") or start in ("{", "[") else []
-        if records and isinstance(records[0][1], list):
-            for place, record in records:
-                questions.extend(_dialogue_questions(record, place))
-        elif records and isinstance(records[0][1], dict) and isinstance(records[0][1].get("questions"), list):
-            for place, record in records:
-                questions.extend(_race_questions(record, place))
+        first = records[0][1] if records else None
+        if isinstance(first, list):
+            questions.extend(q for location, record in records for q in _dialogue_questions(record, location))
+        elif isinstance(first, dict) and isinstance(first.get("questions"), list):
+            questions.extend(q for location, record in records for q in _race_questions(record, location))
         else:
-            questions.extend(_choices_of_table(source, counted))
-    counted.update(["answers not known"] * sum(question.answer is None for question in questions))
+            questions.extend(_table_questions(source, counts))
+    num_unknown = sum(question.answer is None for question in questions)
+    if num_unknown:
+        counts["answers not known"] += num_unknown
     return questions
 
 
-def is_choice_row(columns: Sequence[str]) -> bool:
-    """Returns whether a table with these columns holds questions with choices."""
+def has_choices(columns: Sequence[str]) -> bool:
+    """Return whether a table with these columns holds multiple-choice questions."""
     try:
-        _find_form(columns, "")
+        _find_columns(columns, "")
     except DataError:
         return False
     return True
 
 
-def _dialogue_questions(record: Any, place: str) -> Iterator[ChoiceQuestion]:
-    """Yields the questions of DREAM and C3 about one dialogue or text: `[lines, questions, id]`."""
+def _dialogue_questions(record: Any, location: str) -> Iterator[ChoiceQuestion]:
+    """Yield the questions of DREAM and C3 on one dialogue or text: `[lines, questions, id]`."""
     if not isinstance(record, list) or len(record) != 3 or not all(isinstance(part, list) for part in record[:2]):
-        raise DataError(f"{place}: expected [lines, questions, id], as DREAM and C3 have them")
+        raise DataError(f"{location}: Expected [lines, questions, id] as in DREAM and C3.")
     lines, questions, name = record
     for number, item in enumerate(questions):
         if not isinstance(item, dict) or not isinstance(item.get("choice"), list):
-            raise DataError(f"{place}: expected questions with 'question' and 'choice', found {item!r}")
+            raise DataError(f"{location}: Expected questions with 'question' and 'choice', found {item!r}.")
         choices, answer = tuple(map(str, item["choice"])), item.get("answer")
         if answer is not None and answer not in choices:
-            raise DataError(f"{place}: the answer {answer!r} is none of the choices {choices}: repair it")
-        yield ChoiceQuestion(
-            f"{name}-{number}",
-            "\n".join(map(str, lines)),
-            needed_text(item, ("question",), place),
-            choices,
-            None if answer is None else choices.index(answer),
-        )
+            raise DataError(f"{location}: The answer {answer!r} is none of the choices {choices}. Repair it.")
+        question = required_text(item, ("question",), location)
+        index = None if answer is None else choices.index(answer)
+        yield ChoiceQuestion(f"{name}-{number}", "\n".join(map(str, lines)), question, choices, index)
 
 
-def _race_questions(record: dict[str, Any], place: str) -> Iterator[ChoiceQuestion]:
-    """Yields the questions of RACE about one article; answers are letters."""
+def _race_questions(record: dict[str, Any], location: str) -> Iterator[ChoiceQuestion]:
+    """Yield the questions of RACE on one article; answers are letters."""
     questions, options = record["questions"], record.get("options")
     answers = record.get("answers") or [None] * len(questions)
     if not isinstance(options, list) or not len(options) == len(questions) == len(answers):
-        raise DataError(f"{place}: expected as many lists of 'options' and 'answers' as 'questions', as RACE has them")
-    article = needed_text(record, ("article",), place)
-    for number, (question, choices, answer) in enumerate(zip(questions, options, answers, strict=True)):
-        name = f"{record.get('id', place)}-{number}"
-        yield ChoiceQuestion(
-            name, article, question, tuple(choices), _answer(answer, choices, None, f"{place}: question {number}")
+        raise DataError(
+            f"{location}: Expected as many lists of 'options' and as many 'answers' as 'questions', as in RACE."
         )
+    article = required_text(record, ("article",), location)
+    for number, (question, choices, answer) in enumerate(zip(questions, options, answers, strict=True)):
+        index = _answer_index(answer, choices, None, f"{location}: Question {number}")
+        yield ChoiceQuestion(f"{record.get('id', location)}-{number}", article, question, tuple(choices), index)
 
 
-def _copa_items(source: str) -> Iterator[ChoiceQuestion]:
-    """Yields the items of COPA's XML."""
+def _copa_questions(source: str) -> Iterator[ChoiceQuestion]:
+    """Yield the items of COPA's XML."""
     try:
         root = ElementTree.fromstring(read_text(source))
     except ElementTree.ParseError as error:
-        raise DataError(f"{source}: bad XML ({error}): expected the items of COPA") from error
+        raise DataError(f"{source}: Bad XML ({error}). Expected the items of COPA.") from error
     for item in root.iter("item"):
         choices = tuple((item.findtext(name) or "").strip() for name in ("a1", "a2"))
-        place = f"{source}: item {item.get('id')}"
+        location = f"{source}: item {item.get('id')}"
         second = COPA_QUESTIONS.get(item.get("asks-for", ""), "")
-        answer = _answer(item.get("most-plausible-alternative"), choices, 1, place)
-        yield ChoiceQuestion(item.get("id") or place, (item.findtext("p") or "").strip(), second, choices, answer)
+        answer = _answer_index(item.get("most-plausible-alternative"), choices, 1, location)
+        yield ChoiceQuestion(item.get("id") or location, (item.findtext("p") or "").strip(), second, choices, answer)
 
 
-def _choices_of_table(source: str, counted: Counter[str]) -> Iterator[ChoiceQuestion]:
-    """Yields the questions of a table, a row each."""
+def _table_questions(source: str, counts: Counter[str]) -> Iterator[ChoiceQuestion]:
+    """Yield the questions of a table with one question per row."""
     table = read_table([source])
-    form = _find_form(table.columns, table.source)
-    choices = [_choices(row, form, place) for row, place in zip(table.rows, table.places, strict=True)]
-    column = next((name for name in form.answers if name in table.columns), None)
-    raw: list[object] = [row[column] if column else None for row in table.rows]
-    if form is _PIQA and column is None:
-        raw = _labels_beside(source, len(raw), counted)
-    first = form.first
+    columns = _find_columns(table.columns, table.source)
+    choices = [_choices(row, columns, location) for row, location in zip(table.rows, table.locations, strict=True)]
+    answer = next((name for name in columns.answers if name in table.columns), None)
+    raw: list[object] = [row[answer] if answer else None for row in table.rows]
+    if columns is _DATASETS["PIQA"] and answer is None:
+        raw = _piqa_labels(source, len(raw), counts)
+    first = columns.first
     if first is None:
         first = _first_number(raw, choices, table.source)
         num_numbers = sum(label_text(value).isdecimal() for value in raw)
-        counted.update([f"answers counted from {first}"] * num_numbers)
-    for row, place, options, value in zip(table.rows, table.places, choices, raw, strict=True):
-        second = label_text(row.get(form.second)) if form.second else ""
-        if form.prompt == "premise":
+        if num_numbers:
+            counts[f"answers counted from {first}"] += num_numbers
+    for row, location, options, value in zip(table.rows, table.locations, choices, raw, strict=True):
+        second = label_text(row.get(columns.second)) if columns.second else ""
+        if columns.prompt == "premise":
             second = COPA_QUESTIONS.get(second, second)
-        name = label_text(row.get("id", row.get("idx", row.get("ind")))) or place
-        yield ChoiceQuestion(
-            name, needed_text(row, (form.prompt,), place), second, options, _answer(value, options, first, place)
-        )
+        name = label_text(row.get("id", row.get("idx", row.get("ind")))) or location
+        prompt = required_text(row, (columns.prompt,), location)
+        yield ChoiceQuestion(name, prompt, second, options, _answer_index(value, options, first, location))
 
 
-def _find_form(columns: Sequence[str], source: str) -> _Form:
-    """Returns the form that columns are of: a known one, or the plain one of this project."""
-    for form in _FORMS:
-        if {form.prompt, *form.choices, *([form.second] if form.second else [])} <= set(columns):
-            return form
-    numbered = tuple(sorted(name for name in columns if _NUMBERED_CHOICE.fullmatch(name.lower())))
-    lists = tuple(name for name in ("choices", "options", "endings") if name in columns)[:1]
-    prompt = next((name for name in ("prompt", "context", "passage", "article", "question") if name in columns), None)
+def _find_columns(names: Sequence[str], source: str) -> _Columns:
+    """Return the columns of a known data set, or the usual ones of a plain table."""
+    for columns in _DATASETS.values():
+        if {columns.prompt, *columns.choices, *([columns.second] if columns.second else [])} <= set(names):
+            return columns
+    numbered = tuple(sorted(name for name in names if _NUMBERED_CHOICE.fullmatch(name.lower())))
+    lists = tuple(name for name in ("choices", "options", "endings") if name in names)[:1]
+    prompt = next((name for name in ("prompt", "context", "passage", "article", "question") if name in names), None)
     if prompt is None or not (len(numbered) > 1 or lists):
         raise DataError(
-            f"{source}: no form of questions with choices; there are the columns {', '.join(columns)}: expected 'prompt',"
-            " 'choice1', 'choice2', ... and 'label', or one of SWAG, HellaSwag, COPA, PIQA, Social IQa, RACE, DREAM, C3"
+            f"{source}: No multiple-choice questions found. Columns: {', '.join(names)}. Expected 'prompt', 'choice1',"
+            f" 'choice2', ... and 'label', or one of {', '.join(_DATASETS)}, DREAM, C3."
         )
-    second = next((name for name in ("second", "question") if name in columns and name != prompt), "")
-    return _Form(prompt, second, numbered if len(numbered) > 1 else lists, ("label", "answer", "correct"), None)
+    second = next((name for name in ("second", "question") if name in names and name != prompt), "")
+    return _Columns(prompt, second, numbered if len(numbered) > 1 else lists, ("label", "answer", "correct"), None)
 
 
-def _choices(row: Mapping[str, Any], form: _Form, place: str) -> tuple[str, ...]:
-    """Returns the choices of a row; a row may have fewer than its table has columns."""
-    value = row[form.choices[0]]
-    values = value if isinstance(value, list) else [row[name] for name in form.choices]
-    choices = [label_text(item, place) for item in values]
+def _choices(row: Mapping[str, Any], columns: _Columns, location: str) -> tuple[str, ...]:
+    """Return the choices of a row, which may have fewer than its table has columns."""
+    value = row[columns.choices[0]]
+    values = value if isinstance(value, list) else [row[name] for name in columns.choices]
+    choices = [label_text(item, location) for item in values]
     while choices and not choices[-1]:
         choices.pop()
     if len(choices) < 2 or not all(choices):
-        raise DataError(f"{place}: its choices are {choices}: expected two at least, none of them empty")
+        raise DataError(f"{location}: The choices are {choices}. Expected at least two, none of them empty.")
     return tuple(choices)
 
 
-def _labels_beside(source: str, num_rows: int, counted: Counter[str]) -> list[object]:
-    """Returns the answers of PIQA from the file that comes beside its questions, if it is there."""
+def _piqa_labels(source: str, num_rows: int, counts: Counter[str]) -> list[object]:
+    """Return the answers from PIQA's file of labels, if it exists."""
     path = Path(split_suffixes(source)[0].removesuffix(".jsonl") + "-labels.lst")
     if source.startswith(HUB_PREFIX) or not path.is_file():
         return [None] * num_rows
     labels: list[object] = list(read_text(str(path)).split())
     if len(labels) != num_rows:
-        raise DataError(f"{path}: {len(labels)} labels, but {source} has {num_rows} questions: expected as many")
-    counted[f"answers from {path.name}"] += num_rows
+        raise DataError(f"{path}: {len(labels)} labels, but {source} has {num_rows} questions. Expected as many.")
+    counts[f"answers from {path.name}"] += num_rows
     return labels
 
 
 def _first_number(raw: Sequence[object], choices: Sequence[Sequence[str]], source: str) -> int:
-    """Returns with which number a table's choices begin."""
+    """Infer whether a table numbers choices from 0 or 1."""
     pairs = [
         (int(text), len(options))
         for value, options in zip(raw, choices, strict=True)
@@ -239,16 +235,17 @@ def _first_number(raw: Sequence[object], choices: Sequence[Sequence[str]], sourc
     has_zero = any(number == 0 for number, _ in pairs)
     has_last = any(number == num_choices for number, num_choices in pairs)
     if pairs and has_zero == has_last:
+        found = "both 0 and" if has_zero else "neither 0 nor"
         raise DataError(
-            f"{source}: cannot tell whether its labels count choices from 0 or from 1 ({'both 0 and' if has_zero else 'neither 0 nor'}"
-            " the number of choices is there): write letters (A, B, ...) or the choice itself"
+            f"{source}: Cannot tell whether labels number choices from 0 or from 1 ({found} the number of choices"
+            " occurs). Use letters (A, B, ...) or the choices themselves."
         )
     return 0 if has_zero else 1
 
 
-def _answer(raw: object, choices: Sequence[str], first: int | None, place: str) -> int | None:
-    """Returns the number of the choice, from 0, that an answer means: a number, a letter, or the choice itself."""
-    text = label_text(raw, place)
+def _answer_index(raw: object, choices: Sequence[str], first: int | None, location: str) -> int | None:
+    """Return the index of the choice that a number, a letter or the text of the choice means."""
+    text = label_text(raw, location)
     if text in ("", "-1", "-"):
         return None
     if text in choices and not text.isdecimal():
@@ -260,5 +257,5 @@ def _answer(raw: object, choices: Sequence[str], first: int | None, place: str) 
     else:
         number = -1
     if not 0 <= number < len(choices):
-        raise DataError(f"{place}: the answer is {text!r}, expected one of {len(choices)} choices: repair it")
+        raise DataError(f"{location}: The answer is {text!r}, expected one of {len(choices)} choices. Repair it.")
     return number

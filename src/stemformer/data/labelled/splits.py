@@ -1,4 +1,4 @@
-"""Smaller parts of labelled data: how large, and which records, so that a smaller part lies within the larger ones."""
+"""Random subsets and train/dev splits of labelled data, stratified by class or by group."""
 
 import math
 from collections import Counter, defaultdict
@@ -9,22 +9,18 @@ import numpy as np
 from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import ConfigError
 
+# Random stream of subsets; no example has this number.
 _STREAM = 2**62
-"""Of the draw: a number that no example has."""
 
 
 def parse_sizes(sizes: Sequence[str | float], num_records: int) -> tuple[int, ...]:
-    """Returns sizes as numbers of records, ascending.
-
-    Args:
-        sizes: Up to 1 a share of all records, above it a number of records.
-        num_records: All there are.
+    """Convert sizes to ascending numbers of records; values up to 1 are shares.
 
     Raises:
-        ConfigError: One is no number, is larger than the data, is nothing of it, or is there twice.
+        ConfigError: A size is no number, zero, repeated, or larger than the data.
 
     Example:
-        >>> read_sizes(["0.1", "500", "1"], 2000)
+        >>> parse_sizes(["0.1", "500", "1"], 2000)
         (200, 500, 2000)
     """
     found: dict[int, str | float] = {}
@@ -34,53 +30,54 @@ def parse_sizes(sizes: Sequence[str | float], num_records: int) -> tuple[int, ..
         except ValueError:
             value = math.nan
         if not 0 < value < math.inf or (value > 1 and value != math.floor(value)):
-            raise ConfigError(f"--sizes {size}: expected a share up to 1, or a whole number of records")
+            raise ConfigError(f"--sizes {size}: Expected a share up to 1, or an integer number of records.")
         number = round(value * num_records) if value <= 1 else int(value)
         if number > num_records:
-            raise ConfigError(f"--sizes {size}: the training data has {num_records:,} records: give at most as many")
+            raise ConfigError(f"--sizes {size}: The training data has {num_records:,} records. Use at most as many.")
         if number < 1:
-            raise ConfigError(f"--sizes {size}: that is none of {num_records:,} records: give a larger share")
+            raise ConfigError(f"--sizes {size}: The share is none of {num_records:,} records. Use a larger share.")
         if number in found:
-            raise ConfigError(f"--sizes: {found[number]} and {size} are both {number:,} records: leave one out")
+            raise ConfigError(f"--sizes: {found[number]} and {size} are both {number:,} records. Remove one.")
         found[number] = size
     if not found:
-        raise ConfigError("--sizes: expected at least one")
+        raise ConfigError("--sizes: Expected at least one.")
     return tuple(sorted(found))
 
 
 def subset_order(keys: Sequence[Hashable], seed: int) -> list[int]:
-    """Returns all numbers of records in an order of which every beginning has the classes in their shares, but for rounding.
+    """Return a random order of records in which every prefix has the class shares of the data.
 
     Args:
-        keys: The class of each record.
-        seed: Of the draw.
+        keys: Class of each record.
+        seed: Random seed.
 
     Example:
         >>> keys = ["a", "b", "b", "b"] * 50
-        >>> Counter(keys[i] for i in draw_order(keys, 0)[:20])
+        >>> Counter(keys[i] for i in subset_order(keys, 0)[:20])
         Counter({'b': 15, 'a': 5})
     """
     rng = example_generator(seed, 0, _STREAM)
     sizes = Counter(keys)
     seen: Counter[Hashable] = Counter()
-    places = np.empty(len(keys))
+    # Quantile of each record within its class; ties between classes are broken at random.
+    quantiles = np.empty(len(keys))
     for number in rng.permutation(len(keys)).tolist():
-        places[number] = (seen[keys[number]] + 0.5) / sizes[keys[number]]
+        quantiles[number] = (seen[keys[number]] + 0.5) / sizes[keys[number]]
         seen[keys[number]] += 1
-    return [int(i) for i in np.lexsort((rng.random(len(keys)), places))]
+    return [int(i) for i in np.lexsort((rng.random(len(keys)), quantiles))]
 
 
 def train_dev_split(keys: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Returns the numbers of the examples for training and for dev, ascending: the same share of each class.
+    """Return ascending indices for training and dev, stratified by class.
 
     Args:
-        keys: The class of each example. One with two examples or more has at least one in each part; one with a single
-            example has it in training.
+        keys: Class of each example. A class with at least two examples has one or more in each part; a single example
+            is for training.
         share: Of each class for dev, between 0 and 1.
-        seed: Of the draw.
+        seed: Random seed.
 
     Example:
-        >>> train, dev = cut_dev(["a"] * 8 + ["b"] * 2, share=0.25)
+        >>> train, dev = train_dev_split(["a"] * 8 + ["b"] * 2, share=0.25)
         >>> len(train), len(dev), 8 in dev or 9 in dev
         (7, 3, True)
     """
@@ -98,18 +95,18 @@ def train_dev_split(keys: Sequence[Hashable], *, share: float = 0.1, seed: int =
 
 
 def grouped_split(groups: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Returns the numbers of the examples for training and for dev, ascending, with each group whole in one of them.
+    """Return ascending indices for training and dev without dividing groups.
 
-    Groups are drawn in random order; one joins dev if that brings its size nearer to the share. With two groups or more
-    both parts have one at least.
+    Groups are visited in random order; one joins dev if that brings its size nearer to the share. With at least two
+    groups, both parts have at least one.
 
     Args:
-        groups: What must not be divided, as the article that a question is about.
+        groups: Group of each example, such as the article of a question.
         share: Of the examples for dev, between 0 and 1.
-        seed: Of the draw.
+        seed: Random seed.
 
     Example:
-        >>> train, dev = cut_groups(["x", "x", "y", "y", "z", "z"], share=0.3)
+        >>> train, dev = grouped_split(["x", "x", "y", "y", "z", "z"], share=0.3)
         >>> len(train), len(dev)
         (4, 2)
     """

@@ -1,4 +1,4 @@
-"""Sequences of symbols, such as DNA: FASTA files, and maps that put a word of a model's vocabulary for each symbol."""
+"""Symbol maps: replace symbols, such as the bases of DNA, by words of a model's vocabulary."""
 
 import itertools
 import json
@@ -15,33 +15,24 @@ from stemformer.data.text.files import read_text
 from stemformer.errors import DataError
 
 FASTA_SUFFIXES = (".fasta", ".fa", ".fna", ".faa", ".ffn")
-
-
 ANY_SYMBOL = "*"
-
-
-SPACE_MARKS = ("Ġ", "▁")  # of byte-level BPE and of SentencePiece
-
-
-MOST_TOLD = 10
-
-
-FREQUENT = 0.001  # a share of all symbols; in DNA, letters for uncertain bases (N, R, Y ...) are below
+# Of byte-level BPE and SentencePiece.
+SPACE_MARKS = ("Ġ", "▁")
+MAX_LISTED_SYMBOLS = 10
 
 
 @dataclass(frozen=True)
 class SymbolMap:
-    """Which word stands for each symbol or, if `size` is more than one, for each run of so many symbols.
+    """Map from runs of `size` symbols (k-mers) to words.
 
     Args:
-        words: From runs of `size` symbols to words. The word of `*` stands for every run that is not there. Where the runs
-            are all of capital letters, small letters count as those (and the other way round).
-        size: How many symbols a word stands for.
-        stride: How many symbols on the next run begins: 1 for overlapping runs, `size` for runs side by side.
+        words: From runs to words; the word of `*` is for all other runs. Upper and lower case are the same if the runs
+            have one case only.
+        stride: Distance between the starts of consecutive runs: 1 for overlapping runs, `size` for adjacent ones.
 
     Raises:
-        DataError: No words, runs of another length than `size`, an empty word, one word for two runs, or a stride that
-            leaves symbols out.
+        DataError: No words, runs of another length than `size`, an empty word, one word for two runs, or a stride above
+            `size`.
 
     Example:
         >>> SymbolMap({"A": "apple", "C": "river", "*": "stone"}).apply("acN")
@@ -54,20 +45,19 @@ class SymbolMap:
 
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.size:
-            raise DataError(f"symbol map: stride {self.stride}, expected one from 1 to the size, {self.size}")
+            raise DataError(f"Symbol map: The stride is {self.stride}, expected 1 to {self.size}, the size.")
         runs = [run for run in self.words if run != ANY_SYMBOL]
         if not runs:
-            raise DataError("symbol map: there are no symbols in it: expected one with its word at least")
+            raise DataError("Symbol map: It has no symbols. Expected at least one with its word.")
         for run, word in self.words.items():
             if run != ANY_SYMBOL and len(run) != self.size:
-                raise DataError(f"symbol map: {run!r} has {len(run)} symbols, expected {self.size}")
+                raise DataError(f"Symbol map: {run!r} has {len(run)} symbols, expected {self.size}.")
             if not word or word != " ".join(word.split()):
-                raise DataError(f"symbol map: the word for {run!r} is {word!r}, expected a word")
-        twice = [word for word, number in Counter(self.words[run] for run in runs).items() if number > 1]
-        if twice:
-            raise DataError(
-                f"symbol map: '{twice[0]}' stands for {_listed(runs, self.words, twice[0])}: give each its own word"
-            )
+                raise DataError(f"Symbol map: The word for {run!r} is {word!r}, expected a single word.")
+        repeated = [word for word, number in Counter(self.words[run] for run in runs).items() if number > 1]
+        if repeated:
+            same = " and ".join(repr(run) for run in runs if self.words[run] == repeated[0])
+            raise DataError(f"Symbol map: '{repeated[0]}' is the word of {same}. Give each its own word.")
 
     @classmethod
     def draw(
@@ -80,16 +70,14 @@ class SymbolMap:
         others: bool = False,
         seed: int = 0,
     ) -> "SymbolMap":
-        """Returns a map with a word of a vocabulary, drawn at random, for each run of `size` symbols.
+        """Return a map with a random word of a vocabulary for each run of `size` symbols.
 
         Args:
-            alphabet: The symbols, as "ACGT".
-            vocabulary_words: Those of the model; only whole words of letters are drawn, neither pieces such as `##ing` nor
-                tokens such as `[MASK]`. Where most have a mark for the space before a word (`Ġsun`), those without are pieces.
-            size: How many symbols a word stands for.
-            stride: As of the map.
-            others: Draw a word for all runs with other symbols too.
-            seed: Of the draw.
+            alphabet: Symbols, such as "ACGT".
+            vocabulary_words: Vocabulary of the model; only full words of letters are drawn at random, not pieces
+                (`##ing`; words without mark if most have one for a space, `Ġsun`) or special tokens (`[MASK]`).
+            others: Also draw a word for runs with other symbols.
+            seed: Random seed.
 
         Raises:
             DataError: The vocabulary has too few words.
@@ -103,7 +91,7 @@ class SymbolMap:
         if len(usable) < len(symbols) ** size + others:
             raise DataError(
                 f"{len(symbols) ** size:,} runs of {size} symbols of {alphabet!r} need a word each, but the vocabulary has"
-                f" {len(usable):,} whole words: take a smaller size"
+                f" only {len(usable):,} whole words. Use a smaller size."
             )
         runs = ["".join(run) for run in itertools.product(symbols, repeat=size)] + [ANY_SYMBOL] * others
         chosen = np.random.Generator(np.random.Philox(seed)).choice(len(usable), size=len(runs), replace=False).tolist()
@@ -111,26 +99,29 @@ class SymbolMap:
 
     @classmethod
     def load(cls, file: str | Path) -> "SymbolMap":
-        """Returns the map of a file: JSON as `save` writes it or with symbols as keys, else a symbol, a tab and a word a line.
+        """Load a map from JSON (as saved, or with symbols as keys) or lines of symbol, tab and word.
 
         Raises:
-            DataError: A line or JSON of another form, or one symbol twice.
+            DataError: Bad JSON or a bad line, or a repeated symbol.
         """
         text = read_text(str(file))
+        settings: dict[str, Any] = {}
+        words: dict[str, str] = {}
         if text.lstrip().startswith("{"):
             try:
-                told = json.loads(text)
+                content = json.loads(text)
             except ValueError as error:
-                raise DataError(f"{file}: bad JSON ({error}): expected an object from symbols to words") from error
-            settings = told if isinstance(told.get("words"), dict) else {"words": told}
+                raise DataError(f"{file}: Bad JSON ({error}). Expected an object from symbols to words.") from error
+            settings = content if isinstance(content.get("words"), dict) else {"words": content}
             words = {str(run): str(word) for run, word in settings["words"].items()}
         else:
-            settings, words = dict[str, Any](), dict[str, str]()
             for number, line in enumerate(text.split("\n"), 1):
                 run, tab, word = line.partition("\t")
                 if line.strip() and (not tab or not run or run in words):
-                    what = f"{run!r} is there twice" if tab and run in words else f"found {line!r}"
-                    raise DataError(f"{file}:{number}: {what}: expected a symbol, a tab and its word, each symbol once")
+                    what = f"{run!r} is repeated" if tab and run in words else f"Found {line!r}"
+                    raise DataError(
+                        f"{file}:{number}: {what}. Expected a symbol, a tab and its word, each symbol once."
+                    )
                 if line.strip():
                     words[run] = word.strip()
         longest = max((len(run) for run in words), default=1)
@@ -140,53 +131,50 @@ class SymbolMap:
             raise DataError(f"{file}: {error}") from error
 
     def save(self, file: str | Path) -> None:
-        """Writes the map: as JSON if the name ends in `.json`, else a symbol, a tab and a word a line.
+        """Save as JSON if the name ends in `.json`, else as lines of symbol, tab and word.
 
         Raises:
-            DataError: The lines could not tell the stride.
+            DataError: Lines cannot hold the stride.
         """
         path = Path(file)
         if path.suffix == ".json":
-            told = {"words": self.words, "size": self.size, "stride": self.stride}
-            path.write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            content = {"words": self.words, "size": self.size, "stride": self.stride}
+            text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         elif self.stride != 1:
-            raise DataError(
-                f"{path}: lines of symbols and words cannot tell a stride of {self.stride}: save it as .json"
-            )
+            raise DataError(f"{path}: Lines of symbols and words cannot hold a stride of {self.stride}. Save as .json.")
         else:
-            lines = (f"{run}\t{word}\n" for run, word in self.words.items())
-            path.write_text("".join(lines), encoding="utf-8")
+            text = "".join(f"{run}\t{word}\n" for run, word in self.words.items())
+        path.write_text(text, encoding="utf-8")
 
-    def apply(self, text: str, *, place: str = "", counted: Counter[str] | None = None) -> str:
-        """Returns the words for the symbols of a text, divided by spaces; white space in the text is passed over.
+    def apply(self, text: str, *, location: str = "", counts: Counter[str] | None = None) -> str:
+        """Return the words for the symbols of a text, separated by spaces; white space is ignored.
 
-        With a stride of more than 1, symbols behind the last whole run are left out.
+        With a stride above 1, symbols after the last complete run are ignored.
 
         Args:
-            text: The symbols.
-            place: Where they are from, for messages.
-            counted: Receives "unknown symbols", for which the word of `*` was put, and "symbols behind the last run".
+            location: Of the text, for messages.
+            counts: Receives "unknown symbols" (replaced by the word of `*`) and "symbols behind the last run".
 
         Raises:
-            DataError: Symbols that are not in the map, if `*` is not; or fewer symbols than a word stands for.
+            DataError: Unknown symbols without a word for `*`, or fewer symbols than `size`.
         """
         symbols = "".join(text.split())
-        where = f"{place}: " if place else ""
+        where = f"{location}: " if location else ""
         if len(symbols) < self.size:
-            raise DataError(f"{where}{len(symbols)} symbols, but a word stands for {self.size}: leave the text out")
-        runs = [symbols[at : at + self.size] for at in range(0, len(symbols) - self.size + 1, self.stride)]
+            raise DataError(f"{where}Found {len(symbols)} symbols, but a word is for {self.size}. Remove the text.")
+        runs = [symbols[i : i + self.size] for i in range(0, len(symbols) - self.size + 1, self.stride)]
         any_word = self.words.get(ANY_SYMBOL)
         found = [self._folded.get(self._fold(run)) for run in runs]
         unknown = Counter(run for run, word in zip(runs, found, strict=True) if word is None)
         if unknown and any_word is None:
-            told = ", ".join(f"{run!r} ({number:,} times)" for run, number in unknown.most_common(MOST_TOLD))
+            listed = ", ".join(f"{run!r} ({n:,} times)" for run, n in unknown.most_common(MAX_LISTED_SYMBOLS))
+            more = " and others" if len(unknown) > MAX_LISTED_SYMBOLS else ""
             raise DataError(
-                f"{where}the symbol map has no word for {told}{' and others' if len(unknown) > MOST_TOLD else ''}:"
-                " add them to the map, or one word for all others under '*'"
+                f"{where}The symbol map has no word for {listed}{more}. Add them, or one word for all others under '*'."
             )
-        if counted is not None:
-            counted.update(["unknown symbols"] * unknown.total())
-            counted.update(["symbols behind the last run"] * ((len(symbols) - self.size) % self.stride))
+        if counts is not None:
+            counts.update(["unknown symbols"] * unknown.total())
+            counts.update(["symbols behind the last run"] * ((len(symbols) - self.size) % self.stride))
         return " ".join(word or str(any_word) for word in found)
 
     @cached_property
@@ -203,13 +191,9 @@ class SymbolMap:
 
 
 def _whole_words(vocabulary: Sequence[str]) -> list[str]:
-    """Returns the words of a vocabulary that stand for themselves, sorted."""
+    """Return the sorted full words of a vocabulary."""
     for mark in SPACE_MARKS:
         marked = [word.removeprefix(mark) for word in vocabulary if word.startswith(mark)]
         if len(marked) > len(vocabulary) / 4:
             return sorted({word for word in marked if word.isalpha() and word.isascii()})
     return sorted({word for word in vocabulary if word.isalpha()})
-
-
-def _listed(runs: Iterable[str], words: dict[str, str], word: str) -> str:
-    return " and ".join(repr(run) for run in runs if words[run] == word)

@@ -1,8 +1,7 @@
-"""Labelled files as tables: CSV, TSV, JSON, parquet, FASTA, plain text and hub data sets, read whole.
+"""Tables of labelled data: CSV, TSV, JSON, parquet, FASTA, plain text and hub data sets.
 
-What is not written in a file is decided by rules, each in one function here: whether the quotes of a TSV are those of CSV
-(`_has_csv_quotes`), whether the first line names the columns (`_has_header`), and whether plain text is a table
-(`_delimiter_of_text`).
+Rules decide what a file does not say: whether the quotes of a TSV enclose fields (`_has_csv_quotes`), whether the first
+line is a header (`_has_header`), and whether plain text is a table (`_delimiter_of_text`).
 """
 
 import io
@@ -22,10 +21,11 @@ from stemformer.data.text.files import (
     decompress,
     find_sources,
     open_file,
+    quoted,
     read_text,
     split_suffixes,
 )
-from stemformer.data.text.readers import csv_rows, hub_rows, json_values, parquet_rows, without_surrogates
+from stemformer.data.text.readers import csv_rows, hub_rows, json_values, parquet_rows, replace_surrogates
 from stemformer.errors import DataError
 
 TEXT_NAMES = (
@@ -62,7 +62,7 @@ LABEL_NAMES = (
         *("emotion", "emotions", "intent", "topic", "tags", "answer_label", "y"),
     ),
 )
-"""Usual names of the column of labels: of the first group the first that is there, of the second the only one."""
+"""Usual names of the label column: the first match in the first group, else the only match in the second."""
 
 _OTHER_NAMES = (
     *("id", "idx", "index", "name", "pair_id", "tokens", "words", "ner_tags", "pos_tags", "context", "answers"),
@@ -74,28 +74,28 @@ _MOST_WORDS_OF_NAME = 3
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _SENTENCE_END = re.compile(r"[.?!,;:。？！，；：]$")
 _QUOTED_FIELD = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]++|"")*+"(?=\t|$)')
-_HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of named columns, and where they are from.
+    """Rows of named columns.
 
     Args:
-        source: The files, for messages.
-        columns: Names, in the order of the first file; `column1`, `column2`, ... where the file names none.
-        rows: Each with a value for every column. Those of CSV, TSV and text are strings, as written.
-        places: Where each row begins, as `file.csv:12`.
+        source: File names, for messages.
+        columns: Names in the order of the first file; `column1`, `column2`, ... if the file names none.
+        rows: One value per column; those of CSV, TSV and text are strings.
+        locations: Where each row begins, such as `file.csv:12`.
     """
 
     source: str
     columns: tuple[str, ...]
     rows: list[dict[str, Any]]
-    places: list[str]
+    locations: list[str]
 
 
 def usual_name(column: str) -> str:
-    """Returns a column's name in the spelling of the lists of usual names.
+    """Normalize a column name to the spelling of the lists of usual names.
 
     Example:
         >>> usual_name("Sentence A")
@@ -105,89 +105,92 @@ def usual_name(column: str) -> str:
 
 
 def read_table(files: str | Path | Sequence[str | Path], *, errors: str = "strict") -> Table:
-    """Returns the rows of labelled files.
+    """Read labelled files with the same columns into one table.
 
-    By suffix, each also compressed: `.csv`, `.tsv`, `.jsonl`, `.json` (one list of objects, such a list under the key
-    "data", or an object a line), `.parquet`, `.fasta` and `.fa` (columns `name`, `sequence` and, where the headers have
-    one, `label`); hub data sets by `hub:owner/name[:config][:split]`. Anything else is a text a line in the column
-    `text`, unless every line has the same number of tabs, which makes it TSV. `-` is standard input: an object a line if
-    the first begins with `{`, else a text a line.
+    Formats by suffix, each also compressed: `.csv`, `.tsv`, `.jsonl`, `.json` (a list of objects, such a list under the
+    key "data", or one object per line), `.parquet`, `.fasta` and `.fa` (columns `name`, `sequence` and, if a header has
+    one, `label`); `hub:owner/name[:config][:split]`. Anything else is one text per line in the column `text`, or TSV if
+    every line has the same number of tabs. `-` is standard input: one object per line if it begins with `{`, else one
+    text per line.
 
     Args:
-        files: Files, folders, patterns, hub data sets; they must have the same columns.
-        errors: "strict", or "replace" to go on where bytes are not UTF-8.
+        files: Files, folders, patterns, hub data sets.
+        errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
 
     Raises:
-        DataError: A file cannot be read as its name says, has no rows, or has other columns than the first.
+        DataError: A file is not in the format of its name, has no rows, or has other columns than the first.
 
     Example:
         >>> table = read_table("reviews.csv")  # doctest: +SKIP
-        >>> table.columns, table.places[0]  # doctest: +SKIP
+        >>> table.columns, table.locations[0]  # doctest: +SKIP
         (('review', 'sentiment'), 'reviews.csv:2')
     """
     sources = find_sources(files)
-    columns: tuple[str, ...] = ()
-    rows: list[dict[str, Any]] = []
-    places: list[str] = []
+    tables: list[Table] = []
     for source in sources:
         pairs = _read_source(source, errors)
         if not pairs:
-            raise DataError(f"{source}: there are no rows in it: expected one at least")
-        names = tuple(dict.fromkeys(name for _, row in pairs for name in row))
-        if columns and set(names) != set(columns):
+            raise DataError(f"{source}: The file has no rows. Expected at least one.")
+        tables.append(_make_table(source, pairs))
+        columns = tables[0].columns
+        if set(tables[-1].columns) != set(columns):
             raise DataError(
-                f"{source}: its columns are {_listed(names)}, but those of {sources[0]} are {_listed(columns)}:"
-                " give files of one form"
+                f"{source}: The columns are {quoted(tables[-1].columns)}, but those of {sources[0]} are"
+                f" {quoted(columns)}. Pass files with the same columns."
             )
-        columns = columns or names
-        places.extend(place for place, _ in pairs)
-        rows.extend({name: row.get(name) for name in columns} for _, row in pairs)
-    return Table(", ".join(sources), columns, rows, places)
+    rows = [{name: row[name] for name in columns} for table in tables for row in table.rows]
+    locations = [location for table in tables for location in table.locations]
+    return Table(", ".join(sources), columns, rows, locations)
 
 
-def table_of_stream(text: str) -> Table:
-    """Returns the rows that standard input held, as JSON: an object a line."""
-    pairs = _json_rows(list(json_values(iter([text]), STANDARD_INPUT)), STANDARD_INPUT)
+def parse_json_lines(text: str) -> Table:
+    """Return the table of standard input that holds one JSON object per line."""
+    return _make_table(STANDARD_INPUT, _json_rows(list(json_values(iter([text]), STANDARD_INPUT)), STANDARD_INPUT))
+
+
+def _make_table(source: str, pairs: list[tuple[str, dict[str, Any]]]) -> Table:
     columns = tuple(dict.fromkeys(name for _, row in pairs for name in row))
     rows = [{name: row.get(name) for name in columns} for _, row in pairs]
-    return Table(STANDARD_INPUT, columns, rows, [place for place, _ in pairs])
+    return Table(source, columns, rows, [location for location, _ in pairs])
 
 
 def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str, Any]]:
-    """Returns places and values of a JSON file: the items of one list, a single object, or what each line holds.
+    """Return locations and values of JSON: the items of one list, one object, or one value per line.
 
     Raises:
         DataError: Bad JSON, with its line.
     """
     text = read_text(source, errors=errors)
-    start = text.lstrip()
-    if start.startswith("{"):
+    values = None
+    if text.lstrip().startswith("{"):
+        first_line, _, _ = text.lstrip().partition("\n")
         try:
-            values = [(f"{source}:{1 + text[: len(text) - len(start)].count(chr(10))}", json.loads(text))]
+            number = 1 + text[: text.index("{")].count("\n")
+            values = [(f"{source}:{number}", json.loads(text))]
         except (ValueError, RecursionError) as error:
-            if not _is_json(start.partition("\n")[0]):
+            if not _is_json(first_line):
                 line = getattr(error, "lineno", 1)
                 raise DataError(
-                    f"{source}:{line}: bad JSON ({error}): expected one object, one list of objects or an object a line"
+                    f"{source}:{line}: Bad JSON ({error}). Expected one object, one list of objects or one object per"
+                    " line."
                 ) from error
-            values = list(json_values(iter([text]), source))
-    else:
+    if values is None:
         values = list(json_values(iter([text]), source))
-    if _HALF_ESCAPE.search(text):
-        values = [(place, _whole(value, place, errors)) for place, value in values]
+    if _SURROGATE_ESCAPE.search(text):
+        values = [(location, _replace_surrogates(value, location, errors)) for location, value in values]
     return values
 
 
-def needed_text(record: Mapping[str, Any], names: Sequence[str], place: str) -> str:
-    """Returns the text under the first of the keys that is there.
+def required_text(record: Mapping[str, Any], names: Sequence[str], location: str) -> str:
+    """Return the first text under one of the keys.
 
     Raises:
-        DataError: None of them is there, or what is there is no text.
+        DataError: No key exists, or its value is not a string.
     """
     for name in names:
         if isinstance(record.get(name), str):
             return str(record[name])
-    raise DataError(f"{place}: no text under '{names[0]}'; there are {_listed(list(record)) or 'none'}: add it")
+    raise DataError(f"{location}: No text under '{names[0]}'. Keys: {quoted(list(record)) or 'none'}. Add it.")
 
 
 def _is_json(text: str) -> bool:
@@ -198,24 +201,26 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _whole(value: Any, place: str, errors: str) -> Any:
-    """Returns a value of JSON in which no text has half of a character."""
+def _replace_surrogates(value: Any, location: str, errors: str) -> Any:
+    """Replace lone surrogates in all strings of a JSON value."""
     if isinstance(value, str):
-        return without_surrogates(value, place, errors=errors, skipped=Counter())
+        return replace_surrogates(value, location, errors=errors, skipped=Counter())
     if isinstance(value, list):
-        return [_whole(item, place, errors) for item in value]
+        return [_replace_surrogates(item, location, errors) for item in value]
     if isinstance(value, dict):
-        return {_whole(key, place, errors): _whole(item, place, errors) for key, item in value.items()}
+        return {
+            _replace_surrogates(k, location, errors): _replace_surrogates(v, location, errors) for k, v in value.items()
+        }
     return value
 
 
 def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
-    """Returns places and rows of one file, data set, or standard input."""
+    """Return locations and rows of one file, hub data set or standard input."""
     stem, kind, compression = split_suffixes(source)
     if source.startswith(HUB_PREFIX):
         return list(hub_rows(source))
     if kind == ".tar":
-        raise DataError(f"{source}: an archive cannot be read as a table: unpack it and give its files")
+        raise DataError(f"{source}: An archive cannot be read as a table. Unpack it and pass its files.")
     if kind == ".parquet":
         with open_file(source) as file:
             seekable = io.BytesIO(decompress(file, source, compression=compression).read()) if compression else file
@@ -225,13 +230,15 @@ def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
     text = read_text(source, errors=errors)
     if stem.lower().endswith(FASTA_SUFFIXES):
         return read_fasta(text, source)
-    if source == STANDARD_INPUT and text.lstrip().startswith("{"):
-        table = table_of_stream(text)
-        return list(zip(table.places, table.rows, strict=True))
-    if kind in (".csv", ".tsv"):
-        delimiter: str | None = _delimiter_of_csv(text) if kind == ".csv" else "\t"
+    if source == STANDARD_INPUT:
+        if text.lstrip().startswith("{"):
+            table = parse_json_lines(text)
+            return list(zip(table.locations, table.rows, strict=True))
+        delimiter = None
+    elif kind in (".csv", ".tsv"):
+        delimiter = _delimiter_of_csv(text) if kind == ".csv" else "\t"
     else:
-        delimiter = None if source == STANDARD_INPUT else _delimiter_of_text(text, stem)
+        delimiter = _delimiter_of_text(text, stem)
     if delimiter:
         return _delimited_rows(text, source, delimiter)
     lines = text.split("\n")
@@ -241,17 +248,19 @@ def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(records: list[tuple[str, Any]], source: str) -> list[tuple[str, dict[str, Any]]]:
-    """Returns places and objects of JSON, those of a list under the key "data" among them."""
+    """Return locations and objects, where one object with a list under "data" means the items of the list."""
     if len(records) == 1 and isinstance(records[0][1], dict) and isinstance(records[0][1].get("data"), list):
         records = [(f"{source}: data[{number}]", row) for number, row in enumerate(records[0][1]["data"])]
-    for place, row in records:
+    for location, row in records:
         if not isinstance(row, dict):
-            raise DataError(f"{place}: expected a JSON object with a key for each column, found {type(row).__name__}")
+            raise DataError(
+                f"{location}: Expected a JSON object with a key for each column, found {type(row).__name__}."
+            )
     return records
 
 
 def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, dict[str, Any]]]:
-    """Returns places and rows of CSV or TSV; columns have numbers where the first line does not name them."""
+    """Return locations and rows of CSV or TSV; columns are numbered if the first line is no header."""
     has_quotes = delimiter in ",;" or _has_csv_quotes(text)
     pairs = list(csv_rows(iter([text]), source, delimiter=delimiter, has_quotes=has_quotes))
     if not pairs:
@@ -260,19 +269,18 @@ def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, d
     names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
     if _has_header(rows):
         names = [field.strip() or name for field, name in zip(rows[0], names, strict=True)]
-        twice = [name for name, number in Counter(names).items() if number > 1]
-        if twice:
-            raise DataError(f"{pairs[0][0]}: the header names {_listed(twice)} twice: give each column its own name")
+        repeated = [name for name, number in Counter(names).items() if number > 1]
+        if repeated:
+            raise DataError(f"{pairs[0][0]}: The header repeats {quoted(repeated)}. Give each column its own name.")
         pairs = pairs[1:]
-    return [(place, dict(zip(names, row, strict=True))) for place, row in pairs]
+    return [(location, dict(zip(names, row, strict=True))) for location, row in pairs]
 
 
 def _has_csv_quotes(text: str) -> bool:
-    """Returns whether quotes of TSV enclose fields, as in CSV, and are not characters of the text.
+    """Return whether quotes of TSV enclose fields, as in CSV, and are not part of the text.
 
-    They do if each stands at an end of a field or is doubled inside one, and, since a text may be a quotation, if also
-    something shows that they were needed: a doubled quote; every field of the first line quoted; or rows that have the
-    same number of fields only if read so.
+    They do if each is at an end of a field or doubled inside one and, since a text may be a quotation, if they were
+    also needed: a doubled quote, a first line with all fields quoted, or rows with unequal numbers of tabs.
     """
     if '"' not in text or '"' in _QUOTED_FIELD.sub("", text):
         return False
@@ -285,17 +293,17 @@ def _has_csv_quotes(text: str) -> bool:
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Returns whether the first row names the columns.
+    """Return whether the first row is a header.
 
-    It does if one of its fields is a usual name of a column. Else it does not if a field has no letter, is a number or
-    longer than a name, ends as a sentence does, is there twice, or stands in the same column again, as labels do.
+    It is if a field is a usual column name. Else it is not if a field has no letter, is a number, is longer than a
+    name, ends like a sentence, is repeated in the row, or occurs in its column again, as labels do.
     """
     first = [field.strip() for field in rows[0]]
     if any(usual_name(field) in _USUAL_NAMES for field in first):
         return True
     if len(set(first)) < len(first) or not all(map(_may_be_name, first)):
         return False
-    return not any(row[at].strip() == name for row in rows[1:] for at, name in enumerate(first))
+    return not any(row[i].strip() == name for row in rows[1:] for i, name in enumerate(first))
 
 
 def _may_be_name(field: str) -> bool:
@@ -305,15 +313,15 @@ def _may_be_name(field: str) -> bool:
 
 
 def _delimiter_of_csv(text: str) -> str:
-    """Returns what parts the columns of CSV: semicolons or tabs where the first line has those and no comma."""
+    """Return a semicolon or tab if the first line of a CSV has one and no comma, else a comma."""
     first = next((line for line in text.split("\n") if line.strip()), "")
     return next((mark for mark in ";\t" if mark in first and "," not in first), ",")
 
 
 def _delimiter_of_text(text: str, stem: str) -> str | None:
-    """Returns what parts the columns of a file whose name does not say that it is a table, or None if it is none.
+    """Return the delimiter of a file without table suffix, None if it is no table.
 
-    Tabs do if every line has the same number of them; commas, likewise, in files named `.data` alone.
+    It is a tab (in `.data` files also a comma) if every line has the same number of them.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     for delimiter in ",\t" if stem.lower().endswith(".data") else "\t":
@@ -321,7 +329,3 @@ def _delimiter_of_text(text: str, stem: str) -> str | None:
         if len(numbers) == 1 and numbers != {0}:
             return delimiter
     return None
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names)

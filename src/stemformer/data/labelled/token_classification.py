@@ -1,4 +1,4 @@
-"""Sentences of tagged words: CoNLL, CoNLL-U and records with lists of words; schemes of tags that mark entities."""
+"""Tagged sentences (CoNLL, CoNLL-U, records with lists of words) and entity tagging schemes."""
 
 import re
 from collections import Counter
@@ -7,24 +7,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from stemformer.data.labelled.table import Table, read_table, table_of_stream, usual_name
-from stemformer.data.text.files import (
-    HUB_PREFIX,
-    STANDARD_INPUT,
-    find_sources,
-    nearest_first,
-    read_text,
-    split_suffixes,
-)
+from stemformer.data.labelled.table import Table, parse_json_lines, read_table, usual_name
+from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, find_sources, read_text, split_suffixes
+from stemformer.data.text.readers import unknown_column
 from stemformer.errors import DataError
 
 WORD_COLUMNS = ("tokens", "words", "token", "word", "characters")
 TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels", "tag", "label", "upos", "ner", "pos")
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
-TAGS_OF_CONLLU = ("upos", "xpos", "feats", "deprel")
-_CONLLU_LINE = re.compile(r"\d+([-.]\d+)?(\t[^\t]*){9}")
+CONLLU_TAG_COLUMNS = ("upos", "xpos", "feats", "deprel")
+CONLLU_LINE = re.compile(r"\d+([-.]\d+)?(\t[^\t]*){9}")
 _CONLLU_NUMBER = re.compile(r"(\d+)(?:-(\d+)|\.\d+)?")
-_BLANKS = re.compile(r"[ \t]+")  # other white space is part of words in some corpora
+# Other white space is part of words in some corpora.
+_BLANKS = re.compile(r"[ \t]+")
 _COMMENT = re.compile(r"#\s*(id\s|[\w.]+\s*=)")
 _LANGUAGE = re.compile(r"[a-z]{2,3}:")
 _ENTITY_TAG = re.compile(r"([BIESMLU])-(.+)", re.DOTALL)
@@ -32,40 +27,38 @@ _ENTITY_TAG = re.compile(r"([BIESMLU])-(.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class TaggedSentence:
-    """A sentence divided into words, each with a tag.
+    """Sentence of words with one tag per word.
 
     Args:
-        words: As the file has them.
-        tags: One a word; None where the file has none.
-        place: Where the sentence begins.
-        text: The words joined.
-        offsets: Where each word begins and ends in `text`.
+        tags: None if the file has none.
+        location: Where the sentence begins.
+        text: The joined words.
+        offsets: Start and end of each word in `text`.
     """
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
-    place: str
+    location: str
     text: str
     offsets: tuple[tuple[int, int], ...]
 
 
 def join_tokens(words: Sequence[str], joiners: str | Sequence[str] = " ") -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Returns a text made of words, and where each begins and ends in it.
+    """Join words; return the text and the start and end of each word in it.
 
     Args:
-        words: The words.
-        joiners: What stands between two words; of a sequence, what stands behind each.
+        joiners: Text between all words, or one string after each word.
 
     Example:
         >>> join_words(["do", "n't", "!"], ["", " ", ""])
         ("don't !", ((0, 2), (2, 5), (6, 7)))
     """
-    behind = [joiners] * len(words) if isinstance(joiners, str) else joiners
+    separators = [joiners] * len(words) if isinstance(joiners, str) else joiners
     text = ""
     offsets = []
     for number, word in enumerate(words):
         offsets.append((len(text), len(text) + len(word)))
-        text += word + (behind[number] if number + 1 < len(words) else "")
+        text += word + (separators[number] if number + 1 < len(words) else "")
     return text, tuple(offsets)
 
 
@@ -76,64 +69,65 @@ def read_tagged(
     joiner: str = " ",
     errors: str = "strict",
     needs_tags: bool = True,
-    counted: Counter[str],
+    counts: Counter[str],
 ) -> list[TaggedSentence]:
-    """Returns the sentences of tagged files.
+    """Read tagged sentences.
 
-    JSON, parquet and hub data sets have a column with a list of words and, if they are tagged, one with a list of tags;
-    numbers are read as their digits. Any other file is CoNLL-U where a line has its ten columns; else a word a line, then
-    columns divided by tabs or spaces, of which the last is the tag. Blank lines part sentences; `-DOCSTART-` and comments
-    are skipped. A language before every word (`en:Paris`) is taken off.
+    JSON, parquet and hub data sets have a column with a list of words and, if tagged, one with a list of tags (numbers
+    become strings). Other files are CoNLL-U if a line has its ten columns, else CoNLL: one word per line, columns
+    separated by tabs or spaces, the last one the tag. Blank lines separate sentences; `-DOCSTART-` and comments are
+    skipped. A language prefix of every word (`en:Paris`) is removed.
 
     Args:
         files: Files, folders, patterns, hub data sets.
-        column: Which column is the tag: its name, or its number (from 1) in files whose columns have no names. By default
-            the last, in CoNLL-U `upos`.
-        joiner: What stands between two words of a text, where the file does not say; nothing for Chinese characters.
-        errors: "strict", or "replace" to go on where bytes are not UTF-8.
-        needs_tags: If not, a `column` that is not there leaves the sentences without tags, and lines that are no columns are
-            sentences: lines without tabs that differ in their number of words, or of which none follows another.
-        counted: Receives what is passed over.
+        column: Tag column: its name, or its number (from 1) in CoNLL. Default: the last, in CoNLL-U `upos`.
+        joiner: Text between words if the file does not say; "" for Chinese characters.
+        errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
+        needs_tags: If not, a missing `column` leaves sentences without tags, and lines may be sentences: if no line has
+            tabs and either their numbers of words differ or no line follows another.
+        counts: Receives what is skipped.
 
     Raises:
-        DataError: A line with another number of columns than those before it, or a column that is not there.
+        DataError: A line has another number of columns than those before it, or a column does not exist.
 
     Example:
-        >>> read_tagged("train.conll", counted=Counter())[0].tags  # doctest: +SKIP
+        >>> read_tagged("train.conll", counts=Counter())[0].tags  # doctest: +SKIP
         ('B-PER', 'O', 'O')
     """
     sentences: list[TaggedSentence] = []
     sources = find_sources(files)
     for source in sources:
-        if source.startswith(HUB_PREFIX) or split_suffixes(source)[1] in (".json", ".jsonl", ".parquet"):
-            sentences.extend(
-                _sentences_of_table(read_table([source], errors=errors), column, joiner, needs_tags=needs_tags)
-            )
+        kind = split_suffixes(source)[1]
+        if source.startswith(HUB_PREFIX) or kind in (".json", ".jsonl", ".parquet"):
+            table = read_table([source], errors=errors)
+            sentences.extend(_sentences_of_table(table, column, joiner, needs_tags=needs_tags))
             continue
         text = read_text(source, errors=errors)
         if source == STANDARD_INPUT and text.lstrip().startswith("{"):
-            sentences.extend(_sentences_of_table(table_of_stream(text), column, joiner, needs_tags=needs_tags))
+            sentences.extend(_sentences_of_table(parse_json_lines(text), column, joiner, needs_tags=needs_tags))
             continue
+        if not needs_tags and kind in (".csv", ".tsv"):
+            raise DataError(
+                f"{source}: Found a table. Expected one word per line, one sentence per line in a .txt file, or JSON"
+                " lines with 'words'."
+            )
         lines = text.split("\n")
         first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-        if not needs_tags and split_suffixes(source)[1] in (".csv", ".tsv"):
-            raise DataError(
-                f"{source}: a table, expected a word a line, a sentence a line in a .txt, or JSON lines with 'words'"
-            )
         if not needs_tags and _are_sentences(lines):
-            sentences.extend(_sentences_of_lines(lines, source))
+            numbered = ((number, tuple(line.split())) for number, line in enumerate(lines, 1))
+            sentences.extend(_make_sentence(words, None, f"{source}:{n}", " ") for n, words in numbered if words)
             continue
-        read = _read_conllu if _CONLLU_LINE.fullmatch(first) else _read_conll
-        sentences.extend(read(lines, source, column, joiner, counted, needs_tags=needs_tags))
+        read = _read_conllu if CONLLU_LINE.fullmatch(first) else _read_conll
+        sentences.extend(read(lines, source, column, joiner, counts, needs_tags=needs_tags))
     if not sentences:
         raise DataError(
-            f"{', '.join(sources)}: there are no sentences: expected a word a line, with its tag behind a tab or space"
+            f"{', '.join(sources)}: No sentences. Expected one word per line, followed by a tab or space and its tag."
         )
     return sentences
 
 
 def _are_sentences(lines: Sequence[str]) -> bool:
-    """Returns whether lines are sentences, and not words with their tags (see `read_tagged`)."""
+    """Return whether lines are sentences, not words with their tags (see `read_tagged`)."""
     if any("\t" in line for line in lines):
         return False
     widths = {len(line.split()) for line in lines if line.strip()}
@@ -141,43 +135,42 @@ def _are_sentences(lines: Sequence[str]) -> bool:
     return len(widths) > 1 or (not follows and widths != {1})
 
 
-def _sentences_of_lines(lines: Sequence[str], source: str) -> Iterator[TaggedSentence]:
-    """Yields a sentence for each line of text, its words divided at white space."""
-    for number, line in enumerate(lines, 1):
-        if words := tuple(line.split()):
-            text, offsets = join_tokens(words)
-            yield TaggedSentence(words, None, f"{source}:{number}", text, offsets)
+def _make_sentence(
+    words: Sequence[str], tags: Sequence[str] | None, location: str, joiners: str | Sequence[str]
+) -> TaggedSentence:
+    text, offsets = join_tokens(words, joiners)
+    return TaggedSentence(tuple(words), None if tags is None else tuple(tags), location, text, offsets)
 
 
 def _sentences_of_table(table: Table, column: str | None, joiner: str, *, needs_tags: bool) -> Iterator[TaggedSentence]:
-    """Yields the sentences of records with lists of words and tags."""
+    """Yield the sentences of records with lists of words and tags."""
     names = {usual_name(name): name for name in reversed(table.columns)}
     words_column = next((names[name] for name in WORD_COLUMNS if name in names), None)
     if words_column is None:
-        raise DataError(f"{table.source}: no column of words; there are {', '.join(table.columns)}: name one 'tokens'")
+        raise DataError(
+            f"{table.source}: No column of words. Columns: {', '.join(table.columns)}. Name the column 'tokens'."
+        )
     if column is not None and column not in table.columns:
         if needs_tags:
-            raise _no_column(table.source, column, table.columns)
+            raise unknown_column(table.source, column, table.columns, option="--label")
         names, column = {}, None
     tags_column = column or next((names[name] for name in TAG_COLUMNS if name in names), None)
-    for row, place in zip(table.rows, table.places, strict=True):
+    for row, location in zip(table.rows, table.locations, strict=True):
         words, tags = row[words_column], row[tags_column] if tags_column else None
         for name, value in ((words_column, words), (tags_column, tags)):
             if not isinstance(value, list) and not (value is None and name == tags_column):
                 raise DataError(
-                    f"{place}: column '{name}' holds {type(value).__name__}, expected a list, an item a word"
+                    f"{location}: Column '{name}' holds {type(value).__name__}, expected a list with an item per word."
                 )
         if tags is not None and len(tags) != len(words):
-            raise DataError(f"{place}: {len(words)} words, but {len(tags)} tags: expected as many")
+            raise DataError(f"{location}: Found {len(words)} words, but {len(tags)} tags. Expected one tag per word.")
         if words:
-            words = tuple(map(str, words))
-            is_tagged = tags is not None and None not in tags
-            text, offsets = join_tokens(words, joiner)
-            yield TaggedSentence(words, tuple(map(str, tags or ())) if is_tagged else None, place, text, offsets)
+            tags = None if tags is None or None in tags else [*map(str, tags)]
+            yield _make_sentence([*map(str, words)], tags, location, joiner)
 
 
 def _blocks(lines: Sequence[str], is_skipped: Callable[[str, bool], bool]) -> Iterator[list[int]]:
-    """Yields the numbers of the lines of each sentence, less those that are skipped, given whether one would be its first."""
+    """Yield the line numbers of each sentence; `is_skipped(line, is_first)` filters lines."""
     block: list[int] = []
     for number, line in enumerate(lines):
         if not line.strip(" \t"):
@@ -191,109 +184,99 @@ def _blocks(lines: Sequence[str], is_skipped: Callable[[str, bool], bool]) -> It
 
 
 def _read_conll(
-    lines: Sequence[str], source: str, column: str | None, joiner: str, counted: Counter[str], *, needs_tags: bool
+    lines: Sequence[str], source: str, column: str | None, joiner: str, counts: Counter[str], *, needs_tags: bool
 ) -> Iterator[TaggedSentence]:
-    """Yields the sentences of a file with a word a line; a sentence whose lines hold a word alone has no tags."""
-    separator: Callable[[str], list[str]]
+    """Yield the sentences of CoNLL; a sentence whose lines hold only a word has no tags."""
     has_tabs = any("\t" in line.strip(" \t") for line in lines)
-    separator = (lambda line: line.split("\t")) if has_tabs else (lambda line: _BLANKS.split(line.strip(" \t")))
 
-    counted.update(["-DOCSTART- lines"] * sum(line.startswith("-DOCSTART-") for line in lines))
-    blank_marks = ["" if line.startswith("-DOCSTART-") else line for line in lines]
-    blocks = list(
-        _blocks(
-            blank_marks,
-            lambda line, is_first: bool(is_first and _COMMENT.match(line) and not (has_tabs and "\t" in line)),
-        )
-    )
+    def split(line: str) -> list[str]:
+        return line.split("\t") if has_tabs else _BLANKS.split(line.strip(" \t"))
+
+    def is_comment(line: str, is_first: bool) -> bool:
+        return bool(is_first and _COMMENT.match(line) and not (has_tabs and "\t" in line))
+
+    # Document marks separate sentences.
+    num_marks = sum(line.startswith("-DOCSTART-") for line in lines)
+    if num_marks:
+        counts["-DOCSTART- lines"] += num_marks
+    blocks = list(_blocks(["" if line.startswith("-DOCSTART-") else line for line in lines], is_comment))
+
     prefixes = {match and match[0] for block in blocks for i in block for match in [_LANGUAGE.match(lines[i])]}
     prefix = next(iter(prefixes)) if len(prefixes) == 1 else None
-    num_columns = max((len(separator(lines[block[0]])) for block in blocks), default=1)
-    at = _column_number(column, num_columns, source, needs_tags=needs_tags)
+    num_columns = max((len(split(lines[block[0]])) for block in blocks), default=1)
+    tag_index = _column_index(column, num_columns, source, needs_tags=needs_tags)
     for block in blocks:
-        rows = [separator(lines[i].removeprefix(prefix or "")) for i in block]
+        rows = [split(lines[i].removeprefix(prefix or "")) for i in block]
         expected = len(rows[0]) if len(rows[0]) == 1 else num_columns
         for i, row in zip(block, rows, strict=True):
             if len(row) != expected or not row[0]:
                 raise DataError(
-                    f"{source}:{i + 1}: {len(row)} columns ({lines[i]!r}), expected {expected}, the first of them a word:"
-                    f" {'divide them by one tab' if has_tabs else 'repair the line'}"
+                    f"{source}:{i + 1}: Found {len(row)} columns ({lines[i]!r}), expected {expected}, beginning with a"
+                    f" word. {'Separate them by one tab.' if has_tabs else 'Repair the line.'}"
                 )
-        words = tuple(row[0] for row in rows)
-        text, offsets = join_tokens(words, joiner)
-        tags = tuple(row[at].strip() for row in rows) if at is not None and expected > 1 else None
-        yield TaggedSentence(words, tags, f"{source}:{block[0] + 1}", text, offsets)
+        tags = [row[tag_index].strip() for row in rows] if tag_index is not None and expected > 1 else None
+        yield _make_sentence([row[0] for row in rows], tags, f"{source}:{block[0] + 1}", joiner)
 
 
-def _column_number(column: str | None, num_columns: int, source: str, *, needs_tags: bool) -> int | None:
-    """Returns at which column the tags of a file without names are; None where it is not there and need not be."""
+def _column_index(column: str | None, num_columns: int, source: str, *, needs_tags: bool) -> int | None:
+    """Return the index of the tags in a file without header; None if missing and not needed."""
     if column is None:
         return num_columns - 1
     if not column.isdecimal() or not 2 <= int(column) <= num_columns:
         if not needs_tags:
             return None
         raise DataError(
-            f"{source}: its columns have no names, and '{column}' is not a number from 2 to {num_columns}:"
-            " give the number of the column with the tags"
+            f"{source}: The columns have no names, and '{column}' is not a number from 2 to {num_columns}."
+            " Pass the number of the column with the tags."
         )
     return int(column) - 1
 
 
 def _read_conllu(
-    lines: Sequence[str], source: str, column: str | None, joiner: str, counted: Counter[str], *, needs_tags: bool
+    lines: Sequence[str], source: str, column: str | None, joiner: str, counts: Counter[str], *, needs_tags: bool
 ) -> Iterator[TaggedSentence]:
-    """Yields the sentences of CoNLL-U: its words, not its ranges of words (1-2) and empty nodes (1.1)."""
+    """Yield the sentences of CoNLL-U without multiword ranges (1-2) and empty nodes (1.1)."""
     name = (column or "upos").lower()
-    if name not in TAGS_OF_CONLLU and needs_tags:
-        raise _no_column(source, name, TAGS_OF_CONLLU)
-    at = CONLLU_COLUMNS.index(name) if name in TAGS_OF_CONLLU else None
+    if name not in CONLLU_TAG_COLUMNS and needs_tags:
+        raise unknown_column(source, name, CONLLU_TAG_COLUMNS, option="--label")
+    tag_index = CONLLU_COLUMNS.index(name) if name in CONLLU_TAG_COLUMNS else None
     for block in _blocks(lines, lambda line, _: line.startswith("#")):
         words: list[str] = []
         tags: list[str] = []
-        behind: list[str] = []
-        surface, end = "", 0
+        joiners: list[str] = []
+        surface, range_end = "", 0
         for i in block:
             row = lines[i].split("\t")
             number = _CONLLU_NUMBER.fullmatch(row[0])
             if len(row) != len(CONLLU_COLUMNS) or number is None:
                 raise DataError(
-                    f"{source}:{i + 1}: {len(row)} columns, the first {row[0]!r}: expected the 10 of CoNLL-U,"
-                    " the first the number of a word"
+                    f"{source}:{i + 1}: Found {len(row)} columns, the first {row[0]!r}. Expected the 10 of CoNLL-U,"
+                    " the first the number of a word."
                 )
             space = "" if "SpaceAfter=No" in row[9].split("|") else joiner
             if number[2]:
-                counted["ranges of words"] += 1
-                surface, end, space_behind, first = row[1], int(number[2]), space, len(words)
+                counts["ranges of words"] += 1
+                surface, range_end, range_space, range_start = row[1], int(number[2]), space, len(words)
             elif "." in row[0]:
-                counted["empty nodes"] += 1
+                counts["empty nodes"] += 1
             else:
                 words.append(row[1])
-                tags.append("_" if at is None else row[at])
-                behind.append(space)
-                if int(number[1]) == end:
-                    if "".join(words[first:]) == surface:
-                        behind[first:] = [""] * (len(words) - first)
-                    behind[-1] = space_behind
+                tags.append("_" if tag_index is None else row[tag_index])
+                joiners.append(space)
+                if int(number[1]) == range_end:
+                    # Join the words of a range without spaces if they spell its surface form.
+                    if "".join(words[range_start:]) == surface:
+                        joiners[range_start:] = [""] * (len(words) - range_start)
+                    joiners[-1] = range_space
         if words:
             is_tagged = name == "feats" or any(tag != "_" for tag in tags)
-            text, offsets = join_tokens(words, behind)
-            yield TaggedSentence(
-                tuple(words), tuple(tags) if is_tagged else None, f"{source}:{block[0] + 1}", text, offsets
-            )
-
-
-def _no_column(source: str, column: str, names: Sequence[str]) -> DataError:
-    there = ", ".join(repr(name) for name in nearest_first(column, names))
-    return DataError(
-        f"{source}: no column '{column}' for tags; there are (nearest first): {there}: name it with --label"
-    )
+            yield _make_sentence(words, tags if is_tagged else None, f"{source}:{block[0] + 1}", joiners)
 
 
 def repair_bio(tags: Sequence[str]) -> tuple[list[str], int]:
-    """Returns tags in which every entity begins with a tag that begins one, and how many had to be changed.
+    """Make every entity begin with a tag that begins one; return tags and number of changes.
 
-    An entity begins with `B-` (or `S-`, if it is one word); a tag that continues one (`I-X`, `M-X`, `E-X`) behind `O`,
-    behind another type or behind the end of an entity is broken.
+    A continuation (`I-X`, `M-X`, `E-X`, `L-X`) after `O`, another type or the end of an entity is replaced.
 
     Example:
         >>> repair_bio(["I-PER", "I-PER", "I-LOC", "O"])
@@ -317,7 +300,7 @@ _AS_BIOES = {"U": "S", "L": "E", "M": "I"}
 
 
 def as_bioes(tags: Sequence[str]) -> list[str]:
-    """Returns tags of BILOU and BMES with the marks of BIOES, which those who count entities know.
+    """Convert BILOU and BMES tags to BIOES.
 
     Example:
         >>> as_bioes(["U-PER", "O", "B-LOC", "L-LOC"])
@@ -327,7 +310,7 @@ def as_bioes(tags: Sequence[str]) -> list[str]:
 
 
 def is_bio(tags: Iterable[str]) -> bool:
-    """Returns whether tags mark entities: all are `O`, or a letter of a scheme with a type behind it (`B-PER`).
+    """Return whether tags mark entities: `O`, or a letter of a scheme and a type (`B-PER`).
 
     Example:
         >>> is_bio({"O", "B-PER", "I-PER"}), is_bio({"NOUN", "VERB", "O"}), is_bio({"O"})
@@ -337,10 +320,10 @@ def is_bio(tags: Iterable[str]) -> bool:
 
 
 def find_scheme(tags: Iterable[str]) -> str | None:
-    """Returns the scheme by which tags mark entities: "BIO", "IOB1", "BIOES", "BMES" or "BILOU"; None if they do not.
+    """Return the entity scheme of tags, "BIO", "IOB1", "BIOES", "BMES" or "BILOU", or None.
 
     Args:
-        tags: Those of all sentences in order, or the set of them, which cannot tell IOB1 from BIO.
+        tags: Tags of all sentences in order, or their set, which does not distinguish IOB1 from BIO.
 
     Example:
         >>> find_scheme(["I-PER", "O", "I-PER", "I-PER", "B-PER"]), find_scheme(["B-PER", "E-PER", "O", "S-LOC"])

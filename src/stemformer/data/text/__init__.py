@@ -1,1 +1,1 @@
-"""text."""
+"""Raw text: input files, records, documents and sentence boundaries."""

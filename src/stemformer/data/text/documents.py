@@ -1,8 +1,7 @@
 """Text corpora: files, folders, archives and hub data sets, read as a stream of documents.
 
-What a document is depends on the format. Of records (JSON lines, CSV, TSV, parquet, hub data sets) each is one. Of
-Wikipedia-extractor markup, recognised where a text begins with `<doc `, each article is one. Plain text is divided by
-`documents`. Nothing is dropped silently: what is passed over is counted in `skipped`, by reason.
+A document is a record (JSON, CSV, TSV, parquet, hub data sets), an article (WikiExtractor markup, recognized by a
+leading `<doc `), or a part of plain text according to `documents`. Skipped input is counted by reason.
 """
 
 import html
@@ -22,9 +21,10 @@ from typing import cast
 from stemformer.data.text.files import (
     HUB_PREFIX,
     decompress,
+    expand_inputs,
     find_files,
-    find_named_files,
     open_counted,
+    open_file,
     split_suffixes,
     text_blocks,
     text_lines,
@@ -43,20 +43,15 @@ _DOC_TITLE = re.compile(r'\btitle="(.*?)"(?=\s+\w+=|\s*>\s*$)')
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and where it is from.
-
-    Args:
-        text: The text, never only white space, without newlines around it.
-        source: `path`, `path:member` or `path:line`, for messages.
-    """
+    """Non-blank text, and its source: `path`, `path:member` or `path:line`."""
 
     text: str
     source: str
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """How a file is to be read: the user's choices, and where to count."""
+class _Options:
+    """Arguments of `read_documents`."""
 
     documents: str
     column: str
@@ -74,25 +69,25 @@ def read_documents(
     on_bytes: Callable[[int], None] | None = None,
     skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
-    """Returns a stream of the documents of `inputs`, in order.
+    """Return an iterator over the documents of `inputs`, in order.
 
-    Memory holds a block of a file and one document, whatever the size of the files. Formats go by the suffix:
-    `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.tar` of such files, anything else is plain text; each may be
-    compressed (`.gz`, `.xz`, `.zst`, `.bz2`).
+    Files are streamed: memory holds one block and one document. The suffix decides the format: `.jsonl`, `.json`,
+    `.csv`, `.tsv`, `.parquet`, or `.tar` of such files, each also compressed (`.gz`, `.xz`, `.zst`, `.bz2`);
+    anything else is plain text.
 
     Args:
         inputs: Files, folders, patterns (see `find_files`) and hub data sets, `hub:owner/name[:config][:split]`.
-        documents: What a document of plain text is: a "line", a block between "blank" lines, or a "file". "auto" is
-            "file" in archives and for what a folder or a pattern gave; for a file named itself it is "blank" if there
-            is a blank line within its first 64 K characters, else "line".
-        column: Which column of records is the text.
-        errors: "strict", or "replace" to go on where bytes are not UTF-8.
-        on_bytes: Called with each number of raw (compressed) bytes used up; they add up to `total_bytes(inputs)`.
-        skipped: Receives the numbers of what was passed over, by reason.
+        documents: Unit of plain text: "line", "blank" (blocks separated by blank lines) or "file". "auto" means
+            "file" for archive members and files found in a folder or pattern; for a file named itself "blank" if its
+            first 64 K characters contain a blank line, else "line".
+        column: Column of records that holds the text.
+        errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
+        on_bytes: Called with numbers of raw (compressed) bytes read; they add up to `total_bytes(inputs)`.
+        skipped: Receives the number of skipped items by reason.
 
     Raises:
-        ConfigError: An unknown value of `documents` or `errors` (at the call).
-        DataError: An input does not exist (at the call), or cannot be read as its name says; `damaged` if truncated or
+        ConfigError: Unknown value of `documents` or `errors` (at the call).
+        DataError: An input does not exist (at the call) or is not in the format of its name; `damaged` if truncated or
             corrupt.
 
     Example:
@@ -101,17 +96,14 @@ def read_documents(
     """
     for option, value, choices in (("documents", documents, DOCUMENTS), ("errors", errors, ERRORS)):
         if value not in choices:
-            raise ConfigError(f"{option} is '{value}', expected one of {', '.join(choices)}")
-    if isinstance(inputs, str | Path):
-        inputs = [inputs]
-    find_named_files(inputs)  # so that a name that does not exist is told before hours of work
+            raise ConfigError(f"{option} is '{value}', expected one of {', '.join(choices)}.")
     skipped = Counter() if skipped is None else skipped
-    reading = _Reading(documents, column, errors, on_bytes or _ignore, skipped)
-    return _kept(_read_inputs(inputs, reading), reading.skipped)
+    options = _Options(documents, column, errors, on_bytes or (lambda _: None), skipped)
+    return _read_inputs(expand_inputs(inputs), options)
 
 
 def total_bytes(inputs: Sequence[str | Path]) -> int | None:
-    """Returns the size on disk of the files that `inputs` stand for; None with hub data sets, whose size is unknown.
+    """Return the size on disk of all inputs; None if one is a hub data set (size unknown).
 
     Example:
         >>> total_bytes(["books/", "extra.jsonl.gz"])  # doctest: +SKIP
@@ -119,99 +111,79 @@ def total_bytes(inputs: Sequence[str | Path]) -> int | None:
     """
     if isinstance(inputs, str | Path):
         inputs = [inputs]
-    if any(str(given).startswith(HUB_PREFIX) for given in inputs):
+    if any(str(name).startswith(HUB_PREFIX) for name in inputs):
         return None
     return sum(path.stat().st_size for path in find_files(inputs))
 
 
-def _kept(pairs: Iterator[tuple[str, str | None]], skipped: Counter[str]) -> Iterator[Document]:
-    """Yields the documents that have a text, count the others."""
-    for source, text in pairs:
-        if text is None or not text or text.isspace():
-            skipped["empty documents"] += 1
-        else:
-            yield Document(text.strip("\n"), source)
+def _read_inputs(sources: Sequence[tuple[str, bool]], options: _Options) -> Iterator[Document]:
+    for source, is_named in sources:
+        is_hub = source.startswith(HUB_PREFIX)
+        pairs = read_hub(source, column=options.column) if is_hub else _read_file(source, options, is_named=is_named)
+        for location, text in pairs:
+            if not text or text.isspace():
+                options.skipped["empty documents"] += 1
+            else:
+                yield Document(text.strip("\n"), location)
 
 
-def _read_inputs(inputs: Sequence[str | Path], reading: _Reading) -> Iterator[tuple[str, str | None]]:
-    """Yields sources and texts of all inputs; a file given twice is read where it comes first."""
-    seen: set[Path] = set()
-    for given in inputs:
-        if str(given).startswith(HUB_PREFIX):
-            yield from read_hub(str(given), column=reading.column)
-            continue
-        for path, is_named in find_named_files([given]):
-            if path not in seen:
-                seen.add(path)
-                yield from _read_file(path, reading, is_named=is_named)
-
-
-def _read_file(path: Path, reading: _Reading, *, is_named: bool) -> Iterator[tuple[str, str | None]]:
-    """Yields sources and texts of one file, and report all of its bytes whether or not all were needed."""
+def _read_file(name: str, options: _Options, *, is_named: bool) -> Iterator[tuple[str, str | None]]:
+    """Yield sources and texts of one file, and report all of its bytes, read or not."""
     num_bytes = 0
 
     def count(number: int) -> None:
         nonlocal num_bytes
         num_bytes += number
-        reading.on_bytes(number)
+        options.on_bytes(number)
 
-    name = str(path)
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "rb"))
-        except OSError as error:
-            raise DataError(f"{name}: cannot be opened ({error.strerror}): check its permissions") from error
-        if split_suffixes(name)[1:] == (".parquet", ""):
-            stream: io.BufferedReader = file
-            is_empty = path.stat().st_size == 0
-        else:
-            stream = open_counted(file, count)
-            is_empty = not stream.peek(1)
+    with open_file(name) as file:
+        stream, size = file, Path(name).stat().st_size
+        is_empty = size == 0
+        if split_suffixes(name)[1:] != (".parquet", ""):
+            stream = reader = open_counted(file, count)
+            is_empty = not reader.peek(1)
         if is_empty:
             if is_named:
-                raise DataError(f"{name}: the file is empty (0 bytes): expected text")
-            reading.skipped["empty files"] += 1
+                raise DataError(f"{name}: The file is empty (0 bytes). Expected text.")
+            options.skipped["empty files"] += 1
             return
-        yield from _read_stream(stream, name, name, reading, is_named=is_named, on_group=count)
-        if (rest := path.stat().st_size - num_bytes) > 0:
-            reading.on_bytes(rest)
+        yield from _read_stream(stream, name, name, options, is_named=is_named, on_group=count)
+        if num_bytes < size:
+            options.on_bytes(size - num_bytes)
 
 
 def _read_stream(
     stream: io.BufferedIOBase,
     name: str,
     path: str,
-    reading: _Reading,
+    options: _Options,
     *,
     is_named: bool,
     on_group: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[str, str | None]]:
-    """Yields sources and texts of a file or member whose format its `path` tells; messages call it `name`."""
+    """Yield sources and texts of a file or archive member; `path` tells its format."""
     _, kind, compression = split_suffixes(path)
     stream = decompress(stream, name, compression=compression)
     if kind == ".tar":
-        yield from _read_tar(stream, name, reading)
+        yield from _read_tar(stream, name, options)
     elif kind == ".parquet":
         with ExitStack() as stack:
             if compression or on_group is None:
-                stream, on_group = _copied(stream, stack), None  # its bytes are counted as they are copied
-            yield from read_parquet(stream, name, column=reading.column, on_bytes=on_group or _ignore)
+                # Parquet needs a seekable file; its bytes are counted while they are copied.
+                stream, on_group = _spooled(stream, stack), None
+            yield from read_parquet(stream, name, column=options.column, on_bytes=on_group)
     else:
-        blocks = text_blocks(stream, name, errors=reading.errors, skipped=reading.skipped)
+        blocks = text_blocks(stream, name, errors=options.errors, skipped=options.skipped)
         if kind in (".json", ".jsonl"):
-            yield from read_json(blocks, name, column=reading.column, errors=reading.errors, skipped=reading.skipped)
+            yield from read_json(blocks, name, column=options.column, errors=options.errors, skipped=options.skipped)
         elif kind in (".csv", ".tsv"):
-            yield from read_csv(blocks, name, column=reading.column, delimiter="," if kind == ".csv" else "\t")
+            yield from read_csv(blocks, name, column=options.column, delimiter="," if kind == ".csv" else "\t")
         else:
-            yield from _read_text(blocks, name, reading, is_named=is_named)
+            yield from _read_text(blocks, name, options, is_named=is_named)
 
 
-def _ignore(_: int) -> None:
-    """Take a number of bytes that nobody asked for."""
-
-
-def _copied(stream: io.BufferedIOBase, stack: ExitStack) -> io.BufferedIOBase:
-    """Returns a temporary file on disk, closed by `stack`, with what `stream` holds: parquet is read from its end."""
+def _spooled(stream: io.BufferedIOBase, stack: ExitStack) -> io.BufferedIOBase:
+    """Copy a stream to a temporary file, which `stack` closes."""
     copy: io.BufferedIOBase = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     shutil.copyfileobj(stream, copy, COPY_BYTES)
     copy.seek(0)
@@ -219,7 +191,7 @@ def _copied(stream: io.BufferedIOBase, stack: ExitStack) -> io.BufferedIOBase:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A header that raises where the library would take damage, or a missing end, for the end of the archive."""
+    """Tar header that raises where `tarfile` takes damage for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictTarInfo":
@@ -231,38 +203,41 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def _read_tar(stream: io.BufferedIOBase, name: str, reading: _Reading) -> Iterator[tuple[str, str | None]]:
-    """Yields sources and texts of the regular, visible files of an archive, as they come."""
+def _read_tar(stream: io.BufferedIOBase, name: str, options: _Options) -> Iterator[tuple[str, str | None]]:
+    """Yield sources and texts of the regular, visible files of an archive in their order."""
     try:
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, errors="replace") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else the library keeps every header
+                # tarfile would keep every header in memory.
+                tar.members.clear()  # type: ignore[attr-defined]
                 file = tar.extractfile(member) if member.isreg() else None
                 if file is None:
-                    reading.skipped["archive members that are not regular files"] += 1
+                    options.skipped["archive members that are not regular files"] += 1
                 elif any(part.startswith(".") and part.strip(".") for part in Path(member.name).parts):
-                    reading.skipped["hidden files"] += 1
+                    options.skipped["hidden files"] += 1
                 elif member.size == 0:
-                    reading.skipped["empty files"] += 1
+                    options.skipped["empty files"] += 1
                 else:
                     yield from _read_stream(
-                        cast(io.BufferedReader, file), f"{name}:{member.name}", member.name, reading, is_named=False
+                        cast(io.BufferedReader, file), f"{name}:{member.name}", member.name, options, is_named=False
                     )
     except tarfile.TarError as error:
-        raise DataError(f"{name}: truncated, corrupt or not tar ({error}): get the file again", damaged=True) from error
+        raise DataError(
+            f"{name}: Truncated, corrupt or not tar ({error}). Get the file again.", damaged=True
+        ) from error
 
 
-def _read_text(blocks: Iterator[str], name: str, reading: _Reading, *, is_named: bool) -> Iterator[tuple[str, str]]:
-    """Yields sources and texts of plain text."""
+def _read_text(blocks: Iterator[str], name: str, options: _Options, *, is_named: bool) -> Iterator[tuple[str, str]]:
+    """Yield sources and texts of plain text or WikiExtractor articles."""
     head = ""
     for block in blocks:
         head += block
         if len(head) >= HEAD_CHARACTERS:
             break
     blocks = chain([head], blocks)
-    documents = reading.documents
+    documents = options.documents
     if head.lstrip().startswith("<doc "):
-        yield from _read_articles(text_lines(blocks), name, reading.skipped)
+        yield from _read_articles(text_lines(blocks), name, options.skipped)
         return
     if documents == "auto":
         documents = "file" if not is_named else "blank" if _BLANK_LINE.search(head, 0, HEAD_CHARACTERS) else "line"
@@ -275,7 +250,7 @@ def _read_text(blocks: Iterator[str], name: str, reading: _Reading, *, is_named:
 
 
 def _read_paragraphs(lines: Iterator[str], name: str) -> Iterator[tuple[str, str]]:
-    """Yields the blocks of lines between blank lines, with the number of their first line."""
+    """Yield blocks of lines between blank lines, with the number of their first line."""
     block: list[str] = []
     for number, line in enumerate(chain(lines, [""]), 1):
         if line.strip():
@@ -286,18 +261,18 @@ def _read_paragraphs(lines: Iterator[str], name: str) -> Iterator[tuple[str, str
 
 
 def _read_articles(lines: Iterator[str], name: str, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yields the bodies of `<doc ... title="..."> ... </doc>` articles, without a first line that repeats the title."""
+    """Yield bodies of `<doc ... title="..."> ... </doc>` without the repeated title."""
     body: list[str] | None = None
-    title, begin = "", 0
+    title, first_line = "", 0
     for number, line in enumerate(lines, 1):
         if line.startswith("<doc") and _DOC_OPEN.fullmatch(line):
             if body is not None:
                 skipped["articles without </doc>"] += 1
-                yield f"{name}:{begin}", _without_title(body, title)
+                yield f"{name}:{first_line}", _without_title(body, title)
             found = _DOC_TITLE.search(line)
-            body, title, begin = [], found[1] if found else "", number
+            body, title, first_line = [], found[1] if found else "", number
         elif line.startswith("</doc>") and body is not None:
-            yield f"{name}:{begin}", _without_title(body, title)
+            yield f"{name}:{first_line}", _without_title(body, title)
             body = None
         elif body is not None:
             body.append(line)
@@ -305,11 +280,11 @@ def _read_articles(lines: Iterator[str], name: str, skipped: Counter[str]) -> It
             skipped["lines outside <doc>"] += 1
     if body is not None:
         skipped["articles without </doc>"] += 1
-        yield f"{name}:{begin}", _without_title(body, title)
+        yield f"{name}:{first_line}", _without_title(body, title)
 
 
 def _without_title(body: list[str], title: str) -> str:
-    """Returns an article's text, less a first line that merely repeats the title."""
+    """Return the text of an article without a first line that repeats the title."""
     text = "\n".join(body).lstrip("\n")
     first, _, rest = text.partition("\n")
     return rest if first.strip() in (title.strip(), html.unescape(title).strip()) else text

@@ -1,15 +1,14 @@
-"""Where sentences end, by rules, in many languages without being told which.
+"""Rule-based sentence boundaries for many languages, without a language setting.
 
-A document is cut into training pieces at sentence ends, and next-sentence pairs are made of whole sentences, so the
-ends have to be right most of the time, fast on gigabytes, and the same everywhere. Rules need no model and no setting:
+Documents are split into training sequences at sentence ends, and sentence-pair objectives need full sentences, so the
+ends must be mostly right, the same everywhere, and fast on gigabytes (hence neither a model nor a library):
 
 1. a newline always ends a sentence;
-2. `。！？` and the full stops of Devanagari, Arabic, Armenian, Ethiopic, Burmese and Khmer end one wherever they stand;
-3. `. ! ? …` end one where white space follows and then something that may begin a sentence;
-4. a full stop behind an abbreviation, an initial, an ordinal or a list number does not.
+2. `。！？` and the full stops of Devanagari, Arabic, Armenian, Ethiopic, Burmese and Khmer always end one;
+3. `. ! ? …` end one if white space follows and then something that may begin a sentence;
+4. a full stop after an abbreviation, an initial, an ordinal or a list number does not.
 
-The lists of abbreviations of all languages hold at once: their clashes are few, and are resolved by the word that
-follows (`STARTERS`).
+The abbreviations of all languages apply at once; the few clashes are resolved by the next word (`STARTERS`).
 """
 
 import re
@@ -20,9 +19,9 @@ NEVER_FIRST = frozenset(",;:.!?…)]}%&=+/|<>")
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WIDE = "。！？｡।॥؟۔։።፧။។"
 
-# Both patterns begin with one plain set of characters, so that the regex engine can skip to the next of them; a run of
-# marks is tried at its first alone, and nothing backtracks, so the time is linear for any text. `“` and `«` close a
-# quotation in German and Danish; French has a space before `»`.
+# Both patterns begin with one plain character set, so that the regex engine can skip to the next match; a run of marks
+# is tried at its first mark only and nothing backtracks, so the time is linear for any text. `“` and `«` close a quote
+# in German and Danish; French has a space before `»`.
 _SPACED = rf"(?<![.!?…]{{2}})[.!?…]*+[{CLOSERS}“«‹]*+(?:[^\S\n]»(?=\s))?+[^\S\n]++(?=\S)"
 _ASCII_OR_SPACED = re.compile(rf"[\n.!?…](?:(?<=\n)\s*+|{_SPACED})")
 _ANY_SCRIPT = re.compile(
@@ -39,7 +38,7 @@ def _words(listed: str) -> frozenset[str]:
     return frozenset(listed.split())
 
 
-# Full stops that never end a sentence: what follows completes them. Lower case, without the last full stop.
+# Abbreviations whose full stop never ends a sentence. Lower case, without the last full stop.
 TITLES = _words(
     """
     mr mrs ms messrs dr drs prof rev hon gen col lt sgt capt cpt cmdr maj adm brig gov sen rep pres supt insp st mt ft
@@ -51,14 +50,14 @@ TITLES = _words(
     sig sig.ra sig.na dott avv dhr mevr bijv
     """
 )
-# Full stops behind which a number (or, for names of months, a day) follows; before anything else they end the sentence.
+# Abbreviations before a number (months: before a day); before anything else the full stop ends the sentence.
 BEFORE_NUMBERS = _words(
     """
     no nos nr nrn n.o nº vol vols pp pg pgs fig figs sec ch chap par para ex ext tab abb bd kap ff art
     jan feb mar apr jun jul aug sep sept oct okt nov dec dez op lib
     """
 )
-# Full stops that end a sentence only before a word which often begins one.
+# Abbreviations whose full stop ends a sentence only before a word that often begins one.
 UNSURE = _words(
     """
     inc ltd pvt corp co bros jr etc usw dept univ assn ave blvd rd sq jan feb aug sept oct nov dec
@@ -78,14 +77,14 @@ STARTERS = _words(
     cuando mientras si pero y o como según tras al del más no muchos muchas algunos algunas después entonces también
     """
 )
-# Words before a German ordinal ("am 3. Oktober", "im 19. Jahrhundert") and behind one.
+# Words before and after a German ordinal ("am 3. Oktober", "im 19. Jahrhundert").
 BEFORE_ORDINALS = _words(
     """
     am im der die das den dem des zum zur vom beim ab bis seit vor nach und ein eine einen einem einer seinen seinem
     seiner ihrem ihren ihrer dieser diesem jedem jeden auf
     """
 )
-BEHIND_ORDINALS = _words(
+AFTER_ORDINALS = _words(
     """
     januar jänner februar märz april mai juni juli august september oktober november dezember jahrhundert jahrhunderts
     jahrhunderte jahrtausend jahrtausends weltkrieg weltkriegs weltkrieges jahrestag geburtstag platz tag klasse liga
@@ -93,21 +92,15 @@ BEHIND_ORDINALS = _words(
     """
 )
 
-
 _KINDS = dict.fromkeys(UNSURE, "unsure") | dict.fromkeys(BEFORE_NUMBERS, "number") | dict.fromkeys(TITLES, "title")
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Returns the character offsets at which the sentences of `text` end, ascending.
+    """Return the exclusive end offsets of the sentences of `text`, ascending.
 
-    White space behind a sentence belongs to it, so `text[ends[i - 1] : ends[i]]` are the sentences, their concatenation
-    is `text`, and none consists of white space alone unless the whole text does.
-
-    Args:
-        text: A document, or any part of one that begins where a sentence does.
-
-    Returns:
-        Exclusive offsets; the last is `len(text)`. Empty for an empty text.
+    White space after a sentence belongs to it: sentences are `text[ends[i - 1] : ends[i]]`, their concatenation is
+    `text`, and none is blank unless the text is. The last offset is `len(text)`; an empty text has none. `text` may be
+    any part of a document that begins at a sentence.
 
     Example:
         >>> sentence_ends("Dr. Smith came. He left.")
@@ -145,18 +138,18 @@ def sentence_ends(text: str) -> list[int]:
 
 
 def _opens_lower_case(text: str, offset: int) -> bool:
-    """Returns whether a quotation mark, bracket or dash stands at `offset` before a word in lower case."""
+    """Return whether a quotation mark, bracket or dash at `offset` precedes a lower-case word."""
     return text[offset] in OPENERS and _word_at(text, offset)[:1].islower()
 
 
 def _word_at(text: str, offset: int) -> str:
-    """Returns the first word in the 40 characters of `text` from `offset`, or nothing."""
+    """Return the first word within 40 characters from `offset`, or "" if there is none."""
     word = _WORD.search(text, offset, offset + 40)
     return word.group() if word else ""
 
 
 def _belongs_to_word(text: str, stop: int, following: int, start: int) -> bool:
-    """Returns whether the full stop at `stop` belongs to the word before it, not to the sentence begun at `start`."""
+    """Return whether the full stop at `stop` belongs to an abbreviation or a number."""
     lowest = max(start, stop - 24)
     begin = max(text.rfind(" ", lowest, stop) + 1, lowest)
     word = text[begin:stop].lstrip("\"'“‘„‚«‹([{¿¡—–-")
@@ -175,11 +168,11 @@ def _belongs_to_word(text: str, stop: int, following: int, start: int) -> bool:
 
 
 def _is_ordinal(text: str, number: str, begin: int, start: int, following: int) -> bool:
-    """Returns whether `number`, at `begin`, counts a list item or is an ordinal written with a full stop."""
+    """Return whether `number`, at `begin`, numbers a list item or is an ordinal."""
     if len(number) > 3:
         return False
     if begin <= start:
         return True
     next_word = _word_at(text, following).lower()
     previous = text[max(start, begin - 16) : begin - 1].rpartition(" ")[2].lower()
-    return next_word in BEHIND_ORDINALS or (previous in BEFORE_ORDINALS and next_word not in STARTERS)
+    return next_word in AFTER_ORDINALS or (previous in BEFORE_ORDINALS and next_word not in STARTERS)
