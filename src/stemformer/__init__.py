@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from stemformer.commands.inspect import inspect
     from stemformer.commands.make_synthetic import make_synthetic
     from stemformer.commands.plan import plan
-    from stemformer.commands.predict import evaluate, load, predict
+    from stemformer.commands.load import load
+    from stemformer.commands.evaluate import evaluate
+    from stemformer.commands.predict import predict
     from stemformer.commands.prepare import prepare
     from stemformer.commands.pretrain import pretrain
     from stemformer.commands.quickstart import quickstart
@@ -44,14 +46,14 @@ _MODULES = {
     "benchmark_glue": "experiments.benchmarks",
     "benchmark_squad": "experiments.benchmarks",
     "compare": "experiments.comparison",
-    "evaluate": "commands.predict",
+    "evaluate": "commands.evaluate",
     "fewshot": "experiments.few_shot",
     "fill": "commands.fill",
     "finetune": "commands.finetune",
     "generate": "commands.generate",
     "inspect": "commands.inspect",
     "list_tasks": "experiments.few_shot",
-    "load": "commands.predict",
+    "load": "commands.load",
     "make_synthetic": "commands.make_synthetic",
     "plan": "commands.plan",
     "predict": "commands.predict",

@@ -125,6 +125,11 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     write_file(path, [(complete + json.dumps(row, ensure_ascii=False) + "\n").encode()])
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON, atomically."""
+    write_file(path, [(json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()])
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file.
 

@@ -18,7 +18,7 @@ def fill(options: FillOptions) -> list[dict[str, Any]]:
         >>> fill(["Paris is the [MASK] of France."], model="runs/quickstart")  # doctest: +SKIP
     """
     model = open_pipeline(options.model, options)
-    return model.fill(options.texts, top_k=options.top_k, candidates=options.candidates)
+    return model.fill(options.texts, top_k=options.top_k, candidates=options.candidates or None)
 
 
 @accepts(ScoreOptions)

@@ -52,10 +52,9 @@ def generate(
         if on_result is not None:
             on_result(result)
 
-    is_batched = isinstance(prompts, Sequence)
     progress.start("generating", total=len(prompts) if isinstance(prompts, Sequence) else None, unit="texts")
     results: list[dict[str, Any]] = []
-    if is_batched:
+    if isinstance(prompts, Sequence):
         results = model.generate(prompts, batch_size=options.batch_size, on_result=report, **decoding)
     else:
         for text in prompts:

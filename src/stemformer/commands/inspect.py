@@ -11,6 +11,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import DataError, TokenizerError
 from stemformer.huggingface.load import find_folder, load_model, read_task
 from stemformer.io import read_json_object, read_jsonl
+from stemformer.models.model import Model
 from stemformer.options import InspectOptions, accepts
 from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig, RunConfig, read_run_config
 
@@ -46,7 +47,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
                 del size["curve"]
             return {what: path, **told}
     if (folder / "config.json").is_file() or (not folder.exists() and path.count("/") == 1):
-        return _told_of_model(path)
+        return describe_model(path)
     if (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file():
         return {"tokenizer": path, **_told_of_tokenizer(load_tokenizer(folder))}
     if not folder.exists():
@@ -108,9 +109,10 @@ def _told_of_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def _told_of_model(path: str) -> dict[str, Any]:
-    model = load_model(path)
-    told: dict[str, Any] = {
+def describe_model(path: str, model: Model | None = None) -> dict[str, Any]:
+    """Describe the model of a directory, which is loaded unless it is passed: config, heads, parameters, task, tokenizer."""
+    model = model or load_model(path)
+    description: dict[str, Any] = {
         "model": str(find_folder(path)),
         **asdict(model.config),
         "heads": list(model.heads),
@@ -118,12 +120,12 @@ def _told_of_model(path: str) -> dict[str, Any]:
         "parameters_in_layers": model.num_parameters(embeddings=False),
     }
     if task := read_task(path):
-        told |= {"task": task.get("name", task["head"]), "labels": task["labels"]}
+        description |= {"task": task.get("name", task["head"]), "labels": task["labels"]}
     try:
-        told["tokenizer"] = _told_of_tokenizer(load_tokenizer(find_folder(path)))
+        description["tokenizer"] = _told_of_tokenizer(load_tokenizer(find_folder(path)))
     except TokenizerError:
-        told["tokenizer"] = None
-    return told
+        description["tokenizer"] = None
+    return description
 
 
 def _told_of_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

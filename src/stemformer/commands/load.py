@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from stemformer.commands.inspect import describe_model
 from stemformer.config import nearest
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
@@ -328,13 +329,12 @@ class Pipeline:
             >>> load("runs/books").tokenize("unbelievable")  # doctest: +SKIP
             ['un', '##believ', '##able']
         """
-        return [self.tokenizer.id_to_token(int(token)) for token in self.tokenizer.encode_ids([text])[0]]
+        ids = self.tokenizer.encode(text).ids
+        return [self.tokenizer.id_to_token(int(token)) or "" for token in ids]
 
     def info(self) -> dict[str, Any]:
         """Describe model, task and tokenizer, as `stemformer.inspect` does."""
-        from stemformer.commands.inspect import describe_model
-
-        return describe_model(self.path, self.model, self.tokenizer)
+        return describe_model(self.path, self.model)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a Hugging Face directory with weights, config, tokenizer and task, atomically.

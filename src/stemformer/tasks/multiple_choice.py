@@ -43,6 +43,7 @@ class MultipleChoice(Task):
     """The task `choice`. It has no labels: the options belong to the records."""
 
     head = "choice"
+    input_format = "(text, options)"
 
     def __init__(
         self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] | None = None
@@ -73,6 +74,11 @@ class MultipleChoice(Task):
         targets = option[is_right == 1]
         total = torch.nn.functional.cross_entropy(padded, targets, reduction="sum")
         return LossSum(total, number, (padded.argmax(-1) == targets).sum())
+
+    def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> ChoiceQuestion | None:
+        if len(parts) != 2 or not isinstance(parts[0], str) or isinstance(parts[1], str) or not parts[1]:
+            return None
+        return ChoiceQuestion(location, parts[0], "", tuple(parts[1]), None)
 
     def encode(self, records: Sequence[ChoiceQuestion], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
         """Encode each question as one example with one sequence per option."""

@@ -101,6 +101,7 @@ class QuestionAnswering(Task):
     """
 
     head = "span"
+    input_format = "(question, passage)"
     formats = (".jsonl", ".json")
 
     def __init__(
@@ -140,6 +141,14 @@ class QuestionAnswering(Task):
         losses = [F.cross_entropy(padded[..., i], batch.sequence_labels[:, i], reduction="sum") for i in range(2)]
         is_correct = (padded.argmax(1) == batch.sequence_labels).all(-1)
         return LossSum((losses[0] + losses[1]) / 2, len(lengths), is_correct.sum())
+
+    def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> Question | None:
+        if len(parts) != 2 or not all(isinstance(part, str) and part.strip() for part in parts):
+            return None
+        question, context = parts
+        return Question(
+            id=location, question=question, context=context, answers=(), title="", is_impossible=False, gold=()
+        )
 
     def encode(self, records: Sequence[Question], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
         """Encode each question with its passage, or with each window of a long passage.

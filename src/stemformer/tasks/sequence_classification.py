@@ -85,6 +85,16 @@ class SequenceClassification(Task):
             return LossSum(total, len(targets), is_correct.sum())
         return LossSum(F.mse_loss(scores[:, 0].float(), targets, reduction="sum"), len(targets), None)
 
+    @property
+    def input_format(self) -> str:  # type: ignore[override]
+        """Form of an input."""
+        return "(text, text)" if self.config.name == "pair" else "a text"
+
+    def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TextExample | None:
+        num_texts = 2 if self.config.name == "pair" else 1
+        is_right = len(parts) == num_texts and all(isinstance(part, str) and part.strip() for part in parts)
+        return TextExample(parts, None, {}, location) if is_right else None
+
     def encode(self, records: Sequence[TextExample], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
         """Encode each text or pair as one example, or a long text as several windows."""
         counts: Counter[str] = Counter()

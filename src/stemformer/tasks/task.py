@@ -114,6 +114,7 @@ class Task(ABC):
     Attributes:
         head: Name of the model head.
         formats: File formats of predictions, the default first.
+        input_format: Form of an input of `Pipeline.predict`, for errors.
         labels: Empty for tasks whose answers are numbers, spans or options.
         num_labels: Logits per row.
         main_metric: Metric for model selection; higher is better.
@@ -125,6 +126,7 @@ class Task(ABC):
 
     head: ClassVar[str]
     formats: ClassVar[tuple[str, ...]] = (".jsonl",)
+    input_format: str
 
     def __init__(
         self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] | None = None
@@ -173,6 +175,28 @@ class Task(ABC):
     @abstractmethod
     def loss_from_scores(self, scores: Float[Tensor, "R C"], batch: Batch) -> LossSum:
         """Return the summed loss of a batch from its logits."""
+
+    def make_record(self, value: Any, location: str) -> Any:
+        """Return the record of one input of `Pipeline.predict`, without an answer.
+
+        Args:
+            location: Name of the input in errors.
+
+        Raises:
+            DataError: The input is empty or of another form than `input_format`.
+        """
+        parts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else ()
+        record = self._parse_input(value, parts, location)
+        if record is None:
+            is_empty = not parts or not all(str(part).strip() for part in parts)
+            raise DataError(
+                f"{location.capitalize()} is {value!r:.80}. Expected {self.input_format}{', not empty' if is_empty else ''}."
+            )
+        return record
+
+    @abstractmethod
+    def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> Any | None:
+        """Return the record of an input and its parts; None if the form is wrong."""
 
     @abstractmethod
     def encode(self, records: Sequence[Any], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from stemformer.data.examples.batch import IGNORE_INDEX, Batch, Example
-from stemformer.data.labelled.token_classification import TaggedSentence, as_bioes, is_bio, repair_bio
+from stemformer.data.labelled.token_classification import TaggedSentence, as_bioes, is_bio, join_tokens, repair_bio
 from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
@@ -46,6 +46,7 @@ class TokenClassification(Task):
     """
 
     head = "token"
+    input_format = "a text or a list of words"
     formats = (".jsonl", ".conll")
 
     def __init__(self, config: TaskConfig, labels: Sequence[str], frequencies: Sequence[int] | None = None) -> None:
@@ -70,6 +71,13 @@ class TokenClassification(Task):
         """Return the summed cross-entropy over words."""
         smoothing = self.config.label_smoothing
         return cross_entropy_sum(scores, batch.labels, weights=self._class_weights, label_smoothing=smoothing)
+
+    def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TaggedSentence | None:
+        words = tuple(value.split()) if isinstance(value, str) else parts
+        if not words or not all(isinstance(word, str) and word for word in words):
+            return None
+        text, offsets = join_tokens(words)
+        return TaggedSentence(words=words, tags=None, location=location, text=text, offsets=offsets)
 
     def encode(self, records: Sequence[TaggedSentence], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
         """Encode each sentence as one example, or a long one as windows that score each word once."""

@@ -180,6 +180,11 @@ class Tokenizer:
         number: int | None = self._backend.token_to_id(token)
         return number
 
+    def id_to_token(self, token_id: int) -> str | None:
+        """Return the token with an id; None if there is none."""
+        token: str | None = self._backend.id_to_token(token_id)
+        return token
+
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """Return the text of ids, special tokens included."""
         text: str = self._backend.decode([int(number) for number in ids], skip_special_tokens=False)
