@@ -14,14 +14,7 @@ _TAGGED_SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".
 
 
 def detect_task(source: str) -> str | None:
-    """Return the task that a file fits: "tag", "qa", "choice" or "classify"; None if unclear.
-
-    Hub data sets and standard input are not read.
-
-    Example:
-        >>> detect_task("dev-v1.1.json")  # doctest: +SKIP
-        'qa'
-    """
+    """Return the task that a file fits, "tag", "qa", "choice" or "classify", else None."""
     if source.startswith(HUB_PREFIX) or source == STANDARD_INPUT or not Path(source).is_file():
         return None
     stem, kind, _ = split_suffixes(source)

@@ -81,10 +81,6 @@ def read_choices(files: str | Path | Sequence[str | Path], *, counts: Counter[st
 
     Raises:
         DataError: Another format, or an answer that is none of the choices.
-
-    Example:
-        >>> read_choices("copa/train.jsonl", counts=Counter())[0].choices  # doctest: +SKIP
-        ('The sun was rising.', 'The grass was cut.')
     """
     questions: list[ChoiceQuestion] = []
     for source in find_sources(files):

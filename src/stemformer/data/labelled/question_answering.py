@@ -50,10 +50,6 @@ def read_questions(files: str | Path | Sequence[str | Path], *, counts: Counter[
 
     Raises:
         DataError: Another format.
-
-    Example:
-        >>> read_questions("dev-v1.1.json", counts=Counter())[0].answers[0]  # doctest: +SKIP
-        ('Denver Broncos', 177)
     """
     questions: list[Question] = []
     for source in find_sources(files):

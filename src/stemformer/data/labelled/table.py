@@ -119,11 +119,6 @@ def read_table(files: str | Path | Sequence[str | Path], *, errors: str = "stric
 
     Raises:
         DataError: A file is not in the format of its name, has no rows, or has other columns than the first.
-
-    Example:
-        >>> table = read_table("reviews.csv")  # doctest: +SKIP
-        >>> table.columns, table.locations[0]  # doctest: +SKIP
-        (('review', 'sentiment'), 'reviews.csv:2')
     """
     sources = find_sources(files)
     tables: list[Table] = []
@@ -138,6 +133,8 @@ def read_table(files: str | Path | Sequence[str | Path], *, errors: str = "stric
                 f"{source}: The columns are {quoted(tables[-1].columns)}, but those of {sources[0]} are"
                 f" {quoted(columns)}. Pass files with the same columns."
             )
+    if len(tables) == 1:
+        return tables[0]
     rows = [{name: row[name] for name in columns} for table in tables for row in table.rows]
     locations = [location for table in tables for location in table.locations]
     return Table(", ".join(sources), columns, rows, locations)
@@ -163,16 +160,15 @@ def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str,
     text = read_text(source, errors=errors)
     values = None
     if text.lstrip().startswith("{"):
-        first_line, _, _ = text.lstrip().partition("\n")
+        number = 1 + text[: text.index("{")].count("\n")
         try:
-            number = 1 + text[: text.index("{")].count("\n")
             values = [(f"{source}:{number}", json.loads(text))]
         except (ValueError, RecursionError) as error:
-            if not _is_json(first_line):
-                line = getattr(error, "lineno", 1)
+            # Extra data: the first line is one of several objects.
+            if getattr(error, "msg", "") != "Extra data":
                 raise DataError(
-                    f"{source}:{line}: Bad JSON ({error}). Expected one object, one list of objects or one object per"
-                    " line."
+                    f"{source}:{getattr(error, 'lineno', 1)}: Bad JSON ({error}). Expected one object, one list of"
+                    " objects or one object per line."
                 ) from error
     if values is None:
         values = list(json_values(iter([text]), source))
@@ -191,14 +187,6 @@ def required_text(record: Mapping[str, Any], names: Sequence[str], location: str
         if isinstance(record.get(name), str):
             return str(record[name])
     raise DataError(f"{location}: No text under '{names[0]}'. Keys: {quoted(list(record)) or 'none'}. Add it.")
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _replace_surrogates(value: Any, location: str, errors: str) -> Any:
@@ -232,8 +220,7 @@ def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
         return read_fasta(text, source)
     if source == STANDARD_INPUT:
         if text.lstrip().startswith("{"):
-            table = parse_json_lines(text)
-            return list(zip(table.locations, table.rows, strict=True))
+            return _json_rows(list(json_values(iter([text]), source)), source)
         delimiter = None
     elif kind in (".csv", ".tsv"):
         delimiter = _delimiter_of_csv(text) if kind == ".csv" else "\t"

@@ -50,7 +50,7 @@ def join_tokens(words: Sequence[str], joiners: str | Sequence[str] = " ") -> tup
         joiners: Text between all words, or one string after each word.
 
     Example:
-        >>> join_words(["do", "n't", "!"], ["", " ", ""])
+        >>> join_tokens(["do", "n't", "!"], ["", " ", ""])
         ("don't !", ((0, 2), (2, 5), (6, 7)))
     """
     separators = [joiners] * len(words) if isinstance(joiners, str) else joiners
@@ -89,10 +89,6 @@ def read_tagged(
 
     Raises:
         DataError: A line has another number of columns than those before it, or a column does not exist.
-
-    Example:
-        >>> read_tagged("train.conll", counts=Counter())[0].tags  # doctest: +SKIP
-        ('B-PER', 'O', 'O')
     """
     sentences: list[TaggedSentence] = []
     sources = find_sources(files)

@@ -12,7 +12,6 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,7 +28,7 @@ from stemformer.data.text.files import (
     text_blocks,
     text_lines,
 )
-from stemformer.data.text.readers import read_csv, read_hub, read_json, read_parquet
+from stemformer.data.text.readers import column_texts, csv_column, hub_rows, json_values, parquet_rows
 from stemformer.errors import ConfigError, DataError
 
 DOCUMENTS = ("auto", "line", "blank", "file")
@@ -89,10 +88,6 @@ def read_documents(
         ConfigError: Unknown value of `documents` or `errors` (at the call).
         DataError: An input does not exist (at the call) or is not in the format of its name; `damaged` if truncated or
             corrupt.
-
-    Example:
-        >>> next(read_documents(["notes.txt.gz"])).source  # doctest: +SKIP
-        'notes.txt.gz:1'
     """
     for option, value, choices in (("documents", documents, DOCUMENTS), ("errors", errors, ERRORS)):
         if value not in choices:
@@ -103,12 +98,7 @@ def read_documents(
 
 
 def total_bytes(inputs: Sequence[str | Path]) -> int | None:
-    """Return the size on disk of all inputs; None if one is a hub data set (size unknown).
-
-    Example:
-        >>> total_bytes(["books/", "extra.jsonl.gz"])  # doctest: +SKIP
-        80341507
-    """
+    """Return the size on disk of all inputs; None if one is a hub data set (size unknown)."""
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     if any(str(name).startswith(HUB_PREFIX) for name in inputs):
@@ -118,9 +108,11 @@ def total_bytes(inputs: Sequence[str | Path]) -> int | None:
 
 def _read_inputs(sources: Sequence[tuple[str, bool]], options: _Options) -> Iterator[Document]:
     for source, is_named in sources:
-        is_hub = source.startswith(HUB_PREFIX)
-        pairs = read_hub(source, column=options.column) if is_hub else _read_file(source, options, is_named=is_named)
-        for location, text in pairs:
+        if source.startswith(HUB_PREFIX):
+            texts = column_texts(hub_rows(source), options.column, skipped=options.skipped)
+        else:
+            texts = _read_file(source, options, is_named=is_named)
+        for location, text in texts:
             if not text or text.isspace():
                 options.skipped["empty documents"] += 1
             else:
@@ -167,27 +159,23 @@ def _read_stream(
     if kind == ".tar":
         yield from _read_tar(stream, name, options)
     elif kind == ".parquet":
-        with ExitStack() as stack:
+        with tempfile.TemporaryFile() as copy:
             if compression or on_group is None:
                 # Parquet needs a seekable file; its bytes are counted while they are copied.
-                stream, on_group = _spooled(stream, stack), None
-            yield from read_parquet(stream, name, column=options.column, on_bytes=on_group)
+                shutil.copyfileobj(stream, copy, COPY_BYTES)
+                copy.seek(0)
+                stream, on_group = cast(io.BufferedIOBase, copy), None
+            rows = parquet_rows(stream, name, column=options.column, on_bytes=on_group)
+            yield from column_texts(rows, options.column, skipped=options.skipped)
     else:
         blocks = text_blocks(stream, name, errors=options.errors, skipped=options.skipped)
         if kind in (".json", ".jsonl"):
-            yield from read_json(blocks, name, column=options.column, errors=options.errors, skipped=options.skipped)
+            values = json_values(blocks, name)
+            yield from column_texts(values, options.column, errors=options.errors, skipped=options.skipped)
         elif kind in (".csv", ".tsv"):
-            yield from read_csv(blocks, name, column=options.column, delimiter="," if kind == ".csv" else "\t")
+            yield from csv_column(blocks, name, column=options.column, delimiter="," if kind == ".csv" else "\t")
         else:
             yield from _read_text(blocks, name, options, is_named=is_named)
-
-
-def _spooled(stream: io.BufferedIOBase, stack: ExitStack) -> io.BufferedIOBase:
-    """Copy a stream to a temporary file, which `stack` closes."""
-    copy: io.BufferedIOBase = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-    shutil.copyfileobj(stream, copy, COPY_BYTES)
-    copy.seek(0)
-    return copy
 
 
 class _StrictTarInfo(tarfile.TarInfo):

@@ -52,10 +52,6 @@ def find_files(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
 
     Raises:
         DataError: `inputs` is empty, a name does not exist, or a folder or pattern holds no file.
-
-    Example:
-        >>> find_files(["books/", "news/*.txt", "extra.jsonl.gz"])  # doctest: +SKIP
-        [PosixPath('books/a.txt'), PosixPath('books/b.txt'), PosixPath('news/1.txt'), PosixPath('extra.jsonl.gz')]
     """
     return [Path(source) for source, _ in expand_inputs(inputs) if not source.startswith(HUB_PREFIX)]
 

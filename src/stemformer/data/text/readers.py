@@ -1,8 +1,7 @@
 """Streaming readers of JSON, CSV, TSV, parquet and hub data sets.
 
-`json_values`, `csv_rows`, `parquet_rows` and `hub_rows` yield records; `read_json`, `read_csv`, `read_parquet` and
-`read_hub` yield the text of one column, None for null. A list of strings becomes one text with a line for each.
-Each item comes with its source: the file and the line (parquet and hub: row) where the record begins.
+`json_values`, `csv_rows`, `parquet_rows` and `hub_rows` yield records, each with its source: the file and the line
+(parquet and hub: the row) where it begins. `column_texts` and `csv_column` yield the text of one column, None for null.
 """
 
 import csv
@@ -10,7 +9,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -24,32 +23,37 @@ _SPACE = re.compile(r"\s*")
 _HUB_SPLITS = re.compile(r"(train|validation|valid|dev|test|unsupervised)\b.*")
 
 
-def read_json(
-    blocks: Iterator[str], name: str, *, column: str, errors: str, skipped: Counter[str]
+def column_texts(
+    records: Iterable[tuple[str, Any]], column: str, *, errors: str = "strict", skipped: Counter[str]
 ) -> Iterator[tuple[str, str | None]]:
-    r"""Yield a column of JSON objects: one object per line, or one list of objects.
+    r"""Yield a column of records; a list of strings becomes one text with a line for each.
 
     Args:
-        blocks: Text of the file.
-        name: File name for messages and sources.
-        errors: "replace" to decode lone surrogates (`\ud83d`) as U+FFFD.
+        errors: "replace" to decode lone surrogates (JSON's `\ud83d`) as U+FFFD.
         skipped: Receives "lone surrogates replaced".
 
     Raises:
-        DataError: Bad JSON, no object, no such column, or, if `errors` is "strict", a lone surrogate.
+        DataError: No object, no such column, no text, or, if `errors` is "strict", a lone surrogate.
     """
-    for source, record in json_values(blocks, name):
+    for source, record in records:
         if not isinstance(record, dict):
             raise DataError(f"{source}: Expected a JSON object with key '{column}', found {type(record).__name__}.")
         if column not in record:
             raise unknown_column(source, column, list(record))
-        text = _as_text(record[column], source, column)
-        yield source, replace_surrogates(text, source, errors=errors, skipped=skipped) if text else text
+        text = record[column]
+        if isinstance(text, list) and all(isinstance(item, str) for item in text):
+            text = "\n".join(text)
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{source}: Column '{column}' holds {type(text).__name__}, expected text. Pass --column.")
+        if text:
+            text = replace_surrogates(text, source, errors=errors, skipped=skipped)
+            text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+        yield source, text
 
 
 def replace_surrogates(text: str, source: str, *, errors: str, skipped: Counter[str]) -> str:
     """Replace lone surrogates (from JSON escapes) by U+FFFD; raise if `errors` is "strict"."""
-    num_lone = len(_SURROGATE.findall(text))
+    num_lone = 0 if text.isascii() else len(_SURROGATE.findall(text))
     if not num_lone:
         return text
     if errors == "strict":
@@ -140,7 +144,7 @@ def _json_list(blocks: Iterator[str], name: str) -> Iterator[tuple[int, Any]]:
         raise bad("text after the end of the list")
 
 
-def read_csv(blocks: Iterator[str], name: str, *, column: str, delimiter: str) -> Iterator[tuple[str, str | None]]:
+def csv_column(blocks: Iterator[str], name: str, *, column: str, delimiter: str) -> Iterator[tuple[str, str | None]]:
     """Yield a column of a table with a header line; fields may be quoted in CSV, not in TSV.
 
     Raises:
@@ -188,14 +192,6 @@ def csv_rows(blocks: Iterator[str], name: str, *, delimiter: str, has_quotes: bo
         raise DataError(f"{name}:{first_line}: Bad CSV ({error}). Is a quote opened here and not closed?") from error
 
 
-def read_parquet(
-    file: io.BufferedIOBase, name: str, *, column: str, on_bytes: Callable[[int], None] | None = None
-) -> Iterator[tuple[str, str | None]]:
-    """Yield a column of a seekable parquet file (see `parquet_rows`)."""
-    for source, row in parquet_rows(file, name, column=column, on_bytes=on_bytes):
-        yield source, _as_text(row[column], source, column)
-
-
 def parquet_rows(
     file: io.BufferedIOBase, name: str, *, column: str | None = None, on_bytes: Callable[[int], None] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -232,14 +228,6 @@ def parquet_rows(
         raise DataError(
             f"{name}: Truncated, corrupt or not parquet ({reason}). Get the file again.", damaged=True
         ) from error
-
-
-def read_hub(name: str, *, column: str) -> Iterator[tuple[str, str | None]]:
-    """Yield a column of a hub data set (see `hub_rows`)."""
-    for source, record in hub_rows(name):
-        if column not in record:
-            raise unknown_column(source, column, list(record))
-        yield source, _as_text(record[column], source, column)
 
 
 def hub_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -286,14 +274,3 @@ def unknown_column(source: str, column: str, columns: Sequence[str], *, option: 
     """Return the error for a missing column, which the command-line option `option` sets."""
     listed = quoted(nearest_first(column, columns)) or "none"
     return DataError(f"{source}: No column '{column}'. Columns (nearest first): {listed}. Set it with {option}.")
-
-
-def _as_text(value: object, source: str, column: str) -> str | None:
-    r"""Return a string or list of lines as text, with `\n` for CR LF and CR; None for null."""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        value = "\n".join(value)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise DataError(f"{source}: Column '{column}' holds {type(value).__name__}, expected text. Pass --column.")
-    return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
