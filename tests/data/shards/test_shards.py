@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stemformer.data.shards import encoding
-from stemformer.data.shards.encoding import cut_batches, encode_batch, is_held_out
+from stemformer.data.shards.encoding import batch_documents, encode_batch, is_held_out
 from stemformer.data.shards.manifest import check_tokenizer, read_manifest
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.shards.writer import write_shards
@@ -28,7 +28,7 @@ WORDS = TEXT.split()
 
 
 class LetterTokenizer(Tokenizer):
-    """One token a letter; a word starts behind anything else. Ids are code points."""
+    """One token per letter, ids are code points; a word starts after anything but a letter."""
 
     vocab_size = 256
     fingerprint = "letters" * 9
@@ -55,7 +55,7 @@ class LetterTokenizer(Tokenizer):
 
 
 class SpyTokenizer(LetterTokenizer):
-    """Another tokenizer, whose texts are noted."""
+    """Wrap a tokenizer and record the texts that it encodes."""
 
     def __init__(self, inner):
         self.inner, self.texts = inner, []
@@ -100,7 +100,7 @@ def corpus(tmp_path) -> Path:
 
 @pytest.fixture
 def write(corpus, tokenizer, tmp_path):
-    """Writes the corpus into a folder, with several blocks and no pool unless told otherwise."""
+    """Write the corpus to a folder, by default in several blocks and without a pool."""
 
     def run(name="out", inputs=(corpus,), tokenizer=tokenizer, **options):
         options = {"held_out": 0.2, "num_workers": 1, "block_characters": BLOCK} | options
@@ -115,11 +115,11 @@ def expected_documents(corpus: Path, tokenizer, split: str, held_out: float = 0.
     return tokenizer.encode_documents(kept, [sentence_ends(text) for text in kept])
 
 
-# What is written
+# Content
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_shards_give_back_ids_words_and_sentences_of_each_document(write, corpus, tokenizer, tmp_path, split):
+def test_shards_hold_ids_words_and_sentences_of_each_document(write, corpus, tokenizer, tmp_path, split):
     write()
     shards = open_shards(tmp_path / "out", split)
     documents = expected_documents(corpus, tokenizer, split)
@@ -137,14 +137,14 @@ def test_shards_give_back_ids_words_and_sentences_of_each_document(write, corpus
     assert shards.num_tokens == starts[-1] == sum(len(document.ids) for document in documents)
 
 
-def test_word_starts_of_any_span_inside_a_shard_are_those_of_the_whole(write, tmp_path):
+def test_word_starts_of_any_span_equal_those_of_the_shard(write, tmp_path):
     write(block_characters=10**9)
     shards = open_shards(tmp_path / "out")
-    whole = shards.word_starts(0, shards.num_tokens)
-    assert whole.dtype == bool and 0 < whole.sum() < len(whole)
+    expected = shards.word_starts(0, shards.num_tokens)
+    assert expected.dtype == bool and 0 < expected.sum() < len(expected)
     for start in range(20):
         for stop in range(start, 40):
-            np.testing.assert_array_equal(shards.word_starts(start, stop), whole[start:stop])
+            np.testing.assert_array_equal(shards.word_starts(start, stop), expected[start:stop])
 
 
 def test_counts_in_the_manifest_are_those_of_the_text(write, corpus, tmp_path):
@@ -159,13 +159,13 @@ def test_counts_in_the_manifest_are_those_of_the_text(write, corpus, tmp_path):
     assert [(record.name, record.bytes) for record in manifest.inputs] == [("corpus.txt", corpus.stat().st_size)]
 
 
-def test_bytes_and_characters_differ_where_the_text_is_not_ascii(write, tmp_path):
+def test_bytes_and_characters_differ_if_the_text_is_not_ascii(write, tmp_path):
     (tmp_path / "é.txt").write_text("été là\n", encoding="utf-8")
     counts = write(inputs=[tmp_path / "é.txt"], held_out=0, tokenizer=LetterTokenizer()).splits["train"]
     assert (counts.characters, counts.bytes) == (6, 9)
 
 
-def test_unigram_counts_are_those_of_the_train_split_alone(write, corpus, tokenizer, tmp_path):
+def test_unigram_counts_are_those_of_the_train_split(write, corpus, tokenizer, tmp_path):
     write()
     ids = np.concatenate([document.ids for document in expected_documents(corpus, tokenizer, "train")])
     for split in ("train", "held_out"):
@@ -174,25 +174,25 @@ def test_unigram_counts_are_those_of_the_train_split_alone(write, corpus, tokeni
 
 
 @pytest.mark.parametrize(("tokenizer_class", "size"), [(LetterTokenizer, 2), (WideTokenizer, 4)])
-def test_ids_take_four_bytes_only_where_the_vocabulary_needs_them(write, tmp_path, tokenizer_class, size):
+def test_ids_take_four_bytes_only_if_the_vocabulary_needs_them(write, tmp_path, tokenizer_class, size):
     write(tokenizer=tokenizer_class())
     shards = open_shards(tmp_path / "out")
     assert shards.tokens(0, 1).itemsize == size
     assert sum(path.stat().st_size for path in (tmp_path / "out/train").glob("*.bin")) == size * shards.num_tokens
 
 
-def test_vocabulary_of_65536_still_takes_two_bytes():
+def test_vocabulary_of_65536_takes_two_bytes():
     assert [encoding.id_dtype(size).itemsize for size in (65_536, 65_537)] == [2, 4]
 
 
-def test_id_outside_the_vocabulary_is_refused_when_written(write):
+def test_id_outside_the_vocabulary_is_refused(write):
     narrow = LetterTokenizer()
     narrow.vocab_size = 100
     with pytest.raises(TokenizerError, match=r"the id \d+, its vocabulary has 100"):
         write(tokenizer=narrow)
 
 
-def test_documents_without_a_token_are_counted_and_left_out(write, tmp_path):
+def test_documents_without_a_token_are_counted_and_skipped(write, tmp_path):
     (tmp_path / "some.txt").write_text("one two\n123\n\nthree four\n. . .\n")
     manifest = write(inputs=[tmp_path / "some.txt"], held_out=0, tokenizer=LetterTokenizer(), documents="line")
     assert manifest.skipped == {"no token": 2}
@@ -209,7 +209,7 @@ def test_manifest_holds_no_path_above_the_inputs(write, tmp_path):
 
 def test_blocks_end_before_the_document_that_would_make_them_longer():
     texts = ["a" * 4, "b" * 5, "c" * 2, "d" * 30, "e"]
-    batches = list(cut_batches(texts, 10))
+    batches = list(batch_documents(texts, 10))
     assert [batch.texts for batch in batches] == [texts[:2], texts[2:3], texts[3:4], texts[4:]]
     assert [(batch.block, batch.is_last, batch.num_documents) for batch in batches] == [
         (0, True, 2),
@@ -222,15 +222,15 @@ def test_blocks_end_before_the_document_that_would_make_them_longer():
 def test_batches_never_cross_blocks_and_lose_nothing(monkeypatch):
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 7)
     texts = [str(number) for number in range(200)]
-    batches = list(cut_batches(texts, 50))
+    batches = list(batch_documents(texts, 50))
     assert [text for batch in batches for text in batch.texts] == texts
     for block in range(batches[-1].block + 1):
-        own = [batch for batch in batches if batch.block == block]
-        assert [batch.is_last for batch in own] == [False] * (len(own) - 1) + [True]
-        assert sum(len(text) for batch in own for text in batch.texts) <= 50
+        in_block = [batch for batch in batches if batch.block == block]
+        assert [batch.is_last for batch in in_block] == [False] * (len(in_block) - 1) + [True]
+        assert sum(len(text) for batch in in_block for text in batch.texts) <= 50
 
 
-def test_held_out_fraction_is_about_right_and_stays_with_the_document():
+def test_held_out_fraction_is_about_right_and_a_function_of_the_document():
     texts = [f"document {number}".encode() for number in range(5_000)]
     chosen = [is_held_out(text, 0.1) for text in texts]
     assert 430 < sum(chosen) < 570  # 500 +- 3.3 standard deviations
@@ -240,7 +240,7 @@ def test_held_out_fraction_is_about_right_and_stays_with_the_document():
     assert not any(is_held_out(text, 0.0) for text in texts)
 
 
-def test_equal_documents_fall_in_the_same_split():
+def test_equal_documents_are_in_the_same_split():
     texts = [f"word{'x' * (number % 7)}" for number in range(70)]
     splits = encode_batch(texts, LetterTokenizer(), 0.5).splits
     seen = {
@@ -256,30 +256,30 @@ def test_fraction_out_of_range_is_refused(write, held_out):
         write(held_out=held_out)
 
 
-def test_corpus_too_small_for_a_held_out_split_says_so_and_leaves_nothing(write, tmp_path):
+def test_corpus_too_small_for_a_held_out_split_is_refused_and_removed(write, tmp_path):
     (tmp_path / "three.txt").write_text("one two\nthree four\nfive six\n")
-    with pytest.raises(DataError, match=r"of 3 documents none fell in the held-out split.*--held-out 0"):
+    with pytest.raises(DataError, match=r"Of 3 documents, none is in the held-out split.*--held-out 0"):
         write(inputs=[tmp_path / "three.txt"], held_out=0.001)
     assert not (tmp_path / "out").exists()
 
 
-def test_corpus_without_a_token_says_so_and_leaves_nothing(write, tmp_path):
+def test_corpus_without_a_token_is_refused_and_removed(write, tmp_path):
     (tmp_path / "digits.txt").write_text("1 2\n3 4\n")
     with pytest.raises(DataError, match=r"no document with a token \(2 no token\)"):
         write(inputs=[tmp_path / "digits.txt"], tokenizer=LetterTokenizer())
     assert not (tmp_path / "out").exists()
 
 
-# The same bytes
+# Reproducibility
 
 
-def test_three_runs_give_the_same_bytes(write, tmp_path):
+def test_repeated_runs_give_the_same_bytes(write, tmp_path):
     for name in "abc":
         write(name)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
-def test_two_workers_give_the_bytes_of_one(write, tmp_path, monkeypatch):
+def test_two_workers_give_the_same_bytes_as_one(write, tmp_path, monkeypatch):
     write("one", num_workers=1)
     monkeypatch.setattr(encoding, "POOL_CHARACTERS", 1)
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
@@ -287,7 +287,7 @@ def test_two_workers_give_the_bytes_of_one(write, tmp_path, monkeypatch):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_block_size_changes_the_files_but_not_the_line_of_tokens(write, tmp_path):
+def test_block_size_changes_the_files_but_not_the_tokens(write, tmp_path):
     write("small")
     write("large", block_characters=10**9)
     small, large = open_shards(tmp_path / "small"), open_shards(tmp_path / "large")
@@ -297,7 +297,7 @@ def test_block_size_changes_the_files_but_not_the_line_of_tokens(write, tmp_path
     assert small.manifest.text_fingerprint == large.manifest.text_fingerprint
 
 
-def test_fingerprint_changes_with_text_tokenizer_and_split(write, tmp_path):
+def test_fingerprint_depends_on_text_tokenizer_and_split(write, tmp_path):
     other = make_corpus(tmp_path / "other.txt", seed=1)
     manifests = [
         write("a"),
@@ -308,7 +308,7 @@ def test_fingerprint_changes_with_text_tokenizer_and_split(write, tmp_path):
     assert len({manifest.fingerprint for manifest in manifests}) == 4
 
 
-def test_fingerprint_does_not_change_with_the_name_of_the_file(write, corpus, tmp_path):
+def test_fingerprint_does_not_depend_on_file_names(write, corpus, tmp_path):
     copy = tmp_path / "renamed.txt"
     copy.write_bytes(corpus.read_bytes())
     assert write("a").fingerprint == write("b", inputs=[copy]).fingerprint
@@ -319,23 +319,23 @@ def test_fingerprint_does_not_change_with_the_name_of_the_file(write, corpus, tm
 KILLED_RUN = """
     import os, sys
     from pathlib import Path
-    from stemformer.data import manifest, shard_writer
+    from stemformer.data.shards.writer import write_shards
     from stemformer.data.tokenization.tokenizer import load_tokenizer
 
-    corpus, vocabulary, out, deadly, resume = sys.argv[1:]
+    corpus, vocabulary, out, fatal_call, resume = sys.argv[1:]
     calls, replace, sync = 0, Path.replace, os.fsync
 
     def counted(function):
         def call(*args):
             global calls
             calls += 1
-            if calls == int(deadly):
+            if calls == int(fatal_call):
                 os._exit(9)
             return function(*args)
         return call
 
     Path.replace, os.fsync = counted(replace), counted(sync)
-    shard_writer.write_shards(
+    write_shards(
         [corpus], load_tokenizer(vocabulary), out, held_out=0.2, num_workers=1, block_characters=2_000,
         resume=resume == "resume",
     )
@@ -347,27 +347,27 @@ def killed_run(*arguments: object) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-@pytest.mark.parametrize("deadly", [1, 2, 4, 5, 30, 31, 32, 100, 133])
-def test_run_killed_at_any_point_goes_on_to_the_same_bytes(write, corpus, tokenizer, tmp_path, deadly):
-    write("whole")
+@pytest.mark.parametrize("fatal_call", [1, 2, 4, 5, 30, 31, 32, 100, 133])
+def test_run_killed_at_any_point_is_resumed_to_the_same_bytes(write, corpus, tokenizer, tmp_path, fatal_call):
+    write("reference")
     tokenizer.save(tmp_path / "vocabulary")
-    assert killed_run(corpus, tmp_path / "vocabulary", tmp_path / "out", deadly, "fresh") == 9
+    assert killed_run(corpus, tmp_path / "vocabulary", tmp_path / "out", fatal_call, "fresh") == 9
     with pytest.raises(DataError):
         open_shards(tmp_path / "out")
     write("out", resume=True)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
 
 
-def test_run_killed_at_each_of_its_last_steps_goes_on_to_the_same_bytes(write, corpus, tokenizer, tmp_path):
-    write("whole")
+def test_run_killed_at_each_of_its_last_steps_is_resumed_to_the_same_bytes(write, corpus, tokenizer, tmp_path):
+    write("reference")
     tokenizer.save(tmp_path / "vocabulary")
-    codes, deadly = [], 140
+    codes, fatal_call = [], 140
     out = tmp_path / "out"
-    while not codes or codes[-1] == 9:  # each run goes on a little further than the one before
-        codes.append(killed_run(corpus, tmp_path / "vocabulary", out, deadly, "resume" if codes else "fresh"))
-        deadly = 1 + 3 * len(codes)
+    while not codes or codes[-1] == 9:  # each run gets a little further than the one before
+        codes.append(killed_run(corpus, tmp_path / "vocabulary", out, fatal_call, "resume" if codes else "fresh"))
+        fatal_call = 1 + 3 * len(codes)
     assert codes[-1] == 0 and len(codes) > 4
-    assert contents(out) == contents(tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "reference")
 
 
 def test_finished_blocks_are_not_encoded_again(write, tokenizer, tmp_path, monkeypatch):
@@ -375,15 +375,15 @@ def test_finished_blocks_are_not_encoded_again(write, tokenizer, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         write()
     monkeypatch.undo()
-    with pytest.raises(DataError, match="interrupted; go on with stemformer prepare --resume"):
+    with pytest.raises(DataError, match=r"interrupted\. Continue with stemformer prepare --resume"):
         open_shards(tmp_path / "out")
     spy = SpyTokenizer(tokenizer)
     write(tokenizer=spy, resume=True)
     assert 0 < len(spy.texts) < 100
 
 
-def test_torn_last_line_of_progress_is_dropped(write, tmp_path, monkeypatch):
-    write("whole")
+def test_incomplete_last_line_of_progress_is_dropped(write, tmp_path, monkeypatch):
+    write("reference")
     interrupt_after(monkeypatch, batches=4)
     with pytest.raises(KeyboardInterrupt):
         write()
@@ -392,18 +392,18 @@ def test_torn_last_line_of_progress_is_dropped(write, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-20])
     (tmp_path / "out/train/shard-00099.bin.tmp").write_bytes(b"left over")
     write(resume=True)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
 
 
 def test_resume_of_finished_data_returns_its_manifest(write, tmp_path):
     manifest = write()
     before = contents(tmp_path / "out")
-    (tmp_path / "out/progress.jsonl").write_text("left by a kill just behind the manifest\n")
+    (tmp_path / "out/progress.jsonl").write_text("left by a kill just after the manifest\n")
     assert write(resume=True) == manifest
     assert contents(tmp_path / "out") == before
 
 
-def test_resume_into_an_empty_place_starts(write):
+def test_resume_in_a_new_folder_starts(write):
     assert write(resume=True).splits["train"].documents > 0
 
 
@@ -416,14 +416,16 @@ def test_resume_with_another_setting_is_refused_with_both_values(write, tmp_path
         monkeypatch.undo()
     else:
         write()
-    with pytest.raises(DataError, match=r"begun with held_out 0\.2, now 0\.3 is given"):
+    with pytest.raises(DataError, match=r"started with held_out 0\.2, now it is 0\.3"):
         write(held_out=0.3, resume=True)
-    with pytest.raises(DataError, match=r"begun with block_characters 2000, now 9000"):
+    with pytest.raises(DataError, match=r"started with block_characters 2000, now it is 9000"):
         write(block_characters=9_000, resume=True)
-    with pytest.raises(DataError, match=r"begun with tokenizer \w{12} \(\d+ ids\), now letterslette \(256 ids\)"):
+    with pytest.raises(
+        DataError, match=r"started with tokenizer \w{12} \(\d+ ids\), now it is letterslette \(256 ids\)"
+    ):
         write(tokenizer=LetterTokenizer(), resume=True)
     more = make_corpus(tmp_path / "more.txt")
-    with pytest.raises(DataError, match=r"begun with input none, now more.txt of \d+ bytes"):
+    with pytest.raises(DataError, match=r"started with input none, now it is more.txt of \d+ bytes"):
         write(inputs=[tmp_path / "corpus.txt", more], resume=True)
 
 
@@ -433,12 +435,12 @@ def test_resume_with_changed_text_of_the_same_size_is_refused(write, corpus, mon
         write()
     monkeypatch.undo()
     corpus.write_text("X" + corpus.read_text()[1:])
-    with pytest.raises(DataError, match=r"changed since this folder was begun \(in documents 1 and on\)"):
+    with pytest.raises(DataError, match=r"changed since the interrupted run \(from document 1 on\)"):
         write(resume=True)
 
 
 def interrupt_after(monkeypatch, *, batches: int) -> None:
-    """Lets Ctrl-C arrive while the batch behind so many is encoded."""
+    """Raise KeyboardInterrupt after a number of batches are encoded."""
     original, calls = encoding.encode_batch, []
 
     def encode(*args, **options):
@@ -451,7 +453,7 @@ def interrupt_after(monkeypatch, *, batches: int) -> None:
 
 
 def test_full_disk_leaves_no_temporary_file_and_can_be_resumed(write, tmp_path, monkeypatch):
-    write("whole")
+    write("reference")
     calls, sync = [], os.fsync
 
     def full(descriptor):
@@ -466,10 +468,10 @@ def test_full_disk_leaves_no_temporary_file_and_can_be_resumed(write, tmp_path, 
     monkeypatch.undo()
     assert not list((tmp_path / "out").rglob("*.tmp"))
     write(resume=True)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
 
 
-def test_failure_in_the_first_block_leaves_nothing_in_the_way(write, tmp_path):
+def test_failure_in_the_first_block_leaves_no_folder(write, tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"good\nbad \xff\n")
     with pytest.raises(DataError, match="UTF-8"):
         write(inputs=[tmp_path / "bad.txt"])
@@ -480,22 +482,22 @@ def test_failure_in_the_first_block_leaves_nothing_in_the_way(write, tmp_path):
 
 POOL_RUN = """
     import sys
-    from stemformer.data import encoding, shard_writer
+    from stemformer.data.shards import encoding, writer
     from stemformer.data.tokenization.tokenizer import load_tokenizer
 
     if __name__ == "__main__":
         corpus, vocabulary, out = sys.argv[1:]
         encoding.POOL_CHARACTERS, encoding.BATCH_CHARACTERS = 1, 500
 
-        def told(texts):
+        def announced(texts):
             for number, text in enumerate(texts):
                 if number == 60:
                     print("under way", flush=True)
                 yield text
 
-        cut = shard_writer.cut_batches
-        shard_writer.cut_batches = lambda texts, size: cut(told(texts), size)
-        shard_writer.write_shards(
+        original = writer.batch_documents
+        writer.batch_documents = lambda texts, size: original(announced(texts), size)
+        writer.write_shards(
             [corpus], load_tokenizer(vocabulary), out, held_out=0.2, num_workers=2, block_characters=2_000
         )
 """
@@ -522,9 +524,9 @@ def is_alive(pid: int) -> bool:
 
 @pytest.fixture
 def pool_run(tmp_path, tokenizer):
-    """A run with two workers on a corpus that takes a while, told of once documents have been read."""
+    """Run with two workers on a long corpus; yields once a first shard has been written."""
     if not Path("/proc/self/stat").exists():
-        pytest.skip("finds processes by /proc")
+        pytest.skip("needs /proc to find processes")
     corpus = make_corpus(tmp_path / "long.txt", num_documents=20_000)
     tokenizer.save(tmp_path / "vocabulary")
     (tmp_path / "run.py").write_text(textwrap.dedent(POOL_RUN))
@@ -551,10 +553,10 @@ def test_killed_worker_is_an_error_not_a_hang(pool_run):
     os.kill(workers_of(pool_run)[0], signal.SIGKILL)
     _, stderr = pool_run.communicate()
     assert pool_run.returncode == 1
-    assert "DataError: a worker process was killed, perhaps for lack of memory" in stderr
+    assert "DataError: A worker process was killed, possibly for lack of memory" in stderr
 
 
-def test_interrupt_stops_the_pool_and_its_workers_keep_silent(pool_run):
+def test_interrupt_stops_the_pool_without_tracebacks_of_workers(pool_run):
     workers = workers_of(pool_run)
     assert len(workers) == 2
     os.killpg(pool_run.pid, signal.SIGINT)  # as a terminal does
@@ -563,7 +565,7 @@ def test_interrupt_stops_the_pool_and_its_workers_keep_silent(pool_run):
     assert not any(map(is_alive, workers))
 
 
-def test_workers_leave_when_the_main_process_is_killed(pool_run):
+def test_workers_exit_when_the_main_process_is_killed(pool_run):
     workers = workers_of(pool_run)
     os.kill(pool_run.pid, signal.SIGKILL)
     assert len(workers) == 2
@@ -571,12 +573,12 @@ def test_workers_leave_when_the_main_process_is_killed(pool_run):
         time.sleep(0.1)
 
 
-def test_exception_in_a_worker_arrives_as_it_is(write, corpus, tokenizer, monkeypatch):
+def test_exception_in_a_worker_is_raised_unchanged(write, corpus, tokenizer, monkeypatch):
     monkeypatch.setattr(encoding, "POOL_CHARACTERS", 1)
-    unlike = SpyTokenizer(tokenizer)
-    unlike.fingerprint = "another"
-    with pytest.raises(TokenizerError, match="reads back as"):
-        write(tokenizer=unlike, num_workers=2)
+    changed = SpyTokenizer(tokenizer)
+    changed.fingerprint = "another"
+    with pytest.raises(TokenizerError, match=r"saved in .* has the fingerprint \w+ after loading, expected another"):
+        write(tokenizer=changed, num_workers=2)
 
 
 def test_small_inputs_start_no_process(write, monkeypatch):
@@ -592,11 +594,11 @@ def test_number_of_workers_below_one_is_refused(write):
         write(num_workers=0)
 
 
-# Where to
+# Output folder
 
 
-@pytest.mark.parametrize(("make", "message"), [("foreign", "not empty"), ("finished", "prepared data already")])
-def test_folder_that_is_not_empty_is_refused_and_left_alone(write, tmp_path, make, message):
+@pytest.mark.parametrize(("make", "message"), [("foreign", "not empty"), ("finished", "already holds prepared data")])
+def test_folder_that_is_not_empty_is_refused_and_unchanged(write, tmp_path, make, message):
     if make == "foreign":
         (tmp_path / "out").mkdir()
         (tmp_path / "out/thesis.txt").write_text("precious")
@@ -616,15 +618,15 @@ def test_resume_of_a_foreign_folder_is_refused(write, tmp_path):
 
 
 def test_output_inside_an_input_folder_is_refused(write, tmp_path):
-    with pytest.raises(DataError, match="lies in the input folder"):
+    with pytest.raises(DataError, match="is inside the input folder"):
         write(inputs=[tmp_path])
 
 
-# Opening
+# Reading
 
 
-def test_folder_without_a_manifest_says_what_to_do(tmp_path):
-    with pytest.raises(DataError, match=r"no prepared data folder.*run stemformer prepare"):
+def test_folder_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"not a folder of prepared data.*Run stemformer prepare"):
         open_shards(tmp_path)
 
 
@@ -678,7 +680,7 @@ def test_missing_file_is_named(write, tmp_path):
 @pytest.mark.parametrize(
     "name", ["train/shard-00001.bin", "train/shard-00000.word", "unigram.npy", "tokenizer/vocab.txt"]
 )
-def test_flipped_bit_is_found_and_named(write, tmp_path, name):
+def test_flipped_bit_is_detected(write, tmp_path, name):
     write()
     path = tmp_path / "out" / name
     content = bytearray(path.read_bytes())
@@ -702,13 +704,13 @@ def test_spans_outside_the_split_or_across_shards_are_refused(write, tmp_path):
                 read(start, stop)
 
 
-def test_tokens_cannot_be_written_through(write, tmp_path):
+def test_tokens_are_read_only(write, tmp_path):
     write()
     with pytest.raises(ValueError, match="read-only"):
         open_shards(tmp_path / "out").tokens(0, 3)[0] = 1
 
 
-def test_missing_held_out_split_says_how_to_get_one(write, tmp_path):
+def test_missing_held_out_split_is_refused(write, tmp_path):
     write(held_out=0)
     with pytest.raises(DataError, match="no held-out text"):
         open_shards(tmp_path / "out", "held_out")

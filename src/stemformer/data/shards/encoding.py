@@ -1,11 +1,11 @@
-"""Documents to token ids on every core, in order, in constant memory.
+"""Parallel tokenization of documents, in corpus order and constant memory.
 
-The main process reads and cuts the corpus into batches of about a megabyte of text; worker processes turn a batch into
-compact arrays; the results come back in the order of the corpus, with a bounded number under way. What becomes of a
-document does not depend on its batch, so any number of workers gives the same bytes.
+The main process splits the corpus into batches of about a megabyte of text, worker processes encode them into compact
+arrays, and results return in corpus order with a bounded number in flight. The encoding of a document does not depend on
+its batch, so any number of workers gives the same bytes.
 
-Workers are started fresh ("spawn") and load the tokenizer from its folder: a forked copy of a process whose Rust or
-OpenMP threads have already run can hang. A worker leaves when its parent is gone, however that ended.
+Workers are spawned, not forked, because a fork of a process whose Rust or OpenMP threads have run can hang. They load
+the tokenizer from its folder and exit when their parent process ends.
 """
 
 import functools
@@ -34,20 +34,21 @@ from stemformer.data.tokenization.word_segmentation import Segmenter, join_words
 from stemformer.errors import ConfigError, DataError, TokenizerError
 
 BATCH_CHARACTERS = 1_000_000
-POOL_CHARACTERS = 4_000_000  # below it, starting processes takes longer than the work
-IN_FLIGHT = 3  # batches under way for each worker
+# Below this size, starting processes takes longer than encoding.
+POOL_CHARACTERS = 4_000_000
+BATCHES_PER_WORKER = 3
 
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """A run of consecutive documents of one block.
+    """Consecutive documents of one block.
 
-    Args:
-        texts: The documents, at least one.
-        block: Number of its block.
-        is_last: No other batch of this block follows.
-        num_documents: Documents of the block up to the end of this batch.
-        text_sha256: Over all documents of the corpus up to the end of this batch.
+    Attributes:
+        texts: One or more documents.
+        block: Number of the block.
+        is_last: Whether this is the last batch of the block.
+        num_documents: Number of documents of the block up to the end of this batch.
+        text_sha256: Hash of all documents of the corpus up to the end of this batch.
     """
 
     texts: list[str]
@@ -59,7 +60,7 @@ class DocumentBatch:
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """The documents of a batch that fall in one split; the starts count from the first token here."""
+    """Encoded documents of a batch in one split; starts are relative to the first token."""
 
     ids: UInt[np.ndarray, " N"]  # uint16 or uint32
     word_starts: Bool[np.ndarray, " N"]
@@ -70,16 +71,16 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """What a batch became: its splits, without those that have no document, and how many documents had no token."""
+    """Encoded batch: its non-empty splits, and the number of documents without a token."""
 
     splits: dict[str, EncodedSplit]
     num_empty: int
 
 
 def is_held_out(text: bytes, fraction: float) -> bool:
-    """Returns whether a document belongs to the held-out split, by a hash of its UTF-8 bytes.
+    """Return whether a document belongs to the held-out split, by a hash of its UTF-8 bytes.
 
-    Equal documents fall in the same split, wherever they stand in the corpus.
+    Equal documents are always in the same split.
 
     Example:
         >>> [is_held_out(word.encode(), 0.5) for word in ("a", "b", "a")]
@@ -90,16 +91,15 @@ def is_held_out(text: bytes, fraction: float) -> bool:
 
 
 def id_dtype(vocab_size: int) -> "np.dtype[Any]":
-    """Returns the little-endian type that holds the ids of a vocabulary: two bytes where they fit, else four."""
+    """Return the little-endian dtype of the ids of a vocabulary: two bytes if they fit, else four."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def cut_batches(texts: Iterable[str], block_characters: int) -> Iterator[DocumentBatch]:
-    """Yields the corpus in batches; the cuts depend on the texts alone.
+def batch_documents(texts: Iterable[str], block_characters: int) -> Iterator[DocumentBatch]:
+    """Split the corpus into batches and blocks, depending on the texts only.
 
     Args:
-        texts: Documents, in the order of the corpus.
-        block_characters: A block ends before the document that would make it longer; it holds at least one.
+        block_characters: Maximum size of a block, unless a single document is longer.
     """
     sha256 = hashlib.sha256()
     batch: list[str] = []
@@ -123,23 +123,24 @@ def cut_batches(texts: Iterable[str], block_characters: int) -> Iterator[Documen
 def encode_batch(
     texts: list[str], tokenizer: Tokenizer, held_out: float, *, segment: Segmenter | None = None
 ) -> EncodedBatch:
-    """Returns the tokens of some documents, by split.
+    """Encode documents and assign them to splits.
 
     Args:
-        texts: The documents.
-        tokenizer: Its ids must be below its `vocab_size`.
-        held_out: Fraction of the documents to hold out, 0 to 1.
-        segment: Finds words where the tokenizer sees single characters.
+        held_out: Fraction of documents to hold out, 0 to 1.
+        segment: Word segmentation of text without spaces.
 
     Raises:
-        TokenizerError: An id lies outside the vocabulary.
+        TokenizerError: An id is outside the vocabulary.
     """
     encoded = tokenizer.encode_documents(texts, [sentence_ends(text) for text in texts])
     if segment is not None:
+        # Segmentation needs offsets, so the texts are encoded again.
+        offsets = [tokenizer.encode(text).offsets for text in texts]
         encoded = [
-            _with_words(text, document, tokenizer, segment) for text, document in zip(texts, encoded, strict=True)
+            replace(document, word_starts=join_words(text, document.word_starts, spans, segment))
+            for text, document, spans in zip(texts, encoded, offsets, strict=True)
         ]
-    chosen: dict[str, list[tuple[EncodedDocument, int, int]]] = {"train": [], "held_out": []}
+    by_split: dict[str, list[tuple[EncodedDocument, int, int]]] = {"train": [], "held_out": []}
     num_empty = 0
     for text, document in zip(texts, encoded, strict=True):
         if len(document.ids) == 0:
@@ -147,12 +148,14 @@ def encode_batch(
             continue
         raw = text.encode("utf-8", "surrogatepass")
         split = "held_out" if is_held_out(raw, held_out) else "train"
-        chosen[split].append((document, len(text), len(raw)))
-    splits = {split: _join(documents, tokenizer.vocab_size) for split, documents in chosen.items() if documents}
+        by_split[split].append((document, len(text), len(raw)))
+    splits = {
+        split: _concatenate(documents, tokenizer.vocab_size) for split, documents in by_split.items() if documents
+    }
     return EncodedBatch(splits, num_empty)
 
 
-def encode_in_order(
+def encode_batches(
     batches: Iterable[DocumentBatch],
     tokenizer: Tokenizer,
     *,
@@ -161,22 +164,22 @@ def encode_in_order(
     words: str,
     num_workers: int | None,
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
-    """Yields each batch with its tokens, in order. Close it (`contextlib.closing`) to stop the workers.
+    """Yield each batch with its encoding, in order. Close the generator (`contextlib.closing`) to stop the workers.
 
     Args:
-        batches: Taken as needed; at most a few for each worker are under way.
-        tokenizer: Encodes here, where there is little text or one worker.
-        tokenizer_folder: Where the same tokenizer is saved, for the workers.
-        held_out: Fraction of the documents to hold out.
-        words: A name of `words.SEGMENTERS`.
-        num_workers: Processes; by default as many as this process may use cores. 1 starts none.
+        batches: Consumed lazily; a few per worker are in flight.
+        tokenizer_folder: Folder with the same tokenizer, for the workers.
+        held_out: Fraction of documents to hold out.
+        words: Key of `word_segmentation.SEGMENTERS`.
+        num_workers: Number of processes; None means one per available core. With 1, or little text, none is started.
 
     Raises:
         DataError: A worker was killed.
     """
     if num_workers is not None and num_workers < 1:
-        raise ConfigError(f"num_workers is {num_workers}, expected 1 or more: leave it out to use every core")
+        raise ConfigError(f"num_workers is {num_workers}, expected 1 or more. Leave it out to use all cores.")
     workers = num_workers or _num_cores()
+    # Read ahead: small inputs are encoded in this process.
     stream = iter(batches)
     first: list[DocumentBatch] = []
     if workers > 1:
@@ -192,32 +195,25 @@ def encode_in_order(
         for batch in stream:
             yield batch, encode_batch(batch.texts, tokenizer, held_out, segment=segment)
     else:
-        job = functools.partial(_encode_in_worker, str(tokenizer_folder), tokenizer.fingerprint, held_out, words)
-        yield from _encode_in_pool(stream, job, workers)
+        encode = functools.partial(_encode_in_worker, str(tokenizer_folder), tokenizer.fingerprint, held_out, words)
+        yield from _encode_in_pool(stream, encode, workers)
 
 
-def _with_words(text: str, document: EncodedDocument, tokenizer: Tokenizer, segment: Segmenter) -> EncodedDocument:
-    """Returns a document with the word starts of a segmenter. Its text is encoded again, for where each token stands."""
-    encoded = tokenizer.encode(text)
-    return replace(document, word_starts=join_words(text, document.word_starts, encoded.offsets, segment))
-
-
-def _join(documents: list[tuple[EncodedDocument, int, int]], vocab_size: int) -> EncodedSplit:
+def _concatenate(documents: list[tuple[EncodedDocument, int, int]], vocab_size: int) -> EncodedSplit:
     ids = np.concatenate([document.ids for document, _, _ in documents])
     if (largest := int(ids.max())) >= vocab_size:
-        message = (
-            f"the tokenizer gave the id {largest}, its vocabulary has {vocab_size:,}: save it again, or retrain it"
+        raise TokenizerError(
+            f"The tokenizer returned the id {largest}, its vocabulary has {vocab_size:,}. Save it again, or retrain it."
         )
-        raise TokenizerError(message)
     lengths = np.array([len(document.ids) for document, _, _ in documents], np.int64)
     starts = np.cumsum(lengths) - lengths
     word_starts = np.concatenate([document.word_starts for document, _, _ in documents])
     sentences = np.concatenate(
         [document.sentence_starts + start for (document, _, _), start in zip(documents, starts, strict=True)]
     )
-    assert len(word_starts) == len(ids), "one bit a token"
-    assert np.all(np.diff(sentences) > 0), "sentences hold at least one token and are in order"
-    assert np.isin(starts, sentences).all() and sentences[-1] < len(ids), "a document starts a sentence"
+    assert len(word_starts) == len(ids), "one entry per token"
+    assert np.all(np.diff(sentences) > 0), "sentences have tokens and are in order"
+    assert np.isin(starts, sentences).all() and sentences[-1] < len(ids), "every document starts a sentence"
     counts = Counts(
         documents=len(documents),
         sentences=len(sentences),
@@ -230,70 +226,74 @@ def _join(documents: list[tuple[EncodedDocument, int, int]], vocab_size: int) ->
 
 
 def _encode_in_pool(
-    batches: Iterable[DocumentBatch], job: "functools.partial[EncodedBatch]", workers: int
+    batches: Iterable[DocumentBatch], encode: "functools.partial[EncodedBatch]", workers: int
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
     pending: deque[tuple[DocumentBatch, Future[EncodedBatch]]] = deque()
     try:
         for batch in batches:
-            with _interrupts_held():
-                future = pool.submit(job, batch.texts)
+            with _block_interrupts():
+                future = pool.submit(encode, batch.texts)
             pending.append((replace(batch, texts=[]), future))
-            if len(pending) >= IN_FLIGHT * workers:
-                waiting, future = pending.popleft()
-                yield waiting, future.result()
+            if len(pending) >= BATCHES_PER_WORKER * workers:
+                yield _pop_result(pending)
         while pending:
-            waiting, future = pending.popleft()
-            yield waiting, future.result()
+            yield _pop_result(pending)
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process was killed, perhaps for lack of memory: go on with --resume and fewer workers "
-            '(a script of your own needs `if __name__ == "__main__":` around its calls)'
+            "A worker process was killed, possibly for lack of memory. Continue with --resume and fewer workers. "
+            '(A Python script needs `if __name__ == "__main__":` around its calls.)'
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _pop_result(pending: "deque[tuple[DocumentBatch, Future[EncodedBatch]]]") -> tuple[DocumentBatch, EncodedBatch]:
+    batch, future = pending.popleft()
+    return batch, future.result()
+
+
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Lets a worker that starts meanwhile inherit that Ctrl-C is not for it; here, it arrives a moment later."""
+def _block_interrupts() -> Iterator[None]:
+    """Delay SIGINT, so that workers started meanwhile inherit the blocked signal."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process hears it and stops the pool
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    # The main process handles Ctrl-C and stops the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None, "this runs in a worker"
+    assert parent is not None, "runs in a worker"
     parent.join()
     os._exit(1)
 
 
 def _encode_in_worker(folder: str, fingerprint: str, held_out: float, words: str, texts: list[str]) -> EncodedBatch:
-    return encode_batch(texts, _load(folder, fingerprint), held_out, segment=_segmenter(words))
+    return encode_batch(texts, _load_tokenizer(folder, fingerprint), held_out, segment=_load_segmenter(words))
 
 
-_segmenter = functools.cache(load_segmenter)
+_load_segmenter = functools.cache(load_segmenter)
 
 
 @functools.cache
-def _load(folder: str, fingerprint: str) -> Tokenizer:
+def _load_tokenizer(folder: str, fingerprint: str) -> Tokenizer:
     tokenizer = load_tokenizer(folder)
     if tokenizer.fingerprint != fingerprint:
         raise TokenizerError(
-            f"the tokenizer saved in {folder} reads back as {tokenizer.fingerprint[:12]}, {fingerprint[:12]} was "
-            "expected: prepare again into an empty folder"
+            f"The tokenizer saved in {folder} has the fingerprint {tokenizer.fingerprint[:12]} after loading, expected "
+            f"{fingerprint[:12]}. Prepare the data again in an empty folder."
         )
     return tokenizer
 

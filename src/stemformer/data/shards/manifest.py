@@ -1,15 +1,15 @@
-"""The manifest of a prepared data folder: what it holds, out of what it was made, and whether it is still whole.
+"""Manifest of a folder of tokenized data: content, origin, and checksums.
 
 ```
 OUT/manifest.json     this record; written last, so a folder that has it is complete
-OUT/progress.jsonl    only while a folder is being written (see `shard_writer`)
-OUT/tokenizer/        the tokenizer that made the ids
-OUT/unigram.npy       (V,) uint64: how often each id occurs in the train split
-OUT/train/            shard-00000.bin .doc .sent .word, one group for each block of the corpus that has train documents
-OUT/held_out/         the same, of the documents that training never sees
+OUT/progress.jsonl    only while the folder is being written (see `writer.py`)
+OUT/tokenizer/        the tokenizer that produced the ids
+OUT/unigram.npy       (V,) uint64: count of each id in the train split
+OUT/train/            shard-00000.bin .doc .sent .word, one group per block of the corpus that has train documents
+OUT/held_out/         the same for documents excluded from training
 ```
 
-It holds no time and no absolute path: the same corpus, tokenizer and settings give the same bytes.
+The manifest has no time and no absolute path: the same corpus, tokenizer and settings give the same bytes.
 """
 
 import hashlib
@@ -27,14 +27,12 @@ from stemformer.errors import DataError, TokenizerError
 from stemformer.io import FileRecord, hash_file, write_file
 
 FORMAT_VERSION = 1
-
-
 SPLITS = ("train", "held_out")
 
 
 @dataclass(frozen=True)
 class InputRecord:
-    """Name, without the folders above it, and size of one input; no size where it is not a local file."""
+    """Name (without parent folders) and size of an input; the size is None if it is not a local file."""
 
     name: str
     bytes: int | None
@@ -42,7 +40,7 @@ class InputRecord:
 
 @dataclass(frozen=True)
 class Counts:
-    """How much a split holds; `characters` and UTF-8 `bytes` are those of its documents before tokenization."""
+    """Size of a split; `characters` and UTF-8 `bytes` count its documents before tokenization."""
 
     documents: int = 0
     sentences: int = 0
@@ -51,10 +49,13 @@ class Counts:
     characters: int = 0
     bytes: int = 0
 
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Counts)))
+
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `write_shards` that change what is written."""
+    """Arguments of `write_shards` that affect the written data."""
 
     held_out: float
     documents: str
@@ -66,19 +67,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says.
+    """Content of `manifest.json`.
 
-    Args:
-        format_version: Layout of the folder; another one is refused.
-        fingerprint: SHA-256 over all that decides what training sees: text, tokenizer, settings, and each file's hash.
-        text_fingerprint: SHA-256 over the documents, in order, with their lengths.
-        tokenizer_fingerprint: `Tokenizer.fingerprint` of the tokenizer that made the ids.
-        vocab_size: Each id is below it.
-        settings: The arguments that change what is written.
-        inputs: The files that were read.
-        skipped: How many documents were left out, by reason.
-        splits: What each split holds; `held_out` is missing where none was asked for.
-        files: Each file of the folder by its path in it; shards in the order of the corpus.
+    Attributes:
+        format_version: Layout of the folder.
+        fingerprint: SHA-256 of everything that training depends on: text, tokenizer, settings, and the hash of each file.
+        text_fingerprint: SHA-256 of the documents, in order, with their lengths.
+        tokenizer_fingerprint: `Tokenizer.fingerprint` of the tokenizer that produced the ids.
+        vocab_size: Exclusive upper bound of the ids.
+        skipped: Number of skipped documents by reason.
+        splits: Size of each split; there is no `held_out` if its fraction is 0.
+        files: Files by path relative to the folder; shards in corpus order.
     """
 
     format_version: int
@@ -93,49 +92,43 @@ class Manifest:
     files: dict[str, FileRecord]
 
 
-def add_counts(first: Counts, second: Counts) -> Counts:
-    """Returns the sum, field by field."""
-    return Counts(**{field.name: getattr(first, field.name) + getattr(second, field.name) for field in fields(Counts)})
-
-
 def describe_inputs(inputs: str | Path | Iterable[str | Path], out: Path) -> tuple[InputRecord, ...]:
-    """Returns name and size of each input file, in the order in which they are read; those of a folder under its name.
+    """Return the record of each input file, in reading order; files of a folder are named relative to it.
 
     Raises:
-        DataError: A file is not there, or `out` lies in an input folder and would be read as text.
+        DataError: A file does not exist, or `out` is inside an input folder and would be read as text.
     """
     records: list[InputRecord] = []
-    for given in [inputs] if isinstance(inputs, str | Path) else inputs:
-        if str(given).startswith("hub:"):
-            records.append(InputRecord(str(given), None))
+    for source in [inputs] if isinstance(inputs, str | Path) else inputs:
+        if str(source).startswith("hub:"):
+            records.append(InputRecord(str(source), None))
             continue
-        folder = Path(given).expanduser()
+        folder = Path(source).expanduser()
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{out} lies in the input folder {folder}: choose another --out, or name the files")
-        for file in find_files([given]):
+            raise DataError(
+                f"{out} is inside the input folder {folder}. Choose another --out, or list the input files."
+            )
+        for file in find_files([source]):
             name = f"{folder.resolve().name}/{file.relative_to(folder).as_posix()}" if folder.is_dir() else file.name
             records.append(InputRecord(name, file.stat().st_size))
     return tuple(records)
 
 
 def with_fingerprint(manifest: Manifest) -> Manifest:
-    """Returns the manifest with `fingerprint` computed from its other fields.
+    """Return the manifest with its `fingerprint` computed.
 
-    The names and sizes of the inputs and the skipped counts stay out: renaming a text file changes nothing in training.
+    Names and sizes of the inputs and the skipped counts do not enter: renaming a text file does not affect training.
     """
-    # By way of JSON, so that a number read back (0 for 0.0) hashes as the number written.
+    # Hash the JSON text, so that a number read back (0 for 0.0) hashes like the one written.
     body = {key: value for key, value in asdict(manifest).items() if key not in ("fingerprint", "inputs", "skipped")}
     return replace(manifest, fingerprint=hashlib.sha256(msgspec.json.encode(body)).hexdigest())
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Returns the manifest of a prepared data folder.
-
-    Args:
-        folder: What `write_shards` wrote.
+    """Read the manifest of a folder written by `write_shards`.
 
     Raises:
-        DataError: The folder has no manifest, one of another format, or one that was changed since it was written.
+        DataError: There is no manifest, it has another format version, or it was modified.
 
     Example:
         >>> read_manifest("data").splits["train"].tokens  # doctest: +SKIP
@@ -147,66 +140,62 @@ def read_manifest(folder: str | Path) -> Manifest:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         if (folder / "progress.jsonl").exists():
-            message = f"{folder} is not complete: preparing it was interrupted; go on with stemformer prepare --resume"
-            raise DataError(message) from None
-        message = f"{folder} is no prepared data folder (it has no manifest.json): run stemformer prepare"
-        raise DataError(message) from None
+            raise DataError(
+                f"{folder} is incomplete: its preparation was interrupted. Continue with stemformer prepare --resume."
+            ) from None
+        raise DataError(
+            f"{folder} is not a folder of prepared data (it has no manifest.json). Run stemformer prepare."
+        ) from None
     try:
         version: Any = msgspec.json.decode(text)["format_version"]
         if version == FORMAT_VERSION:
             manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}): prepare the folder again", damaged=True) from error
+        raise DataError(f"{path} cannot be read ({error}). Prepare the data again.", damaged=True) from error
     if version != FORMAT_VERSION:
-        message = f"{path} has format {version}, this release reads {FORMAT_VERSION}: prepare the folder again"
-        raise DataError(message)
+        raise DataError(f"{path} has format {version}, this release reads {FORMAT_VERSION}. Prepare the data again.")
     if with_fingerprint(manifest).fingerprint != manifest.fingerprint:
-        message = f"{path} was changed since it was written (its fingerprint does not fit): prepare the folder again"
-        raise DataError(message, damaged=True)
+        raise DataError(
+            f"{path} was changed since it was written (its fingerprint does not match). Prepare the data again.",
+            damaged=True,
+        )
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json`, whole or not at all."""
+    """Write `manifest.json` atomically."""
     write_file(folder / "manifest.json", [msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"])
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer that did not make the ids of this data.
-
-    Args:
-        manifest: Of the prepared data.
-        tokenizer: The one that is about to be used with it.
+    """Check that a tokenizer is the one that produced the data.
 
     Raises:
-        TokenizerError: It is another one.
+        TokenizerError: It is a different one.
     """
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise TokenizerError(
-            f"the tokenizer given is {tokenizer.fingerprint[:12]} with {tokenizer.vocab_size:,} ids, the data was "
-            f"prepared with {manifest.tokenizer_fingerprint[:12]} with {manifest.vocab_size:,} ids: "
-            "use the tokenizer in the data folder, or prepare the data again"
+            f"The tokenizer is {tokenizer.fingerprint[:12]} with {tokenizer.vocab_size:,} ids, but the data was "
+            f"prepared with {manifest.tokenizer_fingerprint[:12]} with {manifest.vocab_size:,} ids. "
+            "Use the tokenizer in the data folder, or prepare the data again."
         )
 
 
 def check_files(folder: Path, files: dict[str, FileRecord], *, verify: bool) -> None:
-    """Refuses a folder with a file that is missing, cut short or, if asked, changed.
-
-    Args:
-        folder: The prepared data folder.
-        files: What its files should be.
-        verify: Read each file and compare its SHA-256, in a few threads.
+    """Check existence and size of files and, with `verify`, their SHA-256.
 
     Raises:
-        DataError: Names the first such file, and both sizes or hashes.
+        DataError: A file differs; the message names the first one and both sizes or hashes.
     """
     for name, record in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != record.bytes:
             found = "is missing" if size is None else f"has {size:,} bytes"
-            message = f"{path} {found}, the manifest says {record.bytes:,} bytes: copy it again, or prepare again"
-            raise DataError(message, damaged=True)
+            raise DataError(
+                f"{path} {found}, the manifest says {record.bytes:,} bytes. Copy it again, or prepare the data again.",
+                damaged=True,
+            )
     if not verify:
         return
     with ThreadPoolExecutor(4) as pool:
@@ -215,6 +204,6 @@ def check_files(folder: Path, files: dict[str, FileRecord], *, verify: bool) -> 
             if found != record.sha256:
                 raise DataError(
                     f"{folder / name} was changed since it was written: its SHA-256 is {found[:12]}..., the manifest "
-                    f"says {record.sha256[:12]}...: copy it again, or prepare again",
+                    f"says {record.sha256[:12]}.... Copy it again, or prepare the data again.",
                     damaged=True,
                 )

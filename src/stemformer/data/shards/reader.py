@@ -1,7 +1,7 @@
-"""Prepared text, opened: the shards of a split as one line of tokens, read from the disk as needed.
+"""Memory-mapped reading of tokenized data: a split as one sequence of tokens.
 
-`write_shards` writes such a folder (see `shard_writer` for its files); `open_shards` checks that it is whole and opens
-one split. Positions count tokens from the start of the split; a document lies in one shard, and so does any span of it.
+`write_shards` writes the folder (files: `manifest.py`); `open_shards` checks it and opens one split. Positions count
+tokens from the start of the split. A document is in one shard.
 """
 
 from bisect import bisect_right
@@ -18,16 +18,15 @@ from stemformer.errors import DataError
 
 
 def open_shards(folder: str | Path, split: str = "train", *, verify: bool = True) -> "Shards":
-    """Opens one split of a prepared data folder.
+    """Open one split of a folder written by `write_shards`.
 
     Args:
-        folder: What `write_shards` wrote.
         split: "train" or "held_out".
-        verify: Read its files once to compare their SHA-256, under a second for a gigabyte. Without it only their sizes
-            are compared, and a flipped bit goes unseen.
+        verify: Whether to verify the SHA-256 of the split's files (under a second per gigabyte); otherwise only sizes
+            are checked.
 
     Raises:
-        DataError: The folder is not complete or damaged, or has no such split.
+        DataError: The folder is incomplete or damaged, or has no such split.
 
     Example:
         >>> shards = open_shards("data")  # doctest: +SKIP
@@ -37,13 +36,14 @@ def open_shards(folder: str | Path, split: str = "train", *, verify: bool = True
     folder = Path(folder)
     manifest = read_manifest(folder)
     if split not in SPLITS:
-        raise DataError(f"there is no split {split!r}, expected one of {', '.join(SPLITS)}")
+        raise DataError(f"There is no split {split!r}, expected one of {', '.join(SPLITS)}.")
     if split not in manifest.splits:
-        raise DataError(f"{folder} has no held-out text (--held-out 0): prepare it again with --held-out 0.01")
+        raise DataError(f"{folder} has no held-out text (--held-out 0). Prepare it again with --held-out 0.01.")
     check_files(folder, manifest.files, verify=False)
     if verify:
-        read = {name: record for name, record in manifest.files.items() if not name.startswith(_others(split))}
-        check_files(folder, read, verify=True)
+        others = tuple(f"{other}/" for other in SPLITS if other != split)
+        files = {name: record for name, record in manifest.files.items() if not name.startswith(others)}
+        check_files(folder, files, verify=True)
     shards = Shards(folder, manifest, split)
     if verify:
         shards.check_ids()
@@ -51,21 +51,13 @@ def open_shards(folder: str | Path, split: str = "train", *, verify: bool = True
 
 
 class Shards:
-    """One split of a prepared data folder, memory-mapped.
-
-    Args:
-        folder: The prepared data folder, whose files were checked (`open_shards`).
-        manifest: What it holds.
-        split: Which split.
+    """One split of tokenized data, memory-mapped; opened by `open_shards`, which checks its files.
 
     Attributes:
-        manifest: What the folder holds.
+        manifest: Manifest of the folder.
         split: "train" or "held_out".
-        fingerprint: Of the whole folder: what training sees is a function of it, the seed and the step.
-        vocab_size: Each id is below it.
-        num_tokens: Tokens of the split.
-        num_documents: Documents of the split.
-        num_sentences: Sentences of the split.
+        fingerprint: Fingerprint of the folder: training data is a function of it, the seed and the step.
+        vocab_size: Exclusive upper bound of the ids.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
@@ -86,20 +78,23 @@ class Shards:
         self._stems = stems
         self._ends = np.cumsum([len(ids) for ids in self._ids]).tolist()
         if self._ends[-1] != self.num_tokens:
-            message = f"{folder}/{split} holds {self._ends[-1]:,} tokens, its manifest says {self.num_tokens:,}"
-            raise DataError(f"{message}: prepare the folder again", damaged=True)
+            raise DataError(
+                f"{folder}/{split} holds {self._ends[-1]:,} tokens, its manifest says {self.num_tokens:,}. "
+                "Prepare the data again.",
+                damaged=True,
+            )
 
     def tokens(self, start: int, stop: int) -> UInt[np.ndarray, " n"]:
-        """Returns the ids from `start` to before `stop`, uint16 or uint32; a read-only view of the file.
+        """Return the ids from `start` to `stop` (exclusive), uint16 or uint32, as a read-only view of the file.
 
         Raises:
-            IndexError: The span leaves the split, or crosses from one shard into the next (then it is in no document).
+            IndexError: The span is outside the split, or crosses shards (and thus documents).
         """
         shard, first, last = self._locate(start, stop)
         return self._ids[shard][first:last]
 
     def word_starts(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
-        """Returns, for the same span, where a word starts.
+        """Return whether each token of a span starts a word.
 
         Raises:
             IndexError: As for `tokens`.
@@ -111,39 +106,43 @@ class Shards:
 
     @cached_property
     def document_starts(self) -> Int64[np.ndarray, " {self.num_documents}+1"]:
-        """Where each document starts; the last entry is the end of the split. Held in memory."""
+        """Start of each document; the last entry is the end of the split. Held in memory."""
         return self._starts("doc", self.num_documents)
 
     @cached_property
     def sentence_starts(self) -> Int64[np.ndarray, " {self.num_sentences}+1"]:
-        """Where each sentence starts; the last entry is the end of the split. Held in memory, 8 bytes a sentence."""
+        """Start of each sentence; the last entry is the end of the split. Held in memory, 8 bytes per sentence."""
         return self._starts("sent", self.num_sentences)
 
     @cached_property
     def unigram_counts(self) -> UInt64[np.ndarray, " V"]:
-        """How often each id occurs in the train split, whichever split this is."""
+        """Count of each id in the train split, also if this is the held-out split."""
         counts: np.ndarray = np.load(self._folder / "unigram.npy", allow_pickle=False)
         return counts
 
     def check_ids(self) -> None:
-        """Reads all ids once.
+        """Check that all ids are inside the vocabulary.
 
         Raises:
-            DataError: One lies outside the vocabulary; a model would look it up behind its table.
+            DataError: An id is not.
         """
         for stem, ids in zip(self._stems, self._ids, strict=True):
             if (largest := int(ids.max())) >= self.vocab_size:
-                message = f"{self._folder / stem}.bin has the id {largest}, the vocabulary has {self.vocab_size:,}"
-                raise DataError(f"{message}: prepare the folder again", damaged=True)
+                raise DataError(
+                    f"{self._folder / stem}.bin has the id {largest}, the vocabulary has {self.vocab_size:,}. "
+                    "Prepare the data again.",
+                    damaged=True,
+                )
 
     def _locate(self, start: int, stop: int) -> tuple[int, int, int]:
-        """Returns a shard and the span in it."""
+        """Return the shard of a span, and the span within it."""
         if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(f"the span {start}:{stop} lies outside the {self.num_tokens:,} tokens of the split")
+            raise IndexError(f"Span {start}:{stop} is outside the {self.num_tokens:,} tokens of the split.")
         shard = min(bisect_right(self._ends, start), len(self._ends) - 1)
         if stop > self._ends[shard]:
-            message = f"the span {start}:{stop} crosses the end of a shard at {self._ends[shard]}"
-            raise IndexError(f"{message}: read one document at a time")
+            raise IndexError(
+                f"Span {start}:{stop} crosses the end of a shard at {self._ends[shard]}. Read one document at a time."
+            )
         base = self._ends[shard - 1] if shard else 0
         return shard, start - base, stop - base
 
@@ -155,19 +154,18 @@ class Shards:
             local = _map(path, np.dtype("<u8"))
             base = self._ends[shard - 1] if shard else 0
             if local[-1] != self._ends[shard] - base or filled + len(local) - 1 > number:
-                raise DataError(f"{path} does not fit its shard: prepare the folder again", damaged=True)
+                raise DataError(f"{path} does not match its shard. Prepare the data again.", damaged=True)
             np.add(local[:-1], base, out=starts[filled : filled + len(local) - 1], casting="unsafe")
             filled += len(local) - 1
         if filled != number:
-            message = f"the .{suffix} files of {self._folder}/{self.split} hold {filled:,} starts, the manifest says"
-            raise DataError(f"{message} {number:,}: prepare the folder again", damaged=True)
+            raise DataError(
+                f"The .{suffix} files of {self._folder}/{self.split} hold {filled:,} starts, the manifest says "
+                f"{number:,}. Prepare the data again.",
+                damaged=True,
+            )
         starts[-1] = self.num_tokens
         return starts
 
 
 def _map(path: Path, dtype: "np.dtype[Any]") -> np.ndarray:
     return np.memmap(path, dtype, mode="r").view(np.ndarray)
-
-
-def _others(split: str) -> tuple[str, ...]:
-    return tuple(f"{other}/" for other in SPLITS if other != split)

@@ -1,7 +1,7 @@
-"""`progress.jsonl`: how far the writing of a data folder has come, so that an interrupted run can go on.
+"""Resumable writing of tokenized data.
 
-Its first line is the plan, each further line a block whose files are on the disk. It is there only until the manifest
-is written.
+The corpus is written in blocks. `progress.jsonl` records completed work, so that an interrupted run can be resumed: its
+first line is the plan, each further line a block whose files are on disk. It is removed once the manifest is written.
 """
 
 import io
@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from stemformer.data.shards.encoding import (
     DocumentBatch,
     EncodedBatch,
     EncodedSplit,
-    cut_batches,
-    encode_in_order,
+    batch_documents,
+    encode_batches,
     id_dtype,
 )
 from stemformer.data.shards.manifest import (
@@ -32,7 +32,6 @@ from stemformer.data.shards.manifest import (
     InputRecord,
     Manifest,
     Settings,
-    add_counts,
     check_files,
     describe_inputs,
     read_manifest,
@@ -47,8 +46,8 @@ from stemformer.io import FileRecord, write_file
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What must be the same to go on; the fields are those of `Manifest`."""
+class WritePlan:
+    """What must be unchanged to resume; the fields are those of `Manifest`."""
 
     format_version: int
     tokenizer_fingerprint: str
@@ -58,15 +57,13 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A run of documents that is finished.
+class WrittenBlock:
+    """Completed block of consecutive documents.
 
-    Args:
-        documents: How many, those without a token included.
-        num_empty: How many had no token.
-        text_sha256: Over all documents of the corpus up to the end of this block.
-        splits: What each split got.
-        files: What was written.
+    Attributes:
+        documents: Number of documents, including those without a token.
+        num_empty: Number of documents without a token.
+        text_sha256: Hash of all documents of the corpus up to the end of this block.
     """
 
     documents: int
@@ -74,67 +71,6 @@ class Block:
     text_sha256: str
     splits: dict[str, Counts]
     files: dict[str, FileRecord]
-
-
-def begin_progress(out: Path, plan: Plan) -> None:
-    """Writes the file with its first line."""
-    write_file(out / "progress.jsonl", [msgspec.json.encode(plan) + b"\n"])
-
-
-def append_block(out: Path, block: Block) -> None:
-    """Adds a line, and waits until it is on the disk; the files it tells of must be there already."""
-    with (out / "progress.jsonl").open("ab") as file:
-        file.write(msgspec.json.encode(block) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_progress(out: Path) -> tuple[Plan, list[Block]]:
-    """Returns the plan and the finished blocks; takes away a last line that was being written.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    path = out / "progress.jsonl"
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    try:
-        plan = msgspec.json.decode(lines[0], type=Plan)
-        blocks = [msgspec.json.decode(line, type=Block) for line in lines[1:]]
-    except (IndexError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}): prepare again with --overwrite", damaged=True) from error
-    if whole != text:
-        write_file(path, [whole])
-    return plan, blocks
-
-
-def check_same(out: Path, before: Plan, now: Plan) -> None:
-    """Refuses to go on with other arguments.
-
-    Args:
-        out: The folder, for the message.
-        before: With what it was begun.
-        now: What is given.
-
-    Raises:
-        DataError: Names the first that differs, and both values.
-    """
-    settings = asdict(now.settings)
-    compared = [
-        ("format", before.format_version, now.format_version),
-        ("tokenizer", *(f"{plan.tokenizer_fingerprint[:12]} ({plan.vocab_size:,} ids)" for plan in (before, now))),
-        *((name, old, settings[name]) for name, old in asdict(before.settings).items()),
-        *(("input", _name(old), _name(new)) for old, new in zip_longest(before.inputs, now.inputs)),
-    ]
-    for name, old, new in compared:
-        if old != new:
-            message = f"{out} was begun with {name} {old}, now {new} is given"
-            raise DataError(f"{message}: resume with the same, or prepare again with --overwrite")
-
-
-def _name(record: InputRecord | None) -> str:
-    return "none" if record is None else f"{record.name} of {record.bytes} bytes"
 
 
 def write_shards(
@@ -152,26 +88,26 @@ def write_shards(
     resume: bool = False,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Writes a prepared data folder and returns its manifest.
+    """Tokenize a corpus into a folder and return its manifest.
 
     Args:
-        inputs: Files, folders or hub data sets, as `read_documents` takes them.
-        tokenizer: Saved beside the shards.
-        out: A folder that is empty or not there yet.
-        held_out: Fraction of the documents to keep from training, 0 to below 1; chosen by a hash of their bytes.
+        inputs: Files, folders or hub data sets, as for `read_documents`.
+        tokenizer: Also saved in the folder.
+        out: Empty or new folder.
+        held_out: Fraction of documents excluded from training, in [0, 1), chosen by a hash of their bytes.
         documents: What separates documents in a text file, as for `read_documents`.
-        column: Where the text is in a table, as for `read_documents`.
-        errors: What to do with bytes that are no text, as for `read_documents`.
-        words: What finds words, a name of `words.SEGMENTERS`.
-        num_workers: Processes; by default one for each core this process may use. 1 starts none.
-        block_characters: Length of a block. Larger ones need more memory, a few bytes for each of their tokens.
-        resume: Go on with what an interrupted run with the same arguments left in `out`.
-        on_bytes: Told how many bytes of the inputs were read since the last call, for a progress bar.
+        column: Text column of tables, as for `read_documents`.
+        errors: Treatment of invalid bytes, as for `read_documents`.
+        words: Word segmentation, a key of `word_segmentation.SEGMENTERS`.
+        num_workers: Number of processes; None means one per available core.
+        block_characters: Size of a block. Larger blocks need more memory, a few bytes per token.
+        resume: Resume an interrupted run with the same arguments in `out`.
+        on_bytes: Called with the number of input bytes read since the last call, for a progress bar.
 
     Raises:
-        ConfigError: A number outside its range.
-        DataError: `out` is not empty; with `resume`, the inputs or settings are others; a split would be empty.
-        OSError: The disk is full, say. With `resume` a later run goes on behind the last whole block.
+        ConfigError: A number is out of range.
+        DataError: `out` is not empty, a split would be empty, or (with `resume`) the inputs or settings have changed.
+        OSError: For example, the disk is full. The run can be resumed after the last complete block.
 
     Example:
         >>> manifest = write_shards(["books.txt"], tokenizer, "data", held_out=0.05)  # doctest: +SKIP
@@ -179,26 +115,30 @@ def write_shards(
         1843200
     """
     if not 0 <= held_out < 1:
-        raise ConfigError(f"held_out is {held_out}, expected a fraction from 0 to below 1, such as 0.01")
+        raise ConfigError(f"held_out is {held_out}, expected a fraction of at least 0 and below 1, such as 0.01.")
     if block_characters < 1:
-        raise ConfigError(f"block_characters is {block_characters}, expected at least 1, such as 64000000")
+        raise ConfigError(f"block_characters is {block_characters}, expected at least 1, such as 64000000.")
     load_segmenter(words)
     settings = Settings(float(held_out), documents, column, errors, block_characters, words)
     vocab_size = tokenizer.vocab_size
     out = Path(out)
-    plan = Plan(FORMAT_VERSION, tokenizer.fingerprint, vocab_size, settings, describe_inputs(inputs, out))
+    plan = WritePlan(FORMAT_VERSION, tokenizer.fingerprint, vocab_size, settings, describe_inputs(inputs, out))
     if resume and (out / "manifest.json").exists():
         return _check_complete(out, plan)
-    blocks = _go_on(out, plan) if resume and (out / "progress.jsonl").exists() else _begin(out, plan, resume=resume)
+    can_resume = resume and (out / "progress.jsonl").exists()
+    blocks = _resume(out, plan) if can_resume else _start(out, plan, resume=resume)
     try:
-        _save_tokenizer(tokenizer, out / "tokenizer")
+        # The tokenizer may be half-written by an interrupted run.
+        if (out / "tokenizer").exists():
+            shutil.rmtree(out / "tokenizer")
+        tokenizer.save(out / "tokenizer")
         skipped: Counter[str] = Counter()
         stream = read_documents(
             inputs, documents=documents, column=column, errors=errors, on_bytes=on_bytes, skipped=skipped
         )
-        batches = _behind(cut_batches((document.text for document in stream), block_characters), blocks)
-        encoded = encode_in_order(
-            batches,
+        batches = batch_documents((document.text for document in stream), block_characters)
+        encoded = encode_batches(
+            _skip_written(batches, blocks),
             tokenizer,
             tokenizer_folder=out / "tokenizer",
             held_out=held_out,
@@ -214,36 +154,38 @@ def write_shards(
                     parts = []
         return _finish(out, plan, blocks, skipped)
     except BaseException:
-        if not blocks:  # nothing was gained yet: leave no folder that is in the way of the next try
+        # Without a complete block, leave nothing that would block the next attempt.
+        if not blocks:
             _remove(out)
         raise
 
 
-def _begin(out: Path, plan: Plan, *, resume: bool) -> list[Block]:
-    """Makes the folder with the first line of its progress."""
+def _start(out: Path, plan: WritePlan, *, resume: bool) -> list[WrittenBlock]:
+    """Create the folder with its plan."""
     if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file, expected an empty folder: choose another --out")
+        raise DataError(f"{out} is a file, expected an empty folder. Choose another --out.")
     found = sorted(path.name for path in out.iterdir()) if out.exists() else []
     if resume:
-        found = [name for name in found if name != "progress.jsonl.tmp"]  # of a run that was killed at its very start
+        # Left by a run that was killed at its very start.
+        found = [name for name in found if name != "progress.jsonl.tmp"]
     if found:
-        what, do = f"is not empty (it has {found[0]})", "choose another --out, or --overwrite"
+        problem, advice = f"is not empty (it has {found[0]})", "Choose another --out, or --overwrite."
         if "manifest.json" in found:
-            what = "holds prepared data already"
+            problem = "already holds prepared data"
         elif "progress.jsonl" in found:
-            what, do = "holds data whose preparing was interrupted", "go on with --resume, or --overwrite"
+            problem, advice = "holds data whose preparation was interrupted", "Continue with --resume, or --overwrite."
         elif resume:
-            what = f"holds nothing to resume (it has {found[0]}, no progress.jsonl)"
-        raise DataError(f"{out} {what}: {do}")
+            problem = f"holds nothing to resume (it has {found[0]}, no progress.jsonl)"
+        raise DataError(f"{out} {problem}. {advice}")
     out.mkdir(parents=True, exist_ok=True)
-    begin_progress(out, plan)
+    write_file(out / "progress.jsonl", [msgspec.json.encode(plan) + b"\n"])
     return []
 
 
-def _go_on(out: Path, plan: Plan) -> list[Block]:
-    """Returns the finished blocks of an interrupted run, and removes what it left half-done."""
-    before, blocks = read_progress(out)
-    check_same(out, before, plan)
+def _resume(out: Path, plan: WritePlan) -> list[WrittenBlock]:
+    """Return the complete blocks of an interrupted run, and remove incomplete files."""
+    previous, blocks = _read_progress(out)
+    _check_unchanged(out, previous, plan)
     files = {name: record for block in blocks for name, record in block.files.items()}
     check_files(out, files, verify=False)
     for split in SPLITS:
@@ -255,92 +197,117 @@ def _go_on(out: Path, plan: Plan) -> list[Block]:
     return blocks
 
 
-def _check_complete(out: Path, plan: Plan) -> Manifest:
-    """Returns the manifest of a run that came to its end, perhaps just before it could tidy up."""
+def _read_progress(out: Path) -> tuple[WritePlan, list[WrittenBlock]]:
+    """Read the plan and the complete blocks; an incomplete last line is removed from the file."""
+    path = out / "progress.jsonl"
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    lines = complete.splitlines()
+    try:
+        plan = msgspec.json.decode(lines[0], type=WritePlan)
+        blocks = [msgspec.json.decode(line, type=WrittenBlock) for line in lines[1:]]
+    except (IndexError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}). Prepare the data again with --overwrite.", damaged=True
+        ) from error
+    if complete != content:
+        write_file(path, [complete])
+    return plan, blocks
+
+
+def _check_unchanged(out: Path, previous: WritePlan, plan: WritePlan) -> None:
+    """Refuse to resume with other arguments; the message names the first that differs, and both values."""
+    settings = asdict(plan.settings)
+    compared = [
+        ("format", previous.format_version, plan.format_version),
+        ("tokenizer", *(f"{p.tokenizer_fingerprint[:12]} ({p.vocab_size:,} ids)" for p in (previous, plan))),
+        *((name, old, settings[name]) for name, old in asdict(previous.settings).items()),
+        *(("input", _describe(old), _describe(new)) for old, new in zip_longest(previous.inputs, plan.inputs)),
+    ]
+    for name, old, new in compared:
+        if old != new:
+            raise DataError(
+                f"{out} was started with {name} {old}, now it is {new}. Resume with the same arguments, or prepare the "
+                "data again with --overwrite."
+            )
+
+
+def _describe(record: InputRecord | None) -> str:
+    return "none" if record is None else f"{record.name} of {record.bytes} bytes"
+
+
+def _check_complete(out: Path, plan: WritePlan) -> Manifest:
+    """Return the manifest of a completed run, which may have been stopped just before removing its progress."""
     manifest = read_manifest(out)
-    before = Plan(
-        manifest.format_version,
-        manifest.tokenizer_fingerprint,
-        manifest.vocab_size,
-        manifest.settings,
-        manifest.inputs,
-    )
-    check_same(out, before, plan)
+    previous = WritePlan(**{field.name: getattr(manifest, field.name) for field in fields(WritePlan)})
+    _check_unchanged(out, previous, plan)
     (out / "progress.jsonl").unlink(missing_ok=True)
     return manifest
 
 
-def _behind(batches: Iterable[DocumentBatch], finished: Sequence[Block]) -> Iterator[DocumentBatch]:
-    """Yields the batches behind the finished blocks, once those turn out to be of the same text."""
-    finished = tuple(finished)
+def _skip_written(batches: Iterable[DocumentBatch], written: Iterable[WrittenBlock]) -> Iterator[DocumentBatch]:
+    """Skip the batches of complete blocks, after checking that they have the same text."""
+    written = tuple(written)
     num_same = 0
     for batch in batches:
-        if batch.block >= len(finished):
+        if batch.block >= len(written):
             yield batch
         elif batch.is_last:
-            block = finished[batch.block]
+            block = written[batch.block]
             if (batch.num_documents, batch.text_sha256) != (block.documents, block.text_sha256):
                 break
             num_same += 1
-    if num_same < len(finished):
+    if num_same < len(written):
         raise DataError(
-            f"the text of the inputs has changed since this folder was begun (in documents "
-            f"{sum(block.documents for block in finished[:num_same]) + 1:,} and on): prepare again with --overwrite"
+            f"The text of the inputs has changed since the interrupted run (from document "
+            f"{sum(block.documents for block in written[:num_same]) + 1:,} on). Prepare the data again with --overwrite."
         )
 
 
-def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    if folder.exists():  # perhaps half-written
-        shutil.rmtree(folder)
-    tokenizer.save(folder)
-
-
-def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> Block:
-    """Writes the shards of one block, then its line of progress."""
+def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> WrittenBlock:
+    """Write the shards of a block, then its line of progress."""
     counts: dict[str, Counts] = {}
     files: dict[str, FileRecord] = {}
     for split in SPLITS:
         pieces = [part.splits[split] for part in parts if split in part.splits]
         if not pieces:
             continue
-        counts[split] = Counts()
-        for piece in pieces:
-            counts[split] = add_counts(counts[split], piece.counts)
+        counts[split] = sum((piece.counts for piece in pieces), Counts())
         (out / split).mkdir(exist_ok=True)
         for suffix, content in _shard_files(pieces).items():
             name = f"{split}/shard-{last.block:05d}.{suffix}"
             files[name] = write_file(out / name, content)
-    block = Block(last.num_documents, sum(part.num_empty for part in parts), last.text_sha256, counts, files)
-    append_block(out, block)
+    num_empty = sum(part.num_empty for part in parts)
+    block = WrittenBlock(last.num_documents, num_empty, last.text_sha256, counts, files)
+    with (out / "progress.jsonl").open("ab") as file:
+        file.write(msgspec.json.encode(block) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
     return block
 
 
 def _shard_files(pieces: list[EncodedSplit]) -> dict[str, list[np.ndarray]]:
-    """Returns the content of each file of a shard, as arrays to be written one after the other."""
+    """Return the content of each file of a shard, as arrays to be concatenated."""
     lengths = np.array([len(piece.ids) for piece in pieces], np.int64)
     end = np.array([lengths.sum()], "<u8")
-    bases = np.cumsum(lengths) - lengths
-    placed = list(zip(pieces, bases, strict=True))
+    offsets = np.cumsum(lengths) - lengths
     words = np.concatenate([piece.word_starts for piece in pieces])
     return {
         "bin": [piece.ids for piece in pieces],
-        "doc": [*((piece.document_starts + base).astype("<u8") for piece, base in placed), end],
-        "sent": [*((piece.sentence_starts + base).astype("<u8") for piece, base in placed), end],
+        "doc": [*((p.document_starts + n).astype("<u8") for p, n in zip(pieces, offsets, strict=True)), end],
+        "sent": [*((p.sentence_starts + n).astype("<u8") for p, n in zip(pieces, offsets, strict=True)), end],
         "word": [np.packbits(words, bitorder="little")],
     }
 
 
-def _finish(out: Path, plan: Plan, blocks: Sequence[Block], skipped: Counter[str]) -> Manifest:
-    """Writes the unigram counts and the manifest, and removes the progress."""
-    expected = SPLITS if plan.settings.held_out > 0 else SPLITS[:1]
-    totals = {split: Counts() for split in expected}
-    files: dict[str, FileRecord] = {}
+def _finish(out: Path, plan: WritePlan, blocks: Sequence[WrittenBlock], skipped: Counter[str]) -> Manifest:
+    """Write the unigram counts and the manifest, and remove the progress."""
+    splits = SPLITS if plan.settings.held_out > 0 else SPLITS[:1]
+    totals = {split: sum((b.splits[split] for b in blocks if split in b.splits), Counts()) for split in splits}
+    files = {name: record for block in blocks for name, record in block.files.items()}
     reasons = Counter(skipped)
-    for block in blocks:
-        for split, counts in block.splits.items():
-            totals[split] = add_counts(totals[split], counts)
-        files |= block.files
-        reasons["no token"] += block.num_empty
+    reasons["no token"] += sum(block.num_empty for block in blocks)
+    # Unary plus drops reasons that did not occur.
     _check_totals(out, totals, plan.settings.held_out, +reasons)
     for path in sorted((out / "tokenizer").rglob("*")):
         if path.is_file():
@@ -366,24 +333,25 @@ def _finish(out: Path, plan: Plan, blocks: Sequence[Block], skipped: Counter[str
 
 
 def _check_totals(out: Path, totals: dict[str, Counts], held_out: float, reasons: Counter[str]) -> None:
-    """Refuses a corpus too small for its splits, and leaves nothing of it."""
-    number = sum(counts.documents for counts in totals.values())
+    """Refuse a corpus too small for its splits, and remove what was written of it."""
     empty = [split for split, counts in totals.items() if counts.documents == 0]
     if not empty:
         return
     _remove(out)
-    if number == 0:
-        left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())) or "none was read"
-        raise DataError(f"the inputs hold no document with a token ({left_out}): give at least one file with text")
+    num_documents = sum(counts.documents for counts in totals.values())
+    if num_documents == 0:
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())) or "none was read"
+        raise DataError(f"The inputs hold no document with a token ({skipped}). Pass at least one file with text.")
     raise DataError(
-        f"of {number:,} document{'s' if number > 1 else ''} none fell in the {empty[0].replace('_', '-')} split with "
-        f"held_out {held_out}: {'raise' if empty[0] == 'held_out' else 'lower'} --held-out, cut the text into more "
-        "documents with --documents line or blank, or give --held-out 0"
+        f"Of {num_documents:,} document{'s' if num_documents > 1 else ''}, none is in the "
+        f"{empty[0].replace('_', '-')} split with held_out {held_out}. "
+        f"{'Raise' if empty[0] == 'held_out' else 'Lower'} --held-out, split the text into more documents with "
+        "--documents line or blank, or use --held-out 0."
     )
 
 
 def _write_unigrams(out: Path, names: Iterable[str], vocab_size: int) -> FileRecord:
-    """Writes how often each id occurs in the train split, read back from its shards."""
+    """Count the ids of the train split, read from its shards."""
     counts = np.zeros(vocab_size, "<u8")
     for name in names:
         if name.endswith(".bin"):
@@ -396,7 +364,7 @@ def _write_unigrams(out: Path, names: Iterable[str], vocab_size: int) -> FileRec
 
 
 def _remove(out: Path) -> None:
-    """Removes what this module writes; a folder that holds nothing else goes too."""
+    """Remove what this module writes, and the folder if nothing else is in it."""
     for name in ("tokenizer", *SPLITS):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("progress.jsonl", "unigram.npy"):
