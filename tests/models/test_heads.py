@@ -10,7 +10,7 @@ from stemformer.models.model import make_model
 CONFIG = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24)
 
 
-def fresh(head):
+def initialized(head):
     initialize_weights(head, std=0.5, generator=torch.Generator().manual_seed(0))
     return head
 
@@ -19,8 +19,8 @@ def random(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def test_masked_lm_head_scores_by_the_embedding_it_is_handed():
-    head, states, embedding = fresh(MaskedLmHead(CONFIG)), random(5, 16), random(60, 16)
+def test_masked_lm_head_uses_the_embedding_passed_to_it():
+    head, states, embedding = initialized(MaskedLmHead(CONFIG)), random(5, 16), random(60, 16)
     head.bias.data = random(60)
     x = nn.functional.layer_norm(nn.functional.gelu(head.dense(states)), (16,), eps=CONFIG.layer_norm_eps)
     torch.testing.assert_close(head(states, embedding), x @ embedding.T + head.bias)  # float32, another order of sums
@@ -36,33 +36,33 @@ def test_tied_head_has_no_output_matrix():
     }
 
 
-def test_untied_head_scores_by_its_own_matrix():
-    head, states = fresh(MaskedLmHead(CONFIG, tied=False)), random(5, 16)
-    expected = fresh(MaskedLmHead(CONFIG))(states, head.decoder.weight)
+def test_untied_head_uses_its_own_matrix():
+    head, states = initialized(MaskedLmHead(CONFIG, tied=False)), random(5, 16)
+    expected = initialized(MaskedLmHead(CONFIG))(states, head.decoder.weight)
     assert torch.equal(head(states, random(60, 16)), expected)
 
 
-def test_masked_lm_head_takes_no_place_at_all():
+def test_masked_lm_head_accepts_no_token_at_all():
     assert MaskedLmHead(CONFIG)(random(0, 16), random(60, 16)).shape == (0, 60)
 
 
 def test_masked_lm_logits_use_and_train_the_word_embedding():
     model = make_model(CONFIG, ["masked_lm"], generator=torch.Generator().manual_seed(0))
     states = random(3, 16)
-    logits = model.masked_lm_logits(states)
+    logits = model.lm_logits(states)
     logits.sum().backward()
     word = model.body.embeddings.word.weight
     assert torch.equal(logits, model.heads["masked_lm"](states, word)) and word.grad.count_nonzero() > 0
 
 
-def test_next_sentence_head_is_pooler_tanh_and_two_scores():
-    head, states = fresh(NextSentenceHead(CONFIG)), random(5, 16)
+def test_next_sentence_head_is_pooler_tanh_and_two_logits():
+    head, states = initialized(NextSentenceHead(CONFIG)), random(5, 16)
     pooled = torch.tanh(states @ head.pooler.weight.T + head.pooler.bias)
     torch.testing.assert_close(head(states), pooled @ head.classifier.weight.T + head.classifier.bias)
 
 
 @pytest.mark.parametrize("head", [MaskedLmHead(CONFIG), MaskedLmHead(CONFIG, tied=False), NextSentenceHead(CONFIG)])
-def test_fresh_head_follows_the_table(head):
+def test_initial_head_follows_the_table(head):
     initialize_weights(head, std=0.02, generator=torch.Generator().manual_seed(0))
     for name, parameter in head.named_parameters():
         if name == "norm.weight":
@@ -83,7 +83,7 @@ def test_number_of_parameters_counts_the_tied_matrix_once():
     assert model.num_parameters() == layer + embeddings + head
 
 
-def test_fresh_head_that_starts_from_frequency_guesses_word_frequency():
+def test_output_bias_from_unigrams_predicts_word_frequencies():
     config = BertConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     model = make_model(config, ["masked_lm"])
     counts = np.array([0, 9, 4, 1, 1], np.uint64)

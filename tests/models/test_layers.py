@@ -8,10 +8,10 @@ from stemformer.models.layers import (
     FeedForward,
     MultiHeadAttention,
     make_activation,
-    with_spare_rows,
+    pad_to_bucket,
 )
 
-# 2^20 values: the share of zeros spreads by sqrt(0.25 / 2^20) = 0.0005 at most; four times that never happens by chance.
+# 2^20 values: the share of zeros has a standard deviation of at most sqrt(0.25 / 2^20) = 0.0005; allow four.
 MANY, SPREAD = 2**20, 0.002
 
 
@@ -26,7 +26,7 @@ def test_dropout_zeroes_its_rounded_rate(rate, rounded):
 
 
 @pytest.mark.parametrize(("rate", "rounded"), [(0.1, 26 / 256), (0.5, 0.5), (0.999, 255 / 256)])
-def test_dropout_scales_the_rest_by_the_rounded_rate(rate, rounded):
+def test_dropout_scales_the_other_values_by_the_rounded_rate(rate, rounded):
     kept = dropped(rate)
     torch.testing.assert_close(kept[kept != 0].unique(), torch.tensor([1 / (1 - rounded)]))  # float32 rounding
 
@@ -44,13 +44,13 @@ def test_dropout_keeps_the_dtype():
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 1001])
-def test_dropout_takes_sizes_that_eight_does_not_divide(size):
+def test_dropout_accepts_sizes_not_divisible_by_eight(size):
     torch.manual_seed(0)
     assert Dropout(0.5).train()(torch.ones(size, 1)).shape == (size, 1)
 
 
-def test_dropout_decides_neighbours_independently():
-    # Eight decisions come from one random word: each pair at every distance within it must agree half of the time.
+def test_dropout_of_adjacent_values_is_independent():
+    # Eight values share one random word: pairs at every distance within it must agree half of the time.
     kept = dropped(0.5) != 0
     for distance in range(1, 9):
         agree = (kept[distance:] == kept[:-distance]).float().mean().item()
@@ -77,7 +77,7 @@ def test_dropout_differs_with_another_seed():
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
-def test_dropout_refuses_what_is_no_rate(rate):
+def test_dropout_refuses_invalid_rates(rate):
     with pytest.raises(ValueError, match="dropout rate"):
         Dropout(rate)
 
@@ -86,7 +86,7 @@ def test_dropout_refuses_what_is_no_rate(rate):
 def test_activation_equals_that_of_transformers(name):
     theirs = pytest.importorskip("transformers.activations").ACT2FN[name]
     x = torch.linspace(-5, 5, 101)
-    torch.testing.assert_close(make_activation(name)(x), theirs(x))  # the tanh form is written in another order there
+    torch.testing.assert_close(make_activation(name)(x), theirs(x))  # their tanh form sums in another order
 
 
 def test_feed_forward_is_two_linears_with_an_activation_between():
@@ -117,12 +117,12 @@ def test_attention_layer_equals_that_of_torch(causal):
 
 
 @pytest.mark.parametrize(("n", "rows"), [(0, 0), (1, 1), (63, 63), (65, 66), (2001, 2016), (2016, 2016)])
-def test_spare_rows_are_zeros_and_few(n, rows):
+def test_padding_is_zeros_and_few_rows(n, rows):
     x = torch.ones(n, 3)
-    padded = with_spare_rows(x)
+    padded = pad_to_bucket(x)
     assert padded.shape == (rows, 3) and rows <= n * 33 / 32
     assert torch.equal(padded[:n], x) and padded[n:].count_nonzero() == 0
 
 
-def test_few_numbers_of_rows_occur():
-    assert len({len(with_spare_rows(torch.empty(n, 0))) for n in range(1024, 2048)}) <= 33
+def test_few_bucket_sizes_occur():
+    assert len({len(pad_to_bucket(torch.empty(n, 0))) for n in range(1024, 2048)}) <= 33

@@ -1,4 +1,4 @@
-"""Next words: what is asked, that nothing is asked twice or left out, and the loss beside transformers'."""
+"""Causal LM: labels, each scored exactly once, and loss and gradients against transformers."""
 
 from itertools import pairwise
 
@@ -13,9 +13,10 @@ from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
+from stemformer.objectives.masked_lm import SpecialIds
 from stemformer.objectives.objective import LossModule
 
-END = 3
+EOS = 3
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +24,14 @@ def shards(tiny):
     return open_shards(tiny / "data")
 
 
-EVERY_WAY = [
+CONFIGS = [
     CausalLmConfig(direction, documents) for direction in ("forward", "backward") for documents in ("apart", "stream")
 ]
 
 
-def examples_of(shards, row_length, config=CausalLmConfig()):  # noqa: B008  # frozen
-    objective = CausalLm(config, end=END)
-    rows = objective.make_examples(shards, row_length)
+def examples_of(shards, sequence_length, config=CausalLmConfig()):  # noqa: B008  # frozen
+    objective = CausalLm(config, special=SpecialIds(eos=EOS))
+    rows = objective.make_examples(shards, sequence_length)
     made = []
     for number in range(len(rows)):
         rng = example_generator(0, 0, number)
@@ -38,30 +39,30 @@ def examples_of(shards, row_length, config=CausalLmConfig()):  # noqa: B008  # f
     return objective, rows, made
 
 
-@pytest.mark.parametrize("config", EVERY_WAY)
-@pytest.mark.parametrize("row_length", [8, 33, 128])
-def test_every_token_and_every_end_is_asked_for_once(shards, row_length, config):
-    _, rows, made = examples_of(shards, row_length, config)
-    asked = np.concatenate([example.labels for example in made])
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("sequence_length", [8, 33, 128])
+def test_every_token_and_one_eos_per_document_is_scored_once(shards, sequence_length, config):
+    _, rows, made = examples_of(shards, sequence_length, config)
+    labels = np.concatenate([example.labels for example in made])
     expected = np.bincount(np.asarray(shards.tokens(0, shards.num_tokens)), minlength=shards.manifest.vocab_size)
-    expected[END] += len(shards.document_starts) - 1
-    assert np.array_equal(np.bincount(asked, minlength=len(expected)), expected)
-    assert all(len(example.input_ids) <= row_length for example in made)
+    expected[EOS] += len(shards.document_starts) - 1
+    assert np.array_equal(np.bincount(labels, minlength=len(expected)), expected)
+    assert all(len(example.input_ids) <= sequence_length for example in made)
     assert rows.num_tokens == sum(len(example.input_ids) for example in made)
 
 
-def test_each_place_is_asked_for_the_token_behind_it(shards):
+def test_label_of_each_position_is_the_next_token(shards):
     _, _, made = examples_of(shards, 33)
     for example in made:
         stops = np.cumsum(example.lengths)
         for start, stop in pairwise([0, *stops.tolist()]):
-            assert example.input_ids[start] == END
+            assert example.input_ids[start] == EOS
             scored = (example.label_positions >= start) & (example.label_positions < stop)
-            places, labels = example.label_positions[scored], example.labels[scored]
-            assert np.array_equal(places, np.arange(start, start + len(places)))
+            positions, labels = example.label_positions[scored], example.labels[scored]
+            assert np.array_equal(positions, np.arange(start, start + len(positions)))
             assert np.array_equal(labels[: stop - start - 1], example.input_ids[start + 1 : stop])
             if len(labels) == stop - start:  # the piece ends its document
-                assert labels[-1] == END
+                assert labels[-1] == EOS
 
 
 class TwoDocuments(Shards):
@@ -81,35 +82,39 @@ class TwoDocuments(Shards):
         return np.ones(stop - start, bool)
 
 
-def asked_by(config, row_length):
-    """Of each row: what is read, each piece for itself, and what is asked for behind each token (- for nothing)."""
-    _, _, made = examples_of(TwoDocuments(), row_length, config)
-    told = []
+def inputs_and_labels(config, sequence_length):
+    """Return input:label pairs (- for no label) of each piece of each row."""
+    _, _, made = examples_of(TwoDocuments(), sequence_length, config)
+    pieces = []
     for example in made:
-        asked = np.full(len(example.input_ids), -1)
-        asked[example.label_positions] = example.labels
+        labels = np.full(len(example.input_ids), -1)
+        labels[example.label_positions] = example.labels
         cuts = np.cumsum(example.lengths)[:-1]
-        pairs = zip(np.split(example.input_ids, cuts), np.split(asked, cuts), strict=True)
-        told.append([" ".join(f"{a}:{b if b >= 0 else '-'}" for a, b in zip(*pair, strict=True)) for pair in pairs])
-    return told
+        pairs = zip(np.split(example.input_ids, cuts), np.split(labels, cuts), strict=True)
+        pieces.append([" ".join(f"{a}:{b if b >= 0 else '-'}" for a, b in zip(*pair, strict=True)) for pair in pairs])
+    return pieces
 
 
-def test_two_documents_as_one_would_write_them_down():
-    assert asked_by(CausalLmConfig(), 4) == [["3:10 10:11 11:12 12:-"], ["3:13 13:14 14:3"], ["3:15 15:16 16:3"]]
-    backward = asked_by(CausalLmConfig("backward"), 4)
+def test_inputs_and_labels_of_two_documents():
+    assert inputs_and_labels(CausalLmConfig(), 4) == [
+        ["3:10 10:11 11:12 12:-"],
+        ["3:13 13:14 14:3"],
+        ["3:15 15:16 16:3"],
+    ]
+    backward = inputs_and_labels(CausalLmConfig("backward"), 4)
     assert backward == [["3:12 12:11 11:10 10:3"], ["3:14 14:13 13:-"], ["3:16 16:15 15:3"]]
-    (both,) = asked_by(CausalLmConfig("backward"), 99)
+    (both,) = inputs_and_labels(CausalLmConfig("backward"), 99)
     assert both == ["3:16 16:15 15:3", "3:14 14:13 13:12 12:11 11:10 10:3"]
 
 
-def test_stream_of_two_documents_as_one_would_write_it_down():
-    forward = asked_by(CausalLmConfig(documents="stream"), 4)
+def test_inputs_and_labels_of_a_stream_of_two_documents():
+    forward = inputs_and_labels(CausalLmConfig(documents="stream"), 4)
     assert forward == [["3:10 10:11 11:12 12:13"], ["13:14 14:3 3:15 15:16"], ["16:3"]]
-    backward = asked_by(CausalLmConfig("backward", "stream"), 4)
+    backward = inputs_and_labels(CausalLmConfig("backward", "stream"), 4)
     assert backward == [["13:12 12:11 11:10 10:3"], ["16:15 15:3 3:14 14:13"], ["3:16"]]
 
 
-@pytest.mark.parametrize("config", EVERY_WAY)
+@pytest.mark.parametrize("config", CONFIGS)
 def test_loss_and_gradients_equal_those_of_transformers(shards, tmp_path, config):
     transformers = pytest.importorskip("transformers")
     objective, _, made = examples_of(shards, 33, config)
@@ -123,7 +128,7 @@ def test_loss_and_gradients_equal_those_of_transformers(shards, tmp_path, config
         hidden_dropout_prob=0.0,
         max_position_embeddings=40,
         initializer_range=0.2,
-        eos_token_id=END,
+        eos_token_id=EOS,
     )
     ours = make_model(sizes, ["causal_lm"], generator=torch.Generator().manual_seed(0))
     save_model(ours, tmp_path)

@@ -24,11 +24,11 @@ V = 60
 SPECIAL = SpecialIds(cls=2, sep=3, mask=4)
 UNITS = ["token", "word", "span"]
 ALPHA = 1e-3
-"""Of the statistical tests. Seeds are fixed, so a test passes always or never: this is how unlucky a right program may be."""
+"""Significance level of the statistical tests; seeds are fixed, so a test passes always or never."""
 
 
 def hide(masked, tokens, words, lengths, rng):
-    """Corrupts a row, each of its segments a sequence."""
+    """Corrupt a row whose segments are sequences of their own."""
     return masked.corrupt(RawExample(tokens, words, lengths, np.zeros(len(lengths), np.int64)), rng)
 
 
@@ -37,7 +37,7 @@ def objective(**config):
 
 
 def random_row(rng, longest=60):
-    """Tokens, word starts and lengths of a row; no token is a special one."""
+    """Return tokens (none special), word starts and lengths of a row."""
     lengths = rng.integers(1, longest, rng.integers(1, 6))
     n = int(lengths.sum())
     words = rng.random(n) < rng.uniform(0.2, 1)
@@ -54,22 +54,22 @@ def ones(n):
     return np.ones(n, bool)
 
 
-# How many
+# Number of scored tokens
 
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("rate", [0.01, 0.15, 0.4, 0.99])
-def test_number_of_scored_places_is_exact(unit, rate):
-    masked = objective(rate=rate, unit=unit)
+def test_number_of_scored_tokens_is_exact(unit, rate):
+    masked = objective(mask_rate=rate, unit=unit)
     for row, rng in random_rows(150):
         example = hide(masked, *row, rng)
         assert len(example.labels) == len(example.label_positions) == max(1, round(rate * len(row[0])))
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_scored_places_are_distinct_and_ascending(unit):
+def test_scored_positions_are_distinct_and_ascending(unit):
     for row, rng in random_rows(150, seed=1):
-        assert (np.diff(hide(objective(rate=0.3, unit=unit), *row, rng).label_positions) > 0).all()
+        assert (np.diff(hide(objective(mask_rate=0.3, unit=unit), *row, rng).label_positions) > 0).all()
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -78,12 +78,12 @@ def test_row_of_one_token_has_it_scored(unit):
     assert (example.label_positions.tolist(), example.labels.tolist()) == ([1], [9])
 
 
-# What stands where
+# Input ids and labels
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_special_tokens_stand_around_each_sequence_and_are_never_scored(unit):
-    masked = objective(rate=0.6, unit=unit)
+def test_special_tokens_surround_each_sequence_and_are_never_scored(unit):
+    masked = objective(mask_rate=0.6, unit=unit)
     for row, rng in random_rows(100, seed=2):
         example = hide(masked, *row, rng)
         ends = np.cumsum(example.lengths)
@@ -95,8 +95,8 @@ def test_special_tokens_stand_around_each_sequence_and_are_never_scored(unit):
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_labels_are_the_original_ids_and_other_places_are_untouched(unit):
-    masked = objective(rate=0.3, unit=unit)
+def test_labels_are_the_original_ids_and_other_tokens_are_unchanged(unit):
+    masked = objective(mask_rate=0.3, unit=unit)
     for row, rng in random_rows(100, seed=3):
         example = hide(masked, *row, rng)
         restored = example.input_ids.copy()
@@ -110,7 +110,7 @@ def test_labels_are_the_original_ids_and_other_places_are_untouched(unit):
 def test_corruption_leaves_the_row_as_it_was(unit):
     (tokens, words, lengths), rng = random_rows(1, seed=4)[0]
     before = tokens.copy(), words.copy(), lengths.copy()
-    hide(objective(rate=0.5, unit=unit), tokens, words, lengths, rng)
+    hide(objective(mask_rate=0.5, unit=unit), tokens, words, lengths, rng)
     for now, then in zip((tokens, words, lengths), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
@@ -119,13 +119,13 @@ def test_corruption_leaves_the_row_as_it_was(unit):
 def test_corruption_is_a_function_of_the_generator(unit):
     row = random_rows(1, seed=5)[0][0]
     first, again, other = (
-        hide(objective(rate=0.4, unit=unit), *row, np.random.default_rng(seed)) for seed in (1, 1, 2)
+        hide(objective(mask_rate=0.4, unit=unit), *row, np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first.input_ids, again.input_ids)
     assert not np.array_equal(first.input_ids, other.input_ids)
 
 
-# Which
+# Selection
 
 
 def test_tokens_are_chosen_equally_often():
@@ -140,7 +140,7 @@ def test_tokens_are_chosen_equally_often():
     assert stats.chi2.sf(statistic, n - 1) > ALPHA
 
 
-def test_words_are_whole_but_one():
+def test_all_words_but_one_are_complete():
     for (_, words, _), rng in random_rows(300, seed=7):
         budget = max(1, round(0.25 * len(words)))
         chosen = np.zeros(len(words), bool)
@@ -150,14 +150,14 @@ def test_words_are_whole_but_one():
         assert ((shares > 0) & (shares < 1)).sum() <= 1
 
 
-def test_words_are_cut_only_where_no_whole_word_fits():
+def test_words_are_cut_only_if_no_whole_word_fits():
     words = np.array([1, 0, 0, 1, 0, 0, 1, 0], bool)  # words of 3, 3 and 2 tokens
     for seed in range(50):
         chosen = choose_words(words, 3, np.random.default_rng(seed))
         assert chosen.tolist() in ([0, 1, 2], [3, 4, 5], [0, 6, 7], [3, 6, 7])
 
 
-def test_word_longer_than_the_budget_is_cut_at_its_begin():
+def test_first_tokens_of_a_word_longer_than_the_budget_are_chosen():
     words = np.array([1, 0, 0, 0], bool)
     assert choose_words(words, 2, np.random.default_rng(0)).tolist() == [0, 1]
 
@@ -186,14 +186,14 @@ def test_spans_lie_within_one_sequence():
             assert len(np.unique(sequence[chosen[groups == span]])) == 1
 
 
-def test_spans_are_contiguous_but_for_places_of_other_spans():
+def test_spans_are_contiguous_except_for_other_spans():
     for _, _, chosen, groups in spans_of_random_rows(300, seed=10):
         for span in np.unique(groups):
-            places = chosen[groups == span]
-            assert np.isin(np.arange(places[0], places[-1] + 1), chosen).all()
+            positions = chosen[groups == span]
+            assert np.isin(np.arange(positions[0], positions[-1] + 1), chosen).all()
 
 
-def test_spans_are_of_whole_words_but_the_last():
+def test_spans_but_the_last_are_of_whole_words():
     for words, _, chosen, _ in spans_of_random_rows(300, seed=11):
         is_chosen = np.zeros(len(words), bool)
         is_chosen[chosen] = True
@@ -209,8 +209,8 @@ def test_span_lengths_are_geometric_up_to_ten_words():
         sizes.append(int((groups == 0).sum()))  # the first span is never cut and meets no other
     assert max(sizes) == 10
     p = 0.2 * 0.8 ** np.arange(10)
-    p /= p.sum()  # longer ones are not drawn
-    # The end of the sequence cuts one in 200 of the spans: far below what this number of draws can show.
+    p /= p.sum()  # truncated
+    # The end of the sequence cuts one in 200 of the spans: far below the resolution of this sample size.
     assert stats.chisquare(np.bincount(sizes, minlength=11)[1:], 4000 * p).pvalue > ALPHA
 
 
@@ -220,12 +220,12 @@ def test_spans_reach_a_budget_that_is_nearly_everything(rate):
         assert len(np.unique(chosen)) == max(1, round(rate * len(words)))
 
 
-# What they become
+# Corruption
 
 
-def fates(unit, seed, draws=150, n=400):
-    """How the scored places of many rows look: [MASK], as before, or something else."""
-    masked = objective(rate=0.15, unit=unit)
+def actions(unit, seed, draws=150, n=400):
+    """Return the numbers of scored tokens, of those masked, and of those unchanged in many rows."""
+    masked = objective(mask_rate=0.15, unit=unit)
     tokens, lengths = np.full(n, 7), np.array([n])
     seen = np.concatenate(
         [
@@ -238,23 +238,23 @@ def fates(unit, seed, draws=150, n=400):
 
 
 @pytest.mark.parametrize("unit", ["token", "word"])
-def test_places_become_mask_random_or_stay_in_the_stated_shares(unit):
-    number, num_mask, num_same = fates(unit, seed=14)
+def test_tokens_are_masked_replaced_or_kept_with_the_configured_shares(unit):
+    number, num_mask, num_same = actions(unit, seed=14)
     # A random word is [MASK] or the same one time in V each. Two-sided binomial tests at alpha each.
     assert stats.binomtest(num_mask, number, 0.8 + 0.1 / V).pvalue > ALPHA
     assert stats.binomtest(num_same, number, 0.1 + 0.1 / V).pvalue > ALPHA
 
 
-def test_spans_become_mask_random_or_stay_in_the_stated_shares():
-    number, num_mask, num_same = fates("span", seed=15, draws=400)
-    # A span shares one fate, and one of up to 10 places weighs more: five standard errors of 400 x 60 / 10 independent spans.
+def test_spans_are_masked_replaced_or_kept_with_the_configured_shares():
+    number, num_mask, num_same = actions("span", seed=15, draws=400)
+    # All tokens of a span (at most 10) share an action: five standard errors of 400 x 60 / 10 independent spans.
     margin = 5 * np.sqrt(1 / 2400)
     assert num_mask / number == pytest.approx(0.8 + 0.1 / V, abs=0.4 * margin)
     assert num_same / number == pytest.approx(0.1 + 0.1 / V, abs=0.3 * margin)
 
 
-def test_span_shares_one_fate():
-    masked = objective(rate=0.1, unit="span", mask_share=0.5, random_share=0.0)
+def test_tokens_of_a_span_share_one_action():
+    masked = objective(mask_rate=0.1, unit="span", mask_replace_prob=0.5, random_replace_prob=0.0)
     for i in range(50):
         rng = np.random.default_rng((16, i))
         _, groups = choose_spans(ones(200), np.array([200]), 20, np.random.default_rng((16, i)))
@@ -264,8 +264,8 @@ def test_span_shares_one_fate():
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_random_ids_are_uniform_over_the_whole_vocabulary(unit):
-    masked = objective(rate=0.5, unit=unit, mask_share=0.0, random_share=1.0)
+def test_random_ids_are_uniform_over_the_full_vocabulary(unit):
+    masked = objective(mask_rate=0.5, unit=unit, mask_replace_prob=0.0, random_replace_prob=1.0)
     n = 400
     seen = np.concatenate(
         [
@@ -276,16 +276,16 @@ def test_random_ids_are_uniform_over_the_whole_vocabulary(unit):
     )
     counts = np.bincount(seen, minlength=V)
     assert len(counts) == V
-    assert stats.chisquare(counts).pvalue > ALPHA  # special ids among them, as in the 2018 code
+    assert stats.chisquare(counts).pvalue > ALPHA  # special ids included, as in the 2018 code
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"rate": 0.0}, "objective.rate is 0.0"),
-        ({"rate": 1.0}, "objective.rate is 1.0"),
-        ({"mask_share": 0.9, "random_share": 0.2}, "sum to at most 1"),
-        ({"mask_share": -0.1}, "mask_share -0.1"),
+        ({"mask_rate": 0.0}, "objective.mask_rate is 0.0"),
+        ({"mask_rate": 1.0}, "objective.mask_rate is 1.0"),
+        ({"mask_replace_prob": 0.9, "random_replace_prob": 0.2}, "sum to at most 1"),
+        ({"mask_replace_prob": -0.1}, "mask_replace_prob is -0.1"),
     ],
 )
 def test_impossible_shares_are_refused(config, words):
@@ -293,24 +293,24 @@ def test_impossible_shares_are_refused(config, words):
         MaskedLmConfig(**config)
 
 
-# The loss
+# Loss
 
 
 @pytest.fixture
 def scored():
-    """A model, a batch, and the body's states of it."""
+    """Return an objective, a model, a batch and random states."""
     config = BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     model = make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).eval()
-    masked = objective(rate=0.2)
+    masked = objective(mask_rate=0.2)
     batch = collate([hide(masked, *row, rng) for row, rng in random_rows(4, seed=18)], [0, 1, 2, 3])
     states = torch.randn(len(batch.input_ids), 16, generator=torch.Generator().manual_seed(1))
     return masked, model, batch, states
 
 
-def test_loss_is_the_cross_entropy_over_the_scored_places(scored):
+def test_loss_is_the_cross_entropy_of_the_scored_tokens(scored):
     masked, model, batch, states = scored
-    loss = masked.loss(model, states[masked.places(batch)], batch)["masked_lm"]
-    everywhere = model.masked_lm_logits(states)
+    loss = masked.loss(model, states[masked.scored_positions(batch)], batch)["masked_lm"]
+    everywhere = model.lm_logits(states)
     labels = torch.full((len(states),), -100)
     labels[batch.label_positions] = batch.labels
     expected = F.cross_entropy(everywhere, labels, ignore_index=-100)
@@ -320,13 +320,13 @@ def test_loss_is_the_cross_entropy_over_the_scored_places(scored):
 
 def test_counts_are_known_before_the_forward(scored):
     masked, model, batch, states = scored
-    losses = masked.loss(model, states[masked.places(batch)], batch)
+    losses = masked.loss(model, states[masked.scored_positions(batch)], batch)
     assert (
         masked.counts(batch) == {name: loss.count for name, loss in losses.items()} == {"masked_lm": len(batch.labels)}
     )
 
 
-def test_head_sees_the_scored_places_only(scored):
+def test_head_sees_only_the_scored_tokens(scored):
     masked, model, batch, states = scored
     seen = []
     model.heads["masked_lm"].dense.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -335,16 +335,20 @@ def test_head_sees_the_scored_places_only(scored):
     arguments = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen)
     states = model.body(*arguments)
     assert len(batch.labels) < len(states)
-    torch.testing.assert_close(shown, states[batch.label_positions], rtol=1e-5, atol=1e-6)  # other blocks of products
+    torch.testing.assert_close(
+        shown, states[batch.label_positions], rtol=1e-5, atol=1e-6
+    )  # other block sizes of matrix products
 
 
-def test_sparse_gradient_of_looking_words_up_adds_up_to_the_dense_one(scored):
+def test_sparse_lookup_gradient_gives_the_dense_gradient(scored):
     masked, model, batch, _ = scored
 
     def gradient():
         model.zero_grad()
         arguments = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen)
-        masked.loss(model, model.body(*arguments, rows=masked.places(batch)), batch)["masked_lm"].total.backward()
+        masked.loss(model, model.body(*arguments, rows=masked.scored_positions(batch)), batch)[
+            "masked_lm"
+        ].total.backward()
         return model.body.embeddings.word.weight.grad.clone()
 
     dense = gradient()
@@ -355,7 +359,7 @@ def test_sparse_gradient_of_looking_words_up_adds_up_to_the_dense_one(scored):
     torch.testing.assert_close(shared, dense)
 
 
-def test_untied_head_leaves_the_gradient_of_looking_words_up_dense():
+def test_untied_head_leaves_the_lookup_gradient_dense():
     config = BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     model = make_model(config, ["masked_lm"])
     model.heads["masked_lm"] = MaskedLmHead(config, tied=False)

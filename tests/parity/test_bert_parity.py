@@ -1,4 +1,4 @@
-"""Our BERT against transformers': states, logits, gradients, a step of the optimizer, and folders in both directions."""
+"""BERT against transformers: states, logits, gradients, an optimizer step, and folders in both directions."""
 
 import json
 import pickle
@@ -24,9 +24,8 @@ from stemformer.training.optimizer import OptimizerConfig, make_optimizer
 transformers = pytest.importorskip("transformers")
 
 RELATIVE = 1e-5  # of the largest value: the project's bound for float32, whose sums differ in order only
-AFTER_A_STEP = (
-    2e-6  # with a learning rate of 1e-3: where a gradient is rounding alone (key biases), eps keeps the step small
-)
+# With a learning rate of 1e-3: where a gradient is rounding error only (key biases), eps keeps the step small.
+AFTER_A_STEP = 2e-6
 VOCAB = 97
 LENGTHS = [9, 40, 1, 17, 24, 8]
 SENTENCES = [
@@ -45,7 +44,7 @@ HEADS = {
 
 
 def theirs(kind="BertForPreTraining", *, noise=0.1, **options):
-    """Returns a model of transformers, every parameter of it random: fresh biases and norms would hide a swapped pair."""
+    """Return a model of transformers, every parameter random: initial biases and norms would hide a swapped pair."""
     config = transformers.BertConfig(
         vocab_size=VOCAB,
         hidden_size=32,
@@ -68,16 +67,16 @@ def batch_of(lengths=LENGTHS, *, seed=0):
     rng = np.random.default_rng(seed)
     examples = []
     for n in lengths:
-        places = np.sort(rng.choice(n, max(1, n // 5), replace=False))
-        labels = rng.integers(0, VOCAB, len(places))
+        positions = np.sort(rng.choice(n, max(1, n // 5), replace=False))
+        labels = rng.integers(0, VOCAB, len(positions))
         types = (np.arange(n) >= n // 2).astype(np.int64)
-        ids = rng.integers(1, VOCAB, n)  # transformers gives the row of [PAD], 0, no gradient; no text here holds it
-        examples.append(Example(ids, np.array([n]), places, labels, types))
+        ids = rng.integers(1, VOCAB, n)  # not [PAD], 0, whose embedding gets no gradient in transformers
+        examples.append(Example(ids, np.array([n]), positions, labels, types))
     return collate(examples, range(len(examples)))
 
 
 def padded(batch):
-    """Returns the arguments of transformers for the same texts as rows of one length, and where the tokens are."""
+    """Return the padded arguments of transformers for the same sequences, and the mask of real tokens."""
     lengths = batch.cu_seqlens.diff().tolist()
     mask = torch.arange(batch.max_seqlen) < torch.tensor(lengths)[:, None]
     rows = {"attention_mask": mask.long()}
@@ -92,18 +91,18 @@ def states_of(model, batch, **options):
     )
 
 
-def firsts(batch):
+def cls_positions(batch):
     return batch.cu_seqlens[:-1].long()
 
 
 def logits_of(model, batch):
-    """Returns what the heads say: words at all places, and the next sentence."""
+    """Return the logits of the heads: of all tokens, and of the sentence pair."""
     states = states_of(model, batch)
     scores = {}
     if "masked_lm" in model.heads:
-        scores["masked_lm"] = model.masked_lm_logits(states)
+        scores["masked_lm"] = model.lm_logits(states)
     if "next_sentence" in model.heads:
-        scores["next_sentence"] = model.heads["next_sentence"](states[firsts(batch)])
+        scores["next_sentence"] = model.heads["next_sentence"](states[cls_positions(batch)])
     return scores
 
 
@@ -139,12 +138,12 @@ def opened(model, folder):
 
 
 def rewrite(folder, change):
-    """Changes the names or tensors of a folder's weights."""
+    """Change the names or tensors of a folder's weights."""
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
-# ------------------------------------------------------------------------------------------------------------- the same numbers
+# Equal numbers
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [12, 12, 12]], ids=["ragged", "equal"])
@@ -167,16 +166,16 @@ def test_logits_equal_theirs(tmp_path, activation):
 
 
 def losses_of(ours, model, batch):
-    """Returns the loss of each side: masked words plus next sentence, means of both, where the model has both."""
+    """Return our loss and theirs: mean masked LM plus mean next sentence, if the model has both."""
     rows, mask = padded(batch)
     flat = torch.full_like(batch.input_ids, -100).index_put((batch.label_positions,), batch.labels)
     labels = torch.full(mask.shape, -100).masked_scatter(mask, flat)
     states = states_of(ours, batch)
-    loss = F.cross_entropy(ours.masked_lm_logits(states[batch.label_positions]), batch.labels)
+    loss = F.cross_entropy(ours.lm_logits(states[batch.label_positions]), batch.labels)
     if "next_sentence" not in ours.heads:
         return loss, model(**rows, labels=labels).loss
-    follows = torch.arange(len(firsts(batch))) % 2
-    loss = loss + F.cross_entropy(ours.heads["next_sentence"](states[firsts(batch)]), follows)
+    follows = torch.arange(len(cls_positions(batch))) % 2
+    loss = loss + F.cross_entropy(ours.heads["next_sentence"](states[cls_positions(batch)]), follows)
     return loss, model(**rows, labels=labels, next_sentence_label=follows).loss
 
 
@@ -198,8 +197,8 @@ def test_every_gradient_equals_theirs(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForPreTraining"])
 def test_every_parameter_after_an_optimizer_step_equals_theirs(tmp_path, kind):
-    # As initialised: the first step multiplies the rounding of a gradient near zero by learning rate / eps = 1000, and
-    # with noise on every parameter the largest gradients, whose share that rounding is, are many times as large.
+    # As initialized: the first step multiplies the rounding of a gradient near zero by learning rate / eps = 1000, and
+    # with noise on every parameter the largest gradients, to which that rounding is proportional, are many times as large.
     model = theirs(kind, noise=0.0)
     ours = opened(model, tmp_path)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -220,7 +219,7 @@ def test_every_parameter_after_an_optimizer_step_equals_theirs(tmp_path, kind):
     assert max((expected[n] - before[n]).abs().max().item() for n in expected) > 9e-4  # the step was taken
 
 
-# ------------------------------------------------------------------------------------------------------------------- both directions
+# Both directions
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -229,13 +228,13 @@ def test_their_folder_through_ours_keeps_every_tensor(tmp_path, kind):
     assert sorted(ours.heads) == HEADS[kind]
     save_model(ours, tmp_path / "ours")
     found, expected = (load_file(tmp_path / side / "model.safetensors") for side in ("ours", "theirs"))
-    if kind in ("BertModel", "BertForMaskedLM"):  # a pooler without a next-sentence head is not kept: see the design
+    if kind in ("BertModel", "BertForMaskedLM"):  # a pooler without a next-sentence head is not kept
         expected = {name: tensor for name, tensor in expected.items() if "pooler" not in name}
     assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_our_folder_opens_in_transformers_whole(tmp_path, kind):
+def test_our_full_folder_opens_in_transformers(tmp_path, kind):
     config = BertConfig(
         vocab_size=VOCAB,
         hidden_size=32,
@@ -247,8 +246,8 @@ def test_our_folder_opens_in_transformers_whole(tmp_path, kind):
     ours = make_model(config, HEADS[kind], generator=torch.Generator().manual_seed(0)).eval()
     save_model(ours, tmp_path)
     options = {"add_pooling_layer": False} if kind == "BertModel" else {}
-    model, told = getattr(transformers, kind).from_pretrained(tmp_path, output_loading_info=True, **options)
-    assert {name: value for name, value in told.items() if value} == {}
+    model, loading_info = getattr(transformers, kind).from_pretrained(tmp_path, output_loading_info=True, **options)
+    assert {name: value for name, value in loading_info.items() if value} == {}
     batch = batch_of()
     if HEADS[kind]:
         assert_same_logits(ours, model.eval(), batch)
@@ -259,7 +258,7 @@ def test_our_folder_opens_in_transformers_whole(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_saved_config_says_what_transformers_needs(tmp_path, kind):
+def test_saved_config_has_what_transformers_needs(tmp_path, kind):
     save_model(opened(theirs(kind), tmp_path / "theirs"), tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert config["architectures"] == [kind]
@@ -267,7 +266,7 @@ def test_saved_config_says_what_transformers_needs(tmp_path, kind):
     assert config["model_type"] == "bert"
     known = transformers.BertConfig.from_pretrained(tmp_path / "theirs").to_dict()
     different = {name for name, value in config.items() if name in known and known[name] != value}
-    assert different <= {"use_cache"}  # which an encoder does not read
+    assert different <= {"use_cache"}  # unused by an encoder
 
 
 def test_saved_weights_hold_nothing_twice(tmp_path):
@@ -284,7 +283,7 @@ def test_saved_weights_of_a_model_in_training_open_in_transformers(tmp_path):
     assert_same_logits(ours.eval(), transformers.BertForMaskedLM.from_pretrained(tmp_path / "ours").eval())
 
 
-# -------------------------------------------------------------------------------------------------------------- other people's folders
+# Other folders
 
 
 @pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForPreTraining"])
@@ -326,7 +325,7 @@ def test_missing_prefix_is_read(tmp_path):
         assert_close(states_of(ours, batch), model(**rows).last_hidden_state[mask])
 
 
-def test_old_entries_that_are_no_parameters_are_passed_over(tmp_path):
+def test_old_entries_that_are_no_parameters_are_ignored(tmp_path):
     model = theirs()
     model.save_pretrained(tmp_path)
     extra = {
@@ -395,7 +394,7 @@ def test_pickle_that_runs_code_is_refused_unopened(tmp_path, save):
     assert not crater.exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------- a published model
+# A published model
 
 
 @pytest.fixture(scope="module")
@@ -409,7 +408,9 @@ def published():
 @pytest.fixture(scope="module")
 def real_batch(published):
     tokenizer = load_tokenizer(published)
-    rows = [[tokenizer.cls_id, *tokenizer.encode(text).ids.tolist(), tokenizer.sep_id] for text in SENTENCES]
+    rows = [
+        [tokenizer.cls_token_id, *tokenizer.encode(text).ids.tolist(), tokenizer.sep_token_id] for text in SENTENCES
+    ]
     nothing = np.zeros(0, np.int64)
     return collate([Example(np.array(row), np.array([len(row)]), nothing, nothing) for row in rows], range(len(rows)))
 

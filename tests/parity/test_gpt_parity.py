@@ -1,4 +1,4 @@
-"""Our GPT against transformers': states, logits, gradients, a step of the optimizer, decoding token by token, folders both ways."""
+"""GPT against transformers: states, logits, gradients, an optimizer step, decoding, and folders both ways."""
 
 import json
 
@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from stemformer.data.examples.batch import Example, collate
 from stemformer.errors import CheckpointError
-from stemformer.models import products
 from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
 from stemformer.models.hf_names import GPT, to_hugging_face
+from stemformer.models.inference import linear_kernels
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import make_model
 from stemformer.training.optimizer import OptimizerConfig, make_optimizer
@@ -28,7 +28,7 @@ LENGTHS = [9, 40, 1, 17, 24, 8]
 
 
 def theirs(kind="GPT2LMHeadModel", *, noise=0.1, **options):
-    """Returns a model of transformers, every parameter of it random: fresh biases and norms would hide a swapped pair."""
+    """Return a model of transformers, every parameter random: initial biases and norms would hide a swapped pair."""
     config = transformers.GPT2Config(
         vocab_size=VOCAB,
         n_embd=32,
@@ -61,7 +61,7 @@ def batch_of(lengths=LENGTHS, *, seed=0):
 
 
 def padded(batch):
-    """Returns the arguments of transformers for the same texts as rows of one length, and where the tokens are."""
+    """Return the padded arguments of transformers for the same sequences, and the mask of real tokens."""
     lengths = batch.cu_seqlens.diff().tolist()
     mask = torch.arange(batch.max_seqlen) < torch.tensor(lengths)[:, None]
     ids = torch.zeros(mask.shape, dtype=torch.long).masked_scatter(mask, batch.input_ids)
@@ -80,7 +80,7 @@ def assert_close(found, expected, *, relative=RELATIVE):
 
 
 def losses_of(ours, model, batch):
-    """Returns the mean loss of the next word on each side; the last token of a text has none."""
+    """Return our mean causal-LM loss and theirs; the last token of a sequence has no label."""
     rows, mask = padded(batch)
     logits = ours.lm_logits(states_of(ours, batch))
     last = batch.cu_seqlens[1:].long() - 1
@@ -120,7 +120,7 @@ def test_states_of_some_rows_are_those_of_all(tmp_path):
         assert_close(states_of(ours, batch, rows=rows), states_of(ours, batch)[rows])
 
 
-def test_tokens_behind_change_nothing_before(tmp_path):
+def test_later_tokens_change_no_earlier_state(tmp_path):
     ours, batch = opened(theirs(), tmp_path), batch_of([20, 30])
     changed = batch_of([20, 30])
     changed.input_ids[35:50] = (changed.input_ids[35:50] + 1) % VOCAB
@@ -161,40 +161,42 @@ def test_every_parameter_after_an_optimizer_step_equals_theirs(tmp_path):
         assert (found[name] - parameter.detach()).abs().max().item() <= AFTER_A_STEP, name
 
 
-# ------------------------------------------------------------------------------------------------------------------------- decoding
+# Decoding
 
 
-def begun(model, texts, room, **options):
-    reader = GptDecoder(model, **options)
-    return reader, reader.prefill([text.tolist() for text in texts], room)
+def prefilled(model, prompts, max_length, **options):
+    decoder = GptDecoder(model, **options)
+    return decoder, decoder.prefill([prompt.tolist() for prompt in prompts], max_length)
 
 
 @pytest.mark.parametrize("first", [1, 5, 11])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_cached_scores_equal_those_of_the_whole(tmp_path, first, rows):
+def test_cached_logits_equal_those_of_the_full_forward(tmp_path, first, rows):
     ours, batch = opened(theirs(), tmp_path), batch_of([12, 12])
     ids = batch.input_ids.view(2, 12)
     with torch.no_grad():
-        whole = ours.lm_logits(states_of(ours, batch)).view(2, 12, -1)
-        reader, scores = begun(ours, ids[:, :first], 14, rows=rows)
-        assert_close(scores, whole[:, first - 1])
+        full = ours.lm_logits(states_of(ours, batch)).view(2, 12, -1)
+        decoder, scores = prefilled(ours, ids[:, :first], 14, rows=rows)
+        assert_close(scores, full[:, first - 1])
         for at in range(first, 12):
-            assert_close(reader.decode_step(ids[:, at]), whole[:, at])
-    assert reader.cache.positions.tolist() == [12, 12]
+            assert_close(decoder.decode_step(ids[:, at]), full[:, at])
+    assert decoder.cache.positions.tolist() == [12, 12]
 
 
 def test_prompts_of_unequal_length_share_a_cache(tmp_path):
     ours = opened(theirs(), tmp_path)
     lengths, rng = [3, 9, 6], np.random.default_rng(1)
     texts = [torch.from_numpy(rng.integers(0, VOCAB, n + 4)) for n in lengths]
-    reader, scores = begun(ours, [text[:n] for text, n in zip(texts, lengths, strict=True)], 13, rows=3)
+    decoder, scores = prefilled(ours, [text[:n] for text, n in zip(texts, lengths, strict=True)], 13, rows=3)
     with torch.no_grad():
-        whole = [ours.lm_logits(states_of(ours, one_text(text))) for text in texts]
+        full = [ours.lm_logits(states_of(ours, one_text(text))) for text in texts]
         for step in range(5):
-            assert_close(scores, torch.stack([rows[n - 1 + step] for rows, n in zip(whole, lengths, strict=True)]))
+            assert_close(scores, torch.stack([rows[n - 1 + step] for rows, n in zip(full, lengths, strict=True)]))
             if step < 4:
-                scores = reader.decode_step(torch.stack([text[n + step] for text, n in zip(texts, lengths, strict=True)]))
-    assert reader.cache.positions.tolist() == [7, 13, 10]
+                scores = decoder.decode_step(
+                    torch.stack([text[n + step] for text, n in zip(texts, lengths, strict=True)])
+                )
+    assert decoder.cache.positions.tolist() == [7, 13, 10]
 
 
 def one_text(ids):
@@ -202,15 +204,15 @@ def one_text(ids):
     return collate([Example(ids.numpy(), np.array([len(ids)]), none, none)], [0])
 
 
-def test_texts_can_be_dropped_doubled_and_put_in_another_order(tmp_path):
+def test_cached_sequences_can_be_dropped_repeated_and_reordered(tmp_path):
     ours = opened(theirs(), tmp_path)
     rng = np.random.default_rng(2)
     texts = [torch.from_numpy(rng.integers(0, VOCAB, n)) for n in (3, 9, 6)]
     next_tokens = torch.from_numpy(rng.integers(0, VOCAB, 5))
     for rows in ([2, 0], [1, 1, 0, 2, 1], [0, 1, 2]):
-        reader, _ = begun(ours, texts, 12, rows=5)
-        reader.cache.select(torch.tensor(rows))
-        found = reader.decode_step(next_tokens[: len(rows)])
+        decoder, _ = prefilled(ours, texts, 12, rows=5)
+        decoder.cache.select(torch.tensor(rows))
+        found = decoder.decode_step(next_tokens[: len(rows)])
         for row, number in enumerate(rows):
             alone = one_text(torch.cat([texts[number], next_tokens[row, None]]))
             with torch.no_grad():
@@ -220,31 +222,31 @@ def test_texts_can_be_dropped_doubled_and_put_in_another_order(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "rows", "relative"),
     [(torch.bfloat16, 2, RELATIVE), (torch.bfloat16, 4, 2e-2), (torch.float16, 2, 2e-2), (torch.float64, 2, RELATIVE)],
-    ids=["halves", "blocks", "float16", "float64"],
+    ids=["fbgemm", "onednn", "float16", "float64"],
 )
-def test_weights_of_another_type_give_the_scores_of_the_same_values_in_float32(tmp_path, dtype, rows, relative):
+def test_weights_of_other_dtypes_give_the_logits_of_the_same_values_in_float32(tmp_path, dtype, rows, relative):
     ours, ids = opened(theirs(), tmp_path).to(dtype), batch_of([12, 12]).input_ids.view(2, 12)
-    if dtype == torch.bfloat16 and not products._has_bf16_kernels():
-        relative = RELATIVE  # float32 products, whatever the layout
-    elif dtype == torch.bfloat16 and rows < 4 and not products._fits_halves(torch.ones(1)):
-        pytest.skip("this processor has no halves, so blocks are taken")
-    reader, scores = begun(ours, ids[:, :1], 12, rows=rows)
+    if dtype == torch.bfloat16 and not linear_kernels._has_bf16_kernels():
+        relative = RELATIVE  # float32 products with every kernel
+    elif dtype == torch.bfloat16 and rows < 4 and not linear_kernels._fits_float16(torch.ones(1)):
+        pytest.skip("this processor has no FBGEMM, so oneDNN is used")
+    decoder, scores = prefilled(ours, ids[:, :1], 12, rows=rows)
     for token in ids[:, 1:].T:
-        scores = reader.decode_step(token)
+        scores = decoder.decode_step(token)
     with torch.no_grad():
         expected = ours.float().lm_logits(states_of(ours, batch_of([12, 12]))).view(2, 12, -1)[:, -1]
-    assert_close(scores, expected, relative=relative)  # blocks round what goes into a product to 8 bits
+    assert_close(scores, expected, relative=relative)  # oneDNN rounds the inputs of a product to 8 bits
 
 
-def test_cache_without_room_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="5 tokens for a cache of 4"):
-        begun(opened(theirs(), tmp_path), [torch.zeros(5, dtype=torch.long)], 4)
+def test_prompt_longer_than_the_cache_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="5 tokens exceed the cache's max_length of 4"):
+        prefilled(opened(theirs(), tmp_path), [torch.zeros(5, dtype=torch.long)], 4)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- folders
+# Folders
 
 
-def test_folder_of_ours_opens_as_theirs_with_the_same_numbers(tmp_path):
+def test_our_folder_opens_in_transformers_with_the_same_numbers(tmp_path):
     config = GptConfig(
         vocab_size=VOCAB,
         hidden_size=32,
@@ -258,9 +260,9 @@ def test_folder_of_ours_opens_as_theirs_with_the_same_numbers(tmp_path):
     )
     ours = make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)).eval()
     save_model(ours, tmp_path)
-    model, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    model, loading_info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert type(model).__name__ == "GPT2LMHeadModel"
-    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any(loading_info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     batch = batch_of()
     rows, mask = padded(batch)
     with torch.no_grad():
@@ -306,7 +308,7 @@ def test_old_folder_without_prefix_and_with_masks_opens(tmp_path):
     ("key", "value"),
     [("scale_attn_by_inverse_layer_idx", True), ("scale_attn_weights", False), ("add_cross_attention", True)],
 )
-def test_switch_that_cannot_be_computed_is_refused(tmp_path, key, value):
+def test_unsupported_config_switch_is_refused(tmp_path, key, value):
     theirs().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
@@ -320,7 +322,7 @@ def test_head_of_another_architecture_is_refused(tmp_path):
         load_model(tmp_path, ["masked_lm"])
 
 
-def test_last_linears_begin_smaller_by_the_root_of_the_depth():
+def test_initial_residual_weights_are_scaled_by_depth():
     config = GptConfig(
         vocab_size=50, hidden_size=128, num_hidden_layers=8, num_attention_heads=2, intermediate_size=512
     )

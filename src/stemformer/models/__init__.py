@@ -1,1 +1,1 @@
-"""Networks: they take tensors and know no batch, loss or device."""
+"""Networks: they take tensors, and know no batch, loss or device."""

@@ -1,11 +1,11 @@
-"""BERT: config, layers and initialisation, in the order of the original.
+"""BERT: config, layers and initialization.
 
-Source: Devlin et al. 2019, section 3; residual and norm order of Vaswani et al. 2017 (norm after the residual).
+Source: Devlin et al. 2019, section 3; post-norm residual blocks: Vaswani et al. 2017.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,31 +17,31 @@ from stemformer.models.layers import (
     MultiHeadAttention,
     PositionEmbedding,
     WordEmbedding,
-    check_sizes,
-    check_states,
-    with_spare_places,
-    with_spare_rows,
+    check_config,
+    run_layers,
 )
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Size and shape of a BERT, in Hugging Face's names.
+    """Sizes and settings of a BERT, under Hugging Face's names.
 
     Attributes:
         vocab_size: V.
         hidden_size: D.
         num_hidden_layers: L.
         num_attention_heads: H; must divide D.
-        intermediate_size: F.
-        hidden_act: A key of `layers.ACTIVATIONS`.
+        intermediate_size: F, width of the feed-forward layer.
+        hidden_act: Activation, a key of `layers.ACTIVATIONS`.
         hidden_dropout_prob: Dropout after the embeddings and after each block, in [0, 1).
-        max_position_embeddings: Longest sequence, special tokens included.
-        type_vocab_size: Kinds of segment (two: text A and text B).
-        initializer_range: Standard deviation of fresh weights.
+        max_position_embeddings: Maximum sequence length, special tokens included.
+        type_vocab_size: Number of segment ids (two: text A and text B).
+        initializer_range: Standard deviation of random weights.
         layer_norm_eps: Added to the variance.
-        pad_token_id: The id of `[PAD]`; never seen by the model, kept for those who read the folder.
+        pad_token_id: Id of `[PAD]`; unused by the model, kept for readers of the saved folder.
     """
+
+    model_type: ClassVar[str] = "bert"
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -57,7 +57,7 @@ class BertConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        check_sizes(
+        check_config(
             self,
             "vocab_size",
             "hidden_size",
@@ -67,11 +67,14 @@ class BertConfig:
             "type_vocab_size",
         )
         if self.num_hidden_layers < 0:
-            raise ConfigError(f"model.num_hidden_layers is {self.num_hidden_layers}: expected 0 or more")
+            raise ConfigError(f"model.num_hidden_layers is {self.num_hidden_layers}; expected 0 or more.")
 
 
 class BertEmbeddings(nn.Module):
-    """Word + position + segment, normed, with dropout. Source: Devlin et al. 2019, figure 2."""
+    """Sum of word, position and segment embeddings, then norm and dropout.
+
+    Source: Devlin et al. 2019, figure 2.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -82,15 +85,20 @@ class BertEmbeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, input_ids: Int[Tensor, "N"], position_ids: Int[Tensor, "N"], token_type_ids: Int[Tensor, "N"]
-    ) -> Float[Tensor, "N D"]:
+        self,
+        input_ids: Int[Tensor, "*shape"],
+        position_ids: Int[Tensor, "*shape"],
+        token_type_ids: Int[Tensor, "*shape"],
+    ) -> Float[Tensor, "*shape D"]:
         x = self.word(input_ids) + self.position(position_ids) + self.token_type(token_type_ids)
         y: Tensor = self.dropout(self.norm(x))
         return y
 
 
 class BertLayer(nn.Module):
-    """Attention, then feed-forward; each added to its input, then normed."""
+    """Post-norm Transformer layer: attention, then feed-forward; each output is norm(x + f(x))."""
+
+    norm_first: ClassVar[bool] = False
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -107,33 +115,33 @@ class BertLayer(nn.Module):
         max_seqlen: int,
         rows: Int[Tensor, "R"] | None = None,
     ) -> Float[Tensor, "R D"]:
-        """Returns the states of all tokens, or of those in `rows`, which still look at all."""
-        gathered = self.dropout(self.attention(x, cu_seqlens, max_seqlen, rows))
-        x = self.attention_norm((x if rows is None else x.index_select(0, rows)) + gathered)
+        """Return the states of all tokens, or of `rows` only; these attend to all tokens of their sequence."""
+        attended = self.dropout(self.attention(x, cu_seqlens, max_seqlen, rows))
+        x = self.attention_norm((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
         y: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return y
 
 
 class Bert(nn.Module):
-    """The body: flat tokens to hidden states.
+    """BERT body: flat tokens to hidden states.
 
-    | parameter | initialisation |
+    | parameter | initialization |
     |---|---|
     | linear, word and segment weights | normal, standard deviation `initializer_range` |
-    | position vectors | sinusoids of that root mean square, which are then learned like the rest |
+    | position embeddings | sinusoids with this root mean square, trained like the other weights |
     | linear biases | 0 |
     | norm weights, biases | 1, 0 |
 
-    The output bias of the masked-LM head begins at 0, and in a pre-training run at the logarithm of word frequency
-    (`heads.start_from_frequency`). The 2018 code cuts the normal at two standard deviations; like Hugging Face's, ours does not. It draws
-    positions too: from sinusoids the model finds its neighbours sooner (`docs/log.md`).
-
-    Args:
-        config: Sizes.
+    The output bias of the masked-LM head is 0, and in pre-training the log unigram frequencies
+    (`heads.init_output_bias_from_unigrams`). The original code truncates the normal distribution at
+    two standard deviations; this one does not, like Hugging Face's. The original also draws position
+    embeddings from the normal distribution; sinusoids learn adjacent positions sooner (`docs/log.md`).
 
     Example:
         >>> import torch
-        >>> config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> config = BertConfig(
+        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ... )
         >>> body = Bert(config)
         >>> ids, positions, cu = torch.tensor([1, 5, 2, 1, 2]), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5])
         >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
@@ -147,6 +155,8 @@ class Bert(nn.Module):
         self.config = config
         self.embeddings = BertEmbeddings(config)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        # No final norm: each layer ends with one.
+        self.norm = nn.Identity()
 
     def forward(
         self,
@@ -160,33 +170,17 @@ class Bert(nn.Module):
         replace: Mapping[int, Tensor] | None = None,
         rows: Int[Tensor, "R"] | None = None,
     ) -> Any:
-        """Returns the last hidden states (N, D), with `rows` those of some tokens (R, D), with `return_layers` `{layer: (N, D)}`.
+        """Return the last hidden states (N, D), or what `return_layers` or `rows` select.
 
         Args:
-            input_ids: Token ids of all sequences, one after the other.
-            position_ids: Place of each token in its sequence, from 0.
-            token_type_ids: Segment of each token.
-            cu_seqlens: int32 offsets at which sequences begin, the last entry N.
-            max_seqlen: Length of the longest sequence.
-            return_layers: Layers whose states are wanted: 0 the embeddings, `i` the output of the i-th layer.
-            replace: States (N, D) put in the place of a layer's own, numbered in the same way.
-            rows: Tokens whose last states (R, D) are wanted, in this order. The last layer then does for these alone what it does for each
-                token by itself, which is three quarters of its work: where few tokens are scored, a good part of a small model's step.
+            input_ids: Token ids of all sequences, concatenated.
+            position_ids: Position of each token in its sequence, from 0.
+            token_type_ids: Segment id of each token.
+            cu_seqlens: int32 sequence boundaries; the last entry is N.
+            max_seqlen: Maximum sequence length.
+            return_layers: See `layers.run_layers`, also for the next two.
+            replace: States to substitute.
+            rows: Tokens whose last states are needed.
         """
-        replace = replace or {}
-        n = len(input_ids)
-        check_states(len(self.layers), n, cu_seqlens, return_layers, replace, rows)
-        kept: dict[int, Tensor] = {}
-        x = with_spare_rows(self.embeddings(input_ids, position_ids, token_type_ids))
-        for number in range(len(self.layers) + 1):
-            if number and number == len(self.layers) and rows is not None:
-                return self.layers[number - 1](x, cu_seqlens, max_seqlen, with_spare_places(rows))[: len(rows)]
-            if number:
-                x = self.layers[number - 1](x, cu_seqlens, max_seqlen)
-            if number in replace:
-                x = with_spare_rows(replace[number])
-            if number in return_layers:
-                kept[number] = x[:n]
-        if rows is not None:  # of a body without layers
-            return x.index_select(0, rows)
-        return kept if return_layers else x[:n]
+        x = self.embeddings(input_ids, position_ids, token_type_ids)
+        return run_layers(self, x, cu_seqlens, max_seqlen, return_layers=return_layers, replace=replace, rows=rows)

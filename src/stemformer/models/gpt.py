@@ -1,12 +1,12 @@
-"""GPT: config, layers and initialisation of the second version of 2019, a decoder that reads from left to right.
+"""GPT-2: config, layers and initialization of a causal decoder.
 
-Source: Radford et al. 2019, section 2.3 (norm before each block, a norm at the end, residual weights scaled by depth); Radford et al.
-2018, section 4.1 (learned positions, GELU).
+Source: Radford et al. 2019, section 2.3 (pre-norm blocks, final norm, residual weights scaled by
+depth); Radford et al. 2018, section 4.1 (learned positions, GELU).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,30 +19,30 @@ from stemformer.models.layers import (
     MultiHeadAttention,
     PositionEmbedding,
     WordEmbedding,
-    check_sizes,
-    check_states,
-    with_spare_places,
-    with_spare_rows,
+    check_config,
+    run_layers,
 )
 
 
 @dataclass(frozen=True)
 class GptConfig:
-    """Size and shape of a GPT, in the names that Hugging Face gives a BERT's; a folder has GPT-2's own (`n_embd` and others).
+    """Sizes and settings of a GPT, under the names of a BERT config (a saved folder has GPT-2's own: `n_embd` etc.).
 
     Attributes:
         vocab_size: V.
         hidden_size: D.
         num_hidden_layers: L.
         num_attention_heads: H; must divide D.
-        intermediate_size: F.
-        hidden_act: A key of `layers.ACTIVATIONS`.
+        intermediate_size: F, width of the feed-forward layer.
+        hidden_act: Activation, a key of `layers.ACTIVATIONS`.
         hidden_dropout_prob: Dropout after the embeddings and after each block, in [0, 1).
-        max_position_embeddings: Longest sequence.
-        initializer_range: Standard deviation of fresh weights.
+        max_position_embeddings: Maximum sequence length.
+        initializer_range: Standard deviation of random weights.
         layer_norm_eps: Added to the variance.
-        eos_token_id: Of the token that ends a document, and stands before the first one.
+        eos_token_id: Id of the token that ends a document and precedes the first one.
     """
+
+    model_type: ClassVar[str] = "gpt2"
 
     vocab_size: int = 50257
     hidden_size: int = 768
@@ -57,7 +57,7 @@ class GptConfig:
     eos_token_id: int = 50256
 
     def __post_init__(self) -> None:
-        check_sizes(
+        check_config(
             self,
             "vocab_size",
             "hidden_size",
@@ -69,7 +69,7 @@ class GptConfig:
 
 
 class GptEmbeddings(nn.Module):
-    """Word + position, with dropout."""
+    """Sum of word and position embeddings, then dropout."""
 
     def __init__(self, config: GptConfig) -> None:
         super().__init__()
@@ -77,13 +77,21 @@ class GptEmbeddings(nn.Module):
         self.position = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Int[Tensor, "N"], position_ids: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
+    def forward(
+        self,
+        input_ids: Int[Tensor, "*shape"],
+        position_ids: Int[Tensor, "*shape"],
+        token_type_ids: Int[Tensor, "*shape"] | None = None,
+    ) -> Float[Tensor, "*shape D"]:
+        """Return the embeddings; `token_type_ids` are ignored, since GPT has no segments."""
         x: Tensor = self.dropout(self.word(input_ids) + self.position(position_ids))
         return x
 
 
 class GptLayer(nn.Module):
-    """Attention to oneself and what lies before, then feed-forward; each sees its input normed, and is added to it."""
+    """Pre-norm Transformer layer: causal attention, then feed-forward; each output is x + f(norm(x))."""
+
+    norm_first: ClassVar[bool] = True
 
     def __init__(self, config: GptConfig) -> None:
         super().__init__()
@@ -92,8 +100,8 @@ class GptLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, activation=config.hidden_act)
         self.dropout = Dropout(config.hidden_dropout_prob)
-        for last in (self.attention.out, self.feed_forward.down):
-            last.first_scale = (2 * config.num_hidden_layers) ** -0.5
+        for residual in (self.attention.out, self.feed_forward.down):
+            residual.init_scale = (2 * config.num_hidden_layers) ** -0.5
 
     def forward(
         self,
@@ -102,41 +110,41 @@ class GptLayer(nn.Module):
         max_seqlen: int,
         rows: Int[Tensor, "R"] | None = None,
     ) -> Float[Tensor, "R D"]:
-        """Returns the states of all tokens, or of those in `rows`, which still look at all before them."""
-        gathered = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows))
-        return self._fed((x if rows is None else x.index_select(0, rows)) + gathered)
+        """Return the states of all tokens, or of `rows` only; these attend to all tokens up to their own."""
+        attended = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows))
+        return self._add_feed_forward((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
 
-    def read(
-        self, x: Float[Tensor, "N D"], *where: Any
+    def prefill(
+        self, x: Float[Tensor, "N D"], *arguments: Any
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M H K"], Float[Tensor, "M H K"]]:
-        """Returns the states of tokens that go on from others, and keys and values; `where` as for `MultiHeadAttention.read`."""
-        gathered, keys, values = self.attention.read(self.attention_norm(x), *where)
-        return self._fed(x + gathered), keys, values
+        """Return states of tokens that continue cached prompts, and all keys and values; see `MultiHeadAttention.prefill`."""
+        attended, keys, values = self.attention.prefill(self.attention_norm(x), *arguments)
+        return self._add_feed_forward(x + attended), keys, values
 
-    def _fed(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+    def _add_feed_forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         y: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return y
 
 
 class Gpt(nn.Module):
-    """The body: flat tokens to hidden states, each of which has seen nothing behind its token.
+    """GPT body: flat tokens to hidden states that depend on no later token.
 
-    | parameter | initialisation |
+    | parameter | initialization |
     |---|---|
     | linear and word weights | normal, standard deviation `initializer_range` |
-    | last linear of attention and of feed-forward | the same, divided by the root of the number of both in all layers |
-    | position vectors | sinusoids of that root mean square, which are then learned like the rest |
+    | output weights of attention and feed-forward | the same, divided by sqrt(2 * number of layers) |
+    | position embeddings | sinusoids with this root mean square, trained like the other weights |
     | linear biases | 0 |
     | norm weights, biases | 1, 0 |
 
-    GPT-2 draws positions too: from sinusoids a model finds its neighbours sooner (`docs/log.md`).
-
-    Args:
-        config: Sizes.
+    GPT-2 also draws position embeddings from the normal distribution; sinusoids learn adjacent
+    positions sooner (`docs/log.md`).
 
     Example:
         >>> import torch
-        >>> config = GptConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> config = GptConfig(
+        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ... )
         >>> body = Gpt(config)
         >>> ids, positions, cu = torch.tensor([1, 5, 2, 1, 2]), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5])
         >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
@@ -164,40 +172,14 @@ class Gpt(nn.Module):
         replace: Mapping[int, Tensor] | None = None,
         rows: Int[Tensor, "R"] | None = None,
     ) -> Any:
-        """Returns the last hidden states (N, D), with `rows` those of some tokens (R, D), with `return_layers` `{layer: (N, D)}`.
+        """Return hidden states; arguments and result are those of `models.bert.Bert.forward`.
 
-        Args:
-            input_ids: Token ids of all sequences, one after the other.
-            position_ids: Place of each token in its sequence, from 0.
-            token_type_ids: Not looked at: a GPT has no segments. All bodies are called alike.
-            cu_seqlens: int32 offsets at which sequences begin, the last entry N.
-            max_seqlen: Length of the longest sequence.
-            return_layers: Layers whose states are wanted: 0 the embeddings, `i` the output of the i-th layer, of the last one normed.
-            replace: States (N, D) put in the place of a layer's own, numbered in the same way.
-            rows: Tokens whose last states (R, D) are wanted, in this order; see `models.bert.Bert.forward`.
+        `token_type_ids` are ignored. The states of the last layer are those after the final norm.
         """
-        replace = replace or {}
-        last = len(self.layers)
-        n = len(input_ids)
-        check_states(len(self.layers), n, cu_seqlens, return_layers, replace, rows)
-        kept: dict[int, Tensor] = {}
-        x = with_spare_rows(self.embeddings(input_ids, position_ids))
-        for number in range(last + 1):
-            if number and number == last and rows is not None:
-                return self.norm(
-                    self.layers[number - 1](x, cu_seqlens, max_seqlen, with_spare_places(rows))[: len(rows)]
-                )
-            if number:
-                x = self.layers[number - 1](x, cu_seqlens, max_seqlen)
-            if number == last:
-                x = self.norm(x)
-            if number in replace:
-                x = with_spare_rows(replace[number])
-            if number in return_layers:
-                kept[number] = x[:n]
-        return kept if return_layers else x[:n]
+        x = self.embeddings(input_ids, position_ids)
+        return run_layers(self, x, cu_seqlens, max_seqlen, return_layers=return_layers, replace=replace, rows=rows)
 
-    def read(
+    def prefill(
         self,
         input_ids: Int[Tensor, "N"],
         cu_seqlens: Int[Tensor, "S1"],
@@ -205,47 +187,59 @@ class Gpt(nn.Module):
         after: PromptCache | None = None,
         parents: Int[Tensor, "S"] | None = None,
     ) -> tuple[Float[Tensor, "N D"], PromptCache]:
-        """Returns the last hidden states of texts that may go on from others, and what the next ones need to go on from these.
+        """Return the last hidden states of sequences that continue cached prompts, and their cache.
 
-        So answers to one question share its reading, and questions that of the examples before them. Nothing is padded.
+        Continuations of one prompt share its cache, so that, for example, the demonstrations of a
+        few-shot prompt are computed once for all questions. Nothing is padded.
 
         Args:
-            input_ids: New tokens of all texts, one after the other.
-            cu_seqlens: int32 offsets at which they begin, the last entry N; each has a token.
-            after: What was read before; None if nothing was.
-            parents: Number of the text in `after` that each goes on from.
+            input_ids: New tokens of all sequences, concatenated.
+            cu_seqlens: int32 boundaries of the new tokens; each sequence has at least one.
+            after: Cache of the prompts; None for sequences without a prompt.
+            parents: Index of the prompt in `after` of each sequence.
 
         Raises:
-            ValueError: A text is longer than the model has positions.
+            ValueError: A sequence with its prompt is longer than `max_position_embeddings`.
 
         Example:
             >>> import torch
-            >>> body = Gpt(GptConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
-            >>> _, question = body.read(torch.tensor([1, 2, 3]), torch.tensor([0, 3], dtype=torch.int32))
+            >>> config = GptConfig(
+            ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+            ... )
+            >>> body = Gpt(config)
+            >>> _, question = body.prefill(torch.tensor([1, 2, 3]), torch.tensor([0, 3], dtype=torch.int32))
             >>> answers, ends = torch.tensor([4, 5, 6]), torch.tensor([0, 1, 3], dtype=torch.int32)
-            >>> body.read(answers, ends, after=question, parents=torch.tensor([0, 0]))[1].cu_seqlens
+            >>> body.prefill(answers, ends, after=question, parents=torch.tensor([0, 0]))[1].cu_seqlens
             tensor([0, 4, 9], dtype=torch.int32)
         """
+        # Lengths (S,) of the new tokens and of the prompts, and where each prompt starts in the cache.
         new = cu_seqlens.diff().long()
         if after is None:
-            old, begins = torch.zeros_like(new), torch.zeros_like(new)
+            old, prompt_starts = torch.zeros_like(new), torch.zeros_like(new)
         else:
-            assert parents is not None, "texts that go on say from where"
-            old, begins = after.cu_seqlens.diff().long()[parents], after.cu_seqlens[parents].long()
-        longest = int((old + new).max())
-        if longest > self.config.max_position_embeddings:
-            raise ValueError(f"a text of {longest} tokens for {self.config.max_position_embeddings} positions")
-        cu_k = torch.cat([cu_seqlens[:1], (old + new).cumsum(0).int()])
-        place = torch.arange(int(cu_k[-1]), device=input_ids.device) - cu_k[:-1].long().repeat_interleave(old + new)
-        is_old = place < old.repeat_interleave(old + new)
-        shift = cu_seqlens[:-1].long() - old + (0 if after is None else len(after.keys[0]))
-        order = place + torch.where(is_old, begins.repeat_interleave(old + new), shift.repeat_interleave(old + new))
-        x = self.embeddings(input_ids, place[~is_old])
+            assert parents is not None, "a cache needs the prompt index of each sequence"
+            old, prompt_starts = after.cu_seqlens.diff().long()[parents], after.cu_seqlens[parents].long()
+        lengths = old + new
+        max_length = int(lengths.max())
+        if max_length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"A sequence has {max_length} tokens; the model has {self.config.max_position_embeddings} positions."
+            )
+
+        # Gather index (M,) into cached keys followed by new keys: each prompt, then its continuation.
+        cu_k = torch.cat([cu_seqlens[:1], lengths.cumsum(0).int()])
+        positions = torch.arange(int(cu_k[-1]), device=input_ids.device) - cu_k[:-1].long().repeat_interleave(lengths)
+        is_old = positions < old.repeat_interleave(lengths)
+        new_starts = cu_seqlens[:-1].long() - old + (0 if after is None else len(after.keys[0]))
+        starts = torch.where(is_old, prompt_starts.repeat_interleave(lengths), new_starts.repeat_interleave(lengths))
+        order = positions + starts
+
+        x = self.embeddings(input_ids, positions[~is_old])  # (N, D)
         keys, values = [], []
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, GptLayer)
-            before = None if after is None else (after.keys[number], after.values[number])
-            x, k, v = layer.read(x, cu_seqlens, int(new.max()), before, order, cu_k, longest)
+            cached = None if after is None else (after.keys[number], after.values[number])
+            x, k, v = layer.prefill(x, cu_seqlens, int(new.max()), cached, order, cu_k, max_length)
             keys.append(k)
             values.append(v)
         return self.norm(x), PromptCache(keys, values, cu_k)

@@ -1,4 +1,4 @@
-"""What sits on top of a body: each head is a module of its own."""
+"""Heads on top of a body, each a module of its own."""
 
 import numpy as np
 import torch
@@ -11,16 +11,16 @@ from stemformer.models.layers import Dropout, PositionEmbedding, make_activation
 
 
 class MaskedLmHead(nn.Module):
-    """States of masked places to a score for each word of the vocabulary.
+    """Masked-LM head: states of scored tokens to vocabulary logits.
 
-    Shown only the `M` places that are scored, never all `N`. The output matrix is handed in: the body's word embedding, unless the
-    model was not tied (then `decoder` holds its own).
+    It sees the `M` scored positions, not all `N`. The output matrix is an argument of forward, the
+    body's word embedding, unless the head is untied: then `decoder` is the output matrix.
 
     Args:
-        config: Of the body.
+        config: Config of the body.
         tied: False gives the head an output matrix of its own.
 
-    Source: Devlin et al. 2019, section 3.1, task 1; the transform before the decoder is in the released code only.
+    Source: Devlin et al. 2019, section 3.1, task 1; the transform before the decoder is only in the released code.
     """
 
     def __init__(self, config: BertConfig, *, tied: bool = True) -> None:
@@ -31,22 +31,22 @@ class MaskedLmHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
 
-    def forward(self, states: Float[Tensor, "M D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "M V"]:
-        return nn.functional.linear(*self.before_scores(states, embedding))
+    def forward(self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "*shape V"]:
+        return nn.functional.linear(*self.projection(states, embedding))
 
-    def before_scores(
-        self, states: Float[Tensor, "M D"], embedding: Float[Tensor, "V D"]
-    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"], Float[Tensor, "V"]]:
-        """Returns what the scores are a linear function of: transformed states, output matrix and bias."""
+    def projection(
+        self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]
+    ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "V D"], Float[Tensor, "V"]]:
+        """Return features, output matrix and bias, of which the logits are the linear function."""
         x = self.norm(self.activation(self.dense(states)))
         return x, embedding if self.decoder is None else self.decoder.weight, self.bias
 
 
 class CausalLmHead(nn.Module):
-    """States to a score for each word that may come next: products with the body's word embedding, unless the model was not tied.
+    """Causal-LM head: states to logits of the next token, by the body's word embedding unless untied.
 
     Args:
-        config: Of the body.
+        config: Config of the body.
         tied: False gives the head an output matrix of its own.
 
     Source: Radford et al. 2018, section 3.1.
@@ -57,27 +57,24 @@ class CausalLmHead(nn.Module):
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
 
     def forward(self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "*shape V"]:
-        return nn.functional.linear(*self.before_scores(states, embedding))
+        return nn.functional.linear(*self.projection(states, embedding))
 
-    def before_scores(
+    def projection(
         self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]
     ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "V D"], None]:
-        """Returns what the scores are a linear function of: states, output matrix, and no bias."""
+        """Return states and output matrix, of which the logits are the product; there is no bias."""
         return states, embedding if self.decoder is None else self.decoder.weight, None
 
 
 def _in_float32(linear: nn.Module, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape C"]:
-    """Returns the scores of a few labels, in float32 also under autocast: in bfloat16 many would come out alike."""
+    """Return class logits in float32 also under autocast: in bfloat16 many would be equal."""
     with torch.autocast(x.device.type, enabled=False):
         scores: Tensor = linear(x.float())
     return scores
 
 
 class NextSentenceHead(nn.Module):
-    """The state of `[CLS]` to two scores: text B follows text A (0), or comes from elsewhere (1).
-
-    Args:
-        config: Of the body.
+    """Next-sentence head: state of `[CLS]` to logits of "text B follows text A" (0) and "does not" (1).
 
     Source: Devlin et al. 2019, section 3.1, task 2.
     """
@@ -93,13 +90,9 @@ class NextSentenceHead(nn.Module):
 
 
 class SequenceHead(nn.Module):
-    """The state of `[CLS]` to a score for each class, or to a number.
+    """Sequence head: state of `[CLS]` to class logits, or to a regression value (`num_labels` 1).
 
-    Args:
-        config: Of the body.
-        num_labels: C; 1 for a number.
-
-    Source: Devlin et al. 2019, section 4.1; the pooler before the classifier is in the released code only.
+    Source: Devlin et al. 2019, section 4.1; the pooler before the classifier is only in the released code.
     """
 
     def __init__(self, config: BertConfig, num_labels: int) -> None:
@@ -113,22 +106,14 @@ class SequenceHead(nn.Module):
 
 
 class ChoiceHead(SequenceHead):
-    """The state of each option's `[CLS]` to one score, to be compared with those of the other options.
-
-    Args:
-        config: Of the body.
-        num_labels: 1.
+    """Multiple-choice head: state of `[CLS]` of each option to its score; `num_labels` is 1.
 
     Source: Devlin et al. 2019, section 4.4.
     """
 
 
 class GptSequenceHead(nn.Module):
-    """The state of the last token to a score for each class, or to a number: one matrix.
-
-    Args:
-        config: Of the body.
-        num_labels: C; 1 for a number.
+    """Sequence head of a GPT: state of the last token to class logits or a regression value.
 
     Source: Radford et al. 2018, section 3.2.
     """
@@ -142,11 +127,7 @@ class GptSequenceHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """States of words to a score for each tag.
-
-    Args:
-        config: Of the body.
-        num_labels: C.
+    """Token head: states of words to tag logits.
 
     Source: Devlin et al. 2019, section 5.3.
     """
@@ -161,11 +142,7 @@ class TokenHead(nn.Module):
 
 
 class SpanHead(nn.Module):
-    """States of all tokens to how likely an answer starts at each, and ends at each.
-
-    Args:
-        config: Of the body.
-        num_labels: 2, start and end.
+    """Span head: states of all tokens to logits of the answer's start and end.
 
     Source: Devlin et al. 2019, section 4.2.
     """
@@ -179,13 +156,13 @@ class SpanHead(nn.Module):
 
 
 def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:
-    """Sets the output bias to the logarithm of how frequent each word is, so that a fresh model's first guess is word frequency.
+    """Set the output bias to log unigram frequencies, so that an untrained model predicts these.
 
-    Without it, that is what the first hundred steps learn (`docs/log.md`).
+    Learning them takes about the first hundred steps otherwise (`docs/log.md`).
 
     Args:
-        head: A `MaskedLmHead`, filled in place.
-        counts: How often each word stands in the training text; one is added to each, so that none is impossible.
+        head: A `MaskedLmHead`, changed in place.
+        counts: Number of occurrences in the training text; add-one smoothed.
     """
     assert isinstance(head, MaskedLmHead)
     smoothed = torch.from_numpy(counts.astype(np.float64)) + 1
@@ -193,18 +170,15 @@ def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, 
 
 
 def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
-    """Fills a body or head with fresh weights, by the table in the body's docstring; a linear's `first_scale` is what it says there.
+    """Initialize a body or head in place, by the table in the body's docstring.
 
-    Args:
-        module: Filled in place, submodules in the order of their definition.
-        std: Standard deviation of linear and embedding weights.
-        generator: Where the random numbers come from.
+    Submodules are filled in definition order. The attribute `init_scale` of a linear layer multiplies `std`.
     """
     for part in module.modules():
         if isinstance(part, PositionEmbedding):
             part.weight.data.copy_(sinusoids(*part.weight.shape) * std * 2**0.5)
         elif isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=std * getattr(part, "first_scale", 1.0), generator=generator)
+            nn.init.normal_(part.weight, std=std * getattr(part, "init_scale", 1.0), generator=generator)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
         if isinstance(part, nn.LayerNorm):

@@ -1,7 +1,7 @@
-"""Our parameter names and Hugging Face's: one table an architecture, read in both directions.
+"""Parameter names: ours and Hugging Face's, one table per architecture for both directions.
 
-A row is `ours: theirs`. `{i}` stands for the number of a layer. Several names on the right are stacked along the first axis; one that ends
-in `^T` is kept transposed there.
+A row is `ours: theirs`; `{i}` is the layer number. Several names on the right are concatenated along
+the first axis; a name that ends in `^T` is stored transposed.
 """
 
 import re
@@ -102,19 +102,19 @@ GPT_CONFIG: dict[str, str] = {
     "layer_norm_eps": "layer_norm_epsilon",
     "eos_token_id": "eos_token_id",
 }
-"""Fields of `GptConfig` -> keys of a GPT-2's `config.json`."""
+"""Fields of `GptConfig` -> keys of GPT-2's `config.json`."""
 
 
 @dataclass(frozen=True)
-class Names:
-    """How Hugging Face names an architecture's parameters.
+class ParameterNames:
+    """Hugging Face's parameter names of an architecture.
 
     Attributes:
         table: Our names -> theirs.
-        prefix: Of the body's parameters, which some folders leave out.
-        body: How those begin without the prefix.
-        layer: How the parameters of a layer begin.
-        not_parameters: What old folders hold beside parameters.
+        prefix: Prefix of the body's parameters, which some folders omit.
+        body: First parts of the body's names without the prefix.
+        layer: Prefix of the parameters of layers.
+        not_parameters: Entries of old folders that are not parameters.
     """
 
     table: Mapping[str, tuple[str, ...]]
@@ -124,14 +124,14 @@ class Names:
     not_parameters: re.Pattern[str]
 
 
-BERT = Names(
+BERT = ParameterNames(
     BERT_NAMES,
     "bert.",
     ("embeddings.", "encoder.", "pooler."),
     "bert.encoder.layer.",
     re.compile(r"bert\.embeddings\.(position|token_type)_ids|cls\.predictions\.decoder\.bias"),
 )
-GPT = Names(
+GPT = ParameterNames(
     GPT_NAMES,
     "transformer.",
     ("wte.", "wpe.", "h.", "ln_f."),
@@ -142,16 +142,11 @@ GPT = Names(
 _OLD_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")
 
 
-def to_hugging_face(state: Mapping[str, Tensor], names: Names = BERT) -> dict[str, Tensor]:
-    """Returns the same tensors under Hugging Face's names; stacked ones are taken apart.
-
-    Args:
-        state: Our `state_dict()`.
-        names: The architecture's.
-    """
+def to_hugging_face(state: Mapping[str, Tensor], names: ParameterNames = BERT) -> dict[str, Tensor]:
+    """Convert our `state_dict()` to Hugging Face's names; concatenated tensors are split."""
     out: dict[str, Tensor] = {}
     for ours, tensor in state.items():
-        row, layer = _row_of(ours)
+        row, layer = _split_layer(ours)
         theirs = names.table[row]
         for name, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
             plain = name.removesuffix("^T")
@@ -160,50 +155,55 @@ def to_hugging_face(state: Mapping[str, Tensor], names: Names = BERT) -> dict[st
 
 
 def from_hugging_face(
-    state: Mapping[str, Tensor], wanted: Iterable[str], names: Names = BERT
+    state: Mapping[str, Tensor], wanted: Iterable[str], names: ParameterNames = BERT
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Returns tensors under our names, what was wanted but not there, and what was there but not wanted.
+    """Convert tensors to our names.
 
     Args:
-        state: Tensors under Hugging Face's names, `gamma`/`beta` and a missing prefix included.
-        wanted: Our names.
-        names: The architecture's.
+        state: Tensors under Hugging Face's names; `gamma`/`beta` and a missing prefix are accepted.
+        wanted: Our names of the parameters to convert.
+        names: Names of the architecture.
+
+    Returns:
+        The tensors found, our names of those missing, and their names of those unused.
 
     Raises:
-        CheckpointError: Only a part of a stacked parameter is there.
+        CheckpointError: A part of a concatenated parameter is missing, or its parts differ in shape.
     """
-    theirs = {_modern(name, names): tensor for name, tensor in state.items()}
+    theirs = {_current_name(name, names): tensor for name, tensor in state.items()}
     out: dict[str, Tensor] = {}
     missing: list[str] = []
     used = {name for name in theirs if names.not_parameters.fullmatch(name)}
     for ours in wanted:
-        row, layer = _row_of(ours)
-        is_turned = names.table[row][0].endswith("^T")
+        row, layer = _split_layer(ours)
+        is_transposed = names.table[row][0].endswith("^T")
         parts = [name.removesuffix("^T").format(i=layer) for name in names.table[row]]
-        there = [name for name in parts if name in theirs]
-        if there and len(there) < len(parts):
+        found = [name for name in parts if name in theirs]
+        if found and len(found) < len(parts):
             lacking = next(name for name in parts if name not in theirs)
-            raise CheckpointError(f"the weights hold {there[0]} but not {lacking}: the file is not whole", damaged=True)
-        if not there:
+            raise CheckpointError(
+                f"The weights contain {found[0]} but not {lacking}; the file is incomplete.", damaged=True
+            )
+        if not found:
             missing.append(ours)
             continue
         if len({theirs[name].shape for name in parts}) > 1:
-            raise CheckpointError(f"the weights {', '.join(parts)} are of different shapes: not of one model")
+            raise CheckpointError(f"The weights {', '.join(parts)} have different shapes; they are not of one model.")
         used.update(parts)
-        tensors = [theirs[name].t().contiguous() if is_turned else theirs[name] for name in parts]
+        tensors = [theirs[name].t().contiguous() if is_transposed else theirs[name] for name in parts]
         out[ours] = torch.cat(tensors) if len(parts) > 1 else tensors[0]
     return out, missing, [name for name in theirs if name not in used]
 
 
-def _row_of(ours: str) -> tuple[str, str]:
-    """Returns the table's row for one of our names, and the number of its layer ("" where it has none)."""
+def _split_layer(ours: str) -> tuple[str, str]:
+    """Return the row of the table for one of our names, and its layer number ("" if it has none)."""
     found = re.search(r"\.layers\.(\d+)\.", ours)
     if found is None:
         return ours, ""
     return ours.replace(found.group(), ".layers.{i}.", 1), found.group(1)
 
 
-def _modern(name: str, names: Names) -> str:
-    """Returns today's spelling of a parameter name of a Hugging Face or converted 2018 folder."""
+def _current_name(name: str, names: ParameterNames) -> str:
+    """Return today's spelling of a parameter name of a Hugging Face folder or a converted 2018 checkpoint."""
     name = _OLD_NORM.sub(lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m.group(1)], name)
     return names.prefix + name if name.startswith(names.body) else name

@@ -1,4 +1,4 @@
-"""A model: one body and the heads on it."""
+"""A model: one body with heads, and the registry of architectures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,28 +24,27 @@ from stemformer.models.heads import (
 )
 
 BodyConfig = BertConfig | GptConfig
-"""Sizes of a body of any architecture."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What belongs to a body.
+    """Registry entry: the parts of an architecture.
 
     Attributes:
-        config: Its config dataclass.
-        body: Its module, made from a config.
-        heads: Name of a head that is pre-trained -> module class, made from a config.
-        task_heads: Name of a head for labelled data -> module class, made from a config and a number of labels.
-        names: Of its parameters in a Hugging Face folder.
-        classes: Names of the heads of a model -> transformers' class for it.
+        config: Config dataclass of the body.
+        body: Module class of the body, constructed from a config.
+        heads: Pre-training head name -> module class, constructed from a config.
+        task_heads: Task head name -> module class, constructed from a config and the number of labels.
+        parameter_names: Hugging Face's parameter names.
+        hf_classes: Head names of a model -> transformers class.
     """
 
     config: type[Any]
     body: type[Any]
     heads: dict[str, type[nn.Module]]
     task_heads: dict[str, type[nn.Module]]
-    names: hf_names.Names
-    classes: dict[frozenset[str], str]
+    parameter_names: hf_names.ParameterNames
+    hf_classes: dict[frozenset[str], str]
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -54,8 +53,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         body=Bert,
         heads={"masked_lm": MaskedLmHead, "next_sentence": NextSentenceHead},
         task_heads={"sequence": SequenceHead, "token": TokenHead, "span": SpanHead, "choice": ChoiceHead},
-        names=hf_names.BERT,
-        classes={
+        parameter_names=hf_names.BERT,
+        hf_classes={
             frozenset[str](): "BertModel",
             frozenset({"masked_lm"}): "BertForMaskedLM",
             frozenset({"next_sentence"}): "BertForNextSentencePrediction",
@@ -71,8 +70,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         body=Gpt,
         heads={"causal_lm": CausalLmHead},
         task_heads={"sequence": GptSequenceHead, "token": TokenHead, "span": SpanHead},
-        names=hf_names.GPT,
-        classes={
+        parameter_names=hf_names.GPT,
+        hf_classes={
             frozenset[str](): "GPT2Model",
             frozenset({"causal_lm"}): "GPT2LMHeadModel",
             frozenset({"sequence"}): "GPT2ForSequenceClassification",
@@ -81,22 +80,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
     ),
 }
-"""`model_type` of a Hugging Face folder -> architecture."""
-
-
-def architecture_of(config: BodyConfig) -> str:
-    """Returns the key of `ARCHITECTURES` that a config belongs to."""
-    return next(name for name, kind in ARCHITECTURES.items() if isinstance(config, kind.config))
+"""`model_type` of a config and of a Hugging Face folder -> architecture."""
 
 
 class Model(nn.Module):
-    """A body, its config and its heads by name.
-
-    Args:
-        config: Of the body.
-        body: Flat tokens to states.
-        heads: States to scores, by name.
-    """
+    """A body and its heads by name."""
 
     def __init__(self, config: BodyConfig, body: Bert | Gpt, heads: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -104,44 +92,33 @@ class Model(nn.Module):
         self.body = body
         self.heads = nn.ModuleDict(heads)
 
-    def masked_lm_logits(self, states: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        """Returns the score of each word at each of the given places."""
-        logits: Tensor = self.heads["masked_lm"](states, self.body.embeddings.word.weight)
+    @property
+    def lm_head(self) -> MaskedLmHead | CausalLmHead:
+        """The language-modeling head; a model has at most one."""
+        return next(head for head in self.heads.values() if isinstance(head, MaskedLmHead | CausalLmHead))
+
+    def lm_logits(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape V"]:
+        """Return vocabulary logits: of masked tokens (masked LM) or of next tokens (causal LM)."""
+        logits: Tensor = self.lm_head(states, self.body.embeddings.word.weight)
         return logits
 
-    def before_masked_lm_scores(
+    def lm_projection(
         self, states: Float[Tensor, "M D"]
-    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"], Float[Tensor, "V"]]:
-        """Returns states, matrix and bias of which those scores are a linear function, for a loss that never holds them all."""
-        head = self.heads["masked_lm"]
-        assert isinstance(head, MaskedLmHead)
-        return head.before_scores(states, self.body.embeddings.word.weight)
+    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"], Float[Tensor, "V"] | None]:
+        """Return features, weight and bias with logits = features @ weight.T + bias, for a chunked loss."""
+        return self.lm_head.projection(states, self.body.embeddings.word.weight)
 
     def next_sentence_logits(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
-        """Returns, from the state of each `[CLS]`, the score of "belongs together" and of "does not"."""
+        """Return logits of "text B follows" (0) and "does not" (1) from the states of `[CLS]`."""
         logits: Tensor = self.heads["next_sentence"](states)
         return logits
 
-    def causal_lm_logits(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape V"]:
-        """Returns the score of each word that may follow."""
-        logits: Tensor = self.heads["causal_lm"](states, self.body.embeddings.word.weight)
-        return logits
-
-    def before_causal_lm_scores(
-        self, states: Float[Tensor, "M D"]
-    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"], None]:
-        """Returns states and matrix of which those scores are the products."""
-        head = self.heads["causal_lm"]
-        assert isinstance(head, CausalLmHead)
-        return head.before_scores(states, self.body.embeddings.word.weight)
-
     def share_word_gradient(self) -> None:
-        """Says that each loss has a dense gradient of the word embedding, as that of a tied head has; see `layers.WordEmbedding`."""
-        head = next(head for head in self.heads.values() if isinstance(head, MaskedLmHead | CausalLmHead))
-        self.body.embeddings.word.has_sparse_gradient = head.decoder is None
+        """Use sparse lookup gradients where the tied LM head makes the embedding's gradient dense anyway."""
+        self.body.embeddings.word.has_sparse_gradient = self.lm_head.decoder is None
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
-        """Counts parameters; without `embeddings`, those of the layers alone, which set the cost of a token."""
+        """Count parameters; `embeddings=False` counts the layers only, which set the cost of a token."""
         counted: nn.Module = self if embeddings else self.body.layers
         return sum(p.numel() for p in counted.parameters())
 
@@ -153,28 +130,31 @@ def make_model(
     num_labels: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Model:
-    """Returns a model; with a generator freshly initialised, else left to be filled from a file.
+    """Make a model with random weights, or with weights to be loaded if there is no generator.
 
     Args:
-        config: Sizes.
-        heads: Names of heads, from the architecture's tables.
-        num_labels: What a head for labelled data tells apart.
-        generator: Source of the fresh weights. The body is drawn before the heads, so it does not depend on them.
+        config: Config of the body; selects the architecture.
+        heads: Head names of the architecture.
+        num_labels: Output size of a task head.
+        generator: Source of the random weights. The body's weights do not depend on the heads.
 
     Example:
-        >>> config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> config = BertConfig(
+        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ... )
         >>> make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).num_parameters()
         5266
     """
-    kind = ARCHITECTURES[architecture_of(config)]
+    architecture = ARCHITECTURES[config.model_type]
 
     def make_head(name: str) -> nn.Module:
-        return kind.heads[name](config) if name in kind.heads else kind.task_heads[name](config, num_labels)
+        if name in architecture.heads:
+            return architecture.heads[name](config)
+        return architecture.task_heads[name](config, num_labels)
 
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # torch's own first weights, which do not stay, come from its global generator
-        model = Model(config, kind.body(config), {name: make_head(name) for name in heads})
+    # PyTorch's default initialization, overwritten below, must not advance the global generator.
+    with torch.random.fork_rng(devices=[]):
+        model = Model(config, architecture.body(config), {name: make_head(name) for name in heads})
     if generator is not None:
         initialize_weights(model, std=config.initializer_range, generator=generator)
     return model

@@ -1,1 +1,1 @@
-"""What is hidden from the model, and how it is scored."""
+"""Pre-training objectives: what is masked or predicted, and its loss."""

@@ -1,4 +1,4 @@
-"""A loss is a sum and a count, so that what is divided by is known before the first forward."""
+"""Losses as a sum and a count, so that the divisor of a step is known before its first forward pass."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_SCORES_AT_ONCE, _SCORES_AT_ONCE_ON_GPU = 2**25, 2**27
-"""How many scores a chunk of `linear_cross_entropy_sum` holds: 64 MiB in bfloat16, a thousand places of BERT's vocabulary."""
+_CHUNK_LOGITS, _CHUNK_LOGITS_GPU = 2**25, 2**27
+"""Logits in a chunk of `linear_cross_entropy_sum`: 64 MiB in bfloat16, a thousand tokens of BERT's vocabulary."""
 
-_PLACES_STEP = 16
-"""Chunks hold a multiple of this many places; what is missing in the last one is filled with zeros, at most 1 in 32 beyond these, so that
-few shapes occur (see `models.layers.with_spare_rows`, and `docs/log.md` for what a new one costs)."""
+_CHUNK_MULTIPLE = 16
+"""Chunk sizes are multiples of this. The last chunk is padded with zeros, at most 1 in 32 rows more, so
+that few shapes occur (see `models.layers.pad_to_bucket`; `docs/log.md` has the cost of a new shape)."""
 
-_SOFTMAX_AT_ONCE = 2**20
-"""How many of these a softmax on the CPU sees: 4 MiB in float32, which stay in the cache from one operation to the next."""
+_SOFTMAX_LOGITS = 2**20
+"""Logits in a block of the CPU's softmax: 4 MiB in float32, which stay in the cache between operations."""
 
 
 @dataclass(frozen=True)
 class LossSum:
-    """The sum of a loss over some places, and how many.
+    """Loss summed over some items.
 
     Attributes:
         total: () sum in nats.
-        count: Places summed over; may be 0.
-        correct: () how many of them the model got right; None where that is no question, as for a number.
+        count: Number of items; may be 0.
+        correct: () number of correct predictions; None if undefined, as in regression.
     """
 
     total: Float[Tensor, ""]
@@ -42,13 +42,13 @@ def cross_entropy_sum(
     weights: Float[Tensor, "V"] | None = None,
     label_smoothing: float = 0.0,
 ) -> LossSum:
-    """Returns the summed cross-entropy of some places, computed in float32.
+    """Return the summed cross-entropy, computed in float32.
 
     Args:
-        logits: Scores.
-        labels: What should stand there.
-        weights: What a place counts, by its label.
-        label_smoothing: Share of the probability that is spread evenly over all labels.
+        logits: Logits of any float dtype.
+        labels: True class of each row.
+        weights: Weight of each class.
+        label_smoothing: Share of the probability spread evenly over all classes.
 
     Example:
         >>> import torch
@@ -66,23 +66,24 @@ def linear_cross_entropy_sum(
     bias: Float[Tensor, "V"] | None,
     labels: Int[Tensor, "M"],
 ) -> LossSum:
-    """Returns the summed cross-entropy of the scores `states @ weight.T + bias`, without ever holding all of them.
+    """Return the summed cross-entropy of the logits `states @ weight.T + bias`, without holding all of them.
 
-    Places are taken in chunks; where a gradient will be asked for, it is computed in the same pass over a chunk, so its scores are made
-    once and dropped. Scores are made in the dtype of autocast, their softmax and the loss in float32.
+    Tokens are processed in chunks. If gradients are needed, they are computed in the same pass over a
+    chunk, so that its logits are computed once and freed. Logits have the dtype of autocast; softmax
+    and loss are float32.
 
     Args:
-        states: Of the scored places.
+        states: States of the scored tokens.
         weight: Output matrix.
-        bias: Added to the scores; None adds nothing.
-        labels: What should stand there; a place with a negative one is not scored, though counted.
+        bias: Output bias.
+        labels: True ids; a token with a negative one is not scored, but counted.
 
     Example:
         >>> import torch
         >>> linear_cross_entropy_sum(torch.ones(3, 2), torch.zeros(4, 2), torch.zeros(4), torch.tensor([0, 1, 2])).total
         tensor(4.1589)
 
-    Source: Hsu et al. 2024, section 3.2 (gradients of a linear layer and its cross-entropy in one pass, in chunks).
+    Source: Hsu et al. 2024, section 3.2 (gradients of a linear layer and its cross-entropy in one chunked pass).
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
@@ -94,45 +95,55 @@ def linear_cross_entropy_sum(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are those of the sum, kept by the forward and scaled in the backward."""
+    """Computes the gradients of the sum in the forward pass and scales them in the backward pass."""
 
     @staticmethod
-    def forward(ctx, states, weight, bias, labels, dtype, is_trained):  # type: ignore[no-untyped-def]
-        x, w = states.to(dtype), weight.to(dtype)
+    def forward(ctx, states, weight, bias, labels, dtype, needs_grad):  # type: ignore[no-untyped-def]
+        x, w = states.to(dtype), weight.to(dtype)  # (M, D), (V, D)
         b = None if bias is None else bias.to(dtype)
         total, correct = states.new_zeros((), dtype=torch.float32), labels.new_zeros(())
+
+        # Zero the states of tokens that are not scored. Checking for them would synchronize a GPU.
         is_scored = labels >= 0
-        is_whole = x.device.type == "cpu" and bool(is_scored.all())  # elsewhere a look at it would wait for the device
-        if not is_whole:
+        all_scored = x.device.type == "cpu" and bool(is_scored.all())
+        if not all_scored:
             x, labels = x * is_scored[:, None], labels.clamp(min=0)
-        spare = -len(w) % _columns_step(x.device)
-        if spare:
-            w, b = F.pad(w, (0, 0, 0, spare)), None if b is None else F.pad(b, (0, spare))
+
+        # Pad the vocabulary: a GPU's products of other sizes take several times as long.
+        padding = -len(w) % _vocab_multiple(x.device)
+        if padding:
+            w, b = F.pad(w, (0, 0, 0, padding)), None if b is None else F.pad(b, (0, padding))
+
         dx, dw, db = torch.empty_like(x), None, None
         if bias is not None:
             db = torch.zeros_like(bias, dtype=torch.float32)
-        at_once = _SCORES_AT_ONCE if x.device.type == "cpu" else _SCORES_AT_ONCE_ON_GPU
-        size = max(_PLACES_STEP, at_once // len(w) // _PLACES_STEP * _PLACES_STEP)
+        max_logits = _CHUNK_LOGITS if x.device.type == "cpu" else _CHUNK_LOGITS_GPU
+        size = max(_CHUNK_MULTIPLE, max_logits // len(w) // _CHUNK_MULTIPLE * _CHUNK_MULTIPLE)
         for start in range(0, max(1, len(x)), size):
-            part, targets, counted = (whole[start : start + size] for whole in (x, labels, is_scored))
-            step = max(_PLACES_STEP, 1 << max(0, len(part).bit_length() - 6))
-            padded = F.pad(part, (0, 0, 0, -len(part) % step))
-            scores = padded @ w.t() if b is None else torch.addmm(b, padded, w.t())  # (m, V)
+            # Logits of a chunk; padded rows and vocabulary columns must not contribute.
+            part, targets, mask = (values[start : start + size] for values in (x, labels, is_scored))
+            multiple = max(_CHUNK_MULTIPLE, 1 << max(0, len(part).bit_length() - 6))
+            padded = F.pad(part, (0, 0, 0, -len(part) % multiple))  # (m, D)
+            logits = padded @ w.t() if b is None else torch.addmm(b, padded, w.t())  # (m, V)
             if len(padded) > len(part):
-                scores[len(part) :] = 0
-            if spare:
-                scores[: len(part), len(weight) :] = -torch.inf
-            for z, target, is_counted in _cached(scores[: len(part)], targets, counted):
-                of_rows, right = _score_in_place(z, target[:, None], is_counted[:, None], db, is_trained=is_trained)
-                total += of_rows
-                correct += right
-            if is_trained:
-                dx[start : start + size] = (scores @ w)[: len(part)]
+                logits[len(part) :] = 0
+            if padding:
+                logits[: len(part), len(weight) :] = -torch.inf
+
+            # Loss, and gradients of the logits in their place.
+            for z, target, keep in _blocks(logits[: len(part)], targets, mask):
+                block_loss, block_correct = _loss_in_place(z, target[:, None], keep[:, None], db, needs_grad=needs_grad)
+                total += block_loss
+                correct += block_correct
+
+            # Gradients of states and weight; those of several chunks are summed in float32.
+            if needs_grad:
+                dx[start : start + size] = (logits @ w)[: len(part)]
                 if ctx.needs_input_grad[1]:
-                    of_part = scores.t() @ padded
-                    dw = of_part if dw is None else dw.float().add_(of_part)  # more than one chunk adds up in float32
-        if is_trained:
-            if not is_whole:
+                    chunk_dw = logits.t() @ padded
+                    dw = chunk_dw if dw is None else dw.float().add_(chunk_dw)
+        if needs_grad:
+            if not all_scored:
                 dx *= is_scored[:, None]
             ctx.save_for_backward(dx, None if dw is None else dw[: len(weight)], db)
             ctx.dtypes = states.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -142,65 +153,65 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-        # Converted first: a product of two dtypes converts as well, and takes three times as long.
+        # Convert first: a product of two dtypes also converts, but takes three times as long.
         scaled = (None if x is None else x.to(torch.float32, copy=True).mul_(grad) for x in ctx.saved_tensors)
-        kinds = zip(scaled, ctx.dtypes, strict=True)
-        return *(None if x is None else x.to(dtype) for x, dtype in kinds), None, None, None
+        pairs = zip(scaled, ctx.dtypes, strict=True)
+        return *(None if x is None else x.to(dtype) for x, dtype in pairs), None, None, None
 
 
-def _columns_step(device: torch.device) -> int:
-    """Returns what the number of columns should be a multiple of: on a GPU, products of other sizes take several times as long."""
+def _vocab_multiple(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 64
 
 
-def _cached(scores: Tensor, *of_rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yields rows of the scores, and what else there is of them, that stay in the processor's cache from one operation to the next."""
-    rows = max(1, _SOFTMAX_AT_ONCE // scores.shape[1]) if scores.device.type == "cpu" else max(1, len(scores))
-    return zip(*(torch.split(x, rows) for x in (scores, *of_rows)), strict=True)
+def _blocks(logits: Tensor, *per_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split logits and other tensors by rows into blocks that fit in the CPU's cache; one block on a GPU."""
+    rows = max(1, _SOFTMAX_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    return zip(*(torch.split(x, rows) for x in (logits, *per_row)), strict=True)
 
 
-def _score_in_place(
-    scores: Tensor, labels: Tensor, is_scored: Tensor, bias_gradient: Tensor | None, *, is_trained: bool
+def _loss_in_place(
+    logits: Tensor, labels: Tensor, is_scored: Tensor, bias_grad: Tensor | None, *, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns summed loss and number of right answers of some rows; for a gradient, the scores become that of the sum.
+    """Return summed loss and number of correct predictions; if needed, overwrite logits with their gradient.
 
-    That of a bias, where there is one, is added to what is given. Rows that are not scored get a gradient all the same, which whoever
-    multiplies it leaves out.
+    The bias's gradient is added to `bias_grad`. Rows that are not scored get a gradient too, which the
+    caller must mask. `labels` and `is_scored` are (m, 1).
     """
-    if scores.device.type != "cpu":
-        return _score_on_gpu(scores, labels, is_scored, bias_gradient, is_trained=is_trained)
-    z = scores.float()
+    if logits.device.type != "cpu":
+        return _loss_in_place_gpu(logits, labels, is_scored, bias_grad, needs_grad=needs_grad)
+    z = logits.float()
     p = torch.softmax(z, -1)
-    best, of_labels = z.amax(-1, keepdim=True), z.gather(1, labels)
-    log_sum = best - p.amax(-1, keepdim=True).log()  # exact also where a probability is 0 in float32
-    total = ((log_sum - of_labels) * is_scored).sum()
-    right = _num_right(scores, labels, (of_labels == best) & is_scored)
-    if is_trained:
+    best, label_logits = z.amax(-1, keepdim=True), z.gather(1, labels)
+    # From the largest probability: exact also where the label's probability underflows to 0.
+    log_sum = best - p.amax(-1, keepdim=True).log()
+    total = ((log_sum - label_logits) * is_scored).sum()
+    correct = _count_correct(logits, labels, (label_logits == best) & is_scored)
+    if needs_grad:
         p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
-        if bias_gradient is not None:
-            bias_gradient += (p if is_scored.all() else p * is_scored).sum(0)[: len(bias_gradient)]
-        scores.copy_(p)
-    return total, right
+        if bias_grad is not None:
+            bias_grad += (p if is_scored.all() else p * is_scored).sum(0)[: len(bias_grad)]
+        logits.copy_(p)
+    return total, correct
 
 
-def _num_right(scores: Tensor, labels: Tensor, is_best: Tensor) -> Tensor:
-    """Returns how many labels are the first of the best scores, looking closer only at rows where the label's score is the best."""
+def _count_correct(logits: Tensor, labels: Tensor, is_best: Tensor) -> Tensor:
+    """Count labels that are the first of the largest logits; argmax is computed only for rows with `is_best`."""
     candidates = is_best[:, 0].nonzero()[:, 0]
-    return (scores.index_select(0, candidates).argmax(-1, keepdim=True) == labels.index_select(0, candidates)).sum()
+    return (logits.index_select(0, candidates).argmax(-1, keepdim=True) == labels.index_select(0, candidates)).sum()
 
 
-def _score_on_gpu(
-    scores: Tensor, labels: Tensor, is_scored: Tensor, bias_gradient: Tensor | None, *, is_trained: bool
+def _loss_in_place_gpu(
+    logits: Tensor, labels: Tensor, is_scored: Tensor, bias_grad: Tensor | None, *, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Does the same in few passes over the scores, since it is memory that they wait for; waits for nothing itself."""
-    best, first = scores.max(-1, keepdim=True)
-    p = torch.softmax(scores, -1, dtype=torch.float32)
+    """Compute the same in few passes over the logits (bound by memory bandwidth), without synchronization."""
+    best, first = logits.max(-1, keepdim=True)
+    p = torch.softmax(logits, -1, dtype=torch.float32)
     log_sum = best.float() - p.gather(1, first).log()
-    total = ((log_sum - scores.gather(1, labels).float()) * is_scored).sum()
-    right = ((first == labels) & is_scored).sum()
-    if is_trained:
+    total = ((log_sum - logits.gather(1, labels).float()) * is_scored).sum()
+    correct = ((first == labels) & is_scored).sum()
+    if needs_grad:
         p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
-        if bias_gradient is not None:
-            bias_gradient += (is_scored.float().t() @ p)[0, : len(bias_gradient)]
-        scores.copy_(p)
-    return total, right
+        if bias_grad is not None:
+            bias_grad += (is_scored.float().t() @ p)[0, : len(bias_grad)]
+        logits.copy_(p)
+    return total, correct

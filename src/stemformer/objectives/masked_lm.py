@@ -1,7 +1,8 @@
-"""Masked language modelling: some tokens are hidden, and the model says what stood there.
+"""Masked language modeling: corrupt some tokens, and predict the originals.
 
-Source: Devlin et al. 2019, section 3.1 and appendix A.1 (15 %, of these 80 % `[MASK]`, 10 % a random word, 10 % unchanged);
-whole words: the 2019 note in the released code's README; spans: Joshi et al. 2020, section 3.1.
+Source: Devlin et al. 2019, section 3.1 and appendix A.1 (15 % of tokens, of these 80 % `[MASK]`, 10 %
+random, 10 % unchanged); whole words: the 2019 note in the released code's README; spans: Joshi et
+al. 2020, section 3.1.
 """
 
 from dataclasses import dataclass
@@ -19,59 +20,67 @@ from stemformer.errors import ConfigError
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
 
-_SPAN_SHARES = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
-"""How likely a span of 1 to 10 words is: geometric with p = 0.2, cut off and renormalised, 3.8 words on average."""
+_SPAN_LENGTH_PROBS = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
+"""Probabilities of spans of 1 to 10 words: geometric with p = 0.2, truncated, mean 3.8."""
 
 
 @dataclass(frozen=True)
 class MaskedLmConfig:
-    """What is hidden, and how.
+    """Settings of masked language modeling: selection and corruption of tokens.
 
     Attributes:
-        rate: Share of an example's tokens that are scored, in (0, 1).
-        unit: What is chosen: tokens, whole words, or spans of whole words.
-        mask_share: Of the chosen, how many become `[MASK]`.
-        random_share: Of the chosen, how many become a random word of the whole vocabulary; the rest stay as they are.
-        sentences: What is asked about pairs of texts beside that: nothing, whether the second follows the first (`next`), or which
-            of them comes first (`order`).
-        short_share: Of the pairs, how many are cut to a random length.
+        mask_rate: Share of an example's tokens that are scored, in (0, 1).
+        unit: Unit of selection: tokens, whole words, or spans of whole words.
+        mask_replace_prob: Share of the selected tokens replaced by `[MASK]`.
+        random_replace_prob: Share of the selected tokens replaced by a random token; the rest stay
+            unchanged.
+        sentences: Sentence-pair objective: none, next-sentence prediction (`next`), or sentence order
+            prediction (`order`).
+        short_seq_prob: Share of pairs that are cut to a random length.
     """
 
-    rate: float = 0.15
+    mask_rate: float = 0.15
     unit: Literal["token", "word", "span"] = "token"
-    mask_share: float = 0.8
-    random_share: float = 0.1
+    mask_replace_prob: float = 0.8
+    random_replace_prob: float = 0.1
     sentences: Literal["none", "next", "order"] = "none"
-    short_share: float = 0.1
+    short_seq_prob: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise ConfigError(f"objective.rate is {self.rate}: expected a share between 0 and 1")
-        if not 0 <= self.short_share <= 1:
-            raise ConfigError(f"objective.short_share is {self.short_share}: expected a share from 0 to 1")
-        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
+        if not 0 < self.mask_rate < 1:
+            raise ConfigError(f"objective.mask_rate is {self.mask_rate}; expected a share between 0 and 1.")
+        if not 0 <= self.short_seq_prob <= 1:
+            raise ConfigError(f"objective.short_seq_prob is {self.short_seq_prob}; expected a share from 0 to 1.")
+        shares = self.mask_replace_prob, self.random_replace_prob
+        if min(shares) < 0 or sum(shares) > 1:
             raise ConfigError(
-                f"objective.mask_share {self.mask_share} and random_share {self.random_share}: expected two shares that sum to at most 1"
+                f"objective.mask_replace_prob is {shares[0]} and objective.random_replace_prob is {shares[1]}; "
+                "expected two shares that sum to at most 1."
             )
+
+    @property
+    def name(self) -> str:
+        """Key of `OBJECTIVES`."""
+        return self.sentences
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that an objective writes itself: those of a masked model, or the one that ends a document of a causal one."""
+    """Ids of the special tokens that an objective inserts: three for masked LM, EOS for causal LM."""
 
     cls: int = -1
     sep: int = -1
     mask: int = -1
-    end: int = -1
+    eos: int = -1
 
 
 class MaskedLm:
-    """The masked-LM objective.
+    """Masked-LM objective.
 
     Args:
-        config: Rates and unit.
+        config: Selection and corruption of tokens.
         special: Ids of `[CLS]`, `[SEP]` and `[MASK]`.
-        vocab_size: Random words are drawn from all of it, uniformly.
+        vocab_size: Random replacement tokens are uniform over this range.
     """
 
     heads: tuple[str, ...] = ("masked_lm",)
@@ -81,84 +90,85 @@ class MaskedLm:
         self.special = special
         self.vocab_size = vocab_size
 
-    def make_examples(self, shards: Shards, row_length: int) -> PackedDataset | SentencePairDataset:
-        """Returns the examples of a split: rows of pieces."""
-        return pack_documents(shards, row_length=row_length)
+    def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | SentencePairDataset:
+        """Make the data set of a split: packed pieces of documents."""
+        return pack_documents(shards, sequence_length=sequence_length)
 
-    def corrupt(self, passage: RawExample, rng: np.random.Generator) -> Example:
-        """Returns an example in which exactly `max(1, round(rate * n))` of the passage's `n` tokens are scored.
-
-        Args:
-            passage: What `make_examples(...).get_example` gave.
-            rng: The example's own generator.
-        """
-        tokens, lengths = passage.tokens, passage.lengths
+    def corrupt(self, raw: RawExample, rng: np.random.Generator) -> Example:
+        """Add special tokens and corrupt exactly `max(1, round(mask_rate * n))` of the `n` tokens."""
+        config, tokens, lengths = self.config, raw.tokens, raw.lengths
         n = len(tokens)
-        budget = max(1, round(self.config.rate * n))
-        if self.config.unit == "token":
+
+        # Select tokens; those of one span share one action.
+        budget = max(1, round(config.mask_rate * n))
+        groups = np.arange(budget)
+        if config.unit == "token":
             chosen = choose_tokens(n, budget, rng)
-            groups = np.arange(budget)
-        elif self.config.unit == "word":
-            chosen = choose_words(passage.word_starts, budget, rng)
-            groups = np.arange(budget)
+        elif config.unit == "word":
+            chosen = choose_words(raw.word_starts, budget, rng)
         else:
-            chosen, groups = choose_spans(passage.word_starts, lengths, budget, rng)
-        fate = rng.random(budget)[groups]
+            chosen, groups = choose_spans(raw.word_starts, lengths, budget, rng)
+
+        # Replace each by [MASK] or a random token, or keep it.
+        u = rng.random(budget)[groups]
         random_ids = rng.integers(self.vocab_size, size=budget)
-        seen = tokens.copy()
-        seen[chosen] = np.where(fate < self.config.mask_share, self.special.mask, seen[chosen])
-        is_random = (fate >= self.config.mask_share) & (fate < self.config.mask_share + self.config.random_share)
-        seen[chosen] = np.where(is_random, random_ids, seen[chosen])
-        opens = passage.segments == 0  # [CLS] stands before these, [SEP] after each segment
+        corrupted = tokens.copy()
+        is_mask = u < config.mask_replace_prob
+        is_random = ~is_mask & (u < config.mask_replace_prob + config.random_replace_prob)
+        corrupted[chosen] = np.where(is_mask, self.special.mask, corrupted[chosen])
+        corrupted[chosen] = np.where(is_random, random_ids, corrupted[chosen])
+
+        # Insert [CLS] before each sequence and [SEP] after each segment.
+        opens = raw.segments == 0
         sizes = lengths + 1 + opens
         ends = np.cumsum(sizes)
-        places = np.arange(n) + np.repeat(np.arange(len(lengths)) + np.cumsum(opens), lengths)
+        positions = np.arange(n) + np.repeat(np.arange(len(lengths)) + np.cumsum(opens), lengths)
         input_ids = np.empty(int(ends[-1]), np.int64)
-        input_ids[places] = seen
+        input_ids[positions] = corrupted
         input_ids[(ends - sizes)[opens]] = self.special.cls
         input_ids[ends - 1] = self.special.sep
         return Example(
             input_ids,
             lengths=np.add.reduceat(sizes, np.flatnonzero(opens)),
-            label_positions=places[chosen],
+            label_positions=positions[chosen],
             labels=tokens[chosen],
-            token_type_ids=np.repeat(passage.segments, sizes),
-            sequence_labels=None if passage.label is None else np.array([passage.label]),
-            num_dropped_tokens=passage.num_dropped_tokens,
+            token_type_ids=np.repeat(raw.segments, sizes),
+            sequence_labels=None if raw.label is None else np.array([raw.label]),
+            num_dropped_tokens=raw.num_dropped_tokens,
         )
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Returns how many places of a batch are scored, by the name of the loss."""
+        """Return the number of scored tokens by loss name."""
         return {"masked_lm": len(batch.labels)}
 
-    def places(self, batch: Batch) -> Int[Tensor, "M"]:
-        """Returns the tokens of a batch whose states are needed: the scored ones."""
+    def scored_positions(self, batch: Batch) -> Int[Tensor, "M"]:
+        """Return the positions of the scored tokens in the batch."""
         return batch.label_positions
 
     def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed loss of a batch from the states of its places."""
-        return {"masked_lm": linear_cross_entropy_sum(*model.before_masked_lm_scores(states), batch.labels)}
+        """Return the summed loss from the states at `scored_positions`."""
+        return {"masked_lm": linear_cross_entropy_sum(*model.lm_projection(states), batch.labels)}
 
     def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
-        """Returns the score of each word at each marked place of a batch, from the states of its places."""
-        return model.masked_lm_logits(states)
+        """Return the logits of the scored tokens."""
+        return model.lm_logits(states)
 
 
 def choose_tokens(n: int, budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:
-    """Returns `budget` of `n` places, each set equally likely, ascending."""
+    """Return `budget` of `n` positions, ascending; each subset is equally likely."""
     return np.sort(rng.permutation(n)[:budget])
 
 
 def choose_words(word_starts: Bool[np.ndarray, "n"], budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:
-    """Returns exactly `budget` places that make up whole words, ascending.
+    """Return exactly `budget` positions that make up whole words, ascending.
 
-    Words are taken in random order, one that no longer fits is passed over, so long words are hidden a little less often. Where only
-    longer words are left at the end, the first that was passed over is cut, so that the number is exact.
+    Words are taken in random order, skipping words that do not fit, so long words are masked slightly
+    less often. If only longer words remain, the first skipped word is cut, so that the number is exact.
     """
     starts = np.flatnonzero(word_starts)
     sizes = np.diff(np.append(starts, len(word_starts)))
     chosen: list[np.ndarray] = []
-    passed = -1
+    skipped = -1
     left = budget
     for word in rng.permutation(len(starts)).tolist():
         if sizes[word] <= left:
@@ -166,21 +176,21 @@ def choose_words(word_starts: Bool[np.ndarray, "n"], budget: int, rng: np.random
             left -= int(sizes[word])
             if left == 0:
                 break
-        elif passed < 0:
-            passed = word
+        elif skipped < 0:
+            skipped = word
     if left:
-        chosen.append(np.arange(starts[passed], starts[passed] + left))
+        chosen.append(np.arange(starts[skipped], starts[skipped] + left))
     return np.sort(np.concatenate(chosen))
 
 
 def choose_spans(
     word_starts: Bool[np.ndarray, "n"], lengths: Int[np.ndarray, "s"], budget: int, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
-    """Returns exactly `budget` places in spans of whole words, ascending, and the number of the span of each.
+    """Return exactly `budget` positions in spans of whole words, ascending, and the span number of each.
 
-    A span begins at a word and has a geometric number of words (p = 0.2, at most 10), within one sequence; the last one is cut
-    where the budget ends. A span is replaced as a whole, so its places share one fate. Since spans run to the right, the first words
-    of a sequence are hidden less often than the others.
+    A span starts at a word and has a geometric number of words (p = 0.2, at most 10) within one
+    sequence; the last span is cut to the budget. All tokens of a span get the same action. Since spans
+    extend to the right, the first words of a sequence are masked less often than the others.
     """
     n = len(word_starts)
     starts = np.flatnonzero(word_starts)
@@ -189,12 +199,14 @@ def choose_spans(
     span_of = np.full(n, -1, np.int64)
     left, number = budget, 0
     while left:
+        # Start at a random free word, or, if none is left, at the first free token.
         free = starts[span_of[starts] < 0]
         first = int(free[rng.integers(len(free))]) if len(free) else int(np.flatnonzero(span_of < 0)[0])
-        words = 1 + int(rng.choice(10, p=_SPAN_SHARES))
+        num_words = 1 + int(rng.choice(10, p=_SPAN_LENGTH_PROBS))
         word = int(np.searchsorted(starts, first, side="right")) - 1
-        stop = int(bounds[min(word + words, len(starts))])
+        stop = int(bounds[min(word + num_words, len(starts))])
         stop = min(stop, int(sequence_ends[np.searchsorted(sequence_ends, first, side="right")]))
+        # Take the free tokens up to the end of the span, the sequence or the budget.
         inside = np.arange(first, stop)
         inside = inside[span_of[inside] < 0][:left]
         span_of[inside] = number

@@ -1,7 +1,4 @@
-"""Masked language modelling together with a question about pairs of texts: the two objectives of 2018, or sentence order.
-
-Source: Devlin et al. 2019, section 3.1 and appendix A.2 (the training loss is the sum of the two means); Lan et al. 2020, section 3.1.
-"""
+"""The objective protocol, the registry of pre-training objectives, and the module that computes their losses."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,83 +14,70 @@ from stemformer.objectives.losses import LossSum
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 from stemformer.objectives.sentence_pair import SentencePairs
 
+Examples = PackedDataset | TokenStream | SentencePairDataset
+"""Data sets of pre-training."""
+
+ObjectiveConfig = MaskedLmConfig | CausalLmConfig
+
 
 @runtime_checkable
 class Objective(Protocol):
-    """What the training loop asks of an objective of pre-training, and of a task.
+    """What the training loop requires of a pre-training objective or a task.
 
     Attributes:
-        heads: Names of the heads that it needs.
+        heads: Names of the heads it needs.
     """
 
     heads: tuple[str, ...]
 
-    def corrupt(self, passage: Any, rng: np.random.Generator) -> Example:
-        """Returns what the model sees of a passage."""
+    def corrupt(self, raw: Any, rng: np.random.Generator) -> Example:
+        """Make inputs and labels from a raw example, with the example's own random generator."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Returns how many places of a batch are scored, by the name of the loss."""
+        """Return the number of scored items of a batch by loss name."""
 
-    def places(self, batch: Batch) -> Tensor | None:
-        """Returns the tokens of a batch whose last states are needed, in the order in which they are; None for all."""
+    def scored_positions(self, batch: Batch) -> Tensor | None:
+        """Return the positions (R,) whose last states are needed, in the order of `states` below; None for all."""
 
     def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
-        """Returns the summed losses of a batch from the states (R, D) of its places."""
+        """Return the summed losses of a batch by name, from states (R, D)."""
 
     def scores(self, model: Model, states: Tensor, batch: Batch) -> Tensor:
-        """Returns the scores of a batch from the states (R, D) of its places."""
+        """Return the logits of a batch from states (R, D)."""
 
 
-OBJECTIVES: dict[str, type[MaskedLm] | type[SentencePairs] | type[CausalLm]] = {
+OBJECTIVES: dict[str, Any] = {
     "none": MaskedLm,
     "next": SentencePairs,
     "order": SentencePairs,
     "causal": CausalLm,
 }
-"""`objective.sentences`, or `causal`, -> objective."""
-
-
-Examples = PackedDataset | TokenStream | SentencePairDataset
-"""What the objectives of pre-training draw their passages from."""
-
-
-ObjectiveConfig = MaskedLmConfig | CausalLmConfig
-"""Settings of an objective of pre-training."""
-
-
-def objective_name(config: ObjectiveConfig) -> str:
-    """Returns the key of `OBJECTIVES` that a configuration belongs to."""
-    return "causal" if isinstance(config, CausalLmConfig) else config.sentences
+"""`name` of an objective's config -> objective."""
 
 
 def make_objective(
     config: ObjectiveConfig, *, special: SpecialIds, vocab_size: int
 ) -> MaskedLm | SentencePairs | CausalLm:
-    """Returns the objective of a configuration.
+    """Make the objective of a config.
 
     Example:
         >>> make_objective(MaskedLmConfig(sentences="order"), special=SpecialIds(1, 2, 3), vocab_size=9).heads
         ('masked_lm', 'next_sentence')
     """
-    if isinstance(config, CausalLmConfig):
-        return CausalLm(config, end=special.end)
-    kind = MaskedLm if config.sentences == "none" else SentencePairs
-    return kind(config, special=special, vocab_size=vocab_size)
+    objective: MaskedLm | SentencePairs | CausalLm = OBJECTIVES[config.name](
+        config, special=special, vocab_size=vocab_size
+    )
+    return objective
 
 
 def num_scored_positions(objective: Objective, batch: Batch) -> int | None:
-    """Returns of how many tokens an objective needs the last states; None for all."""
-    places = objective.places(batch)
-    return None if places is None else len(places)
+    """Return the number of positions whose last states are needed; None for all."""
+    positions = objective.scored_positions(batch)
+    return None if positions is None else len(positions)
 
 
 class LossModule(nn.Module):
-    """A model and its objective as one module, so that whatever distributes or evaluates it sees a single forward.
-
-    Args:
-        model: Body and heads.
-        objective: What is scored.
-    """
+    """A model with its objective as one module, so that DDP, FSDP or evaluation see a single forward."""
 
     def __init__(self, model: Model, objective: Objective) -> None:
         super().__init__()
@@ -103,15 +87,15 @@ class LossModule(nn.Module):
             model.share_word_gradient()
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
-        """Returns the summed losses of a batch by name, or with `return_logits` the objective's scores of its marked places."""
+        """Return the summed losses of a batch by name, or the objective's logits with `return_logits`."""
         states = self.model.body(
             batch.input_ids,
             batch.position_ids,
             batch.token_type_ids,
             batch.cu_seqlens,
             batch.max_seqlen,
-            rows=self.objective.places(batch),
-        )
+            rows=self.objective.scored_positions(batch),
+        )  # (R, D)
         if return_logits:
             return self.objective.scores(self.model, states, batch)
         return self.objective.loss(self.model, states, batch)

@@ -1,4 +1,4 @@
-"""`attend()` against softmax written out, sequence by sequence, in float64."""
+"""`attend()` against explicit softmax attention, sequence by sequence, in float64."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stemformer.models.attention import varlen as attention
+from stemformer.models.attention import cpu, varlen
 from stemformer.models.attention.cpu import FLASH_FROM
 from stemformer.models.attention.varlen import attend
 
@@ -28,7 +28,7 @@ def offsets(lengths):
 
 
 def make(q_lengths, k_lengths=None, *, dtype=torch.float32, seed=0):
-    """Returns q, k, v and the upstream gradient, and the keyword arguments of `attend`."""
+    """Return q, k, v and the upstream gradient, and the keyword arguments of `attend`."""
     k_lengths = k_lengths or q_lengths
     rng = torch.Generator().manual_seed(seed)
     shapes = [(sum(n), HEADS, SIZE) for n in (q_lengths, k_lengths, k_lengths, q_lengths)]
@@ -54,7 +54,7 @@ def reference(q, k, v, *, cu_q, cu_k, max_q, max_k, causal=False):
 
 
 def with_gradients(function, tensors, **arguments):
-    """Returns the output and the gradients of q, k and v."""
+    """Return the output and the gradients of q, k and v."""
     *inputs, upstream = tensors
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*leaves, **arguments)
@@ -98,21 +98,21 @@ def test_cross_attention_equals_reference(q_lengths, k_lengths):
     expect_reference(*make(q_lengths, k_lengths))
 
 
-AHEAD = {
+MORE_KEYS = {
     "ragged": ([3, 1, 9, 5], [7, 6, 9, 30]),
     "flash lengths": ([FLASH_FROM, FLASH_FROM], [FLASH_FROM + 5, FLASH_FROM]),
 }
 
 
-@pytest.mark.parametrize(("q_lengths", "k_lengths"), AHEAD.values(), ids=AHEAD)
+@pytest.mark.parametrize(("q_lengths", "k_lengths"), MORE_KEYS.values(), ids=MORE_KEYS)
 def test_causal_with_more_keys_than_queries_is_aligned_at_the_bottom_right(q_lengths, k_lengths):
     expect_reference(*make(q_lengths, k_lengths), causal=True)
 
 
-def test_flash_kernel_is_taken_from_its_length_on():
+def test_flash_kernel_is_used_from_its_minimum_length():
     layout = make([FLASH_FROM - 1, FLASH_FROM])[1]
-    plan = attention._plan_for(torch.empty(1, HEADS, SIZE), layout["cu_q"], layout["cu_k"], False)
-    assert sorted((stack.flash, len(stack.q.rows)) for stack in plan.stacks) == [(False, 1), (True, 1)]
+    plan = cpu._plan_for(torch.empty(1, HEADS, SIZE), layout["cu_q"], layout["cu_k"], False)
+    assert sorted((bucket.flash, len(bucket.q.rows)) for bucket in plan.buckets) == [(False, 1), (True, 1)]
 
 
 @pytest.mark.parametrize("lengths", [[3, 17, 8, 1], [LONG, 6]])
@@ -130,16 +130,16 @@ def test_slices_of_one_qkv_tensor_equal_separate_tensors(lengths):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("room", [0, 12 * 1024])
-def test_gradients_do_not_depend_on_how_many_probabilities_are_kept(room, monkeypatch):
+@pytest.mark.parametrize("budget", [0, 12 * 1024])
+def test_gradients_do_not_depend_on_how_many_probabilities_are_kept(budget, monkeypatch):
     tensors, layout = make([30, 31, 170, 5, 164])
     expected = with_gradients(attend, tensors, **layout)
-    monkeypatch.setattr(attention, "_KEPT_SCORES", room)  # for none, and for those of the three short sequences
+    monkeypatch.setattr(cpu, "_KEPT_SCORES", budget)  # none, and those of the three short sequences
     found = with_gradients(attend, tensors, **layout)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_kept_probabilities_go_with_the_first_backward_and_a_second_one_does_without():
+def test_first_backward_frees_kept_probabilities_and_a_second_recomputes_them():
     tensors, layout = make([30, 31])
     *inputs, upstream = tensors
     leaves = [x.requires_grad_() for x in inputs]
@@ -159,14 +159,14 @@ def test_gradient_of_a_gradient_is_refused():
         gradient.sum().backward()
 
 
-def test_autocast_does_not_change_the_dtype_that_was_given():
+def test_autocast_does_not_change_the_dtype():
     tensors, layout = make([3, 40])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = attend(*tensors[:3], **layout)
     assert torch.equal(found, attend(*tensors[:3], **layout))
 
 
-def test_no_token_at_all_is_refused():
+def test_empty_batch_is_refused():
     empty = torch.zeros(0, HEADS, SIZE)
     cu = torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match="no tokens"):
@@ -179,15 +179,15 @@ def test_transposed_inputs_and_gradient_equal_contiguous_ones():
     def transposed(*parts, **arguments):
         return attend(*(x.transpose(0, 1).contiguous().transpose(0, 1) for x in parts), **arguments)
 
-    turned = [*tensors[:3], tensors[3].permute(2, 1, 0).contiguous().permute(2, 1, 0)]
+    permuted = [*tensors[:3], tensors[3].permute(2, 1, 0).contiguous().permute(2, 1, 0)]
     expected = with_gradients(attend, tensors, **layout)
-    found = with_gradients(transposed, turned, **layout)
+    found = with_gradients(transposed, permuted, **layout)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_gradient_of_a_plain_sum_equals_reference():
     tensors, layout = make([3, 17, 8])
-    expect_reference([*tensors[:3], torch.ones(()).expand_as(tensors[3])], layout)  # its strides are all zero
+    expect_reference([*tensors[:3], torch.ones(()).expand_as(tensors[3])], layout)  # all its strides are zero
 
 
 @pytest.mark.parametrize("lengths", [[3, 17, 8, 1], [LONG, 5]])
@@ -203,68 +203,73 @@ def test_bf16_result_is_bf16():
 
 @pytest.fixture
 def constants(monkeypatch):
-    """Sets constants of the module, for plans made anew."""
-    attention._plan.cache_clear()
-    yield lambda **values: [monkeypatch.setattr(attention, name, value) for name, value in values.items()]
-    attention._plan.cache_clear()
+    """Set constants of the CPU kernels, with an empty cache of plans."""
+    cpu._plan.cache_clear()
+    yield lambda **values: [monkeypatch.setattr(cpu, name, value) for name, value in values.items()]
+    cpu._plan.cache_clear()
 
 
-def stacks(lengths, heads=HEADS):
+def bucket_shapes(lengths, heads=HEADS):
     cu = offsets(lengths)
-    plan = attention._plan_for(torch.empty(sum(lengths), heads, SIZE), cu, cu, False)
-    return sorted(tuple(stack.q.rows.shape) for stack in plan.stacks)
+    plan = cpu._plan_for(torch.empty(sum(lengths), heads, SIZE), cu, cu, False)
+    return sorted(tuple(bucket.q.rows.shape) for bucket in plan.buckets)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_more_scores_than_a_block_holds_equal_reference(constants, causal):
-    constants(_SCORES_AT_ONCE=2 * HEADS * 32 * 32, _STACK_COST=1)
+def test_buckets_split_by_number_of_scores_equal_reference(constants, causal):
+    constants(_BUCKET_SCORES=2 * HEADS * 32 * 32, _BUCKET_COST=1)
     lengths = [5, 8, 7, 3, 40, 50]
     expect_reference(*make(lengths), causal=causal)
-    assert stacks(lengths) == [(1, 64), (1, 64), (2, 32), (2, 32)]  # two of 32 fill a block, each longer one is a block
+    assert bucket_shapes(lengths) == [
+        (1, 64),
+        (1, 64),
+        (2, 32),
+        (2, 32),
+    ]  # two of 32 fill a bucket, each longer one is a bucket
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_lengths_in_stacks_of_their_own_equal_lengths_in_one(constants, causal):
+def test_lengths_in_separate_buckets_equal_lengths_in_one(constants, causal):
     lengths = [5, 120, 40, 77, 3, 125]
     for cost, count in ((1, 4), (2**40, 1)):
-        constants(_STACK_COST=cost)
-        attention._plan.cache_clear()
-        assert len(stacks(lengths)) == count
+        constants(_BUCKET_COST=cost)
+        cpu._plan.cache_clear()
+        assert len(bucket_shapes(lengths)) == count
         expect_reference(*make(lengths), causal=causal)
 
 
-def test_queries_of_causal_sequences_are_taken_in_parts_without_the_keys_behind_them(constants):
-    constants(FLASH_FROM=2**31)  # float32 takes the same way then, and shows more digits
-    for lengths, parts in (
+def test_causal_queries_are_computed_in_chunks_without_later_keys(constants):
+    constants(FLASH_FROM=2**31)  # float32 then uses the same kernel, and shows more digits
+    for lengths, chunks in (
         ([64, 20], [(0, 64, 64, 0)]),
         ([100, 65, 9], [(0, 64, 64, 0), (64, 128, 128, 64)]),
         ([600, 510], [(0, 160, 160, 0), (160, 320, 320, 160), (320, 480, 480, 320), (480, 608, 608, 480)]),
     ):
-        constants(_STACK_COST=2**40, _SCORES_AT_ONCE=2**30)
-        attention._plan.cache_clear()
+        constants(_BUCKET_COST=2**40, _BUCKET_SCORES=2**30)
+        cpu._plan.cache_clear()
         cu = offsets(lengths)
-        (stack,) = attention._plan_for(torch.empty(sum(lengths), HEADS, SIZE), cu, cu, True).stacks
-        assert list(stack.parts) == parts
+        (bucket,) = cpu._plan_for(torch.empty(sum(lengths), HEADS, SIZE), cu, cu, True).buckets
+        assert list(bucket.chunks) == chunks
         for kept in (2**22, 0):
             constants(_KEPT_SCORES=kept)
             expect_reference(*make(lengths), causal=True)
         expect_reference(*make(lengths, dtype=torch.bfloat16), tolerance=BF16, causal=True)
 
 
-def test_stacks_cost_less_than_one_for_all_and_one_for_each():
+def test_buckets_cost_less_than_one_for_all_or_one_for_each():
     lengths = np.random.default_rng(0).integers(8, 128, 100).tolist()
 
     def cost(shapes):
-        return sum(attention._STACK_COST + HEADS * n * t * t for n, t in shapes)
+        return sum(cpu._BUCKET_COST + HEADS * n * t * t for n, t in shapes)
 
-    found = stacks(lengths)
+    found = bucket_shapes(lengths)
     assert sum(n for n, _ in found) == len(lengths)
     assert cost(found) < cost([(100, 128)]) and cost(found) < cost([(1, n) for n in lengths])
 
 
 @pytest.mark.parametrize("lengths", [[3, 17, 8], [FLASH_FROM, 5]])
 @pytest.mark.parametrize("causal", [False, True])
-def test_rows_past_the_last_sequence_give_zeros_and_get_no_gradient(lengths, causal):
+def test_padding_rows_give_zeros_and_get_no_gradient(lengths, causal):
     tensors, layout = make(lengths)
     n = sum(lengths)
     longer = [torch.cat([x, torch.full((4, *x.shape[1:]), 7.0)]) for x in tensors]
@@ -275,10 +280,10 @@ def test_rows_past_the_last_sequence_give_zeros_and_get_no_gradient(lengths, cau
 
 
 @pytest.mark.parametrize("side", ["cu_q", "cu_k"])
-def test_sequence_without_a_token_is_refused(side):
+def test_empty_sequence_is_refused(side):
     tensors, layout = make([3, 2, 4])
     layout[side] = offsets([3, 0, 6])
-    with pytest.raises(ValueError, match="without a token"):
+    with pytest.raises(ValueError, match="a sequence is empty"):
         attend(*tensors[:3], **layout)
 
 
@@ -300,7 +305,7 @@ PADDED = {
 @pytest.mark.parametrize(("q_lengths", "k_lengths", "causal"), PADDED.values(), ids=PADDED)
 def test_padded_kernel_equals_the_cpu_kernels(q_lengths, k_lengths, causal):
     def padded(q, k, v, **arguments):
-        return attention._padded(q, k, v, *arguments.values())
+        return varlen._attend_padded(q, k, v, *arguments.values())
 
     tensors, layout = make(q_lengths, k_lengths)
     expected = with_gradients(attend, tensors, **layout, causal=causal)
@@ -312,13 +317,13 @@ def test_padded_kernel_equals_the_cpu_kernels(q_lengths, k_lengths, causal):
 def test_operator_passes_the_checks_of_torch(lengths, causal):
     tensors, layout = make(lengths)
     leaves = [x.requires_grad_() for x in tensors[:3]]
-    result = torch.library.opcheck(attention._attend, (*leaves, layout["cu_q"], layout["cu_k"], causal))
+    result = torch.library.opcheck(varlen._attend, (*leaves, layout["cu_q"], layout["cu_k"], causal))
     assert set(result.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("lengths", [[6, 7, 5], [LONG, LONG, LONG]])
 @pytest.mark.parametrize("causal", [False, True])
-def test_texts_of_one_batch_do_not_see_each_other(lengths, causal):
+def test_sequences_of_a_batch_do_not_see_each_other(lengths, causal):
     (q, k, v, _), layout = make(lengths)
     begin, end = layout["cu_q"].tolist()[1:3]
     inside = torch.zeros(len(q), dtype=torch.bool)
@@ -328,7 +333,7 @@ def test_texts_of_one_batch_do_not_see_each_other(lengths, causal):
     assert torch.equal(before[~inside], after[~inside]) and not torch.equal(before[inside], after[inside])
 
 
-def test_gradient_of_one_text_does_not_reach_another():
+def test_gradient_of_one_sequence_does_not_reach_another():
     tensors, layout = make([6, 7, 5])
     upstream = torch.zeros_like(tensors[3])
     upstream[6:13] = tensors[3][6:13]
@@ -337,7 +342,7 @@ def test_gradient_of_one_text_does_not_reach_another():
         assert gradient[:6].count_nonzero() == 0 and gradient[13:].count_nonzero() == 0
 
 
-def test_causal_past_does_not_see_the_future():
+def test_causal_queries_do_not_see_later_keys():
     (q, k, v, _), layout = make([20])
     before = attend(q, k, v, **layout, causal=True)
     k[12:], v[12:] = 7, 7
@@ -347,7 +352,7 @@ def test_causal_past_does_not_see_the_future():
 
 COMPILED = """
 import torch
-from stemformer.models.attention import attend
+from stemformer.models.attention.varlen import attend
 def step(x, cu):
     q, k, v = (x * 2).view(-1, 3, 2, 8).unbind(1)
     return attend(q, k, v, cu_q=cu, cu_k=cu, max_q=400, max_k=400).sin().sum()
@@ -379,6 +384,6 @@ def test_compiled_function_has_no_graph_break():
 def test_cuda_equals_the_cpu(q_lengths, k_lengths, causal, dtype, tolerance):
     tensors, layout = make(q_lengths, k_lengths, dtype=dtype)
     expected = with_gradients(attend, tensors, **layout, causal=causal)
-    there = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in layout.items()}
-    found = with_gradients(attend, [x.cuda() for x in tensors], **there, causal=causal)
+    on_cuda = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in layout.items()}
+    found = with_gradients(attend, [x.cuda() for x in tensors], **on_cuda, causal=causal)
     assert_close(found, expected, tolerance=tolerance)

@@ -1,17 +1,8 @@
-"""Attention over flat tokens: `attend()`, the only place that knows where one sequence ends and the next begins.
+"""CPU kernels of `attend()`: sequences are sorted into length buckets and padded within each.
 
-A batch is one run of `N` tokens with `cu_seqlens` (S+1,) as boundaries; nothing is padded outside this file. Which kernel runs inside
-is decided by device, dtype and length, from the measured table in `docs/benchmarks.md`:
-
-| device | dtype | length | kernel |
-|---|---|---|---|
-| CPU | float32 | below 384 | `bmm`: sequences of about one length stacked, matrix products, backward by hand; causal queries in parts |
-| CPU | float32 | from 384 | `flash`: PyTorch's CPU flash kernel on sequences of exactly one length |
-| CPU | other | any | `bmm` |
-| CUDA | float16, bfloat16 | any | `torch.nn.attention.varlen.varlen_attn`, for head sizes that it takes |
-| other | any | any | `padded`: one padded block, `scaled_dot_product_attention` |
-
-Source: Vaswani et al. 2017, section 3.2.1 (scaled dot products); Dao et al. 2022 (recomputing probabilities in the backward).
+Forward and backward are written by hand. A bucket of long float32 sequences of exactly one length takes
+PyTorch's flash kernel; any other is computed with batched matrix products, causal queries in chunks
+that skip the keys after them.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,209 +15,232 @@ import torch
 from torch import Tensor
 
 FLASH_FROM = 384
-"""Tokens from which float32 sequences on the CPU take the flash kernel."""
+"""Minimum length for which float32 sequences use the flash kernel."""
 
+_LENGTH_MULTIPLE = 32
+"""Bucket lengths are multiples of this: full vector registers, also in bfloat16."""
 
-_LENGTH_STEP = 32
-"""The length of a stack is a multiple of this: whole vector registers, also in bfloat16."""
+_BUCKET_COST = 2**16
+"""Time cost of one more bucket, in number of scores."""
 
-
-_STACK_COST = 2**16
-"""How many scores cost as much time as one stack more."""
-
-
-_SCORES_AT_ONCE = 2**20
-"""How many scores a block of the `bmm` kernel holds: 2 MiB in bfloat16, so that they stay in the cache."""
-
+_BUCKET_SCORES = 2**20
+"""Maximum number of scores of a bucket: 2 MiB in bfloat16, which stay in the cache."""
 
 _CAUSAL_QUERIES = 64
-"""How many queries of causal sequences the `bmm` kernel multiplies with keys at once, at least: a half of a stack's, from 512 a quarter.
-Keys behind the last of them are left out."""
-
+"""Minimum number of queries of a chunk of causal sequences; a chunk is half of a bucket's queries, from
+512 a quarter. Keys after the last query of a chunk are skipped."""
 
 _KEPT_SCORES = 2**22
-"""How many probabilities of a call the `bmm` kernel keeps for the backward: 8 MiB in bfloat16. What is beyond is computed again."""
+"""Maximum number of probabilities of a call kept for the backward pass: 8 MiB in bfloat16. Others are recomputed."""
+
+_QueryChunk = tuple[int, int, int, int]
+"""First query, end of queries, number of keys they see, and number of leading keys that no bias masks."""
 
 
 @dataclass(frozen=True)
-class _Side:
-    """The queries or the keys of a stack: `B` sequences of at most `T` tokens.
+class _PaddedSide:
+    """Queries or keys of a bucket: `B` sequences padded to `T` tokens.
 
-    `rows` (B, T) numbers the tokens, a padded place repeating its sequence's first one. `is_real` (B, 1, T, 1) is None where no place is
-    padded.
+    Attributes:
+        rows: (B, T) token numbers; padding repeats the sequence's first token.
+        is_real: (B, 1, T, 1) False for padding; None without padding.
     """
 
     rows: Tensor
     is_real: Tensor | None
-    _places: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _index: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    def places(self, heads: int, step: int) -> Tensor:
-        """Returns where each head of each token lies, (B * H * T,), in a tensor whose tokens are `step` heads apart."""
-        if (heads, step) not in self._places:  # every layer asks for the same
-            self._places[heads, step] = (self.rows[:, None, :] * step + torch.arange(heads)[:, None]).view(-1)
-        return self._places[heads, step]
+    def index(self, heads: int, step: int) -> Tensor:
+        """Return the row of each head of each token (B * H * T,) in a tensor with `step` rows per token; memoized."""
+        if (heads, step) not in self._index:
+            self._index[heads, step] = (self.rows[:, None, :] * step + torch.arange(heads)[:, None]).view(-1)
+        return self._index[heads, step]
 
 
 @dataclass(frozen=True)
-class _Stack:
-    """Some sequences of about one length, as a block of `B` sequences, `T_q` queries and `T_k` keys.
+class _LengthBucket:
+    """Sequences of similar length as a block of `B` sequences, `T_q` queries and `T_k` keys.
 
-    `bias` (B or 1, 1, T_q or 1, T_k) is 0 or -inf, in the dtype of the scores; None where every place is a token that all may see.
-    `parts` are the parts of the queries that are taken at once: the first query, one past the last, how many keys they see, and how many
-    of these the bias leaves alone.
+    Attributes:
+        q: Queries.
+        k: Keys and values.
+        bias: (B or 1, 1, T_q or 1, T_k) 0 or -inf, in the dtype of the scores; None if nothing is masked.
+        flash: Whether to use the flash kernel.
+        chunks: Chunks of the queries.
     """
 
-    q: _Side
-    k: _Side
+    q: _PaddedSide
+    k: _PaddedSide
     bias: Tensor | None
     flash: bool
-    parts: tuple[tuple[int, int, int, int], ...]
+    chunks: tuple[_QueryChunk, ...]
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """The stacks of a batch, and how their blocks are taken apart again.
+class _BucketPlan:
+    """Buckets of a batch, and the order that restores flat tokens from them.
 
-    `q_order` (N * H) says where each head of each query is found in the blocks (B, H, T) of all parts of all stacks, laid end to end;
-    `k_order` the same of keys, whose blocks have one part each.
+    Attributes:
+        buckets: All buckets.
+        q_order: (N * H) index of each head of each query in the concatenated blocks (B, H, T) of all
+            chunks of all buckets.
+        k_order: (M * H) the same for keys, with one block per bucket.
     """
 
-    stacks: tuple[_Stack, ...]
+    buckets: tuple[_LengthBucket, ...]
     q_order: Tensor
     k_order: Tensor
 
 
-def _rounded(lengths: Any, multiple: int = _LENGTH_STEP) -> Any:
+def _round_up(lengths: Any, multiple: int = _LENGTH_MULTIPLE) -> Any:
     return -(-lengths // multiple) * multiple
 
 
-def _rows(cu: np.ndarray, chosen: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns token numbers (B, T) of the chosen sequences and where they are real."""
-    lengths = cu[chosen + 1] - cu[chosen]
-    places = np.arange(_rounded(lengths.max(), multiple))
-    real = places < lengths[:, None]
-    return np.where(real, cu[chosen][:, None] + places, cu[chosen][:, None]), real
+# Plan: which sequences share a bucket.
 
 
-def _make_side(rows: np.ndarray, real: np.ndarray) -> _Side:
-    return _Side(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real[:, None, :, None]))
-
-
-def _order(sides: Sequence[tuple[_Side, Sequence[tuple[int, int]]]], num_tokens: int, heads: int) -> Tensor:
-    """Returns where each head of each token is found in blocks (B, H, T), given for each side the places that its blocks reach over."""
-    order, at = np.empty((num_tokens, heads), np.int64), 0
-    for side, spans in sides:
-        rows = side.rows.numpy()
-        real = np.ones_like(rows, bool) if side.is_real is None else side.is_real.numpy()[:, 0, :, 0]
-        for first, stop in spans:
-            numbers = at + np.arange(len(rows) * heads * (stop - first)).reshape(len(rows), heads, -1)
-            order[rows[:, first:stop][real[:, first:stop]]] = numbers.swapaxes(1, 2)[real[:, first:stop]]
-            at += numbers.size
-    return torch.from_numpy(order.reshape(-1))
-
-
-def _make_stack(
-    cu_q: np.ndarray, cu_k: np.ndarray, chosen: np.ndarray, dtype: torch.dtype, *, causal: bool, flash: bool
-) -> _Stack:
-    multiple = 1 if flash else _LENGTH_STEP
-    q_rows, q_real = _rows(cu_q, chosen, multiple)
-    k_rows, k_real = _rows(cu_k, chosen, multiple)
-    num_q, num_k = q_rows.shape[1], k_rows.shape[1]
-    hidden = ~k_real[:, None, None, :]
-    parts: tuple[tuple[int, int, int, int], ...] = ((0, num_q, num_k, 0),)
-    if causal and not flash:
-        shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
-        later = np.arange(num_k) > np.arange(num_q)[:, None] + shift
-        if shift.any():  # padded queries see everything, so that their softmax stays finite
-            hidden = (hidden | later) & q_real[:, None, :, None]
-        else:
-            hidden = later[:1]  # padded keys lie behind all queries that count
-            size = max(_CAUSAL_QUERIES, int(_rounded(num_q / (2 if num_q < 512 else 4))))
-            parts = tuple((a, min(a + size, num_q), min(a + size, num_k), a) for a in range(0, num_q, size))
-    bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0).to(dtype) if not flash and hidden.any() else None
-    return _Stack(_make_side(q_rows, q_real), _make_side(k_rows, k_real), bias, flash, parts)
-
-
-def _groups(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np.ndarray]:
-    """Returns which sequences are stacked together: sorted by length and cut where scores and stacks cost least together.
-
-    A stack computes the square of its longest sequence for each; and every further stack costs what `_STACK_COST` scores cost.
-    """
-    if not len(k_lengths):
-        return []
-    order = np.lexsort((q_lengths, k_lengths))
-    longest_k = _rounded(k_lengths[order])
-    longest_q = _rounded(np.maximum.accumulate(q_lengths[order]))
-    # A cut within one step of length saves nothing.
-    ends = np.append(np.flatnonzero(np.diff(longest_k)) + 1, len(order))
-    starts = np.concatenate([[0], ends])
-    best, cut = [0.0], [0]  # cost of the sequences up to each end, and where their last stack begins
-    for end in ends:
-        area = heads * float(longest_q[end - 1] * longest_k[end - 1])
-        costs = [before + _STACK_COST + (end - start) * area for before, start in zip(best, starts, strict=False)]
-        best.append(min(costs))
-        cut.append(costs.index(best[-1]))
-    groups, at = [], len(ends)
-    while at:
-        groups.append(order[starts[cut[at]] : starts[at]])
-        at = cut[at]
-    return groups[::-1]
-
-
-@lru_cache(maxsize=4)
-def _plan(cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, dtype: torch.dtype, flash_from: int) -> _Plan:
-    """Sorts sequences into stacks. Every layer of a step asks with the same boundaries, so the answer is kept.
-
-    As many answers are kept as one step asks for: what stays longer lies between the memory of later steps.
-    """
-    cu_q, cu_k = (np.frombuffer(x, np.int32).astype(np.int64) for x in (cu_q_bytes, cu_k_bytes))
-    q_lengths, k_lengths = np.diff(cu_q), np.diff(cu_k)
-    if len(q_lengths) and min(q_lengths.min(), k_lengths.min()) <= 0:
-        raise ValueError("attend: a sequence without a token; leave empty texts out of the batch")
-    if causal and (k_lengths < q_lengths).any():
-        raise ValueError("attend: a causal sequence has fewer keys than queries")
-    exact = (q_lengths >= flash_from) & (k_lengths >= flash_from) & ((q_lengths == k_lengths) | (not causal))
-    stacks = []
-    shapes, which = np.unique(np.stack([q_lengths, k_lengths])[:, exact], axis=1, return_inverse=True)
-    for number in range(shapes.shape[1]):
-        chosen = np.flatnonzero(exact)[which.reshape(-1) == number]
-        stacks.append(_make_stack(cu_q, cu_k, chosen, dtype, causal=causal, flash=True))
-    others = np.flatnonzero(~exact)
-    for group in _groups(q_lengths[others], k_lengths[others], heads):
-        chosen = np.sort(others[group])
-        scores = heads * int(_rounded(q_lengths[chosen].max()) * _rounded(k_lengths[chosen].max()))
-        num_parts = -(-len(chosen) * scores // _SCORES_AT_ONCE)
-        for part in np.array_split(chosen, min(num_parts, len(chosen))):
-            stacks.append(_make_stack(cu_q, cu_k, part, dtype, causal=causal, flash=False))
-    spans = [(stack.q, [part[:2] for part in stack.parts]) for stack in stacks]
-    whole = [(stack.k, [(0, stack.k.rows.shape[1])]) for stack in stacks]
-    return _Plan(tuple(stacks), _order(spans, int(cu_q[-1]), heads), _order(whole, int(cu_k[-1]), heads))
-
-
-def _plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> _Plan:
+def _plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> _BucketPlan:
     flash_from = FLASH_FROM if q.dtype == torch.float32 else 2**31
     return _plan(cu_q.numpy().tobytes(), cu_k.numpy().tobytes(), q.shape[1], causal, q.dtype, flash_from)
 
 
-def _reader(x: Tensor) -> Callable[[_Side], Tensor]:
-    """Returns a function from a side of a stack to its block (B, H, T, K), one copy, also of a slice of a larger tensor."""
+# Every layer of a step needs the same plan. More would stay allocated between the memory of later steps.
+@lru_cache(maxsize=4)
+def _plan(
+    cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, dtype: torch.dtype, flash_from: int
+) -> _BucketPlan:
+    """Sort sequences into buckets; raise ValueError for sequences that `attend` does not accept."""
+    cu_q, cu_k = (np.frombuffer(x, np.int32).astype(np.int64) for x in (cu_q_bytes, cu_k_bytes))
+    q_lengths, k_lengths = np.diff(cu_q), np.diff(cu_k)
+    if len(q_lengths) and min(q_lengths.min(), k_lengths.min()) <= 0:
+        raise ValueError("attend: a sequence is empty. Leave empty sequences out of the batch.")
+    if causal and (k_lengths < q_lengths).any():
+        raise ValueError("attend: a causal sequence has fewer keys than queries.")
+
+    # Long sequences: one flash bucket for each exact shape.
+    is_flash = (q_lengths >= flash_from) & (k_lengths >= flash_from) & ((q_lengths == k_lengths) | (not causal))
+    buckets = []
+    shapes, shape_index = np.unique(np.stack([q_lengths, k_lengths])[:, is_flash], axis=1, return_inverse=True)
+    for number in range(shapes.shape[1]):
+        chosen = np.flatnonzero(is_flash)[shape_index.reshape(-1) == number]
+        buckets.append(_make_bucket(cu_q, cu_k, chosen, dtype, causal=causal, flash=True))
+
+    # Others: buckets of similar lengths, each split so that its scores fit in the cache.
+    others = np.flatnonzero(~is_flash)
+    for group in _group_by_length(q_lengths[others], k_lengths[others], heads):
+        chosen = np.sort(others[group])
+        scores = heads * int(_round_up(q_lengths[chosen].max()) * _round_up(k_lengths[chosen].max()))
+        num_parts = -(-len(chosen) * scores // _BUCKET_SCORES)
+        for part in np.array_split(chosen, min(num_parts, len(chosen))):
+            buckets.append(_make_bucket(cu_q, cu_k, part, dtype, causal=causal, flash=False))
+
+    q_blocks = [(bucket.q, [chunk[:2] for chunk in bucket.chunks]) for bucket in buckets]
+    k_blocks = [(bucket.k, [(0, bucket.k.rows.shape[1])]) for bucket in buckets]
+    return _BucketPlan(
+        tuple(buckets), _flat_order(q_blocks, int(cu_q[-1]), heads), _flat_order(k_blocks, int(cu_k[-1]), heads)
+    )
+
+
+def _group_by_length(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np.ndarray]:
+    """Group sequences of similar length: sort them, and split where scores and buckets cost least in total.
+
+    A bucket computes the product of its maximum lengths for each sequence, and costs `_BUCKET_COST` itself.
+    """
+    if not len(k_lengths):
+        return []
+    order = np.lexsort((q_lengths, k_lengths))
+    max_k = _round_up(k_lengths[order])
+    max_q = _round_up(np.maximum.accumulate(q_lengths[order]))
+    # Candidate bounds: where the rounded length changes.
+    ends = np.append(np.flatnonzero(np.diff(max_k)) + 1, len(order))
+    starts = np.concatenate([[0], ends])
+
+    # Dynamic program: minimum cost of the sequences up to each bound, and the start of their last group.
+    best, split = [0.0], [0]
+    for end in ends:
+        area = heads * float(max_q[end - 1] * max_k[end - 1])
+        costs = [cost + _BUCKET_COST + (end - start) * area for cost, start in zip(best, starts, strict=False)]
+        best.append(min(costs))
+        split.append(costs.index(best[-1]))
+
+    # Follow the splits back from the end.
+    groups, number = [], len(ends)
+    while number:
+        groups.append(order[starts[split[number]] : starts[number]])
+        number = split[number]
+    return groups[::-1]
+
+
+def _make_bucket(
+    cu_q: np.ndarray, cu_k: np.ndarray, chosen: np.ndarray, dtype: torch.dtype, *, causal: bool, flash: bool
+) -> _LengthBucket:
+    multiple = 1 if flash else _LENGTH_MULTIPLE
+    q_rows, q_real = _padded_rows(cu_q, chosen, multiple)
+    k_rows, k_real = _padded_rows(cu_k, chosen, multiple)
+    num_q, num_k = q_rows.shape[1], k_rows.shape[1]
+    hidden = ~k_real[:, None, None, :]
+    chunks: tuple[_QueryChunk, ...] = ((0, num_q, num_k, 0),)
+    if causal and not flash:
+        shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
+        later = np.arange(num_k) > np.arange(num_q)[:, None] + shift
+        if shift.any():
+            # Padded queries see all keys, so that their softmax is finite.
+            hidden = (hidden | later) & q_real[:, None, :, None]
+        else:
+            # Padded keys come after all real queries: the causal mask hides them too, and one serves all.
+            hidden = later[:1]
+            size = max(_CAUSAL_QUERIES, int(_round_up(num_q / (2 if num_q < 512 else 4))))
+            chunks = tuple((i, min(i + size, num_q), min(i + size, num_k), i) for i in range(0, num_q, size))
+    bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0).to(dtype) if not flash and hidden.any() else None
+    return _LengthBucket(_make_side(q_rows, q_real), _make_side(k_rows, k_real), bias, flash, chunks)
+
+
+def _padded_rows(cu: np.ndarray, chosen: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return token numbers (B, T) of the chosen sequences, padded with the first token, and whether they are real."""
+    lengths = cu[chosen + 1] - cu[chosen]
+    positions = np.arange(_round_up(lengths.max(), multiple))
+    real = positions < lengths[:, None]
+    return np.where(real, cu[chosen][:, None] + positions, cu[chosen][:, None]), real
+
+
+def _make_side(rows: np.ndarray, real: np.ndarray) -> _PaddedSide:
+    return _PaddedSide(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real[:, None, :, None]))
+
+
+def _flat_order(sides: Sequence[tuple[_PaddedSide, Sequence[tuple[int, int]]]], num_tokens: int, heads: int) -> Tensor:
+    """Return the index (N * H) of each head of each token in blocks (B, H, T), one for each range of positions of a side."""
+    order, offset = np.empty((num_tokens, heads), np.int64), 0
+    for side, ranges in sides:
+        rows = side.rows.numpy()
+        real = np.ones_like(rows, bool) if side.is_real is None else side.is_real.numpy()[:, 0, :, 0]
+        for first, stop in ranges:
+            index = offset + np.arange(len(rows) * heads * (stop - first)).reshape(len(rows), heads, -1)  # (B, H, T)
+            order[rows[:, first:stop][real[:, first:stop]]] = index.swapaxes(1, 2)[real[:, first:stop]]
+            offset += index.size
+    return torch.from_numpy(order.reshape(-1))
+
+
+# Gather flat tokens into blocks, and back.
+
+
+def _gatherer(x: Tensor) -> Callable[[_PaddedSide], Tensor]:
+    """Return a function from a side of a bucket to its block (B, H, T, K): one copy, also from a slice of a tensor."""
     heads, size = x.shape[1:]
     if x.stride(2) != 1 or x.stride(1) != size or x.stride(0) % size:
         x = x.contiguous()
     step = x.stride(0) // size
     flat = x.as_strided(((x.shape[0] - 1) * step + heads, size), (size, 1))
 
-    def read(side: _Side) -> Tensor:
-        places = side.places(heads, step)
-        return flat.index_select(0, places).view(-1, heads, side.rows.shape[1], size)
+    def gather(side: _PaddedSide) -> Tensor:
+        return flat.index_select(0, side.index(heads, step)).view(-1, heads, side.rows.shape[1], size)
 
-    return read
+    return gather
 
 
-def _gathered(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tensor:
-    """Returns a tensor like the given one from the blocks (B, H, T, *rest) of all stacks, see `_Plan`; rows past the last token are zero.
+def _restore_flat(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tensor:
+    """Return flat tokens in the shape of `like` from blocks (B, H, T, *rest) of all buckets; padding rows are zero.
 
-    To put rows into one block and take them from there in order is several times faster than to write each to its place.
+    Concatenating the blocks and gathering from them is several times faster than scattering each.
     """
     rest = like.shape[2:]
     rows = torch.cat([block.reshape(-1, *rest) for block in blocks])
@@ -239,31 +253,7 @@ def _gathered(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tensor:
     return out
 
 
-def _probabilities(q: Tensor, k: Tensor, stack: _Stack, part: tuple[int, int, int, int]) -> Tensor:
-    """Returns softmax(q k^T / sqrt(K)) for a part of the queries of a block, (B*H, queries, keys).
-
-    Args:
-        q: Of the block, (B*H, T_q, K).
-        k: Likewise, (B*H, T_k, K).
-        stack: That the block is of.
-        part: Which queries, how many keys they see, and how many of these are hidden from none.
-    """
-    first, stop, seen, free = part
-    scores = torch.baddbmm(
-        q.new_empty(1, 1, 1), q[:, first:stop], k[:, :seen].transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5
-    )
-    if stack.bias is not None:
-        bias = stack.bias if stack.bias.shape[2] == 1 else stack.bias[:, :, first:stop]
-        scores.view(len(bias), -1, stop - first, seen)[..., free:].add_(bias[..., free:seen])
-    return torch.softmax(scores, -1)
-
-
-def _forward_bmm(q: Tensor, k: Tensor, v: Tensor, stack: _Stack) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns what each part of a block (B, H, T_q, K) of queries gathers, (B*H, queries, K), and its probabilities."""
-    size = q.shape[-1]
-    flat_q, flat_k, flat_v = (x.view(-1, x.shape[2], size) for x in (q, k, v))
-    probabilities = [_probabilities(flat_q, flat_k, stack, part) for part in stack.parts]
-    return [torch.bmm(p, flat_v[:, : p.shape[2]]) for p in probabilities], probabilities
+# Kernels.
 
 
 def forward_cpu(
@@ -275,32 +265,35 @@ def forward_cpu(
     causal: bool,
     kept: list[list[Tensor] | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Forward; `kept` receives the probabilities of each stack for the backward, as long as there is room for them."""
-    room = 0 if kept is None else _KEPT_SCORES
+    """Return the output (N, H, K) and the log-sum-exp (N, H), which only flash buckets fill.
+
+    `kept` receives the probabilities of each bucket for the backward pass, up to `_KEPT_SCORES`.
+    """
+    budget = 0 if kept is None else _KEPT_SCORES
     if int(cu_q[-1]) > q.shape[0]:
-        raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, there are {q.shape[0]} tokens")
-    read_q, read_k, read_v = _reader(q), _reader(k), _reader(v)
-    blocks, logs = [], []
+        raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, but there are {q.shape[0]} tokens.")
+    gather_q, gather_k, gather_v = _gatherer(q), _gatherer(k), _gatherer(v)
+    outputs, logs = [], []
     plan = _plan_for(q, cu_q, cu_k, causal)
-    for stack in plan.stacks:
-        bq, bk, bv = read_q(stack.q), read_k(stack.k), read_v(stack.k)
-        if stack.flash:
-            block, of_block = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(bq, bk, bv, 0.0, causal)
-            blocks.append(block)
+    for bucket in plan.buckets:
+        bq, bk, bv = gather_q(bucket.q), gather_k(bucket.k), gather_v(bucket.k)  # (B, H, T, K)
+        if bucket.flash:
+            out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(bq, bk, bv, 0.0, causal)
+            outputs.append(out)
         else:
-            of_parts, probabilities = _forward_bmm(bq, bk, bv, stack)
-            of_block = bq.new_zeros(bq.shape[:3], dtype=torch.float32)
-            blocks += of_parts
-        logs.append(of_block)
+            chunk_outputs, probabilities = _forward_bmm(bq, bk, bv, bucket)
+            log = bq.new_zeros(bq.shape[:3], dtype=torch.float32)
+            outputs += chunk_outputs
+        logs.append(log)
         if kept is not None:
-            number = 0 if stack.flash else sum(p.numel() for p in probabilities)
-            is_kept = not stack.flash and number <= room
+            size = 0 if bucket.flash else sum(p.numel() for p in probabilities)
+            is_kept = not bucket.flash and size <= budget
             kept.append(probabilities if is_kept else None)
-            room -= number if is_kept else 0
+            budget -= size if is_kept else 0
     lse = q.new_zeros(q.shape[:2], dtype=torch.float32)
-    if any(stack.flash for stack in plan.stacks):
-        lse = _gathered(logs, plan.q_order, lse)
-    return _gathered(blocks, plan.q_order, q), lse
+    if any(bucket.flash for bucket in plan.buckets):
+        lse = _restore_flat(logs, plan.q_order, lse)
+    return _restore_flat(outputs, plan.q_order, q), lse
 
 
 def backward_cpu(
@@ -315,49 +308,75 @@ def backward_cpu(
     causal: bool,
     kept: list[list[Tensor] | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    read_q, read_k, read_v, read_grad, read_out, read_lse = map(_reader, (q, k, v, grad, out, lse[..., None]))
+    """Return the gradients of q, k and v; probabilities that were not kept are recomputed."""
+    gather_q, gather_k, gather_v, gather_grad, gather_out, gather_lse = map(
+        _gatherer, (q, k, v, grad, out, lse[..., None])
+    )
     plan = _plan_for(q, cu_q, cu_k, causal)
     dq, dk, dv = [], [], []
-    for number, stack in enumerate(plan.stacks):
-        bq, bk, bv, bg = read_q(stack.q), read_k(stack.k), read_v(stack.k), read_grad(stack.q)
-        if stack.flash:
-            bo, bl = read_out(stack.q), read_lse(stack.q)[..., 0]
-            of_q, of_k, of_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                bg, bq, bk, bv, bo, bl, 0.0, causal
+    for number, bucket in enumerate(plan.buckets):
+        bq, bk, bv, bg = gather_q(bucket.q), gather_k(bucket.k), gather_v(bucket.k), gather_grad(bucket.q)
+        if bucket.flash:
+            block_out, block_lse = gather_out(bucket.q), gather_lse(bucket.q)[..., 0]
+            block_dq, block_dk, block_dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                bg, bq, bk, bv, block_out, block_lse, 0.0, causal
             )
-            of_parts = [of_q]
+            dq.append(block_dq)
         else:
-            of_parts, of_k, of_v = _backward_bmm(bg, bq, bk, bv, stack, kept[number] if kept else None)
-        dq += of_parts
-        dk.append(of_k)
-        dv.append(of_v)
-    return _gathered(dq, plan.q_order, q), _gathered(dk, plan.k_order, k), _gathered(dv, plan.k_order, v)
+            chunk_dq, block_dk, block_dv = _backward_bmm(bg, bq, bk, bv, bucket, kept[number] if kept else None)
+            dq += chunk_dq
+        dk.append(block_dk)
+        dv.append(block_dv)
+    return (
+        _restore_flat(dq, plan.q_order, q),
+        _restore_flat(dk, plan.k_order, k),
+        _restore_flat(dv, plan.k_order, v),
+    )
+
+
+def _forward_bmm(q: Tensor, k: Tensor, v: Tensor, bucket: _LengthBucket) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the output (B*H, queries, K) and the probabilities of each chunk of queries."""
+    size = q.shape[-1]
+    q, k, v = (x.view(-1, x.shape[2], size) for x in (q, k, v))  # (B*H, T, K)
+    probabilities = [_probabilities(q, k, bucket, chunk) for chunk in bucket.chunks]
+    return [torch.bmm(p, v[:, : p.shape[2]]) for p in probabilities], probabilities
+
+
+def _probabilities(q: Tensor, k: Tensor, bucket: _LengthBucket, chunk: _QueryChunk) -> Tensor:
+    """Return softmax(q k^T / sqrt(K) + bias) of a chunk, (B*H, queries, keys), for q (B*H, T_q, K) and k (B*H, T_k, K)."""
+    first, stop, num_keys, num_unmasked = chunk
+    scores = torch.baddbmm(
+        q.new_empty(1, 1, 1), q[:, first:stop], k[:, :num_keys].transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5
+    )
+    if bucket.bias is not None:
+        bias = bucket.bias if bucket.bias.shape[2] == 1 else bucket.bias[:, :, first:stop]
+        by_sequence = scores.view(len(bias), -1, stop - first, num_keys)  # (B or 1, H or B*H, queries, keys)
+        by_sequence[..., num_unmasked:].add_(bias[..., num_unmasked:num_keys])
+    return torch.softmax(scores, -1)
 
 
 def _backward_bmm(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, stack: _Stack, kept: list[Tensor] | None
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bucket: _LengthBucket, kept: list[Tensor] | None
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Returns the gradients of each part of the queries of a block (B, H, T, K), of its keys and of its values, (B*H, T, K) each.
-
-    Probabilities that were not kept are computed again.
-    """
+    """Return the gradients of each chunk of queries, of the keys and of the values of a block, (B*H, T, K) each."""
     b, h, _, size = q.shape
-    if stack.q.is_real is not None:
-        grad.mul_(stack.q.is_real)
-    q, k, v, grad = (x.view(b * h, -1, size) for x in (q, k, v, grad))
-    nothing = q.new_empty(1, 1, 1)
-    dq, dk, dv = [], nothing, nothing
-    for number, part in reversed(list(enumerate(stack.parts))):  # the last one sees all keys, the others add to it
-        first, stop, seen, _ = part
-        p = kept[number] if kept is not None else _probabilities(q, k, stack, part)
-        of_part = grad[:, first:stop]
-        dp = torch.bmm(of_part, v[:, :seen].transpose(1, 2))
+    if bucket.q.is_real is not None:
+        grad.mul_(bucket.q.is_real)
+    q, k, v, grad = (x.view(b * h, -1, size) for x in (q, k, v, grad))  # (B*H, T, K)
+    unused = q.new_empty(1, 1, 1)
+    dq, dk, dv = [], unused, unused
+    # The last chunk sees all keys and comes first; the others add to its dk and dv.
+    for number, chunk in reversed(list(enumerate(bucket.chunks))):
+        first, stop, num_keys, _ = chunk
+        p = kept[number] if kept is not None else _probabilities(q, k, bucket, chunk)  # (B*H, queries, keys)
+        dout = grad[:, first:stop]
+        dp = torch.bmm(dout, v[:, :num_keys].transpose(1, 2))
         ds = torch.ops.aten._softmax_backward_data(dp, p, -1, dp.dtype)
-        dq.append(torch.baddbmm(nothing, ds, k[:, :seen], beta=0, alpha=size**-0.5))
-        if number == len(stack.parts) - 1:
-            dv = torch.bmm(p.transpose(1, 2), of_part)
-            dk = torch.baddbmm(nothing, ds.transpose(1, 2), q[:, first:stop], beta=0, alpha=size**-0.5)
+        dq.append(torch.baddbmm(unused, ds, k[:, :num_keys], beta=0, alpha=size**-0.5))
+        if number == len(bucket.chunks) - 1:
+            dv = torch.bmm(p.transpose(1, 2), dout)
+            dk = torch.baddbmm(unused, ds.transpose(1, 2), q[:, first:stop], beta=0, alpha=size**-0.5)
         else:
-            dv[:, :seen].baddbmm_(p.transpose(1, 2), of_part)
-            dk[:, :seen].baddbmm_(ds.transpose(1, 2), q[:, first:stop], alpha=size**-0.5)
+            dv[:, :num_keys].baddbmm_(p.transpose(1, 2), dout)
+            dk[:, :num_keys].baddbmm_(ds.transpose(1, 2), q[:, first:stop], alpha=size**-0.5)
     return dq[::-1], dk, dv

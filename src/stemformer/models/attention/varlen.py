@@ -1,17 +1,19 @@
-"""Attention over flat tokens: `attend()`, the only place that knows where one sequence ends and the next begins.
+"""Variable-length attention over flat tokens: `attend()`, the only function that knows sequence boundaries.
 
-A batch is one run of `N` tokens with `cu_seqlens` (S+1,) as boundaries; nothing is padded outside this file. Which kernel runs inside
-is decided by device, dtype and length, from the measured table in `docs/benchmarks.md`:
+A batch is `N` flat tokens with boundaries `cu_seqlens` (S+1,); nothing is padded outside this room.
+The kernel depends on device, dtype and length, from the measurements in `docs/benchmarks.md`:
 
 | device | dtype | length | kernel |
 |---|---|---|---|
-| CPU | float32 | below 384 | `bmm`: sequences of about one length stacked, matrix products, backward by hand; causal queries in parts |
-| CPU | float32 | from 384 | `flash`: PyTorch's CPU flash kernel on sequences of exactly one length |
-| CPU | other | any | `bmm` |
-| CUDA | float16, bfloat16 | any | `torch.nn.attention.varlen.varlen_attn`, for head sizes that it takes |
-| other | any | any | `padded`: one padded block, `scaled_dot_product_attention` |
+| CPU | float32 | below 384 | `cpu.py`: length buckets, batched matrix products, hand-written backward |
+| CPU | float32 | from 384 | `cpu.py`: PyTorch's CPU flash kernel on sequences of exactly one length |
+| CPU | other | any | `cpu.py`: length buckets |
+| CUDA | float16, bfloat16 | any | `torch.nn.attention.varlen.varlen_attn`, for the head sizes it supports |
+| other | any | any | `_attend_padded`: one padded block, `scaled_dot_product_attention` |
 
-Source: Vaswani et al. 2017, section 3.2.1 (scaled dot products); Dao et al. 2022 (recomputing probabilities in the backward).
+This file holds the public functions, the operators through which the CPU kernels are compiled, and the
+padded kernel. Source: Vaswani et al. 2017, section 3.2.1 (scaled dot-product attention); Dao et al. 2022
+(recomputation of probabilities in the backward pass).
 """
 
 from functools import lru_cache
@@ -36,21 +38,22 @@ def attend(
     max_k: int,
     causal: bool = False,
 ) -> Float[Tensor, "N H K"]:
-    """Returns softmax(q k^T / sqrt(K)) v, each sequence for itself.
+    """Return softmax(q k^T / sqrt(K)) v within each sequence.
 
     Args:
-        q: Queries of all sequences, one after the other.
-        k: Keys; sequence `s` of the queries looks at sequence `s` of the keys.
+        q: Queries of all sequences, concatenated.
+        k: Keys; sequence `s` of the queries attends to sequence `s` of the keys.
         v: Values.
-        cu_q: int32 offsets at which the query sequences begin; the last entry is N. On the CPU there may be more rows than that, which
-            belong to no sequence: zeros come out.
-        cu_k: The same for keys and values.
-        max_q: Length of the longest query sequence, a Python int.
-        max_k: Length of the longest key sequence.
-        causal: Query i of a sequence sees key j only if `j <= i + len_k - len_q` (aligned at the bottom right).
+        cu_q: int32 boundaries of the query sequences; the last entry is N. On the CPU, more rows may
+            follow as padding; their output is zero.
+        cu_k: int32 boundaries of the key sequences.
+        max_q: Maximum length of a query sequence.
+        max_k: Maximum length of a key sequence.
+        causal: Query i of a sequence attends to key j only if `j <= i + len_k - len_q` (aligned at the
+            bottom right).
 
     Raises:
-        ValueError: A sequence has no token, or (causal) fewer keys than queries.
+        ValueError: A sequence is empty, or (causal) has fewer keys than queries.
 
     Example:
         >>> import torch
@@ -60,6 +63,7 @@ def attend(
         torch.Size([5, 2, 4])
     """
     out: Tensor
+    # CUDA in half precision: PyTorch's variable-length flash kernel.
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[2] % 8 == 0 and q.shape[2] <= 256:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -67,15 +71,20 @@ def attend(
         out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[assignment]
         return out
     if not len(q):
-        raise ValueError("attend: no tokens; leave empty texts out of the batch")
+        raise ValueError("attend: there are no tokens. Leave empty sequences out of the batch.")
+
+    # Other devices and dtypes: one padded block.
     if q.device.type != "cpu":
-        return _padded(q, k, v, cu_q, cu_k, max_q, max_k, causal)
+        return _attend_padded(q, k, v, cu_q, cu_k, max_q, max_k, causal)
+
+    # CPU. A compiled graph needs the operator; eager mode avoids its overhead, and keeps probabilities.
     if torch.compiler.is_compiling():
         out = _attend(q, k, v, cu_q, cu_k, causal)[0]
-    else:  # without what the operator's wrapping costs in Python, and with room for more than tensors
-        is_trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        with torch.autocast("cpu", enabled=False):  # in the dtype that was given
-            out = _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, is_trained)[0]  # type: ignore[no-untyped-call]
+    else:
+        needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        # Compute in the dtype of the inputs.
+        with torch.autocast("cpu", enabled=False):
+            out = _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, needs_grad)[0]  # type: ignore[no-untyped-call]
     return out
 
 
@@ -87,20 +96,17 @@ def attend_cached(
     values: Float[Tensor, "SH P K"],
     mask: Float[Tensor, "S 1 1 P"] | None = None,
 ) -> Float[Tensor, "S HK"]:
-    """Returns what a new token of each sequence gathers from itself and all before it, whose keys and values a cache holds; for decoding.
+    """Write one new token of each sequence to the cache and return its attention output, heads concatenated.
 
-    Two batched products: PyTorch's kernel takes up to twice as long for a single query a sequence. Each operation more costs some
-    microseconds, in a step that takes a millisecond.
+    Two batched products: PyTorch's kernel takes up to twice as long for one query per sequence. Each
+    further operation costs some microseconds, in a step that takes a millisecond.
 
     Args:
-        qkv: Query, key and value of the next token of each sequence.
-        new: Where the cache takes its key and value; the last of the P places.
-        keys: Of the cache, of all places up to its own, heads of one sequence after those of the other.
-        values: Likewise.
-        mask: Added to the scores of the P places; needed where some are empty.
-
-    Returns:
-        For each sequence, its heads one after the other.
+        qkv: Query, key and value of the new tokens.
+        new: Last column of the cache, where their keys and values are written.
+        keys: Cached keys of all P columns, the new one included; heads of a sequence are adjacent.
+        values: Cached values of all P columns.
+        mask: Added to the scores; needed where the cache is padded.
 
     Example:
         >>> import torch
@@ -114,24 +120,27 @@ def attend_cached(
     q, kv = qkv.split_with_sizes((1, 2), 1)
     new.copy_(kv)
     q = (q if q.dtype == keys.dtype else q.to(keys.dtype)).reshape(-1, 1, size)  # (S * H, 1, K)
-    scores = torch.baddbmm(_nothing(q.device, q.dtype), q, keys, beta=0, alpha=size**-0.5)
+    scores = torch.baddbmm(_unused_input(q.device, q.dtype), q, keys, beta=0, alpha=size**-0.5)  # (S * H, 1, P)
     if mask is not None:
         scores.view(num_sequences, -1, 1, scores.shape[2]).add_(mask)
-    return torch.bmm(scores.softmax(-1), values).view(num_sequences, -1)
+    return torch.bmm(scores.softmax(-1), values).view(num_sequences, -1)  # (S, H * K)
 
 
 @lru_cache
-def _nothing(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Returns what `baddbmm` takes for a sum that it does not look at."""
+def _unused_input(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return an input for `baddbmm`, which ignores it at beta=0."""
     return torch.empty(1, 1, 1, device=device, dtype=dtype)
 
 
-def _run(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Forward; also the log of each softmax's denominator, (N, H) in float32, which only the flash kernel fills and needs."""
+# Operators for compiled graphs.
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Return output and log-sum-exp (N, H) in float32, which only the flash kernel fills and needs."""
     return forward_cpu(q, k, v, cu_q, cu_k, causal)
 
 
-_attend = torch.library.custom_op("stemformer::attend", _run, mutates_args=())
+_attend = torch.library.custom_op("stemformer::attend", _forward, mutates_args=())
 
 
 @_attend.register_fake
@@ -139,7 +148,7 @@ def _attend_fake(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, ca
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
-def _run_backward(
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -150,11 +159,10 @@ def _run_backward(
     cu_k: Tensor,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward: gradients of q, k and v. Probabilities are computed again."""
     return backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, causal)
 
 
-_attend_backward = torch.library.custom_op("stemformer::attend_backward", _run_backward, mutates_args=())
+_attend_backward = torch.library.custom_op("stemformer::attend_backward", _backward, mutates_args=())
 
 
 @_attend_backward.register_fake
@@ -186,11 +194,11 @@ _attend.register_autograd(_differentiate, setup_context=_save)
 
 
 class _AttendOnCpu(torch.autograd.Function):
-    """The same without the operator's wrapping; of short sequences, probabilities are kept for the backward."""
+    """The CPU kernels in eager mode; probabilities of short sequences are kept for the backward pass."""
 
     @staticmethod
-    def forward(q, k, v, cu_q, cu_k, causal, is_trained):  # type: ignore[no-untyped-def]
-        kept: list[list[Tensor] | None] | None = [] if is_trained else None
+    def forward(q, k, v, cu_q, cu_k, causal, needs_grad):  # type: ignore[no-untyped-def]
+        kept: list[list[Tensor] | None] | None = [] if needs_grad else None
         return (*forward_cpu(q, k, v, cu_q, cu_k, causal, kept), kept)
 
     @staticmethod
@@ -202,32 +210,39 @@ class _AttendOnCpu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
-        kept, ctx.kept = ctx.kept, None  # they go now, not with the graph; a second backward computes them again
+        # Free the probabilities now rather than with the graph; a second backward recomputes them.
+        kept, ctx.kept = ctx.kept, None
         q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors
         return (*backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, ctx.causal, kept), None, None, None, None)
 
 
-def _padded(
+# Other devices.
+
+
+def _attend_padded(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool
 ) -> Tensor:
-    """Returns what `attend` returns, through one block (S, H, max, K); never waits for the device."""
-    q_places, q_real = _places(cu_q, max_q)
-    k_places, k_real = _places(cu_k, max_k)
-    visible = k_real[:, None, :].expand(-1, max_q, -1)
+    """Compute `attend` on one padded block, without synchronization with the device."""
+    # Boolean mask of visible keys; padded queries see all keys, so that their softmax is finite.
+    q_rows, q_real = _padded_rows(cu_q, max_q)  # (S, max_q)
+    k_rows, k_real = _padded_rows(cu_k, max_k)  # (S, max_k)
+    visible = k_real[:, None, :].expand(-1, max_q, -1)  # (S, max_q, max_k)
     if causal:
         shift = ((cu_k[1:] - cu_k[:-1]) - (cu_q[1:] - cu_q[:-1]))[:, None, None]
-        steps_q, steps_k = (torch.arange(n, device=q.device) for n in (max_q, max_k))
-        visible = visible & ((steps_k <= steps_q[:, None] + shift) | ~q_real[:, :, None])
-    bq, bk, bv = (x[places].transpose(1, 2) for x, places in ((q, q_places), (k, k_places), (v, k_places)))
+        q_steps, k_steps = (torch.arange(n, device=q.device) for n in (max_q, max_k))
+        visible = visible & ((k_steps <= q_steps[:, None] + shift) | ~q_real[:, :, None])
+
+    # Gather into (S, H, max, K), attend, and gather back into flat tokens.
+    bq, bk, bv = (x[rows].transpose(1, 2) for x, rows in ((q, q_rows), (k, k_rows), (v, k_rows)))
     out = F.scaled_dot_product_attention(bq, bk, bv, attn_mask=visible[:, None]).transpose(1, 2)  # (S, max_q, H, K)
     token = torch.arange(q.shape[0], device=q.device, dtype=cu_q.dtype)
     sequence = torch.searchsorted(cu_q[1:].contiguous(), token, right=True)
-    return out.reshape(-1, *q.shape[1:]).index_select(0, sequence * max_q + token - cu_q[sequence])
+    return out.reshape(-1, *q.shape[1:]).index_select(0, sequence * max_q + token - cu_q[sequence])  # (N, H, K)
 
 
-def _places(cu: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """Returns token numbers (S, longest), a sequence's first token where it has ended, and where they are real."""
-    steps = torch.arange(longest, device=cu.device, dtype=cu.dtype)
+def _padded_rows(cu: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+    """Return token numbers (S, max_length), padded with the sequence's first token, and whether they are real."""
+    steps = torch.arange(max_length, device=cu.device, dtype=cu.dtype)
     starts = cu[:-1, None]
     real = steps < cu[1:, None] - starts
     return torch.where(real, starts + steps, starts), real

@@ -1,4 +1,4 @@
-"""A GPT that reads on: each token is looked at once, and its keys and values are kept for those that follow."""
+"""Incremental GPT decoding with a key-value cache."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from stemformer.errors import ConfigError
 from stemformer.models.attention.varlen import attend, attend_cached
 from stemformer.models.gpt import Gpt, GptConfig, GptLayer
-from stemformer.models.heads import CausalLmHead
 from stemformer.models.inference.kv_cache import KeyValueCache
 from stemformer.models.inference.linear_kernels import LinearKernel, make_linear_kernel
 from stemformer.models.layers import pad_to_bucket
@@ -18,142 +17,144 @@ from stemformer.models.model import Model
 
 
 class GptDecoder:
-    """A GPT laid out for decoding: the same numbers as the model's own forward, from matrices that are read fast.
+    """A GPT prepared for decoding: the results of the model's forward, with matrices laid out for fast reads.
 
-    On the CPU states are float32 at least, whatever the weights are, and the matrices are copies (see `models.products`), so memory holds
-    the weights twice, or three times where bfloat16 weights are copied to float32. Making it takes as long as some steps do: who decodes
-    several times with one model keeps it.
+    On the CPU, states are at least float32 and the matrices are copies (see `inference.linear_kernels`),
+    so that memory holds the weights twice. Construction takes as long as some decoding steps: keep the
+    decoder to decode several times with one model.
 
     Args:
-        model: A GPT with its head. What it is trained further does not arrive here.
-        rows: How many texts go on at once, at most.
-        steps: How many tokens are read one by one.
+        model: A GPT with its causal-LM head. Later training of it has no effect here.
+        rows: Maximum number of sequences decoded in parallel.
+        steps: Expected number of decoding steps.
 
     Attributes:
-        config: Of the body.
-        cache: Of the texts that were begun last.
+        config: Config of the body.
+        cache: Cache of the current batch.
 
     Raises:
-        ConfigError: The model is not a GPT with its head.
+        ConfigError: The model has no causal-LM head.
 
     Example:
+        >>> from stemformer.models.gpt import GptConfig
         >>> from stemformer.models.model import make_model
-        >>> config = GptConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-        >>> reader = CachedGpt(make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)))
-        >>> scores = reader.begin([[3, 1, 4], [1, 5]], room=10)
-        >>> reader.step(scores.argmax(-1)).shape
+        >>> config = GptConfig(
+        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ... )
+        >>> decoder = GptDecoder(make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)))
+        >>> logits = decoder.prefill([[3, 1, 4], [1, 5]], max_length=10)
+        >>> decoder.decode_step(logits.argmax(-1)).shape
         torch.Size([2, 50])
     """
 
     cache: KeyValueCache
 
     def __init__(self, model: Model, *, rows: int = 1, steps: float = torch.inf) -> None:
+        if "causal_lm" not in model.heads:
+            raise ConfigError("This model has no causal-LM head, so it cannot generate text. Use a GPT.")
         body = model.body
-        if not isinstance(body, Gpt) or "causal_lm" not in model.heads:
-            raise ConfigError("this model was not trained on the next word, so it cannot generate: give a GPT")
+        assert isinstance(body, Gpt)
         self.config: GptConfig = body.config
         self._word = body.embeddings.word.weight.detach()
-        is_low = self._word.device.type == "cpu" and self._word.dtype.itemsize < 4
-        self._dtype = torch.float32 if is_low else self._word.dtype
+        is_low_precision = self._word.device.type == "cpu" and self._word.dtype.itemsize < 4
+        self._dtype = torch.float32 if is_low_precision else self._word.dtype
         self._position = body.embeddings.position.weight.detach().to(self._dtype)
 
-        def lay_out(layer: nn.Linear, activation: nn.Module | None = None) -> LinearKernel:
+        def make_kernel(layer: nn.Linear, activation: nn.Module | None = None) -> LinearKernel:
             return make_linear_kernel(layer.weight, layer.bias, rows=rows, steps=steps, activation=activation)
 
-        self._layers = [_Layer(layer, lay_out, self._dtype) for layer in body.layers if isinstance(layer, GptLayer)]
+        self._layers = [_Layer(layer, make_kernel, self._dtype) for layer in body.layers]  # type: ignore[arg-type]
         self._norm = _make_norm(body.norm, self._dtype)
-        head = model.heads["causal_lm"]
-        assert isinstance(head, CausalLmHead)
-        output = self._word if head.decoder is None else head.decoder.weight
+        decoder = model.lm_head.decoder
+        output = self._word if decoder is None else decoder.weight
         self._head = make_linear_kernel(output, None, rows=rows, steps=steps)
 
-    def begin(self, texts: Sequence[Sequence[int]], room: int) -> Float[Tensor, "S V"]:
-        """Returns scores of the token behind each text, and forgets all texts before. Nothing is padded but the cache.
+    def prefill(self, prompts: Sequence[Sequence[int]], max_length: int) -> Float[Tensor, "S V"]:
+        """Start a new batch: compute the prompts and return the logits of each next token.
 
         Args:
-            texts: Ids, of whatever lengths; none is empty.
-            room: Tokens of the longest, with those to come.
+            prompts: Token ids; lengths may differ, but none is empty. Only the cache is padded.
+            max_length: Maximum number of tokens of a sequence, new tokens included.
 
         Raises:
-            ValueError: There is no room for the texts.
+            ValueError: A prompt is longer than `max_length`.
         """
         config, device = self.config, self._word.device
-        lengths = list(map(len, texts))
+        lengths = list(map(len, prompts))
         self.cache = KeyValueCache(
             config.num_hidden_layers,
             lengths,
-            room,
+            max_length,
             config.num_attention_heads,
             config.hidden_size // config.num_attention_heads,
             device=device,
             dtype=self._dtype,
         )
-        ids = torch.tensor([token for text in texts for token in text], device=device)  # (N,)
+        ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)  # (N,)
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-        places = torch.cat([torch.arange(length, device=device) for length in lengths])
-        x = pad_to_bucket(self._embedded(ids, torch.embedding(self._position, places)))
-        kept, at = self.cache.first_places(places)
-        for layer, of_layer in zip(self._layers, kept, strict=True):
-            x = layer.read(x, cu_seqlens, max(lengths), of_layer, at)
-        return self._scores(self._norm(x[cu_seqlens[1:].long() - 1]))
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+        x = pad_to_bucket(self._embed(ids, torch.embedding(self._position, positions)))
+        blocks, slots = self.cache.prompt_slots(positions)
+        for layer, block in zip(self._layers, blocks, strict=True):
+            x = layer.prefill(x, cu_seqlens, max(lengths), block, slots)
+        return self._logits(self._norm(x[cu_seqlens[1:].long() - 1]))
 
-    def step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
-        """Returns scores of the token behind the next one of each text.
+    def decode_step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
+        """Append one token to each sequence and return the logits of the next.
 
         Raises:
-            ValueError: The cache has no room for it.
+            ValueError: The cache is full.
         """
         cache = self.cache
-        if cache.is_even:
-            places = self._position.narrow(0, cache.longest, 1)
+        if cache.has_padding:
+            positions = torch.embedding(self._position, cache.positions)  # (S, D)
         else:
-            places = torch.embedding(self._position, cache.positions)
-        x = self._embedded(tokens, places)
-        layers = cache.grow()
-        mask = cache.mask()
-        for layer, (new, keys, values) in zip(self._layers, layers, strict=True):
-            x = layer(x, new, keys, values, mask)
-        return self._scores(self._norm(x))
+            positions = self._position.narrow(0, cache.length, 1)  # (1, D)
+        x = self._embed(tokens, positions)
+        blocks, mask = cache.grow(), cache.mask()
+        for layer, (new, keys, values) in zip(self._layers, blocks, strict=True):
+            x = layer.decode_step(x, new, keys, values, mask)
+        return self._logits(self._norm(x))
 
-    def _embedded(self, ids: Int[Tensor, "R"], positions: Float[Tensor, "_ D"]) -> Float[Tensor, "R D"]:
+    def _embed(self, ids: Int[Tensor, "R"], positions: Float[Tensor, "_ D"]) -> Float[Tensor, "R D"]:
         x = torch.embedding(self._word, ids)
         return (x if x.dtype == self._dtype else x.to(self._dtype)) + positions
 
-    def _scores(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
-        scores = self._head(states)
-        return scores if scores.dtype == torch.float32 else scores.float()
+    def _logits(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
+        logits = self._head(states)
+        return logits if logits.dtype == torch.float32 else logits.float()
 
 
 class _Layer:
-    """What `models.gpt.GptLayer` does in evaluation mode, to texts as wholes and then to one token of each after the other."""
+    """`models.gpt.GptLayer` in evaluation mode, for prompts and then for one token of each sequence."""
 
-    def __init__(self, layer: GptLayer, lay_out: Callable[..., LinearKernel], dtype: torch.dtype) -> None:
+    def __init__(self, layer: GptLayer, make_kernel: Callable[..., LinearKernel], dtype: torch.dtype) -> None:
         self.num_heads, self._dtype = layer.attention.num_heads, dtype
         self.attention_norm = _make_norm(layer.attention_norm, dtype)
-        self.qkv, self.out = lay_out(layer.attention.qkv), lay_out(layer.attention.out)
+        self.qkv, self.out = make_kernel(layer.attention.qkv), make_kernel(layer.attention.out)
         self.feed_forward_norm = _make_norm(layer.feed_forward_norm, dtype)
         feed_forward = layer.feed_forward
-        self.up, self.down = lay_out(feed_forward.up, feed_forward.activation), lay_out(feed_forward.down)
+        self.up, self.down = make_kernel(feed_forward.up, feed_forward.activation), make_kernel(feed_forward.down)
 
-    def read(
-        self, x: Tensor, cu_seqlens: Tensor, longest: int, kept: Tensor, at: tuple[Tensor, Tensor]
+    def prefill(
+        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, block: Tensor, slots: tuple[Tensor, Tensor]
     ) -> Float[Tensor, "N D"]:
-        """Returns states of whole texts, flat, and keeps their keys and values; rows behind the texts are left out."""
+        """Return the states of prompts and write their keys and values, except those of padding rows."""
         qkv = self.qkv(self.attention_norm(x)).to(self._dtype).view(len(x), 3, self.num_heads, -1)
-        q, k, v = qkv.unbind(1)
-        kept.index_put_(at, qkv[: len(at[0]), 1:])
-        out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=longest, max_k=longest, causal=True)
-        return self._fed(x + self.out(out.flatten(1)))
+        q, k, v = qkv.unbind(1)  # (N, H, K)
+        block.index_put_(slots, qkv[: len(slots[0]), 1:])
+        out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=max_seqlen, max_k=max_seqlen, causal=True)
+        return self._add_feed_forward(x + self.out(out.flatten(1)))
 
-    def __call__(
+    def decode_step(
         self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Float[Tensor, "S D"]:
-        """Returns states of the next token of each text."""
-        num_texts, _, num_heads, size = new.shape
-        qkv = self.qkv(self.attention_norm(x)).view(num_texts, 3, num_heads, size)
-        return self._fed(x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask)))
+        """Return the states of the next token of each sequence."""
+        num_sequences, _, num_heads, size = new.shape
+        qkv = self.qkv(self.attention_norm(x)).view(num_sequences, 3, num_heads, size)
+        return self._add_feed_forward(x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask)))
 
-    def _fed(self, x: Tensor) -> Float[Tensor, "R D"]:
+    def _add_feed_forward(self, x: Tensor) -> Float[Tensor, "R D"]:
         return x + self.down(self.up(self.feed_forward_norm(x)))
 
 

@@ -1,4 +1,4 @@
-"""A GPT that reads on: each token is looked at once, and its keys and values are kept for those that follow."""
+"""Key-value caches: dense for decoding token by token, flat for prompts shared by several continuations."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,122 +9,125 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """Keys and values of all tokens seen so far, for decoding: dense, with room for the longest text, written in place.
+    """Dense key-value cache of a batch of S sequences, allocated for the maximum length.
 
-    All texts end at the same place: shorter ones begin later, after places that nothing looks at.
+    Sequences are left-padded: all end at the same column, and padding is masked.
 
     Args:
         num_layers: L.
-        lengths: Tokens of each of S texts that are read first, together.
-        room: Places, as many as the longest text may need.
+        lengths: Number of prompt tokens of each sequence.
+        max_length: Number of columns allocated: prompt and new tokens of the longest sequence.
         num_heads: H.
         head_size: K.
-        device: Where it lies.
-        dtype: Of keys and values.
+        device: Device of the cache.
+        dtype: Dtype of keys and values.
 
     Attributes:
-        longest: Places taken so far.
-        room: All that there are.
+        length: Number of columns in use.
+        max_length: Number of columns allocated.
 
     Raises:
-        ValueError: There is no room for the texts.
+        ValueError: A prompt is longer than `max_length`.
     """
 
     def __init__(
         self,
         num_layers: int,
         lengths: Sequence[int],
-        room: int,
+        max_length: int,
         num_heads: int,
         head_size: int,
         *,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.longest, self.room = max(lengths), room
-        self._check_room()
-        is_even = min(lengths) == self.longest
-        make = torch.empty if is_even else torch.zeros  # what is hidden is multiplied by zero, so it must be a number
-        self._keep(make(num_layers, 2, len(lengths), num_heads, room, head_size, device=device, dtype=dtype))
-        self._begins = self.longest - torch.tensor(lengths, device=device)  # (S,)
-        self._hidden: Tensor | None = None  # (S, 1, 1, room), -inf before a text begins
-        if not is_even:
-            before = torch.arange(room, device=device) < self._begins[:, None, None, None]
-            self._hidden = torch.zeros(before.shape, device=device, dtype=dtype).masked_fill(before, -torch.inf)
+        self.length, self.max_length = max(lengths), max_length
+        self._check_length()
+        has_padding = min(lengths) < self.length
+        # Padding is multiplied by zero, so it must be a finite number.
+        make = torch.zeros if has_padding else torch.empty
+        self._set_data(make(num_layers, 2, len(lengths), num_heads, max_length, head_size, device=device, dtype=dtype))
+        self._starts = self.length - torch.tensor(lengths, device=device)  # (S,)
+        self._mask: Tensor | None = None  # (S, 1, 1, max_length), -inf for padding
+        if has_padding:
+            is_padding = torch.arange(max_length, device=device) < self._starts[:, None, None, None]
+            self._mask = torch.zeros(is_padding.shape, device=device, dtype=dtype).masked_fill(is_padding, -torch.inf)
 
-    def _keep(self, kept: Tensor) -> None:
-        self._kept, by_head = kept, kept.flatten(2, 3)  # (L, 2, S, H, room, K), (L, 2, S * H, room, K)
-        self._new = kept.permute(0, 2, 4, 1, 3, 5)  # what each step takes slices of
+    def _set_data(self, data: Tensor) -> None:
+        self._data, by_head = data, data.flatten(2, 3)  # (L, 2, S, H, max_length, K), (L, 2, S * H, max_length, K)
+        self._writable = data.permute(0, 2, 4, 1, 3, 5)  # (L, S, max_length, 2, H, K)
         self._keys, self._values = by_head[:, 0].mT, by_head[:, 1]
 
-    def _check_room(self) -> None:
-        if self.longest > self.room:
-            raise ValueError(f"{self.longest} tokens for a cache of {self.room}")
+    def _check_length(self) -> None:
+        if self.length > self.max_length:
+            raise ValueError(f"{self.length} tokens exceed the cache's max_length of {self.max_length}.")
 
     @property
-    def is_even(self) -> bool:
-        """Whether all texts are of one length."""
-        return self._hidden is None
+    def has_padding(self) -> bool:
+        """Whether sequences have different lengths."""
+        return self._mask is not None
 
     @property
     def positions(self) -> Int[Tensor, "S"]:
-        """Place of each text's next token in its text."""
-        return self.longest - self._begins
+        """Position of each sequence's next token."""
+        return self.length - self._starts
 
-    def first_places(
-        self, places: Int[Tensor, "N"]
-    ) -> tuple[tuple[Float[Tensor, "S room 2 H K"], ...], tuple[Int[Tensor, "N"], Int[Tensor, "N"]]]:
-        """Returns for each layer where keys and values of the texts go that are read first, and at which text and place of it each token's.
+    def prompt_slots(
+        self, positions: Int[Tensor, "N"]
+    ) -> tuple[tuple[Float[Tensor, "S P 2 H K"], ...], tuple[Int[Tensor, "N"], Int[Tensor, "N"]]]:
+        """Return each layer's writable block, and the sequence and column of each prompt token in it.
 
         Args:
-            places: Of each token in its text, all texts one after the other.
+            positions: Position of each token in its prompt, all prompts concatenated.
         """
         lengths = self.positions
-        texts = torch.arange(len(lengths), device=places.device).repeat_interleave(lengths)
-        return self._new.unbind(), (texts, places + self._begins[texts])
+        sequences = torch.arange(len(lengths), device=positions.device).repeat_interleave(lengths)
+        return self._writable.unbind(), (sequences, positions + self._starts[sequences])
 
     def grow(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Takes a place for the next token of each text.
+        """Add a column for the next token of each sequence.
 
         Returns:
-            For each layer, where keys and values of the new tokens go, (S, 2, H, K), and the keys (S * H, K, P) and values
-            (S * H, P, K) of all places up to theirs.
+            For each layer, where to write keys and values of the new tokens, (S, 2, H, K), and keys
+            (S * H, K, P) and values (S * H, P, K) of all P columns, the new one included.
 
         Raises:
-            ValueError: There is no room for them.
+            ValueError: The cache is full.
         """
-        place, self.longest = self.longest, self.longest + 1
-        self._check_room()
-        new, keys = self._new.select(2, place), self._keys.narrow(3, 0, self.longest)
-        values = self._values.narrow(2, 0, self.longest)
+        column, self.length = self.length, self.length + 1
+        self._check_length()
+        new, keys = self._writable.select(2, column), self._keys.narrow(3, 0, self.length)
+        values = self._values.narrow(2, 0, self.length)
         return zip(new.unbind(), keys.unbind(), values.unbind(), strict=True)
 
     def mask(self) -> Float[Tensor, "S 1 1 P"] | None:
-        """Returns what is added to the scores of all places taken so far; None where each text sees them all."""
-        return None if self._hidden is None else self._hidden[..., : self.longest]
+        """Return the attention bias of all columns in use; None without padding."""
+        return None if self._mask is None else self._mask[..., : self.length]
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
-        """Keeps these texts, in this order; one may be kept several times. Memory is taken only where there are more than before."""
-        if torch.equal(rows, torch.arange(len(self._begins), device=rows.device)):
+        """Keep these sequences in this order, repeats allowed; allocates only if there are more than before."""
+        if torch.equal(rows, torch.arange(len(self._starts), device=rows.device)):
             return
-        seen = self._kept.narrow(4, 0, self.longest).index_select(2, rows)
-        sizes = list(self._kept.shape)
-        fewer = len(rows) <= sizes[2]
-        self._keep(self._kept.narrow(2, 0, len(rows)) if fewer else seen.new_empty(*sizes[:2], len(rows), *sizes[3:]))
-        self._kept.narrow(4, 0, self.longest).copy_(seen)
-        self._begins = self._begins.index_select(0, rows)
-        if self._hidden is not None:
-            self._hidden = self._hidden.index_select(0, rows)
+        used = self._data.narrow(4, 0, self.length).index_select(2, rows)
+        sizes = list(self._data.shape)
+        fits = len(rows) <= sizes[2]
+        self._set_data(
+            self._data.narrow(2, 0, len(rows)) if fits else used.new_empty(*sizes[:2], len(rows), *sizes[3:])
+        )
+        self._data.narrow(4, 0, self.length).copy_(used)
+        self._starts = self._starts.index_select(0, rows)
+        if self._mask is not None:
+            self._mask = self._mask.index_select(0, rows)
 
 
 @dataclass(frozen=True)
 class PromptCache:
-    """Keys and values of texts that were read, flat, so that several texts may go on from each of them.
+    """Flat key-value cache of prompts, each shared by any number of continuations (`models.gpt.Gpt.prefill`).
 
     Attributes:
-        keys: Of each layer (N, H, K).
-        values: Likewise.
-        cu_seqlens: int32 offsets at which the texts begin, the last entry N.
+        keys: Keys (N, H, K) of each layer.
+        values: Values (N, H, K) of each layer.
+        cu_seqlens: int32 boundaries of the prompts; the last entry is N.
     """
 
     keys: list[Tensor]

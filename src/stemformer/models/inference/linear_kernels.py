@@ -1,16 +1,17 @@
-"""Products of few rows with a matrix, as decoding has them. Their time is that of reading the matrix, so it is laid out to be read fast.
+"""Linear layers for few rows (decoding), bound by memory bandwidth: weights are laid out for fast reads.
 
-| device | weights | rows at most | layout |
+| device | weights | maximum rows | kernel |
 |---|---|---|---|
-| CPU | float32 | 1 | `long runs`: a copy whose longer side is contiguous (MKL); a part for each thread where MKL itself would take one |
-| CPU, Intel's | bfloat16, few | 1 | `long runs` in float32, which hold them exactly |
-| CPU | bfloat16 | 3 | `halves`: panels of float16 (FBGEMM), multiplied in float32; not for large ones where there is AMX |
-| CPU without bfloat16 kernels | bfloat16 | any | `halves`; a float32 copy, laid out as above, where packing does not pay |
-| CPU | float32, bfloat16 | any | `blocks`: oneDNN's own layout |
-| other | any | any | as it is |
+| CPU | float32 | 1 | MKL: copy with the longer side contiguous; one part per thread where MKL would use a single thread |
+| CPU, Intel | bfloat16, small | 1 | MKL on an exact float32 copy |
+| CPU | bfloat16 | 3 | FBGEMM: float16 panels, multiplied in float32; not for large weights with AMX |
+| CPU without bfloat16 kernels | bfloat16 | any | FBGEMM; a float32 copy, laid out as above, if packing does not pay |
+| CPU | float32, bfloat16 | any | oneDNN: its own blocked layout |
+| other | any | any | `F.linear` |
 
-On a CPU without bfloat16 kernels in oneDNN (AVX2), PyTorch's own multiply slowly and round each result to 8 bits, so they are not used.
-Measured in `docs/benchmarks.md`. From 2^-14 on, float16 holds a bfloat16 weight exactly; a smaller one changes by 2^-25 at most.
+On a CPU without bfloat16 kernels in oneDNN (AVX2), PyTorch's own are slow and round each result to 8
+bits, so they are not used. Measured in `docs/benchmarks.md`. From 2^-14 on, float16 holds a bfloat16
+weight exactly; a smaller one changes by at most 2^-25.
 """
 
 from collections.abc import Callable
@@ -21,19 +22,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 LinearKernel = Callable[[Tensor], Tensor]
-"""Rows (R, I) of any dtype to rows (R, O), in float32 or the weight's dtype."""
+"""Function from rows (R, I) of any dtype to rows (R, O), in float32 or the weight's dtype."""
 
 _BLOCK_ROWS = 4
-"""oneDNN reads faster for four rows than for one, two or three; not in bfloat16 with AMX, whose units multiply sixteen at once."""
+"""oneDNN is faster for four rows than for one, two or three; not in bfloat16 with AMX, which multiplies sixteen."""
 
-_FEW_WEIGHTS = 2**19
-"""Fewer weights lie in the cache, where a call costs more than reading them does."""
+_SMALL_WEIGHT = 2**19
+"""Smaller weights stay in the cache, where a call costs more than reading them."""
 
-_STEPS_FOR_A_COPY = 8
-"""Steps in which a copy in runs or blocks has paid for itself."""
+_MIN_STEPS_COPY = 8
+"""Minimum number of calls that pays for an MKL or oneDNN copy."""
 
-_STEPS_FOR_HALVES = 128
-"""The same for halves, whose packing takes 5 to 15 ns a weight."""
+_MIN_STEPS_FP16 = 128
+"""Minimum number of calls that pays for FBGEMM packing, which takes 5 to 15 ns per weight."""
 
 
 def make_linear_kernel(
@@ -44,56 +45,57 @@ def make_linear_kernel(
     steps: float = torch.inf,
     activation: nn.Module | None = None,
 ) -> LinearKernel:
-    """Returns a function from rows x to `activation(x weight^T + bias)`.
+    """Make a function from rows x to `activation(x @ weight.T + bias)`.
 
-    It takes any number of rows, and is fast for as many as were announced. On the CPU it holds a copy of the weight, in float32 where
-    the weight is bfloat16 and neither oneDNN nor float16 can take it.
+    It accepts any number of rows. On the CPU it holds a copy of the weight, in float32 if the weight is
+    bfloat16 and neither oneDNN nor FBGEMM supports it.
 
     Args:
-        weight: Of a linear layer.
-        bias: Likewise.
-        rows: Most rows of a usual call.
-        steps: How often it will be called; a copy is made only where it pays.
-        activation: None for none.
+        weight: Weight of a linear layer.
+        bias: Bias of the layer.
+        rows: Usual maximum number of rows of a call.
+        steps: Expected number of calls; a copy is made only if it pays.
+        activation: Activation of the result.
 
     Example:
-        >>> make_product(torch.eye(2), torch.tensor([1.0, 2.0]), rows=1)(torch.tensor([[3.0, 4.0]]))
+        >>> make_linear_kernel(torch.eye(2), torch.tensor([1.0, 2.0]), rows=1)(torch.tensor([[3.0, 4.0]]))
         tensor([[4., 6.]])
     """
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    lay_out = _layout(weight, rows=rows, steps=steps)
-    if lay_out is not _in_halves and _lacks_kernels(weight):
+    kernel = _choose_kernel(weight, rows=rows, steps=steps)
+    if kernel is not _fbgemm and _lacks_bf16_kernels(weight):
         weight, bias = weight.float(), None if bias is None else bias.float()
-        lay_out = _layout(weight, rows=rows, steps=steps)
-    if lay_out is _in_blocks:
-        return _in_blocks(weight, bias, activation)
-    product = lay_out(weight, bias)
-    return product if activation is None else lambda x: activation(product(x))
+        kernel = _choose_kernel(weight, rows=rows, steps=steps)
+    if kernel is _onednn:
+        return _onednn(weight, bias, activation)
+    linear = kernel(weight, bias)
+    return linear if activation is None else lambda x: activation(linear(x))
 
 
-def _layout(weight: Tensor, *, rows: int, steps: float) -> Callable[[Tensor, Tensor | None], LinearKernel]:
-    if not _is_packable(weight) or steps < _STEPS_FOR_A_COPY:
-        return _as_it_is
-    is_few, is_float32 = weight.numel() < _FEW_WEIGHTS, weight.dtype == torch.float32
-    if rows == 1 and (is_float32 or (is_few and _is_intel())):
-        return _in_long_runs
-    pays = steps >= _STEPS_FOR_HALVES and (rows < _BLOCK_ROWS or _lacks_kernels(weight))
-    is_for_amx = _has_amx() and not is_few
-    return _in_halves if not is_float32 and pays and not is_for_amx and _fits_halves(weight) else _in_blocks
+def _choose_kernel(weight: Tensor, *, rows: int, steps: float) -> Callable[[Tensor, Tensor | None], LinearKernel]:
+    if not _is_packable(weight) or steps < _MIN_STEPS_COPY:
+        return _plain
+    is_small, is_float32 = weight.numel() < _SMALL_WEIGHT, weight.dtype == torch.float32
+    if rows == 1 and (is_float32 or (is_small and _is_intel())):
+        return _mkl
+    pays = steps >= _MIN_STEPS_FP16 and (rows < _BLOCK_ROWS or _lacks_bf16_kernels(weight))
+    uses_amx = _has_amx() and not is_small
+    return _fbgemm if not is_float32 and pays and not uses_amx and _fits_float16(weight) else _onednn
 
 
 def _is_packable(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
+    # These operators are private to PyTorch and may disappear.
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.quantized, "linear_prepack_fp16")):
-        return False  # operators that PyTorch does not promise to keep
+        return False
     if weight.dtype == torch.bfloat16 and _has_bf16_kernels():
         return True
-    is_known = weight.dtype in (torch.float32, torch.bfloat16)
-    return is_known and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    is_supported = weight.dtype in (torch.float32, torch.bfloat16)
+    return is_supported and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
-def _lacks_kernels(weight: Tensor) -> bool:
+def _lacks_bf16_kernels(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not _has_bf16_kernels()
 
 
@@ -110,62 +112,62 @@ def _has_amx() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def _fits_halves(weight: Tensor) -> bool:
+def _fits_float16(weight: Tensor) -> bool:
     largest = float(weight.abs().max())
     return torch.backends.quantized.engine in ("x86", "fbgemm") and largest <= torch.finfo(torch.float16).max
 
 
-def _as_it_is(weight: Tensor, bias: Tensor | None) -> LinearKernel:
+def _plain(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     return lambda x: F.linear(x if x.dtype == weight.dtype else x.to(weight.dtype), weight, bias)
 
 
-def _in_long_runs(weight: Tensor, bias: Tensor | None) -> LinearKernel:
+def _mkl(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     weight, bias = weight.float(), None if bias is None else bias.float()
     parts = 1 if _is_intel() else torch.get_num_threads()
     if parts > 1:
-        return _in_parts(weight, bias, parts)
+        return _mkl_per_thread(weight, bias, parts)
     if weight.shape[0] < weight.shape[1]:
-        return _as_it_is(weight, bias)
-    across = weight.t().contiguous()
-    return lambda x: x @ across if bias is None else torch.addmm(bias, x, across)
+        return _plain(weight, bias)
+    transposed = weight.t().contiguous()
+    return lambda x: x @ transposed if bias is None else torch.addmm(bias, x, transposed)
 
 
-def _in_parts(weight: Tensor, bias: Tensor | None, parts: int) -> LinearKernel:
-    """Long runs, as a batch of products with as many columns each, which MKL gives to as many threads."""
+def _mkl_per_thread(weight: Tensor, bias: Tensor | None, parts: int) -> LinearKernel:
+    """Batch of products with equal numbers of columns, one for each thread."""
     num_out, num_in = weight.shape
-    many, spare = _as_it_is(weight, bias), -num_out % parts
-    split = F.pad(weight, (0, 0, 0, spare)).view(parts, -1, num_in).mT  # (P, I, O / P)
+    plain, padding = _plain(weight, bias), -num_out % parts
+    split = F.pad(weight, (0, 0, 0, padding)).view(parts, -1, num_in).mT  # (P, I, O / P)
     split = split.contiguous() if num_out > num_in else split
     if bias is not None:
-        bias = F.pad(bias, (0, spare)).view(parts, 1, -1)
+        bias = F.pad(bias, (0, padding)).view(parts, 1, -1)
 
-    def product(x: Tensor) -> Tensor:
+    def linear(x: Tensor) -> Tensor:
         if len(x) > 1:
-            return many(x)
-        each = x.expand(parts, 1, num_in)
-        y = torch.bmm(each, split) if bias is None else torch.baddbmm(bias, each, split)
-        return y.view(1, -1)[:, :num_out] if spare else y.view(1, -1)
+            return plain(x)
+        repeated = x.expand(parts, 1, num_in)
+        y = torch.bmm(repeated, split) if bias is None else torch.baddbmm(bias, repeated, split)  # (P, 1, O / P)
+        return y.view(1, -1)[:, :num_out] if padding else y.view(1, -1)
 
-    return product
+    return linear
 
 
-def _in_blocks(weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None) -> LinearKernel:
+def _onednn(weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None) -> LinearKernel:
     blocks, dtype = torch.ops.mkldnn._reorder_linear_weight(weight, 4 * _BLOCK_ROWS), weight.dtype
     multiply = torch.ops.mkldnn._linear_pointwise
     multiple = 1 if dtype == torch.bfloat16 and _has_amx() else _BLOCK_ROWS
-    after = ("gelu", activation.approximate) if isinstance(activation, nn.GELU) else ("none", "")
+    fused = ("gelu", activation.approximate) if isinstance(activation, nn.GELU) else ("none", "")
 
-    def product(x: Tensor) -> Tensor:
-        spare = -len(x) % multiple
-        filled = F.pad(x, (0, 0, 0, spare)) if spare else x
-        y: Tensor = multiply(filled if x.dtype == dtype else filled.to(dtype), blocks, bias, after[0], [], after[1])
-        return y[: len(x)] if spare else y
+    def linear(x: Tensor) -> Tensor:
+        padding = -len(x) % multiple
+        padded = F.pad(x, (0, 0, 0, padding)) if padding else x
+        y: Tensor = multiply(padded if x.dtype == dtype else padded.to(dtype), blocks, bias, fused[0], [], fused[1])
+        return y[: len(x)] if padding else y
 
-    return product if activation is None or after[0] == "gelu" else lambda x: activation(product(x))
+    return linear if activation is None or fused[0] == "gelu" else lambda x: activation(linear(x))
 
 
-def _in_halves(weight: Tensor, bias: Tensor | None) -> LinearKernel:
+def _fbgemm(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     panels = torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
-    multiply, many = torch.ops.quantized.linear_dynamic_fp16, _as_it_is(weight, bias)
-    is_for_all = _lacks_kernels(weight)
-    return lambda x: multiply(x, panels) if is_for_all or len(x) < _BLOCK_ROWS else many(x)
+    multiply, plain = torch.ops.quantized.linear_dynamic_fp16, _plain(weight, bias)
+    any_rows = _lacks_bf16_kernels(weight)
+    return lambda x: multiply(x, panels) if any_rows or len(x) < _BLOCK_ROWS else plain(x)

@@ -1,0 +1,116 @@
+"""Plain reference forward: padded blocks, eager attention, all hidden states and attention weights.
+
+Computes what a body's own forward computes on flat tokens, from the same modules and weights, with
+nothing but matrix products and softmax: no flat tokens, no length buckets, no custom operators. It is
+slower and takes memory for all (T, T) attention weights. Use it where every intermediate result is
+needed (attention maps), where a graph must be exported (`torch.export`), and as the reference in tests.
+
+Source: Vaswani et al. 2017, sections 3.1 to 3.3; norm placement: `norm_first` of the body's layers.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from stemformer.models.bert import Bert, BertLayer
+from stemformer.models.gpt import Gpt, GptLayer
+from stemformer.models.layers import MultiHeadAttention
+
+
+class PlainOutput(NamedTuple):
+    """Result of `plain_forward`.
+
+    Attributes:
+        hidden_states: L + 1 states (B, T, D): the embeddings, then the output of each layer, the last
+            one after the final norm. Those of padding are meaningless.
+        attentions: L attention weights (B, H, T, T): each query's probabilities over the keys. Those of
+            padded queries are meaningless.
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    attentions: tuple[Tensor, ...]
+
+
+def plain_forward(
+    body: Bert | Gpt,
+    input_ids: Int[Tensor, "B T"],
+    attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"],
+    token_type_ids: Int[Tensor, "B T"] | None = None,
+) -> PlainOutput:
+    """Compute all hidden states and attention weights of a body on padded sequences.
+
+    Logits come from the ordinary heads, as in `model.lm_logits(output.hidden_states[-1])`. Dropout
+    follows the body's training mode; export a body in evaluation mode.
+
+    Args:
+        body: Body of a model.
+        input_ids: Token ids; ids of padding must be in the vocabulary, but have no effect.
+        attention_mask: 1 or True for tokens, 0 or False for padding, on either side.
+        token_type_ids: Segment ids; all 0 by default. A GPT ignores them.
+
+    Example:
+        >>> import torch
+        >>> from stemformer.models.gpt import GptConfig
+        >>> config = GptConfig(
+        ...     vocab_size=50, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16
+        ... )
+        >>> ids, mask = torch.tensor([[1, 5, 2], [1, 2, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+        >>> output = plain_forward(Gpt(config), ids, mask)
+        >>> len(output.hidden_states), output.hidden_states[-1].shape, output.attentions[-1].shape
+        (4, torch.Size([2, 3, 8]), torch.Size([2, 2, 3, 3]))
+    """
+    is_token = attention_mask.bool()
+    if token_type_ids is None:
+        token_type_ids = torch.zeros_like(input_ids)
+
+    # Positions count the tokens of a sequence from 0, wherever its padding is.
+    position_ids = (is_token.long().cumsum(1) - 1).clamp(min=0)  # (B, T)
+    x = body.embeddings(input_ids, position_ids, token_type_ids)  # (B, T, D)
+
+    hidden_states, attentions = [x], []
+    for layer in body.layers:
+        x, weights = _layer(layer, x, is_token)  # type: ignore[arg-type]
+        hidden_states.append(x)
+        attentions.append(weights)
+    hidden_states[-1] = body.norm(x)
+    return PlainOutput(tuple(hidden_states), tuple(attentions))
+
+
+def _layer(
+    layer: BertLayer | GptLayer, x: Float[Tensor, "B T D"], is_token: Bool[Tensor, "B T"]
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"]]:
+    """Return the output and the attention weights of a layer."""
+    if layer.norm_first:
+        # Pre-norm: x + f(norm(x)).
+        attended, weights = _self_attention(layer.attention, layer.attention_norm(x), is_token)
+        x = x + layer.dropout(attended)
+        x = x + layer.dropout(layer.feed_forward(layer.feed_forward_norm(x)))
+    else:
+        # Post-norm: norm(x + f(x)).
+        attended, weights = _self_attention(layer.attention, x, is_token)
+        x = layer.attention_norm(x + layer.dropout(attended))
+        x = layer.feed_forward_norm(x + layer.dropout(layer.feed_forward(x)))
+    return x, weights
+
+
+def _self_attention(
+    attention: MultiHeadAttention, x: Float[Tensor, "B T D"], is_token: Bool[Tensor, "B T"]
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"]]:
+    """Return the output and the weights of multi-head self-attention."""
+    b, t, d = x.shape
+    size = d // attention.num_heads
+    q, k, v = attention.qkv(x).view(b, t, 3, attention.num_heads, size).permute(2, 0, 3, 1, 4)  # (B, H, T, K)
+
+    # Padded keys are invisible, and later ones if causal. The mask is the smallest finite number, so
+    # that queries without any visible key (padding) get uniform weights instead of NaN.
+    visible = is_token[:, None, None, :]  # (B, 1, 1, T)
+    if attention.causal:
+        visible = visible & torch.ones(t, t, dtype=torch.bool, device=x.device).tril()  # (B, 1, T, T)
+    scores = q @ k.transpose(2, 3) * size**-0.5  # (B, H, T, T)
+    weights = nn.functional.softmax(scores.masked_fill(~visible, torch.finfo(scores.dtype).min), dim=-1)
+
+    gathered = (weights @ v).transpose(1, 2).reshape(b, t, d)  # (B, T, D)
+    output: Tensor = attention.out(gathered)
+    return output, weights
