@@ -21,19 +21,23 @@ from stemformer.errors import (
 )
 
 if TYPE_CHECKING:
+    from stemformer.commands.embed import embed
+    from stemformer.commands.env import env
+    from stemformer.commands.evaluate import evaluate
     from stemformer.commands.fill import fill, score
     from stemformer.commands.finetune import finetune
     from stemformer.commands.generate import generate
     from stemformer.commands.inspect import inspect
+    from stemformer.commands.load import load
     from stemformer.commands.make_synthetic import make_synthetic
     from stemformer.commands.plan import plan
-    from stemformer.commands.load import load
-    from stemformer.commands.evaluate import evaluate
     from stemformer.commands.predict import predict
     from stemformer.commands.prepare import prepare
     from stemformer.commands.pretrain import pretrain
     from stemformer.commands.quickstart import quickstart
+    from stemformer.commands.recipes import list_recipes
     from stemformer.commands.report import report
+    from stemformer.commands.runs import list_runs
     from stemformer.commands.train_tokenizer import train_tokenizer
     from stemformer.experiments.benchmarks import benchmark_glue, benchmark_squad
     from stemformer.experiments.comparison import compare
@@ -46,12 +50,16 @@ _MODULES = {
     "benchmark_glue": "experiments.benchmarks",
     "benchmark_squad": "experiments.benchmarks",
     "compare": "experiments.comparison",
+    "embed": "commands.embed",
+    "env": "commands.env",
     "evaluate": "commands.evaluate",
     "fewshot": "experiments.few_shot",
     "fill": "commands.fill",
     "finetune": "commands.finetune",
     "generate": "commands.generate",
     "inspect": "commands.inspect",
+    "list_recipes": "commands.recipes",
+    "list_runs": "commands.runs",
     "list_tasks": "experiments.few_shot",
     "load": "commands.load",
     "make_synthetic": "commands.make_synthetic",
@@ -87,12 +95,16 @@ __all__ = [
     "benchmark_glue",
     "benchmark_squad",
     "compare",
+    "embed",
+    "env",
     "evaluate",
     "fewshot",
     "fill",
     "finetune",
     "generate",
     "inspect",
+    "list_recipes",
+    "list_runs",
     "list_tasks",
     "load",
     "make_synthetic",

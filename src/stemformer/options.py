@@ -14,11 +14,12 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 from stemformer.errors import ConfigError
 
 R = TypeVar("R")
+T = TypeVar("T")
 O = TypeVar("O", bound="Options")  # noqa: E741
 
 TaskName = Literal["classify", "pair", "tag", "qa", "choice"]
@@ -38,7 +39,6 @@ OLD_NAMES: dict[str, tuple[str, ...]] = {
     "examples": ("demonstrations",),
     "label": ("label_column",),
     "learning_rate": ("learning_rates",),
-    "list": ("list_tasks",),
     "models": ("model",),
     "prompt_task": ("fewshot_tasks",),
     "prompt_tasks": ("fewshot_tasks",),
@@ -58,7 +58,7 @@ OLD_NAMES: dict[str, tuple[str, ...]] = {
 """Old names of options, and the new names: the first that a command has, if it lacks the old one."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Options:
     """Base of all options. Lists become tuples; a single value for a tuple becomes a tuple of it."""
 
@@ -67,8 +67,22 @@ class Options:
             value = getattr(self, item.name)
             kinds = {typing.get_origin(kind) for kind in (item.type, *typing.get_args(item.type))}
             if tuple in kinds and value is not None and not isinstance(value, tuple):
-                items = (value,) if isinstance(value, str | int | float) else tuple(value)
+                items = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
                 object.__setattr__(self, item.name, items)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    @classmethod
+    def summary(cls) -> str:
+        """Return the description of the command."""
+        return (cls.__doc__ or "").partition("\n\n")[0]
 
     @classmethod
     def docs(cls) -> dict[str, str]:
@@ -81,10 +95,16 @@ class Options:
         return found
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
+def options(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass of options; what can be inherited is not generated, which keeps --help fast."""
+    return dataclass(frozen=True, kw_only=True, eq=False, repr=False)(cls)
+
+
 # ------------------------------------------------------------------------------------------ shared
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ComputeOptions(Options):
     """Options of every command that runs a model.
 
@@ -99,14 +119,14 @@ class ComputeOptions(Options):
     threads: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class InferenceOptions(ComputeOptions):
     """Compute options of commands that compare exact scores or generate: fp32 by default."""
 
     precision: str = "fp32"
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class TrainComputeOptions(Options):
     """Compute options of training; each overrides the value in the config, section `compute`.
 
@@ -128,7 +148,7 @@ class TrainComputeOptions(Options):
         return {name: getattr(self, name) for name in ("device", "precision", "threads", "compile")}
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class OutputOptions(Options):
     """Where a command writes.
 
@@ -141,7 +161,7 @@ class OutputOptions(Options):
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ResumableOptions(OutputOptions):
     """Where a command that can be resumed writes.
 
@@ -152,7 +172,7 @@ class ResumableOptions(OutputOptions):
     resume: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class FileOutputOptions(Options):
     """Where a command writes a file, if it writes one.
 
@@ -165,7 +185,7 @@ class FileOutputOptions(Options):
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class SettingsOptions(Options):
     """Overrides of the config.
 
@@ -176,12 +196,12 @@ class SettingsOptions(Options):
     settings: tuple[str, ...] = field(default=(), metadata={"flag": "--set"})
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class TrainSettings(SettingsOptions, TrainComputeOptions):
     """Overrides of the config of a training run."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ConfigOptions(TrainSettings):
     """The config of a run: a TOML file, overrides, and the random seed.
 
@@ -196,7 +216,7 @@ class ConfigOptions(TrainSettings):
     seed: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class BudgetOptions(Options):
     """How long to train; one of these.
 
@@ -211,7 +231,7 @@ class BudgetOptions(Options):
     time: str | float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class TextFileOptions(Options):
     """How text files are read.
 
@@ -230,7 +250,7 @@ class TextFileOptions(Options):
     errors: Literal["strict", "replace"] = "strict"
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class LabelledDataOptions(Options):
     """Labelled data of a task, and how it is read.
 
@@ -257,7 +277,7 @@ class LabelledDataOptions(Options):
     kmer: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class SeedOptions(Options):
     """Randomness.
 
@@ -271,7 +291,7 @@ class SeedOptions(Options):
 # ------------------------------------------------------------------------------------------- start
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class QuickstartOptions(SeedOptions, TrainComputeOptions):
     """Train a small BERT on the built-in texts in a few minutes: tokenizer, data, pre-training, filled masks, report.
 
@@ -284,7 +304,7 @@ class QuickstartOptions(SeedOptions, TrainComputeOptions):
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class PlanOptions(TrainSettings):
     """Estimate time and memory of a recipe on this machine, from a few steps.
 
@@ -297,10 +317,15 @@ class PlanOptions(TrainSettings):
     data: str | None = None
 
 
+@options
+class RecipesOptions(Options):
+    """List the recipes with their sizes and purpose."""
+
+
 # -------------------------------------------------------------------------------------------- data
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class TrainTokenizerOptions(TextFileOptions, SeedOptions, OutputOptions):
     """Train a tokenizer on text files.
 
@@ -319,7 +344,7 @@ class TrainTokenizerOptions(TextFileOptions, SeedOptions, OutputOptions):
     max_characters: int = 100_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class PrepareOptions(TextFileOptions, ResumableOptions):
     """Tokenize text files into shards, with a held-out split.
 
@@ -337,7 +362,7 @@ class PrepareOptions(TextFileOptions, ResumableOptions):
     num_workers: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class MakeSyntheticOptions(SeedOptions):
     """Write documents of synthetic in-context tasks, to mix into the pre-training text.
 
@@ -357,7 +382,7 @@ class MakeSyntheticOptions(SeedOptions):
 # ------------------------------------------------------------------------------------------- train
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class PretrainOptions(BudgetOptions, ConfigOptions, ResumableOptions):
     """Pre-train a model on tokenized data.
 
@@ -378,7 +403,7 @@ class PretrainOptions(BudgetOptions, ConfigOptions, ResumableOptions):
     learning_rate: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class TaskTrainingOptions(LabelledDataOptions, ConfigOptions, ResumableOptions):
     """Options that finetune and compare share.
 
@@ -402,7 +427,7 @@ class TaskTrainingOptions(LabelledDataOptions, ConfigOptions, ResumableOptions):
     num_seeds: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class FinetuneOptions(TaskTrainingOptions):
     """Fine-tune a model on labelled data."""
 
@@ -410,7 +435,7 @@ class FinetuneOptions(TaskTrainingOptions):
 # --------------------------------------------------------------------------------------------- use
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class FillOptions(InferenceOptions):
     """Predict the most probable tokens for each [MASK].
 
@@ -427,20 +452,20 @@ class FillOptions(InferenceOptions):
     candidates: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ScoreOptions(InferenceOptions):
-    """Score texts by their pseudo-log-likelihood under a masked language model.
+    """Score texts by their log-likelihood: under a masked language model the pseudo-log-likelihood.
 
     Attributes:
         texts: Sentences, without [MASK].
-        model: Model directory, run directory or hub id of a masked language model.
+        model: Model directory, run directory or hub id.
     """
 
     texts: Sequence[str] = field(metadata=_ARGUMENT)
     model: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class GenerateOptions(InferenceOptions, SeedOptions):
     """Generate text from prompts with a causal language model.
 
@@ -475,7 +500,7 @@ class GenerateOptions(InferenceOptions, SeedOptions):
     batch_size: int = 32
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class LoadOptions(InferenceOptions):
     """Load a model with its tokenizer and task, ready to predict.
 
@@ -486,7 +511,7 @@ class LoadOptions(InferenceOptions):
     path: str = field(metadata=_ARGUMENT)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class EmbedOptions(InferenceOptions, FileOutputOptions):
     """Compute an embedding for each text.
 
@@ -506,7 +531,7 @@ class EmbedOptions(InferenceOptions, FileOutputOptions):
     max_length: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class PredictOptions(ComputeOptions, FileOutputOptions):
     """Predict with a fine-tuned model on files.
 
@@ -526,7 +551,7 @@ class PredictOptions(ComputeOptions, FileOutputOptions):
 # ----------------------------------------------------------------------------------------- measure
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class EvaluateOptions(ComputeOptions, FileOutputOptions):
     """Evaluate a fine-tuned model on labelled files.
 
@@ -548,7 +573,7 @@ class EvaluateOptions(ComputeOptions, FileOutputOptions):
     num_worst: int = 20
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ShowPromptsOptions(SeedOptions):
     """Return the prompt of the first example of each few-shot task; no model is needed.
 
@@ -563,7 +588,7 @@ class ShowPromptsOptions(SeedOptions):
     demonstrations: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class FewShotOptions(ShowPromptsOptions, InferenceOptions):
     """Evaluate models zero-, one- and few-shot, without fine-tuning.
 
@@ -586,7 +611,7 @@ class FewShotOptions(ShowPromptsOptions, InferenceOptions):
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class CompareOptions(TaskTrainingOptions):
     """Compare fine-tuning from pre-trained and from random weights, over training-set sizes and seeds.
 
@@ -606,7 +631,7 @@ class CompareOptions(TaskTrainingOptions):
     learning_rates: tuple[str, ...] = field(default=(), metadata=_COMMAS)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ScalingLawsOptions(BudgetOptions, ConfigOptions, ResumableOptions):
     """Pre-train a recipe at several model sizes and fit scaling laws to the validation loss.
 
@@ -629,7 +654,7 @@ class ScalingLawsOptions(BudgetOptions, ConfigOptions, ResumableOptions):
     num_shots: tuple[int, ...] = field(default=(0, 1, 8), metadata=_COMMAS)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class BenchmarkOptions(TrainSettings, SeedOptions, ResumableOptions):
     """Options that the benchmarks share.
 
@@ -651,7 +676,7 @@ class BenchmarkOptions(TrainSettings, SeedOptions, ResumableOptions):
     max_length: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class GlueOptions(BenchmarkOptions):
     """Fine-tune a model on each task of GLUE and list the results next to published ones.
 
@@ -669,7 +694,7 @@ class GlueOptions(BenchmarkOptions):
     submission: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class SquadOptions(BenchmarkOptions):
     """Fine-tune a model on SQuAD 1.1 or 2.0 and list exact match and F1 next to published ones.
 
@@ -685,7 +710,7 @@ class SquadOptions(BenchmarkOptions):
 # -------------------------------------------------------------------------------------------- keep
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class InspectOptions(Options):
     """Describe a directory: model, tokenizer, tokenized data or run.
 
@@ -696,7 +721,7 @@ class InspectOptions(Options):
     path: str = field(metadata=_ARGUMENT)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ReportOptions(Options):
     """Write the report of a run again, also while it is running.
 
@@ -707,7 +732,12 @@ class ReportOptions(Options):
     path: str = field(metadata=_ARGUMENT)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
+class EnvOptions(Options):
+    """Describe the environment: versions, processor, threads, bf16 units and GPUs."""
+
+
+@options
 class RunsOptions(Options):
     """List the runs below a directory with their kind, state and best metric.
 

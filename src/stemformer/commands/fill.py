@@ -23,7 +23,7 @@ def fill(options: FillOptions) -> list[dict[str, Any]]:
 
 @accepts(ScoreOptions)
 def score(options: ScoreOptions) -> list[dict[str, Any]]:
-    """Return the log-likelihood of texts: under a masked language model the pseudo-log-likelihood.
+    """Score texts by their log-likelihood: under a masked language model the pseudo-log-likelihood.
 
     Returns:
         For each text `text`, `num_tokens`, `log_likelihood` in nats, and `perplexity` per token.

@@ -16,7 +16,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.inference import predict_scores
-from stemformer.huggingface.load import find_folder, load_model
+from stemformer.huggingface.load import find_model_folder, load_model
 from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_file, write_folder
 from stemformer.models.model import BodyConfig, Model, make_model
@@ -125,7 +125,7 @@ def _run(
     found = find_checkpoint(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
     task = copy(data.task)  # a trial must not see what the one before has tuned
     data = replace(data, task=task)
-    source = find_folder(found.path if found else config.model)
+    source = find_model_folder(found.path if found else config.model)
     with init_distributed(choose_device(config.compute.device)) as ranks:
         progress = progress if ranks.is_main else Silent()
         set_threads(config.compute.threads)

@@ -9,20 +9,21 @@ from stemformer.data.shards.manifest import Manifest, read_manifest
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import DataError, TokenizerError
-from stemformer.huggingface.load import find_folder, load_model, read_task
+from stemformer.huggingface.load import find_model_folder, load_model, read_task_info
 from stemformer.io import read_json_object, read_jsonl
 from stemformer.models.model import Model
 from stemformer.options import InspectOptions, accepts
 from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig, RunConfig, read_run_config
 
-_RESULTS = {
+EXPERIMENTS = {
     "trials.json": "run",
     "compare.json": "comparison",
     "scale.json": "scaling",
     "prompt.json": "prompts",
     "glue.json": "run",
+    "squad.json": "run",
 }
-"""File that a command writes at its end, and what its folder is."""
+"""File that an experiment writes at its end, and the kind of its directory."""
 
 
 @accepts(InspectOptions)
@@ -38,7 +39,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
         return describe_dataset(path, read_manifest(folder))
     if (folder / "log.jsonl").is_file():
         return _told_of_run(folder)
-    for name, what in _RESULTS.items():
+    for name, what in EXPERIMENTS.items():
         if (folder / name).is_file():
             told = read_json_object(folder / name)
             for long in ("cells", "points", "figures"):
@@ -113,16 +114,16 @@ def describe_model(path: str, model: Model | None = None) -> dict[str, Any]:
     """Describe the model of a directory, which is loaded unless it is passed: config, heads, parameters, task, tokenizer."""
     model = model or load_model(path)
     description: dict[str, Any] = {
-        "model": str(find_folder(path)),
+        "model": str(find_model_folder(path)),
         **asdict(model.config),
         "heads": list(model.heads),
         "parameters": model.num_parameters(),
         "parameters_in_layers": model.num_parameters(embeddings=False),
     }
-    if task := read_task(path):
+    if task := read_task_info(path):
         description |= {"task": task.get("name", task["head"]), "labels": task["labels"]}
     try:
-        description["tokenizer"] = _told_of_tokenizer(load_tokenizer(find_folder(path)))
+        description["tokenizer"] = _told_of_tokenizer(load_tokenizer(find_model_folder(path)))
     except TokenizerError:
         description["tokenizer"] = None
     return description

@@ -22,7 +22,7 @@ from stemformer.evaluation.fill_mask import Score, fill_masks, pseudo_log_likeli
 from stemformer.evaluation.inference import pooled_states, predict_scores
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import generate_texts
-from stemformer.huggingface.load import load_with_tokenizer, read_task
+from stemformer.huggingface.load import load_model_and_tokenizer, read_task_info
 from stemformer.huggingface.save import save_model
 from stemformer.io import write_folder
 from stemformer.models.inference.cached_gpt import GptDecoder
@@ -75,9 +75,9 @@ class Pipeline:
         self.precision = choose_precision(precision, self.device)
         self.model: Model
         self.tokenizer: Tokenizer
-        self.model, self.tokenizer = load_with_tokenizer(path)
+        self.model, self.tokenizer = load_model_and_tokenizer(path)
         self.model.to(self.device)
-        self.task: Task | None = load_labelled_task(path) if read_task(path) else None
+        self.task: Task | None = load_labelled_task(path) if read_task_info(path) else None
         if self.task is not None and self.task.head not in self.model.heads:
             raise CheckpointError(
                 f"{path}: config.json names the task {self.task.config.name!r}, but the weights have no head for it. "
@@ -345,7 +345,7 @@ class Pipeline:
         target = Path(folder)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"{folder} is not empty. Pass another directory.")
-        task = read_task(self.path)
+        task = read_task_info(self.path)
         write_folder(target, lambda temporary: save_model(self.model, temporary, self.tokenizer, task=task))
 
     def _require(self, head: str, fault: str, *, error: type[Exception] = CheckpointError) -> None:

@@ -19,7 +19,7 @@ from stemformer.evaluation.cloze import choose_cloze_examples, evaluate_cloze
 from stemformer.evaluation.held_out import held_out_masks, make_held_out_evaluation
 from stemformer.evaluation.in_context_learning import make_in_context_evaluation
 from stemformer.generation.text import generate_samples, sample_prompts
-from stemformer.huggingface.load import find_folder
+from stemformer.huggingface.load import find_model_folder
 from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_folder
 from stemformer.models.model import Model
@@ -87,7 +87,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         return {"config": to_toml(config)}
     if found is None and config.init is not None:
         # Its errors come before anything is written.
-        load_tokenizer(find_folder(config.init))
+        load_tokenizer(find_model_folder(config.init))
     inputs = (data, options.config, options.init)
     check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
     if found is not None:
@@ -283,7 +283,7 @@ def _texts_of_gpt(
             return {}
         model = getattr(module, "module", module).model  # within DDP
         assert isinstance(model, Model)
-        samples = generate_samples(model, tokenizer, beginnings, longest=sequence_length, is_backward=is_backward)
+        samples = generate_samples(model, tokenizer, beginnings, max_length=sequence_length, is_backward=is_backward)
         return {**measure(model), **({"samples": samples} if number else {})}
 
     return fill

@@ -9,7 +9,7 @@ from stemformer.data.text.documents import read_documents, total_bytes
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.data.tokenization.trainers import extend_wordpiece, train_byte_bpe, train_wordpiece
 from stemformer.errors import ConfigError
-from stemformer.huggingface.load import find_folder
+from stemformer.huggingface.load import find_model_folder
 from stemformer.io import write_folder
 from stemformer.options import TrainTokenizerOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, prepare_output_dir
@@ -33,7 +33,7 @@ def train_tokenizer(options: TrainTokenizerOptions, *, progress: Progress | None
     folder = prepare_output_dir(options.out, overwrite=options.overwrite)
     init = options.init
     has_file = init is not None and Path(init, "tokenizer.json").is_file()
-    old = None if init is None else load_tokenizer(init if has_file else find_folder(init))
+    old = None if init is None else load_tokenizer(init if has_file else find_model_folder(init))
     check_not_inside_inputs(folder, [*options.files, *([init] if init and Path(init).exists() else [])])
     progress.start("reading text", total=total_bytes(options.files), unit="bytes")
     skipped: Counter[str] = Counter()

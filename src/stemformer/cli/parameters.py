@@ -1,0 +1,184 @@
+"""From options dataclasses to command-line parameters, and from old names to new ones."""
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import NoneType
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter, convert
+
+from stemformer.options import Options, renamed
+
+_GROUPS = {
+    "Data": "train dev documents text_column label_column errors kind symbols kmer max_length held_out words stdin",
+    "Budget": "steps tokens epochs time tokens_per_parameter",
+    "Config": "config settings show_config batch_size learning_rate learning_rates seed",
+    "Compute": "device precision threads compile",
+    "Output": "out resume overwrite report json quiet debug",
+}
+"""Groups in the help of a command, by the names of options; all others are in `Parameters`."""
+
+_BY_NAME = {
+    name: Group(title, sort_key=number)
+    for number, (title, names) in enumerate(_GROUPS.items(), start=1)
+    for name in names.split()
+}
+
+OLD_COMMANDS = {
+    "tokenizer": ("train-tokenizer",),
+    "synthetic": ("make-synthetic",),
+    "scale": ("scaling-laws",),
+    "prompt": ("fewshot",),
+    "glue": ("benchmark", "glue"),
+    "squad": ("benchmark", "squad"),
+}
+
+_OLD_FLAGS = {"--regression": ("--kind", "score"), "--multi-label": ("--kind", "labels")}
+
+
+class Command:
+    """A function of options objects, as cyclopts calls it: with one parameter for each of their fields.
+
+    Args:
+        function: Each of its parameters is annotated with an options class.
+        optional: Fields that may be missing on the command line; they are then empty.
+    """
+
+    def __init__(self, function: Callable[..., None], *, optional: Sequence[str] = ()) -> None:
+        self.function, self.optional = function, optional
+        self.classes: dict[str, type[Options]] = inspect.get_annotations(function)
+        self.classes.pop("return", None)
+        self.help = next(iter(self.classes.values())).summary()
+
+    # Built when the command is parsed, not for the list of all commands.
+    @functools.cached_property
+    def __signature__(self) -> inspect.Signature:
+        parameters = []
+        for cls in self.classes.values():
+            docs = cls.docs()
+            for item in dataclasses.fields(cls):
+                parameters.append(_parameter(item, docs[item.name], is_optional=item.name in self.optional))
+        # Arguments come first.
+        return inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))
+
+    @property
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
+        return {name: parameter.annotation for name, parameter in self.__signature__.parameters.items()}
+
+    def __call__(self, *args: Any, **keywords: Any) -> None:
+        values = dict.fromkeys(self.optional, ()) | self.__signature__.bind(*args, **keywords).arguments
+        self.function(**{name: cls(**_fields(cls, values)) for name, cls in self.classes.items()})
+
+
+def convert_whole(kind: Any, tokens: Any) -> Any:
+    """Convert an option's value as cyclopts does, but refuse fractions that it would round."""
+    if int in (kind, *typing.get_args(kind)):
+        for token in tokens:
+            if "." in token.value:
+                raise ValueError(f'expected a whole number, not "{token.value}".')
+    return convert(kind, tokens)
+
+
+def new_words(
+    words: Sequence[str], options_of: Callable[[str], Iterable[type[Options]]]
+) -> tuple[list[str], list[str]]:
+    """Replace old names of commands and options on a command line by the new ones.
+
+    Args:
+        words: Words after `stemformer`.
+        options_of: Returns the options classes of a command.
+
+    Returns:
+        The words, and a note for each old name.
+    """
+    if not words:
+        return [], []
+    first, *rest = words
+    chosen = ("score",) if first == "fill" and "--score" in rest else OLD_COMMANDS.get(first, (first,))
+    notes = []
+    if chosen != (first,):
+        old = f"{first} --score" if first == "fill" else first
+        notes.append(f"'stemformer {old}' is now 'stemformer {' '.join(chosen)}'.")
+        rest = [word for word in rest if not (first == "fill" and word == "--score")]
+    command = " ".join([*chosen, *rest[:1]] if chosen == ("benchmark",) else chosen)
+    fields = {item.name: item for cls in options_of(command) for item in dataclasses.fields(cls)}
+    end = rest.index("--") if "--" in rest else len(rest)
+    options = [list(_new_option(word, fields)) for word in rest[:end]]
+    for word, new in zip(rest, options, strict=False):
+        if new != [word]:
+            notes.append(f"{word.partition('=')[0]} is now {' '.join(new).partition('=')[0]}.")
+    changed = [word for new in options for word in new]
+    return [*chosen, *changed, *rest[end:]], list(dict.fromkeys(notes))
+
+
+def _new_option(word: str, fields: Mapping[str, Any]) -> Iterator[str]:
+    if word in _OLD_FLAGS and "kind" in fields:
+        yield from _OLD_FLAGS[word]
+        return
+    name, equals, value = word.partition("=")
+    names = {key for key, item in fields.items() if "is_argument" not in item.metadata}
+    new = renamed(names, name[2:].replace("-", "_")) if name.startswith("--") else None
+    yield word if new is None else f"{_flag(fields[new])}{equals}{value}"
+
+
+def _flag(item: "dataclasses.Field[Any]") -> str:
+    flags: str | tuple[str, ...] = item.metadata.get("flag", f"--{item.name.replace('_', '-')}")
+    return flags if isinstance(flags, str) else flags[0]
+
+
+def _fields(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {item.name: values[item.name] for item in dataclasses.fields(cls) if item.name in values}
+
+
+def _parameter(item: "dataclasses.Field[Any]", doc: str, *, is_optional: bool) -> inspect.Parameter:
+    default = inspect.Parameter.empty if item.default is dataclasses.MISSING else item.default
+    is_argument = "is_argument" in item.metadata
+    kind, is_list = _command_line_type(item.type)
+    settings: dict[str, Any] = {"help": f"{doc} Repeatable." if is_list and not is_argument else doc}
+    if not is_argument:
+        settings["name"] = item.metadata.get("flag", _flag(item))
+    if item.name in _BY_NAME:
+        settings["group"] = _BY_NAME[item.name]
+    if item.type is bool:
+        settings |= {"negative": (), "show_default": False} if not default else {}
+    if "commas" in item.metadata:
+        settings["help"] = f"{doc} Separated by commas."
+        settings["converter"] = _split_at_commas
+        settings["show_default"] = lambda value: ",".join(map(str, value))
+    if is_list and default in ((), inspect.Parameter.empty):
+        settings["show_default"] = False
+    if is_optional:
+        default = None
+    elif is_argument and kind == list[str] and default is not inspect.Parameter.empty:
+        default = None if default == () else default
+    order = inspect.Parameter.POSITIONAL_ONLY if is_argument else inspect.Parameter.KEYWORD_ONLY
+    annotation: Any = kind | None if is_optional else kind
+    return inspect.Parameter(item.name, order, default=default, annotation=Annotated[annotation, Parameter(**settings)])
+
+
+def _command_line_type(kind: Any) -> tuple[Any, bool]:
+    """Return the type that cyclopts reads for the type of a field, and whether it is a list."""
+    if typing.get_origin(kind) is typing.Literal:
+        return kind, False
+    members = [member for member in (typing.get_args(kind) or (kind,)) if member is not NoneType]
+    lists = [kind, *members] if typing.get_origin(kind) is not None else [kind]
+    for member in lists:
+        if typing.get_origin(member) in (tuple, Sequence, Iterable):
+            inner = typing.get_args(member)[0]
+            return {int: list[int], float: list[float]}.get(inner, list[str]), True
+    # Durations are numbers or texts; the command reads them.
+    return (str | None if str in members and len(members) > 1 else kind), False
+
+
+def _split_at_commas(kind: Any, tokens: Any) -> Any:
+    inner = next(iter(typing.get_args(kind)), str)
+    words = [word.strip() for token in tokens for word in token.value.split(",") if word.strip()]
+    try:
+        return [inner(word) for word in words]
+    except ValueError:
+        noun = "whole numbers" if inner is int else "numbers"
+        text = ",".join(token.value for token in tokens)
+        raise ValueError(f'expected {noun} separated by commas, such as 0,1,4, not "{text}".') from None

@@ -1,0 +1,67 @@
+"""List the runs below a directory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stemformer.commands.inspect import EXPERIMENTS, is_finetuned
+from stemformer.errors import DataError
+from stemformer.io import read_jsonl
+from stemformer.options import RunsOptions, accepts
+
+
+@accepts(RunsOptions)
+def list_runs(options: RunsOptions) -> list[dict[str, Any]]:
+    """List the runs below a directory with their kind, state and best metric.
+
+    Returns:
+        `run`, `kind`, `state`, `metric` and `best` of each. The runs of a comparison, benchmark or scaling
+        study count as one.
+
+    Raises:
+        DataError: The directory does not exist.
+    """
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise DataError(f"Directory {options.folder!r} does not exist. Pass one that holds run directories.")
+    return [{"run": str(path), **_describe(path)} for path in _find(folder)]
+
+
+def _find(folder: Path) -> Iterator[Path]:
+    """Yield the run directories below a directory, not those within another run."""
+    if (folder / "config.toml").is_file():
+        yield folder
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _find(path)
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    if not (folder / "log.jsonl").is_file():
+        file = next((name for name in EXPERIMENTS if (folder / name).is_file()), None)
+        kind = EXPERIMENTS[file] if file else "experiment"
+        return {"kind": kind, "state": "finished" if file else "unfinished", "metric": "", "best": ""}
+    lines = read_jsonl(folder / "log.jsonl")
+    is_complete = (folder / "final" / "config.json").is_file()
+    step = max((line["step"] for line in lines if "step" in line), default=0)
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    metric, best = _best(evaluations)
+    return {
+        "kind": "finetuning" if is_finetuned(folder) else "pretraining",
+        "state": "finished" if is_complete else f"at step {step}",
+        "metric": metric,
+        "best": best,
+    }
+
+
+def _best(evaluations: list[dict[str, Any]]) -> tuple[str, Any]:
+    """Return name and best value of the held-out loss, or of the first metric on dev data."""
+    names = evaluations[0] if evaluations else {}
+    losses = [name for name in names if name.startswith("held_out") and name.endswith("lm_loss")]
+    scores = [name for name in names if name.startswith("dev_") and name != "dev_loss"]
+    if losses:
+        return losses[0], min(line[losses[0]] for line in evaluations)
+    if scores:
+        return scores[0], max(line[scores[0]] for line in evaluations)
+    return "", ""
