@@ -1,4 +1,4 @@
-"""Filling blanks with a small random model: what is computed, not whether it makes sense."""
+"""Fill-mask with a small random model: the computation, not the quality of predictions."""
 
 import math
 
@@ -9,7 +9,7 @@ import torch
 import stemformer
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.evaluation import fill_mask as fill
+from stemformer.evaluation import fill_mask
 from stemformer.evaluation.fill_mask import fill_masks, pseudo_log_likelihood
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
@@ -31,7 +31,7 @@ def random_model(heads=("masked_lm",), *, vocab_size=TOKENIZER.vocab_size):
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=POSITIONS,
-        initializer_range=0.5,  # so that the words' probabilities differ
+        initializer_range=0.5,  # large, so that probabilities differ
     )
     return make_model(config, heads, generator=torch.Generator().manual_seed(0)).eval()
 
@@ -41,19 +41,19 @@ MODEL = random_model()
 
 @torch.no_grad()
 def log_probabilities(ids, model=MODEL):
-    """Returns (n, V) for one text, without the special tokens, by the plainest way."""
-    row = torch.tensor([TOKENIZER.cls_id, *ids, TOKENIZER.sep_id])
+    """Return log-probabilities (n, V) of one text, computed naively, without special tokens."""
+    row = torch.tensor([TOKENIZER.cls_token_id, *ids, TOKENIZER.sep_token_id])
     n = len(row)
     states = model.body(row, torch.arange(n), torch.zeros_like(row), torch.tensor([0, n], dtype=torch.int32), n)
-    return model.masked_lm_logits(states)[1:-1].log_softmax(-1)
+    return model.lm_logits(states)[1:-1].log_softmax(-1)
 
 
-def ids_of(text):
-    return TOKENIZER.encode(text, special=True).ids.tolist()
+def encode(text):
+    return TOKENIZER.encode(text, parse_special_tokens=True).ids.tolist()
 
 
-def masks_of(ids):
-    return [place for place, number in enumerate(ids) if number == TOKENIZER.mask_id]
+def mask_positions(ids):
+    return [i for i, token in enumerate(ids) if token == TOKENIZER.mask_token_id]
 
 
 def assert_same_candidates(found, expected):
@@ -61,19 +61,19 @@ def assert_same_candidates(found, expected):
     assert [c.probability for c in found] == pytest.approx([c.probability for c in expected], rel=ROUNDING)
 
 
-# ------------------------------------------------------------------------------------------------------- from the whole vocabulary
+# ------------------------------------------------------------------------------------------------------- From the vocabulary
 
 
-def test_candidates_are_the_likeliest_of_the_vocabulary_in_order():
+def test_candidates_are_the_most_likely_of_the_vocabulary_in_order():
     found = fill_masks([TEXTS[0]], MODEL, TOKENIZER, top_k=7)[0].masks[0]
-    ids = ids_of(TEXTS[0])
-    p = log_probabilities(ids)[masks_of(ids)[0]].exp()
+    ids = encode(TEXTS[0])
+    p = log_probabilities(ids)[mask_positions(ids)[0]].exp()
     best = p.argsort(descending=True)[:7].tolist()
     assert [c.token for c in found] == [TOKENIZER.tokens[i] for i in best]
     assert [c.probability for c in found] == pytest.approx(p[best].tolist(), rel=ROUNDING)
 
 
-def test_probabilities_of_the_whole_vocabulary_sum_to_one():
+def test_probabilities_over_the_vocabulary_sum_to_one():
     found = fill_masks([TEXTS[0]], MODEL, TOKENIZER, top_k=TOKENIZER.vocab_size)[0].masks[0]
     assert len({c.token for c in found}) == TOKENIZER.vocab_size
     assert sum(c.probability for c in found) == pytest.approx(1, abs=1e-5)  # 70 float32 numbers
@@ -85,18 +85,18 @@ def test_top_k_beyond_the_vocabulary_gives_all_of_it():
 
 def test_each_mask_of_a_text_has_its_own_candidates():
     found = fill_masks([TEXTS[1]], MODEL, TOKENIZER, top_k=1)[0]
-    ids = ids_of(TEXTS[1])
-    best = log_probabilities(ids)[masks_of(ids)].argmax(-1).tolist()
+    ids = encode(TEXTS[1])
+    best = log_probabilities(ids)[mask_positions(ids)].argmax(-1).tolist()
     assert [blank[0].token for blank in found.masks] == [TOKENIZER.tokens[i] for i in best]
 
 
-def test_rows_of_the_model_behind_the_vocabulary_are_never_filled_in():
+def test_padding_rows_of_the_embedding_are_never_predicted():
     wide = random_model(vocab_size=TOKENIZER.vocab_size + 58)
     found = fill_masks([TEXTS[0]], wide, TOKENIZER, top_k=10_000)[0].masks[0]
     assert len(found) == TOKENIZER.vocab_size
 
 
-def test_texts_come_back_in_their_order():
+def test_results_are_in_input_order():
     found = fill_masks(TEXTS, MODEL, TOKENIZER)
     assert [f.text for f in found] == TEXTS and [len(f.masks) for f in found] == [1, 2, 1, 1]
 
@@ -110,11 +110,11 @@ def test_text_in_a_batch_equals_the_text_alone():
 
 
 @pytest.mark.parametrize("at_once", [1, 20, 25])
-@pytest.mark.parametrize("among", [None, ["cat", "France"]])
-def test_several_batches_equal_one(monkeypatch, at_once, among):
-    expected = fill_masks(TEXTS, MODEL, TOKENIZER, among=among)
-    monkeypatch.setattr(fill, "_TOKENS_AT_ONCE", at_once)
-    found = fill_masks(TEXTS, MODEL, TOKENIZER, among=among)
+@pytest.mark.parametrize("candidates", [None, ["cat", "France"]])
+def test_several_batches_equal_one(monkeypatch, at_once, candidates):
+    expected = fill_masks(TEXTS, MODEL, TOKENIZER, candidates=candidates)
+    monkeypatch.setattr(fill_mask, "_BATCH_TOKENS", at_once)
+    found = fill_masks(TEXTS, MODEL, TOKENIZER, candidates=candidates)
     assert [f.text for f in found] == TEXTS
     for a, b in zip(found, expected, strict=True):
         for left, right in zip(a.masks, b.masks, strict=True):
@@ -122,27 +122,27 @@ def test_several_batches_equal_one(monkeypatch, at_once, among):
 
 
 def test_batches_hold_no_more_tokens_than_allowed(monkeypatch):
-    monkeypatch.setattr(fill, "_TOKENS_AT_ONCE", 20)
+    monkeypatch.setattr(fill_mask, "_BATCH_TOKENS", 20)
     queries = [(np.arange(n), np.array([0])) for n in (5, 5, 5, 9, 3, 30, 1)]
-    sizes = [[n - 2 for n in batch.cu_seqlens.diff().tolist()] for batch, _ in fill._batches(queries, TOKENIZER)]
+    sizes = [[n - 2 for n in batch.cu_seqlens.diff().tolist()] for batch, _ in fill_mask._batches(queries, TOKENIZER)]
     assert [n for batch in sizes for n in batch] == [5, 5, 5, 9, 3, 30, 1]
     assert all(sum(batch) + 2 * len(batch) <= 20 or len(batch) == 1 for batch in sizes) and len(sizes) < 7
 
 
 def test_no_graph_for_gradients_is_kept():
-    rows = list(fill._log_probabilities([(np.array([5, 6]), np.array([1]))] * 2, MODEL, TOKENIZER))
+    rows = list(fill_mask._log_probabilities([(np.array([5, 6]), np.array([1]))] * 2, MODEL, TOKENIZER))
     assert len(rows) == 2 and not any(row.requires_grad for row in rows)
 
 
-# ------------------------------------------------------------------------------------------------------------------- filled text
+# ------------------------------------------------------------------------------------------------------------------- Filled text
 
 
 def likely(monkeypatch, *tokens):
-    """Makes these tokens the likeliest, one a blank."""
+    """Make these tokens the most likely, one per mask."""
     rows = torch.full((len(tokens), TOKENIZER.vocab_size), -10.0)
     for row, token in zip(rows, tokens, strict=True):
-        row[TOKENIZER.id_of(token)] = -0.1
-    monkeypatch.setattr(fill, "_log_probabilities", lambda *_: iter([rows]))
+        row[TOKENIZER.token_to_id(token)] = -0.1
+    monkeypatch.setattr(fill_mask, "_log_probabilities", lambda *_: iter([rows]))
 
 
 @pytest.mark.parametrize(
@@ -156,24 +156,24 @@ def likely(monkeypatch, *tokens):
         ("[MASK]", ["cat"], "cat"),
     ],
 )
-def test_filled_text_has_the_likeliest_word_in_each_blank(monkeypatch, text, tokens, filled):
-    assert TOKENIZER.id_of("##s") is not None
+def test_filled_text_has_the_most_likely_word_for_each_mask(monkeypatch, text, tokens, filled):
+    assert TOKENIZER.token_to_id("##s") is not None
     likely(monkeypatch, *tokens)
     assert fill_masks([text], MODEL, TOKENIZER)[0].filled == filled
 
 
-# --------------------------------------------------------------------------------------------------------------- among given words
+# --------------------------------------------------------------------------------------------------------------- Among candidate words
 
 
-def expected_among(text, words):
-    """Returns for each blank {word: share}, each word scored by itself."""
-    ids = ids_of(text)
+def expected_candidates(text, words):
+    """Return {word: probability} for each mask, each word scored separately."""
+    ids = encode(text)
     out = []
-    for blank in masks_of(ids):
+    for blank in mask_positions(ids):
         scores = []
         for word in words:
-            pieces = ids_of(word)
-            widened = [*ids[:blank], *[TOKENIZER.mask_id] * len(pieces), *ids[blank + 1 :]]
+            pieces = encode(word)
+            widened = [*ids[:blank], *[TOKENIZER.mask_token_id] * len(pieces), *ids[blank + 1 :]]
             log_p = log_probabilities(widened)
             scores.append(sum(log_p[blank + i, piece].item() for i, piece in enumerate(pieces)))
         out.append(dict(zip(words, torch.tensor(scores).softmax(0).tolist(), strict=True)))
@@ -185,28 +185,28 @@ SINGLE, SPLIT = ["cat", "dog", "the"], ["cat", "cats", "doc", "Pat"]
 
 @pytest.mark.parametrize("words", [SINGLE, SPLIT], ids=["one piece", "several pieces"])
 @pytest.mark.parametrize("text", TEXTS[:2])
-def test_words_to_choose_from_are_scored_by_the_sum_of_their_pieces(text, words):
-    lengths = {len(ids_of(word)) for word in words}
+def test_candidate_words_are_scored_by_the_sum_of_their_pieces(text, words):
+    lengths = {len(encode(word)) for word in words}
     assert lengths == {1} if words is SINGLE else len(lengths) > 1
-    found = fill_masks([text], MODEL, TOKENIZER, among=words, top_k=9)[0]
-    for blank, expected in zip(found.masks, expected_among(text, words), strict=True):
-        assert {c.token: c.probability for c in blank} == pytest.approx(expected, rel=1e-4)  # sums of several roundings
+    found = fill_masks([text], MODEL, TOKENIZER, candidates=words, top_k=9)[0]
+    for blank, expected in zip(found.masks, expected_candidates(text, words), strict=True):
+        assert {c.token: c.probability for c in blank} == pytest.approx(expected, rel=1e-4)  # sums of rounded numbers
         shares = [c.probability for c in blank]
         assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-6)
 
 
-def test_top_k_cuts_the_words_to_choose_from():
-    every = fill_masks([TEXTS[0]], MODEL, TOKENIZER, among=SPLIT)[0].masks[0]
-    assert fill_masks([TEXTS[0]], MODEL, TOKENIZER, among=SPLIT, top_k=2)[0].masks[0] == every[:2]
+def test_top_k_limits_the_candidate_words():
+    every = fill_masks([TEXTS[0]], MODEL, TOKENIZER, candidates=SPLIT)[0].masks[0]
+    assert fill_masks([TEXTS[0]], MODEL, TOKENIZER, candidates=SPLIT, top_k=2)[0].masks[0] == every[:2]
 
 
-def test_piece_may_be_named_among_the_words():
-    found = fill_masks(["the cat [MASK]"], MODEL, TOKENIZER, among=["##s"])[0]
+def test_piece_is_accepted_as_candidate():
+    found = fill_masks(["the cat [MASK]"], MODEL, TOKENIZER, candidates=["##s"])[0]
     assert (found.masks[0][0].token, found.filled) == ("##s", "the cats")
 
 
-def test_word_named_twice_counts_once():
-    found = fill_masks([TEXTS[0]], MODEL, TOKENIZER, among=["cat", "dog", "cat"])[0].masks[0]
+def test_duplicate_candidate_counts_once():
+    found = fill_masks([TEXTS[0]], MODEL, TOKENIZER, candidates=["cat", "dog", "cat"])[0].masks[0]
     assert sorted(c.token for c in found) == ["cat", "dog"]
 
 
@@ -214,22 +214,22 @@ def test_word_named_twice_counts_once():
 
 
 @pytest.mark.parametrize("text", ["the cat sat on the mat.", "Paris", "cats and dogs, and the log"])
-def test_pseudo_log_likelihood_equals_a_plain_loop(text):
-    ids = ids_of(text)
+def test_pseudo_log_likelihood_equals_a_naive_loop(text):
+    ids = encode(text)
     total = 0.0
-    for place, token in enumerate(ids):
-        hidden = [*ids[:place], TOKENIZER.mask_id, *ids[place + 1 :]]
-        total += log_probabilities(hidden)[place, token].item()
+    for i, token in enumerate(ids):
+        masked = [*ids[:i], TOKENIZER.mask_token_id, *ids[i + 1 :]]
+        total += log_probabilities(masked)[i, token].item()
     score = pseudo_log_likelihood([text], MODEL, TOKENIZER)[0]
     assert (score.text, score.num_tokens) == (text, len(ids))
     assert score.log_likelihood == pytest.approx(total, rel=ROUNDING)
-    assert score.perplexity == pytest.approx(math.exp(-total / len(ids)), rel=1e-4)  # exp of the rounding above
+    assert score.perplexity == pytest.approx(math.exp(-total / len(ids)), rel=1e-4)  # exp amplifies the rounding error
 
 
 def test_pseudo_log_likelihood_in_several_batches_equals_one(monkeypatch):
     texts = ["the cat sat on the mat.", "Paris"]
     expected = pseudo_log_likelihood(texts, MODEL, TOKENIZER)
-    monkeypatch.setattr(fill, "_TOKENS_AT_ONCE", 20)
+    monkeypatch.setattr(fill_mask, "_BATCH_TOKENS", 20)
     found = pseudo_log_likelihood(texts, MODEL, TOKENIZER)
     assert [s.log_likelihood for s in found] == pytest.approx([s.log_likelihood for s in expected], rel=ROUNDING)
 
@@ -244,28 +244,28 @@ def test_text_without_a_token_has_no_likelihood(text):
 
 
 @pytest.mark.parametrize("text", ["the cat sat", "", "the [mask] sat", "the MASK sat"])
-@pytest.mark.parametrize("among", [None, ["cat"]])
-def test_text_without_a_mask_is_refused(text, among):
-    with pytest.raises(DataError, match=r"no \[MASK\] in"):
-        fill_masks([TEXTS[0], text], MODEL, TOKENIZER, among=among)
+@pytest.mark.parametrize("candidates", [None, ["cat"]])
+def test_text_without_a_mask_is_refused(text, candidates):
+    with pytest.raises(DataError, match=r"No \[MASK\] in"):
+        fill_masks([TEXTS[0], text], MODEL, TOKENIZER, candidates=candidates)
 
 
-def test_longest_text_is_taken():
+def test_text_of_maximum_length_is_accepted():
     assert len(fill_masks([" ".join(["[MASK]"] * (POSITIONS - 2))], MODEL, TOKENIZER)[0].masks) == POSITIONS - 2
 
 
 def test_too_long_text_is_refused():
     text = " ".join(["[MASK]"] * (POSITIONS - 1))
     for function in (fill_masks, pseudo_log_likelihood):
-        with pytest.raises(DataError, match=f"has {POSITIONS - 1} tokens, the model takes {POSITIONS - 2}"):
+        with pytest.raises(DataError, match=f"has {POSITIONS - 1} tokens; the model accepts {POSITIONS - 2}"):
             function([text], MODEL, TOKENIZER)
 
 
 def test_text_too_long_for_a_word_of_several_pieces_is_refused():
     text = " ".join(["the"] * (POSITIONS - 3) + ["[MASK]"])
-    assert len(fill_masks([text], MODEL, TOKENIZER, among=["cat"])[0].masks) == 1
+    assert len(fill_masks([text], MODEL, TOKENIZER, candidates=["cat"])[0].masks) == 1
     with pytest.raises(DataError, match="too long for a word of"):
-        fill_masks([text], MODEL, TOKENIZER, among=["cat", "Pat"])
+        fill_masks([text], MODEL, TOKENIZER, candidates=["cat", "Pat"])
 
 
 @pytest.mark.parametrize("top_k", [0, -1])
@@ -275,14 +275,14 @@ def test_top_k_below_one_is_refused(top_k):
 
 
 @pytest.mark.parametrize("word", ["Привет", "", " ", "cat Привет"])
-def test_word_that_the_tokenizer_cannot_write_is_refused(word):
-    with pytest.raises(ConfigError, match=f"--among {word!r}"):
-        fill_masks(TEXTS, MODEL, TOKENIZER, among=["cat", word])
+def test_word_that_the_tokenizer_cannot_represent_is_refused(word):
+    with pytest.raises(ConfigError, match=f"--candidates {word!r}"):
+        fill_masks(TEXTS, MODEL, TOKENIZER, candidates=["cat", word])
 
 
-def test_no_word_to_choose_from_is_refused():
-    with pytest.raises(ConfigError, match="--among is empty"):
-        fill_masks(TEXTS, MODEL, TOKENIZER, among=[])
+def test_empty_candidate_list_is_refused():
+    with pytest.raises(ConfigError, match="--candidates is empty"):
+        fill_masks(TEXTS, MODEL, TOKENIZER, candidates=[])
 
 
 # --------------------------------------------------------------------------------------------------------------------------- api
@@ -306,7 +306,7 @@ def test_api_result_is_plain_data(folder):
 
 
 def test_api_scores_are_plain_data(folder):
-    (found,) = stemformer.fill(["the cat sat"], model=str(folder), score=True, device="cpu")
+    (found,) = stemformer.score(["the cat sat"], model=str(folder), device="cpu")
     (score,) = pseudo_log_likelihood(["the cat sat"], MODEL, TOKENIZER)
     assert found == {
         "text": "the cat sat",
@@ -327,11 +327,11 @@ def test_api_refuses_a_model_without_the_head(tmp_path):
         stemformer.fill(TEXTS, model=str(tmp_path))
 
 
-def test_bf16_fills_as_fp32_does_but_for_rounding(folder):
+def test_bf16_equals_fp32_within_rounding(folder):
     full, half = (
         stemformer.fill(TEXTS[:1], model=str(folder), device="cpu", precision=p, top_k=3) for p in ("fp32", "bf16")
     )
-    # bfloat16 keeps 8 bits: logits of about 5 are off by some hundredths, and probabilities by as much of themselves.
+    # bfloat16 has 8 significant bits: logits around 5 differ by some hundredths, probabilities by the same fraction.
     a, b = ({c["token"]: c["probability"] for c in r[0]["masks"][0]["candidates"]} for r in (full, half))
     first = next(iter(a))
     assert b[first] == pytest.approx(a[first], rel=0.1)

@@ -7,7 +7,7 @@ import torch
 from stemformer.data.examples.batch import Example, collate
 from stemformer.data.shards.reader import open_shards
 from stemformer.errors import DataError
-from stemformer.evaluation import held_out as evaluate
+from stemformer.evaluation import held_out
 from stemformer.evaluation.held_out import (
     baselines,
     evaluate_held_out,
@@ -26,16 +26,16 @@ SPECIAL = SpecialIds(cls=2, sep=3, mask=4)
 
 @pytest.fixture(scope="module")
 def shards(tiny):
-    return open_shards(tiny / "data")  # the larger split: what is measured on it does not matter here
+    return open_shards(tiny / "data")  # the training split, as it is larger
 
 
-def objective(shards, **config):
+def held_out_objective(shards, **config):
     return make_objective(held_out_masks(MaskedLmConfig(**config)), special=SPECIAL, vocab_size=shards.vocab_size)
 
 
 def batches_of(shards, *, num_examples=50, **config):
-    asked = objective(shards, **config)
-    return held_out_batches(asked.make_examples(shards, 32), asked, num_examples=num_examples, batch_tokens=512)
+    objective = held_out_objective(shards, **config)
+    return held_out_batches(objective.make_examples(shards, 32), objective, num_examples=num_examples, batch_tokens=512)
 
 
 def assert_same(first, second):
@@ -47,19 +47,19 @@ def assert_same(first, second):
 
 
 def module_of(shards, **config):
-    asked = objective(shards, **config)
+    objective = held_out_objective(shards, **config)
     sizes = BertConfig(
         vocab_size=shards.vocab_size,
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
-        initializer_range=0.3,  # so that some answers are right
+        initializer_range=0.3,  # large, so that some predictions are correct
     )
-    return LossModule(make_model(sizes, asked.heads, generator=torch.Generator().manual_seed(0)), asked)
+    return LossModule(make_model(sizes, objective.heads, generator=torch.Generator().manual_seed(0)), objective)
 
 
-# Which text, and what is hidden in it
+# Examples and masks
 
 
 @pytest.mark.parametrize("sentences", ["none", "next", "order"])
@@ -70,88 +70,90 @@ def test_held_out_masks_are_the_same_at_each_call(shards, sentences):
     assert_same(first, batches_of(shards, sentences=sentences))
 
 
-def test_held_out_masks_do_not_depend_on_what_training_hides(shards):
-    training = {"rate": 0.4, "unit": "span", "mask_share": 1.0, "random_share": 0.0}
+def test_held_out_masks_do_not_depend_on_those_of_training(shards):
+    training = {"mask_rate": 0.4, "unit": "span", "mask_replace_prob": 1.0, "random_replace_prob": 0.0}
     assert_same(batches_of(shards), batches_of(shards, **training))
 
 
-def test_held_out_share_of_scored_places_is_that_of_2018(shards):
-    batch = batches_of(shards, rate=0.5)[0]
+def test_held_out_mask_rate_is_15_percent(shards):
+    batch = batches_of(shards, mask_rate=0.5)[0]
     special = sum(int((batch.input_ids == number).sum()) for number in (SPECIAL.cls, SPECIAL.sep))
-    # each of 16 examples rounds to whole places: half a place of some 25 tokens at most
+    # Each of 16 examples rounds to an integer number of masks: at most half a mask of some 25 tokens.
     assert len(batch.labels) / (len(batch.input_ids) - special) == pytest.approx(0.15, abs=0.02)
 
 
-def test_examples_are_different_ones_and_no_more_than_asked(shards):
+def test_examples_are_distinct_and_limited(shards):
     numbers = [i for batch in batches_of(shards, num_examples=50) for i in batch.example_numbers]
     assert len(set(numbers)) == len(numbers) == 50
-    assert max(numbers) > 60  # drawn from all, not the first ones
+    assert max(numbers) > 60  # sampled from all, not the first ones
 
 
-def test_split_with_fewer_examples_than_asked_is_used_whole(shards):
-    asked = objective(shards)
-    rows = asked.make_examples(shards, 32)
-    batches = held_out_batches(rows, asked, num_examples=10**6)
+def test_split_with_fewer_examples_is_used_completely(shards):
+    objective = held_out_objective(shards)
+    rows = objective.make_examples(shards, 32)
+    batches = held_out_batches(rows, objective, num_examples=10**6)
     assert sorted(i for batch in batches for i in batch.example_numbers) == list(range(len(rows)))
 
 
 def test_split_without_an_example_is_refused(shards):
-    asked = objective(shards)
-    rows = asked.make_examples(shards, 32)
+    objective = held_out_objective(shards)
+    rows = objective.make_examples(shards, 32)
     none = type(rows)(shards, rows.starts[:0], rows.stops[:0], rows.offsets[:1], 32, 2)
-    with pytest.raises(DataError, match="prepare the data again with a larger --held-out"):
-        held_out_batches(none, asked, num_examples=4)
+    with pytest.raises(DataError, match="Prepare the data again with a larger --held-out"):
+        held_out_batches(none, objective, num_examples=4)
 
 
 # Ranks
 
 
-def on_ranks(world_size, rows, asked, module):
-    """Returns the figures of each rank, whose sums are exchanged as `all_reduce` would."""
+def on_ranks(world_size, rows, objective, module):
+    """Return the metrics of each rank, with sums exchanged as by `all_reduce`."""
 
     def on(rank, add):
         return make_held_out_evaluation(
-            rows, asked, num_examples=26, device=CPU, rank=rank, world_size=world_size, add=add
+            rows, objective, num_examples=26, device=CPU, rank=rank, world_size=world_size, add=add
         )(module)
 
-    told = []
+    sums = []
     for rank in range(world_size):
-        on(rank, lambda values: told.append(list(values)) or list(values))
-    assert len({len(values) for values in told}) == 1  # else the exchange would hang
-    whole = np.sum(told, 0).tolist()
-    return [on(rank, lambda values: whole) for rank in range(world_size)]
+        on(rank, lambda values: sums.append(list(values)) or list(values))
+    assert len({len(values) for values in sums}) == 1  # otherwise all_reduce would hang
+    total = np.sum(sums, 0).tolist()
+    return [on(rank, lambda values: total) for rank in range(world_size)]
 
 
 @pytest.mark.parametrize("sentences", ["none", "next"])
 @pytest.mark.parametrize("world_size", [2, 3, 5])  # of four batches: two each, two and one, and a rank with none
-def test_figures_of_several_ranks_are_those_of_one(shards, sentences, world_size, monkeypatch):
-    monkeypatch.setattr(evaluate, "held_out_batches", partial(held_out_batches, batch_tokens=256))
-    asked, module = objective(shards, sentences=sentences), module_of(shards, sentences=sentences)
-    rows = asked.make_examples(shards, 32)
-    alone = make_held_out_evaluation(rows, asked, num_examples=26, device=CPU)(module)
-    for figures in on_ranks(world_size, rows, asked, module):
-        assert figures == pytest.approx(alone, rel=1e-12)  # the same numbers, added in float64 in another order
+def test_metrics_of_several_ranks_equal_those_of_one(shards, sentences, world_size, monkeypatch):
+    monkeypatch.setattr(held_out, "held_out_batches", partial(held_out_batches, batch_tokens=256))
+    objective, module = held_out_objective(shards, sentences=sentences), module_of(shards, sentences=sentences)
+    rows = objective.make_examples(shards, 32)
+    alone = make_held_out_evaluation(rows, objective, num_examples=26, device=CPU)(module)
+    for metrics in on_ranks(world_size, rows, objective, module):
+        assert metrics == pytest.approx(alone, rel=1e-12)  # float64 sums in another order
 
 
-def test_each_rank_goes_through_as_many_batches(shards, monkeypatch):
-    monkeypatch.setattr(evaluate, "held_out_batches", partial(held_out_batches, batch_tokens=256))
-    asked, module = objective(shards), module_of(shards)
+def test_each_rank_processes_the_same_number_of_batches(shards, monkeypatch):
+    monkeypatch.setattr(held_out, "held_out_batches", partial(held_out_batches, batch_tokens=256))
+    objective, module = held_out_objective(shards), module_of(shards)
     passes = []
     module.register_forward_hook(lambda *_: passes.append(1))
     for rank in range(3):
         make_held_out_evaluation(
-            asked.make_examples(shards, 32), asked, num_examples=26, device=CPU, rank=rank, world_size=3
+            objective.make_examples(shards, 32), objective, num_examples=26, device=CPU, rank=rank, world_size=3
         )(module)
     assert len(passes) == 6  # two each, though the last two ranks have one batch of four
 
 
-# Figures
+# Metrics
 
 
-def test_figures_are_named_by_what_was_asked(shards):
-    asked, module = objective(shards, sentences="order"), module_of(shards, sentences="order")
-    figures = make_held_out_evaluation(asked.make_examples(shards, 32), asked, num_examples=8, device=CPU)(module)
-    assert list(figures) == [
+def test_metrics_are_named_after_the_losses(shards):
+    objective, module = held_out_objective(shards, sentences="order"), module_of(shards, sentences="order")
+    metrics = make_held_out_evaluation(objective.make_examples(shards, 32), objective, num_examples=8, device=CPU)(
+        module
+    )
+    assert list(metrics) == [
         "held_out_masked_lm_loss",
         "held_out_masked_lm_accuracy",
         "held_out_sentence_order_loss",
@@ -162,29 +164,29 @@ def test_figures_are_named_by_what_was_asked(shards):
     ]
 
 
-def test_scores_are_means_over_places_not_over_batches(shards):
+def test_metrics_are_means_over_positions_not_over_batches(shards):
     batches, module = batches_of(shards), module_of(shards)
-    figures = evaluate_held_out(module, batches, device=CPU)
+    metrics = evaluate_held_out(module, batches, device=CPU)
     with torch.no_grad():
         logits = torch.cat([module(batch, return_logits=True) for batch in batches])
     labels = torch.cat([batch.labels for batch in batches])
     expected = torch.nn.functional.cross_entropy(logits, labels).item()
-    assert figures["masked_lm_loss"] == pytest.approx(expected, rel=1e-6)  # float32
-    assert figures["masked_lm_accuracy"] == (logits.argmax(-1) == labels).double().mean().item()
+    assert metrics["masked_lm_loss"] == pytest.approx(expected, rel=1e-6)  # float32
+    assert metrics["masked_lm_accuracy"] == (logits.argmax(-1) == labels).double().mean().item()
     sizes = {len(batch.labels) for batch in batches}
-    assert len(sizes) > 1  # else the two means would be one
+    assert len(sizes) > 1  # otherwise the two means would be equal
 
 
 def example(labels, answer=None):
     n = len(labels)
-    asked = None if answer is None else np.array([answer])
-    return Example(np.arange(n), np.array([n]), np.arange(n), np.array(labels), None, asked)
+    sequence_labels = None if answer is None else np.array([answer])
+    return Example(np.arange(n), np.array([n]), np.arange(n), np.array(labels), None, sequence_labels)
 
 
-def test_unigram_baselines_are_as_by_hand():
+def test_unigram_baselines_equal_hand_computed_ones():
     batches = [collate([example([1, 1])], [0]), collate([example([2, 0])], [0])]
-    told = baselines(np.array([0, 5, 2, 1], np.uint64), batches)  # one more each: 1, 6, 3, 2 of 12
-    assert told == {
+    result = baselines(np.array([0, 5, 2, 1], np.uint64), batches)  # smoothed: 1, 6, 3, 2 of 12
+    assert result == {
         "unigram_loss": pytest.approx(-(2 * np.log(6 / 12) + np.log(3 / 12) + np.log(1 / 12)) / 4),
         "unigram_accuracy": 0.5,
     }

@@ -1,4 +1,4 @@
-"""What a GPT makes of what it has read: beside transformers' own attention and scores, and on models whose figures are known."""
+"""In-context learning metrics: equal to those from transformers, and to known ones of constructed models."""
 
 import math
 
@@ -12,7 +12,7 @@ from stemformer.evaluation.in_context_learning import (
     early_and_late,
     induction_scores,
     late_minus_early,
-    make_in_context,
+    make_in_context_evaluation,
     repeat_gain,
     repeated_tokens,
 )
@@ -20,6 +20,7 @@ from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
+from stemformer.objectives.masked_lm import SpecialIds
 
 SIZES = {
     "vocab_size": 60,
@@ -53,10 +54,10 @@ def theirs_of(ours, folder, ids, **options):
     return theirs(input_ids=ids, **options)
 
 
-# Random tokens that come twice
+# Repeated random tokens
 
 
-def test_tokens_come_twice_behind_an_end(repeated):
+def test_tokens_are_repeated_after_an_end_token(repeated):
     batch, num_first = repeated
     rows = batch.input_ids.view(5, 41)
     assert (rows[:, 0] == 3).all() and (rows[:, 1:] != 3).all()
@@ -67,18 +68,18 @@ def test_tokens_come_twice_behind_an_end(repeated):
     assert ids.input_ids[1:].unique().tolist() == [i for i in range(60) if i != 3]
 
 
-def test_scores_of_heads_are_those_of_transformers_attention(repeated, tmp_path):
+def test_head_scores_equal_those_from_transformers(repeated, tmp_path):
     ours = random_model()
     found = induction_scores(ours, repeated)
     attention = theirs_of(ours, tmp_path, repeated[0].input_ids.view(5, 41), output_attentions=True).attentions
     assert found.shape == (3, 4)
-    for layer, of_layer in enumerate(attention):  # (S, H, T, T)
-        expected = np.mean([[of_layer[s, :, 21 + j, 2 + j].numpy() for j in range(20)] for s in range(5)], (0, 1))
+    for layer, probabilities in enumerate(attention):  # (S, H, T, T)
+        expected = np.mean([[probabilities[s, :, 21 + j, 2 + j].numpy() for j in range(20)] for s in range(5)], (0, 1))
         np.testing.assert_allclose(found[layer], expected, rtol=1e-4, atol=1e-6)
     assert found.std() > 0.003  # heads differ, so a mixed-up order would be seen
 
 
-def test_head_that_looks_at_everything_alike_has_its_share(repeated):
+def test_head_with_uniform_attention_has_a_uniform_score(repeated):
     ours = random_model()
     for layer in ours.body.layers:
         torch.nn.init.zeros_(layer.attention.qkv.weight)
@@ -86,8 +87,8 @@ def test_head_that_looks_at_everything_alike_has_its_share(repeated):
     np.testing.assert_allclose(induction_scores(ours, repeated), np.full((3, 4), expected), rtol=1e-5)
 
 
-def test_head_that_looks_where_it_should_scores_one(repeated):
-    """The only head of the second layer looks 19 places back, to what came behind the first time of a token; words say nothing."""
+def test_perfect_induction_head_scores_one(repeated):
+    """The head of the second layer attends 19 positions back, to the token after the first occurrence."""
     ours = random_model(hidden_size=48, num_attention_heads=1, num_hidden_layers=2)
     with torch.no_grad():
         for parameter in ours.body.parameters():
@@ -103,7 +104,7 @@ def test_head_that_looks_where_it_should_scores_one(repeated):
     assert scores[0, 0] == pytest.approx(np.mean([1 / (22 + j) for j in range(20)]), rel=1e-5)
 
 
-def test_gain_of_the_second_time_is_that_of_transformers_scores(repeated, tmp_path):
+def test_repeat_gain_equals_that_from_transformers(repeated, tmp_path):
     ours = random_model()
     ids = repeated[0].input_ids.view(5, 41)
     nats = -theirs_of(ours, tmp_path, ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
@@ -112,17 +113,17 @@ def test_gain_of_the_second_time_is_that_of_transformers_scores(repeated, tmp_pa
     assert abs(expected) > 0.01
 
 
-# Late and early places of a row
+# Late and early positions
 
 
 def row(*lengths):
-    """A row of sequences whose places are all scored, with labels that tell sequence and place."""
+    """Row of sequences with all positions scored; labels encode sequence and position."""
     n = sum(lengths)
     labels = np.concatenate([100 * i + np.arange(length) for i, length in enumerate(lengths)])
     return Example(np.ones(n, np.int64), np.array(lengths), np.arange(n), labels)
 
 
-def test_places_are_those_of_sequences_that_fill_a_row():
+def test_positions_are_those_of_sequences_that_fill_a_row():
     batch = collate([row(32), row(28, 4), row(3, 29)], range(3))
     ((chosen, num_early),) = early_and_late([batch], 32, most=9)
     assert chosen.labels.tolist() == [2, 3, 102, 103, 28, 29, 30, 31, 128]
@@ -132,12 +133,12 @@ def test_places_are_those_of_sequences_that_fill_a_row():
     assert fewer.cu_seqlens.tolist() == [0, 32]
 
 
-@pytest.mark.parametrize(("lengths", "row_length"), [((28, 4), 32), ((7,), 7)])
-def test_without_long_sequences_there_is_nothing_to_compare(lengths, row_length):
-    assert early_and_late([collate([row(*lengths)], [0])], row_length, most=9) == []
+@pytest.mark.parametrize(("lengths", "sequence_length"), [((28, 4), 32), ((7,), 7)])
+def test_without_long_sequences_nothing_is_selected(lengths, sequence_length):
+    assert early_and_late([collate([row(*lengths)], [0])], sequence_length, most=9) == []
 
 
-def test_difference_is_of_the_mean_losses_by_transformers(tmp_path):
+def test_difference_equals_that_from_transformers(tmp_path):
     ours = random_model()
     ids = torch.randint(60, (4, 33), generator=torch.Generator().manual_seed(1))
     examples = [Example(i[:-1].numpy(), np.array([32]), np.arange(32), i[1:].numpy()) for i in ids]
@@ -147,23 +148,23 @@ def test_difference_is_of_the_mean_losses_by_transformers(tmp_path):
     assert late_minus_early(ours, early_and_late(batches, 32, most=9)) == pytest.approx(expected.item(), abs=1e-4)
 
 
-# Together
+# Combined
 
 
-@pytest.mark.parametrize(("documents", "row_length"), [("apart", 24), ("stream", 32)])
-def test_figures_of_a_held_out_split(tiny, documents, row_length):
+@pytest.mark.parametrize(("documents", "sequence_length"), [("apart", 24), ("stream", 32)])
+def test_metrics_of_a_held_out_split(tiny, documents, sequence_length):
     shards = open_shards(tiny / "data", "held_out")
-    objective = CausalLm(CausalLmConfig(documents=documents), end=3)
-    measure = make_in_context(objective.make_examples(shards, row_length), objective)
-    told = measure(random_model(vocab_size=shards.vocab_size).train())
-    assert set(told) == {"held_out_late_minus_early", "repeat_gain", "induction_score", "heads"}
-    assert np.shape(told["heads"]) == (3, 4)
-    assert told["induction_score"] == pytest.approx(np.max(told["heads"]), abs=1e-4)
+    objective = CausalLm(CausalLmConfig(documents=documents), special=SpecialIds(eos=3))
+    measure = make_in_context_evaluation(objective.make_examples(shards, sequence_length), objective)
+    metrics = measure(random_model(vocab_size=shards.vocab_size).train())
+    assert set(metrics) == {"held_out_late_minus_early", "repeat_gain", "induction_score", "heads"}
+    assert np.shape(metrics["heads"]) == (3, 4)
+    assert metrics["induction_score"] == pytest.approx(np.max(metrics["heads"]), abs=1e-4)
     again = measure(random_model(vocab_size=shards.vocab_size))
-    assert again == told and all(map(math.isfinite, (told["repeat_gain"], told["held_out_late_minus_early"])))
+    assert again == metrics and all(map(math.isfinite, (metrics["repeat_gain"], metrics["held_out_late_minus_early"])))
 
 
-def test_rows_too_short_for_anything_give_nothing(tiny):
+def test_too_short_rows_give_no_metrics(tiny):
     shards = open_shards(tiny / "data", "held_out")
-    objective = CausalLm(CausalLmConfig(), end=3)
-    assert make_in_context(objective.make_examples(shards, 4), objective)(random_model()) == {}
+    objective = CausalLm(CausalLmConfig(), special=SpecialIds(eos=3))
+    assert make_in_context_evaluation(objective.make_examples(shards, 4), objective)(random_model()) == {}

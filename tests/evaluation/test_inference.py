@@ -1,4 +1,4 @@
-"""Predictions do not depend on which records stand beside each other, and come in the order given."""
+"""Predictions do not depend on batches, and are in input order."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from stemformer.evaluation.inference import predict_scores
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import LossModule
-from stemformer.tasks.metrics import main_metric, score_predictions
 from stemformer.tasks.registry import TASKS
 from stemformer.tasks.task import TaskConfig
 
@@ -89,17 +88,17 @@ def test_batches_do_not_change_scores(case, tokenizer):
     together, loss, _ = predict(case, tokenizer, case[2])
     alone, mean, _ = predict(case, tokenizer, case[2], batch_tokens=1)
     for a, b in zip(together, alone, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))  # fp32, other shapes of products
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))  # fp32, other matrix shapes
     assert loss == pytest.approx(mean, rel=1e-5)
 
 
-def test_predictions_come_in_the_order_of_the_records(case, tokenizer):
+def test_predictions_are_in_input_order(case, tokenizer):
     records = case[2]
     order = np.random.default_rng(1).permutation(len(records)).tolist()
-    _, _, given = predict(case, tokenizer, records)
+    _, _, expected = predict(case, tokenizer, records)
     _, _, mixed = predict(case, tokenizer, [records[i] for i in order])
-    for place, number in enumerate(order):
-        a, b = mixed[place], given[number]
+    for position, number in enumerate(order):
+        a, b = mixed[position], expected[number]
         for name in ("label", "tags", "text", "choice"):
             assert getattr(a, name, None) == getattr(b, name, None)
         p, q = (np.atleast_1d(getattr(x, "probabilities", None) or getattr(x, "score", 0.0)) for x in (a, b))
@@ -111,11 +110,11 @@ def test_loss_of_a_batch_is_the_mean_of_its_examples(case, tokenizer):
     examples = task.encode(records, tokenizer, max_length=32)
     losses = [module(collate([e], [i]))[task.config.name] for i, e in enumerate(examples.examples)]
     batch = collate(examples.examples, range(len(examples)))
-    whole = module(batch)[task.config.name]
-    assert whole.count == sum(loss.count for loss in losses) == task.counts(batch)[task.config.name]
-    assert whole.total.item() == pytest.approx(sum(loss.total.item() for loss in losses), rel=1e-5)
-    if whole.correct is not None:
-        assert int(whole.correct) == sum(int(loss.correct) for loss in losses)
+    together = module(batch)[task.config.name]
+    assert together.count == sum(loss.count for loss in losses) == task.counts(batch)[task.config.name]
+    assert together.total.item() == pytest.approx(sum(loss.total.item() for loss in losses), rel=1e-5)
+    if together.correct is not None:
+        assert int(together.correct) == sum(int(loss.correct) for loss in losses)
 
 
 def test_all_examples_are_reported(case, tokenizer):
@@ -125,7 +124,7 @@ def test_all_examples_are_reported(case, tokenizer):
     assert len(done) > 1
 
 
-def test_records_without_answers_have_no_loss(tokenizer):
+def test_examples_without_labels_have_no_loss(tokenizer):
     task = TASKS["classify"](TaskConfig("classify"), LABELS)
     bert = BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     model = make_model(bert, task.heads, num_labels=3, generator=torch.Generator().manual_seed(0)).eval()
@@ -141,8 +140,8 @@ def test_records_without_answers_have_no_loss(tokenizer):
     assert predict_scores(LossModule(model, task), task, none, device=CPU)[1] is None
 
 
-def test_figures_are_those_of_the_kind(case, tokenizer):
+def test_main_metric_is_among_the_scores(case, tokenizer):
     task, _, records = case
     _, _, predictions = predict(case, tokenizer, records)
-    told = score_predictions(task, predictions, records)
-    assert isinstance(told[main_metric(task)], float)
+    metrics, _ = task.compute_metrics(predictions, records)
+    assert isinstance(metrics[task.main_metric], float)

@@ -1,1 +1,1 @@
-"""Filling blanks, and held-out figures."""
+"""Evaluate pre-trained models: held-out metrics, masks, benchmarks, scaling, few-shot prompts."""

@@ -1,7 +1,7 @@
-"""Single words of held-out sentences, hidden and guessed: what a model has learned, in a form that one can read.
+"""Cloze evaluation: predict one masked word in each of some held-out sentences.
 
-The blanks are chosen by a rule, not by hand: sentences of 6 to 24 tokens in a fixed random order, and in each a word that is a single
-token of letters, all equally likely. Where a corpus has words in ideographs and words in letters, they take turns.
+The sentences are selected by a rule: 6 to 24 tokens, in a fixed random order; in each, a word that is a single
+token of letters, chosen uniformly. If a corpus has ideographic and alphabetic words, the two kinds alternate.
 """
 
 import itertools
@@ -15,31 +15,30 @@ from torch import nn
 from stemformer.data.examples.batch import Batch, Example, collate
 from stemformer.data.examples.sampling import example_generator, permuted
 from stemformer.data.shards.reader import Shards
-from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.data.tokenization.wordpiece import PREFIX
+from stemformer.data.tokenization.tokenizer import SUBWORD_PREFIX, Tokenizer
 
 _SEED = 2**40 + 2
 _LENGTHS = range(6, 25)
-_TOKENS_AT_ONCE = 4096
-_SEARCHED = 20
-"""Sentences that are looked at for each blank, at most."""
+_BATCH_TOKENS = 4096
+_CANDIDATES_PER_EXAMPLE = 20
+"""Maximum number of sentences to examine for each example."""
 _FULL_WIDTH = tuple("。，、；：！？）》」』（《「『")
 _EITHER = ("[MASK]", *"“”‘’")
 _CLOSING = ".,;:!?)]}%'’”。，、；：！？）》」』"
 _OPENING = "([{‘“（《「『"
-_ENDINGS = ("s", "t", "d", "m", "re", "ve", "ll")
-"""What stands behind an apostrophe: it's, don't."""
+_CONTRACTIONS = ("s", "t", "d", "m", "re", "ve", "ll")
+"""Tokens after an apostrophe: it's, don't."""
 
 
 @dataclass(frozen=True)
 class ClozeExamples:
-    """Sentences with one word hidden each.
+    """Sentences with one masked word each.
 
     Attributes:
-        texts: As they are shown, with `[MASK]`.
-        answers: The hidden words.
-        batches: The same for the model.
-        constant: The word of letters that the training text has most; guessing it always is the baseline.
+        texts: For display, with `[MASK]`.
+        answers: The masked words.
+        batches: Model inputs.
+        constant: Most frequent alphabetic word of the training text; the constant baseline.
     """
 
     texts: list[str]
@@ -51,45 +50,42 @@ class ClozeExamples:
 def choose_cloze_examples(
     shards: Shards, tokenizer: Tokenizer, *, number: int, longest: int = 512
 ) -> ClozeExamples | None:
-    """Returns up to `number` blanks of a split, always the same ones; None where no sentence has a word to hide.
+    """Select up to `number` examples of a split, the same at each call; None if no sentence is suitable.
 
     Args:
-        shards: The held-out split.
-        tokenizer: Of the split.
-        number: How many.
-        longest: Tokens that the model takes, special ones included.
+        longest: Maximum sequence length of the model, special tokens included.
     """
     bounds = np.asarray(shards.sentence_starts)
     lengths = np.diff(bounds)
-    fitting = np.flatnonzero((lengths >= _LENGTHS.start) & (lengths < min(_LENGTHS.stop, longest - 1)))
+    suitable = np.flatnonzero((lengths >= _LENGTHS.start) & (lengths < min(_LENGTHS.stop, longest - 1)))
     is_word = np.array([token.isalpha() for token in tokenizer.tokens])
-    found: dict[bool, list[tuple[str, str, Example]]] = {
-        False: [],
-        True: [],
-    }  # by whether the word is written in ideographs
-    order = permuted(np.arange(len(fitting)), len(fitting), seed=_SEED, epoch=0)
-    for sentence in fitting[order[: _SEARCHED * number]].tolist():
+    # By whether the masked word is ideographic.
+    found: dict[bool, list[tuple[str, str, Example]]] = {False: [], True: []}
+    order = permuted(np.arange(len(suitable)), len(suitable), seed=_SEED, epoch=0)
+    for sentence in suitable[order[: _CANDIDATES_PER_EXAMPLE * number]].tolist():
         if min(map(len, found.values())) >= number:
             break
         start, stop = int(bounds[sentence]), int(bounds[sentence + 1])
         ids = shards.tokens(start, stop).astype(np.int64)
-        words = np.append(shards.word_starts(start, stop), True)
-        places = np.flatnonzero(words[:-1] & words[1:] & is_word[ids])  # a word of letters that is one token
-        if len(places) == 0:
+        starts_word = np.append(shards.word_starts(start, stop), True)
+        # Words of letters that are a single token.
+        positions = np.flatnonzero(starts_word[:-1] & starts_word[1:] & is_word[ids])
+        if len(positions) == 0:
             continue
-        place = int(places[example_generator(_SEED, 0, sentence).integers(len(places))])
-        hidden = ids.copy()
-        hidden[place] = tokenizer.mask_id
-        with_special = np.concatenate([[tokenizer.cls_id], hidden, [tokenizer.sep_id]])
-        example = Example(with_special, np.array([len(ids) + 2]), np.array([place + 1]), ids[place : place + 1])
-        answer = tokenizer.tokens[ids[place]]
-        text = shown_text([tokenizer.tokens[i] for i in hidden.tolist()])
+        position = int(positions[example_generator(_SEED, 0, sentence).integers(len(positions))])
+        masked = ids.copy()
+        masked[position] = tokenizer.mask_token_id
+        with_special = np.concatenate([[tokenizer.cls_token_id], masked, [tokenizer.sep_token_id]])
+        label = ids[position : position + 1]
+        example = Example(with_special, np.array([len(ids) + 2]), np.array([position + 1]), label)
+        answer = tokenizer.tokens[ids[position]]
+        text = shown_text([tokenizer.tokens[i] for i in masked.tolist()])
         found[_is_ideograph(answer)].append((text, answer, example))
     if not any(found.values()):
         return None
-    in_turns = [blank for pair in itertools.zip_longest(*found.values()) for blank in pair if blank is not None]
-    texts, answers, examples = (list(column) for column in zip(*in_turns[:number], strict=True))
-    size = max(1, _TOKENS_AT_ONCE // _LENGTHS.stop)
+    alternating = [item for pair in itertools.zip_longest(*found.values()) for item in pair if item is not None]
+    texts, answers, examples = (list(column) for column in zip(*alternating[:number], strict=True))
+    size = max(1, _BATCH_TOKENS // _LENGTHS.stop)
     batches = [
         collate(examples[a : a + size], range(a, min(a + size, len(examples)))) for a in range(0, len(examples), size)
     ]
@@ -99,68 +95,66 @@ def choose_cloze_examples(
 
 @torch.inference_mode()
 def evaluate_cloze(
-    module: nn.Module, blanks: ClozeExamples, tokenizer: Tokenizer, *, device: torch.device
+    module: nn.Module, examples: ClozeExamples, tokenizer: Tokenizer, *, device: torch.device
 ) -> dict[str, Any]:
-    """Returns the likeliest word for each blank, and how many are right.
+    """Predict the most likely word for each mask and compute the accuracy.
 
     Args:
-        module: Its forward gives scores with `return_logits` (`objectives.sentence_pairs.WithLoss`).
-        blanks: What is asked.
-        tokenizer: Ids to words.
-        device: Where the module is.
+        module: Returns logits with `return_logits` (`objectives.objective.LossModule`).
 
     Returns:
-        `blank_accuracy`, `blank_constant_accuracy`, and `fills`: text, answer, guess and its probability for each blank.
+        `blank_accuracy`, `blank_constant_accuracy`, and `fills`: text, answer, guess and its probability for each
+        example.
     """
     module.eval()
     guesses: list[tuple[str, float]] = []
-    for batch in blanks.batches:
+    for batch in examples.batches:
         probabilities = module(batch.to(device), return_logits=True).float().softmax(-1)
-        largest, ids = probabilities.max(-1)
-        guesses += [(tokenizer.tokens[i], p) for i, p in zip(ids.tolist(), largest.tolist(), strict=True)]
-    right = [guess == answer for (guess, _), answer in zip(guesses, blanks.answers, strict=True)]
+        best, ids = probabilities.max(-1)
+        guesses += [(tokenizer.tokens[i], p) for i, p in zip(ids.tolist(), best.tolist(), strict=True)]
     fills = [
         {"text": text, "answer": answer, "guess": guess, "probability": round(p, 4)}
-        for text, answer, (guess, p) in zip(blanks.texts, blanks.answers, guesses, strict=True)
+        for text, answer, (guess, p) in zip(examples.texts, examples.answers, guesses, strict=True)
     ]
-    constant = sum(answer == blanks.constant for answer in blanks.answers)
     return {
-        "blank_accuracy": sum(right) / len(right),
-        "blank_constant_accuracy": constant / len(right),
+        "blank_accuracy": sum(fill["guess"] == fill["answer"] for fill in fills) / len(fills),
+        "blank_constant_accuracy": examples.answers.count(examples.constant) / len(fills),
         "fills": fills,
     }
 
 
 def shown_text(tokens: list[str]) -> str:
-    """Returns tokens as a line for people: pieces joined, no spaces between ideographs or before closing marks.
+    """Join tokens for display: pieces are merged; no spaces between ideographs or before closing punctuation.
+
+    Unlike the WordPiece decoder of `tokenizers`, it handles brackets, quotes and Chinese.
 
     Example:
         >>> shown_text(["play", "##ing", "(", "[MASK]", ")", "."])
         'playing ([MASK]).'
     """
-    line, before, is_quoting = "", "", False
+    text, previous, is_quoting = "", "", False
     for token in tokens:
-        last = line[-1:]
+        last = text[-1:]
         joins = (
-            not line
-            or token.startswith(PREFIX)
+            not text
+            or token.startswith(SUBWORD_PREFIX)
             or token[0] in _CLOSING
             or last in _OPENING
-            or (last in "'’" and token in _ENDINGS)
+            or (last in "'’" and token in _CONTRACTIONS)
             or (is_quoting and '"' in (token, last))
-            or _touch(before, token)
+            or _is_chinese_pair(previous, token)
         )
-        line += token.removeprefix(PREFIX) if joins else " " + token
+        text += token.removeprefix(SUBWORD_PREFIX) if joins else " " + token
         is_quoting ^= token == '"'
-        before = token
-    return line
+        previous = token
+    return text
 
 
-def _touch(*neighbours: str) -> bool:
-    """Says whether two tokens stand without a space between them, as in Chinese; what is hidden does as its neighbour does."""
-    chinese = [_is_ideograph(token) or token in _FULL_WIDTH for token in neighbours]
+def _is_chinese_pair(*tokens: str) -> bool:
+    """Tell whether two tokens are written without a space; `[MASK]` and quotes follow their neighbor."""
+    chinese = [_is_ideograph(token) or token in _FULL_WIDTH for token in tokens]
     return any(chinese) and all(
-        is_chinese or token in _EITHER for is_chinese, token in zip(chinese, neighbours, strict=True)
+        is_chinese or token in _EITHER for is_chinese, token in zip(chinese, tokens, strict=True)
     )
 
 

@@ -63,7 +63,7 @@ class Score:
 
 
 def fill_masks(
-    texts: Sequence[str], model: Model, tokenizer: Tokenizer, *, top_k: int = 5, among: Sequence[str] | None = None
+    texts: Sequence[str], model: Model, tokenizer: Tokenizer, *, top_k: int = 5, candidates: Sequence[str] | None = None
 ) -> list[Filled]:
     """Return the most likely words for each `[MASK]` of each text, each mask predicted independently.
 
@@ -71,7 +71,7 @@ def fill_masks(
         texts: Each contains at least one `[MASK]`.
         model: Has a masked-LM head; in evaluation mode.
         top_k: Number of candidates per mask.
-        among: Candidate words. A word of several tokens is scored by the sum of their log-probabilities with as many
+        candidates: Candidate words. A word of several tokens is scored by the sum of their log-probabilities with as many
             masks; probabilities are normalized over the candidate words.
 
     Raises:
@@ -80,7 +80,7 @@ def fill_masks(
     """
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}. Expected at least 1.")
-    words = _encode_words(among, tokenizer) if among is not None else None
+    words = _encode_words(candidates, tokenizer) if candidates is not None else None
     encoded = [_encode(text, model, tokenizer) for text in texts]
     for text, ids in zip(texts, encoded, strict=True):
         if tokenizer.mask_token_id not in ids:
@@ -89,7 +89,7 @@ def fill_masks(
         masks = _rank_vocabulary(encoded, model, tokenizer, top_k)
     else:
         ranked = [_rank_words(ids, text, words, model, tokenizer) for ids, text in zip(encoded, texts, strict=True)]
-        masks = [[candidates[:top_k] for candidates in text] for text in ranked]
+        masks = [[ranking[:top_k] for ranking in text] for text in ranked]
     return [Filled(text, found, _fill(text, found)) for text, found in zip(texts, masks, strict=True)]
 
 

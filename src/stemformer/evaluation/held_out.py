@@ -1,4 +1,4 @@
-"""Held-out figures of a masked model, on examples and masks that never change, beside what counting alone would give."""
+"""Held-out loss and accuracy on fixed examples and masks, next to baselines from counts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,66 +15,63 @@ from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.objectives.objective import Examples, Objective, ObjectiveConfig
 
 _SEED = 2**40 + 1
-"""Of the choice of rows and of their masks: the same in every run, so that figures of two runs compare."""
+"""Seed of the examples and their masks: the same in every run, so that runs are comparable."""
 
 
 def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:
-    """Returns how held-out text is hidden, whatever is hidden in training: single tokens, 15 %, so that figures of two runs compare.
+    """Return the objective for held-out text: 15 % single-token masks, whatever training masks.
 
-    The next word hides nothing.
+    Objectives other than masked LM are returned unchanged.
     """
     if not isinstance(config, MaskedLmConfig):
         return config
-    return MaskedLmConfig(sentences=config.sentences, short_share=config.short_share)
+    return MaskedLmConfig(sentences=config.sentences, short_seq_prob=config.short_seq_prob)
 
 
 def held_out_batches(
     examples: Examples, objective: Objective, *, num_examples: int, batch_tokens: int = 4096
 ) -> list[Batch]:
-    """Returns the same masked examples each time.
+    """Return the same masked examples at each call.
 
     Args:
-        examples: Of the held-out split.
-        objective: What is hidden.
-        num_examples: How many, at most; they are drawn from all.
-        batch_tokens: Tokens a batch, about.
+        num_examples: Maximum number of examples, sampled from all.
+        batch_tokens: Approximate number of tokens in a batch.
 
     Raises:
         DataError: The split has no example.
     """
     if len(examples) == 0:
-        raise DataError("the held-out split has no row: prepare the data again with a larger --held-out")
+        raise DataError("The held-out split has no examples. Prepare the data again with a larger --held-out.")
     chosen = permuted(np.arange(min(num_examples, len(examples))), len(examples), seed=_SEED, epoch=0).tolist()
     made = []
     for i in chosen:
         rng = example_generator(_SEED, 0, i)
         made.append(objective.corrupt(examples.get_example(i, rng), rng))
-    size = max(1, batch_tokens // examples.row_length)
+    size = max(1, batch_tokens // examples.sequence_length)
     return [collate(made[a : a + size], chosen[a : a + size]) for a in range(0, len(chosen), size)]
 
 
 def baselines(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch]) -> dict[str, float]:
-    """Returns what can be had without reading: guessing words by frequency, and always giving the more frequent answer about pairs.
+    """Return the unigram and majority baselines of batches.
 
     Args:
-        counts: How often each id stands in the training text; one is added to each, so that none is impossible.
-        batches: Scored batches.
+        counts: Count of each id in the training text; one is added to each (Laplace smoothing).
 
     Returns:
-        `unigram_loss` (nats) and `unigram_accuracy`; with pairs `majority_accuracy`.
+        `unigram_loss` (nats) and `unigram_accuracy`; with sentence pairs also `majority_accuracy`.
     """
     labels = torch.cat([batch.labels for batch in batches]).numpy()
     smoothed = counts.astype(np.float64) + 1
     log_p = np.log(smoothed / smoothed.sum())
-    told = {
+    metrics = {
         "unigram_loss": float(-log_p[labels].mean()),
         "unigram_accuracy": float((labels == smoothed.argmax()).mean()),
     }
     answers = [batch.sequence_labels for batch in batches if batch.sequence_labels is not None]
     if answers:
         ones = float(torch.cat(answers).double().mean())
-        told["majority_accuracy"] = max(ones, 1 - ones)
-    return told
+        metrics["majority_accuracy"] = max(ones, 1 - ones)
+    return metrics
 
 
 @torch.inference_mode()
@@ -86,13 +83,12 @@ def evaluate_held_out(
     num_counted: int | None = None,
     add: Callable[[Sequence[float]], list[float]] = list,
 ) -> dict[str, float]:
-    """Returns mean loss (nats) and accuracy over all scored places of the batches, by the objective's names of losses.
+    """Return the mean loss (nats) and accuracy over scored positions, for each loss of the objective.
 
     Args:
-        module: Its forward gives the summed losses of a batch (`objectives.sentence_pairs.WithLoss`).
-        batches: At least one.
-        device: Where the module is.
-        num_counted: Only the first so many count; this rank goes through the others to keep step with the other ranks.
+        module: Returns the summed losses of a batch (`objectives.objective.LossModule`).
+        num_counted: Count the first batches only. The others are computed because all ranks must run the same number
+            of forward passes.
         add: Sums numbers over all ranks.
     """
     module.eval()
@@ -104,10 +100,10 @@ def evaluate_held_out(
             sums[0] += weight * float(loss.total)
             sums[1] += weight * float(loss.correct)
             sums[2] += weight * loss.count
-    whole = add([value for sums in totals.values() for value in sums])
+    reduced = add([value for sums in totals.values() for value in sums])
     out: dict[str, float] = {}
     for i, name in enumerate(totals):
-        total, correct, count = whole[3 * i : 3 * i + 3]
+        total, correct, count = reduced[3 * i : 3 * i + 3]
         out |= {f"{name}_loss": total / max(1.0, count), f"{name}_accuracy": correct / max(1.0, count)}
     return out
 
@@ -122,28 +118,26 @@ def make_held_out_evaluation(
     world_size: int = 1,
     add: Callable[[Sequence[float]], list[float]] = list,
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """Returns a function from a module to its held-out figures, the baselines among them; ranks share the work.
+    """Return a function that computes the held-out metrics of a module, baselines included.
 
     Args:
-        examples: Of the held-out split.
-        objective: What is hidden.
-        num_examples: How many examples, at most.
-        device: Where the module is.
-        rank: Of this process, from 0.
-        world_size: How many ranks there are; each takes every so manieth batch, and all the same number of them.
+        num_examples: Maximum number of examples.
+        world_size: Batches are distributed round-robin; every rank processes the same number.
         add: Sums numbers over all ranks.
     """
     batches = held_out_batches(examples, objective, num_examples=num_examples)
-    counts = examples.shards.manifest.splits["held_out" if "held_out" in examples.shards.manifest.splits else "train"]
-    tokens_per_byte = (counts.tokens + counts.documents) / counts.bytes  # a document's end is asked for too
+    splits = examples.shards.manifest.splits
+    counts = splits["held_out" if "held_out" in splits else "train"]
+    # The end of each document is predicted, too.
+    tokens_per_byte = (counts.tokens + counts.documents) / counts.bytes
     known = baselines(examples.shards.unigram_counts, batches)
     own = batches[rank::world_size]
-    as_many = [*own, *batches[: -(-len(batches) // world_size) - len(own)]]
+    padded = [*own, *batches[: -(-len(batches) // world_size) - len(own)]]
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        figures = evaluate_held_out(module, as_many, device=device, num_counted=len(own), add=add)
-        if "causal_lm_loss" in figures:
-            figures["bits_per_byte"] = figures["causal_lm_loss"] * tokens_per_byte / math.log(2)
-        return {f"held_out_{name}": value for name, value in {**figures, **known}.items()}
+        metrics = evaluate_held_out(module, padded, device=device, num_counted=len(own), add=add)
+        if "causal_lm_loss" in metrics:
+            metrics["bits_per_byte"] = metrics["causal_lm_loss"] * tokens_per_byte / math.log(2)
+        return {f"held_out_{name}": value for name, value in {**metrics, **known}.items()}
 
     return evaluate

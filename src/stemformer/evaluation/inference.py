@@ -1,4 +1,4 @@
-"""What a model says about labelled or unlabelled records, and how good that is."""
+"""Inference over labelled or unlabelled examples: scores of a task, and pooled hidden states."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.task import Task
 
 BATCH_TOKENS = 4096
-"""Tokens of a batch that is only predicted."""
+"""Approximate number of tokens in an inference batch."""
 
 
 @torch.inference_mode()
@@ -28,28 +28,24 @@ def predict_scores(
     batch_tokens: int = BATCH_TOKENS,
     on_examples: Callable[[int], None] | None = None,
 ) -> tuple[list[Float[np.ndarray, "_ c"]], float | None]:
-    """Returns the scores of each example, in the order given, and their mean loss (None where answers are not known).
+    """Return the scores of each example, in input order, and the mean loss (None without labels).
 
-    Examples of about one length go through the model together; nothing is padded.
+    Batches hold examples of similar length, without padding.
 
     Args:
-        module: With the task as its objective (`objectives.sentence_pairs.WithLoss`).
-        task: Knows how many scores an example has.
-        examples: Any number.
-        device: Where the module is.
-        batch_tokens: Tokens of a batch, about.
-        on_examples: Told how many more are done.
+        module: Has the task as its objective (`objectives.objective.LossModule`).
+        on_examples: Called with the number of examples of each finished batch.
     """
     module.eval()
     scores: list[Any] = [None] * len(examples)
     losses: list[tuple[LossSum, int]] = []
     for numbers, batch in _batches(examples, batch_tokens):
         moved = batch.to(device)
-        rows = module(moved, return_logits=True)
+        logits = module(moved, return_logits=True)
         if batch.sequence_labels is not None or len(batch.labels):
-            losses.append((task.loss_of(rows, moved), sum(task.counts(batch).values())))
+            losses.append((task.loss_from_scores(logits, moved), sum(task.counts(batch).values())))
         sizes = [task.num_scores(examples.examples[i]) for i in numbers]
-        for number, part in zip(numbers, torch.split(rows.float().cpu(), sizes), strict=True):
+        for number, part in zip(numbers, torch.split(logits.float().cpu(), sizes), strict=True):
             scores[number] = part.numpy()
         if on_examples is not None:
             on_examples(len(numbers))
@@ -67,15 +63,12 @@ def pooled_states(
     batch_tokens: int = BATCH_TOKENS,
     on_examples: Callable[[int], None] | None = None,
 ) -> Float[np.ndarray, "n D"]:
-    """Returns one vector for each example: the mean of its last hidden states, special tokens included, or the state that stands for it.
+    """Return one vector per example, pooled from its last hidden states.
 
     Args:
-        model: Its heads do not matter.
-        examples: Of one sequence each.
-        pooling: Which of the two.
-        device: Where the model is.
-        batch_tokens: Tokens of a batch, about.
-        on_examples: Told how many more are done.
+        examples: One sequence each.
+        pooling: Mean over all tokens, special tokens included, or the state of the summary token.
+        on_examples: Called with the number of examples of each finished batch.
 
     Source: Reimers and Gurevych 2019, section 3.
     """
@@ -83,31 +76,34 @@ def pooled_states(
     out = np.empty((len(examples), model.config.hidden_size), np.float32)
     for numbers, batch in _batches(examples, batch_tokens):
         batch = batch.to(device)
-        places = (batch.input_ids, batch.position_ids, batch.token_type_ids)
-        states = model.body(*places, batch.cu_seqlens, batch.max_seqlen).float()
+        states = model.body(
+            batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
+        ).float()  # (N, D)
         if pooling == "cls":
-            rows = states.index_select(0, batch.summary_positions)
+            pooled = states.index_select(0, batch.summary_positions)  # (S, D)
         else:
             lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
             owner = torch.repeat_interleave(torch.arange(len(numbers), device=device), lengths)
-            rows = states.new_zeros(len(numbers), states.shape[1]).index_add_(0, owner, states) / lengths[:, None]
-        out[numbers] = rows.cpu().numpy()
+            sums = states.new_zeros(len(numbers), states.shape[1]).index_add_(0, owner, states)
+            pooled = sums / lengths[:, None]  # (S, D)
+        out[numbers] = pooled.cpu().numpy()
         if on_examples is not None:
             on_examples(len(numbers))
     return out
 
 
 def _batches(examples: TaskExamples, batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
-    order = np.argsort(-examples.sizes, kind="stable")  # the longest first: what does not fit into memory fails at once
+    # Longest first: running out of memory shows at once.
+    order = np.argsort(-examples.sizes, kind="stable")
     numbers: list[int] = []
     tokens = 0
-    has_answer: bool | None = None
+    has_labels: bool | None = None
     for number in order.tolist():
-        size, answered = int(examples.sizes[number]), examples.examples[number].sequence_labels is not None
-        if numbers and (tokens + size > batch_tokens or answered != has_answer):
+        size, is_labelled = int(examples.sizes[number]), examples.examples[number].sequence_labels is not None
+        if numbers and (tokens + size > batch_tokens or is_labelled != has_labels):
             yield numbers, collate([examples.examples[i] for i in numbers], numbers)
             numbers, tokens = [], 0
         numbers.append(number)
-        tokens, has_answer = tokens + size, answered
+        tokens, has_labels = tokens + size, is_labelled
     if numbers:
         yield numbers, collate([examples.examples[i] for i in numbers], numbers)

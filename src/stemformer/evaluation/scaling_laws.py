@@ -1,33 +1,34 @@
-"""Loss as a function of size and of text read: power laws with a floor, fitted to few points, with how far one point moves them.
+"""Scaling laws: loss as a power law of model size and training tokens, with jackknife ranges of the exponents.
 
-Source: Kaplan et al. 2020, section 3 (power laws in parameters and tokens); Hoffmann et al. 2022, equation 2 and section D.2 (both at
-once with a floor, Huber loss on logarithms). We differ in the search: least squares from a grid of first guesses on centred logarithms.
+Source: Kaplan et al. 2020, section 3 (power laws in parameters and tokens); Hoffmann et al. 2022, equation 2 and
+section D.2 (joint law with a floor, Huber loss on logarithms). We differ in the search: least squares from a grid of
+starting points on centered logarithms.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-FEWEST_FOR_FLOOR = 4
-"""Sizes below which a floor is not fitted: three numbers go through three points, whatever these are."""
-FEWEST_SIZES, FEWEST_POINTS = 3, 8
-"""Of the fit over sizes and tokens, which has five numbers."""
+MIN_SIZES_FOR_FLOOR = 4
+"""Minimum number of sizes to fit a floor: three parameters fit any three points."""
+MIN_SIZES, MIN_POINTS = 3, 8
+"""Minimum of the joint fit, which has five parameters."""
 HUBER = 1e-3
-"""Where the Huber loss on logarithms turns from squares to distances."""
-FLATTEST, STEEPEST = 1e-3, 3.0
-"""Smallest exponent that is called a fall, and the largest that is searched."""
-LEAST_FLOOR = 5e-4
-"""Nats below which a fitted floor is none."""
+"""Threshold of the Huber loss on logarithms."""
+MIN_EXPONENT, MAX_EXPONENT = 1e-3, 3.0
+"""Smallest exponent that counts as a decrease, and upper bound of the search."""
+MIN_FLOOR = 5e-4
+"""A fitted floor below this (nats) counts as none."""
 
-_CONTINUED = 2
-"""Ends of the search by squares from which that with the Huber loss goes on."""
+_HUBER_STARTS = 2
+"""Number of least-squares solutions that are refined with the Huber loss."""
 
 Span = tuple[float, float]
-"""Smallest and largest of the exponents found where one size is left out."""
+"""Minimum and maximum of an exponent when one size is left out (jackknife)."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,9 @@ class PowerLaw:
     """loss = floor + factor / size ** exponent.
 
     Attributes:
-        floor: What no size goes below; 0 where it was not fitted.
-        factor: Above 0.
-        exponent: How steep it is.
-        has_floor: Whether the floor was fitted; without, it is a straight line in logarithms.
-        span: Of the exponent; None where too few sizes are left.
+        floor: 0 if it was not fitted.
+        has_floor: Whether the floor was fitted; without, the law is a line in logarithms.
+        span: Jackknife range of the exponent; None with too few sizes.
     """
 
     floor: float
@@ -49,7 +48,7 @@ class PowerLaw:
     span: Span | None = None
 
     def loss(self, size: float) -> float:
-        """Returns the loss that a size would have."""
+        """Return the predicted loss of a size."""
         return float(self.floor + self.factor * size**-self.exponent)
 
 
@@ -63,9 +62,9 @@ class JointLaw:
         size_exponent: alpha.
         token_factor: B.
         token_exponent: beta.
-        num_points: Points that it was fitted to.
-        size_span: Of the exponents, where one size is left out; None where too few sizes are left.
-        token_span: Likewise.
+        num_points: Number of fitted points.
+        size_span: Jackknife range of the size exponent; None with too few sizes.
+        token_span: Jackknife range of the token exponent; None with too few sizes.
     """
 
     floor: float
@@ -78,104 +77,95 @@ class JointLaw:
     token_span: Span | None = None
 
     def loss(self, parameters: float, tokens: float) -> float:
-        """Returns the loss that a size would have after so many tokens."""
-        of_size = self.size_factor * parameters**-self.size_exponent
-        return float(self.floor + of_size + self.token_factor * tokens**-self.token_exponent)
+        """Return the predicted loss of a model of some size after some tokens."""
+        size_term = self.size_factor * parameters**-self.size_exponent
+        return float(self.floor + size_term + self.token_factor * tokens**-self.token_exponent)
 
 
 def fit_power_law(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw | None:
-    """Returns the law that is nearest to some points in logarithms of the loss; None for fewer than two sizes.
-
-    Args:
-        sizes: Above 0, each once.
-        losses: Above 0, one for each.
+    """Fit a power law to the logarithm of the loss; None for fewer than two distinct sizes.
 
     Example:
         >>> law = fit_power_law([1e5, 1e6], [4.0, 2.0])
         >>> round(law.exponent, 3), law.has_floor
         (0.301, False)
     """
-    law = _power_law(np.array(sizes, np.float64), np.array(losses, np.float64))
+    x, y = np.array(sizes, np.float64), np.array(losses, np.float64)
+    law = _power_law(x, y)
     if law is None or len(sizes) < 3:
         return law
-    without = [_power_law(*_left_out(i, sizes, losses), has_floor=law.has_floor) for i in range(len(sizes))]
-    exponents = [other.exponent for other in without if other is not None]
-    return PowerLaw(law.floor, law.factor, law.exponent, law.has_floor, (min(exponents), max(exponents)))
+    jackknife = [_power_law(np.delete(x, i), np.delete(y, i), has_floor=law.has_floor) for i in range(len(sizes))]
+    return replace(law, span=_span([other.exponent for other in jackknife if other is not None]))
 
 
 def fit_joint_law(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float]) -> JointLaw | None:
-    """Returns the law in parameters and tokens that is nearest to some points; None where they are too few to say.
+    """Fit a joint law of parameters and tokens; None with too few points.
 
     Args:
-        parameters: Above 0, of each point; points of one run have the same.
-        tokens: Above 0, read up to each point.
-        losses: Above 0, one for each.
-
-    Raises:
-        ValueError: A loss is not above 0.
+        parameters: Model size of each point.
+        tokens: Training tokens up to each point.
+        losses: Loss of each point, above 0.
     """
-    n, d, values = (np.array(given, np.float64) for given in (parameters, tokens, losses))
-    whole = _joint_law(n, d, values)
-    if whole is None:
+    n, d, values = (np.array(column, np.float64) for column in (parameters, tokens, losses))
+    law = _joint_law(n, d, values)
+    if law is None:
         return None
-    others = [_joint_law(n[n != size], d[n != size], values[n != size]) for size in np.unique(n)]
-    found = [law for law in others if law is not None]
-    if len(found) < FEWEST_SIZES + 1:
-        return whole
-    spans = [
-        (min(exponents), max(exponents))
-        for exponents in ([law.size_exponent for law in found], [law.token_exponent for law in found])
-    ]
-    return JointLaw(**{**vars(whole), "size_span": spans[0], "token_span": spans[1]})
+    jackknife = [_joint_law(n[n != size], d[n != size], values[n != size]) for size in np.unique(n)]
+    fitted = [other for other in jackknife if other is not None]
+    if len(fitted) < MIN_SIZES + 1:
+        return law
+    return replace(
+        law,
+        size_span=_span([other.size_exponent for other in fitted]),
+        token_span=_span([other.token_exponent for other in fitted]),
+    )
+
+
+def _span(exponents: Sequence[float]) -> Span:
+    return min(exponents), max(exponents)
 
 
 def size_sentences(parameters: Sequence[int], losses: Sequence[float], law: PowerLaw | None) -> list[str]:
-    """Returns what the losses at the end say about size, and no more.
+    """Summarize the loss as a function of model size.
 
     Args:
-        parameters: Of each size, ascending.
-        losses: Of each size.
-        law: That was fitted to them.
+        parameters: Parameters in the layers of each size, ascending.
+        losses: Final loss of each size.
+        law: Power law fitted to them.
     """
     if law is None:
-        return ["nothing is claimed: the sizes have the same number of parameters in their layers"]
-    told = (
-        f"from {parameters[0]:,} to {parameters[-1]:,} parameters in the layers the held-out loss goes from {losses[0]:.3f} to "
-        f"{losses[-1]:.3f}"
+        return ["No scaling law: all sizes have the same number of parameters in the layers"]
+    change = (
+        f"{losses[0]:.3f} to {losses[-1]:.3f} from {parameters[0]:,} to {parameters[-1]:,} parameters in the layers"
     )
-    if law.exponent < FLATTEST or losses[-1] >= losses[0]:
-        return [f"{told}: it does not fall with size on this budget, and no law is claimed"]
-    exponent = f"is nearest, with the exponent {law.exponent:.3f}{_spoken(law.span)}"
-    if law.has_floor and law.floor < LEAST_FLOOR:
-        form = f"{law.factor:.4g} / N^{law.exponent:.3f}, of which no floor is to be seen yet, {exponent}"
-    elif law.has_floor:
-        form = f"{law.floor:.3f} + {law.factor:.4g} / N^{law.exponent:.3f} {exponent}"
-    else:
-        few = f"{len(parameters)} sizes do not suffice to fit a floor"
-        form = f"{law.factor:.4g} / N^{law.exponent:.3f}, a straight line in logarithms, {exponent}; {few}"
-    return [told, f"of these sizes, {form}; nothing is claimed beyond them or for another budget"]
+    if law.exponent < MIN_EXPONENT or losses[-1] >= losses[0]:
+        return [f"Held-out loss: {change}. It does not decrease with size on this budget, so no law is fitted"]
+    floor = f"{law.floor:.3f} + " if law.floor >= MIN_FLOOR else ""
+    remark = (
+        ""
+        if floor
+        else "; no floor visible"
+        if law.has_floor
+        else f"; {len(parameters)} sizes are too few to fit a floor"
+    )
+    formula = f"{floor}{law.factor:.4g} / N^{law.exponent:.3f}{_describe(law.span)}{remark}"
+    return [f"Held-out loss: {change}", f"Fit over these sizes and this budget only: loss = {formula}"]
 
 
 def joint_sentences(law: JointLaw | None) -> list[str]:
-    """Returns what the evaluations along all runs say about size and tokens, and no more."""
+    """Summarize the loss as a function of model size and training tokens."""
     if law is None:
-        return [
-            f"over size and tokens at once nothing is fitted: it takes {FEWEST_SIZES} sizes and {FEWEST_POINTS} evaluations"
-        ]
-    unseen = " (no floor can be seen)" if law.floor < LEAST_FLOOR else ""
+        return [f"No joint law of size and tokens: at least {MIN_SIZES} sizes and {MIN_POINTS} evaluations are needed"]
+    remark = " (no floor visible)" if law.floor < MIN_FLOOR else ""
     return [
-        f"over {law.num_points} evaluations along the runs, E + A / N^alpha + B / D^beta is nearest with E {law.floor:.3f}{unseen}, "
-        f"A {law.size_factor:.4g}, alpha {law.size_exponent:.3f}{_spoken(law.size_span)}, B {law.token_factor:.4g}, "
-        f"beta {law.token_exponent:.3f}{_spoken(law.token_span)}"
+        f"Fit over {law.num_points} evaluations: loss = E + A / N^alpha + B / D^beta with E {law.floor:.3f}{remark}, "
+        f"A {law.size_factor:.4g}, alpha {law.size_exponent:.3f}{_describe(law.size_span)}, "
+        f"B {law.token_factor:.4g}, beta {law.token_exponent:.3f}{_describe(law.token_span)}"
     ]
 
 
-def _spoken(span: Span | None) -> str:
-    return f" ({span[0]:.3f} to {span[1]:.3f} where one size is left out)" if span else ""
-
-
-def _left_out(place: int, *columns: Sequence[float]) -> Iterable[Float[np.ndarray, "n"]]:
-    return (np.delete(np.array(column, np.float64), place) for column in columns)
+def _describe(span: Span | None) -> str:
+    return f" ({span[0]:.3f} to {span[1]:.3f} leaving one size out)" if span else ""
 
 
 def _power_law(
@@ -183,79 +173,81 @@ def _power_law(
 ) -> PowerLaw | None:
     if len(np.unique(sizes)) < 2:
         return None
-    has_floor = len(sizes) >= FEWEST_FOR_FLOOR if has_floor is None else has_floor
-    middle = float(np.log(sizes).mean())
-    x, y = np.log(sizes) - middle, np.log(losses)
+    has_floor = len(sizes) >= MIN_SIZES_FOR_FLOOR if has_floor is None else has_floor
+    center = float(np.log(sizes).mean())
+    x, y = np.log(sizes) - center, np.log(losses)
     if not has_floor:
-        slope, at_middle = np.polyfit(x, y, 1)
-        return PowerLaw(0.0, float(np.exp(at_middle - slope * middle)), -float(slope), has_floor=False)
-    least = float(losses.min())
+        slope, intercept = np.polyfit(x, y, 1)
+        return PowerLaw(0.0, float(np.exp(intercept - slope * center)), -float(slope), has_floor=False)
+    lowest = float(losses.min())
 
     def residuals(p: Float[np.ndarray, "3"]) -> Float[np.ndarray, "n"]:
         floor, log_factor, exponent = p
-        off: np.ndarray = np.log(floor + np.exp(log_factor - exponent * x)) - y
-        return off
+        errors: np.ndarray = np.log(floor + np.exp(log_factor - exponent * x)) - y
+        return errors
 
     starts = [
-        [share * least, np.log(losses.mean() - share * least), exponent]
+        [share * lowest, np.log(losses.mean() - share * lowest), exponent]
         for share, exponent in product((0.0, 0.5, 0.9), (0.05, 0.2, 0.5, 1.0))
     ]
-    floor, log_factor, exponent = _search(residuals, starts, [0.0, -25.0, 0.0], [least, float(y.max()) + 5, STEEPEST])
-    return PowerLaw(floor, float(np.exp(log_factor + exponent * middle)), exponent, has_floor=True)
+    upper = [lowest, float(y.max()) + 5, MAX_EXPONENT]
+    floor, log_factor, exponent = _minimize(residuals, starts, [0.0, -25.0, 0.0], upper)
+    return PowerLaw(floor, float(np.exp(log_factor + exponent * center)), exponent, has_floor=True)
 
 
 def _joint_law(
     parameters: Float[np.ndarray, "n"], tokens: Float[np.ndarray, "n"], losses: Float[np.ndarray, "n"]
 ) -> JointLaw | None:
-    if len(np.unique(parameters)) < FEWEST_SIZES or len(losses) < FEWEST_POINTS:
+    if len(np.unique(parameters)) < MIN_SIZES or len(losses) < MIN_POINTS:
         return None
-    middles = float(np.log(parameters).mean()), float(np.log(tokens).mean())
-    x, z, y = np.log(parameters) - middles[0], np.log(tokens) - middles[1], np.log(losses)
-    least = float(y.min())
+    centers = float(np.log(parameters).mean()), float(np.log(tokens).mean())
+    x, z, y = np.log(parameters) - centers[0], np.log(tokens) - centers[1], np.log(losses)
+    lowest = float(y.min())
 
     def residuals(p: Float[np.ndarray, "5"]) -> Float[np.ndarray, "n"]:
         a, alpha, b, beta, e = p
-        off: np.ndarray = np.logaddexp(np.logaddexp(a - alpha * x, b - beta * z), e) - y
-        return off
+        errors: np.ndarray = np.logaddexp(np.logaddexp(a - alpha * x, b - beta * z), e) - y
+        return errors
 
-    half = least - np.log(2)
+    half = lowest - np.log(2)
     starts = [
-        [half + of_size, alpha, half - of_size, beta, least - below]
-        for of_size, alpha, beta, below in product((-1.0, 1.0), (0.2, 0.6), (0.2, 0.6), (0.2, 2.0))
+        [half + balance, alpha, half - balance, beta, lowest - below]
+        for balance, alpha, beta, below in product((-1.0, 1.0), (0.2, 0.6), (0.2, 0.6), (0.2, 2.0))
     ]
-    most = float(y.max()) + 5
-    limits = [-25.0, 0.0, -25.0, 0.0, -25.0], [most, STEEPEST, most, STEEPEST, least]
-    a, alpha, b, beta, e = _search(residuals, starts, *limits, huber=HUBER)
+    highest = float(y.max()) + 5
+    bounds = [-25.0, 0.0, -25.0, 0.0, -25.0], [highest, MAX_EXPONENT, highest, MAX_EXPONENT, lowest]
+    a, alpha, b, beta, e = _minimize(residuals, starts, *bounds, huber=HUBER)
     return JointLaw(
         floor=float(np.exp(e)),
-        size_factor=float(np.exp(a + alpha * middles[0])),
+        size_factor=float(np.exp(a + alpha * centers[0])),
         size_exponent=alpha,
-        token_factor=float(np.exp(b + beta * middles[1])),
+        token_factor=float(np.exp(b + beta * centers[1])),
         token_exponent=beta,
         num_points=len(losses),
     )
 
 
-def _search(
+def _minimize(
     residuals: Callable[[Any], Any],
     starts: Sequence[Sequence[float]],
-    lowest: Sequence[float],
-    highest: Sequence[float],
+    lower: Sequence[float],
+    upper: Sequence[float],
     *,
     huber: float | None = None,
 ) -> list[float]:
-    """Returns the best end of searches from several starts: by squares, and from the best of those ends with the Huber loss."""
+    """Return the best solution over all starts: least squares, then optionally refined with the Huber loss."""
     from scipy.optimize import least_squares
 
-    low, high = np.array(lowest), np.array(highest)
-    room = 1e-6 * (high - low)  # a start on a bound cannot leave it
+    low, high = np.array(lower), np.array(upper)
+    margin = 1e-6 * (high - low)  # the solver cannot leave a bound
     options: dict[str, Any] = {"bounds": (low, high), "xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14, "max_nfev": 1000}
-    found = [least_squares(residuals, np.clip(start, low + room, high - room), **options) for start in starts]
-    found.sort(key=lambda end: float(end.cost))
+    found = [least_squares(residuals, np.clip(start, low + margin, high - margin), **options) for start in starts]
+    found.sort(key=lambda solution: float(solution.cost))
     if huber is not None:
-        found = found[:_CONTINUED]
-        for factor in (100, 10, 1):  # by degrees: straight on, it would creep along the kinks of so narrow a Huber loss
-            begins = [np.clip(end.x, low + room, high - room) for end in found]
-            found = [least_squares(residuals, x, loss="huber", f_scale=factor * huber, **options) for x in begins]
-    best: list[float] = min(found, key=lambda end: float(end.cost)).x.tolist()
+        found = found[:_HUBER_STARTS]
+        # Narrow the threshold step by step: at once, the solver would creep along the kinks of the loss.
+        for factor in (100, 10, 1):
+            points = [np.clip(solution.x, low + margin, high - margin) for solution in found]
+            found = [least_squares(residuals, x, loss="huber", f_scale=factor * huber, **options) for x in points]
+    best: list[float] = min(found, key=lambda solution: float(solution.cost)).x.tolist()
     return best

@@ -1,7 +1,7 @@
-"""What pre-training was worth: differences over paired seeds, and how many labels from scratch it takes to make up for it.
+"""Pre-training gain: paired differences over seeds, and data efficiency.
 
-Figures come as `{start: {number of records: {seed: figure}}}`, where larger is better. All sentences are computed from them; where they
-do not suffice, a sentence says so and claims nothing.
+Data efficiency is the number of labels that training from scratch needs for the same score. All statements are
+computed from the scores, and claim nothing that these do not support.
 """
 
 import math
@@ -11,54 +11,48 @@ from typing import Any
 
 from stemformer.tasks.metrics import mean_std
 
-Figures = Mapping[str, Mapping[int, Mapping[int, float]]]
-"""Start -> number of records -> seed -> figure, in points."""
+SeedScores = Mapping[str, Mapping[int, Mapping[int, float]]]
+"""Scores in points (higher is better) by initialization, number of records, and seed."""
 
 
-def means(of_start: Mapping[int, Mapping[int, float]]) -> dict[int, tuple[float, float]]:
-    """Returns mean and standard deviation over seeds for each size, ascending.
+def means(scores: Mapping[int, Mapping[int, float]]) -> dict[int, tuple[float, float]]:
+    """Return the mean and standard deviation over seeds for each size, ascending.
 
     Example:
         >>> means({100: {0: 70.0, 1: 72.0}})
         {100: (71.0, 1.4142135623730951)}
     """
-    return {size: mean_std(list(of_start[size].values())) for size in sorted(of_start)}
+    return {size: mean_std(list(scores[size].values())) for size in sorted(scores)}
 
 
-def difference(figures: Figures, one: str, other: str, size: int) -> tuple[float, float, int]:
-    """Returns mean and standard deviation of `one` less `other` over the seeds that both have, and how many these are.
+def paired_difference(scores: SeedScores, first: str, second: str, size: int) -> tuple[float, float, int]:
+    """Return mean, standard deviation and number of the differences over common seeds.
 
-    A seed draws the same records for both, so what is easy or hard about these does not count as spread.
-
-    Args:
-        figures: With at least one seed in common.
-        one: Name of a start.
-        other: Of another.
-        size: Number of records.
+    A seed samples the same records for both initializations, so their difficulty does not add to the deviation.
 
     Example:
-        >>> difference({"a": {10: {0: 80.0, 1: 90.0}}, "b": {10: {0: 70.0, 1: 80.0}}}, "a", "b", 10)
+        >>> scores = {"a": {10: {0: 80.0, 1: 90.0}}, "b": {10: {0: 70.0, 1: 80.0}}}
+        >>> paired_difference(scores, "a", "b", 10)
         (10.0, 0.0, 2)
     """
-    first, second = (figures.get(name, {}).get(size, {}) for name in (one, other))
-    seeds = sorted(set(first) & set(second))
-    return *mean_std([first[seed] - second[seed] for seed in seeds]), len(seeds)
+    a, b = (scores.get(name, {}).get(size, {}) for name in (first, second))
+    seeds = sorted(set(a) & set(b))
+    return *mean_std([a[seed] - b[seed] for seed in seeds]), len(seeds)
 
 
 def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:
-    """Returns with how many records a curve reaches `target`, on straight lines between sizes over the logarithm of these.
+    """Return the number of records at which a curve reaches `target`, interpolated over the logarithm of the size.
 
     Args:
-        curve: Number of records -> figure.
-        target: To be reached.
+        curve: Score by number of records.
 
     Returns:
-        At least the smallest size, since nothing is known below it; None where the curve never reaches the target.
+        At least the smallest size; None if the curve never reaches the target.
 
     Example:
-        >>> round(records_needed({100: 60.0, 10_000: 80.0}, 70.0))
+        >>> round(labels_to_match({100: 60.0, 10_000: 80.0}, 70.0))
         1000
-        >>> records_needed({100: 60.0, 10_000: 80.0}, 81.0) is None
+        >>> labels_to_match({100: 60.0, 10_000: 80.0}, 81.0) is None
         True
     """
     sizes = sorted(curve)
@@ -71,138 +65,110 @@ def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:
     return None
 
 
-def differences_from_random(figures: Figures) -> list[dict[str, Any]]:
-    """Returns for each start and size what it has more than the random start: `mean`, `mean_std`, `seeds`; [] without that start.
+def differences_from_random(scores: SeedScores) -> list[dict[str, Any]]:
+    """Return the paired difference from random initialization for each initialization and size.
 
-    `records_from_scratch` is how many records the random start needs to reach it: None where it never does, or where one size is all.
+    `records_from_scratch` is the number of records that random initialization needs to match; None if it never does,
+    or with a single size. Empty without random initialization.
     """
-    if "random" not in figures:
+    if "random" not in scores:
         return []
-    scratch = {size: mean for size, (mean, _) in means(figures["random"]).items()}
+    scratch = {size: mean for size, (mean, _) in means(scores["random"]).items()}
     rows = []
-    for start in (start for start in figures if start != "random"):
-        for size, (mean, _) in means(figures[start]).items():
-            more, deviation, number = difference(figures, start, "random", size)
+    for start in (start for start in scores if start != "random"):
+        for size, (mean, _) in means(scores[start]).items():
+            gain, deviation, number = paired_difference(scores, start, "random", size)
             needed = labels_to_match(scratch, mean) if len(scratch) > 1 else None
-            row = {"start": start, "records": size, "mean": more, "spread": deviation, "seeds": number}
+            row = {"start": start, "records": size, "mean": gain, "spread": deviation, "seeds": number}
             rows.append({**row, "records_from_scratch": needed})
     return rows
 
 
-def table_row(figures: Figures, size: int) -> dict[str, Any]:
-    """Returns a line of the table: each start, and each one's difference from the random one, with spreads.
+def table_row(scores: SeedScores, size: int) -> dict[str, Any]:
+    """Return a row of the result table: each initialization, and its difference from random, with deviations.
 
     Example:
         >>> table_row({"pretrained": {10: {0: 80.0}}, "random": {10: {0: 70.0}}}, 10)
         {'records': 10, 'pretrained': '80.0', 'random': '70.0', 'pretrained - random': '10.0'}
     """
 
-    def shown(mean: float, deviation: float, number: int) -> str:
+    def display(mean: float, deviation: float, number: int) -> str:
         return f"{mean:.1f} ± {deviation:.1f}" if number > 1 else f"{mean:.1f}"
 
     row: dict[str, Any] = {"records": size}
-    for start, of_start in figures.items():
-        row[start] = shown(*means(of_start)[size], len(of_start[size]))
-    for start in (start for start in figures if start != "random" and "random" in figures):
-        row[f"{start} - random"] = shown(*difference(figures, start, "random", size))
+    for start, by_size in scores.items():
+        row[start] = display(*means(by_size)[size], len(by_size[size]))
+    for start in (start for start in scores if start != "random" and "random" in scores):
+        row[f"{start} - random"] = display(*paired_difference(scores, start, "random", size))
     return row
 
 
-def sentences(figures: Figures, *, metric: str, baseline: float | None = None) -> list[str]:
-    """Returns what a reader wants to know, in sentences.
+def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = None) -> list[str]:
+    """Summarize the gain of pre-training, and its data efficiency.
 
     Args:
-        figures: Of the starts `pretrained`, `random` and `reembedded`, as far as they were run.
-        metric: Name of the figure.
-        baseline: What can be had without reading; a start that is not above it has not been trained enough to be judged, and that is said.
+        scores: Of the initializations `pretrained`, `random` and `reembedded`, as far as they were run.
+        baseline: Majority baseline; an initialization that does not exceed it adds a warning.
 
     Example:
         >>> runs = {"pretrained": {100: {0: 80.0, 1: 82.0}}, "random": {100: {0: 70.0, 1: 71.0}}}
-        >>> sentences(runs, metric="accuracy")[0]
-        'pre-training was worth 10.5 ± 0.7 points of accuracy at 100 records (2 seeds)'
+        >>> gain_sentences(runs, metric="accuracy")[0]
+        'pre-training gain in accuracy over 2 seeds: +10.5 ± 0.7 points at 100 records'
     """
-    if "random" not in figures or len(figures) < 2:
-        return ["nothing is claimed: it takes the start 'random' and another one (--starts)"]
-    sizes = sorted(set.intersection(*(set(by_size) for by_size in figures.values())))
-    others = [start for start in ("pretrained", "reembedded") if start in figures]
-    if not sizes or min(difference(figures, other, "random", size)[2] for other in others for size in sizes) < 2:
-        return ["nothing is claimed: with one seed a difference may be chance (--seeds 3)"]
-    told = []
-    if "pretrained" in figures:
-        told.append(_gain(figures, "pretrained", "pre-training", sizes, metric))
-        told.append(_labels(figures, sizes, metric))
-    if "reembedded" in figures:
-        body = "the pre-trained body alone, with word embeddings drawn anew,"
-        told.append(_gain(figures, "reembedded", body, sizes, metric))
-    return told + ([] if baseline is None else _not_learned(figures, sizes[-1], baseline))
+    if "random" not in scores or len(scores) < 2:
+        return ["no gain computed: it needs the initialization 'random' and another one (--starts)"]
+    sizes = sorted(set.intersection(*(set(by_size) for by_size in scores.values())))
+    names = {"pretrained": "pre-training", "reembedded": "pre-trained body with new word embeddings:"}
+    others = [start for start in names if start in scores]
+    if not sizes or min(paired_difference(scores, other, "random", size)[2] for other in others for size in sizes) < 2:
+        return ["no gain computed: with one seed, a difference may be chance (--seeds 3)"]
+    out = []
+    for start in others:
+        out.append(f"{names[start]} gain in {metric} over {_gains(scores, start, sizes)}")
+        out += [_data_efficiency(scores, sizes)] if start == "pretrained" else []
+    ends = {start: means(by_size)[sizes[-1]] for start, by_size in scores.items()}
+    flat = [start for start, (mean, std) in ends.items() if baseline is not None and mean - std <= baseline]
+    if flat:
+        out.append(
+            f"with {sizes[-1]:,} records, {' and '.join(flat)} did not exceed the majority baseline ({baseline:.1f}): "
+            "more steps (--steps) or another learning rate (--rate) may change these results"
+        )
+    return out
 
 
-def _not_learned(figures: Figures, size: int, baseline: float) -> list[str]:
-    """Returns a caution where a start has learned nothing: what is said of it is then about the number of steps."""
-    ends = {start: means(of_start)[size] for start, of_start in figures.items()}
-    flat = [start for start, (mean, deviation) in ends.items() if mean - deviation <= baseline]
-    if not flat:
-        return []
-    return [
-        f"with {size:,} records {' and '.join(flat)} did not get beyond the most frequent label ({baseline:.1f}) in so many steps: "
-        "more of them (--steps) or another rate (--rate) may change what is said here"
-    ]
+def _gains(scores: SeedScores, start: str, sizes: Sequence[int]) -> str:
+    """Describe the paired gain at the largest and smallest size."""
+    parts, number = [], 0
+    for size in dict.fromkeys((sizes[-1], sizes[0])):
+        mean, deviation, number = paired_difference(scores, start, "random", size)
+        within = " (within the deviation over seeds)" if abs(mean) <= deviation else ""
+        parts.append(f"{mean:+.1f} ± {deviation:.1f} points at {size:,} records{within}")
+    return f"{number} seeds: {', '.join(parts)}"
 
 
-def _gain(figures: Figures, start: str, what: str, sizes: Sequence[int], metric: str) -> str:
-    largest, smallest = sizes[-1], sizes[0]
-    mean, deviation, number = difference(figures, start, "random", largest)
-    verb, value = _verb(mean, deviation)
-    told = f"{what} {verb} {value} points of {metric} at {largest:,} records ({number} seeds)"
-    if len(sizes) == 1:
-        return told
-    verb_there, value = _verb(*difference(figures, start, "random", smallest)[:2])
-    return (
-        f"{told}, and {value} at {smallest:,}"
-        if verb_there == verb
-        else f"{told}; at {smallest:,} it {verb_there} {value}"
-    )
-
-
-def _verb(mean: float, deviation: float) -> tuple[str, str]:
-    """Returns what a difference means, and its size; with its sign where it means nothing."""
-    if abs(mean) <= deviation:
-        return "made no difference beyond the spread of the seeds:", f"{mean:.1f} ± {deviation:.1f}"
-    return "was worth" if mean > 0 else "cost", f"{abs(mean):.1f} ± {deviation:.1f}"
-
-
-def _labels(figures: Figures, sizes: Sequence[int], metric: str) -> str:
-    """Returns how many labels from scratch the smallest size is worth."""
+def _data_efficiency(scores: SeedScores, sizes: Sequence[int]) -> str:
+    """Describe how many labels training from scratch needs to match pre-training with the smallest size."""
     if len(sizes) < 2:
-        return "nothing is claimed about labels: it takes two sizes (--sizes)"
+        return "no data efficiency computed: it needs two sizes (--sizes)"
     smallest, largest = sizes[0], sizes[-1]
-    mean, deviation, _ = difference(figures, "pretrained", "random", smallest)
-    if mean <= deviation:
-        return f"nothing is claimed about labels: at {smallest:,} records pre-training is not better beyond the spread of the seeds"
-    scratch, trained = (
-        {size: mean for size, (mean, _) in means(figures[start]).items()} for start in ("random", "pretrained")
-    )
-    target = trained[smallest]
-    has = f"what the pre-trained model has with {smallest:,} ({target:.1f})"
+    gain, deviation, _ = paired_difference(scores, "pretrained", "random", smallest)
+    if gain <= deviation:
+        return f"no data efficiency computed: no gain beyond the deviation over seeds at {smallest:,} records"
+    scratch = {size: mean for size, (mean, _) in means(scores["random"]).items()}
+    target = means(scores["pretrained"])[smallest][0]
+    match = f"to match pre-training with {smallest:,} records ({target:.1f})"
     needed = labels_to_match(scratch, target)
     if needed is None:
         return (
-            f"from scratch needs more than all {largest:,} records, more than {_times(largest / smallest)} the labels, to reach {has}: "
-            f"with all of them it has {scratch[largest]:.1f}"
+            f"from scratch needs more than {largest / smallest:,.1f} times the labels {match}: "
+            f"all {largest:,} records give {scratch[largest]:.1f}"
         )
-    each = [
-        labels_to_match({size: figures["random"][size][seed] for size in sizes}, figures["pretrained"][smallest][seed])
-        for seed in sorted(set(figures["random"][smallest]) & set(figures["pretrained"][smallest]))
+    by_seed = [
+        labels_to_match({size: scores["random"][size][seed] for size in sizes}, scores["pretrained"][smallest][seed])
+        for seed in sorted(set(scores["random"][smallest]) & set(scores["pretrained"][smallest]))
     ]
-    ratios = sorted(n / smallest for n in each if n is not None)
-    among = f" ({_number(ratios[0])} to {_number(ratios[-1])} over the seeds)" if len(ratios) == len(each) else ""
-    among = among or " (more than all in some seeds)"
-    return f"from scratch needs {_times(needed / smallest)} the labels{among} to reach {has}"
-
-
-def _number(ratio: float) -> str:
-    return f"{ratio:,.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
-
-
-def _times(ratio: float) -> str:
-    return f"{_number(ratio)} times"
+    ratios = [math.inf if number is None else number / smallest for number in by_seed]
+    bounds = (
+        ", more than all in some seeds" if math.inf in ratios else f", {min(ratios):,.1f} to {max(ratios):,.1f} by seed"
+    )
+    return f"from scratch needs {needed / smallest:,.1f} times the labels {match}{bounds}"

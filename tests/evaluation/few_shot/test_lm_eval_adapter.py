@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: its figures on a local task are the same with our adapter, with its own Hugging Face model, and ours alone."""
+"""lm-evaluation-harness gives the same metrics with our adapter, with its Hugging Face model, and without it."""
 
 import json
 
@@ -15,7 +15,7 @@ from stemformer.evaluation.few_shot.lm_eval_adapter import HarnessModel
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.huggingface.save import save_model
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and of datasets
+pytestmark = pytest.mark.filterwarnings("ignore")  # from the harness and datasets
 
 WORDS = ["old", "wise", "small", "green", "quiet"]
 
@@ -45,13 +45,13 @@ def folder(small_gpt, bpe, tmp_path_factory):
         "doc_to_target": "label",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
-    written = {
+    generate = {
         **{
             key: value
             for key, value in task.items()
             if not key.startswith("doc_to_ch") and key not in ("task", "metric_list")
         },
-        "task": "goes_on_local",
+        "task": "continue_local",
         "output_type": "generate_until",
         "doc_to_target": "a",
         "generation_kwargs": {"until": [" the"], "max_gen_toks": 12, "do_sample": False},
@@ -66,7 +66,7 @@ def folder(small_gpt, bpe, tmp_path_factory):
         "metric_list": [{"metric": "byte_perplexity"}],
     }
     (folder / "tasks").mkdir()
-    for settings in (task, written, rolling):
+    for settings in (task, generate, rolling):
         (folder / "tasks" / f"{settings['task']}.yaml").write_text(json.dumps(settings))  # JSON is YAML
     return folder
 
@@ -76,10 +76,10 @@ def evaluated(folder, model, task, shots):
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
-    told = lm_eval.simple_evaluate(
+    result = lm_eval.simple_evaluate(
         model=model, tasks=[task], num_fewshot=shots, task_manager=manager, log_samples=True, bootstrap_iters=0
     )
-    return told["results"][task], [sample["resps"] for sample in told["samples"][task]]
+    return result["results"][task], [sample["resps"] for sample in result["samples"][task]]
 
 
 @pytest.fixture(scope="module")
@@ -90,31 +90,31 @@ def theirs(folder):
 
 
 @pytest.mark.parametrize("shots", [0, 1])
-def test_choices_are_scored_as_by_the_harness(folder, theirs, shots):
+def test_multiple_choice_equals_the_harness(folder, theirs, shots):
     ours, mine = evaluated(folder, HarnessModel(str(folder / "model"), device="cpu"), "mood_local", shots)
     reference, their = evaluated(folder, theirs, "mood_local", shots)
     assert (ours["acc,none"], ours["acc_norm,none"]) == (reference["acc,none"], reference["acc_norm,none"])
     numbers = [np.array([[answer[0][0] for answer in sample] for sample in samples]) for samples in (mine, their)]
-    np.testing.assert_allclose(*numbers, rtol=1e-5)  # float32, other orders of summing
+    np.testing.assert_allclose(*numbers, rtol=1e-5)  # float32, other summation order
 
 
-def test_our_own_figures_are_the_same(folder):
+def test_our_evaluation_gives_the_same_metrics(folder):
     settings = 'template = "{text} {answer}"\nlabel = "label"\n[answers]\n"0" = "river"\n"1" = "quiet garden near"\n'
     (folder / "mood.toml").write_text(settings)
-    told = stemformer.prompt(
-        [f"{folder / 'mood.toml'}={folder / 'mood.jsonl'}"], models=[str(folder / "model")], num_shots=[0]
+    result = stemformer.fewshot(
+        [f"{folder / 'mood.toml'}={folder / 'mood.jsonl'}"], model=[str(folder / "model")], num_shots=[0]
     )
     adapter = HarnessModel(str(folder / "model"), device="cpu", add_bos_token=True)
     harness, _ = evaluated(folder, adapter, "mood_local", 0)
-    row = told["figures"][0]
-    assert row["by_sum"] == pytest.approx(harness["acc,none"]) and row["by_mean"] == pytest.approx(
+    row = result["figures"][0]
+    assert row["acc"] == pytest.approx(harness["acc,none"]) and row["acc_norm"] == pytest.approx(
         harness["acc_norm,none"]
     )
 
 
-def test_generated_texts_are_those_of_the_harness(folder, theirs):
-    _, mine = evaluated(folder, HarnessModel(str(folder / "model"), device="cpu"), "goes_on_local", 0)
-    _, their = evaluated(folder, theirs, "goes_on_local", 0)
+def test_generated_texts_equal_those_of_the_harness(folder, theirs):
+    _, mine = evaluated(folder, HarnessModel(str(folder / "model"), device="cpu"), "continue_local", 0)
+    _, their = evaluated(folder, theirs, "continue_local", 0)
     assert mine == their
 
 
@@ -128,7 +128,7 @@ def test_generated_texts_are_those_of_the_harness(folder, theirs):
         {"max_gen_toks": 6, "until": [], "num_beams": 3},
     ],
 )
-def test_settings_of_generation_mean_what_they_mean_to_the_harness(folder, theirs, settings):
+def test_generation_settings_equal_those_of_the_harness(folder, theirs, settings):
     requests = [
         Instance("generate_until", {}, (f"The {word} king sees" + " the river" * i, settings), 0)
         for i, word in enumerate(WORDS)
@@ -137,7 +137,7 @@ def test_settings_of_generation_mean_what_they_mean_to_the_harness(folder, their
     assert HarnessModel(str(folder / "model"), device="cpu").generate_until(requests, disable_tqdm=True) == expected
 
 
-def test_settings_of_generation_that_are_drawn_or_not_there(folder):
+def test_sampling_and_unsupported_generation_settings(folder):
     model = HarnessModel(str(folder / "model"), device="cpu", max_gen_toks=8)
     assert model._decoding({"until": ["", "x"]})[1] == ("x",)
     assert model._decoding({"temperature": 0.7})[0].temperature == 0.7
@@ -145,17 +145,17 @@ def test_settings_of_generation_that_are_drawn_or_not_there(folder):
     assert model._decoding({"do_sample": True, "top_p": 0.5})[0] == DecodingConfig(
         max_new_tokens=8, top_k=50, top_p=0.5
     )
-    with pytest.raises(ConfigError, match="beams draw nothing"):
+    with pytest.raises(ConfigError, match="Beam search does not sample"):
         model._decoding({"do_sample": True, "temperature": 1.0, "num_beams": 2})
-    with pytest.raises(ConfigError, match="generation with top_n is not there"):
+    with pytest.raises(ConfigError, match="Generation setting 'top_n' is not supported"):
         model._decoding({"top_n": 3})
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         model._decoding({"max_gen_toks": 0})
-    with pytest.raises(ConfigError, match=r"4096 new tokens for a model of \d+ positions"):
+    with pytest.raises(ConfigError, match=r"4096 new tokens for a model with \d+ positions"):
         model._decoding({"max_gen_toks": 4096})
 
 
-def test_whole_texts_are_as_likely(folder, theirs):
+def test_rolling_log_likelihoods_equal_the_harness(folder, theirs):
     ours, _ = evaluated(folder, HarnessModel(str(folder / "model"), device="cpu"), "likely_local", 0)
     reference, _ = evaluated(folder, theirs, "likely_local", 0)
     assert ours["byte_perplexity,none"] == pytest.approx(reference["byte_perplexity,none"], rel=1e-5)

@@ -1,4 +1,4 @@
-"""How likely answers are: equal to a forward over prompt and answer as one text, however they share what was read."""
+"""Scores equal those of a forward pass over prompt and answer as one text, whatever is shared."""
 
 import numpy as np
 import pytest
@@ -9,62 +9,63 @@ from stemformer.evaluation.few_shot.scoring import MaskedRequest, ScoringRequest
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 
-RELATIVE = 1e-5  # float32, other orders of summing
+RELATIVE = 1e-5  # float32, other summation order
 
 
-def drawn(rng, *sizes):
+def random_ids(rng, *sizes):
     return [rng.integers(0, 300, size) for size in sizes]
 
 
-def whole(model, prompt, answer):
-    """Log-probability of an answer, and whether it is greedy, from one forward over all of the text."""
+def score_full_text(model, prompt, answer):
+    """Return log-probability and greediness of an answer from one forward pass over the full text."""
     ids = torch.from_numpy(np.append(prompt, answer))
     n = len(ids)
     states = model.body(ids, torch.arange(n), torch.zeros_like(ids), torch.tensor([0, n], dtype=torch.int32), n)
-    logits = model.causal_lm_logits(states)[len(prompt) - 1 : -1].log_softmax(-1)
+    logits = model.lm_logits(states)[len(prompt) - 1 : -1].log_softmax(-1)
     labels = torch.from_numpy(answer)
     return logits.gather(1, labels[:, None]).sum().item(), bool((logits.argmax(-1) == labels).all())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("shared", [0, 3, 30])
-def test_answers_are_scored_as_in_one_text(small_gpt, shared):
+def test_answers_are_scored_as_in_the_full_text(small_gpt, shared):
     rng = np.random.default_rng(shared)
     beginning = rng.integers(0, 300, shared)
     questions = [
-        ScoringRequest(np.append(beginning, prompt), tuple(drawn(rng, 1, 4, 2))) for prompt in drawn(rng, 1, 7, 3, 20)
+        ScoringRequest(np.append(beginning, prompt), tuple(random_ids(rng, 1, 4, 2)))
+        for prompt in random_ids(rng, 1, 7, 3, 20)
     ]
-    for question, told in zip(questions, score_answers(small_gpt, questions), strict=True):
-        for answer, score in zip(question.answers, told, strict=True):
-            expected, is_greedy = whole(small_gpt, question.prompt, answer)
+    for question, scores in zip(questions, score_answers(small_gpt, questions), strict=True):
+        for answer, score in zip(question.answers, scores, strict=True):
+            expected, is_greedy = score_full_text(small_gpt, question.prompt, answer)
             assert score.log_probability == pytest.approx(expected, rel=RELATIVE)
             assert (score.is_greedy, score.num_tokens) == (is_greedy, len(answer))
 
 
 @torch.no_grad()
-def test_the_likeliest_tokens_are_greedy(small_gpt):
+def test_most_likely_tokens_are_greedy(small_gpt):
     prompt, answer = np.array([5, 6, 7]), []
     for _ in range(3):
         ids = torch.from_numpy(np.append(prompt, answer).astype(np.int64))
         n = len(ids)
         states = small_gpt.body(ids, torch.arange(n), torch.zeros_like(ids), torch.tensor([0, n], dtype=torch.int32), n)
-        answer.append(int(small_gpt.causal_lm_logits(states[-1:]).argmax()))
+        answer.append(int(small_gpt.lm_logits(states[-1:]).argmax()))
     right, wrong = np.array(answer), np.array([*answer[:2], (answer[2] + 1) % 300])
     [[a, b]] = score_answers(small_gpt, [ScoringRequest(prompt, (right, wrong))])
     assert a.is_greedy and not b.is_greedy
 
 
-def test_batches_and_chunks_do_not_matter(small_gpt, monkeypatch):
+def test_batches_and_chunks_do_not_change_scores(small_gpt, monkeypatch):
     rng = np.random.default_rng(0)
-    questions = [ScoringRequest(prompt, tuple(drawn(rng, 2, 3))) for prompt in drawn(rng, 20, 21, 22, 23)]
+    questions = [ScoringRequest(prompt, tuple(random_ids(rng, 2, 3))) for prompt in random_ids(rng, 20, 21, 22, 23)]
     together = [[s.log_probability for s in row] for row in score_answers(small_gpt, questions)]
-    monkeypatch.setattr(scoring, "_TOKENS_AT_ONCE", 30)
-    monkeypatch.setattr(scoring, "_SCORES_AT_ONCE", 500)
+    monkeypatch.setattr(scoring, "_BATCH_TOKENS", 30)
+    monkeypatch.setattr(scoring, "_MAX_LOGITS", 500)
     apart = [[s.log_probability for s in row] for row in score_answers(small_gpt, questions)]
     np.testing.assert_allclose(together, apart, rtol=RELATIVE)
 
 
-def test_blanks_are_scored_together(monkeypatch):
+def test_masked_answers_are_scored_together(monkeypatch):
     config = BertConfig(
         vocab_size=60,
         hidden_size=16,
@@ -79,20 +80,20 @@ def test_blanks_are_scored_together(monkeypatch):
     texts = [
         MaskedRequest(ids, np.array([2, 3]), np.array([20, 21])),
         MaskedRequest(other, np.array([2]), np.array([30])),
-        MaskedRequest(ids, np.array([2, 3]), np.array([22, 23])),  # shares the first one's forward
+        MaskedRequest(ids, np.array([2, 3]), np.array([22, 23])),  # shares the forward pass of the first
     ]
-    told = [score.log_probability for score in score_blanks(model, texts)]
-    for text, score in zip(texts, told, strict=True):
+    scores = [score.log_probability for score in score_blanks(model, texts)]
+    for text, score in zip(texts, scores, strict=True):
         x = torch.from_numpy(text.input_ids)
         n = len(x)
         with torch.no_grad():
             states = model.body(x, torch.arange(n), torch.zeros_like(x), torch.tensor([0, n], dtype=torch.int32), n)
-            logits = model.masked_lm_logits(states[text.places]).log_softmax(-1)
+            logits = model.lm_logits(states[text.positions]).log_softmax(-1)
         assert score == pytest.approx(
             logits.gather(1, torch.from_numpy(text.answer)[:, None]).sum().item(), rel=RELATIVE
         )
 
 
-def test_a_text_beyond_the_positions_is_refused(small_gpt):
+def test_too_long_text_is_refused(small_gpt):
     with pytest.raises(ValueError, match="97 tokens for 96 positions"):
         list(score_answers(small_gpt, [ScoringRequest(np.full(97, 5), (np.array([6]),))]))

@@ -1,4 +1,4 @@
-"""Synthetic in-context tasks: their rules hold, answers are known from examples and not before, files are the same for a seed."""
+"""Synthetic tasks: rules hold, answers follow only from examples, and files are a function of the seed."""
 
 import json
 import re
@@ -28,28 +28,28 @@ def number(text):
 
 
 def is_one_to_one(pairs):
-    """Whether equal inputs have equal outputs and others others."""
-    return len(set(pairs)) == len({given for given, _ in pairs}) == len({answer for _, answer in pairs})
+    """Tell whether the mapping of inputs to outputs is injective."""
+    return len(set(pairs)) == len({source for source, _ in pairs}) == len({answer for _, answer in pairs})
 
 
 def has_border(pairs):
-    """Whether there is a number below which all have one label, and above which all have another."""
-    labels = [label for _, label in sorted((number(given), label) for given, label in pairs)]
+    """Tell whether a threshold separates the labels."""
+    labels = [label for _, label in sorted((number(source), label) for source, label in pairs)]
     return sum(a != b for a, b in pairwise(labels)) <= 1
 
 
-def is_one_place(pairs):
-    return len({tuple(word == answer for word in given.split()) for given, answer in pairs}) == 1
+def is_one_position(pairs):
+    return len({tuple(word == answer for word in source.split()) for source, answer in pairs}) == 1
 
 
 def is_one_class(pairs):
     return len({CLASS_OF[answer] for _, answer in pairs}) == 1 and all(
-        answer in given.split() and len({CLASS_OF[word] for word in given.split()}) == 3 for given, answer in pairs
+        answer in source.split() and len({CLASS_OF[word] for word in source.split()}) == 3 for source, answer in pairs
     )
 
 
 def is_one_shift(pairs):
-    letters = [letters for given, answer in pairs for letters in zip(given.split(), answer.split(), strict=True)]
+    letters = [letters for source, answer in pairs for letters in zip(source.split(), answer.split(), strict=True)]
     shifts = {(ord(b) - ord(a)) % 26 for a, b in letters}
     return len(shifts) == 1 and shifts <= {1, 2, 3, 4, 5}
 
@@ -58,17 +58,17 @@ RULES = {
     "association": is_one_to_one,
     "label_by_class": lambda pairs: is_one_to_one([(CLASS_OF[word], label) for word, label in pairs]),
     "threshold": has_border,
-    "position": is_one_place,
+    "position": is_one_position,
     "pick_class": is_one_class,
-    "copy": lambda pairs: all(given == answer for given, answer in pairs),
-    "reverse": lambda pairs: all(given[::-1] == answer for given, answer in pairs),
-    "sort": lambda pairs: all(sorted(given.split()) == answer.split() for given, answer in pairs),
+    "copy": lambda pairs: all(source == answer for source, answer in pairs),
+    "reverse": lambda pairs: all(source[::-1] == answer for source, answer in pairs),
+    "sort": lambda pairs: all(sorted(source.split()) == answer.split() for source, answer in pairs),
     "shift": is_one_shift,
-    "add_constant": lambda pairs: len({number(answer) - number(given) for given, answer in pairs}) == 1,
-    "addition": lambda pairs: all(sum(map(number, given.split("+"))) == number(answer) for given, answer in pairs),
-    "unscramble": lambda pairs: all(sorted(given.split()) == sorted(answer) for given, answer in pairs),
+    "add_constant": lambda pairs: len({number(answer) - number(source) for source, answer in pairs}) == 1,
+    "addition": lambda pairs: all(sum(map(number, source.split("+"))) == number(answer) for source, answer in pairs),
+    "unscramble": lambda pairs: all(sorted(source.split()) == sorted(answer) for source, answer in pairs),
 }
-"""Whether each pair follows the rule, found anew from the pairs."""
+"""Tell whether each pair follows the rule, checked from the pairs alone."""
 
 
 def test_every_task_has_a_rule_here():
@@ -84,7 +84,7 @@ def test_every_pair_of_an_episode_follows_its_rule(name):
 
 
 @pytest.mark.parametrize("name", SYNTHETIC_TASKS)
-def test_an_exchanged_answer_breaks_the_rule(name):
+def test_swapped_answer_breaks_the_rule(name):
     pairs = SYNTHETIC_TASKS[name].episode(17, np.random.default_rng(3)).pairs
     lengths = [len(answer) for _, answer in pairs]
     other = next(i for i in range(1, 17) if pairs[i][1] != pairs[0][1] and lengths[i] == lengths[0])
@@ -99,7 +99,7 @@ def test_episodes_differ(name):
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_candidates_are_as_many_as_told_and_hold_the_answer(name):
+def test_candidates_have_the_declared_number_and_include_the_answer(name):
     task = SYNTHETIC_TASKS[name]
     for seed in range(20):
         episode = task.episode(5, np.random.default_rng(seed))
@@ -109,15 +109,15 @@ def test_candidates_are_as_many_as_told_and_hold_the_answer(name):
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_without_an_example_every_candidate_is_as_likely(name):
+def test_without_demonstrations_every_candidate_is_equally_likely(name):
     rng = np.random.default_rng(11)
     episodes = [SYNTHETIC_TASKS[name].episode(1, rng) for _ in range(1200)]
-    places = Counter(episode.candidates.index(episode.pairs[0][1]) for episode in episodes)
-    assert len(places) == SYNTHETIC_TASKS[name].num_candidates
-    assert chisquare(list(places.values())).pvalue > 1e-3  # a fixed seed: this cannot fail by chance from run to run
+    positions = Counter(episode.candidates.index(episode.pairs[0][1]) for episode in episodes)
+    assert len(positions) == SYNTHETIC_TASKS[name].num_candidates
+    assert chisquare(list(positions.values())).pvalue > 1e-3  # deterministic, as the seed is fixed
 
 
-def test_letters_do_not_tell_which_of_the_letter_rules_is_meant():
+def test_inputs_do_not_reveal_the_letter_rule():
     forms = {
         re.sub("[a-z]", "x", pair[0])
         for name in ("copy", "reverse", "sort")
@@ -126,17 +126,17 @@ def test_letters_do_not_tell_which_of_the_letter_rules_is_meant():
     assert forms == {"x x x", "x x x x", "x x x x x"}
 
 
-def test_no_word_is_in_two_classes_or_has_the_letters_of_another():
+def test_no_word_is_in_two_categories_or_an_anagram_of_another():
     words = [word for words in WORD_CLASSES.values() for word in words]
     assert len({"".join(sorted(word)) for word in words}) == len(words)
     assert min(len(words) for words in WORD_CLASSES.values()) >= 16
 
 
-def test_text_has_a_pair_a_line():
+def test_text_has_one_pair_per_line():
     assert episode_text([("k r t", "t r k"), ("1 7", "2 0")]) == "k r t -> t r k\n1 7 -> 2 0"
 
 
-def test_documents_take_turns_and_have_8_to_40_pairs():
+def test_documents_alternate_tasks_and_have_8_to_40_pairs():
     documents = list(synthetic_documents(240, seed=5))
     assert Counter(d["task"] for d in documents) == dict.fromkeys(SYNTHETIC_TASKS, 20)
     lengths = {len(d["text"].split("\n")) for d in documents}
@@ -145,7 +145,7 @@ def test_documents_take_turns_and_have_8_to_40_pairs():
         assert RULES[document["task"]]([tuple(line.split(" -> ")) for line in document["text"].split("\n")])
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_other_ones(tmp_path):
+def test_bytes_depend_on_the_seed_only(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_synthetic(tmp_path / name, 24, seed=seed)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
@@ -153,35 +153,35 @@ def test_the_same_seed_gives_the_same_bytes_and_another_other_ones(tmp_path):
     assert not set(a.splitlines()) & set(c.splitlines())
 
 
-def test_more_documents_begin_with_the_fewer(tmp_path):
+def test_fewer_documents_are_a_prefix_of_more(tmp_path):
     few, more = (list(synthetic_documents(n, seed=1, tasks=["copy", "shift"])) for n in (3, 6))
     assert more[:3] == few
 
 
-def test_file_holds_text_and_task(tmp_path):
-    told = []
-    counted = write_synthetic(tmp_path / "icl.jsonl", 4, seed=0, tasks=["copy", "shift"], on_document=told.append)
+def test_file_contains_text_and_task(tmp_path):
+    progress = []
+    counts = write_synthetic(tmp_path / "icl.jsonl", 4, seed=0, tasks=["copy", "shift"], on_document=progress.append)
     records = [json.loads(line) for line in (tmp_path / "icl.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["task"] for record in records] == ["copy", "shift", "copy", "shift"]
     assert all(" -> " in record["text"] for record in records)
-    assert counted == {"copy": 2, "shift": 2}
-    assert told == [1, 1, 1, 1]
+    assert counts == {"copy": 2, "shift": 2}
+    assert progress == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["revers"], "no synthetic task 'revers'.*reverse.*expected some of association"),
-        (["copy", "copy"], "copy is named twice"),
+        (["revers"], "Unknown synthetic task 'revers'.*reverse.*Expected some of association"),
+        (["copy", "copy"], "Duplicate synthetic task 'copy'"),
     ],
 )
-def test_wrong_names_are_told(names, message):
+def test_wrong_names_are_refused(names, message):
     with pytest.raises(ConfigError, match=message):
         find_synthetic(names)
 
 
-def test_less_than_one_is_told():
-    with pytest.raises(ConfigError, match="an episode of 0 pairs: expected at least 1"):
+def test_number_below_one_is_refused():
+    with pytest.raises(ConfigError, match=r"Number of pairs is 0\. Expected at least 1"):
         SYNTHETIC_TASKS["copy"].episode(0, np.random.default_rng(0))
-    with pytest.raises(ConfigError, match="--documents 0: expected at least 1"):
+    with pytest.raises(ConfigError, match=r"--documents is 0\. Expected at least 1"):
         list(synthetic_documents(0, seed=0))

@@ -1,1 +1,1 @@
-"""few_shot."""
+"""Few-shot evaluation: tasks, prompts, demonstrations, scoring, synthetic tasks, and the lm-eval adapter."""

@@ -1,8 +1,6 @@
-"""Prompts with zero, one or a few examples: tasks as data, templates, drawn examples, and what fits into a model.
+"""Few-shot datasets: reading of examples, and sampling of demonstrations.
 
-A task is a small TOML file (`PromptTask`); those that come with the package are in the folder `prompt_tasks`.
-
-Source: Brown et al. 2020, section 2.4 (examples drawn for each question, answers compared by their likelihood).
+Source: Brown et al. 2020, section 2.4 (demonstrations sampled for each example).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,138 +18,135 @@ from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, rend
 
 
 @dataclass(frozen=True)
-class PromptData:
-    """The questions of a task, and where examples come from.
+class FewShotDataset:
+    """Evaluation examples and the source of their demonstrations.
 
     Attributes:
-        items: Questions.
-        pool: Examples; the questions themselves where there are no others.
-        own: For each question its own examples, where those of another would not fit (synthetic tasks); else empty.
-        how: `draw` of the task.
+        items: Evaluation examples.
+        demonstrations: Pool to sample from; `items` if there is no other.
+        demonstrations_per_item: Fixed demonstrations of each example (synthetic tasks), instead of the pool.
+        sampler: As in `PromptTask`.
     """
 
     items: Sequence[FewShotExample]
-    pool: Sequence[FewShotExample]
-    own: Sequence[Sequence[FewShotExample]] = ()
-    how: Literal["balanced", "random", "first"] = "balanced"
+    demonstrations: Sequence[FewShotExample]
+    demonstrations_per_item: Sequence[Sequence[FewShotExample]] = ()
+    sampler: Literal["balanced", "random", "first"] = "balanced"
 
-    def draw(self, number: int, num_shots: int, *, seed: int) -> list[FewShotExample]:
-        """Returns the examples for a question, never the question itself; the first of more are those of fewer.
+    def sample_demonstrations(self, index: int, num_shots: int, *, seed: int) -> list[FewShotExample]:
+        """Sample the demonstrations of an example; never the example itself.
 
-        Args:
-            number: Of the question.
-            num_shots: How many.
-            seed: Each question and seed has examples of its own.
+        A smaller number gives a prefix of a larger one. Each index and seed has its own sample.
 
         Raises:
-            DataError: There are not so many.
+            DataError: Too few demonstrations.
         """
-        if self.own:
-            _check_number(num_shots, len(self.own[number]))
-            return list(self.own[number][:num_shots])
-        rng = example_generator(seed, 0, number)
-        itself = self.items[number].fields
-        groups = self._by_label if self.how == "balanced" else [np.arange(len(self.pool))]
+        if self.demonstrations_per_item:
+            own = self.demonstrations_per_item[index]
+            _check_number(num_shots, len(own))
+            return list(own[:num_shots])
+        rng = example_generator(seed, 0, index)
+        fields = self.items[index].fields
+        groups = self._by_label if self.sampler == "balanced" else [np.arange(len(self.demonstrations))]
         orders = [
-            [i for i in order.tolist() if self.pool[i].fields != itself]
-            for order in (group if self.how == "first" else rng.permutation(group) for group in groups)
+            [i for i in order.tolist() if self.demonstrations[i].fields != fields]
+            for order in (group if self.sampler == "first" else rng.permutation(group) for group in groups)
         ]
         _check_number(num_shots, sum(map(len, orders)))
-        drawn: list[FewShotExample] = []
+        # In each turn, one of each label, the labels in random order.
+        chosen: list[FewShotExample] = []
         for turn in range(num_shots):
             for label in rng.permutation(len(orders)).tolist():
-                drawn += [self.pool[i] for i in orders[label][turn : turn + 1]]
-            if len(drawn) >= num_shots:
+                chosen += [self.demonstrations[i] for i in orders[label][turn : turn + 1]]
+            if len(chosen) >= num_shots:
                 break
-        return drawn[:num_shots]
+        return chosen[:num_shots]
 
     @cached_property
     def _by_label(self) -> list[np.ndarray]:
-        labels = np.array([item.label for item in self.pool])
+        labels = np.array([item.label for item in self.demonstrations])
         return [np.flatnonzero(labels == label) for label in sorted(set(labels.tolist()))]
 
 
-def _check_number(num_shots: int, there: int) -> None:
-    if num_shots > there:
-        raise DataError(f"{num_shots} examples were asked for, there are {there}: give more data, or fewer shots")
+def _check_number(num_shots: int, available: int) -> None:
+    if num_shots > available:
+        raise DataError(f"{num_shots} demonstrations requested, {available} available. Pass more data or fewer shots.")
 
 
-def read_few_shot_examples(files: str, task: PromptTask) -> list[FewShotExample]:
-    """Returns the questions of a file.
-
-    Args:
-        files: A labelled file or hub id; see `data.tables.read_table`.
-        task: Says which columns are what.
+def read_few_shot_examples(file: str, task: PromptTask) -> list[FewShotExample]:
+    """Read the examples of a labelled file or hub id.
 
     Raises:
-        DataError: A file that cannot be read, a label that the task does not know, a choice without text.
-        ConfigError: The task names a column that is not there.
+        DataError: Unreadable file, unknown label, or an answer without text.
+        ConfigError: The task refers to a column that does not exist.
     """
-    table = read_table([files])
+    table = read_table([file])
     if missing := sorted(set(task.words) - set(table.columns)):
-        raise ConfigError(
-            f"task {task.name}: words: the data has no column {missing[0]!r}{nearest(missing[0], table.columns)}"
-        )
+        hint = nearest(missing[0], table.columns)
+        raise ConfigError(f"Task {task.name}: words: The data has no column {missing[0]!r}{hint}.")
     items = []
-    asked = task.columns
-    for row, place in zip(table.rows, table.places, strict=True):
-        fields = {name: _as_text(value) for name, value in row.items()}
+    used = task.columns
+    for row, location in zip(table.rows, table.locations, strict=True):
+        fields = {name: _to_text(value) for name, value in row.items()}
         for column, values in task.words.items():
             if column in fields:
                 fields[column] = values.get(fields[column], fields[column])
-        if asked & fields.keys() and not any(fields.get(name, "").strip() for name in asked):
-            raise DataError(f"{place}: nothing is asked: {', '.join(sorted(asked))} is empty or not there")
-        items.append(_item(task, row, fields, place))
+        if used & fields.keys() and not any(fields.get(name, "").strip() for name in used):
+            raise DataError(f"{location}: Empty example: {', '.join(sorted(used))} missing or empty.")
+        items.append(_make_example(task, row, fields, location))
     if not items:
-        raise DataError(f"{files}: no question is in it")
-    task.parts(items[0])  # names a column that is not there
+        raise DataError(f"{file} contains no examples.")
+    task.split_template(items[0])  # raises for a missing column
     return items
 
 
-def _item(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], place: str) -> FewShotExample:
+def _make_example(task: PromptTask, row: Mapping[str, Any], fields: dict[str, str], location: str) -> FewShotExample:
+    # A single correct answer.
     if task.answer:
         answer = render(task.answer, fields, name=task.name).strip()
-        if not answer or (task.how == "generate" and task.stop and task.stop in answer):
+        if not answer or (task.output_type == "generate_until" and task.stop and task.stop in answer):
             raise DataError(
-                f"{place}: the right answer is {answer!r}: expected a text without {task.stop!r}, where it ends"
+                f"{location}: The correct answer is {answer!r}. Expected a text without the stop string {task.stop!r}."
             )
         return FewShotExample(fields, (answer,), 0)
+
+    # Answers shared by all examples.
     label = fields.get(task.label, "").strip()
     if task.correct is None and task.label not in fields:
-        known = f"expected one of {', '.join(fields)}"
-        raise ConfigError(
-            f"task {task.name}: the data has no column {task.label!r}{nearest(task.label, fields)}: {known}"
-        )
+        hint = f"{nearest(task.label, fields)}. Columns: {', '.join(fields)}."
+        raise ConfigError(f"Task {task.name}: The data has no column {task.label!r}{hint}")
     if task.answers:
         if label not in task.answers:
-            raise DataError(f"{place}: label {label!r}: task {task.name} knows {', '.join(task.answers)}")
+            raise DataError(
+                f"{location}: Unknown label {label!r}. Labels of task {task.name}: {', '.join(task.answers)}."
+            )
         return FewShotExample(fields, tuple(task.answers.values()), list(task.answers).index(label), label)
-    listed = row.get(task.choices_column) if task.choices_column else None
-    if task.choices_column and (isinstance(listed, str) or not isinstance(listed, Sequence | np.ndarray)):
-        raise DataError(f"{place}: column {task.choices_column!r} holds no list of answers")
-    options = (
-        [_as_text(x) for x in listed]
-        if listed is not None
-        else [render(c, fields, name=task.name) for c in task.choices]
-    )
-    options = [option.strip() for option in options]
+
+    # Answers of this example.
+    if task.choices_column:
+        values = row.get(task.choices_column)
+        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+            raise DataError(f"{location}: Column {task.choices_column!r} contains no list of answers.")
+        options = [_to_text(value).strip() for value in values]
+    else:
+        options = [render(choice, fields, name=task.name).strip() for choice in task.choices]
     if len(options) < 2 or not all(options):
-        raise DataError(f"{place}: expected two answers at least, none of them empty: {options}")
-    gold = task.correct if task.correct is not None else _which(row[task.label], options, task.first_label, place)
+        raise DataError(f"{location}: Expected at least two answers, none of them empty, got {options}.")
+    gold = task.correct if task.correct is not None else _gold(row[task.label], options, task.first_label, location)
     if gold is None or not 0 <= gold < len(options):
         raise DataError(
-            f"{place}: the right answer is {label!r}: expected the number, the letter or the text of one of {len(options)}"
+            f"{location}: The correct answer is {label!r}. Expected the number, letter or text of one of {len(options)}."
         )
     return FewShotExample(fields, tuple(options), gold)
 
 
-def _which(value: Any, options: Sequence[str], first: int, place: str) -> int | None:
-    """Returns which option is meant by its number, its letter or its text.
+def _gold(value: Any, options: Sequence[str], first: int, location: str) -> int | None:
+    """Return the index of an option from its number, letter or text.
 
     Raises:
-        DataError: It may be meant by its number and by its text, and these are of two options.
+        DataError: Ambiguous: the number of one option and the text of another.
     """
-    label = _as_text(value).strip()
+    label = _to_text(value).strip()
     by_text = options.index(label) if label in options else None
     by_number = int(label) - first if label.removeprefix("-").isdecimal() else None
     if by_number is None and len(label) == 1 and label.isascii() and label.isalpha():
@@ -161,11 +156,12 @@ def _which(value: Any, options: Sequence[str], first: int, place: str) -> int | 
     if by_number in (None, by_text) or not 0 <= by_number < len(options):
         return by_text
     raise DataError(
-        f"{place}: {label!r} may be the number or the text of an answer of {options}: give it as a JSON number or a text"
+        f"{location}: {label!r} is both the number and the text of an answer in {options}. "
+        "Use a JSON number for a number, or the text."
     )
 
 
-def _as_text(value: Any) -> str:
+def _to_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "" if value is None else str(value).lower()
     return str(value)

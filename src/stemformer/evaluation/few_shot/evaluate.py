@@ -1,12 +1,13 @@
-"""Asking a model in context: prompts that fit into it, its answers by likelihood or by what it writes, and how many are right.
+"""Few-shot evaluation: prompts that fit the model, predictions by likelihood or generation, and metrics.
 
-Source: Brown et al. 2020, section 2.4; calibration: Zhao et al. 2021, section 4; blanks of masked models: Schick and Schütze 2021.
+Source: Brown et al. 2020, section 2.4; calibration: Zhao et al. 2021, section 4; cloze prompts of masked models: Schick
+and Schütze 2021.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,7 @@ from scipy.special import log_softmax, logsumexp
 
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
-from stemformer.evaluation.few_shot.dataset import PromptData
+from stemformer.evaluation.few_shot.dataset import FewShotDataset
 from stemformer.evaluation.few_shot.scoring import (
     AnswerScore,
     MaskedRequest,
@@ -27,36 +28,39 @@ from stemformer.evaluation.few_shot.scoring import (
 )
 from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask
 from stemformer.generation.decoding import DecodingConfig
-from stemformer.generation.text import continue_ids
+from stemformer.generation.text import generate_from_ids
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
-_AT_ONCE = 64
-"""Questions that are made ready, asked and reported together."""
+_BATCH_EXAMPLES = 64
+"""Examples that are evaluated and reported together."""
 
 _CONTENT_FREE = ("N/A", "[MASK]", "")
+
+_RENAMED_RESULTS = {"figure": "value", "by_sum": "acc", "by_mean": "acc_norm", "calibrated": "acc_calibrated"}
 
 
 @dataclass(frozen=True)
 class FewShotPrediction:
-    """A model's answer to a question.
+    """Prediction for an example.
 
     Attributes:
-        number: Of the question.
-        gold: Number of the right answer.
-        by_sum: Number of the answer with the largest log-probability, -1 for a tie; for `complete` and `generate` 0 if right, else -1.
-        by_mean: The same by log-probability a character.
-        calibrated: The same by how much likelier an answer is than without the question; None where that was not asked.
-        log_probabilities: Of each answer; empty for `generate`.
-        text: What was generated.
-        num_dropped: Examples that did not fit into the model.
-        is_cut: Even the question alone did not fit, and its beginning was cut off.
+        number: Index of the example.
+        gold: Index of the correct answer.
+        prediction: Index of the answer with the highest log-probability, -1 for a tie. For `loglikelihood` and
+            `generate_until` 0 if correct, otherwise -1.
+        prediction_norm: As `prediction`, by log-probability per character.
+        calibrated: As `prediction`, relative to the log-probability without content; None without calibration.
+        log_probabilities: Of each answer; empty for `generate_until`.
+        text: Generated text.
+        num_dropped: Demonstrations that did not fit.
+        is_cut: The example alone did not fit; its beginning was cut off.
     """
 
     number: int
     gold: int
-    by_sum: int
-    by_mean: int
+    prediction: int
+    prediction_norm: int
     calibrated: int | None = None
     log_probabilities: tuple[float, ...] = ()
     text: str = ""
@@ -65,21 +69,21 @@ class FewShotPrediction:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A question with its examples."""
+class _Query:
+    """Example with its demonstrations."""
 
     number: int
     item: FewShotExample
-    examples: Sequence[FewShotExample]
+    demonstrations: Sequence[FewShotExample]
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """The ids of a prompt that fits into a model."""
+class _EncodedPrompt:
+    """Ids of a prompt that fits the model."""
 
     prompt: np.ndarray
     answers: tuple[np.ndarray, ...]
-    behind: np.ndarray
+    suffix: np.ndarray
     num_dropped: int
     is_cut: bool
 
@@ -88,7 +92,7 @@ def evaluate_few_shot(
     model: Model,
     tokenizer: Tokenizer,
     task: PromptTask,
-    data: PromptData,
+    data: FewShotDataset,
     numbers: Sequence[int],
     *,
     num_shots: int,
@@ -96,117 +100,124 @@ def evaluate_few_shot(
     calibrate: bool = False,
     on_questions: Callable[[int], None] | None = None,
 ) -> list[FewShotPrediction]:
-    """Returns a model's answers to some questions of a task.
+    """Predict the answers of some examples of a task.
 
     Args:
-        model: A GPT or a masked model, with its head, in evaluation mode; under the caller's autocast.
-        tokenizer: Of the model.
-        task: How questions are put.
-        data: Questions and examples.
-        numbers: Of the questions.
-        num_shots: Examples in each prompt.
-        seed: Of their draw.
-        calibrate: Compare answers with how likely they are where the question holds nothing, too.
-        on_questions: Told how many were answered.
+        model: GPT or masked model with its head, in evaluation mode; under the caller's autocast.
+        numbers: Indices of the examples.
+        seed: Seed of the demonstrations.
+        calibrate: Also compare answers relative to their likelihood without content.
+        on_questions: Called with the number of examples of each finished batch.
 
     Raises:
-        ConfigError: A masked model asked to generate.
-        DataError: Fewer examples than asked for.
+        ConfigError: The task needs a generated text, and the model is masked.
+        DataError: Too few demonstrations.
     """
-    calibrate = calibrate and task.how == "choose"
-    if "causal_lm" not in model.heads and task.how != "choose":
+    is_choice = task.output_type == "multiple_choice"
+    if "causal_lm" not in model.heads and not is_choice:
         raise ConfigError(
-            f"task {task.name} asks for a text, which a masked model does not write: give a GPT, or a task with choices"
+            f"Task {task.name} needs a causal language model. Pass a GPT, or a task with output_type = multiple_choice."
         )
-    reader = None
-    if task.how == "generate":  # laid out once for all questions
-        rows = min(_AT_ONCE, len(numbers))
-        reader = GptDecoder(model, rows=rows, steps=task.max_new_tokens * math.ceil(len(numbers) / _AT_ONCE))
-    told: list[FewShotPrediction] = []
-    for begin in range(0, len(numbers), _AT_ONCE):
-        part = numbers[begin : begin + _AT_ONCE]
-        shown = [_Shown(n, data.items[n], data.draw(n, num_shots, seed=seed)) for n in part]
-        told += (
-            _generate(reader, tokenizer, task, shown)
-            if reader is not None
-            else _choose(model, tokenizer, task, shown, calibrate)
+    decoder = None
+    if task.output_type == "generate_until":  # prepared once for all batches
+        rows = min(_BATCH_EXAMPLES, len(numbers))
+        num_batches = math.ceil(len(numbers) / _BATCH_EXAMPLES)
+        decoder = GptDecoder(model, rows=rows, steps=task.max_new_tokens * num_batches)
+    predictions: list[FewShotPrediction] = []
+    for begin in range(0, len(numbers), _BATCH_EXAMPLES):
+        part = numbers[begin : begin + _BATCH_EXAMPLES]
+        queries = [_Query(n, data.items[n], data.sample_demonstrations(n, num_shots, seed=seed)) for n in part]
+        predictions += (
+            _generate(decoder, tokenizer, task, queries)
+            if decoder is not None
+            else _choose(model, tokenizer, task, queries, calibrate and is_choice)
         )
         if on_questions is not None:
             on_questions(len(part))
-    return told
+    return predictions
 
 
 def aggregate(
-    asked: Sequence[Sequence[FewShotPrediction]], task: PromptTask, items: Sequence[FewShotExample]
+    predictions: Sequence[Sequence[FewShotPrediction]], task: PromptTask, items: Sequence[FewShotExample]
 ) -> dict[str, Any]:
-    """Returns the figures of a task from the answers of one or more draws of examples.
+    """Compute the metrics of a task over one or more samples of demonstrations.
 
     Args:
-        asked: For each draw, the answers to the same questions.
-        task: Says how answers are compared.
-        items: All questions.
+        predictions: For each sample, the predictions for the same examples.
+        items: All examples of the dataset.
 
     Returns:
-        `metric` and `figure`, what it says, from 0 to 1 (mean over draws); `low` and `high` (95 %, over questions), `spread` (standard
-        deviation over draws); `accuracy`; where texts are compared by another metric, `chrf` and `bleu`; where there is a choice, `by_sum`,
-        `by_mean` and `calibrated`, and where all questions share their answers, `same_answer`: the share of questions that got the most
-        frequent one; `chance` and `majority` (None where there is no choice), `questions`, `draws`, `dropped_examples` (a
-        question), `cut_questions`.
+        `metric`, and its `value` from 0 to 1 (mean over samples); `low` and `high` (95 % interval over examples) and
+        `spread` (standard deviation over samples); `accuracy`; `chrf` and `bleu` for these metrics; for multiple choice
+        `acc` (by sum), `acc_norm` (by mean per character) and `acc_calibrated`, and `same_answer` (share of the most
+        frequent prediction) for shared answers; `chance` and `majority` (None if undefined), `questions`, `draws`,
+        `dropped_examples` (mean per example), `cut_questions`.
     """
-    first = asked[0]
-    rows = {name: [[getattr(a, name) == a.gold for a in draw] for draw in asked] for name in ("by_sum", "by_mean")}
-    main = "by_mean" if task.score == "mean" else "by_sum"
-    each = [fmean(draw) for draw in rows[main]]
-    accuracy = fmean(each)
+    first = predictions[0]
+    correct = {
+        metric: [[getattr(p, name) == p.gold for p in sample] for sample in predictions]
+        for metric, name in (("acc", "prediction"), ("acc_norm", "prediction_norm"))
+    }
+    is_normalized = task.score == "mean"
+    values = [fmean(sample) for sample in correct["acc_norm" if is_normalized else "acc"]]
+    accuracy = fmean(values)
     low, high = wilson_interval(accuracy, len(first))
-    figures: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if task.metric != "accuracy":
-        rights = [items[a.number].answers[0] for a in first]
+        references = [items[p.number].answers[0] for p in first]
         for metric in ("chrf", "bleu"):
-            found = [_nearness(metric, [a.text for a in draw], rights) for draw in asked]
-            figures[metric] = fmean(value for value, *_ in found)
+            scores = [_text_score(metric, [p.text for p in sample], references) for sample in predictions]
+            result[metric] = fmean(value for value, *_ in scores)
             if metric == task.metric:
-                each = [value for value, *_ in found]
-                low, high = fmean(x for _, x, _ in found), fmean(x for *_, x in found)
-    figures |= {
+                values = [value for value, *_ in scores]
+                low, high = fmean(x for _, x, _ in scores), fmean(x for *_, x in scores)
+    result |= {
         "metric": task.metric,
-        "figure": fmean(each),
+        "value": fmean(values),
         "accuracy": accuracy,
         "low": low,
         "high": high,
-        "spread": float(np.std(each, ddof=1)) if len(each) > 1 else None,
+        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,
     }
-    if task.how == "choose":
-        figures |= {name: fmean(map(fmean, draws)) for name, draws in rows.items()}
+    if task.output_type == "multiple_choice":
+        result |= {metric: fmean(map(fmean, samples)) for metric, samples in correct.items()}
         if first[0].calibrated is not None:
-            figures["calibrated"] = fmean(fmean(a.calibrated == a.gold for a in draw) for draw in asked)
+            result["acc_calibrated"] = fmean(fmean(p.calibrated == p.gold for p in sample) for sample in predictions)
         if task.answers:
-            chosen_answers = Counter(getattr(a, main) for draw in asked for a in draw)
-            figures["same_answer"] = max(chosen_answers.values()) / chosen_answers.total()
-    chosen = [items[a.number] for a in first]
-    labels = Counter(item.label for item in chosen if item.label)
-    return figures | {
-        "chance": fmean(1 / len(item.answers) for item in chosen) if task.how == "choose" else None,
-        "majority": max(labels.values()) / len(chosen) if labels else None,
+            chosen = Counter(
+                p.prediction_norm if is_normalized else p.prediction for sample in predictions for p in sample
+            )
+            result["same_answer"] = max(chosen.values()) / chosen.total()
+    evaluated = [items[p.number] for p in first]
+    labels = Counter(item.label for item in evaluated if item.label)
+    is_choice = task.output_type == "multiple_choice"
+    return result | {
+        "chance": fmean(1 / len(item.answers) for item in evaluated) if is_choice else None,
+        "majority": max(labels.values()) / len(evaluated) if labels else None,
         "questions": len(first),
-        "draws": len(asked),
-        "dropped_examples": fmean(a.num_dropped for draw in asked for a in draw),
-        "cut_questions": sum(any(a.is_cut for a in draws) for draws in zip(*asked, strict=True)),
+        "draws": len(predictions),
+        "dropped_examples": fmean(p.num_dropped for sample in predictions for p in sample),
+        "cut_questions": sum(any(p.is_cut for p in per_item) for per_item in zip(*predictions, strict=True)),
     }
 
 
-def _nearness(metric: str, texts: Sequence[str], rights: Sequence[str]) -> tuple[float, float, float]:
-    """Returns how near texts come to the right ones, from 0 to 1, and the bounds of 95 % by 1,000 draws of questions.
+def rename_result_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace former keys in a stored result of `aggregate`."""
+    return {_RENAMED_RESULTS.get(key, key): value for key, value in row.items()}
+
+
+def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) -> tuple[float, float, float]:
+    """Return chrF or BLEU from 0 to 1, and its 95 % interval from 1,000 bootstrap samples.
 
     Source: Popović 2015 (chrF); Papineni et al. 2002, in the form of Post 2018 (BLEU).
     """
-    from sacrebleu.metrics.bleu import BLEU  # takes a while to import, and few tasks need it
+    from sacrebleu.metrics.bleu import BLEU  # slow to import, and rarely needed
     from sacrebleu.metrics.chrf import CHRF
 
-    letters = "".join(rights)
-    is_chinese, is_japanese = bool(_HAN.search(letters)), bool(_KANA.search(letters))
-    tool = CHRF() if metric == "chrf" else BLEU(tokenize="char" if is_japanese else "zh" if is_chinese else "13a")
-    score = tool.corpus_score(list(texts), [list(rights)], n_bootstrap=1000)
+    text = "".join(references)
+    language = "char" if _KANA.search(text) else "zh" if _HAN.search(text) else "13a"
+    scorer = CHRF() if metric == "chrf" else BLEU(tokenize=language)
+    score = scorer.corpus_score(list(texts), [list(references)], n_bootstrap=1000)
     middle, half = float(score._mean), float(score._ci)
     return score.score / 100, max(0.0, middle - half) / 100, (middle + half) / 100
 
@@ -215,17 +226,13 @@ _HAN, _KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
 
 
 def wilson_interval(share: float, number: int) -> tuple[float, float]:
-    """Returns the bounds between which a share lies with 95 % confidence.
-
-    Args:
-        share: What was seen, from 0 to 1.
-        number: Of how many.
+    """Return the 95 % Wilson interval of a proportion, which may be a mean over several samples.
 
     Example:
-        >>> [round(x, 3) for x in interval(0.5, 100)]
+        >>> [round(x, 3) for x in wilson_interval(0.5, 100)]
         [0.404, 0.596]
 
-    Source: Wilson 1927.
+    Source: Wilson 1927. Unlike `scipy.stats.binomtest`, the number of successes need not be an integer.
     """
     z = 1.959964
     middle = (share + z * z / (2 * number)) / (1 + z * z / number)
@@ -234,196 +241,201 @@ def wilson_interval(share: float, number: int) -> tuple[float, float]:
 
 
 def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool = False) -> list[str]:
-    """Returns what should be known of the answers that all questions share: which are split, which begin alike.
-
-    Args:
-        task: With `answers`, or nothing is told.
-        tokenizer: Of the model.
-        for_masked: It is a masked model.
-    """
+    """Return notes on the tokenization of answers: several tokens, equal or ambiguous ones."""
     words = list(task.answers.values())
     if (
-        task.how == "generate"
+        task.output_type == "generate_until"
         and task.stop
         and task.stop not in tokenizer.decode(tokenizer.encode_ids([f"x{task.stop}x"])[0])
     ):
-        return [f"this vocabulary has no {task.stop!r}, where an answer ends: only what ends by itself can be right"]
+        return [
+            f"the vocabulary lacks the stop string {task.stop!r}: only answers that end by themselves can be correct"
+        ]
     if for_masked and (task.choices or task.choices_column):
-        return ["all words of an answer are hidden at once: its length and how frequent its words are count for much"]
+        return ["all tokens of an answer are masked at once: its length and the frequency of its words matter"]
     if not words:
         return []
     fields = dict.fromkeys(task.columns, "x")
-    space = task.parts(FewShotExample(fields, tuple(words), 0), for_masked=for_masked)[1]
+    space = task.split_template(FewShotExample(fields, tuple(words), 0), for_masked=for_masked)[1]
     ids = [row.tolist() for row in tokenizer.encode_ids([space + word for word in words])]
-    split = [f"{word!r} ({len(row)})" for word, row in zip(words, ids, strict=True) if len(row) > 1]
-    same = {word for i, word in enumerate(words) if ids[i] in ids[:i] + ids[i + 1 :]}
-    if same:
-        return [
-            f"answers that this tokenizer cannot tell apart, so that none of them is right: {', '.join(sorted(same))}"
-        ]
-    firsts = Counter(row[0] for row in ids if row)
-    alike = [word for word, row in zip(words, ids, strict=True) if row and firsts[row[0]] > 1]
+    equal = {word for i, word in enumerate(words) if ids[i] in ids[:i] + ids[i + 1 :]}
+    if equal:
+        return [f"answers with equal token ids, none of which can be correct: {', '.join(sorted(equal))}"]
     notes = []
+    split = [f"{word!r} ({len(row)})" for word, row in zip(words, ids, strict=True) if len(row) > 1]
     if split:
         notes.append(
-            f'answers of several tokens, all of which count: {", ".join(split)}; score = "mean" lets length not count'
+            f"answers of several tokens, all of which are scored: {', '.join(split)}; "
+            'score = "mean" normalizes by length'
         )
-    if alike:
-        notes.append(f"answers that begin with the same token, told apart by the next: {', '.join(map(repr, alike))}")
+    firsts = Counter(row[0] for row in ids if row)
+    ambiguous = [word for word, row in zip(words, ids, strict=True) if row and firsts[row[0]] > 1]
+    if ambiguous:
+        notes.append(
+            f"answers with the same first token, which only later ones distinguish: {', '.join(map(repr, ambiguous))}"
+        )
     return notes
 
 
-# ----------------------------------------------------------------------------------------------------------------- what fits into a model
+# ------------------------------------------------------------------------------------------------------------ Prompts
 
 
 def _fit(
-    task: PromptTask, shown: Sequence[_Shown], tokenizer: Tokenizer, *, positions: int, for_masked: bool
-) -> list[_Fitted]:
-    """Returns the ids of prompts with as many of their examples, the last ones, as fit into so many positions."""
-    fitted: dict[int, _Fitted] = {}
-    waiting = {number: list(one.examples) for number, one in enumerate(shown)}
-    while waiting:
-        made = _encode(task, [(waiting[n], shown[n].item) for n in waiting], tokenizer, for_masked=for_masked)
-        left = {}
-        for number, (prompt, answers, behind) in zip(waiting, made, strict=True):
-            reserve = max((len(answer) for answer in answers), default=task.max_new_tokens)
-            is_long = reserve + len(behind) >= positions
-            behind = behind[: max(0, positions - reserve - 1)]
-            room = positions - reserve - len(behind)
-            examples, dropped = waiting[number], len(shown[number].examples) - len(waiting[number])
+    task: PromptTask, queries: Sequence[_Query], tokenizer: Tokenizer, *, positions: int, for_masked: bool
+) -> list[_EncodedPrompt]:
+    """Encode prompts, dropping the first demonstrations until each fits into `positions`."""
+    fitted: dict[int, _EncodedPrompt] = {}
+    pending = {number: list(query.demonstrations) for number, query in enumerate(queries)}
+    while pending:
+        encoded = _encode(task, [(pending[n], queries[n].item) for n in pending], tokenizer, for_masked=for_masked)
+        too_long = {}
+        for number, (prompt, answers, suffix) in zip(pending, encoded, strict=True):
+            reserved = max((len(answer) for answer in answers), default=task.max_new_tokens)
+            is_suffix_cut = reserved + len(suffix) >= positions
+            suffix = suffix[: max(0, positions - reserved - 1)]
+            room = positions - reserved - len(suffix)
+            demonstrations = pending[number]
+            num_dropped = len(queries[number].demonstrations) - len(demonstrations)
             if room < 1:
                 raise ConfigError(
-                    f"task {task.name}: an answer takes {reserve} tokens, the model has room for {positions}"
+                    f"Task {task.name}: An answer has {reserved} tokens; the model has {positions} positions."
                 )
-            if len(prompt) <= room or not examples:
-                fitted[number] = _Fitted(prompt[-room:], answers, behind, dropped, is_long or len(prompt) > room)
+            if len(prompt) <= room or not demonstrations:
+                is_cut = is_suffix_cut or len(prompt) > room
+                fitted[number] = _EncodedPrompt(prompt[-room:], answers, suffix, num_dropped, is_cut)
             else:
-                left[number] = examples[1:]
-        waiting = left
-    return [fitted[number] for number in range(len(shown))]
+                too_long[number] = demonstrations[1:]
+        pending = too_long
+    return [fitted[number] for number in range(len(queries))]
 
 
 def _encode(
     task: PromptTask,
-    given: Sequence[tuple[Sequence[FewShotExample], FewShotExample]],
+    pairs: Sequence[tuple[Sequence[FewShotExample], FewShotExample]],
     tokenizer: Tokenizer,
     *,
     for_masked: bool,
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]]:
-    """Yields ids of prompts, of their answers, and of what stands behind a blank (for masked models; else it belongs to the answer)."""
-    before = [task.before(examples, item, for_masked=for_masked) for examples, item in given]
-    parts = [task.parts(item, for_masked=for_masked) for _, item in given]
-    if task.how == "generate":
-        for prompt in tokenizer.encode_ids(before):
+    """Yield the ids of prompts, answers and suffixes; for causal models, the suffix is part of the answer."""
+    texts = [task.render_prompt(demonstrations, item, for_masked=for_masked) for demonstrations, item in pairs]
+    prompts = tokenizer.encode_ids(texts)
+    if task.output_type == "generate_until":
+        for prompt in prompts:
             yield prompt, (), prompt[:0]
         return
+    parts = [task.split_template(item, for_masked=for_masked) for _, item in pairs]
     if for_masked:
-        prompts, behind = tokenizer.encode_ids(before), tokenizer.encode_ids([after for *_, after in parts])
-        answers = iter(tokenizer.encode_ids([answer for _, item in given for answer in item.answers]))
-        for prompt, rest, (_, item) in zip(prompts, behind, given, strict=True):
-            yield prompt, tuple(next(answers) for _ in item.answers), rest
+        suffixes = tokenizer.encode_ids([after for *_, after in parts])
+        answers = iter(tokenizer.encode_ids([answer for _, item in pairs for answer in item.answers]))
+        for prompt, suffix, (_, item) in zip(prompts, suffixes, pairs, strict=True):
+            yield prompt, tuple(next(answers) for _ in item.answers), suffix
         return
-    wholes = iter(
+    full = iter(
         tokenizer.encode_ids(
             [
                 text + space + answer + after
-                for text, (_, space, after), (_, item) in zip(before, parts, given, strict=True)
+                for text, (_, space, after), (_, item) in zip(texts, parts, pairs, strict=True)
                 for answer in item.answers
             ]
         )
     )
-    for prompt, (_, item) in zip(tokenizer.encode_ids(before), given, strict=True):
-        texts = [next(wholes) for _ in item.answers]
-        common = min(_common(prompt, text) for text in texts)  # a token may lie across the end of the prompt
-        yield prompt[:common], tuple(text[common:] for text in texts), prompt[:0]
+    for prompt, (_, item) in zip(prompts, pairs, strict=True):
+        ids = [next(full) for _ in item.answers]
+        # A token across the end of the prompt belongs to the answer.
+        common = min(_common_prefix_length(prompt, row) for row in ids)
+        yield prompt[:common], tuple(row[common:] for row in ids), prompt[:0]
 
 
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """Returns how many ids two texts begin with alike; of `b` one is left at least."""
+def _common_prefix_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Return the length of the common prefix; at least one id of `b` remains."""
     n = min(len(a), len(b) - 1)
     differs = np.flatnonzero(a[:n] != b[:n])
     return int(differs[0]) if len(differs) else n
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- answers
+# -------------------------------------------------------------------------------------------------------- Predictions
 
 
 def _choose(
-    model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown], calibrate: bool
+    model: Model, tokenizer: Tokenizer, task: PromptTask, queries: Sequence[_Query], calibrate: bool
 ) -> Iterator[FewShotPrediction]:
-    fitted, scores = _scores(model, tokenizer, task, shown)
-    free = _content_free(model, tokenizer, task, shown) if calibrate else None
-    for place, (one, fit, row) in enumerate(zip(shown, fitted, scores, strict=True)):
-        sums = np.array([s.log_probability for s in row])
-        if task.how == "complete":
+    prompts, scores = _score(model, tokenizer, task, queries)
+    priors = _content_free(model, tokenizer, task, queries) if calibrate else None
+    for i, (query, prompt, row) in enumerate(zip(queries, prompts, scores, strict=True)):
+        log_p = np.array([s.log_probability for s in row])
+        if task.output_type == "loglikelihood":
             chosen = (0 if row[0].is_greedy else -1,) * 2
         else:
-            lengths = np.array([max(1, len(answer)) for answer in one.item.answers])
-            chosen = _largest(sums), _largest(sums / lengths)
-        calibrated = None if free is None else _largest(sums - free[place])
+            lengths = np.array([max(1, len(answer)) for answer in query.item.answers])
+            chosen = _argmax(log_p), _argmax(log_p / lengths)
         yield FewShotPrediction(
-            one.number,
-            one.item.gold,
+            query.number,
+            query.item.gold,
             *chosen,
-            calibrated=calibrated,
-            log_probabilities=tuple(sums.tolist()),
-            num_dropped=fit.num_dropped,
-            is_cut=fit.is_cut,
+            calibrated=None if priors is None else _argmax(log_p - priors[i]),
+            log_probabilities=tuple(log_p.tolist()),
+            num_dropped=prompt.num_dropped,
+            is_cut=prompt.is_cut,
         )
 
 
-def _scores(
-    model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]
-) -> tuple[list[_Fitted], list[list[AnswerScore]]]:
+def _score(
+    model: Model, tokenizer: Tokenizer, task: PromptTask, queries: Sequence[_Query]
+) -> tuple[list[_EncodedPrompt], list[list[AnswerScore]]]:
     positions = model.config.max_position_embeddings
     if "causal_lm" in model.heads:
-        fitted = _fit(task, shown, tokenizer, positions=positions - 1, for_masked=False)
-        begin = np.array([model.config.eos_token_id])  # type: ignore[union-attr]
-        return fitted, score_answers(model, [ScoringRequest(np.append(begin, f.prompt), f.answers) for f in fitted])
-    fitted = _fit(task, shown, tokenizer, positions=positions - 2, for_masked=True)
-    scored = iter(score_blanks(model, [_blanks(fit, answer, tokenizer) for fit in fitted for answer in fit.answers]))
-    return fitted, [[next(scored) for _ in fit.answers] for fit in fitted]
+        prompts = _fit(task, queries, tokenizer, positions=positions - 1, for_masked=False)
+        bos = np.array([model.config.eos_token_id])  # type: ignore[union-attr]
+        return prompts, score_answers(model, [ScoringRequest(np.append(bos, p.prompt), p.answers) for p in prompts])
+    prompts = _fit(task, queries, tokenizer, positions=positions - 2, for_masked=True)
+    scores = iter(
+        score_blanks(model, [_mask(prompt, answer, tokenizer) for prompt in prompts for answer in prompt.answers])
+    )
+    return prompts, [[next(scores) for _ in prompt.answers] for prompt in prompts]
 
 
-def _blanks(fit: _Fitted, answer: np.ndarray, tokenizer: Tokenizer) -> MaskedRequest:
-    """Returns a text with a blank for each token of an answer."""
-    masks = np.full(len(answer), tokenizer.mask_id)
-    ids = np.concatenate([[tokenizer.cls_id], fit.prompt, masks, fit.behind, [tokenizer.sep_id]]).astype(np.int64)
-    return MaskedRequest(ids, 1 + len(fit.prompt) + np.arange(len(answer)), answer)
+def _mask(prompt: _EncodedPrompt, answer: np.ndarray, tokenizer: Tokenizer) -> MaskedRequest:
+    """Build a text with a mask for each token of an answer."""
+    masks = np.full(len(answer), tokenizer.mask_token_id)
+    parts = [[tokenizer.cls_token_id], prompt.prompt, masks, prompt.suffix, [tokenizer.sep_token_id]]
+    positions = 1 + len(prompt.prompt) + np.arange(len(answer))
+    return MaskedRequest(np.concatenate(parts).astype(np.int64), positions, answer)
 
 
 def _content_free(
-    model: Model, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]
+    model: Model, tokenizer: Tokenizer, task: PromptTask, queries: Sequence[_Query]
 ) -> list[Float[np.ndarray, "a"]]:
-    """Returns log-probabilities of each question's answers where the question holds nothing: of the mean over a few ways to say so."""
+    """Return the log-probabilities of the answers without content, averaged over a few content-free inputs."""
     columns = task.columns
-    told = []
+    rows = []
     for text in _CONTENT_FREE:
-        _, scores = _scores(model, tokenizer, task, [_emptied(one, columns, text) for one in shown])
-        told.append([log_softmax([s.log_probability for s in row]) for row in scores])
-    return [logsumexp(rows, axis=0) - math.log(len(rows)) for rows in zip(*told, strict=True)]
+        _, scores = _score(model, tokenizer, task, [_without_content(query, columns, text) for query in queries])
+        rows.append([log_softmax([s.log_probability for s in row]) for row in scores])
+    return [logsumexp(by_text, axis=0) - math.log(len(by_text)) for by_text in zip(*rows, strict=True)]
 
 
-def _emptied(one: _Shown, columns: set[str], text: str) -> _Shown:
-    """Returns a question that holds nothing, with the same examples and answers."""
-    fields = {name: text if name in columns else value for name, value in one.item.fields.items()}
-    return replace(one, item=replace(one.item, fields=fields))
+def _without_content(query: _Query, columns: set[str], text: str) -> _Query:
+    fields = {name: text if name in columns else value for name, value in query.item.fields.items()}
+    return replace(query, item=replace(query.item, fields=fields))
 
 
-def _largest(x: Float[np.ndarray, "n"]) -> int:
-    """Returns the number of the largest value, -1 where two are the largest: an answer that ties with another is not right."""
+def _argmax(x: Float[np.ndarray, "n"]) -> int:
+    """Return the index of the maximum, or -1 for a tie, which is not correct."""
     return int(x.argmax()) if (x == x.max()).sum() == 1 else -1
 
 
 def _generate(
-    reader: GptDecoder, tokenizer: Tokenizer, task: PromptTask, shown: Sequence[_Shown]
+    decoder: GptDecoder, tokenizer: Tokenizer, task: PromptTask, queries: Sequence[_Query]
 ) -> Iterator[FewShotPrediction]:
-    fitted = _fit(task, shown, tokenizer, positions=reader.config.max_position_embeddings - 1, for_masked=False)
+    prompts = _fit(task, queries, tokenizer, positions=decoder.config.max_position_embeddings - 1, for_masked=False)
     config = DecodingConfig(max_new_tokens=task.max_new_tokens, temperature=0.0)
     stop = [task.stop] if task.stop else []
-    told = continue_ids([fit.prompt for fit in fitted], reader, tokenizer, config, stop=stop)
-    golds = tokenizer.encode_ids([one.item.answers[0] for one in shown])  # as the tokenizer would spell them
-    for one, fit, gold, (text, _) in zip(shown, fitted, golds, told, strict=True):
-        text = text.strip().removesuffix(task.parts(one.item)[2].strip()).strip()
-        right = 0 if text in (one.item.answers[0], tokenizer.decode(gold).strip()) else -1
-        yield FewShotPrediction(one.number, 0, right, right, text=text, num_dropped=fit.num_dropped, is_cut=fit.is_cut)
+    generated = generate_from_ids([p.prompt for p in prompts], decoder, tokenizer, config, stop=stop)
+    # The correct answer also as the tokenizer decodes it.
+    gold = tokenizer.encode_ids([query.item.answers[0] for query in queries])
+    for query, prompt, ids, (text, _) in zip(queries, prompts, gold, generated, strict=True):
+        text = text.strip().removesuffix(task.split_template(query.item)[2].strip()).strip()
+        correct = 0 if text in (query.item.answers[0], tokenizer.decode(ids).strip()) else -1
+        yield FewShotPrediction(
+            query.number, 0, correct, correct, text=text, num_dropped=prompt.num_dropped, is_cut=prompt.is_cut
+        )

@@ -1,6 +1,6 @@
-"""How likely a model finds answers: the log-probability of each, after what stands before it or in the blanks of a text.
+"""Log-probabilities of answers: continuations of a prompt (causal LM) or masked spans (masked LM).
 
-Only tokens of answers are scored, never those of the prompt, and all answers to a question share the reading of its prompt.
+Only answer tokens are scored; the answers to one prompt share its cache.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,23 +17,23 @@ from stemformer.errors import CheckpointError
 from stemformer.models.gpt import Gpt
 from stemformer.models.model import Model
 
-_TOKENS_AT_ONCE = 4096
-"""Tokens of prompts and answers that go through a model together."""
+_BATCH_TOKENS = 4096
+"""Approximate number of tokens of prompts and answers in a batch."""
 
-_SCORES_AT_ONCE = 2**23
-"""How many scores of words are held at once: 32 MiB in float32."""
+_MAX_LOGITS = 2**23
+"""Maximum number of logits in memory: 32 MiB in float32."""
 
-_WORTH_SHARING = 16
-"""Tokens that prompts must begin with alike for these to be read once for all."""
+_MIN_SHARED_PREFIX = 16
+"""Prompts with a common prefix of this length share its cache."""
 
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """A prompt and what may follow.
+    """Prompt and possible answers.
 
     Attributes:
-        prompt: (n,) ids, at least one.
-        answers: (m,) ids of each answer, at least one.
+        prompt: Ids, at least one.
+        answers: Ids of each answer, at least one each.
     """
 
     prompt: Int[np.ndarray, "n"]
@@ -42,27 +42,27 @@ class ScoringRequest:
 
 @dataclass(frozen=True)
 class MaskedRequest:
-    """A text with an answer in its blanks.
+    """Text with a masked answer.
 
     Attributes:
-        input_ids: (n,) ids, `[MASK]` where the answer stands.
-        places: (m,) of the blanks.
-        answer: (m,) ids that stand there.
+        input_ids: Ids, `[MASK]` in place of the answer.
+        positions: Positions of the masks.
+        answer: Ids of the answer.
     """
 
     input_ids: Int[np.ndarray, "n"]
-    places: Int[np.ndarray, "m"]
+    positions: Int[np.ndarray, "m"]
     answer: Int[np.ndarray, "m"]
 
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """How likely an answer is.
+    """Score of an answer.
 
     Attributes:
-        log_probability: Of all its tokens, in nats.
-        num_tokens: How many it has.
-        is_greedy: Each of them is the likeliest one at its place.
+        log_probability: Sum over its tokens, in nats.
+        num_tokens: Number of its tokens.
+        is_greedy: Each token is the most likely one.
     """
 
     log_probability: float
@@ -71,42 +71,45 @@ class AnswerScore:
 
 
 @torch.inference_mode()
-def score_answers(model: Model, questions: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
-    """Returns, for each question, how likely each of its answers is after its prompt.
+def score_answers(model: Model, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
+    """Score each answer as a continuation of its prompt.
 
     Args:
-        model: A GPT with its head, in evaluation mode; under the caller's autocast.
-        questions: None is longer than the model's positions, the last token of an answer not counted.
+        model: GPT with its head, in evaluation mode; under the caller's autocast.
+        requests: Prompt and answer must fit into the model's positions, except for the last token.
     """
     body = model.body
     assert isinstance(body, Gpt) and "causal_lm" in model.heads, "a GPT with its head"
-    assert all(len(q.prompt) and all(map(len, q.answers)) for q in questions), "a prompt and an answer have a token"
-    sizes = [len(q.prompt) + sum(len(answer) - 1 for answer in q.answers) for q in questions]
-    told: list[list[AnswerScore]] = []
-    for part in _parts(sizes):
-        told += _score_part(model, body, [questions[i] for i in part])
-    return told
+    assert all(len(r.prompt) and all(map(len, r.answers)) for r in requests), "prompts and answers are not empty"
+    sizes = [len(r.prompt) + sum(len(answer) - 1 for answer in r.answers) for r in requests]
+    scores: list[list[AnswerScore]] = []
+    for part in _batches(sizes):
+        scores += _score_batch(model, body, [requests[i] for i in part])
+    return scores
 
 
 @torch.inference_mode()
-def score_blanks(model: Model, texts: Sequence[MaskedRequest]) -> list[AnswerScore]:
-    """Returns how likely the answer of each text is to a masked model: the sum over its blanks, all of them hidden at once.
+def score_blanks(model: Model, requests: Sequence[MaskedRequest]) -> list[AnswerScore]:
+    """Score each masked answer: the sum over its tokens, all of them masked at once.
 
-    Texts that look alike, as those of answers of one length do, go through the model once.
+    Requests with equal inputs, such as answers of equal length, share a forward pass.
 
     Args:
-        model: With a masked-LM head, in evaluation mode; under the caller's autocast.
-        texts: None is longer than the model's positions.
+        model: Has a masked-LM head; in evaluation mode, under the caller's autocast.
+        requests: None exceeds the model's positions.
     """
     device = next(model.parameters()).device
-    told: list[AnswerScore] = []
-    for part in _parts([len(text.input_ids) for text in texts]):
-        seen: dict[tuple[bytes, bytes], int] = {}
-        numbers = [seen.setdefault((texts[i].input_ids.tobytes(), texts[i].places.tobytes()), len(seen)) for i in part]
-        first = {number: texts[i] for i, number in zip(reversed(part), reversed(numbers), strict=True)}
+    scores: list[AnswerScore] = []
+    for part in _batches([len(request.input_ids) for request in requests]):
+        batch_requests = [requests[i] for i in part]
+        # Distinct inputs, in order of their first request.
+        distinct: dict[tuple[bytes, bytes], tuple[int, MaskedRequest]] = {}
+        numbers = []
+        for request in batch_requests:
+            key = (request.input_ids.tobytes(), request.positions.tobytes())
+            numbers.append(distinct.setdefault(key, (len(distinct), request))[0])
         examples = [
-            Example(t.input_ids, np.array([len(t.input_ids)]), t.places, t.answer)
-            for _, t in sorted(first.items(), key=lambda item: item[0])
+            Example(r.input_ids, np.array([len(r.input_ids)]), r.positions, r.answer) for _, r in distinct.values()
         ]
         batch = collate(examples, range(len(examples))).to(device)
         states = model.body(
@@ -116,21 +119,18 @@ def score_blanks(model: Model, texts: Sequence[MaskedRequest]) -> list[AnswerSco
             batch.cu_seqlens,
             batch.max_seqlen,
             rows=batch.label_positions,
-        )
-        begins = np.cumsum([0, *(len(e.label_positions) for e in examples)])
-        rows = [begins[number] + np.arange(len(texts[i].answer)) for i, number in zip(part, numbers, strict=True)]
-        told += _score_tokens(model, "masked_lm", states, rows, [texts[i].answer for i in part])
-    return told
+        )  # (M, D)
+        starts = np.cumsum([0, *(len(e.label_positions) for e in examples)])
+        rows = [starts[number] + np.arange(len(r.answer)) for number, r in zip(numbers, batch_requests, strict=True)]
+        scores += _score_tokens(model, states, rows, [r.answer for r in batch_requests])
+    return scores
 
 
-# ------------------------------------------------------------------------------------------------------------------------ small parts
-
-
-def _parts(sizes: Sequence[int]) -> Iterator[range]:
-    """Yields runs of numbers whose sizes together are about what goes through a model at once."""
+def _batches(sizes: Sequence[int]) -> Iterator[range]:
+    """Yield ranges of indices whose sizes add up to about one batch."""
     begin, total = 0, 0
     for number, size in enumerate(sizes):
-        if number > begin and total + size > _TOKENS_AT_ONCE:
+        if number > begin and total + size > _BATCH_TOKENS:
             yield range(begin, number)
             begin, total = number, 0
         total += size
@@ -138,67 +138,71 @@ def _parts(sizes: Sequence[int]) -> Iterator[range]:
         yield range(begin, len(sizes))
 
 
-def _score_part(model: Model, body: Gpt, questions: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
-    prompts = [q.prompt for q in questions]
-    shared, base, parents = _shared_beginning(prompts), None, None
-    if len(prompts) > 1 and shared >= _WORTH_SHARING:
-        _, base = body.read(*_flat([prompts[0][:shared]], body))
-        prompts = [prompt[shared:] for prompt in prompts]
-        parents = torch.zeros(len(prompts), dtype=torch.int64, device=base.cu_seqlens.device)
-    ids, bounds = _flat(prompts, body)
-    states, reading = body.read(ids, bounds, after=base, parents=parents)
-    states = states.index_select(0, bounds[1:].long() - 1)  # (S, D): what follows each prompt
-    longer = [(number, answer) for number, q in enumerate(questions) for answer in q.answers if len(answer) > 1]
-    begins = iter(len(prompts) + np.cumsum([0, *(len(answer) - 1 for _, answer in longer)]))
+def _score_batch(model: Model, body: Gpt, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
+    # Common prefix of all prompts.
+    prompts = [request.prompt for request in requests]
+    prefix, shared, parents = _common_prefix(prompts), None, None
+    if len(prompts) > 1 and prefix >= _MIN_SHARED_PREFIX:
+        _, shared = body.prefill(*_flatten([prompts[0][:prefix]], body))
+        prompts = [prompt[prefix:] for prompt in prompts]
+        parents = torch.zeros(len(prompts), dtype=torch.int64, device=shared.cu_seqlens.device)
+
+    # Prompts; their last states predict the first token of each answer.
+    ids, cu_seqlens = _flatten(prompts, body)
+    states, cache = body.prefill(ids, cu_seqlens, after=shared, parents=parents)
+    states = states.index_select(0, cu_seqlens[1:].long() - 1)  # (S, D)
+
+    # Answers of several tokens.
+    longer = [(number, answer) for number, r in enumerate(requests) for answer in r.answers if len(answer) > 1]
+    starts = iter(len(prompts) + np.cumsum([0, *(len(answer) - 1 for _, answer in longer)]))
     if longer:
-        ids, bounds = _flat([answer[:-1] for _, answer in longer], body)
-        numbers = torch.tensor([number for number, _ in longer], device=ids.device)
-        more, _ = body.read(ids, bounds, after=reading, parents=numbers)
+        ids, cu_seqlens = _flatten([answer[:-1] for _, answer in longer], body)
+        parents = torch.tensor([number for number, _ in longer], device=ids.device)
+        more, _ = body.prefill(ids, cu_seqlens, after=cache, parents=parents)
         states = torch.cat([states, more])
     rows = [
-        np.append(number, next(begins) + np.arange(len(answer) - 1)) if len(answer) > 1 else np.array([number])
-        for number, q in enumerate(questions)
-        for answer in q.answers
+        np.append(number, next(starts) + np.arange(len(answer) - 1)) if len(answer) > 1 else np.array([number])
+        for number, r in enumerate(requests)
+        for answer in r.answers
     ]
-    answers = list(chain.from_iterable(q.answers for q in questions))
-    scored = iter(_score_tokens(model, "causal_lm", states, rows, answers))
-    return [[next(scored) for _ in q.answers] for q in questions]
+    answers = list(chain.from_iterable(r.answers for r in requests))
+    scores = iter(_score_tokens(model, states, rows, answers))
+    return [[next(scores) for _ in r.answers] for r in requests]
 
 
 def _score_tokens(
-    model: Model, head: str, states: Float[Tensor, "R D"], rows: Sequence[np.ndarray], answers: Sequence[np.ndarray]
+    model: Model, states: Float[Tensor, "R D"], rows: Sequence[np.ndarray], answers: Sequence[np.ndarray]
 ) -> list[AnswerScore]:
-    """Returns a score for each answer, whose tokens are asked for at these rows of states."""
-    logits_of = model.causal_lm_logits if head == "causal_lm" else model.masked_lm_logits
-    at = torch.from_numpy(np.concatenate(rows)).to(states.device)
+    """Score answers; `rows` are the states that predict the tokens of each."""
+    row = torch.from_numpy(np.concatenate(rows)).to(states.device)
     tokens = torch.from_numpy(np.concatenate(answers).astype(np.int64)).to(states.device)
-    gained = torch.zeros(len(at), device=states.device)
-    is_best = torch.zeros(len(at), dtype=torch.bool, device=states.device)
-    size = max(1, _SCORES_AT_ONCE // model.config.vocab_size)
+    log_p = torch.zeros(len(row), device=states.device)
+    is_best = torch.zeros(len(row), dtype=torch.bool, device=states.device)
+    size = max(1, _MAX_LOGITS // model.config.vocab_size)
     for begin in range(0, len(states), size):
-        logits = logits_of(states[begin : begin + size]).float()
-        mine = ((at >= begin) & (at < begin + size)).nonzero()[:, 0]
-        here = at[mine] - begin
-        gained[mine] = logits[here, tokens[mine]] - logits.logsumexp(-1)[here]
-        is_best[mine] = logits.argmax(-1)[here] == tokens[mine]
-    sums, best = gained.double().cpu().numpy(), is_best.cpu().numpy()
-    if not np.isfinite(sums).all():
+        logits = model.lm_logits(states[begin : begin + size]).float()
+        chunk = ((row >= begin) & (row < begin + size)).nonzero()[:, 0]
+        local = row[chunk] - begin
+        log_p[chunk] = logits[local, tokens[chunk]] - logits.logsumexp(-1)[local]
+        is_best[chunk] = logits.argmax(-1)[local] == tokens[chunk]
+    values, best = log_p.double().cpu().numpy(), is_best.cpu().numpy()
+    if not np.isfinite(values).all():
         raise CheckpointError(
-            "the model's scores are not finite: its weights are damaged, or overflow in this precision", damaged=True
+            "The model's scores are not finite: its weights are damaged, or overflow in this precision.", damaged=True
         )
     bounds = np.cumsum([0, *map(len, answers)]).tolist()
-    return [AnswerScore(float(sums[a:b].sum()), b - a, bool(best[a:b].all())) for a, b in pairwise(bounds)]
+    return [AnswerScore(float(values[a:b].sum()), b - a, bool(best[a:b].all())) for a, b in pairwise(bounds)]
 
 
-def _flat(texts: Sequence[np.ndarray], body: Gpt) -> tuple[Int[Tensor, "N"], Int[Tensor, "S1"]]:
+def _flatten(texts: Sequence[np.ndarray], body: Gpt) -> tuple[Int[Tensor, "N"], Int[Tensor, "S1"]]:
     device = body.embeddings.word.weight.device
-    bounds = torch.from_numpy(np.cumsum([0, *map(len, texts)]).astype(np.int32))
-    return torch.from_numpy(np.concatenate(texts).astype(np.int64)).to(device), bounds.to(device)
+    cu_seqlens = torch.from_numpy(np.cumsum([0, *map(len, texts)]).astype(np.int32))
+    return torch.from_numpy(np.concatenate(texts).astype(np.int64)).to(device), cu_seqlens.to(device)
 
 
-def _shared_beginning(prompts: Sequence[np.ndarray]) -> int:
-    """Returns how many tokens all prompts begin with alike; each keeps one of its own."""
+def _common_prefix(prompts: Sequence[np.ndarray]) -> int:
+    """Return the length of the common prefix; each prompt keeps at least one token of its own."""
     shortest = min(map(len, prompts)) - 1
     block = np.stack([prompt[:shortest] for prompt in prompts])
-    is_alike = (block == block[0]).all(0)
-    return int(is_alike.argmin()) if not is_alike.all() else shortest
+    is_equal = (block == block[0]).all(0)
+    return int(is_equal.argmin()) if not is_equal.all() else shortest

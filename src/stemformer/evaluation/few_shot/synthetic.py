@@ -1,8 +1,8 @@
-"""Synthetic in-context tasks: episodes of examples that follow one rule, to learn from and to be tested on.
+"""Synthetic in-context learning tasks: episodes of pairs that follow one rule, for training and evaluation.
 
-A part of most rules is drawn for each episode anew, so that without an example nobody can know the answer, and with more of them one
-can. Mixed into pre-training, such episodes teach even a very small GPT to learn from its prompt. A document is one episode, a pair a
-line, `input -> output`; letters and digits stand apart, so that each is a token of its own.
+Most rules are sampled per episode, so that the answer can only be inferred from examples. Mixed into pre-training, such
+episodes teach even a very small GPT to learn in context. A document is one episode with a line `input -> output` for
+each pair; letters and digits are separated by spaces, so that each is a token.
 """
 
 import json
@@ -18,8 +18,8 @@ from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import ConfigError
 from stemformer.io import write_file
 
-FEWEST_PAIRS, MOST_PAIRS = 8, 40
-"""Pairs of a document."""
+MIN_PAIRS, MAX_PAIRS = 8, 40
+"""Number of pairs in a document."""
 
 WORD_CLASSES: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
@@ -33,10 +33,10 @@ WORD_CLASSES: dict[str, tuple[str, ...]] = {
         "people": "baker farmer doctor lawyer teacher soldier sailor priest judge nurse painter singer hunter miner tailor king queen",
         "house": "table chair bed desk shelf lamp door window wall roof floor stove mirror carpet curtain drawer bench sofa chimney stairs",
         "vehicles": "car bus train ship boat plane bicycle cart wagon truck tram canoe ferry sledge yacht carriage taxi rocket lorry raft",
-        "places": "river lake sea mountain hill valley forest island beach desert cave field meadow cliff pond swamp canyon harbour coast",
+        "nature": "river lake sea mountain hill valley forest island beach desert cave field meadow cliff pond swamp canyon harbour coast",
     }.items()
 }
-"""Common English words by what they name; none stands in two classes."""
+"""Common English words by category; no word is in two categories."""
 
 _WORDS = tuple(word for words in WORD_CLASSES.values() for word in words)
 _SHORT_WORDS = tuple(word for word in _WORDS if 3 <= len(word) <= 5 and word.islower())
@@ -49,11 +49,11 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Episode:
-    """Examples that follow one rule.
+    """Pairs that follow one rule.
 
     Attributes:
         pairs: Inputs and outputs, at least one.
-        candidates: The answers to choose among for the last pair, its own among them; empty where an answer is free text.
+        candidates: Answer choices for the last pair; empty for free text.
     """
 
     pairs: tuple[Pair, ...]
@@ -62,13 +62,11 @@ class Episode:
 
 @dataclass(frozen=True)
 class SyntheticTask:
-    """A family of rules.
+    """Family of rules.
 
     Attributes:
-        name: On the command line and in results.
-        description: What is asked, in a line.
-        make: Draws an episode of a number of pairs.
-        num_candidates: Answers that there are to choose among; 0 where an answer is free text.
+        make: Generates an episode with a number of pairs.
+        num_candidates: Number of answer choices; 0 for free text.
     """
 
     name: str
@@ -78,23 +76,19 @@ class SyntheticTask:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the answer is one of an episode's candidates."""
+        """Whether the answer is one of the candidates."""
         return self.num_candidates > 0
 
     @property
     def chance(self) -> float:
-        """Share that is right by choosing blindly; 0 for free text."""
+        """Accuracy of random guessing; 0 for free text."""
         return 1 / self.num_candidates if self.is_closed else 0.0
 
     def episode(self, number: int, rng: np.random.Generator) -> Episode:
-        """Returns an episode of a rule that is drawn.
+        """Generate an episode: demonstrations, and the last pair as the query.
 
         Args:
-            number: Pairs, at least 1: the last is what is asked, those before it are the examples.
-            rng: Where all of it comes from.
-
-        Raises:
-            ConfigError: Fewer than one pair.
+            number: Number of pairs, at least 1.
 
         Example:
             >>> episode = SYNTHETIC_TASKS["reverse"].episode(2, np.random.default_rng(0))
@@ -102,88 +96,83 @@ class SyntheticTask:
             ('a e v', 'v e a')
         """
         if number < 1:
-            raise ConfigError(f"an episode of {number} pairs: expected at least 1")
+            raise ConfigError(f"Number of pairs is {number}. Expected at least 1.")
         return self.make(number, rng)
 
 
 def episode_text(pairs: Sequence[Pair]) -> str:
-    r"""Returns pairs as a document shows them.
+    r"""Format pairs as a document.
 
     Example:
         >>> episode_text([("k r t", "t r k"), ("a b", "b a")])
         'k r t -> t r k\na b -> b a'
     """
-    return "\n".join(f"{given} -> {answer}" for given, answer in pairs)
+    return "\n".join(f"{source} -> {target}" for source, target in pairs)
 
 
 def find_synthetic(names: Sequence[str]) -> list[SyntheticTask]:
-    """Returns the tasks of some names; all of them for no name.
+    """Return tasks by name; all tasks without names.
 
     Raises:
-        ConfigError: There is no such task, or it is named twice.
+        ConfigError: Unknown or duplicate name.
     """
-    for place, name in enumerate(names):
+    for i, name in enumerate(names):
         if name not in SYNTHETIC_TASKS:
-            close = nearest(name, SYNTHETIC_TASKS)
-            raise ConfigError(f"no synthetic task {name!r}{close}: expected some of {', '.join(SYNTHETIC_TASKS)}")
-        if name in names[:place]:
-            raise ConfigError(f"the synthetic task {name} is named twice: name it once")
+            hint = f"{nearest(name, SYNTHETIC_TASKS)}. Expected some of {', '.join(SYNTHETIC_TASKS)}."
+            raise ConfigError(f"Unknown synthetic task {name!r}{hint}")
+        if name in names[:i]:
+            raise ConfigError(f"Duplicate synthetic task {name!r}. Pass each name once.")
     return [SYNTHETIC_TASKS[name] for name in names or SYNTHETIC_TASKS]
 
 
 def synthetic_documents(number: int, *, seed: int, tasks: Sequence[str] = ()) -> Iterator[dict[str, str]]:
-    """Yields documents for pre-training, each an episode of 8 to 40 pairs, the tasks taking turns.
+    """Yield documents for pre-training, each an episode of 8 to 40 pairs, with the tasks in turn.
 
-    What is in a document follows from (seed, its number) and the tasks, so that more documents begin with the fewer.
+    A document is a function of (seed, its number, tasks), so fewer documents are a prefix of more.
 
     Args:
-        number: Documents.
-        seed: Of everything that is drawn.
-        tasks: Names; all by default.
+        number: Number of documents.
+        tasks: Task names; all by default.
 
     Raises:
-        ConfigError: Less than one document, or names that do not exist.
+        ConfigError: `number` is below 1, or a task is unknown.
 
     Example:
         >>> [document["task"] for document in synthetic_documents(3, seed=0, tasks=["copy", "sort"])]
         ['copy', 'sort', 'copy']
     """
     if number < 1:
-        raise ConfigError(f"--documents {number}: expected at least 1")
+        raise ConfigError(f"--documents is {number}. Expected at least 1.")
     chosen = find_synthetic(tasks)
-    for place in range(number):
-        rng = example_generator(seed, 0, place)
-        task = chosen[place % len(chosen)]
-        episode = task.episode(int(rng.integers(FEWEST_PAIRS, MOST_PAIRS + 1)), rng)
+    for i in range(number):
+        rng = example_generator(seed, 0, i)
+        task = chosen[i % len(chosen)]
+        episode = task.episode(int(rng.integers(MIN_PAIRS, MAX_PAIRS + 1)), rng)
         yield {"text": episode_text(episode.pairs), "task": task.name}
 
 
 def write_synthetic(
     path: Path, number: int, *, seed: int, tasks: Sequence[str] = (), on_document: Callable[[float], None] | None = None
 ) -> dict[str, int]:
-    """Writes documents as JSON lines, under a temporary name until they are whole, and returns how many there are of each task.
+    """Write documents as JSON lines, atomically, and return the number of documents of each task.
 
     Args:
-        path: The file; one that is there is replaced.
-        number: As for `synthetic_documents`, like the next two.
-        seed: Of everything that is drawn.
-        tasks: Names.
-        on_document: Called with 1 behind each document.
+        path: Output file, replaced if it exists.
+        on_document: Called with 1 after each document.
 
-    Raises:
-        ConfigError: As `synthetic_documents`.
+    Other arguments and errors are those of `synthetic_documents`.
     """
-    counted: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
 
     def lines() -> Iterator[bytes]:
         for document in synthetic_documents(number, seed=seed, tasks=tasks):
-            counted[document["task"]] += 1
+            counts[document["task"]] += 1
             yield (json.dumps(document) + "\n").encode()
             if on_document is not None:
                 on_document(1)
 
     write_file(path, lines())
-    return dict(counted)
+    return dict(counts)
 
 
 def _association(number: int, rng: np.random.Generator) -> Episode:
@@ -203,22 +192,22 @@ def _threshold(number: int, rng: np.random.Generator) -> Episode:
     labels, border = _some(_LABELS, 2, rng), int(rng.integers(20, 80))
     sides = rng.integers(2, size=number).tolist()
     numbers = [int(rng.integers(border, 100) if side else rng.integers(0, border)) for side in sides]
-    pairs = tuple((_apart(n), labels[side]) for n, side in zip(numbers, sides, strict=True))
+    pairs = tuple((_spaced(n), labels[side]) for n, side in zip(numbers, sides, strict=True))
     return Episode(pairs, tuple(sorted(labels)))
 
 
 def _position(number: int, rng: np.random.Generator) -> Episode:
-    place = int(rng.integers(3))
+    position = int(rng.integers(3))
     words = [_some(_WORDS, 3, rng) for _ in range(number)]
-    return Episode(tuple((" ".join(three), three[place]) for three in words), tuple(words[-1]))
+    return Episode(tuple((" ".join(three), three[position]) for three in words), tuple(words[-1]))
 
 
 def _pick_class(number: int, rng: np.random.Generator) -> Episode:
-    wanted = _one(tuple(WORD_CLASSES), rng)
-    others = tuple(name for name in WORD_CLASSES if name != wanted)
+    target = _one(tuple(WORD_CLASSES), rng)
+    others = tuple(name for name in WORD_CLASSES if name != target)
     pairs, words = [], [""]
     for _ in range(number):
-        words = [_one(WORD_CLASSES[name], rng) for name in (wanted, *_some(others, 2, rng))]
+        words = [_one(WORD_CLASSES[name], rng) for name in (target, *_some(others, 2, rng))]
         answer = words[0]
         words = _some(words, 3, rng)
         pairs.append((" ".join(words), answer))
@@ -226,30 +215,30 @@ def _pick_class(number: int, rng: np.random.Generator) -> Episode:
 
 
 def _on_letters(rule: Callable[[str], str]) -> Callable[[int, np.random.Generator], Episode]:
-    """Returns what draws an episode of a rule on three to five letters."""
+    """Make the episode generator of a rule on three to five letters."""
 
     def make(number: int, rng: np.random.Generator) -> Episode:
         strings = [_letters(int(rng.integers(3, 6)), rng) for _ in range(number)]
-        return Episode(tuple((_apart(s), _apart(rule(s))) for s in strings))
+        return Episode(tuple((_spaced(s), _spaced(rule(s))) for s in strings))
 
     return make
 
 
 def _shift(number: int, rng: np.random.Generator) -> Episode:
     offset = int(rng.integers(1, 6))
-    onto = str.maketrans(_LETTERS, _LETTERS[offset:] + _LETTERS[:offset])
+    table = str.maketrans(_LETTERS, _LETTERS[offset:] + _LETTERS[:offset])
     strings = [_letters(2, rng) for _ in range(number)]
-    return Episode(tuple((_apart(s), _apart(s.translate(onto))) for s in strings))
+    return Episode(tuple((_spaced(s), _spaced(s.translate(table))) for s in strings))
 
 
 def _add_constant(number: int, rng: np.random.Generator) -> Episode:
     constant = int(rng.integers(1, 10))
-    return Episode(tuple((_apart(n), _apart(n + constant)) for n in rng.integers(0, 90, size=number).tolist()))
+    return Episode(tuple((_spaced(n), _spaced(n + constant)) for n in rng.integers(0, 90, size=number).tolist()))
 
 
 def _addition(number: int, rng: np.random.Generator) -> Episode:
     numbers = rng.integers(0, 50, size=(number, 2)).tolist()
-    return Episode(tuple((f"{_apart(a)} + {_apart(b)}", _apart(a + b)) for a, b in numbers))
+    return Episode(tuple((f"{_spaced(a)} + {_spaced(b)}", _spaced(a + b)) for a, b in numbers))
 
 
 def _unscramble(number: int, rng: np.random.Generator) -> Episode:
@@ -257,8 +246,8 @@ def _unscramble(number: int, rng: np.random.Generator) -> Episode:
     return Episode(tuple((" ".join(_some(word, len(word), rng)), word) for word in words))
 
 
-def _apart(text: str | int) -> str:
-    """Returns the letters or digits of something with spaces between them."""
+def _spaced(text: str | int) -> str:
+    """Separate letters or digits by spaces."""
     return " ".join(str(text))
 
 
@@ -271,26 +260,26 @@ def _one(items: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def _some(items: Sequence[str], number: int, rng: np.random.Generator) -> list[str]:
-    """Returns some of the items in random order, none twice."""
+    """Sample items without replacement."""
     return [items[i] for i in rng.permutation(len(items))[:number].tolist()]
 
 
 SYNTHETIC_TASKS: dict[str, SyntheticTask] = {
     task.name: task
     for task in (
-        SyntheticTask("association", "a word -> the letter that it goes with in this episode, of four", _association, 4),
-        SyntheticTask("label_by_class", "a word -> one of two letters, by what the word names", _label_by_class, 2),
-        SyntheticTask("threshold", "a number below 100 -> one of two letters, by a border drawn", _threshold, 2),
-        SyntheticTask("position", "three words -> the first, second or third of them, in each pair the same", _position, 3),
-        SyntheticTask("pick_class", "three words -> the one that names an animal, or a colour, or ...", _pick_class, 3),
+        SyntheticTask("association", "a word -> its letter in this episode, one of four", _association, 4),
+        SyntheticTask("label_by_class", "a word -> one of two letters, by the category of the word", _label_by_class, 2),
+        SyntheticTask("threshold", "a number below 100 -> one of two letters, by a random threshold", _threshold, 2),
+        SyntheticTask("position", "three words -> the first, second or third, the same in each pair", _position, 3),
+        SyntheticTask("pick_class", "three words -> the one of a category, such as animals or colours", _pick_class, 3),
         SyntheticTask("copy", "three to five letters -> the same", _on_letters(lambda s: s)),
-        SyntheticTask("reverse", "three to five letters -> from the last to the first", _on_letters(lambda s: s[::-1])),
-        SyntheticTask("sort", "three to five letters -> in the order of the alphabet", _on_letters(lambda s: "".join(sorted(s)))),
-        SyntheticTask("shift", "two letters -> those one to five places on in the alphabet, z before a", _shift),
-        SyntheticTask("add_constant", "a number below 90 -> that number plus 1 to 9, in each pair the same", _add_constant),
-        SyntheticTask("addition", "two numbers below 50 -> their sum; nothing is drawn but the numbers", _addition),
-        SyntheticTask("unscramble", "the letters of a common word, mixed -> the word; no rule is drawn", _unscramble),
+        SyntheticTask("reverse", "three to five letters -> in reverse order", _on_letters(lambda s: s[::-1])),
+        SyntheticTask("sort", "three to five letters -> in alphabetical order", _on_letters(lambda s: "".join(sorted(s)))),
+        SyntheticTask("shift", "two letters -> shifted by one to five positions in the alphabet, cyclic", _shift),
+        SyntheticTask("add_constant", "a number below 90 -> that number plus 1 to 9, the same in each pair", _add_constant),
+        SyntheticTask("addition", "two numbers below 50 -> their sum; a fixed rule", _addition),
+        SyntheticTask("unscramble", "the letters of a common word, shuffled -> the word; a fixed rule", _unscramble),
     )
 }  # fmt: skip
-"""Name -> task, in the order in which documents take turns. Chance is 1/4, 1/2, 1/2, 1/3 and 1/3 for the first five, and 0 for free
-text. Copy, reverse, sort and shift take the same inputs, so that only examples say which of them is meant."""
+"""Tasks by name, in the order of documents. Copy, reverse and sort have the same inputs, so that only examples tell them
+apart."""

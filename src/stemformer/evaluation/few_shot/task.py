@@ -1,30 +1,32 @@
-"""Prompts with zero, one or a few examples: tasks as data, templates, drawn examples, and what fits into a model.
+"""Few-shot tasks: TOML files that describe prompts, answers and scoring.
 
-A task is a small TOML file (`PromptTask`); those that come with the package are in the folder `prompt_tasks`.
+`PromptTask` documents the keys; built-in tasks are in the folder `tasks`.
 
-Source: Brown et al. 2020, section 2.4 (examples drawn for each question, answers compared by their likelihood).
+Source: Brown et al. 2020, section 2.4 (few-shot prompts, comparison of answers by likelihood).
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Literal
 
-from stemformer.config import from_toml, nearest
+import tomli_w
+
+from stemformer.config import from_toml, nearest, parse_toml
 from stemformer.data.text.files import HUB_PREFIX
 from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.synthetic import find_synthetic
 
 _VARIABLE = re.compile(r"\{([^{}|\n]+)((?:\|[^{}|\n]+)*)\}")
-
-
 _OPEN_BRACE = re.compile(r"\{\w+")
-
-
 _ANSWER = "{answer}"
+_SYNTHETIC = "synthetic:"
 
+_RENAMED_KEYS = {"how": "output_type", "draw": "sampler"}
+_RENAMED_OUTPUT_TYPES = {"choose": "multiple_choice", "complete": "loglikelihood", "generate": "generate_until"}
 
 FILTERS: dict[str, Callable[[str], str]] = {
     "lower": lambda text: text[:1].lower() + text[1:],
@@ -33,19 +35,19 @@ FILTERS: dict[str, Callable[[str], str]] = {
     "last": lambda text: "".join(text.split()[-1:]),
     "before_last": lambda text: text.rsplit(maxsplit=1)[0] if len(text.split()) > 1 else "",
 }
-"""What a template may do to a column, as `{column|filter}`: first letter in lower case, no mark at the end, no space around it, its last
-word, all but its last word."""
+"""Template filters, used as `{column|filter}`: lower-case first letter, no final punctuation, no surrounding space, the
+last word, all but the last word."""
 
 
 @dataclass(frozen=True)
 class FewShotExample:
-    """A question.
+    """Example of a few-shot task.
 
     Attributes:
         fields: Columns of its record.
-        answers: To choose among; the right one alone where there is no choice.
-        gold: Number of the right one.
-        label: By which examples are balanced; "" where nothing is.
+        answers: Answer choices; only the correct answer if there are no choices.
+        gold: Index of the correct answer.
+        label: Demonstrations are balanced by it; "" without labels.
     """
 
     fields: Mapping[str, str]
@@ -56,34 +58,35 @@ class FewShotExample:
 
 @dataclass(frozen=True)
 class PromptTask:
-    """What is asked, and how it is scored: a TOML file with these keys.
+    """Few-shot task: prompts and scoring. A task file has these keys.
 
     Attributes:
-        template: A question with its answer: columns of the data as `{column}` or `{column|filter}` (see `FILTERS`), and `{answer}`.
-        name: For tables; that of the file by default.
-        about: What it is, in a line.
-        source: Where it comes from.
-        data: Its questions: a file beside the TOML file, or a hub id.
-        examples: The same for the examples in the prompt; by default they are drawn from the other questions.
-        synthetic: Instead of data, a name of `data.synthetic.SYNTHETIC_TASKS`.
-        instruction: Stands before everything.
-        separator: Between examples, and behind the instruction.
-        cloze: The template for masked models, if it is another one.
-        label: Column of the right answer.
-        answers: Words of each label, where all questions have the same answers.
-        choices: Templates of the answers, where each question has its own.
-        choices_column: Or the column that holds a list of them.
-        first_label: Number of the first of them, where the label is a number.
-        correct: Number of the right one, where it is always the same.
-        answer: Template of the right answer, where there is no choice.
-        how: `choose` the likeliest answer; `complete`: the right one is the likeliest text, token by token; `generate` it, and compare.
-        words: For a column, what its values become.
-        score: How answers of a choice are compared: by the `sum` of their log-probabilities, or by their `mean` a character.
-        max_new_tokens: Of a generated answer, at most.
-        stop: Where a generated answer ends.
-        metric: Of a generated answer: `accuracy`, how often it is the right text; or how near it comes to that, by `chrf` or `bleu`.
-        num_shots: Numbers of examples in the prompt, where the command does not say.
-        draw: Examples of each label alike, in random order (`balanced`), any (`random`), or always the `first` ones of their data.
+        template: Example with its answer: columns as `{column}` or `{column|filter}` (see `FILTERS`), and `{answer}`.
+        name: Name in tables; defaults to the file name.
+        about: Description in one line.
+        source: Publication.
+        data: Evaluation examples: path relative to the TOML file, or hub id.
+        examples: Demonstrations: path or hub id; defaults to the other evaluation examples.
+        synthetic: Name in `synthetic.SYNTHETIC_TASKS`, instead of data.
+        instruction: Text at the start of the prompt.
+        separator: Text between demonstrations and after the instruction.
+        cloze: Template for masked models; defaults to `template`.
+        label: Column of the correct answer.
+        answers: Text of each label, if all examples share their answers.
+        choices: Templates of the answers, if each example has its own.
+        choices_column: Column with the list of answers, instead of `choices`.
+        first_label: Number of the first answer, for numeric labels.
+        correct: Index of the correct answer, if it is always the same.
+        answer: Template of the correct answer, if there are no choices.
+        output_type: `multiple_choice`: select the most likely answer. `loglikelihood`: the answer is correct if each of
+            its tokens is the most likely one. `generate_until`: generate up to `stop` and compare.
+        words: Replacements of values, by column.
+        score: Compare answers by the `sum` of token log-probabilities, or by their `mean` per character.
+        max_new_tokens: Maximum length of a generated answer.
+        stop: Stop string of a generated answer.
+        metric: Metric of generated answers: `accuracy` (exact match), `chrf` or `bleu`.
+        num_shots: Default numbers of demonstrations.
+        sampler: `balanced`: the same number of each label, in random order. `random`: any. `first`: always the first ones.
     """
 
     template: str
@@ -103,165 +106,170 @@ class PromptTask:
     first_label: int = 0
     correct: int | None = None
     answer: str = ""
-    how: Literal["choose", "complete", "generate"] = "choose"
+    output_type: Literal["multiple_choice", "loglikelihood", "generate_until"] = "multiple_choice"
     words: dict[str, dict[str, str]] = field(default_factory=dict)
     score: Literal["sum", "mean"] = "sum"
     max_new_tokens: int = 24
     stop: str = "\n"
     metric: Literal["accuracy", "chrf", "bleu"] = "accuracy"
     num_shots: tuple[int, ...] = (0, 1, 4)
-    draw: Literal["balanced", "random", "first"] = "balanced"
+    sampler: Literal["balanced", "random", "first"] = "balanced"
 
     def __post_init__(self) -> None:
-        for name in ("template", *(["cloze"] if self.cloze else [])):
+        for name in ("template", "cloze") if self.cloze else ("template",):
             if getattr(self, name).count(_ANSWER) != 1:
-                raise ConfigError(f"{name} {getattr(self, name)!r}: expected {{answer}} in it, once")
+                raise ConfigError(f"{name} {getattr(self, name)!r}: Expected {{answer}} exactly once.")
         for name in ("template", "cloze", "answer"):
             if found := _OPEN_BRACE.search(_VARIABLE.sub("", getattr(self, name))):
-                raise ConfigError(f"{name} {getattr(self, name)!r}: {found[0]!r} lacks the brace that closes it")
-        given = [self.answers, self.choices, self.choices_column, self.answer, self.synthetic]
-        if sum(map(bool, given)) != 1:
-            raise ConfigError("expected one of answers, choices, choices_column, answer and synthetic")
-        if (self.how == "choose") == bool(self.answer) and not self.synthetic:
+                raise ConfigError(f"{name} {getattr(self, name)!r}: {found[0]!r} lacks a closing brace.")
+        if sum(map(bool, (self.answers, self.choices, self.choices_column, self.answer, self.synthetic))) != 1:
+            raise ConfigError("Expected exactly one of answers, choices, choices_column, answer and synthetic.")
+        if (self.output_type == "multiple_choice") == bool(self.answer) and not self.synthetic:
             raise ConfigError(
-                "answer goes with how = complete or generate, and with these alone" if self.answer else _NO_ANSWER
+                "answer is only valid for output_type = loglikelihood or generate_until."
+                if self.answer
+                else f"output_type = {self.output_type} requires answer, the template of the correct one."
             )
         if self.answers and (len(self.answers) < 2 or not all(words.strip() for words in self.answers.values())):
-            raise ConfigError("answers: expected two labels at least, and words for each")
+            raise ConfigError("answers: Expected at least two labels, each with a text.")
         if (self.choices or self.choices_column or self.answers) and not self.label and self.correct is None:
-            raise ConfigError("expected label, the column of the right answer (or correct, its number)")
+            raise ConfigError("Expected label (column of the correct answer) or correct (its index).")
         if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
-        if self.metric != "accuracy" and self.how != "generate":
-            raise ConfigError(f"metric = {self.metric} is of texts that are written: it goes with how = generate alone")
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}. Expected at least 1.")
+        if self.metric != "accuracy" and self.output_type != "generate_until":
+            raise ConfigError(f"metric = {self.metric} requires output_type = generate_until.")
         if not self.num_shots or min(self.num_shots) < 0:
-            raise ConfigError(f"num_shots is {list(self.num_shots)}: expected numbers from 0 on, such as [0, 1, 4]")
+            raise ConfigError(f"num_shots is {list(self.num_shots)}. Expected numbers from 0 on, such as [0, 1, 4].")
 
     @property
     def columns(self) -> set[str]:
-        """Columns of the data that a question shows."""
+        """Columns that the templates use."""
         return {match[1].strip() for match in _VARIABLE.finditer(self.template + self.cloze)} - {"answer"}
 
-    def parts(self, item: "FewShotExample", *, for_masked: bool = False) -> tuple[str, str, str]:
-        """Returns what stands before the answer to a question, the space between, and what stands behind."""
+    def split_template(self, item: FewShotExample, *, for_masked: bool = False) -> tuple[str, str, str]:
+        """Return the text before the answer, the spaces between them, and the text after the answer."""
         template = self.cloze if for_masked and self.cloze else self.template
         before, after = (render(part, item.fields, name=self.name) for part in template.split(_ANSWER))
-        bare = before.rstrip(" ")
-        return bare, before[len(bare) :], after
+        stripped = before.rstrip(" ")
+        return stripped, before[len(stripped) :], after
 
-    def text(self, item: "FewShotExample", *, for_masked: bool = False) -> str:
-        """Returns a question with its right answer."""
-        before, space, after = self.parts(item, for_masked=for_masked)
+    def render_example(self, item: FewShotExample, *, for_masked: bool = False) -> str:
+        """Return an example with its correct answer."""
+        before, space, after = self.split_template(item, for_masked=for_masked)
         return before + space + item.answers[item.gold] + after
 
-    def before(self, examples: Sequence["FewShotExample"], item: "FewShotExample", *, for_masked: bool = False) -> str:
-        """Returns all that stands before the answer to a question: instruction, examples with answers, the question."""
-        shown = [self.instruction] if self.instruction else []
-        shown += [self.text(example, for_masked=for_masked) for example in examples]
-        return self.separator.join([*shown, self.parts(item, for_masked=for_masked)[0]])
-
-
-_NO_ANSWER = "how = complete and generate need answer, the template of the right one"
+    def render_prompt(
+        self, demonstrations: Sequence[FewShotExample], item: FewShotExample, *, for_masked: bool = False
+    ) -> str:
+        """Return the prompt: instruction, demonstrations with answers, and the example up to its answer."""
+        parts = [self.instruction] if self.instruction else []
+        parts += [self.render_example(example, for_masked=for_masked) for example in demonstrations]
+        return self.separator.join([*parts, self.split_template(item, for_masked=for_masked)[0]])
 
 
 def render(template: str, fields: Mapping[str, str], *, name: str = "") -> str:
-    """Returns a template with the columns of a record put in.
+    """Insert the columns of a record into a template.
 
     Raises:
-        ConfigError: A column or filter that does not exist.
+        ConfigError: Unknown column or filter.
 
     Example:
         >>> render("{a|lower}-{b}", {"a": "One", "b": "2"})
         'one-2'
     """
-    where = f"task {name}: " if name else ""
+    task = f"Task {name}: " if name else ""
 
-    def put(match: re.Match[str]) -> str:
+    def substitute(match: re.Match[str]) -> str:
         column, *filters = (part.strip() for part in match[0][1:-1].split("|"))
         if column not in fields:
-            known = ", ".join(fields)
-            raise ConfigError(
-                f"{where}the data has no column {column!r}{nearest(column, fields)}: expected one of {known}"
-            )
+            hint = f"{nearest(column, fields)}. Columns: {', '.join(fields)}."
+            raise ConfigError(f"{task}The data has no column {column!r}{hint}")
         text = fields[column]
-        for one in filters:
-            if one not in FILTERS:
-                raise ConfigError(
-                    f"{where}there is no filter {one!r}{nearest(one, FILTERS)}: expected one of {', '.join(FILTERS)}"
-                )
-            text = FILTERS[one](text)
+        for filter_name in filters:
+            if filter_name not in FILTERS:
+                hint = f"{nearest(filter_name, FILTERS)}. Filters: {', '.join(FILTERS)}."
+                raise ConfigError(f"{task}Unknown filter {filter_name!r}{hint}")
+            text = FILTERS[filter_name](text)
         return text
 
-    return _VARIABLE.sub(put, template)
+    return _VARIABLE.sub(substitute, template)
 
 
 def built_in_tasks() -> dict[str, str]:
-    """Returns the tasks that come with the package: name -> TOML text."""
+    """Return the TOML text of each built-in task."""
     folder = package_files("stemformer") / "evaluation" / "few_shot" / "tasks"
     found = {path.name.removesuffix(".toml"): path for path in folder.iterdir() if path.name.endswith(".toml")}
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
-def open_task(given: str, *, examples: str = "") -> PromptTask:
-    """Returns a task with its data.
+def open_task(spec: str, *, examples: str = "") -> PromptTask:
+    """Load a task and resolve its data.
 
     Args:
-        given: A built-in name or a TOML file, and `=` with its data where that is not said there: `sst2=dev.tsv`, `my_task.toml`; or
-            `synthetic:` and a name of `data.synthetic.SYNTHETIC_TASKS`.
-        examples: Data for the examples in the prompt, if it is not what the task says.
+        spec: Built-in name or TOML file, optionally followed by `=` and the data (`sst2=dev.tsv`, `my_task.toml`); or
+            `synthetic:` and a name in `synthetic.SYNTHETIC_TASKS`.
+        examples: Data of the demonstrations; overrides the task's.
 
     Raises:
-        ConfigError: No such task, keys that do not fit, or no data.
+        ConfigError: Unknown task, invalid keys, or no data.
     """
-    name, data = _split(given)
+    name, data = _split_spec(spec)
     if name.startswith(_SYNTHETIC):
         if data or examples:
-            raise ConfigError(f"{name} draws its questions and examples itself: leave the file out")
+            raise ConfigError(f"{name} generates its own examples. Remove the file.")
         [kind] = find_synthetic([name.removeprefix(_SYNTHETIC)])
-        how: Literal["choose", "generate"] = "choose" if kind.is_closed else "generate"
-        return PromptTask("{input} -> {answer}", name=kind.name, synthetic=kind.name, separator="\n", how=how)
+        output_type: Literal["multiple_choice", "generate_until"] = (
+            "multiple_choice" if kind.is_closed else "generate_until"
+        )
+        return PromptTask(
+            "{input} -> {answer}", name=kind.name, synthetic=kind.name, separator="\n", output_type=output_type
+        )
     known = built_in_tasks()
     folder = Path()
     if name.endswith(".toml"):
         if not Path(name).is_file():
-            raise ConfigError(f"{name}: there is no such task file")
+            raise ConfigError(f"Task file {name} does not exist.")
         folder = Path(name).parent
         try:
             text = Path(name).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{name} is not UTF-8 ({error}): save it as UTF-8") from error
+            raise ConfigError(f"{name} is not UTF-8 ({error}). Save it as UTF-8.") from error
     elif name in known:
         text = known[name]
     else:
         raise ConfigError(
-            f"there is no task {name!r}{nearest(name, known)}: expected a .toml file, or one of {', '.join(known)}"
+            f"Unknown task {name!r}{nearest(name, known)}. Expected a .toml file or one of {', '.join(known)}."
         )
     try:
-        task = from_toml(PromptTask, text, source=name)
+        task = _parse_task(text, name)
     except ConfigError as error:
-        raise ConfigError(str(error) if str(error).startswith(name) else f"task {name}: {error}") from error
-    changes: dict[str, Any] = {"name": task.name or Path(name).stem}
-    changes["data"] = data or _beside(folder, task.data)
-    changes["examples"] = examples or _beside(folder, task.examples)
-    if not changes["data"]:
-        raise ConfigError(f"task {name} has no data of its own: give it as {name}=FILE")
-    return _replaced(task, changes)
+        raise ConfigError(str(error) if str(error).startswith(name) else f"Task {name}: {error}") from error
+    data = data or _resolve(folder, task.data)
+    if not data:
+        raise ConfigError(f"Task {name} has no data. Pass it as {name}=FILE.")
+    return replace(
+        task, name=task.name or Path(name).stem, data=data, examples=examples or _resolve(folder, task.examples)
+    )
 
 
-_SYNTHETIC = "synthetic:"
+def _parse_task(text: str, source: str) -> PromptTask:
+    """Parse a task file; former keys and values are accepted with a warning."""
+    table: dict[str, Any] = {}
+    for key, value in parse_toml(text, source).items():
+        name = _RENAMED_KEYS.get(key, key)
+        table[name] = _RENAMED_OUTPUT_TYPES.get(str(value), value) if name == "output_type" else value
+        if (name, table[name]) != (key, value):
+            warnings.warn(f"{source}: {key} = {value!r} is now {name} = {table[name]!r}.", stacklevel=3)
+    return from_toml(PromptTask, tomli_w.dumps(table), source=source)
 
 
-def _split(given: str) -> tuple[str, str]:
-    """Returns the name of a task and its data; a path may hold `=` too."""
-    name, end, data = given.partition(".toml=")
+def _split_spec(spec: str) -> tuple[str, str]:
+    """Split a task and its data at `=`, which paths may contain too."""
+    name, end, data = spec.partition(".toml=")
     if end:
         return f"{name}.toml", data
-    return (given, "") if given.endswith(".toml") else (given.partition("=")[0], given.partition("=")[2])
+    return (spec, "") if spec.endswith(".toml") else (spec.partition("=")[0], spec.partition("=")[2])
 
 
-def _replaced(task: PromptTask, changes: Mapping[str, Any]) -> PromptTask:
-    return PromptTask(**{**{f: getattr(task, f) for f in task.__dataclass_fields__}, **changes})
-
-
-def _beside(folder: Path, data: str) -> str:
+def _resolve(folder: Path, data: str) -> str:
     return data if not data or data.startswith(HUB_PREFIX) else str(folder / data)
