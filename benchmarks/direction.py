@@ -38,18 +38,19 @@ from stemformer.commands.finetune import make_config, make_finetuning_context
 from stemformer.data.labelled.splits import subset_order
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import choose_device
-from stemformer.huggingface.load import load_with_tokenizer
+from stemformer.huggingface.load import load_model_and_tokenizer
 from stemformer.models.gpt import Gpt
 from stemformer.models.heads import initialize_weights
 from stemformer.models.model import ARCHITECTURES, Model
+from stemformer.options import FinetuneOptions
 from stemformer.progress import Silent
 from stemformer.tasks.dataset import read_labelled, stratification_keys
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import mean_std
 from stemformer.tasks.task import Task
-from stemformer.tasks.token_classification import first_pieces, last_pieces
+from stemformer.tasks.token_classification import first_tokens, last_tokens
 from stemformer.training.distributed import init_distributed
-from stemformer.training.initialization import load_initial_model, put_on_device
+from stemformer.training.initialization import load_initial_model, prepare_training
 from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import TrainState, train
 
@@ -136,7 +137,7 @@ def with_steps_back(examples: TaskExamples, records: Sequence[Any], task: Task, 
     widths: list[Any] = []
     if task.head == "token":
         for record, encoded in zip(records, tokenizer.encode_batch([r.text for r in records]), strict=True):
-            firsts, lasts = first_pieces(record, encoded), last_pieces(record, encoded)
+            firsts, lasts = first_tokens(record, encoded), last_tokens(record, encoded)
             widths.append(np.where(firsts < 0, 0, lasts - firsts))
     out = []
     for number, (example, owner) in enumerate(zip(examples.examples, examples.records.tolist(), strict=True)):
@@ -152,14 +153,14 @@ def with_steps_back(examples: TaskExamples, records: Sequence[Any], task: Task, 
 
 def check_alike(folders: Sequence[str]) -> None:
     """Refuses models of different vocabularies or sizes."""
-    opened = [load_with_tokenizer(folder, ()) for folder in folders]
+    opened = [load_model_and_tokenizer(folder, ()) for folder in folders]
     if len({(m.num_parameters(embeddings=False), m.config.hidden_size, t.fingerprint) for m, t in opened}) > 1:
         sys.exit("the three models differ in vocabulary or size: pre-train them alike, on the same prepared data")
 
 
 def join(model: Model, folder: str, task: Task, seed: int) -> None:
     """Puts a second GPT beside the first of a model, in place, and a fresh head on both."""
-    second = load_with_tokenizer(folder, ())[0]
+    second = load_model_and_tokenizer(folder, ())[0]
     assert isinstance(model.body, Gpt) and isinstance(second.body, Gpt)
     wide = replace(model.config, hidden_size=2 * model.config.hidden_size)
     head = ARCHITECTURES["gpt2"].task_heads[task.head](wide, task.num_labels)
@@ -177,28 +178,33 @@ class Table:
     def __init__(self, args: argparse.Namespace, task: str, train_file: str, dev_file: str) -> None:
         self.name = " ".join([task, *Path(train_file).parts[-2:]])
         self.config = make_config(
-            task,
-            model=args.forward,
-            train=[train_file],
-            dev=[dev_file],
-            steps=args.steps,
-            batch_size=args.batch,
-            max_length=args.max_length,
-            precision=args.precision,
-            threads=args.threads,
-            settings=["evaluation.every=1000000"],
+            FinetuneOptions(
+                task=task,
+                out="",
+                model=args.forward,
+                train=[train_file],
+                dev=[dev_file],
+                steps=args.steps,
+                batch_size=args.batch,
+                max_length=args.max_length,
+                precision=args.precision,
+                threads=args.threads,
+                settings=["evaluation.every=1000000"],
+            )
         )
-        data = read_labelled(self.config, Silent())
-        of_task = data.problem.task.config
+        data = read_labelled(
+        self.config.task, Silent(), train=self.config.train, dev=self.config.dev, dev_fraction=self.config.dev_fraction, seed=self.config.seed
+    )
+        of_task = data.task.config
         train = subset_order(stratification_keys(of_task, data.train), 0)[: args.examples]
         dev = subset_order(stratification_keys(of_task, data.dev), 0)[: args.dev_examples]
         self.data = replace(data, train=[data.train[i] for i in train], dev=[data.dev[i] for i in dev])
-        self.metric = data.problem.main_metric
+        self.metric = data.task.main_metric
         self.sides = {side: self._seen_by(side, args) for side in args.sides}
 
     def _seen_by(self, side: str, args: argparse.Namespace) -> tuple[str, Tokenizer, list[TaskExamples]]:
         folder = args.masked if side == "masked" else args.forward
-        task, both = self.data.problem.task, (self.data.train, self.data.dev)
+        task, both = self.data.task, (self.data.train, self.data.dev)
         _, tokenizer, _ = load_initial_model(self.config, task, Path(folder))
         encoded = [task.encode(records, tokenizer, max_length=args.max_length) for records in both]
         if side == "joined":
@@ -208,15 +214,15 @@ class Table:
     def run(self, side: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         """Returns how good a model is after a run, and how large it is."""
         config = replace(self.config, seed=seed, optimizer=replace(self.config.optimizer, learning_rate=rate))
-        task, (source, tokenizer, encoded) = self.data.problem.task, self.sides[side]
+        task, (source, tokenizer, encoded) = self.data.task, self.sides[side]
         with tempfile.TemporaryDirectory() as folder, init_distributed(choose_device(config.compute.device)) as ranks:
             model, _, _ = load_initial_model(config, task, Path(source))
             if side == "joined":
                 join(model, args.backward, task, seed)
             given = (*encoded, tokenizer, model, ranks, Path(folder), args.max_length)
-            setup = replace(make_finetuning_context(config, self.data, *given)[0], is_saved=False)
-            module, optimizer = put_on_device(model, setup)
-            position = TrainState(sums=MetricAccumulator(None, ranks))
+            setup = replace(make_finetuning_context(config, self.data, *given)[0], saves_checkpoints=False)
+            module, optimizer = prepare_training(model, setup)
+            position = TrainState(metrics=MetricAccumulator(None, ranks))
             figures = train(model, module, optimizer, setup, position, progress=Silent())
         told = {"parameters": model.num_parameters(), "seconds": round(position.seconds, 1)}
         return {**told, "figure": figures[f"dev_{self.metric}"]}

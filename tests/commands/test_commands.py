@@ -13,8 +13,8 @@ from stemformer.cli.app import main
 from stemformer.errors import CheckpointError, ConfigError, DataError
 
 SMALL = [
-    *["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=4", "batch.row_length=32"],
-    *["evaluation.rows=8", "log_every=1"],
+    *["model.hidden_size=32", "model.intermediate_size=64", "batch.size=4", "batch.sequence_length=32"],
+    *["evaluation.num_examples=8", "log_every=1"],
 ]
 
 
@@ -51,7 +51,7 @@ def told(capsys):
     ],
 )
 def test_tokenizer_options_out_of_range_are_refused(made, tmp_path, capsys, option, told):
-    assert main(["tokenizer", str(made / "text.txt"), "--out", str(tmp_path / "tok"), *option]) == 2
+    assert main(["train-tokenizer", str(made / "text.txt"), "--out", str(tmp_path / "tok"), *option]) == 2
     assert told in capsys.readouterr().err
 
 
@@ -114,7 +114,7 @@ def test_loaded_model_is_ready_to_evaluate(made):
     assert not loaded.model.training
     assert loaded.tokenizer.vocab_size == loaded.model.config.vocab_size
     assert list(loaded.model.heads) == ["masked_lm"]
-    assert loaded.problem is None
+    assert loaded.task is None
 
 
 def test_run_folder_opens_as_its_final_model(made):
@@ -133,7 +133,7 @@ def test_fill_gives_the_likeliest_words_in_order(told, made):
 
 
 def test_fill_among_words_gives_these_words(told, made):
-    (found,) = told("fill", "The old [MASK].", "--model", made / "run", "--among", "king", "--among", "river")
+    (found,) = told("fill", "The old [MASK].", "--model", made / "run", "--candidates", "king", "--candidates", "river")
     (mask,) = found["masks"]
     assert {candidate["token"] for candidate in mask["candidates"]} == {"king", "river"}
     assert sum(candidate["probability"] for candidate in mask["candidates"]) == pytest.approx(1, abs=1e-6)
@@ -145,7 +145,7 @@ def test_fill_of_nothing_is_refused(made):
 
 
 def test_fill_scores_whole_sentences(told, made):
-    (found,) = told("fill", "The old king sees the river.", "--model", made / "run", "--score")
+    (found,) = told("score", "The old king sees the river.", "--model", made / "run")
     assert found["log_likelihood"] < 0
     assert found["perplexity"] == pytest.approx(np.exp(-found["log_likelihood"] / found["num_tokens"]))
 
@@ -217,7 +217,7 @@ def test_small_held_out_part_is_remarked_upon(made, tmp_path, capsys, share, is_
 
 
 def test_tokenizer_command_tells_what_it_made(told, made, tmp_path):
-    found = told("tokenizer", made / "text.txt", "--out", tmp_path / "tok", "--vocab-size", "90", "--lowercase", "-q")
+    found = told("train-tokenizer", made / "text.txt", "--out", tmp_path / "tok", "--vocab-size", "90", "--lowercase", "-q")
     assert (found["vocab_size"], found["lowercase"], found["kind"]) == (90, True, "wordpiece")
     assert Path(found["tokenizer"], "vocab.txt").is_file()
 
@@ -227,13 +227,13 @@ def test_tokenizer_command_tells_what_it_made(told, made, tmp_path):
 
 def test_synthetic_tasks_mix_into_pretraining_data(told, made, tmp_path):
     file, tokenizer, text = tmp_path / "icl.jsonl", tmp_path / "tok", made / "text.txt"
-    found = told("synthetic", "--out", file, "--documents", 60, "--tasks", "copy,association", "--seed", 3)
+    found = told("make-synthetic", "--out", file, "--num-documents", 60, "--tasks", "copy,association", "--seed", 3)
     assert [(row["task"], row["documents"], row["chance"]) for row in found["tasks"]] == [
         ("copy", 30, 0.0),
         ("association", 30, 0.25),
     ]
     assert found["bytes"] == file.stat().st_size
-    told("tokenizer", text, file, "--kind", "bpe", "--vocab-size", 400, "--out", tokenizer)
+    told("train-tokenizer", text, file, "--kind", "bpe", "--vocab-size", 400, "--out", tokenizer)
     data = told("prepare", text, file, "--tokenizer", tokenizer, "--out", tmp_path / "data", "--held-out", 0.1)
     assert data["train"]["documents"] + data["held_out"]["documents"] == 260
 
@@ -241,16 +241,16 @@ def test_synthetic_tasks_mix_into_pretraining_data(told, made, tmp_path):
 def test_synthetic_file_is_not_overwritten_unless_asked(told, tmp_path, capsys):
     file = tmp_path / "icl.jsonl"
     file.write_text("mine", encoding="utf-8")
-    assert main(["synthetic", "--out", str(file)]) == 2
+    assert main(["make-synthetic", "--out", str(file)]) == 2
     assert "exists: give another --out, or --overwrite to replace it" in capsys.readouterr().err
     assert file.read_text(encoding="utf-8") == "mine"
-    told("synthetic", "--out", file, "--documents", 2, "--overwrite")
+    told("make-synthetic", "--out", file, "--num-documents", 2, "--overwrite")
     assert len(file.read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_synthetic_file_must_be_named_for_what_it_is(tmp_path):
     with pytest.raises(ConfigError, match=r"give a name that ends with \.jsonl"):
-        stemformer.synthetic(out=str(tmp_path / "icl.txt"))
+        stemformer.make_synthetic(out=str(tmp_path / "icl.txt"))
 
 
 @pytest.mark.parametrize(

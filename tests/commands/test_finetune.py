@@ -11,7 +11,7 @@ import stemformer
 from stemformer.commands import finetune as finetuning
 from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.errors import CheckpointError, ConfigError
-from stemformer.huggingface.load import load_model, read_task
+from stemformer.huggingface.load import load_model, read_task_info
 from stemformer.io import read_jsonl
 from stemformer.progress import Silent
 from stemformer.tasks.dataset import load_labelled_task
@@ -98,7 +98,7 @@ def test_run_folder_holds_all_that_is_promised(finetuned, kind):
     }
     assert "<html" in (folder / "report.html").read_text()
     problem = load_labelled_task(str(folder))
-    assert problem.task.config.name == KINDS[kind][0]
+    assert problem.config.name == KINDS[kind][0]
     assert (told["train"], told["dev"], told["steps"]) == (40, 15, 12)
 
 
@@ -110,35 +110,35 @@ def test_training_lowers_the_loss(finetuned, kind):
 
 
 def test_saved_model_tells_its_labels_and_columns(finetuned):
-    told = read_task(finetuned("class"))
+    told = read_task_info(finetuned("class"))
     assert (told["head"], told["labels"], told["text"], told["label"]) == (
         "sequence",
         ["bad", "good"],
         ["review"],
         "sentiment",
     )
-    assert read_task(finetuned("tag"))["labels"] == ["O", "B-NOUN", "B-PLACE"]
-    assert read_task(finetuned("tag"))["entities"] is True
-    assert read_task(finetuned("score"))["problem_type"] == "regression"
+    assert read_task_info(finetuned("tag"))["labels"] == ["O", "B-NOUN", "B-PLACE"]
+    assert read_task_info(finetuned("tag"))["entities"] is True
+    assert read_task_info(finetuned("score"))["problem_type"] == "regression"
 
 
 def test_dev_data_is_cut_off_by_seed_and_said(run):
     told = run("class", dev=[])
     assert (told["train"], told["dev"]) == (36, 4)
-    assert any("4 records (10%) set aside by seed" in note for note in told["notes"])
+    assert any("4 training records (10%) split off by seed" in note for note in told["notes"])
 
 
 def test_chosen_columns_and_labels_are_said(run):
     said = Told()
     run("class", steps=1, progress=said)
-    assert "text: column 'review'; answer: column 'sentiment' (--text, --label to change)" in said.lines
+    assert "text: column 'review'; answer: column 'sentiment' (--text-column, --label-column to change)" in said.lines
     assert "40 records, 2 labels: bad, good" in said.lines
 
 
 def test_long_texts_are_counted_in_the_notes(run):
     told = run("class", steps=1, max_length=16)
-    assert any(note.startswith("training data: texts read in windows: ") for note in told["notes"])
-    assert any(note.startswith("dev data: texts read in windows: ") for note in told["notes"])
+    assert any(note.startswith("training data: texts split into windows: ") for note in told["notes"])
+    assert any(note.startswith("dev data: texts split into windows: ") for note in told["notes"])
 
 
 def test_inspecting_a_run_tells_its_task_and_figures(finetuned):
@@ -288,7 +288,7 @@ def test_frozen_parts_do_not_move(run, tiny_bert, tmp_path):
 
 def test_layer_decay_scales_the_rates(run, tiny_bert, tmp_path):
     settings = ["layer_decay=0.5", "optimizer.weight_decay=0.0", "optimizer.eps=1e-30"]
-    run("class", steps=1, learning_rate=1e-3, settings=[*settings, "schedule.warmup_share=0.0"])
+    run("class", steps=1, learning_rate=1e-3, settings=[*settings, "schedule.warmup_ratio=0.0"])
     before, after = body(tiny_bert), body(tmp_path / "run" / "final")
     # Adam's first step is the rate, whatever the gradient
     for name, times in (("layers.1", 1 / 2), ("layers.0", 1 / 4), ("embeddings.word", 1 / 8)):
@@ -304,7 +304,7 @@ def test_layer_decay_does_not_go_with_muon(run):
 def test_fresh_draws_what_it_names_anew(run, tiny_bert, tmp_path):
     before = body(tiny_bert)
     for fresh in ("nothing", "embeddings", "all"):
-        run("class", fresh, steps=1, learning_rate=1e-12, settings=[f"fresh={fresh}"])
+        run("class", fresh, steps=1, learning_rate=1e-12, settings=[f"reinitialize={fresh}"])
         after = body(tmp_path / fresh / "final")
         changed = {name for name in before if moved(before, after, name) > 1e-4}
         assert ("body.embeddings.word.weight" in changed) == (fresh != "nothing")
@@ -322,7 +322,7 @@ def test_balance_changes_the_loss_of_unequal_classes(run, tmp_path):
 
 
 def test_trials_tell_mean_and_spread(run, tmp_path):
-    told = run("class", "trials", steps=2, seed=5, trials=2)
+    told = run("class", "trials", steps=2, seed=5, num_seeds=2)
     each = [run("class", f"one-{seed}", steps=2, seed=seed)["accuracy"] for seed in (5, 6)]
     assert told["seeds"] == [5, 6]
     assert told["accuracy"]["each"] == pytest.approx(each, rel=1e-5)
@@ -342,7 +342,7 @@ def test_trial_does_not_see_the_threshold_of_the_one_before(run, labelled, tmp_p
         paragraph["qas"][0] |= {"answers": [], "is_impossible": True}
     (tmp_path / "v2.json").write_text(json.dumps(told))
     files = {"train": [str(tmp_path / "v2.json")], "dev": [str(tmp_path / "v2.json")]}
-    run("qa", "trials", steps=2, seed=5, trials=2, **files)
+    run("qa", "trials", steps=2, seed=5, num_seeds=2, **files)
     run("qa", "one", steps=2, seed=6, **files)
     assert log_of(tmp_path / "trials" / "seed-6") == log_of(tmp_path / "one")
     assert load_labelled_task(str(tmp_path / "one")).task.config.no_answer is True
@@ -355,11 +355,11 @@ def test_trials_that_were_cut_off_can_be_replaced(run, tmp_path):
         run("class", trials=2, progress=Told(stop_at=1))
     with pytest.raises(ConfigError, match="is not empty"):
         run("class", trials=2)
-    assert run("class", steps=1, trials=2, overwrite=True)["seeds"] == [0, 1]
+    assert run("class", steps=1, num_seeds=2, overwrite=True)["seeds"] == [0, 1]
 
 
 def test_no_trial_is_refused(run):
-    with pytest.raises(ConfigError, match="--trials 0"):
+    with pytest.raises(ConfigError, match="--num-seeds is 0"):
         run("class", trials=0)
 
 
@@ -382,7 +382,7 @@ def test_symbols_are_drawn_by_seed_and_kept_with_the_model(run, dna, tmp_path):
     a, b, c = (load_labelled_task(str(tmp_path / out)).task.symbols for out in "abc")
     assert a == b != c
     assert (a.size, len(a.words)) == (2, 5**2 + 1)  # A C G N T, and one for all others
-    assert any("26 words stand for symbols: AA '" in line for line in said.lines)
+    assert any("26 words represent symbols: AA '" in line for line in said.lines)
     assert_same_weights(tmp_path / "a" / "final", tmp_path / "b" / "final")
 
 
@@ -500,7 +500,7 @@ def test_tag_that_is_mistyped_is_told(run, labelled, tmp_path):
     text = (labelled / "train" / "tags.conll").read_text().replace("B-PLACE", "B_PLACE", 1)
     (tmp_path / "odd.conll").write_text(text)
     told = run("tag", train=[str(tmp_path / "odd.conll")], steps=1)
-    assert any("the tag 'B_PLACE' (sentence at" in note for note in told["notes"])
+    assert any("tag 'B_PLACE' (sentence at" in note for note in told["notes"])
 
 
 def test_model_that_is_not_better_than_the_most_frequent_answer_is_told(run, tmp_path):
@@ -539,5 +539,5 @@ def test_questions_that_nobody_answered_are_not_taken_as_impossible(run, labelle
     train.write_text(json.dumps(found))
     told = Told()
     assert run("qa", train=[str(train)], steps=1, progress=told)["train"] == 39
-    assert any("not marked is_impossible (left out): 1" in line for line in told.lines)
+    assert any("not marked is_impossible (skipped): 1" in line for line in told.lines)
     assert load_labelled_task(str(tmp_path / "run")).task.config.no_answer is False

@@ -16,14 +16,14 @@ from stemformer.data.labelled.text_classification import TextExample
 from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens, read_tagged
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError
-from stemformer.huggingface.load import load_with_tokenizer
+from stemformer.huggingface.load import load_model_and_tokenizer
 from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
 from stemformer.progress import Silent
-from stemformer.tasks.sequence_classification import Classify
+from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.tasks.task import TaskConfig
-from stemformer.tasks.token_classification import Tag
+from stemformer.tasks.token_classification import TokenClassification
 
 transformers = pytest.importorskip("transformers")
 
@@ -55,7 +55,7 @@ def gpts(tiny, tmp_path_factory):
             intermediate_size=64,
             max_position_embeddings=64,
             initializer_range=0.1,
-            eos_token_id=0 if kind == "bpe" else tokenizer.sep_id,
+            eos_token_id=0 if kind == "bpe" else tokenizer.sep_token_id,
         )
         save_model(
             make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)), root / kind, tokenizer
@@ -94,10 +94,10 @@ VOCABULARIES = pytest.mark.parametrize("vocabulary", ["bpe", "wordpiece"])
 
 @VOCABULARIES
 def test_each_text_begins_with_the_end_of_a_text_and_the_last_token_stands_for_all(gpts, vocabulary):
-    _, tokenizer = load_with_tokenizer(gpts / vocabulary)
+    _, tokenizer = load_model_and_tokenizer(gpts / vocabulary)
     records = [TextExample(texts, "a", {}, "here") for texts in (("The old king", "a river"), ("green", "The wise"))]
-    examples = Classify(TaskConfig("pair"), ("a", "b")).encode(records, tokenizer, max_length=64).examples
-    end = 0 if vocabulary == "bpe" else tokenizer.sep_id
+    examples = SequenceClassification(TaskConfig("pair"), ("a", "b")).encode(records, tokenizer, max_length=64).examples
+    end = 0 if vocabulary == "bpe" else tokenizer.sep_token_id
     for record, example in zip(records, examples, strict=True):
         first, second = tokenizer.encode_ids(record.texts)
         assert example.input_ids.tolist() == [end, *first, end, *second]
@@ -106,11 +106,11 @@ def test_each_text_begins_with_the_end_of_a_text_and_the_last_token_stands_for_a
 
 @VOCABULARIES
 def test_word_is_scored_at_its_last_piece(gpts, vocabulary):
-    _, tokenizer = load_with_tokenizer(gpts / vocabulary)
+    _, tokenizer = load_model_and_tokenizer(gpts / vocabulary)
     words = ("The", "oldest", "kings", "seek", "(a)", "café", "🙂", "!")
     text, offsets = join_tokens(words)
     record = TaggedSentence(words, None, "here", text, offsets)
-    (example,) = Tag(TaskConfig("tag"), ("O", "B")).encode([record], tokenizer, max_length=64).examples
+    (example,) = TokenClassification(TaskConfig("tag"), ("O", "B")).encode([record], tokenizer, max_length=64).examples
     ids = tokenizer.encode(text).ids
     assert len(ids) > len(words) + 4  # words of several pieces are among them
     ends = [len(tokenizer.encode(text[:end]).ids) for _, end in offsets]
@@ -119,8 +119,8 @@ def test_word_is_scored_at_its_last_piece(gpts, vocabulary):
 
 
 def test_text_that_is_cut_fills_the_room(gpts):
-    _, tokenizer = load_with_tokenizer(gpts / "bpe")
-    task = Classify(TaskConfig("classify", long_texts="cut"), ("a", "b"))
+    _, tokenizer = load_model_and_tokenizer(gpts / "bpe")
+    task = SequenceClassification(TaskConfig("classify", long_texts="cut"), ("a", "b"))
     text = "king river child teacher " * 9
     (example,) = task.encode([TextExample((text,), "a", {}, "here")], tokenizer, max_length=16).examples
     assert len(example.input_ids) == 16 and list(example.input_ids).count(tokenizer.bos_token_id) == 1
@@ -169,7 +169,7 @@ def test_pipeline_of_transformers_gives_the_same_probabilities(finetuned, labell
     ours = loaded.predict([t[0] if kind == "class" else t for t in texts])
     for mine, row in zip(ours, theirs, strict=True):
         expected = {entry["label"]: entry["score"] for entry in row}
-        for label, probability in zip(loaded.problem.task.labels, mine.probabilities, strict=True):
+        for label, probability in zip(loaded.task.labels, mine.probabilities, strict=True):
             assert probability == pytest.approx(expected[label], abs=1e-5)
     assert len({round(mine.score, 4) for mine in ours}) > 2
 
@@ -177,7 +177,7 @@ def test_pipeline_of_transformers_gives_the_same_probabilities(finetuned, labell
 @VOCABULARIES
 def test_pipeline_of_transformers_gives_the_same_tags(finetuned, labelled, vocabulary):
     folder = finetuned(vocabulary, "tag")
-    sentences = read_tagged(str(labelled / "dev" / "tags.conll"), counted=Counter())
+    sentences = read_tagged(str(labelled / "dev" / "tags.conll"), counts=Counter())
     pipe = transformers.pipeline("token-classification", model=str(folder / "final"), ignore_labels=[])
     assert type(pipe.model).__name__ == "GPT2ForTokenClassification"
     seen = set()
@@ -194,7 +194,7 @@ def test_pipeline_of_transformers_gives_the_same_tags(finetuned, labelled, vocab
 
 def test_answers_have_no_space_before_them(finetuned, labelled):
     folder = finetuned("bpe", "qa")
-    questions = read_questions(str(labelled / "dev" / "squad.json"), counted=Counter())
+    questions = read_questions(str(labelled / "dev" / "squad.json"), counts=Counter())
     found = stemformer.load(str(folder)).predict([(q.question, q.context) for q in questions])
     for question, answer in zip(questions, found, strict=True):
         assert answer.text == answer.text.strip() == question.context[answer.begin : answer.end]
@@ -238,7 +238,7 @@ def test_head_of_other_labels_is_drawn_anew_on_the_same_body(finetuned, labelled
     (tmp_path / "other.csv").write_text(lines)
     data = [str(tmp_path / "other.csv")]
     told = run(finetuned("bpe", "class"), labelled, "class", tmp_path / "run", steps=1, train=data, dev=data)
-    assert stemformer.load(told["model"]).problem.task.labels == ("bad", "fine")
+    assert stemformer.load(told["model"]).task.labels == ("bad", "fine")
 
 
 def test_texts_become_vectors_by_the_state_of_their_last_token(gpts):

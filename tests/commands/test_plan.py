@@ -3,12 +3,12 @@ import pytest
 import stemformer
 from stemformer.errors import ConfigError
 
-SMALL = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=4", "batch.row_length=32"]
+SMALL = ["model.hidden_size=32", "model.intermediate_size=64", "batch.size=4", "batch.sequence_length=32"]
 
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    monkeypatch.setattr("stemformer.planning.matmul_rate", lambda *args: 1e11)
+    monkeypatch.setattr("stemformer.commands.plan.matmul_rate", lambda *args: 1e11)
 
 
 def test_plan_adds_up(tiny):
@@ -30,7 +30,7 @@ def test_plan_without_data_takes_full_rows():
 
 
 def test_plan_measures_each_phase():
-    phases = "phases=[{from_share=0.5,rows=2,row_length=64}]"
+    phases = "phases=[{start_ratio=0.5,size=2,sequence_length=64}]"
     told = stemformer.plan("bert_tiny", settings=[*SMALL, "model.vocab_size=500", "budget.steps=10", phases])
     assert told["rows of 64"]["tokens_per_step"] == 128
     assert told["tokens"] == 10 * 128
@@ -38,7 +38,7 @@ def test_plan_measures_each_phase():
 
 def test_micro_batches_are_multiplied():
     told = stemformer.plan(
-        "bert_tiny", settings=[*SMALL, "model.vocab_size=500", "batch.rows=64", "batch.micro_rows=4"]
+        "bert_tiny", settings=[*SMALL, "model.vocab_size=500", "batch.size=64", "batch.micro_size=4"]
     )
     assert told["rows of 32"]["tokens_per_step"] == 64 * 32
 

@@ -80,9 +80,9 @@ def test_tables_have_the_columns_and_the_prediction(finetuned, dev, tmp_path, ki
 
 def test_tags_are_written_as_conll_behind_those_of_the_file(finetuned, dev, tmp_path):
     predict(finetuned, dev, "tag", out=str(tmp_path / "found.conll"))
-    found = read_tagged(str(tmp_path / "found.conll"), counted=Counter())
-    gold = read_tagged(dev["tag"], counted=Counter())
-    again = read_tagged(str(tmp_path / "found.conll"), column="2", counted=Counter())
+    found = read_tagged(str(tmp_path / "found.conll"), counts=Counter())
+    gold = read_tagged(dev["tag"], counts=Counter())
+    again = read_tagged(str(tmp_path / "found.conll"), column="2", counts=Counter())
     rows = predict(finetuned, dev, "tag")["predictions"]
     assert [s.words for s in found] == [s.words for s in gold]
     assert [s.tags for s in again] == [s.tags for s in gold]
@@ -92,7 +92,7 @@ def test_tags_are_written_as_conll_behind_those_of_the_file(finetuned, dev, tmp_
 def test_answers_are_written_as_squad_wants_them(finetuned, dev, tmp_path):
     predict(finetuned, dev, "qa", out=str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
-    questions = read_questions(dev["qa"], counted=Counter())
+    questions = read_questions(dev["qa"], counts=Counter())
     assert list(found) == [q.id for q in questions]
     assert all(found[q.id] in q.context for q in questions)
 
@@ -195,7 +195,7 @@ def test_standard_input_is_evaluated(capsys, monkeypatch, finetuned, dev):
 
 def test_nothing_to_predict_is_told(finetuned, capsys):
     assert main(["predict", "--model", str(finetuned("class")), "-q"]) == 2
-    assert "no input was given" in capsys.readouterr().err
+    assert "No input" in capsys.readouterr().err
 
 
 # Evaluating
@@ -232,7 +232,7 @@ def test_evaluating_writes_over_nothing_that_it_was_not_told_to(finetuned, dev, 
         ({"report": str(own)}, "holds something else than the report"),
         ({"report": str(own), "overwrite": True}, "holds something else than the report"),
         ({"report": folder, "overwrite": True}, "holds something else than the report"),
-        ({"worst": -1}, "--worst -1: expected a number from 0 on"),
+        ({"num_worst": -1}, "--num-worst is -1"),
     ):
         with pytest.raises(ConfigError, match=told):
             stemformer.evaluate([str(data)], model=folder, **options)
@@ -245,12 +245,12 @@ def test_evaluating_writes_over_nothing_that_it_was_not_told_to(finetuned, dev, 
 
 
 def test_wrong_answers_are_listed_the_worst_first(finetuned, dev):
-    found = stemformer.evaluate([dev["class"]], model=str(finetuned("class")), worst=100)
+    found = stemformer.evaluate([dev["class"]], model=str(finetuned("class")), num_worst=100)
     wrong = found["wrong"]
     assert len(wrong) == round((1 - found["accuracy"]) * 15)
     assert all(row["gold"] != row["predicted"] for row in wrong)
     assert [row["loss"] for row in wrong] == sorted((row["loss"] for row in wrong), reverse=True)
-    assert len(stemformer.evaluate([dev["class"]], model=str(finetuned("class")), worst=1)["wrong"]) == min(
+    assert len(stemformer.evaluate([dev["class"]], model=str(finetuned("class")), num_worst=1)["wrong"]) == min(
         1, len(wrong)
     )
 
@@ -295,10 +295,10 @@ def test_labels_that_were_not_trained_are_told(finetuned, tmp_path):
     lines = ["review,sentiment", "The old king.,good", "A river.,fine"]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     found = stemformer.evaluate([str(tmp_path / "a.csv")], model=str(finetuned("class")))
-    assert found["notes"] == ["1 labels were not trained, and count as wrong: 'fine' (1)"]
+    assert found["notes"] == ["1 labels do not occur in the training data and are counted as wrong: 'fine' (1)"]
     (tmp_path / "b.csv").write_text("\n".join([lines[0], lines[2]]) + "\n")
     with pytest.raises(
-        DataError, match=r"none of the labels was trained: there are 'fine'.*trained were 'bad', 'good'"
+        DataError, match=r"None of the labels occur in the training data: found 'fine'.*trained on 'bad', 'good'"
     ):
         stemformer.evaluate([str(tmp_path / "b.csv")], model=str(finetuned("class")))
 
@@ -323,7 +323,7 @@ def test_probabilities_in_bfloat16_are_not_rounded_to_it(finetuned, dev):
 def test_columns_named_as_ours_are_kept(finetuned, tmp_path):
     (tmp_path / "new.csv").write_text('review,prediction\n"The old king.",mine\n')
     out = tmp_path / "found.csv"
-    stemformer.predict([str(tmp_path / "new.csv")], model=str(finetuned("class")), text=["review"], out=str(out))
+    stemformer.predict([str(tmp_path / "new.csv")], model=str(finetuned("class")), text_column=["review"], out=str(out))
     (row,) = csv.DictReader(io.StringIO(out.read_text()))
     assert row["input_prediction"] == "mine" and row["prediction"] in ("good", "bad")
     assert "\r" not in out.read_bytes().decode()
@@ -332,7 +332,7 @@ def test_columns_named_as_ours_are_kept(finetuned, tmp_path):
 def test_other_columns_can_be_named(finetuned, dev, tmp_path):
     rows = [{"a": r["review"], "b": r["sentiment"]} for r in read_table(dev["class"]).rows]
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    named = stemformer.evaluate([str(tmp_path / "other.jsonl")], model=str(finetuned("class")), text=["a"], label="b")
+    named = stemformer.evaluate([str(tmp_path / "other.jsonl")], model=str(finetuned("class")), text_column=["a"], label_column="b")
     assert named["accuracy"] == stemformer.evaluate([dev["class"]], model=str(finetuned("class")))["accuracy"]
 
 
@@ -350,12 +350,12 @@ def test_loaded_model_predicts_what_the_command_does(finetuned, dev):
     assert [p.label for p in loaded("class").predict([r["review"] for r in rows])] == of("class", "prediction")
     pairs = [(r["premise"], r["hypothesis"]) for r in read_table(dev["pair"]).rows]
     assert [p.label for p in loaded("pair").predict(pairs)] == of("pair", "prediction")
-    sentences = read_tagged(dev["tag"], counted=Counter())
+    sentences = read_tagged(dev["tag"], counts=Counter())
     for inputs in ([s.text for s in sentences], [s.words for s in sentences]):
         assert [list(p.tags) for p in loaded("tag").predict(inputs)] == of("tag", "tags")
-    questions = read_questions(dev["qa"], counted=Counter())
+    questions = read_questions(dev["qa"], counts=Counter())
     assert [p.text for p in loaded("qa").predict([(q.question, q.context) for q in questions])] == of("qa", "text")
-    choices = [(c.prompt, c.choices) for c in read_choices(dev["choice"], counted=Counter())]
+    choices = [(c.prompt, c.choices) for c in read_choices(dev["choice"], counts=Counter())]
     assert [p.choice for p in loaded("choice").predict(choices)] == of("choice", "choice")
 
 
@@ -418,7 +418,7 @@ def test_pipeline_gives_the_same_number(finetuned, dev):
 
 def test_token_pipeline_gives_the_same_tags(finetuned, dev):
     pipeline = transformers.pipeline("token-classification", model=str(finetuned("tag") / "final"), ignore_labels=[])
-    sentences = read_tagged(dev["tag"], counted=Counter())
+    sentences = read_tagged(dev["tag"], counts=Counter())
     rows = predict(finetuned, dev, "tag")["predictions"]
     compared = 0
     for sentence, row in zip(sentences, rows, strict=True):
@@ -437,7 +437,7 @@ def test_question_answering_gives_the_same_span(finetuned, dev):
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     compared = 0
-    questions = read_questions(dev["qa"], counted=Counter())
+    questions = read_questions(dev["qa"], counts=Counter())
     for question, row in zip(questions, predict(finetuned, dev, "qa")["predictions"], strict=True):
         inputs = tokenizer(question.question, question.context, return_tensors="pt", return_offsets_mapping=True)
         offsets = inputs.pop("offset_mapping")[0].tolist()

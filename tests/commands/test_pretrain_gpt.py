@@ -21,10 +21,10 @@ pytestmark = pytest.mark.usefixtures("no_timing")
 SETTINGS = [
     "model.hidden_size=32",
     "model.intermediate_size=64",
-    "batch.rows=8",
-    "batch.row_length=32",
+    "batch.size=8",
+    "batch.sequence_length=32",
     "log_every=1",
-    "evaluation.rows=32",
+    "evaluation.num_examples=32",
     "evaluation.every=5",
     "checkpoints.every=4",
 ]
@@ -91,7 +91,7 @@ def test_ten_steps_are_four_and_six_bit_for_bit(files, tmp_path, settings):
 
 
 def test_micro_batches_give_the_same_losses(files, whole, tmp_path):
-    run(files, tmp_path / "run", settings=["batch.micro_rows=2"])
+    run(files, tmp_path / "run", settings=["batch.micro_size=2"])
     for a, b in zip(log_of(whole[0]), log_of(tmp_path / "run"), strict=True):
         if a["kind"] == "train":
             assert b["causal_lm_loss"] == pytest.approx(a["causal_lm_loss"], rel=1e-4)
@@ -164,7 +164,7 @@ def test_one_text_in_bytes_is_learned_as_a_stream(tiny, tmp_path):
         [text], tokenizer=str(tmp_path / "tok"), out=str(tmp_path / "data"), documents="file", held_out=0
     )
     assert told["train"]["tokens"] == told["train"]["bytes"] == len((tiny / "text.txt").read_bytes().strip())
-    small = ["model.hidden_size=48", "model.num_hidden_layers=2", "model.intermediate_size=96", "batch.rows=4"]
+    small = ["model.hidden_size=48", "model.num_hidden_layers=2", "model.intermediate_size=96", "batch.size=4"]
     small += ["optimizer.learning_rate=0.01", "log_every=1"]
     out = tmp_path / "run"
     stemformer.pretrain("gpt_small_char", data=str(tmp_path / "data"), out=str(out), settings=small, steps=20)
@@ -180,10 +180,10 @@ def test_samples_of_a_byte_model_are_as_long_as_those_of_words(tiny, tmp_path):
     stemformer.prepare(
         [text], tokenizer=str(tmp_path / "tok"), out=str(tmp_path / "data"), documents="line", held_out=0.1
     )
-    small = ["model.hidden_size=48", "model.num_hidden_layers=1", "model.intermediate_size=96", "batch.rows=4"]
+    small = ["model.hidden_size=48", "model.num_hidden_layers=1", "model.intermediate_size=96", "batch.size=4"]
     out = tmp_path / "run"
     stemformer.pretrain(
-        "gpt_small_char", data=str(tmp_path / "data"), out=str(out), settings=[*small, "batch.row_length=128"], steps=1
+        "gpt_small_char", data=str(tmp_path / "data"), out=str(out), settings=[*small, "batch.sequence_length=128"], steps=1
     )
     (sample, *_) = next(line for line in read_jsonl(out / "log.jsonl") if line["kind"] == "samples")["samples"]
     assert len(sample["prompt"]) == 32 and sample["prompt"] in (tiny / "text.txt").read_text()
@@ -191,7 +191,7 @@ def test_samples_of_a_byte_model_are_as_long_as_those_of_words(tiny, tmp_path):
 
 
 def test_plan_of_a_gpt(files):
-    told = stemformer.plan("gpt_tiny", data=str(files / "data"), settings=["batch.rows=2", "batch.row_length=32"])
+    told = stemformer.plan("gpt_tiny", data=str(files / "data"), settings=["batch.size=2", "batch.sequence_length=32"])
     assert told["recipe"] == "gpt_tiny" and told["rows of 32"]["tokens_per_second"] > 0
 
 

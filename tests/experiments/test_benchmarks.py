@@ -9,7 +9,7 @@ import torch
 
 from stemformer.cli.app import main
 from stemformer.commands import finetune as finetuning
-from stemformer.commands.predict import load
+from stemformer.commands.load import load
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError, TrainingError
 from stemformer.evaluation.benchmarks import GLUE
@@ -108,7 +108,7 @@ def root(tiny, tmp_path_factory):
 
 def run(root, out, **options):
     options = {"learning_rates": [1e-3], "epochs": 1, "batch_size": 8, "precision": "fp32"} | options
-    return benchmarking.glue(str(root / "glue"), **{"model": str(root / "model"), "out": str(out)} | options)
+    return benchmarking.benchmark_glue(str(root / "glue"), **{"model": str(root / "model"), "out": str(out)} | options)
 
 
 @pytest.fixture(scope="module")
@@ -353,8 +353,8 @@ def test_warm_start_from_a_model_made_elsewhere(root, whole, tmp_path):
     [
         ({"tasks": ["RTW"]}, ConfigError, r"'RTW' does not exist \(did you mean 'RTE'"),
         ({"tasks": ["RTE"], "from_task": "MNLI"}, ConfigError, "--from-task MNLI: its files are not there"),
-        ({"tasks": ["RTE"], "trials": 0}, ConfigError, "--trials 0"),
-        ({"tasks": ["RTE"], "learning_rates": [0.0]}, ConfigError, "--learning-rate 0.0"),
+        ({"tasks": ["RTE"], "num_seeds": 0}, ConfigError, "--num-seeds 0"),
+        ({"tasks": ["RTE"], "learning_rates": [0.0]}, ConfigError, "--learning-rates 0.0"),
         ({"tasks": ["SWAG"]}, DataError, "holds no task with files"),
         ({"model": "./nowhere"}, CheckpointError, "nowhere does not exist"),
     ],
@@ -406,7 +406,7 @@ def write_squad(file, number, *, has_unanswerable):
 
 
 def answer(root, tmp_path, **options):
-    return benchmarking.squad(
+    return benchmarking.benchmark_squad(
         options.pop("train"),
         model=str(root / "model"),
         out=str(tmp_path / "out"),
@@ -472,21 +472,21 @@ def test_commands_print_the_table(root, tmp_path, capsys):
         str(root / "model"),
         "--out",
         str(tmp_path / "out"),
-        "--task",
+        "--tasks",
         "WNLI",
-        "--learning-rate",
+        "--learning-rates",
         "1e-3",
     ]
     options += ["--epochs", "1", "--precision", "fp32", "--quiet"]
-    assert main(["glue", str(root / "glue"), *options, "--json"]) == 0
+    assert main(["benchmark", "glue", str(root / "glue"), *options, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["table"]
     assert (row["task"], row["runs"]) == ("WNLI", "1 at 0.001")
-    assert main(["glue", str(root / "glue"), *options]) == 2  # not empty
+    assert main(["benchmark", "glue", str(root / "glue"), *options]) == 2  # not empty
     assert "--overwrite" in capsys.readouterr().err
 
 
 def test_squad_command(root, tmp_path, capsys):
     train = write_squad(tmp_path / "train.json", 8, has_unanswerable=False)
     options = ["--model", str(root / "model"), "--out", str(tmp_path / "out"), "--train", train, "--dev", train]
-    assert main(["squad", *options, "--epochs", "1", "--precision", "fp32", "--quiet"]) == 0
+    assert main(["benchmark", "squad", *options, "--epochs", "1", "--precision", "fp32", "--quiet"]) == 0
     assert "SQuAD 1.1" in capsys.readouterr().out

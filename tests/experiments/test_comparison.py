@@ -59,7 +59,7 @@ def files(tiny, tmp_path_factory):
 
 def small(files, out, task="classify", train="train.tsv", dev="dev.tsv", **options):
     """Compares in a folder, with few and short runs where nothing else is asked, and returns what was told."""
-    usual = {"sizes": [9, 30], "seeds": 2, "steps": 4, "batch_size": 3, "precision": "fp32", "learning_rate": 1e-3}
+    usual = {"sizes": [9, 30], "num_seeds": 2, "steps": 4, "batch_size": 3, "precision": "fp32", "learning_rate": 1e-3}
     paths = {"model": str(files / "model"), "train": [str(files / train)], "dev": [str(files / dev)], "out": str(out)}
     return stemformer.compare(task, **paths, **{**usual, **options})
 
@@ -126,18 +126,18 @@ def test_each_start_size_and_seed_is_run_once(whole):
 
 
 def test_nothing_of_a_run_is_kept_but_its_log(compare, tmp_path):
-    compare(seeds=1, sizes=[9], starts=["random"])
+    compare(num_seeds=1, sizes=[9], initializations=["random"])
     kept = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert kept == {"cells.jsonl", "cells/random-9-seed0/log.jsonl", "compare.json", "config.toml"}
 
 
 def test_each_size_has_the_same_number_of_steps(compare, lines_of_cells):
-    compare(seeds=1, steps=None, sizes=[3, 9], starts=["random"])
+    compare(num_seeds=1, steps=None, sizes=[3, 9], initializations=["random"])
     assert {line["steps"] for line in lines_of_cells().values()} == {9}  # three passes over 9 records in steps of 3
 
 
 def test_with_epochs_each_size_has_its_own_number_of_steps(compare, lines_of_cells):
-    compare(seeds=1, steps=None, epochs=2, sizes=[3, 9], starts=["random"])
+    compare(num_seeds=1, steps=None, epochs=2, sizes=[3, 9], initializations=["random"])
     assert {size: line["steps"] for (_, size, _), line in lines_of_cells().items()} == {3: 2, 9: 6}
 
 
@@ -145,9 +145,9 @@ def test_random_starts_with_a_higher_rate_unless_one_is_given(compare, tmp_path)
     def peaks():
         return from_toml(cells.CompareConfig, (tmp_path / "out" / "config.toml").read_text()).rates
 
-    compare(seeds=1, sizes=[9], steps=1)
+    compare(num_seeds=1, sizes=[9], steps=1)
     assert peaks() == pytest.approx({"pretrained": 1e-3, "random": 1e-2, "reembedded": 1e-3})
-    compare(seeds=1, sizes=[9], steps=1, rates=["random=2e-3"], overwrite=True)
+    compare(num_seeds=1, sizes=[9], steps=1, learning_rates=["random=2e-3"], overwrite=True)
     assert peaks() == pytest.approx({"pretrained": 1e-3, "random": 2e-3, "reembedded": 1e-3})
 
 
@@ -157,11 +157,11 @@ def test_starts_differ_in_what_is_drawn(compare, files, monkeypatch):
 
     def open_model(config, task, source, **options):
         model, *rest = before(config, task, source, **options)
-        seen[config.fresh] = {name: tensor.clone() for name, tensor in model.body.state_dict().items()}
+        seen[config.reinitialize] = {name: tensor.clone() for name, tensor in model.body.state_dict().items()}
         return model, *rest
 
     monkeypatch.setattr(cells, "open_model", open_model)
-    compare(seeds=1, sizes=[9], steps=1)
+    compare(num_seeds=1, sizes=[9], steps=1)
     own = load_model(files / "model", []).body.state_dict()
     word = [name for name in own if "word" in name]
     assert word and all(torch.equal(own[name], seen["nothing"][name]) for name in own)
@@ -181,7 +181,7 @@ def test_starts_of_a_seed_see_the_same_records_and_smaller_parts_lie_in_larger(c
         return before(cell, asked, table, examples, *rest)
 
     monkeypatch.setattr(cells, "_run_cell", run_cell)
-    compare(seeds=1, seed=seed, sizes=[9, 30, 1], starts=["pretrained", "random"], steps=1)
+    compare(num_seeds=1, seed=seed, sizes=[9, 30, 1], initializations=["pretrained", "random"], steps=1)
     for size in (9, 30, 90):
         assert seen["pretrained", size] == seen["random", size]
     assert seen["random", 9] < seen["random", 30] < seen["random", 90]
@@ -211,7 +211,7 @@ def test_json_holds_all_runs_with_mean_and_spread(whole):
 
 
 def test_one_seed_claims_nothing(compare):
-    (sentence,) = compare(seeds=1)["what pre-training is worth"]
+    (sentence,) = compare(num_seeds=1)["what pre-training is worth"]
     assert sentence.startswith("nothing is claimed")
 
 
@@ -219,7 +219,7 @@ def test_command_prints_table_and_sentences_and_draws_a_page(files, tmp_path, ca
     monkeypatch.setattr(comparing, "write_compare_report", compare_report.write_compare_report)
     monkeypatch.setattr(finetuning, "matmul_rate", lambda *args, **kwargs: 1e11)
     words = ["classify", "--model", files / "model", "--train", files / "train.tsv", "--dev", files / "dev.tsv"]
-    asked = ["--seeds", "2", "--sizes", "0.1, 30", "--starts", "pretrained,random", "--steps", "4", "--batch-size", "3"]
+    asked = ["--num-seeds", "2", "--sizes", "0.1, 30", "--initializations", "pretrained,random", "--steps", "4", "--batch-size", "3"]
     assert main(["compare", *map(str, words), *asked, "--out", str(tmp_path / "out"), "-q"]) == 0
     printed = capsys.readouterr().out
     assert "pretrained - random" in printed and "±" in printed
@@ -257,7 +257,7 @@ def test_a_killed_comparison_goes_on(compare, lines_of_cells, whole, files, tmp_
         "--dev",
         files / "dev.tsv",
     ]
-    asked = ["--seeds", "2", "--sizes", "9,30", "--steps", "4", "--batch-size", "3", "--learning-rate", "1e-3"]
+    asked = ["--num-seeds", "2", "--sizes", "9,30", "--steps", "4", "--batch-size", "3", "--learning-rate", "1e-3"]
     asked += ["--precision", "fp32", "--threads", "2"]
     code = "import sys; from stemformer.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *map(str, words), *asked, "--out", str(tmp_path / "out"), "-q"]
@@ -274,9 +274,9 @@ def test_a_killed_comparison_goes_on(compare, lines_of_cells, whole, files, tmp_
 
 
 def test_seeds_sizes_and_starts_may_be_added(compare, lines_of_cells):
-    compare(seeds=1, sizes=[9], starts=["random"])
+    compare(num_seeds=1, sizes=[9], initializations=["random"])
     first = lines_of_cells()
-    told = compare(seeds=2, sizes=[9, 30], resume=True)
+    told = compare(num_seeds=2, sizes=[9, 30], resume=True)
     assert told["runs"] == 12
     assert lines_of_cells()["random", 9, 0] == first["random", 9, 0]
 
@@ -285,21 +285,21 @@ def test_seeds_sizes_and_starts_may_be_added(compare, lines_of_cells):
     ("options", "told"),
     [
         ({"steps": 5}, "budget.steps was 4, is now 5"),
-        ({"rates": ["random=5e-3"]}, "rate of random was 0.01, is now 0.005"),
+        ({"learning_rates": ["random=5e-3"]}, "rate of random was 0.01, is now 0.005"),
         ({"dev": "train.tsv"}, "finetune.dev was"),
-        ({"batch_size": 4}, "batch.rows was 3, is now 4"),
+        ({"batch_size": 4}, "batch.size was 3, is now 4"),
     ],
 )
 def test_a_comparison_does_not_go_on_with_other_settings(compare, options, told):
-    compare(seeds=1, sizes=[9], starts=["random"])
+    compare(num_seeds=1, sizes=[9], initializations=["random"])
     with pytest.raises(CheckpointError, match=told):
-        compare(**{"seeds": 1, "sizes": [9], "starts": ["random"], "resume": True, **options})
+        compare(**{"num_seeds": 1, "sizes": [9], "initializations": ["random"], "resume": True, **options})
 
 
 def test_a_comparison_does_not_go_on_with_other_data(compare, files, tmp_path):
     other = tmp_path / "train.tsv"
     other.write_text((files / "train.tsv").read_text())
-    options = {"seeds": 1, "sizes": [9], "starts": ["random"], "train": other}
+    options = {"num_seeds": 1, "sizes": [9], "initializations": ["random"], "train": other}
     compare(**options)
     other.write_text(other.read_text().replace("king", "bridge", 1))
     with pytest.raises(CheckpointError, match="data was"):
@@ -324,15 +324,15 @@ def test_another_folder_is_not_taken_for_a_comparison(compare, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"starts": ["pretrained", "randm"]}, r"--starts randm: expected some of .* \(did you mean 'random'\?\)"),
-        ({"starts": ["random", "random"]}, "expected each of them once"),
-        ({"starts": []}, "at least one"),
-        ({"sizes": [9, 91]}, "--sizes 91: the training data has 90 records"),
-        ({"seeds": 0}, "--seeds 0: expected at least 1"),
-        ({"rates": ["random"]}, "--rate random: expected START=NUMBER"),
-        ({"rates": ["random=fast"]}, "--rate random=fast: expected START=NUMBER"),
-        ({"rates": ["other=1e-3"]}, "the start one of pretrained, random, reembedded"),
-        ({"settings": ["fresh=all"]}, "said with --starts"),
+        ({"initializations": ["pretrained", "randm"]}, r"--initializations randm: expected some of .* \(did you mean 'random'\?\)"),
+        ({"initializations": ["random", "random"]}, "expected each of them once"),
+        ({"initializations": []}, "at least one"),
+        ({"sizes": [9, 91]}, "--sizes 91: The training data has 90 records"),
+        ({"num_seeds": 0}, "--num-seeds 0: expected at least 1"),
+        ({"learning_rates": ["random"]}, "--learning-rates random: expected START=NUMBER"),
+        ({"learning_rates": ["random=fast"]}, "--learning-rates random=fast: expected START=NUMBER"),
+        ({"learning_rates": ["other=1e-3"]}, "the start one of pretrained, random, reembedded"),
+        ({"settings": ["reinitialize=all"]}, "said with --initializations"),
         ({"settings": ["evaluation.patience=2"]}, "keep no checkpoint"),
     ],
 )

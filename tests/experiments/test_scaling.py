@@ -18,8 +18,8 @@ from stemformer.reports import scaling as scale_report
 pytestmark = pytest.mark.usefixtures("no_timing")
 
 SMALL = [
-    *["model.max_position_embeddings=32", "batch.rows=4", "batch.row_length=32", "log_every=1"],
-    *["evaluation.rows=8", "evaluation.every=1", "evaluation.blanks=0"],
+    *["model.max_position_embeddings=32", "batch.size=4", "batch.sequence_length=32", "log_every=1"],
+    *["evaluation.num_examples=8", "evaluation.every=1", "evaluation.num_cloze_examples=0"],
 ]
 NAMES = ["1x8", "2x8", "1x24"]
 
@@ -27,7 +27,7 @@ NAMES = ["1x8", "2x8", "1x24"]
 def small(tiny, out, recipe="gpt_tiny", **options):
     """Runs some sizes for a few steps, and returns what was told."""
     usual = {"sizes": NAMES, "steps": 4, "settings": SMALL, "precision": "fp32"}
-    return stemformer.scale(recipe, data=str(tiny / "data"), out=str(out), **{**usual, **options})
+    return stemformer.scaling_laws(recipe, data=str(tiny / "data"), out=str(out), **{**usual, **options})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,7 +130,7 @@ def test_sizes_that_learned_nothing_are_told(whole):
 
 
 def test_rate_falls_with_width_by_the_rule(scale, lines):
-    scale(rate_power=1.0, steps=1)
+    scale(lr_width_exponent=1.0, steps=1)
     rates = {name: line["learning_rate"] for name, line in lines().items()}
     assert rates == pytest.approx({"1x8": 2e-3 * 16, "2x8": 2e-3 * 16, "1x24": 2e-3 * 128 / 24})
 
@@ -156,7 +156,7 @@ def test_bar_is_full_at_the_end(scale):
 
 
 def test_what_is_learned_in_context_is_told_by_size(scale, tmp_path):
-    told = scale(sizes=["1x8", "1x16"], steps=1, prompt_tasks=["synthetic:association"], num_shots=[0, 2])
+    told = scale(sizes=["1x8", "1x16"], steps=1, fewshot_tasks=["synthetic:association"], num_shots=[0, 2])
     figures = json.loads((tmp_path / "out" / "prompts" / "prompt.json").read_text())["figures"]
     assert [row["2-shot"] for row in told["table"]] == [
         round(100 * r["accuracy"], 1) for r in figures if r["num_shots"] == 2
@@ -169,27 +169,27 @@ def test_sizes_are_told_even_where_nothing_can_be_asked(scale, tmp_path, monkeyp
     def fails(*args, **options):
         raise DataError("an answer is too long")
 
-    monkeypatch.setattr(scaling, "prompt", fails)
-    told = scale(sizes=NAMES[:2], prompt_tasks=["synthetic:copy"])
+    monkeypatch.setattr(scaling, "fewshot", fails)
+    told = scale(sizes=NAMES[:2], fewshot_tasks=["synthetic:copy"])
     assert told["notes"][-1] == "nothing was asked in context: an answer is too long"
     assert json.loads((tmp_path / "out" / "scale.json").read_text())["notes"] == told["notes"]
     (tmp_path / "out" / "prompts").mkdir()
     (tmp_path / "out" / "prompts" / "config.toml").touch()  # as of a table that was stopped at once
     monkeypatch.undo()
-    again = scale(sizes=NAMES[:2], prompt_tasks=["synthetic:copy"], num_shots=[0], resume=True)
+    again = scale(sizes=NAMES[:2], fewshot_tasks=["synthetic:copy"], num_shots=[0], resume=True)
     assert "0-shot" in again["table"][0]
 
 
 def test_masked_model_is_not_trained_to_be_asked_for_texts(scale, tmp_path):
     with pytest.raises(ConfigError, match="synthetic:copy: a masked model writes no text"):
-        scale(recipe="bert_tiny", prompt_tasks=["synthetic:copy"])
+        scale(recipe="bert_tiny", fewshot_tasks=["synthetic:copy"])
     assert not (tmp_path / "out").exists()
 
 
 def test_command_prints_table_and_sentences_and_draws_a_page(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scaling, "write_scale_report", scale_report.write_scale_report)
     out = tmp_path / "out"
-    words = ["scale", "--recipe", "gpt_tiny", "--data", tiny / "data", "--out", out, "--sizes", "1x8, 2x8,1x24"]
+    words = ["scaling-laws", "--recipe", "gpt_tiny", "--data", tiny / "data", "--out", out, "--sizes", "1x8, 2x8,1x24"]
     settings = [word for setting in SMALL for word in ("--set", setting)]
     assert main([*map(str, words), *settings, "--steps", "4", "--precision", "fp32", "-q"]) == 0
     printed = capsys.readouterr().out
@@ -252,7 +252,7 @@ def test_sizes_may_be_added(scale, lines):
     ("options", "told"),
     [
         ({"steps": 2}, "run.budget.steps was 1, is now 2"),
-        ({"rate_power": 1.0}, "rate_power was 0.5, is now 1.0"),
+        ({"lr_width_exponent": 1.0}, "rate_power was 0.5, is now 1.0"),
         ({"seed": 3}, "run.seed was 0, is now 3"),
         ({"recipe": "bert_tiny"}, "run.recipe was gpt_tiny, is now bert_tiny"),
     ],
@@ -300,7 +300,7 @@ def test_data_without_a_held_out_part_is_told(tiny, tmp_path):
     data = str(tmp_path / "data")
     stemformer.prepare([str(tiny / "text.txt")], tokenizer=str(tiny / "tok"), out=data, held_out=0.0, num_workers=1)
     with pytest.raises(DataError, match="has no held-out part to measure the loss on"):
-        stemformer.scale("gpt_tiny", data=data, out=str(tmp_path / "out"), sizes=NAMES, steps=1)
+        stemformer.scaling_laws("gpt_tiny", data=data, out=str(tmp_path / "out"), sizes=NAMES, steps=1)
 
 
 @pytest.mark.parametrize(("width", "heads"), [(32, 1), (64, 1), (128, 2), (200, 2), (256, 4), (97, 1)])

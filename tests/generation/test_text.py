@@ -1,4 +1,4 @@
-"""Texts that a model goes on with: what is told while it writes, stop strings, and the command."""
+"""Text generation: streaming, stop strings, and the command."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation import text as texts
 from stemformer.generation.decoding import Decoded, DecodingConfig
-from stemformer.generation.text import continue_texts
+from stemformer.generation.text import generate_texts
 from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
@@ -45,30 +45,30 @@ def folder(tokenizer, tmp_path_factory):
         intermediate_size=64,
         max_position_embeddings=48,
         initializer_range=0.2,
-        eos_token_id=tokenizer.id_of("<|endoftext|>"),
+        eos_token_id=tokenizer.token_to_id("<|endoftext|>"),
     )
     folder = tmp_path_factory.mktemp("gpt") / "model"
     save_model(make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)), folder, tokenizer)
     return folder
 
 
-def written(tokenizer, monkeypatch, text, *, stop=()):
-    """What is told piece by piece while the tokens of a text come, and the continuation."""
+def stream(tokenizer, monkeypatch, text, *, stop=()):
+    """Return the pieces that are streamed while the tokens of a text arrive, and the completion."""
     ids = tokenizer.encode(text).ids.tolist()
 
     def decode(model, prompts, config, *, on_token, first):
-        told = Decoded()
+        decoded = Decoded()
         for token in ids:
-            told.ids.append(token)
+            decoded.ids.append(token)
             if on_token(0, token):
-                told.ended = "stop"
+                decoded.ended = "stop"
                 break
-        return [told]
+        return [decoded]
 
     monkeypatch.setattr(texts, "decode", decode)
     pieces = []
     config = GptConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    (found,) = continue_texts(
+    (found,) = generate_texts(
         ["x"],
         make_model(config, ["causal_lm"]),
         tokenizer,
@@ -81,7 +81,7 @@ def written(tokenizer, monkeypatch, text, *, stop=()):
 
 @pytest.mark.parametrize("text", ["The old king sees 北京 and 🙂🙃.", "Größe déjà-vu", "a\n\nb  c "])
 def test_pieces_make_up_the_text_and_hold_no_half_character(tokenizer, monkeypatch, text):
-    pieces, found = written(tokenizer, monkeypatch, text)
+    pieces, found = stream(tokenizer, monkeypatch, text)
     assert "".join(pieces) == found.text == text
     assert len(pieces) > 3 and not any("\ufffd" in piece for piece in pieces)
 
@@ -91,45 +91,45 @@ def test_pieces_make_up_the_text_and_hold_no_half_character(tokenizer, monkeypat
 )
 def test_text_ends_before_a_stop_string(tokenizer, monkeypatch, stop, expected):
     text = "The old king sees the river under the bridge"
-    pieces, found = written(tokenizer, monkeypatch, text, stop=stop)
+    pieces, found = stream(tokenizer, monkeypatch, text, stop=stop)
     assert found.text == "".join(pieces) == (text if expected is None else expected if stop[-1] != "The" else "")
     assert found.ended == ("length" if expected is None else "stop")
 
 
 @pytest.mark.parametrize("kind", ["bytes", "wordpiece"])
-def test_text_grows_as_the_whole_is_decoded_from_few_tokens_at_a_time(tokenizer, monkeypatch, kind):
+def test_streamed_text_equals_the_decoded_ids_while_decoding_few_tokens_at_a_time(tokenizer, monkeypatch, kind):
     if kind == "wordpiece":
         tokenizer = train_wordpiece(["do n't stop . it 's 北京 , isn't it ? to be or not to be"] * 3, vocab_size=60)
-    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 400)  # of bytes: many halves of characters too
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 400)  # bytes include many incomplete characters
     seen = []
 
     def decode(some):
         seen.append(len(some))
-        return whole(some)
+        return decode_ids(some)
 
-    whole = tokenizer.decode
+    decode_ids = tokenizer.decode
     monkeypatch.setattr(tokenizer, "decode", decode)
-    writer = texts._Writer(tokenizer, [])
+    streamer = texts._TextStreamer(tokenizer, [])
     for number, token in enumerate(ids.tolist(), 1):
-        writer.add(token)
-        assert writer.text == whole(ids[:number]).rstrip("\ufffd")
+        streamer.add(token)
+        assert streamer.text == decode_ids(ids[:number]).rstrip("\ufffd")
     assert sum(seen) < 10 * len(ids)
-    writer.finish()
-    assert writer.text == whole(ids)
+    streamer.finish()
+    assert streamer.text == decode_ids(ids)
 
 
-def test_same_seed_same_text_and_greedy_needs_none(folder):
-    def ask(**options):
+def test_same_seed_gives_same_text_and_greedy_ignores_it(folder):
+    def texts_with(**options):
         return [
             x["text"] for x in stemformer.generate(["The old", "A"], model=str(folder), max_new_tokens=12, **options)
         ]
 
-    assert ask(seed=1) == ask(seed=1) != ask(seed=2)
-    assert ask(temperature=0, seed=1) == ask(temperature=0, seed=2)
-    assert ask(num_beams=3) == ask(num_beams=3)
+    assert texts_with(seed=1) == texts_with(seed=1) != texts_with(seed=2)
+    assert texts_with(temperature=0, seed=1) == texts_with(temperature=0, seed=2)
+    assert texts_with(num_beams=3) == texts_with(num_beams=3)
 
 
-def test_empty_prompt_begins_a_document(folder):
+def test_empty_prompt_starts_a_document(folder):
     (found,) = stemformer.generate([""], model=str(folder), max_new_tokens=5, temperature=0)
     assert found["prompt"] == "" and found["num_tokens"] <= 5
 
@@ -145,14 +145,14 @@ def test_command_writes_text_or_json(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         ({"prompts": []}, DataError, "give \\[text\\]"),
         ({"prompts": "one"}, DataError, "give \\[text\\]"),
         ({"max_new_tokens": 100}, DataError, "more than the model's 48 positions"),
         ({"prompts": ["the river " * 40]}, DataError, "48 positions: shorten it"),
-        ({"stop": [""]}, ConfigError, "a stop string is empty"),
-        ({"stop": ["x"], "num_beams": 2}, ConfigError, "no effect on beams"),
+        ({"stop": [""]}, ConfigError, "stop string is empty"),
+        ({"stop": ["x"], "num_beams": 2}, ConfigError, "not supported with beam search"),
         ({"top_p": 2.0}, ConfigError, "top_p is 2.0"),
         ({"prompts": ["caf\udce9"]}, DataError, "prompt 1 is no UTF-8"),
         ({"prompts": ["a", "the river " * 40]}, DataError, "prompt 2 of 2 has"),
@@ -161,8 +161,8 @@ def test_command_writes_text_or_json(folder, capsys):
         ({"threads": 0}, ConfigError, "--threads 0: expected a number from 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(folder, options, error, told):
-    with pytest.raises(error, match=told):
+def test_invalid_options_are_errors(folder, options, error, message):
+    with pytest.raises(error, match=message):
         stemformer.generate(**{"prompts": ["a"], "model": str(folder), "max_new_tokens": 4, **options})
 
 
@@ -172,29 +172,29 @@ def test_masked_model_does_not_generate(tiny_bert):
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3, "top_p": 0.9}, {"num_beams": 3}])
-def test_texts_do_not_depend_on_how_many_are_written_at_once(folder, options):
+def test_texts_do_not_depend_on_the_batch_size(folder, options):
     prompts = ["The old", "A", "", "The river under the bridge", "king"]
-    given = {"model": str(folder), "max_new_tokens": 10, **options}
-    told, numbers = [], set()
+    common = {"model": str(folder), "max_new_tokens": 10, **options}
+    results, numbers = [], set()
     on_text = None if "num_beams" in options else lambda number, _: numbers.add(number)
-    by_two = stemformer.generate(prompts, batch_size=2, on_result=told.append, on_text=on_text, **given)
-    assert by_two == told
+    by_two = stemformer.generate(prompts, batch_size=2, on_result=results.append, on_text=on_text, **common)
+    assert by_two == results
     assert on_text is None or numbers == {i for i, x in enumerate(by_two) if x["text"]}
-    for one, other in zip(by_two, stemformer.generate(prompts, **given), strict=True):
+    for one, other in zip(by_two, stemformer.generate(prompts, **common), strict=True):
         assert {**one, "log_probability": 0} == {**other, "log_probability": 0}
         assert one["log_probability"] == pytest.approx(other["log_probability"], rel=1e-4)
 
 
-def test_prompt_that_is_too_long_is_refused_before_any_text_is_written(folder):
-    told = []
+def test_overlong_prompt_is_an_error_before_any_text_is_generated(folder):
+    results = []
     with pytest.raises(DataError, match="prompt 3 of 3"):
         stemformer.generate(
-            ["a", "b", "word " * 100], model=str(folder), max_new_tokens=4, batch_size=1, on_result=told.append
+            ["a", "b", "word " * 100], model=str(folder), max_new_tokens=4, batch_size=1, on_result=results.append
         )
-    assert not told
+    assert not results
 
 
-def test_lines_of_standard_input_are_gone_on_with_one_by_one_empty_ones_too(folder, monkeypatch, capsys):
+def test_each_line_of_standard_input_is_a_prompt_even_if_empty(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The old\n\nking\n")))
     options = ["--model", str(folder), "--max-new-tokens", "3", "--temperature", "0", "--batch-size", "2"]
     assert main(["generate", "-", *options]) == 0
@@ -202,17 +202,17 @@ def test_lines_of_standard_input_are_gone_on_with_one_by_one_empty_ones_too(fold
     assert capsys.readouterr().out == "\n\n".join(x["prompt"] + x["text"] for x in found) + "\n"
 
 
-def test_batch_of_no_texts_is_refused(folder):
+def test_batch_size_zero_is_an_error(folder):
     with pytest.raises(ConfigError, match="batch_size is 0"):
         stemformer.generate(["a"], model=str(folder), batch_size=0)
 
 
 def test_window_slides_on_request(folder):
-    (found,) = stemformer.generate(["a"], model=str(folder), max_new_tokens=100, overflow="slide", seed=4)
+    (found,) = stemformer.generate(["a"], model=str(folder), max_new_tokens=100, sliding_window=True, seed=4)
     assert found["num_tokens"] == 100 or found["ended"] == "eos"
 
 
-# Byte-level BPE from GPT-2's two files
+# Byte-level BPE from GPT-2's vocab.json and merges.txt
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ SCRIPTS = [
 ]
 
 
-def test_two_files_give_the_ids_of_the_tokenizer(tokenizer, files):
+def test_vocab_and_merges_give_the_ids_of_the_tokenizer(tokenizer, files):
     again = load_tokenizer(files)
     assert (again.kind, again.vocab_size) == ("bpe", tokenizer.vocab_size)
     for text in SCRIPTS:
@@ -243,11 +243,11 @@ def test_two_files_give_the_ids_of_the_tokenizer(tokenizer, files):
         assert again.decode(again.encode(text).ids) == text
 
 
-def test_files_that_do_not_belong_together_are_refused(files, tmp_path):
+def test_files_that_do_not_belong_together_are_errors(files, tmp_path):
     from stemformer.errors import TokenizerError
 
     (tmp_path / "vocab.json").write_text((files / "vocab.json").read_text())
-    with pytest.raises(TokenizerError, match=r"needs merges\.txt beside it"):
+    with pytest.raises(TokenizerError, match=r"needs merges\.txt in the same folder"):
         load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").write_text("no pair here\n")
     with pytest.raises(TokenizerError, match="is no pair"):
@@ -274,12 +274,12 @@ def test_ids_of_gpt2_equal_those_of_transformers(shared_data, tmp_path):
     assert all(ours.decode(ours.encode(line).ids) == line for line in lines)
 
 
-def test_an_option_that_does_not_exist_is_named(folder):
-    with pytest.raises(ConfigError, match=r"no option 'top_n' \(did you mean 'top_p'\?\)"):
+def test_unknown_option_is_named_in_the_error(folder):
+    with pytest.raises(TypeError, match=r"no option 'top_n'. Did you mean 'top_p'\?"):
         stemformer.generate(["a"], model=str(folder), top_n=3)
 
 
-def test_what_is_typed_is_gone_on_with_line_by_line(folder, monkeypatch, capsys):
+def test_typed_lines_are_prompts(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     lines = iter(["The old", "far too long " * 50, "A"])
 
@@ -291,18 +291,18 @@ def test_what_is_typed_is_gone_on_with_line_by_line(folder, monkeypatch, capsys)
 
     monkeypatch.setattr("builtins.input", typed)
     assert main(["generate", "--model", str(folder), "--max-new-tokens", "5", "--temperature", "0"]) == 0
-    told, said = capsys.readouterr()
-    assert "shorten it" in said
+    output, errors = capsys.readouterr()
+    assert "shorten it" in errors
     expected = [
         x["text"] for x in stemformer.generate(["The old", "A"], model=str(folder), max_new_tokens=5, temperature=0)
     ]
-    assert told == "".join(text + "\n" for text in expected)
+    assert output == "".join(text + "\n" for text in expected)
 
 
-def test_prompt_is_written_with_what_follows_it_and_not_before_an_error(folder, capsys):
+def test_prompt_is_printed_with_its_completion_and_not_before_an_error(folder, capsys):
     command = ["generate", "The old", "--model", str(folder), "--max-new-tokens", "5", "--temperature"]
     assert main([*command, "0"]) == 0
-    [told] = stemformer.generate(["The old"], model=str(folder), max_new_tokens=5, temperature=0)
-    assert capsys.readouterr().out == f"The old{told['text']}\n"
+    [result] = stemformer.generate(["The old"], model=str(folder), max_new_tokens=5, temperature=0)
+    assert capsys.readouterr().out == f"The old{result['text']}\n"
     assert main([*command, "-1"]) == 2
     assert capsys.readouterr().out == ""

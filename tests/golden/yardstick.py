@@ -63,8 +63,8 @@ SKIPPED = {"matmul_rate": lambda *args, **options: 1e11}
 COMPUTE = {"device": "cpu", "precision": "fp32", "threads": 2}
 MODEL_SIZES = ["model.hidden_size=32", "model.intermediate_size=64", "model.num_hidden_layers=2"]
 PRETRAINING = [
-    *["batch.rows=8", "batch.row_length=32", "log_every=1"],
-    *["evaluation.every=5", "evaluation.rows=32", "evaluation.blanks=20", "checkpoints.every=5"],
+    *["batch.size=8", "batch.sequence_length=32", "log_every=1"],
+    *["evaluation.every=5", "evaluation.num_examples=32", "evaluation.num_cloze_examples=20", "checkpoints.every=5"],
 ]
 FINETUNING = ["log_every=2", "evaluation.every=5", "task.stride=8"]
 STEPS = 10
@@ -157,12 +157,12 @@ def generate(model: Path, prompts: Sequence[str], **decoding: Any) -> tuple[list
 
 
 def prompt(tasks: Sequence[str], model: Path, out: Path) -> Any:
-    run = getattr(stemformer, "prompt", None) or importlib.import_module("stemformer.api").prompt
-    return run(tasks, models=[str(model)], out=str(out), num_shots=(0, 2), num_questions=20, calibrate=True, **COMPUTE)
+    return stemformer.fewshot(
+        tasks, model=[str(model)], out=str(out), num_shots=(0, 2), num_questions=20, calibrate=True, **COMPUTE)
 
 
 def synthetic(out: Path) -> Any:
-    return stemformer.synthetic(out=str(out), documents=20)
+    return stemformer.make_synthetic(out=str(out), num_documents=20)
 
 
 def compare(task: str, model: Path, file: str, out: Path) -> Any:
@@ -173,7 +173,7 @@ def compare(task: str, model: Path, file: str, out: Path) -> Any:
         dev=[str(labelled() / "dev" / file)],
         out=str(out),
         sizes=(0.5, 1),
-        seeds=1,
+        num_seeds=1,
         steps=4,
         batch_size=8,
         learning_rate=3e-3,
@@ -183,8 +183,8 @@ def compare(task: str, model: Path, file: str, out: Path) -> Any:
 
 
 def scale(recipe: str, data: Path, out: Path) -> Any:
-    settings = ["batch.rows=8", "batch.row_length=32", "evaluation.rows=32", "evaluation.blanks=0"]
-    return stemformer.scale(
+    settings = ["batch.size=8", "batch.sequence_length=32", "evaluation.num_examples=32", "evaluation.num_cloze_examples=0"]
+    return stemformer.scaling_laws(
         recipe, data=str(data), out=str(out), sizes=["1x32", "1x64", "2x64"], steps=4, settings=settings, **COMPUTE
     )
 
@@ -379,8 +379,8 @@ PRETRAINED: dict[str, tuple[str, str, list[str]]] = {
         *("bert_tiny", "wordpiece"),
         ["optimizer.kind=muon", "optimizer.learning_rate=2e-2", "schedule.kind=wsd"],
     ),
-    "accumulation": ("bert_tiny", "wordpiece", ["batch.micro_rows=2", "model.hidden_dropout_prob=0.1"]),
-    "phases": ("bert_tiny", "wordpiece", ["phases=[{from_share=0.5, rows=4, row_length=48}]"]),
+    "accumulation": ("bert_tiny", "wordpiece", ["batch.micro_size=2", "model.hidden_dropout_prob=0.1"]),
+    "phases": ("bert_tiny", "wordpiece", ["phases=[{start_ratio=0.5, size=4, sequence_length=48}]"]),
     "dropout": ("bert_tiny", "wordpiece", ["model.hidden_dropout_prob=0.1"]),
 }
 """Name -> recipe, kind of tokenizer, settings."""
@@ -478,8 +478,8 @@ def run_fill(name: str) -> Fingerprint:
     texts = ["The old [MASK] sees the river.", "The [MASK] teacher [MASK] the child near the forest."]
     results = [
         fill(model, texts, top_k=4),
-        fill(model, texts[:1], among=["king", "garden"]),
-        fill(model, make_lines(8, 3), score=True),
+        fill(model, texts[:1], candidates=["king", "garden"]),
+        stemformer.score(make_lines(8, 3), model=str(model), **COMPUTE),
     ]
     return fingerprint(results, texts=texts_in(results))
 

@@ -69,13 +69,13 @@ def prepare(file, made, out, *more):
 
 
 def test_missing_file(fails, made, tmp_path):
-    fails(prepare(tmp_path / "no.txt", made, tmp_path / "d"), 2, "no such file", tmp_path / "no.txt")
+    fails(prepare(tmp_path / "no.txt", made, tmp_path / "d"), 2, "does not exist", tmp_path / "no.txt")
     assert not (tmp_path / "d").exists()
 
 
 def test_empty_file(fails, made, tmp_path):
     (tmp_path / "empty.txt").write_bytes(b"")
-    fails(prepare(tmp_path / "empty.txt", made, tmp_path / "d"), 2, "empty.txt", "the file is empty (0 bytes)")
+    fails(prepare(tmp_path / "empty.txt", made, tmp_path / "d"), 2, "empty.txt", "The file is empty (0 bytes)")
     assert not (tmp_path / "d").exists()
 
 
@@ -110,7 +110,7 @@ def test_file_that_is_not_utf8_is_read_with_errors_replace(made, make_text, tmp_
 
 def test_tokenizer_of_an_empty_file(fails, tmp_path):
     (tmp_path / "empty.txt").write_bytes(b"")
-    fails(["tokenizer", tmp_path / "empty.txt", "--out", tmp_path / "t", "-q"], 2, "empty")
+    fails(["train-tokenizer", tmp_path / "empty.txt", "--out", tmp_path / "t", "-q"], 2, "empty")
     assert not (tmp_path / "t").exists()
 
 
@@ -128,7 +128,7 @@ def test_corpus_too_small_for_a_batch(fails, made, make_text, tmp_path, capsys):
 
 def test_corpus_too_small_for_a_held_out_part(fails, made, make_text, tmp_path):
     (tmp_path / "small.txt").write_text(make_text(num_documents=2))
-    words = ["of 2 documents none fell in the held-out split", "raise --held-out"]
+    words = ["Of 2 documents, none is in the held-out split", "Raise --held-out"]
     fails(prepare(tmp_path / "small.txt", made, tmp_path / "d", "--held-out=0.0001", "--documents=line"), 2, *words)
     assert not (tmp_path / "d").exists()
 
@@ -242,7 +242,7 @@ def test_folder_that_is_not_empty_is_refused_and_left_alone(fails, made, tmp_pat
     arguments = {
         "pretrain": pretrain(made / "data", out),
         "prepare": prepare(made / "text.txt", made, out),
-        "tokenizer": ["tokenizer", made / "text.txt", "--out", out, "-q"],
+        "train-tokenizer": ["train-tokenizer", made / "text.txt", "--out", out, "-q"],
     }[command]
     fails(arguments, 2, out, "is not empty", "--overwrite")
     assert [path.name for path in out.iterdir()] == ["mine.txt"]

@@ -61,12 +61,12 @@ def write(path, *lines):
 
 def test_column_that_does_not_exist(fails, finetune, labelled):
     file = labelled / "train" / "reviews.csv"
-    fails(finetune("classify", file, "--label", "sentimnt"), file, "'sentimnt'", "'sentiment', 'review', 'id'")
-    fails(finetune("classify", file, "--text", "reviews"), "No column 'reviews'", "nearest first): 'review'")
+    fails(finetune("classify", file, "--label-column", "sentimnt"), file, "'sentimnt'", "'sentiment', 'review', 'id'")
+    fails(finetune("classify", file, "--text-column", "reviews"), "No column 'reviews'", "nearest first): 'review'")
 
 
 def test_column_of_tags_that_does_not_exist(fails, finetune, labelled):
-    fails(finetune("tag", labelled / "train" / "tags.conll", "--label", "5"), "'5' is not a number from 2 to 2")
+    fails(finetune("tag", labelled / "train" / "tags.conll", "--label-column", "5"), "'5' is not a number from 2 to 2")
 
 
 def test_ambiguous_columns(fails, finetune, tmp_path):
@@ -78,12 +78,12 @@ def test_ambiguous_columns(fails, finetune, tmp_path):
 
 def test_one_column_for_a_pair(fails, finetune, labelled):
     file = labelled / "train" / "pairs.jsonl"
-    fails(finetune("pair", file, "--text", "premise"), "Found 1 text columns, expected 2")
+    fails(finetune("pair", file, "--text-column", "premise"), "Found 1 text columns, expected 2")
 
 
 def test_score_that_is_no_number(fails, finetune, labelled):
     fails(
-        finetune("classify", labelled / "train" / "reviews.csv", "--regression"), "reviews.csv:2", "expected a number"
+        finetune("classify", labelled / "train" / "reviews.csv", "--kind", "score"), "reviews.csv:2", "expected a number"
     )
 
 
@@ -159,13 +159,13 @@ def test_text_without_a_token_is_no_crash(train_once, tmp_path):
 def test_sequence_that_is_shorter_than_a_word(fails, finetune, tmp_path):
     file = write(tmp_path / "a.csv", "sequence,label", *[f"ACGT,{i % 2}" for i in range(20)], "AC,1")
     fails(
-        finetune("classify", file, "--symbols", "draw", "--symbol-size", "3"), "a.csv:22", "2 symbols", "a word is for 3"
+        finetune("classify", file, "--symbols", "draw", "--kmer", "3"), "a.csv:22", "2 symbols", "a word is for 3"
     )
 
 
 def test_symbols_that_the_vocabulary_has_no_words_for(fails, finetune, tmp_path):
     file = write(tmp_path / "a.csv", "sequence,label", *[f"ACGTACGT,{i % 2}" for i in range(20)])
-    fails(finetune("classify", file, "--symbols", "draw", "--symbol-size", "8"), "65,536 runs of 8", "smaller size")
+    fails(finetune("classify", file, "--symbols", "draw", "--kmer", "8"), "65,536 runs of 8", "smaller size")
 
 
 def test_symbols_that_a_file_lacks(fails, finetune, tmp_path):
@@ -173,7 +173,7 @@ def test_symbols_that_a_file_lacks(fails, finetune, tmp_path):
     words = write(tmp_path / "map.tsv", "A\tking", "C\triver", "G\tchild", "T\tgarden")
     fails(finetune("classify", file, "--symbols", words), "no word for 'N'", "under '*'")
     fails(finetune("classify", file, "--symbols", tmp_path / "none.tsv"), "none.tsv")
-    fails(finetune("classify", file, "--symbols", words, "--symbol-size", "2"), "add symbols=draw")
+    fails(finetune("classify", file, "--symbols", words, "--kmer", "2"), "add symbols=draw")
 
 
 def test_symbols_of_another_task(fails, finetune, labelled):

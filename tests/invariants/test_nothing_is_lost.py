@@ -7,7 +7,7 @@ import pytest
 
 import stemformer
 from stemformer.errors import CheckpointError, ConfigError
-from stemformer.huggingface.load import find_folder
+from stemformer.huggingface.load import find_model_folder
 from stemformer.io import read_jsonl
 from stemformer.progress import Silent
 
@@ -110,7 +110,7 @@ def test_edited_configuration_does_not_change_a_resumed_run(tiny, run):
 def test_run_that_goes_on_no_longer_counts_as_finished(tiny, run):
     with pytest.raises(KeyboardInterrupt):
         stemformer.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=9, progress=Stop(2))
-    assert find_folder(run).name == "step-00000006"
+    assert find_model_folder(run).name == "step-00000006"
     assert not stemformer.inspect(str(run))["is_finished"]
 
 
@@ -137,7 +137,7 @@ def test_two_budgets_are_refused(tiny, tmp_path):
 
 def test_scoring_a_text_with_a_blank_is_refused(run):
     with pytest.raises(ConfigError, match="put a word in the place of each"):
-        stemformer.fill(["The [MASK] sees."], model=str(run), score=True)
+        stemformer.score(["The [MASK] sees."], model=str(run))
 
 
 def test_text_that_the_tokenizer_does_not_know_is_told(tiny, tmp_path):

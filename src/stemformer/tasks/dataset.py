@@ -20,7 +20,7 @@ from stemformer.data.labelled.token_classification import TaggedSentence, find_s
 from stemformer.data.text.files import HUB_PREFIX, split_suffixes
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.huggingface.load import read_task
+from stemformer.huggingface.load import read_task_info
 from stemformer.progress import Progress
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.question_answering import QuestionAnswering, find_language
@@ -83,7 +83,8 @@ def read_records(
         detected = next((task for file in files if (task := detect_task(file)) is not None), None)
         if detected is None or detected == config.name or (detected == "classify" and config.name == "pair"):
             raise
-        raise DataError(f"{error}; the file looks like data of task '{detected}', not of '{config.name}'") from error
+        advice = f"The file looks like data of task '{detected}', not of '{config.name}'."
+        raise DataError(f"{str(error).rstrip('.')}. {advice}") from error
     return records, config
 
 
@@ -163,7 +164,7 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
     labels = sorted(frequencies, key=_label_order)
     if (len(labels) < 2 and config.kind != "labels") or not labels:
         found = f"only the label {labels[0]!r} in {len(records):,} records" if labels else "no labels"
-        raise DataError(f"The training data has {found}: expected at least two labels. Check the column (--label).")
+        raise DataError(f"The training data has {found}: expected at least two labels. Check the column (--label-column).")
     return TASKS[config.name](config, labels, [frequencies[label] for label in labels])
 
 
@@ -188,7 +189,7 @@ def load_labelled_task(model: str) -> Task:
     Raises:
         CheckpointError: The model was not fine-tuned.
     """
-    metadata = read_task(model)
+    metadata = read_task_info(model)
     if not metadata:
         raise CheckpointError(
             f"{model} was not trained on labelled data: pass a folder made by `stemformer finetune`, or fine-tune it first"
@@ -300,7 +301,7 @@ def check_labels(task: Task, records: Sequence[Any]) -> list[str]:
     if len(unknown) == len(found):
         known = ", ".join(map(repr, task.labels[:5]))
         raise DataError(
-            f"None of the labels occur in the training data: found {shown}, trained on {known}. Check the column (--label)."
+            f"None of the labels occur in the training data: found {shown}, trained on {known}. Check the column (--label-column)."
         )
     treatment = "ignored" if task.config.kind == "labels" else "counted as wrong"
     return [f"{len(unknown)} labels do not occur in the training data and are {treatment}: {shown}"]
@@ -348,7 +349,7 @@ def _rare_label_notes(task: Task, records: Sequence[Any]) -> list[str]:
         return []
     return [
         f"{num_labels:,} different answers in {len(records):,} records, so most cannot be learned. "
-        f"Check whether {task.config.label!r} is the right column (--label); use --regression for numbers."
+        f"Check whether {task.config.label!r} is the right column (--label-column); use --kind score for numbers."
     ]
 
 
@@ -356,7 +357,7 @@ def _describe_columns(task: Task) -> str:
     if task.head != "sequence":
         return ""
     texts = " and ".join(map(repr, task.config.text))
-    return f"text: column {texts}; answer: column {task.config.label!r} (--text, --label to change)"
+    return f"text: column {texts}; answer: column {task.config.label!r} (--text-column, --label-column to change)"
 
 
 def _describe_labels(task: Task, records: Sequence[Any]) -> str:

@@ -83,7 +83,7 @@ def test_kind_decides_between_scores_and_classes() -> None:
     )
     assert choose_columns(table, num_texts=2, needs_label=True, kind="score").label == "relatedness_score"
     assert choose_columns(table, num_texts=2, needs_label=True, kind="class").label == "entailment_judgment"
-    with pytest.raises(DataError, match=r"it may be 'relatedness_score', 'entailment_judgment'\. .*--label"):
+    with pytest.raises(DataError, match=r"it may be 'relatedness_score', 'entailment_judgment'\. .*--label-column"):
         choose_columns(table, num_texts=2, needs_label=True)
     assert choose_columns(table, num_texts=2, needs_label=False).label is None
 
@@ -93,11 +93,11 @@ def test_kind_decides_between_scores_and_classes() -> None:
     [
         ({"text": ["a"], "label": ["b"]}, {"label": "lable"}, r"No column 'lable'\. Columns \(nearest first\): 'label', 'text'"),
         ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "label": "text"}, r"Column 'text' is set twice"),
-        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "num_texts": 2}, r"Found 1 text columns, expected 2\. .*each with --text"),
-        ({"text": ["a"], "x": ["b"]}, {}, r"Cannot tell which column is the label: none holds .*'text', 'x'\. Set it with --label"),
-        ({"premise": ["a"], "hypothesis": ["b"], "label": ["c"]}, {}, r"'premise' and 'hypothesis' look like .*--text"),
-        ({"a": [LONG], "b": [OTHER], "label": ["c"]}, {}, r"Cannot tell which 1 of the columns is the text\. Columns: .*--text"),
-        ({"a": [LONG], "b": [OTHER], "c": [LONG], "label": ["c"]}, {"num_texts": 2}, r"which 2 of the columns are .*each with --text"),
+        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "num_texts": 2}, r"Found 1 text columns, expected 2\. .*each with --text-column"),
+        ({"text": ["a"], "x": ["b"]}, {}, r"Cannot tell which column is the label: none holds .*'text', 'x'\. Set it with --label-column"),
+        ({"premise": ["a"], "hypothesis": ["b"], "label": ["c"]}, {}, r"'premise' and 'hypothesis' look like .*--text-column"),
+        ({"a": [LONG], "b": [OTHER], "label": ["c"]}, {}, r"Cannot tell which 1 of the columns is the text\. Columns: .*--text-column"),
+        ({"a": [LONG], "b": [OTHER], "c": [LONG], "label": ["c"]}, {"num_texts": 2}, r"which 2 of the columns are .*each with --text-column"),
         ({"column1": ["a"], "column2": ["b"]}, {}, r"\(the first line is no header\)"),
     ],
 )  # fmt: skip

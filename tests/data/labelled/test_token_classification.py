@@ -142,7 +142,7 @@ def test_conllu_without_tags_has_none(tmp_path: Path) -> None:
 
 
 def test_conllu_mistakes_raise(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"No column 'pos'\. .*'upos'.*--label"):
+    with pytest.raises(DataError, match=r"No column 'pos'\. .*'upos'.*--label-column"):
         read(tmp_path / "a.conllu", CONLLU, column="pos")
     with pytest.raises(DataError, match=r"a\.conllu:15: Found 2 columns, the first '10'\. Expected the 10"):
         read(tmp_path / "a.conllu", CONLLU + "10\tx\n")

@@ -74,7 +74,7 @@ def choose_columns(
         >>> choose_columns(table, num_texts=1, needs_label=True)
         TextColumns(texts=('review',), label='sentiment')
     """
-    for name, option in [*((name, "--text") for name in texts), *([(label, "--label")] if label is not None else [])]:
+    for name, option in [*((name, "--text-column") for name in texts), *([(label, "--label-column")] if label is not None else [])]:
         if name not in table.columns:
             raise unknown_column(table.source, name, table.columns, option=option)
     repeated, number = Counter([*texts, label]).most_common(1)[0]
@@ -103,7 +103,7 @@ def _named_texts(table: Table, num_texts: int, label: str | None) -> tuple[str, 
         first, second = pairs[0]
         raise DataError(
             f"{table.source}: '{first}' and '{second}' look like the two texts of a pair, but one text is expected."
-            " Use the task for pairs, or choose one with --text."
+            " Use the task for pairs, or choose one with --text-column."
         )
     return (single,) if num_texts == 1 and single is not None else ()
 
@@ -128,9 +128,9 @@ def _find_label(table: Table, texts: tuple[str, ...], *, needs_label: bool, kind
         return None
     reason = f"it may be {quoted(found)}" if found else "none holds a few distinct values"
     if numbers and not found:
-        reason = f"{quoted(numbers)} holds many different numbers (--regression predicts a number)"
+        reason = f"{quoted(numbers)} holds many different numbers (--kind score predicts a number)"
     raise DataError(
-        f"{table.source}: Cannot tell which column is the label: {reason}. {_describe_columns(table)} Set it with --label."
+        f"{table.source}: Cannot tell which column is the label: {reason}. {_describe_columns(table)} Set it with --label-column."
     )
 
 
@@ -193,7 +193,7 @@ def _describe_columns(table: Table) -> str:
 
 
 def _text_advice(num_texts: int) -> str:
-    return "Set it with --text." if num_texts == 1 else "Set both, each with --text."
+    return "Set it with --text-column." if num_texts == 1 else "Set both, each with --text-column."
 
 
 def make_text_examples(
@@ -249,7 +249,7 @@ def _text(value: object, location: str, column: str) -> str:
         value = "\n".join(value)
     if isinstance(value, list | dict | bytes):
         raise DataError(
-            f"{location}: Column '{column}' holds {type(value).__name__}, expected text. Choose another with --text."
+            f"{location}: Column '{column}' holds {type(value).__name__}, expected text. Choose another with --text-column."
         )
     return "" if value is None else str(value).strip()
 
@@ -269,7 +269,7 @@ def _label(value: object, location: str, kind: LabelKind, separator: str) -> str
     except ValueError:
         score = math.nan
     if not math.isfinite(score):
-        raise DataError(f"{location} holds {text!r}, expected a number. Repair it, or choose another with --label.")
+        raise DataError(f"{location} holds {text!r}, expected a number. Repair it, or choose another with --label-column.")
     return score
 
 
@@ -285,7 +285,7 @@ def label_text(value: object, location: str = "label") -> str:
     """
     if isinstance(value, list | dict | bytes):
         raise DataError(
-            f"{location} holds {type(value).__name__}, expected text or number. Choose another with --label."
+            f"{location} holds {type(value).__name__}, expected text or number. Choose another with --label-column."
         )
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""

@@ -148,7 +148,7 @@ def _sentences_of_table(table: Table, column: str | None, joiner: str, *, needs_
         )
     if column is not None and column not in table.columns:
         if needs_tags:
-            raise unknown_column(table.source, column, table.columns, option="--label")
+            raise unknown_column(table.source, column, table.columns, option="--label-column")
         names, column = {}, None
     tags_column = column or next((names[name] for name in TAG_COLUMNS if name in names), None)
     for row, location in zip(table.rows, table.locations, strict=True):
@@ -234,7 +234,7 @@ def _read_conllu(
     """Yield the sentences of CoNLL-U without multiword ranges (1-2) and empty nodes (1.1)."""
     name = (column or "upos").lower()
     if name not in CONLLU_TAG_COLUMNS and needs_tags:
-        raise unknown_column(source, name, CONLLU_TAG_COLUMNS, option="--label")
+        raise unknown_column(source, name, CONLLU_TAG_COLUMNS, option="--label-column")
     tag_index = CONLLU_COLUMNS.index(name) if name in CONLLU_TAG_COLUMNS else None
     for block in _blocks(lines, lambda line, _: line.startswith("#")):
         words: list[str] = []

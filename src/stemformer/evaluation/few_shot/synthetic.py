@@ -142,7 +142,7 @@ def synthetic_documents(number: int, *, seed: int, tasks: Sequence[str] = ()) ->
         ['copy', 'sort', 'copy']
     """
     if number < 1:
-        raise ConfigError(f"--documents is {number}. Expected at least 1.")
+        raise ConfigError(f"--num-documents is {number}. Expected at least 1.")
     chosen = find_synthetic(tasks)
     for i in range(number):
         rng = example_generator(seed, 0, i)
