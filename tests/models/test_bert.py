@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from stemformer.errors import ConfigError
-from stemformer.models import layers
+from stemformer.models import body as body_module
 from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.heads import initialize_weights
 from stemformer.models.layers import pad_to_bucket
@@ -105,7 +105,7 @@ def without_padding(monkeypatch):
 
     def call(function):
         with monkeypatch.context() as patch:
-            patch.setattr(layers, "pad_to_bucket", lambda x: x)
+            patch.setattr(body_module, "pad_to_bucket", lambda x: x)
             return function()
 
     return call

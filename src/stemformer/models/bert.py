@@ -3,22 +3,20 @@
 Source: Devlin et al. 2019, section 3; post-norm residual blocks: Vaswani et al. 2017.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
+from stemformer.models.body import Body, check_config
 from stemformer.models.layers import (
     Dropout,
     FeedForward,
     MultiHeadAttention,
     PositionEmbedding,
     WordEmbedding,
-    check_config,
-    run_layers,
 )
 
 
@@ -42,6 +40,8 @@ class BertConfig:
     """
 
     model_type: ClassVar[str] = "bert"
+    # BERT has no token that ends a document.
+    eos_token_id: ClassVar[None] = None
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -122,7 +122,7 @@ class BertLayer(nn.Module):
         return y
 
 
-class Bert(nn.Module):
+class Bert(Body):
     """BERT body: flat tokens to hidden states.
 
     | parameter | initialization |
@@ -139,9 +139,8 @@ class Bert(nn.Module):
 
     Example:
         >>> import torch
-        >>> config = BertConfig(
-        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-        ... )
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> config = BertConfig(vocab_size=50, **sizes)
         >>> body = Bert(config)
         >>> ids, positions, cu = torch.tensor([1, 5, 2, 1, 2]), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5])
         >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
@@ -157,30 +156,3 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         # No final norm: each layer ends with one.
         self.norm = nn.Identity()
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "N"],
-        position_ids: Int[Tensor, "N"],
-        token_type_ids: Int[Tensor, "N"],
-        cu_seqlens: Int[Tensor, "S1"],
-        max_seqlen: int,
-        *,
-        return_layers: tuple[int, ...] = (),
-        replace: Mapping[int, Tensor] | None = None,
-        rows: Int[Tensor, "R"] | None = None,
-    ) -> Any:
-        """Return the last hidden states (N, D), or what `return_layers` or `rows` select.
-
-        Args:
-            input_ids: Token ids of all sequences, concatenated.
-            position_ids: Position of each token in its sequence, from 0.
-            token_type_ids: Segment id of each token.
-            cu_seqlens: int32 sequence boundaries; the last entry is N.
-            max_seqlen: Maximum sequence length.
-            return_layers: See `layers.run_layers`, also for the next two.
-            replace: States to substitute.
-            rows: Tokens whose last states are needed.
-        """
-        x = self.embeddings(input_ids, position_ids, token_type_ids)
-        return run_layers(self, x, cu_seqlens, max_seqlen, return_layers=return_layers, replace=replace, rows=rows)

@@ -4,7 +4,6 @@ Source: Radford et al. 2019, section 2.3 (pre-norm blocks, final norm, residual 
 depth); Radford et al. 2018, section 4.1 (learned positions, GELU).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stemformer.models.body import Body, check_config
 from stemformer.models.inference.kv_cache import PromptCache
 from stemformer.models.layers import (
     Dropout,
@@ -19,8 +19,6 @@ from stemformer.models.layers import (
     MultiHeadAttention,
     PositionEmbedding,
     WordEmbedding,
-    check_config,
-    run_layers,
 )
 
 
@@ -126,7 +124,7 @@ class GptLayer(nn.Module):
         return y
 
 
-class Gpt(nn.Module):
+class Gpt(Body):
     """GPT body: flat tokens to hidden states that depend on no later token.
 
     | parameter | initialization |
@@ -142,9 +140,8 @@ class Gpt(nn.Module):
 
     Example:
         >>> import torch
-        >>> config = GptConfig(
-        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-        ... )
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> config = GptConfig(vocab_size=50, **sizes)
         >>> body = Gpt(config)
         >>> ids, positions, cu = torch.tensor([1, 5, 2, 1, 2]), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5])
         >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
@@ -153,31 +150,15 @@ class Gpt(nn.Module):
     Source: Radford et al. 2019, section 2.3; sinusoids: Vaswani et al. 2017, section 3.5.
     """
 
+    config: GptConfig
+    norm: nn.LayerNorm
+
     def __init__(self, config: GptConfig) -> None:
         super().__init__()
         self.config = config
         self.embeddings = GptEmbeddings(config)
         self.layers = nn.ModuleList(GptLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "N"],
-        position_ids: Int[Tensor, "N"],
-        token_type_ids: Int[Tensor, "N"],
-        cu_seqlens: Int[Tensor, "S1"],
-        max_seqlen: int,
-        *,
-        return_layers: tuple[int, ...] = (),
-        replace: Mapping[int, Tensor] | None = None,
-        rows: Int[Tensor, "R"] | None = None,
-    ) -> Any:
-        """Return hidden states; arguments and result are those of `models.bert.Bert.forward`.
-
-        `token_type_ids` are ignored. The states of the last layer are those after the final norm.
-        """
-        x = self.embeddings(input_ids, position_ids)
-        return run_layers(self, x, cu_seqlens, max_seqlen, return_layers=return_layers, replace=replace, rows=rows)
 
     def prefill(
         self,
@@ -203,9 +184,8 @@ class Gpt(nn.Module):
 
         Example:
             >>> import torch
-            >>> config = GptConfig(
-            ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-            ... )
+            >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+            >>> config = GptConfig(vocab_size=50, **sizes)
             >>> body = Gpt(config)
             >>> _, question = body.prefill(torch.tensor([1, 2, 3]), torch.tensor([0, 3], dtype=torch.int32))
             >>> answers, ends = torch.tensor([4, 5, 6]), torch.tensor([0, 1, 3], dtype=torch.int32)

@@ -1,13 +1,11 @@
 """Layers shared by the architectures. All of them take flat tokens (N, D)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stemformer.errors import ConfigError
 from stemformer.models.attention.varlen import attend
 
 ACTIVATIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], dict[str, str]]] = {
@@ -19,90 +17,10 @@ ACTIVATIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], dict[str, str]]]
 """Hugging Face's activation names -> module class, or class and arguments."""
 
 
-def check_config(config: Any, *sizes: str) -> None:
-    """Raise ConfigError if no body can be built from a config; fields named in `sizes` must be at least 1."""
-    for name in sizes:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"model.{name} is {getattr(config, name)}; expected at least 1.")
-    if not (0 <= config.initializer_range < float("inf") and 0 < config.layer_norm_eps < float("inf")):
-        raise ConfigError("model.initializer_range and model.layer_norm_eps: expected positive, finite numbers.")
-    if config.hidden_size % config.num_attention_heads:
-        raise ConfigError(
-            f"model.hidden_size {config.hidden_size} is not divisible by {config.num_attention_heads} heads. "
-            "Set model.num_attention_heads to a divisor."
-        )
-    if config.hidden_act not in ACTIVATIONS:
-        raise ConfigError(f"model.hidden_act is {config.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}.")
-    if not 0 <= config.hidden_dropout_prob < 1:
-        raise ConfigError(f"model.hidden_dropout_prob is {config.hidden_dropout_prob}; expected a number in [0, 1).")
-
-
 def make_activation(name: str) -> nn.Module:
     """Make the activation with this Hugging Face name."""
     entry = ACTIVATIONS[name]
     return entry[0](**entry[1]) if isinstance(entry, tuple) else entry()
-
-
-def run_layers(
-    body: Any,
-    x: Float[Tensor, "N D"],
-    cu_seqlens: Int[Tensor, "S1"],
-    max_seqlen: int,
-    *,
-    return_layers: tuple[int, ...] = (),
-    replace: Mapping[int, Tensor] | None = None,
-    rows: Int[Tensor, "R"] | None = None,
-) -> Any:
-    """Run the layers and the final norm of a body on embeddings `x`.
-
-    States are numbered from 0: the embeddings, then the output of each layer, the last one after
-    the final norm.
-
-    Args:
-        body: Module with `layers` and `norm`.
-        x: Embeddings.
-        cu_seqlens: int32 sequence boundaries; the last entry is N.
-        max_seqlen: Maximum sequence length.
-        return_layers: Return `{number: states (N, D)}` for these numbers instead of the last states.
-        replace: States (N, D) to substitute, by number.
-        rows: Return the last states of these tokens only (R, D), in this order. The last layer then
-            computes queries' outputs and feed-forward for them alone, three quarters of its work.
-            Excludes `return_layers` and `replace`.
-
-    Returns:
-        The last states (N, D) unless `return_layers` or `rows` is set.
-
-    Raises:
-        ValueError: A state number does not exist, replaced states have another number of tokens, or
-            `cu_seqlens` does not end at N.
-    """
-    n, last, replace = len(x), len(body.layers), replace or {}
-    if wrong := {*return_layers, *replace} - set(range(last + 1)):
-        raise ValueError(f"Layers {sorted(wrong)} do not exist; expected numbers from 0 to {last}.")
-    if lengths := {number: len(states) for number, states in replace.items() if len(states) != n}:
-        raise ValueError(f"Replaced layers have {lengths} tokens; expected {n}.")
-    if cu_seqlens.device.type == "cpu" and int(cu_seqlens[-1]) != n:
-        raise ValueError(f"cu_seqlens ends at {int(cu_seqlens[-1])}, but there are {n} tokens.")
-    assert rows is None or not (return_layers or replace), "rows exclude return_layers and replace"
-
-    kept: dict[int, Tensor] = {}
-    x = pad_to_bucket(x)  # (N', D)
-    for number in range(last + 1):
-        if number == last and rows is not None:
-            if last:
-                x = body.layers[-1](x, cu_seqlens, max_seqlen, pad_positions(rows))[: len(rows)]
-            else:
-                x = x.index_select(0, rows)
-            return body.norm(x)  # (R, D)
-        if number:
-            x = body.layers[number - 1](x, cu_seqlens, max_seqlen)
-        if number == last:
-            x = body.norm(x)
-        if number in replace:
-            x = pad_to_bucket(replace[number])
-        if number in return_layers:
-            kept[number] = x[:n]
-    return kept if return_layers else x[:n]
 
 
 def pad_to_bucket(x: Float[Tensor, "N D"]) -> Float[Tensor, "N2 D"]:

@@ -53,9 +53,8 @@ def plain_forward(
     Example:
         >>> import torch
         >>> from stemformer.models.gpt import GptConfig
-        >>> config = GptConfig(
-        ...     vocab_size=50, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16
-        ... )
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> config = GptConfig(vocab_size=50, **sizes)
         >>> ids, mask = torch.tensor([[1, 5, 2], [1, 2, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
         >>> output = plain_forward(Gpt(config), ids, mask)
         >>> len(output.hidden_states), output.hidden_states[-1].shape, output.attentions[-1].shape

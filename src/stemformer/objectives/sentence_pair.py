@@ -4,13 +4,12 @@ Source: Devlin et al. 2019, section 3.1 and appendix A.2 (the loss is the sum of
 Lan et al. 2020, section 3.1.
 """
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stemformer.data.examples.batch import Batch, Example
-from stemformer.data.examples.packing import PackedDataset, RawExample
+from stemformer.data.examples.batch import Batch
+from stemformer.data.examples.packing import PackedDataset
 from stemformer.data.examples.sentence_pairs import SentencePairDataset, make_sentence_pairs
 from stemformer.data.shards.reader import Shards
 from stemformer.models.model import Model
@@ -18,7 +17,7 @@ from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 
 
-class SentencePairs:
+class SentencePairs(MaskedLm):
     """Masked LM, and whether text B follows text A (`next`) or which of the two comes first (`order`).
 
     Args:
@@ -31,8 +30,7 @@ class SentencePairs:
 
     def __init__(self, config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> None:
         assert config.sentences != "none"
-        self.masked_lm = MaskedLm(config, special=special, vocab_size=vocab_size)
-        self.config = config
+        super().__init__(config, special=special, vocab_size=vocab_size)
         self.task = config.sentences
         self.loss_name = {"next": "next_sentence", "order": "sentence_order"}[self.task]
 
@@ -42,13 +40,9 @@ class SentencePairs:
             shards, sequence_length=sequence_length, task=self.task, short_seq_prob=self.config.short_seq_prob
         )
 
-    def corrupt(self, raw: RawExample, rng: np.random.Generator) -> Example:
-        """Mask tokens of a pair; see `MaskedLm.corrupt`."""
-        return self.masked_lm.corrupt(raw, rng)
-
     def counts(self, batch: Batch) -> dict[str, int]:
         """Return the numbers of scored tokens and of pairs by loss name."""
-        return {**self.masked_lm.counts(batch), self.loss_name: len(batch.cu_seqlens) - 1}
+        return {**super().counts(batch), self.loss_name: len(batch.cu_seqlens) - 1}
 
     def scored_positions(self, batch: Batch) -> Int[Tensor, "R"]:
         """Return the positions of the scored tokens, then of each `[CLS]`."""
@@ -59,8 +53,8 @@ class SentencePairs:
         assert batch.sequence_labels is not None
         tokens, cls = states[: len(batch.labels)], states[len(batch.labels) :]  # (M, D), (S, D)
         pairs = cross_entropy_sum(model.next_sentence_logits(cls), batch.sequence_labels)
-        return {**self.masked_lm.loss(model, tokens, batch), self.loss_name: pairs}
+        return {**super().loss(model, tokens, batch), self.loss_name: pairs}
 
     def scores(self, model: Model, states: Float[Tensor, "R D"], batch: Batch) -> Float[Tensor, "M V"]:
         """Return the masked-LM logits of the scored tokens."""
-        return self.masked_lm.scores(model, states[: len(batch.labels)], batch)
+        return super().scores(model, states[: len(batch.labels)], batch)

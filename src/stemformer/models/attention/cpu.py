@@ -39,14 +39,11 @@ _QueryChunk = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _PaddedSide:
-    """Queries or keys of a bucket: `B` sequences padded to `T` tokens.
+    """Queries or keys of a bucket: `B` sequences padded to `T` tokens."""
 
-    Attributes:
-        rows: (B, T) token numbers; padding repeats the sequence's first token.
-        is_real: (B, 1, T, 1) False for padding; None without padding.
-    """
-
+    # (B, T) token numbers; padding repeats the sequence's first token.
     rows: Tensor
+    # (B, 1, T, 1) False for padding; None without padding.
     is_real: Tensor | None
     _index: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
@@ -59,18 +56,11 @@ class _PaddedSide:
 
 @dataclass(frozen=True)
 class _LengthBucket:
-    """Sequences of similar length as a block of `B` sequences, `T_q` queries and `T_k` keys.
-
-    Attributes:
-        q: Queries.
-        k: Keys and values.
-        bias: (B or 1, 1, T_q or 1, T_k) 0 or -inf, in the dtype of the scores; None if nothing is masked.
-        flash: Whether to use the flash kernel.
-        chunks: Chunks of the queries.
-    """
+    """Sequences of similar length as a block of `B` sequences, `T_q` queries and `T_k` keys."""
 
     q: _PaddedSide
     k: _PaddedSide
+    # (B or 1, 1, T_q or 1, T_k) 0 or -inf, in the dtype of the scores; None if nothing is masked.
     bias: Tensor | None
     flash: bool
     chunks: tuple[_QueryChunk, ...]
@@ -78,25 +68,13 @@ class _LengthBucket:
 
 @dataclass(frozen=True)
 class _BucketPlan:
-    """Buckets of a batch, and the order that restores flat tokens from them.
-
-    Attributes:
-        buckets: All buckets.
-        q_order: (N * H) index of each head of each query in the concatenated blocks (B, H, T) of all
-            chunks of all buckets.
-        k_order: (M * H) the same for keys, with one block per bucket.
-    """
+    """Buckets of a batch, and the order that restores flat tokens from them."""
 
     buckets: tuple[_LengthBucket, ...]
+    # (N * H) index of each head of each query in the concatenated blocks (B, H, T) of all query chunks.
     q_order: Tensor
+    # (M * H) index of each head of each key in the blocks of all buckets.
     k_order: Tensor
-
-
-def _round_up(lengths: Any, multiple: int = _LENGTH_MULTIPLE) -> Any:
-    return -(-lengths // multiple) * multiple
-
-
-# Plan: which sequences share a bucket.
 
 
 def _plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> _BucketPlan:
@@ -192,7 +170,15 @@ def _make_bucket(
             size = max(_CAUSAL_QUERIES, int(_round_up(num_q / (2 if num_q < 512 else 4))))
             chunks = tuple((i, min(i + size, num_q), min(i + size, num_k), i) for i in range(0, num_q, size))
     bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0).to(dtype) if not flash and hidden.any() else None
-    return _LengthBucket(_make_side(q_rows, q_real), _make_side(k_rows, k_real), bias, flash, chunks)
+    q, k = (
+        _PaddedSide(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real[:, None, :, None]))
+        for rows, real in ((q_rows, q_real), (k_rows, k_real))
+    )
+    return _LengthBucket(q, k, bias, flash, chunks)
+
+
+def _round_up(lengths: Any, multiple: int = _LENGTH_MULTIPLE) -> Any:
+    return -(-lengths // multiple) * multiple
 
 
 def _padded_rows(cu: np.ndarray, chosen: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
@@ -201,10 +187,6 @@ def _padded_rows(cu: np.ndarray, chosen: np.ndarray, multiple: int) -> tuple[np.
     positions = np.arange(_round_up(lengths.max(), multiple))
     real = positions < lengths[:, None]
     return np.where(real, cu[chosen][:, None] + positions, cu[chosen][:, None]), real
-
-
-def _make_side(rows: np.ndarray, real: np.ndarray) -> _PaddedSide:
-    return _PaddedSide(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real[:, None, :, None]))
 
 
 def _flat_order(sides: Sequence[tuple[_PaddedSide, Sequence[tuple[int, int]]]], num_tokens: int, heads: int) -> Tensor:
@@ -218,9 +200,6 @@ def _flat_order(sides: Sequence[tuple[_PaddedSide, Sequence[tuple[int, int]]]], 
             order[rows[:, first:stop][real[:, first:stop]]] = index.swapaxes(1, 2)[real[:, first:stop]]
             offset += index.size
     return torch.from_numpy(order.reshape(-1))
-
-
-# Gather flat tokens into blocks, and back.
 
 
 def _gatherer(x: Tensor) -> Callable[[_PaddedSide], Tensor]:
@@ -253,9 +232,6 @@ def _restore_flat(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tens
     return out
 
 
-# Kernels.
-
-
 def forward_cpu(
     q: Tensor,
     k: Tensor,
@@ -269,10 +245,10 @@ def forward_cpu(
 
     `kept` receives the probabilities of each bucket for the backward pass, up to `_KEPT_SCORES`.
     """
-    budget = 0 if kept is None else _KEPT_SCORES
     if int(cu_q[-1]) > q.shape[0]:
         raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, but there are {q.shape[0]} tokens.")
     gather_q, gather_k, gather_v = _gatherer(q), _gatherer(k), _gatherer(v)
+    budget = 0 if kept is None else _KEPT_SCORES
     outputs, logs = [], []
     plan = _plan_for(q, cu_q, cu_k, causal)
     for bucket in plan.buckets:

@@ -17,6 +17,7 @@ padded kernel. Source: Vaswani et al. 2017, section 3.2.1 (scaled dot-product at
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ def _unused_input(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.empty(1, 1, 1, device=device, dtype=dtype)
 
 
-# Operators for compiled graphs.
+# Operators for compiled graphs
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -144,7 +145,7 @@ _attend = torch.library.custom_op("stemformer::attend", _forward, mutates_args=(
 
 
 @_attend.register_fake
-def _attend_fake(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def _attend_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
@@ -166,17 +167,7 @@ _attend_backward = torch.library.custom_op("stemformer::attend_backward", _backw
 
 
 @_attend_backward.register_fake
-def _attend_backward_fake(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _attend_backward_fake(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -214,9 +205,6 @@ class _AttendOnCpu(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None
         q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors
         return (*backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, ctx.causal, kept), None, None, None, None)
-
-
-# Other devices.
 
 
 def _attend_padded(
