@@ -1,4 +1,4 @@
-"""Folders that are not as they should be, and where a model is looked for. Numbers are held by parity/test_bert_parity.py."""
+"""Invalid model folders, and the search for a model folder. parity/test_bert_parity.py checks the numbers."""
 
 import json
 import warnings
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import CheckpointError
-from stemformer.huggingface.load import find_folder, load_model, load_with_tokenizer
+from stemformer.huggingface.load import find_model_folder, load_model, load_model_and_tokenizer
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
@@ -41,14 +41,14 @@ def change_weights(folder, change):
     save_file(weights, file)
 
 
-def refused(path, said, *, exit_code=2, load=load_model):
-    with pytest.raises(CheckpointError, match=said) as caught:
+def refused(path, message, *, exit_code=2, load=load_model):
+    with pytest.raises(CheckpointError, match=message) as caught:
         load(path)
     assert caught.value.exit_code == exit_code
     assert "\n" not in str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- errors
+# Errors
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "~/nothing", "a/b/c"])
@@ -58,13 +58,13 @@ def test_missing_folder_is_refused(name):
 
 def test_folder_without_config_is_refused(folder):
     (folder / "config.json").unlink()
-    refused(folder, "holds no config.json")
+    refused(folder, "has no config.json")
 
 
 @pytest.mark.parametrize(
     "content", ['{"model_type": "bert"', "", "[1, 2]", "null"], ids=["cut", "empty", "list", "null"]
 )
-def test_config_that_is_no_table_is_damaged(folder, content):
+def test_config_that_is_not_an_object_is_damaged(folder, content):
     (folder / "config.json").write_text(content)
     refused(folder, "config.json", exit_code=3)
 
@@ -76,29 +76,29 @@ def test_config_that_is_not_utf_8_is_damaged(folder):
 
 def test_other_model_type_is_refused(folder):
     change_config(folder, model_type="t5")
-    refused(folder, "model of type 't5': expected one of bert")
+    refused(folder, "model of type 't5', expected one of bert")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        ({"is_decoder": True}, "is_decoder is true"),
+        ({"is_decoder": True}, "is_decoder is True"),
         ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
-        ({"num_attention_heads": 3}, "cannot be shared among 3 heads"),
+        ({"num_attention_heads": 3}, "is not divisible by 3 heads"),
         ({"hidden_size": "eight"}, "hidden_size"),
         ({"vocab_size": None}, "vocab_size"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
     ],
 )
-def test_config_that_cannot_be_built_is_refused(folder, changes, said):
+def test_invalid_config_is_refused(folder, changes, message):
     change_config(folder, **changes)
-    refused(folder, said)
+    refused(folder, message)
 
 
 def test_missing_weights_are_refused(folder):
     (folder / "model.safetensors").unlink()
-    refused(folder, "the weights are missing")
+    refused(folder, "has no weights")
 
 
 @pytest.mark.parametrize("size", [0, 5, 2000])
@@ -117,10 +117,10 @@ def test_truncated_bin_is_damaged(folder):
     refused(folder, "pytorch_model.bin cannot be read", exit_code=3)
 
 
-def test_bin_that_is_no_table_of_weights_is_refused(folder):
+def test_bin_that_is_not_a_state_dict_is_refused(folder):
     (folder / "model.safetensors").unlink()
     torch.save([1, 2], folder / "pytorch_model.bin")
-    refused(folder, "not a table of weights")
+    refused(folder, "not a state_dict of tensors")
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]"])
@@ -144,7 +144,7 @@ def test_weights_of_another_shape_are_refused(folder, name, value):
 
 def test_fewer_layers_than_the_config_says_are_refused(folder):
     change_config(folder, num_hidden_layers=3)
-    refused(folder, r"lacks 12 weights of the body, body\.layers\.2\.")
+    refused(folder, r"lacks 12 weights of the body, the first is body\.layers\.2\.")
 
 
 def test_more_layers_than_the_config_says_are_refused(folder):
@@ -153,12 +153,12 @@ def test_more_layers_than_the_config_says_are_refused(folder):
 
 
 @pytest.mark.parametrize("part", ["query", "key", "value"])
-def test_part_of_a_stacked_parameter_is_damaged(folder, part):
+def test_missing_part_of_a_concatenated_parameter_is_damaged(folder, part):
     change_weights(folder, lambda weights: weights.pop(f"bert.encoder.layer.1.attention.self.{part}.bias"))
     refused(folder, rf"but not bert.*layer\.1\.attention\.self\.{part}\.bias", exit_code=3)
 
 
-def test_parts_of_unequal_shape_in_a_stacked_parameter_are_refused(folder):
+def test_parts_of_unequal_shape_in_a_concatenated_parameter_are_refused(folder):
     def change(weights):
         weights["bert.encoder.layer.1.attention.self.key.weight"] = torch.zeros(8, 7)
 
@@ -169,19 +169,20 @@ def test_parts_of_unequal_shape_in_a_stacked_parameter_are_refused(folder):
 def test_hub_id_without_a_network_is_refused(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what the variable HF_HUB_OFFLINE=1 sets at import
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as set by HF_HUB_OFFLINE=1 at import
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     refused(
-        "nobody/no-such-model", "'nobody/no-such-model' is neither a folder here nor a model .* fetched from the hub"
+        "someone/no-such-model",
+        "'someone/no-such-model' is neither a local folder nor a model .* downloaded from the hub",
     )
 
 
-def test_name_that_is_no_hub_id_is_refused(tmp_path, monkeypatch):
+def test_name_that_is_not_a_hub_id_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused("not a name", "'not a name' is neither a folder here nor a model")
+    refused("not a name", "'not a name' is neither a local folder nor a model")
 
 
-# -------------------------------------------------------------------------------------------------------------------- tokenizer
+# Tokenizer
 
 
 TOKENIZER = train_wordpiece(["to be or not to be"], vocab_size=24, min_frequency=1)
@@ -189,22 +190,24 @@ TOKENIZER = train_wordpiece(["to be or not to be"], vocab_size=24, min_frequency
 
 def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
     save(tmp_path, vocab_size=TOKENIZER.vocab_size - 1, tokenizer=TOKENIZER)
-    refused(tmp_path, f"the tokenizer has {TOKENIZER.vocab_size} ids", load=load_with_tokenizer)
+    refused(tmp_path, f"the tokenizer has {TOKENIZER.vocab_size} ids", load=load_model_and_tokenizer)
 
 
-def test_tokenizer_much_smaller_than_the_model_is_remarked_upon(tmp_path):
+def test_tokenizer_much_smaller_than_the_model_warns(tmp_path):
     save(tmp_path, vocab_size=TOKENIZER.vocab_size + 300, tokenizer=TOKENIZER)
-    with pytest.warns(UserWarning, match=f"has {TOKENIZER.vocab_size} ids, the model 32.: it may be another model's"):
-        load_with_tokenizer(tmp_path)
+    with pytest.warns(
+        UserWarning, match=f"has {TOKENIZER.vocab_size} ids, the model 32.; it may belong to another model"
+    ):
+        load_model_and_tokenizer(tmp_path)
 
 
-def test_tokenizer_smaller_than_the_model_is_taken(tmp_path):
+def test_tokenizer_slightly_smaller_than_the_model_is_accepted(tmp_path):
     save(tmp_path, vocab_size=64, tokenizer=TOKENIZER)
-    model, tokenizer = load_with_tokenizer(tmp_path)
+    model, tokenizer = load_model_and_tokenizer(tmp_path)
     assert (model.config.vocab_size, tokenizer.fingerprint) == (64, TOKENIZER.fingerprint)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ heads
+# Heads
 
 
 def test_heads_are_those_of_the_folder(tmp_path):
@@ -213,19 +216,19 @@ def test_heads_are_those_of_the_folder(tmp_path):
         assert list(load_model(tmp_path / "-".join(["m", *heads])).heads) == heads
 
 
-def test_head_that_is_not_asked_for_is_left_out(folder):
+def test_head_that_is_not_requested_is_not_loaded(folder):
     assert list(load_model(folder, []).heads) == []
 
 
-def test_missing_head_is_drawn_afresh_with_a_warning(folder):
-    with pytest.warns(UserWarning, match=r"heads\.next_sentence\.classifier\.weight.*drawn afresh") as told:
+def test_missing_head_is_initialized_with_a_warning(folder):
+    with pytest.warns(UserWarning, match=r"heads\.next_sentence\.classifier\.weight.*initialized randomly") as caught:
         model = load_model(folder, ["masked_lm", "next_sentence"])
-    assert len(told) == 1
+    assert len(caught) == 1
     pooler = model.heads["next_sentence"].pooler
-    assert pooler.bias.count_nonzero() == 0 and 0.01 < pooler.weight.std().item() < 0.03  # 64 draws at 0.02
+    assert pooler.bias.count_nonzero() == 0 and 0.01 < pooler.weight.std().item() < 0.03  # 64 values at 0.02
 
 
-def test_missing_head_is_the_same_each_time(folder):
+def test_missing_head_is_initialized_deterministically(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
@@ -235,27 +238,27 @@ def test_missing_head_is_the_same_each_time(folder):
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_missing_head_leaves_the_others_as_they_were(tmp_path):
+def test_missing_head_does_not_change_the_others(tmp_path):
     model = save(tmp_path)
-    with pytest.warns(UserWarning, match="drawn afresh"):
+    with pytest.warns(UserWarning, match="initialized randomly"):
         loaded = load_model(tmp_path, ["masked_lm", "next_sentence"])
     for part in ("body", "heads.masked_lm"):
         expected, found = (m.get_submodule(part).state_dict() for m in (model, loaded))
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_weight_missing_from_a_head_keeps_the_rest_of_it(folder):
+def test_missing_weight_of_a_head_keeps_its_other_weights(folder):
     def change(weights):
         del weights["cls.predictions.transform.dense.weight"]
         weights["cls.predictions.bias"] += 5
 
     change_weights(folder, change)
-    with pytest.warns(UserWarning, match=r"masked_lm\.dense\.weight: drawn afresh"):
+    with pytest.warns(UserWarning, match=r"masked_lm\.dense\.weight: initialized randomly"):
         head = load_model(folder).heads["masked_lm"]
     assert head.bias.eq(5).all() and 0.01 < head.dense.weight.std().item() < 0.03
 
 
-def test_output_matrix_that_contradicts_the_config_is_told(folder):
+def test_output_matrix_that_contradicts_the_config_warns(folder):
     def change(weights):
         weights["cls.predictions.decoder.weight"] = torch.ones(40, 8)
 
@@ -269,18 +272,18 @@ def test_loaded_model_is_in_evaluation_mode(folder):
     assert not any(module.training for module in load_model(folder).modules())
 
 
-def test_loading_leaves_the_global_generator_alone(folder):
+def test_loading_does_not_advance_the_global_generator(folder):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     load_model(folder)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ------------------------------------------------------------------------------------------------------------------ where it lies
+# Search
 
 
-def test_model_folder_is_found_as_it_is(folder):
-    assert find_folder(folder) == folder
+def test_model_folder_is_found(folder):
+    assert find_model_folder(folder) == folder
 
 
 def make_run(run, *names):
@@ -289,34 +292,34 @@ def make_run(run, *names):
     return run
 
 
-def test_final_model_of_a_run_comes_first(tmp_path):
+def test_final_model_of_a_run_has_precedence(tmp_path):
     run = make_run(tmp_path, "checkpoints/step-00000900", "final")
-    assert find_folder(run) == run / "final"
+    assert find_model_folder(run) == run / "final"
 
 
-def test_newest_checkpoint_of_a_run_without_a_final_model_is_found(tmp_path):
+def test_latest_checkpoint_of_a_run_without_a_final_model_is_found(tmp_path):
     run = make_run(tmp_path, *(f"checkpoints/step-{step:08}" for step in (900, 1000, 20)))
-    assert find_folder(run) == run / "checkpoints" / "step-00001000"
+    assert find_model_folder(run) == run / "checkpoints" / "step-00001000"
 
 
-@pytest.mark.parametrize("ending", [".tmp", ".old"])  # of `write_folder`, where it was cut off
-def test_checkpoint_that_is_not_whole_is_passed_over(tmp_path, ending):
+@pytest.mark.parametrize("ending", [".tmp", ".old"])  # left by an interrupted `write_folder`
+def test_incomplete_checkpoint_is_ignored(tmp_path, ending):
     run = make_run(tmp_path, "checkpoints/step-00000900", f"checkpoints/step-00001000{ending}")
-    assert find_folder(run) == run / "checkpoints" / "step-00000900"
+    assert find_model_folder(run) == run / "checkpoints" / "step-00000900"
 
 
 def test_run_without_a_model_yet_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    refused(tmp_path, "holds no config.json: expected a Hugging Face model folder or a run folder")
+    refused(tmp_path, "has no config.json, expected a Hugging Face model folder or a run folder")
 
 
-def test_end_of_a_text_is_in_the_vocabulary_of_a_gpt(small_gpt, bpe, tmp_path):
+def test_eos_token_id_of_a_gpt_must_be_in_its_vocabulary(small_gpt, bpe, tmp_path):
     save_model(small_gpt, tmp_path, bpe)
     config = json.loads((tmp_path / "config.json").read_text())
     for end in (None, -1, small_gpt.config.vocab_size):
         (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": end}))
         with pytest.raises(CheckpointError, match=r"config\.json: eos_token_id is "):
-            load_with_tokenizer(tmp_path)
+            load_model_and_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": [5, 9]}))
-    with pytest.warns(UserWarning, match=r"of eos_token_id \[5, 9\], the first one ends texts"):
-        assert load_with_tokenizer(tmp_path)[0].config.eos_token_id == 5
+    with pytest.warns(UserWarning, match=r"eos_token_id is \[5, 9\]; only the first one ends texts"):
+        assert load_model_and_tokenizer(tmp_path)[0].config.eos_token_id == 5

@@ -1,4 +1,4 @@
-"""A model brought to another vocabulary: row by row, and through `stemformer.pretrain`."""
+"""Vocabulary transfer: row by row, and with `stemformer.pretrain`."""
 
 import shutil
 from dataclasses import replace
@@ -13,7 +13,7 @@ from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
-from stemformer.huggingface.vocab_transfer import pieces_of, transfer_vocabulary
+from stemformer.huggingface.vocab_transfer import old_pieces, transfer_vocabulary
 from stemformer.io import read_jsonl
 from stemformer.models.bert import BertConfig
 from stemformer.models.heads import MaskedLmHead
@@ -22,8 +22,14 @@ from stemformer.models.model import make_model
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 OLD = [*SPECIAL, "play", "##ing", "##s", "king", "##dom", "p", "##l", "e", "##e", "u", "n"]
 NEW = ["[MASK]", "king", "kingdom", "plays", "##sing", "北", *SPECIAL[:4], "Play", "é", "##é", "un"]
-SIZES = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=4", "batch.row_length=32"]
-RUN = [*SIZES, "evaluation.rows=64", "evaluation.every=100", "evaluation.blanks=4", "checkpoints.every=100"]
+SIZES = ["model.hidden_size=32", "model.intermediate_size=64", "batch.size=4", "batch.sequence_length=32"]
+RUN = [
+    *SIZES,
+    "evaluation.num_examples=64",
+    "evaluation.every=100",
+    "evaluation.num_cloze_examples=4",
+    "checkpoints.every=100",
+]
 
 
 def tokenizer_of(tokens, folder, *, lowercase=True):
@@ -57,7 +63,7 @@ def small(vocab_size, *, tied=True):
     return model
 
 
-# What became of each token
+# Pieces of each token
 
 EXPECTED = {
     "[MASK]": ["[MASK]"],
@@ -73,56 +79,56 @@ EXPECTED = {
     "Play": ["play"],
     "é": ["e"],
     "##é": ["##e"],
-    "un": [],  # "u" is there, "##n" is not
+    "un": [],  # "u" exists, "##n" does not
 }
 
 
-def test_pieces_are_those_that_the_old_vocabulary_cuts(old):
+def test_pieces_are_those_of_the_old_vocabulary(old):
     assert list(EXPECTED) == NEW
-    assert {token: [old.tokens[i] for i in pieces_of(token, old)] for token in NEW} == EXPECTED
+    assert {token: [old.tokens[i] for i in old_pieces(token, old)] for token in NEW} == EXPECTED
 
 
 def test_pieces_of_a_cased_vocabulary_keep_their_case(tmp_path):
     cased = tokenizer_of([*OLD, "é"], tmp_path / "cased", lowercase=False)
-    assert pieces_of("Play", cased) == []
-    assert pieces_of("é", cased) == [cased.id_of("é")]
-    assert pieces_of("éé", cased) == []
+    assert old_pieces("Play", cased) == []
+    assert old_pieces("é", cased) == [cased.token_to_id("é")]
+    assert old_pieces("éé", cased) == []
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_rows_are_kept_averaged_or_drawn(old, new, tied):
+def test_rows_are_kept_averaged_or_random(old, new, tied):
     model = small(old.vocab_size, tied=tied)
     head = model.heads["masked_lm"]
     before = [model.body.embeddings.word.weight.detach().clone(), head.bias.detach().clone()[:, None]]
     before += [] if tied else [head.decoder.weight.detach().clone()]
-    told = transfer_vocabulary(model, old, new, generator=torch.Generator().manual_seed(0))
+    stats = transfer_vocabulary(model, old, new, generator=torch.Generator().manual_seed(0))
     after = [model.body.embeddings.word.weight, head.bias[:, None], *([] if tied else [head.decoder.weight])]
-    for was, now in zip(before, after, strict=True):
-        assert now.shape == (len(NEW), was.shape[1])
+    for old_rows, new_rows in zip(before, after, strict=True):
+        assert new_rows.shape == (len(NEW), old_rows.shape[1])
         for row, token in enumerate(NEW):
-            pieces = [old.id_of(piece) for piece in EXPECTED[token]]
+            pieces = [old.token_to_id(piece) for piece in EXPECTED[token]]
             if pieces:
-                assert torch.equal(now[row], was[pieces].mean(0)), token
+                assert torch.equal(new_rows[row], old_rows[pieces].mean(0)), token
     for row in (NEW.index("北"), NEW.index("un")):
         assert head.bias[row] == before[1].mean()
         assert 0 < model.body.embeddings.word.weight[row].abs().max() < 6 * model.config.initializer_range
-    assert (told.kept, told.from_pieces, told.drawn, told.dropped) == (6, 6, 2, len(OLD) - 6)
+    assert (stats.num_kept, stats.num_from_pieces, stats.num_random, stats.num_dropped) == (6, 6, 2, len(OLD) - 6)
 
 
-def test_adapted_model_knows_its_vocabulary_and_computes(old, new, tmp_path):
+def test_transferred_model_has_the_new_vocabulary_and_computes(old, new, tmp_path):
     model = small(old.vocab_size)
     transfer_vocabulary(model, old, new, generator=torch.Generator().manual_seed(0))
     assert model.config.vocab_size == model.body.config.vocab_size == len(NEW)
     assert model.config.pad_token_id == NEW.index("[PAD]")
     ids = torch.arange(len(NEW))
     states = model.body(ids, ids, torch.zeros_like(ids), torch.tensor([0, len(NEW)], dtype=torch.int32), len(NEW))
-    assert model.masked_lm_logits(states).shape == (len(NEW), len(NEW))
+    assert model.lm_logits(states).shape == (len(NEW), len(NEW))
     save_model(model, tmp_path / "saved", new)
     again = load_model(tmp_path / "saved").state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_drawn_rows_depend_on_the_generator_alone(old, new):
+def test_random_rows_are_a_function_of_the_generator(old, new):
     models = [small(old.vocab_size) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
         torch.manual_seed(seed + 5)
@@ -135,8 +141,8 @@ def test_drawn_rows_depend_on_the_generator_alone(old, new):
 def test_same_vocabulary_changes_nothing(old):
     model = small(old.vocab_size)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    told = transfer_vocabulary(model, old, old, generator=torch.Generator().manual_seed(0))
-    assert (told.kept, told.from_pieces, told.drawn, told.dropped) == (len(OLD), 0, 0, 0)
+    stats = transfer_vocabulary(model, old, old, generator=torch.Generator().manual_seed(0))
+    assert (stats.num_kept, stats.num_from_pieces, stats.num_random, stats.num_dropped) == (len(OLD), 0, 0, 0)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -145,17 +151,17 @@ def test_same_vocabulary_changes_nothing(old):
 
 @pytest.fixture(scope="module")
 def trained(tiny, no_timing, tmp_path_factory):
-    """A run on the tiny text that has learned something."""
+    """Run on the tiny text, long enough to learn something."""
     out = tmp_path_factory.mktemp("trained") / "run"
     pretrain(
-        tiny / "data", out, steps=60, recipe="bert_tiny", settings=["batch.rows=8", "optimizer.learning_rate=5e-3"]
+        tiny / "data", out, steps=60, recipe="bert_tiny", settings=["batch.size=8", "optimizer.learning_rate=5e-3"]
     )
     return out
 
 
 @pytest.fixture(scope="module")
 def extended(tiny, tmp_path_factory):
-    """The tiny text, prepared with a vocabulary of ten more words, which do not occur in it; every id is another."""
+    """The tiny text, prepared with a vocabulary of ten more, unused words, which shift every id."""
     root = tmp_path_factory.mktemp("extended")
     old = load_tokenizer(tiny / "tok")
     words = ["kingdom", "rivers", "teachers", "gardens", "oldest", "wiser", "greener", "under-", "北", "quietly"]
@@ -186,28 +192,30 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_model_with_a_larger_vocabulary_begins_where_the_old_one_ended(trained, extended, tmp_path):
+def test_model_with_a_larger_vocabulary_starts_where_the_old_one_ended(trained, extended, tmp_path):
     pretrain(extended, tmp_path / "run", recipe="bert_tiny", init=trained, steps=1)
     fresh, *_, ended = evaluations(trained)
-    begun = evaluations(tmp_path / "run")[0]
-    assert begun["step"] == 0
+    start = evaluations(tmp_path / "run")[0]
+    assert start["step"] == 0
     assert ended["held_out_masked_lm_loss"] < fresh["held_out_masked_lm_loss"] - 1
-    # ten more words share in the softmax, and other words stand in for hidden ones
-    assert begun["held_out_masked_lm_loss"] == pytest.approx(ended["held_out_masked_lm_loss"], abs=0.2)
+    # The softmax has ten more words, and masked words are replaced by others.
+    assert start["held_out_masked_lm_loss"] == pytest.approx(ended["held_out_masked_lm_loss"], abs=0.2)
 
 
-def test_interrupted_run_from_a_model_ends_as_the_whole_one_without_that_model(trained, extended, tmp_path):
+def test_resumed_run_does_not_need_the_initial_model_and_ends_like_an_uninterrupted_one(trained, extended, tmp_path):
     init = shutil.copytree(trained / "final", tmp_path / "model")
     options = {"recipe": "bert_tiny", "init": init, "steps": 4, "settings": ["frozen_layers=1"]}
-    pretrain(extended, tmp_path / "whole", **options)
+    pretrain(extended, tmp_path / "uninterrupted", **options)
     with pytest.raises(KeyboardInterrupt):
         pretrain(extended, tmp_path / "parts", progress=StopAt(2), **options)
     shutil.rmtree(init)
     pretrain(extended, tmp_path / "parts", resume=True)
     for name in ("model.safetensors", "optimizer.safetensors"):
-        whole, parts = (load_file(tmp_path / run / "checkpoints/step-00000004" / name) for run in ("whole", "parts"))
-        assert whole.keys() == parts.keys()
-        assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []
+        full, parts = (
+            load_file(tmp_path / run / "checkpoints/step-00000004" / name) for run in ("uninterrupted", "parts")
+        )
+        assert full.keys() == parts.keys()
+        assert [key for key in full if not torch.equal(full[key], parts[key])] == []
 
 
 @pytest.mark.parametrize(
@@ -218,11 +226,11 @@ def test_interrupted_run_from_a_model_ends_as_the_whole_one_without_that_model(t
         (["frozen_layers=2", "frozen_embeddings=true"], ["bert.encoder.layer.", "bert.embeddings."]),
     ],
 )
-def test_frozen_parts_stay_bit_for_bit_and_all_others_move(trained, tiny, tmp_path, settings, frozen):
+def test_frozen_parts_are_bit_equal_and_all_others_change(trained, tiny, tmp_path, settings, frozen):
     pretrain(tiny / "data", tmp_path / "run", recipe="bert_tiny", init=trained, steps=2, settings=settings)
     before, after = weights(trained / "final"), weights(tmp_path / "run/final")
-    still = {name for name in before if torch.equal(before[name], after[name])}
-    assert still == {name for name in before if name.startswith(tuple(frozen))}
+    unchanged = {name for name in before if torch.equal(before[name], after[name])}
+    assert unchanged == {name for name in before if name.startswith(tuple(frozen))}
 
 
 @pytest.mark.parametrize("setting", ["frozen_layers=1", "frozen_embeddings=true"])
@@ -238,13 +246,13 @@ def test_freezing_more_layers_than_the_model_has_is_refused(trained, tiny, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_layers_of_the_given_model_count_not_those_of_the_recipe(tiny, tmp_path):
+def test_frozen_layers_are_checked_against_the_initial_model(tiny, tmp_path):
     tokenizer = load_tokenizer(tiny / "tok")
     deep = replace(small(tokenizer.vocab_size).config, num_hidden_layers=3)
     save_model(
         make_model(deep, ["masked_lm"], generator=torch.Generator().manual_seed(0)), tmp_path / "deep", tokenizer
     )
-    small_rows = ["batch.rows=4", "batch.row_length=32", "evaluation.rows=4"]
+    small_rows = ["batch.size=4", "batch.sequence_length=32", "evaluation.num_examples=4"]
     stemformer.pretrain(
         "bert_tiny",
         data=str(tiny / "data"),
@@ -260,5 +268,5 @@ def test_layers_of_the_given_model_count_not_those_of_the_recipe(tiny, tmp_path)
 def test_model_whose_tokenizer_has_more_ids_is_refused(tiny, tmp_path):
     tokenizer = load_tokenizer(tiny / "tok")
     save_model(small(tokenizer.vocab_size - 1), tmp_path / "model", tokenizer)
-    with pytest.raises(CheckpointError, match="use the tokenizer that the model was trained with"):
+    with pytest.raises(CheckpointError, match="Use the tokenizer that the model was trained with"):
         pretrain(tiny / "data", tmp_path / "run", recipe="bert_tiny", init=tmp_path / "model", steps=1)

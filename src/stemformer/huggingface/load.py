@@ -1,14 +1,13 @@
-"""Models in and out, as Hugging Face folders.
+"""Load models from Hugging Face folders, local or on the hub.
 
-Whatever is saved here opens with `transformers`, and whatever is published as a BERT opens here, with the same numbers. Nothing is
-unpickled: `.safetensors` is preferred, and a `.bin` file is read with `torch.load(weights_only=True)` or refused.
+Models saved here open with `transformers`, and models published as BERT or GPT-2 open here, with the same numbers.
+Nothing is unpickled: `.safetensors` is preferred, and a `.bin` file is read with `torch.load(weights_only=True)`.
 """
 
 import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,37 @@ from torch import Tensor
 from stemformer.config import nearest
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
-from stemformer.models.gpt import GptConfig
-from stemformer.models.heads import CausalLmHead, MaskedLmHead, initialize_weights
-from stemformer.models.hf_names import GPT_CONFIG, from_hugging_face
-from stemformer.models.model import ARCHITECTURES, BodyConfig, Model, architecture_of, make_model
+from stemformer.models.heads import initialize_weights
+from stemformer.models.hf_names import from_hugging_face
+from stemformer.models.model import ARCHITECTURES, Architecture, BodyConfig, Model, make_model
 
+# Alias of `cls.predictions.bias` that transformers reads if the output matrix is not tied.
 DECODER_BIAS = "cls.predictions.decoder.bias"
-"""A second name of `cls.predictions.bias`, which an untied folder needs: there transformers reads this one."""
+# Entry of config.json for what transformers has no key for.
+TASK_KEY = "stemformer_task"
 
-
-_HEAD_OF = {
+# transformers class -> name of its only head.
+_HEAD_BY_CLASS = {
     name: head
-    for kind in ARCHITECTURES.values()
-    for heads, name in kind.classes.items()
+    for architecture in ARCHITECTURES.values()
+    for heads, name in architecture.hf_classes.items()
     if len(heads) == 1
     for head in heads
 }
+# Weights that show which pre-training heads a folder has.
+_HEAD_WEIGHTS = {"masked_lm": "cls.predictions.bias", "next_sentence": "cls.seq_relationship.weight"}
+# Weights of task heads, one row per label.
+_TASK_HEAD_WEIGHTS = ("classifier.weight", "qa_outputs.weight", "score.weight")
+# Models may have this many embeddings without a token, to round up the vocabulary size.
+_MAX_PADDING_IDS = 256
 
 
-_MOST_SPARE_IDS = 256
-"""Rows without a token that models have to make their number round."""
-
-
-TASK_KEY = "stemformer_task"
-
-
-def find_folder(path: str | os.PathLike[str]) -> Path:
-    """Returns the folder of a model: a local one, the newest of a run folder, or one fetched from the hub.
+def find_model_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a model.
 
     Args:
-        path: A folder with `config.json`, a run folder, or a hub id such as `google/bert_uncased_L-4_H-256_A-4`.
+        path: Folder with `config.json`, run folder (final model or latest checkpoint), or hub id such as
+            `google/bert_uncased_L-4_H-256_A-4`, which is downloaded.
 
     Raises:
         CheckpointError: There is no such folder, and no such model on the hub.
@@ -57,18 +57,18 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     for candidate in (folder, folder / "final"):
         if (candidate / "config.json").is_file():
             return candidate
-    steps = sorted(folder.glob("checkpoints/step-????????/config.json"))
-    if steps:
-        return steps[-1].parent
+    checkpoints = sorted(folder.glob("checkpoints/step-????????/config.json"))
+    if checkpoints:
+        return checkpoints[-1].parent
     if folder.exists():
-        raise CheckpointError(f"{folder} holds no config.json: expected a Hugging Face model folder or a run folder")
+        raise CheckpointError(f"{folder} has no config.json, expected a Hugging Face model folder or a run folder.")
     looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
     if looks_local:
-        raise CheckpointError(f"{folder} does not exist: expected a model folder, a run folder or a hub id")
-    return _from_hub(str(path))
+        raise CheckpointError(f"{folder} does not exist, expected a model folder, a run folder or a hub id.")
+    return _download(str(path))
 
 
-def _from_hub(name: str) -> Path:
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -80,10 +80,10 @@ def _from_hub(name: str) -> Path:
         return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason, path = str(error).strip().splitlines()[0], Path(name)
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(
-            f"{name!r} is neither a folder here{nearest(path.name, beside)} nor a model that could be fetched from the hub ({reason}): "
-            "check the spelling or give a folder"
+            f"{name!r} is neither a local folder{nearest(path.name, siblings)} nor a model that could be downloaded "
+            f"from the hub ({reason}). Check the spelling, or pass a folder."
         ) from error
 
 
@@ -94,64 +94,73 @@ def load_model(
     num_labels: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Model:
-    """Returns the model of a folder, in evaluation mode and float32.
+    """Load a model in evaluation mode and float32.
 
     Args:
-        path: As for `find_folder`.
-        heads: Names of the heads wanted. One that the folder lacks is drawn afresh, and a warning says so. None takes what is there.
-        num_labels: What a head for labelled data tells apart; the folder's own number by default.
-        generator: Source of what is drawn afresh. Given, nothing is said about it, and a part of a head that is of another size in the
-            folder is drawn too.
+        path: As for `find_model_folder`.
+        heads: Names of the heads to load; None means those of the folder. Missing heads are initialized randomly, with
+            a warning.
+        num_labels: Number of labels of a task head; None means that of the folder.
+        generator: Source of random weights. If it is not None, there is no warning, and weights of a head that have
+            another shape in the folder are also initialized.
 
     Raises:
-        CheckpointError: Not a BERT, weights that are missing, damaged or of another size, or only a pickle that is not plain weights.
+        CheckpointError: The model is not supported; weights are missing, damaged, of another shape, or in a pickle that
+            holds other objects than tensors.
 
     Example:
         >>> load_model("google/bert_uncased_L-2_H-128_A-2", ["masked_lm"])  # doctest: +SKIP
     """
-    folder = find_folder(path)
+    folder = find_model_folder(path)
     config, raw = _read_config(folder)
     state = _read_weights(folder)
-    kind = ARCHITECTURES[architecture_of(config)]
-    _, _, extra = from_hugging_face(state, [], kind.names)
+    architecture = ARCHITECTURES[config.model_type]
+    names = architecture.parameter_names
+
+    # Heads and number of labels.
     if heads is None:
-        heads = _heads_there(raw, extra)
-    if strange := [head for head in heads if head not in (*kind.heads, *kind.task_heads)]:
+        heads = _find_heads(architecture, raw, from_hugging_face(state, [], names)[2])
+    if unknown := [head for head in heads if head not in (*architecture.heads, *architecture.task_heads)]:
         raise CheckpointError(
-            f"{folder} is a {architecture_of(config)}, which has no head {', '.join(strange)}: give another model"
+            f"{folder} is a {config.model_type}, which has no head {', '.join(unknown)}. Use another model."
         )
     if num_labels is None:
-        num_labels = next((len(state[name]) for name in _LABELLED if name in state), None)
-    if num_labels is None and generator is None and set(heads) & kind.task_heads.keys():
-        raise CheckpointError(f"{folder} has no head for labelled data: give a model made by `stemformer finetune`")
+        num_labels = next((len(state[name]) for name in _TASK_HEAD_WEIGHTS if name in state), None)
+    if num_labels is None and generator is None and set(heads) & architecture.task_heads.keys():
+        raise CheckpointError(f"{folder} has no task head. Use a model trained by `stemformer finetune`.")
     model = make_model(config, heads, num_labels=num_labels)
-    _untie_if_needed(model, state, raw)
-    if not raw.get("tie_word_embeddings", True) and DECODER_BIAS in state:  # then this one counts, in transformers too
+    _untie_lm_head(model, architecture, state, raw)
+    if not raw.get("tie_word_embeddings", True) and DECODER_BIAS in state:
         state["cls.predictions.bias"] = state[DECODER_BIAS]
-    wanted = model.state_dict()
-    found, missing, unused = from_hugging_face(state, wanted, kind.names)
+
+    # Weights by our names, checked.
+    expected = model.state_dict()
+    found, missing, unused = from_hugging_face(state, expected, names)
     if generator is not None:
-        resized = [name for name in found if name.startswith("heads.") and found[name].shape != wanted[name].shape]
+        resized = [name for name in found if name.startswith("heads.") and found[name].shape != expected[name].shape]
         missing += resized
         found = {name: tensor for name, tensor in found.items() if name not in resized}
-    if extra_layers := [name for name in unused if name.startswith(kind.names.layer)]:
+    mismatch = "The weights and the config belong to different models."
+    if extra_layers := [name for name in unused if name.startswith(names.layer)]:
         raise CheckpointError(
-            f"{folder} holds {extra_layers[0]}, config.json says {config.num_hidden_layers} layers: "
-            "the weights and the config are not of the same model"
+            f"{folder} holds {extra_layers[0]}, config.json says {config.num_hidden_layers} layers. {mismatch}"
         )
     for name, tensor in found.items():
-        if tensor.shape != wanted[name].shape:
+        if tensor.shape != expected[name].shape:
             raise CheckpointError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, config.json says {tuple(wanted[name].shape)}: "
-                "the weights and the config are not of the same model"
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, config.json says {tuple(expected[name].shape)}. "
+                f"{mismatch}"
             )
-    if lacking := [name for name in missing if name.startswith("body.")]:
+    if missing_body := [name for name in missing if name.startswith("body.")]:
         raise CheckpointError(
-            f"{folder} lacks {len(lacking)} weights of the body, {lacking[0]} first: not a whole model"
+            f"{folder} lacks {len(missing_body)} weights of the body, the first is {missing_body[0]}. The model is "
+            "incomplete."
         )
+
+    # Random initialization of missing heads.
     if missing:
         if generator is None:
-            warnings.warn(f"{folder} has no {', '.join(missing)}: drawn afresh", stacklevel=2)
+            warnings.warn(f"{folder} has no {', '.join(missing)}: initialized randomly.", stacklevel=2)
         generator = generator or torch.Generator().manual_seed(0)
         for head in sorted({name.split(".")[1] for name in missing}):
             initialize_weights(model.heads[head], std=config.initializer_range, generator=generator)
@@ -159,128 +168,128 @@ def load_model(
     return model.eval()
 
 
-_LABELLED = ("classifier.weight", "qa_outputs.weight", "score.weight")
-"""What a head for labelled data is known by: its rows are its labels."""
-
-
-def _heads_there(raw: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Returns which heads a folder holds, by the names of its weights and the class in its `config.json`."""
-    classes = raw.get("architectures") or [""]
-    is_labelled = any(name in names for name in _LABELLED)
-    if raw.get("model_type") == "gpt2" and not is_labelled:  # whose head has no weights of its own
-        return [] if classes[0] == "GPT2Model" else ["causal_lm"]
-    there = {"masked_lm": "cls.predictions.bias", "next_sentence": "cls.seq_relationship.weight"}
-    heads = [head for head, name in there.items() if name in names]
-    if is_labelled:
-        heads += [head for name in classes if (head := _HEAD_OF.get(name)) and head not in heads]
-    return heads
-
-
-def read_task(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns what a folder says about the labelled data that its model was trained for; {} where it says nothing.
-
-    Args:
-        path: As for `find_folder`.
-
-    Returns:
-        `head`, `labels` in their order, `problem_type`, and what `save_model` was given as `task`.
-    """
-    raw = _read_config(find_folder(path))[1]
-    head = next((_HEAD_OF[name] for name in raw.get("architectures") or () if name in _HEAD_OF), None)
-    if head not in ARCHITECTURES["bert"].task_heads:
-        return {}
-    unsaid = {"0": "LABEL_0", "1": "LABEL_1"} if head in ("sequence", "token") else {}  # transformers leaves these out
-    names = raw.get("id2label") or unsaid
-    labels = [] if raw.get("problem_type") == "regression" else [names[number] for number in sorted(names, key=int)]
-    return {"head": head, "labels": labels, "problem_type": raw.get("problem_type"), **raw.get(TASK_KEY, {})}
-
-
-def attention_dropout(path: str | os.PathLike[str]) -> float:
-    """Returns the dropout rate of attention probabilities that a folder's `config.json` asks for; ours has none."""
-    raw = _read_config(find_folder(path))[1]
-    return float(raw.get("attention_probs_dropout_prob", raw.get("attn_pdrop", 0.0)))
-
-
-def load_with_tokenizer(
-    path: str | os.PathLike[str], heads: Sequence[str] | None = None, **of_heads: Any
+def load_model_and_tokenizer(
+    path: str | os.PathLike[str],
+    heads: Sequence[str] | None = None,
+    *,
+    num_labels: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[Model, Tokenizer]:
-    """Returns a folder's model and tokenizer, after checking that they belong together.
-
-    Args:
-        path: As for `load_model`, like the others.
-        heads: Names of the heads wanted.
-        of_heads: `num_labels` and `generator`.
+    """Load a model with its tokenizer; the arguments are those of `load_model`.
 
     Raises:
-        CheckpointError: The tokenizer has more ids than the model has rows, or one of them lacks the token that begins a text.
+        CheckpointError: The tokenizer has more ids than the model, or a causal model lacks an end-of-text token.
     """
-    folder = find_folder(path)
-    model, tokenizer = load_model(folder, heads, **of_heads), load_tokenizer(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    folder = find_model_folder(path)
+    model, tokenizer = load_model(folder, heads, num_labels=num_labels, generator=generator), load_tokenizer(folder)
+    num_ids, num_tokens = model.config.vocab_size, tokenizer.vocab_size
+    if num_tokens > num_ids:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, config.json says {model.config.vocab_size:,}: "
-            "use the tokenizer that the model was trained with"
+            f"{folder}: the tokenizer has {num_tokens:,} ids, config.json says {num_ids:,}. Use the tokenizer that the "
+            "model was trained with."
         )
-    if model.config.vocab_size - tokenizer.vocab_size > _MOST_SPARE_IDS:
+    if num_ids - num_tokens > _MAX_PADDING_IDS:
         warnings.warn(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, the model {model.config.vocab_size:,}: it may be another model's",
+            f"{folder}: the tokenizer has {num_tokens:,} ids, the model {num_ids:,}; it may belong to another model.",
             stacklevel=2,
         )
-    if isinstance(model.config, GptConfig):
-        tokenizer.bos_token_id = model.config.eos_token_id
-        is_of_task = bool(model.heads.keys() & ARCHITECTURES["gpt2"].task_heads.keys())
-        num_ids = tokenizer.vocab_size if is_of_task else model.config.vocab_size
-        if not 0 <= tokenizer.bos_token_id < num_ids:
+    architecture = ARCHITECTURES[model.config.model_type]
+    if architecture.is_causal:
+        eos_token_id = model.config.eos_token_id
+        assert eos_token_id is not None, "a causal model has an end-of-text token"
+        max_id = num_tokens if model.heads.keys() & architecture.task_heads.keys() else num_ids
+        if not 0 <= eos_token_id < max_id:
             raise CheckpointError(
-                f"{folder}/config.json: eos_token_id is {tokenizer.bos_token_id:,} (GPT-2's, if it is not said), there are {num_ids:,} ids: "
-                "set it to that of the token that ends a document, and stands before a text"
+                f"{folder}/config.json: eos_token_id is {eos_token_id:,} (GPT-2's by default), but there are "
+                f"{max_id:,} ids. Set it to the token that ends a document and precedes a text."
             )
-        if read_task(folder) and TASK_KEY not in _read_config(folder)[1]:
+        tokenizer.bos_token_id = eos_token_id
+        if read_task_info(folder) and TASK_KEY not in _read_config(folder)[1]:
             warnings.warn(
-                f"{folder} was fine-tuned elsewhere, perhaps on texts with nothing before them: "
-                f"here {tokenizer.tokens[tokenizer.bos_token_id]} stands before each",
+                f"{folder} was fine-tuned elsewhere, possibly on texts with no token before them; here each text is "
+                f"preceded by {tokenizer.tokens[eos_token_id]}.",
                 stacklevel=2,
             )
     return model, tokenizer
 
 
+def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return `head`, `labels` (in order), `problem_type` and the other task entries of `save_model`; {} without a task.
+
+    Args:
+        path: As for `find_model_folder`.
+    """
+    config, raw = _read_config(find_model_folder(path))
+    head = next((_HEAD_BY_CLASS[name] for name in raw.get("architectures") or () if name in _HEAD_BY_CLASS), None)
+    if head not in ARCHITECTURES[config.model_type].task_heads:
+        return {}
+    # transformers omits its default labels.
+    default = {"0": "LABEL_0", "1": "LABEL_1"} if head in ("sequence", "token") else {}
+    names = raw.get("id2label") or default
+    labels = [] if raw.get("problem_type") == "regression" else [names[number] for number in sorted(names, key=int)]
+    return {"head": head, "labels": labels, "problem_type": raw.get("problem_type"), **raw.get(TASK_KEY, {})}
+
+
+def read_attention_dropout(path: str | os.PathLike[str]) -> float:
+    """Return the dropout of attention probabilities in a folder's `config.json`, which is not applied here."""
+    raw = _read_config(find_model_folder(path))[1]
+    return float(raw.get("attention_probs_dropout_prob", raw.get("attn_pdrop", 0.0)))
+
+
+def _find_heads(architecture: Architecture, raw: Mapping[str, Any], weights: Sequence[str]) -> list[str]:
+    """Return the heads of a folder, by the names of its weights and the class in its `config.json`."""
+    classes = raw.get("architectures") or [""]
+    has_task_head = any(name in weights for name in _TASK_HEAD_WEIGHTS)
+    if architecture.is_causal and not has_task_head:
+        # A tied LM head has no weights of its own.
+        return [] if classes[0] == architecture.hf_classes[frozenset()] else [architecture.lm_head]
+    heads = [head for head, name in _HEAD_WEIGHTS.items() if name in weights]
+    if has_task_head:
+        heads += [head for name in classes if (head := _HEAD_BY_CLASS.get(name)) and head not in heads]
+    return heads
+
+
+def _untie_lm_head(
+    model: Model, architecture: Architecture, state: Mapping[str, Tensor], raw: Mapping[str, Any]
+) -> None:
+    """Give the LM head its own output matrix if `config.json` says so, as `transformers` does."""
+    head = architecture.lm_head
+    if head not in model.heads:
+        return
+    if not raw.get("tie_word_embeddings", True):
+        model.heads[head] = architecture.heads[head](model.config, tied=False)
+        return
+    table = architecture.parameter_names.table
+    decoder, word = (
+        state.get(table[name][0]) for name in (f"heads.{head}.decoder.weight", "body.embeddings.word.weight")
+    )
+    if decoder is not None and word is not None and not torch.equal(decoder, word):
+        warnings.warn(
+            "The folder has an output matrix that differs from the word embeddings, but its config.json says that they "
+            "are tied: the word embeddings are used (set tie_word_embeddings to false to use the matrix).",
+            stacklevel=3,
+        )
+
+
 def _read_config(folder: Path) -> tuple[BodyConfig, Mapping[str, Any]]:
+    source = f"{folder}/config.json"
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{folder}/config.json cannot be read ({error})", damaged=True) from error
+        raise CheckpointError(f"{source} cannot be read ({error}).", damaged=True) from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{folder}/config.json holds a {type(raw).__name__}: expected an object", damaged=True)
-    kind = raw.get("model_type", "bert")
-    if kind not in ARCHITECTURES:
-        raise CheckpointError(f"{folder} holds a model of type {kind!r}: expected one of {', '.join(ARCHITECTURES)}")
-    if raw.get("position_embedding_type", "absolute") != "absolute":
+        raise CheckpointError(f"{source} holds a {type(raw).__name__}, expected an object.", damaged=True)
+    model_type = raw.get("model_type", "bert")
+    if model_type not in ARCHITECTURES:
         raise CheckpointError(
-            f"{folder}: position_embedding_type is {raw['position_embedding_type']!r}: only 'absolute' can be computed here"
+            f"{folder} holds a model of type {model_type!r}, expected one of {', '.join(ARCHITECTURES)}."
         )
-    if raw.get("is_decoder", False):
-        raise CheckpointError(f"{folder}: is_decoder is true: expected a BERT that sees both sides")
-    of_kind = ARCHITECTURES[kind].config
-    given = _read_gpt(raw, folder) if kind == "gpt2" else raw
-    known = {f.name for f in fields(of_kind)}
+    architecture = ARCHITECTURES[model_type]
+    values = architecture.read_config(raw, source)
     try:
-        return msgspec.convert({name: value for name, value in given.items() if name in known}, of_kind), raw
+        return msgspec.convert(values, architecture.config), raw
     except (StemformerError, msgspec.ValidationError) as error:
-        raise CheckpointError(f"{folder}/config.json: {error}") from error
-
-
-def _read_gpt(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Returns the values of a GPT-2's `config.json` under our names."""
-    usual = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-    for key, value in usual.items():
-        if raw.get(key, value) != value:
-            raise CheckpointError(f"{folder}: {key} is {raw[key]}: only {value} can be computed here")
-    given = {ours: raw[theirs] for ours, theirs in GPT_CONFIG.items() if raw.get(theirs) is not None}
-    if isinstance(ends := given.get("eos_token_id"), list) and ends:
-        given["eos_token_id"] = ends[0]
-        if len(ends) > 1:
-            warnings.warn(f"{folder}/config.json: of eos_token_id {ends}, the first one ends texts here", stacklevel=3)
-    return {"intermediate_size": 4 * given.get("hidden_size", GptConfig.hidden_size), **given}
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -293,22 +302,20 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index} cannot be read ({error!r})", damaged=True) from error
-        if lacking := [name for name in names if not (folder / name).is_file()]:
-            raise CheckpointError(f"{folder} lacks {', '.join(lacking)}, which {index.name} names", damaged=True)
+            raise CheckpointError(f"{index} cannot be read ({error!r}).", damaged=True) from error
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, listed in {index.name}.", damaged=True)
     if all((folder / name).is_file() for name in names):
         try:
             state = {key: tensor for name in names for key, tensor in load_file(folder / name).items()}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{folder}/{names[0]} cannot be read ({error}): copy it again, or give another checkpoint", damaged=True
+                f"{folder}/{names[0]} cannot be read ({error}). Copy it again, or use another checkpoint.", damaged=True
             ) from error
     elif (folder / "pytorch_model.bin").is_file():
         state = _read_bin(folder / "pytorch_model.bin")
     else:
-        raise CheckpointError(
-            f"{folder} holds neither model.safetensors nor pytorch_model.bin: the weights are missing"
-        )
+        raise CheckpointError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin exists.")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
@@ -319,33 +326,10 @@ def _read_bin(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file} holds more than plain weights and was not opened: convert it to safetensors"
+            f"{file} holds more than plain weights and was not opened. Convert it to safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error})", damaged=True) from error
+        raise CheckpointError(f"{file} cannot be read ({error}).", damaged=True) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{file} is not a table of weights: expected a saved state_dict")
+        raise CheckpointError(f"{file} is not a state_dict of tensors.")
     return state
-
-
-def _untie_if_needed(model: Model, state: Mapping[str, Tensor], raw: Mapping[str, Any]) -> None:
-    """Gives the head an output matrix of its own where `config.json` says so, as `transformers` does."""
-    if "masked_lm" not in model.heads and "causal_lm" not in model.heads:
-        return
-    is_causal = "causal_lm" in model.heads
-    if not raw.get("tie_word_embeddings", True):
-        if isinstance(model.config, GptConfig):
-            model.heads["causal_lm"] = CausalLmHead(model.config, tied=False)
-        else:
-            model.heads["masked_lm"] = MaskedLmHead(model.config, tied=False)
-        return
-    names = (
-        ("lm_head", "transformer.wte") if is_causal else ("cls.predictions.decoder", "bert.embeddings.word_embeddings")
-    )
-    decoder, word = (state.get(f"{name}.weight") for name in names)
-    if decoder is not None and word is not None and not torch.equal(decoder, word):
-        warnings.warn(
-            "the folder holds an output matrix that differs from the word embeddings, but its config.json says that they are tied: "
-            "the word embeddings are used (set tie_word_embeddings to false to use the matrix)",
-            stacklevel=3,
-        )

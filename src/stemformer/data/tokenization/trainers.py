@@ -69,12 +69,11 @@ def train_wordpiece(
         >>> train_wordpiece(["to be or not to be"], vocab_size=24).tokens[:7]
         ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'o', 't']
     """
-    options = {"lowercase": lowercase, "strip_accents": strip_accents}
-    normalizer = normalizers.BertNormalizer(**options)
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     words = _count_words(texts, normalizer, seed=seed, max_characters=max_characters, on_text=on_text)
     alphabet = _choose_alphabet(words, vocab_size)
     vocab = _train_merges(words, alphabet, vocab_size=vocab_size, min_frequency=min_frequency)
-    return Tokenizer(bert_backend(vocab, options))
+    return Tokenizer(bert_backend(vocab, {"lowercase": lowercase, "strip_accents": strip_accents}))
 
 
 def extend_wordpiece(
