@@ -83,7 +83,9 @@ def test_one_column_for_a_pair(fails, finetune, labelled):
 
 def test_score_that_is_no_number(fails, finetune, labelled):
     fails(
-        finetune("classify", labelled / "train" / "reviews.csv", "--kind", "score"), "reviews.csv:2", "expected a number"
+        finetune("classify", labelled / "train" / "reviews.csv", "--kind", "score"),
+        "reviews.csv:2",
+        "expected a number",
     )
 
 
@@ -158,9 +160,7 @@ def test_text_without_a_token_is_no_crash(train_once, tmp_path):
 
 def test_sequence_that_is_shorter_than_a_word(fails, finetune, tmp_path):
     file = write(tmp_path / "a.csv", "sequence,label", *[f"ACGT,{i % 2}" for i in range(20)], "AC,1")
-    fails(
-        finetune("classify", file, "--symbols", "draw", "--kmer", "3"), "a.csv:22", "2 symbols", "a word is for 3"
-    )
+    fails(finetune("classify", file, "--symbols", "draw", "--kmer", "3"), "a.csv:22", "2 symbols", "a word is for 3")
 
 
 def test_symbols_that_the_vocabulary_has_no_words_for(fails, finetune, tmp_path):
@@ -372,6 +372,4 @@ def test_pairs_as_data_of_classify(fails, finetune, labelled):
 
 def test_file_of_another_task_to_evaluate(fails, finetuned, labelled):
     file = labelled / "dev" / "squad.json"
-    fails(
-        ["evaluate", file, "--model", finetuned("class")], file, "looks like data of task 'qa', not of 'classify'"
-    )
+    fails(["evaluate", file, "--model", finetuned("class")], file, "looks like data of task 'qa', not of 'classify'")

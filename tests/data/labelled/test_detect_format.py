@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stemformer.data.labelled.detect_format import detect_task, detect_row_task
+from stemformer.data.labelled.detect_format import detect_row_task, detect_task
 
 
 def write(path, *lines):

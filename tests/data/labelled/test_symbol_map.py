@@ -37,8 +37,12 @@ def test_fasta_is_read(text: str, rows: list[dict[str, str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("AC\n>a\nAC\n", r"x\.fa:1: Found a sequence before any header"), (">a\n>b\nAC\n", r"x\.fa:1: Found a header without")]
-)  # fmt: skip
+    ("text", "message"),
+    [
+        ("AC\n>a\nAC\n", r"x\.fa:1: Found a sequence before any header"),
+        (">a\n>b\nAC\n", r"x\.fa:1: Found a header without"),
+    ],
+)
 def test_fasta_mistakes_raise(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_fasta(text, "x.fa")
@@ -138,7 +142,9 @@ def test_mistakes_in_map_files_raise(tmp_path: Path, text: str, message: str) ->
 def test_other_mistakes_raise() -> None:
     with pytest.raises(DataError, match=r"The stride is 3, expected 1 to 2, the size"):
         SymbolMap({"AA": "sun"}, 2, 3)
-    with pytest.raises(DataError, match=r"256 runs of 4 symbols of 'ACGT' need a word each, but the vocabulary has only 82"):
+    with pytest.raises(
+        DataError, match=r"256 runs of 4 symbols of 'ACGT' need a word each, but the vocabulary has only 82"
+    ):
         SymbolMap.draw("ACGT", VOCABULARY, size=4)
     with pytest.raises(DataError, match=r"x: Found 1 symbols, but a word is for 2"):
         SymbolMap({"AA": "sun"}, 2).apply("A", location="x")

@@ -93,17 +93,17 @@ def test_kind_decides_between_scores_and_classes() -> None:
     [
         ({"text": ["a"], "label": ["b"]}, {"label": "lable"}, r"No column 'lable'\. Columns \(nearest first\): 'label', 'text'"),
         ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "label": "text"}, r"Column 'text' is set twice"),
-        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "num_texts": 2}, r"Found 1 text columns, expected 2\. .*each with --text-column"),
+        ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "num_texts": 2},
+         r"Found 1 text columns, expected 2\. .*each with --text-column"),
         ({"text": ["a"], "x": ["b"]}, {}, r"Cannot tell which column is the label: none holds .*'text', 'x'\. Set it with --label-column"),
         ({"premise": ["a"], "hypothesis": ["b"], "label": ["c"]}, {}, r"'premise' and 'hypothesis' look like .*--text-column"),
         ({"a": [LONG], "b": [OTHER], "label": ["c"]}, {}, r"Cannot tell which 1 of the columns is the text\. Columns: .*--text-column"),
-        ({"a": [LONG], "b": [OTHER], "c": [LONG], "label": ["c"]}, {"num_texts": 2}, r"which 2 of the columns are .*each with --text-column"),
+        ({"a": [LONG], "b": [OTHER], "c": [LONG], "label": ["c"]}, {"num_texts": 2},
+         r"which 2 of the columns are .*each with --text-column"),
         ({"column1": ["a"], "column2": ["b"]}, {}, r"\(the first line is no header\)"),
     ],
 )  # fmt: skip
-def test_ambiguous_columns_raise(
-    columns: dict[str, list[object]], options: dict[str, object], message: str
-) -> None:
+def test_ambiguous_columns_raise(columns: dict[str, list[object]], options: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         choose_columns(table_of(columns), **{"num_texts": 1, "needs_label": True, **options})  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ from stemformer.data.text.files import (
     read_text,
     split_suffixes,
 )
-from stemformer.data.text.readers import csv_rows, hub_rows, json_values, parquet_rows, replace_surrogates
+from stemformer.data.text.readers import csv_rows, hub_rows, json_values, parquet_rows, replace_lone_surrogates
 from stemformer.errors import DataError
 
 TEXT_NAMES = (
@@ -173,7 +173,7 @@ def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str,
     if values is None:
         values = list(json_values(iter([text]), source))
     if _SURROGATE_ESCAPE.search(text):
-        values = [(location, _replace_surrogates(value, location, errors)) for location, value in values]
+        values = [(location, _replace_all_surrogates(value, location, errors)) for location, value in values]
     return values
 
 
@@ -189,15 +189,16 @@ def required_text(record: Mapping[str, Any], names: Sequence[str], location: str
     raise DataError(f"{location}: No text under '{names[0]}'. Keys: {quoted(list(record)) or 'none'}. Add it.")
 
 
-def _replace_surrogates(value: Any, location: str, errors: str) -> Any:
+def _replace_all_surrogates(value: Any, location: str, errors: str) -> Any:
     """Replace lone surrogates in all strings of a JSON value."""
     if isinstance(value, str):
-        return replace_surrogates(value, location, errors=errors, skipped=Counter())
+        return replace_lone_surrogates(value, location, errors=errors, skipped=Counter())
     if isinstance(value, list):
-        return [_replace_surrogates(item, location, errors) for item in value]
+        return [_replace_all_surrogates(item, location, errors) for item in value]
     if isinstance(value, dict):
         return {
-            _replace_surrogates(k, location, errors): _replace_surrogates(v, location, errors) for k, v in value.items()
+            _replace_all_surrogates(k, location, errors): _replace_all_surrogates(v, location, errors)
+            for k, v in value.items()
         }
     return value
 

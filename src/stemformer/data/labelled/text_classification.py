@@ -74,7 +74,10 @@ def choose_columns(
         >>> choose_columns(table, num_texts=1, needs_label=True)
         TextColumns(texts=('review',), label='sentiment')
     """
-    for name, option in [*((name, "--text-column") for name in texts), *([(label, "--label-column")] if label is not None else [])]:
+    for name, option in [
+        *((name, "--text-column") for name in texts),
+        *([(label, "--label-column")] if label is not None else []),
+    ]:
         if name not in table.columns:
             raise unknown_column(table.source, name, table.columns, option=option)
     repeated, number = Counter([*texts, label]).most_common(1)[0]
@@ -269,7 +272,9 @@ def _label(value: object, location: str, kind: LabelKind, separator: str) -> str
     except ValueError:
         score = math.nan
     if not math.isfinite(score):
-        raise DataError(f"{location} holds {text!r}, expected a number. Repair it, or choose another with --label-column.")
+        raise DataError(
+            f"{location} holds {text!r}, expected a number. Repair it, or choose another with --label-column."
+        )
     return score
 
 

@@ -44,14 +44,14 @@ def column_texts(
         if isinstance(text, list) and all(isinstance(item, str) for item in text):
             text = "\n".join(text)
         if text is not None and not isinstance(text, str):
-            raise DataError(f"{source}: Column '{column}' holds {type(text).__name__}, expected text. Pass --column.")
+            raise DataError(f"{source}: Column '{column}' holds {type(text).__name__}, expected text. Pass --text-column.")
         if text:
-            text = replace_surrogates(text, source, errors=errors, skipped=skipped)
+            text = replace_lone_surrogates(text, source, errors=errors, skipped=skipped)
             text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
         yield source, text
 
 
-def replace_surrogates(text: str, source: str, *, errors: str, skipped: Counter[str]) -> str:
+def replace_lone_surrogates(text: str, source: str, *, errors: str, skipped: Counter[str]) -> str:
     """Replace lone surrogates (from JSON escapes) by U+FFFD; raise if `errors` is "strict"."""
     num_lone = 0 if text.isascii() else len(_SURROGATE.findall(text))
     if not num_lone:
@@ -270,7 +270,7 @@ def _hub_failure(source: str, error: Exception) -> DataError:
     return DataError(f"{source}: Cannot be read ({type(error).__name__}: {reason}). Check name, split and network.")
 
 
-def unknown_column(source: str, column: str, columns: Sequence[str], *, option: str = "--column") -> DataError:
+def unknown_column(source: str, column: str, columns: Sequence[str], *, option: str = "--text-column") -> DataError:
     """Return the error for a missing column, which the command-line option `option` sets."""
     listed = quoted(nearest_first(column, columns)) or "none"
     return DataError(f"{source}: No column '{column}'. Columns (nearest first): {listed}. Set it with {option}.")
