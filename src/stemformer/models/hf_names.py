@@ -89,22 +89,6 @@ GPT_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-GPT_CONFIG: dict[str, str] = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "intermediate_size": "n_inner",
-    "hidden_act": "activation_function",
-    "hidden_dropout_prob": "resid_pdrop",
-    "max_position_embeddings": "n_positions",
-    "initializer_range": "initializer_range",
-    "layer_norm_eps": "layer_norm_epsilon",
-    "eos_token_id": "eos_token_id",
-}
-"""Fields of `GptConfig` -> keys of GPT-2's `config.json`."""
-
-
 @dataclass(frozen=True)
 class ParameterNames:
     """Hugging Face's parameter names of an architecture.

@@ -1,6 +1,6 @@
 """A model: one body with heads, and the registry of architectures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stemformer.models import hf_names
+from stemformer.models import hf_config, hf_names
 from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.gpt import Gpt, GptConfig
 from stemformer.models.heads import (
@@ -37,6 +37,10 @@ class Architecture:
         task_heads: Task head name -> module class, constructed from a config and the number of labels.
         parameter_names: Hugging Face's parameter names.
         hf_classes: Head names of a model -> transformers class.
+        is_causal: Whether a token sees only the tokens before it, as in text generation.
+        lm_head: Name of the head that predicts words.
+        read_config: Fields of the config from Hugging Face's `config.json` and its path.
+        write_config: Entries of Hugging Face's `config.json` from a config.
     """
 
     config: type[Any]
@@ -45,6 +49,10 @@ class Architecture:
     task_heads: dict[str, type[nn.Module]]
     parameter_names: hf_names.ParameterNames
     hf_classes: dict[frozenset[str], str]
+    is_causal: bool
+    lm_head: str
+    read_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
+    write_config: Callable[[Any], dict[str, Any]]
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -64,6 +72,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             frozenset({"span"}): "BertForQuestionAnswering",
             frozenset({"choice"}): "BertForMultipleChoice",
         },
+        is_causal=False,
+        lm_head="masked_lm",
+        read_config=hf_config.read_bert_config,
+        write_config=hf_config.write_bert_config,
     ),
     "gpt2": Architecture(
         config=GptConfig,
@@ -78,6 +90,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             frozenset({"token"}): "GPT2ForTokenClassification",
             frozenset({"span"}): "GPT2ForQuestionAnswering",
         },
+        is_causal=True,
+        lm_head="causal_lm",
+        read_config=hf_config.read_gpt_config,
+        write_config=hf_config.write_gpt_config,
     ),
 }
 """`model_type` of a config and of a Hugging Face folder -> architecture."""
@@ -139,9 +155,8 @@ def make_model(
         generator: Source of the random weights. The body's weights do not depend on the heads.
 
     Example:
-        >>> config = BertConfig(
-        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-        ... )
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> config = BertConfig(vocab_size=50, **sizes)
         >>> make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).num_parameters()
         5266
     """
