@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import os
 import re
 import typing
 import warnings
@@ -21,6 +22,9 @@ from stemformer.errors import ConfigError
 R = TypeVar("R")
 T = TypeVar("T")
 O = TypeVar("O", bound="Options")  # noqa: E741
+
+ModelName = str | os.PathLike[str]
+"""Model directory, run directory or hub id; or a model that was loaded by `stemformer.load`."""
 
 TaskName = Literal["classify", "pair", "tag", "qa", "choice"]
 
@@ -60,15 +64,18 @@ OLD_NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Options:
-    """Base of all options. Lists become tuples; a single value for a tuple becomes a tuple of it."""
+    """Base of all options."""
 
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            kinds = {typing.get_origin(kind) for kind in (item.type, *typing.get_args(item.type))}
-            if tuple in kinds and value is not None and not isinstance(value, tuple):
-                items = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-                object.__setattr__(self, item.name, items)
+    @classmethod
+    def make(cls: type[O], **values: Any) -> O:
+        """Return options from values as users pass them: a list, or a single value, where a tuple is expected."""
+        kinds = {item.name: item.type for item in dataclasses.fields(cls)}
+        for name, value in values.items():
+            origins = {typing.get_origin(kind) for kind in (kinds[name], *typing.get_args(kinds[name]))}
+            if tuple in origins and value is not None and not isinstance(value, tuple):
+                is_list = isinstance(value, Iterable) and not isinstance(value, str)
+                values[name] = tuple(value) if is_list else (value,)
+        return cls(**values)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)
@@ -447,7 +454,7 @@ class FillOptions(InferenceOptions):
     """
 
     texts: Sequence[str] = field(metadata=_ARGUMENT)
-    model: str
+    model: ModelName
     top_k: int = 5
     candidates: tuple[str, ...] | None = None
 
@@ -462,7 +469,7 @@ class ScoreOptions(InferenceOptions):
     """
 
     texts: Sequence[str] = field(metadata=_ARGUMENT)
-    model: str
+    model: ModelName
 
 
 @options
@@ -486,7 +493,7 @@ class GenerateOptions(InferenceOptions, SeedOptions):
     """
 
     prompts: Iterable[str] = field(metadata=_ARGUMENT)
-    model: str
+    model: ModelName
     max_new_tokens: int = 128
     temperature: float = 1.0
     top_k: int = 0
@@ -525,7 +532,7 @@ class EmbedOptions(InferenceOptions, FileOutputOptions):
     """
 
     texts: Sequence[str] = field(metadata=_ARGUMENT)
-    model: str
+    model: ModelName
     pooling: Literal["mean", "cls"] = "mean"
     normalize: bool = True
     max_length: int | None = None
@@ -544,7 +551,7 @@ class PredictOptions(ComputeOptions, FileOutputOptions):
     """
 
     files: Sequence[str] = field(metadata=_ARGUMENT)
-    model: str
+    model: ModelName
     text_column: tuple[str, ...] = ()
 
 
@@ -566,7 +573,7 @@ class EvaluateOptions(ComputeOptions, FileOutputOptions):
     """
 
     files: Sequence[str] = field(metadata=_ARGUMENT)
-    model: str
+    model: ModelName
     text_column: tuple[str, ...] = ()
     label_column: str | None = None
     report: str | None = None
@@ -602,7 +609,7 @@ class FewShotOptions(ShowPromptsOptions, InferenceOptions):
         overwrite: Replace the contents of the output directory.
     """
 
-    model: tuple[str, ...]
+    model: tuple[ModelName, ...]
     num_questions: int = 200
     num_draws: int = 1
     calibrate: bool = False
@@ -826,11 +833,11 @@ def _build(
             raise TypeError(f"{function}() got several values for {name!r}")
         values[name] = value
     if options is not None:
-        return dataclasses.replace(options, **values)
+        return options_class.make(**vars(options) | values)
     required = [name for name, item in fields.items() if _default(item) is inspect.Parameter.empty]
     if missing := [name for name in required if name not in values]:
         raise TypeError(f"{function}() lacks {' and '.join(f'{name}=' for name in missing)}")
-    return options_class(**values)
+    return options_class.make(**values)
 
 
 def _new_names(function: str, fields: Iterable[str], keywords: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -7,19 +7,23 @@ import signal
 import subprocess
 import sys
 import threading
-import types
 from pathlib import Path
 
 import pytest
 
 import stemformer
-from stemformer.cli.app import Source, app, main
+from stemformer import options as o
+from stemformer.cli.app import app, main
 from stemformer.cli.exit_codes import Terminated
 from stemformer.cli.terminal import Terminal
 from stemformer.errors import CheckpointError, ConfigError, TrainingError
 from stemformer.progress import Silent
 
-COMMANDS = ["fill", "inspect", "plan", "prepare", "pretrain", "quickstart", "report", "scale", "synthetic", "tokenizer"]
+COMMANDS = [
+    *("quickstart", "recipes", "plan", "train-tokenizer", "prepare", "make-synthetic", "pretrain", "finetune"),
+    *("fill", "score", "generate", "embed", "predict", "evaluate", "fewshot", "compare", "scaling-laws", "benchmark"),
+    *("inspect", "report", "runs", "env"),
+]
 FILLED = [
     {
         "text": "Paris is the [MASK] of France.",
@@ -29,17 +33,13 @@ FILLED = [
 ]
 
 
-class Api(types.ModuleType):
-    """Stands in for stemformer.api: notes how it is called, then returns or raises what the test asked for."""
+class Api:
+    """Stands in for the functions of the package: records the calls, then returns or raises the outcome."""
 
     def __init__(self, outcome):
-        super().__init__("stemformer.api")
         self.outcome, self.calls = outcome, []
 
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-
+    def function(self, name):
         def call(*args, **options):
             self.calls.append((name, args, options))
             if isinstance(self.outcome, BaseException):
@@ -53,8 +53,10 @@ class Api(types.ModuleType):
 def use_api(monkeypatch):
     def use(outcome):
         api = Api(outcome)
-        monkeypatch.setitem(sys.modules, "stemformer.api", api)
-        monkeypatch.setattr(stemformer, "api", api, raising=False)
+        for name in stemformer.__all__:
+            if name[0].islower():
+                # Not setattr, which would import the function first.
+                monkeypatch.setitem(vars(stemformer), name, api.function(name))
         return api
 
     return use
@@ -66,7 +68,7 @@ def run_python(*arguments, **options):
 
 def test_help_needs_no_torch_and_answers_at_once():
     code = (
-        "import sys; from stemformer.cli import main; code = main(['--help']);"
+        "import sys; from stemformer.cli.app import main; code = main(['--help']);"
         "heavy = {'torch', 'numpy', 'tokenizers', 'datasets', 'jaxtyping'} & set(sys.modules);"
         "sys.exit(f'heavy: {heavy}' if heavy else code)"
     )
@@ -83,12 +85,26 @@ def test_no_arguments_print_help(capsys):
     assert "Usage: stemformer COMMAND" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS[:-5], "inspect", "report", "runs", "env", "benchmark glue"])
 def test_each_command_has_help_and_describes_every_option(command, capsys):
-    assert main([command, "--help"]) == 0
-    assert "Usage: stemformer" in capsys.readouterr().out
-    for argument in app[command].assemble_argument_collection(parse_docstring=True):
+    assert main([*command.split(), "--help"]) == 0
+    assert f"Usage: stemformer {command}" in capsys.readouterr().out
+    found = app
+    for part in command.split():
+        found = found[part]
+    for argument in found.assemble_argument_collection(parse_docstring=True):
         assert argument.children or argument.parameter.help, argument.name
+
+
+def test_help_is_in_groups(capsys):
+    main(["--help"])
+    shown = capsys.readouterr().out
+    titles = ["Start", "Data", "Train", "Use", "Measure", "Keep"]
+    places = [shown.index(f"─ {title} ─") for title in titles]
+    assert places == sorted(places)
+    main(["pretrain", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"─ {title} ─" in shown for title in ("Budget", "Config", "Compute", "Output"))
 
 
 def test_version_is_that_of_the_package(capsys):
@@ -103,7 +119,13 @@ def test_version_is_that_of_the_package(capsys):
         (["fill", "x", "--modle", "y"], "error: Unknown option: --modle. Did you mean --model?"),
         (["fill", "x"], 'error: Command "fill" parameter --model requires an argument. See stemformer fill --help.'),
         (["fill", "x", "--model", "m", "--top-k", "a"], "error: Invalid value for --top-k: unable to convert"),
-        (["tokenizer", "a", "--out", "b", "--kind", "wordpeice"], 'error: Invalid value "wordpeice" for --kind.'),
+        (["fintune", "--help"], 'error: Unknown command "fintune". Did you mean "finetune"?'),
+        (["benchmark", "gleu", "-h"], 'error: Unknown command "gleu". Did you mean "glue"?'),
+        (
+            ["fewshot", "a", "--model", "m", "--num-shots", "x"],
+            "error: Invalid value for --num-shots: expected whole n",
+        ),
+        (["train-tokenizer", "a", "--out", "b", "--kind", "wordpeice"], 'error: Invalid value "wordpeice" for --kind.'),
         (["prepare", "--tokenizer", "t", "--out", "o"], 'error: Command "prepare" parameter FILES requires'),
     ],
 )
@@ -118,81 +140,201 @@ def test_wrong_command_line_is_one_line_and_exit_code_2(words, message, use_api,
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "args", "options"),
+    ("words", "name", "options"),
     [
         (
-            ["tokenizer", "a.txt", "b.txt", "--out", "tok", "--kind", "wordpiece", "--vocab-size", "99", "--lowercase"],
+            ["train-tokenizer", "a.txt", "b.txt", "--out", "tok", "--vocab-size", "99", "--lowercase"],
             "train_tokenizer",
-            (["a.txt", "b.txt"],),
-            {
-                **{
-                    "out": "tok",
-                    "init": None,
-                    "kind": "wordpiece",
-                    "vocab_size": 99,
-                    "lowercase": True,
-                    "documents": "auto",
-                },
-                **{"column": "text", "errors": "strict", "max_characters": 100_000_000, "seed": 0, "overwrite": False},
-            },
+            o.TrainTokenizerOptions(files=["a.txt", "b.txt"], out="tok", vocab_size=99, lowercase=True),
         ),
         (
             ["prepare", "a.txt", "--tokenizer", "tok", "--out", "d", "--documents", "line", "--num-workers=2"],
             "prepare",
-            (["a.txt"],),
-            {
-                **{"tokenizer": "tok", "out": "d", "held_out": None, "documents": "line", "column": "text"},
-                **{"errors": "strict", "words": "tokenizer", "num_workers": 2, "overwrite": False, "resume": False},
-            },
+            o.PrepareOptions(files=["a.txt"], tokenizer="tok", out="d", documents="line", num_workers=2),
         ),
         (
             [
                 *["pretrain", "--recipe", "bert_mini", "--data", "d", "--out", "r", "--time", "30m", "--no-compile"],
-                *[
-                    "--set",
-                    "model.hidden_size=8",
-                    "--set",
-                    "training.learning_rate=1e-3",
-                    "--device",
-                    "cpu",
-                    "--seed=0",
-                ],
+                *["--set", "model.hidden_size=8", "--set", "optimizer.beta2=0.9", "--device", "cpu", "--seed=0"],
+                *["--learning-rate", "1e-3", "--batch-size", "8"],
             ],
             "pretrain",
-            ("bert_mini",),
-            {
-                **{
-                    "data": "d",
-                    "out": "r",
-                    "init": None,
-                    "config": None,
-                    "steps": None,
-                    "tokens": None,
-                    "epochs": None,
-                },
-                **{"settings": ["model.hidden_size=8", "training.learning_rate=1e-3"], "time": "30m", "compile": False},
-                **{"resume": False, "overwrite": False, "device": "cpu", "seed": 0},
-            },
+            o.PretrainOptions(
+                recipe="bert_mini",
+                data="d",
+                out="r",
+                time="30m",
+                compile=False,
+                settings=("model.hidden_size=8", "optimizer.beta2=0.9"),
+                device="cpu",
+                seed=0,
+                learning_rate=1e-3,
+                batch_size=8,
+            ),
         ),
         (
-            ["fill", "a [MASK].", "b [MASK].", "--model", "m", "--among", "x", "--among", "y", "--threads", "1"],
+            ["fill", "a [MASK].", "b [MASK].", "--model", "m", "--candidates", "x", "--candidates", "y", "--threads=1"],
             "fill",
-            (["a [MASK].", "b [MASK]."],),
-            {"model": "m", "top_k": 5, "among": ["x", "y"], "score": False, "threads": 1},
+            o.FillOptions(texts=["a [MASK].", "b [MASK]."], model="m", candidates=("x", "y"), threads=1),
         ),
-        (["inspect", "folder"], "inspect", ("folder",), {}),
-        (["report", "run"], "report", ("run",), {}),
-        (["plan", "bert_mini", "--set", "a.b=1"], "plan", ("bert_mini",), {"data": None, "settings": ["a.b=1"]}),
-        (["quickstart", "--out", "q"], "quickstart", (), {"out": "q", "overwrite": False}),
+        (
+            ["compare", "classify", "--model=m", "--train=a", "--train=b", "--out=o", "--sizes", "9, 0.5"],
+            "compare",
+            o.CompareOptions(task="classify", model="m", train=("a", "b"), out="o", sizes=("9", "0.5")),
+        ),
+        (
+            ["fewshot", "copy", "--model", "m", "--num-shots", "0,2"],
+            "fewshot",
+            o.FewShotOptions(tasks=("copy",), model=("m",), num_shots=(0, 2)),
+        ),
+        (
+            ["benchmark", "glue", "g", "--model=m", "--out=o", "--learning-rates=1e-3,2e-3", "--tasks", "RTE,CoLA"],
+            "benchmark_glue",
+            o.GlueOptions(folder="g", model="m", out="o", learning_rates=(1e-3, 2e-3), tasks=("RTE", "CoLA")),
+        ),
+        (["inspect", "folder"], "inspect", o.InspectOptions(path="folder")),
+        (["report", "run"], "report", o.ReportOptions(path="run")),
+        (["plan", "bert_mini", "--set", "a.b=1"], "plan", o.PlanOptions(recipe="bert_mini", settings=("a.b=1",))),
+        (["quickstart", "--out", "q"], "quickstart", o.QuickstartOptions(out="q")),
     ],
 )
-def test_command_calls_one_function_with_what_was_given(words, name, args, options, use_api):
+def test_command_calls_one_function_with_its_options(words, name, options, use_api):
     api = use_api({})
     assert main([*words, "--quiet"]) == 0
-    [(called, got_args, got_options)] = api.calls
-    progress = got_options.pop("progress", None)
-    assert (called, got_args, got_options) == (name, args, options)
+    [(called, arguments, keywords)] = api.calls
+    progress = keywords.pop("progress", None)
+    assert (called, arguments, keywords) == (name, (), {"options": options})
     assert isinstance(progress, Silent) == (name not in ("fill", "inspect", "report"))
+
+
+@pytest.mark.parametrize(
+    ("words", "note", "same"),
+    [
+        (
+            ["tokenizer", "a", "--out", "t", "--column", "c"],
+            "'stemformer tokenizer' is now 'stemformer train-tokenizer'.\n--column is now --text-column.\n",
+            ["train-tokenizer", "a", "--out", "t", "--text-column", "c"],
+        ),
+        (
+            [
+                "finetune",
+                "pair",
+                "--model=m",
+                "--train=a",
+                "--out=o",
+                "--text=x",
+                "--text=y",
+                "--label=l",
+                "--trials=2",
+            ],
+            "--text is now --text-column.\n--label is now --label-column.\n--trials is now --num-seeds.\n",
+            [
+                "finetune",
+                "pair",
+                "--model=m",
+                "--train=a",
+                "--out=o",
+                "--text-column=x",
+                "--text-column=y",
+                "--label-column=l",
+                "--num-seeds=2",
+            ],
+        ),
+        (
+            ["finetune", "classify", "--model=m", "--train=a", "--out=o", "--regression"],
+            "--regression is now --kind score.\n",
+            ["finetune", "classify", "--model=m", "--train=a", "--out=o", "--kind", "score"],
+        ),
+        (
+            [
+                "compare",
+                "tag",
+                "--model=m",
+                "--train=a",
+                "--out=o",
+                "--seeds=2",
+                "--rate",
+                "random=1",
+                "--starts=random",
+            ],
+            "--seeds is now --num-seeds.\n--rate is now --learning-rates.\n--starts is now --initializations.\n",
+            [
+                "compare",
+                "tag",
+                "--model=m",
+                "--train=a",
+                "--out=o",
+                "--num-seeds=2",
+                "--learning-rates",
+                "random=1",
+                "--initializations=random",
+            ],
+        ),
+        (
+            ["evaluate", "f", "--model", "m", "--worst", "3"],
+            "--worst is now --num-worst.\n",
+            ["evaluate", "f", "--model", "m", "--num-worst", "3"],
+        ),
+        (
+            ["fill", "a", "--model", "m", "--among", "x"],
+            "--among is now --candidates.\n",
+            ["fill", "a", "--model", "m", "--candidates", "x"],
+        ),
+        (
+            ["fill", "a", "--model", "m", "--score"],
+            "'stemformer fill --score' is now 'stemformer score'.\n",
+            ["score", "a", "--model", "m"],
+        ),
+        (
+            ["generate", "a", "--model", "m", "--slide", "--json"],
+            "--slide is now --sliding-window.\n",
+            ["generate", "a", "--model", "m", "--sliding-window", "--json"],
+        ),
+        (
+            ["glue", "g", "--model=m", "--out=o", "--task=RTE", "--task=CoLA", "--learning-rate=1e-3"],
+            "'stemformer glue' is now 'stemformer benchmark glue'.\n--task is now --tasks.\n"
+            "--learning-rate is now --learning-rates.\n",
+            ["benchmark", "glue", "g", "--model=m", "--out=o", "--tasks=RTE,CoLA", "--learning-rates=1e-3"],
+        ),
+        (
+            ["prompt", "copy", "--model=m", "--examples", "copy=f", "--draws=2"],
+            "'stemformer prompt' is now 'stemformer fewshot'.\n--examples is now --demonstrations.\n"
+            "--draws is now --num-draws.\n",
+            ["fewshot", "copy", "--model=m", "--demonstrations", "copy=f", "--num-draws=2"],
+        ),
+        (
+            ["scale", "--recipe=r", "--data=d", "--out=o", "--rate-power=1", "--prompt-task=copy"],
+            "'stemformer scale' is now 'stemformer scaling-laws'.\n--rate-power is now --lr-width-exponent.\n"
+            "--prompt-task is now --fewshot-tasks.\n",
+            ["scaling-laws", "--recipe=r", "--data=d", "--out=o", "--lr-width-exponent=1", "--fewshot-tasks=copy"],
+        ),
+        (
+            ["synthetic", "--out", "f.jsonl", "--documents", "9"],
+            "'stemformer synthetic' is now 'stemformer make-synthetic'.\n--documents is now --num-documents.\n",
+            ["make-synthetic", "--out", "f.jsonl", "--num-documents", "9"],
+        ),
+    ],
+)
+def test_old_name_does_the_same_and_is_noted_once(words, note, same, use_api, capsys):
+    api = use_api({})
+    assert main(words) == 0
+    assert capsys.readouterr().err == note
+    assert main(same) == 0
+    assert capsys.readouterr().err == ""
+    (old, _, old_options), (new, _, new_options) = api.calls
+    assert (old, old_options["options"]) == (new, new_options["options"])
+
+
+def test_quiet_leaves_out_the_note_on_old_names(use_api, capsys):
+    use_api({})
+    assert main(["evaluate", "f", "--model", "m", "--worst", "3", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_show_config_prints_toml(use_api, capsys):
+    use_api({"config": "seed = 3\n"})
+    assert main(["pretrain", "--recipe", "bert_mini", "--data", "d", "--out", "o", "--show-config"]) == 0
+    assert capsys.readouterr().out == "seed = 3\n"
 
 
 def test_without_quiet_the_job_gets_a_terminal_progress(use_api):
@@ -245,7 +387,7 @@ def test_fill_prints_an_aligned_table_and_the_filled_sentence(use_api, capsys):
 
 def test_scores_are_printed_as_columns(use_api, capsys):
     use_api([{"score": -1.5, "text": "a"}, {"score": -12.25, "text": "b"}])
-    assert main(["fill", "a", "b", "--model", "m", "--score"]) == 0
+    assert main(["score", "a", "b", "--model", "m"]) == 0
     assert capsys.readouterr().out.splitlines() == ["score   text", "-1.5    a", "-12.25  b"]
 
 
@@ -254,14 +396,14 @@ def test_fill_reads_standard_input(words, expected, use_api, monkeypatch):
     api = use_api([])
     monkeypatch.setattr(sys, "stdin", io.StringIO("x\n\ny\r\n"))
     assert main(["fill", *words, "--model", "m"]) == 0
-    assert api.calls[0][1] == (expected,)
+    assert api.calls[0][2]["options"].texts == expected
 
 
 def test_standard_input_that_is_no_utf8_is_the_users_mistake(use_api, monkeypatch, capsys):
     use_api([])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff\n"), encoding="utf-8"))
     assert main(["fill", "--model", "m"]) == 2
-    assert "standard input is no UTF-8" in capsys.readouterr().err
+    assert "Standard input is not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -347,10 +489,9 @@ def test_main_runs_outside_the_main_thread(use_api):
 
 def test_reader_that_leaves_is_no_error():
     code = (
-        "import sys, types; api = types.ModuleType('stemformer.api');"
-        "api.inspect = lambda path: {str(i): 'x' * 100 for i in range(100_000)};"
-        "sys.modules['stemformer.api'] = api; from stemformer.cli import main;"
-        "sys.exit(main(['inspect', 'x', '--json']))"
+        "import sys, stemformer;"
+        "stemformer.inspect = lambda options: {str(i): 'x' * 100 for i in range(100_000)};"
+        "from stemformer.cli.app import main; sys.exit(main(['inspect', 'x', '--json']))"
     )
     command = f'{sys.executable} -c "$CODE" | head -n 1; echo ${{PIPESTATUS[0]}}'
     run = subprocess.run(["bash", "-c", command], env={**os.environ, "CODE": code}, capture_output=True, text=True)
@@ -369,7 +510,3 @@ def test_warning_is_one_line(use_api, capsys, monkeypatch):
     use_api(job)
     assert main(["inspect", "x"]) == 0
     assert capsys.readouterr().err == "warning: attention dropout is saved as 0.0\n"
-
-
-def test_source_has_the_defaults_of_the_design():
-    assert Source() == Source(documents="auto", column="text", errors="strict")

@@ -70,7 +70,7 @@ class Command:
 
     def __call__(self, *args: Any, **keywords: Any) -> None:
         values = dict.fromkeys(self.optional, ()) | self.__signature__.bind(*args, **keywords).arguments
-        self.function(**{name: cls(**_fields(cls, values)) for name, cls in self.classes.items()})
+        self.function(**{name: cls.make(**_fields(cls, values)) for name, cls in self.classes.items()})
 
 
 def convert_whole(kind: Any, tokens: Any) -> Any:
@@ -169,8 +169,10 @@ def _command_line_type(kind: Any) -> tuple[Any, bool]:
         if typing.get_origin(member) in (tuple, Sequence, Iterable):
             inner = typing.get_args(member)[0]
             return {int: list[int], float: list[float]}.get(inner, list[str]), True
-    # Durations are numbers or texts; the command reads them.
-    return (str | None if str in members and len(members) > 1 else kind), False
+    # Of several types, a text; the command reads it.
+    if str in members and len(members) > 1:
+        return (str if NoneType not in typing.get_args(kind) else str | None), False
+    return kind, False
 
 
 def _split_at_commas(kind: Any, tokens: Any) -> Any:
