@@ -214,11 +214,7 @@ def load_model_and_tokenizer(
 
 
 def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return `head`, `labels` (in order), `problem_type` and the other task entries of `save_model`; {} without a task.
-
-    Args:
-        path: As for `find_model_folder`.
-    """
+    """Return `head`, `labels` (in order), `problem_type` and the other task entries of `save_model`; {} without a task."""
     config, raw = _read_config(find_model_folder(path))
     head = next((_HEAD_BY_CLASS[name] for name in raw.get("architectures") or () if name in _HEAD_BY_CLASS), None)
     if head not in ARCHITECTURES[config.model_type].task_heads:

@@ -1,7 +1,4 @@
-"""Hugging Face's `config.json` and our configs: one pair of functions per architecture.
-
-`source` is the path of the file, for messages.
-"""
+"""Hugging Face's `config.json` and our configs: one pair of functions per architecture."""
 
 import warnings
 from collections.abc import Mapping
@@ -31,11 +28,7 @@ _GPT_SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx":
 
 
 def read_bert_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the fields of a `BertConfig`.
-
-    Raises:
-        CheckpointError: A setting is not supported.
-    """
+    """Return the fields of a `BertConfig`; refuse settings that are not supported."""
     _check_supported(raw, source, _SUPPORTED)
     return {key: value for key, value in raw.items() if key in BertConfig.__dataclass_fields__}
 
@@ -47,11 +40,7 @@ def write_bert_config(config: BertConfig) -> dict[str, Any]:
 
 
 def read_gpt_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the fields of a `GptConfig`; of several ids that end a text, the first.
-
-    Raises:
-        CheckpointError: A setting is not supported.
-    """
+    """Return the fields of a `GptConfig`; refuse settings that are not supported."""
     _check_supported(raw, source, {**_SUPPORTED, **_GPT_SUPPORTED})
     found = {ours: raw[theirs] for ours, (theirs, *_) in _GPT_KEYS.items() if raw.get(theirs) is not None}
     if isinstance(ends := found.get("eos_token_id"), list) and ends:

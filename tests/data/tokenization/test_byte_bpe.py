@@ -100,7 +100,7 @@ def test_train_tokenizer_and_prepare_work_with_byte_bpe(make_text, tmp_path):
     ("options", "error", "message"),
     [
         ({"vocab_size": 256}, TokenizerError, "expected at least 257"),
-        ({"lowercase": True}, ConfigError, "leave --lowercase and --init out"),
+        ({"lowercase": True}, ConfigError, "Remove --lowercase and --init"),
         ({"kind": "unigram"}, ConfigError, "expected wordpiece or bpe"),
     ],
 )

@@ -173,11 +173,7 @@ def pack_documents(shards: Shards, *, sequence_length: int, num_special: int = 2
 
 
 def make_token_stream(shards: Shards, *, sequence_length: int, eos_token_id: int) -> TokenStream:
-    """Return a split as a stream of tokens in windows of `sequence_length` inputs.
-
-    Raises:
-        ConfigError: `sequence_length` is below 1.
-    """
+    """Return a split as a stream of tokens in windows of `sequence_length` inputs."""
     if sequence_length < 1:
         raise ConfigError(f"sequence_length is {sequence_length}: expected at least 1.")
     starts = shards.document_starts
@@ -209,11 +205,7 @@ def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray,
 
 
 def pack_first_fit(lengths: Int[np.ndarray, "p"], sequence_length: int) -> Int[np.ndarray, "p"]:
-    """Return the row of each chunk: the oldest open row with room for it.
-
-    Args:
-        lengths: Number of tokens of each chunk, at most `sequence_length`.
-    """
+    """Return the row of each chunk, by its length: the oldest open row with room for it."""
     out = np.empty(len(lengths), np.int64)
     free = np.zeros(_MAX_OPEN_ROWS, np.int64)
     numbers = np.full(_MAX_OPEN_ROWS, -1, np.int64)

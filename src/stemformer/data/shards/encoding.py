@@ -96,11 +96,7 @@ def id_dtype(vocab_size: int) -> "np.dtype[Any]":
 
 
 def batch_documents(texts: Iterable[str], block_characters: int) -> Iterator[DocumentBatch]:
-    """Split the corpus into batches and blocks, depending on the texts only.
-
-    Args:
-        block_characters: Maximum size of a block, unless a single document is longer.
-    """
+    """Split the corpus into batches and blocks of at most `block_characters` (or one document)."""
     sha256 = hashlib.sha256()
     batch: list[str] = []
     block, documents, in_block, in_batch = 0, 0, 0, 0
@@ -123,15 +119,7 @@ def batch_documents(texts: Iterable[str], block_characters: int) -> Iterator[Doc
 def encode_batch(
     texts: list[str], tokenizer: Tokenizer, held_out: float, *, segment: Segmenter | None = None
 ) -> EncodedBatch:
-    """Encode documents and assign them to splits.
-
-    Args:
-        held_out: Fraction of documents to hold out, 0 to 1.
-        segment: Word segmentation of text without spaces.
-
-    Raises:
-        TokenizerError: An id is outside the vocabulary.
-    """
+    """Encode documents and assign the fraction `held_out` of them to the held-out split."""
     encoded = tokenizer.encode_documents(texts, [sentence_ends(text) for text in texts])
     if segment is not None:
         # Segmentation needs offsets, so the texts are encoded again.
@@ -164,17 +152,12 @@ def encode_batches(
     words: str,
     num_workers: int | None,
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
-    """Yield each batch with its encoding, in order. Close the generator (`contextlib.closing`) to stop the workers.
+    """Yield each batch with its encoding, in order; close the generator (`contextlib.closing`) to stop the workers.
 
     Args:
         batches: Consumed lazily; a few per worker are in flight.
         tokenizer_folder: Folder with the same tokenizer, for the workers.
-        held_out: Fraction of documents to hold out.
-        words: Key of `word_segmentation.SEGMENTERS`.
         num_workers: Number of processes; None means one per available core. With 1, or little text, none is started.
-
-    Raises:
-        DataError: A worker was killed.
     """
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}, expected 1 or more. Leave it out to use all cores.")

@@ -93,11 +93,7 @@ class Manifest:
 
 
 def describe_inputs(inputs: str | Path | Iterable[str | Path], out: Path) -> tuple[InputRecord, ...]:
-    """Return the record of each input file, in reading order; files of a folder are named relative to it.
-
-    Raises:
-        DataError: A file does not exist, or `out` is inside an input folder and would be read as text.
-    """
+    """Return the record of each input file, in reading order; refuse an `out` inside an input folder."""
     records: list[InputRecord] = []
     for source in [inputs] if isinstance(inputs, str | Path) else inputs:
         if str(source).startswith("hub:"):
@@ -182,11 +178,7 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
 
 
 def check_files(folder: Path, files: dict[str, FileRecord], *, verify: bool) -> None:
-    """Check existence and size of files and, with `verify`, their SHA-256.
-
-    Raises:
-        DataError: A file differs; the message names the first one and both sizes or hashes.
-    """
+    """Check existence and size of files and, with `verify`, their SHA-256; raise at the first that differs."""
     for name, record in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None

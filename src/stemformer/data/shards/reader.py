@@ -94,11 +94,7 @@ class Shards:
         return self._ids[shard][first:last]
 
     def word_starts(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
-        """Return whether each token of a span starts a word.
-
-        Raises:
-            IndexError: As for `tokens`.
-        """
+        """Return whether each token of a span starts a word; raises like `tokens`."""
         shard, first, last = self._locate(start, stop)
         packed = self._words[shard][first // 8 : (last + 7) // 8]
         bits = np.unpackbits(packed, bitorder="little")
@@ -121,11 +117,7 @@ class Shards:
         return counts
 
     def check_ids(self) -> None:
-        """Check that all ids are inside the vocabulary.
-
-        Raises:
-            DataError: An id is not.
-        """
+        """Raise if an id is outside the vocabulary."""
         for stem, ids in zip(self._stems, self._ids, strict=True):
             if (largest := int(ids.max())) >= self.vocab_size:
                 raise DataError(

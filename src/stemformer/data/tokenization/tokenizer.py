@@ -191,11 +191,7 @@ class Tokenizer:
         return text
 
     def encode(self, text: str, *, parse_special_tokens: bool = False) -> Encoding:
-        """Return the tokens of a text.
-
-        Args:
-            parse_special_tokens: Whether "[MASK]" in the text becomes the special token instead of plain text.
-        """
+        """Return the tokens of a text; with `parse_special_tokens`, "[MASK]" in it becomes the special token."""
         backend = self._special_backend if parse_special_tokens else self._backend
         return _to_encoding(backend.encode(replace_surrogates(text), add_special_tokens=False))
 
@@ -439,10 +435,7 @@ def _load_vocab_txt(path: Path, normalizer: dict[str, Any]) -> Tokenizer:
 def chunk_pattern(*, ideographs: bool) -> re.Pattern[str]:
     """Return a pattern for chunks of raw text that BERT normalizes and splits independently of their neighbors.
 
-    A chunk is one punctuation mark or ideograph, or a run of anything else but white space; it holds one or more words.
-
-    Args:
-        ideographs: Whether the normalizer separates ideographs.
+    A chunk is one punctuation mark or (with `ideographs`) ideograph, or a run of anything else but white space.
     """
     separators = _PUNCTUATION + (_IDEOGRAPHS if ideographs else "")
     return re.compile(f"[{separators}]|[^{_SPACES}{separators}]+")

@@ -91,12 +91,8 @@ def extend_wordpiece(
     Words are added by the number of tokens that they save: count x (pieces - 1), where [UNK] counts as two pieces.
 
     Args:
-        texts: Texts of the new domain or language, read once.
         vocab_size: Maximum number of ids, existing ones included.
-        min_frequency: Minimum count of a word.
-        seed: Random seed of the sample if the texts are longer than `max_characters`.
-        max_characters: Size of the sample in which words are counted.
-        on_text: Called with the number of characters of each text read.
+        min_frequency: Minimum count of a word. The other arguments are those of `train_wordpiece`.
 
     Raises:
         TokenizerError: The tokenizer is not BERT's WordPiece, `vocab_size` leaves no room, or there is no text.
@@ -140,14 +136,7 @@ def train_byte_bpe(
     """Train a byte-level BPE tokenizer as in GPT-2.
 
     Id 0 is `<|endoftext|>`, followed by the 256 bytes and the merges. Every text can be encoded and decodes to itself.
-
-    Args:
-        texts: Documents or lines, read once.
-        vocab_size: Number of ids, at least 257. A small corpus may yield fewer.
-        min_frequency: Minimum count of a merge.
-        seed: Random seed of the sample if the texts are longer than `max_characters`.
-        max_characters: Size of the sample to train on.
-        on_text: Called with the number of characters of each text read.
+    The arguments are those of `train_wordpiece`.
 
     Raises:
         TokenizerError: There is no text, or `vocab_size` is below 257.
@@ -193,9 +182,6 @@ def sample_texts(
     """Yield a random sample of texts that does not depend on their order, in memory for the sample only.
 
     Texts are taken by ascending keyed hash while they fit into `max_characters`; long texts are split into parts.
-
-    Args:
-        on_text: Called with the number of characters of each text read.
     """
     key = seed.to_bytes(8, "little", signed=True)
     size = max(1, min(_MAX_PART_CHARACTERS, max_characters // 10))
