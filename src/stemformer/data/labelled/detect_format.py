@@ -58,7 +58,7 @@ def detect_row_task(record: Any) -> str | None:
 
 
 def _is_conll(text: str) -> bool:
-    """Return whether text is CoNLL-U, or several blocks of lines with the same number of columns."""
+    """Return whether text is CoNLL-U, or several blocks of lines with equally many columns."""
     blocks = [[line for line in block.split("\n") if line.strip()] for block in re.split(r"\n[ \t]*\n", text)]
     lines = [line for block in blocks for line in block if not line.startswith(("#", "-DOCSTART-"))]
     if lines and CONLLU_LINE.fullmatch(lines[0]):

@@ -14,10 +14,11 @@ _LABEL = re.compile(r"(?:^|[\s|;])label=([^\s|;]+)", re.IGNORECASE)
 
 
 def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
-    r"""Return locations and rows of FASTA: `name`, `sequence` and, if a header has one, `label`.
+    r"""Return locations and rows of FASTA: `name`, `sequence` and, if present, `label`.
 
-    The name is the first word of a header, the label follows `label=`; if no header has that and none has several bars,
-    it follows the bar, as in `>seq7|1`. Headers without label give "". Lines that begin with `;` are comments.
+    The name is the first word of a header, the label follows `label=`; if no header has that and
+    none has several bars, it follows the bar, as in `>seq7|1`. Headers without label give "". Lines
+    that begin with `;` are comments.
 
     Raises:
         DataError: Letters before the first header, or a record without sequence.

@@ -19,7 +19,9 @@ _NUMBERED_CHOICE = re.compile(r"(?:choice|option|ending|answer)_?(\d)")
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """Multiple-choice question; the model input for a choice is the pair `prompt`, `second + " " + choice`.
+    """Multiple-choice question.
+
+    The model input for a choice is the pair `prompt`, `second + " " + choice`.
 
     Args:
         id: From the file, else its location.
@@ -70,14 +72,15 @@ _DATASETS = {
 def read_choices(files: str | Path | Sequence[str | Path], *, counts: Counter[str]) -> list[ChoiceQuestion]:
     """Read multiple-choice questions.
 
-    Recognized by their columns: SWAG, HellaSwag, COPA (also XML), XCOPA, PIQA (labels also in `NAME-labels.lst` next to
-    `NAME.jsonl`), Social IQa, RACE; by their structure: DREAM and C3. Other tables have the columns `prompt`, optionally
-    `second`, `choice1`, `choice2`, ... (or a list `choices`) and `label`: a letter, the text of the choice, or a number.
-    Numbers start at 0 if one is 0, at 1 if one is the number of choices.
+    Recognized by their columns: SWAG, HellaSwag, COPA (also XML), XCOPA, PIQA (labels also in
+    `NAME-labels.lst` next to `NAME.jsonl`), Social IQa, RACE; by their structure: DREAM and C3.
+    Other tables have the columns `prompt`, optionally `second`, `choice1`, `choice2`, ... (or a
+    list `choices`) and `label`: a letter, the text of the choice, or a number. Numbers start at 0
+    if one is 0, at 1 if one is the number of choices.
 
     Args:
         files: Files, folders, patterns, hub data sets.
-        counts: Receives the number of answers with an inferred start of numbering, and of unknown answers.
+        counts: Receives the numbers of unknown answers and of those with an inferred numbering.
 
     Raises:
         DataError: Another format, or an answer that is none of the choices.

@@ -40,9 +40,10 @@ class Question:
 def read_questions(files: str | Path | Sequence[str | Path], *, counts: Counter[str]) -> list[Question]:
     """Read questions in the format of SQuAD 1.1 or 2.0, or tables with a question per row.
 
-    XQuAD, DRCD, CMRC 2018, JaQuAD and SQuADShifts have that format. Tables have the columns `question`, `context` and,
-    if answered, `answers` (with `text` and `answer_start`), as on the hub. An answer that is not at its offset is moved
-    to the nearest occurrence; one that does not occur in the passage is kept only in `gold`.
+    XQuAD, DRCD, CMRC 2018, JaQuAD and SQuADShifts have that format. Tables have the columns
+    `question`, `context` and, if answered, `answers` (with `text` and `answer_start`), as on the
+    hub. An answer that is not at its offset is moved to the nearest occurrence; one that does not
+    occur in the passage is kept only in `gold`.
 
     Args:
         files: Files, folders, patterns, hub data sets.
@@ -65,7 +66,7 @@ def read_questions(files: str | Path | Sequence[str | Path], *, counts: Counter[
 
 
 def _articles(records: list[tuple[str, Any]], source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield locations and articles (in CMRC's own format, passages); nothing from another format."""
+    """Yield locations and articles (in CMRC's format passages); nothing from another format."""
     for location, record in records:
         if isinstance(record, dict) and isinstance(record.get("data"), list):
             yield from _articles([(f"{source}: data[{i}]", item) for i, item in enumerate(record["data"])], source)
@@ -93,7 +94,7 @@ def _article_questions(article: dict[str, Any], location: str, counts: Counter[s
 
 
 def _parse_answers(value: Any, start: Any, location: str) -> list[tuple[str, int | None]]:
-    """Return texts and offsets from a list of objects or texts, an object of two lists, or one text and offset."""
+    """Return texts and offsets from a list, an object of two lists, or one text and `start`."""
     pairs: list[tuple[Any, Any]]
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         texts, starts = value["text"], value.get("answer_start") or [None] * len(value["text"])
@@ -112,7 +113,7 @@ def _parse_answers(value: Any, start: Any, location: str) -> list[tuple[str, int
 
 
 def _row_question(row: Mapping[str, Any], location: str, counts: Counter[str]) -> Question:
-    """Return the question of a row; without `is_impossible`, an empty list of answers makes it impossible."""
+    """Return the question of a row; without `is_impossible`, no answers make it impossible."""
     raw = row.get("answers", row.get("answer"))
     answers = _parse_answers(raw, row.get("answer_start"), location)
     is_impossible = row.get("is_impossible")

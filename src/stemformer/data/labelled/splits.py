@@ -71,8 +71,8 @@ def train_dev_split(keys: Sequence[Hashable], *, share: float = 0.1, seed: int =
     """Return ascending indices for training and dev, stratified by class.
 
     Args:
-        keys: Class of each example. A class with at least two examples has one or more in each part; a single example
-            is for training.
+        keys: Class of each example. A class with at least two examples has one or more in each
+            part; a single example is for training.
         share: Of each class for dev, between 0 and 1.
         seed: Random seed.
 
@@ -97,8 +97,8 @@ def train_dev_split(keys: Sequence[Hashable], *, share: float = 0.1, seed: int =
 def grouped_split(groups: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
     """Return ascending indices for training and dev without dividing groups.
 
-    Groups are visited in random order; one joins dev if that brings its size nearer to the share. With at least two
-    groups, both parts have at least one.
+    Groups are visited in random order; one joins dev if that brings its size nearer to the share.
+    With at least two groups, both parts have at least one.
 
     Args:
         groups: Group of each example, such as the article of a question.

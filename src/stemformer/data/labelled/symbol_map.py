@@ -1,4 +1,4 @@
-"""Symbol maps: replace symbols, such as the bases of DNA, by words of a model's vocabulary."""
+"""Symbol maps: replace symbols, such as bases of DNA, by words of a model's vocabulary."""
 
 import itertools
 import json
@@ -26,13 +26,12 @@ class SymbolMap:
     """Map from runs of `size` symbols (k-mers) to words.
 
     Args:
-        words: From runs to words; the word of `*` is for all other runs. Upper and lower case are the same if the runs
-            have one case only.
-        stride: Distance between the starts of consecutive runs: 1 for overlapping runs, `size` for adjacent ones.
+        words: From runs to words; the word of `*` is for all other runs. Upper and lower case are
+            the same if the runs have one case only.
+        stride: Distance between the starts of runs: 1 overlapping, `size` adjacent runs.
 
     Raises:
-        DataError: No words, runs of another length than `size`, an empty word, one word for two runs, or a stride above
-            `size`.
+        DataError: No words, runs of another length, bad or repeated words, or a bad stride.
 
     Example:
         >>> SymbolMap({"A": "apple", "C": "river", "*": "stone"}).apply("acN")
@@ -74,8 +73,9 @@ class SymbolMap:
 
         Args:
             alphabet: Symbols, such as "ACGT".
-            vocabulary_words: Vocabulary of the model; only full words of letters are drawn at random, not pieces
-                (`##ing`; words without mark if most have one for a space, `Ġsun`) or special tokens (`[MASK]`).
+            vocabulary_words: Vocabulary of the model; only full words of letters are used, not
+                pieces (`##ing`; words without mark if most have one for a space, `Ġsun`) or special
+                tokens (`[MASK]`).
             others: Also draw a word for runs with other symbols.
             seed: Random seed.
 
@@ -99,7 +99,7 @@ class SymbolMap:
 
     @classmethod
     def load(cls, file: str | Path) -> "SymbolMap":
-        """Load a map from JSON (as saved, or with symbols as keys) or lines of symbol, tab and word.
+        """Load JSON (as saved, or with symbols as keys) or lines of symbol, tab and word.
 
         Raises:
             DataError: Bad JSON or a bad line, or a repeated symbol.
@@ -153,7 +153,7 @@ class SymbolMap:
 
         Args:
             location: Of the text, for messages.
-            counts: Receives "unknown symbols" (replaced by the word of `*`) and "symbols behind the last run".
+            counts: Receives "unknown symbols" (became `*`) and "symbols behind the last run".
 
         Raises:
             DataError: Unknown symbols without a word for `*`, or fewer symbols than `size`.

@@ -1,7 +1,8 @@
 """Tables of labelled data: CSV, TSV, JSON, parquet, FASTA, plain text and hub data sets.
 
-Rules decide what a file does not say: whether the quotes of a TSV enclose fields (`_has_csv_quotes`), whether the first
-line is a header (`_has_header`), and whether plain text is a table (`_delimiter_of_text`).
+Rules decide what a file does not say: whether the quotes of a TSV enclose fields
+(`_has_csv_quotes`), whether the first line is a header (`_has_header`), and whether plain text is a
+table (`_delimiter_of_text`).
 """
 
 import io
@@ -83,7 +84,7 @@ class Table:
 
     Args:
         source: File names, for messages.
-        columns: Names in the order of the first file; `column1`, `column2`, ... if the file names none.
+        columns: Names in the order of the first file; without header `column1`, `column2`, ...
         rows: One value per column; those of CSV, TSV and text are strings.
         locations: Where each row begins, such as `file.csv:12`.
     """
@@ -107,18 +108,19 @@ def usual_name(column: str) -> str:
 def read_table(files: str | Path | Sequence[str | Path], *, errors: str = "strict") -> Table:
     """Read labelled files with the same columns into one table.
 
-    Formats by suffix, each also compressed: `.csv`, `.tsv`, `.jsonl`, `.json` (a list of objects, such a list under the
-    key "data", or one object per line), `.parquet`, `.fasta` and `.fa` (columns `name`, `sequence` and, if a header has
-    one, `label`); `hub:owner/name[:config][:split]`. Anything else is one text per line in the column `text`, or TSV if
-    every line has the same number of tabs. `-` is standard input: one object per line if it begins with `{`, else one
-    text per line.
+    Formats by suffix, each also compressed: `.csv`, `.tsv`, `.jsonl`, `.json` (a list of objects,
+    such a list under the key "data", or one object per line), `.parquet`, `.fasta` and `.fa`
+    (columns `name`, `sequence` and, if a header has one, `label`);
+    `hub:owner/name[:config][:split]`. Anything else is one text per line in the column `text`, or
+    TSV if every line has the same number of tabs. `-` is standard input: one object per line if it
+    begins with `{`, else one text per line.
 
     Args:
         files: Files, folders, patterns, hub data sets.
         errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
 
     Raises:
-        DataError: A file is not in the format of its name, has no rows, or has other columns than the first.
+        DataError: A file is not in the format of its name, has no rows, or other columns.
     """
     sources = find_sources(files)
     tables: list[Table] = []
@@ -152,7 +154,7 @@ def _make_table(source: str, pairs: list[tuple[str, dict[str, Any]]]) -> Table:
 
 
 def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str, Any]]:
-    """Return locations and values of JSON: the items of one list, one object, or one value per line.
+    """Return locations and values of JSON: items of a list, an object, or values per line.
 
     Raises:
         DataError: Bad JSON, with its line.
@@ -236,7 +238,7 @@ def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(records: list[tuple[str, Any]], source: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return locations and objects, where one object with a list under "data" means the items of the list."""
+    """Return locations and objects; of one object with a list "data" the items of the list."""
     if len(records) == 1 and isinstance(records[0][1], dict) and isinstance(records[0][1].get("data"), list):
         records = [(f"{source}: data[{number}]", row) for number, row in enumerate(records[0][1]["data"])]
     for location, row in records:
@@ -248,7 +250,7 @@ def _json_rows(records: list[tuple[str, Any]], source: str) -> list[tuple[str, d
 
 
 def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return locations and rows of CSV or TSV; columns are numbered if the first line is no header."""
+    """Return locations and rows of CSV or TSV; without a header, columns are numbered."""
     has_quotes = delimiter in ",;" or _has_csv_quotes(text)
     pairs = list(csv_rows(iter([text]), source, delimiter=delimiter, has_quotes=has_quotes))
     if not pairs:
@@ -267,8 +269,9 @@ def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, d
 def _has_csv_quotes(text: str) -> bool:
     """Return whether quotes of TSV enclose fields, as in CSV, and are not part of the text.
 
-    They do if each is at an end of a field or doubled inside one and, since a text may be a quotation, if they were
-    also needed: a doubled quote, a first line with all fields quoted, or rows with unequal numbers of tabs.
+    They do if each is at an end of a field or doubled inside one and, since a text may be a
+    quotation, if they were also needed: a doubled quote, a first line with all fields quoted, or
+    rows with unequal numbers of tabs.
     """
     if '"' not in text or '"' in _QUOTED_FIELD.sub("", text):
         return False
@@ -283,8 +286,9 @@ def _has_csv_quotes(text: str) -> bool:
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
     """Return whether the first row is a header.
 
-    It is if a field is a usual column name. Else it is not if a field has no letter, is a number, is longer than a
-    name, ends like a sentence, is repeated in the row, or occurs in its column again, as labels do.
+    It is if a field is a usual column name. Else it is not if a field has no letter, is a number,
+    is longer than a name, ends like a sentence, is repeated in the row, or occurs in its column
+    again, as labels do.
     """
     first = [field.strip() for field in rows[0]]
     if any(usual_name(field) in _USUAL_NAMES for field in first):

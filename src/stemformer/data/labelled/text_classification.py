@@ -1,4 +1,4 @@
-"""Labelled texts: find the text and label columns of a table, and make examples of its rows."""
+"""Labelled texts: find text and label columns of a table, and make examples of its rows."""
 
 import math
 import re
@@ -56,9 +56,9 @@ def choose_columns(
 ) -> TextColumns:
     """Return the given columns, and find those that are not given.
 
-    Columns are recognized by their names (`TEXT_NAMES`, `PAIR_NAMES`, `LABEL_NAMES`), else by content: the label has
-    few distinct values or numbers with decimals (of several such columns, the one that numbers classes 0, 1, ...); the
-    texts are the longest on average.
+    Columns are recognized by their names (`TEXT_NAMES`, `PAIR_NAMES`, `LABEL_NAMES`), else by
+    content: the label has few distinct values or numbers with decimals (of several such columns,
+    the one that numbers classes 0, 1, ...); the texts are the longest on average.
 
     Args:
         num_texts: Texts per example.
@@ -74,12 +74,11 @@ def choose_columns(
         >>> choose_columns(table, num_texts=1, needs_label=True)
         TextColumns(texts=('review',), label='sentiment')
     """
-    for name, option in [
-        *((name, "--text-column") for name in texts),
-        *([(label, "--label-column")] if label is not None else []),
-    ]:
-        if name not in table.columns:
-            raise unknown_column(table.source, name, table.columns, option=option)
+    labels = () if label is None else (label,)
+    for names, option in ((texts, "--text-column"), (labels, "--label-column")):
+        for name in names:
+            if name not in table.columns:
+                raise unknown_column(table.source, name, table.columns, option=option)
     repeated, number = Counter([*texts, label]).most_common(1)[0]
     if number > 1:
         raise DataError(
@@ -138,7 +137,7 @@ def _find_label(table: Table, texts: tuple[str, ...], *, needs_label: bool, kind
 
 
 def _label_texts(table: Table, column: str) -> list[str]:
-    """Return the values of a column as labels, without empty ones; none if a value cannot be a label."""
+    """Return the non-empty labels of a column; none at all if a value cannot be a label."""
     values = [row[column] for row in table.rows]
     if any(isinstance(value, list | dict | bytes) for value in values):
         return []
@@ -146,7 +145,7 @@ def _label_texts(table: Table, column: str) -> list[str]:
 
 
 def _may_be_label(table: Table, column: str) -> bool:
-    """Return whether at least half of the rows have a short value, and these are few or scores."""
+    """Return whether half of the rows have short labels, which are few or scores."""
     labels = _label_texts(table, column)
     if not labels or 2 * len(labels) < len(table.rows) or max(map(len, labels)) > LONGEST_LABEL:
         return False
@@ -154,7 +153,7 @@ def _may_be_label(table: Table, column: str) -> bool:
 
 
 def _has_few_values(table: Table, column: str) -> bool:
-    """Return whether a column has at least two distinct values, but few for its number of rows."""
+    """Return whether a column has at least two, but few distinct values for its length."""
     labels = _label_texts(table, column)
     return 2 <= len(set(labels)) <= max(2, min(MOST_CLASSES, len(labels) // 2))
 
@@ -172,7 +171,7 @@ def _numbers_classes(table: Table, column: str) -> bool:
 
 
 def _longest_texts(table: Table, num_texts: int, label: str | None) -> tuple[str, ...]:
-    """Return the columns with the longest texts on average, in the order of the table, if they are clearly longest."""
+    """Return the columns with clearly the longest texts on average, in the order of the table."""
     lengths: dict[str, float] = {}
     for column in table.columns:
         values = [row[column] for row in table.rows if row[column] is not None]
@@ -211,11 +210,12 @@ def make_text_examples(
     """Return the examples of a table and count the rows that give none, by reason.
 
     Args:
-        kind: "class" for one label as written (an int or float of JSON or parquet without its `.0`); "labels" for any
-            number of labels, from a list or split at `separator`; "score" for a number.
+        kind: "class" for one label as written (an int or float of JSON or parquet without its
+            `.0`); "labels" for any number of labels, from a list or split at `separator`; "score"
+            for a number.
         keep_empty: Keep (and count) rows with an empty text, so that there is one example per row.
-        counts: Receives "empty text", "no label" and "no gold label" (`-`, where annotators disagreed; it is a label
-            if `+` is one).
+        counts: Receives "empty text", "no label" and "no gold label" (`-`, where annotators
+            disagreed; it is a label if `+` is one).
 
     Raises:
         DataError: A score is no number, or a value cannot be a label or a text.

@@ -1,4 +1,4 @@
-"""Tagged sentences (CoNLL, CoNLL-U, records with lists of words) and entity tagging schemes."""
+"""Tagged sentences (CoNLL, CoNLL-U, records with lists of words) and entity schemes."""
 
 import re
 from collections import Counter
@@ -73,22 +73,24 @@ def read_tagged(
 ) -> list[TaggedSentence]:
     """Read tagged sentences.
 
-    JSON, parquet and hub data sets have a column with a list of words and, if tagged, one with a list of tags (numbers
-    become strings). Other files are CoNLL-U if a line has its ten columns, else CoNLL: one word per line, columns
-    separated by tabs or spaces, the last one the tag. Blank lines separate sentences; `-DOCSTART-` and comments are
-    skipped. A language prefix of every word (`en:Paris`) is removed.
+    JSON, parquet and hub data sets have a column with a list of words and, if tagged, one with a
+    list of tags (numbers become strings). Other files are CoNLL-U if a line has its ten columns,
+    else CoNLL: one word per line, columns separated by tabs or spaces, the last one the tag. Blank
+    lines separate sentences; `-DOCSTART-` and comments are skipped. A language prefix of every word
+    (`en:Paris`) is removed.
 
     Args:
         files: Files, folders, patterns, hub data sets.
-        column: Tag column: its name, or its number (from 1) in CoNLL. Default: the last, in CoNLL-U `upos`.
+        column: Name of the tag column, in CoNLL its number (from 1). Default: the last, or `upos`.
         joiner: Text between words if the file does not say; "" for Chinese characters.
         errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
-        needs_tags: If not, a missing `column` leaves sentences without tags, and lines may be sentences: if no line has
-            tabs and either their numbers of words differ or no line follows another.
+        needs_tags: If not, a missing `column` leaves sentences without tags, and lines may be
+            sentences: if no line has tabs and either their numbers of words differ or no line
+            follows another.
         counts: Receives what is skipped.
 
     Raises:
-        DataError: A line has another number of columns than those before it, or a column does not exist.
+        DataError: A line has another number of columns than the others, or a column is missing.
     """
     sentences: list[TaggedSentence] = []
     sources = find_sources(files)
@@ -272,7 +274,7 @@ def _read_conllu(
 def repair_bio(tags: Sequence[str]) -> tuple[list[str], int]:
     """Make every entity begin with a tag that begins one; return tags and number of changes.
 
-    A continuation (`I-X`, `M-X`, `E-X`, `L-X`) after `O`, another type or the end of an entity is replaced.
+    Continuations (`I-X`, `M-X`, `E-X`, `L-X`) outside of an entity of their type are replaced.
 
     Example:
         >>> repair_bio(["I-PER", "I-PER", "I-LOC", "O"])
@@ -319,7 +321,7 @@ def find_scheme(tags: Iterable[str]) -> str | None:
     """Return the entity scheme of tags, "BIO", "IOB1", "BIOES", "BMES" or "BILOU", or None.
 
     Args:
-        tags: Tags of all sentences in order, or their set, which does not distinguish IOB1 from BIO.
+        tags: Tags of all sentences in order, or their set, where IOB1 counts as BIO.
 
     Example:
         >>> find_scheme(["I-PER", "O", "I-PER", "I-PER", "B-PER"]), find_scheme(["B-PER", "E-PER", "O", "S-LOC"])

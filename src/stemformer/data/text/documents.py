@@ -1,7 +1,8 @@
 """Text corpora: files, folders, archives and hub data sets, read as a stream of documents.
 
-A document is a record (JSON, CSV, TSV, parquet, hub data sets), an article (WikiExtractor markup, recognized by a
-leading `<doc `), or a part of plain text according to `documents`. Skipped input is counted by reason.
+A document is a record (JSON, CSV, TSV, parquet, hub data sets), an article (WikiExtractor markup,
+recognized by a leading `<doc `), or a part of plain text according to `documents`. Skipped input is
+counted by reason.
 """
 
 import html
@@ -70,24 +71,25 @@ def read_documents(
 ) -> Iterator[Document]:
     """Return an iterator over the documents of `inputs`, in order.
 
-    Files are streamed: memory holds one block and one document. The suffix decides the format: `.jsonl`, `.json`,
-    `.csv`, `.tsv`, `.parquet`, or `.tar` of such files, each also compressed (`.gz`, `.xz`, `.zst`, `.bz2`);
-    anything else is plain text.
+    Files are streamed: memory holds one block and one document. The suffix decides the format:
+    `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, or `.tar` of such files, each also compressed
+    (`.gz`, `.xz`, `.zst`, `.bz2`); anything else is plain text.
 
     Args:
-        inputs: Files, folders, patterns (see `find_files`) and hub data sets, `hub:owner/name[:config][:split]`.
-        documents: Unit of plain text: "line", "blank" (blocks separated by blank lines) or "file". "auto" means
-            "file" for archive members and files found in a folder or pattern; for a file named itself "blank" if its
-            first 64 K characters contain a blank line, else "line".
+        inputs: Files, folders, patterns (see `find_files`) and hub data sets,
+            `hub:owner/name[:config][:split]`.
+        documents: Unit of plain text: "line", "blank" (blocks separated by blank lines) or "file".
+            "auto" means "file" for archive members and files found in a folder or pattern; for a
+            file named itself "blank" if its first 64 K characters contain a blank line, else "line".
         column: Column of records that holds the text.
         errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
-        on_bytes: Called with numbers of raw (compressed) bytes read; they add up to `total_bytes(inputs)`.
+        on_bytes: Called with numbers of raw (compressed) bytes; their sum is `total_bytes(inputs)`.
         skipped: Receives the number of skipped items by reason.
 
     Raises:
         ConfigError: Unknown value of `documents` or `errors` (at the call).
-        DataError: An input does not exist (at the call) or is not in the format of its name; `damaged` if truncated or
-            corrupt.
+        DataError: An input does not exist (at the call) or is not in the format of its name;
+            `damaged` if truncated or corrupt.
     """
     for option, value, choices in (("documents", documents, DOCUMENTS), ("errors", errors, ERRORS)):
         if value not in choices:

@@ -1,7 +1,7 @@
 """Input files: expansion of names and patterns, decompression, decoding.
 
-Errors name the file (and the archive member). Truncated or corrupt data raises `DataError` with `damaged=True`;
-intact data in another format than the file name says raises it without.
+Errors name the file (and the archive member). Truncated or corrupt data raises `DataError` with
+`damaged=True`; intact data in another format than the file name says raises it without.
 """
 
 import bz2
@@ -47,8 +47,8 @@ def find_files(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return the files that `inputs` name, without duplicates, in a deterministic order.
 
     Args:
-        inputs: Files, folders (searched recursively, sorted by name, hidden entries skipped) and patterns
-            with `*`, `**`, `?` or `[...]`. Hub data sets (`hub:...`) are ignored.
+        inputs: Files, folders (searched recursively, sorted by name, hidden entries skipped) and
+            patterns with `*`, `**`, `?` or `[...]`. Hub data sets (`hub:...`) are ignored.
 
     Raises:
         DataError: `inputs` is empty, a name does not exist, or a folder or pattern holds no file.
@@ -146,7 +146,7 @@ def read_text(source: str, *, errors: str = "strict") -> str:
         errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
 
     Raises:
-        DataError: The file cannot be opened, is not UTF-8 text, or is blank; `damaged` if truncated or corrupt.
+        DataError: The file cannot be opened, is no UTF-8 text or blank; `damaged` if corrupt.
     """
     with open_file(source) as file:
         stream = decompress(file, source, compression=split_suffixes(source)[2])
@@ -213,7 +213,8 @@ def open_counted(file: io.BufferedIOBase, on_bytes: Callable[[int], None]) -> io
 def decompress(stream: io.BufferedIOBase, name: str, *, compression: str) -> io.BufferedIOBase:
     """Return a stream of decompressed bytes, or `stream` itself if `compression` is "".
 
-    Concatenated compressed files are read as one. Reading truncated or corrupt data raises `DataError` with `damaged`.
+    Concatenated compressed files are read as one. Reading truncated or corrupt data raises
+    `DataError` with `damaged`.
     """
     if not compression:
         return stream
@@ -276,7 +277,7 @@ def text_blocks(stream: io.BufferedIOBase, name: str, *, errors: str, skipped: C
         skipped: Receives "invalid UTF-8 bytes replaced".
 
     Raises:
-        DataError: The bytes are binary data, or not UTF-8 (with the offset of the first invalid byte).
+        DataError: Binary data, or not UTF-8 (with the offset of the first invalid byte).
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset, pending, is_first = 0, b"", True

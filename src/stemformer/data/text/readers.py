@@ -1,7 +1,8 @@
 """Streaming readers of JSON, CSV, TSV, parquet and hub data sets.
 
-`json_values`, `csv_rows`, `parquet_rows` and `hub_rows` yield records, each with its source: the file and the line
-(parquet and hub: the row) where it begins. `column_texts` and `csv_column` yield the text of one column, None for null.
+`json_values`, `csv_rows`, `parquet_rows` and `hub_rows` yield records, each with its source: the
+file and the line (parquet and hub: the row) where it begins. `column_texts` and `csv_column` yield
+the text of one column, None for null.
 """
 
 import csv
@@ -33,7 +34,7 @@ def column_texts(
         skipped: Receives "lone surrogates replaced".
 
     Raises:
-        DataError: No object, no such column, no text, or, if `errors` is "strict", a lone surrogate.
+        DataError: No object, no such column, no text, or a lone surrogate if `errors` is "strict".
     """
     for source, record in records:
         if not isinstance(record, dict):
@@ -44,7 +45,9 @@ def column_texts(
         if isinstance(text, list) and all(isinstance(item, str) for item in text):
             text = "\n".join(text)
         if text is not None and not isinstance(text, str):
-            raise DataError(f"{source}: Column '{column}' holds {type(text).__name__}, expected text. Pass --text-column.")
+            raise DataError(
+                f"{source}: Column '{column}' holds {type(text).__name__}, expected text. Pass --text-column."
+            )
         if text:
             text = replace_lone_surrogates(text, source, errors=errors, skipped=skipped)
             text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
@@ -63,7 +66,7 @@ def replace_lone_surrogates(text: str, source: str, *, errors: str, skipped: Cou
 
 
 def json_values(blocks: Iterator[str], name: str) -> Iterator[tuple[str, Any]]:
-    """Yield sources and values: the items of one JSON list, or the value of each non-blank line."""
+    """Yield sources and values: items of one JSON list, or the value of each non-blank line."""
     first = ""
     for block in blocks:
         first += block
@@ -160,12 +163,12 @@ def csv_column(blocks: Iterator[str], name: str, *, column: str, delimiter: str)
 
 
 def csv_rows(blocks: Iterator[str], name: str, *, delimiter: str, has_quotes: bool) -> Iterator[tuple[str, list[str]]]:
-    """Yield sources and fields of the rows of a table, with its header and without empty lines.
+    """Yield sources and fields of all rows of a table, header included, without empty lines.
 
     Args:
         blocks: Text of the file.
         name: File name for messages and sources.
-        has_quotes: Whether fields may be quoted and then hold delimiters and newlines; if not, quotes are text.
+        has_quotes: Whether quoted fields may hold delimiters and newlines; else quotes are text.
 
     Raises:
         DataError: A row of another length than the first, or an unclosed quote.
@@ -234,8 +237,9 @@ def hub_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield sources and rows of a Hugging Face data set: on the hub, or a local folder.
 
     Args:
-        name: `hub:owner/name`, `hub:owner/name:config`, `hub:owner/name:split` (if it is a usual name of a split) or
-            `hub:owner/name:config:split`, where the config may be empty. The default split is `train`.
+        name: `hub:owner/name`, `hub:owner/name:config`, `hub:owner/name:split` (if it is a usual
+            name of a split) or `hub:owner/name:config:split`, where the config may be empty. The
+            default split is `train`.
 
     Raises:
         DataError: The data set cannot be loaded.

@@ -1,14 +1,15 @@
 """Rule-based sentence boundaries for many languages, without a language setting.
 
-Documents are split into training sequences at sentence ends, and sentence-pair objectives need full sentences, so the
-ends must be mostly right, the same everywhere, and fast on gigabytes (hence neither a model nor a library):
+Documents are split into training sequences at sentence ends, and sentence-pair objectives need full
+sentences, so the ends must be mostly right, the same everywhere, and fast on gigabytes (hence
+neither a model nor a library):
 
 1. a newline always ends a sentence;
-2. `。！？` and the full stops of Devanagari, Arabic, Armenian, Ethiopic, Burmese and Khmer always end one;
+2. `。！？` and full stops of Devanagari, Arabic, Armenian, Ethiopic, Burmese and Khmer always do;
 3. `. ! ? …` end one if white space follows and then something that may begin a sentence;
 4. a full stop after an abbreviation, an initial, an ordinal or a list number does not.
 
-The abbreviations of all languages apply at once; the few clashes are resolved by the next word (`STARTERS`).
+The abbreviations of all languages apply at once; the next word resolves clashes (`STARTERS`).
 """
 
 import re
@@ -19,9 +20,9 @@ NEVER_FIRST = frozenset(",;:.!?…)]}%&=+/|<>")
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WIDE = "。！？｡।॥؟۔։።፧။។"
 
-# Both patterns begin with one plain character set, so that the regex engine can skip to the next match; a run of marks
-# is tried at its first mark only and nothing backtracks, so the time is linear for any text. `“` and `«` close a quote
-# in German and Danish; French has a space before `»`.
+# Both patterns begin with one plain character set, so that the regex engine can skip to the next
+# match; a run of marks is tried at its first mark only and nothing backtracks, so the time is
+# linear for any text. `“` and `«` close German and Danish quotes; French has a space before `»`.
 _SPACED = rf"(?<![.!?…]{{2}})[.!?…]*+[{CLOSERS}“«‹]*+(?:[^\S\n]»(?=\s))?+[^\S\n]++(?=\S)"
 _ASCII_OR_SPACED = re.compile(rf"[\n.!?…](?:(?<=\n)\s*+|{_SPACED})")
 _ANY_SCRIPT = re.compile(
@@ -50,7 +51,7 @@ TITLES = _words(
     sig sig.ra sig.na dott avv dhr mevr bijv
     """
 )
-# Abbreviations before a number (months: before a day); before anything else the full stop ends the sentence.
+# Abbreviations before a number (months: a day); else their full stop ends the sentence.
 BEFORE_NUMBERS = _words(
     """
     no nos nr nrn n.o nº vol vols pp pg pgs fig figs sec ch chap par para ex ext tab abb bd kap ff art
@@ -98,9 +99,9 @@ _KINDS = dict.fromkeys(UNSURE, "unsure") | dict.fromkeys(BEFORE_NUMBERS, "number
 def sentence_ends(text: str) -> list[int]:
     """Return the exclusive end offsets of the sentences of `text`, ascending.
 
-    White space after a sentence belongs to it: sentences are `text[ends[i - 1] : ends[i]]`, their concatenation is
-    `text`, and none is blank unless the text is. The last offset is `len(text)`; an empty text has none. `text` may be
-    any part of a document that begins at a sentence.
+    White space after a sentence belongs to it: sentences are `text[ends[i - 1] : ends[i]]`, their
+    concatenation is `text`, and none is blank unless the text is. The last offset is `len(text)`;
+    an empty text has none. `text` may be any part of a document that begins at a sentence.
 
     Example:
         >>> sentence_ends("Dr. Smith came. He left.")
