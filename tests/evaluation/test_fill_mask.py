@@ -317,13 +317,13 @@ def test_api_scores_are_plain_data(folder):
 
 
 def test_api_without_a_text_is_refused(folder):
-    with pytest.raises(DataError, match="no text was given"):
+    with pytest.raises(DataError, match="No text to work on"):
         stemformer.fill([], model=str(folder))
 
 
 def test_api_refuses_a_model_without_the_head(tmp_path):
     save_model(random_model([]), tmp_path, TOKENIZER)
-    with pytest.raises(CheckpointError, match="has no masked-LM head"):
+    with pytest.raises(CheckpointError, match="has no masked_lm head"):
         stemformer.fill(TEXTS, model=str(tmp_path))
 
 

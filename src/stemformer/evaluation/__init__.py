@@ -1,1 +1,1 @@
-"""Evaluate pre-trained models: held-out metrics, masks, benchmarks, scaling, few-shot prompts."""
+"""Evaluation: held-out metrics, fill-mask, benchmarks, scaling laws, few-shot prompts."""

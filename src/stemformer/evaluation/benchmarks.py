@@ -1,9 +1,10 @@
 """Benchmark tasks: the nine tasks of GLUE, SQuAD 1.1 and 2.0, SWAG, and published results.
 
-`benchmarks.toml` holds the tables: official metrics, files and columns, hyper-parameters and published results.
+`benchmarks.toml` holds the tables: official metrics, files and columns, hyper-parameters and
+published results.
 
-Source: Wang et al. 2019 (GLUE: tasks, metrics, files); Rajpurkar et al. 2016 and 2018 (SQuAD); Zellers et al. 2018
-(SWAG); Devlin et al. 2019, sections 4.1 to 4.4 (hyper-parameters).
+Source: Wang et al. 2019 (GLUE: tasks, metrics, files); Rajpurkar et al. 2016 and 2018 (SQuAD);
+Zellers et al. 2018 (SWAG); Devlin et al. 2019, sections 4.1 to 4.4 (hyper-parameters).
 """
 
 import tomllib
@@ -30,24 +31,21 @@ class BenchmarkTask:
     Attributes:
         name: Spelling of the leaderboard; also the name of the task's folder.
         task: Name of the fine-tuning task.
-        metrics: Official metrics, named as in `tasks.metrics`; the mean of them selects the best run.
-            `accuracy_mismatched` is the accuracy on the file `mismatched`.
+        metrics: Official metrics, named as in `tasks.metrics`; the mean of them selects the best
+            run. `accuracy_mismatched` is the accuracy on the file `mismatched`.
         kind: Type of a label.
         texts: Text columns; on the hub, `hub_texts` if set.
         label: Label column; on the hub it is always `label`.
         labels: Class names in files and on the leaderboard; the hub stores their indices.
         columns: Column names of training and dev files without a header.
-        train: Training file in the task's folder.
-        dev: Dev file that metrics are reported on.
+        train, dev: Files in the task's folder; metrics are reported on dev.
         mismatched: Second dev file, of other genres.
         tests: Test file of each leaderboard file; `..` leads to another folder.
-        hub_config: Config name on the hub. Its splits are `train`, `validation` and `test`, with the suffix after
-            `_` of the file name.
+        hub_config: Config name on the hub. Its splits are `train`, `validation` and `test`, with
+            the suffix after `_` of the file name.
         hub_texts: Text columns on the hub.
         is_small: Little training data: gains most from intermediate training on another task.
-        batch_size: Batch size in the paper.
-        epochs: Epochs in the paper.
-        learning_rates: Learning rates in the paper; the best on dev is selected.
+        batch_size, epochs, learning_rates: Values of the paper; the best rate on dev is selected.
     """
 
     name: str
@@ -88,11 +86,13 @@ class PublishedResult:
 
 
 def _make_tasks(table: Mapping[str, Mapping[str, Any]]) -> dict[str, BenchmarkTask]:
-    values = {
-        name: {key: tuple(value) if isinstance(value, list) else value for key, value in task.items()}
+    def as_tuple(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    return {
+        name: BenchmarkTask(name, **{key: as_tuple(value) for key, value in task.items()})
         for name, task in table.items()
     }
-    return {name: BenchmarkTask(name, **task) for name, task in values.items()}
 
 
 _TABLES = tomllib.loads((files("stemformer.evaluation") / "benchmarks.toml").read_text(encoding="utf-8"))
@@ -121,8 +121,8 @@ def find_split(task: BenchmarkTask, folder: str, file: str) -> str | None:
     """Return the path or hub id of a split of a task, or None if a local folder lacks it.
 
     Args:
-        folder: Folder with a subfolder for each task, files possibly compressed; or a hub dataset such as
-            `hub:nyu-mll/glue`.
+        folder: Folder with a subfolder for each task, files possibly compressed; or a hub dataset
+            such as `hub:nyu-mll/glue`.
         file: One of the task's file names.
     """
     if not folder.startswith(HUB_PREFIX):
@@ -138,10 +138,10 @@ def find_split(task: BenchmarkTask, folder: str, file: str) -> str | None:
 
 
 def read_rows(task: BenchmarkTask, source: str, *, counts: Counter[str], is_test: bool = False) -> list[dict[str, Any]]:
-    """Read a split: texts under `task.texts`, and the label under `task.label` except for test files.
+    """Read a split: texts under `task.texts`, the label under `task.label` (not of tests).
 
-    Fields are separated by tabs; quotes are ordinary characters. Broken lines of training and dev files (a few in
-    QQP) are skipped.
+    Fields are separated by tabs; quotes are ordinary characters. Broken lines of training and dev
+    files (a few in QQP) are skipped.
 
     Args:
         task: Task with text columns.
@@ -216,7 +216,7 @@ def make_records(task: BenchmarkTask, rows: Sequence[dict[str, Any]]) -> list[Te
 
 
 def submission_text(task: BenchmarkTask, answers: Sequence[str | float]) -> str:
-    """Return a submission file for the GLUE leaderboard: index and class (or score from 0 to 5) of each test row.
+    """Return a GLUE submission: index and class (or score from 0 to 5) of each test row.
 
     Example:
         >>> print(submission_text(GLUE["STS-B"], [5.2, 1.0]).expandtabs(), end="")

@@ -1,7 +1,8 @@
 """Cloze evaluation: predict one masked word in each of some held-out sentences.
 
-The sentences are selected by a rule: 6 to 24 tokens, in a fixed random order; in each, a word that is a single
-token of letters, chosen uniformly. If a corpus has ideographic and alphabetic words, the two kinds alternate.
+The sentences are selected by a rule: 6 to 24 tokens, in a fixed random order; in each, a word that
+is a single token of letters, chosen uniformly. If a corpus has ideographic and alphabetic words,
+the two kinds alternate.
 """
 
 import itertools
@@ -50,7 +51,7 @@ class ClozeExamples:
 def choose_cloze_examples(
     shards: Shards, tokenizer: Tokenizer, *, number: int, longest: int = 512
 ) -> ClozeExamples | None:
-    """Select up to `number` examples of a split, the same at each call; None if no sentence is suitable.
+    """Select up to `number` examples of a split, always the same; None if there are none.
 
     Args:
         longest: Maximum sequence length of the model, special tokens included.
@@ -103,8 +104,8 @@ def evaluate_cloze(
         module: Returns logits with `return_logits` (`objectives.objective.LossModule`).
 
     Returns:
-        `blank_accuracy`, `blank_constant_accuracy`, and `fills`: text, answer, guess and its probability for each
-        example.
+        `blank_accuracy`, `blank_constant_accuracy`, and `fills`: text, answer, guess and its
+        probability for each example.
     """
     module.eval()
     guesses: list[tuple[str, float]] = []
@@ -124,7 +125,7 @@ def evaluate_cloze(
 
 
 def shown_text(tokens: list[str]) -> str:
-    """Join tokens for display: pieces are merged; no spaces between ideographs or before closing punctuation.
+    """Join tokens for display, without spaces between ideographs or before punctuation.
 
     Unlike the WordPiece decoder of `tokenizers`, it handles brackets, quotes and Chinese.
 
@@ -151,7 +152,7 @@ def shown_text(tokens: list[str]) -> str:
 
 
 def _is_chinese_pair(*tokens: str) -> bool:
-    """Tell whether two tokens are written without a space; `[MASK]` and quotes follow their neighbor."""
+    """Tell whether no space separates two tokens; masks and quotes follow their neighbor."""
     chinese = [_is_ideograph(token) or token in _FULL_WIDTH for token in tokens]
     return any(chinese) and all(
         is_chinese or token in _EITHER for is_chinese, token in zip(chinese, tokens, strict=True)

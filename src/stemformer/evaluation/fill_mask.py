@@ -11,6 +11,7 @@ from torch import Tensor
 from stemformer.data.examples.batch import Batch, Example, collate
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError, DataError
+from stemformer.evaluation.inference import hidden_states
 from stemformer.models.model import Model
 
 _BATCH_TOKENS = 16_384
@@ -52,7 +53,8 @@ class Score:
     Attributes:
         text: Input text.
         num_tokens: Number of scored tokens.
-        log_likelihood: Sum over tokens of the log-probability (nats) of the token when it alone is masked.
+        log_likelihood: Sum over tokens of the log-probability (nats) of the token when it alone is
+            masked.
         perplexity: exp(-log_likelihood / num_tokens).
     """
 
@@ -65,14 +67,15 @@ class Score:
 def fill_masks(
     texts: Sequence[str], model: Model, tokenizer: Tokenizer, *, top_k: int = 5, candidates: Sequence[str] | None = None
 ) -> list[Filled]:
-    """Return the most likely words for each `[MASK]` of each text, each mask predicted independently.
+    """Return the most likely words for each `[MASK]`, predicted independently.
 
     Args:
         texts: Each contains at least one `[MASK]`.
         model: Has a masked-LM head; in evaluation mode.
         top_k: Number of candidates per mask.
-        candidates: Candidate words. A word of several tokens is scored by the sum of their log-probabilities with as many
-            masks; probabilities are normalized over the candidate words.
+        candidates: Candidate words. A word of several tokens is scored by the sum of their
+            log-probabilities with as many masks; probabilities are normalized over the candidate
+            words.
 
     Raises:
         DataError: A text has no `[MASK]` or exceeds the model's maximum length.
@@ -193,9 +196,7 @@ def _log_probabilities(
     for batch, sizes in _batches(queries, tokenizer):
         batch = batch.to(device)
         with torch.inference_mode():
-            states = model.body(
-                batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
-            )
+            states = hidden_states(model, batch)
             logits = model.lm_logits(states.index_select(0, batch.label_positions))  # (M, V)
             log_p = torch.log_softmax(logits.float(), -1).cpu()
         yield from log_p.split(sizes)  # type: ignore[no-untyped-call]

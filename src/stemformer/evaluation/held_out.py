@@ -15,11 +15,11 @@ from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.objectives.objective import Examples, Objective, ObjectiveConfig
 
 _SEED = 2**40 + 1
-"""Seed of the examples and their masks: the same in every run, so that runs are comparable."""
+"""Seed of examples and masks: the same in every run, so that runs are comparable."""
 
 
 def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:
-    """Return the objective for held-out text: 15 % single-token masks, whatever training masks.
+    """Return the objective for held-out text: 15 % token masks, whatever training masks.
 
     Objectives other than masked LM are returned unchanged.
     """
@@ -83,12 +83,12 @@ def evaluate_held_out(
     num_counted: int | None = None,
     add: Callable[[Sequence[float]], list[float]] = list,
 ) -> dict[str, float]:
-    """Return the mean loss (nats) and accuracy over scored positions, for each loss of the objective.
+    """Return the mean loss (nats) and accuracy over scored positions, by loss.
 
     Args:
         module: Returns the summed losses of a batch (`objectives.objective.LossModule`).
-        num_counted: Count the first batches only. The others are computed because all ranks must run the same number
-            of forward passes.
+        num_counted: Count the first batches only. The others are computed because all ranks must
+            run the same number of forward passes.
         add: Sums numbers over all ranks.
     """
     module.eval()

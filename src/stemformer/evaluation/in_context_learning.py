@@ -1,7 +1,8 @@
-"""In-context learning of a GPT: does context lower the loss, and do heads copy what followed a token before?
+"""In-context learning of a GPT: loss reduction by context, and induction heads.
 
-Source: Olsson et al. 2022: loss of the 500th token of a row of 512 minus that of the 50th; prefix-matching score of
-each head on repeated random tokens. Here an eighth of a row replaces a single position, and scales with its length.
+Source: Olsson et al. 2022: loss of the 500th token of a row of 512 minus that of the 50th;
+prefix-matching score of each head on repeated random tokens. Here an eighth of a row replaces a
+single position, and scales with its length.
 """
 
 import math
@@ -18,6 +19,7 @@ from torch import Tensor
 from stemformer.data.examples.batch import Batch, Example, collate
 from stemformer.data.examples.sampling import example_generator
 from stemformer.evaluation.held_out import held_out_batches
+from stemformer.evaluation.inference import hidden_states
 from stemformer.models.gpt import GptLayer
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm
@@ -36,11 +38,11 @@ _NUM_REPEATED_SEQUENCES = 16
 
 
 def make_in_context_evaluation(examples: Examples, objective: CausalLm) -> Callable[[Model], dict[str, Any]]:
-    """Return a function that measures the in-context learning of a model, always on the same text.
+    """Return a function that measures the in-context learning of a model on fixed text.
 
-    Its results are `held_out_late_minus_early` (nats; negative if context helps; absent if no held-out sequence fills
-    seven eighths of a row), `repeat_gain` (nats), `induction_score` (maximum over heads) and `heads` (score of each
-    head of each layer).
+    Its results are `held_out_late_minus_early` (nats; negative if context helps; absent if no
+    held-out sequence fills seven eighths of a row), `repeat_gain` (nats), `induction_score`
+    (maximum over heads) and `heads` (score of each head of each layer).
     """
     length = examples.sequence_length
     num_sequences = max(1, _HELD_OUT_TOKENS // length)
@@ -66,10 +68,10 @@ def make_in_context_evaluation(examples: Examples, objective: CausalLm) -> Calla
 
 
 def early_and_late(batches: Sequence[Batch], sequence_length: int, *, most: int) -> list[tuple[Batch, int]]:
-    """Select early and late positions of long sequences; early ones come first, with their number.
+    """Select positions of long sequences: early ones first, with their number, then late ones.
 
-    A long sequence reaches into the last eighth of a row. Its positions there are late, those of the second sixteenth
-    early, so both come from the same texts.
+    A long sequence reaches into the last eighth of a row. Its positions there are late, those of
+    the second sixteenth early, so both come from the same texts.
 
     Args:
         batches: Next-token batches, in which about all positions are scored.
@@ -102,11 +104,11 @@ def _early_first(batch: Batch, eighth: int) -> tuple[Batch, int]:
 
 @torch.inference_mode()
 def late_minus_early(model: Model, chosen: Sequence[tuple[Batch, int]]) -> float:
-    """Return the mean loss (nats) at late positions minus that at early ones, from `early_and_late`."""
+    """Return the mean loss (nats) at late positions minus that at early ones."""
     totals, counts = [0.0, 0.0], [0, 0]
     for batch, num_early in chosen:
-        batch = batch.to(_device(model))
-        states = _body(model, batch, rows=batch.label_positions)
+        batch = batch.to(next(model.parameters()).device)
+        states = hidden_states(model, batch, rows=batch.label_positions)
         for i, part in enumerate((slice(num_early), slice(num_early, None))):
             loss = linear_cross_entropy_sum(*model.lm_projection(states[part]), batch.labels[part])
             totals[i] += float(loss.total)
@@ -115,7 +117,7 @@ def late_minus_early(model: Model, chosen: Sequence[tuple[Batch, int]]) -> float
 
 
 def repeated_tokens(vocab_size: int, *, end: int, number: int, texts: int) -> tuple[Batch, int]:
-    """Make sequences of an end token and random tokens twice, scored as in `early_and_late`: first, then second time.
+    """Make sequences of random tokens that occur twice, scored as in `early_and_late`.
 
     The first random token is not scored, as nothing indicates that the repetition starts.
 
@@ -138,16 +140,16 @@ def repeated_tokens(vocab_size: int, *, end: int, number: int, texts: int) -> tu
 
 
 def repeat_gain(model: Model, repeated: tuple[Batch, int]) -> float:
-    """Return the loss reduction (nats) of random tokens at the second time: 0 without copying, at most about log V."""
+    """Return the loss reduction (nats) of repeated tokens: 0 without copying, at most log V."""
     return -late_minus_early(model, [repeated])
 
 
 @torch.inference_mode()
 def induction_scores(model: Model, repeated: tuple[Batch, int]) -> Float[Tensor, "L H"]:
-    """Return the mean attention of each head from a repeated token to the token after its first occurrence."""
-    batch = repeated[0].to(_device(model))
+    """Return the mean attention from repeated tokens to those after their first occurrence."""
+    batch = repeated[0].to(next(model.parameters()).device)
     size = batch.max_seqlen
-    states = _body(model, batch, return_layers=tuple(range(len(model.body.layers) + 1)))
+    states = hidden_states(model, batch, return_layers=tuple(range(len(model.body.layers) + 1)))
     scores = []
     for number, layer in enumerate(model.body.layers):
         assert isinstance(layer, GptLayer)
@@ -158,7 +160,7 @@ def induction_scores(model: Model, repeated: tuple[Batch, int]) -> Float[Tensor,
 
 
 def _attention(layer: GptLayer, states: Float[Tensor, "S T D"], first: int) -> Float[Tensor, "S H Q T"]:
-    """Return the attention probabilities of the queries from `first` on, which the attention kernels do not return."""
+    """Return the attention probabilities of the queries from `first` on."""
     s, t, d = states.shape
     heads = layer.attention.num_heads
     q, k, _ = layer.attention.qkv(layer.attention_norm(states)).view(s, t, 3, heads, d // heads).unbind(2)
@@ -166,13 +168,3 @@ def _attention(layer: GptLayer, states: Float[Tensor, "S T D"], first: int) -> F
     positions = torch.arange(t, device=states.device)
     is_future = positions > positions[first:, None]
     return scores.float().masked_fill(is_future, -math.inf).softmax(-1)
-
-
-def _body(model: Model, batch: Batch, **options: Any) -> Any:
-    return model.body(
-        batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen, **options
-    )
-
-
-def _device(model: Model) -> torch.device:
-    return model.body.embeddings.word.weight.device

@@ -1,4 +1,4 @@
-"""Inference over labelled or unlabelled examples: scores of a task, and pooled hidden states."""
+"""Inference over task examples: scores of a task, and pooled hidden states."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -18,6 +18,13 @@ BATCH_TOKENS = 4096
 """Approximate number of tokens in an inference batch."""
 
 
+def hidden_states(model: Model, batch: Batch, **options: Any) -> Any:
+    """Return the hidden states of the body; `options` are those of its forward."""
+    return model.body(
+        batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen, **options
+    )
+
+
 @torch.inference_mode()
 def predict_scores(
     module: nn.Module,
@@ -28,7 +35,7 @@ def predict_scores(
     batch_tokens: int = BATCH_TOKENS,
     on_examples: Callable[[int], None] | None = None,
 ) -> tuple[list[Float[np.ndarray, "_ c"]], float | None]:
-    """Return the scores of each example, in input order, and the mean loss (None without labels).
+    """Return the scores of each example, and the mean loss (None without labels).
 
     Batches hold examples of similar length, without padding.
 
@@ -76,9 +83,7 @@ def pooled_states(
     out = np.empty((len(examples), model.config.hidden_size), np.float32)
     for numbers, batch in _batches(examples, batch_tokens):
         batch = batch.to(device)
-        states = model.body(
-            batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
-        ).float()  # (N, D)
+        states = hidden_states(model, batch).float()  # (N, D)
         if pooling == "cls":
             pooled = states.index_select(0, batch.summary_positions)  # (S, D)
         else:

@@ -1,8 +1,8 @@
-"""Scaling laws: loss as a power law of model size and training tokens, with jackknife ranges of the exponents.
+"""Scaling laws: loss as a power law of model size and training tokens.
 
-Source: Kaplan et al. 2020, section 3 (power laws in parameters and tokens); Hoffmann et al. 2022, equation 2 and
-section D.2 (joint law with a floor, Huber loss on logarithms). We differ in the search: least squares from a grid of
-starting points on centered logarithms.
+Source: Kaplan et al. 2020, section 3 (power laws in parameters and tokens); Hoffmann et al. 2022,
+equation 2 and section D.2 (joint law with a floor, Huber loss on logarithms). We differ in the
+search: least squares from a grid of starting points on centered logarithms.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class JointLaw:
-    """loss = floor + size_factor / parameters ** size_exponent + token_factor / tokens ** token_exponent.
+    """Joint law: loss = E + A / parameters ** alpha + B / tokens ** beta.
 
     Attributes:
         floor: E in the paper.
@@ -235,7 +235,7 @@ def _minimize(
     *,
     huber: float | None = None,
 ) -> list[float]:
-    """Return the best solution over all starts: least squares, then optionally refined with the Huber loss."""
+    """Minimize squares from all starts, then optionally the Huber loss from the best."""
     from scipy.optimize import least_squares
 
     low, high = np.array(lower), np.array(upper)

@@ -1,7 +1,7 @@
 """Pre-training gain: paired differences over seeds, and data efficiency.
 
-Data efficiency is the number of labels that training from scratch needs for the same score. All statements are
-computed from the scores, and claim nothing that these do not support.
+Data efficiency is the number of labels that training from scratch needs for the same score. All
+statements are computed from the scores, and claim nothing that these do not support.
 """
 
 import math
@@ -28,7 +28,8 @@ def means(scores: Mapping[int, Mapping[int, float]]) -> dict[int, tuple[float, f
 def paired_difference(scores: SeedScores, first: str, second: str, size: int) -> tuple[float, float, int]:
     """Return mean, standard deviation and number of the differences over common seeds.
 
-    A seed samples the same records for both initializations, so their difficulty does not add to the deviation.
+    A seed samples the same records for both initializations, so their difficulty does not add to
+    the deviation.
 
     Example:
         >>> scores = {"a": {10: {0: 80.0, 1: 90.0}}, "b": {10: {0: 70.0, 1: 80.0}}}
@@ -41,7 +42,7 @@ def paired_difference(scores: SeedScores, first: str, second: str, size: int) ->
 
 
 def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:
-    """Return the number of records at which a curve reaches `target`, interpolated over the logarithm of the size.
+    """Return the number of records at which a curve reaches `target`, log-interpolated.
 
     Args:
         curve: Score by number of records.
@@ -66,10 +67,10 @@ def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:
 
 
 def differences_from_random(scores: SeedScores) -> list[dict[str, Any]]:
-    """Return the paired difference from random initialization for each initialization and size.
+    """Return the paired difference from random initialization, by start and size.
 
-    `records_from_scratch` is the number of records that random initialization needs to match; None if it never does,
-    or with a single size. Empty without random initialization.
+    `records_from_scratch` is the number of records that random initialization needs to match; None
+    if it never does, or with a single size. Empty without random initialization.
     """
     if "random" not in scores:
         return []
@@ -85,7 +86,7 @@ def differences_from_random(scores: SeedScores) -> list[dict[str, Any]]:
 
 
 def table_row(scores: SeedScores, size: int) -> dict[str, Any]:
-    """Return a row of the result table: each initialization, and its difference from random, with deviations.
+    """Return a row of the result table: each start, and its difference from random.
 
     Example:
         >>> table_row({"pretrained": {10: {0: 80.0}}, "random": {10: {0: 70.0}}}, 10)
@@ -107,7 +108,8 @@ def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = 
     """Summarize the gain of pre-training, and its data efficiency.
 
     Args:
-        scores: Of the initializations `pretrained`, `random` and `reembedded`, as far as they were run.
+        scores: Of the initializations `pretrained`, `random` and `reembedded`, as far as they were
+            run.
         baseline: Majority baseline; an initialization that does not exceed it adds a warning.
 
     Example:
@@ -147,7 +149,7 @@ def _gains(scores: SeedScores, start: str, sizes: Sequence[int]) -> str:
 
 
 def _data_efficiency(scores: SeedScores, sizes: Sequence[int]) -> str:
-    """Describe how many labels training from scratch needs to match pre-training with the smallest size."""
+    """Describe the labels from scratch that match pre-training with the smallest size."""
     if len(sizes) < 2:
         return "no data efficiency computed: it needs two sizes (--sizes)"
     smallest, largest = sizes[0], sizes[-1]

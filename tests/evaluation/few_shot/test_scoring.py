@@ -95,5 +95,5 @@ def test_masked_answers_are_scored_together(monkeypatch):
 
 
 def test_too_long_text_is_refused(small_gpt):
-    with pytest.raises(ValueError, match="97 tokens for 96 positions"):
+    with pytest.raises(ValueError, match="A sequence has 97 tokens; the model has 96 positions"):
         list(score_answers(small_gpt, [ScoringRequest(np.full(97, 5), (np.array([6]),))]))

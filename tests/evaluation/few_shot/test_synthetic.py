@@ -183,5 +183,5 @@ def test_wrong_names_are_refused(names, message):
 def test_number_below_one_is_refused():
     with pytest.raises(ConfigError, match=r"Number of pairs is 0\. Expected at least 1"):
         SYNTHETIC_TASKS["copy"].episode(0, np.random.default_rng(0))
-    with pytest.raises(ConfigError, match=r"--documents is 0\. Expected at least 1"):
+    with pytest.raises(ConfigError, match=r"--num-documents is 0\. Expected at least 1"):
         list(synthetic_documents(0, seed=0))

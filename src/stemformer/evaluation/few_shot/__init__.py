@@ -1,1 +1,1 @@
-"""Few-shot evaluation: tasks, prompts, demonstrations, scoring, synthetic tasks, and the lm-eval adapter."""
+"""Few-shot evaluation: tasks, demonstrations, scoring, synthetic tasks, lm-eval adapter."""

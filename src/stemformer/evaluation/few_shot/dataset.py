@@ -24,7 +24,8 @@ class FewShotDataset:
     Attributes:
         items: Evaluation examples.
         demonstrations: Pool to sample from; `items` if there is no other.
-        demonstrations_per_item: Fixed demonstrations of each example (synthetic tasks), instead of the pool.
+        demonstrations_per_item: Fixed demonstrations of each example (synthetic tasks), instead of
+            the pool.
         sampler: As in `PromptTask`.
     """
 

@@ -1,7 +1,7 @@
-"""Few-shot evaluation: prompts that fit the model, predictions by likelihood or generation, and metrics.
+"""Few-shot evaluation: prompts, predictions by likelihood or generation, metrics.
 
-Source: Brown et al. 2020, section 2.4; calibration: Zhao et al. 2021, section 4; cloze prompts of masked models: Schick
-and Schütze 2021.
+Source: Brown et al. 2020, section 2.4; calibration: Zhao et al. 2021, section 4; cloze prompts of
+masked models: Schick and Schütze 2021.
 """
 
 import math
@@ -47,10 +47,11 @@ class FewShotPrediction:
     Attributes:
         number: Index of the example.
         gold: Index of the correct answer.
-        prediction: Index of the answer with the highest log-probability, -1 for a tie. For `loglikelihood` and
-            `generate_until` 0 if correct, otherwise -1.
+        prediction: Index of the answer with the highest log-probability, -1 for a tie. For
+            `loglikelihood` and `generate_until` 0 if correct, otherwise -1.
         prediction_norm: As `prediction`, by log-probability per character.
-        calibrated: As `prediction`, relative to the log-probability without content; None without calibration.
+        calibrated: As `prediction`, relative to the log-probability without content; None without
+            calibration.
         log_probabilities: Of each answer; empty for `generate_until`.
         text: Generated text.
         num_dropped: Demonstrations that did not fit.
@@ -147,10 +148,11 @@ def aggregate(
         items: All examples of the dataset.
 
     Returns:
-        `metric`, and its `value` from 0 to 1 (mean over samples); `low` and `high` (95 % interval over examples) and
-        `spread` (standard deviation over samples); `accuracy`; `chrf` and `bleu` for these metrics; for multiple choice
-        `acc` (by sum), `acc_norm` (by mean per character) and `acc_calibrated`, and `same_answer` (share of the most
-        frequent prediction) for shared answers; `chance` and `majority` (None if undefined), `questions`, `draws`,
+        `metric`, and its `value` from 0 to 1 (mean over samples); `low` and `high` (95 % interval
+        over examples) and `spread` (standard deviation over samples); `accuracy`; `chrf` and `bleu`
+        for these metrics; for multiple choice `acc` (by sum), `acc_norm` (by mean per character)
+        and `acc_calibrated`, and `same_answer` (share of the most frequent prediction) for shared
+        answers; `chance` and `majority` (None if undefined), `questions`, `draws`,
         `dropped_examples` (mean per example), `cut_questions`.
     """
     first = predictions[0]
@@ -226,13 +228,14 @@ _HAN, _KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
 
 
 def wilson_interval(share: float, number: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a proportion, which may be a mean over several samples.
+    """Return the 95 % Wilson interval of a proportion.
 
     Example:
         >>> [round(x, 3) for x in wilson_interval(0.5, 100)]
         [0.404, 0.596]
 
-    Source: Wilson 1927. Unlike `scipy.stats.binomtest`, the number of successes need not be an integer.
+    Source: Wilson 1927. Unlike `scipy.stats.binomtest`, the number of successes need not be an
+    integer.
     """
     z = 1.959964
     middle = (share + z * z / (2 * number)) / (1 + z * z / number)
@@ -316,7 +319,7 @@ def _encode(
     *,
     for_masked: bool,
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]]:
-    """Yield the ids of prompts, answers and suffixes; for causal models, the suffix is part of the answer."""
+    """Yield ids of prompts, answers and suffixes (causal models: part of the answer)."""
     texts = [task.render_prompt(demonstrations, item, for_masked=for_masked) for demonstrations, item in pairs]
     prompts = tokenizer.encode_ids(texts)
     if task.output_type == "generate_until":
@@ -385,8 +388,8 @@ def _score(
     positions = model.config.max_position_embeddings
     if "causal_lm" in model.heads:
         prompts = _fit(task, queries, tokenizer, positions=positions - 1, for_masked=False)
-        bos = np.array([model.config.eos_token_id])  # type: ignore[union-attr]
-        return prompts, score_answers(model, [ScoringRequest(np.append(bos, p.prompt), p.answers) for p in prompts])
+        bos = model.config.eos_token_id
+        return prompts, score_answers(model, [ScoringRequest(np.append([bos], p.prompt), p.answers) for p in prompts])
     prompts = _fit(task, queries, tokenizer, positions=positions - 2, for_masked=True)
     scores = iter(
         score_blanks(model, [_mask(prompt, answer, tokenizer) for prompt in prompts for answer in prompt.answers])
@@ -397,15 +400,15 @@ def _score(
 def _mask(prompt: _EncodedPrompt, answer: np.ndarray, tokenizer: Tokenizer) -> MaskedRequest:
     """Build a text with a mask for each token of an answer."""
     masks = np.full(len(answer), tokenizer.mask_token_id)
-    parts = [[tokenizer.cls_token_id], prompt.prompt, masks, prompt.suffix, [tokenizer.sep_token_id]]
-    positions = 1 + len(prompt.prompt) + np.arange(len(answer))
-    return MaskedRequest(np.concatenate(parts).astype(np.int64), positions, answer)
+    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    ids = np.concatenate([cls, prompt.prompt, masks, prompt.suffix, sep]).astype(np.int64)
+    return MaskedRequest(ids, 1 + len(prompt.prompt) + np.arange(len(answer)), answer)
 
 
 def _content_free(
     model: Model, tokenizer: Tokenizer, task: PromptTask, queries: Sequence[_Query]
 ) -> list[Float[np.ndarray, "a"]]:
-    """Return the log-probabilities of the answers without content, averaged over a few content-free inputs."""
+    """Return the log-probabilities of answers, averaged over content-free inputs."""
     columns = task.columns
     rows = []
     for text in _CONTENT_FREE:

@@ -4,8 +4,8 @@ Run its command line with our model registered (extra `eval`):
 
     python -m stemformer.evaluation.few_shot.lm_eval_adapter --model stemformer --model_args pretrained=FOLDER --tasks lambada_openai
 
-Source: Gao et al. 2024, lm-evaluation-harness. Truncation, and no token before the prompt unless `add_bos_token` is
-set, follow its Hugging Face model.
+Source: Gao et al. 2024, lm-evaluation-harness. Truncation, and no token before the prompt unless
+`add_bos_token` is set, follow its Hugging Face model.
 """
 
 from collections.abc import Sequence
@@ -50,8 +50,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         pretrained: GPT-2 folder, run folder or hub id.
         dtype: `float32` or `bfloat16`; weights stay in float32.
         add_bos_token: Put the end-of-document token before each prompt, as in our training data.
-        max_gen_toks: Default maximum number of generated tokens. Sampled texts depend on their index among the requests
-            with the same settings.
+        max_gen_toks: Default maximum number of generated tokens. Sampled texts depend on their
+            index among the requests with the same settings.
         batch_size: Ignored: batches are limited by tokens.
         max_batch_size: Ignored.
 
@@ -89,7 +89,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     @property
     def eot_token_id(self) -> int:
         """Id of the end-of-document token."""
-        end: int = self.model.config.eos_token_id  # type: ignore[union-attr]
+        end = self.model.config.eos_token_id
+        assert end is not None, "a GPT has an end token"
         return end
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -100,7 +101,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """Return log-probability and greediness of each continuation; equal contexts are computed once."""
+        """Return log-probability and greediness of continuations; equal contexts run once."""
         groups: dict[bytes, list[int]] = {}
         prompts, answers = [], []
         for number, (_, context, continuation) in enumerate(requests):

@@ -1,4 +1,4 @@
-"""Log-probabilities of answers: continuations of a prompt (causal LM) or masked spans (masked LM).
+"""Log-probabilities of answers: continuations (causal LM) or masked spans (masked LM).
 
 Only answer tokens are scored; the answers to one prompt share its cache.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stemformer.data.examples.batch import Example, collate
 from stemformer.errors import CheckpointError
+from stemformer.evaluation.inference import hidden_states
 from stemformer.models.gpt import Gpt
 from stemformer.models.model import Model
 
@@ -112,14 +113,7 @@ def score_blanks(model: Model, requests: Sequence[MaskedRequest]) -> list[Answer
             Example(r.input_ids, np.array([len(r.input_ids)]), r.positions, r.answer) for _, r in distinct.values()
         ]
         batch = collate(examples, range(len(examples))).to(device)
-        states = model.body(
-            batch.input_ids,
-            batch.position_ids,
-            batch.token_type_ids,
-            batch.cu_seqlens,
-            batch.max_seqlen,
-            rows=batch.label_positions,
-        )  # (M, D)
+        states = hidden_states(model, batch, rows=batch.label_positions)  # (M, D)
         starts = np.cumsum([0, *(len(e.label_positions) for e in examples)])
         rows = [starts[number] + np.arange(len(r.answer)) for number, r in zip(numbers, batch_requests, strict=True)]
         scores += _score_tokens(model, states, rows, [r.answer for r in batch_requests])

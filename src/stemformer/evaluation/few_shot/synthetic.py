@@ -1,8 +1,9 @@
-"""Synthetic in-context learning tasks: episodes of pairs that follow one rule, for training and evaluation.
+"""Synthetic in-context learning tasks: episodes of pairs that follow one rule.
 
-Most rules are sampled per episode, so that the answer can only be inferred from examples. Mixed into pre-training, such
-episodes teach even a very small GPT to learn in context. A document is one episode with a line `input -> output` for
-each pair; letters and digits are separated by spaces, so that each is a token.
+Most rules are sampled per episode, so that the answer can only be inferred from examples. Mixed
+into pre-training, such episodes teach even a very small GPT to learn in context. A document is one
+episode with a line `input -> output` for each pair; letters and digits are separated by spaces, so
+that each is a token.
 """
 
 import json
@@ -126,7 +127,7 @@ def find_synthetic(names: Sequence[str]) -> list[SyntheticTask]:
 
 
 def synthetic_documents(number: int, *, seed: int, tasks: Sequence[str] = ()) -> Iterator[dict[str, str]]:
-    """Yield documents for pre-training, each an episode of 8 to 40 pairs, with the tasks in turn.
+    """Yield documents for pre-training: episodes of 8 to 40 pairs, with the tasks in turn.
 
     A document is a function of (seed, its number, tasks), so fewer documents are a prefix of more.
 
@@ -154,7 +155,7 @@ def synthetic_documents(number: int, *, seed: int, tasks: Sequence[str] = ()) ->
 def write_synthetic(
     path: Path, number: int, *, seed: int, tasks: Sequence[str] = (), on_document: Callable[[float], None] | None = None
 ) -> dict[str, int]:
-    """Write documents as JSON lines, atomically, and return the number of documents of each task.
+    """Write documents as JSON lines, atomically, and return their number by task.
 
     Args:
         path: Output file, replaced if it exists.

@@ -61,7 +61,8 @@ class PromptTask:
     """Few-shot task: prompts and scoring. A task file has these keys.
 
     Attributes:
-        template: Example with its answer: columns as `{column}` or `{column|filter}` (see `FILTERS`), and `{answer}`.
+        template: Example with its answer: columns as `{column}` or `{column|filter}` (see
+            `FILTERS`), and `{answer}`.
         name: Name in tables; defaults to the file name.
         about: Description in one line.
         source: Publication.
@@ -78,15 +79,18 @@ class PromptTask:
         first_label: Number of the first answer, for numeric labels.
         correct: Index of the correct answer, if it is always the same.
         answer: Template of the correct answer, if there are no choices.
-        output_type: `multiple_choice`: select the most likely answer. `loglikelihood`: the answer is correct if each of
-            its tokens is the most likely one. `generate_until`: generate up to `stop` and compare.
+        output_type: `multiple_choice`: select the most likely answer. `loglikelihood`: the answer
+            is correct if each of its tokens is the most likely one. `generate_until`: generate up
+            to `stop` and compare.
         words: Replacements of values, by column.
-        score: Compare answers by the `sum` of token log-probabilities, or by their `mean` per character.
+        score: Compare answers by the `sum` of token log-probabilities, or by their `mean` per
+            character.
         max_new_tokens: Maximum length of a generated answer.
         stop: Stop string of a generated answer.
         metric: Metric of generated answers: `accuracy` (exact match), `chrf` or `bleu`.
         num_shots: Default numbers of demonstrations.
-        sampler: `balanced`: the same number of each label, in random order. `random`: any. `first`: always the first ones.
+        sampler: `balanced`: the same number of each label, in random order. `random`: any. `first`:
+            always the first ones.
     """
 
     template: str
@@ -147,7 +151,7 @@ class PromptTask:
         return {match[1].strip() for match in _VARIABLE.finditer(self.template + self.cloze)} - {"answer"}
 
     def split_template(self, item: FewShotExample, *, for_masked: bool = False) -> tuple[str, str, str]:
-        """Return the text before the answer, the spaces between them, and the text after the answer."""
+        """Return the text before the answer, the spaces before it, and the text after it."""
         template = self.cloze if for_masked and self.cloze else self.template
         before, after = (render(part, item.fields, name=self.name) for part in template.split(_ANSWER))
         stripped = before.rstrip(" ")
@@ -161,7 +165,7 @@ class PromptTask:
     def render_prompt(
         self, demonstrations: Sequence[FewShotExample], item: FewShotExample, *, for_masked: bool = False
     ) -> str:
-        """Return the prompt: instruction, demonstrations with answers, and the example up to its answer."""
+        """Return the prompt: instruction, demonstrations, and the example up to its answer."""
         parts = [self.instruction] if self.instruction else []
         parts += [self.render_example(example, for_masked=for_masked) for example in demonstrations]
         return self.separator.join([*parts, self.split_template(item, for_masked=for_masked)[0]])
@@ -206,8 +210,8 @@ def open_task(spec: str, *, examples: str = "") -> PromptTask:
     """Load a task and resolve its data.
 
     Args:
-        spec: Built-in name or TOML file, optionally followed by `=` and the data (`sst2=dev.tsv`, `my_task.toml`); or
-            `synthetic:` and a name in `synthetic.SYNTHETIC_TASKS`.
+        spec: Built-in name or TOML file, optionally followed by `=` and the data (`sst2=dev.tsv`,
+            `my_task.toml`); or `synthetic:` and a name in `synthetic.SYNTHETIC_TASKS`.
         examples: Data of the demonstrations; overrides the task's.
 
     Raises:
