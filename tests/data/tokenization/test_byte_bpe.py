@@ -101,7 +101,6 @@ def test_train_tokenizer_and_prepare_work_with_byte_bpe(make_text, tmp_path):
     [
         ({"vocab_size": 256}, TokenizerError, "expected at least 257"),
         ({"lowercase": True}, ConfigError, "Remove --lowercase and --init"),
-        ({"kind": "unigram"}, ConfigError, "expected wordpiece or bpe"),
     ],
 )
 def test_invalid_options_are_refused(make_text, tmp_path, options, error, message):
@@ -110,6 +109,14 @@ def test_invalid_options_are_refused(make_text, tmp_path, options, error, messag
         stemformer.train_tokenizer(
             [str(tmp_path / "text.txt")], out=str(tmp_path / "tok"), **{"kind": "bpe", "vocab_size": 300, **options}
         )
+
+
+def test_unknown_kind_is_refused(make_text, tmp_path):
+    (tmp_path / "text.txt").write_text(make_text(num_documents=5), encoding="utf-8")
+    # In a process of its own, where types are not checked at run time.
+    code = "import stemformer; stemformer.train_tokenizer(['text.txt'], out='tok', kind='unigram', vocab_size=300)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "ConfigError" in ran.stderr and "expected wordpiece or bpe" in ran.stderr
 
 
 def test_empty_text_is_refused():
