@@ -194,7 +194,7 @@ def required_text(record: Mapping[str, Any], names: Sequence[str], location: str
 def _replace_all_surrogates(value: Any, location: str, errors: str) -> Any:
     """Replace lone surrogates in all strings of a JSON value."""
     if isinstance(value, str):
-        return replace_lone_surrogates(value, location, errors=errors, skipped=Counter())
+        return replace_lone_surrogates(value, location, errors=errors)
     if isinstance(value, list):
         return [_replace_all_surrogates(item, location, errors) for item in value]
     if isinstance(value, dict):

@@ -111,7 +111,7 @@ def total_bytes(inputs: Sequence[str | Path]) -> int | None:
 def _read_inputs(sources: Sequence[tuple[str, bool]], options: _Options) -> Iterator[Document]:
     for source, is_named in sources:
         if source.startswith(HUB_PREFIX):
-            texts = column_texts(hub_rows(source), options.column, skipped=options.skipped)
+            texts = column_texts(hub_rows(source), options.column)
         else:
             texts = _read_file(source, options, is_named=is_named)
         for location, text in texts:
@@ -168,7 +168,7 @@ def _read_stream(
                 copy.seek(0)
                 stream, on_group = cast(io.BufferedIOBase, copy), None
             rows = parquet_rows(stream, name, column=options.column, on_bytes=on_group)
-            yield from column_texts(rows, options.column, skipped=options.skipped)
+            yield from column_texts(rows, options.column)
     else:
         blocks = text_blocks(stream, name, errors=options.errors, skipped=options.skipped)
         if kind in (".json", ".jsonl"):

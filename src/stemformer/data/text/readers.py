@@ -25,16 +25,17 @@ _HUB_SPLITS = re.compile(r"(train|validation|valid|dev|test|unsupervised)\b.*")
 
 
 def column_texts(
-    records: Iterable[tuple[str, Any]], column: str, *, errors: str = "strict", skipped: Counter[str]
+    records: Iterable[tuple[str, Any]], column: str, *, errors: str | None = None, skipped: Counter[str] | None = None
 ) -> Iterator[tuple[str, str | None]]:
     r"""Yield a column of records; a list of strings becomes one text with a line for each.
 
     Args:
-        errors: "replace" to decode lone surrogates (JSON's `\ud83d`) as U+FFFD.
+        errors: "strict" to raise on lone surrogates (JSON's `\ud83d`), "replace" to decode them as
+            U+FFFD; None: not checked, since only JSON can hold them.
         skipped: Receives "lone surrogates replaced".
 
     Raises:
-        DataError: No object, no such column, no text, or a lone surrogate if `errors` is "strict".
+        DataError: No object, no such column, no text, or a lone surrogate.
     """
     for source, record in records:
         if not isinstance(record, dict):
@@ -48,20 +49,22 @@ def column_texts(
             raise DataError(
                 f"{source}: Column '{column}' holds {type(text).__name__}, expected text. Pass --text-column."
             )
-        if text:
+        if text and errors is not None:
             text = replace_lone_surrogates(text, source, errors=errors, skipped=skipped)
-            text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+        if text and "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
         yield source, text
 
 
-def replace_lone_surrogates(text: str, source: str, *, errors: str, skipped: Counter[str]) -> str:
+def replace_lone_surrogates(text: str, source: str, *, errors: str, skipped: Counter[str] | None = None) -> str:
     """Replace lone surrogates (from JSON escapes) by U+FFFD; raise if `errors` is "strict"."""
     num_lone = 0 if text.isascii() else len(_SURROGATE.findall(text))
     if not num_lone:
         return text
     if errors == "strict":
         raise DataError(f"{source}: A \\u escape is half of a character. Repair it, or pass --errors replace.")
-    skipped["lone surrogates replaced"] += num_lone
+    if skipped is not None:
+        skipped["lone surrogates replaced"] += num_lone
     return _SURROGATE.sub("\ufffd", text)
 
 
