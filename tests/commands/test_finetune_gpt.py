@@ -268,7 +268,7 @@ def test_token_that_begins_a_text_must_be_in_the_vocabulary(gpts, labelled, tmp_
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 50256}))
-    with pytest.raises(CheckpointError, match=r"eos_token_id is 50,256 .*, there are 300 ids"):
+    with pytest.raises(CheckpointError, match=r"eos_token_id is 50,256 .*, but there are 300 ids"):
         run(tmp_path, labelled, "class", tmp_path / "run")
 
 
@@ -278,7 +278,7 @@ def test_model_that_transformers_trained_predicts_with_a_warning(gpts, tmp_path)
     theirs = transformers.GPT2ForSequenceClassification(config).eval()
     theirs.save_pretrained(tmp_path)
     load_tokenizer(gpts / "bpe").save(tmp_path)
-    with pytest.warns(UserWarning, match=r"fine-tuned elsewhere.*<\|endoftext\|> stands before each"):
+    with pytest.warns(UserWarning, match=r"fine-tuned elsewhere.*preceded by <\|endoftext\|>"):
         loaded = stemformer.load(str(tmp_path))
     (found,) = loaded.predict(["The old king"])
     ids = torch.tensor([[0, *loaded.tokenizer.encode_ids(["The old king"])[0]]])

@@ -13,8 +13,8 @@ def fast(monkeypatch):
 
 def test_plan_adds_up(tiny):
     told = stemformer.plan("bert_tiny", data=str(tiny / "data"), settings=[*SMALL, "budget.steps=1000"])
-    rows = told["rows of 32"]
-    assert rows["rows"] == 4
+    rows = told["sequence_length_32"]
+    assert rows["batch_size"] == 4
     assert rows["tokens_per_step"] <= 4 * 32
     assert rows["tokens_per_second"] == pytest.approx(rows["tokens_per_step"] / rows["seconds_per_step"], rel=0.2)
     assert told["steps"] == 1000
@@ -25,14 +25,14 @@ def test_plan_adds_up(tiny):
 
 def test_plan_without_data_takes_full_rows():
     told = stemformer.plan("bert_tiny", settings=[*SMALL, "model.vocab_size=500", "objective.sentences=next"])
-    assert told["rows of 32"]["tokens_per_step"] == 4 * 32
+    assert told["sequence_length_32"]["tokens_per_step"] == 4 * 32
     assert "hours" not in told  # no budget was given
 
 
 def test_plan_measures_each_phase():
     phases = "phases=[{start_ratio=0.5,size=2,sequence_length=64}]"
     told = stemformer.plan("bert_tiny", settings=[*SMALL, "model.vocab_size=500", "budget.steps=10", phases])
-    assert told["rows of 64"]["tokens_per_step"] == 128
+    assert told["sequence_length_64"]["tokens_per_step"] == 128
     assert told["tokens"] == 10 * 128
 
 
@@ -40,7 +40,7 @@ def test_micro_batches_are_multiplied():
     told = stemformer.plan(
         "bert_tiny", settings=[*SMALL, "model.vocab_size=500", "batch.size=64", "batch.micro_size=4"]
     )
-    assert told["rows of 32"]["tokens_per_step"] == 64 * 32
+    assert told["sequence_length_32"]["tokens_per_step"] == 64 * 32
 
 
 def test_unknown_recipe_is_refused():

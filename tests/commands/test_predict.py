@@ -305,7 +305,7 @@ def test_labels_that_were_not_trained_are_told(finetuned, tmp_path):
 
 def test_table_is_not_read_as_sentences_to_tag(finetuned, tmp_path):
     (tmp_path / "a.csv").write_text("id,review\n1,The old king\n2,A river\n")
-    with pytest.raises(DataError, match="a table, expected a word a line"):
+    with pytest.raises(DataError, match=r"Found a table\. Expected one word per line"):
         stemformer.predict([str(tmp_path / "a.csv")], model=str(finetuned("tag")))
 
 

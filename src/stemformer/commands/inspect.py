@@ -1,4 +1,4 @@
-"""What a folder holds: prepared data, a run, the results of several, a model or a tokenizer."""
+"""Describe a directory: tokenized data, run, experiment, model or tokenizer."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from stemformer.huggingface.load import find_model_folder, load_model, read_task
 from stemformer.io import read_json_object, read_jsonl
 from stemformer.models.model import Model
 from stemformer.options import InspectOptions, accepts
-from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig, RunConfig, read_run_config
+from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig, read_run_config
 
 EXPERIMENTS = {
     "trials.json": "run",
@@ -38,80 +38,76 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     if (folder / "manifest.json").is_file() or (folder / "progress.jsonl").is_file():
         return describe_dataset(path, read_manifest(folder))
     if (folder / "log.jsonl").is_file():
-        return _told_of_run(folder)
-    for name, what in EXPERIMENTS.items():
+        return _describe_run(folder)
+    for name, kind in EXPERIMENTS.items():
         if (folder / name).is_file():
-            told = read_json_object(folder / name)
-            for long in ("cells", "points", "figures"):
-                told.pop(long, None)
-            for size in told["sizes"] if name == "scale.json" else ():
+            result = read_json_object(folder / name)
+            for key in ("cells", "points", "figures"):
+                result.pop(key, None)
+            for size in result["sizes"] if name == "scale.json" else ():
                 del size["curve"]
-            return {what: path, **told}
+            return {kind: path, **result}
     if (folder / "config.json").is_file() or (not folder.exists() and path.count("/") == 1):
         return describe_model(path)
     if (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file():
-        return {"tokenizer": path, **_told_of_tokenizer(load_tokenizer(folder))}
+        return {"tokenizer": path, **_describe_tokenizer(load_tokenizer(folder))}
     if not folder.exists():
-        raise DataError(f"{path} does not exist: give a folder of prepared data, a run, a model or a tokenizer")
-    raise DataError(f"{path} holds neither prepared data nor a run, a model or a tokenizer")
+        raise DataError(f"{path} does not exist. Pass a directory of tokenized data, a run, a model or a tokenizer.")
+    raise DataError(f"{path} holds neither tokenized data nor a run, a model or a tokenizer.")
 
 
 def describe_dataset(path: str, manifest: Manifest) -> dict[str, Any]:
-    """Returns counts of prepared data and of what was skipped."""
+    """Return counts of tokenized data and of what was skipped."""
     return {
         "data": path,
         "vocab_size": manifest.vocab_size,
         "fingerprint": manifest.fingerprint[:16],
         **{name: asdict(counts) for name, counts in manifest.splits.items()},
-        "unknown": _share_of_unknown(Path(path)),
+        "unknown": _unknown_fraction(Path(path)),
         "skipped": dict(manifest.skipped),
         "megabytes": round(sum(file.bytes for file in manifest.files.values()) / 1e6, 1),
     }
 
 
-def _share_of_unknown(folder: Path) -> float:
-    """Returns how much of the training tokens is [UNK], which a model can learn nothing from."""
+def _unknown_fraction(folder: Path) -> float:
+    """Return the fraction of [UNK] among the training tokens."""
     counts = open_shards(folder, verify=False).unigram_counts
     unknown = load_tokenizer(folder / "tokenizer").token_to_id("[UNK]")
     return 0.0 if unknown is None else round(float(counts[unknown] / max(1, counts.sum())), 4)
 
 
 def is_finetuned(folder: Path) -> bool:
-    """Returns whether a folder holds a fine-tuning run, by its configuration."""
+    """Return whether a directory holds a fine-tuning run, by its config."""
     file = folder / "config.toml"
     return file.is_file() and "task" in parse_toml(file.read_text(encoding="utf-8"), str(file))
 
 
-def _told_of_run(folder: Path) -> dict[str, Any]:
+def _describe_run(folder: Path) -> dict[str, Any]:
     text = (folder / "config.toml").read_text(encoding="utf-8")
-    config: RunConfig | FinetuneConfig
     if is_finetuned(folder):
         config = from_toml(FinetuneConfig, text, source=str(folder), renamed=RENAMED_SETTINGS)
-        of_config = {
+        origin = {
             "task": config.task.name,
             "init": config.model,
             "train": list(config.train),
             "dev": list(config.dev),
         }
     else:
-        config = read_run_config(text, source=str(folder))
-        of_config = {"recipe": config.recipe}
-    lines = read_jsonl(folder / "log.jsonl")
-    last: dict[str, dict[str, Any]] = {
-        kind: next((x for x in reversed(lines) if x["kind"] == kind), {}) for kind in ("train", "evaluation")
-    }
+        origin = {"recipe": read_run_config(text, source=str(folder)).recipe}
+    last: dict[str, dict[str, Any]] = {line["kind"]: line for line in read_jsonl(folder / "log.jsonl")}
+    metrics = last.get("evaluation", {})
     return {
         "run": str(folder),
-        **of_config,
+        **origin,
         "is_finished": (folder / "final" / "config.json").is_file(),
         "checkpoints": sorted(path.name for path in folder.glob("checkpoints/step-????????")),
-        **last["train"],
-        **{name: value for name, value in last["evaluation"].items() if name.startswith(("held_out", "dev_"))},
+        **last.get("train", {}),
+        **{name: value for name, value in metrics.items() if name.startswith(("held_out", "dev_"))},
     }
 
 
 def describe_model(path: str, model: Model | None = None) -> dict[str, Any]:
-    """Describe the model of a directory, which is loaded unless it is passed: config, heads, parameters, task, tokenizer."""
+    """Describe a model: config, heads, number of parameters, task, tokenizer."""
     model = model or load_model(path)
     description: dict[str, Any] = {
         "model": str(find_model_folder(path)),
@@ -123,13 +119,13 @@ def describe_model(path: str, model: Model | None = None) -> dict[str, Any]:
     if task := read_task_info(path):
         description |= {"task": task.get("name", task["head"]), "labels": task["labels"]}
     try:
-        description["tokenizer"] = _told_of_tokenizer(load_tokenizer(find_model_folder(path)))
+        description["tokenizer"] = _describe_tokenizer(load_tokenizer(find_model_folder(path)))
     except TokenizerError:
         description["tokenizer"] = None
     return description
 
 
-def _told_of_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def _describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,

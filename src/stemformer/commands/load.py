@@ -111,7 +111,7 @@ class Pipeline:
         self._check_texts(texts, "sentences with [MASK] in them")
         self._require("masked_lm", "cannot fill masks. Pass a model pre-trained with masked tokens.")
         with autocast(self.device, self.precision):
-            found = fill_masks(texts, self.model, self.tokenizer, top_k=top_k, among=candidates)
+            found = fill_masks(texts, self.model, self.tokenizer, top_k=top_k, candidates=candidates)
         return [
             {
                 "text": text.text,

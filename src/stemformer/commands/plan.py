@@ -1,4 +1,4 @@
-"""What a recipe takes on this machine: time, memory and tokens, from a few steps of it."""
+"""Estimate time and memory of a recipe."""
 
 import resource
 import sys
@@ -30,12 +30,12 @@ from stemformer.objectives.objective import OBJECTIVES, LossModule, make_objecti
 from stemformer.options import PlanOptions, accepts
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
-from stemformer.training.config import BatchConfig, GptRunConfig, RunConfig, num_steps_for
+from stemformer.training.config import BatchConfig, RunConfig, num_steps_for
 from stemformer.training.optimizer import clip_grad_norm, make_optimizer, state_names
 from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
 
-_PROBED = 3
-"""Forwards and backwards that are timed, after one that is not."""
+# Forward and backward passes that are timed, after one for warm-up.
+_NUM_TIMED = 3
 
 
 @accepts(PlanOptions)
@@ -53,41 +53,43 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     data = options.data
     config = resolve(find_recipe(options.recipe), options)
     set_threads(config.compute.threads)
-    where = choose_device(config.compute.device)
-    number_format = choose_precision(config.compute.precision, where)
+    device = choose_device(config.compute.device)
+    precision = choose_precision(config.compute.precision, device)
     before = _resident_mb()
-    tokenizer = None if data is None else _tokenizer_of(data)
+    tokenizer = None if data is None else _load_tokenizer(data)
     size = config.model.vocab_size if tokenizer is None else tokenizer.vocab_size
     config = replace(config, model=replace(config.model, vocab_size=size))
     special = SpecialIds(cls=2, sep=3, mask=4, eos=0)
     objective = make_objective(config.objective, special=special, vocab_size=size)
     heads = OBJECTIVES[config.objective.name].heads
-    model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(where).train()
-    configure_allocator(where)
-    if choose_compile(config.compute.compile, where):
+    model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(device).train()
+    configure_allocator(device)
+    if choose_compile(config.compute.compile, device):
         compile_blocks(model)
     shards = None if data is None else open_shards(data)
-    progress.start("measuring", total=len(config.all_phases()) * (_PROBED + 1), unit="micro-batches")
+    progress.start("measuring", total=len(config.all_phases()) * (_NUM_TIMED + 1), unit="micro-batches")
     phases, num_examples, num_tokens = [], [], []
     for _, batch in config.all_phases():
         examples = None if shards is None else objective.make_examples(shards, batch.sequence_length)
-        per_row = batch.sequence_length if examples is None else examples.num_tokens / len(examples)
-        phases.append(_probe(model, LossModule(model, objective), config, batch, per_row, number_format, progress))
+        tokens_per_sequence = batch.sequence_length if examples is None else examples.num_tokens / len(examples)
+        phases.append(
+            _probe(model, LossModule(model, objective), config, batch, tokens_per_sequence, precision, progress)
+        )
         num_examples.append(1 if examples is None else len(examples))
-        num_tokens.append(per_row if examples is None else examples.num_tokens)
+        num_tokens.append(tokens_per_sequence if examples is None else examples.num_tokens)
     progress.finish()
-    memory = _resident_mb() - before if where.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
-    peak = matmul_rate(where, number_format)
+    memory = _resident_mb() - before if device.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+    peak = matmul_rate(device, precision)
     return {
         "recipe": config.recipe,
-        "device": str(where),
-        "precision": number_format,
+        "device": str(device),
+        "precision": precision,
         "parameters": model.num_parameters(),
         "memory_mb": round(memory),
-        "checkpoint_mb": round(4 * _stored_numbers(model, config) / 1e6),
+        "checkpoint_mb": round(4 * _num_stored_values(model, config) / 1e6),
         **{
-            f"rows of {batch.sequence_length}": {
-                "rows": batch.size,
+            f"sequence_length_{batch.sequence_length}": {
+                "batch_size": batch.size,
                 "tokens_per_step": round(probed["tokens"]),
                 "seconds_per_step": round(probed["seconds"], 3),
                 "tokens_per_second": round(probed["tokens"] / probed["seconds"]),
@@ -99,17 +101,18 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     }
 
 
-def _stored_numbers(model: Model, config: RunConfig) -> int:
-    """Returns how many numbers a checkpoint holds: weights and what the optimizer keeps of each."""
+def _num_stored_values(model: Model, config: RunConfig) -> int:
+    """Return the number of values in a checkpoint: weights and optimizer states."""
     groups = make_optimizer(model, config.optimizer).param_groups
-    kept: list[int] = [
+    states: list[int] = [
         p.numel() for group in groups for p in group["params"] for kind in state_names(group) if kind != "step"
     ]
-    return model.num_parameters() + sum(kept)
+    return model.num_parameters() + sum(states)
 
 
-def _tokenizer_of(data: str) -> Tokenizer:
-    read_manifest(data)  # says what is missing where it is no prepared data
+def _load_tokenizer(data: str) -> Tokenizer:
+    # Its error says what is missing if this is not tokenized data.
+    read_manifest(data)
     return load_tokenizer(Path(data) / "tokenizer")
 
 
@@ -118,54 +121,55 @@ def _probe(
     module: LossModule,
     config: RunConfig,
     batch: BatchConfig,
-    per_row: float,
+    tokens_per_sequence: float,
     precision: str,
     progress: Progress,
 ) -> dict[str, float]:
-    """Returns tokens, seconds and operations of a step: one micro-batch is timed and multiplied, the optimizer is added."""
-    rows = batch.micro_size or batch.size
-    made = _random_batch(config, rows, per_row)
-    where = next(model.parameters()).device
-    made = made.to(where)
+    """Return tokens, seconds and FLOPs of a step, from a timed micro-batch and optimizer step."""
+    size = batch.micro_size or batch.size
+    made = _random_batch(config, size, tokens_per_sequence)
+    device = next(model.parameters()).device
+    made = made.to(device)
     seconds = []
-    for _ in range(_PROBED + 1):
+    for _ in range(_NUM_TIMED + 1):
         started = time.perf_counter()
-        with autocast(where, precision):
+        with autocast(device, precision):
             losses = module(made)
         torch.stack([loss.total for loss in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
-        _wait(where)
+        _synchronize(device)
         seconds.append(time.perf_counter() - started)
         progress.advance(1)
     optimizer = make_optimizer(model, config.optimizer, precision=precision)
-    optimizer.step()  # makes its states
+    # The first step creates the states.
+    optimizer.step()
     started = time.perf_counter()
     clip_grad_norm(optimizer, model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    _wait(where)
-    forwards = batch.size / rows
+    _synchronize(device)
+    forwards = batch.size / size
     return {
         "tokens": forwards * len(made.input_ids),
-        "seconds": forwards * sorted(seconds[1:])[_PROBED // 2] + time.perf_counter() - started,
+        "seconds": forwards * sorted(seconds[1:])[_NUM_TIMED // 2] + time.perf_counter() - started,
         "flops": forwards * step_flops(model, made, num_rows=num_scored_positions(module.objective, made)),
     }
 
 
-def _random_batch(config: RunConfig, rows: int, per_row: float) -> Batch:
+def _random_batch(config: RunConfig, size: int, tokens_per_sequence: float) -> Batch:
+    """Return a batch of random ids, with as many scored positions as the objective selects."""
     rng = np.random.default_rng(0)
-    length = max(5, round(per_row))
+    length = max(5, round(tokens_per_sequence))
     examples = []
-    for _ in range(rows):
+    for _ in range(size):
         ids = rng.integers(5, config.model.vocab_size, length)
-        if isinstance(config, GptRunConfig):
-            places, asked = np.arange(length), None
+        if config.objective.name == "causal":
+            positions, labels = np.arange(length), None
         else:
-            places = (
-                np.sort(rng.permutation(length - 2)[: max(1, round(config.objective.mask_rate * (length - 2)))]) + 1
-            )
-            asked = None if config.objective.sentences == "none" else rng.integers(2, size=1)
-        examples.append(Example(ids, np.array([length]), places, ids[places], sequence_labels=asked))
-    return collate(examples, range(rows))
+            count = max(1, round(config.objective.mask_rate * (length - 2)))
+            positions = np.sort(rng.permutation(length - 2)[:count]) + 1
+            labels = None if config.objective.name == "none" else rng.integers(2, size=1)
+        examples.append(Example(ids, np.array([length]), positions, ids[positions], sequence_labels=labels))
+    return collate(examples, range(size))
 
 
 def _durations(
@@ -176,35 +180,36 @@ def _durations(
     *,
     has_data: bool,
 ) -> dict[str, Any]:
-    parts = config.all_phases()
-    ends = [*(share for share, _ in parts[1:]), 1.0]
-    shares = [end - share for (share, _), end in zip(parts, ends, strict=True)]
-    a_step = sum(share * phase["seconds"] for share, phase in zip(shares, phases, strict=True))
+    phase_configs = config.all_phases()
+    ends = [*(share for share, _ in phase_configs[1:]), 1.0]
+    shares = [end - share for (share, _), end in zip(phase_configs, ends, strict=True)]
+    seconds_per_step = sum(share * phase["seconds"] for share, phase in zip(shares, phases, strict=True))
     tokens = sum(share * phase["tokens"] for share, phase in zip(shares, phases, strict=True))
-    told: dict[str, Any] = {"hours_per_million_tokens": _hours(a_step * 1e6 / tokens)}
+    result: dict[str, Any] = {"hours_per_million_tokens": _hours(seconds_per_step * 1e6 / tokens)}
     if has_data:
         epoch = replace(config, budget=type(config.budget)(epochs=1.0))
         steps = num_steps_for(epoch, num_examples=num_examples, num_tokens=[round(n) for n in num_tokens])
-        told |= {"steps_per_epoch": steps, "hours_per_epoch": _hours(a_step * (steps or 0))}
+        result |= {"steps_per_epoch": steps, "hours_per_epoch": _hours(seconds_per_step * (steps or 0))}
     if config.budget.steps is not None:
-        told |= {
+        result |= {
             "steps": config.budget.steps,
-            "hours": _hours(a_step * config.budget.steps),
+            "hours": _hours(seconds_per_step * config.budget.steps),
             "tokens": round(tokens * config.budget.steps),
         }
-    return told
+    return result
 
 
 def _hours(seconds: float) -> float:
     return float(f"{seconds / 3600:.3g}")
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _resident_mb() -> float:
-    """Returns the largest resident size of the process so far, in MiB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    """Return the peak resident size of the process, in MiB."""
+    # macOS counts bytes, others KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,4 +1,4 @@
-"""The pre-training command: joins recipe, data, model, ranks and loop into a run folder."""
+"""Pre-train a model."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ from stemformer.recipes import find_recipe
 from stemformer.reports.pretraining import write_report
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment
-from stemformer.training.config import GptRunConfig, RunConfig, num_steps_for
+from stemformer.training.config import RunConfig, num_steps_for
 from stemformer.training.distributed import (
     DistributedContext,
     distribute,
@@ -54,6 +54,9 @@ from stemformer.training.resume import (
     validate_resume,
 )
 from stemformer.training.throughput import compile_blocks, matmul_rate
+
+# Samples in a line of the log.
+_NUM_TEXTS, _NUM_FILLS = 3, 24
 
 
 @exclusive_output_dir
@@ -103,33 +106,38 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         checkpoint = found.path if found else None
         model = make_initial_model(config, tokenizer, progress, checkpoint=checkpoint, counts=counts)
         check_model_settings(config, model, options.settings)
-        config = replace(config, model=model.config)  # type: ignore[arg-type]  # of the same architecture
-        setup = make_pretraining_context(config, data, tokenizer, ranks, folder)
+        # The same architecture as in the config.
+        config = replace(config, model=model.config)  # type: ignore[arg-type]
+        context = make_pretraining_context(config, data, tokenizer, ranks, folder)
         if found is not None:
-            validate_resume(found, setup)
-        ranks.barrier()  # all have looked at the folder before the first one changes it
-        if ranks.is_main:
-            prepare_run_dir(folder, found, setup.config, progress)
+            validate_resume(found, context)
+
+        # Every rank has read the directory before the first one changes it.
         ranks.barrier()
-        configure_allocator(setup.device)
-        model.to(setup.device)
-        module = distribute(model, setup.objective, ranks, sharded=setup.config.compute.shard)
-        optimizer = make_optimizer(model, setup.config.optimizer, precision=setup.precision)
-        at = (
-            restore(found, model, optimizer, setup, progress)
-            if found
-            else TrainState(metrics=MetricAccumulator(None, ranks))
-        )
-        if not setup.budget.is_last(at.step) and ranks.is_main:
-            shutil.rmtree(
-                folder / "final", ignore_errors=True
-            )  # of a smaller budget; a checkpoint holds the same weights
-        _tell_start(setup, model, progress)
-        if setup.environment["compile"]:
+        if ranks.is_main:
+            prepare_run_dir(folder, found, context.config, progress)
+        ranks.barrier()
+
+        # Model, optimizer and state on the device.
+        configure_allocator(context.device)
+        model.to(context.device)
+        module = distribute(model, context.objective, ranks, sharded=context.config.compute.shard)
+        optimizer = make_optimizer(model, context.config.optimizer, precision=context.precision)
+        if found:
+            state = restore(found, model, optimizer, context, progress)
+        else:
+            state = TrainState(metrics=MetricAccumulator(None, ranks))
+        if not context.budget.is_last(state.step) and ranks.is_main:
+            # The result of a smaller budget; a checkpoint holds the same weights.
+            shutil.rmtree(folder / "final", ignore_errors=True)
+        _report_start(context, model, progress)
+        if context.environment["compile"]:
             compile_blocks(model)
-        figures = train(model, module, optimizer, setup, at, progress=progress)
-        for remark in _remarks(figures):
-            progress.say(remark)
+
+        # Train, save, report.
+        metrics = train(model, module, optimizer, context, state, progress=progress)
+        for note in _notes(metrics):
+            progress.say(note)
         weights = gather_full_state(model.state_dict())
         if ranks.is_main:
             write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, state=weights))
@@ -141,11 +149,11 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         "run": str(folder),
         "model": str(folder / "final"),
         "report": str(folder / "report.html"),
-        "steps": at.step,
-        "tokens": at.tokens,
-        "seconds": round(at.seconds, 1),
-        **{name: round(value, 4) for name, value in figures.items()},
-        **_before(folder, figures),
+        "steps": state.step,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 1),
+        **{name: round(value, 4) for name, value in metrics.items()},
+        **_before(folder, metrics),
     }
 
 
@@ -180,62 +188,63 @@ def resolve(config: Config, options: TrainSettings) -> Config:
     return replace(config, compute=replace(config.compute, **compute))
 
 
-def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
-    if isinstance(config, GptRunConfig):
-        return SpecialIds(eos=end_of_text_id(tokenizer))
-    return SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
-
-
 def make_pretraining_context(
     config: RunConfig, data: str, tokenizer: Tokenizer, ranks: DistributedContext, folder: Path
 ) -> TrainingContext:
-    """Returns what a run needs beside its model: examples, held-out figures, schedule, and what it computes on.
+    """Return all that a run needs besides its model: examples, evaluation, budget, device.
 
     Raises:
-        DataError: Too little text for a batch, or none that can be held out.
+        DataError: There is too little text for a batch, or for a held-out split.
     """
     device = ranks.device
     set_threads(config.compute.threads)
     precision = choose_precision(config.compute.precision, device)
     special = _special_ids(config, tokenizer)
     objective = make_objective(config.objective, special=special, vocab_size=tokenizer.vocab_size)
+
+    # Examples of each phase, and its first step.
     shards = open_shards(data)
-    parts = config.all_phases()
-    examples = [objective.make_examples(shards, batch.sequence_length) for _, batch in parts]
-    for (_, batch), of_phase in zip(parts, examples, strict=True):
-        if len(of_phase) < batch.size:
+    phase_configs = config.all_phases()
+    datasets = [objective.make_examples(shards, batch.sequence_length) for _, batch in phase_configs]
+    for (_, batch), dataset in zip(phase_configs, datasets, strict=True):
+        if len(dataset) < batch.size:
             raise DataError(
-                f"{data} holds {shards.num_tokens:,} tokens, which is {len(of_phase)} rows of {batch.sequence_length}; a batch has "
-                f"{batch.size}: add text or lower batch.size with --set batch.size={max(1, len(of_phase) // 4)}"
+                f"{data} holds {shards.num_tokens:,} tokens, which is {len(dataset)} sequences of "
+                f"{batch.sequence_length}; a batch has {batch.size}. Add text, or lower the batch size, for example "
+                f"with --set batch.size={max(1, len(dataset) // 4)}."
             )
         if batch.size < ranks.world_size:
             raise ConfigError(
-                f"batch.size is {batch.size} for {ranks.world_size} ranks: expected a row for each of them at least"
+                f"batch.size is {batch.size} for {ranks.world_size} ranks: expected at least one sequence for each rank."
             )
     num_steps = num_steps_for(
-        config, num_examples=[len(e) for e in examples], num_tokens=[e.num_tokens for e in examples]
+        config, num_examples=[len(d) for d in datasets], num_tokens=[d.num_tokens for d in datasets]
     )
-    firsts = [round(share * (num_steps or 0)) for share, _ in parts]
-    phases = [Phase(first, b, e) for first, (_, b), e in zip(firsts, parts, examples, strict=True)]
+    first_steps = [round(share * (num_steps or 0)) for share, _ in phase_configs]
+    batches = [batch for _, batch in phase_configs]
+    phases = [Phase(first, b, d) for first, b, d in zip(first_steps, batches, datasets, strict=True)]
+
+    # Evaluation on the held-out split, with masks that never change.
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
-    fill: Callable[[nn.Module], dict[str, Any]] | None = None
+    sample_fn: Callable[[nn.Module], dict[str, Any]] | None = None
     if "held_out" in shards.manifest.splits:
         held_out = open_shards(data, "held_out")
-        asked = make_objective(held_out_masks(config.objective), special=special, vocab_size=tokenizer.vocab_size)
+        length = batches[-1].sequence_length
+        scored = make_objective(held_out_masks(config.objective), special=special, vocab_size=tokenizer.vocab_size)
         evaluate = make_held_out_evaluation(
-            asked.make_examples(held_out, parts[-1][1].sequence_length),
-            asked,
+            scored.make_examples(held_out, length),
+            scored,
             num_examples=config.evaluation.num_examples,
             device=device,
             rank=ranks.rank,
             world_size=ranks.world_size,
             add=ranks.all_reduce_sum,
         )
-        if isinstance(asked, CausalLm):
-            longest = parts[-1][1].sequence_length
-            fill = None if config.compute.shard else _texts_of_gpt(config, held_out, asked, longest, tokenizer, ranks)
-        else:
-            fill = _blanks_of_bert(config, held_out, tokenizer, device)
+        if not isinstance(scored, CausalLm):
+            sample_fn = _cloze_samples(config, held_out, tokenizer, device)
+        elif not config.compute.shard:
+            sample_fn = _text_samples(config, held_out, scored, length, tokenizer, ranks)
+
     compiled = choose_compile(config.compute.compile, device)
     return TrainingContext(
         config=config,
@@ -243,7 +252,7 @@ def make_pretraining_context(
         objective=objective,
         phases=phases,
         evaluate=evaluate,
-        sample_fn=fill,
+        sample_fn=sample_fn,
         tokenizer=tokenizer,
         device=device,
         precision=precision,
@@ -254,14 +263,13 @@ def make_pretraining_context(
     )
 
 
-_NUM_SAMPLES = 3
+def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
+    if config.objective.name == "causal":
+        return SpecialIds(eos=end_of_text_id(tokenizer))
+    return SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
 
 
-_NUM_FILLS = 24
-"""Filled blanks that a line of the log shows."""
-
-
-def _texts_of_gpt(
+def _text_samples(
     config: RunConfig,
     held_out: Shards,
     objective: CausalLm,
@@ -269,85 +277,85 @@ def _texts_of_gpt(
     tokenizer: Tokenizer,
     ranks: DistributedContext,
 ) -> Callable[[nn.Module], dict[str, Any]]:
-    """Returns a function from a module to how it goes on with held-out texts, and what it makes of what it has read.
-
-    The first rank alone finds out.
-    """
+    """Return a function from a module to generated text and in-context metrics, computed on the first rank."""
     is_backward = objective.config.direction == "backward"
-    number = _NUM_SAMPLES if config.evaluation.num_cloze_examples else 0
-    beginnings = sample_prompts(held_out, tokenizer, number=number, is_backward=is_backward)
-    measure = make_in_context_evaluation(objective.make_examples(held_out, sequence_length), objective)
+    number = _NUM_TEXTS if config.evaluation.num_cloze_examples else 0
+    prompts = sample_prompts(held_out, tokenizer, number=number, is_backward=is_backward)
+    evaluate_in_context = make_in_context_evaluation(objective.make_examples(held_out, sequence_length), objective)
 
-    def fill(module: nn.Module) -> dict[str, Any]:
+    def sample(module: nn.Module) -> dict[str, Any]:
         if not ranks.is_main:
             return {}
-        model = getattr(module, "module", module).model  # within DDP
+        # Within DDP.
+        model = getattr(module, "module", module).model
         assert isinstance(model, Model)
-        samples = generate_samples(model, tokenizer, beginnings, max_length=sequence_length, is_backward=is_backward)
-        return {**measure(model), **({"samples": samples} if number else {})}
+        texts = generate_samples(model, tokenizer, prompts, max_length=sequence_length, is_backward=is_backward)
+        return {**evaluate_in_context(model), **({"samples": texts} if number else {})}
 
-    return fill
+    return sample
 
 
-def _blanks_of_bert(
+def _cloze_samples(
     config: RunConfig, held_out: Shards, tokenizer: Tokenizer, device: torch.device
 ) -> Callable[[nn.Module], dict[str, Any]] | None:
-    """Returns a function from a module to what it puts into held-out blanks; None where there are none."""
+    """Return a function from a module to filled masks of held-out sentences; None if there are none."""
     longest = config.model.max_position_embeddings
-    blanks = choose_cloze_examples(held_out, tokenizer, number=config.evaluation.num_cloze_examples, longest=longest)
-    if blanks is None:
+    number = config.evaluation.num_cloze_examples
+    examples = choose_cloze_examples(held_out, tokenizer, number=number, longest=longest)
+    if examples is None:
         return None
 
-    def fill(module: nn.Module) -> dict[str, Any]:
-        told = evaluate_cloze(module, blanks, tokenizer, device=device)
-        fills = told.pop("fills")
-        return {**{f"held_out_{name}": value for name, value in told.items()}, "fills": fills[:_NUM_FILLS]}
+    def sample(module: nn.Module) -> dict[str, Any]:
+        metrics = evaluate_cloze(module, examples, tokenizer, device=device)
+        fills = metrics.pop("fills")
+        return {**{f"held_out_{name}": value for name, value in metrics.items()}, "fills": fills[:_NUM_FILLS]}
 
-    return fill
+    return sample
 
 
-def _remarks(figures: Mapping[str, float]) -> Iterator[str]:
-    """Yields what a person should know of how a run ended."""
-    words = figures.get("held_out_unigram_loss")
-    loss = figures.get("held_out_causal_lm_loss", figures.get("held_out_masked_lm_loss"))
-    if words is not None and loss is not None and loss >= words:
+def _notes(metrics: Mapping[str, float]) -> Iterator[str]:
+    unigram = metrics.get("held_out_unigram_loss")
+    loss = metrics.get("held_out_causal_lm_loss", metrics.get("held_out_masked_lm_loss"))
+    if unigram is not None and loss is not None and loss >= unigram:
         yield (
-            f"note: the held-out loss ({loss:.3f}) is not below that of word frequency alone ({words:.3f}): nothing was learned yet from "
-            "what stands around a word; train longer (--resume with a larger budget), or with a higher optimizer.learning_rate"
+            f"note: the held-out loss ({loss:.3f}) is not below the unigram baseline ({unigram:.3f}): the model has not "
+            "learned from context yet; train longer (--resume with a larger budget), or raise --learning-rate"
         )
 
 
-def _before(folder: Path, figures: Mapping[str, float]) -> dict[str, Any]:
-    """Returns the held-out figures that training started from, but for the baselines, which do not move."""
+def _before(folder: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return the held-out metrics before training, without the baselines, which are constant."""
     first = next((line for line in read_jsonl(folder / "log.jsonl") if line["kind"] == "evaluation"), {})
-    fixed = ("unigram_loss", "unigram_accuracy", "majority_accuracy", "blank_constant_accuracy")
-    moving = [name for name in figures if name in first and name.removeprefix("held_out_") not in fixed]
-    return {"before": {name: round(first[name], 4) for name in moving}} if moving else {}
+    baselines = ("unigram_loss", "unigram_accuracy", "majority_accuracy", "blank_constant_accuracy")
+    names = [name for name in metrics if name in first and name.removeprefix("held_out_") not in baselines]
+    return {"before": {name: round(first[name], 4) for name in names}} if names else {}
 
 
-def _tell_start(setup: TrainingContext, model: Model, progress: Progress) -> None:
-    config, budget = setup.config, setup.budget
+def _report_start(context: TrainingContext, model: Model, progress: Progress) -> None:
+    config, budget = context.config, context.budget
     assert isinstance(config, RunConfig)
     progress.say(
-        f"{config.recipe}: {model.num_parameters():,} parameters, {model.num_parameters(embeddings=False):,} of them in "
-        f"{config.model.num_hidden_layers} layers; {setup.device}, {setup.precision}"
-        + (", blocks compiled" if setup.environment["compile"] else "")
-        + (f", {setup.ranks.world_size} ranks" if setup.ranks.world_size > 1 else "")
+        f"{config.recipe}: {model.num_parameters():,} parameters ({model.num_parameters(embeddings=False):,} in "
+        f"{config.model.num_hidden_layers} layers), {context.device}, {context.precision}"
+        + (", blocks compiled" if context.environment["compile"] else "")
+        + (f", {context.ranks.world_size} ranks" if context.ranks.world_size > 1 else "")
     )
-    for number, phase in enumerate(setup.phases):
-        examples, batch = phase.examples, phase.batch
-        assert isinstance(examples, Examples)
-        kind = "rows" if config.objective.name in ("none", "causal") else "pairs"
-        left_out = getattr(examples, "num_left_out", 0)
-        last = setup.phases[number + 1].first_step if number + 1 < len(setup.phases) else budget.num_steps
+    for number, phase in enumerate(context.phases):
+        dataset, batch = phase.examples, phase.batch
+        assert isinstance(dataset, Examples)
+        kind = "sequences" if config.objective.name in ("none", "causal") else "pairs"
+        left_out = getattr(dataset, "num_left_out", 0)
+        last = context.phases[number + 1].first_step if number + 1 < len(context.phases) else budget.num_steps
         if last is None:
-            length = f"{budget.seconds:,.0f} seconds on the clock, rate falling over the last {config.schedule.decay_ratio:.0%}"
+            length = (
+                f"{budget.seconds:,.0f} seconds, learning rate decay over the last {config.schedule.decay_ratio:.0%}"
+            )
         else:
             steps = last - phase.first_step
-            length = f"{steps:,} steps of {batch.size}, {steps * batch.size / len(examples):.2f} passes"
+            length = f"{steps:,} steps x batch size {batch.size} = {steps * batch.size / len(dataset):.2f} epochs"
         progress.say(
-            f"{examples.num_tokens:,} tokens, special ones included, in {len(examples):,} {kind} of at most {batch.sequence_length} "
-            f"({examples.packing_efficiency:.1%} filled)"
+            f"{dataset.num_tokens:,} tokens (special tokens included) in {len(dataset):,} {kind}, max length "
+            f"{batch.sequence_length} ({dataset.packing_efficiency:.1%} filled)"
             + (f", {left_out:,} of one word left out" if left_out else "")
             + f"; {length}"
         )
