@@ -196,19 +196,19 @@ def measure_in_harness(args: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_own(args: argparse.Namespace) -> dict[str, float]:
-    from stemformer.evaluation.few_shot.dataset import PromptData, read_few_shot_examples
+    from stemformer.evaluation.few_shot.dataset import FewShotDataset, read_few_shot_examples
     from stemformer.evaluation.few_shot.evaluate import aggregate, evaluate_few_shot
     from stemformer.evaluation.few_shot.task import open_task
-    from stemformer.huggingface.load import load_with_tokenizer
+    from stemformer.huggingface.load import load_model_and_tokenizer
 
-    model, tokenizer = load_with_tokenizer(args.model)
+    model, tokenizer = load_model_and_tokenizer(args.model)
     task = open_task(f"{args.task}={Path(args.work) / args.task}.jsonl")
     started = time.perf_counter()
     items = read_few_shot_examples(task.data, task)
     told = evaluate_few_shot(
-        model.eval(), tokenizer, task, PromptData(items, items), range(args.number), num_shots=args.shots, seed=0
+        model.eval(), tokenizer, task, FewShotDataset(items, items), range(args.number), num_shots=args.shots, seed=0
     )
-    return {"seconds": time.perf_counter() - started, "accuracy": aggregate([told], task, items)["by_sum"]}
+    return {"seconds": time.perf_counter() - started, "accuracy": aggregate([told], task, items)["acc"]}
 
 
 if __name__ == "__main__":

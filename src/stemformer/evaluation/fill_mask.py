@@ -33,13 +33,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Filled:
-    """Text with its masks filled.
-
-    Attributes:
-        text: Input text.
-        masks: Candidates for each `[MASK]`, most likely first.
-        filled: Text with the most likely candidate in place of each mask.
-    """
+    """Text with its masks filled: candidates for each mask, the most likely ones inserted."""
 
     text: str
     masks: list[list[Candidate]]
@@ -51,8 +45,6 @@ class Score:
     """Pseudo-log-likelihood of a text.
 
     Attributes:
-        text: Input text.
-        num_tokens: Number of scored tokens.
         log_likelihood: Sum over tokens of the log-probability (nats) of the token when it alone is
             masked.
         perplexity: exp(-log_likelihood / num_tokens).
@@ -70,9 +62,7 @@ def fill_masks(
     """Return the most likely words for each `[MASK]`, predicted independently.
 
     Args:
-        texts: Each contains at least one `[MASK]`.
         model: Has a masked-LM head; in evaluation mode.
-        top_k: Number of candidates per mask.
         candidates: Candidate words. A word of several tokens is scored by the sum of their
             log-probabilities with as many masks; probabilities are normalized over the candidate
             words.

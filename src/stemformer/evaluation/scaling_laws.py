@@ -35,10 +35,8 @@ Span = tuple[float, float]
 class PowerLaw:
     """loss = floor + factor / size ** exponent.
 
-    Attributes:
-        floor: 0 if it was not fitted.
-        has_floor: Whether the floor was fitted; without, the law is a line in logarithms.
-        span: Jackknife range of the exponent; None with too few sizes.
+    Without a fitted floor, it is 0 and the law is a line in logarithms. `span` is the jackknife
+    range of the exponent; None with too few sizes.
     """
 
     floor: float
@@ -63,8 +61,7 @@ class JointLaw:
         token_factor: B.
         token_exponent: beta.
         num_points: Number of fitted points.
-        size_span: Jackknife range of the size exponent; None with too few sizes.
-        token_span: Jackknife range of the token exponent; None with too few sizes.
+        size_span, token_span: Jackknife ranges of the exponents; None with too few sizes.
     """
 
     floor: float
@@ -99,13 +96,7 @@ def fit_power_law(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw |
 
 
 def fit_joint_law(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float]) -> JointLaw | None:
-    """Fit a joint law of parameters and tokens; None with too few points.
-
-    Args:
-        parameters: Model size of each point.
-        tokens: Training tokens up to each point.
-        losses: Loss of each point, above 0.
-    """
+    """Fit a joint law to points of model size, training tokens and loss; None with too few points."""
     n, d, values = (np.array(column, np.float64) for column in (parameters, tokens, losses))
     law = _joint_law(n, d, values)
     if law is None:
@@ -126,13 +117,7 @@ def _span(exponents: Sequence[float]) -> Span:
 
 
 def size_sentences(parameters: Sequence[int], losses: Sequence[float], law: PowerLaw | None) -> list[str]:
-    """Summarize the loss as a function of model size.
-
-    Args:
-        parameters: Parameters in the layers of each size, ascending.
-        losses: Final loss of each size.
-        law: Power law fitted to them.
-    """
+    """Summarize the final loss as a function of the parameters in the layers, ascending."""
     if law is None:
         return ["No scaling law: all sizes have the same number of parameters in the layers"]
     change = (

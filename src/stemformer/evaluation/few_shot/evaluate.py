@@ -71,8 +71,6 @@ class FewShotPrediction:
 
 @dataclass(frozen=True)
 class _Query:
-    """Example with its demonstrations."""
-
     number: int
     item: FewShotExample
     demonstrations: Sequence[FewShotExample]
@@ -155,6 +153,7 @@ def aggregate(
         answers; `chance` and `majority` (None if undefined), `questions`, `draws`,
         `dropped_examples` (mean per example), `cut_questions`.
     """
+    # Accuracy of each sample of demonstrations.
     first = predictions[0]
     correct = {
         metric: [[getattr(p, name) == p.gold for p in sample] for sample in predictions]
@@ -164,6 +163,8 @@ def aggregate(
     values = [fmean(sample) for sample in correct["acc_norm" if is_normalized else "acc"]]
     accuracy = fmean(values)
     low, high = wilson_interval(accuracy, len(first))
+
+    # Similarity of generated texts.
     result: dict[str, Any] = {}
     if task.metric != "accuracy":
         references = [items[p.number].answers[0] for p in first]
@@ -181,6 +182,8 @@ def aggregate(
         "high": high,
         "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,
     }
+
+    # Choices, and baselines.
     if task.output_type == "multiple_choice":
         result |= {metric: fmean(map(fmean, samples)) for metric, samples in correct.items()}
         if first[0].calibrated is not None:
@@ -280,9 +283,6 @@ def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool
     return notes
 
 
-# ------------------------------------------------------------------------------------------------------------ Prompts
-
-
 def _fit(
     task: PromptTask, queries: Sequence[_Query], tokenizer: Tokenizer, *, positions: int, for_masked: bool
 ) -> list[_EncodedPrompt]:
@@ -293,6 +293,7 @@ def _fit(
         encoded = _encode(task, [(pending[n], queries[n].item) for n in pending], tokenizer, for_masked=for_masked)
         too_long = {}
         for number, (prompt, answers, suffix) in zip(pending, encoded, strict=True):
+            # Room for the prompt, next to the longest answer and the suffix.
             reserved = max((len(answer) for answer in answers), default=task.max_new_tokens)
             is_suffix_cut = reserved + len(suffix) >= positions
             suffix = suffix[: max(0, positions - reserved - 1)]
@@ -354,9 +355,6 @@ def _common_prefix_length(a: np.ndarray, b: np.ndarray) -> int:
     n = min(len(a), len(b) - 1)
     differs = np.flatnonzero(a[:n] != b[:n])
     return int(differs[0]) if len(differs) else n
-
-
-# -------------------------------------------------------------------------------------------------------- Predictions
 
 
 def _choose(

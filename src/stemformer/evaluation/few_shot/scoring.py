@@ -30,12 +30,7 @@ _MIN_SHARED_PREFIX = 16
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """Prompt and possible answers.
-
-    Attributes:
-        prompt: Ids, at least one.
-        answers: Ids of each answer, at least one each.
-    """
+    """Ids of a prompt and of its possible answers, none of them empty."""
 
     prompt: Int[np.ndarray, "n"]
     answers: tuple[np.ndarray, ...]
@@ -43,13 +38,7 @@ class ScoringRequest:
 
 @dataclass(frozen=True)
 class MaskedRequest:
-    """Text with a masked answer.
-
-    Attributes:
-        input_ids: Ids, `[MASK]` in place of the answer.
-        positions: Positions of the masks.
-        answer: Ids of the answer.
-    """
+    """Text with masks in place of an answer, the positions of the masks, and the answer."""
 
     input_ids: Int[np.ndarray, "n"]
     positions: Int[np.ndarray, "m"]
@@ -58,13 +47,7 @@ class MaskedRequest:
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """Score of an answer.
-
-    Attributes:
-        log_probability: Sum over its tokens, in nats.
-        num_tokens: Number of its tokens.
-        is_greedy: Each token is the most likely one.
-    """
+    """Sum of an answer's log-probabilities (nats), and whether each token is the most likely one."""
 
     log_probability: float
     num_tokens: int

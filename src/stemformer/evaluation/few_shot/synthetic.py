@@ -50,12 +50,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Episode:
-    """Pairs that follow one rule.
-
-    Attributes:
-        pairs: Inputs and outputs, at least one.
-        candidates: Answer choices for the last pair; empty for free text.
-    """
+    """Pairs that follow one rule, and answer choices for the last one (none for free text)."""
 
     pairs: tuple[Pair, ...]
     candidates: tuple[str, ...] = ()
@@ -63,12 +58,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class SyntheticTask:
-    """Family of rules.
-
-    Attributes:
-        make: Generates an episode with a number of pairs.
-        num_candidates: Number of answer choices; 0 for free text.
-    """
+    """Family of rules; `num_candidates` answer choices, 0 for free text."""
 
     name: str
     description: str
@@ -86,10 +76,7 @@ class SyntheticTask:
         return 1 / self.num_candidates if self.is_closed else 0.0
 
     def episode(self, number: int, rng: np.random.Generator) -> Episode:
-        """Generate an episode: demonstrations, and the last pair as the query.
-
-        Args:
-            number: Number of pairs, at least 1.
+        """Generate an episode of `number` pairs; the last one is the query.
 
         Example:
             >>> episode = SYNTHETIC_TASKS["reverse"].episode(2, np.random.default_rng(0))
