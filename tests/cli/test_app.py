@@ -123,7 +123,7 @@ def test_version_is_that_of_the_package(capsys):
         (["benchmark", "gleu", "-h"], 'error: Unknown command "gleu". Did you mean "glue"?'),
         (
             ["fewshot", "a", "--model", "m", "--num-shots", "x"],
-            "error: Invalid value for --num-shots: expected whole n",
+            "error: Invalid value for --num-shots: expected integers",
         ),
         (["train-tokenizer", "a", "--out", "b", "--kind", "wordpeice"], 'error: Invalid value "wordpeice" for --kind.'),
         (["prepare", "--tokenizer", "t", "--out", "o"], 'error: Command "prepare" parameter FILES requires'),
@@ -461,7 +461,7 @@ def test_sigterm_reaches_the_job_as_a_keyboard_interrupt_and_only_once(use_api):
 def test_fraction_is_refused_where_a_whole_number_is_meant(words, capsys):
     assert main(["generate", "x", "--model", "m", *words]) == 2
     told = capsys.readouterr().err
-    assert told.startswith(f'error: Invalid value for {words[0]}: expected a whole number, not "{words[1]}". See ')
+    assert told.startswith(f'error: Invalid value for {words[0]}: expected an integer, got "{words[1]}". See ')
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -8,7 +8,8 @@ import pytest
 
 import stemformer
 from stemformer import options as o
-from stemformer.cli.app import DisplayOptions, FewShotDisplay, StdinOptions, app
+from stemformer.cli.app import FewShotDisplay, app
+from stemformer.cli.display import DisplayOptions, StdinOptions
 from stemformer.cli.parameters import OLD_COMMANDS
 from stemformer.options import OLD_NAMES, Options, accepts
 

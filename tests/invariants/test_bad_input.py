@@ -338,7 +338,7 @@ def stop_at_first_step(monkeypatch, number):
         if amount == 1:
             signal.raise_signal(number)
 
-    monkeypatch.setattr("stemformer.cli.app.Silent.advance", advance)
+    monkeypatch.setattr("stemformer.progress.Silent.advance", advance)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -5,14 +5,12 @@ Standard output carries the result, standard error the progress; exit codes are 
 `stemformer --help` answers at once.
 """
 
-import contextlib
-import json
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from inspect import BoundArguments
 from typing import Any
@@ -21,11 +19,20 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 import stemformer
 from stemformer import options as o
+from stemformer.cli.display import (
+    DisplayOptions,
+    StdinOptions,
+    generate_many,
+    generate_one,
+    generate_typed,
+    print_result,
+    read_files,
+    read_texts,
+    to_json,
+)
 from stemformer.cli.exit_codes import FULL, signals_raise, verdict
-from stemformer.cli.parameters import Command, convert_whole, new_words
-from stemformer.cli.terminal import Terminal, as_text
+from stemformer.cli.parameters import Command, convert_value, new_words
 from stemformer.errors import ConfigError, DataError
-from stemformer.progress import Progress, Silent
 
 # ruff: noqa: D103 - the help of a command is the docstring of its options
 
@@ -42,47 +49,12 @@ app = App(
     help="Your own BERT or GPT from your own text: from raw text to a model, on the computer you have.",
     version=lambda: stemformer.__version__,
     help_format="plaintext",
-    default_parameter=Parameter(negative_iterable=(), converter=convert_whole),
+    default_parameter=Parameter(negative_iterable=(), converter=convert_value),
 )
 benchmark_app = App(
     name="benchmark", help="Fine-tune on GLUE or SQuAD and list the results next to published ones.", group=MEASURE
 )
 app.command(benchmark_app)
-
-
-@o.options
-class DisplayOptions(o.Options):
-    """What a command prints.
-
-    Attributes:
-        json: Print the result as JSON.
-        quiet: Print only errors on standard error, no progress and no notes.
-        debug: Show the traceback of an error.
-    """
-
-    json: bool = False
-    quiet: bool = field(default=False, metadata={"flag": ("--quiet", "-q")})
-    debug: bool = False
-
-    @contextlib.contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """Yield a progress reporter, whose bar ends however the command ends."""
-        progress = Silent() if self.quiet else Terminal()
-        try:
-            yield progress
-        finally:
-            progress.finish()
-
-
-@o.options
-class StdinOptions(o.Options):
-    """Standard input.
-
-    Attributes:
-        stdin: Read standard input too: a text on each line; JSON lines for evaluate.
-    """
-
-    stdin: bool = field(default=False, metadata={"flag": ("--stdin", "-")})
 
 
 @o.options
@@ -158,50 +130,50 @@ def finetune(options: o.FinetuneOptions, display: DisplayOptions) -> None:
 
 @command(USE, name="fill", optional=["texts"])
 def fill(options: o.FillOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    options = replace(options, texts=_texts(options.texts, stdin))
+    options = replace(options, texts=read_texts(options.texts, stdin))
     print_result(stemformer.fill(options=options), display)
 
 
 @command(USE, name="score", optional=["texts"])
 def score(options: o.ScoreOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    options = replace(options, texts=_texts(options.texts, stdin))
+    options = replace(options, texts=read_texts(options.texts, stdin))
     print_result(stemformer.score(options=options), display)
 
 
 @command(USE, name="generate", optional=["prompts"])
 def generate(options: o.GenerateOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
     is_typed = not options.prompts and not stdin.stdin and not display.json and sys.stdin.isatty()
-    prompts = [] if is_typed else _texts(options.prompts, stdin, keeps_empty=True)
+    prompts = [] if is_typed else read_texts(options.prompts, stdin, keeps_empty=True)
     if is_typed:
-        _generate_typed(options)
+        generate_typed(options)
     elif not prompts:
         raise DataError("Standard input holds no text. Pass a line for each prompt, or '' to start a new document.")
     elif len(prompts) == 1 and not display.json and options.num_beams == 1:
-        _generate_one(replace(options, prompts=prompts), prompts[0])
+        generate_one(replace(options, prompts=prompts), prompts[0])
     else:
-        _generate_many(replace(options, prompts=prompts), display)
+        generate_many(replace(options, prompts=prompts), display)
 
 
 @command(USE, name="embed", optional=["texts"])
 def embed(options: o.EmbedOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    options = replace(options, texts=_texts(options.texts, stdin))
+    options = replace(options, texts=read_texts(options.texts, stdin))
     with display.progress() as progress:
         result = stemformer.embed(options=options, progress=progress)
     if options.out is None:
         for text, vector in zip(options.texts, result["embeddings"].tolist(), strict=True):
-            print(_to_json({"text": text, "embedding": vector}))
+            print(to_json({"text": text, "embedding": vector}))
     else:
         print_result(result, display)
 
 
 @command(USE, name="predict", optional=["files"])
 def predict(options: o.PredictOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    options = replace(options, files=_files(options.files, stdin))
+    options = replace(options, files=read_files(options.files, stdin))
     with display.progress() as progress:
         result = stemformer.predict(options=options, progress=progress)
     if options.out is None:
         for row in result["predictions"]:
-            print(_to_json(row))
+            print(to_json(row))
     else:
         print_result(result, display)
 
@@ -211,7 +183,7 @@ def predict(options: o.PredictOptions, stdin: StdinOptions, display: DisplayOpti
 
 @command(MEASURE, name="evaluate", optional=["files"])
 def evaluate(options: o.EvaluateOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    run(stemformer.evaluate, replace(options, files=_files(options.files, stdin)), display)
+    run(stemformer.evaluate, replace(options, files=read_files(options.files, stdin)), display)
 
 
 @command(MEASURE, name="fewshot", optional=["tasks", "model"])
@@ -231,12 +203,9 @@ def fewshot(options: o.FewShotOptions, instead: FewShotDisplay, display: Display
     else:
         with display.progress() as progress:
             result = stemformer.fewshot(options=options, progress=progress)
-        shown = result if display.json else {name: value for name, value in result.items() if name not in _FULL_RESULTS}
+        # All results are printed as JSON only.
+        shown = result if display.json else {key: value for key, value in result.items() if key != "results"}
         print_result(shown, display)
-
-
-_FULL_RESULTS = {"figures", "results"}
-"""Results of fewshot that are printed as JSON only."""
 
 
 @command(MEASURE, name="compare")
@@ -336,90 +305,6 @@ def run(function: Callable[..., Any], options: o.Options, display: DisplayOption
         print(result["config"], end="")
     else:
         print_result(result, display)
-
-
-def print_result(result: Any, display: DisplayOptions) -> None:
-    """Print a result as text or JSON; of several ranks, the first one prints."""
-    if os.environ.get("RANK", "0") == "0":
-        print(_to_json(result, indent=2) if display.json else as_text(result))
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # NumPy and torch scalars become numbers, paths texts.
-    return json.dumps(
-        value, ensure_ascii=False, indent=indent, default=lambda x: x.item() if hasattr(x, "item") else str(x)
-    )
-
-
-def _generate_typed(options: o.GenerateOptions) -> None:
-    """Complete what is typed, line by line."""
-    is_live = options.num_beams == 1
-    stemformer.generate(
-        options=replace(options, prompts=_typed()),
-        on_text=(lambda _, text: print(text, end="", flush=True)) if is_live else None,
-        on_result=lambda result: print("" if is_live else result["text"], flush=True),
-        on_error=lambda error: print(error, file=sys.stderr),
-    )
-
-
-def _generate_one(options: o.GenerateOptions, prompt: str) -> None:
-    """Complete one prompt, and print the text as it is generated."""
-    # The prompt is printed with the first token, after all checks have passed.
-    waiting = [prompt]
-
-    def print_text(_: int, text: str) -> None:
-        print(*waiting, text, sep="", end="", flush=True)
-        waiting.clear()
-
-    [result] = stemformer.generate(options=options, on_text=print_text)
-    print(*waiting)
-    if not result["num_tokens"]:
-        print("note: the model ended the text at once; another --seed may not", file=sys.stderr)
-
-
-def _generate_many(options: o.GenerateOptions, display: DisplayOptions) -> None:
-    """Complete several prompts; print each completion as soon as it is there, or all as JSON."""
-    count = 0
-
-    def print_text(result: dict[str, Any]) -> None:
-        nonlocal count
-        print("\n" * (count > 0) + result["prompt"] + result["text"], flush=True)
-        count += 1
-
-    with display.progress() as progress:
-        # No progress bar between texts.
-        shown = progress if display.json or not sys.stdout.isatty() else None
-        results = stemformer.generate(options=options, on_result=None if display.json else print_text, progress=shown)
-    if display.json:
-        print_result(results, display)
-
-
-def _texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) -> list[str]:
-    """Return texts of the command line and of standard input, which is read if there are no others."""
-    texts = list(texts or ())
-    return [*texts, *_stdin_lines(keeps_empty=keeps_empty)] if stdin.stdin or not texts else texts
-
-
-def _files(files: Any, stdin: StdinOptions) -> list[str]:
-    return [*(files or ()), *(["-"] if stdin.stdin else [])]
-
-
-def _typed() -> Iterator[str]:
-    print("Type a prompt; Ctrl-D ends.", file=sys.stderr)
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            return
-
-
-def _stdin_lines(*, keeps_empty: bool) -> list[str]:
-    if sys.stdin.isatty():
-        print("reading lines from the terminal; Ctrl-D ends", file=sys.stderr)
-    try:
-        return [line.rstrip("\r\n") for line in sys.stdin if keeps_empty or line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"Standard input is not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
 
 
 def _command_app(name: str) -> Any:

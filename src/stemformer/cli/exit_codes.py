@@ -1,4 +1,4 @@
-"""How the command line ends: exit codes, and one line for whatever went wrong.
+"""Exit codes and signals of the command line, and one line for every error.
 
 ```
 0    done
@@ -7,7 +7,7 @@
 3    damaged data or a full disk
 4    a loss that is not finite
 130  Ctrl-C
-141  nobody reads our output any more
+141  broken pipe
 143  SIGTERM
 ```
 """
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says of a disk that is full, or as full as a user may make it."""
+"""Error numbers of a full disk or an exhausted quota."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come. A kind of KeyboardInterrupt, so that the code that saves on the way out knows one kind only."""
+    """SIGTERM arrived; a KeyboardInterrupt, so that code that saves before it exits handles one exception."""
 
 
 def verdict(error: BaseException) -> tuple[int, str]:
-    """Returns the exit code for an error and the line that tells it; the line is empty where silence is right.
+    """Return the exit code for an error and the line to print; a broken pipe prints nothing.
 
     Example:
         >>> verdict(KeyboardInterrupt())
@@ -63,10 +63,10 @@ def verdict(error: BaseException) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[list[KeyboardInterrupt]]:
-    """Makes SIGTERM raise `Terminated`, once: a second signal, as `timeout` sends it, must not stop the saving.
+    """Make SIGTERM raise `Terminated` once: a second signal, as `timeout` sends it, must not stop the saving.
 
     Yields:
-        What SIGTERM and Ctrl-C raised so far: a library that is being imported may make another error of it.
+        The exceptions raised so far by SIGTERM and Ctrl-C, which a library that is being imported may replace by another.
     """
     raised: list[KeyboardInterrupt] = []
 
@@ -77,11 +77,13 @@ def signals_raise() -> Iterator[list[KeyboardInterrupt]]:
         raise raised[-1]
 
     numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nobody said that it be ignored
+    # Unless the parent process has it ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         numbers.append(signal.SIGINT)
     try:
         before = {number: signal.signal(number, on_signal) for number in numbers}
-    except ValueError:  # not in the main thread, where signals are another's
+    except ValueError:
+        # Only the main thread handles signals.
         yield raised
         return
     try:
@@ -92,6 +94,6 @@ def signals_raise() -> Iterator[list[KeyboardInterrupt]]:
 
 
 def _discard_stdout() -> None:
-    """Points standard output at nothing, since the interpreter flushes it once more at its end."""
+    """Redirect standard output to nothing, since the interpreter flushes it again when it exits."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -73,12 +73,12 @@ class Command:
         self.function(**{name: cls.make(**_fields(cls, values)) for name, cls in self.classes.items()})
 
 
-def convert_whole(kind: Any, tokens: Any) -> Any:
+def convert_value(kind: Any, tokens: Any) -> Any:
     """Convert an option's value as cyclopts does, but refuse fractions that it would round."""
     if int in (kind, *typing.get_args(kind)):
         for token in tokens:
             if "." in token.value:
-                raise ValueError(f'expected a whole number, not "{token.value}".')
+                raise ValueError(f'expected an integer, got "{token.value}".')
     return convert(kind, tokens)
 
 
@@ -181,6 +181,6 @@ def _split_at_commas(kind: Any, tokens: Any) -> Any:
     try:
         return [inner(word) for word in words]
     except ValueError:
-        noun = "whole numbers" if inner is int else "numbers"
+        noun = "integers" if inner is int else "numbers"
         text = ",".join(token.value for token in tokens)
-        raise ValueError(f'expected {noun} separated by commas, such as 0,1,4, not "{text}".') from None
+        raise ValueError(f'expected {noun} separated by commas, such as 0,1,4, got "{text}".') from None

@@ -1,7 +1,6 @@
-"""What a person at a terminal sees: progress on standard error, results as aligned text.
+"""Progress on standard error, and results as aligned text.
 
-`Terminal` draws bars with rate and time left, or writes a line about every ten seconds where standard error is no
-terminal. `as_text` lays out results; widths are columns of the screen, so that Chinese aligns too.
+Widths are columns of the screen, so that Chinese aligns too.
 """
 
 import sys
@@ -15,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """A progress on standard error: bars on a terminal, else a plain line from time to time and one at the end.
+    """Progress on standard error: bars on a terminal, else a plain line from time to time and one at the end.
 
-    Rates leave out the first call of `advance`, which on resume jumps over what was done before.
+    Rates exclude the first call of `advance`, which on resume skips what was done before.
 
     Args:
-        is_live: Whether to draw bars; None means where standard error is a terminal.
+        is_live: Draw bars. Default: if standard error is a terminal.
         interval: Seconds between plain lines.
     """
 
@@ -29,23 +28,23 @@ class Terminal:
         self.interval = interval
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
-        self._what: str | None = None
+        self._title: str | None = None
 
     def start(self, what: str, *, total: float | None = None, unit: str = "") -> None:
-        """Begins a bar and ends the one before it."""
+        """Start a bar and end the one before it."""
         self.finish()
-        self._what, self._total, self._unit, self._note = what, total, unit, ""
+        self._title, self._total, self._unit, self._note = what, total, unit, ""
         self._done = self._first = 0.0
         self._started: float | None = None
-        self._told_at, self._told_done = time.monotonic(), 0.0
+        self._printed_at, self._printed_done = time.monotonic(), 0.0
         if self.is_live:
             self._bar, self._task = _bar(), None
             self._bar.start()
             self._task = self._bar.add_task(what, total=total, unit=unit, done="", rate="", note="")
 
     def advance(self, amount: float, note: str = "") -> None:
-        """Moves the bar on by `amount` units."""
-        if self._what is None:
+        """Advance the bar by `amount` units."""
+        if self._title is None:
             return
         now = time.monotonic()
         self._done += amount
@@ -54,29 +53,29 @@ class Terminal:
             self._started, self._first = now, self._done
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=amount, done=self._amount(), rate=self._rate(now), note=self._note)
-        elif now - self._told_at >= self.interval:
-            self._tell(now)
+        elif now - self._printed_at >= self.interval:
+            self._print(now)
 
     def say(self, line: str) -> None:
-        """Writes a line of text, above the bar where one is drawn."""
+        """Write a line of text, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def finish(self) -> None:
-        """Ends the bar, which stays on the screen with its last numbers."""
+        """End the bar, which stays on the screen with its last numbers."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        elif self._what is not None and self._done != self._told_done:
-            self._tell(time.monotonic())
-        self._what = None
+        elif self._title is not None and self._done != self._printed_done:
+            self._print(time.monotonic())
+        self._title = None
 
-    def _tell(self, now: float) -> None:
-        parts = [f"{self._what}: {self._amount()}", self._rate(now), self._left(now), self._note]
+    def _print(self, now: float) -> None:
+        parts = [f"{self._title}: {self._amount()}", self._rate(now), self._left(now), self._note]
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
-        self._told_at, self._told_done = now, self._done
+        self._printed_at, self._printed_done = now, self._done
 
     def _amount(self) -> str:
         if self._unit == "%" and self._total:
@@ -86,7 +85,7 @@ class Terminal:
         return f"{_short(self._done)}{total} {self._unit}".rstrip() + share
 
     def _speed(self, now: float) -> float:
-        """Units a second since the first call of `advance`; 0 where there is nothing to measure yet."""
+        """Return units per second since the first call of `advance`; 0 if there is nothing to measure yet."""
         if self._started is None or now <= self._started:
             return 0.0
         return (self._done - self._first) / (now - self._started)
@@ -101,7 +100,7 @@ class Terminal:
 
 
 def _bar() -> "RichProgress":
-    """A rich progress with our columns; rich is imported here, since most commands draw no bar."""
+    # Imported here: most commands draw no bar.
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -118,7 +117,7 @@ def _bar() -> "RichProgress":
 
 
 def _short(number: float) -> str:
-    """A number in few characters: 12, 3.4, 1,250, 1.2M."""
+    """Format a number briefly: 12, 3.4, 1,250, 1.2M."""
     for size, letter in ((1e9, "G"), (1e6, "M")):
         if abs(number) >= size:
             return f"{number / size:.1f}{letter}"
@@ -132,12 +131,11 @@ def _clock(seconds: float) -> str:
 
 
 def as_text(result: Any) -> str:
-    """Returns a result as text for people: a dict as names and values, filled masks as tables, else columns.
+    """Format the result of a function of the Python API as text.
 
     Args:
-        result: What a function of `stemformer.api` returns: a dict, or a list of dicts. In a dict, a list of dicts or of sentences is
-            set below as a table or as lines. Filled masks are dicts with
-            `text`, `masks` (one dict a mask, with `candidates`: dicts of `token` and `probability`) and `filled`.
+        result: A dict becomes names and values, and below them its lists of dicts or of sentences as tables or lines.
+            A list of dicts becomes a table, and the results of `fill` a table for each text.
 
     Example:
         >>> print(as_text({"steps": 1000, "loss": 2.5}))
@@ -161,12 +159,12 @@ def as_text(result: Any) -> str:
 
 
 def _is_row(value: Any) -> bool:
-    """Says whether a value is a row of a matrix, such as a confusion's."""
+    """Return whether a value is a row of a matrix, such as a confusion matrix."""
     return isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value)
 
 
 def _is_block(value: Any) -> bool:
-    """Says whether a value is a table or lines of text, which stand below the names and values."""
+    """Return whether a value is a table or lines of text, printed below names and values."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
     return (
