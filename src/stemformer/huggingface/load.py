@@ -1,7 +1,8 @@
 """Load models from Hugging Face folders, local or on the hub.
 
-Models saved here open with `transformers`, and models published as BERT or GPT-2 open here, with the same numbers.
-Nothing is unpickled: `.safetensors` is preferred, and a `.bin` file is read with `torch.load(weights_only=True)`.
+Models saved here open with `transformers`, and models published as BERT or GPT-2 open here, with
+the same numbers. Nothing is unpickled: `.safetensors` is preferred, and a `.bin` file is read with
+`torch.load(weights_only=True)`.
 """
 
 import json
@@ -47,8 +48,8 @@ def find_model_folder(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a model.
 
     Args:
-        path: Folder with `config.json`, run folder (final model or latest checkpoint), or hub id such as
-            `google/bert_uncased_L-4_H-256_A-4`, which is downloaded.
+        path: Folder with `config.json`, run folder (final model or latest checkpoint), or hub id
+            such as `google/bert_uncased_L-4_H-256_A-4`, which is downloaded.
 
     Raises:
         CheckpointError: There is no such folder, and no such model on the hub.
@@ -98,15 +99,15 @@ def load_model(
 
     Args:
         path: As for `find_model_folder`.
-        heads: Names of the heads to load; None means those of the folder. Missing heads are initialized randomly, with
-            a warning.
+        heads: Names of the heads to load; None means those of the folder. Missing heads are
+            initialized randomly, with a warning.
         num_labels: Number of labels of a task head; None means that of the folder.
-        generator: Source of random weights. If it is not None, there is no warning, and weights of a head that have
-            another shape in the folder are also initialized.
+        generator: Source of random weights. If it is not None, there is no warning, and weights of
+            a head that have another shape in the folder are also initialized.
 
     Raises:
-        CheckpointError: The model is not supported; weights are missing, damaged, of another shape, or in a pickle that
-            holds other objects than tensors.
+        CheckpointError: The model is not supported; weights are missing, damaged, of another shape,
+            or in a pickle that holds other objects than tensors.
 
     Example:
         >>> load_model("google/bert_uncased_L-2_H-128_A-2", ["masked_lm"])  # doctest: +SKIP
@@ -178,7 +179,8 @@ def load_model_and_tokenizer(
     """Load a model with its tokenizer; the arguments are those of `load_model`.
 
     Raises:
-        CheckpointError: The tokenizer has more ids than the model, or a causal model lacks an end-of-text token.
+        CheckpointError: The tokenizer has more ids than the model, or a causal model lacks an
+            end-of-text token.
     """
     folder = find_model_folder(path)
     model, tokenizer = load_model(folder, heads, num_labels=num_labels, generator=generator), load_tokenizer(folder)
@@ -214,7 +216,7 @@ def load_model_and_tokenizer(
 
 
 def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return `head`, `labels` (in order), `problem_type` and the other task entries of `save_model`; {} without a task."""
+    """Return `head`, `labels`, `problem_type` and the other task entries; {} without a task."""
     config, raw = _read_config(find_model_folder(path))
     head = next((_HEAD_BY_CLASS[name] for name in raw.get("architectures") or () if name in _HEAD_BY_CLASS), None)
     if head not in ARCHITECTURES[config.model_type].task_heads:
@@ -227,13 +229,13 @@ def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_attention_dropout(path: str | os.PathLike[str]) -> float:
-    """Return the dropout of attention probabilities in a folder's `config.json`, which is not applied here."""
+    """Return the attention dropout of a folder's `config.json`, which is not applied here."""
     raw = _read_config(find_model_folder(path))[1]
     return float(raw.get("attention_probs_dropout_prob", raw.get("attn_pdrop", 0.0)))
 
 
 def _find_heads(architecture: Architecture, raw: Mapping[str, Any], weights: Sequence[str]) -> list[str]:
-    """Return the heads of a folder, by the names of its weights and the class in its `config.json`."""
+    """Return the heads of a folder by its weights and the class in its `config.json`."""
     classes = raw.get("architectures") or [""]
     has_task_head = any(name in weights for name in _TASK_HEAD_WEIGHTS)
     if architecture.is_causal and not has_task_head:

@@ -23,14 +23,14 @@ def save_model(
     state: Mapping[str, Tensor] | None = None,
     task: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `config.json`, `model.safetensors` and the files of the tokenizer, if any, to a folder.
+    """Write `config.json`, `model.safetensors` and the tokenizer, if any, to a folder.
 
     Not atomic: callers write to a temporary folder and rename it.
 
     Args:
         state: Our `state_dict()` on the CPU, if the model's weights are sharded over ranks.
-        task: What the task head was trained for, kept in `config.json`: `labels` in order, `problem_type`, and any other
-            entries that prediction needs.
+        task: What the task head was trained for, kept in `config.json`: `labels` in order,
+            `problem_type`, and any other entries that prediction needs.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def save_model(
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
         **_task_entries(task),
     }
-    # A causal task model is preceded by the end-of-text token; transformers scores the last token that is not padding.
+    # transformers scores the last token that is not padding; texts of causal models start with EOS.
     bos_token_id = model.config.eos_token_id if task is not None else None
     if bos_token_id is not None:
         config["pad_token_id"] = bos_token_id

@@ -1,7 +1,7 @@
 """Transfer a trained model to the vocabulary of another domain or language.
 
-A token of both vocabularies keeps its embedding. Any other token starts as the mean embedding of the pieces into which
-the old vocabulary splits it, or randomly if the old vocabulary cannot spell it.
+A token of both vocabularies keeps its embedding. Any other token starts as the mean embedding of
+its pieces in the old vocabulary, or randomly if that cannot spell it.
 
 Source: Yao et al. 2021 (Adapt-and-Distill), section 3.1 (mean of pieces).
 """
@@ -39,7 +39,7 @@ class VocabTransferStats:
 def transfer_vocabulary(
     model: Model, old: Tokenizer, new: Tokenizer, *, generator: torch.Generator
 ) -> VocabTransferStats:
-    """Replace word embeddings and output biases of a model, in place, by those of a new vocabulary.
+    """Replace word embeddings and output biases in place by those of a new vocabulary.
 
     Args:
         old: Tokenizer that the model was trained with.
@@ -77,9 +77,10 @@ def transfer_vocabulary(
 
 
 def old_pieces(token: str, tokenizer: Tokenizer) -> list[int]:
-    """Split a token with another WordPiece vocabulary, by longest match; [] if that is impossible.
+    """Split a token with another WordPiece vocabulary by longest match; [] if impossible.
 
-    For a lower-cased vocabulary the token is lower-cased, and loses its accents if it cannot be split with them.
+    For a lower-cased vocabulary the token is lower-cased, and loses its accents if it cannot be
+    split with them.
 
     Example:
         >>> from stemformer.data.tokenization.trainers import train_wordpiece

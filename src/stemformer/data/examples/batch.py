@@ -26,9 +26,9 @@ class Example:
         labels: (m,) target ids at these positions.
         token_type_ids: (n,) segment ids; None means 0 everywhere.
         sequence_labels: (s, ...) labels of sequences; None if the objective has none.
-        num_dropped_tokens: Corpus tokens left out because a random text replaced them or the pair was shortened.
-        summary_positions: (s,) indices into `input_ids` of the tokens whose states represent their sequences; None
-            means the first token of each.
+        num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
+        summary_positions: (s,) indices into `input_ids` of the tokens whose states represent their
+            sequences; None means the first token of each.
     """
 
     input_ids: Int[np.ndarray, "n"]
@@ -55,7 +55,7 @@ class Batch:
         labels: (M,) target ids at these positions; `IGNORE_INDEX` is not scored.
         summary_positions: (S,) indices into the N tokens whose states represent their sequences.
         example_numbers: Indices of the examples in their data set, for error messages.
-        sequence_labels: (S, ...) labels of sequences, int64 or float32; None if the objective has none.
+        sequence_labels: (S, ...) labels of sequences, int64 or float32, if there are any.
         num_dropped_tokens: Corpus tokens left out of these examples.
     """
 
@@ -125,8 +125,9 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
 def pad_to_bucket_sizes(batch: Batch) -> Batch:
     """Pad a batch on the CPU to bucketed sizes, which limits the number of different shapes.
 
-    The padding tokens (about 1 in 16 at most, more if sequences are very short) form extra sequences; extra labels are
-    `IGNORE_INDEX`. Losses and gradients do not change. Sequence labels must be integers.
+    The padding tokens (about 1 in 16 at most, more if sequences are very short) form extra
+    sequences; extra labels are `IGNORE_INDEX`. Losses and gradients do not change. Sequence labels
+    must be integers.
 
     Example:
         >>> batch = collate([Example(np.array([5, 6, 7]), np.array([3]), np.array([1]), np.array([9]))], [0])

@@ -1,9 +1,10 @@
 """Packing of documents into examples of constant length.
 
-For masked and causal language models, documents are split into *chunks* of full sentences, and chunks are packed
-first-fit into rows of `sequence_length` tokens; each chunk is a sequence with its own special tokens, and a row is an
-example (`PackedDataset`). Every token of the corpus is in exactly one chunk. A causal model may instead read fixed-length
-windows of all documents joined (`TokenStream`). Pairs of texts: `sentence_pairs.py`.
+For masked and causal language models, documents are split into *chunks* of full sentences, and
+chunks are packed first-fit into rows of `sequence_length` tokens; each chunk is a sequence with its
+own special tokens, and a row is an example (`PackedDataset`). Every token of the corpus is in
+exactly one chunk. A causal model may instead read fixed-length windows of all documents joined
+(`TokenStream`). Pairs of texts: `sentence_pairs.py`.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ _MAX_OPEN_ROWS = 256
 
 @dataclass(frozen=True)
 class RawExample:
-    """Text of an example before the objective adds special tokens and corruption: sequences of one or two segments.
+    """Text of an example, before the objective adds special tokens and corruption.
 
     Attributes:
         tokens: (n,) int64 ids of all segments, concatenated.
@@ -30,7 +31,7 @@ class RawExample:
         lengths: (p,) number of tokens of each segment.
         segments: (p,) 0 if a segment opens a sequence, 1 if it is text B of the preceding sequence.
         label: Label of a pair of texts: 0 original, 1 altered; None if it has none.
-        num_dropped_tokens: Corpus tokens left out because a random text replaced them or the pair was shortened.
+        num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
         starts_document: (p,) whether a segment starts its document; `PackedDataset` only.
         ends_document: (p,) whether a segment ends its document; `PackedDataset` only.
     """
@@ -47,7 +48,7 @@ class RawExample:
 
 @dataclass(frozen=True)
 class ShardDataset:
-    """Examples of one split of tokenized text; subclasses define `__len__`, `num_tokens` and `get_example`.
+    """Examples of one split; subclasses define `__len__`, `num_tokens` and `get_example`.
 
     Attributes:
         sequence_length: Maximum number of tokens of an example, special tokens included.
@@ -114,11 +115,11 @@ class PackedDataset(ShardDataset):
 
 @dataclass(frozen=True)
 class TokenStream(ShardDataset):
-    """Split as one EOS-separated token stream; an example is a fixed-length window of it (causal LM).
+    """Split as one EOS-separated token stream, read in fixed-length windows (causal LM).
 
-    The stream is EOS, document, EOS, document, ..., EOS. A window has one token more than `sequence_length`, which the
-    next window starts with: it gives the inputs and the shifted labels, so that each token is scored exactly once. The
-    last window may be shorter.
+    The stream is EOS, document, EOS, document, ..., EOS. A window has one token more than
+    `sequence_length`, which the next window starts with: it gives the inputs and the shifted
+    labels, so that each token is scored exactly once. The last window may be shorter.
 
     Attributes:
         eos_positions: (num_documents + 1,) positions of EOS in the stream.
@@ -183,8 +184,8 @@ def make_token_stream(shards: Shards, *, sequence_length: int, eos_token_id: int
 def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
     """Split documents into chunks; return start and end (exclusive) of each, in corpus order.
 
-    A chunk holds as many full sentences of one document as fit. A longer sentence is split before a word, a longer word
-    anywhere.
+    A chunk holds as many full sentences of one document as fit. A longer sentence is split before a
+    word, a longer word anywhere.
     """
     sentences = np.asarray(shards.sentence_starts)
     starts: list[int] = []
@@ -233,7 +234,7 @@ def read_raw_example(
     label: int | None = None,
     num_dropped_tokens: int = 0,
 ) -> RawExample:
-    """Read spans (start, exclusive end) of a split, each as a segment; the other arguments are those of `RawExample`."""
+    """Read spans (start, exclusive end) as segments; other arguments as in `RawExample`."""
     word_starts = [np.array(shards.word_starts(a, b), bool) for a, b in spans]
     for starts in word_starts:
         starts[0] = True  # also where a long word was split

@@ -1,8 +1,8 @@
-"""Data order as a function of the step: keyed permutation, generators per example, prefetching.
+"""Data order as a function of the step: permutation, generators, prefetching.
 
-The examples of step `s` depend on (data, seed, s) alone: a permutation that is computed by index gives their numbers,
-and all randomness of example `i` in epoch `e` comes from a generator keyed by (seed, e, i). Resuming needs no loader
-state.
+The examples of step `s` depend on (data, seed, s) alone: a permutation that is computed by index
+gives their numbers, and all randomness of example `i` in epoch `e` comes from a generator keyed by
+(seed, e, i). Resuming needs no loader state.
 """
 
 import queue
@@ -37,7 +37,8 @@ def _philox(seed: int, *, stream: int, counter: list[int]) -> np.random.Philox:
 def permuted(indices: Int[np.ndarray, "n"], size: int, *, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
     """Apply a keyed random permutation of `range(size)` to some indices, in O(n) memory.
 
-    A Feistel network permutes the next power of four; results outside `size` are permuted again until they are inside.
+    A Feistel network permutes the next power of four; results outside `size` are permuted again
+    until they are inside.
 
     Example:
         >>> sorted(permuted(np.arange(5), 5, seed=0, epoch=0).tolist())
@@ -68,7 +69,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int) -> list[tuple[int, int]]:
-    """Return (epoch, example number) of each example of a step; a partial last batch wraps into the next epoch.
+    """Return (epoch, example number) of each example of a step, across epoch boundaries.
 
     Args:
         batch_size: Examples per step, over all ranks and micro-batches.
@@ -85,7 +86,8 @@ def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int
 def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 4) -> Iterator[T]:
     """Yield `make(step)` for each step, computed in a thread up to `ahead` steps early.
 
-    An exception of `make` is raised at its step. Written by hand: a library's loader keeps state and is not deterministic.
+    An exception of `make` is raised at its step. Written by hand: a library's loader keeps state
+    and is not deterministic.
     """
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()

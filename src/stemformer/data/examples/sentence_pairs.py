@@ -1,13 +1,15 @@
 """Sentence pairs for next-sentence and sentence-order prediction.
 
-An example is a *chunk*, a run of full sentences of one document that fits `sequence_length` (see `packing.py`). Its
-generator splits the chunk into A and B and, half the time, replaces B by a random text of another document (next
-sentence) or swaps A and B (sentence order). Only the text may reveal the label, so a random B starts and ends at the
-same kind of boundary as the true one and is about as long.
+An example is a *chunk*, a run of full sentences of one document that fits `sequence_length` (see
+`packing.py`). Its generator splits the chunk into A and B and, half the time, replaces B by a
+random text of another document (next sentence) or swaps A and B (sentence order). Only the text may
+reveal the label, so a random B starts and ends at the same kind of boundary as the true one and is
+about as long.
 
-Source: Devlin et al. 2019, section 3.1, task 2, and appendix A.2; sentence order: Lan et al. 2020, section 3.1. Where we
-differ: the 2018 code continues after A if B was replaced; here every epoch uses the same chunks, and the replaced tokens
-are counted. A chunk of a single sentence is split inside it; the 2018 code always gives it a random B.
+Source: Devlin et al. 2019, section 3.1, task 2, and appendix A.2; sentence order: Lan et al. 2020,
+section 3.1. Where we differ: the 2018 code continues after A if B was replaced; here every epoch
+uses the same chunks, and the replaced tokens are counted. A chunk of a single sentence is split
+inside it; the 2018 code always gives it a random B.
 """
 
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ class SentencePairDataset(ShardDataset):
         stops: (c,) end of each chunk (exclusive).
         task: `next` (is B the continuation of A?) or `order` (are A and B in order?).
         short_seq_prob: Probability that a pair is shortened to a random length.
-        num_left_out: Number of chunks left out because they are a single word, which cannot be split.
+        num_left_out: Number of chunks left out, which are a single word.
     """
 
     starts: Int[np.ndarray, "c"]
@@ -51,7 +53,7 @@ class SentencePairDataset(ShardDataset):
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of all chunks, special tokens included, before shortening and replacement."""
+        """Number of tokens, special ones included, before shortening and replacement."""
         return int((self.stops - self.starts).sum()) + _NUM_SPECIAL * len(self)
 
     def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
@@ -89,7 +91,7 @@ class SentencePairDataset(ShardDataset):
         return start + 1 + np.flatnonzero(self.shards.word_starts(start + 1, stop))
 
     def _shorten(self, start: int, stop: int, *, target: int) -> int:
-        """Return the last sentence end within `target` tokens, or `stop` if what is left could not be split."""
+        """Return the last sentence end within `target`, `stop` if that is not possible."""
         ends = self._sentence_starts(start, stop)
         ends = ends[ends - start <= target]
         return int(ends[-1]) if len(ends) and len(self._word_starts(start, int(ends[-1]))) else stop
@@ -97,7 +99,7 @@ class SentencePairDataset(ShardDataset):
     def _random_text(
         self, index: int, replaced: tuple[int, int], *, max_tokens: int, rng: np.random.Generator
     ) -> tuple[int, int]:
-        """Return a span of another document: of a few random chunks, the one closest in length to the replaced text.
+        """Return a span of another document, of a few candidates the closest in length.
 
         It starts and ends at a sentence boundary exactly if the replaced text does.
 
@@ -139,11 +141,12 @@ class SentencePairDataset(ShardDataset):
 def make_sentence_pairs(
     shards: Shards, *, sequence_length: int, task: Literal["next", "order"] = "next", short_seq_prob: float = 0.1
 ) -> SentencePairDataset:
-    """Return the sentence pairs of a split; deterministic. The arguments are those of `SentencePairDataset`.
+    """Return the sentence pairs of a split; arguments as in `SentencePairDataset`.
 
     Raises:
         ConfigError: `sequence_length` is too short for a pair.
-        DataError: No chunk can be split, or next-sentence prediction has a single document to take texts from.
+        DataError: No chunk can be split, or next-sentence prediction has a single document to take
+            texts from.
     """
     if sequence_length < _NUM_SPECIAL + 2:
         raise ConfigError(

@@ -1,11 +1,11 @@
 """Parallel tokenization of documents, in corpus order and constant memory.
 
-The main process splits the corpus into batches of about a megabyte of text, worker processes encode them into compact
-arrays, and results return in corpus order with a bounded number in flight. The encoding of a document does not depend on
-its batch, so any number of workers gives the same bytes.
+The main process splits the corpus into batches of about a megabyte of text, worker processes encode
+them into compact arrays, and results return in corpus order with a bounded number in flight. The
+encoding of a document does not depend on its batch, so any number of workers gives the same bytes.
 
-Workers are spawned, not forked, because a fork of a process whose Rust or OpenMP threads have run can hang. They load
-the tokenizer from its folder and exit when their parent process ends.
+Workers are spawned, not forked, because a fork of a process whose Rust or OpenMP threads have run
+can hang. They load the tokenizer from its folder and exit when their parent process ends.
 """
 
 import functools
@@ -91,12 +91,12 @@ def is_held_out(text: bytes, fraction: float) -> bool:
 
 
 def id_dtype(vocab_size: int) -> "np.dtype[Any]":
-    """Return the little-endian dtype of the ids of a vocabulary: two bytes if they fit, else four."""
+    """Return the little-endian dtype of ids: two bytes if the vocabulary fits, else four."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def batch_documents(texts: Iterable[str], block_characters: int) -> Iterator[DocumentBatch]:
-    """Split the corpus into batches and blocks of at most `block_characters` (or one document)."""
+    """Split the corpus into batches, and blocks of `block_characters` (or one document)."""
     sha256 = hashlib.sha256()
     batch: list[str] = []
     block, documents, in_block, in_batch = 0, 0, 0, 0
@@ -152,12 +152,13 @@ def encode_batches(
     words: str,
     num_workers: int | None,
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
-    """Yield each batch with its encoding, in order; close the generator (`contextlib.closing`) to stop the workers.
+    """Yield each batch with its encoding, in order; closing the generator stops the workers.
 
     Args:
         batches: Consumed lazily; a few per worker are in flight.
         tokenizer_folder: Folder with the same tokenizer, for the workers.
-        num_workers: Number of processes; None means one per available core. With 1, or little text, none is started.
+        num_workers: Number of processes; None means one per available core. With 1, or little text,
+            none is started.
     """
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}, expected 1 or more. Leave it out to use all cores.")

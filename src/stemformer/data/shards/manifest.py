@@ -5,11 +5,11 @@ OUT/manifest.json     this record; written last, so a folder that has it is comp
 OUT/progress.jsonl    only while the folder is being written (see `writer.py`)
 OUT/tokenizer/        the tokenizer that produced the ids
 OUT/unigram.npy       (V,) uint64: count of each id in the train split
-OUT/train/            shard-00000.bin .doc .sent .word, one group per block of the corpus that has train documents
+OUT/train/            shard-00000.bin .doc .sent .word, per block of the corpus with such documents
 OUT/held_out/         the same for documents excluded from training
 ```
 
-The manifest has no time and no absolute path: the same corpus, tokenizer and settings give the same bytes.
+It has no time and no absolute path: the same corpus, tokenizer and settings give the same bytes.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ SPLITS = ("train", "held_out")
 
 @dataclass(frozen=True)
 class InputRecord:
-    """Name (without parent folders) and size of an input; the size is None if it is not a local file."""
+    """Name (without parent folders) and size of an input; None if it is not a local file."""
 
     name: str
     bytes: int | None
@@ -71,7 +71,7 @@ class Manifest:
 
     Attributes:
         format_version: Layout of the folder.
-        fingerprint: SHA-256 of everything that training depends on: text, tokenizer, settings, and the hash of each file.
+        fingerprint: SHA-256 of text, tokenizer, settings and files, on which training depends.
         text_fingerprint: SHA-256 of the documents, in order, with their lengths.
         tokenizer_fingerprint: `Tokenizer.fingerprint` of the tokenizer that produced the ids.
         vocab_size: Exclusive upper bound of the ids.
@@ -93,7 +93,7 @@ class Manifest:
 
 
 def describe_inputs(inputs: str | Path | Iterable[str | Path], out: Path) -> tuple[InputRecord, ...]:
-    """Return the record of each input file, in reading order; refuse an `out` inside an input folder."""
+    """Return the record of each input file; refuse an `out` inside an input folder."""
     records: list[InputRecord] = []
     for source in [inputs] if isinstance(inputs, str | Path) else inputs:
         if str(source).startswith("hub:"):
@@ -113,7 +113,7 @@ def describe_inputs(inputs: str | Path | Iterable[str | Path], out: Path) -> tup
 def with_fingerprint(manifest: Manifest) -> Manifest:
     """Return the manifest with its `fingerprint` computed.
 
-    Names and sizes of the inputs and the skipped counts do not enter: renaming a text file does not affect training.
+    Inputs and skipped counts do not enter: renaming a text file does not affect training.
     """
     # Hash the JSON text, so that a number read back (0 for 0.0) hashes like the one written.
     body = {key: value for key, value in asdict(manifest).items() if key not in ("fingerprint", "inputs", "skipped")}
@@ -178,7 +178,7 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
 
 
 def check_files(folder: Path, files: dict[str, FileRecord], *, verify: bool) -> None:
-    """Check existence and size of files and, with `verify`, their SHA-256; raise at the first that differs."""
+    """Check existence and size of files and, with `verify`, their SHA-256."""
     for name, record in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None

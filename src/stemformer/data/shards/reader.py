@@ -1,7 +1,7 @@
 """Memory-mapped reading of tokenized data: a split as one sequence of tokens.
 
-`write_shards` writes the folder (files: `manifest.py`); `open_shards` checks it and opens one split. Positions count
-tokens from the start of the split. A document is in one shard.
+`write_shards` writes the folder (files: `manifest.py`); `open_shards` checks it and opens one
+split. Positions count tokens from the start of the split. A document is in one shard.
 """
 
 from bisect import bisect_right
@@ -22,8 +22,8 @@ def open_shards(folder: str | Path, split: str = "train", *, verify: bool = True
 
     Args:
         split: "train" or "held_out".
-        verify: Whether to verify the SHA-256 of the split's files (under a second per gigabyte); otherwise only sizes
-            are checked.
+        verify: Whether to verify the SHA-256 of the split's files (under a second per gigabyte);
+            otherwise only sizes are checked.
 
     Raises:
         DataError: The folder is incomplete or damaged, or has no such split.
@@ -51,12 +51,12 @@ def open_shards(folder: str | Path, split: str = "train", *, verify: bool = True
 
 
 class Shards:
-    """One split of tokenized data, memory-mapped; opened by `open_shards`, which checks its files.
+    """One split of tokenized data, memory-mapped; opened by `open_shards`.
 
     Attributes:
         manifest: Manifest of the folder.
         split: "train" or "held_out".
-        fingerprint: Fingerprint of the folder: training data is a function of it, the seed and the step.
+        fingerprint: Fingerprint of the manifest.
         vocab_size: Exclusive upper bound of the ids.
     """
 
@@ -85,7 +85,7 @@ class Shards:
             )
 
     def tokens(self, start: int, stop: int) -> UInt[np.ndarray, " n"]:
-        """Return the ids from `start` to `stop` (exclusive), uint16 or uint32, as a read-only view of the file.
+        """Return the ids from `start` to `stop` (exclusive) as a read-only view of the file.
 
         Raises:
             IndexError: The span is outside the split, or crosses shards (and thus documents).
@@ -107,7 +107,7 @@ class Shards:
 
     @cached_property
     def sentence_starts(self) -> Int64[np.ndarray, " {self.num_sentences}+1"]:
-        """Start of each sentence; the last entry is the end of the split. Held in memory, 8 bytes per sentence."""
+        """Start of each sentence, then the end of the split. In memory, 8 bytes per sentence."""
         return self._starts("sent", self.num_sentences)
 
     @cached_property

@@ -1,7 +1,8 @@
 """Resumable writing of tokenized data.
 
-The corpus is written in blocks. `progress.jsonl` records completed work, so that an interrupted run can be resumed: its
-first line is the plan, each further line a block whose files are on disk. It is removed once the manifest is written.
+The corpus is written in blocks. `progress.jsonl` records completed work, so that an interrupted run
+can be resumed: its first line is the plan, each further line a block whose files are on disk. It is
+removed once the manifest is written.
 """
 
 import io
@@ -94,7 +95,7 @@ def write_shards(
         inputs: Files, folders or hub data sets, as for `read_documents`.
         tokenizer: Also saved in the folder.
         out: Empty or new folder.
-        held_out: Fraction of documents excluded from training, in [0, 1), chosen by a hash of their bytes.
+        held_out: Fraction of documents excluded from training, in [0, 1), by a hash of their bytes.
         documents: What separates documents in a text file, as for `read_documents`.
         column: Text column of tables, as for `read_documents`.
         errors: Treatment of invalid bytes, as for `read_documents`.
@@ -102,12 +103,13 @@ def write_shards(
         num_workers: Number of processes; None means one per available core.
         block_characters: Size of a block. Larger blocks need more memory, a few bytes per token.
         resume: Resume an interrupted run with the same arguments in `out`.
-        on_bytes: Called with the number of input bytes read since the last call, for a progress bar.
+        on_bytes: Called with the number of input bytes read since the last call.
 
     Raises:
         ConfigError: A number is out of range.
-        DataError: `out` is not empty, a split would be empty, or (with `resume`) the inputs or settings have changed.
-        OSError: For example, the disk is full. The run can be resumed after the last complete block.
+        DataError: `out` is not empty, a split would be empty, or (with `resume`) the inputs or
+            settings have changed.
+        OSError: For example, the disk is full. Resuming continues after the last complete block.
 
     Example:
         >>> manifest = write_shards(["books.txt"], tokenizer, "data", held_out=0.05)  # doctest: +SKIP
@@ -216,7 +218,7 @@ def _read_progress(out: Path) -> tuple[WritePlan, list[WrittenBlock]]:
 
 
 def _check_unchanged(out: Path, previous: WritePlan, plan: WritePlan) -> None:
-    """Refuse to resume with other arguments; the message names the first that differs, and both values."""
+    """Refuse to resume with other arguments; name the first that differs, and both values."""
     settings = asdict(plan.settings)
     compared = [
         ("format", previous.format_version, plan.format_version),
@@ -237,7 +239,7 @@ def _describe(record: InputRecord | None) -> str:
 
 
 def _check_complete(out: Path, plan: WritePlan) -> Manifest:
-    """Return the manifest of a completed run, which may have been stopped just before removing its progress."""
+    """Return the manifest of a completed run, which may be killed before its last step."""
     manifest = read_manifest(out)
     previous = WritePlan(**{field.name: getattr(manifest, field.name) for field in fields(WritePlan)})
     _check_unchanged(out, previous, plan)

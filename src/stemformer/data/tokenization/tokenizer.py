@@ -1,8 +1,9 @@
-"""Tokenization of text with WordPiece or byte-level BPE, on top of the `tokenizers` library.
+"""WordPiece and byte-level BPE tokenization, on top of the `tokenizers` library.
 
-Two additions to the library: (1) Speed. The ids of a word do not depend on its neighbors, so documents are cut into chunks
-where BERT always splits, and each distinct chunk is encoded once. (2) Special tokens in text are plain text: `[MASK]` in
-a corpus becomes ordinary tokens unless `parse_special_tokens` is set.
+Two additions to the library: (1) Speed. The ids of a word do not depend on its neighbors, so
+documents are cut into chunks where BERT always splits, and each distinct chunk is encoded once. (2)
+Special tokens in text are plain text: `[MASK]` in a corpus becomes ordinary tokens unless
+`parse_special_tokens` is set.
 """
 
 import hashlib
@@ -70,9 +71,9 @@ class EncodedDocument:
 
     Attributes:
         ids: (n,) uint32.
-        word_starts: (n,) bool, whether the token starts a word; punctuation is a word of its own, as in BERT.
-        sentence_starts: (k,) int64, strictly ascending token offsets of sentence starts; the first is 0 if n > 0.
-            Sentences without a token have no entry.
+        word_starts: (n,) bool, whether the token starts a word; as in BERT, punctuation does.
+        sentence_starts: (k,) int64, strictly ascending token offsets of sentence starts; the first
+            is 0 if n > 0. Sentences without a token have no entry.
     """
 
     ids: np.ndarray
@@ -81,11 +82,11 @@ class EncodedDocument:
 
 
 class Tokenizer:
-    """Vocabulary and tokenization rules; created by `load_tokenizer`, `train_wordpiece` or `train_byte_bpe`.
+    """Vocabulary and rules of tokenization; see `load_tokenizer` and `trainers.py`.
 
     Args:
         backend: Tokenizer of the library; its truncation and padding are disabled.
-        lowercase_is_guess: Whether `lowercase` was inferred from the vocabulary, for lack of a configuration file.
+        lowercase_is_guess: Whether `lowercase` was inferred from the vocabulary.
 
     Attributes:
         kind: "wordpiece" or "bpe".
@@ -96,7 +97,7 @@ class Tokenizer:
         bos_token_id: Id of the token before each text of a causal model; None for `[CLS] a [SEP]`.
 
     Raises:
-        TokenizerError: The model is neither WordPiece nor BPE, or a WordPiece vocabulary lacks a special token.
+        TokenizerError: It is neither WordPiece nor BPE, or WordPiece without a special token.
 
     Example:
         >>> from stemformer.data.tokenization.trainers import train_wordpiece
@@ -170,7 +171,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of everything that determines ids: vocabulary, normalizer, pre-tokenizer, added tokens."""
+        """SHA-256 (hex) of everything that determines ids."""
         settings = json.loads(self._backend.to_str())
         relevant = {name: settings[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
@@ -191,7 +192,7 @@ class Tokenizer:
         return text
 
     def encode(self, text: str, *, parse_special_tokens: bool = False) -> Encoding:
-        """Return the tokens of a text; with `parse_special_tokens`, "[MASK]" in it becomes the special token."""
+        """Return the tokens of a text; `parse_special_tokens` makes "[MASK]" the special token."""
         backend = self._special_backend if parse_special_tokens else self._backend
         return _to_encoding(backend.encode(replace_surrogates(text), add_special_tokens=False))
 
@@ -207,11 +208,12 @@ class Tokenizer:
         return [np.array(one.ids, dtype=np.int64) for one in encoded]
 
     def encode_documents(self, texts: Sequence[str], sentence_ends: Sequence[Sequence[int]]) -> list[EncodedDocument]:
-        """Return the tokens, words and sentences of each document; the fast path for large corpora.
+        """Return tokens, words and sentences of documents; the fast path for large corpora.
 
         Args:
-            sentence_ends: Character offsets of the sentence ends of each document (exclusive, ascending). Text after
-                the last end is a sentence too. A token that crosses an end belongs to the later sentence.
+            sentence_ends: Character offsets of the sentence ends of each document (exclusive,
+                ascending). Text after the last end is a sentence too. A token that crosses an end
+                belongs to the later sentence.
 
         Raises:
             TokenizerError: Sentence ends are not ascending or outside of the text.
@@ -244,13 +246,13 @@ class Tokenizer:
         bos_token_id: int | None = None,
         add_special_tokens: bool = True,
     ) -> None:
-        """Save to a folder that `load_tokenizer` and transformers' AutoTokenizer open, with the same ids in both.
+        """Save to a folder that transformers' AutoTokenizer also opens, with the same ids.
 
         Writes tokenizer.json, tokenizer_config.json and, for WordPiece, vocab.txt.
 
         Args:
             model_max_length: Longest sequence of the model.
-            bos_token_id: Only special token that transformers adds: before each text, and as padding.
+            bos_token_id: Only special token that transformers adds, before texts and as padding.
             add_special_tokens: Whether transformers adds special tokens if `bos_token_id` is None.
         """
         folder = Path(folder)
@@ -289,7 +291,7 @@ class Tokenizer:
 
     @cached_property
     def _special_backend(self) -> tokenizers.Tokenizer:
-        """A copy that parses special tokens in text; changing `_backend` itself would not be thread-safe."""
+        """Copy that parses special tokens in text; switching `_backend` is not thread-safe."""
         return tokenizers.Tokenizer.from_str(self._backend.to_str())
 
     def _encode_by_chunks(self, pattern: re.Pattern[str], text: str, bounds: Sequence[int]) -> EncodedDocument:
@@ -318,18 +320,18 @@ class Tokenizer:
         encoded = self._backend.encode(text, add_special_tokens=False)
         ids = np.array(encoded.ids, dtype=np.uint32)
         ends = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
-        # A byte-level token such as " the" starts with the space after the previous sentence: use its last character.
+        # A byte-level token such as " the" starts in the previous sentence: use its last character.
         sentence = np.maximum.accumulate(np.searchsorted(np.asarray(bounds[1:-1]), ends - 1, side="right"))
         starts = np.flatnonzero(np.diff(sentence, prepend=-1)).astype(np.int64)
         return EncodedDocument(ids, _word_starts(encoded.word_ids), starts)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a tokenizer from a folder, tokenizer.json, vocab.txt, or vocab.json with merges.txt (byte-level BPE).
+    """Load a tokenizer from a folder, tokenizer.json, vocab.txt, or vocab.json and merges.txt.
 
-    In a folder, tokenizer.json is preferred. For vocab.txt, tokenizer_config.json in the same folder determines
-    lower-casing; if it does not, a vocabulary without upper-case ASCII letters counts as lower-cased and
-    `lowercase_is_guess` is set.
+    In a folder, tokenizer.json is preferred. For vocab.txt, tokenizer_config.json in the same
+    folder determines lower-casing; if it does not, a vocabulary without upper-case ASCII letters
+    counts as lower-cased and `lowercase_is_guess` is set.
 
     Raises:
         TokenizerError: There is no tokenizer, a special token is missing, or a file is damaged.
@@ -371,7 +373,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def bert_backend(vocab: dict[str, int], normalizer: dict[str, Any]) -> tokenizers.Tokenizer:
-    """Return BERT's WordPiece tokenizer of the library; `normalizer` holds arguments of its BertNormalizer."""
+    """Return BERT's tokenizer of the library; `normalizer` are arguments of BertNormalizer."""
     backend = tokenizers.Tokenizer(
         models.WordPiece(
             vocab,
@@ -433,9 +435,10 @@ def _load_vocab_txt(path: Path, normalizer: dict[str, Any]) -> Tokenizer:
 
 
 def chunk_pattern(*, ideographs: bool) -> re.Pattern[str]:
-    """Return a pattern for chunks of raw text that BERT normalizes and splits independently of their neighbors.
+    """Return a pattern for chunks of text that BERT encodes independently of their neighbors.
 
-    A chunk is one punctuation mark or (with `ideographs`) ideograph, or a run of anything else but white space.
+    A chunk is one punctuation mark or (with `ideographs`) ideograph, or a run of anything else but
+    white space.
     """
     separators = _PUNCTUATION + (_IDEOGRAPHS if ideographs else "")
     return re.compile(f"[{separators}]|[^{_SPACES}{separators}]+")

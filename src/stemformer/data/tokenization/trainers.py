@@ -1,11 +1,12 @@
-"""Training of WordPiece and byte-level BPE tokenizers: the same result for texts in any order, in every run.
+"""Training of WordPiece and byte-level BPE tokenizers, independent of the order of texts.
 
-WordPiece training is not left to the `tokenizers` library alone: its trainer numbers characters in the order of a hash
-map and breaks ties between merges by these numbers. Here, words and characters are counted first, characters are sorted
-by (-count, code point), and the trainer receives them and their `##` forms as tokens with fixed ids.
+WordPiece training is not left to the `tokenizers` library alone: its trainer numbers characters in
+the order of a hash map and breaks ties between merges by these numbers. Here, words and characters
+are counted first, characters are sorted by (-count, code point), and the trainer receives them and
+their `##` forms as tokens with fixed ids.
 
-Source: Sennrich et al. 2016, section 3.2 (merges, as the library implements them); the 2018 code of BERT does not contain
-its training.
+Source: Sennrich et al. 2016, section 3.2 (merges, as the library implements them); the 2018 code of
+BERT does not contain its training.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from stemformer.data.tokenization.tokenizer import (
 )
 from stemformer.errors import TokenizerError
 
-# The characters that make up this share of the text may take up to this part of the vocabulary, most frequent first.
+# Characters that cover this share of the text, most frequent first, may take this part of the ids.
 _ALPHABET_SHARES = ((0.90, 1.0), (0.999, 0.75), (0.9999, 0.5))
 _MIN_BPE_VOCAB_SIZE = 257
 _MAX_PART_CHARACTERS = 100_000
@@ -49,8 +50,8 @@ def train_wordpiece(
 ) -> Tokenizer:
     """Train a WordPiece tokenizer.
 
-    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK], followed by characters by frequency, their `##` forms, and merges. The
-    rarest characters are left out; a word that has one is [UNK].
+    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK], followed by characters by frequency, their `##`
+    forms, and merges. The rarest characters are left out; a word that has one is [UNK].
 
     Args:
         texts: Documents or lines, read once.
@@ -58,12 +59,12 @@ def train_wordpiece(
         strip_accents: None means the same as `lowercase`.
         min_frequency: Minimum count of a merge.
         seed: Random seed of the sample if the texts are longer than `max_characters`.
-        max_characters: Size of the sample to train on, which bounds memory. It does not depend on the order of texts;
-            long texts are sampled in parts.
+        max_characters: Size of the sample to train on, which bounds memory. It does not depend on
+            the order of texts; long texts are sampled in parts.
         on_text: Called with the number of characters of each text read.
 
     Raises:
-        TokenizerError: There is no text, or `vocab_size` is too small for the most frequent characters.
+        TokenizerError: There is no text, or `vocab_size` is too small for frequent characters.
 
     Example:
         >>> train_wordpiece(["to be or not to be"], vocab_size=24).tokens[:7]
@@ -88,21 +89,22 @@ def extend_wordpiece(
 ) -> Tokenizer:
     """Add full words of other texts to a WordPiece tokenizer; existing ids are kept.
 
-    Words are added by the number of tokens that they save: count x (pieces - 1), where [UNK] counts as two pieces.
+    Words are added by the number of tokens that they save: count x (pieces - 1), where [UNK] counts
+    as two pieces.
 
     Args:
         vocab_size: Maximum number of ids, existing ones included.
         min_frequency: Minimum count of a word. The other arguments are those of `train_wordpiece`.
 
     Raises:
-        TokenizerError: The tokenizer is not BERT's WordPiece, `vocab_size` leaves no room, or there is no text.
+        TokenizerError: Not BERT's WordPiece, no room in `vocab_size`, or no text.
 
     Example:
         >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
         >>> extend_wordpiece(tokenizer, ["not robots", "no robots"], vocab_size=18).tokens[17]
         'robots'
 
-    Source: Hong et al. 2021 (AVocaDo), section 3.1 (words by tokens saved), without its regularization.
+    Source: Hong et al. 2021 (AVocaDo), section 3.1, without its regularization.
     """
     if not tokenizer._bert_normalizer or tokenizer.kind != "wordpiece":
         raise TokenizerError("Only a WordPiece vocabulary with BERT's normalizer can be extended. Train a new one.")
@@ -135,8 +137,8 @@ def train_byte_bpe(
 ) -> Tokenizer:
     """Train a byte-level BPE tokenizer as in GPT-2.
 
-    Id 0 is `<|endoftext|>`, followed by the 256 bytes and the merges. Every text can be encoded and decodes to itself.
-    The arguments are those of `train_wordpiece`.
+    Id 0 is `<|endoftext|>`, followed by the 256 bytes and the merges. Every text can be encoded and
+    decodes to itself. The arguments are those of `train_wordpiece`.
 
     Raises:
         TokenizerError: There is no text, or `vocab_size` is below 257.
@@ -179,9 +181,10 @@ def train_byte_bpe(
 def sample_texts(
     texts: Iterable[str], *, seed: int, max_characters: int, on_text: Callable[[int], None] | None
 ) -> Iterator[str]:
-    """Yield a random sample of texts that does not depend on their order, in memory for the sample only.
+    """Yield a random sample of texts that does not depend on their order.
 
-    Texts are taken by ascending keyed hash while they fit into `max_characters`; long texts are split into parts.
+    Texts are taken by ascending keyed hash while they fit into `max_characters`; long texts are
+    split into parts.
     """
     key = seed.to_bytes(8, "little", signed=True)
     size = max(1, min(_MAX_PART_CHARACTERS, max_characters // 10))
@@ -204,7 +207,7 @@ def sample_texts(
 
 
 def _parts(text: str, size: int) -> Iterator[str]:
-    """Split a text into parts of at most `size` characters: after a newline, else at a space, else anywhere."""
+    """Split a text into parts of at most `size` characters, if possible after a newline."""
     start = 0
     while len(text) - start > size:
         line, space = text.rfind("\n", start, start + size), text.rfind(" ", start, start + size)
@@ -243,7 +246,7 @@ def _count_words(
 
 
 def _choose_alphabet(words: Counter[str], vocab_size: int) -> list[str]:
-    """Return the characters to keep by (-count, code point), then the `##` forms of those inside words."""
+    """Return the characters to keep by frequency, then `##` forms of those inside words."""
     counts: Counter[str] = Counter()
     inside: set[str] = set()
     for word, count in words.items():

@@ -1,7 +1,8 @@
 """Word segmentation of text written without spaces.
 
-BERT's tokenizer splits Chinese into single characters, each a word. A segmenter finds actual words, so that whole-word
-and span masking cover those. It only joins: a token remains a word start unless it is inside a segmented word.
+BERT's tokenizer splits Chinese into single characters, each a word. A segmenter finds actual words,
+so that whole-word and span masking cover those. It only joins: a token remains a word start unless
+it is inside a segmented word.
 """
 
 import re
@@ -26,7 +27,7 @@ def join_words(
     offsets: Integer[np.ndarray, "n 2"],
     segment: Segmenter,
 ) -> Bool[np.ndarray, "n"]:
-    """Return the word starts of a text's tokens without those inside a word of several Han characters.
+    """Remove the word starts inside words of several Han characters.
 
     Args:
         word_starts: Word starts of the tokenizer.
