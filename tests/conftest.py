@@ -202,7 +202,7 @@ def finetuned(
             settings=["log_every=4", "evaluation.every=6", "task.stride=8"],
             **options,
         )
-        (out / "told.json").write_text(json.dumps(told))
+        (out / "result.json").write_text(json.dumps(told))
         return out
 
     return make
@@ -233,6 +233,6 @@ def small_gpt(bpe):
         intermediate_size=64,
         max_position_embeddings=96,
         initializer_range=0.3,
-        eos_token_id=bpe.id_of(END_OF_TEXT),
+        eos_token_id=bpe.token_to_id(END_OF_TEXT),
     )
     return make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(1)).eval()

@@ -34,7 +34,7 @@ FILLED = [
 
 
 class Api:
-    """Stands in for the functions of the package: records the calls, then returns or raises the outcome."""
+    """Replaces the functions of the package: records the calls, then returns or raises the outcome."""
 
     def __init__(self, outcome):
         self.outcome, self.calls = outcome, []
@@ -100,8 +100,8 @@ def test_help_is_in_groups(capsys):
     main(["--help"])
     shown = capsys.readouterr().out
     titles = ["Start", "Data", "Train", "Use", "Measure", "Keep"]
-    places = [shown.index(f"─ {title} ─") for title in titles]
-    assert places == sorted(places)
+    offsets = [shown.index(f"─ {title} ─") for title in titles]
+    assert offsets == sorted(offsets)
     main(["pretrain", "--help"])
     shown = capsys.readouterr().out
     assert all(f"─ {title} ─" in shown for title in ("Budget", "Config", "Compute", "Output"))
@@ -458,14 +458,14 @@ def test_sigterm_reaches_the_job_as_a_keyboard_interrupt_and_only_once(use_api):
 
 
 @pytest.mark.parametrize("words", [["--max-new-tokens", "2.5"], ["--threads", "1.0"]])
-def test_fraction_is_refused_where_a_whole_number_is_meant(words, capsys):
+def test_fraction_is_refused_for_an_integer(words, capsys):
     assert main(["generate", "x", "--model", "m", *words]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f'error: Invalid value for {words[0]}: expected an integer, got "{words[1]}". See ')
+    result = capsys.readouterr().err
+    assert result.startswith(f'error: Invalid value for {words[0]}: expected an integer, got "{words[1]}". See ')
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_of_which_a_library_made_another_error_is_still_told_as_such(use_api, capsys, number, code):
+def test_signal_that_a_library_turned_into_another_error_is_still_reported(use_api, capsys, number, code):
     def job():
         try:
             signal.raise_signal(number)

@@ -12,7 +12,7 @@ from stemformer.progress import Progress, Silent
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until a test moves it: `clock[0] += seconds`."""
+    """Clock that moves only when a test moves it: `clock[0] += seconds`."""
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     return now
@@ -43,7 +43,7 @@ def test_rate_leaves_out_the_jump_of_a_resume(clock, capsys):
     assert "910/1,000 steps (91%)  1 steps/s  1:30 left" in capsys.readouterr().err
 
 
-def test_percent_are_told_once(clock, capsys):
+def test_percent_is_printed_once(clock, capsys):
     bar = Terminal(is_live=False)
     bar.start("sizes", total=100, unit="%")
     bar.advance(0)
@@ -61,7 +61,7 @@ def test_unknown_total_shows_amount_and_rate_only(clock, capsys):
     assert capsys.readouterr().err == "reading: 3.0M bytes  300,000 bytes/s\n"
 
 
-def test_new_start_ends_the_former_bar_and_finish_is_told_once(clock, capsys):
+def test_new_start_ends_the_previous_bar_and_finish_prints_once(clock, capsys):
     bar = Terminal(is_live=False)
     bar.start("one", total=2)
     bar.advance(1)

@@ -1,4 +1,4 @@
-"""The functions that the command line calls, through its `main`, on a tiny corpus."""
+"""Commands on a tiny corpus, through the `main` of the command line."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import torch
 
 import stemformer
 from stemformer.cli.app import main
+from stemformer.commands.prepare import _default_fraction
 from stemformer.errors import CheckpointError, ConfigError, DataError
 
 SMALL = [
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_timing")
 
 @pytest.fixture(scope="module")
 def made(tiny, no_timing, tmp_path_factory):
-    """A folder with text.txt, tok/, data/ and a finished run/ of two steps; not to be changed."""
+    """Directory with text.txt, tok/, data/ and a finished run/ of two steps; not to be changed."""
     root = tmp_path_factory.mktemp("made")
     shutil.copytree(tiny, root, dirs_exist_ok=True)
     data, run = str(root / "data"), str(root / "run")
@@ -32,8 +33,8 @@ def made(tiny, no_timing, tmp_path_factory):
 
 
 @pytest.fixture
-def told(capsys):
-    """Runs the command line with --json and returns what it printed; progress went to standard error."""
+def run_json(capsys):
+    """Run a command with --json and return what it prints."""
 
     def run(*arguments):
         assert main([*(str(argument) for argument in arguments), "--json"]) == 0
@@ -43,32 +44,32 @@ def told(capsys):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         (["--seed", "-1"], "seed is -1"),
         (["--seed", "9" * 20], "seed is 9"),
-        (["--max-characters", "0"], "--max-characters 0"),
+        (["--max-characters", "0"], "--max-characters is 0"),
     ],
 )
-def test_tokenizer_options_out_of_range_are_refused(made, tmp_path, capsys, option, told):
+def test_tokenizer_options_out_of_range_are_refused(made, tmp_path, capsys, option, message):
     assert main(["train-tokenizer", str(made / "text.txt"), "--out", str(tmp_path / "tok"), *option]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 # inspect
 
 
-def test_inspecting_data_tells_its_counts(told, made):
-    found = told("inspect", made / "data")
-    assert found["data"] == str(made / "data")
-    assert found["train"]["documents"] + found["held_out"]["documents"] == 200
-    assert found["skipped"] == {}
+def test_inspect_describes_data(run_json, made):
+    result = run_json("inspect", made / "data")
+    assert result["data"] == str(made / "data")
+    assert result["train"]["documents"] + result["held_out"]["documents"] == 200
+    assert result["skipped"] == {}
 
 
 @pytest.mark.parametrize(
     ("name", "text"), [("scale.json", "{"), ("prompt.json", "{"), ("config.toml", "recipe = "), ("glue.json", "\0")]
 )
-def test_inspecting_a_damaged_folder_names_the_file(tmp_path, capsys, name, text):
+def test_inspect_of_a_damaged_directory_names_the_file(tmp_path, capsys, name, text):
     (tmp_path / name).write_text(text)
     if name == "config.toml":
         (tmp_path / "log.jsonl").write_text("")
@@ -76,30 +77,30 @@ def test_inspecting_a_damaged_folder_names_the_file(tmp_path, capsys, name, text
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / name} is ")
 
 
-def test_inspecting_a_run_tells_how_far_it_is(told, made):
-    found = told("inspect", made / "run")
-    assert (found["recipe"], found["is_finished"], found["step"]) == ("bert_tiny", True, 2)
-    assert found["checkpoints"] == ["step-00000002"]
-    assert found["held_out_masked_lm_loss"] > 0
-    assert found["held_out_unigram_loss"] > 0
+def test_inspect_describes_a_run(run_json, made):
+    result = run_json("inspect", made / "run")
+    assert (result["recipe"], result["is_finished"], result["step"]) == ("bert_tiny", True, 2)
+    assert result["checkpoints"] == ["step-00000002"]
+    assert result["held_out_masked_lm_loss"] > 0
+    assert result["held_out_unigram_loss"] > 0
 
 
 @pytest.mark.parametrize("folder", ["run/final", "run/checkpoints/step-00000002"])
-def test_inspecting_a_model_tells_its_sizes(told, made, folder):
-    found = told("inspect", made / folder)
-    assert (found["hidden_size"], found["num_hidden_layers"], found["heads"]) == (32, 2, ["masked_lm"])
-    assert found["tokenizer"]["vocab_size"] == found["vocab_size"]
-    assert found["parameters"] > found["parameters_in_layers"] > 0
+def test_inspect_describes_a_model(run_json, made, folder):
+    result = run_json("inspect", made / folder)
+    assert (result["hidden_size"], result["num_hidden_layers"], result["heads"]) == (32, 2, ["masked_lm"])
+    assert result["tokenizer"]["vocab_size"] == result["vocab_size"]
+    assert result["parameters"] > result["parameters_in_layers"] > 0
 
 
-def test_inspecting_a_tokenizer_tells_its_kind(told, made):
-    found = told("inspect", made / "tok")
-    assert (found["kind"], found["lowercase"]) == ("wordpiece", False)
-    assert found["vocab_size"] == json.loads(json.dumps(stemformer.load(str(made / "run")).tokenizer.vocab_size))
+def test_inspect_describes_a_tokenizer(run_json, made):
+    result = run_json("inspect", made / "tok")
+    assert (result["kind"], result["lowercase"]) == ("wordpiece", False)
+    assert result["vocab_size"] == json.loads(json.dumps(stemformer.load(str(made / "run")).tokenizer.vocab_size))
 
 
 @pytest.mark.parametrize("folder", ["data", "run", "run/final", "tok"])
-def test_inspect_prints_text_for_people(made, folder, capsys):
+def test_inspect_prints_text(made, folder, capsys):
     assert main(["inspect", str(made / folder)]) == 0
     captured = capsys.readouterr()
     assert str(made / folder) in captured.out
@@ -122,43 +123,45 @@ def test_run_folder_opens_as_its_final_model(made):
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_fill_gives_the_likeliest_words_in_order(told, made):
-    (found,) = told("fill", "The old [MASK] sees the [MASK].", "--model", made / "run", "--top-k", "3")
-    assert [len(mask["candidates"]) for mask in found["masks"]] == [3, 3]
-    for mask in found["masks"]:
+def test_fill_returns_the_most_probable_words_in_order(run_json, made):
+    (result,) = run_json("fill", "The old [MASK] sees the [MASK].", "--model", made / "run", "--top-k", "3")
+    assert [len(mask["candidates"]) for mask in result["masks"]] == [3, 3]
+    for mask in result["masks"]:
         p = [candidate["probability"] for candidate in mask["candidates"]]
         assert p == sorted(p, reverse=True)
         assert 0 < sum(p) <= 1
-    assert "[MASK]" not in found["filled"]
+    assert "[MASK]" not in result["filled"]
 
 
-def test_fill_among_words_gives_these_words(told, made):
-    (found,) = told("fill", "The old [MASK].", "--model", made / "run", "--candidates", "king", "--candidates", "river")
-    (mask,) = found["masks"]
+def test_fill_with_candidates_returns_these_words(run_json, made):
+    (result,) = run_json(
+        "fill", "The old [MASK].", "--model", made / "run", "--candidates", "king", "--candidates", "river"
+    )
+    (mask,) = result["masks"]
     assert {candidate["token"] for candidate in mask["candidates"]} == {"king", "river"}
     assert sum(candidate["probability"] for candidate in mask["candidates"]) == pytest.approx(1, abs=1e-6)
 
 
-def test_fill_of_nothing_is_refused(made):
-    with pytest.raises(DataError, match="no text was given"):
+def test_fill_without_text_is_an_error(made):
+    with pytest.raises(DataError, match="No text to work on"):
         stemformer.fill([], model=str(made / "run"))
 
 
-def test_fill_scores_whole_sentences(told, made):
-    (found,) = told("score", "The old king sees the river.", "--model", made / "run")
-    assert found["log_likelihood"] < 0
-    assert found["perplexity"] == pytest.approx(np.exp(-found["log_likelihood"] / found["num_tokens"]))
+def test_score_is_a_log_likelihood(run_json, made):
+    (result,) = run_json("score", "The old king sees the river.", "--model", made / "run")
+    assert result["log_likelihood"] < 0
+    assert result["perplexity"] == pytest.approx(np.exp(-result["log_likelihood"] / result["num_tokens"]))
 
 
 # pretrain
 
 
-def test_pretrain_leaves_a_run_folder(made):
+def test_pretrain_writes_a_run_directory(made):
     expected = {"checkpoints", "config.toml", "final", "log.jsonl"}
     assert expected <= {path.name for path in (made / "run").iterdir()}
 
 
-def test_pretrain_goes_on_from_a_given_model(made, tmp_path):
+def test_pretrain_starts_from_a_model(made, tmp_path):
     out = tmp_path / "run"
     options = {"data": str(made / "data"), "out": str(out), "settings": [*SMALL, "optimizer.learning_rate=1e-12"]}
     stemformer.pretrain("bert_tiny", **options, init=str(made / "run"), steps=1, precision="fp32")
@@ -167,8 +170,8 @@ def test_pretrain_goes_on_from_a_given_model(made, tmp_path):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-9)  # one step at a learning rate of 1e-12
 
 
-def test_pretrain_takes_a_config_file_under_the_settings(made, tmp_path):
-    (tmp_path / "mine.toml").write_text("log_every = 7\nseed = 4\n[batch]\nrows = 6\n")
+def test_settings_override_a_config_file(made, tmp_path):
+    (tmp_path / "mine.toml").write_text("log_every = 7\nseed = 4\n[batch]\nsize = 6\n")
     options = {"data": str(made / "data"), "config": str(tmp_path / "mine.toml"), "steps": 1, "precision": "fp32"}
     stemformer.pretrain(
         "bert_tiny", **options, out=str(tmp_path / "run"), settings=[s for s in SMALL if "log" not in s]
@@ -176,14 +179,15 @@ def test_pretrain_takes_a_config_file_under_the_settings(made, tmp_path):
     text = (tmp_path / "run" / "config.toml").read_text()
     assert "log_every = 7" in text
     assert "seed = 4" in text
-    assert "rows = 4" in text  # a setting is stronger
+    # A setting overrides the file.
+    assert "size = 4" in text
 
 
-def test_pretrain_overwrites_when_told(made, tmp_path):
+def test_pretrain_overwrites_with_overwrite(made, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "old").write_text("old")
-    (out / "config.toml").write_text("")  # so it is a run's
+    (out / "config.toml").write_text("")
     options = {"data": str(made / "data"), "out": str(out), "settings": SMALL, "steps": 1, "precision": "fp32"}
     with pytest.raises(ConfigError, match="is not empty"):
         stemformer.pretrain("bert_tiny", **options)
@@ -197,7 +201,7 @@ def test_resume_refuses_another_recipe(made):
         stemformer.pretrain("bert_mini", data=str(made / "data"), out=str(made / "run"), resume=True)
 
 
-def test_data_without_held_out_part_trains(made, tmp_path):
+def test_data_without_held_out_split_trains(made, tmp_path):
     options = {"tokenizer": str(made / "tok"), "documents": "line", "held_out": 0.0, "num_workers": 1}
     stemformer.prepare([str(made / "text.txt")], out=str(tmp_path / "data"), **options)
     options = {"data": str(tmp_path / "data"), "out": str(tmp_path / "run"), "settings": SMALL, "precision": "fp32"}
@@ -209,47 +213,51 @@ def test_data_without_held_out_part_trains(made, tmp_path):
 # tokenizer, prepare
 
 
-@pytest.mark.parametrize(("share", "is_told"), [("0.02", True), ("0.9", False), ("0", False)])
-def test_small_held_out_part_is_remarked_upon(made, tmp_path, capsys, share, is_told):
+@pytest.mark.parametrize(("share", "is_noted"), [("0.02", True), ("0.9", False), ("0", False)])
+def test_small_held_out_split_is_noted(made, tmp_path, capsys, share, is_noted):
     words = ["prepare", made / "text.txt", "--tokenizer", made / "tok", "--out", tmp_path / "d", "--held-out", share]
     assert main([str(word) for word in words]) == 0
-    assert ("the held-out part has only" in capsys.readouterr().err) == is_told
+    assert ("the held-out split has only" in capsys.readouterr().err) == is_noted
 
 
-def test_tokenizer_command_tells_what_it_made(told, made, tmp_path):
-    found = told("train-tokenizer", made / "text.txt", "--out", tmp_path / "tok", "--vocab-size", "90", "--lowercase", "-q")
-    assert (found["vocab_size"], found["lowercase"], found["kind"]) == (90, True, "wordpiece")
-    assert Path(found["tokenizer"], "vocab.txt").is_file()
+def test_train_tokenizer_describes_the_tokenizer(run_json, made, tmp_path):
+    result = run_json(
+        "train-tokenizer", made / "text.txt", "--out", tmp_path / "tok", "--vocab-size", "90", "--lowercase", "-q"
+    )
+    assert (result["vocab_size"], result["lowercase"], result["kind"]) == (90, True, "wordpiece")
+    assert Path(result["tokenizer"], "vocab.txt").is_file()
 
 
 # synthetic
 
 
-def test_synthetic_tasks_mix_into_pretraining_data(told, made, tmp_path):
+def test_synthetic_tasks_mix_into_pretraining_data(run_json, made, tmp_path):
     file, tokenizer, text = tmp_path / "icl.jsonl", tmp_path / "tok", made / "text.txt"
-    found = told("make-synthetic", "--out", file, "--num-documents", 60, "--tasks", "copy,association", "--seed", 3)
-    assert [(row["task"], row["documents"], row["chance"]) for row in found["tasks"]] == [
+    result = run_json(
+        "make-synthetic", "--out", file, "--num-documents", 60, "--tasks", "copy,association", "--seed", 3
+    )
+    assert [(row["task"], row["documents"], row["chance"]) for row in result["tasks"]] == [
         ("copy", 30, 0.0),
         ("association", 30, 0.25),
     ]
-    assert found["bytes"] == file.stat().st_size
-    told("train-tokenizer", text, file, "--kind", "bpe", "--vocab-size", 400, "--out", tokenizer)
-    data = told("prepare", text, file, "--tokenizer", tokenizer, "--out", tmp_path / "data", "--held-out", 0.1)
+    assert result["bytes"] == file.stat().st_size
+    run_json("train-tokenizer", text, file, "--kind", "bpe", "--vocab-size", 400, "--out", tokenizer)
+    data = run_json("prepare", text, file, "--tokenizer", tokenizer, "--out", tmp_path / "data", "--held-out", 0.1)
     assert data["train"]["documents"] + data["held_out"]["documents"] == 260
 
 
-def test_synthetic_file_is_not_overwritten_unless_asked(told, tmp_path, capsys):
+def test_synthetic_file_is_not_overwritten_without_overwrite(run_json, tmp_path, capsys):
     file = tmp_path / "icl.jsonl"
     file.write_text("mine", encoding="utf-8")
     assert main(["make-synthetic", "--out", str(file)]) == 2
     assert "exists: give another --out, or --overwrite to replace it" in capsys.readouterr().err
     assert file.read_text(encoding="utf-8") == "mine"
-    told("make-synthetic", "--out", file, "--num-documents", 2, "--overwrite")
+    run_json("make-synthetic", "--out", file, "--num-documents", 2, "--overwrite")
     assert len(file.read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_synthetic_file_must_be_named_for_what_it_is(tmp_path):
-    with pytest.raises(ConfigError, match=r"give a name that ends with \.jsonl"):
+def test_synthetic_file_must_end_with_jsonl(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a name that ends with \.jsonl"):
         stemformer.make_synthetic(out=str(tmp_path / "icl.txt"))
 
 
@@ -257,4 +265,4 @@ def test_synthetic_file_must_be_named_for_what_it_is(tmp_path):
     ("num_bytes", "share"), [(None, 0.01), (0, 0.01), (10**4, 0.1), (2 * 10**6, 0.05), (10**7, 0.01), (10**9, 0.01)]
 )
 def test_more_of_short_text_is_held_out(num_bytes, share):
-    assert api._usual_share(num_bytes) == share
+    assert _default_fraction(num_bytes) == share

@@ -31,7 +31,7 @@ OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
 pytestmark = pytest.mark.usefixtures("no_timing")
 
 
-class Told(Silent):
+class Lines(Silent):
     """Keeps what a run says, and presses Ctrl-C while a step is under way."""
 
     def __init__(self, stop_at=0):
@@ -84,7 +84,7 @@ def assert_same_weights(a, b):
 @pytest.mark.parametrize("kind", KINDS)
 def test_run_folder_holds_all_that_is_promised(finetuned, kind):
     folder = finetuned(kind)
-    told = json.loads((folder / "told.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
     assert {"config.toml", "log.jsonl", "metrics.json", "report.html", "final", "checkpoints"} <= {
         path.name for path in folder.iterdir()
     }
@@ -92,14 +92,14 @@ def test_run_folder_holds_all_that_is_promised(finetuned, kind):
     assert [line["step"] for line in lines if line["kind"] == "train"] == [4, 8, 12]
     assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [6, 12]
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
-    assert all(told[name] == value for name, value in metrics.items() if name != "loss")
+    assert all(result[name] == value for name, value in metrics.items() if name != "loss")
     assert {f"dev_{name}": value for name, value in metrics.items()} == {
         name: value for name, value in lines[-1].items() if name.startswith("dev_")
     }
     assert "<html" in (folder / "report.html").read_text()
     problem = load_labelled_task(str(folder))
     assert problem.config.name == KINDS[kind][0]
-    assert (told["train"], told["dev"], told["steps"]) == (40, 15, 12)
+    assert (result["train"], result["dev"], result["steps"]) == (40, 15, 12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,8 +110,8 @@ def test_training_lowers_the_loss(finetuned, kind):
 
 
 def test_saved_model_tells_its_labels_and_columns(finetuned):
-    told = read_task_info(finetuned("class"))
-    assert (told["head"], told["labels"], told["text"], told["label"]) == (
+    result = read_task_info(finetuned("class"))
+    assert (result["head"], result["labels"], result["text"], result["label"]) == (
         "sequence",
         ["bad", "good"],
         ["review"],
@@ -123,28 +123,28 @@ def test_saved_model_tells_its_labels_and_columns(finetuned):
 
 
 def test_dev_data_is_cut_off_by_seed_and_said(run):
-    told = run("class", dev=[])
-    assert (told["train"], told["dev"]) == (36, 4)
-    assert any("4 training records (10%) split off by seed" in note for note in told["notes"])
+    result = run("class", dev=[])
+    assert (result["train"], result["dev"]) == (36, 4)
+    assert any("4 training records (10%) split off by seed" in note for note in result["notes"])
 
 
 def test_chosen_columns_and_labels_are_said(run):
-    said = Told()
+    said = Lines()
     run("class", steps=1, progress=said)
     assert "text: column 'review'; answer: column 'sentiment' (--text-column, --label-column to change)" in said.lines
     assert "40 records, 2 labels: bad, good" in said.lines
 
 
 def test_long_texts_are_counted_in_the_notes(run):
-    told = run("class", steps=1, max_length=16)
-    assert any(note.startswith("training data: texts split into windows: ") for note in told["notes"])
-    assert any(note.startswith("dev data: texts split into windows: ") for note in told["notes"])
+    result = run("class", steps=1, max_length=16)
+    assert any(note.startswith("training data: texts split into windows: ") for note in result["notes"])
+    assert any(note.startswith("dev data: texts split into windows: ") for note in result["notes"])
 
 
-def test_inspecting_a_run_tells_its_task_and_figures(finetuned):
+def test_inspect_describes_task_and_metrics_of_a_run(finetuned):
     found = stemformer.inspect(str(finetuned("tag")))
     assert (found["task"], found["is_finished"], found["step"]) == ("tag", True, 12)
-    assert found["dev_f1"] == json.loads((finetuned("tag") / "told.json").read_text())["f1"]
+    assert found["dev_f1"] == json.loads((finetuned("tag") / "result.json").read_text())["f1"]
     model = stemformer.inspect(str(finetuned("tag") / "final"))
     assert (model["task"], model["labels"], model["heads"]) == ("tag", ["O", "B-NOUN", "B-PLACE"], ["token"])
 
@@ -164,23 +164,23 @@ def test_report_of_a_finished_run_stays_and_of_another_is_written(finetuned, tmp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_interrupted_run_ends_as_the_whole_one_bit_for_bit(run, tmp_path, kind):
+def test_interrupted_run_equals_uninterrupted_run_bit_for_bit(run, tmp_path, kind):
     often = ["checkpoints.every=4", "evaluation.every=5"]
-    whole = run(kind, "whole", steps=10, settings=often)
+    full = run(kind, "full", steps=10, settings=often)
     with pytest.raises(KeyboardInterrupt):
-        run(kind, "parts", steps=10, settings=often, progress=Told(stop_at=4))
+        run(kind, "parts", steps=10, settings=often, progress=Lines(stop_at=4))
     assert not (tmp_path / "parts" / "final").exists()
     resumed = run(kind, "parts", steps=10, settings=often, resume=True)
-    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "parts" / "final")
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
-    for told in (whole, resumed):
+    assert_same_weights(tmp_path / "full" / "final", tmp_path / "parts" / "final")
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+    for result in (full, resumed):
         for name in ("run", "model", "report", "seconds"):
-            told.pop(name)
-    assert whole == resumed
+            result.pop(name)
+    assert full == resumed
 
 
 def test_run_that_was_killed_goes_on_from_its_last_checkpoint(run, tmp_path):
-    run("tag", "whole", steps=10, settings=["checkpoints.every=4"])
+    run("tag", "full", steps=10, settings=["checkpoints.every=4"])
     with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
 
         def die(step, *args, original=loop.batches_of_step):
@@ -191,27 +191,27 @@ def test_run_that_was_killed_goes_on_from_its_last_checkpoint(run, tmp_path):
         patch.setattr(loop, "batches_of_step", die)
         run("tag", "parts", steps=10, settings=["checkpoints.every=4"])
     run("tag", "parts", steps=10, settings=["checkpoints.every=4"], resume=True)
-    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "parts" / "final")
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    assert_same_weights(tmp_path / "full" / "final", tmp_path / "parts" / "final")
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
-def test_finished_run_asked_again_tells_the_same(run):
+def test_resuming_a_finished_run_returns_the_same_result(run):
     first = run("qa")
     again = run("qa", resume=True)
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in again.items() if k != "seconds"}
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "result"),
     [
         ({"learning_rate": 1e-3}, "optimizer.learning_rate was 0.003"),
         ({"settings": ["task.label_smoothing=0.1"]}, "task.label_smoothing was 0.0"),
         ({"seed": 5}, "seed was 0, is now 5"),
     ],
 )
-def test_run_goes_on_with_the_same_settings_alone(run, options, told):
+def test_run_goes_on_with_the_same_settings_alone(run, options, result):
     run("class", steps=2)
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=result):
         run("class", **({"steps": 4} | options), resume=True)
 
 
@@ -235,20 +235,20 @@ def test_seed_decides_everything(run, tmp_path):
 @pytest.mark.parametrize("saved", [2, 5, 100])
 def test_patience_ends_a_run_at_its_best_model(run, tmp_path, saved):
     settings = ["evaluation.patience=2", f"checkpoints.every={saved}"]
-    said = Told()
-    told = run("class", steps=20, learning_rate=1e-12, settings=settings, progress=said)
-    assert told["steps"] == 6  # the figures stay as they are: best at 2, not better at 4 and 6
+    said = Lines()
+    result = run("class", steps=20, learning_rate=1e-12, settings=settings, progress=said)
+    assert result["steps"] == 6  # the metrics stay as they are: best at 2, not better at 4 and 6
     assert "early stopping: the result is the model of step 2" in said.lines
     best = tmp_path / "run" / "checkpoints" / "best"
     assert best.resolve().name == "step-00000002"
     assert_same_weights(best, tmp_path / "run" / "final")
 
 
-def test_early_stop_is_where_the_figures_say(run, tmp_path):
-    told = run("tag", steps=60, learning_rate=1e-2, settings=["evaluation.patience=2"])
-    figures = [line["dev_f1"] for line in log_of(tmp_path / "run") if line["kind"] == "evaluation"]
-    assert told["f1"] == max(figures)
-    assert len(figures) - 1 - figures.index(max(figures)) == 2
+def test_early_stopping_follows_the_metric(run, tmp_path):
+    result = run("tag", steps=60, learning_rate=1e-2, settings=["evaluation.patience=2"])
+    metrics = [line["dev_f1"] for line in log_of(tmp_path / "run") if line["kind"] == "evaluation"]
+    assert result["f1"] == max(metrics)
+    assert len(metrics) - 1 - metrics.index(max(metrics)) == 2
 
 
 def test_run_that_was_stopped_early_is_over(run):
@@ -260,11 +260,11 @@ def test_run_that_was_stopped_early_is_over(run):
 
 def test_patience_is_remembered_over_an_interruption(run, tmp_path):
     options = {"steps": 20, "learning_rate": 1e-12, "settings": ["evaluation.patience=2"]}
-    run("class", "whole", **options)
+    run("class", "full", **options)
     with pytest.raises(KeyboardInterrupt):
-        run("class", "parts", **options, progress=Told(stop_at=5))
+        run("class", "parts", **options, progress=Lines(stop_at=5))
     assert run("class", "parts", **options, resume=True)["steps"] == 6
-    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "parts" / "final")
+    assert_same_weights(tmp_path / "full" / "final", tmp_path / "parts" / "final")
 
 
 # What moves, and how far
@@ -322,25 +322,25 @@ def test_balance_changes_the_loss_of_unequal_classes(run, tmp_path):
 
 
 def test_trials_tell_mean_and_spread(run, tmp_path):
-    told = run("class", "trials", steps=2, seed=5, num_seeds=2)
+    result = run("class", "trials", steps=2, seed=5, num_seeds=2)
     each = [run("class", f"one-{seed}", steps=2, seed=seed)["accuracy"] for seed in (5, 6)]
-    assert told["seeds"] == [5, 6]
-    assert told["accuracy"]["each"] == pytest.approx(each, rel=1e-5)
-    assert told["accuracy"]["mean"] == pytest.approx(sum(each) / 2, rel=1e-5)
-    assert told["accuracy"]["spread"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5, rel=1e-5)
+    assert result["seeds"] == [5, 6]
+    assert result["accuracy"]["each"] == pytest.approx(each, rel=1e-5)
+    assert result["accuracy"]["mean"] == pytest.approx(sum(each) / 2, rel=1e-5)
+    assert result["accuracy"]["spread"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5, rel=1e-5)
     for seed in (5, 6):
         assert_same_weights(tmp_path / "trials" / f"seed-{seed}" / "final", tmp_path / f"one-{seed}" / "final")
-    assert json.loads((tmp_path / "trials" / "trials.json").read_text()) == told
-    assert stemformer.inspect(str(tmp_path / "trials")) == told
+    assert json.loads((tmp_path / "trials" / "trials.json").read_text()) == result
+    assert stemformer.inspect(str(tmp_path / "trials")) == result
     lines = [line for line in log_of(tmp_path / "trials" / "seed-5") if line["kind"] == "train"]
     assert lines and not any("fill" in line for line in lines)  # texts of any length have no rows to fill
 
 
 def test_trial_does_not_see_the_threshold_of_the_one_before(run, labelled, tmp_path):
-    told = json.loads((labelled / "train" / "squad.json").read_text())
-    for paragraph in told["data"][0]["paragraphs"][::2]:
+    result = json.loads((labelled / "train" / "squad.json").read_text())
+    for paragraph in result["data"][0]["paragraphs"][::2]:
         paragraph["qas"][0] |= {"answers": [], "is_impossible": True}
-    (tmp_path / "v2.json").write_text(json.dumps(told))
+    (tmp_path / "v2.json").write_text(json.dumps(result))
     files = {"train": [str(tmp_path / "v2.json")], "dev": [str(tmp_path / "v2.json")]}
     run("qa", "trials", steps=2, seed=5, num_seeds=2, **files)
     run("qa", "one", steps=2, seed=6, **files)
@@ -352,7 +352,7 @@ def test_trial_does_not_see_the_threshold_of_the_one_before(run, labelled, tmp_p
 
 def test_trials_that_were_cut_off_can_be_replaced(run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run("class", trials=2, progress=Told(stop_at=1))
+        run("class", trials=2, progress=Lines(stop_at=1))
     with pytest.raises(ConfigError, match="is not empty"):
         run("class", trials=2)
     assert run("class", steps=1, num_seeds=2, overwrite=True)["seeds"] == [0, 1]
@@ -374,10 +374,10 @@ def dna(tmp_path):
     return [str(tmp_path / "dna.fa")]
 
 
-def test_symbols_are_drawn_by_seed_and_kept_with_the_model(run, dna, tmp_path):
+def test_symbols_are_mapped_by_seed_and_saved_with_the_model(run, dna, tmp_path):
     options = {"train": dna, "dev": dna, "symbols": "draw", "symbol_size": 2, "steps": 2}
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        said = Told()
+        said = Lines()
         run("class", out, seed=seed, progress=said, **options)
     a, b, c = (load_labelled_task(str(tmp_path / out)).task.symbols for out in "abc")
     assert a == b != c
@@ -390,19 +390,19 @@ def test_rare_symbols_share_a_word(run, tmp_path):
     lines = [f"{'ACGT' * 20}{'N' * (i == 0)},{i % 2}" for i in range(20)]
     (tmp_path / "dna.csv").write_text("sequence,label\n" + "\n".join(lines) + "\n")
     files = [str(tmp_path / "dna.csv")]
-    told = run("class", train=files, dev=files, symbols="draw", steps=1, max_length=64)
+    result = run("class", train=files, dev=files, symbols="draw", steps=1, max_length=64)
     assert set(load_labelled_task(str(tmp_path / "run")).task.symbols.words) == set("ACGT*")
-    assert "training data: unknown symbols: 1" in told["notes"]
+    assert "training data: unknown symbols: 1" in result["notes"]
 
 
 def test_symbols_of_a_file_are_used_and_go_on_after_a_stop(run, dna, tmp_path):
     (tmp_path / "map.tsv").write_text("A\tking\nC\triver\nG\tchild\nT\tgarden\n*\twise\n")
     options = {"train": dna, "dev": dna, "symbols": str(tmp_path / "map.tsv")}
-    run("class", "whole", **options)
+    run("class", "full", **options)
     with pytest.raises(KeyboardInterrupt):
-        run("class", "parts", **options, progress=Told(stop_at=2))
+        run("class", "parts", **options, progress=Lines(stop_at=2))
     run("class", "parts", **options, resume=True)
-    assert_same_weights(tmp_path / "whole" / "final", tmp_path / "parts" / "final")
+    assert_same_weights(tmp_path / "full" / "final", tmp_path / "parts" / "final")
     assert load_labelled_task(str(tmp_path / "parts")).task.symbols == SymbolMap.load(tmp_path / "map.tsv")
 
 
@@ -444,32 +444,32 @@ def test_single_run_is_not_resumed_as_trials(run, tmp_path):
     assert not (tmp_path / "run" / "seed-0").exists()
 
 
-def test_ranks_that_have_no_figures_say_where_the_trials_were(tmp_path):
-    told = [{"run": "x", "seed": seed, "steps": 2, "seconds": 0.1} for seed in (0, 1)]
-    assert finetuning._over_trials(tmp_path, told) == {"run": str(tmp_path), "trials": 2}
+def test_ranks_without_metrics_return_the_directory(tmp_path):
+    result = [{"run": "x", "seed": seed, "steps": 2, "seconds": 0.1} for seed in (0, 1)]
+    assert finetuning._over_trials(tmp_path, result) == {"run": str(tmp_path), "trials": 2}
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("kind", "weight"), [("class", "classifier.weight"), ("tag", "classifier.weight")])
-def test_head_is_kept_for_the_same_labels_and_drawn_for_others(run, finetuned, labelled, tmp_path, kind, weight):
+def test_head_is_kept_for_the_same_labels_and_initialized_for_others(run, finetuned, labelled, tmp_path, kind, weight):
     model = finetuned(kind)
     name = KINDS[kind][1]
     before = weights_of(model / "final")[weight]
-    told = Told()
+    result = Lines()
     options = {"model": str(model), "steps": 1, "learning_rate": 1e-12}
-    run(kind, "same", progress=told, **options)
+    run(kind, "same", progress=result, **options)
     assert torch.allclose(weights_of(tmp_path / "same" / "final")[weight], before, atol=1e-6)
-    assert any("training goes on with it" in line for line in told.lines)
+    assert any("training continues with the head" in line for line in result.lines)
     files = {}
     for split in ("train", "dev"):
         text = (labelled / split / name).read_text()
         files[split] = [str(tmp_path / f"{split}-{name}")]
         (tmp_path / f"{split}-{name}").write_text(text.replace("good", "fine").replace("B-NOUN", "B-NAME"))
-    told = Told()
-    run(kind, "other", progress=told, **options, **files)
+    result = Lines()
+    run(kind, "other", progress=result, **options, **files)
     after = weights_of(tmp_path / "other" / "final")[weight]
     assert after.shape == before.shape and not torch.allclose(after, before, atol=1e-3)
-    assert not any("training goes on with it" in line for line in told.lines)
+    assert not any("training continues with the head" in line for line in result.lines)
 
 
 def test_passage_without_a_token_has_a_report(run, labelled, tmp_path):
@@ -489,35 +489,35 @@ def test_threshold_lies_between_the_questions_that_it_parts(run, labelled, tmp_p
     for paragraph in found["data"][0]["paragraphs"][::2]:
         paragraph["qas"][0] |= {"question": "How many?", "answers": [], "is_impossible": True}
     (tmp_path / "train.json").write_text(json.dumps(found))
-    told = run("qa", train=[str(tmp_path / "train.json")], dev=[str(tmp_path / "train.json")], steps=8)
+    result = run("qa", train=[str(tmp_path / "train.json")], dev=[str(tmp_path / "train.json")], steps=8)
     threshold = load_labelled_task(str(tmp_path / "run")).task.threshold
-    assert threshold > told["best_threshold"]
-    assert (told["f1"], told["exact_match"]) == (told["best_f1"], told["best_exact"])
-    assert any(f"{threshold:+.2f}" in note for note in told["notes"])
+    assert threshold > result["best_threshold"]
+    assert (result["f1"], result["exact_match"]) == (result["best_f1"], result["best_exact"])
+    assert any(f"{threshold:+.2f}" in note for note in result["notes"])
 
 
-def test_tag_that_is_mistyped_is_told(run, labelled, tmp_path):
+def test_mistyped_tag_is_noted(run, labelled, tmp_path):
     text = (labelled / "train" / "tags.conll").read_text().replace("B-PLACE", "B_PLACE", 1)
     (tmp_path / "odd.conll").write_text(text)
-    told = run("tag", train=[str(tmp_path / "odd.conll")], steps=1)
-    assert any("tag 'B_PLACE' (sentence at" in note for note in told["notes"])
+    result = run("tag", train=[str(tmp_path / "odd.conll")], steps=1)
+    assert any("tag 'B_PLACE' (sentence at" in note for note in result["notes"])
 
 
-def test_model_that_is_not_better_than_the_most_frequent_answer_is_told(run, tmp_path):
+def test_model_no_better_than_the_majority_baseline_is_noted(run, tmp_path):
     rows = "".join(f"a small river {i}\t{'good' if i % 4 else 'bad'}\n" for i in range(40))
     (tmp_path / "uneven.tsv").write_text("text\tlabel\n" + rows)
     files = {"train": [str(tmp_path / "uneven.tsv")], "dev": [str(tmp_path / "uneven.tsv")]}
-    told = run("class", steps=1, learning_rate=1e-9, **files)
-    assert told["accuracy"] in (0.25, 0.75)  # without training, one answer to all that are nearly alike
-    assert any("always answering 'good', which is right for 75.0%" in note for note in told["notes"])
+    result = run("class", steps=1, learning_rate=1e-9, **files)
+    assert result["accuracy"] in (0.25, 0.75)  # without training, one answer to all that are nearly alike
+    assert any("always answering 'good', which is right for 75.0%" in note for note in result["notes"])
 
 
 def test_dev_data_without_a_label_or_with_one_alone_is_no_reason_to_train_longer(run, tmp_path):
     rows = [json.dumps({"text": "a river", "labels": labels}) + "\n" for labels in (["a"], ["b"], [])]
     (tmp_path / "many.jsonl").write_text("".join(rows * 4))
     (tmp_path / "none.jsonl").write_text(rows[2] * 4)
-    told = run("labels", train=[str(tmp_path / "many.jsonl")], dev=[str(tmp_path / "none.jsonl")], steps=1)
-    assert not any("always answering" in note for note in told["notes"])
+    result = run("labels", train=[str(tmp_path / "many.jsonl")], dev=[str(tmp_path / "none.jsonl")], steps=1)
+    assert not any("always answering" in note for note in result["notes"])
     (tmp_path / "one.tsv").write_text("text\tlabel\n" + "a river\tgood\na king\tbad\n" * 5)
     (tmp_path / "dev.tsv").write_text("text\tlabel\n" + "a river\tgood\n" * 5)
     files = {"train": [str(tmp_path / "one.tsv")], "dev": [str(tmp_path / "dev.tsv")]}
@@ -527,17 +527,17 @@ def test_dev_data_without_a_label_or_with_one_alone_is_no_reason_to_train_longer
 def test_column_of_free_text_is_remarked_upon_as_an_answer(run, tmp_path):
     rows = "".join(f"a small river\tremark {i}\n" for i in range(30))
     (tmp_path / "free.tsv").write_text("text\tlabel\n" + rows)
-    told = run("class", train=[str(tmp_path / "free.tsv")], dev=[str(tmp_path / "free.tsv")], steps=1)
-    assert any("30 different answers in 30 records" in note for note in told["notes"])
+    result = run("class", train=[str(tmp_path / "free.tsv")], dev=[str(tmp_path / "free.tsv")], steps=1)
+    assert any("30 different answers in 30 records" in note for note in result["notes"])
     assert not any("different answers" in note for note in run("class", out="usual", steps=1)["notes"])
 
 
-def test_questions_that_nobody_answered_are_not_taken_as_impossible(run, labelled, tmp_path):
+def test_unanswered_questions_are_not_taken_as_impossible(run, labelled, tmp_path):
     found = json.loads((labelled / "train" / "squad.json").read_text())
     found["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []
     train = tmp_path / "train.json"
     train.write_text(json.dumps(found))
-    told = Told()
-    assert run("qa", train=[str(train)], steps=1, progress=told)["train"] == 39
-    assert any("not marked is_impossible (skipped): 1" in line for line in told.lines)
+    result = Lines()
+    assert run("qa", train=[str(train)], steps=1, progress=result)["train"] == 39
+    assert any("not marked is_impossible (skipped): 1" in line for line in result.lines)
     assert load_labelled_task(str(tmp_path / "run")).task.config.no_answer is False

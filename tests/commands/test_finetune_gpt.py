@@ -71,8 +71,8 @@ def finetuned(gpts, labelled, no_timing, tmp_path_factory):
     @cache
     def make(vocabulary, kind, steps=8):
         out = tmp_path_factory.mktemp("finetuned") / "run"
-        told = run(gpts / vocabulary, labelled, kind, out, steps=steps)
-        (out / "told.json").write_text(json.dumps(told))
+        result = run(gpts / vocabulary, labelled, kind, out, steps=steps)
+        (out / "result.json").write_text(json.dumps(result))
         return out
 
     return make
@@ -93,7 +93,7 @@ VOCABULARIES = pytest.mark.parametrize("vocabulary", ["bpe", "wordpiece"])
 
 
 @VOCABULARIES
-def test_each_text_begins_with_the_end_of_a_text_and_the_last_token_stands_for_all(gpts, vocabulary):
+def test_each_text_starts_with_end_of_text_and_is_represented_by_its_last_token(gpts, vocabulary):
     _, tokenizer = load_model_and_tokenizer(gpts / vocabulary)
     records = [TextExample(texts, "a", {}, "here") for texts in (("The old king", "a river"), ("green", "The wise"))]
     examples = SequenceClassification(TaskConfig("pair"), ("a", "b")).encode(records, tokenizer, max_length=64).examples
@@ -132,7 +132,7 @@ def test_text_that_is_cut_fills_the_room(gpts):
 @pytest.mark.parametrize("kind", ["class", "tag"])
 def test_tiny_set_is_learned(gpts, labelled, tmp_path, kind):
     data = [str(labelled / "train" / TASKS[kind][1])]
-    told = run(
+    result = run(
         gpts / "bpe",
         labelled,
         kind,
@@ -142,16 +142,16 @@ def test_tiny_set_is_learned(gpts, labelled, tmp_path, kind):
         dev=data,
         settings=["evaluation.every=1000"],
     )
-    assert told["accuracy"] > 0.95
+    assert result["accuracy"] > 0.95
 
 
 @VOCABULARIES
 @pytest.mark.parametrize("kind", ["class", "pair", "tag", "qa"])
-def test_figures_are_those_that_training_told(finetuned, labelled, vocabulary, kind):
+def test_metrics_equal_those_of_training(finetuned, labelled, vocabulary, kind):
     folder = finetuned(vocabulary, kind)
     found = stemformer.evaluate([str(labelled / "dev" / TASKS[kind][1])], model=str(folder), precision="fp32")
-    told = json.loads((folder / "told.json").read_text())
-    assert found[found["main"]] == pytest.approx(told[found["main"]], rel=1e-6)
+    result = json.loads((folder / "result.json").read_text())
+    assert found[found["main"]] == pytest.approx(result[found["main"]], rel=1e-6)
 
 
 @VOCABULARIES
@@ -163,8 +163,8 @@ def test_pipeline_of_transformers_gives_the_same_probabilities(finetuned, labell
     texts = [tuple(" ".join(str(row[name]).split()[: 3 + i % 5]) for name in names) for i, row in enumerate(rows)]
     pipe = transformers.pipeline("text-classification", model=str(folder / "final"), top_k=None)
     assert type(pipe.model).__name__ == "GPT2ForSequenceClassification"
-    given = [t[0] if kind == "class" else {"text": t[0], "text_pair": t[1]} for t in texts]
-    theirs = pipe(given, batch_size=4)  # of unequal lengths: the last token that is not padding is found
+    inputs = [t[0] if kind == "class" else {"text": t[0], "text_pair": t[1]} for t in texts]
+    theirs = pipe(inputs, batch_size=4)  # of unequal lengths: the last token that is not padding is found
     loaded = stemformer.load(str(folder))
     ours = loaded.predict([t[0] if kind == "class" else t for t in texts])
     for mine, row in zip(ours, theirs, strict=True):
@@ -225,7 +225,7 @@ class StopAt(Silent):
 
 
 @pytest.mark.parametrize("kind", ["class", "tag"])
-def test_interrupted_run_ends_as_the_whole_one_bit_for_bit(gpts, finetuned, labelled, tmp_path, kind):
+def test_interrupted_run_equals_uninterrupted_run_bit_for_bit(gpts, finetuned, labelled, tmp_path, kind):
     with pytest.raises(KeyboardInterrupt):
         run(gpts / "bpe", labelled, kind, tmp_path / "parts", progress=StopAt(5))
     run(gpts / "bpe", labelled, kind, tmp_path / "parts", resume=True)
@@ -233,12 +233,12 @@ def test_interrupted_run_ends_as_the_whole_one_bit_for_bit(gpts, finetuned, labe
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_head_of_other_labels_is_drawn_anew_on_the_same_body(finetuned, labelled, tmp_path):
+def test_head_of_other_labels_is_initialized_on_the_same_body(finetuned, labelled, tmp_path):
     lines = (labelled / "train" / "reviews.csv").read_text().replace("good", "fine")
     (tmp_path / "other.csv").write_text(lines)
     data = [str(tmp_path / "other.csv")]
-    told = run(finetuned("bpe", "class"), labelled, "class", tmp_path / "run", steps=1, train=data, dev=data)
-    assert stemformer.load(told["model"]).task.labels == ("bad", "fine")
+    result = run(finetuned("bpe", "class"), labelled, "class", tmp_path / "run", steps=1, train=data, dev=data)
+    assert stemformer.load(result["model"]).task.labels == ("bad", "fine")
 
 
 def test_texts_become_vectors_by_the_state_of_their_last_token(gpts):
@@ -247,15 +247,15 @@ def test_texts_become_vectors_by_the_state_of_their_last_token(gpts):
     found = loaded.embed(texts, pooling="cls", normalize=False)
     for text, vector in zip(texts, found, strict=True):
         ids = torch.tensor([0, *loaded.tokenizer.encode_ids([text])[0]])
-        places = torch.arange(len(ids))
+        positions = torch.arange(len(ids))
         with torch.inference_mode():
             states = loaded.model.body(
-                ids, places, places * 0, torch.tensor([0, len(ids)], dtype=torch.int32), len(ids)
+                ids, positions, positions * 0, torch.tensor([0, len(ids)], dtype=torch.int32), len(ids)
             )
         assert np.allclose(vector, states[-1], atol=1e-5)
 
 
-# What is refused or told
+# What is refused or result
 
 
 def test_choice_is_refused(gpts, labelled, tmp_path):

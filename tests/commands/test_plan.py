@@ -12,35 +12,37 @@ def fast(monkeypatch):
 
 
 def test_plan_adds_up(tiny):
-    told = stemformer.plan("bert_tiny", data=str(tiny / "data"), settings=[*SMALL, "budget.steps=1000"])
-    rows = told["sequence_length_32"]
+    result = stemformer.plan("bert_tiny", data=str(tiny / "data"), settings=[*SMALL, "budget.steps=1000"])
+    rows = result["sequence_length_32"]
     assert rows["batch_size"] == 4
     assert rows["tokens_per_step"] <= 4 * 32
     assert rows["tokens_per_second"] == pytest.approx(rows["tokens_per_step"] / rows["seconds_per_step"], rel=0.2)
-    assert told["steps"] == 1000
-    assert told["tokens"] == pytest.approx(1000 * rows["tokens_per_step"])
-    assert told["hours"] == pytest.approx(1000 * rows["seconds_per_step"] / 3600, rel=0.2)
-    assert told["hours_per_epoch"] == pytest.approx(told["steps_per_epoch"] * rows["seconds_per_step"] / 3600, rel=0.2)
+    assert result["steps"] == 1000
+    assert result["tokens"] == pytest.approx(1000 * rows["tokens_per_step"])
+    assert result["hours"] == pytest.approx(1000 * rows["seconds_per_step"] / 3600, rel=0.2)
+    assert result["hours_per_epoch"] == pytest.approx(
+        result["steps_per_epoch"] * rows["seconds_per_step"] / 3600, rel=0.2
+    )
 
 
 def test_plan_without_data_takes_full_rows():
-    told = stemformer.plan("bert_tiny", settings=[*SMALL, "model.vocab_size=500", "objective.sentences=next"])
-    assert told["sequence_length_32"]["tokens_per_step"] == 4 * 32
-    assert "hours" not in told  # no budget was given
+    result = stemformer.plan("bert_tiny", settings=[*SMALL, "model.vocab_size=500", "objective.sentences=next"])
+    assert result["sequence_length_32"]["tokens_per_step"] == 4 * 32
+    assert "hours" not in result
 
 
 def test_plan_measures_each_phase():
     phases = "phases=[{start_ratio=0.5,size=2,sequence_length=64}]"
-    told = stemformer.plan("bert_tiny", settings=[*SMALL, "model.vocab_size=500", "budget.steps=10", phases])
-    assert told["sequence_length_64"]["tokens_per_step"] == 128
-    assert told["tokens"] == 10 * 128
+    result = stemformer.plan("bert_tiny", settings=[*SMALL, "model.vocab_size=500", "budget.steps=10", phases])
+    assert result["sequence_length_64"]["tokens_per_step"] == 128
+    assert result["tokens"] == 10 * 128
 
 
 def test_micro_batches_are_multiplied():
-    told = stemformer.plan(
+    result = stemformer.plan(
         "bert_tiny", settings=[*SMALL, "model.vocab_size=500", "batch.size=64", "batch.micro_size=4"]
     )
-    assert told["sequence_length_32"]["tokens_per_step"] == 64 * 32
+    assert result["sequence_length_32"]["tokens_per_step"] == 64 * 32
 
 
 def test_unknown_recipe_is_refused():

@@ -1,4 +1,4 @@
-"""Fine-tuned models put to use: forms of output, the same figures as training told, the same predictions as transformers."""
+"""Predictions of fine-tuned models: output formats, metrics equal to those of training, parity with transformers."""
 
 import csv
 import io
@@ -45,7 +45,7 @@ def predict(finetuned, dev, kind, **options):
 # Forms
 
 
-def test_rows_hold_the_columns_of_the_input_beside_the_prediction(finetuned, dev):
+def test_rows_hold_the_input_columns_and_the_prediction(finetuned, dev):
     rows = predict(finetuned, dev, "class")["predictions"]
     table = read_table(dev["class"])
     assert [{name: row[name] for name in table.columns} for row in rows] == table.rows
@@ -58,9 +58,9 @@ def test_rows_hold_the_columns_of_the_input_beside_the_prediction(finetuned, dev
 @pytest.mark.parametrize("kind", FILES)
 def test_json_lines_are_the_rows(finetuned, dev, tmp_path, kind):
     out = tmp_path / "deep" / "found.jsonl"
-    told = predict(finetuned, dev, kind, out=str(out))
+    result = predict(finetuned, dev, kind, out=str(out))
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert told["records"] == len(rows) == 15
+    assert result["records"] == len(rows) == 15
     assert rows == json.loads(json.dumps(predict(finetuned, dev, kind)["predictions"]))
 
 
@@ -73,8 +73,8 @@ def test_tables_have_the_columns_and_the_prediction(finetuned, dev, tmp_path, ki
     expected = predict(finetuned, dev, kind)["predictions"]
     columns = list(read_table(dev[kind]).columns)
     assert list(rows[0])[: len(columns)] == columns
-    given = [",".join(row["prediction"]) if kind == "labels" else str(row["prediction"]) for row in expected]
-    assert [row["prediction"] for row in rows] == given
+    inputs = [",".join(row["prediction"]) if kind == "labels" else str(row["prediction"]) for row in expected]
+    assert [row["prediction"] for row in rows] == inputs
     assert ("probability" in rows[0]) == (kind != "score")
 
 
@@ -97,7 +97,7 @@ def test_answers_are_written_as_squad_wants_them(finetuned, dev, tmp_path):
     assert all(found[q.id] in q.context for q in questions)
 
 
-def test_entities_are_told_with_their_places(finetuned, tmp_path):
+def test_entities_have_offsets(finetuned, tmp_path):
     text = "The old king sees the wise teacher near the river"
     (tmp_path / "text.txt").write_text(text + "\n")
     (row,) = stemformer.predict([str(tmp_path / "text.txt")], model=str(finetuned("tag")))["predictions"]
@@ -107,15 +107,15 @@ def test_entities_are_told_with_their_places(finetuned, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "out", "told"),
+    ("kind", "out", "result"),
     [("class", "a.conll", ".jsonl, .csv, .tsv"), ("tag", "a.csv", ".conll"), ("qa", "a.tsv", ".json")],
 )
-def test_form_that_does_not_suit_the_task_is_refused(finetuned, dev, tmp_path, kind, out, told):
-    with pytest.raises(ConfigError, match=told):
+def test_form_that_does_not_suit_the_task_is_refused(finetuned, dev, tmp_path, kind, out, result):
+    with pytest.raises(ConfigError, match=result):
         predict(finetuned, dev, kind, out=str(tmp_path / out))
 
 
-def test_file_is_replaced_only_when_asked(finetuned, dev, tmp_path):
+def test_file_is_replaced_only_with_overwrite(finetuned, dev, tmp_path):
     out = tmp_path / "found.jsonl"
     out.write_text("mine")
     with pytest.raises(ConfigError, match="--overwrite"):
@@ -179,7 +179,7 @@ def test_standard_input_may_hold_sentences_words_or_objects(piped, finetuned, te
     assert [len(row["tags"]) for row in piped(text, finetuned("tag"))] == words
 
 
-def test_standard_input_may_stand_beside_files(piped, finetuned, dev):
+def test_standard_input_can_be_combined_with_files(piped, finetuned, dev):
     assert len(piped("The old king sees.\nThe river.\n", finetuned("tag"), dev["tag"])) == 17
 
 
@@ -193,7 +193,7 @@ def test_standard_input_is_evaluated(capsys, monkeypatch, finetuned, dev):
     assert piped["accuracy"] == json.loads(capsys.readouterr().out)["accuracy"]
 
 
-def test_nothing_to_predict_is_told(finetuned, capsys):
+def test_nothing_to_predict_is_an_error(finetuned, capsys):
     assert main(["predict", "--model", str(finetuned("class")), "-q"]) == 2
     assert "No input" in capsys.readouterr().err
 
@@ -202,31 +202,31 @@ def test_nothing_to_predict_is_told(finetuned, capsys):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_figures_are_those_that_training_told(finetuned, dev, kind, tmp_path):
+def test_metrics_equal_those_of_training(finetuned, dev, kind, tmp_path):
     folder = finetuned(kind)
-    told = json.loads((folder / "told.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
     out, report = tmp_path / "all.json", tmp_path / "page"
     found = stemformer.evaluate([dev[kind]], model=str(folder), precision="fp32", out=str(out), report=str(report))
-    figures = json.loads((folder / "metrics.json").read_text())["metrics"]
-    figures.pop("loss")
-    assert figures
-    for name, value in figures.items():
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    metrics.pop("loss")
+    assert metrics
+    for name, value in metrics.items():
         assert found[name] == pytest.approx(value, rel=1e-6)
-        assert told[name] == value
-    assert found["main"] in figures
+        assert result[name] == value
+    assert found["main"] in metrics
     assert found["records"] == 15
     written = json.loads(out.read_text())
     assert written == {k: v for k, v in json.loads(json.dumps(found)).items() if k != "report"}
     assert "<html" in (report / "report.html").read_text()
 
 
-def test_evaluating_writes_over_nothing_that_it_was_not_told_to(finetuned, dev, tmp_path):
+def test_evaluate_overwrites_nothing_without_overwrite(finetuned, dev, tmp_path):
     folder, data, own = str(finetuned("class")), tmp_path / "dev.csv", tmp_path / "texts"
     shutil.copy(dev["class"], data)
     before = data.read_bytes()
     own.mkdir()
     (own / "mine.txt").write_text("mine")
-    for options, told in (
+    for options, result in (
         ({"out": str(data)}, "exists: give another --out"),
         ({"out": str(data), "overwrite": True}, "is what is read"),
         ({"report": str(own)}, "holds something else than the report"),
@@ -234,7 +234,7 @@ def test_evaluating_writes_over_nothing_that_it_was_not_told_to(finetuned, dev, 
         ({"report": folder, "overwrite": True}, "holds something else than the report"),
         ({"num_worst": -1}, "--num-worst is -1"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=result):
             stemformer.evaluate([str(data)], model=folder, **options)
     assert data.read_bytes() == before and [path.name for path in own.iterdir()] == ["mine.txt"]
     page = {"report": str(tmp_path / "page")}
@@ -273,16 +273,16 @@ def test_answer_that_the_metric_takes_as_right_is_not_listed_as_wrong(finetuned,
 
 def test_questions_without_answers_are_not_scored(finetuned, tmp_path):
     rows = [{"question": "Who?", "context": "The old king sees the river."}] * 3
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="no record with an answer is left"):
-        stemformer.evaluate([str(tmp_path / "asked.jsonl")], model=str(finetuned("qa")))
+        stemformer.evaluate([str(tmp_path / "questions.jsonl")], model=str(finetuned("qa")))
 
 
 def test_row_without_a_text_has_a_row_without_a_prediction(finetuned, tmp_path):
     (tmp_path / "some.txt").write_text("The old king.\n\nA green river.\n\n")
-    told = stemformer.predict([str(tmp_path / "some.txt")], model=str(finetuned("class")))
-    assert [row["prediction"] is None for row in told["predictions"]] == [False, True, False]
-    assert told["counted"] == {"empty text": 1}
+    result = stemformer.predict([str(tmp_path / "some.txt")], model=str(finetuned("class")))
+    assert [row["prediction"] is None for row in result["predictions"]] == [False, True, False]
+    assert result["counted"] == {"empty text": 1}
 
 
 @pytest.mark.parametrize("call", ["predict", "embed"])
@@ -291,7 +291,7 @@ def test_single_text_in_the_place_of_a_list_is_refused(finetuned, call):
         getattr(stemformer.load(str(finetuned("class"))), call)("a fine book")
 
 
-def test_labels_that_were_not_trained_are_told(finetuned, tmp_path):
+def test_unknown_labels_are_noted(finetuned, tmp_path):
     lines = ["review,sentiment", "The old king.,good", "A river.,fine"]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     found = stemformer.evaluate([str(tmp_path / "a.csv")], model=str(finetuned("class")))
@@ -309,7 +309,7 @@ def test_table_is_not_read_as_sentences_to_tag(finetuned, tmp_path):
         stemformer.predict([str(tmp_path / "a.csv")], model=str(finetuned("tag")))
 
 
-def test_choice_is_told_as_text_beside_what_is_right(finetuned, dev):
+def test_choice_is_written_as_text_with_the_correct_one(finetuned, dev):
     for row in predict(finetuned, dev, "choice")["predictions"]:
         assert row["prediction"] == row["choices"][row["choice"]]
         assert row["gold"] == "the king"
@@ -332,7 +332,9 @@ def test_columns_named_as_ours_are_kept(finetuned, tmp_path):
 def test_other_columns_can_be_named(finetuned, dev, tmp_path):
     rows = [{"a": r["review"], "b": r["sentiment"]} for r in read_table(dev["class"]).rows]
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    named = stemformer.evaluate([str(tmp_path / "other.jsonl")], model=str(finetuned("class")), text_column=["a"], label_column="b")
+    named = stemformer.evaluate(
+        [str(tmp_path / "other.jsonl")], model=str(finetuned("class")), text_column=["a"], label_column="b"
+    )
     assert named["accuracy"] == stemformer.evaluate([dev["class"]], model=str(finetuned("class")))["accuracy"]
 
 
@@ -360,7 +362,7 @@ def test_loaded_model_predicts_what_the_command_does(finetuned, dev):
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "told"),
+    ("kind", "inputs", "result"),
     [
         ("class", "", "expected a text"),
         ("class", ("a", "b"), "expected a text"),
@@ -373,10 +375,10 @@ def test_loaded_model_predicts_what_the_command_does(finetuned, dev):
         ("choice", ("a", []), r"\(text, options\)"),
     ],
 )
-def test_input_of_another_form_is_refused(finetuned, kind, given, told):
+def test_input_of_another_form_is_refused(finetuned, kind, inputs, result):
     good = {"class": "a", "pair": ("a", "b"), "tag": "a", "qa": ("a", "b"), "choice": ("a", ["b", "c"])}[kind]
-    with pytest.raises(DataError, match=f"input 1 is .*{told}"):
-        stemformer.load(str(finetuned(kind))).predict([good, given])
+    with pytest.raises(DataError, match=f"input 1 is .*{result}"):
+        stemformer.load(str(finetuned(kind))).predict([good, inputs])
 
 
 def test_model_that_was_only_pretrained_cannot_predict(tiny_bert):
@@ -398,8 +400,8 @@ def test_pipeline_gives_the_same_probabilities(finetuned, dev, kind):
     for row in predict(finetuned, dev, kind)["predictions"]:
         if kind == "pair" and len(pipeline.tokenizer(row["premise"], row["hypothesis"])["input_ids"]) > 64:
             continue  # it cuts the pair at another place
-        given = {"class": "review", "labels": "text"}.get(kind)
-        inputs = row[given] if given else {"text": row["premise"], "text_pair": row["hypothesis"]}
+        column = {"class": "review", "labels": "text"}.get(kind)
+        inputs = row[column] if column else {"text": row["premise"], "text_pair": row["hypothesis"]}
         theirs = {item["label"]: item["score"] for item in pipeline([inputs])[0]}
         assert theirs.keys() == row["probabilities"].keys()
         close([theirs[name] for name in theirs], [row["probabilities"][name] for name in theirs])

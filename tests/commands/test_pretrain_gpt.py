@@ -1,4 +1,4 @@
-"""A GPT from text to text: a run, resumed bit for bit, its figures, its folder, and what it refuses."""
+"""A GPT from text to text: a run, resumed bit for bit, its metrics, its folder, and what it refuses."""
 
 import html
 import json
@@ -51,9 +51,9 @@ def run(files, out, *, settings=(), progress=None, **options):
 
 
 @pytest.fixture(scope="module")
-def whole(files, no_timing, tmp_path_factory):
-    """A run of 10 steps and what it told; not to be changed."""
-    out = tmp_path_factory.mktemp("whole") / "run"
+def full(files, no_timing, tmp_path_factory):
+    """A run of 10 steps and what it result; not to be changed."""
+    out = tmp_path_factory.mktemp("full") / "run"
     return out, run(files, out)
 
 
@@ -61,14 +61,14 @@ def log_of(folder):
     return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_jsonl(folder / "log.jsonl")]
 
 
-def test_loss_goes_down_and_is_told_in_bits_per_byte_too(files, whole):
-    _, told = whole
-    assert told["held_out_causal_lm_loss"] < told["before"]["held_out_causal_lm_loss"] - 0.2
+def test_loss_decreases_and_is_also_in_bits_per_byte(files, full):
+    _, result = full
+    assert result["held_out_causal_lm_loss"] < result["before"]["held_out_causal_lm_loss"] - 0.2
     manifest = json.loads((files / "data" / "manifest.json").read_text())
     counts = manifest["splits"]["held_out"]
     per_byte = (counts["tokens"] + counts["documents"]) / counts["bytes"]
-    expected = told["held_out_causal_lm_loss"] * per_byte / math.log(2)
-    assert told["held_out_bits_per_byte"] == pytest.approx(expected, rel=1e-3)
+    expected = result["held_out_causal_lm_loss"] * per_byte / math.log(2)
+    assert result["held_out_bits_per_byte"] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -81,50 +81,50 @@ def test_loss_goes_down_and_is_told_in_bits_per_byte_too(files, whole):
     ],
 )
 def test_ten_steps_are_four_and_six_bit_for_bit(files, tmp_path, settings):
-    run(files, tmp_path / "whole", settings=settings)
+    run(files, tmp_path / "full", settings=settings)
     with pytest.raises(KeyboardInterrupt):
         run(files, tmp_path / "parts", settings=settings, progress=StopAt(4))
     run(files, tmp_path / "parts", resume=True)
-    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
+    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
-def test_micro_batches_give_the_same_losses(files, whole, tmp_path):
+def test_micro_batches_give_the_same_losses(files, full, tmp_path):
     run(files, tmp_path / "run", settings=["batch.micro_size=2"])
-    for a, b in zip(log_of(whole[0]), log_of(tmp_path / "run"), strict=True):
+    for a, b in zip(log_of(full[0]), log_of(tmp_path / "run"), strict=True):
         if a["kind"] == "train":
             assert b["causal_lm_loss"] == pytest.approx(a["causal_lm_loss"], rel=1e-4)
 
 
-def test_result_opens_in_transformers_and_goes_on_with_texts(whole, capsys):
+def test_result_opens_in_transformers_and_goes_on_with_texts(full, capsys):
     transformers = pytest.importorskip("transformers")
-    out, _ = whole
-    model, told = transformers.AutoModelForCausalLM.from_pretrained(out / "final", output_loading_info=True)
-    assert type(model).__name__ == "GPT2LMHeadModel" and not told["missing_keys"] and not told["unexpected_keys"]
+    out, _ = full
+    model, result = transformers.AutoModelForCausalLM.from_pretrained(out / "final", output_loading_info=True)
+    assert type(model).__name__ == "GPT2LMHeadModel" and not result["missing_keys"] and not result["unexpected_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "final")
     ids = tokenizer("<|endoftext|>The old king", return_tensors="pt")  # as each text of the training began
     expected = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
     (found,) = stemformer.generate(["The old king"], model=str(out), max_new_tokens=8, temperature=0)
     assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
     assert main(["inspect", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["recipe"], told["is_finished"], told["step"]) == ("gpt_tiny", True, 10)
-    assert told["held_out_bits_per_byte"] > 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["recipe"], result["is_finished"], result["step"]) == ("gpt_tiny", True, 10)
+    assert result["held_out_bits_per_byte"] > 0
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_wordpiece_will_do_too(tiny, tmp_path, direction):
     settings = [*SETTINGS, f"objective.direction={direction}"]
-    told = stemformer.pretrain(
+    result = stemformer.pretrain(
         "gpt_tiny", data=str(tiny / "data"), out=str(tmp_path / "run"), settings=settings, steps=2, precision="fp32"
     )
     model = load_model(tmp_path / "run")
     assert model.config.eos_token_id == 3  # [SEP]
     counts = json.loads((tiny / "data" / "manifest.json").read_text())["splits"]["held_out"]
     per_byte = (counts["tokens"] + counts["documents"]) / counts["bytes"]
-    assert told["held_out_bits_per_byte"] == pytest.approx(
-        told["held_out_causal_lm_loss"] * per_byte / math.log(2), rel=1e-3
+    assert result["held_out_bits_per_byte"] == pytest.approx(
+        result["held_out_causal_lm_loss"] * per_byte / math.log(2), rel=1e-3
     )
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
@@ -148,22 +148,22 @@ def test_samples_of_a_model_that_reads_backwards_stand_before_their_prompt(files
     assert "before held-out endings, reading backwards" in page and f"... {sample['prompt']}" in page
 
 
-def test_training_goes_on_from_a_model_with_the_same_vocabulary_alone(files, tiny, whole, tmp_path):
-    told = run(files, tmp_path / "more", init=str(whole[0]), steps=2)
-    first = whole[1]["held_out_causal_lm_loss"]
-    assert told["before"]["held_out_causal_lm_loss"] == pytest.approx(first, abs=1e-3)
+def test_training_goes_on_from_a_model_with_the_same_vocabulary_alone(files, tiny, full, tmp_path):
+    result = run(files, tmp_path / "more", init=str(full[0]), steps=2)
+    first = full[1]["held_out_causal_lm_loss"]
+    assert result["before"]["held_out_causal_lm_loss"] == pytest.approx(first, abs=1e-3)
     with pytest.raises(ConfigError, match="another vocabulary"):
-        run(tiny, tmp_path / "other", init=str(whole[0]), steps=2)
+        run(tiny, tmp_path / "other", init=str(full[0]), steps=2)
 
 
 def test_one_text_in_bytes_is_learned_as_a_stream(tiny, tmp_path):
     text = str(tiny / "text.txt")
-    told = stemformer.train_tokenizer([text], out=str(tmp_path / "tok"), kind="bpe", vocab_size=257)
-    assert told["vocab_size"] == 257
-    told = stemformer.prepare(
+    result = stemformer.train_tokenizer([text], out=str(tmp_path / "tok"), kind="bpe", vocab_size=257)
+    assert result["vocab_size"] == 257
+    result = stemformer.prepare(
         [text], tokenizer=str(tmp_path / "tok"), out=str(tmp_path / "data"), documents="file", held_out=0
     )
-    assert told["train"]["tokens"] == told["train"]["bytes"] == len((tiny / "text.txt").read_bytes().strip())
+    assert result["train"]["tokens"] == result["train"]["bytes"] == len((tiny / "text.txt").read_bytes().strip())
     small = ["model.hidden_size=48", "model.num_hidden_layers=2", "model.intermediate_size=96", "batch.size=4"]
     small += ["optimizer.learning_rate=0.01", "log_every=1"]
     out = tmp_path / "run"
@@ -183,21 +183,27 @@ def test_samples_of_a_byte_model_are_as_long_as_those_of_words(tiny, tmp_path):
     small = ["model.hidden_size=48", "model.num_hidden_layers=1", "model.intermediate_size=96", "batch.size=4"]
     out = tmp_path / "run"
     stemformer.pretrain(
-        "gpt_small_char", data=str(tmp_path / "data"), out=str(out), settings=[*small, "batch.sequence_length=128"], steps=1
+        "gpt_small_char",
+        data=str(tmp_path / "data"),
+        out=str(out),
+        settings=[*small, "batch.sequence_length=128"],
+        steps=1,
     )
     (sample, *_) = next(line for line in read_jsonl(out / "log.jsonl") if line["kind"] == "samples")["samples"]
     assert len(sample["prompt"]) == 32 and sample["prompt"] in (tiny / "text.txt").read_text()
-    assert 40 < len(sample["text"]) <= 128 - 64  # of all places behind a row's end, it has learned nothing
+    assert 40 < len(sample["text"]) <= 128 - 64
 
 
 def test_plan_of_a_gpt(files):
-    told = stemformer.plan("gpt_tiny", data=str(files / "data"), settings=["batch.size=2", "batch.sequence_length=32"])
-    assert told["recipe"] == "gpt_tiny" and told["rows of 32"]["tokens_per_second"] > 0
+    result = stemformer.plan(
+        "gpt_tiny", data=str(files / "data"), settings=["batch.size=2", "batch.sequence_length=32"]
+    )
+    assert result["recipe"] == "gpt_tiny" and result["sequence_length_32"]["tokens_per_second"] > 0
 
 
-def test_masked_words_are_not_for_a_gpt(whole):
+def test_masked_words_are_not_for_a_gpt(full):
     with pytest.raises(CheckpointError, match="has no"):
-        stemformer.fill(["a [MASK]"], model=str(whole[0]))
+        stemformer.fill(["a [MASK]"], model=str(full[0]))
 
 
 def test_bert_is_no_start_for_a_gpt(files, tiny_bert, tmp_path):
@@ -215,9 +221,9 @@ def test_report_tells_of_next_words(files, tmp_path, monkeypatch):
     lines = [line for line in log if line["kind"] == "samples"]
     assert len(lines) >= 2 and len(lines[-1]["samples"]) == 3
     heads = [line["heads"] for line in log if line["kind"] == "heads"]
-    figures = [line for line in log if line["kind"] == "evaluation"]
-    assert len(heads) == len(figures) and [len(layer) for layer in heads[-1]] == [2, 2]
-    assert figures[-1]["induction_score"] == pytest.approx(max(map(max, heads[-1])), abs=1e-4)
+    metrics = [line for line in log if line["kind"] == "evaluation"]
+    assert len(heads) == len(metrics) and [len(layer) for layer in heads[-1]] == [2, 2]
+    assert metrics[-1]["induction_score"] == pytest.approx(max(map(max, heads[-1])), abs=1e-4)
     for title in ("Random words easier the second time", "Best head at finding", "Which heads find what came next"):
         assert title in page
     shown = html.unescape(page)

@@ -140,7 +140,7 @@ def copy_of_data(made, tmp_path):
     return Path(shutil.copytree(made / "data", tmp_path / "data"))
 
 
-def test_tokenizer_beside_the_shards_that_did_not_make_them(fails, made, tmp_path):
+def test_tokenizer_in_the_data_that_did_not_make_it(fails, made, tmp_path):
     data = copy_of_data(made, tmp_path)
     stemformer.train_tokenizer([str(made / "text.txt")], out=str(tmp_path / "tok"), vocab_size=80, documents="line")
     shutil.rmtree(data / "tokenizer")
@@ -199,7 +199,7 @@ def test_unknown_recipe_names_the_nearest(fails, made, tmp_path):
     fails(arguments, 2, "no recipe 'bert_tyni'", "did you mean 'bert_tiny'?")
 
 
-def test_no_recipe_is_told(fails, made, tmp_path):
+def test_missing_recipe_is_an_error(fails, made, tmp_path):
     fails(["pretrain", "--data", made / "data", "--out", tmp_path / "run", "-q"], 2, "--recipe", "bert_tiny")
 
 
@@ -280,7 +280,7 @@ def test_resuming_with_every_checkpoint_damaged(fails, made, tmp_path):
     for file in run.glob("checkpoints/*/model.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
     arguments = ["pretrain", "--data", made / "data", "--out", run, "--resume", "--steps", "4", "-q"]
-    fails(arguments, 3, "no whole checkpoint", "model.safetensors is damaged")
+    fails(arguments, 3, "no full checkpoint", "model.safetensors is damaged")
 
 
 # Models

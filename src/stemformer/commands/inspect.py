@@ -25,6 +25,9 @@ EXPERIMENTS = {
 }
 """File that an experiment writes at its end, and the kind of its directory."""
 
+# Of an experiment's lists of results, these are summaries; the others are left out.
+_SUMMARIES = {"table", "sizes", "tasks", "differences"}
+
 
 @accepts(InspectOptions)
 def inspect(options: InspectOptions) -> dict[str, Any]:
@@ -41,9 +44,8 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
         return _describe_run(folder)
     for name, kind in EXPERIMENTS.items():
         if (folder / name).is_file():
-            result = read_json_object(folder / name)
-            for key in ("cells", "points", "figures"):
-                result.pop(key, None)
+            content = read_json_object(folder / name)
+            result = {key: value for key, value in content.items() if key in _SUMMARIES or not _is_table(value)}
             for size in result["sizes"] if name == "scale.json" else ():
                 del size["curve"]
             return {kind: path, **result}
@@ -54,6 +56,10 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     if not folder.exists():
         raise DataError(f"{path} does not exist. Pass a directory of tokenized data, a run, a model or a tokenizer.")
     raise DataError(f"{path} holds neither tokenized data nor a run, a model or a tokenizer.")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def describe_dataset(path: str, manifest: Manifest) -> dict[str, Any]:
