@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -266,3 +267,96 @@ def test_synthetic_file_must_end_with_jsonl(tmp_path):
 )
 def test_more_of_short_text_is_held_out(num_bytes, share):
     assert _default_fraction(num_bytes) == share
+
+
+# recipes, runs, env, embed
+
+
+def test_recipes_have_sizes_and_a_purpose(run_json):
+    rows = {row["recipe"]: row for row in run_json("recipes")}
+    assert {"bert_tiny", "bert_base_2018", "gpt_mini", "gpt2_small"} <= set(rows)
+    assert (rows["bert_tiny"]["layers"], rows["bert_tiny"]["hidden_size"]) == (2, 128)
+    assert all(row["purpose"] for row in rows.values())
+
+
+def test_runs_are_listed_with_kind_state_and_best_metric(run_json, made, tmp_path):
+    shutil.copytree(made / "run", tmp_path / "deep" / "first")
+    shutil.copytree(made / "run", tmp_path / "second")
+    shutil.rmtree(tmp_path / "second" / "final")
+    study = tmp_path / "study"
+    shutil.copytree(made / "run", study / "sizes" / "one")
+    (study / "config.toml").write_text("")
+    (study / "scale.json").write_text("{}")
+    rows = {Path(row["run"]).name: row for row in run_json("runs", tmp_path)}
+    assert list(rows) == ["first", "second", "study"]
+    first = rows["first"]
+    assert (first["kind"], first["state"], first["metric"]) == ("pretraining", "finished", "held_out_masked_lm_loss")
+    lines = [json.loads(line) for line in (made / "run" / "log.jsonl").read_text().splitlines()]
+    assert first["best"] == min(line[first["metric"]] for line in lines if line["kind"] == "evaluation")
+    assert rows["second"]["state"] == "at step 2"
+    assert (rows["study"]["kind"], rows["study"]["state"]) == ("scaling", "finished")
+
+
+def test_runs_of_a_missing_directory_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        stemformer.list_runs(str(tmp_path / "none"))
+
+
+def test_env_has_versions_and_processor(run_json):
+    result = run_json("env")
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["threads"] >= 1
+    assert isinstance(result["bf16_units"], bool)
+
+
+def test_embeddings_are_those_of_the_loaded_model(made, tmp_path, capsys):
+    texts = ["The old king.", "A river."]
+    expected = stemformer.load(str(made / "run")).embed(texts)
+    assert main(["embed", *texts, "--model", str(made / "run")]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == texts
+    np.testing.assert_allclose([row["embedding"] for row in rows], expected, rtol=1e-6)
+    result = stemformer.embed(texts, model=str(made / "run"), out=str(tmp_path / "v.npy"))
+    assert (result["texts"], result["dimensions"]) == (2, 32)
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
+    stemformer.embed(texts, model=str(made / "run"), out=str(tmp_path / "v.jsonl"))
+    written = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose([row["embedding"] for row in written], expected, rtol=1e-6)
+
+
+def test_embeddings_in_another_format_are_refused(made, tmp_path):
+    with pytest.raises(ConfigError, match=r"Expected a name that ends with \.npy or \.jsonl"):
+        stemformer.embed(["a"], model=str(made / "run"), out=str(tmp_path / "v.csv"))
+
+
+# --show-config, --learning-rate, --batch-size
+
+
+def test_show_config_prints_the_resolved_config_and_writes_nothing(made, tmp_path, capsys):
+    words = ["pretrain", "--recipe", "bert_tiny", "--data", made / "data", "--out", tmp_path / "run", "--steps", 3]
+    words += ["--learning-rate", "0.00025", "--batch-size", 6, "--set", "batch.sequence_length=32", "--show-config"]
+    assert main([str(word) for word in words]) == 0
+    config = tomllib.loads(capsys.readouterr().out)
+    assert (config["recipe"], config["budget"]) == ("bert_tiny", {"steps": 3})
+    assert (config["optimizer"]["learning_rate"], config["batch"]["size"]) == (0.00025, 6)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["finetune", "compare"])
+def test_show_config_of_fine_tuning(command, made, tmp_path, capsys):
+    words = [command, "classify", "--model", "m", "--train", "a.csv", "--out", str(tmp_path / "run"), "--show-config"]
+    assert main([*words, "--learning-rate=1e-3", "--symbols=draw", "--kmer=3", "--text-column=t"]) == 0
+    config = tomllib.loads(capsys.readouterr().out)
+    assert (config["task"]["symbol_size"], config["task"]["text"]) == (3, ["t"])
+    assert config["optimizer"]["learning_rate"] == 1e-3
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_budgets_are_an_error(made, tmp_path):
+    with pytest.raises(ConfigError, match="Several training budgets: --steps, --epochs"):
+        stemformer.pretrain("bert_tiny", data=str(made / "data"), out=str(tmp_path / "run"), steps=1, epochs=1)
+
+
+def test_functions_take_a_loaded_model(made):
+    model = stemformer.load(str(made / "run"))
+    assert stemformer.fill(["A [MASK]."], model=model) == stemformer.fill(["A [MASK]."], model=str(made / "run"))

@@ -121,7 +121,7 @@ def test_an_option_of_one_name_has_one_default_but_where_it_is_meant():
     assert several == {
         *("device", "precision", "seed"),  # None in training: the value of the config
         *("batch_size", "top_k", "num_seeds", "sizes", "num_shots"),  # another usual value
-        *("kind", "text_column", "out", "recipe"),  # another meaning
+        *("kind", "text_column", "out"),  # another meaning
     }
 
 
