@@ -235,7 +235,7 @@ def test_frozen_parts_are_bit_equal_and_all_others_change(trained, tiny, tmp_pat
 
 @pytest.mark.parametrize("setting", ["frozen_layers=1", "frozen_embeddings=true"])
 def test_freezing_a_fresh_model_is_refused(tiny, tmp_path, setting):
-    with pytest.raises(ConfigError, match="are for a model that was trained before: give --init"):
+    with pytest.raises(ConfigError, match="need a pre-trained model: add --init"):
         pretrain(tiny / "data", tmp_path / "run", recipe="bert_tiny", steps=1, settings=[setting])
 
 
