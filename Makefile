@@ -19,7 +19,7 @@ TESTS := not data and not gpu and not browser
 .PHONY: help quickstart test lint check bench clean
 
 help:
-	@echo "make quickstart   the whole story on the built-in texts, in minutes"
+	@echo "make quickstart   tokenizer, data, pre-training and a report on the built-in texts, in minutes"
 	@echo "make test         all tests that need no GPU, browser or large data"
 	@echo "make lint         ruff and mypy"
 	@echo "make check        lint and test: what CI runs"
