@@ -53,34 +53,36 @@ class Silent:
 
 
 class SubProgress:
-    """The progress of one run of many, as a part of the one bar that they share: its training moves that bar, the rest is left out.
+    """Progress of one run of several, which moves a share of their common bar.
 
     Args:
-        outer: The progress of all.
-        name: Of the run; stands behind the bar.
-        share: Units of the shared bar that its training is worth, whatever units it counts in itself.
+        outer: Progress of all runs.
+        name: Name of the run, shown next to the bar.
+        share: Units of the common bar that the run is worth.
+        phase: Part of the run that moves the bar, as passed to `start`; other parts are not shown.
     """
 
-    def __init__(self, outer: Progress, name: str, *, share: float) -> None:
+    def __init__(self, outer: Progress, name: str, *, share: float, phase: str = "training") -> None:
         self._outer = outer
         self._name = name
         self._share = share
+        self._phase = phase
         self._scale = 0.0
 
     def start(self, what: str, *, total: float | None = None, unit: str = "") -> None:
-        """Begins no bar: there is one for all."""
-        self._scale = self._share / total if what == "training" and total else 0.0
+        """Set the scale; no bar is started."""
+        self._scale = self._share / total if what == self._phase and total else 0.0
 
     def advance(self, amount: float, note: str = "") -> None:
-        """Moves the shared bar on by this run's part of it."""
+        """Move the common bar."""
         if self._scale:
             self._outer.advance(amount * self._scale, f"{self._name}: {note}" if note else self._name)
 
     def say(self, line: str) -> None:
-        """Says nothing but that it was stopped: each evaluation of each run would be too much."""
+        """Pass on that the run was stopped; other lines would be too many."""
         if line.startswith("stopped"):
-            way_on = "" if "--resume" in line else "; finished runs are kept: go on with --resume"
-            self._outer.say(f"{self._name}: {line}{way_on}")
+            advice = "" if "--resume" in line else "; finished runs are kept: go on with --resume"
+            self._outer.say(f"{self._name}: {line}{advice}")
 
     def finish(self) -> None:
-        """Ends nothing."""
+        """Do nothing: other runs follow."""

@@ -1,4 +1,4 @@
-"""The benchmark commands on a tiny random BERT and folders of GLUE and SQuAD that are written here."""
+"""Benchmark commands on a tiny random BERT with small files in the formats of GLUE and SQuAD."""
 
 import json
 import shutil
@@ -13,13 +13,12 @@ from stemformer.commands.load import load
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError, TrainingError
 from stemformer.evaluation.benchmarks import GLUE
-from stemformer.experiments import benchmark_runs as benchmark_tasks
-from stemformer.experiments import benchmarks as benchmarking
+from stemformer.experiments import benchmark_runs, benchmarks
 from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
-from stemformer.tasks.metrics import squad_metrics as squad_figures
+from stemformer.tasks.metrics import squad_metrics
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 NUM_TRAIN, NUM_DEV, NUM_TEST = 24, 10, 6
@@ -46,7 +45,7 @@ COLUMNS = {
     "RTE": ("index\tsentence1\tsentence2\tlabel", "{i}\t{a}\t{b}\t{label}", None, "{i}\t{a}\t{b}"),
     "WNLI": ("index\tsentence1\tsentence2\tlabel", "{i}\t{a}\t{b}\t{label}", None, "{i}\t{a}\t{b}"),
 }
-"""Header and line of the training and dev files, and of the test files, whose header is in most tasks that of the columns in the line."""
+"""Header and line of the training and dev files, then of the test files."""
 
 TEST_HEADERS = {
     "MRPC": "index\t#1 ID\t#2 ID\t#1 String\t#2 String",
@@ -87,7 +86,7 @@ def write(file, lines):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_timing():
-    """Neither measures the machine nor draws the report of each run."""
+    """Skip the measurement of the machine and the report of each run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetuning, "matmul_rate", lambda *args, **kwargs: 1e11)
         patch.setattr(finetuning, "write_task_report", lambda *args, **kwargs: None)
@@ -96,7 +95,7 @@ def no_timing():
 
 @pytest.fixture(scope="module")
 def root(tiny, tmp_path_factory):
-    """A folder with model/ and glue/; not to be changed."""
+    """Directory with model/ and glue/; not to be changed."""
     root = tmp_path_factory.mktemp("benchmarks")
     tokenizer = load_tokenizer(str(tiny / "tok"))
     config = BertConfig(vocab_size=tokenizer.vocab_size, max_position_embeddings=64, **SIZES)
@@ -108,43 +107,43 @@ def root(tiny, tmp_path_factory):
 
 def run(root, out, **options):
     options = {"learning_rates": [1e-3], "epochs": 1, "batch_size": 8, "precision": "fp32"} | options
-    return benchmarking.benchmark_glue(str(root / "glue"), **{"model": str(root / "model"), "out": str(out)} | options)
+    return benchmarks.benchmark_glue(str(root / "glue"), **{"model": str(root / "model"), "out": str(out)} | options)
 
 
 @pytest.fixture(scope="module")
-def whole(root):
-    """All nine tasks with a warm start and a submission: its folder, and what was told."""
-    out = root / "whole"
+def finished(root):
+    """Directory and result of all nine tasks, with a warm start and a submission."""
+    out = root / "finished"
     return out, run(root, out, from_task="MNLI", submission=True)
 
 
-def told_of(out):
-    return {told["task"]: told for told in json.loads((out / "glue.json").read_text())["tasks"]}
+def tasks_of(out):
+    return {record["task"]: record for record in json.loads((out / "glue.json").read_text())["tasks"]}
 
 
-def test_every_task_has_its_official_figures(whole):
-    out, told = whole
-    for name, task in told_of(out).items():
-        assert tuple(task["figures"]) == GLUE[name].metrics
+def test_every_task_has_its_official_metrics(finished):
+    out, result = finished
+    for name, task in tasks_of(out).items():
+        assert tuple(task["metrics"]) == GLUE[name].metrics
         assert set(task["baseline"]) == set(GLUE[name].metrics)
         assert (task["train"], task["dev"]) == (NUM_TRAIN, NUM_DEV)
-    metrics = [(row["task"], row["metric"]) for row in told["table"]]
+    metrics = [(row["task"], row["metric"]) for row in result["table"]]
     assert len(metrics) == sum(len(task.metrics) for task in GLUE.values())
     assert ("MNLI", "accuracy, other genres") in metrics and ("CoLA", "Matthews") in metrics
 
 
-def test_figures_are_those_of_the_saved_model(whole):
-    out, _ = whole
-    told = told_of(out)["MNLI"]
-    loaded = load(told["model"])
+def test_metrics_are_those_of_the_saved_model(finished):
+    out, _ = finished
+    result = tasks_of(out)["MNLI"]
+    loaded = load(result["model"])
     rows = [json.loads(line) for line in (out / "data" / "MNLI" / "dev.jsonl").read_text().splitlines()]
     predictions = loaded.predict([(row["sentence1"], row["sentence2"]) for row in rows])
     right = [p.label == row["gold_label"] for p, row in zip(predictions, rows, strict=True)]
-    assert told["figures"]["accuracy"]["mean"] == pytest.approx(np.mean(right))
+    assert result["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(right))
 
 
-def test_baseline_is_the_most_frequent_class(whole):
-    baseline = {name: told["baseline"] for name, told in told_of(whole[0]).items()}
+def test_baseline_is_the_most_frequent_class(finished):
+    baseline = {name: result["baseline"] for name, result in tasks_of(finished[0]).items()}
     # of ten dev records with classes 0 1 0 | 0 1 0 | 0 1 0 | 0, seven are of the most frequent one
     assert baseline["WNLI"] == baseline["SST-2"] == {"accuracy": 0.7}
     assert baseline["MRPC"] == {"accuracy": 0.7, "f1": 0.0}
@@ -152,35 +151,35 @@ def test_baseline_is_the_most_frequent_class(whole):
     assert baseline["MNLI"] == {"accuracy": 0.4, "accuracy_mismatched": 0.4}
 
 
-def test_published_rows_stand_beside_and_say_their_part(whole):
-    _, told = whole
-    rows = {(row["task"], row["metric"]): row for row in told["table"]}
-    assert rows["RTE", "accuracy"]["BERT-Base test"] == "66.4"
-    assert rows["QQP", "F1"]["BERT-Tiny test"] == "62.2"
-    assert rows["WNLI", "accuracy"]["BERT-Base test"] == ""
-    assert any("not the same data" in note for note in told["notes"])
+def test_published_results_are_listed_with_their_split(finished):
+    _, result = finished
+    rows = {(row["task"], row["metric"]): row for row in result["table"]}
+    assert rows["RTE", "accuracy"]["bert_base_test"] == "66.4"
+    assert rows["QQP", "F1"]["bert_tiny_test"] == "62.2"
+    assert rows["WNLI", "accuracy"]["bert_base_test"] == ""
+    assert any("not the same data" in note for note in result["notes"])
     assert any(
-        note.startswith("BERT-Base test, BERT-Large test: Devlin et al. 2019, table 1") for note in told["notes"]
+        note.startswith("BERT-Base test, BERT-Large test: Devlin et al. 2019, table 1") for note in result["notes"]
     )
-    assert any(note.startswith("WNLI") for note in told["notes"])
+    assert any(note.startswith("WNLI") for note in result["notes"])
 
 
-def test_warm_start_is_declared_and_taken(whole, root):
-    out, told = whole
-    starts = {row["task"]: row["start"] for row in told["table"]}
+def test_warm_start_is_used_and_noted(finished, root):
+    out, result = finished
+    starts = {row["task"]: row["start"] for row in result["table"]}
     assert {name for name, start in starts.items() if start == "MNLI"} == {"RTE", "MRPC", "STS-B"}
-    assert told["table"][0]["task"] == "MNLI"  # it goes first
+    assert result["table"][0]["task"] == "MNLI"  # it goes first
     assert any(
-        note.startswith("MRPC, STS-B, RTE: warm start, from the model fine-tuned for MNLI") for note in told["notes"]
+        note.startswith("MRPC, STS-B, RTE: warm start from the model fine-tuned on MNLI") for note in result["notes"]
     )
     config = (out / "RTE" / "rate-0.001" / "seed-0" / "config.toml").read_text()
     assert f'model = "{out}/MNLI/rate-0.001/seed-0/final"' in config
 
 
-def test_submission_has_a_line_for_each_test_row_in_the_words_of_the_leaderboard(whole):
-    out, told = whole
+def test_submission_has_a_line_for_each_test_row_in_the_format_of_the_leaderboard(finished):
+    out, result = finished
     assert sorted(path.name for path in (out / "submission").iterdir()) == sorted(TESTS)
-    assert "not_submitted" not in told
+    assert "not_submitted" not in result
     for name, task in GLUE.items():
         for file in task.tests:
             header, *lines = (out / "submission" / file).read_text().splitlines()
@@ -193,50 +192,50 @@ def test_submission_has_a_line_for_each_test_row_in_the_words_of_the_leaderboard
                 assert set(answers) <= set(task.labels)
 
 
-def test_report_stands_alone_and_is_escaped(whole):
-    page = (whole[0] / "report.html").read_text()
-    assert page.count("<tr>") == 1 + len(whole[1]["table"])
+def test_report_loads_nothing(finished):
+    page = (finished[0] / "report.html").read_text()
+    assert page.count("<tr>") == 1 + len(finished[1]["table"])
     assert "BERT-Large test" in page and "src=" not in page and "http" not in page
 
 
-def test_checkpoints_of_finished_runs_are_gone_and_the_model_is_kept(whole):
-    out, _ = whole
+def test_finished_runs_keep_the_model_but_no_checkpoints(finished):
+    out, _ = finished
     assert not list(out.glob("*/rate-*/seed-*/checkpoints"))
     assert load_model(out / "RTE" / "rate-0.001" / "seed-0" / "final").heads.keys() == {"sequence"}
 
 
-def test_best_rate_is_taken_and_the_other_seeds_run_with_it(root, tmp_path, monkeypatch):
+def test_other_seeds_use_the_best_learning_rate(root, tmp_path, monkeypatch):
     calls = []
 
     def fake(task, source, config, folder, rate, seed, machine, progress):
         calls.append((rate, seed))
         accuracy = {1e-3: 0.5, 1e-4: 0.7, 1e-5: 0.6}[rate] + 0.1 * seed
-        told = {"seed": seed, "figures": {"accuracy": accuracy}, "goodness": accuracy, "seconds": 1.0}
-        return told | {"model": str(folder / "final")}
+        result = {"seed": seed, "metrics": {"accuracy": accuracy}, "mean_metric": accuracy, "seconds": 1.0}
+        return result | {"model": str(folder / "final")}
 
-    monkeypatch.setattr(benchmark_tasks, "_run", fake)
-    told = run(root, tmp_path / "out", tasks=["RTE"], trials=3, learning_rates=[1e-3, 1e-4, 1e-5])
+    monkeypatch.setattr(benchmark_runs, "_run", fake)
+    result = run(root, tmp_path / "out", tasks=["RTE"], num_seeds=3, learning_rates=[1e-3, 1e-4, 1e-5])
     assert calls == [(1e-3, 0), (1e-4, 0), (1e-5, 0), (1e-4, 1), (1e-4, 2)]
-    task = told_of(tmp_path / "out")["RTE"]
-    assert task["figures"]["accuracy"] == {
+    task = tasks_of(tmp_path / "out")["RTE"]
+    assert task["metrics"]["accuracy"] == {
         "mean": pytest.approx(0.8),
         "spread": pytest.approx(0.1),
         "each": pytest.approx([0.7, 0.8, 0.9]),
     }
     assert (task["learning_rate"], task["seconds"]) == (1e-4, 5.0)
     assert task["model"].endswith("rate-0.0001/seed-2/final")
-    assert told["table"][0]["ours, dev"] == "80.0 ± 10.0"
-    assert any("chosen by the same dev set" in note for note in told["notes"])
+    assert result["table"][0]["ours_dev"] == "80.0 ± 10.0"
+    assert any("chosen on the same dev set" in note for note in result["notes"])
 
 
-def test_rates_of_the_paper_are_tried_by_default(root, tmp_path, monkeypatch):
+def test_learning_rates_of_the_paper_are_tried_by_default(root, tmp_path, monkeypatch):
     seen = []
 
     def fake(task, source, config, folder, rate, seed, machine, progress):
         seen.append((rate, config.epochs or task.epochs, config.batch_size or task.batch_size))
-        return {"seed": seed, "figures": {"accuracy": 0.5}, "goodness": 0.5, "seconds": 1.0, "model": str(folder)}
+        return {"seed": seed, "metrics": {"accuracy": 0.5}, "mean_metric": 0.5, "seconds": 1.0, "model": str(folder)}
 
-    monkeypatch.setattr(benchmark_tasks, "_run", fake)
+    monkeypatch.setattr(benchmark_runs, "_run", fake)
     run(root, tmp_path / "out", tasks=["WNLI"], learning_rates=[], epochs=None, batch_size=None)
     assert seen == [(rate, 3, 32) for rate in (5e-5, 4e-5, 3e-5, 2e-5)]
 
@@ -246,37 +245,37 @@ def test_tasks_without_files_are_named(root, tmp_path):
     shutil.copytree(root / "glue" / "QNLI", tmp_path / "glue" / "QNLI")
     (tmp_path / "glue" / "QNLI" / "train.tsv").unlink()
     (tmp_path / "model").symlink_to(root / "model")
-    told = run(tmp_path, tmp_path / "out", submission=True)
-    assert {row["task"] for row in told["table"]} == {"RTE"}
-    assert len(told["missing"]) == 8
-    assert any(line.startswith("QNLI is left out") and "QNLI/train.tsv" in line for line in told["missing"])
-    assert "QNLI: no QNLI.tsv, which the leaderboard wants too" in told["not_submitted"]
+    result = run(tmp_path, tmp_path / "out", submission=True)
+    assert {row["task"] for row in result["table"]} == {"RTE"}
+    assert len(result["missing"]) == 8
+    assert any(line.startswith("QNLI is skipped") and "QNLI/train.tsv" in line for line in result["missing"])
+    assert "QNLI: no QNLI.tsv (required by the leaderboard)" in result["not_submitted"]
     assert [path.name for path in (tmp_path / "out" / "submission").iterdir()] == ["RTE.tsv"]
 
 
-def test_goes_on_task_by_task(root, tmp_path, monkeypatch):
-    real, begun = benchmark_tasks.finetune, []
+def test_resume_continues_with_the_first_unfinished_run(root, tmp_path, monkeypatch):
+    real, started = benchmark_runs.finetune, []
 
     def stopping(task, **options):
-        begun.append(options["out"].split("/")[-3])
-        if len(begun) == 4:
+        started.append(options["out"].split("/")[-3])
+        if len(started) == 4:
             raise KeyboardInterrupt
         return real(task, **options)
 
-    monkeypatch.setattr(benchmark_tasks, "finetune", stopping)
+    monkeypatch.setattr(benchmark_runs, "finetune", stopping)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        run(root, out, tasks=["RTE", "WNLI"], trials=2)
-    assert [json.loads(line)["task"] for line in (out / "tasks.jsonl").read_text().splitlines()] == ["RTE"]
-    with (out / "tasks.jsonl").open("a") as stream:
-        stream.write('{"task": "WN')  # killed while it wrote
-    told = run(root, out, tasks=["RTE", "WNLI"], trials=2, resume=True)
-    assert begun == ["RTE", "RTE", "WNLI", "WNLI", "WNLI"]  # the first run of WNLI was whole
-    assert [row["task"] for row in told["table"]] == ["RTE", "WNLI"]
-    assert [json.loads(line)["task"] for line in (out / "tasks.jsonl").read_text().splitlines()] == ["RTE", "WNLI"]
+        run(root, out, tasks=["RTE", "WNLI"], num_seeds=2)
+    assert [json.loads(line)["task"] for line in (out / "finished.jsonl").read_text().splitlines()] == ["RTE"]
+    with (out / "finished.jsonl").open("a") as stream:
+        stream.write('{"task": "WN')  # killed while writing
+    result = run(root, out, tasks=["RTE", "WNLI"], num_seeds=2, resume=True)
+    assert started == ["RTE", "RTE", "WNLI", "WNLI", "WNLI"]  # the first run of WNLI was finished
+    assert [row["task"] for row in result["table"]] == ["RTE", "WNLI"]
+    assert [json.loads(line)["task"] for line in (out / "finished.jsonl").read_text().splitlines()] == ["RTE", "WNLI"]
 
 
-def test_interrupted_run_goes_on_to_the_same_figures(root, tmp_path, monkeypatch):
+def test_resumed_run_has_the_same_metrics(root, tmp_path, monkeypatch):
     options = {"tasks": ["SST-2"], "settings": ["checkpoints.every=1", "evaluation.every=1"]}
     expected = run(root, tmp_path / "a", **options)
     real = finetuning.predict_scores
@@ -292,14 +291,14 @@ def test_interrupted_run_goes_on_to_the_same_figures(root, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         run(root, tmp_path / "b", **options)
     assert list((tmp_path / "b").glob("SST-2/rate-*/seed-0/checkpoints/step-*"))
-    told = run(root, tmp_path / "b", **options, resume=True)
-    assert told["table"] == expected["table"]
+    result = run(root, tmp_path / "b", **options, resume=True)
+    assert result["table"] == expected["table"]
     assert (
         len(calls) == 4
     )  # three steps in all: the third evaluation, which had been stopped, and none of the first two
 
 
-def test_other_settings_are_refused_when_it_goes_on(root, tmp_path):
+def test_resume_with_other_settings_is_refused(root, tmp_path):
     run(root, tmp_path / "out", tasks=["RTE"])
     with pytest.raises(CheckpointError, match="batch_size was 8, is now 4"):
         run(root, tmp_path / "out", tasks=["RTE"], batch_size=4, resume=True)
@@ -307,31 +306,31 @@ def test_other_settings_are_refused_when_it_goes_on(root, tmp_path):
 
 def test_more_tasks_may_be_added(root, tmp_path):
     run(root, tmp_path / "out", tasks=["RTE"])
-    told = run(root, tmp_path / "out", tasks=["RTE", "WNLI"], resume=True)
-    assert [row["task"] for row in told["table"]] == ["RTE", "WNLI"]
+    result = run(root, tmp_path / "out", tasks=["RTE", "WNLI"], resume=True)
+    assert [row["task"] for row in result["table"]] == ["RTE", "WNLI"]
 
 
-def test_more_trials_may_be_added(root, tmp_path):
+def test_more_seeds_may_be_added(root, tmp_path):
     (first,) = run(root, tmp_path / "out", tasks=["RTE"])["table"]
-    (row,) = run(root, tmp_path / "out", tasks=["RTE"], trials=3, resume=True)["table"]
-    told = told_of(tmp_path / "out")["RTE"]
-    assert told["seeds"] == [0, 1, 2]
-    assert f"{100 * told['figures']['accuracy']['each'][0]:.1f}" == first["ours, dev"]
+    (row,) = run(root, tmp_path / "out", tasks=["RTE"], num_seeds=3, resume=True)["table"]
+    result = tasks_of(tmp_path / "out")["RTE"]
+    assert result["seeds"] == [0, 1, 2]
+    assert f"{100 * result['metrics']['accuracy']['each'][0]:.1f}" == first["ours_dev"]
     assert (first["runs"], row["runs"]) == ("1 at 0.001", "3 at 0.001")
-    assert [str(path) for path in (tmp_path / "out").glob("RTE/rate-*/seed-*/final")] == [told["model"]]
+    assert [str(path) for path in (tmp_path / "out").glob("RTE/rate-*/seed-*/final")] == [result["model"]]
 
 
-def test_trials_cannot_be_added_where_a_task_starts_from_another(root, tmp_path, monkeypatch):
+def test_seeds_cannot_be_added_if_a_task_starts_from_another(root, tmp_path, monkeypatch):
     def fake(task, source, config, folder, rate, seed, machine, progress):
-        return {"seed": seed, "figures": {"accuracy": 0.5}, "goodness": 0.5, "seconds": 1.0, "model": str(folder)}
+        return {"seed": seed, "metrics": {"accuracy": 0.5}, "mean_metric": 0.5, "seconds": 1.0, "model": str(folder)}
 
-    monkeypatch.setattr(benchmark_tasks, "_run", fake)
+    monkeypatch.setattr(benchmark_runs, "_run", fake)
     run(root, tmp_path / "out", tasks=["QNLI", "RTE"], from_task="QNLI")
-    with pytest.raises(CheckpointError, match="trials was 1, is now 2"):
-        run(root, tmp_path / "out", tasks=["QNLI", "RTE"], from_task="QNLI", trials=2, resume=True)
+    with pytest.raises(CheckpointError, match="num_seeds was 1, is now 2"):
+        run(root, tmp_path / "out", tasks=["QNLI", "RTE"], from_task="QNLI", num_seeds=2, resume=True)
 
 
-def test_folder_of_something_else_is_not_touched(root, tmp_path):
+def test_other_directory_is_not_resumed_or_overwritten(root, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="holds no benchmark to resume"):
         run(root, tmp_path, tasks=["RTE"], resume=True)
@@ -342,49 +341,49 @@ def test_folder_of_something_else_is_not_touched(root, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_warm_start_from_a_model_made_elsewhere(root, whole, tmp_path):
-    start = str(whole[0] / "QNLI" / "rate-0.001" / "seed-0" / "final")
-    told = run(root, tmp_path / "out", tasks=["RTE", "WNLI"], from_task=start)
-    assert {row["task"]: row["start"] for row in told["table"]} == {"RTE": start, "WNLI": "the model"}
+def test_warm_start_from_a_model_made_elsewhere(root, finished, tmp_path):
+    start = str(finished[0] / "QNLI" / "rate-0.001" / "seed-0" / "final")
+    result = run(root, tmp_path / "out", tasks=["RTE", "WNLI"], from_task=start)
+    assert {row["task"]: row["start"] for row in result["table"]} == {"RTE": start, "WNLI": "the model"}
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         ({"tasks": ["RTW"]}, ConfigError, r"'RTW' does not exist \(did you mean 'RTE'"),
-        ({"tasks": ["RTE"], "from_task": "MNLI"}, ConfigError, "--from-task MNLI: its files are not there"),
+        ({"tasks": ["RTE"], "from_task": "MNLI"}, ConfigError, "--from-task MNLI: Its files are missing"),
         ({"tasks": ["RTE"], "num_seeds": 0}, ConfigError, "--num-seeds 0"),
         ({"tasks": ["RTE"], "learning_rates": [0.0]}, ConfigError, "--learning-rates 0.0"),
-        ({"tasks": ["SWAG"]}, DataError, "holds no task with files"),
+        ({"tasks": ["SWAG"]}, DataError, "has no task with training and dev files"),
         ({"model": "./nowhere"}, CheckpointError, "nowhere does not exist"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(root, tmp_path, options, error, told):
-    with pytest.raises(error, match=told):
+def test_bad_input_is_refused_before_anything_is_written(root, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
         run(root, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_start_from_a_model_that_was_only_pretrained_is_refused(root, tmp_path):
-    with pytest.raises(ConfigError, match="was not trained on labelled data"):
+def test_warm_start_from_a_model_that_is_not_fine_tuned_is_refused(root, tmp_path):
+    with pytest.raises(ConfigError, match="is not a fine-tuned model"):
         run(root, tmp_path / "out", tasks=["RTE"], from_task=str(root / "model"))
 
 
-def test_a_run_that_fails_is_not_taken_for_finished(root, tmp_path):
+def test_failed_run_is_not_finished(root, tmp_path):
     with pytest.raises(TrainingError):
         run(root, tmp_path / "out", tasks=["RTE"], learning_rates=[1e30], settings=["log_every=1"], epochs=20)
-    assert not (tmp_path / "out" / "tasks.jsonl").exists()
+    assert (tmp_path / "out" / "finished.jsonl").read_text() == ""
 
 
-def test_swag_is_taken_by_name(root, tmp_path):
+def test_swag_runs_if_named(root, tmp_path):
     names = ["video-id", "sent1", "sent2", *(f"ending{i}" for i in range(4)), "label"]
     rows = [",".join(names), *(f"v,the king,he,sees,follows,paints,forgets,{i % 3 % 2}" for i in range(12))]
     for file in ("train.csv", "val.csv"):
         write(tmp_path / "glue" / "SWAG" / file, rows)
     (tmp_path / "model").symlink_to(root / "model")
-    told = run(tmp_path, tmp_path / "out", tasks=["SWAG"])
-    (row,) = told["table"]
-    assert (row["constant, dev"], row["BERT-Large test"], row["BERT-Base dev"]) == ("66.7", "86.3", "81.6")
+    result = run(tmp_path, tmp_path / "out", tasks=["SWAG"])
+    (row,) = result["table"]
+    assert (row["constant_dev"], row["bert_large_test"], row["bert_base_dev"]) == ("66.7", "86.3", "81.6")
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ SQuAD
@@ -406,7 +405,7 @@ def write_squad(file, number, *, has_unanswerable):
 
 
 def answer(root, tmp_path, **options):
-    return benchmarking.benchmark_squad(
+    return benchmarks.benchmark_squad(
         options.pop("train"),
         model=str(root / "model"),
         out=str(tmp_path / "out"),
@@ -420,46 +419,46 @@ def answer(root, tmp_path, **options):
 def test_squad_1_writes_what_the_official_script_reads(root, tmp_path):
     train = write_squad(tmp_path / "train.json", 8, has_unanswerable=False)
     dev = write_squad(tmp_path / "dev.json", 4, has_unanswerable=False)
-    told = answer(root, tmp_path, train=[train], dev=[dev])
+    result = answer(root, tmp_path, train=[train], dev=[dev])
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     gold = {f"dev-{i}": ["the small child"] for i in range(4)}
-    figures = squad_figures(gold, predictions)
-    rows = {row["metric"]: row for row in told["table"]}
+    metrics = squad_metrics(gold, predictions)
+    rows = {row["metric"]: row for row in result["table"]}
     assert set(predictions) == set(gold)
-    assert rows["F1"]["ours, dev"] == f"{figures['f1']:.1f}"
-    assert rows["exact match"]["ours, dev"] == f"{figures['exact_match']:.1f}"
-    assert (rows["F1"]["task"], rows["F1"]["BERT-Base dev"], rows["F1"]["constant, dev"]) == (
+    assert rows["F1"]["ours_dev"] == f"{metrics['f1']:.1f}"
+    assert rows["exact match"]["ours_dev"] == f"{metrics['exact_match']:.1f}"
+    assert (rows["F1"]["task"], rows["F1"]["bert_base_dev"], rows["F1"]["constant_dev"]) == (
         "SQuAD 1.1",
         "88.5",
         "0.0",
     )
-    assert "null_odds" not in told and not (tmp_path / "out" / "null_odds.json").exists()
+    assert "null_odds" not in result and not (tmp_path / "out" / "null_odds.json").exists()
 
 
-def test_squad_2_tunes_its_threshold_and_writes_odds(root, tmp_path):
+def test_squad_2_tunes_its_threshold_and_writes_null_odds(root, tmp_path):
     train = write_squad(tmp_path / "train.json", 8, has_unanswerable=True)
     dev = write_squad(tmp_path / "dev.json", 4, has_unanswerable=True)
-    told = answer(root, tmp_path, train=[train], dev=[dev], trials=2)
+    result = answer(root, tmp_path, train=[train], dev=[dev], num_seeds=2)
     odds = json.loads((tmp_path / "out" / "null_odds.json").read_text())
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert odds.keys() == predictions.keys() and len(odds) == 8
-    rows = {row["metric"]: row for row in told["table"]}
-    assert (rows["F1"]["task"], rows["F1"]["BERT-Large test"], rows["F1"]["constant, dev"]) == (
+    rows = {row["metric"]: row for row in result["table"]}
+    assert (rows["F1"]["task"], rows["F1"]["bert_large_test"], rows["F1"]["constant_dev"]) == (
         "SQuAD 2.0",
         "83.1",
         "50.0",
     )
     gold = {name: [] if name.endswith("none") else ["the small child"] for name in predictions}
-    best = max(json.loads((tmp_path / "out" / "squad.json").read_text())["tasks"][0]["figures"]["f1"]["each"])
-    assert squad_figures(gold, predictions)["f1"] == pytest.approx(best)
-    assert any("threshold" in note for note in told["notes"])
+    best = max(json.loads((tmp_path / "out" / "squad.json").read_text())["tasks"][0]["metrics"]["f1"]["each"])
+    assert squad_metrics(gold, predictions)["f1"] == pytest.approx(best)
+    assert any("threshold" in note for note in result["notes"])
 
 
-def test_squad_goes_on_without_training_again(root, tmp_path, monkeypatch):
+def test_squad_is_resumed_without_training_again(root, tmp_path, monkeypatch):
     train = write_squad(tmp_path / "train.json", 8, has_unanswerable=False)
     dev = write_squad(tmp_path / "dev.json", 4, has_unanswerable=False)
     first = answer(root, tmp_path, train=[train], dev=[dev])
-    monkeypatch.setattr(benchmark_tasks, "finetune", None)
+    monkeypatch.setattr(benchmark_runs, "finetune", None)
     assert answer(root, tmp_path, train=[train], dev=[dev], resume=True) == first
 
 

@@ -1,4 +1,4 @@
-"""The report of a fine-tuning run or an evaluation: what it shows of each task, and that it needs nothing but itself."""
+"""Report of a fine-tuning run or an evaluation: content for each task, and a page that loads nothing."""
 
 import re
 from html.parser import HTMLParser
@@ -35,14 +35,14 @@ class Page(HTMLParser):
 
 
 def tokens_of(passage):
-    """Words and their places."""
-    places = [match.span() for match in re.finditer(r"\w+|[^\w\s]", passage)]
-    return {"tokens": [passage[a:b] for a, b in places], "offsets": [list(place) for place in places]}
+    """Return tokens and their offsets."""
+    offsets = [match.span() for match in re.finditer(r"\w+|[^\w\s]", passage)]
+    return {"tokens": [passage[a:b] for a, b in offsets], "offsets": [list(index) for index in offsets]}
 
 
-def peak(number, place, height=0.9):
-    """Probabilities with one peak."""
-    return [height if i == place else (1 - height) / (number - 1) for i in range(number)]
+def peak(number, index, height=0.9):
+    """Return probabilities with one peak."""
+    return [height if i == index else (1 - height) / (number - 1) for i in range(number)]
 
 
 def text_example(*texts, gold="yes", predicted="yes", loss=0.1):
@@ -50,8 +50,8 @@ def text_example(*texts, gold="yes", predicted="yes", loss=0.1):
 
 
 def answer_example(**changes):
-    whole = tokens_of(PASSAGE)
-    number = len(whole["tokens"])
+    tokens = tokens_of(PASSAGE)
+    number = len(tokens["tokens"])
     return {
         "question": "Who was it named after?",
         "passage": PASSAGE,
@@ -59,9 +59,9 @@ def answer_example(**changes):
         "predicted": PASSAGE[BEGIN:END],
         "begin": BEGIN,
         "end": END,
-        **whole,
-        "start": peak(number, whole["tokens"].index("Gustave")),
-        "end_p": peak(number, whole["tokens"].index("Eiffel"), 0.8),
+        **tokens,
+        "start": peak(number, tokens["tokens"].index("Gustave")),
+        "end_p": peak(number, tokens["tokens"].index("Eiffel"), 0.8),
         **changes,
     }
 
@@ -94,17 +94,17 @@ CURVES = {
 }
 
 
-def page_of(folder, task="classify", **told):
-    path = write_task_report(folder, {"task": task, "title": "a run", "metrics": {"accuracy": 0.9}, **told})
+def page_of(folder, task="classify", **content):
+    path = write_task_report(folder, {"task": task, "title": "a run", "metrics": {"accuracy": 0.9}, **content})
     assert path == folder / "report.html"
     assert not list(folder.glob("*.tmp"))
     return Page(path.read_text(encoding="utf-8"))
 
 
-# Figures
+# Metrics
 
 
-def test_tiles_tell_metrics_beside_the_baseline(tmp_path):
+def test_tiles_show_metrics_with_their_baseline(tmp_path):
     metrics = {"accuracy": 0.9123, "macro_f1": 0.8, "matthews": 0.81234, "examples": 1200}
     page = page_of(tmp_path, metrics=metrics, baseline={"accuracy": 0.5, "always_yes_f1": 0.25})
     assert page.tiles() == [
@@ -112,23 +112,23 @@ def test_tiles_tell_metrics_beside_the_baseline(tmp_path):
         ("macro F1", "80.0%", ""),
         ("matthews", "0.812", ""),
         ("examples", "1,200", ""),
-        ("always yes F1", "25.0%", "a baseline"),
+        ("always yes F1", "25.0%", "baseline"),
     ]
-    assert "without a model" in page.text
+    assert "needs no model" in page.text
 
 
-def test_figures_of_answers_are_percent_already(tmp_path):
+def test_metrics_of_question_answering_are_in_percent(tmp_path):
     page = page_of(tmp_path, task="qa", metrics={"exact_match": 71.25, "f1": 80.0, "best_threshold": -1.5})
     assert [figure for _, figure, _ in page.tiles()] == ["71.2%", "80.0%", "-1.500"]
 
 
-def test_report_of_figures_alone_has_no_empty_parts(tmp_path):
+def test_report_of_metrics_alone_has_no_empty_parts(tmp_path):
     page = page_of(tmp_path, confusion=None, per_label=None)
     assert re.findall("<h2>(.*?)</h2>", page.source) == ["Settings"]
-    assert "without a model" not in page.text
+    assert "needs no model" not in page.text
 
 
-def test_all_parts_stand_in_their_order(tmp_path):
+def test_parts_are_in_order(tmp_path):
     page = page_of(
         tmp_path,
         notes=["3 texts were cut."],
@@ -139,7 +139,7 @@ def test_all_parts_stand_in_their_order(tmp_path):
         examples=[EXAMPLES["classify"]],
         config="seed = 1\n",
     )
-    parts = ["About the data", "Curves", "What was taken for what", "Label by label", "Examples", "Settings"]
+    parts = ["Data", "Plots", "Confusion matrix", "Metrics by label", "Examples", "Settings"]
     assert re.findall("<h2>(.*?)</h2>", page.source) == parts
     assert re.findall("<figcaption>(.*?)</figcaption>", page.source) == ["Loss"]
     assert all(f"<!-- {name} -->" in page.source for name in ("dev", "training", "epochs", "nats"))
@@ -165,7 +165,7 @@ def test_confusion_has_a_cell_for_each_pair_of_labels(tmp_path, number, is_dense
 # Examples
 
 
-def test_mistakes_come_first_and_of_them_those_with_the_largest_loss(tmp_path):
+def test_errors_come_first_by_decreasing_loss(tmp_path):
     examples = [
         text_example("right but unsure", loss=0.6),
         text_example("wrong", predicted="no", loss=1.0),
@@ -173,15 +173,15 @@ def test_mistakes_come_first_and_of_them_those_with_the_largest_loss(tmp_path):
     ]
     page = page_of(tmp_path, examples=examples)
     assert re.findall('<span class="text">(.*?)</span>', page.source) == ["very wrong", "wrong", "right but unsure"]
-    assert "2 of 3 have a mistake" in page.text
+    assert "2 of 3 are wrong" in page.text
     assert page.text.count("✗") == 2
     assert page.text.count("✓") == 1
     assert "no 75.0%" in page.text
 
 
-def test_only_so_many_examples_are_shown(tmp_path):
+def test_number_of_examples_is_limited(tmp_path):
     page = page_of(tmp_path, examples=[text_example(f"text {i}", predicted="no") for i in range(100)])
-    assert "100 of 100 have a mistake" in page.text
+    assert "100 of 100 are wrong" in page.text
     assert "; 40 are shown." in page.text
     assert page.source.count('<span class="text">') == 40
 
@@ -190,8 +190,8 @@ def test_numbers_are_neither_right_nor_wrong(tmp_path):
     metrics = {"pearson": 0.8, "mean_squared_error": 0.5}
     example = {"texts": ["a", "b"], "gold": "3.0", "predicted": "2.9", "probability": None, "loss": 0.01}
     page = page_of(tmp_path, task="pair", metrics=metrics, examples=[example])
-    assert "furthest off" in page.text
-    assert "mistake" not in page.text
+    assert "with the largest error" in page.text
+    assert "wrong;" not in page.text
     assert "✗" not in page.text
 
 
@@ -223,7 +223,7 @@ def test_entities_are_marked_by_what_is_wrong_with_them(tmp_path):
         ("wrong", "PER missed", "Macron"),
         ("right", "LOC", "Paris"),
     ]
-    assert "1 of 1 have a mistake" in page.text
+    assert "1 of 1 are wrong" in page.text
 
 
 def test_entity_of_another_type_shows_both(tmp_path):
@@ -238,7 +238,7 @@ def test_each_word_has_its_tag_where_there_are_no_entities(tmp_path):
     assert len(set(re.findall(r"--hue:(\d+)", page.source))) == 2
 
 
-def test_texts_with_most_mistakes_come_first(tmp_path):
+def test_texts_with_most_errors_come_first(tmp_path):
     words = ["Anna", "Ben", "Carl"]
     examples = [
         {"words": words, "gold": ["B-PER"] * 3, "predicted": ["B-PER"] * n + ["O"] * (3 - n)} for n in (3, 1, 2)
@@ -261,18 +261,18 @@ def test_answer_is_marked_in_its_passage(tmp_path):
     page = page_of(tmp_path, task="qa", examples=[answer_example()])
     marked = re.search('<div class="passage">(.*?)</div>', page.source).group(1)
     assert marked == f'{PASSAGE[:BEGIN]}<mark class="right">Gustave Eiffel</mark>{PASSAGE[END:]}'
-    assert "right: Gustave Eiffel" in page.text
-    assert "/ Gustave" not in page.text  # the same answer twice is told once
+    assert "correct: Gustave Eiffel" in page.text
+    assert "/ Gustave" not in page.text  # equal answers are shown once
 
 
 def test_answer_is_right_when_its_exact_match_is(tmp_path):
     examples = [answer_example(gold=["the Gustave eiffel."]), answer_example(gold=["Eiffel"])]
     page = page_of(tmp_path, task="qa", examples=examples)
-    assert "1 of 2 have a mistake" in page.text
+    assert "1 of 2 are wrong" in page.text
     assert page.text.index("✗") < page.text.index("✓")
 
 
-def test_probabilities_of_start_and_end_are_drawn(tmp_path):
+def test_probabilities_of_start_and_end_are_plotted(tmp_path):
     page = page_of(tmp_path, task="qa", examples=[answer_example()])
     bars = {
         kind: [a for tag, a in page.tags if tag == "rect" and a["class"] == kind] for kind in ("start", "end", "span")
@@ -290,35 +290,35 @@ def test_probabilities_of_start_and_end_are_drawn(tmp_path):
     assert re.findall(r"<text [^>]*>(\w+ \d+%)</text>", page.source) == ["Gustave 90%", "Eiffel 80%"]
 
 
-def test_question_without_an_answer_is_told_so(tmp_path):
+def test_question_without_an_answer_is_shown(tmp_path):
     changes = {"gold": [], "predicted": "", "begin": None, "end": None}
     page = page_of(tmp_path, task="qa", examples=[answer_example(**changes)])
     assert "<mark" not in page.source
     assert page.text.count("no answer") == 2
     assert PASSAGE in page.text
     assert "span" not in page.classes()
-    assert "0 of 1 have a mistake" in page.text
+    assert "0 of 1 are wrong" in page.text
 
 
-@pytest.mark.parametrize("given", [(0, 1), ("A sock.", "A hammer.")])
-def test_choices_have_their_probabilities(tmp_path, given):
-    wrong = {**CHOICE, "predicted": given[0], "gold": given[1]}
-    right = {**wrong, "predicted": given[1], "probabilities": [0.25, 0.75]}
+@pytest.mark.parametrize("pair", [(0, 1), ("A sock.", "A hammer.")])
+def test_choices_have_their_probabilities(tmp_path, pair):
+    wrong = {**CHOICE, "predicted": pair[0], "gold": pair[1]}
+    right = {**wrong, "predicted": pair[1], "probabilities": [0.25, 0.75]}
     page = page_of(tmp_path, task="choice", examples=[right, wrong])
     first, second = page.source.split('<div class="example">')[1:]
     assert "✗" in first
     assert "✓" in second
     assert re.findall(r"\d+\.\d%(?=</span>)", first) == ["62.5%", "37.5%"]
-    assert re.search(r'A hammer\. <span class="right">right</span>', first)
+    assert re.search(r'A hammer\. <span class="right">correct</span>', first)
 
 
-# What it is made of
+# The page
 
 
 @pytest.fixture
 def without_plots(monkeypatch):
-    """Drawing takes a second."""
-    monkeypatch.setattr(task_report, "draw", lambda curves, unit, x_name: "<svg></svg>")
+    """Skip plots, which take a second."""
+    monkeypatch.setattr(task_report, "plot_curves", lambda curves, unit, x_name: "<svg></svg>")
 
 
 def bad_example(task):

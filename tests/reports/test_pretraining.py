@@ -1,4 +1,4 @@
-"""The report of a run: what it shows, and that it needs nothing but itself."""
+"""Report of a pre-training run: content, and a page that loads nothing."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from stemformer.commands import pretrain as pretraining
 from stemformer.errors import DataError
 from stemformer.io import read_jsonl
 from stemformer.reports import pretraining as run_report
-from stemformer.reports.plots import draw, draw_heads
+from stemformer.reports.plots import plot_curves, plot_head_scores
 from stemformer.reports.pretraining import write_report
 
 
@@ -41,8 +41,8 @@ class Page(HTMLParser):
 def run(tiny, no_timing, tmp_path_factory):
     """A finished run with next sentence and held-out text."""
     out = tmp_path_factory.mktemp("report") / "run"
-    sizes = ["model.hidden_size=16", "model.intermediate_size=32", "batch.rows=4", "batch.row_length=32"]
-    often = ["log_every=1", "evaluation.every=2", "evaluation.rows=8", "evaluation.blanks=6"]
+    sizes = ["model.hidden_size=16", "model.intermediate_size=32", "batch.size=4", "batch.sequence_length=32"]
+    often = ["log_every=1", "evaluation.every=2", "evaluation.num_examples=8", "evaluation.num_cloze_examples=6"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "write_report", write_report)  # which other tests leave out
         stemformer.pretrain(
@@ -58,8 +58,8 @@ def run(tiny, no_timing, tmp_path_factory):
 
 @pytest.fixture
 def folder(run, tmp_path, monkeypatch):
-    """A copy of the run without its report, which will be written without drawing: that takes a second."""
-    monkeypatch.setattr(run_report, "draw", lambda curves, unit: "<svg></svg>")
+    """Copy of the run without its report; plots, which take a second, are skipped."""
+    monkeypatch.setattr(run_report, "plot_curves", lambda curves, unit: "<svg></svg>")
     copy = tmp_path / "a run"
     copy.mkdir()
     for name in ("config.toml", "log.jsonl"):
@@ -80,54 +80,61 @@ def page_of(folder):
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
-# What it shows
+# Content
 
 
-def test_finished_run_has_a_report_of_every_figure(run):
+def test_report_of_a_finished_run_has_all_plots_and_tiles(run):
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     assert page.captions() == [
         "Loss on masked words",
-        "Masked words right",
+        "Accuracy on masked words",
         "Loss on next sentence",
-        "Next sentence right",
-        "Blanks right",
+        "Accuracy on next sentence",
+        "Cloze accuracy",
         "Learning rate",
         "Throughput",
     ]
-    titles = ["held-out loss", "hidden words right", "next sentence right", "blanks right", "trained on", "throughput"]
+    titles = [
+        "held-out loss",
+        "accuracy on masked words",
+        "next sentence accuracy",
+        "cloze accuracy",
+        "trained on",
+        "throughput",
+    ]
     assert [title for title, *_ in page.tiles()] == titles
     assert 'recipe = "bert_tiny"' in page.text
 
 
-def test_tiles_tell_the_last_figures_beside_what_needs_no_reading(run):
+def test_tiles_show_the_last_metrics_with_their_baselines(run):
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     last = [line for line in read_jsonl(run / "log.jsonl") if line["kind"] == "evaluation"][-1]
     tiles = {title: (figure, remark) for title, figure, remark in page.tiles()}
     assert tiles["held-out loss"][0] == f"{last['held_out_masked_lm_loss']:.2f} nats"
     assert f"({last['held_out_unigram_loss']:.2f})" in tiles["held-out loss"][1]
-    assert tiles["next sentence right"][0] == f"{last['held_out_next_sentence_accuracy']:.1%}"
-    assert tiles["next sentence right"][1].startswith(f"{last['held_out_majority_accuracy']:.1%}")
-    assert tiles["blanks right"][0] == f"{last['held_out_blank_accuracy']:.1%}"
+    assert tiles["next sentence accuracy"][0] == f"{last['held_out_next_sentence_accuracy']:.1%}"
+    assert tiles["next sentence accuracy"][1].endswith(f"{last['held_out_majority_accuracy']:.1%}")
+    assert tiles["cloze accuracy"][0] == f"{last['held_out_blank_accuracy']:.1%}"
     assert tiles["trained on"][1].startswith("4 steps")
 
 
-def test_run_without_next_sentence_says_nothing_of_it(folder):
+def test_report_without_next_sentence_prediction(folder):
     rewrite(folder, lambda line: {k: v for k, v in line.items() if "next_sentence" not in k and "majority" not in k})
     page = page_of(folder)
-    assert page.captions()[:3] == ["Loss on masked words", "Masked words right", "Blanks right"]
-    assert "next sentence" not in [title for title, *_ in page.tiles()]
+    assert page.captions()[:3] == ["Loss on masked words", "Accuracy on masked words", "Cloze accuracy"]
+    assert not any("next sentence" in title for title, *_ in page.tiles())
 
 
-def test_run_without_held_out_text_shows_its_training(folder):
+def test_report_without_held_out_text_shows_training(folder):
     rewrite(folder, lambda line: line if line["kind"] == "train" else None)
     page = page_of(folder)
     assert [title for title, *_ in page.tiles()] == ["trained on", "throughput"]
     assert page.captions()[0] == "Loss on masked words"
-    assert "held-out blanks" not in page.source
+    assert "held-out sentences" not in page.source
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_run_that_is_going_on_shows_what_there_is(folder, steps):
+def test_report_of_a_running_run(folder, steps):
     rewrite(folder, lambda line: line if line["step"] <= steps else None)
     with (folder / "log.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 9, "los')  # a line that is being written
@@ -137,7 +144,7 @@ def test_run_that_is_going_on_shows_what_there_is(folder, steps):
     assert steps == 0 or tiles["trained on"].startswith(f"{steps:,} steps")
 
 
-def test_run_that_has_just_begun_has_an_empty_report(folder):
+def test_run_without_log_lines_has_an_empty_report(folder):
     (folder / "log.jsonl").write_text("")
     page = page_of(folder)
     assert (page.captions(), page.tiles()) == ([], [])
@@ -151,7 +158,7 @@ def test_report_of_a_run_can_be_written_again(folder):
 
 
 @pytest.mark.parametrize("first", [5, 0])
-def test_resumed_run_may_have_asked_for_another_number_of_blanks(folder, first):
+def test_resumed_run_may_have_another_number_of_cloze_sentences(folder, first):
     fills = [{"text": f"a [MASK] {i}", "answer": "b", "guess": "c", "probability": 0.5} for i in range(9)]
     kinds = iter([first, 3, 9])
     lines = rewrite(folder, lambda line: {**line, "fills": fills[: next(kinds)]} if line["kind"] == "fills" else line)
@@ -160,7 +167,7 @@ def test_resumed_run_may_have_asked_for_another_number_of_blanks(folder, first):
     assert rows == ["0", "1", "2"]  # those that all moments have, which are the first of more
 
 
-# What it is made of
+# The page
 
 
 def test_report_loads_nothing_and_runs_nothing(run):
@@ -220,18 +227,18 @@ def test_right_and_wrong_guesses_look_different(folder):
 
 def test_plot_names_its_curves():
     curves = [("one", [0.0, 1.0], [2.0, 1.0], "line"), ("two", [0.0, 1.0], [3.0, 3.0], "baseline")]
-    svg = draw(curves, unit="nats")
+    svg = plot_curves(curves, unit="nats")
     assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
     assert all(f"<!-- {name} -->" in svg for name in ("one", "two", "nats", "tokens (millions)"))
-    assert "<!-- one -->" not in draw(curves[:1], unit="nats")  # a single curve needs no legend
+    assert "<!-- one -->" not in plot_curves(curves[:1], unit="nats")  # a single curve needs no legend
 
 
-def test_map_of_heads_says_high_scores_and_needs_no_picture_file():
-    svg = draw_heads([("0.00 M", [[0.01, 0.02], [0.0, 0.03]]), ("1.50 M", [[0.01, 0.98], [0.2, 1.0]])])
+def test_map_of_heads_prints_high_scores_and_is_vector_graphics():
+    svg = plot_head_scores([("0.00 M", [[0.01, 0.02], [0.0, 0.03]]), ("1.50 M", [[0.01, 0.98], [0.2, 1.0]])])
     assert svg.startswith("<svg") and "<image" not in svg
     shown = re.findall("<!-- (.*?) -->", svg)
     assert [text for text in shown if text.startswith(".") or text.endswith("M")] == ["0.00 M", ".98", ".20", "1.50 M"]
-    assert svg == draw_heads([("0.00 M", [[0.01, 0.02], [0.0, 0.03]]), ("1.50 M", [[0.01, 0.98], [0.2, 1.0]])])
+    assert svg == plot_head_scores([("0.00 M", [[0.01, 0.02], [0.0, 0.03]]), ("1.50 M", [[0.01, 0.98], [0.2, 1.0]])])
 
 
 # No run

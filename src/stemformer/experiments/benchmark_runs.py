@@ -1,9 +1,8 @@
-"""A task of a benchmark: its data read, what a constant answer gives, and its runs over learning rates and seeds."""
+"""Runs of one benchmark task: its data, a constant answer, and fine-tuning over learning rates and seeds."""
 
-import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,41 +11,40 @@ from typing import Any
 import numpy as np
 
 from stemformer.commands.finetune import finetune
-from stemformer.commands.predict import Pipeline, load
+from stemformer.commands.load import Pipeline, load
 from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.errors import ConfigError
 from stemformer.evaluation.benchmarks import BenchmarkTask, find_split, make_records, read_rows
-from stemformer.io import write_file
-from stemformer.progress import Progress
+from stemformer.experiments.run_grid import Record
+from stemformer.io import read_json_object, write_json, write_jsonl
+from stemformer.progress import Progress, SubProgress
 from stemformer.tasks.metrics import classification_metrics, mean_std, regression_metrics
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What `config.toml` of a benchmark's folder holds.
-
-    When the benchmark goes on, `tasks` may change, and `trials` where no task starts from another one's model.
+    """Config of a benchmark.
 
     Attributes:
-        model: That training starts from.
-        data: Folder of the tasks; of SQuAD the training files.
-        dev: Of SQuAD.
-        tasks: That were asked for.
-        trials: Runs of each task, with seeds that follow each other.
-        learning_rates: Each is tried with the first seed, the best on dev is taken; empty for those of the BERT paper.
-        epochs: Passes; None for the paper's, like `batch_size`.
-        batch_size: Examples a step.
-        max_length: Tokens of an example.
-        seed: The first.
-        from_task: A task, or a fine-tuned model, that the small tasks start from.
-        settings: Laid over each run's configuration.
+        model: Model to start from.
+        data: Directory of the tasks; training files of SQuAD.
+        dev: Dev files of SQuAD.
+        tasks: Names of tasks.
+        num_seeds: Number of runs of each task, with consecutive seeds.
+        learning_rates: Tried with the first seed; the best on dev is used. Empty for those of the BERT paper.
+        epochs: None for that of the paper.
+        batch_size: Examples per step; None for that of the paper.
+        max_length: Maximum number of tokens of an example.
+        seed: First seed.
+        from_task: Task, or fine-tuned model, that the small tasks start from.
+        settings: Config overrides of every run.
     """
 
     model: str
     data: tuple[str, ...]
     dev: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    trials: int = 1
+    num_seeds: int = 1
     learning_rates: tuple[float, ...] = ()
     epochs: float | None = None
     batch_size: int | None = None
@@ -56,22 +54,22 @@ class BenchmarkConfig:
     settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise ConfigError(f"--num-seeds {self.trials}: expected at least 1")
+        if self.num_seeds < 1:
+            raise ConfigError(f"--num-seeds {self.num_seeds}: expected at least 1")
         if any(rate <= 0 for rate in self.learning_rates):
-            raise ConfigError(f"--learning-rates {min(self.learning_rates)}: expected a number above 0")
+            raise ConfigError(f"--learning-rates {min(self.learning_rates)}: expected numbers above 0")
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task is trained and judged on.
+    """Data of a task.
 
     Attributes:
-        train: Files as `finetune` reads them, like `dev`.
-        dev: Of these the figures are.
-        num_train: Records, like `num_dev`.
-        num_dev: In all files together.
-        baseline: Official figures of a constant answer, by metric.
+        train: Files as `finetune` reads them.
+        dev: Files as `finetune` reads them.
+        num_train: Number of records.
+        num_dev: Number of records.
+        baseline: Official metrics of a constant answer.
         mismatched: Records of the second dev set of MNLI.
         notes: What was left out, in sentences.
     """
@@ -85,39 +83,34 @@ class TaskData:
     notes: tuple[str, ...] = ()
 
 
-def read_task_data(task: BenchmarkTask, folder: str, target: Path) -> TaskData:
-    """Returns a task's data; its texts and answers are written as lines of JSON, since GLUE's files have each their own form.
+def read_task_data(task: BenchmarkTask, source: str, folder: Path) -> TaskData:
+    """Read a task of GLUE, or SWAG, and write texts and labels as JSON lines, since every GLUE file has its own format.
 
     Args:
-        task: Of GLUE, or SWAG.
-        folder: As for `tasks.glue.find_split`.
-        target: Folder of the benchmark.
+        source: As for `find_split`.
+        folder: Directory of the benchmark.
 
     Raises:
-        DataError: Files of another form.
+        DataError: A file has another format.
     """
-    parts = {part: find_split(task, folder, getattr(task, part)) for part in ("train", "dev")}
+    splits = {split: str(find_split(task, source, getattr(task, split))) for split in ("train", "dev")}
     if task.task == "choice":
-        read = {part: read_choices([str(file)], counts=Counter()) for part, file in parts.items()}
-        (frequent, _), *_ = Counter(q.answer for q in read["train"]).most_common(1)
-        right = fmean(q.answer == frequent for q in read["dev"])
-        return TaskData(
-            (str(parts["train"]),), (str(parts["dev"]),), len(read["train"]), len(read["dev"]), {"accuracy": right}
-        )
+        read = {split: read_choices([file], counts=Counter()) for split, file in splits.items()}
+        (frequent, _), *_ = Counter(question.answer for question in read["train"]).most_common(1)
+        baseline = {"accuracy": fmean(question.answer == frequent for question in read["dev"])}
+        return TaskData((splits["train"],), (splits["dev"],), len(read["train"]), len(read["dev"]), baseline)
     counts: Counter[str] = Counter()
-    rows = {part: read_rows(task, str(source), counts=counts) for part, source in parts.items()}
-    files = {}
-    for part, found in rows.items():
-        files[part] = target / "data" / task.name / f"{part}.jsonl"
-        files[part].parent.mkdir(parents=True, exist_ok=True)
-        write_file(files[part], [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in found])
-    baseline = _constant(task, rows["train"], rows["dev"])
+    rows = {split: read_rows(task, file, counts=counts) for split, file in splits.items()}
+    files = {split: folder / "data" / task.name / f"{split}.jsonl" for split in splits}
+    for split, file in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(file, rows[split])
+    baseline = _constant_metrics(task, rows["train"], rows["dev"])
     mismatched: list[Any] = []
     if task.mismatched is not None:
-        others = read_rows(task, str(find_split(task, folder, task.mismatched)), counts=counts)
-        baseline["accuracy_mismatched"] = _constant(task, rows["train"], others)["accuracy"]
+        others = read_rows(task, str(find_split(task, source, task.mismatched)), counts=counts)
+        baseline["accuracy_mismatched"] = _constant_metrics(task, rows["train"], others)["accuracy"]
         mismatched = [record for record in make_records(task, others) if record.label != "-"]
-    notes = tuple(f"{task.name}: {what}: {number:,}" for what, number in counts.items())
     return TaskData(
         (str(files["train"]),),
         (str(files["dev"]),),
@@ -125,103 +118,113 @@ def read_task_data(task: BenchmarkTask, folder: str, target: Path) -> TaskData:
         len(rows["dev"]),
         baseline,
         tuple(mismatched),
-        notes,
+        tuple(f"{task.name}: {what}: {number:,}" for what, number in counts.items()),
     )
 
 
-def _constant(task: BenchmarkTask, train: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Returns the official figures of always saying the most frequent class of the training data, or their mean score."""
+def _constant_metrics(
+    task: BenchmarkTask, train: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+    """Return the official metrics of always predicting the most frequent training label, or the mean training score."""
     gold = [row[task.label] for row in dev if row[task.label] != "-"]
+    metrics: dict[str, Any]
     if task.kind == "score":
         mean = fmean(row[task.label] for row in train)
-        told: dict[str, Any] = regression_metrics(np.array(gold), np.full(len(gold), mean))
+        metrics = regression_metrics(np.array(gold), np.full(len(gold), mean))
     else:
         ((frequent, _),) = Counter(row[task.label] for row in train if row[task.label] != "-").most_common(1)
-        number = {label: i for i, label in enumerate(task.labels)}
-        right = np.array([number[label] for label in gold])
-        told = classification_metrics(right, np.full(len(gold), number[frequent]), task.labels)
-    return {name: told[name] for name in task.metrics if name in told}
+        index = {label: i for i, label in enumerate(task.labels)}
+        labels = np.array([index[label] for label in gold])
+        metrics = classification_metrics(labels, np.full(len(gold), index[frequent]), task.labels)
+    return {name: metrics[name] for name in task.metrics if name in metrics}
 
 
 def run_task(
     task: BenchmarkTask,
-    source: TaskData,
+    data: TaskData,
     config: BenchmarkConfig,
     folder: Path,
-    machine: dict[str, Any],
+    compute: Mapping[str, Any],
     progress: Progress,
-) -> dict[str, Any]:
-    """Tries the rates with the first seed, then the best one with the other seeds.
+) -> Record:
+    """Try the learning rates with the first seed, then run the best one with the other seeds.
 
     Args:
-        task: What is learned.
-        source: Its data.
-        config: Model, rates, trials and so on.
-        folder: Of the task; its runs that are whole are not done again, and one that was interrupted goes on.
-        machine: `device`, `precision` and `threads`, as `finetune` takes them.
-        progress: Told how far it is.
+        task: Task.
+        data: Its data.
+        config: Config of the benchmark; `model` is what this task starts from.
+        folder: Directory of the task. Finished runs in it are kept, an interrupted one is resumed.
+        compute: `device`, `precision` and `threads`.
+        progress: Progress reporter of the task.
 
     Returns:
-        A line of `tasks.jsonl`: sizes, `figures` and `baseline` by metric, the rate that was chosen and the figures of each `tried`,
-        seeds, hyper-parameters, seconds of training, the best run's `model`, and notes.
+        Record of the task: sizes of the data, `metrics` and `baseline`, the best `learning_rate` and the metrics of each
+        one `tried`, `seeds`, hyper-parameters, `seconds` of training, the best `model`, and `notes`.
     """
-    rates = config.learning_rates or task.learning_rates
+    rates = list(dict.fromkeys(config.learning_rates or task.learning_rates))
+    progress.start("training", total=len(rates) + config.num_seeds - 1, unit="runs")
 
     def run(rate: float, seed: int) -> dict[str, Any]:
-        progress.say(f"{task.name}: learning rate {rate:g}, seed {seed}")
-        return _run(task, source, config, folder / f"rate-{rate:g}" / f"seed-{seed}", rate, seed, machine, progress)
+        inner = SubProgress(progress, f"learning rate {rate:g}, seed {seed}", share=1)
+        return _run(task, data, config, folder / f"rate-{rate:g}" / f"seed-{seed}", rate, seed, compute, inner)
 
-    tried = {rate: run(rate, config.seed) for rate in dict.fromkeys(rates)}
-    rate = max(tried, key=lambda r: tried[r]["goodness"])
-    runs = [tried[rate], *(run(rate, config.seed + i) for i in range(1, config.trials))]
-    figures = {}
+    tried = {rate: run(rate, config.seed) for rate in rates}
+    rate = max(tried, key=lambda r: tried[r]["mean_metric"])
+    runs = [tried[rate], *(run(rate, config.seed + i) for i in range(1, config.num_seeds))]
+    metrics = {}
     for name in task.metrics:
-        each = [told["figures"][name] for told in runs]
+        each = [result["metrics"][name] for result in runs]
         mean, deviation = mean_std(each)
-        figures[name] = {"mean": mean, "spread": deviation, "each": each}
-    best = max(runs, key=lambda told: told["goodness"])
-    progress.say(f"{task.name}: " + ", ".join(f"{name} {of['mean']:.4g}" for name, of in figures.items()))
+        metrics[name] = {"mean": mean, "spread": deviation, "each": each}
     return {
         "task": task.name,
-        "train": source.num_train,
-        "dev": source.num_dev,
-        "figures": figures,
-        "baseline": source.baseline,
+        "train": data.num_train,
+        "dev": data.num_dev,
+        "metrics": metrics,
+        "baseline": data.baseline,
         "learning_rate": rate,
-        "tried": {f"{r:g}": told["figures"] for r, told in tried.items()},
-        "seeds": [told["seed"] for told in runs],
+        "tried": {f"{r:g}": result["metrics"] for r, result in tried.items()},
+        "seeds": [result["seed"] for result in runs],
         "epochs": config.epochs or task.epochs,
         "batch_size": config.batch_size or task.batch_size,
-        "seconds": round(sum(told["seconds"] for told in {id(t): t for t in (*tried.values(), *runs)}.values()), 1),
-        "model": best["model"],
-        "notes": list(source.notes),
+        "seconds": round(sum(result["seconds"] for result in [*tried.values(), *runs[1:]]), 1),
+        "model": max(runs, key=lambda result: result["mean_metric"])["model"],
+        "notes": list(data.notes),
     }
+
+
+def rename_task_keys(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the keys of earlier versions in a record of a task or of a run."""
+    renamed = {"figure": "metrics", "goodness": "mean_metric"}
+    return {renamed.get(key.rstrip("s"), key): value for key, value in record.items()}
 
 
 def _run(
     task: BenchmarkTask,
-    source: TaskData,
+    data: TaskData,
     config: BenchmarkConfig,
     folder: Path,
     rate: float,
     seed: int,
-    machine: dict[str, Any],
+    compute: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Returns the official figures of one run, which is done unless they are there already."""
+    """Return the official metrics of one run, which is made unless it is finished."""
     file = folder / "official.json"
     if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    is_begun = any(folder.glob("checkpoints/step-????????"))
-    ended = finetune(
+        progress.start("training", total=1)
+        progress.advance(1)
+        return rename_task_keys(read_json_object(file))
+    is_started = any(folder.glob("checkpoints/step-????????"))
+    is_text = task.task in ("classify", "pair")
+    result = finetune(
         task.task,
         model=config.model,
-        train=source.train,
-        dev=source.dev,
+        train=data.train,
+        dev=data.dev,
         out=str(folder),
-        text_column=task.texts if task.task in ("classify", "pair") else (),
-        label_column=task.label if task.task in ("classify", "pair") else None,
+        text_column=task.texts if is_text else (),
+        label_column=task.label if is_text else None,
         kind=task.kind,
         max_length=config.max_length,
         epochs=config.epochs or task.epochs,
@@ -229,53 +232,42 @@ def _run(
         learning_rate=rate,
         settings=config.settings,
         seed=seed,
-        resume=is_begun,
-        overwrite=not is_begun,
+        resume=is_started,
+        overwrite=not is_started,
         progress=progress,
-        **machine,
+        **compute,
     )
-    told = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-    figures = {name: told[name] for name in task.metrics if name in told}
-    if source.mismatched:
-        loaded = open_benchmark_model(str(folder), machine)
-        predictions = loaded.predict_records(source.mismatched, progress)
-        assert loaded.task is not None
-        others, _ = loaded.task.compute_metrics(predictions, source.mismatched)
-        figures["accuracy_mismatched"] = others["accuracy"]
-    result = {
+    found = read_json_object(folder / "metrics.json")["metrics"]
+    metrics = {name: found[name] for name in task.metrics if name in found}
+    if data.mismatched:
+        pipeline = open_benchmark_model(str(folder), compute)
+        assert pipeline.task is not None
+        predictions = pipeline.predict_records(data.mismatched, progress)
+        metrics["accuracy_mismatched"] = pipeline.task.compute_metrics(predictions, data.mismatched)[0]["accuracy"]
+    official = {
         "seed": seed,
-        "figures": figures,
-        "goodness": fmean(figures[name] for name in task.metrics),
-        "seconds": ended["seconds"],
+        "metrics": metrics,
+        "mean_metric": fmean(metrics[name] for name in task.metrics),
+        "seconds": result["seconds"],
         "model": str(folder / "final"),
     }
-    write_file(file, [(json.dumps(result, indent=2) + "\n").encode()])
+    write_json(file, official)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return result
+    return official
 
 
-def open_benchmark_model(path: str, machine: dict[str, Any]) -> Pipeline:
-    """Returns a fine-tuned model that predicts in the precision that it was evaluated in.
-
-    Args:
-        path: Its folder.
-        machine: `device`, `precision` and `threads`, as `finetune` was given them.
-    """
+def open_benchmark_model(path: str, compute: Mapping[str, Any]) -> Pipeline:
+    """Load a fine-tuned model, to predict with the precision of its evaluation."""
     return load(
         path,
-        device=machine["device"] or "auto",
-        precision=machine["precision"] or "auto",
-        threads=machine["threads"],
+        device=compute["device"] or "auto",
+        precision=compute["precision"] or "auto",
+        threads=compute["threads"],
     )
 
 
 def keep_one_model(folder: Path, kept: Path) -> None:
-    """Deletes the models of all runs of a task but one; their figures, logs and reports stay.
-
-    Args:
-        folder: Of the task.
-        kept: The model that stays.
-    """
-    for final in folder.glob("rate-*/seed-*/final"):
-        if final.resolve() != kept.resolve():
-            shutil.rmtree(final)
+    """Delete the models of all runs of a task but one; metrics, logs and reports stay."""
+    for model in folder.glob("rate-*/seed-*/final"):
+        if model.resolve() != kept.resolve():
+            shutil.rmtree(model)

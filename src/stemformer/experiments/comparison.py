@@ -1,44 +1,115 @@
-"""The comparing command: one task from pre-trained weights, from random ones, and from a pre-trained body under fresh word embeddings.
+"""The `compare` command: fine-tuning from pre-trained and from random weights, over training-set sizes and seeds.
 
-The runs themselves are in `cells.py`.
+A seed determines records, head, order and dropout in the same way for every initialization, so differences are taken
+over paired seeds.
 """
 
 import hashlib
-import json
 import math
-import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
-from stemformer.commands.finetune import make_config, run_length
-from stemformer.config import nearest, to_toml
+import numpy as np
+
+from stemformer.commands.finetune import make_config, make_finetuning_context, run_length
+from stemformer.config import from_toml, nearest, to_toml
 from stemformer.data.labelled.splits import parse_sizes, subset_order
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.device import choose_device
 from stemformer.errors import ConfigError
 from stemformer.evaluation.seed_statistics import differences_from_random, gain_sentences, means, table_row
-from stemformer.experiments.comparison_trials import (
-    INITIALIZATIONS,
-    CompareConfig,
-    Trial,
-    TrialTable,
-    prepare_comparison,
-    run_trials,
-    subset,
-)
-from stemformer.huggingface.load import find_folder
-from stemformer.io import read_jsonl, write_file
+from stemformer.experiments.run_grid import CONFIG, PlannedRun, Record, RunGrid, check_single_process
+from stemformer.huggingface.load import find_model_folder
+from stemformer.io import read_jsonl, write_json
 from stemformer.options import CompareOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
-from stemformer.reports.comparison import write_compare_report
-from stemformer.tasks.dataset import encode_splits, majority_baseline, read_labelled, stratification_keys
-from stemformer.training.config import FinetuneConfig
-from stemformer.training.initialization import load_initial_model
+from stemformer.reports.comparison import write_comparison_report
+from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled, stratification_keys
+from stemformer.tasks.examples import TaskExamples
+from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig
+from stemformer.training.distributed import init_distributed
+from stemformer.training.initialization import load_initial_model, prepare_training
+from stemformer.training.log import MetricAccumulator
+from stemformer.training.loop import TrainState, train
+from stemformer.training.throughput import compile_blocks
 
-_RATE_FACTORS = {"pretrained": 1.0, "random": 10.0, "reembedded": 1.0}
-"""Peak of the learning rate of a start, over that of fine-tuning, where it is not given: weights drawn at random have a longer way."""
+INITIALIZATIONS: dict[str, Literal["nothing", "embeddings", "all"]] = {
+    "pretrained": "nothing",
+    "random": "all",
+    "reembedded": "embeddings",
+}
+"""Initialization -> part of the model with random weights (`FinetuneConfig.reinitialize`)."""
+
+_LEARNING_RATE_FACTORS = {"pretrained": 1.0, "random": 10.0, "reembedded": 1.0}
+"""Default peak learning rate of an initialization, relative to that of fine-tuning."""
+_NUM_EVALUATIONS = 10
+_MIN_LOG_LINES = 20
+"""Minimum number of log lines of a run, for the plots."""
+_MAY_CHANGE = ("initializations", "sizes", "num_seeds", "finetune.compute.")
+_RENAMED = {**RENAMED_SETTINGS, "starts": "initializations", "rates": "learning_rates"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a comparison."""
+
+    initialization: str
+    size: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the run's directory."""
+        return f"{self.initialization}-{self.size}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Config of a comparison.
+
+    Attributes:
+        initializations: Names of `INITIALIZATIONS`.
+        sizes: Numbers of training records, ascending.
+        num_seeds: Number of seeds, from `finetune.seed` on.
+        is_by_epochs: Train each size for the same number of epochs, not the same number of steps.
+        data: SHA-256 (hex) of all examples.
+        finetune: Config that all runs share.
+        learning_rates: Peak learning rate of each initialization.
+    """
+
+    initializations: tuple[str, ...]
+    sizes: tuple[int, ...]
+    num_seeds: int
+    is_by_epochs: bool
+    data: str
+    finetune: FinetuneConfig
+    learning_rates: dict[str, float] = field(default_factory=dict)
+
+    def trials(self) -> list[Trial]:
+        """Return all runs, seed by seed, so that an interrupted comparison covers all sizes."""
+        seeds = range(self.finetune.seed, self.finetune.seed + self.num_seeds)
+        return [
+            Trial(initialization, size, seed)
+            for seed in seeds
+            for size in self.sizes
+            for initialization in self.initializations
+        ]
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """What all runs share."""
+
+    examples: TaskExamples
+    dev: TaskExamples
+    tokenizer: Tokenizer
+    max_length: int
+    model: Path
+    data: LabelledData
 
 
 @exclusive_output_dir
@@ -51,173 +122,297 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
     of its last step: nothing is selected on the dev data. Checkpoints are not kept.
 
     Returns:
-        Table of the metric by size and initialization, and sentences about the differences. The output
-        directory holds `compare.json`, `report.html`, `compare.svg`, `compare.png`, and a line for each
-        run in `cells.jsonl`.
+        `table` of the metric by size and initialization, `summary` of the differences in sentences, and
+        `majority_baseline` in percent. The output directory holds `compare.json`, `report.html`,
+        `compare.svg`, `compare.png`, and a line for each run in `finished.jsonl`.
 
     Raises:
         StemformerError: Data, settings or model do not fit together; loss is not finite.
     """
     progress = progress or Silent()
-    given = make_config(options)
+    finetune_config = make_config(options)
     if options.show_config:
-        return {"config": to_toml(given)}
-    seeds, sizes, starts, rates = options.num_seeds, options.sizes, options.initializations, options.learning_rates
-    model, train, dev, epochs, config = options.model, options.train, options.dev, options.epochs, options.config
-    out, resume, overwrite = options.out, options.resume, options.overwrite
-    _check(given, seeds, starts)
-    peaks = _read_rates(rates, starts, given.optimizer.learning_rate)
-    folder = prepare_output_dir(out, resume=resume, overwrite=overwrite)
-    check_not_inside_inputs(folder, [path for path in (*train, *dev, model, config) if path and Path(path).exists()])
-    source = find_folder(model)
-    data = read_labelled(
-        given.task, progress, train=given.train, dev=given.dev, dev_fraction=given.dev_fraction, seed=given.seed
+        return {"config": to_toml(finetune_config)}
+
+    # Check the options and prepare the data.
+    _check(finetune_config, options.num_seeds, options.initializations)
+    learning_rates = _parse_learning_rates(
+        options.learning_rates, options.initializations, finetune_config.optimizer.learning_rate
     )
-    _, tokenizer, longest = load_initial_model(given, data.task, source)
-    numbers = parse_sizes(sizes, len(data.train))
-    examples, dev_examples, notes = encode_splits(data, tokenizer, longest, progress)
-    is_by_epochs = epochs is not None
-    if not is_by_epochs and given.budget.steps is None:
-        biggest = subset(
-            examples, subset_order(stratification_keys(data.task.config, data.train), given.seed)[: numbers[-1]]
-        )
-        num_steps = run_length(given, len(biggest))
-        given = replace(given, budget=replace(given.budget, steps=num_steps, epochs=None))
-    fingerprint = hashlib.sha256((examples.fingerprint + dev_examples.fingerprint).encode()).hexdigest()
-    chosen = tuple(start for start in INITIALIZATIONS if start in starts)
-    asked = CompareConfig(chosen, numbers, seeds, is_by_epochs, fingerprint, given, peaks)
-    table = TrialTable(examples, dev_examples, tokenizer, longest, source, data)
-    done = prepare_comparison(folder, asked, progress, resume=resume)
-    run_trials(asked, table, folder, done, progress)
-    return _conclude(asked, table, folder, done, notes, progress)
+    folder = prepare_output_dir(options.out, resume=options.resume, overwrite=options.overwrite)
+    inputs = (*options.train, *options.dev, options.model, options.config)
+    check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
+    data = read_labelled(
+        finetune_config.task,
+        progress,
+        train=finetune_config.train,
+        dev=finetune_config.dev,
+        dev_fraction=finetune_config.dev_fraction,
+        seed=finetune_config.seed,
+    )
+    model_folder = find_model_folder(options.model)
+    _, tokenizer, max_length = load_initial_model(finetune_config, data.task, model_folder)
+    sizes = parse_sizes(options.sizes, len(data.train))
+    examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
+
+    # Every size gets the number of steps of the largest one.
+    is_by_epochs = options.epochs is not None
+    if not is_by_epochs and finetune_config.budget.steps is None:
+        order = subset_order(stratification_keys(data.task.config, data.train), finetune_config.seed)
+        num_steps = run_length(finetune_config, len(select_records(examples, order[: sizes[-1]])))
+        budget = replace(finetune_config.budget, steps=num_steps, epochs=None)
+        finetune_config = replace(finetune_config, budget=budget)
+    config = CompareConfig(
+        tuple(name for name in INITIALIZATIONS if name in options.initializations),
+        sizes,
+        options.num_seeds,
+        is_by_epochs,
+        hashlib.sha256((examples.fingerprint + dev.fingerprint).encode()).hexdigest(),
+        finetune_config,
+        learning_rates,
+    )
+
+    # Run.
+    grid = open_grid(folder, config, resume=options.resume)
+    shared = TrialData(examples, dev, tokenizer, max_length, model_folder, data)
+    run_trials(grid, config, shared, progress)
+    return _conclude(grid, config, shared, notes, progress)
 
 
-# ------------------------------------------------------------------------------------------------------------------- what is asked for
-
-
-def _check(config: FinetuneConfig, seeds: int, starts: Sequence[str]) -> None:
-    if seeds < 1:
-        raise ConfigError(f"--num-seeds {seeds}: expected at least 1")
-    for start in starts:
-        if start not in INITIALIZATIONS:
+def _check(config: FinetuneConfig, num_seeds: int, initializations: Sequence[str]) -> None:
+    if num_seeds < 1:
+        raise ConfigError(f"--num-seeds {num_seeds}: expected at least 1")
+    for name in initializations:
+        if name not in INITIALIZATIONS:
             raise ConfigError(
-                f"--initializations {start}: expected some of {', '.join(INITIALIZATIONS)}{nearest(start, INITIALIZATIONS)}"
+                f"--initializations {name}: expected some of {', '.join(INITIALIZATIONS)}{nearest(name, INITIALIZATIONS)}"
             )
-    if not starts or len(set(starts)) < len(starts):
+    if not initializations or len(set(initializations)) < len(initializations):
         raise ConfigError(
-            f"--initializations {','.join(starts) or '(none)'}: expected each of them once, and at least one"
+            f"--initializations {','.join(initializations) or '(none)'}: expected at least one, each of them once"
         )
     if config.reinitialize != "nothing":
-        raise ConfigError(
-            f"reinitialize is {config.reinitialize}: what is drawn at random is said with --initializations; leave it out"
-        )
+        raise ConfigError(f"reinitialize={config.reinitialize} is set by --initializations. Remove the setting.")
     if config.evaluation.patience is not None:
-        raise ConfigError("evaluation.patience: runs that are compared keep no checkpoint to go back to; leave it out")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("compare runs in one process: start it without torchrun")
+        raise ConfigError(
+            "evaluation.patience needs checkpoints, which a comparison does not keep. Remove the setting."
+        )
+    check_single_process("compare")
 
 
-def _read_rates(rates: Sequence[str], starts: Sequence[str], usual: float) -> dict[str, float]:
-    """Returns the peak learning rate of each start."""
-    found = {start: usual * _RATE_FACTORS[start] for start in INITIALIZATIONS if start in starts}
-    for rate in rates:
-        start, _, number = rate.partition("=")
-        if start not in found:
-            raise ConfigError(f"--learning-rates {rate}: expected START=NUMBER, the start one of {', '.join(found)}")
+def _parse_learning_rates(texts: Sequence[str], initializations: Sequence[str], default: float) -> dict[str, float]:
+    """Return the peak learning rate of each initialization."""
+    rates = {name: default * _LEARNING_RATE_FACTORS[name] for name in INITIALIZATIONS if name in initializations}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in rates:
+            raise ConfigError(
+                f"--learning-rates {text}: expected INITIALIZATION=NUMBER, the initialization one of {', '.join(rates)}"
+            )
         try:
-            found[start] = float(number)
+            rates[name] = float(number)
         except ValueError:
-            found[start] = math.nan
-        if not 0 < found[start] < math.inf:
-            raise ConfigError(f"--learning-rates {rate}: expected START=NUMBER, such as {start}=1e-4")
-    return found
+            rates[name] = math.nan
+        if not 0 < rates[name] < math.inf:
+            raise ConfigError(
+                f"--learning-rates {text}: expected INITIALIZATION=NUMBER with a number above 0, such as {name}=1e-4"
+            )
+    return rates
 
 
-# --------------------------------------------------------------------------------------------------------------------------- the result
+# -------------------------------------------------------------------------------------------- Runs
+
+
+def open_grid(folder: Path, config: CompareConfig, *, resume: bool) -> RunGrid[Trial]:
+    """Prepare the directory of a comparison, new or resumed."""
+
+    def stored_config(text: str, source: str) -> CompareConfig:
+        stored = from_toml(CompareConfig, text, source=source, renamed=_RENAMED)
+        # The learning rate of an added initialization is new, that of an absent one does not matter.
+        rates = {name: stored.learning_rates.get(name, rate) for name, rate in config.learning_rates.items()}
+        return replace(stored, learning_rates=rates)
+
+    def read_record(record: Record) -> Record:
+        return {"initialization" if key == "start" else key: value for key, value in record.items()}
+
+    return RunGrid(
+        folder,
+        config,
+        key=lambda record: Trial(record["initialization"], record["size"], record["seed"]),
+        what="comparison",
+        resume=resume,
+        stored_config=stored_config,
+        may_change=_MAY_CHANGE,
+        former=("cells.jsonl", "cells"),
+        read_record=read_record,
+    )
+
+
+def run_trials(grid: RunGrid[Trial], config: CompareConfig, shared: TrialData, progress: Progress) -> None:
+    """Make the missing runs of a comparison."""
+    keys = stratification_keys(shared.data.task.config, shared.data.train)
+    trials = config.trials()
+    orders = {trial.seed: subset_order(keys, trial.seed) for trial in trials}
+    subsets = {(t.size, t.seed): select_records(shared.examples, orders[t.seed][: t.size]) for t in trials}
+
+    def plan(trial: Trial) -> PlannedRun:
+        examples = subsets[trial.size, trial.seed]
+        assert grid.folder is not None
+        folder = grid.folder / "trials" / trial.name
+        return PlannedRun(
+            f"{trial.initialization}, {trial.size:,} records, seed {trial.seed}",
+            lambda inner: _run_trial(trial, config, shared, examples, folder, inner),
+            weight=run_length(config.finetune, len(examples)),
+        )
+
+    metric = shared.data.task.main_metric
+    grid.run(
+        {trial: plan(trial) for trial in trials},
+        progress,
+        describe=lambda record: f"{metric} {record['metrics'][metric]:.4g}",
+        unit="steps",
+    )
+
+
+def select_records(examples: TaskExamples, records: Sequence[int]) -> TaskExamples:
+    """Return the examples of some records, in their order."""
+    kept = np.flatnonzero(np.isin(examples.records, records)).tolist()
+    scored = [examples.scored[i] for i in kept] if len(examples.scored) else ()
+    return TaskExamples([examples.examples[i] for i in kept], examples.records[kept], scored, {})
+
+
+def _run_trial(
+    trial: Trial, config: CompareConfig, shared: TrialData, examples: TaskExamples, folder: Path, progress: Progress
+) -> Record:
+    """Fine-tune and return the record of a run."""
+    run_config = replace(
+        config.finetune,
+        seed=trial.seed,
+        reinitialize=INITIALIZATIONS[trial.initialization],
+        optimizer=replace(config.finetune.optimizer, learning_rate=config.learning_rates[trial.initialization]),
+    )
+    num_steps = run_length(run_config, len(examples))
+    every = run_config.evaluation.every or math.ceil(num_steps / _NUM_EVALUATIONS)
+    run_config = replace(
+        run_config,
+        evaluation=replace(run_config.evaluation, every=every),
+        log_every=max(1, min(run_config.log_every, num_steps // _MIN_LOG_LINES)),
+    )
+    task = shared.data.task
+    with init_distributed(choose_device(run_config.compute.device)) as ranks:
+        model, _, _ = load_initial_model(run_config, task, shared.model)
+        context, _ = make_finetuning_context(
+            run_config, shared.data, examples, shared.dev, shared.tokenizer, model, ranks, folder, shared.max_length
+        )
+        context = replace(context, saves_checkpoints=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        module, optimizer = prepare_training(model, context)
+        if context.environment["compile"]:
+            compile_blocks(model)
+        state = TrainState(metrics=MetricAccumulator(None, ranks))
+        metrics = train(model, module, optimizer, context, state, progress=progress)
+    losses = [line for line in read_jsonl(folder / "log.jsonl") if line["kind"] == "train"]
+    return {
+        **asdict(trial),
+        "steps": state.step,
+        "examples": len(examples),
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 1),
+        "training_loss": losses[-1][f"{task.config.name}_loss"],
+        "metrics": {key.removeprefix("dev_"): value for key, value in metrics.items()},
+    }
+
+
+# ----------------------------------------------------------------------------------------- Results
 
 
 def _conclude(
-    asked: CompareConfig,
-    table: TrialTable,
-    folder: Path,
-    done: dict[Trial, dict[str, Any]],
-    notes: Sequence[str],
-    progress: Progress,
+    grid: RunGrid[Trial], config: CompareConfig, shared: TrialData, notes: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
-    """Writes `compare.json`, report and pictures, and returns what is printed."""
-    task = table.data.task
+    """Write `compare.json`, report and plots, and return the result."""
+    folder, task = grid.folder, shared.data.task
+    assert folder is not None
     metric = task.main_metric
-    scale = 1.0 if task.head == "span" else 100.0  # of answers in passages, figures are in percent already
-    cells = [cell for cell in asked.cells() if cell in done]
-    figures: dict[str, dict[int, dict[int, float]]] = {
-        start: {size: {} for size in asked.sizes} for start in asked.starts
+    # Metrics of question answering are in percent already.
+    scale = 1.0 if task.head == "span" else 100.0
+    records = {trial: grid.finished[trial] for trial in config.trials()}
+    by_seed: dict[str, dict[int, dict[int, float]]] = {
+        name: {size: {} for size in config.sizes} for name in config.initializations
     }
-    for cell in cells:
-        figures[cell.start][cell.size][cell.seed] = scale * done[cell]["metrics"][metric]
-    summary = {
-        start: [
-            {"records": size, "mean": mean, "spread": deviation, "each": list(of_start[size].values())}
-            for size, (mean, deviation) in means(of_start).items()
+    for trial, record in records.items():
+        by_seed[trial.initialization][trial.size][trial.seed] = scale * record["metrics"][metric]
+    scores = {
+        name: [
+            {"records": size, "mean": mean, "spread": deviation, "each": list(by_size[size].values())}
+            for size, (mean, deviation) in means(by_size).items()
         ]
-        for start, of_start in figures.items()
+        for name, by_size in by_seed.items()
     }
-    usual = majority_baseline(table.data) if metric == "accuracy" else None
-    baseline = None if usual is None else round(100 * usual[1], 2)
-    told = gain_sentences(figures, metric=metric.replace("_", " "), baseline=baseline)
-    rows = [table_row(figures, size) for size in asked.sizes]
-    written = {
+    majority = majority_baseline(shared.data) if metric == "accuracy" else None
+    baseline = None if majority is None else round(100 * majority[1], 2)
+    summary = gain_sentences(by_seed, metric=metric.replace("_", " "), baseline=baseline)
+    table = [table_row(by_seed, size) for size in config.sizes]
+    logs = {trial: _log_file(folder, trial) for trial in records}
+    content = {
         "task": task.config.name,
         "metric": metric,
-        "model": asked.finetune.model,
-        "train": len(table.data.train),
-        "dev": len(table.data.dev),
-        "sizes": list(asked.sizes),
-        "seeds": sorted({cell.seed for cell in cells}),
+        "model": config.finetune.model,
+        "train": len(shared.data.train),
+        "dev": len(shared.data.dev),
+        "sizes": list(config.sizes),
+        "seeds": sorted({trial.seed for trial in records}),
         "baseline": baseline,
-        "sentences": told,
         "summary": summary,
-        "differences": differences_from_random(figures),
-        "notes": [*_conditions(asked, done, cells), *notes],
-        "cells": [{**done[cell], "log": f"cells/{cell.name}/log.jsonl"} for cell in cells],
+        "scores": scores,
+        "differences": differences_from_random(by_seed),
+        "notes": [*_conditions(config, records), *notes],
+        "trials": [{**record, "log": str(logs[trial].relative_to(folder))} for trial, record in records.items()],
     }
-    write_file(folder / "compare.json", [(json.dumps(written, ensure_ascii=False, indent=2) + "\n").encode()])
-    progress.start("drawing")
-    logs = {
-        (cell.start, cell.size, cell.seed): read_jsonl(folder / "cells" / cell.name / "log.jsonl") for cell in cells
-    }
-    page = {**written, "table": rows, "title": folder.resolve().name, "figures": figures}
-    write_compare_report(folder, page, logs, config=(folder / "config.toml").read_text(encoding="utf-8"))
+    write_json(folder / "compare.json", content)
+    progress.start("plotting")
+    page = {**content, "table": table, "title": folder.resolve().name}
+    lines = {(trial.initialization, trial.size, trial.seed): read_jsonl(file) for trial, file in logs.items()}
+    write_comparison_report(folder, page, lines, config=(folder / CONFIG).read_text(encoding="utf-8"))
     progress.finish()
     return {
         "comparison": str(folder),
         "report": str(folder / "report.html"),
-        "runs": len(cells),
-        "seconds": round(sum(done[cell]["seconds"] for cell in cells), 1),
+        "runs": len(records),
+        "seconds": round(sum(record["seconds"] for record in records.values()), 1),
         "metric": metric,
-        "spread": f"standard deviation over seeds, of which there are {asked.num_seeds}",
-        **({} if baseline is None else {"without reading": baseline}),
-        "table": rows,
-        "what pre-training is worth": told,
-        "notes": written["notes"],
+        **({} if baseline is None else {"majority_baseline": baseline}),
+        "table": table,
+        "summary": summary,
+        "notes": content["notes"],
     }
 
 
-def _conditions(asked: CompareConfig, done: dict[Trial, dict[str, Any]], cells: Sequence[Trial]) -> list[str]:
-    """Returns under which conditions the runs were made, in sentences."""
-    given = asked.finetune
-    numbers = sorted({done[cell]["steps"] for cell in cells})
-    steps = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
-    rows = {c: min(given.batch.size, done[c]["examples"]) for c in cells}
-    passes = [
-        f"{fmean(rows[c] * done[c]['steps'] / done[c]['examples'] for c in cells if c.size == size):.2g} over {size:,} records"
-        for size in asked.sizes
+def _log_file(folder: Path, trial: Trial) -> Path:
+    """Return the log of a run; earlier versions called the directory of the runs `cells`."""
+    files = [folder / name / trial.name / "log.jsonl" for name in ("trials", "cells")]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[str]:
+    """Return sentences about how the runs were made."""
+    steps = sorted({record["steps"] for record in records.values()})
+    batch_sizes = {trial: min(config.finetune.batch.size, record["examples"]) for trial, record in records.items()}
+    epochs = [
+        f"{fmean(batch_sizes[t] * r['steps'] / r['examples'] for t, r in records.items() if t.size == size):.2g} "
+        f"over {size:,} records"
+        for size in config.sizes
     ]
-    told_rows = " to ".join(f"{number:,}" for number in sorted({min(rows.values()), max(rows.values())}))
-    same = "as many passes over each size" if asked.is_by_epochs else "the same number for each size"
-    rates = ", ".join(f"{rate:g} {start}" for start, rate in asked.rates.items())
+    same = "the same number of epochs for each size" if config.is_by_epochs else "the same number for each size"
+    rates = ", ".join(f"{rate:g} {name}" for name, rate in config.learning_rates.items())
     return [
-        f"{steps} steps of {told_rows} examples a run, {same}; passes: {', '.join(passes)}",
-        f"peak of the learning rate: {rates}",
-        "the figure of a run is that of its last step; nothing was chosen on the dev data",
-        "a seed draws records (class shares kept, a smaller part within the larger ones), head, order and dropout, alike for each start",
+        f"{_range(steps)} steps of {_range(sorted(batch_sizes.values()))} examples in a run, {same}; epochs: {', '.join(epochs)}",
+        f"peak learning rate: {rates}",
+        "the score of a run is that of its last step; nothing was selected on the dev data",
+        f"± is the standard deviation over {config.num_seeds} seeds",
+        "a seed sets records (stratified by label, smaller subsets within larger ones), head, order and dropout in the "
+        "same way for each initialization",
     ]
+
+
+def _range(ascending: Sequence[int]) -> str:
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((ascending[0], ascending[-1])))

@@ -1,80 +1,128 @@
-"""The prompting command: tasks with zero, one or a few examples in the prompt, over models, numbers of examples and draws of them."""
+"""The `fewshot` command: evaluate models zero-, one- and few-shot over tasks and numbers of demonstrations.
 
-import json
+A result is identified by all that it depends on (model, data, settings, number of demonstrations), so that a directory
+can be extended by models, tasks and numbers of demonstrations, and results are never mixed up.
+"""
+
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stemformer.config import check_seed, from_toml, to_toml
-from stemformer.device import choose_device, choose_precision, configure_allocator, set_threads
+from stemformer.data.examples.sampling import example_generator
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError
-from stemformer.evaluation.few_shot.dataset import PromptData
-from stemformer.evaluation.few_shot.synthetic import SYNTHETIC_TASKS
-from stemformer.evaluation.few_shot.task import PromptTask, built_in_tasks, open_task
-from stemformer.experiments.few_shot_trials import (
-    EvaluatedModel,
-    PromptConfig,
-    choose_questions,
-    digest_of_model,
-    evaluate_model,
-    from_before,
-    make_evaluation_task,
-    read_data,
-    settings_of,
-    shots_of,
+from stemformer.evaluation.few_shot.dataset import FewShotDataset, read_few_shot_examples
+from stemformer.evaluation.few_shot.evaluate import (
+    aggregate,
+    evaluate_few_shot,
+    notes_on_answers,
+    rename_result_keys,
 )
-from stemformer.huggingface.load import find_folder, load_with_tokenizer
-from stemformer.io import read_jsonl, write_file, write_jsonl
+from stemformer.evaluation.few_shot.synthetic import SYNTHETIC_TASKS
+from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, built_in_tasks, open_task
+from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid
+from stemformer.huggingface.load import find_model_folder, load_model_and_tokenizer
+from stemformer.io import write_json, write_jsonl
 from stemformer.models.model import Model
 from stemformer.options import FewShotOptions, ShowPromptsOptions, accepts
-from stemformer.output_dir import check_not_inside_inputs, clear_dir, exclusive_output_dir, prepare_output_dir
+from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
-from stemformer.reports.few_shot import short_names, write_prompt_report
+from stemformer.reports.few_shot import short_names, write_few_shot_report
+
+_MAX_SHOWN_SHOTS = 4
+"""Maximum number of demonstrations in the prompts of the report."""
+_MIN_QUESTIONS = 10
+"""Minimum number of questions for a note that all get the same answer."""
+_MIN_EPISODE = 64
+"""Number of pairs to sample for a synthetic question, so that more demonstrations extend fewer ones."""
+_QUESTION_STREAM = 2**61
+"""Random stream of the sample of questions: an index that no question has."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Config of a few-shot evaluation.
+
+    Attributes:
+        models: Directories or hub ids.
+        num_shots: Numbers of demonstrations, ascending; empty for those of each task.
+        num_questions: Maximum number of questions of a task, sampled with the seed.
+        seed: Seed of the questions and of the first sample of demonstrations.
+        num_draws: Number of samples of demonstrations, with consecutive seeds.
+    """
+
+    models: tuple[str, ...]
+    tasks: tuple[PromptTask, ...]
+    num_shots: tuple[int, ...]
+    num_questions: int
+    seed: int
+    num_draws: int
+    calibrate: bool
+    precision: str
+
+    def digest(self) -> str:
+        """Hash the settings that change results."""
+        settings = (self.num_draws, self.calibrate, self.num_questions, self.seed, self.precision)
+        return _digest([repr(settings).encode()])
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """Task with its data.
+
+    Attributes:
+        digest: Hash of task and data.
+        num_draws: Number of samples of demonstrations; 1 for synthetic tasks, whose questions have their own.
+    """
+
+    task: PromptTask
+    data: FewShotDataset
+    num_shots: tuple[int, ...]
+    digest: str
+    num_draws: int
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Model to evaluate; `digest` is a hash of its config, vocabulary and weights."""
+
+    path: str
+    name: str
+    body: Model
+    tokenizer: Tokenizer
+    digest: str
+    device: torch.device
 
 
 def list_tasks() -> list[dict[str, str]]:
-    """Returns the tasks that can be named: `task`, `about`, `source`."""
-    read = {name: from_toml(PromptTask, text, source=name) for name, text in built_in_tasks().items()}
-    told = [{"task": name, "about": task.about, "source": task.source} for name, task in read.items()]
-    return told + [
-        {"task": f"synthetic:{name}", "about": task.description, "source": "drawn by the seed"}
-        for name, task in SYNTHETIC_TASKS.items()
+    """Return the built-in tasks: `task`, `about`, `source`."""
+    tasks = {name: from_toml(PromptTask, text, source=name) for name, text in built_in_tasks().items()}
+    return [
+        *({"task": name, "about": task.about, "source": task.source} for name, task in tasks.items()),
+        *(
+            {"task": f"synthetic:{name}", "about": task.description, "source": "generated from the seed"}
+            for name, task in SYNTHETIC_TASKS.items()
+        ),
     ]
 
 
 @accepts(ShowPromptsOptions)
 def show_prompts(options: ShowPromptsOptions) -> list[dict[str, Any]]:
     """Return the prompt of the first example of each few-shot task; no model is needed."""
-    tasks, num_shots, examples, seed = options.tasks, options.num_shots, options.demonstrations, options.seed
-    _check_numbers(num_shots, seed=seed)
-    told = []
-    for task in _open_tasks(tasks, examples):
-        shots = shots_of(task, num_shots)
-        told += _shown(task, read_data(task, max(shots), 1, seed), shots, 1, seed)
-    return told
-
-
-def _shown(
-    task: PromptTask, data: PromptData, num_shots: Sequence[int], num_questions: int, seed: int
-) -> list[dict[str, Any]]:
-    """Returns the prompt of the first question that is asked, for each number of examples."""
-    told = []
-    number = choose_questions(len(data.items), num_questions, seed)[0]
-    item = data.items[number]
-    _, space, after = task.parts(item)
-    for shots in num_shots:
-        told.append(
-            {
-                "task": task.name,
-                "num_shots": shots,
-                "prompt": task.before(data.draw(number, shots, seed=seed), item),
-                "answers": [space + answer + after for answer in item.answers],
-                "right": space + item.answers[item.gold] + after,
-            }
-        )
-    return told
+    _check_shots_and_seed(options.num_shots, options.seed)
+    prompts = []
+    for task in _open_tasks(options.tasks, options.demonstrations):
+        shots = _shots_of_task(task, options.num_shots)
+        data = _read_data(task, max(shots), 1, options.seed)
+        prompts += _first_prompts(task, data, shots, 1, options.seed)
+    return prompts
 
 
 @exclusive_output_dir
@@ -83,155 +131,360 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     """Evaluate models zero-, one- and few-shot, without fine-tuning.
 
     Returns:
-        `table` (accuracy in percent, or the task's own metric, for each task and model), `figures` (all
-        results, a row for each number of shots; see `evaluation.few_shot.evaluate.aggregate`), `notes`.
-        The output directory holds `prompt.json`, `report.html`, `shots.svg`, `sizes.svg`, a line for each
-        result in `figures.jsonl` and for each prediction in `answers/`.
+        `table` (accuracy in percent, or the task's own metric, for each task and model), `results` (a row for
+        each task, model and number of shots; see `evaluation.few_shot.evaluate.aggregate`), `notes`. The output
+        directory holds `prompt.json`, `report.html`, `shots.svg`, `sizes.svg`, a line for each result in
+        `finished.jsonl` and for each prediction in `answers/`.
 
     Raises:
         StemformerError: Tasks, data or models do not fit together.
     """
     progress = progress or Silent()
-    tasks, models, num_shots, examples = options.tasks, options.model, options.num_shots, options.demonstrations
-    num_questions, draws, calibrate, seed = options.num_questions, options.num_draws, options.calibrate, options.seed
-    device, precision, threads = options.device, options.precision, options.threads
-    out, resume, overwrite = options.out, options.resume, options.overwrite
-    shots = tuple(sorted(set(num_shots)))
-    _check(shots, models, num_questions, draws, seed)
-    set_threads(threads)
-    where = choose_device(device)
-    configure_allocator(where)
-    opened = _open_tasks(tasks, examples)
+
+    # Check the options and read the data.
+    _check(options)
+    set_threads(options.threads)
+    device = choose_device(options.device)
+    configure_allocator(device)
+    opened = _open_tasks(options.tasks, options.demonstrations)
     config = PromptConfig(
-        tuple(models), tuple(opened), shots, num_questions, seed, draws, calibrate, choose_precision(precision, where)
+        tuple(map(str, options.model)),
+        tuple(opened),
+        tuple(sorted(set(options.num_shots))),
+        options.num_questions,
+        options.seed,
+        options.num_draws,
+        options.calibrate,
+        choose_precision(options.precision, device),
     )
-    sources = [find_folder(model) for model in models]
-    folder = None if out is None else prepare_output_dir(out, resume=resume, overwrite=overwrite)
-    if folder is not None:
-        read = [
-            *models,
-            *(task.partition("=")[0] for task in tasks),
-            *(f for t in opened for f in (t.data, t.examples)),
-        ]
-        check_not_inside_inputs(folder, [path for path in read if path and Path(path).exists()])
-    parts = [make_evaluation_task(task, config) for task in opened]
-    rows = _begin(folder, config, progress, resume=resume) if folder is not None else []
-    total = len(models) * sum(len(part.num_shots) * part.num_asked for part in parts)
-    progress.start("asking", total=total, unit="questions")
-    done: list[dict[str, Any]] = []
+    model_folders = [find_model_folder(model) for model in config.models]
+    folder = None
+    if options.out is not None:
+        folder = prepare_output_dir(options.out, resume=options.resume, overwrite=options.overwrite)
+        task_files = [task.partition("=")[0] for task in options.tasks]
+        inputs = [*config.models, *task_files, *(file for task in opened for file in (task.data, task.examples))]
+        check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
+    tasks = [_prepare_task(task, config) for task in opened]
+
+    # Evaluate one model after the other.
+    grid: RunGrid[str] = RunGrid(
+        folder,
+        config,
+        key=lambda record: record["fingerprint"],
+        what="few-shot evaluation",
+        resume=options.resume,
+        former=("figure?.jsonl",),
+        read_record=rename_result_keys,
+    )
+    names = short_names(config.models)
+    results: list[Record] = []
     notes: list[str] = []
-    names = short_names(models)
-    weights: dict[str, str] = {}
-    for model, source in zip(models, sources, strict=True):
-        body, tokenizer = load_with_tokenizer(source)
-        _refuse_headless(body, model)
-        weights[str(Path(model).resolve())] = digest = digest_of_model(body, tokenizer)
-        asked = EvaluatedModel(model, names[model], body.to(where), tokenizer, digest, where)
-        for part in parts:
-            figures, told_of = evaluate_model(asked, part, config, rows, folder, progress)
-            done += figures
-            notes += [f"{names[model]}, {part.task.name}: {note}" for note in told_of]
-    progress.finish()
-    if not done:
-        raise ConfigError(f"nothing was asked: {'; '.join(notes)}")
-    kept, told_of_kept = from_before(
-        rows, done, {part.task.name: part.digest for part in parts}, weights, settings_of(config)
-    )
-    done, notes = [*done, *kept], [*notes, *told_of_kept]
-    order = list(dict.fromkeys([*(part.task.name for part in parts), *(row["task"] for row in done)]))
-    done.sort(key=lambda row: order.index(row["task"]))
-    told: dict[str, Any] = {"table": _table(done), "figures": done, "notes": notes}
-    if folder is not None:
-        write_file(folder / "prompt.json", [json.dumps(told, ensure_ascii=False, indent=2).encode()])
-        shown = []
-        for part in parts:
-            few = part.num_shots[: max(1, sum(k <= _SHOWN for k in part.num_shots))]
-            shown += _shown(part.task, part.data, few, num_questions, seed)
-        write_prompt_report(folder, done, notes, shown, config=to_toml(config))
-        told |= {"report": str(folder / "report.html")}
-    return told
+    digests: dict[str, str] = {}
+    for path, model_folder in zip(config.models, model_folders, strict=True):
+        body, tokenizer = load_model_and_tokenizer(model_folder)
+        if not {"causal_lm", "masked_lm"} & set(body.heads):
+            raise CheckpointError(
+                f"{path} has no language-modelling head. Pass a GPT, or a BERT as saved by pre-training."
+            )
+        digests[str(Path(path).resolve())] = digest = _model_digest(body, tokenizer)
+        model = EvaluatedModel(path, names[path], body.to(device), tokenizer, digest, device)
+        found, model_notes = _evaluate_model(grid, model, tasks, config, progress)
+        results += found
+        notes += model_notes
+    if not results:
+        raise ConfigError(f"No task could be evaluated: {'; '.join(notes)}")
 
-
-_SHOWN = 4
-"""Examples in prompts that the report shows, at most."""
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns percent right, or what the task's own metric says, with the bounds; a line for each task and model."""
-    names = short_names(list(dict.fromkeys(row["model"] for row in rows)))
-    lines: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        task = row["task"] if row["metric"] == "accuracy" else f"{row['task']} ({row['metric']})"
-        line = lines.setdefault((row["task"], row["model"]), {"task": task, "model": names[row["model"]]})
-        line[f"{row['num_shots']} shots"] = (
-            f"{100 * row['figure']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+    # Results of other models and tasks that are still valid stay in the table.
+    kept, num_other = _earlier_results(grid, results, {task.task.name: task.digest for task in tasks}, digests, config)
+    results += kept
+    if num_other:
+        notes.append(
+            f"{_count(num_other, 'result')} in the directory with other settings (questions, seed ...) are not in the table"
         )
-        if "calibrated" in row:
-            line[f"{row['num_shots']} calibrated"] = f"{100 * row['calibrated']:.1f}"
-    for row in rows:
-        for name in ("chance", "majority"):
-            share = row[name]
-            lines[row["task"], row["model"]][name] = "" if share is None else f"{100 * share:.1f}"
-    return list(lines.values())
+    order = list(dict.fromkeys([*(task.task.name for task in tasks), *(row["task"] for row in results)]))
+    results.sort(key=lambda row: order.index(row["task"]))
+    content: dict[str, Any] = {"table": _table(results), "results": results, "notes": notes}
+    if folder is not None:
+        write_json(folder / "prompt.json", content)
+        prompts = []
+        for task in tasks:
+            shown = task.num_shots[: max(1, sum(k <= _MAX_SHOWN_SHOTS for k in task.num_shots))]
+            prompts += _first_prompts(task.task, task.data, shown, config.num_questions, config.seed)
+        report = write_few_shot_report(folder, results, notes, prompts, config=to_toml(config))
+        content |= {"report": str(report)}
+    return content
 
 
-def _check(shots: Sequence[int], models: Sequence[str], num_questions: int, draws: int, seed: int) -> None:
-    _check_numbers(shots, seed=seed)
+def _check(options: FewShotOptions) -> None:
+    _check_shots_and_seed(options.num_shots, options.seed)
+    models = options.model
     if not models or len({Path(model).resolve() for model in models}) < len(models):
         raise ConfigError("--model: expected at least one model, each of them once")
-    for name, value in (("num-questions", num_questions), ("num-draws", draws)):
+    for name, value in (("num-questions", options.num_questions), ("num-draws", options.num_draws)):
         if value < 1:
             raise ConfigError(f"--{name} {value}: expected at least 1")
 
 
-def _check_numbers(shots: Sequence[int], *, seed: int) -> None:
+def _check_shots_and_seed(shots: Sequence[int], seed: int) -> None:
     if shots and min(shots) < 0:
-        raise ConfigError(f"--num-shots {','.join(map(str, shots))}: expected numbers from 0 on")
+        raise ConfigError(f"--num-shots {','.join(map(str, shots))}: expected numbers of at least 0")
     check_seed(seed, called="--seed")
 
 
-def _open_tasks(tasks: Sequence[str], examples: Sequence[str]) -> list[PromptTask]:
-    given: dict[str, str] = {}
-    for entry in examples:
-        name, is_told, file = entry.rpartition("=")
-        if not is_told or name in given:
+def _open_tasks(tasks: Sequence[str], demonstrations: Sequence[str]) -> list[PromptTask]:
+    files: dict[str, str] = {}
+    for entry in demonstrations:
+        name, equals, file = entry.rpartition("=")
+        if not equals or name in files:
             raise ConfigError(f"--demonstrations {entry}: expected TASK=FILE, each task once")
-        given[name] = file
+        files[name] = file
     names = [task if task.endswith(".toml") else task.rpartition("=")[0] or task for task in tasks]
+    # A task of a .toml file may be called by the stem of the file.
     by_stem = {Path(name).stem: name for name in names if name.endswith(".toml")}
-    given = {by_stem.get(name, name): file for name, file in given.items()}
-    if unknown := set(given) - set(names):
+    files = {by_stem.get(name, name): file for name, file in files.items()}
+    if unknown := set(files) - set(names):
         raise ConfigError(f"--demonstrations {sorted(unknown)[0]}=...: expected one of the tasks, {', '.join(names)}")
-    opened = [open_task(task, examples=given.get(name, "")) for task, name in zip(tasks, names, strict=True)]
+    opened = [open_task(task, examples=files.get(name, "")) for task, name in zip(tasks, names, strict=True)]
     if not opened:
-        raise ConfigError("no task was given: name some; `stemformer fewshot --list` tells which there are")
-    called = Counter(task.name for task in opened)
-    opened = [  # one task on several files is told apart by them
-        replace(task, name=f"{task.name}_{Path(task.data).stem}") if called[task.name] > 1 else task for task in opened
+        raise ConfigError("No task. Pass at least one; `stemformer fewshot --list` lists the built-in tasks.")
+    # One task on several files: add the name of the file.
+    counts = Counter(task.name for task in opened)
+    opened = [
+        replace(task, name=f"{task.name}_{Path(task.data).stem}") if counts[task.name] > 1 else task for task in opened
     ]
     if len({task.name for task in opened}) < len(opened):
-        raise ConfigError(f"two tasks are called alike ({', '.join(sorted(called))}): give each a name in its file")
+        raise ConfigError(f"Several tasks have the same name ({', '.join(sorted(counts))}). Set `name` in their files.")
     return opened
 
 
-def _refuse_headless(opened: Model, model: str) -> None:
-    if not {"causal_lm", "masked_lm"} & set(opened.heads):
-        raise CheckpointError(
-            f"{model} has no head for words, so it cannot be prompted: give a GPT, or a BERT as pre-training left it"
-        )
+# -------------------------------------------------------------------------------------------- Data
 
 
-def _begin(folder: Path, config: PromptConfig, progress: Progress, *, resume: bool) -> list[dict[str, Any]]:
-    """Makes the folder ready, and returns the figures that are there."""
-    rows: list[dict[str, Any]] = []
-    if resume and folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "figures.jsonl").is_file():
-            raise CheckpointError(f"{folder} holds no table of prompting to go on with: give another --out")
-        rows = read_jsonl(folder / "figures.jsonl")
-        progress.say(f"{len(rows)} figures are there already; those of the same model, task and data stay")
-    else:
-        clear_dir(folder)  # that it may be replaced was asked before
-    (folder / "answers").mkdir(parents=True, exist_ok=True)
-    write_jsonl(folder / "figures.jsonl", rows)  # first of all: by it, a table that is stopped here is known as one
-    write_file(folder / "config.toml", [to_toml(config).encode()])
-    return rows
+def _prepare_task(task: PromptTask, config: PromptConfig) -> EvaluationTask:
+    num_shots = _shots_of_task(task, config.num_shots)
+    data = _read_data(task, max(num_shots), config.num_questions, config.seed)
+    demonstrations = data.demonstrations if data.demonstrations is not data.items else ()
+    parts = (task, list(data.items), list(demonstrations), list(data.demonstrations_per_item))
+    digest = _digest([repr(parts).encode()])
+    return EvaluationTask(task, data, num_shots, digest, 1 if task.synthetic else config.num_draws)
+
+
+def _shots_of_task(task: PromptTask, num_shots: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(set(num_shots or task.num_shots)))
+
+
+def _read_data(task: PromptTask, num_shots: int, num_questions: int, seed: int) -> FewShotDataset:
+    """Read or generate the questions of a task and the source of its demonstrations."""
+    if task.synthetic:
+        return _synthetic_data(task.synthetic, num_shots, num_questions, seed)
+    items = read_few_shot_examples(task.data, task)
+    is_same = not task.examples or Path(task.examples).resolve() == Path(task.data).resolve()
+    return FewShotDataset(
+        items, items if is_same else read_few_shot_examples(task.examples, task), sampler=task.sampler
+    )
+
+
+def _synthetic_data(name: str, num_shots: int, num_questions: int, seed: int) -> FewShotDataset:
+    """Generate questions, each with its own rule and demonstrations."""
+    items, demonstrations = [], []
+    size = max(_MIN_EPISODE, num_shots + 1)
+    for i in range(num_questions):
+        episode = SYNTHETIC_TASKS[name].episode(size, example_generator(seed, 1, i))
+        *examples, last = [FewShotExample({"input": text}, (answer,), 0) for text, answer in episode.pairs]
+        answer, candidates = last.answers[0], tuple(episode.candidates)
+        items.append(FewShotExample(last.fields, candidates, candidates.index(answer)) if candidates else last)
+        demonstrations.append(examples)
+    return FewShotDataset(items, (), demonstrations)
+
+
+def _sample_questions(number: int, num_questions: int, seed: int) -> list[int]:
+    """Return the indices of the evaluated questions, ascending."""
+    order = example_generator(seed, 0, _QUESTION_STREAM).permutation(number)
+    return sorted(order[: min(number, num_questions)].tolist())
+
+
+def _first_prompts(
+    task: PromptTask, data: FewShotDataset, num_shots: Sequence[int], num_questions: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return the prompt of the first evaluated question for each number of demonstrations."""
+    number = _sample_questions(len(data.items), num_questions, seed)[0]
+    item = data.items[number]
+    _, space, after = task.split_template(item)
+    return [
+        {
+            "task": task.name,
+            "num_shots": shots,
+            "prompt": task.render_prompt(data.sample_demonstrations(number, shots, seed=seed), item),
+            "answers": [space + answer + after for answer in item.answers],
+            "right": space + item.answers[item.gold] + after,
+        }
+        for shots in num_shots
+    ]
+
+
+# -------------------------------------------------------------------------------------- Evaluation
+
+
+def _evaluate_model(
+    grid: RunGrid[str],
+    model: EvaluatedModel,
+    tasks: Sequence[EvaluationTask],
+    config: PromptConfig,
+    progress: Progress,
+) -> tuple[list[Record], list[str]]:
+    """Return all results of a model on some tasks, also for numbers of demonstrations evaluated earlier, and notes."""
+    is_masked = "causal_lm" not in model.body.heads
+    supported = [task for task in tasks if not is_masked or task.task.output_type == "multiple_choice"]
+    plans: dict[str, PlannedRun] = {}
+    for task in supported:
+        for shots in task.num_shots:
+            plans[_fingerprint(model, task, shots, config)] = _plan(model, task, shots, config, grid.folder)
+    grid.run(plans, progress, describe=_describe, name="evaluation", unit="questions", phase="evaluating")
+    results, notes = [], []
+    for task in tasks:
+        prefix = f"{model.name}, {task.task.name}: "
+        if task not in supported:
+            notes.append(f"{prefix}skipped, because a masked model generates no text")
+            continue
+        rows = [
+            {**row, "model": model.path}
+            for row in grid.finished.values()
+            if row["fingerprint"] == _fingerprint(model, task, row["num_shots"], config)
+        ]
+        rows.sort(key=lambda row: row["num_shots"])
+        results += rows
+        notes += [prefix + note for note in notes_on_answers(task.task, model.tokenizer, for_masked=is_masked)]
+        notes += [prefix + note for row in rows for note in _notes_on_result(row)]
+    return results, notes
+
+
+def _fingerprint(model: EvaluatedModel, task: EvaluationTask, num_shots: int, config: PromptConfig) -> str:
+    return _digest([repr((model.digest, task.digest, config.digest(), num_shots)).encode()])[:16]
+
+
+def _plan(
+    model: EvaluatedModel, task: EvaluationTask, num_shots: int, config: PromptConfig, folder: Path | None
+) -> PlannedRun:
+    numbers = _sample_questions(len(task.data.items), config.num_questions, config.seed)
+    num_evaluated = task.num_draws * len(numbers)
+
+    def evaluate(progress: Progress) -> Record:
+        progress.start("evaluating", total=num_evaluated, unit="questions")
+        with autocast(model.device, config.precision):
+            samples = [
+                evaluate_few_shot(
+                    model.body,
+                    model.tokenizer,
+                    task.task,
+                    task.data,
+                    numbers,
+                    num_shots=num_shots,
+                    seed=config.seed + draw,
+                    calibrate=config.calibrate,
+                    on_questions=progress.advance,
+                )
+                for draw in range(task.num_draws)
+            ]
+        fingerprint = _fingerprint(model, task, num_shots, config)
+        record: Record = {
+            "task": task.task.name,
+            "model": model.path,
+            "data": task.digest,
+            "settings": config.digest(),
+            "weights": model.digest,
+            "fingerprint": fingerprint,
+            "kind": "left to right" if "causal_lm" in model.body.heads else "masked",
+            "parameters": model.body.num_parameters(),
+            "num_shots": num_shots,
+            **aggregate(samples, task.task, task.data.items),
+        }
+        if folder is not None:
+            name = f"{model.name}-{task.task.name}-{num_shots}-{fingerprint}".replace("/", "_")
+            record["answers"] = f"answers/{name}.jsonl"
+            (folder / "answers").mkdir(exist_ok=True)
+            answers = ({"draw": draw, **asdict(answer)} for draw, sample in enumerate(samples) for answer in sample)
+            write_jsonl(folder / record["answers"], answers)
+        return record
+
+    label = f"{model.name}, {task.task.name}, {num_shots}-shot"
+    return PlannedRun(label, evaluate, weight=num_evaluated)
+
+
+def _earlier_results(
+    grid: RunGrid[str],
+    results: Sequence[Record],
+    data: Mapping[str, str],
+    weights: Mapping[str, str],
+    config: PromptConfig,
+) -> tuple[list[Record], int]:
+    """Return valid results of models and tasks that were not named, and the number of results with other settings.
+
+    Args:
+        results: Results of the models and tasks that were named.
+        data: Digest by task that was named: results on other data are out of date.
+        weights: Digest by resolved path of each model that was named: results of other weights are out of date.
+    """
+    known = {row["fingerprint"] for row in results}
+    others = [row for row in grid.finished.values() if row["fingerprint"] not in known]
+    valid = {}
+    for row in others:
+        is_same_data = data.get(row["task"], row.get("data")) == row.get("data")
+        path = str(Path(row["model"]).resolve())
+        is_same_model = weights.get(path, row.get("weights")) == row.get("weights")
+        if is_same_data and is_same_model and row.get("settings") == config.digest():
+            valid[row["task"], path, row["num_shots"]] = {**row, "is_from_before": True}
+    return list(valid.values()), sum(row.get("settings") != config.digest() for row in others)
+
+
+def _model_digest(body: Model, tokenizer: Tokenizer) -> str:
+    architecture = repr((body.config, sorted(body.heads), tokenizer.fingerprint)).encode()
+    return _digest([architecture, *(p.detach().cpu().view(torch.uint8).numpy().tobytes() for p in body.parameters())])
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- Results
+
+
+def _table(results: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return a row for each task and model: percent correct or the task's own metric, with the interval."""
+    names = short_names(list(dict.fromkeys(row["model"] for row in results)))
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in results:
+        task, shots = row["task"], row["num_shots"]
+        title = task if row["metric"] == "accuracy" else f"{task} ({row['metric']})"
+        line = lines.setdefault((task, row["model"]), {"task": title, "model": names[row["model"]]})
+        line[f"shots_{shots}"] = f"{100 * row['value']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+        if "acc_calibrated" in row:
+            line[f"shots_{shots}_calibrated"] = f"{100 * row['acc_calibrated']:.1f}"
+    for row in results:
+        for name in ("chance", "majority"):
+            lines[row["task"], row["model"]][name] = "" if row[name] is None else f"{100 * row[name]:.1f}"
+    return list(lines.values())
+
+
+def _describe(row: Record) -> str:
+    unit = "% correct" if row["metric"] == "accuracy" else row["metric"]
+    line = f"{100 * row['value']:.1f} {unit} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+    return line + (f", calibrated {100 * row['acc_calibrated']:.1f}" if "acc_calibrated" in row else "")
+
+
+def _notes_on_result(row: Record) -> Iterator[str]:
+    """Yield notes on prompts that did not fit into the model, and on a model that ignores the question."""
+    if row["dropped_examples"]:
+        dropped = f"{row['dropped_examples']:.1f}" if row["dropped_examples"] >= 0.05 else "less than 0.1"
+        yield f"{dropped} of {_count(row['num_shots'], 'demonstration')} did not fit, on average, and were left out"
+    if row["cut_questions"]:
+        number = f"{row['cut_questions']} of {row['questions']} questions"
+        yield f"{row['num_shots']}-shot: {number} were too long and lost their beginning"
+    if row.get("same_answer") == 1.0 and row["questions"] >= _MIN_QUESTIONS and (row["majority"] or 0) < 1:
+        yield f"{row['num_shots']}-shot: the same answer to all {row['questions']} questions"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

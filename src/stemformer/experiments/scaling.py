@@ -1,45 +1,98 @@
-"""The scaling command: one recipe at several sizes on one budget rule, and what held-out loss has to do with size and text read.
+"""The `scaling-laws` command: pre-train a recipe at several model sizes and fit scaling laws to the validation loss."""
 
-The runs themselves are in `sizes.py`.
-"""
-
-import json
-import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stemformer.commands.pretrain import resolve
-from stemformer.config import to_toml
+import torch
+
+from stemformer.commands.pretrain import pretrain, resolve
+from stemformer.config import from_toml, parse_toml, to_toml
 from stemformer.data.shards.manifest import Manifest, read_manifest
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.evaluation.few_shot.task import open_task
 from stemformer.evaluation.scaling_laws import fit_joint_law, fit_power_law, joint_sentences, size_sentences
 from stemformer.experiments.few_shot import fewshot, show_prompts
-from stemformer.experiments.scaling_trials import (
-    GptScaleConfig,
-    ScaleConfig,
-    Size,
-    finished_sizes,
-    prepare_scaling,
-    read_model_sizes,
-    run_sizes,
-)
-from stemformer.io import write_file
+from stemformer.experiments.run_grid import CONFIG, FINISHED, PlannedRun, Record, RunGrid, check_single_process
+from stemformer.io import read_jsonl, write_json
+from stemformer.models.model import make_model
+from stemformer.objectives.objective import OBJECTIVES
 from stemformer.options import ScalingLawsOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
-from stemformer.reports.scaling import write_scale_report
-from stemformer.training.config import BudgetConfig, GptRunConfig, RunConfig
+from stemformer.reports.scaling import write_scaling_report
+from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, GptRunConfig, RunConfig, run_config_class
 from stemformer.training.initialization import resolve_model_config
 
-_FIRST_SHARE = 0.2
-"""Of a run, whose evaluations are left out of the fit over tokens: the rate still rises, and word frequencies come first."""
+_LOSSES = ("held_out_causal_lm_loss", "held_out_masked_lm_loss")
+_HEAD_SIZE = 64
+_EMBEDDING_COST = 2_000_000
+"""Cost of a token outside of matrix products, in parameters of the same cost; measured on a CPU, for the progress bar."""
+_SKIPPED_FRACTION = 0.2
+"""Start of a run whose evaluations are not fitted: the learning rate still rises, and unigram frequencies come first."""
+_MAY_CHANGE = ("sizes", "run.compute.")
+_RENAMED = {**RENAMED_SETTINGS, "rate_power": "lr_width_exponent"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Number of layers and hidden size of a model."""
+
+    layers: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.layers}x{self.width}"
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads: those of about 64 dimensions that divide the width."""
+        return next(h for h in range(max(1, self.width // _HEAD_SIZE), 0, -1) if self.width % h == 0)
+
+    def model_settings(self) -> dict[str, Any]:
+        """Return the settings of a model config."""
+        return {
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.width,
+            "num_attention_heads": self.heads,
+            "intermediate_size": 4 * self.width,
+        }
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """Config of a scaling study.
+
+    Attributes:
+        sizes: Names of sizes, such as 4x256.
+        data: Fingerprint of the tokenized data.
+        lr_width_exponent: The learning rate is scaled by (hidden size of `run` / hidden size) to this power.
+        tokens_per_parameter: Training budget in tokens for each parameter; None for the budget of `run`.
+        run: Recipe with all settings; its hidden size and learning rate are the reference of the scaling rule.
+    """
+
+    sizes: tuple[str, ...]
+    data: str
+    lr_width_exponent: float = 0.5
+    tokens_per_parameter: float | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class GptScalingConfig(ScalingConfig):
+    """Config of a scaling study of a GPT."""
+
+    run: GptRunConfig = field(default_factory=GptRunConfig)
+
+
+_CONFIGS: dict[type[RunConfig], type[ScalingConfig]] = {RunConfig: ScalingConfig, GptRunConfig: GptScalingConfig}
 
 
 @exclusive_output_dir
@@ -51,215 +104,353 @@ def scaling_laws(options: ScalingLawsOptions, *, progress: Progress | None = Non
     hidden size; vocabulary and positions are those of the recipe.
 
     Returns:
-        Table of the sizes with their validation losses, and the fitted laws. The output directory holds
-        `scale.json`, `report.html`, `scale.svg`, `scale.png`, and the runs below `sizes`.
+        `table` of the sizes with their validation losses, and `summary` of the fitted laws in sentences. The
+        output directory holds `scale.json`, `report.html`, `scale.svg`, `scale.png`, a line for each
+        size in `finished.jsonl`, and the runs below `sizes`.
 
     Raises:
         StemformerError: Sizes, settings or data do not fit together; loss is not finite.
     """
     progress = progress or Silent()
-    recipe, data, out, sizes, config = options.recipe, options.data, options.out, options.sizes, options.config
-    steps, tokens, time, settings, seed = options.steps, options.tokens, options.time, options.settings, options.seed
-    tokens_per_parameter, rate_power = options.tokens_per_parameter, options.lr_width_exponent
-    prompt_tasks, num_shots = options.fewshot_tasks, options.num_shots
-    resume, overwrite = options.resume, options.overwrite
-    chosen = read_model_sizes(sizes, and_also=finished_sizes(Path(out)) if resume else ())
-    budget = {"steps": steps, "tokens": tokens, "time": time}
-    compute = options.compute()
-    run = resolve(find_recipe(recipe), options)
-    manifest = read_manifest(data)
-    run = replace(run, model=resolve_model_config(run, load_tokenizer(Path(data) / "tokenizer")))
-    asked = _asked(run, chosen, manifest, rate_power=rate_power, tokens_per_parameter=tokens_per_parameter)
-    _check(asked, settings, budget, manifest, data)
-    _check_tasks(run, prompt_tasks, num_shots)
+
+    # Check the options.
+    sizes = parse_model_sizes(options.sizes, finished=_finished_sizes(Path(options.out)) if options.resume else ())
+    run = resolve(find_recipe(options.recipe), options)
+    manifest = read_manifest(options.data)
+    run = replace(run, model=resolve_model_config(run, load_tokenizer(Path(options.data) / "tokenizer")))
+    config = _CONFIGS[type(run)](
+        tuple(size.name for size in sizes),
+        manifest.fingerprint,
+        options.lr_width_exponent,
+        options.tokens_per_parameter,
+        run,
+    )
+    _check(config, options, manifest)
     if options.show_config:
-        return {"config": to_toml(asked)}
-    folder = prepare_output_dir(out, resume=resume, overwrite=overwrite)
-    check_not_inside_inputs(folder, [path for path in (data, config) if path and Path(path).exists()])
-    done = prepare_scaling(folder, asked, progress, resume=resume)
-    of_run = {"data": data, "config": config, "steps": steps, "tokens": tokens, "time": time, "seed": seed, **compute}
+        return {"config": to_toml(config)}
+    folder = prepare_output_dir(options.out, resume=options.resume, overwrite=options.overwrite)
+    check_not_inside_inputs(folder, [path for path in (options.data, options.config) if path and Path(path).exists()])
+
+    # Train.
+    grid = open_grid(folder, config, resume=options.resume)
+    (folder / "sizes").mkdir(exist_ok=True)
     try:
-        run_sizes(asked, chosen, manifest, folder, done, {"settings": settings, **of_run}, progress)
+        records = _train_sizes(grid, config, sizes, manifest, options, progress)
     except StemformerError:
-        if not any((folder / "sizes").iterdir()):  # what is wrong was found before anything was trained
+        # Nothing was trained: the error is in the options.
+        if not any((folder / "sizes").iterdir()):
             shutil.rmtree(folder)
         raise
-    lines, notes = [done[size.name] for size in chosen], []
-    if prompt_tasks:
-        machine = {
-            "device": options.device or "auto",
-            "precision": options.precision or "fp32",
-            "threads": options.threads,
-        }
+
+    # Few-shot evaluation. If it fails, the trained sizes are reported all the same.
+    notes = []
+    if options.fewshot_tasks:
         try:
-            _ask_in_context(lines, folder, prompt_tasks, num_shots, progress, seed=run.seed, **machine)
-        except StemformerError as error:  # what was trained is told all the same
-            notes = [f"nothing was asked in context: {error}"]
+            _evaluate_few_shot(records, folder, options, run.seed, progress)
+        except StemformerError as error:
+            notes = [f"no few-shot evaluation: {error}"]
             progress.say(notes[0])
-    return _conclude(asked, lines, notes, folder, progress)
+    return _conclude(config, records, notes, folder, progress)
 
 
-def _ask_in_context(
-    lines: Sequence[dict[str, Any]],
-    folder: Path,
-    tasks: Sequence[str],
-    num_shots: Sequence[int],
-    progress: Progress,
-    **options: Any,
-) -> None:
-    """Adds to the line of each size how often its model is right in context, in percent (or by a task's own metric), mean over tasks."""
-    models = {line["size"]: str(folder / "sizes" / line["size"] / "final") for line in lines}
-    out = folder / "prompts"
-    is_begun = (out / "figures.jsonl").is_file()
-    told = fewshot(
-        tasks,
-        model=list(models.values()),
-        out=str(out),
-        num_shots=num_shots,
-        resume=is_begun,
-        overwrite=not is_begun,
-        progress=progress,
-        **options,
-    )
-    for line in lines:
-        mine = [r for r in told["figures"] if r["model"] == models[line["size"]] and not r.get("is_from_before")]
-        if all(row["chance"] is not None for row in mine):
-            line["in_context_chance"] = 100 * fmean(row["chance"] for row in mine)
-        line["in_context"] = {
-            str(shots): 100 * fmean(row["figure"] for row in mine if row["num_shots"] == shots)
-            for shots in sorted({row["num_shots"] for row in mine})
-        }
+def parse_model_sizes(texts: Sequence[str], *, finished: Iterable[str] = ()) -> list[Size]:
+    """Return sizes from text such as 4x256, by ascending number of parameters.
 
+    Args:
+        texts: Sizes that the user named.
+        finished: Names of further sizes, which may be among them.
 
-# ------------------------------------------------------------------------------------------------------------------- what is asked for
+    Raises:
+        ConfigError: A size cannot be parsed or is repeated, or there are fewer than two in all.
 
-
-def _asked(
-    run: RunConfig, sizes: Sequence[Size], manifest: Manifest, *, rate_power: float, tokens_per_parameter: float | None
-) -> ScaleConfig:
-    kind = GptScaleConfig if isinstance(run, GptRunConfig) else ScaleConfig
-    names = tuple(size.name for size in sizes)
-    return kind(names, manifest.fingerprint, rate_power, tokens_per_parameter, run)  # type: ignore[arg-type]
-
-
-def _check_tasks(run: RunConfig, tasks: Sequence[str], num_shots: Sequence[int]) -> None:
-    """Says what is wrong with prompts before anything is trained."""
-    if not tasks:
-        return
-    show_prompts(tasks, num_shots=num_shots)
-    if not isinstance(run, GptRunConfig) and all(open_task(task).how != "choose" for task in tasks):
+    Example:
+        >>> [size.name for size in parse_model_sizes(["4x256", "2x64"])]
+        ['2x64', '4x256']
+    """
+    sizes: list[Size] = []
+    named = {text.strip().lower() for text in texts}
+    for text in [*texts, *(name for name in finished if name not in named)]:
+        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,5})", text.strip().lower())
+        if match is None:
+            raise ConfigError(f"--sizes {text}: expected layers x width, such as 4x256")
+        size = Size(int(match[1]), int(match[2]))
+        if size in sizes:
+            raise ConfigError(f"--sizes: {size.name} is repeated. Pass each size once.")
+        sizes.append(size)
+    if len(sizes) < 2:
         raise ConfigError(
-            f"{', '.join(tasks)}: a masked model writes no text: give a task with choices, or a GPT's recipe"
+            f"--sizes {','.join(texts) or '(none)'}: expected at least two, with commas, such as 2x64,2x128,4x128,4x256"
         )
+    return sorted(sizes, key=lambda size: (size.layers * (12 * size.width**2 + 13 * size.width), size.width))
 
 
-def _check(
-    asked: ScaleConfig, settings: Sequence[str], budget: Mapping[str, Any], manifest: Manifest, data: str
-) -> None:
-    """Refuses what would be known too late, or have no effect."""
-    ratio = asked.tokens_per_parameter
+def _check(config: ScalingConfig, options: ScalingLawsOptions, manifest: Manifest) -> None:
+    """Raise an error for what would fail late, or have no effect."""
+    ratio = options.tokens_per_parameter
     if ratio is not None and not 0 < ratio < float("inf"):
         raise ConfigError(f"--tokens-per-parameter {ratio}: expected a number above 0")
-    if ratio is not None and any(value is not None for value in budget.values()):
-        raise ConfigError("two budgets were given (--tokens-per-parameter and another one): give one")
-    if ratio is None and asked.run.budget == BudgetConfig():
-        raise ConfigError(
-            "how long to train is not said: give --tokens, --tokens-per-parameter, --steps or --time, for each size"
-        )
-    for key in (setting.partition("=")[0].strip().removeprefix("model.") for setting in settings):
-        if key in Size(1, 1).of_model():
-            raise ConfigError(f"model.{key} is said with --sizes: leave the setting out")
-    if asked.run.init is not None:
-        raise ConfigError("init: every size starts from fresh weights; leave it out")
+    if ratio is not None and any(value is not None for value in (options.steps, options.tokens, options.time)):
+        raise ConfigError("Two budgets (--tokens-per-parameter and another one). Pass one of them.")
+    if ratio is None and config.run.budget == BudgetConfig():
+        raise ConfigError("No training budget. Pass --tokens, --tokens-per-parameter, --steps or --time for each size.")
+    for key in (setting.partition("=")[0].strip().removeprefix("model.") for setting in options.settings):
+        if key in Size(1, 1).model_settings():
+            raise ConfigError(f"model.{key} is set by --sizes. Remove the setting.")
+    if config.run.init is not None:
+        raise ConfigError("init has no effect: every size starts from random weights. Remove the setting.")
     if "held_out" not in manifest.splits:
-        raise DataError(f"{data} has no held-out part to measure the loss on: prepare it with --held-out 0.01")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("scale runs in one process: start it without torchrun")
+        raise DataError(f"{options.data} has no held-out split for the loss. Prepare it with --held-out 0.01.")
+    check_single_process("scaling-laws")
+    if options.fewshot_tasks:
+        show_prompts(options.fewshot_tasks, num_shots=options.num_shots)
+        is_causal = "causal_lm" in OBJECTIVES[config.run.objective.name].heads
+        if not is_causal and all(open_task(task).output_type != "multiple_choice" for task in options.fewshot_tasks):
+            raise ConfigError(
+                f"{', '.join(options.fewshot_tasks)}: A masked model generates no text. Pass a task with choices, or the "
+                "recipe of a GPT."
+            )
 
 
-# --------------------------------------------------------------------------------------------------------------------------- the result
+# -------------------------------------------------------------------------------------------- Runs
+
+
+def _finished_sizes(folder: Path) -> list[str]:
+    files = [folder / name for name in (FINISHED, "sizes.jsonl")]
+    return [record["size"] for file in files for record in read_jsonl(file)]
+
+
+def open_grid(folder: Path, config: ScalingConfig, *, resume: bool) -> RunGrid[str]:
+    """Prepare the directory of a scaling study, new or resumed."""
+
+    def stored_config(text: str, source: str) -> ScalingConfig:
+        cls = _CONFIGS[run_config_class(parse_toml(text, source).get("run", {}), source)]
+        return from_toml(cls, text, source=source, renamed=_RENAMED)
+
+    return RunGrid(
+        folder,
+        config,
+        key=lambda record: record["size"],
+        what="scaling study",
+        resume=resume,
+        stored_config=stored_config,
+        may_change=_MAY_CHANGE,
+        former=("sizes.jsonl", "sizes"),
+    )
+
+
+def _train_sizes(
+    grid: RunGrid[str],
+    config: ScalingConfig,
+    sizes: Sequence[Size],
+    manifest: Manifest,
+    options: ScalingLawsOptions,
+    progress: Progress,
+) -> list[Record]:
+    """Pre-train the missing sizes and return the records of all."""
+    counts = {size.name: _count_parameters(config, size, manifest.vocab_size) for size in sizes}
+    seconds = config.run.budget.seconds
+    if seconds:
+        weights = dict.fromkeys(counts, float(seconds))
+    else:
+        # Cost of a token times the number of tokens, in percent.
+        costs = {
+            name: (total + _EMBEDDING_COST) * (total if config.tokens_per_parameter else 1)
+            for name, (total, _) in counts.items()
+        }
+        weights = {name: 100 * cost / sum(costs.values()) for name, cost in costs.items()}
+
+    def plan(size: Size) -> PlannedRun:
+        assert grid.folder is not None
+        folder = grid.folder / "sizes" / size.name
+        return PlannedRun(
+            size.name,
+            lambda inner: _train_size(size, config, counts[size.name], folder, options, inner),
+            weights[size.name],
+        )
+
+    return grid.run(
+        {size.name: plan(size) for size in sizes},
+        progress,
+        describe=lambda record: f"held-out loss {record['loss']:.4g}",
+        name="size",
+        unit="seconds" if seconds else "%",
+    )
+
+
+def _train_size(
+    size: Size,
+    config: ScalingConfig,
+    counts: tuple[int, int],
+    folder: Path,
+    options: ScalingLawsOptions,
+    progress: Progress,
+) -> Record:
+    """Pre-train a size, or resume its run, and return its record."""
+    run = config.run
+    learning_rate = run.optimizer.learning_rate * (run.model.hidden_size / size.width) ** config.lr_width_exponent
+    ratio = config.tokens_per_parameter
+    result = pretrain(
+        run.recipe,
+        data=options.data,
+        out=str(folder),
+        config=options.config,
+        settings=[
+            *options.settings,
+            *(f"model.{key}={value}" for key, value in size.model_settings().items()),
+            f"optimizer.learning_rate={learning_rate!r}",
+        ],
+        steps=options.steps,
+        tokens=options.tokens if ratio is None else round(ratio * counts[0]),
+        time=options.time,
+        seed=options.seed,
+        **options.compute(),
+        resume=True,
+        progress=progress,
+    )
+    return {
+        "size": size.name,
+        **asdict(size),
+        "heads": size.heads,
+        "parameters": counts[0],
+        "parameters_in_layers": counts[1],
+        "learning_rate": learning_rate,
+        **{key: result[key] for key in ("steps", "tokens", "seconds")},
+        **_read_losses(read_jsonl(folder / "log.jsonl")),
+    }
+
+
+def _count_parameters(config: ScalingConfig, size: Size, vocab_size: int) -> tuple[int, int]:
+    """Return the number of parameters of a size, and that in its layers, without allocating them."""
+    model_config = replace(config.run.model, vocab_size=vocab_size, **size.model_settings())
+    with torch.device("meta"):
+        model = make_model(model_config, OBJECTIVES[config.run.objective.name].heads)
+    return model.num_parameters(), model.num_parameters(embeddings=False)
+
+
+def _read_losses(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the final losses of a log, the operations, and the loss over tokens."""
+    evaluations = [line for line in log if line["kind"] == "evaluation"]
+    last = evaluations[-1]
+    name = next(name for name in _LOSSES if name in last)
+    losses = {"loss": last[name], "unigram_loss": last["held_out_unigram_loss"]}
+    if "held_out_bits_per_byte" in last:
+        losses["bits_per_byte"] = last["held_out_bits_per_byte"]
+    flops = sum(line["flops"] for line in log if line["kind"] == "train")
+    curve = [{"tokens": line["tokens"], "loss": line[name]} for line in evaluations if line["step"]]
+    return {**losses, "flops": flops, "curve": curve}
+
+
+def _evaluate_few_shot(
+    records: Sequence[Record], folder: Path, options: ScalingLawsOptions, seed: int, progress: Progress
+) -> None:
+    """Add the few-shot accuracy of each size to its record, in percent (or the task's own metric), mean over tasks."""
+    models = {record["size"]: str(folder / "sizes" / record["size"] / "final") for record in records}
+    out = folder / "prompts"
+    is_started = out.is_dir() and any(out.glob("*.jsonl"))
+    result = fewshot(
+        options.fewshot_tasks,
+        model=list(models.values()),
+        out=str(out),
+        num_shots=options.num_shots,
+        resume=is_started,
+        overwrite=not is_started,
+        seed=seed,
+        device=options.device or "auto",
+        precision=options.precision or "fp32",
+        threads=options.threads,
+        progress=progress,
+    )
+    for record in records:
+        model = models[record["size"]]
+        rows = [row for row in result["results"] if row["model"] == model and not row.get("is_from_before")]
+        if all(row["chance"] is not None for row in rows):
+            record["in_context_chance"] = 100 * fmean(row["chance"] for row in rows)
+        record["in_context"] = {
+            str(shots): 100 * fmean(row["value"] for row in rows if row["num_shots"] == shots)
+            for shots in sorted({row["num_shots"] for row in rows})
+        }
+
+
+# ----------------------------------------------------------------------------------------- Results
 
 
 def _conclude(
-    asked: ScaleConfig, lines: list[dict[str, Any]], notes: Sequence[str], folder: Path, progress: Progress
+    config: ScalingConfig, records: Sequence[Record], notes: Sequence[str], folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Writes `scale.json`, report and pictures, and returns what is printed."""
+    """Fit the laws, write `scale.json`, report and plots, and return the result."""
     points = [
-        {"parameters_in_layers": line["parameters_in_layers"], **point}
-        for line in lines
-        for point in line["curve"]
-        if point["tokens"] >= _FIRST_SHARE * line["tokens"]
+        {"parameters_in_layers": record["parameters_in_layers"], **point}
+        for record in records
+        for point in record["curve"]
+        if point["tokens"] >= _SKIPPED_FRACTION * record["tokens"]
     ]
-    n, losses = ([line[key] for line in lines] for key in ("parameters_in_layers", "loss"))
-    law = fit_power_law(n, losses)
+    sizes, losses = ([record[key] for record in records] for key in ("parameters_in_layers", "loss"))
+    law = fit_power_law(sizes, losses)
     joint = fit_joint_law(*([p[key] for p in points] for key in ("parameters_in_layers", "tokens", "loss")))
-    told = [*size_sentences(n, losses, law), *joint_sentences(joint)]
-    rows = [_row(line) for line in lines]
-    written = {
-        "recipe": asked.run.recipe,
-        "sentences": told,
-        "notes": [*_conditions(asked), *_unlearned(lines), *notes],
+    summary = [*size_sentences(sizes, losses, law), *joint_sentences(joint)]
+    table = [_table_row(record) for record in records]
+    content = {
+        "recipe": config.run.recipe,
+        "summary": summary,
+        "notes": [*_conditions(config), *_untrained(records), *notes],
         "law": None if law is None else asdict(law),
         "joint": None if joint is None else asdict(joint),
         "points": points,
-        "sizes": lines,
+        "sizes": records,
     }
-    write_file(folder / "scale.json", [(json.dumps(written, ensure_ascii=False, indent=2) + "\n").encode()])
-    progress.start("drawing")
-    page = {**written, "title": folder.resolve().name, "table": rows}
-    write_scale_report(folder, page, law, joint, config=(folder / "config.toml").read_text(encoding="utf-8"))
+    write_json(folder / "scale.json", content)
+    progress.start("plotting")
+    page = {**content, "title": folder.resolve().name, "table": table}
+    write_scaling_report(folder, page, law, joint, config=(folder / CONFIG).read_text(encoding="utf-8"))
     progress.finish()
     return {
         "scaling": str(folder),
         "report": str(folder / "report.html"),
-        "seconds": round(sum(line["seconds"] for line in lines), 1),
-        "table": rows,
-        "what size does": told,
-        "notes": written["notes"],
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "table": table,
+        "summary": summary,
+        "notes": content["notes"],
     }
 
 
-def _unlearned(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a sentence about sizes that learned nothing from what stands around a word; nothing where there are none."""
-    sizes = [line["size"] for line in lines if line["loss"] >= line["unigram_loss"]]
-    if not sizes:
-        return []
-    words = max(line["unigram_loss"] for line in lines)
-    return [
-        f"not below the loss of word frequency alone ({words:.3f}), so trained too briefly to compare: {', '.join(sizes)}"
-    ]
+def _untrained(records: Sequence[Record]) -> list[str]:
+    """Return a note on sizes that are not below the unigram baseline."""
+    sizes = [record["size"] for record in records if record["loss"] >= record["unigram_loss"]]
+    unigram = max(record["unigram_loss"] for record in records)
+    note = f"not below the unigram baseline ({unigram:.3f}), so trained too briefly to compare: {', '.join(sizes)}"
+    return [note] if sizes else []
 
 
-def _row(line: Mapping[str, Any]) -> dict[str, Any]:
+def _table_row(record: Record) -> dict[str, Any]:
     row = {
-        "size": line["size"],
-        "parameters": line["parameters"],
-        "in layers": line["parameters_in_layers"],
-        "tokens": line["tokens"],
-        "operations": f"{line['flops']:.3g}",
-        "loss": round(line["loss"], 4),
+        **{key: record[key] for key in ("size", "parameters", "parameters_in_layers", "tokens")},
+        "flops": f"{record['flops']:.3g}",
+        "loss": round(record["loss"], 4),
     }
-    if "bits_per_byte" in line:
-        row["bits per byte"] = round(line["bits_per_byte"], 4)
-    row |= {f"{shots}-shot": round(value, 1) for shots, value in line.get("in_context", {}).items()}
-    return {**row, "seconds": line["seconds"]}
+    if "bits_per_byte" in record:
+        row["bits_per_byte"] = round(record["bits_per_byte"], 4)
+    row |= {f"shots_{shots}": round(value, 1) for shots, value in record.get("in_context", {}).items()}
+    return {**row, "seconds": record["seconds"]}
 
 
-def _conditions(asked: ScaleConfig) -> list[str]:
-    """Returns under which conditions the runs were made, in sentences."""
-    run, budget = asked.run, asked.run.budget
-    if asked.tokens_per_parameter is not None:
-        length = f"{asked.tokens_per_parameter:g} tokens for each parameter, those of the embeddings among them"
+def _conditions(config: ScalingConfig) -> list[str]:
+    """Return sentences about how the sizes were trained."""
+    run, budget = config.run, config.run.budget
+    if config.tokens_per_parameter is not None:
+        length = f"{config.tokens_per_parameter:g} tokens for each parameter, embeddings included"
     elif budget.seconds is not None:
         length = f"{budget.seconds:g} seconds each"
     else:
         length = next(f"{value:,} {name} each" for name, value in asdict(budget).items() if value is not None)
+    width = run.model.hidden_size
     return [
-        f"the budget of the sizes: {length}; the same text in the same order, {run.batch.size} rows of {run.batch.sequence_length} a step",
-        f"peak of the learning rate: {run.optimizer.learning_rate:g} at width {run.model.hidden_size}, times ({run.model.hidden_size} "
-        f"/ width)^{asked.rate_power:g} at others; it was not searched for each size",
-        "N counts the parameters in the layers, without embeddings and head; D the tokens read; loss is in nats a scored token",
-        f"of each run, evaluations of its first {_FIRST_SHARE:.0%} are not fitted; those before its last were made before the learning "
-        "rate had fallen to its end, so B and beta tell of this schedule and not of runs that end there",
-        "one seed; how far a fit can be relied on is shown by leaving one size out at a time",
+        f"training budget of the sizes: {length}; the same text in the same order, {run.batch.size} sequences of "
+        f"{run.batch.sequence_length} tokens in a step",
+        f"peak learning rate: {run.optimizer.learning_rate:g} at hidden size {width}, times ({width} / hidden size)^"
+        f"{config.lr_width_exponent:g} for others; it was not tuned for each size",
+        "N is the number of parameters in the layers, without embeddings and head; D is the number of training tokens; "
+        "the loss is in nats per scored token",
+        f"evaluations in the first {_SKIPPED_FRACTION:.0%} of a run are not fitted; all but the last were made before the "
+        "learning rate had decayed, so B and beta hold for this schedule and not for runs that end there",
+        "one seed; the ranges in which one size at a time is left out show how reliable a fit is",
     ]

@@ -1,13 +1,13 @@
-"""`report.html` of a benchmark: its figures beside a baseline and what others published."""
+"""Report of a benchmark: our results next to a constant answer and published results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stemformer.evaluation.benchmarks import BENCHMARKS, published_figures
-from stemformer.reports.page import write_page
+from stemformer.evaluation.benchmarks import BENCHMARKS, published_results
+from stemformer.reports.page import Cell, Report, Table, Tile
 
-_NAMES = {
+_METRICS = {
     "matthews": "Matthews",
     "accuracy": "accuracy",
     "accuracy_mismatched": "accuracy, other genres",
@@ -17,31 +17,36 @@ _NAMES = {
     "exact_match": "exact match",
 }
 
-_OURS = "ours, dev"
+
+def _published_columns(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return key and heading of a column for each published system, such as `bert_base_test` and `BERT-Base test`."""
+    headings = [f"{p.system} {p.part}" for result in results for p in published_results(result["task"])]
+    return {heading.lower().replace("-", "_").replace(" ", "_"): heading for heading in headings}
 
 
-def table_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row for each official figure of each task: ours, its baseline, and published ones, in percent.
+def benchmark_table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each official metric of each task: our dev score, constant answer, published scores, in percent.
 
     Args:
-        results: Lines of `tasks.jsonl`: `task`, `train`, `dev`, `start`, `learning_rate`, `seeds`, `figures` and `baseline`.
+        results: Results of tasks, see `experiments.benchmarks.run_task`.
     """
-    columns = list(dict.fromkeys(f"{p.system} {p.part}" for told in results for p in published_figures(told["task"])))
-    is_warm = any(told["start"] != "the model" for told in results)
+    columns = _published_columns(results)
+    is_warm = any(result["start"] != "the model" for result in results)
     rows = []
-    for told in results:
-        task = BENCHMARKS[told["task"]]
+    for result in results:
+        task = BENCHMARKS[result["task"]]
         scale = 1 if task.task == "qa" else 100
-        others = {f"{p.system} {p.part}": p.figures[task.name] for p in published_figures(task.name)}
+        published = {f"{p.system} {p.part}": p.metrics[task.name] for p in published_results(task.name)}
         for metric in task.metrics:
-            of = told["figures"][metric]
-            row = {"task": task.name, "metric": _NAMES[metric]}
-            row[_OURS] = f"{scale * of['mean']:.1f}" + (f" ± {scale * of['spread']:.1f}" if len(of["each"]) > 1 else "")
-            row["constant, dev"] = f"{scale * told['baseline'][metric]:.1f}"
-            row |= {name: f"{others[name][metric]:.1f}" if metric in others.get(name, {}) else "" for name in columns}
-            row["train/dev"] = f"{told['train']:,}/{told['dev']:,}"
-            row["runs"] = f"{len(told['seeds'])} at {told['learning_rate']:g}"
-            rows.append(row | ({"start": told["start"]} if is_warm else {}))
+            scores = result["metrics"][metric]
+            spread = f" ± {scale * scores['spread']:.1f}" if len(scores["each"]) > 1 else ""
+            row = {"task": task.name, "metric": _METRICS[metric], "ours_dev": f"{scale * scores['mean']:.1f}{spread}"}
+            row["constant_dev"] = f"{scale * result['baseline'][metric]:.1f}"
+            for key, name in columns.items():
+                row[key] = f"{published[name][metric]:.1f}" if metric in published.get(name, {}) else ""
+            row["train_dev"] = f"{result['train']:,}/{result['dev']:,}"
+            row["runs"] = f"{len(result['seeds'])} at {result['learning_rate']:g}"
+            rows.append(row | ({"start": result["start"]} if is_warm else {}))
     return rows
 
 
@@ -54,31 +59,30 @@ def write_benchmark_report(
     notes: Sequence[str],
     config: str,
 ) -> Path:
-    """Writes `report.html` into a folder, one file that needs nothing else, and returns where it is.
+    """Write `report.html` and return its path.
 
     Args:
-        folder: Where it goes.
-        title: Of the page.
-        results: As for `table_of`.
-        missing: What is said of tasks that were left out.
-        notes: What must be known to compare the figures.
+        results: As for `benchmark_table`.
+        missing: Why tasks were skipped.
+        notes: What a reader must know to compare the results.
         config: TOML text.
     """
-    table = table_of(results)
+    table = benchmark_table(results)
     first = {row["task"]: row for row in reversed(table)}
     tiles = [
-        (f"{name}, {row['metric']}", row[_OURS], f"constant answer {row['constant, dev']}")
+        Tile(f"{name}, {row['metric']}", row["ours_dev"], f"constant answer {row['constant_dev']}")
         for name, row in reversed(first.items())
     ]
-    return write_page(
-        folder,
-        "benchmark.html",
-        name=title,
+    headings = {"ours_dev": "ours, dev", "constant_dev": "constant, dev", "train_dev": "train/dev"}
+    rows = [{**row, "ours_dev": Cell(row["ours_dev"], style="strong")} for row in table]
+    return Report(
+        title=title,
+        kind="benchmark",
+        lead="Our results are on the dev set; a constant answer needs no model.",
         tiles=tiles,
-        columns=list(table[0]),
-        table=table,
-        missing=missing,
-        notes=notes,
-        plots=[],
+        tables=[
+            Table("Comparison with published results", rows, headings | _published_columns(results), num_text_columns=2)
+        ],
+        notes={"Notes": notes, "Skipped": missing},
         config=config,
-    )
+    ).write(folder)

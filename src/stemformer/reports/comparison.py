@@ -1,4 +1,4 @@
-"""Pictures and `report.html` of a comparison of starts: what pre-training was worth, curves, and the table."""
+"""Report of a comparison of initializations: pre-training gain, learning curves, and the table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,224 +6,217 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stemformer.reports.page import write_page
-from stemformer.reports.plots import as_svg, new_figure, tidy
+from stemformer.reports.page import Plot, Report, Table, Tile
+from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-_LOOKS = {
-    "pretrained": ("pre-trained", "#1b6ca8", "o"),
-    "reembedded": ("pre-trained body, fresh word embeddings", "#c9861a", "^"),
-    "random": ("random", "#d1495b", "s"),
+_INITIALIZATIONS = {
+    "pretrained": ("pre-trained", COLORS[0], "o"),
+    "reembedded": ("pre-trained body, random word embeddings", COLORS[3], "^"),
+    "random": ("random", COLORS[1], "s"),
 }
-"""Name, colour and marker of each start."""
+"""Name, color and marker of each initialization."""
 
-_BASELINE = "#444444"
-_MOST_PANELS = 4
-_MOST_POINTS = 60
-"""Of a curve: more are averaged, so that a picture stays small."""
-_FEW_POINTS = 15
-"""Of a curve: each has a marker."""
-_ASIDE = 1.04
-"""Bars of starts that meet would hide each other: each is drawn that much beside the one before."""
+_MAX_PANELS = 4
+_MAX_POINTS = 60
+"""Longer curves are averaged to this number of points, which keeps the SVG small."""
+_MAX_MARKED_POINTS = 15
+_OFFSET = 1.04
+"""Factor between the x positions of the error bars of two initializations, so that none hides another."""
 
 Logs = Mapping[tuple[str, int, int], Sequence[Mapping[str, Any]]]
-"""Start, number of records and seed -> lines of the log."""
+"""Initialization, number of records and seed -> lines of the log."""
 
 
-def write_compare_report(folder: Path, told: Mapping[str, Any], logs: Logs, *, config: str) -> Path:
-    """Writes `compare.svg`, `compare.png` and `report.html` into a folder, and returns where the last is.
+def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs, *, config: str) -> Path:
+    """Write `compare.svg`, `compare.png` and `report.html`, and return the path of the report.
 
     Args:
-        folder: Where they go.
-        told: `title`, `task`, `metric`, `sizes`, `figures` (see `evaluation.worth`, in points), `summary` (by start, rows of `records`,
-            `mean` and `spread`), `baseline` (percent or None), `sentences`, `notes`, and the rows of the `table`.
-        logs: Of the runs.
+        content: Content of `compare.json`, with `title`, and the rows of the `table`.
+        logs: Log of each run.
         config: TOML text.
     """
-    from matplotlib import rc_context
-
-    with rc_context({"svg.fonttype": "path", "path.simplify_threshold": 0.5}):
-        whole = _draw_whole(told, logs)
-        (folder / "compare.svg").write_text(as_svg(whole), encoding="utf-8")
-        whole.savefig(folder / "compare.png", dpi=150)
-        plots = [
-            ("Loss on training data", as_svg(_draw_curves(told, logs, is_dev=False))),
-            (f"{_spoken(told)} on dev data".capitalize(), as_svg(_draw_curves(told, logs, is_dev=True))),
-            (f"{_spoken(told)} over the number of labelled records".capitalize(), as_svg(_draw_sizes(told))),
-        ]
-    return write_page(
-        folder,
-        "compare.html",
-        name=told["title"],
-        tiles=_tiles(told),
-        plots=plots,
-        sentences=told["sentences"],
-        names={start: look[0] for start, look in _LOOKS.items()},
-        table=told["table"],
-        metric=_spoken(told),
-        baseline=told["baseline"],
-        notes=told["notes"],
+    save_figure(_plot_all(content, logs), folder, "compare")
+    metric, baseline = _metric_name(content), content["baseline"]
+    unit = "times 100" if content["metric"] == "pearson" else "in percent"
+    caption = f"{_capitalized(metric)} on dev data, {unit}; differences are over paired seeds"
+    return Report(
+        title=content["title"],
+        kind="pre-training gain",
+        lead="One task with several initializations, over the number of labelled records and over seeds. "
+        "Bands and ± are one standard deviation over seeds.",
+        tiles=_tiles(content),
+        summary=content["summary"],
+        plots=[
+            Plot("Loss on training data", to_svg(_plot_curves(content, logs, is_dev=False))),
+            Plot(f"{_capitalized(metric)} on dev data", to_svg(_plot_curves(content, logs, is_dev=True))),
+            Plot(f"{_capitalized(metric)} against the number of labelled records", to_svg(_plot_sizes(content))),
+        ],
+        plots_per_row=1,
+        tables=[
+            Table(
+                "Table",
+                content["table"],
+                headings={key: name for key, (name, _, _) in _INITIALIZATIONS.items()},
+                caption=f"{caption}{'' if baseline is None else f'; majority baseline: {baseline}'}.",
+            )
+        ],
+        notes={"Method": content["notes"]},
         config=config,
-    )
+    ).write(folder)
 
 
-def _spoken(told: Mapping[str, Any]) -> str:
-    return str(told["metric"]).replace("_", " ").replace("f1", "F1")
+def _metric_name(content: Mapping[str, Any]) -> str:
+    return str(content["metric"]).replace("_", " ").replace("f1", "F1")
 
 
-def _dev_name(told: Mapping[str, Any]) -> str:
-    return f"dev {_spoken(told)} ({'x 100' if told['metric'] == 'pearson' else '%'})"
+def _capitalized(name: str) -> str:
+    return name[0].upper() + name[1:]
 
 
-def _tiles(told: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Returns what each start has with most records."""
-    largest, seeds = told["sizes"][-1], len(told["seeds"])
+def _dev_label(content: Mapping[str, Any]) -> str:
+    return f"dev {_metric_name(content)} ({'x 100' if content['metric'] == 'pearson' else '%'})"
+
+
+def _tiles(content: Mapping[str, Any]) -> list[Tile]:
+    """Return the score of each initialization with the most records."""
+    remark = f"{_metric_name(content)} with {content['sizes'][-1]:,} records"
     tiles = []
-    for start, (name, _, _) in _LOOKS.items():
-        if start in told["summary"]:
-            row = told["summary"][start][-1]
-            spread = f" ± {row['spread']:.1f}" if seeds > 1 else ""
-            tiles.append((name, f"{row['mean']:.1f}{spread}", f"{_spoken(told)} at {largest:,} records"))
-    if told["baseline"] is not None:
-        tiles.append(("without reading", f"{told['baseline']:.1f}", "by always giving the most frequent label"))
+    for key, (name, _, _) in _INITIALIZATIONS.items():
+        if key in content["scores"]:
+            row = content["scores"][key][-1]
+            spread = f" ± {row['spread']:.1f}" if len(content["seeds"]) > 1 else ""
+            tiles.append(Tile(name, f"{row['mean']:.1f}{spread}", remark))
+    if content["baseline"] is not None:
+        tiles.append(Tile("majority baseline", f"{content['baseline']:.1f}", "always the most frequent label"))
     return tiles
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------- Plots
 
 
-def _draw_whole(told: Mapping[str, Any], logs: Logs) -> "Figure":
-    """Returns all three pictures in one: curves by size, loss above and dev figure below, and the figure over sizes beside them."""
-    sizes = _shown_sizes(told)
-    figure = new_figure(3.1 + 2.3 * len(sizes) + 1.0, 5.0)
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.5 + 2.3 * len(sizes), 4.0])[0]
-    grid = left.subplots(2, len(sizes), sharex="col", sharey="row", squeeze=False)
-    _fill_row(grid[0], told, logs, is_dev=False)
-    _fill_row(grid[1], told, logs, is_dev=True)
-    for axes in grid[0]:
-        axes.set_xlabel("")
-    for axes in grid[1]:
-        axes.set_title("")
-    _fill_sizes(right.subplots(), told)
-    _add_legend(figure, told)
+def _plot_all(content: Mapping[str, Any], logs: Logs) -> "Figure":
+    """Return all plots in one figure: loss above dev scores, by size; on the right, dev scores against size."""
+    num_panels = len(_shown_sizes(content))
+    figure = new_figure(3.1 + 2.3 * num_panels + 1.0, 5.0)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.5 + 2.3 * num_panels, 4.0])[0]
+    grid = left.subplots(2, num_panels, sharex="col", sharey="row", squeeze=False)
+    _draw_curves(grid[0], content, logs, is_dev=False)
+    _draw_curves(grid[1], content, logs, is_dev=True)
+    for upper, lower in grid.T:
+        upper.set_xlabel("")
+        lower.set_title("")
+    _draw_sizes(right.subplots(), content)
+    _add_legend(figure, content)
     return figure
 
 
-def _draw_curves(told: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> "Figure":
-    sizes = _shown_sizes(told)
-    figure = new_figure(1.0 + 3.0 * len(sizes), 3.3)
-    _fill_row(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], told, logs, is_dev=is_dev)
-    _add_legend(figure, told)
+def _plot_curves(content: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> "Figure":
+    num_panels = len(_shown_sizes(content))
+    figure = new_figure(1.0 + 3.0 * num_panels, 3.3)
+    _draw_curves(figure.subplots(1, num_panels, sharey=True, squeeze=False)[0], content, logs, is_dev=is_dev)
+    _add_legend(figure, content)
     return figure
 
 
-def _draw_sizes(told: Mapping[str, Any]) -> "Figure":
+def _plot_sizes(content: Mapping[str, Any]) -> "Figure":
     figure = new_figure(8.2, 3.8)
-    _fill_sizes(figure.subplots(), told)
-    _add_legend(figure, told)
+    _draw_sizes(figure.subplots(), content)
+    _add_legend(figure, content)
     return figure
 
 
-def _shown_sizes(told: Mapping[str, Any]) -> list[int]:
-    """Returns the sizes of which curves are drawn: the smallest, the largest, and some between."""
-    sizes = told["sizes"]
-    at = np.linspace(0, len(sizes) - 1, min(len(sizes), _MOST_PANELS)).round().astype(int)
-    return [sizes[i] for i in at]
+def _shown_sizes(content: Mapping[str, Any]) -> list[int]:
+    """Return the sizes that get a panel: the smallest, the largest, and some between."""
+    sizes = content["sizes"]
+    indices = np.linspace(0, len(sizes) - 1, min(len(sizes), _MAX_PANELS)).round().astype(int)
+    return [sizes[i] for i in indices]
 
 
-def _starts(told: Mapping[str, Any]) -> list[str]:
-    return [start for start in _LOOKS if start in told["figures"]]
+def _shown(content: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    return {key: style for key, style in _INITIALIZATIONS.items() if key in content["scores"]}
 
 
-def _fill_row(row: Sequence["Axes"], told: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> None:
-    """Draws a panel for each size: the mean over seeds of each start, in a band of one standard deviation."""
-    in_percent = told["task"] == "qa"
-    for axes, size in zip(row, _shown_sizes(told), strict=True):
-        for start in _starts(told):
-            _, colour, marker = _LOOKS[start]
+def _draw_curves(panels: Sequence["Axes"], content: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> None:
+    """Draw a panel for each size: mean over seeds of each initialization, in a band of one standard deviation."""
+    is_percent = content["task"] == "qa"
+    label = _dev_label(content) if is_dev else "training loss"
+    for axes, size in zip(panels, _shown_sizes(content), strict=True):
+        for key, (_, color, marker) in _shown(content).items():
             curves = [
-                _curve(lines, told, is_dev=is_dev)
-                for (of_start, of_size, _), lines in logs.items()
-                if (of_start, of_size) == (start, size)
+                _curve(lines, content, is_dev=is_dev)
+                for (initialization, records, _), lines in logs.items()
+                if (initialization, records) == (key, size)
             ]
             x, mean, deviation = _over_seeds(curves)
-            if is_dev and not in_percent:
+            if is_dev and not is_percent:
                 mean, deviation = 100 * mean, 100 * deviation
-            axes.plot(
-                x, mean, color=colour, linewidth=1.8, marker=marker if len(x) <= _FEW_POINTS else None, markersize=3.5
-            )
+            shown_marker = marker if len(x) <= _MAX_MARKED_POINTS else None
+            axes.plot(x, mean, color=color, linewidth=1.8, marker=shown_marker, markersize=3.5)
             if len(curves) > 1:
-                axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+                axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
         if is_dev:
-            _add_baseline(axes, told)
+            _draw_baseline(axes, content)
         axes.set_title(f"{size:,} records", fontsize=10)
-        axes.set_xlabel("steps")
-        tidy(axes)
-    row[0].set_ylabel(_dev_name(told) if is_dev else "training loss")
+        style_axes(axes, x="steps", y=label if axes is panels[0] else "")
 
 
-def _curve(lines: Sequence[Mapping[str, Any]], told: Mapping[str, Any], *, is_dev: bool) -> tuple[Any, Any]:
-    """Returns steps and values of one run, averaged where there are many."""
-    kind, key = ("evaluation", f"dev_{told['metric']}") if is_dev else ("train", f"{told['task']}_loss")
-    found = [line for line in lines if line["kind"] == kind]
-    x, y = (np.array([line[name] for line in found], np.float64) for name in ("step", key))
-    parts = np.array_split(np.arange(len(x)), min(len(x), _MOST_POINTS))
+def _curve(lines: Sequence[Mapping[str, Any]], content: Mapping[str, Any], *, is_dev: bool) -> tuple[Any, Any]:
+    """Return steps and values of one run, averaged if there are many."""
+    kind, key = ("evaluation", f"dev_{content['metric']}") if is_dev else ("train", f"{content['task']}_loss")
+    points = [(line["step"], line[key]) for line in lines if line["kind"] == kind]
+    x, y = np.array(points, np.float64).T
+    parts = np.array_split(np.arange(len(x)), min(len(x), _MAX_POINTS))
     return np.array([x[part[-1]] for part in parts]), np.array([y[part].mean() for part in parts])
 
 
 def _over_seeds(curves: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
-    """Returns steps, mean and standard deviation; runs of another length are brought to the steps of the first."""
+    """Return steps, mean and standard deviation; runs of other lengths are interpolated at the steps of the first."""
     x = curves[0][0]
     values = np.stack([np.interp(x, *curve) for curve in curves])
     return x, values.mean(0), values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(x))
 
 
-def _fill_sizes(axes: "Axes", told: Mapping[str, Any]) -> None:
-    """Draws the figure over the number of records, with a bar of one standard deviation."""
+def _draw_sizes(axes: "Axes", content: Mapping[str, Any]) -> None:
+    """Draw the score against the number of records, with bars of one standard deviation."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    for number, start in enumerate(_starts(told)):
-        _, colour, marker = _LOOKS[start]
-        rows = told["summary"][start]
-        x, y, deviation = ([row[name] for row in rows] for name in ("records", "mean", "spread"))
+    for number, (key, (_, color, marker)) in enumerate(_shown(content).items()):
+        rows = content["scores"][key]
         axes.errorbar(
-            [size * _ASIDE ** (number - 1) for size in x],
-            y,
-            yerr=deviation if len(told["seeds"]) > 1 else None,
-            color=colour,
+            [row["records"] * _OFFSET ** (number - 1) for row in rows],
+            [row["mean"] for row in rows],
+            yerr=[row["spread"] for row in rows] if len(content["seeds"]) > 1 else None,
+            color=color,
             marker=marker,
             markersize=6,
             linewidth=1.8,
             capsize=4,
         )
-    _add_baseline(axes, told)
+    _draw_baseline(axes, content)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(told["sizes"]))
+    axes.xaxis.set_major_locator(FixedLocator(content["sizes"]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{size:,}" for size in told["sizes"]])
+    axes.set_xticklabels([f"{size:,}" for size in content["sizes"]])
     axes.margins(x=0.08)
-    axes.set_xlabel("labelled records (log scale)")
-    axes.set_ylabel(f"{_dev_name(told)} at the end")
-    tidy(axes)
+    style_axes(axes, x="labelled records (log scale)", y=f"final {_dev_label(content)}")
 
 
-def _add_baseline(axes: "Axes", told: Mapping[str, Any]) -> None:
-    if told["baseline"] is not None:
-        axes.axhline(told["baseline"], color=_BASELINE, linestyle="--", linewidth=1.1)
+def _draw_baseline(axes: "Axes", content: Mapping[str, Any]) -> None:
+    if content["baseline"] is not None:
+        axes.axhline(content["baseline"], **BASELINE_STYLE)
 
 
-def _add_legend(figure: "Figure", told: Mapping[str, Any]) -> None:
+def _add_legend(figure: "Figure", content: Mapping[str, Any]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.8, label=name)
-        for start, (name, colour, marker) in _LOOKS.items()
-        if start in told["figures"]
+        Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.8, label=name)
+        for name, color, marker in _shown(content).values()
     ]
-    if told["baseline"] is not None:
-        handles.append(Line2D([], [], color=_BASELINE, linestyle="--", linewidth=1.1, label="most frequent label"))
+    if content["baseline"] is not None:
+        handles.append(Line2D([], [], label="majority baseline", **BASELINE_STYLE))
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9)

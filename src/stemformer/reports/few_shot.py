@@ -1,4 +1,4 @@
-"""Pictures and `report.html` of prompting: accuracy against the number of examples, and against the size of the model."""
+"""Report of a few-shot evaluation: accuracy against the number of demonstrations, and against model size."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,77 +6,64 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stemformer.reports.page import write_page
-from stemformer.reports.plots import as_svg, new_figure, tidy
+from stemformer.reports.page import Cell, Example, Plot, Report, Table, Tile, run_name
+from stemformer.reports.plots import BASELINE_STYLE, COLORS, MARKERS, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_MAX_COLUMNS = 4
 
-_COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#c9861a", "#6a4c93", "#6c757d")
-_MARKERS = "os^Dvx"
-_COLUMNS = 4
-"""Of panels."""
-
-Row = Mapping[str, Any]
+Result = Mapping[str, Any]
+"""Result of one model on one task with one number of demonstrations."""
 
 
-def write_prompt_report(
-    folder: Path, rows: Sequence[Row], notes: Sequence[str], shown: Sequence[Row], *, config: str
+def write_few_shot_report(
+    folder: Path, results: Sequence[Result], notes: Sequence[str], prompts: Sequence[Mapping[str, Any]], *, config: str
 ) -> Path:
-    """Writes `shots.svg`, `sizes.svg`, the same as PNG, and `report.html` into a folder, and returns where the last is.
+    """Write `shots.svg`, `sizes.svg`, both also as PNG, and `report.html`, and return the path of the report.
 
     Args:
-        folder: Where they go.
-        rows: A figure for each task, model and number of examples; see `prompting.prompt`.
-        notes: What should be known beside.
-        shown: Prompts as the models saw them; see `prompting.show_prompts`.
+        results: As returned by `fewshot`.
+        prompts: As returned by `show_prompts`.
         config: TOML text.
     """
-    from matplotlib import rc_context
-
     plots = []
-    with rc_context({"svg.hashsalt": "stemformer", "svg.fonttype": "path"}):
-        pictures = []
-        if rows:
-            pictures.append(("Accuracy against the number of examples in the prompt", "shots", _draw_shots(rows)))
-        if len({row["parameters"] for row in rows}) > 1:
-            pictures.append(("Accuracy against parameters, mean over tasks", "sizes", _draw_sizes(rows)))
-        for title, name, figure in pictures:
-            plots.append((title, as_svg(figure)))
-            (folder / f"{name}.svg").write_text(plots[-1][1], encoding="utf-8")
-            figure.savefig(folder / f"{name}.png", dpi=150)
-    return write_page(
-        folder,
-        "prompt.html",
-        name="/".join(folder.resolve().parts[-2:]),
-        tiles=_tiles(rows),
+    if results:
+        svg = save_figure(_plot_shots(results), folder, "shots")
+        plots.append(Plot("Accuracy against the number of demonstrations", svg))
+    if len({row["parameters"] for row in results}) > 1:
+        plots.append(
+            Plot("Accuracy against parameters, mean over tasks", save_figure(_plot_sizes(results), folder, "sizes"))
+        )
+    return Report(
+        title=run_name(folder),
+        kind="few-shot evaluation",
+        lead="Zero-, one- and few-shot results without fine-tuning. Ranges are 95 % intervals over questions.",
+        tiles=_tiles(results),
         plots=plots,
-        table=_table(rows),
-        shots=_shots(rows),
-        notes=notes,
-        shown=shown,
+        plots_per_row=1,
+        tables=[
+            Table(
+                "Table",
+                _table(results),
+                caption="Percent correct, or the metric next to the task, by number of demonstrations; green: the "
+                "lower bound is above both chance and the most frequent answer.",
+                num_text_columns=2,
+            )
+        ],
+        notes={"Notes": notes},
+        examples=[
+            Example(f"{prompt['task']}, {prompt['num_shots']}-shot", prompt["prompt"], prompt["right"])
+            for prompt in prompts
+        ],
         config=config,
-    )
-
-
-def _models(rows: Sequence[Row]) -> list[str]:
-    """Returns the models, the smallest first."""
-    sizes = {row["model"]: row["parameters"] for row in rows}
-    return sorted(sizes, key=lambda model: (sizes[model], model))
-
-
-def _tasks(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["task"] for row in rows))
-
-
-def _shots(rows: Sequence[Row]) -> list[int]:
-    return sorted({row["num_shots"] for row in rows})
+    ).write(folder)
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """Returns short names: the last part of each path that tells them apart."""
+    """Return a short name for each model: the last parts of its path that are unique."""
     for depth in range(1, 5):
         short = {model: "/".join(Path(model).parts[-depth:]) for model in models}
         if len(set(short.values())) == len(models):
@@ -84,170 +71,150 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
     return {model: model for model in models}
 
 
-def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """Returns the mean over tasks of the largest model at few and at many examples."""
-    if not rows:
+def _models(results: Sequence[Result]) -> list[str]:
+    """Return the models by ascending size."""
+    sizes = {row["model"]: row["parameters"] for row in results}
+    return sorted(sizes, key=lambda model: (sizes[model], model))
+
+
+def _tasks(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(row["task"] for row in results))
+
+
+def _shots(results: Sequence[Result]) -> list[int]:
+    return sorted({row["num_shots"] for row in results})
+
+
+def _comparable(results: Sequence[Result]) -> list[Result]:
+    """Return the results that a mean may be taken over: accuracies, if there are any."""
+    return [row for row in results if row["metric"] == "accuracy"] or list(results)
+
+
+def _tiles(results: Sequence[Result]) -> list[Tile]:
+    """Return the mean over tasks of the largest model for each number of demonstrations."""
+    if not results:
         return []
-    largest = _models(rows)[-1]
+    largest = _models(results)[-1]
+    name = short_names(_models(results))[largest]
     tiles = []
-    for shots in _shots(rows):
-        mine = [row["figure"] for row in _counted(rows) if row["model"] == largest and row["num_shots"] == shots]
-        if mine:
-            tiles.append(
-                (
-                    _spoken(shots),
-                    f"{fmean(mine):.1%}",
-                    f"mean over {len(mine)} tasks, {short_names(_models(rows))[largest]}",
-                )
-            )
+    for shots in _shots(results):
+        values = [r["value"] for r in _comparable(results) if (r["model"], r["num_shots"]) == (largest, shots)]
+        if values:
+            tiles.append(Tile(f"{shots}-shot", f"{fmean(values):.1%}", f"mean over {len(values)} tasks, {name}"))
     return tiles
 
 
-def _counted(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows of which a mean may be taken: those that say how often a model is right, if any does."""
-    return [row for row in rows if row["metric"] == "accuracy"] or list(rows)
+def _table(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return a row for each task and model, with the score and its interval for each number of demonstrations."""
+    names = short_names(_models(results))
+    table = []
+    for task in _tasks(results):
+        for model in _models(results):
+            by_shots = {r["num_shots"]: r for r in results if (r["task"], r["model"]) == (task, model)}
+            if not by_shots:
+                continue
+            first = next(iter(by_shots.values()))
+            row: dict[str, Any] = {"task": _title(first), "model": names[model]}
+            for shots in _shots(results):
+                row[f"{shots}-shot"] = _cell(by_shots[shots]) if shots in by_shots else ""
+            row |= {"chance": _percent(first["chance"]), "most frequent": _percent(first["majority"])}
+            table.append(row | {"questions": first["questions"]})
+    return table
 
 
-def _spoken(shots: int) -> str:
-    return {0: "no example", 1: "one example"}.get(shots, f"{shots} examples")
+def _cell(result: Result) -> Cell:
+    detail = f"{100 * result['low']:.0f} to {100 * result['high']:.0f}"
+    if "acc_calibrated" in result:
+        detail += f", calibrated {100 * result['acc_calibrated']:.1f}"
+    is_above = result["low"] > max(result["chance"] or 0, result["majority"] or 0)
+    return Cell(f"{100 * result['value']:.1f}", detail, "good" if is_above else "")
 
 
-def _table(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns a line for each task and model: a figure with its bounds for each number of examples."""
-    lines = []
-    names = short_names(_models(rows))
-    for task in _tasks(rows):
-        for model in _models(rows):
-            mine = {row["num_shots"]: row for row in rows if row["task"] == task and row["model"] == model}
-            if mine:
-                first = next(iter(mine.values()))
-                cells = {
-                    shots: {
-                        "figure": f"{100 * row['figure']:.1f}",
-                        "bounds": f"{100 * row['low']:.0f} to {100 * row['high']:.0f}",
-                        "calibrated": f"{100 * row['calibrated']:.1f}" if "calibrated" in row else "",
-                        "is_above": row["low"] > max(row["chance"] or 0, row["majority"] or 0),
-                    }
-                    for shots, row in mine.items()
-                }
-                lines.append(
-                    {
-                        "task": task if first["metric"] == "accuracy" else f"{task} ({first['metric']})",
-                        "model": names[model],
-                        "cells": cells,
-                        "chance": _percent(first["chance"]),
-                        "majority": _percent(first["majority"]),
-                        "questions": first["questions"],
-                        "dropped": max(row["dropped_examples"] for row in mine.values()),
-                    }
-                )
-    return lines
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
+def _title(result: Result) -> str:
+    return result["task"] if result["metric"] == "accuracy" else f"{result['task']} ({result['metric']})"
 
 
-def _draw_shots(rows: Sequence[Row]) -> "Figure":
-    """Returns a panel for each task: a line for each model, with bounds, and what chance gives."""
-    tasks, models, shots = _tasks(rows), _models(rows), _shots(rows)
-    columns = min(_COLUMNS, max(1, len(tasks)))
-    lines = math.ceil(len(tasks) / columns)
-    figure = new_figure(2.9 * columns + 0.4, 2.4 * lines + 0.6)
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes in grid[len(tasks) :]:
+# ------------------------------------------------------------------------------------------- Plots
+
+
+def _plot_shots(results: Sequence[Result]) -> "Figure":
+    """Return a panel for each task: a line for each model with its interval, and the baselines."""
+    tasks, models, shots = _tasks(results), _models(results), _shots(results)
+    num_columns = min(_MAX_COLUMNS, max(1, len(tasks)))
+    num_rows = math.ceil(len(tasks) / num_columns)
+    figure = new_figure(2.9 * num_columns + 0.4, 2.4 * num_rows + 0.6)
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for axes in panels[len(tasks) :]:
         axes.set_visible(False)
     names = short_names(models)
-    for panel, (axes, task) in enumerate(zip(grid, tasks, strict=False)):
+    for panel, (axes, task) in enumerate(zip(panels, tasks, strict=False)):
+        rows = [row for row in results if row["task"] == task]
         for number, model in enumerate(models):
-            mine = sorted((r for r in rows if (r["task"], r["model"]) == (task, model)), key=lambda r: r["num_shots"])
-            if mine:
-                x = [shots.index(r["num_shots"]) for r in mine]
-                colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-                label = names[model] if panel == 0 else None
-                axes.plot(x, [100 * r["figure"] for r in mine], color=colour, marker=marker, markersize=4, label=label)
-                axes.fill_between(
-                    x,
-                    [100 * r["low"] for r in mine],
-                    [100 * r["high"] for r in mine],
-                    color=colour,
-                    alpha=0.12,
-                    linewidth=0,
-                )
-        _baselines(axes, [row for row in rows if row["task"] == task])
-        metric = next(row["metric"] for row in rows if row["task"] == task)
-        axes.set_title(task if metric == "accuracy" else f"{task} ({metric})", fontsize=10)
+            line = sorted((r for r in rows if r["model"] == model), key=lambda r: r["num_shots"])
+            if not line:
+                continue
+            x = [shots.index(r["num_shots"]) for r in line]
+            value, low, high = ([100 * r[key] for r in line] for key in ("value", "low", "high"))
+            color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+            axes.plot(x, value, color=color, marker=marker, markersize=4, label=names[model])
+            axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+        _draw_baselines(axes, rows[0])
+        axes.set_title(_title(rows[0]), fontsize=10)
         axes.set_xticks(range(len(shots)), [str(k) for k in shots])
-        if panel % columns == 0:
-            axes.set_ylabel("right (%)")
-        if panel >= len(tasks) - columns:
-            axes.set_xlabel("examples in the prompt")
-        tidy(axes)
-    handles, labels = _legend(grid)
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+        x_name = "demonstrations in the prompt" if panel >= len(tasks) - num_columns else ""
+        style_axes(axes, x=x_name, y="correct (%)" if panel % num_columns == 0 else "")
+    # One legend entry for each label of all panels.
+    handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
-def _legend(grid: Any) -> tuple[list[Any], list[str]]:
-    """Returns one handle for each label of all panels."""
-    found: dict[str, Any] = {}
-    for axes in grid:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    return list(found.values()), list(found)
+def _draw_baselines(axes: "Axes", result: Result) -> None:
+    if result["chance"] is not None:
+        axes.axhline(100 * result["chance"], label="chance", **BASELINE_STYLE)
+    if result["majority"] is not None:
+        style: dict[str, Any] = {"color": "#999999", "linestyle": ":", "linewidth": 1.2}
+        axes.axhline(100 * result["majority"], label="most frequent answer", **style)
 
 
-def _baselines(axes: "Axes", rows: Sequence[Row]) -> None:
-    if rows[0]["chance"] is not None:
-        axes.axhline(100 * rows[0]["chance"], color="#444444", linestyle="--", linewidth=1, label="chance")
-    if rows[0]["majority"] is not None:
-        axes.axhline(
-            100 * rows[0]["majority"], color="#999999", linestyle=":", linewidth=1.2, label="most frequent answer"
-        )
+def _plot_sizes(results: Sequence[Result]) -> "Figure":
+    """Return the mean over the tasks of all models against parameters: zero-shot, one-shot, and most demonstrations.
 
-
-def _draw_sizes(rows: Sequence[Row]) -> "Figure":
-    """Returns the mean over the tasks that all models took part in, against parameters: a line each for zero, one and most examples.
-
-    Masked models, which fill blanks, have lines of their own.
+    Masked and causal models have separate lines.
     """
-    rows = _counted(rows)
-    models = _models(rows)
-    sizes = {row["model"]: row["parameters"] for row in rows}
-    shared = [t for t in _tasks(rows) if len({r["model"] for r in rows if r["task"] == t}) == len(models)]
-    shots = _shots(rows)
-    chosen = [k for k in shots if k in (0, 1)] + [k for k in shots[-1:] if k > 1]
-    kinds = sorted({row["kind"] for row in rows})
+    results = _comparable(results)
+    models, shots = _models(results), _shots(results)
+    sizes = {row["model"]: row["parameters"] for row in results}
+    shared = [t for t in _tasks(results) if len({r["model"] for r in results if r["task"] == t}) == len(models)]
+    shown_shots = [k for k in shots if k in (0, 1)] + [k for k in shots[-1:] if k > 1]
+    kinds = sorted({row["kind"] for row in results})
     figure = new_figure(6.2, 3.8)
     axes = figure.subplots()
     for kind in kinds:
-        mine = [r for r in rows if r["kind"] == kind and r["task"] in shared]
-        for number, k in enumerate(chosen):
-            points = [
-                (
-                    sizes[model] / 1e6,
-                    100 * fmean(r["figure"] for r in mine if (r["model"], r["num_shots"]) == (model, k)),
-                )
-                for model in models
-                if any((r["model"], r["num_shots"]) == (model, k) for r in mine)
-            ]
+        rows = [r for r in results if r["kind"] == kind and r["task"] in shared]
+        for number, k in enumerate(shown_shots):
+            values = {m: [r["value"] for r in rows if (r["model"], r["num_shots"]) == (m, k)] for m in models}
+            points = [(sizes[model] / 1e6, 100 * fmean(found)) for model, found in values.items() if found]
             if points:
                 axes.plot(
                     *zip(*points, strict=True),
-                    color=_COLOURS[number],
-                    marker=_MARKERS[number],
+                    color=COLORS[number],
+                    marker=MARKERS[number],
                     linestyle="--" if kind == "masked" else "-",
                     fillstyle="none" if kind == "masked" else "full",
-                    label=_spoken(k) + (f" ({kind})" if len(kinds) > 1 else ""),
+                    label=f"{k}-shot" + (f" ({kind})" if len(kinds) > 1 else ""),
                 )
     axes.set_xscale("log")
+    # Ticks closer than 15 % would overlap.
     ticks: list[float] = []
     for size in sorted({size / 1e6 for size in sizes.values()}):
-        ticks += [size] if not ticks or size > 1.15 * ticks[-1] else []  # their names would overlap
+        ticks += [size] if not ticks or size > 1.15 * ticks[-1] else []
     axes.set_xticks(ticks, [f"{size:.3g}" for size in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("parameters (millions, log scale)")
-    axes.set_ylabel(f"right (%), mean over {len(shared)} tasks")
     axes.legend(frameon=False, fontsize=8)
-    tidy(axes)
+    style_axes(axes, x="parameters (millions, log scale)", y=f"correct (%), mean over {len(shared)} tasks")
     return figure

@@ -1,4 +1,4 @@
-"""`report.html` of a fine-tuning run or an evaluation: its figures, and what the model got wrong, in a form that one can read."""
+"""Report of a fine-tuning run or an evaluation: metrics, errors by label, and examples, wrong ones first."""
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -9,174 +9,160 @@ from typing import Any
 from stemformer.config import parse_toml
 from stemformer.data.labelled.token_classification import as_bioes, is_bio
 from stemformer.io import read_jsonl
-from stemformer.reports.page import write_page
-from stemformer.reports.plots import draw
+from stemformer.reports.page import Plot, Report, Tile, run_name
+from stemformer.reports.plots import plot_curves
 from stemformer.tasks.metrics import squad_metrics
 
-_KINDS = {
-    "classify": "Classification of texts",
-    "pair": "Classification of pairs of texts",
-    "tag": "Tags of words",
-    "qa": "Answers in passages",
-    "choice": "Choices among answers",
+_TITLES = {
+    "classify": "Text classification",
+    "pair": "Text pair classification",
+    "tag": "Token classification",
+    "qa": "Question answering",
+    "choice": "Multiple choice",
 }
-_SHARES = ("accuracy", "f1", "precision", "recall", "exact", "exact_match")
-_MOST_EXAMPLES = {"classify": 40, "pair": 40, "tag": 40, "qa": 20, "choice": 40}
-_MOST_CHARACTERS = 600
+_FRACTIONS = ("accuracy", "f1", "precision", "recall", "exact", "exact_match")
+"""Ends of the names of metrics that are shown in percent."""
+_MAX_EXAMPLES = {"classify": 40, "pair": 40, "tag": 40, "qa": 20, "choice": 40}
+_MAX_CHARACTERS = 600
 _GOLDEN_ANGLE = 137.508
-"""Degrees on the colour wheel from one label to the next: neighbours differ, however many there are."""
+"""Degrees on the color wheel from one label to the next: neighbors differ, for any number of labels."""
+
+# Chart of the answer probabilities, in SVG units.
 _WIDTH, _MIDDLE = 1000, 75
-"""Of the picture of an answer's probabilities."""
-_TALLEST, _FLATTEST = 55, 0.1
-"""Heights of a bar: of probability 1, and of the smallest one that is drawn."""
-_NAMED = 0.15
-"""A token with at least this probability is named in the picture."""
+_MAX_HEIGHT, _MIN_HEIGHT = 55, 0.1
+_MIN_NAMED_PROBABILITY = 0.15
 
 
-def write_task_report(folder: Path, told: Mapping[str, Any]) -> Path:
-    """Writes `report.html` into a folder, one file that needs nothing else, and returns where it is.
+def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Write `report.html` into a directory and return its path.
 
     Args:
-        folder: Where it goes.
-        told: `task` (`classify`, `pair`, `tag`, `qa` or `choice`), `title`, `metrics` (by name, fractions but for those of `qa`, which are
-            in percent), and as far as there are any:
-            `baseline`: the same figures of what needs no model.
-            `curves`: `title`, `unit`, `x_name` and `curves` (of `draw`) of each plot.
-            `labels`, `confusion`: names, and how often each right label (row) was predicted as each (column).
-            `per_label`: `label`, `precision`, `recall`, `f1` and `count` of each label.
-            `notes`: what was cut, windowed or skipped.
-            `config`: TOML text.
-            `examples`: those that the model got wrong come first.
-            Of `classify` and `pair`: `texts`, `gold` and `predicted` (a label, a list of labels, or a number), `probability` and `loss`.
-            Of `tag`: `words`, `gold` and `predicted`.
-            Of `qa`: `question`, `passage`, `gold`, `predicted`, `begin` and `end` (characters in the passage; None without an answer),
-            `tokens`, `offsets`, and each token's probabilities `start` and `end_p`.
-            Of `choice`: `prompt`, `choices`, `gold` and `predicted` (numbers of choices or their texts), and `probabilities`.
+        folder: Run directory, or directory of the report.
+        content: `task`, `title`, `metrics` (fractions; percent for `qa`), and optionally
+
+            - `baseline`: the same metrics without a model;
+            - `curves`: `title`, `unit`, `x_name` and `curves` of each plot, see `plot_curves`;
+            - `labels`, `confusion`: names, and counts by label (row) and prediction (column);
+            - `per_label`: `label`, `precision`, `recall`, `f1`, `count` of each label;
+            - `notes`: truncated, split or skipped data;
+            - `config`: TOML text;
+            - `examples`: see `Task.to_report_example` and `Task.report_details`.
 
     Example:
         >>> import tempfile
-        >>> told = {"task": "classify", "title": "reviews", "metrics": {"accuracy": 0.9}, "baseline": {"accuracy": 0.5}}
-        >>> write_task_report(Path(tempfile.mkdtemp()), told).name
+        >>> content = {"task": "classify", "title": "reviews", "metrics": {"accuracy": 0.9}, "baseline": {"accuracy": 0.5}}
+        >>> write_task_report(Path(tempfile.mkdtemp()), content).name
         'report.html'
     """
-    task = told["task"]
-    assert task in _KINDS, f"no report for {task}"
-    prepare: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]] = {
-        "classify": _texts, "pair": _texts, "tag": _tagged, "qa": _answered, "choice": _chosen
-    }[task]  # fmt: skip
-    examples = prepare(told.get("examples") or [])
-    return write_page(
-        folder,
-        "task.html",
-        name=told["title"],
-        task=task,
-        kind_name=_KINDS[task],
-        tiles=_tiles(told["metrics"], told.get("baseline") or {}, in_percent=task == "qa"),
-        has_baseline=bool(told.get("baseline")),
-        plots=[
-            (plot["title"], draw(plot["curves"], unit=plot["unit"], x_name=plot["x_name"]))
-            for plot in told.get("curves") or []
-        ],
-        labels=told.get("labels") or [],
-        confusion=_shaded(told.get("confusion") or []),
-        per_label=told.get("per_label") or [],
-        notes=told.get("notes") or [],
-        examples=examples[: _MOST_EXAMPLES[task]],
-        num_examples=len(examples),
-        is_score="pearson" in told["metrics"],  # numbers are hardly ever equal
-        num_wrong=sum(not example["is_right"] for example in examples),
-        config=told.get("config") or "",
-    )
+    task, metrics, baseline = content["task"], content["metrics"], content.get("baseline") or {}
+    examples = _PREPARE[task](content.get("examples") or [])
+    curves = content.get("curves") or []
+    lead = f"{_TITLES[task]}.{' The baseline needs no model.' if baseline else ''}"
+    return Report(
+        title=content["title"],
+        kind=_TITLES[task].lower(),
+        lead=lead,
+        tiles=_tiles(metrics, baseline, is_percent=task == "qa"),
+        plots=[Plot(p["title"], plot_curves(p["curves"], unit=p["unit"], x_name=p["x_name"])) for p in curves],
+        notes={"Data": content.get("notes") or []},
+        config=content.get("config") or "",
+        template="finetuning.html",
+        content={
+            "task": task,
+            "labels": content.get("labels") or [],
+            "confusion": _with_row_shares(content.get("confusion") or []),
+            "per_label": content.get("per_label") or [],
+            "examples": examples[: _MAX_EXAMPLES[task]],
+            "num_examples": len(examples),
+            "num_wrong": sum(not example["is_right"] for example in examples),
+            # A predicted number is rarely equal to the label.
+            "is_regression": "pearson" in metrics,
+        },
+    ).write(folder)
 
 
 def report_of_run(folder: Path) -> Path:
-    """Returns where the report of a fine-tuning run is; that of a run which is going on is written anew, with what its log tells.
-
-    Args:
-        folder: With `config.toml` and `log.jsonl`.
-    """
+    """Return the report of a fine-tuning run; the report of an unfinished run is written from its log."""
     if (folder / "metrics.json").is_file() and (folder / "report.html").is_file():
-        return folder / "report.html"  # complete, with what the model says about the dev data
+        return folder / "report.html"
     config = (folder / "config.toml").read_text(encoding="utf-8")
+    task = parse_toml(config, str(folder / "config.toml"))["task"]["name"]
     lines = read_jsonl(folder / "log.jsonl")
-    name = parse_toml(config, str(folder / "config.toml"))["task"]["name"]
     last: dict[str, Any] = next((line for line in reversed(lines) if line["kind"] == "evaluation"), {})
-    figures = {key.removeprefix("dev_"): value for key, value in last.items() if key.startswith("dev_")}
-    told = {"task": name, "title": "/".join(folder.resolve().parts[-2:]), "metrics": figures, "config": config}
-    return write_task_report(folder, {**told, "curves": curves_of_log(lines, name)})
+    metrics = {key.removeprefix("dev_"): value for key, value in last.items() if key.startswith("dev_")}
+    content = {"task": task, "title": run_name(folder), "metrics": metrics, "config": config}
+    return write_task_report(folder, {**content, "curves": curves_of_log(lines, task)})
 
 
-def curves_of_log(lines: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Returns the plots of a run: losses, and each figure on the dev data.
-
-    Args:
-        lines: Of its log.
-        name: Of its task.
-    """
+def curves_of_log(lines: Sequence[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+    """Return the plots of a fine-tuning log: losses, and each dev metric."""
     train = [line for line in lines if line["kind"] == "train"]
     dev = [line for line in lines if line["kind"] == "evaluation"]
-    losses = [("training", [x["step"] for x in train], [x[f"{name}_loss"] for x in train], "faint")]
+
+    def curve(name: str, rows: Sequence[dict[str, Any]], key: str, style: str = "line") -> tuple[Any, ...]:
+        return name, [row["step"] for row in rows], [row[key] for row in rows], style
+
+    losses = [curve("training", train, f"{task}_loss", "faint")]
     if dev and "dev_loss" in dev[0]:
-        losses.append(("dev", [x["step"] for x in dev], [x["dev_loss"] for x in dev], "line"))
-    plots: list[dict[str, Any]] = [{"title": "Loss", "unit": "nats", "x_name": "steps", "curves": losses}]
+        losses.append(curve("dev", dev, "dev_loss"))
+    plots = [("Loss", "nats", losses)]
     for key in dev[0] if len(dev) > 1 else ():
         if key.startswith("dev_") and key != "dev_loss":
-            title = key.removeprefix("dev_").replace("_", " ")
-            curve = ("dev", [x["step"] for x in dev], [x[key] for x in dev], "line")
-            plots.append({"title": title, "unit": title, "x_name": "steps", "curves": [curve]})
-    return plots
+            name = key.removeprefix("dev_").replace("_", " ")
+            plots.append((name, name, [curve("dev", dev, key)]))
+    return [{"title": title, "unit": unit, "x_name": "steps", "curves": curves} for title, unit, curves in plots]
 
 
-def _tiles(
-    metrics: Mapping[str, float], baseline: Mapping[str, float], *, in_percent: bool
-) -> list[tuple[str, str, str]]:
-    """Returns title, figure and remark of each metric, and of each baseline that has another name than they."""
+def _tiles(metrics: Mapping[str, float], baseline: Mapping[str, float], *, is_percent: bool) -> list[Tile]:
+    """Return a tile for each metric with its baseline, and for each baseline without such a metric."""
 
-    def figure(name: str, value: float) -> str:
-        if name.endswith(_SHARES):
-            return f"{value:.1f}%" if in_percent else f"{value:.1%}"
+    def show(name: str, value: float) -> str:
+        if name.endswith(_FRACTIONS):
+            return f"{value:.1f}%" if is_percent else f"{value:.1%}"
         return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
-    tiles = []
-    for name, value in metrics.items():
-        remark = f"baseline {figure(name, baseline[name])}" if name in baseline else ""
-        tiles.append((_spoken(name), figure(name, value), remark))
+    def title(name: str) -> str:
+        return name.replace("_", " ").replace("f1", "F1")
+
+    remarks = {name: f"baseline {show(name, value)}" for name, value in baseline.items()}
+    tiles = [Tile(title(name), show(name, value), remarks.get(name, "")) for name, value in metrics.items()]
     others = {name: value for name, value in baseline.items() if name not in metrics}
-    return tiles + [(_spoken(name), figure(name, value), "a baseline") for name, value in others.items()]
+    return tiles + [Tile(title(name), show(name, value), "baseline") for name, value in others.items()]
 
 
-def _spoken(name: str) -> str:
-    return name.replace("_", " ").replace("f1", "F1")
-
-
-def _shaded(confusion: Sequence[Sequence[int]]) -> list[list[dict[str, Any]]]:
-    """Returns each cell's count and its share of its row, which it is coloured by."""
+def _with_row_shares(confusion: Sequence[Sequence[int]]) -> list[list[dict[str, Any]]]:
+    """Return the count of each cell and its share of the row, which sets the color."""
     return [[{"count": count, "share": round(count / max(1, sum(row)), 2)} for count in row] for row in confusion]
 
 
-def _texts(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns examples of `classify` and `pair`, wrong ones first, and of these those with the largest loss."""
+# ---------------------------------------------------------------------------- Examples of each task
+
+
+def _text_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return examples of `classify` and `pair`: wrong ones first, by decreasing loss."""
+
+    def comparable(label: Any) -> Any:
+        return frozenset(label) if isinstance(label, list) else label
+
+    def show(label: Any) -> str:
+        return ", ".join(label) or "–" if isinstance(label, (list, tuple)) else str(label)
+
     shown = [
         {
-            "texts": [_short(text) for text in example["texts"]],
-            "gold": _said(example["gold"]),
-            "predicted": _said(example["predicted"]),
+            "texts": [_shorten(text) for text in example["texts"]],
+            "gold": show(example["gold"]),
+            "predicted": show(example["predicted"]),
             "probability": _percent(example.get("probability")),
             "loss": example.get("loss"),
-            "is_right": _as_set(example["gold"]) == _as_set(example["predicted"]),
+            "is_right": comparable(example["gold"]) == comparable(example["predicted"]),
         }
         for example in examples
     ]
     return sorted(shown, key=lambda example: (example["is_right"], -(example["loss"] or 0.0)))
 
 
-def _as_set(answer: Any) -> Any:
-    """Returns the labels of a text without their order; anything else as it is."""
-    return frozenset(answer) if isinstance(answer, list) else answer
-
-
-def _tagged(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns examples of `tag` as pieces of running text with their labels, those with the most mistakes first."""
+def _tag_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return examples of `tag` as pieces of text with labels, those with the most errors first."""
     tags = sorted({tag for example in examples for side in ("gold", "predicted") for tag in example[side]})
     has_entities = is_bio(tags)
     names = sorted({tag[2:] for tag in tags if tag[1:2] == "-"}) if has_entities else tags
@@ -184,13 +170,14 @@ def _tagged(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for example in examples:
         words = example["words"]
-        right, given = (_entity_of_word(example[side], has_entities) for side in ("gold", "predicted"))
+        gold, predicted = (_entity_by_word(example[side], has_entities) for side in ("gold", "predicted"))
         pieces = []
-        for (gold, predicted), run in groupby(range(len(words)), key=lambda i: (right[i], given[i])):
-            places = list(run)
-            piece = _piece(gold, predicted)
-            piece["text"] = _joined(words[places[0] : places[-1] + 1])
-            piece["space"] = _space(words[places[0] - 1], words[places[0]]) if places[0] else ""
+        # A piece is a run of words in the same gold and the same predicted entity.
+        for pair, run in groupby(range(len(words)), key=lambda i: (gold[i], predicted[i])):
+            indices = list(run)
+            piece = _piece(*pair)
+            piece["text"] = _join_words(words[indices[0] : indices[-1] + 1])
+            piece["space"] = _space(words[indices[0] - 1], words[indices[0]]) if indices[0] else ""
             piece["hue"] = hues.get(piece["gold"] or piece["predicted"], 0)
             pieces.append(piece)
         num_wrong = sum(piece["state"] in ("wrong", "bounds") for piece in pieces)
@@ -202,8 +189,8 @@ _Entity = tuple[str, int, int] | None
 """Type, first and last word; or a single word with its tag."""
 
 
-def _entity_of_word(tags: Sequence[str], has_entities: bool) -> list[_Entity]:
-    """Returns for each word the entity that it belongs to, read as the metrics read it."""
+def _entity_by_word(tags: Sequence[str], has_entities: bool) -> list[_Entity]:
+    """Return the entity of each word, decoded as for the metrics."""
     if not has_entities:
         return [(tag, i, i) for i, tag in enumerate(tags)]
     from seqeval.metrics.sequence_labeling import get_entities
@@ -215,35 +202,33 @@ def _entity_of_word(tags: Sequence[str], has_entities: bool) -> list[_Entity]:
 
 
 def _piece(gold: _Entity, predicted: _Entity) -> dict[str, Any]:
-    """Returns how a piece of text is marked: `plain`, `right`, `wrong`, or `bounds` where the type is right and the extent is not."""
+    """Return labels and state: `plain`, `right`, `wrong`, or `bounds` (right type, wrong boundaries)."""
     names = {"gold": gold[0] if gold else "", "predicted": predicted[0] if predicted else ""}
     if gold == predicted:
         return {**names, "state": "right" if gold else "plain"}
     return {**names, "state": "bounds" if names["gold"] == names["predicted"] else "wrong"}
 
 
-def _joined(words: Sequence[str]) -> str:
+def _join_words(words: Sequence[str]) -> str:
     text = words[0]
     for word in words[1:]:
         text += _space(text, word) + word
     return text
 
 
-def _space(before: str, word: str) -> str:
-    """Returns what stands between two words: nothing beside a Chinese, Japanese or full-width character."""
-    is_wide = any(unicodedata.east_asian_width(character) in "WF" for character in before[-1:] + word[:1])
+def _space(text: str, word: str) -> str:
+    """Return the separator of two words: none next to a Chinese, Japanese or full-width character."""
+    is_wide = any(unicodedata.east_asian_width(character) in "WF" for character in text[-1:] + word[:1])
     return "" if is_wide else " "
 
 
-def _answered(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns examples of `qa` with the passage in three parts and the picture of their probabilities, wrong ones first."""
+def _answer_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return examples of `qa` with the passage in three parts and a chart of the probabilities, wrong ones first."""
     shown = []
     for example in examples:
         begin, end = example["begin"] or 0, example["end"] or 0
-        passage = example["passage"]
-        score = squad_metrics(
-            {"": list(example["gold"])}, {"": example["predicted"]}, language=example.get("language", "en")
-        )
+        passage, language = example["passage"], example.get("language", "en")
+        metrics = squad_metrics({"": list(example["gold"])}, {"": example["predicted"]}, language=language)
         shown.append(
             {
                 "question": example["question"],
@@ -252,41 +237,40 @@ def _answered(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "after": passage[max(begin, end) :],
                 "gold": list(dict.fromkeys(example["gold"])),
                 "predicted": example["predicted"],
-                "is_right": score["exact_match"] == 100,
-                "picture": _picture(example, begin, end),
+                "is_right": metrics["exact_match"] == 100,
+                "chart": _chart(example, begin, end),
             }
         )
     return sorted(shown, key=lambda example: example["is_right"])
 
 
-def _picture(example: Mapping[str, Any], begin: int, end: int) -> dict[str, Any]:
-    """Returns bars, names of the likeliest tokens, and the span of the answer, in the units of the picture."""
+def _chart(example: Mapping[str, Any], begin: int, end: int) -> dict[str, Any]:
+    """Return bars, names of the most probable tokens, and the answer span, in SVG units."""
     tokens = example["tokens"]
     step = _WIDTH / max(1, len(tokens))
     bars, names = [], []
-    for kind, probabilities, grows_up in (("start", example["start"], True), ("end", example["end_p"], False)):
+    for kind, probabilities, is_upward in (("start", example["start"], True), ("end", example["end_p"], False)):
         named: list[float] = []
         for i in sorted(range(len(tokens)), key=lambda i: -probabilities[i]):
             p, x = probabilities[i], step * i
-            tall = _TALLEST * p
-            if tall < _FLATTEST:
+            height = _MAX_HEIGHT * p
+            if height < _MIN_HEIGHT:
                 break
-            y = _MIDDLE - tall if grows_up else _MIDDLE
-            told = f"{tokens[i]}: {kind} {p:.1%}"
-            width = max(1.0, 0.9 * step)
-            bars.append({"kind": kind, "x": x, "y": y, "width": width, "height": tall, "told": told})
-            if (not named or p >= _NAMED) and all(abs(x - other) > _WIDTH / 8 for other in named):
+            y = _MIDDLE - height if is_upward else _MIDDLE
+            text = f"{tokens[i]}: {kind} {p:.1%}"
+            bars.append({"kind": kind, "x": x, "y": y, "width": max(1.0, 0.9 * step), "height": height, "text": text})
+            if (not named or p >= _MIN_NAMED_PROBABILITY) and all(abs(x - other) > _WIDTH / 8 for other in named):
                 named.append(x)
                 anchor = "start" if x < _WIDTH / 16 else "end" if x > _WIDTH * 15 / 16 else "middle"
-                y = y - 5 if grows_up else y + tall + 15
+                y = y - 5 if is_upward else y + height + 15
                 names.append({"x": x + step / 2, "y": y, "anchor": anchor, "text": f"{tokens[i]} {p:.0%}"})
     inside = [i for i, (first, last) in enumerate(example["offsets"]) if first < end and last > begin]
     span = {"x": step * inside[0], "width": step * len(inside)} if inside else None
     return {"bars": bars, "names": names, "span": span, "width": _WIDTH, "middle": _MIDDLE}
 
 
-def _chosen(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns examples of `choice` with each choice's probability and marks, wrong ones first."""
+def _choice_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return examples of `choice` with the probability of each choice, wrong ones first."""
     shown = []
     for example in examples:
         choices = [
@@ -300,18 +284,22 @@ def _chosen(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for number, (text, p) in enumerate(zip(example["choices"], example["probabilities"], strict=True))
         ]
         is_right = any(choice["is_gold"] and choice["is_predicted"] for choice in choices)
-        shown.append({"prompt": _short(example["prompt"]), "choices": choices, "is_right": is_right})
+        shown.append({"prompt": _shorten(example["prompt"]), "choices": choices, "is_right": is_right})
     return sorted(shown, key=lambda example: example["is_right"])
 
 
-def _said(answer: Any) -> str:
-    """Returns a label, a list of labels or a number as text."""
-    return ", ".join(answer) or "–" if isinstance(answer, (list, tuple)) else str(answer)
+_PREPARE: dict[str, Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]] = {
+    "classify": _text_examples,
+    "pair": _text_examples,
+    "tag": _tag_examples,
+    "qa": _answer_examples,
+    "choice": _choice_examples,
+}
 
 
 def _percent(p: float | None) -> str:
     return "" if p is None else f"{p:.1%}"
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1] + "…"
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"

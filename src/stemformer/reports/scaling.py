@@ -1,4 +1,4 @@
-"""Pictures and `report.html` of runs at several sizes: loss against parameters and against tokens, with the laws that were fitted."""
+"""Report of a scaling study: loss against parameters and against tokens, with the fitted laws."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,142 +6,138 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stemformer.evaluation.scaling_laws import LEAST_FLOOR, JointLaw, PowerLaw
-from stemformer.reports.page import write_page
-from stemformer.reports.plots import as_svg, new_figure, tidy
+from stemformer.evaluation.scaling_laws import MIN_FLOOR, JointLaw, PowerLaw
+from stemformer.reports.page import Plot, Report, Table, Tile
+from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-_LAW = "#444444"
-_POINTS = "#1b6ca8"
 _PANEL = (5.2, 3.6)
-"""Inches of one picture."""
+"""Size of a plot in inches."""
+_MIN_RANGE = 10
+"""Minimum range of the accuracy axis in percentage points; otherwise noise fills the plot."""
+
+HEADINGS = {
+    "parameters_in_layers": "in layers",
+    "flops": "operations",
+    "bits_per_byte": "bits per byte",
+}
+"""Headings of table columns whose key is not shown as it is."""
 
 
-def write_scale_report(
-    folder: Path, told: Mapping[str, Any], law: PowerLaw | None, joint: JointLaw | None, *, config: str
+def write_scaling_report(
+    folder: Path, content: Mapping[str, Any], law: PowerLaw | None, joint: JointLaw | None, *, config: str
 ) -> Path:
-    """Writes `scale.svg`, `scale.png` and `report.html` into a folder, and returns where the last is.
+    """Write `scale.svg`, `scale.png` and `report.html`, and return the path of the report.
 
     Args:
-        folder: Where they go.
-        told: `title`, `recipe`, `sizes` (the smallest first: `size`, `parameters_in_layers`, `loss`, `curve`, and `in_context` where that
-            was measured), `points` that were fitted, `sentences`, `notes`, and the rows of the `table`.
-        law: Over size.
-        joint: Over size and tokens.
+        content: Content of `scale.json`, with `title`, and the rows of the `table`.
+        law: Fit over model size.
+        joint: Fit over model size and tokens.
         config: TOML text.
     """
-    from matplotlib import rc_context
-
     panels: list[tuple[str, Callable[[Axes], None]]] = [
-        ("Loss against parameters", lambda axes: _draw_sizes(axes, told, law)),
-        ("Loss against tokens", lambda axes: _draw_tokens(axes, told, joint)),
+        ("Loss against parameters", lambda axes: _plot_sizes(axes, content, law)),
+        ("Loss against tokens", lambda axes: _plot_tokens(axes, content, joint)),
     ]
-    if all("in_context" in line for line in told["sizes"]):
-        panels.append(("Accuracy against parameters, by examples in the prompt", lambda axes: _draw_shots(axes, told)))
-    with rc_context({"svg.fonttype": "path"}):
-        whole = new_figure(_PANEL[0] * len(panels), _PANEL[1])
-        for axes, (_, draw) in zip(whole.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            draw(axes)
-        (folder / "scale.svg").write_text(as_svg(whole), encoding="utf-8")
-        whole.savefig(folder / "scale.png", dpi=150)
-        plots = [(title, _one(draw)) for title, draw in panels]
-    return write_page(
-        folder,
-        "scale.html",
-        name=told["title"],
-        recipe=told["recipe"],
-        tiles=_tiles(told["sizes"]),
-        plots=plots,
-        sentences=told["sentences"],
-        table=told["table"],
-        notes=told["notes"],
+    if all("in_context" in line for line in content["sizes"]):
+        panels.append(("Few-shot accuracy against parameters", lambda axes: _plot_shots(axes, content)))
+    combined = new_figure(_PANEL[0] * len(panels), _PANEL[1])
+    for axes, (_, plot) in zip(combined.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        plot(axes)
+    save_figure(combined, folder, "scale")
+    headings = HEADINGS | {
+        key: f"{key.removeprefix('shots_')}-shot" for key in content["table"][0] if key.startswith("shots_")
+    }
+    return Report(
+        title=content["title"],
+        kind="loss against size",
+        lead=f"The recipe {content['recipe']} at several model sizes under one budget rule, evaluated on the same held-out text.",
+        tiles=_tiles(content["sizes"]),
+        summary=content["summary"],
+        plots=[Plot(title, _single(plot)) for title, plot in panels],
+        tables=[Table("Table", content["table"], headings)],
+        notes={"Method": content["notes"]},
         config=config,
-    )
+    ).write(folder)
 
 
-def _one(draw: Callable[["Axes"], None]) -> str:
+def _single(plot: Callable[["Axes"], None]) -> str:
     figure = new_figure(*_PANEL)
-    draw(figure.subplots())
-    return as_svg(figure)
+    plot(figure.subplots())
+    return to_svg(figure)
 
 
-def _tiles(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+def _tiles(lines: Sequence[Mapping[str, Any]]) -> list[Tile]:
     ends = {id(line): line for line in (lines[0], lines[-1])}.values()
     tiles = [
-        (f"{line['size']}", f"{line['loss']:.3f}", f"held-out loss, {line['parameters']:,} parameters") for line in ends
+        Tile(line["size"], f"{line['loss']:.3f}", f"held-out loss, {line['parameters']:,} parameters") for line in ends
     ]
     hours = sum(line["seconds"] for line in lines) / 3600
-    return [*tiles, ("all sizes", f"{len(lines)}", f"trained in {hours:.2g} hours")]
+    return [*tiles, Tile("all sizes", f"{len(lines)}", f"trained in {hours:.2g} hours")]
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- pictures
-
-
-def _draw_sizes(axes: "Axes", told: Mapping[str, Any], law: PowerLaw | None) -> None:
-    lines = told["sizes"]
+def _plot_sizes(axes: "Axes", content: Mapping[str, Any], law: PowerLaw | None) -> None:
+    lines = content["sizes"]
     x = [line["parameters_in_layers"] for line in lines]
-    axes.plot(x, [line["loss"] for line in lines], "o", color=_POINTS, markersize=6)
+    axes.plot(x, [line["loss"] for line in lines], "o", color=COLORS[0], markersize=6)
     for line in lines:
-        at = (line["parameters_in_layers"], line["loss"])
-        axes.annotate(line["size"], at, xytext=(6, 5), textcoords="offset points", fontsize=8)
+        point = (line["parameters_in_layers"], line["loss"])
+        axes.annotate(line["size"], point, xytext=(6, 5), textcoords="offset points", fontsize=8)
     if law is not None:
-        between = np.geomspace(min(x), max(x), 100)
-        floor = f"{law.floor:.3g} + " if law.has_floor and law.floor >= LEAST_FLOOR else ""
+        grid = np.geomspace(min(x), max(x), 100)
+        floor = f"{law.floor:.3g} + " if law.has_floor and law.floor >= MIN_FLOOR else ""
         label = f"{floor}{law.factor:.3g} / N^{law.exponent:.3g}"
-        axes.plot(between, [law.loss(n) for n in between.tolist()], "--", color=_LAW, linewidth=1.2, label=label)
+        axes.plot(grid, [law.loss(n) for n in grid.tolist()], label=label, **BASELINE_STYLE)
         axes.legend(frameon=False, fontsize=8)
-    _finish(axes, x="parameters in the layers (log scale)", y="held-out loss at the end")
+    _use_log_scale(axes)
+    style_axes(axes, x="parameters in the layers (log scale)", y="final held-out loss")
 
 
-def _draw_tokens(axes: "Axes", told: Mapping[str, Any], joint: JointLaw | None) -> None:
-    for line, colour in zip(told["sizes"], _shades(len(told["sizes"])), strict=True):
-        curve = line["curve"]
-        x, y = ([point[key] for point in curve] for key in ("tokens", "loss"))
-        axes.plot(x, y, color=colour, marker=".", linewidth=1.6, label=line["size"])
+def _plot_tokens(axes: "Axes", content: Mapping[str, Any], joint: JointLaw | None) -> None:
+    for line, color in zip(content["sizes"], _shades(len(content["sizes"])), strict=True):
+        x, y = ([point[key] for point in line["curve"]] for key in ("tokens", "loss"))
+        axes.plot(x, y, color=color, marker=".", linewidth=1.6, label=line["size"])
         n = line["parameters_in_layers"]
-        fitted = [point["tokens"] for point in told["points"] if point["parameters_in_layers"] == n]
+        fitted = [point["tokens"] for point in content["points"] if point["parameters_in_layers"] == n]
         if joint is not None and fitted:
-            axes.plot(fitted, [joint.loss(n, d) for d in fitted], "--", color=_LAW, linewidth=1)
+            axes.plot(fitted, [joint.loss(n, d) for d in fitted], **BASELINE_STYLE)
     if joint is not None:
-        axes.plot([], [], "--", color=_LAW, linewidth=1, label="fit over size and tokens")
+        axes.plot([], [], label="fit over size and tokens", **BASELINE_STYLE)
     axes.legend(frameon=False, fontsize=8)
-    _finish(axes, x="tokens read (log scale)", y="held-out loss")
+    _use_log_scale(axes)
+    style_axes(axes, x="training tokens (log scale)", y="held-out loss")
 
 
-def _draw_shots(axes: "Axes", told: Mapping[str, Any]) -> None:
-    lines = told["sizes"]
+def _plot_shots(axes: "Axes", content: Mapping[str, Any]) -> None:
+    lines = content["sizes"]
     shots = list(lines[0]["in_context"])
     chance = lines[0].get("in_context_chance")
     if chance is not None:
-        axes.axhline(chance, color="#444444", linestyle="--", linewidth=1, label="chance")
+        axes.axhline(chance, label="chance", **BASELINE_STYLE)
     x = [line["parameters_in_layers"] for line in lines]
-    for place, (number, colour) in enumerate(zip(shots, _shades(len(shots)), strict=True)):
+    for index, (number, color) in enumerate(zip(shots, _shades(len(shots)), strict=True)):
         y = [line["in_context"][number] for line in lines]
-        label = f"{number} example{'' if number == '1' else 's'}"
-        marker, line_style = "osD^v"[place % 5], ("-", "--", "-.", ":")[place % 4]  # equal lines lie on each other
-        axes.plot(x, y, color=colour, marker=marker, linestyle=line_style, markersize=4, linewidth=1.6, label=label)
+        # Different line styles and markers keep equal curves visible.
+        style: dict[str, Any] = {"marker": "osD^v"[index % 5], "linestyle": ("-", "--", "-.", ":")[index % 4]}
+        axes.plot(x, y, color=color, markersize=4, linewidth=1.6, label=f"{number}-shot", **style)
     axes.legend(frameon=False, fontsize=8)
-    _finish(axes, x="parameters in the layers (log scale)", y="accuracy (%)")
+    _use_log_scale(axes)
+    style_axes(axes, x="parameters in the layers (log scale)", y="accuracy (%)")
     low, high = axes.get_ylim()
-    spare = max(0.0, _LEAST_POINTS - (high - low)) / 2  # or else noise fills the picture
-    axes.set_ylim(low - spare, high + spare)
-
-
-_LEAST_POINTS = 10
-"""Percentage points from the bottom of the picture to its top, at least."""
+    margin = max(0.0, _MIN_RANGE - (high - low)) / 2
+    axes.set_ylim(low - margin, high + margin)
 
 
 def _shades(number: int) -> list[Any]:
-    """Returns colours from dark to light, which order what they stand for."""
+    """Return ordered colors from dark to light."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](x) for x in np.linspace(0, 0.85, number).tolist()]
 
 
-def _finish(axes: "Axes", *, x: str, y: str) -> None:
+def _use_log_scale(axes: "Axes") -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -150,6 +146,3 @@ def _finish(axes: "Axes", *, x: str, y: str) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1, 3)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    tidy(axes)

@@ -1,0 +1,139 @@
+"""Grid of runs: a resumable directory with its config and a line for each finished run.
+
+All experiments use it: it prepares the directory, compares the stored config, skips finished runs, makes the missing
+ones, stores each as soon as it is finished, and reports the progress of all runs as one bar.
+"""
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from stemformer.config import to_toml
+from stemformer.errors import CheckpointError, ConfigError
+from stemformer.io import append_jsonl, read_jsonl, write_file, write_jsonl
+from stemformer.output_dir import clear_dir
+from stemformer.progress import Progress, SubProgress
+from stemformer.training.resume import check_config_unchanged
+
+FINISHED = "finished.jsonl"
+CONFIG = "config.toml"
+
+K = TypeVar("K", bound=Hashable)
+Record = dict[str, Any]
+"""Result of a run, as stored in `finished.jsonl`."""
+
+
+class PlannedRun(NamedTuple):
+    """Run of a grid.
+
+    Attributes:
+        label: Name for progress messages.
+        make: Function that makes the run and returns its record.
+        weight: Share of the run in the progress bar, in the bar's unit.
+    """
+
+    label: str
+    make: Callable[[Progress], Record]
+    weight: float = 1.0
+
+
+class RunGrid(Generic[K]):
+    """Runs of an experiment and the directory that holds their records.
+
+    Args:
+        folder: Output directory, as checked by `prepare_output_dir`; None keeps the records in memory only.
+        config: Config dataclass of the experiment, stored as `config.toml`.
+        key: Key of a record.
+        what: Name of the experiment for messages, such as "comparison".
+        resume: Keep the finished runs of the directory; otherwise it is emptied.
+        stored_config: Reads a stored config from its text and file name; None accepts any.
+        may_change: Prefixes of config keys that may differ on resume.
+        former: Glob patterns of files and directories by which earlier versions marked such a directory. A `.jsonl`
+            file among them is read if there is no `finished.jsonl`.
+        read_record: Converts a stored record, for renamed keys.
+
+    Attributes:
+        finished: Records of finished runs by key, in the order in which they finished.
+
+    Raises:
+        CheckpointError: The directory holds something else, or its config differs.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        config: Any,
+        *,
+        key: Callable[[Record], K],
+        what: str,
+        resume: bool,
+        stored_config: Callable[[str, str], Any] | None = None,
+        may_change: tuple[str, ...] = (),
+        former: Sequence[str] = (),
+        read_record: Callable[[Record], Record] = dict,
+    ) -> None:
+        self.folder = folder
+        self.finished: dict[K, Record] = {}
+        self._key = key
+        if folder is None:
+            return
+        if resume and folder.is_dir() and any(folder.iterdir()):
+            old_files = [path for pattern in former for path in folder.glob(pattern)]
+            if not (folder / FINISHED).is_file() and not old_files:
+                raise CheckpointError(f"{folder} holds no {what} to resume. Pass another --out.")
+            file = folder / CONFIG
+            if stored_config is not None and file.is_file():
+                stored = stored_config(file.read_text(encoding="utf-8"), str(file))
+                check_config_unchanged(stored, config, may_change=may_change, what=f"This {what}")
+            old_records = [path for path in old_files if path.suffix == ".jsonl"]
+            records = folder / FINISHED if (folder / FINISHED).is_file() else next(iter(old_records), folder / FINISHED)
+            self.finished = {key(record): record for record in map(read_record, read_jsonl(records))}
+        else:
+            clear_dir(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written first: it marks the directory.
+        write_jsonl(folder / FINISHED, self.finished.values())
+        write_file(folder / CONFIG, [to_toml(config).encode()])
+
+    def run(
+        self,
+        runs: Mapping[K, PlannedRun],
+        progress: Progress,
+        *,
+        describe: Callable[[Record], str],
+        name: str = "run",
+        unit: str = "",
+        phase: str = "training",
+    ) -> list[Record]:
+        """Make the runs that are not finished, and return the records of all, in the order of `runs`.
+
+        Args:
+            runs: Planned runs by key.
+            progress: Progress reporter of the experiment.
+            describe: Short result of a record, for a message.
+            name: What a run is called in messages.
+            unit: Unit of the progress bar.
+            phase: Part of a run that moves the bar, see `SubProgress`.
+        """
+        skipped = {key: run for key, run in runs.items() if key in self.finished}
+        if skipped:
+            progress.say(f"{len(skipped)} of {len(runs)} {name}s were finished before")
+        progress.start(f"{len(runs)} {name}s", total=sum(run.weight for run in runs.values()), unit=unit or f"{name}s")
+        progress.advance(sum(run.weight for run in skipped.values()))
+        for number, (key, run) in enumerate(runs.items(), start=1):
+            if key in skipped:
+                continue
+            record = run.make(SubProgress(progress, run.label, share=run.weight, phase=phase))
+            self.finished[key] = record
+            if self.folder is not None:
+                append_jsonl(self.folder / FINISHED, record)
+            progress.say(f"{name} {number} of {len(runs)}: {run.label}: {describe(record)}")
+        progress.finish()
+        return [self.finished[key] for key in runs]
+
+
+def check_single_process(command: str) -> None:
+    """Raise ConfigError if the command was started with several ranks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"{command} runs in one process. Start it without torchrun.")
