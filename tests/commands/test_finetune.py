@@ -97,8 +97,8 @@ def test_run_folder_holds_all_that_is_promised(finetuned, kind):
         name: value for name, value in lines[-1].items() if name.startswith("dev_")
     }
     assert "<html" in (folder / "report.html").read_text()
-    problem = load_labelled_task(str(folder))
-    assert problem.config.name == KINDS[kind][0]
+    task = load_labelled_task(str(folder))
+    assert task.config.name == KINDS[kind][0]
     assert (result["train"], result["dev"], result["steps"]) == (40, 15, 12)
 
 
@@ -297,7 +297,7 @@ def test_layer_decay_scales_the_rates(run, tiny_bert, tmp_path):
 
 
 def test_layer_decay_does_not_go_with_muon(run):
-    with pytest.raises(ConfigError, match="use adamw"):
+    with pytest.raises(ConfigError, match="Use adamw"):
         run("class", settings=["layer_decay=0.9", "optimizer.kind=muon"])
 
 
@@ -345,22 +345,22 @@ def test_trial_does_not_see_the_threshold_of_the_one_before(run, labelled, tmp_p
     run("qa", "trials", steps=2, seed=5, num_seeds=2, **files)
     run("qa", "one", steps=2, seed=6, **files)
     assert log_of(tmp_path / "trials" / "seed-6") == log_of(tmp_path / "one")
-    assert load_labelled_task(str(tmp_path / "one")).task.config.no_answer is True
-    both = [load_labelled_task(str(tmp_path / f)).task.threshold for f in ("one", "trials/seed-6")]
+    assert load_labelled_task(str(tmp_path / "one")).config.no_answer is True
+    both = [load_labelled_task(str(tmp_path / f)).threshold for f in ("one", "trials/seed-6")]
     assert both[0] == both[1] != 0
 
 
 def test_trials_that_were_cut_off_can_be_replaced(run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run("class", trials=2, progress=Lines(stop_at=1))
+        run("class", num_seeds=2, progress=Lines(stop_at=1))
     with pytest.raises(ConfigError, match="is not empty"):
-        run("class", trials=2)
+        run("class", num_seeds=2)
     assert run("class", steps=1, num_seeds=2, overwrite=True)["seeds"] == [0, 1]
 
 
 def test_no_trial_is_refused(run):
     with pytest.raises(ConfigError, match="--num-seeds is 0"):
-        run("class", trials=0)
+        run("class", num_seeds=0)
 
 
 # Symbols
@@ -375,11 +375,11 @@ def dna(tmp_path):
 
 
 def test_symbols_are_mapped_by_seed_and_saved_with_the_model(run, dna, tmp_path):
-    options = {"train": dna, "dev": dna, "symbols": "draw", "symbol_size": 2, "steps": 2}
+    options = {"train": dna, "dev": dna, "symbols": "draw", "kmer": 2, "steps": 2}
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         said = Lines()
         run("class", out, seed=seed, progress=said, **options)
-    a, b, c = (load_labelled_task(str(tmp_path / out)).task.symbols for out in "abc")
+    a, b, c = (load_labelled_task(str(tmp_path / out)).symbols for out in "abc")
     assert a == b != c
     assert (a.size, len(a.words)) == (2, 5**2 + 1)  # A C G N T, and one for all others
     assert any("26 words represent symbols: AA '" in line for line in said.lines)
@@ -391,7 +391,7 @@ def test_rare_symbols_share_a_word(run, tmp_path):
     (tmp_path / "dna.csv").write_text("sequence,label\n" + "\n".join(lines) + "\n")
     files = [str(tmp_path / "dna.csv")]
     result = run("class", train=files, dev=files, symbols="draw", steps=1, max_length=64)
-    assert set(load_labelled_task(str(tmp_path / "run")).task.symbols.words) == set("ACGT*")
+    assert set(load_labelled_task(str(tmp_path / "run")).symbols.words) == set("ACGT*")
     assert "training data: unknown symbols: 1" in result["notes"]
 
 
@@ -403,7 +403,7 @@ def test_symbols_of_a_file_are_used_and_go_on_after_a_stop(run, dna, tmp_path):
         run("class", "parts", **options, progress=Lines(stop_at=2))
     run("class", "parts", **options, resume=True)
     assert_same_weights(tmp_path / "full" / "final", tmp_path / "parts" / "final")
-    assert load_labelled_task(str(tmp_path / "parts")).task.symbols == SymbolMap.load(tmp_path / "map.tsv")
+    assert load_labelled_task(str(tmp_path / "parts")).symbols == SymbolMap.load(tmp_path / "map.tsv")
 
 
 def test_loaded_model_reads_symbols(run, dna, tmp_path):
@@ -440,13 +440,13 @@ def test_resume_leaves_a_run_of_another_kind_alone(run, tmp_path):
 def test_single_run_is_not_resumed_as_trials(run, tmp_path):
     run("class", steps=1)
     with pytest.raises(CheckpointError, match="holds a single run"):
-        run("class", steps=1, resume=True, trials=2)
+        run("class", steps=1, resume=True, num_seeds=2)
     assert not (tmp_path / "run" / "seed-0").exists()
 
 
 def test_ranks_without_metrics_return_the_directory(tmp_path):
     result = [{"run": "x", "seed": seed, "steps": 2, "seconds": 0.1} for seed in (0, 1)]
-    assert finetuning._over_trials(tmp_path, result) == {"run": str(tmp_path), "trials": 2}
+    assert finetuning._summarize_seeds(tmp_path, result) == {"run": str(tmp_path), "trials": 2}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -490,7 +490,7 @@ def test_threshold_lies_between_the_questions_that_it_parts(run, labelled, tmp_p
         paragraph["qas"][0] |= {"question": "How many?", "answers": [], "is_impossible": True}
     (tmp_path / "train.json").write_text(json.dumps(found))
     result = run("qa", train=[str(tmp_path / "train.json")], dev=[str(tmp_path / "train.json")], steps=8)
-    threshold = load_labelled_task(str(tmp_path / "run")).task.threshold
+    threshold = load_labelled_task(str(tmp_path / "run")).threshold
     assert threshold > result["best_threshold"]
     assert (result["f1"], result["exact_match"]) == (result["best_f1"], result["best_exact"])
     assert any(f"{threshold:+.2f}" in note for note in result["notes"])
@@ -509,7 +509,7 @@ def test_model_no_better_than_the_majority_baseline_is_noted(run, tmp_path):
     files = {"train": [str(tmp_path / "uneven.tsv")], "dev": [str(tmp_path / "uneven.tsv")]}
     result = run("class", steps=1, learning_rate=1e-9, **files)
     assert result["accuracy"] in (0.25, 0.75)  # without training, one answer to all that are nearly alike
-    assert any("always answering 'good', which is right for 75.0%" in note for note in result["notes"])
+    assert any("majority baseline: 'good' is right for 75.0%" in note for note in result["notes"])
 
 
 def test_dev_data_without_a_label_or_with_one_alone_is_no_reason_to_train_longer(run, tmp_path):
@@ -517,11 +517,11 @@ def test_dev_data_without_a_label_or_with_one_alone_is_no_reason_to_train_longer
     (tmp_path / "many.jsonl").write_text("".join(rows * 4))
     (tmp_path / "none.jsonl").write_text(rows[2] * 4)
     result = run("labels", train=[str(tmp_path / "many.jsonl")], dev=[str(tmp_path / "none.jsonl")], steps=1)
-    assert not any("always answering" in note for note in result["notes"])
+    assert not any("majority baseline" in note for note in result["notes"])
     (tmp_path / "one.tsv").write_text("text\tlabel\n" + "a river\tgood\na king\tbad\n" * 5)
     (tmp_path / "dev.tsv").write_text("text\tlabel\n" + "a river\tgood\n" * 5)
     files = {"train": [str(tmp_path / "one.tsv")], "dev": [str(tmp_path / "dev.tsv")]}
-    assert not any("always" in note for note in run("class", out="one", steps=1, **files)["notes"])
+    assert not any("majority baseline" in note for note in run("class", out="one", steps=1, **files)["notes"])
 
 
 def test_column_of_free_text_is_remarked_upon_as_an_answer(run, tmp_path):
@@ -540,4 +540,4 @@ def test_unanswered_questions_are_not_taken_as_impossible(run, labelled, tmp_pat
     result = Lines()
     assert run("qa", train=[str(train)], steps=1, progress=result)["train"] == 39
     assert any("not marked is_impossible (skipped): 1" in line for line in result.lines)
-    assert load_labelled_task(str(tmp_path / "run")).task.config.no_answer is False
+    assert load_labelled_task(str(tmp_path / "run")).config.no_answer is False

@@ -213,7 +213,7 @@ def test_metrics_equal_those_of_training(finetuned, dev, kind, tmp_path):
     for name, value in metrics.items():
         assert found[name] == pytest.approx(value, rel=1e-6)
         assert result[name] == value
-    assert found["main"] in metrics
+    assert found["main_metric"] in metrics
     assert found["records"] == 15
     written = json.loads(out.read_text())
     assert written == {k: v for k, v in json.loads(json.dumps(found)).items() if k != "report"}
@@ -228,7 +228,7 @@ def test_evaluate_overwrites_nothing_without_overwrite(finetuned, dev, tmp_path)
     (own / "mine.txt").write_text("mine")
     for options, result in (
         ({"out": str(data)}, "exists: give another --out"),
-        ({"out": str(data), "overwrite": True}, "is what is read"),
+        ({"out": str(data), "overwrite": True}, "is an input file"),
         ({"report": str(own)}, "holds something else than the report"),
         ({"report": str(own), "overwrite": True}, "holds something else than the report"),
         ({"report": folder, "overwrite": True}, "holds something else than the report"),
@@ -282,12 +282,12 @@ def test_row_without_a_text_has_a_row_without_a_prediction(finetuned, tmp_path):
     (tmp_path / "some.txt").write_text("The old king.\n\nA green river.\n\n")
     result = stemformer.predict([str(tmp_path / "some.txt")], model=str(finetuned("class")))
     assert [row["prediction"] is None for row in result["predictions"]] == [False, True, False]
-    assert result["counted"] == {"empty text": 1}
+    assert result["counts"] == {"empty text": 1}
 
 
 @pytest.mark.parametrize("call", ["predict", "embed"])
 def test_single_text_in_the_place_of_a_list_is_refused(finetuned, call):
-    with pytest.raises(DataError, match=r"in the place of a list: give \[text\]"):
+    with pytest.raises(DataError, match=r"Expected a list of texts, got the single text .* Pass \[text\]"):
         getattr(stemformer.load(str(finetuned("class"))), call)("a fine book")
 
 
@@ -364,8 +364,8 @@ def test_loaded_model_predicts_what_the_command_does(finetuned, dev):
 @pytest.mark.parametrize(
     ("kind", "inputs", "result"),
     [
-        ("class", "", "expected a text"),
-        ("class", ("a", "b"), "expected a text"),
+        ("class", "", "Expected a text"),
+        ("class", ("a", "b"), "Expected a text"),
         ("pair", "a", r"\(text, text\)"),
         ("pair", ("a", " "), "not empty"),
         ("tag", [], "a list of words"),
@@ -377,12 +377,12 @@ def test_loaded_model_predicts_what_the_command_does(finetuned, dev):
 )
 def test_input_of_another_form_is_refused(finetuned, kind, inputs, result):
     good = {"class": "a", "pair": ("a", "b"), "tag": "a", "qa": ("a", "b"), "choice": ("a", ["b", "c"])}[kind]
-    with pytest.raises(DataError, match=f"input 1 is .*{result}"):
+    with pytest.raises(DataError, match=f"Input 1 is .*{result}"):
         stemformer.load(str(finetuned(kind))).predict([good, inputs])
 
 
 def test_model_that_was_only_pretrained_cannot_predict(tiny_bert):
-    with pytest.raises(CheckpointError, match="fine-tune it first"):
+    with pytest.raises(CheckpointError, match="Fine-tune it first"):
         stemformer.load(str(tiny_bert)).predict(["a"])
 
 

@@ -145,7 +145,7 @@ def test_samples_of_a_model_that_reads_backwards_stand_before_their_prompt(files
         assert sample["prompt"] + "\n" in text
         assert " The " in f" {sample['text']}"  # words in the order in which one reads them
     page = html.unescape(write_report(tmp_path / "run").read_text(encoding="utf-8"))
-    assert "before held-out endings, reading backwards" in page and f"... {sample['prompt']}" in page
+    assert "held-out endings, generated backwards," in page and f"... {sample['prompt']}" in page
 
 
 def test_training_goes_on_from_a_model_with_the_same_vocabulary_alone(files, tiny, full, tmp_path):
@@ -216,7 +216,7 @@ def test_report_tells_of_next_words(files, tmp_path, monkeypatch):
 
     run(files, tmp_path / "run", steps=2)
     page = write_report(tmp_path / "run").read_bytes().decode()
-    assert "next words right" in page and "bits per byte" in page and "Loss on next words" in page
+    assert "accuracy on next words" in page and "bits per byte" in page and "Loss on next words" in page
     log = read_jsonl(tmp_path / "run" / "log.jsonl")
     lines = [line for line in log if line["kind"] == "samples"]
     assert len(lines) >= 2 and len(lines[-1]["samples"]) == 3

@@ -13,7 +13,7 @@ from torch import Tensor
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.errors import ConfigError
+from stemformer.errors import ConfigError, DataError
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples
