@@ -1,11 +1,11 @@
-"""Decoding against transformers' generate, token by token, and what it promises beside that."""
+"""Decoding compared with transformers' generate, token by token, and its other guarantees."""
 
 import numpy as np
 import pytest
 import torch
 
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.generation.decoding import DecodingConfig, beam_search, decode, filtered
+from stemformer.generation.decoding import DecodingConfig, beam_search, decode, filter_logits
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
@@ -45,7 +45,7 @@ def prompts(*lengths, seed=0):
 
 
 def generated(model, prompt, **options):
-    """What transformers generates behind a prompt, without the token that ends it."""
+    """Return the new tokens of transformers, without the end-of-text token."""
     out = model.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), pad_token_id=0, **options)[
         0
     ].tolist()
@@ -56,23 +56,23 @@ def generated(model, prompt, **options):
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_tokens_equal_those_of_transformers(ours, theirs, penalty):
     config = DecodingConfig(max_new_tokens=25, temperature=0, repetition_penalty=penalty)
-    given = prompts(3, 12, 7, 1, 15)
-    found = decode(ours, given, config)
-    for prompt, told in zip(given, found, strict=True):
+    inputs = prompts(3, 12, 7, 1, 15)
+    outputs = decode(ours, inputs, config)
+    for prompt, output in zip(inputs, outputs, strict=True):
         expected = generated(theirs, prompt, max_new_tokens=25, do_sample=False, repetition_penalty=penalty)
-        assert told.ids == expected
-        assert told.ended == ("eos" if len(expected) < 25 else "length")
-    assert {told.ended for told in found} >= {"length"}
+        assert output.ids == expected
+        assert output.ended == ("eos" if len(expected) < 25 else "length")
+    assert {output.ended for output in outputs} >= {"length"}
 
 
 @pytest.mark.parametrize("num_beams", [2, 4])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_beams_equal_those_of_transformers(ours, theirs, num_beams, length_penalty):
     config = DecodingConfig(max_new_tokens=12, num_beams=num_beams, length_penalty=length_penalty)
-    given = prompts(3, 12, 7, 1, 15, 4, seed=1)
+    inputs = prompts(3, 12, 7, 1, 15, 4, seed=1)
     options = {"num_beams": num_beams, "length_penalty": length_penalty, "do_sample": False, "early_stopping": False}
-    expected = [generated(theirs, prompt, max_new_tokens=12, **options) for prompt in given]
-    assert [told.ids for told in beam_search(ours, given, config)] == expected
+    expected = [generated(theirs, prompt, max_new_tokens=12, **options) for prompt in inputs]
+    assert [output.ids for output in beam_search(ours, inputs, config)] == expected
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_beams_equal_those_of_transformers(ours, theirs, num_beams, length_penal
         {"temperature": 1.7, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
     ],
 )
-def test_what_can_be_drawn_equals_transformers(options):
+def test_filtered_logits_equal_those_of_transformers(options):
     from transformers import generation
 
     scores = torch.randn(50, VOCAB, generator=torch.Generator().manual_seed(0)) * 3
@@ -98,142 +98,143 @@ def test_what_can_be_drawn_equals_transformers(options):
     expected = scores
     for name, value in options.items():
         expected = warpers[name](value)(None, expected)
-    found = filtered(scores, DecodingConfig(**options))
-    assert torch.equal(found.isinf(), expected.isinf())
-    torch.testing.assert_close(found.softmax(-1), expected.softmax(-1))
+    outputs = filter_logits(scores, DecodingConfig(**options))
+    assert torch.equal(outputs.isinf(), expected.isinf())
+    torch.testing.assert_close(outputs.softmax(-1), expected.softmax(-1))
 
 
-def test_model_that_is_laid_out_once_serves_many_calls(ours):
+def test_prepared_decoder_serves_several_calls(ours):
     reader = GptDecoder(ours, rows=3)
-    given = prompts(3, 12, 7)
+    inputs = prompts(3, 12, 7)
     for options in ({"temperature": 0}, {"seed": 3}):
         config = DecodingConfig(max_new_tokens=10, **options)
-        assert [t.ids for t in decode(reader, given, config)] == [t.ids for t in decode(ours, given, config)]
+        assert [t.ids for t in decode(reader, inputs, config)] == [t.ids for t in decode(ours, inputs, config)]
     config = DecodingConfig(max_new_tokens=10, num_beams=3)
-    assert [t.ids for t in beam_search(reader, given, config)] == [t.ids for t in beam_search(ours, given, config)]
+    assert [t.ids for t in beam_search(reader, inputs, config)] == [t.ids for t in beam_search(ours, inputs, config)]
 
 
 def test_log_probability_is_that_of_the_model(ours, theirs):
     (prompt,) = prompts(6)
-    (told,) = decode(ours, [prompt], DecodingConfig(max_new_tokens=8, temperature=0))
-    ids = torch.cat([prompt, torch.tensor(told.ids + [EOS] * (told.ended == "eos"))])
+    (output,) = decode(ours, [prompt], DecodingConfig(max_new_tokens=8, temperature=0))
+    ids = torch.cat([prompt, torch.tensor(output.ids + [EOS] * (output.ended == "eos"))])
     with torch.no_grad():
         logits = theirs(ids[None]).logits[0].log_softmax(-1)
     each = logits[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None])
-    assert told.log_probability == pytest.approx(each.sum().item(), rel=1e-4)
+    assert output.log_probability == pytest.approx(each.sum().item(), rel=1e-4)
 
 
-def test_drawing_follows_the_seed_and_not_the_company(ours):
-    given = prompts(3, 12, 7)
+def test_samples_depend_on_the_seed_and_not_on_the_batch(ours):
+    inputs = prompts(3, 12, 7)
     config = DecodingConfig(max_new_tokens=10, seed=5)
-    found = decode(ours, given, config)
-    assert [t.ids for t in decode(ours, given, config)] == [t.ids for t in found]
-    assert decode(ours, given[:1], config)[0].ids == found[0].ids
-    assert [t.ids for t in decode(ours, given, DecodingConfig(max_new_tokens=10, seed=6))] != [t.ids for t in found]
+    outputs = decode(ours, inputs, config)
+    assert [t.ids for t in decode(ours, inputs, config)] == [t.ids for t in outputs]
+    assert decode(ours, inputs[:1], config)[0].ids == outputs[0].ids
+    assert [t.ids for t in decode(ours, inputs, DecodingConfig(max_new_tokens=10, seed=6))] != [t.ids for t in outputs]
 
 
-def test_drawn_tokens_have_the_frequencies_of_the_model(ours, theirs):
+def test_sampled_tokens_have_the_frequencies_of_the_model(ours, theirs):
     (prompt,) = prompts(5)
     with torch.no_grad():
         p = theirs(prompt[None]).logits[0, -1].softmax(-1)
-    found = decode(ours, [prompt] * 4000, DecodingConfig(max_new_tokens=1))
-    counts = torch.bincount(torch.tensor([t.ids[0] if t.ids else EOS for t in found]), minlength=VOCAB)
+    outputs = decode(ours, [prompt] * 4000, DecodingConfig(max_new_tokens=1))
+    counts = torch.bincount(torch.tensor([t.ids[0] if t.ids else EOS for t in outputs]), minlength=VOCAB)
     assert (counts / 4000 - p).abs().max() < 4 * (0.25 / 4000) ** 0.5
 
 
-def test_listener_hears_each_token_and_may_end_a_text(ours):
-    heard = []
+def test_on_token_receives_each_token_and_can_stop_a_text(ours):
+    received = []
 
     def on_token(number, token):
-        heard.append((number, token))
-        return number == 0 and len(heard) > 4
+        received.append((number, token))
+        return number == 0 and len(received) > 4
 
-    found = decode(ours, prompts(3, 9), DecodingConfig(max_new_tokens=6, seed=1), on_token=on_token)
-    for number, told in enumerate(found):
-        assert [token for n, token in heard if n == number] == told.ids
-    assert found[0].ended == "stop" and len(found[0].ids) < 6
+    outputs = decode(ours, prompts(3, 9), DecodingConfig(max_new_tokens=6, seed=1), on_token=on_token)
+    for number, output in enumerate(outputs):
+        assert [token for n, token in received if n == number] == output.ids
+    assert outputs[0].ended == "stop" and len(outputs[0].ids) < 6
 
 
-def test_window_slides_where_asked_and_is_an_error_elsewhere(ours, theirs):
+def test_window_slides_only_with_overflow_slide(ours, theirs):
     (prompt,) = prompts(POSITIONS - 3)
-    with pytest.raises(DataError, match=f"more than the model's {POSITIONS} positions: ask for at most 3"):
+    with pytest.raises(DataError, match=f"more than the model's {POSITIONS} positions: generate at most 3"):
         decode(ours, [prompt], DecodingConfig(max_new_tokens=9))
-    (told,) = decode(ours, [prompt], DecodingConfig(max_new_tokens=60, temperature=0, overflow="slide"))
+    (output,) = decode(ours, [prompt], DecodingConfig(max_new_tokens=60, temperature=0, overflow="slide"))
     text = prompt.tolist()
     start = 0
-    for token in told.ids:  # as it is stated: the later half becomes the beginning
+    # As documented: the second half of the window becomes the context.
+    for token in output.ids:
         if len(text) - start >= POSITIONS + 1:
             start = len(text) - POSITIONS // 2
         with torch.no_grad():
             assert theirs(torch.tensor([text[start:]])).logits[0, -1].argmax() == token
         text.append(token)
-    assert len(told.ids) == 60 or told.ended == "eos"
+    assert len(output.ids) == 60 or output.ended == "eos"
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 1}, {"seed": 2, "repetition_penalty": 1.3}])
-def test_text_whose_window_slides_does_not_depend_on_the_company(ours, options):
+def test_text_with_a_sliding_window_does_not_depend_on_the_batch(ours, options):
     config = DecodingConfig(max_new_tokens=2 * POSITIONS, overflow="slide", **options)
     mine, longer = prompts(POSITIONS // 3, POSITIONS - 2)
-    (alone,) = decode(ours, [mine], config)
+    (single,) = decode(ours, [mine], config)
     together, _ = decode(ours, [mine, longer], config)
-    assert together.ids == alone.ids
-    assert together.log_probability == pytest.approx(alone.log_probability, rel=1e-4)
+    assert together.ids == single.ids
+    assert together.log_probability == pytest.approx(single.log_probability, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "options", [{"temperature": 0}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}, {"num_beams": 2}]
 )
-def test_damaged_weights_are_told(options):
+def test_damaged_weights_are_an_error(options):
     config = GptConfig(vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     model = make_model(config, ["causal_lm"])
     model.body.norm.bias.data[3] = torch.nan
-    way = beam_search if "num_beams" in options else decode
+    function = beam_search if "num_beams" in options else decode
     with pytest.raises(CheckpointError, match="scores are not finite") as caught:
-        way(model, prompts(4, 7), DecodingConfig(max_new_tokens=3, **options))
+        function(model, prompts(4, 7), DecodingConfig(max_new_tokens=3, **options))
     assert caught.value.exit_code == 3
 
 
-def test_of_no_prompts_nothing_comes(ours):
+def test_no_prompts_give_no_outputs(ours):
     assert decode(ours, [], DecodingConfig()) == [] == beam_search(ours, [], DecodingConfig(num_beams=2))
 
 
-def test_prompts_that_cannot_be_read_are_refused(ours):
+def test_empty_and_overlong_prompts_are_errors(ours):
     with pytest.raises(DataError, match="prompt 2 of 2 is empty"):
         decode(ours, [*prompts(2), torch.empty(0, dtype=torch.long)], DecodingConfig(max_new_tokens=1))
     with pytest.raises(DataError, match=f"41 tokens, the model {POSITIONS} positions"):
         decode(ours, prompts(41), DecodingConfig(max_new_tokens=1))
 
 
-def test_of_a_prompt_longer_than_the_window_its_end_is_read(ours):
+def test_end_of_an_overlong_prompt_is_the_context(ours):
     config = DecodingConfig(max_new_tokens=4, temperature=0, overflow="slide")
     (prompt,) = prompts(POSITIONS + 1)
-    (told,), (of_end,) = (decode(ours, [part], config) for part in (prompt, prompt[-(POSITIONS // 2) :]))
-    assert told.ids == of_end.ids
+    (output,), (output_of_end,) = (decode(ours, [part], config) for part in (prompt, prompt[-(POSITIONS // 2) :]))
+    assert output.ids == output_of_end.ids
 
 
 def test_masked_model_does_not_generate():
     config = BertConfig(
         vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
-    with pytest.raises(ConfigError, match="cannot generate: give a GPT"):
+    with pytest.raises(ConfigError, match="has no causal-LM head, so it cannot generate text"):
         decode(make_model(config, ["masked_lm"]), prompts(2), DecodingConfig(max_new_tokens=1))
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"temperature": 1e-9}, "temperature is 1e-09: expected 0 .the likeliest. or a number from"),
+        ({"temperature": 1e-9}, "temperature is 1e-09: expected 0 .greedy. or a number of at least"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"min_p": 1.0}, "min_p is 1.0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"num_beams": 0}, "num_beams is 0"),
-        ({"num_beams": 2, "top_k": 5}, "draws nothing"),
-        ({"num_beams": 2, "overflow": "slide"}, "beams do not go on where"),
+        ({"num_beams": 2, "top_k": 5}, "does not sample"),
+        ({"num_beams": 2, "overflow": "slide"}, "does not support a sliding window"),
     ],
 )
-def test_settings_out_of_range_are_refused(options, told):
-    with pytest.raises(ConfigError, match=told):
+def test_settings_out_of_range_are_errors(options, message):
+    with pytest.raises(ConfigError, match=message):
         DecodingConfig(**options)

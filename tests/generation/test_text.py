@@ -147,14 +147,14 @@ def test_command_writes_text_or_json(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"prompts": []}, DataError, "give \\[text\\]"),
-        ({"prompts": "one"}, DataError, "give \\[text\\]"),
+        ({"prompts": []}, DataError, "No text to work on. Pass prompts"),
+        ({"prompts": "one"}, DataError, "single text 'one'. Pass \\[text\\]"),
         ({"max_new_tokens": 100}, DataError, "more than the model's 48 positions"),
         ({"prompts": ["the river " * 40]}, DataError, "48 positions: shorten it"),
         ({"stop": [""]}, ConfigError, "stop string is empty"),
         ({"stop": ["x"], "num_beams": 2}, ConfigError, "not supported with beam search"),
         ({"top_p": 2.0}, ConfigError, "top_p is 2.0"),
-        ({"prompts": ["caf\udce9"]}, DataError, "prompt 1 is no UTF-8"),
+        ({"prompts": ["caf\udce9"]}, DataError, "Prompt 1 is not UTF-8"),
         ({"prompts": ["a", "the river " * 40]}, DataError, "prompt 2 of 2 has"),
         ({"seed": -1}, ConfigError, "seed is -1: expected a number from 0"),
         ({"threads": 100_000}, ConfigError, "--threads 100000: expected a number from 1 to 1024"),
@@ -167,7 +167,7 @@ def test_invalid_options_are_errors(folder, options, error, message):
 
 
 def test_masked_model_does_not_generate(tiny_bert):
-    with pytest.raises(ConfigError, match="was not trained on the next word, so it cannot generate"):
+    with pytest.raises(ConfigError, match="has no causal_lm head, so it cannot generate text"):
         stemformer.generate(["a"], model=str(tiny_bert))
 
 
@@ -250,10 +250,10 @@ def test_files_that_do_not_belong_together_are_errors(files, tmp_path):
     with pytest.raises(TokenizerError, match=r"needs merges\.txt in the same folder"):
         load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").write_text("no pair here\n")
-    with pytest.raises(TokenizerError, match="is no pair"):
+    with pytest.raises(TokenizerError, match="'no pair here' is not a pair"):
         load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").write_text("qqq zzz\n")
-    with pytest.raises(TokenizerError, match="not of one tokenizer"):
+    with pytest.raises(TokenizerError, match="belong to different tokenizers"):
         load_tokenizer(tmp_path)
 
 

@@ -7,15 +7,15 @@ import torch
 from stemformer.data.examples.batch import collate
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.data.tokenization.trainers import train_byte_bpe
-from stemformer.huggingface.load import load_model, read_task
+from stemformer.huggingface.load import load_model, read_task_info
 from stemformer.huggingface.save import save_model
 from stemformer.models.hf_names import GPT, to_hugging_face
 from stemformer.objectives.objective import LossModule
 from stemformer.tasks.examples import make_example
 from stemformer.tasks.question_answering import QuestionAnswering
-from stemformer.tasks.sequence_classification import Classify
+from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.tasks.task import TaskConfig
-from stemformer.tasks.token_classification import Tag
+from stemformer.tasks.token_classification import TokenClassification
 
 transformers = pytest.importorskip("transformers")
 
@@ -23,10 +23,10 @@ RELATIVE = 1e-5  # of the largest value: the project's bound for float32, whose 
 LABELS = ("no", "maybe", "yes")
 LENGTHS = [6, 11, 1, 8]
 TASKS = {
-    "class": (Classify(TaskConfig("classify"), LABELS), "GPT2ForSequenceClassification"),
-    "labels": (Classify(TaskConfig("classify", kind="labels"), LABELS), "GPT2ForSequenceClassification"),
-    "score": (Classify(TaskConfig("pair", kind="score")), "GPT2ForSequenceClassification"),
-    "tag": (Tag(TaskConfig("tag"), LABELS), "GPT2ForTokenClassification"),
+    "class": (SequenceClassification(TaskConfig("classify"), LABELS), "GPT2ForSequenceClassification"),
+    "labels": (SequenceClassification(TaskConfig("classify", kind="labels"), LABELS), "GPT2ForSequenceClassification"),
+    "score": (SequenceClassification(TaskConfig("pair", kind="score")), "GPT2ForSequenceClassification"),
+    "tag": (TokenClassification(TaskConfig("tag"), LABELS), "GPT2ForTokenClassification"),
     "qa": (QuestionAnswering(TaskConfig("qa")), "GPT2ForQuestionAnswering"),
 }
 ANSWERS = {
@@ -77,8 +77,8 @@ def both_batches(name, tokenizer):
     texts = [rng.integers(1, tokenizer.vocab_size, n) for n in LENGTHS]
     marked = [np.arange(1, n + 1) if name == "tag" else np.empty(0, np.int64) for n in LENGTHS]
     ours = [
-        make_example([text], tokenizer, answer=answer, label_positions=places, labels=places % 3)
-        for text, answer, places in zip(texts, ANSWERS[name], marked, strict=True)
+        make_example([text], tokenizer, answer=answer, label_positions=positions, labels=positions % 3)
+        for text, answer, positions in zip(texts, ANSWERS[name], marked, strict=True)
     ]
     ids, mask = (torch.zeros(len(texts), 1 + max(LENGTHS), dtype=torch.long) for _ in range(2))
     for row, example in enumerate(ours):
@@ -87,8 +87,8 @@ def both_batches(name, tokenizer):
     theirs = {"input_ids": ids, "attention_mask": mask}
     if name == "tag":
         theirs["labels"] = torch.full_like(ids, -100)
-        for row, places in enumerate(marked):
-            theirs["labels"][row, places] = torch.from_numpy(places % 3)
+        for row, positions in enumerate(marked):
+            theirs["labels"][row, positions] = torch.from_numpy(positions % 3)
     elif name == "qa":
         theirs["start_positions"], theirs["end_positions"] = torch.from_numpy(ANSWERS[name]).unbind(1)
     else:
@@ -134,12 +134,12 @@ def test_scores_loss_and_gradients_are_those_of_transformers(case, tokenizer):
 
 def test_saved_model_is_of_their_class_and_tells_its_task(case, tmp_path):
     name, task, reference, model = case
-    told = {"labels": task.labels, "problem_type": task.problem_type, "name": task.config.name}
-    save_model(model, tmp_path / "again", task=told)
-    again, of_loading = type(reference).from_pretrained(tmp_path / "again", output_loading_info=True)
-    assert not of_loading["missing_keys"] and not of_loading["unexpected_keys"]
+    metadata = {"labels": task.labels, "problem_type": task.problem_type, "name": task.config.name}
+    save_model(model, tmp_path / "again", task=metadata)
+    again, loading_info = type(reference).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not loading_info["missing_keys"] and not loading_info["unexpected_keys"]
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), reference.parameters(), strict=True))
     assert (again.config.architectures, again.config.pad_token_id) == ([TASKS[name][1]], 0)
-    told = read_task(tmp_path / "again")
-    assert (told["head"], told["labels"], told["name"]) == (task.head, list(task.labels), task.config.name)
+    metadata = read_task_info(tmp_path / "again")
+    assert (metadata["head"], metadata["labels"], metadata["name"]) == (task.head, list(task.labels), task.config.name)
     assert [again.config.id2label[i] for i in range(len(task.labels))] == list(task.labels)

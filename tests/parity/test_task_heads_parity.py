@@ -6,16 +6,16 @@ import torch
 import transformers
 
 from stemformer.data.examples.batch import Example, collate
-from stemformer.huggingface.load import load_model, read_task
+from stemformer.huggingface.load import load_model, read_task_info
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import LossModule
-from stemformer.tasks.multiple_choice import Choice
+from stemformer.tasks.multiple_choice import MultipleChoice
 from stemformer.tasks.question_answering import QuestionAnswering
-from stemformer.tasks.sequence_classification import Classify
+from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.tasks.task import TaskConfig
-from stemformer.tasks.token_classification import Tag
+from stemformer.tasks.token_classification import TokenClassification
 
 CONFIG = BertConfig(
     vocab_size=60,
@@ -29,12 +29,15 @@ CONFIG = BertConfig(
 LENGTHS = [7, 12, 5, 9]
 LABELS = ("no", "maybe", "yes")
 CASES = {
-    "class": (Classify(TaskConfig("classify"), LABELS), transformers.BertForSequenceClassification),
-    "labels": (Classify(TaskConfig("classify", kind="labels"), LABELS), transformers.BertForSequenceClassification),
-    "score": (Classify(TaskConfig("pair", kind="score")), transformers.BertForSequenceClassification),
-    "tag": (Tag(TaskConfig("tag"), LABELS), transformers.BertForTokenClassification),
+    "class": (SequenceClassification(TaskConfig("classify"), LABELS), transformers.BertForSequenceClassification),
+    "labels": (
+        SequenceClassification(TaskConfig("classify", kind="labels"), LABELS),
+        transformers.BertForSequenceClassification,
+    ),
+    "score": (SequenceClassification(TaskConfig("pair", kind="score")), transformers.BertForSequenceClassification),
+    "tag": (TokenClassification(TaskConfig("tag"), LABELS), transformers.BertForTokenClassification),
     "qa": (QuestionAnswering(TaskConfig("qa")), transformers.BertForQuestionAnswering),
-    "choice": (Choice(TaskConfig("choice")), transformers.BertForMultipleChoice),
+    "choice": (MultipleChoice(TaskConfig("choice")), transformers.BertForMultipleChoice),
 }
 ANSWERS = {
     "class": [0, 2, 1, 1],
@@ -108,8 +111,8 @@ def models(case, folder):
     model = make_model(CONFIG, task.heads, num_labels=task.num_labels, generator=torch.Generator().manual_seed(0))
     for p in model.parameters():  # biases too must matter
         p.data.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    told = {"labels": task.labels, "problem_type": task.problem_type, "name": task.config.name}
-    save_model(model, folder, task=told)
+    metadata = {"labels": task.labels, "problem_type": task.problem_type, "name": task.config.name}
+    save_model(model, folder, task=metadata)
     return task, model, theirs.from_pretrained(folder, attn_implementation="eager").train()
 
 
@@ -152,8 +155,8 @@ def test_scores_loss_and_gradients_are_those_of_transformers(case, tmp_path):
 
 def test_saved_model_tells_its_task_and_opens_again(case, tmp_path):
     task, model, reference = models(case, tmp_path)
-    told = read_task(tmp_path)
-    assert (told["head"], told["labels"], told["name"]) == (task.head, list(task.labels), task.config.name)
+    metadata = read_task_info(tmp_path)
+    assert (metadata["head"], metadata["labels"], metadata["name"]) == (task.head, list(task.labels), task.config.name)
     again = load_model(tmp_path)
     assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))

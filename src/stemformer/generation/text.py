@@ -1,4 +1,4 @@
-"""Texts that a model goes on with: prompts to ids, decoding, and ids to text again, also while it is being written."""
+"""Text generation: prompts to token ids, decoding, and token ids to text, also while generating."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,28 @@ from stemformer.generation.decoding import Decoded, DecodingConfig, beam_search,
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
-_HALF_CHARACTER = "\ufffd"
+_REPLACEMENT_CHARACTER = "\ufffd"
+
+_PROMPT_TOKENS = 8
+"""Tokens of a prompt for samples."""
+
+_SAMPLE_TOKENS = 48
+"""New tokens of a sample."""
+
+_BYTE_VOCAB_SIZE = 300
+"""Vocabularies below this size consist mostly of single bytes."""
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """How a model goes on with a prompt.
+class Completion:
+    """Generated continuation of a prompt.
 
     Attributes:
-        prompt: As it was given.
-        text: What follows, without the stop string.
-        num_tokens: New tokens.
-        log_probability: Of them, by the model's own scores, in nats.
-        ended: `eos` by the model, `stop` by a stop string, `length` otherwise.
+        prompt: The prompt.
+        text: The continuation, without the stop string.
+        num_tokens: Number of new tokens.
+        log_probability: Of the new tokens under the model's unmodified distribution, in nats.
+        ended: Why generation ended: `eos` (end-of-text token), `stop` (stop string) or `length`.
     """
 
     prompt: str
@@ -39,7 +48,7 @@ class Continuation:
     ended: Literal["eos", "stop", "length"]
 
 
-def continue_texts(
+def generate_texts(
     prompts: Sequence[str],
     model: Model | GptDecoder,
     tokenizer: Tokenizer,
@@ -48,29 +57,30 @@ def continue_texts(
     batch_size: int = 32,
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
-) -> Iterator[Continuation]:
-    """Yields a continuation for each prompt, in their order.
+) -> Iterator[Completion]:
+    """Yield a continuation of each prompt, in their order.
 
     Args:
-        prompts: Texts; an empty one begins a document.
-        model: See `generation.decode.decode`.
-        tokenizer: Of the model.
-        config: How the next token is chosen.
-        batch_size: Texts that are written at the same time.
-        stop: A text ends before the first of these strings that it comes to; one that never comes ends nothing.
-        on_text: Told the number of a prompt and what was just written, as it is written; not with beams.
+        prompts: Texts; an empty prompt starts a document.
+        model: See `decode`.
+        tokenizer: Tokenizer of the model.
+        config: Settings.
+        batch_size: Number of prompts that are decoded together.
+        stop: Stop before the first of these strings that occurs.
+        on_text: Called with the number of a prompt and its new text during generation; not supported
+            with beam search.
 
     Raises:
-        ConfigError: An empty stop string, or stop strings with beams.
-        DataError: A prompt that with the new tokens is longer than the model has positions.
+        ConfigError: An empty stop string, or stop strings with beam search.
+        DataError: More tokens than the model has positions without a sliding window.
     """
     ids = tokenizer.encode_ids(prompts)
-    found = continue_ids(ids, model, tokenizer, config, batch_size=batch_size, stop=stop, on_text=on_text)
-    for prompt, (text, decoded) in zip(prompts, found, strict=True):
-        yield Continuation(prompt, text, len(decoded.ids), decoded.log_probability, decoded.ended)
+    outputs = generate_from_ids(ids, model, tokenizer, config, batch_size=batch_size, stop=stop, on_text=on_text)
+    for prompt, (text, decoded) in zip(prompts, outputs, strict=True):
+        yield Completion(prompt, text, len(decoded.ids), decoded.log_probability, decoded.ended)
 
 
-def continue_ids(
+def generate_from_ids(
     prompts: Sequence[Int[np.ndarray, "_"]],
     model: Model | GptDecoder,
     tokenizer: Tokenizer,
@@ -79,36 +89,41 @@ def continue_ids(
     batch_size: int | None = None,
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
-    begin: bool = True,
+    add_eos: bool = True,
 ) -> Iterator[tuple[str, Decoded]]:
-    """Yields the text that follows each prompt, without the stop string, and how it came about.
+    """Yield the text that follows each prompt, without the stop string, and its tokens.
 
     Args:
-        prompts: Ids; an empty one begins a document.
-        model: As for `continue_texts`, like the others.
-        tokenizer: Of the model.
-        config: How the next token is chosen.
-        batch_size: Texts that are written at the same time; None writes all at once.
-        stop: Where a text ends.
-        on_text: Told what was written.
-        begin: Put the token that ends a document before each prompt, as it stands before each piece that a model is trained on; before an
-            empty one it stands anyway.
+        prompts: Token ids; an empty prompt starts a document.
+        model: See `decode`.
+        tokenizer: Tokenizer of the model.
+        config: Settings.
+        batch_size: Number of prompts that are decoded together; None for all.
+        stop: Stop before the first of these strings that occurs.
+        on_text: See `generate_texts`.
+        add_eos: Put the end-of-text token before each prompt, as before each training document. An empty
+            prompt always gets it.
+
+    Raises:
+        ConfigError: An empty stop string, or stop strings with beam search.
+        DataError: More tokens than the model has positions without a sliding window.
     """
     if any(not text for text in stop):
-        raise ConfigError("a stop string is empty: leave it out")
+        raise ConfigError("A stop string is empty: remove it.")
     if stop and config.num_beams > 1:
-        raise ConfigError("stop strings have no effect on beams: leave --stop or --num-beams out")
-    end = np.array([getattr(model.config, "eos_token_id", 0)])
-    ids = [torch.from_numpy(np.append(end, prompt) if begin or not len(prompt) else prompt) for prompt in prompts]
-    check_lengths(ids, config, model.config.max_position_embeddings)  # of all, before the first is written
+        raise ConfigError("--stop is not supported with beam search: remove --stop or --num-beams.")
+    eos = np.array([getattr(model.config, "eos_token_id", 0)])
+    ids = [torch.from_numpy(np.append(eos, prompt) if add_eos or not len(prompt) else prompt) for prompt in prompts]
+    # Check all prompts before generating the first text.
+    check_lengths(ids, config, model.config.max_position_embeddings)
     size = 1 if config.num_beams > 1 else batch_size or max(1, len(ids))
     if len(ids) > size and not isinstance(model, GptDecoder):
         model = GptDecoder(model, rows=max(size, config.num_beams), steps=config.max_new_tokens * len(ids) // size)
     for first in range(0, len(ids), size):
-        yield from _continue_batch(ids[first : first + size], first, model, tokenizer, config, stop, on_text)
+        yield from _generate_batch(ids[first : first + size], first, model, tokenizer, config, stop, on_text)
 
 
-def _continue_batch(
+def _generate_batch(
     ids: Sequence[Int[Tensor, "_"]],
     first: int,
     model: Model | GptDecoder,
@@ -117,133 +132,123 @@ def _continue_batch(
     stop: Sequence[str],
     on_text: Callable[[int, str], None] | None,
 ) -> Iterator[tuple[str, Decoded]]:
-    writers = {number: _Writer(tokenizer, stop) for number in range(first, first + len(ids))}
+    streamers = {number: _TextStreamer(tokenizer, stop) for number in range(first, first + len(ids))}
 
     def on_token(number: int, token: int) -> bool:
-        new = writers[number].add(token)
+        new = streamers[number].add(token)
         if new and on_text is not None:
             on_text(number, new)
-        return writers[number].is_stopped
+        return streamers[number].is_stopped
 
     if config.num_beams > 1:
-        told = beam_search(model, ids, config)
-        for writer, decoded in zip(writers.values(), told, strict=True):
+        outputs = beam_search(model, ids, config)
+        for streamer, decoded in zip(streamers.values(), outputs, strict=True):
             for token in decoded.ids:
-                writer.add(token)
+                streamer.add(token)
     else:
-        told = decode(model, ids, config, on_token=on_token, first=first)
-    for (number, writer), decoded in zip(writers.items(), told, strict=True):
-        rest = writer.finish()
+        outputs = decode(model, ids, config, on_token=on_token, first=first)
+    for (number, streamer), decoded in zip(streamers.items(), outputs, strict=True):
+        rest = streamer.finish()
         if rest and on_text is not None:
             on_text(number, rest)
-        yield writer.text, decoded
+        yield streamer.text, decoded
 
 
-def choose_beginnings(shards: Shards, tokenizer: Tokenizer, *, number: int, is_backward: bool = False) -> list[str]:
-    """Returns the first words of some documents, the same ones each time, to see how a model goes on with them.
+def sample_prompts(shards: Shards, tokenizer: Tokenizer, *, number: int, is_backward: bool = False) -> list[str]:
+    """Return the first words of some documents as prompts for samples, the same in each call.
 
     Args:
-        shards: Of the held-out split.
-        tokenizer: Of the data.
-        number: How many, at most.
-        is_backward: The last words, from which a model that reads backwards begins.
+        shards: Held-out split.
+        tokenizer: Tokenizer of the data.
+        number: Maximum number of prompts.
+        is_backward: Return the last words instead, for a model that reads backward.
     """
-    starts, words = shards.document_starts, _BEGINNING * _letters(tokenizer)
-    long = np.flatnonzero(np.diff(starts) >= 3 * words)
+    starts, length = shards.document_starts, _PROMPT_TOKENS * _tokens_per_word(tokenizer)
+    long = np.flatnonzero(np.diff(starts) >= 3 * length)
     if not len(long):
         return []
     chosen = long[permuted(np.arange(min(number, len(long))), len(long), seed=0, epoch=0)]
-    firsts = starts[chosen + 1] - words if is_backward else starts[chosen]
-    return [tokenizer.decode(shards.tokens(first, first + words)) for first in firsts.tolist()]
+    firsts = starts[chosen + 1] - length if is_backward else starts[chosen]
+    return [tokenizer.decode(shards.tokens(first, first + length)) for first in firsts.tolist()]
 
 
-_BEGINNING = 8
-"""Tokens of a document that a sample goes on from."""
-
-
-def write_samples(
-    model: Model, tokenizer: Tokenizer, beginnings: Sequence[str], *, longest: int, is_backward: bool = False
+def generate_samples(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[str], *, max_length: int, is_backward: bool = False
 ) -> list[dict[str, str]]:
-    """Returns how a model goes on with beginnings: `prompt` and `text`, drawn with the same random numbers each time.
+    """Return samples of a model as `prompt` and `text`, with the same random numbers in each call.
 
     Args:
-        model: A GPT; it is in evaluation mode afterwards.
-        tokenizer: Of it.
-        beginnings: See `choose_beginnings`.
-        longest: Tokens of a text that it was trained on; of no place behind does it know anything.
-        is_backward: It writes from the end on: `text` is what it puts before `prompt`, in reading order, and `direction` says so.
+        model: GPT; left in evaluation mode.
+        tokenizer: Tokenizer of the model.
+        prompts: See `sample_prompts`.
+        max_length: Maximum training length in tokens, the last position that the model knows.
+        is_backward: The model generates backward: `text` precedes `prompt` in reading order, and
+            `direction` is `backward`.
     """
     model.eval()
-    letters = _letters(tokenizer)
-    most = min(_SAMPLE * letters, longest - 2 * _BEGINNING * letters)
-    if not beginnings or most < 1:
+    factor = _tokens_per_word(tokenizer)
+    num_tokens = min(_SAMPLE_TOKENS * factor, max_length - 2 * _PROMPT_TOKENS * factor)
+    if not prompts or num_tokens < 1:
         return []
-    config = DecodingConfig(max_new_tokens=most, temperature=0.8, top_p=0.95, overflow="slide")
+    config = DecodingConfig(max_new_tokens=num_tokens, temperature=0.8, top_p=0.95, overflow="slide")
     if is_backward:
-        ids = [torch.from_numpy(row[::-1].copy()) for row in tokenizer.encode_ids(beginnings)]
-        told = [tokenizer.decode(decoded.ids[::-1]) for decoded in decode(model, ids, config)]
-        return [{"prompt": a, "text": b, "direction": "backward"} for a, b in zip(beginnings, told, strict=True)]
-    found = continue_texts(beginnings, model, tokenizer, config)
-    return [{"prompt": x.prompt, "text": x.text} for x in found]
+        ids = [torch.from_numpy(row[::-1].copy()) for row in tokenizer.encode_ids(prompts)]
+        texts = [tokenizer.decode(decoded.ids[::-1]) for decoded in decode(model, ids, config)]
+        return [{"prompt": a, "text": b, "direction": "backward"} for a, b in zip(prompts, texts, strict=True)]
+    return [{"prompt": x.prompt, "text": x.text} for x in generate_texts(prompts, model, tokenizer, config)]
 
 
-_SAMPLE = 48
-"""Tokens of a sample."""
+def _tokens_per_word(tokenizer: Tokenizer) -> int:
+    """Return a rough number of tokens per word: more than one for byte vocabularies."""
+    return 4 if tokenizer.vocab_size < _BYTE_VOCAB_SIZE else 1
 
 
-def _letters(tokenizer: Tokenizer) -> int:
-    """Returns how many times as many tokens a text of the same length has, about, as in words: more than one where each is a byte."""
-    return 4 if tokenizer.vocab_size < _WITH_WORDS else 1
+class _TextStreamer:
+    """Incremental detokenizer that holds back text which may still change or become a stop string.
 
-
-_WITH_WORDS = 300
-"""Ids below which a vocabulary holds little but single bytes."""
-
-
-class _Writer:
-    """The text of tokens that come one by one; what may still change or become a stop string is held back.
-
-    Args:
-        tokenizer: Turns ids into text.
-        stop: Strings before which the text ends.
+    Attributes:
+        text: Text released so far.
+        is_stopped: A stop string occurred.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
-        self._whole = ""  # of all ids up to `_known`
-        self._begin, self._known = 0, 0  # the last ids of it, by which it is seen how the next ones join on
-        self.text = ""  # told so far
+        # Text of ids[:_end]; ids[_start:_end] are decoded again with new ids, to see how they join.
+        self._decoded = ""
+        self._start, self._end = 0, 0
+        self.text = ""
         self.is_stopped = False
 
     def add(self, token: int) -> str:
-        """Returns what can be told after another token."""
+        """Add a token and return the text that can be released."""
         self._ids.append(token)
-        before = self._tokenizer.decode(self._ids[self._begin : self._known])
-        now = self._tokenizer.decode(self._ids[self._begin :])
-        joins_on = now.startswith(before)
-        whole = self._whole + now[len(before) :] if joins_on else self._tokenizer.decode(self._ids)
-        if not whole.endswith(_HALF_CHARACTER):
-            self._whole, self._begin, self._known = whole, self._known, len(self._ids)
-        return self._tell(whole, is_last=False)
+        before = self._tokenizer.decode(self._ids[self._start : self._end])
+        after = self._tokenizer.decode(self._ids[self._start :])
+        joins = after.startswith(before)
+        decoded = self._decoded + after[len(before) :] if joins else self._tokenizer.decode(self._ids)
+        if not decoded.endswith(_REPLACEMENT_CHARACTER):
+            self._decoded, self._start, self._end = decoded, self._end, len(self._ids)
+        return self._release(decoded, is_last=False)
 
     def finish(self) -> str:
-        """Returns what was held back."""
-        return "" if self.is_stopped else self._tell(self._tokenizer.decode(self._ids), is_last=True)
+        """Return the text that was held back."""
+        return "" if self.is_stopped else self._release(self._tokenizer.decode(self._ids), is_last=True)
 
-    def _tell(self, whole: str, *, is_last: bool) -> str:
-        ends = [at for text in self._stop if (at := whole.find(text)) >= 0]
-        if ends:
-            self.is_stopped, whole = True, whole[: min(ends)]
+    def _release(self, decoded: str, *, is_last: bool) -> str:
+        stops = [start for text in self._stop if (start := decoded.find(text)) >= 0]
+        if stops:
+            self.is_stopped, decoded = True, decoded[: min(stops)]
         elif not is_last:
-            sure = len(whole.rstrip(_HALF_CHARACTER))  # of a character of several tokens, the first are none yet
-            held = max(
-                (n for text in self._stop for n in range(1, len(text)) if whole[:sure].endswith(text[:n])), default=0
-            )
-            whole = whole[: sure - held]
-        if not whole.startswith(self.text):  # a tokenizer whose text changes with what follows: told at the end
-            whole = self.text if not (is_last or self.is_stopped) else whole
-        new = whole[len(self.text) :]
-        self.text = whole
+            # Hold back an incomplete character, and a suffix that may become a stop string.
+            complete = decoded.rstrip(_REPLACEMENT_CHARACTER)
+            prefixes = (text[:n] for text in self._stop for n in range(1, len(text)))
+            held = max((len(prefix) for prefix in prefixes if complete.endswith(prefix)), default=0)
+            decoded = complete[: len(complete) - held]
+        # Some tokenizers change earlier text: release the rest at the end.
+        if not decoded.startswith(self.text) and not (is_last or self.is_stopped):
+            decoded = self.text
+        new = decoded[len(self.text) :]
+        self.text = decoded
         return new

@@ -164,7 +164,9 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
     labels = sorted(frequencies, key=_label_order)
     if (len(labels) < 2 and config.kind != "labels") or not labels:
         found = f"only the label {labels[0]!r} in {len(records):,} records" if labels else "no labels"
-        raise DataError(f"The training data has {found}: expected at least two labels. Check the column (--label-column).")
+        raise DataError(
+            f"The training data has {found}: expected at least two labels. Check the column (--label-column)."
+        )
     return TASKS[config.name](config, labels, [frequencies[label] for label in labels])
 
 
