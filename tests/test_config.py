@@ -66,12 +66,12 @@ def test_unknown_key_names_the_full_key_and_the_nearest():
     with pytest.raises(ConfigError) as caught:
         from_toml(Run, "[training]\nlearning_rat = 1", source="run.toml")
     assert str(caught.value) == (
-        "run.toml: training.learning_rat is no setting (did you mean 'training.learning_rate'?)"
+        "run.toml: training.learning_rat is not a setting (did you mean 'training.learning_rate'?)"
     )
 
 
 def test_known_name_in_the_wrong_table_is_found_elsewhere():
-    with pytest.raises(ConfigError, match=r"steps is no setting \(did you mean 'training\.steps'\?\)"):
+    with pytest.raises(ConfigError, match=r"steps is not a setting \(did you mean 'training\.steps'\?\)"):
         with_settings(Run(), ["steps=3"])
 
 
@@ -91,12 +91,14 @@ def test_shortened_key_names_the_whole_one(setting, meant):
 
 
 def test_unknown_key_like_no_other_lists_what_there_is():
-    with pytest.raises(ConfigError, match=r"model\.zzz is no setting; expected one of model\.hidden_size, model\.dr"):
+    with pytest.raises(
+        ConfigError, match=r"model\.zzz is not a setting; expected one of model\.hidden_size, model\.dr"
+    ):
         with_settings(Run(), ["model.zzz=3"])
 
 
 def test_unknown_key_inside_a_tuple_of_tables_is_refused():
-    with pytest.raises(ConfigError, match=r"stages\.1\.step is no setting"):
+    with pytest.raises(ConfigError, match=r"stages\.1\.step is not a setting"):
         from_toml(Run, 'stages = [{name = "a"}, {name = "b", step = 2}]')
 
 
@@ -180,7 +182,7 @@ def test_merge_names_its_source():
 
 
 def test_text_that_is_no_toml_is_refused():
-    with pytest.raises(ConfigError, match=r"^run\.toml is no TOML: .*line 1"):
+    with pytest.raises(ConfigError, match=r"^run\.toml is not valid TOML: .*line 1"):
         from_toml(Run, "seed 3", source="run.toml")
 
 

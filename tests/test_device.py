@@ -109,9 +109,9 @@ def test_blocks_are_compiled_on_cuda_or_where_it_is_wanted(wanted, device, expec
 
 FAULTS = """
 import resource, sys, torch
-from stemformer.training.compute import keep_freed_memory
+from stemformer.device import configure_allocator
 if sys.argv[1] == "keep":
-    keep_freed_memory(torch.device("cpu"))
+    configure_allocator(torch.device("cpu"))
 for _ in range(10):  # small blocks that are made in between may split what was freed, a few times
     torch.ones(40 * 2**20, dtype=torch.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

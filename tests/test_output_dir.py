@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+import stemformer
 from stemformer.errors import ConfigError
 from stemformer.output_dir import clear_dir, exclusive_output_dir, prepare_output_dir
 
@@ -30,13 +31,24 @@ def test_folder_that_another_holds_is_refused_and_free_afterwards(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["pretrain", "finetune", "compare", "glue", "squad", "scale", "prompt", "prepare", "quickstart"]
+    "name",
+    [
+        "pretrain",
+        "finetune",
+        "compare",
+        "benchmark_glue",
+        "benchmark_squad",
+        "scaling_laws",
+        "fewshot",
+        "prepare",
+        "quickstart",
+    ],
 )
 def test_commands_that_write_a_folder_refuse_one_that_another_holds(tmp_path, name):
     held = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(ConfigError, match="another process"):
-        getattr(api, name)(out=str(tmp_path))  # before anything else is looked at
+        getattr(stemformer, name)(out=str(tmp_path))  # before anything else is looked at
     os.close(held)
 
 

@@ -1,10 +1,10 @@
-"""Frozen dataclasses to TOML and back; settings such as `training.learning_rate=1e-3`.
+"""Frozen dataclasses to TOML and back, and overrides such as `optimizer.learning_rate=1e-3`.
 
-This file knows no field of any config: it reads the dataclass it is given. An unknown key or a wrong type raises
-`ConfigError` with the full key, what was expected and the nearest key.
+Works for any dataclass. An unknown key or a value of the wrong type raises `ConfigError` with the full key, the
+expected type and the nearest key.
 
-TOML has no null. A field that is None is left out where None is its default and written as the word `"none"` elsewhere;
-the word is read back as None wherever the field's type admits None, so that `training.steps=none` takes a budget away.
+TOML has no null: a field that is None is omitted if None is its default, and written as the string `"none"` otherwise.
+Wherever a field's type admits None, `"none"` is read as None, so that `budget.steps=none` removes a budget.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 import msgspec
@@ -24,13 +25,7 @@ T = TypeVar("T")
 
 
 def to_toml(config: Any) -> str:
-    r"""Returns the TOML text of a frozen dataclass; nested dataclasses become tables.
-
-    Args:
-        config: An instance of a dataclass whose leaves are strings, numbers, truth values, tuples or dicts of these.
-
-    Returns:
-        Text that `from_toml` reads back to an equal config.
+    r"""Return the TOML text of a dataclass; nested dataclasses become tables.
 
     Example:
         >>> from dataclasses import dataclass
@@ -43,57 +38,41 @@ def to_toml(config: Any) -> str:
     return tomli_w.dumps(_to_table(config))
 
 
-def check_seed(seed: int, *, called: str = "seed is") -> None:
-    """Refuses a seed that generators of random numbers do not take.
+def from_toml(cls: type[T], text: str, *, source: str = "", renamed: Mapping[str, str] | None = None) -> T:
+    """Return an instance of the dataclass `cls` from TOML; absent keys take their defaults.
 
     Args:
-        seed: Given by a person.
-        called: What stands before it in the message.
+        source: File name, for error messages.
+        renamed: Old key -> new key (with dots, both in the same table); old keys are accepted silently.
 
     Raises:
-        ConfigError: It is negative or too large.
+        ConfigError: The text is not TOML, has an unknown key or a value of the wrong type, or lacks a required key.
     """
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"{called} {seed}: expected a number from 0 to 2**63 - 1")
+    return typing.cast(T, _Builder(source, cls).build(cls, _rename_keys(parse_toml(text, source), renamed)))
 
 
-def from_toml(cls: type[T], text: str, *, source: str = "") -> T:
-    """Returns an instance of the dataclass `cls` with the values of a TOML text, defaults elsewhere.
+def merge_toml(config: T, text: str, *, source: str, renamed: Mapping[str, str] | None = None) -> T:
+    """Return `config` with the values of a TOML text, which may be partial.
 
     Args:
-        cls: The dataclass.
-        text: TOML.
-        source: Where the text comes from (a file name), for the error message.
-
-    Raises:
-        ConfigError: The text is no TOML, has an unknown key or a value of the wrong type, or lacks a required key.
-    """
-    return typing.cast(T, _build(cls, parse_toml(text, source), _Place(source, cls)))
-
-
-def merge_toml(config: T, text: str, *, source: str) -> T:
-    """Returns `config` with the values of a TOML text, which may be partial, laid over it.
-
-    Args:
-        config: An instance of a dataclass.
-        text: TOML with any of its keys.
-        source: Where the text comes from, for the error message.
+        source: File name, for error messages.
+        renamed: As in `from_toml`; each old key is reported by a warning.
 
     Raises:
         ConfigError: As in `from_toml`.
     """
-    return typing.cast(T, _overlay(config, parse_toml(text, source), _Place(source, type(config))))
+    changes = _rename_keys(parse_toml(text, source), renamed, warn=True)
+    return typing.cast(T, _Builder(source, type(config)).build(type(config), _merge(_to_table(config), changes)))
 
 
-def with_settings(config: T, settings: Sequence[str]) -> T:
-    """Returns `config` with settings such as `training.learning_rate=1e-3` laid over it.
+def with_settings(config: T, settings: Sequence[str], *, renamed: Mapping[str, str] | None = None) -> T:
+    """Return `config` with overrides of the form `key=value`; of two equal keys the last wins.
 
-    Of two equal keys the last wins. A value is read as TOML. A bare word is a string, and so is anything else where
-    the field takes strings only.
+    A value is parsed as TOML. Bare words are strings, and so is any value of a field that only takes strings.
 
     Args:
-        config: An instance of a dataclass.
-        settings: `key=value`, the key with dots.
+        settings: Keys with dots, for example `optimizer.learning_rate=1e-3`.
+        renamed: As in `from_toml`; each old key is reported by a warning.
 
     Raises:
         ConfigError: A setting without `=`, an unknown key or a value of the wrong type.
@@ -106,24 +85,23 @@ def with_settings(config: T, settings: Sequence[str]) -> T:
         >>> with_settings(Budget(), ["steps=20"])
         Budget(steps=20)
     """
-    changes: dict[str, Any] = {}
+    cls, table = type(config), _to_table(config)
     for setting in settings:
         key, equals, text = setting.partition("=")
         parts = [part.strip() for part in key.split(".")]
         if not equals or not all(parts):
-            raise ConfigError(f"setting {setting!r}: expected key=value, such as {_example_key(config)}=...")
-        table = changes
-        for part in parts[:-1]:
-            inner = table.get(part)
-            table[part] = table = inner if isinstance(inner, dict) else {}
-        table[parts[-1]] = _Word(text.strip())
-    return typing.cast(T, _overlay(config, changes, _Place("setting", type(config))))
+            raise ConfigError(f"setting {setting!r}: expected key=value, such as {next(_keys(cls), 'key')}=...")
+        value = _parse_value(text.strip())
+        for part in reversed(parts):
+            value = {part: value}
+        table = _merge(table, _rename_keys(value, renamed, warn=True))
+    return typing.cast(T, _Builder("setting", cls).build(cls, table))
 
 
 def differences(a: T, b: T) -> list[tuple[str, Any, Any]]:
-    """Returns the keys in which two configs differ, as (key with dots, value in `a`, value in `b`).
+    """Return the keys in which two configs differ, as (key with dots, value in `a`, value in `b`).
 
-    A key that one of them lacks has the value None there.
+    The value of a key that one of them lacks is None.
 
     Example:
         >>> from dataclasses import dataclass
@@ -134,65 +112,182 @@ def differences(a: T, b: T) -> list[tuple[str, Any, Any]]:
         [('steps', 10, 20)]
     """
     left, right = dict(_flatten(a)), dict(_flatten(b))
-    keys = [*left, *(key for key in right if key not in left)]
-    return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
+    return [(key, left.get(key), right.get(key)) for key in left | right if left.get(key) != right.get(key)]
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Returns " (did you mean 'x'?)" for the choice most like `name`, and "" where none is like it.
+    """Return " (did you mean 'x'?)" for the choice most similar to `name`, or "" if none is similar.
 
     Example:
         >>> nearest("hidden_siz", ["hidden_size", "vocab_size"])
         " (did you mean 'hidden_size'?)"
     """
-    found = difflib.get_close_matches(name, list(choices), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    matches = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
-class _Word(str):
-    """The text of a setting's value, not yet read: how it is read depends on the field's type."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where in a config a value stands, for error messages.
+def check_seed(seed: int, *, called: str = "seed is") -> None:
+    """Check that random number generators accept a seed.
 
     Args:
-        source: File name or "setting"; may be empty.
-        root: The class of the outermost config.
-        parts: The keys down to here.
+        called: Start of the error message.
+
+    Raises:
+        ConfigError: It is negative or too large.
     """
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"{called} {seed}: expected a number from 0 to 2**63 - 1")
 
-    source: str
-    root: type
-    parts: tuple[str, ...] = ()
 
-    def below(self, key: str) -> "_Place":
-        return dataclasses.replace(self, parts=(*self.parts, key))
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Return the tables of a TOML text.
 
-    def error(self, problem: str) -> ConfigError:
-        return ConfigError(": ".join(part for part in (self.source, f"{'.'.join(self.parts)}{problem}") if part))
+    Raises:
+        ConfigError: It is not valid TOML; the message names `source`.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source or 'config'} is not valid TOML: {error}") from error
 
-    def unknown(self, fields: Iterable[str]) -> ConfigError:
-        table, name, fields = self.parts[:-1], self.parts[-1], list(fields)
-        keys = list(_keys(self.root))
-        last = {key: key.rpartition(".")[2] for key in keys}
-        elsewhere = [key for key in keys if last[key] == name]  # learning_rate for training.learning_rate
-        elsewhere += [
-            key for key in keys if "".join(word[0] for word in last[key].split("_")) == name and name[1:]
-        ]  # and lr
-        mistyped = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
-        shortened = [field for field in fields if name in field.split("_")]  # hidden for hidden_size, hidden_act
-        likely = mistyped or shortened or difflib.get_close_matches(name, fields, n=1)
+
+class _RawValue(str):
+    """Text of a setting's value; the type of the field decides how it is parsed."""
+
+
+class _Builder:
+    """Builds dataclasses from tables; `source` and the keys of `root` are for error messages."""
+
+    def __init__(self, source: str, root: type) -> None:
+        self.source = source
+        self.root = root
+
+    def build(self, cls: type, table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
+        fields = _fields(cls)
+        for name in table:
+            if name not in fields:
+                raise self._unknown((*path, name), list(fields))
+        values = {name: self._convert(fields[name], value, (*path, name)) for name, value in table.items()}
+        for field in dataclasses.fields(cls):
+            is_required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if field.init and is_required and field.name not in values:
+                problem = f" is missing: give it a value ({_describe(fields[field.name])})"
+                raise self._error((*path, field.name), problem)
+        try:
+            return cls(**values)
+        except ValueError as error:  # from the checks of __post_init__
+            raise self._error(path, f": {error}" if path else str(error)) from error
+
+    def _convert(self, kind: Any, value: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(value, _RawValue):
+            value = _parse_raw(value, kind)
+        if value == "none" and type(None) in _members(kind):
+            return None
+        inner = _dataclass_in(kind)
+        if inner and isinstance(value, dict):
+            return self.build(inner, value, path)
+        container, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if container in (tuple, list) and _dataclass_in(arguments[0]) and isinstance(value, list):
+            return container(self._convert(arguments[0], item, (*path, str(i))) for i, item in enumerate(value))
+        if container is dict and isinstance(value, dict):
+            return {key: self._convert(arguments[1], item, (*path, key)) for key, item in value.items()}
+        value = _without_raw_values(value)
+        converted = _try_convert(kind, value)
+        if converted is _REFUSED:
+            is_table = isinstance(value, dict) and not inner
+            hint = "; it holds no keys of its own" if is_table else nearest(str(value), _choices(kind))
+            raise self._error(path, f": expected {_describe(kind)}, got {value!r}{hint}")
+        return converted
+
+    def _error(self, path: tuple[str, ...], problem: str) -> ConfigError:
+        return ConfigError(": ".join(part for part in (self.source, f"{'.'.join(path)}{problem}") if part))
+
+    def _unknown(self, path: tuple[str, ...], fields: list[str]) -> ConfigError:
+        *table, name = path
+        keys = {key: key.rpartition(".")[2] for key in _keys(self.root)}
+        # The right name in another table, or the initials of a name (lr).
+        elsewhere = [key for key, last in keys.items() if last == name]
+        elsewhere += [key for key, last in keys.items() if "".join(w[0] for w in last.split("_")) == name and name[1:]]
+        # A misspelled name, or one word of a name (hidden).
+        likely = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
+        likely = likely or [field for field in fields if name in field.split("_")]
+        likely = likely or difflib.get_close_matches(name, fields, n=1)
         here = [".".join((*table, field)) for field in likely]
-        found = elsewhere[:1] or here or difflib.get_close_matches(".".join(self.parts), keys, n=1)
-        if found:
-            return self.error(f" is no setting (did you mean {' or '.join(map(repr, found))}?)")
-        return self.error(f" is no setting; expected one of {', '.join('.'.join((*table, field)) for field in fields)}")
+        if found := elsewhere[:1] or here or difflib.get_close_matches(".".join(path), keys, n=1):
+            return self._error(path, f" is not a setting (did you mean {' or '.join(map(repr, found))}?)")
+        expected = ", ".join(".".join((*table, field)) for field in fields)
+        return self._error(path, f" is not a setting; expected one of {expected}")
+
+
+_REFUSED = object()
+
+
+def _try_convert(kind: Any, value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and float not in _members(kind):
+        value = int(value)  # steps = 1e6
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return _REFUSED
+
+
+def _parse_value(text: str) -> Any:
+    """Parse tables and lists of tables; leave any other value as text until the field's type is known."""
+    value = _load_value(text)
+    is_table = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
+    return value if is_table else _RawValue(text)
+
+
+def _parse_raw(text: str, kind: Any) -> Any:
+    """Parse as TOML if the field's type accepts the result, otherwise return the text."""
+    value = _load_value(text)
+    takes_text_only = _try_convert(kind, value) is _REFUSED and _try_convert(kind, str(text)) is not _REFUSED
+    return str(text) if takes_text_only else value
+
+
+def _load_value(text: str) -> Any:
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return str(text)
+    return table["value"] if len(table) == 1 else str(text)
+
+
+def _without_raw_values(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_raw_values(inner) for key, inner in value.items()}
+    return _load_value(value) if isinstance(value, _RawValue) else value
+
+
+def _merge(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(table)
+    for key, new in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    return merged
+
+
+def _rename_keys(value: Any, renamed: Mapping[str, str] | None, path: str = "", *, warn: bool = False) -> Any:
+    """Replace old keys in tables, also where the config is part of another one (`run.batch.rows`)."""
+    if isinstance(value, list):
+        return [_rename_keys(item, renamed, path, warn=warn) for item in value]
+    if not isinstance(value, dict) or not renamed:
+        return value
+    table = {}
+    for name, inner in value.items():
+        key = f"{path}.{name}"
+        old = next((old for old in renamed if key.endswith(f".{old}")), None)
+        if old is not None:
+            if warn:
+                current = key.removesuffix(old) + renamed[old]
+                warnings.warn(f"Setting '{key[1:]}' is now '{current[1:]}'.", stacklevel=4)
+            name = renamed[old].rpartition(".")[2]
+        table[name] = _rename_keys(inner, renamed, key, warn=warn)
+    return table
 
 
 def _fields(cls: type) -> dict[str, Any]:
-    """The names and types of the fields that the constructor takes."""
+    """Return the names and types of the constructor's fields."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
@@ -202,9 +297,7 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def _dataclass_in(kind: Any) -> type | None:
-    found = [member for member in _members(kind) if isinstance(member, type) and dataclasses.is_dataclass(member)]
-    assert len(found) <= 1, f"a field may hold one dataclass or None, this one is {kind}"
-    return found[0] if found else None
+    return next((m for m in _members(kind) if isinstance(m, type) and dataclasses.is_dataclass(m)), None)
 
 
 def _is_config(value: Any) -> bool:
@@ -215,10 +308,6 @@ def _keys(cls: type) -> Iterator[str]:
     for name, kind in _fields(cls).items():
         inner = _dataclass_in(kind)
         yield from (f"{name}.{key}" for key in _keys(inner)) if inner else (name,)
-
-
-def _example_key(config: Any) -> str:
-    return next(_keys(type(config)), "key")
 
 
 def _flatten(config: Any) -> Iterator[tuple[str, Any]]:
@@ -246,116 +335,8 @@ def _to_table(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Returns the tables of a TOML text.
-
-    Raises:
-        ConfigError: It is no TOML; `source` says which file.
-    """
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source or 'config'} is no TOML: {error}") from error
-
-
-def _build(cls: type, table: dict[str, Any], place: _Place) -> Any:
-    fields = _fields(cls)
-    values = {}
-    for name, value in table.items():
-        if name not in fields:
-            raise place.below(name).unknown(fields)
-        values[name] = _convert(fields[name], value, place.below(name))
-    for field in dataclasses.fields(cls):
-        is_required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if field.init and is_required and field.name not in values:
-            raise place.below(field.name).error(f" is missing: give it a value ({_describe(fields[field.name])})")
-    return _construct(lambda: cls(**values), place)
-
-
-def _overlay(config: Any, changes: dict[str, Any], place: _Place) -> Any:
-    fields = _fields(type(config))
-    values = {}
-    for name, value in changes.items():
-        if name not in fields:
-            raise place.below(name).unknown(fields)
-        old = getattr(config, name)
-        new = _read(value, fields[name]) if isinstance(value, _Word) else value
-        if isinstance(new, dict) and _is_config(old):
-            values[name] = _overlay(old, new, place.below(name))
-        elif isinstance(new, dict) and isinstance(old, Mapping):
-            values[name] = {**old, **_convert(fields[name], new, place.below(name))}
-        else:
-            values[name] = _convert(fields[name], new, place.below(name))
-    return _construct(lambda: dataclasses.replace(config, **values), place)
-
-
-def _construct(make: Callable[[], Any], place: _Place) -> Any:
-    """Runs a constructor; a ValueError from its checks becomes a ConfigError that says where."""
-    try:
-        return make()
-    except ValueError as error:
-        raise place.error(f": {error}" if place.parts else str(error)) from error
-
-
-def _convert(kind: Any, value: Any, place: _Place) -> Any:
-    if isinstance(value, _Word):
-        value = _read(value, kind)
-    if value == "none" and type(None) in _members(kind):
-        return None
-    inner = _dataclass_in(kind)
-    if inner and isinstance(value, dict):
-        return _build(inner, value, place)
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) in (tuple, list) and _dataclass_in(arguments[0]) and isinstance(value, list):
-        items = [_convert(arguments[0], item, place.below(str(i))) for i, item in enumerate(value)]
-        return typing.get_origin(kind)(items)
-    if typing.get_origin(kind) is dict and isinstance(value, dict):
-        return {key: _convert(arguments[1], item, place.below(key)) for key, item in value.items()}
-    value = _plain(value)
-    converted = _try_convert(kind, value)
-    if converted is _REFUSED:
-        if isinstance(value, dict) and not inner:
-            hint = "; it holds no keys of its own"
-        else:
-            hint = nearest(str(value), _choices(kind))
-        raise place.error(f": expected {_describe(kind)}, got {value!r}{hint}")
-    return converted
-
-
-_REFUSED = object()
-
-
-def _try_convert(kind: Any, value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer() and float not in _members(kind):
-        value = int(value)  # steps = 1e6
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError:
-        return _REFUSED
-
-
-def _read(word: str, kind: Any) -> Any:
-    """Reads the text of a setting: as TOML where the type takes the outcome, else as a string."""
-    try:
-        table = tomllib.loads(f"value = {word}")
-    except tomllib.TOMLDecodeError:
-        return str(word)
-    value = table["value"] if len(table) == 1 else str(word)
-    is_text_field = _try_convert(kind, value) is _REFUSED and _try_convert(kind, str(word)) is not _REFUSED
-    return str(word) if is_text_field and not isinstance(value, dict) else value
-
-
-def _plain(value: Any) -> Any:
-    """Reads the settings that stand inside a table."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return _read(value, Any) if isinstance(value, _Word) else value
-
-
 def _choices(kind: Any) -> list[str]:
-    return [
-        str(x) for member in _members(kind) if typing.get_origin(member) is Literal for x in typing.get_args(member)
-    ]
+    return [str(x) for m in _members(kind) if typing.get_origin(m) is Literal for x in typing.get_args(m)]
 
 
 def _describe(kind: Any) -> str:

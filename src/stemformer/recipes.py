@@ -139,10 +139,10 @@ def _bert(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: f
             intermediate_size=4 * hidden,
             hidden_dropout_prob=0.0,
         ),
-        objective=MaskedLmConfig(rate=0.3),
-        batch=BatchConfig(rows=16, row_length=128),
+        objective=MaskedLmConfig(mask_rate=0.3),
+        batch=BatchConfig(size=16, sequence_length=128),
         optimizer=OptimizerConfig(kind="muon", learning_rate=learning_rate, beta2=0.98),
-        schedule=ScheduleConfig(kind="linear", warmup_share=0.05),
+        schedule=ScheduleConfig(kind="linear", warmup_ratio=0.05),
     )
 
 
@@ -151,9 +151,9 @@ def _bert_2018(recipe: str, *, layers: int, hidden: int, heads: int) -> RunConfi
     return replace(
         small,
         model=replace(small.model, hidden_dropout_prob=0.1),
-        objective=MaskedLmConfig(rate=0.15, sentences="next"),
-        batch=BatchConfig(rows=256, micro_rows=32, row_length=128),
-        phases=(PhaseConfig(from_share=0.9, rows=256, row_length=512, micro_rows=8),),
+        objective=MaskedLmConfig(mask_rate=0.15, sentences="next"),
+        batch=BatchConfig(size=256, micro_size=32, sequence_length=128),
+        phases=(PhaseConfig(start_ratio=0.9, size=256, sequence_length=512, micro_size=8),),
         budget=BudgetConfig(steps=1_000_000),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.01),
         schedule=ScheduleConfig(kind="linear", warmup_steps=10_000),
@@ -176,9 +176,9 @@ def _gpt(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: fl
             hidden_dropout_prob=0.0,
             max_position_embeddings=256,
         ),
-        batch=BatchConfig(rows=16, row_length=256),
+        batch=BatchConfig(size=16, sequence_length=256),
         optimizer=OptimizerConfig(kind="muon", learning_rate=learning_rate, beta2=0.98),
-        schedule=ScheduleConfig(kind="linear", warmup_share=0.05),
+        schedule=ScheduleConfig(kind="linear", warmup_ratio=0.05),
     )
 
 
@@ -188,7 +188,7 @@ def _gpt2(recipe: str, *, layers: int, hidden: int, heads: int) -> GptRunConfig:
     return replace(
         small,
         model=replace(small.model, hidden_act="gelu_new", hidden_dropout_prob=0.1, max_position_embeddings=1024),
-        batch=BatchConfig(rows=512, micro_rows=4, row_length=1024),
+        batch=BatchConfig(size=512, micro_size=4, sequence_length=1024),
         optimizer=OptimizerConfig(learning_rate=6e-4, beta2=0.95, weight_decay=0.1),
-        schedule=ScheduleConfig(kind="cosine", warmup_steps=700, final_share=0.1),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=700, min_lr_ratio=0.1),
     )

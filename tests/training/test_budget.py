@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 
 import stemformer
+from stemformer import io as io_module
 from stemformer.config import with_settings
 from stemformer.errors import ConfigError
 from stemformer.recipes import bert_tiny
-from stemformer.training import budget as module
 from stemformer.training.budget import TIMED_WARMUP_STEPS, DecayDecision, TrainingBudget
 from stemformer.training.config import BudgetConfig
 
@@ -27,7 +27,7 @@ def decided(table, *, step, seconds):
     """Lets the clock decide, and follows it as the loop does."""
     decision = table.decide(step, seconds)
     assert decision is not None
-    table.take(decision)
+    table.record(decision)
     return decision
 
 
@@ -35,39 +35,39 @@ def decided(table, *, step, seconds):
 
 
 def test_rate_on_the_clock_rises_stays_and_falls(tmp_path):
-    table = timed(tmp_path, 100.0, "schedule.warmup_steps=4", "schedule.decay_share=0.2")
-    assert [table.factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert table.factor(10**6) == 1.0  # for as long as nothing is decided
+    table = timed(tmp_path, 100.0, "schedule.warmup_steps=4", "schedule.decay_ratio=0.2")
+    assert [table.lr_factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert table.lr_factor(10**6) == 1.0  # for as long as nothing is decided
     assert decided(table, step=40, seconds=80.0) == DecayDecision(100.0, decay_step=40, last_step=50)
-    assert [table.factor(step) for step in (38, 39)] == [1.0, 1.0]
-    assert [table.factor(step) for step in range(40, 50)] == pytest.approx([1 - i / 10 for i in range(10)])
+    assert [table.lr_factor(step) for step in (38, 39)] == [1.0, 1.0]
+    assert [table.lr_factor(step) for step in range(40, 50)] == pytest.approx([1 - i / 10 for i in range(10)])
 
 
 def test_rate_falls_to_the_final_share(tmp_path):
-    table = timed(tmp_path, 100.0, "schedule.warmup_steps=0", "schedule.final_share=0.4")
+    table = timed(tmp_path, 100.0, "schedule.warmup_steps=0", "schedule.min_lr_ratio=0.4")
     decided(table, step=40, seconds=80.0)
-    assert table.factor(0) == 1.0
-    assert table.factor(45) == pytest.approx(0.4 + 0.6 * 0.5)
-    assert table.factor(50) == pytest.approx(0.4)
+    assert table.lr_factor(0) == 1.0
+    assert table.lr_factor(45) == pytest.approx(0.4 + 0.6 * 0.5)
+    assert table.lr_factor(50) == pytest.approx(0.4)
 
 
 def test_fall_that_begins_within_the_warm_up_goes_no_higher(tmp_path):
     table = timed(tmp_path, 10.0, "schedule.warmup_steps=100")
     decided(table, step=40, seconds=8.0)  # ends at 50
-    factors = [table.factor(step) for step in range(50)]
+    factors = [table.lr_factor(step) for step in range(50)]
     assert max(factors) <= 0.5
     assert factors[-1] == pytest.approx(0.1)
 
 
 def test_warm_up_on_the_clock_has_a_number_of_steps_of_its_own(tmp_path):
-    table = timed(tmp_path, 100.0, "schedule.warmup_share=0.5")
-    assert table.factor(TIMED_WARMUP_STEPS // 2 - 1) == 0.5
-    assert table.factor(TIMED_WARMUP_STEPS - 1) == 1.0
+    table = timed(tmp_path, 100.0, "schedule.warmup_ratio=0.5")
+    assert table.lr_factor(TIMED_WARMUP_STEPS // 2 - 1) == 0.5
+    assert table.lr_factor(TIMED_WARMUP_STEPS - 1) == 1.0
 
 
 def test_rate_of_counted_steps_is_that_of_the_schedule(tmp_path):
     table = counted(tmp_path, 10, "schedule.warmup_steps=2")
-    assert [table.factor(step) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 0.125]
+    assert [table.lr_factor(step) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 0.125]
     assert table.decide(9, 1e9) is None
     assert [step for step in range(20) if table.is_last(step)] == [10]
 
@@ -76,7 +76,7 @@ def test_rate_of_counted_steps_is_that_of_the_schedule(tmp_path):
 
 
 def test_nothing_is_decided_before_the_time_of_the_fall(tmp_path):
-    table = timed(tmp_path, 100.0, "schedule.decay_share=0.25")
+    table = timed(tmp_path, 100.0, "schedule.decay_ratio=0.25")
     assert table.decide(30, 74.9) is None
     assert not (tmp_path / "schedule.json").exists()
     assert table.decide(30, 75.0) == DecayDecision(100.0, 30, 40)
@@ -88,14 +88,14 @@ def test_steps_left_are_those_that_the_time_left_allows_and_one_at_least(tmp_pat
 
 
 def test_run_without_a_fall_ends_one_step_after_its_time(tmp_path):
-    table = timed(tmp_path, 100.0, "schedule.decay_share=0.0", "schedule.warmup_steps=0")
+    table = timed(tmp_path, 100.0, "schedule.decay_ratio=0.0", "schedule.warmup_steps=0")
     assert table.decide(40, 99.0) is None
     assert decided(table, step=41, seconds=101.0).last_step == 42
-    assert table.factor(41) == 1.0
+    assert table.lr_factor(41) == 1.0
 
 
 def test_run_that_falls_from_the_start_decides_at_once(tmp_path):
-    table = timed(tmp_path, 100.0, "schedule.decay_share=1.0")
+    table = timed(tmp_path, 100.0, "schedule.decay_ratio=1.0")
     assert table.decide(1, 4.0) == DecayDecision(100.0, decay_step=1, last_step=25)
 
 
@@ -109,9 +109,9 @@ def test_decision_is_made_once(tmp_path):
 def test_decision_is_on_the_disk_before_it_is_used(tmp_path, monkeypatch):
     table = timed(tmp_path)
     synced = []
-    monkeypatch.setattr(module.os, "fsync", lambda file: synced.append((tmp_path / "schedule.json").exists()))
+    monkeypatch.setattr(io_module.os, "fsync", lambda file: synced.append((tmp_path / "schedule.json").exists()))
     decision = table.decide(40, 80.0)
-    assert synced == [False]  # flushed under another name, then renamed
+    assert synced == [False, True]  # fsynced under another name, renamed, then the directory fsynced
     assert json.loads((tmp_path / "schedule.json").read_text()) == asdict(decision)
     assert [path.name for path in tmp_path.iterdir()] == ["schedule.json"]
     assert table.num_steps is None  # it is used when all ranks have heard of it
@@ -126,7 +126,7 @@ def test_resumed_run_falls_at_the_same_steps(tmp_path):
     again = timed(tmp_path)
     again.replay()
     assert (again.decision, again.num_steps) == (table.decision, 50)
-    assert [again.factor(step) for step in range(50)] == [table.factor(step) for step in range(50)]
+    assert [again.lr_factor(step) for step in range(50)] == [table.lr_factor(step) for step in range(50)]
     assert again.decide(45, 99.0) is None
 
 
@@ -135,7 +135,7 @@ def test_resumed_run_with_another_budget_decides_anew(tmp_path):
     longer = timed(tmp_path, 200.0)
     longer.replay()
     assert longer.num_steps is None
-    assert longer.factor(45) == longer.factor(1000) * 46 / TIMED_WARMUP_STEPS
+    assert longer.lr_factor(45) == longer.lr_factor(1000) * 46 / TIMED_WARMUP_STEPS
     assert decided(longer, step=80, seconds=160.0).last_step == 100
     assert json.loads((tmp_path / "schedule.json").read_text())["seconds"] == 200.0
 
@@ -156,8 +156,8 @@ def overwriting(tiny, no_timing, tmp_path_factory):
         0.5, decay_step=0, last_step=2
     )  # no clock decides before the first step, so none decides the same
     (out / "schedule.json").write_text(json.dumps(asdict(old)))
-    sizes = ["model.hidden_size=16", "model.intermediate_size=32", "batch.rows=2", "batch.row_length=16"]
-    seldom = ["evaluation.rows=2", "evaluation.blanks=0", "evaluation.every=1000"]
+    sizes = ["model.hidden_size=16", "model.intermediate_size=32", "batch.size=2", "batch.sequence_length=16"]
+    seldom = ["evaluation.num_examples=2", "evaluation.num_cloze_examples=0", "evaluation.every=1000"]
     options = {"settings": [*sizes, *seldom], "time": 0.5, "overwrite": True, "device": "cpu"}
     return out, stemformer.pretrain("bert_tiny", data=str(tiny / "data"), out=str(out), **options)
 
@@ -177,15 +177,17 @@ def test_finished_run_on_the_clock_does_not_go_on(overwriting, tiny):
 
 def test_time_that_is_used_up_is_refused_on_resume(overwriting, tiny):
     out, _ = overwriting
-    with pytest.raises(ConfigError, match="give a larger --time"):
+    with pytest.raises(ConfigError, match="Pass a larger --time"):
         stemformer.pretrain(data=str(tiny / "data"), out=str(out), resume=True, time=0.25)
 
 
 # What comes back
 
 
-def due(table, step, seconds=0.0, before=0.0, *, every=None, times=20, at_least=10):
-    return table.is_due(every=every, times=times, at_least=at_least, step=step, seconds=seconds, before=before)
+def due(table, step, seconds=0.0, previous_seconds=0.0, *, every=None, times=20, min_steps=10):
+    return table.is_due(
+        every=every, times=times, min_steps=min_steps, step=step, seconds=seconds, previous_seconds=previous_seconds
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,12 +216,12 @@ def test_clock_is_due_as_often_as_was_asked_and_never_more(tmp_path, step_second
 
 def test_clock_that_jumps_over_several_times_is_due_once(tmp_path):
     table = timed(tmp_path, 60.0)
-    assert due(table, 5, seconds=31.0, before=10.0)
-    assert not due(table, 6, seconds=31.5, before=31.0)
+    assert due(table, 5, seconds=31.0, previous_seconds=10.0)
+    assert not due(table, 6, seconds=31.5, previous_seconds=31.0)
 
 
 def test_decision_does_not_change_what_is_due_by_the_clock(tmp_path):
     table = timed(tmp_path, 60.0)
     decided(table, step=40, seconds=50.0)
-    assert due(table, 41, seconds=51.5, before=50.5)
-    assert not due(table, 50, seconds=52.0, before=51.5)
+    assert due(table, 41, seconds=51.5, previous_seconds=50.5)
+    assert not due(table, 50, seconds=52.0, previous_seconds=51.5)

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from stemformer import io as io_module
 from stemformer.cli.exit_codes import verdict
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import CheckpointError
@@ -163,15 +164,23 @@ def test_saving_a_step_again_replaces_it(save, tmp_path):
 # A full disk
 
 
-@pytest.mark.parametrize("function", ["save_model", "_optimizer_tensors", "_sha256", "_flush"])
-def test_full_disk_leaves_the_last_good_checkpoint_alone(save, tmp_path, monkeypatch, function):
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        (checkpoint_module, "save_model"),
+        (checkpoint_module, "_optimizer_tensors"),
+        (checkpoint_module, "hash_file"),
+        (io_module, "fsync"),
+    ],
+)
+def test_full_disk_leaves_the_last_good_checkpoint_alone(save, tmp_path, monkeypatch, module, function):
     save(2)
 
     def fail(*args, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, function, fail)
+        patch.setattr(module, function, fail)
         with pytest.raises(OSError, match="No space left") as caught:
             save(4)
     assert verdict(caught.value)[0] == 3
@@ -208,11 +217,11 @@ import errno, resource, sys, signal
 from pathlib import Path
 import torch
 from stemformer.data.tokenization.trainers import train_wordpiece
-from stemformer.exits import verdict
+from stemformer.cli.exit_codes import verdict
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
-from stemformer.training.optim import OptimizerConfig, make_optimizer
+from stemformer.training.optimizer import OptimizerConfig, make_optimizer
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 config = BertConfig(vocab_size=40, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
@@ -239,7 +248,7 @@ except Exception as error:
 def test_state_of_another_optimizer_is_refused(save, saved, opened):
     path = save(2, kind=saved)
     model = load_model(path)
-    with pytest.raises(CheckpointError, match="not of this run") as caught:
+    with pytest.raises(CheckpointError, match="does not belong to this run") as caught:
         load_optimizer(path, model, make_optimizer(model, OptimizerConfig(kind=opened)))
     assert caught.value.exit_code == 3
 
@@ -322,7 +331,7 @@ def test_no_whole_checkpoint_is_damage(save, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         newest_checkpoint(tmp_path)
     assert caught.value.exit_code == 3
-    words = ["no whole checkpoint", "step-00000002: model.safetensors is damaged"]
+    words = ["no valid checkpoint", "step-00000002: model.safetensors is damaged"]
     words += ["step-00000004: optimizer.safetensors is missing", "--overwrite"]
     assert all(word in str(caught.value) for word in words)
 
@@ -334,9 +343,9 @@ def test_no_checkpoint_at_all_is_a_mistake(tmp_path):
 
 
 def test_checkpoint_opens_as_a_model_folder(save):
-    from stemformer.huggingface.load import load_with_tokenizer
+    from stemformer.huggingface.load import load_model_and_tokenizer
 
-    model, tokenizer = load_with_tokenizer(save(4, seed=5))
+    model, tokenizer = load_model_and_tokenizer(save(4, seed=5))
     expected, _ = make_parts(seed=5)
     assert tokenizer.vocab_size <= 40
     assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), model.parameters(), strict=True))

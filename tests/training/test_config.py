@@ -2,15 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from stemformer.commands.pretrain import read_seconds
 from stemformer.config import from_toml, to_toml, with_settings
 from stemformer.errors import ConfigError
+from stemformer.options import read_duration
 from stemformer.recipes import RECIPES, bert_base_2018, bert_tiny, find_recipe
-from stemformer.training.config import BatchConfig, BudgetConfig, PhaseConfig, RunConfig, config_class, num_steps_for
+from stemformer.training.config import BatchConfig, BudgetConfig, PhaseConfig, RunConfig, num_steps_for, read_run_config
 
 
 def run_of(rows=4, **budget):
-    return replace(bert_tiny(), batch=BatchConfig(rows=rows), budget=BudgetConfig(**budget))
+    return replace(bert_tiny(), batch=BatchConfig(size=rows), budget=BudgetConfig(**budget))
 
 
 def steps(num_examples=10, num_tokens=1000, rows=4, **budget):
@@ -21,12 +21,12 @@ def steps(num_examples=10, num_tokens=1000, rows=4, **budget):
 def test_recipe_comes_back_from_toml(recipe):
     config = find_recipe(recipe)
     text = to_toml(config)
-    assert from_toml(config_class(text, recipe), text) == config
+    assert read_run_config(text, source=recipe) == config
 
 
 def test_settings_of_every_table_come_back_from_toml():
     settings = ["seed=7", "log_every=3", "model.hidden_size=32", "model.num_attention_heads=2", "objective.unit=span"]
-    settings += ["batch.rows=6", "batch.micro_rows=2", "budget.epochs=1.5", "optimizer.learning_rate=1e-3"]
+    settings += ["batch.size=6", "batch.micro_size=2", "budget.epochs=1.5", "optimizer.learning_rate=1e-3"]
     settings += ["schedule.warmup_steps=5", "compute.compile=true", "evaluation.every=9", "checkpoints.keep=1"]
     config = with_settings(bert_tiny(), settings)
     assert from_toml(RunConfig, to_toml(config)) == config
@@ -68,7 +68,7 @@ def test_steps_of_a_budget_on_the_clock_are_not_known():
 
 
 def test_no_budget_is_refused():
-    with pytest.raises(ConfigError, match="give --steps, --tokens, --epochs or --time"):
+    with pytest.raises(ConfigError, match="Pass --steps, --tokens, --epochs or --time"):
         steps()
 
 
@@ -78,16 +78,16 @@ def test_no_budget_is_refused():
         (["seed=-1"], "seed is -1"),
         (["seed=18446744073709551616"], "seed is 18446744073709551616"),  # a key has 64 bits
         (["log_every=0"], "log_every is 0"),
-        (["batch.rows=0"], "batch.rows is 0"),
-        (["batch.rows=8", "batch.micro_rows=3"], r"batch.micro_rows is 3: expected a divisor of batch.rows \(8\)"),
-        (["batch.micro_rows=0"], "batch.micro_rows is 0"),
-        (["batch.row_length=513"], "batch.row_length is 513, the model has 512 positions"),
+        (["batch.size=0"], "batch.size is 0"),
+        (["batch.size=8", "batch.micro_size=3"], r"batch.micro_size is 3: expected a divisor of batch.size \(8\)"),
+        (["batch.micro_size=0"], "batch.micro_size is 0"),
+        (["batch.sequence_length=513"], "batch.sequence_length is 513, the model has 512 positions"),
         (["budget.steps=0"], "budget.steps is 0"),
         (["budget.epochs=-1.0"], "budget.epochs is -1.0"),
-        (["model.num_attention_heads=3"], "model.hidden_size 128 cannot be shared among 3 heads"),
-        (["objective.rate=2.0"], "objective.rate is 2.0"),
+        (["model.num_attention_heads=3"], "model.hidden_size 128 is not divisible by 3 heads"),
+        (["objective.mask_rate=2.0"], "objective.mask_rate is 2.0"),
         (["evaluation.every=0"], "evaluation.every is 0"),
-        (["evaluation.rows=0"], "evaluation.rows is 0"),
+        (["evaluation.num_examples=0"], "evaluation.num_examples is 0"),
         (["checkpoints.every=-1"], "checkpoints.every is -1"),
         (["checkpoints.keep=0"], "checkpoints.keep is 0"),
         (["compute.threads=-1"], "compute.threads is -1"),
@@ -107,7 +107,7 @@ def test_unknown_setting_names_the_nearest():
 
 
 def phased(*phases, rows=10, **budget):
-    later = tuple(PhaseConfig(from_share=share, rows=of, row_length=length) for share, of, length in phases)
+    later = tuple(PhaseConfig(start_ratio=share, size=of, sequence_length=length) for share, of, length in phases)
     return replace(run_of(rows, **budget), phases=later)
 
 
@@ -117,7 +117,7 @@ def phased_steps(config, num_examples=(100, 30), num_tokens=(10_000, 10_500)):
 
 def test_parts_of_a_run_are_its_batch_and_then_its_phases():
     config = phased((0.5, 4, 256), (0.9, 2, 512))
-    assert [(share, batch.rows, batch.row_length) for share, batch in config.parts()] == [
+    assert [(share, batch.size, batch.sequence_length) for share, batch in config.all_phases()] == [
         (0.0, 10, 128),
         (0.5, 4, 256),
         (0.9, 2, 512),
@@ -144,23 +144,23 @@ def test_steps_of_phases_are_taken_as_they_are():
 
 @pytest.mark.parametrize("shares", [(0.9, 0.5), (0.5, 0.5), (0.2, 0.7, 0.6)])
 def test_phases_that_do_not_ascend_are_refused(shares):
-    with pytest.raises(ConfigError, match="expected shares of the run that ascend"):
+    with pytest.raises(ConfigError, match="expected ascending fractions of the run"):
         phased(*((share, 4, 128) for share in shares))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 1.5])
 def test_phase_outside_of_the_run_is_refused(share):
-    with pytest.raises(ConfigError, match=f"from_share is {share}: expected a share between 0 and 1"):
+    with pytest.raises(ConfigError, match=f"start_ratio is {share}: expected a fraction between 0 and 1"):
         phased((share, 4, 128))
 
 
 def test_longest_row_of_any_phase_must_fit_the_positions():
-    with pytest.raises(ConfigError, match="row_length is 1024, the model has 512 positions"):
+    with pytest.raises(ConfigError, match="sequence_length is 1024, the model has 512 positions"):
         phased((0.5, 4, 1024), (0.9, 4, 256))
 
 
 def test_phases_on_the_clock_are_refused():
-    with pytest.raises(ConfigError, match="a budget on the clock does not know"):
+    with pytest.raises(ConfigError, match="unknown for a budget in seconds"):
         phased((0.5, 4, 256), seconds=60.0)
 
 
@@ -172,7 +172,7 @@ def test_phases_can_be_taken_from_a_recipe_for_a_budget_on_the_clock():
 def test_phases_come_back_from_toml():
     config = phased((0.5, 4, 256), (0.75, 2, 512), steps=9)
     assert from_toml(RunConfig, to_toml(config)) == config
-    setting = "phases=[{from_share=0.5, rows=4, row_length=256}, {from_share=0.75, rows=2, row_length=512}]"
+    setting = "phases=[{start_ratio=0.5, size=4, sequence_length=256}, {start_ratio=0.75, size=2, sequence_length=512}]"
     assert with_settings(bert_tiny(), [setting]).phases == config.phases
 
 
@@ -182,7 +182,6 @@ def test_phases_come_back_from_toml():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (None, None),
         (90, 90),
         (0.5, 0.5),
         ("90", 90),
@@ -197,15 +196,15 @@ def test_phases_come_back_from_toml():
     ],
 )
 def test_time_is_read_as_people_write_it(text, expected):
-    assert read_seconds(text) == expected
+    assert read_duration(text) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["m", "x", "1h30", "30 minutes", "-5m", ".h", ".", "1..5m", "1e3", "5ms5", "1h 30m", "½h", "inf"]
 )
 def test_time_that_cannot_be_read_is_refused(text):
-    with pytest.raises(ConfigError, match="expected a time such as 90s, 30m, 1h30m or 2d"):
-        read_seconds(text)
+    with pytest.raises(ConfigError, match="expected a duration such as 90s, 30m, 1h30m or 2d"):
+        read_duration(text)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])

@@ -36,14 +36,14 @@ def test_second_interrupt_acts_at_once():
 def test_noted_interrupt_acts_between_steps():
     with pytest.raises(KeyboardInterrupt), GracefulInterrupt() as stop:
         signal.raise_signal(signal.SIGINT)
-        stop.act()
+        stop.raise_interrupt()
 
 
 def test_noted_sigterm_acts_as_sigterm():
     with signals_raise(), pytest.raises(Terminated), GracefulInterrupt() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_requested
-        stop.act()
+        stop.raise_interrupt()
 
 
 def test_handlers_come_back_after_an_error():
@@ -71,4 +71,4 @@ def test_second_sigterm_is_ignored_until_the_step_is_saved():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_requested
-        stop.act()
+        stop.raise_interrupt()

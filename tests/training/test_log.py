@@ -72,7 +72,7 @@ def test_sums_give_means_over_places():
     sums = MetricAccumulator()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
     sums.add_loss("masked_lm", torch.tensor(4.0), torch.tensor(1), 1)
-    line = sums.take(peak=1.0)
+    line = sums.flush(peak_flops=1.0)
     assert line["masked_lm_loss"] == 2.5
     assert line["masked_lm_accuracy"] == 0.5
 
@@ -81,38 +81,38 @@ def test_sums_keep_losses_apart_by_name():
     sums = MetricAccumulator()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
     sums.add_loss("next_sentence", torch.tensor(1.0), torch.tensor(2), 2)
-    line = sums.take(peak=1.0)
+    line = sums.flush(peak_flops=1.0)
     assert (line["masked_lm_loss"], line["next_sentence_loss"]) == (2.0, 0.5)
 
 
 def test_sums_of_no_place_are_zero():
     sums = MetricAccumulator()
     sums.add_loss("masked_lm", torch.tensor(0.0), torch.tensor(0), 0)
-    assert sums.take(peak=1.0)["masked_lm_loss"] == 0.0
+    assert sums.flush(peak_flops=1.0)["masked_lm_loss"] == 0.0
 
 
 def test_sums_begin_again_after_a_line():
     sums = MetricAccumulator()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
-    sums.take(peak=1.0)
+    sums.flush(peak_flops=1.0)
     sums.add_loss("masked_lm", torch.tensor(1.0), torch.tensor(0), 1)
-    assert sums.take(peak=1.0)["masked_lm_loss"] == 1.0
+    assert sums.flush(peak_flops=1.0)["masked_lm_loss"] == 1.0
 
 
 def test_fill_is_the_mean_share_of_places():
     sums = MetricAccumulator()
-    sums.add_step(tokens=90, places=100, displaced=0, flops=0.0)
-    sums.add_step(tokens=70, places=100, displaced=8, flops=0.0)
-    line = sums.take(peak=1.0)
+    sums.add_step(tokens=90, capacity=100, num_dropped=0, flops=0.0)
+    sums.add_step(tokens=70, capacity=100, num_dropped=8, flops=0.0)
+    line = sums.flush(peak_flops=1.0)
     assert line["fill"] == pytest.approx(0.8)
     assert line["displaced"] == pytest.approx(0.05)
 
 
 def test_rates_are_of_the_time_since_the_last_line():
     sums = MetricAccumulator()
-    sums.add_step(tokens=100, places=100, displaced=0, flops=2000.0)
+    sums.add_step(tokens=100, capacity=100, num_dropped=0, flops=2000.0)
     time.sleep(0.05)
-    line = sums.take(peak=1000.0)
+    line = sums.flush(peak_flops=1000.0)
     assert 0 < line["tokens_per_second"] <= 100 / 0.05
     assert line["flops"] == 2000.0
     assert line["mfu"] == pytest.approx(2000 / 1000 * line["tokens_per_second"] / 100)
@@ -122,7 +122,7 @@ def test_loss_is_let_go_of_its_graph():
     sums = MetricAccumulator()
     total = torch.ones(1, requires_grad=True).sum()
     sums.add_loss("masked_lm", total, torch.tensor(0), 1)
-    assert not any(kept.requires_grad for _, kept, _, _ in sums._waiting)
+    assert not any(kept.requires_grad for _, kept, _, _ in sums._pending)
 
 
 def test_tensorboard_gets_the_numbers_of_the_log(tmp_path):

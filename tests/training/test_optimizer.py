@@ -36,11 +36,11 @@ def test_first_step_moves_without_warmup(kind):
 
 
 def test_warmup_share_is_of_the_whole_run():
-    assert factors(40, warmup_share=0.25)[:10] == [(step + 1) / 10 for step in range(10)]
+    assert factors(40, warmup_ratio=0.25)[:10] == [(step + 1) / 10 for step in range(10)]
 
 
 def test_warmup_steps_win_over_the_share():
-    assert factors(40, warmup_share=0.5, warmup_steps=2)[:3] == [0.5, 1.0, 1.0]
+    assert factors(40, warmup_ratio=0.5, warmup_steps=2)[:3] == [0.5, 1.0, 1.0]
 
 
 def test_linear_falls_evenly_and_its_last_step_still_moves():
@@ -62,20 +62,20 @@ def test_constant_stays():
 
 
 def test_wsd_stays_and_falls_over_the_last_share():
-    got = factors(20, kind="wsd", warmup_steps=2, decay_share=0.25)
+    got = factors(20, kind="wsd", warmup_steps=2, decay_ratio=0.25)
     assert got == pytest.approx([0.5, *[1.0] * 15, 0.8, 0.6, 0.4, 0.2])
 
 
 def test_wsd_falls_over_all_that_warmup_leaves_where_the_share_is_larger():
-    got = factors(10, kind="wsd", warmup_steps=6, decay_share=0.9)
+    got = factors(10, kind="wsd", warmup_steps=6, decay_ratio=0.9)
     assert got[6:] == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "wsd"])
 def test_final_share_is_where_the_fall_ends(kind):
-    config = ScheduleConfig(kind=kind, warmup_steps=2, final_share=0.1)
+    config = ScheduleConfig(kind=kind, warmup_steps=2, min_lr_ratio=0.1)
     assert learning_rate_factor(100, 100, config) == pytest.approx(0.1)
-    assert min(factors(100, kind=kind, warmup_steps=2, final_share=0.1)) >= 0.1
+    assert min(factors(100, kind=kind, warmup_steps=2, min_lr_ratio=0.1)) >= 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,9 +88,9 @@ def test_factor_is_above_zero_and_at_most_one_at_every_step(kind, num_steps, war
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"warmup_share": 1.5}, "schedule.warmup_share is 1.5"),
-        ({"decay_share": -0.1}, "schedule.decay_share is -0.1"),
-        ({"final_share": 2.0}, "schedule.final_share is 2.0"),
+        ({"warmup_ratio": 1.5}, "schedule.warmup_ratio is 1.5"),
+        ({"decay_ratio": -0.1}, "schedule.decay_ratio is -0.1"),
+        ({"min_lr_ratio": 2.0}, "schedule.min_lr_ratio is 2.0"),
         ({"warmup_steps": -1}, "schedule.warmup_steps is -1"),
     ],
 )
@@ -110,7 +110,7 @@ def test_impossible_schedule_is_refused(config, words):
         ({"beta1": 1.0}, "beta1, beta2 are 1.0"),
         ({"eps": -1e-6}, "not negative"),
         ({"weight_decay": -0.1}, "not negative"),
-        ({"clip_norm": -1.0}, "not negative"),
+        ({"max_grad_norm": -1.0}, "not negative"),
     ],
 )
 def test_impossible_optimizer_is_refused(config, words):
@@ -189,7 +189,7 @@ def test_muon_step_is_that_of_the_published_algorithm():
     model = with_gradients(small_model())
     weight = model.body.layers[0].feed_forward.up.weight
     before, momentum = weight.detach().clone(), torch.zeros_like(weight)
-    optimizer = muon(model, learning_rate=0.01, matrix_rate=3.0, momentum=0.9, weight_decay=0.1)
+    optimizer = muon(model, learning_rate=0.01, muon_lr_multiplier=3.0, momentum=0.9, weight_decay=0.1)
     for seed in (1, 2):
         with_gradients(model, seed)
         optimizer.step()
@@ -203,7 +203,7 @@ def test_muon_takes_query_key_and_value_for_three_matrices():
     model = with_gradients(small_model())
     weight = model.body.layers[0].attention.qkv.weight
     before, gradient = weight.detach().clone(), weight.grad.clone()
-    muon(model, learning_rate=1.0, matrix_rate=1.0, weight_decay=0.0).step()
+    muon(model, learning_rate=1.0, muon_lr_multiplier=1.0, weight_decay=0.0).step()
     d = weight.shape[1]
     for part in range(3):
         rows = slice(part * d, (part + 1) * d)
@@ -212,7 +212,7 @@ def test_muon_takes_query_key_and_value_for_three_matrices():
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 4), (2, 4, 16)])
-def test_orthogonalised_matrices_keep_their_directions(shape):
+def test_orthogonalized_matrices_keep_their_directions(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     found = newton_schulz(matrices)
     assert found.shape == matrices.shape
@@ -234,7 +234,7 @@ def test_muon_refuses_an_impossible_momentum():
 
 
 def test_settings_of_muon_warn_where_they_have_no_effect():
-    with pytest.warns(UserWarning, match="no effect with kind = adamw"):
+    with pytest.warns(UserWarning, match="no effect with optimizer.kind = 'adamw'"):
         make_optimizer(small_model(), OptimizerConfig(momentum=0.9))
 
 

@@ -1,34 +1,30 @@
-"""When a run ends, and the learning rate on the way there; under a budget in hours, by the clock.
+"""Training budget (steps, tokens, epochs or wall-clock time) and the learning-rate schedule that follows from it.
 
-A budget in steps fixes everything beforehand. A budget on the clock leaves two things open, the step at which the rate begins to fall
-and the last step. The clock of the first rank decides both at once, when so much time is left as the fall should take; what it
-decides is on the disk in `schedule.json` before it is used, so that a run that is killed and resumed falls at the same steps.
+A budget in steps fixes everything beforehand. A wall-clock budget leaves two things open: the first step of the decay
+and the last step. The clock of rank 0 decides both at once, when the remaining time is what the decay should take. The
+decision is on disk (`schedule.json`) before it is used, so a run that is killed and resumed decays at the same steps.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stemformer.errors import CheckpointError
+from stemformer.io import write_file
 from stemformer.training.config import FinetuneConfig, RunConfig
 from stemformer.training.lr_schedule import learning_rate_factor
 
-_FILE = "schedule.json"
-_OFTEN = 20
+SCHEDULE_FILE = "schedule.json"
+
 TIMED_WARMUP_STEPS = 200
-"""Steps of warm-up under a budget on the clock, where a share of the run is not known in steps."""
+"""Warm-up steps under a wall-clock budget, where a fraction of the run cannot be converted to steps."""
+
+_MAX_EVENTS = 20
 
 
 @dataclass(frozen=True)
 class DecayDecision:
-    """What the clock has decided.
-
-    Attributes:
-        seconds: The budget that it was decided for.
-        decay_step: The first step at a falling rate, from 0.
-        last_step: How many steps the run has.
-    """
+    """Decision of the clock: for a budget of `seconds`, decay from `decay_step` and end after `last_step` steps."""
 
     seconds: float
     decay_step: int
@@ -36,12 +32,11 @@ class DecayDecision:
 
 
 class TrainingBudget:
-    """Says how long a run is and how fast it learns at each step.
+    """Length of a run and learning rate at each step.
 
     Args:
-        config: Of the run.
-        num_steps: Steps of the run; None under a budget on the clock.
-        folder: The run folder, for `schedule.json`.
+        num_steps: Steps of the run; None for a wall-clock budget.
+        folder: Run directory, for `schedule.json`.
     """
 
     def __init__(self, config: RunConfig | FinetuneConfig, num_steps: int | None, folder: Path) -> None:
@@ -49,97 +44,88 @@ class TrainingBudget:
         self.num_steps = num_steps
         self.seconds = config.budget.seconds
         self.decision: DecayDecision | None = None
-        self._folder = folder
+        self._file = folder / SCHEDULE_FILE
 
     def replay(self) -> None:
-        """Follows what was decided before an interruption, if it was for the same budget."""
-        if self.num_steps is None and (found := _read(self._folder)) is not None and found.seconds == self.seconds:
-            self.take(found)
+        """Apply the decision stored before an interruption, if it was made for the same budget."""
+        if self.num_steps is None and (stored := _read(self._file)) is not None and stored.seconds == self.seconds:
+            self.record(stored)
 
-    def take(self, decision: DecayDecision) -> None:
-        """Follows a decision from now on."""
+    def record(self, decision: DecayDecision) -> None:
+        """Apply a decision from now on."""
         self.decision, self.num_steps = decision, decision.last_step
 
     def is_last(self, step: int) -> bool:
-        """Says whether the run ends after so many steps."""
+        """Return whether the run ends after `step` steps."""
         return step == self.num_steps
 
     def decide(self, step: int, seconds: float) -> DecayDecision | None:
-        """Returns what the clock decides after a step, if it is time; it is on the disk then. For the first rank.
+        """Return the decision of the clock if it is due now, and store it; called by rank 0 only.
 
         Args:
-            step: Steps done.
-            seconds: Time spent, interruptions not counted.
+            step: Completed steps.
+            seconds: Training time, interruptions excluded.
         """
         if self.num_steps is not None or self.seconds is None:
             return None
-        fall = self.config.schedule.decay_share * self.seconds
-        if seconds < self.seconds - fall:
+        decay_seconds = self.config.schedule.decay_ratio * self.seconds
+        if seconds < self.seconds - decay_seconds:
             return None
-        left = max(1, round((self.seconds - seconds) * step / seconds))
-        decision = DecayDecision(self.seconds, decay_step=step, last_step=step + left)
-        _write(self._folder, decision)
+        num_left = max(1, round((self.seconds - seconds) * step / seconds))
+        decision = DecayDecision(self.seconds, decay_step=step, last_step=step + num_left)
+        write_file(self._file, [json.dumps(asdict(decision)).encode()])
         return decision
 
-    def factor(self, step: int) -> float:
-        """Returns the share of the peak learning rate at a step, from 0."""
+    def lr_factor(self, step: int) -> float:
+        """Return the learning rate at a step, from 0, as a fraction of its peak."""
         schedule = self.config.schedule
         if self.seconds is None:
             assert self.num_steps is not None
             return learning_rate_factor(step, self.num_steps, schedule)
-        warmup = schedule.warmup_steps if schedule.warmup_steps is not None else TIMED_WARMUP_STEPS
-        rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        num_warmup = schedule.warmup_steps if schedule.warmup_steps is not None else TIMED_WARMUP_STEPS
+        warmup = min(1.0, (step + 1) / num_warmup) if num_warmup else 1.0
         decision = self.decision
         if decision is None or step < decision.decay_step:
-            return rising
+            return warmup
         left = (decision.last_step - step) / (decision.last_step - decision.decay_step)
-        return min(rising, schedule.final_share + (1 - schedule.final_share) * left)
+        return min(warmup, schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * left)
 
     def is_due(
         self,
         *,
         every: int | None,
         times: int,
-        at_least: int,
+        min_steps: int,
         step: int,
         seconds: float,
-        before: float,
+        previous_seconds: float,
         cost: float = 0.0,
     ) -> bool:
-        """Says whether something that comes back is due after a step.
+        """Return whether a periodic event is due after a step.
 
         Args:
-            every: Steps between two times, if that was set.
-            times: How often it happens in a run otherwise, 20 or a part of that, so that what is seldom meets what is often: by steps
-                where their number was known beforehand, else by the clock.
-            at_least: Steps between two times where they are counted, so that a short run does not do it all the time.
-            step: Steps done.
-            seconds: Time spent.
-            before: Time spent one step earlier.
-            cost: Seconds that it takes; by the clock it may take a tenth of the time.
+            every: Steps between events, if configured.
+            times: Otherwise, events per run: 20 or a divisor of it, so that rare events coincide with frequent ones. By
+                steps if their number is known beforehand, else by the clock.
+            min_steps: Minimum steps between events counted in steps, for short runs.
+            step: Completed steps.
+            seconds: Training time.
+            previous_seconds: Training time one step earlier.
+            cost: Duration of the event in seconds; by the clock it takes at most a tenth of the time.
         """
         if every is not None or self.seconds is None:
-            return step % (every or _OFTEN // times * max(at_least, (self.num_steps or 1) // _OFTEN)) == 0
-        interval = max(self.seconds / times, 10 * cost)
-        return int(seconds / interval) > int(before / interval)
+            interval = every or _MAX_EVENTS // times * max(min_steps, (self.num_steps or 1) // _MAX_EVENTS)
+            return step % interval == 0
+        period = max(self.seconds / times, 10 * cost)
+        return int(seconds / period) > int(previous_seconds / period)
 
 
-def _read(folder: Path) -> DecayDecision | None:
-    file = folder / _FILE
+def _read(file: Path) -> DecayDecision | None:
     if not file.is_file():
         return None
     try:
         return DecayDecision(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{file} cannot be read ({error}): remove it, and the clock decides anew", damaged=True
+            f"{file} cannot be read ({error}). Remove it; the clock will decide again.", damaged=True
         ) from error
-
-
-def _write(folder: Path, decision: DecayDecision) -> None:
-    temporary = folder / (_FILE + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(decision)))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / _FILE)

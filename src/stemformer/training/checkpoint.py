@@ -1,9 +1,9 @@
-"""Saving a run so that it goes on bit for bit, and finding the newest save that is whole.
+"""Checkpoints: save a run for bit-for-bit resumption, find the newest valid one, restore the optimizer.
 
-`checkpoints/step-00000500/` holds a Hugging Face folder (which `transformers` opens as it is), `optimizer.safetensors`, `config.toml`
-and `checkpoint.json`: step, tokens and seconds so far, fingerprint of the data, environment, and SHA-256 of each file. It is written to
-a temporary name, flushed to the disk and renamed, so that a folder of that name is whole. `checkpoints/best` points to the one with the
-lowest held-out loss, which is kept.
+`checkpoints/step-00000500/` is a Hugging Face folder (`transformers` opens it) with `optimizer.safetensors`,
+`config.toml` and `checkpoint.json`: step, tokens, seconds, data fingerprint, environment, and the SHA-256 of each file.
+It is written atomically, so a folder of that name is complete. `checkpoints/best` links to the one with the lowest
+held-out loss, which is kept.
 """
 
 import hashlib
@@ -29,17 +29,17 @@ from stemformer.training.optimizer import state_names
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint says beside its tensors.
+    """Metadata of a checkpoint.
 
     Attributes:
-        step: Steps done.
-        tokens: Tokens seen.
-        seconds: Time spent training, interruptions not counted.
-        config_toml: The resolved configuration.
-        data_fingerprint: Of the prepared data.
-        environment: What a bit-for-bit continuation depends on.
-        sums: What was summed since the last line of the log.
-        held_out_loss: Measured at this step; None where it was not.
+        step: Completed optimizer steps.
+        tokens: Training tokens seen.
+        seconds: Training time, interruptions excluded.
+        config_toml: Resolved configuration.
+        data_fingerprint: Fingerprint of the tokenized data.
+        environment: Conditions of bit-for-bit resumption.
+        sums: State of the `MetricAccumulator`.
+        held_out_loss: Value for model selection, if evaluated at this step.
     """
 
     step: int
@@ -55,7 +55,7 @@ class Checkpoint:
 def environment(
     device: torch.device, precision: str, compiled: bool, ranks: DistributedContext = SINGLE_PROCESS
 ) -> dict[str, Any]:
-    """Returns what a bit-for-bit continuation depends on, beside the configuration."""
+    """Return the conditions, besides the configuration, under which resumption is bit-for-bit."""
     return {
         "torch": torch.__version__.split("+")[0],
         "processor": torch.backends.cpu.get_cpu_capability()
@@ -81,13 +81,14 @@ def save_checkpoint(
     ranks: DistributedContext = SINGLE_PROCESS,
     task: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a checkpoint below `folder` and removes the oldest beyond `keep`, but for the best. Every rank must call it.
+    """Write a checkpoint below `folder`, remove old ones, and return its path; collective.
 
-    Returns:
-        Where it is.
+    Args:
+        keep: Number of newest checkpoints to keep, in addition to the best one.
+        task: Description of the task, see `huggingface.save.save_model`.
 
     Raises:
-        OSError: The disk is full; what was there before is untouched.
+        OSError: For example, the disk is full; existing checkpoints are not touched.
     """
     target = folder / f"step-{checkpoint.step:08d}"
     state = gather_full_state(model.state_dict())
@@ -98,28 +99,29 @@ def save_checkpoint(
         save_tensors(moments, temporary / "optimizer.safetensors")
         (temporary / "config.toml").write_text(checkpoint.config_toml, encoding="utf-8")
         files = {file.name: hash_file(file) for file in sorted(temporary.iterdir())}
-        told = {**asdict(checkpoint), "files": files}
-        told["sha256"] = _digest(told)
-        (temporary / "checkpoint.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+        metadata = {**asdict(checkpoint), "files": files}
+        metadata["sha256"] = _digest(metadata)
+        (temporary / "checkpoint.json").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
 
-    if ranks.is_first:
+    if ranks.is_main:
         write_folder(target, write)
         _remove_old(folder, keep=keep)
-    ranks.wait()  # a rank that ended while the first one writes would have it killed by torchrun
+    # A rank that ended while the main one writes would make torchrun kill it.
+    ranks.barrier()
     return target
 
 
 def _remove_old(folder: Path, *, keep: int) -> None:
-    """Points `best` at the checkpoint with the lowest held-out loss, and removes all but it and the newest `keep`."""
+    """Link `best` to the checkpoint with the lowest held-out loss, and remove all but it and the newest `keep`."""
     steps = sorted(folder.glob("step-????????"))
-    losses = {path: told.held_out_loss for path in steps if (told := _try_read(path)) is not None}
+    losses = {path: checkpoint.held_out_loss for path in steps if (checkpoint := _try_read(path)) is not None}
     scored = {path: loss for path, loss in losses.items() if loss is not None}
     best = min(scored, key=lambda path: scored[path]) if scored else None
     if best is not None:
         link = folder / "best.tmp"
         link.unlink(missing_ok=True)
         link.symlink_to(best.name)
-        if not (folder / "best").is_symlink():  # a run that was copied may have a folder there
+        if not (folder / "best").is_symlink():  # A copied run may have a directory instead.
             shutil.rmtree(folder / "best", ignore_errors=True)
         link.replace(folder / "best")
     for old in steps[: -max(1, keep)]:
@@ -135,10 +137,10 @@ def _try_read(path: Path) -> Checkpoint | None:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
-    """Returns the newest whole checkpoint below a folder, and what was wrong with newer ones.
+    """Return the newest valid checkpoint below a folder, and the faults of newer ones.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no valid checkpoint.
     """
     faults: list[str] = []
     for path in sorted(folder.glob("step-????????"), reverse=True):
@@ -148,45 +150,48 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
         faults.append(f"{path.name}: {fault}")
     if faults:
         raise CheckpointError(
-            f"{folder} holds no whole checkpoint ({'; '.join(faults)}): train {folder.parent}/final further, if it is there, "
-            "with --init and another --out, or start again with --overwrite",
+            f"{folder} holds no valid checkpoint ({'; '.join(faults)}). Start again with --overwrite, or, if "
+            f"{folder.parent}/final exists, continue from it with --init and another --out.",
             damaged=True,
         )
-    raise CheckpointError(f"{folder} holds no checkpoint yet: start again with --overwrite instead of --resume")
+    raise CheckpointError(f"{folder} holds no checkpoint yet. Pass --overwrite instead of --resume.")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Returns what a checkpoint, found whole by `newest_checkpoint`, says beside its tensors."""
-    told = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-    return Checkpoint(**{f.name: told[f.name] for f in fields(Checkpoint) if f.name in told})
+    """Return the metadata of a valid checkpoint (see `newest_checkpoint`)."""
+    metadata = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    return Checkpoint(**{f.name: metadata[f.name] for f in fields(Checkpoint) if f.name in metadata})
 
 
 def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
-    """Fills an optimizer from a checkpoint, exactly.
+    """Restore the state of an optimizer from a checkpoint.
 
     Args:
-        path: Its folder, found whole by `newest_checkpoint`.
-        model: The model that was loaded from it (`pretrained.load_model`), sharded or not.
-        optimizer: Fresh, over the model's parameters.
+        path: A valid checkpoint (see `newest_checkpoint`).
+        model: The model loaded from it, sharded or not.
+        optimizer: New optimizer of the model's parameters.
 
     Raises:
-        CheckpointError: It holds more or less than this optimizer has.
+        CheckpointError: Its tensors are not those of this optimizer.
     """
     from safetensors.torch import load_file
 
     state = load_file(path / "optimizer.safetensors")
     names = {id(p): name for name, p in model.named_parameters()}
-    wanted = {
+    expected = {
         f"{kind}.{names[id(p)]}": p
         for group in optimizer.param_groups
         for p in group["params"]
         for kind in state_names(group)
     }
-    if differing := sorted(wanted.keys() ^ state.keys()):
-        raise CheckpointError(f"{path}/optimizer.safetensors is not of this run: {differing[0]} differs", damaged=True)
-    for key, parameter in wanted.items():
-        is_like_it = state[key].shape == parameter.shape
-        value = distribute_like(parameter, state[key]) if is_like_it else state[key].to(parameter.device)
+    if differing := sorted(expected.keys() ^ state.keys()):
+        raise CheckpointError(
+            f"{path}/optimizer.safetensors does not belong to this run: {differing[0]} differs", damaged=True
+        )
+    for key, parameter in expected.items():
+        # Step counts are scalars, not sharded.
+        has_same_shape = state[key].shape == parameter.shape
+        value = distribute_like(parameter, state[key]) if has_same_shape else state[key].to(parameter.device)
         optimizer.state[parameter][key.partition(".")[0]] = value
 
 
@@ -200,20 +205,20 @@ def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def _fault(path: Path) -> str | None:
-    """Says what is wrong with a checkpoint; None if it is whole."""
+    """Return what is wrong with a checkpoint; None if it is valid."""
     try:
-        told = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        if told.pop("sha256") != _digest(told):
+        metadata = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        if metadata.pop("sha256") != _digest(metadata):
             return "checkpoint.json is damaged"
-        for name, expected in told["files"].items():
+        for name, expected_hash in metadata["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if hash_file(path / name) != expected:
+            if hash_file(path / name) != expected_hash:
                 return f"{name} is damaged"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"checkpoint.json cannot be read ({error})"
     return None
 
 
-def _digest(told: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest(metadata: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()

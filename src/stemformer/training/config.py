@@ -1,13 +1,13 @@
-"""A run as data: what `config.toml` holds."""
+"""Configuration of pre-training and fine-tuning runs, as stored in `config.toml`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
-from stemformer.config import check_seed, parse_toml
+from stemformer.config import check_seed, from_toml, parse_toml
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
@@ -18,70 +18,95 @@ from stemformer.training.lr_schedule import ScheduleConfig
 from stemformer.training.optimizer import OptimizerConfig
 
 MAY_CHANGE = ("budget.", "evaluation.", "checkpoints.", "log_every", "tensorboard", "compute.")
-"""Keys that a resumed run may change; anything else is refused. What changes in `compute` is told, as bits may then differ."""
+"""Prefixes of the keys that may change on resume; a changed `compute` setting is reported, since results may differ."""
+
+RENAMED_SETTINGS = {
+    "batch.rows": "batch.size",
+    "batch.micro_rows": "batch.micro_size",
+    "batch.row_length": "batch.sequence_length",
+    "phases.from_share": "phases.start_ratio",
+    "phases.rows": "phases.size",
+    "phases.micro_rows": "phases.micro_size",
+    "phases.row_length": "phases.sequence_length",
+    "objective.rate": "objective.mask_rate",
+    "objective.mask_share": "objective.mask_replace_prob",
+    "objective.random_share": "objective.random_replace_prob",
+    "objective.short_share": "objective.short_seq_prob",
+    "optimizer.clip_norm": "optimizer.max_grad_norm",
+    "optimizer.matrix_rate": "optimizer.muon_lr_multiplier",
+    "schedule.warmup_share": "schedule.warmup_ratio",
+    "schedule.decay_share": "schedule.decay_ratio",
+    "schedule.final_share": "schedule.min_lr_ratio",
+    "evaluation.rows": "evaluation.num_examples",
+    "evaluation.blanks": "evaluation.num_cloze_examples",
+    "dev_share": "dev_fraction",
+    "fresh": "reinitialize",
+}
+"""Old key -> current key of a run's configuration; old keys are still read."""
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """What one optimizer step sees.
+    """Batch of one optimizer step.
 
     Attributes:
-        rows: Examples a step, over all ranks and micro-batches.
-        micro_rows: Examples a forward on one rank; None takes all of a rank's at once. A smaller number needs less memory and gives
-            the same gradient.
-        row_length: Tokens a row holds at most, special tokens included.
-        micro_tokens: Tokens a forward, about, where examples are of unequal length; None sets no limit.
+        size: Sequences per step, over all ranks and micro-batches.
+        micro_size: Sequences per forward pass on one rank; None takes all of a rank's. Smaller values need less
+            memory and give the same gradient.
+        sequence_length: Maximum tokens per sequence, special tokens included.
+        micro_tokens: Approximate tokens per forward pass of examples of unequal length; None sets no limit.
     """
 
-    rows: int = 32
-    micro_rows: int | None = None
-    row_length: int = 128
+    size: int = 32
+    micro_size: int | None = None
+    sequence_length: int = 128
     micro_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ConfigError(f"batch.rows is {self.rows}: expected at least 1")
-        if self.micro_rows is not None and (self.micro_rows < 1 or self.rows % self.micro_rows):
-            raise ConfigError(f"batch.micro_rows is {self.micro_rows}: expected a divisor of batch.rows ({self.rows})")
+        if self.size < 1:
+            raise ConfigError(f"batch.size is {self.size}: expected at least 1")
+        if self.micro_size is not None and (self.micro_size < 1 or self.size % self.micro_size):
+            raise ConfigError(f"batch.micro_size is {self.micro_size}: expected a divisor of batch.size ({self.size})")
 
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """A later part of a run, with rows of another length; its optimizer and learning rate go on.
+    """A later phase of a run, with sequences of another length; optimizer and learning rate continue.
 
     Attributes:
-        from_share: Where it begins, as a share of the run's steps, in (0, 1).
-        rows: As in `BatchConfig`, like the next two.
-        row_length: Tokens a row holds at most.
-        micro_rows: Examples a forward.
+        start_ratio: First step, as a fraction of the run's steps, in (0, 1).
+        size: Sequences per step, over all ranks and micro-batches.
+        sequence_length: Maximum tokens per sequence, special tokens included.
+        micro_size: Sequences per forward pass on one rank; None takes all of a rank's.
 
-    Source: Devlin et al. 2019, appendix A.2: nine tenths of the steps with rows of 128, the rest with 512.
+    Source: Devlin et al. 2019, appendix A.2: 90 % of the steps with sequences of 128 tokens, the rest with 512.
     """
 
-    from_share: float
-    rows: int
-    row_length: int
-    micro_rows: int | None = None
+    start_ratio: float
+    size: int
+    sequence_length: int
+    micro_size: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.from_share < 1:
-            raise ConfigError(f"phases: from_share is {self.from_share}: expected a share between 0 and 1")
+        if not 0 < self.start_ratio < 1:
+            raise ConfigError(f"phases: start_ratio is {self.start_ratio}: expected a fraction between 0 and 1")
         self.batch()
 
     def batch(self) -> BatchConfig:
-        """Returns what a step of the phase sees."""
-        return BatchConfig(self.rows, self.micro_rows, self.row_length)
+        """Return the batch of a step in this phase."""
+        return BatchConfig(self.size, self.micro_size, self.sequence_length)
 
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """How long a run is: one of steps, tokens, epochs, seconds.
+    """Length of a run: one of steps, tokens, epochs or seconds.
 
     Attributes:
         steps: Optimizer steps.
-        tokens: Tokens seen, special tokens included; rounded up to whole steps of the mean size (of pairs before some are cut short).
-        epochs: Passes over the rows, rounded up to whole steps.
-        seconds: Time on the clock, interruptions not counted; the learning rate then rises, stays, and falls at the end (`wsd`).
+        tokens: Training tokens, special tokens included; rounded up to full steps of the mean size (of sentence pairs,
+            the size before some are shortened).
+        epochs: Passes over the training examples, rounded up to full steps.
+        seconds: Wall-clock time, interruptions excluded; the learning rate follows `wsd` (warm-up, stable, decay).
     """
 
     steps: int | None = None
@@ -90,12 +115,11 @@ class BudgetConfig:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        names = ("steps", "tokens", "epochs", "seconds")
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+        budgets = {name: value for name, value in vars(self).items() if value is not None}
+        for name, value in budgets.items():
+            if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"budget.{name} is {value}: expected a positive number")
-        if sum(getattr(self, name) is not None for name in names) > 1:
+        if len(budgets) > 1:
             raise ConfigError(
                 "budget: more than one of steps, tokens, epochs and seconds is set; set the others to none"
             )
@@ -103,15 +127,15 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """What the run computes on.
+    """Device, number format, compilation, threads.
 
     Attributes:
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-        precision: `fp32`, `bf16` (weights stay in fp32), or `auto`: bf16 where the device has matrix units for it.
-        compile: Compile the blocks, and in pre-training on one GPU replay both passes as CUDA graphs (see `training.graphs`); None does
-            so on CUDA alone, since on a CPU it was not faster (docs/benchmarks.md).
-        threads: Processor threads; None leaves PyTorch's choice.
-        shard: With several ranks, each holds a part of weights and optimizer only (FSDP2): less memory, more traffic.
+        precision: `fp32`, `bf16` (weights stay in fp32), or `auto`: bf16 if the device has matrix units for it.
+        compile: Compile the blocks, and in pre-training on one GPU replay both passes as CUDA graphs. None compiles on
+            CUDA only: on a CPU it was not faster (docs/benchmarks.md).
+        threads: CPU threads; None leaves PyTorch's choice.
+        shard: Shard weights and optimizer over the ranks (FSDP2): less memory, more traffic.
     """
 
     device: str = "auto"
@@ -121,61 +145,62 @@ class ComputeConfig:
     shard: bool = False
 
     def __post_init__(self) -> None:
-        _at_least_one("compute", threads=self.threads)
+        _check_at_least(1, "compute.", threads=self.threads)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The held-out loss, on masks that never change.
+    """Evaluation on held-out text, with the same masks at every evaluation.
 
     Attributes:
-        every: Steps between two evaluations; None does twenty in a run. There is always one at the end.
-        rows: Held-out examples that are scored, at most.
-        blanks: Words of held-out sentences that are hidden and guessed, to see what the model has learned; 0 for none.
+        every: Steps between evaluations; None evaluates about 20 times. The last step is always evaluated.
+        num_examples: Maximum number of held-out examples to score.
+        num_cloze_examples: Held-out sentences in which a masked word is predicted; 0 for none.
     """
 
     every: int | None = None
-    rows: int = 512
-    blanks: int = 200
+    num_examples: int = 512
+    num_cloze_examples: int = 200
 
     def __post_init__(self) -> None:
-        _at_least_one("evaluation", every=self.every, rows=self.rows)
-        if self.blanks < 0:
-            raise ConfigError(f"evaluation.blanks is {self.blanks}: expected 0 or more")
+        _check_at_least(1, "evaluation.", every=self.every, num_examples=self.num_examples)
+        _check_at_least(0, "evaluation.", num_cloze_examples=self.num_cloze_examples)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept on the way.
+    """How often checkpoints are saved, and how many are kept.
 
     Attributes:
-        every: Steps between two checkpoints; None does ten in a run. There is always one at the end.
-        keep: How many of the newest stay on disk, and beside them the one with the lowest held-out loss.
+        every: Steps between checkpoints; None saves about 10 times. The last step is always saved.
+        keep: Number of newest checkpoints to keep, in addition to the one with the lowest held-out loss.
     """
 
     every: int | None = None
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _at_least_one("checkpoints", every=self.every, keep=self.keep)
+        _check_at_least(1, "checkpoints.", every=self.every, keep=self.keep)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A complete pre-training run.
+    """A pre-training run of a BERT.
 
     Attributes:
-        recipe: Where the values came from, for people.
-        seed: Of everything that is random, from 0.
-        init: The model that training started from, if not from fresh weights.
-        log_every: Steps between two lines of `log.jsonl`.
-        frozen_layers: The lowest layers that stay as they are, of a model given by `init`.
-        frozen_embeddings: Word, position and segment vectors stay as they are too.
-        tensorboard: Write TensorBoard's files beside `log.jsonl`.
-        phases: Later parts of the run with rows of another length; `batch` is the first.
+        recipe: Name of the recipe, for the record.
+        model_type: Architecture, a key of `models.model.ARCHITECTURES`.
+        seed: Random seed, from 0.
+        init: Model to continue training from; None starts from random weights.
+        log_every: Steps between lines of `log.jsonl`.
+        frozen_layers: Number of lowest layers of the `init` model that are not trained.
+        frozen_embeddings: Freeze word, position and token type embeddings.
+        tensorboard: Write TensorBoard files next to `log.jsonl`.
+        phases: Later phases with another sequence length; `batch` is the first phase.
     """
 
     recipe: str = "bert_mini"
+    model_type: Literal["bert"] = "bert"
     seed: int = 0
     init: str | None = None
     log_every: int = 10
@@ -195,96 +220,118 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if self.log_every < 1:
-            raise ConfigError(f"log_every is {self.log_every}: expected at least 1")
-        longest = max(batch.row_length for _, batch in self.parts())
+        _check_at_least(1, log_every=self.log_every)
+        _check_at_least(0, frozen_layers=self.frozen_layers)
+        starts, batches = zip(*self.all_phases(), strict=True)
+        longest = max(batch.sequence_length for batch in batches)
         if longest > self.model.max_position_embeddings:
             raise ConfigError(
-                f"batch.row_length is {longest}, the model has {self.model.max_position_embeddings} positions: "
-                "lower batch.row_length or raise model.max_position_embeddings"
+                f"batch.sequence_length is {longest}, the model has {self.model.max_position_embeddings} positions: "
+                "lower batch.sequence_length or raise model.max_position_embeddings"
             )
-        shares = [share for share, _ in self.parts()]
-        if shares != sorted(set(shares)):
-            raise ConfigError(f"phases begin at {shares}: expected shares of the run that ascend")
+        if list(starts) != sorted(set(starts)):
+            raise ConfigError(f"phases start at {list(starts)}: expected ascending fractions of the run")
         if self.phases and self.budget.seconds is not None:
             raise ConfigError(
-                "phases are shares of a run's steps, which a budget on the clock does not know: give steps, or phases=[]"
+                "phases start at fractions of the number of steps, which is unknown for a budget in seconds: "
+                "use --steps, or set phases=[]"
             )
-        if self.frozen_layers < 0:  # how many there can be, the model given by init says
-            raise ConfigError(f"frozen_layers is {self.frozen_layers}: expected 0 or more")
         if (self.frozen_layers or self.frozen_embeddings) and self.init is None:
-            raise ConfigError(
-                "frozen_layers and frozen_embeddings are for a model that was trained before: give --init"
-            )
+            raise ConfigError("frozen_layers and frozen_embeddings need a pre-trained model: add --init")
 
-    def parts(self) -> list[tuple[float, BatchConfig]]:
-        """Returns each phase, the first among them: where it begins as a share of the run, and what its steps see."""
-        return [(0.0, self.batch), *((phase.from_share, phase.batch()) for phase in self.phases)]
+    def all_phases(self) -> list[tuple[float, BatchConfig]]:
+        """Return start (fraction of the run) and batch of each phase, the first phase included."""
+        return [(0.0, self.batch), *((phase.start_ratio, phase.batch()) for phase in self.phases)]
 
 
 @dataclass(frozen=True)
 class GptRunConfig(RunConfig):
-    """A complete pre-training run of a GPT: the same, with another body and another objective."""
+    """A pre-training run of a GPT."""
 
     recipe: str = "gpt_mini"
+    model_type: Literal["gpt2"] = "gpt2"  # type: ignore[assignment]
     model: GptConfig = field(default_factory=GptConfig)  # type: ignore[assignment]
     objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
 
 
-def config_class(text: str, source: str) -> type[RunConfig]:
-    """Returns which class the configuration of a pre-training run is of, by its TOML text, which is of `source`."""
-    return GptRunConfig if "eos_token_id" in parse_toml(text, source).get("model", {}) else RunConfig
+RUN_CONFIGS: dict[str, type[RunConfig]] = {"bert": RunConfig, "gpt2": GptRunConfig}
+"""Architecture -> configuration of its pre-training runs."""
+
+
+def run_config_class(table: Mapping[str, Any], source: str) -> type[RunConfig]:
+    """Return the class of a pre-training configuration, from its TOML table.
+
+    Raises:
+        ConfigError: Its `model_type` is unknown; the message names `source`.
+    """
+    # Runs of earlier versions have no model_type.
+    default = "gpt2" if "eos_token_id" in table.get("model", {}) else "bert"
+    model_type = table.get("model_type", default)
+    if model_type not in RUN_CONFIGS:
+        raise ConfigError(f"{source}: model_type is {model_type!r}: expected one of {', '.join(RUN_CONFIGS)}")
+    return RUN_CONFIGS[model_type]
+
+
+def read_run_config(text: str, *, source: str) -> RunConfig:
+    """Return a stored pre-training configuration of any architecture, with current or old keys.
+
+    Raises:
+        ConfigError: The text is not such a configuration; the message names `source`.
+    """
+    cls = run_config_class(parse_toml(text, source), source)
+    return from_toml(cls, text, source=source, renamed=RENAMED_SETTINGS)
 
 
 @dataclass(frozen=True)
 class TaskBatchConfig:
-    """What one optimizer step of fine-tuning sees.
+    """Batch of one optimizer step in fine-tuning.
 
     Attributes:
-        rows: Examples a step, drawn at random whatever their length. Nothing is padded.
-        micro_tokens: Tokens a forward, about: a step with more of them is done in parts, with the same gradient.
+        size: Examples per step, sampled regardless of their length. Nothing is padded.
+        micro_tokens: Approximate tokens per forward pass; a larger batch is split, with the same gradient.
     """
 
-    rows: int = 32
+    size: int = 32
     micro_tokens: int = 16384
 
     def __post_init__(self) -> None:
-        _at_least_one("batch", rows=self.rows, micro_tokens=self.micro_tokens)
+        _check_at_least(1, "batch.", size=self.size, micro_tokens=self.micro_tokens)
 
 
 @dataclass(frozen=True)
 class TaskEvaluationConfig:
-    """The figures on the dev data.
+    """Evaluation on the dev data.
 
     Attributes:
-        every: Steps between two evaluations; None does one each pass over the training data.
-        patience: The run ends when so many evaluations in a row were not better than the best, and its result is the model of the best;
-            None trains to the end, and its result is the last model.
+        every: Steps between evaluations; None evaluates once per epoch.
+        patience: Stop early after this many evaluations without improvement and keep the best model; None trains to
+            the end and keeps the last model.
     """
 
     every: int | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least_one("evaluation", every=self.every, patience=self.patience)
+        _check_at_least(1, "evaluation.", every=self.every, patience=self.patience)
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """A complete fine-tuning run. The defaults are the BERT paper's.
+    """A fine-tuning run. The defaults are the BERT paper's.
 
     Attributes:
-        model: That training started from.
+        model: Model to fine-tune.
         train: Files of labelled data.
-        dev: The same, for evaluation; empty cuts a part off the training data.
-        dev_share: How large that part is.
-        seed: Of everything that is random, from 0.
-        log_every: Steps between two lines of `log.jsonl`.
-        tensorboard: Write TensorBoard's files beside `log.jsonl`.
-        frozen_layers: The lowest layers that stay as they are.
-        frozen_embeddings: Word, position and segment vectors stay as they are too.
-        layer_decay: The learning rate of each layer is that of the layer above times this; the embeddings are the lowest.
-        fresh: What is drawn at random instead of taken from the model: `nothing`, its `embeddings` of words, or `all` of it.
+        dev: Files of labelled data for evaluation; if empty, a part of the training data is held out.
+        dev_fraction: Size of that part, in (0, 1).
+        seed: Random seed, from 0.
+        log_every: Steps between lines of `log.jsonl`.
+        tensorboard: Write TensorBoard files next to `log.jsonl`.
+        frozen_layers: Number of lowest layers that are not trained.
+        frozen_embeddings: Freeze word, position and token type embeddings.
+        layer_decay: Ratio of the learning rates of each layer and the one above it, in (0, 1]; the embeddings are the
+            lowest layer.
+        reinitialize: Weights to replace by random ones: `nothing`, the word `embeddings`, or `all`.
 
     Source: Devlin et al. 2019, appendix A.3; layer-wise decay: Howard and Ruder 2018, section 3.2.
     """
@@ -292,63 +339,63 @@ class FinetuneConfig:
     model: str
     train: tuple[str, ...]
     dev: tuple[str, ...] = ()
-    dev_share: float = 0.1
+    dev_fraction: float = 0.1
     seed: int = 0
     log_every: int = 10
     tensorboard: bool = False
     frozen_layers: int = 0
     frozen_embeddings: bool = False
     layer_decay: float = 1.0
-    fresh: Literal["nothing", "embeddings", "all"] = "nothing"
+    reinitialize: Literal["nothing", "embeddings", "all"] = "nothing"
     task: TaskConfig = field(default_factory=TaskConfig)
     batch: TaskBatchConfig = field(default_factory=TaskBatchConfig)
     budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(epochs=3))
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-5))
-    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup_share=0.1))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup_ratio=0.1))
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluation: TaskEvaluationConfig = field(default_factory=TaskEvaluationConfig)
     checkpoints: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(keep=1))
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        _at_least_one("config", log_every=self.log_every)
-        if not 0 < self.dev_share < 1:
-            raise ConfigError(f"dev_share is {self.dev_share}: expected a share between 0 and 1")
+        _check_at_least(1, log_every=self.log_every)
+        _check_at_least(0, frozen_layers=self.frozen_layers)
+        if not 0 < self.dev_fraction < 1:
+            raise ConfigError(f"dev_fraction is {self.dev_fraction}: expected a fraction between 0 and 1")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay is {self.layer_decay}: expected a factor above 0, at most 1")
-        if self.frozen_layers < 0:
-            raise ConfigError(f"frozen_layers is {self.frozen_layers}: expected 0 or more")
-
-
-def _at_least_one(table: str, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{table}.{name} is {value}: expected at least 1")
 
 
 def num_steps_for(config: RunConfig, *, num_examples: Sequence[int], num_tokens: Sequence[int]) -> int | None:
-    """Returns how many optimizer steps a run has; None where the clock decides.
+    """Return the number of optimizer steps of a run; None for a budget in seconds.
 
     Args:
-        config: Its budget and batch.
-        num_examples: Rows of an epoch, for each phase.
-        num_tokens: Tokens of an epoch, special tokens included, for each phase.
+        num_examples: Examples per epoch, for each phase.
+        num_tokens: Tokens per epoch, special tokens included, for each phase.
 
     Raises:
         ConfigError: No budget is set.
     """
-    budget, parts = config.budget, config.parts()
-    shares = [Fraction(str(share)) for share, _ in parts] + [Fraction(1)]  # 0.9 is nine tenths, not the nearest float
-    # of the mean step, how many rows belong to each phase
-    rows = [(end - begin) * batch.rows for (_, batch), (begin, end) in zip(parts, pairwise(shares), strict=True)]
+    budget, phases = config.budget, config.all_phases()
     if budget.steps is not None:
         return budget.steps
-    if budget.tokens is not None:  # in fractions, where floats would be off by a step
-        a_step = sum(r * t / n for r, t, n in zip(rows, num_tokens, num_examples, strict=True))
-        return math.ceil(budget.tokens / a_step)
+    # Fractions, because floats would be off by a step; 0.9 is 9/10, not the nearest float.
+    starts = [Fraction(str(start)) for start, _ in phases] + [Fraction(1)]
+    # Mean number of examples per step that belong to each phase.
+    sizes = [(end - start) * batch.size for (_, batch), (start, end) in zip(phases, pairwise(starts), strict=True)]
+    if budget.tokens is not None:
+        per_step = sum(size * t / n for size, t, n in zip(sizes, num_tokens, num_examples, strict=True))
+        return math.ceil(budget.tokens / per_step)
     if budget.epochs is not None:
-        a_step = sum(r / n for r, n in zip(rows, num_examples, strict=True))
-        return max(1, math.ceil(budget.epochs / float(a_step) - 1e-9))
+        per_step = sum(size / n for size, n in zip(sizes, num_examples, strict=True))
+        return max(1, math.ceil(budget.epochs / float(per_step) - 1e-9))
     if budget.seconds is not None:
         return None
-    raise ConfigError("how long to train is not said: give --steps, --tokens, --epochs or --time")
+    raise ConfigError("No training budget. Pass --steps, --tokens, --epochs or --time.")
+
+
+def _check_at_least(minimum: int, table: str = "", **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            expected = "at least 1" if minimum else "0 or more"
+            raise ConfigError(f"{table}{name} is {value}: expected {expected}")

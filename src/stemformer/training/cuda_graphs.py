@@ -1,7 +1,8 @@
-"""Forward and backward of a micro-batch, recorded once as a CUDA graph and then replayed.
+"""CUDA graphs of forward and backward, recorded once for each batch shape and replayed.
 
-A small model's step is some hundreds of kernels that each run for a few microseconds, less than Python takes to start one; a graph starts
-them all at once. It has fixed shapes and places in memory, so batches are padded to few shapes (`data.batches.padded`).
+A small model's step is hundreds of kernels of a few microseconds each, less than Python needs to launch one; a graph
+launches them all at once. Shapes and memory addresses are fixed, so batches are padded to few shapes
+(`data.examples.batch.pad_to_bucket_sizes`).
 """
 
 from collections.abc import Mapping
@@ -16,23 +17,16 @@ from stemformer.device import autocast
 from stemformer.objectives.losses import LossSum
 from stemformer.objectives.objective import LossModule
 
-_MOST_GRAPHS = 32
-"""Batches of further shapes are computed without a graph: each holds memory for what it returns, and takes a moment to record."""
+_MAX_GRAPHS = 32
+"""Further shapes are computed without a graph: each graph holds memory for its outputs and takes time to record."""
 
-_WARM_UPS = 2
-"""Passes before one is recorded, in which libraries make what they need."""
+_NUM_WARM_UPS = 2
+"""Passes before recording, in which libraries allocate their workspaces."""
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """What was recorded, for one shape.
-
-    Attributes:
-        graph: That is replayed.
-        batch: Where the next micro-batch is put.
-        totals: Where the summed losses are found, one for each name.
-        correct: Likewise, how many places are right.
-    """
+    """Graph of one batch shape, its static input, and its static outputs by loss."""
 
     graph: torch.cuda.CUDAGraph
     batch: Batch
@@ -41,9 +35,9 @@ class _Graph:
 
 
 class CudaGraphStep:
-    """Adds gradients of micro-batches to the parameters of a module on a GPU, as a forward and a backward do.
+    """Forward and backward of micro-batches by CUDA graphs, on one GPU.
 
-    Gradients stay where they are from step to step: where an optimizer has let go of them, they are set to zero and put back.
+    Gradient buffers keep their addresses: those that the optimizer has released are zeroed and attached again.
 
     Args:
         module: Not distributed.
@@ -58,35 +52,35 @@ class CudaGraphStep:
         self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._names: tuple[str, ...] = ()
-        self._shares = torch.zeros(len(module.objective.heads), device=self._device)  # a loss for each head
+        self._weights = torch.zeros(len(module.objective.heads), device=self._device)  # one loss per head
 
-    def add(self, batch: Batch, shares: Mapping[str, float]) -> dict[str, LossSum]:
-        """Returns the losses of a micro-batch, after their gradients were added.
+    def add(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, LossSum]:
+        """Add the gradients of a micro-batch and return its losses.
 
         Args:
             batch: On the CPU.
-            shares: What each loss is multiplied by.
+            weights: Factor of each loss.
         """
-        counts, self._names = self._module.objective.counts(batch), tuple(shares)
+        counts, self._names = self._module.objective.counts(batch), tuple(weights)
         batch = pad_to_bucket_sizes(batch).to(self._device)
-        self._put_gradients_back()
-        self._shares.copy_(torch.tensor(list(shares.values())), non_blocking=True)
+        self._attach_gradients()
+        self._weights.copy_(torch.tensor(list(weights.values())), non_blocking=True)
         shape = (batch.max_seqlen, *(len(tensor) for tensor in batch.tensors().values()))
-        if shape not in self._graphs and len(self._graphs) < _MOST_GRAPHS:
+        if shape not in self._graphs and len(self._graphs) < _MAX_GRAPHS:
             self._graphs[shape] = self._record(batch)
-        if (found := self._graphs.get(shape)) is None:
+        if (recorded := self._graphs.get(shape)) is None:
             totals, correct = self._run(batch)
         else:
-            for name, tensor in found.batch.tensors().items():
+            for name, tensor in recorded.batch.tensors().items():
                 tensor.copy_(batch.tensors()[name], non_blocking=True)
-            found.graph.replay()
-            totals, correct = found.totals.clone(), found.correct.clone()
+            recorded.graph.replay()
+            totals, correct = recorded.totals.clone(), recorded.correct.clone()
         return {
-            name: LossSum(total=total, count=counts[name], correct=right)
-            for name, total, right in zip(shares, totals.unbind(), correct.unbind(), strict=True)
+            name: LossSum(total=total, count=counts[name], correct=num_correct)
+            for name, total, num_correct in zip(weights, totals.unbind(), correct.unbind(), strict=True)
         }
 
-    def _put_gradients_back(self) -> None:
+    def _attach_gradients(self) -> None:
         if self._parameters[0].grad is None:
             torch._foreach_zero_(self._gradients)
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
@@ -94,25 +88,28 @@ class CudaGraphStep:
 
     def _run(self, batch: Batch) -> tuple[Float[Tensor, "L"], Int[Tensor, "L"]]:
         with autocast(self._device, self._precision):
-            found = self._module(batch)
-        losses = [found[name] for name in self._names]
+            by_name = self._module(batch)
+        losses = [by_name[name] for name in self._names]
         totals = torch.stack([loss.total for loss in losses])
-        (totals * self._shares).sum().backward()  # type: ignore[no-untyped-call]
+        (totals * self._weights).sum().backward()  # type: ignore[no-untyped-call]
         return totals.detach(), torch.stack([loss.correct for loss in losses])
 
     def _record(self, batch: Batch) -> _Graph:
         batch = replace(batch, **{name: tensor.clone() for name, tensor in batch.tensors().items()})  # type: ignore[arg-type]
-        kept, state = [gradient.clone() for gradient in self._gradients], torch.cuda.get_rng_state(self._device)
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_UPS):
+        # Warm-up and recording must leave gradients and random state unchanged.
+        gradients = [gradient.clone() for gradient in self._gradients]
+        random_state = torch.cuda.get_rng_state(self._device)
+        main_stream, side_stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side_stream.wait_stream(main_stream)
+        with torch.cuda.stream(side_stream):
+            for _ in range(_NUM_WARM_UPS):
                 self._run(batch)
-        here.wait_stream(aside)
-        torch.cuda.empty_cache()  # what the warm-ups took is not what the graph will use
+        main_stream.wait_stream(side_stream)
+        # The graph allocates from its own pool; return the warm-up's memory.
+        torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             totals, correct = self._run(batch)
-        torch._foreach_copy_(self._gradients, kept)
-        torch.cuda.set_rng_state(state, self._device)
+        torch._foreach_copy_(self._gradients, gradients)
+        torch.cuda.set_rng_state(random_state, self._device)
         return _Graph(graph, batch, totals, correct)

@@ -1,7 +1,8 @@
-"""Many ranks: who computes what, and what they must agree on.
+"""Data parallelism over several ranks: DDP or FSDP2, and agreement between ranks.
 
-`torchrun` starts the processes and tells each its rank; each computes its slice of every step's examples, and gradients, counts and
-figures are summed over all (gloo between CPUs, NCCL between GPUs). With one process every function here does nothing.
+`torchrun` starts the processes and assigns each its rank. Each rank computes its slice of every step's examples;
+gradients, counts and metrics are summed over all (gloo between CPUs, NCCL between GPUs). With one process every function
+here does nothing.
 
 Source: Li et al. 2020 (DDP); Zhao et al. 2023 and PyTorch's `fully_shard` (FSDP2).
 """
@@ -36,10 +37,10 @@ class DistributedContext:
     """This process among all that train together.
 
     Attributes:
-        rank: Its number, from 0.
-        world_size: How many there are.
-        local_rank: Its number on this machine, which is also that of its GPU.
-        device: Where numbers that are exchanged lie.
+        rank: From 0.
+        world_size: Number of ranks.
+        local_rank: Rank on this machine; also the number of its GPU.
+        device: Device of the tensors that ranks exchange.
     """
 
     rank: int = 0
@@ -48,37 +49,37 @@ class DistributedContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process writes what is written once."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Returns this rank's slice of what all of them share."""
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this rank's slice of the items."""
         return slices(items, self.world_size)[self.rank]
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Returns the sums over all ranks, in float64."""
-        return self._reduce(values, dist.ReduceOp.SUM)
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over all ranks, in float64."""
+        return self._all_reduce(values, dist.ReduceOp.SUM)
 
-    def largest(self, values: Sequence[float]) -> list[float]:
-        """Returns the largest values of all ranks: how one rank's "yes" becomes everyone's, and the first rank's clock too."""
-        return self._reduce(values, dist.ReduceOp.MAX)
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
+        """Return the maxima over all ranks: true if any is true, or the only rank's nonzero value."""
+        return self._all_reduce(values, dist.ReduceOp.MAX)
 
-    def wait(self) -> None:
-        """Returns once all ranks are here."""
-        self.sum([0.0])
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.all_reduce_sum([0.0])
 
-    def _reduce(self, values: Sequence[float], how: Any) -> list[float]:
+    def _all_reduce(self, values: Sequence[float], op: Any) -> list[float]:
         if self.world_size == 1:
             return list(values)
-        exchanged = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(exchanged, op=how)
-        reduced: list[float] = exchanged.tolist()
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=op)
+        reduced: list[float] = tensor.tolist()
         return reduced
 
 
 def slices(items: Sequence[T], number: int) -> list[Sequence[T]]:
-    """Returns items in so many slices, which differ by one item at most.
+    """Return the items in `number` slices, whose lengths differ by one at most.
 
     Example:
         >>> slices("abcde", 2)
@@ -93,21 +94,21 @@ SINGLE_PROCESS = DistributedContext()
 
 
 def is_restarted(folder: Path) -> bool:
-    """Says whether `torchrun` started this process again after a failure of the run in the folder, which then goes on by itself.
+    """Return whether `torchrun` restarted this process after a failure of the run in `folder`, which then resumes.
 
-    A process that failed before its run began, by a mistake of the user's, left no mark in the folder: nothing is to go on.
+    A process that failed before its run started, for example on a wrong option, left no mark: there is nothing to resume.
     """
-    mark = folder / _MARK
+    mark = folder / _JOB_FILE
     return _num_restarts() > 0 and mark.is_file() and mark.read_text(encoding="utf-8") == _job()
 
 
 def mark_started(folder: Path) -> None:
-    """Notes in a run folder which job of `torchrun` works on it; does nothing where there is none."""
+    """Store the id of the `torchrun` job, if any, in a run directory."""
     if _job():
-        (folder / _MARK).write_text(_job(), encoding="utf-8")
+        (folder / _JOB_FILE).write_text(_job(), encoding="utf-8")
 
 
-_MARK = "torchrun.txt"
+_JOB_FILE = "torchrun.txt"
 
 
 def _job() -> str:
@@ -120,27 +121,29 @@ def _num_restarts() -> int:
 
 @contextlib.contextmanager
 def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
-    """Gives this process's place among the ranks that `torchrun` started; a single one where it was not started so.
+    """Connect to the other ranks if `torchrun` started this process.
 
     Args:
-        device: Where this process computes; of several GPUs, each rank of a machine takes its own.
+        device: Device of this process; `cuda` becomes the rank's own GPU.
 
     Raises:
-        ConfigError: `torchrun`'s variables are there, but not all of them; more ranks than GPUs.
-        TrainingError: Another rank has ended while this one waits for it.
+        ConfigError: Some of `torchrun`'s variables are missing; more ranks than GPUs.
+        TrainingError: Another rank ended while this one waited for it.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield DistributedContext(device=device)
         return
     if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise ConfigError(f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set: start ranks with torchrun")
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set. Start ranks with torchrun."
+        )
     local_rank = int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"rank {local_rank} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
-                "start fewer with --nproc-per-node, or give --device cpu"
+                f"Rank {local_rank} of this machine has no GPU of its own; there are {torch.cuda.device_count()}. "
+                "Start fewer ranks with --nproc-per-node, or pass --device cpu."
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
@@ -150,64 +153,66 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     try:
         yield DistributedContext(rank, world_size, local_rank, device)
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):  # whose errors have no type of their own
+        # gloo's errors have no type of their own.
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise TrainingError(
-                f"the other ranks cannot be reached ({' '.join(str(error).split())[:200]}): see what they said; "
-                "go on with --resume, or let torchrun --max-restarts do it"
+                f"Other ranks cannot be reached ({' '.join(str(error).split())[:200]}). See their output; "
+                "continue with --resume, or let torchrun --max-restarts do it."
             ) from error
         raise
 
 
 def _connect(backend: str, rank: int, world_size: int) -> None:
-    """Connects this process to the other ranks, until it ends: gloo may hang where a group is destroyed right after its last sum."""
+    """Connect to the other ranks until the process ends: gloo may hang if a group is destroyed right after a reduction."""
     store, _, _ = next(rendezvous("env://", rank, world_size))
     dist.init_process_group(
         backend,
-        store=PrefixStore(f"start {_num_restarts()}", store),  # the store outlives ranks, and keeps their addresses
+        # The store outlives restarted ranks and keeps their old addresses; a prefix separates restarts.
+        store=PrefixStore(f"start {_num_restarts()}", store),
         rank=rank,
         world_size=world_size,
         timeout=timedelta(minutes=10),
     )
     atexit.register(dist.destroy_process_group)
-    # A moment after a sum is there, gloo's threads still let go of what they summed, for which they need the interpreter; one that ends
-    # right then aborts the process. Waiting hands the interpreter over to them. (What is registered last is called first.)
+    # For a moment after a reduction, gloo's threads still release tensors, which needs the interpreter; a process that
+    # ends just then is aborted. Sleeping hands the interpreter to them. (The function registered last is called first.)
     atexit.register(time.sleep, 0.2)
 
 
 def distribute(model: Model, objective: Objective, ranks: DistributedContext, *, sharded: bool) -> nn.Module:
-    """Returns the module whose forward gives the losses of a rank's batch, and whose gradients become the mean over ranks.
+    """Return the module that computes the losses of a rank's batch; its gradients are averaged over ranks.
 
     Args:
-        model: Filled; with `sharded`, its parameters are replaced in place, so the optimizer must be made afterwards.
-        objective: What is scored.
-        ranks: With one, nothing is distributed.
-        sharded: FSDP2: each rank holds a part of parameters, gradients and optimizer states. Otherwise DDP: each holds all.
+        model: With `sharded`, its parameters are replaced in place, so make the optimizer afterwards.
+        ranks: With a single rank, nothing is distributed.
+        sharded: FSDP2: each rank holds a part of parameters, gradients and optimizer states. Otherwise DDP.
     """
-    with_loss = LossModule(model, objective)
+    module = LossModule(model, objective)
     if ranks.world_size == 1:
-        return with_loss
+        return module
     if not sharded:
-        return nn.parallel.DistributedDataParallel(with_loss, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    for part in (*model.body.layers, with_loss):
+    for part in (*model.body.layers, module):
         sharded_part = fully_shard(part, mesh=mesh)
-        sharded_part.unshard()  # its buffers are made here: made by an evaluation, they would be useless for training
+        # Allocate its buffers now: allocated by an evaluation, they could not be used for training.
+        sharded_part.unshard()
         sharded_part.reshard()
-    return with_loss
+    return module
 
 
 def warm_up_ddp_buckets(module: nn.Module, batch: Batch) -> None:
-    """Does a forward and backward whose gradients are thrown away, after which DDP no longer changes the order of its sums.
+    """Run one dummy step so that DDP rebuilds its buckets before training; keeps resume deterministic.
 
-    DDP puts gradients into other buckets after its first backward. Were that the first of the run, a resumed run would sum in another
-    order than one that was not interrupted.
+    DDP assigns gradients to other buckets after its first backward pass, which changes the order of its sums. If that
+    were the first step of a run, a resumed run would sum in another order than an uninterrupted one.
 
     Args:
-        module: What `distribute` returned; anything but DDP is left alone.
-        batch: Any, on the module's device.
+        module: Result of `distribute`; ignored unless it is DDP.
+        batch: Any batch on the module's device.
     """
     if isinstance(module, nn.parallel.DistributedDataParallel):
         torch.stack([loss.total for loss in module(batch).values()]).sum().backward()  # type: ignore[no-untyped-call]
@@ -215,7 +220,7 @@ def warm_up_ddp_buckets(module: nn.Module, batch: Batch) -> None:
 
 
 def gradient_sync(module: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Returns the context of a micro-batch: gradients are exchanged after the last one of a step only."""
+    """Return the context of a micro-batch: gradients are exchanged after the last one of a step only."""
     if not dist.is_initialized():
         return contextlib.nullcontext()
     if isinstance(module, nn.parallel.DistributedDataParallel) and not is_last:
@@ -228,22 +233,22 @@ def gradient_sync(module: nn.Module, is_last: bool) -> contextlib.AbstractContex
 
 
 def gather_full_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors on the CPU, put together from all ranks where they are shards; each rank must call it."""
+    """Return full tensors on the CPU, gathered from all ranks if sharded; collective."""
     return {name: gather_full_tensor(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def gather_full_tensor(tensor: Tensor) -> Tensor:
-    """Returns a tensor put together from all ranks where it is a shard; each rank must call it."""
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole
+    """Return the full tensor, gathered from all ranks if sharded; collective."""
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
 
 
 def distribute_like(like: Tensor, tensor: Tensor) -> Tensor:
-    """Returns a tensor, which each rank holds whole, on the device of another one and sharded as that is."""
+    """Return a full tensor on the device of `like`, sharded as `like` is."""
     tensor = tensor.to(like.device)
     if not hasattr(like, "placements"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    placed: Tensor = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
-    return placed
+    sharded: Tensor = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return sharded

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a model trains: noted at once, acted on between two steps, so that what is saved is never half a step."""
+"""Ctrl-C and SIGTERM during training: deferred to the end of a step, so that no half step is ever saved."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,27 +8,27 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulInterrupt:
-    """A context in which Ctrl-C and SIGTERM are only noted; a second Ctrl-C acts at once.
+    """Context manager that defers Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once.
 
     Attributes:
-        is_requested: True once a signal came.
+        is_requested: True after a signal.
 
     Example:
-        >>> with StopBetweenSteps() as stop:
-        ...     stop.is_requested
+        >>> with GracefulInterrupt() as interrupt:
+        ...     interrupt.is_requested
         False
     """
 
     def __init__(self) -> None:
         self.is_requested = False
-        self._number: int | None = None
-        self._before: dict[int, Any] = {}
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopBetweenSteps":
+    def __enter__(self) -> "GracefulInterrupt":
         try:
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        except ValueError:  # not in the main thread, where signals are another's
-            self._before = {}
+            self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        except ValueError:  # Only the main thread can set handlers.
+            self._handlers = {}
         return self
 
     def __exit__(
@@ -36,21 +36,20 @@ class GracefulInterrupt:
     ) -> None:
         self._restore()
 
-    def act(self) -> None:
-        """Do what the signal would have done, had it not been held back: raises KeyboardInterrupt or one of its kinds."""
+    def raise_interrupt(self) -> None:
+        """Do what the deferred signal would have done: raise KeyboardInterrupt or a subclass."""
         self._restore()
-        if self._number is not None:
-            signal.raise_signal(self._number)
+        if self._signal is not None:
+            signal.raise_signal(self._signal)
         raise KeyboardInterrupt
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_requested, self._number = True, number
-        if (
-            number == signal.SIGINT
-        ):  # a second Ctrl-C is impatience; a second SIGTERM is how `timeout` and clusters send it
-            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.is_requested, self._signal = True, number
+        # A second SIGTERM is not impatience: `timeout` and clusters send it twice.
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers = {}

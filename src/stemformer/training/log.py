@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: `log.jsonl`, a JSON object a line."""
+"""The log of a run: `log.jsonl`, one JSON object per line, and TensorBoard files."""
 
 import json
 import math
@@ -13,122 +13,127 @@ from stemformer.errors import ConfigError
 from stemformer.io import read_jsonl
 from stemformer.training.distributed import SINGLE_PROCESS, DistributedContext
 
-_NOTHING: dict[str, Any] = {"losses": {}, "tokens": 0, "places": 0, "displaced": 0, "flops": 0.0, "seconds": 0.0}
-
 
 class RunLog:
-    """Appends lines to `log.jsonl`, and to TensorBoard's files where they are wanted.
+    """Appends lines to `log.jsonl`, and optionally writes TensorBoard files.
 
     Args:
-        path: The file; None writes nothing, for all ranks but the first.
-        after_step: Lines of later steps, left by a run that was cut off, are removed first.
-        tensorboard: Write the numbers into the folder `tensorboard` beside it too.
+        path: The file; None writes nothing, for all ranks but the main one.
+        after_step: Lines of later steps, left by an interrupted run, are removed first.
+        tensorboard: Also write numbers to the directory `tensorboard` next to the file.
 
     Raises:
-        ConfigError: TensorBoard is asked for and not installed.
+        ConfigError: TensorBoard is requested but not installed.
     """
 
     def __init__(self, path: Path | None, *, after_step: int, tensorboard: bool = False) -> None:
         self._file: TextIO | None = None
-        self._board: Any = None
+        self._writer: Any = None
         if path is None:
             return
         if tensorboard:
-            self._board = _tensorboard(path.with_name("tensorboard"), after_step)
-        kept = [line for line in read_jsonl(path) if line["step"] <= after_step]
+            self._writer = _summary_writer(path.with_name("tensorboard"), after_step)
+        lines = [line for line in read_jsonl(path) if line["step"] <= after_step]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         temporary.replace(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, **values: Any) -> None:
-        """Appends a line; `kind` ("train", "evaluation" or "fills") and `step` are always there."""
+        """Append a line; every line has a `kind` ("train", "evaluation", "fills" or "samples") and a `step`."""
         if self._file is not None:
             self._file.write(json.dumps(values, ensure_ascii=False) + "\n")
-        if self._board is not None:
+        if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, float):
-                    self._board.add_scalar(f"{values['kind']}/{name}", value, values["step"])
+                    self._writer.add_scalar(f"{values['kind']}/{name}", value, values["step"])
 
     def close(self) -> None:
-        """Closes the files."""
-        for file in (self._file, self._board):
+        """Close the files."""
+        for file in (self._file, self._writer):
             if file is not None:
                 file.close()
 
 
-def _tensorboard(folder: Path, after_step: int) -> Any:
+def _summary_writer(folder: Path, after_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
-            'tensorboard = true needs the package tensorboard: pip install "stemformer[tensorboard]", or leave it out'
+            'tensorboard = true needs the package tensorboard. Run pip install "stemformer[tensorboard]", '
+            "or remove the setting."
         ) from error
     return SummaryWriter(str(folder), purge_step=after_step + 1)
 
 
+_EMPTY: dict[str, Any] = {"losses": {}, "tokens": 0, "places": 0, "displaced": 0, "flops": 0.0, "seconds": 0.0}
+
+
 class MetricAccumulator:
-    """What has been summed since the last log line. Losses stay on the device until they are asked for.
+    """Sums of losses, tokens and time since the last log line; losses stay on the device until they are needed.
 
     Args:
-        state: Of an earlier `state()`, so that a resumed run goes on in the middle of a line.
-        ranks: Over which losses are summed.
+        state: Result of `state()`, to resume in the middle of a line.
+        ranks: Losses are summed over these.
     """
 
     def __init__(self, state: Mapping[str, Any] | None = None, ranks: DistributedContext = SINGLE_PROCESS) -> None:
-        self._sum = ranks.sum
-        self._begin({**_NOTHING, **(state or {})})
-        if not ranks.is_first:  # the sums of the checkpoint are those of all ranks, and the first has them
+        self._all_reduce_sum = ranks.all_reduce_sum
+        self._reset({**_EMPTY, **(state or {})})
+        if not ranks.is_main:  # Stored sums are over all ranks; count them once.
             self._losses.update((name, [0.0, 0, 0]) for name in self._losses)
 
-    def _begin(self, state: Mapping[str, Any]) -> None:
-        self._waiting: list[tuple[str, Tensor, Tensor | None, int]] = []
-        self._losses: dict[str, list[float]] = {name: list(parts) for name, parts in state["losses"].items()}
-        self._tokens, self._places, self._displaced = state["tokens"], state["places"], state["displaced"]
+    def _reset(self, state: Mapping[str, Any]) -> None:
+        self._pending: list[tuple[str, Tensor, Tensor | None, int]] = []
+        self._losses: dict[str, list[float]] = {name: list(sums) for name, sums in state["losses"].items()}
+        self._tokens, self._capacity, self._num_dropped = state["tokens"], state["places"], state["displaced"]
         self._flops = state["flops"]
         self._start = time.perf_counter() - state["seconds"]
 
-    def leave_out(self, seconds: float) -> None:
-        """Takes time off that no step spent: an evaluation, a save."""
+    def exclude_time(self, seconds: float) -> None:
+        """Exclude time that was not spent on training steps, such as an evaluation."""
         self._start += seconds
 
     def add_loss(self, name: str, total: Tensor, correct: Tensor | None, count: int) -> None:
-        """Adds the loss of a micro-batch: its sum, how many places were right (None: no question), and how many there were."""
-        self._waiting.append((name, total.detach(), correct, count))
+        """Add the loss of a micro-batch: its sum, number of correct predictions (None: no accuracy), and count."""
+        self._pending.append((name, total.detach(), correct, count))
 
-    def add_step(self, *, tokens: int, places: int, displaced: int, flops: float) -> None:
-        """Adds a step, over all ranks: its tokens, how many its rows hold (0: no rows), those displaced, and its operations."""
+    def add_step(self, *, tokens: int, capacity: int, num_dropped: int, flops: float) -> None:
+        """Add a step, summed over all ranks.
+
+        Args:
+            capacity: Maximum number of tokens in the batch; 0 if it is not packed.
+            num_dropped: Tokens that were dropped to fit.
+        """
         self._tokens += tokens
-        self._places += places
-        self._displaced += displaced
+        self._capacity += capacity
+        self._num_dropped += num_dropped
         self._flops += flops
 
     def state(self) -> dict[str, Any]:
-        """Returns all sums as plain numbers; the losses are those of all ranks, each of which must call it."""
-        for name, total, correct, count in self._waiting:
-            before = self._losses.get(name, [0.0, 0, 0])
-            self._losses[name] = [
-                before[0] + total.item(),
-                before[1] + (math.nan if correct is None else correct.item()),
-                before[2] + count,
-            ]
-        self._waiting = []
+        """Return all sums as numbers, those of losses over all ranks; collective."""
+        for name, total, correct, count in self._pending:
+            sums = self._losses.get(name, [0.0, 0, 0])
+            num_correct = math.nan if correct is None else correct.item()
+            self._losses[name] = [sums[0] + total.item(), sums[1] + num_correct, sums[2] + count]
+        self._pending = []
         names = sorted(self._losses)
-        whole = self._sum([value for name in names for value in self._losses[name]]) if names else []
+        reduced = self._all_reduce_sum([value for name in names for value in self._losses[name]]) if names else []
+        losses = {name: [*reduced[3 * i : 3 * i + 2], int(reduced[3 * i + 2])] for i, name in enumerate(names)}
         return {
-            "losses": {name: [whole[3 * i], whole[3 * i + 1], int(whole[3 * i + 2])] for i, name in enumerate(names)},
+            "losses": losses,
             "tokens": self._tokens,
-            "places": self._places,
-            "displaced": self._displaced,
+            "places": self._capacity,
+            "displaced": self._num_dropped,
             "flops": self._flops,
             "seconds": time.perf_counter() - self._start,
         }
 
-    def take(self, *, peak: float) -> dict[str, float]:
-        """Returns means and rates since the last line, and begins again.
+    def flush(self, *, peak_flops: float) -> dict[str, float]:
+        """Return means and rates since the last call, and reset.
 
         Args:
-            peak: Floating-point operations a second of the device, for MFU.
+            peak_flops: Peak floating-point operations per second, for MFU.
         """
         state = self.state()
         line: dict[str, float] = {}
@@ -138,11 +143,11 @@ class MetricAccumulator:
                 line[f"{name}_accuracy"] = correct / max(1, count)
         seconds = max(state["seconds"], 1e-9)
         line["tokens_per_second"] = state["tokens"] / seconds
-        if state["places"]:
-            line["fill"] = state["tokens"] / state["places"]
-        if state["displaced"]:
-            line["displaced"] = state["displaced"] / state["tokens"]
+        if self._capacity:
+            line["fill"] = state["tokens"] / self._capacity
+        if self._num_dropped:
+            line["displaced"] = self._num_dropped / state["tokens"]
         line["flops"] = state["flops"]
-        line["mfu"] = state["flops"] / seconds / peak
-        self._begin(_NOTHING)
+        line["mfu"] = state["flops"] / seconds / peak_flops
+        self._reset(_EMPTY)
         return line

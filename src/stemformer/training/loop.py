@@ -1,4 +1,4 @@
-"""The training loop: one function, in which the order of a step is visible."""
+"""The training loop, for pre-training and fine-tuning: one function, with the order of a step visible."""
 
 import math
 import time
@@ -39,13 +39,7 @@ from stemformer.training.throughput import step_flops
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run whose steps see examples of one length.
-
-    Attributes:
-        first_step: From 0.
-        batch: What a step sees.
-        examples: All there are.
-    """
+    """Part of a run with one sequence length and batch size; `first_step` counts from 0."""
 
     first_step: int
     batch: BatchConfig
@@ -54,396 +48,415 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """All that a run needs beside its model and optimizer.
+    """Everything a run needs besides model and optimizer.
 
     Attributes:
-        config: The resolved configuration.
-        timetable: How long the run is, and its learning rate.
-        objective: What is hidden, and how it is scored.
-        phases: The examples of each part of the run, in order.
-        evaluate: From the module with the loss to held-out figures.
-        fill: From it to what a person sees it do, lists that are each a line of the log, such as words put in held-out blanks (`fills`) or
-            texts gone on with (`samples`), and further figures; None where there is nothing of the kind.
+        config: Resolved configuration.
+        budget: Number of steps and learning-rate schedule.
+        objective: Corruption of examples, and loss.
+        phases: Examples of each phase, in order.
+        evaluate: Maps the module to validation metrics; None if there is no held-out data.
+        sample_fn: Maps the module to qualitative samples (filled masks or generated text) and further metrics. Each
+            list of samples is logged at every evaluation, in a line of its own.
         tokenizer: Saved with each checkpoint.
-        device: Where the model is.
+        device: Device of the model.
         precision: `fp32` or `bf16`.
-        environment: Stored with each checkpoint.
-        peak: Floating-point operations a second that all devices together can do, for MFU.
-        folder: The run folder.
+        environment: Conditions of bit-for-bit resumption, stored with each checkpoint.
+        peak_flops: Peak floating-point operations per second of all devices together, for MFU.
+        folder: Run directory.
         ranks: This process among all that train.
-        describe: From held-out figures to the line that a person reads.
-        monitor: From held-out figures to the number by which checkpoints are compared, lower being better; None where there is none.
-        task: What a saved model says about its task; see `pretrained.save_model`.
-        is_saved: The run keeps checkpoints. One without them begins anew when it was stopped.
+        describe: Formats validation metrics for the progress display.
+        monitor: Maps validation metrics to the value to minimize for model selection; None disables it.
+        task: Description of the task in a saved model; see `huggingface.save.save_model`.
+        saves_checkpoints: If False, an interrupted run starts again from the beginning.
     """
 
     config: RunConfig | FinetuneConfig
-    timetable: TrainingBudget
+    budget: TrainingBudget
     objective: Objective
     phases: Sequence[Phase]
     evaluate: Callable[[nn.Module], dict[str, float]] | None
-    fill: Callable[[nn.Module], dict[str, Any]] | None
+    sample_fn: Callable[[nn.Module], dict[str, Any]] | None
     tokenizer: Tokenizer
     device: torch.device
     precision: str
     environment: dict[str, Any]
-    peak: float
+    peak_flops: float
     folder: Path
     ranks: DistributedContext = SINGLE_PROCESS
-    describe: Callable[[dict[str, float]], str] = lambda figures: _held_out_line(figures)
-    monitor: Callable[[dict[str, float]], float | None] = lambda figures: _held_out_loss(figures)
+    describe: Callable[[dict[str, float]], str] = lambda metrics: _describe_held_out(metrics)
+    monitor: Callable[[dict[str, float]], float | None] = lambda metrics: _held_out_loss(metrics)
     task: dict[str, Any] | None = None
-    is_saved: bool = True
+    saves_checkpoints: bool = True
 
     def phase(self, step: int) -> tuple[int, Phase]:
-        """Returns number and phase of a step."""
+        """Return number and phase of a step."""
         return [(i, phase) for i, phase in enumerate(self.phases) if phase.first_step <= step][-1]
 
 
 @dataclass
 class TrainState:
-    """How far a run is.
+    """Mutable state of a run.
 
     Attributes:
-        step: Steps done.
-        tokens: Tokens seen.
-        seconds: Time spent, interruptions not counted.
-        sums: What is summed for the next line of the log.
-        evaluation_seconds: What the last evaluation took.
-        best: Lowest badness (see `TrainingContext`) of an evaluation.
-        evals_since_best: Evaluations since then.
+        step: Completed optimizer steps.
+        tokens: Training tokens seen.
+        seconds: Training time, interruptions excluded.
+        metrics: Sums since the last line of the log.
+        eval_seconds: Duration of the last evaluation.
+        best: Lowest monitored value so far.
+        evals_since_best: Evaluations since then, for early stopping.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    sums: MetricAccumulator = field(default_factory=MetricAccumulator)
-    evaluation_seconds: float = 0.0
+    metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
+    eval_seconds: float = 0.0
     best: float = math.inf
     evals_since_best: int = 0
 
-    def judge(self, monitor: float) -> None:
-        """Takes note of how bad an evaluation was."""
-        self.best, self.evals_since_best = (
-            (monitor, 0) if monitor < self.best else (self.best, self.evals_since_best + 1)
-        )
+    def update_best(self, value: float) -> None:
+        """Record the monitored value of an evaluation."""
+        is_better = value < self.best
+        self.best = value if is_better else self.best
+        self.evals_since_best = 0 if is_better else self.evals_since_best + 1
 
-
-def batches_of_step(step: int, setup: TrainingContext) -> list[Batch]:
-    """Returns this rank's micro-batches of a step, as many as any other's: a function of data, seed, step and rank alone."""
-    seed = setup.config.seed
-    phase = setup.phase(step)[1]
-    examples = []
-    for epoch, i in setup.ranks.share(_examples(step, setup)):
-        rng = example_generator(seed, epoch, i)
-        examples.append((i, setup.objective.corrupt(phase.examples.get_example(i, rng), rng)))
-    fewest, rest = divmod(phase.batch.rows, setup.ranks.world_size)
-    most = fewest + (rest > 0)
-    number = math.ceil(most / (phase.batch.micro_rows or most))
-    if phase.batch.micro_tokens and isinstance(phase.examples, TaskExamples):
-        whole = sum(
-            int(phase.examples.sizes[i]) for _, i in _examples(step, setup)
-        )  # over all ranks, as all must agree
-        number = max(number, math.ceil(whole / setup.ranks.world_size / phase.batch.micro_tokens))
-    number = min(fewest, number)  # ranks wait for each other at each forward
-    return [collate([e for _, e in part], [i for i, _ in part]) for part in slices(examples, number)]
-
-
-def add_gradients(
-    module: nn.Module,
-    batches: Sequence[Batch],
-    setup: TrainingContext,
-    step: int,
-    sums: MetricAccumulator,
-    counts: dict[str, float],
-    recorded: CudaGraphStep | None = None,
-) -> None:
-    """Adds the gradient of a step's loss, micro-batch by micro-batch, each divided by the count of the whole step.
-
-    Args:
-        module: Its forward gives the summed losses; the gradients of its parameters are added to.
-        batches: This rank's micro-batches of the step.
-        setup: Device, precision and ranks.
-        step: From 0; dropout is seeded from (seed, step, rank, number of the micro-batch).
-        sums: Losses are added to it.
-        counts: Scored places of the whole step, over all micro-batches and ranks, for each loss.
-        recorded: Does forward and backward in the module's place; see `make_cuda_graph_step`.
-    """
-    for number, batch in enumerate(batches):
-        torch.manual_seed(_dropout_seed(setup.config.seed, step, setup.ranks.rank, number))
-        if recorded is not None:
-            losses = recorded.add(batch, {name: 1 / max(1.0, count) for name, count in counts.items()})
-        else:
-            batch = batch.to(setup.device)
-            with gradient_sync(module, number == len(batches) - 1):
-                with autocast(setup.device, setup.precision):
-                    losses = module(batch)
-                shares = [loss.total / max(1.0, counts[name]) for name, loss in losses.items()]
-                (setup.ranks.world_size * torch.stack(shares).sum()).backward()  # type: ignore[no-untyped-call]
-        for name, loss in losses.items():
-            sums.add_loss(name, loss.total, loss.correct, loss.count)
-
-
-def make_cuda_graph_step(module: nn.Module, setup: TrainingContext) -> CudaGraphStep | None:
-    """Returns what records forward and backward as CUDA graphs, for pre-training on one GPU whose blocks are compiled; else None."""
-    if setup.device.type != "cuda" or setup.ranks.world_size > 1 or not isinstance(module, LossModule):
-        return None
-    is_wanted = setup.environment.get("compile") and isinstance(setup.config, RunConfig)
-    return CudaGraphStep(module, setup.precision) if is_wanted else None
+    def log_fields(self) -> dict[str, float]:
+        """Return the fields that every line of the log has."""
+        return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
 
 
 def train(
     model: Model,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    setup: TrainingContext,
-    at: TrainState,
+    context: TrainingContext,
+    state: TrainState,
     *,
     progress: Progress,
 ) -> dict[str, float]:
-    """Trains from where `at` stands to the last step, and returns the last held-out figures.
+    """Train from `state` to the end of the budget and return the last validation metrics.
 
     Args:
         model: Body and heads.
-        module: The same, with the loss, as it is distributed over the ranks.
-        optimizer: Over the module's parameters.
-        setup: All else.
-        at: Moved on step by step.
-        progress: Told how far it is.
+        module: Model and loss, distributed over the ranks.
+        optimizer: Optimizer of the module's parameters.
+        state: Updated in place.
 
     Raises:
-        TrainingError: The loss or the gradient is not finite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM on any rank, after the step under way is done, and saved where the run keeps checkpoints.
+        TrainingError: Loss or gradient is not finite.
+        KeyboardInterrupt: Ctrl-C or SIGTERM on any rank; raised after the current step, and after a checkpoint if the
+            run saves them.
     """
-    config, ranks, timetable = setup.config, setup.ranks, setup.timetable
-    log_path = setup.folder / "log.jsonl" if ranks.is_first else None
-    log = RunLog(log_path, after_step=at.step, tensorboard=config.tensorboard)
-    sums = at.sums
-    began = time.perf_counter() - at.seconds
-    last_saved = at.step
-    evaluated_at, note, shown = -1, "", at.seconds
-    figures: dict[str, float] = {}
+    config, ranks, budget = context.config, context.ranks, context.budget
+    log_path = context.folder / "log.jsonl" if ranks.is_main else None
+    log = RunLog(log_path, after_step=state.step, tensorboard=config.tensorboard)
+    start_time = time.perf_counter() - state.seconds
+    patience = getattr(config.evaluation, "patience", None) or math.inf
+    val_metrics: dict[str, float] = {}
+    last_saved, last_evaluated = state.step, -1
 
     def evaluate(*, is_logged: bool = True) -> None:
-        nonlocal figures, evaluated_at
+        nonlocal val_metrics, last_evaluated
         started = time.perf_counter()
-        figures = dict(setup.evaluate(module)) if setup.evaluate is not None else {}
-        fills = setup.fill(module) if setup.fill is not None else {}
-        listed = {name: rows for name, rows in fills.items() if isinstance(rows, list)}
-        figures |= {name: value for name, value in fills.items() if name not in listed}
-        evaluated_at, at.seconds = at.step, time.perf_counter() - began
-        if not all(map(math.isfinite, figures.values())):
-            raise TrainingError(_not_finite("held-out loss is", at.step, last_saved, setup))
-        if figures and is_logged:
-            where = {"step": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3)}
-            log.write(kind="evaluation", **where, **figures)
-            for name, rows in listed.items():
-                log.write(kind=name, **where, **{name: rows})
-            progress.say(f"step {at.step}: {setup.describe(figures)}")
-        if is_logged and (now := setup.monitor(figures)) is not None:
-            at.judge(now)
+        val_metrics = dict(context.evaluate(module)) if context.evaluate is not None else {}
+        samples = context.sample_fn(module) if context.sample_fn is not None else {}
+        lists = {name: value for name, value in samples.items() if isinstance(value, list)}
+        val_metrics |= {name: value for name, value in samples.items() if name not in lists}
+        last_evaluated, state.seconds = state.step, time.perf_counter() - start_time
+        if not all(map(math.isfinite, val_metrics.values())):
+            raise TrainingError(_not_finite("validation loss", state.step, last_saved, context))
+        if val_metrics and is_logged:
+            log.write(kind="evaluation", **state.log_fields(), **val_metrics)
+            for name, rows in lists.items():
+                log.write(kind=name, **state.log_fields(), **{name: rows})
+            progress.say(f"step {state.step} | {context.describe(val_metrics)}")
+        if is_logged and (value := context.monitor(val_metrics)) is not None:
+            state.update_best(value)
         module.train()
-        at.evaluation_seconds = time.perf_counter() - started
-        sums.leave_out(at.evaluation_seconds)
+        state.eval_seconds = time.perf_counter() - started
+        state.metrics.exclude_time(state.eval_seconds)
 
     def save() -> None:
+        nonlocal last_saved
         started = time.perf_counter()
-        at.seconds = started - began
-        is_finite = all(bool(_local(p).isfinite().all()) for p in model.parameters())
-        if ranks.largest([float(not is_finite)])[0]:
-            raise TrainingError(_not_finite("weights are", at.step, last_saved, setup))
-        held_out = setup.monitor(figures) if evaluated_at == at.step else None
+        state.seconds = started - start_time
+        # Never replace a good checkpoint by weights that are not finite on some rank.
+        is_finite = all(bool(_local_shard(p).isfinite().all()) for p in model.parameters())
+        if ranks.all_reduce_max([float(not is_finite)])[0]:
+            raise TrainingError(_not_finite("weights", state.step, last_saved, context))
         checkpoint = Checkpoint(
-            at.step,
-            at.tokens,
-            at.seconds,
-            to_toml(config),
-            setup.phases[0].examples.fingerprint,
-            setup.environment,
-            sums.state(),
-            held_out,
+            step=state.step,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            config_toml=to_toml(config),
+            data_fingerprint=context.phases[0].examples.fingerprint,
+            environment=context.environment,
+            sums=state.metrics.state(),
+            held_out_loss=context.monitor(val_metrics) if last_evaluated == state.step else None,
         )
-        folder = setup.folder / "checkpoints"
-        keep = config.checkpoints.keep
         save_checkpoint(
-            folder, model, optimizer, checkpoint, tokenizer=setup.tokenizer, keep=keep, ranks=ranks, task=setup.task
+            context.folder / "checkpoints",
+            model,
+            optimizer,
+            checkpoint,
+            tokenizer=context.tokenizer,
+            keep=config.checkpoints.keep,
+            ranks=ranks,
+            task=context.task,
         )
-        sums.leave_out(time.perf_counter() - started)
+        last_saved = state.step
+        state.metrics.exclude_time(time.perf_counter() - started)
 
-    patience = getattr(config.evaluation, "patience", None) or math.inf
-    is_over = timetable.is_last(at.step) or at.evals_since_best >= patience
-    if (at.step == 0 and isinstance(config, RunConfig)) or is_over:
-        evaluate(is_logged=at.step == 0)  # a finished run, asked again, tells its figures
-    timed = timetable.seconds
-    progress.start("training", total=timed or timetable.num_steps, unit="seconds" if timed else "steps")
-    progress.advance(at.seconds if timed else at.step)
+    # Pre-training logs the metrics of the untrained model. Resuming a completed run only evaluates it again.
+    is_complete = budget.is_last(state.step) or state.evals_since_best >= patience
+    if is_complete or (state.step == 0 and isinstance(config, RunConfig)):
+        evaluate(is_logged=state.step == 0)
+    if is_complete:
+        steps = range(0)
+    else:
+        steps = range(state.step, budget.num_steps if budget.num_steps is not None else 2**62)
+
+    # The progress bar shows steps, or seconds for a wall-clock budget.
+    is_timed = budget.seconds is not None
+    progress.start("training", total=budget.seconds or budget.num_steps, unit="seconds" if is_timed else "steps")
+    progress.advance(state.seconds if is_timed else state.step)
+    note, shown_seconds = "", state.seconds
+
     module.train()
     if ranks.world_size > 1:
-        warm_up_ddp_buckets(module, batches_of_step(at.step, setup)[0].to(setup.device))
-    recorded = make_cuda_graph_step(module, setup)
+        warm_up_ddp_buckets(module, batches_of_step(state.step, context)[0].to(context.device))
+    cuda_graph_step = make_cuda_graph_step(module, context)
     try:
-        with GracefulInterrupt() as stop:
-            steps = range(0) if is_over else _steps_left(at.step, timetable)
-            for batches in prefetch(lambda step: batches_of_step(step, setup), steps):
-                own = [setup.objective.counts(batch) for batch in batches]
-                names = list(own[0])
-                scored = [sum(count[name] for count in own) for name in names]
-                *totals, tokens, displaced, flops = ranks.sum([*scored, *_sizes(batches, model, setup)])
+        with GracefulInterrupt() as interrupt:
+            for batches in prefetch(lambda step: batches_of_step(step, context), steps):
+                # Global label counts first: every micro-batch is normalized by the totals over all ranks.
+                counts_of_batches = [context.objective.counts(batch) for batch in batches]
+                names = list(counts_of_batches[0])
+                local_counts = [sum(counts[name] for counts in counts_of_batches) for name in names]
+                local_sizes = _batch_sizes(batches, model, context)
+                *totals, tokens, num_dropped, flops = ranks.all_reduce_sum([*local_counts, *local_sizes])
                 counts = dict(zip(names, totals, strict=True))
-                add_gradients(module, batches, setup, at.step, sums, counts, recorded)
-                norm = clip_grad_norm(optimizer, module.parameters(), config.optimizer.clip_norm)
-                if not torch.isfinite(norm):
-                    raise TrainingError(_not_finite("gradient is", at.step, last_saved, setup))
-                rate = config.optimizer.learning_rate * timetable.factor(at.step)
+
+                # Forward, backward, gradient accumulation.
+                add_gradients(module, batches, context, state.step, state.metrics, counts, cuda_graph_step)
+
+                # Clip, set the learning rate, step.
+                grad_norm = clip_grad_norm(optimizer, module.parameters(), config.optimizer.max_grad_norm)
+                if not torch.isfinite(grad_norm):
+                    raise TrainingError(_not_finite("gradient", state.step, last_saved, context))
+                learning_rate = config.optimizer.learning_rate * budget.lr_factor(state.step)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * group.get("scale", 1.0)
+                    group["lr"] = learning_rate * group.get("scale", 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 model.body.embeddings.word.clear_gradient([batch.input_ids for batch in batches])
 
-                batch_config = setup.phase(at.step)[1].batch
-                at.step += 1
-                at.tokens += int(tokens)
-                places = batch_config.rows * batch_config.row_length if isinstance(config, RunConfig) else 0
-                sums.add_step(tokens=int(tokens), places=places, displaced=int(displaced), flops=flops)
-                before, at.seconds = at.seconds, time.perf_counter() - began
-                progress.advance(at.seconds - shown if timed else 1, note)
-                shown = at.seconds
-                agreed = _agree(timetable, stop.is_requested, before, at, config, ranks)
-                is_last = timetable.is_last(at.step)
-                if at.step % config.log_every == 0 or is_last:
-                    line = sums.take(peak=setup.peak)
-                    where = {"step": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3)}
-                    log.write(kind="train", **where, **line, learning_rate=rate, gradient_norm=float(norm))
-                    note = (f"step {at.step}, " if timed else "") + _line(line)
-                if agreed.evaluate or is_last:
+                # Count the step, its tokens and its time.
+                batch_config = context.phase(state.step)[1].batch
+                capacity = batch_config.size * batch_config.sequence_length if isinstance(config, RunConfig) else 0
+                state.step += 1
+                state.tokens += int(tokens)
+                state.metrics.add_step(tokens=int(tokens), capacity=capacity, num_dropped=int(num_dropped), flops=flops)
+                previous_seconds, state.seconds = state.seconds, time.perf_counter() - start_time
+                progress.advance(state.seconds - shown_seconds if is_timed else 1, note)
+                shown_seconds = state.seconds
+
+                # Agree with the other ranks on what is due now; a wall-clock budget may fix the last step here.
+                due = _agree_on_actions(context, state, previous_seconds, is_interrupted=interrupt.is_requested)
+                is_last = budget.is_last(state.step)
+
+                # Log training metrics.
+                if state.step % config.log_every == 0 or is_last:
+                    line = state.metrics.flush(peak_flops=context.peak_flops)
+                    rates = {"learning_rate": learning_rate, "gradient_norm": float(grad_norm)}
+                    log.write(kind="train", **state.log_fields(), **line, **rates)
+                    note = (f"step {state.step} | " if is_timed else "") + _describe_training(line)
+
+                # Evaluate on held-out data; stop early.
+                if due.evaluate or is_last:
                     evaluate()
-                    is_last = is_last or at.evals_since_best >= patience
-                is_best = (
-                    patience < math.inf and evaluated_at == at.step and at.evals_since_best == 0
-                )  # what the run will end with
-                if setup.is_saved and (agreed.save or is_best or is_last or agreed.stop):
+                    is_last = is_last or state.evals_since_best >= patience
+
+                # Save a checkpoint. With early stopping, each new best model is saved: the run returns it.
+                is_best = patience < math.inf and last_evaluated == state.step and state.evals_since_best == 0
+                if context.saves_checkpoints and (due.save or is_best or is_last or due.stop):
                     save()
-                    last_saved = at.step
+
+                # Stop at the end of the budget, or on Ctrl-C or SIGTERM.
                 if is_last:
                     break
-                if agreed.stop:
-                    of = f" of {timetable.num_steps}" if timetable.num_steps else ""
-                    saved = " and saved: go on with --resume" if setup.is_saved else ""
-                    progress.say(f"stopped after step {at.step}{of}{saved}")
-                    stop.act()
+                if due.stop:
+                    total = f" of {budget.num_steps}" if budget.num_steps else ""
+                    saved = " Checkpoint saved; continue with --resume." if context.saves_checkpoints else ""
+                    progress.say(f"Stopped after step {state.step}{total}.{saved}")
+                    interrupt.raise_interrupt()
     finally:
         log.close()
-    return figures
+    return val_metrics
+
+
+def batches_of_step(step: int, context: TrainingContext) -> list[Batch]:
+    """Return this rank's micro-batches of a step: a function of data, seed, step and rank alone."""
+    seed, ranks = context.config.seed, context.ranks
+    phase = context.phase(step)[1]
+    numbers = _example_numbers(step, context)
+    examples = []
+    for epoch, i in ranks.shard(numbers):
+        rng = example_generator(seed, epoch, i)
+        examples.append((i, context.objective.corrupt(phase.examples.get_example(i, rng), rng)))
+
+    # Number of micro-batches, from global sizes: every rank must run the same number of forward passes (collectives).
+    fewest = phase.batch.size // ranks.world_size
+    most = math.ceil(phase.batch.size / ranks.world_size)
+    number = math.ceil(most / (phase.batch.micro_size or most))
+    if phase.batch.micro_tokens and isinstance(phase.examples, TaskExamples):
+        num_tokens = sum(int(phase.examples.sizes[i]) for _, i in numbers)
+        number = max(number, math.ceil(num_tokens / ranks.world_size / phase.batch.micro_tokens))
+    parts = slices(examples, min(fewest, number))
+    return [collate([example for _, example in part], [i for i, _ in part]) for part in parts]
+
+
+def add_gradients(
+    module: nn.Module,
+    batches: Sequence[Batch],
+    context: TrainingContext,
+    step: int,
+    metrics: MetricAccumulator,
+    counts: dict[str, float],
+    cuda_graph_step: CudaGraphStep | None = None,
+) -> None:
+    """Accumulate the gradient of a step's loss over its micro-batches, and the losses in `metrics`.
+
+    Args:
+        module: Returns summed losses; the gradients of its parameters are added to.
+        batches: This rank's micro-batches of the step.
+        step: From 0; dropout is seeded from (seed, step, rank, number of the micro-batch).
+        counts: Scored positions of the step by loss, over all micro-batches and ranks: the losses' denominators.
+        cuda_graph_step: Replaces the module's forward and backward; see `make_cuda_graph_step`.
+    """
+    for number, batch in enumerate(batches):
+        torch.manual_seed(_dropout_seed(context.config.seed, step, context.ranks.rank, number))
+        if cuda_graph_step is not None:
+            losses = cuda_graph_step.add(batch, {name: 1 / max(1.0, count) for name, count in counts.items()})
+        else:
+            batch = batch.to(context.device)
+            with gradient_sync(module, number == len(batches) - 1):
+                with autocast(context.device, context.precision):
+                    losses = module(batch)
+                means = [loss.total / max(1.0, counts[name]) for name, loss in losses.items()]
+                # DDP and FSDP average gradients over ranks; the counts are global, so undo it.
+                (context.ranks.world_size * torch.stack(means).sum()).backward()  # type: ignore[no-untyped-call]
+        for name, loss in losses.items():
+            metrics.add_loss(name, loss.total, loss.correct, loss.count)
+
+
+def make_cuda_graph_step(module: nn.Module, context: TrainingContext) -> CudaGraphStep | None:
+    """Return forward and backward as CUDA graphs for compiled pre-training on one GPU; None otherwise."""
+    if context.device.type != "cuda" or context.ranks.world_size > 1 or not isinstance(module, LossModule):
+        return None
+    is_wanted = context.environment.get("compile") and isinstance(context.config, RunConfig)
+    return CudaGraphStep(module, context.precision) if is_wanted else None
 
 
 @dataclass(frozen=True)
-class _Agreed:
-    """What all ranks do after a step."""
-
+class _Actions:
     stop: bool
     evaluate: bool
     save: bool
 
 
-def _agree(
-    timetable: TrainingBudget,
-    is_stopping: bool,
-    before: float,
-    at: TrainState,
-    config: RunConfig | FinetuneConfig,
-    ranks: DistributedContext,
-) -> _Agreed:
-    """Returns what all ranks do after a step: stop if one was told to, and whatever else the first one's clock says."""
-    now: dict[str, Any] = {"step": at.step, "seconds": at.seconds, "before": before}
-    decision = timetable.decide(at.step, at.seconds) if ranks.is_first else None
-    evaluates = saves = False
-    if ranks.is_first:
-        evaluates = timetable.is_due(
-            every=config.evaluation.every, times=20, at_least=config.log_every, cost=at.evaluation_seconds, **now
+def _agree_on_actions(
+    context: TrainingContext, state: TrainState, previous_seconds: float, *, is_interrupted: bool
+) -> _Actions:
+    """Return what all ranks do after a step: stop if any was interrupted; the clock of rank 0 decides the rest."""
+    config, budget, ranks = context.config, context.budget, context.ranks
+    evaluate = save = False
+    decision = None
+    if ranks.is_main:
+        decision = budget.decide(state.step, state.seconds)
+        now: dict[str, Any] = {"step": state.step, "seconds": state.seconds, "previous_seconds": previous_seconds}
+        evaluate = budget.is_due(
+            every=config.evaluation.every, times=20, min_steps=config.log_every, cost=state.eval_seconds, **now
         )
-        saves = timetable.is_due(every=config.checkpoints.every, times=10, at_least=config.log_every, **now)
+        save = budget.is_due(every=config.checkpoints.every, times=10, min_steps=config.log_every, **now)
     steps = [float(decision.decay_step), float(decision.last_step)] if decision else [0.0, 0.0]
-    stop, evaluate, save, decay, last = ranks.largest([float(is_stopping), float(evaluates), float(saves), *steps])
-    if last:
-        timetable.take(DecayDecision(timetable.seconds or 0.0, int(decay), int(last)))
-    return _Agreed(bool(stop), bool(evaluate), bool(save))
+    flags = [float(is_interrupted), float(evaluate), float(save)]
+    stop_any, evaluate_any, save_any, decay_step, last_step = ranks.all_reduce_max([*flags, *steps])
+    if last_step:
+        budget.record(DecayDecision(budget.seconds or 0.0, int(decay_step), int(last_step)))
+    return _Actions(bool(stop_any), bool(evaluate_any), bool(save_any))
 
 
-def _examples(step: int, setup: TrainingContext) -> list[tuple[int, int]]:
-    """Returns (epoch, number) of the examples of a step, over all ranks; each phase counts epochs of its own."""
-    number, phase = setup.phase(step)
+def _example_numbers(step: int, context: TrainingContext) -> list[tuple[int, int]]:
+    """Return (epoch, number) of a step's examples, over all ranks; each phase counts epochs of its own."""
+    number, phase = context.phase(step)
     numbers = examples_of_step(
         step - phase.first_step,
-        batch_size=phase.batch.rows,
+        batch_size=phase.batch.size,
         num_examples=len(phase.examples),
-        seed=setup.config.seed,
+        seed=context.config.seed,
     )
     return [(epoch + (number << 32), i) for epoch, i in numbers]
 
 
-def _steps_left(step: int, timetable: TrainingBudget) -> range:
-    return range(step, timetable.num_steps if timetable.num_steps is not None else 2**62)
-
-
-def _sizes(batches: Sequence[Batch], model: Model, setup: TrainingContext) -> tuple[float, float, float]:
-    """Returns tokens, displaced tokens and floating-point operations of some batches."""
+def _batch_sizes(batches: Sequence[Batch], model: Model, context: TrainingContext) -> tuple[float, float, float]:
+    """Return tokens, dropped tokens and floating-point operations of some batches."""
     tokens = sum(len(batch.input_ids) for batch in batches)
-    flops = sum(step_flops(model, batch, num_rows=num_scored_positions(setup.objective, batch)) for batch in batches)
-    return tokens, sum(batch.num_dropped_tokens for batch in batches), flops
+    num_dropped = sum(batch.num_dropped_tokens for batch in batches)
+    flops = sum(step_flops(model, batch, num_rows=num_scored_positions(context.objective, batch)) for batch in batches)
+    return tokens, num_dropped, flops
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns this rank's part of a tensor that is sharded."""
+def _local_shard(tensor: torch.Tensor) -> torch.Tensor:
     local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
 
 
-def _held_out_loss(figures: dict[str, float]) -> float | None:
-    """Returns the sum of the held-out losses that are trained, by which checkpoints are compared."""
-    losses = [v for name, v in figures.items() if name.endswith("_loss") and name != "held_out_unigram_loss"]
+def _held_out_loss(metrics: dict[str, float]) -> float | None:
+    """Return the sum of the validation losses; the baseline is not one of them."""
+    losses = [v for name, v in metrics.items() if name.endswith("_loss") and name != "held_out_unigram_loss"]
     return sum(losses) if losses else None
 
 
 def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
-    """Returns the seed of a forward's dropout. The high bit keeps its stream apart from those of the examples."""
+    """Return the dropout seed of a forward pass; the high bit separates its stream from those of the examples."""
     return int(example_generator(seed, step, 2**63 + (rank << 32) + micro_batch).integers(2**63))
 
 
-def _line(figures: dict[str, float]) -> str:
-    """Returns the figures a person wants to see while training."""
-    names = [name.removesuffix("_loss") for name in figures if name.endswith("_loss")]
-    losses = [f"loss {figures[f'{name}_loss']:.3f}{_LABELS.get(name, '')}" for name in names]
-    return ", ".join([*losses, f"{figures['tokens_per_second']:,.0f} tokens/s"])
+def _describe_training(metrics: dict[str, float]) -> str:
+    losses = {name: value for name, value in metrics.items() if name.endswith("_loss")}
+    parts = [f"{_SHORT_NAMES.get(name, name)} {value:.3f}" for name, value in losses.items()]
+    return " | ".join([*parts, f"{metrics['tokens_per_second']:,.0f} tok/s"])
 
 
-_LABELS = {"next_sentence": " (next sentence)", "sentence_order": " (sentence order)"}
+_SHORT_NAMES = {"masked_lm_loss": "loss", "causal_lm_loss": "loss"}
 
 
-def _held_out_line(figures: dict[str, float]) -> str:
-    """Returns held-out figures, each beside what can be had without reading."""
-    told = {name.removeprefix("held_out_"): value for name, value in figures.items()}
-    name, words = ("causal_lm", "next") if "causal_lm_loss" in told else ("masked_lm", "hidden")
+def _describe_held_out(metrics: dict[str, float]) -> str:
+    """Format validation metrics, each next to its baseline."""
+    values = {name.removeprefix("held_out_"): value for name, value in metrics.items()}
+    name = "causal_lm" if "causal_lm_loss" in values else "masked_lm"
     parts = [
-        f"held-out loss {told[f'{name}_loss']:.3f} (word frequency {told['unigram_loss']:.3f})",
-        f"{told[f'{name}_accuracy']:.1%} of {words} words right ({told['unigram_accuracy']:.1%})",
+        f"val_loss {values[f'{name}_loss']:.3f} | unigram {values['unigram_loss']:.3f}",
+        f"accuracy {values[f'{name}_accuracy']:.1%} | unigram {values['unigram_accuracy']:.1%}",
     ]
-    if "bits_per_byte" in told:
-        parts.append(f"{told['bits_per_byte']:.3f} bits per byte")
-    for question in ("next_sentence", "sentence_order"):
-        if f"{question}_accuracy" in told:
-            name = question.replace("_", " ")
-            parts.append(f"{name} {told[f'{question}_accuracy']:.1%} ({told['majority_accuracy']:.1%})")
-    if "blank_accuracy" in told:
-        parts.append(f"blanks {told['blank_accuracy']:.1%} ({told['blank_constant_accuracy']:.1%})")
-    return ", ".join(parts)
+    if "bits_per_byte" in values:
+        parts.append(f"bits_per_byte {values['bits_per_byte']:.3f}")
+    for head in ("next_sentence", "sentence_order"):
+        if f"{head}_accuracy" in values:
+            parts.append(f"{head} {values[f'{head}_accuracy']:.1%} | majority {values['majority_accuracy']:.1%}")
+    if "blank_accuracy" in values:
+        parts.append(f"cloze {values['blank_accuracy']:.1%} | constant {values['blank_constant_accuracy']:.1%}")
+    return " | ".join(parts)
 
 
-def _not_finite(what: str, step: int, last_saved: int, setup: TrainingContext) -> str:
-    numbers = [i for _, i in _examples(step, setup)]
+def _not_finite(what: str, step: int, last_saved: int, context: TrainingContext) -> str:
+    numbers = [i for _, i in _example_numbers(step, context)]
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-    way_back = f"{setup.folder}/checkpoints/step-{last_saved:08d}" if last_saved else "none yet"
+    checkpoint = f"{context.folder}/checkpoints/step-{last_saved:08d}" if last_saved else "none"
     return (
-        f"step {step}: the {what} not finite (examples {shown}); last good checkpoint: {way_back}. "
-        "Lower optimizer.learning_rate or lengthen the warm-up, and start again (--overwrite, or another --out)"
+        f"Step {step}: {what} not finite (examples {shown}; last good checkpoint: {checkpoint}). "
+        "Lower optimizer.learning_rate or lengthen the warm-up, and start again with --overwrite or another --out."
     )

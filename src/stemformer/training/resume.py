@@ -1,4 +1,4 @@
-"""A run that was begun goes on: found, checked against what is asked now, and its folder made ready."""
+"""Resume a run: find its checkpoint, validate its configuration, prepare its directory."""
 
 import math
 import shutil
@@ -15,78 +15,15 @@ from stemformer.io import write_file
 from stemformer.models.model import Model
 from stemformer.progress import Progress
 from stemformer.training.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, read_checkpoint
-from stemformer.training.config import MAY_CHANGE, FinetuneConfig, RunConfig, config_class
+from stemformer.training.config import MAY_CHANGE, RENAMED_SETTINGS, FinetuneConfig, RunConfig, read_run_config
 from stemformer.training.distributed import mark_started
 from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import TrainingContext, TrainState
 
 Config = TypeVar("Config", RunConfig, FinetuneConfig)
-"""Of pre-training or of fine-tuning."""
+"""Configuration of pre-training or of fine-tuning."""
 
-
-@dataclass(frozen=True)
-class ResumePoint(Generic[Config]):
-    """A run that goes on: its newest whole checkpoint and what that says, newer ones that are damaged, and its configuration."""
-
-    newest: Path
-    told: Checkpoint
-    damaged: list[Path]
-    config: Config
-
-
-def find_checkpoint(
-    folder: Path, kind: type[Config], recipe: str | None, progress: Progress
-) -> ResumePoint[Config] | None:
-    """Returns the run of a folder; None where it has no checkpoint yet, so that nothing is lost by beginning again.
-
-    Args:
-        folder: Of the run; it need not be there.
-        kind: Its configuration's class.
-        recipe: That was asked for, of pre-training.
-        progress: Told what was passed over.
-
-    Raises:
-        CheckpointError: The folder holds something else, or a run of another recipe.
-        ConfigError: It holds a run of another kind.
-    """
-    checkpoints = folder / "checkpoints"
-    if not any(checkpoints.glob("step-????????")):
-        there = folder.iterdir() if folder.is_dir() else ()
-        holds = sorted(path.name for path in there if path.name != "config.toml.tmp")
-        if "final" in holds and "config.toml" in holds:
-            raise CheckpointError(
-                f"{folder} holds a finished model without checkpoints to go on from: train it further with --init {folder}/final "
-                "and another --out, or give --overwrite"
-            )
-        strange = [name for name in holds if not name.startswith(_OF_A_RUN)]
-        if strange or (holds and "config.toml" not in holds):
-            shown = ", ".join((strange or holds)[:3])
-            raise CheckpointError(f"{folder} holds {shown}, but no run to resume: give another --out")
-        if holds:
-            file = folder / "config.toml"
-            _read_config(kind, file)  # a run of another kind is not replaced
-        if recipe is not None or kind is FinetuneConfig:
-            progress.say(f"{folder} has no checkpoint yet: the run begins")
-        return None
-    newest, faults = newest_checkpoint(checkpoints)
-    for fault in faults:
-        progress.say(f"passed over {fault}")
-    file = newest / "config.toml"  # its bytes are vouched for by the checkpoint
-    stored = _read_config(kind, file)
-    of = getattr(stored, "recipe", recipe)
-    if recipe not in (None, of):
-        raise CheckpointError(f"the run in {folder} is a {of}, not a {recipe}: resume it without --recipe")
-    return ResumePoint(
-        newest, read_checkpoint(newest), [checkpoints / fault.partition(":")[0] for fault in faults], stored
-    )
-
-
-def _read_config(kind: type[Config], file: Path) -> Config:
-    text = file.read_text(encoding="utf-8")
-    return from_toml(config_class(text, str(file)) if kind is RunConfig else kind, text, source=str(file))  # type: ignore[return-value]
-
-
-_OF_A_RUN = (
+_RUN_FILES = (
     "config.toml",
     "checkpoints",
     "log.jsonl",
@@ -96,90 +33,162 @@ _OF_A_RUN = (
     "events.out.",
     "final.",
 )
-"""How the names begin of what a run without a checkpoint may have written."""
+"""Prefixes of the names that a run without a checkpoint may have written."""
+
+
+@dataclass(frozen=True)
+class ResumePoint(Generic[Config]):
+    """Newest valid checkpoint of a run, newer ones that are damaged, and the stored configuration."""
+
+    path: Path
+    checkpoint: Checkpoint
+    damaged: list[Path]
+    config: Config
+
+
+def find_checkpoint(
+    folder: Path, kind: type[Config], recipe: str | None, progress: Progress
+) -> ResumePoint[Config] | None:
+    """Return where to resume the run in a directory, or None if it has no checkpoint yet.
+
+    Args:
+        folder: Run directory; it may be missing.
+        kind: Class of its configuration.
+        recipe: Requested recipe of pre-training, if any.
+
+    Raises:
+        CheckpointError: The directory holds something else, or a run of another recipe.
+        ConfigError: It holds a run of another kind.
+    """
+    checkpoints = folder / "checkpoints"
+    if not any(checkpoints.glob("step-????????")):
+        entries = folder.iterdir() if folder.is_dir() else ()
+        names = sorted(path.name for path in entries if path.name != "config.toml.tmp")
+        if "final" in names and "config.toml" in names:
+            raise CheckpointError(
+                f"{folder} holds a finished model without checkpoints to resume from. "
+                f"Continue training with --init {folder}/final and another --out, or pass --overwrite."
+            )
+        foreign = [name for name in names if not name.startswith(_RUN_FILES)]
+        if foreign or (names and "config.toml" not in names):
+            raise CheckpointError(
+                f"{folder} holds {', '.join((foreign or names)[:3])}, but no run to resume. Pass another --out."
+            )
+        if names:
+            _read_config(kind, folder / "config.toml")  # Do not replace a run of another kind.
+        if recipe is not None or kind is FinetuneConfig:
+            progress.say(f"{folder} has no checkpoint yet; starting the run from the beginning")
+        return None
+    path, faults = newest_checkpoint(checkpoints)
+    for fault in faults:
+        progress.say(f"Skipping {fault}")
+    # The checkpoint's own copy of the configuration is checksummed.
+    config = _read_config(kind, path / "config.toml")
+    stored_recipe = getattr(config, "recipe", recipe)
+    if recipe not in (None, stored_recipe):
+        raise CheckpointError(
+            f"The run in {folder} has recipe '{stored_recipe}', not '{recipe}'. Resume it without --recipe."
+        )
+    damaged = [checkpoints / fault.partition(":")[0] for fault in faults]
+    return ResumePoint(path, read_checkpoint(path), damaged, config)
+
+
+def _read_config(kind: type[Config], file: Path) -> Config:
+    text = file.read_text(encoding="utf-8")
+    if kind is RunConfig:
+        return read_run_config(text, source=str(file))  # type: ignore[return-value]
+    return from_toml(kind, text, source=str(file), renamed=RENAMED_SETTINGS)
 
 
 def check_config_unchanged(
     stored: Any,
-    now: Any,
+    current: Any,
     *,
     may_change: tuple[str, ...] = MAY_CHANGE,
     more: Iterable[tuple[str, Any, Any]] = (),
     what: str = "this run",
 ) -> None:
-    """Refuses settings that something cannot go on with.
+    """Check that a resumed run keeps its settings.
 
     Args:
-        stored: Its configuration.
-        now: The one that was asked for.
-        may_change: How keys begin that may differ.
-        more: Further differences: key, before, now.
-        what: That goes on.
+        may_change: Prefixes of the keys that may differ.
+        more: Further differences: key, stored value, current value.
+        what: Name of the run in the error message.
 
     Raises:
-        CheckpointError: Which settings differ, with both values.
+        CheckpointError: Settings differ; the message has both values.
     """
-    changed = [(k, a, b) for k, a, b in differences(stored, now) if not k.startswith(may_change)]
+    changed = [(k, a, b) for k, a, b in differences(stored, current) if not k.startswith(may_change)]
     if changed := [*changed, *more]:
-        told = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
+        changes = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
         raise CheckpointError(
-            f"{what} cannot go on with other settings ({told}): leave them as they were, or give another --out"
+            f"Cannot resume {what} with other settings ({changes}). Keep them as they were, or pass another --out."
         )
 
 
 def prepare_run_dir(
-    folder: Path, found: ResumePoint[Any] | None, config: RunConfig | FinetuneConfig, progress: Progress
+    folder: Path, resume_point: ResumePoint[Any] | None, config: RunConfig | FinetuneConfig, progress: Progress
 ) -> None:
-    """Writes the configuration, empties the folder of a new run, and puts aside what is damaged in one that goes on."""
+    """Write the configuration; empty the directory of a new run, or rename damaged checkpoints of a resumed one."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(
-        folder / "config.toml", [to_toml(config).encode()]
-    )  # first of all: by it, a run that is killed here is known as one
-    for path in sorted(folder.iterdir()) if found is None else []:
+    # Write the configuration first: it identifies a run that is killed right here.
+    write_file(folder / "config.toml", [to_toml(config).encode()])
+    for path in sorted(folder.iterdir()) if resume_point is None else []:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != "config.toml":
             path.unlink()
-    for damaged in found.damaged if found else []:  # out of the way of the steps that come again
-        aside = damaged.with_name(damaged.name + ".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        damaged.rename(aside)
+    # Their steps will be saved again under the same names.
+    for damaged in resume_point.damaged if resume_point else []:
+        renamed = damaged.with_name(damaged.name + ".damaged")
+        shutil.rmtree(renamed, ignore_errors=True)
+        damaged.rename(renamed)
     for pattern in ("final.tmp", "final.old", "checkpoints/step-????????.tmp", "checkpoints/step-????????.old"):
-        for left_over in folder.glob(pattern):
-            shutil.rmtree(left_over, ignore_errors=True)
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
     mark_started(folder)
 
 
-def validate_resume(found: ResumePoint[Any], setup: TrainingContext) -> None:
-    """Refuses data or a budget that the run cannot go on with, before anything is changed; follows what its clock decided."""
-    told = found.told
-    fingerprint = setup.phases[0].examples.fingerprint
-    if told.data_fingerprint != fingerprint:
+def validate_resume(resume_point: ResumePoint[Any], context: TrainingContext) -> None:
+    """Check data and budget of a resumed run before anything is changed, and replay the decision of its clock.
+
+    Raises:
+        CheckpointError: The data are not those of the checkpoint.
+        ConfigError: The budget is used up.
+    """
+    path, checkpoint, budget = resume_point.path, resume_point.checkpoint, context.budget
+    fingerprint = context.phases[0].examples.fingerprint
+    if checkpoint.data_fingerprint != fingerprint:
         raise CheckpointError(
-            f"{found.newest} was trained on other data (fingerprint {told.data_fingerprint[:12]}, now "
-            f"{fingerprint[:12]}): give the same --data, or start a new run"
+            f"{path} was trained on other data (fingerprint {checkpoint.data_fingerprint[:12]}, now "
+            f"{fingerprint[:12]}). Pass the same --data, or start a new run."
         )
-    setup.timetable.replay()
-    num_steps, seconds = setup.timetable.num_steps, setup.timetable.seconds
-    if num_steps is not None and told.step > num_steps:
+    budget.replay()
+    if budget.num_steps is not None and checkpoint.step > budget.num_steps:
         raise ConfigError(
-            f"{found.newest} stands at step {told.step}, the budget ends at {num_steps}: give a larger budget"
+            f"{path} is at step {checkpoint.step}, the budget ends at {budget.num_steps}. Pass a larger budget."
         )
-    if num_steps is None and told.seconds >= (seconds or math.inf):
+    if budget.num_steps is None and checkpoint.seconds >= (budget.seconds or math.inf):
         raise ConfigError(
-            f"{found.newest} has taken {told.seconds:,.0f} seconds, the budget is {seconds:,.0f}: give a larger --time"
+            f"{path} has trained for {checkpoint.seconds:,.0f} seconds, the budget is {budget.seconds:,.0f}. "
+            "Pass a larger --time."
         )
 
 
 def restore(
-    found: ResumePoint[Any], model: Model, optimizer: torch.optim.Optimizer, setup: TrainingContext, progress: Progress
+    resume_point: ResumePoint[Any],
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    context: TrainingContext,
+    progress: Progress,
 ) -> TrainState:
-    """Fills the optimizer from a checkpoint, and returns where it stands."""
-    told = found.told
-    for key, value in setup.environment.items():
-        if told.environment.get(key) != value:
-            progress.say(f"{key} was {told.environment.get(key)}, is now {value}: the run goes on, but not bit for bit")
-    num_steps = setup.timetable.num_steps
-    progress.say(f"goes on from {found.newest}, step {told.step}" + (f" of {num_steps}" if num_steps else ""))
-    load_optimizer(found.newest, model, optimizer)
-    return TrainState(told.step, told.tokens, told.seconds, MetricAccumulator(told.sums, setup.ranks))
+    """Load the optimizer from a checkpoint and return the state of the run."""
+    path, checkpoint = resume_point.path, resume_point.checkpoint
+    for key, value in context.environment.items():
+        if (stored := checkpoint.environment.get(key)) != value:
+            progress.say(f"{key} was {stored}, is now {value}: results will not be bit-for-bit those of a single run")
+    num_steps = context.budget.num_steps
+    progress.say(f"Resuming from {path} (step {checkpoint.step}" + (f" of {num_steps})" if num_steps else ")"))
+    load_optimizer(path, model, optimizer)
+    metrics = MetricAccumulator(checkpoint.sums, context.ranks)
+    return TrainState(checkpoint.step, checkpoint.tokens, checkpoint.seconds, metrics)

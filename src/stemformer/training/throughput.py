@@ -1,4 +1,4 @@
-"""What a run computes on: device, precision, compilation, and how fast that is at best."""
+"""Compilation, floating-point operations of a step, and the device's peak rate."""
 
 import time
 
@@ -10,17 +10,15 @@ from stemformer.models.model import Model
 
 
 def compile_blocks(model: Model) -> None:
-    """Compiles each layer of the body, in place, for any number of tokens. Embeddings and heads stay as they are."""
+    """Compile each layer of the body in place, for any number of tokens; embeddings and heads stay eager."""
     for layer in model.body.layers:
         layer.compile(dynamic=True)
 
 
 def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> float:
-    """Returns floating-point operations a second of a square matrix product: what the device can do at best.
+    """Measure floating-point operations per second of a square matrix product: the device's peak.
 
     Args:
-        device: Where.
-        precision: `fp32` or `bf16`.
         size: Rows and columns.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -34,23 +32,23 @@ def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> fl
 
 
 def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> float:
-    """Returns floating-point operations of a forward and backward: what is computed, not what a padded batch would need.
+    """Return the floating-point operations of a forward and backward pass, as computed: without padding.
 
-    6 x parameters x tokens in the layers, the masked-LM head on the scored places only, attention by the real lengths.
+    6 x parameters x tokens in the layers, the language-modeling head on scored positions only, attention by the actual
+    lengths.
 
     Args:
-        model: Body and heads.
-        batch: That it sees.
-        num_rows: Tokens of which the last states are computed; None for all.
+        num_rows: Number of tokens whose last states are computed; None for all.
     """
     config = model.config
     lengths = np.diff(batch.cu_seqlens.cpu().numpy()).astype(np.float64)
-    body = 6.0 * model.num_parameters(embeddings=False) * float(lengths.sum())
+    num_tokens = float(lengths.sum())
+    body = 6.0 * model.num_parameters(embeddings=False) * num_tokens
     attention = 12.0 * config.hidden_size * config.num_hidden_layers * float((lengths**2).sum())
-    if num_rows is not None and config.num_hidden_layers:  # what the last layer does for each token by itself
-        left_out = sum(p.numel() for name, p in model.body.layers[-1].named_parameters() if "qkv" not in name)
-        body -= 6.0 * left_out * float(lengths.sum() - num_rows)
-    of_head = config.hidden_size * config.vocab_size if {"masked_lm", "causal_lm"} & set(model.heads) else 0
-    of_head += config.hidden_size**2 if "masked_lm" in model.heads else 0
-    head = 6.0 * len(batch.labels) * of_head
-    return body + attention + head
+    if num_rows is not None and config.num_hidden_layers:
+        # The last layer computes keys and values for all tokens, everything else for `num_rows` of them.
+        per_row = sum(p.numel() for name, p in model.body.layers[-1].named_parameters() if "qkv" not in name)
+        body -= 6.0 * per_row * float(lengths.sum() - num_rows)
+    head = config.hidden_size * config.vocab_size if {"masked_lm", "causal_lm"} & set(model.heads) else 0
+    head += config.hidden_size**2 if "masked_lm" in model.heads else 0
+    return body + attention + 6.0 * len(batch.labels) * head
