@@ -251,7 +251,7 @@ def test_synthetic_file_is_not_overwritten_without_overwrite(run_json, tmp_path,
     file = tmp_path / "icl.jsonl"
     file.write_text("mine", encoding="utf-8")
     assert main(["make-synthetic", "--out", str(file)]) == 2
-    assert "exists: give another --out, or --overwrite to replace it" in capsys.readouterr().err
+    assert "exists. Pass another --out, or --overwrite to replace it" in capsys.readouterr().err
     assert file.read_text(encoding="utf-8") == "mine"
     run_json("make-synthetic", "--out", file, "--num-documents", 2, "--overwrite")
     assert len(file.read_text(encoding="utf-8").splitlines()) == 2

@@ -424,7 +424,7 @@ def test_resume_leaves_what_is_no_run_alone(run, tmp_path, lies_there):
         file = tmp_path / "run" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("starts = []\n")
-    with pytest.raises(CheckpointError, match=r"no run to resume: give another --out"):
+    with pytest.raises(CheckpointError, match=r"no run to resume. Pass another --out"):
         run("class", resume=True)
     assert (tmp_path / "run" / lies_there).read_text() == "starts = []\n"
 

@@ -227,7 +227,7 @@ def test_evaluate_overwrites_nothing_without_overwrite(finetuned, dev, tmp_path)
     own.mkdir()
     (own / "mine.txt").write_text("mine")
     for options, result in (
-        ({"out": str(data)}, "exists: give another --out"),
+        ({"out": str(data)}, "exists. Pass another --out"),
         ({"out": str(data), "overwrite": True}, "is an input file"),
         ({"report": str(own)}, "holds something else than the report"),
         ({"report": str(own), "overwrite": True}, "holds something else than the report"),
@@ -239,7 +239,7 @@ def test_evaluate_overwrites_nothing_without_overwrite(finetuned, dev, tmp_path)
     assert data.read_bytes() == before and [path.name for path in own.iterdir()] == ["mine.txt"]
     page = {"report": str(tmp_path / "page")}
     stemformer.evaluate([str(data)], model=folder, **page)
-    with pytest.raises(ConfigError, match="holds a report: give another --report, or --overwrite"):
+    with pytest.raises(ConfigError, match=r"holds a report\. Pass another --report, or --overwrite"):
         stemformer.evaluate([str(data)], model=folder, **page)
     stemformer.evaluate([str(data)], model=folder, **page, overwrite=True)
 

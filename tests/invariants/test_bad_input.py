@@ -122,7 +122,7 @@ def test_corpus_too_small_for_a_batch(fails, made, make_text, tmp_path, capsys):
     assert main([str(a) for a in prepare(tmp_path / "small.txt", made, tmp_path / "d", "--held-out", "0")]) == 0
     capsys.readouterr()
     arguments = pretrain(tmp_path / "d", tmp_path / "run", "--set", "batch.size=64")
-    fails(arguments, 2, "a batch has 64", "lower batch.size with --set batch.size=")
+    fails(arguments, 2, "a batch has 64", "lower the batch size", "--set batch.size=")
     assert not (tmp_path / "run").exists()
 
 
@@ -152,7 +152,7 @@ def test_tokenizer_in_the_data_that_did_not_make_it(fails, made, tmp_path):
 def test_truncated_shard_is_damage(fails, made, tmp_path, file):
     path = copy_of_data(made, tmp_path) / file
     path.write_bytes(path.read_bytes()[:-2])
-    fails(pretrain(tmp_path / "data", tmp_path / "run"), 3, file, "bytes, the manifest says", "prepare again")
+    fails(pretrain(tmp_path / "data", tmp_path / "run"), 3, file, "bytes, the manifest says", "prepare the data again")
 
 
 @pytest.mark.parametrize("file", ["train/shard-00000.bin", "held_out/shard-00000.sent", "train/shard-00000.word"])
@@ -176,7 +176,7 @@ def test_changed_manifest_is_damage(fails, made, tmp_path):
 
 
 def test_folder_that_is_no_data(fails, made, tmp_path):
-    fails(pretrain(made / "tok", tmp_path / "run"), 2, "no manifest.json", "run stemformer prepare")
+    fails(pretrain(made / "tok", tmp_path / "run"), 2, "no manifest.json", "Run stemformer prepare")
 
 
 # Names
@@ -196,7 +196,7 @@ def test_unknown_command_or_option_names_the_nearest(fails, arguments, words):
 def test_unknown_recipe_names_the_nearest(fails, made, tmp_path):
     arguments = pretrain(made / "data", tmp_path / "run")
     arguments[2] = "bert_tyni"
-    fails(arguments, 2, "no recipe 'bert_tyni'", "did you mean 'bert_tiny'?")
+    fails(arguments, 2, "Recipe 'bert_tyni' does not exist", "did you mean 'bert_tiny'?")
 
 
 def test_missing_recipe_is_an_error(fails, made, tmp_path):
@@ -215,16 +215,16 @@ def test_setting_of_the_wrong_type(fails, made, tmp_path):
 
 
 def test_two_budgets(fails, made, tmp_path):
-    fails(pretrain(made / "data", tmp_path / "run", "--epochs", "1"), 2, "--steps, --epochs", "give one")
+    fails(pretrain(made / "data", tmp_path / "run", "--epochs", "1"), 2, "--steps, --epochs", "Pass only one")
 
 
 def test_no_budget(fails, made, tmp_path):
     arguments = ["pretrain", "--recipe", "bert_tiny", "--data", made / "data", "--out", tmp_path / "run", "-q", *SMALL]
-    fails(arguments, 2, "give --steps, --tokens, --epochs or --time")
+    fails(arguments, 2, "Pass --steps, --tokens, --epochs or --time")
 
 
 def test_missing_config_file(fails, made, tmp_path):
-    fails(pretrain(made / "data", tmp_path / "run", "--config", tmp_path / "no.toml"), 2, "no.toml", "no such file")
+    fails(pretrain(made / "data", tmp_path / "run", "--config", tmp_path / "no.toml"), 2, "no.toml", "does not exist")
 
 
 def test_seed_that_is_too_large(fails, made, tmp_path):
@@ -234,7 +234,7 @@ def test_seed_that_is_too_large(fails, made, tmp_path):
 # Folders
 
 
-@pytest.mark.parametrize("command", ["pretrain", "prepare", "tokenizer"])
+@pytest.mark.parametrize("command", ["pretrain", "prepare", "train-tokenizer"])
 def test_folder_that_is_not_empty_is_refused_and_left_alone(fails, made, tmp_path, command):
     out = tmp_path / "full"
     out.mkdir()
@@ -272,7 +272,7 @@ def test_overwriting_the_folder_of_the_data_in_use_is_refused(fails, made, tmp_p
 
 def test_resuming_where_there_is_no_run(fails, made, tmp_path):
     arguments = ["pretrain", "--data", made / "data", "--out", tmp_path / "run", "--resume", "-q"]
-    fails(arguments, 2, "holds no run to resume", "leave out --resume")
+    fails(arguments, 2, "holds no run to resume", "Remove --resume")
 
 
 def test_resuming_with_every_checkpoint_damaged(fails, made, tmp_path):
@@ -280,14 +280,14 @@ def test_resuming_with_every_checkpoint_damaged(fails, made, tmp_path):
     for file in run.glob("checkpoints/*/model.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
     arguments = ["pretrain", "--data", made / "data", "--out", run, "--resume", "--steps", "4", "-q"]
-    fails(arguments, 3, "no full checkpoint", "model.safetensors is damaged")
+    fails(arguments, 3, "holds no valid checkpoint", "model.safetensors is damaged")
 
 
 # Models
 
 
 def test_fill_without_a_mask(fails, made):
-    fails(["fill", "Nothing is hidden.", "--model", made / "run"], 2, "no [MASK] in", "put [MASK]")
+    fails(["fill", "Nothing is hidden.", "--model", made / "run"], 2, "No [MASK] in", "Put [MASK]")
 
 
 def test_fill_with_a_missing_model(fails, tmp_path):
@@ -302,7 +302,7 @@ def test_fill_with_damaged_weights(fails, made, tmp_path):
 
 
 def test_fill_with_a_text_longer_than_the_model(fails, made):
-    fails(["fill", "king " * 600 + "[MASK]", "--model", made / "run"], 2, "601 tokens, the model takes 510")
+    fails(["fill", "king " * 600 + "[MASK]", "--model", made / "run"], 2, "601 tokens; the model accepts 510")
 
 
 @pytest.mark.parametrize("top_k", [0, -3])
@@ -316,7 +316,7 @@ def test_inspecting_what_is_not_there(fails, tmp_path):
 
 def test_inspecting_a_folder_of_something_else(fails, tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    fails(["inspect", tmp_path], 2, "holds neither prepared data nor a run")
+    fails(["inspect", tmp_path], 2, "holds neither tokenized data nor a run")
 
 
 # Numbers that are not finite

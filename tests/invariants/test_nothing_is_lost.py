@@ -136,7 +136,7 @@ def test_two_budgets_are_refused(tiny, tmp_path):
 
 
 def test_scoring_a_text_with_a_blank_is_refused(run):
-    with pytest.raises(ConfigError, match="put a word in the place of each"):
+    with pytest.raises(ConfigError, match=r"Replace each \[MASK\] by a word"):
         stemformer.score(["The [MASK] sees."], model=str(run))
 
 
