@@ -204,3 +204,58 @@ def test_differences_are_flat_and_complete():
 def test_nearest_offers_only_what_is_like_it():
     assert nearest("hiden_size", ["hidden_size", "seed"]) == " (did you mean 'hidden_size'?)"
     assert nearest("zzz", ["hidden_size", "seed"]) == ""
+
+
+# Renamed settings
+
+RENAMED = {"training.rate": "training.learning_rate", "stages.number": "stages.steps", "random_seed": "seed"}
+
+
+def test_old_keys_of_stored_configs_are_read_silently():
+    text = 'random_seed = 3\nstages = [{name = "a", number = 2}]\n[training]\nrate = 0.5'
+    expected = Run(training=Training(learning_rate=0.5), stages=(Stage("a", 2),), seed=3)
+    assert from_toml(Run, text, renamed=RENAMED) == expected
+
+
+def test_old_keys_are_read_where_the_config_is_part_of_another_one():
+    @dataclass(frozen=True)
+    class Grid:
+        run: Run = Run()
+
+    grid = from_toml(Grid, "[run.training]\nrate = 0.5", renamed=RENAMED)
+    assert grid.run.training.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.rate=0.5", "Setting 'training.rate' is now 'training.learning_rate'."),
+        ("training={rate=0.5}", "Setting 'training.rate' is now 'training.learning_rate'."),
+        ("random_seed=3", "Setting 'random_seed' is now 'seed'."),
+        ("stages=[{name='a', number=2}]", "Setting 'stages.number' is now 'stages.steps'."),
+    ],
+)
+def test_old_key_of_a_setting_works_and_the_new_one_is_shown(setting, message):
+    with pytest.warns(UserWarning) as caught:
+        config = with_settings(Run(), [setting], renamed=RENAMED)
+    assert [str(warning.message) for warning in caught] == [message]
+    assert config != Run()
+
+
+def test_old_key_in_a_file_of_the_user_is_reported():
+    with pytest.warns(UserWarning, match=r"^Setting 'training\.rate' is now 'training\.learning_rate'\.$"):
+        assert (
+            merge_toml(Run(), "training.rate = 0.5", source="more.toml", renamed=RENAMED).training.learning_rate == 0.5
+        )
+
+
+def test_last_of_an_old_and_a_current_key_wins():
+    settings = ["training.rate=0.5", "training.learning_rate=0.25"]
+    with pytest.warns(UserWarning):
+        assert with_settings(Run(), settings, renamed=RENAMED).training.learning_rate == 0.25
+        assert with_settings(Run(), settings[::-1], renamed=RENAMED).training.learning_rate == 0.5
+
+
+def test_old_key_without_a_table_of_renamed_keys_is_unknown():
+    with pytest.raises(ConfigError, match=r"training\.rate is not a setting"):
+        with_settings(Run(), ["training.rate=0.5"])

@@ -83,7 +83,7 @@ def test_refused_command_leaves_no_folder(tmp_path):
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
-    with pytest.raises(ConfigError, match="give one of them"):
+    with pytest.raises(ConfigError, match="Pass one of them"):
         prepare_output_dir(str(tmp_path), overwrite=True, resume=True)
 
 

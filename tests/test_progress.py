@@ -39,9 +39,9 @@ def test_of_what_is_said_only_that_it_stopped_is_passed_on():
     outer = Kept()
     part = SubProgress(outer, "run 1", share=50)
     part.say("step 10: held-out loss 3.0")
-    part.say("stopped after step 10")
-    part.say("stopped after step 12 of 40 and saved: go on with --resume")
+    part.say("Stopped after step 10.")
+    part.say("Stopped after step 12 of 40. Checkpoint saved; continue with --resume.")
     assert outer.told == [
-        "run 1: stopped after step 10; finished runs are kept: go on with --resume",
-        "run 1: stopped after step 12 of 40 and saved: go on with --resume",
+        "run 1: Stopped after step 10. Finished runs are kept; continue with --resume.",
+        "run 1: Stopped after step 12 of 40. Checkpoint saved; continue with --resume.",
     ]

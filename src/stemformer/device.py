@@ -1,4 +1,4 @@
-"""What a run computes on: device, precision, compilation, and how fast that is at best."""
+"""Device, number format, threads and memory allocation."""
 
 import contextlib
 import ctypes
@@ -11,10 +11,10 @@ from stemformer.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the device of a name; `auto` is CUDA where there is one, else the CPU.
+    """Return the device with a name; `auto` is CUDA if available, otherwise the CPU.
 
     Raises:
-        ConfigError: No such device here.
+        ConfigError: There is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -23,70 +23,74 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"Device {name!r} is unknown. Expected auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices here; use --device cpu")
+        raise ConfigError(
+            f"Device {name!r} does not exist: this machine has {torch.cuda.device_count()} CUDA devices. Use --device cpu."
+        )
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Returns `fp32` or `bf16`; `auto` is bf16 where the device multiplies matrices in it faster than in fp32.
+    """Return `fp32` or `bf16`; `auto` is bf16 if the device has matrix units for it.
 
     Raises:
-        ConfigError: Not one of the three names.
+        ConfigError: The name is none of the three.
     """
     if name not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"precision {name!r}: expected auto, fp32 or bf16")
+        raise ConfigError(f"Precision {name!r} is unknown. Expected auto, fp32 or bf16.")
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    abilities = torch.cpu.get_capabilities()
-    return "bf16" if abilities.get("amx_bf16") or abilities.get("avx512_bf16") else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
 def choose_compile(wanted: bool | None, device: torch.device) -> bool:
-    """Returns whether the blocks are compiled; None does so on CUDA alone."""
+    """Return whether to compile the blocks; by default (None) on CUDA only."""
     return device.type == "cuda" if wanted is None else wanted
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Returns the context in which forwards run."""
+    """Return the context manager for forward passes."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def set_threads(number: int | None) -> None:
-    """Lets this process compute with so many threads; None leaves PyTorch's choice.
+    """Set the number of CPU threads; None leaves PyTorch's choice.
 
     Raises:
-        ConfigError: None at all, or more than any machine has: PyTorch would end the process.
+        ConfigError: The number is below 1, or so large that PyTorch would end the process.
     """
     if number is None:
         return
-    if not 1 <= number <= _MOST_THREADS:
+    if not 1 <= number <= _MAX_THREADS:
         raise ConfigError(
-            f"--threads {number}: expected a number from 1 to {_MOST_THREADS}; here are {os.cpu_count()} processors"
+            f"--threads {number}: expected a number from 1 to {_MAX_THREADS}. This machine has {os.cpu_count()} processors."
         )
     torch.set_num_threads(number)
 
 
-_MOST_THREADS = 1024
+_MAX_THREADS = 1024
 
 
 def configure_allocator(device: torch.device) -> None:
-    """Lets this process use freed memory again instead of giving large blocks back to the system and asking for them anew.
+    """Make the C library reuse freed memory instead of returning large blocks to the system.
 
-    By default the C library returns each freed block of megabytes at once; the next one of that size is then filled with zeros by the
-    system, page by page, which takes a good part of a small model's step (`docs/benchmarks.md`). The process stays so to its end, and
-    holds what its largest step needed. Does nothing where the C library is not glibc, or where the work is done on another device.
+    By default glibc returns each freed block of megabytes at once; the next block of that size is then zeroed by the
+    kernel, page by page, which takes a good part of a small model's step (`docs/benchmarks.md`). The setting lasts until
+    the process ends; memory use stays at that of the largest step. No effect without glibc or on other devices.
     """
     if device.type != "cpu":
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        # Older versions take at most 32 MiB; trimming must not be set where the threshold was refused, since that freezes it at 128 KiB.
+        # Older versions accept at most 32 MiB. If the threshold is refused, do not set trimming: that would freeze the
+        # threshold at 128 KiB.
         if libc.mallopt(_MMAP_THRESHOLD, 2**31 - 1) or libc.mallopt(_MMAP_THRESHOLD, 2**25):
             libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names and numbers of mallopt(3)
+# Constants of mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

@@ -1,24 +1,24 @@
-"""What can go wrong, as one tree of exceptions.
+"""Exceptions.
 
 ```
-StemformerError          whatever we raise on purpose; its text is one line: given, expected, what to do
-├── ConfigError          a setting, option or recipe that does not exist or does not fit
+StemformerError          root; messages are one line: what is wrong, what was expected, what to do
+├── ConfigError          settings, options, recipes
 ├── DataError            text files, shards, labelled files
-├── TokenizerError       a vocabulary that cannot be read, or that does not match
-├── CheckpointError      a model folder or a checkpoint
-└── TrainingError        a loss that is not finite
+├── TokenizerError       vocabularies
+├── CheckpointError      model folders and checkpoints
+└── TrainingError        training that cannot continue
 ```
 
-`exit_code` is what the command line ends with: 2 the user's mistake, 3 damaged data or a full disk, 4 a loss that is not finite.
+`exit_code` is that of the command line: 2 user error, 3 damaged data or a full disk, 4 loss not finite.
 """
 
 
 class StemformerError(Exception):
-    """Root of the tree.
+    """Root of the exceptions.
 
     Args:
-        message: One line: what was given, what was expected, what to do.
-        damaged: True where a file was whole once and no longer is (exit code 3 instead of 2).
+        message: One line: what is wrong, what was expected, what to do.
+        damaged: A file was valid once and no longer is (exit code 3 instead of 2).
     """
 
     exit_code = 2
@@ -30,22 +30,22 @@ class StemformerError(Exception):
 
 
 class ConfigError(StemformerError):
-    """A setting, option or recipe that does not exist or does not fit."""
+    """A setting, option or recipe does not exist or is invalid."""
 
 
 class DataError(StemformerError):
-    """A text file, a shard or a labelled file that cannot be used as given."""
+    """A text file, shard or labelled file cannot be used."""
 
 
 class TokenizerError(StemformerError):
-    """A vocabulary that cannot be read, or that does not match the model or the data."""
+    """A vocabulary cannot be read or does not match the model or the data."""
 
 
 class CheckpointError(StemformerError):
-    """A model folder or a checkpoint that cannot be read or does not match."""
+    """A model folder or checkpoint cannot be read or does not match."""
 
 
 class TrainingError(StemformerError):
-    """A run that cannot go on: a loss or a gradient that is not finite."""
+    """Training cannot continue: a loss or gradient is not finite, or ranks are lost."""
 
     exit_code = 4

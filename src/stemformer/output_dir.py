@@ -1,4 +1,4 @@
-"""What commands check about the folders that they are given, before they write."""
+"""Checks, locking and clearing of output directories."""
 
 import contextlib
 import functools
@@ -14,14 +14,14 @@ from stemformer.errors import ConfigError
 
 try:
     import fcntl
-except ImportError:  # Windows: two commands in one folder are not told apart there
+except ImportError:  # Windows has no flock; two commands in one directory are not detected there.
     fcntl = None  # type: ignore[assignment]
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OURS = (
+_KNOWN_FILES = (
     "config.toml",
     "schedule.json",
     "checkpoints",
@@ -32,68 +32,70 @@ _OURS = (
     "tokenizer",
     "trials.json",
 )
-"""What lies in folders that were made here."""
+"""Names by which a directory is recognized as written by stemformer."""
 
 
 def prepare_output_dir(path: str, *, overwrite: bool, resume: bool = False) -> Path:
-    """Returns a folder that may be written to; what it holds is left there until there is something to put in its place.
+    """Check that a directory may be written to and return its path; its content is not changed yet.
 
     Args:
-        path: Of the folder; it need not be there.
-        overwrite: What it holds may be replaced.
-        resume: The caller goes on with what it holds, and looks at it itself.
+        path: Directory; it may be missing.
+        overwrite: Its content may be replaced.
+        resume: The caller continues with its content, and checks it itself.
 
     Raises:
-        ConfigError: It is not empty, and neither flag is given or nothing in it was made here; both are given.
+        ConfigError: It is not empty and neither flag is set, or nothing in it was written by stemformer; both flags
+            are set.
     """
     folder = Path(path)
     if resume and overwrite:
-        raise ConfigError(f"--resume goes on with what {path} holds, --overwrite replaces it: give one of them")
+        raise ConfigError(f"--resume continues with the content of {path}, --overwrite replaces it. Pass one of them.")
     if folder.is_file():
-        raise ConfigError(f"{path} is a file: give a folder")
-    if resume:
+        raise ConfigError(f"{path} is a file. Pass a directory.")
+    if resume or not folder.is_dir() or not any(folder.iterdir()):
         return folder
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ConfigError(f"{path} is not empty: give another --out, or --overwrite to replace what it holds")
-    is_ours = any((folder / name).exists() for name in _OURS) or any(folder.glob("seed-*/config.toml"))
-    if folder.is_dir() and any(folder.iterdir()) and not is_ours:
-        raise ConfigError(f"{path} holds nothing that stemformer made, and is not overwritten: give another --out")
+    if not overwrite:
+        raise ConfigError(f"{path} is not empty. Pass another --out, or --overwrite to replace its content.")
+    is_known = any((folder / name).exists() for name in _KNOWN_FILES) or any(folder.glob("seed-*/config.toml"))
+    if not is_known:
+        raise ConfigError(f"{path} holds nothing that stemformer made, so it is not overwritten. Pass another --out.")
     return folder
 
 
 def check_not_existing(out: str, *, overwrite: bool) -> None:
-    """Refuses to write over a file that was not said to be replaced.
+    """Check that an output file may be written.
 
     Raises:
         ConfigError: It exists, and `overwrite` is False.
     """
     if Path(out).exists() and not overwrite:
-        raise ConfigError(f"{out} exists: give another --out, or --overwrite to replace it")
+        raise ConfigError(f"{out} exists. Pass another --out, or --overwrite to replace it.")
 
 
 def exclusive_output_dir(command: Callable[P, R]) -> Callable[P, R]:
-    """Lets a command refuse a folder, its `out`, that another process is writing to; of several ranks, the first one asks.
+    """Decorate a command to lock the directory `out`, so that no other process writes to it; of several ranks, rank 0 does.
 
-    The folder itself is locked, so nothing is left behind by a process that was killed.
+    The directory itself is locked, so that a killed process leaves no lock file.
     """
-    usual = inspect.signature(command).parameters["out"].default
+    default = inspect.signature(command).parameters["out"].default
 
     @functools.wraps(command)
-    def asked(*args: P.args, **given: P.kwargs) -> R:
-        out: Any = given.get("out", getattr(given.get("options"), "out", usual))
+    def locked_command(*args: P.args, **kwargs: P.kwargs) -> R:
+        out: Any = kwargs.get("out", getattr(kwargs.get("options"), "out", default))
         if not isinstance(out, str) or fcntl is None or os.environ.get("RANK", "0") != "0":
-            return command(*args, **given)
+            return command(*args, **kwargs)
         with _locked(Path(out)):
-            return command(*args, **given)
+            return command(*args, **kwargs)
 
-    return asked
+    return locked_command
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # what cannot be written to is for the command to say
+        # A directory that cannot be written to is reported by the command.
+        with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
@@ -101,18 +103,19 @@ def _locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(
-                    f"{folder} is being written to by another process: wait for its end, or give another --out"
+                    f"{folder} is being written to by another process. Wait until it ends, or pass another --out."
                 ) from None
         try:
             yield
         finally:
-            for path in missing:  # of a command that was refused, nothing stays
+            # Remove the directories again if the command wrote nothing.
+            for path in missing:
                 with contextlib.suppress(OSError):
                     path.rmdir()
 
 
 def clear_dir(folder: Path) -> None:
-    """Removes all that a folder holds, if it is there; of a link, the link."""
+    """Remove the content of a directory, if it exists; of symbolic links, only the links."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -121,13 +124,16 @@ def clear_dir(folder: Path) -> None:
 
 
 def check_not_inside_inputs(folder: Path, inputs: Sequence[str]) -> None:
-    """Refuses an output folder that holds what is read, since --overwrite would delete it.
+    """Check that no input lies in the output directory, since --overwrite would delete it.
+
+    Args:
+        inputs: Files, directories, patterns or hub ids.
 
     Raises:
-        ConfigError: One of the inputs lies in the folder.
+        ConfigError: An input lies in the directory.
     """
-    local = [Path(given).expanduser() for given in inputs if not given.startswith("hub:")]
+    local = [Path(name).expanduser() for name in inputs if not name.startswith("hub:")]
     patterns = [path for path in local if not path.exists()]
     for path in [*local, *(find_files(patterns) if patterns else [])]:
         if folder.resolve() in (path.resolve(), *path.resolve().parents):
-            raise ConfigError(f"{path} lies in the output folder {folder}: give another --out")
+            raise ConfigError(f"{path} lies in the output folder {folder}. Pass another --out.")

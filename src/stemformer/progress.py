@@ -1,6 +1,6 @@
-"""What a long job tells the person who waits for it: how far it is, and lines of text.
+"""Progress reporting: a bar and lines of text.
 
-Functions that take long get a `Progress` and never print. `Silent` says nothing; `terminal.Terminal` draws bars.
+Long-running functions take a `Progress` and never print. `Silent` ignores everything; `cli.terminal.Terminal` draws bars.
 """
 
 from typing import Protocol, runtime_checkable
@@ -8,29 +8,29 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Progress(Protocol):
-    """What a long job calls."""
+    """Progress reporter of a long-running function."""
 
     def start(self, what: str, *, total: float | None = None, unit: str = "") -> None:
-        """Begins a bar and ends the one before it.
+        """Start a bar and end the previous one.
 
         Args:
-            what: What is being done, in a word or two.
-            total: How many units there are; None where nobody knows.
-            unit: The unit's name in the plural: steps, tokens, bytes.
+            what: Name of the task, in a word or two.
+            total: Number of units; None if unknown.
+            unit: Name of the unit in the plural: steps, tokens, bytes.
         """
 
     def advance(self, amount: float, note: str = "") -> None:
-        """Moves the bar on by `amount` units; `note` (a loss, a file name) stands behind it until the next note."""
+        """Advance the bar by `amount` units; `note` (a loss, a file name) is shown next to it until the next note."""
 
     def say(self, line: str) -> None:
-        """Writes a line of text."""
+        """Write a line of text."""
 
     def finish(self) -> None:
-        """Ends the bar; without a bar, nothing."""
+        """End the bar, if any."""
 
 
 class Silent:
-    """A progress that says nothing.
+    """Progress reporter that ignores everything.
 
     Example:
         >>> progress = Silent()
@@ -40,16 +40,16 @@ class Silent:
     """
 
     def start(self, what: str, *, total: float | None = None, unit: str = "") -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def advance(self, amount: float, note: str = "") -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def say(self, line: str) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def finish(self) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 class SubProgress:
@@ -80,8 +80,8 @@ class SubProgress:
 
     def say(self, line: str) -> None:
         """Pass on that the run was stopped; other lines would be too many."""
-        if line.startswith("stopped"):
-            advice = "" if "--resume" in line else "; finished runs are kept: go on with --resume"
+        if line.startswith("Stopped"):
+            advice = "" if "--resume" in line else " Finished runs are kept; continue with --resume."
             self._outer.say(f"{self._name}: {line}{advice}")
 
     def finish(self) -> None:

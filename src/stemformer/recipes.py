@@ -1,7 +1,7 @@
-"""Complete runs, as functions that return a `RunConfig`. What a recipe does not say is the config's default.
+"""Recipes: complete pre-training runs, as functions that return a `RunConfig`. Other values are the config's defaults.
 
-Sizes: `bert_base_2018` and `bert_large_2018` Devlin et al. 2019, section 3; the smaller ones Turc et al. 2019, table 1; `gpt2_...` Radford
-et al. 2019, table 2.
+Sizes: `bert_base_2018` and `bert_large_2018` Devlin et al. 2019, section 3; smaller ones Turc et al. 2019, table 1;
+`gpt2_...` Radford et al. 2019, table 2.
 """
 
 from collections.abc import Callable
@@ -19,56 +19,57 @@ from stemformer.training.optimizer import OptimizerConfig
 
 
 def bert_tiny() -> RunConfig:
-    """Returns 2 layers of 128: for tests, and for seeing a run go by in a minute."""
+    """BERT with 2 layers of width 128, for tests and one-minute demonstrations."""
     return _bert("bert_tiny", layers=2, hidden=128, heads=2, learning_rate=2e-3)
 
 
 def bert_mini() -> RunConfig:
-    """Returns 4 layers of 256: a first real run on two cores."""
+    """BERT with 4 layers of width 256: a first real run on two CPU cores."""
     return _bert("bert_mini", layers=4, hidden=256, heads=4, learning_rate=1e-3)
 
 
 def bert_small() -> RunConfig:
-    """Returns 4 layers of 512."""
+    """BERT with 4 layers of width 512."""
     return _bert("bert_small", layers=4, hidden=512, heads=8, learning_rate=7e-4)
 
 
 def bert_medium() -> RunConfig:
-    """Returns 8 layers of 512."""
+    """BERT with 8 layers of width 512."""
     return _bert("bert_medium", layers=8, hidden=512, heads=8, learning_rate=5e-4)
 
 
 def bert_base_2018() -> RunConfig:
-    """Returns BERT-base with the 2018 hyper-parameters: masked words and next sentence, a million steps of 256 pairs.
+    """BERT-base with the 2018 hyper-parameters: masked LM and next sentence, 1M steps of 256 pairs.
 
-    Nine tenths of the steps see pairs of 128 tokens, the rest of 512. What differs: attention probabilities have no dropout, first
-    weights are not cut at two standard deviations, positions begin as sinusoids and the output bias at word frequency, AdamW corrects
-    its bias, and the rate falls from the end of the warm-up on.
+    90 % of the steps use pairs of 128 tokens, the rest of 512. Differences: no dropout on attention probabilities,
+    initial weights not truncated at two standard deviations, positions initialized as sinusoids and the output bias
+    from word frequencies, bias correction in AdamW, and decay that starts at the end of warm-up.
     """
     return _bert_2018("bert_base_2018", layers=12, hidden=768, heads=12)
 
 
 def bert_large_2018() -> RunConfig:
-    """Returns BERT-large with the 2018 hyper-parameters; see `bert_base_2018` for what differs."""
+    """BERT-large with the 2018 hyper-parameters; see `bert_base_2018` for the differences."""
     return _bert_2018("bert_large_2018", layers=24, hidden=1024, heads=16)
 
 
 def gpt_tiny() -> GptRunConfig:
-    """Returns 2 layers of 128: for tests, and for seeing a run go by in a minute."""
+    """GPT with 2 layers of width 128, for tests and one-minute demonstrations."""
     return _gpt("gpt_tiny", layers=2, hidden=128, heads=2, learning_rate=2e-3)
 
 
 def gpt_mini() -> GptRunConfig:
-    """Returns 4 layers of 256: a first real run on two cores."""
+    """GPT with 4 layers of width 256: a first real run on two CPU cores."""
     return _gpt("gpt_mini", layers=4, hidden=256, heads=4, learning_rate=1e-3)
 
 
 def gpt_small_char() -> GptRunConfig:
-    """Returns 6 layers of 256 for text in characters or bytes: a vocabulary of a few hundred, one text of a megabyte, seen often.
+    """GPT with 6 layers of width 256 for text in characters or bytes: about a megabyte, seen often.
 
-    With a byte-level BPE of 257 ids each token is a byte. Documents are one stream, since such a text is a single one, or speeches and
-    verses that belong together. Depth, rows of 256 and learning rate are those of nanoGPT's Shakespeare model. Its width of 384, 64 rows
-    a step and dropout 0.2 are 256, 16 and 0.1 here, so that an hour on two cores reads such a text some twenty times.
+    With a byte-level BPE of 257 ids each token is a byte. Documents form one stream, since such a text is a single one,
+    or speeches and verses that belong together. Depth, sequence length 256 and learning rate are those of nanoGPT's
+    Shakespeare model; width (384 there), batch size (64) and dropout (0.2) are 256, 16 and 0.1, so that an hour on two
+    cores is some twenty epochs.
 
     Source: Karpathy's nanoGPT, config/train_shakespeare_char.py.
     """
@@ -78,22 +79,22 @@ def gpt_small_char() -> GptRunConfig:
 
 
 def gpt2_small() -> GptRunConfig:
-    """Returns the smallest GPT-2, 12 layers of 768."""
+    """GPT-2 small: 12 layers of width 768."""
     return _gpt2("gpt2_small", layers=12, hidden=768, heads=12)
 
 
 def gpt2_medium() -> GptRunConfig:
-    """Returns 24 layers of 1024."""
+    """GPT-2 medium: 24 layers of width 1024."""
     return _gpt2("gpt2_medium", layers=24, hidden=1024, heads=16)
 
 
 def gpt2_large() -> GptRunConfig:
-    """Returns 36 layers of 1280."""
+    """GPT-2 large: 36 layers of width 1280."""
     return _gpt2("gpt2_large", layers=36, hidden=1280, heads=20)
 
 
 def gpt2_xl() -> GptRunConfig:
-    """Returns 48 layers of 1600."""
+    """GPT-2 XL: 48 layers of width 1600."""
     return _gpt2("gpt2_xl", layers=48, hidden=1600, heads=25)
 
 
@@ -104,31 +105,33 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         *(gpt_tiny, gpt_mini, gpt_small_char, gpt2_small, gpt2_medium, gpt2_large, gpt2_xl),
     )
 }
-"""Name on the command line -> recipe."""
+"""Name -> recipe."""
 
 
 def find_recipe(name: str) -> RunConfig:
-    """Returns the run of a name.
+    """Return the run of a recipe.
 
     Raises:
-        ConfigError: There is no such recipe.
+        ConfigError: The recipe does not exist.
 
     Example:
         >>> find_recipe("bert_mini").model.hidden_size
         256
     """
     if not name:
-        raise ConfigError(f"no recipe was given: name one with --recipe, of {', '.join(RECIPES)}")
+        raise ConfigError(f"No recipe. Pass one of {', '.join(RECIPES)} with --recipe.")
     if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}{nearest(name, RECIPES)}: expected one of {', '.join(RECIPES)}")
+        raise ConfigError(
+            f"Recipe {name!r} does not exist{nearest(name, RECIPES)}. Expected one of {', '.join(RECIPES)}."
+        )
     return RECIPES[name]()
 
 
 def _bert(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: float) -> RunConfig:
-    """Returns a run for modest hardware: rows of 128, no dropout, since such runs end long before a text is seen too often.
+    """Return a BERT run for modest hardware: sequences of 128, no dropout, since few such runs repeat their text often.
 
-    Three tokens in ten are hidden, not the 15 % of 2018, and the layers' matrices are moved by Muon: at this size the model learns in
-    a fraction of the steps (`docs/log.md`). Source: Wettig et al. 2023, section 3; Jordan et al. 2024.
+    30 % of the tokens are masked instead of 15 %, and Muon updates the layers' matrices: at this size the model learns
+    in a fraction of the steps (`docs/log.md`). Source: Wettig et al. 2023, section 3; Jordan et al. 2024.
     """
     return RunConfig(
         recipe=recipe,
@@ -161,9 +164,9 @@ def _bert_2018(recipe: str, *, layers: int, hidden: int, heads: int) -> RunConfi
 
 
 def _gpt(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: float) -> GptRunConfig:
-    """Returns a run for modest hardware: rows of 256, no dropout, matrices moved by Muon, as those of a BERT of this size.
+    """Return a GPT run for modest hardware: sequences of 256, no dropout, Muon.
 
-    The GELU is the exact one: a CPU takes a third of the time for it that GPT-2's tanh takes (`docs/log.md`).
+    The exact GELU takes a third of the CPU time of GPT-2's tanh approximation (`docs/log.md`).
     """
     return GptRunConfig(
         recipe=recipe,
@@ -183,7 +186,10 @@ def _gpt(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: fl
 
 
 def _gpt2(recipe: str, *, layers: int, hidden: int, heads: int) -> GptRunConfig:
-    """Returns a GPT-2 with rows of 1024; rate and batch, which its paper does not tell, are those of GPT-3's smallest (table 2.1)."""
+    """Return a GPT-2 with sequences of 1024; learning rate and batch size, not published, are those of the smallest GPT-3.
+
+    Source: Brown et al. 2020, table 2.1.
+    """
     small = _gpt(recipe, layers=layers, hidden=hidden, heads=heads, learning_rate=6e-4)
     return replace(
         small,

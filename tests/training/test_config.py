@@ -1,12 +1,26 @@
-from dataclasses import replace
+import tomllib
+from dataclasses import is_dataclass, replace
+from typing import get_args, get_type_hints
 
 import pytest
+import tomli_w
 
 from stemformer.config import from_toml, to_toml, with_settings
 from stemformer.errors import ConfigError
 from stemformer.options import read_duration
 from stemformer.recipes import RECIPES, bert_base_2018, bert_tiny, find_recipe
-from stemformer.training.config import BatchConfig, BudgetConfig, PhaseConfig, RunConfig, num_steps_for, read_run_config
+from stemformer.training.config import (
+    RENAMED_SETTINGS,
+    RUN_CONFIGS,
+    BatchConfig,
+    BudgetConfig,
+    FinetuneConfig,
+    PhaseConfig,
+    RunConfig,
+    TaskBatchConfig,
+    num_steps_for,
+    read_run_config,
+)
 
 
 def run_of(rows=4, **budget):
@@ -174,6 +188,79 @@ def test_phases_come_back_from_toml():
     assert from_toml(RunConfig, to_toml(config)) == config
     setting = "phases=[{start_ratio=0.5, size=4, sequence_length=256}, {start_ratio=0.75, size=2, sequence_length=512}]"
     assert with_settings(bert_tiny(), [setting]).phases == config.phases
+
+
+# Names of earlier versions
+
+
+OLD_SETTINGS = {new: old for old, new in RENAMED_SETTINGS.items()}
+
+
+def with_old_names(value, path=""):
+    if isinstance(value, list):
+        return [with_old_names(item, path) for item in value]
+    if not isinstance(value, dict):
+        return value
+    keys = {name: f"{path}.{name}".removeprefix(".") for name in value if name != "model_type"}
+    names = {name: OLD_SETTINGS.get(key, key).rpartition(".")[2] for name, key in keys.items()}
+    return {names[name]: with_old_names(value[name], key) for name, key in keys.items()}
+
+
+def old_text(config):
+    """The TOML text of a configuration as an earlier version wrote it."""
+    return tomli_w.dumps(with_old_names(tomllib.loads(to_toml(config))))
+
+
+@pytest.mark.parametrize("recipe", ["bert_base_2018", "gpt_mini"])
+def test_run_stored_with_old_names_is_read_silently(recipe):
+    config = find_recipe(recipe)
+    text = old_text(config)
+    assert "\nrows = " in text
+    assert "clip_norm = " in text
+    assert "model_type" not in text
+    assert "sequence_length" not in text
+    assert read_run_config(text, source="config.toml") == config
+
+
+def test_fine_tuning_stored_with_old_names_is_read_silently():
+    config = FinetuneConfig(
+        "model", ("train.csv",), dev_fraction=0.2, reinitialize="all", batch=TaskBatchConfig(size=4)
+    )
+    text = old_text(config)
+    assert "dev_share = 0.2\n" in text
+    assert 'fresh = "all"\n' in text
+    assert from_toml(FinetuneConfig, text, renamed=RENAMED_SETTINGS) == config
+
+
+@pytest.mark.parametrize("old", RENAMED_SETTINGS)
+def test_renamed_setting_exists_and_its_old_name_does_not(old):
+    keys = [key for cls in (*RUN_CONFIGS.values(), FinetuneConfig) for key in keys_of(cls)]
+    assert RENAMED_SETTINGS[old] in keys
+    assert old not in keys
+    assert RENAMED_SETTINGS[old].rpartition(".")[0] == old.rpartition(".")[0]
+
+
+def keys_of(cls, table=""):
+    for name, kind in get_type_hints(cls).items():
+        inner = next((c for c in (*get_args(kind), kind) if is_dataclass(c)), None)
+        yield from keys_of(inner, f"{table}{name}.") if inner else [f"{table}{name}"]
+
+
+def test_old_phases_are_read_with_a_note_for_each_name():
+    setting = "phases=[{from_share=0.5, rows=4, row_length=256}]"
+    with pytest.warns(UserWarning) as caught:
+        config = with_settings(bert_tiny(), [setting], renamed=RENAMED_SETTINGS)
+    assert config.phases == (PhaseConfig(0.5, 4, 256),)
+    assert [str(warning.message) for warning in caught] == [
+        "Setting 'phases.from_share' is now 'phases.start_ratio'.",
+        "Setting 'phases.rows' is now 'phases.size'.",
+        "Setting 'phases.row_length' is now 'phases.sequence_length'.",
+    ]
+
+
+def test_unknown_model_type_is_refused():
+    with pytest.raises(ConfigError, match=r"x\.toml: model_type is 'rnn': expected one of bert, gpt2"):
+        read_run_config('model_type = "rnn"', source="x.toml")
 
 
 # Time
