@@ -14,7 +14,7 @@ from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.data.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from stemformer.device import configure_allocator
 from stemformer.errors import ConfigError, DataError
-from stemformer.huggingface.load import load_model, load_model_and_tokenizer, read_task_info
+from stemformer.huggingface.load import load_model, load_model_and_tokenizer, read_attention_dropout, read_task_info
 from stemformer.huggingface.vocab_transfer import transfer_vocabulary
 from stemformer.models.heads import init_output_bias_from_unigrams, initialize_weights
 from stemformer.models.model import Model, make_model
@@ -168,7 +168,7 @@ def _load_init_model(
     config: RunConfig, source: str | Path, heads: list[str], tokenizer: Tokenizer, progress: Progress
 ) -> Model:
     model, old_tokenizer = load_model_and_tokenizer(source, heads)
-    if attention_dropout(source):
+    if read_attention_dropout(source):
         warnings.warn(
             "Attention probabilities are trained without dropout here, although the model was trained with it.",
             stacklevel=3,
