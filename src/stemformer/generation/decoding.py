@@ -64,22 +64,21 @@ class DecodingConfig:
             if not isinstance(getattr(self, name), int | float):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: expected a number")
         check_seed(self.seed)
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
-        if self.temperature != 0 and not _MIN_TEMPERATURE <= self.temperature < math.inf:
-            raise ConfigError(
-                f"temperature is {self.temperature}: expected 0 (greedy) or a number of at least {_MIN_TEMPERATURE}"
-            )
-        if self.top_k < 0:
-            raise ConfigError(f"top_k is {self.top_k}: expected 0 (disabled) or more")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}: expected a probability in (0, 1]")
-        if not 0 <= self.min_p < 1:
-            raise ConfigError(f"min_p is {self.min_p}: expected a fraction in [0, 1)")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ConfigError(f"repetition_penalty is {self.repetition_penalty}: expected a positive number")
-        if self.num_beams < 1:
-            raise ConfigError(f"num_beams is {self.num_beams}: expected at least 1")
+        ranges = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (
+                self.temperature == 0 or _MIN_TEMPERATURE <= self.temperature < math.inf,
+                f"0 (greedy) or a number of at least {_MIN_TEMPERATURE}",
+            ),
+            "top_k": (self.top_k >= 0, "0 (disabled) or more"),
+            "top_p": (0 < self.top_p <= 1, "a probability in (0, 1]"),
+            "min_p": (0 <= self.min_p < 1, "a fraction in [0, 1)"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a positive number"),
+            "num_beams": (self.num_beams >= 1, "at least 1"),
+        }
+        for name, (is_valid, expected) in ranges.items():
+            if not is_valid:
+                raise ConfigError(f"{name} is {getattr(self, name)}: expected {expected}")
         if self.num_beams > 1 and (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0):
             raise ConfigError("Beam search does not sample: remove top_k, top_p and min_p, or num_beams.")
         if self.num_beams > 1 and (self.temperature not in (0, 1) or self.repetition_penalty != 1):

@@ -2,7 +2,8 @@
 
 Metrics are fractions from 0 to 1, except those of question answering, which are in percent like the
 official scripts. All are plain Python numbers, ready for JSON. Undefined ratios (the precision of a
-label that is never predicted, a correlation with a constant) are 0.0, without a warning.
+label that is never predicted, a correlation with a constant) are 0.0, without a warning. All metrics
+raise a DataError if there are no examples, or not exactly one prediction for each.
 """
 
 import math
@@ -64,9 +65,6 @@ def classification_metrics(
         `recall`, `f1` and `count` (in `gold`); `confusion`, with a row for each right label and a
         column for each predicted label.
 
-    Raises:
-        DataError: No examples, or numbers of examples and predictions that differ.
-
     Source: Wang et al. 2019 (GLUE), table 1.
 
     Example:
@@ -101,9 +99,6 @@ def multi_label_metrics(
     Returns:
         `micro_f1`, over all decisions together; `macro_f1`, the mean over all labels; `exact_match`,
         the share of examples without an error; `per_label` as in `classification_metrics`.
-
-    Raises:
-        DataError: No examples, or numbers of examples and predictions that differ.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -128,9 +123,6 @@ def regression_metrics(gold: Float[np.ndarray, "n"], predicted: Float[np.ndarray
     Returns:
         `pearson` and `spearman`, from -1 to 1, and 0.0 if either side is constant;
         `mean_squared_error`.
-
-    Raises:
-        DataError: No examples, or numbers of examples and predictions that differ.
     """
     from scipy.stats import pearsonr, spearmanr
 
@@ -159,9 +151,6 @@ def tagging_metrics(
         `accuracy` over words. With entities `precision`, `recall` and `f1` of all entities together,
         as in conlleval, and `per_label` by type. Without, `labels` (all tags, sorted), and in that
         order `per_label` and `confusion` as in `classification_metrics`.
-
-    Raises:
-        DataError: No examples, or numbers of words and predictions that differ.
 
     Source: Tjong Kim Sang and De Meulder 2003; entities are counted by seqeval in its default mode,
     where `I-` may start one.
@@ -205,9 +194,6 @@ def squad_metrics(
         `has_answer_f1`, `no_answer_exact` and `no_answer_f1` on the questions of each kind. With
         `no_answer`, also `best_threshold`, the lowest threshold with the best F1, and `best_f1` and
         `best_exact` at that threshold.
-
-    Raises:
-        DataError: No questions, or one without a prediction or without `no_answer`.
 
     Source: Rajpurkar et al. 2016 and 2018 (English). Cui et al. 2019 (Chinese, CMRC 2018: F1 of the
     longest common substring); words in Latin letters are split by a rule of our own instead of NLTK's.

@@ -60,7 +60,6 @@ class MultipleChoice(Task):
         return batch.cu_seqlens[:-1].long()
 
     def num_scores(self, example: Example) -> int:
-        """Return the number of rows of logits of an example: one per option."""
         return len(example.lengths)
 
     def loss_from_scores(self, scores: Float[Tensor, "S 1"], batch: Batch) -> LossSum:
@@ -101,7 +100,6 @@ class MultipleChoice(Task):
     def decode(
         self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[ChoiceQuestion]
     ) -> list[ChoicePrediction]:
-        """Return the most probable option of each question."""
         probabilities = [softmax(rows[:, 0].astype(np.float64)) for rows in scores]
         return [ChoicePrediction(int(p.argmax()), tuple(p.tolist())) for p in probabilities]
 
@@ -114,7 +112,6 @@ class MultipleChoice(Task):
         return {"accuracy": classification_metrics(gold, predicted, names)["accuracy"]}
 
     def to_row(self, record: ChoiceQuestion, prediction: ChoicePrediction) -> dict[str, Any]:
-        """Return the question with the chosen option, probabilities and right option."""
         row = {"id": record.id, "prompt": record.prompt, "second": record.second, "choices": list(record.choices)}
         row |= {"prediction": record.choices[prediction.choice], **asdict(prediction)}
         return row if record.answer is None else {**row, "gold": record.choices[record.answer]}
@@ -122,7 +119,6 @@ class MultipleChoice(Task):
     def to_report_example(
         self, record: ChoiceQuestion, prediction: ChoicePrediction
     ) -> tuple[float, bool, dict[str, Any]]:
-        """Return the loss, whether the choice is wrong, and the report entry."""
         assert record.answer is not None
         loss = -float(np.log(max(prediction.probabilities[record.answer], 1e-30)))
         entry = {

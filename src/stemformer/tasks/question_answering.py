@@ -124,7 +124,6 @@ class QuestionAnswering(Task):
         return None
 
     def num_scores(self, example: Example) -> int:
-        """Return the number of rows of logits of an example: one per token."""
         return len(example.input_ids)
 
     def loss_from_scores(self, scores: Float[Tensor, "N 2"], batch: Batch) -> LossSum:
@@ -185,7 +184,6 @@ class QuestionAnswering(Task):
     def decode(
         self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[Question]
     ) -> list[AnswerPrediction]:
-        """Return the best valid span of each question over all windows of its passage."""
         spans: list[list[tuple[float, int, int]]] = [[] for _ in records]
         no_answer = [np.inf] * len(records)
         for rows, owner, window in zip(scores, examples.records.tolist(), examples.scored, strict=True):
@@ -238,13 +236,11 @@ class QuestionAnswering(Task):
         ]
 
     def to_row(self, record: Question, prediction: AnswerPrediction) -> dict[str, Any]:
-        """Return id, question and all fields of the prediction."""
         row = {"id": record.id, "question": record.question, **asdict(prediction)}
         # A passage without a token; JSON has no infinity.
         return row if math.isfinite(prediction.no_answer) else {**row, "no_answer": None}
 
     def to_report_example(self, record: Question, prediction: AnswerPrediction) -> tuple[float, bool, dict[str, Any]]:
-        """Return the probability, whether the answer is wrong (exact match), and the report entry."""
         gold = list(dict.fromkeys(record.gold))
         metrics = squad_metrics({"": gold}, {"": prediction.text}, language=self.language)
         entry = {
@@ -286,11 +282,9 @@ class QuestionAnswering(Task):
         }
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a saved model stores about its task, including the threshold."""
         return {**super().metadata(), "threshold": self.threshold}
 
     def load_metadata(self, metadata: dict[str, Any]) -> None:
-        """Restore language and threshold."""
         super().load_metadata(metadata)
         self.threshold = float(metadata.get("threshold", 0.0))
 

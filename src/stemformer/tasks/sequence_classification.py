@@ -69,7 +69,6 @@ class SequenceClassification(Task):
         return batch.summary_positions
 
     def num_scores(self, example: Example) -> int:
-        """Return the number of rows of logits of an example: one."""
         return 1
 
     def loss_from_scores(self, scores: Float[Tensor, "S C"], batch: Batch) -> LossSum:
@@ -146,7 +145,6 @@ class SequenceClassification(Task):
     def decode(
         self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[TextExample]
     ) -> list[TextPrediction]:
-        """Return a prediction per record, averaging the probabilities of windows."""
         x = np.concatenate(list(scores)).astype(np.float64) if len(scores) else np.zeros((0, self.num_labels))
         if self.config.kind == "class":
             x = softmax(x, axis=-1)
@@ -186,7 +184,6 @@ class SequenceClassification(Task):
         return {**classification_metrics(right, predicted, names), "labels": names}
 
     def to_row(self, record: TextExample, prediction: TextPrediction) -> dict[str, Any]:
-        """Return the record's columns with prediction, probability and probabilities."""
         row: dict[str, Any] = dict(record.row) or {f"text{i + 1}": text for i, text in enumerate(record.texts)}
         row = {f"input_{name}" if name in _PREDICTION_COLUMNS else name: value for name, value in row.items()}
         is_score = self.config.kind == "score"
@@ -200,7 +197,6 @@ class SequenceClassification(Task):
         return {**row, "prediction": answer, "probability": prediction.score, "probabilities": by_label}
 
     def to_report_example(self, record: TextExample, prediction: TextPrediction) -> tuple[float, bool, dict[str, Any]]:
-        """Return error, wrong labels or loss; whether the prediction is wrong; and the report entry."""
         entry: dict[str, Any] = {"texts": list(record.texts), "gold": record.label, "predicted": prediction.label}
         if self.config.kind == "score":
             error = abs(prediction.score - record.label)  # type: ignore[operator]

@@ -71,16 +71,16 @@ class TaskConfig:
     alphabet: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 8:
-            raise ConfigError(f"task.max_length is {self.max_length}: expected at least 8")
-        if self.stride < 0:
-            raise ConfigError(f"task.stride is {self.stride}: expected 0 or more")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"task.label_smoothing is {self.label_smoothing}: expected a number in [0, 1)")
-        if not 0 < self.positive < 1:
-            raise ConfigError(f"task.positive is {self.positive}: expected a probability between 0 and 1")
-        if self.max_answer_tokens < 1:
-            raise ConfigError(f"task.max_answer_tokens is {self.max_answer_tokens}: expected at least 1")
+        ranges = {
+            "max_length": (self.max_length is None or self.max_length >= 8, "at least 8"),
+            "stride": (self.stride >= 0, "0 or more"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "a number in [0, 1)"),
+            "positive": (0 < self.positive < 1, "a probability between 0 and 1"),
+            "max_answer_tokens": (self.max_answer_tokens >= 1, "at least 1"),
+        }
+        for name, (is_valid, expected) in ranges.items():
+            if not is_valid:
+                raise ConfigError(f"task.{name} is {getattr(self, name)}: expected {expected}")
         if self.symbols is not None and self.name not in ("classify", "pair"):
             raise ConfigError(f"task.symbols applies to classify and pair, not to {self.name}. Remove it.")
         if self.symbols != "draw" and (self.symbol_size, self.symbol_stride, self.alphabet) != (1, 1, None):

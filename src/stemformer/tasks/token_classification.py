@@ -64,7 +64,6 @@ class TokenClassification(Task):
         return batch.label_positions
 
     def num_scores(self, example: Example) -> int:
-        """Return the number of rows of logits of an example: one per word."""
         return len(example.label_positions)
 
     def loss_from_scores(self, scores: Float[Tensor, "M C"], batch: Batch) -> LossSum:
@@ -112,7 +111,6 @@ class TokenClassification(Task):
     def decode(
         self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[TaggedSentence]
     ) -> list[TagPrediction]:
-        """Return the most probable tag of each word."""
         tags = [[self.filler] * len(record.words) for record in records]
         probabilities = [[0.0] * len(record.words) for record in records]
         for rows, owner, words in zip(scores, examples.records.tolist(), examples.scored, strict=True):
@@ -129,7 +127,6 @@ class TokenClassification(Task):
         return tagging_metrics([gold for gold, _ in known], [tags for _, tags in known], entities=self.has_entities)
 
     def to_row(self, record: TaggedSentence, prediction: TagPrediction) -> dict[str, Any]:
-        """Return words, tags and probabilities, with right tags and entities where there are any."""
         row: dict[str, Any] = {
             "words": list(record.words),
             "tags": list(prediction.tags),
@@ -144,7 +141,6 @@ class TokenClassification(Task):
     def to_report_example(
         self, record: TaggedSentence, prediction: TagPrediction
     ) -> tuple[float, bool, dict[str, Any]]:
-        """Return the number of wrong tags, whether there are any, and the report entry."""
         assert record.tags is not None
         num_wrong = sum(a != b for a, b in zip(record.tags, prediction.tags, strict=True))
         entry = {"words": list(record.words), "gold": list(record.tags), "predicted": list(prediction.tags)}
