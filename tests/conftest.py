@@ -1,4 +1,4 @@
-"""What all tests share: shapes checked at run time, two threads, and where large real data lies."""
+"""Shared by all tests: shapes checked at run time, two threads, small texts, models and labelled files."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def two_threads():
-    """Sums depend on the number of threads, so it is the same everywhere."""
+    """Use two threads everywhere: sums depend on the number of threads."""
     import torch
 
     torch.set_num_threads(2)
@@ -32,7 +32,7 @@ def two_threads():
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of large real data sets beside the checkout; a test that asks for it is skipped without it."""
+    """Directory of large real data sets next to the checkout; without it, tests that use it are skipped."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no large data sets at {folder}")
@@ -40,22 +40,22 @@ def shared_data() -> Path:
 
 
 def _make_text(seed: int = 0, num_documents: int = 200) -> str:
-    """Documents of a few sentences with a grammar that can be learned: an adjective goes with its noun."""
+    """Make documents of a few sentences with a learnable grammar: each adjective belongs to a noun."""
     rng = np.random.default_rng(seed)
     pairs = [("old", "king"), ("green", "river"), ("small", "child"), ("wise", "teacher"), ("quiet", "garden")]
     verbs = ["sees", "follows", "remembers", "paints", "forgets"]
-    places = ["under the bridge", "behind the house", "before the winter", "near the forest"]
+    locations = ["under the bridge", "behind the house", "before the winter", "near the forest"]
 
     def sentence() -> str:
         (a, b), (c, d) = (pairs[i] for i in rng.integers(len(pairs), size=2))
-        return f"The {a} {b} {rng.choice(verbs)} the {c} {d} {rng.choice(places)}."
+        return f"The {a} {b} {rng.choice(verbs)} the {c} {d} {rng.choice(locations)}."
 
     return "\n".join(" ".join(sentence() for _ in range(rng.integers(1, 5))) for _ in range(num_documents)) + "\n"
 
 
 @pytest.fixture(scope="session")
 def make_text() -> Callable[..., str]:
-    """A function from a seed and a number of documents to a small text, a document a line."""
+    """Function of a seed and a number of documents that returns a small text, one document a line."""
     return _make_text
 
 
@@ -119,12 +119,12 @@ LABELLED = {
     "qa": ("qa", "squad.json", {}),
     "choice": ("choice", "choices.jsonl", {}),
 }
-"""What is asked -> task, file below `labelled`/train and /dev, and further arguments of `finetune`."""
+"""Kind of label -> task, file below `labelled`/train and /dev, and further arguments of `finetune`."""
 
 
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train/ and dev/, each with a labelled file for every kind of task; not to be changed."""
+    """Directory with train/ and dev/, each with a labelled file for every kind of task; read-only."""
     root = tmp_path_factory.mktemp("labelled")
     for seed, (split, number) in enumerate((("train", 40), ("dev", 15))):
         (root / split).mkdir()
@@ -133,7 +133,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _write_labelled(folder: Path, lines: list[str]) -> None:
-    """Writes one small file for each kind of task; the answers can be learned from the words."""
+    """Write a small file for each kind of task; the answers can be learned from the words."""
     nouns = ["king", "river", "child", "teacher", "garden"]
 
     def write(name: str, rows: list[str]) -> None:
@@ -180,7 +180,7 @@ def _write_labelled(folder: Path, lines: list[str]) -> None:
 def finetuned(
     no_timing, tiny_bert: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """A function from a key of `LABELLED` to a run folder of a few steps in fp32; not to be changed."""
+    """Function of a key of `LABELLED` that returns a run directory of a few steps in fp32; read-only."""
     from functools import cache
 
     import stemformer
@@ -189,7 +189,7 @@ def finetuned(
     def make(kind: str) -> Path:
         task, name, options = LABELLED[kind]
         out = tmp_path_factory.mktemp("finetuned") / kind
-        told = stemformer.finetune(
+        result = stemformer.finetune(
             task,
             model=str(tiny_bert),
             train=[str(labelled / "train" / name)],
@@ -202,7 +202,7 @@ def finetuned(
             settings=["log_every=4", "evaluation.every=6", "task.stride=8"],
             **options,
         )
-        (out / "result.json").write_text(json.dumps(told))
+        (out / "result.json").write_text(json.dumps(result))
         return out
 
     return make
@@ -218,7 +218,7 @@ def bpe(make_text):
 
 @pytest.fixture(scope="session")
 def small_gpt(bpe):
-    """A GPT with its head for that BPE, drawn at random."""
+    """A GPT with its head for that BPE, with random weights."""
     import torch
 
     from stemformer.data.tokenization.tokenizer import END_OF_TEXT

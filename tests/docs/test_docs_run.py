@@ -50,7 +50,7 @@ def shortened(words: list[str]) -> list[str]:
         if word in BUDGETS:
             out[place : place + 2] = ["--steps", "2"]
     if out[0] in ("pretrain", "scale"):
-        out += ["--set", "batch.rows=4", "--set", "evaluation.rows=8"]
+        out += ["--set", "batch.size=4", "--set", "evaluation.num_examples=8"]
     return out
 
 
@@ -81,7 +81,7 @@ def write_texts(folder: Path) -> None:
 
 
 def run_python(page: str) -> None:
-    """Runs a page's Python blocks in order, with shared names; what stands under a `>>>` line must be printed."""
+    """Run the Python blocks of a page in order, with shared names; what follows a `>>>` line must be printed."""
     names: dict[str, object] = {"__name__": "__main__"}
     found = blocks(page, "python")
     assert found, f"{page} has no Python block"
@@ -101,7 +101,7 @@ def run_python(page: str) -> None:
 def workplace(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "stemformer.pretraining.matmul_rate", lambda device, precision: 1e11
+        "stemformer.commands.pretrain.matmul_rate", lambda device, precision: 1e11
     )  # seconds, and only MFU needs it
     write_texts(tmp_path)
     return tmp_path

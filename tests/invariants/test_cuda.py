@@ -94,11 +94,11 @@ def test_runs_learn_what_those_on_the_cpu_learn(data, kind, tmp_path):
 @pytest.mark.parametrize("kind", RECIPES)
 def test_ten_steps_are_four_and_six(data, kind, precision, tmp_path):
     options = {"device": "cuda", "precision": precision, "settings": ["model.hidden_dropout_prob=0.1"]}
-    run(data, kind, tmp_path / "whole", **options)
+    run(data, kind, tmp_path / "full", **options)
     with pytest.raises(KeyboardInterrupt):
         run(data, kind, tmp_path / "parts", progress=StopAt(4), **options)
     run(data, kind, tmp_path / "parts", resume=True)
-    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
+    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -115,17 +115,17 @@ class StopAt(Silent):
             signal.raise_signal(signal.SIGINT)
 
 options = json.loads(sys.argv[1])
-told = stemformer.pretrain(**options, out=sys.argv[2] + "/whole")
+result = stemformer.pretrain(**options, out=sys.argv[2] + "/full")
 try:
     stemformer.pretrain(**options, out=sys.argv[2] + "/parts", progress=StopAt())
 except KeyboardInterrupt:
     stemformer.pretrain(data=options["data"], out=sys.argv[2] + "/parts", resume=True)
-print(json.dumps(told))
+print(json.dumps(result))
 """
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_recorded_compiled_layers_learn_the_same_and_resume(data, kind, tmp_path):
+def test_cuda_graphs_of_compiled_layers_learn_the_same_and_resume(data, kind, tmp_path):
     eager = run(data, kind, tmp_path / "eager", device="cuda", precision="bf16")
     settings = [*SETTINGS, "batch.micro_size=4"]
     options = {"data": data[kind], "recipe": RECIPES[kind], "settings": settings, "steps": 10, "device": "cuda"}
@@ -133,40 +133,40 @@ def test_recorded_compiled_layers_learn_the_same_and_resume(data, kind, tmp_path
     environment = {**os.environ, "STEMFORMER_NO_TYPECHECK": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
     name = next(name for name in eager if name.startswith("held_out") and name.endswith("loss"))
-    assert told[name] == pytest.approx(eager[name], rel=BF16_RUN)
-    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
+    assert result[name] == pytest.approx(eager[name], rel=BF16_RUN)
+    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(
     "options", [{"temperature": 0}, {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2}, {"num_beams": 3}]
 )
-def test_texts_go_on_as_on_the_cpu(gpt, options):
+def test_generated_texts_equal_those_of_the_cpu(gpt, options):
     config = DecodingConfig(max_new_tokens=25, **options)
     rng = np.random.default_rng(0)
     prompts = [torch.from_numpy(rng.integers(8, 61, n)) for n in (3, 12, 7, 1, 15)]
-    go_on = beam_search if config.num_beams > 1 else decode
-    here = go_on(gpt, prompts, config)
-    there = go_on(gpt.cuda(), prompts, config)
+    generate = beam_search if config.num_beams > 1 else decode
+    here = generate(gpt, prompts, config)
+    there = generate(gpt.cuda(), prompts, config)
     gpt.cpu()
-    assert [told.ids for told in here] == [told.ids for told in there]
+    assert [text.ids for text in here] == [text.ids for text in there]
     for one, other in zip(here, there, strict=True):
         assert one.log_probability == pytest.approx(other.log_probability, rel=1e-4)
 
 
-def test_a_window_slides_as_on_the_cpu(gpt):
+def test_sliding_window_equals_that_of_the_cpu(gpt):
     config = DecodingConfig(max_new_tokens=60, temperature=0, overflow="slide")
     prompts = [torch.tensor([9, 10, 11]), torch.tensor([20])]
     here = decode(gpt, prompts, config)
     there = decode(gpt.cuda(), prompts, config)
     gpt.cpu()
-    assert [told.ids for told in here] == [told.ids for told in there]
+    assert [text.ids for text in here] == [text.ids for text in there]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_answers_are_scored_as_on_the_cpu(gpt, dtype, tolerance):
+def test_answer_scores_equal_those_of_the_cpu(gpt, dtype, tolerance):
     rng = np.random.default_rng(1)
     beginning = rng.integers(8, 61, 9)
     questions = [
