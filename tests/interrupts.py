@@ -1,4 +1,4 @@
-"""What presses Ctrl-C during a run; `from interrupts import ...`, since `tests` is on the path."""
+"""Progress reporter that interrupts a run; `from interrupts import ...`, since `tests` is on the path."""
 
 import signal
 
@@ -8,7 +8,7 @@ __all__ = ["StopAt"]
 
 
 class StopAt(Silent):
-    """Presses Ctrl-C while a step is under way."""
+    """Progress reporter that presses Ctrl-C during a step."""
 
     def __init__(self, step):
         self.left = step

@@ -85,7 +85,7 @@ def test_known_name_in_the_wrong_table_is_found_elsewhere():
         ("training.compiled", "'training.is_compiled'"),
     ],
 )
-def test_shortened_key_names_the_whole_one(setting, meant):
+def test_shortened_key_names_the_full_one(setting, meant):
     with pytest.raises(ConfigError, match=rf"\(did you mean {meant}\?\)"):
         with_settings(Run(), [f"{setting}=3"])
 
@@ -121,7 +121,7 @@ def test_unknown_key_inside_a_tuple_of_tables_is_refused():
         ("model..x=1", "setting 'model..x=1': expected key=value, such as model.hidden_size=..."),
     ],
 )
-def test_wrong_setting_is_told_in_one_line(setting, message):
+def test_wrong_setting_is_reported_in_one_line(setting, message):
     with pytest.raises(ConfigError) as caught:
         with_settings(Run(), [setting])
     assert str(caught.value) == message

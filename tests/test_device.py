@@ -95,7 +95,7 @@ def test_flops_are_six_a_parameter_and_token_and_attention_by_real_lengths():
     assert step_flops(model, batch_of([5, 4], 3)) == body + attention + head
 
 
-def test_flops_of_the_head_are_of_the_scored_places_only():
+def test_flops_of_the_head_are_of_the_scored_positions_only():
     model = model_of()
     more, fewer = (step_flops(model, batch_of([8], m)) for m in (4, 1))
     assert more - fewer == 6 * 3 * 16 * (16 + 50)
@@ -128,8 +128,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 35), reason="older ones keep 32 MiB at most"
 )
 def test_freed_memory_is_used_again():
-    kept, given_back = (
+    kept, returned = (
         int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
         for how in ("keep", "give back")
     )
-    assert kept < given_back / 10
+    assert kept < returned / 10

@@ -14,7 +14,7 @@ from stemformer.output_dir import clear_dir, exclusive_output_dir, prepare_outpu
 def write(*, out, fails=False):
     if fails:
         raise ConfigError("no")
-    with open(f"{out}/figures", "w") as file:
+    with open(f"{out}/metrics", "w") as file:
         file.write("1")
 
 
@@ -27,7 +27,7 @@ def test_folder_that_another_holds_is_refused_and_free_afterwards(tmp_path):
     os.close(held)
     write(out=str(tmp_path))
     write(out=str(tmp_path))
-    assert (tmp_path / "figures").read_text() == "1"
+    assert (tmp_path / "metrics").read_text() == "1"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_refused_command_leaves_no_folder(tmp_path):
         write(out=str(tmp_path / "new" / "run"), fails=True)
     assert not any(tmp_path.iterdir())
     write(out=str(tmp_path / "new" / "run"))
-    assert (tmp_path / "new" / "run" / "figures").is_file()
+    assert (tmp_path / "new" / "run" / "metrics").is_file()
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path):

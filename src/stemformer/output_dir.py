@@ -27,7 +27,7 @@ _KNOWN_FILES = (
     "checkpoints",
     "manifest.json",
     "progress.jsonl",
-    "figures.jsonl",
+    "finished.jsonl",
     "tokenizer.json",
     "tokenizer",
     "trials.json",

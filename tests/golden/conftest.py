@@ -5,8 +5,14 @@ import pytest
 import stemformer
 from stemformer.io import read_jsonl
 
-SETTINGS = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=8", "batch.row_length=32", "log_every=1"]
-SELDOM = ["evaluation.rows=32", "evaluation.every=20", "checkpoints.every=20"]
+SETTINGS = [
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "batch.size=8",
+    "batch.sequence_length=32",
+    "log_every=1",
+]
+SELDOM = ["evaluation.num_examples=32", "evaluation.every=20", "checkpoints.every=20"]
 
 
 @pytest.fixture(scope="session")

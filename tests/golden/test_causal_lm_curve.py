@@ -16,8 +16,19 @@ GOLDEN = [
 @pytest.fixture(scope="module")
 def curve(tiny, no_timing, tmp_path_factory):
     out = tmp_path_factory.mktemp("golden") / "run"
-    sizes = ["model.hidden_size=32", "model.intermediate_size=64", "batch.rows=8", "batch.row_length=32", "log_every=1"]
-    seldom = ["evaluation.rows=32", "evaluation.every=20", "checkpoints.every=20", "optimizer.learning_rate=1e-2"]
+    sizes = [
+        "model.hidden_size=32",
+        "model.intermediate_size=64",
+        "batch.size=8",
+        "batch.sequence_length=32",
+        "log_every=1",
+    ]
+    seldom = [
+        "evaluation.num_examples=32",
+        "evaluation.every=20",
+        "checkpoints.every=20",
+        "optimizer.learning_rate=1e-2",
+    ]
     stemformer.pretrain(
         "gpt_tiny",
         data=str(tiny / "data"),

@@ -43,6 +43,6 @@ def test_next_sentence_begins_at_chance(curve):
     assert first == pytest.approx(np.log(2), abs=0.05)  # fresh weights of 0.02 say next to nothing
 
 
-def test_displaced_tokens_are_told(curve):
+def test_dropped_tokens_are_logged(curve):
     shares = [line.get("displaced", 0.0) for line in curve if line["kind"] == "train"]
     assert 0.1 < np.mean(shares) < 0.4  # half of the pairs lose B, which is half of the pair

@@ -21,7 +21,6 @@ to see which of them changed.
 import argparse
 import dataclasses
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -158,7 +157,8 @@ def generate(model: Path, prompts: Sequence[str], **decoding: Any) -> tuple[list
 
 def prompt(tasks: Sequence[str], model: Path, out: Path) -> Any:
     return stemformer.fewshot(
-        tasks, model=[str(model)], out=str(out), num_shots=(0, 2), num_questions=20, calibrate=True, **COMPUTE)
+        tasks, model=[str(model)], out=str(out), num_shots=(0, 2), num_questions=20, calibrate=True, **COMPUTE
+    )
 
 
 def synthetic(out: Path) -> Any:
@@ -183,7 +183,12 @@ def compare(task: str, model: Path, file: str, out: Path) -> Any:
 
 
 def scale(recipe: str, data: Path, out: Path) -> Any:
-    settings = ["batch.size=8", "batch.sequence_length=32", "evaluation.num_examples=32", "evaluation.num_cloze_examples=0"]
+    settings = [
+        "batch.size=8",
+        "batch.sequence_length=32",
+        "evaluation.num_examples=32",
+        "evaluation.num_cloze_examples=0",
+    ]
     return stemformer.scaling_laws(
         recipe, data=str(data), out=str(out), sizes=["1x32", "1x64", "2x64"], steps=4, settings=settings, **COMPUTE
     )
@@ -282,7 +287,7 @@ def fingerprint(result: Any, out: Path | None = None, *, weights: str | None = N
 PAIRS = [("old", "king"), ("green", "river"), ("small", "child"), ("wise", "teacher"), ("quiet", "garden")]
 NOUNS = [noun for _, noun in PAIRS]
 VERBS = ["sees", "follows", "remembers", "paints", "forgets"]
-PLACES = ["under the bridge", "behind the house", "before the winter", "near the forest"]
+LOCATIONS = ["under the bridge", "behind the house", "before the winter", "near the forest"]
 EXTRA = ["Ein süßer Käse, naïve and unaffordable.", "床前明月光,疑是地上霜。舉頭望明月,低頭思故鄉。"]
 FOLDER = Path(tempfile.mkdtemp(prefix="yardstick-"))
 
@@ -293,7 +298,7 @@ def make_lines(seed: int, number: int) -> list[str]:
 
     def sentence() -> str:
         (a, b), (c, d) = rng.choice(PAIRS), rng.choice(PAIRS)
-        return f"The {a} {b} {rng.choice(VERBS)} the {c} {d} {rng.choice(PLACES)}."
+        return f"The {a} {b} {rng.choice(VERBS)} the {c} {d} {rng.choice(LOCATIONS)}."
 
     return [" ".join(sentence() for _ in range(rng.randint(1, 4))) for _ in range(number)]
 

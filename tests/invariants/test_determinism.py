@@ -1,9 +1,11 @@
-"""What is promised about repeating a run (`10 steps = 4 + save + resume + 6`), through `stemformer.pretrain` on a tiny corpus."""
+"""Determinism of runs and of resuming: 10 steps = 4 + save + resume + 6, bit for bit, on a tiny corpus."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from interrupts import StopAt
 from safetensors.torch import load_file
 
 import stemformer
+from stemformer.cli import app as cli
 from stemformer.config import with_settings
 from stemformer.data.examples.packing import pack_documents
 from stemformer.data.examples.sampling import prefetch
@@ -23,14 +26,16 @@ from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
-from stemformer.io import read_jsonl
+from stemformer.io import hash_file, read_jsonl
 from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import make_model
 from stemformer.objectives.masked_lm import MaskedLm, SpecialIds
 from stemformer.objectives.objective import LossModule
 from stemformer.recipes import bert_tiny
-from stemformer.training import loop
+from stemformer.training import checkpoint, loop
 from stemformer.training.budget import TrainingBudget
+from stemformer.training.checkpoint import newest_checkpoint
+from stemformer.training.config import RENAMED_SETTINGS
 from stemformer.training.log import MetricAccumulator
 
 SETTINGS = [
@@ -45,7 +50,7 @@ SETTINGS = [
     "checkpoints.keep=9",
     "log_every=1",
 ]
-OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
+TIMING_KEYS = ("seconds", "tokens_per_second", "mfu")
 
 
 def prepare_text(folder, text):
@@ -112,7 +117,7 @@ def assert_same_files(a, b, names=("model.safetensors", "optimizer.safetensors")
 
 
 def log_of(out):
-    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_jsonl(Path(out) / "log.jsonl")]
+    return [{k: v for k, v in line.items() if k not in TIMING_KEYS} for line in read_jsonl(Path(out) / "log.jsonl")]
 
 
 def last_checkpoint(out):
@@ -123,31 +128,31 @@ def last_checkpoint(out):
 
 
 @pytest.mark.parametrize("budget", [{"steps": 10}, {"tokens": 1000}, {"epochs": 0.25}], ids=lambda b: next(iter(b)))
-def test_interrupted_run_ends_as_the_whole_one_bit_for_bit(data, tmp_path, budget):
+def test_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(data, tmp_path, budget):
     options = {"steps": None} | budget
-    whole = train(data, tmp_path / "whole", **options)
+    full = train(data, tmp_path / "full", **options)
     resumed = train_interrupted(data, tmp_path / "parts", **options)
-    assert whole["steps"] > 4
-    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
-    assert_same_files(tmp_path / "whole" / "final", tmp_path / "parts" / "final", ["model.safetensors"])
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
-    assert {k: v for k, v in whole.items() if k not in ("run", "model", "report", "seconds")} == {
+    assert full["steps"] > 4
+    assert_same_files(last_checkpoint(tmp_path / "full"), last_checkpoint(tmp_path / "parts"))
+    assert_same_files(tmp_path / "full" / "final", tmp_path / "parts" / "final", ["model.safetensors"])
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+    assert {k: v for k, v in full.items() if k not in ("run", "model", "report", "seconds")} == {
         k: v for k, v in resumed.items() if k not in ("run", "model", "report", "seconds")
     }
 
 
 @pytest.mark.parametrize("at", [1, 5, 9])
-def test_interruption_beside_the_regular_checkpoints_changes_nothing(data, tmp_path, at):
-    train(data, tmp_path / "whole")
+def test_interruption_between_regular_checkpoints_changes_nothing(data, tmp_path, at):
+    train(data, tmp_path / "full")
     train_interrupted(data, tmp_path / "parts", at=at)
-    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    assert_same_files(last_checkpoint(tmp_path / "full"), last_checkpoint(tmp_path / "parts"))
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
 def test_log_lines_of_several_steps_do_not_depend_on_the_interruption(data, tmp_path):
-    train(data, tmp_path / "whole", settings=["log_every=5"])
+    train(data, tmp_path / "full", settings=["log_every=5"])
     train_interrupted(data, tmp_path / "parts", at=7, settings=["log_every=5"])
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
 def test_log_line_is_the_mean_of_all_steps_since_the_last(data, tmp_path):
@@ -157,8 +162,8 @@ def test_log_line_is_the_mean_of_all_steps_since_the_last(data, tmp_path):
     assert log_of(tmp_path / "plain") == log_of(tmp_path / "saved")  # a save in between drops no loss
 
 
-def test_run_that_was_killed_goes_on_from_its_last_checkpoint(data, tmp_path):
-    train(data, tmp_path / "whole")
+def test_killed_run_resumes_from_its_last_checkpoint(data, tmp_path):
+    train(data, tmp_path / "full")
     with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
 
         def die(step, *args, original=loop.batches_of_step):
@@ -171,18 +176,18 @@ def test_run_that_was_killed_goes_on_from_its_last_checkpoint(data, tmp_path):
     assert newest(tmp_path / "parts") == 4
     assert log_of(tmp_path / "parts")[-1]["step"] == 6  # steps 5 and 6 are in the log, and will be done again
     stemformer.pretrain(data=data, out=str(tmp_path / "parts"), resume=True, precision="fp32")
-    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    assert_same_files(last_checkpoint(tmp_path / "full"), last_checkpoint(tmp_path / "parts"))
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
-def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(data, tmp_path):
-    train(data, tmp_path / "whole")
+def test_damaged_newest_checkpoint_is_skipped_and_the_result_is_the_same(data, tmp_path):
+    train(data, tmp_path / "full")
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "parts", progress=StopAt(9))
     file = last_checkpoint(tmp_path / "parts") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     stemformer.pretrain(data=data, out=str(tmp_path / "parts"), resume=True, precision="fp32")
-    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+    assert_same_files(last_checkpoint(tmp_path / "full"), last_checkpoint(tmp_path / "parts"))
 
 
 COMPILED = """
@@ -217,7 +222,7 @@ stemformer.pretrain(data=sys.argv[1], out=sys.argv[2], resume=True)
 
 
 @pytest.mark.slow
-def test_interrupted_compiled_run_ends_as_the_whole_one_bit_for_bit(data, tmp_path):
+def test_interrupted_compiled_run_equals_an_uninterrupted_one_bit_for_bit(data, tmp_path):
     # A pool of compiling processes takes longer to start than two small layers take to compile.
     environ = {**os.environ, "STEMFORMER_NO_TYPECHECK": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     settings = json.dumps([*SETTINGS, "compute.compile=true"])
@@ -225,12 +230,12 @@ def test_interrupted_compiled_run_ends_as_the_whole_one_bit_for_bit(data, tmp_pa
     def run(code, *arguments):
         subprocess.run([sys.executable, "-c", code, data, *arguments], check=True, env=environ)
 
-    run(COMPILED, str(tmp_path / "whole"), settings, "0")
+    run(COMPILED, str(tmp_path / "full"), settings, "0")
     run(COMPILED, str(tmp_path / "parts"), settings, "4")
     assert newest(tmp_path / "parts") == 4
     run(RESUMED, str(tmp_path / "parts"))
-    assert_same_files(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    assert_same_files(last_checkpoint(tmp_path / "full"), last_checkpoint(tmp_path / "parts"))
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
 # Seeds
@@ -263,51 +268,51 @@ def test_another_seed_gives_another_run(data, tmp_path):
 # Gradients
 
 
-def make_setup(data, tmp_path, settings=()):
+def make_context(data, tmp_path, settings=()):
     config = with_settings(bert_tiny(), [*SETTINGS, "batch.size=8", "budget.steps=10", *settings])
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     special = SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
     return loop.TrainingContext(
         config=config,
-        timetable=TrainingBudget(config, 10, tmp_path),
+        budget=TrainingBudget(config, 10, tmp_path),
         objective=MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size),
         phases=[
             loop.Phase(0, config.batch, pack_documents(open_shards(data), sequence_length=config.batch.sequence_length))
         ],
         evaluate=None,
-        fill=None,
+        sample_fn=None,
         tokenizer=tokenizer,
         device=torch.device("cpu"),
         precision="fp32",
         environment={},
-        peak=1.0,
+        peak_flops=1.0,
         folder=tmp_path,
     )
 
 
-def gradients(setup, step):
-    model = make_model(setup.config.model, ["masked_lm"], generator=torch.Generator().manual_seed(0)).train()
-    batches = loop.batches_of_step(step, setup)
+def gradients(context, step):
+    model = make_model(context.config.model, ["masked_lm"], generator=torch.Generator().manual_seed(0)).train()
+    batches = loop.batches_of_step(step, context)
     counts = {"masked_lm": float(sum(len(batch.labels) for batch in batches))}
-    loop.add_gradients(LossModule(model, setup.objective), batches, setup, step, MetricAccumulator(), counts)
+    loop.add_gradients(LossModule(model, context.objective), batches, context, step, MetricAccumulator(), counts)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("micro_size", [4, 2, 1])
-def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(data, tmp_path, micro_size):
+def test_micro_batches_add_up_to_the_gradient_of_the_full_batch(data, tmp_path, micro_size):
     no_dropout = "model.hidden_dropout_prob=0.0"
-    whole = gradients(make_setup(data, tmp_path, [no_dropout]), step=3)
-    parts = gradients(make_setup(data, tmp_path, [no_dropout, f"batch.micro_size={micro_size}"]), step=3)
-    largest = max(float(gradient.abs().max()) for gradient in whole.values())
-    worst = max(float((whole[name] - parts[name]).abs().max()) for name in whole)
+    full = gradients(make_context(data, tmp_path, [no_dropout]), step=3)
+    parts = gradients(make_context(data, tmp_path, [no_dropout, f"batch.micro_size={micro_size}"]), step=3)
+    largest = max(float(gradient.abs().max()) for gradient in full.values())
+    worst = max(float((full[name] - parts[name]).abs().max()) for name in full)
     assert worst < 1e-6 * largest  # design, section 4: sums in another order
 
 
 def test_micro_batches_and_ranks_have_dropout_of_their_own(data, tmp_path):
-    setup = make_setup(data, tmp_path)
+    context = make_context(data, tmp_path)
     seeds = [
-        loop._dropout_seed(setup.config.seed, step, rank, micro)
+        loop._dropout_seed(context.config.seed, step, rank, micro)
         for step in range(5)
         for rank in range(3)
         for micro in range(5)
@@ -316,19 +321,19 @@ def test_micro_batches_and_ranks_have_dropout_of_their_own(data, tmp_path):
 
 
 def test_dropout_is_a_function_of_the_step(data, tmp_path):
-    setup = make_setup(data, tmp_path)
-    first = gradients(setup, step=3)
+    context = make_context(data, tmp_path)
+    first = gradients(context, step=3)
     torch.rand(7)
-    again = gradients(setup, step=3)
+    again = gradients(context, step=3)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_batches_of_a_step_are_the_same_however_they_are_made(data, tmp_path):
-    setup = make_setup(data, tmp_path, ["batch.micro_size=2"])
+    context = make_context(data, tmp_path, ["batch.micro_size=2"])
     steps = range(3, 9)
-    ahead = list(prefetch(lambda step: loop.batches_of_step(step, setup), steps))
+    ahead = list(prefetch(lambda step: loop.batches_of_step(step, context), steps))
     for step, made in zip(steps, ahead, strict=True):
-        for one, other in zip(made, loop.batches_of_step(step, setup), strict=True):
+        for one, other in zip(made, loop.batches_of_step(step, context), strict=True):
             assert one.example_numbers == other.example_numbers
             for name in ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "label_positions", "labels"):
                 assert torch.equal(getattr(one, name), getattr(other, name))
@@ -348,8 +353,6 @@ def stopped(determinism_data, no_timing, tmp_path_factory):
 
 @pytest.fixture
 def stopped_run(stopped, tmp_path):
-    import shutil
-
     return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
@@ -375,18 +378,18 @@ def test_resuming_with_other_data_is_refused(determinism_data, stopped_run):
         stemformer.pretrain(data=determinism_data[1], out=str(stopped_run), resume=True)
 
 
-def test_resuming_may_change_what_only_watches(data, stopped_run):
+def test_resuming_may_change_settings_of_logging_and_saving(data, stopped_run):
     settings = ["log_every=2", "evaluation.every=3", "checkpoints.every=5", "checkpoints.keep=1"]
     assert stemformer.pretrain(data=data, out=str(stopped_run), resume=True, settings=settings, steps=4)["steps"] == 4
 
 
-def test_resuming_with_a_larger_budget_goes_on(data, stopped_run):
+def test_resuming_with_a_larger_budget_continues(data, stopped_run):
     assert stemformer.pretrain(data=data, out=str(stopped_run), resume=True, steps=12)["steps"] == 12
     assert newest(stopped_run) == 12
 
 
 def test_resuming_with_a_budget_that_is_used_up_is_refused(data, stopped_run):
-    with pytest.raises(ConfigError, match="stands at step 2, the budget ends at 1"):
+    with pytest.raises(ConfigError, match="is at step 2, the budget ends at 1"):
         stemformer.pretrain(data=data, out=str(stopped_run), resume=True, steps=1)
 
 
@@ -399,10 +402,48 @@ def test_resuming_a_finished_run_returns_what_it_returned(data, tmp_path):
     assert log_of(tmp_path / "run") == log
 
 
-def test_finished_run_goes_on_with_a_larger_budget(data, tmp_path):
+def test_finished_run_continues_with_a_larger_budget(data, tmp_path):
     train(data, tmp_path / "run", steps=3)
     assert stemformer.pretrain(data=data, out=str(tmp_path / "run"), resume=True, steps=5)["steps"] == 5
     assert [line["step"] for line in log_of(tmp_path / "run") if line["kind"] == "train"] == [1, 2, 3, 4, 5]
+
+
+def with_old_names(file):
+    """Rewrite a config.toml as an earlier version wrote it."""
+    names = {new.rpartition(".")[2]: old.rpartition(".")[2] for old, new in RENAMED_SETTINGS.items()}
+    lines = [line.partition(" = ") for line in file.read_text().splitlines() if "model_type" not in line]
+    file.write_text("".join(f"{names.get(name, name)}{equals}{value}\n" for name, equals, value in lines))
+
+
+def test_run_of_an_earlier_version_is_resumed_silently(data, stopped_run):
+    folder = newest_checkpoint(stopped_run / "checkpoints")[0]
+    for file in (stopped_run / "config.toml", folder / "config.toml"):
+        with_old_names(file)
+        assert "row_length = 32" in file.read_text()
+        assert "size = 4" not in file.read_text().splitlines()
+    record = json.loads((folder / "checkpoint.json").read_text())
+    record["files"]["config.toml"] = hash_file(folder / "config.toml")
+    del record["sha256"]
+    record["sha256"] = checkpoint._digest(record)
+    (folder / "checkpoint.json").write_text(json.dumps(record))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = stemformer.pretrain(data=data, out=str(stopped_run), resume=True, steps=4)
+    assert result["steps"] == 4
+    assert [str(w.message) for w in caught if "is now" in str(w.message)] == []
+    assert "batch.rows" not in (stopped_run / "config.toml").read_text()
+    assert "sequence_length = 32" in (stopped_run / "config.toml").read_text()
+    assert 'model_type = "bert"' in (stopped_run / "config.toml").read_text()
+
+
+def test_setting_by_its_old_name_works_and_shows_the_new_one_once(data, tmp_path, capsys):
+    words = ["pretrain", "--recipe", "bert_tiny", "--data", data, "--out", str(tmp_path / "run"), "--steps", "1"]
+    settings = [*(s for s in SETTINGS if not s.startswith("batch.")), "batch.rows=3", "batch.sequence_length=32"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main([*words, *(word for setting in settings for word in ("--set", setting))]) == 0
+    assert capsys.readouterr().err.count("Setting 'batch.rows' is now 'batch.size'.") == 1
+    assert "\nsize = 3\n" in (tmp_path / "run" / "config.toml").read_text()
 
 
 def test_run_from_a_model_with_an_output_matrix_of_its_own_can_be_resumed(data, stopped_run, tmp_path):

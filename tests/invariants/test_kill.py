@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment and by whatever, loses nothing but time. `STEMFORMER_KILLS` says how often (3)."""
+"""Killed runs lose nothing but time. `STEMFORMER_KILLS` is the number of kills (3)."""
 
 import json
 import os
@@ -38,21 +38,21 @@ SETTINGS = [
     "checkpoints.every=1",
     "log_every=1",
 ]
-OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
+TIMING_KEYS = ("seconds", "tokens_per_second", "mfu")
 
 # --------------------------------------------------------------------------------------------------------- processes to be killed
 
 
 def serve():
-    """Does what lines of standard input say, each in a process of its own, which begins at once since all is imported already."""
+    """Run the commands of standard input, each in a forked process, which starts at once: everything is imported already."""
     pretraining.matmul_rate = lambda *args: 1e11
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()
         if child == 0:
-            with open(job["told"], "w") as told:
-                os.dup2(told.fileno(), 1)
-                os.dup2(told.fileno(), 2)
+            with open(job["output"], "w") as output:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
             if job["largest_file"]:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"], job["largest_file"]))
             os._exit(cli.main(job["words"]))
@@ -61,10 +61,10 @@ def serve():
 
 
 class Commands:
-    """The command line in processes of its own, one after the other."""
+    """Runs commands in their own processes, one after the other."""
 
     def __init__(self, folder):
-        self.told = folder / "told.txt"
+        self.output = folder / "output.txt"
         words = [sys.executable, __file__]
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.server = subprocess.Popen(
@@ -72,23 +72,23 @@ class Commands:
         )
 
     def start(self, words, *, largest_file=None):
-        """Starts a command, and returns the number of its process."""
-        job = {"words": words, "told": str(self.told), "largest_file": largest_file}
+        """Start a command and return its process id."""
+        job = {"words": words, "output": str(self.output), "largest_file": largest_file}
         self.server.stdin.write(json.dumps(job) + "\n")
         return int(self.server.stdout.readline())
 
     def end(self):
-        """Returns the exit code of the command, once it has ended; below zero is the signal that killed it."""
+        """Wait for the command and return its exit code; negative for a signal."""
         return int(self.server.stdout.readline())
 
     def run(self, words, **options):
         self.start(words, **options)
         return self.end()
 
-    def run_killed(self, words, *, delay, begun=lambda: True):
-        """Kills the command when `delay` seconds have gone by since `begun`; its exit code if it ended before."""
+    def run_killed(self, words, *, delay, started=lambda: True):
+        """Kill the command `delay` seconds after `started`, and return its exit code."""
         process = self.start(words)
-        while not begun() and running(process):
+        while not started() and running(process):
             time.sleep(0.002)
         until = time.monotonic() + delay
         while time.monotonic() < until and running(process):
@@ -132,7 +132,7 @@ def newest(run):
 
 
 def log_of(run):
-    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_jsonl(run / "log.jsonl")]
+    return [{k: v for k, v in line.items() if k not in TIMING_KEYS} for line in read_jsonl(run / "log.jsonl")]
 
 
 def assert_same_run(run, expected):
@@ -147,29 +147,29 @@ def assert_same_run(run, expected):
 
 
 @pytest.fixture(scope="module")
-def whole(commands, tiny, tmp_path_factory):
-    """A run that nobody disturbs, and the seconds it takes."""
-    run = tmp_path_factory.mktemp("whole") / "run"
+def undisturbed(commands, tiny, tmp_path_factory):
+    """An undisturbed run, and its duration in seconds."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
     began = time.monotonic()
-    assert commands.run(words(str(tiny / "data"), run)) == 0, commands.told.read_text()
+    assert commands.run(words(str(tiny / "data"), run)) == 0, commands.output.read_text()
     return run, time.monotonic() - began
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(KILLS))
-def test_run_killed_at_a_random_moment_ends_as_the_whole_one(commands, data, whole, tmp_path, number):
-    expected, seconds = whole
+def test_run_killed_at_a_random_moment_equals_an_undisturbed_one(commands, data, undisturbed, tmp_path, number):
+    expected, seconds = undisturbed
     line = words(data, tmp_path / "run", "--resume")
     code = commands.run_killed(line, delay=random.Random(number).uniform(0, seconds))
     assert code in (0, -signal.SIGKILL)
-    assert commands.run(line) == 0, commands.told.read_text()
+    assert commands.run(line) == 0, commands.output.read_text()
     assert_same_run(tmp_path / "run", expected)
 
 
 @pytest.mark.slow
-def test_run_killed_again_and_again_ends_as_the_whole_one(commands, data, whole, tmp_path):
+def test_run_killed_again_and_again_equals_an_undisturbed_one(commands, data, undisturbed, tmp_path):
     """Every second kill comes as the process starts, the others after a new checkpoint, most of them while the next is written."""
-    expected, seconds = whole
+    expected, seconds = undisturbed
     run, rng, codes = tmp_path / "run", random.Random(0), []
     line = words(data, run, "--resume")
     for number in range(KILLS):
@@ -179,10 +179,10 @@ def test_run_killed_again_and_again_ends_as_the_whole_one(commands, data, whole,
         else:
             # The first at once, so that it meets a running process however much faster the machine has become.
             delay = rng.uniform(0, seconds / max(3, KILLS)) if number else 0
-            codes.append(commands.run_killed(line, delay=delay, begun=lambda before=before: newest(run) > before))
+            codes.append(commands.run_killed(line, delay=delay, started=lambda before=before: newest(run) > before))
     assert -signal.SIGKILL in codes
     assert set(codes) <= {0, -signal.SIGKILL}
-    assert commands.run(line) == 0, commands.told.read_text()
+    assert commands.run(line) == 0, commands.output.read_text()
     assert_same_run(run, expected)
 
 
@@ -201,19 +201,19 @@ def test_run_killed_before_its_first_checkpoint_begins_again(data, tmp_path, lef
 # A full disk
 
 
-def test_full_disk_ends_with_one_line_and_the_run_goes_on_when_there_is_room(commands, data, tmp_path):
+def test_full_disk_ends_with_one_line_and_the_run_resumes_when_there_is_room(commands, data, tmp_path):
     out = tmp_path / "run"
-    assert commands.run(words(data, out, steps=4)) == 0, commands.told.read_text()
+    assert commands.run(words(data, out, steps=4)) == 0, commands.output.read_text()
     shutil.copytree(out, tmp_path / "expected")  # which makes a folder of the link to the best checkpoint
     line = [*words(data, out, steps=8), "--resume", "--quiet"]
     largest = (out / "final/model.safetensors").stat().st_size + 10_000  # the optimizer's file is twice as large
     assert commands.run(line, largest_file=largest) == 3
-    told = commands.told.read_text()
-    assert told.count("\n") == 1
-    assert told.startswith("error: the disk is full at ") and told.endswith("go on with --resume\n")
+    output = commands.output.read_text()
+    assert output.count("\n") == 1
+    assert output.startswith("error: the disk is full at ") and output.endswith("go on with --resume\n")
     assert newest_checkpoint(out / "checkpoints") == (out / "checkpoints/step-00000004", [])
     assert not list(out.rglob("*.tmp"))
-    assert commands.run(line) == 0, commands.told.read_text()
+    assert commands.run(line) == 0, commands.output.read_text()
     assert commands.run([*words(data, tmp_path / "expected", steps=8), "--resume"]) == 0
     assert_same_run(out, tmp_path / "expected")
 
@@ -224,7 +224,7 @@ TIMED = [*SETTINGS, "checkpoints.keep=9999", "schedule.warmup_steps=2", "schedul
 
 
 class Killed(Exception):
-    """Stands for `kill -9` in this process."""
+    """Simulates `kill -9` in this process."""
 
 
 class KillAfterDecision(Silent):
@@ -240,7 +240,7 @@ class KillAfterDecision(Silent):
 
 
 class Clock:
-    """A clock that goes on by as much whenever it is read, so that the tests do not depend on the machine."""
+    """A clock that advances by a constant whenever it is read, so that the tests do not depend on the machine."""
 
     def __init__(self):
         self.now = 0.0
@@ -302,28 +302,28 @@ def test_run_killed_between_decision_and_checkpoint_falls_at_the_steps_decided(d
 def test_run_killed_after_the_true_clock_decided_ends_at_the_step_decided(commands, data, tmp_path):
     run, timed = tmp_path / "run", ["--set", "schedule.decay_ratio=0.5", "--time", "3s", "--resume"]
     line, file = words(data, run, *timed, steps=None), run / "schedule.json"
-    commands.run_killed(line, delay=0.2, begun=file.exists)
+    commands.run_killed(line, delay=0.2, started=file.exists)
     decided = file.read_text()
-    assert commands.run(line) == 0, commands.told.read_text()
+    assert commands.run(line) == 0, commands.output.read_text()
     assert file.read_text() == decided
     assert newest(run) == max(rates(run)) == json.loads(decided)["last_step"]
 
 
 def test_another_time_on_resume_is_decided_anew(data, killed_run):
     before = json.loads((killed_run / "schedule.json").read_text())
-    told = train_timed(data, killed_run, seconds=4, resume=True)
+    result = train_timed(data, killed_run, seconds=4, resume=True)
     after = json.loads((killed_run / "schedule.json").read_text())
     assert after["seconds"] == 4.0
     assert after["decay_step"] > before["decay_step"]
-    assert told["steps"] == after["last_step"] > before["last_step"]
-    assert 2 < told["seconds"] < 6
+    assert result["steps"] == after["last_step"] > before["last_step"]
+    assert 2 < result["seconds"] < 6
 
 
 def test_new_run_in_the_place_of_an_old_one_decides_by_itself(data, killed_run):
     file = killed_run / "schedule.json"
     file.write_text(json.dumps({"seconds": 2.0, "decay_step": 1, "last_step": 3}))
-    told = train_timed(data, killed_run, seconds=2, recipe="bert_tiny", settings=TIMED, overwrite=True)
-    assert told["steps"] == json.loads(file.read_text())["last_step"] > 3
+    result = train_timed(data, killed_run, seconds=2, recipe="bert_tiny", settings=TIMED, overwrite=True)
+    assert result["steps"] == json.loads(file.read_text())["last_step"] > 3
 
 
 if __name__ == "__main__":

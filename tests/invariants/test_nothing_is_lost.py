@@ -17,7 +17,7 @@ SETTINGS = ["model.hidden_size=32", "model.intermediate_size=64", "batch.size=4"
 
 
 class Stop(Silent):
-    """Presses Ctrl-C after so many steps."""
+    """Presses Ctrl-C after some steps."""
 
     def __init__(self, steps):
         self.left = steps
@@ -63,7 +63,7 @@ def test_folder_of_the_users_own_is_not_overwritten(tiny, tmp_path):
     assert (tmp_path / "thesis.txt").is_file()
 
 
-def test_finished_run_without_checkpoints_is_not_begun_again(tiny, run):
+def test_finished_run_without_checkpoints_is_not_started_again(tiny, run):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(CheckpointError, match="holds a finished model without checkpoints"):
         stemformer.pretrain("bert_tiny", data=str(tiny / "data"), out=str(run), resume=True, steps=9)
@@ -83,14 +83,14 @@ def test_resume_that_is_refused_changes_nothing(tiny, run):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_restart_after_a_mistake_does_not_go_on_with_an_older_run(tiny, run, monkeypatch):
+def test_restart_after_a_mistake_does_not_resume_an_older_run(tiny, run, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
     with pytest.raises(ConfigError, match="is not empty"):
         stemformer.pretrain("bert_tiny", data=str(tiny / "data"), out=str(run), steps=9)
 
 
-def test_damaged_checkpoint_does_not_push_out_a_whole_one(tiny, run):
+def test_damaged_checkpoint_does_not_replace_a_valid_one(tiny, run):
     flip(run / "checkpoints" / "step-00000004" / "model.safetensors")
     with pytest.raises(KeyboardInterrupt):
         stemformer.pretrain(
@@ -107,7 +107,7 @@ def test_edited_configuration_does_not_change_a_resumed_run(tiny, run):
     assert "learning_rate = 0.002" in file.read_text()
 
 
-def test_run_that_goes_on_no_longer_counts_as_finished(tiny, run):
+def test_resumed_run_no_longer_counts_as_finished(tiny, run):
     with pytest.raises(KeyboardInterrupt):
         stemformer.pretrain(data=str(tiny / "data"), out=str(run), resume=True, steps=9, progress=Stop(2))
     assert find_model_folder(run).name == "step-00000006"
@@ -120,9 +120,9 @@ def test_log_with_a_broken_line_in_the_middle_is_not_cut(tmp_path):
         read_jsonl(tmp_path / "log.jsonl")
 
 
-def test_settings_of_other_sizes_beside_a_given_model_are_refused(tiny, run, tmp_path):
+def test_settings_of_other_sizes_than_the_initial_model_are_refused(tiny, run, tmp_path):
     other = [*SETTINGS, "model.hidden_size=64"]
-    with pytest.raises(ConfigError, match=r"model.hidden_size is 64, the model that training starts from has 32"):
+    with pytest.raises(ConfigError, match=r"model.hidden_size is 64, but the model that training starts from has 32"):
         stemformer.pretrain(
             "bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "b"), init=str(run), settings=other, steps=1
         )
@@ -140,13 +140,13 @@ def test_scoring_a_text_with_a_blank_is_refused(run):
         stemformer.score(["The [MASK] sees."], model=str(run))
 
 
-def test_text_that_the_tokenizer_does_not_know_is_told(tiny, tmp_path):
+def test_text_that_the_tokenizer_does_not_know_is_reported(tiny, tmp_path):
     (tmp_path / "zh.txt").write_text("我们学习语言模型\n" * 30, encoding="utf-8")
-    told = []
+    lines = []
     progress = Silent()
-    progress.say = told.append
+    progress.say = lines.append
     made = stemformer.prepare(
         [str(tmp_path / "zh.txt")], tokenizer=str(tiny / "tok"), out=str(tmp_path / "d"), held_out=0, progress=progress
     )
     assert made["unknown"] == 1.0
-    assert "[UNK]" in told[0]
+    assert "[UNK]" in lines[0]

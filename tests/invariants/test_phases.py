@@ -1,4 +1,4 @@
-"""A run whose rows change their length on the way: what each step sees, and that it can be interrupted anywhere."""
+"""Runs with phases of different sequence lengths: the batches of each step, and interruption in any phase."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ SETTINGS = [
     "checkpoints.every=100",
     "log_every=1",
 ]
-OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
+TIMING_KEYS = ("seconds", "tokens_per_second", "mfu")
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
@@ -39,61 +39,61 @@ def train(tiny, out, **options):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny, no_timing, tmp_path_factory):
-    """A run of 6 steps, the last three with longer rows, and the batches of each step as it saw them."""
+def full_run(tiny, no_timing, tmp_path_factory):
+    """A run of 6 steps, the last three with longer sequences, and the batches of each step."""
     out = tmp_path_factory.mktemp("phases") / "run"
     seen = {}
     with pytest.MonkeyPatch.context() as patch:
 
-        def noted(step, setup, original=loop.batches_of_step):
-            seen["setup"], seen[step] = setup, original(step, setup)
+        def record(step, context, original=loop.batches_of_step):
+            seen["context"], seen[step] = context, original(step, context)
             return seen[step]
 
-        patch.setattr(loop, "batches_of_step", noted)
+        patch.setattr(loop, "batches_of_step", record)
         train(tiny, out)
     return out, seen
 
 
 def log_of(out):
-    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in read_jsonl(out / "log.jsonl")]
+    return [{k: v for k, v in line.items() if k not in TIMING_KEYS} for line in read_jsonl(out / "log.jsonl")]
 
 
-def test_each_phase_sees_rows_of_its_own_number_and_length(whole):
-    _, seen = whole
+def test_each_phase_has_its_own_batch_size_and_sequence_length(full_run):
+    _, seen = full_run
     assert [[len(batch.cu_seqlens) - 1 for batch in seen[step]] for step in range(6)] == [[6]] * 3 + [[2, 2]] * 3
     longest = [max(batch.max_seqlen for batch in seen[step]) for step in range(6)]
     assert max(longest[:3]) <= 16 < max(longest[3:]) <= 48
 
 
-def test_fill_is_told_by_the_places_of_the_phase(whole):
-    out, seen = whole
+def test_packing_efficiency_is_relative_to_the_capacity_of_the_phase(full_run):
+    out, seen = full_run
     lines = [line for line in log_of(out) if line["kind"] == "train"]
     for step, line in enumerate(lines):
-        places = 6 * 16 if step < 3 else 4 * 48
-        assert line["fill"] == pytest.approx(sum(len(batch.input_ids) for batch in seen[step]) / places)
+        capacity = 6 * 16 if step < 3 else 4 * 48
+        assert line["fill"] == pytest.approx(sum(len(batch.input_ids) for batch in seen[step]) / capacity)
 
 
-def test_phases_count_epochs_of_their_own(whole):
-    _, seen = whole
-    first, second = (loop._examples(step, seen["setup"]) for step in (0, 3))
+def test_phases_count_epochs_of_their_own(full_run):
+    _, seen = full_run
+    first, second = (loop._example_numbers(step, seen["context"]) for step in (0, 3))
     assert {epoch for epoch, _ in first} == {0}
     assert {epoch for epoch, _ in second} == {1 << 32}  # so an example of the same number draws other random numbers
 
 
 @pytest.mark.parametrize("at", [2, 3, 5])  # in the first phase, between the two, in the second
-def test_run_interrupted_in_any_phase_ends_as_the_whole_one_bit_for_bit(tiny, whole, tmp_path, at):
+def test_run_interrupted_in_any_phase_equals_an_uninterrupted_one_bit_for_bit(tiny, full_run, tmp_path, at):
     out = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
         train(tiny, out, progress=StopAt(at))
     assert (out / f"checkpoints/step-{at:08d}").is_dir()
     train(tiny, out, resume=True)
     for name in ("model.safetensors", "optimizer.safetensors"):
-        first, second = (load_file(run / "checkpoints/step-00000006" / name) for run in (whole[0], out))
+        first, second = (load_file(run / "checkpoints/step-00000006" / name) for run in (full_run[0], out))
         assert first.keys() == second.keys()
         assert [key for key in first if not torch.equal(first[key], second[key])] == []
-    assert log_of(whole[0]) == log_of(out)
+    assert log_of(full_run[0]) == log_of(out)
 
 
-def test_resuming_with_other_phases_is_refused(tiny, whole):
+def test_resuming_with_other_phases_is_refused(tiny, full_run):
     with pytest.raises(CheckpointError, match=r"phases was .* is now"):
-        stemformer.pretrain(data=str(tiny / "data"), out=str(whole[0]), resume=True, settings=["phases=[]"])
+        stemformer.pretrain(data=str(tiny / "data"), out=str(full_run[0]), resume=True, settings=["phases=[]"])

@@ -1,6 +1,6 @@
-"""Several ranks: the same run as one, whatever becomes of a rank.
+"""Several ranks train the same model as one, also when a rank dies.
 
-`torchrun` starts this very file as the ranks' program: it does the jobs (name and options) that it finds in a JSON file, one by one.
+`torchrun` starts this file as the program of each rank: it runs the jobs (name and options) of a JSON file.
 """
 
 import json
@@ -63,7 +63,7 @@ class StopAt(Silent):
 
 
 def train(data, out, *, settings=(), stop_at=0, die_at=None, **options):
-    """A run of 10 steps, which with `stop_at` ends after so many, or goes on with `resume`; with `die_at`, rank 1 dies once."""
+    """A run of 10 steps, which with `stop_at` ends after so many, or continues with `resume`; with `die_at`, rank 1 dies once."""
     if die_at is not None and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
 
         def die(module, batches, setup, step, *rest, original=loop.add_gradients):
@@ -73,11 +73,11 @@ def train(data, out, *, settings=(), stop_at=0, die_at=None, **options):
 
         loop.add_gradients = die
     recipe = None if options.get("resume") else "bert_tiny"
-    given = {"precision": "fp32", **options, "settings": [*(SETTINGS if recipe else ()), *settings]}
+    options = {"precision": "fp32", **options, "settings": [*(SETTINGS if recipe else ()), *settings]}
     if recipe:
-        given = {"steps": 10, **given}
+        options = {"steps": 10, **options}
     with suppress(KeyboardInterrupt):
-        return stemformer.pretrain(recipe, data=data, out=out, progress=StopAt(stop_at), **given)
+        return stemformer.pretrain(recipe, data=data, out=out, progress=StopAt(stop_at), **options)
 
 
 def gradients(data, out, *, settings=()):
@@ -86,7 +86,7 @@ def gradients(data, out, *, settings=()):
     config = pretraining.resolve(find_recipe("bert_tiny"), None, settings, budget={"steps": 10})
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     with init_distributed(torch.device("cpu")) as ranks:
-        model = pretraining.starting_model(config, tokenizer, Silent()).train()
+        model = pretraining.make_initial_model(config, tokenizer, Silent()).train()
         setup = pretraining.make_pretraining_context(
             replace(config, model=model.config), data, tokenizer, ranks, Path(out).parent
         )
@@ -94,13 +94,13 @@ def gradients(data, out, *, settings=()):
         batches = loop.batches_of_step(3, setup)
         own = [setup.objective.counts(batch) for batch in batches]
         names = list(own[0])
-        totals = ranks.sum([float(sum(count[name] for count in own)) for name in names])
+        totals = ranks.all_reduce_sum([float(sum(count[name] for count in own)) for name in names])
         loop.add_gradients(
             module, batches, setup, 3, MetricAccumulator(None, ranks), dict(zip(names, totals, strict=True))
         )
-        whole = gather_full_state({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-        if ranks.is_first:
-            save_file(whole, out)
+        full = gather_full_state({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        if ranks.is_main:
+            save_file(full, out)
 
 
 def command(arguments):
@@ -119,28 +119,28 @@ def main(file):
 
 
 def start_ranks(folder, jobs, *, number=2, restarts=0):
-    """Starts `torchrun` on a list of jobs; what it writes goes to `folder/told.txt`."""
+    """Starts `torchrun` on a list of jobs; what it writes goes to `folder/output.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
     words = [*torchrun, f"--max-restarts={restarts}", __file__, str(folder / "jobs.json")]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (folder / "told.txt").open("w") as told:
-        return subprocess.Popen(words, stdout=told, stderr=subprocess.STDOUT, env=environ)
+    with (folder / "output.txt").open("w") as output:
+        return subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environ)
 
 
 def ended(started, folder):
-    """Waits for the end of `torchrun`, and returns its exit code and what it told."""
+    """Waits for the end of `torchrun`, and returns its exit code and what it output."""
     try:
         code = started.wait()
     finally:
         started.terminate()
-    return code, (folder / "told.txt").read_text()
+    return code, (folder / "output.txt").read_text()
 
 
 def do(folder, jobs, **options):
-    code, told = ended(start_ranks(folder, jobs, **options), folder)
-    assert code == 0, told
+    code, output = ended(start_ranks(folder, jobs, **options), folder)
+    assert code == 0, output
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +193,7 @@ def two(data, one, tmp_path_factory):
 
     for name, settings in RUNS.items():
         job(name, settings=settings)
-    for name, settings in (("whole", []), ("sharded", SHARD)):
+    for name, settings in (("ddp", []), ("sharded", SHARD)):
         job(f"{name} stopped", settings=settings, stop_at=4)
         shutil.copytree(one / "stopped", root / f"{name} from one")
         job(f"{name} from one", settings=settings, resume=True)
@@ -205,7 +205,7 @@ def two(data, one, tmp_path_factory):
 
 
 def losses(run):
-    """The figures of each line of the log that do not depend on the clock."""
+    """The metrics of each line of the log that do not depend on time."""
     kept = ("step", "tokens", "learning_rate", "gradient_norm", "fill")
     return [
         {name: value for name, value in line.items() if name in kept or name.endswith(("_loss", "_accuracy"))}
@@ -251,8 +251,8 @@ def test_run_on_two_ranks_is_that_of_one(one, two, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["whole stopped", "sharded stopped"])
-def test_run_begun_on_two_ranks_goes_on_with_one(data, one, two, tmp_path, name):
+@pytest.mark.parametrize("name", ["ddp stopped", "sharded stopped"])
+def test_run_started_on_two_ranks_continues_with_one(data, one, two, tmp_path, name):
     run = Path(shutil.copytree(two / name, tmp_path / "run"))
     assert newest_checkpoint(run / "checkpoints")[0].name == "step-00000004"
     train(data, str(run), resume=True)
@@ -260,14 +260,14 @@ def test_run_begun_on_two_ranks_goes_on_with_one(data, one, two, tmp_path, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["whole from one", "sharded from one"])
-def test_run_begun_on_one_rank_goes_on_with_two(one, two, name):
+@pytest.mark.parametrize("name", ["ddp from one", "sharded from one"])
+def test_run_started_on_one_rank_continues_with_two(one, two, name):
     assert_same_losses(two / name, one / "masked")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["whole dropout", "sharded dropout"])
-def test_interrupted_run_on_two_ranks_ends_as_the_whole_one_bit_for_bit(two, name):
+@pytest.mark.parametrize("name", ["ddp dropout", "sharded dropout"])
+def test_interrupted_run_on_two_ranks_equals_an_uninterrupted_one_bit_for_bit(two, name):
     assert_same_weights(two / f"{name} parts", two / name)
 
 
@@ -281,18 +281,18 @@ def test_run_restarts_by_itself_when_a_rank_dies(data, two, tmp_path):
         [("train", {"data": data, "out": str(tmp_path / "run"), "settings": DROPOUT, "die_at": 5})],
         restarts=1,
     )
-    assert_same_weights(tmp_path / "run", two / "whole dropout")
+    assert_same_weights(tmp_path / "run", two / "ddp dropout")
 
 
 @pytest.mark.slow
 def test_nothing_is_lost_when_a_rank_dies(data, two, tmp_path):
     dying = {"data": data, "out": str(tmp_path / "run"), "settings": DROPOUT, "die_at": 5}
-    code, told = ended(start_ranks(tmp_path, [("train", dying)]), tmp_path)
+    code, output = ended(start_ranks(tmp_path, [("train", dying)]), tmp_path)
     assert code != 0
-    assert "TrainingError: the other ranks cannot be reached" in told
+    assert "TrainingError: Other ranks cannot be reached" in output
     assert newest_checkpoint(tmp_path / "run/checkpoints") == (tmp_path / "run/checkpoints/step-00000004", [])
     do(tmp_path, [("train", {"data": data, "out": str(tmp_path / "run"), "resume": True})])
-    assert_same_weights(tmp_path / "run", two / "whole dropout")
+    assert_same_weights(tmp_path / "run", two / "ddp dropout")
 
 
 @pytest.mark.slow
@@ -305,20 +305,20 @@ def test_sigterm_stops_all_ranks_after_the_same_step(data, tmp_path):
     while started.poll() is None and len(read_jsonl(out / "log.jsonl")) < 20:
         time.sleep(0.1)
     started.send_signal(signal.SIGTERM)
-    code, told = ended(started, tmp_path)
+    code, output = ended(started, tmp_path)
     assert code != 0
-    assert told.count("and saved: go on with --resume") == 1
-    assert told.count("stopped by SIGTERM") == 1
+    assert output.count("Checkpoint saved; continue with --resume") == 1
+    assert output.count("stopped by SIGTERM") == 1
     last = read_jsonl(out / "log.jsonl")[-1]["step"]
     assert newest_checkpoint(out / "checkpoints") == (out / f"checkpoints/step-{last:08d}", [])
     assert stemformer.pretrain(data=data, out=str(out), resume=True, steps=last + 2)["steps"] == last + 2
 
 
-def test_mistake_is_told_once(tmp_path):
+def test_mistake_is_reported_once(tmp_path):
     words = ["pretrain", "--recipe", "bert_tiny", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
-    code, told = ended(start_ranks(tmp_path, [("command", {"arguments": [*words, "--steps", "1"]})]), tmp_path)
+    code, output = ended(start_ranks(tmp_path, [("command", {"arguments": [*words, "--steps", "1"]})]), tmp_path)
     assert code != 0
-    assert told.count("error: ") == 1, told
+    assert output.count("error: ") == 1, output
     assert not (tmp_path / "run").exists()
 
 

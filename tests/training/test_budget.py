@@ -205,7 +205,7 @@ def test_distance_in_steps_goes_before_the_clock(tmp_path):
 
 
 @pytest.mark.parametrize("step_seconds", [0.03, 1.0, 4.0])
-def test_clock_is_due_as_often_as_was_asked_and_never_more(tmp_path, step_seconds):
+def test_clock_is_due_as_often_as_requested_and_never_more(tmp_path, step_seconds):
     table = timed(tmp_path, 60.0)  # 20 times: every three seconds
     now = [i * step_seconds for i in range(round(60 / step_seconds) + 1)]
     found = [b for step, (a, b) in enumerate(pairwise(now), start=1) if due(table, step, b, a)]

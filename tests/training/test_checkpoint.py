@@ -59,10 +59,10 @@ def tokenizer():
 def save(tmp_path, tokenizer):
     def run(step, keep=2, seed=0, held_out_loss=None, kind="adamw"):
         model, optimizer = make_parts(seed, kind)
-        told = Checkpoint(
+        metadata = Checkpoint(
             step, 100 * step, 1.5 * step, "seed = 0\n", "fingerprint", {"threads": 2}, held_out_loss=held_out_loss
         )
-        return save_checkpoint(tmp_path, model, optimizer, told, tokenizer=tokenizer, keep=keep)
+        return save_checkpoint(tmp_path, model, optimizer, metadata, tokenizer=tokenizer, keep=keep)
 
     return run
 
@@ -111,8 +111,8 @@ def test_optimizer_goes_on_as_the_one_that_was_saved(save):
 
 
 def test_checkpoint_says_how_far_the_run_was(save):
-    told = read_checkpoint(save(4))
-    assert told == Checkpoint(4, 400, 6.0, "seed = 0\n", "fingerprint", {"threads": 2})
+    metadata = read_checkpoint(save(4))
+    assert metadata == Checkpoint(4, 400, 6.0, "seed = 0\n", "fingerprint", {"threads": 2})
 
 
 def test_checkpoint_is_named_by_its_step(save):
@@ -120,11 +120,11 @@ def test_checkpoint_is_named_by_its_step(save):
 
 
 def test_environment_names_what_bits_depend_on():
-    told = environment(torch.device("cpu"), "fp32", False)
-    assert told["threads"] == torch.get_num_threads()
+    metadata = environment(torch.device("cpu"), "fp32", False)
+    assert metadata["threads"] == torch.get_num_threads()
     expected = {"torch", "processor", "machine", "threads", "device", "precision", "compile", "world_size"}
-    assert set(told) == expected
-    assert json.loads(json.dumps(told)) == told
+    assert set(metadata) == expected
+    assert json.loads(json.dumps(metadata)) == metadata
 
 
 # Keeping
@@ -136,7 +136,7 @@ def test_only_the_newest_are_kept(save, tmp_path):
     assert names(tmp_path) == ["step-00000006", "step-00000008"]
 
 
-def test_best_is_kept_beside_the_newest(save, tmp_path):
+def test_best_is_kept_in_addition_to_the_newest(save, tmp_path):
     for step, loss in ((2, 5.0), (4, 3.0), (6, None), (8, 4.0), (10, 3.5)):
         save(step, keep=2, held_out_loss=loss)
     assert names(tmp_path) == ["best", "step-00000004", "step-00000008", "step-00000010"]
@@ -232,9 +232,9 @@ for p in model.parameters():
 optimizer.step()
 tokenizer = train_wordpiece(["the cat sees the dog"] * 3, vocab_size=40)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-told = Checkpoint(1, 1, 1.0, "", "", {})
+checkpoint = Checkpoint(1, 1, 1.0, "", "", {})
 try:
-    save_checkpoint(Path(sys.argv[1]), model, optimizer, told, tokenizer=tokenizer, keep=1)
+    save_checkpoint(Path(sys.argv[1]), model, optimizer, checkpoint, tokenizer=tokenizer, keep=1)
 except Exception as error:
     print(type(error).__name__, isinstance(error, OSError))
 """
@@ -299,9 +299,9 @@ def test_checkpoint_with_a_flipped_bit_is_passed_over(save, tmp_path, name):
 def test_checkpoint_whose_own_record_was_changed_is_passed_over(save, tmp_path, field):
     save(2)
     file = save(4) / "checkpoint.json"
-    told = json.loads(file.read_text())
-    told[field] += 1
-    file.write_text(json.dumps(told, indent=2))
+    metadata = json.loads(file.read_text())
+    metadata[field] += 1
+    file.write_text(json.dumps(metadata, indent=2))
     assert newest_checkpoint(tmp_path)[0].name == "step-00000002"
 
 
@@ -312,7 +312,7 @@ def test_record_that_is_no_record_is_passed_over(save, tmp_path, content):
     assert newest_checkpoint(tmp_path)[0].name == "step-00000002"
 
 
-def test_newest_whole_checkpoint_is_taken_without_a_word(save, tmp_path):
+def test_newest_valid_checkpoint_is_used_without_a_message(save, tmp_path):
     save(2)
     save(4)
     assert newest_checkpoint(tmp_path) == (tmp_path / "step-00000004", [])
@@ -325,7 +325,7 @@ def test_half_written_folders_are_no_checkpoints(save, tmp_path):
     assert newest_checkpoint(tmp_path) == (path, [])
 
 
-def test_no_whole_checkpoint_is_damage(save, tmp_path):
+def test_no_valid_checkpoint_is_damage(save, tmp_path):
     flip(save(2) / "model.safetensors")
     (save(4) / "optimizer.safetensors").unlink()
     with pytest.raises(CheckpointError) as caught:

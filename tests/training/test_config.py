@@ -62,7 +62,7 @@ def test_tokens_count_exactly_where_floats_would_not():
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1.0, 3), (2.0, 5), (0.8, 2), (0.5, 2), (10.0, 25), (1.1, 3)])
-def test_epochs_are_rounded_up_to_whole_steps(epochs, expected):
+def test_epochs_are_rounded_up_to_full_steps(epochs, expected):
     assert steps(epochs=epochs) == expected  # 10 rows, 4 a step
 
 

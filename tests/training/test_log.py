@@ -68,7 +68,7 @@ def test_log_without_file_is_empty(tmp_path):
     assert read_jsonl(tmp_path / "log.jsonl") == []
 
 
-def test_sums_give_means_over_places():
+def test_sums_give_means_over_positions():
     sums = MetricAccumulator()
     sums.add_loss("masked_lm", torch.tensor(6.0), torch.tensor(1), 3)
     sums.add_loss("masked_lm", torch.tensor(4.0), torch.tensor(1), 1)
@@ -99,13 +99,20 @@ def test_sums_begin_again_after_a_line():
     assert sums.flush(peak_flops=1.0)["masked_lm_loss"] == 1.0
 
 
-def test_fill_is_the_mean_share_of_places():
+def test_packing_efficiency_is_the_mean_over_steps():
     sums = MetricAccumulator()
     sums.add_step(tokens=90, capacity=100, num_dropped=0, flops=0.0)
     sums.add_step(tokens=70, capacity=100, num_dropped=8, flops=0.0)
     line = sums.flush(peak_flops=1.0)
     assert line["fill"] == pytest.approx(0.8)
     assert line["displaced"] == pytest.approx(0.05)
+
+
+def test_sums_of_earlier_versions_are_read():
+    names = ("losses", "tokens", "capacity_before", "displaced", "flops", "seconds")
+    values = ({"masked_lm": [9.0, 1, 3]}, 80, 100, 4, 500.0, 2.0)
+    line = MetricAccumulator(dict(zip(names, values, strict=True))).flush(peak_flops=1.0)
+    assert (line["masked_lm_loss"], line["fill"], line["displaced"], line["flops"]) == (3.0, 0.8, 0.05, 500.0)
 
 
 def test_rates_are_of_the_time_since_the_last_line():

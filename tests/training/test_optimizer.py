@@ -35,7 +35,7 @@ def test_first_step_moves_without_warmup(kind):
     assert factors(20, kind=kind, warmup_steps=0)[0] == 1.0
 
 
-def test_warmup_share_is_of_the_whole_run():
+def test_warmup_ratio_is_a_fraction_of_the_full_run():
     assert factors(40, warmup_ratio=0.25)[:10] == [(step + 1) / 10 for step in range(10)]
 
 

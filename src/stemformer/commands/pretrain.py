@@ -33,7 +33,7 @@ from stemformer.recipes import find_recipe
 from stemformer.reports.pretraining import write_report
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment
-from stemformer.training.config import RunConfig, num_steps_for
+from stemformer.training.config import RENAMED_SETTINGS, RunConfig, num_steps_for
 from stemformer.training.distributed import (
     DistributedContext,
     distribute,
@@ -171,10 +171,11 @@ def resolve(config: Config, options: TrainSettings) -> Config:
     if (file := chosen.get("config")) is not None:
         if not Path(file).is_file():
             raise ConfigError(f"Config file {file!r} does not exist.")
-        config = merge_toml(config, Path(file).read_text(encoding="utf-8"), source=file)
+        text = Path(file).read_text(encoding="utf-8")
+        config = merge_toml(config, text, source=file, renamed=RENAMED_SETTINGS)
     overrides = {"batch.size": chosen.get("batch_size"), "optimizer.learning_rate": chosen.get("learning_rate")}
     shortcuts: list[str] = [f"{key}={value!r}" for key, value in overrides.items() if value is not None]
-    config = with_settings(config, [*options.settings, *shortcuts])
+    config = with_settings(config, [*options.settings, *shortcuts], renamed=RENAMED_SETTINGS)
     budget = {name: chosen[name] for name in ("steps", "tokens", "epochs", "time") if chosen.get(name) is not None}
     if len(budget) > 1:
         raise ConfigError(f"Several training budgets: {', '.join(f'--{name}' for name in budget)}. Pass only one.")

@@ -66,7 +66,7 @@ def _summary_writer(folder: Path, after_step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=after_step + 1)
 
 
-_EMPTY: dict[str, Any] = {"losses": {}, "tokens": 0, "places": 0, "displaced": 0, "flops": 0.0, "seconds": 0.0}
+_EMPTY: dict[str, Any] = {"losses": {}, "tokens": 0, "capacity": 0, "num_dropped": 0, "flops": 0.0, "seconds": 0.0}
 
 
 class MetricAccumulator:
@@ -79,14 +79,18 @@ class MetricAccumulator:
 
     def __init__(self, state: Mapping[str, Any] | None = None, ranks: DistributedContext = SINGLE_PROCESS) -> None:
         self._all_reduce_sum = ranks.all_reduce_sum
-        self._reset({**_EMPTY, **(state or {})})
+        state = state or _EMPTY
+        if "capacity" not in state and len(state) == len(_EMPTY):
+            # Checkpoints of earlier versions have the same values in the same order, under other names.
+            state = dict(zip(_EMPTY, state.values(), strict=True))
+        self._reset({**_EMPTY, **state})
         if not ranks.is_main:  # Stored sums are over all ranks; count them once.
             self._losses.update((name, [0.0, 0, 0]) for name in self._losses)
 
     def _reset(self, state: Mapping[str, Any]) -> None:
         self._pending: list[tuple[str, Tensor, Tensor | None, int]] = []
         self._losses: dict[str, list[float]] = {name: list(sums) for name, sums in state["losses"].items()}
-        self._tokens, self._capacity, self._num_dropped = state["tokens"], state["places"], state["displaced"]
+        self._tokens, self._capacity, self._num_dropped = state["tokens"], state["capacity"], state["num_dropped"]
         self._flops = state["flops"]
         self._start = time.perf_counter() - state["seconds"]
 
@@ -123,8 +127,8 @@ class MetricAccumulator:
         return {
             "losses": losses,
             "tokens": self._tokens,
-            "places": self._capacity,
-            "displaced": self._num_dropped,
+            "capacity": self._capacity,
+            "num_dropped": self._num_dropped,
             "flops": self._flops,
             "seconds": time.perf_counter() - self._start,
         }
