@@ -1,0 +1,60 @@
+"""Options of every command, documented once and shared by the command line and the Python API.
+
+Each command has a frozen dataclass, which inherits the groups of options that it shares with
+others. The command line builds its parameters and help from it; `accepts` gives the Python function
+of the command the same options as keywords. Names, defaults and help are defined nowhere else.
+"""
+
+from stemformer.options.experiments import (
+    BenchmarkOptions,
+    CompareOptions,
+    FewShotOptions,
+    GlueOptions,
+    ScalingLawsOptions,
+    ShowPromptsOptions,
+    SquadOptions,
+)
+from stemformer.options.groups import (
+    BudgetOptions,
+    ComputeOptions,
+    ConfigOptions,
+    FileOutputOptions,
+    InferenceOptions,
+    LabelledDataOptions,
+    ModelName,
+    Options,
+    OutputOptions,
+    ResumableOptions,
+    SeedOptions,
+    SettingsOptions,
+    TaskName,
+    TextFileOptions,
+    TrainComputeOptions,
+    TrainSettings,
+    options,
+)
+from stemformer.options.inference import (
+    EmbedOptions,
+    EnvOptions,
+    EvaluateOptions,
+    FillOptions,
+    GenerateOptions,
+    InspectOptions,
+    LoadOptions,
+    PredictOptions,
+    ReportOptions,
+    RunsOptions,
+    ScoreOptions,
+)
+from stemformer.options.keywords import OLD_NAMES, accepts, read_duration, renamed
+from stemformer.options.training import (
+    FinetuneOptions,
+    MakeSyntheticOptions,
+    PlanOptions,
+    PrepareOptions,
+    PretrainOptions,
+    QuickstartOptions,
+    RecipesOptions,
+    TaskTrainingOptions,
+    TrainTokenizerOptions,
+)

@@ -1,0 +1,265 @@
+"""Groups of options that commands share, and the base class of all options."""
+
+import dataclasses
+import os
+import re
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+R = TypeVar("R")
+
+
+T = TypeVar("T")
+
+
+O = TypeVar("O", bound="Options")  # noqa: E741
+
+
+ModelName = str | os.PathLike[str]
+"""Model directory, run directory or hub id; or a model that was loaded by `stemformer.load`."""
+
+
+TaskName = Literal["classify", "pair", "tag", "qa", "choice"]
+
+
+# Metadata of fields. An argument comes without its name, on the command line and in Python;
+# `PYTHON_ARGUMENT` has a name on the command line. `COMMAS`: a list that is split at commas.
+ARGUMENT = {"is_argument": True, "is_positional": True}
+
+
+PYTHON_ARGUMENT = {"is_positional": True}
+
+
+COMMAS = {"commas": True}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Options:
+    """Base of all options."""
+
+    @classmethod
+    def make(cls: type[O], **values: Any) -> O:
+        """Return options from values as users pass them: a list, or a single value, where a tuple is expected."""
+        kinds = {item.name: item.type for item in dataclasses.fields(cls)}
+        for name, value in values.items():
+            origins = {typing.get_origin(kind) for kind in (kinds[name], *typing.get_args(kinds[name]))}
+            if tuple in origins and value is not None and not isinstance(value, tuple):
+                is_list = isinstance(value, Iterable) and not isinstance(value, str)
+                values[name] = tuple(value) if is_list else (value,)
+        return cls(**values)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    @classmethod
+    def summary(cls) -> str:
+        """Return the description of the command."""
+        return (cls.__doc__ or "").partition("\n\n")[0]
+
+    @classmethod
+    def docs(cls) -> dict[str, str]:
+        """Return the description of each field, from the docstrings of the class and its bases."""
+        found: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            _, _, text = (base.__doc__ or "").partition("Attributes:\n")
+            entries = re.findall(r"^ {8}(\w+): (.*(?:\n {10,}.*)*)", text, re.MULTILINE)
+            found |= {name: " ".join(doc.split()) for name, doc in entries}
+        return found
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
+def options(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass of options; what can be inherited is not generated, which keeps --help fast."""
+    return dataclass(frozen=True, kw_only=True, eq=False, repr=False)(cls)
+
+
+@options
+class ComputeOptions(Options):
+    """Options of every command that runs a model.
+
+    Attributes:
+        device: Device: cpu, cuda, cuda:1, ..., or auto for the best one available.
+        precision: Number format of the computation: fp32, bf16, or auto (bf16 where the device has units for it).
+        threads: Number of processor threads; PyTorch's choice by default.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+
+
+@options
+class InferenceOptions(ComputeOptions):
+    """Compute options of commands that compare exact scores or generate: fp32 by default."""
+
+    precision: str = "fp32"
+
+
+@options
+class TrainComputeOptions(Options):
+    """Compute options of training; each overrides the value in the config, section `compute`.
+
+    Attributes:
+        device: Device: cpu, cuda, cuda:1, ..., or auto for the best one available. Default: from the config, or auto.
+        precision: Number format of the computation: fp32, bf16 (weights stay in fp32), or auto (bf16 where the
+            device has units for it). Default: from the config, or auto.
+        threads: Number of processor threads. Default: from the config, or PyTorch's choice.
+        compile: Compile the blocks of the model with torch.compile. Default: from the config, or only on CUDA.
+    """
+
+    device: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+    compile: bool | None = None
+
+    def compute(self) -> dict[str, Any]:
+        """Return the options that override the config, by their key in its section `compute`."""
+        return {name: getattr(self, name) for name in ("device", "precision", "threads", "compile")}
+
+
+@options
+class OutputOptions(Options):
+    """Where a command writes.
+
+    Attributes:
+        out: Output directory.
+        overwrite: Replace the contents of the output directory.
+    """
+
+    out: str
+    overwrite: bool = False
+
+
+@options
+class ResumableOptions(OutputOptions):
+    """Where a command that can be resumed writes.
+
+    Attributes:
+        resume: Resume from the output directory, which keeps what is finished.
+    """
+
+    resume: bool = False
+
+
+@options
+class FileOutputOptions(Options):
+    """Where a command writes a file, if it writes one.
+
+    Attributes:
+        out: Output file.
+        overwrite: Replace existing output.
+    """
+
+    out: str | None = None
+    overwrite: bool = False
+
+
+@options
+class SettingsOptions(Options):
+    """Overrides of the config.
+
+    Attributes:
+        settings: Override a config value, for example optimizer.learning_rate=1e-3.
+    """
+
+    settings: tuple[str, ...] = field(default=(), metadata={"flag": "--set"})
+
+
+@options
+class TrainSettings(SettingsOptions, TrainComputeOptions):
+    """Overrides of the config of a training run."""
+
+
+@options
+class ConfigOptions(TrainSettings):
+    """The config of a run: a TOML file, overrides, and the random seed.
+
+    Attributes:
+        config: TOML file with config values; it overrides the defaults, --set and other options override it.
+        show_config: Print the resolved config as TOML, and exit.
+        seed: Random seed. Default: from the config, or 0.
+    """
+
+    config: str | None = None
+    show_config: bool = False
+    seed: int | None = None
+
+
+@options
+class BudgetOptions(Options):
+    """How long to train; one of these.
+
+    Attributes:
+        steps: Training budget in optimizer steps.
+        tokens: Training budget in tokens.
+        time: Training budget in wall-clock time, such as 90s, 30m or 1h30m; interruptions do not count.
+    """
+
+    steps: int | None = None
+    tokens: int | None = None
+    time: str | float | None = None
+
+
+@options
+class TextFileOptions(Options):
+    """How text files are read.
+
+    Attributes:
+        files: Text files (also .jsonl, .csv, .parquet, .gz, .xz, .zst, .tar), directories, globs, or hub:NAME datasets.
+        documents: Where a document of plain text ends: at each line, at blank lines, or at the end of the file. auto:
+            a file of a directory or archive is one document; a named file is split at blank lines, or at line ends
+            if it has none.
+        text_column: Column that holds the text, in tables and JSON lines.
+        errors: Bytes that are not UTF-8: strict raises an error, replace writes U+FFFD.
+    """
+
+    files: Sequence[str] = field(metadata=ARGUMENT)
+    documents: Literal["auto", "line", "blank", "file"] = "auto"
+    text_column: str = "text"
+    errors: Literal["strict", "replace"] = "strict"
+
+
+@options
+class LabelledDataOptions(Options):
+    """Labelled data of a task, and how it is read.
+
+    Attributes:
+        train: Labelled files: .csv, .tsv, .jsonl, .parquet, CoNLL, CoNLL-U, SQuAD .json, multiple-choice files, hub:NAME.
+        dev: Labelled files for evaluation. Default: a tenth of the training data.
+        text_column: Column of the text; two columns for pair. Default: guessed from the names.
+        label_column: Column of the label. Default: guessed from the names.
+        kind: Kind of label, for classify and pair: class is one class, labels any number of classes (multi-label),
+            score a number (regression).
+        max_length: Maximum length of an example in tokens. Default: what the model supports.
+        symbols: The texts are sequences of symbols, such as DNA, and each symbol is mapped to a word of the vocabulary:
+            draw maps them at random, a file has a symbol, a tab and a word on each line.
+        kmer: Number of symbols that are mapped to one word, with symbols=draw.
+    """
+
+    train: tuple[str, ...]
+    dev: tuple[str, ...] = ()
+    text_column: tuple[str, ...] = ()
+    label_column: str | None = None
+    kind: Literal["class", "labels", "score"] = "class"
+    max_length: int | None = None
+    symbols: str | None = None
+    kmer: int = 1
+
+
+@options
+class SeedOptions(Options):
+    """Randomness.
+
+    Attributes:
+        seed: Random seed.
+    """
+
+    seed: int = 0
