@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import stemformer
 from stemformer.cli import app as cli
 from stemformer.commands import pretrain as pretraining
+from stemformer.config import with_settings
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.io import read_jsonl
 from stemformer.progress import Silent
@@ -82,8 +83,8 @@ def train(data, out, *, settings=(), stop_at=0, die_at=None, **options):
 
 def gradients(data, out, *, settings=()):
     """Writes the gradients of a step to the file `out`."""
-    settings = [*SETTINGS, "compute.precision=fp32", *settings]
-    config = pretraining.resolve(find_recipe("bert_tiny"), None, settings, budget={"steps": 10})
+    settings = [*SETTINGS, "compute.precision=fp32", "budget.steps=10", *settings]
+    config = with_settings(find_recipe("bert_tiny"), settings)
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     with init_distributed(torch.device("cpu")) as ranks:
         model = pretraining.make_initial_model(config, tokenizer, Silent()).train()
