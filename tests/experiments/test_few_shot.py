@@ -246,7 +246,7 @@ def test_task_sets_metric_and_numbers_of_demonstrations(model, tmp_path, capsys)
     (tmp_path / "de.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "de.toml").write_text(
         'template = "{en} => {answer}"\nanswer = "{de}"\noutput_type = "generate_until"\nmetric = "chrf"\ndata = "de.jsonl"\n'
-        'num_shots = [3, 1]\ndraw = "first"\nmax_new_tokens = 5\n'
+        'num_shots = [3, 1]\nsampler = "first"\nmax_new_tokens = 5\n'
     )
     task, out = str(tmp_path / "de.toml"), tmp_path / "out"
     assert main(["fewshot", task, "--dry-run", "--json"]) == 0

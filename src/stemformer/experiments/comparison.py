@@ -173,7 +173,7 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
     )
 
     # Run.
-    grid = open_grid(folder, config, resume=options.resume)
+    grid = open_comparison_grid(folder, config, resume=options.resume)
     shared = TrialData(examples, dev, tokenizer, max_length, model_folder, data)
     run_trials(grid, config, shared, progress)
     return _conclude(grid, config, shared, notes, progress)
@@ -223,7 +223,7 @@ def _parse_learning_rates(texts: Sequence[str], initializations: Sequence[str], 
 # -------------------------------------------------------------------------------------------- Runs
 
 
-def open_grid(folder: Path, config: CompareConfig, *, resume: bool) -> RunGrid[Trial]:
+def open_comparison_grid(folder: Path, config: CompareConfig, *, resume: bool) -> RunGrid[Trial]:
     """Prepare the directory of a comparison, new or resumed."""
 
     def stored_config(text: str, source: str) -> CompareConfig:

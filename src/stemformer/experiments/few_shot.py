@@ -162,7 +162,7 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     if options.out is not None:
         folder = prepare_output_dir(options.out, resume=options.resume, overwrite=options.overwrite)
         task_files = [task.partition("=")[0] for task in options.tasks]
-        inputs = [*config.models, *task_files, *(file for task in opened for file in (task.data, task.examples))]
+        inputs = [*config.models, *task_files, *(file for task in opened for file in (task.data, task.demonstrations))]
         check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
     tasks = [_prepare_task(task, config) for task in opened]
 
@@ -244,7 +244,7 @@ def _open_tasks(tasks: Sequence[str], demonstrations: Sequence[str]) -> list[Pro
     files = {by_stem.get(name, name): file for name, file in files.items()}
     if unknown := set(files) - set(names):
         raise ConfigError(f"--demonstrations {sorted(unknown)[0]}=...: expected one of the tasks, {', '.join(names)}")
-    opened = [open_task(task, examples=files.get(name, "")) for task, name in zip(tasks, names, strict=True)]
+    opened = [open_task(task, demonstrations=files.get(name, "")) for task, name in zip(tasks, names, strict=True)]
     if not opened:
         raise ConfigError("No task. Pass at least one; `stemformer fewshot --list` lists the built-in tasks.")
     # One task on several files: add the name of the file.
@@ -278,9 +278,9 @@ def _read_data(task: PromptTask, num_shots: int, num_questions: int, seed: int) 
     if task.synthetic:
         return _synthetic_data(task.synthetic, num_shots, num_questions, seed)
     items = read_few_shot_examples(task.data, task)
-    is_same = not task.examples or Path(task.examples).resolve() == Path(task.data).resolve()
+    is_same = not task.demonstrations or Path(task.demonstrations).resolve() == Path(task.data).resolve()
     return FewShotDataset(
-        items, items if is_same else read_few_shot_examples(task.examples, task), sampler=task.sampler
+        items, items if is_same else read_few_shot_examples(task.demonstrations, task), sampler=task.sampler
     )
 
 

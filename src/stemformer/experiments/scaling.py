@@ -132,7 +132,7 @@ def scaling_laws(options: ScalingLawsOptions, *, progress: Progress | None = Non
     check_not_inside_inputs(folder, [path for path in (options.data, options.config) if path and Path(path).exists()])
 
     # Train.
-    grid = open_grid(folder, config, resume=options.resume)
+    grid = open_scaling_grid(folder, config, resume=options.resume)
     (folder / "sizes").mkdir(exist_ok=True)
     try:
         records = _train_sizes(grid, config, sizes, manifest, options, progress)
@@ -219,7 +219,7 @@ def _finished_sizes(folder: Path) -> list[str]:
     return [record["size"] for file in files for record in read_jsonl(file)]
 
 
-def open_grid(folder: Path, config: ScalingConfig, *, resume: bool) -> RunGrid[str]:
+def open_scaling_grid(folder: Path, config: ScalingConfig, *, resume: bool) -> RunGrid[str]:
     """Prepare the directory of a scaling study, new or resumed."""
 
     def stored_config(text: str, source: str) -> ScalingConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stemformer.evaluation.benchmarks import BENCHMARKS, published_results
-from stemformer.reports.page import Cell, Report, Table, Tile
+from stemformer.reports.page import Cell, Report, ReportTable, Tile
 
 _METRICS = {
     "matthews": "Matthews",
@@ -81,7 +81,9 @@ def write_benchmark_report(
         lead="Our results are on the dev set; a constant answer needs no model.",
         tiles=tiles,
         tables=[
-            Table("Comparison with published results", rows, headings | _published_columns(results), num_text_columns=2)
+            ReportTable(
+                "Comparison with published results", rows, headings | _published_columns(results), num_text_columns=2
+            )
         ],
         notes={"Notes": notes, "Skipped": missing},
         config=config,

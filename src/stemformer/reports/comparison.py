@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stemformer.reports.page import Plot, Report, Table, Tile
+from stemformer.reports.page import Plot, Report, ReportTable, Tile
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes, to_svg
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs
         ],
         plots_per_row=1,
         tables=[
-            Table(
+            ReportTable(
                 "Table",
                 content["table"],
                 headings={key: name for key, (name, _, _) in _INITIALIZATIONS.items()},

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stemformer.reports.page import Cell, Example, Plot, Report, Table, Tile, run_name
+from stemformer.reports.page import Cell, ReportExample, Plot, Report, ReportTable, Tile, run_name
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, MARKERS, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def write_few_shot_report(
         plots=plots,
         plots_per_row=1,
         tables=[
-            Table(
+            ReportTable(
                 "Table",
                 _table(results),
                 caption="Percent correct, or the metric next to the task, by number of demonstrations; green: the "
@@ -55,7 +55,7 @@ def write_few_shot_report(
         ],
         notes={"Notes": notes},
         examples=[
-            Example(f"{prompt['task']}, {prompt['num_shots']}-shot", prompt["prompt"], prompt["right"])
+            ReportExample(f"{prompt['task']}, {prompt['num_shots']}-shot", prompt["prompt"], prompt["right"])
             for prompt in prompts
         ],
         config=config,

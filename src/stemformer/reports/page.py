@@ -37,7 +37,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Table of a page.
 
     Attributes:
@@ -54,7 +54,7 @@ class Table:
     num_text_columns: int = 0
 
 
-class Example(NamedTuple):
+class ReportExample(NamedTuple):
     """Collapsed preformatted text with a highlighted end."""
 
     title: str
@@ -85,9 +85,9 @@ class Report:
     summary: Sequence[str] = ()
     plots: Sequence[Plot] = ()
     plots_per_row: int | None = None
-    tables: Sequence[Table] = ()
+    tables: Sequence[ReportTable] = ()
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    examples: Sequence[Example] = ()
+    examples: Sequence[ReportExample] = ()
     config: str = ""
     template: str = "page.html"
     content: Mapping[str, Any] = field(default_factory=dict)

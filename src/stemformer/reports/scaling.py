@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stemformer.evaluation.scaling_laws import MIN_FLOOR, JointLaw, PowerLaw
-from stemformer.reports.page import Plot, Report, Table, Tile
+from stemformer.reports.page import Plot, Report, ReportTable, Tile
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes, to_svg
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def write_scaling_report(
         tiles=_tiles(content["sizes"]),
         summary=content["summary"],
         plots=[Plot(title, _single(plot)) for title, plot in panels],
-        tables=[Table("Table", content["table"], headings)],
+        tables=[ReportTable("Table", content["table"], headings)],
         notes={"Method": content["notes"]},
         config=config,
     ).write(folder)
