@@ -1,10 +1,11 @@
-"""Frozen dataclasses to TOML and back, and overrides such as `optimizer.learning_rate=1e-3`.
+"""Frozen dataclasses to TOML and back; overrides such as `optimizer.learning_rate=1e-3`.
 
-Works for any dataclass. An unknown key or a value of the wrong type raises `ConfigError` with the full key, the
-expected type and the nearest key.
+Works for any dataclass. An unknown key or a value of the wrong type raises `ConfigError` with the
+full key, the expected type and the nearest key.
 
-TOML has no null: a field that is None is omitted if None is its default, and written as the string `"none"` otherwise.
-Wherever a field's type admits None, `"none"` is read as None, so that `budget.steps=none` removes a budget.
+TOML has no null: a field that is None is omitted if None is its default, and written as the string
+`"none"` otherwise. Wherever a field's type admits None, `"none"` is read as None, so that
+`budget.steps=none` removes a budget.
 """
 
 import dataclasses
@@ -25,16 +26,7 @@ T = TypeVar("T")
 
 
 def to_toml(config: Any) -> str:
-    r"""Return the TOML text of a dataclass; nested dataclasses become tables.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass(frozen=True)
-        ... class Budget:
-        ...     steps: int = 10
-        >>> to_toml(Budget())
-        'steps = 10\n'
-    """
+    """Return the TOML text of a dataclass; nested dataclasses become tables."""
     return tomli_w.dumps(_to_table(config))
 
 
@@ -43,10 +35,12 @@ def from_toml(cls: type[T], text: str, *, source: str = "", renamed: Mapping[str
 
     Args:
         source: File name, for error messages.
-        renamed: Old key -> new key (with dots, both in the same table); old keys are accepted silently.
+        renamed: Old key -> new key (with dots, both in the same table); old keys are accepted
+            silently.
 
     Raises:
-        ConfigError: The text is not TOML, has an unknown key or a value of the wrong type, or lacks a required key.
+        ConfigError: The text is not TOML, has an unknown key or a value of the wrong type, or lacks
+        a required key.
     """
     return typing.cast(T, _Builder(source, cls).build(cls, _rename_keys(parse_toml(text, source), renamed)))
 
@@ -68,7 +62,8 @@ def merge_toml(config: T, text: str, *, source: str, renamed: Mapping[str, str] 
 def with_settings(config: T, settings: Sequence[str], *, renamed: Mapping[str, str] | None = None) -> T:
     """Return `config` with overrides of the form `key=value`; of two equal keys the last wins.
 
-    A value is parsed as TOML. Bare words are strings, and so is any value of a field that only takes strings.
+    A value is parsed as TOML. Bare words are strings, and so is any value of a field that only
+    takes strings.
 
     Args:
         settings: Keys with dots, for example `optimizer.learning_rate=1e-3`.
@@ -99,24 +94,16 @@ def with_settings(config: T, settings: Sequence[str], *, renamed: Mapping[str, s
 
 
 def differences(a: T, b: T) -> list[tuple[str, Any, Any]]:
-    """Return the keys in which two configs differ, as (key with dots, value in `a`, value in `b`).
+    """Return (key, value in `a`, value in `b`) for each key in which two configs differ.
 
     The value of a key that one of them lacks is None.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass(frozen=True)
-        ... class Budget:
-        ...     steps: int = 10
-        >>> differences(Budget(), Budget(20))
-        [('steps', 10, 20)]
     """
     left, right = dict(_flatten(a)), dict(_flatten(b))
     return [(key, left.get(key), right.get(key)) for key in left | right if left.get(key) != right.get(key)]
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the choice most similar to `name`, or "" if none is similar.
+    """Return " (did you mean 'x'?)" for the most similar choice, or "" if there is none.
 
     Example:
         >>> nearest("hidden_siz", ["hidden_size", "vocab_size"])
@@ -232,7 +219,7 @@ def _try_convert(kind: Any, value: Any) -> Any:
 
 
 def _parse_value(text: str) -> Any:
-    """Parse tables and lists of tables; leave any other value as text until the field's type is known."""
+    """Parse tables and lists of tables; other values need the type of their field."""
     value = _load_value(text)
     is_table = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
     return value if is_table else _RawValue(text)
@@ -268,7 +255,7 @@ def _merge(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rename_keys(value: Any, renamed: Mapping[str, str] | None, path: str = "", *, warn: bool = False) -> Any:
-    """Replace old keys in tables, also where the config is part of another one (`run.batch.rows`)."""
+    """Replace old keys in tables, also in configs that are part of another one."""
     if isinstance(value, list):
         return [_rename_keys(item, renamed, path, warn=warn) for item in value]
     if not isinstance(value, dict) or not renamed:

@@ -78,16 +78,17 @@ _MAX_THREADS = 1024
 def configure_allocator(device: torch.device) -> None:
     """Make the C library reuse freed memory instead of returning large blocks to the system.
 
-    By default glibc returns each freed block of megabytes at once; the next block of that size is then zeroed by the
-    kernel, page by page, which takes a good part of a small model's step (`docs/benchmarks.md`). The setting lasts until
-    the process ends; memory use stays at that of the largest step. No effect without glibc or on other devices.
+    By default glibc returns each freed block of megabytes at once; the next block of that size is
+    then zeroed by the kernel, page by page, which takes a good part of a small model's step
+    (`docs/benchmarks.md`). The setting lasts until the process ends; memory use stays at that of
+    the largest step. No effect without glibc or on other devices.
     """
     if device.type != "cpu":
         return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        # Older versions accept at most 32 MiB. If the threshold is refused, do not set trimming: that would freeze the
-        # threshold at 128 KiB.
+        # Older versions accept at most 32 MiB. If the threshold is refused, do not set trimming:
+        # that would freeze the threshold at 128 KiB.
         if libc.mallopt(_MMAP_THRESHOLD, 2**31 - 1) or libc.mallopt(_MMAP_THRESHOLD, 2**25):
             libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 

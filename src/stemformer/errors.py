@@ -9,7 +9,8 @@ StemformerError          root; messages are one line: what is wrong, what was ex
 └── TrainingError        training that cannot continue
 ```
 
-`exit_code` is that of the command line: 2 user error, 3 damaged data or a full disk, 4 loss not finite.
+`exit_code` is that of the command line: 2 user error, 3 damaged data or a full disk, 4 loss not
+finite.
 """
 
 

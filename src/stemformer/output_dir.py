@@ -36,7 +36,7 @@ _KNOWN_FILES = (
 
 
 def prepare_output_dir(path: str, *, overwrite: bool, resume: bool = False) -> Path:
-    """Check that a directory may be written to and return its path; its content is not changed yet.
+    """Check that a directory may be written to and return its path; change nothing yet.
 
     Args:
         path: Directory; it may be missing.
@@ -44,7 +44,8 @@ def prepare_output_dir(path: str, *, overwrite: bool, resume: bool = False) -> P
         resume: The caller continues with its content, and checks it itself.
 
     Raises:
-        ConfigError: It is not empty and neither flag is set, or nothing in it was written by stemformer; both flags
+        ConfigError: It is not empty and neither flag is set, or nothing in it was written by
+        stemformer; both flags
             are set.
     """
     folder = Path(path)
@@ -73,9 +74,10 @@ def check_not_existing(out: str, *, overwrite: bool) -> None:
 
 
 def exclusive_output_dir(command: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a command to lock the directory `out`, so that no other process writes to it; of several ranks, rank 0 does.
+    """Decorate a command to lock its output directory `out`.
 
-    The directory itself is locked, so that a killed process leaves no lock file.
+    Of several ranks, rank 0 holds the lock. The directory itself is locked, so that a killed
+    process leaves no lock file.
     """
     default = inspect.signature(command).parameters["out"].default
 

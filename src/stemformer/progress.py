@@ -1,6 +1,7 @@
 """Progress reporting: a bar and lines of text.
 
-Long-running functions take a `Progress` and never print. `Silent` ignores everything; `cli.terminal.Terminal` draws bars.
+Long-running functions take a `Progress` and never print. `Silent` ignores everything;
+`cli.terminal.Terminal` draws bars.
 """
 
 from typing import Protocol, runtime_checkable
@@ -20,7 +21,7 @@ class Progress(Protocol):
         """
 
     def advance(self, amount: float, note: str = "") -> None:
-        """Advance the bar by `amount` units; `note` (a loss, a file name) is shown next to it until the next note."""
+        """Advance the bar by `amount` units, and show a note (such as the loss) next to it."""
 
     def say(self, line: str) -> None:
         """Write a line of text."""

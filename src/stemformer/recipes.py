@@ -1,7 +1,7 @@
-"""Recipes: complete pre-training runs, as functions that return a `RunConfig`. Other values are the config's defaults.
+"""Recipes: functions that return the configuration of a complete pre-training run.
 
-Sizes: `bert_base_2018` and `bert_large_2018` Devlin et al. 2019, section 3; smaller ones Turc et al. 2019, table 1;
-`gpt2_...` Radford et al. 2019, table 2.
+Sizes: `bert_base_2018` and `bert_large_2018` Devlin et al. 2019, section 3; smaller ones Turc et
+al. 2019, table 1; `gpt2_...` Radford et al. 2019, table 2.
 """
 
 from collections.abc import Callable
@@ -39,11 +39,12 @@ def bert_medium() -> RunConfig:
 
 
 def bert_base_2018() -> RunConfig:
-    """BERT-base with the 2018 hyper-parameters: masked LM and next sentence, 1M steps of 256 pairs.
+    """BERT-base with the 2018 hyper-parameters: masked LM and next sentence, 1M steps.
 
-    90 % of the steps use pairs of 128 tokens, the rest of 512. Differences: no dropout on attention probabilities,
-    initial weights not truncated at two standard deviations, positions initialized as sinusoids and the output bias
-    from word frequencies, bias correction in AdamW, and decay that starts at the end of warm-up.
+    90 % of the steps use pairs of 128 tokens, the rest of 512. Differences: no dropout on attention
+    probabilities, initial weights not truncated at two standard deviations, positions initialized
+    as sinusoids and the output bias from word frequencies, bias correction in AdamW, and decay that
+    starts at the end of warm-up.
     """
     return _bert_2018("bert_base_2018", layers=12, hidden=768, heads=12)
 
@@ -64,12 +65,12 @@ def gpt_mini() -> GptRunConfig:
 
 
 def gpt_small_char() -> GptRunConfig:
-    """GPT with 6 layers of width 256 for text in characters or bytes: about a megabyte, seen often.
+    """GPT with 6 layers of width 256 for a small text in characters or bytes.
 
-    With a byte-level BPE of 257 ids each token is a byte. Documents form one stream, since such a text is a single one,
-    or speeches and verses that belong together. Depth, sequence length 256 and learning rate are those of nanoGPT's
-    Shakespeare model; width (384 there), batch size (64) and dropout (0.2) are 256, 16 and 0.1, so that an hour on two
-    cores is some twenty epochs.
+    With a byte-level BPE of 257 ids each token is a byte. Documents form one stream, since such a
+    text is a single one, or speeches and verses that belong together. Depth, sequence length 256
+    and learning rate are those of nanoGPT's Shakespeare model; width (384 there), batch size (64)
+    and dropout (0.2) are 256, 16 and 0.1, so that an hour on two cores is some twenty epochs.
 
     Source: Karpathy's nanoGPT, config/train_shakespeare_char.py.
     """
@@ -128,10 +129,12 @@ def find_recipe(name: str) -> RunConfig:
 
 
 def _bert(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: float) -> RunConfig:
-    """Return a BERT run for modest hardware: sequences of 128, no dropout, since few such runs repeat their text often.
+    """Return a BERT run for modest hardware.
 
-    30 % of the tokens are masked instead of 15 %, and Muon updates the layers' matrices: at this size the model learns
-    in a fraction of the steps (`docs/log.md`). Source: Wettig et al. 2023, section 3; Jordan et al. 2024.
+    No dropout, since such runs see each text only a few times. 30 % of the tokens are masked
+    instead of 15 %, and Muon updates the layers' matrices: at this size the model learns in a
+    fraction of the steps (`docs/log.md`). Source: Wettig et al. 2023, section 3; Jordan et al.
+    2024.
     """
     return RunConfig(
         recipe=recipe,
@@ -186,7 +189,7 @@ def _gpt(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: fl
 
 
 def _gpt2(recipe: str, *, layers: int, hidden: int, heads: int) -> GptRunConfig:
-    """Return a GPT-2 with sequences of 1024; learning rate and batch size, not published, are those of the smallest GPT-3.
+    """Return a GPT-2 run, with learning rate and batch size of the smallest GPT-3.
 
     Source: Brown et al. 2020, table 2.1.
     """

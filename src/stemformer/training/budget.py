@@ -1,8 +1,9 @@
-"""Training budget (steps, tokens, epochs or wall-clock time) and the learning-rate schedule that follows from it.
+"""Training budget (steps, tokens, epochs or wall-clock time), and its learning rate.
 
-A budget in steps fixes everything beforehand. A wall-clock budget leaves two things open: the first step of the decay
-and the last step. The clock of rank 0 decides both at once, when the remaining time is what the decay should take. The
-decision is on disk (`schedule.json`) before it is used, so a run that is killed and resumed decays at the same steps.
+A budget in steps fixes everything beforehand. A wall-clock budget leaves two things open: the first
+step of the decay and the last step. The clock of rank 0 decides both at once, when the remaining
+time is what the decay should take. The decision is on disk (`schedule.json`) before it is used, so
+a run that is killed and resumed decays at the same steps.
 """
 
 import json
@@ -17,14 +18,14 @@ from stemformer.training.lr_schedule import learning_rate_factor
 SCHEDULE_FILE = "schedule.json"
 
 TIMED_WARMUP_STEPS = 200
-"""Warm-up steps under a wall-clock budget, where a fraction of the run cannot be converted to steps."""
+"""Default warm-up of a wall-clock budget, whose number of steps is not known beforehand."""
 
 _MAX_EVENTS = 20
 
 
 @dataclass(frozen=True)
 class DecayDecision:
-    """Decision of the clock: for a budget of `seconds`, decay from `decay_step` and end after `last_step` steps."""
+    """Steps at which a run with a budget of `seconds` starts to decay, and ends."""
 
     seconds: float
     decay_step: int
@@ -105,13 +106,13 @@ class TrainingBudget:
 
         Args:
             every: Steps between events, if configured.
-            times: Otherwise, events per run: 20 or a divisor of it, so that rare events coincide with frequent ones. By
-                steps if their number is known beforehand, else by the clock.
+            times: Otherwise, events per run: 20 or a divisor of it, so that rare events coincide
+                with frequent ones. By steps if their number is known beforehand, else by the clock.
             min_steps: Minimum steps between events counted in steps, for short runs.
             step: Completed steps.
             seconds: Training time.
             previous_seconds: Training time one step earlier.
-            cost: Duration of the event in seconds; by the clock it takes at most a tenth of the time.
+            cost: Duration of the event in seconds, limited to a tenth of the time.
         """
         if every is not None or self.seconds is None:
             interval = every or _MAX_EVENTS // times * max(min_steps, (self.num_steps or 1) // _MAX_EVENTS)

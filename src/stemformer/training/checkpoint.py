@@ -1,9 +1,9 @@
-"""Checkpoints: save a run for bit-for-bit resumption, find the newest valid one, restore the optimizer.
+"""Checkpoints for bit-for-bit resumption.
 
-`checkpoints/step-00000500/` is a Hugging Face folder (`transformers` opens it) with `optimizer.safetensors`,
-`config.toml` and `checkpoint.json`: step, tokens, seconds, data fingerprint, environment, and the SHA-256 of each file.
-It is written atomically, so a folder of that name is complete. `checkpoints/best` links to the one with the lowest
-held-out loss, which is kept.
+`checkpoints/step-00000500/` is a Hugging Face folder (`transformers` opens it) with
+`optimizer.safetensors`, `config.toml` and `checkpoint.json`: step, tokens, seconds, data
+fingerprint, environment, and the SHA-256 of each file. It is written
+atomically. `checkpoints/best` links to the one with the lowest held-out loss.
 """
 
 import hashlib
@@ -112,7 +112,7 @@ def save_checkpoint(
 
 
 def _remove_old(folder: Path, *, keep: int) -> None:
-    """Link `best` to the checkpoint with the lowest held-out loss, and remove all but it and the newest `keep`."""
+    """Link `best` to the checkpoint with the lowest loss; keep it and the newest `keep`."""
     steps = sorted(folder.glob("step-????????"))
     losses = {path: checkpoint.held_out_loss for path in steps if (checkpoint := _try_read(path)) is not None}
     scored = {path: loss for path, loss in losses.items() if loss is not None}

@@ -18,7 +18,7 @@ from stemformer.training.lr_schedule import ScheduleConfig
 from stemformer.training.optimizer import OptimizerConfig
 
 MAY_CHANGE = ("budget.", "evaluation.", "checkpoints.", "log_every", "tensorboard", "compute.")
-"""Prefixes of the keys that may change on resume; a changed `compute` setting is reported, since results may differ."""
+"""Prefixes of the keys that may change on resume; changes of the environment are reported."""
 
 RENAMED_SETTINGS = {
     "batch.rows": "batch.size",
@@ -51,10 +51,10 @@ class BatchConfig:
 
     Attributes:
         size: Sequences per step, over all ranks and micro-batches.
-        micro_size: Sequences per forward pass on one rank; None takes all of a rank's. Smaller values need less
-            memory and give the same gradient.
+        micro_size: Sequences per forward pass on one rank; None takes all of a rank's. Smaller
+            values need less memory and give the same gradient.
         sequence_length: Maximum tokens per sequence, special tokens included.
-        micro_tokens: Approximate tokens per forward pass of examples of unequal length; None sets no limit.
+        micro_tokens: Approximate tokens per forward pass, for examples of unequal length.
     """
 
     size: int = 32
@@ -71,7 +71,7 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """A later phase of a run, with sequences of another length; optimizer and learning rate continue.
+    """A later phase of a run, with another sequence length.
 
     Attributes:
         start_ratio: First step, as a fraction of the run's steps, in (0, 1).
@@ -79,7 +79,7 @@ class PhaseConfig:
         sequence_length: Maximum tokens per sequence, special tokens included.
         micro_size: Sequences per forward pass on one rank; None takes all of a rank's.
 
-    Source: Devlin et al. 2019, appendix A.2: 90 % of the steps with sequences of 128 tokens, the rest with 512.
+    Source: Devlin et al. 2019, appendix A.2 (128 tokens for 90 % of the steps, then 512).
     """
 
     start_ratio: float
@@ -103,10 +103,10 @@ class BudgetConfig:
 
     Attributes:
         steps: Optimizer steps.
-        tokens: Training tokens, special tokens included; rounded up to full steps of the mean size (of sentence pairs,
-            the size before some are shortened).
+        tokens: Training tokens, special tokens included; rounded up to full steps of the mean size
+            (of sentence pairs, the size before some are shortened).
         epochs: Passes over the training examples, rounded up to full steps.
-        seconds: Wall-clock time, interruptions excluded; the learning rate follows `wsd` (warm-up, stable, decay).
+        seconds: Wall-clock time, interruptions excluded; the schedule is always `wsd`.
     """
 
     steps: int | None = None
@@ -131,9 +131,10 @@ class ComputeConfig:
 
     Attributes:
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-        precision: `fp32`, `bf16` (weights stay in fp32), or `auto`: bf16 if the device has matrix units for it.
-        compile: Compile the blocks, and in pre-training on one GPU replay both passes as CUDA graphs. None compiles on
-            CUDA only: on a CPU it was not faster (docs/benchmarks.md).
+        precision: `fp32`, `bf16` (weights stay in fp32), or `auto`: bf16 if the device has matrix
+            units for it.
+        compile: Compile the blocks, and in pre-training on one GPU replay both passes as CUDA
+            graphs. None compiles on CUDA only: on a CPU it was not faster (docs/benchmarks.md).
         threads: CPU threads; None leaves PyTorch's choice.
         shard: Shard weights and optimizer over the ranks (FSDP2): less memory, more traffic.
     """
@@ -153,7 +154,7 @@ class EvaluationConfig:
     """Evaluation on held-out text, with the same masks at every evaluation.
 
     Attributes:
-        every: Steps between evaluations; None evaluates about 20 times. The last step is always evaluated.
+        every: Steps between evaluations, besides the last step; None evaluates about 20 times.
         num_examples: Maximum number of held-out examples to score.
         num_cloze_examples: Held-out sentences in which a masked word is predicted; 0 for none.
     """
@@ -172,8 +173,8 @@ class CheckpointConfig:
     """How often checkpoints are saved, and how many are kept.
 
     Attributes:
-        every: Steps between checkpoints; None saves about 10 times. The last step is always saved.
-        keep: Number of newest checkpoints to keep, in addition to the one with the lowest held-out loss.
+        every: Steps between checkpoints, besides the last step; None saves about 10 times.
+        keep: Number of newest checkpoints to keep, in addition to the best one.
     """
 
     every: int | None = None
@@ -273,7 +274,7 @@ def run_config_class(table: Mapping[str, Any], source: str) -> type[RunConfig]:
 
 
 def read_run_config(text: str, *, source: str) -> RunConfig:
-    """Return a stored pre-training configuration of any architecture, with current or old keys.
+    """Read a pre-training configuration of any architecture, with current or old keys.
 
     Raises:
         ConfigError: The text is not such a configuration; the message names `source`.
@@ -288,7 +289,7 @@ class TaskBatchConfig:
 
     Attributes:
         size: Examples per step, sampled regardless of their length. Nothing is padded.
-        micro_tokens: Approximate tokens per forward pass; a larger batch is split, with the same gradient.
+        micro_tokens: Approximate tokens per forward pass; larger batches are split.
     """
 
     size: int = 32
@@ -304,8 +305,8 @@ class TaskEvaluationConfig:
 
     Attributes:
         every: Steps between evaluations; None evaluates once per epoch.
-        patience: Stop early after this many evaluations without improvement and keep the best model; None trains to
-            the end and keeps the last model.
+        patience: Stop early after this many evaluations without improvement and keep the best
+            model; None trains to the end and keeps the last model.
     """
 
     every: int | None = None
@@ -322,15 +323,15 @@ class FinetuneConfig:
     Attributes:
         model: Model to fine-tune.
         train: Files of labelled data.
-        dev: Files of labelled data for evaluation; if empty, a part of the training data is held out.
+        dev: Files of dev data; if empty, a part of the training data is held out.
         dev_fraction: Size of that part, in (0, 1).
         seed: Random seed, from 0.
         log_every: Steps between lines of `log.jsonl`.
         tensorboard: Write TensorBoard files next to `log.jsonl`.
         frozen_layers: Number of lowest layers that are not trained.
         frozen_embeddings: Freeze word, position and token type embeddings.
-        layer_decay: Ratio of the learning rates of each layer and the one above it, in (0, 1]; the embeddings are the
-            lowest layer.
+        layer_decay: Ratio of the learning rates of each layer and the one above it, in (0, 1]; the
+            embeddings are the lowest layer.
         reinitialize: Weights to replace by random ones: `nothing`, the word `embeddings`, or `all`.
 
     Source: Devlin et al. 2019, appendix A.3; layer-wise decay: Howard and Ruder 2018, section 3.2.

@@ -1,8 +1,8 @@
 """CUDA graphs of forward and backward, recorded once for each batch shape and replayed.
 
-A small model's step is hundreds of kernels of a few microseconds each, less than Python needs to launch one; a graph
-launches them all at once. Shapes and memory addresses are fixed, so batches are padded to few shapes
-(`data.examples.batch.pad_to_bucket_sizes`).
+A small model's step is hundreds of kernels of a few microseconds each, less than Python needs to
+launch one; a graph launches them all at once. Shapes and memory addresses are fixed, so batches are
+padded to few shapes (`data.examples.batch.pad_to_bucket_sizes`).
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from stemformer.objectives.losses import LossSum
 from stemformer.objectives.objective import LossModule
 
 _MAX_GRAPHS = 32
-"""Further shapes are computed without a graph: each graph holds memory for its outputs and takes time to record."""
+"""Further shapes are computed without a graph: each graph takes memory and time."""
 
 _NUM_WARM_UPS = 2
 """Passes before recording, in which libraries allocate their workspaces."""
@@ -37,7 +37,7 @@ class _Graph:
 class CudaGraphStep:
     """Forward and backward of micro-batches by CUDA graphs, on one GPU.
 
-    Gradient buffers keep their addresses: those that the optimizer has released are zeroed and attached again.
+    Gradient buffers keep their addresses: released ones are zeroed and attached again.
 
     Args:
         module: Not distributed.

@@ -1,8 +1,8 @@
 """Data parallelism over several ranks: DDP or FSDP2, and agreement between ranks.
 
-`torchrun` starts the processes and assigns each its rank. Each rank computes its slice of every step's examples;
-gradients, counts and metrics are summed over all (gloo between CPUs, NCCL between GPUs). With one process every function
-here does nothing.
+`torchrun` starts the processes and assigns each its rank. Each rank computes its slice of every
+step's examples; gradients, counts and metrics are summed over all (gloo between CPUs, NCCL between
+GPUs). With one process every function here does nothing.
 
 Source: Li et al. 2020 (DDP); Zhao et al. 2023 and PyTorch's `fully_shard` (FSDP2).
 """
@@ -94,9 +94,9 @@ SINGLE_PROCESS = DistributedContext()
 
 
 def is_restarted(folder: Path) -> bool:
-    """Return whether `torchrun` restarted this process after a failure of the run in `folder`, which then resumes.
+    """Return whether `torchrun` restarted this process after the run in `folder` failed.
 
-    A process that failed before its run started, for example on a wrong option, left no mark: there is nothing to resume.
+    A process that failed before its run started, for example on a wrong option, left no mark.
     """
     mark = folder / _JOB_FILE
     return _num_restarts() > 0 and mark.is_file() and mark.read_text(encoding="utf-8") == _job()
@@ -163,29 +163,30 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
 
 
 def _connect(backend: str, rank: int, world_size: int) -> None:
-    """Connect to the other ranks until the process ends: gloo may hang if a group is destroyed right after a reduction."""
+    # Until the process ends: gloo may hang if a group is destroyed right after a reduction.
     store, _, _ = next(rendezvous("env://", rank, world_size))
     dist.init_process_group(
         backend,
-        # The store outlives restarted ranks and keeps their old addresses; a prefix separates restarts.
+        # The store outlives restarts and keeps old addresses; the prefix separates them.
         store=PrefixStore(f"start {_num_restarts()}", store),
         rank=rank,
         world_size=world_size,
         timeout=timedelta(minutes=10),
     )
     atexit.register(dist.destroy_process_group)
-    # For a moment after a reduction, gloo's threads still release tensors, which needs the interpreter; a process that
-    # ends just then is aborted. Sleeping hands the interpreter to them. (The function registered last is called first.)
+    # For a moment after a reduction, gloo's threads still release tensors, which needs the
+    # interpreter; a process that ends just then is aborted. Sleeping hands the interpreter to them.
+    # (The function registered last is called first.)
     atexit.register(time.sleep, 0.2)
 
 
 def distribute(model: Model, objective: Objective, ranks: DistributedContext, *, sharded: bool) -> nn.Module:
-    """Return the module that computes the losses of a rank's batch; its gradients are averaged over ranks.
+    """Return the loss module, wrapped so that its gradients are averaged over ranks.
 
     Args:
-        model: With `sharded`, its parameters are replaced in place, so make the optimizer afterwards.
+        model: `sharded` replaces its parameters in place: make the optimizer afterwards.
         ranks: With a single rank, nothing is distributed.
-        sharded: FSDP2: each rank holds a part of parameters, gradients and optimizer states. Otherwise DDP.
+        sharded: FSDP2 (shards parameters, gradients and optimizer states) instead of DDP.
     """
     module = LossModule(model, objective)
     if ranks.world_size == 1:
@@ -205,10 +206,11 @@ def distribute(model: Model, objective: Objective, ranks: DistributedContext, *,
 
 
 def warm_up_ddp_buckets(module: nn.Module, batch: Batch) -> None:
-    """Run one dummy step so that DDP rebuilds its buckets before training; keeps resume deterministic.
+    """Run a dummy step so that DDP rebuilds its buckets before training.
 
-    DDP assigns gradients to other buckets after its first backward pass, which changes the order of its sums. If that
-    were the first step of a run, a resumed run would sum in another order than an uninterrupted one.
+    DDP assigns gradients to other buckets after its first backward pass, which changes the order of
+    its sums. If that were the first step of a run, a resumed run would sum in another order than an
+    uninterrupted one.
 
     Args:
         module: Result of `distribute`; ignored unless it is DDP.
@@ -220,7 +222,7 @@ def warm_up_ddp_buckets(module: nn.Module, batch: Batch) -> None:
 
 
 def gradient_sync(module: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Return the context of a micro-batch: gradients are exchanged after the last one of a step only."""
+    """Return the context in which only the last micro-batch of a step exchanges gradients."""
     if not dist.is_initialized():
         return contextlib.nullcontext()
     if isinstance(module, nn.parallel.DistributedDataParallel) and not is_last:

@@ -1,4 +1,4 @@
-"""Initial weights for pre-training and fine-tuning, frozen parameters, layer-wise learning rates."""
+"""Initial weights, frozen parameters and layer-wise learning rates."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from stemformer.training.loop import TrainingContext
 from stemformer.training.optimizer import make_optimizer
 
 _MAX_QA_LENGTH = 384
-"""Default length of a question with a window of its passage, as in the BERT paper: longer windows gain little."""
+"""Default length of a question with a window of its passage, as in the BERT paper."""
 
 
 def load_initial_model(
@@ -57,13 +57,13 @@ def load_initial_model(
 
 
 def has_matching_head(source: Path, task: Task) -> bool:
-    """Return whether a model has a head for exactly the task's labels; otherwise a new one is initialized."""
+    """Return whether a model has a head for exactly the task's labels."""
     info = read_task_info(source)
     return info.get("head") == task.head and info["labels"] == list(task.labels)
 
 
 def prepare_training(model: Model, context: TrainingContext) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Move a model to its device; return the module that computes its loss, distributed over ranks, and the optimizer."""
+    """Move a model to its device; return its loss module and optimizer."""
     config, ranks = context.config, context.ranks
     assert isinstance(config, FinetuneConfig)
     configure_allocator(context.device)
@@ -119,7 +119,7 @@ def _reinitialize(model: Model, config: FinetuneConfig, generator: torch.Generat
 
 
 def _layer_scale(model: Model, decay: float) -> Callable[[str], float] | None:
-    """Return the function from a parameter's name to the factor on its learning rate; None if all are 1."""
+    """Map a parameter's name to the factor on its learning rate; None if all are 1."""
     if decay == 1:
         return None
     num_layers = len(model.body.layers)
@@ -141,12 +141,12 @@ def make_initial_model(
     checkpoint: Path | None = None,
     counts: Integer[np.ndarray, "V"] | None = None,
 ) -> Model:
-    """Return the model that pre-training starts from: a checkpoint, the `init` model, or random weights.
+    """Return the initial model of pre-training: a checkpoint, the `init` model, or random.
 
     Args:
         tokenizer: Tokenizer of the data; the vocabulary of the `init` model is converted to it.
         checkpoint: Checkpoint of a resumed run; overrides `init`.
-        counts: Counts of the ids in the training text: sets the output bias of a new masked-LM head.
+        counts: Counts of the ids in the training text, for the bias of a new masked-LM head.
     """
     heads = list(OBJECTIVES[config.objective.name].heads)
     source = checkpoint or config.init
@@ -208,7 +208,7 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
 
 
 def check_model_settings(config: RunConfig, model: Model, settings: Sequence[str]) -> None:
-    """Check that each `model.x=...` setting has the value of the model that training starts from.
+    """Check that `model.x=...` settings agree with the model that training starts from.
 
     Raises:
         ConfigError: A setting differs from the model.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: deferred to the end of a step, so that no half step is ever saved."""
+"""Defer Ctrl-C and SIGTERM to the end of a step, so that no half step is saved."""
 
 import signal
 from types import FrameType, TracebackType

@@ -40,7 +40,7 @@ class RunLog:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, **values: Any) -> None:
-        """Append a line; every line has a `kind` ("train", "evaluation", "fills" or "samples") and a `step`."""
+        """Append a line, with at least `kind` (train, evaluation, fills, samples) and `step`."""
         if self._file is not None:
             self._file.write(json.dumps(values, ensure_ascii=False) + "\n")
         if self._writer is not None:
@@ -70,7 +70,9 @@ _EMPTY: dict[str, Any] = {"losses": {}, "tokens": 0, "capacity": 0, "num_dropped
 
 
 class MetricAccumulator:
-    """Sums of losses, tokens and time since the last log line; losses stay on the device until they are needed.
+    """Sums of losses, tokens and time since the last log line.
+
+    Losses stay on the device until they are needed.
 
     Args:
         state: Result of `state()`, to resume in the middle of a line.
@@ -81,7 +83,7 @@ class MetricAccumulator:
         self._all_reduce_sum = ranks.all_reduce_sum
         state = state or _EMPTY
         if "capacity" not in state and len(state) == len(_EMPTY):
-            # Checkpoints of earlier versions have the same values in the same order, under other names.
+            # Earlier versions stored the same values in the same order, under other names.
             state = dict(zip(_EMPTY, state.values(), strict=True))
         self._reset({**_EMPTY, **state})
         if not ranks.is_main:  # Stored sums are over all ranks; count them once.
@@ -99,7 +101,7 @@ class MetricAccumulator:
         self._start += seconds
 
     def add_loss(self, name: str, total: Tensor, correct: Tensor | None, count: int) -> None:
-        """Add the loss of a micro-batch: its sum, number of correct predictions (None: no accuracy), and count."""
+        """Add the loss of a micro-batch; `correct` is None for losses without accuracy."""
         self._pending.append((name, total.detach(), correct, count))
 
     def add_step(self, *, tokens: int, capacity: int, num_dropped: int, flops: float) -> None:

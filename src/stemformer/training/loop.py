@@ -1,4 +1,4 @@
-"""The training loop, for pre-training and fine-tuning: one function, with the order of a step visible."""
+"""The training loop of pre-training and fine-tuning."""
 
 import math
 import time
@@ -51,22 +51,18 @@ class TrainingContext:
     """Everything a run needs besides model and optimizer.
 
     Attributes:
-        config: Resolved configuration.
         budget: Number of steps and learning-rate schedule.
         objective: Corruption of examples, and loss.
         phases: Examples of each phase, in order.
         evaluate: Maps the module to validation metrics; None if there is no held-out data.
-        sample_fn: Maps the module to qualitative samples (filled masks or generated text) and further metrics. Each
-            list of samples is logged at every evaluation, in a line of its own.
+        sample_fn: Maps the module to qualitative samples (filled masks or generated text) and
+            further metrics; each list of samples becomes a line of the log.
         tokenizer: Saved with each checkpoint.
-        device: Device of the model.
         precision: `fp32` or `bf16`.
         environment: Conditions of bit-for-bit resumption, stored with each checkpoint.
         peak_flops: Peak floating-point operations per second of all devices together, for MFU.
-        folder: Run directory.
-        ranks: This process among all that train.
         describe: Formats validation metrics for the progress display.
-        monitor: Maps validation metrics to the value to minimize for model selection; None disables it.
+        monitor: Maps validation metrics to the value to minimize; None disables model selection.
         task: Description of the task in a saved model; see `huggingface.save.save_model`.
         saves_checkpoints: If False, an interrupted run starts again from the beginning.
     """
@@ -139,15 +135,12 @@ def train(
     """Train from `state` to the end of the budget and return the last validation metrics.
 
     Args:
-        model: Body and heads.
         module: Model and loss, distributed over the ranks.
-        optimizer: Optimizer of the module's parameters.
         state: Updated in place.
 
     Raises:
         TrainingError: Loss or gradient is not finite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM on any rank; raised after the current step, and after a checkpoint if the
-            run saves them.
+        KeyboardInterrupt: Ctrl-C or SIGTERM on any rank; raised after the current step is saved.
     """
     config, ranks, budget = context.config, context.ranks, context.budget
     log_path = context.folder / "log.jsonl" if ranks.is_main else None
@@ -209,7 +202,7 @@ def train(
         last_saved = state.step
         state.metrics.exclude_time(time.perf_counter() - started)
 
-    # Pre-training logs the metrics of the untrained model. Resuming a completed run only evaluates it again.
+    # Pre-training logs the metrics of the initial model; a completed run is only evaluated again.
     is_complete = budget.is_last(state.step) or state.evals_since_best >= patience
     if is_complete or (state.step == 0 and isinstance(config, RunConfig)):
         evaluate(is_logged=state.step == 0)
@@ -231,7 +224,8 @@ def train(
     try:
         with GracefulInterrupt() as interrupt:
             for batches in prefetch(lambda step: batches_of_step(step, context), steps):
-                # Global label counts first: every micro-batch is normalized by the totals over all ranks.
+                # Global label counts first: every micro-batch is divided by the totals of all
+                # ranks.
                 counts_of_batches = [context.objective.counts(batch) for batch in batches]
                 names = list(counts_of_batches[0])
                 local_counts = [sum(counts[name] for counts in counts_of_batches) for name in names]
@@ -263,7 +257,7 @@ def train(
                 progress.advance(state.seconds - shown_seconds if is_timed else 1, note)
                 shown_seconds = state.seconds
 
-                # Agree with the other ranks on what is due now; a wall-clock budget may fix the last step here.
+                # Agree on what is due now; a wall-clock budget may fix the last step here.
                 due = _agree_on_actions(context, state, previous_seconds, is_interrupted=interrupt.is_requested)
                 is_last = budget.is_last(state.step)
 
@@ -279,7 +273,7 @@ def train(
                     evaluate()
                     is_last = is_last or state.evals_since_best >= patience
 
-                # Save a checkpoint. With early stopping, each new best model is saved: the run returns it.
+                # Save a checkpoint; with early stopping also each new best model, which is kept.
                 is_best = patience < math.inf and last_evaluated == state.step and state.evals_since_best == 0
                 if context.saves_checkpoints and (due.save or is_best or is_last or due.stop):
                     save()
@@ -298,7 +292,7 @@ def train(
 
 
 def batches_of_step(step: int, context: TrainingContext) -> list[Batch]:
-    """Return this rank's micro-batches of a step: a function of data, seed, step and rank alone."""
+    """Return this rank's micro-batches, a function of data, seed, step and rank alone."""
     seed, ranks = context.config.seed, context.ranks
     phase = context.phase(step)[1]
     numbers = _example_numbers(step, context)
@@ -307,7 +301,7 @@ def batches_of_step(step: int, context: TrainingContext) -> list[Batch]:
         rng = example_generator(seed, epoch, i)
         examples.append((i, context.objective.corrupt(phase.examples.get_example(i, rng), rng)))
 
-    # Number of micro-batches, from global sizes: every rank must run the same number of forward passes (collectives).
+    # From global sizes: every rank must run the same number of forward passes (collectives).
     fewest = phase.batch.size // ranks.world_size
     most = math.ceil(phase.batch.size / ranks.world_size)
     number = math.ceil(most / (phase.batch.micro_size or most))
@@ -327,13 +321,13 @@ def add_gradients(
     counts: dict[str, float],
     cuda_graph_step: CudaGraphStep | None = None,
 ) -> None:
-    """Accumulate the gradient of a step's loss over its micro-batches, and the losses in `metrics`.
+    """Accumulate gradients over the micro-batches of a step, and losses in `metrics`.
 
     Args:
         module: Returns summed losses; the gradients of its parameters are added to.
         batches: This rank's micro-batches of the step.
         step: From 0; dropout is seeded from (seed, step, rank, number of the micro-batch).
-        counts: Scored positions of the step by loss, over all micro-batches and ranks: the losses' denominators.
+        counts: Denominator of each loss: scored positions of the step on all ranks.
         cuda_graph_step: Replaces the module's forward and backward; see `make_cuda_graph_step`.
     """
     for number, batch in enumerate(batches):
@@ -353,7 +347,7 @@ def add_gradients(
 
 
 def make_cuda_graph_step(module: nn.Module, context: TrainingContext) -> CudaGraphStep | None:
-    """Return forward and backward as CUDA graphs for compiled pre-training on one GPU; None otherwise."""
+    """Return CUDA graphs for compiled pre-training on one GPU; None otherwise."""
     if context.device.type != "cuda" or context.ranks.world_size > 1 or not isinstance(module, LossModule):
         return None
     is_wanted = context.environment.get("compile") and isinstance(context.config, RunConfig)
@@ -370,7 +364,7 @@ class _Actions:
 def _agree_on_actions(
     context: TrainingContext, state: TrainState, previous_seconds: float, *, is_interrupted: bool
 ) -> _Actions:
-    """Return what all ranks do after a step: stop if any was interrupted; the clock of rank 0 decides the rest."""
+    """Return what all ranks do now: stop if any was interrupted; rank 0 decides the rest."""
     config, budget, ranks = context.config, context.budget, context.ranks
     evaluate = save = False
     decision = None
@@ -390,7 +384,7 @@ def _agree_on_actions(
 
 
 def _example_numbers(step: int, context: TrainingContext) -> list[tuple[int, int]]:
-    """Return (epoch, number) of a step's examples, over all ranks; each phase counts epochs of its own."""
+    """Return (epoch, number) of a step's examples over all ranks."""
     number, phase = context.phase(step)
     numbers = examples_of_step(
         step - phase.first_step,
@@ -421,7 +415,8 @@ def _held_out_loss(metrics: dict[str, float]) -> float | None:
 
 
 def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
-    """Return the dropout seed of a forward pass; the high bit separates its stream from those of the examples."""
+    """Return the dropout seed of a forward pass."""
+    # The high bit separates its stream from those of the examples.
     return int(example_generator(seed, step, 2**63 + (rank << 32) + micro_batch).integers(2**63))
 
 

@@ -12,11 +12,12 @@ class ScheduleConfig:
     """Learning-rate schedule: warm-up, then decay.
 
     Attributes:
-        kind: After warm-up, `linear` and `cosine` decay to `min_lr_ratio`, `constant` stays at the peak, `wsd` (warm-up,
-            stable, decay) stays and decays linearly over the last `decay_ratio` of the run.
+        kind: After warm-up, `linear` and `cosine` decay to `min_lr_ratio`, `constant` stays at the
+            peak, `wsd` (warm-up, stable, decay) stays and decays linearly over the last
+            `decay_ratio` of the run.
         warmup_ratio: Fraction of the run over which the rate rises linearly from 0 to the peak.
-        warmup_steps: Number of warm-up steps, instead of `warmup_ratio`. A wall-clock budget cannot use the ratio; it
-            takes 200 steps by default.
+        warmup_steps: Number of warm-up steps, instead of `warmup_ratio`. A wall-clock budget cannot
+            use the ratio; it takes 200 steps by default.
         decay_ratio: Fraction of the run over which `wsd` decays.
         min_lr_ratio: End of the decay as a fraction of the peak, reached one step after the last.
     """

@@ -12,20 +12,22 @@ from stemformer.training.distributed import distribute_like, gather_full_tensor
 
 
 class Muon(torch.optim.AdamW):
-    """Updates matrices by the nearest orthogonal matrix to their momentum, all other parameters as AdamW does.
+    """Muon for matrices, AdamW for all other parameters.
 
-    All directions of a matrix move equally far, including those with a small gradient. At the same learning rate, the
-    update has about the root mean square of AdamW's. If matrices are sharded, each rank computes the full update.
+    A matrix is updated by the nearest orthogonal matrix to its momentum: all directions of a matrix
+    move equally far, including those with a small gradient. At the same learning rate, the update
+    has about the root mean square of AdamW's. If matrices are sharded, each rank computes the full
+    update.
 
     Args:
-        groups: A group with a key `matrices` is updated by Muon; each of its parameters stacks that many matrices.
+        groups: `matrices` marks a group for Muon: its parameters stack that many matrices.
         momentum: Decay of the mean of gradients.
         lr_multiplier: Learning rate of matrices, relative to that of the other parameters.
         precision: Number format of the matrix products, `fp32` or `bf16`.
         options: Options of AdamW.
 
-    Source: Jordan et al. 2024 (Muon: an optimizer for hidden layers); update scale and weight decay: Liu et al. 2025,
-    section 2.2.
+    Source: Jordan et al. 2024 (Muon: an optimizer for hidden layers); update scale and weight
+    decay: Liu et al. 2025, section 2.2.
     """
 
     def __init__(
@@ -80,8 +82,8 @@ class Muon(torch.optim.AdamW):
 def newton_schulz(matrices: Float[Tensor, "B R C"]) -> Float[Tensor, "B R C"]:
     """Return, for each matrix, one with the same singular vectors and singular values near 1.
 
-    Five iterations of a polynomial that is steep at zero, so that small singular values grow fast: most end between 0.7
-    and 1.2, tiny ones lower. Uses matrix products only. Source: Jordan et al. 2024.
+    Five iterations of a polynomial that is steep at zero, so that small singular values grow fast:
+    most end between 0.7 and 1.2, tiny ones lower. Source: Jordan et al. 2024.
 
     Example:
         >>> q = newton_schulz(torch.diag(torch.tensor([5.0, 1.0]))[None])[0]

@@ -19,7 +19,7 @@ class OptimizerConfig:
     """AdamW, or Muon for the matrices of the layers and AdamW for the rest; gradient clipping.
 
     Attributes:
-        kind: `muon` takes fewer steps than `adamw` to the same loss, each a little slower (`docs/log.md`).
+        kind: `muon` takes fewer, slightly slower steps to the same loss (`docs/log.md`).
         learning_rate: Peak, reached after warm-up.
         beta1: Decay of the mean of gradients.
         beta2: Decay of the mean of squared gradients.
@@ -29,8 +29,8 @@ class OptimizerConfig:
         muon_lr_multiplier: Learning rate of the matrices under `muon`, relative to `learning_rate`.
         momentum: Decay of the mean of gradients under `muon`.
 
-    Source: Loshchilov and Hutter 2019, algorithm 2; BERT's values from Devlin et al. 2019, appendix A.2. The 2018 code
-    omits the bias correction of the first steps; it is included here.
+    Source: Loshchilov and Hutter 2019, algorithm 2; BERT's values from Devlin et al. 2019, appendix
+    A.2. The 2018 code omits the bias correction of the first steps; it is included here.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -71,12 +71,12 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return the optimizer of a model's trainable parameters.
 
-    Parameter groups: matrices and embeddings, with weight decay; biases and norms, without; for `muon`, the matrices of
-    the layers.
+    Parameter groups: matrices and embeddings, with weight decay; biases and norms, without; for
+    `muon`, the matrices of the layers.
 
     Args:
         precision: Number format of Muon's matrix products, `fp32` or `bf16`.
-        scale: Maps a parameter's name to a factor on its learning rate, stored as `scale` in its group.
+        scale: Maps a parameter's name to a factor on its learning rate.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     is_muon = config.kind == "muon"
@@ -108,8 +108,8 @@ def make_optimizer(
 def clip_grad_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Clip gradients to a maximum global norm and return the norm before clipping.
 
-    Fused AdamW applies the factor inside its kernel, without an extra pass over the gradients; sharded parameters and
-    those of Muon are scaled in place.
+    Fused AdamW applies the factor inside its kernel, without an extra pass over the gradients;
+    sharded parameters and those of Muon are scaled in place.
 
     Args:
         max_norm: 0 disables clipping.

@@ -38,7 +38,7 @@ _RUN_FILES = (
 
 @dataclass(frozen=True)
 class ResumePoint(Generic[Config]):
-    """Newest valid checkpoint of a run, newer ones that are damaged, and the stored configuration."""
+    """Newest valid checkpoint of a run, damaged newer ones, and the stored configuration."""
 
     path: Path
     checkpoint: Checkpoint
@@ -129,7 +129,7 @@ def check_config_unchanged(
 def prepare_run_dir(
     folder: Path, resume_point: ResumePoint[Any] | None, config: RunConfig | FinetuneConfig, progress: Progress
 ) -> None:
-    """Write the configuration; empty the directory of a new run, or rename damaged checkpoints of a resumed one."""
+    """Write the configuration; empty a new run directory, or rename damaged checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     # Write the configuration first: it identifies a run that is killed right here.
     write_file(folder / "config.toml", [to_toml(config).encode()])
@@ -150,7 +150,7 @@ def prepare_run_dir(
 
 
 def validate_resume(resume_point: ResumePoint[Any], context: TrainingContext) -> None:
-    """Check data and budget of a resumed run before anything is changed, and replay the decision of its clock.
+    """Check data and budget of a resumed run before changing anything; replay its clock.
 
     Raises:
         CheckpointError: The data are not those of the checkpoint.

@@ -10,16 +10,16 @@ from stemformer.models.model import Model
 
 
 def compile_blocks(model: Model) -> None:
-    """Compile each layer of the body in place, for any number of tokens; embeddings and heads stay eager."""
+    """Compile each layer of the body in place, for any number of tokens."""
     for layer in model.body.layers:
         layer.compile(dynamic=True)
 
 
 def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> float:
-    """Measure floating-point operations per second of a square matrix product: the device's peak.
+    """Measure the device's peak floating-point operations per second.
 
     Args:
-        size: Rows and columns.
+        size: Rows and columns of the square matrices that are multiplied.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.randn(size, size, device=device, dtype=dtype)
@@ -32,10 +32,10 @@ def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> fl
 
 
 def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> float:
-    """Return the floating-point operations of a forward and backward pass, as computed: without padding.
+    """Return the floating-point operations of a forward and backward pass.
 
-    6 x parameters x tokens in the layers, the language-modeling head on scored positions only, attention by the actual
-    lengths.
+    6 x parameters x tokens in the layers, the language-modeling head on scored positions only,
+    attention by the actual lengths.
 
     Args:
         num_rows: Number of tokens whose last states are computed; None for all.
@@ -46,7 +46,7 @@ def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> fl
     body = 6.0 * model.num_parameters(embeddings=False) * num_tokens
     attention = 12.0 * config.hidden_size * config.num_hidden_layers * float((lengths**2).sum())
     if num_rows is not None and config.num_hidden_layers:
-        # The last layer computes keys and values for all tokens, everything else for `num_rows` of them.
+        # The last layer computes all keys and values, but the rest for `num_rows` tokens only.
         per_row = sum(p.numel() for name, p in model.body.layers[-1].named_parameters() if "qkv" not in name)
         body -= 6.0 * per_row * float(lengths.sum() - num_rows)
     head = config.hidden_size * config.vocab_size if {"masked_lm", "causal_lm"} & set(model.heads) else 0
