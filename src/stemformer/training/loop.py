@@ -224,8 +224,7 @@ def train(
     try:
         with GracefulInterrupt() as interrupt:
             for batches in prefetch(lambda step: batches_of_step(step, context), steps):
-                # Global label counts first: every micro-batch is divided by the totals of all
-                # ranks.
+                # Global label counts first: each micro-batch is divided by the totals of all ranks.
                 counts_of_batches = [context.objective.counts(batch) for batch in batches]
                 names = list(counts_of_batches[0])
                 local_counts = [sum(counts[name] for counts in counts_of_batches) for name in names]
