@@ -158,5 +158,5 @@ def test_files_that_pages_name_exist():
         text = (ROOT / page).read_text(encoding="utf-8")
         for name in re.findall(r"(?:`|\]\()((?:docs|src|benchmarks)/[\w./-]+\.\w+)[`)]", text):
             assert (ROOT / name).is_file(), f"{page} names {name}"
-        for name in re.findall(r"`([a-z]+(?:/[a-z_]+)?\.py)`", text):
+        for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", text):
             assert (ROOT / "src" / "stemformer" / name).is_file(), f"{page} names {name}"

@@ -44,6 +44,9 @@ class Options:
         """Return options from values as users pass them: a list, or a single value, where a tuple is expected."""
         kinds = {item.name: item.type for item in dataclasses.fields(cls)}
         for name, value in values.items():
+            # Paths, and loaded models where a command needs the files.
+            if isinstance(value, os.PathLike) and kinds[name] in (str, str | None):
+                values[name] = os.fspath(value)
             origins = {typing.get_origin(kind) for kind in (kinds[name], *typing.get_args(kinds[name]))}
             if tuple in origins and value is not None and not isinstance(value, tuple):
                 is_list = isinstance(value, Iterable) and not isinstance(value, str)
