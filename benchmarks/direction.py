@@ -1,21 +1,22 @@
-r"""One model that sees both sides beside two that see one side each: fine-tuned on the same data, over seeds.
+r"""A bidirectional model against two unidirectional ones joined: fine-tuned on the same data, over seeds.
 
     stemformer pretrain --recipe bert_mini --data D --tokens N --out M
     stemformer pretrain --recipe gpt_mini --data D --tokens N --out F    and, with --set objective.direction=backward, --out B
-    python benchmarks/direction.py --masked M --forward F --backward B --out FOLDER \
+    python benchmarks/direction.py --masked M --forward F --backward B --out DIRECTORY \
         --data classify TRAIN DEV --data tag TRAIN DEV --rates 3e-5 1e-4 3e-4 --steps 500
 
 Models, of one WordPiece vocabulary and one size:
 
     masked     a BERT: `[CLS] text [SEP]`, scored by the state of `[CLS]` or of the first piece of each word
     forward    a GPT: `[SEP] text`, scored by the state of the last token or of the last piece of each word
-    joined     that GPT, and side by side with it one that reads each text from its end, both trained; their states are joined before the
-               head, each where it has read the whole: of the second at the first token of the text, or the first piece of each word
+    joined     that GPT next to one that reads each text backwards, both trained; their states are concatenated before the
+               head, each where it has read everything: the second at the first token of the text, or at the first piece of
+               each word
 
-Equal: records, steps, records a step, schedule, optimizer, seeds, dropout. Each model is run with every learning rate, and compared at
-the one that is best on the dev data, so each figure is a little too good. Not equal: two models side by side have twice the parameters
-of one; a BERT has a pooler between `[CLS]` and its scores.
-Runs are added to `FOLDER/runs.jsonl`, and those that are there are not done again; `direction.svg` and `direction.json` show all.
+Equal: records, steps, batch size, schedule, optimizer, seeds, dropout. Each model is run with every learning rate and
+compared at the one that is best on the dev data, so all scores are slightly too good. Not equal: two joined models have
+twice the parameters of one; a BERT has a pooler between `[CLS]` and its scores. Runs are added to
+`DIRECTORY/runs.jsonl` and not repeated; `direction.svg` and `direction.json` show all.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import frame
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -39,11 +41,13 @@ from stemformer.data.labelled.splits import subset_order
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import choose_device
 from stemformer.huggingface.load import load_model_and_tokenizer
+from stemformer.io import append_jsonl, read_jsonl, write_json
 from stemformer.models.gpt import Gpt
 from stemformer.models.heads import initialize_weights
 from stemformer.models.model import ARCHITECTURES, Model
 from stemformer.options import FinetuneOptions
 from stemformer.progress import Silent
+from stemformer.reports.plots import new_figure, style_axes, to_svg
 from stemformer.tasks.dataset import read_labelled, stratification_keys
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import mean_std
@@ -61,10 +65,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     for name in ("masked", "forward", "backward"):
-        add(f"--{name}", required=True, help="folder of the pre-trained model")
-    add("--data", nargs=3, action="append", required=True, metavar=("TASK", "TRAIN", "DEV"), help="once or more")
+        add(f"--{name}", required=True, help="pre-trained model")
+    add("--data", nargs=3, action="append", required=True, metavar=("TASK", "TRAIN", "DEV"), help="repeatable")
     add("--out", required=True)
-    add("--examples", type=int, help="of the training records, the same for all; all by default")
+    add("--examples", type=int, help="number of training records, the same for all; default: all")
     add("--dev-examples", type=int)
     add("--rates", type=float, nargs="+", default=[3e-5, 1e-4, 3e-4])
     add("--seeds", type=int, default=3)
@@ -74,25 +78,21 @@ def main() -> None:
     add("--sides", nargs="+", choices=SIDES, default=SIDES)
     add("--precision", default="auto")
     add("--threads", type=int)
-    if len(sys.argv) == 1:  # as `make bench` calls it: there is nothing that could be taken by default
-        return print("not run: give --masked, --forward, --backward, --data and --out", file=sys.stderr)
+    # `make bench` calls every script without arguments.
+    if len(sys.argv) == 1:
+        return print("Skipped: needs --masked, --forward, --backward, --data and --out", file=sys.stderr)
     args = parser.parse_args()
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    check_alike([args.masked, args.forward, args.backward])
-    tables = [Table(args, *given) for given in args.data]
-    tell(run_all(args, tables), tables, args)
+    check_same_shape([args.masked, args.forward, args.backward])
+    tables = [Table(args, *data) for data in args.data]
+    report(run_all(args, tables), tables, args)
 
 
 # ------------------------------------------------------------------------------------------------------------------ the joined models
 
 
 class BothWays(nn.Module):
-    """Two GPTs side by side, the second of which reads each text from its end; the token that begins a sequence stays the first.
-
-    Args:
-        forward: Its embeddings and layers are told as those of both where a run asks for them.
-        backward: Of the same width.
-    """
+    """Two GPTs of the same width, the second of which reads each text backwards; the first token of a sequence stays first."""
 
     def __init__(self, forward: Gpt, backward: Gpt) -> None:
         super().__init__()
@@ -116,24 +116,24 @@ class BothWays(nn.Module):
         *,
         rows: Int[Tensor, "R"] | None = None,
     ) -> Float[Tensor, "R 2D"]:
-        """Returns for each token, or each of `rows`, its state read forwards beside one read backwards.
+        """Return the forward and backward states of each token, or of each of `rows`.
 
-        `steps_back` stands in the place of segments, which GPTs do not have: how many tokens before a token the state read backwards is
-        taken.
+        `steps_back`, passed as token types, which GPTs do not have: number of tokens before a token at which the backward
+        state is taken.
         """
         lengths = cu_seqlens.diff().long()
-        firsts, behind = (x.long().repeat_interleave(lengths) for x in (cu_seqlens[:-1], cu_seqlens[1:]))
-        places = torch.arange(len(input_ids), device=input_ids.device)
-        mirror = torch.where(places == firsts, places, firsts + behind - places)
-        rows = places if rows is None else rows
-        rest = (position_ids, steps_back, cu_seqlens, max_seqlen)  # a GPT looks at no segments
+        firsts, ends = (x.long().repeat_interleave(lengths) for x in (cu_seqlens[:-1], cu_seqlens[1:]))
+        positions = torch.arange(len(input_ids), device=input_ids.device)
+        mirror = torch.where(positions == firsts, positions, firsts + ends - positions)
+        rows = positions if rows is None else rows
+        rest = (position_ids, steps_back, cu_seqlens, max_seqlen)  # a GPT ignores token types
         left = self.left(input_ids, *rest, rows=rows)
         right = self.right(input_ids[mirror], *rest, rows=mirror[rows - steps_back[rows]])
         return torch.cat([left, right], 1)
 
 
 def with_steps_back(examples: TaskExamples, records: Sequence[Any], task: Task, tokenizer: Tokenizer) -> TaskExamples:
-    """Returns a GPT's examples that say how far before each scored token the other GPT has read the whole text or word."""
+    """Return the examples of a GPT with the distance from each scored token to where the backward GPT has read everything."""
     widths: list[Any] = []
     if task.head == "token":
         for record, encoded in zip(records, tokenizer.encode_batch([r.text for r in records]), strict=True):
@@ -143,23 +143,27 @@ def with_steps_back(examples: TaskExamples, records: Sequence[Any], task: Task, 
     for number, (example, owner) in enumerate(zip(examples.examples, examples.records.tolist(), strict=True)):
         back = np.zeros(len(example.input_ids), np.int64)
         if task.head == "token":
-            places = example.label_positions
-            back[places] = np.minimum(places - 1, widths[owner][examples.scored[number]])  # a window begins anywhere
+            positions = example.label_positions
+            back[positions] = np.minimum(
+                positions - 1, widths[owner][examples.scored[number]]
+            )  # a window begins anywhere
         else:
             back[-1] = max(0, len(back) - 2)
         out.append(replace(example, token_type_ids=back))
     return replace(examples, examples=out)
 
 
-def check_alike(folders: Sequence[str]) -> None:
-    """Refuses models of different vocabularies or sizes."""
+def check_same_shape(folders: Sequence[str]) -> None:
+    """Exit if the models differ in vocabulary or size."""
     opened = [load_model_and_tokenizer(folder, ()) for folder in folders]
     if len({(m.num_parameters(embeddings=False), m.config.hidden_size, t.fingerprint) for m, t in opened}) > 1:
-        sys.exit("the three models differ in vocabulary or size: pre-train them alike, on the same prepared data")
+        sys.exit(
+            "The three models differ in vocabulary or size. Pre-train them on the same tokenized data, with the same shape."
+        )
 
 
 def join(model: Model, folder: str, task: Task, seed: int) -> None:
-    """Puts a second GPT beside the first of a model, in place, and a fresh head on both."""
+    """Join a second GPT to that of a model, in place, with a new head on both."""
     second = load_model_and_tokenizer(folder, ())[0]
     assert isinstance(model.body, Gpt) and isinstance(second.body, Gpt)
     wide = replace(model.config, hidden_size=2 * model.config.hidden_size)
@@ -173,7 +177,7 @@ def join(model: Model, folder: str, task: Task, seed: int) -> None:
 
 
 class Table:
-    """A task, its records, and what each model sees of them."""
+    """Task, its records, and their examples for each model."""
 
     def __init__(self, args: argparse.Namespace, task: str, train_file: str, dev_file: str) -> None:
         self.name = " ".join([task, *Path(train_file).parts[-2:]])
@@ -193,16 +197,21 @@ class Table:
             )
         )
         data = read_labelled(
-        self.config.task, Silent(), train=self.config.train, dev=self.config.dev, dev_fraction=self.config.dev_fraction, seed=self.config.seed
-    )
-        of_task = data.task.config
-        train = subset_order(stratification_keys(of_task, data.train), 0)[: args.examples]
-        dev = subset_order(stratification_keys(of_task, data.dev), 0)[: args.dev_examples]
+            self.config.task,
+            Silent(),
+            train=self.config.train,
+            dev=self.config.dev,
+            dev_fraction=self.config.dev_fraction,
+            seed=self.config.seed,
+        )
+        task_config = data.task.config
+        train = subset_order(stratification_keys(task_config, data.train), 0)[: args.examples]
+        dev = subset_order(stratification_keys(task_config, data.dev), 0)[: args.dev_examples]
         self.data = replace(data, train=[data.train[i] for i in train], dev=[data.dev[i] for i in dev])
         self.metric = data.task.main_metric
-        self.sides = {side: self._seen_by(side, args) for side in args.sides}
+        self.sides = {side: self._encode(side, args) for side in args.sides}
 
-    def _seen_by(self, side: str, args: argparse.Namespace) -> tuple[str, Tokenizer, list[TaskExamples]]:
+    def _encode(self, side: str, args: argparse.Namespace) -> tuple[str, Tokenizer, list[TaskExamples]]:
         folder = args.masked if side == "masked" else args.forward
         task, both = self.data.task, (self.data.train, self.data.dev)
         _, tokenizer, _ = load_initial_model(self.config, task, Path(folder))
@@ -212,27 +221,26 @@ class Table:
         return folder, tokenizer, encoded
 
     def run(self, side: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-        """Returns how good a model is after a run, and how large it is."""
+        """Fine-tune a model, and return its score and size."""
         config = replace(self.config, seed=seed, optimizer=replace(self.config.optimizer, learning_rate=rate))
         task, (source, tokenizer, encoded) = self.data.task, self.sides[side]
         with tempfile.TemporaryDirectory() as folder, init_distributed(choose_device(config.compute.device)) as ranks:
             model, _, _ = load_initial_model(config, task, Path(source))
             if side == "joined":
                 join(model, args.backward, task, seed)
-            given = (*encoded, tokenizer, model, ranks, Path(folder), args.max_length)
-            setup = replace(make_finetuning_context(config, self.data, *given)[0], saves_checkpoints=False)
-            module, optimizer = prepare_training(model, setup)
-            position = TrainState(metrics=MetricAccumulator(None, ranks))
-            figures = train(model, module, optimizer, setup, position, progress=Silent())
-        told = {"parameters": model.num_parameters(), "seconds": round(position.seconds, 1)}
-        return {**told, "figure": figures[f"dev_{self.metric}"]}
+            shared = (*encoded, tokenizer, model, ranks, Path(folder), args.max_length)
+            context = replace(make_finetuning_context(config, self.data, *shared)[0], saves_checkpoints=False)
+            module, optimizer = prepare_training(model, context)
+            state = TrainState(metrics=MetricAccumulator(None, ranks))
+            metrics = train(model, module, optimizer, context, state, progress=Silent())
+        score = metrics[f"dev_{self.metric}"]
+        return {"parameters": model.num_parameters(), "seconds": round(state.seconds, 1), "score": score}
 
 
 def run_all(args: argparse.Namespace, tables: Sequence[Table]) -> list[dict[str, Any]]:
-    """Returns all runs, those of earlier calls among them."""
+    """Return all runs, including those of earlier calls."""
     file = Path(args.out) / "runs.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = map(json.loads, file.read_text().splitlines()) if file.is_file() else ()
     by_name = {t.name: t for t in tables}
     names = "masked forward backward steps batch max_length examples dev_examples precision"
     same = {key: getattr(args, key) for key in names.split()}
@@ -240,62 +248,58 @@ def run_all(args: argparse.Namespace, tables: Sequence[Table]) -> list[dict[str,
         {"task": name, "rate": rate, "side": side, "seed": seed, **same}
         for seed, name, rate, side in product(range(args.seeds), by_name, args.rates, args.sides)
     ]
-    done = {json.dumps({key: line.get(key) for key in wanted[0]}): line for line in lines}
-    for what in wanted:
-        if (key := json.dumps(what)) not in done:
-            done[key] = what | by_name[what["task"]].run(what["side"], what["rate"], what["seed"], args)
-            with file.open("a") as log:
-                log.write(json.dumps(done[key]) + "\n")
-        told = done[key]
-        print(*(told[k] for k in ("task", "side", "rate", "seed", "figure", "seconds")), file=sys.stderr, flush=True)
-    return [done[json.dumps(what)] for what in wanted]
+    done = {json.dumps({key: line.get(key) for key in wanted[0]}): line for line in read_jsonl(file)}
+    for run in wanted:
+        if (key := json.dumps(run)) not in done:
+            done[key] = run | by_name[run["task"]].run(run["side"], run["rate"], run["seed"], args)
+            append_jsonl(file, done[key])
+        shown = (done[key][name] for name in ("task", "side", "rate", "seed", "score", "seconds"))
+        print(*shown, file=sys.stderr, flush=True)
+    return [done[json.dumps(run)] for run in wanted]
 
 
 # -------------------------------------------------------------------------------------------------------------------------- the result
 
 
-def tell(runs: Sequence[dict[str, Any]], tables: Sequence[Table], args: argparse.Namespace) -> None:
-    """Prints the table, and writes it and its picture."""
+def report(runs: Sequence[dict[str, Any]], tables: Sequence[Table], args: argparse.Namespace) -> None:
+    """Print the table, and write results and plot."""
     best: dict[str, dict[str, list[float]]] = {}
-    print("| task | model | parameters | rate | figure | mean | spread | each |\n" + "|---" * 8 + "|")
+    rows = []
     for table in tables:
-        at = best.setdefault(f"{table.name} ({table.metric})", {})
+        at_best = best.setdefault(f"{table.name} ({table.metric})", {})
         for side in dict.fromkeys(r["side"] for r in runs):
             own = [r for r in runs if (r["task"], r["side"]) == (table.name, side)]
-            by_rate = {r["rate"]: [x["figure"] for x in own if x["rate"] == r["rate"]] for r in own}
+            by_rate = {r["rate"]: [x["score"] for x in own if x["rate"] == r["rate"]] for r in own}
             chosen = max(by_rate, key=lambda rate: statistics.fmean(by_rate[rate]))
-            at[side] = by_rate[chosen]
-            for rate, figures in by_rate.items():
+            at_best[side] = by_rate[chosen]
+            for rate, scores in by_rate.items():
                 shown = f"{rate:g}" + (" (best)" if rate == chosen and len(by_rate) > 1 else "")
                 row = [table.name, side, f"{own[0]['parameters']:,}", shown, table.metric]
-                row += [f"{x:.4f}" for x in mean_std(figures)] + [" ".join(f"{x:.4f}" for x in figures)]
-                print("|", " | ".join(row), "|")
-    for name, at in best.items():
-        first, *others = at
+                rows.append([*row, *(f"{x:.4f}" for x in mean_std(scores)), " ".join(f"{x:.4f}" for x in scores)])
+    frame.print_table(("task", "model", "parameters", "rate", "metric", "mean", "spread", "each"), rows)
+    for name, at_best in best.items():
+        first, *others = at_best
         for other in others:
-            mean, deviation = mean_std([a - b for a, b in zip(at[first], at[other], strict=True)])
+            mean, deviation = mean_std([a - b for a, b in zip(at_best[first], at_best[other], strict=True)])
             print(f"\n{name}: {first} above {other} by {mean:+.4f}, spread {deviation:.4f} over paired seeds")
-    (Path(args.out) / "direction.json").write_text(json.dumps({"best": best, "runs": runs}, indent=1) + "\n")
-    draw(best, Path(args.out) / "direction.svg")
+    print(f"\n{frame.processor()}")
+    write_json(Path(args.out) / "direction.json", {"best": best, "runs": list(runs)})
+    plot(best, Path(args.out) / "direction.svg")
 
 
-def draw(best: dict[str, dict[str, list[float]]], file: Path) -> None:
-    """Draws a panel for each task: a point a seed, a line at the mean."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6 * len(best), 3.2), layout="constrained")
-    FigureCanvasSVG(figure)
-    for number, (name, at) in enumerate(best.items(), 1):
+def plot(best: dict[str, dict[str, list[float]]], file: Path) -> None:
+    """Write a panel for each task: a point for each seed, a line at the mean."""
+    figure = new_figure(3.6 * len(best), 3.2)
+    for number, (name, at_best) in enumerate(best.items(), 1):
         axes = figure.add_subplot(1, len(best), number)
-        for x, figures in enumerate(at.values()):
-            axes.plot([x] * len(figures), figures, "o", color=f"C{x}", alpha=0.6)
-            axes.hlines(statistics.fmean(figures), x - 0.25, x + 0.25, color=f"C{x}")
-        axes.set_xticks(range(len(at)), list(at))
-        axes.set_xlim(-0.5, len(at) - 0.5)
+        for x, scores in enumerate(at_best.values()):
+            axes.plot([x] * len(scores), scores, "o", color=f"C{x}", alpha=0.6)
+            axes.hlines(statistics.fmean(scores), x - 0.25, x + 0.25, color=f"C{x}")
+        axes.set_xticks(range(len(at_best)), list(at_best))
+        axes.set_xlim(-0.5, len(at_best) - 0.5)
         axes.set_title(name, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, metadata={"Date": None})
+        style_axes(axes)
+    file.write_text(to_svg(figure), encoding="utf-8")
 
 
 if __name__ == "__main__":

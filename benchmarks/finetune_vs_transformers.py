@@ -1,37 +1,36 @@
-"""Fine-tuning beside transformers: the same checkpoint, records, hyper-parameters and seed; wall-clock and dev metric.
+"""Fine-tuning next to transformers: same checkpoint, records, hyper-parameters and seed; wall-clock time and dev metric.
 
-    python benchmarks/finetune_vs_transformers.py --task sst2 --train TRAIN --dev DEV --model FOLDER --examples 4000
+    python benchmarks/finetune_vs_transformers.py --task sst2 --train TRAIN --dev DEV --model MODEL --examples 4000
 
-Each measurement is a process of its own (the script calls itself with `--side`); sides take turns, round by round. The clock runs from
-the files to the dev predictions: reading, encoding, training, evaluating once at the end; not the imports. Sides:
+The clock runs from the files to the dev predictions: reading, tokenization, training, one evaluation at the end; not the
+imports. Each round has its own seed. Sides:
 
-    ours        `stemformer finetune`'s own functions, in what it takes by default (bf16 where the processor has it)
+    ours        the functions of `stemformer finetune` with its default precision (bf16 if the processor has it)
     ours_fp32   the same in fp32
-    default     transformers' example of the task (run_glue, run_ner, run_qa): Trainer, fp32; run_glue and run_qa pad to the maximum
-                length (128, 384), run_ner to the longest of a batch
+    default     transformers' example of the task (run_glue, run_ner, run_qa): Trainer, fp32; run_glue and run_qa pad to the
+                maximum length (128, 384), run_ner to the longest of a batch
     best        the same with padding to the longest of a batch, bf16 autocast, fused AdamW
-    grouped     that, and texts of about one length in a batch (`group_by_length`, which gives up some of the order's randomness)
+    grouped     best, with texts of similar length in a batch (`group_by_length`, which makes the order less random)
 
-Equal: records (the first so many of a shuffle by a fixed seed), checkpoint, batch size, epochs, peak learning rate, linear warm-up over a
-tenth and linear fall, weight decay 0.01, clipping at 1, hidden dropout 0.1. Not equal: transformers drops attention probabilities too
-(0.1, as BertConfig has it), ours does not. Tasks: `sst2` (a text, two classes), `pos` (a tag a word), `squad` (answers in passages).
+Equal: records (the first ones after a shuffle with a fixed seed), checkpoint, batch size, epochs, peak learning rate,
+linear warm-up over a tenth and linear decay, weight decay 0.01, clipping at 1, hidden dropout 0.1. Not equal: transformers
+also has dropout on attention probabilities (0.1, the default of BertConfig), ours does not. Tasks: `sst2` (text
+classification, two classes), `pos` (token classification), `squad` (question answering).
 """
 
 import argparse
-import json
-import os
 import random
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import frame
 import numpy as np
-import scipy.stats  # noqa: F401 - imported by ours in the course of a run, like the next three; no side's clock shall see imports
+import scipy.stats  # noqa: F401 - imported before the clock starts, as the modules below that ours imports during a run
 import seqeval.metrics  # noqa: F401
 import sklearn.metrics  # noqa: F401
 import torch
@@ -42,94 +41,70 @@ from matplotlib.backends import backend_svg  # noqa: F401
 from stemformer.commands import finetune as finetuning
 from stemformer.data.examples.batch import Example
 from stemformer.device import choose_precision
+from stemformer.options import FinetuneOptions
 from stemformer.progress import Silent
 from stemformer.tasks.dataset import LabelledData, make_labelled_task, read_records
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.metrics import score_predictions
 from stemformer.tasks.question_answering import QuestionAnswering, Window
 from stemformer.tasks.task import TaskConfig
 from stemformer.tasks.token_classification import TagPrediction
-from stemformer.training.config import FinetuneConfig
 
 TASKS = {"sst2": "classify", "pos": "tag", "squad": "qa"}
-LONGEST = {"sst2": 128, "pos": 512, "squad": 384}
+MAX_LENGTHS = {"sst2": 128, "pos": 512, "squad": 384}
 STRIDE = 128
 SIDES = ("ours", "ours_fp32", "default", "best", "grouped")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = frame.make_parser(__doc__, SIDES, rounds=2)
     add = parser.add_argument
     add("--task", choices=list(TASKS), default="sst2")
     add("--train", nargs="+", required=True)
     add("--dev", nargs="+", required=True)
     add("--model", required=True)
-    add("--examples", type=int, default=2000, help="of the training data; all sides the same ones")
+    add("--examples", type=int, default=2000, help="number of training records, the same for all sides")
     add("--dev-examples", type=int, default=1000)
     add("--epochs", type=int, default=1)
-    add("--rate", type=float, default=5e-5)
+    add("--rate", type=float, default=5e-5, help="peak learning rate")
     add("--batch", type=int, default=32)
-    add("--seed", type=int, default=0)
-    add("--rounds", type=int, default=2, help="each with a seed of its own")
-    add("--threads", type=int, default=2)
-    add("--sides", default=",".join(SIDES))
-    add("--json", help="file for all measurements")
-    add("--side", choices=SIDES, help=argparse.SUPPRESS)
-    if (
-        len(sys.argv) == 1
-    ):  # as `make bench` calls it: there is no labelled text or model that could be taken by default
-        return print("not run: give " + "--train, --dev and --model", file=sys.stderr)
-    args = parser.parse_args()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if args.side:
-        print(json.dumps(measure(args)))
-    else:
-        compare(args)
+    add("--seed", type=int, default=0, help="seed of the first round")
+    frame.run(
+        parser,
+        measure,
+        report,
+        describe=str,
+        per_round=lambda args, number: [f"--seed={args.seed + number}"],
+        environment={"TOKENIZERS_PARALLELISM": "true"},
+        requires="--train, --dev and --model",
+    )
 
 
-def compare(args: argparse.Namespace) -> None:
-    sides = args.sides.split(",")
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "PYTHONWARNINGS": "ignore"}
-    for number in range(args.rounds):
-        for side in sides:
-            options = ["--task", args.task, "--model", args.model, "--train", *args.train, "--dev", *args.dev]
-            for name in ("examples", "dev_examples", "epochs", "rate", "batch", "threads"):
-                options += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-            command = [sys.executable, __file__, "--side", side, "--seed", str(args.seed + number), *options]
-            ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if ran.returncode:
-                sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
-            found[side].append(json.loads(ran.stdout.splitlines()[-1]))
-            print(f"round {number + 1}, {side}: {found[side][-1]}", file=sys.stderr, flush=True)
-    if args.json:
-        Path(args.json).write_text(json.dumps({"arguments": vars(args), "measurements": found}, indent=1) + "\n")
-    report(found, args)
-
-
-def report(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> None:
-    first = next(iter(found))
-    print("| side | precision | seconds | ours is faster by | " + " | ".join(found[first][0]["metrics"]) + " |")
-    print("|---" * (4 + len(found[first][0]["metrics"])) + "|")
-    for side, runs in found.items():
-        ratios = [b["seconds"] / a["seconds"] for a, b in zip(found[first], runs, strict=True)]
-        metrics = [" ".join(f"{run['metrics'][name]:.4f}" for run in runs) for name in found[first][0]["metrics"]]
-        seconds = statistics.median(run["seconds"] for run in runs)
-        print(
-            f"| {side} | {runs[0]['precision']} | {seconds:,.1f} | {statistics.median(ratios):.2f} | {' | '.join(metrics)} |"
+def report(found: frame.Measurements, args: argparse.Namespace) -> None:
+    first = next(iter(found.values()))
+    names = list(first[0]["metrics"])
+    rows = [
+        (
+            side,
+            runs[0]["precision"],
+            f"{frame.median(runs, 'seconds'):,.1f}",
+            f"{frame.speedup(first, runs, 'seconds', is_rate=False):.2f}",
+            *(" ".join(f"{run['metrics'][name]:.4f}" for run in runs) for name in names),
         )
-    print(f"""
-{args.task}: {args.examples:,} training records, {args.dev_examples:,} of dev, {args.epochs} epochs, batch {args.batch}, rate {args.rate},
-{args.threads} threads; medians of {args.rounds} rounds, each with a seed of its own (figures in their order); imports not counted.""")
+        for side, runs in found.items()
+    ]
+    frame.print_table(("side", "precision", "seconds", "ours is faster by", *names), rows)
+    print(
+        f"\n{args.task}: {args.examples:,} training records, {args.dev_examples:,} dev records, {args.epochs} epochs, batch "
+        f"{args.batch}, learning rate {args.rate}, {args.threads} threads; medians of {args.rounds} rounds, each with its "
+        "own seed (metrics in their order); imports not counted."
+    )
 
 
-def records_of(args: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
-    """Returns the task's settings and the records that all sides see."""
-    from collections import Counter
-
-    config = TaskConfig(TASKS[args.task], max_length=None if args.task == "pos" else LONGEST[args.task])
-    train, config = read_records(config, args.train, counted=Counter())
-    dev, _ = read_records(config, args.dev, counted=Counter())
+def read_data(args: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
+    """Return the config of the task and the records that all sides see."""
+    config = TaskConfig(TASKS[args.task], max_length=None if args.task == "pos" else MAX_LENGTHS[args.task])
+    train, config = read_records(config, args.train, counts=Counter())
+    dev, _ = read_records(config, args.dev, counts=Counter())
     train = [r for r in train if args.task != "squad" or r.answers]
     shuffle = random.Random(0)
     shuffle.shuffle(train)
@@ -140,16 +115,16 @@ def records_of(args: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
-    config, train, dev = records_of(args)
-    problem = make_labelled_task(config, train)
+    config, train, dev = read_data(args)
+    task = make_labelled_task(config, train)
     precision = "fp32" if args.side in ("ours_fp32", "default") else choose_precision("auto", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         if args.side.startswith("ours"):
-            metrics = by_us(args, problem, train, dev, precision, Path(folder))
+            metrics = finetune_ours(args, task, train, dev, precision, Path(folder))
             seconds = time.perf_counter() - start
         else:
-            predictions, seconds = by_trainer(args, problem, train, dev, folder, start)
-            metrics = score_predictions(problem.task, predictions, dev, entities=problem.entities)
+            predictions, seconds = finetune_theirs(args, task, train, dev, folder, start)
+            metrics, _ = task.compute_metrics(predictions, dev)
     names = {"sst2": ["accuracy"], "pos": ["accuracy"], "squad": ["exact_match", "f1"]}[args.task]
     return {
         "side": args.side,
@@ -159,40 +134,46 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def by_us(
-    args: argparse.Namespace, problem: Any, train: list[Any], dev: list[Any], precision: str, folder: Path
+def finetune_ours(
+    args: argparse.Namespace, task: Any, train: list[Any], dev: list[Any], precision: str, folder: Path
 ) -> Any:
-    given = FinetuneConfig(args.model, (), seed=args.seed, task=problem.task.config)
-    given = finetuning.resolve(
-        given,
-        None,
-        [f"batch.rows={args.batch}", f"optimizer.learning_rate={args.rate}", f"evaluation.every={10**9}"],
-        budget={"epochs": args.epochs},
-        compute={"precision": precision, "threads": args.threads},
+    options = FinetuneOptions(
+        task=TASKS[args.task],
+        out="",
+        model=args.model,
+        train=(),
+        epochs=args.epochs,
+        batch_size=args.batch,
+        learning_rate=args.rate,
+        seed=args.seed,
+        precision=precision,
+        threads=args.threads,
+        settings=(f"evaluation.every={10**9}",),
     )
-    data = LabelledData(problem, train, dev, [])
-    return finetuning._run(given, data, folder / "run", resume=False, progress=Silent())
+    config = replace(finetuning.make_config(options), task=task.config)
+    data = LabelledData(task, train, dev, [])
+    return finetuning._run(config, data, folder / "run", resume=False, progress=Silent())
 
 
-# ----------------------------------------------------------------------------------------------------------------------- transformers
+# ------------------------------------------------------------------------------------- transformers
 
 
-def by_trainer(
-    args: argparse.Namespace, problem: Any, train: list[Any], dev: list[Any], folder: str, start: float
+def finetune_theirs(
+    args: argparse.Namespace, task: Any, train: list[Any], dev: list[Any], folder: str, start: float
 ) -> tuple[list[Any], float]:
-    """Returns predictions of a model that transformers' Trainer has trained, and the seconds until they were there."""
+    """Return predictions of a model trained by transformers' Trainer, and the seconds until then."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
-    whole = args.side == "default" and args.task != "pos"
+    is_padded = args.side == "default" and args.task != "pos"
     make = {"sst2": encode_texts, "pos": encode_words, "squad": encode_questions}[args.task]
-    features, _ = make(train, tokenizer, problem, whole, with_answers=True)
-    dev_features, windows = make(dev, tokenizer, problem, whole, with_answers=False)
+    features, _ = make(train, tokenizer, task, is_padded, with_answers=True)
+    dev_features, windows = make(dev, tokenizer, task, is_padded, with_answers=False)
     kind = {
         "sst2": transformers.AutoModelForSequenceClassification,
         "pos": transformers.AutoModelForTokenClassification,
         "squad": transformers.AutoModelForQuestionAnswering,
     }[args.task]
     transformers.set_seed(args.seed)
-    labels = {} if args.task == "squad" else {"num_labels": len(problem.task.labels)}
+    labels = {} if args.task == "squad" else {"num_labels": len(task.labels)}
     model = kind.from_pretrained(args.model, **labels)
     best, grouped = args.side in ("best", "grouped"), args.side == "grouped"
     arguments = transformers.TrainingArguments(
@@ -214,36 +195,36 @@ def by_trainer(
     )
     collator = transformers.DataCollatorForTokenClassification(tokenizer) if args.task == "pos" else None
     collator = collator or (
-        transformers.default_data_collator if whole else transformers.DataCollatorWithPadding(tokenizer)
+        transformers.default_data_collator if is_padded else transformers.DataCollatorWithPadding(tokenizer)
     )
     trainer = transformers.Trainer(
         model, arguments, collator, datasets.Dataset.from_list(features), processing_class=tokenizer
     )
     trainer.train()
     order = list(range(len(dev_features)))
-    if grouped:  # sorted by hand: with group_by_length, Trainer would give predictions back in another order
+    if grouped:  # sorted by hand: with group_by_length, Trainer returns predictions in another order
         trainer.args.train_sampling_strategy = "random"
         order.sort(key=lambda i: -len(dev_features[i]["input_ids"]))
     sorted_logits = trainer.predict(datasets.Dataset.from_list([dev_features[i] for i in order])).predictions
-    whole_logits = sorted_logits if isinstance(sorted_logits, tuple) else (sorted_logits,)
+    all_logits = sorted_logits if isinstance(sorted_logits, tuple) else (sorted_logits,)
     back = np.argsort(order)
-    logits = tuple(part[back] for part in whole_logits)
+    logits = tuple(part[back] for part in all_logits)
     logits = logits if isinstance(sorted_logits, tuple) else logits[0]
     seconds = time.perf_counter() - start
-    return decode(args.task, problem, logits, dev_features, windows, dev), seconds
+    return decode(args.task, task, logits, dev_features, windows, dev), seconds
 
 
-def encode_texts(records: list[Any], tokenizer: Any, problem: Any, whole: bool, *, with_answers: bool) -> Any:
+def encode_texts(records: list[Any], tokenizer: Any, task: Any, is_padded: bool, *, with_answers: bool) -> Any:
     texts = [r.texts[0] for r in records]
-    rows = tokenizer(texts, truncation=True, max_length=128, padding="max_length" if whole else False)
+    rows = tokenizer(texts, truncation=True, max_length=128, padding="max_length" if is_padded else False)
     features = [{name: rows[name][i] for name in rows} for i in range(len(records))]
     if with_answers:
         for feature, record in zip(features, records, strict=True):
-            feature["labels"] = problem.task.labels.index(record.label)
+            feature["labels"] = task.labels.index(record.label)
     return features, None
 
 
-def encode_words(records: list[Any], tokenizer: Any, problem: Any, whole: bool, *, with_answers: bool) -> Any:
+def encode_words(records: list[Any], tokenizer: Any, task: Any, is_padded: bool, *, with_answers: bool) -> Any:
     rows = tokenizer([list(r.words) for r in records], truncation=True, max_length=512, is_split_into_words=True)
     features, firsts = [], []
     for i, record in enumerate(records):
@@ -253,59 +234,59 @@ def encode_words(records: list[Any], tokenizer: Any, problem: Any, whole: bool, 
         firsts.append([(j, o) for j, o in enumerate(owners) if first[j]])
         if with_answers:
             feature["labels"] = [
-                problem.task.labels.index(record.tags[o]) if f else -100 for o, f in zip(owners, first, strict=True)
+                task.labels.index(record.tags[o]) if f else -100 for o, f in zip(owners, first, strict=True)
             ]
         features.append(feature)
     return features, firsts
 
 
-def encode_questions(records: list[Any], tokenizer: Any, problem: Any, whole: bool, *, with_answers: bool) -> Any:
+def encode_questions(records: list[Any], tokenizer: Any, task: Any, is_padded: bool, *, with_answers: bool) -> Any:
     rows = tokenizer(
         [r.question.lstrip() for r in records],
         [r.context for r in records],
         truncation="only_second",
-        max_length=LONGEST["squad"],
+        max_length=MAX_LENGTHS["squad"],
         stride=STRIDE,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
-        padding="max_length" if whole else False,
+        padding="max_length" if is_padded else False,
     )
     owners, offsets = rows.pop("overflow_to_sample_mapping"), rows.pop("offset_mapping")
     features, windows = [], []
     for i, owner in enumerate(owners):
         feature = {name: rows[name][i] for name in rows}
-        places = [j for j, s in enumerate(rows.sequence_ids(i)) if s == 1]
-        window = Window(places[0], np.array([offsets[i][j] for j in places]))
+        positions = [j for j, s in enumerate(rows.sequence_ids(i)) if s == 1]
+        window = Window(positions[0], np.array([offsets[i][j] for j in positions]))
         if with_answers:
             text, begin = records[owner].answers[0]
             inside = (window.offsets[:, 1] > begin) & (window.offsets[:, 0] < begin + len(text))
             tokens = np.flatnonzero(inside)
             fits = window.offsets[0, 0] <= begin and window.offsets[-1, 1] >= begin + len(text) and len(tokens)
-            feature["start_positions"] = places[tokens[0]] if fits else 0
-            feature["end_positions"] = places[tokens[-1]] if fits else 0
+            feature["start_positions"] = positions[tokens[0]] if fits else 0
+            feature["end_positions"] = positions[tokens[-1]] if fits else 0
         features.append(feature)
         windows.append((owner, window))
     return features, windows
 
 
-def decode(task: str, problem: Any, logits: Any, features: list[Any], windows: Any, dev: list[Any]) -> list[Any]:
-    """Returns predictions from transformers' scores by our rules, so that a metric compares models and nothing else."""
+def decode(task: str, task: Any, logits: Any, features: list[Any], windows: Any, dev: list[Any]) -> list[Any]:
+    """Return predictions from transformers' logits by our rules, so that a metric compares only the models."""
     none = np.empty(0, np.int64)
     if task == "pos":
         predictions = []
         for row, firsts, record in zip(logits, windows, dev, strict=True):
-            tags = [problem.task.filler] * len(record.words)
-            for place, word in firsts:
-                tags[word] = problem.task.labels[int(row[place].argmax())]
+            tags = [task.filler] * len(record.words)
+            for position, word in firsts:
+                tags[word] = task.labels[int(row[position].argmax())]
             predictions.append(TagPrediction(tuple(tags), (0.0,) * len(tags)))
         return predictions
     examples = [Example(np.array(f["input_ids"]), np.array([len(f["input_ids"])]), none, none) for f in features]
     if task == "sst2":
-        return problem.task.decode(list(logits[:, None]), TaskExamples(examples, np.arange(len(dev)), (), {}), dev)
-    assert isinstance(problem.task, QuestionAnswering)
+        return task.decode(list(logits[:, None]), TaskExamples(examples, np.arange(len(dev)), (), {}), dev)
+    assert isinstance(task, QuestionAnswering)
     scores = [np.stack([a, b], -1) for a, b in zip(*logits[:2], strict=True)]
     owners = np.array([owner for owner, _ in windows])
-    return problem.task.decode(scores, TaskExamples(examples, owners, [w for _, w in windows], {}), dev)
+    return task.decode(scores, TaskExamples(examples, owners, [w for _, w in windows], {}), dev)
 
 
 if __name__ == "__main__":

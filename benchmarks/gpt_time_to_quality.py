@@ -39,8 +39,8 @@ from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
 from stemformer.device import autocast, choose_precision, configure_allocator
 from stemformer.evaluation.held_out import make_held_out_evaluation
-from stemformer.generation.text import choose_beginnings, write_samples
-from stemformer.huggingface.load import load_with_tokenizer
+from stemformer.generation.text import generate_samples, sample_prompts
+from stemformer.huggingface.load import load_model_and_tokenizer
 from stemformer.io import read_jsonl
 from stemformer.models.hf_names import GPT, from_hugging_face
 from stemformer.models.model import make_model
@@ -82,7 +82,11 @@ def main() -> None:
 
 
 def train_ours(args: argparse.Namespace) -> None:
-    settings = [f"evaluation.rows={args.held_out_rows}", "evaluation.blanks=0", f"evaluation.every={args.every}"]
+    settings = [
+        f"evaluation.num_examples={args.held_out_rows}",
+        "evaluation.num_cloze_examples=0",
+        f"evaluation.every={args.every}",
+    ]
     run = Path(args.out) / "ours"
     stemformer.pretrain(
         args.recipe,
@@ -93,15 +97,15 @@ def train_ours(args: argparse.Namespace) -> None:
         seed=args.seed,
         settings=[*settings, f"objective.documents={args.documents}", *args.set],
     )
-    model, tokenizer = load_with_tokenizer(run)
-    longest = with_settings(find_recipe(args.recipe), args.set).batch.row_length
-    write(args, "samples", write_samples(model, tokenizer, beginnings(args, tokenizer), longest=longest))
+    model, tokenizer = load_model_and_tokenizer(run)
+    longest = with_settings(find_recipe(args.recipe), args.set).batch.sequence_length
+    write(args, "samples", generate_samples(model, tokenizer, beginnings(args, tokenizer), max_length=longest))
 
 
 def train_peer(args: argparse.Namespace) -> None:
     recipe = with_settings(find_recipe(args.recipe), args.set)
     tokenizer = load_tokenizer(Path(args.data) / "tokenizer")
-    end = tokenizer.id_of(END_OF_TEXT)
+    end = tokenizer.token_to_id(END_OF_TEXT)
     assert end is not None, "a byte-level BPE"
     is_nano = args.side == "nanogpt"
     sizes = replace(recipe.model, vocab_size=tokenizer.vocab_size, eos_token_id=end, hidden_dropout_prob=0.0)
@@ -113,13 +117,13 @@ def train_peer(args: argparse.Namespace) -> None:
         others = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
-        precision, rows = choose_precision("auto", CPU), recipe.batch.rows
+        precision, rows = choose_precision("auto", CPU), recipe.batch.size
     else:
         model = transformers.GPT2LMHeadModel(gpt2_config(sizes)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0)
         precision, rows = "fp32", 8
     score = evaluation(args, recipe, replace(sizes, hidden_act="gelu" if is_nano else sizes.hidden_act), end)
-    length, seconds = recipe.batch.row_length, 60 * args.minutes
+    length, seconds = recipe.batch.sequence_length, 60 * args.minutes
     batches = blocks(args, rows, length, end, is_nano=is_nano)
     log = (Path(args.out) / f"{args.side}.jsonl").open("w", encoding="utf-8", buffering=1)
     spent, step, evaluated = 0.0, 0, 0
@@ -142,7 +146,7 @@ def train_peer(args: argparse.Namespace) -> None:
             evaluated = int(spent / seconds * EVALUATIONS)
             told = {"step": step, "tokens": step * rows * length, "seconds": round(spent, 2), **score(model)[0]}
             log.write(json.dumps(told) + "\n")
-    found = write_samples(score(model)[1], tokenizer, beginnings(args, tokenizer), longest=length)
+    found = generate_samples(score(model)[1], tokenizer, beginnings(args, tokenizer), max_length=length)
     write(args, "samples", found)
 
 
@@ -173,7 +177,7 @@ def blocks(
 def evaluation(args: argparse.Namespace, recipe: Any, sizes: Any, end: int) -> Any:
     """Returns what gives held-out figures of a peer, and its weights as a model of ours."""
     objective = CausalLm(CausalLmConfig(documents="stream"), end=end)
-    examples = objective.make_examples(open_shards(args.data, "held_out"), recipe.batch.row_length)
+    examples = objective.make_examples(open_shards(args.data, "held_out"), recipe.batch.sequence_length)
     score = make_held_out_evaluation(examples, objective, num_examples=args.held_out_rows, device=CPU)
     ours = make_model(sizes, ["causal_lm"])
 
@@ -186,7 +190,7 @@ def evaluation(args: argparse.Namespace, recipe: Any, sizes: Any, end: int) -> A
 
 
 def beginnings(args: argparse.Namespace, tokenizer: Any) -> list[str]:
-    return choose_beginnings(open_shards(args.data, "held_out"), tokenizer, number=2)
+    return sample_prompts(open_shards(args.data, "held_out"), tokenizer, number=2)
 
 
 def write(args: argparse.Namespace, name: str, told: Any) -> None:

@@ -1,7 +1,7 @@
-"""A plain GPT and its batches in the style of Karpathy's nanoGPT, as a peer: no comparison by itself.
+"""Plain GPT and its batches in the style of Karpathy's nanoGPT, as a peer; no comparison by itself.
 
-Blocks without padding, of one length cut from a single stream at random places, scaled_dot_product_attention, the scores of all places at
-once. Parameter names are GPT-2's, so that `models.hf_names` reads them (see `as_hugging_face`).
+Rows without padding, all of one length, from random positions of a single stream; scaled_dot_product_attention; logits of
+all positions at once. Parameter names are GPT-2's, so that `models.hf_names` reads them (see `as_hugging_face`).
 """
 
 import torch
@@ -49,7 +49,7 @@ class _Block(nn.Module):
 
 
 class NanoGpt(nn.Module):
-    """GPT-2's shape with the exact GELU; nanoGPT drops attention probabilities too, which is left out here as it is in ours."""
+    """GPT-2's shape with the exact GELU. Unlike nanoGPT, no dropout on attention probabilities, as in ours."""
 
     def __init__(self, config: GptConfig) -> None:
         super().__init__()
@@ -79,16 +79,16 @@ class NanoGpt(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), labels.reshape(-1))
 
 
-def draw_batch(line: Tensor, *, rows: int, length: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Returns ids (rows, length) from random places of a stream, and the ids behind each."""
+def sample_batch(stream: Tensor, *, rows: int, length: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Return ids (rows, length) from random positions of a stream, and the id after each."""
     generator = torch.Generator().manual_seed(seed + (step << 20))
-    starts = torch.randint(len(line) - length, (rows, 1), generator=generator)
-    block = line[starts + torch.arange(length + 1)]
+    starts = torch.randint(len(stream) - length, (rows, 1), generator=generator)
+    block = stream[starts + torch.arange(length + 1)]
     return block[:, :-1], block[:, 1:]
 
 
 def as_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the parameters as a GPT-2 folder has them, whose linear layers lie the other way round."""
+    """Return the parameters as GPT-2 stores them, with transposed linear layers."""
     return {name: x.t() if name.endswith((*_LINEAR,)) else x for name, x in state.items()}
 
 

@@ -105,7 +105,11 @@ def train_ours(args: argparse.Namespace) -> None:
         time=f"{args.minutes}m",
         threads=args.threads,
         seed=args.seed,
-        settings=[f"evaluation.rows={args.held_out_rows}", "evaluation.blanks=0", f"optimizer.kind={args.optimizer}"],
+        settings=[
+            f"evaluation.num_examples={args.held_out_rows}",
+            "evaluation.num_cloze_examples=0",
+            f"optimizer.kind={args.optimizer}",
+        ],
     )
 
 
@@ -130,10 +134,10 @@ def train_peer(args: argparse.Namespace) -> None:
     if is_tuned:
         configure_allocator(torch.device("cpu"))
         rows, rate, peak, clip = (
-            recipe.batch.rows,
-            recipe.objective.rate,
+            recipe.batch.size,
+            recipe.objective.mask_rate,
             recipe.optimizer.learning_rate,
-            recipe.optimizer.clip_norm,
+            recipe.optimizer.max_grad_norm,
         )
         optimizer = make_optimizer(model, replace(recipe.optimizer, kind="adamw"))
         precision, forward = choose_precision("auto", CPU), torch.compile(model)
@@ -183,7 +187,11 @@ def peer_batches(shards: Shards, collate: Any, tokenizer: Any, rows: int, seed: 
     """Yields masked batches of rows cut from documents joined end to end, in another order each epoch."""
     line = []
     for number in range(shards.num_documents):
-        line += [[tokenizer.cls_id], shards.tokens(*shards.document_starts[number : number + 2]), [tokenizer.sep_id]]
+        line += [
+            [tokenizer.cls_token_id],
+            shards.tokens(*shards.document_starts[number : number + 2]),
+            [tokenizer.sep_token_id],
+        ]
     joined = np.concatenate(line)
     table = joined[: len(joined) // LENGTH * LENGTH].reshape(-1, LENGTH)
 
@@ -191,7 +199,7 @@ def peer_batches(shards: Shards, collate: Any, tokenizer: Any, rows: int, seed: 
         epoch, first = divmod(step * rows, len(table) // rows * rows)
         chosen = permuted(np.arange(first, first + rows), len(table), seed=seed, epoch=epoch)
         ids = table[chosen].astype(np.int64)
-        special = (ids == tokenizer.cls_id) | (ids == tokenizer.sep_id)
+        special = (ids == tokenizer.cls_token_id) | (ids == tokenizer.sep_token_id)
         batch = collate(
             [{"input_ids": a, "special_tokens_mask": b} for a, b in zip(ids, special.astype(int), strict=True)]
         )
@@ -203,9 +211,9 @@ def peer_batches(shards: Shards, collate: Any, tokenizer: Any, rows: int, seed: 
 
 def evaluation_of_peer(held_out: Shards, args: argparse.Namespace, tokenizer: Any) -> Any:
     config = find_recipe(args.recipe)
-    special = SpecialIds(cls=tokenizer.cls_id, sep=tokenizer.sep_id, mask=tokenizer.mask_id)
+    special = SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
     objective = MaskedLm(held_out_masks(MaskedLmConfig()), special=special, vocab_size=tokenizer.vocab_size)
-    rows = pack_documents(held_out, row_length=config.batch.row_length)
+    rows = pack_documents(held_out, sequence_length=config.batch.sequence_length)
     score = make_held_out_evaluation(rows, objective, num_examples=args.held_out_rows, device=CPU)
     ours = make_model(replace(config.model, vocab_size=tokenizer.vocab_size), ["masked_lm"])
 

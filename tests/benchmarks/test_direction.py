@@ -13,17 +13,17 @@ from stemformer.data.examples.batch import collate
 from stemformer.data.labelled.text_classification import TextExample
 from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens
 from stemformer.data.tokenization.tokenizer import load_tokenizer
-from stemformer.huggingface.load import load_with_tokenizer
+from stemformer.huggingface.load import load_model_and_tokenizer
 from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
 from stemformer.models.model import make_model
-from stemformer.tasks.sequence_classification import Classify
+from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.tasks.task import TaskConfig
-from stemformer.tasks.token_classification import Tag
+from stemformer.tasks.token_classification import TokenClassification
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
-FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "direction.py"
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "direction.py"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def gpts(tiny, tmp_path_factory):
         intermediate_size=64,
         max_position_embeddings=64,
         initializer_range=0.1,
-        eos_token_id=tokenizer.sep_id,
+        eos_token_id=tokenizer.sep_token_id,
     )
     root = tmp_path_factory.mktemp("gpts")
     for seed, name in enumerate(("forward", "backward")):
@@ -59,7 +59,7 @@ def gpts(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def both(direction, gpts):
     """The two bodies, and the tokenizer."""
-    (one, tokenizer), (other, _) = (load_with_tokenizer(gpts / name, ()) for name in ("forward", "backward"))
+    (one, tokenizer), (other, _) = (load_model_and_tokenizer(gpts / name, ()) for name in ("forward", "backward"))
     return direction.BothWays(one.body, other.body).eval(), tokenizer
 
 
@@ -84,7 +84,7 @@ def run(body, batch, rows=None):
 def test_second_model_reads_each_text_from_its_end(both):
     body, tokenizer = both
     records = [TextExample(texts, "a", {}, "") for texts in (("The old king sees", "a river"), ("garden", "x"))]
-    examples = Classify(TaskConfig("pair"), ("a", "b")).encode(records, tokenizer, max_length=64).examples
+    examples = SequenceClassification(TaskConfig("pair"), ("a", "b")).encode(records, tokenizer, max_length=64).examples
     batch = collate([replace(e, token_type_ids=e.token_type_ids * 0) for e in examples], [0, 1])
     with torch.inference_mode():
         found = run(body, batch)
@@ -94,13 +94,13 @@ def test_second_model_reads_each_text_from_its_end(both):
 
 def test_text_is_scored_where_each_has_read_all_of_it(direction, both):
     body, tokenizer = both
-    task = Classify(TaskConfig("classify"), ("a", "b"))
+    task = SequenceClassification(TaskConfig("classify"), ("a", "b"))
     records = [TextExample((text,), "a", {}, "") for text in ("The old king sees", "garden")]
     encoded = task.encode(records, tokenizer, max_length=64)
     examples = direction.with_steps_back(encoded, records, task, tokenizer)
     batch = collate(examples.examples, range(2))
     with torch.inference_mode():
-        found = run(body, batch, task.places(batch))
+        found = run(body, batch, task.scored_positions(batch))
         for row, example in zip(found, encoded.examples, strict=True):
             forwards, backwards = states_expected(body, example.input_ids.tolist())
             torch.testing.assert_close(row, torch.cat([forwards[-1], backwards[1]]), rtol=1e-5, atol=1e-5)
@@ -112,13 +112,13 @@ def test_word_is_scored_where_each_has_read_all_of_it(direction, both, max_lengt
     words = ("The", "oldest", "kings", "seek", "(a)", "gardener", "!")
     text, offsets = join_tokens(words)
     records = [TaggedSentence(words, ("O",) * len(words), "", text, offsets)]
-    task = Tag(TaskConfig("tag", stride=2), ("O", "B"))
+    task = TokenClassification(TaskConfig("tag", stride=2), ("O", "B"))
     encoded = task.encode(records, tokenizer, max_length=max_length)
     examples = direction.with_steps_back(encoded, records, task, tokenizer)
     batch = collate(examples.examples, range(len(examples)))
     seen = []
     with torch.inference_mode():
-        rows = iter(run(body, batch, task.places(batch)))
+        rows = iter(run(body, batch, task.scored_positions(batch)))
         for example, numbers in zip(encoded.examples, encoded.scored, strict=True):
             forwards, backwards = states_expected(body, example.input_ids.tolist())
             for word, last in zip(numbers.tolist(), example.label_positions.tolist(), strict=True):
@@ -133,13 +133,13 @@ def test_word_is_scored_where_each_has_read_all_of_it(direction, both, max_lengt
 
 def test_both_bodies_learn(direction, both, gpts):
     _, tokenizer = both
-    task = Classify(TaskConfig("classify"), ("a", "b"))
-    model, _ = load_with_tokenizer(gpts / "forward", ["sequence"], num_labels=2, generator=torch.Generator())
+    task = SequenceClassification(TaskConfig("classify"), ("a", "b"))
+    model, _ = load_model_and_tokenizer(gpts / "forward", ["sequence"], num_labels=2, generator=torch.Generator())
     direction.join(model, str(gpts / "backward"), task, seed=0)
     records = [TextExample((text,), "ab"[i], {}, "") for i, text in enumerate(("The old king sees", "garden"))]
     examples = direction.with_steps_back(task.encode(records, tokenizer, max_length=64), records, task, tokenizer)
     batch = collate(examples.examples, range(2))
-    states = run(model.body, batch, task.places(batch))
+    states = run(model.body, batch, task.scored_positions(batch))
     task.loss(model, states, batch)["classify"].total.backward()
     parts = dict(model.named_parameters())
     assert parts["heads.sequence.classifier.weight"].shape == (2, 64)
@@ -176,7 +176,7 @@ def test_comparison_is_told_and_not_done_twice(direction, gpts, tiny_bert, label
 
 
 def test_models_of_other_sizes_are_refused(direction, gpts, tiny_bert, tmp_path):
-    model, tokenizer = load_with_tokenizer(gpts / "forward", ["causal_lm"])
+    model, tokenizer = load_model_and_tokenizer(gpts / "forward", ["causal_lm"])
     smaller = make_model(replace(model.config, hidden_size=16), ["causal_lm"], generator=torch.Generator())
     save_model(smaller, tmp_path, tokenizer)
     with pytest.raises(SystemExit, match="differ in vocabulary or size"):

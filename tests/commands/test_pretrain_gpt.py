@@ -224,7 +224,7 @@ def test_report_tells_of_next_words(files, tmp_path, monkeypatch):
     metrics = [line for line in log if line["kind"] == "evaluation"]
     assert len(heads) == len(metrics) and [len(layer) for layer in heads[-1]] == [2, 2]
     assert metrics[-1]["induction_score"] == pytest.approx(max(map(max, heads[-1])), abs=1e-4)
-    for title in ("Gain in loss on repeated random words", "Best head at finding", "Which heads find what came next"):
+    for title in ("Gain in loss on repeated random words", "Best induction-head score", "Induction heads"):
         assert title in page
     shown = html.unescape(page)
     for sample in lines[-1]["samples"]:

@@ -275,7 +275,9 @@ def test_folder_without_a_model(fails, labelled, tmp_path):
 def test_weights_without_the_head_of_their_config(fails, tiny_bert, finetuned, labelled, tmp_path):
     shutil.copytree(finetuned("class") / "final", tmp_path / "model")
     shutil.copy(tiny_bert / "model.safetensors", tmp_path / "model" / "model.safetensors")
-    fails(["predict", labelled / "dev" / "reviews.csv", "--model", tmp_path / "model"], "the weights have no head for it")
+    fails(
+        ["predict", labelled / "dev" / "reviews.csv", "--model", tmp_path / "model"], "the weights have no head for it"
+    )
 
 
 def test_length_beyond_the_positions(fails, finetune, labelled):

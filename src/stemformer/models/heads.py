@@ -17,7 +17,6 @@ class MaskedLmHead(nn.Module):
     body's word embedding, unless the head is untied: then `decoder` is the output matrix.
 
     Args:
-        config: Config of the body.
         tied: False gives the head an output matrix of its own.
 
     Source: Devlin et al. 2019, section 3.1, task 1; the transform before the decoder is only in the released code.
@@ -46,7 +45,6 @@ class CausalLmHead(nn.Module):
     """Causal-LM head: states to logits of the next token, by the body's word embedding unless untied.
 
     Args:
-        config: Config of the body.
         tied: False gives the head an output matrix of its own.
 
     Source: Radford et al. 2018, section 3.1.

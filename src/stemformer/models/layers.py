@@ -107,9 +107,6 @@ class Dropout(nn.Module):
     times faster than Bernoulli sampling. The rate is therefore rounded to a multiple of 1/256 (0.1
     becomes 26/256 = 0.1016), and so is the scale.
 
-    Args:
-        rate: Probability of a zero, in [0, 1).
-
     Source: Srivastava et al. 2014, section 4.
     """
 
@@ -211,12 +208,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between them.
-
-    Args:
-        hidden_size: D.
-        intermediate_size: F.
-        activation: A key of `ACTIVATIONS`.
+    """Two linear layers with an activation (a key of `ACTIVATIONS`) between them.
 
     Source: Vaswani et al. 2017, section 3.3.
     """

@@ -44,11 +44,7 @@ def cross_entropy_sum(
 ) -> LossSum:
     """Return the summed cross-entropy, computed in float32.
 
-    Args:
-        logits: Logits of any float dtype.
-        labels: True class of each row.
-        weights: Weight of each class.
-        label_smoothing: Share of the probability spread evenly over all classes.
+    `weights` are class weights; `label_smoothing` is the share of probability spread evenly over all classes.
 
     Example:
         >>> import torch

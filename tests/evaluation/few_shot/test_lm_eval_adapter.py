@@ -106,7 +106,7 @@ def test_our_evaluation_gives_the_same_metrics(folder):
     )
     adapter = HarnessModel(str(folder / "model"), device="cpu", add_bos_token=True)
     harness, _ = evaluated(folder, adapter, "mood_local", 0)
-    row = result["figures"][0]
+    row = result["results"][0]
     assert row["acc"] == pytest.approx(harness["acc,none"]) and row["acc_norm"] == pytest.approx(
         harness["acc_norm,none"]
     )

@@ -127,10 +127,10 @@ def test_synthetic_tasks_can_be_loaded():
 
 def test_task_file_locates_its_data(tmp_path):
     (tmp_path / "mine.toml").write_text(
-        'template = "{a} {answer}"\nanswer = "{b}"\noutput_type = "loglikelihood"\ndata = "q.tsv"\nexamples = "e.tsv"\n'
+        'template = "{a} {answer}"\nanswer = "{b}"\noutput_type = "loglikelihood"\ndata = "q.tsv"\ndemonstrations = "e.tsv"\n'
     )
     task = open_task(str(tmp_path / "mine.toml"))
-    assert (task.name, task.data, task.examples) == ("mine", str(tmp_path / "q.tsv"), str(tmp_path / "e.tsv"))
+    assert (task.name, task.data, task.demonstrations) == ("mine", str(tmp_path / "q.tsv"), str(tmp_path / "e.tsv"))
     assert open_task(f"{tmp_path / 'mine.toml'}=other.tsv").data == "other.tsv"
 
 
@@ -244,12 +244,13 @@ def test_paths_may_contain_an_equals_sign(tmp_path):
     ("old", "expected"),
     [
         ('how = "choose"\nlabel = "l"\nanswers = { a = "A", b = "B" }', ("multiple_choice", "balanced")),
-        ('how = "complete"\nanswer = "{b}"\ndraw = "first"', ("loglikelihood", "first")),
+        ('how = "complete"\nanswer = "{b}"\ndraw = "first"\nexamples = "e.tsv"', ("loglikelihood", "first")),
         ('output_type = "generate"\nanswer = "{b}"\nsampler = "random"', ("generate_until", "random")),
     ],
 )
 def test_former_keys_are_accepted_with_a_warning(tmp_path, old, expected):
     (tmp_path / "t.toml").write_text(f'template = "{{a}} {{answer}}"\n{old}\n')
-    with pytest.warns(UserWarning, match="is now output_type = '|is now sampler = '"):
+    with pytest.warns(UserWarning, match="is now output_type = "):
         task = open_task(f"{tmp_path / 't.toml'}=d.tsv")
     assert (task.output_type, task.sampler) == expected
+    assert bool(task.demonstrations) == ("examples" in old)

@@ -25,7 +25,7 @@ _OPEN_BRACE = re.compile(r"\{\w+")
 _ANSWER = "{answer}"
 _SYNTHETIC = "synthetic:"
 
-_RENAMED_KEYS = {"how": "output_type", "draw": "sampler"}
+_RENAMED_KEYS = {"how": "output_type", "draw": "sampler", "examples": "demonstrations"}
 _RENAMED_OUTPUT_TYPES = {"choose": "multiple_choice", "complete": "loglikelihood", "generate": "generate_until"}
 
 FILTERS: dict[str, Callable[[str], str]] = {
@@ -67,7 +67,7 @@ class PromptTask:
         about: Description in one line.
         source: Publication.
         data: Evaluation examples: path relative to the TOML file, or hub id.
-        examples: Demonstrations: path or hub id; defaults to the other evaluation examples.
+        demonstrations: Their data: path or hub id; defaults to the other evaluation examples.
         synthetic: Name in `synthetic.SYNTHETIC_TASKS`, instead of data.
         instruction: Text at the start of the prompt.
         separator: Text between demonstrations and after the instruction.
@@ -98,7 +98,7 @@ class PromptTask:
     about: str = ""
     source: str = ""
     data: str = ""
-    examples: str = ""
+    demonstrations: str = ""
     synthetic: str = ""
     instruction: str = ""
     separator: str = "\n\n"
@@ -206,20 +206,20 @@ def built_in_tasks() -> dict[str, str]:
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
-def open_task(spec: str, *, examples: str = "") -> PromptTask:
+def open_task(spec: str, *, demonstrations: str = "") -> PromptTask:
     """Load a task and resolve its data.
 
     Args:
         spec: Built-in name or TOML file, optionally followed by `=` and the data (`sst2=dev.tsv`,
             `my_task.toml`); or `synthetic:` and a name in `synthetic.SYNTHETIC_TASKS`.
-        examples: Data of the demonstrations; overrides the task's.
+        demonstrations: Data of the demonstrations; overrides the task's.
 
     Raises:
         ConfigError: Unknown task, invalid keys, or no data.
     """
     name, data = _split_spec(spec)
     if name.startswith(_SYNTHETIC):
-        if data or examples:
+        if data or demonstrations:
             raise ConfigError(f"{name} generates its own examples. Remove the file.")
         [kind] = find_synthetic([name.removeprefix(_SYNTHETIC)])
         output_type: Literal["multiple_choice", "generate_until"] = (
@@ -251,19 +251,21 @@ def open_task(spec: str, *, examples: str = "") -> PromptTask:
     data = data or _resolve(folder, task.data)
     if not data:
         raise ConfigError(f"Task {name} has no data. Pass it as {name}=FILE.")
-    return replace(
-        task, name=task.name or Path(name).stem, data=data, examples=examples or _resolve(folder, task.examples)
-    )
+    demonstrations = demonstrations or _resolve(folder, task.demonstrations)
+    return replace(task, name=task.name or Path(name).stem, data=data, demonstrations=demonstrations)
 
 
 def _parse_task(text: str, source: str) -> PromptTask:
     """Parse a task file; former keys and values are accepted with a warning."""
     table: dict[str, Any] = {}
+    changes = []
     for key, value in parse_toml(text, source).items():
         name = _RENAMED_KEYS.get(key, key)
         table[name] = _RENAMED_OUTPUT_TYPES.get(str(value), value) if name == "output_type" else value
         if (name, table[name]) != (key, value):
-            warnings.warn(f"{source}: {key} = {value!r} is now {name} = {table[name]!r}.", stacklevel=3)
+            changes.append(f"{key} = {value!r} is now {name} = {table[name]!r}")
+    if changes:
+        warnings.warn(f"{source}: {'; '.join(changes)}.", stacklevel=3)
     return from_toml(PromptTask, tomli_w.dumps(table), source=source)
 
 

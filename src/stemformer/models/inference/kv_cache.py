@@ -14,17 +14,11 @@ class KeyValueCache:
     Sequences are left-padded: all end at the same column, and padding is masked.
 
     Args:
-        num_layers: L.
         lengths: Number of prompt tokens of each sequence.
-        max_length: Number of columns allocated: prompt and new tokens of the longest sequence.
-        num_heads: H.
-        head_size: K.
-        device: Device of the cache.
-        dtype: Dtype of keys and values.
+        max_length: Number of columns to allocate: prompt and new tokens of the longest sequence.
 
     Attributes:
         length: Number of columns in use.
-        max_length: Number of columns allocated.
 
     Raises:
         ValueError: A prompt is longer than `max_length`.
