@@ -196,13 +196,14 @@ class Table:
                 settings=["evaluation.every=1000000"],
             )
         )
+        config = self.config
         data = read_labelled(
-            self.config.task,
+            config.task,
             Silent(),
-            train=self.config.train,
-            dev=self.config.dev,
-            dev_fraction=self.config.dev_fraction,
-            seed=self.config.seed,
+            train=config.train,
+            dev=config.dev,
+            dev_fraction=config.dev_fraction,
+            seed=config.seed,
         )
         task_config = data.task.config
         train = subset_order(stratification_keys(task_config, data.train), 0)[: args.examples]

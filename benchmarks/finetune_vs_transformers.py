@@ -269,10 +269,10 @@ def encode_questions(records: list[Any], tokenizer: Any, task: Any, is_padded: b
     return features, windows
 
 
-def decode(task: str, task: Any, logits: Any, features: list[Any], windows: Any, dev: list[Any]) -> list[Any]:
+def decode(name: str, task: Any, logits: Any, features: list[Any], windows: Any, dev: list[Any]) -> list[Any]:
     """Return predictions from transformers' logits by our rules, so that a metric compares only the models."""
     none = np.empty(0, np.int64)
-    if task == "pos":
+    if name == "pos":
         predictions = []
         for row, firsts, record in zip(logits, windows, dev, strict=True):
             tags = [task.filler] * len(record.words)
@@ -281,7 +281,7 @@ def decode(task: str, task: Any, logits: Any, features: list[Any], windows: Any,
             predictions.append(TagPrediction(tuple(tags), (0.0,) * len(tags)))
         return predictions
     examples = [Example(np.array(f["input_ids"]), np.array([len(f["input_ids"])]), none, none) for f in features]
-    if task == "sst2":
+    if name == "sst2":
         return task.decode(list(logits[:, None]), TaskExamples(examples, np.arange(len(dev)), (), {}), dev)
     assert isinstance(task, QuestionAnswering)
     scores = [np.stack([a, b], -1) for a, b in zip(*logits[:2], strict=True)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stemformer.reports.page import Cell, ReportExample, Plot, Report, ReportTable, Tile, run_name
+from stemformer.reports.page import Cell, Plot, Report, ReportExample, ReportTable, Tile, run_name
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, MARKERS, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
