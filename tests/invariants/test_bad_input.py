@@ -354,7 +354,7 @@ def test_signal_ends_the_run_after_saving(fails, made, tmp_path, monkeypatch, nu
 def test_process_that_is_signalled_saves_and_tells(made, tmp_path, number, code):
     arguments = [str(a) for a in pretrain(made / "data", tmp_path / "run")]
     arguments[arguments.index("--steps") + 1] = "1000000"
-    start = "from stemformer.cli import app; from stemformer.commands import pretrain; pretrain.matmul_rate = lambda *a: 1e11; import sys; sys.exit(app.main())"
+    start = "from stemformer.cli import app; from stemformer.commands import pretrain; pretrain.matmul_rate = lambda *a: 1e11; import sys; sys.exit(app.main())"  # noqa: E501
     environ = {**os.environ, "STEMFORMER_NO_TYPECHECK": "1", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", start, *arguments],
