@@ -1,4 +1,4 @@
-"""The comparison of directions: two GPTs side by side, of which one reads from the end, and a whole comparison of tiny models."""
+"""The comparison of directions: two GPTs side by side, of which one reads from the end, and a full comparison of tiny models."""
 
 import importlib.util
 import json
@@ -64,8 +64,8 @@ def both(direction, gpts):
 
 
 def states_alone(body, ids):
-    places = torch.arange(len(ids))
-    return body(torch.tensor(ids), places, places * 0, torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
+    positions = torch.arange(len(ids))
+    return body(torch.tensor(ids), positions, positions * 0, torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
 
 
 def states_expected(both, ids):
@@ -106,7 +106,7 @@ def test_text_is_scored_where_each_has_read_all_of_it(direction, both):
             torch.testing.assert_close(row, torch.cat([forwards[-1], backwards[1]]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("max_length", [64, 8], ids=["whole", "windows"])
+@pytest.mark.parametrize("max_length", [64, 8], ids=["full", "windows"])
 def test_word_is_scored_where_each_has_read_all_of_it(direction, both, max_length):
     body, tokenizer = both
     words = ("The", "oldest", "kings", "seek", "(a)", "gardener", "!")
@@ -148,7 +148,7 @@ def test_both_bodies_learn(direction, both, gpts):
         assert parts[f"body.{side}.layers.0.attention.qkv.weight"].grad.abs().max() > 0
 
 
-def test_comparison_is_told_and_not_done_twice(direction, gpts, tiny_bert, labelled, tmp_path, monkeypatch, capsys):
+def test_comparison_is_reported_and_not_repeated(direction, gpts, tiny_bert, labelled, tmp_path, monkeypatch, capsys):
     arguments = [f"--masked={tiny_bert}", f"--forward={gpts / 'forward'}", f"--backward={gpts / 'backward'}"]
     for task, name in (("classify", "reviews.csv"), ("tag", "tags.conll")):
         arguments += ["--data", task, *(str(labelled / split / name) for split in ("train", "dev"))]
