@@ -240,7 +240,7 @@ def test_freezing_a_fresh_model_is_refused(tiny, tmp_path, setting):
 
 
 def test_freezing_more_layers_than_the_model_has_is_refused(trained, tiny, tmp_path):
-    with pytest.raises(ConfigError, match="frozen_layers is 3: expected 0 to 2, the layers of"):
+    with pytest.raises(ConfigError, match="frozen_layers is 3: expected 0 to 2, the number of layers of"):
         options = {"init": trained, "steps": 1, "settings": ["frozen_layers=3"]}
         pretrain(tiny / "data", tmp_path / "run", recipe="bert_mini", **options)
     assert not (tmp_path / "run").exists()
