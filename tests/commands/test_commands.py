@@ -198,7 +198,7 @@ def test_pretrain_overwrites_with_overwrite(made, tmp_path):
 
 
 def test_resume_refuses_another_recipe(made):
-    with pytest.raises(CheckpointError, match="is a bert_tiny, not a bert_mini"):
+    with pytest.raises(CheckpointError, match="has recipe 'bert_tiny', not 'bert_mini'"):
         stemformer.pretrain("bert_mini", data=str(made / "data"), out=str(made / "run"), resume=True)
 
 
