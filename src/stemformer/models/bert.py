@@ -96,7 +96,7 @@ class BertEmbeddings(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Post-norm Transformer layer: attention, then feed-forward; each output is norm(x + f(x))."""
+    """Post-norm Transformer layer: attention and feed-forward, each norm(x + f(x))."""
 
     norm_first: ClassVar[bool] = False
 
@@ -115,7 +115,7 @@ class BertLayer(nn.Module):
         max_seqlen: int,
         rows: Int[Tensor, "R"] | None = None,
     ) -> Float[Tensor, "R D"]:
-        """Return the states of all tokens, or of `rows` only; these attend to all tokens of their sequence."""
+        """Return the states of all tokens or of `rows`, which attend to the full sequence."""
         attended = self.dropout(self.attention(x, cu_seqlens, max_seqlen, rows))
         x = self.attention_norm((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
         y: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
@@ -134,8 +134,9 @@ class Bert(Body):
 
     The output bias of the masked-LM head is 0, and in pre-training the log unigram frequencies
     (`heads.init_output_bias_from_unigrams`). The original code truncates the normal distribution at
-    two standard deviations; this one does not, like Hugging Face's. The original also draws position
-    embeddings from the normal distribution; sinusoids learn adjacent positions sooner (`docs/log.md`).
+    two standard deviations; this one does not, like Hugging Face's. The original also draws
+    position embeddings from the normal distribution; sinusoids learn adjacent positions sooner
+    (`docs/log.md`).
 
     Example:
         >>> import torch
@@ -146,7 +147,8 @@ class Bert(Body):
         >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
         torch.Size([5, 8])
 
-    Source: Devlin et al. 2019, section 3 and appendix A.2; sinusoids: Vaswani et al. 2017, section 3.5.
+    Source: Devlin et al. 2019, section 3 and appendix A.2; sinusoids: Vaswani et al. 2017, section
+    3.5.
     """
 
     def __init__(self, config: BertConfig) -> None:

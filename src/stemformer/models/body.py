@@ -1,4 +1,4 @@
-"""The body shared by the architectures: embeddings, layers and final norm, from flat tokens to hidden states."""
+"""Body of all architectures: embeddings, layers and final norm."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from stemformer.models.layers import ACTIVATIONS, pad_positions, pad_to_bucket
 
 
 def check_config(config: Any, *sizes: str) -> None:
-    """Raise ConfigError if no body can be built from a config; fields named in `sizes` must be at least 1."""
+    """Raise ConfigError for an invalid body config; fields in `sizes` must be at least 1."""
     for name in sizes:
         if getattr(config, name) < 1:
             raise ConfigError(f"model.{name} is {getattr(config, name)}; expected at least 1.")
@@ -50,8 +50,8 @@ class Body(nn.Module):
     ) -> Any:
         """Return the last hidden states (N, D), or what `return_layers` or `rows` select.
 
-        States are numbered from 0: the embeddings, then the output of each layer, the last one after
-        the final norm.
+        States are numbered from 0: the embeddings, then the output of each layer, the last one
+        after the final norm.
 
         Args:
             input_ids: Token ids of all sequences, concatenated.
@@ -59,15 +59,16 @@ class Body(nn.Module):
             token_type_ids: Segment id of each token; a GPT ignores them.
             cu_seqlens: int32 sequence boundaries; the last entry is N.
             max_seqlen: Maximum sequence length.
-            return_layers: Return `{number: states (N, D)}` for these numbers instead of the last states.
+            return_layers: Return `{number: states (N, D)}` for these numbers instead of the last
+                states.
             replace: States (N, D) to substitute, by number.
-            rows: Return the last states of these tokens only (R, D), in this order. The last layer then
-                computes attention outputs and feed-forward for them alone, three quarters of its work.
-                Excludes `return_layers` and `replace`.
+            rows: Return the last states of these tokens only (R, D), in this order. The last layer
+                then computes attention outputs and feed-forward for them alone, three quarters of
+                its work. Excludes `return_layers` and `replace`.
 
         Raises:
-            ValueError: A state number does not exist, replaced states have another number of tokens, or
-                `cu_seqlens` does not end at N.
+            ValueError: A state number does not exist, replaced states have another number of
+                tokens, or `cu_seqlens` does not end at N.
         """
         n, last, replace = len(input_ids), len(self.layers), replace or {}
         if wrong := {*return_layers, *replace} - set(range(last + 1)):

@@ -24,7 +24,9 @@ from stemformer.models.layers import (
 
 @dataclass(frozen=True)
 class GptConfig:
-    """Sizes and settings of a GPT, under the names of a BERT config (a saved folder has GPT-2's own: `n_embd` etc.).
+    """Sizes and settings of a GPT, under the names of a BERT config.
+
+    A saved folder has GPT-2's own names, such as `n_embd`.
 
     Attributes:
         vocab_size: V.
@@ -87,7 +89,7 @@ class GptEmbeddings(nn.Module):
 
 
 class GptLayer(nn.Module):
-    """Pre-norm Transformer layer: causal attention, then feed-forward; each output is x + f(norm(x))."""
+    """Pre-norm Transformer layer: causal attention and feed-forward, each x + f(norm(x))."""
 
     norm_first: ClassVar[bool] = True
 
@@ -108,14 +110,14 @@ class GptLayer(nn.Module):
         max_seqlen: int,
         rows: Int[Tensor, "R"] | None = None,
     ) -> Float[Tensor, "R D"]:
-        """Return the states of all tokens, or of `rows` only; these attend to all tokens up to their own."""
+        """Return the states of all tokens or of `rows`, which attend to all earlier tokens."""
         attended = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows))
         return self._add_feed_forward((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
 
     def prefill(
         self, x: Float[Tensor, "N D"], *arguments: Any
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M H K"], Float[Tensor, "M H K"]]:
-        """Return states of tokens that continue cached prompts, and all keys and values; see `MultiHeadAttention.prefill`."""
+        """Return states, keys and values; the arguments are those of the attention."""
         attended, keys, values = self.attention.prefill(self.attention_norm(x), *arguments)
         return self._add_feed_forward(x + attended), keys, values
 
@@ -168,7 +170,7 @@ class Gpt(Body):
         after: PromptCache | None = None,
         parents: Int[Tensor, "S"] | None = None,
     ) -> tuple[Float[Tensor, "N D"], PromptCache]:
-        """Return the last hidden states of sequences that continue cached prompts, and their cache.
+        """Return the last states of sequences that continue cached prompts, and their cache.
 
         Continuations of one prompt share its cache, so that, for example, the demonstrations of a
         few-shot prompt are computed once for all questions. Nothing is padded.
@@ -192,7 +194,7 @@ class Gpt(Body):
             >>> body.prefill(answers, ends, after=question, parents=torch.tensor([0, 0]))[1].cu_seqlens
             tensor([0, 4, 9], dtype=torch.int32)
         """
-        # Lengths (S,) of the new tokens and of the prompts, and where each prompt starts in the cache.
+        # Lengths (S,) of new tokens and prompts, and the start of each prompt in the cache.
         new = cu_seqlens.diff().long()
         if after is None:
             old, prompt_starts = torch.zeros_like(new), torch.zeros_like(new)
@@ -206,7 +208,7 @@ class Gpt(Body):
                 f"A sequence has {max_length} tokens; the model has {self.config.max_position_embeddings} positions."
             )
 
-        # Gather index (M,) into cached keys followed by new keys: each prompt, then its continuation.
+        # Index (M,) into cached, then new keys: each prompt followed by its continuation.
         cu_k = torch.cat([cu_seqlens[:1], lengths.cumsum(0).int()])
         positions = torch.arange(int(cu_k[-1]), device=input_ids.device) - cu_k[:-1].long().repeat_interleave(lengths)
         is_old = positions < old.repeat_interleave(lengths)

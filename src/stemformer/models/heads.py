@@ -19,7 +19,8 @@ class MaskedLmHead(nn.Module):
     Args:
         tied: False gives the head an output matrix of its own.
 
-    Source: Devlin et al. 2019, section 3.1, task 1; the transform before the decoder is only in the released code.
+    Source: Devlin et al. 2019, section 3.1, task 1; the transform before the decoder is only in the
+    released code.
     """
 
     def __init__(self, config: BertConfig, *, tied: bool = True) -> None:
@@ -42,7 +43,7 @@ class MaskedLmHead(nn.Module):
 
 
 class CausalLmHead(nn.Module):
-    """Causal-LM head: states to logits of the next token, by the body's word embedding unless untied.
+    """Causal-LM head: states to logits of the next token, by the tied word embedding.
 
     Args:
         tied: False gives the head an output matrix of its own.
@@ -60,7 +61,7 @@ class CausalLmHead(nn.Module):
     def projection(
         self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]
     ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "V D"], None]:
-        """Return states and output matrix, of which the logits are the product; there is no bias."""
+        """Return states, output matrix and no bias, of which the logits are the product."""
         return states, embedding if self.decoder is None else self.decoder.weight, None
 
 
@@ -72,7 +73,7 @@ def _in_float32(linear: nn.Module, x: Float[Tensor, "*shape D"]) -> Float[Tensor
 
 
 class NextSentenceHead(nn.Module):
-    """Next-sentence head: state of `[CLS]` to logits of "text B follows text A" (0) and "does not" (1).
+    """Next-sentence head: state of `[CLS]` to logits of "follows" (0) and "does not" (1).
 
     Source: Devlin et al. 2019, section 3.1, task 2.
     """
@@ -88,9 +89,10 @@ class NextSentenceHead(nn.Module):
 
 
 class SequenceHead(nn.Module):
-    """Sequence head: state of `[CLS]` to class logits, or to a regression value (`num_labels` 1).
+    """Sequence head: state of `[CLS]` to class logits or a regression value.
 
-    Source: Devlin et al. 2019, section 4.1; the pooler before the classifier is only in the released code.
+    Source: Devlin et al. 2019, section 4.1; the pooler before the classifier is only in the
+    released code.
     """
 
     def __init__(self, config: BertConfig, num_labels: int) -> None:
@@ -154,7 +156,7 @@ class SpanHead(nn.Module):
 
 
 def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:
-    """Set the output bias to log unigram frequencies, so that an untrained model predicts these.
+    """Set the output bias to log unigram frequencies, the first prediction of the model.
 
     Learning them takes about the first hundred steps otherwise (`docs/log.md`).
 
@@ -170,7 +172,8 @@ def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, 
 def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
     """Initialize a body or head in place, by the table in the body's docstring.
 
-    Submodules are filled in definition order. The attribute `init_scale` of a linear layer multiplies `std`.
+    Submodules are filled in definition order. The attribute `init_scale` of a linear layer
+    multiplies `std`.
     """
     for part in module.modules():
         if isinstance(part, PositionEmbedding):

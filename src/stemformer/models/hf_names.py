@@ -1,7 +1,7 @@
-"""Parameter names: ours and Hugging Face's, one table per architecture for both directions.
+"""Parameter names: ours and Hugging Face's, one table per architecture, both directions.
 
-A row is `ours: theirs`; `{i}` is the layer number. Several names on the right are concatenated along
-the first axis; a name that ends in `^T` is stored transposed.
+A row is `ours: theirs`; `{i}` is the layer number. Several names on the right are concatenated
+along the first axis; a name that ends in `^T` is stored transposed.
 """
 
 import re
@@ -152,7 +152,8 @@ def from_hugging_face(
         The tensors found, our names of those missing, and their names of those unused.
 
     Raises:
-        CheckpointError: A part of a concatenated parameter is missing, or its parts differ in shape.
+        CheckpointError: A part of a concatenated parameter is missing, or its parts differ in
+            shape.
     """
     theirs = {_current_name(name, names): tensor for name, tensor in state.items()}
     out: dict[str, Tensor] = {}
@@ -180,7 +181,7 @@ def from_hugging_face(
 
 
 def _split_layer(ours: str) -> tuple[str, str]:
-    """Return the row of the table for one of our names, and its layer number ("" if it has none)."""
+    """Return the table row of one of our names, and its layer number ("" if it has none)."""
     found = re.search(r"\.layers\.(\d+)\.", ours)
     if found is None:
         return ours, ""
@@ -188,6 +189,6 @@ def _split_layer(ours: str) -> tuple[str, str]:
 
 
 def _current_name(name: str, names: ParameterNames) -> str:
-    """Return today's spelling of a parameter name of a Hugging Face folder or a converted 2018 checkpoint."""
+    """Return today's spelling of a parameter name of an old folder or checkpoint."""
     name = _OLD_NORM.sub(lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m.group(1)], name)
     return names.prefix + name if name.startswith(names.body) else name

@@ -50,9 +50,9 @@ class WordEmbedding(nn.Embedding):
     """Word embedding with a sparse or persistent gradient on the CPU.
 
     Attributes:
-        has_sparse_gradient: The gradient of the lookup holds only the rows looked up. If the loss has
-            a dense gradient of the same matrix (a tied LM head), adding these few rows to it saves a
-            dense block of zeros.
+        has_sparse_gradient: The gradient of the lookup holds only the rows looked up. If the loss
+            has a dense gradient of the same matrix (a tied LM head), adding these few rows to it
+            saves a dense block of zeros.
         kept_gradient: Dense gradient that persists over steps, for a matrix without any other
             gradient: only the rows looked up are zeroed. None makes a new gradient at each step.
     """
@@ -61,7 +61,7 @@ class WordEmbedding(nn.Embedding):
     kept_gradient: Tensor | None = None
 
     def forward(self, input_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
-        # On a GPU, sparse gradients are summed in any order (not reproducible) and synchronize with the CPU.
+        # On a GPU, sparse gradients are not reproducible and synchronize with the CPU.
         sparse = self.has_sparse_gradient and input_ids.device.type == "cpu"
         return nn.functional.embedding(input_ids, self.weight, sparse=sparse)
 
@@ -88,7 +88,7 @@ class PositionEmbedding(nn.Embedding):
 
 
 def sinusoids(length: int, size: int) -> Float[Tensor, "T D"]:
-    """Return sines and cosines of each position, wavelengths from 2 pi to 10,000 x 2 pi, interleaved.
+    """Return interleaved sines and cosines, wavelengths from 2 pi to 10,000 x 2 pi.
 
     Example:
         >>> sinusoids(2, 4)[0]
@@ -103,9 +103,9 @@ def sinusoids(length: int, size: int) -> Float[Tensor, "T D"]:
 class Dropout(nn.Module):
     """Dropout: in training, zero each value with probability `rate` and scale the others up.
 
-    On the CPU, one random byte decides for each value, and eight bytes are generated at once, several
-    times faster than Bernoulli sampling. The rate is therefore rounded to a multiple of 1/256 (0.1
-    becomes 26/256 = 0.1016), and so is the scale.
+    On the CPU, one random byte decides for each value, and eight bytes are generated at once,
+    several times faster than Bernoulli sampling. The rate is therefore rounded to a multiple of
+    1/256 (0.1 becomes 26/256 = 0.1016), and so is the scale.
 
     Source: Srivastava et al. 2014, section 4.
     """
@@ -132,7 +132,7 @@ class Dropout(nn.Module):
 
 @torch.library.custom_op("stemformer::random_bytes", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _random_bytes(like: Tensor) -> Tensor:
-    """Return uniform random bytes in the shape of `like`; an operator, so that compiled and eager runs agree."""
+    """Return random bytes in the shape of `like`; an operator, so that compiled runs agree."""
     words = torch.empty((like.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     return words.view(torch.uint8)[: like.numel()].view(like.shape)
 
@@ -145,8 +145,8 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention within each sequence.
 
-    One linear layer computes queries, keys and values; its rows are those of the queries, then keys,
-    then values.
+    One linear layer computes queries, keys and values; its rows are those of the queries, then
+    keys, then values.
 
     Args:
         hidden_size: D.
@@ -188,14 +188,15 @@ class MultiHeadAttention(nn.Module):
         cu_k: Int[Tensor, "S1"],
         max_k: int,
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M H K"], Float[Tensor, "M H K"]]:
-        """Return the causal attention output of new tokens, and keys and values of prompts and new tokens.
+        """Return the causal attention output of new tokens, and all keys and values.
 
         Args:
             x: States of the new tokens.
             cu_q: Boundaries of the new tokens of each sequence.
             max_q: Maximum number of new tokens of a sequence.
             cached: Keys and values (P, H, K) of the prompts.
-            order: Index of each token of the full sequences in the cached ones followed by the new ones.
+            order: Index of each token of the full sequences in the cached ones followed by the new
+                ones.
             cu_k: Boundaries of the full sequences.
             max_k: Maximum length of a full sequence.
         """

@@ -34,7 +34,8 @@ class Architecture:
         config: Config dataclass of the body.
         body: Module class of the body, constructed from a config.
         heads: Pre-training head name -> module class, constructed from a config.
-        task_heads: Task head name -> module class, constructed from a config and the number of labels.
+        task_heads: Task head name -> module class, constructed from a config and the number of
+            labels.
         parameter_names: Hugging Face's parameter names.
         hf_classes: Head names of a model -> transformers class.
         is_causal: Whether a token sees only the tokens before it, as in text generation.
@@ -121,7 +122,7 @@ class Model(nn.Module):
     def lm_projection(
         self, states: Float[Tensor, "M D"]
     ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"], Float[Tensor, "V"] | None]:
-        """Return features, weight and bias with logits = features @ weight.T + bias, for a chunked loss."""
+        """Return features, weight and bias, with logits = features @ weight.T + bias."""
         return self.lm_head.projection(states, self.body.embeddings.word.weight)
 
     def next_sentence_logits(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
@@ -130,11 +131,11 @@ class Model(nn.Module):
         return logits
 
     def share_word_gradient(self) -> None:
-        """Use sparse lookup gradients where the tied LM head makes the embedding's gradient dense anyway."""
+        """Use sparse lookup gradients if the tied LM head's gradient is dense anyway."""
         self.body.embeddings.word.has_sparse_gradient = self.lm_head.decoder is None
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
-        """Count parameters; `embeddings=False` counts the layers only, which set the cost of a token."""
+        """Count parameters; `embeddings=False` counts the layers, which set a token's cost."""
         counted: nn.Module = self if embeddings else self.body.layers
         return sum(p.numel() for p in counted.parameters())
 

@@ -1,9 +1,10 @@
-"""Plain reference forward: padded blocks, eager attention, all hidden states and attention weights.
+"""Plain reference forward: padded, eager, with all states and attention weights.
 
 Computes what a body's own forward computes on flat tokens, from the same modules and weights, with
-nothing but matrix products and softmax: no flat tokens, no length buckets, no custom operators. It is
-slower and takes memory for all (T, T) attention weights. Use it where every intermediate result is
-needed (attention maps), where a graph must be exported (`torch.export`), and as the reference in tests.
+nothing but matrix products and softmax: no flat tokens, no length buckets, no custom operators. It
+is slower and takes memory for all (T, T) attention weights. Use it where every intermediate result
+is needed (attention maps), where a graph must be exported (`torch.export`), and as the reference in
+tests.
 
 Source: Vaswani et al. 2017, sections 3.1 to 3.3; norm placement: `norm_first` of the body's layers.
 """
@@ -23,10 +24,10 @@ class PlainOutput(NamedTuple):
     """Result of `plain_forward`.
 
     Attributes:
-        hidden_states: L + 1 states (B, T, D): the embeddings, then the output of each layer, the last
-            one after the final norm. Those of padding are meaningless.
-        attentions: L attention weights (B, H, T, T): each query's probabilities over the keys. Those of
-            padded queries are meaningless.
+        hidden_states: L + 1 states (B, T, D): the embeddings, then the output of each layer, the
+            last one after the final norm. Those of padding are meaningless.
+        attentions: L attention weights (B, H, T, T): each query's probabilities over the keys.
+            Those of padded queries are meaningless.
     """
 
     hidden_states: tuple[Tensor, ...]
@@ -102,8 +103,8 @@ def _self_attention(
     size = d // attention.num_heads
     q, k, v = attention.qkv(x).view(b, t, 3, attention.num_heads, size).permute(2, 0, 3, 1, 4)  # (B, H, T, K)
 
-    # Padded keys are invisible, and later ones if causal. The mask is the smallest finite number, so
-    # that queries without any visible key (padding) get uniform weights instead of NaN.
+    # Mask padded keys, and later ones if causal, with the smallest finite number: queries without
+    # any visible key (padding) then get uniform weights instead of NaN.
     visible = is_token[:, None, None, :]  # (B, 1, 1, T)
     if attention.causal:
         visible = visible & torch.ones(t, t, dtype=torch.bool, device=x.device).tril()  # (B, 1, T, T)

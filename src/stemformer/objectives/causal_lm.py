@@ -1,4 +1,4 @@
-"""Causal language modeling: predict each next token (or, reading backward, each previous one).
+"""Causal language modeling: predict each next token (backward: each previous one).
 
 Source: Radford et al. 2018, section 3.1.
 """
@@ -23,11 +23,11 @@ class CausalLmConfig:
     """Settings of causal language modeling.
 
     Attributes:
-        direction: `backward` reverses each text. A saved model does not record it: its folder is that
-            of any GPT-2, and its inputs must be reversed.
-        documents: `apart` packs pieces of documents that do not attend to each other, split at sentence
-            ends if possible. `stream` concatenates the documents and cuts the stream into rows of full
-            length, within which a token attends to all earlier ones, across documents.
+        direction: `backward` reverses each text. A saved model does not record it: its folder is
+            that of any GPT-2, and its inputs must be reversed.
+        documents: `apart` packs pieces of documents that do not attend to each other, split at
+            sentence ends if possible. `stream` concatenates the documents and cuts the stream into
+            rows of full length, within which a token attends to all earlier ones, across documents.
     """
 
     name: ClassVar[str] = "causal"
@@ -56,7 +56,7 @@ class CausalLm:
         self.eos = special.eos
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | TokenStream:
-        """Make the data set of a split: packed pieces, with room for one EOS before each, or rows of a stream."""
+        """Make the data set of a split: packed pieces with an EOS before each, or a stream."""
         if self.config.documents == "stream":
             return make_token_stream(shards, sequence_length=sequence_length, eos_token_id=self.eos)
         return pack_documents(shards, sequence_length=sequence_length, num_special=1)
@@ -80,7 +80,7 @@ class CausalLm:
         input_ids = np.full(len(is_eos), self.eos, np.int64)
         input_ids[~is_eos] = tokens
 
-        # Labels: the next input; after the last token of a piece EOS, scored only at a document's end.
+        # Labels: the next input, or EOS after a piece, scored only at a document's end.
         labels = np.append(input_ids[1:], self.eos)
         labels[stops - 1] = self.eos
         is_scored = np.ones(len(is_eos), bool)

@@ -1,4 +1,4 @@
-"""Losses as a sum and a count, so that the divisor of a step is known before its first forward pass."""
+"""Losses as a sum and a count, so that a step's divisor is known before its forward."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CHUNK_LOGITS, _CHUNK_LOGITS_GPU = 2**25, 2**27
-"""Logits in a chunk of `linear_cross_entropy_sum`: 64 MiB in bfloat16, a thousand tokens of BERT's vocabulary."""
+"""Logits in a chunk: 64 MiB in bfloat16, a thousand tokens of BERT's vocabulary."""
 
 _CHUNK_MULTIPLE = 16
-"""Chunk sizes are multiples of this. The last chunk is padded with zeros, at most 1 in 32 rows more, so
-that few shapes occur (see `models.layers.pad_to_bucket`; `docs/log.md` has the cost of a new shape)."""
+"""Chunk sizes are multiples of this, or of 1 in 32 of their rows.
+
+Zero-padded, so that few shapes occur (see `models.layers.pad_to_bucket`)."""
 
 _SOFTMAX_LOGITS = 2**20
-"""Logits in a block of the CPU's softmax: 4 MiB in float32, which stay in the cache between operations."""
+"""Logits in a block of the CPU's softmax: 4 MiB in float32, which stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def cross_entropy_sum(
 ) -> LossSum:
     """Return the summed cross-entropy, computed in float32.
 
-    `weights` are class weights; `label_smoothing` is the share of probability spread evenly over all classes.
+    `weights` are class weights; `label_smoothing` is the share of probability spread evenly over
+    all classes.
 
     Example:
         >>> import torch
@@ -62,11 +64,11 @@ def linear_cross_entropy_sum(
     bias: Float[Tensor, "V"] | None,
     labels: Int[Tensor, "M"],
 ) -> LossSum:
-    """Return the summed cross-entropy of the logits `states @ weight.T + bias`, without holding all of them.
+    """Return the summed cross-entropy of `states @ weight.T + bias`, computed in chunks.
 
-    Tokens are processed in chunks. If gradients are needed, they are computed in the same pass over a
-    chunk, so that its logits are computed once and freed. Logits have the dtype of autocast; softmax
-    and loss are float32.
+    Tokens are processed in chunks. If gradients are needed, they are computed in the same pass over
+    a chunk, so that its logits are computed once and freed. Logits have the dtype of autocast;
+    softmax and loss are float32.
 
     Args:
         states: States of the scored tokens.
@@ -79,7 +81,8 @@ def linear_cross_entropy_sum(
         >>> linear_cross_entropy_sum(torch.ones(3, 2), torch.zeros(4, 2), torch.zeros(4), torch.tensor([0, 1, 2])).total
         tensor(4.1589)
 
-    Source: Hsu et al. 2024, section 3.2 (gradients of a linear layer and its cross-entropy in one chunked pass).
+    Source: Hsu et al. 2024, section 3.2 (gradients of a linear layer and its cross-entropy in one
+    chunked pass).
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
@@ -91,7 +94,7 @@ def linear_cross_entropy_sum(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Computes the gradients of the sum in the forward pass and scales them in the backward pass."""
+    """Computes gradients in the forward pass and scales them in the backward pass."""
 
     @staticmethod
     def forward(ctx, states, weight, bias, labels, dtype, needs_grad):  # type: ignore[no-untyped-def]
@@ -160,7 +163,7 @@ def _vocab_multiple(device: torch.device) -> int:
 
 
 def _blocks(logits: Tensor, *per_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Split logits and other tensors by rows into blocks that fit in the CPU's cache; one block on a GPU."""
+    """Split tensors by rows into blocks that fit in the CPU's cache; one block on a GPU."""
     rows = max(1, _SOFTMAX_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
     return zip(*(torch.split(x, rows) for x in (logits, *per_row)), strict=True)
 
@@ -168,10 +171,10 @@ def _blocks(logits: Tensor, *per_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _loss_in_place(
     logits: Tensor, labels: Tensor, is_scored: Tensor, bias_grad: Tensor | None, *, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return summed loss and number of correct predictions; if needed, overwrite logits with their gradient.
+    """Return summed loss and number correct; with `needs_grad`, logits become their gradient.
 
-    The bias's gradient is added to `bias_grad`. Rows that are not scored get a gradient too, which the
-    caller must mask. `labels` and `is_scored` are (m, 1).
+    The bias's gradient is added to `bias_grad`. Rows that are not scored get a gradient too, which
+    the caller must mask. `labels` and `is_scored` are (m, 1).
     """
     if logits.device.type != "cpu":
         return _loss_in_place_gpu(logits, labels, is_scored, bias_grad, needs_grad=needs_grad)
@@ -191,7 +194,7 @@ def _loss_in_place(
 
 
 def _count_correct(logits: Tensor, labels: Tensor, is_best: Tensor) -> Tensor:
-    """Count labels that are the first of the largest logits; argmax is computed only for rows with `is_best`."""
+    """Count labels that are the first of the largest logits, by argmax of rows `is_best`."""
     candidates = is_best[:, 0].nonzero()[:, 0]
     return (logits.index_select(0, candidates).argmax(-1, keepdim=True) == labels.index_select(0, candidates)).sum()
 
@@ -199,7 +202,7 @@ def _count_correct(logits: Tensor, labels: Tensor, is_best: Tensor) -> Tensor:
 def _loss_in_place_gpu(
     logits: Tensor, labels: Tensor, is_scored: Tensor, bias_grad: Tensor | None, *, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compute the same in few passes over the logits (bound by memory bandwidth), without synchronization."""
+    """Compute the same in few passes over the logits and without synchronization."""
     best, first = logits.max(-1, keepdim=True)
     p = torch.softmax(logits, -1, dtype=torch.float32)
     log_sum = best.float() - p.gather(1, first).log()

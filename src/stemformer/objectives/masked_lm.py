@@ -1,7 +1,7 @@
 """Masked language modeling: corrupt some tokens, and predict the originals.
 
-Source: Devlin et al. 2019, section 3.1 and appendix A.1 (15 % of tokens, of these 80 % `[MASK]`, 10 %
-random, 10 % unchanged); whole words: the 2019 note in the released code's README; spans: Joshi et
+Source: Devlin et al. 2019, section 3.1 and appendix A.1 (15% of tokens, of these 80% `[MASK]`,
+10% random, 10% unchanged); whole words: the 2019 note in the released code's README; spans: Joshi et
 al. 2020, section 3.1.
 """
 
@@ -34,8 +34,8 @@ class MaskedLmConfig:
         mask_replace_prob: Share of the selected tokens replaced by `[MASK]`.
         random_replace_prob: Share of the selected tokens replaced by a random token; the rest stay
             unchanged.
-        sentences: Sentence-pair objective: none, next-sentence prediction (`next`), or sentence order
-            prediction (`order`).
+        sentences: Sentence-pair objective: none, next-sentence prediction (`next`), or sentence
+            order prediction (`order`).
         short_seq_prob: Share of pairs that are cut to a random length.
     """
 
@@ -66,7 +66,7 @@ class MaskedLmConfig:
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids of the special tokens that an objective inserts: three for masked LM, EOS for causal LM."""
+    """Ids of inserted special tokens: three for masked LM, EOS for causal LM."""
 
     cls: int = -1
     sep: int = -1
@@ -95,7 +95,7 @@ class MaskedLm:
         return pack_documents(shards, sequence_length=sequence_length)
 
     def corrupt(self, raw: RawExample, rng: np.random.Generator) -> Example:
-        """Add special tokens and corrupt exactly `max(1, round(mask_rate * n))` of the `n` tokens."""
+        """Add special tokens; corrupt exactly `max(1, round(mask_rate * n))` of `n` tokens."""
         config, tokens, lengths = self.config, raw.tokens, raw.lengths
         n = len(tokens)
 
@@ -162,8 +162,9 @@ def choose_tokens(n: int, budget: int, rng: np.random.Generator) -> Int[np.ndarr
 def choose_words(word_starts: Bool[np.ndarray, "n"], budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:
     """Return exactly `budget` positions that make up whole words, ascending.
 
-    Words are taken in random order, skipping words that do not fit, so long words are masked slightly
-    less often. If only longer words remain, the first skipped word is cut, so that the number is exact.
+    Words are taken in random order, skipping words that do not fit, so long words are masked
+    slightly less often. If only longer words remain, the first skipped word is cut, so that the
+    number is exact.
     """
     starts = np.flatnonzero(word_starts)
     sizes = np.diff(np.append(starts, len(word_starts)))
@@ -186,11 +187,11 @@ def choose_words(word_starts: Bool[np.ndarray, "n"], budget: int, rng: np.random
 def choose_spans(
     word_starts: Bool[np.ndarray, "n"], lengths: Int[np.ndarray, "s"], budget: int, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
-    """Return exactly `budget` positions in spans of whole words, ascending, and the span number of each.
+    """Return exactly `budget` positions in spans of whole words, and the span of each.
 
     A span starts at a word and has a geometric number of words (p = 0.2, at most 10) within one
-    sequence; the last span is cut to the budget. All tokens of a span get the same action. Since spans
-    extend to the right, the first words of a sequence are masked less often than the others.
+    sequence; the last span is cut to the budget. All tokens of a span get the same action. Since
+    spans extend to the right, the first words of a sequence are masked less often than the others.
     """
     n = len(word_starts)
     starts = np.flatnonzero(word_starts)

@@ -1,4 +1,4 @@
-"""The objective protocol, the registry of pre-training objectives, and the module that computes their losses."""
+"""Objective protocol, registry of objectives, and the module that computes losses."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,7 +37,7 @@ class Objective(Protocol):
         """Return the number of scored items of a batch by loss name."""
 
     def scored_positions(self, batch: Batch) -> Tensor | None:
-        """Return the positions (R,) whose last states are needed, in the order of `states` below; None for all."""
+        """Return the positions (R,) whose last states `loss` needs, in order; None for all."""
 
     def loss(self, model: Model, states: Tensor, batch: Batch) -> dict[str, LossSum]:
         """Return the summed losses of a batch by name, from states (R, D)."""
@@ -77,7 +77,7 @@ def num_scored_positions(objective: Objective, batch: Batch) -> int | None:
 
 
 class LossModule(nn.Module):
-    """A model with its objective as one module, so that DDP, FSDP or evaluation see a single forward."""
+    """A model with its objective as one module with a single forward, as DDP needs it."""
 
     def __init__(self, model: Model, objective: Objective) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class LossModule(nn.Module):
             model.share_word_gradient()
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
-        """Return the summed losses of a batch by name, or the objective's logits with `return_logits`."""
+        """Return the summed losses by name, or the objective's logits with `return_logits`."""
         states = self.model.body(
             batch.input_ids,
             batch.position_ids,

@@ -1,4 +1,4 @@
-"""Masked language modeling with a sentence-pair objective: next-sentence prediction or sentence order.
+"""Masked LM with a sentence-pair objective: next sentence or sentence order.
 
 Source: Devlin et al. 2019, section 3.1 and appendix A.2 (the loss is the sum of the two means);
 Lan et al. 2020, section 3.1.
@@ -18,7 +18,7 @@ from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 
 
 class SentencePairs(MaskedLm):
-    """Masked LM, and whether text B follows text A (`next`) or which of the two comes first (`order`).
+    """Masked LM, and whether text B follows A (`next`) or which comes first (`order`).
 
     Args:
         config: `sentences` selects `next` or `order`.

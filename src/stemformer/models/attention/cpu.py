@@ -1,8 +1,8 @@
-"""CPU kernels of `attend()`: sequences are sorted into length buckets and padded within each.
+"""CPU kernels of `attend()`: sequences sorted into length buckets, padded within each.
 
-Forward and backward are written by hand. A bucket of long float32 sequences of exactly one length takes
-PyTorch's flash kernel; any other is computed with batched matrix products, causal queries in chunks
-that skip the keys after them.
+Forward and backward are written by hand. A bucket of long float32 sequences of exactly one length
+takes PyTorch's flash kernel; any other is computed with batched matrix products, causal queries in
+chunks that skip the keys after them.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +27,15 @@ _BUCKET_SCORES = 2**20
 """Maximum number of scores of a bucket: 2 MiB in bfloat16, which stay in the cache."""
 
 _CAUSAL_QUERIES = 64
-"""Minimum number of queries of a chunk of causal sequences; a chunk is half of a bucket's queries, from
-512 a quarter. Keys after the last query of a chunk are skipped."""
+"""Minimum number of queries of a causal chunk, which skips the keys after its last query.
+
+A chunk is half of a bucket's queries, from 512 a quarter."""
 
 _KEPT_SCORES = 2**22
-"""Maximum number of probabilities of a call kept for the backward pass: 8 MiB in bfloat16. Others are recomputed."""
+"""Maximum number of probabilities kept for the backward pass: 8 MiB in bfloat16."""
 
 _QueryChunk = tuple[int, int, int, int]
-"""First query, end of queries, number of keys they see, and number of leading keys that no bias masks."""
+"""First query, end, number of visible keys, and number of leading keys without mask."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class _PaddedSide:
     _index: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def index(self, heads: int, step: int) -> Tensor:
-        """Return the row of each head of each token (B * H * T,) in a tensor with `step` rows per token; memoized."""
+        """Return the row of each head of each token (B * H * T,), with `step` rows per token."""
         if (heads, step) not in self._index:
             self._index[heads, step] = (self.rows[:, None, :] * step + torch.arange(heads)[:, None]).view(-1)
         return self._index[heads, step]
@@ -71,7 +72,7 @@ class _BucketPlan:
     """Buckets of a batch, and the order that restores flat tokens from them."""
 
     buckets: tuple[_LengthBucket, ...]
-    # (N * H) index of each head of each query in the concatenated blocks (B, H, T) of all query chunks.
+    # (N * H) index of each head of each query in the blocks (B, H, T) of all query chunks.
     q_order: Tensor
     # (M * H) index of each head of each key in the blocks of all buckets.
     k_order: Tensor
@@ -82,12 +83,12 @@ def _plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> _BucketPla
     return _plan(cu_q.numpy().tobytes(), cu_k.numpy().tobytes(), q.shape[1], causal, q.dtype, flash_from)
 
 
-# Every layer of a step needs the same plan. More would stay allocated between the memory of later steps.
+# Every layer of a step needs the same plan. Older plans would only fragment memory.
 @lru_cache(maxsize=4)
 def _plan(
     cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, dtype: torch.dtype, flash_from: int
 ) -> _BucketPlan:
-    """Sort sequences into buckets; raise ValueError for sequences that `attend` does not accept."""
+    """Sort sequences into buckets; raise ValueError for invalid sequences."""
     cu_q, cu_k = (np.frombuffer(x, np.int32).astype(np.int64) for x in (cu_q_bytes, cu_k_bytes))
     q_lengths, k_lengths = np.diff(cu_q), np.diff(cu_k)
     if len(q_lengths) and min(q_lengths.min(), k_lengths.min()) <= 0:
@@ -120,9 +121,10 @@ def _plan(
 
 
 def _group_by_length(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np.ndarray]:
-    """Group sequences of similar length: sort them, and split where scores and buckets cost least in total.
+    """Group sequences of similar length: sort, and split at the least total cost.
 
-    A bucket computes the product of its maximum lengths for each sequence, and costs `_BUCKET_COST` itself.
+    A bucket computes the product of its maximum lengths for each sequence, and costs `_BUCKET_COST`
+    itself.
     """
     if not len(k_lengths):
         return []
@@ -133,7 +135,7 @@ def _group_by_length(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -
     ends = np.append(np.flatnonzero(np.diff(max_k)) + 1, len(order))
     starts = np.concatenate([[0], ends])
 
-    # Dynamic program: minimum cost of the sequences up to each bound, and the start of their last group.
+    # Dynamic program: minimum cost up to each bound, and the start of the last group.
     best, split = [0.0], [0]
     for end in ends:
         area = heads * float(max_q[end - 1] * max_k[end - 1])
@@ -165,7 +167,7 @@ def _make_bucket(
             # Padded queries see all keys, so that their softmax is finite.
             hidden = (hidden | later) & q_real[:, None, :, None]
         else:
-            # Padded keys come after all real queries: the causal mask hides them too, and one serves all.
+            # Padded keys come after all real queries, so one causal mask hides them too.
             hidden = later[:1]
             size = max(_CAUSAL_QUERIES, int(_round_up(num_q / (2 if num_q < 512 else 4))))
             chunks = tuple((i, min(i + size, num_q), min(i + size, num_k), i) for i in range(0, num_q, size))
@@ -182,7 +184,7 @@ def _round_up(lengths: Any, multiple: int = _LENGTH_MULTIPLE) -> Any:
 
 
 def _padded_rows(cu: np.ndarray, chosen: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return token numbers (B, T) of the chosen sequences, padded with the first token, and whether they are real."""
+    """Return token numbers (B, T), padded with a sequence's first, and whether they are real."""
     lengths = cu[chosen + 1] - cu[chosen]
     positions = np.arange(_round_up(lengths.max(), multiple))
     real = positions < lengths[:, None]
@@ -190,7 +192,7 @@ def _padded_rows(cu: np.ndarray, chosen: np.ndarray, multiple: int) -> tuple[np.
 
 
 def _flat_order(sides: Sequence[tuple[_PaddedSide, Sequence[tuple[int, int]]]], num_tokens: int, heads: int) -> Tensor:
-    """Return the index (N * H) of each head of each token in blocks (B, H, T), one for each range of positions of a side."""
+    """Return the index (N * H) of each head of each token in the blocks (B, H, T) of `sides`."""
     order, offset = np.empty((num_tokens, heads), np.int64), 0
     for side, ranges in sides:
         rows = side.rows.numpy()
@@ -203,7 +205,7 @@ def _flat_order(sides: Sequence[tuple[_PaddedSide, Sequence[tuple[int, int]]]], 
 
 
 def _gatherer(x: Tensor) -> Callable[[_PaddedSide], Tensor]:
-    """Return a function from a side of a bucket to its block (B, H, T, K): one copy, also from a slice of a tensor."""
+    """Return a function from a side to its block (B, H, T, K): one copy, also of a slice."""
     heads, size = x.shape[1:]
     if x.stride(2) != 1 or x.stride(1) != size or x.stride(0) % size:
         x = x.contiguous()
@@ -217,9 +219,10 @@ def _gatherer(x: Tensor) -> Callable[[_PaddedSide], Tensor]:
 
 
 def _restore_flat(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tensor:
-    """Return flat tokens in the shape of `like` from blocks (B, H, T, *rest) of all buckets; padding rows are zero.
+    """Return flat tokens in the shape of `like` from blocks (B, H, T, *rest) of all buckets.
 
-    Concatenating the blocks and gathering from them is several times faster than scattering each.
+    Padding rows are zero. Concatenating the blocks and gathering from them is several times faster
+    than scattering each.
     """
     rest = like.shape[2:]
     rows = torch.cat([block.reshape(-1, *rest) for block in blocks])
@@ -319,7 +322,7 @@ def _forward_bmm(q: Tensor, k: Tensor, v: Tensor, bucket: _LengthBucket) -> tupl
 
 
 def _probabilities(q: Tensor, k: Tensor, bucket: _LengthBucket, chunk: _QueryChunk) -> Tensor:
-    """Return softmax(q k^T / sqrt(K) + bias) of a chunk, (B*H, queries, keys), for q (B*H, T_q, K) and k (B*H, T_k, K)."""
+    """Return softmax(q k^T / sqrt(K) + bias) of a chunk, (B*H, queries, keys)."""
     first, stop, num_keys, num_unmasked = chunk
     scores = torch.baddbmm(
         q.new_empty(1, 1, 1), q[:, first:stop], k[:, :num_keys].transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5
@@ -334,7 +337,7 @@ def _probabilities(q: Tensor, k: Tensor, bucket: _LengthBucket, chunk: _QueryChu
 def _backward_bmm(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bucket: _LengthBucket, kept: list[Tensor] | None
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Return the gradients of each chunk of queries, of the keys and of the values of a block, (B*H, T, K) each."""
+    """Return the gradients of each chunk of queries, of keys and of values, (B*H, T, K)."""
     b, h, _, size = q.shape
     if bucket.q.is_real is not None:
         grad.mul_(bucket.q.is_real)

@@ -1,7 +1,8 @@
-"""Variable-length attention over flat tokens: `attend()`, the only function that knows sequence boundaries.
+"""Variable-length attention over flat tokens.
 
-A batch is `N` flat tokens with boundaries `cu_seqlens` (S+1,); nothing is padded outside this room.
-The kernel depends on device, dtype and length, from the measurements in `docs/benchmarks.md`:
+`attend()` is the only function that knows sequence boundaries. A batch is `N` flat tokens with
+boundaries `cu_seqlens` (S+1,); nothing is padded outside this room. The kernel depends on device,
+dtype and length, from the measurements in `docs/benchmarks.md`:
 
 | device | dtype | length | kernel |
 |---|---|---|---|
@@ -11,9 +12,9 @@ The kernel depends on device, dtype and length, from the measurements in `docs/b
 | CUDA | float16, bfloat16 | any | `torch.nn.attention.varlen.varlen_attn`, for the head sizes it supports |
 | other | any | any | `_attend_padded`: one padded block, `scaled_dot_product_attention` |
 
-This file holds the public functions, the operators through which the CPU kernels are compiled, and the
-padded kernel. Source: Vaswani et al. 2017, section 3.2.1 (scaled dot-product attention); Dao et al. 2022
-(recomputation of probabilities in the backward pass).
+This file holds the public functions, the operators through which the CPU kernels are compiled, and
+the padded kernel. Source: Vaswani et al. 2017, section 3.2.1 (scaled dot-product attention); Dao et
+al. 2022 (recomputation of probabilities in the backward pass).
 """
 
 from functools import lru_cache
@@ -45,13 +46,13 @@ def attend(
         q: Queries of all sequences, concatenated.
         k: Keys; sequence `s` of the queries attends to sequence `s` of the keys.
         v: Values.
-        cu_q: int32 boundaries of the query sequences; the last entry is N. On the CPU, more rows may
-            follow as padding; their output is zero.
+        cu_q: int32 boundaries of the query sequences; the last entry is N. On the CPU, more rows
+            may follow as padding; their output is zero.
         cu_k: int32 boundaries of the key sequences.
         max_q: Maximum length of a query sequence.
         max_k: Maximum length of a key sequence.
-        causal: Query i of a sequence attends to key j only if `j <= i + len_k - len_q` (aligned at the
-            bottom right).
+        causal: Query i of a sequence attends to key j only if `j <= i + len_k - len_q` (aligned at
+            the bottom right).
 
     Raises:
         ValueError: A sequence is empty, or (causal) has fewer keys than queries.
@@ -78,7 +79,7 @@ def attend(
     if q.device.type != "cpu":
         return _attend_padded(q, k, v, cu_q, cu_k, max_q, max_k, causal)
 
-    # CPU. A compiled graph needs the operator; eager mode avoids its overhead, and keeps probabilities.
+    # CPU. A compiled graph needs the operator; eager mode avoids its overhead.
     if torch.compiler.is_compiling():
         out = _attend(q, k, v, cu_q, cu_k, causal)[0]
     else:
@@ -97,10 +98,11 @@ def attend_cached(
     values: Float[Tensor, "SH P K"],
     mask: Float[Tensor, "S 1 1 P"] | None = None,
 ) -> Float[Tensor, "S HK"]:
-    """Write one new token of each sequence to the cache and return its attention output, heads concatenated.
+    """Write one new token of each sequence to the cache and return its attention output.
 
-    Two batched products: PyTorch's kernel takes up to twice as long for one query per sequence. Each
-    further operation costs some microseconds, in a step that takes a millisecond.
+    Heads are concatenated. Two batched products: PyTorch's kernel takes up to twice as long for one
+    query per sequence. Each further operation costs some microseconds, in a step that takes a
+    millisecond.
 
     Args:
         qkv: Query, key and value of the new tokens.
@@ -137,7 +139,7 @@ def _unused_input(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp (N, H) in float32, which only the flash kernel fills and needs."""
+    """Return output and log-sum-exp (N, H) in float32, used by the flash kernel only."""
     return forward_cpu(q, k, v, cu_q, cu_k, causal)
 
 
@@ -185,7 +187,7 @@ _attend.register_autograd(_differentiate, setup_context=_save)
 
 
 class _AttendOnCpu(torch.autograd.Function):
-    """The CPU kernels in eager mode; probabilities of short sequences are kept for the backward pass."""
+    """CPU kernels in eager mode; keeps probabilities of short sequences for the backward."""
 
     @staticmethod
     def forward(q, k, v, cu_q, cu_k, causal, needs_grad):  # type: ignore[no-untyped-def]
@@ -229,7 +231,7 @@ def _attend_padded(
 
 
 def _padded_rows(cu: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
-    """Return token numbers (S, max_length), padded with the sequence's first token, and whether they are real."""
+    """Return token numbers (S, max_length), padded with the first, and whether they are real."""
     steps = torch.arange(max_length, device=cu.device, dtype=cu.dtype)
     starts = cu[:-1, None]
     real = steps < cu[1:, None] - starts

@@ -17,11 +17,11 @@ from stemformer.models.model import Model
 
 
 class GptDecoder:
-    """A GPT prepared for decoding: the results of the model's forward, with matrices laid out for fast reads.
+    """A GPT prepared for decoding, with matrices laid out for fast reads.
 
-    On the CPU, states are at least float32 and the matrices are copies (see `inference.linear_kernels`),
-    so that memory holds the weights twice. Construction takes as long as some decoding steps: keep the
-    decoder to decode several times with one model.
+    On the CPU, states are at least float32 and the matrices are copies (see
+    `inference.linear_kernels`), so that memory holds the weights twice. Construction takes as long
+    as some decoding steps: keep the decoder to decode several times with one model.
 
     Args:
         model: A GPT with its causal-LM head. Later training of it has no effect here.
@@ -125,7 +125,7 @@ class GptDecoder:
 
 
 class _Layer:
-    """`models.gpt.GptLayer` in evaluation mode, for prompts and then for one token of each sequence."""
+    """`models.gpt.GptLayer` in evaluation mode, for prompts and for single tokens."""
 
     def __init__(self, layer: GptLayer, make_kernel: Callable[..., LinearKernel], dtype: torch.dtype) -> None:
         self.num_heads, self._dtype = layer.attention.num_heads, dtype
@@ -138,7 +138,7 @@ class _Layer:
     def prefill(
         self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, block: Tensor, slots: tuple[Tensor, Tensor]
     ) -> Float[Tensor, "N D"]:
-        """Return the states of prompts and write their keys and values, except those of padding rows."""
+        """Return the states of prompts and write their keys and values, padding excepted."""
         qkv = self.qkv(self.attention_norm(x)).to(self._dtype).view(len(x), 3, self.num_heads, -1)
         q, k, v = qkv.unbind(1)  # (N, H, K)
         block.index_put_(slots, qkv[: len(slots[0]), 1:])

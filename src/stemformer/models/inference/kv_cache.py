@@ -1,4 +1,4 @@
-"""Key-value caches: dense for decoding token by token, flat for prompts shared by several continuations."""
+"""Key-value caches: dense for decoding, flat for prompts with several continuations."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class KeyValueCache:
     def prompt_slots(
         self, positions: Int[Tensor, "N"]
     ) -> tuple[tuple[Float[Tensor, "S P 2 H K"], ...], tuple[Int[Tensor, "N"], Int[Tensor, "N"]]]:
-        """Return each layer's writable block, and the sequence and column of each prompt token in it.
+        """Return each layer's writable block, and each prompt token's sequence and column.
 
         Args:
             positions: Position of each token in its prompt, all prompts concatenated.
@@ -99,7 +99,7 @@ class KeyValueCache:
         return None if self._mask is None else self._mask[..., : self.length]
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
-        """Keep these sequences in this order, repeats allowed; allocates only if there are more than before."""
+        """Keep these sequences in this order, repeats allowed; more than before reallocate."""
         if torch.equal(rows, torch.arange(len(self._starts), device=rows.device)):
             return
         used = self._data.narrow(4, 0, self.length).index_select(2, rows)
@@ -116,7 +116,7 @@ class KeyValueCache:
 
 @dataclass(frozen=True)
 class PromptCache:
-    """Flat key-value cache of prompts, each shared by any number of continuations (`models.gpt.Gpt.prefill`).
+    """Flat key-value cache of prompts, shared by their continuations (`models.gpt.Gpt`).
 
     Attributes:
         keys: Keys (N, H, K) of each layer.

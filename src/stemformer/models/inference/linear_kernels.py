@@ -1,4 +1,6 @@
-"""Linear layers for few rows (decoding), bound by memory bandwidth: weights are laid out for fast reads.
+"""Linear layers for few rows (decoding), bound by memory bandwidth.
+
+Weights are laid out for fast reads:
 
 | device | weights | maximum rows | kernel |
 |---|---|---|---|
@@ -9,9 +11,9 @@
 | CPU | float32, bfloat16 | any | oneDNN: its own blocked layout |
 | other | any | any | `F.linear` |
 
-On a CPU without bfloat16 kernels in oneDNN (AVX2), PyTorch's own are slow and round each result to 8
-bits, so they are not used. Measured in `docs/benchmarks.md`. From 2^-14 on, float16 holds a bfloat16
-weight exactly; a smaller one changes by at most 2^-25.
+On a CPU without bfloat16 kernels in oneDNN (AVX2), PyTorch's own are slow and round each result to
+8 bits, so they are not used. Measured in `docs/benchmarks.md`. From 2^-14 on, float16 holds a
+bfloat16 weight exactly; a smaller one changes by at most 2^-25.
 """
 
 from collections.abc import Callable
@@ -25,7 +27,7 @@ LinearKernel = Callable[[Tensor], Tensor]
 """Function from rows (R, I) of any dtype to rows (R, O), in float32 or the weight's dtype."""
 
 _BLOCK_ROWS = 4
-"""oneDNN is faster for four rows than for one, two or three; not in bfloat16 with AMX, which multiplies sixteen."""
+"""oneDNN is faster for four rows than for fewer; not in bfloat16 with AMX (16 rows)."""
 
 _SMALL_WEIGHT = 2**19
 """Smaller weights stay in the cache, where a call costs more than reading them."""
@@ -47,8 +49,8 @@ def make_linear_kernel(
 ) -> LinearKernel:
     """Make a function from rows x to `activation(x @ weight.T + bias)`.
 
-    It accepts any number of rows. On the CPU it holds a copy of the weight, in float32 if the weight is
-    bfloat16 and neither oneDNN nor FBGEMM supports it.
+    It accepts any number of rows. On the CPU it holds a copy of the weight, in float32 if the
+    weight is bfloat16 and neither oneDNN nor FBGEMM supports it.
 
     Args:
         weight: Weight of a linear layer.
