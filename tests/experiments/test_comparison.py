@@ -273,7 +273,7 @@ def test_killed_comparison_is_resumed(compare, records, finished, files, tmp_pat
     ]
     options = ["--num-seeds", "2", "--sizes", "9,30", "--steps", "4", "--batch-size", "3", "--learning-rate", "1e-3"]
     options += ["--precision", "fp32", "--threads", "2"]
-    code = "import sys; from stemformer.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from stemformer.cli.app import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *map(str, words), *options, "--out", str(tmp_path / "out"), "-q"]
     process = subprocess.Popen(command)
     while len(read_jsonl(tmp_path / "out" / "finished.jsonl")) < 2 and process.poll() is None:
