@@ -186,14 +186,14 @@ class Table:
                 task=task,
                 out="",
                 model=args.forward,
-                train=[train_file],
-                dev=[dev_file],
+                train=(train_file,),
+                dev=(dev_file,),
                 steps=args.steps,
                 batch_size=args.batch,
                 max_length=args.max_length,
                 precision=args.precision,
                 threads=args.threads,
-                settings=["evaluation.every=1000000"],
+                settings=("evaluation.every=1000000",),
             )
         )
         config = self.config

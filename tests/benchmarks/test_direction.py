@@ -1,6 +1,6 @@
-"""The comparison of directions: two GPTs side by side, of which one reads from the end, and a full comparison of tiny models."""
+"""Comparison of directions: two joined GPTs, one of which reads backwards, and a complete run with tiny models."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -23,21 +23,20 @@ from stemformer.tasks.token_classification import TokenClassification
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "direction.py"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def direction():
     """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("direction", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        return importlib.import_module("direction")
 
 
 @pytest.fixture(scope="module")
 def gpts(tiny, tmp_path_factory):
-    """Folders of two random GPTs, with the tokenizer and the size of `tiny_bert`; not to be changed."""
+    """Directories of two random GPTs, with the tokenizer and the size of `tiny_bert`; not to be changed."""
     tokenizer = load_tokenizer(tiny / "tok")
     config = GptConfig(
         vocab_size=tokenizer.vocab_size,
@@ -69,7 +68,7 @@ def states_alone(body, ids):
 
 
 def states_expected(both, ids):
-    """For each token its state, the text read as it is, and that of the same token, the text read from its end."""
+    """Return the state of each token in the text, and in the reversed text."""
     begin, *text = ids
     backwards = states_alone(both.right, [begin, *text[::-1]])
     return states_alone(both.left, ids), torch.cat([backwards[:1], backwards[1:].flip(0)])
@@ -81,7 +80,7 @@ def run(body, batch, rows=None):
     )
 
 
-def test_second_model_reads_each_text_from_its_end(both):
+def test_second_model_reads_each_text_backwards(both):
     body, tokenizer = both
     records = [TextExample(texts, "a", {}, "") for texts in (("The old king sees", "a river"), ("garden", "x"))]
     examples = SequenceClassification(TaskConfig("pair"), ("a", "b")).encode(records, tokenizer, max_length=64).examples
@@ -92,7 +91,7 @@ def test_second_model_reads_each_text_from_its_end(both):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # float32, in a batch and alone
 
 
-def test_text_is_scored_where_each_has_read_all_of_it(direction, both):
+def test_text_is_scored_where_each_model_has_read_all_of_it(direction, both):
     body, tokenizer = both
     task = SequenceClassification(TaskConfig("classify"), ("a", "b"))
     records = [TextExample((text,), "a", {}, "") for text in ("The old king sees", "garden")]
@@ -107,7 +106,7 @@ def test_text_is_scored_where_each_has_read_all_of_it(direction, both):
 
 
 @pytest.mark.parametrize("max_length", [64, 8], ids=["full", "windows"])
-def test_word_is_scored_where_each_has_read_all_of_it(direction, both, max_length):
+def test_word_is_scored_where_each_model_has_read_all_of_it(direction, both, max_length):
     body, tokenizer = both
     words = ("The", "oldest", "kings", "seek", "(a)", "gardener", "!")
     text, offsets = join_tokens(words)
@@ -165,7 +164,7 @@ def test_comparison_is_reported_and_not_repeated(direction, gpts, tiny_bert, lab
     direction.main()
     table = capsys.readouterr().out
     runs = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
-    assert len(runs) == 2 * 2 * 3 and all(0 <= r["figure"] <= 1 for r in runs)
+    assert len(runs) == 2 * 2 * 3 and all(0 <= r["score"] <= 1 for r in runs)
     assert {r["side"]: r["parameters"] for r in runs}["joined"] > 1.9 * min(r["parameters"] for r in runs)
     assert table.count("| joined |") == 2 and "masked above joined by" in table
     assert "<svg" in (tmp_path / "out" / "direction.svg").read_text()
@@ -180,4 +179,4 @@ def test_models_of_other_sizes_are_refused(direction, gpts, tiny_bert, tmp_path)
     smaller = make_model(replace(model.config, hidden_size=16), ["causal_lm"], generator=torch.Generator())
     save_model(smaller, tmp_path, tokenizer)
     with pytest.raises(SystemExit, match="differ in vocabulary or size"):
-        direction.check_alike([str(tiny_bert), str(gpts / "forward"), str(tmp_path)])
+        direction.check_same_shape([str(tiny_bert), str(gpts / "forward"), str(tmp_path)])

@@ -1,12 +1,10 @@
 """Comparisons of initializations on a tiny random BERT: runs, results, resuming, and bad input."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from itertools import product
 
 import numpy as np
@@ -259,6 +257,25 @@ def test_resume_keeps_finished_runs_and_makes_the_others(compare, records, finis
     assert metrics_of(tmp_path / "out") == metrics_of(finished[0])
 
 
+KILLED = """
+import os, signal, sys
+from stemformer.cli.app import main
+from stemformer.experiments import run_grid
+
+append_jsonl, left = run_grid.append_jsonl, [2]
+
+def append_or_die(*args):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    append_jsonl(*args)
+
+run_grid.append_jsonl = append_or_die
+sys.exit(main(sys.argv[1:]))
+"""
+"""Command line that is killed before the record of the third run is written."""
+
+
 @pytest.mark.slow
 def test_killed_comparison_is_resumed(compare, records, finished, files, tmp_path):
     words = [
@@ -273,14 +290,10 @@ def test_killed_comparison_is_resumed(compare, records, finished, files, tmp_pat
     ]
     options = ["--num-seeds", "2", "--sizes", "9,30", "--steps", "4", "--batch-size", "3", "--learning-rate", "1e-3"]
     options += ["--precision", "fp32", "--threads", "2"]
-    code = "import sys; from stemformer.cli.app import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *map(str, words), *options, "--out", str(tmp_path / "out"), "-q"]
-    process = subprocess.Popen(command)
-    while len(read_jsonl(tmp_path / "out" / "finished.jsonl")) < 2 and process.poll() is None:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED, *map(str, words), *options, "--out", str(tmp_path / "out"), "-q"]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
     before = records()
+    assert len(before) == 2
     compare(resume=True)
     assert len(records()) == 12
     assert {key: records()[key] for key in before} == before
