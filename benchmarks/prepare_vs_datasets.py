@@ -47,11 +47,13 @@ def main() -> None:
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> None:
-    args.text = args.text or [str(Path(stemformer.__file__).parent / "samples" / "english")]
+    samples = [str(Path(stemformer.__file__).parent / "samples" / "english")]
     if args.tokenizer is None:
         args.tokenizer = str(folder / "tokenizer")
-        stemformer.train_tokenizer(args.text, out=args.tokenizer, vocab_size=8000, lowercase=True)
-    args.megabytes, args.num_documents = write_json_lines(args.text, folder / "text.jsonl")
+        stemformer.train_tokenizer(args.text or samples, out=args.tokenizer, vocab_size=8000, lowercase=True)
+    args.megabytes, args.num_documents = write_json_lines(
+        args.text or samples, folder / "text.jsonl", "auto" if args.text else "blank"
+    )
 
 
 def report(found: frame.Measurements, args: argparse.Namespace) -> None:
@@ -83,13 +85,13 @@ def report(found: frame.Measurements, args: argparse.Namespace) -> None:
     frame.print_table(header, rows)
 
 
-def write_json_lines(texts: list[str], file: Path) -> tuple[float, int]:
+def write_json_lines(texts: list[str], file: Path, documents: str) -> tuple[float, int]:
     """Write documents as JSON lines and return their size in MB and their number."""
     from stemformer.data.text.documents import read_documents
 
     size = number = 0
     with file.open("w", encoding="utf-8") as lines:
-        for document in read_documents(texts):
+        for document in read_documents(texts, documents=documents):
             if document.text.strip():
                 lines.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
                 size += len(document.text.encode())

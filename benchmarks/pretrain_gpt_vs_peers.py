@@ -39,6 +39,7 @@ from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
 from stemformer.device import choose_device, choose_precision, configure_allocator
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
+from stemformer.objectives.masked_lm import SpecialIds
 
 SIDES = (
     *("ours", "ours_stream", "ours_compiled", "ours_eager", "ours_muon", "ours_in_2", "ours_in_4"),
@@ -95,7 +96,7 @@ def our_context(side: str, args: argparse.Namespace) -> Any:
     config = shared.make_config(side, args, tokenizer.vocab_size, args.sequence_length)
     objective_config = CausalLmConfig(documents="stream" if side == "ours_stream" else "apart")
     config = replace(config, model=replace(config.model, eos_token_id=end), objective=objective_config)
-    objective = CausalLm(objective_config, end=end)
+    objective = CausalLm(objective_config, special=SpecialIds(eos=end))
     examples = objective.make_examples(open_shards(args.data), config.batch.sequence_length)
     precision = "fp32" if side.startswith("default") else choose_precision(args.precision, device)
     return shared.make_context(config, objective, examples, tokenizer, precision, Path(args.data), device)
@@ -116,7 +117,7 @@ def token_stream(context: Any, *, extra: int = 0) -> torch.Tensor:
     batch = context.config.batch
     number = batch.size * batch.sequence_length * (context.budget.num_steps + AHEAD) + extra
     shards = context.phases[0].examples.shards
-    return torch.tensor(shared.join_documents(shards, number, after=[context.objective.end]))
+    return torch.tensor(shared.join_documents(shards, number, after=[context.objective.eos]))
 
 
 def transformers_steps(side: str, context: Any) -> Iterator[Step]:

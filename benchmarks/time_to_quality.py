@@ -359,7 +359,7 @@ def gpt_peer(args: argparse.Namespace) -> Peer:
         model = transformers.GPT2LMHeadModel(gpt2_config(sizes)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0)
         precision, rows = "fp32", 8
-    objective = CausalLm(CausalLmConfig(documents="stream"), end=end)
+    objective = CausalLm(CausalLmConfig(documents="stream"), special=SpecialIds(eos=end))
     held_out = objective.make_examples(open_shards(args.data, "held_out"), length)
     converted = make_model(replace(sizes, hidden_act="gelu") if is_nano else sizes, ["causal_lm"])
 
