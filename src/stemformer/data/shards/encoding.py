@@ -41,20 +41,15 @@ BATCHES_PER_WORKER = 3
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """Consecutive documents of one block.
-
-    Attributes:
-        texts: One or more documents.
-        block: Number of the block.
-        is_last: Whether this is the last batch of the block.
-        num_documents: Number of documents of the block up to the end of this batch.
-        text_sha256: Hash of all documents of the corpus up to the end of this batch.
-    """
+    """Consecutive documents of one block."""
 
     texts: list[str]
     block: int
+    # Whether this is the last batch of the block.
     is_last: bool
+    # Number of documents of the block up to the end of this batch.
     num_documents: int
+    # Hash of all documents of the corpus up to the end of this batch.
     text_sha256: str
 
 
@@ -78,14 +73,7 @@ class EncodedBatch:
 
 
 def is_held_out(text: bytes, fraction: float) -> bool:
-    """Return whether a document belongs to the held-out split, by a hash of its UTF-8 bytes.
-
-    Equal documents are always in the same split.
-
-    Example:
-        >>> [is_held_out(word.encode(), 0.5) for word in ("a", "b", "a")]
-        [True, False, True]
-    """
+    """Return whether a document is held out, by a hash: equal documents are in the same split."""
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
     return number < fraction * 2**64
 
@@ -129,18 +117,40 @@ def encode_batch(
             for text, document, spans in zip(texts, encoded, offsets, strict=True)
         ]
     by_split: dict[str, list[tuple[EncodedDocument, int, int]]] = {"train": [], "held_out": []}
-    num_empty = 0
     for text, document in zip(texts, encoded, strict=True):
-        if len(document.ids) == 0:
-            num_empty += 1
-            continue
-        raw = text.encode("utf-8", "surrogatepass")
-        split = "held_out" if is_held_out(raw, held_out) else "train"
-        by_split[split].append((document, len(text), len(raw)))
+        if len(document.ids):
+            raw = text.encode("utf-8", "surrogatepass")
+            by_split["held_out" if is_held_out(raw, held_out) else "train"].append((document, len(text), len(raw)))
     splits = {
         split: _concatenate(documents, tokenizer.vocab_size) for split, documents in by_split.items() if documents
     }
-    return EncodedBatch(splits, num_empty)
+    return EncodedBatch(splits, num_empty=len(texts) - sum(map(len, by_split.values())))
+
+
+def _concatenate(documents: list[tuple[EncodedDocument, int, int]], vocab_size: int) -> EncodedSplit:
+    """Concatenate documents with their numbers of characters and bytes."""
+    encoded, characters, sizes = zip(*documents, strict=True)
+    ids = np.concatenate([document.ids for document in encoded])
+    if (largest := int(ids.max())) >= vocab_size:
+        raise TokenizerError(
+            f"The tokenizer returned the id {largest}, its vocabulary has {vocab_size:,}. Save it again, or retrain it."
+        )
+    lengths = np.array([len(document.ids) for document in encoded], np.int64)
+    starts = np.cumsum(lengths) - lengths
+    word_starts = np.concatenate([document.word_starts for document in encoded])
+    sentences = np.concatenate([d.sentence_starts + start for d, start in zip(encoded, starts, strict=True)])
+    assert len(word_starts) == len(ids), "one entry per token"
+    assert np.all(np.diff(sentences) > 0), "sentences have tokens and are in order"
+    assert np.isin(starts, sentences).all() and sentences[-1] < len(ids), "every document starts a sentence"
+    counts = Counts(
+        documents=len(documents),
+        sentences=len(sentences),
+        tokens=len(ids),
+        words=int(np.count_nonzero(word_starts)),
+        characters=sum(characters),
+        bytes=sum(sizes),
+    )
+    return EncodedSplit(ids.astype(id_dtype(vocab_size)), word_starts.astype(bool), starts, sentences, counts)
 
 
 def encode_batches(
@@ -162,17 +172,18 @@ def encode_batches(
     """
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}, expected 1 or more. Leave it out to use all cores.")
-    workers = num_workers or _num_cores()
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = num_workers or num_cores
     # Read ahead: small inputs are encoded in this process.
     stream = iter(batches)
     first: list[DocumentBatch] = []
-    if workers > 1:
-        characters = 0
-        while characters < POOL_CHARACTERS and (batch := next(stream, None)) is not None:
+    characters = 0
+    while workers > 1 and characters < POOL_CHARACTERS:
+        if (batch := next(stream, None)) is None:
+            workers = 1
+        else:
             first.append(batch)
             characters += sum(map(len, batch.texts))
-        if characters < POOL_CHARACTERS:
-            workers = 1
     stream = itertools.chain(first, stream)
     if workers == 1:
         segment = load_segmenter(words)
@@ -183,32 +194,6 @@ def encode_batches(
         yield from _encode_in_pool(stream, encode, workers)
 
 
-def _concatenate(documents: list[tuple[EncodedDocument, int, int]], vocab_size: int) -> EncodedSplit:
-    ids = np.concatenate([document.ids for document, _, _ in documents])
-    if (largest := int(ids.max())) >= vocab_size:
-        raise TokenizerError(
-            f"The tokenizer returned the id {largest}, its vocabulary has {vocab_size:,}. Save it again, or retrain it."
-        )
-    lengths = np.array([len(document.ids) for document, _, _ in documents], np.int64)
-    starts = np.cumsum(lengths) - lengths
-    word_starts = np.concatenate([document.word_starts for document, _, _ in documents])
-    sentences = np.concatenate(
-        [document.sentence_starts + start for (document, _, _), start in zip(documents, starts, strict=True)]
-    )
-    assert len(word_starts) == len(ids), "one entry per token"
-    assert np.all(np.diff(sentences) > 0), "sentences have tokens and are in order"
-    assert np.isin(starts, sentences).all() and sentences[-1] < len(ids), "every document starts a sentence"
-    counts = Counts(
-        documents=len(documents),
-        sentences=len(sentences),
-        tokens=len(ids),
-        words=int(np.count_nonzero(word_starts)),
-        characters=sum(characters for _, characters, _ in documents),
-        bytes=sum(size for _, _, size in documents),
-    )
-    return EncodedSplit(ids.astype(id_dtype(vocab_size)), word_starts.astype(bool), starts, sentences, counts)
-
-
 def _encode_in_pool(
     batches: Iterable[DocumentBatch], encode: "functools.partial[EncodedBatch]", workers: int
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
@@ -217,12 +202,12 @@ def _encode_in_pool(
     try:
         for batch in batches:
             with _block_interrupts():
-                future = pool.submit(encode, batch.texts)
-            pending.append((replace(batch, texts=[]), future))
+                pending.append((replace(batch, texts=[]), pool.submit(encode, batch.texts)))
             if len(pending) >= BATCHES_PER_WORKER * workers:
-                yield _pop_result(pending)
-        while pending:
-            yield _pop_result(pending)
+                done, future = pending.popleft()
+                yield done, future.result()
+        for done, future in pending:
+            yield done, future.result()
     except BrokenProcessPool as error:
         raise DataError(
             "A worker process was killed, possibly for lack of memory. Continue with --resume and fewer workers. "
@@ -230,11 +215,6 @@ def _encode_in_pool(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _pop_result(pending: "deque[tuple[DocumentBatch, Future[EncodedBatch]]]") -> tuple[DocumentBatch, EncodedBatch]:
-    batch, future = pending.popleft()
-    return batch, future.result()
 
 
 @contextmanager
@@ -280,7 +260,3 @@ def _load_tokenizer(folder: str, fingerprint: str) -> Tokenizer:
             f"{fingerprint[:12]}. Prepare the data again in an empty folder."
         )
     return tokenizer
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

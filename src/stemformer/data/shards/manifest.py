@@ -37,6 +37,9 @@ class InputRecord:
     name: str
     bytes: int | None
 
+    def __str__(self) -> str:
+        return f"{self.name} of {self.bytes} bytes"
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -67,28 +70,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of `manifest.json`.
-
-    Attributes:
-        format_version: Layout of the folder.
-        fingerprint: SHA-256 of text, tokenizer, settings and files, on which training depends.
-        text_fingerprint: SHA-256 of the documents, in order, with their lengths.
-        tokenizer_fingerprint: `Tokenizer.fingerprint` of the tokenizer that produced the ids.
-        vocab_size: Exclusive upper bound of the ids.
-        skipped: Number of skipped documents by reason.
-        splits: Size of each split; there is no `held_out` if its fraction is 0.
-        files: Files by path relative to the folder; shards in corpus order.
-    """
+    """Content of `manifest.json`; the order of fields enters the fingerprint."""
 
     format_version: int
+    # SHA-256 of text, tokenizer, settings and files, on which training depends.
     fingerprint: str
+    # SHA-256 of the documents, in order, with their lengths.
     text_fingerprint: str
     tokenizer_fingerprint: str
+    # Exclusive upper bound of the ids.
     vocab_size: int
     settings: Settings
     inputs: tuple[InputRecord, ...]
+    # Number of skipped documents by reason.
     skipped: dict[str, int]
+    # There is no `held_out` if its fraction is 0.
     splits: dict[str, Counts]
+    # By path relative to the folder; shards in corpus order.
     files: dict[str, FileRecord]
 
 
@@ -101,74 +99,54 @@ def describe_inputs(inputs: str | Path | Iterable[str | Path], out: Path) -> tup
             continue
         folder = Path(source).expanduser()
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            raise DataError(
-                f"{out} is inside the input folder {folder}. Choose another --out, or list the input files."
-            )
+            raise DataError(f"{out} is inside the input folder {folder}. Choose another --out, or list the files.")
         for file in find_files([source]):
             name = f"{folder.resolve().name}/{file.relative_to(folder).as_posix()}" if folder.is_dir() else file.name
             records.append(InputRecord(name, file.stat().st_size))
     return tuple(records)
 
 
-def with_fingerprint(manifest: Manifest) -> Manifest:
-    """Return the manifest with its `fingerprint` computed.
-
-    Inputs and skipped counts do not enter: renaming a text file does not affect training.
-    """
-    # Hash the JSON text, so that a number read back (0 for 0.0) hashes like the one written.
-    body = {key: value for key, value in asdict(manifest).items() if key not in ("fingerprint", "inputs", "skipped")}
-    return replace(manifest, fingerprint=hashlib.sha256(msgspec.json.encode(body)).hexdigest())
-
-
 def read_manifest(folder: str | Path) -> Manifest:
-    """Read the manifest of a folder written by `write_shards`.
-
-    Raises:
-        DataError: There is no manifest, it has another format version, or it was modified.
-
-    Example:
-        >>> read_manifest("data").splits["train"].tokens  # doctest: +SKIP
-        1843200
-    """
+    """Read and check the manifest of a folder written by `write_shards`."""
     folder = Path(folder)
     path = folder / "manifest.json"
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         if (folder / "progress.jsonl").exists():
-            raise DataError(
-                f"{folder} is incomplete: its preparation was interrupted. Continue with stemformer prepare --resume."
-            ) from None
-        raise DataError(
-            f"{folder} is not a folder of prepared data (it has no manifest.json). Run stemformer prepare."
-        ) from None
+            problem = "is incomplete: its preparation was interrupted. Continue with stemformer prepare --resume."
+        else:
+            problem = "is not a folder of prepared data (it has no manifest.json). Run stemformer prepare."
+        raise DataError(f"{folder} {problem}") from None
     try:
         version: Any = msgspec.json.decode(text)["format_version"]
-        if version == FORMAT_VERSION:
-            manifest = msgspec.json.decode(text, type=Manifest)
+        manifest = msgspec.json.decode(text, type=Manifest) if version == FORMAT_VERSION else None
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}). Prepare the data again.", damaged=True) from error
-    if version != FORMAT_VERSION:
+    if manifest is None:
         raise DataError(f"{path} has format {version}, this release reads {FORMAT_VERSION}. Prepare the data again.")
-    if with_fingerprint(manifest).fingerprint != manifest.fingerprint:
-        raise DataError(
-            f"{path} was changed since it was written (its fingerprint does not match). Prepare the data again.",
-            damaged=True,
-        )
+    if _fingerprint(manifest) != manifest.fingerprint:
+        problem = "was changed since it was written (its fingerprint does not match)"
+        raise DataError(f"{path} {problem}. Prepare the data again.", damaged=True)
     return manifest
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` atomically."""
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write `manifest.json` atomically; return the manifest with its fingerprint computed."""
+    manifest = replace(manifest, fingerprint=_fingerprint(manifest))
     write_file(folder / "manifest.json", [msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"])
+    return manifest
+
+
+def _fingerprint(manifest: Manifest) -> str:
+    # Inputs and skipped counts do not enter: renaming a text file does not affect training.
+    body = {key: value for key, value in asdict(manifest).items() if key not in ("fingerprint", "inputs", "skipped")}
+    # Hash the JSON text, so that a number read back (0 for 0.0) hashes like the one written.
+    return hashlib.sha256(msgspec.json.encode(body)).hexdigest()
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
-    """Check that a tokenizer is the one that produced the data.
-
-    Raises:
-        TokenizerError: It is a different one.
-    """
+    """Raise `TokenizerError` if a tokenizer is not the one that produced the data."""
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise TokenizerError(
             f"The tokenizer is {tokenizer.fingerprint[:12]} with {tokenizer.vocab_size:,} ids, but the data was "
@@ -179,23 +157,20 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
 
 def check_files(folder: Path, files: dict[str, FileRecord], *, verify: bool) -> None:
     """Check existence and size of files and, with `verify`, their SHA-256."""
+
+    def damaged(name: str, found: str, expected: str) -> DataError:
+        advice = "Copy it again, or prepare the data again."
+        return DataError(f"{folder / name} {found}, the manifest says {expected}. {advice}", damaged=True)
+
     for name, record in files.items():
-        path = folder / name
-        size = path.stat().st_size if path.is_file() else None
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size != record.bytes:
-            found = "is missing" if size is None else f"has {size:,} bytes"
-            raise DataError(
-                f"{path} {found}, the manifest says {record.bytes:,} bytes. Copy it again, or prepare the data again.",
-                damaged=True,
-            )
+            raise damaged(name, "is missing" if size is None else f"has {size:,} bytes", f"{record.bytes:,} bytes")
     if not verify:
         return
     with ThreadPoolExecutor(4) as pool:
         hashes = pool.map(hash_file, (folder / name for name in files))
-        for (name, record), found in zip(files.items(), hashes, strict=True):
-            if found != record.sha256:
-                raise DataError(
-                    f"{folder / name} was changed since it was written: its SHA-256 is {found[:12]}..., the manifest "
-                    f"says {record.sha256[:12]}.... Copy it again, or prepare the data again.",
-                    damaged=True,
-                )
+        for (name, record), sha256 in zip(files.items(), hashes, strict=True):
+            if sha256 != record.sha256:
+                found = f"was changed since it was written: its SHA-256 is {sha256[:12]}..."
+                raise damaged(name, found, f"{record.sha256[:12]}...")

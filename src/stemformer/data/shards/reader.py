@@ -1,7 +1,7 @@
 """Memory-mapped reading of tokenized data: a split as one sequence of tokens.
 
-`write_shards` writes the folder (files: `manifest.py`); `open_shards` checks it and opens one
-split. Positions count tokens from the start of the split. A document is in one shard.
+`manifest.py` describes the files. Positions count tokens from the start of the split. A document is
+in one shard.
 """
 
 from bisect import bisect_right
@@ -18,20 +18,11 @@ from stemformer.errors import DataError
 
 
 def open_shards(folder: str | Path, split: str = "train", *, verify: bool = True) -> "Shards":
-    """Open one split of a folder written by `write_shards`.
+    """Open the split "train" or "held_out" of a folder written by `write_shards`.
 
     Args:
-        split: "train" or "held_out".
         verify: Whether to verify the SHA-256 of the split's files (under a second per gigabyte);
             otherwise only sizes are checked.
-
-    Raises:
-        DataError: The folder is incomplete or damaged, or has no such split.
-
-    Example:
-        >>> shards = open_shards("data")  # doctest: +SKIP
-        >>> shards.tokens(0, 5), shards.word_starts(0, 5)  # doctest: +SKIP
-        (array([1996, 3007, 1997, 2605, 2003], dtype=uint16), array([ True,  True,  True,  True,  True]))
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -44,23 +35,13 @@ def open_shards(folder: str | Path, split: str = "train", *, verify: bool = True
         others = tuple(f"{other}/" for other in SPLITS if other != split)
         files = {name: record for name, record in manifest.files.items() if not name.startswith(others)}
         check_files(folder, files, verify=True)
-    shards = Shards(folder, manifest, split)
-    if verify:
-        shards.check_ids()
-    return shards
+    return Shards(folder, manifest, split, verify=verify)
 
 
 class Shards:
-    """One split of tokenized data, memory-mapped; opened by `open_shards`.
+    """One split of tokenized data, memory-mapped; opened by `open_shards`."""
 
-    Attributes:
-        manifest: Manifest of the folder.
-        split: "train" or "held_out".
-        fingerprint: Fingerprint of the manifest.
-        vocab_size: Exclusive upper bound of the ids.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: str, *, verify: bool) -> None:
         self.manifest = manifest
         self.split = split
         self.fingerprint = manifest.fingerprint
@@ -70,31 +51,26 @@ class Shards:
         self.num_documents = counts.documents
         self.num_sentences = counts.sentences
         self._folder = folder
-        stems = [
-            name[: -len(".bin")] for name in manifest.files if name.startswith(f"{split}/") and name[-4:] == ".bin"
-        ]
-        self._ids = [_map(folder / f"{stem}.bin", id_dtype(self.vocab_size)) for stem in stems]
-        self._words = [_map(folder / f"{stem}.word", np.dtype("u1")) for stem in stems]
-        self._stems = stems
+        files = (folder / name for name in manifest.files if name.startswith(f"{split}/"))
+        self._files = [file for file in files if file.suffix == ".bin"]
+        self._ids = [_map(file, id_dtype(self.vocab_size)) for file in self._files]
+        self._words = [_map(file.with_suffix(".word"), np.dtype("u1")) for file in self._files]
         self._ends = np.cumsum([len(ids) for ids in self._ids]).tolist()
         if self._ends[-1] != self.num_tokens:
-            raise DataError(
-                f"{folder}/{split} holds {self._ends[-1]:,} tokens, its manifest says {self.num_tokens:,}. "
-                "Prepare the data again.",
-                damaged=True,
+            raise _damaged(
+                f"{folder}/{split}", f"holds {self._ends[-1]:,} tokens, its manifest says {self.num_tokens:,}"
             )
+        for file, ids in zip(self._files, self._ids, strict=True):
+            if verify and (largest := int(ids.max())) >= self.vocab_size:
+                raise _damaged(file, f"has the id {largest}, the vocabulary has {self.vocab_size:,}")
 
     def tokens(self, start: int, stop: int) -> UInt[np.ndarray, " n"]:
-        """Return the ids from `start` to `stop` (exclusive) as a read-only view of the file.
-
-        Raises:
-            IndexError: The span is outside the split, or crosses shards (and thus documents).
-        """
+        """Return the ids from `start` to `stop` (exclusive) as a read-only view of the file."""
         shard, first, last = self._locate(start, stop)
         return self._ids[shard][first:last]
 
     def word_starts(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
-        """Return whether each token of a span starts a word; raises like `tokens`."""
+        """Return whether each token of a span starts a word."""
         shard, first, last = self._locate(start, stop)
         packed = self._words[shard][first // 8 : (last + 7) // 8]
         bits = np.unpackbits(packed, bitorder="little")
@@ -102,12 +78,12 @@ class Shards:
 
     @cached_property
     def document_starts(self) -> Int64[np.ndarray, " {self.num_documents}+1"]:
-        """Start of each document; the last entry is the end of the split. Held in memory."""
+        """Start of each document, then the end of the split."""
         return self._starts("doc", self.num_documents)
 
     @cached_property
     def sentence_starts(self) -> Int64[np.ndarray, " {self.num_sentences}+1"]:
-        """Start of each sentence, then the end of the split. In memory, 8 bytes per sentence."""
+        """Start of each sentence, then the end of the split."""
         return self._starts("sent", self.num_sentences)
 
     @cached_property
@@ -115,16 +91,6 @@ class Shards:
         """Count of each id in the train split, also if this is the held-out split."""
         counts: np.ndarray = np.load(self._folder / "unigram.npy", allow_pickle=False)
         return counts
-
-    def check_ids(self) -> None:
-        """Raise if an id is outside the vocabulary."""
-        for stem, ids in zip(self._stems, self._ids, strict=True):
-            if (largest := int(ids.max())) >= self.vocab_size:
-                raise DataError(
-                    f"{self._folder / stem}.bin has the id {largest}, the vocabulary has {self.vocab_size:,}. "
-                    "Prepare the data again.",
-                    damaged=True,
-                )
 
     def _locate(self, start: int, stop: int) -> tuple[int, int, int]:
         """Return the shard of a span, and the span within it."""
@@ -141,23 +107,23 @@ class Shards:
     def _starts(self, suffix: str, number: int) -> np.ndarray:
         starts = np.empty(number + 1, np.int64)
         filled = 0
-        for shard, stem in enumerate(self._stems):
-            path = self._folder / f"{stem}.{suffix}"
+        for file, base, end in zip(self._files, [0, *self._ends], self._ends, strict=False):
+            path = file.with_suffix(f".{suffix}")
             local = _map(path, np.dtype("<u8"))
-            base = self._ends[shard - 1] if shard else 0
-            if local[-1] != self._ends[shard] - base or filled + len(local) - 1 > number:
-                raise DataError(f"{path} does not match its shard. Prepare the data again.", damaged=True)
+            if local[-1] != end - base or filled + len(local) - 1 > number:
+                raise _damaged(path, "does not match its shard")
             np.add(local[:-1], base, out=starts[filled : filled + len(local) - 1], casting="unsafe")
             filled += len(local) - 1
         if filled != number:
-            raise DataError(
-                f"The .{suffix} files of {self._folder}/{self.split} hold {filled:,} starts, the manifest says "
-                f"{number:,}. Prepare the data again.",
-                damaged=True,
-            )
+            files = f"The .{suffix} files of {self._folder}/{self.split}"
+            raise _damaged(files, f"hold {filled:,} starts, the manifest says {number:,}")
         starts[-1] = self.num_tokens
         return starts
 
 
 def _map(path: Path, dtype: "np.dtype[Any]") -> np.ndarray:
     return np.memmap(path, dtype, mode="r").view(np.ndarray)
+
+
+def _damaged(path: str | Path, problem: str) -> DataError:
+    return DataError(f"{path} {problem}. Prepare the data again.", damaged=True)

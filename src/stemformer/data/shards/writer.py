@@ -11,34 +11,16 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from stemformer.data.shards.encoding import (
-    DocumentBatch,
-    EncodedBatch,
-    EncodedSplit,
-    batch_documents,
-    encode_batches,
-    id_dtype,
-)
-from stemformer.data.shards.manifest import (
-    FORMAT_VERSION,
-    SPLITS,
-    Counts,
-    InputRecord,
-    Manifest,
-    Settings,
-    check_files,
-    describe_inputs,
-    read_manifest,
-    with_fingerprint,
-    write_manifest,
-)
+from stemformer.data.shards import manifest as manifests
+from stemformer.data.shards.encoding import DocumentBatch, EncodedBatch, batch_documents, encode_batches, id_dtype
+from stemformer.data.shards.manifest import FORMAT_VERSION, SPLITS, Counts, InputRecord, Manifest, Settings
 from stemformer.data.text.documents import read_documents
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.data.tokenization.word_segmentation import load_segmenter
@@ -59,16 +41,13 @@ class WritePlan:
 
 @dataclass(frozen=True)
 class WrittenBlock:
-    """Completed block of consecutive documents.
+    """Completed block of consecutive documents."""
 
-    Attributes:
-        documents: Number of documents, including those without a token.
-        num_empty: Number of documents without a token.
-        text_sha256: Hash of all documents of the corpus up to the end of this block.
-    """
-
+    # Number of documents, including those without a token.
     documents: int
+    # Number of documents without a token.
     num_empty: int
+    # Hash of all documents of the corpus up to the end of this block.
     text_sha256: str
     splits: dict[str, Counts]
     files: dict[str, FileRecord]
@@ -91,42 +70,35 @@ def write_shards(
 ) -> Manifest:
     """Tokenize a corpus into a folder and return its manifest.
 
+    The options are those of `stemformer prepare`; `documents`, `column` and `errors` go to
+    `read_documents`.
+
     Args:
-        inputs: Files, folders or hub data sets, as for `read_documents`.
-        tokenizer: Also saved in the folder.
-        out: Empty or new folder.
-        held_out: Fraction of documents excluded from training, in [0, 1), by a hash of their bytes.
-        documents: What separates documents in a text file, as for `read_documents`.
-        column: Text column of tables, as for `read_documents`.
-        errors: Treatment of invalid bytes, as for `read_documents`.
-        words: Word segmentation, a key of `word_segmentation.SEGMENTERS`.
+        out: Empty or new folder, or with `resume` that of an interrupted run with equal arguments.
         num_workers: Number of processes; None means one per available core.
         block_characters: Size of a block. Larger blocks need more memory, a few bytes per token.
-        resume: Resume an interrupted run with the same arguments in `out`.
         on_bytes: Called with the number of input bytes read since the last call.
 
     Raises:
-        ConfigError: A number is out of range.
         DataError: `out` is not empty, a split would be empty, or (with `resume`) the inputs or
             settings have changed.
         OSError: For example, the disk is full. Resuming continues after the last complete block.
-
-    Example:
-        >>> manifest = write_shards(["books.txt"], tokenizer, "data", held_out=0.05)  # doctest: +SKIP
-        >>> manifest.splits["train"].tokens  # doctest: +SKIP
-        1843200
     """
     if not 0 <= held_out < 1:
         raise ConfigError(f"held_out is {held_out}, expected a fraction of at least 0 and below 1, such as 0.01.")
     if block_characters < 1:
         raise ConfigError(f"block_characters is {block_characters}, expected at least 1, such as 64000000.")
     load_segmenter(words)
-    settings = Settings(float(held_out), documents, column, errors, block_characters, words)
-    vocab_size = tokenizer.vocab_size
     out = Path(out)
-    plan = WritePlan(FORMAT_VERSION, tokenizer.fingerprint, vocab_size, settings, describe_inputs(inputs, out))
+    settings = Settings(float(held_out), documents, column, errors, block_characters, words)
+    records = manifests.describe_inputs(inputs, out)
+    plan = WritePlan(FORMAT_VERSION, tokenizer.fingerprint, tokenizer.vocab_size, settings, records)
     if resume and (out / "manifest.json").exists():
-        return _check_complete(out, plan)
+        # The previous run was complete, or killed at its last step.
+        manifest = manifests.read_manifest(out)
+        _check_unchanged(out, msgspec.convert(manifest, WritePlan, from_attributes=True), plan)
+        (out / "progress.jsonl").unlink(missing_ok=True)
+        return manifest
     can_resume = resume and (out / "progress.jsonl").exists()
     blocks = _resume(out, plan) if can_resume else _start(out, plan, resume=resume)
     try:
@@ -166,55 +138,41 @@ def _start(out: Path, plan: WritePlan, *, resume: bool) -> list[WrittenBlock]:
     """Create the folder with its plan."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file, expected an empty folder. Choose another --out.")
-    found = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    if resume:
-        # Left by a run that was killed at its very start.
-        found = [name for name in found if name != "progress.jsonl.tmp"]
+    # The temporary file is left by a run that was killed at its very start.
+    found = sorted(path.name for path in out.glob("*") if not (resume and path.name == "progress.jsonl.tmp"))
+    if "manifest.json" in found:
+        raise DataError(f"{out} already holds prepared data. Choose another --out, or --overwrite.")
+    if "progress.jsonl" in found:
+        raise DataError(f"{out} holds data whose preparation was interrupted. Continue with --resume, or --overwrite.")
     if found:
-        problem, advice = f"is not empty (it has {found[0]})", "Choose another --out, or --overwrite."
-        if "manifest.json" in found:
-            problem = "already holds prepared data"
-        elif "progress.jsonl" in found:
-            problem, advice = "holds data whose preparation was interrupted", "Continue with --resume, or --overwrite."
-        elif resume:
-            problem = f"holds nothing to resume (it has {found[0]}, no progress.jsonl)"
-        raise DataError(f"{out} {problem}. {advice}")
+        problem = "holds nothing to resume" if resume else "is not empty"
+        raise DataError(f"{out} {problem} (it has {found[0]}). Choose another --out, or --overwrite.")
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "progress.jsonl", [msgspec.json.encode(plan) + b"\n"])
     return []
 
 
 def _resume(out: Path, plan: WritePlan) -> list[WrittenBlock]:
-    """Return the complete blocks of an interrupted run, and remove incomplete files."""
-    previous, blocks = _read_progress(out)
-    _check_unchanged(out, previous, plan)
-    files = {name: record for block in blocks for name, record in block.files.items()}
-    check_files(out, files, verify=False)
-    for split in SPLITS:
-        for file in (out / split).glob("*"):
-            if f"{split}/{file.name}" not in files:
-                file.unlink()
-    for temporary in out.glob("*.tmp"):
-        temporary.unlink()
-    return blocks
-
-
-def _read_progress(out: Path) -> tuple[WritePlan, list[WrittenBlock]]:
-    """Read the plan and the complete blocks; an incomplete last line is removed from the file."""
+    """Return the complete blocks of an interrupted run, and remove what is incomplete."""
     path = out / "progress.jsonl"
     content = path.read_bytes()
     complete = content[: content.rfind(b"\n") + 1]
     lines = complete.splitlines()
     try:
-        plan = msgspec.json.decode(lines[0], type=WritePlan)
+        previous = msgspec.json.decode(lines[0], type=WritePlan)
         blocks = [msgspec.json.decode(line, type=WrittenBlock) for line in lines[1:]]
     except (IndexError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}). Prepare the data again with --overwrite.", damaged=True
-        ) from error
+        problem = f"{path} cannot be read ({error}). Prepare the data again with --overwrite."
+        raise DataError(problem, damaged=True) from error
     if complete != content:
         write_file(path, [complete])
-    return plan, blocks
+    _check_unchanged(out, previous, plan)
+    files = {name: record for block in blocks for name, record in block.files.items()}
+    manifests.check_files(out, files, verify=False)
+    shards = [path for split in SPLITS for path in (out / split).glob("*")]
+    for path in [path for path in shards if path.relative_to(out).as_posix() not in files] + [*out.glob("*.tmp")]:
+        path.unlink()
+    return blocks
 
 
 def _check_unchanged(out: Path, previous: WritePlan, plan: WritePlan) -> None:
@@ -224,31 +182,17 @@ def _check_unchanged(out: Path, previous: WritePlan, plan: WritePlan) -> None:
         ("format", previous.format_version, plan.format_version),
         ("tokenizer", *(f"{p.tokenizer_fingerprint[:12]} ({p.vocab_size:,} ids)" for p in (previous, plan))),
         *((name, old, settings[name]) for name, old in asdict(previous.settings).items()),
-        *(("input", _describe(old), _describe(new)) for old, new in zip_longest(previous.inputs, plan.inputs)),
+        *(("input", old, new) for old, new in zip_longest(previous.inputs, plan.inputs, fillvalue="none")),
     ]
     for name, old, new in compared:
         if old != new:
-            raise DataError(
-                f"{out} was started with {name} {old}, now it is {new}. Resume with the same arguments, or prepare the "
-                "data again with --overwrite."
-            )
-
-
-def _describe(record: InputRecord | None) -> str:
-    return "none" if record is None else f"{record.name} of {record.bytes} bytes"
-
-
-def _check_complete(out: Path, plan: WritePlan) -> Manifest:
-    """Return the manifest of a completed run, which may be killed before its last step."""
-    manifest = read_manifest(out)
-    previous = WritePlan(**{field.name: getattr(manifest, field.name) for field in fields(WritePlan)})
-    _check_unchanged(out, previous, plan)
-    (out / "progress.jsonl").unlink(missing_ok=True)
-    return manifest
+            advice = "Resume with the same arguments, or prepare the data again with --overwrite."
+            raise DataError(f"{out} was started with {name} {old}, now it is {new}. {advice}")
 
 
 def _skip_written(batches: Iterable[DocumentBatch], written: Iterable[WrittenBlock]) -> Iterator[DocumentBatch]:
     """Skip the batches of complete blocks, after checking that they have the same text."""
+    # A copy: blocks are added while this runs.
     written = tuple(written)
     num_same = 0
     for batch in batches:
@@ -275,10 +219,21 @@ def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> W
         if not pieces:
             continue
         counts[split] = sum((piece.counts for piece in pieces), Counts())
+        # Starts within a batch become starts within the shard; the last entry is its end.
+        lengths = [len(piece.ids) for piece in pieces]
+        shifted = list(zip(pieces, np.cumsum(lengths) - lengths, strict=True))
+        end = np.array([sum(lengths)], "<u8")
+        words = np.concatenate([piece.word_starts for piece in pieces])
+        content = {
+            "bin": [piece.ids for piece in pieces],
+            "doc": [*((piece.document_starts + offset).astype("<u8") for piece, offset in shifted), end],
+            "sent": [*((piece.sentence_starts + offset).astype("<u8") for piece, offset in shifted), end],
+            "word": [np.packbits(words, bitorder="little")],
+        }
         (out / split).mkdir(exist_ok=True)
-        for suffix, content in _shard_files(pieces).items():
+        for suffix, arrays in content.items():
             name = f"{split}/shard-{last.block:05d}.{suffix}"
-            files[name] = write_file(out / name, content)
+            files[name] = write_file(out / name, arrays)
     num_empty = sum(part.num_empty for part in parts)
     block = WrittenBlock(last.num_documents, num_empty, last.text_sha256, counts, files)
     with (out / "progress.jsonl").open("ab") as file:
@@ -288,34 +243,25 @@ def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> W
     return block
 
 
-def _shard_files(pieces: list[EncodedSplit]) -> dict[str, list[np.ndarray]]:
-    """Return the content of each file of a shard, as arrays to be concatenated."""
-    lengths = np.array([len(piece.ids) for piece in pieces], np.int64)
-    end = np.array([lengths.sum()], "<u8")
-    offsets = np.cumsum(lengths) - lengths
-    words = np.concatenate([piece.word_starts for piece in pieces])
-    return {
-        "bin": [piece.ids for piece in pieces],
-        "doc": [*((p.document_starts + n).astype("<u8") for p, n in zip(pieces, offsets, strict=True)), end],
-        "sent": [*((p.sentence_starts + n).astype("<u8") for p, n in zip(pieces, offsets, strict=True)), end],
-        "word": [np.packbits(words, bitorder="little")],
-    }
-
-
 def _finish(out: Path, plan: WritePlan, blocks: Sequence[WrittenBlock], skipped: Counter[str]) -> Manifest:
     """Write the unigram counts and the manifest, and remove the progress."""
     splits = SPLITS if plan.settings.held_out > 0 else SPLITS[:1]
     totals = {split: sum((b.splits[split] for b in blocks if split in b.splits), Counts()) for split in splits}
-    files = {name: record for block in blocks for name, record in block.files.items()}
-    reasons = Counter(skipped)
-    reasons["no token"] += sum(block.num_empty for block in blocks)
+    skipped["no token"] += sum(block.num_empty for block in blocks)
     # Unary plus drops reasons that did not occur.
-    _check_totals(out, totals, plan.settings.held_out, +reasons)
+    reasons = dict(sorted((+skipped).items()))
+    if empty := [split for split, counts in totals.items() if counts.documents == 0]:
+        _remove(out)
+        raise _empty_split_error(empty[0], totals, plan.settings.held_out, reasons)
+    files = {name: record for block in blocks for name, record in block.files.items()}
+    shards = [out / name for name in files if name.startswith("train/") and name.endswith(".bin")]
+    # Write the tokenizer again, which fsyncs and hashes its files.
     for path in sorted((out / "tokenizer").rglob("*")):
         if path.is_file():
             files[path.relative_to(out).as_posix()] = write_file(path, [path.read_bytes()])
-    files["unigram.npy"] = _write_unigrams(out, [name for name in files if name.startswith("train/")], plan.vocab_size)
-    manifest = with_fingerprint(
+    files["unigram.npy"] = _write_unigrams(out, shards, plan.vocab_size)
+    manifest = manifests.write_manifest(
+        out,
         Manifest(
             format_version=FORMAT_VERSION,
             fingerprint="",
@@ -324,42 +270,33 @@ def _finish(out: Path, plan: WritePlan, blocks: Sequence[WrittenBlock], skipped:
             vocab_size=plan.vocab_size,
             settings=plan.settings,
             inputs=plan.inputs,
-            skipped=dict(sorted((+reasons).items())),
+            skipped=reasons,
             splits=totals,
             files=files,
-        )
+        ),
     )
-    write_manifest(out, manifest)
     (out / "progress.jsonl").unlink()
     return manifest
 
 
-def _check_totals(out: Path, totals: dict[str, Counts], held_out: float, reasons: Counter[str]) -> None:
-    """Refuse a corpus too small for its splits, and remove what was written of it."""
-    empty = [split for split, counts in totals.items() if counts.documents == 0]
-    if not empty:
-        return
-    _remove(out)
+def _empty_split_error(split: str, totals: dict[str, Counts], held_out: float, reasons: dict[str, int]) -> DataError:
     num_documents = sum(counts.documents for counts in totals.values())
     if num_documents == 0:
-        skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())) or "none was read"
-        raise DataError(f"The inputs hold no document with a token ({skipped}). Pass at least one file with text.")
-    raise DataError(
-        f"Of {num_documents:,} document{'s' if num_documents > 1 else ''}, none is in the "
-        f"{empty[0].replace('_', '-')} split with held_out {held_out}. "
-        f"{'Raise' if empty[0] == 'held_out' else 'Lower'} --held-out, split the text into more documents with "
-        "--documents line or blank, or use --held-out 0."
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "none was read"
+        return DataError(f"The inputs hold no document with a token ({skipped}). Pass at least one file with text.")
+    return DataError(
+        f"Of {num_documents:,} document{'s' if num_documents > 1 else ''}, none is in the {split.replace('_', '-')} "
+        f"split with held_out {held_out}. {'Raise' if split == 'held_out' else 'Lower'} --held-out, split the text into "
+        "more documents with --documents line or blank, or use --held-out 0."
     )
 
 
-def _write_unigrams(out: Path, names: Iterable[str], vocab_size: int) -> FileRecord:
-    """Count the ids of the train split, read from its shards."""
+def _write_unigrams(out: Path, shards: Iterable[Path], vocab_size: int) -> FileRecord:
     counts = np.zeros(vocab_size, "<u8")
-    for name in names:
-        if name.endswith(".bin"):
-            ids = np.memmap(out / name, id_dtype(vocab_size), mode="r")
-            for start in range(0, len(ids), 1 << 22):
-                counts += np.bincount(ids[start : start + (1 << 22)], minlength=vocab_size).astype("<u8")
+    for path in shards:
+        ids = np.memmap(path, id_dtype(vocab_size), mode="r")
+        for start in range(0, len(ids), 1 << 22):
+            counts += np.bincount(ids[start : start + (1 << 22)], minlength=vocab_size).astype("<u8")
     buffer = io.BytesIO()
     np.save(buffer, counts)
     return write_file(out / "unigram.npy", [buffer.getvalue()])
