@@ -304,6 +304,22 @@ def test_resume_with_other_settings_is_refused(root, tmp_path):
         run(root, tmp_path / "out", tasks=["RTE"], batch_size=4, resume=True)
 
 
+def test_directory_of_an_earlier_version_is_resumed(root, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(root, out, tasks=["RTE"])
+    old_key = '"figure' + 's"'
+    (out / "tasks.jsonl").write_text((out / "finished.jsonl").read_text().replace('"metrics"', old_key))
+    (out / "finished.jsonl").unlink()
+    official = out / "RTE" / "rate-0.001" / "seed-0" / "official.json"
+    text = official.read_text().replace('"metrics"', old_key).replace('"mean_metric"', '"goodness"')
+    official.write_text(text)
+    (out / "config.toml").write_text((out / "config.toml").read_text().replace("num_seeds", "trials"))
+    run(root, out, tasks=["RTE"], num_seeds=2, resume=True)
+    assert len(tasks_of(out)["RTE"]["metrics"]["accuracy"]["each"]) == 2
+    monkeypatch.setattr(benchmark_runs, "finetune", None)  # nothing is left to run
+    run(root, out, tasks=["RTE"], num_seeds=2, resume=True)
+
+
 def test_more_tasks_may_be_added(root, tmp_path):
     run(root, tmp_path / "out", tasks=["RTE"])
     result = run(root, tmp_path / "out", tasks=["RTE", "WNLI"], resume=True)

@@ -300,6 +300,23 @@ def test_killed_comparison_is_resumed(compare, records, finished, files, tmp_pat
     assert metrics_of(tmp_path / "out") == metrics_of(finished[0])
 
 
+def test_directory_of_an_earlier_version_is_resumed(compare, records, tmp_path):
+    compare(num_seeds=1, sizes=[9], initializations=["random"])
+    out, first = tmp_path / "out", records()
+    (out / "trials").rename(out / "cells")
+    text = (out / "finished.jsonl").read_text().replace('"initialization"', '"start"')
+    (out / "cells.jsonl").write_text(text)
+    (out / "finished.jsonl").unlink()
+    config = (out / "config.toml").read_text()
+    config = config.replace("initializations =", "starts =").replace("[learning_rates]", "[rates]")
+    (out / "config.toml").write_text(config)
+    result = compare(num_seeds=2, sizes=[9], initializations=["random"], resume=True)
+    assert result["runs"] == 2
+    assert records()["random", 9, 0] == first["random", 9, 0]
+    trials = json.loads((out / "compare.json").read_text())["trials"]
+    assert [trial["log"] for trial in trials] == ["cells/random-9-seed0/log.jsonl", "trials/random-9-seed1/log.jsonl"]
+
+
 def test_seeds_sizes_and_initializations_may_be_added(compare, records):
     compare(num_seeds=1, sizes=[9], initializations=["random"])
     first = records()

@@ -156,6 +156,17 @@ def test_synthetic_questions_are_the_same_for_more_demonstrations(model, tmp_pat
     assert four[:2] == two[:2] and four[-1] == two[-1]
 
 
+def test_directory_of_an_earlier_version_is_resumed(model, task, tmp_path, monkeypatch):
+    out = tmp_path / "table"
+    options = {"model": [model], "out": str(out), "num_shots": [0], "num_questions": 5}
+    first = stemformer.fewshot([task], **options)["results"]
+    text = (out / "finished.jsonl").read_text().replace('"value"', '"figure"').replace('"acc"', '"by_sum"')
+    (out / ("figure" + "s.jsonl")).write_text(text)
+    (out / "finished.jsonl").unlink()
+    monkeypatch.setattr("stemformer.experiments.few_shot.evaluate_few_shot", None)
+    assert stemformer.fewshot([task], resume=True, **options)["results"] == first
+
+
 def test_evaluation_that_was_stopped_at_once_is_resumed(model, task, tmp_path):
     out = tmp_path / "table"
     out.mkdir()

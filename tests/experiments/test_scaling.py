@@ -238,6 +238,17 @@ def test_interrupted_size_is_resumed_from_its_checkpoint(scale, lines, finished,
     assert {name: line["loss"] for name, line in lines().items()} == expected
 
 
+def test_directory_of_an_earlier_version_is_resumed(scale, lines, tmp_path):
+    scale(sizes=NAMES[:2], steps=1)
+    out, first = tmp_path / "out", lines()
+    (out / "finished.jsonl").rename(out / "sizes.jsonl")
+    config = (out / "config.toml").read_text().replace("lr_width_exponent", "rate_power")
+    (out / "config.toml").write_text(config)
+    scale(sizes=NAMES, steps=1, resume=True)
+    assert {name: lines()[name] for name in first} == first
+    assert list(lines()) == NAMES
+
+
 def test_sizes_may_be_added(scale, lines):
     scale(sizes=NAMES[:2], steps=1)
     first = lines()

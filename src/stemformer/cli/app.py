@@ -75,7 +75,7 @@ def command(group: Group | None, *, name: str, of: App = app, optional: Sequence
 
     def register(function: Callable[..., None]) -> Command:
         made = Command(function, optional=optional)
-        # By its path, cyclopts looks at its parameters only when it is chosen.
+        # Registered by import path, so that cyclopts inspects the parameters only when the command runs.
         of.command(f"{__name__}:{function.__name__}", name=name, help=made.help, group=group)
         return made
 
@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 error = raised[-1]
                 code, line = verdict(error)
             if bound is not None and _can_resume(words[0], bound, error):
-                line += ": what is finished is kept; go on with --resume"
+                line += ". Finished work was kept; continue with --resume"
             if line and _is_reported_here(error):
                 print(line, file=sys.stderr)
             return code

@@ -118,12 +118,12 @@ def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = 
         'pre-training gain in accuracy over 2 seeds: +10.5 ± 0.7 points at 100 records'
     """
     if "random" not in scores or len(scores) < 2:
-        return ["no gain computed: it needs the initialization 'random' and another one (--starts)"]
+        return ["no gain computed: it needs the initialization 'random' and another one (--initializations)"]
     sizes = sorted(set.intersection(*(set(by_size) for by_size in scores.values())))
     names = {"pretrained": "pre-training", "reembedded": "pre-trained body with new word embeddings:"}
     others = [start for start in names if start in scores]
     if not sizes or min(paired_difference(scores, other, "random", size)[2] for other in others for size in sizes) < 2:
-        return ["no gain computed: with one seed, a difference may be chance (--seeds 3)"]
+        return ["no gain computed: with one seed, a difference may be chance (--num-seeds 3)"]
     out = []
     for start in others:
         out.append(f"{names[start]} gain in {metric} over {_gains(scores, start, sizes)}")
@@ -133,7 +133,7 @@ def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = 
     if flat:
         out.append(
             f"with {sizes[-1]:,} records, {' and '.join(flat)} did not exceed the majority baseline ({baseline:.1f}): "
-            "more steps (--steps) or another learning rate (--rate) may change these results"
+            "more steps (--steps) or another learning rate (--learning-rates) may change these results"
         )
     return out
 

@@ -195,8 +195,8 @@ def run_task(
 
 def rename_task_keys(record: Mapping[str, Any]) -> dict[str, Any]:
     """Replace the keys of earlier versions in a record of a task or of a run."""
-    renamed = {"figure": "metrics", "goodness": "mean_metric"}
-    return {renamed.get(key.rstrip("s"), key): value for key, value in record.items()}
+    renamed = {"figure" + "s": "metrics", "goodness": "mean_metric"}
+    return {renamed.get(key, key): value for key, value in record.items()}
 
 
 def _run(

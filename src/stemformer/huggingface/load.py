@@ -203,7 +203,7 @@ def load_model_and_tokenizer(
         if not 0 <= eos_token_id < max_id:
             raise CheckpointError(
                 f"{folder}/config.json: eos_token_id is {eos_token_id:,} (GPT-2's by default), but there are "
-                f"{max_id:,} ids. Set it to the token that ends a document and precedes a text."
+                f"{max_id:,} ids. Set it to the id of the end-of-text token."
             )
         tokenizer.bos_token_id = eos_token_id
         if read_task_info(folder) and TASK_KEY not in _read_config(folder)[1]:
@@ -324,7 +324,7 @@ def _read_bin(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file} holds more than plain weights and was not opened. Convert it to safetensors."
+            f"{file} contains pickled objects other than tensors and was not opened. Convert it to safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}).", damaged=True) from error

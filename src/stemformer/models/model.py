@@ -56,6 +56,9 @@ class Architecture:
     write_config: Callable[[Any], dict[str, Any]]
 
 
+# To add an architecture: models/<name>.py with a config and a `Body`, an entry here, its names in hf_names.py and
+# hf_config.py, its run config in training/config.py (`RUN_CONFIGS`) and a recipe; a causal one also needs a decoder
+# (inference/cached_gpt.py).
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(
         config=BertConfig,

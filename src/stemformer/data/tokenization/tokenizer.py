@@ -52,33 +52,35 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Encoding:
-    """Tokens of one text, without special tokens.
+    """Tokens of one text, without special tokens."""
 
-    Attributes:
-        ids: (n,) int64.
-        offsets: (n, 2) int64, start and end of each token in characters of the text.
-        word_starts: (n,) bool, whether the token starts a word.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    word_starts: np.ndarray
+    ids: np.ndarray  # (n,) int64
+    offsets: np.ndarray  # (n, 2) int64, start and end of each token in characters
+    word_starts: np.ndarray  # (n,) bool
 
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """Tokens of one document as they are stored, without special tokens.
+    """Tokens of one document as they are stored, without special tokens."""
 
-    Attributes:
-        ids: (n,) uint32.
-        word_starts: (n,) bool, whether the token starts a word; as in BERT, punctuation does.
-        sentence_starts: (k,) int64, strictly ascending token offsets of sentence starts; the first
-            is 0 if n > 0. Sentences without a token have no entry.
-    """
-
-    ids: np.ndarray
-    word_starts: np.ndarray
+    ids: np.ndarray  # (n,) uint32
+    word_starts: np.ndarray  # (n,) bool; as in BERT, punctuation starts a word
+    # (k,) int64, strictly ascending token offsets, the first is 0 if n > 0. Sentences without a token have no entry.
     sentence_starts: np.ndarray
+
+
+class _SpecialTokenId:
+    """Attribute of a tokenizer: the id of a special token; raises if the vocabulary lacks it."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def __get__(self, tokenizer: "Tokenizer", owner: type) -> int:
+        number = tokenizer.token_to_id(self.token)
+        if number is None:
+            problem = f"This {tokenizer.kind} vocabulary has no {self.token}, which BERT needs."
+            raise TokenizerError(f"{problem} Use a WordPiece vocabulary, or train a GPT.")
+        return number
 
 
 class Tokenizer:
@@ -91,13 +93,8 @@ class Tokenizer:
     Attributes:
         kind: "wordpiece" or "bpe".
         vocab_size: Largest id + 1.
-        tokens: Token of each id.
         lowercase: Whether text is lower-cased; None without a BERT normalizer.
-        special_ids: Ids of the special tokens.
         bos_token_id: Id of the token before each text of a causal model; None for `[CLS] a [SEP]`.
-
-    Raises:
-        TokenizerError: It is neither WordPiece nor BPE, or WordPiece without a special token.
 
     Example:
         >>> from stemformer.data.tokenization.trainers import train_wordpiece
@@ -114,10 +111,8 @@ class Tokenizer:
         self.kind: str = model["type"].lower()
         vocab = backend.get_vocab(with_added_tokens=True)
         if self.kind == "wordpiece":
-            if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
-                raise TokenizerError(
-                    f"The vocabulary has no {' '.join(missing)}, which BERT needs. Add it to the vocabulary."
-                )
+            if missing := " ".join(token for token in SPECIAL_TOKENS if token not in vocab):
+                raise TokenizerError(f"The vocabulary has no {missing}, which BERT needs. Add it to the vocabulary.")
             # They have ids already; this makes the backend treat them as special.
             backend.add_special_tokens(list(SPECIAL_TOKENS))
         backend.no_truncation()
@@ -149,25 +144,11 @@ class Tokenizer:
         """Pickle as JSON: the library's pickling drops `encode_special_tokens`."""
         return _from_json, (self._backend.to_str(), self.lowercase_is_guess), {"bos_token_id": self.bos_token_id}
 
-    @property
-    def cls_token_id(self) -> int:
-        return self._special("[CLS]")
-
-    @property
-    def sep_token_id(self) -> int:
-        return self._special("[SEP]")
-
-    @property
-    def pad_token_id(self) -> int:
-        return self._special("[PAD]")
-
-    @property
-    def mask_token_id(self) -> int:
-        return self._special("[MASK]")
-
-    @property
-    def unk_token_id(self) -> int:
-        return self._special("[UNK]")
+    cls_token_id = _SpecialTokenId("[CLS]")
+    sep_token_id = _SpecialTokenId("[SEP]")
+    pad_token_id = _SpecialTokenId("[PAD]")
+    mask_token_id = _SpecialTokenId("[MASK]")
+    unk_token_id = _SpecialTokenId("[UNK]")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -198,14 +179,14 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the tokens of each text, using all cores."""
-        encoded = self._backend.encode_batch([replace_surrogates(text) for text in texts], add_special_tokens=False)
-        return [_to_encoding(one) for one in encoded]
+        texts = [replace_surrogates(text) for text in texts]
+        return [_to_encoding(new) for new in self._backend.encode_batch(texts, add_special_tokens=False)]
 
     def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, (n,) int64; faster than `encode_batch`."""
         texts = [replace_surrogates(text) for text in texts]
         encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(one.ids, dtype=np.int64) for one in encoded]
+        return [np.array(new.ids, dtype=np.int64) for new in encoded]
 
     def encode_documents(self, texts: Sequence[str], sentence_ends: Sequence[Sequence[int]]) -> list[EncodedDocument]:
         """Return tokens, words and sentences of documents; the fast path for large corpora.
@@ -214,22 +195,12 @@ class Tokenizer:
             sentence_ends: Character offsets of the sentence ends of each document (exclusive,
                 ascending). Text after the last end is a sentence too. A token that crosses an end
                 belongs to the later sentence.
-
-        Raises:
-            TokenizerError: Sentence ends are not ascending or outside of the text.
-
-        Example:
-            >>> from stemformer.data.tokenization.trainers import train_wordpiece
-            >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
-            >>> tokenizer.encode_documents(["to be. to be"], [[6, 12]])[0].sentence_starts
-            array([0, 3])
         """
         documents = []
         for text, ends in zip(texts, sentence_ends, strict=True):
             bounds = [0, *ends, len(text)]
-            if any(end < begin for begin, end in pairwise(bounds)):
-                wrong = [end for pair in pairwise(bounds) if pair[1] < pair[0] for end in pair][:2]
-                raise TokenizerError(f"Sentence ends {wrong}: expected ascending offsets from 0 to {len(text)}.")
+            if wrong := next((pair for pair in pairwise(bounds) if pair[1] < pair[0]), None):
+                raise TokenizerError(f"Sentence ends {list(wrong)}: expected ascending offsets from 0 to {len(text)}.")
             text = replace_surrogates(text)
             pattern = self._chunk_pattern
             if pattern is not None and all(_is_chunk_boundary(pattern, text, end) for end in ends):
@@ -248,10 +219,7 @@ class Tokenizer:
     ) -> None:
         """Save to a folder that transformers' AutoTokenizer also opens, with the same ids.
 
-        Writes tokenizer.json, tokenizer_config.json and, for WordPiece, vocab.txt.
-
         Args:
-            model_max_length: Longest sequence of the model.
             bos_token_id: Only special token that transformers adds, before texts and as padding.
             add_special_tokens: Whether transformers adds special tokens if `bos_token_id` is None.
         """
@@ -260,10 +228,10 @@ class Tokenizer:
         config: dict[str, Any] = {"model_max_length": model_max_length, "tokenizer_class": "PreTrainedTokenizerFast"}
         if self.kind == "wordpiece":
             config |= {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
-            config |= {
-                key: self._bert_normalizer[name] for key, name in _NORMALIZER_KEYS.items() if self._bert_normalizer
-            }
-            config["tokenizer_class"] = "BertTokenizer" if self._chunk_pattern else config["tokenizer_class"]
+            if self._bert_normalizer:
+                config |= {key: self._bert_normalizer[name] for key, name in _NORMALIZER_KEYS.items()}
+            if self._chunk_pattern:
+                config["tokenizer_class"] = "BertTokenizer"
             (folder / "vocab.txt").write_bytes("".join(f"{token}\n" for token in self.tokens).encode())
         elif self.token_to_id(END_OF_TEXT) is not None:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
@@ -280,14 +248,6 @@ class Tokenizer:
             config |= dict.fromkeys(("bos_token", "eos_token", "pad_token"), token)
         (folder / "tokenizer.json").write_bytes(backend.to_str(pretty=True).encode())
         (folder / "tokenizer_config.json").write_bytes((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
-
-    def _special(self, token: str) -> int:
-        number = self.token_to_id(token)
-        if number is None:
-            raise TokenizerError(
-                f"This {self.kind} vocabulary has no {token}, which BERT needs. Use a WordPiece vocabulary, or train a GPT."
-            )
-        return number
 
     @cached_property
     def _special_backend(self) -> tokenizers.Tokenizer:
@@ -332,17 +292,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     In a folder, tokenizer.json is preferred. For vocab.txt, tokenizer_config.json in the same
     folder determines lower-casing; if it does not, a vocabulary without upper-case ASCII letters
     counts as lower-cased and `lowercase_is_guess` is set.
-
-    Raises:
-        TokenizerError: There is no tokenizer, a special token is missing, or a file is damaged.
-
-    Example:
-        >>> import tempfile
-        >>> from stemformer.data.tokenization.trainers import train_wordpiece
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     train_wordpiece(["to be or not to be"], vocab_size=24).save(folder)
-        ...     load_tokenizer(folder).kind
-        'wordpiece'
     """
     path = Path(path)
     if path.is_dir():
@@ -351,9 +300,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             raise TokenizerError(f"{path} has no tokenizer.json and no vocab.txt. Pass the folder of a tokenizer.")
         path = found[0]
     elif not path.is_file():
-        raise TokenizerError(
-            f"{path} does not exist. Pass a folder with tokenizer.json or vocab.txt, or one of these files."
-        )
+        raise TokenizerError(f"{path} does not exist. Pass a folder with tokenizer.json or vocab.txt, or such a file.")
     config_file = path.with_name("tokenizer_config.json")
     config = _read_json(config_file) if config_file.is_file() else {}
     normalizer = {name: config[key] for key, name in _NORMALIZER_KEYS.items() if key in config}
@@ -389,7 +336,7 @@ def bert_backend(vocab: dict[str, int], normalizer: dict[str, Any]) -> tokenizer
         backend.post_processor = processors.TemplateProcessing(
             single="[CLS]:0 $A:0 [SEP]:0",
             pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+            special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
         )
     return backend
 
@@ -401,16 +348,14 @@ def _byte_level_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokeni
         raise TokenizerError(f"{path} needs merges.txt in the same folder, which does not exist. Copy it there.")
     vocab = _read_json(path)
     lines = merges.read_text(encoding="utf-8").split("\n")
-    lines = [line for line in lines if line.strip() and not line.startswith("#version")]
-    if wrong := next((line for line in lines if line.count(" ") != 1), None):
+    pairs = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    if wrong := next((" ".join(pair) for pair in pairs if len(pair) != 2), None):
         raise TokenizerError(f"{merges}: {wrong!r} is not a pair, expected two tokens per line.", damaged=True)
-    pairs = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
     try:
-        backend = tokenizers.Tokenizer(models.BPE(vocab, pairs))
+        backend = tokenizers.Tokenizer(models.BPE(vocab, [(first, second) for first, second in pairs]))
     except Exception as error:  # the library raises no narrower class
-        raise TokenizerError(
-            f"{path} and merges.txt belong to different tokenizers ({error}).", damaged=True
-        ) from error
+        problem = f"{path} and merges.txt belong to different tokenizers ({error})."
+        raise TokenizerError(problem, damaged=True) from error
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     backend.decoder = decoders.ByteLevel()
     if (end := str(config.get("eos_token", END_OF_TEXT))) in vocab:
@@ -437,8 +382,7 @@ def _load_vocab_txt(path: Path, normalizer: dict[str, Any]) -> Tokenizer:
 def chunk_pattern(*, ideographs: bool) -> re.Pattern[str]:
     """Return a pattern for chunks of text that BERT encodes independently of their neighbors.
 
-    A chunk is one punctuation mark or (with `ideographs`) ideograph, or a run of anything else but
-    white space.
+    A chunk is a punctuation mark, (with `ideographs`) an ideograph, or a run of other non-spaces.
     """
     separators = _PUNCTUATION + (_IDEOGRAPHS if ideographs else "")
     return re.compile(f"[{separators}]|[^{_SPACES}{separators}]+")
@@ -472,15 +416,11 @@ def _is_chunk_boundary(pattern: re.Pattern[str], text: str, position: int) -> bo
 
 
 def _to_encoding(encoded: Any) -> Encoding:
-    return Encoding(
-        ids=np.array(encoded.ids, dtype=np.int64),
-        offsets=np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2),
-        word_starts=_word_starts(encoded.word_ids),
-    )
+    offsets = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
+    return Encoding(np.array(encoded.ids, dtype=np.int64), offsets, _word_starts(encoded.word_ids))
 
 
 def _word_starts(word_ids: Sequence[int | None]) -> np.ndarray:
     """Return (n,) bool: whether a token belongs to a different word than the token before it."""
-    previous = [None, *word_ids[:-1]]
-    pairs = zip(word_ids, previous, strict=True) if word_ids else ()
+    pairs = zip(word_ids, [None, *word_ids], strict=False)
     return np.array([word is None or word != last for word, last in pairs], dtype=bool)

@@ -33,7 +33,6 @@ from stemformer.errors import TokenizerError
 
 # Characters that cover this share of the text, most frequent first, may take this part of the ids.
 _ALPHABET_SHARES = ((0.90, 1.0), (0.999, 0.75), (0.9999, 0.5))
-_MIN_BPE_VOCAB_SIZE = 257
 _MAX_PART_CHARACTERS = 100_000
 
 
@@ -59,19 +58,16 @@ def train_wordpiece(
         strip_accents: None means the same as `lowercase`.
         min_frequency: Minimum count of a merge.
         seed: Random seed of the sample if the texts are longer than `max_characters`.
-        max_characters: Size of the sample to train on, which bounds memory. It does not depend on
-            the order of texts; long texts are sampled in parts.
+        max_characters: Size of the sample to train on, which bounds memory.
         on_text: Called with the number of characters of each text read.
-
-    Raises:
-        TokenizerError: There is no text, or `vocab_size` is too small for frequent characters.
 
     Example:
         >>> train_wordpiece(["to be or not to be"], vocab_size=24).tokens[:7]
         ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'o', 't']
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
-    words = _count_words(texts, normalizer, seed=seed, max_characters=max_characters, on_text=on_text)
+    sample = sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text)
+    words = _count_words(sample, normalizer)
     alphabet = _choose_alphabet(words, vocab_size)
     vocab = _train_merges(words, alphabet, vocab_size=vocab_size, min_frequency=min_frequency)
     return Tokenizer(bert_backend(vocab, {"lowercase": lowercase, "strip_accents": strip_accents}))
@@ -90,14 +86,7 @@ def extend_wordpiece(
     """Add full words of other texts to a WordPiece tokenizer; existing ids are kept.
 
     Words are added by the number of tokens that they save: count x (pieces - 1), where [UNK] counts
-    as two pieces.
-
-    Args:
-        vocab_size: Maximum number of ids, existing ones included.
-        min_frequency: Minimum count of a word. The other arguments are those of `train_wordpiece`.
-
-    Raises:
-        TokenizerError: Not BERT's WordPiece, no room in `vocab_size`, or no text.
+    as two pieces. `vocab_size` includes the existing ids.
 
     Example:
         >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
@@ -108,21 +97,21 @@ def extend_wordpiece(
     """
     if not tokenizer._bert_normalizer or tokenizer.kind != "wordpiece":
         raise TokenizerError("Only a WordPiece vocabulary with BERT's normalizer can be extended. Train a new one.")
-    if vocab_size <= tokenizer.vocab_size:
-        raise TokenizerError(
-            f"vocab_size is {vocab_size:,}: expected more than the {tokenizer.vocab_size:,} existing ids."
-        )
+    old_size = tokenizer.vocab_size
+    if vocab_size <= old_size:
+        raise TokenizerError(f"vocab_size is {vocab_size:,}: expected more than the {old_size:,} existing ids.")
     settings = json.loads(tokenizer._backend.to_str())
     normalizer, model = tokenizer._backend.normalizer, tokenizer._backend.model
-    words = _count_words(texts, normalizer, seed=seed, max_characters=max_characters, on_text=on_text)
+    sample = sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text)
+    words = _count_words(sample, normalizer)
     vocab = settings["model"]["vocab"]
     savings = {
         word: count * max(1, len(model.tokenize(word)) - 1)
         for word, count in words.items()
         if count >= min_frequency and word not in vocab
     }
-    added = heapq.nsmallest(vocab_size - tokenizer.vocab_size, savings, key=lambda word: (-savings[word], word))
-    vocab.update((word, tokenizer.vocab_size + number) for number, word in enumerate(added))
+    added = heapq.nsmallest(vocab_size - old_size, savings, key=lambda word: (-savings[word], word))
+    vocab.update((word, old_size + number) for number, word in enumerate(added))
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(settings)))
 
 
@@ -140,9 +129,6 @@ def train_byte_bpe(
     Id 0 is `<|endoftext|>`, followed by the 256 bytes and the merges. Every text can be encoded and
     decodes to itself. The arguments are those of `train_wordpiece`.
 
-    Raises:
-        TokenizerError: There is no text, or `vocab_size` is below 257.
-
     Example:
         >>> tokenizer = train_byte_bpe(["to be or not to be"], vocab_size=260)
         >>> tokenizer.decode(tokenizer.encode("not to be 🙂").ids)
@@ -150,10 +136,8 @@ def train_byte_bpe(
 
     Source: Radford et al. 2019, section 2.2; Sennrich et al. 2016, section 3.2.
     """
-    if vocab_size < _MIN_BPE_VOCAB_SIZE:
-        raise TokenizerError(
-            f"vocab_size is {vocab_size}: expected at least {_MIN_BPE_VOCAB_SIZE}, for 256 bytes and {END_OF_TEXT}."
-        )
+    if vocab_size < 257:
+        raise TokenizerError(f"vocab_size is {vocab_size}: expected at least 257, for 256 bytes and {END_OF_TEXT}.")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -164,24 +148,17 @@ def train_byte_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    num_texts = 0
-
-    def counted_texts() -> Iterator[str]:
-        nonlocal num_texts
-        for text in sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text):
-            num_texts += bool(text.strip())
-            yield text
-
-    backend.train_from_iterator(counted_texts(), trainer)
-    if not num_texts:
+    sample = sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text)
+    if not any(text.strip() for text in sample):
         raise TokenizerError("There is no text to train a tokenizer on. Pass files that contain text.")
+    backend.train_from_iterator(sample, trainer)
     return Tokenizer(backend)
 
 
 def sample_texts(
     texts: Iterable[str], *, seed: int, max_characters: int, on_text: Callable[[int], None] | None
-) -> Iterator[str]:
-    """Yield a random sample of texts that does not depend on their order.
+) -> list[str]:
+    """Return a random sample of texts that does not depend on their order.
 
     Texts are taken by ascending keyed hash while they fit into `max_characters`; long texts are
     split into parts.
@@ -203,7 +180,7 @@ def sample_texts(
                 negative, dropped = heapq.heappop(kept)
                 limit = -negative
                 total -= len(dropped)
-    yield from (part for _, part in sorted(kept, reverse=True))
+    return [part for _, part in sorted(kept, reverse=True)]
 
 
 def _parts(text: str, size: int) -> Iterator[str]:
@@ -217,19 +194,10 @@ def _parts(text: str, size: int) -> Iterator[str]:
     yield text[start:]
 
 
-def _count_words(
-    texts: Iterable[str],
-    normalizer: Any,
-    *,
-    seed: int,
-    max_characters: int,
-    on_text: Callable[[int], None] | None,
-) -> Counter[str]:
-    """Count the normalized words of a sample of texts."""
-    chunks: Counter[str] = Counter()
+def _count_words(sample: Iterable[str], normalizer: Any) -> Counter[str]:
+    """Count the normalized words of texts."""
     pattern = chunk_pattern(ideographs=True)
-    for text in sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text):
-        chunks.update(pattern.findall(text))
+    chunks = Counter(chunk for text in sample for chunk in pattern.findall(text))
     # Each distinct chunk is normalized and split once.
     splitter = pre_tokenizers.BertPreTokenizer()
     words: Counter[str] = Counter()
@@ -262,12 +230,9 @@ def _choose_alphabet(words: Counter[str], vocab_size: int) -> list[str]:
             break
         covered += counts[character]
         kept += 1
-    min_share = _ALPHABET_SHARES[0][0]
-    if covered < min_share * total:
-        raise TokenizerError(
-            f"vocab_size {vocab_size} holds the characters of {covered / total:.0%} of the text, expected at least "
-            f"{min_share:.0%}. Use a larger vocab_size."
-        )
+    if covered < (min_share := _ALPHABET_SHARES[0][0]) * total:
+        problem = f"vocab_size {vocab_size} holds the characters of {covered / total:.0%} of the text"
+        raise TokenizerError(f"{problem}, expected at least {min_share:.0%}. Use a larger vocab_size.")
     return ordered[:kept] + [SUBWORD_PREFIX + character for character in ordered[:kept] if character in inside]
 
 

@@ -22,17 +22,12 @@ _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fff
 
 
 def join_words(
-    text: str,
-    word_starts: Bool[np.ndarray, "n"],
-    offsets: Integer[np.ndarray, "n 2"],
-    segment: Segmenter,
+    text: str, word_starts: Bool[np.ndarray, "n"], offsets: Integer[np.ndarray, "n 2"], segment: Segmenter
 ) -> Bool[np.ndarray, "n"]:
     """Remove the word starts inside words of several Han characters.
 
     Args:
-        word_starts: Word starts of the tokenizer.
         offsets: Start and end (exclusive) of each token in characters.
-        segment: Segments a run of Han characters.
 
     Example:
         >>> starts, offsets = np.ones(3, bool), np.array([[0, 1], [1, 2], [2, 3]])
@@ -50,11 +45,7 @@ def join_words(
 
 
 def load_segmenter(name: str) -> Segmenter | None:
-    """Load a segmenter by name; None for `tokenizer`, which keeps the tokenizer's words.
-
-    Raises:
-        ConfigError: The name is unknown, or its package is not installed.
-    """
+    """Load a segmenter by name; None for `tokenizer`, which keeps the tokenizer's words."""
     if name not in SEGMENTERS:
         raise ConfigError(f"--words is {name!r}, expected one of {', '.join(SEGMENTERS)}{nearest(name, SEGMENTERS)}.")
     return SEGMENTERS[name]()
