@@ -210,7 +210,7 @@ def test_full_disk_ends_with_one_line_and_the_run_resumes_when_there_is_room(com
     assert commands.run(line, largest_file=largest) == 3
     output = commands.output.read_text()
     assert output.count("\n") == 1
-    assert output.startswith("error: the disk is full at ") and output.endswith("go on with --resume\n")
+    assert output.startswith("error: the disk is full at ") and output.endswith("continue with --resume\n")
     assert newest_checkpoint(out / "checkpoints") == (out / "checkpoints/step-00000004", [])
     assert not list(out.rglob("*.tmp"))
     assert commands.run(line) == 0, commands.output.read_text()
