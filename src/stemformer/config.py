@@ -1,11 +1,7 @@
 """Frozen dataclasses to TOML and back; overrides such as `optimizer.learning_rate=1e-3`.
 
-Works for any dataclass. An unknown key or a value of the wrong type raises `ConfigError` with the
-full key, the expected type and the nearest key.
-
-TOML has no null: a field that is None is omitted if None is its default, and written as the string
-`"none"` otherwise. Wherever a field's type admits None, `"none"` is read as None, so that
-`budget.steps=none` removes a budget.
+TOML has no null: a field that is None is omitted if None is its default, and written as `"none"`
+otherwise. Where a field's type admits None, `"none"` is read as None: `budget.steps=none`.
 """
 
 import dataclasses
@@ -14,7 +10,7 @@ import tomllib
 import types
 import typing
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 import msgspec
@@ -31,54 +27,20 @@ def to_toml(config: Any) -> str:
 
 
 def from_toml(cls: type[T], text: str, *, source: str = "", renamed: Mapping[str, str] | None = None) -> T:
-    """Return an instance of the dataclass `cls` from TOML; absent keys take their defaults.
-
-    Args:
-        source: File name, for error messages.
-        renamed: Old key -> new key (with dots, both in the same table); old keys are accepted
-            silently.
-
-    Raises:
-        ConfigError: The text is not TOML, has an unknown key or a value of the wrong type, or lacks
-        a required key.
-    """
-    return typing.cast(T, _Builder(source, cls).build(cls, _rename_keys(parse_toml(text, source), renamed)))
+    """Return a dataclass from TOML; `renamed` maps old keys to new ones, both in the same table."""
+    return _build(cls, _rename_keys(parse_toml(text, source), renamed), source)
 
 
 def merge_toml(config: T, text: str, *, source: str, renamed: Mapping[str, str] | None = None) -> T:
-    """Return `config` with the values of a TOML text, which may be partial.
-
-    Args:
-        source: File name, for error messages.
-        renamed: As in `from_toml`; each old key is reported by a warning.
-
-    Raises:
-        ConfigError: As in `from_toml`.
-    """
+    """Return `config` with the values of a partial TOML text; old keys cause a warning."""
     changes = _rename_keys(parse_toml(text, source), renamed, warn=True)
-    return typing.cast(T, _Builder(source, type(config)).build(type(config), _merge(_to_table(config), changes)))
+    return _build(type(config), _merge(_to_table(config), changes), source)
 
 
 def with_settings(config: T, settings: Sequence[str], *, renamed: Mapping[str, str] | None = None) -> T:
-    """Return `config` with overrides of the form `key=value`; of two equal keys the last wins.
+    """Return `config` with overrides `key=value`; of two equal keys the last wins.
 
-    A value is parsed as TOML. Bare words are strings, and so is any value of a field that only
-    takes strings.
-
-    Args:
-        settings: Keys with dots, for example `optimizer.learning_rate=1e-3`.
-        renamed: As in `from_toml`; each old key is reported by a warning.
-
-    Raises:
-        ConfigError: A setting without `=`, an unknown key or a value of the wrong type.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass(frozen=True)
-        ... class Budget:
-        ...     steps: int = 10
-        >>> with_settings(Budget(), ["steps=20"])
-        Budget(steps=20)
+    Values are TOML; bare words, and any value of a field that only takes strings, are strings.
     """
     cls, table = type(config), _to_table(config)
     for setting in settings:
@@ -86,68 +48,64 @@ def with_settings(config: T, settings: Sequence[str], *, renamed: Mapping[str, s
         parts = [part.strip() for part in key.split(".")]
         if not equals or not all(parts):
             raise ConfigError(f"setting {setting!r}: expected key=value, such as {next(_keys(cls), 'key')}=...")
-        value = _parse_value(text.strip())
+        value: Any = text.strip()
         for part in reversed(parts):
             value = {part: value}
-        table = _merge(table, _rename_keys(value, renamed, warn=True))
-    return typing.cast(T, _Builder("setting", cls).build(cls, table))
+        changes = _parse_text(_rename_keys(value, renamed, warn=True), cls)
+        table = _merge(table, _rename_keys(changes, renamed, warn=True))
+    return _build(cls, table, "setting")
 
 
 def differences(a: T, b: T) -> list[tuple[str, Any, Any]]:
-    """Return (key, value in `a`, value in `b`) for each key in which two configs differ.
-
-    The value of a key that one of them lacks is None.
-    """
+    """Return (key, value in `a`, value in `b`) of each difference; None for absent keys."""
     left, right = dict(_flatten(a)), dict(_flatten(b))
     return [(key, left.get(key), right.get(key)) for key in left | right if left.get(key) != right.get(key)]
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the most similar choice, or "" if there is none.
-
-    Example:
-        >>> nearest("hidden_siz", ["hidden_size", "vocab_size"])
-        " (did you mean 'hidden_size'?)"
-    """
+    """Return " (did you mean 'x'?)" for the most similar choice, or "" if there is none."""
     matches = difflib.get_close_matches(name, list(choices), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def check_seed(seed: int, *, called: str = "seed is") -> None:
-    """Check that random number generators accept a seed.
-
-    Args:
-        called: Start of the error message.
-
-    Raises:
-        ConfigError: It is negative or too large.
-    """
+    """Check that random number generators accept a seed; `called` starts the error message."""
     if not 0 <= seed < 2**63:
         raise ConfigError(f"{called} {seed}: expected a number from 0 to 2**63 - 1")
 
 
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Return the tables of a TOML text.
+def check_fields(config: Any, table: str, expected: str, is_valid: Callable[[Any], bool], *names: str) -> None:
+    """Check fields of a config that are not None; `table` is the prefix of their keys."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not is_valid(value):
+            raise ConfigError(f"{table}{name} is {value}: expected {expected}")
 
-    Raises:
-        ConfigError: It is not valid TOML; the message names `source`.
-    """
+
+def check_at_least(minimum: int, config: Any, table: str, *names: str) -> None:
+    """Check a lower bound as `check_fields` does."""
+    expected = f"at least {minimum}" if minimum else "0 or more"
+    check_fields(config, table, expected, lambda value: value >= minimum, *names)
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Return the tables of a TOML text; errors name `source`."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source or 'config'} is not valid TOML: {error}") from error
 
 
-class _RawValue(str):
-    """Text of a setting's value; the type of the field decides how it is parsed."""
+def _build(cls: type[T], table: Mapping[str, Any], source: str) -> T:
+    return typing.cast(T, _Builder(source, cls).build(cls, table))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Builder:
     """Builds dataclasses from tables; `source` and the keys of `root` are for error messages."""
 
-    def __init__(self, source: str, root: type) -> None:
-        self.source = source
-        self.root = root
+    source: str
+    root: type
 
     def build(self, cls: type, table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
         fields = _fields(cls)
@@ -166,8 +124,6 @@ class _Builder:
             raise self._error(path, f": {error}" if path else str(error)) from error
 
     def _convert(self, kind: Any, value: Any, path: tuple[str, ...]) -> Any:
-        if isinstance(value, _RawValue):
-            value = _parse_raw(value, kind)
         if value == "none" and type(None) in _members(kind):
             return None
         inner = _dataclass_in(kind)
@@ -178,11 +134,12 @@ class _Builder:
             return container(self._convert(arguments[0], item, (*path, str(i))) for i, item in enumerate(value))
         if container is dict and isinstance(value, dict):
             return {key: self._convert(arguments[1], item, (*path, key)) for key, item in value.items()}
-        value = _without_raw_values(value)
         converted = _try_convert(kind, value)
         if converted is _REFUSED:
             is_table = isinstance(value, dict) and not inner
-            hint = "; it holds no keys of its own" if is_table else nearest(str(value), _choices(kind))
+            literals = [member for member in _members(kind) if typing.get_origin(member) is Literal]
+            choices = [str(choice) for literal in literals for choice in typing.get_args(literal)]
+            hint = "; it holds no keys of its own" if is_table else nearest(str(value), choices)
             raise self._error(path, f": expected {_describe(kind)}, got {value!r}{hint}")
         return converted
 
@@ -218,40 +175,29 @@ def _try_convert(kind: Any, value: Any) -> Any:
         return _REFUSED
 
 
-def _parse_value(text: str) -> Any:
-    """Parse tables and lists of tables; other values need the type of their field."""
-    value = _load_value(text)
-    is_table = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
-    return value if is_table else _RawValue(text)
-
-
-def _parse_raw(text: str, kind: Any) -> Any:
-    """Parse as TOML if the field's type accepts the result, otherwise return the text."""
-    value = _load_value(text)
-    takes_text_only = _try_convert(kind, value) is _REFUSED and _try_convert(kind, str(text)) is not _REFUSED
-    return str(text) if takes_text_only else value
-
-
-def _load_value(text: str) -> Any:
-    try:
-        table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return str(text)
-    return table["value"] if len(table) == 1 else str(text)
-
-
-def _without_raw_values(value: Any) -> Any:
+def _parse_text(value: Any, kind: Any) -> Any:
+    """Parse the text inside nested tables as TOML; it stays text if its field only takes text."""
     if isinstance(value, dict):
-        return {key: _without_raw_values(inner) for key, inner in value.items()}
-    return _load_value(value) if isinstance(value, _RawValue) else value
+        return {name: _parse_text(inner, _field_type(kind, name)) for name, inner in value.items()}
+    try:
+        table = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return value
+    parsed = table["value"] if len(table) == 1 else value
+    takes_text_only = _try_convert(kind, parsed) is _REFUSED and _try_convert(kind, value) is not _REFUSED
+    return value if takes_text_only else parsed
 
 
-def _merge(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(table)
-    for key, new in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
-    return merged
+def _field_type(kind: Any, name: str) -> Any:
+    if inner := _dataclass_in(kind):
+        return _fields(inner).get(name, Any)
+    return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else Any
+
+
+def _merge(old: Any, new: Any) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: _merge(old.get(key), value) for key, value in new.items()}
 
 
 def _rename_keys(value: Any, renamed: Mapping[str, str] | None, path: str = "", *, warn: bool = False) -> Any:
@@ -287,10 +233,6 @@ def _dataclass_in(kind: Any) -> type | None:
     return next((m for m in _members(kind) if isinstance(m, type) and dataclasses.is_dataclass(m)), None)
 
 
-def _is_config(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
 def _keys(cls: type) -> Iterator[str]:
     for name, kind in _fields(cls).items():
         inner = _dataclass_in(kind)
@@ -300,14 +242,14 @@ def _keys(cls: type) -> Iterator[str]:
 def _flatten(config: Any) -> Iterator[tuple[str, Any]]:
     for name in _fields(type(config)):
         value = getattr(config, name)
-        if _is_config(value):
+        if dataclasses.is_dataclass(value):
             yield from ((f"{name}.{key}", inner) for key, inner in _flatten(value))
         else:
             yield name, value
 
 
 def _to_table(value: Any) -> Any:
-    if _is_config(value):
+    if dataclasses.is_dataclass(value):
         defaults = {field.name: field.default for field in dataclasses.fields(value)}
         pairs = ((name, getattr(value, name)) for name in _fields(type(value)))
         return {
@@ -320,10 +262,6 @@ def _to_table(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_to_table(inner) for inner in value]
     return msgspec.to_builtins(value)
-
-
-def _choices(kind: Any) -> list[str]:
-    return [str(x) for m in _members(kind) if typing.get_origin(m) is Literal for x in typing.get_args(m)]
 
 
 def _describe(kind: Any) -> str:

@@ -11,11 +11,7 @@ from stemformer.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device with a name; `auto` is CUDA if available, otherwise the CPU.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
+    """Return the device with a name; `auto` is CUDA if available, otherwise the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -24,19 +20,13 @@ def choose_device(name: str) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"Device {name!r} is unknown. Expected auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"Device {name!r} does not exist: this machine has {torch.cuda.device_count()} CUDA devices. Use --device cpu."
-        )
+    if device.type == "cuda" and (device.index or 0) >= (number := torch.cuda.device_count()):
+        raise ConfigError(f"Device {name!r} does not exist: this machine has {number} CUDA devices. Use --device cpu.")
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16`; `auto` is bf16 if the device has matrix units for it.
-
-    Raises:
-        ConfigError: The name is none of the three.
-    """
+    """Return `fp32` or `bf16`; `auto` is bf16 if the device has matrix units for it."""
     if name not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"Precision {name!r} is unknown. Expected auto, fp32 or bf16.")
     if name != "auto":
@@ -58,40 +48,30 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def set_threads(number: int | None) -> None:
-    """Set the number of CPU threads; None leaves PyTorch's choice.
-
-    Raises:
-        ConfigError: The number is below 1, or so large that PyTorch would end the process.
-    """
+    """Set the number of CPU threads; None leaves PyTorch's choice."""
     if number is None:
         return
-    if not 1 <= number <= _MAX_THREADS:
-        raise ConfigError(
-            f"--threads {number}: expected a number from 1 to {_MAX_THREADS}. This machine has {os.cpu_count()} processors."
-        )
+    # PyTorch ends the process if the number is very large.
+    if not 1 <= number <= 1024:
+        machine = f"This machine has {os.cpu_count()} processors."
+        raise ConfigError(f"--threads {number}: expected a number from 1 to 1024. {machine}")
     torch.set_num_threads(number)
-
-
-_MAX_THREADS = 1024
 
 
 def configure_allocator(device: torch.device) -> None:
     """Make the C library reuse freed memory instead of returning large blocks to the system.
 
-    By default glibc returns each freed block of megabytes at once; the next block of that size is
-    then zeroed by the kernel, page by page, which takes a good part of a small model's step
-    (`docs/benchmarks.md`). The setting lasts until the process ends; memory use stays at that of
-    the largest step. No effect without glibc or on other devices.
+    By default glibc returns each freed block of megabytes at once; the kernel then zeroes the next
+    one page by page, a good part of a small model's step (`docs/benchmarks.md`). Memory use stays
+    at that of the largest step. No effect without glibc or on other devices.
     """
     if device.type != "cpu":
         return
+    # Constants of mallopt(3).
+    trim_threshold, mmap_threshold = -1, -3
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         # Older versions accept at most 32 MiB. If the threshold is refused, do not set trimming:
         # that would freeze the threshold at 128 KiB.
-        if libc.mallopt(_MMAP_THRESHOLD, 2**31 - 1) or libc.mallopt(_MMAP_THRESHOLD, 2**25):
-            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-
-
-# Constants of mallopt(3).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+        if libc.mallopt(mmap_threshold, 2**31 - 1) or libc.mallopt(mmap_threshold, 2**25):
+            libc.mallopt(trim_threshold, 2**31 - 1)

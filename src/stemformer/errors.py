@@ -1,7 +1,7 @@
-"""Exceptions.
+"""Exceptions; each message is one line: what is wrong, what was expected, what to do.
 
 ```
-StemformerError          root; messages are one line: what is wrong, what was expected, what to do
+StemformerError          root
 ├── ConfigError          settings, options, recipes
 ├── DataError            text files, shards, labelled files
 ├── TokenizerError       vocabularies
@@ -9,18 +9,12 @@ StemformerError          root; messages are one line: what is wrong, what was ex
 └── TrainingError        training that cannot continue
 ```
 
-`exit_code` is that of the command line: 2 user error, 3 damaged data or a full disk, 4 loss not
-finite.
+`exit_code` of the command line: 2 user error, 3 damaged data or full disk, 4 loss not finite.
 """
 
 
 class StemformerError(Exception):
-    """Root of the exceptions.
-
-    Args:
-        message: One line: what is wrong, what was expected, what to do.
-        damaged: A file was valid once and no longer is (exit code 3 instead of 2).
-    """
+    """Root of the exceptions; `damaged`: a file was valid once and no longer is."""
 
     exit_code = 2
 

@@ -22,14 +22,7 @@ class FileRecord:
 
 
 def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
-    """Write a file atomically: under a temporary name, fsynced, then renamed.
-
-    Args:
-        parts: Bytes or contiguous arrays, concatenated.
-
-    Raises:
-        OSError: For example, the disk is full. The temporary file is removed.
-    """
+    """Write bytes or contiguous arrays to a file atomically: temporary name, fsync, rename."""
     temporary = path.with_name(path.name + ".tmp")
     digest = hashlib.sha256()
     try:
@@ -53,11 +46,7 @@ def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a directory atomically: fill a temporary one, fsync it, and rename it to `target`.
-
-    Args:
-        write: Called with the temporary directory.
-    """
+    """Write a directory atomically: let `write` fill a temporary one, fsync it, and rename it."""
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -84,7 +73,8 @@ def hash_file(path: Path) -> str:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file or directory to disk; a no-op for directories on systems that cannot open them (Windows)."""
+    """Flush a file or directory to disk."""
+    # Windows cannot open directories.
     if os.name != "posix" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -95,11 +85,7 @@ def fsync(path: Path) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines, without an incomplete last line; an absent file has no lines.
-
-    Raises:
-        CheckpointError: A line before the last cannot be parsed.
-    """
+    """Read JSON lines, without an incomplete last line; an absent file has no lines."""
     texts = path.read_bytes().splitlines() if path.is_file() else []
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(texts, start=1):
@@ -107,35 +93,33 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             lines.append(json.loads(text))
         except ValueError as error:
             if number < len(texts):
-                raise CheckpointError(
-                    f"{path}, line {number}, cannot be read. Repair or remove that line.", damaged=True
-                ) from error
+                problem = f"{path}, line {number}, cannot be read. Repair or remove that line."
+                raise CheckpointError(problem, damaged=True) from error
     return lines
+
+
+def _json_line(content: Any, *, indent: int | None = None) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=indent) + "\n").encode()
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines, atomically."""
-    write_file(path, [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows])
+    write_file(path, map(_json_line, rows))
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Append a JSON line and fsync it; an incomplete last line is dropped."""
-    old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    complete = old[: old.rfind("\n") + 1]
-    write_file(path, [(complete + json.dumps(row, ensure_ascii=False) + "\n").encode()])
+    old = path.read_bytes() if path.is_file() else b""
+    write_file(path, [old[: old.rfind(b"\n") + 1], _json_line(row)])
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, atomically."""
-    write_file(path, [(json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()])
+    write_file(path, [_json_line(content, indent=2)])
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file.
-
-    Raises:
-        DataError: The file is damaged.
-    """
+    """Read a JSON file."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -21,38 +21,21 @@ except ImportError:  # Windows has no flock; two commands in one directory are n
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Names by which a directory is recognized as written by stemformer.
 _KNOWN_FILES = (
-    "config.toml",
-    "schedule.json",
-    "checkpoints",
-    "manifest.json",
-    "progress.jsonl",
-    "finished.jsonl",
-    "tokenizer.json",
-    "tokenizer",
-    "trials.json",
+    *("config.toml", "schedule.json", "checkpoints", "manifest.json", "progress.jsonl"),
+    *("finished.jsonl", "tokenizer.json", "tokenizer", "trials.json"),
 )
-"""Names by which a directory is recognized as written by stemformer."""
 
 
 def prepare_output_dir(path: str, *, overwrite: bool, resume: bool = False) -> Path:
-    """Check that a directory may be written to and return its path; change nothing yet.
-
-    Args:
-        path: Directory; it may be missing.
-        overwrite: Its content may be replaced.
-        resume: The caller continues with its content, and checks it itself.
-
-    Raises:
-        ConfigError: It is not empty and neither flag is set, or nothing in it was written by
-        stemformer; both flags
-            are set.
-    """
+    """Check that a directory may be written to and return its path; change nothing yet."""
     folder = Path(path)
     if resume and overwrite:
         raise ConfigError(f"--resume continues with the content of {path}, --overwrite replaces it. Pass one of them.")
     if folder.is_file():
         raise ConfigError(f"{path} is a file. Pass a directory.")
+    # To resume, the caller checks the content.
     if resume or not folder.is_dir() or not any(folder.iterdir()):
         return folder
     if not overwrite:
@@ -64,21 +47,14 @@ def prepare_output_dir(path: str, *, overwrite: bool, resume: bool = False) -> P
 
 
 def check_not_existing(out: str, *, overwrite: bool) -> None:
-    """Check that an output file may be written.
-
-    Raises:
-        ConfigError: It exists, and `overwrite` is False.
-    """
+    """Check that an output file may be written."""
     if Path(out).exists() and not overwrite:
         raise ConfigError(f"{out} exists. Pass another --out, or --overwrite to replace it.")
 
 
 def exclusive_output_dir(command: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a command to lock its output directory `out`.
-
-    Of several ranks, rank 0 holds the lock. The directory itself is locked, so that a killed
-    process leaves no lock file.
-    """
+    """Decorate a command to lock its output directory `out`; of several ranks, rank 0 holds the lock."""
+    # The directory itself is locked, so that a killed process leaves no lock file.
     default = inspect.signature(command).parameters["out"].default
 
     @functools.wraps(command)
@@ -104,9 +80,8 @@ def _locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(
-                    f"{folder} is being written to by another process. Wait until it ends, or pass another --out."
-                ) from None
+                problem = f"{folder} is being written to by another process."
+                raise ConfigError(f"{problem} Wait until it ends, or pass another --out.") from None
         try:
             yield
         finally:
@@ -116,24 +91,17 @@ def _locked(folder: Path) -> Iterator[None]:
                     path.rmdir()
 
 
-def clear_dir(folder: Path) -> None:
-    """Remove the content of a directory, if it exists; of symbolic links, only the links."""
+def clear_dir(folder: Path, *, keep: str | None = None) -> None:
+    """Remove all but one file from a directory, if it exists; of symbolic links, only the links."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
+        elif path.name != keep:
             path.unlink()
 
 
 def check_not_inside_inputs(folder: Path, inputs: Sequence[str]) -> None:
-    """Check that no input lies in the output directory, since --overwrite would delete it.
-
-    Args:
-        inputs: Files, directories, patterns or hub ids.
-
-    Raises:
-        ConfigError: An input lies in the directory.
-    """
+    """Check that no input (file, directory or pattern) is in the directory: --overwrite would delete it."""
     local = [Path(name).expanduser() for name in inputs if not name.startswith("hub:")]
     patterns = [path for path in local if not path.exists()]
     for path in [*local, *(find_files(patterns) if patterns else [])]:

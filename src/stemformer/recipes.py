@@ -6,6 +6,7 @@ al. 2019, table 1; `gpt2_...` Radford et al. 2019, table 2.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from stemformer.config import nearest
 from stemformer.errors import ConfigError
@@ -13,8 +14,7 @@ from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
-from stemformer.training.config import BatchConfig, BudgetConfig, GptRunConfig, PhaseConfig, RunConfig
-from stemformer.training.lr_schedule import ScheduleConfig
+from stemformer.training.config import BatchConfig, BudgetConfig, GptRunConfig, PhaseConfig, RunConfig, ScheduleConfig
 from stemformer.training.optimizer import OptimizerConfig
 
 
@@ -41,10 +41,9 @@ def bert_medium() -> RunConfig:
 def bert_base_2018() -> RunConfig:
     """BERT-base with the 2018 hyper-parameters: masked LM and next sentence, 1M steps.
 
-    90 % of the steps use pairs of 128 tokens, the rest of 512. Differences: no dropout on attention
-    probabilities, initial weights not truncated at two standard deviations, positions initialized
-    as sinusoids and the output bias from word frequencies, bias correction in AdamW, and decay that
-    starts at the end of warm-up.
+    Differences: no dropout on attention probabilities, initial weights not truncated at two
+    standard deviations, positions initialized as sinusoids and the output bias from word
+    frequencies, bias correction in AdamW, and decay that starts at the end of warm-up.
     """
     return _bert_2018("bert_base_2018", layers=12, hidden=768, heads=12)
 
@@ -67,12 +66,9 @@ def gpt_mini() -> GptRunConfig:
 def gpt_small_char() -> GptRunConfig:
     """GPT with 6 layers of width 256 for a small text in characters or bytes.
 
-    With a byte-level BPE of 257 ids each token is a byte. Documents form one stream, since such a
-    text is a single one, or speeches and verses that belong together. Depth, sequence length 256
-    and learning rate are those of nanoGPT's Shakespeare model; width (384 there), batch size (64)
-    and dropout (0.2) are 256, 16 and 0.1, so that an hour on two cores is some twenty epochs.
-
-    Source: Karpathy's nanoGPT, config/train_shakespeare_char.py.
+    With a byte-level BPE of 257 ids each token is a byte. Source: nanoGPT,
+    config/train_shakespeare_char.py; width, batch size and dropout (384, 64, 0.2 there) are lower,
+    so that an hour on two cores is some twenty epochs.
     """
     small = _gpt("gpt_small_char", layers=6, hidden=256, heads=4, learning_rate=1e-3)
     model = replace(small.model, hidden_dropout_prob=0.1)
@@ -110,41 +106,30 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def find_recipe(name: str) -> RunConfig:
-    """Return the run of a recipe.
-
-    Raises:
-        ConfigError: The recipe does not exist.
-
-    Example:
-        >>> find_recipe("bert_mini").model.hidden_size
-        256
-    """
+    """Return the configuration of a recipe."""
     if not name:
         raise ConfigError(f"No recipe. Pass one of {', '.join(RECIPES)} with --recipe.")
     if name not in RECIPES:
-        raise ConfigError(
-            f"Recipe {name!r} does not exist{nearest(name, RECIPES)}. Expected one of {', '.join(RECIPES)}."
-        )
+        expected = f"Expected one of {', '.join(RECIPES)}."
+        raise ConfigError(f"Recipe {name!r} does not exist{nearest(name, RECIPES)}. {expected}")
     return RECIPES[name]()
+
+
+def _sizes(layers: int, hidden: int, heads: int) -> dict[str, Any]:
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    return {**sizes, "intermediate_size": 4 * hidden}
 
 
 def _bert(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: float) -> RunConfig:
     """Return a BERT run for modest hardware.
 
     No dropout, since such runs see each text only a few times. 30 % of the tokens are masked
-    instead of 15 %, and Muon updates the layers' matrices: at this size the model learns in a
-    fraction of the steps (`docs/log.md`). Source: Wettig et al. 2023, section 3; Jordan et al.
-    2024.
+    (Wettig et al. 2023, section 3) and Muon updates the layers' matrices (Jordan et al. 2024): at
+    this size the model learns in a fraction of the steps (`docs/log.md`).
     """
     return RunConfig(
         recipe=recipe,
-        model=BertConfig(
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=4 * hidden,
-            hidden_dropout_prob=0.0,
-        ),
+        model=BertConfig(**_sizes(layers, hidden, heads), hidden_dropout_prob=0.0),
         objective=MaskedLmConfig(mask_rate=0.3),
         batch=BatchConfig(size=16, sequence_length=128),
         optimizer=OptimizerConfig(kind="muon", learning_rate=learning_rate, beta2=0.98),
@@ -174,13 +159,7 @@ def _gpt(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: fl
     return GptRunConfig(
         recipe=recipe,
         model=GptConfig(
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=4 * hidden,
-            hidden_act="gelu",
-            hidden_dropout_prob=0.0,
-            max_position_embeddings=256,
+            **_sizes(layers, hidden, heads), hidden_act="gelu", hidden_dropout_prob=0.0, max_position_embeddings=256
         ),
         batch=BatchConfig(size=16, sequence_length=256),
         optimizer=OptimizerConfig(kind="muon", learning_rate=learning_rate, beta2=0.98),
@@ -189,10 +168,7 @@ def _gpt(recipe: str, *, layers: int, hidden: int, heads: int, learning_rate: fl
 
 
 def _gpt2(recipe: str, *, layers: int, hidden: int, heads: int) -> GptRunConfig:
-    """Return a GPT-2 run, with learning rate and batch size of the smallest GPT-3.
-
-    Source: Brown et al. 2020, table 2.1.
-    """
+    """Return a GPT-2 run, with rate and batch size of the smallest GPT-3 (Brown et al. 2020, table 2.1)."""
     small = _gpt(recipe, layers=layers, hidden=hidden, heads=heads, learning_rate=6e-4)
     return replace(
         small,

@@ -3,8 +3,6 @@ import inspect
 
 import pytest
 
-from stemformer import config, progress
-from stemformer.cli import exit_codes as exits
 from stemformer.cli import terminal
 from stemformer.cli.terminal import Terminal, as_text
 from stemformer.progress import Progress, Silent
@@ -125,7 +123,7 @@ def test_small_results_read_well(result, text):
     assert as_text(result) == text
 
 
-@pytest.mark.parametrize("module", [config, exits, progress, terminal])
+@pytest.mark.parametrize("module", [terminal])
 def test_examples_in_docstrings_hold(module):
     outcome = doctest.testmod(module)
     assert outcome.attempted > 0

@@ -51,7 +51,7 @@ def function_of(command):
 
 
 def options_class(command):
-    first = next(iter(command_app(command).default_command.classes.values()))
+    first = command_app(command).default_command.classes[0]
     return getattr(function_of(command), "options_class", first)
 
 
@@ -63,7 +63,7 @@ def arguments(command):
 @pytest.mark.parametrize("command", commands())
 def test_command_has_the_options_of_its_function(command):
     cls = options_class(command)
-    assert set(command_app(command).default_command.classes.values()) - CLI_ONLY == {cls}
+    assert set(command_app(command).default_command.classes) - CLI_ONLY == {cls}
     only_here = {item.name for extra in CLI_ONLY for item in dataclasses.fields(extra)}
     parameters = inspect.signature(function_of(command)).parameters
     found = arguments(command)
@@ -102,8 +102,8 @@ def test_every_command_is_a_function_of_the_package():
     assert {function_of(command).__name__ for command in commands()} | OTHERS == functions
 
 
-def option_classes():
-    return [cls for cls in vars(o).values() if inspect.isclass(cls) and issubclass(cls, Options)]
+def option_classes(base=Options):
+    return [base, *(cls for inner in base.__subclasses__() for cls in option_classes(inner))]
 
 
 @pytest.mark.parametrize("cls", option_classes())

@@ -11,6 +11,7 @@ from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation import fill_mask
 from stemformer.evaluation.fill_mask import fill_masks, pseudo_log_likelihood
+from stemformer.evaluation.inference import hidden_states
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
@@ -123,9 +124,16 @@ def test_several_batches_equal_one(monkeypatch, at_once, candidates):
 
 def test_batches_hold_no_more_tokens_than_allowed(monkeypatch):
     monkeypatch.setattr(fill_mask, "_BATCH_TOKENS", 20)
-    queries = [(np.arange(n), np.array([0])) for n in (5, 5, 5, 9, 3, 30, 1)]
-    sizes = [[n - 2 for n in batch.cu_seqlens.diff().tolist()] for batch, _ in fill_mask._batches(queries, TOKENIZER)]
-    assert [n for batch in sizes for n in batch] == [5, 5, 5, 9, 3, 30, 1]
+    queries = [(np.full(n, 5), np.array([0])) for n in (5, 5, 5, 9, 3, 22, 1)]
+    sizes = []
+
+    def record_sizes(model, batch):
+        sizes.append([n - 2 for n in batch.cu_seqlens.diff().tolist()])
+        return hidden_states(model, batch)
+
+    monkeypatch.setattr(fill_mask, "hidden_states", record_sizes)
+    assert len(list(fill_mask._log_probabilities(queries, MODEL, TOKENIZER))) == 7
+    assert [n for batch in sizes for n in batch] == [5, 5, 5, 9, 3, 22, 1]
     assert all(sum(batch) + 2 * len(batch) <= 20 or len(batch) == 1 for batch in sizes) and len(sizes) < 7
 
 

@@ -201,7 +201,7 @@ def test_no_prompts_give_no_outputs(ours):
 def test_empty_and_overlong_prompts_are_errors(ours):
     with pytest.raises(DataError, match="prompt 2 of 2 is empty"):
         decode(ours, [*prompts(2), torch.empty(0, dtype=torch.long)], DecodingConfig(max_new_tokens=1))
-    with pytest.raises(DataError, match=f"41 tokens, the model {POSITIONS} positions"):
+    with pytest.raises(DataError, match=f"41 tokens; .* more than the model's {POSITIONS} positions: shorten it"):
         decode(ours, prompts(41), DecodingConfig(max_new_tokens=1))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stemformer.data.labelled.question_answering import Question
-from stemformer.tasks.question_answering import QuestionAnswering, Window, best_spans
+from stemformer.tasks.question_answering import AnswerPrediction, QuestionAnswering, Window, best_spans
 from stemformer.tasks.task import TaskConfig
 
 PASSAGE = "The old king (not the young one) sees a green river. Playing in the café's garden, he isn't quiet: 你好世界!"
@@ -131,7 +131,8 @@ def test_best_span_of_all_windows_is_the_answer(tokenizer):
 
 @pytest.mark.parametrize(("threshold", "text"), [(-3.0, ""), (0.0, "river"), (5.0, "river")])
 def test_threshold_decides_whether_there_is_an_answer(tokenizer, threshold, text):
-    task = QuestionAnswering(TaskConfig("qa", no_answer=True), threshold=threshold)
+    task = QuestionAnswering(TaskConfig("qa", no_answer=True))
+    task.threshold = threshold
     records = [question("river")]
     examples = task.encode(records, tokenizer, max_length=64)
     scores = perfect_scores(examples)
@@ -151,3 +152,10 @@ def test_question_that_must_have_an_answer_gets_one(tokenizer):
     scores = perfect_scores(examples)
     scores[0][0] = 100
     assert task(no_answer=False).decode(scores, examples, records)[0].text == "river"
+
+
+@pytest.mark.parametrize(("scores", "threshold"), [([-4.0, 5.0, 7.0], 0.5), ([-4.0, float("inf")], -4.0)])
+def test_threshold_is_tuned_to_the_midpoint_between_scores(scores, threshold):
+    tuned = task(no_answer=True)
+    tuned.tune({"best_threshold": -4.0}, [AnswerPrediction("", 0, 0, 1.0, score) for score in scores])
+    assert tuned.threshold == threshold

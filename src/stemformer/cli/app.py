@@ -10,8 +10,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import field, replace
+from functools import partial
 from inspect import BoundArguments
 from typing import Any
 
@@ -26,15 +27,13 @@ from stemformer.cli.display import (
     generate_one,
     generate_typed,
     print_result,
-    read_files,
     read_texts,
     to_json,
+    with_stdin,
 )
 from stemformer.cli.exit_codes import FULL, signals_raise, verdict
 from stemformer.cli.parameters import Command, convert_value, new_words
 from stemformer.errors import ConfigError, DataError
-
-# ruff: noqa: D103 - the help of a command is the docstring of its options
 
 START, DATA, TRAIN, USE, MEASURE, KEEP = (
     Group(name, sort_key=number)
@@ -66,82 +65,34 @@ class FewShotDisplay(o.Options):
         dry_run: Print the prompts of the first example of each task and exit.
     """
 
+    replaces = ("tasks", "model")
+
     list_tasks: bool = field(default=False, metadata={"flag": "--list"})
     dry_run: bool = False
 
 
-def command(group: Group | None, *, name: str, of: App = app, optional: Sequence[str] = ()) -> Callable[..., Any]:
-    """Register a function of options objects as a command, described by the first options class."""
-
-    def register(function: Callable[..., None]) -> Command:
-        made = Command(function, optional=optional)
-        # Registered by import path, so that cyclopts inspects the parameters only when the command runs.
-        of.command(f"{__name__}:{function.__name__}", name=name, help=made.help, group=group)
-        return made
-
-    return register
-
-
-# ------------------------------------------------------------------------------------ start, data, train
-
-
-@command(START, name="quickstart")
-def quickstart(options: o.QuickstartOptions, display: DisplayOptions) -> None:
-    run(stemformer.quickstart, options, display)
+def run(name: str, options: o.Options, display: DisplayOptions) -> None:
+    """Call a function of the package, with progress unless it is quick, and print its result."""
+    function = getattr(stemformer, name)
+    keywords = {"options": options} if vars(options) else {}
+    if name in _QUICK:
+        result = function(**keywords)
+    else:
+        with display.progress() as progress:
+            result = function(**keywords, progress=progress)
+    if getattr(options, "show_config", False) and not display.json:
+        print(result["config"], end="")
+    else:
+        print_result(result, display)
 
 
-@command(START, name="recipes")
-def recipes(options: o.RecipesOptions, display: DisplayOptions) -> None:
-    print_result(stemformer.list_recipes(), display)
+def run_with_stdin(name: str, options: o.Options, stdin: StdinOptions, display: DisplayOptions) -> None:
+    """Call a function of the package that takes texts or files, also from standard input."""
+    run(name, with_stdin(options, stdin), display)
 
 
-@command(START, name="plan")
-def plan(options: o.PlanOptions, display: DisplayOptions) -> None:
-    run(stemformer.plan, options, display)
-
-
-@command(DATA, name="train-tokenizer")
-def train_tokenizer(options: o.TrainTokenizerOptions, display: DisplayOptions) -> None:
-    run(stemformer.train_tokenizer, options, display)
-
-
-@command(DATA, name="prepare")
-def prepare(options: o.PrepareOptions, display: DisplayOptions) -> None:
-    run(stemformer.prepare, options, display)
-
-
-@command(DATA, name="make-synthetic")
-def make_synthetic(options: o.MakeSyntheticOptions, display: DisplayOptions) -> None:
-    run(stemformer.make_synthetic, options, display)
-
-
-@command(TRAIN, name="pretrain")
-def pretrain(options: o.PretrainOptions, display: DisplayOptions) -> None:
-    run(stemformer.pretrain, options, display)
-
-
-@command(TRAIN, name="finetune")
-def finetune(options: o.FinetuneOptions, display: DisplayOptions) -> None:
-    run(stemformer.finetune, options, display)
-
-
-# --------------------------------------------------------------------------------------------------- use
-
-
-@command(USE, name="fill", optional=["texts"])
-def fill(options: o.FillOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    options = replace(options, texts=read_texts(options.texts, stdin))
-    print_result(stemformer.fill(options=options), display)
-
-
-@command(USE, name="score", optional=["texts"])
-def score(options: o.ScoreOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    options = replace(options, texts=read_texts(options.texts, stdin))
-    print_result(stemformer.score(options=options), display)
-
-
-@command(USE, name="generate", optional=["prompts"])
 def generate(options: o.GenerateOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
+    """Print the completion of each prompt, as soon as possible."""
     is_typed = not options.prompts and not stdin.stdin and not display.json and sys.stdin.isatty()
     prompts = [] if is_typed else read_texts(options.prompts, stdin, keeps_empty=True)
     if is_typed:
@@ -154,40 +105,29 @@ def generate(options: o.GenerateOptions, stdin: StdinOptions, display: DisplayOp
         generate_many(replace(options, prompts=prompts), display)
 
 
-@command(USE, name="embed", optional=["texts"])
 def embed(options: o.EmbedOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    options = replace(options, texts=read_texts(options.texts, stdin))
+    """Print embeddings as JSON lines, unless they are written to a file."""
+    options = with_stdin(options, stdin)
     with display.progress() as progress:
         result = stemformer.embed(options=options, progress=progress)
-    if options.out is None:
-        for text, vector in zip(options.texts, result["embeddings"].tolist(), strict=True):
-            print(to_json({"text": text, "embedding": vector}))
-    else:
-        print_result(result, display)
+    if options.out is not None:
+        return print_result(result, display)
+    for text, vector in zip(options.texts, result["embeddings"].tolist(), strict=True):
+        print(to_json({"text": text, "embedding": vector}))
 
 
-@command(USE, name="predict", optional=["files"])
 def predict(options: o.PredictOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    options = replace(options, files=read_files(options.files, stdin))
+    """Print predictions as JSON lines, unless they are written to a file."""
     with display.progress() as progress:
-        result = stemformer.predict(options=options, progress=progress)
-    if options.out is None:
-        for row in result["predictions"]:
-            print(to_json(row))
-    else:
-        print_result(result, display)
+        result = stemformer.predict(options=with_stdin(options, stdin), progress=progress)
+    if options.out is not None:
+        return print_result(result, display)
+    for row in result["predictions"]:
+        print(to_json(row))
 
 
-# ----------------------------------------------------------------------------------------------- measure
-
-
-@command(MEASURE, name="evaluate", optional=["files"])
-def evaluate(options: o.EvaluateOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    run(stemformer.evaluate, replace(options, files=read_files(options.files, stdin)), display)
-
-
-@command(MEASURE, name="fewshot", optional=["tasks", "model"])
 def fewshot(options: o.FewShotOptions, instead: FewShotDisplay, display: DisplayOptions) -> None:
+    """Evaluate few-shot and print the results, which are all printed as JSON only; or print tasks or prompts."""
     if instead.list_tasks:
         print_result({"tasks": stemformer.list_tasks()}, display)
     elif instead.dry_run:
@@ -196,72 +136,58 @@ def fewshot(options: o.FewShotOptions, instead: FewShotDisplay, display: Display
         shared = {name: getattr(options, name) for name in ("tasks", "num_shots", "demonstrations", "seed")}
         prompts = stemformer.show_prompts(**shared)
         if display.json:
-            print_result(prompts, display)
-        else:
-            for row in prompts:
-                print(f"=== {row['task']}, {row['num_shots']}-shot ===\n{row['prompt']}[{row['right']}]\n")
+            return print_result(prompts, display)
+        for row in prompts:
+            print(f"=== {row['task']}, {row['num_shots']}-shot ===\n{row['prompt']}[{row['right']}]\n")
     else:
         with display.progress() as progress:
             result = stemformer.fewshot(options=options, progress=progress)
-        # All results are printed as JSON only.
-        shown = result if display.json else {key: value for key, value in result.items() if key != "results"}
-        print_result(shown, display)
+        print_result(result if display.json else {k: v for k, v in result.items() if k != "results"}, display)
 
 
-@command(MEASURE, name="compare")
-def compare(options: o.CompareOptions, display: DisplayOptions) -> None:
-    run(stemformer.compare, options, display)
+# Functions that answer too soon for a progress bar.
+_QUICK = {"list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
 
+# Each command: its group, the function that it calls, and the classes of the function's arguments.
+_TABLE: dict[str, tuple[Any, ...]] = {
+    "quickstart": (START, partial(run, "quickstart"), o.QuickstartOptions),
+    "recipes": (START, partial(run, "list_recipes"), o.RecipesOptions),
+    "plan": (START, partial(run, "plan"), o.PlanOptions),
+    "train-tokenizer": (DATA, partial(run, "train_tokenizer"), o.TrainTokenizerOptions),
+    "prepare": (DATA, partial(run, "prepare"), o.PrepareOptions),
+    "make-synthetic": (DATA, partial(run, "make_synthetic"), o.MakeSyntheticOptions),
+    "pretrain": (TRAIN, partial(run, "pretrain"), o.PretrainOptions),
+    "finetune": (TRAIN, partial(run, "finetune"), o.FinetuneOptions),
+    "fill": (USE, partial(run_with_stdin, "fill"), o.FillOptions, StdinOptions),
+    "score": (USE, partial(run_with_stdin, "score"), o.ScoreOptions, StdinOptions),
+    "generate": (USE, generate, o.GenerateOptions, StdinOptions),
+    "embed": (USE, embed, o.EmbedOptions, StdinOptions),
+    "predict": (USE, predict, o.PredictOptions, StdinOptions),
+    "evaluate": (MEASURE, partial(run_with_stdin, "evaluate"), o.EvaluateOptions, StdinOptions),
+    "fewshot": (MEASURE, fewshot, o.FewShotOptions, FewShotDisplay),
+    "compare": (MEASURE, partial(run, "compare"), o.CompareOptions),
+    "scaling-laws": (MEASURE, partial(run, "scaling_laws"), o.ScalingLawsOptions),
+    "benchmark glue": (None, partial(run, "benchmark_glue"), o.GlueOptions),
+    "benchmark squad": (None, partial(run, "benchmark_squad"), o.SquadOptions),
+    "inspect": (KEEP, partial(run, "inspect"), o.InspectOptions),
+    "report": (KEEP, partial(run, "report"), o.ReportOptions),
+    "runs": (KEEP, partial(run, "list_runs"), o.RunsOptions),
+    "env": (KEEP, partial(run, "env"), o.EnvOptions),
+}
+COMMANDS = {name: Command(function, (*cls, DisplayOptions)) for name, (_, function, *cls) in _TABLE.items()}
 
-@command(MEASURE, name="scaling-laws")
-def scaling_laws(options: o.ScalingLawsOptions, display: DisplayOptions) -> None:
-    run(stemformer.scaling_laws, options, display)
-
-
-@command(None, name="glue", of=benchmark_app)
-def benchmark_glue(options: o.GlueOptions, display: DisplayOptions) -> None:
-    run(stemformer.benchmark_glue, options, display)
-
-
-@command(None, name="squad", of=benchmark_app)
-def benchmark_squad(options: o.SquadOptions, display: DisplayOptions) -> None:
-    run(stemformer.benchmark_squad, options, display)
-
-
-# -------------------------------------------------------------------------------------------------- keep
-
-
-@command(KEEP, name="inspect")
-def inspect(options: o.InspectOptions, display: DisplayOptions) -> None:
-    print_result(stemformer.inspect(options=options), display)
-
-
-@command(KEEP, name="report")
-def report(options: o.ReportOptions, display: DisplayOptions) -> None:
-    print_result(stemformer.report(options=options), display)
-
-
-@command(KEEP, name="runs")
-def runs(options: o.RunsOptions, display: DisplayOptions) -> None:
-    print_result(stemformer.list_runs(options=options), display)
-
-
-@command(KEEP, name="env")
-def env(options: o.EnvOptions, display: DisplayOptions) -> None:
-    print_result(stemformer.env(), display)
-
-
-# -------------------------------------------------------------------------------------------------- main
+for _name, _command in COMMANDS.items():
+    # Registered by import path, so that cyclopts inspects the parameters only when the command runs.
+    _attribute = f"_command_{_name}"
+    globals()[_attribute] = _command
+    _parent = benchmark_app if _name.startswith("benchmark ") else app
+    _parent.command(f"{__name__}:{_attribute}", name=_name.split()[-1], help=_command.help, group=_TABLE[_name][0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; an error is one line on standard error.
-
-    Args:
-        arguments: Words after `stemformer`; by default those of the process.
-    """
+    """Run a command and return its exit code; an error is one line on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    words, notes = new_words(words, _options_of)
+    words, notes = new_words(words, {name: command.classes for name, command in COMMANDS.items()})
     if not {"--quiet", "-q"} & set(words):
         for note in notes:
             print(note, file=sys.stderr)
@@ -297,34 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(function: Callable[..., Any], options: o.Options, display: DisplayOptions) -> None:
-    """Call a function of the Python API with progress, and print its result."""
-    with display.progress() as progress:
-        result = function(options=options, progress=progress)
-    if getattr(options, "show_config", False) and not display.json:
-        print(result["config"], end="")
-    else:
-        print_result(result, display)
-
-
-def _command_app(name: str) -> Any:
-    """Return the app of a command such as `benchmark glue`; None if there is none."""
-    found: Any = app
-    for part in name.split():
-        if part.startswith("-") or part not in found:
-            return None
-        found = found[part]
-    return found
-
-
-def _options_of(name: str) -> tuple[type[o.Options], ...]:
-    found = _command_app(name)
-    return tuple(found.default_command.classes.values()) if found and found.default_command else ()
-
-
 def _is_unknown(words: Sequence[str]) -> bool:
     names = [word for word in words[: 2 if words[:1] == ["benchmark"] else 1] if not word.startswith("-")]
-    return bool(names) and _command_app(" ".join(names)) is None
+    return bool(names) and " ".join(names) not in (*COMMANDS, "benchmark")
 
 
 def _can_resume(name: str, bound: BoundArguments, error: BaseException) -> bool:

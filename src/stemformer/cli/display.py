@@ -47,6 +47,8 @@ class StdinOptions(Options):
         stdin: Read standard input too: a text on each line; JSON lines for evaluate.
     """
 
+    replaces = ("texts", "prompts", "files")
+
     stdin: bool = field(default=False, metadata={"flag": ("--stdin", "-")})
 
 
@@ -112,9 +114,11 @@ def read_texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) ->
     return [*texts, *_stdin_lines(keeps_empty=keeps_empty)] if stdin.stdin or not texts else texts
 
 
-def read_files(files: Any, stdin: StdinOptions) -> list[str]:
-    """Return the files of the command line, and - for standard input if it is to be read."""
-    return [*(files or ()), *(["-"] if stdin.stdin else [])]
+def with_stdin(options: Any, stdin: StdinOptions) -> Any:
+    """Return options with the texts or files of the command line and of standard input."""
+    if hasattr(options, "texts"):
+        return replace(options, texts=read_texts(options.texts, stdin))
+    return replace(options, files=[*(options.files or ()), *(["-"] if stdin.stdin else [])])
 
 
 def _typed() -> Iterator[str]:

@@ -25,9 +25,8 @@ from stemformer.errors import StemformerError
 if TYPE_CHECKING:
     from types import FrameType
 
-
+# Error numbers of a full disk or an exhausted quota.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of a full disk or an exhausted quota."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -35,12 +34,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def verdict(error: BaseException) -> tuple[int, str]:
-    """Return the exit code for an error and the line to print; a broken pipe prints nothing.
-
-    Example:
-        >>> verdict(KeyboardInterrupt())
-        (130, 'stopped')
-    """
+    """Return the exit code for an error and the line to print; a broken pipe prints nothing."""
     text = " ".join(str(error).split())
     match error:
         case Terminated():
@@ -65,8 +59,7 @@ def verdict(error: BaseException) -> tuple[int, str]:
 def signals_raise() -> Iterator[list[KeyboardInterrupt]]:
     """Make SIGTERM raise `Terminated` once: a second signal, as `timeout` sends it, must not stop the saving.
 
-    Yields:
-        The exceptions raised so far by SIGTERM and Ctrl-C, which a library that is being imported may replace by another.
+    Yield the exceptions raised so far by SIGTERM and Ctrl-C, which a library that is being imported may replace.
     """
     raised: list[KeyboardInterrupt] = []
 

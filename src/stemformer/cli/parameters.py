@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter, convert
 
 from stemformer.options import Options, renamed
 
+# Groups in the help of a command, by the names of options; all others are in `Parameters`.
 _GROUPS = {
     "Data": "train dev documents text_column label_column errors kind symbols kmer max_length held_out words stdin",
     "Budget": "steps tokens epochs time tokens_per_parameter",
@@ -19,8 +20,6 @@ _GROUPS = {
     "Compute": "device precision threads compile",
     "Output": "out resume overwrite report json quiet debug",
 }
-"""Groups in the help of a command, by the names of options; all others are in `Parameters`."""
-
 _BY_NAME = {
     name: Group(title, sort_key=number)
     for number, (title, names) in enumerate(_GROUPS.items(), start=1)
@@ -43,21 +42,19 @@ class Command:
     """A function of options objects, as cyclopts calls it: with one parameter for each of their fields.
 
     Args:
-        function: Each of its parameters is annotated with an options class.
-        optional: Fields that may be missing on the command line; they are then empty.
+        classes: Classes of the function's arguments; the first one describes the command.
     """
 
-    def __init__(self, function: Callable[..., None], *, optional: Sequence[str] = ()) -> None:
-        self.function, self.optional = function, optional
-        self.classes: dict[str, type[Options]] = inspect.get_annotations(function)
-        self.classes.pop("return", None)
-        self.help = next(iter(self.classes.values())).summary()
+    def __init__(self, function: Callable[..., None], classes: Sequence[type[Options]]) -> None:
+        self.function, self.classes = function, classes
+        self.optional = {name for cls in classes for name in cls.replaces}
+        self.help = classes[0].summary()
 
     # Built when the command is parsed, not for the list of all commands.
     @functools.cached_property
     def __signature__(self) -> inspect.Signature:
         parameters = []
-        for cls in self.classes.values():
+        for cls in self.classes:
             docs = cls.docs()
             for item in dataclasses.fields(cls):
                 parameters.append(_parameter(item, docs[item.name], is_optional=item.name in self.optional))
@@ -70,7 +67,7 @@ class Command:
 
     def __call__(self, *args: Any, **keywords: Any) -> None:
         values = dict.fromkeys(self.optional, ()) | self.__signature__.bind(*args, **keywords).arguments
-        self.function(**{name: cls.make(**_fields(cls, values)) for name, cls in self.classes.items()})
+        self.function(*(cls.make(**_fields(cls, values)) for cls in self.classes))
 
 
 def convert_value(kind: Any, tokens: Any) -> Any:
@@ -82,46 +79,38 @@ def convert_value(kind: Any, tokens: Any) -> Any:
     return convert(kind, tokens)
 
 
-def new_words(
-    words: Sequence[str], options_of: Callable[[str], Iterable[type[Options]]]
-) -> tuple[list[str], list[str]]:
-    """Replace old names of commands and options on a command line by the new ones.
+def new_words(words: Sequence[str], classes: Mapping[str, Iterable[type[Options]]]) -> tuple[list[str], list[str]]:
+    """Replace old names of commands and options in the words after `stemformer`; return the words, and a note for each.
 
-    Args:
-        words: Words after `stemformer`.
-        options_of: Returns the options classes of a command.
-
-    Returns:
-        The words, and a note for each old name.
+    `classes` are the options classes of each command.
     """
     if not words:
         return [], []
     first, *rest = words
-    chosen = ("score",) if first == "fill" and "--score" in rest else OLD_COMMANDS.get(first, (first,))
-    notes = []
-    if chosen != (first,):
-        old = f"{first} --score" if first == "fill" else first
-        notes.append(f"'stemformer {old}' is now 'stemformer {' '.join(chosen)}'.")
-        rest = [word for word in rest if not (first == "fill" and word == "--score")]
+    old, chosen = first, OLD_COMMANDS.get(first, (first,))
+    if first == "fill" and "--score" in rest:
+        old, chosen = "fill --score", ("score",)
+        rest = [word for word in rest if word != "--score"]
+    notes = [] if chosen == (old,) else [f"'stemformer {old}' is now 'stemformer {' '.join(chosen)}'."]
     command = " ".join([*chosen, *rest[:1]] if chosen == ("benchmark",) else chosen)
-    fields = {item.name: item for cls in options_of(command) for item in dataclasses.fields(cls)}
+    fields = {item.name: item for cls in classes.get(command, ()) for item in dataclasses.fields(cls)}
     end = rest.index("--") if "--" in rest else len(rest)
-    options = [list(_new_option(word, fields)) for word in rest[:end]]
-    for word, new in zip(rest, options, strict=False):
+    changed = []
+    for word in rest[:end]:
+        new = _new_option(word, fields)
+        changed += new
         if new != [word]:
             notes.append(f"{word.partition('=')[0]} is now {' '.join(new).partition('=')[0]}.")
-    changed = [word for new in options for word in new]
     return [*chosen, *changed, *rest[end:]], list(dict.fromkeys(notes))
 
 
-def _new_option(word: str, fields: Mapping[str, Any]) -> Iterator[str]:
+def _new_option(word: str, fields: Mapping[str, Any]) -> list[str]:
     if word in _OLD_FLAGS and "kind" in fields:
-        yield from _OLD_FLAGS[word]
-        return
+        return list(_OLD_FLAGS[word])
     name, equals, value = word.partition("=")
     names = {key for key, item in fields.items() if "is_argument" not in item.metadata}
     new = renamed(names, name[2:].replace("-", "_")) if name.startswith("--") else None
-    yield word if new is None else f"{_flag(fields[new])}{equals}{value}"
+    return [word if new is None else f"{_flag(fields[new])}{equals}{value}"]
 
 
 def _flag(item: "dataclasses.Field[Any]") -> str:
@@ -142,8 +131,8 @@ def _parameter(item: "dataclasses.Field[Any]", doc: str, *, is_optional: bool) -
         settings["name"] = item.metadata.get("flag", _flag(item))
     if item.name in _BY_NAME:
         settings["group"] = _BY_NAME[item.name]
-    if item.type is bool:
-        settings |= {"negative": (), "show_default": False} if not default else {}
+    if item.type is bool and not default:
+        settings |= {"negative": (), "show_default": False}
     if "commas" in item.metadata:
         settings["help"] = f"{doc} Separated by commas."
         settings["converter"] = _split_at_commas
@@ -151,12 +140,9 @@ def _parameter(item: "dataclasses.Field[Any]", doc: str, *, is_optional: bool) -
     if is_list and default in ((), inspect.Parameter.empty):
         settings["show_default"] = False
     if is_optional:
-        default = None
-    elif is_argument and kind == list[str] and default is not inspect.Parameter.empty:
-        default = None if default == () else default
+        kind, default = kind | None, None
     order = inspect.Parameter.POSITIONAL_ONLY if is_argument else inspect.Parameter.KEYWORD_ONLY
-    annotation: Any = kind | None if is_optional else kind
-    return inspect.Parameter(item.name, order, default=default, annotation=Annotated[annotation, Parameter(**settings)])
+    return inspect.Parameter(item.name, order, default=default, annotation=Annotated[kind, Parameter(**settings)])
 
 
 def _command_line_type(kind: Any) -> tuple[Any, bool]:

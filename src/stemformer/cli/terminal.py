@@ -6,6 +6,7 @@ Widths are columns of the screen, so that Chinese aligns too.
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,13 +15,9 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """Progress on standard error: bars on a terminal, else a plain line from time to time and one at the end.
+    """Progress on standard error: bars on a terminal, else a plain line every `interval` seconds and one at the end.
 
     Rates exclude the first call of `advance`, which on resume skips what was done before.
-
-    Args:
-        is_live: Draw bars. Default: if standard error is a terminal.
-        interval: Seconds between plain lines.
     """
 
     def __init__(self, *, is_live: bool | None = None, interval: float = 10.0) -> None:
@@ -31,7 +28,6 @@ class Terminal:
         self._title: str | None = None
 
     def start(self, what: str, *, total: float | None = None, unit: str = "") -> None:
-        """Start a bar and end the one before it."""
         self.finish()
         self._title, self._total, self._unit, self._note = what, total, unit, ""
         self._done = self._first = 0.0
@@ -43,7 +39,6 @@ class Terminal:
             self._task = self._bar.add_task(what, total=total, unit=unit, done="", rate="", note="")
 
     def advance(self, amount: float, note: str = "") -> None:
-        """Advance the bar by `amount` units."""
         if self._title is None:
             return
         now = time.monotonic()
@@ -57,14 +52,12 @@ class Terminal:
             self._print(now)
 
     def say(self, line: str) -> None:
-        """Write a line of text, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def finish(self) -> None:
-        """End the bar, which stays on the screen with its last numbers."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -85,7 +78,7 @@ class Terminal:
         return f"{_short(self._done)}{total} {self._unit}".rstrip() + share
 
     def _speed(self, now: float) -> float:
-        """Return units per second since the first call of `advance`; 0 if there is nothing to measure yet."""
+        """Return units per second; 0 if there is nothing to measure yet."""
         if self._started is None or now <= self._started:
             return 0.0
         return (self._done - self._first) / (now - self._started)
@@ -104,15 +97,11 @@ def _bar() -> "RichProgress":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns: list[Any] = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[done]}", markup=False),
-        TextColumn("{task.fields[rate]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    ]
+    title, done, rate, note = (
+        TextColumn(f"{{task.{name}}}", markup=False)
+        for name in ("description", "fields[done]", "fields[rate]", "fields[note]")
+    )
+    columns = (title, BarColumn(bar_width=30), done, rate, TimeElapsedColumn(), TimeRemainingColumn(), note)
     return Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
 
 
@@ -131,11 +120,7 @@ def _clock(seconds: float) -> str:
 
 
 def as_text(result: Any) -> str:
-    """Format the result of a function of the Python API as text.
-
-    Args:
-        result: A dict becomes names and values, and below them its lists of dicts or of sentences as tables or lines.
-            A list of dicts becomes a table, and the results of `fill` a table for each text.
+    """Format a result: a dict as names and values above its tables and lines, a list of dicts as a table.
 
     Example:
         >>> print(as_text({"steps": 1000, "loss": 2.5}))
@@ -144,8 +129,9 @@ def as_text(result: Any) -> str:
     """
     if isinstance(result, Mapping):
         blocks = {name: value for name, value in result.items() if _is_block(value)}
-        named = "\n".join(_aligned(list(_named({k: v for k, v in result.items() if k not in blocks}))))
-        return "\n\n".join([named, *(f"{name}\n{_indented(as_text(value))}" for name, value in blocks.items())])
+        named = _aligned(list(_named({name: value for name, value in result.items() if name not in blocks})))
+        tables = [f"{name}\n{indent(as_text(value), '  ', lambda line: True)}" for name, value in blocks.items()]
+        return "\n\n".join(["\n".join(named), *tables])
     if not isinstance(result, Sequence) or isinstance(result, str):
         return str(result)
     if result and all(isinstance(record, Mapping) and "masks" in record for record in result):
@@ -174,26 +160,22 @@ def _is_block(value: Any) -> bool:
     )
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
-
-
 def _filled(record: Mapping[str, Any]) -> str:
-    rows = []
-    for number, mask in enumerate(record["masks"], start=1):
-        for rank, candidate in enumerate(mask["candidates"]):
-            name = f"  mask {number}" if rank == 0 else ""
-            rows.append([name, str(candidate["token"]), f"{candidate['probability']:.4f}"])
+    rows = [
+        [f"  mask {number}" if rank == 0 else "", str(candidate["token"]), f"{candidate['probability']:.4f}"]
+        for number, mask in enumerate(record["masks"], start=1)
+        for rank, candidate in enumerate(mask["candidates"])
+    ]
     return "\n".join([str(record["text"]), *_aligned(rows), f"  {record['filled']}"])
 
 
-def _named(table: Mapping[str, Any], indent: str = "") -> Iterator[list[str]]:
+def _named(table: Mapping[str, Any], margin: str = "") -> Iterator[list[str]]:
     for name, value in table.items():
         if isinstance(value, Mapping) and value:
-            yield [f"{indent}{name}", ""]
-            yield from _named(value, indent + "  ")
+            yield [f"{margin}{name}", ""]
+            yield from _named(value, margin + "  ")
         else:
-            yield [f"{indent}{name}", _value(value)]
+            yield [f"{margin}{name}", _value(value)]
 
 
 def _value(value: Any) -> str:

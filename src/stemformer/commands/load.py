@@ -330,7 +330,7 @@ class Pipeline:
             ['un', '##believ', '##able']
         """
         ids = self.tokenizer.encode(text).ids
-        return [self.tokenizer.id_to_token(int(token)) or "" for token in ids]
+        return [self.tokenizer.tokens[token] for token in ids]
 
     def info(self) -> dict[str, Any]:
         """Describe model, task and tokenizer, as `stemformer.inspect` does."""

@@ -13,33 +13,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from stemformer.data.examples.batch import Batch, Example, collate
+from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.sampling import example_generator, permuted
 from stemformer.data.shards.reader import Shards
 from stemformer.data.tokenization.tokenizer import SUBWORD_PREFIX, Tokenizer
+from stemformer.evaluation.inference import even_batches, masked_example
 
 _SEED = 2**40 + 2
 _LENGTHS = range(6, 25)
-_BATCH_TOKENS = 4096
-_CANDIDATES_PER_EXAMPLE = 20
-"""Maximum number of sentences to examine for each example."""
+_CANDIDATES_PER_EXAMPLE = 20  # sentences to examine at most
 _FULL_WIDTH = tuple("。，、；：！？）》」』（《「『")
 _EITHER = ("[MASK]", *"“”‘’")
 _CLOSING = ".,;:!?)]}%'’”。，、；：！？）》」』"
 _OPENING = "([{‘“（《「『"
-_CONTRACTIONS = ("s", "t", "d", "m", "re", "ve", "ll")
-"""Tokens after an apostrophe: it's, don't."""
+_CONTRACTIONS = ("s", "t", "d", "m", "re", "ve", "ll")  # it's, don't
 
 
 @dataclass(frozen=True)
 class ClozeExamples:
-    """Sentences with one masked word each.
+    """Sentences with one masked word each, for display and as model inputs.
 
-    Attributes:
-        texts: For display, with `[MASK]`.
-        answers: The masked words.
-        batches: Model inputs.
-        constant: Most frequent alphabetic word of the training text; the constant baseline.
+    `constant` is the most frequent alphabetic word of the training text: the baseline.
     """
 
     texts: list[str]
@@ -51,10 +45,9 @@ class ClozeExamples:
 def choose_cloze_examples(
     shards: Shards, tokenizer: Tokenizer, *, number: int, longest: int = 512
 ) -> ClozeExamples | None:
-    """Select up to `number` examples of a split, always the same; None if there are none.
+    """Select up to `number` examples, always the same; None if there are none.
 
-    Args:
-        longest: Maximum sequence length of the model, special tokens included.
+    `longest` is the maximum sequence length of the model, special tokens included.
     """
     bounds = np.asarray(shards.sentence_starts)
     lengths = np.diff(bounds)
@@ -76,9 +69,7 @@ def choose_cloze_examples(
         position = int(positions[example_generator(_SEED, 0, sentence).integers(len(positions))])
         masked = ids.copy()
         masked[position] = tokenizer.mask_token_id
-        with_special = np.concatenate([[tokenizer.cls_token_id], masked, [tokenizer.sep_token_id]])
-        label = ids[position : position + 1]
-        example = Example(with_special, np.array([len(ids) + 2]), np.array([position + 1]), label)
+        example = masked_example(masked, np.array([position]), ids[position : position + 1], tokenizer)
         answer = tokenizer.tokens[ids[position]]
         text = shown_text([tokenizer.tokens[i] for i in masked.tolist()])
         found[_is_ideograph(answer)].append((text, answer, example))
@@ -86,36 +77,23 @@ def choose_cloze_examples(
         return None
     alternating = [item for pair in itertools.zip_longest(*found.values()) for item in pair if item is not None]
     texts, answers, examples = (list(column) for column in zip(*alternating[:number], strict=True))
-    size = max(1, _BATCH_TOKENS // _LENGTHS.stop)
-    batches = [
-        collate(examples[a : a + size], range(a, min(a + size, len(examples)))) for a in range(0, len(examples), size)
-    ]
     constant = tokenizer.tokens[int(np.where(is_word, shards.unigram_counts[: len(is_word)], 0).argmax())]
-    return ClozeExamples(texts, answers, batches, constant)
+    return ClozeExamples(texts, answers, even_batches(examples, length=_LENGTHS.stop), constant)
 
 
 @torch.inference_mode()
 def evaluate_cloze(
     module: nn.Module, examples: ClozeExamples, tokenizer: Tokenizer, *, device: torch.device
 ) -> dict[str, Any]:
-    """Predict the most likely word for each mask and compute the accuracy.
-
-    Args:
-        module: Returns logits with `return_logits` (`objectives.objective.LossModule`).
-
-    Returns:
-        `blank_accuracy`, `blank_constant_accuracy`, and `fills`: text, answer, guess and its
-        probability for each example.
-    """
+    """Predict the most likely word for each mask (`fills`), and compute the accuracy."""
     module.eval()
-    guesses: list[tuple[str, float]] = []
+    guesses: list[tuple[float, int]] = []
     for batch in examples.batches:
-        probabilities = module(batch.to(device), return_logits=True).float().softmax(-1)
-        best, ids = probabilities.max(-1)
-        guesses += [(tokenizer.tokens[i], p) for i, p in zip(ids.tolist(), best.tolist(), strict=True)]
+        best = module(batch.to(device), return_logits=True).float().softmax(-1).max(-1)
+        guesses += zip(best.values.tolist(), best.indices.tolist(), strict=True)
     fills = [
-        {"text": text, "answer": answer, "guess": guess, "probability": round(p, 4)}
-        for text, answer, (guess, p) in zip(examples.texts, examples.answers, guesses, strict=True)
+        {"text": text, "answer": answer, "guess": tokenizer.tokens[i], "probability": round(p, 4)}
+        for text, answer, (p, i) in zip(examples.texts, examples.answers, guesses, strict=True)
     ]
     return {
         "blank_accuracy": sum(fill["guess"] == fill["answer"] for fill in fills) / len(fills),
@@ -153,10 +131,8 @@ def shown_text(tokens: list[str]) -> str:
 
 def _is_chinese_pair(*tokens: str) -> bool:
     """Tell whether no space separates two tokens; masks and quotes follow their neighbor."""
-    chinese = [_is_ideograph(token) or token in _FULL_WIDTH for token in tokens]
-    return any(chinese) and all(
-        is_chinese or token in _EITHER for is_chinese, token in zip(chinese, tokens, strict=True)
-    )
+    other = [token for token in tokens if not _is_ideograph(token) and token not in _FULL_WIDTH]
+    return len(other) < len(tokens) and all(token in _EITHER for token in other)
 
 
 def _is_ideograph(token: str) -> bool:

@@ -1,6 +1,6 @@
 """Fill-mask predictions and pseudo-log-likelihoods of masked language models."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,24 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stemformer.data.examples.batch import Batch, Example, collate
+from stemformer.data.examples.batch import collate
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError, DataError
-from stemformer.evaluation.inference import hidden_states
+from stemformer.evaluation.inference import batch_slices, hidden_states, masked_example
 from stemformer.models.model import Model
 
 _BATCH_TOKENS = 16_384
-"""Maximum number of tokens in a batch."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Candidate word for a mask.
-
-    Attributes:
-        token: The word; a WordPiece continuation starts with `##`.
-        probability: Among the vocabulary, or among the candidate words if they were restricted.
-    """
+    """Word for a mask (a continuation starts with `##`), and its share among all candidates."""
 
     token: str
     probability: float
@@ -42,13 +36,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Score:
-    """Pseudo-log-likelihood of a text.
-
-    Attributes:
-        log_likelihood: Sum over tokens of the log-probability (nats) of the token when it alone is
-            masked.
-        perplexity: exp(-log_likelihood / num_tokens).
-    """
+    """Sum of the log-probabilities (nats) of a text's tokens, each of them masked alone."""
 
     text: str
     num_tokens: int
@@ -63,13 +51,8 @@ def fill_masks(
 
     Args:
         model: Has a masked-LM head; in evaluation mode.
-        candidates: Candidate words. A word of several tokens is scored by the sum of their
-            log-probabilities with as many masks; probabilities are normalized over the candidate
-            words.
-
-    Raises:
-        DataError: A text has no `[MASK]` or exceeds the model's maximum length.
-        ConfigError: `top_k` is below 1, or the tokenizer cannot represent a candidate word.
+        candidates: Words to choose from. One of several tokens is scored by the sum of their
+            log-probabilities with as many masks; probabilities sum to 1 over the candidates.
     """
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}. Expected at least 1.")
@@ -82,18 +65,12 @@ def fill_masks(
         masks = _rank_vocabulary(encoded, model, tokenizer, top_k)
     else:
         ranked = [_rank_words(ids, text, words, model, tokenizer) for ids, text in zip(encoded, texts, strict=True)]
-        masks = [[ranking[:top_k] for ranking in text] for text in ranked]
+        masks = [[ranking[:top_k] for ranking in rankings] for rankings in ranked]
     return [Filled(text, found, _fill(text, found)) for text, found in zip(texts, masks, strict=True)]
 
 
 def pseudo_log_likelihood(texts: Sequence[str], model: Model, tokenizer: Tokenizer) -> list[Score]:
-    """Score texts by masking one token at a time and summing its log-probability.
-
-    Args:
-        model: Has a masked-LM head; in evaluation mode.
-
-    Raises:
-        DataError: A text has no token or exceeds the model's maximum length.
+    """Score texts by masking one token at a time; `model` has a masked-LM head.
 
     Source: Salazar et al. 2020, section 2.
     """
@@ -105,8 +82,8 @@ def pseudo_log_likelihood(texts: Sequence[str], model: Model, tokenizer: Tokeniz
             raise DataError(f"{_shorten(text)!r} has no token. Expected at least one word.")
         masked = np.tile(ids, (n, 1))  # (n, n): row i masks token i
         np.fill_diagonal(masked, tokenizer.mask_token_id)
-        rows = _log_probabilities(((row, np.array([i])) for i, row in enumerate(masked)), model, tokenizer)
-        total = float(sum(float(row[0, token]) for row, token in zip(rows, ids.tolist(), strict=True)))
+        rows = _log_probabilities([(row, np.array([i])) for i, row in enumerate(masked)], model, tokenizer)
+        total = sum(float(row[0, token]) for row, token in zip(rows, ids.tolist(), strict=True))
         scores.append(Score(text, n, total, float(np.exp(-total / n))))
     return scores
 
@@ -141,12 +118,8 @@ def _rank_vocabulary(
     out: list[list[list[Candidate]]] = []
     for log_p in _log_probabilities(queries, model, tokenizer):
         best = log_p[:, : tokenizer.vocab_size].topk(min(top_k, tokenizer.vocab_size))
-        out.append(
-            [
-                [Candidate(tokenizer.tokens[i], p) for i, p in zip(row_ids, row_p, strict=True)]
-                for row_ids, row_p in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-            ]
-        )
+        ranked = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+        out.append([[Candidate(tokenizer.tokens[i], p) for i, p in zip(*row, strict=True)] for row in ranked])
     return out
 
 
@@ -156,22 +129,15 @@ def _rank_words(
     """Return all candidate words for each mask of one text, most likely first."""
     out: list[list[Candidate]] = []
     names = list(words)
-    lengths = sorted({len(pieces) for pieces in words.values()})
+    lengths = sorted(set(map(len, words.values())))
     for mask in np.flatnonzero(ids == tokenizer.mask_token_id).tolist():
         if len(ids) - 1 + lengths[-1] > model.config.max_position_embeddings - 2:
             raise DataError(f"{_shorten(text)!r} is too long for a word of {lengths[-1]} pieces. Shorten the text.")
         # One query for each number of masks.
-        queries = [
-            (
-                np.concatenate([ids[:mask], np.full(k, tokenizer.mask_token_id), ids[mask + 1 :]]),
-                np.arange(mask, mask + k),
-            )
-            for k in lengths
-        ]
+        inserted = [np.concatenate([ids[:mask], [tokenizer.mask_token_id] * k, ids[mask + 1 :]]) for k in lengths]
+        queries = [(filled, np.arange(mask, mask + k)) for filled, k in zip(inserted, lengths, strict=True)]
         by_length = dict(zip(lengths, _log_probabilities(queries, model, tokenizer), strict=True))
-        log_p = torch.stack(
-            [by_length[len(p)][torch.arange(len(p)), torch.from_numpy(p)].sum() for p in words.values()]
-        )
+        log_p = torch.stack([by_length[len(p)].gather(1, torch.from_numpy(p)[:, None]).sum() for p in words.values()])
         probabilities = torch.softmax(log_p, 0)
         order = probabilities.argsort(descending=True, stable=True).tolist()
         out.append([Candidate(names[i], float(probabilities[i])) for i in order])
@@ -179,44 +145,27 @@ def _rank_words(
 
 
 def _log_probabilities(
-    queries: Iterable[tuple[np.ndarray, np.ndarray]], model: Model, tokenizer: Tokenizer
+    queries: Sequence[tuple[np.ndarray, np.ndarray]], model: Model, tokenizer: Tokenizer
 ) -> Iterator[Float[Tensor, "m V"]]:
     """Yield the log-probabilities at the positions of each query of (ids, positions)."""
     device = next(model.parameters()).device
-    for batch, sizes in _batches(queries, tokenizer):
-        batch = batch.to(device)
+    for part in batch_slices([len(ids) + 2 for ids, _ in queries], _BATCH_TOKENS):
+        examples = [masked_example(ids, positions, ids[positions], tokenizer) for ids, positions in queries[part]]
+        batch = collate(examples, range(len(examples))).to(device)
         with torch.inference_mode():
             states = hidden_states(model, batch)
             logits = model.lm_logits(states.index_select(0, batch.label_positions))  # (M, V)
             log_p = torch.log_softmax(logits.float(), -1).cpu()
-        yield from log_p.split(sizes)  # type: ignore[no-untyped-call]
-
-
-def _batches(
-    queries: Iterable[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer
-) -> Iterator[tuple[Batch, list[int]]]:
-    """Yield batches of bounded size, with the number of scored positions of each sequence."""
-    pending: list[Example] = []
-    num_tokens = 0
-    for ids, positions in queries:
-        if pending and num_tokens + len(ids) + 2 > _BATCH_TOKENS:
-            yield collate(pending, range(len(pending))), [len(e.labels) for e in pending]
-            pending, num_tokens = [], 0
-        num_tokens += len(ids) + 2
-        with_special = np.concatenate([[tokenizer.cls_token_id], ids, [tokenizer.sep_token_id]])
-        pending.append(Example(with_special, np.array([len(ids) + 2]), positions + 1, ids[positions]))
-    if pending:
-        yield collate(pending, range(len(pending))), [len(e.labels) for e in pending]
+        yield from log_p.split([len(example.labels) for example in examples])  # type: ignore[no-untyped-call]
 
 
 def _fill(text: str, masks: list[list[Candidate]]) -> str:
-    parts = text.split("[MASK]")
-    out = parts[0]
-    for candidates, part in zip(masks, parts[1:], strict=True):
+    out, *rest = text.split("[MASK]")
+    for candidates, part in zip(masks, rest, strict=True):
         word = candidates[0].token
         out = (out.rstrip(" ") + word[2:] if word.startswith("##") else out + word) + part
     return out
 
 
-def _shorten(text: str, *, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Integer
 from torch import nn
 
-from stemformer.data.examples.batch import Batch, collate
+from stemformer.data.examples.batch import Batch
 from stemformer.data.examples.sampling import example_generator, permuted
 from stemformer.errors import DataError
+from stemformer.evaluation.inference import BATCH_TOKENS, even_batches
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.objectives.objective import Examples, Objective, ObjectiveConfig
 
@@ -19,27 +20,16 @@ _SEED = 2**40 + 1
 
 
 def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:
-    """Return the objective for held-out text: 15 % token masks, whatever training masks.
-
-    Objectives other than masked LM are returned unchanged.
-    """
+    """Return the objective for held-out text: 15 % token masks, whatever training masks."""
     if not isinstance(config, MaskedLmConfig):
         return config
     return MaskedLmConfig(sentences=config.sentences, short_seq_prob=config.short_seq_prob)
 
 
 def held_out_batches(
-    examples: Examples, objective: Objective, *, num_examples: int, batch_tokens: int = 4096
+    examples: Examples, objective: Objective, *, num_examples: int, batch_tokens: int = BATCH_TOKENS
 ) -> list[Batch]:
-    """Return the same masked examples at each call.
-
-    Args:
-        num_examples: Maximum number of examples, sampled from all.
-        batch_tokens: Approximate number of tokens in a batch.
-
-    Raises:
-        DataError: The split has no example.
-    """
+    """Return the same masked examples at each call, sampled from all."""
     if len(examples) == 0:
         raise DataError("The held-out split has no examples. Prepare the data again with a larger --held-out.")
     chosen = permuted(np.arange(min(num_examples, len(examples))), len(examples), seed=_SEED, epoch=0).tolist()
@@ -47,18 +37,13 @@ def held_out_batches(
     for i in chosen:
         rng = example_generator(_SEED, 0, i)
         made.append(objective.corrupt(examples.get_example(i, rng), rng))
-    size = max(1, batch_tokens // examples.sequence_length)
-    return [collate(made[a : a + size], chosen[a : a + size]) for a in range(0, len(chosen), size)]
+    return even_batches(made, length=examples.sequence_length, numbers=chosen, batch_tokens=batch_tokens)
 
 
 def baselines(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch]) -> dict[str, float]:
-    """Return the unigram and majority baselines of batches.
+    """Return `unigram_loss` (nats), `unigram_accuracy`, and with sentence pairs `majority_accuracy`.
 
-    Args:
-        counts: Count of each id in the training text; one is added to each (Laplace smoothing).
-
-    Returns:
-        `unigram_loss` (nats) and `unigram_accuracy`; with sentence pairs also `majority_accuracy`.
+    `counts` are those of the ids in the training text, with Laplace smoothing.
     """
     labels = torch.cat([batch.labels for batch in batches]).numpy()
     smoothed = counts.astype(np.float64) + 1
@@ -67,8 +52,7 @@ def baselines(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch]) -> dic
         "unigram_loss": float(-log_p[labels].mean()),
         "unigram_accuracy": float((labels == smoothed.argmax()).mean()),
     }
-    answers = [batch.sequence_labels for batch in batches if batch.sequence_labels is not None]
-    if answers:
+    if answers := [batch.sequence_labels for batch in batches if batch.sequence_labels is not None]:
         ones = float(torch.cat(answers).double().mean())
         metrics["majority_accuracy"] = max(ones, 1 - ones)
     return metrics
@@ -87,23 +71,20 @@ def evaluate_held_out(
 
     Args:
         module: Returns the summed losses of a batch (`objectives.objective.LossModule`).
-        num_counted: Count the first batches only. The others are computed because all ranks must
-            run the same number of forward passes.
+        num_counted: Number of first batches that count; the others only keep the number of forward
+            passes equal on all ranks.
         add: Sums numbers over all ranks.
     """
     module.eval()
-    totals: dict[str, list[float]] = {}
+    totals: dict[str, np.ndarray] = {}
     for number, batch in enumerate(batches):
         weight = float(num_counted is None or number < num_counted)
         for name, loss in module(batch.to(device)).items():
-            sums = totals.setdefault(name, [0.0, 0.0, 0.0])
-            sums[0] += weight * float(loss.total)
-            sums[1] += weight * float(loss.correct)
-            sums[2] += weight * loss.count
-    reduced = add([value for sums in totals.values() for value in sums])
+            sums = weight * np.array([float(loss.total), float(loss.correct), loss.count])
+            totals[name] = totals[name] + sums if name in totals else sums
+    reduced = np.reshape(add(np.concatenate(list(totals.values())).tolist()), (-1, 3)).tolist()
     out: dict[str, float] = {}
-    for i, name in enumerate(totals):
-        total, correct, count = reduced[3 * i : 3 * i + 3]
+    for name, (total, correct, count) in zip(totals, reduced, strict=True):
         out |= {f"{name}_loss": total / max(1.0, count), f"{name}_accuracy": correct / max(1.0, count)}
     return out
 
@@ -120,10 +101,7 @@ def make_held_out_evaluation(
 ) -> Callable[[nn.Module], dict[str, float]]:
     """Return a function that computes the held-out metrics of a module, baselines included.
 
-    Args:
-        num_examples: Maximum number of examples.
-        world_size: Batches are distributed round-robin; every rank processes the same number.
-        add: Sums numbers over all ranks.
+    Batches are distributed over ranks round-robin, and `add` sums numbers over all ranks.
     """
     batches = held_out_batches(examples, objective, num_examples=num_examples)
     splits = examples.shards.manifest.splits

@@ -1,6 +1,7 @@
-"""Inference over task examples: scores of a task, and pooled hidden states."""
+"""Inference over examples: batches, scores of a task, and pooled hidden states."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from stemformer.data.examples.batch import Batch, collate
+from stemformer.data.examples.batch import Batch, Example, collate
+from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples
@@ -16,6 +18,33 @@ from stemformer.tasks.task import Task
 
 BATCH_TOKENS = 4096
 """Approximate number of tokens in an inference batch."""
+
+
+def batch_slices(sizes: Sequence[int], max_tokens: int) -> Iterator[slice]:
+    """Yield slices of consecutive examples with at most `max_tokens` tokens (or one example)."""
+    begin, total = 0, 0
+    for number, size in enumerate(sizes):
+        if number > begin and total + size > max_tokens:
+            yield slice(begin, number)
+            begin, total = number, 0
+        total += size
+    if begin < len(sizes):
+        yield slice(begin, len(sizes))
+
+
+def even_batches(
+    examples: Sequence[Example], *, length: int, numbers: Sequence[int] | None = None, batch_tokens: int = BATCH_TOKENS
+) -> list[Batch]:
+    """Collate examples of at most `length` tokens into batches of as many examples."""
+    numbers = range(len(examples)) if numbers is None else numbers
+    size = max(1, batch_tokens // length)
+    return [collate(examples[a : a + size], numbers[a : a + size]) for a in range(0, len(examples), size)]
+
+
+def masked_example(ids: np.ndarray, positions: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer) -> Example:
+    """Put a text between [CLS] and [SEP]; `positions` are those of its scored masks."""
+    with_special = np.concatenate([[tokenizer.cls_token_id], ids, [tokenizer.sep_token_id]])
+    return Example(with_special, np.array([len(with_special)]), positions + 1, labels)
 
 
 def hidden_states(model: Model, batch: Batch, **options: Any) -> Any:
@@ -36,8 +65,6 @@ def predict_scores(
     on_examples: Callable[[int], None] | None = None,
 ) -> tuple[list[Float[np.ndarray, "_ c"]], float | None]:
     """Return the scores of each example, and the mean loss (None without labels).
-
-    Batches hold examples of similar length, without padding.
 
     Args:
         module: Has the task as its objective (`objectives.objective.LossModule`).
@@ -70,12 +97,7 @@ def pooled_states(
     batch_tokens: int = BATCH_TOKENS,
     on_examples: Callable[[int], None] | None = None,
 ) -> Float[np.ndarray, "n D"]:
-    """Return one vector per example, pooled from its last hidden states.
-
-    Args:
-        examples: One sequence each.
-        pooling: Mean over all tokens, special tokens included, or the state of the summary token.
-        on_examples: Called with the number of examples of each finished batch.
+    """Return the mean state of each example's tokens, or that of its summary token.
 
     Source: Reimers and Gurevych 2019, section 3.
     """
@@ -98,17 +120,11 @@ def pooled_states(
 
 
 def _batches(examples: TaskExamples, batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
+    """Yield batches of similar length, either all or none of them labelled."""
     # Longest first: running out of memory shows at once.
-    order = np.argsort(-examples.sizes, kind="stable")
-    numbers: list[int] = []
-    tokens = 0
-    has_labels: bool | None = None
-    for number in order.tolist():
-        size, is_labelled = int(examples.sizes[number]), examples.examples[number].sequence_labels is not None
-        if numbers and (tokens + size > batch_tokens or is_labelled != has_labels):
+    order = np.argsort(-examples.sizes, kind="stable").tolist()
+    for _, group in groupby(order, key=lambda i: examples.examples[i].sequence_labels is not None):
+        members = list(group)
+        for part in batch_slices(examples.sizes[members].tolist(), batch_tokens):
+            numbers = members[part]
             yield numbers, collate([examples.examples[i] for i in numbers], numbers)
-            numbers, tokens = [], 0
-        numbers.append(number)
-        tokens, has_labels = tokens + size, is_labelled
-    if numbers:
-        yield numbers, collate([examples.examples[i] for i in numbers], numbers)

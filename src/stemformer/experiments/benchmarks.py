@@ -29,11 +29,11 @@ from stemformer.experiments.benchmark_runs import (
     rename_task_keys,
     run_task,
 )
-from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, check_single_process
+from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, check_single_process, prepare_experiment_dir
 from stemformer.huggingface.load import find_model_folder, read_task_info
 from stemformer.io import write_file, write_json
 from stemformer.options import BenchmarkOptions, GlueOptions, SquadOptions, accepts
-from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
+from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.benchmark import benchmark_table, write_benchmark_report
 from stemformer.tasks.metrics import squad_metrics
@@ -196,9 +196,7 @@ def _open_grid(config: BenchmarkConfig, options: BenchmarkOptions) -> RunGrid[st
     """
     find_model_folder(config.model)
     check_single_process("A benchmark")
-    folder = prepare_output_dir(options.out, resume=options.resume, overwrite=options.overwrite)
-    inputs = [*config.data, *config.dev, config.model, config.from_task]
-    check_not_inside_inputs(folder, [path for path in inputs if path is not None and Path(path).exists()])
+    folder = prepare_experiment_dir(options, [*config.data, *config.dev, config.model, config.from_task])
     grid = RunGrid(
         folder,
         config,

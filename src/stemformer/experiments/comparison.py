@@ -6,7 +6,7 @@ over paired seeds.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -21,11 +21,11 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import choose_device
 from stemformer.errors import ConfigError
 from stemformer.evaluation.seed_statistics import differences_from_random, gain_sentences, means, table_row
-from stemformer.experiments.run_grid import CONFIG, PlannedRun, Record, RunGrid, check_single_process
+from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, check_single_process, prepare_experiment_dir
 from stemformer.huggingface.load import find_model_folder
 from stemformer.io import read_jsonl, write_json
 from stemformer.options import CompareOptions, accepts
-from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
+from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.comparison import write_comparison_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled, stratification_keys
@@ -37,19 +37,16 @@ from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import TrainState, train
 from stemformer.training.throughput import compile_blocks
 
-INITIALIZATIONS: dict[str, Literal["nothing", "embeddings", "all"]] = {
-    "pretrained": "nothing",
-    "random": "all",
-    "reembedded": "embeddings",
+INITIALIZATIONS: dict[str, tuple[Literal["nothing", "embeddings", "all"], float]] = {
+    "pretrained": ("nothing", 1.0),
+    "random": ("all", 10.0),
+    "reembedded": ("embeddings", 1.0),
 }
-"""Initialization -> part of the model with random weights (`FinetuneConfig.reinitialize`)."""
+"""Initialization -> part with random weights (`FinetuneConfig.reinitialize`), factor of the default learning rate."""
 
-_LEARNING_RATE_FACTORS = {"pretrained": 1.0, "random": 10.0, "reembedded": 1.0}
-"""Default peak learning rate of an initialization, relative to that of fine-tuning."""
 _NUM_EVALUATIONS = 10
 _MIN_LOG_LINES = 20
 """Minimum number of log lines of a run, for the plots."""
-_MAY_CHANGE = ("initializations", "sizes", "num_seeds", "finetune.compute.")
 _RENAMED = {**RENAMED_SETTINGS, "starts": "initializations", "rates": "learning_rates"}
 
 
@@ -61,18 +58,12 @@ class Trial:
     size: int
     seed: int
 
-    @property
-    def name(self) -> str:
-        """Name of the run's directory."""
-        return f"{self.initialization}-{self.size}-seed{self.seed}"
-
 
 @dataclass(frozen=True)
 class CompareConfig:
     """Config of a comparison.
 
     Attributes:
-        initializations: Names of `INITIALIZATIONS`.
         sizes: Numbers of training records, ascending.
         num_seeds: Number of seeds, from `finetune.seed` on.
         is_by_epochs: Train each size for the same number of epochs, not the same number of steps.
@@ -92,12 +83,7 @@ class CompareConfig:
     def trials(self) -> list[Trial]:
         """Return all runs, seed by seed, so that an interrupted comparison covers all sizes."""
         seeds = range(self.finetune.seed, self.finetune.seed + self.num_seeds)
-        return [
-            Trial(initialization, size, seed)
-            for seed in seeds
-            for size in self.sizes
-            for initialization in self.initializations
-        ]
+        return [Trial(name, size, seed) for seed in seeds for size in self.sizes for name in self.initializations]
 
 
 @dataclass(frozen=True)
@@ -135,13 +121,9 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
         return {"config": to_toml(finetune_config)}
 
     # Check the options and prepare the data.
-    _check(finetune_config, options.num_seeds, options.initializations)
-    learning_rates = _parse_learning_rates(
-        options.learning_rates, options.initializations, finetune_config.optimizer.learning_rate
-    )
-    folder = prepare_output_dir(options.out, resume=options.resume, overwrite=options.overwrite)
-    inputs = (*options.train, *options.dev, options.model, options.config)
-    check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
+    _check(finetune_config, options)
+    learning_rates = _parse_learning_rates(options, finetune_config.optimizer.learning_rate)
+    folder = prepare_experiment_dir(options, (*options.train, *options.dev, options.model, options.config))
     data = read_labelled(
         finetune_config.task,
         progress,
@@ -159,38 +141,32 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
     is_by_epochs = options.epochs is not None
     if not is_by_epochs and finetune_config.budget.steps is None:
         order = subset_order(stratification_keys(data.task.config, data.train), finetune_config.seed)
-        num_steps = run_length(finetune_config, len(select_records(examples, order[: sizes[-1]])))
+        num_steps = run_length(finetune_config, len(_select_records(examples, order[: sizes[-1]])))
         budget = replace(finetune_config.budget, steps=num_steps, epochs=None)
         finetune_config = replace(finetune_config, budget=budget)
+    digest = hashlib.sha256((examples.fingerprint + dev.fingerprint).encode()).hexdigest()
+    initializations = tuple(learning_rates)
     config = CompareConfig(
-        tuple(name for name in INITIALIZATIONS if name in options.initializations),
-        sizes,
-        options.num_seeds,
-        is_by_epochs,
-        hashlib.sha256((examples.fingerprint + dev.fingerprint).encode()).hexdigest(),
-        finetune_config,
-        learning_rates,
+        initializations, sizes, options.num_seeds, is_by_epochs, digest, finetune_config, learning_rates
     )
 
     # Run.
-    grid = open_comparison_grid(folder, config, resume=options.resume)
     shared = TrialData(examples, dev, tokenizer, max_length, model_folder, data)
-    run_trials(grid, config, shared, progress)
-    return _conclude(grid, config, shared, notes, progress)
+    records = _run_trials(folder, config, shared, options, progress)
+    return _conclude(folder, records, config, shared, notes, progress)
 
 
-def _check(config: FinetuneConfig, num_seeds: int, initializations: Sequence[str]) -> None:
-    if num_seeds < 1:
-        raise ConfigError(f"--num-seeds {num_seeds}: expected at least 1")
-    for name in initializations:
+def _check(config: FinetuneConfig, options: CompareOptions) -> None:
+    names = options.initializations
+    if options.num_seeds < 1:
+        raise ConfigError(f"--num-seeds {options.num_seeds}: expected at least 1")
+    for name in names:
         if name not in INITIALIZATIONS:
-            raise ConfigError(
-                f"--initializations {name}: expected some of {', '.join(INITIALIZATIONS)}{nearest(name, INITIALIZATIONS)}"
-            )
-    if not initializations or len(set(initializations)) < len(initializations):
-        raise ConfigError(
-            f"--initializations {','.join(initializations) or '(none)'}: expected at least one, each of them once"
-        )
+            hint = nearest(name, INITIALIZATIONS)
+            raise ConfigError(f"--initializations {name}: expected some of {', '.join(INITIALIZATIONS)}{hint}")
+    if not names or len(set(names)) < len(names):
+        shown = ",".join(names) or "(none)"
+        raise ConfigError(f"--initializations {shown}: expected at least one, each of them once")
     if config.reinitialize != "nothing":
         raise ConfigError(f"reinitialize={config.reinitialize} is set by --initializations. Remove the setting.")
     if config.evaluation.patience is not None:
@@ -200,31 +176,30 @@ def _check(config: FinetuneConfig, num_seeds: int, initializations: Sequence[str
     check_single_process("compare")
 
 
-def _parse_learning_rates(texts: Sequence[str], initializations: Sequence[str], default: float) -> dict[str, float]:
-    """Return the peak learning rate of each initialization."""
-    rates = {name: default * _LEARNING_RATE_FACTORS[name] for name in INITIALIZATIONS if name in initializations}
-    for text in texts:
+def _parse_learning_rates(options: CompareOptions, default: float) -> dict[str, float]:
+    """Return the peak learning rate of each initialization, in the order of `INITIALIZATIONS`."""
+    rates = {name: default * f for name, (_, f) in INITIALIZATIONS.items() if name in options.initializations}
+    for text in options.learning_rates:
         name, _, number = text.partition("=")
+        expected = f"--learning-rates {text}: expected INITIALIZATION=NUMBER"
         if name not in rates:
-            raise ConfigError(
-                f"--learning-rates {text}: expected INITIALIZATION=NUMBER, the initialization one of {', '.join(rates)}"
-            )
+            raise ConfigError(f"{expected}, the initialization one of {', '.join(rates)}")
         try:
             rates[name] = float(number)
         except ValueError:
             rates[name] = math.nan
         if not 0 < rates[name] < math.inf:
-            raise ConfigError(
-                f"--learning-rates {text}: expected INITIALIZATION=NUMBER with a number above 0, such as {name}=1e-4"
-            )
+            raise ConfigError(f"{expected} with a number above 0, such as {name}=1e-4")
     return rates
 
 
 # -------------------------------------------------------------------------------------------- Runs
 
 
-def open_comparison_grid(folder: Path, config: CompareConfig, *, resume: bool) -> RunGrid[Trial]:
-    """Prepare the directory of a comparison, new or resumed."""
+def _run_trials(
+    folder: Path, config: CompareConfig, shared: TrialData, options: CompareOptions, progress: Progress
+) -> dict[Trial, Record]:
+    """Make the missing runs and return the records of all."""
 
     def stored_config(text: str, source: str) -> CompareConfig:
         stored = from_toml(CompareConfig, text, source=source, renamed=_RENAMED)
@@ -232,49 +207,45 @@ def open_comparison_grid(folder: Path, config: CompareConfig, *, resume: bool) -
         rates = {name: stored.learning_rates.get(name, rate) for name, rate in config.learning_rates.items()}
         return replace(stored, learning_rates=rates)
 
-    def read_record(record: Record) -> Record:
-        return {"initialization" if key == "start" else key: value for key, value in record.items()}
-
-    return RunGrid(
+    grid = RunGrid(
         folder,
         config,
         key=lambda record: Trial(record["initialization"], record["size"], record["seed"]),
         what="comparison",
-        resume=resume,
+        resume=options.resume,
         stored_config=stored_config,
-        may_change=_MAY_CHANGE,
+        may_change=("initializations", "sizes", "num_seeds", "finetune.compute."),
         former=("cells.jsonl", "cells"),
-        read_record=read_record,
+        read_record=lambda record: {("initialization" if k == "start" else k): v for k, v in record.items()},
     )
-
-
-def run_trials(grid: RunGrid[Trial], config: CompareConfig, shared: TrialData, progress: Progress) -> None:
-    """Make the missing runs of a comparison."""
     keys = stratification_keys(shared.data.task.config, shared.data.train)
     trials = config.trials()
     orders = {trial.seed: subset_order(keys, trial.seed) for trial in trials}
-    subsets = {(t.size, t.seed): select_records(shared.examples, orders[t.seed][: t.size]) for t in trials}
+    subsets = {(t.size, t.seed): _select_records(shared.examples, orders[t.seed][: t.size]) for t in trials}
 
     def plan(trial: Trial) -> PlannedRun:
         examples = subsets[trial.size, trial.seed]
-        assert grid.folder is not None
-        folder = grid.folder / "trials" / trial.name
         return PlannedRun(
             f"{trial.initialization}, {trial.size:,} records, seed {trial.seed}",
-            lambda inner: _run_trial(trial, config, shared, examples, folder, inner),
+            lambda inner: _run_trial(trial, config, shared, examples, _log_file(folder, trial).parent, inner),
             weight=run_length(config.finetune, len(examples)),
         )
 
     metric = shared.data.task.main_metric
-    grid.run(
+    records = grid.run(
         {trial: plan(trial) for trial in trials},
         progress,
         describe=lambda record: f"{metric} {record['metrics'][metric]:.4g}",
         unit="steps",
     )
+    return dict(zip(trials, records, strict=True))
 
 
-def select_records(examples: TaskExamples, records: Sequence[int]) -> TaskExamples:
+def _log_file(folder: Path, trial: Trial, parent: str = "trials") -> Path:
+    return folder / parent / f"{trial.initialization}-{trial.size}-seed{trial.seed}" / "log.jsonl"
+
+
+def _select_records(examples: TaskExamples, records: Sequence[int]) -> TaskExamples:
     """Return the examples of some records, in their order."""
     kept = np.flatnonzero(np.isin(examples.records, records)).tolist()
     scored = [examples.scored[i] for i in kept] if len(examples.scored) else ()
@@ -288,7 +259,7 @@ def _run_trial(
     run_config = replace(
         config.finetune,
         seed=trial.seed,
-        reinitialize=INITIALIZATIONS[trial.initialization],
+        reinitialize=INITIALIZATIONS[trial.initialization][0],
         optimizer=replace(config.finetune.optimizer, learning_rate=config.learning_rates[trial.initialization]),
     )
     num_steps = run_length(run_config, len(examples))
@@ -327,15 +298,18 @@ def _run_trial(
 
 
 def _conclude(
-    grid: RunGrid[Trial], config: CompareConfig, shared: TrialData, notes: Sequence[str], progress: Progress
+    folder: Path,
+    records: Mapping[Trial, Record],
+    config: CompareConfig,
+    shared: TrialData,
+    notes: Sequence[str],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Write `compare.json`, report and plots, and return the result."""
-    folder, task = grid.folder, shared.data.task
-    assert folder is not None
+    task = shared.data.task
     metric = task.main_metric
     # Metrics of question answering are in percent already.
     scale = 1.0 if task.head == "span" else 100.0
-    records = {trial: grid.finished[trial] for trial in config.trials()}
     by_seed: dict[str, dict[int, dict[int, float]]] = {
         name: {size: {} for size in config.sizes} for name in config.initializations
     }
@@ -350,9 +324,11 @@ def _conclude(
     }
     majority = majority_baseline(shared.data) if metric == "accuracy" else None
     baseline = None if majority is None else round(100 * majority[1], 2)
-    summary = gain_sentences(by_seed, metric=metric.replace("_", " "), baseline=baseline)
-    table = [table_row(by_seed, size) for size in config.sizes]
-    logs = {trial: _log_file(folder, trial) for trial in records}
+    logs = {}
+    for trial in records:
+        # Earlier versions called the directory of the runs `cells`.
+        files = [_log_file(folder, trial, parent) for parent in ("trials", "cells")]
+        logs[trial] = next((file for file in files if file.is_file()), files[0])
     content = {
         "task": task.config.name,
         "metric": metric,
@@ -362,7 +338,7 @@ def _conclude(
         "sizes": list(config.sizes),
         "seeds": sorted({trial.seed for trial in records}),
         "baseline": baseline,
-        "summary": summary,
+        "summary": gain_sentences(by_seed, metric=metric.replace("_", " "), baseline=baseline),
         "scores": scores,
         "differences": differences_from_random(by_seed),
         "notes": [*_conditions(config, records), *notes],
@@ -370,9 +346,9 @@ def _conclude(
     }
     write_json(folder / "compare.json", content)
     progress.start("plotting")
-    page = {**content, "table": table, "title": folder.resolve().name}
+    table = [table_row(by_seed, size) for size in config.sizes]
     lines = {(trial.initialization, trial.size, trial.seed): read_jsonl(file) for trial, file in logs.items()}
-    write_comparison_report(folder, page, lines, config=(folder / CONFIG).read_text(encoding="utf-8"))
+    write_comparison_report(folder, {**content, "table": table, "title": folder.resolve().name}, lines)
     progress.finish()
     return {
         "comparison": str(folder),
@@ -382,20 +358,14 @@ def _conclude(
         "metric": metric,
         **({} if baseline is None else {"majority_baseline": baseline}),
         "table": table,
-        "summary": summary,
+        "summary": content["summary"],
         "notes": content["notes"],
     }
 
 
-def _log_file(folder: Path, trial: Trial) -> Path:
-    """Return the log of a run; earlier versions called the directory of the runs `cells`."""
-    files = [folder / name / trial.name / "log.jsonl" for name in ("trials", "cells")]
-    return next((file for file in files if file.is_file()), files[0])
-
-
 def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[str]:
     """Return sentences about how the runs were made."""
-    steps = sorted({record["steps"] for record in records.values()})
+    steps = [record["steps"] for record in records.values()]
     batch_sizes = {trial: min(config.finetune.batch.size, record["examples"]) for trial, record in records.items()}
     epochs = [
         f"{fmean(batch_sizes[t] * r['steps'] / r['examples'] for t, r in records.items() if t.size == size):.2g} "
@@ -405,7 +375,7 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
     same = "the same number of epochs for each size" if config.is_by_epochs else "the same number for each size"
     rates = ", ".join(f"{rate:g} {name}" for name, rate in config.learning_rates.items())
     return [
-        f"{_range(steps)} steps of {_range(sorted(batch_sizes.values()))} examples in a run, {same}; epochs: {', '.join(epochs)}",
+        f"{_range(steps)} steps of {_range(batch_sizes.values())} examples in a run, {same}; epochs: {', '.join(epochs)}",
         f"peak learning rate: {rates}",
         "the score of a run is that of its last step; nothing was selected on the dev data",
         f"± is the standard deviation over {config.num_seeds} seeds",
@@ -414,5 +384,5 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
     ]
 
 
-def _range(ascending: Sequence[int]) -> str:
-    return " to ".join(f"{number:,}" for number in dict.fromkeys((ascending[0], ascending[-1])))
+def _range(numbers: Collection[int]) -> str:
+    return " to ".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)}))

@@ -1,7 +1,7 @@
 """The `fewshot` command: evaluate models zero-, one- and few-shot over tasks and numbers of demonstrations.
 
-A result is identified by all that it depends on (model, data, settings, number of demonstrations), so that a directory
-can be extended by models, tasks and numbers of demonstrations, and results are never mixed up.
+A result is identified by a fingerprint of all that it depends on (model, data, settings, number of demonstrations), so
+that a directory can be extended by models, tasks and numbers of demonstrations.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stemformer.config import check_seed, from_toml, to_toml
+from stemformer.config import check_seed, from_toml
 from stemformer.data.examples.sampling import example_generator
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
@@ -27,14 +27,14 @@ from stemformer.evaluation.few_shot.evaluate import (
 )
 from stemformer.evaluation.few_shot.synthetic import SYNTHETIC_TASKS
 from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, built_in_tasks, open_task
-from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid
+from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, prepare_experiment_dir
 from stemformer.huggingface.load import find_model_folder, load_model_and_tokenizer
 from stemformer.io import write_json, write_jsonl
 from stemformer.models.model import Model
 from stemformer.options import FewShotOptions, ShowPromptsOptions, accepts
-from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
+from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
-from stemformer.reports.few_shot import short_names, write_few_shot_report
+from stemformer.reports.few_shot import percent, short_names, task_title, write_few_shot_report
 
 _MAX_SHOWN_SHOTS = 4
 """Maximum number of demonstrations in the prompts of the report."""
@@ -51,7 +51,6 @@ class PromptConfig:
     """Config of a few-shot evaluation.
 
     Attributes:
-        models: Directories or hub ids.
         num_shots: Numbers of demonstrations, ascending; empty for those of each task.
         num_questions: Maximum number of questions of a task, sampled with the seed.
         seed: Seed of the questions and of the first sample of demonstrations.
@@ -69,29 +68,24 @@ class PromptConfig:
 
     def digest(self) -> str:
         """Hash the settings that change results."""
-        settings = (self.num_draws, self.calibrate, self.num_questions, self.seed, self.precision)
-        return _digest([repr(settings).encode()])
+        return _digest((self.num_draws, self.calibrate, self.num_questions, self.seed, self.precision))
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """Task with its data.
-
-    Attributes:
-        digest: Hash of task and data.
-        num_draws: Number of samples of demonstrations; 1 for synthetic tasks, whose questions have their own.
-    """
+    """Task with its data, and the hash of both."""
 
     task: PromptTask
     data: FewShotDataset
     num_shots: tuple[int, ...]
     digest: str
+    # 1 for synthetic tasks, whose questions have their own demonstrations.
     num_draws: int
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Model to evaluate; `digest` is a hash of its config, vocabulary and weights."""
+    """Model to evaluate, and the hash of its config, vocabulary and weights."""
 
     path: str
     name: str
@@ -100,17 +94,18 @@ class EvaluatedModel:
     digest: str
     device: torch.device
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether the model is a masked language model, which generates no text."""
+        return "causal_lm" not in self.body.heads
+
 
 def list_tasks() -> list[dict[str, str]]:
     """Return the built-in tasks: `task`, `about`, `source`."""
     tasks = {name: from_toml(PromptTask, text, source=name) for name, text in built_in_tasks().items()}
-    return [
-        *({"task": name, "about": task.about, "source": task.source} for name, task in tasks.items()),
-        *(
-            {"task": f"synthetic:{name}", "about": task.description, "source": "generated from the seed"}
-            for name, task in SYNTHETIC_TASKS.items()
-        ),
-    ]
+    rows = [(name, task.about, task.source) for name, task in tasks.items()]
+    rows += [(f"synthetic:{name}", t.description, "generated from the seed") for name, t in SYNTHETIC_TASKS.items()]
+    return [{"task": name, "about": about, "source": source} for name, about, source in rows]
 
 
 @accepts(ShowPromptsOptions)
@@ -142,28 +137,29 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     progress = progress or Silent()
 
     # Check the options and read the data.
-    _check(options)
+    _check_shots_and_seed(options.num_shots, options.seed)
+    if not options.model or len({Path(model).resolve() for model in options.model}) < len(options.model):
+        raise ConfigError("--model: expected at least one model, each of them once")
+    for name, value in (("num-questions", options.num_questions), ("num-draws", options.num_draws)):
+        if value < 1:
+            raise ConfigError(f"--{name} {value}: expected at least 1")
     set_threads(options.threads)
     device = choose_device(options.device)
     configure_allocator(device)
     opened = _open_tasks(options.tasks, options.demonstrations)
     config = PromptConfig(
-        tuple(map(str, options.model)),
-        tuple(opened),
-        tuple(sorted(set(options.num_shots))),
-        options.num_questions,
-        options.seed,
-        options.num_draws,
-        options.calibrate,
-        choose_precision(options.precision, device),
+        models=tuple(map(str, options.model)),
+        tasks=tuple(opened),
+        num_shots=tuple(sorted(set(options.num_shots))),
+        precision=choose_precision(options.precision, device),
+        **{name: getattr(options, name) for name in ("num_questions", "seed", "num_draws", "calibrate")},
     )
     model_folders = [find_model_folder(model) for model in config.models]
     folder = None
     if options.out is not None:
-        folder = prepare_output_dir(options.out, resume=options.resume, overwrite=options.overwrite)
         task_files = [task.partition("=")[0] for task in options.tasks]
-        inputs = [*config.models, *task_files, *(file for task in opened for file in (task.data, task.demonstrations))]
-        check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
+        data_files = [file for task in opened for file in (task.data, task.demonstrations)]
+        folder = prepare_experiment_dir(options, [*config.models, *task_files, *data_files])
     tasks = [_prepare_task(task, config) for task in opened]
 
     # Evaluate one model after the other.
@@ -184,9 +180,11 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
         body, tokenizer = load_model_and_tokenizer(model_folder)
         if not {"causal_lm", "masked_lm"} & set(body.heads):
             raise CheckpointError(
-                f"{path} has no language-modelling head. Pass a GPT, or a BERT as saved by pre-training."
+                f"{path} has no language-modelling head. Pass a GPT, or a BERT as pre-training saves it."
             )
-        digests[str(Path(path).resolve())] = digest = _model_digest(body, tokenizer)
+        weights = (p.detach().cpu().view(torch.uint8).numpy().tobytes() for p in body.parameters())
+        digest = _digest((body.config, sorted(body.heads), tokenizer.fingerprint), weights)
+        digests[str(Path(path).resolve())] = digest
         model = EvaluatedModel(path, names[path], body.to(device), tokenizer, digest, device)
         found, model_notes = _evaluate_model(grid, model, tasks, config, progress)
         results += found
@@ -198,9 +196,8 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     kept, num_other = _earlier_results(grid, results, {task.task.name: task.digest for task in tasks}, digests, config)
     results += kept
     if num_other:
-        notes.append(
-            f"{_count(num_other, 'result')} in the directory with other settings (questions, seed ...) are not in the table"
-        )
+        other = f"{_count(num_other, 'result')} in the directory with other settings (questions, seed ...)"
+        notes.append(f"{other} are not in the table")
     order = list(dict.fromkeys([*(task.task.name for task in tasks), *(row["task"] for row in results)]))
     results.sort(key=lambda row: order.index(row["task"]))
     content: dict[str, Any] = {"table": _table(results), "results": results, "notes": notes}
@@ -210,19 +207,8 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
         for task in tasks:
             shown = task.num_shots[: max(1, sum(k <= _MAX_SHOWN_SHOTS for k in task.num_shots))]
             prompts += _first_prompts(task.task, task.data, shown, config.num_questions, config.seed)
-        report = write_few_shot_report(folder, results, notes, prompts, config=to_toml(config))
-        content |= {"report": str(report)}
+        content |= {"report": str(write_few_shot_report(folder, results, notes, prompts))}
     return content
-
-
-def _check(options: FewShotOptions) -> None:
-    _check_shots_and_seed(options.num_shots, options.seed)
-    models = options.model
-    if not models or len({Path(model).resolve() for model in models}) < len(models):
-        raise ConfigError("--model: expected at least one model, each of them once")
-    for name, value in (("num-questions", options.num_questions), ("num-draws", options.num_draws)):
-        if value < 1:
-            raise ConfigError(f"--{name} {value}: expected at least 1")
 
 
 def _check_shots_and_seed(shots: Sequence[int], seed: int) -> None:
@@ -249,9 +235,9 @@ def _open_tasks(tasks: Sequence[str], demonstrations: Sequence[str]) -> list[Pro
         raise ConfigError("No task. Pass at least one; `stemformer fewshot --list` lists the built-in tasks.")
     # One task on several files: add the name of the file.
     counts = Counter(task.name for task in opened)
-    opened = [
-        replace(task, name=f"{task.name}_{Path(task.data).stem}") if counts[task.name] > 1 else task for task in opened
-    ]
+    for i, task in enumerate(opened):
+        if counts[task.name] > 1:
+            opened[i] = replace(task, name=f"{task.name}_{Path(task.data).stem}")
     if len({task.name for task in opened}) < len(opened):
         raise ConfigError(f"Several tasks have the same name ({', '.join(sorted(counts))}). Set `name` in their files.")
     return opened
@@ -264,8 +250,7 @@ def _prepare_task(task: PromptTask, config: PromptConfig) -> EvaluationTask:
     num_shots = _shots_of_task(task, config.num_shots)
     data = _read_data(task, max(num_shots), config.num_questions, config.seed)
     demonstrations = data.demonstrations if data.demonstrations is not data.items else ()
-    parts = (task, list(data.items), list(demonstrations), list(data.demonstrations_per_item))
-    digest = _digest([repr(parts).encode()])
+    digest = _digest((task, list(data.items), list(demonstrations), list(data.demonstrations_per_item)))
     return EvaluationTask(task, data, num_shots, digest, 1 if task.synthetic else config.num_draws)
 
 
@@ -274,27 +259,22 @@ def _shots_of_task(task: PromptTask, num_shots: Sequence[int]) -> tuple[int, ...
 
 
 def _read_data(task: PromptTask, num_shots: int, num_questions: int, seed: int) -> FewShotDataset:
-    """Read or generate the questions of a task and the source of its demonstrations."""
-    if task.synthetic:
-        return _synthetic_data(task.synthetic, num_shots, num_questions, seed)
-    items = read_few_shot_examples(task.data, task)
-    is_same = not task.demonstrations or Path(task.demonstrations).resolve() == Path(task.data).resolve()
-    return FewShotDataset(
-        items, items if is_same else read_few_shot_examples(task.demonstrations, task), sampler=task.sampler
-    )
-
-
-def _synthetic_data(name: str, num_shots: int, num_questions: int, seed: int) -> FewShotDataset:
-    """Generate questions, each with its own rule and demonstrations."""
-    items, demonstrations = [], []
+    """Read the questions and demonstrations of a task; synthetic questions have their own rule and demonstrations."""
+    if not task.synthetic:
+        items = demonstrations = read_few_shot_examples(task.data, task)
+        if task.demonstrations and Path(task.demonstrations).resolve() != Path(task.data).resolve():
+            demonstrations = read_few_shot_examples(task.demonstrations, task)
+        return FewShotDataset(items, demonstrations, sampler=task.sampler)
+    questions, demonstrations_per_item = [], []
     size = max(_MIN_EPISODE, num_shots + 1)
     for i in range(num_questions):
-        episode = SYNTHETIC_TASKS[name].episode(size, example_generator(seed, 1, i))
+        episode = SYNTHETIC_TASKS[task.synthetic].episode(size, example_generator(seed, 1, i))
         *examples, last = [FewShotExample({"input": text}, (answer,), 0) for text, answer in episode.pairs]
-        answer, candidates = last.answers[0], tuple(episode.candidates)
-        items.append(FewShotExample(last.fields, candidates, candidates.index(answer)) if candidates else last)
-        demonstrations.append(examples)
-    return FewShotDataset(items, (), demonstrations)
+        if candidates := tuple(episode.candidates):
+            last = FewShotExample(last.fields, candidates, candidates.index(last.answers[0]))
+        questions.append(last)
+        demonstrations_per_item.append(examples)
+    return FewShotDataset(questions, (), demonstrations_per_item)
 
 
 def _sample_questions(number: int, num_questions: int, seed: int) -> list[int]:
@@ -333,12 +313,12 @@ def _evaluate_model(
     progress: Progress,
 ) -> tuple[list[Record], list[str]]:
     """Return all results of a model on some tasks, also for numbers of demonstrations evaluated earlier, and notes."""
-    is_masked = "causal_lm" not in model.body.heads
-    supported = [task for task in tasks if not is_masked or task.task.output_type == "multiple_choice"]
-    plans: dict[str, PlannedRun] = {}
-    for task in supported:
-        for shots in task.num_shots:
-            plans[_fingerprint(model, task, shots, config)] = _plan(model, task, shots, config, grid.folder)
+    supported = [task for task in tasks if not model.is_masked or task.task.output_type == "multiple_choice"]
+    plans = {
+        _fingerprint(model, task, shots, config): _plan(model, task, shots, config, grid.folder)
+        for task in supported
+        for shots in task.num_shots
+    }
     grid.run(plans, progress, describe=_describe, name="evaluation", unit="questions", phase="evaluating")
     results, notes = [], []
     for task in tasks:
@@ -353,13 +333,20 @@ def _evaluate_model(
         ]
         rows.sort(key=lambda row: row["num_shots"])
         results += rows
-        notes += [prefix + note for note in notes_on_answers(task.task, model.tokenizer, for_masked=is_masked)]
+        notes += [prefix + note for note in notes_on_answers(task.task, model.tokenizer, for_masked=model.is_masked)]
         notes += [prefix + note for row in rows for note in _notes_on_result(row)]
     return results, notes
 
 
 def _fingerprint(model: EvaluatedModel, task: EvaluationTask, num_shots: int, config: PromptConfig) -> str:
-    return _digest([repr((model.digest, task.digest, config.digest(), num_shots)).encode()])[:16]
+    return _digest((model.digest, task.digest, config.digest(), num_shots))[:16]
+
+
+def _digest(value: Any, parts: Iterable[bytes] = ()) -> str:
+    digest = hashlib.sha256(repr(value).encode())
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _plan(
@@ -393,7 +380,7 @@ def _plan(
             "settings": config.digest(),
             "weights": model.digest,
             "fingerprint": fingerprint,
-            "kind": "left to right" if "causal_lm" in model.body.heads else "masked",
+            "kind": "masked" if model.is_masked else "left to right",
             "parameters": model.body.num_parameters(),
             "num_shots": num_shots,
             **aggregate(samples, task.task, task.data.items),
@@ -406,8 +393,7 @@ def _plan(
             write_jsonl(folder / record["answers"], answers)
         return record
 
-    label = f"{model.name}, {task.task.name}, {num_shots}-shot"
-    return PlannedRun(label, evaluate, weight=num_evaluated)
+    return PlannedRun(f"{model.name}, {task.task.name}, {num_shots}-shot", evaluate, weight=num_evaluated)
 
 
 def _earlier_results(
@@ -419,33 +405,19 @@ def _earlier_results(
 ) -> tuple[list[Record], int]:
     """Return valid results of models and tasks that were not named, and the number of results with other settings.
 
-    Args:
-        results: Results of the models and tasks that were named.
-        data: Digest by task that was named: results on other data are out of date.
-        weights: Digest by resolved path of each model that was named: results of other weights are out of date.
+    `data` (digest by task) and `weights` (digest by resolved path of the model) are of those that were named: results
+    on others of the same name are out of date.
     """
     known = {row["fingerprint"] for row in results}
     others = [row for row in grid.finished.values() if row["fingerprint"] not in known]
+    same_settings = [row for row in others if row.get("settings") == config.digest()]
     valid = {}
-    for row in others:
-        is_same_data = data.get(row["task"], row.get("data")) == row.get("data")
+    for row in same_settings:
         path = str(Path(row["model"]).resolve())
-        is_same_model = weights.get(path, row.get("weights")) == row.get("weights")
-        if is_same_data and is_same_model and row.get("settings") == config.digest():
+        current = (data.get(row["task"], row.get("data")), weights.get(path, row.get("weights")))
+        if current == (row.get("data"), row.get("weights")):
             valid[row["task"], path, row["num_shots"]] = {**row, "is_from_before": True}
-    return list(valid.values()), sum(row.get("settings") != config.digest() for row in others)
-
-
-def _model_digest(body: Model, tokenizer: Tokenizer) -> str:
-    architecture = repr((body.config, sorted(body.heads), tokenizer.fingerprint)).encode()
-    return _digest([architecture, *(p.detach().cpu().view(torch.uint8).numpy().tobytes() for p in body.parameters())])
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return list(valid.values()), len(others) - len(same_settings)
 
 
 # ----------------------------------------------------------------------------------------- Results
@@ -456,22 +428,21 @@ def _table(results: Sequence[Record]) -> list[dict[str, Any]]:
     names = short_names(list(dict.fromkeys(row["model"] for row in results)))
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for row in results:
-        task, shots = row["task"], row["num_shots"]
-        title = task if row["metric"] == "accuracy" else f"{task} ({row['metric']})"
-        line = lines.setdefault((task, row["model"]), {"task": title, "model": names[row["model"]]})
-        line[f"shots_{shots}"] = f"{100 * row['value']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+        first = {"task": task_title(row), "model": names[row["model"]]}
+        line = lines.setdefault((row["task"], row["model"]), first)
+        key = f"shots_{row['num_shots']}"
+        line[key] = f"{percent(row['value'])} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
         if "acc_calibrated" in row:
-            line[f"shots_{shots}_calibrated"] = f"{100 * row['acc_calibrated']:.1f}"
+            line[f"{key}_calibrated"] = percent(row["acc_calibrated"])
     for row in results:
-        for name in ("chance", "majority"):
-            lines[row["task"], row["model"]][name] = "" if row[name] is None else f"{100 * row[name]:.1f}"
+        lines[row["task"], row["model"]] |= {name: percent(row[name]) for name in ("chance", "majority")}
     return list(lines.values())
 
 
 def _describe(row: Record) -> str:
     unit = "% correct" if row["metric"] == "accuracy" else row["metric"]
-    line = f"{100 * row['value']:.1f} {unit} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
-    return line + (f", calibrated {100 * row['acc_calibrated']:.1f}" if "acc_calibrated" in row else "")
+    line = f"{percent(row['value'])} {unit} ({percent(row['low'])} to {percent(row['high'])})"
+    return line + (f", calibrated {percent(row['acc_calibrated'])}" if "acc_calibrated" in row else "")
 
 
 def _notes_on_result(row: Record) -> Iterator[str]:

@@ -1,23 +1,19 @@
-"""Grid of runs: a resumable directory with its config and a line for each finished run.
-
-All experiments use it: it prepares the directory, compares the stored config, skips finished runs, makes the missing
-ones, stores each as soon as it is finished, and reports the progress of all runs as one bar.
-"""
+"""Grid of runs: a resumable directory with its config and a line for each finished run."""
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from stemformer.config import to_toml
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.io import append_jsonl, read_jsonl, write_file, write_jsonl
-from stemformer.output_dir import clear_dir
+from stemformer.options import FewShotOptions, ResumableOptions
+from stemformer.output_dir import check_not_inside_inputs, clear_dir, prepare_output_dir
 from stemformer.progress import Progress, SubProgress
 from stemformer.training.resume import check_config_unchanged
 
 FINISHED = "finished.jsonl"
-CONFIG = "config.toml"
 
 K = TypeVar("K", bound=Hashable)
 Record = dict[str, Any]
@@ -25,13 +21,7 @@ Record = dict[str, Any]
 
 
 class PlannedRun(NamedTuple):
-    """Run of a grid.
-
-    Attributes:
-        label: Name for progress messages.
-        make: Function that makes the run and returns its record.
-        weight: Share of the run in the progress bar, in the bar's unit.
-    """
+    """Run of a grid: name for messages, function that makes it, and share of the progress bar in the bar's unit."""
 
     label: str
     make: Callable[[Progress], Record]
@@ -55,9 +45,6 @@ class RunGrid(Generic[K]):
 
     Attributes:
         finished: Records of finished runs by key, in the order in which they finished.
-
-    Raises:
-        CheckpointError: The directory holds something else, or its config differs.
     """
 
     def __init__(
@@ -75,26 +62,24 @@ class RunGrid(Generic[K]):
     ) -> None:
         self.folder = folder
         self.finished: dict[K, Record] = {}
-        self._key = key
         if folder is None:
             return
+        file = folder / "config.toml"
         if resume and folder.is_dir() and any(folder.iterdir()):
-            old_files = [path for pattern in former for path in folder.glob(pattern)]
-            if not (folder / FINISHED).is_file() and not old_files:
+            marks = [path for pattern in (FINISHED, *former) for path in folder.glob(pattern)]
+            if not marks:
                 raise CheckpointError(f"{folder} holds no {what} to resume. Pass another --out.")
-            file = folder / CONFIG
             if stored_config is not None and file.is_file():
                 stored = stored_config(file.read_text(encoding="utf-8"), str(file))
                 check_config_unchanged(stored, config, may_change=may_change, what=f"This {what}")
-            old_records = [path for path in old_files if path.suffix == ".jsonl"]
-            records = folder / FINISHED if (folder / FINISHED).is_file() else next(iter(old_records), folder / FINISHED)
+            records = next((path for path in marks if path.suffix == ".jsonl"), folder / FINISHED)
             self.finished = {key(record): record for record in map(read_record, read_jsonl(records))}
         else:
             clear_dir(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Written first: it marks the directory.
         write_jsonl(folder / FINISHED, self.finished.values())
-        write_file(folder / CONFIG, [to_toml(config).encode()])
+        write_file(file, [to_toml(config).encode()])
 
     def run(
         self,
@@ -109,20 +94,18 @@ class RunGrid(Generic[K]):
         """Make the runs that are not finished, and return the records of all, in the order of `runs`.
 
         Args:
-            runs: Planned runs by key.
-            progress: Progress reporter of the experiment.
             describe: Short result of a record, for a message.
             name: What a run is called in messages.
             unit: Unit of the progress bar.
             phase: Part of a run that moves the bar, see `SubProgress`.
         """
-        skipped = {key: run for key, run in runs.items() if key in self.finished}
+        skipped = [run for key, run in runs.items() if key in self.finished]
         if skipped:
             progress.say(f"{len(skipped)} of {len(runs)} {name}s were finished before")
         progress.start(f"{len(runs)} {name}s", total=sum(run.weight for run in runs.values()), unit=unit or f"{name}s")
-        progress.advance(sum(run.weight for run in skipped.values()))
+        progress.advance(sum(run.weight for run in skipped))
         for number, (key, run) in enumerate(runs.items(), start=1):
-            if key in skipped:
+            if key in self.finished:
                 continue
             record = run.make(SubProgress(progress, run.label, share=run.weight, phase=phase))
             self.finished[key] = record
@@ -131,6 +114,13 @@ class RunGrid(Generic[K]):
             progress.say(f"{name} {number} of {len(runs)}: {run.label}: {describe(record)}")
         progress.finish()
         return [self.finished[key] for key in runs]
+
+
+def prepare_experiment_dir(options: ResumableOptions | FewShotOptions, inputs: Iterable[str | None]) -> Path:
+    """Return the output directory of an experiment, and check that it holds none of the inputs that exist."""
+    folder = prepare_output_dir(str(options.out), resume=options.resume, overwrite=options.overwrite)
+    check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
+    return folder
 
 
 def check_single_process(command: str) -> None:

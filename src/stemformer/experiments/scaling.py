@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -18,25 +18,30 @@ from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.evaluation.few_shot.task import open_task
 from stemformer.evaluation.scaling_laws import fit_joint_law, fit_power_law, joint_sentences, size_sentences
 from stemformer.experiments.few_shot import fewshot, show_prompts
-from stemformer.experiments.run_grid import CONFIG, FINISHED, PlannedRun, Record, RunGrid, check_single_process
+from stemformer.experiments.run_grid import (
+    FINISHED,
+    PlannedRun,
+    Record,
+    RunGrid,
+    check_single_process,
+    prepare_experiment_dir,
+)
 from stemformer.io import read_jsonl, write_json
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import OBJECTIVES
 from stemformer.options import ScalingLawsOptions, accepts
-from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
+from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.scaling import write_scaling_report
 from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, GptRunConfig, RunConfig, run_config_class
 from stemformer.training.initialization import resolve_model_config
 
-_LOSSES = ("held_out_causal_lm_loss", "held_out_masked_lm_loss")
 _HEAD_SIZE = 64
 _EMBEDDING_COST = 2_000_000
 """Cost of a token outside of matrix products, in parameters of the same cost; measured on a CPU, for the progress bar."""
 _SKIPPED_FRACTION = 0.2
 """Start of a run whose evaluations are not fitted: the learning rate still rises, and unigram frequencies come first."""
-_MAY_CHANGE = ("sizes", "run.compute.")
 _RENAMED = {**RENAMED_SETTINGS, "rate_power": "lr_width_exponent"}
 
 
@@ -71,10 +76,9 @@ class ScalingConfig:
     """Config of a scaling study.
 
     Attributes:
-        sizes: Names of sizes, such as 4x256.
         data: Fingerprint of the tokenized data.
         lr_width_exponent: The learning rate is scaled by (hidden size of `run` / hidden size) to this power.
-        tokens_per_parameter: Training budget in tokens for each parameter; None for the budget of `run`.
+        tokens_per_parameter: None for the budget of `run`.
         run: Recipe with all settings; its hidden size and learning rate are the reference of the scaling rule.
     """
 
@@ -114,35 +118,22 @@ def scaling_laws(options: ScalingLawsOptions, *, progress: Progress | None = Non
     progress = progress or Silent()
 
     # Check the options.
-    sizes = parse_model_sizes(options.sizes, finished=_finished_sizes(Path(options.out)) if options.resume else ())
+    files = [Path(options.out) / name for name in (FINISHED, "sizes.jsonl")] if options.resume else []
+    sizes = _parse_sizes(options.sizes, [record["size"] for file in files for record in read_jsonl(file)])
     run = resolve(find_recipe(options.recipe), options)
     manifest = read_manifest(options.data)
     run = replace(run, model=resolve_model_config(run, load_tokenizer(Path(options.data) / "tokenizer")))
+    names = tuple(size.name for size in sizes)
     config = _CONFIGS[type(run)](
-        tuple(size.name for size in sizes),
-        manifest.fingerprint,
-        options.lr_width_exponent,
-        options.tokens_per_parameter,
-        run,
+        names, manifest.fingerprint, options.lr_width_exponent, options.tokens_per_parameter, run
     )
     _check(config, options, manifest)
     if options.show_config:
         return {"config": to_toml(config)}
-    folder = prepare_output_dir(options.out, resume=options.resume, overwrite=options.overwrite)
-    check_not_inside_inputs(folder, [path for path in (options.data, options.config) if path and Path(path).exists()])
+    folder = prepare_experiment_dir(options, (options.data, options.config))
 
-    # Train.
-    grid = open_scaling_grid(folder, config, resume=options.resume)
-    (folder / "sizes").mkdir(exist_ok=True)
-    try:
-        records = _train_sizes(grid, config, sizes, manifest, options, progress)
-    except StemformerError:
-        # Nothing was trained: the error is in the options.
-        if not any((folder / "sizes").iterdir()):
-            shutil.rmtree(folder)
-        raise
-
-    # Few-shot evaluation. If it fails, the trained sizes are reported all the same.
+    # Train, then evaluate few-shot. If that fails, the trained sizes are reported all the same.
+    records = _train_sizes(folder, config, sizes, manifest, options, progress)
     notes = []
     if options.fewshot_tasks:
         try:
@@ -153,24 +144,12 @@ def scaling_laws(options: ScalingLawsOptions, *, progress: Progress | None = Non
     return _conclude(config, records, notes, folder, progress)
 
 
-def parse_model_sizes(texts: Sequence[str], *, finished: Iterable[str] = ()) -> list[Size]:
-    """Return sizes from text such as 4x256, by ascending number of parameters.
-
-    Args:
-        texts: Sizes that the user named.
-        finished: Names of further sizes, which may be among them.
-
-    Raises:
-        ConfigError: A size cannot be parsed or is repeated, or there are fewer than two in all.
-
-    Example:
-        >>> [size.name for size in parse_model_sizes(["4x256", "2x64"])]
-        ['2x64', '4x256']
-    """
+def _parse_sizes(texts: Sequence[str], finished: Sequence[str]) -> list[Size]:
+    """Return sizes from text such as 4x256, and those finished before, by ascending number of parameters."""
     sizes: list[Size] = []
-    named = {text.strip().lower() for text in texts}
-    for text in [*texts, *(name for name in finished if name not in named)]:
-        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,5})", text.strip().lower())
+    named = [text.strip().lower() for text in texts]
+    for text in [*named, *dict.fromkeys(name for name in finished if name not in named)]:
+        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,5})", text)
         if match is None:
             raise ConfigError(f"--sizes {text}: expected layers x width, such as 4x256")
         size = Size(int(match[1]), int(match[2]))
@@ -178,9 +157,8 @@ def parse_model_sizes(texts: Sequence[str], *, finished: Iterable[str] = ()) -> 
             raise ConfigError(f"--sizes: {size.name} is repeated. Pass each size once.")
         sizes.append(size)
     if len(sizes) < 2:
-        raise ConfigError(
-            f"--sizes {','.join(texts) or '(none)'}: expected at least two, with commas, such as 2x64,2x128,4x128,4x256"
-        )
+        shown = ",".join(texts) or "(none)"
+        raise ConfigError(f"--sizes {shown}: expected at least two, with commas, such as 2x64,2x128,4x128,4x256")
     return sorted(sizes, key=lambda size: (size.layers * (12 * size.width**2 + 13 * size.width), size.width))
 
 
@@ -205,41 +183,15 @@ def _check(config: ScalingConfig, options: ScalingLawsOptions, manifest: Manifes
         show_prompts(options.fewshot_tasks, num_shots=options.num_shots)
         is_causal = "causal_lm" in OBJECTIVES[config.run.objective.name].heads
         if not is_causal and all(open_task(task).output_type != "multiple_choice" for task in options.fewshot_tasks):
-            raise ConfigError(
-                f"{', '.join(options.fewshot_tasks)}: A masked model generates no text. Pass a task with choices, or the "
-                "recipe of a GPT."
-            )
+            tasks = ", ".join(options.fewshot_tasks)
+            raise ConfigError(f"{tasks}: A masked model generates no text. Pass a task with choices, or a GPT recipe.")
 
 
 # -------------------------------------------------------------------------------------------- Runs
 
 
-def _finished_sizes(folder: Path) -> list[str]:
-    files = [folder / name for name in (FINISHED, "sizes.jsonl")]
-    return [record["size"] for file in files for record in read_jsonl(file)]
-
-
-def open_scaling_grid(folder: Path, config: ScalingConfig, *, resume: bool) -> RunGrid[str]:
-    """Prepare the directory of a scaling study, new or resumed."""
-
-    def stored_config(text: str, source: str) -> ScalingConfig:
-        cls = _CONFIGS[run_config_class(parse_toml(text, source).get("run", {}), source)]
-        return from_toml(cls, text, source=source, renamed=_RENAMED)
-
-    return RunGrid(
-        folder,
-        config,
-        key=lambda record: record["size"],
-        what="scaling study",
-        resume=resume,
-        stored_config=stored_config,
-        may_change=_MAY_CHANGE,
-        former=("sizes.jsonl", "sizes"),
-    )
-
-
 def _train_sizes(
-    grid: RunGrid[str],
+    folder: Path,
     config: ScalingConfig,
     sizes: Sequence[Size],
     manifest: Manifest,
@@ -247,6 +199,11 @@ def _train_sizes(
     progress: Progress,
 ) -> list[Record]:
     """Pre-train the missing sizes and return the records of all."""
+
+    def stored_config(text: str, source: str) -> ScalingConfig:
+        cls = _CONFIGS[run_config_class(parse_toml(text, source).get("run", {}), source)]
+        return from_toml(cls, text, source=source, renamed=_RENAMED)
+
     counts = {size.name: _count_parameters(config, size, manifest.vocab_size) for size in sizes}
     seconds = config.run.budget.seconds
     if seconds:
@@ -259,22 +216,39 @@ def _train_sizes(
         }
         weights = {name: 100 * cost / sum(costs.values()) for name, cost in costs.items()}
 
+    grid = RunGrid(
+        folder,
+        config,
+        key=lambda record: str(record["size"]),
+        what="scaling study",
+        resume=options.resume,
+        stored_config=stored_config,
+        may_change=("sizes", "run.compute."),
+        former=("sizes.jsonl", "sizes"),
+    )
+
     def plan(size: Size) -> PlannedRun:
-        assert grid.folder is not None
-        folder = grid.folder / "sizes" / size.name
+        out = folder / "sizes" / size.name
         return PlannedRun(
             size.name,
-            lambda inner: _train_size(size, config, counts[size.name], folder, options, inner),
+            lambda inner: _train_size(size, config, counts[size.name], out, options, inner),
             weights[size.name],
         )
 
-    return grid.run(
-        {size.name: plan(size) for size in sizes},
-        progress,
-        describe=lambda record: f"held-out loss {record['loss']:.4g}",
-        name="size",
-        unit="seconds" if seconds else "%",
-    )
+    (folder / "sizes").mkdir(exist_ok=True)
+    try:
+        return grid.run(
+            {size.name: plan(size) for size in sizes},
+            progress,
+            describe=lambda record: f"held-out loss {record['loss']:.4g}",
+            name="size",
+            unit="seconds" if seconds else "%",
+        )
+    except StemformerError:
+        # Nothing was trained: the error is in the options.
+        if not any((folder / "sizes").iterdir()):
+            shutil.rmtree(folder)
+        raise
 
 
 def _train_size(
@@ -331,10 +305,9 @@ def _read_losses(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the final losses of a log, the operations, and the loss over tokens."""
     evaluations = [line for line in log if line["kind"] == "evaluation"]
     last = evaluations[-1]
-    name = next(name for name in _LOSSES if name in last)
-    losses = {"loss": last[name], "unigram_loss": last["held_out_unigram_loss"]}
-    if "held_out_bits_per_byte" in last:
-        losses["bits_per_byte"] = last["held_out_bits_per_byte"]
+    name = next(name for name in ("held_out_causal_lm_loss", "held_out_masked_lm_loss") if name in last)
+    keys = {"loss": name, "unigram_loss": "held_out_unigram_loss", "bits_per_byte": "held_out_bits_per_byte"}
+    losses = {key: last[logged] for key, logged in keys.items() if logged in last}
     flops = sum(line["flops"] for line in log if line["kind"] == "train")
     curve = [{"tokens": line["tokens"], "loss": line[name]} for line in evaluations if line["step"]]
     return {**losses, "flops": flops, "curve": curve}
@@ -343,7 +316,7 @@ def _read_losses(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _evaluate_few_shot(
     records: Sequence[Record], folder: Path, options: ScalingLawsOptions, seed: int, progress: Progress
 ) -> None:
-    """Add the few-shot accuracy of each size to its record, in percent (or the task's own metric), mean over tasks."""
+    """Add the few-shot accuracy (or the task's own metric) of each size to its record, in percent, mean over tasks."""
     models = {record["size"]: str(folder / "sizes" / record["size"] / "final") for record in records}
     out = folder / "prompts"
     is_started = out.is_dir() and any(out.glob("*.jsonl"))
@@ -387,12 +360,11 @@ def _conclude(
     sizes, losses = ([record[key] for record in records] for key in ("parameters_in_layers", "loss"))
     law = fit_power_law(sizes, losses)
     joint = fit_joint_law(*([p[key] for p in points] for key in ("parameters_in_layers", "tokens", "loss")))
-    summary = [*size_sentences(sizes, losses, law), *joint_sentences(joint)]
     table = [_table_row(record) for record in records]
     content = {
         "recipe": config.run.recipe,
-        "summary": summary,
-        "notes": [*_conditions(config), *_untrained(records), *notes],
+        "summary": [*size_sentences(sizes, losses, law), *joint_sentences(joint)],
+        "notes": [*_conditions(config, records), *notes],
         "law": None if law is None else asdict(law),
         "joint": None if joint is None else asdict(joint),
         "points": points,
@@ -400,41 +372,28 @@ def _conclude(
     }
     write_json(folder / "scale.json", content)
     progress.start("plotting")
-    page = {**content, "title": folder.resolve().name, "table": table}
-    write_scaling_report(folder, page, law, joint, config=(folder / CONFIG).read_text(encoding="utf-8"))
+    write_scaling_report(folder, {**content, "title": folder.resolve().name, "table": table}, law, joint)
     progress.finish()
     return {
         "scaling": str(folder),
         "report": str(folder / "report.html"),
         "seconds": round(sum(record["seconds"] for record in records), 1),
         "table": table,
-        "summary": summary,
+        "summary": content["summary"],
         "notes": content["notes"],
     }
 
 
-def _untrained(records: Sequence[Record]) -> list[str]:
-    """Return a note on sizes that are not below the unigram baseline."""
-    sizes = [record["size"] for record in records if record["loss"] >= record["unigram_loss"]]
-    unigram = max(record["unigram_loss"] for record in records)
-    note = f"not below the unigram baseline ({unigram:.3f}), so trained too briefly to compare: {', '.join(sizes)}"
-    return [note] if sizes else []
-
-
 def _table_row(record: Record) -> dict[str, Any]:
-    row = {
-        **{key: record[key] for key in ("size", "parameters", "parameters_in_layers", "tokens")},
-        "flops": f"{record['flops']:.3g}",
-        "loss": round(record["loss"], 4),
-    }
-    if "bits_per_byte" in record:
-        row["bits_per_byte"] = round(record["bits_per_byte"], 4)
+    row = {key: record[key] for key in ("size", "parameters", "parameters_in_layers", "tokens")}
+    row["flops"] = f"{record['flops']:.3g}"
+    row |= {key: round(record[key], 4) for key in ("loss", "bits_per_byte") if key in record}
     row |= {f"shots_{shots}": round(value, 1) for shots, value in record.get("in_context", {}).items()}
     return {**row, "seconds": record["seconds"]}
 
 
-def _conditions(config: ScalingConfig) -> list[str]:
-    """Return sentences about how the sizes were trained."""
+def _conditions(config: ScalingConfig, records: Sequence[Record]) -> list[str]:
+    """Return sentences about how the sizes were trained, and on those that are not below the unigram baseline."""
     run, budget = config.run, config.run.budget
     if config.tokens_per_parameter is not None:
         length = f"{config.tokens_per_parameter:g} tokens for each parameter, embeddings included"
@@ -442,6 +401,9 @@ def _conditions(config: ScalingConfig) -> list[str]:
         length = f"{budget.seconds:g} seconds each"
     else:
         length = next(f"{value:,} {name} each" for name, value in asdict(budget).items() if value is not None)
+    untrained = ", ".join(record["size"] for record in records if record["loss"] >= record["unigram_loss"])
+    unigram = max(record["unigram_loss"] for record in records)
+    note = f"not below the unigram baseline ({unigram:.3f}), so trained too briefly to compare: {untrained}"
     width = run.model.hidden_size
     return [
         f"training budget of the sizes: {length}; the same text in the same order, {run.batch.size} sequences of "
@@ -453,4 +415,5 @@ def _conditions(config: ScalingConfig) -> list[str]:
         f"evaluations in the first {_SKIPPED_FRACTION:.0%} of a run are not fitted; all but the last were made before the "
         "learning rate had decayed, so B and beta hold for this schedule and not for runs that end there",
         "one seed; the ranges in which one size at a time is left out show how reliable a fit is",
+        *([note] if untrained else []),
     ]

@@ -7,7 +7,7 @@ with a length penalty: Wu et al. 2016, section 7.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -21,29 +21,13 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
+# Dividing logits by less than this would overflow.
 _MIN_TEMPERATURE = 1e-6
-"""Dividing logits by less than this would overflow."""
 
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """Settings of text generation.
-
-    Attributes:
-        max_new_tokens: Maximum number of tokens to generate.
-        temperature: Sampling temperature; 0 is greedy decoding.
-        top_k: Sample from the k most probable tokens; 0 disables it.
-        top_p: Nucleus sampling: sample from the smallest set of tokens with cumulative probability
-            >= top_p; 1 disables it.
-        min_p: Sample from tokens with at least this fraction of the highest probability; 0 disables it.
-        repetition_penalty: Divide the logits of tokens that occurred before by this (multiply negative
-            ones), including those that a sliding window has dropped; 1 disables it.
-        num_beams: Number of beams; above 1, beam search instead of sampling.
-        length_penalty: Exponent of the length by which the log-probability of a beam is divided.
-        overflow: What to do when a text exceeds the model's positions: `error` refuses it before
-            generating; `slide` continues with the second half of the window as context.
-        seed: Random seed. Each text has a random stream of its own and does not depend on the others.
-    """
+    """Settings of text generation; `options.GenerateOptions` documents those of the same name."""
 
     max_new_tokens: int = 128
     temperature: float = 1.0
@@ -53,79 +37,59 @@ class DecodingConfig:
     repetition_penalty: float = 1.0
     num_beams: int = 1
     length_penalty: float = 1.0
+    # For texts longer than the model's positions: refuse them, or continue with the second half of the window.
     overflow: Literal["error", "slide"] = "error"
+    # Each text has a random stream of its own and does not depend on the others.
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "top_k", "num_beams", "seed"):
-            if not isinstance(getattr(self, name), int):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: expected an integer")
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"):
-            if not isinstance(getattr(self, name), int | float):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: expected a number")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type in (int, float) and not isinstance(value, (int, item.type)):
+                expected = "an integer" if item.type is int else "a number"
+                raise ConfigError(f"{item.name} is {value!r}: expected {expected}")
         check_seed(self.seed)
+        is_temperature = self.temperature == 0 or _MIN_TEMPERATURE <= self.temperature < math.inf
+        can_penalize = math.isfinite(self.length_penalty) and (self.num_beams > 1 or self.length_penalty == 1)
         ranges = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (
-                self.temperature == 0 or _MIN_TEMPERATURE <= self.temperature < math.inf,
-                f"0 (greedy) or a number of at least {_MIN_TEMPERATURE}",
-            ),
+            "temperature": (is_temperature, f"0 (greedy) or a number of at least {_MIN_TEMPERATURE}"),
             "top_k": (self.top_k >= 0, "0 (disabled) or more"),
             "top_p": (0 < self.top_p <= 1, "a probability in (0, 1]"),
             "min_p": (0 <= self.min_p < 1, "a fraction in [0, 1)"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a positive number"),
             "num_beams": (self.num_beams >= 1, "at least 1"),
+            "length_penalty": (can_penalize, "a finite number, with num_beams of at least 2"),
         }
         for name, (is_valid, expected) in ranges.items():
             if not is_valid:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected {expected}")
-        if self.num_beams > 1 and (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0):
-            raise ConfigError("Beam search does not sample: remove top_k, top_p and min_p, or num_beams.")
-        if self.num_beams > 1 and (self.temperature not in (0, 1) or self.repetition_penalty != 1):
-            raise ConfigError(
-                "Beam search uses the model's own scores: remove temperature and repetition_penalty, or num_beams."
-            )
-        if not math.isfinite(self.length_penalty) or (self.num_beams == 1 and self.length_penalty != 1):
-            raise ConfigError(
-                f"length_penalty is {self.length_penalty}: expected a finite number, with num_beams of at least 2"
-            )
-        if self.num_beams > 1 and self.overflow == "slide":
-            raise ConfigError("Beam search does not support a sliding window: remove --sliding-window or num_beams.")
+        changes_scores = self.temperature not in (0, 1) or self.repetition_penalty != 1
+        conflicts = {
+            "does not sample: remove top_k, top_p and min_p": (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0),
+            "uses the model's own scores: remove temperature and repetition_penalty": changes_scores,
+            "does not support a sliding window: remove --sliding-window": self.overflow == "slide",
+        }
+        for problem, applies in conflicts.items():
+            if self.num_beams > 1 and applies:
+                raise ConfigError(f"Beam search {problem}, or num_beams.")
 
 
 @dataclass
 class Decoded:
-    """Generated tokens of a text.
-
-    Attributes:
-        ids: New tokens, without the end-of-text token.
-        log_probability: Of all new tokens, including the end-of-text token if generated, under the
-            model's unmodified distribution, in nats.
-        ended: Why generation ended: `eos`, `stop` (by `on_token`) or `length`.
-    """
+    """Generated tokens of a text, without the end-of-text token."""
 
     ids: list[int] = field(default_factory=list)
+    # Of all new tokens and the end-of-text token, under the model's unmodified distribution, in nats.
     log_probability: float = 0.0
+    # `stop`: by `on_token`.
     ended: Literal["eos", "stop", "length"] = "length"
 
 
 def filter_logits(
     logits: Float[Tensor, "S V"], config: DecodingConfig, seen: Bool[Tensor, "S V"] | None = None
 ) -> Float[Tensor, "S V"]:
-    """Return the logits to sample from, -inf for excluded tokens.
-
-    Applies the repetition penalty, temperature (unless 0), top-k, top-p and min-p, in this order.
-
-    Args:
-        logits: Logits of the model.
-        config: Settings.
-        seen: Tokens that occurred in each text, for the repetition penalty.
-
-    Example:
-        >>> import torch
-        >>> filter_logits(torch.tensor([[2.0, 1.0, 0.0]]), DecodingConfig(top_k=2, temperature=0.5))
-        tensor([[4., 2., -inf]])
-    """
+    """Return the logits to sample from, -inf for excluded tokens; `seen` are the tokens of each text so far."""
     logits = logits.float()
     if config.repetition_penalty != 1 and seen is not None:
         penalized = torch.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
@@ -157,15 +121,8 @@ def decode(
 
     Args:
         model: GPT with its head; or its `GptDecoder`, to prepare the weights once for several calls.
-        prompts: Token ids of each prompt, at least one.
-        config: Settings.
         on_token: Called with the number of a text and its new token; returns whether to stop the text.
-        first: Number of the first text, if these prompts are part of a larger list: the random stream
-            of a text depends on its number.
-
-    Raises:
-        ConfigError: The model cannot generate text.
-        DataError: An empty prompt, or more tokens than the model has positions without a sliding window.
+        first: Number of the first text in a larger list, which decides its random stream.
     """
     if not prompts:
         return []
@@ -178,7 +135,13 @@ def decode(
     active = list(range(len(prompts)))
     max_length = min(max_positions, max(map(len, windows)) + config.max_new_tokens)
     logits = decoder.prefill(windows, max_length)  # (S, V)
-    seen = None if config.repetition_penalty == 1 else _seen_tokens(prompts, like=logits)
+    seen = None
+    if config.repetition_penalty != 1:
+        # Tokens of each text so far, including those that a sliding window drops.
+        seen = torch.zeros(logits.shape, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            seen[row, prompt.tolist()] = True
+        seen = seen.to(logits.device)
     for step in range(config.max_new_tokens):
         # Choose a token for each active text, and drop the texts that end.
         chosen = _choose(logits, config, [generators[i] for i in active], seen)  # (S,)
@@ -219,17 +182,7 @@ def decode(
 def beam_search(
     model: Model | GptDecoder, prompts: Sequence[Int[Tensor, "_"]], config: DecodingConfig
 ) -> list[Decoded]:
-    """Return the most probable continuation of each prompt that beam search finds.
-
-    Args:
-        model: GPT with its head; or its `GptDecoder`, to prepare the weights once for several calls.
-        prompts: Token ids of each prompt, at least one.
-        config: Beams, length penalty and number of tokens.
-
-    Raises:
-        ConfigError: The model cannot generate text.
-        DataError: An empty prompt, or more tokens than the model has positions.
-    """
+    """Return the most probable continuation of each prompt that beam search finds."""
     check_lengths(prompts, config, model.config.max_position_embeddings)
     decoder = _to_decoder(model, rows=config.num_beams, steps=config.max_new_tokens * len(prompts))
     return [_search(decoder, prompt.tolist(), config) for prompt in prompts]
@@ -274,25 +227,17 @@ def _search(decoder: GptDecoder, prompt: list[int], config: DecodingConfig) -> D
 
 
 def check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, max_positions: int) -> None:
-    """Check that prompts are not empty, and that new tokens fit behind them.
-
-    Raises:
-        DataError: A prompt that is empty or too long.
-    """
+    """Check that prompts are not empty, and that new tokens fit behind them."""
     for number, prompt in enumerate(prompts, start=1):
         name = f"prompt {number} of {len(prompts)}"
         if len(prompt) == 0:
             raise DataError(f"{name} is empty: expected at least one token")
-        if len(prompt) >= max_positions and config.overflow == "error":
-            raise DataError(
-                f"{name} has {len(prompt)} tokens, the model {max_positions} positions: "
-                "shorten it, or use a sliding window (--sliding-window)"
-            )
-        if config.overflow == "error" and len(prompt) + config.max_new_tokens > max_positions:
+        room = max_positions - len(prompt)
+        if config.overflow == "error" and config.max_new_tokens > room:
+            advice = f"generate at most {room} (--max-new-tokens)" if room > 0 else "shorten it"
             raise DataError(
                 f"{name} has {len(prompt)} tokens; with {config.max_new_tokens} new ones that is more than the model's "
-                f"{max_positions} positions: generate at most {max_positions - len(prompt)} (--max-new-tokens), "
-                "or use a sliding window (--sliding-window)"
+                f"{max_positions} positions: {advice}, or use a sliding window (--sliding-window)"
             )
 
 
@@ -302,21 +247,13 @@ def _to_decoder(model: Model | GptDecoder, *, rows: int, steps: int) -> GptDecod
 
 def _check_finite(log_probability: float) -> None:
     if not math.isfinite(log_probability):
-        raise CheckpointError(
-            "The model's scores are not finite: its weights are damaged, or overflow in this precision.", damaged=True
-        )
+        cause = "its weights are damaged, or overflow in this precision."
+        raise CheckpointError(f"The model's scores are not finite: {cause}", damaged=True)
 
 
 def _slide(text: list[int], max_positions: int) -> list[int]:
     """Return a text that fits, or else its last tokens, half as many as there are positions."""
     return text if len(text) <= max_positions else text[-(max_positions // 2) :]
-
-
-def _seen_tokens(texts: Sequence[Int[Tensor, "_"]], *, like: Float[Tensor, "S V"]) -> Bool[Tensor, "S V"]:
-    seen = torch.zeros(like.shape, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        seen[row, text.tolist()] = True
-    return seen.to(like.device)
 
 
 def _choose(
@@ -327,9 +264,8 @@ def _choose(
 ) -> Int[Tensor, "S"]:
     """Return the next token of each text."""
     # No filter excludes the most probable token.
-    if config.temperature == 0 and seen is None:
-        return _argmax(logits)
-    logits = filter_logits(logits, config, seen)
+    if config.temperature > 0 or seen is not None:
+        logits = filter_logits(logits, config, seen)
     if config.temperature == 0:
         return _argmax(logits)
     # Inverse transform sampling.

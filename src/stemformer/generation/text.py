@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from stemformer.data.examples.sampling import permuted
 from stemformer.data.shards.reader import Shards
@@ -19,27 +18,13 @@ from stemformer.models.model import Model
 
 _REPLACEMENT_CHARACTER = "\ufffd"
 
-_PROMPT_TOKENS = 8
-"""Tokens of a prompt for samples."""
-
-_SAMPLE_TOKENS = 48
-"""New tokens of a sample."""
-
-_BYTE_VOCAB_SIZE = 300
-"""Vocabularies below this size consist mostly of single bytes."""
+# Tokens of a prompt for samples, and new tokens of a sample.
+_PROMPT_TOKENS, _SAMPLE_TOKENS = 8, 48
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Generated continuation of a prompt.
-
-    Attributes:
-        prompt: The prompt.
-        text: The continuation, without the stop string.
-        num_tokens: Number of new tokens.
-        log_probability: Of the new tokens under the model's unmodified distribution, in nats.
-        ended: Why generation ended: `eos` (end-of-text token), `stop` (stop string) or `length`.
-    """
+    """Generated continuation of a prompt, without the stop string; see also `Decoded`."""
 
     prompt: str
     text: str
@@ -58,22 +43,7 @@ def generate_texts(
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
 ) -> Iterator[Completion]:
-    """Yield a continuation of each prompt, in their order.
-
-    Args:
-        prompts: Texts; an empty prompt starts a document.
-        model: See `decode`.
-        tokenizer: Tokenizer of the model.
-        config: Settings.
-        batch_size: Number of prompts that are decoded together.
-        stop: Stop before the first of these strings that occurs.
-        on_text: Called with the number of a prompt and its new text during generation; not supported
-            with beam search.
-
-    Raises:
-        ConfigError: An empty stop string, or stop strings with beam search.
-        DataError: More tokens than the model has positions without a sliding window.
-    """
+    """Yield a continuation of each prompt, in their order; see `generate_from_ids`."""
     ids = tokenizer.encode_ids(prompts)
     outputs = generate_from_ids(ids, model, tokenizer, config, batch_size=batch_size, stop=stop, on_text=on_text)
     for prompt, (text, decoded) in zip(prompts, outputs, strict=True):
@@ -96,17 +66,12 @@ def generate_from_ids(
     Args:
         prompts: Token ids; an empty prompt starts a document.
         model: See `decode`.
-        tokenizer: Tokenizer of the model.
-        config: Settings.
         batch_size: Number of prompts that are decoded together; None for all.
-        stop: Stop before the first of these strings that occurs.
-        on_text: See `generate_texts`.
+        stop: Stop before the first of these strings that occurs; not supported with beam search.
+        on_text: Called with the number of a prompt and its new text during generation; with beam
+            search, at its end.
         add_eos: Put the end-of-text token before each prompt, as before each training document. An empty
             prompt always gets it.
-
-    Raises:
-        ConfigError: An empty stop string, or stop strings with beam search.
-        DataError: More tokens than the model has positions without a sliding window.
     """
     if any(not text for text in stop):
         raise ConfigError("A stop string is empty: remove it.")
@@ -119,20 +84,7 @@ def generate_from_ids(
     size = 1 if config.num_beams > 1 else batch_size or max(1, len(ids))
     if len(ids) > size and not isinstance(model, GptDecoder):
         model = GptDecoder(model, rows=max(size, config.num_beams), steps=config.max_new_tokens * len(ids) // size)
-    for first in range(0, len(ids), size):
-        yield from _generate_batch(ids[first : first + size], first, model, tokenizer, config, stop, on_text)
-
-
-def _generate_batch(
-    ids: Sequence[Int[Tensor, "_"]],
-    first: int,
-    model: Model | GptDecoder,
-    tokenizer: Tokenizer,
-    config: DecodingConfig,
-    stop: Sequence[str],
-    on_text: Callable[[int, str], None] | None,
-) -> Iterator[tuple[str, Decoded]]:
-    streamers = {number: _TextStreamer(tokenizer, stop) for number in range(first, first + len(ids))}
+    streamers = [_TextStreamer(tokenizer, stop) for _ in ids]
 
     def on_token(number: int, token: int) -> bool:
         new = streamers[number].add(token)
@@ -140,28 +92,25 @@ def _generate_batch(
             on_text(number, new)
         return streamers[number].is_stopped
 
-    if config.num_beams > 1:
-        outputs = beam_search(model, ids, config)
-        for streamer, decoded in zip(streamers.values(), outputs, strict=True):
-            for token in decoded.ids:
-                streamer.add(token)
-    else:
-        outputs = decode(model, ids, config, on_token=on_token, first=first)
-    for (number, streamer), decoded in zip(streamers.items(), outputs, strict=True):
-        rest = streamer.finish()
-        if rest and on_text is not None:
-            on_text(number, rest)
-        yield streamer.text, decoded
+    for first in range(0, len(ids), size):
+        batch = ids[first : first + size]
+        if config.num_beams > 1:
+            outputs = beam_search(model, batch, config)
+            for token in outputs[0].ids:
+                streamers[first].add(token)
+        else:
+            outputs = decode(model, batch, config, on_token=on_token, first=first)
+        for number, decoded in enumerate(outputs, start=first):
+            rest = streamers[number].finish()
+            if rest and on_text is not None:
+                on_text(number, rest)
+            yield streamers[number].text, decoded
 
 
 def sample_prompts(shards: Shards, tokenizer: Tokenizer, *, number: int, is_backward: bool = False) -> list[str]:
     """Return the first words of some documents as prompts for samples, the same in each call.
 
-    Args:
-        shards: Held-out split.
-        tokenizer: Tokenizer of the data.
-        number: Maximum number of prompts.
-        is_backward: Return the last words instead, for a model that reads backward.
+    With `is_backward` the last words, for a model that reads backward.
     """
     starts, length = shards.document_starts, _PROMPT_TOKENS * _tokens_per_word(tokenizer)
     long = np.flatnonzero(np.diff(starts) >= 3 * length)
@@ -177,13 +126,8 @@ def generate_samples(
 ) -> list[dict[str, str]]:
     """Return samples of a model as `prompt` and `text`, with the same random numbers in each call.
 
-    Args:
-        model: GPT; left in evaluation mode.
-        tokenizer: Tokenizer of the model.
-        prompts: See `sample_prompts`.
-        max_length: Maximum training length in tokens, the last position that the model knows.
-        is_backward: The model generates backward: `text` precedes `prompt` in reading order, and
-            `direction` is `backward`.
+    With `is_backward`, `text` precedes `prompt` in reading order, and `direction` is `backward`.
+    `max_length` is the maximum training length in tokens, the last position that the model knows.
     """
     model.eval()
     factor = _tokens_per_word(tokenizer)
@@ -199,17 +143,12 @@ def generate_samples(
 
 
 def _tokens_per_word(tokenizer: Tokenizer) -> int:
-    """Return a rough number of tokens per word: more than one for byte vocabularies."""
-    return 4 if tokenizer.vocab_size < _BYTE_VOCAB_SIZE else 1
+    """Return a rough number of tokens per word: more than one for vocabularies of mostly single bytes."""
+    return 4 if tokenizer.vocab_size < 300 else 1
 
 
 class _TextStreamer:
-    """Incremental detokenizer that holds back text which may still change or become a stop string.
-
-    Attributes:
-        text: Text released so far.
-        is_stopped: A stop string occurred.
-    """
+    """Incremental detokenizer that holds back text which may still change or become a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer

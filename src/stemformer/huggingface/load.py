@@ -1,7 +1,6 @@
 """Load models from Hugging Face folders, local or on the hub.
 
-Models saved here open with `transformers`, and models published as BERT or GPT-2 open here, with
-the same numbers. Nothing is unpickled: `.safetensors` is preferred, and a `.bin` file is read with
+Nothing is unpickled: `.safetensors` is preferred, and a `.bin` file is read with
 `torch.load(weights_only=True)`.
 """
 
@@ -30,11 +29,7 @@ TASK_KEY = "stemformer_task"
 
 # transformers class -> name of its only head.
 _HEAD_BY_CLASS = {
-    name: head
-    for architecture in ARCHITECTURES.values()
-    for heads, name in architecture.hf_classes.items()
-    if len(heads) == 1
-    for head in heads
+    name: next(iter(heads)) for a in ARCHITECTURES.values() for heads, name in a.hf_classes.items() if len(heads) == 1
 }
 # Weights that show which pre-training heads a folder has.
 _HEAD_WEIGHTS = {"masked_lm": "cls.predictions.bias", "next_sentence": "cls.seq_relationship.weight"}
@@ -45,26 +40,15 @@ _MAX_PADDING_IDS = 256
 
 
 def find_model_folder(path: str | os.PathLike[str]) -> Path:
-    """Return the folder of a model.
-
-    Args:
-        path: Folder with `config.json`, run folder (final model or latest checkpoint), or hub id
-            such as `google/bert_uncased_L-4_H-256_A-4`, which is downloaded.
-
-    Raises:
-        CheckpointError: There is no such folder, and no such model on the hub.
-    """
+    """Return the folder of a model: itself, the newest model of a run folder, or a download by hub id."""
     folder = Path(path)
-    for candidate in (folder, folder / "final"):
+    checkpoints = sorted(folder.glob("checkpoints/step-????????"), reverse=True)
+    for candidate in (folder, folder / "final", *checkpoints):
         if (candidate / "config.json").is_file():
             return candidate
-    checkpoints = sorted(folder.glob("checkpoints/step-????????/config.json"))
-    if checkpoints:
-        return checkpoints[-1].parent
     if folder.exists():
         raise CheckpointError(f"{folder} has no config.json, expected a Hugging Face model folder or a run folder.")
-    looks_local = str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
-    if looks_local:
+    if str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
         raise CheckpointError(f"{folder} does not exist, expected a model folder, a run folder or a hub id.")
     return _download(str(path))
 
@@ -98,19 +82,11 @@ def load_model(
     """Load a model in evaluation mode and float32.
 
     Args:
-        path: As for `find_model_folder`.
         heads: Names of the heads to load; None means those of the folder. Missing heads are
             initialized randomly, with a warning.
         num_labels: Number of labels of a task head; None means that of the folder.
         generator: Source of random weights. If it is not None, there is no warning, and weights of
             a head that have another shape in the folder are also initialized.
-
-    Raises:
-        CheckpointError: The model is not supported; weights are missing, damaged, of another shape,
-            or in a pickle that holds other objects than tensors.
-
-    Example:
-        >>> load_model("google/bert_uncased_L-2_H-128_A-2", ["masked_lm"])  # doctest: +SKIP
     """
     folder = find_model_folder(path)
     config, raw = _read_config(folder)
@@ -121,10 +97,8 @@ def load_model(
     # Heads and number of labels.
     if heads is None:
         heads = _find_heads(architecture, raw, from_hugging_face(state, [], names)[2])
-    if unknown := [head for head in heads if head not in (*architecture.heads, *architecture.task_heads)]:
-        raise CheckpointError(
-            f"{folder} is a {config.model_type}, which has no head {', '.join(unknown)}. Use another model."
-        )
+    if unknown := ", ".join(head for head in heads if head not in (*architecture.heads, *architecture.task_heads)):
+        raise CheckpointError(f"{folder} is a {config.model_type}, which has no head {unknown}. Use another model.")
     if num_labels is None:
         num_labels = next((len(state[name]) for name in _TASK_HEAD_WEIGHTS if name in state), None)
     if num_labels is None and generator is None and set(heads) & architecture.task_heads.keys():
@@ -142,21 +116,15 @@ def load_model(
         missing += resized
         found = {name: tensor for name, tensor in found.items() if name not in resized}
     mismatch = "The weights and the config belong to different models."
-    if extra_layers := [name for name in unused if name.startswith(names.layer)]:
-        raise CheckpointError(
-            f"{folder} holds {extra_layers[0]}, config.json says {config.num_hidden_layers} layers. {mismatch}"
-        )
+    if extra := next((name for name in unused if name.startswith(names.layer)), None):
+        raise CheckpointError(f"{folder} holds {extra}, config.json says {config.num_hidden_layers} layers. {mismatch}")
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, config.json says {tuple(expected[name].shape)}. "
-                f"{mismatch}"
-            )
-    if missing_body := [name for name in missing if name.startswith("body.")]:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing_body)} weights of the body, the first is {missing_body[0]}. The model is "
-            "incomplete."
-        )
+            shapes = f"has shape {tuple(tensor.shape)}, config.json says {tuple(expected[name].shape)}"
+            raise CheckpointError(f"{folder}: {name} {shapes}. {mismatch}")
+    if body := [name for name in missing if name.startswith("body.")]:
+        problem = f"lacks {len(body)} weights of the body, the first is {body[0]}. The model is incomplete."
+        raise CheckpointError(f"{folder} {problem}")
 
     # Random initialization of missing heads.
     if missing:
@@ -176,35 +144,25 @@ def load_model_and_tokenizer(
     num_labels: int | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Model, Tokenizer]:
-    """Load a model with its tokenizer; the arguments are those of `load_model`.
-
-    Raises:
-        CheckpointError: The tokenizer has more ids than the model, or a causal model lacks an
-            end-of-text token.
-    """
+    """Load a model with its tokenizer, which must fit; the arguments are those of `load_model`."""
     folder = find_model_folder(path)
     model, tokenizer = load_model(folder, heads, num_labels=num_labels, generator=generator), load_tokenizer(folder)
     num_ids, num_tokens = model.config.vocab_size, tokenizer.vocab_size
     if num_tokens > num_ids:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {num_tokens:,} ids, config.json says {num_ids:,}. Use the tokenizer that the "
-            "model was trained with."
-        )
+        problem = f"the tokenizer has {num_tokens:,} ids, config.json says {num_ids:,}"
+        raise CheckpointError(f"{folder}: {problem}. Use the tokenizer that the model was trained with.")
     if num_ids - num_tokens > _MAX_PADDING_IDS:
-        warnings.warn(
-            f"{folder}: the tokenizer has {num_tokens:,} ids, the model {num_ids:,}; it may belong to another model.",
-            stacklevel=2,
-        )
+        problem = f"the tokenizer has {num_tokens:,} ids, the model {num_ids:,}; it may belong to another model"
+        warnings.warn(f"{folder}: {problem}.", stacklevel=2)
     architecture = ARCHITECTURES[model.config.model_type]
     if architecture.is_causal:
         eos_token_id = model.config.eos_token_id
         assert eos_token_id is not None, "a causal model has an end-of-text token"
         max_id = num_tokens if model.heads.keys() & architecture.task_heads.keys() else num_ids
         if not 0 <= eos_token_id < max_id:
-            raise CheckpointError(
-                f"{folder}/config.json: eos_token_id is {eos_token_id:,} (GPT-2's by default), but there are "
-                f"{max_id:,} ids. Set it to the id of the end-of-text token."
-            )
+            problem = f"eos_token_id is {eos_token_id:,} (GPT-2's by default), but there are {max_id:,} ids"
+            advice = "Set it to the id of the end-of-text token."
+            raise CheckpointError(f"{folder}/config.json: {problem}. {advice}")
         tokenizer.bos_token_id = eos_token_id
         if read_task_info(folder) and TASK_KEY not in _read_config(folder)[1]:
             warnings.warn(
@@ -257,10 +215,9 @@ def _untie_lm_head(
     if not raw.get("tie_word_embeddings", True):
         model.heads[head] = architecture.heads[head](model.config, tied=False)
         return
-    table = architecture.parameter_names.table
-    decoder, word = (
-        state.get(table[name][0]) for name in (f"heads.{head}.decoder.weight", "body.embeddings.word.weight")
-    )
+    find = architecture.parameter_names.find
+    decoder = state.get(find(f"heads.{head}.decoder.weight")[0][0])
+    word = state.get(find("body.embeddings.word.weight")[0][0])
     if decoder is not None and word is not None and not torch.equal(decoder, word):
         warnings.warn(
             "The folder has an output matrix that differs from the word embeddings, but its config.json says that they "
@@ -272,17 +229,15 @@ def _untie_lm_head(
 def _read_config(folder: Path) -> tuple[BodyConfig, Mapping[str, Any]]:
     source = f"{folder}/config.json"
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = json.loads(Path(source).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{source} cannot be read ({error}).", damaged=True) from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{source} holds a {type(raw).__name__}, expected an object.", damaged=True)
-    model_type = raw.get("model_type", "bert")
-    if model_type not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{folder} holds a model of type {model_type!r}, expected one of {', '.join(ARCHITECTURES)}."
-        )
-    architecture = ARCHITECTURES[model_type]
+    architecture = ARCHITECTURES.get(model_type := raw.get("model_type", "bert"))
+    if architecture is None:
+        expected = ", ".join(ARCHITECTURES)
+        raise CheckpointError(f"{folder} holds a model of type {model_type!r}, expected one of {expected}.")
     values = architecture.read_config(raw, source)
     try:
         return msgspec.convert(values, architecture.config), raw
@@ -307,9 +262,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         try:
             state = {key: tensor for name in names for key, tensor in load_file(folder / name).items()}
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{folder}/{names[0]} cannot be read ({error}). Copy it again, or use another checkpoint.", damaged=True
-            ) from error
+            problem = f"{folder}/{names[0]} cannot be read ({error}). Copy it again, or use another checkpoint."
+            raise CheckpointError(problem, damaged=True) from error
     elif (folder / "pytorch_model.bin").is_file():
         state = _read_bin(folder / "pytorch_model.bin")
     else:
@@ -323,9 +277,8 @@ def _read_bin(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} contains pickled objects other than tensors and was not opened. Convert it to safetensors."
-        ) from error
+        problem = "contains pickled objects other than tensors and was not opened"
+        raise CheckpointError(f"{file} {problem}. Convert it to safetensors.") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}).", damaged=True) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

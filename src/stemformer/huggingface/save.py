@@ -28,9 +28,9 @@ def save_model(
     Not atomic: callers write to a temporary folder and rename it.
 
     Args:
-        state: Our `state_dict()` on the CPU, if the model's weights are sharded over ranks.
-        task: What the task head was trained for, kept in `config.json`: `labels` in order,
-            `problem_type`, and any other entries that prediction needs.
+        state: `state_dict()` on the CPU, if the model's weights are sharded over ranks.
+        task: `labels` in order, `problem_type`, and other entries of `config.json` that prediction
+            needs.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,8 +40,7 @@ def save_model(
     weights = state or {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     state = to_hugging_face(weights, architecture.parameter_names)
     if not model.heads:
-        prefix = architecture.parameter_names.prefix
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        state = {name.removeprefix(architecture.parameter_names.prefix): tensor for name, tensor in state.items()}
     is_tied = f"heads.{architecture.lm_head}.decoder.weight" not in weights
     if not is_tied and "masked_lm" in model.heads:
         state[DECODER_BIAS] = state["cls.predictions.bias"].clone()
@@ -84,18 +83,13 @@ def _task_entries(task: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
-    """Write named tensors to a safetensors file.
-
-    Raises:
-        OSError: The file cannot be written; restores the error number that the library hides.
-    """
+    """Write named tensors to a safetensors file; `OSError` as by the system, which the library hides."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         save_file(dict(state), file, metadata={"format": "pt"})
     except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if found is None:
-            raise
-        raise OSError(int(found.group(1)), os.strerror(int(found.group(1))), str(file)) from error
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(number := int(found.group(1)), os.strerror(number), str(file)) from error
+        raise

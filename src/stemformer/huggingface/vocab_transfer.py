@@ -39,15 +39,7 @@ class VocabTransferStats:
 def transfer_vocabulary(
     model: Model, old: Tokenizer, new: Tokenizer, *, generator: torch.Generator
 ) -> VocabTransferStats:
-    """Replace word embeddings and output biases in place by those of a new vocabulary.
-
-    Args:
-        old: Tokenizer that the model was trained with.
-        generator: Source of random embeddings.
-
-    Raises:
-        TokenizerError: A tokenizer is not WordPiece.
-    """
+    """Replace word embeddings and output biases in place by those of a new vocabulary."""
     if (kinds := {old.kind, new.kind}) != {"wordpiece"}:
         raise TokenizerError(f"The vocabularies are of kind {', '.join(sorted(kinds))}, expected WordPiece for both.")
     pieces = [old_pieces(token, old) for token in new.tokens]
@@ -71,9 +63,8 @@ def transfer_vocabulary(
     config = replace(model.config, vocab_size=new.vocab_size, pad_token_id=new.pad_token_id)
     model.config = model.body.config = config
     num_kept = sum(old.token_to_id(token) is not None for token in new.tokens)
-    return VocabTransferStats(
-        num_kept, new.vocab_size - num_kept - len(unknown), len(unknown), old.vocab_size - num_kept
-    )
+    num_from_pieces = new.vocab_size - num_kept - len(unknown)
+    return VocabTransferStats(num_kept, num_from_pieces, len(unknown), old.vocab_size - num_kept)
 
 
 def old_pieces(token: str, tokenizer: Tokenizer) -> list[int]:
@@ -81,18 +72,15 @@ def old_pieces(token: str, tokenizer: Tokenizer) -> list[int]:
 
     For a lower-cased vocabulary the token is lower-cased, and loses its accents if it cannot be
     split with them.
-
-    Example:
-        >>> from stemformer.data.tokenization.trainers import train_wordpiece
-        >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
-        >>> [tokenizer.tokens[i] for i in old_pieces("tote", tokenizer)]
-        ['to', '##t', '##e']
     """
     if (known := tokenizer.token_to_id(token)) is not None:
         return [known]
     prefix = SUBWORD_PREFIX if token.startswith(SUBWORD_PREFIX) else ""
     word = token.removeprefix(SUBWORD_PREFIX)
-    spellings = [word.lower(), _strip_accents(word.lower())] if tokenizer.lowercase else [word]
+    spellings = [word]
+    if tokenizer.lowercase:
+        decomposed = unicodedata.normalize("NFD", word.lower())
+        spellings = [word.lower(), "".join(c for c in decomposed if unicodedata.category(c) != "Mn")]
     return next((found for spelling in spellings if (found := _longest_pieces(spelling, prefix, tokenizer))), [])
 
 
@@ -106,10 +94,6 @@ def _longest_pieces(rest: str, prefix: str, tokenizer: Tokenizer) -> list[int]:
         found.append(piece)
         prefix, rest = SUBWORD_PREFIX, rest[end:]
     return found
-
-
-def _strip_accents(text: str) -> str:
-    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
 
 
 def _mean_rows(

@@ -9,34 +9,16 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stemformer.errors import ConfigError
+from stemformer.config import check_at_least
 from stemformer.models.body import Body, check_config
-from stemformer.models.layers import (
-    Dropout,
-    FeedForward,
-    MultiHeadAttention,
-    PositionEmbedding,
-    WordEmbedding,
-)
+from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PositionEmbedding, WordEmbedding
 
 
 @dataclass(frozen=True)
 class BertConfig:
     """Sizes and settings of a BERT, under Hugging Face's names.
 
-    Attributes:
-        vocab_size: V.
-        hidden_size: D.
-        num_hidden_layers: L.
-        num_attention_heads: H; must divide D.
-        intermediate_size: F, width of the feed-forward layer.
-        hidden_act: Activation, a key of `layers.ACTIVATIONS`.
-        hidden_dropout_prob: Dropout after the embeddings and after each block, in [0, 1).
-        max_position_embeddings: Maximum sequence length, special tokens included.
-        type_vocab_size: Number of segment ids (two: text A and text B).
-        initializer_range: Standard deviation of random weights.
-        layer_norm_eps: Added to the variance.
-        pad_token_id: Id of `[PAD]`; unused by the model, kept for readers of the saved folder.
+    In shapes, the first five are V, D, L, H (a divisor of D) and F.
     """
 
     model_type: ClassVar[str] = "bert"
@@ -48,26 +30,21 @@ class BertConfig:
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    # A key of `layers.ACTIVATIONS`.
     hidden_act: str = "gelu"
+    # Dropout after the embeddings and after each block.
     hidden_dropout_prob: float = 0.1
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
+    # Standard deviation of random weights.
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
+    # Unused by the model, kept for readers of the saved folder.
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        check_config(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        )
-        if self.num_hidden_layers < 0:
-            raise ConfigError(f"model.num_hidden_layers is {self.num_hidden_layers}; expected 0 or more.")
+        check_config(self, "type_vocab_size")
+        check_at_least(0, self, "model.", "num_hidden_layers")
 
 
 class BertEmbeddings(nn.Module):
@@ -85,11 +62,8 @@ class BertEmbeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self,
-        input_ids: Int[Tensor, "*shape"],
-        position_ids: Int[Tensor, "*shape"],
-        token_type_ids: Int[Tensor, "*shape"],
-    ) -> Float[Tensor, "*shape D"]:
+        self, input_ids: Int[Tensor, "*b"], position_ids: Int[Tensor, "*b"], token_type_ids: Int[Tensor, "*b"]
+    ) -> Float[Tensor, "*b D"]:
         x = self.word(input_ids) + self.position(position_ids) + self.token_type(token_type_ids)
         y: Tensor = self.dropout(self.norm(x))
         return y
@@ -147,8 +121,7 @@ class Bert(Body):
         >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
         torch.Size([5, 8])
 
-    Source: Devlin et al. 2019, section 3 and appendix A.2; sinusoids: Vaswani et al. 2017, section
-    3.5.
+    Source: Devlin et al. 2019, section 3, appendix A.2; sinusoids: Vaswani et al. 2017, section 3.5.
     """
 
     def __init__(self, config: BertConfig) -> None:

@@ -1,22 +1,24 @@
 """Body of all architectures: embeddings, layers and final norm."""
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from stemformer.config import check_at_least, check_fields
 from stemformer.errors import ConfigError
 from stemformer.models.layers import ACTIVATIONS, pad_positions, pad_to_bucket
 
 
 def check_config(config: Any, *sizes: str) -> None:
-    """Raise ConfigError for an invalid body config; fields in `sizes` must be at least 1."""
-    for name in sizes:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"model.{name} is {getattr(config, name)}; expected at least 1.")
-    if not (0 <= config.initializer_range < float("inf") and 0 < config.layer_norm_eps < float("inf")):
-        raise ConfigError("model.initializer_range and model.layer_norm_eps: expected positive, finite numbers.")
+    """Raise ConfigError for an invalid body config; `sizes` are further fields of at least 1."""
+    sizes += ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+    check_at_least(1, config, "model.", *sizes)
+    check_fields(config, "model.", "a finite number, 0 or more", lambda x: 0 <= x < inf, "initializer_range")
+    check_fields(config, "model.", "a positive, finite number", lambda x: 0 < x < inf, "layer_norm_eps")
+    check_fields(config, "model.", "a number in [0, 1)", lambda x: 0 <= x < 1, "hidden_dropout_prob")
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
             f"model.hidden_size {config.hidden_size} is not divisible by {config.num_attention_heads} heads. "
@@ -24,8 +26,6 @@ def check_config(config: Any, *sizes: str) -> None:
         )
     if config.hidden_act not in ACTIVATIONS:
         raise ConfigError(f"model.hidden_act is {config.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}.")
-    if not 0 <= config.hidden_dropout_prob < 1:
-        raise ConfigError(f"model.hidden_dropout_prob is {config.hidden_dropout_prob}; expected a number in [0, 1).")
 
 
 class Body(nn.Module):
@@ -56,19 +56,13 @@ class Body(nn.Module):
         Args:
             input_ids: Token ids of all sequences, concatenated.
             position_ids: Position of each token in its sequence, from 0.
-            token_type_ids: Segment id of each token; a GPT ignores them.
+            token_type_ids: Segment ids; a GPT ignores them.
             cu_seqlens: int32 sequence boundaries; the last entry is N.
-            max_seqlen: Maximum sequence length.
-            return_layers: Return `{number: states (N, D)}` for these numbers instead of the last
-                states.
+            return_layers: Return `{number: states (N, D)}` for these numbers.
             replace: States (N, D) to substitute, by number.
             rows: Return the last states of these tokens only (R, D), in this order. The last layer
                 then computes attention outputs and feed-forward for them alone, three quarters of
                 its work. Excludes `return_layers` and `replace`.
-
-        Raises:
-            ValueError: A state number does not exist, replaced states have another number of
-                tokens, or `cu_seqlens` does not end at N.
         """
         n, last, replace = len(input_ids), len(self.layers), replace or {}
         if wrong := {*return_layers, *replace} - set(range(last + 1)):

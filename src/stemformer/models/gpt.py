@@ -12,34 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.models.body import Body, check_config
-from stemformer.models.inference.kv_cache import PromptCache
-from stemformer.models.layers import (
-    Dropout,
-    FeedForward,
-    MultiHeadAttention,
-    PositionEmbedding,
-    WordEmbedding,
-)
+from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PositionEmbedding, WordEmbedding
 
 
 @dataclass(frozen=True)
 class GptConfig:
-    """Sizes and settings of a GPT, under the names of a BERT config.
+    """Sizes and settings of a GPT, named as in `BertConfig`.
 
     A saved folder has GPT-2's own names, such as `n_embd`.
-
-    Attributes:
-        vocab_size: V.
-        hidden_size: D.
-        num_hidden_layers: L.
-        num_attention_heads: H; must divide D.
-        intermediate_size: F, width of the feed-forward layer.
-        hidden_act: Activation, a key of `layers.ACTIVATIONS`.
-        hidden_dropout_prob: Dropout after the embeddings and after each block, in [0, 1).
-        max_position_embeddings: Maximum sequence length.
-        initializer_range: Standard deviation of random weights.
-        layer_norm_eps: Added to the variance.
-        eos_token_id: Id of the token that ends a document and precedes the first one.
     """
 
     model_type: ClassVar[str] = "gpt2"
@@ -54,18 +34,11 @@ class GptConfig:
     max_position_embeddings: int = 1024
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
+    # Ends a document and precedes the first one.
     eos_token_id: int = 50256
 
     def __post_init__(self) -> None:
-        check_config(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-        )
+        check_config(self, "num_hidden_layers")
 
 
 class GptEmbeddings(nn.Module):
@@ -78,11 +51,8 @@ class GptEmbeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self,
-        input_ids: Int[Tensor, "*shape"],
-        position_ids: Int[Tensor, "*shape"],
-        token_type_ids: Int[Tensor, "*shape"] | None = None,
-    ) -> Float[Tensor, "*shape D"]:
+        self, input_ids: Int[Tensor, "*b"], position_ids: Int[Tensor, "*b"], token_type_ids: Tensor | None = None
+    ) -> Float[Tensor, "*b D"]:
         """Return the embeddings; `token_type_ids` are ignored, since GPT has no segments."""
         x: Tensor = self.dropout(self.word(input_ids) + self.position(position_ids))
         return x
@@ -126,6 +96,17 @@ class GptLayer(nn.Module):
         return y
 
 
+@dataclass(frozen=True)
+class PromptCache:
+    """Flat key-value cache of prompts, shared by their continuations."""
+
+    # (N, H, K) of each layer.
+    keys: list[Tensor]
+    values: list[Tensor]
+    # int32 boundaries of the prompts; the last entry is N.
+    cu_seqlens: Int[Tensor, "S1"]
+
+
 class Gpt(Body):
     """GPT body: flat tokens to hidden states that depend on no later token.
 
@@ -139,15 +120,6 @@ class Gpt(Body):
 
     GPT-2 also draws position embeddings from the normal distribution; sinusoids learn adjacent
     positions sooner (`docs/log.md`).
-
-    Example:
-        >>> import torch
-        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        >>> config = GptConfig(vocab_size=50, **sizes)
-        >>> body = Gpt(config)
-        >>> ids, positions, cu = torch.tensor([1, 5, 2, 1, 2]), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5])
-        >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
-        torch.Size([5, 8])
 
     Source: Radford et al. 2019, section 2.3; sinusoids: Vaswani et al. 2017, section 3.5.
     """
@@ -180,19 +152,6 @@ class Gpt(Body):
             cu_seqlens: int32 boundaries of the new tokens; each sequence has at least one.
             after: Cache of the prompts; None for sequences without a prompt.
             parents: Index of the prompt in `after` of each sequence.
-
-        Raises:
-            ValueError: A sequence with its prompt is longer than `max_position_embeddings`.
-
-        Example:
-            >>> import torch
-            >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-            >>> config = GptConfig(vocab_size=50, **sizes)
-            >>> body = Gpt(config)
-            >>> _, question = body.prefill(torch.tensor([1, 2, 3]), torch.tensor([0, 3], dtype=torch.int32))
-            >>> answers, ends = torch.tensor([4, 5, 6]), torch.tensor([0, 1, 3], dtype=torch.int32)
-            >>> body.prefill(answers, ends, after=question, parents=torch.tensor([0, 0]))[1].cu_seqlens
-            tensor([0, 4, 9], dtype=torch.int32)
         """
         # Lengths (S,) of new tokens and prompts, and the start of each prompt in the cache.
         new = cu_seqlens.diff().long()
@@ -202,11 +161,9 @@ class Gpt(Body):
             assert parents is not None, "a cache needs the prompt index of each sequence"
             old, prompt_starts = after.cu_seqlens.diff().long()[parents], after.cu_seqlens[parents].long()
         lengths = old + new
-        max_length = int(lengths.max())
-        if max_length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"A sequence has {max_length} tokens; the model has {self.config.max_position_embeddings} positions."
-            )
+        max_length, limit = int(lengths.max()), self.config.max_position_embeddings
+        if max_length > limit:
+            raise ValueError(f"A sequence has {max_length} tokens; the model has {limit} positions.")
 
         # Index (M,) into cached, then new keys: each prompt followed by its continuation.
         cu_k = torch.cat([cu_seqlens[:1], lengths.cumsum(0).int()])

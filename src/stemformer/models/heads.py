@@ -7,17 +7,14 @@ from torch import Tensor, nn
 
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
-from stemformer.models.layers import Dropout, PositionEmbedding, make_activation, sinusoids
+from stemformer.models.layers import ACTIVATIONS, Dropout, PositionEmbedding, sinusoids
 
 
 class MaskedLmHead(nn.Module):
     """Masked-LM head: states of scored tokens to vocabulary logits.
 
-    It sees the `M` scored positions, not all `N`. The output matrix is an argument of forward, the
-    body's word embedding, unless the head is untied: then `decoder` is the output matrix.
-
-    Args:
-        tied: False gives the head an output matrix of its own.
+    The output matrix is an argument of forward, the body's word embedding; a head that is not tied
+    has its own, `decoder`.
 
     Source: Devlin et al. 2019, section 3.1, task 1; the transform before the decoder is only in the
     released code.
@@ -26,7 +23,7 @@ class MaskedLmHead(nn.Module):
     def __init__(self, config: BertConfig, *, tied: bool = True) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = make_activation(config.hidden_act)
+        self.activation = ACTIVATIONS[config.hidden_act]()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
@@ -43,10 +40,7 @@ class MaskedLmHead(nn.Module):
 
 
 class CausalLmHead(nn.Module):
-    """Causal-LM head: states to logits of the next token, by the tied word embedding.
-
-    Args:
-        tied: False gives the head an output matrix of its own.
+    """Causal-LM head: states to logits of the next token; `tied` as in `MaskedLmHead`.
 
     Source: Radford et al. 2018, section 3.1.
     """
@@ -156,13 +150,9 @@ class SpanHead(nn.Module):
 
 
 def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:
-    """Set the output bias to log unigram frequencies, the first prediction of the model.
+    """Set the output bias of a `MaskedLmHead` to log unigram frequencies, add-one smoothed.
 
     Learning them takes about the first hundred steps otherwise (`docs/log.md`).
-
-    Args:
-        head: A `MaskedLmHead`, changed in place.
-        counts: Number of occurrences in the training text; add-one smoothed.
     """
     assert isinstance(head, MaskedLmHead)
     smoothed = torch.from_numpy(counts.astype(np.float64)) + 1
@@ -170,10 +160,9 @@ def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, 
 
 
 def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
-    """Initialize a body or head in place, by the table in the body's docstring.
+    """Initialize in place, in definition order, by the table in the body's docstring.
 
-    Submodules are filled in definition order. The attribute `init_scale` of a linear layer
-    multiplies `std`.
+    The attribute `init_scale` of a linear layer multiplies `std`.
     """
     for part in module.modules():
         if isinstance(part, PositionEmbedding):

@@ -1,6 +1,7 @@
 """Layers shared by the architectures. All of them take flat tokens (N, D)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -8,19 +9,13 @@ from torch import Tensor, nn
 
 from stemformer.models.attention.varlen import attend
 
-ACTIVATIONS: dict[str, type[nn.Module] | tuple[type[nn.Module], dict[str, str]]] = {
+# Hugging Face's activation names.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
-    "gelu_new": (nn.GELU, {"approximate": "tanh"}),
-    "gelu_pytorch_tanh": (nn.GELU, {"approximate": "tanh"}),
+    "gelu_new": partial(nn.GELU, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
     "relu": nn.ReLU,
 }
-"""Hugging Face's activation names -> module class, or class and arguments."""
-
-
-def make_activation(name: str) -> nn.Module:
-    """Make the activation with this Hugging Face name."""
-    entry = ACTIVATIONS[name]
-    return entry[0](**entry[1]) if isinstance(entry, tuple) else entry()
 
 
 def pad_to_bucket(x: Float[Tensor, "N D"]) -> Float[Tensor, "N2 D"]:
@@ -29,10 +24,6 @@ def pad_to_bucket(x: Float[Tensor, "N D"]) -> Float[Tensor, "N2 D"]:
     For each new shape, the CPU's matrix library compiles and caches a kernel, which costs a small
     model time and memory when each batch has another N (`docs/log.md`). Padding belongs to no
     sequence and has zero gradient. On other devices, return the states as they are.
-
-    Example:
-        >>> pad_to_bucket(torch.ones(2001, 4)).shape
-        torch.Size([2016, 4])
     """
     return x if x.device.type != "cpu" else nn.functional.pad(x, (0, 0, 0, _padding(len(x))))
 
@@ -47,17 +38,13 @@ def _padding(n: int) -> int:
 
 
 class WordEmbedding(nn.Embedding):
-    """Word embedding with a sparse or persistent gradient on the CPU.
+    """Word embedding with a sparse or persistent gradient on the CPU."""
 
-    Attributes:
-        has_sparse_gradient: The gradient of the lookup holds only the rows looked up. If the loss
-            has a dense gradient of the same matrix (a tied LM head), adding these few rows to it
-            saves a dense block of zeros.
-        kept_gradient: Dense gradient that persists over steps, for a matrix without any other
-            gradient: only the rows looked up are zeroed. None makes a new gradient at each step.
-    """
-
+    # The gradient of the lookup holds only the rows looked up. If the loss has a dense gradient of the same matrix
+    # (a tied LM head), adding these few rows to it saves a dense block of zeros.
     has_sparse_gradient = False
+    # Dense gradient that persists over steps, for a matrix without any other gradient: only the rows looked up are
+    # zeroed. None makes a new gradient at each step.
     kept_gradient: Tensor | None = None
 
     def forward(self, input_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
@@ -72,11 +59,7 @@ class WordEmbedding(nn.Embedding):
         self.weight.grad = self.kept_gradient
 
     def clear_gradient(self, input_ids: Sequence[Tensor]) -> None:
-        """Zero the persistent gradient, if there is one.
-
-        Args:
-            input_ids: All ids looked up since the last call, (N,) for each batch.
-        """
+        """Zero the persistent gradient, if any; `input_ids` are all ids since the last call."""
         if self.kept_gradient is not None:
             for ids in input_ids:
                 self.kept_gradient.index_fill_(0, ids, 0)
@@ -89,10 +72,6 @@ class PositionEmbedding(nn.Embedding):
 
 def sinusoids(length: int, size: int) -> Float[Tensor, "T D"]:
     """Return interleaved sines and cosines, wavelengths from 2 pi to 10,000 x 2 pi.
-
-    Example:
-        >>> sinusoids(2, 4)[0]
-        tensor([0., 1., 0., 1.])
 
     Source: Vaswani et al. 2017, section 3.5.
     """
@@ -145,13 +124,8 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention within each sequence.
 
-    One linear layer computes queries, keys and values; its rows are those of the queries, then
-    keys, then values.
-
-    Args:
-        hidden_size: D.
-        num_heads: H; must divide D.
-        causal: A token attends to itself and earlier tokens only.
+    The rows of `qkv` are those of the queries, then keys, then values. If `causal`, a token attends
+    to itself and earlier tokens only.
 
     Source: Vaswani et al. 2017, section 3.2.2.
     """
@@ -188,17 +162,10 @@ class MultiHeadAttention(nn.Module):
         cu_k: Int[Tensor, "S1"],
         max_k: int,
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M H K"], Float[Tensor, "M H K"]]:
-        """Return the causal attention output of new tokens, and all keys and values.
+        """Return the causal attention output of new tokens `x`, and all keys and values.
 
-        Args:
-            x: States of the new tokens.
-            cu_q: Boundaries of the new tokens of each sequence.
-            max_q: Maximum number of new tokens of a sequence.
-            cached: Keys and values (P, H, K) of the prompts.
-            order: Index of each token of the full sequences in the cached ones followed by the new
-                ones.
-            cu_k: Boundaries of the full sequences.
-            max_k: Maximum length of a full sequence.
+        `cached` are keys and values (P, H, K) of the prompts; `order` is the index of each token of
+        the full sequences (`cu_k`, `max_k`) in the cached tokens followed by the new ones.
         """
         n, d = x.shape
         q, k, v = self.qkv(x).view(n, 3, self.num_heads, d // self.num_heads).unbind(1)  # (N, H, K)
@@ -217,7 +184,7 @@ class FeedForward(nn.Module):
     def __init__(self, hidden_size: int, intermediate_size: int, *, activation: str) -> None:
         super().__init__()
         self.up = nn.Linear(hidden_size, intermediate_size)
-        self.activation = make_activation(activation)
+        self.activation = ACTIVATIONS[activation]()
         self.down = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,30 +29,21 @@ BodyConfig = BertConfig | GptConfig
 
 @dataclass(frozen=True)
 class Architecture:
-    """Registry entry: the parts of an architecture.
-
-    Attributes:
-        config: Config dataclass of the body.
-        body: Module class of the body, constructed from a config.
-        heads: Pre-training head name -> module class, constructed from a config.
-        task_heads: Task head name -> module class, constructed from a config and the number of
-            labels.
-        parameter_names: Hugging Face's parameter names.
-        hf_classes: Head names of a model -> transformers class.
-        is_causal: Whether a token sees only the tokens before it, as in text generation.
-        lm_head: Name of the head that predicts words.
-        read_config: Fields of the config from Hugging Face's `config.json` and its path.
-        write_config: Entries of Hugging Face's `config.json` from a config.
-    """
+    """Registry entry: the parts of an architecture."""
 
     config: type[Any]
     body: type[Any]
+    # Pre-training heads, constructed from a config.
     heads: dict[str, type[nn.Module]]
+    # Task heads, constructed from a config and the number of labels.
     task_heads: dict[str, type[nn.Module]]
     parameter_names: hf_names.ParameterNames
+    # Head names of a model -> transformers class.
     hf_classes: dict[frozenset[str], str]
     is_causal: bool
+    # Name of the head that predicts tokens.
     lm_head: str
+    # Fields of a config from Hugging Face's `config.json` and its path, and the reverse.
     read_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
     write_config: Callable[[Any], dict[str, Any]]
 
@@ -59,6 +51,7 @@ class Architecture:
 # To add an architecture: models/<name>.py with a config and a `Body`, an entry here, its names in hf_names.py and
 # hf_config.py, its run config in training/config.py (`RUN_CONFIGS`) and a recipe; a causal one also needs a decoder
 # (inference/cached_gpt.py).
+# Keys are the `model_type` of a config and of a Hugging Face folder.
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(
         config=BertConfig,
@@ -100,7 +93,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         write_config=hf_config.write_gpt_config,
     ),
 }
-"""`model_type` of a config and of a Hugging Face folder -> architecture."""
 
 
 class Model(nn.Module):
@@ -129,7 +121,6 @@ class Model(nn.Module):
         return self.lm_head.projection(states, self.body.embeddings.word.weight)
 
     def next_sentence_logits(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
-        """Return logits of "text B follows" (0) and "does not" (1) from the states of `[CLS]`."""
         logits: Tensor = self.heads["next_sentence"](states)
         return logits
 
@@ -152,11 +143,7 @@ def make_model(
 ) -> Model:
     """Make a model with random weights, or with weights to be loaded if there is no generator.
 
-    Args:
-        config: Config of the body; selects the architecture.
-        heads: Head names of the architecture.
-        num_labels: Output size of a task head.
-        generator: Source of the random weights. The body's weights do not depend on the heads.
+    The body's weights do not depend on the heads; `num_labels` is the output size of a task head.
 
     Example:
         >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -165,15 +152,11 @@ def make_model(
         5266
     """
     architecture = ARCHITECTURES[config.model_type]
-
-    def make_head(name: str) -> nn.Module:
-        if name in architecture.heads:
-            return architecture.heads[name](config)
-        return architecture.task_heads[name](config, num_labels)
-
+    task_heads = {name: partial(head, num_labels=num_labels) for name, head in architecture.task_heads.items()}
+    make_head: dict[str, Callable[..., nn.Module]] = {**architecture.heads, **task_heads}
     # PyTorch's default initialization, overwritten below, must not advance the global generator.
     with torch.random.fork_rng(devices=[]):
-        model = Model(config, architecture.body(config), {name: make_head(name) for name in heads})
+        model = Model(config, architecture.body(config), {name: make_head[name](config) for name in heads})
     if generator is not None:
         initialize_weights(model, std=config.initializer_range, generator=generator)
     return model

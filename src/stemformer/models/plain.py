@@ -1,36 +1,29 @@
 """Plain reference forward: padded, eager, with all states and attention weights.
 
-Computes what a body's own forward computes on flat tokens, from the same modules and weights, with
-nothing but matrix products and softmax: no flat tokens, no length buckets, no custom operators. It
-is slower and takes memory for all (T, T) attention weights. Use it where every intermediate result
-is needed (attention maps), where a graph must be exported (`torch.export`), and as the reference in
-tests.
+It computes what a body's own forward computes, from the same weights, with nothing but matrix
+products and softmax, and takes memory for all (T, T) attention weights. Use it for attention maps,
+for graphs to be exported (`torch.export`), and as the reference in tests.
 
 Source: Vaswani et al. 2017, sections 3.1 to 3.3; norm placement: `norm_first` of the body's layers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from stemformer.models.bert import Bert, BertLayer
-from stemformer.models.gpt import Gpt, GptLayer
+from stemformer.models.bert import Bert
+from stemformer.models.gpt import Gpt
 from stemformer.models.layers import MultiHeadAttention
 
 
 class PlainOutput(NamedTuple):
-    """Result of `plain_forward`.
+    """Result of `plain_forward`; states and weights of padding are meaningless."""
 
-    Attributes:
-        hidden_states: L + 1 states (B, T, D): the embeddings, then the output of each layer, the
-            last one after the final norm. Those of padding are meaningless.
-        attentions: L attention weights (B, H, T, T): each query's probabilities over the keys.
-            Those of padded queries are meaningless.
-    """
-
+    # L + 1 states (B, T, D): the embeddings, then the output of each layer, the last one after the final norm.
     hidden_states: tuple[Tensor, ...]
+    # L attention weights (B, H, T, T): each query's probabilities over the keys.
     attentions: tuple[Tensor, ...]
 
 
@@ -46,7 +39,6 @@ def plain_forward(
     follows the body's training mode; export a body in evaluation mode.
 
     Args:
-        body: Body of a model.
         input_ids: Token ids; ids of padding must be in the vocabulary, but have no effect.
         attention_mask: 1 or True for tokens, 0 or False for padding, on either side.
         token_type_ids: Segment ids; all 0 by default. A GPT ignores them.
@@ -70,35 +62,27 @@ def plain_forward(
     x = body.embeddings(input_ids, position_ids, token_type_ids)  # (B, T, D)
 
     hidden_states, attentions = [x], []
+    layer: Any
     for layer in body.layers:
-        x, weights = _layer(layer, x, is_token)  # type: ignore[arg-type]
+        if layer.norm_first:
+            # Pre-norm: x + f(norm(x)).
+            attended, weights = _self_attention(layer.attention, layer.attention_norm(x), is_token)
+            x = x + layer.dropout(attended)
+            x = x + layer.dropout(layer.feed_forward(layer.feed_forward_norm(x)))
+        else:
+            # Post-norm: norm(x + f(x)).
+            attended, weights = _self_attention(layer.attention, x, is_token)
+            x = layer.attention_norm(x + layer.dropout(attended))
+            x = layer.feed_forward_norm(x + layer.dropout(layer.feed_forward(x)))
         hidden_states.append(x)
         attentions.append(weights)
     hidden_states[-1] = body.norm(x)
     return PlainOutput(tuple(hidden_states), tuple(attentions))
 
 
-def _layer(
-    layer: BertLayer | GptLayer, x: Float[Tensor, "B T D"], is_token: Bool[Tensor, "B T"]
-) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"]]:
-    """Return the output and the attention weights of a layer."""
-    if layer.norm_first:
-        # Pre-norm: x + f(norm(x)).
-        attended, weights = _self_attention(layer.attention, layer.attention_norm(x), is_token)
-        x = x + layer.dropout(attended)
-        x = x + layer.dropout(layer.feed_forward(layer.feed_forward_norm(x)))
-    else:
-        # Post-norm: norm(x + f(x)).
-        attended, weights = _self_attention(layer.attention, x, is_token)
-        x = layer.attention_norm(x + layer.dropout(attended))
-        x = layer.feed_forward_norm(x + layer.dropout(layer.feed_forward(x)))
-    return x, weights
-
-
 def _self_attention(
     attention: MultiHeadAttention, x: Float[Tensor, "B T D"], is_token: Bool[Tensor, "B T"]
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"]]:
-    """Return the output and the weights of multi-head self-attention."""
     b, t, d = x.shape
     size = d // attention.num_heads
     q, k, v = attention.qkv(x).view(b, t, 3, attention.num_heads, size).permute(2, 0, 3, 1, 4)  # (B, H, T, K)

@@ -20,19 +20,16 @@ from stemformer.objectives.masked_lm import SpecialIds
 
 @dataclass(frozen=True)
 class CausalLmConfig:
-    """Settings of causal language modeling.
-
-    Attributes:
-        direction: `backward` reverses each text. A saved model does not record it: its folder is
-            that of any GPT-2, and its inputs must be reversed.
-        documents: `apart` packs pieces of documents that do not attend to each other, split at
-            sentence ends if possible. `stream` concatenates the documents and cuts the stream into
-            rows of full length, within which a token attends to all earlier ones, across documents.
-    """
+    """Settings of causal language modeling."""
 
     name: ClassVar[str] = "causal"
 
+    # `backward` reverses each text. A saved model does not record it: its folder is that of any GPT-2, and its inputs
+    # must be reversed.
     direction: Literal["forward", "backward"] = "forward"
+    # `apart` packs pieces of documents that do not attend to each other, split at sentence ends if possible. `stream`
+    # concatenates the documents and cuts the stream into rows of full length, within which a token attends to all
+    # earlier ones, across documents.
     documents: Literal["apart", "stream"] = "apart"
 
 
@@ -42,11 +39,6 @@ class CausalLm:
     Each piece is preceded by the EOS token, so that its first token is predicted too, and EOS is
     predicted where the document ends with the piece (reading backward: starts with it). Each token
     of the corpus is scored exactly once per epoch, and one EOS per document; in a stream too.
-
-    Args:
-        config: Direction and document handling.
-        special: Id of EOS.
-        vocab_size: Unused; all objectives are constructed alike.
     """
 
     heads: tuple[str, ...] = ("causal_lm",)
@@ -56,13 +48,11 @@ class CausalLm:
         self.eos = special.eos
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | TokenStream:
-        """Make the data set of a split: packed pieces with an EOS before each, or a stream."""
         if self.config.documents == "stream":
             return make_token_stream(shards, sequence_length=sequence_length, eos_token_id=self.eos)
         return pack_documents(shards, sequence_length=sequence_length, num_special=1)
 
     def corrupt(self, raw: RawExample, rng: np.random.Generator) -> Example:
-        """Make inputs and labels; `rng` is unused."""
         is_backward = self.config.direction == "backward"
         tokens = raw.tokens[::-1] if is_backward else raw.tokens
         if self.config.documents == "stream":
@@ -89,17 +79,13 @@ class CausalLm:
         return Example(input_ids, lengths=sizes, label_positions=positions, labels=labels[positions])
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of scored tokens by loss name."""
         return {"causal_lm": len(batch.labels)}
 
     def scored_positions(self, batch: Batch) -> Int[Tensor, "M"]:
-        """Return the positions of the scored tokens in the batch."""
         return batch.label_positions
 
     def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
-        """Return the summed loss from the states at `scored_positions`."""
         return {"causal_lm": linear_cross_entropy_sum(*model.lm_projection(states), batch.labels)}
 
     def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
-        """Return the logits of the scored tokens."""
         return model.lm_logits(states)

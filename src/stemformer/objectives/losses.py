@@ -9,30 +9,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Logits in a chunk: 64 MiB in bfloat16, a thousand tokens of BERT's vocabulary.
 _CHUNK_LOGITS, _CHUNK_LOGITS_GPU = 2**25, 2**27
-"""Logits in a chunk: 64 MiB in bfloat16, a thousand tokens of BERT's vocabulary."""
-
+# Chunk sizes are padded to multiples of this, or of 1 in 32 of their rows, so that few shapes occur (see
+# `models.layers.pad_to_bucket`).
 _CHUNK_MULTIPLE = 16
-"""Chunk sizes are multiples of this, or of 1 in 32 of their rows.
-
-Zero-padded, so that few shapes occur (see `models.layers.pad_to_bucket`)."""
-
+# Logits in a block of the CPU's softmax: 4 MiB in float32, which stay in the cache.
 _SOFTMAX_LOGITS = 2**20
-"""Logits in a block of the CPU's softmax: 4 MiB in float32, which stay in the cache."""
 
 
 @dataclass(frozen=True)
 class LossSum:
-    """Loss summed over some items.
-
-    Attributes:
-        total: () sum in nats.
-        count: Number of items; may be 0.
-        correct: () number of correct predictions; None if undefined, as in regression.
-    """
+    """Loss in nats, summed over `count` items, which may be 0."""
 
     total: Float[Tensor, ""]
     count: int
+    # Number of correct predictions; None if undefined, as in regression.
     correct: Int[Tensor, ""] | None
 
 
@@ -43,16 +35,7 @@ def cross_entropy_sum(
     weights: Float[Tensor, "V"] | None = None,
     label_smoothing: float = 0.0,
 ) -> LossSum:
-    """Return the summed cross-entropy, computed in float32.
-
-    `weights` are class weights; `label_smoothing` is the share of probability spread evenly over
-    all classes.
-
-    Example:
-        >>> import torch
-        >>> cross_entropy_sum(torch.zeros(3, 4), torch.tensor([0, 1, 2])).total
-        tensor(4.1589)
-    """
+    """Return the summed cross-entropy, computed in float32; `weights` are class weights."""
     weights = None if weights is None else weights.to(logits.device)
     total = F.cross_entropy(logits.float(), labels, weights, reduction="sum", label_smoothing=label_smoothing)
     return LossSum(total=total, count=len(labels), correct=(logits.argmax(-1) == labels).sum())
@@ -66,20 +49,9 @@ def linear_cross_entropy_sum(
 ) -> LossSum:
     """Return the summed cross-entropy of `states @ weight.T + bias`, computed in chunks.
 
-    Tokens are processed in chunks. If gradients are needed, they are computed in the same pass over
-    a chunk, so that its logits are computed once and freed. Logits have the dtype of autocast;
-    softmax and loss are float32.
-
-    Args:
-        states: States of the scored tokens.
-        weight: Output matrix.
-        bias: Output bias.
-        labels: True ids; a token with a negative one is not scored, but counted.
-
-    Example:
-        >>> import torch
-        >>> linear_cross_entropy_sum(torch.ones(3, 2), torch.zeros(4, 2), torch.zeros(4), torch.tensor([0, 1, 2])).total
-        tensor(4.1589)
+    If gradients are needed, they are computed in the same pass over a chunk of tokens, so that its
+    logits are computed once and freed. Logits have the dtype of autocast; softmax and loss are
+    float32. A token with a negative label is not scored, but counted.
 
     Source: Hsu et al. 2024, section 3.2 (gradients of a linear layer and its cross-entropy in one
     chunked pass).

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stemformer.config import check_fields
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.packing import PackedDataset, RawExample, pack_documents
 from stemformer.data.examples.sentence_pairs import SentencePairDataset
@@ -20,37 +21,29 @@ from stemformer.errors import ConfigError
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
 
+# Probabilities of spans of 1 to 10 words: geometric with p = 0.2, truncated, mean 3.8.
 _SPAN_LENGTH_PROBS = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
-"""Probabilities of spans of 1 to 10 words: geometric with p = 0.2, truncated, mean 3.8."""
 
 
 @dataclass(frozen=True)
 class MaskedLmConfig:
-    """Settings of masked language modeling: selection and corruption of tokens.
+    """Settings of masked language modeling: selection and corruption of tokens."""
 
-    Attributes:
-        mask_rate: Share of an example's tokens that are scored, in (0, 1).
-        unit: Unit of selection: tokens, whole words, or spans of whole words.
-        mask_replace_prob: Share of the selected tokens replaced by `[MASK]`.
-        random_replace_prob: Share of the selected tokens replaced by a random token; the rest stay
-            unchanged.
-        sentences: Sentence-pair objective: none, next-sentence prediction (`next`), or sentence
-            order prediction (`order`).
-        short_seq_prob: Share of pairs that are cut to a random length.
-    """
-
+    # Share of an example's tokens that are scored.
     mask_rate: float = 0.15
+    # Unit of selection: tokens, whole words, or spans of whole words.
     unit: Literal["token", "word", "span"] = "token"
+    # Shares of the selected tokens replaced by `[MASK]` and by a random token; the rest stay unchanged.
     mask_replace_prob: float = 0.8
     random_replace_prob: float = 0.1
+    # Next-sentence prediction (`next`) or sentence order prediction (`order`).
     sentences: Literal["none", "next", "order"] = "none"
+    # Share of sentence pairs that are cut to a random length.
     short_seq_prob: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_rate < 1:
-            raise ConfigError(f"objective.mask_rate is {self.mask_rate}; expected a share between 0 and 1.")
-        if not 0 <= self.short_seq_prob <= 1:
-            raise ConfigError(f"objective.short_seq_prob is {self.short_seq_prob}; expected a share from 0 to 1.")
+        check_fields(self, "objective.", "a share between 0 and 1", lambda x: 0 < x < 1, "mask_rate")
+        check_fields(self, "objective.", "a share from 0 to 1", lambda x: 0 <= x <= 1, "short_seq_prob")
         shares = self.mask_replace_prob, self.random_replace_prob
         if min(shares) < 0 or sum(shares) > 1:
             raise ConfigError(
@@ -75,13 +68,7 @@ class SpecialIds:
 
 
 class MaskedLm:
-    """Masked-LM objective.
-
-    Args:
-        config: Selection and corruption of tokens.
-        special: Ids of `[CLS]`, `[SEP]` and `[MASK]`.
-        vocab_size: Random replacement tokens are uniform over this range.
-    """
+    """Masked-LM objective; random replacement tokens are uniform over the vocabulary."""
 
     heads: tuple[str, ...] = ("masked_lm",)
 
@@ -91,7 +78,6 @@ class MaskedLm:
         self.vocab_size = vocab_size
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | SentencePairDataset:
-        """Make the data set of a split: packed pieces of documents."""
         return pack_documents(shards, sequence_length=sequence_length)
 
     def corrupt(self, raw: RawExample, rng: np.random.Generator) -> Example:
@@ -138,19 +124,15 @@ class MaskedLm:
         )
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of scored tokens by loss name."""
         return {"masked_lm": len(batch.labels)}
 
     def scored_positions(self, batch: Batch) -> Int[Tensor, "M"]:
-        """Return the positions of the scored tokens in the batch."""
         return batch.label_positions
 
     def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
-        """Return the summed loss from the states at `scored_positions`."""
         return {"masked_lm": linear_cross_entropy_sum(*model.lm_projection(states), batch.labels)}
 
     def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
-        """Return the logits of the scored tokens."""
         return model.lm_logits(states)
 
 

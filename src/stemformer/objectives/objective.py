@@ -14,20 +14,17 @@ from stemformer.objectives.losses import LossSum
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 from stemformer.objectives.sentence_pair import SentencePairs
 
+# Data sets of pre-training.
 Examples = PackedDataset | TokenStream | SentencePairDataset
-"""Data sets of pre-training."""
 
 ObjectiveConfig = MaskedLmConfig | CausalLmConfig
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """What the training loop requires of a pre-training objective or a task.
+    """What the training loop requires of a pre-training objective or a task."""
 
-    Attributes:
-        heads: Names of the heads it needs.
-    """
-
+    # Names of the heads it needs.
     heads: tuple[str, ...]
 
     def corrupt(self, raw: Any, rng: np.random.Generator) -> Example:
@@ -46,13 +43,8 @@ class Objective(Protocol):
         """Return the logits of a batch from states (R, D)."""
 
 
-OBJECTIVES: dict[str, Any] = {
-    "none": MaskedLm,
-    "next": SentencePairs,
-    "order": SentencePairs,
-    "causal": CausalLm,
-}
-"""`name` of an objective's config -> objective."""
+# `name` of an objective's config -> objective.
+OBJECTIVES: dict[str, Any] = {"none": MaskedLm, "next": SentencePairs, "order": SentencePairs, "causal": CausalLm}
 
 
 def make_objective(

@@ -18,13 +18,7 @@ from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 
 
 class SentencePairs(MaskedLm):
-    """Masked LM, and whether text B follows A (`next`) or which comes first (`order`).
-
-    Args:
-        config: `sentences` selects `next` or `order`.
-        special: Ids of `[CLS]`, `[SEP]` and `[MASK]`.
-        vocab_size: Range of random replacement tokens.
-    """
+    """Masked LM, and whether text B follows A (`next`) or which comes first (`order`)."""
 
     heads: tuple[str, ...] = ("masked_lm", "next_sentence")
 
@@ -35,26 +29,22 @@ class SentencePairs(MaskedLm):
         self.loss_name = {"next": "next_sentence", "order": "sentence_order"}[self.task]
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | SentencePairDataset:
-        """Make the data set of a split: pairs of texts."""
         return make_sentence_pairs(
             shards, sequence_length=sequence_length, task=self.task, short_seq_prob=self.config.short_seq_prob
         )
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the numbers of scored tokens and of pairs by loss name."""
         return {**super().counts(batch), self.loss_name: len(batch.cu_seqlens) - 1}
 
     def scored_positions(self, batch: Batch) -> Int[Tensor, "R"]:
-        """Return the positions of the scored tokens, then of each `[CLS]`."""
+        # The scored tokens, then each [CLS].
         return torch.cat([batch.label_positions, batch.cu_seqlens[:-1].long()])
 
     def loss(self, model: Model, states: Float[Tensor, "R D"], batch: Batch) -> dict[str, LossSum]:
-        """Return the two summed losses from the states at `scored_positions`."""
         assert batch.sequence_labels is not None
         tokens, cls = states[: len(batch.labels)], states[len(batch.labels) :]  # (M, D), (S, D)
         pairs = cross_entropy_sum(model.next_sentence_logits(cls), batch.sequence_labels)
         return {**super().loss(model, tokens, batch), self.loss_name: pairs}
 
     def scores(self, model: Model, states: Float[Tensor, "R D"], batch: Batch) -> Float[Tensor, "M V"]:
-        """Return the masked-LM logits of the scored tokens."""
         return super().scores(model, states[: len(batch.labels)], batch)

@@ -14,25 +14,7 @@ from stemformer.options.experiments import (
     ShowPromptsOptions,
     SquadOptions,
 )
-from stemformer.options.groups import (
-    BudgetOptions,
-    ComputeOptions,
-    ConfigOptions,
-    FileOutputOptions,
-    InferenceOptions,
-    LabelledDataOptions,
-    ModelName,
-    Options,
-    OutputOptions,
-    ResumableOptions,
-    SeedOptions,
-    SettingsOptions,
-    TaskName,
-    TextFileOptions,
-    TrainComputeOptions,
-    TrainSettings,
-    options,
-)
+from stemformer.options.groups import ComputeOptions, Options, ResumableOptions, TrainSettings, options
 from stemformer.options.inference import (
     EmbedOptions,
     EnvOptions,

@@ -6,38 +6,30 @@ import re
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 R = TypeVar("R")
-
-
 T = TypeVar("T")
-
-
 O = TypeVar("O", bound="Options")  # noqa: E741
-
 
 ModelName = str | os.PathLike[str]
 """Model directory, run directory or hub id; or a model that was loaded by `stemformer.load`."""
 
-
 TaskName = Literal["classify", "pair", "tag", "qa", "choice"]
-
 
 # Metadata of fields. An argument comes without its name, on the command line and in Python;
 # `PYTHON_ARGUMENT` has a name on the command line. `COMMAS`: a list that is split at commas.
 ARGUMENT = {"is_argument": True, "is_positional": True}
-
-
 PYTHON_ARGUMENT = {"is_positional": True}
-
-
 COMMAS = {"commas": True}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Options:
     """Base of all options."""
+
+    # Names of other options of the command that may be missing if there are these.
+    replaces: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def make(cls: type[O], **values: Any) -> O:

@@ -130,22 +130,17 @@ class PredictOptions(ComputeOptions, FileOutputOptions):
 
 
 @options
-class EvaluateOptions(ComputeOptions, FileOutputOptions):
+class EvaluateOptions(PredictOptions):
     """Evaluate a fine-tuned model on labelled files.
 
     Attributes:
         files: Labelled files in the formats that finetune reads; - is standard input.
-        model: Directory of the fine-tuned model or of its run.
         out: Output file for all results as JSON.
-        text_column: Column of the text; two columns for pair. Default: as in the training data.
         label_column: Column of the label. Default: as in the training data.
         report: Output directory for an HTML report with confusion matrix and examples.
         num_worst: Number of wrong predictions to show, those with the lowest probability of the label first.
     """
 
-    files: Sequence[str] = field(metadata=ARGUMENT)
-    model: ModelName
-    text_column: tuple[str, ...] = ()
     label_column: str | None = None
     report: str | None = None
     num_worst: int = 20

@@ -12,6 +12,10 @@ from typing import Any
 from stemformer.errors import ConfigError
 from stemformer.options.groups import O, Options, R
 
+EMPTY, KEYWORD_ONLY = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
+POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+# Old names of options, and the new names: the first that a command has, if it lacks the old one.
 OLD_NAMES: dict[str, tuple[str, ...]] = {
     "among": ("candidates",),
     "column": ("text_column",),
@@ -37,21 +41,14 @@ OLD_NAMES: dict[str, tuple[str, ...]] = {
     "trials": ("num_seeds",),
     "worst": ("num_worst",),
 }
-"""Old names of options, and the new names: the first that a command has, if it lacks the old one."""
 
 
-def accepts(
-    options_class: type[Options],
-) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def accepts(options_class: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Let a function that takes an options object be called with the options as keywords.
 
     The decorated function takes the fields of `options_class` as keywords (some also without a
     name), or an object as `options=`, which further keywords override. Its signature and docstring
-    list every option with type, default and description.
-
-    Args:
-        options_class: Dataclass of the options, the first argument of the function. The function's
-            other parameters, such as `progress`, stay keywords.
+    list every option. Its other parameters, such as `progress`, stay keywords.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
@@ -73,21 +70,13 @@ def accepts(
 
 
 def renamed(names: Iterable[str], old: str) -> str | None:
-    """Return the new name of an option under its old name, for a command with these options; None if it has none."""
+    """Return the new name of an option, for a command with the options `names`; None if it has none."""
     names = set(names)
     return None if old in names else next((new for new in OLD_NAMES.get(old, ()) if new in names), None)
 
 
 def read_duration(text: str | float) -> float:
-    """Return the seconds of a duration such as 90s, 30m, 1h30m or 2d; a plain number is in seconds.
-
-    Raises:
-        ConfigError: The text is no duration.
-
-    Example:
-        >>> read_duration("1h30m")
-        5400.0
-    """
+    """Return the seconds of a duration such as 90s, 30m, 1h30m or 2d; a plain number is in seconds."""
     compact = str(text).strip().lower()
     number = r"(\d+\.?\d*|\.\d+)"
     if re.fullmatch(number, compact) or isinstance(text, int | float):
@@ -116,7 +105,7 @@ def _build(
         values[name] = value
     if options is not None:
         return options_class.make(**vars(options) | values)
-    required = [name for name, item in fields.items() if _default(item) is inspect.Parameter.empty]
+    required = [name for name, item in fields.items() if item.default is dataclasses.MISSING]
     if missing := [name for name in required if name not in values]:
         raise TypeError(f"{function}() lacks {' and '.join(f'{name}=' for name in missing)}")
     return options_class.make(**values)
@@ -126,41 +115,32 @@ def _new_names(function: str, fields: Iterable[str], keywords: Mapping[str, Any]
     """Yield keywords under their new names, with a warning for each old one."""
     for name, value in keywords.items():
         new = renamed(fields, name)
-        if name == "overflow" and "sliding_window" in set(fields):
+        if name == "overflow" and "sliding_window" in fields:
             new, value = "sliding_window", value == "slide"
         if new is not None:
             warnings.warn(f"{function}(): {name} is now {new}.", FutureWarning, stacklevel=4)
         yield new or name, value
 
 
-def _default(item: "dataclasses.Field[Any]") -> Any:
-    return inspect.Parameter.empty if item.default is dataclasses.MISSING else item.default
-
-
 def _signature(
     options_class: type, function: Callable[..., Any], parameters: Sequence[inspect.Parameter]
 ) -> inspect.Signature:
-    positional: list[inspect.Parameter] = []
-    required: list[inspect.Parameter] = []
-    rest: list[inspect.Parameter] = []
+    """Return positional parameters, required keywords, other keywords, `options`, and the function's own."""
+    own = [inspect.Parameter("options", KEYWORD_ONLY, default=None, annotation=options_class | None)]
+    own += [parameter.replace(kind=KEYWORD_ONLY) for parameter in parameters[1:]]
+    options = []
     for item in dataclasses.fields(options_class):
-        is_positional = "is_positional" in item.metadata
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if is_positional else inspect.Parameter.KEYWORD_ONLY
-        parameter = inspect.Parameter(item.name, kind, default=_default(item), annotation=item.type)
-        (positional if is_positional else required if parameter.default is parameter.empty else rest).append(parameter)
-    options = inspect.Parameter(
-        "options", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=options_class | None
-    )
-    last = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters[1:]]
-    result = inspect.signature(function).return_annotation
-    return inspect.Signature([*positional, *required, *rest, options, *last], return_annotation=result)
+        kind = POSITIONAL_OR_KEYWORD if "is_positional" in item.metadata else KEYWORD_ONLY
+        default = EMPTY if item.default is dataclasses.MISSING else item.default
+        options.append(inspect.Parameter(item.name, kind, default=default, annotation=item.type))
+    options.sort(key=lambda parameter: (parameter.kind, parameter.default is not EMPTY))
+    return inspect.Signature([*options, *own], return_annotation=inspect.signature(function).return_annotation)
 
 
 def _with_docs(doc: str, options_class: type[Options], own: Iterable[str]) -> str:
     """Return a docstring whose `Args:` lists every option, before the function's own arguments."""
-    names = [item.name for item in dataclasses.fields(options_class)]
     docs = options_class.docs()
-    lines = [f"{name}: {docs[name]}" for name in names]
+    lines = [f"{item.name}: {docs[item.name]}" for item in dataclasses.fields(options_class)]
     lines.append(f"options: All of the above as one {options_class.__name__}; other keywords override its fields.")
     doc = inspect.cleandoc(doc)
     if "progress" in own and "    progress:" not in doc:

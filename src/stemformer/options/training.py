@@ -23,16 +23,10 @@ from stemformer.options.groups import (
 
 
 @options
-class QuickstartOptions(SeedOptions, TrainComputeOptions):
-    """Train a small BERT on the built-in texts in a few minutes: tokenizer, data, pre-training, filled masks, report.
-
-    Attributes:
-        out: Output directory.
-        overwrite: Replace the contents of the output directory.
-    """
+class QuickstartOptions(SeedOptions, TrainComputeOptions, OutputOptions):
+    """Train a small BERT on the built-in texts in a few minutes: tokenizer, data, pre-training, filled masks, report."""
 
     out: str = "runs/quickstart"
-    overwrite: bool = False
 
 
 @options

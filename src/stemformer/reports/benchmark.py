@@ -25,11 +25,7 @@ def _published_columns(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def benchmark_table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each official metric of each task: our dev score, constant answer, published scores, in percent.
-
-    Args:
-        results: Results of tasks, see `experiments.benchmarks.run_task`.
-    """
+    """Return our dev score, a constant answer and published scores for each metric of each task, in percent."""
     columns = _published_columns(results)
     is_warm = any(result["start"] != "the model" for result in results)
     rows = []
@@ -51,22 +47,9 @@ def benchmark_table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 
 def write_benchmark_report(
-    folder: Path,
-    *,
-    title: str,
-    results: Sequence[Mapping[str, Any]],
-    missing: Sequence[str],
-    notes: Sequence[str],
-    config: str,
+    folder: Path, title: str, results: Sequence[Mapping[str, Any]], missing: Sequence[str], notes: Sequence[str]
 ) -> Path:
-    """Write `report.html` and return its path.
-
-    Args:
-        results: As for `benchmark_table`.
-        missing: Why tasks were skipped.
-        notes: What a reader must know to compare the results.
-        config: TOML text.
-    """
+    """Write `report.html` and return its path; `missing` says why tasks were skipped."""
     table = benchmark_table(results)
     first = {row["task"]: row for row in reversed(table)}
     tiles = [
@@ -75,16 +58,12 @@ def write_benchmark_report(
     ]
     headings = {"ours_dev": "ours, dev", "constant_dev": "constant, dev", "train_dev": "train/dev"}
     rows = [{**row, "ours_dev": Cell(row["ours_dev"], style="strong")} for row in table]
+    caption = "Comparison with published results"
     return Report(
         title=title,
         kind="benchmark",
         lead="Our results are on the dev set; a constant answer needs no model.",
         tiles=tiles,
-        tables=[
-            ReportTable(
-                "Comparison with published results", rows, headings | _published_columns(results), num_text_columns=2
-            )
-        ],
+        tables=[ReportTable(caption, rows, headings | _published_columns(results), num_text_columns=2)],
         notes={"Notes": notes, "Skipped": missing},
-        config=config,
     ).write(folder)

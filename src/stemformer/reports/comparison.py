@@ -31,18 +31,18 @@ Logs = Mapping[tuple[str, int, int], Sequence[Mapping[str, Any]]]
 """Initialization, number of records and seed -> lines of the log."""
 
 
-def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs, *, config: str) -> Path:
+def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs) -> Path:
     """Write `compare.svg`, `compare.png` and `report.html`, and return the path of the report.
 
-    Args:
-        content: Content of `compare.json`, with `title`, and the rows of the `table`.
-        logs: Log of each run.
-        config: TOML text.
+    `content` is that of `compare.json`, with `title` and `table`.
     """
     save_figure(_plot_all(content, logs), folder, "compare")
-    metric, baseline = _metric_name(content), content["baseline"]
+    sizes = new_figure(8.2, 3.8)
+    _draw_sizes(sizes.subplots(), content)
+    metric = _metric_name(content)
+    title = f"{metric[0].upper()}{metric[1:]}"
     unit = "times 100" if content["metric"] == "pearson" else "in percent"
-    caption = f"{_capitalized(metric)} on dev data, {unit}; differences are over paired seeds"
+    baseline = "" if content["baseline"] is None else f"; majority baseline: {content['baseline']}"
     return Report(
         title=content["title"],
         kind="pre-training gain",
@@ -51,9 +51,9 @@ def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs
         tiles=_tiles(content),
         summary=content["summary"],
         plots=[
-            Plot("Loss on training data", to_svg(_plot_curves(content, logs, is_dev=False))),
-            Plot(f"{_capitalized(metric)} on dev data", to_svg(_plot_curves(content, logs, is_dev=True))),
-            Plot(f"{_capitalized(metric)} against the number of labelled records", to_svg(_plot_sizes(content))),
+            Plot("Loss on training data", _plot_curves(content, logs, is_dev=False)),
+            Plot(f"{title} on dev data", _plot_curves(content, logs, is_dev=True)),
+            Plot(f"{title} against the number of labelled records", to_svg(_with_legend(sizes, content))),
         ],
         plots_per_row=1,
         tables=[
@@ -61,20 +61,15 @@ def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs
                 "Table",
                 content["table"],
                 headings={key: name for key, (name, _, _) in _INITIALIZATIONS.items()},
-                caption=f"{caption}{'' if baseline is None else f'; majority baseline: {baseline}'}.",
+                caption=f"{title} on dev data, {unit}; differences are over paired seeds{baseline}.",
             )
         ],
         notes={"Method": content["notes"]},
-        config=config,
     ).write(folder)
 
 
 def _metric_name(content: Mapping[str, Any]) -> str:
     return str(content["metric"]).replace("_", " ").replace("f1", "F1")
-
-
-def _capitalized(name: str) -> str:
-    return name[0].upper() + name[1:]
 
 
 def _dev_label(content: Mapping[str, Any]) -> str:
@@ -85,14 +80,17 @@ def _tiles(content: Mapping[str, Any]) -> list[Tile]:
     """Return the score of each initialization with the most records."""
     remark = f"{_metric_name(content)} with {content['sizes'][-1]:,} records"
     tiles = []
-    for key, (name, _, _) in _INITIALIZATIONS.items():
-        if key in content["scores"]:
-            row = content["scores"][key][-1]
-            spread = f" ± {row['spread']:.1f}" if len(content["seeds"]) > 1 else ""
-            tiles.append(Tile(name, f"{row['mean']:.1f}{spread}", remark))
+    for key, (name, _, _) in _shown(content).items():
+        row = content["scores"][key][-1]
+        spread = f" ± {row['spread']:.1f}" if len(content["seeds"]) > 1 else ""
+        tiles.append(Tile(name, f"{row['mean']:.1f}{spread}", remark))
     if content["baseline"] is not None:
         tiles.append(Tile("majority baseline", f"{content['baseline']:.1f}", "always the most frequent label"))
     return tiles
+
+
+def _shown(content: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    return {key: style for key, style in _INITIALIZATIONS.items() if key in content["scores"]}
 
 
 # ------------------------------------------------------------------------------------------- Plots
@@ -110,23 +108,14 @@ def _plot_all(content: Mapping[str, Any], logs: Logs) -> "Figure":
         upper.set_xlabel("")
         lower.set_title("")
     _draw_sizes(right.subplots(), content)
-    _add_legend(figure, content)
-    return figure
+    return _with_legend(figure, content)
 
 
-def _plot_curves(content: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> "Figure":
+def _plot_curves(content: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> str:
     num_panels = len(_shown_sizes(content))
     figure = new_figure(1.0 + 3.0 * num_panels, 3.3)
     _draw_curves(figure.subplots(1, num_panels, sharey=True, squeeze=False)[0], content, logs, is_dev=is_dev)
-    _add_legend(figure, content)
-    return figure
-
-
-def _plot_sizes(content: Mapping[str, Any]) -> "Figure":
-    figure = new_figure(8.2, 3.8)
-    _draw_sizes(figure.subplots(), content)
-    _add_legend(figure, content)
-    return figure
+    return to_svg(_with_legend(figure, content))
 
 
 def _shown_sizes(content: Mapping[str, Any]) -> list[int]:
@@ -136,27 +125,23 @@ def _shown_sizes(content: Mapping[str, Any]) -> list[int]:
     return [sizes[i] for i in indices]
 
 
-def _shown(content: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
-    return {key: style for key, style in _INITIALIZATIONS.items() if key in content["scores"]}
-
-
 def _draw_curves(panels: Sequence["Axes"], content: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> None:
     """Draw a panel for each size: mean over seeds of each initialization, in a band of one standard deviation."""
-    is_percent = content["task"] == "qa"
     label = _dev_label(content) if is_dev else "training loss"
+    # Metrics of question answering are in percent already.
+    scale = 100 if is_dev and content["task"] != "qa" else 1
     for axes, size in zip(panels, _shown_sizes(content), strict=True):
         for key, (_, color, marker) in _shown(content).items():
-            curves = [
-                _curve(lines, content, is_dev=is_dev)
-                for (initialization, records, _), lines in logs.items()
-                if (initialization, records) == (key, size)
-            ]
-            x, mean, deviation = _over_seeds(curves)
-            if is_dev and not is_percent:
-                mean, deviation = 100 * mean, 100 * deviation
+            runs = [lines for (name, records, _), lines in logs.items() if (name, records) == (key, size)]
+            curves = [_curve(lines, content, is_dev=is_dev) for lines in runs]
+            # Runs of other lengths are interpolated at the steps of the first.
+            x = curves[0][0]
+            values = np.stack([np.interp(x, *curve) for curve in curves])
+            mean = scale * values.mean(0)
             shown_marker = marker if len(x) <= _MAX_MARKED_POINTS else None
             axes.plot(x, mean, color=color, linewidth=1.8, marker=shown_marker, markersize=3.5)
             if len(curves) > 1:
+                deviation = scale * values.std(0, ddof=1)
                 axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
         if is_dev:
             _draw_baseline(axes, content)
@@ -167,40 +152,24 @@ def _draw_curves(panels: Sequence["Axes"], content: Mapping[str, Any], logs: Log
 def _curve(lines: Sequence[Mapping[str, Any]], content: Mapping[str, Any], *, is_dev: bool) -> tuple[Any, Any]:
     """Return steps and values of one run, averaged if there are many."""
     kind, key = ("evaluation", f"dev_{content['metric']}") if is_dev else ("train", f"{content['task']}_loss")
-    points = [(line["step"], line[key]) for line in lines if line["kind"] == kind]
-    x, y = np.array(points, np.float64).T
+    x, y = np.array([(line["step"], line[key]) for line in lines if line["kind"] == kind], np.float64).T
     parts = np.array_split(np.arange(len(x)), min(len(x), _MAX_POINTS))
     return np.array([x[part[-1]] for part in parts]), np.array([y[part].mean() for part in parts])
 
 
-def _over_seeds(curves: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
-    """Return steps, mean and standard deviation; runs of other lengths are interpolated at the steps of the first."""
-    x = curves[0][0]
-    values = np.stack([np.interp(x, *curve) for curve in curves])
-    return x, values.mean(0), values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(x))
-
-
 def _draw_sizes(axes: "Axes", content: Mapping[str, Any]) -> None:
     """Draw the score against the number of records, with bars of one standard deviation."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
     for number, (key, (_, color, marker)) in enumerate(_shown(content).items()):
         rows = content["scores"][key]
-        axes.errorbar(
-            [row["records"] * _OFFSET ** (number - 1) for row in rows],
-            [row["mean"] for row in rows],
-            yerr=[row["spread"] for row in rows] if len(content["seeds"]) > 1 else None,
-            color=color,
-            marker=marker,
-            markersize=6,
-            linewidth=1.8,
-            capsize=4,
-        )
+        x = [row["records"] * _OFFSET ** (number - 1) for row in rows]
+        y = [row["mean"] for row in rows]
+        spread = [row["spread"] for row in rows] if len(content["seeds"]) > 1 else None
+        style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 6, "linewidth": 1.8}
+        axes.errorbar(x, y, yerr=spread, capsize=4, **style)
     _draw_baseline(axes, content)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(content["sizes"]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{size:,}" for size in content["sizes"]])
+    axes.set_xticks(content["sizes"], [f"{size:,}" for size in content["sizes"]])
+    axes.minorticks_off()
     axes.margins(x=0.08)
     style_axes(axes, x="labelled records (log scale)", y=f"final {_dev_label(content)}")
 
@@ -210,7 +179,7 @@ def _draw_baseline(axes: "Axes", content: Mapping[str, Any]) -> None:
         axes.axhline(content["baseline"], **BASELINE_STYLE)
 
 
-def _add_legend(figure: "Figure", content: Mapping[str, Any]) -> None:
+def _with_legend(figure: "Figure", content: Mapping[str, Any]) -> "Figure":
     from matplotlib.lines import Line2D
 
     handles = [
@@ -220,3 +189,4 @@ def _add_legend(figure: "Figure", content: Mapping[str, Any]) -> None:
     if content["baseline"] is not None:
         handles.append(Line2D([], [], label="majority baseline", **BASELINE_STYLE))
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9)
+    return figure

@@ -2,27 +2,18 @@
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from stemformer.config import parse_toml
 from stemformer.data.labelled.token_classification import as_bioes, is_bio
 from stemformer.io import read_jsonl
-from stemformer.reports.page import Plot, Report, Tile, run_name
+from stemformer.reports.page import Plot, Report, Tile
 from stemformer.reports.plots import plot_curves
 from stemformer.tasks.metrics import squad_metrics
 
-_TITLES = {
-    "classify": "Text classification",
-    "pair": "Text pair classification",
-    "tag": "Token classification",
-    "qa": "Question answering",
-    "choice": "Multiple choice",
-}
 _FRACTIONS = ("accuracy", "f1", "precision", "recall", "exact", "exact_match")
 """Ends of the names of metrics that are shown in percent."""
-_MAX_EXAMPLES = {"classify": 40, "pair": 40, "tag": 40, "qa": 20, "choice": 40}
 _MAX_CHARACTERS = 600
 _GOLDEN_ANGLE = 137.508
 """Degrees on the color wheel from one label to the next: neighbors differ, for any number of labels."""
@@ -31,6 +22,9 @@ _GOLDEN_ANGLE = 137.508
 _WIDTH, _MIDDLE = 1000, 75
 _MAX_HEIGHT, _MIN_HEIGHT = 55, 0.1
 _MIN_NAMED_PROBABILITY = 0.15
+
+Example = Mapping[str, Any]
+"""Example of a report, see `Task.to_report_example`."""
 
 
 def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
@@ -47,32 +41,26 @@ def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
             - `notes`: truncated, split or skipped data;
             - `config`: TOML text;
             - `examples`: see `Task.to_report_example` and `Task.report_details`.
-
-    Example:
-        >>> import tempfile
-        >>> content = {"task": "classify", "title": "reviews", "metrics": {"accuracy": 0.9}, "baseline": {"accuracy": 0.5}}
-        >>> write_task_report(Path(tempfile.mkdtemp()), content).name
-        'report.html'
     """
     task, metrics, baseline = content["task"], content["metrics"], content.get("baseline") or {}
-    examples = _PREPARE[task](content.get("examples") or [])
-    curves = content.get("curves") or []
-    lead = f"{_TITLES[task]}.{' The baseline needs no model.' if baseline else ''}"
+    title, max_examples, prepare = _TASKS[task]
+    examples = prepare(content.get("examples") or [])
     return Report(
         title=content["title"],
-        kind=_TITLES[task].lower(),
-        lead=lead,
+        kind=title.lower(),
+        lead=f"{title}.{' The baseline needs no model.' if baseline else ''}",
         tiles=_tiles(metrics, baseline, is_percent=task == "qa"),
-        plots=[Plot(p["title"], plot_curves(p["curves"], unit=p["unit"], x_name=p["x_name"])) for p in curves],
+        plots=[
+            Plot(plot["title"], plot_curves(plot["curves"], unit=plot["unit"], x_name=plot["x_name"]))
+            for plot in content.get("curves") or []
+        ],
         notes={"Data": content.get("notes") or []},
         config=content.get("config") or "",
         template="finetuning.html",
         content={
             "task": task,
-            "labels": content.get("labels") or [],
-            "confusion": _with_row_shares(content.get("confusion") or []),
-            "per_label": content.get("per_label") or [],
-            "examples": examples[: _MAX_EXAMPLES[task]],
+            **{key: content.get(key) or [] for key in ("labels", "confusion", "per_label")},
+            "examples": examples[:max_examples],
             "num_examples": len(examples),
             "num_wrong": sum(not example["is_right"] for example in examples),
             # A predicted number is rarely equal to the label.
@@ -90,7 +78,7 @@ def report_of_run(folder: Path) -> Path:
     lines = read_jsonl(folder / "log.jsonl")
     last: dict[str, Any] = next((line for line in reversed(lines) if line["kind"] == "evaluation"), {})
     metrics = {key.removeprefix("dev_"): value for key, value in last.items() if key.startswith("dev_")}
-    content = {"task": task, "title": run_name(folder), "metrics": metrics, "config": config}
+    content = {"task": task, "title": "", "metrics": metrics, "config": config}
     return write_task_report(folder, {**content, "curves": curves_of_log(lines, task)})
 
 
@@ -130,15 +118,10 @@ def _tiles(metrics: Mapping[str, float], baseline: Mapping[str, float], *, is_pe
     return tiles + [Tile(title(name), show(name, value), "baseline") for name, value in others.items()]
 
 
-def _with_row_shares(confusion: Sequence[Sequence[int]]) -> list[list[dict[str, Any]]]:
-    """Return the count of each cell and its share of the row, which sets the color."""
-    return [[{"count": count, "share": round(count / max(1, sum(row)), 2)} for count in row] for row in confusion]
-
-
 # ---------------------------------------------------------------------------- Examples of each task
 
 
-def _text_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _text_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Return examples of `classify` and `pair`: wrong ones first, by decreasing loss."""
 
     def comparable(label: Any) -> Any:
@@ -161,7 +144,7 @@ def _text_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return sorted(shown, key=lambda example: (example["is_right"], -(example["loss"] or 0.0)))
 
 
-def _tag_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _tag_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Return examples of `tag` as pieces of text with labels, those with the most errors first."""
     tags = sorted({tag for example in examples for side in ("gold", "predicted") for tag in example[side]})
     has_entities = is_bio(tags)
@@ -171,49 +154,35 @@ def _tag_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     for example in examples:
         words = example["words"]
         gold, predicted = (_entity_by_word(example[side], has_entities) for side in ("gold", "predicted"))
-        pieces = []
-        # A piece is a run of words in the same gold and the same predicted entity.
-        for pair, run in groupby(range(len(words)), key=lambda i: (gold[i], predicted[i])):
-            indices = list(run)
-            piece = _piece(*pair)
-            piece["text"] = _join_words(words[indices[0] : indices[-1] + 1])
-            piece["space"] = _space(words[indices[0] - 1], words[indices[0]]) if indices[0] else ""
-            piece["hue"] = hues.get(piece["gold"] or piece["predicted"], 0)
-            pieces.append(piece)
+        pieces: list[dict[str, Any]] = []
+        for i, word in enumerate(words):
+            space = _space(words[i - 1], word) if i else ""
+            # A piece is a run of words in the same gold and the same predicted entity.
+            if i and (gold[i], predicted[i]) == (gold[i - 1], predicted[i - 1]):
+                pieces[-1]["text"] += space + word
+                continue
+            label, guess = (entity[0] if entity else "" for entity in (gold[i], predicted[i]))
+            # "bounds": right type, wrong boundaries.
+            state = "bounds" if label == guess else "wrong"
+            if gold[i] == predicted[i]:
+                state = "right" if label else "plain"
+            piece = {"gold": label, "predicted": guess, "state": state, "hue": hues.get(label or guess, 0)}
+            pieces.append({**piece, "text": word, "space": space})
         num_wrong = sum(piece["state"] in ("wrong", "bounds") for piece in pieces)
         shown.append({"pieces": pieces, "num_wrong": num_wrong, "is_right": num_wrong == 0})
     return sorted(shown, key=lambda example: -example["num_wrong"])
 
 
-_Entity = tuple[str, int, int] | None
-"""Type, first and last word; or a single word with its tag."""
-
-
-def _entity_by_word(tags: Sequence[str], has_entities: bool) -> list[_Entity]:
-    """Return the entity of each word, decoded as for the metrics."""
+def _entity_by_word(tags: Sequence[str], has_entities: bool) -> list[tuple[str, int, int] | None]:
+    """Return type, first and last word of the entity of each word; without entities, each word with its tag."""
     if not has_entities:
         return [(tag, i, i) for i, tag in enumerate(tags)]
     from seqeval.metrics.sequence_labeling import get_entities
 
-    out: list[_Entity] = [None] * len(tags)
+    entities: list[tuple[str, int, int] | None] = [None] * len(tags)
     for kind, first, last in get_entities(as_bioes(tags)):
-        out[first : last + 1] = [(kind, first, last)] * (last + 1 - first)
-    return out
-
-
-def _piece(gold: _Entity, predicted: _Entity) -> dict[str, Any]:
-    """Return labels and state: `plain`, `right`, `wrong`, or `bounds` (right type, wrong boundaries)."""
-    names = {"gold": gold[0] if gold else "", "predicted": predicted[0] if predicted else ""}
-    if gold == predicted:
-        return {**names, "state": "right" if gold else "plain"}
-    return {**names, "state": "bounds" if names["gold"] == names["predicted"] else "wrong"}
-
-
-def _join_words(words: Sequence[str]) -> str:
-    text = words[0]
-    for word in words[1:]:
-        text += _space(text, word) + word
-    return text
+        entities[first : last + 1] = [(kind, first, last)] * (last + 1 - first)
+    return entities
 
 
 def _space(text: str, word: str) -> str:
@@ -222,7 +191,7 @@ def _space(text: str, word: str) -> str:
     return "" if is_wide else " "
 
 
-def _answer_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _answer_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Return examples of `qa` with the passage in three parts and a chart of the probabilities, wrong ones first."""
     shown = []
     for example in examples:
@@ -269,7 +238,7 @@ def _chart(example: Mapping[str, Any], begin: int, end: int) -> dict[str, Any]:
     return {"bars": bars, "names": names, "span": span, "width": _WIDTH, "middle": _MIDDLE}
 
 
-def _choice_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _choice_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Return examples of `choice` with the probability of each choice, wrong ones first."""
     shown = []
     for example in examples:
@@ -288,18 +257,19 @@ def _choice_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     return sorted(shown, key=lambda example: example["is_right"])
 
 
-_PREPARE: dict[str, Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]] = {
-    "classify": _text_examples,
-    "pair": _text_examples,
-    "tag": _tag_examples,
-    "qa": _answer_examples,
-    "choice": _choice_examples,
-}
-
-
 def _percent(p: float | None) -> str:
     return "" if p is None else f"{p:.1%}"
 
 
 def _shorten(text: str) -> str:
     return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"
+
+
+_TASKS: dict[str, tuple[str, int, Callable[[Sequence[Example]], list[dict[str, Any]]]]] = {
+    "classify": ("Text classification", 40, _text_examples),
+    "pair": ("Text pair classification", 40, _text_examples),
+    "tag": ("Token classification", 40, _tag_examples),
+    "qa": ("Question answering", 20, _answer_examples),
+    "choice": ("Multiple choice", 40, _choice_examples),
+}
+"""Task -> title, maximum number of examples, and function that prepares them, wrong ones first."""

@@ -10,7 +10,7 @@ from stemformer.io import write_file
 
 
 class Tile(NamedTuple):
-    """A number at the top of a page."""
+    """Number at the top of a page."""
 
     title: str
     value: str
@@ -18,18 +18,14 @@ class Tile(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A plot as an SVG element."""
+    """Plot as an SVG element."""
 
     title: str
     svg: str
 
 
 class Cell(NamedTuple):
-    """Table cell with a second, smaller text.
-
-    Attributes:
-        style: CSS class: `good` (green), `strong` (bold), or none.
-    """
+    """Table cell with a second, smaller text; `style` is `good` (green), `strong` (bold), or none."""
 
     text: str
     detail: str = ""
@@ -38,19 +34,14 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Table of a page.
-
-    Attributes:
-        rows: All with the same keys. Values are text, integers or `Cell`.
-        headings: Heading of a column; default: its key.
-        caption: Small text below the table.
-        num_text_columns: Columns on the left that are not aligned like numbers.
-    """
+    """Table of rows with the same keys; values are text, integers or `Cell`."""
 
     title: str
     rows: Sequence[Mapping[str, Any]]
+    # Headings of the columns whose key is not shown as it is.
     headings: Mapping[str, str] = field(default_factory=dict)
     caption: str = ""
+    # Columns on the left that are not aligned like numbers.
     num_text_columns: int = 0
 
 
@@ -67,20 +58,18 @@ class Report:
     """One HTML page, which loads nothing and runs no scripts. All text is escaped.
 
     Attributes:
-        title: Name of the run.
         kind: What the page reports, for the browser's title.
-        lead: First paragraph.
+        title: Name of the run; default: the last two parts of its path.
         summary: Sentences above the plots.
         plots_per_row: 1 for wide plots; None for as many as fit.
         notes: Lines by heading; headings without lines are left out.
-        config: TOML text.
-        template: `page.html` or a template that extends it.
-        content: Further variables of the template.
+        config: TOML text; None for `config.toml` of the directory.
+        template: `page.html` or a template that extends it, with the further variables `content`.
     """
 
-    title: str
     kind: str
     lead: str
+    title: str = ""
     tiles: Sequence[Tile] = ()
     summary: Sequence[str] = ()
     plots: Sequence[Plot] = ()
@@ -88,7 +77,7 @@ class Report:
     tables: Sequence[ReportTable] = ()
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     examples: Sequence[ReportExample] = ()
-    config: str = ""
+    config: str | None = None
     template: str = "page.html"
     content: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,12 +88,9 @@ class Report:
         templates = files("stemformer") / "reports" / "templates"
         loader = jinja2.FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8"))
         environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-        page = environment.get_template(self.template).render(report=self, **self.content)
+        title = self.title or "/".join(folder.resolve().parts[-2:])
+        config = (folder / "config.toml").read_text(encoding="utf-8") if self.config is None else self.config
+        page = environment.get_template(self.template).render(report=self, title=title, config=config, **self.content)
         path = folder / "report.html"
         write_file(path, [page.encode()])
         return path
-
-
-def run_name(folder: Path) -> str:
-    """Return the last two parts of the path of a run directory."""
-    return "/".join(folder.resolve().parts[-2:])

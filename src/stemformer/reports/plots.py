@@ -32,12 +32,12 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def style_axes(axes: "Axes", *, x: str = "", y: str = "") -> None:
-    """Label the axes, remove the top and right border, add a faint grid."""
-    if x:
-        axes.set_xlabel(x)
-    if y:
-        axes.set_ylabel(y)
+def style_axes(axes: "Axes", *, x: str = "", y: str = "", legend: bool = False) -> None:
+    """Label the axes, remove the top and right border, add a faint grid and a legend."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if legend:
+        axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 
@@ -62,13 +62,7 @@ def save_figure(figure: "Figure", folder: Path, name: str) -> str:
 
 
 def plot_curves(curves: Sequence[Curve], *, unit: str, x_name: str = "tokens (millions)") -> str:
-    """Return a plot of curves as SVG.
-
-    Args:
-        curves: All with the same units.
-        unit: Label of the y axis.
-        x_name: Label of the x axis.
-    """
+    """Return a plot of curves as SVG; `unit` and `x_name` are the labels of the axes."""
     figure = new_figure(5.2, 3.1)
     axes = figure.add_subplot()
     for number, (name, x, y, style) in enumerate(curves):
@@ -80,18 +74,12 @@ def plot_curves(curves: Sequence[Curve], *, unit: str, x_name: str = "tokens (mi
             width, alpha = (1, 0.45) if style == "faint" else (2, 1)
             color = COLORS[number % len(COLORS)]
             axes.plot(x, y, color=color, marker=marker, linewidth=width, alpha=alpha, label=name)
-    style_axes(axes, x=x_name, y=unit)
-    if len(curves) > 1:
-        axes.legend(frameon=False, fontsize=8)
+    style_axes(axes, x=x_name, y=unit, legend=len(curves) > 1)
     return to_svg(figure)
 
 
 def plot_head_scores(maps: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> str:
-    """Return maps of attention-head scores as SVG: a square for each head, a row for each layer.
-
-    Args:
-        maps: Title of each map, and the scores (0 to 1) of the heads of each layer; the same numbers in all maps.
-    """
+    """Return maps as SVG: title, and a row for each layer with the scores (0 to 1) of its heads."""
     num_layers, num_heads = len(maps[0][1]), len(maps[0][1][0])
     side = max(0.16, min(0.42, 2.1 / num_heads))
     figure = new_figure(len(maps) * (side * num_heads + 0.35) + 0.6, side * num_layers + 0.9)

@@ -17,26 +17,17 @@ _PANEL = (5.2, 3.6)
 """Size of a plot in inches."""
 _MIN_RANGE = 10
 """Minimum range of the accuracy axis in percentage points; otherwise noise fills the plot."""
-
-HEADINGS = {
-    "parameters_in_layers": "in layers",
-    "flops": "operations",
-    "bits_per_byte": "bits per byte",
-}
-"""Headings of table columns whose key is not shown as it is."""
+_HEADINGS = {"parameters_in_layers": "in layers", "flops": "operations", "bits_per_byte": "bits per byte"}
 
 
 def write_scaling_report(
-    folder: Path, content: Mapping[str, Any], law: PowerLaw | None, joint: JointLaw | None, *, config: str
+    folder: Path, content: Mapping[str, Any], law: PowerLaw | None, joint: JointLaw | None
 ) -> Path:
     """Write `scale.svg`, `scale.png` and `report.html`, and return the path of the report.
 
-    Args:
-        content: Content of `scale.json`, with `title`, and the rows of the `table`.
-        law: Fit over model size.
-        joint: Fit over model size and tokens.
-        config: TOML text.
+    `content` is that of `scale.json`, with `title` and `table`; the laws are fits over size, and over size and tokens.
     """
+    table = content["table"]
     panels: list[tuple[str, Callable[[Axes], None]]] = [
         ("Loss against parameters", lambda axes: _plot_sizes(axes, content, law)),
         ("Loss against tokens", lambda axes: _plot_tokens(axes, content, joint)),
@@ -44,55 +35,47 @@ def write_scaling_report(
     if all("in_context" in line for line in content["sizes"]):
         panels.append(("Few-shot accuracy against parameters", lambda axes: _plot_shots(axes, content)))
     combined = new_figure(_PANEL[0] * len(panels), _PANEL[1])
-    for axes, (_, plot) in zip(combined.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    plots = []
+    for axes, (title, plot) in zip(combined.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         plot(axes)
+        single = new_figure(*_PANEL)
+        plot(single.subplots())
+        plots.append(Plot(title, to_svg(single)))
     save_figure(combined, folder, "scale")
-    headings = HEADINGS | {
-        key: f"{key.removeprefix('shots_')}-shot" for key in content["table"][0] if key.startswith("shots_")
-    }
+    shots = {key: f"{key.removeprefix('shots_')}-shot" for key in table[0] if key.startswith("shots_")}
     return Report(
         title=content["title"],
         kind="loss against size",
         lead=f"The recipe {content['recipe']} at several model sizes under one budget rule, evaluated on the same held-out text.",
         tiles=_tiles(content["sizes"]),
         summary=content["summary"],
-        plots=[Plot(title, _single(plot)) for title, plot in panels],
-        tables=[ReportTable("Table", content["table"], headings)],
+        plots=plots,
+        tables=[ReportTable("Table", table, _HEADINGS | shots)],
         notes={"Method": content["notes"]},
-        config=config,
     ).write(folder)
 
 
-def _single(plot: Callable[["Axes"], None]) -> str:
-    figure = new_figure(*_PANEL)
-    plot(figure.subplots())
-    return to_svg(figure)
-
-
 def _tiles(lines: Sequence[Mapping[str, Any]]) -> list[Tile]:
-    ends = {id(line): line for line in (lines[0], lines[-1])}.values()
     tiles = [
-        Tile(line["size"], f"{line['loss']:.3f}", f"held-out loss, {line['parameters']:,} parameters") for line in ends
+        Tile(line["size"], f"{line['loss']:.3f}", f"held-out loss, {line['parameters']:,} parameters")
+        for line in (lines[0], lines[-1])
     ]
     hours = sum(line["seconds"] for line in lines) / 3600
     return [*tiles, Tile("all sizes", f"{len(lines)}", f"trained in {hours:.2g} hours")]
 
 
 def _plot_sizes(axes: "Axes", content: Mapping[str, Any], law: PowerLaw | None) -> None:
-    lines = content["sizes"]
-    x = [line["parameters_in_layers"] for line in lines]
-    axes.plot(x, [line["loss"] for line in lines], "o", color=COLORS[0], markersize=6)
-    for line in lines:
-        point = (line["parameters_in_layers"], line["loss"])
+    x, y = ([line[key] for line in content["sizes"]] for key in ("parameters_in_layers", "loss"))
+    axes.plot(x, y, "o", color=COLORS[0], markersize=6)
+    for line, point in zip(content["sizes"], zip(x, y, strict=True), strict=True):
         axes.annotate(line["size"], point, xytext=(6, 5), textcoords="offset points", fontsize=8)
     if law is not None:
         grid = np.geomspace(min(x), max(x), 100)
         floor = f"{law.floor:.3g} + " if law.has_floor and law.floor >= MIN_FLOOR else ""
         label = f"{floor}{law.factor:.3g} / N^{law.exponent:.3g}"
         axes.plot(grid, [law.loss(n) for n in grid.tolist()], label=label, **BASELINE_STYLE)
-        axes.legend(frameon=False, fontsize=8)
     _use_log_scale(axes)
-    style_axes(axes, x="parameters in the layers (log scale)", y="final held-out loss")
+    style_axes(axes, x="parameters in the layers (log scale)", y="final held-out loss", legend=law is not None)
 
 
 def _plot_tokens(axes: "Axes", content: Mapping[str, Any], joint: JointLaw | None) -> None:
@@ -105,26 +88,23 @@ def _plot_tokens(axes: "Axes", content: Mapping[str, Any], joint: JointLaw | Non
             axes.plot(fitted, [joint.loss(n, d) for d in fitted], **BASELINE_STYLE)
     if joint is not None:
         axes.plot([], [], label="fit over size and tokens", **BASELINE_STYLE)
-    axes.legend(frameon=False, fontsize=8)
     _use_log_scale(axes)
-    style_axes(axes, x="training tokens (log scale)", y="held-out loss")
+    style_axes(axes, x="training tokens (log scale)", y="held-out loss", legend=True)
 
 
 def _plot_shots(axes: "Axes", content: Mapping[str, Any]) -> None:
     lines = content["sizes"]
-    shots = list(lines[0]["in_context"])
-    chance = lines[0].get("in_context_chance")
-    if chance is not None:
+    if (chance := lines[0].get("in_context_chance")) is not None:
         axes.axhline(chance, label="chance", **BASELINE_STYLE)
     x = [line["parameters_in_layers"] for line in lines]
+    shots = list(lines[0]["in_context"])
     for index, (number, color) in enumerate(zip(shots, _shades(len(shots)), strict=True)):
         y = [line["in_context"][number] for line in lines]
         # Different line styles and markers keep equal curves visible.
         style: dict[str, Any] = {"marker": "osD^v"[index % 5], "linestyle": ("-", "--", "-.", ":")[index % 4]}
         axes.plot(x, y, color=color, markersize=4, linewidth=1.6, label=f"{number}-shot", **style)
-    axes.legend(frameon=False, fontsize=8)
     _use_log_scale(axes)
-    style_axes(axes, x="parameters in the layers (log scale)", y="accuracy (%)")
+    style_axes(axes, x="parameters in the layers (log scale)", y="accuracy (%)", legend=True)
     low, high = axes.get_ylim()
     margin = max(0.0, _MIN_RANGE - (high - low)) / 2
     axes.set_ylim(low - margin, high + margin)

@@ -1,8 +1,9 @@
 """Labelled datasets: reading files, choosing labels, splitting off dev data, encoding."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -13,27 +14,22 @@ from stemformer.data.labelled.fasta import find_alphabet
 from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.data.labelled.question_answering import read_questions
 from stemformer.data.labelled.splits import grouped_split, train_dev_split
-from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.data.labelled.table import read_table
 from stemformer.data.labelled.text_classification import TextExample, choose_columns, make_text_examples
-from stemformer.data.labelled.token_classification import TaggedSentence, find_scheme, is_bio, read_tagged, repair_bio
+from stemformer.data.labelled.token_classification import find_scheme, is_bio, read_tagged, repair_bio
 from stemformer.data.text.files import HUB_PREFIX, split_suffixes
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.huggingface.load import read_task_info
 from stemformer.progress import Progress
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.question_answering import QuestionAnswering, find_language
+from stemformer.tasks.question_answering import find_language
 from stemformer.tasks.registry import TASKS
 from stemformer.tasks.task import Task, TaskConfig
 
+_BROKEN_TAGS = "tags that continue an entity which has not started (kept)"
 _UNMARKED = "questions without an answer and not marked is_impossible (skipped)"
-
-_MIN_ARTICLES = 10
-"""With more articles than this, questions are split by article, otherwise by passage."""
-
-
-# Reading
+_NOT_IN_PASSAGE = "questions whose answer is not in the passage (skipped)"
 
 
 def read_records(
@@ -48,14 +44,9 @@ def read_records(
 
     Args:
         config: Settings; columns that they do not name are detected.
-        files: Files of one format.
         counts: Receives how often records were skipped or repaired, by description.
         needs_answer: Skip records without an answer; if False, answers are not read.
         like: Settings with the columns of other data, used if `config` names none and they exist.
-
-    Raises:
-        DataError: Files that cannot be read or belong to another task, missing or ambiguous columns,
-            no records.
     """
     records: list[Any]
     try:
@@ -63,13 +54,15 @@ def read_records(
             label = config.label or (like.label if like else None)
             records = read_tagged(files, column=label, needs_tags=needs_answer, counts=counts)
             records = [r for r in records if r.tags is not None] if needs_answer else records
-            _count_broken_tags(records, counts)
+            # Count tags that continue an entity which has not started, unless the scheme is IOB1, where they start it.
+            tagged = [r.tags for r in records if r.tags is not None]
+            if find_scheme(tag for tags in tagged for tag in ("O", *tags)) not in (None, "IOB1"):
+                counts.update([_BROKEN_TAGS] * sum(repair_bio(tags)[1] for tags in tagged))
         elif config.name == "qa":
             records = read_questions(files, counts=counts)
             if needs_answer:
-                known = [r for r in records if r.gold or r.is_impossible]
-                counts.update({_UNMARKED: len(records) - len(known)} if len(known) < len(records) else {})
-                records = known
+                counts.update([_UNMARKED] * sum(not (r.gold or r.is_impossible) for r in records))
+                records = [r for r in records if r.gold or r.is_impossible]
         elif config.name == "choice":
             records = read_choices(files, counts=counts)
             records = [r for r in records if r.answer is not None] if needs_answer else records
@@ -81,19 +74,11 @@ def read_records(
             raise DataError(f"{', '.join(files)}: no record{answers} is left ({reasons})")
     except DataError as error:
         detected = next((task for file in files if (task := detect_task(file)) is not None), None)
-        if detected is None or detected == config.name or (detected == "classify" and config.name == "pair"):
+        if detected in (None, config.name) or (detected == "classify" and config.name == "pair"):
             raise
         advice = f"The file looks like data of task '{detected}', not of '{config.name}'."
         raise DataError(f"{str(error).rstrip('.')}. {advice}") from error
     return records, config
-
-
-def _count_broken_tags(records: Sequence[TaggedSentence], counts: Counter[str]) -> None:
-    """Count tags that continue an entity which has not started, unless the scheme is IOB1, where they start it."""
-    tagged = [r.tags for r in records if r.tags is not None]
-    if find_scheme(tag for tags in tagged for tag in ("O", *tags)) not in (None, "IOB1"):
-        broken = sum(repair_bio(tags)[1] for tags in tagged)
-        counts.update({"tags that continue an entity which has not started (kept)": broken} if broken else {})
 
 
 def _read_texts(
@@ -110,20 +95,20 @@ def _read_texts(
         texts = texts or (like.text if set(like.text) <= set(table.columns) else ())
         label = label or (like.label if like.label in table.columns else None)
     num_texts = 2 if config.name == "pair" else 1
-    columns = choose_columns(
-        table, num_texts=num_texts, texts=texts, label=label, needs_label=needs_answer, kind=config.kind
-    )
+    kind = config.kind
+    columns = choose_columns(table, num_texts=num_texts, texts=texts, label=label, needs_label=needs_answer, kind=kind)
     config = replace(config, text=columns.texts, label=columns.label)
     if not needs_answer:
         columns = replace(columns, label=None)
-    return make_text_examples(table, columns, kind=config.kind, counts=counts, keep_empty=not needs_answer), config
+    return make_text_examples(table, columns, kind=kind, counts=counts, keep_empty=not needs_answer), config
 
 
 def split_dev(config: TaskConfig, records: Sequence[Any], *, share: float, seed: int) -> tuple[list[Any], list[Any]]:
     """Split records into training and dev data, stratified by class, or grouped by article or passage."""
     if config.name == "qa":
         titles = [r.title or r.context for r in records]
-        groups = titles if len(set(titles)) > _MIN_ARTICLES else [r.context for r in records]
+        # By article, or by passage if there are few articles.
+        groups = titles if len(set(titles)) > 10 else [r.context for r in records]
         train, dev = grouped_split(groups, share=share, seed=seed)
     else:
         train, dev = train_dev_split(stratification_keys(config, records), share=share, seed=seed)
@@ -132,8 +117,7 @@ def split_dev(config: TaskConfig, records: Sequence[Any], *, share: float, seed:
 
 def stratification_keys(config: TaskConfig, records: Sequence[Any]) -> list[Any]:
     """Return the class of each record, whose proportions subsets keep; 0 for tasks without classes."""
-    is_class = _has_classes(config)
-    return [record.label if is_class else 0 for record in records]
+    return [record.label for record in records] if _has_classes(config) else [0] * len(records)
 
 
 def _has_classes(config: TaskConfig) -> bool:
@@ -144,12 +128,7 @@ def _has_classes(config: TaskConfig) -> bool:
 
 
 def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
-    """Return the task of training records, with their labels and what `config` leaves to detection.
-
-    Raises:
-        ConfigError: Unknown task.
-        DataError: Fewer than two classes, or no label.
-    """
+    """Return the task of training records, with their labels and what `config` leaves to detection."""
     if config.name not in TASKS:
         raise ConfigError(f"Task {config.name!r} does not exist{nearest(config.name, list(TASKS))}")
     if config.symbols == "draw" and config.alphabet is None:
@@ -157,26 +136,24 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
     if config.name == "qa":
         if config.no_answer is None:
             config = replace(config, no_answer=any(r.is_impossible for r in records))
-        return QuestionAnswering(config, language=find_language(records))
+        task = TASKS["qa"](config)
+        task.language = find_language(records)
+        return task
     if config.name == "choice" or config.kind == "score":
         return TASKS[config.name](config)
     frequencies = count_labels(config, records)
     labels = sorted(frequencies, key=_label_order)
-    if (len(labels) < 2 and config.kind != "labels") or not labels:
+    if len(labels) < (1 if config.kind == "labels" else 2):
         found = f"only the label {labels[0]!r} in {len(records):,} records" if labels else "no labels"
-        raise DataError(
-            f"The training data has {found}: expected at least two labels. Check the column (--label-column)."
-        )
+        advice = "expected at least two labels. Check the column (--label-column)."
+        raise DataError(f"The training data has {found}: {advice}")
     return TASKS[config.name](config, labels, [frequencies[label] for label in labels])
 
 
 def count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
     """Return the frequency of each label in the records of a task that has labels."""
-    if config.name == "tag":
-        return Counter(tag for r in records for tag in r.tags)
-    if config.kind == "labels":
-        return Counter(label for r in records for label in r.label)
-    return Counter(r.label for r in records)
+    labels = (r.tags if config.name == "tag" else r.label if config.kind == "labels" else [r.label] for r in records)
+    return Counter(chain.from_iterable(labels))
 
 
 def _label_order(label: str) -> tuple[Any, ...]:
@@ -186,16 +163,11 @@ def _label_order(label: str) -> tuple[Any, ...]:
 
 
 def load_labelled_task(model: str) -> Task:
-    """Return the task of a fine-tuned model, whether trained by stemformer or by transformers.
-
-    Raises:
-        CheckpointError: The model was not fine-tuned.
-    """
+    """Return the task of a fine-tuned model, whether trained by stemformer or by transformers."""
     metadata = read_task_info(model)
     if not metadata:
-        raise CheckpointError(
-            f"{model} was not trained on labelled data: pass a folder made by `stemformer finetune`, or fine-tune it first"
-        )
+        advice = "pass a folder made by `stemformer finetune`, or fine-tune it first"
+        raise CheckpointError(f"{model} was not trained on labelled data: {advice}")
     names = {"sequence": "classify", "token": "tag", "span": "qa", "choice": "choice"}
     kinds = {"multi_label_classification": "labels", "regression": "score"}
     settings = {"name": names[metadata["head"]], "kind": kinds.get(str(metadata.get("problem_type")), "class")}
@@ -204,9 +176,6 @@ def load_labelled_task(model: str) -> Task:
     task = TASKS[config.name](config, metadata["labels"])
     task.load_metadata(metadata)
     return task
-
-
-# Training and dev data
 
 
 @dataclass(frozen=True)
@@ -230,69 +199,46 @@ def read_labelled(
 ) -> LabelledData:
     """Read labelled files; without dev files, split dev data off the training data.
 
-    Args:
-        config: Settings of the task.
-        progress: Progress reporter; receives the notes.
-        train: Files of training data.
-        dev: Files of dev data.
-        dev_fraction: Share of the training data to use as dev data if `dev` is empty.
-        seed: Random seed of the split.
-
-    Raises:
-        DataError: Files that cannot be read or belong to another task, or too few records to split.
+    `dev_fraction` is the share of the training data to use as dev data if `dev` is empty.
     """
     progress.start("reading labelled data")
-    counts: Counter[str] = Counter()
+    counts, dev_counts = Counter[str](), Counter[str]()
     records, config = read_records(config, train, counts=counts)
     notes = _count_notes("training data", counts)
     if dev:
-        counts = Counter()
-        dev_records, _ = read_records(config, dev, counts=counts)
-        notes += _count_notes("dev data", counts)
+        dev_records, _ = read_records(config, dev, counts=dev_counts)
+        notes += _count_notes("dev data", dev_counts)
     else:
         records, dev_records = split_dev(config, records, share=dev_fraction, seed=seed)
-        method = "stratified by class" if _has_classes(config) else "at random"
-        method = "grouped by article or passage" if config.name == "qa" else method
+        method = {"qa": "grouped by article or passage"}.get(config.name, "at random")
+        method = "stratified by class" if _has_classes(config) else method
         actual = len(dev_records) / max(1, len(dev_records) + len(records))
         notes.append(f"no dev data: {len(dev_records):,} training records ({actual:.0%}) split off by seed, {method}")
         if not records or not dev_records:
             raise DataError(f"{', '.join(train)}: too few records to split off dev data. Pass --dev.")
     # Answers that are not in the passage cannot be learned.
     if config.name == "qa":
-        learnable = [r for r in records if r.answers or r.is_impossible]
-        if len(learnable) < len(records):
-            num_skipped = len(records) - len(learnable)
-            notes.append(f"training data: questions whose answer is not in the passage (skipped): {num_skipped:,}")
-        records = learnable
+        num_records = len(records)
+        records = [r for r in records if r.answers or r.is_impossible]
+        notes += _count_notes("training data", +Counter({_NOT_IN_PASSAGE: num_records - len(records)}))
     task = make_labelled_task(config, records)
-    notes += [*check_labels(task, dev_records), *_odd_tag_notes(task, records), *_rare_label_notes(task, records)]
-    for line in (_describe_columns(task), _describe_labels(task, records), *notes):
-        if line:
-            progress.say(line)
+    notes += [*check_labels(task, dev_records), *_label_notes(task, records)]
+    for line in (*_describe(task, records), *notes):
+        progress.say(line)
     return LabelledData(task, records, dev_records, notes)
 
 
 def majority_baseline(data: LabelledData) -> tuple[str, float] | None:
-    """Return the most frequent training label and its accuracy on the dev data.
-
-    None for tasks whose answer is not one label, and for dev data without labels.
-    """
+    """Return the most frequent training label and its accuracy on dev data; None without single labels."""
     config = data.task.config
-    if not data.task.labels or config.kind != "class":
-        return None
-    dev = count_labels(config, data.dev)
-    if not dev:
+    if not data.task.labels or config.kind != "class" or not (dev := count_labels(config, data.dev)):
         return None
     ((label, _),) = count_labels(config, data.train).most_common(1)
     return label, dev[label] / dev.total()
 
 
 def check_labels(task: Task, records: Sequence[Any]) -> list[str]:
-    """Return a note about the labels of records that the task does not have, if there are any.
-
-    Raises:
-        DataError: The task has none of their labels.
-    """
+    """Return a note about labels of records that the task does not have; an error if it has none of them."""
     if not task.labels:
         return []
     found = count_labels(task.config, records)
@@ -302,9 +248,8 @@ def check_labels(task: Task, records: Sequence[Any]) -> list[str]:
     shown = ", ".join(f"{label!r} ({n:,})" for label, n in sorted(unknown.items())[:5])
     if len(unknown) == len(found):
         known = ", ".join(map(repr, task.labels[:5]))
-        raise DataError(
-            f"None of the labels occur in the training data: found {shown}, trained on {known}. Check the column (--label-column)."
-        )
+        found_labels = f"found {shown}, trained on {known}. Check the column (--label-column)."
+        raise DataError(f"None of the labels occur in the training data: {found_labels}")
     treatment = "ignored" if task.config.kind == "labels" else "counted as wrong"
     return [f"{len(unknown)} labels do not occur in the training data and are {treatment}: {shown}"]
 
@@ -316,7 +261,11 @@ def encode_splits(
     progress.start("encoding")
     examples = data.task.encode(data.train, tokenizer, max_length=max_length)
     dev = data.task.encode(data.dev, tokenizer, max_length=max_length)
-    notes = [] if data.task.symbols is None else [_describe_symbols(data.task.symbols)]
+    notes = []
+    if data.task.symbols is not None:
+        words = data.task.symbols.words
+        shown = ", ".join(f"{run} {word!r}" for run, word in [*words.items()][:6]) + (", ..." if len(words) > 6 else "")
+        notes.append(f"{len(words):,} words represent symbols: {shown}")
     notes += [*_count_notes("training data", examples.counts), *_count_notes("dev data", dev.counts)]
     for note in notes:
         progress.say(note)
@@ -330,48 +279,34 @@ def _count_notes(name: str, counts: dict[str, int]) -> list[str]:
     return [f"{name}: {what}: {number:,}" for what, number in counts.items()]
 
 
-def _odd_tag_notes(task: Task, records: Sequence[Any]) -> list[str]:
-    """Return a note if a few tags keep the others from being scored as entities."""
+def _label_notes(task: Task, records: Sequence[Any]) -> Iterator[str]:
+    """Yield a note if a few tags are no entities, or if the answers look like free text or numbers."""
     labels = [label for label in task.labels if label != "O"]
     odd = [label for label in labels if not is_bio([label])]
-    if task.config.name != "tag" or task.has_entities or "O" not in task.labels or 2 * len(odd) >= len(labels):
-        return []
-    location = next(r.location for r in records if odd[0] in r.tags)
-    others = ", ".join(label for label in labels if label != odd[0])[:40]
-    return [
-        f"tag {odd[0]!r} (sentence at {location}) marks no entity, unlike the others ({others}): "
-        "entities are not scored. Repair it."
-    ]
+    if task.config.name == "tag" and not task.has_entities and "O" in task.labels and 2 * len(odd) < len(labels):
+        location = next(r.location for r in records if odd[0] in r.tags)
+        others = ", ".join(label for label in labels if label != odd[0])[:40]
+        yield (
+            f"tag {odd[0]!r} (sentence at {location}) marks no entity, unlike the others ({others}): "
+            "entities are not scored. Repair it."
+        )
+    if _has_classes(task.config) and 10 <= len(records) <= 2 * len(task.labels):
+        yield (
+            f"{len(task.labels):,} different answers in {len(records):,} records, so most cannot be learned. "
+            f"Check whether {task.config.label!r} is the right column (--label-column); use --kind score for numbers."
+        )
 
 
-def _rare_label_notes(task: Task, records: Sequence[Any]) -> list[str]:
-    """Return a note if the answers look like free text or numbers instead of classes."""
-    num_labels = len(task.labels)
-    if not _has_classes(task.config) or len(records) < 10 or 2 * num_labels < len(records):
-        return []
-    return [
-        f"{num_labels:,} different answers in {len(records):,} records, so most cannot be learned. "
-        f"Check whether {task.config.label!r} is the right column (--label-column); use --kind score for numbers."
-    ]
-
-
-def _describe_columns(task: Task) -> str:
-    if task.head != "sequence":
-        return ""
-    texts = " and ".join(map(repr, task.config.text))
-    return f"text: column {texts}; answer: column {task.config.label!r} (--text-column, --label-column to change)"
-
-
-def _describe_labels(task: Task, records: Sequence[Any]) -> str:
+def _describe(task: Task, records: Sequence[Any]) -> Iterator[str]:
+    """Yield the chosen columns, and the number of records and labels."""
+    if task.head == "sequence":
+        texts = " and ".join(map(repr, task.config.text))
+        yield f"text: column {texts}; answer: column {task.config.label!r} (--text-column, --label-column to change)"
     if task.config.name == "qa":
         num_impossible = sum(r.is_impossible for r in records)
-        return f"{len(records):,} questions" + (f", {num_impossible:,} without an answer" if num_impossible else "")
-    if not task.labels:
-        return f"{len(records):,} records"
-    shown = ", ".join(task.labels[:12]) + (", ..." if len(task.labels) > 12 else "")
-    return f"{len(records):,} records, {len(task.labels)} labels: {shown}"
-
-
-def _describe_symbols(symbols: SymbolMap) -> str:
-    shown = ", ".join(f"{run} {word!r}" for run, word in [*symbols.words.items()][:6])
-    return f"{len(symbols.words):,} words represent symbols: {shown}" + (", ..." if len(symbols.words) > 6 else "")
+        yield f"{len(records):,} questions" + (f", {num_impossible:,} without an answer" if num_impossible else "")
+    elif task.labels:
+        shown = ", ".join(task.labels[:12]) + (", ..." if len(task.labels) > 12 else "")
+        yield f"{len(records):,} records, {len(task.labels)} labels: {shown}"
+    else:
+        yield f"{len(records):,} records"

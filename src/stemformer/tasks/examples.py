@@ -16,36 +16,28 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """Examples encoded from records: one per record, or several windows of a long one.
-
-    Attributes:
-        examples: In the order of the records.
-        records: (n,) index of the record of each example.
-        scored: What the rows of logits of each example refer to: indices of words (tagging) or the
-            `Window` of the passage (question answering). Empty for other tasks.
-        counts: How often texts were split, truncated or could not be aligned, by description.
-    """
+    """Examples encoded from records, in their order: one per record, or several windows of a long one."""
 
     examples: Sequence[Example]
+    # Index of the record of each example.
     records: Int[np.ndarray, "n"]
+    # What the logits of an example refer to: indices of words (tagging), `Window` of the passage (question answering).
     scored: Sequence[Any]
+    # How often texts were split, truncated or could not be aligned, by description.
     counts: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def get_example(self, index: int, rng: np.random.Generator) -> Example:
-        """Return an example; nothing about it is random."""
         return self.examples[index]
 
     @cached_property
     def sizes(self) -> Int[np.ndarray, "n"]:
-        """Number of tokens of each example."""
         return np.array([len(e.input_ids) for e in self.examples], np.int64)
 
     @property
     def num_tokens(self) -> int:
-        """Total number of tokens, special tokens included."""
         return int(self.sizes.sum())
 
     @cached_property
@@ -66,26 +58,17 @@ def make_example(
     label_positions: Int[np.ndarray, "m"] | None = None,
     labels: Int[np.ndarray, "m"] | None = None,
 ) -> Example:
-    """Build the sequence `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, represented by the state of `[CLS]`.
+    """Build `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, represented by the state of `[CLS]`.
 
     Causal models read `<eos> a` or `<eos> a <eos> b`, as in pre-training, and represent the sequence
-    by the state of its last token.
-
-    Args:
-        parts: Token ids of one or two texts.
-        tokenizer: Provides the special ids.
-        answer: Label of the sequence; None for none.
-        label_positions: Positions of labelled tokens.
-        labels: Their labels.
+    by the state of its last token. `answer` is the label of the sequence.
     """
     bos = tokenizer.bos_token_id
     if bos is None:
-        pieces = [
-            np.array([tokenizer.cls_token_id]),
-            *(x for part in parts for x in (part, np.array([tokenizer.sep_token_id]))),
-        ]
+        sep = [tokenizer.sep_token_id]
+        pieces = [[tokenizer.cls_token_id], *(x for part in parts for x in (part, sep))]
     else:
-        pieces = [x for part in parts for x in (np.array([bos]), part)]
+        pieces = [x for part in parts for x in ([bos], part)]
     ids = np.concatenate(pieces).astype(np.int64)
     token_type_ids = np.zeros(len(ids), np.int64)
     token_type_ids[len(parts[0]) + 2 :] = 1
@@ -117,12 +100,9 @@ def truncate_pair(first: int, second: int, max_tokens: int) -> tuple[int, int]:
     """
     if first + second <= max_tokens:
         return first, second
-    half = max_tokens // 2
-    if first <= half:
-        return first, max_tokens - first
-    if second <= half:
-        return max_tokens - second, second
-    return max_tokens - half, half
+    # The shorter text keeps up to half of the tokens; of two longer ones, the second gets the smaller half.
+    second = min(second, max(max_tokens // 2, max_tokens - first))
+    return max_tokens - second, second
 
 
 def sliding_windows(length: int, size: int, stride: int) -> list[tuple[int, int]]:
@@ -134,8 +114,6 @@ def sliding_windows(length: int, size: int, stride: int) -> list[tuple[int, int]
     Example:
         >>> sliding_windows(10, 6, 2)
         [(0, 6), (4, 10)]
-        >>> sliding_windows(5, 6, 2)
-        [(0, 5)]
     """
     if length <= size:
         return [(0, length)]

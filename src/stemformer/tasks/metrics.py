@@ -1,12 +1,9 @@
-"""Official metrics of the labelled tasks, from scikit-learn, scipy and seqeval where they have them.
+"""Official metrics of the labelled tasks, as plain Python numbers: fractions, or percent in question answering.
 
-Metrics are fractions from 0 to 1, except those of question answering, which are in percent like the
-official scripts. All are plain Python numbers, ready for JSON. Undefined ratios (the precision of a
-label that is never predicted, a correlation with a constant) are 0.0, without a warning. All metrics
-raise a DataError if there are no examples, or not exactly one prediction for each.
+Undefined ratios (the precision of a label that is never predicted, a correlation with a constant) are
+0.0, without a warning. Metrics need at least one example, and exactly one prediction for each.
 """
 
-import math
 import re
 import string
 import unicodedata
@@ -27,50 +24,25 @@ from stemformer.errors import DataError
 Language = Literal["en", "zh", "ja"]
 """How answers are compared: as words without articles (en), as Chinese characters and other words (zh), as characters (ja)."""
 
-_Scores = tuple[float, float]
-"""Exact match and F1 of one answer, each from 0 to 1."""
-
 _CHINESE_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 """Characters that the evaluation of CMRC 2018 removes; it keeps ASCII commas, periods and parentheses."""
 
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-
+# A Chinese character; the end of a contraction; a word or number, with inner periods and commas; any other character.
 _CHINESE_UNITS = re.compile(
-    r"[\u4e00-\u9fa5]"
-    # End of a contraction.
-    r"|'[^\W\u4e00-\u9fa5]+"
-    # Word or number, with inner periods and commas.
-    r"|(?:[^\W\u4e00-\u9fa5]|(?<=\w)(?:\.(?=\w)|,(?=\d)))+"
-    r"|\S"
+    r"[\u4e00-\u9fa5]|'[^\W\u4e00-\u9fa5]+|(?:[^\W\u4e00-\u9fa5]|(?<=\w)(?:\.(?=\w)|,(?=\d)))+|\S"
 )
-"""A Chinese character, a word in another script, or any other character."""
-
-_NEARLY_CONSTANT = 1e-12
-"""A range below this share of the largest absolute value is a rounding error."""
 
 
 def classification_metrics(
     gold: Integer[np.ndarray, "n"], predicted: Integer[np.ndarray, "n"], labels: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the metrics of single-label classification.
-
-    Args:
-        gold: Ids of the right labels.
-        predicted: Ids of the predicted labels.
-        labels: Names of all labels.
+    """Return the metrics of single-label classification; ids index `labels`.
 
     Returns:
         `accuracy`; `macro_f1`, the mean over the labels that occur in either; `matthews`; with two
-        labels `f1` of the second one, as in GLUE; `per_label`, a list of `label`, `precision`,
-        `recall`, `f1` and `count` (in `gold`); `confusion`, with a row for each right label and a
-        column for each predicted label.
-
-    Source: Wang et al. 2019 (GLUE), table 1.
-
-    Example:
-        >>> metrics = classification_metrics(np.array([0, 1, 1]), np.array([0, 1, 0]), ["no", "yes"])
-        >>> metrics["confusion"], round(metrics["f1"], 3)
-        ([[1, 0], [1, 1]], 0.667)
+        labels `f1` of the second one, as in GLUE (Wang et al. 2019, table 1); `per_label`, a list of
+        `label`, `precision`, `recall`, `f1` and `count` (in `gold`); `confusion`, with a row for each
+        right label and a column for each predicted label.
     """
     from sklearn.metrics import confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
 
@@ -94,12 +66,7 @@ def classification_metrics(
 def multi_label_metrics(
     gold: Bool[np.ndarray, "n C"], predicted: Bool[np.ndarray, "n C"], labels: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the metrics of multi-label classification.
-
-    Returns:
-        `micro_f1`, over all decisions together; `macro_f1`, the mean over all labels; `exact_match`,
-        the share of examples without an error; `per_label` as in `classification_metrics`.
-    """
+    """Return `micro_f1` over all decisions, `macro_f1` over labels, `exact_match` of examples, and `per_label`."""
     from sklearn.metrics import precision_recall_fscore_support
 
     _check_lengths(gold, predicted)
@@ -118,17 +85,13 @@ def multi_label_metrics(
 
 
 def regression_metrics(gold: Float[np.ndarray, "n"], predicted: Float[np.ndarray, "n"]) -> dict[str, float]:
-    """Return the metrics of regression.
-
-    Returns:
-        `pearson` and `spearman`, from -1 to 1, and 0.0 if either side is constant;
-        `mean_squared_error`.
-    """
+    """Return `pearson` and `spearman` (from -1 to 1, 0.0 if either side is constant) and `mean_squared_error`."""
     from scipy.stats import pearsonr, spearmanr
 
     _check_lengths(gold, predicted)
     wide = [np.asarray(values, dtype=np.float64) for values in (gold, predicted)]
-    varies = all(np.ptp(values) > _NEARLY_CONSTANT * np.abs(values).max() for values in wide)
+    # A range below this share of the largest absolute value is a rounding error.
+    varies = all(np.ptp(values) > 1e-12 * np.abs(values).max() for values in wide)
     return {
         "pearson": float(pearsonr(*wide).statistic) if varies else 0.0,
         "spearman": float(spearmanr(*wide).statistic) if varies else 0.0,
@@ -139,13 +102,7 @@ def regression_metrics(gold: Float[np.ndarray, "n"], predicted: Float[np.ndarray
 def tagging_metrics(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, entities: bool
 ) -> dict[str, Any]:
-    """Return the metrics of tags, one per word.
-
-    Args:
-        gold: Right tags of the words of each text.
-        predicted: Predicted tags of the words of each text.
-        entities: Score entities: the tags mark them (`B-`, `I-` and so on), and an entity is right if
-            all its words and its type are.
+    """Return the metrics of tags, one per word; with `entities` they mark entities (`B-`, `I-` and so on).
 
     Returns:
         `accuracy` over words. With entities `precision`, `recall` and `f1` of all entities together,
@@ -162,7 +119,15 @@ def tagging_metrics(
     gold_tags, predicted_tags = ([tag for tags in texts for tag in tags] for texts in (gold, predicted))
     if entities:
         _check_lengths(gold_tags, predicted_tags)
-        return {"accuracy": fmean(map(eq, gold_tags, predicted_tags)), **_entity_metrics(gold, predicted)}
+        from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
+
+        texts = [as_bioes(tags) for tags in gold], [as_bioes(tags) for tags in predicted]
+        types = sorted({kind for side in texts for kind, *_ in get_entities(side)})
+        totals = precision_recall_fscore_support(*texts, average="micro", zero_division=0)
+        columns = precision_recall_fscore_support(*texts, average=None, zero_division=0)
+        metrics = dict(zip(("precision", "recall", "f1"), map(float, totals[:3]), strict=True))
+        accuracy = fmean(map(eq, gold_tags, predicted_tags))
+        return {"accuracy": accuracy, **metrics, "per_label": _to_rows(types, columns)}
     labels = sorted({*gold_tags, *predicted_tags})
     ids = {label: i for i, label in enumerate(labels)}
     gold_ids, predicted_ids = (np.array([ids[t] for t in tags], np.int64) for tags in (gold_tags, predicted_tags))
@@ -180,12 +145,9 @@ def squad_metrics(
 ) -> dict[str, float]:
     """Return the metrics of extractive question answering, in percent.
 
-    An answer is compared with each right answer, and the best score counts.
-
     Args:
-        gold: Right answers by question; none if the passage has no answer.
+        gold: Right answers by question, of which the best match counts; none if there is no answer.
         predicted: Predicted answer by question; empty for none.
-        language: How answers are compared.
         no_answer: Score of "no answer" by question, on any scale.
         threshold: Count an answer as none if its `no_answer` is above this.
 
@@ -197,10 +159,10 @@ def squad_metrics(
 
     Source: Rajpurkar et al. 2016 and 2018 (English). Cui et al. 2019 (Chinese, CMRC 2018: F1 of the
     longest common substring); words in Latin letters are split by a rule of our own instead of NLTK's.
-    So et al. 2022 (Japanese, JaQuAD): F1 over characters, without punctuation and spaces.
-    `best_threshold` reproduces its F1, unlike that of the script: questions with equal `no_answer` are
-    counted together only, answers that consist of articles are scored as elsewhere, and the threshold
-    goes below the smallest `no_answer` (where the script says 0.0) if no question is best answered.
+    So et al. 2022 (Japanese, JaQuAD): F1 over characters, without punctuation and spaces. Unlike that
+    of the script, `best_threshold` reproduces its F1: questions with equal `no_answer` count together,
+    answers that consist of articles are scored as elsewhere, and the threshold goes below the smallest
+    `no_answer` (where the script says 0.0) if no question is best answered.
 
     Example:
         >>> squad_metrics({"q": ["the Eiffel Tower"]}, {"q": "Eiffel Tower."})
@@ -210,27 +172,15 @@ def squad_metrics(
     scores = _answer_scores(gold, predicted, language)
     best = {}
     if no_answer is not None:
-        best = dict(zip(("best_threshold", "best_f1", "best_exact"), _best(scores, gold, no_answer), strict=True))
+        best = _best_threshold(scores, gold, no_answer)
         if threshold is not None:
-            scores = {q: pair if no_answer[q] <= threshold else _empty_scores(gold[q]) for q, pair in scores.items()}
+            scores = {q: x if no_answer[q] <= threshold else (float(not gold[q]),) * 2 for q, x in scores.items()}
     metrics = {"exact_match": _percent(scores.values(), 0), "f1": _percent(scores.values(), 1)}
     if not all(gold.values()):
         for kind, has_answer in (("has_answer", True), ("no_answer", False)):
-            pairs = [pair for question, pair in scores.items() if bool(gold[question]) == has_answer]
-            if pairs:
+            if pairs := [pair for question, pair in scores.items() if bool(gold[question]) == has_answer]:
                 metrics |= {f"{kind}_exact": _percent(pairs, 0), f"{kind}_f1": _percent(pairs, 1)}
     return {**metrics, **best}
-
-
-def threshold_midpoint(threshold: float, scores: Iterable[float]) -> float:
-    """Return the midpoint between a threshold and the next score above it, which decides the same.
-
-    Example:
-        >>> threshold_midpoint(-4.0, [-4.0, 5.0, 7.0])
-        0.5
-    """
-    above = [score for score in scores if threshold < score < math.inf]
-    return (threshold + min(above)) / 2 if above else threshold
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -253,21 +203,10 @@ def _to_rows(labels: Sequence[str], columns: Iterable[Iterable[Any]]) -> list[di
     ]
 
 
-def _entity_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
-    from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
-
-    texts = [as_bioes(tags) for tags in gold], [as_bioes(tags) for tags in predicted]
-    types = sorted({kind for side in texts for kind, *_ in get_entities(side)})
-    precision, recall, f1, _ = precision_recall_fscore_support(*texts, average="micro", zero_division=0)
-    columns = precision_recall_fscore_support(*texts, average=None, zero_division=0)
-    per_label = _to_rows(types, columns)
-    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "per_label": per_label}
-
-
 def _answer_scores(
     gold: Mapping[str, Sequence[str]], predicted: Mapping[str, str], language: Language
-) -> dict[str, _Scores]:
-    """Return the scores of each question, the best over its right answers."""
+) -> dict[str, tuple[float, float]]:
+    """Return exact match and F1 (from 0 to 1) of each question, the best over its right answers."""
     if not gold:
         raise DataError("No questions to score: expected at least one")
     _check_complete(gold, predicted, "prediction")
@@ -283,16 +222,14 @@ def _answer_scores(
 
 
 def _check_complete(gold: Mapping[str, Sequence[str]], values: Mapping[str, Any], name: str) -> None:
-    missing = [question for question in gold if question not in values]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(gold)} questions have no {name}, such as {missing[0]!r}: expected one per question"
-        )
+    if missing := [question for question in gold if question not in values]:
+        problem = f"{len(missing)} of {len(gold)} questions have no {name}, such as {missing[0]!r}"
+        raise DataError(f"{problem}: expected one per question")
 
 
-def _best(
-    scores: Mapping[str, _Scores], gold: Mapping[str, Sequence[str]], no_answer: Mapping[str, float]
-) -> tuple[float, float, float]:
+def _best_threshold(
+    scores: Mapping[str, tuple[float, float]], gold: Mapping[str, Sequence[str]], no_answer: Mapping[str, float]
+) -> dict[str, float]:
     """Return the lowest threshold with the best F1, with F1 and exact match there."""
     _check_complete(gold, no_answer, "no_answer")
     order = sorted(scores, key=no_answer.__getitem__)
@@ -307,16 +244,15 @@ def _best(
             f1 += scores[question][1] - unanswered
         if f1 > best[1]:
             best = (threshold, f1, exact)
-    return float(best[0]), 100 * best[1] / len(scores), 100 * best[2] / len(scores)
+    threshold, f1, exact = best
+    return {
+        "best_threshold": float(threshold),
+        "best_f1": 100 * f1 / len(scores),
+        "best_exact": 100 * exact / len(scores),
+    }
 
 
-def _empty_scores(answers: Sequence[str]) -> _Scores:
-    """Return the scores of an empty answer."""
-    score = float(not answers)
-    return score, score
-
-
-def _percent(pairs: Collection[_Scores], index: int) -> float:
+def _percent(pairs: Collection[tuple[float, float]], index: int) -> float:
     return 100 * sum(pair[index] for pair in pairs) / len(pairs)
 
 
@@ -324,7 +260,7 @@ def _split_answer(text: str, language: Language) -> list[str]:
     """Return the words or characters that F1 compares."""
     text = text.lower()
     if language == "en":
-        return _ARTICLES.sub(" ", "".join(c for c in text if c not in string.punctuation)).split()
+        return re.sub(r"\b(?:a|an|the)\b", " ", "".join(c for c in text if c not in string.punctuation)).split()
     if language == "ja":
         return [c for c in text if not c.isspace() and not unicodedata.category(c).startswith("P")]
     return _CHINESE_UNITS.findall("".join(c for c in text if c not in _CHINESE_PUNCTUATION))

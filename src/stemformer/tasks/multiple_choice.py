@@ -7,7 +7,7 @@ Source: Devlin et al. 2019, section 4.4.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,17 +23,12 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples, make_example, truncate_pair
 from stemformer.tasks.metrics import classification_metrics
-from stemformer.tasks.task import Task, TaskConfig
+from stemformer.tasks.task import Logits, Task
 
 
 @dataclass(frozen=True)
 class ChoicePrediction:
-    """Prediction for a multiple-choice question.
-
-    Attributes:
-        choice: Index of the chosen option.
-        probabilities: Of each option.
-    """
+    """Index of the chosen option, and the probability of each."""
 
     choice: int
     probabilities: tuple[float, ...]
@@ -44,26 +39,18 @@ class MultipleChoice(Task):
 
     head = "choice"
     input_format = "(text, options)"
-
-    def __init__(
-        self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] | None = None
-    ) -> None:
-        super().__init__(config)
-        self.num_labels = 1
+    num_logits = 1
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of questions in a batch."""
         return {self.config.name: len(batch.example_numbers)}
 
     def scored_positions(self, batch: Batch) -> Int[Tensor, "S"]:
-        """Return the positions of `[CLS]` tokens."""
         return batch.cu_seqlens[:-1].long()
 
     def num_scores(self, example: Example) -> int:
         return len(example.lengths)
 
     def loss_from_scores(self, scores: Float[Tensor, "S 1"], batch: Batch) -> LossSum:
-        """Return the summed cross-entropy of the right option among the options of its question."""
         assert batch.sequence_labels is not None
         scores = scores[:, 0].float()
         option, is_right = batch.sequence_labels.unbind(1)  # (S,)
@@ -79,13 +66,13 @@ class MultipleChoice(Task):
             return None
         return ChoiceQuestion(location, parts[0], "", tuple(parts[1]), None)
 
-    def encode(self, records: Sequence[ChoiceQuestion], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
-        """Encode each question as one example with one sequence per option."""
-        counts: Counter[str] = Counter()
+    def _encode(
+        self, records: Sequence[ChoiceQuestion], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+    ) -> Iterator[tuple[int, Example, None]]:
         prompts = tokenizer.encode_ids([r.prompt for r in records])
         options = iter(tokenizer.encode_ids([f"{r.second} {c}".strip() for r in records for c in r.choices]))
-        examples = []
-        for record, prompt in zip(records, prompts, strict=True):
+        for index, (record, prompt) in enumerate(zip(records, prompts, strict=True)):
+            # One sequence per option.
             sequences = []
             for number in range(len(record.choices)):
                 option = next(options)
@@ -94,18 +81,15 @@ class MultipleChoice(Task):
                 parts = [prompt[: lengths[0]], option[: lengths[1]]]
                 target = None if record.answer is None else np.array([number, int(number == record.answer)])
                 sequences.append(make_example(parts, tokenizer, answer=target))
-            examples.append(_concatenate(sequences))
-        return TaskExamples(examples, np.arange(len(records)), (), {k: n for k, n in counts.items() if n})
+            yield index, _concatenate(sequences), None
 
     def decode(
-        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[ChoiceQuestion]
+        self, scores: Logits, examples: TaskExamples, records: Sequence[ChoiceQuestion]
     ) -> list[ChoicePrediction]:
         probabilities = [softmax(rows[:, 0].astype(np.float64)) for rows in scores]
         return [ChoicePrediction(int(p.argmax()), tuple(p.tolist())) for p in probabilities]
 
-    def _compute_metrics(
-        self, predictions: Sequence[ChoicePrediction], records: Sequence[ChoiceQuestion]
-    ) -> dict[str, Any]:
+    def _evaluate(self, predictions: Sequence[ChoicePrediction], records: Sequence[ChoiceQuestion]) -> dict[str, Any]:
         known = [(r.answer, p.choice) for p, r in zip(predictions, records, strict=True) if r.answer is not None]
         gold, predicted = (np.array(column, np.int64) for column in (zip(*known, strict=True) if known else ((), ())))
         names = [str(i) for i in range(int(max(gold.max(initial=0), predicted.max(initial=0))) + 1)]
@@ -121,26 +105,14 @@ class MultipleChoice(Task):
     ) -> tuple[float, bool, dict[str, Any]]:
         assert record.answer is not None
         loss = -float(np.log(max(prediction.probabilities[record.answer], 1e-30)))
-        entry = {
-            "id": record.id,
-            "prompt": " ".join(x for x in (record.prompt, record.second) if x),
-            "choices": list(record.choices),
-            "probabilities": list(prediction.probabilities),
-            "gold": record.choices[record.answer],
-            "predicted": record.choices[prediction.choice],
-            "loss": loss,
-        }
+        entry: dict[str, Any] = {"id": record.id, "prompt": " ".join(x for x in (record.prompt, record.second) if x)}
+        entry |= {"choices": list(record.choices), "probabilities": list(prediction.probabilities)}
+        entry |= {"gold": record.choices[record.answer], "predicted": record.choices[prediction.choice], "loss": loss}
         return loss, prediction.choice != record.answer, entry
 
 
 def _concatenate(sequences: Sequence[Example]) -> Example:
-    none = np.empty(0, np.int64)
-    targets = [s.sequence_labels for s in sequences if s.sequence_labels is not None]
-    return Example(
-        np.concatenate([s.input_ids for s in sequences]),
-        lengths=np.concatenate([s.lengths for s in sequences]),
-        label_positions=none,
-        labels=none,
-        token_type_ids=np.concatenate([s.token_type_ids for s in sequences if s.token_type_ids is not None]),
-        sequence_labels=np.concatenate(targets) if targets else None,
-    )
+    names = ["input_ids", "lengths", "label_positions", "labels", "token_type_ids"]
+    names += [] if sequences[0].sequence_labels is None else ["sequence_labels"]
+    columns: dict[str, Any] = {name: np.concatenate([getattr(s, name) for s in sequences]) for name in names}
+    return Example(**columns)

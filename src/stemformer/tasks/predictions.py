@@ -7,39 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
-from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
-from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.task import Task
+from stemformer.tasks.task import Task, TaskOutputs
 
 
 def output_format(out: str | None, task: Task) -> str:
-    """Return the file format of predictions: the suffix of the file name, or `.jsonl` without a file.
-
-    Raises:
-        ConfigError: The task does not support the format.
-    """
+    """Return the file format of predictions: the suffix of the file name, or `.jsonl` without a file."""
     suffix = Path(out).suffix if out else ".jsonl"
     if suffix not in task.formats:
-        raise ConfigError(
-            f"--out {out}: predictions of {task.config.name} are written as {', '.join(task.formats)}, "
-            f"not as '{suffix}'. Change the file name."
-        )
+        formats = f"{', '.join(task.formats)}, not as '{suffix}'"
+        raise ConfigError(f"--out {out}: predictions of {task.config.name} are written as {formats}. Change the name.")
     return suffix
 
 
 def serialize(suffix: str, records: Sequence[Any], predictions: Sequence[Any], rows: Sequence[dict[str, Any]]) -> str:
-    """Return the content of a file of predictions.
-
-    Args:
-        suffix: File format; see `output_format`.
-        records: What was predicted.
-        predictions: One per record.
-        rows: One per record; see `Task.to_row`.
-    """
+    """Return the content of a file of predictions, in the format `suffix`; `rows` are from `Task.to_row`."""
     if suffix == ".json":
         return json.dumps({r.id: p.text for r, p in zip(records, predictions, strict=True)}, ensure_ascii=False) + "\n"
     if suffix == ".conll":
@@ -66,17 +48,11 @@ def examples_to_show(
     *,
     number: int,
     only_wrong: bool = False,
-    outputs: tuple[TaskExamples, Sequence[Float[np.ndarray, "_ c"]], Tokenizer] | None = None,
+    outputs: TaskOutputs | None = None,
 ) -> list[dict[str, Any]]:
     """Return records with their predictions for a report: wrong ones first, by decreasing error.
 
-    Args:
-        task: The task.
-        records: Records with answers.
-        predictions: One per record.
-        number: Maximum number of records.
-        only_wrong: Leave out right predictions.
-        outputs: Examples, their logits, and the tokenizer, for token probabilities (question answering).
+    With `outputs`, entries have the `report_details` of the task, such as token probabilities.
     """
     ranked = []
     for i, (record, prediction) in enumerate(zip(records, predictions, strict=True)):
@@ -86,5 +62,5 @@ def examples_to_show(
     ranked = sorted(ranked, key=lambda item: item[:3])[:number]
     if outputs is not None:
         for *_, i, entry in ranked:
-            entry |= task.report_details(records[i], predictions[i], i, *outputs)
+            entry |= task.report_details(records[i], predictions[i], i, outputs)
     return [entry for *_, entry in ranked]

@@ -10,7 +10,7 @@ Source: Devlin et al. 2019, sections 4.2 and 4.3; windows: released code (a stri
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.labelled.question_answering import Question
-from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
+from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
-from stemformer.tasks.metrics import Language, squad_metrics, threshold_midpoint
-from stemformer.tasks.task import Task, TaskConfig
+from stemformer.tasks.metrics import Language, squad_metrics
+from stemformer.tasks.task import Logits, Task, TaskOutputs
 
 _MAX_QUESTION_TOKENS = 64
 _NUM_CANDIDATES = 20
@@ -37,97 +37,58 @@ _KANA = re.compile(r"[\u3040-\u30ff]")
 
 @dataclass(frozen=True)
 class Window:
-    """Part of a passage in an example.
+    """Part of a passage in an example."""
 
-    Attributes:
-        first: Position of its first token in `input_ids`.
-        offsets: (n, 2) start and end of each of its tokens, in characters of the passage.
-    """
-
+    # Position of its first token in `input_ids`.
     first: int
+    # (n, 2) start and end of each of its tokens, in characters of the passage.
     offsets: np.ndarray
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Candidate answer.
-
-    Attributes:
-        begin: Offset of its first character in the passage.
-        end: Offset after its last character.
-        score: Sum of the start and end logits.
-        probability: Among the candidates, including "no answer" if that is allowed.
-    """
+    """Candidate answer: `passage[begin:end]`."""
 
     text: str
     begin: int
     end: int
+    # Sum of the start and end logits.
     score: float
+    # Among the candidates, including "no answer" if that is allowed.
     probability: float
 
 
 @dataclass(frozen=True)
 class AnswerPrediction:
-    """Prediction for a question.
-
-    Attributes:
-        text: The answer; "" for none.
-        begin: Offset of its first character in the passage; 0 for no answer.
-        end: Offset after its last character; 0 for no answer.
-        probability: Of the answer among the candidates.
-        no_answer: Score of "no answer" minus the score of the best span; compared with the task's
-            threshold.
-        candidates: The best spans.
-    """
+    """Prediction for a question: `passage[begin:end]`, empty for no answer, and its probability among the candidates."""
 
     text: str
     begin: int
     end: int
     probability: float
+    # Score of "no answer" minus the score of the best span; compared with the task's threshold.
     no_answer: float
     candidates: tuple[Answer, ...] = field(default=(), repr=False)
 
 
 class QuestionAnswering(Task):
-    """The task `qa`.
-
-    Args:
-        config: Settings.
-        labels: Ignored: spans have no labels.
-        frequencies: Ignored.
-        threshold: With unanswerable questions: answer "" if the score of "no answer" exceeds the score
-            of the best span by more than this. `tune` sets it on dev data.
-        language: Rules for comparing answers.
-    """
+    """The task `qa`."""
 
     head = "span"
     input_format = "(question, passage)"
     formats = (".jsonl", ".json")
-
-    def __init__(
-        self,
-        config: TaskConfig,
-        labels: Sequence[str] = (),
-        frequencies: Sequence[int] | None = None,
-        *,
-        threshold: float = 0.0,
-        language: Language = "en",
-    ) -> None:
-        super().__init__(config)
-        self.num_labels = 2
-        self.main_metric = "f1"
-        self.threshold = threshold
-        self.language = language
+    num_logits = 2
+    main_metric = "f1"
+    # With unanswerable questions: answer "" if `no_answer` exceeds this. `tune` sets it on dev data.
+    threshold = 0.0
 
     def scored_positions(self, batch: Batch) -> None:
-        """Return None: the hidden states of all positions are needed."""
         return None
 
     def num_scores(self, example: Example) -> int:
         return len(example.input_ids)
 
     def loss_from_scores(self, scores: Float[Tensor, "N 2"], batch: Batch) -> LossSum:
-        """Return the summed cross-entropy of start and end among the tokens of each window, halved."""
         assert batch.sequence_labels is not None
         scores = scores.float()
         lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
@@ -145,19 +106,11 @@ class QuestionAnswering(Task):
         if len(parts) != 2 or not all(isinstance(part, str) and part.strip() for part in parts):
             return None
         question, context = parts
-        return Question(
-            id=location, question=question, context=context, answers=(), title="", is_impossible=False, gold=()
-        )
+        return Question(location, question, context, answers=(), title="", is_impossible=False, gold=())
 
-    def encode(self, records: Sequence[Question], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
-        """Encode each question with its passage, or with each window of a long passage.
-
-        Questions without an answer are trained as unanswerable.
-        """
-        counts: Counter[str] = Counter()
-        examples: list[Example] = []
-        owners: list[int] = []
-        scored: list[Window] = []
+    def _encode(
+        self, records: Sequence[Question], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+    ) -> Iterator[tuple[int, Example, Window]]:
         contexts = list(dict.fromkeys(r.context for r in records))
         passages = dict(zip(contexts, tokenizer.encode_batch(contexts), strict=True))
         questions = tokenizer.encode_ids([r.question for r in records])
@@ -165,7 +118,12 @@ class QuestionAnswering(Task):
         for number, (record, question) in enumerate(zip(records, questions, strict=True)):
             counts["questions truncated"] += len(question) > max_question
             question, passage = question[:max_question], passages[record.context]
-            answer = _answer_tokens(record, passage)
+            # First and last token of the first answer.
+            answer = None
+            if record.answers:
+                text, begin = record.answers[0]
+                tokens = np.flatnonzero((passage.offsets[:, 1] > begin) & (passage.offsets[:, 0] < begin + len(text)))
+                answer = tokens[[0, -1]] if len(tokens) else None
             counts["answers that match no token"] += bool(record.answers) and answer is None
             room = max_length - num_special_tokens(tokenizer, num_texts=2) - len(question)
             windows = sliding_windows(len(passage.ids), room, self.config.stride)
@@ -175,15 +133,11 @@ class QuestionAnswering(Task):
                 # A window without the answer has both targets at `[CLS]`.
                 target = np.zeros(2, np.int64)
                 if answer is not None and start <= answer[0] and answer[1] < end:
-                    target = np.array(answer, np.int64) - start + first
-                examples.append(make_example([question, passage.ids[start:end]], tokenizer, answer=target))
-                owners.append(number)
-                scored.append(Window(first, passage.offsets[start:end]))
-        return TaskExamples(examples, np.array(owners, np.int64), scored, {k: n for k, n in counts.items() if n})
+                    target = answer - start + first
+                example = make_example([question, passage.ids[start:end]], tokenizer, answer=target)
+                yield number, example, Window(first, passage.offsets[start:end])
 
-    def decode(
-        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[Question]
-    ) -> list[AnswerPrediction]:
+    def decode(self, scores: Logits, examples: TaskExamples, records: Sequence[Question]) -> list[AnswerPrediction]:
         spans: list[list[tuple[float, int, int]]] = [[] for _ in records]
         no_answer = [np.inf] * len(records)
         for rows, owner, window in zip(scores, examples.records.tolist(), examples.scored, strict=True):
@@ -210,13 +164,13 @@ class QuestionAnswering(Task):
             Answer(context[begins[begin] : end], begins[begin], end, score, probability)
             for ((begin, end), score), probability in zip(ranked, p, strict=False)
         )
-        difference = no_answer - answers[0].score
+        first = answers[0]
+        difference = no_answer - first.score
         if allows_none and difference > self.threshold:
             return AnswerPrediction("", 0, 0, p[-1], difference, answers)
-        first = answers[0]
         return AnswerPrediction(first.text, first.begin, first.end, first.probability, difference, answers)
 
-    def _compute_metrics(self, predictions: Sequence[AnswerPrediction], records: Sequence[Question]) -> dict[str, Any]:
+    def _evaluate(self, predictions: Sequence[AnswerPrediction], records: Sequence[Question]) -> dict[str, Any]:
         gold = {str(i): list(record.gold) for i, record in enumerate(records)}
         if not self.config.no_answer:
             answers = {str(i): p.text for i, p in enumerate(predictions)}
@@ -226,14 +180,14 @@ class QuestionAnswering(Task):
         return dict(squad_metrics(gold, answers, language=self.language, no_answer=no_answer, threshold=self.threshold))
 
     def tune(self, metrics: dict[str, float], predictions: Sequence[AnswerPrediction]) -> list[str]:
-        """Set the threshold to the one with the best F1 on the dev data."""
         if not self.config.no_answer:
             return []
-        self.threshold = threshold_midpoint(metrics["best_threshold"], [p.no_answer for p in predictions])
-        return [
-            f"questions are left unanswered if 'no answer' scores {self.threshold:+.2f} or more above the best answer "
-            "(tuned on dev)"
-        ]
+        # The midpoint between the threshold and the next score above it, which decides the same.
+        best = metrics["best_threshold"]
+        above = [p.no_answer for p in predictions if best < p.no_answer < math.inf]
+        self.threshold = (best + min(above)) / 2 if above else best
+        rule = f"'no answer' scores {self.threshold:+.2f} or more above the best answer (tuned on dev)"
+        return [f"questions are left unanswered if {rule}"]
 
     def to_row(self, record: Question, prediction: AnswerPrediction) -> dict[str, Any]:
         row = {"id": record.id, "question": record.question, **asdict(prediction)}
@@ -243,26 +197,15 @@ class QuestionAnswering(Task):
     def to_report_example(self, record: Question, prediction: AnswerPrediction) -> tuple[float, bool, dict[str, Any]]:
         gold = list(dict.fromkeys(record.gold))
         metrics = squad_metrics({"": gold}, {"": prediction.text}, language=self.language)
-        entry = {
-            "id": record.id,
-            "question": record.question,
-            "gold": gold,
-            "predicted": prediction.text,
-            "language": self.language,
-            "probability": prediction.probability,
-        }
+        entry: dict[str, Any] = {"id": record.id, "question": record.question, "gold": gold}
+        entry |= {"predicted": prediction.text, "language": self.language, "probability": prediction.probability}
         return prediction.probability, metrics["exact_match"] < 100, entry
 
     def report_details(
-        self,
-        record: Question,
-        prediction: AnswerPrediction,
-        index: int,
-        examples: TaskExamples,
-        scores: Sequence[Float[np.ndarray, "_ c"]],
-        tokenizer: Tokenizer,
+        self, record: Question, prediction: AnswerPrediction, index: int, outputs: TaskOutputs
     ) -> dict[str, Any]:
         """Return the passage, and start and end probabilities in the window with the answer."""
+        examples, scores, tokenizer = outputs
         own = np.flatnonzero(examples.records == index).tolist()
         bounds = {i: examples.scored[i].offsets for i in own if len(examples.scored[i].offsets)}
         holds = [i for i, x in bounds.items() if x[0, 0] <= prediction.begin and prediction.end <= x[-1, 1]]
@@ -271,15 +214,9 @@ class QuestionAnswering(Task):
         positions = slice(window.first, window.first + len(window.offsets))
         p = softmax(scores[chosen].astype(np.float64), axis=0)[positions]
         ids = examples.examples[chosen].input_ids[positions]
-        return {
-            "passage": record.context,
-            "begin": prediction.begin,
-            "end": prediction.end,
-            "tokens": [tokenizer.tokens[i] for i in ids.tolist()],
-            "offsets": window.offsets.tolist(),
-            "start": p[:, 0].tolist(),
-            "end_p": p[:, 1].tolist(),
-        }
+        details = {"passage": record.context, "begin": prediction.begin, "end": prediction.end}
+        details |= {"tokens": [tokenizer.tokens[i] for i in ids.tolist()], "offsets": window.offsets.tolist()}
+        return details | {"start": p[:, 0].tolist(), "end_p": p[:, 1].tolist()}
 
     def metadata(self) -> dict[str, Any]:
         return {**super().metadata(), "threshold": self.threshold}
@@ -289,17 +226,8 @@ class QuestionAnswering(Task):
         self.threshold = float(metadata.get("threshold", 0.0))
 
 
-def best_spans(
-    scores: Float[np.ndarray, "n 2"], window: Window, *, max_tokens: int, number: int = _NUM_CANDIDATES
-) -> list[tuple[float, int, int]]:
-    """Return score, start and end (in characters) of the best spans of a window, best first.
-
-    Args:
-        scores: Start and end logits of each token of the example.
-        window: The passage within the example.
-        max_tokens: Maximum number of tokens of a span.
-        number: Maximum number of spans.
-    """
+def best_spans(scores: Float[np.ndarray, "n 2"], window: Window, *, max_tokens: int) -> list[tuple[float, int, int]]:
+    """Return score, start and end (in characters) of the best spans of a window, best first."""
     n = len(window.offsets)
     if n == 0:
         return []
@@ -309,7 +237,7 @@ def best_spans(
     # Row: first token; column: length - 1.
     sums = start[:, None] + np.lib.stride_tricks.sliding_window_view(padded, width)  # (n, width)
     flat = sums.ravel()
-    chosen = np.argpartition(-flat, min(number, len(flat) - 1))[:number]
+    chosen = np.argpartition(-flat, min(_NUM_CANDIDATES, len(flat) - 1))[:_NUM_CANDIDATES]
     chosen = chosen[np.argsort(-flat[chosen], kind="stable")]
     chosen = chosen[np.isfinite(flat[chosen])]
     firsts, lengths = np.divmod(chosen, width)
@@ -323,13 +251,3 @@ def find_language(records: Sequence[Question]) -> Language:
     if len(_KANA.findall(text)) > 0.1 * len(text):
         return "ja"
     return "zh" if len(_HAN.findall(text)) > 0.2 * len(text) else "en"
-
-
-def _answer_tokens(record: Question, passage: Encoding) -> tuple[int, int] | None:
-    """Return the first and last token of the first answer; None if there is none, or no token overlaps it."""
-    if not record.answers:
-        return None
-    text, begin = record.answers[0]
-    is_inside = (passage.offsets[:, 1] > begin) & (passage.offsets[:, 0] < begin + len(text))
-    tokens = np.flatnonzero(is_inside)
-    return (int(tokens[0]), int(tokens[-1])) if len(tokens) else None

@@ -4,7 +4,7 @@ Source: Devlin et al. 2019, section 4.1 (pairs and single texts) and appendix B.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows, truncate_pair
 from stemformer.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
-from stemformer.tasks.task import Task, TaskConfig
-
-_HEAD_SHARE = 0.25
-"""Share of `max_length` that `head_tail` keeps from the beginning of a text."""
+from stemformer.tasks.task import Logits, Task, TaskConfig
 
 _PREDICTION_COLUMNS = ("prediction", "probability", "probabilities")
 """Columns of predictions in output files; input columns of these names get the prefix `input_`."""
@@ -31,18 +28,15 @@ _PREDICTION_COLUMNS = ("prediction", "probability", "probabilities")
 
 @dataclass(frozen=True)
 class TextPrediction:
-    """Prediction for a text or a pair of texts.
+    """Prediction for a text or a pair of texts."""
 
-    Attributes:
-        label: The most probable class, or the predicted labels joined by commas; "" for regression.
-        score: Regression: the number. Otherwise the probability of the (most probable) label.
-        probabilities: Of each label, in the task's order; empty for regression.
-        labels: Multi-label: the predicted labels; otherwise empty.
-    """
-
+    # The most probable class, or the predicted labels joined by commas; "" for regression.
     label: str
+    # The number of regression, otherwise the probability of the (most probable) label.
     score: float
+    # Of each label, in the task's order; empty for regression.
     probabilities: tuple[float, ...]
+    # Predicted labels of multi-label classification.
     labels: tuple[str, ...] = ()
 
 
@@ -52,10 +46,9 @@ class SequenceClassification(Task):
     head = "sequence"
     formats = (".jsonl", ".csv", ".tsv")
 
-    def __init__(
-        self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = ()) -> None:
         super().__init__(config, labels, frequencies)
+        self.input_format = "(text, text)" if config.name == "pair" else "a text"
         self.problem_type, self.main_metric = {
             "class": ("single_label_classification", "accuracy"),
             "labels": ("multi_label_classification", "micro_f1"),
@@ -65,53 +58,40 @@ class SequenceClassification(Task):
             self.num_labels = 1
 
     def scored_positions(self, batch: Batch) -> Int[Tensor, "S"]:
-        """Return the positions of `[CLS]` tokens, or of last tokens for causal models."""
         return batch.summary_positions
 
     def num_scores(self, example: Example) -> int:
         return 1
 
     def loss_from_scores(self, scores: Float[Tensor, "S C"], batch: Batch) -> LossSum:
-        """Return the summed cross-entropy, binary cross-entropy (mean over labels) or squared error."""
         targets = batch.sequence_labels
         assert targets is not None
         if self.config.kind == "class":
             smoothing = self.config.label_smoothing
             return cross_entropy_sum(scores, targets, weights=self._class_weights, label_smoothing=smoothing)
         if self.config.kind == "labels":
+            # Mean over labels.
             total = F.binary_cross_entropy_with_logits(scores.float(), targets, reduction="sum") / len(self.labels)
             is_correct = ((scores.sigmoid() >= self.config.positive) == (targets > 0.5)).all(-1)
             return LossSum(total, len(targets), is_correct.sum())
         return LossSum(F.mse_loss(scores[:, 0].float(), targets, reduction="sum"), len(targets), None)
-
-    @property
-    def input_format(self) -> str:  # type: ignore[override]
-        """Form of an input."""
-        return "(text, text)" if self.config.name == "pair" else "a text"
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TextExample | None:
         num_texts = 2 if self.config.name == "pair" else 1
         is_right = len(parts) == num_texts and all(isinstance(part, str) and part.strip() for part in parts)
         return TextExample(parts, None, {}, location) if is_right else None
 
-    def encode(self, records: Sequence[TextExample], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
-        """Encode each text or pair as one example, or a long text as several windows."""
-        counts: Counter[str] = Counter()
-        examples: list[Example] = []
-        owners: list[int] = []
-        texts = [self._texts(record, counts) for record in records]
+    def _encode(
+        self, records: Sequence[TextExample], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+    ) -> Iterator[tuple[int, Example, None]]:
+        texts = [record.texts for record in records]
+        if self.symbols is not None:
+            texts = [tuple(self.symbols.apply(x, location=r.location, counts=counts) for x in r.texts) for r in records]
         room = max_length - num_special_tokens(tokenizer, num_texts=len(texts[0]) if texts else 1)
         columns = [tokenizer.encode_ids(column) for column in zip(*texts, strict=True)]
         for number, record in enumerate(records):
             for parts in self._fit([column[number] for column in columns], room, counts):
-                examples.append(make_example(parts, tokenizer, answer=self._target(record)))
-                owners.append(number)
-        return TaskExamples(examples, np.array(owners, np.int64), (), {k: n for k, n in counts.items() if n})
-
-    def _texts(self, record: TextExample, counts: Counter[str]) -> tuple[str, ...]:
-        if self.symbols is None:
-            return record.texts
-        return tuple(self.symbols.apply(text, location=record.location, counts=counts) for text in record.texts)
+                yield number, make_example(parts, tokenizer, answer=self._target(record)), None
 
     def _fit(self, parts: list[np.ndarray], room: int, counts: Counter[str]) -> list[list[np.ndarray]]:
         """Return the parts that fit into `room` tokens, for each window."""
@@ -127,7 +107,7 @@ class SequenceClassification(Task):
             return [[ids[:room]]]
         if self.config.long_texts == "head_tail":
             counts["texts truncated in the middle"] += 1
-            head = round(room * _HEAD_SHARE)
+            head = round(room / 4)
             return [[np.concatenate([ids[:head], ids[len(ids) - (room - head) :]])]]
         counts["texts split into windows"] += 1
         return [[ids[a:b]] for a, b in sliding_windows(len(ids), room, 0)]
@@ -142,9 +122,7 @@ class SequenceClassification(Task):
         # None for a label that the training data lacks.
         return self._label_ids.get(str(record.label))
 
-    def decode(
-        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[TextExample]
-    ) -> list[TextPrediction]:
+    def decode(self, scores: Logits, examples: TaskExamples, records: Sequence[TextExample]) -> list[TextPrediction]:
         x = np.concatenate(list(scores)).astype(np.float64) if len(scores) else np.zeros((0, self.num_labels))
         if self.config.kind == "class":
             x = softmax(x, axis=-1)
@@ -165,22 +143,20 @@ class SequenceClassification(Task):
         labels = tuple(label for label, p in zip(self.labels, row, strict=True) if p >= self.config.positive)
         return TextPrediction(",".join(labels), float(row.max()), tuple(row.tolist()), labels)
 
-    def _compute_metrics(self, predictions: Sequence[TextPrediction], records: Sequence[TextExample]) -> dict[str, Any]:
-        known: list[tuple[Any, TextPrediction]] = [
-            (r.label, p) for p, r in zip(predictions, records, strict=True) if r.label is not None
-        ]
+    def _evaluate(self, predictions: Sequence[TextPrediction], records: Sequence[TextExample]) -> dict[str, Any]:
+        known = [p for p, r in zip(predictions, records, strict=True) if r.label is not None]
+        gold: list[Any] = [r.label for r in records if r.label is not None]
         if self.config.kind == "score":
-            gold = np.array([float(label) for label, _ in known])
-            return dict(regression_metrics(gold, np.array([p.score for _, p in known])))
+            return dict(regression_metrics(np.array(gold, np.float64), np.array([p.score for p in known], np.float64)))
         if self.config.kind == "labels":
-            targets = np.array([[label in a for label in self.labels] for a, _ in known], bool)
-            probabilities = np.array([p.probabilities for _, p in known]).reshape(len(known), len(self.labels))
+            targets = np.array([[label in labels for label in self.labels] for labels in gold], bool)
+            probabilities = np.array([p.probabilities for p in known]).reshape(len(known), len(self.labels))
             return multi_label_metrics(targets, probabilities >= self.config.positive, self.labels)
         # Labels that the training data lacks are never predicted.
-        names = [*self.labels, *sorted({label for label, _ in known} - set(self.labels))]
+        names = [*self.labels, *sorted(set(gold) - set(self.labels))]
         ids = {label: i for i, label in enumerate(names)}
-        right = np.array([ids[label] for label, _ in known], np.int64)
-        predicted = np.array([ids[p.label] for _, p in known], np.int64)
+        predicted = np.array([ids[p.label] for p in known], np.int64)
+        right = np.array([ids[label] for label in gold], np.int64)
         return {**classification_metrics(right, predicted, names), "labels": names}
 
     def to_row(self, record: TextExample, prediction: TextPrediction) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Settings and base class of the labelled tasks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,11 @@ from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import Language
+
+Logits = Sequence[Float[np.ndarray, "_ c"]]
+"""Logits of each example, `Task.num_scores` rows."""
+
+TaskOutputs = tuple[TaskExamples, Logits, Tokenizer]
 
 
 @dataclass(frozen=True)
@@ -43,14 +49,12 @@ class TaskConfig:
         no_answer: Of `qa`: allow questions without an answer; None enables it if the training data
             has such questions.
         symbols: Treat texts of `classify` and `pair` as symbol sequences such as DNA, each symbol
-            read as a word of the model's vocabulary: `draw` chooses the words at random, any other
-            value is a file of lines `symbol<TAB>word`.
+            read as a word of the model's vocabulary (Kao and Lee 2021): `draw` chooses the words at
+            random, any other value is a file of lines `symbol<TAB>word`.
         symbol_size: Of `symbols=draw`: number of symbols per word (k-mer size).
         symbol_stride: Of `symbols=draw`: distance between the starts of neighboring k-mers.
         alphabet: Of `symbols=draw`: symbols that get their own words, all others sharing one; None
             for the frequent symbols of the training data.
-
-    Source of `symbols`: Kao and Lee 2021 (BERT pre-trained on text, other sequences by a random map).
     """
 
     name: str = "classify"
@@ -71,88 +75,71 @@ class TaskConfig:
     alphabet: str | None = None
 
     def __post_init__(self) -> None:
-        ranges = {
-            "max_length": (self.max_length is None or self.max_length >= 8, "at least 8"),
-            "stride": (self.stride >= 0, "0 or more"),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "a number in [0, 1)"),
-            "positive": (0 < self.positive < 1, "a probability between 0 and 1"),
-            "max_answer_tokens": (self.max_answer_tokens >= 1, "at least 1"),
+        has_texts, is_class = self.name in ("classify", "pair"), self.kind == "class"
+        draw_settings = (self.symbol_size, self.symbol_stride, self.alphabet)
+        rules = {
+            f"max_length is {self.max_length}: expected at least 8": self.max_length is None or self.max_length >= 8,
+            f"stride is {self.stride}: expected 0 or more": self.stride >= 0,
+            f"label_smoothing is {self.label_smoothing}: expected a number in [0, 1)": 0 <= self.label_smoothing < 1,
+            f"positive is {self.positive}: expected a probability between 0 and 1": 0 < self.positive < 1,
+            f"max_answer_tokens is {self.max_answer_tokens}: expected at least 1": self.max_answer_tokens >= 1,
+            f"kind is {self.kind!r}: only classify and pair have kinds, not {self.name}": has_texts or is_class,
+            f"balance and label_smoothing apply to kind 'class', not to {self.kind!r}. Remove them.": (
+                is_class or not (self.balance or self.label_smoothing)
+            ),
+            f"symbols applies to classify and pair, not to {self.name}. Remove it.": has_texts or self.symbols is None,
+            "symbol_size, symbol_stride and alphabet apply to randomly chosen words only: add symbols=draw. "
+            "A symbol file defines its own symbols.": self.symbols == "draw" or draw_settings == (1, 1, None),
+            f"symbol_size is {self.symbol_size} and symbol_stride is {self.symbol_stride}: expected 1 or more, and a "
+            "stride of at most the size, which skips no symbol": 1 <= self.symbol_stride <= max(1, self.symbol_size),
         }
-        for name, (is_valid, expected) in ranges.items():
+        for problem, is_valid in rules.items():
             if not is_valid:
-                raise ConfigError(f"task.{name} is {getattr(self, name)}: expected {expected}")
-        if self.symbols is not None and self.name not in ("classify", "pair"):
-            raise ConfigError(f"task.symbols applies to classify and pair, not to {self.name}. Remove it.")
-        if self.symbols != "draw" and (self.symbol_size, self.symbol_stride, self.alphabet) != (1, 1, None):
-            raise ConfigError(
-                "task.symbol_size, symbol_stride and alphabet apply to randomly chosen words only: add symbols=draw. "
-                "A symbol file defines its own symbols."
-            )
-        if not 1 <= self.symbol_stride <= max(1, self.symbol_size):
-            raise ConfigError(
-                f"task.symbol_size is {self.symbol_size} and symbol_stride is {self.symbol_stride}: "
-                "expected 1 or more, and a stride of at most the size, which skips no symbol"
-            )
-        if self.kind != "class" and self.name not in ("classify", "pair"):
-            raise ConfigError(f"task.kind is {self.kind!r}: only classify and pair have kinds, not {self.name}")
-        if self.kind != "class" and (self.balance or self.label_smoothing):
-            raise ConfigError(
-                f"task.balance and label_smoothing apply to kind 'class', not to {self.kind!r}. Remove them."
-            )
+                raise ConfigError(f"task.{problem}")
 
 
 class Task(ABC):
-    """Base class of the labelled tasks: encoding, loss, decoding and metrics.
-
-    The training loop uses a task as its `Objective`.
+    """Labelled task: encoding, loss, decoding and metrics; an `Objective` of the training loop.
 
     Args:
-        config: Settings.
-        labels: Labels in the order of the logits.
+        labels: In the order of the logits; ignored by tasks whose answers are spans or options.
         frequencies: Count of each label in the training data, for `config.balance`.
-
-    Attributes:
-        head: Name of the model head.
-        formats: File formats of predictions, the default first.
-        input_format: Form of an input of `Pipeline.predict`, for errors.
-        labels: Empty for tasks whose answers are numbers, spans or options.
-        num_labels: Logits per row.
-        main_metric: Metric for model selection; higher is better.
-        problem_type: `problem_type` in transformers' config; None for none.
-        has_entities: The labels are entity tags (BIO or a variant), which are scored as entities.
-        language: Rules for comparing answers in passages.
-        symbols: Words for the symbols of `config.symbols`, once chosen.
     """
 
     head: ClassVar[str]
+    # File formats of predictions, the default first.
     formats: ClassVar[tuple[str, ...]] = (".jsonl",)
+    # Logits per row of a task without labels.
+    num_logits: ClassVar[int | None] = None
+    # Form of an input of `Pipeline.predict`, for errors.
     input_format: str
+    # Metric for model selection; higher is better.
+    main_metric: str = "accuracy"
+    # `problem_type` in transformers' config.
+    problem_type: str | None = None
+    # The labels are entity tags (BIO or a variant), which are scored as entities.
+    has_entities: bool = False
+    # Rules for comparing answers in passages.
+    language: Language = "en"
+    # Words for the symbols of `config.symbols`, once chosen.
+    symbols: SymbolMap | None = None
 
-    def __init__(
-        self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = ()) -> None:
         self.config = config
-        self.labels = tuple(labels)
-        self.num_labels = len(self.labels)
+        self.labels = () if self.num_logits else tuple(labels)
+        self.num_labels = self.num_logits or len(self.labels)
         self.heads: tuple[str, ...] = (self.head,)
-        self.main_metric = "accuracy"
-        self.problem_type: str | None = None
-        self.has_entities = False
-        self.language: Language = "en"
-        self.symbols: SymbolMap | None = None
         self._label_ids = {label: i for i, label in enumerate(self.labels)}
         self._class_weights: Tensor | None = None
-        if config.balance and frequencies is not None:
+        if config.balance and frequencies:
             counts = torch.tensor(frequencies, dtype=torch.float32).clamp(min=1)
             # The mean over the training data is 1.
             self._class_weights = counts.sum() / (len(counts) * counts)
 
     def corrupt(self, example: Example, rng: np.random.Generator) -> Example:
-        """Return the example unchanged: labelled tasks corrupt nothing."""
         return example
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of scored items in a batch, by loss name."""
         return {self.config.name: len(batch.cu_seqlens) - 1}
 
     @abstractmethod
@@ -169,7 +156,6 @@ class Task(ABC):
         """Return the number of rows of logits of an example."""
 
     def loss(self, model: Model, states: Float[Tensor, "R D"], batch: Batch) -> dict[str, LossSum]:
-        """Return the summed loss of a batch from the hidden states at its scored positions."""
         return {self.config.name: self.loss_from_scores(self.scores(model, states, batch), batch)}
 
     @abstractmethod
@@ -177,53 +163,47 @@ class Task(ABC):
         """Return the summed loss of a batch from its logits."""
 
     def make_record(self, value: Any, location: str) -> Any:
-        """Return the record of one input of `Pipeline.predict`, without an answer.
-
-        Args:
-            location: Name of the input in errors.
-
-        Raises:
-            DataError: The input is empty or of another form than `input_format`.
-        """
+        """Return the record of one input of `Pipeline.predict`, named `location` in errors."""
         parts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else ()
         record = self._parse_input(value, parts, location)
         if record is None:
             is_empty = not parts or not all(str(part).strip() for part in parts)
-            raise DataError(
-                f"{location.capitalize()} is {value!r:.80}. Expected {self.input_format}{', not empty' if is_empty else ''}."
-            )
+            expected = self.input_format + (", not empty" if is_empty else "")
+            raise DataError(f"{location.capitalize()} is {value!r:.80}. Expected {expected}.")
         return record
 
     @abstractmethod
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> Any | None:
         """Return the record of an input and its parts; None if the form is wrong."""
 
-    @abstractmethod
     def encode(self, records: Sequence[Any], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
         """Encode records, with or without answers, as examples of at most `max_length` tokens."""
+        counts: Counter[str] = Counter()
+        encoded = list(self._encode(records, tokenizer, max_length, counts))
+        owners = np.array([owner for owner, *_ in encoded], np.int64)
+        # Unary plus drops counts of zero.
+        return TaskExamples([x for _, x, _ in encoded], owners, [scored for *_, scored in encoded], +counts)
 
     @abstractmethod
-    def decode(
-        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[Any]
-    ) -> list[Any]:
+    def _encode(
+        self, records: Sequence[Any], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+    ) -> Iterator[tuple[int, Example, Any]]:
+        """Yield the index of a record, its example (or one of several), and what its logits refer to."""
+
+    @abstractmethod
+    def decode(self, scores: Logits, examples: TaskExamples, records: Sequence[Any]) -> list[Any]:
         """Return one prediction per record from the logits of the examples."""
 
     def compute_metrics(
         self, predictions: Sequence[Any], records: Sequence[Any]
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return the metrics of predictions (see `tasks.metrics`), and details such as a confusion matrix.
-
-        Records without an answer are ignored.
-
-        Raises:
-            DataError: No record has an answer.
-        """
-        results = self._compute_metrics(predictions, records)
+        """Return the metrics of the records with an answer, and details such as a confusion matrix."""
+        results = self._evaluate(predictions, records)
         metrics = {key: value for key, value in results.items() if isinstance(value, float)}
         return metrics, {key: value for key, value in results.items() if key not in metrics}
 
     @abstractmethod
-    def _compute_metrics(self, predictions: Sequence[Any], records: Sequence[Any]) -> dict[str, Any]: ...
+    def _evaluate(self, predictions: Sequence[Any], records: Sequence[Any]) -> dict[str, Any]: ...
 
     def tune(self, metrics: dict[str, float], predictions: Sequence[Any]) -> list[str]:
         """Tune decision thresholds on predictions of the dev data, and return notes about them."""
@@ -237,15 +217,7 @@ class Task(ABC):
     def to_report_example(self, record: Any, prediction: Any) -> tuple[float, bool, dict[str, Any]]:
         """Return how wrong a prediction is, whether it is wrong, and its entry in a report."""
 
-    def report_details(
-        self,
-        record: Any,
-        prediction: Any,
-        index: int,
-        examples: TaskExamples,
-        scores: Sequence[Float[np.ndarray, "_ c"]],
-        tokenizer: Tokenizer,
-    ) -> dict[str, Any]:
+    def report_details(self, record: Any, prediction: Any, index: int, outputs: TaskOutputs) -> dict[str, Any]:
         """Return additional report entries of record number `index` that need the logits."""
         return {}
 

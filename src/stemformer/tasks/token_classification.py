@@ -7,7 +7,7 @@ Source: Devlin et al. 2019, section 5.3 (first token; no conditional random fiel
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,52 +22,42 @@ from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
 from stemformer.tasks.metrics import tagging_metrics
-from stemformer.tasks.task import Task, TaskConfig
+from stemformer.tasks.task import Logits, Task, TaskConfig
 
 
 @dataclass(frozen=True)
 class TagPrediction:
-    """Prediction for a sentence.
-
-    Attributes:
-        tags: One per word; `TokenClassification.filler` for a word without a token.
-        probabilities: Of each tag; 0 for a word without a token.
-    """
+    """Prediction for a sentence: a tag for each word and its probability, 0 for a word without a token."""
 
     tags: tuple[str, ...]
     probabilities: tuple[float, ...]
 
 
 class TokenClassification(Task):
-    """The task `tag`.
-
-    Attributes:
-        filler: Tag for words without a token: `O`, or the first label.
-    """
+    """The task `tag`."""
 
     head = "token"
     input_format = "a text or a list of words"
     formats = (".jsonl", ".conll")
 
-    def __init__(self, config: TaskConfig, labels: Sequence[str], frequencies: Sequence[int] | None = None) -> None:
+    def __init__(self, config: TaskConfig, labels: Sequence[str], frequencies: Sequence[int] = ()) -> None:
         super().__init__(config, labels, frequencies)
         self.has_entities = is_bio(self.labels)
         self.main_metric = "f1" if self.has_entities else "accuracy"
+        # Tag for words without a token.
         self.filler = "O" if "O" in self.labels else self.labels[0]
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Return the number of words of a batch that have a known tag."""
+        # Words with a known tag.
         return {self.config.name: int((batch.labels != IGNORE_INDEX).sum())}
 
     def scored_positions(self, batch: Batch) -> Int[Tensor, "M"]:
-        """Return the positions of the tokens that represent words."""
         return batch.label_positions
 
     def num_scores(self, example: Example) -> int:
         return len(example.label_positions)
 
     def loss_from_scores(self, scores: Float[Tensor, "M C"], batch: Batch) -> LossSum:
-        """Return the summed cross-entropy over words."""
         smoothing = self.config.label_smoothing
         return cross_entropy_sum(scores, batch.labels, weights=self._class_weights, label_smoothing=smoothing)
 
@@ -78,39 +68,30 @@ class TokenClassification(Task):
         text, offsets = join_tokens(words)
         return TaggedSentence(words=words, tags=None, location=location, text=text, offsets=offsets)
 
-    def encode(self, records: Sequence[TaggedSentence], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
-        """Encode each sentence as one example, or a long one as windows that score each word once."""
+    def _encode(
+        self, records: Sequence[TaggedSentence], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+    ) -> Iterator[tuple[int, Example, Int[np.ndarray, "w"]]]:
         find_tokens = first_tokens if tokenizer.bos_token_id is None else last_tokens
         room = max_length - num_special_tokens(tokenizer, num_texts=1)
-        counts: Counter[str] = Counter()
-        examples: list[Example] = []
-        owners: list[int] = []
-        scored: list[np.ndarray] = []
         encodings = tokenizer.encode_batch([r.text for r in records])
         for number, (record, encoding) in enumerate(zip(records, encodings, strict=True)):
             tokens = find_tokens(record, encoding)
             counts["words without a token (default tag)"] += int((tokens < 0).sum())
             windows = sliding_windows(len(encoding.ids), room, self.config.stride)
             counts["sentences split into windows"] += len(windows) > 1
-            label_ids = self._to_label_ids(record)
-            best_window = _best_window(tokens, windows)
+            label_ids = np.full(len(record.words), IGNORE_INDEX)
+            if record.tags is not None:
+                label_ids[:] = [self._label_ids.get(tag, IGNORE_INDEX) for tag in record.tags]
+            # Each word is scored once, in the window with most context on its shorter side.
+            starts, ends = np.array(windows).T[:, :, None]  # (windows, 1)
+            best_window = np.minimum(tokens - starts, ends - 1 - tokens).argmax(0)  # (w,)
             for window, (start, end) in enumerate(windows):
                 words = np.flatnonzero((tokens >= 0) & (best_window == window))
-                positions = tokens[words] - start + 1
-                ids = encoding.ids[start:end]
-                examples.append(make_example([ids], tokenizer, label_positions=positions, labels=label_ids[words]))
-                owners.append(number)
-                scored.append(words)
-        return TaskExamples(examples, np.array(owners, np.int64), scored, {k: n for k, n in counts.items() if n})
+                positions, labels = tokens[words] - start + 1, label_ids[words]
+                example = make_example([encoding.ids[start:end]], tokenizer, label_positions=positions, labels=labels)
+                yield number, example, words
 
-    def _to_label_ids(self, record: TaggedSentence) -> Int[np.ndarray, "w"]:
-        if record.tags is None:
-            return np.full(len(record.words), IGNORE_INDEX)
-        return np.array([self._label_ids.get(tag, IGNORE_INDEX) for tag in record.tags], np.int64)
-
-    def decode(
-        self, scores: Sequence[Float[np.ndarray, "_ c"]], examples: TaskExamples, records: Sequence[TaggedSentence]
-    ) -> list[TagPrediction]:
+    def decode(self, scores: Logits, examples: TaskExamples, records: Sequence[TaggedSentence]) -> list[TagPrediction]:
         tags = [[self.filler] * len(record.words) for record in records]
         probabilities = [[0.0] * len(record.words) for record in records]
         for rows, owner, words in zip(scores, examples.records.tolist(), examples.scored, strict=True):
@@ -120,18 +101,13 @@ class TokenClassification(Task):
                 tags[owner][word], probabilities[owner][word] = self.labels[label_id], probability
         return [TagPrediction(tuple(t), tuple(p)) for t, p in zip(tags, probabilities, strict=True)]
 
-    def _compute_metrics(
-        self, predictions: Sequence[TagPrediction], records: Sequence[TaggedSentence]
-    ) -> dict[str, Any]:
+    def _evaluate(self, predictions: Sequence[TagPrediction], records: Sequence[TaggedSentence]) -> dict[str, Any]:
         known = [(r.tags, p.tags) for p, r in zip(predictions, records, strict=True) if r.tags is not None]
         return tagging_metrics([gold for gold, _ in known], [tags for _, tags in known], entities=self.has_entities)
 
     def to_row(self, record: TaggedSentence, prediction: TagPrediction) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "words": list(record.words),
-            "tags": list(prediction.tags),
-            "probabilities": list(prediction.probabilities),
-        }
+        row: dict[str, Any] = {"words": list(record.words), "tags": list(prediction.tags)}
+        row["probabilities"] = list(prediction.probabilities)
         if record.tags is not None:
             row["gold"] = list(record.tags)
         if self.has_entities:
@@ -149,32 +125,19 @@ class TokenClassification(Task):
 
 def first_tokens(record: TaggedSentence, encoding: Encoding) -> Int[np.ndarray, "w"]:
     """Return the index of the first token that starts in each word; -1 for a word without one."""
-    starts = encoding.offsets[:, 0]
-    bounds = np.array(record.offsets, np.int64).reshape(-1, 2)
-    firsts = np.searchsorted(starts, bounds[:, 0])
-    found = np.minimum(firsts, max(0, len(starts) - 1))
-    is_inside = (firsts < len(starts)) & (starts[found] < bounds[:, 1]) if len(starts) else np.zeros(len(bounds), bool)
-    return np.where(is_inside, firsts, -1)
+    starts = np.append(encoding.offsets[:, 0], np.iinfo(np.int64).max)
+    begins, ends = np.array(record.offsets, np.int64).reshape(-1, 2).T
+    firsts = np.searchsorted(starts, begins)
+    return np.where(starts[firsts] < ends, firsts, -1)
 
 
 def last_tokens(record: TaggedSentence, encoding: Encoding) -> Int[np.ndarray, "w"]:
-    """Return the index of the last token that starts before each word ends; -1 for a word without one.
-
-    A byte-level token starts at the space before its word.
-    """
-    starts, ends = encoding.offsets.T
-    bounds = np.array(record.offsets, np.int64).reshape(-1, 2)
-    lasts = np.searchsorted(starts, bounds[:, 1]) - 1
-    is_inside = (lasts >= 0) & (ends[lasts] > bounds[:, 0]) if len(ends) else np.zeros(len(bounds), bool)
-    return np.where(is_inside, lasts, -1)
-
-
-def _best_window(positions: Int[np.ndarray, "w"], windows: Sequence[tuple[int, int]]) -> Int[np.ndarray, "w"]:
-    """Return the window in which each position has most context on its shorter side."""
-    starts, ends = (np.array(x)[:, None] for x in zip(*windows, strict=True))
-    context = np.minimum(positions - starts, ends - 1 - positions)  # (windows, w)
-    best: np.ndarray = context.argmax(0)
-    return best
+    """Return the index of the last token that starts before each word ends; -1 for a word without one."""
+    begins, ends = np.array(record.offsets, np.int64).reshape(-1, 2).T
+    # Byte-level tokens start at the space before their word.
+    lasts = np.searchsorted(encoding.offsets[:, 0], ends) - 1
+    # Index -1, of a word before all tokens, is the appended end.
+    return np.where(np.append(encoding.offsets[:, 1], -1)[lasts] > begins, lasts, -1)
 
 
 def _find_entities(record: TaggedSentence, tags: Sequence[str]) -> list[dict[str, Any]]:

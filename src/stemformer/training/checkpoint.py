@@ -1,9 +1,7 @@
 """Checkpoints for bit-for-bit resumption.
 
-`checkpoints/step-00000500/` is a Hugging Face folder (`transformers` opens it) with
-`optimizer.safetensors`, `config.toml` and `checkpoint.json`: step, tokens, seconds, data
-fingerprint, environment, and the SHA-256 of each file. It is written
-atomically. `checkpoints/best` links to the one with the lowest held-out loss.
+`checkpoints/step-00000500/` is a Hugging Face folder with `optimizer.safetensors`, `config.toml`
+and `checkpoint.json` (metadata, SHA-256 of each file); `best` links to the lowest held-out loss.
 """
 
 import hashlib
@@ -11,6 +9,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,26 +28,19 @@ from stemformer.training.optimizer import state_names
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Metadata of a checkpoint.
-
-    Attributes:
-        step: Completed optimizer steps.
-        tokens: Training tokens seen.
-        seconds: Training time, interruptions excluded.
-        config_toml: Resolved configuration.
-        data_fingerprint: Fingerprint of the tokenized data.
-        environment: Conditions of bit-for-bit resumption.
-        sums: State of the `MetricAccumulator`.
-        held_out_loss: Value for model selection, if evaluated at this step.
-    """
+    """Metadata of a checkpoint."""
 
     step: int
     tokens: int
+    # Training time, interruptions excluded.
     seconds: float
     config_toml: str
     data_fingerprint: str
+    # Conditions of bit-for-bit resumption.
     environment: dict[str, Any]
+    # State of the `MetricAccumulator`.
     sums: dict[str, Any] = field(default_factory=dict)
+    # Value for model selection, if evaluated at this step.
     held_out_loss: float | None = None
 
 
@@ -56,11 +48,10 @@ def environment(
     device: torch.device, precision: str, compiled: bool, ranks: DistributedContext = SINGLE_PROCESS
 ) -> dict[str, Any]:
     """Return the conditions, besides the configuration, under which resumption is bit-for-bit."""
+    is_cpu = device.type == "cpu"
     return {
         "torch": torch.__version__.split("+")[0],
-        "processor": torch.backends.cpu.get_cpu_capability()
-        if device.type == "cpu"
-        else torch.cuda.get_device_name(device),
+        "processor": torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "device": device.type,
@@ -81,15 +72,7 @@ def save_checkpoint(
     ranks: DistributedContext = SINGLE_PROCESS,
     task: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint below `folder`, remove old ones, and return its path; collective.
-
-    Args:
-        keep: Number of newest checkpoints to keep, in addition to the best one.
-        task: Description of the task, see `huggingface.save.save_model`.
-
-    Raises:
-        OSError: For example, the disk is full; existing checkpoints are not touched.
-    """
+    """Write a checkpoint below `folder`, then remove old ones, and return its path; collective."""
     target = folder / f"step-{checkpoint.step:08d}"
     state = gather_full_state(model.state_dict())
     moments = gather_full_state(_optimizer_tensors(model, optimizer))
@@ -114,9 +97,12 @@ def save_checkpoint(
 def _remove_old(folder: Path, *, keep: int) -> None:
     """Link `best` to the checkpoint with the lowest loss; keep it and the newest `keep`."""
     steps = sorted(folder.glob("step-????????"))
-    losses = {path: checkpoint.held_out_loss for path in steps if (checkpoint := _try_read(path)) is not None}
-    scored = {path: loss for path, loss in losses.items() if loss is not None}
-    best = min(scored, key=lambda path: scored[path]) if scored else None
+    losses: dict[Path, float] = {}
+    for path in steps:
+        with suppress(OSError, ValueError, KeyError):
+            if (loss := read_checkpoint(path).held_out_loss) is not None:
+                losses[path] = loss
+    best = min(losses, key=lambda path: losses[path]) if losses else None
     if best is not None:
         link = folder / "best.tmp"
         link.unlink(missing_ok=True)
@@ -129,31 +115,17 @@ def _remove_old(folder: Path, *, keep: int) -> None:
             shutil.rmtree(old)
 
 
-def _try_read(path: Path) -> Checkpoint | None:
-    try:
-        return read_checkpoint(path)
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
-    """Return the newest valid checkpoint below a folder, and the faults of newer ones.
-
-    Raises:
-        CheckpointError: There is no valid checkpoint.
-    """
+    """Return the newest valid checkpoint below a folder, and the faults of newer ones."""
     faults: list[str] = []
     for path in sorted(folder.glob("step-????????"), reverse=True):
-        fault = _fault(path)
-        if fault is None:
+        if (fault := _fault(path)) is None:
             return path, faults
         faults.append(f"{path.name}: {fault}")
     if faults:
-        raise CheckpointError(
-            f"{folder} holds no valid checkpoint ({'; '.join(faults)}). Start again with --overwrite, or, if "
-            f"{folder.parent}/final exists, continue from it with --init and another --out.",
-            damaged=True,
-        )
+        problem = f"{folder} holds no valid checkpoint ({'; '.join(faults)}). Start again with --overwrite,"
+        advice = f"or, if {folder.parent}/final exists, continue from it with --init and another --out."
+        raise CheckpointError(f"{problem} {advice}", damaged=True)
     raise CheckpointError(f"{folder} holds no checkpoint yet. Pass --overwrite instead of --resume.")
 
 
@@ -164,16 +136,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the state of an optimizer from a checkpoint.
-
-    Args:
-        path: A valid checkpoint (see `newest_checkpoint`).
-        model: The model loaded from it, sharded or not.
-        optimizer: New optimizer of the model's parameters.
-
-    Raises:
-        CheckpointError: Its tensors are not those of this optimizer.
-    """
+    """Restore the state of a new optimizer from the valid checkpoint of its model."""
     from safetensors.torch import load_file
 
     state = load_file(path / "optimizer.safetensors")
@@ -185,9 +148,8 @@ def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -
         for kind in state_names(group)
     }
     if differing := sorted(expected.keys() ^ state.keys()):
-        raise CheckpointError(
-            f"{path}/optimizer.safetensors does not belong to this run: {differing[0]} differs", damaged=True
-        )
+        problem = f"{path}/optimizer.safetensors does not belong to this run: {differing[0]} differs"
+        raise CheckpointError(problem, damaged=True)
     for key, parameter in expected.items():
         # Step counts are scalars, not sharded.
         has_same_shape = state[key].shape == parameter.shape

@@ -7,14 +7,13 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, Literal
 
-from stemformer.config import check_seed, from_toml, parse_toml
+from stemformer.config import check_at_least, check_fields, check_seed, from_toml, parse_toml
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.tasks.task import TaskConfig
-from stemformer.training.lr_schedule import ScheduleConfig
 from stemformer.training.optimizer import OptimizerConfig
 
 MAY_CHANGE = ("budget.", "evaluation.", "checkpoints.", "log_every", "tensorboard", "compute.")
@@ -47,170 +46,149 @@ RENAMED_SETTINGS = {
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """Batch of one optimizer step.
+    """Batch of one optimizer step."""
 
-    Attributes:
-        size: Sequences per step, over all ranks and micro-batches.
-        micro_size: Sequences per forward pass on one rank; None takes all of a rank's. Smaller
-            values need less memory and give the same gradient.
-        sequence_length: Maximum tokens per sequence, special tokens included.
-        micro_tokens: Approximate tokens per forward pass, for examples of unequal length.
-    """
-
+    # Sequences per step, over all ranks and micro-batches.
     size: int = 32
+    # Sequences per forward pass on one rank; None takes all. The gradient is the same.
     micro_size: int | None = None
+    # Maximum tokens per sequence, special tokens included.
     sequence_length: int = 128
+    # Approximate tokens per forward pass, for examples of unequal length.
     micro_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ConfigError(f"batch.size is {self.size}: expected at least 1")
-        if self.micro_size is not None and (self.micro_size < 1 or self.size % self.micro_size):
-            raise ConfigError(f"batch.micro_size is {self.micro_size}: expected a divisor of batch.size ({self.size})")
+        check_at_least(1, self, "batch.", "size")
+        expected = f"a divisor of batch.size ({self.size})"
+        check_fields(self, "batch.", expected, lambda n: n >= 1 and self.size % n == 0, "micro_size")
 
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """A later phase of a run, with another sequence length.
+    """A later phase of a run, such as the last 10 % with 512 tokens (Devlin et al. 2019, appendix A.2)."""
 
-    Attributes:
-        start_ratio: First step, as a fraction of the run's steps, in (0, 1).
-        size: Sequences per step, over all ranks and micro-batches.
-        sequence_length: Maximum tokens per sequence, special tokens included.
-        micro_size: Sequences per forward pass on one rank; None takes all of a rank's.
-
-    Source: Devlin et al. 2019, appendix A.2 (128 tokens for 90 % of the steps, then 512).
-    """
-
+    # First step, as a fraction of the run's steps, in (0, 1).
     start_ratio: float
     size: int
     sequence_length: int
     micro_size: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.start_ratio < 1:
-            raise ConfigError(f"phases: start_ratio is {self.start_ratio}: expected a fraction between 0 and 1")
+        check_fields(self, "phases: ", "a fraction between 0 and 1", lambda x: 0 < x < 1, "start_ratio")
         self.batch()
 
     def batch(self) -> BatchConfig:
-        """Return the batch of a step in this phase."""
         return BatchConfig(self.size, self.micro_size, self.sequence_length)
 
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """Length of a run: one of steps, tokens, epochs or seconds.
-
-    Attributes:
-        steps: Optimizer steps.
-        tokens: Training tokens, special tokens included; rounded up to full steps of the mean size
-            (of sentence pairs, the size before some are shortened).
-        epochs: Passes over the training examples, rounded up to full steps.
-        seconds: Wall-clock time, interruptions excluded; the schedule is always `wsd`.
-    """
+    """Length of a run: one of steps, tokens, epochs or seconds."""
 
     steps: int | None = None
+    # Special tokens included; rounded up to full steps of the mean size (of sentence pairs, the
+    # size before some are shortened).
     tokens: int | None = None
+    # Passes over the training examples, rounded up to full steps.
     epochs: float | None = None
+    # Wall-clock time, interruptions excluded; the schedule is always `wsd`.
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        budgets = {name: value for name, value in vars(self).items() if value is not None}
-        for name, value in budgets.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"budget.{name} is {value}: expected a positive number")
-        if len(budgets) > 1:
-            raise ConfigError(
-                "budget: more than one of steps, tokens, epochs and seconds is set; set the others to none"
-            )
+        check_fields(self, "budget.", "a positive number", lambda x: 0 < x < math.inf, *vars(self))
+        if sum(value is not None for value in vars(self).values()) > 1:
+            raise ConfigError("budget: more than one of steps, tokens, epochs and seconds is set; set others to none")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning-rate schedule: warm-up, then decay."""
+
+    # After warm-up, `linear` and `cosine` decay to `min_lr_ratio`, `constant` stays at the peak,
+    # `wsd` (warm-up, stable, decay) stays and decays linearly over the last `decay_ratio` of the
+    # run.
+    kind: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    # Fraction of the run over which the rate rises linearly from 0 to the peak.
+    warmup_ratio: float = 0.05
+    # Number of warm-up steps, instead of `warmup_ratio`. A wall-clock budget cannot use the ratio;
+    # it takes 200 steps by default.
+    warmup_steps: int | None = None
+    # Fraction of the run over which `wsd` decays.
+    decay_ratio: float = 0.2
+    # End of the decay as a fraction of the peak, reached one step after the last.
+    min_lr_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        ratios = ("warmup_ratio", "decay_ratio", "min_lr_ratio")
+        check_fields(self, "schedule.", "a fraction from 0 to 1", lambda x: 0 <= x <= 1, *ratios)
+        check_at_least(0, self, "schedule.", "warmup_steps")
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """Device, number format, compilation, threads.
-
-    Attributes:
-        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-        precision: `fp32`, `bf16` (weights stay in fp32), or `auto`: bf16 if the device has matrix
-            units for it.
-        compile: Compile the blocks, and in pre-training on one GPU replay both passes as CUDA
-            graphs. None compiles on CUDA only: on a CPU it was not faster (docs/benchmarks.md).
-        threads: CPU threads; None leaves PyTorch's choice.
-        shard: Shard weights and optimizer over the ranks (FSDP2): less memory, more traffic.
-    """
+    """Device (`auto`, `cpu`, `cuda`, `cuda:1` ...), number format, compilation, threads."""
 
     device: str = "auto"
+    # `auto` is bf16 if the device has matrix units for it; weights stay in fp32.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # Compile the blocks, and in pre-training on one GPU replay both passes as CUDA graphs. None
+    # compiles on CUDA only: on a CPU it was not faster (docs/benchmarks.md).
     compile: bool | None = None
     threads: int | None = None
+    # Shard weights and optimizer over the ranks (FSDP2): less memory, more traffic.
     shard: bool = False
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "compute.", threads=self.threads)
+        check_at_least(1, self, "compute.", "threads")
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation on held-out text, with the same masks at every evaluation.
+    """Evaluation on held-out text, with the same masks at every evaluation."""
 
-    Attributes:
-        every: Steps between evaluations, besides the last step; None evaluates about 20 times.
-        num_examples: Maximum number of held-out examples to score.
-        num_cloze_examples: Held-out sentences in which a masked word is predicted; 0 for none.
-    """
-
+    # Steps between evaluations, besides the last step; None evaluates about 20 times.
     every: int | None = None
     num_examples: int = 512
+    # Held-out sentences in which a masked word is predicted; 0 for none.
     num_cloze_examples: int = 200
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "evaluation.", every=self.every, num_examples=self.num_examples)
-        _check_at_least(0, "evaluation.", num_cloze_examples=self.num_cloze_examples)
+        check_at_least(1, self, "evaluation.", "every", "num_examples")
+        check_at_least(0, self, "evaluation.", "num_cloze_examples")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often checkpoints are saved, and how many are kept.
+    """How often checkpoints are saved, and how many are kept."""
 
-    Attributes:
-        every: Steps between checkpoints, besides the last step; None saves about 10 times.
-        keep: Number of newest checkpoints to keep, in addition to the best one.
-    """
-
+    # Steps between checkpoints, besides the last step; None saves about 10 times.
     every: int | None = None
+    # Number of newest checkpoints to keep, in addition to the best one.
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "checkpoints.", every=self.every, keep=self.keep)
+        check_at_least(1, self, "checkpoints.", "every", "keep")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A pre-training run of a BERT.
-
-    Attributes:
-        recipe: Name of the recipe, for the record.
-        model_type: Architecture, a key of `models.model.ARCHITECTURES`.
-        seed: Random seed, from 0.
-        init: Model to continue training from; None starts from random weights.
-        log_every: Steps between lines of `log.jsonl`.
-        frozen_layers: Number of lowest layers of the `init` model that are not trained.
-        frozen_embeddings: Freeze word, position and token type embeddings.
-        tensorboard: Write TensorBoard files next to `log.jsonl`.
-        phases: Later phases with another sequence length; `batch` is the first phase.
-    """
+    """A pre-training run of a BERT."""
 
     recipe: str = "bert_mini"
     model_type: Literal["bert"] = "bert"
     seed: int = 0
+    # Model to continue training from; None starts from random weights.
     init: str | None = None
     log_every: int = 10
+    # Number of lowest layers of the `init` model that are not trained.
     frozen_layers: int = 0
+    # Freeze word, position and token type embeddings.
     frozen_embeddings: bool = False
     tensorboard: bool = False
     model: BertConfig = field(default_factory=BertConfig)
     objective: MaskedLmConfig = field(default_factory=MaskedLmConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    # Later phases with another sequence length; `batch` is the first phase.
     phases: tuple[PhaseConfig, ...] = ()
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -221,22 +199,18 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        _check_at_least(1, log_every=self.log_every)
-        _check_at_least(0, frozen_layers=self.frozen_layers)
+        check_at_least(1, self, "", "log_every")
+        check_at_least(0, self, "", "frozen_layers")
         starts, batches = zip(*self.all_phases(), strict=True)
         longest = max(batch.sequence_length for batch in batches)
-        if longest > self.model.max_position_embeddings:
-            raise ConfigError(
-                f"batch.sequence_length is {longest}, the model has {self.model.max_position_embeddings} positions: "
-                "lower batch.sequence_length or raise model.max_position_embeddings"
-            )
+        if longest > (limit := self.model.max_position_embeddings):
+            problem = f"batch.sequence_length is {longest}, the model has {limit} positions"
+            raise ConfigError(f"{problem}: lower batch.sequence_length or raise model.max_position_embeddings")
         if list(starts) != sorted(set(starts)):
             raise ConfigError(f"phases start at {list(starts)}: expected ascending fractions of the run")
         if self.phases and self.budget.seconds is not None:
-            raise ConfigError(
-                "phases start at fractions of the number of steps, which is unknown for a budget in seconds: "
-                "use --steps, or set phases=[]"
-            )
+            problem = "phases start at fractions of the number of steps, which is unknown for a budget in seconds"
+            raise ConfigError(f"{problem}: use --steps, or set phases=[]")
         if (self.frozen_layers or self.frozen_embeddings) and self.init is None:
             raise ConfigError("frozen_layers and frozen_embeddings need a pre-trained model: add --init")
 
@@ -260,11 +234,7 @@ RUN_CONFIGS: dict[str, type[RunConfig]] = {"bert": RunConfig, "gpt2": GptRunConf
 
 
 def run_config_class(table: Mapping[str, Any], source: str) -> type[RunConfig]:
-    """Return the class of a pre-training configuration, from its TOML table.
-
-    Raises:
-        ConfigError: Its `model_type` is unknown; the message names `source`.
-    """
+    """Return the class of a pre-training configuration, from its TOML table."""
     # Runs of earlier versions have no model_type.
     default = "gpt2" if "eos_token_id" in table.get("model", {}) else "bert"
     model_type = table.get("model_type", default)
@@ -274,79 +244,61 @@ def run_config_class(table: Mapping[str, Any], source: str) -> type[RunConfig]:
 
 
 def read_run_config(text: str, *, source: str) -> RunConfig:
-    """Read a pre-training configuration of any architecture, with current or old keys.
-
-    Raises:
-        ConfigError: The text is not such a configuration; the message names `source`.
-    """
+    """Read a pre-training configuration of any architecture, with current or old keys."""
     cls = run_config_class(parse_toml(text, source), source)
     return from_toml(cls, text, source=source, renamed=RENAMED_SETTINGS)
 
 
 @dataclass(frozen=True)
 class TaskBatchConfig:
-    """Batch of one optimizer step in fine-tuning.
+    """Batch of one optimizer step in fine-tuning."""
 
-    Attributes:
-        size: Examples per step, sampled regardless of their length. Nothing is padded.
-        micro_tokens: Approximate tokens per forward pass; larger batches are split.
-    """
-
+    # Examples per step, sampled regardless of their length. Nothing is padded.
     size: int = 32
+    # Approximate tokens per forward pass; larger batches are split.
     micro_tokens: int = 16384
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "batch.", size=self.size, micro_tokens=self.micro_tokens)
+        check_at_least(1, self, "batch.", "size", "micro_tokens")
 
 
 @dataclass(frozen=True)
 class TaskEvaluationConfig:
-    """Evaluation on the dev data.
+    """Evaluation on the dev data."""
 
-    Attributes:
-        every: Steps between evaluations; None evaluates once per epoch.
-        patience: Stop early after this many evaluations without improvement and keep the best
-            model; None trains to the end and keeps the last model.
-    """
-
+    # Steps between evaluations; None evaluates once per epoch.
     every: int | None = None
+    # Stop early after this many evaluations without improvement and keep the best model; None
+    # trains to the end and keeps the last model.
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "evaluation.", every=self.every, patience=self.patience)
+        check_at_least(1, self, "evaluation.", "every", "patience")
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """A fine-tuning run. The defaults are the BERT paper's.
 
-    Attributes:
-        model: Model to fine-tune.
-        train: Files of labelled data.
-        dev: Files of dev data; if empty, a part of the training data is held out.
-        dev_fraction: Size of that part, in (0, 1).
-        seed: Random seed, from 0.
-        log_every: Steps between lines of `log.jsonl`.
-        tensorboard: Write TensorBoard files next to `log.jsonl`.
-        frozen_layers: Number of lowest layers that are not trained.
-        frozen_embeddings: Freeze word, position and token type embeddings.
-        layer_decay: Ratio of the learning rates of each layer and the one above it, in (0, 1]; the
-            embeddings are the lowest layer.
-        reinitialize: Weights to replace by random ones: `nothing`, the word `embeddings`, or `all`.
-
     Source: Devlin et al. 2019, appendix A.3; layer-wise decay: Howard and Ruder 2018, section 3.2.
     """
 
     model: str
     train: tuple[str, ...]
+    # Files of dev data; if empty, a part of the training data is held out.
     dev: tuple[str, ...] = ()
+    # Fraction of the training data that is held out then, in (0, 1).
     dev_fraction: float = 0.1
     seed: int = 0
     log_every: int = 10
     tensorboard: bool = False
+    # Number of lowest layers that are not trained.
     frozen_layers: int = 0
     frozen_embeddings: bool = False
+    # Ratio of the learning rates of each layer and the one above it, in (0, 1]; the embeddings are
+    # the lowest layer.
     layer_decay: float = 1.0
+    # Weights to replace by random ones: `nothing`, the word `embeddings`, or `all`.
     reinitialize: Literal["nothing", "embeddings", "all"] = "nothing"
     task: TaskConfig = field(default_factory=TaskConfig)
     batch: TaskBatchConfig = field(default_factory=TaskBatchConfig)
@@ -359,23 +311,16 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        _check_at_least(1, log_every=self.log_every)
-        _check_at_least(0, frozen_layers=self.frozen_layers)
-        if not 0 < self.dev_fraction < 1:
-            raise ConfigError(f"dev_fraction is {self.dev_fraction}: expected a fraction between 0 and 1")
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"layer_decay is {self.layer_decay}: expected a factor above 0, at most 1")
+        check_at_least(1, self, "", "log_every")
+        check_at_least(0, self, "", "frozen_layers")
+        check_fields(self, "", "a fraction between 0 and 1", lambda x: 0 < x < 1, "dev_fraction")
+        check_fields(self, "", "a factor above 0, at most 1", lambda x: 0 < x <= 1, "layer_decay")
 
 
 def num_steps_for(config: RunConfig, *, num_examples: Sequence[int], num_tokens: Sequence[int]) -> int | None:
     """Return the number of optimizer steps of a run; None for a budget in seconds.
 
-    Args:
-        num_examples: Examples per epoch, for each phase.
-        num_tokens: Tokens per epoch, special tokens included, for each phase.
-
-    Raises:
-        ConfigError: No budget is set.
+    `num_examples` and `num_tokens` (special tokens included) are per epoch, for each phase.
     """
     budget, phases = config.budget, config.all_phases()
     if budget.steps is not None:
@@ -393,10 +338,3 @@ def num_steps_for(config: RunConfig, *, num_examples: Sequence[int], num_tokens:
     if budget.seconds is not None:
         return None
     raise ConfigError("No training budget. Pass --steps, --tokens, --epochs or --time.")
-
-
-def _check_at_least(minimum: int, table: str = "", **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < minimum:
-            expected = "at least 1" if minimum else "0 or more"
-            raise ConfigError(f"{table}{name} is {value}: expected {expected}")

@@ -1,8 +1,7 @@
 """CUDA graphs of forward and backward, recorded once for each batch shape and replayed.
 
-A small model's step is hundreds of kernels of a few microseconds each, less than Python needs to
-launch one; a graph launches them all at once. Shapes and memory addresses are fixed, so batches are
-padded to few shapes (`data.examples.batch.pad_to_bucket_sizes`).
+A small model's step is hundreds of kernels that each take less time than their launch by Python; a
+graph launches them all at once. Shapes and addresses are fixed, so batches are padded to few shapes.
 """
 
 from collections.abc import Mapping
@@ -17,11 +16,10 @@ from stemformer.device import autocast
 from stemformer.objectives.losses import LossSum
 from stemformer.objectives.objective import LossModule
 
+# Further shapes are computed without a graph: each graph takes memory and time.
 _MAX_GRAPHS = 32
-"""Further shapes are computed without a graph: each graph takes memory and time."""
-
+# Passes before recording, in which libraries allocate their workspaces.
 _NUM_WARM_UPS = 2
-"""Passes before recording, in which libraries allocate their workspaces."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,6 @@ class CudaGraphStep:
     """Forward and backward of micro-batches by CUDA graphs, on one GPU.
 
     Gradient buffers keep their addresses: released ones are zeroed and attached again.
-
-    Args:
-        module: Not distributed.
-        precision: `fp32` or `bf16`.
     """
 
     def __init__(self, module: LossModule, precision: str) -> None:
@@ -55,15 +49,13 @@ class CudaGraphStep:
         self._weights = torch.zeros(len(module.objective.heads), device=self._device)  # one loss per head
 
     def add(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, LossSum]:
-        """Add the gradients of a micro-batch and return its losses.
-
-        Args:
-            batch: On the CPU.
-            weights: Factor of each loss.
-        """
+        """Add the gradients of a micro-batch on the CPU, by the factor of each loss; return its losses."""
         counts, self._names = self._module.objective.counts(batch), tuple(weights)
         batch = pad_to_bucket_sizes(batch).to(self._device)
-        self._attach_gradients()
+        if self._parameters[0].grad is None:
+            torch._foreach_zero_(self._gradients)
+            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+                parameter.grad = gradient
         self._weights.copy_(torch.tensor(list(weights.values())), non_blocking=True)
         shape = (batch.max_seqlen, *(len(tensor) for tensor in batch.tensors().values()))
         if shape not in self._graphs and len(self._graphs) < _MAX_GRAPHS:
@@ -79,12 +71,6 @@ class CudaGraphStep:
             name: LossSum(total=total, count=counts[name], correct=num_correct)
             for name, total, num_correct in zip(weights, totals.unbind(), correct.unbind(), strict=True)
         }
-
-    def _attach_gradients(self) -> None:
-        if self._parameters[0].grad is None:
-            torch._foreach_zero_(self._gradients)
-            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-                parameter.grad = gradient
 
     def _run(self, batch: Batch) -> tuple[Float[Tensor, "L"], Int[Tensor, "L"]]:
         with autocast(self._device, self._precision):

@@ -26,8 +26,8 @@ from stemformer.training.distributed import distribute
 from stemformer.training.loop import TrainingContext
 from stemformer.training.optimizer import make_optimizer
 
+# Default length of a question with a window of its passage, as in the BERT paper.
 _MAX_QA_LENGTH = 384
-"""Default length of a question with a window of its passage, as in the BERT paper."""
 
 
 def load_initial_model(
@@ -35,10 +35,7 @@ def load_initial_model(
 ) -> tuple[Model, Tokenizer, int]:
     """Return a model for fine-tuning, its tokenizer, and the maximum length of an example.
 
-    Args:
-        task: Its symbol map is set if it reads symbols.
-        source: Folder of the model.
-        is_resumed: The model is a checkpoint of this run: keep all weights.
+    Sets the symbol map of a task that reads symbols. A checkpoint (`is_resumed`) keeps all weights.
     """
     generator = torch.Generator().manual_seed(config.seed)
     model, tokenizer = load_model_and_tokenizer(source, task.heads, num_labels=task.num_labels, generator=generator)
@@ -46,13 +43,12 @@ def load_initial_model(
         task.symbols = _make_symbol_map(task.config, tokenizer, config.seed)
     if not is_resumed:
         # A head for other labels keeps its hidden layers, but gets a new output layer.
-        if read_task_info(source).get("head") == task.head and not has_matching_head(source, task):
-            output_layer = model.heads[task.head].classifier
-            assert isinstance(output_layer, torch.nn.Module)
-            initialize_weights(output_layer, std=model.config.initializer_range, generator=generator)
-        _reinitialize(model, config, generator)
-    _check_frozen_layers(config, model, source)
-    _freeze(model, config)
+        is_other_head = read_task_info(source).get("head") == task.head and not has_matching_head(source, task)
+        modules: list[Any] = [model.heads[task.head].classifier] if is_other_head else []
+        modules += {"nothing": [], "embeddings": [model.body.embeddings.word], "all": [model]}[config.reinitialize]
+        for module in modules:
+            initialize_weights(module, std=model.config.initializer_range, generator=generator)
+    _freeze(model, config, source)
     return model, tokenizer, _max_length(task.config, model)
 
 
@@ -78,19 +74,14 @@ def prepare_training(model: Model, context: TrainingContext) -> tuple[torch.nn.M
 
 def _max_length(config: TaskConfig, model: Model) -> int:
     longest = model.config.max_position_embeddings
-    if config.max_length is not None and config.max_length > longest:
+    if config.max_length is None:
+        return min(longest, _MAX_QA_LENGTH) if config.name == "qa" else longest
+    if config.max_length > longest:
         raise ConfigError(f"--max-length {config.max_length}: the model has {longest} positions. Pass at most that.")
-    if config.max_length is None and config.name == "qa":
-        return min(longest, _MAX_QA_LENGTH)
-    return config.max_length or longest
+    return config.max_length
 
 
 def _make_symbol_map(config: TaskConfig, tokenizer: Tokenizer, seed: int) -> SymbolMap:
-    """Load or draw the words for the symbols of a task.
-
-    Raises:
-        DataError: The vocabulary has too few words, or lacks a word of the file.
-    """
     assert config.symbols is not None
     if config.symbols != "draw":
         symbol_map = SymbolMap.load(config.symbols)
@@ -102,20 +93,8 @@ def _make_symbol_map(config: TaskConfig, tokenizer: Tokenizer, seed: int) -> Sym
     # Words that are a single token.
     encoded = tokenizer.encode_ids(tokenizer.tokens)
     words = [token for i, token in enumerate(tokenizer.tokens) if list(encoded[i]) == [i]]
-    return SymbolMap.draw(
-        config.alphabet or "",
-        words,
-        size=config.symbol_size,
-        stride=config.symbol_stride,
-        others=True,
-        seed=seed,
-    )
-
-
-def _reinitialize(model: Model, config: FinetuneConfig, generator: torch.Generator) -> None:
-    modules = {"nothing": None, "embeddings": model.body.embeddings.word, "all": model}
-    if (module := modules[config.reinitialize]) is not None:
-        initialize_weights(module, std=model.config.initializer_range, generator=generator)
+    shape = {"size": config.symbol_size, "stride": config.symbol_stride}
+    return SymbolMap.draw(config.alphabet or "", words, **shape, others=True, seed=seed)
 
 
 def _layer_scale(model: Model, decay: float) -> Callable[[str], float] | None:
@@ -143,48 +122,40 @@ def make_initial_model(
 ) -> Model:
     """Return the initial model of pre-training: a checkpoint, the `init` model, or random.
 
-    Args:
-        tokenizer: Tokenizer of the data; the vocabulary of the `init` model is converted to it.
-        checkpoint: Checkpoint of a resumed run; overrides `init`.
-        counts: Counts of the ids in the training text, for the bias of a new masked-LM head.
+    `counts` of the ids in the training text are for the bias of a new masked-LM head.
     """
     heads = list(OBJECTIVES[config.objective.name].heads)
-    source = checkpoint or config.init
-    if source is None:
-        generator = torch.Generator().manual_seed(config.seed)
-        model = make_model(resolve_model_config(config, tokenizer), heads, generator=generator)
-        if counts is not None and "masked_lm" in heads:
-            init_output_bias_from_unigrams(model.heads["masked_lm"], counts)
-        return model
     if checkpoint is not None:
         model = load_model(checkpoint, heads)
-    else:
-        model = _load_init_model(config, source, heads, tokenizer, progress)
-    _freeze(model, config)
+        _freeze(model, config, checkpoint)
+        return model
+    if config.init is not None:
+        return _load_init_model(config, config.init, heads, tokenizer, progress)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = make_model(resolve_model_config(config, tokenizer), heads, generator=generator)
+    if counts is not None and "masked_lm" in heads:
+        init_output_bias_from_unigrams(model.heads["masked_lm"], counts)
     return model
 
 
 def _load_init_model(
-    config: RunConfig, source: str | Path, heads: list[str], tokenizer: Tokenizer, progress: Progress
+    config: RunConfig, source: str, heads: list[str], tokenizer: Tokenizer, progress: Progress
 ) -> Model:
     model, old_tokenizer = load_model_and_tokenizer(source, heads)
     if read_attention_dropout(source):
-        warnings.warn(
-            "Attention probabilities are trained without dropout here, although the model was trained with it.",
-            stacklevel=3,
-        )
+        message = "Attention probabilities are trained without dropout here, although the model was trained with it."
+        warnings.warn(message, stacklevel=3)
     if old_tokenizer.tokens != tokenizer.tokens or model.config.vocab_size != tokenizer.vocab_size:
         if "masked_lm" not in heads:
-            raise ConfigError(
-                f"The data has another vocabulary than {source}. Prepare it with the tokenizer of that model."
-            )
+            problem = f"The data has another vocabulary than {source}."
+            raise ConfigError(f"{problem} Prepare it with the tokenizer of that model.")
         generator = torch.Generator().manual_seed(config.seed)
         stats = transfer_vocabulary(model, old_tokenizer, tokenizer, generator=generator)
         progress.say(f"Vocabulary of {source} converted to that of the data: {stats}")
-    _check_frozen_layers(config, model, source)
-    if config.frozen_layers or config.frozen_embeddings:
-        frozen = ["embeddings"] if config.frozen_embeddings else []
-        frozen += [f"lowest {config.frozen_layers} layers"] if config.frozen_layers else []
+    _freeze(model, config, source)
+    frozen = ["embeddings"] if config.frozen_embeddings else []
+    frozen += [f"lowest {config.frozen_layers} layers"] if config.frozen_layers else []
+    if frozen:
         progress.say(f"Frozen: {', '.join(frozen)}")
     return model
 
@@ -201,35 +172,23 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
     for token in (END_OF_TEXT, "[SEP]"):
         if (token_id := tokenizer.token_to_id(token)) is not None:
             return token_id
-    raise ConfigError(
-        f"The vocabulary of the data has no token that ends a document ({END_OF_TEXT} or [SEP]). "
-        "Train one with train-tokenizer."
-    )
+    problem = f"The vocabulary of the data has no token that ends a document ({END_OF_TEXT} or [SEP])."
+    raise ConfigError(f"{problem} Train one with train-tokenizer.")
 
 
 def check_model_settings(config: RunConfig, model: Model, settings: Sequence[str]) -> None:
-    """Check that `model.x=...` settings agree with the model that training starts from.
-
-    Raises:
-        ConfigError: A setting differs from the model.
-    """
+    """Check that `model.x=...` settings agree with the model that training starts from."""
     for key in (setting.partition("=")[0].strip() for setting in settings):
         name = key.removeprefix("model.")
-        if key.startswith("model.") and getattr(config.model, name) != getattr(model.config, name):
-            raise ConfigError(
-                f"{key} is {getattr(config.model, name)}, but the model that training starts from has "
-                f"{getattr(model.config, name)}. Remove the setting or --init."
-            )
+        if key.startswith("model.") and (ours := getattr(config.model, name)) != (its := getattr(model.config, name)):
+            problem = f"{key} is {ours}, but the model that training starts from has {its}."
+            raise ConfigError(f"{problem} Remove the setting or --init.")
 
 
-def _check_frozen_layers(config: RunConfig | FinetuneConfig, model: Model, source: str | Path) -> None:
+def _freeze(model: Model, config: RunConfig | FinetuneConfig, source: str | Path) -> None:
     if config.frozen_layers > (num_layers := model.config.num_hidden_layers):
-        raise ConfigError(
-            f"frozen_layers is {config.frozen_layers}: expected 0 to {num_layers}, the number of layers of {source}"
-        )
-
-
-def _freeze(model: Model, config: RunConfig | FinetuneConfig) -> None:
+        expected = f"expected 0 to {num_layers}, the number of layers of {source}"
+        raise ConfigError(f"frozen_layers is {config.frozen_layers}: {expected}")
     embeddings = [model.body.embeddings] if config.frozen_embeddings else []
     for part in (*embeddings, *model.body.layers[: config.frozen_layers]):
         part.requires_grad_(False)

@@ -1,23 +1,15 @@
 """Defer Ctrl-C and SIGTERM to the end of a step, so that no half step is saved."""
 
+import contextlib
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulInterrupt:
-    """Context manager that defers Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once.
-
-    Attributes:
-        is_requested: True after a signal.
-
-    Example:
-        >>> with GracefulInterrupt() as interrupt:
-        ...     interrupt.is_requested
-        False
-    """
+    """Context manager that defers Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.is_requested = False
@@ -25,15 +17,12 @@ class GracefulInterrupt:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "GracefulInterrupt":
-        try:
+        # Only the main thread can set handlers.
+        with contextlib.suppress(ValueError):
             self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
-        except ValueError:  # Only the main thread can set handlers.
-            self._handlers = {}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._restore()
 
     def raise_interrupt(self) -> None:

@@ -24,13 +24,7 @@ from stemformer.training.budget import DecayDecision, TrainingBudget
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.config import BatchConfig, FinetuneConfig, RunConfig
 from stemformer.training.cuda_graphs import CudaGraphStep
-from stemformer.training.distributed import (
-    SINGLE_PROCESS,
-    DistributedContext,
-    gradient_sync,
-    slices,
-    warm_up_ddp_buckets,
-)
+from stemformer.training.distributed import SINGLE_PROCESS, DistributedContext, gradient_sync, slices, warm_up_ddp
 from stemformer.training.interrupts import GracefulInterrupt
 from stemformer.training.log import MetricAccumulator, RunLog
 from stemformer.training.optimizer import clip_grad_norm
@@ -48,41 +42,33 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """Everything a run needs besides model and optimizer.
-
-    Attributes:
-        budget: Number of steps and learning-rate schedule.
-        objective: Corruption of examples, and loss.
-        phases: Examples of each phase, in order.
-        evaluate: Maps the module to validation metrics; None if there is no held-out data.
-        sample_fn: Maps the module to qualitative samples (filled masks or generated text) and
-            further metrics; each list of samples becomes a line of the log.
-        tokenizer: Saved with each checkpoint.
-        precision: `fp32` or `bf16`.
-        environment: Conditions of bit-for-bit resumption, stored with each checkpoint.
-        peak_flops: Peak floating-point operations per second of all devices together, for MFU.
-        describe: Formats validation metrics for the progress display.
-        monitor: Maps validation metrics to the value to minimize; None disables model selection.
-        task: Description of the task in a saved model; see `huggingface.save.save_model`.
-        saves_checkpoints: If False, an interrupted run starts again from the beginning.
-    """
+    """Everything a run needs besides model and optimizer."""
 
     config: RunConfig | FinetuneConfig
     budget: TrainingBudget
     objective: Objective
     phases: Sequence[Phase]
+    # Maps the module to validation metrics; None if there is no held-out data.
     evaluate: Callable[[nn.Module], dict[str, float]] | None
+    # Maps the module to qualitative samples (filled masks or generated text) and further metrics;
+    # each list of samples becomes a line of the log.
     sample_fn: Callable[[nn.Module], dict[str, Any]] | None
     tokenizer: Tokenizer
     device: torch.device
     precision: str
+    # Conditions of bit-for-bit resumption, stored with each checkpoint.
     environment: dict[str, Any]
+    # Peak floating-point operations per second of all devices together, for MFU.
     peak_flops: float
     folder: Path
     ranks: DistributedContext = SINGLE_PROCESS
+    # Formats validation metrics for the progress display.
     describe: Callable[[dict[str, float]], str] = lambda metrics: _describe_held_out(metrics)
+    # Maps validation metrics to the value to minimize; None disables model selection.
     monitor: Callable[[dict[str, float]], float | None] = lambda metrics: _held_out_loss(metrics)
+    # Description of the task in a saved model; see `huggingface.save.save_model`.
     task: dict[str, Any] | None = None
+    # If False, an interrupted run starts again from the beginning.
     saves_checkpoints: bool = True
 
     def phase(self, step: int) -> tuple[int, Phase]:
@@ -92,28 +78,21 @@ class TrainingContext:
 
 @dataclass
 class TrainState:
-    """Mutable state of a run.
-
-    Attributes:
-        step: Completed optimizer steps.
-        tokens: Training tokens seen.
-        seconds: Training time, interruptions excluded.
-        metrics: Sums since the last line of the log.
-        eval_seconds: Duration of the last evaluation.
-        best: Lowest monitored value so far.
-        evals_since_best: Evaluations since then, for early stopping.
-    """
+    """Mutable state of a run after `step` optimizer steps."""
 
     step: int = 0
     tokens: int = 0
+    # Training time, interruptions excluded.
     seconds: float = 0.0
+    # Sums since the last line of the log.
     metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
+    # Duration of the last evaluation.
     eval_seconds: float = 0.0
+    # Lowest monitored value so far, and evaluations since then, for early stopping.
     best: float = math.inf
     evals_since_best: int = 0
 
     def update_best(self, value: float) -> None:
-        """Record the monitored value of an evaluation."""
         is_better = value < self.best
         self.best = value if is_better else self.best
         self.evals_since_best = 0 if is_better else self.evals_since_best + 1
@@ -132,15 +111,10 @@ def train(
     *,
     progress: Progress,
 ) -> dict[str, float]:
-    """Train from `state` to the end of the budget and return the last validation metrics.
+    """Train from `state`, updated in place, to the end of the budget; return the last validation metrics.
 
-    Args:
-        module: Model and loss, distributed over the ranks.
-        state: Updated in place.
-
-    Raises:
-        TrainingError: Loss or gradient is not finite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM on any rank; raised after the current step is saved.
+    `module` is model and loss, distributed over the ranks. Ctrl-C or SIGTERM on any rank raises
+    KeyboardInterrupt on all, after the current step is saved.
     """
     config, ranks, budget = context.config, context.ranks, context.budget
     log_path = context.folder / "log.jsonl" if ranks.is_main else None
@@ -176,7 +150,8 @@ def train(
         started = time.perf_counter()
         state.seconds = started - start_time
         # Never replace a good checkpoint by weights that are not finite on some rank.
-        is_finite = all(bool(_local_shard(p).isfinite().all()) for p in model.parameters())
+        shards = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
+        is_finite = all(bool(shard.isfinite().all()) for shard in shards)
         if ranks.all_reduce_max([float(not is_finite)])[0]:
             raise TrainingError(_not_finite("weights", state.step, last_saved, context))
         checkpoint = Checkpoint(
@@ -206,10 +181,8 @@ def train(
     is_complete = budget.is_last(state.step) or state.evals_since_best >= patience
     if is_complete or (state.step == 0 and isinstance(config, RunConfig)):
         evaluate(is_logged=state.step == 0)
-    if is_complete:
-        steps = range(0)
-    else:
-        steps = range(state.step, budget.num_steps if budget.num_steps is not None else 2**62)
+    end = budget.num_steps if budget.num_steps is not None else 2**62
+    steps = range(0) if is_complete else range(state.step, end)
 
     # The progress bar shows steps, or seconds for a wall-clock budget.
     is_timed = budget.seconds is not None
@@ -219,7 +192,7 @@ def train(
 
     module.train()
     if ranks.world_size > 1:
-        warm_up_ddp_buckets(module, batches_of_step(state.step, context)[0].to(context.device))
+        warm_up_ddp(module, batches_of_step(state.step, context)[0].to(context.device))
     cuda_graph_step = make_cuda_graph_step(module, context)
     try:
         with GracefulInterrupt() as interrupt:
@@ -257,7 +230,8 @@ def train(
                 shown_seconds = state.seconds
 
                 # Agree on what is due now; a wall-clock budget may fix the last step here.
-                due = _agree_on_actions(context, state, previous_seconds, is_interrupted=interrupt.is_requested)
+                actions = _agree_on_actions(context, state, previous_seconds, interrupt.is_requested)
+                must_stop, is_eval_due, is_save_due = actions
                 is_last = budget.is_last(state.step)
 
                 # Log training metrics.
@@ -268,19 +242,19 @@ def train(
                     note = (f"step {state.step} | " if is_timed else "") + _describe_training(line)
 
                 # Evaluate on held-out data; stop early.
-                if due.evaluate or is_last:
+                if is_eval_due or is_last:
                     evaluate()
                     is_last = is_last or state.evals_since_best >= patience
 
                 # Save a checkpoint; with early stopping also each new best model, which is kept.
                 is_best = patience < math.inf and last_evaluated == state.step and state.evals_since_best == 0
-                if context.saves_checkpoints and (due.save or is_best or is_last or due.stop):
+                if context.saves_checkpoints and (is_save_due or is_best or is_last or must_stop):
                     save()
 
                 # Stop at the end of the budget, or on Ctrl-C or SIGTERM.
                 if is_last:
                     break
-                if due.stop:
+                if must_stop:
                     total = f" of {budget.num_steps}" if budget.num_steps else ""
                     saved = " Checkpoint saved; continue with --resume." if context.saves_checkpoints else ""
                     progress.say(f"Stopped after step {state.step}{total}.{saved}")
@@ -320,14 +294,9 @@ def add_gradients(
     counts: dict[str, float],
     cuda_graph_step: CudaGraphStep | None = None,
 ) -> None:
-    """Accumulate gradients over the micro-batches of a step, and losses in `metrics`.
+    """Accumulate gradients over this rank's micro-batches of a step, and losses in `metrics`.
 
-    Args:
-        module: Returns summed losses; the gradients of its parameters are added to.
-        batches: This rank's micro-batches of the step.
-        step: From 0; dropout is seeded from (seed, step, rank, number of the micro-batch).
-        counts: Denominator of each loss: scored positions of the step on all ranks.
-        cuda_graph_step: Replaces the module's forward and backward; see `make_cuda_graph_step`.
+    `counts` is the denominator of each loss: scored positions of the step on all ranks.
     """
     for number, batch in enumerate(batches):
         torch.manual_seed(_dropout_seed(context.config.seed, step, context.ranks.rank, number))
@@ -353,44 +322,30 @@ def make_cuda_graph_step(module: nn.Module, context: TrainingContext) -> CudaGra
     return CudaGraphStep(module, context.precision) if is_wanted else None
 
 
-@dataclass(frozen=True)
-class _Actions:
-    stop: bool
-    evaluate: bool
-    save: bool
-
-
 def _agree_on_actions(
-    context: TrainingContext, state: TrainState, previous_seconds: float, *, is_interrupted: bool
-) -> _Actions:
-    """Return what all ranks do now: stop if any was interrupted; rank 0 decides the rest."""
+    context: TrainingContext, state: TrainState, previous_seconds: float, is_interrupted: bool
+) -> tuple[bool, bool, bool]:
+    """Return whether all ranks stop (if any was interrupted), evaluate and save (rank 0 decides)."""
     config, budget, ranks = context.config, context.budget, context.ranks
-    evaluate = save = False
-    decision = None
+    values = [float(is_interrupted), 0.0, 0.0, 0.0, 0.0]
     if ranks.is_main:
-        decision = budget.decide(state.step, state.seconds)
+        if decision := budget.decide(state.step, state.seconds):
+            values[3:] = decision.decay_step, decision.last_step
         now: dict[str, Any] = {"step": state.step, "seconds": state.seconds, "previous_seconds": previous_seconds}
-        evaluate = budget.is_due(
-            every=config.evaluation.every, times=20, min_steps=config.log_every, cost=state.eval_seconds, **now
-        )
-        save = budget.is_due(every=config.checkpoints.every, times=10, min_steps=config.log_every, **now)
-    steps = [float(decision.decay_step), float(decision.last_step)] if decision else [0.0, 0.0]
-    flags = [float(is_interrupted), float(evaluate), float(save)]
-    stop_any, evaluate_any, save_any, decay_step, last_step = ranks.all_reduce_max([*flags, *steps])
+        now["min_steps"] = config.log_every
+        values[1] = budget.is_due(every=config.evaluation.every, times=20, cost=state.eval_seconds, **now)
+        values[2] = budget.is_due(every=config.checkpoints.every, times=10, **now)
+    must_stop, is_eval_due, is_save_due, decay_step, last_step = ranks.all_reduce_max(values)
     if last_step:
         budget.record(DecayDecision(budget.seconds or 0.0, int(decay_step), int(last_step)))
-    return _Actions(bool(stop_any), bool(evaluate_any), bool(save_any))
+    return bool(must_stop), bool(is_eval_due), bool(is_save_due)
 
 
 def _example_numbers(step: int, context: TrainingContext) -> list[tuple[int, int]]:
     """Return (epoch, number) of a step's examples over all ranks."""
     number, phase = context.phase(step)
-    numbers = examples_of_step(
-        step - phase.first_step,
-        batch_size=phase.batch.size,
-        num_examples=len(phase.examples),
-        seed=context.config.seed,
-    )
+    sizes = {"batch_size": phase.batch.size, "num_examples": len(phase.examples)}
+    numbers = examples_of_step(step - phase.first_step, **sizes, seed=context.config.seed)
     return [(epoch + (number << 32), i) for epoch, i in numbers]
 
 
@@ -402,11 +357,6 @@ def _batch_sizes(batches: Sequence[Batch], model: Model, context: TrainingContex
     return tokens, num_dropped, flops
 
 
-def _local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local
-
-
 def _held_out_loss(metrics: dict[str, float]) -> float | None:
     """Return the sum of the validation losses; the baseline is not one of them."""
     losses = [v for name, v in metrics.items() if name.endswith("_loss") and name != "held_out_unigram_loss"]
@@ -414,18 +364,15 @@ def _held_out_loss(metrics: dict[str, float]) -> float | None:
 
 
 def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
-    """Return the dropout seed of a forward pass."""
     # The high bit separates its stream from those of the examples.
     return int(example_generator(seed, step, 2**63 + (rank << 32) + micro_batch).integers(2**63))
 
 
 def _describe_training(metrics: dict[str, float]) -> str:
+    short_names = {"masked_lm_loss": "loss", "causal_lm_loss": "loss"}
     losses = {name: value for name, value in metrics.items() if name.endswith("_loss")}
-    parts = [f"{_SHORT_NAMES.get(name, name)} {value:.3f}" for name, value in losses.items()]
+    parts = [f"{short_names.get(name, name)} {value:.3f}" for name, value in losses.items()]
     return " | ".join([*parts, f"{metrics['tokens_per_second']:,.0f} tok/s"])
-
-
-_SHORT_NAMES = {"masked_lm_loss": "loss", "causal_lm_loss": "loss"}
 
 
 def _describe_held_out(metrics: dict[str, float]) -> str:

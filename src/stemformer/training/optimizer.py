@@ -2,118 +2,83 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from stemformer.errors import ConfigError
-from stemformer.training.distributed import gather_full_tensor
-from stemformer.training.muon import Muon
+from stemformer.config import check_at_least, check_fields
+from stemformer.training.distributed import distribute_like, gather_full_tensor
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW, or Muon for the matrices of the layers and AdamW for the rest; gradient clipping.
 
-    Attributes:
-        kind: `muon` takes fewer, slightly slower steps to the same loss (`docs/log.md`).
-        learning_rate: Peak, reached after warm-up.
-        beta1: Decay of the mean of gradients.
-        beta2: Decay of the mean of squared gradients.
-        eps: Added to the square root of the latter.
-        weight_decay: Decoupled weight decay of matrices and embeddings; biases and norms have none.
-        max_grad_norm: Maximum global gradient norm; 0 disables clipping.
-        muon_lr_multiplier: Learning rate of the matrices under `muon`, relative to `learning_rate`.
-        momentum: Decay of the mean of gradients under `muon`.
-
     Source: Loshchilov and Hutter 2019, algorithm 2; BERT's values from Devlin et al. 2019, appendix
     A.2. The 2018 code omits the bias correction of the first steps; it is included here.
     """
 
+    # `muon` takes fewer, slightly slower steps to the same loss (`docs/log.md`).
     kind: Literal["adamw", "muon"] = "adamw"
+    # Peak, reached after warm-up.
     learning_rate: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-6
+    # Decoupled weight decay of matrices and embeddings; biases and norms have none.
     weight_decay: float = 0.01
+    # Maximum global gradient norm; 0 disables clipping.
     max_grad_norm: float = 1.0
+    # Learning rate of the matrices under `muon`, relative to `learning_rate`.
     muon_lr_multiplier: float = 2.0
+    # Decay of the mean of gradients under `muon`.
     momentum: float = 0.95
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "eps", "weight_decay", "max_grad_norm", "muon_lr_multiplier"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}: expected a finite number")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"optimizer.learning_rate is {self.learning_rate}: expected a positive number")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ConfigError(f"optimizer.beta1, beta2 are {self.beta1}, {self.beta2}: expected numbers in [0, 1)")
-        if min(self.eps, self.weight_decay, self.max_grad_norm, self.muon_lr_multiplier) < 0:
-            raise ConfigError(
-                "optimizer.eps, weight_decay, max_grad_norm and muon_lr_multiplier: expected numbers that are not negative"
-            )
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"optimizer.momentum is {self.momentum}: expected a number in [0, 1)")
-
-
-_DEFAULTS = OptimizerConfig()
+        floats = ("eps", "weight_decay", "max_grad_norm", "muon_lr_multiplier")
+        check_fields(self, "optimizer.", "a finite number", math.isfinite, "learning_rate", *floats)
+        check_fields(self, "optimizer.", "a positive number", lambda x: x > 0, "learning_rate")
+        check_fields(self, "optimizer.", "a number in [0, 1)", lambda x: 0 <= x < 1, "beta1", "beta2", "momentum")
+        check_at_least(0, self, "optimizer.", *floats)
 
 
 def make_optimizer(
-    model: nn.Module,
-    config: OptimizerConfig,
-    *,
-    precision: str = "fp32",
-    scale: Callable[[str], float] | None = None,
+    model: nn.Module, config: OptimizerConfig, *, precision: str = "fp32", scale: Callable[[str], float] | None = None
 ) -> torch.optim.AdamW:
     """Return the optimizer of a model's trainable parameters.
 
-    Parameter groups: matrices and embeddings, with weight decay; biases and norms, without; for
-    `muon`, the matrices of the layers.
-
-    Args:
-        precision: Number format of Muon's matrix products, `fp32` or `bf16`.
-        scale: Maps a parameter's name to a factor on its learning rate.
+    `precision` is that of Muon's matrix products; `scale` maps a parameter's name to a factor on
+    its learning rate.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     is_muon = config.kind == "muon"
-    matrices = [(name, p) for name, p in named if is_muon and "layers" in name.split(".") and p.ndim == 2]
-    matrix_ids = {id(p) for _, p in matrices}
-    others: dict[float, list[nn.Parameter]] = {}
-    for name, p in named:
-        if id(p) not in matrix_ids:
-            others.setdefault(scale(name) if scale else 1.0, []).append(p)
-    groups: list[dict[str, Any]] = []
-    for factor, params in others.items():
-        extra = {"scale": factor} if scale else {}
-        groups.append({"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay, **extra})
-        groups.append({"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0, **extra})
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        # Biases and norms have no weight decay.
+        group: dict[str, Any] = {"weight_decay": config.weight_decay if p.ndim >= 2 else 0.0}
+        if is_muon and "layers" in name.split(".") and p.ndim == 2:
+            # Query, key and value are one parameter, but three matrices.
+            group["matrices"] = 3 if name.endswith("qkv.weight") else 1
+        elif scale:
+            group["scale"] = scale(name)
+        groups.setdefault(tuple(group.items()), {"params": [], **group})["params"].append(p)
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
     muon_options = {"lr_multiplier": config.muon_lr_multiplier, "momentum": config.momentum}
     if not is_muon:
-        if muon_options != {"lr_multiplier": _DEFAULTS.muon_lr_multiplier, "momentum": _DEFAULTS.momentum}:
+        if muon_options != {"lr_multiplier": OptimizerConfig.muon_lr_multiplier, "momentum": OptimizerConfig.momentum}:
             message = "optimizer.muon_lr_multiplier and momentum have no effect with optimizer.kind = 'adamw'"
             warnings.warn(message, stacklevel=2)
-        return torch.optim.AdamW([g for g in groups if g["params"]], **options, fused=True)
-    # Query, key and value are one parameter, but three matrices.
-    for number in (1, 3):
-        params = [p for name, p in matrices if (3 if name.endswith("qkv.weight") else 1) == number]
-        groups.append({"params": params, "weight_decay": config.weight_decay, "matrices": number})
-    return Muon([g for g in groups if g["params"]], **muon_options, precision=precision, **options)
+        return torch.optim.AdamW(list(groups.values()), **options, fused=True)
+    return Muon(list(groups.values()), **muon_options, precision=precision, **options)
 
 
 def clip_grad_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Clip gradients to a maximum global norm and return the norm before clipping.
-
-    Fused AdamW applies the factor inside its kernel, without an extra pass over the gradients;
-    sharded parameters and those of Muon are scaled in place.
-
-    Args:
-        max_norm: 0 disables clipping.
-    """
+    """Clip gradients to a maximum global norm (0: no limit); return the norm before clipping."""
     with_grad = [p for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None])
     full_norm = gather_full_tensor(norm)
@@ -123,6 +88,7 @@ def clip_grad_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Par
         if isinstance(optimizer, Muon) or is_sharded:
             torch.nn.utils.clip_grads_with_norm_(with_grad, max_norm, norm)
         else:
+            # Fused AdamW applies the factor inside its kernel, without another pass over the gradients.
             optimizer.grad_scale = (full_norm + 1e-6) / max_norm  # type: ignore[attr-defined]
     return full_norm
 
@@ -130,3 +96,73 @@ def clip_grad_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Par
 def state_names(group: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the optimizer's state tensors for the parameters of a group."""
     return ("momentum",) if "matrices" in group else ("step", "exp_avg", "exp_avg_sq")
+
+
+def newton_schulz(matrices: Float[Tensor, "B R C"]) -> Float[Tensor, "B R C"]:
+    """Return, for each matrix, one with the same singular vectors and singular values near 1.
+
+    Five iterations of a polynomial that is steep at zero, so that small singular values grow fast:
+    most end between 0.7 and 1.2, tiny ones lower. Source: Jordan et al. 2024.
+    """
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.transpose(1, 2) if is_tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = torch.bmm(x, x.transpose(1, 2))
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.transpose(1, 2) if is_tall else x
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for matrices, AdamW for all other parameters.
+
+    A matrix is updated by the nearest orthogonal matrix to its momentum: all directions of a matrix
+    move equally far, including those with a small gradient. At the same learning rate, the update
+    has about the root mean square of AdamW's. If matrices are sharded, each rank computes the full
+    update. The key `matrices` marks a parameter group for Muon: each parameter stacks that many
+    matrices, with a learning rate of `lr_multiplier` times that of the other parameters.
+
+    Source: Jordan et al. 2024 (Muon: an optimizer for hidden layers); update scale and weight
+    decay: Liu et al. 2025, section 2.2.
+    """
+
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], *, momentum: float, lr_multiplier: float, precision: str, **options: Any
+    ) -> None:
+        super().__init__(groups, fused=True, **options)
+        self._momentum = momentum
+        self._lr_multiplier = lr_multiplier
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        groups = self.param_groups
+        for group in groups:
+            if "matrices" in group:
+                self._step_matrices(group)
+        self.param_groups = [group for group in groups if "matrices" not in group]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        learning_rate = group["lr"] * self._lr_multiplier
+        # Matrices of one shape are orthogonalized together.
+        same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            momentum = self.state[p]["momentum"]
+            momentum.lerp_(p.grad, 1 - self._momentum)
+            # Nesterov momentum.
+            update = gather_full_tensor(p.grad.lerp(momentum, self._momentum))
+            same_shape.setdefault(p.shape, []).append((p, update.view(group["matrices"], -1, update.shape[1])))
+        for pairs in same_shape.values():
+            updates = newton_schulz(torch.cat([update.to(self._dtype) for _, update in pairs]))  # (B, R, C)
+            scale = 0.2 * math.sqrt(max(updates.shape[1:]))
+            for (p, _), update in zip(pairs, torch.split(updates, group["matrices"]), strict=True):
+                update = distribute_like(p, update.reshape(p.shape).to(p.dtype))
+                p.mul_(1 - learning_rate * group["weight_decay"]).add_(update, alpha=-learning_rate * scale)

@@ -13,6 +13,7 @@ from stemformer.config import differences, from_toml, to_toml
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.io import write_file
 from stemformer.models.model import Model
+from stemformer.output_dir import clear_dir
 from stemformer.progress import Progress
 from stemformer.training.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, read_checkpoint
 from stemformer.training.config import MAY_CHANGE, RENAMED_SETTINGS, FinetuneConfig, RunConfig, read_run_config
@@ -21,19 +22,12 @@ from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import TrainingContext, TrainState
 
 Config = TypeVar("Config", RunConfig, FinetuneConfig)
-"""Configuration of pre-training or of fine-tuning."""
 
+# Prefixes of the names that a run without a checkpoint may have written.
 _RUN_FILES = (
-    "config.toml",
-    "checkpoints",
-    "log.jsonl",
-    "schedule.json",
-    "report.html",
-    "torchrun.txt",
-    "events.out.",
-    "final.",
+    *("config.toml", "checkpoints", "log.jsonl", "schedule.json"),
+    *("report.html", "torchrun.txt", "events.out.", "final."),
 )
-"""Prefixes of the names that a run without a checkpoint may have written."""
 
 
 @dataclass(frozen=True)
@@ -49,31 +43,18 @@ class ResumePoint(Generic[Config]):
 def find_checkpoint(
     folder: Path, kind: type[Config], recipe: str | None, progress: Progress
 ) -> ResumePoint[Config] | None:
-    """Return where to resume the run in a directory, or None if it has no checkpoint yet.
-
-    Args:
-        folder: Run directory; it may be missing.
-        kind: Class of its configuration.
-        recipe: Requested recipe of pre-training, if any.
-
-    Raises:
-        CheckpointError: The directory holds something else, or a run of another recipe.
-        ConfigError: It holds a run of another kind.
-    """
+    """Return where to resume the run in a directory, or None if it has no checkpoint yet."""
     checkpoints = folder / "checkpoints"
     if not any(checkpoints.glob("step-????????")):
         entries = folder.iterdir() if folder.is_dir() else ()
         names = sorted(path.name for path in entries if path.name != "config.toml.tmp")
         if "final" in names and "config.toml" in names:
-            raise CheckpointError(
-                f"{folder} holds a finished model without checkpoints to resume from. "
-                f"Continue training with --init {folder}/final and another --out, or pass --overwrite."
-            )
+            advice = f"Continue training with --init {folder}/final and another --out, or pass --overwrite."
+            raise CheckpointError(f"{folder} holds a finished model without checkpoints to resume from. {advice}")
         foreign = [name for name in names if not name.startswith(_RUN_FILES)]
         if foreign or (names and "config.toml" not in names):
-            raise CheckpointError(
-                f"{folder} holds {', '.join((foreign or names)[:3])}, but no run to resume. Pass another --out."
-            )
+            found = ", ".join((foreign or names)[:3])
+            raise CheckpointError(f"{folder} holds {found}, but no run to resume. Pass another --out.")
         if names:
             _read_config(kind, folder / "config.toml")  # Do not replace a run of another kind.
         if recipe is not None or kind is FinetuneConfig:
@@ -86,9 +67,8 @@ def find_checkpoint(
     config = _read_config(kind, path / "config.toml")
     stored_recipe = getattr(config, "recipe", recipe)
     if recipe not in (None, stored_recipe):
-        raise CheckpointError(
-            f"The run in {folder} has recipe '{stored_recipe}', not '{recipe}'. Resume it without --recipe."
-        )
+        problem = f"The run in {folder} has recipe '{stored_recipe}', not '{recipe}'."
+        raise CheckpointError(f"{problem} Resume it without --recipe.")
     damaged = [checkpoints / fault.partition(":")[0] for fault in faults]
     return ResumePoint(path, read_checkpoint(path), damaged, config)
 
@@ -108,22 +88,12 @@ def check_config_unchanged(
     more: Iterable[tuple[str, Any, Any]] = (),
     what: str = "this run",
 ) -> None:
-    """Check that a resumed run keeps its settings.
-
-    Args:
-        may_change: Prefixes of the keys that may differ.
-        more: Further differences: key, stored value, current value.
-        what: Name of the run in the error message.
-
-    Raises:
-        CheckpointError: Settings differ; the message has both values.
-    """
+    """Check that a resumed run keeps its settings; `more` are further (key, stored, current)."""
     changed = [(k, a, b) for k, a, b in differences(stored, current) if not k.startswith(may_change)]
     if changed := [*changed, *more]:
         changes = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
-        raise CheckpointError(
-            f"Cannot resume {what} with other settings ({changes}). Keep them as they were, or pass another --out."
-        )
+        problem = f"Cannot resume {what} with other settings ({changes})."
+        raise CheckpointError(f"{problem} Keep them as they were, or pass another --out.")
 
 
 def prepare_run_dir(
@@ -133,11 +103,8 @@ def prepare_run_dir(
     folder.mkdir(parents=True, exist_ok=True)
     # Write the configuration first: it identifies a run that is killed right here.
     write_file(folder / "config.toml", [to_toml(config).encode()])
-    for path in sorted(folder.iterdir()) if resume_point is None else []:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != "config.toml":
-            path.unlink()
+    if resume_point is None:
+        clear_dir(folder, keep="config.toml")
     # Their steps will be saved again under the same names.
     for damaged in resume_point.damaged if resume_point else []:
         renamed = damaged.with_name(damaged.name + ".damaged")
@@ -150,29 +117,19 @@ def prepare_run_dir(
 
 
 def validate_resume(resume_point: ResumePoint[Any], context: TrainingContext) -> None:
-    """Check data and budget of a resumed run before changing anything; replay its clock.
-
-    Raises:
-        CheckpointError: The data are not those of the checkpoint.
-        ConfigError: The budget is used up.
-    """
+    """Check data and budget of a resumed run before changing anything; replay its clock."""
     path, checkpoint, budget = resume_point.path, resume_point.checkpoint, context.budget
     fingerprint = context.phases[0].examples.fingerprint
     if checkpoint.data_fingerprint != fingerprint:
-        raise CheckpointError(
-            f"{path} was trained on other data (fingerprint {checkpoint.data_fingerprint[:12]}, now "
-            f"{fingerprint[:12]}). Pass the same --data, or start a new run."
-        )
+        both = f"fingerprint {checkpoint.data_fingerprint[:12]}, now {fingerprint[:12]}"
+        raise CheckpointError(f"{path} was trained on other data ({both}). Pass the same --data, or start a new run.")
     budget.replay()
     if budget.num_steps is not None and checkpoint.step > budget.num_steps:
-        raise ConfigError(
-            f"{path} is at step {checkpoint.step}, the budget ends at {budget.num_steps}. Pass a larger budget."
-        )
+        problem = f"{path} is at step {checkpoint.step}, the budget ends at {budget.num_steps}."
+        raise ConfigError(f"{problem} Pass a larger budget.")
     if budget.num_steps is None and checkpoint.seconds >= (budget.seconds or math.inf):
-        raise ConfigError(
-            f"{path} has trained for {checkpoint.seconds:,.0f} seconds, the budget is {budget.seconds:,.0f}. "
-            "Pass a larger --time."
-        )
+        problem = f"{path} has trained for {checkpoint.seconds:,.0f} seconds, the budget is {budget.seconds:,.0f}."
+        raise ConfigError(f"{problem} Pass a larger --time.")
 
 
 def restore(

@@ -16,11 +16,7 @@ def compile_blocks(model: Model) -> None:
 
 
 def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> float:
-    """Measure the device's peak floating-point operations per second.
-
-    Args:
-        size: Rows and columns of the square matrices that are multiplied.
-    """
+    """Measure peak floating-point operations per second by products of square matrices."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
@@ -34,11 +30,8 @@ def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> fl
 def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> float:
     """Return the floating-point operations of a forward and backward pass.
 
-    6 x parameters x tokens in the layers, the language-modeling head on scored positions only,
-    attention by the actual lengths.
-
-    Args:
-        num_rows: Number of tokens whose last states are computed; None for all.
+    6 x parameters x tokens in the layers, the head on scored positions only, attention by the
+    actual lengths. The last states of `num_rows` tokens are computed (None: all).
     """
     config = model.config
     lengths = np.diff(batch.cu_seqlens.cpu().numpy()).astype(np.float64)

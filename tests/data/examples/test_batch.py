@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from stemformer.data.examples.batch import Example, collate
+from stemformer.data.examples.batch import Example, collate, pad_to_bucket_sizes
 from stemformer.data.examples.sampling import example_generator, examples_of_step, permuted, prefetch
 from stemformer.errors import DataError
 
@@ -159,11 +159,17 @@ def test_collate_refuses_an_empty_sequence():
         collate([example([2], [0]), example([3, 0], [0])], [3, 8])
 
 
+def test_padding_rounds_each_size_up_to_its_bucket():
+    batch = collate([Example(np.array([5, 6, 7]), np.array([3]), np.array([1]), np.array([9]))], [0])
+    padded = pad_to_bucket_sizes(batch)
+    assert [len(x) for x in (padded.input_ids, padded.cu_seqlens, padded.labels)] == [16, 9, 16]
+
+
 # Prefetch
 
 
 def prefetch_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 @pytest.mark.parametrize("steps", [range(0), range(1), range(3, 40)])

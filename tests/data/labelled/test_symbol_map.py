@@ -36,6 +36,10 @@ def test_fasta_is_read(text: str, rows: list[dict[str, str]]) -> None:
     assert [row for _, row in read_fasta(text, "x.fa")] == rows
 
 
+def test_location_of_a_row_is_its_header() -> None:
+    assert [location for location, _ in read_fasta(">a|1\nACGT\nAC\n>b|0\nTT\n", "x.fa")] == ["x.fa:1", "x.fa:4"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -7,6 +7,7 @@ import pytest
 
 from stemformer.data.labelled.token_classification import (
     TaggedSentence,
+    as_bioes,
     find_scheme,
     is_bio,
     join_tokens,
@@ -224,8 +225,13 @@ def test_scheme_is_found(tags: str, scheme: str | None) -> None:
     assert is_bio(set(tags.split())) == (scheme is not None)
 
 
+def test_tags_of_other_schemes_become_bioes() -> None:
+    assert as_bioes(["U-A", "O", "B-B", "L-B", "B-C", "M-C", "E-C"]) == ["S-A", "O", "B-B", "E-B", "B-C", "I-C", "E-C"]
+
+
 def test_words_are_joined_by_the_string_after_each() -> None:
     assert join_tokens(["a", "b", "c"], ["", " ", "!"]) == ("ab c", ((0, 1), (1, 2), (3, 4)))
+    assert join_tokens(["do", "n't", "!"], ["", " ", ""]) == ("don't !", ((0, 2), (2, 5), (6, 7)))
 
 
 # Without tags

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stemformer.data.text.documents import Document, read_documents, total_bytes
-from stemformer.data.text.files import find_files
+from stemformer.data.text.files import find_files, split_suffixes
 from stemformer.errors import ConfigError, DataError
 
 
@@ -127,6 +127,10 @@ def test_read_documents_refuses_unknown_options(tmp_path: Path, option: dict[str
     path = write(tmp_path / "a.txt", "x")
     with pytest.raises(ConfigError, match="expected one of"):
         read_documents([path], **option)  # type: ignore[arg-type]
+
+
+def test_suffixes_are_split_whatever_their_case() -> None:
+    assert split_suffixes("data/Part.JSONL.gz") == ("data/Part.JSONL", ".jsonl", ".gz")
 
 
 # plain text

@@ -12,6 +12,11 @@ def test_join_words_keeps_the_tokens_of_other_scripts():
     assert join_words("ab中文cd", starts, offsets, lambda run: [run]).tolist() == [True, True, False, True]
 
 
+def test_join_words_joins_the_characters_of_a_word():
+    starts, offsets = np.ones(3, bool), np.array([[0, 1], [1, 2], [2, 3]])
+    assert join_words("我们好", starts, offsets, lambda run: ["我们", "好"]).tolist() == [True, False, True]
+
+
 def test_join_words_never_adds_a_start():
     starts, offsets = np.array([True, False, False]), np.array([[0, 1], [1, 2], [2, 3]])
     assert join_words("中文好", starts, offsets, list).tolist() == [True, False, False]

@@ -17,18 +17,12 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Example:
-    """One training example: `n` tokens, special tokens included, in `s` sequences.
+    """One training example: `n` tokens, special tokens included, in `s` sequences; see `Batch`.
 
     Attributes:
-        input_ids: (n,) token ids that the model sees.
-        lengths: (s,) number of tokens of each sequence; they sum to n.
-        label_positions: (m,) indices into `input_ids` that are scored.
-        labels: (m,) target ids at these positions.
-        token_type_ids: (n,) segment ids; None means 0 everywhere.
-        sequence_labels: (s, ...) labels of sequences; None if the objective has none.
-        num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
-        summary_positions: (s,) indices into `input_ids` of the tokens whose states represent their
-            sequences; None means the first token of each.
+        lengths: Number of tokens of each sequence; they sum to n.
+        token_type_ids: None means 0 everywhere.
+        summary_positions: None means the first token of each sequence.
     """
 
     input_ids: Int[np.ndarray, "n"]
@@ -43,20 +37,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Batch without padding: `N` tokens in `S` sequences, `M` of them scored.
+    """Batch without padding: `N` tokens in `S` sequences, `M` of them scored; ids are int64.
 
     Attributes:
-        input_ids: (N,) int64.
-        position_ids: (N,) position within the sequence, from 0.
-        token_type_ids: (N,) segment ids.
+        position_ids: Position within the sequence, from 0.
         cu_seqlens: (S+1,) int32 sequence boundaries; the last entry is N.
         max_seqlen: Length of the longest sequence.
-        label_positions: (M,) indices into the N tokens that are scored.
-        labels: (M,) target ids at these positions; `IGNORE_INDEX` is not scored.
-        summary_positions: (S,) indices into the N tokens whose states represent their sequences.
+        label_positions: Indices into the N tokens that are scored.
+        labels: Target ids at these positions; `IGNORE_INDEX` is not scored.
+        summary_positions: Indices into the N tokens whose states represent their sequences.
         example_numbers: Indices of the examples in their data set, for error messages.
-        sequence_labels: (S, ...) labels of sequences, int64 or float32, if there are any.
-        num_dropped_tokens: Corpus tokens left out of these examples.
+        sequence_labels: Labels of sequences, int64 or float32, if there are any.
+        num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
     """
 
     input_ids: Int[Tensor, "N"]
@@ -84,40 +76,33 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batch:
-    """Concatenate examples into a batch.
-
-    Raises:
-        DataError: An example has an empty sequence.
-    """
+    """Concatenate examples into a batch."""
     lengths = np.concatenate([e.lengths for e in examples])
     if lengths.min() < 1:
         raise DataError(f"One of the examples {list(example_numbers)} has a sequence without a token.")
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])  # (S+1,)
-    sizes = [len(e.input_ids) for e in examples]
-    # Positions within an example become positions within the batch by adding the example's offset.
-    offsets = np.concatenate([[0], np.cumsum(sizes)])[:-1]
-    label_positions = [e.label_positions + offset for e, offset in zip(examples, offsets, strict=True)]
-    segments = [
-        e.token_type_ids if e.token_type_ids is not None else np.zeros(n, np.int64)
-        for e, n in zip(examples, sizes, strict=True)
-    ]
-    first_tokens = np.split(cu_seqlens[:-1], np.cumsum([len(e.lengths) for e in examples])[:-1])
+    sizes = np.array([len(e.input_ids) for e in examples])
+    segments = [np.zeros_like(e.input_ids) if e.token_type_ids is None else e.token_type_ids for e in examples]
     summary_positions = [
-        first if e.summary_positions is None else e.summary_positions + offset
-        for e, first, offset in zip(examples, first_tokens, offsets, strict=True)
+        np.cumsum(e.lengths) - e.lengths if e.summary_positions is None else e.summary_positions for e in examples
     ]
     sequence_labels = [e.sequence_labels for e in examples if e.sequence_labels is not None]
+    label_dtype = np.float32 if any(labels.dtype.kind == "f" for labels in sequence_labels) else np.int64
+    # Positions within an example become positions within the batch by adding the example's offset.
+    offsets = np.cumsum(sizes) - sizes
+    label_positions = [e.label_positions + offset for e, offset in zip(examples, offsets, strict=True)]
+    summary_positions = [x + offset for x, offset in zip(summary_positions, offsets, strict=True)]
     return Batch(
-        input_ids=_to_long(np.concatenate([e.input_ids for e in examples])),
-        position_ids=_to_long(np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)),
-        token_type_ids=_to_long(np.concatenate(segments)),
+        input_ids=_concatenate([e.input_ids for e in examples]),
+        position_ids=_concatenate([np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)]),
+        token_type_ids=_concatenate(segments),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(lengths.max()),
-        label_positions=_to_long(np.concatenate(label_positions)),
-        labels=_to_long(np.concatenate([e.labels for e in examples])),
-        summary_positions=_to_long(np.concatenate(summary_positions)),
+        label_positions=_concatenate(label_positions),
+        labels=_concatenate([e.labels for e in examples]),
+        summary_positions=_concatenate(summary_positions),
         example_numbers=tuple(int(n) for n in example_numbers),
-        sequence_labels=_to_long_or_float(np.concatenate(sequence_labels)) if sequence_labels else None,
+        sequence_labels=_concatenate(sequence_labels, label_dtype) if sequence_labels else None,
         num_dropped_tokens=sum(e.num_dropped_tokens for e in examples),
     )
 
@@ -128,12 +113,6 @@ def pad_to_bucket_sizes(batch: Batch) -> Batch:
     The padding tokens (about 1 in 16 at most, more if sequences are very short) form extra
     sequences; extra labels are `IGNORE_INDEX`. Losses and gradients do not change. Sequence labels
     must be integers.
-
-    Example:
-        >>> batch = collate([Example(np.array([5, 6, 7]), np.array([3]), np.array([1]), np.array([9]))], [0])
-        >>> padded = pad_to_bucket_sizes(batch)
-        >>> [len(x) for x in (padded.input_ids, padded.cu_seqlens, padded.labels)]
-        [16, 9, 16]
     """
     num_tokens, num_labels, num_sequences = len(batch.input_ids), len(batch.labels), len(batch.cu_seqlens) - 1
     max_seqlen = 1 << (batch.max_seqlen - 1).bit_length()
@@ -165,9 +144,5 @@ def _round_up(n: int) -> int:
     return -(-n // step) * step
 
 
-def _to_long(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64))
-
-
-def _to_long_or_float(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)) if values.dtype.kind == "f" else _to_long(values)
+def _concatenate(arrays: Sequence[np.ndarray], dtype: type[np.generic] = np.int64) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays).astype(dtype))

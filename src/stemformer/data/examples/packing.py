@@ -26,14 +26,12 @@ class RawExample:
     """Text of an example, before the objective adds special tokens and corruption.
 
     Attributes:
-        tokens: (n,) int64 ids of all segments, concatenated.
-        word_starts: (n,) whether a token starts a word; the first token of a segment always does.
-        lengths: (p,) number of tokens of each segment.
-        segments: (p,) 0 if a segment opens a sequence, 1 if it is text B of the preceding sequence.
+        word_starts: Whether a token starts a word; the first token of a segment always does.
+        lengths: Number of tokens of each segment.
+        segments: 0 if a segment opens a sequence, 1 if it is text B of the preceding sequence.
         label: Label of a pair of texts: 0 original, 1 altered; None if it has none.
         num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
-        starts_document: (p,) whether a segment starts its document; `PackedDataset` only.
-        ends_document: (p,) whether a segment ends its document; `PackedDataset` only.
+        starts_document, ends_document: Whether a segment does; `PackedDataset` only.
     """
 
     tokens: Int[np.ndarray, "n"]
@@ -48,13 +46,10 @@ class RawExample:
 
 @dataclass(frozen=True)
 class ShardDataset:
-    """Examples of one split; subclasses define `__len__`, `num_tokens` and `get_example`.
-
-    Attributes:
-        sequence_length: Maximum number of tokens of an example, special tokens included.
-    """
+    """Examples of one split; subclasses define `__len__`, `num_tokens` and `get_example`."""
 
     shards: Shards
+    # Maximum number of tokens of an example, special tokens included.
     sequence_length: int
 
     def __len__(self) -> int:
@@ -66,7 +61,6 @@ class ShardDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the tokenized data."""
         return self.shards.fingerprint
 
     @property
@@ -77,18 +71,14 @@ class ShardDataset:
 
 @dataclass(frozen=True)
 class PackedDataset(ShardDataset):
-    """Packed dataset: each example is a row of document chunks.
+    """Packed dataset: each example is a row of document chunks."""
 
-    Attributes:
-        starts: (p,) first token of each chunk, ordered by row.
-        stops: (p,) end of each chunk (exclusive).
-        offsets: (num_rows + 1,) row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`.
-        num_special: Number of special tokens per chunk.
-    """
-
+    # First token and end (exclusive) of each chunk, ordered by row.
     starts: Int[np.ndarray, "p"]
     stops: Int[np.ndarray, "p"]
+    # Row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`.
     offsets: Int[np.ndarray, "r1"]
+    # Number of special tokens per chunk.
     num_special: int
 
     def __len__(self) -> int:
@@ -96,7 +86,6 @@ class PackedDataset(ShardDataset):
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of all rows, special tokens included."""
         return int((self.stops - self.starts).sum()) + self.num_special * len(self.starts)
 
     def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
@@ -104,10 +93,9 @@ class PackedDataset(ShardDataset):
         chunks = slice(self.offsets[index], self.offsets[index + 1])
         starts, stops = self.starts[chunks], self.stops[chunks]
         spans = list(zip(starts.tolist(), stops.tolist(), strict=True))
-        example = read_raw_example(self.shards, spans, segments=[0] * len(spans))
         documents = self.shards.document_starts
         return replace(
-            example,
+            read_raw_example(self.shards, spans, [0] * len(spans)),
             starts_document=documents[np.searchsorted(documents, starts)] == starts,
             ends_document=documents[np.searchsorted(documents, stops)] == stops,
         )
@@ -120,12 +108,10 @@ class TokenStream(ShardDataset):
     The stream is EOS, document, EOS, document, ..., EOS. A window has one token more than
     `sequence_length`, which the next window starts with: it gives the inputs and the shifted
     labels, so that each token is scored exactly once. The last window may be shorter.
-
-    Attributes:
-        eos_positions: (num_documents + 1,) positions of EOS in the stream.
     """
 
     eos_token_id: int
+    # Positions of EOS in the stream, one before each document and one at the end.
     eos_positions: Int[np.ndarray, "d1"]
 
     def __len__(self) -> int:
@@ -144,7 +130,7 @@ class TokenStream(ShardDataset):
         # Positions in the shards: the stream's positions without the EOS tokens before them.
         bounds = [start - first_eos, *self.shards.document_starts[first_eos:last_eos].tolist(), stop - last_eos]
         spans = [(a, b) for a, b in pairwise(bounds) if a < b]
-        text = read_raw_example(self.shards, spans, segments=[0] * len(spans))
+        text = read_raw_example(self.shards, spans, [0] * len(spans))
         is_text = np.ones(stop - start, bool)
         is_text[self.eos_positions[first_eos:last_eos] - start] = False
         tokens, word_starts = np.full(len(is_text), self.eos_token_id, np.int64), ~is_text
@@ -153,19 +139,10 @@ class TokenStream(ShardDataset):
 
 
 def pack_documents(shards: Shards, *, sequence_length: int, num_special: int = 2) -> PackedDataset:
-    """Pack the documents of a split into rows; deterministic.
-
-    Args:
-        sequence_length: Maximum number of tokens of a row, special tokens included.
-        num_special: Number of special tokens per chunk (two for `[CLS]` and `[SEP]`).
-
-    Raises:
-        ConfigError: A row would hold only special tokens.
-    """
+    """Pack the documents of a split into rows, with `num_special` special tokens per chunk."""
     if sequence_length <= num_special:
-        raise ConfigError(
-            f"sequence_length is {sequence_length}: expected more than the {num_special} special tokens of a sequence."
-        )
+        expected = f"more than the {num_special} special tokens of a sequence"
+        raise ConfigError(f"sequence_length is {sequence_length}: expected {expected}.")
     starts, stops = split_documents(shards, max_tokens=sequence_length - num_special)
     rows = pack_first_fit(stops - starts + num_special, sequence_length)
     order = np.argsort(rows, kind="stable")
@@ -188,9 +165,7 @@ def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray,
     word, a longer word anywhere.
     """
     sentences = np.asarray(shards.sentence_starts)
-    starts: list[int] = []
-    stops: list[int] = []
-    start = 0
+    start, bounds = 0, [0]
     for end in np.asarray(shards.document_starts)[1:].tolist():
         while start < end:
             stop = end
@@ -199,10 +174,9 @@ def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray,
                 if stop <= start:
                     words = np.flatnonzero(np.asarray(shards.word_starts(start + 1, start + max_tokens + 1)))
                     stop = start + 1 + int(words[-1]) if len(words) else start + max_tokens
-            starts.append(start)
-            stops.append(stop)
+            bounds.append(stop)
             start = stop
-    return np.array(starts, np.int64), np.array(stops, np.int64)
+    return np.array(bounds[:-1], np.int64), np.array(bounds[1:], np.int64)
 
 
 def pack_first_fit(lengths: Int[np.ndarray, "p"], sequence_length: int) -> Int[np.ndarray, "p"]:
@@ -226,15 +200,8 @@ def pack_first_fit(lengths: Int[np.ndarray, "p"], sequence_length: int) -> Int[n
     return out
 
 
-def read_raw_example(
-    shards: Shards,
-    spans: Sequence[tuple[int, int]],
-    *,
-    segments: Sequence[int],
-    label: int | None = None,
-    num_dropped_tokens: int = 0,
-) -> RawExample:
-    """Read spans (start, exclusive end) as segments; other arguments as in `RawExample`."""
+def read_raw_example(shards: Shards, spans: Sequence[tuple[int, int]], segments: Sequence[int]) -> RawExample:
+    """Read spans (start, exclusive end) as segments."""
     word_starts = [np.array(shards.word_starts(a, b), bool) for a, b in spans]
     for starts in word_starts:
         starts[0] = True  # also where a long word was split
@@ -243,6 +210,4 @@ def read_raw_example(
         word_starts=np.concatenate(word_starts),
         lengths=np.array([b - a for a, b in spans], np.int64),
         segments=np.array(segments, np.int64),
-        label=label,
-        num_dropped_tokens=num_dropped_tokens,
     )

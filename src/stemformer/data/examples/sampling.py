@@ -5,10 +5,10 @@ gives their numbers, and all randomness of example `i` in epoch `e` comes from a
 (seed, e, i). Resuming needs no loader state.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -19,10 +19,7 @@ _FEISTEL_ROUNDS = 6
 
 
 def example_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
-    """Return the random generator of example `number` in epoch `epoch`.
-
-    Args:
-        seed: Random seed of the run, 0 to 2**64 - 1.
+    """Return the random generator of example `number` in epoch `epoch`; seeds are below 2**64.
 
     Source: Salmon et al. 2011 (Philox: streams of different keys or counters do not overlap).
     """
@@ -39,10 +36,6 @@ def permuted(indices: Int[np.ndarray, "n"], size: int, *, seed: int, epoch: int)
 
     A Feistel network permutes the next power of four; results outside `size` are permuted again
     until they are inside.
-
-    Example:
-        >>> sorted(permuted(np.arange(5), 5, seed=0, epoch=0).tolist())
-        [0, 1, 2, 3, 4]
 
     Source: Black and Rogaway 2002, sections 3 and 4 (cycle walking; generalized Feistel).
     """
@@ -69,12 +62,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int) -> list[tuple[int, int]]:
-    """Return (epoch, example number) of each example of a step, across epoch boundaries.
-
-    Args:
-        batch_size: Examples per step, over all ranks and micro-batches.
-        num_examples: Examples per epoch.
-    """
+    """Return (epoch, example number) of each example of a step, of all ranks and micro-batches."""
     epochs, indices = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
     out: list[tuple[int, int]] = []
     for epoch in np.unique(epochs).tolist():
@@ -84,38 +72,20 @@ def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int
 
 
 def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 4) -> Iterator[T]:
-    """Yield `make(step)` for each step, computed in a thread up to `ahead` steps early.
+    """Yield `make(step)` for each step, computed in a thread with up to `ahead` results waiting.
 
     An exception of `make` is raised at its step. Written by hand: a library's loader keeps state
     and is not deterministic.
     """
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=ahead)
-    stopped = threading.Event()
-
-    def offer(item: tuple[bool, Any]) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        for step in steps:
-            if stopped.is_set():
-                return
-            try:
-                offer((True, make(step)))
-            except BaseException as error:
-                return offer((False, error))
-
-    thread = threading.Thread(target=work, daemon=True, name="prefetch")
-    thread.start()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    pending: deque[Future[T]] = deque()
     try:
-        for _ in steps:
-            is_result, item = ready.get()
-            if not is_result:
-                raise item
-            yield item
+        for step in steps:
+            pending.append(pool.submit(make, step))
+            # `ahead` results wait, one is being computed.
+            if len(pending) > ahead + 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        stopped.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)

@@ -12,7 +12,7 @@ uses the same chunks, and the replaced tokens are counted. A chunk of a single s
 inside it; the 2018 code always gives it a random B.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -32,20 +32,16 @@ _PENALTY = 2**40
 
 @dataclass(frozen=True)
 class SentencePairDataset(ShardDataset):
-    """Pairs of texts, one per document chunk.
+    """Pairs of texts, one per document chunk."""
 
-    Attributes:
-        starts: (c,) first token of each chunk, in corpus order.
-        stops: (c,) end of each chunk (exclusive).
-        task: `next` (is B the continuation of A?) or `order` (are A and B in order?).
-        short_seq_prob: Probability that a pair is shortened to a random length.
-        num_left_out: Number of chunks left out, which are a single word.
-    """
-
+    # First token and end (exclusive) of each chunk, in corpus order.
     starts: Int[np.ndarray, "c"]
     stops: Int[np.ndarray, "c"]
+    # `next` (is B the continuation of A?) or `order` (are A and B in order?).
     task: Literal["next", "order"]
+    # Probability that a pair is shortened to a random length.
     short_seq_prob: float
+    # Number of chunks left out, which are a single word.
     num_left_out: int
 
     def __len__(self) -> int:
@@ -73,22 +69,20 @@ class SentencePairDataset(ShardDataset):
         elif label:
             b = self._random_text(index, b, max_tokens=self.sequence_length - _NUM_SPECIAL - (middle - start), rng=rng)
             num_dropped += stop - middle
-        return read_raw_example(self.shards, [a, b], segments=[0, 1], label=label, num_dropped_tokens=num_dropped)
+        return replace(read_raw_example(self.shards, [a, b], [0, 1]), label=label, num_dropped_tokens=num_dropped)
 
+    # Sentence and word starts strictly inside a span.
     def _sentence_starts(self, start: int, stop: int) -> Int[np.ndarray, "s"]:
-        """Return the sentence starts strictly inside a span."""
         starts = self.shards.sentence_starts
         return starts[np.searchsorted(starts, start, side="right") : np.searchsorted(starts, stop, side="left")]
 
+    def _word_starts(self, start: int, stop: int) -> Int[np.ndarray, "w"]:
+        return start + 1 + np.flatnonzero(self.shards.word_starts(start + 1, stop))
+
     def _is_sentence_start(self, positions: Int[np.ndarray, "p"]) -> Bool[np.ndarray, "p"]:
-        """Return whether a sentence starts at each position (and the one before ends)."""
         starts = self.shards.sentence_starts
         is_start: np.ndarray = starts[np.searchsorted(starts, positions)] == positions
         return is_start
-
-    def _word_starts(self, start: int, stop: int) -> Int[np.ndarray, "w"]:
-        """Return the word starts strictly inside a span."""
-        return start + 1 + np.flatnonzero(self.shards.word_starts(start + 1, stop))
 
     def _shorten(self, start: int, stop: int, *, target: int) -> int:
         """Return the last sentence end within `target`, `stop` if that is not possible."""
@@ -99,12 +93,9 @@ class SentencePairDataset(ShardDataset):
     def _random_text(
         self, index: int, replaced: tuple[int, int], *, max_tokens: int, rng: np.random.Generator
     ) -> tuple[int, int]:
-        """Return a span of another document, of a few candidates the closest in length.
+        """Return a span of another document than that of a chunk: the candidate closest in length.
 
         It starts and ends at a sentence boundary exactly if the replaced text does.
-
-        Args:
-            index: Chunk whose document is excluded.
         """
         starts_sentence, ends_sentence = self._is_sentence_start(np.array(replaced))
         length = replaced[1] - replaced[0]
@@ -134,24 +125,16 @@ class SentencePairDataset(ShardDataset):
 
     @cached_property
     def _documents(self) -> Int[np.ndarray, "c"]:
-        """Document of each chunk."""
         return np.searchsorted(self.shards.document_starts, self.starts, side="right") - 1
 
 
 def make_sentence_pairs(
     shards: Shards, *, sequence_length: int, task: Literal["next", "order"] = "next", short_seq_prob: float = 0.1
 ) -> SentencePairDataset:
-    """Return the sentence pairs of a split; arguments as in `SentencePairDataset`.
-
-    Raises:
-        ConfigError: `sequence_length` is too short for a pair.
-        DataError: No chunk can be split, or next-sentence prediction has a single document to take
-            texts from.
-    """
-    if sequence_length < _NUM_SPECIAL + 2:
-        raise ConfigError(
-            f"sequence_length is {sequence_length}: expected at least {_NUM_SPECIAL + 2}, for two texts of one token."
-        )
+    """Return the sentence pairs of a split; arguments as in `SentencePairDataset`."""
+    if sequence_length < (minimum := _NUM_SPECIAL + 2):
+        expected = f"expected at least {minimum}, for two texts of one token"
+        raise ConfigError(f"sequence_length is {sequence_length}: {expected}.")
     starts, stops = split_documents(shards, max_tokens=sequence_length - _NUM_SPECIAL)
     # A chunk can be split between sentences, or else between words.
     sentences = shards.sentence_starts
@@ -159,27 +142,17 @@ def make_sentence_pairs(
     can_split = np.ones(len(starts), bool)
     for i in np.flatnonzero(is_single).tolist():
         can_split[i] = shards.word_starts(int(starts[i]) + 1, int(stops[i])).any()
-    pairs = SentencePairDataset(
-        shards,
-        sequence_length,
-        starts[can_split],
-        stops[can_split],
-        task,
-        short_seq_prob,
-        num_left_out=int((~can_split).sum()),
-    )
+    num_left_out = int((~can_split).sum())
+    starts, stops = starts[can_split], stops[can_split]
+    pairs = SentencePairDataset(shards, sequence_length, starts, stops, task, short_seq_prob, num_left_out)
     if len(pairs) == 0:
-        raise DataError(
-            "No text can be split into two: every document is a single word. Use objective.sentences=none with such text."
-        )
+        problem = "No text can be split into two: every document is a single word"
+        raise DataError(f"{problem}. Use objective.sentences=none with such text.")
     if task == "next" and len(np.unique(pairs._documents)) < 2:
-        advice = (
-            "Prepare the text with a larger --held-out"
-            if shards.split == "held_out"
-            else "Prepare the text with --documents, which sets where documents end"
-        )
+        is_held_out = shards.split == "held_out"
+        option = "a larger --held-out" if is_held_out else "--documents, which sets where documents end"
         raise DataError(
             f"Next-sentence prediction needs a second document to take random texts from; the {shards.split} split has "
-            f"one. {advice}, or use objective.sentences=order."
+            f"one. Prepare the text with {option}, or use objective.sentences=order."
         )
     return pairs

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stemformer.data.labelled.multiple_choice import has_choices
+from stemformer.data.labelled.multiple_choice import find_choice_columns
 from stemformer.data.labelled.table import read_json_records, read_table, usual_name
 from stemformer.data.labelled.token_classification import CONLLU_LINE, WORD_COLUMNS
-from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, read_text, split_suffixes
+from stemformer.data.text.files import STANDARD_INPUT, read_text, split_suffixes
 from stemformer.errors import DataError
 
 _TAGGED_SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".bioes")
@@ -15,15 +15,14 @@ _TAGGED_SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".
 
 def detect_task(source: str) -> str | None:
     """Return the task that a file fits, "tag", "qa", "choice" or "classify", else None."""
-    if source.startswith(HUB_PREFIX) or source == STANDARD_INPUT or not Path(source).is_file():
+    if source == STANDARD_INPUT or not Path(source).is_file():
         return None
     stem, kind, _ = split_suffixes(source)
     try:
         if stem.lower().endswith(_TAGGED_SUFFIXES):
             return "tag"
         if kind in (".json", ".jsonl"):
-            records = read_json_records(source)
-            return detect_row_task(records[0][1]) if records else None
+            return next((detect_row_task(record) for _, record in read_json_records(source)), None)
         if kind in (".csv", ".tsv", ".parquet"):
             return detect_row_task(read_table([source]).rows[0])
         return "tag" if kind == "" and _is_conll(read_text(source)) else None
@@ -32,12 +31,7 @@ def detect_task(source: str) -> str | None:
 
 
 def detect_row_task(record: Any) -> str | None:
-    """Return the task that the first record of a file, or the first row of a table, fits.
-
-    Example:
-        >>> detect_row_task({"tokens": ["a", "king"], "tags": ["O", "O"]})
-        'tag'
-    """
+    """Return the task that the first record of a file, or the first row of a table, fits."""
     # DREAM and C3.
     if isinstance(record, list):
         return "choice"
@@ -52,7 +46,7 @@ def detect_row_task(record: Any) -> str | None:
         return "choice"
     if any(isinstance(value, list) and usual_name(name) in WORD_COLUMNS for name, value in record.items()):
         return "tag"
-    if has_choices(tuple(record)):
+    if find_choice_columns(tuple(record)):
         return "choice"
     return "qa" if {"question", "context", "answers"} <= set(map(usual_name, record)) else "classify"
 

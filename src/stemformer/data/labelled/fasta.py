@@ -8,24 +8,18 @@ from typing import Any
 from stemformer.data.labelled.symbol_map import ANY_SYMBOL
 from stemformer.errors import DataError
 
+FASTA_SUFFIXES = (".fasta", ".fa", ".fna", ".faa", ".ffn")
 # Share of all symbols; letters for uncertain bases of DNA (N, R, Y ...) are rarer.
 MIN_SYMBOL_SHARE = 0.001
 _LABEL = re.compile(r"(?:^|[\s|;])label=([^\s|;]+)", re.IGNORECASE)
 
 
 def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
-    r"""Return locations and rows of FASTA: `name`, `sequence` and, if present, `label`.
+    """Return locations and rows of FASTA: `name`, `sequence` and, if present, `label`.
 
     The name is the first word of a header, the label follows `label=`; if no header has that and
     none has several bars, it follows the bar, as in `>seq7|1`. Headers without label give "". Lines
     that begin with `;` are comments.
-
-    Raises:
-        DataError: Letters before the first header, or a record without sequence.
-
-    Example:
-        >>> read_fasta(">a|1\nACGT\nAC\n>b|0\nTT\n", "x.fa")[0]
-        ('x.fa:1', {'name': 'a', 'sequence': 'ACGTAC', 'label': '1'})
     """
     records: list[tuple[int, str, list[str]]] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -33,9 +27,8 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
             records.append((number, line[1:].strip(), []))
         elif line.strip() and not line.startswith(";"):
             if not records:
-                raise DataError(
-                    f"{source}:{number}: Found a sequence before any header. Expected a line that begins with '>'."
-                )
+                what = "Found a sequence before any header. Expected a line that begins with '>'."
+                raise DataError(f"{source}:{number}: {what}")
             records[-1][2].append("".join(line.split()))
     empty = next((number for number, _, parts in records if not parts), None)
     if empty is not None:
@@ -45,26 +38,21 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
     has_bars = not has_named and bars in ({1}, {0, 1})
     rows: list[tuple[str, dict[str, Any]]] = []
     for number, header, parts in records:
-        name, _, label = header.partition("|") if has_bars else (header, "", "")
+        name, _, label = header.partition("|") if has_bars else ((header.split() or [""])[0], "", "")
         if found := _LABEL.search(header):
             label = found[1]
-        row = {"name": name.strip() if has_bars else (header.split() or [""])[0], "sequence": "".join(parts)}
-        rows.append((f"{source}:{number}", row | {"label": label.strip()}))
+        row = {"name": name.strip(), "sequence": "".join(parts), "label": label.strip()}
+        rows.append((f"{source}:{number}", row))
     if not any(row["label"] for _, row in rows):
-        rows = [(location, {"name": row["name"], "sequence": row["sequence"]}) for location, row in rows]
+        for _, row in rows:
+            del row["label"]
     return rows
 
 
 def find_alphabet(texts: Iterable[str]) -> str:
-    """Return the sorted symbols that make up at least 0.1% of the texts.
-
-    Example:
-        >>> find_alphabet(["ACGT" * 500, "N"])
-        'ACGT'
-    """
+    """Return the sorted symbols that make up at least 0.1% of the texts."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update("".join(text.split()))
-    return "".join(
-        sorted(s for s, number in counts.items() if number >= MIN_SYMBOL_SHARE * counts.total() and s != ANY_SYMBOL)
-    )
+    smallest = MIN_SYMBOL_SHARE * counts.total()
+    return "".join(sorted(s for s, number in counts.items() if number >= smallest and s != ANY_SYMBOL))

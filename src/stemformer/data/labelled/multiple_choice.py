@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from stemformer.data.labelled.table import read_json_records, read_table, required_text
 from stemformer.data.labelled.text_classification import label_text
-from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, find_sources, read_text, split_suffixes
+from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, read_text, split_suffixes
 from stemformer.errors import DataError
 
 COPA_QUESTIONS = {"cause": "What was the cause?", "effect": "What happened as a result?"}
@@ -19,100 +19,71 @@ _NUMBERED_CHOICE = re.compile(r"(?:choice|option|ending|answer)_?(\d)")
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """Multiple-choice question.
+    """Question whose input for a choice is the pair `prompt`, `second + " " + choice`.
 
-    The model input for a choice is the pair `prompt`, `second + " " + choice`.
-
-    Args:
-        id: From the file, else its location.
-        prompt: Passage, dialogue or sentence.
-        second: Question, or text that the choices continue; may be empty.
-        choices: Two or more.
-        answer: Index of the right choice; None if unknown.
+    The prompt is a passage, dialogue or sentence; `second` a question or an unfinished text.
     """
 
     id: str
     prompt: str
     second: str
     choices: tuple[str, ...]
+    # Index of the right choice; None if unknown.
     answer: int | None
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Columns of a data set.
-
-    Args:
-        second: May be "".
-        choices: One column for each choice, or one column of lists.
-        answers: Columns that may hold the answer.
-        first: Number of the first choice, 0 or 1; None: inferred from all answers.
-    """
+class ChoiceColumns(NamedTuple):
+    """Columns of prompts, questions (or ""), choices (one each, or of lists) and answers."""
 
     prompt: str
     second: str
     choices: tuple[str, ...]
+    # The first that exists holds the answer.
     answers: tuple[str, ...]
+    # Number of the first choice, 0 or 1; None: inferred from all answers.
     first: int | None
 
 
 _DATASETS = {
-    "SWAG": _Columns("sent1", "sent2", ("ending0", "ending1", "ending2", "ending3"), ("label",), 0),
-    "HellaSwag": _Columns("ctx_a", "ctx_b", ("endings",), ("label",), 0),
-    "COPA": _Columns("premise", "question", ("choice1", "choice2"), ("label",), 0),
-    "PIQA": _Columns("goal", "", ("sol1", "sol2"), ("label",), 0),
-    "Social IQa": _Columns(
+    "SWAG": ChoiceColumns("sent1", "sent2", ("ending0", "ending1", "ending2", "ending3"), ("label",), 0),
+    "HellaSwag": ChoiceColumns("ctx_a", "ctx_b", ("endings",), ("label",), 0),
+    "COPA": ChoiceColumns("premise", "question", ("choice1", "choice2"), ("label",), 0),
+    "PIQA": ChoiceColumns("goal", "", ("sol1", "sol2"), ("label",), 0),
+    "Social IQa": ChoiceColumns(
         "context", "question", ("answerA", "answerB", "answerC"), ("correct", "label", "label_letter"), 1
     ),
     # One row per question.
-    "RACE": _Columns("article", "question", ("options",), ("answer",), None),
+    "RACE": ChoiceColumns("article", "question", ("options",), ("answer",), None),
 }
 
 
-def read_choices(files: str | Path | Sequence[str | Path], *, counts: Counter[str]) -> list[ChoiceQuestion]:
+def read_choices(files: Inputs, *, counts: Counter[str]) -> list[ChoiceQuestion]:
     """Read multiple-choice questions.
 
     Recognized by their columns: SWAG, HellaSwag, COPA (also XML), XCOPA, PIQA (labels also in
     `NAME-labels.lst` next to `NAME.jsonl`), Social IQa, RACE; by their structure: DREAM and C3.
     Other tables have the columns `prompt`, optionally `second`, `choice1`, `choice2`, ... (or a
     list `choices`) and `label`: a letter, the text of the choice, or a number. Numbers start at 0
-    if one is 0, at 1 if one is the number of choices.
-
-    Args:
-        files: Files, folders, patterns, hub data sets.
-        counts: Receives the numbers of unknown answers and of those with an inferred numbering.
-
-    Raises:
-        DataError: Another format, or an answer that is none of the choices.
+    if one is 0, at 1 if one is the number of choices. `counts` receives the numbers of unknown
+    answers and of those with an inferred numbering.
     """
     questions: list[ChoiceQuestion] = []
     for source in find_sources(files):
         kind = "hub" if source.startswith(HUB_PREFIX) else split_suffixes(source)[1]
         start = read_text(source).lstrip()[0] if kind == "" and source != STANDARD_INPUT else ""
-        if start == "<":
-            questions.extend(_copa_questions(source))
-            continue
         records = read_json_records(source) if kind in (".json", ".jsonl") or start in ("{", "[") else []
         first = records[0][1] if records else None
-        if isinstance(first, list):
+        if start == "<":
+            questions.extend(_copa_questions(source))
+        elif isinstance(first, list):
             questions.extend(q for location, record in records for q in _dialogue_questions(record, location))
         elif isinstance(first, dict) and isinstance(first.get("questions"), list):
             questions.extend(q for location, record in records for q in _race_questions(record, location))
         else:
             questions.extend(_table_questions(source, counts))
-    num_unknown = sum(question.answer is None for question in questions)
-    if num_unknown:
+    if num_unknown := sum(question.answer is None for question in questions):
         counts["answers not known"] += num_unknown
     return questions
-
-
-def has_choices(columns: Sequence[str]) -> bool:
-    """Return whether a table with these columns holds multiple-choice questions."""
-    try:
-        _find_columns(columns, "")
-    except DataError:
-        return False
-    return True
 
 
 def _dialogue_questions(record: Any, location: str) -> Iterator[ChoiceQuestion]:
@@ -136,9 +107,8 @@ def _race_questions(record: dict[str, Any], location: str) -> Iterator[ChoiceQue
     questions, options = record["questions"], record.get("options")
     answers = record.get("answers") or [None] * len(questions)
     if not isinstance(options, list) or not len(options) == len(questions) == len(answers):
-        raise DataError(
-            f"{location}: Expected as many lists of 'options' and as many 'answers' as 'questions', as in RACE."
-        )
+        expected = "as many lists of 'options' and as many 'answers' as 'questions', as in RACE"
+        raise DataError(f"{location}: Expected {expected}.")
     article = required_text(record, ("article",), location)
     for number, (question, choices, answer) in enumerate(zip(questions, options, answers, strict=True)):
         index = _answer_index(answer, choices, None, f"{location}: Question {number}")
@@ -146,7 +116,6 @@ def _race_questions(record: dict[str, Any], location: str) -> Iterator[ChoiceQue
 
 
 def _copa_questions(source: str) -> Iterator[ChoiceQuestion]:
-    """Yield the items of COPA's XML."""
     try:
         root = ElementTree.fromstring(read_text(source))
     except ElementTree.ParseError as error:
@@ -160,9 +129,12 @@ def _copa_questions(source: str) -> Iterator[ChoiceQuestion]:
 
 
 def _table_questions(source: str, counts: Counter[str]) -> Iterator[ChoiceQuestion]:
-    """Yield the questions of a table with one question per row."""
     table = read_table([source])
-    columns = _find_columns(table.columns, table.source)
+    columns = find_choice_columns(table.columns)
+    if columns is None:
+        expected = f"'prompt', 'choice1', 'choice2', ... and 'label', or one of {', '.join(_DATASETS)}, DREAM, C3"
+        found = f"No multiple-choice questions found. Columns: {', '.join(table.columns)}"
+        raise DataError(f"{table.source}: {found}. Expected {expected}.")
     choices = [_choices(row, columns, location) for row, location in zip(table.rows, table.locations, strict=True)]
     answer = next((name for name in columns.answers if name in table.columns), None)
     raw: list[object] = [row[answer] if answer else None for row in table.rows]
@@ -171,8 +143,7 @@ def _table_questions(source: str, counts: Counter[str]) -> Iterator[ChoiceQuesti
     first = columns.first
     if first is None:
         first = _first_number(raw, choices, table.source)
-        num_numbers = sum(label_text(value).isdecimal() for value in raw)
-        if num_numbers:
+        if num_numbers := sum(label_text(value).isdecimal() for value in raw):
             counts[f"answers counted from {first}"] += num_numbers
     for row, location, options, value in zip(table.rows, table.locations, choices, raw, strict=True):
         second = label_text(row.get(columns.second)) if columns.second else ""
@@ -183,24 +154,21 @@ def _table_questions(source: str, counts: Counter[str]) -> Iterator[ChoiceQuesti
         yield ChoiceQuestion(name, prompt, second, options, _answer_index(value, options, first, location))
 
 
-def _find_columns(names: Sequence[str], source: str) -> _Columns:
-    """Return the columns of a known data set, or the usual ones of a plain table."""
+def find_choice_columns(names: Sequence[str]) -> ChoiceColumns | None:
+    """Return the columns of a known data set, else those with usual names, else None."""
     for columns in _DATASETS.values():
-        if {columns.prompt, *columns.choices, *([columns.second] if columns.second else [])} <= set(names):
+        if {columns.prompt, columns.second, *columns.choices} <= {*names, ""}:
             return columns
     numbered = tuple(sorted(name for name in names if _NUMBERED_CHOICE.fullmatch(name.lower())))
     lists = tuple(name for name in ("choices", "options", "endings") if name in names)[:1]
     prompt = next((name for name in ("prompt", "context", "passage", "article", "question") if name in names), None)
     if prompt is None or not (len(numbered) > 1 or lists):
-        raise DataError(
-            f"{source}: No multiple-choice questions found. Columns: {', '.join(names)}. Expected 'prompt', 'choice1',"
-            f" 'choice2', ... and 'label', or one of {', '.join(_DATASETS)}, DREAM, C3."
-        )
+        return None
     second = next((name for name in ("second", "question") if name in names and name != prompt), "")
-    return _Columns(prompt, second, numbered if len(numbered) > 1 else lists, ("label", "answer", "correct"), None)
+    return ChoiceColumns(prompt, second, numbered if len(numbered) > 1 else lists, ("label", "answer", "correct"), None)
 
 
-def _choices(row: Mapping[str, Any], columns: _Columns, location: str) -> tuple[str, ...]:
+def _choices(row: Mapping[str, Any], columns: ChoiceColumns, location: str) -> tuple[str, ...]:
     """Return the choices of a row, which may have fewer than its table has columns."""
     value = row[columns.choices[0]]
     values = value if isinstance(value, list) else [row[name] for name in columns.choices]
@@ -226,19 +194,14 @@ def _piqa_labels(source: str, num_rows: int, counts: Counter[str]) -> list[objec
 
 def _first_number(raw: Sequence[object], choices: Sequence[Sequence[str]], source: str) -> int:
     """Infer whether a table numbers choices from 0 or 1."""
-    pairs = [
-        (int(text), len(options))
-        for value, options in zip(raw, choices, strict=True)
-        if (text := label_text(value)).isdecimal()
-    ]
+    texts = map(label_text, raw)
+    pairs = [(int(text), len(options)) for text, options in zip(texts, choices, strict=True) if text.isdecimal()]
     has_zero = any(number == 0 for number, _ in pairs)
     has_last = any(number == num_choices for number, num_choices in pairs)
     if pairs and has_zero == has_last:
-        found = "both 0 and" if has_zero else "neither 0 nor"
-        raise DataError(
-            f"{source}: Cannot tell whether labels number choices from 0 or from 1 ({found} the number of choices"
-            " occurs). Use letters (A, B, ...) or the choices themselves."
-        )
+        reason = f"{'both 0 and' if has_zero else 'neither 0 nor'} the number of choices occurs"
+        what = f"Cannot tell whether labels number choices from 0 or from 1 ({reason})"
+        raise DataError(f"{source}: {what}. Use letters (A, B, ...) or the choices themselves.")
     return 0 if has_zero else 1
 
 

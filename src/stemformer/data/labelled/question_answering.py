@@ -4,60 +4,44 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stemformer.data.labelled.table import read_json_records, read_table, required_text
 from stemformer.data.labelled.text_classification import label_text
-from stemformer.data.text.files import HUB_PREFIX, find_sources, split_suffixes
+from stemformer.data.text.files import HUB_PREFIX, Inputs, find_sources, split_suffixes
 from stemformer.errors import DataError
 
-ANSWER_MOVED = "answer offset corrected"
-ANSWER_MISSING = "answer not in its passage"
+# Texts and offsets; None if the file has no offset.
+_Answers = Sequence[tuple[str, int | None]]
 
 
 @dataclass(frozen=True)
 class Question:
-    """Question about a passage.
-
-    Args:
-        id: From the file, else its location.
-        answers: Texts and offsets; `context[offset : offset + len(text)] == text`.
-        title: Of the article, or "".
-        is_impossible: Marked as unanswerable in the file.
-        gold: Texts of all answers, whether or not they occur in the passage.
-    """
+    """Question about a passage; `gold` also has the answers that do not occur in it."""
 
     id: str
     question: str
     context: str
+    # Texts and offsets: `context[offset : offset + len(text)] == text`.
     answers: tuple[tuple[str, int], ...]
     title: str
     is_impossible: bool
     gold: tuple[str, ...]
 
 
-def read_questions(files: str | Path | Sequence[str | Path], *, counts: Counter[str]) -> list[Question]:
+def read_questions(files: Inputs, *, counts: Counter[str]) -> list[Question]:
     """Read questions in the format of SQuAD 1.1 or 2.0, or tables with a question per row.
 
     XQuAD, DRCD, CMRC 2018, JaQuAD and SQuADShifts have that format. Tables have the columns
     `question`, `context` and, if answered, `answers` (with `text` and `answer_start`), as on the
     hub. An answer that is not at its offset is moved to the nearest occurrence; one that does not
-    occur in the passage is kept only in `gold`.
-
-    Args:
-        files: Files, folders, patterns, hub data sets.
-        counts: Receives "answer offset corrected" and "answer not in its passage".
-
-    Raises:
-        DataError: Another format.
+    occur in the passage is kept only in `gold`; `counts` receives both.
     """
     questions: list[Question] = []
     for source in find_sources(files):
         is_json = not source.startswith(HUB_PREFIX) and split_suffixes(source)[1] in (".json", ".jsonl")
         articles = list(_articles(read_json_records(source), source)) if is_json else []
-        for location, article in articles:
-            questions.extend(_article_questions(article, location, counts))
+        questions.extend(q for location, article in articles for q in _article_questions(article, location, counts))
         if not articles:
             table = read_table([source])
             rows = zip(table.rows, table.locations, strict=True)
@@ -82,18 +66,14 @@ def _article_questions(article: dict[str, Any], location: str, counts: Counter[s
         context = required_text(paragraph, ("context", "context_text"), paragraph_location)
         for i, qa in enumerate(paragraph["qas"]):
             qa_location = f"{paragraph_location}.qas[{i}]"
-            yield _make_question(
-                id=label_text(qa.get("id", qa.get("query_id"))) or qa_location,
-                question=required_text(qa, ("question", "query_text"), qa_location),
-                context=context,
-                title=str(article.get("title") or ""),
-                is_impossible=bool(qa.get("is_impossible", False)),
-                answers=_parse_answers(qa.get("answers"), None, qa_location),
-                counts=counts,
-            )
+            name = label_text(qa.get("id", qa.get("query_id"))) or qa_location
+            question = required_text(qa, ("question", "query_text"), qa_location)
+            found = _parse_answers(qa.get("answers"), None, qa_location)
+            answers = None if qa.get("is_impossible") else found
+            yield _make_question(name, question, context, article.get("title"), answers, counts)
 
 
-def _parse_answers(value: Any, start: Any, location: str) -> list[tuple[str, int | None]]:
+def _parse_answers(value: Any, start: Any, location: str) -> _Answers:
     """Return texts and offsets from a list, an object of two lists, or one text and `start`."""
     pairs: list[tuple[Any, Any]]
     if isinstance(value, dict) and isinstance(value.get("text"), list):
@@ -105,10 +85,8 @@ def _parse_answers(value: Any, start: Any, location: str) -> list[tuple[str, int
         pairs = [(value, int(start) if label_text(start).removeprefix("-").isdecimal() else None)] if value else []
     for text, offset in pairs:
         if not isinstance(text, str) or not isinstance(offset, int | None):
-            raise DataError(
-                f"{location}: The answers are {value!r}, expected a list of objects with 'text' and 'answer_start' (a"
-                " number), as in SQuAD."
-            )
+            expected = "a list of objects with 'text' and 'answer_start' (a number), as in SQuAD"
+            raise DataError(f"{location}: The answers are {value!r}, expected {expected}.")
     return pairs
 
 
@@ -119,43 +97,31 @@ def _row_question(row: Mapping[str, Any], location: str, counts: Counter[str]) -
     is_impossible = row.get("is_impossible")
     if is_impossible is None:
         is_impossible = raw is not None and not isinstance(raw, str) and not answers
-    return _make_question(
-        id=label_text(row.get("id")) or location,
-        question=required_text(row, ("question",), location),
-        context=required_text(row, ("context", "passage", "paragraph"), location),
-        title=str(row.get("title") or ""),
-        is_impossible=label_text(is_impossible).lower() in ("true", "1"),
-        answers=answers,
-        counts=counts,
-    )
+    name = label_text(row.get("id")) or location
+    question = required_text(row, ("question",), location)
+    context = required_text(row, ("context", "passage", "paragraph"), location)
+    is_impossible = label_text(is_impossible).lower() in ("true", "1")
+    return _make_question(name, question, context, row.get("title"), None if is_impossible else answers, counts)
 
 
 def _make_question(
-    *,
-    id: str,
-    question: str,
-    context: str,
-    title: str,
-    is_impossible: bool,
-    answers: Sequence[tuple[str, int | None]],
-    counts: Counter[str],
+    name: str, question: str, context: str, title: object, answers: _Answers | None, counts: Counter[str]
 ) -> Question:
-    """Return a question with corrected answer offsets."""
-    answers = () if is_impossible else answers
+    """Return a question with corrected answer offsets; without answers, it is impossible."""
     found = []
-    for text, start in answers:
-        offset = _find_nearest(text, context, 0 if start is None else start)
+    for text, start in answers or ():
+        offset = _find_nearest(text, context, start or 0)
         if offset is None:
-            counts[ANSWER_MISSING] += 1
+            counts["answer not in its passage"] += 1
             continue
         if start is not None and offset != start:
-            counts[ANSWER_MOVED] += 1
+            counts["answer offset corrected"] += 1
         found.append((text, offset))
-    return Question(id, question, context, tuple(found), title, is_impossible, tuple(text for text, _ in answers))
+    gold = tuple(text for text, _ in answers or ())
+    return Question(name, question, context, tuple(found), str(title or ""), answers is None, gold)
 
 
 def _find_nearest(text: str, context: str, start: int) -> int | None:
-    """Return the offset of the occurrence of a text nearest to `start`."""
     if not text.strip():
         return None
     if start >= 0 and context.startswith(text, start):

@@ -14,15 +14,7 @@ _STREAM = 2**62
 
 
 def parse_sizes(sizes: Sequence[str | float], num_records: int) -> tuple[int, ...]:
-    """Convert sizes to ascending numbers of records; values up to 1 are shares.
-
-    Raises:
-        ConfigError: A size is no number, zero, repeated, or larger than the data.
-
-    Example:
-        >>> parse_sizes(["0.1", "500", "1"], 2000)
-        (200, 500, 2000)
-    """
+    """Convert sizes to ascending numbers of records; values up to 1 are shares."""
     found: dict[int, str | float] = {}
     for size in sizes:
         try:
@@ -45,17 +37,7 @@ def parse_sizes(sizes: Sequence[str | float], num_records: int) -> tuple[int, ..
 
 
 def subset_order(keys: Sequence[Hashable], seed: int) -> list[int]:
-    """Return a random order of records in which every prefix has the class shares of the data.
-
-    Args:
-        keys: Class of each record.
-        seed: Random seed.
-
-    Example:
-        >>> keys = ["a", "b", "b", "b"] * 50
-        >>> Counter(keys[i] for i in subset_order(keys, 0)[:20])
-        Counter({'b': 15, 'a': 5})
-    """
+    """Return a random order of records in which every prefix has the class shares of the data."""
     rng = example_generator(seed, 0, _STREAM)
     sizes = Counter(keys)
     seen: Counter[Hashable] = Counter()
@@ -70,28 +52,18 @@ def subset_order(keys: Sequence[Hashable], seed: int) -> list[int]:
 def train_dev_split(keys: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
     """Return ascending indices for training and dev, stratified by class.
 
-    Args:
-        keys: Class of each example. A class with at least two examples has one or more in each
-            part; a single example is for training.
-        share: Of each class for dev, between 0 and 1.
-        seed: Random seed.
-
-    Example:
-        >>> train, dev = train_dev_split(["a"] * 8 + ["b"] * 2, share=0.25)
-        >>> len(train), len(dev), 8 in dev or 9 in dev
-        (7, 3, True)
+    A class with at least two examples has one or more in each part, a single one is for training.
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
     for number, key in enumerate(keys):
         members[key].append(number)
     rng = np.random.Generator(np.random.Philox(seed))
-    dev: list[int] = []
+    dev: set[int] = set()
     for numbers in members.values():
         order = rng.permutation(len(numbers)).tolist()
         wanted = min(max(1, round(share * len(numbers))), len(numbers) - 1)
-        dev.extend(numbers[i] for i in order[:wanted])
-    is_dev = set(dev)
-    return [number for number in range(len(keys)) if number not in is_dev], sorted(dev)
+        dev.update(numbers[i] for i in order[:wanted])
+    return [number for number in range(len(keys)) if number not in dev], sorted(dev)
 
 
 def grouped_split(groups: Sequence[Hashable], *, share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -99,16 +71,6 @@ def grouped_split(groups: Sequence[Hashable], *, share: float = 0.1, seed: int =
 
     Groups are visited in random order; one joins dev if that brings its size nearer to the share.
     With at least two groups, both parts have at least one.
-
-    Args:
-        groups: Group of each example, such as the article of a question.
-        share: Of the examples for dev, between 0 and 1.
-        seed: Random seed.
-
-    Example:
-        >>> train, dev = grouped_split(["x", "x", "y", "y", "z", "z"], share=0.3)
-        >>> len(train), len(dev)
-        (4, 2)
     """
     sizes = Counter(groups)
     names = list(sizes)
@@ -122,7 +84,5 @@ def grouped_split(groups: Sequence[Hashable], *, share: float = 0.1, seed: int =
             num_dev += sizes[name]
     if not chosen and len(order) > 1:
         chosen.add(min(order, key=lambda name: sizes[name]))
-    parts: tuple[list[int], list[int]] = ([], [])
-    for number, name in enumerate(groups):
-        parts[name in chosen].append(number)
-    return parts
+    dev = [number for number, name in enumerate(groups) if name in chosen]
+    return [number for number, name in enumerate(groups) if name not in chosen], dev

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,24 +14,16 @@ import numpy as np
 from stemformer.data.text.files import read_text
 from stemformer.errors import DataError
 
-FASTA_SUFFIXES = (".fasta", ".fa", ".fna", ".faa", ".ffn")
 ANY_SYMBOL = "*"
-# Of byte-level BPE and SentencePiece.
-SPACE_MARKS = ("Ġ", "▁")
 MAX_LISTED_SYMBOLS = 10
 
 
 @dataclass(frozen=True)
 class SymbolMap:
-    """Map from runs of `size` symbols (k-mers) to words.
+    """Map from runs of `size` symbols (k-mers) to words, that of `*` for all other runs.
 
-    Args:
-        words: From runs to words; the word of `*` is for all other runs. Upper and lower case are
-            the same if the runs have one case only.
-        stride: Distance between the starts of runs: 1 overlapping, `size` adjacent runs.
-
-    Raises:
-        DataError: No words, runs of another length, bad or repeated words, or a bad stride.
+    Upper and lower case are the same if the runs have one case only. The stride is the distance
+    between the starts of runs: 1 for overlapping, `size` for adjacent runs.
 
     Example:
         >>> SymbolMap({"A": "apple", "C": "river", "*": "stone"}).apply("acN")
@@ -60,50 +52,25 @@ class SymbolMap:
 
     @classmethod
     def draw(
-        cls,
-        alphabet: str,
-        vocabulary_words: Iterable[str],
-        *,
-        size: int = 1,
-        stride: int = 1,
-        others: bool = False,
-        seed: int = 0,
+        cls, alphabet: str, words: Iterable[str], *, size: int = 1, stride: int = 1, others: bool = False, seed: int = 0
     ) -> "SymbolMap":
-        """Return a map with a random word of a vocabulary for each run of `size` symbols.
+        """Return a map from each run of `size` symbols to a random word of a vocabulary.
 
-        Args:
-            alphabet: Symbols, such as "ACGT".
-            vocabulary_words: Vocabulary of the model; only full words of letters are used, not
-                pieces (`##ing`; words without mark if most have one for a space, `Ġsun`) or special
-                tokens (`[MASK]`).
-            others: Also draw a word for runs with other symbols.
-            seed: Random seed.
-
-        Raises:
-            DataError: The vocabulary has too few words.
-
-        Example:
-            >>> SymbolMap.draw("AC", ["[CLS]", "sun", "##s", "sea"], seed=1).words
-            {'A': 'sun', 'C': 'sea'}
+        Only full words of letters are used; `others` also draws a word for runs with other symbols.
         """
         symbols = list(dict.fromkeys(alphabet))
-        usable = _whole_words(list(vocabulary_words))
+        usable = _whole_words(list(words))
         if len(usable) < len(symbols) ** size + others:
-            raise DataError(
-                f"{len(symbols) ** size:,} runs of {size} symbols of {alphabet!r} need a word each, but the vocabulary has"
-                f" only {len(usable):,} whole words. Use a smaller size."
-            )
+            need = f"{len(symbols) ** size:,} runs of {size} symbols of {alphabet!r} need a word each"
+            found = f"the vocabulary has only {len(usable):,} whole words"
+            raise DataError(f"{need}, but {found}. Use a smaller size.")
         runs = ["".join(run) for run in itertools.product(symbols, repeat=size)] + [ANY_SYMBOL] * others
         chosen = np.random.Generator(np.random.Philox(seed)).choice(len(usable), size=len(runs), replace=False).tolist()
         return cls({run: usable[number] for run, number in zip(runs, chosen, strict=True)}, size, stride)
 
     @classmethod
     def load(cls, file: str | Path) -> "SymbolMap":
-        """Load JSON (as saved, or with symbols as keys) or lines of symbol, tab and word.
-
-        Raises:
-            DataError: Bad JSON or a bad line, or a repeated symbol.
-        """
+        """Load JSON (as saved, or with symbols as keys) or lines of symbol, tab and word."""
         text = read_text(str(file))
         settings: dict[str, Any] = {}
         words: dict[str, str] = {}
@@ -119,9 +86,8 @@ class SymbolMap:
                 run, tab, word = line.partition("\t")
                 if line.strip() and (not tab or not run or run in words):
                     what = f"{run!r} is repeated" if tab and run in words else f"Found {line!r}"
-                    raise DataError(
-                        f"{file}:{number}: {what}. Expected a symbol, a tab and its word, each symbol once."
-                    )
+                    expected = "Expected a symbol, a tab and its word, each symbol once."
+                    raise DataError(f"{file}:{number}: {what}. {expected}")
                 if line.strip():
                     words[run] = word.strip()
         longest = max((len(run) for run in words), default=1)
@@ -131,11 +97,7 @@ class SymbolMap:
             raise DataError(f"{file}: {error}") from error
 
     def save(self, file: str | Path) -> None:
-        """Save as JSON if the name ends in `.json`, else as lines of symbol, tab and word.
-
-        Raises:
-            DataError: Lines cannot hold the stride.
-        """
+        """Save as JSON if the name ends in `.json`, else as lines of symbol, tab and word."""
         path = Path(file)
         if path.suffix == ".json":
             content = {"words": self.words, "size": self.size, "stride": self.stride}
@@ -149,14 +111,8 @@ class SymbolMap:
     def apply(self, text: str, *, location: str = "", counts: Counter[str] | None = None) -> str:
         """Return the words for the symbols of a text, separated by spaces; white space is ignored.
 
-        With a stride above 1, symbols after the last complete run are ignored.
-
-        Args:
-            location: Of the text, for messages.
-            counts: Receives "unknown symbols" (became `*`) and "symbols behind the last run".
-
-        Raises:
-            DataError: Unknown symbols without a word for `*`, or fewer symbols than `size`.
+        With a stride above 1, symbols after the last complete run are ignored; `counts` receives
+        their number, and that of unknown symbols, which become the word of `*`.
         """
         symbols = "".join(text.split())
         where = f"{location}: " if location else ""
@@ -164,35 +120,32 @@ class SymbolMap:
             raise DataError(f"{where}Found {len(symbols)} symbols, but a word is for {self.size}. Remove the text.")
         runs = [symbols[i : i + self.size] for i in range(0, len(symbols) - self.size + 1, self.stride)]
         any_word = self.words.get(ANY_SYMBOL)
-        found = [self._folded.get(self._fold(run)) for run in runs]
+        found = [self._folded_words.get(self._fold(run)) for run in runs]
         unknown = Counter(run for run, word in zip(runs, found, strict=True) if word is None)
         if unknown and any_word is None:
             listed = ", ".join(f"{run!r} ({n:,} times)" for run, n in unknown.most_common(MAX_LISTED_SYMBOLS))
             more = " and others" if len(unknown) > MAX_LISTED_SYMBOLS else ""
-            raise DataError(
-                f"{where}The symbol map has no word for {listed}{more}. Add them, or one word for all others under '*'."
-            )
+            advice = "Add them, or one word for all others under '*'."
+            raise DataError(f"{where}The symbol map has no word for {listed}{more}. {advice}")
         if counts is not None:
             counts.update(["unknown symbols"] * unknown.total())
             counts.update(["symbols behind the last run"] * ((len(symbols) - self.size) % self.stride))
         return " ".join(word or str(any_word) for word in found)
 
     @cached_property
-    def _has_one_case(self) -> bool:
+    def _fold(self) -> Callable[[str], str]:
         letters = "".join(run for run in self.words if run != ANY_SYMBOL)
-        return letters in (letters.upper(), letters.lower())
+        return str.upper if letters in (letters.upper(), letters.lower()) else str
 
     @cached_property
-    def _folded(self) -> dict[str, str]:
+    def _folded_words(self) -> dict[str, str]:
         return {self._fold(run): word for run, word in self.words.items() if run != ANY_SYMBOL}
-
-    def _fold(self, run: str) -> str:
-        return run.upper() if self._has_one_case else run
 
 
 def _whole_words(vocabulary: Sequence[str]) -> list[str]:
-    """Return the sorted full words of a vocabulary."""
-    for mark in SPACE_MARKS:
+    """Return the sorted words of letters: no pieces (`##ing`), no special tokens."""
+    # With marks for spaces, of byte-level BPE or SentencePiece, words without a mark are pieces.
+    for mark in ("Ġ", "▁"):
         marked = [word.removeprefix(mark) for word in vocabulary if word.startswith(mark)]
         if len(marked) > len(vocabulary) / 4:
             return sorted({word for word in marked if word.isalpha() and word.isascii()})

@@ -1,9 +1,4 @@
-"""Tables of labelled data: CSV, TSV, JSON, parquet, FASTA, plain text and hub data sets.
-
-Rules decide what a file does not say: whether the quotes of a TSV enclose fields
-(`_has_csv_quotes`), whether the first line is a header (`_has_header`), and whether plain text is a
-table (`_delimiter_of_text`).
-"""
+"""Tables of labelled data: CSV, TSV, JSON, parquet, FASTA, plain text and hub data sets."""
 
 import io
 import json
@@ -11,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from stemformer.data.labelled.fasta import read_fasta
-from stemformer.data.labelled.symbol_map import FASTA_SUFFIXES
+from stemformer.data.labelled.fasta import FASTA_SUFFIXES, read_fasta
 from stemformer.data.text.files import (
     HUB_PREFIX,
     STANDARD_INPUT,
+    Inputs,
     decompress,
     find_sources,
     open_file,
@@ -35,26 +29,13 @@ TEXT_NAMES = (
     *("document", "message", "summary", "prompt", "dna", "dna_sequence", "seq"),
 )
 PAIR_NAMES = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text_a", "text_b"),
-    ("text1", "text2"),
-    ("text_1", "text_2"),
-    ("#1_string", "#2_string"),
-    ("string1", "string2"),
-    ("sentence_a", "sentence_b"),
-    ("sentence_1", "sentence_2"),
-    ("query", "passage"),
-    ("query", "document"),
-    ("question", "passage"),
-    ("question", "context"),
-    ("question", "answer"),
-    ("text", "text_pair"),
-    ("s1", "s2"),
-    ("q1", "q2"),
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
+    *(("text_a", "text_b"), ("text1", "text2"), ("text_1", "text_2"), ("#1_string", "#2_string")),
+    *(("string1", "string2"), ("sentence_a", "sentence_b"), ("sentence_1", "sentence_2"), ("query", "passage")),
+    *(("query", "document"), ("question", "passage"), ("question", "context"), ("question", "answer")),
+    *(("text", "text_pair"), ("s1", "s2"), ("q1", "q2")),
 )
+# The label column is the first match in the first group, else the only match in the second.
 LABEL_NAMES = (
     ("label", "gold_label", "labels"),
     (
@@ -63,15 +44,11 @@ LABEL_NAMES = (
         *("emotion", "emotions", "intent", "topic", "tags", "answer_label", "y"),
     ),
 )
-"""Usual names of the label column: the first match in the first group, else the only match in the second."""
-
 _OTHER_NAMES = (
     *("id", "idx", "index", "name", "pair_id", "tokens", "words", "ner_tags", "pos_tags", "context", "answers"),
     *("choice1", "choice_1", "sent1", "ending0", "startphrase", "url", "date", "author", "genre", "lang", "language"),
 )
 _USUAL_NAMES = frozenset((*TEXT_NAMES, *_OTHER_NAMES, *(n for names in (*PAIR_NAMES, *LABEL_NAMES) for n in names)))
-_LONGEST_NAME = 40
-_MOST_WORDS_OF_NAME = 3
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _SENTENCE_END = re.compile(r"[.?!,;:。？！，；：]$")
 _QUOTED_FIELD = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]++|"")*+"(?=\t|$)')
@@ -80,14 +57,7 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of named columns.
-
-    Args:
-        source: File names, for messages.
-        columns: Names in the order of the first file; without header `column1`, `column2`, ...
-        rows: One value per column; those of CSV, TSV and text are strings.
-        locations: Where each row begins, such as `file.csv:12`.
-    """
+    """Rows of named columns (`column1`, ... without header), and where each begins (`file.csv:12`)."""
 
     source: str
     columns: tuple[str, ...]
@@ -96,16 +66,11 @@ class Table:
 
 
 def usual_name(column: str) -> str:
-    """Normalize a column name to the spelling of the lists of usual names.
-
-    Example:
-        >>> usual_name("Sentence A")
-        'sentence_a'
-    """
+    """Normalize a column name: "Sentence A" to "sentence_a"."""
     return column.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def read_table(files: str | Path | Sequence[str | Path], *, errors: str = "strict") -> Table:
+def read_table(files: Inputs, *, errors: str = "strict") -> Table:
     """Read labelled files with the same columns into one table.
 
     Formats by suffix, each also compressed: `.csv`, `.tsv`, `.jsonl`, `.json` (a list of objects,
@@ -113,14 +78,8 @@ def read_table(files: str | Path | Sequence[str | Path], *, errors: str = "stric
     (columns `name`, `sequence` and, if a header has one, `label`);
     `hub:owner/name[:config][:split]`. Anything else is one text per line in the column `text`, or
     TSV if every line has the same number of tabs. `-` is standard input: one object per line if it
-    begins with `{`, else one text per line.
-
-    Args:
-        files: Files, folders, patterns, hub data sets.
-        errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
-
-    Raises:
-        DataError: A file is not in the format of its name, has no rows, or other columns.
+    begins with `{`, else one text per line. `errors` is "strict", or "replace" to decode invalid
+    UTF-8 as U+FFFD.
     """
     sources = find_sources(files)
     tables: list[Table] = []
@@ -129,14 +88,10 @@ def read_table(files: str | Path | Sequence[str | Path], *, errors: str = "stric
         if not pairs:
             raise DataError(f"{source}: The file has no rows. Expected at least one.")
         tables.append(_make_table(source, pairs))
-        columns = tables[0].columns
-        if set(tables[-1].columns) != set(columns):
-            raise DataError(
-                f"{source}: The columns are {quoted(tables[-1].columns)}, but those of {sources[0]} are"
-                f" {quoted(columns)}. Pass files with the same columns."
-            )
-    if len(tables) == 1:
-        return tables[0]
+        columns, found = tables[0].columns, tables[-1].columns
+        if set(found) != set(columns):
+            others = f"those of {sources[0]} are {quoted(columns)}. Pass files with the same columns."
+            raise DataError(f"{source}: The columns are {quoted(found)}, but {others}")
     rows = [{name: row[name] for name in columns} for table in tables for row in table.rows]
     locations = [location for table in tables for location in table.locations]
     return Table(", ".join(sources), columns, rows, locations)
@@ -154,11 +109,7 @@ def _make_table(source: str, pairs: list[tuple[str, dict[str, Any]]]) -> Table:
 
 
 def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str, Any]]:
-    """Return locations and values of JSON: items of a list, an object, or values per line.
-
-    Raises:
-        DataError: Bad JSON, with its line.
-    """
+    """Return locations and values of JSON: items of a list, an object, or values per line."""
     text = read_text(source, errors=errors)
     values = None
     if text.lstrip().startswith("{"):
@@ -168,40 +119,31 @@ def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str,
         except (ValueError, RecursionError) as error:
             # Extra data: the first line is one of several objects.
             if getattr(error, "msg", "") != "Extra data":
-                raise DataError(
-                    f"{source}:{getattr(error, 'lineno', 1)}: Bad JSON ({error}). Expected one object, one list of"
-                    " objects or one object per line."
-                ) from error
-    if values is None:
-        values = list(json_values(iter([text]), source))
+                expected = "Expected one object, one list of objects or one object per line."
+                line = getattr(error, "lineno", 1)
+                raise DataError(f"{source}:{line}: Bad JSON ({error}). {expected}") from error
+    values = values or list(json_values(iter([text]), source))
     if _SURROGATE_ESCAPE.search(text):
-        values = [(location, _replace_all_surrogates(value, location, errors)) for location, value in values]
+        values = [(location, _replaced(value, location, errors)) for location, value in values]
     return values
 
 
 def required_text(record: Mapping[str, Any], names: Sequence[str], location: str) -> str:
-    """Return the first text under one of the keys.
-
-    Raises:
-        DataError: No key exists, or its value is not a string.
-    """
+    """Return the first text under one of the keys; raise if there is none."""
     for name in names:
         if isinstance(record.get(name), str):
             return str(record[name])
     raise DataError(f"{location}: No text under '{names[0]}'. Keys: {quoted(list(record)) or 'none'}. Add it.")
 
 
-def _replace_all_surrogates(value: Any, location: str, errors: str) -> Any:
+def _replaced(value: Any, location: str, errors: str) -> Any:
     """Replace lone surrogates in all strings of a JSON value."""
     if isinstance(value, str):
         return replace_lone_surrogates(value, location, errors=errors)
     if isinstance(value, list):
-        return [_replace_all_surrogates(item, location, errors) for item in value]
+        return [_replaced(item, location, errors) for item in value]
     if isinstance(value, dict):
-        return {
-            _replace_all_surrogates(k, location, errors): _replace_all_surrogates(v, location, errors)
-            for k, v in value.items()
-        }
+        return {_replaced(key, location, errors): _replaced(item, location, errors) for key, item in value.items()}
     return value
 
 
@@ -221,18 +163,13 @@ def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
     text = read_text(source, errors=errors)
     if stem.lower().endswith(FASTA_SUFFIXES):
         return read_fasta(text, source)
-    if source == STANDARD_INPUT:
-        if text.lstrip().startswith("{"):
-            return _json_rows(list(json_values(iter([text]), source)), source)
-        delimiter = None
-    elif kind in (".csv", ".tsv"):
-        delimiter = _delimiter_of_csv(text) if kind == ".csv" else "\t"
-    else:
-        delimiter = _delimiter_of_text(text, stem)
+    if source == STANDARD_INPUT and text.lstrip().startswith("{"):
+        return _json_rows(list(json_values(iter([text]), source)), source)
+    delimiter = None if source == STANDARD_INPUT else _find_delimiter(text, stem, kind)
     if delimiter:
         return _delimited_rows(text, source, delimiter)
     lines = text.split("\n")
-    while lines and not lines[-1].strip():
+    while not lines[-1].strip():
         lines.pop()
     return [(f"{source}:{number}", {"text": line}) for number, line in enumerate(lines, 1)]
 
@@ -243,9 +180,8 @@ def _json_rows(records: list[tuple[str, Any]], source: str) -> list[tuple[str, d
         records = [(f"{source}: data[{number}]", row) for number, row in enumerate(records[0][1]["data"])]
     for location, row in records:
         if not isinstance(row, dict):
-            raise DataError(
-                f"{location}: Expected a JSON object with a key for each column, found {type(row).__name__}."
-            )
+            found = type(row).__name__
+            raise DataError(f"{location}: Expected a JSON object with a key for each column, found {found}.")
     return records
 
 
@@ -253,8 +189,6 @@ def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, d
     """Return locations and rows of CSV or TSV; without a header, columns are numbered."""
     has_quotes = delimiter in ",;" or _has_csv_quotes(text)
     pairs = list(csv_rows(iter([text]), source, delimiter=delimiter, has_quotes=has_quotes))
-    if not pairs:
-        return []
     rows = [row for _, row in pairs]
     names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
     if _has_header(rows):
@@ -269,9 +203,8 @@ def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, d
 def _has_csv_quotes(text: str) -> bool:
     """Return whether quotes of TSV enclose fields, as in CSV, and are not part of the text.
 
-    They do if each is at an end of a field or doubled inside one and, since a text may be a
-    quotation, if they were also needed: a doubled quote, a first line with all fields quoted, or
-    rows with unequal numbers of tabs.
+    They do if each is at an end of a field or doubled inside one and, as a text may be a quotation,
+    if they were needed: a doubled quote, all fields of the first line quoted, or unequal tabs.
     """
     if '"' not in text or '"' in _QUOTED_FIELD.sub("", text):
         return False
@@ -284,38 +217,30 @@ def _has_csv_quotes(text: str) -> bool:
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Return whether the first row is a header.
-
-    It is if a field is a usual column name. Else it is not if a field has no letter, is a number,
-    is longer than a name, ends like a sentence, is repeated in the row, or occurs in its column
-    again, as labels do.
-    """
+    """Return whether the first row is a header: a field is a usual name, or all may be names."""
     first = [field.strip() for field in rows[0]]
     if any(usual_name(field) in _USUAL_NAMES for field in first):
         return True
     if len(set(first)) < len(first) or not all(map(_may_be_name, first)):
         return False
+    # Labels occur in their column again, names do not.
     return not any(row[i].strip() == name for row in rows[1:] for i, name in enumerate(first))
 
 
 def _may_be_name(field: str) -> bool:
-    is_short = 0 < len(field) <= _LONGEST_NAME and len(field.split()) <= _MOST_WORDS_OF_NAME
+    is_short = 0 < len(field) <= 40 and len(field.split()) <= 3
     has_letters = any(character.isalpha() for character in field)
     return is_short and has_letters and not _NUMBER.fullmatch(field) and not _SENTENCE_END.search(field)
 
 
-def _delimiter_of_csv(text: str) -> str:
-    """Return a semicolon or tab if the first line of a CSV has one and no comma, else a comma."""
-    first = next((line for line in text.split("\n") if line.strip()), "")
-    return next((mark for mark in ";\t" if mark in first and "," not in first), ",")
-
-
-def _delimiter_of_text(text: str, stem: str) -> str | None:
-    """Return the delimiter of a file without table suffix, None if it is no table.
-
-    It is a tab (in `.data` files also a comma) if every line has the same number of them.
-    """
+def _find_delimiter(text: str, stem: str, kind: str) -> str | None:
+    """Return the delimiter of a file's columns; None if it is plain text."""
+    if kind == ".tsv":
+        return "\t"
     lines = [line for line in text.split("\n") if line.strip()]
+    if kind == ".csv":
+        return next((mark for mark in ";\t" if mark in lines[0] and "," not in lines[0]), ",")
+    # A table has the same number of tabs (in `.data` files also commas) in every line.
     for delimiter in ",\t" if stem.lower().endswith(".data") else "\t":
         numbers = {line.count(delimiter) for line in lines}
         if len(numbers) == 1 and numbers != {0}:

@@ -5,10 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from stemformer.data.labelled.table import Table, parse_json_lines, read_table, usual_name
-from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, find_sources, read_text, split_suffixes
+from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, read_text, split_suffixes
 from stemformer.data.text.readers import unknown_column
 from stemformer.errors import DataError
 
@@ -23,18 +22,14 @@ _BLANKS = re.compile(r"[ \t]+")
 _COMMENT = re.compile(r"#\s*(id\s|[\w.]+\s*=)")
 _LANGUAGE = re.compile(r"[a-z]{2,3}:")
 _ENTITY_TAG = re.compile(r"([BIESMLU])-(.+)", re.DOTALL)
+# What starts an entity instead of what continues it.
+_STARTS = {"I": "B", "M": "B", "E": "S", "L": "U"}
+_AS_BIOES = {"U-": "S-", "L-": "E-", "M-": "I-"}
 
 
 @dataclass(frozen=True)
 class TaggedSentence:
-    """Sentence of words with one tag per word.
-
-    Args:
-        tags: None if the file has none.
-        location: Where the sentence begins.
-        text: The joined words.
-        offsets: Start and end of each word in `text`.
-    """
+    """Sentence of words with a tag each (or no tags), and each word's start and end in the text."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
@@ -46,30 +41,19 @@ class TaggedSentence:
 def join_tokens(words: Sequence[str], joiners: str | Sequence[str] = " ") -> tuple[str, tuple[tuple[int, int], ...]]:
     """Join words; return the text and the start and end of each word in it.
 
-    Args:
-        joiners: Text between all words, or one string after each word.
-
-    Example:
-        >>> join_tokens(["do", "n't", "!"], ["", " ", ""])
-        ("don't !", ((0, 2), (2, 5), (6, 7)))
+    `joiners` is the text between all words, or one string after each word; the last one is ignored.
     """
     separators = [joiners] * len(words) if isinstance(joiners, str) else joiners
-    text = ""
-    offsets = []
-    for number, word in enumerate(words):
+    text, offsets = "", []
+    for word, separator in zip(words, ["", *separators][: len(words)], strict=True):
+        text += separator
         offsets.append((len(text), len(text) + len(word)))
-        text += word + (separators[number] if number + 1 < len(words) else "")
+        text += word
     return text, tuple(offsets)
 
 
 def read_tagged(
-    files: str | Path | Sequence[str | Path],
-    *,
-    column: str | None = None,
-    joiner: str = " ",
-    errors: str = "strict",
-    needs_tags: bool = True,
-    counts: Counter[str],
+    files: Inputs, *, column: str | None = None, joiner: str = " ", needs_tags: bool = True, counts: Counter[str]
 ) -> list[TaggedSentence]:
     """Read tagged sentences.
 
@@ -80,52 +64,44 @@ def read_tagged(
     (`en:Paris`) is removed.
 
     Args:
-        files: Files, folders, patterns, hub data sets.
         column: Name of the tag column, in CoNLL its number (from 1). Default: the last, or `upos`.
         joiner: Text between words if the file does not say; "" for Chinese characters.
-        errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
-        needs_tags: If not, a missing `column` leaves sentences without tags, and lines may be
-            sentences: if no line has tabs and either their numbers of words differ or no line
-            follows another.
+        needs_tags: If not, a missing `column` means no tags, and lines may be sentences.
         counts: Receives what is skipped.
-
-    Raises:
-        DataError: A line has another number of columns than the others, or a column is missing.
     """
     sentences: list[TaggedSentence] = []
     sources = find_sources(files)
     for source in sources:
-        kind = split_suffixes(source)[1]
-        if source.startswith(HUB_PREFIX) or kind in (".json", ".jsonl", ".parquet"):
-            table = read_table([source], errors=errors)
-            sentences.extend(_sentences_of_table(table, column, joiner, needs_tags=needs_tags))
-            continue
-        text = read_text(source, errors=errors)
-        if source == STANDARD_INPUT and text.lstrip().startswith("{"):
-            sentences.extend(_sentences_of_table(parse_json_lines(text), column, joiner, needs_tags=needs_tags))
-            continue
-        if not needs_tags and kind in (".csv", ".tsv"):
-            raise DataError(
-                f"{source}: Found a table. Expected one word per line, one sentence per line in a .txt file, or JSON"
-                " lines with 'words'."
-            )
-        lines = text.split("\n")
-        first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-        if not needs_tags and _are_sentences(lines):
-            numbered = ((number, tuple(line.split())) for number, line in enumerate(lines, 1))
-            sentences.extend(_make_sentence(words, None, f"{source}:{n}", " ") for n, words in numbered if words)
-            continue
-        read = _read_conllu if CONLLU_LINE.fullmatch(first) else _read_conll
-        sentences.extend(read(lines, source, column, joiner, counts, needs_tags=needs_tags))
+        sentences.extend(_read_source(source, column, joiner, counts, needs_tags=needs_tags))
     if not sentences:
-        raise DataError(
-            f"{', '.join(sources)}: No sentences. Expected one word per line, followed by a tab or space and its tag."
-        )
+        expected = "Expected one word per line, followed by a tab or space and its tag."
+        raise DataError(f"{', '.join(sources)}: No sentences. {expected}")
     return sentences
 
 
+def _read_source(
+    source: str, column: str | None, joiner: str, counts: Counter[str], *, needs_tags: bool
+) -> Iterable[TaggedSentence]:
+    kind = split_suffixes(source)[1]
+    if source.startswith(HUB_PREFIX) or kind in (".json", ".jsonl", ".parquet"):
+        return _read_records(read_table([source]), column, joiner, needs_tags=needs_tags)
+    text = read_text(source)
+    if source == STANDARD_INPUT and text.lstrip().startswith("{"):
+        return _read_records(parse_json_lines(text), column, joiner, needs_tags=needs_tags)
+    if not needs_tags and kind in (".csv", ".tsv"):
+        expected = "one word per line, one sentence per line in a .txt file, or JSON lines with 'words'"
+        raise DataError(f"{source}: Found a table. Expected {expected}.")
+    lines = text.split("\n")
+    if not needs_tags and _are_sentences(lines):
+        numbered = ((number, line.split()) for number, line in enumerate(lines, 1))
+        return [_make_sentence(words, None, f"{source}:{number}", " ") for number, words in numbered if words]
+    first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    read = _read_conllu if CONLLU_LINE.fullmatch(first) else _read_conll
+    return read(lines, source, column, joiner, counts, needs_tags=needs_tags)
+
+
 def _are_sentences(lines: Sequence[str]) -> bool:
-    """Return whether lines are sentences, not words with their tags (see `read_tagged`)."""
+    """Return whether lines are sentences: without tabs, of unequal lengths or all apart."""
     if any("\t" in line for line in lines):
         return False
     widths = {len(line.split()) for line in lines if line.strip()}
@@ -140,14 +116,12 @@ def _make_sentence(
     return TaggedSentence(tuple(words), None if tags is None else tuple(tags), location, text, offsets)
 
 
-def _sentences_of_table(table: Table, column: str | None, joiner: str, *, needs_tags: bool) -> Iterator[TaggedSentence]:
-    """Yield the sentences of records with lists of words and tags."""
+def _read_records(table: Table, column: str | None, joiner: str, *, needs_tags: bool) -> Iterator[TaggedSentence]:
     names = {usual_name(name): name for name in reversed(table.columns)}
     words_column = next((names[name] for name in WORD_COLUMNS if name in names), None)
     if words_column is None:
-        raise DataError(
-            f"{table.source}: No column of words. Columns: {', '.join(table.columns)}. Name the column 'tokens'."
-        )
+        columns = ", ".join(table.columns)
+        raise DataError(f"{table.source}: No column of words. Columns: {columns}. Name the column 'tokens'.")
     if column is not None and column not in table.columns:
         if needs_tags:
             raise unknown_column(table.source, column, table.columns, option="--label-column")
@@ -157,9 +131,8 @@ def _sentences_of_table(table: Table, column: str | None, joiner: str, *, needs_
         words, tags = row[words_column], row[tags_column] if tags_column else None
         for name, value in ((words_column, words), (tags_column, tags)):
             if not isinstance(value, list) and not (value is None and name == tags_column):
-                raise DataError(
-                    f"{location}: Column '{name}' holds {type(value).__name__}, expected a list with an item per word."
-                )
+                found = type(value).__name__
+                raise DataError(f"{location}: Column '{name}' holds {found}, expected a list with an item per word.")
         if tags is not None and len(tags) != len(words):
             raise DataError(f"{location}: Found {len(words)} words, but {len(tags)} tags. Expected one tag per word.")
         if words:
@@ -170,15 +143,13 @@ def _sentences_of_table(table: Table, column: str | None, joiner: str, *, needs_
 def _blocks(lines: Sequence[str], is_skipped: Callable[[str, bool], bool]) -> Iterator[list[int]]:
     """Yield the line numbers of each sentence; `is_skipped(line, is_first)` filters lines."""
     block: list[int] = []
-    for number, line in enumerate(lines):
-        if not line.strip(" \t"):
-            if block:
-                yield block
+    for number, line in enumerate([*lines, ""]):
+        if line.strip(" \t"):
+            if not is_skipped(line, not block):
+                block.append(number)
+        elif block:
+            yield block
             block = []
-        elif not is_skipped(line, not block):
-            block.append(number)
-    if block:
-        yield block
 
 
 def _read_conll(
@@ -202,32 +173,22 @@ def _read_conll(
     prefixes = {match and match[0] for block in blocks for i in block for match in [_LANGUAGE.match(lines[i])]}
     prefix = next(iter(prefixes)) if len(prefixes) == 1 else None
     num_columns = max((len(split(lines[block[0]])) for block in blocks), default=1)
-    tag_index = _column_index(column, num_columns, source, needs_tags=needs_tags)
+    tag_index = None
+    if column is None or (column.isdecimal() and 2 <= int(column) <= num_columns):
+        tag_index = int(column or num_columns) - 1
+    elif needs_tags:
+        what = f"The columns have no names, and '{column}' is not a number from 2 to {num_columns}"
+        raise DataError(f"{source}: {what}. Pass the number of the column with the tags.")
     for block in blocks:
         rows = [split(lines[i].removeprefix(prefix or "")) for i in block]
         expected = len(rows[0]) if len(rows[0]) == 1 else num_columns
         for i, row in zip(block, rows, strict=True):
             if len(row) != expected or not row[0]:
-                raise DataError(
-                    f"{source}:{i + 1}: Found {len(row)} columns ({lines[i]!r}), expected {expected}, beginning with a"
-                    f" word. {'Separate them by one tab.' if has_tabs else 'Repair the line.'}"
-                )
+                what = f"Found {len(row)} columns ({lines[i]!r}), expected {expected}, beginning with a word"
+                advice = "Separate them by one tab." if has_tabs else "Repair the line."
+                raise DataError(f"{source}:{i + 1}: {what}. {advice}")
         tags = [row[tag_index].strip() for row in rows] if tag_index is not None and expected > 1 else None
         yield _make_sentence([row[0] for row in rows], tags, f"{source}:{block[0] + 1}", joiner)
-
-
-def _column_index(column: str | None, num_columns: int, source: str, *, needs_tags: bool) -> int | None:
-    """Return the index of the tags in a file without header; None if missing and not needed."""
-    if column is None:
-        return num_columns - 1
-    if not column.isdecimal() or not 2 <= int(column) <= num_columns:
-        if not needs_tags:
-            return None
-        raise DataError(
-            f"{source}: The columns have no names, and '{column}' is not a number from 2 to {num_columns}."
-            " Pass the number of the column with the tags."
-        )
-    return int(column) - 1
 
 
 def _read_conllu(
@@ -247,10 +208,8 @@ def _read_conllu(
             row = lines[i].split("\t")
             number = _CONLLU_NUMBER.fullmatch(row[0])
             if len(row) != len(CONLLU_COLUMNS) or number is None:
-                raise DataError(
-                    f"{source}:{i + 1}: Found {len(row)} columns, the first {row[0]!r}. Expected the 10 of CoNLL-U,"
-                    " the first the number of a word."
-                )
+                what = f"Found {len(row)} columns, the first {row[0]!r}"
+                raise DataError(f"{source}:{i + 1}: {what}. Expected the 10 of CoNLL-U, the first a word's number.")
             space = "" if "SpaceAfter=No" in row[9].split("|") else joiner
             if number[2]:
                 counts["ranges of words"] += 1
@@ -272,60 +231,32 @@ def _read_conllu(
 
 
 def repair_bio(tags: Sequence[str]) -> tuple[list[str], int]:
-    """Make every entity begin with a tag that begins one; return tags and number of changes.
-
-    Continuations (`I-X`, `M-X`, `E-X`, `L-X`) outside of an entity of their type are replaced.
-
-    Example:
-        >>> repair_bio(["I-PER", "I-PER", "I-LOC", "O"])
-        (['B-PER', 'I-PER', 'B-LOC', 'O'], 2)
-    """
+    """Begin an entity where a tag only continues one; return tags and number of changes."""
     repaired: list[str] = []
-    num_broken = 0
     inside = ""
     for tag in tags:
         found = _ENTITY_TAG.fullmatch(tag)
         mark, kind = found.groups() if found else ("O", "")
-        if mark in "IMEL" and kind != inside:
-            num_broken += 1
-            tag = f"{'B' if mark in 'IM' else 'S' if mark == 'E' else 'U'}-{kind}"
+        is_broken = mark in _STARTS and kind != inside
+        repaired.append(f"{_STARTS[mark]}-{kind}" if is_broken else tag)
         inside = kind if mark in "BIM" else ""
-        repaired.append(tag)
-    return repaired, num_broken
-
-
-_AS_BIOES = {"U": "S", "L": "E", "M": "I"}
+    return repaired, sum(old != new for old, new in zip(tags, repaired, strict=True))
 
 
 def as_bioes(tags: Sequence[str]) -> list[str]:
-    """Convert BILOU and BMES tags to BIOES.
-
-    Example:
-        >>> as_bioes(["U-PER", "O", "B-LOC", "L-LOC"])
-        ['S-PER', 'O', 'B-LOC', 'E-LOC']
-    """
-    return [f"{_AS_BIOES.get(tag[:1], tag[:1])}{tag[1:]}" if tag[1:2] == "-" else tag for tag in tags]
+    """Convert BILOU and BMES tags to BIOES."""
+    return [_AS_BIOES.get(tag[:2], tag[:2]) + tag[2:] for tag in tags]
 
 
 def is_bio(tags: Iterable[str]) -> bool:
-    """Return whether tags mark entities: `O`, or a letter of a scheme and a type (`B-PER`).
-
-    Example:
-        >>> is_bio({"O", "B-PER", "I-PER"}), is_bio({"NOUN", "VERB", "O"}), is_bio({"O"})
-        (True, False, False)
-    """
+    """Return whether tags mark entities: `O`, or a letter of a scheme and a type (`B-PER`)."""
     return find_scheme(tags) is not None
 
 
 def find_scheme(tags: Iterable[str]) -> str | None:
     """Return the entity scheme of tags, "BIO", "IOB1", "BIOES", "BMES" or "BILOU", or None.
 
-    Args:
-        tags: Tags of all sentences in order, or their set, where IOB1 counts as BIO.
-
-    Example:
-        >>> find_scheme(["I-PER", "O", "I-PER", "I-PER", "B-PER"]), find_scheme(["B-PER", "E-PER", "O", "S-LOC"])
-        ('IOB1', 'BIOES')
+    Only the tags of all sentences in order tell IOB1 from BIO; of their set it is BIO.
     """
     marks: set[str] = set()
     has_late_start = has_early_start = False
@@ -341,10 +272,7 @@ def find_scheme(tags: Iterable[str]) -> str | None:
         previous = kind
     if marks <= {"O"}:
         return None
-    if marks & {"L", "U"}:
-        return "BILOU"
-    if "M" in marks:
-        return "BMES"
-    if marks & {"E", "S"}:
-        return "BIOES"
+    for scheme, letters in (("BILOU", "LU"), ("BMES", "M"), ("BIOES", "ES")):
+        if not marks.isdisjoint(letters):
+            return scheme
     return "IOB1" if has_late_start and not has_early_start else "BIO"

@@ -1,11 +1,8 @@
 """Parallel tokenization of documents, in corpus order and constant memory.
 
-The main process splits the corpus into batches of about a megabyte of text, worker processes encode
-them into compact arrays, and results return in corpus order with a bounded number in flight. The
-encoding of a document does not depend on its batch, so any number of workers gives the same bytes.
-
-Workers are spawned, not forked, because a fork of a process whose Rust or OpenMP threads have run
-can hang. They load the tokenizer from its folder and exit when their parent process ends.
+Worker processes encode batches of about a megabyte of text. The encoding of a document does not
+depend on its batch, so any number of workers gives the same bytes. Workers are spawned, not forked,
+because a fork of a process whose Rust or OpenMP threads have run can hang.
 """
 
 import functools
@@ -132,9 +129,8 @@ def _concatenate(documents: list[tuple[EncodedDocument, int, int]], vocab_size: 
     encoded, characters, sizes = zip(*documents, strict=True)
     ids = np.concatenate([document.ids for document in encoded])
     if (largest := int(ids.max())) >= vocab_size:
-        raise TokenizerError(
-            f"The tokenizer returned the id {largest}, its vocabulary has {vocab_size:,}. Save it again, or retrain it."
-        )
+        problem = f"The tokenizer returned the id {largest}, its vocabulary has {vocab_size:,}"
+        raise TokenizerError(f"{problem}. Save it again, or retrain it.")
     lengths = np.array([len(document.ids) for document in encoded], np.int64)
     starts = np.cumsum(lengths) - lengths
     word_starts = np.concatenate([document.word_starts for document in encoded])
@@ -164,11 +160,8 @@ def encode_batches(
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
     """Yield each batch with its encoding, in order; closing the generator stops the workers.
 
-    Args:
-        batches: Consumed lazily; a few per worker are in flight.
-        tokenizer_folder: Folder with the same tokenizer, for the workers.
-        num_workers: Number of processes; None means one per available core. With 1, or little text,
-            none is started.
+    Workers, by default one per core, load the tokenizer from `tokenizer_folder`. For little text,
+    none is started.
     """
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}, expected 1 or more. Leave it out to use all cores.")
@@ -245,18 +238,14 @@ def _exit_with_parent() -> None:
 
 
 def _encode_in_worker(folder: str, fingerprint: str, held_out: float, words: str, texts: list[str]) -> EncodedBatch:
-    return encode_batch(texts, _load_tokenizer(folder, fingerprint), held_out, segment=_load_segmenter(words))
-
-
-_load_segmenter = functools.cache(load_segmenter)
+    tokenizer, segment = _load(folder, fingerprint, words)
+    return encode_batch(texts, tokenizer, held_out, segment=segment)
 
 
 @functools.cache
-def _load_tokenizer(folder: str, fingerprint: str) -> Tokenizer:
+def _load(folder: str, fingerprint: str, words: str) -> tuple[Tokenizer, Segmenter | None]:
     tokenizer = load_tokenizer(folder)
     if tokenizer.fingerprint != fingerprint:
-        raise TokenizerError(
-            f"The tokenizer saved in {folder} has the fingerprint {tokenizer.fingerprint[:12]} after loading, expected "
-            f"{fingerprint[:12]}. Prepare the data again in an empty folder."
-        )
-    return tokenizer
+        found = f"has the fingerprint {tokenizer.fingerprint[:12]} after loading, expected {fingerprint[:12]}"
+        raise TokenizerError(f"The tokenizer saved in {folder} {found}. Prepare the data again in an empty folder.")
+    return tokenizer, load_segmenter(words)

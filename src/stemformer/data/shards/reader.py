@@ -1,7 +1,6 @@
 """Memory-mapped reading of tokenized data: a split as one sequence of tokens.
 
-`manifest.py` describes the files. Positions count tokens from the start of the split. A document is
-in one shard.
+Positions count tokens from the start of the split. A document is in one shard.
 """
 
 from bisect import bisect_right
@@ -18,12 +17,7 @@ from stemformer.errors import DataError
 
 
 def open_shards(folder: str | Path, split: str = "train", *, verify: bool = True) -> "Shards":
-    """Open the split "train" or "held_out" of a folder written by `write_shards`.
-
-    Args:
-        verify: Whether to verify the SHA-256 of the split's files (under a second per gigabyte);
-            otherwise only sizes are checked.
-    """
+    """Open the split "train" or "held_out" of a folder; without `verify`, only sizes are checked."""
     folder = Path(folder)
     manifest = read_manifest(folder)
     if split not in SPLITS:
@@ -57,9 +51,8 @@ class Shards:
         self._words = [_map(file.with_suffix(".word"), np.dtype("u1")) for file in self._files]
         self._ends = np.cumsum([len(ids) for ids in self._ids]).tolist()
         if self._ends[-1] != self.num_tokens:
-            raise _damaged(
-                f"{folder}/{split}", f"holds {self._ends[-1]:,} tokens, its manifest says {self.num_tokens:,}"
-            )
+            problem = f"holds {self._ends[-1]:,} tokens, its manifest says {self.num_tokens:,}"
+            raise _damaged(folder / split, problem)
         for file, ids in zip(self._files, self._ids, strict=True):
             if verify and (largest := int(ids.max())) >= self.vocab_size:
                 raise _damaged(file, f"has the id {largest}, the vocabulary has {self.vocab_size:,}")
@@ -98,9 +91,8 @@ class Shards:
             raise IndexError(f"Span {start}:{stop} is outside the {self.num_tokens:,} tokens of the split.")
         shard = min(bisect_right(self._ends, start), len(self._ends) - 1)
         if stop > self._ends[shard]:
-            raise IndexError(
-                f"Span {start}:{stop} crosses the end of a shard at {self._ends[shard]}. Read one document at a time."
-            )
+            problem = f"Span {start}:{stop} crosses the end of a shard at {self._ends[shard]}"
+            raise IndexError(f"{problem}. Read one document at a time.")
         base = self._ends[shard - 1] if shard else 0
         return shard, start - base, stop - base
 

@@ -68,21 +68,12 @@ def write_shards(
     resume: bool = False,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Tokenize a corpus into a folder and return its manifest.
-
-    The options are those of `stemformer prepare`; `documents`, `column` and `errors` go to
-    `read_documents`.
+    """Tokenize a corpus into a folder and return its manifest; options as in `PrepareOptions`.
 
     Args:
         out: Empty or new folder, or with `resume` that of an interrupted run with equal arguments.
-        num_workers: Number of processes; None means one per available core.
         block_characters: Size of a block. Larger blocks need more memory, a few bytes per token.
         on_bytes: Called with the number of input bytes read since the last call.
-
-    Raises:
-        DataError: `out` is not empty, a split would be empty, or (with `resume`) the inputs or
-            settings have changed.
-        OSError: For example, the disk is full. Resuming continues after the last complete block.
     """
     if not 0 <= held_out < 1:
         raise ConfigError(f"held_out is {held_out}, expected a fraction of at least 0 and below 1, such as 0.01.")
@@ -204,10 +195,9 @@ def _skip_written(batches: Iterable[DocumentBatch], written: Iterable[WrittenBlo
                 break
             num_same += 1
     if num_same < len(written):
-        raise DataError(
-            f"The text of the inputs has changed since the interrupted run (from document "
-            f"{sum(block.documents for block in written[:num_same]) + 1:,} on). Prepare the data again with --overwrite."
-        )
+        first = sum(block.documents for block in written[:num_same]) + 1
+        problem = f"The text of the inputs has changed since the interrupted run (from document {first:,} on)"
+        raise DataError(f"{problem}. Prepare the data again with --overwrite.")
 
 
 def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> WrittenBlock:

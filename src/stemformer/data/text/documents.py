@@ -18,24 +18,13 @@ from itertools import chain
 from pathlib import Path
 from typing import cast
 
-from stemformer.data.text.files import (
-    HUB_PREFIX,
-    decompress,
-    expand_inputs,
-    find_files,
-    open_counted,
-    open_file,
-    split_suffixes,
-    text_blocks,
-    text_lines,
-)
+from stemformer.data.text import files
 from stemformer.data.text.readers import column_texts, csv_column, hub_rows, json_values, parquet_rows
 from stemformer.errors import ConfigError, DataError
 
 DOCUMENTS = ("auto", "line", "blank", "file")
 ERRORS = ("strict", "replace")
 HEAD_CHARACTERS = 1 << 16
-COPY_BYTES = 1 << 20
 _BLANK_LINE = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S")
 _DOC_OPEN = re.compile(r"<doc\s[^\n]*>\s*")
 _DOC_TITLE = re.compile(r'\btitle="(.*?)"(?=\s+\w+=|\s*>\s*$)')
@@ -51,8 +40,6 @@ class Document:
 
 @dataclass(frozen=True)
 class _Options:
-    """Arguments of `read_documents`."""
-
     documents: str
     column: str
     errors: str
@@ -76,41 +63,33 @@ def read_documents(
     (`.gz`, `.xz`, `.zst`, `.bz2`); anything else is plain text.
 
     Args:
-        inputs: Files, folders, patterns (see `find_files`) and hub data sets,
-            `hub:owner/name[:config][:split]`.
+        inputs: Files, folders, patterns (see `find_files`) and hub data sets (see `hub_rows`).
         documents: Unit of plain text: "line", "blank" (blocks separated by blank lines) or "file".
-            "auto" means "file" for archive members and files found in a folder or pattern; for a
-            file named itself "blank" if its first 64 K characters contain a blank line, else "line".
-        column: Column of records that holds the text.
+            "auto" means "file" for archive members and files found in a folder or pattern; for
+            other files "blank" if the first 64 K characters contain a blank line, else "line".
         errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
         on_bytes: Called with numbers of raw (compressed) bytes; their sum is `total_bytes(inputs)`.
         skipped: Receives the number of skipped items by reason.
-
-    Raises:
-        ConfigError: Unknown value of `documents` or `errors` (at the call).
-        DataError: An input does not exist (at the call) or is not in the format of its name;
-            `damaged` if truncated or corrupt.
     """
     for option, value, choices in (("documents", documents, DOCUMENTS), ("errors", errors, ERRORS)):
         if value not in choices:
             raise ConfigError(f"{option} is '{value}', expected one of {', '.join(choices)}.")
     skipped = Counter() if skipped is None else skipped
     options = _Options(documents, column, errors, on_bytes or (lambda _: None), skipped)
-    return _read_inputs(expand_inputs(inputs), options)
+    # Expanded here, not in the iterator, so that missing files raise at the call.
+    return _read_inputs(files.expand_inputs(inputs), options)
 
 
 def total_bytes(inputs: Sequence[str | Path]) -> int | None:
     """Return the size on disk of all inputs; None if one is a hub data set (size unknown)."""
-    if isinstance(inputs, str | Path):
-        inputs = [inputs]
-    if any(str(name).startswith(HUB_PREFIX) for name in inputs):
-        return None
-    return sum(path.stat().st_size for path in find_files(inputs))
+    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
+    is_unknown = any(str(name).startswith(files.HUB_PREFIX) for name in inputs)
+    return None if is_unknown else sum(path.stat().st_size for path in files.find_files(inputs))
 
 
 def _read_inputs(sources: Sequence[tuple[str, bool]], options: _Options) -> Iterator[Document]:
     for source, is_named in sources:
-        if source.startswith(HUB_PREFIX):
+        if source.startswith(files.HUB_PREFIX):
             texts = column_texts(hub_rows(source), options.column)
         else:
             texts = _read_file(source, options, is_named=is_named)
@@ -130,47 +109,41 @@ def _read_file(name: str, options: _Options, *, is_named: bool) -> Iterator[tupl
         num_bytes += number
         options.on_bytes(number)
 
-    with open_file(name) as file:
-        stream, size = file, Path(name).stat().st_size
-        is_empty = size == 0
-        if split_suffixes(name)[1:] != (".parquet", ""):
-            stream = reader = open_counted(file, count)
-            is_empty = not reader.peek(1)
-        if is_empty:
+    with files.open_file(name) as file:
+        size = Path(name).stat().st_size
+        # Parquet needs a seekable file; its row groups report their bytes.
+        is_parquet = files.split_suffixes(name)[1:] == (".parquet", "")
+        stream = cast(io.BufferedReader, file) if is_parquet else files.open_counted(file, count)
+        if not stream.peek(1):
             if is_named:
                 raise DataError(f"{name}: The file is empty (0 bytes). Expected text.")
             options.skipped["empty files"] += 1
             return
-        yield from _read_stream(stream, name, name, options, is_named=is_named, on_group=count)
+        if is_parquet:
+            rows = parquet_rows(stream, name, column=options.column, on_bytes=count)
+            yield from column_texts(rows, options.column)
+        else:
+            yield from _read_stream(stream, name, name, options, is_named=is_named)
         if num_bytes < size:
             options.on_bytes(size - num_bytes)
 
 
 def _read_stream(
-    stream: io.BufferedIOBase,
-    name: str,
-    path: str,
-    options: _Options,
-    *,
-    is_named: bool,
-    on_group: Callable[[int], None] | None = None,
+    stream: io.BufferedIOBase, name: str, path: str, options: _Options, *, is_named: bool
 ) -> Iterator[tuple[str, str | None]]:
     """Yield sources and texts of a file or archive member; `path` tells its format."""
-    _, kind, compression = split_suffixes(path)
-    stream = decompress(stream, name, compression=compression)
+    _, kind, compression = files.split_suffixes(path)
+    stream = files.decompress(stream, name, compression=compression)
     if kind == ".tar":
         yield from _read_tar(stream, name, options)
     elif kind == ".parquet":
         with tempfile.TemporaryFile() as copy:
-            if compression or on_group is None:
-                # Parquet needs a seekable file; its bytes are counted while they are copied.
-                shutil.copyfileobj(stream, copy, COPY_BYTES)
-                copy.seek(0)
-                stream, on_group = cast(io.BufferedIOBase, copy), None
-            rows = parquet_rows(stream, name, column=options.column, on_bytes=on_group)
+            shutil.copyfileobj(stream, copy)
+            copy.seek(0)
+            rows = parquet_rows(cast(io.BufferedIOBase, copy), name, column=options.column)
             yield from column_texts(rows, options.column)
     else:
-        blocks = text_blocks(stream, name, errors=options.errors, skipped=options.skipped)
+        blocks = files.text_blocks(stream, name, errors=options.errors, skipped=options.skipped)
         if kind in (".json", ".jsonl"):
             values = json_values(blocks, name)
             yield from column_texts(values, options.column, errors=options.errors, skipped=options.skipped)
@@ -194,7 +167,6 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def _read_tar(stream: io.BufferedIOBase, name: str, options: _Options) -> Iterator[tuple[str, str | None]]:
-    """Yield sources and texts of the regular, visible files of an archive in their order."""
     try:
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, errors="replace") as tar:
             while (member := tar.next()) is not None:
@@ -208,73 +180,60 @@ def _read_tar(stream: io.BufferedIOBase, name: str, options: _Options) -> Iterat
                 elif member.size == 0:
                     options.skipped["empty files"] += 1
                 else:
-                    yield from _read_stream(
-                        cast(io.BufferedReader, file), f"{name}:{member.name}", member.name, options, is_named=False
-                    )
+                    content, source = cast(io.BufferedReader, file), f"{name}:{member.name}"
+                    yield from _read_stream(content, source, member.name, options, is_named=False)
     except tarfile.TarError as error:
-        raise DataError(
-            f"{name}: Truncated, corrupt or not tar ({error}). Get the file again.", damaged=True
-        ) from error
+        message = f"{name}: Truncated, corrupt or not tar ({error}). Get the file again."
+        raise DataError(message, damaged=True) from error
 
 
 def _read_text(blocks: Iterator[str], name: str, options: _Options, *, is_named: bool) -> Iterator[tuple[str, str]]:
     """Yield sources and texts of plain text or WikiExtractor articles."""
     head = ""
-    for block in blocks:
-        head += block
+    for text in blocks:
+        head += text
         if len(head) >= HEAD_CHARACTERS:
             break
     blocks = chain([head], blocks)
     documents = options.documents
-    if head.lstrip().startswith("<doc "):
-        yield from _read_articles(text_lines(blocks), name, options.skipped)
-        return
     if documents == "auto":
         documents = "file" if not is_named else "blank" if _BLANK_LINE.search(head, 0, HEAD_CHARACTERS) else "line"
-    if documents == "file":
+    lines = files.text_lines(blocks)
+    if head.lstrip().startswith("<doc "):
+        yield from _read_articles(lines, name, options.skipped)
+    elif documents == "file":
         yield name, "".join(blocks)
     elif documents == "line":
-        yield from ((f"{name}:{number}", line) for number, line in enumerate(text_lines(blocks), 1) if line.strip())
+        yield from ((f"{name}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
     else:
-        yield from _read_paragraphs(text_lines(blocks), name)
-
-
-def _read_paragraphs(lines: Iterator[str], name: str) -> Iterator[tuple[str, str]]:
-    """Yield blocks of lines between blank lines, with the number of their first line."""
-    block: list[str] = []
-    for number, line in enumerate(chain(lines, [""]), 1):
-        if line.strip():
-            block.append(line)
-        elif block:
-            yield f"{name}:{number - len(block)}", "\n".join(block)
-            block = []
+        block: list[str] = []
+        for number, line in enumerate(chain(lines, [""]), 1):
+            if line.strip():
+                block.append(line)
+            elif block:
+                yield f"{name}:{number - len(block)}", "\n".join(block)
+                block = []
 
 
 def _read_articles(lines: Iterator[str], name: str, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
     """Yield bodies of `<doc ... title="..."> ... </doc>` without the repeated title."""
     body: list[str] | None = None
-    title, first_line = "", 0
-    for number, line in enumerate(lines, 1):
-        if line.startswith("<doc") and _DOC_OPEN.fullmatch(line):
-            if body is not None:
+    title = source = ""
+    # The tag after the last line ends an article that is still open.
+    for number, line in enumerate(chain(lines, ["<doc >"]), 1):
+        is_open = line.startswith("<doc") and _DOC_OPEN.fullmatch(line)
+        if body is not None and (is_open or line.startswith("</doc>")):
+            if is_open:
                 skipped["articles without </doc>"] += 1
-                yield f"{name}:{first_line}", _without_title(body, title)
-            found = _DOC_TITLE.search(line)
-            body, title, first_line = [], found[1] if found else "", number
-        elif line.startswith("</doc>") and body is not None:
-            yield f"{name}:{first_line}", _without_title(body, title)
+            text = "\n".join(body).lstrip("\n")
+            first, _, rest = text.partition("\n")
+            is_title = first.strip() in (title.strip(), html.unescape(title).strip())
+            yield source, rest if is_title else text
             body = None
         elif body is not None:
             body.append(line)
-        elif line.strip():
+        elif line.strip() and not is_open:
             skipped["lines outside <doc>"] += 1
-    if body is not None:
-        skipped["articles without </doc>"] += 1
-        yield f"{name}:{first_line}", _without_title(body, title)
-
-
-def _without_title(body: list[str], title: str) -> str:
-    """Return the text of an article without a first line that repeats the title."""
-    text = "\n".join(body).lstrip("\n")
-    first, _, rest = text.partition("\n")
-    return rest if first.strip() in (title.strip(), html.unescape(title).strip()) else text
+        if is_open:
+            found = _DOC_TITLE.search(line)
+            body, title, source = [], found[1] if found else "", f"{name}:{number}"

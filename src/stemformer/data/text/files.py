@@ -1,7 +1,7 @@
 """Input files: expansion of names and patterns, decompression, decoding.
 
-Errors name the file (and the archive member). Truncated or corrupt data raises `DataError` with
-`damaged=True`; intact data in another format than the file name says raises it without.
+Truncated or corrupt data raises `DataError` with `damaged=True`, intact data of another format than
+the file name says without.
 """
 
 import bz2
@@ -19,18 +19,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
+import zstandard
+
 from stemformer.errors import DataError
 
+Inputs = str | Path | Sequence[str | Path]
 HUB_PREFIX = "hub:"
 STANDARD_INPUT = "-"
 BLOCK_BYTES = 1 << 18
 SNIFFED_BYTES = 1 << 13
 COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
+_OPENERS: dict[str, Callable[[IO[bytes]], io.BufferedIOBase]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 SHORT_SUFFIXES = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst", ".tbz2": ".tar.bz2", ".ndjson": ".jsonl"}
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tar")
+# First bytes of other files, what they are, and what to do with them.
 MAGIC = (
-    (b"\xff\xfe", "UTF-16 text", "Convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
-    (b"\xfe\xff", "UTF-16 text", "Convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+    ((b"\xff\xfe", b"\xfe\xff"), "UTF-16 text", "Convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
     (b"\x1f\x8b", "gzip data", "Name it .gz"),
     (b"\xfd7zXZ\0", "xz data", "Name it .xz"),
     (b"\x28\xb5\x2f\xfd", "zstd data", "Name it .zst"),
@@ -43,25 +47,22 @@ MAGIC = (
 )
 
 
-def find_files(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
+def find_files(inputs: Inputs) -> list[Path]:
     """Return the files that `inputs` name, without duplicates, in a deterministic order.
 
-    Args:
-        inputs: Files, folders (searched recursively, sorted by name, hidden entries skipped) and
-            patterns with `*`, `**`, `?` or `[...]`. Hub data sets (`hub:...`) are ignored.
-
-    Raises:
-        DataError: `inputs` is empty, a name does not exist, or a folder or pattern holds no file.
+    Inputs are files, folders (searched recursively, sorted by name, hidden entries skipped) and
+    patterns with `*`, `**`, `?` or `[...]`; hub data sets (`hub:...`) are ignored. Each must exist
+    and hold a file.
     """
     return [Path(source) for source, _ in expand_inputs(inputs) if not source.startswith(HUB_PREFIX)]
 
 
-def find_sources(inputs: str | Path | Sequence[str | Path]) -> list[str]:
+def find_sources(inputs: Inputs) -> list[str]:
     """Return files as `find_files` does, plus hub data sets and standard input (`-`)."""
     return list(dict.fromkeys(source for source, _ in expand_inputs(inputs, allow_stdin=True)))
 
 
-def expand_inputs(inputs: str | Path | Sequence[str | Path], *, allow_stdin: bool = False) -> list[tuple[str, bool]]:
+def expand_inputs(inputs: Inputs, *, allow_stdin: bool = False) -> list[tuple[str, bool]]:
     """Return (source, is_named) of files and hub data sets; False: from a folder or pattern."""
     if isinstance(inputs, str | Path):
         inputs = [inputs]
@@ -83,18 +84,16 @@ def expand_inputs(inputs: str | Path | Sequence[str | Path], *, allow_stdin: boo
 
 
 def _files_of(path: Path) -> list[Path]:
-    """Return the files in a folder or matching a pattern; at least one."""
     if path.is_dir():
-        files = _files_below(path)
-        if not files:
-            raise DataError(f"Folder '{path}' holds no file (hidden files are skipped). Put text files into it.")
+        matches, failure = [path], "Folder '{}' holds no file (hidden files are skipped). Put text files into it."
     elif glob.has_magic(str(path)):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
-        if not files:
-            raise DataError(f"Pattern '{path}' matches no file. Check it, and that the shell has not expanded it.")
+        failure = "Pattern '{}' matches no file. Check it, and that the shell has not expanded it."
     else:
         raise DataError(f"File or folder '{path}' does not exist{_nearest_existing(path)}")
+    files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
+    if not files:
+        raise DataError(failure.format(path))
     return files
 
 
@@ -112,7 +111,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _nearest_existing(path: Path) -> str:
-    """Return the rest of the message on a missing path: missing part and similar name."""
+    """Return the end of the message on a missing path: its missing part and a similar name."""
     missing = path
     while not missing.parent.exists() and missing.parent != missing:
         missing = missing.parent
@@ -126,11 +125,7 @@ def _nearest_existing(path: Path) -> str:
 
 
 def open_file(source: str) -> io.BufferedIOBase:
-    """Open a file in binary mode; `-` gives the content of standard input.
-
-    Raises:
-        DataError: The file cannot be opened.
-    """
+    """Open a file in binary mode; `-` is the content of standard input."""
     if source == STANDARD_INPUT:
         return io.BytesIO(sys.stdin.buffer.read())
     try:
@@ -140,13 +135,9 @@ def open_file(source: str) -> io.BufferedIOBase:
 
 
 def read_text(source: str, *, errors: str = "strict") -> str:
-    r"""Return the text of a file or standard input (`-`), with `\n` for CR LF and CR.
+    r"""Return the text of a file or standard input, with `\n` for CR LF and CR; never blank.
 
-    Args:
-        errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
-
-    Raises:
-        DataError: The file cannot be opened, is no UTF-8 text or blank; `damaged` if corrupt.
+    `errors` is "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
     """
     with open_file(source) as file:
         stream = decompress(file, source, compression=split_suffixes(source)[2])
@@ -167,12 +158,7 @@ def nearest_first(name: str, names: Sequence[str]) -> list[str]:
 
 
 def split_suffixes(name: str) -> tuple[str, str, str]:
-    """Return a name without compression suffix, its format ("" for text), its compression.
-
-    Example:
-        >>> split_suffixes("data/Part.JSONL.gz")
-        ('data/Part.JSONL', '.jsonl', '.gz')
-    """
+    """Return a name without compression suffix, its format ("" for text), its compression."""
     lowered = name.lower()
     for short, full in SHORT_SUFFIXES.items():
         if lowered.endswith(short):
@@ -184,117 +170,85 @@ def split_suffixes(name: str) -> tuple[str, str, str]:
 
 
 class _Stream(io.RawIOBase):
-    """Readable stream over a function `read(max_bytes)`, which returns no bytes at the end."""
+    """Readable stream over blocks of bytes."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
-        self._read = read
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self._read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        while not self._rest:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._rest = memoryview(block)
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
 
 
 def open_counted(file: io.BufferedIOBase, on_bytes: Callable[[int], None]) -> io.BufferedReader:
     """Wrap an open file in a stream that reports the number of bytes of each read."""
 
-    def read(size: int) -> bytes:
-        data = file.read(size)
-        if data:
+    def blocks() -> Iterator[bytes]:
+        while data := file.read(BLOCK_BYTES):
             on_bytes(len(data))
-        return data
+            yield data
 
-    return io.BufferedReader(_Stream(read), BLOCK_BYTES)
+    return io.BufferedReader(_Stream(blocks()), BLOCK_BYTES)
 
 
 def decompress(stream: io.BufferedIOBase, name: str, *, compression: str) -> io.BufferedIOBase:
-    """Return a stream of decompressed bytes, or `stream` itself if `compression` is "".
-
-    Concatenated compressed files are read as one. Reading truncated or corrupt data raises
-    `DataError` with `damaged`.
-    """
+    """Return a stream of decompressed bytes; concatenated compressed files are read as one."""
     if not compression:
         return stream
-    failures: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, lzma.LZMAError)
-    read: Callable[[int], bytes]
-    if compression == ".zst":
-        import zstandard
-
-        failures += (zstandard.ZstdError,)
-        read = _zstd_reader(stream)
-    elif compression == ".gz":
-        read = gzip.GzipFile(fileobj=stream).read
-    else:
-        read = (lzma.LZMAFile if compression == ".xz" else bz2.BZ2File)(cast(IO[bytes], stream)).read
-
-    def guarded(size: int) -> bytes:
-        try:
-            return read(size)
-        except failures as error:
-            raise DataError(
-                f"{name}: Truncated, corrupt or not {compression} data ({error}). Get the file again.", damaged=True
-            ) from error
-
-    return io.BufferedReader(_Stream(guarded), BLOCK_BYTES)
+    return io.BufferedReader(_Stream(_decompressed_blocks(stream, name, compression)), BLOCK_BYTES)
 
 
-def _zstd_reader(stream: io.BufferedIOBase) -> Callable[[int], bytes]:
-    """Return a reader of zstd frames that detects truncation; the library's stream does not."""
-    import zstandard
+def _decompressed_blocks(stream: io.BufferedIOBase, name: str, compression: str) -> Iterator[bytes]:
+    try:
+        if compression == ".zst":
+            yield from _zstd_blocks(stream)
+        else:
+            file = _OPENERS[compression](cast(IO[bytes], stream))
+            while data := file.read(BLOCK_BYTES):
+                yield data
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+        message = f"{name}: Truncated, corrupt or not {compression} data ({error}). Get the file again."
+        raise DataError(message, damaged=True) from error
 
+
+def _zstd_blocks(stream: io.BufferedIOBase) -> Iterator[bytes]:
+    """Decompress zstd frames and detect truncation, which the library's own stream does not."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame = decompressor.decompressobj()
-    is_inside, pending, ready = False, b"", memoryview(b"")
-
-    def read(size: int) -> bytes:
-        nonlocal frame, is_inside, pending, ready
-        while not ready:
-            data = pending or stream.read(SNIFFED_BYTES)
-            if not data:
-                if is_inside:
-                    raise EOFError("the last frame is truncated")
-                return b""
-            ready = memoryview(frame.decompress(data))
-            is_inside = not frame.eof
-            pending = frame.unused_data if frame.eof else b""
-            if frame.eof:
-                frame = decompressor.decompressobj()
-        taken, ready = bytes(ready[:size]), ready[size:]
-        return taken
-
-    return read
+    is_inside, pending = False, b""
+    while data := pending or stream.read(SNIFFED_BYTES):
+        yield frame.decompress(data)
+        is_inside, pending = not frame.eof, frame.unused_data
+        if frame.eof:
+            frame = decompressor.decompressobj()
+    if is_inside:
+        raise EOFError("the last frame is truncated")
 
 
 def text_blocks(stream: io.BufferedIOBase, name: str, *, errors: str, skipped: Counter[str]) -> Iterator[str]:
-    r"""Yield blocks of a UTF-8 stream as text, without BOM, with `\n` for CR LF and CR.
-
-    Args:
-        name: File name for messages.
-        errors: "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
-        skipped: Receives "invalid UTF-8 bytes replaced".
-
-    Raises:
-        DataError: Binary data, or not UTF-8 (with the offset of the first invalid byte).
-    """
+    r"""Yield blocks of a UTF-8 stream as text, without BOM, with `\n` for CR LF and CR."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    offset, pending, is_first = 0, b"", True
+    data = stream.read(BLOCK_BYTES)
+    _check_is_text(data, name)
+    offset = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    block = data[offset:]
     while True:
-        data = stream.read(BLOCK_BYTES)
-        if is_first:
-            _check_is_text(data, name)
-        block = pending + data
         text, used = _decode(block, name, offset=offset, final=not data, errors=errors, skipped=skipped)
-        offset, pending = offset + used, block[used:]
-        if is_first:
-            text, is_first = text.removeprefix("\ufeff"), False
-        text = newlines.decode(text, final=not data)
-        if text:
+        if text := newlines.decode(text, final=not data):
             yield text
         if not data:
             return
+        data = stream.read(BLOCK_BYTES)
+        offset, block = offset + used, block[used:] + data
 
 
 def _check_is_text(head: bytes, name: str) -> None:
@@ -311,15 +265,14 @@ def _check_is_text(head: bytes, name: str) -> None:
 def _decode(
     block: bytes, name: str, *, offset: int, final: bool, errors: str, skipped: Counter[str]
 ) -> tuple[str, int]:
-    """Return the text of a block at `offset` of its file, and how many bytes it takes up."""
+    """Return the text of a block at `offset` of its file, and the number of bytes decoded."""
     try:
         return codecs.utf_8_decode(block, "strict", final)
     except UnicodeDecodeError as error:
         if errors == "strict":
-            raise DataError(
-                f"{name}: Not UTF-8: byte 0x{block[error.start]:02x} at offset {offset + error.start}. Convert the file"
-                " to UTF-8, or pass --errors replace if the command has that option."
-            ) from error
+            where = f"byte 0x{block[error.start]:02x} at offset {offset + error.start}"
+            advice = "Convert the file to UTF-8, or pass --errors replace if the command has that option."
+            raise DataError(f"{name}: Not UTF-8: {where}. {advice}") from error
     text, used = codecs.utf_8_decode(block, "replace", final)
     num_replaced = text.count("\ufffd") - block[:used].count("\ufffd".encode())
     skipped["invalid UTF-8 bytes replaced"] += used - (len(text.encode()) - 3 * num_replaced)
@@ -328,15 +281,14 @@ def _decode(
 
 def text_lines(blocks: Iterator[str]) -> Iterator[str]:
     r"""Yield the lines of a text in blocks, without newlines; only `\n` ends a line."""
+    # Lines may span many blocks: joining their pieces once keeps the time linear.
     pieces: list[str] = []
     for block in blocks:
-        first, newline, rest = block.partition("\n")
+        first, *lines = block.split("\n")
         pieces.append(first)
-        if newline:
+        if lines:
             yield "".join(pieces)
-            *lines, last = rest.split("\n")
+            pieces = [lines.pop()]
             yield from lines
-            pieces = [last]
-    last = "".join(pieces)
-    if last:
+    if last := "".join(pieces):
         yield last

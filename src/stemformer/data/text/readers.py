@@ -1,8 +1,6 @@
 """Streaming readers of JSON, CSV, TSV, parquet and hub data sets.
 
-`json_values`, `csv_rows`, `parquet_rows` and `hub_rows` yield records, each with its source: the
-file and the line (parquet and hub: the row) where it begins. `column_texts` and `csv_column` yield
-the text of one column, None for null.
+A source is the file and the line (parquet and hub: the row) where a record begins.
 """
 
 import csv
@@ -17,8 +15,6 @@ from typing import Any, Literal
 from stemformer.data.text.files import HUB_PREFIX, nearest_first, quoted, text_lines
 from stemformer.errors import DataError
 
-LARGEST_FIELD = 1 << 27
-PARQUET_ROWS = 1024
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = re.compile(r"\s*")
 _HUB_SPLITS = re.compile(r"(train|validation|valid|dev|test|unsupervised)\b.*")
@@ -27,15 +23,9 @@ _HUB_SPLITS = re.compile(r"(train|validation|valid|dev|test|unsupervised)\b.*")
 def column_texts(
     records: Iterable[tuple[str, Any]], column: str, *, errors: str | None = None, skipped: Counter[str] | None = None
 ) -> Iterator[tuple[str, str | None]]:
-    r"""Yield a column of records; a list of strings becomes one text with a line for each.
+    """Yield sources and texts of a column, None for null; lists are joined by newlines.
 
-    Args:
-        errors: "strict" to raise on lone surrogates (JSON's `\ud83d`), "replace" to decode them as
-            U+FFFD; None: not checked, since only JSON can hold them.
-        skipped: Receives "lone surrogates replaced".
-
-    Raises:
-        DataError: No object, no such column, no text, or a lone surrogate.
+    `errors` decides about lone surrogates; None does not look for them, as only JSON can hold them.
     """
     for source, record in records:
         if not isinstance(record, dict):
@@ -46,9 +36,8 @@ def column_texts(
         if isinstance(text, list) and all(isinstance(item, str) for item in text):
             text = "\n".join(text)
         if text is not None and not isinstance(text, str):
-            raise DataError(
-                f"{source}: Column '{column}' holds {type(text).__name__}, expected text. Pass --text-column."
-            )
+            found = type(text).__name__
+            raise DataError(f"{source}: Column '{column}' holds {found}, expected text. Pass --text-column.")
         if text and errors is not None:
             text = replace_lone_surrogates(text, source, errors=errors, skipped=skipped)
         if text and "\r" in text:
@@ -57,7 +46,7 @@ def column_texts(
 
 
 def replace_lone_surrogates(text: str, source: str, *, errors: str, skipped: Counter[str] | None = None) -> str:
-    """Replace lone surrogates (from JSON escapes) by U+FFFD; raise if `errors` is "strict"."""
+    r"""Replace lone surrogates (JSON's `\ud83d`) by U+FFFD; raise if `errors` is "strict"."""
     num_lone = 0 if text.isascii() else len(_SURROGATE.findall(text))
     if not num_lone:
         return text
@@ -76,20 +65,17 @@ def json_values(blocks: Iterator[str], name: str) -> Iterator[tuple[str, Any]]:
         if not first.isspace():
             break
     blocks = chain([first], blocks)
-    values = _json_list(blocks, name) if first.lstrip().startswith("[") else _json_lines(blocks, name)
-    yield from ((f"{name}:{line}", value) for line, value in values)
-
-
-def _json_lines(blocks: Iterator[str], name: str) -> Iterator[tuple[int, Any]]:
+    if first.lstrip().startswith("["):
+        yield from ((f"{name}:{line}", value) for line, value in _json_list(blocks, name))
+        return
     for number, line in enumerate(text_lines(blocks), 1):
         if line.strip():
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{name}:{number}: Bad JSON ({error}). Expected one object per line or one list of objects."
-                ) from error
-            yield number, value
+                expected = "Expected one object per line or one list of objects."
+                raise DataError(f"{name}:{number}: Bad JSON ({error}). {expected}") from error
+            yield f"{name}:{number}", value
 
 
 def _json_list(blocks: Iterator[str], name: str) -> Iterator[tuple[int, Any]]:
@@ -151,11 +137,7 @@ def _json_list(blocks: Iterator[str], name: str) -> Iterator[tuple[int, Any]]:
 
 
 def csv_column(blocks: Iterator[str], name: str, *, column: str, delimiter: str) -> Iterator[tuple[str, str | None]]:
-    """Yield a column of a table with a header line; fields may be quoted in CSV, not in TSV.
-
-    Raises:
-        DataError: No such column, a row of another length than the header, or an unclosed quote.
-    """
+    """Yield a column of a table with a header line; fields may be quoted in CSV, not in TSV."""
     rows = csv_rows(blocks, name, delimiter=delimiter, has_quotes=delimiter != "\t")
     for source, row in rows:
         header = [field.strip() for field in row]
@@ -168,16 +150,10 @@ def csv_column(blocks: Iterator[str], name: str, *, column: str, delimiter: str)
 def csv_rows(blocks: Iterator[str], name: str, *, delimiter: str, has_quotes: bool) -> Iterator[tuple[str, list[str]]]:
     """Yield sources and fields of all rows of a table, header included, without empty lines.
 
-    Args:
-        blocks: Text of the file.
-        name: File name for messages and sources.
-        has_quotes: Whether quoted fields may hold delimiters and newlines; else quotes are text.
-
-    Raises:
-        DataError: A row of another length than the first, or an unclosed quote.
+    With `has_quotes`, quoted fields may hold delimiters and newlines; else quotes are text.
     """
     # The csv module has one limit for the process.
-    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
+    csv.field_size_limit(max(csv.field_size_limit(), 1 << 27))
     lines = (line + "\n" for line in text_lines(blocks))
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
@@ -189,10 +165,8 @@ def csv_rows(blocks: Iterator[str], name: str, *, delimiter: str, has_quotes: bo
                 continue
             num_fields = num_fields or len(row)
             if len(row) != num_fields:
-                raise DataError(
-                    f"{source}: {len(row)} fields, but the header has {num_fields}."
-                    " Quote text that contains separators or newlines."
-                )
+                advice = "Quote text that contains separators or newlines."
+                raise DataError(f"{source}: {len(row)} fields, but the header has {num_fields}. {advice}")
             yield source, row
     except csv.Error as error:
         raise DataError(f"{name}:{first_line}: Bad CSV ({error}). Is a quote opened here and not closed?") from error
@@ -201,15 +175,9 @@ def csv_rows(blocks: Iterator[str], name: str, *, delimiter: str, has_quotes: bo
 def parquet_rows(
     file: io.BufferedIOBase, name: str, *, column: str | None = None, on_bytes: Callable[[int], None] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield sources and rows of a seekable parquet file.
+    """Yield sources and rows of a seekable parquet file, with all columns or only one.
 
-    Args:
-        name: File name for messages and sources.
-        column: Read only this column.
-        on_bytes: Called after each row group with its compressed size, all columns included.
-
-    Raises:
-        DataError: No such column; or, with `damaged`, the file cannot be read.
+    `on_bytes` is called after each row group with its compressed size, all columns included.
     """
     import pyarrow
     from pyarrow import parquet
@@ -222,7 +190,7 @@ def parquet_rows(
             raise unknown_column(name, column, names)
         columns = None if column is None else [column]
         for group_number in range(table.num_row_groups):
-            for batch in table.iter_batches(batch_size=PARQUET_ROWS, row_groups=[group_number], columns=columns):
+            for batch in table.iter_batches(batch_size=1024, row_groups=[group_number], columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{name}:{number}", row
@@ -231,21 +199,15 @@ def parquet_rows(
                 on_bytes(sum(group.column(i).total_compressed_size for i in range(group.num_columns)))
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{name}: Truncated, corrupt or not parquet ({reason}). Get the file again.", damaged=True
-        ) from error
+        message = f"{name}: Truncated, corrupt or not parquet ({reason}). Get the file again."
+        raise DataError(message, damaged=True) from error
 
 
 def hub_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield sources and rows of a Hugging Face data set: on the hub, or a local folder.
 
-    Args:
-        name: `hub:owner/name`, `hub:owner/name:config`, `hub:owner/name:split` (if it is a usual
-            name of a split) or `hub:owner/name:config:split`, where the config may be empty. The
-            default split is `train`.
-
-    Raises:
-        DataError: The data set cannot be loaded.
+    `name` is `hub:owner/name[:config][:split]`: a single part is the split if it is a usual name of
+    one. The config may be empty; the default split is `train`.
     """
     import datasets
 
@@ -255,26 +217,16 @@ def hub_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if len(rest) == 1 and _HUB_SPLITS.fullmatch(rest[0]):
         rest.insert(0, "")
     config, split = [*rest, "", ""][:2]
+    source = name
     # `datasets` raises dozens of exception types, its own and those of its dependencies.
     try:
-        records = iter(datasets.load_dataset(path, config or None, split=split or "train", streaming=True))
-        record = next(records, None)
+        records = datasets.load_dataset(path, config or None, split=split or "train", streaming=True)
+        for row, record in enumerate(records, 1):
+            source = f"{name}:{row}"
+            yield source, record
     except Exception as error:
-        raise _hub_failure(name, error) from error
-    row = 0
-    while record is not None:
-        row += 1
-        source = f"{name}:{row}"
-        yield source, record
-        try:
-            record = next(records, None)
-        except Exception as error:
-            raise _hub_failure(source, error) from error
-
-
-def _hub_failure(source: str, error: Exception) -> DataError:
-    reason = (str(error).splitlines() or [""])[0]
-    return DataError(f"{source}: Cannot be read ({type(error).__name__}: {reason}). Check name, split and network.")
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise DataError(f"{source}: Cannot be read ({reason}). Check name, split and network.") from error
 
 
 def unknown_column(source: str, column: str, columns: Sequence[str], *, option: str = "--text-column") -> DataError:

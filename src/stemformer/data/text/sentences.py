@@ -1,15 +1,10 @@
 """Rule-based sentence boundaries for many languages, without a language setting.
 
-Documents are split into training sequences at sentence ends, and sentence-pair objectives need full
-sentences, so the ends must be mostly right, the same everywhere, and fast on gigabytes (hence
-neither a model nor a library):
-
-1. a newline always ends a sentence;
-2. `。！？` and full stops of Devanagari, Arabic, Armenian, Ethiopic, Burmese and Khmer always do;
-3. `. ! ? …` end one if white space follows and then something that may begin a sentence;
-4. a full stop after an abbreviation, an initial, an ordinal or a list number does not.
-
-The abbreviations of all languages apply at once; the next word resolves clashes (`STARTERS`).
+Sentence ends must be mostly right, the same everywhere, and fast on gigabytes (hence neither a
+model nor a library). A newline always ends a sentence, as do `。！？` and full stops of Devanagari,
+Arabic, Armenian, Ethiopic, Burmese and Khmer. `. ! ? …` end one before white space and something
+that may begin a sentence, except a full stop after an abbreviation, an initial, an ordinal or a
+list number. The abbreviations of all languages apply at once; the next word resolves clashes.
 """
 
 import re
@@ -122,7 +117,12 @@ def sentence_ends(text: str) -> list[int]:
             is_end = True
         elif mark in WIDE or not text[end - 1].isspace():
             is_end = following not in "，、；：,;:\n"
-        elif following.islower() or following in NEVER_FIRST or _opens_lower_case(text, end):
+        elif (
+            following.islower()
+            or following in NEVER_FIRST
+            # A quotation mark, bracket or dash before a lower-case word.
+            or (following in OPENERS and _word_at(text, end)[:1].islower())
+        ):
             is_end = False
         else:
             is_end = (
@@ -134,13 +134,7 @@ def sentence_ends(text: str) -> list[int]:
         if is_end:
             ends.append(end)
             start = end
-    ends.append(len(text))
-    return ends
-
-
-def _opens_lower_case(text: str, offset: int) -> bool:
-    """Return whether a quotation mark, bracket or dash at `offset` precedes a lower-case word."""
-    return text[offset] in OPENERS and _word_at(text, offset)[:1].islower()
+    return [*ends, len(text)]
 
 
 def _word_at(text: str, offset: int) -> str:
@@ -157,9 +151,7 @@ def _belongs_to_word(text: str, stop: int, following: int, start: int) -> bool:
     if word.isdigit():
         return _is_ordinal(text, word, begin, start, following)
     kind = _KINDS.get(word.lower())
-    if kind == "title":
-        return True
-    if kind == "number" and text[following].isdigit():
+    if kind == "title" or (kind == "number" and text[following].isdigit()):
         return True
     is_initial = len(word) == 1 and word.isalpha()
     is_acronym = len(word) > 2 and word[1] == "." and all(len(part) == 1 for part in word.split("."))

@@ -1,9 +1,8 @@
 """WordPiece and byte-level BPE tokenization, on top of the `tokenizers` library.
 
-Two additions to the library: (1) Speed. The ids of a word do not depend on its neighbors, so
-documents are cut into chunks where BERT always splits, and each distinct chunk is encoded once. (2)
-Special tokens in text are plain text: `[MASK]` in a corpus becomes ordinary tokens unless
-`parse_special_tokens` is set.
+Speed: the ids of a word do not depend on its neighbors, so documents are cut into chunks where BERT
+always splits, and each distinct chunk is encoded once. Special tokens in text are plain text:
+`[MASK]` in a corpus becomes ordinary tokens unless `parse_special_tokens` is set.
 """
 
 import hashlib
@@ -86,21 +85,12 @@ class _SpecialTokenId:
 class Tokenizer:
     """Vocabulary and rules of tokenization; see `load_tokenizer` and `trainers.py`.
 
-    Args:
-        backend: Tokenizer of the library; its truncation and padding are disabled.
-        lowercase_is_guess: Whether `lowercase` was inferred from the vocabulary.
-
     Attributes:
         kind: "wordpiece" or "bpe".
         vocab_size: Largest id + 1.
         lowercase: Whether text is lower-cased; None without a BERT normalizer.
+        lowercase_is_guess: Whether `lowercase` was inferred from the vocabulary.
         bos_token_id: Id of the token before each text of a causal model; None for `[CLS] a [SEP]`.
-
-    Example:
-        >>> from stemformer.data.tokenization.trainers import train_wordpiece
-        >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
-        >>> tokenizer.decode(tokenizer.encode("not to be").ids)
-        'not to be'
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, lowercase_is_guess: bool = False) -> None:
@@ -162,11 +152,6 @@ class Tokenizer:
         number: int | None = self._backend.token_to_id(token)
         return number
 
-    def id_to_token(self, token_id: int) -> str | None:
-        """Return the token with an id; None if there is none."""
-        token: str | None = self._backend.id_to_token(token_id)
-        return token
-
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """Return the text of ids, special tokens included."""
         text: str = self._backend.decode([int(number) for number in ids], skip_special_tokens=False)
@@ -191,10 +176,8 @@ class Tokenizer:
     def encode_documents(self, texts: Sequence[str], sentence_ends: Sequence[Sequence[int]]) -> list[EncodedDocument]:
         """Return tokens, words and sentences of documents; the fast path for large corpora.
 
-        Args:
-            sentence_ends: Character offsets of the sentence ends of each document (exclusive,
-                ascending). Text after the last end is a sentence too. A token that crosses an end
-                belongs to the later sentence.
+        Sentence ends are character offsets (exclusive, ascending). Text after the last one is a
+        sentence too. A token that crosses an end belongs to the later sentence.
         """
         documents = []
         for text, ends in zip(texts, sentence_ends, strict=True):
@@ -289,9 +272,8 @@ class Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer from a folder, tokenizer.json, vocab.txt, or vocab.json and merges.txt.
 
-    In a folder, tokenizer.json is preferred. For vocab.txt, tokenizer_config.json in the same
-    folder determines lower-casing; if it does not, a vocabulary without upper-case ASCII letters
-    counts as lower-cased and `lowercase_is_guess` is set.
+    A tokenizer_config.json in the same folder determines lower-casing. Without it, a vocab.txt
+    without upper-case ASCII letters counts as lower-cased, and `lowercase_is_guess` is set.
     """
     path = Path(path)
     if path.is_dir():
@@ -321,14 +303,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def bert_backend(vocab: dict[str, int], normalizer: dict[str, Any]) -> tokenizers.Tokenizer:
     """Return BERT's tokenizer of the library; `normalizer` are arguments of BertNormalizer."""
-    backend = tokenizers.Tokenizer(
-        models.WordPiece(
-            vocab,
-            unk_token="[UNK]",
-            continuing_subword_prefix=SUBWORD_PREFIX,
-            max_input_chars_per_word=MAX_WORD_CHARACTERS,
-        )
-    )
+    model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS)
+    backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(**normalizer)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix=SUBWORD_PREFIX)

@@ -1,9 +1,8 @@
 """Training of WordPiece and byte-level BPE tokenizers, independent of the order of texts.
 
-WordPiece training is not left to the `tokenizers` library alone: its trainer numbers characters in
-the order of a hash map and breaks ties between merges by these numbers. Here, words and characters
-are counted first, characters are sorted by (-count, code point), and the trainer receives them and
-their `##` forms as tokens with fixed ids.
+The WordPiece trainer of the `tokenizers` library numbers characters in the order of a hash map and
+breaks ties between merges by these numbers. Here, characters are counted first, sorted by (-count,
+code point), and given to the trainer with their `##` forms as tokens with fixed ids.
 
 Source: Sennrich et al. 2016, section 3.2 (merges, as the library implements them); the 2018 code of
 BERT does not contain its training.
@@ -43,9 +42,7 @@ def train_wordpiece(
     lowercase: bool = False,
     strip_accents: bool | None = None,
     min_frequency: int = 2,
-    seed: int = 0,
-    max_characters: int = 100_000_000,
-    on_text: Callable[[int], None] | None = None,
+    **sampling: Any,
 ) -> Tokenizer:
     """Train a WordPiece tokenizer.
 
@@ -53,45 +50,25 @@ def train_wordpiece(
     forms, and merges. The rarest characters are left out; a word that has one is [UNK].
 
     Args:
-        texts: Documents or lines, read once.
         vocab_size: Number of ids. A small corpus may yield fewer.
         strip_accents: None means the same as `lowercase`.
         min_frequency: Minimum count of a merge.
-        seed: Random seed of the sample if the texts are longer than `max_characters`.
-        max_characters: Size of the sample to train on, which bounds memory.
-        on_text: Called with the number of characters of each text read.
-
-    Example:
-        >>> train_wordpiece(["to be or not to be"], vocab_size=24).tokens[:7]
-        ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'o', 't']
+        sampling: Arguments of `sample_texts`.
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
-    sample = sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text)
-    words = _count_words(sample, normalizer)
+    words = _count_words(sample_texts(texts, **sampling), normalizer)
     alphabet = _choose_alphabet(words, vocab_size)
     vocab = _train_merges(words, alphabet, vocab_size=vocab_size, min_frequency=min_frequency)
     return Tokenizer(bert_backend(vocab, {"lowercase": lowercase, "strip_accents": strip_accents}))
 
 
 def extend_wordpiece(
-    tokenizer: Tokenizer,
-    texts: Iterable[str],
-    *,
-    vocab_size: int,
-    min_frequency: int = 2,
-    seed: int = 0,
-    max_characters: int = 100_000_000,
-    on_text: Callable[[int], None] | None = None,
+    tokenizer: Tokenizer, texts: Iterable[str], *, vocab_size: int, min_frequency: int = 2, **sampling: Any
 ) -> Tokenizer:
     """Add full words of other texts to a WordPiece tokenizer; existing ids are kept.
 
     Words are added by the number of tokens that they save: count x (pieces - 1), where [UNK] counts
     as two pieces. `vocab_size` includes the existing ids.
-
-    Example:
-        >>> tokenizer = train_wordpiece(["to be or not to be"], vocab_size=24)
-        >>> extend_wordpiece(tokenizer, ["not robots", "no robots"], vocab_size=18).tokens[17]
-        'robots'
 
     Source: Hong et al. 2021 (AVocaDo), section 3.1, without its regularization.
     """
@@ -102,8 +79,7 @@ def extend_wordpiece(
         raise TokenizerError(f"vocab_size is {vocab_size:,}: expected more than the {old_size:,} existing ids.")
     settings = json.loads(tokenizer._backend.to_str())
     normalizer, model = tokenizer._backend.normalizer, tokenizer._backend.model
-    sample = sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text)
-    words = _count_words(sample, normalizer)
+    words = _count_words(sample_texts(texts, **sampling), normalizer)
     vocab = settings["model"]["vocab"]
     savings = {
         word: count * max(1, len(model.tokenize(word)) - 1)
@@ -115,24 +91,11 @@ def extend_wordpiece(
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(settings)))
 
 
-def train_byte_bpe(
-    texts: Iterable[str],
-    *,
-    vocab_size: int,
-    min_frequency: int = 2,
-    seed: int = 0,
-    max_characters: int = 100_000_000,
-    on_text: Callable[[int], None] | None = None,
-) -> Tokenizer:
+def train_byte_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int = 2, **sampling: Any) -> Tokenizer:
     """Train a byte-level BPE tokenizer as in GPT-2.
 
     Id 0 is `<|endoftext|>`, followed by the 256 bytes and the merges. Every text can be encoded and
     decodes to itself. The arguments are those of `train_wordpiece`.
-
-    Example:
-        >>> tokenizer = train_byte_bpe(["to be or not to be"], vocab_size=260)
-        >>> tokenizer.decode(tokenizer.encode("not to be 🙂").ids)
-        'not to be 🙂'
 
     Source: Radford et al. 2019, section 2.2; Sennrich et al. 2016, section 3.2.
     """
@@ -148,7 +111,7 @@ def train_byte_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    sample = sample_texts(texts, seed=seed, max_characters=max_characters, on_text=on_text)
+    sample = sample_texts(texts, **sampling)
     if not any(text.strip() for text in sample):
         raise TokenizerError("There is no text to train a tokenizer on. Pass files that contain text.")
     backend.train_from_iterator(sample, trainer)
@@ -156,12 +119,16 @@ def train_byte_bpe(
 
 
 def sample_texts(
-    texts: Iterable[str], *, seed: int, max_characters: int, on_text: Callable[[int], None] | None
+    texts: Iterable[str],
+    *,
+    seed: int = 0,
+    max_characters: int = 100_000_000,
+    on_text: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Return a random sample of texts that does not depend on their order.
 
-    Texts are taken by ascending keyed hash while they fit into `max_characters`; long texts are
-    split into parts.
+    Texts are taken by ascending keyed hash while they fit into `max_characters`, which bounds
+    memory; long texts are split into parts. `on_text` is called with the length of each text.
     """
     key = seed.to_bytes(8, "little", signed=True)
     size = max(1, min(_MAX_PART_CHARACTERS, max_characters // 10))
@@ -195,7 +162,6 @@ def _parts(text: str, size: int) -> Iterator[str]:
 
 
 def _count_words(sample: Iterable[str], normalizer: Any) -> Counter[str]:
-    """Count the normalized words of texts."""
     pattern = chunk_pattern(ideographs=True)
     chunks = Counter(chunk for text in sample for chunk in pattern.findall(text))
     # Each distinct chunk is normalized and split once.
@@ -206,10 +172,9 @@ def _count_words(sample: Iterable[str], normalizer: Any) -> Counter[str]:
             if len(word) <= MAX_WORD_CHARACTERS:
                 words[word] += count
     if not words:
-        raise TokenizerError(
-            f"There are no words to train a tokenizer on, expected text in words of at most {MAX_WORD_CHARACTERS} "
-            "characters. Separate longer runs, such as DNA, by spaces."
-        )
+        expected = f"expected text in words of at most {MAX_WORD_CHARACTERS} characters"
+        advice = "Separate longer runs, such as DNA, by spaces."
+        raise TokenizerError(f"There are no words to train a tokenizer on, {expected}. {advice}")
     return words
 
 
@@ -239,7 +204,6 @@ def _choose_alphabet(words: Counter[str], vocab_size: int) -> list[str]:
 def _train_merges(
     words: Counter[str], alphabet: Sequence[str], *, vocab_size: int, min_frequency: int
 ) -> dict[str, int]:
-    """Return token -> id, by id."""
     characters = [token for token in alphabet if not token.startswith(SUBWORD_PREFIX)]
     known = frozenset(characters)
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -255,7 +219,7 @@ def _train_merges(
     )
     backend.train_from_iterator(_repeat(word for word in sorted(words.items()) if known.issuperset(word[0])), trainer)
     vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-    return dict(sorted(vocab.items(), key=lambda entry: entry[1]))
+    return vocab
 
 
 def _repeat(counts: Iterable[tuple[str, int]], batch_size: int = 1000) -> Iterator[str]:

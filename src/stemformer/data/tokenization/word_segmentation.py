@@ -24,16 +24,7 @@ _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fff
 def join_words(
     text: str, word_starts: Bool[np.ndarray, "n"], offsets: Integer[np.ndarray, "n 2"], segment: Segmenter
 ) -> Bool[np.ndarray, "n"]:
-    """Remove the word starts inside words of several Han characters.
-
-    Args:
-        offsets: Start and end (exclusive) of each token in characters.
-
-    Example:
-        >>> starts, offsets = np.ones(3, bool), np.array([[0, 1], [1, 2], [2, 3]])
-        >>> join_words("我们好", starts, offsets, lambda run: ["我们", "好"])
-        array([ True, False,  True])
-    """
+    """Remove the word starts inside words of several Han characters; offsets as in `Encoding`."""
     inside = np.zeros(len(text) + 1, bool)
     for run in _HAN.finditer(text):
         start = run.start()

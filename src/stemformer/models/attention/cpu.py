@@ -14,28 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Minimum length for which float32 sequences use the flash kernel.
 FLASH_FROM = 384
-"""Minimum length for which float32 sequences use the flash kernel."""
-
+# Bucket lengths are multiples of this: full vector registers, also in bfloat16.
 _LENGTH_MULTIPLE = 32
-"""Bucket lengths are multiples of this: full vector registers, also in bfloat16."""
-
+# Time cost of one more bucket, in number of scores.
 _BUCKET_COST = 2**16
-"""Time cost of one more bucket, in number of scores."""
-
+# Maximum number of scores of a bucket: 2 MiB in bfloat16, which stay in the cache.
 _BUCKET_SCORES = 2**20
-"""Maximum number of scores of a bucket: 2 MiB in bfloat16, which stay in the cache."""
-
+# Minimum number of queries of a causal chunk, which skips the keys after its last query. A chunk is half of a bucket's
+# queries, from 512 a quarter.
 _CAUSAL_QUERIES = 64
-"""Minimum number of queries of a causal chunk, which skips the keys after its last query.
-
-A chunk is half of a bucket's queries, from 512 a quarter."""
-
+# Maximum number of probabilities kept for the backward pass: 8 MiB in bfloat16.
 _KEPT_SCORES = 2**22
-"""Maximum number of probabilities kept for the backward pass: 8 MiB in bfloat16."""
 
+# First query, end, number of visible keys, and number of leading keys without mask.
 _QueryChunk = tuple[int, int, int, int]
-"""First query, end, number of visible keys, and number of leading keys without mask."""
+# Probabilities of each chunk of each bucket; None for a bucket whose probabilities are recomputed.
+_KeptProbabilities = list[list[Tensor] | None]
 
 
 @dataclass(frozen=True)
@@ -236,13 +232,7 @@ def _restore_flat(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tens
 
 
 def forward_cpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    causal: bool,
-    kept: list[list[Tensor] | None] | None = None,
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, kept: _KeptProbabilities | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the output (N, H, K) and the log-sum-exp (N, H), which only flash buckets fill.
 
@@ -251,24 +241,24 @@ def forward_cpu(
     if int(cu_q[-1]) > q.shape[0]:
         raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, but there are {q.shape[0]} tokens.")
     gather_q, gather_k, gather_v = _gatherer(q), _gatherer(k), _gatherer(v)
-    budget = 0 if kept is None else _KEPT_SCORES
-    outputs, logs = [], []
+    outputs, logs, budget = [], [], _KEPT_SCORES
     plan = _plan_for(q, cu_q, cu_k, causal)
     for bucket in plan.buckets:
         bq, bk, bv = gather_q(bucket.q), gather_k(bucket.k), gather_v(bucket.k)  # (B, H, T, K)
+        probabilities: list[Tensor] = []
         if bucket.flash:
             out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(bq, bk, bv, 0.0, causal)
             outputs.append(out)
         else:
-            chunk_outputs, probabilities = _forward_bmm(bq, bk, bv, bucket)
             log = bq.new_zeros(bq.shape[:3], dtype=torch.float32)
-            outputs += chunk_outputs
+            bq, bk, bv = (x.flatten(0, 1) for x in (bq, bk, bv))  # (B*H, T, K)
+            probabilities = [_probabilities(bq, bk, bucket, chunk) for chunk in bucket.chunks]
+            outputs += [torch.bmm(p, bv[:, : p.shape[2]]) for p in probabilities]
         logs.append(log)
         if kept is not None:
-            size = 0 if bucket.flash else sum(p.numel() for p in probabilities)
-            is_kept = not bucket.flash and size <= budget
-            kept.append(probabilities if is_kept else None)
-            budget -= size if is_kept else 0
+            size = sum(p.numel() for p in probabilities)
+            kept.append(probabilities if size <= budget else None)
+            budget -= size if size <= budget else 0
     lse = q.new_zeros(q.shape[:2], dtype=torch.float32)
     if any(bucket.flash for bucket in plan.buckets):
         lse = _restore_flat(logs, plan.q_order, lse)
@@ -285,7 +275,7 @@ def backward_cpu(
     cu_q: Tensor,
     cu_k: Tensor,
     causal: bool,
-    kept: list[list[Tensor] | None] | None = None,
+    kept: _KeptProbabilities | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v; probabilities that were not kept are recomputed."""
     gather_q, gather_k, gather_v, gather_grad, gather_out, gather_lse = map(
@@ -306,19 +296,7 @@ def backward_cpu(
             dq += chunk_dq
         dk.append(block_dk)
         dv.append(block_dv)
-    return (
-        _restore_flat(dq, plan.q_order, q),
-        _restore_flat(dk, plan.k_order, k),
-        _restore_flat(dv, plan.k_order, v),
-    )
-
-
-def _forward_bmm(q: Tensor, k: Tensor, v: Tensor, bucket: _LengthBucket) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the output (B*H, queries, K) and the probabilities of each chunk of queries."""
-    size = q.shape[-1]
-    q, k, v = (x.view(-1, x.shape[2], size) for x in (q, k, v))  # (B*H, T, K)
-    probabilities = [_probabilities(q, k, bucket, chunk) for chunk in bucket.chunks]
-    return [torch.bmm(p, v[:, : p.shape[2]]) for p in probabilities], probabilities
+    return _restore_flat(dq, plan.q_order, q), _restore_flat(dk, plan.k_order, k), _restore_flat(dv, plan.k_order, v)
 
 
 def _probabilities(q: Tensor, k: Tensor, bucket: _LengthBucket, chunk: _QueryChunk) -> Tensor:

@@ -54,9 +54,6 @@ def attend(
         causal: Query i of a sequence attends to key j only if `j <= i + len_k - len_q` (aligned at
             the bottom right).
 
-    Raises:
-        ValueError: A sequence is empty, or (causal) has fewer keys than queries.
-
     Example:
         >>> import torch
         >>> q, k, v = torch.randn(3, 5, 2, 4).unbind()
@@ -86,7 +83,7 @@ def attend(
         needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         # Compute in the dtype of the inputs.
         with torch.autocast("cpu", enabled=False):
-            out = _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, needs_grad)[0]  # type: ignore[no-untyped-call]
+            out = _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, needs_grad)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -105,19 +102,10 @@ def attend_cached(
     millisecond.
 
     Args:
-        qkv: Query, key and value of the new tokens.
         new: Last column of the cache, where their keys and values are written.
         keys: Cached keys of all P columns, the new one included; heads of a sequence are adjacent.
         values: Cached values of all P columns.
         mask: Added to the scores; needed where the cache is padded.
-
-    Example:
-        >>> import torch
-        >>> cache = torch.zeros(2, 1, 2, 2, 3)
-        >>> keys, values = cache.flatten(1, 2).unbind()
-        >>> new = cache.permute(1, 3, 0, 2, 4)[:, 1]
-        >>> attend_cached(torch.randn(1, 3, 2, 3), new=new, keys=keys.mT, values=values).shape
-        torch.Size([1, 6])
     """
     num_sequences, _, _, size = qkv.shape
     q, kv = qkv.split_with_sizes((1, 2), 1)
@@ -138,12 +126,12 @@ def _unused_input(device: torch.device, dtype: torch.dtype) -> Tensor:
 # Operators for compiled graphs
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp (N, H) in float32, used by the flash kernel only."""
-    return forward_cpu(q, k, v, cu_q, cu_k, causal)
-
-
-_attend = torch.library.custom_op("stemformer::attend", _forward, mutates_args=())
+_attend = torch.library.custom_op(
+    "stemformer::attend",
+    forward_cpu,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, bool causal) -> (Tensor, Tensor)",
+)
 
 
 @_attend.register_fake
@@ -151,21 +139,13 @@ def _attend_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
-def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, causal)
-
-
-_attend_backward = torch.library.custom_op("stemformer::attend_backward", _backward, mutates_args=())
+_attend_backward = torch.library.custom_op(
+    "stemformer::attend_backward",
+    backward_cpu,
+    mutates_args=(),
+    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_q, Tensor cu_k, bool causal)"
+    " -> (Tensor, Tensor, Tensor)",
+)
 
 
 @_attend_backward.register_fake
@@ -190,19 +170,15 @@ class _AttendOnCpu(torch.autograd.Function):
     """CPU kernels in eager mode; keeps probabilities of short sequences for the backward."""
 
     @staticmethod
-    def forward(q, k, v, cu_q, cu_k, causal, needs_grad):  # type: ignore[no-untyped-def]
-        kept: list[list[Tensor] | None] | None = [] if needs_grad else None
-        return (*forward_cpu(q, k, v, cu_q, cu_k, causal, kept), kept)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        q, k, v, cu_q, cu_k, ctx.causal, _ = inputs
-        out, lse, ctx.kept = output
+    def forward(ctx, q, k, v, cu_q, cu_k, causal, needs_grad):  # type: ignore[no-untyped-def]
+        ctx.causal, ctx.kept = causal, [] if needs_grad else None
+        out, lse = forward_cpu(q, k, v, cu_q, cu_k, causal, ctx.kept)
         ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
         # Free the probabilities now rather than with the graph; a second backward recomputes them.
         kept, ctx.kept = ctx.kept, None
         q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors

@@ -28,13 +28,6 @@ class GptDecoder:
         rows: Maximum number of sequences decoded in parallel.
         steps: Expected number of decoding steps.
 
-    Attributes:
-        config: Config of the body.
-        cache: Cache of the current batch.
-
-    Raises:
-        ConfigError: The model has no causal-LM head.
-
     Example:
         >>> from stemformer.models.gpt import GptConfig
         >>> from stemformer.models.model import make_model
@@ -46,6 +39,7 @@ class GptDecoder:
         torch.Size([2, 50])
     """
 
+    # Cache of the current batch.
     cache: KeyValueCache
 
     def __init__(self, model: Model, *, rows: int = 1, steps: float = torch.inf) -> None:
@@ -71,24 +65,11 @@ class GptDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]], max_length: int) -> Float[Tensor, "S V"]:
         """Start a new batch: compute the prompts and return the logits of each next token.
 
-        Args:
-            prompts: Token ids; lengths may differ, but none is empty. Only the cache is padded.
-            max_length: Maximum number of tokens of a sequence, new tokens included.
-
-        Raises:
-            ValueError: A prompt is longer than `max_length`.
+        Prompts may differ in length, but none is empty; `max_length` includes new tokens. Only the
+        cache is padded.
         """
-        config, device = self.config, self._word.device
-        lengths = list(map(len, prompts))
-        self.cache = KeyValueCache(
-            config.num_hidden_layers,
-            lengths,
-            max_length,
-            config.num_attention_heads,
-            config.hidden_size // config.num_attention_heads,
-            device=device,
-            dtype=self._dtype,
-        )
+        device, lengths = self._word.device, list(map(len, prompts))
+        self.cache = KeyValueCache(self.config, lengths, max_length, device=device, dtype=self._dtype)
         ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)  # (N,)
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
@@ -99,11 +80,7 @@ class GptDecoder:
         return self._logits(self._norm(x[cu_seqlens[1:].long() - 1]))
 
     def decode_step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
-        """Append one token to each sequence and return the logits of the next.
-
-        Raises:
-            ValueError: The cache is full.
-        """
+        """Append one token to each sequence and return the logits of the next."""
         cache = self.cache
         if cache.has_padding:
             positions = torch.embedding(self._position, cache.positions)  # (S, D)
@@ -138,7 +115,7 @@ class _Layer:
     def prefill(
         self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, block: Tensor, slots: tuple[Tensor, Tensor]
     ) -> Float[Tensor, "N D"]:
-        """Return the states of prompts and write their keys and values, padding excepted."""
+        # Keys and values of all but padding go to the cache.
         qkv = self.qkv(self.attention_norm(x)).to(self._dtype).view(len(x), 3, self.num_heads, -1)
         q, k, v = qkv.unbind(1)  # (N, H, K)
         block.index_put_(slots, qkv[: len(slots[0]), 1:])
@@ -148,7 +125,6 @@ class _Layer:
     def decode_step(
         self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Float[Tensor, "S D"]:
-        """Return the states of the next token of each sequence."""
         num_sequences, _, num_heads, size = new.shape
         qkv = self.qkv(self.attention_norm(x)).view(num_sequences, 3, num_heads, size)
         return self._add_feed_forward(x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask)))

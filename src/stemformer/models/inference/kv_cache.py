@@ -1,46 +1,33 @@
-"""Key-value caches: dense for decoding, flat for prompts with several continuations."""
+"""Dense key-value cache for decoding."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stemformer.models.gpt import GptConfig
+
 
 class KeyValueCache:
     """Dense key-value cache of a batch of S sequences, allocated for the maximum length.
 
-    Sequences are left-padded: all end at the same column, and padding is masked.
-
-    Args:
-        lengths: Number of prompt tokens of each sequence.
-        max_length: Number of columns to allocate: prompt and new tokens of the longest sequence.
-
-    Attributes:
-        length: Number of columns in use.
-
-    Raises:
-        ValueError: A prompt is longer than `max_length`.
+    Sequences are left-padded: all end at the same column, and padding is masked. `lengths` are those
+    of the prompts, `max_length` (columns to allocate) includes new tokens, and `length` is the number
+    of columns in use.
     """
 
     def __init__(
-        self,
-        num_layers: int,
-        lengths: Sequence[int],
-        max_length: int,
-        num_heads: int,
-        head_size: int,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        self, config: GptConfig, lengths: Sequence[int], max_length: int, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.length, self.max_length = max(lengths), max_length
         self._check_length()
         has_padding = min(lengths) < self.length
         # Padding is multiplied by zero, so it must be a finite number.
         make = torch.zeros if has_padding else torch.empty
-        self._set_data(make(num_layers, 2, len(lengths), num_heads, max_length, head_size, device=device, dtype=dtype))
+        num_heads, head_size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, 2, len(lengths), num_heads, max_length, head_size)
+        self._set_data(make(shape, device=device, dtype=dtype))
         self._starts = self.length - torch.tensor(lengths, device=device)  # (S,)
         self._mask: Tensor | None = None  # (S, 1, 1, max_length), -inf for padding
         if has_padding:
@@ -69,11 +56,7 @@ class KeyValueCache:
     def prompt_slots(
         self, positions: Int[Tensor, "N"]
     ) -> tuple[tuple[Float[Tensor, "S P 2 H K"], ...], tuple[Int[Tensor, "N"], Int[Tensor, "N"]]]:
-        """Return each layer's writable block, and each prompt token's sequence and column.
-
-        Args:
-            positions: Position of each token in its prompt, all prompts concatenated.
-        """
+        """Return each layer's writable block, and each prompt token's sequence and column."""
         lengths = self.positions
         sequences = torch.arange(len(lengths), device=positions.device).repeat_interleave(lengths)
         return self._writable.unbind(), (sequences, positions + self._starts[sequences])
@@ -81,12 +64,8 @@ class KeyValueCache:
     def grow(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Add a column for the next token of each sequence.
 
-        Returns:
-            For each layer, where to write keys and values of the new tokens, (S, 2, H, K), and keys
-            (S * H, K, P) and values (S * H, P, K) of all P columns, the new one included.
-
-        Raises:
-            ValueError: The cache is full.
+        Yield for each layer where to write the new keys and values, (S, 2, H, K), and the keys
+        (S * H, K, P) and values (S * H, P, K) of all P columns, the new one included.
         """
         column, self.length = self.length, self.length + 1
         self._check_length()
@@ -112,18 +91,3 @@ class KeyValueCache:
         self._starts = self._starts.index_select(0, rows)
         if self._mask is not None:
             self._mask = self._mask.index_select(0, rows)
-
-
-@dataclass(frozen=True)
-class PromptCache:
-    """Flat key-value cache of prompts, shared by their continuations (`models.gpt.Gpt`).
-
-    Attributes:
-        keys: Keys (N, H, K) of each layer.
-        values: Values (N, H, K) of each layer.
-        cu_seqlens: int32 boundaries of the prompts; the last entry is N.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    cu_seqlens: Int[Tensor, "S1"]

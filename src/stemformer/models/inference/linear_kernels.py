@@ -23,20 +23,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+# Function from rows (R, I) of any dtype to rows (R, O), in float32 or the weight's dtype.
 LinearKernel = Callable[[Tensor], Tensor]
-"""Function from rows (R, I) of any dtype to rows (R, O), in float32 or the weight's dtype."""
 
+# oneDNN is faster for four rows than for fewer; not in bfloat16 with AMX (16 rows).
 _BLOCK_ROWS = 4
-"""oneDNN is faster for four rows than for fewer; not in bfloat16 with AMX (16 rows)."""
-
+# Smaller weights stay in the cache, where a call costs more than reading them.
 _SMALL_WEIGHT = 2**19
-"""Smaller weights stay in the cache, where a call costs more than reading them."""
-
+# Minimum number of calls that pays for an MKL or oneDNN copy.
 _MIN_STEPS_COPY = 8
-"""Minimum number of calls that pays for an MKL or oneDNN copy."""
-
+# Minimum number of calls that pays for FBGEMM packing, which takes 5 to 15 ns per weight.
 _MIN_STEPS_FP16 = 128
-"""Minimum number of calls that pays for FBGEMM packing, which takes 5 to 15 ns per weight."""
 
 
 def make_linear_kernel(
@@ -49,19 +46,9 @@ def make_linear_kernel(
 ) -> LinearKernel:
     """Make a function from rows x to `activation(x @ weight.T + bias)`.
 
-    It accepts any number of rows. On the CPU it holds a copy of the weight, in float32 if the
-    weight is bfloat16 and neither oneDNN nor FBGEMM supports it.
-
-    Args:
-        weight: Weight of a linear layer.
-        bias: Bias of the layer.
-        rows: Usual maximum number of rows of a call.
-        steps: Expected number of calls; a copy is made only if it pays.
-        activation: Activation of the result.
-
-    Example:
-        >>> make_linear_kernel(torch.eye(2), torch.tensor([1.0, 2.0]), rows=1)(torch.tensor([[3.0, 4.0]]))
-        tensor([[4., 6.]])
+    It accepts any number of rows and is made for `rows` and `steps`, the expected number of calls. On
+    the CPU it holds a copy of the weight, if that pays: in float32 if the weight is bfloat16 and
+    neither oneDNN nor FBGEMM supports it.
     """
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     kernel = _choose_kernel(weight, rows=rows, steps=steps)
