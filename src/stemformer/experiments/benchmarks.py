@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stemformer.config import from_toml, nearest, to_toml
+from stemformer.config import from_toml, nearest
 from stemformer.data.labelled.question_answering import Question, read_questions
 from stemformer.data.text.files import HUB_PREFIX
 from stemformer.errors import ConfigError, DataError
@@ -316,7 +316,6 @@ def _conclude(
         results=results,
         missing=missing,
         notes=notes,
-        config=to_toml(config),
     )
     result = {"run": str(folder), "report": str(report), **shared, **extra}
     return {key: value for key, value in result.items() if value not in ([], None)}
