@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stemformer.config import parse_toml
-from stemformer.data.labelled.token_classification import as_bioes, is_bio
+from stemformer.data.labelled.token_classification import as_bioes, has_entity_tags
 from stemformer.io import read_jsonl
 from stemformer.reports.page import Plot, Report, Tile
 from stemformer.reports.plots import plot_curves
@@ -147,7 +147,7 @@ def _text_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
 def _tag_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Return examples of `tag` as pieces of text with labels, those with the most errors first."""
     tags = sorted({tag for example in examples for side in ("gold", "predicted") for tag in example[side]})
-    has_entities = is_bio(tags)
+    has_entities = has_entity_tags(tags)
     names = sorted({tag[2:] for tag in tags if tag[1:2] == "-"}) if has_entities else tags
     hues = {name: round(_GOLDEN_ANGLE * number) % 360 for number, name in enumerate(names)}
     shown = []

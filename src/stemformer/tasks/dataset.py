@@ -16,7 +16,7 @@ from stemformer.data.labelled.question_answering import read_questions
 from stemformer.data.labelled.splits import grouped_split, train_dev_split
 from stemformer.data.labelled.table import read_table
 from stemformer.data.labelled.text_classification import TextExample, choose_columns, make_text_examples
-from stemformer.data.labelled.token_classification import find_scheme, is_bio, read_tagged, repair_bio
+from stemformer.data.labelled.token_classification import find_scheme, has_entity_tags, read_tagged, repair_entity_tags
 from stemformer.data.text.files import HUB_PREFIX, split_suffixes
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
@@ -57,7 +57,7 @@ def read_records(
             # Count tags that continue an entity which has not started, unless the scheme is IOB1, where they start it.
             tagged = [r.tags for r in records if r.tags is not None]
             if find_scheme(tag for tags in tagged for tag in ("O", *tags)) not in (None, "IOB1"):
-                counts.update([_BROKEN_TAGS] * sum(repair_bio(tags)[1] for tags in tagged))
+                counts.update([_BROKEN_TAGS] * sum(repair_entity_tags(tags)[1] for tags in tagged))
         elif config.name == "qa":
             records = read_questions(files, counts=counts)
             if needs_answer:
@@ -282,7 +282,7 @@ def _count_notes(name: str, counts: dict[str, int]) -> list[str]:
 def _label_notes(task: Task, records: Sequence[Any]) -> Iterator[str]:
     """Yield a note if a few tags are no entities, or if the answers look like free text or numbers."""
     labels = [label for label in task.labels if label != "O"]
-    odd = [label for label in labels if not is_bio([label])]
+    odd = [label for label in labels if not has_entity_tags([label])]
     if task.config.name == "tag" and not task.has_entities and "O" in task.labels and 2 * len(odd) < len(labels):
         location = next(r.location for r in records if odd[0] in r.tags)
         others = ", ".join(label for label in labels if label != odd[0])[:40]

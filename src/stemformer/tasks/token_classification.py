@@ -17,7 +17,13 @@ from scipy.special import softmax
 from torch import Tensor
 
 from stemformer.data.examples.batch import IGNORE_INDEX, Batch, Example
-from stemformer.data.labelled.token_classification import TaggedSentence, as_bioes, is_bio, join_tokens, repair_bio
+from stemformer.data.labelled.token_classification import (
+    TaggedSentence,
+    as_bioes,
+    has_entity_tags,
+    join_tokens,
+    repair_entity_tags,
+)
 from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
@@ -42,7 +48,7 @@ class TokenClassification(Task):
 
     def __init__(self, config: TaskConfig, labels: Sequence[str], frequencies: Sequence[int] = ()) -> None:
         super().__init__(config, labels, frequencies)
-        self.has_entities = is_bio(self.labels)
+        self.has_entities = has_entity_tags(self.labels)
         self.main_metric = "f1" if self.has_entities else "accuracy"
         # Tag for words without a token.
         self.filler = "O" if "O" in self.labels else self.labels[0]
@@ -143,7 +149,7 @@ def last_tokens(record: TaggedSentence, encoding: Encoding) -> Int[np.ndarray, "
 def _find_entities(record: TaggedSentence, tags: Sequence[str]) -> list[dict[str, Any]]:
     """Return the entities of a sentence with their character offsets."""
     entities: list[dict[str, Any]] = []
-    for (begin, end), tag in zip(record.offsets, as_bioes(repair_bio(tags)[0]), strict=True):
+    for (begin, end), tag in zip(record.offsets, as_bioes(repair_entity_tags(tags)[0]), strict=True):
         kind = tag.partition("-")[2]
         if tag.startswith(("I-", "E-")) and entities and entities[-1]["type"] == kind:
             entities[-1]["end"] = end

@@ -9,10 +9,10 @@ from stemformer.data.labelled.token_classification import (
     TaggedSentence,
     as_bioes,
     find_scheme,
-    is_bio,
+    has_entity_tags,
     join_tokens,
     read_tagged,
-    repair_bio,
+    repair_entity_tags,
 )
 from stemformer.errors import DataError
 
@@ -202,7 +202,7 @@ def test_mistakes_in_records_raise(tmp_path: Path, record: str, options: dict[st
     ],
 )
 def test_broken_entities_are_repaired(tags: str, repaired: str, num_broken: int) -> None:
-    assert repair_bio(tags.split()) == (repaired.split(), num_broken)
+    assert repair_entity_tags(tags.split()) == (repaired.split(), num_broken)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_broken_entities_are_repaired(tags: str, repaired: str, num_broken: int)
 )
 def test_scheme_is_found(tags: str, scheme: str | None) -> None:
     assert find_scheme(tags.split()) == scheme
-    assert is_bio(set(tags.split())) == (scheme is not None)
+    assert has_entity_tags(set(tags.split())) == (scheme is not None)
 
 
 def test_tags_of_other_schemes_become_bioes() -> None:

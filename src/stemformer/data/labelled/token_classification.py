@@ -230,7 +230,7 @@ def _read_conllu(
             yield _make_sentence(words, tags if is_tagged else None, f"{source}:{block[0] + 1}", joiners)
 
 
-def repair_bio(tags: Sequence[str]) -> tuple[list[str], int]:
+def repair_entity_tags(tags: Sequence[str]) -> tuple[list[str], int]:
     """Begin an entity where a tag only continues one; return tags and number of changes."""
     repaired: list[str] = []
     inside = ""
@@ -248,7 +248,7 @@ def as_bioes(tags: Sequence[str]) -> list[str]:
     return [_AS_BIOES.get(tag[:2], tag[:2]) + tag[2:] for tag in tags]
 
 
-def is_bio(tags: Iterable[str]) -> bool:
+def has_entity_tags(tags: Iterable[str]) -> bool:
     """Return whether tags mark entities: `O`, or a letter of a scheme and a type (`B-PER`)."""
     return find_scheme(tags) is not None
 
