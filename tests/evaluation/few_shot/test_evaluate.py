@@ -194,6 +194,17 @@ def test_text_metrics_equal_sacrebleu(references, texts, tokenize):
     assert result["value"] == result["bleu"] and result["accuracy"] == 0 and result["low"] < result["high"]
 
 
+@pytest.mark.parametrize("metric", ["chrf", "bleu"])
+def test_intervals_of_text_metrics_accept_an_empty_text(metric):
+    # Resamples of only the empty text have no n-grams: sacrebleu scores them 0.0, and others as float32.
+    references = ["the old king sees the river", "the dog runs"]
+    task = PromptTask("{text} {answer}", answer="{text}", output_type="generate_until", metric=metric)
+    items = [FewShotExample({"text": text}, (text,), 0) for text in references]
+    predictions = [FewShotPrediction(0, 0, -1, -1, text="the old king sees a river"), FewShotPrediction(1, 0, -1, -1)]
+    result = aggregate([predictions], task, items)
+    assert 0 <= result["low"] < result["value"] < result["high"]
+
+
 def test_interval_of_zero_has_a_width():
     low, high = wilson_interval(0.0, 50)
     assert low == 0.0 and high == pytest.approx(0.0713, abs=1e-4)

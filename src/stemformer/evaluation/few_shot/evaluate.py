@@ -219,9 +219,18 @@ def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) ->
     from sacrebleu.metrics.bleu import BLEU  # slow to import, and rarely needed
     from sacrebleu.metrics.chrf import CHRF
 
+    class Chrf(CHRF):
+        """sacrebleu's chrF, whose resamples all have float32 scores: their mean refuses other types among them."""
+
+        def _compute_score_from_stats(self, stats: Any) -> Any:
+            score = super()._compute_score_from_stats(stats)
+            if isinstance(stats, np.ndarray):  # a resample; without common n-grams its score is the float 0.0
+                score.score = np.float32(score.score)
+            return score
+
     text = "".join(references)
     language = "char" if _KANA.search(text) else "zh" if _HAN.search(text) else "13a"
-    scorer = CHRF() if metric == "chrf" else BLEU(tokenize=language)
+    scorer = Chrf() if metric == "chrf" else BLEU(tokenize=language)
     score = scorer.corpus_score(list(texts), [list(references)], n_bootstrap=1000)
     middle, half = float(score._mean), float(score._ci)
     return score.score / 100, max(0.0, middle - half) / 100, (middle + half) / 100
