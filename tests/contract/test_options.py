@@ -137,7 +137,6 @@ def test_old_commands_lead_to_commands_that_exist(words):
     assert " ".join(words) in set(commands())
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class MadeUpOptions(Options):
     """Do something.
 

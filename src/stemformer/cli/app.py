@@ -56,7 +56,6 @@ benchmark_app = App(
 app.command(benchmark_app)
 
 
-@o.options
 class FewShotDisplay(o.Options):
     """What fewshot prints instead of results.
 

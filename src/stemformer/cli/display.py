@@ -11,11 +11,10 @@ from typing import Any
 import stemformer
 from stemformer.cli.terminal import Terminal, as_text
 from stemformer.errors import DataError
-from stemformer.options import GenerateOptions, Options, options
+from stemformer.options import GenerateOptions, Options
 from stemformer.progress import Progress, Silent
 
 
-@options
 class DisplayOptions(Options):
     """What a command prints.
 
@@ -39,7 +38,6 @@ class DisplayOptions(Options):
             progress.finish()
 
 
-@options
 class StdinOptions(Options):
     """Standard input.
 

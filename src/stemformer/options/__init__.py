@@ -1,42 +1,43 @@
 """Options of every command, documented once and shared by the command line and the Python API.
 
-Each command has a frozen dataclass, which inherits the groups of options that it shares with
-others. The command line builds its parameters and help from it; `accepts` gives the Python function
-of the command the same options as keywords. Names, defaults and help are defined nowhere else.
+Each command has a frozen dataclass, which inherits the groups of options that it shares with others. The command line
+builds its parameters and help from it; `accepts` gives the Python function of the command the same options as
+keywords. Names, defaults and help are defined nowhere else.
 """
 
-from stemformer.options.experiments import (
-    BenchmarkOptions,
+from stemformer.options.commands import (
     CompareOptions,
-    FewShotOptions,
-    GlueOptions,
-    ScalingLawsOptions,
-    ShowPromptsOptions,
-    SquadOptions,
-)
-from stemformer.options.groups import ComputeOptions, Options, ResumableOptions, TrainSettings, options
-from stemformer.options.inference import (
     EmbedOptions,
     EnvOptions,
     EvaluateOptions,
+    FewShotOptions,
     FillOptions,
+    FinetuneOptions,
     GenerateOptions,
+    GlueOptions,
     InspectOptions,
     LoadOptions,
-    PredictOptions,
-    ReportOptions,
-    RunsOptions,
-    ScoreOptions,
-)
-from stemformer.options.keywords import OLD_NAMES, accepts, read_duration, renamed
-from stemformer.options.training import (
-    FinetuneOptions,
     MakeSyntheticOptions,
     PlanOptions,
+    PredictOptions,
     PrepareOptions,
     PretrainOptions,
     QuickstartOptions,
     RecipesOptions,
-    TaskTrainingOptions,
+    ReportOptions,
+    RunsOptions,
+    ScalingLawsOptions,
+    ScoreOptions,
+    ShowPromptsOptions,
+    SquadOptions,
     TrainTokenizerOptions,
 )
+from stemformer.options.groups import (
+    BenchmarkOptions,
+    ComputeOptions,
+    Options,
+    ResumableOptions,
+    TaskTrainingOptions,
+    TrainSettings,
+)
+from stemformer.options.keywords import OLD_NAMES, accepts, read_duration, renamed

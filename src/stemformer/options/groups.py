@@ -1,15 +1,12 @@
-"""Groups of options that commands share, and the base class of all options."""
+"""Base class of all options, and groups of options that several commands share."""
 
-import dataclasses
 import os
 import re
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
-R = TypeVar("R")
-T = TypeVar("T")
 O = TypeVar("O", bound="Options")  # noqa: E741
 
 ModelName = str | os.PathLike[str]
@@ -24,17 +21,22 @@ PYTHON_ARGUMENT = {"is_positional": True}
 COMMAS = {"commas": True}
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Options:
-    """Base of all options."""
+    """Base of all options: a subclass is a frozen dataclass whose docstring describes its fields."""
 
     # Names of other options of the command that may be missing if there are these.
     replaces: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls) -> None:
+        # What can be inherited is not generated, which keeps --help fast.
+        dataclass(frozen=True, kw_only=True, eq=False, repr=False)(cls)
+
     @classmethod
     def make(cls: type[O], **values: Any) -> O:
         """Return options from values as users pass them: a list, or a single value, where a tuple is expected."""
-        kinds = {item.name: item.type for item in dataclasses.fields(cls)}
+        kinds = {item.name: item.type for item in fields(cls)}
         for name, value in values.items():
             # Paths, and loaded models where a command needs the files.
             if isinstance(value, os.PathLike) and kinds[name] in (str, str | None):
@@ -70,13 +72,6 @@ class Options:
         return found
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
-def options(cls: type[T]) -> type[T]:
-    """Make a frozen dataclass of options; what can be inherited is not generated, which keeps --help fast."""
-    return dataclass(frozen=True, kw_only=True, eq=False, repr=False)(cls)
-
-
-@options
 class ComputeOptions(Options):
     """Options of every command that runs a model.
 
@@ -91,14 +86,12 @@ class ComputeOptions(Options):
     threads: int | None = None
 
 
-@options
 class InferenceOptions(ComputeOptions):
     """Compute options of commands that compare exact scores or generate: fp32 by default."""
 
     precision: str = "fp32"
 
 
-@options
 class TrainComputeOptions(Options):
     """Compute options of training; each overrides the value in the config, section `compute`.
 
@@ -120,7 +113,6 @@ class TrainComputeOptions(Options):
         return {name: getattr(self, name) for name in ("device", "precision", "threads", "compile")}
 
 
-@options
 class OutputOptions(Options):
     """Where a command writes.
 
@@ -133,7 +125,6 @@ class OutputOptions(Options):
     overwrite: bool = False
 
 
-@options
 class ResumableOptions(OutputOptions):
     """Where a command that can be resumed writes.
 
@@ -144,7 +135,6 @@ class ResumableOptions(OutputOptions):
     resume: bool = False
 
 
-@options
 class FileOutputOptions(Options):
     """Where a command writes a file, if it writes one.
 
@@ -157,9 +147,8 @@ class FileOutputOptions(Options):
     overwrite: bool = False
 
 
-@options
-class SettingsOptions(Options):
-    """Overrides of the config.
+class TrainSettings(TrainComputeOptions):
+    """Overrides of the config of a training run.
 
     Attributes:
         settings: Override a config value, for example optimizer.learning_rate=1e-3.
@@ -168,12 +157,6 @@ class SettingsOptions(Options):
     settings: tuple[str, ...] = field(default=(), metadata={"flag": "--set"})
 
 
-@options
-class TrainSettings(SettingsOptions, TrainComputeOptions):
-    """Overrides of the config of a training run."""
-
-
-@options
 class ConfigOptions(TrainSettings):
     """The config of a run: a TOML file, overrides, and the random seed.
 
@@ -188,7 +171,6 @@ class ConfigOptions(TrainSettings):
     seed: int | None = None
 
 
-@options
 class BudgetOptions(Options):
     """How long to train; one of these.
 
@@ -203,7 +185,28 @@ class BudgetOptions(Options):
     time: str | float | None = None
 
 
-@options
+class SeedOptions(Options):
+    """Randomness.
+
+    Attributes:
+        seed: Random seed.
+    """
+
+    seed: int = 0
+
+
+class TextsOptions(InferenceOptions):
+    """A model and the texts that it reads.
+
+    Attributes:
+        texts: Texts.
+        model: Model directory, run directory or hub id.
+    """
+
+    texts: Sequence[str] = field(metadata=ARGUMENT)
+    model: ModelName
+
+
 class TextFileOptions(Options):
     """How text files are read.
 
@@ -222,7 +225,6 @@ class TextFileOptions(Options):
     errors: Literal["strict", "replace"] = "strict"
 
 
-@options
 class LabelledDataOptions(Options):
     """Labelled data of a task, and how it is read.
 
@@ -249,12 +251,45 @@ class LabelledDataOptions(Options):
     kmer: int = 1
 
 
-@options
-class SeedOptions(Options):
-    """Randomness.
+class TaskTrainingOptions(LabelledDataOptions, ConfigOptions, ResumableOptions):
+    """Options that finetune and compare share.
 
     Attributes:
-        seed: Random seed.
+        task: classify: class of a text; pair: class of two texts; tag: a tag for each word; qa: the answer's span in a
+            passage; choice: the right one of several options.
+        model: Model directory, run directory or hub id to start from.
+        epochs: Number of epochs over the training data. Default: 3.
+        steps: Number of optimizer steps, instead of epochs.
+        batch_size: Examples in an optimizer step. Default: from the config, or 32.
+        learning_rate: Peak learning rate. Default: from the config, or 3e-5.
+        num_seeds: Number of runs with consecutive random seeds; from two on, mean and standard deviation are reported.
     """
 
-    seed: int = 0
+    task: TaskName = field(metadata=ARGUMENT)
+    model: str
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    num_seeds: int = 1
+
+
+class BenchmarkOptions(TrainSettings, SeedOptions, ResumableOptions):
+    """Options that the benchmarks share.
+
+    Attributes:
+        model: Model directory, run directory or hub id to start from.
+        num_seeds: Number of runs of each task with consecutive random seeds; from two on, mean and standard deviation
+            are reported.
+        learning_rates: Peak learning rates to try; the best on the dev set is used. Default: those of the BERT paper.
+        epochs: Number of epochs over the training data. Default: 3, for SQuAD 2.0 2.
+        batch_size: Examples (for SQuAD, windows) in an optimizer step. Default: 32, for SQuAD 2.0 48.
+        max_length: Maximum length of an example in tokens. Default: what the model supports, for SQuAD 384.
+    """
+
+    model: str
+    num_seeds: int = 1
+    learning_rates: tuple[float, ...] = field(default=(), metadata=COMMAS)
+    epochs: float | None = None
+    batch_size: int | None = None
+    max_length: int | None = None

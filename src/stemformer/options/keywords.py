@@ -7,10 +7,12 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from stemformer.errors import ConfigError
-from stemformer.options.groups import O, Options, R
+from stemformer.options.groups import O, Options
+
+R = TypeVar("R")
 
 EMPTY, KEYWORD_ONLY = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
 POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
