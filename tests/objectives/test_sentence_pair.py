@@ -328,5 +328,5 @@ def test_transformers_opens_the_full_saved_model_with_the_same_logits(run, tiny)
                 batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
             )
             expected = theirs.eval()(**arguments(batch)).seq_relationship_logits
-            found = ours.next_sentence_logits(states[:1])
+            found = ours.heads["next_sentence"](states[:1])
             torch.testing.assert_close(found, expected, rtol=0, atol=RELATIVE * expected.abs().max().item())

@@ -1,7 +1,4 @@
-"""BERT: config, layers and initialization.
-
-Source: Devlin et al. 2019, section 3; post-norm residual blocks: Vaswani et al. 2017.
-"""
+"""BERT: config, layers and initialization."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,15 +13,13 @@ from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, P
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes and settings of a BERT, under Hugging Face's names.
-
-    In shapes, the first five are V, D, L, H (a divisor of D) and F.
-    """
+    """Sizes and settings of a BERT, under Hugging Face's names."""
 
     model_type: ClassVar[str] = "bert"
     # BERT has no token that ends a document.
     eos_token_id: ClassVar[None] = None
 
+    # V, D, L, H (a divisor of D) and F in shapes.
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -48,10 +43,7 @@ class BertConfig:
 
 
 class BertEmbeddings(nn.Module):
-    """Sum of word, position and segment embeddings, then norm and dropout.
-
-    Source: Devlin et al. 2019, figure 2.
-    """
+    """Sum of word, position and segment embeddings, then norm and dropout."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -105,23 +97,21 @@ class Bert(Body):
     | position embeddings | sinusoids with this root mean square, trained like the other weights |
     | linear biases | 0 |
     | norm weights, biases | 1, 0 |
+    | bias of the masked-LM head | 0; in pre-training log unigram frequencies (`init_output_bias_from_unigrams`) |
 
-    The output bias of the masked-LM head is 0, and in pre-training the log unigram frequencies
-    (`heads.init_output_bias_from_unigrams`). The original code truncates the normal distribution at
-    two standard deviations; this one does not, like Hugging Face's. The original also draws
-    position embeddings from the normal distribution; sinusoids learn adjacent positions sooner
-    (`docs/log.md`).
+    The original truncates the normal distribution at two standard deviations, and uses it for the
+    position embeddings too; sinusoids learn adjacent positions sooner (`docs/log.md`).
 
     Example:
         >>> import torch
         >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        >>> config = BertConfig(vocab_size=50, **sizes)
-        >>> body = Bert(config)
+        >>> body = Bert(BertConfig(vocab_size=50, **sizes))
         >>> ids, positions, cu = torch.tensor([1, 5, 2, 1, 2]), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5])
         >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
         torch.Size([5, 8])
 
-    Source: Devlin et al. 2019, section 3, appendix A.2; sinusoids: Vaswani et al. 2017, section 3.5.
+    Source: Devlin et al. 2019, section 3, figure 2 and appendix A.2; post-norm residual blocks and
+    sinusoids: Vaswani et al. 2017, sections 3.1 and 3.5.
     """
 
     def __init__(self, config: BertConfig) -> None:

@@ -50,8 +50,7 @@ class Body(nn.Module):
     ) -> Any:
         """Return the last hidden states (N, D), or what `return_layers` or `rows` select.
 
-        States are numbered from 0: the embeddings, then the output of each layer, the last one
-        after the final norm.
+        States are numbered: 0 for the embeddings, then each layer's output, the last one normed.
 
         Args:
             input_ids: Token ids of all sequences, concatenated.
@@ -60,9 +59,8 @@ class Body(nn.Module):
             cu_seqlens: int32 sequence boundaries; the last entry is N.
             return_layers: Return `{number: states (N, D)}` for these numbers.
             replace: States (N, D) to substitute, by number.
-            rows: Return the last states of these tokens only (R, D), in this order. The last layer
-                then computes attention outputs and feed-forward for them alone, three quarters of
-                its work. Excludes `return_layers` and `replace`.
+            rows: Return the last states of these tokens only (R, D), in this order, and save three quarters
+                of the last layer's work. Excludes `return_layers` and `replace`.
         """
         n, last, replace = len(input_ids), len(self.layers), replace or {}
         if wrong := {*return_layers, *replace} - set(range(last + 1)):
@@ -78,11 +76,9 @@ class Body(nn.Module):
         for number in range(last + 1):
             # The last layer computes only the rows needed.
             if number == last and rows is not None:
-                if last:
-                    x = self.layers[-1](x, cu_seqlens, max_seqlen, pad_positions(rows))[: len(rows)]
-                else:
-                    x = x.index_select(0, rows)
-                return self.norm(x)  # (R, D)
+                if not last:
+                    return self.norm(x.index_select(0, rows))  # (R, D)
+                return self.norm(self.layers[-1](x, cu_seqlens, max_seqlen, pad_positions(rows))[: len(rows)])
             if number:
                 x = self.layers[number - 1](x, cu_seqlens, max_seqlen)
             if number == last:

@@ -1,8 +1,4 @@
-"""GPT-2: config, layers and initialization of a causal decoder.
-
-Source: Radford et al. 2019, section 2.3 (pre-norm blocks, final norm, residual weights scaled by
-depth); Radford et al. 2018, section 4.1 (learned positions, GELU).
-"""
+"""GPT-2: config, layers and initialization of a causal decoder."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,10 +13,7 @@ from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, P
 
 @dataclass(frozen=True)
 class GptConfig:
-    """Sizes and settings of a GPT, named as in `BertConfig`.
-
-    A saved folder has GPT-2's own names, such as `n_embd`.
-    """
+    """Sizes and settings of a GPT, named as in `BertConfig`; a saved folder has GPT-2's own names."""
 
     model_type: ClassVar[str] = "gpt2"
 
@@ -53,7 +46,7 @@ class GptEmbeddings(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "*b"], position_ids: Int[Tensor, "*b"], token_type_ids: Tensor | None = None
     ) -> Float[Tensor, "*b D"]:
-        """Return the embeddings; `token_type_ids` are ignored, since GPT has no segments."""
+        # GPT has no segments.
         x: Tensor = self.dropout(self.word(input_ids) + self.position(position_ids))
         return x
 
@@ -118,10 +111,11 @@ class Gpt(Body):
     | linear biases | 0 |
     | norm weights, biases | 1, 0 |
 
-    GPT-2 also draws position embeddings from the normal distribution; sinusoids learn adjacent
+    GPT-2 draws position embeddings from the normal distribution too; sinusoids learn adjacent
     positions sooner (`docs/log.md`).
 
-    Source: Radford et al. 2019, section 2.3; sinusoids: Vaswani et al. 2017, section 3.5.
+    Source: Radford et al. 2019, section 2.3 (pre-norm blocks, final norm, residual weights scaled by
+    depth); Radford et al. 2018, section 4.1 (GELU); sinusoids: Vaswani et al. 2017, section 3.5.
     """
 
     config: GptConfig
@@ -144,13 +138,12 @@ class Gpt(Body):
     ) -> tuple[Float[Tensor, "N D"], PromptCache]:
         """Return the last states of sequences that continue cached prompts, and their cache.
 
-        Continuations of one prompt share its cache, so that, for example, the demonstrations of a
-        few-shot prompt are computed once for all questions. Nothing is padded.
+        Continuations of one prompt share its cache, such as the demonstrations of a few-shot prompt.
 
         Args:
-            input_ids: New tokens of all sequences, concatenated.
-            cu_seqlens: int32 boundaries of the new tokens; each sequence has at least one.
-            after: Cache of the prompts; None for sequences without a prompt.
+            input_ids: New tokens of all sequences, at least one each.
+            cu_seqlens: int32 boundaries of the new tokens.
+            after: Cache of the prompts, if any.
             parents: Index of the prompt in `after` of each sequence.
         """
         # Lengths (S,) of new tokens and prompts, and the start of each prompt in the cache.

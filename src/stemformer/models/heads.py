@@ -1,4 +1,9 @@
-"""Heads on top of a body, each a module of its own."""
+"""Heads on top of a body, each a module of its own.
+
+Source: Devlin et al. 2019, section 3.1 (masked LM, next sentence), 4.1 (sequence), 4.2 (span), 4.4 (choice)
+and 5.3 (token); the transform of the masked-LM head and the pooler of the sequence head are only in the
+released code. GPT: Radford et al. 2018, sections 3.1 (causal LM) and 3.2 (sequence).
+"""
 
 import numpy as np
 import torch
@@ -10,15 +15,33 @@ from stemformer.models.gpt import GptConfig
 from stemformer.models.layers import ACTIVATIONS, Dropout, PositionEmbedding, sinusoids
 
 
-class MaskedLmHead(nn.Module):
-    """Masked-LM head: states of scored tokens to vocabulary logits.
+class LmHead(nn.Module):
+    """Language-modeling head: states of scored tokens to vocabulary logits.
 
-    The output matrix is an argument of forward, the body's word embedding; a head that is not tied
-    has its own, `decoder`.
-
-    Source: Devlin et al. 2019, section 3.1, task 1; the transform before the decoder is only in the
-    released code.
+    The output matrix is an argument of forward, the body's word embedding; a head that is not tied has
+    its own, `decoder`.
     """
+
+    decoder: nn.Embedding | None
+    bias: nn.Parameter | None
+
+    def forward(self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "*shape V"]:
+        return nn.functional.linear(*self.projection(states, embedding))
+
+    def projection(
+        self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]
+    ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "V D"], Float[Tensor, "V"] | None]:
+        """Return features, output matrix and bias, of which the logits are the linear function."""
+        return self.features(states), embedding if self.decoder is None else self.decoder.weight, self.bias
+
+    def features(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        return states
+
+
+class MaskedLmHead(LmHead):
+    """Masked-LM head: a transform of the states, the output matrix and a bias."""
+
+    bias: nn.Parameter
 
     def __init__(self, config: BertConfig, *, tied: bool = True) -> None:
         super().__init__()
@@ -28,35 +51,18 @@ class MaskedLmHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
 
-    def forward(self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "*shape V"]:
-        return nn.functional.linear(*self.projection(states, embedding))
-
-    def projection(
-        self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]
-    ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "V D"], Float[Tensor, "V"]]:
-        """Return features, output matrix and bias, of which the logits are the linear function."""
-        x = self.norm(self.activation(self.dense(states)))
-        return x, embedding if self.decoder is None else self.decoder.weight, self.bias
+    def features(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        x: Tensor = self.norm(self.activation(self.dense(states)))
+        return x
 
 
-class CausalLmHead(nn.Module):
-    """Causal-LM head: states to logits of the next token; `tied` as in `MaskedLmHead`.
-
-    Source: Radford et al. 2018, section 3.1.
-    """
+class CausalLmHead(LmHead):
+    """Causal-LM head: the output matrix alone."""
 
     def __init__(self, config: GptConfig, *, tied: bool = True) -> None:
         super().__init__()
+        self.bias = None
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
-
-    def forward(self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "*shape V"]:
-        return nn.functional.linear(*self.projection(states, embedding))
-
-    def projection(
-        self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]
-    ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "V D"], None]:
-        """Return states, output matrix and no bias, of which the logits are the product."""
-        return states, embedding if self.decoder is None else self.decoder.weight, None
 
 
 def _in_float32(linear: nn.Module, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape C"]:
@@ -67,10 +73,7 @@ def _in_float32(linear: nn.Module, x: Float[Tensor, "*shape D"]) -> Float[Tensor
 
 
 class NextSentenceHead(nn.Module):
-    """Next-sentence head: state of `[CLS]` to logits of "follows" (0) and "does not" (1).
-
-    Source: Devlin et al. 2019, section 3.1, task 2.
-    """
+    """Next-sentence head: state of `[CLS]` to logits of "follows" (0) and "does not" (1)."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -83,11 +86,7 @@ class NextSentenceHead(nn.Module):
 
 
 class SequenceHead(nn.Module):
-    """Sequence head: state of `[CLS]` to class logits or a regression value.
-
-    Source: Devlin et al. 2019, section 4.1; the pooler before the classifier is only in the
-    released code.
-    """
+    """State of `[CLS]` to class logits, a regression value, or (1 label) the score of a choice."""
 
     def __init__(self, config: BertConfig, num_labels: int) -> None:
         super().__init__()
@@ -99,18 +98,8 @@ class SequenceHead(nn.Module):
         return _in_float32(self.classifier, self.dropout(torch.tanh(self.pooler(states))))
 
 
-class ChoiceHead(SequenceHead):
-    """Multiple-choice head: state of `[CLS]` of each option to its score; `num_labels` is 1.
-
-    Source: Devlin et al. 2019, section 4.4.
-    """
-
-
 class GptSequenceHead(nn.Module):
-    """Sequence head of a GPT: state of the last token to class logits or a regression value.
-
-    Source: Radford et al. 2018, section 3.2.
-    """
+    """Sequence head of a GPT: state of the last token to class logits or a regression value."""
 
     def __init__(self, config: GptConfig, num_labels: int) -> None:
         super().__init__()
@@ -121,10 +110,7 @@ class GptSequenceHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Token head: states of words to tag logits.
-
-    Source: Devlin et al. 2019, section 5.3.
-    """
+    """Token head: states of words to tag logits."""
 
     def __init__(self, config: BertConfig | GptConfig, num_labels: int) -> None:
         super().__init__()
@@ -136,10 +122,7 @@ class TokenHead(nn.Module):
 
 
 class SpanHead(nn.Module):
-    """Span head: states of all tokens to logits of the answer's start and end.
-
-    Source: Devlin et al. 2019, section 4.2.
-    """
+    """Span head: states of all tokens to logits of the answer's start and end."""
 
     def __init__(self, config: BertConfig | GptConfig, num_labels: int = 2) -> None:
         super().__init__()
@@ -150,20 +133,15 @@ class SpanHead(nn.Module):
 
 
 def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:
-    """Set the output bias of a `MaskedLmHead` to log unigram frequencies, add-one smoothed.
-
-    Learning them takes about the first hundred steps otherwise (`docs/log.md`).
-    """
+    """Set the output bias of a `MaskedLmHead` to log unigram frequencies, add-one smoothed."""
+    # Learning them takes about the first hundred steps otherwise (`docs/log.md`).
     assert isinstance(head, MaskedLmHead)
     smoothed = torch.from_numpy(counts.astype(np.float64)) + 1
     head.bias.data.copy_((smoothed / smoothed.sum()).log())
 
 
 def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
-    """Initialize in place, in definition order, by the table in the body's docstring.
-
-    The attribute `init_scale` of a linear layer multiplies `std`.
-    """
+    """Initialize in place, in definition order, by the body's table; a layer's `init_scale` multiplies `std`."""
     for part in module.modules():
         if isinstance(part, PositionEmbedding):
             part.weight.data.copy_(sinusoids(*part.weight.shape) * std * 2**0.5)

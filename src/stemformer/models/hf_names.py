@@ -1,8 +1,7 @@
 """Parameter names: ours and Hugging Face's, one table per architecture, both directions.
 
-A row is `our module: their modules`; both have the same `weight` and `bias`. `{i}` is the layer
-number. Several modules on the right are concatenated along the first axis; the weight of a module
-that ends in `^T` is stored transposed.
+A row is `our module: their modules`, concatenated along the first axis; both have the same `weight` and
+`bias`. `{i}` is the layer number; the weight of a module that ends in `^T` is stored transposed.
 """
 
 import re

@@ -21,9 +21,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 def pad_to_bucket(x: Float[Tensor, "N D"]) -> Float[Tensor, "N2 D"]:
     """Pad states on the CPU with at most 1 in 32 rows of zeros, so that few different N occur.
 
-    For each new shape, the CPU's matrix library compiles and caches a kernel, which costs a small
-    model time and memory when each batch has another N (`docs/log.md`). Padding belongs to no
-    sequence and has zero gradient. On other devices, return the states as they are.
+    For each new shape, the CPU's matrix library compiles and caches a kernel (`docs/log.md`).
+    Padding belongs to no sequence and has zero gradient.
     """
     return x if x.device.type != "cpu" else nn.functional.pad(x, (0, 0, 0, _padding(len(x))))
 
@@ -40,11 +39,9 @@ def _padding(n: int) -> int:
 class WordEmbedding(nn.Embedding):
     """Word embedding with a sparse or persistent gradient on the CPU."""
 
-    # The gradient of the lookup holds only the rows looked up. If the loss has a dense gradient of the same matrix
-    # (a tied LM head), adding these few rows to it saves a dense block of zeros.
+    # The lookup's gradient holds only the rows looked up, to be added to the dense gradient of a tied LM head.
     has_sparse_gradient = False
-    # Dense gradient that persists over steps, for a matrix without any other gradient: only the rows looked up are
-    # zeroed. None makes a new gradient at each step.
+    # Dense gradient that persists over steps, for a matrix without another gradient: only rows looked up are zeroed.
     kept_gradient: Tensor | None = None
 
     def forward(self, input_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
@@ -82,9 +79,8 @@ def sinusoids(length: int, size: int) -> Float[Tensor, "T D"]:
 class Dropout(nn.Module):
     """Dropout: in training, zero each value with probability `rate` and scale the others up.
 
-    On the CPU, one random byte decides for each value, and eight bytes are generated at once,
-    several times faster than Bernoulli sampling. The rate is therefore rounded to a multiple of
-    1/256 (0.1 becomes 26/256 = 0.1016), and so is the scale.
+    On the CPU, one random byte decides for each value, several times faster than Bernoulli sampling;
+    rate and scale are therefore rounded to multiples of 1/256 (0.1 becomes 26/256 = 0.1016).
 
     Source: Srivastava et al. 2014, section 4.
     """
@@ -122,10 +118,9 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head self-attention within each sequence.
+    """Multi-head self-attention within each sequence; if `causal`, to a token itself and earlier ones only.
 
-    The rows of `qkv` are those of the queries, then keys, then values. If `causal`, a token attends
-    to itself and earlier tokens only.
+    The rows of `qkv` are those of the queries, then keys, then values.
 
     Source: Vaswani et al. 2017, section 3.2.2.
     """

@@ -14,8 +14,8 @@ from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.gpt import Gpt, GptConfig
 from stemformer.models.heads import (
     CausalLmHead,
-    ChoiceHead,
     GptSequenceHead,
+    LmHead,
     MaskedLmHead,
     NextSentenceHead,
     SequenceHead,
@@ -57,7 +57,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=BertConfig,
         body=Bert,
         heads={"masked_lm": MaskedLmHead, "next_sentence": NextSentenceHead},
-        task_heads={"sequence": SequenceHead, "token": TokenHead, "span": SpanHead, "choice": ChoiceHead},
+        task_heads={"sequence": SequenceHead, "token": TokenHead, "span": SpanHead, "choice": SequenceHead},
         parameter_names=hf_names.BERT,
         hf_classes={
             frozenset[str](): "BertModel",
@@ -105,24 +105,19 @@ class Model(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     @property
-    def lm_head(self) -> MaskedLmHead | CausalLmHead:
+    def lm_head(self) -> LmHead:
         """The language-modeling head; a model has at most one."""
-        return next(head for head in self.heads.values() if isinstance(head, MaskedLmHead | CausalLmHead))
+        return next(head for head in self.heads.values() if isinstance(head, LmHead))
 
     def lm_logits(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape V"]:
         """Return vocabulary logits: of masked tokens (masked LM) or of next tokens (causal LM)."""
-        logits: Tensor = self.lm_head(states, self.body.embeddings.word.weight)
-        return logits
+        return nn.functional.linear(*self.lm_projection(states))
 
     def lm_projection(
-        self, states: Float[Tensor, "M D"]
-    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"], Float[Tensor, "V"] | None]:
+        self, states: Float[Tensor, "*shape D"]
+    ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "V D"], Float[Tensor, "V"] | None]:
         """Return features, weight and bias, with logits = features @ weight.T + bias."""
         return self.lm_head.projection(states, self.body.embeddings.word.weight)
-
-    def next_sentence_logits(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
-        logits: Tensor = self.heads["next_sentence"](states)
-        return logits
 
     def share_word_gradient(self) -> None:
         """Use sparse lookup gradients if the tied LM head's gradient is dense anyway."""

@@ -1,8 +1,7 @@
 """Plain reference forward: padded, eager, with all states and attention weights.
 
-It computes what a body's own forward computes, from the same weights, with nothing but matrix
-products and softmax, and takes memory for all (T, T) attention weights. Use it for attention maps,
-for graphs to be exported (`torch.export`), and as the reference in tests.
+It computes what a body's own forward computes with nothing but matrix products and softmax: for
+attention maps, for graphs to be exported (`torch.export`), and as the reference in tests.
 
 Source: Vaswani et al. 2017, sections 3.1 to 3.3; norm placement: `norm_first` of the body's layers.
 """
@@ -35,8 +34,7 @@ def plain_forward(
 ) -> PlainOutput:
     """Compute all hidden states and attention weights of a body on padded sequences.
 
-    Logits come from the ordinary heads, as in `model.lm_logits(output.hidden_states[-1])`. Dropout
-    follows the body's training mode; export a body in evaluation mode.
+    Logits: `model.lm_logits(output.hidden_states[-1])`. Dropout follows the body's training mode.
 
     Args:
         input_ids: Token ids; ids of padding must be in the vocabulary, but have no effect.
@@ -47,16 +45,13 @@ def plain_forward(
         >>> import torch
         >>> from stemformer.models.gpt import GptConfig
         >>> sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
-        >>> config = GptConfig(vocab_size=50, **sizes)
         >>> ids, mask = torch.tensor([[1, 5, 2], [1, 2, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-        >>> output = plain_forward(Gpt(config), ids, mask)
+        >>> output = plain_forward(Gpt(GptConfig(vocab_size=50, **sizes)), ids, mask)
         >>> len(output.hidden_states), output.hidden_states[-1].shape, output.attentions[-1].shape
         (4, torch.Size([2, 3, 8]), torch.Size([2, 2, 3, 3]))
     """
     is_token = attention_mask.bool()
-    if token_type_ids is None:
-        token_type_ids = torch.zeros_like(input_ids)
-
+    token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
     # Positions count the tokens of a sequence from 0, wherever its padding is.
     position_ids = (is_token.long().cumsum(1) - 1).clamp(min=0)  # (B, T)
     x = body.embeddings(input_ids, position_ids, token_type_ids)  # (B, T, D)
@@ -87,8 +82,7 @@ def _self_attention(
     size = d // attention.num_heads
     q, k, v = attention.qkv(x).view(b, t, 3, attention.num_heads, size).permute(2, 0, 3, 1, 4)  # (B, H, T, K)
 
-    # Mask padded keys, and later ones if causal, with the smallest finite number: queries without
-    # any visible key (padding) then get uniform weights instead of NaN.
+    # Mask padded keys, and later ones if causal, by a finite number: a query that sees no key (padding) gets no NaN.
     visible = is_token[:, None, None, :]  # (B, 1, 1, T)
     if attention.causal:
         visible = visible & torch.ones(t, t, dtype=torch.bool, device=x.device).tril()  # (B, 1, T, T)

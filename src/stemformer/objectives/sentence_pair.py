@@ -43,7 +43,7 @@ class SentencePairs(MaskedLm):
     def loss(self, model: Model, states: Float[Tensor, "R D"], batch: Batch) -> dict[str, LossSum]:
         assert batch.sequence_labels is not None
         tokens, cls = states[: len(batch.labels)], states[len(batch.labels) :]  # (M, D), (S, D)
-        pairs = cross_entropy_sum(model.next_sentence_logits(cls), batch.sequence_labels)
+        pairs = cross_entropy_sum(model.heads["next_sentence"](cls), batch.sequence_labels)
         return {**super().loss(model, tokens, batch), self.loss_name: pairs}
 
     def scores(self, model: Model, states: Float[Tensor, "R D"], batch: Batch) -> Float[Tensor, "M V"]:

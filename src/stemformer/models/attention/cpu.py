@@ -1,8 +1,7 @@
 """CPU kernels of `attend()`: sequences sorted into length buckets, padded within each.
 
-Forward and backward are written by hand. A bucket of long float32 sequences of exactly one length
-takes PyTorch's flash kernel; any other is computed with batched matrix products, causal queries in
-chunks that skip the keys after them.
+Long float32 sequences of exactly one length take PyTorch's flash kernel; others batched matrix
+products, causal queries in chunks that skip the keys after them.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +21,7 @@ _LENGTH_MULTIPLE = 32
 _BUCKET_COST = 2**16
 # Maximum number of scores of a bucket: 2 MiB in bfloat16, which stay in the cache.
 _BUCKET_SCORES = 2**20
-# Minimum number of queries of a causal chunk, which skips the keys after its last query. A chunk is half of a bucket's
-# queries, from 512 a quarter.
+# Minimum number of queries of a causal chunk: half of a bucket's queries, from 512 a quarter.
 _CAUSAL_QUERIES = 64
 # Maximum number of probabilities kept for the backward pass: 8 MiB in bfloat16.
 _KEPT_SCORES = 2**22
@@ -94,33 +92,28 @@ def _plan(
 
     # Long sequences: one flash bucket for each exact shape.
     is_flash = (q_lengths >= flash_from) & (k_lengths >= flash_from) & ((q_lengths == k_lengths) | (not causal))
-    buckets = []
-    shapes, shape_index = np.unique(np.stack([q_lengths, k_lengths])[:, is_flash], axis=1, return_inverse=True)
-    for number in range(shapes.shape[1]):
-        chosen = np.flatnonzero(is_flash)[shape_index.reshape(-1) == number]
-        buckets.append(_make_bucket(cu_q, cu_k, chosen, dtype, causal=causal, flash=True))
+    long, others = np.flatnonzero(is_flash), np.flatnonzero(~is_flash)
+    shapes, shape_index = np.unique(np.stack([q_lengths, k_lengths])[:, long], axis=1, return_inverse=True)
+    groups = [long[shape_index.reshape(-1) == number] for number in range(shapes.shape[1])]
+    buckets = [_make_bucket(cu_q, cu_k, group, dtype, causal=causal, flash=True) for group in groups]
 
     # Others: buckets of similar lengths, each split so that its scores fit in the cache.
-    others = np.flatnonzero(~is_flash)
     for group in _group_by_length(q_lengths[others], k_lengths[others], heads):
         chosen = np.sort(others[group])
         scores = heads * int(_round_up(q_lengths[chosen].max()) * _round_up(k_lengths[chosen].max()))
-        num_parts = -(-len(chosen) * scores // _BUCKET_SCORES)
-        for part in np.array_split(chosen, min(num_parts, len(chosen))):
-            buckets.append(_make_bucket(cu_q, cu_k, part, dtype, causal=causal, flash=False))
+        parts = np.array_split(chosen, min(-(-len(chosen) * scores // _BUCKET_SCORES), len(chosen)))
+        buckets += [_make_bucket(cu_q, cu_k, part, dtype, causal=causal, flash=False) for part in parts]
 
     q_blocks = [(bucket.q, [chunk[:2] for chunk in bucket.chunks]) for bucket in buckets]
     k_blocks = [(bucket.k, [(0, bucket.k.rows.shape[1])]) for bucket in buckets]
-    return _BucketPlan(
-        tuple(buckets), _flat_order(q_blocks, int(cu_q[-1]), heads), _flat_order(k_blocks, int(cu_k[-1]), heads)
-    )
+    orders = (_flat_order(x, int(cu[-1]), heads) for x, cu in ((q_blocks, cu_q), (k_blocks, cu_k)))
+    return _BucketPlan(tuple(buckets), *orders)
 
 
 def _group_by_length(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np.ndarray]:
     """Group sequences of similar length: sort, and split at the least total cost.
 
-    A bucket computes the product of its maximum lengths for each sequence, and costs `_BUCKET_COST`
-    itself.
+    A bucket computes its maximum lengths' product for each sequence, and costs `_BUCKET_COST` itself.
     """
     if not len(k_lengths):
         return []
@@ -215,11 +208,8 @@ def _gatherer(x: Tensor) -> Callable[[_PaddedSide], Tensor]:
 
 
 def _restore_flat(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tensor:
-    """Return flat tokens in the shape of `like` from blocks (B, H, T, *rest) of all buckets.
-
-    Padding rows are zero. Concatenating the blocks and gathering from them is several times faster
-    than scattering each.
-    """
+    """Return flat tokens in the shape of `like`, padding zero, from blocks (B, H, T, *rest) of all buckets."""
+    # Gathering from concatenated blocks is several times faster than scattering each.
     rest = like.shape[2:]
     rows = torch.cat([block.reshape(-1, *rest) for block in blocks])
     num_tokens = len(order) // like.shape[1]
@@ -278,22 +268,20 @@ def backward_cpu(
     kept: _KeptProbabilities | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v; probabilities that were not kept are recomputed."""
-    gather_q, gather_k, gather_v, gather_grad, gather_out, gather_lse = map(
-        _gatherer, (q, k, v, grad, out, lse[..., None])
-    )
+    gather_q, gather_k, gather_v = _gatherer(q), _gatherer(k), _gatherer(v)
+    gather_grad, gather_out, gather_lse = _gatherer(grad), _gatherer(out), _gatherer(lse[..., None])
     plan = _plan_for(q, cu_q, cu_k, causal)
     dq, dk, dv = [], [], []
     for number, bucket in enumerate(plan.buckets):
         bq, bk, bv, bg = gather_q(bucket.q), gather_k(bucket.k), gather_v(bucket.k), gather_grad(bucket.q)
         if bucket.flash:
             block_out, block_lse = gather_out(bucket.q), gather_lse(bucket.q)[..., 0]
-            block_dq, block_dk, block_dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *chunk_dq, block_dk, block_dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 bg, bq, bk, bv, block_out, block_lse, 0.0, causal
             )
-            dq.append(block_dq)
         else:
             chunk_dq, block_dk, block_dv = _backward_bmm(bg, bq, bk, bv, bucket, kept[number] if kept else None)
-            dq += chunk_dq
+        dq += chunk_dq
         dk.append(block_dk)
         dv.append(block_dv)
     return _restore_flat(dq, plan.q_order, q), _restore_flat(dk, plan.k_order, k), _restore_flat(dv, plan.k_order, v)

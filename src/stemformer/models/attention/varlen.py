@@ -12,9 +12,8 @@ dtype and length, from the measurements in `docs/benchmarks.md`:
 | CUDA | float16, bfloat16 | any | `torch.nn.attention.varlen.varlen_attn`, for the head sizes it supports |
 | other | any | any | `_attend_padded`: one padded block, `scaled_dot_product_attention` |
 
-This file holds the public functions, the operators through which the CPU kernels are compiled, and
-the padded kernel. Source: Vaswani et al. 2017, section 3.2.1 (scaled dot-product attention); Dao et
-al. 2022 (recomputation of probabilities in the backward pass).
+Source: Vaswani et al. 2017, section 3.2.1 (scaled dot-product attention); Dao et al. 2022
+(recomputation of probabilities in the backward pass).
 """
 
 from functools import lru_cache
@@ -51,8 +50,7 @@ def attend(
         cu_k: int32 boundaries of the key sequences.
         max_q: Maximum length of a query sequence.
         max_k: Maximum length of a key sequence.
-        causal: Query i of a sequence attends to key j only if `j <= i + len_k - len_q` (aligned at
-            the bottom right).
+        causal: Query i attends to key j only if `j <= i + len_k - len_q` (aligned at the bottom right).
 
     Example:
         >>> import torch
@@ -97,16 +95,14 @@ def attend_cached(
 ) -> Float[Tensor, "S HK"]:
     """Write one new token of each sequence to the cache and return its attention output.
 
-    Heads are concatenated. Two batched products: PyTorch's kernel takes up to twice as long for one
-    query per sequence. Each further operation costs some microseconds, in a step that takes a
-    millisecond.
-
     Args:
+        qkv: Queries, keys and values of the new tokens.
         new: Last column of the cache, where their keys and values are written.
         keys: Cached keys of all P columns, the new one included; heads of a sequence are adjacent.
         values: Cached values of all P columns.
         mask: Added to the scores; needed where the cache is padded.
     """
+    # Two batched products: PyTorch's kernel takes up to twice as long for one query per sequence.
     num_sequences, _, _, size = qkv.shape
     q, kv = qkv.split_with_sizes((1, 2), 1)
     new.copy_(kv)
@@ -123,9 +119,7 @@ def _unused_input(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.empty(1, 1, 1, device=device, dtype=dtype)
 
 
-# Operators for compiled graphs
-
-
+# Operators for compiled graphs.
 _attend = torch.library.custom_op(
     "stemformer::attend",
     forward_cpu,

@@ -19,9 +19,8 @@ from stemformer.models.model import Model
 class GptDecoder:
     """A GPT prepared for decoding, with matrices laid out for fast reads.
 
-    On the CPU, states are at least float32 and the matrices are copies (see
-    `inference.linear_kernels`), so that memory holds the weights twice. Construction takes as long
-    as some decoding steps: keep the decoder to decode several times with one model.
+    On the CPU, states are at least float32 and the matrices are copies (`inference.linear_kernels`).
+    Construction takes as long as some decoding steps: keep the decoder to decode several times.
 
     Args:
         model: A GPT with its causal-LM head. Later training of it has no effect here.
@@ -63,11 +62,7 @@ class GptDecoder:
         self._head = make_linear_kernel(output, None, rows=rows, steps=steps)
 
     def prefill(self, prompts: Sequence[Sequence[int]], max_length: int) -> Float[Tensor, "S V"]:
-        """Start a new batch: compute the prompts and return the logits of each next token.
-
-        Prompts may differ in length, but none is empty; `max_length` includes new tokens. Only the
-        cache is padded.
-        """
+        """Start a new batch of prompts and return the logits of each next token; `max_length` includes new tokens."""
         device, lengths = self._word.device, list(map(len, prompts))
         self.cache = KeyValueCache(self.config, lengths, max_length, device=device, dtype=self._dtype)
         ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)  # (N,)
@@ -81,11 +76,9 @@ class GptDecoder:
 
     def decode_step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
         """Append one token to each sequence and return the logits of the next."""
-        cache = self.cache
-        if cache.has_padding:
-            positions = torch.embedding(self._position, cache.positions)  # (S, D)
-        else:
-            positions = self._position.narrow(0, cache.length, 1)  # (1, D)
+        cache, table = self.cache, self._position
+        one_position = not cache.has_padding
+        positions = table.narrow(0, cache.length, 1) if one_position else torch.embedding(table, cache.positions)
         x = self._embed(tokens, positions)
         blocks, mask = cache.grow(), cache.mask()
         for layer, (new, keys, values) in zip(self._layers, blocks, strict=True):

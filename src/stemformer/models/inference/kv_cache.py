@@ -10,11 +10,10 @@ from stemformer.models.gpt import GptConfig
 
 
 class KeyValueCache:
-    """Dense key-value cache of a batch of S sequences, allocated for the maximum length.
+    """Dense key-value cache of S sequences, left-padded: all end at the same column, and padding is masked.
 
-    Sequences are left-padded: all end at the same column, and padding is masked. `lengths` are those
-    of the prompts, `max_length` (columns to allocate) includes new tokens, and `length` is the number
-    of columns in use.
+    `lengths` are those of the prompts, `max_length` (columns to allocate) includes new tokens, and
+    `length` is the number of columns in use.
     """
 
     def __init__(
@@ -82,11 +81,9 @@ class KeyValueCache:
         if torch.equal(rows, torch.arange(len(self._starts), device=rows.device)):
             return
         used = self._data.narrow(4, 0, self.length).index_select(2, rows)
-        sizes = list(self._data.shape)
-        fits = len(rows) <= sizes[2]
-        self._set_data(
-            self._data.narrow(2, 0, len(rows)) if fits else used.new_empty(*sizes[:2], len(rows), *sizes[3:])
-        )
+        layers, two, sequences, *sizes = self._data.shape
+        fits = len(rows) <= sequences
+        self._set_data(self._data[:, :, : len(rows)] if fits else used.new_empty(layers, two, len(rows), *sizes))
         self._data.narrow(4, 0, self.length).copy_(used)
         self._starts = self._starts.index_select(0, rows)
         if self._mask is not None:

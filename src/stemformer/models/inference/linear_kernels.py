@@ -1,6 +1,4 @@
-"""Linear layers for few rows (decoding), bound by memory bandwidth.
-
-Weights are laid out for fast reads:
+"""Linear layers for few rows (decoding), bound by memory bandwidth: weights laid out for fast reads.
 
 | device | weights | maximum rows | kernel |
 |---|---|---|---|
@@ -44,11 +42,10 @@ def make_linear_kernel(
     steps: float = torch.inf,
     activation: nn.Module | None = None,
 ) -> LinearKernel:
-    """Make a function from rows x to `activation(x @ weight.T + bias)`.
+    """Make a function from any rows x to `activation(x @ weight.T + bias)`, fastest for `rows` rows.
 
-    It accepts any number of rows and is made for `rows` and `steps`, the expected number of calls. On
-    the CPU it holds a copy of the weight, if that pays: in float32 if the weight is bfloat16 and
-    neither oneDNN nor FBGEMM supports it.
+    On the CPU it holds a copy of the weight, if that pays for `steps` calls: in float32 if the weight
+    is bfloat16 and neither oneDNN nor FBGEMM supports it.
     """
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     kernel = _choose_kernel(weight, rows=rows, steps=steps)
