@@ -11,50 +11,42 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
-from stemformer.errors import CheckpointError as CheckpointError
-from stemformer.errors import ConfigError as ConfigError
-from stemformer.errors import DataError as DataError
-from stemformer.errors import StemformerError as StemformerError
-from stemformer.errors import TokenizerError as TokenizerError
-from stemformer.errors import TrainingError as TrainingError
+from stemformer.errors import CheckpointError, ConfigError, DataError, StemformerError, TokenizerError, TrainingError
 
 if TYPE_CHECKING:
-    from stemformer.commands.embed import embed as embed
-    from stemformer.commands.env import env as env
-    from stemformer.commands.evaluate import evaluate as evaluate
-    from stemformer.commands.fill import fill as fill
-    from stemformer.commands.fill import score as score
-    from stemformer.commands.finetune import finetune as finetune
-    from stemformer.commands.generate import generate as generate
-    from stemformer.commands.inspect import inspect as inspect
-    from stemformer.commands.load import load as load
-    from stemformer.commands.make_synthetic import make_synthetic as make_synthetic
-    from stemformer.commands.plan import plan as plan
-    from stemformer.commands.predict import predict as predict
-    from stemformer.commands.prepare import prepare as prepare
-    from stemformer.commands.pretrain import pretrain as pretrain
-    from stemformer.commands.quickstart import quickstart as quickstart
-    from stemformer.commands.recipes import list_recipes as list_recipes
-    from stemformer.commands.report import report as report
-    from stemformer.commands.runs import list_runs as list_runs
-    from stemformer.commands.train_tokenizer import train_tokenizer as train_tokenizer
-    from stemformer.experiments.benchmarks import benchmark_glue as benchmark_glue
-    from stemformer.experiments.benchmarks import benchmark_squad as benchmark_squad
-    from stemformer.experiments.comparison import compare as compare
-    from stemformer.experiments.few_shot import fewshot as fewshot
-    from stemformer.experiments.few_shot import list_tasks as list_tasks
-    from stemformer.experiments.few_shot import show_prompts as show_prompts
-    from stemformer.experiments.scaling import scaling_laws as scaling_laws
+    from stemformer.commands.embed import embed
+    from stemformer.commands.env import env
+    from stemformer.commands.evaluate import evaluate
+    from stemformer.commands.fill import fill, score
+    from stemformer.commands.finetune import finetune
+    from stemformer.commands.generate import generate
+    from stemformer.commands.inspect import inspect
+    from stemformer.commands.load import load
+    from stemformer.commands.make_synthetic import make_synthetic
+    from stemformer.commands.plan import plan
+    from stemformer.commands.predict import predict
+    from stemformer.commands.prepare import prepare
+    from stemformer.commands.pretrain import pretrain
+    from stemformer.commands.quickstart import quickstart
+    from stemformer.commands.recipes import list_recipes
+    from stemformer.commands.report import report
+    from stemformer.commands.runs import list_runs
+    from stemformer.commands.train_tokenizer import train_tokenizer
+    from stemformer.experiments.benchmarks import benchmark_glue, benchmark_squad
+    from stemformer.experiments.comparison import compare
+    from stemformer.experiments.few_shot import fewshot, list_tasks, show_prompts
+    from stemformer.experiments.scaling import scaling_laws
 
     __version__: str
 
-_SAME_NAME = (
-    *("embed", "env", "evaluate", "fill", "finetune", "generate", "inspect", "load", "make_synthetic", "plan"),
-    *("predict", "prepare", "pretrain", "quickstart", "report", "train_tokenizer"),
-)
-# Module of each public function, imported at its first use.
+__all__ = ["CheckpointError", "ConfigError", "DataError", "StemformerError", "TokenizerError", "TrainingError"]
+__all__ += ["__version__", "benchmark_glue", "benchmark_squad", "compare", "embed", "env", "evaluate", "fewshot"]
+__all__ += ["fill", "finetune", "generate", "inspect", "list_recipes", "list_runs", "list_tasks", "load"]
+__all__ += ["make_synthetic", "plan", "predict", "prepare", "pretrain", "quickstart", "report", "scaling_laws"]
+__all__ += ["score", "show_prompts", "train_tokenizer"]
+
+# Modules of the functions that are not in `commands`, in a module of their name.
 _MODULES = {
-    **{name: f"commands.{name}" for name in _SAME_NAME},
     "benchmark_glue": "experiments.benchmarks",
     "benchmark_squad": "experiments.benchmarks",
     "compare": "experiments.comparison",
@@ -73,9 +65,6 @@ _OLD_NAMES = {
     "squad": "benchmark_squad",
     "synthetic": "make_synthetic",
 }
-_ERRORS = ("CheckpointError", "ConfigError", "DataError", "StemformerError", "TokenizerError", "TrainingError")
-
-__all__ = [*_ERRORS, "__version__", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:
@@ -88,10 +77,10 @@ def __getattr__(name: str) -> Any:
 
         warnings.warn(f"stemformer.{name} is now stemformer.{_OLD_NAMES[name]}.", FutureWarning, stacklevel=2)
         name = _OLD_NAMES[name]
-    if name in _MODULES:
+    if name in __all__:
         from importlib import import_module
 
-        return getattr(import_module(f"stemformer.{_MODULES[name]}"), name)
+        return getattr(import_module(f"stemformer.{_MODULES.get(name, f'commands.{name}')}"), name)
     raise AttributeError(f"module 'stemformer' has no attribute {name!r}")
 
 

@@ -1,12 +1,13 @@
 """Options as keyword arguments of Python functions, and old names of options."""
 
-import dataclasses
 import difflib
 import functools
 import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
+from inspect import Parameter
 from typing import Any, TypeVar
 
 from stemformer.errors import ConfigError
@@ -14,11 +15,8 @@ from stemformer.options.groups import O, Options
 
 R = TypeVar("R")
 
-EMPTY, KEYWORD_ONLY = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
-POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
-
 # Old names of options, and the new names: the first that a command has, if it lacks the old one.
-OLD_NAMES: dict[str, tuple[str, ...]] = {
+OLD_NAMES = {
     "among": ("candidates",),
     "column": ("text_column",),
     "data": ("files",),
@@ -48,22 +46,22 @@ OLD_NAMES: dict[str, tuple[str, ...]] = {
 def accepts(options_class: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Let a function that takes an options object be called with the options as keywords.
 
-    The decorated function takes the fields of `options_class` as keywords (some also without a
-    name), or an object as `options=`, which further keywords override. Its signature and docstring
-    list every option. Its other parameters, such as `progress`, stay keywords.
+    The decorated function takes the fields of `options_class` as keywords (some also without a name), or an object as
+    `options=`, which further keywords override. Its signature and docstring list every option. Its other parameters,
+    such as `progress`, stay keywords.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        parameters = list(inspect.signature(function).parameters.values())
-        own = {parameter.name for parameter in parameters[1:]}
+        signature = inspect.signature(function)
+        own = list(signature.parameters.values())[1:]
 
         @functools.wraps(function)
         def call(*args: Any, options: Options | None = None, **keywords: Any) -> R:
-            rest = {name: keywords.pop(name) for name in own & keywords.keys()}
+            rest = {parameter.name: keywords.pop(parameter.name) for parameter in own if parameter.name in keywords}
             return function(_build(options_class, function.__name__, args, options, keywords), **rest)
 
-        call.__signature__ = _signature(options_class, function, parameters)  # type: ignore[attr-defined]
-        call.__doc__ = _with_docs(function.__doc__ or "", options_class, own)
+        call.__signature__ = signature.replace(parameters=_parameters(options_class, own))  # type: ignore[attr-defined]
+        call.__doc__ = _with_docs(function.__doc__ or "", options_class, signature.parameters)
         call.options_class = options_class  # type: ignore[attr-defined]
         del call.__wrapped__
         return call
@@ -92,14 +90,14 @@ def read_duration(text: str | float) -> float:
 def _build(
     options_class: type[O], function: str, args: Sequence[Any], options: O | None, keywords: Mapping[str, Any]
 ) -> O:
-    fields = {item.name: item for item in dataclasses.fields(options_class)}
-    positional = [name for name, item in fields.items() if "is_positional" in item.metadata]
+    known = {item.name: item for item in fields(options_class)}
+    positional = [name for name, item in known.items() if "is_positional" in item.metadata]
     if len(args) > len(positional):
         raise TypeError(f"{function}() takes {len(positional)} arguments without a name, got {len(args)}")
     values = dict(zip(positional, args, strict=False))
-    for name, value in _new_names(function, fields, keywords):
-        if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
+    for name, value in _new_names(function, known, keywords):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{function}() has no option {name!r}.{hint}")
         if name in values:
@@ -107,42 +105,38 @@ def _build(
         values[name] = value
     if options is not None:
         return options_class.make(**vars(options) | values)
-    required = [name for name, item in fields.items() if item.default is dataclasses.MISSING]
-    if missing := [name for name in required if name not in values]:
-        raise TypeError(f"{function}() lacks {' and '.join(f'{name}=' for name in missing)}")
+    if missing := [f"{name}=" for name, item in known.items() if item.default is MISSING and name not in values]:
+        raise TypeError(f"{function}() lacks {' and '.join(missing)}")
     return options_class.make(**values)
 
 
-def _new_names(function: str, fields: Iterable[str], keywords: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _new_names(function: str, names: Iterable[str], keywords: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield keywords under their new names, with a warning for each old one."""
     for name, value in keywords.items():
-        new = renamed(fields, name)
-        if name == "overflow" and "sliding_window" in fields:
+        new = renamed(names, name)
+        if name == "overflow" and "sliding_window" in names:
             new, value = "sliding_window", value == "slide"
         if new is not None:
             warnings.warn(f"{function}(): {name} is now {new}.", FutureWarning, stacklevel=4)
         yield new or name, value
 
 
-def _signature(
-    options_class: type, function: Callable[..., Any], parameters: Sequence[inspect.Parameter]
-) -> inspect.Signature:
+def _parameters(options_class: type[Options], own: Iterable[Parameter]) -> list[Parameter]:
     """Return positional parameters, required keywords, other keywords, `options`, and the function's own."""
-    own = [inspect.Parameter("options", KEYWORD_ONLY, default=None, annotation=options_class | None)]
-    own += [parameter.replace(kind=KEYWORD_ONLY) for parameter in parameters[1:]]
-    options = []
-    for item in dataclasses.fields(options_class):
-        kind = POSITIONAL_OR_KEYWORD if "is_positional" in item.metadata else KEYWORD_ONLY
-        default = EMPTY if item.default is dataclasses.MISSING else item.default
-        options.append(inspect.Parameter(item.name, kind, default=default, annotation=item.type))
-    options.sort(key=lambda parameter: (parameter.kind, parameter.default is not EMPTY))
-    return inspect.Signature([*options, *own], return_annotation=inspect.signature(function).return_annotation)
+    found = []
+    for item in fields(options_class):
+        kind = Parameter.POSITIONAL_OR_KEYWORD if "is_positional" in item.metadata else Parameter.KEYWORD_ONLY
+        default = Parameter.empty if item.default is MISSING else item.default
+        found.append(Parameter(item.name, kind, default=default, annotation=item.type))
+    found.sort(key=lambda parameter: (parameter.kind, parameter.default is not Parameter.empty))
+    found.append(Parameter("options", Parameter.KEYWORD_ONLY, default=None, annotation=options_class | None))
+    return [*found, *(parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own)]
 
 
 def _with_docs(doc: str, options_class: type[Options], own: Iterable[str]) -> str:
     """Return a docstring whose `Args:` lists every option, before the function's own arguments."""
     docs = options_class.docs()
-    lines = [f"{item.name}: {docs[item.name]}" for item in dataclasses.fields(options_class)]
+    lines = [f"{item.name}: {docs[item.name]}" for item in fields(options_class)]
     lines.append(f"options: All of the above as one {options_class.__name__}; other keywords override its fields.")
     doc = inspect.cleandoc(doc)
     if "progress" in own and "    progress:" not in doc:
