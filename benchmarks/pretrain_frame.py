@@ -29,8 +29,9 @@ from stemformer.objectives.objective import Examples, LossModule, Objective
 from stemformer.recipes import find_recipe
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.config import BudgetConfig, RunConfig
+from stemformer.training.context import Phase, TrainingContext
 from stemformer.training.log import MetricAccumulator
-from stemformer.training.loop import Phase, TrainingContext, add_gradients, batches_of_step, make_cuda_graph_step
+from stemformer.training.loop import add_gradients, batches_of_step, make_cuda_graph_step
 from stemformer.training.optimizer import clip_grad_norm, make_optimizer
 from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
 

@@ -14,7 +14,8 @@ from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
-from stemformer.training.config import BatchConfig, BudgetConfig, GptRunConfig, PhaseConfig, RunConfig, ScheduleConfig
+from stemformer.training.config import BatchConfig, BudgetConfig, GptRunConfig, PhaseConfig, RunConfig
+from stemformer.training.lr_schedule import ScheduleConfig
 from stemformer.training.optimizer import OptimizerConfig
 
 

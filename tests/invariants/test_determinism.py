@@ -36,6 +36,7 @@ from stemformer.training import checkpoint, loop
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import newest_checkpoint
 from stemformer.training.config import RENAMED_SETTINGS
+from stemformer.training.context import Phase, TrainingContext
 from stemformer.training.log import MetricAccumulator
 
 SETTINGS = [
@@ -273,12 +274,12 @@ def make_context(data, tmp_path, settings=()):
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     special = SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
-    return loop.TrainingContext(
+    return TrainingContext(
         config=config,
         budget=TrainingBudget(config, 10, tmp_path),
         objective=MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size),
         phases=[
-            loop.Phase(0, config.batch, pack_documents(open_shards(data), sequence_length=config.batch.sequence_length))
+            Phase(0, config.batch, pack_documents(open_shards(data), sequence_length=config.batch.sequence_length))
         ],
         evaluate=None,
         sample_fn=None,

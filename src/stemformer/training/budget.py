@@ -1,4 +1,4 @@
-"""Training budget (steps, tokens, epochs or wall-clock time), and its learning-rate schedule.
+"""Training budget: steps, tokens, epochs or wall-clock time.
 
 A wall-clock budget leaves two things open: the first step of the decay and the last step. The clock
 of rank 0 decides both at once, when the remaining time is what the decay should take. The decision
@@ -6,13 +6,13 @@ is on disk (`schedule.json`) before it is used, so a resumed run decays at the s
 """
 
 import json
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stemformer.errors import CheckpointError
 from stemformer.io import write_file
-from stemformer.training.config import FinetuneConfig, RunConfig, ScheduleConfig
+from stemformer.training.config import FinetuneConfig, RunConfig
+from stemformer.training.lr_schedule import learning_rate_factor, warmup_and_decay
 
 # Default warm-up of a wall-clock budget, whose number of steps is not known beforehand.
 TIMED_WARMUP_STEPS = 200
@@ -74,11 +74,8 @@ class TrainingBudget:
             assert self.num_steps is not None
             return learning_rate_factor(step, self.num_steps, schedule)
         num_warmup = schedule.warmup_steps if schedule.warmup_steps is not None else TIMED_WARMUP_STEPS
-        warmup = min(1.0, (step + 1) / num_warmup) if num_warmup else 1.0
-        if (decision := self.decision) is None or step < decision.decay_step:
-            return warmup
-        left = (decision.last_step - step) / (decision.last_step - decision.decay_step)
-        return min(warmup, schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * left)
+        decay = range(self.decision.decay_step, self.decision.last_step) if self.decision else range(0)
+        return warmup_and_decay(step, num_warmup, decay, replace(schedule, kind="wsd"))
 
     def is_due(
         self,
@@ -102,20 +99,3 @@ class TrainingBudget:
             return step % interval == 0
         period = max(self.seconds / times, 10 * cost)
         return int(seconds / period) > int(previous_seconds / period)
-
-
-def learning_rate_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
-    """Return the learning rate at a step, from 0, as a fraction of its peak."""
-    num_warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_ratio * num_steps)
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    num_decay = num_steps - num_warmup
-    if config.kind == "wsd":
-        num_decay = min(num_decay, max(1, round(config.decay_ratio * num_steps)))
-    if config.kind == "constant" or num_decay <= 0:
-        return 1.0
-    # From 1 at the start of the decay to 1 / num_decay at the end.
-    left = min(1.0, max(0.0, (num_steps - step) / num_decay))
-    if config.kind == "cosine":
-        left = 0.5 - 0.5 * math.cos(math.pi * left)
-    return config.min_lr_ratio + (1 - config.min_lr_ratio) * left

@@ -14,6 +14,7 @@ from stemformer.models.gpt import GptConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.tasks.task import TaskConfig
+from stemformer.training.lr_schedule import ScheduleConfig
 from stemformer.training.optimizer import OptimizerConfig
 
 MAY_CHANGE = ("budget.", "evaluation.", "checkpoints.", "log_every", "tensorboard", "compute.")
@@ -98,30 +99,6 @@ class BudgetConfig:
         check_fields(self, "budget.", "a positive number", lambda x: 0 < x < math.inf, *vars(self))
         if sum(value is not None for value in vars(self).values()) > 1:
             raise ConfigError("budget: more than one of steps, tokens, epochs and seconds is set; set others to none")
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Learning-rate schedule: warm-up, then decay."""
-
-    # After warm-up, `linear` and `cosine` decay to `min_lr_ratio`, `constant` stays at the peak,
-    # `wsd` (warm-up, stable, decay) stays and decays linearly over the last `decay_ratio` of the
-    # run.
-    kind: Literal["linear", "cosine", "constant", "wsd"] = "linear"
-    # Fraction of the run over which the rate rises linearly from 0 to the peak.
-    warmup_ratio: float = 0.05
-    # Number of warm-up steps, instead of `warmup_ratio`. A wall-clock budget cannot use the ratio;
-    # it takes 200 steps by default.
-    warmup_steps: int | None = None
-    # Fraction of the run over which `wsd` decays.
-    decay_ratio: float = 0.2
-    # End of the decay as a fraction of the peak, reached one step after the last.
-    min_lr_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        ratios = ("warmup_ratio", "decay_ratio", "min_lr_ratio")
-        check_fields(self, "schedule.", "a fraction from 0 to 1", lambda x: 0 <= x <= 1, *ratios)
-        check_at_least(0, self, "schedule.", "warmup_steps")
 
 
 @dataclass(frozen=True)

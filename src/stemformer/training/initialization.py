@@ -22,8 +22,8 @@ from stemformer.objectives.objective import OBJECTIVES
 from stemformer.progress import Progress
 from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.config import FinetuneConfig, RunConfig
+from stemformer.training.context import TrainingContext
 from stemformer.training.distributed import distribute
-from stemformer.training.loop import TrainingContext
 from stemformer.training.optimizer import make_optimizer
 
 # Default length of a question with a window of its passage, as in the BERT paper.
@@ -61,14 +61,15 @@ def has_matching_head(source: Path, task: Task) -> bool:
 def prepare_training(model: Model, context: TrainingContext) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Move a model to its device; return its loss module and optimizer."""
     config, ranks = context.config, context.ranks
-    assert isinstance(config, FinetuneConfig)
     configure_allocator(context.device)
     model.to(context.device)
     module = distribute(model, context.objective, ranks, sharded=config.compute.shard)
-    scale = _layer_scale(model, config.layer_decay)
+    scale = _layer_scale(model, getattr(config, "layer_decay", 1.0))
     optimizer = make_optimizer(model, config.optimizer, precision=context.precision, scale=scale)
-    if context.device.type == "cpu" and ranks.world_size == 1 and model.body.embeddings.word.weight.requires_grad:
-        model.body.embeddings.word.keep_gradient()
+    is_single_cpu = context.device.type == "cpu" and ranks.world_size == 1
+    word_embeddings = model.body.embeddings.word
+    if isinstance(config, FinetuneConfig) and is_single_cpu and word_embeddings.weight.requires_grad:
+        word_embeddings.keep_gradient()
     return module, optimizer
 
 

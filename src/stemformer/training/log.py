@@ -116,3 +116,35 @@ class MetricAccumulator:
         line["mfu"] = state["flops"] / seconds / peak_flops
         self._reset(_EMPTY)
         return line
+
+
+def held_out_loss(metrics: Mapping[str, float]) -> float | None:
+    """Return the sum of the validation losses; the baseline is not one of them."""
+    losses = [v for name, v in metrics.items() if name.endswith("_loss") and name != "held_out_unigram_loss"]
+    return sum(losses) if losses else None
+
+
+def format_training(metrics: Mapping[str, float]) -> str:
+    """Format training losses and throughput for the progress display."""
+    short_names = {"masked_lm_loss": "loss", "causal_lm_loss": "loss"}
+    losses = {name: value for name, value in metrics.items() if name.endswith("_loss")}
+    parts = [f"{short_names.get(name, name)} {value:.3f}" for name, value in losses.items()]
+    return " | ".join([*parts, f"{metrics['tokens_per_second']:,.0f} tok/s"])
+
+
+def format_held_out(metrics: Mapping[str, float]) -> str:
+    """Format validation metrics, each next to its baseline."""
+    values = {name.removeprefix("held_out_"): value for name, value in metrics.items()}
+    name = "causal_lm" if "causal_lm_loss" in values else "masked_lm"
+    parts = [
+        f"val_loss {values[f'{name}_loss']:.3f} | unigram {values['unigram_loss']:.3f}",
+        f"accuracy {values[f'{name}_accuracy']:.1%} | unigram {values['unigram_accuracy']:.1%}",
+    ]
+    if "bits_per_byte" in values:
+        parts.append(f"bits_per_byte {values['bits_per_byte']:.3f}")
+    for head in ("next_sentence", "sentence_order"):
+        if f"{head}_accuracy" in values:
+            parts.append(f"{head} {values[f'{head}_accuracy']:.1%} | majority {values['majority_accuracy']:.1%}")
+    if "blank_accuracy" in values:
+        parts.append(f"cloze {values['blank_accuracy']:.1%} | constant {values['blank_constant_accuracy']:.1%}")
+    return " | ".join(parts)

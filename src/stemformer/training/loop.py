@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -13,93 +12,24 @@ from torch import nn
 from stemformer.config import to_toml
 from stemformer.data.examples.batch import Batch, collate
 from stemformer.data.examples.sampling import example_generator, examples_of_step, prefetch
-from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
-from stemformer.objectives.objective import Examples, LossModule, Objective, num_scored_positions
+from stemformer.objectives.objective import LossModule, num_scored_positions
 from stemformer.progress import Progress
 from stemformer.tasks.examples import TaskExamples
-from stemformer.training.budget import DecayDecision, TrainingBudget
+from stemformer.training.budget import DecayDecision
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
-from stemformer.training.config import BatchConfig, FinetuneConfig, RunConfig
+from stemformer.training.config import RunConfig
+from stemformer.training.context import Phase as Phase
+from stemformer.training.context import TrainingContext as TrainingContext
+from stemformer.training.context import TrainState as TrainState
 from stemformer.training.cuda_graphs import CudaGraphStep
-from stemformer.training.distributed import SINGLE_PROCESS, DistributedContext, gradient_sync, slices, warm_up_ddp
+from stemformer.training.distributed import gradient_sync, slices, warm_up_ddp
 from stemformer.training.interrupts import GracefulInterrupt
-from stemformer.training.log import MetricAccumulator, RunLog
+from stemformer.training.log import MetricAccumulator, RunLog, format_training
 from stemformer.training.optimizer import clip_grad_norm
 from stemformer.training.throughput import step_flops
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Part of a run with one sequence length and batch size; `first_step` counts from 0."""
-
-    first_step: int
-    batch: BatchConfig
-    examples: Examples | TaskExamples
-
-
-@dataclass(frozen=True)
-class TrainingContext:
-    """Everything a run needs besides model and optimizer."""
-
-    config: RunConfig | FinetuneConfig
-    budget: TrainingBudget
-    objective: Objective
-    phases: Sequence[Phase]
-    # Maps the module to validation metrics; None if there is no held-out data.
-    evaluate: Callable[[nn.Module], dict[str, float]] | None
-    # Maps the module to qualitative samples (filled masks or generated text) and further metrics;
-    # each list of samples becomes a line of the log.
-    sample_fn: Callable[[nn.Module], dict[str, Any]] | None
-    tokenizer: Tokenizer
-    device: torch.device
-    precision: str
-    # Conditions of bit-for-bit resumption, stored with each checkpoint.
-    environment: dict[str, Any]
-    # Peak floating-point operations per second of all devices together, for MFU.
-    peak_flops: float
-    folder: Path
-    ranks: DistributedContext = SINGLE_PROCESS
-    # Formats validation metrics for the progress display.
-    describe: Callable[[dict[str, float]], str] = lambda metrics: _describe_held_out(metrics)
-    # Maps validation metrics to the value to minimize; None disables model selection.
-    monitor: Callable[[dict[str, float]], float | None] = lambda metrics: _held_out_loss(metrics)
-    # Description of the task in a saved model; see `huggingface.save.save_model`.
-    task: dict[str, Any] | None = None
-    # If False, an interrupted run starts again from the beginning.
-    saves_checkpoints: bool = True
-
-    def phase(self, step: int) -> tuple[int, Phase]:
-        """Return number and phase of a step."""
-        return [(i, phase) for i, phase in enumerate(self.phases) if phase.first_step <= step][-1]
-
-
-@dataclass
-class TrainState:
-    """Mutable state of a run after `step` optimizer steps."""
-
-    step: int = 0
-    tokens: int = 0
-    # Training time, interruptions excluded.
-    seconds: float = 0.0
-    # Sums since the last line of the log.
-    metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
-    # Duration of the last evaluation.
-    eval_seconds: float = 0.0
-    # Lowest monitored value so far, and evaluations since then, for early stopping.
-    best: float = math.inf
-    evals_since_best: int = 0
-
-    def update_best(self, value: float) -> None:
-        is_better = value < self.best
-        self.best = value if is_better else self.best
-        self.evals_since_best = 0 if is_better else self.evals_since_best + 1
-
-    def log_fields(self) -> dict[str, float]:
-        """Return the fields that every line of the log has."""
-        return {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
 
 
 def train(
@@ -119,149 +49,90 @@ def train(
     config, ranks, budget = context.config, context.ranks, context.budget
     log_path = context.folder / "log.jsonl" if ranks.is_main else None
     log = RunLog(log_path, after_step=state.step, tensorboard=config.tensorboard)
-    start_time = time.perf_counter() - state.seconds
     patience = getattr(config.evaluation, "patience", None) or math.inf
-    val_metrics: dict[str, float] = {}
-    last_saved, last_evaluated = state.step, -1
-
-    def evaluate(*, is_logged: bool = True) -> None:
-        nonlocal val_metrics, last_evaluated
-        started = time.perf_counter()
-        val_metrics = dict(context.evaluate(module)) if context.evaluate is not None else {}
-        samples = context.sample_fn(module) if context.sample_fn is not None else {}
-        lists = {name: value for name, value in samples.items() if isinstance(value, list)}
-        val_metrics |= {name: value for name, value in samples.items() if name not in lists}
-        last_evaluated, state.seconds = state.step, time.perf_counter() - start_time
-        if not all(map(math.isfinite, val_metrics.values())):
-            raise TrainingError(_not_finite("validation loss", state.step, last_saved, context))
-        if val_metrics and is_logged:
-            log.write(kind="evaluation", **state.log_fields(), **val_metrics)
-            for name, rows in lists.items():
-                log.write(kind=name, **state.log_fields(), **{name: rows})
-            progress.say(f"step {state.step} | {context.describe(val_metrics)}")
-        if is_logged and (value := context.monitor(val_metrics)) is not None:
-            state.update_best(value)
-        module.train()
-        state.eval_seconds = time.perf_counter() - started
-        state.metrics.exclude_time(state.eval_seconds)
-
-    def save() -> None:
-        nonlocal last_saved
-        started = time.perf_counter()
-        state.seconds = started - start_time
-        # Never replace a good checkpoint by weights that are not finite on some rank.
-        shards = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
-        is_finite = all(bool(shard.isfinite().all()) for shard in shards)
-        if ranks.all_reduce_max([float(not is_finite)])[0]:
-            raise TrainingError(_not_finite("weights", state.step, last_saved, context))
-        checkpoint = Checkpoint(
-            step=state.step,
-            tokens=state.tokens,
-            seconds=state.seconds,
-            config_toml=to_toml(config),
-            data_fingerprint=context.phases[0].examples.fingerprint,
-            environment=context.environment,
-            sums=state.metrics.state(),
-            held_out_loss=context.monitor(val_metrics) if last_evaluated == state.step else None,
-        )
-        save_checkpoint(
-            context.folder / "checkpoints",
-            model,
-            optimizer,
-            checkpoint,
-            tokenizer=context.tokenizer,
-            keep=config.checkpoints.keep,
-            ranks=ranks,
-            task=context.task,
-        )
-        last_saved = state.step
-        state.metrics.exclude_time(time.perf_counter() - started)
+    state.start()
 
     # Pre-training logs the metrics of the initial model; a completed run is only evaluated again.
     is_complete = budget.is_last(state.step) or state.evals_since_best >= patience
     if is_complete or (state.step == 0 and isinstance(config, RunConfig)):
-        evaluate(is_logged=state.step == 0)
+        _evaluate(module, context, state, log, progress, is_logged=state.step == 0)
     end = budget.num_steps if budget.num_steps is not None else 2**62
     steps = range(0) if is_complete else range(state.step, end)
 
     # The progress bar shows steps, or seconds for a wall-clock budget.
     is_timed = budget.seconds is not None
     progress.start("training", total=budget.seconds or budget.num_steps, unit="seconds" if is_timed else "steps")
-    progress.advance(state.seconds if is_timed else state.step)
-    note, shown_seconds = "", state.seconds
+    shown, note = state.seconds if is_timed else state.step, ""
+    progress.advance(shown)
 
     module.train()
     if ranks.world_size > 1:
         warm_up_ddp(module, batches_of_step(state.step, context)[0].to(context.device))
     cuda_graph_step = make_cuda_graph_step(module, context)
-    try:
-        with GracefulInterrupt() as interrupt:
-            for batches in prefetch(lambda step: batches_of_step(step, context), steps):
-                # Global label counts first: each micro-batch is divided by the totals of all ranks.
-                counts_of_batches = [context.objective.counts(batch) for batch in batches]
-                names = list(counts_of_batches[0])
-                local_counts = [sum(counts[name] for counts in counts_of_batches) for name in names]
-                local_sizes = _batch_sizes(batches, model, context)
-                *totals, tokens, num_dropped, flops = ranks.all_reduce_sum([*local_counts, *local_sizes])
-                counts = dict(zip(names, totals, strict=True))
+    with closing(log), GracefulInterrupt() as interrupt:
+        # The next batches are made in a thread while the model computes.
+        for batches in prefetch(lambda step: batches_of_step(step, context), steps):
+            # Sum label counts over micro-batches and ranks: each loss is divided by its global count.
+            counts, tokens, num_dropped, flops = _global_counts(batches, model, context)
 
-                # Forward, backward, gradient accumulation.
-                add_gradients(module, batches, context, state.step, state.metrics, counts, cuda_graph_step)
+            # Forward and backward of each micro-batch; gradients accumulate.
+            add_gradients(module, batches, context, state.step, state.metrics, counts, cuda_graph_step)
 
-                # Clip, set the learning rate, step.
-                grad_norm = clip_grad_norm(optimizer, module.parameters(), config.optimizer.max_grad_norm)
-                if not torch.isfinite(grad_norm):
-                    raise TrainingError(_not_finite("gradient", state.step, last_saved, context))
-                learning_rate = config.optimizer.learning_rate * budget.lr_factor(state.step)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * group.get("scale", 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                model.body.embeddings.word.clear_gradient([batch.input_ids for batch in batches])
+            # Clip the gradient norm; a gradient that is not finite ends the run.
+            grad_norm = clip_grad_norm(optimizer, module.parameters(), config.optimizer.max_grad_norm)
+            if not torch.isfinite(grad_norm):
+                raise TrainingError(_not_finite("gradient", context, state))
 
-                # Count the step, its tokens and its time.
-                batch_config = context.phase(state.step)[1].batch
-                capacity = batch_config.size * batch_config.sequence_length if isinstance(config, RunConfig) else 0
-                state.step += 1
-                state.tokens += int(tokens)
-                state.metrics.add_step(tokens=int(tokens), capacity=capacity, num_dropped=int(num_dropped), flops=flops)
-                previous_seconds, state.seconds = state.seconds, time.perf_counter() - start_time
-                progress.advance(state.seconds - shown_seconds if is_timed else 1, note)
-                shown_seconds = state.seconds
+            # Set the learning rate of each parameter group, update the weights, reset the gradients.
+            learning_rate = config.optimizer.learning_rate * budget.lr_factor(state.step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group.get("scale", 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            model.body.embeddings.word.clear_gradient([batch.input_ids for batch in batches])
 
-                # Agree on what is due now; a wall-clock budget may fix the last step here.
-                actions = _agree_on_actions(context, state, previous_seconds, interrupt.is_requested)
-                must_stop, is_eval_due, is_save_due = actions
-                is_last = budget.is_last(state.step)
+            # Count the step, its tokens and its time.
+            capacity = context.phase(state.step)[1].capacity
+            state.metrics.add_step(tokens=tokens, capacity=capacity, num_dropped=num_dropped, flops=flops)
+            state.step += 1
+            state.tokens += tokens
+            previous_seconds = state.seconds
+            state.update_seconds()
+            position = state.seconds if is_timed else state.step
+            progress.advance(position - shown, note)
+            shown = position
 
-                # Log training metrics.
-                if state.step % config.log_every == 0 or is_last:
-                    line = state.metrics.flush(peak_flops=context.peak_flops)
-                    rates = {"learning_rate": learning_rate, "gradient_norm": float(grad_norm)}
-                    log.write(kind="train", **state.log_fields(), **line, **rates)
-                    note = (f"step {state.step} | " if is_timed else "") + _describe_training(line)
+            # Agree with the other ranks on what is due; a wall-clock budget may set the last step here.
+            actions = _agree_on_actions(context, state, previous_seconds, interrupt.is_requested)
+            must_stop, is_eval_due, is_save_due = actions
+            is_last = budget.is_last(state.step)
 
-                # Evaluate on held-out data; stop early.
-                if is_eval_due or is_last:
-                    evaluate()
-                    is_last = is_last or state.evals_since_best >= patience
+            # Log training loss, learning rate, gradient norm and throughput.
+            if state.step % config.log_every == 0 or is_last:
+                line = state.metrics.flush(peak_flops=context.peak_flops)
+                rates = {"learning_rate": learning_rate, "gradient_norm": float(grad_norm)}
+                log.write(kind="train", **state.log_fields(), **line, **rates)
+                note = (f"step {state.step} | " if is_timed else "") + format_training(line)
 
-                # Save a checkpoint; with early stopping also each new best model, which is kept.
-                is_best = patience < math.inf and last_evaluated == state.step and state.evals_since_best == 0
-                if context.saves_checkpoints and (is_save_due or is_best or is_last or must_stop):
-                    save()
+            # Evaluate on held-out data; stop early if the monitored value no longer improves.
+            if is_eval_due or is_last:
+                _evaluate(module, context, state, log, progress)
+                is_last = is_last or state.evals_since_best >= patience
 
-                # Stop at the end of the budget, or on Ctrl-C or SIGTERM.
-                if is_last:
-                    break
-                if must_stop:
-                    total = f" of {budget.num_steps}" if budget.num_steps else ""
-                    saved = " Checkpoint saved; continue with --resume." if context.saves_checkpoints else ""
-                    progress.say(f"Stopped after step {state.step}{total}.{saved}")
-                    interrupt.raise_interrupt()
-    finally:
-        log.close()
-    return val_metrics
+            # Save a checkpoint; with early stopping also each new best model, which is kept.
+            is_best = patience < math.inf and state.evaluated_step == state.step and state.evals_since_best == 0
+            if context.saves_checkpoints and (is_save_due or is_best or is_last or must_stop):
+                _save(model, optimizer, context, state)
+
+            # Stop at the end of the budget, or on Ctrl-C or SIGTERM.
+            if is_last:
+                break
+            if must_stop:
+                total = f" of {budget.num_steps}" if budget.num_steps else ""
+                saved = " Checkpoint saved; continue with --resume." if context.saves_checkpoints else ""
+                progress.say(f"Stopped after step {state.step}{total}.{saved}")
+                interrupt.raise_interrupt()
+    return state.val_metrics
 
 
 def batches_of_step(step: int, context: TrainingContext) -> list[Batch]:
@@ -322,6 +193,89 @@ def make_cuda_graph_step(module: nn.Module, context: TrainingContext) -> CudaGra
     return CudaGraphStep(module, context.precision) if is_wanted else None
 
 
+def _global_counts(
+    batches: Sequence[Batch], model: Model, context: TrainingContext
+) -> tuple[dict[str, float], int, int, float]:
+    """Return label counts by loss, tokens, dropped tokens and FLOPs of a step, over all ranks."""
+    objective = context.objective
+    batch_counts = [objective.counts(batch) for batch in batches]
+    local_counts = {name: sum(counts[name] for counts in batch_counts) for name in batch_counts[0]}
+    local_sizes = (
+        sum(len(batch.input_ids) for batch in batches),
+        sum(batch.num_dropped_tokens for batch in batches),
+        sum(step_flops(model, batch, num_rows=num_scored_positions(objective, batch)) for batch in batches),
+    )
+    *totals, tokens, num_dropped, flops = context.ranks.all_reduce_sum([*local_counts.values(), *local_sizes])
+    return dict(zip(local_counts, totals, strict=True)), int(tokens), int(num_dropped), flops
+
+
+def _evaluate(
+    module: nn.Module,
+    context: TrainingContext,
+    state: TrainState,
+    log: RunLog,
+    progress: Progress,
+    *,
+    is_logged: bool = True,
+) -> None:
+    """Evaluate on held-out data; if logged, also compare with the best evaluation so far."""
+    started = time.perf_counter()
+    metrics = dict(context.evaluate(module)) if context.evaluate is not None else {}
+    samples = context.sample_fn(module) if context.sample_fn is not None else {}
+    lists = {name: value for name, value in samples.items() if isinstance(value, list)}
+    metrics |= {name: value for name, value in samples.items() if name not in lists}
+    state.val_metrics, state.evaluated_step = metrics, state.step
+    state.update_seconds()
+    if not all(map(math.isfinite, metrics.values())):
+        raise TrainingError(_not_finite("validation loss", context, state))
+
+    # Log metrics and samples.
+    if metrics and is_logged:
+        log.write(kind="evaluation", **state.log_fields(), **metrics)
+        for name, rows in lists.items():
+            log.write(kind=name, **state.log_fields(), **{name: rows})
+        progress.say(f"step {state.step} | {context.describe(metrics)}")
+    if is_logged and (value := context.monitor(metrics)) is not None:
+        state.update_best(value)
+
+    # Back to training; the log's throughput is that of training steps only.
+    module.train()
+    state.eval_seconds = time.perf_counter() - started
+    state.metrics.exclude_time(state.eval_seconds)
+
+
+def _save(model: Model, optimizer: torch.optim.Optimizer, context: TrainingContext, state: TrainState) -> None:
+    """Save a checkpoint, unless weights are not finite on some rank."""
+    started = time.perf_counter()
+    state.update_seconds()
+    shards = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
+    is_finite = all(bool(shard.isfinite().all()) for shard in shards)
+    if context.ranks.all_reduce_max([float(not is_finite)])[0]:
+        raise TrainingError(_not_finite("weights", context, state))
+    checkpoint = Checkpoint(
+        step=state.step,
+        tokens=state.tokens,
+        seconds=state.seconds,
+        config_toml=to_toml(context.config),
+        data_fingerprint=context.phases[0].examples.fingerprint,
+        environment=context.environment,
+        sums=state.metrics.state(),
+        held_out_loss=context.monitor(state.val_metrics) if state.evaluated_step == state.step else None,
+    )
+    save_checkpoint(
+        context.folder / "checkpoints",
+        model,
+        optimizer,
+        checkpoint,
+        tokenizer=context.tokenizer,
+        keep=context.config.checkpoints.keep,
+        ranks=context.ranks,
+        task=context.task,
+    )
+    state.saved_step = state.step
+    state.metrics.exclude_time(time.perf_counter() - started)
+
+
 def _agree_on_actions(
     context: TrainingContext, state: TrainState, previous_seconds: float, is_interrupted: bool
 ) -> tuple[bool, bool, bool]:
@@ -349,55 +303,16 @@ def _example_numbers(step: int, context: TrainingContext) -> list[tuple[int, int
     return [(epoch + (number << 32), i) for epoch, i in numbers]
 
 
-def _batch_sizes(batches: Sequence[Batch], model: Model, context: TrainingContext) -> tuple[float, float, float]:
-    """Return tokens, dropped tokens and floating-point operations of some batches."""
-    tokens = sum(len(batch.input_ids) for batch in batches)
-    num_dropped = sum(batch.num_dropped_tokens for batch in batches)
-    flops = sum(step_flops(model, batch, num_rows=num_scored_positions(context.objective, batch)) for batch in batches)
-    return tokens, num_dropped, flops
-
-
-def _held_out_loss(metrics: dict[str, float]) -> float | None:
-    """Return the sum of the validation losses; the baseline is not one of them."""
-    losses = [v for name, v in metrics.items() if name.endswith("_loss") and name != "held_out_unigram_loss"]
-    return sum(losses) if losses else None
-
-
 def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
     # The high bit separates its stream from those of the examples.
     return int(example_generator(seed, step, 2**63 + (rank << 32) + micro_batch).integers(2**63))
 
 
-def _describe_training(metrics: dict[str, float]) -> str:
-    short_names = {"masked_lm_loss": "loss", "causal_lm_loss": "loss"}
-    losses = {name: value for name, value in metrics.items() if name.endswith("_loss")}
-    parts = [f"{short_names.get(name, name)} {value:.3f}" for name, value in losses.items()]
-    return " | ".join([*parts, f"{metrics['tokens_per_second']:,.0f} tok/s"])
-
-
-def _describe_held_out(metrics: dict[str, float]) -> str:
-    """Format validation metrics, each next to its baseline."""
-    values = {name.removeprefix("held_out_"): value for name, value in metrics.items()}
-    name = "causal_lm" if "causal_lm_loss" in values else "masked_lm"
-    parts = [
-        f"val_loss {values[f'{name}_loss']:.3f} | unigram {values['unigram_loss']:.3f}",
-        f"accuracy {values[f'{name}_accuracy']:.1%} | unigram {values['unigram_accuracy']:.1%}",
-    ]
-    if "bits_per_byte" in values:
-        parts.append(f"bits_per_byte {values['bits_per_byte']:.3f}")
-    for head in ("next_sentence", "sentence_order"):
-        if f"{head}_accuracy" in values:
-            parts.append(f"{head} {values[f'{head}_accuracy']:.1%} | majority {values['majority_accuracy']:.1%}")
-    if "blank_accuracy" in values:
-        parts.append(f"cloze {values['blank_accuracy']:.1%} | constant {values['blank_constant_accuracy']:.1%}")
-    return " | ".join(parts)
-
-
-def _not_finite(what: str, step: int, last_saved: int, context: TrainingContext) -> str:
-    numbers = [i for _, i in _example_numbers(step, context)]
+def _not_finite(what: str, context: TrainingContext, state: TrainState) -> str:
+    numbers = [i for _, i in _example_numbers(state.step, context)]
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-    checkpoint = f"{context.folder}/checkpoints/step-{last_saved:08d}" if last_saved else "none"
+    saved = f"{context.folder}/checkpoints/step-{state.saved_step:08d}" if state.saved_step else "none"
     return (
-        f"Step {step}: {what} not finite (examples {shown}; last good checkpoint: {checkpoint}). "
+        f"Step {state.step}: {what} not finite (examples {shown}; last good checkpoint: {saved}). "
         "Lower optimizer.learning_rate or lengthen the warm-up, and start again with --overwrite or another --out."
     )

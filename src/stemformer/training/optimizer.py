@@ -1,17 +1,17 @@
-"""AdamW and Muon: configuration, parameter groups, gradient clipping."""
+"""Optimizer: configuration, parameter groups, gradient clipping."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from stemformer.config import check_at_least, check_fields
-from stemformer.training.distributed import distribute_like, gather_full_tensor
+from stemformer.training.distributed import gather_full_tensor
+from stemformer.training.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -96,73 +96,3 @@ def clip_grad_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Par
 def state_names(group: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the optimizer's state tensors for the parameters of a group."""
     return ("momentum",) if "matrices" in group else ("step", "exp_avg", "exp_avg_sq")
-
-
-def newton_schulz(matrices: Float[Tensor, "B R C"]) -> Float[Tensor, "B R C"]:
-    """Return, for each matrix, one with the same singular vectors and singular values near 1.
-
-    Five iterations of a polynomial that is steep at zero, so that small singular values grow fast:
-    most end between 0.7 and 1.2, tiny ones lower. Source: Jordan et al. 2024.
-    """
-    is_tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.transpose(1, 2) if is_tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
-        gram = torch.bmm(x, x.transpose(1, 2))
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x.transpose(1, 2) if is_tall else x
-
-
-class Muon(torch.optim.AdamW):
-    """Muon for matrices, AdamW for all other parameters.
-
-    A matrix is updated by the nearest orthogonal matrix to its momentum: all directions of a matrix
-    move equally far, including those with a small gradient. At the same learning rate, the update
-    has about the root mean square of AdamW's. If matrices are sharded, each rank computes the full
-    update. The key `matrices` marks a parameter group for Muon: each parameter stacks that many
-    matrices, with a learning rate of `lr_multiplier` times that of the other parameters.
-
-    Source: Jordan et al. 2024 (Muon: an optimizer for hidden layers); update scale and weight
-    decay: Liu et al. 2025, section 2.2.
-    """
-
-    def __init__(
-        self, groups: Sequence[dict[str, Any]], *, momentum: float, lr_multiplier: float, precision: str, **options: Any
-    ) -> None:
-        super().__init__(groups, fused=True, **options)
-        self._momentum = momentum
-        self._lr_multiplier = lr_multiplier
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        groups = self.param_groups
-        for group in groups:
-            if "matrices" in group:
-                self._step_matrices(group)
-        self.param_groups = [group for group in groups if "matrices" not in group]
-        try:
-            super().step()
-        finally:
-            self.param_groups = groups
-
-    def _step_matrices(self, group: dict[str, Any]) -> None:
-        learning_rate = group["lr"] * self._lr_multiplier
-        # Matrices of one shape are orthogonalized together.
-        same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if "momentum" not in self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-            momentum = self.state[p]["momentum"]
-            momentum.lerp_(p.grad, 1 - self._momentum)
-            # Nesterov momentum.
-            update = gather_full_tensor(p.grad.lerp(momentum, self._momentum))
-            same_shape.setdefault(p.shape, []).append((p, update.view(group["matrices"], -1, update.shape[1])))
-        for pairs in same_shape.values():
-            updates = newton_schulz(torch.cat([update.to(self._dtype) for _, update in pairs]))  # (B, R, C)
-            scale = 0.2 * math.sqrt(max(updates.shape[1:]))
-            for (p, _), update in zip(pairs, torch.split(updates, group["matrices"]), strict=True):
-                update = distribute_like(p, update.reshape(p.shape).to(p.dtype))
-                p.mul_(1 - learning_rate * group["weight_decay"]).add_(update, alpha=-learning_rate * scale)

@@ -17,9 +17,9 @@ from stemformer.output_dir import clear_dir
 from stemformer.progress import Progress
 from stemformer.training.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, read_checkpoint
 from stemformer.training.config import MAY_CHANGE, RENAMED_SETTINGS, FinetuneConfig, RunConfig, read_run_config
+from stemformer.training.context import TrainingContext, TrainState
 from stemformer.training.distributed import mark_started
 from stemformer.training.log import MetricAccumulator
-from stemformer.training.loop import TrainingContext, TrainState
 
 Config = TypeVar("Config", RunConfig, FinetuneConfig)
 
