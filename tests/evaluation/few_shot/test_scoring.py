@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from stemformer.data.examples.batch import Example
 from stemformer.evaluation.few_shot import scoring
-from stemformer.evaluation.few_shot.scoring import MaskedRequest, ScoringRequest, score_answers, score_blanks
+from stemformer.evaluation.few_shot.scoring import ScoringRequest, score_answers, score_blanks
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 
@@ -78,9 +79,9 @@ def test_masked_answers_are_scored_together(monkeypatch):
     ids = np.array([2, 10, 4, 4, 12, 3])
     other = np.array([2, 10, 4, 12, 3])
     texts = [
-        MaskedRequest(ids, np.array([2, 3]), np.array([20, 21])),
-        MaskedRequest(other, np.array([2]), np.array([30])),
-        MaskedRequest(ids, np.array([2, 3]), np.array([22, 23])),  # shares the forward pass of the first
+        Example(ids, np.array([6]), np.array([2, 3]), np.array([20, 21])),
+        Example(other, np.array([5]), np.array([2]), np.array([30])),
+        Example(ids, np.array([6]), np.array([2, 3]), np.array([22, 23])),  # shares the forward pass of the first
     ]
     scores = [score.log_probability for score in score_blanks(model, texts)]
     for text, score in zip(texts, scores, strict=True):
@@ -88,9 +89,9 @@ def test_masked_answers_are_scored_together(monkeypatch):
         n = len(x)
         with torch.no_grad():
             states = model.body(x, torch.arange(n), torch.zeros_like(x), torch.tensor([0, n], dtype=torch.int32), n)
-            logits = model.lm_logits(states[text.positions]).log_softmax(-1)
+            logits = model.lm_logits(states[text.label_positions]).log_softmax(-1)
         assert score == pytest.approx(
-            logits.gather(1, torch.from_numpy(text.answer)[:, None]).sum().item(), rel=RELATIVE
+            logits.gather(1, torch.from_numpy(text.labels)[:, None]).sum().item(), rel=RELATIVE
         )
 
 

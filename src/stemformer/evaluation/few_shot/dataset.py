@@ -6,6 +6,7 @@ Source: Brown et al. 2020, section 2.4 (demonstrations sampled for each example)
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -14,19 +15,19 @@ from stemformer.config import nearest
 from stemformer.data.examples.sampling import example_generator
 from stemformer.data.labelled.table import read_table
 from stemformer.errors import ConfigError, DataError
-from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, render
+from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, render, unknown_name
 
 
 @dataclass(frozen=True)
 class FewShotDataset:
-    """Evaluation examples and the source of their demonstrations.
+    """Evaluation examples, and where the demonstrations in their prompts come from.
 
     Attributes:
         items: Evaluation examples.
-        demonstrations: Pool to sample from; `items` if there is no other.
-        demonstrations_per_item: Fixed demonstrations of each example (synthetic tasks), instead of
-            the pool.
-        sampler: As in `PromptTask`.
+        demonstrations: Pool to choose from; may be `items` itself.
+        demonstrations_per_item: Demonstrations of each example, in place of a pool (synthetic
+            tasks, where each example has its own rule).
+        sampler: How to choose from the pool; see `sample_demonstrations`.
     """
 
     items: Sequence[FewShotExample]
@@ -35,43 +36,40 @@ class FewShotDataset:
     sampler: Literal["balanced", "random", "first"] = "balanced"
 
     def sample_demonstrations(self, index: int, num_shots: int, *, seed: int) -> list[FewShotExample]:
-        """Sample the demonstrations of an example; never the example itself.
+        """Choose the demonstrations for the prompt of `items[index]`, which is never one of them.
 
-        A smaller number gives a prefix of a larger one. Each index and seed has its own sample.
+        The sampler `first` takes the pool in its order. `random` shuffles the pool. `balanced`
+        shuffles the demonstrations of each label, then takes one of each label per round, the
+        labels in random order. The generator depends on seed and index: each example has
+        demonstrations of its own, and those of 2 shots are the first 2 of 4 shots.
 
         Raises:
             DataError: Too few demonstrations.
         """
         if self.demonstrations_per_item:
-            own = self.demonstrations_per_item[index]
-            _check_number(num_shots, len(own))
-            return list(own[:num_shots])
-        rng = example_generator(seed, 0, index)
-        fields = self.items[index].fields
-        groups = self._by_label if self.sampler == "balanced" else [np.arange(len(self.demonstrations))]
-        orders = [
-            [i for i in order.tolist() if self.demonstrations[i].fields != fields]
-            for order in (group if self.sampler == "first" else rng.permutation(group) for group in groups)
-        ]
-        _check_number(num_shots, sum(map(len, orders)))
-        # In each turn, one of each label, the labels in random order.
-        chosen: list[FewShotExample] = []
-        for turn in range(num_shots):
-            for label in rng.permutation(len(orders)).tolist():
-                chosen += [self.demonstrations[i] for i in orders[label][turn : turn + 1]]
-            if len(chosen) >= num_shots:
-                break
-        return chosen[:num_shots]
+            queues = [self.demonstrations_per_item[index]]
+        else:
+            pool, example = self.demonstrations, self.items[index]
+            rng = example_generator(seed, 0, index)
+            groups = self._by_label if self.sampler == "balanced" else [np.arange(len(pool))]
+            orders = groups if self.sampler == "first" else [rng.permutation(group) for group in groups]
+            queues = [[pool[i] for i in order.tolist() if pool[i].fields != example.fields] for order in orders]
+        if num_shots > (available := sum(map(len, queues))):
+            raise DataError(
+                f"{num_shots} demonstrations requested, {available} available. Pass more data or fewer shots."
+            )
+        if len(queues) == 1:
+            return list(queues[0][:num_shots])
+        # In each round, one of each label that has any left.
+        rounds = (
+            queues[i][turn : turn + 1] for turn in range(num_shots) for i in rng.permutation(len(queues)).tolist()
+        )
+        return list(islice(chain.from_iterable(rounds), num_shots))
 
     @cached_property
     def _by_label(self) -> list[np.ndarray]:
         labels = np.array([item.label for item in self.demonstrations])
         return [np.flatnonzero(labels == label) for label in sorted(set(labels.tolist()))]
-
-
-def _check_number(num_shots: int, available: int) -> None:
-    if num_shots > available:
-        raise DataError(f"{num_shots} demonstrations requested, {available} available. Pass more data or fewer shots.")
 
 
 def read_few_shot_examples(file: str, task: PromptTask) -> list[FewShotExample]:
@@ -85,8 +83,8 @@ def read_few_shot_examples(file: str, task: PromptTask) -> list[FewShotExample]:
     if missing := sorted(set(task.words) - set(table.columns)):
         hint = nearest(missing[0], table.columns)
         raise ConfigError(f"Task {task.name}: words: The data has no column {missing[0]!r}{hint}.")
-    items = []
     used = task.columns
+    items = []
     for row, location in zip(table.rows, table.locations, strict=True):
         fields = {name: _to_text(value) for name, value in row.items()}
         for column, values in task.words.items():
@@ -106,16 +104,14 @@ def _make_example(task: PromptTask, row: Mapping[str, Any], fields: dict[str, st
     if task.answer:
         answer = render(task.answer, fields, name=task.name).strip()
         if not answer or (task.output_type == "generate_until" and task.stop and task.stop in answer):
-            raise DataError(
-                f"{location}: The correct answer is {answer!r}. Expected a text without the stop string {task.stop!r}."
-            )
+            expected = f"Expected a text without the stop string {task.stop!r}."
+            raise DataError(f"{location}: The correct answer is {answer!r}. {expected}")
         return FewShotExample(fields, (answer,), 0)
 
     # Answers shared by all examples.
     label = fields.get(task.label, "").strip()
     if task.correct is None and task.label not in fields:
-        hint = f"{nearest(task.label, fields)}. Columns: {', '.join(fields)}."
-        raise ConfigError(f"Task {task.name}: The data has no column {task.label!r}{hint}")
+        raise unknown_name(f"Task {task.name}: The data has no column", task.label, fields, "Columns")
     if task.answers:
         if label not in task.answers:
             raise DataError(
@@ -135,18 +131,13 @@ def _make_example(task: PromptTask, row: Mapping[str, Any], fields: dict[str, st
         raise DataError(f"{location}: Expected at least two answers, none of them empty, got {options}.")
     gold = task.correct if task.correct is not None else _gold(row[task.label], options, task.first_label, location)
     if gold is None or not 0 <= gold < len(options):
-        raise DataError(
-            f"{location}: The correct answer is {label!r}. Expected the number, letter or text of one of {len(options)}."
-        )
+        expected = f"Expected the number, letter or text of one of {len(options)}."
+        raise DataError(f"{location}: The correct answer is {label!r}. {expected}")
     return FewShotExample(fields, tuple(options), gold)
 
 
 def _gold(value: Any, options: Sequence[str], first: int, location: str) -> int | None:
-    """Return the index of an option from its number, letter or text.
-
-    Raises:
-        DataError: Ambiguous: the number of one option and the text of another.
-    """
+    """Return the index of an option from its number, letter or text."""
     label = _to_text(value).strip()
     by_text = options.index(label) if label in options else None
     by_number = int(label) - first if label.removeprefix("-").isdecimal() else None
@@ -156,13 +147,11 @@ def _gold(value: Any, options: Sequence[str], first: int, location: str) -> int 
         return by_number
     if by_number in (None, by_text) or not 0 <= by_number < len(options):
         return by_text
-    raise DataError(
-        f"{location}: {label!r} is both the number and the text of an answer in {options}. "
-        "Use a JSON number for a number, or the text."
-    )
+    advice = "Use a JSON number for a number, or the text."
+    raise DataError(f"{location}: {label!r} is both the number and the text of an answer in {options}. {advice}")
 
 
 def _to_text(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "" if value is None else str(value).lower()
-    return str(value)
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)

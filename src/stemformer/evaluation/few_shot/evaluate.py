@@ -19,14 +19,9 @@ from scipy.special import log_softmax, logsumexp
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.dataset import FewShotDataset
-from stemformer.evaluation.few_shot.scoring import (
-    AnswerScore,
-    MaskedRequest,
-    ScoringRequest,
-    score_answers,
-    score_blanks,
-)
+from stemformer.evaluation.few_shot.scoring import AnswerScore, ScoringRequest, score_answers, score_blanks
 from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask
+from stemformer.evaluation.inference import masked_example
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import generate_from_ids
 from stemformer.models.inference.cached_gpt import GptDecoder
@@ -38,6 +33,8 @@ _BATCH_EXAMPLES = 64
 _CONTENT_FREE = ("N/A", "[MASK]", "")
 
 _RENAMED_RESULTS = {"figure": "value", "by_sum": "acc", "by_mean": "acc_norm", "calibrated": "acc_calibrated"}
+
+_HAN, _KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
 
 
 @dataclass(frozen=True)
@@ -119,18 +116,17 @@ def evaluate_few_shot(
         )
     decoder = None
     if task.output_type == "generate_until":  # prepared once for all batches
-        rows = min(_BATCH_EXAMPLES, len(numbers))
         num_batches = math.ceil(len(numbers) / _BATCH_EXAMPLES)
+        rows = min(_BATCH_EXAMPLES, len(numbers))
         decoder = GptDecoder(model, rows=rows, steps=task.max_new_tokens * num_batches)
     predictions: list[FewShotPrediction] = []
     for begin in range(0, len(numbers), _BATCH_EXAMPLES):
         part = numbers[begin : begin + _BATCH_EXAMPLES]
         queries = [_Query(n, data.items[n], data.sample_demonstrations(n, num_shots, seed=seed)) for n in part]
-        predictions += (
-            _generate(decoder, tokenizer, task, queries)
-            if decoder is not None
-            else _choose(model, tokenizer, task, queries, calibrate and is_choice)
-        )
+        if decoder is not None:
+            predictions += _generate(decoder, tokenizer, task, queries)
+        else:
+            predictions += _choose(model, tokenizer, task, queries, calibrate and is_choice)
         if on_questions is not None:
             on_questions(len(part))
     return predictions
@@ -155,25 +151,22 @@ def aggregate(
     """
     # Accuracy of each sample of demonstrations.
     first = predictions[0]
-    correct = {
-        metric: [[getattr(p, name) == p.gold for p in sample] for sample in predictions]
-        for metric, name in (("acc", "prediction"), ("acc_norm", "prediction_norm"))
-    }
-    is_normalized = task.score == "mean"
-    values = [fmean(sample) for sample in correct["acc_norm" if is_normalized else "acc"]]
+    evaluated = [items[p.number] for p in first]
+    chosen = "prediction_norm" if task.score == "mean" else "prediction"
+    values = _accuracies(predictions, chosen)
     accuracy = fmean(values)
     low, high = wilson_interval(accuracy, len(first))
 
     # Similarity of generated texts.
     result: dict[str, Any] = {}
     if task.metric != "accuracy":
-        references = [items[p.number].answers[0] for p in first]
+        references = [item.answers[0] for item in evaluated]
         for metric in ("chrf", "bleu"):
             scores = [_text_score(metric, [p.text for p in sample], references) for sample in predictions]
-            result[metric] = fmean(value for value, *_ in scores)
+            per_sample, *bounds = zip(*scores, strict=True)
+            result[metric] = fmean(per_sample)
             if metric == task.metric:
-                values = [value for value, *_ in scores]
-                low, high = fmean(x for _, x, _ in scores), fmean(x for *_, x in scores)
+                values, (low, high) = list(per_sample), map(fmean, bounds)
     result |= {
         "metric": task.metric,
         "value": fmean(values),
@@ -184,18 +177,16 @@ def aggregate(
     }
 
     # Choices, and baselines.
-    if task.output_type == "multiple_choice":
-        result |= {metric: fmean(map(fmean, samples)) for metric, samples in correct.items()}
-        if first[0].calibrated is not None:
-            result["acc_calibrated"] = fmean(fmean(p.calibrated == p.gold for p in sample) for sample in predictions)
-        if task.answers:
-            chosen = Counter(
-                p.prediction_norm if is_normalized else p.prediction for sample in predictions for p in sample
-            )
-            result["same_answer"] = max(chosen.values()) / chosen.total()
-    evaluated = [items[p.number] for p in first]
-    labels = Counter(item.label for item in evaluated if item.label)
     is_choice = task.output_type == "multiple_choice"
+    if is_choice:
+        names = {"acc": "prediction", "acc_norm": "prediction_norm", "acc_calibrated": "calibrated"}
+        if first[0].calibrated is None:
+            del names["acc_calibrated"]
+        result |= {metric: fmean(_accuracies(predictions, name)) for metric, name in names.items()}
+        if task.answers:
+            counts = Counter(getattr(p, chosen) for sample in predictions for p in sample)
+            result["same_answer"] = max(counts.values()) / counts.total()
+    labels = Counter(item.label for item in evaluated if item.label)
     return result | {
         "chance": fmean(1 / len(item.answers) for item in evaluated) if is_choice else None,
         "majority": max(labels.values()) / len(evaluated) if labels else None,
@@ -204,6 +195,10 @@ def aggregate(
         "dropped_examples": fmean(p.num_dropped for sample in predictions for p in sample),
         "cut_questions": sum(any(p.is_cut for p in per_item) for per_item in zip(*predictions, strict=True)),
     }
+
+
+def _accuracies(predictions: Sequence[Sequence[FewShotPrediction]], name: str) -> list[float]:
+    return [fmean(getattr(p, name) == p.gold for p in sample) for sample in predictions]
 
 
 def rename_result_keys(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,7 +218,7 @@ def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) ->
         """sacrebleu's chrF, whose resamples all have float32 scores: their mean refuses other types among them."""
 
         def _compute_score_from_stats(self, stats: Any) -> Any:
-            score = super()._compute_score_from_stats(stats)
+            score: Any = super()._compute_score_from_stats(stats)
             if isinstance(stats, np.ndarray):  # a resample; without common n-grams its score is the float 0.0
                 score.score = np.float32(score.score)
             return score
@@ -236,18 +231,15 @@ def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) ->
     return score.score / 100, max(0.0, middle - half) / 100, (middle + half) / 100
 
 
-_HAN, _KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
-
-
 def wilson_interval(share: float, number: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a proportion.
+
+    Source: Wilson 1927. Unlike `scipy.stats.binomtest`, the number of successes need not be an
+    integer.
 
     Example:
         >>> [round(x, 3) for x in wilson_interval(0.5, 100)]
         [0.404, 0.596]
-
-    Source: Wilson 1927. Unlike `scipy.stats.binomtest`, the number of successes need not be an
-    integer.
     """
     z = 1.959964
     middle = (share + z * z / (2 * number)) / (1 + z * z / number)
@@ -257,38 +249,27 @@ def wilson_interval(share: float, number: int) -> tuple[float, float]:
 
 def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool = False) -> list[str]:
     """Return notes on the tokenization of answers: several tokens, equal or ambiguous ones."""
-    words = list(task.answers.values())
-    if (
-        task.output_type == "generate_until"
-        and task.stop
-        and task.stop not in tokenizer.decode(tokenizer.encode_ids([f"x{task.stop}x"])[0])
-    ):
-        return [
-            f"the vocabulary lacks the stop string {task.stop!r}: only answers that end by themselves can be correct"
-        ]
+    stop = task.stop if task.output_type == "generate_until" else ""
+    if stop and stop not in tokenizer.decode(tokenizer.encode_ids([f"x{stop}x"])[0]):
+        return [f"the vocabulary lacks the stop string {stop!r}: only answers that end by themselves can be correct"]
     if for_masked and (task.choices or task.choices_column):
         return ["all tokens of an answer are masked at once: its length and the frequency of its words matter"]
+    words = list(task.answers.values())
     if not words:
         return []
     fields = dict.fromkeys(task.columns, "x")
     space = task.split_template(FewShotExample(fields, tuple(words), 0), for_masked=for_masked)[1]
-    ids = [row.tolist() for row in tokenizer.encode_ids([space + word for word in words])]
-    equal = {word for i, word in enumerate(words) if ids[i] in ids[:i] + ids[i + 1 :]}
-    if equal:
-        return [f"answers with equal token ids, none of which can be correct: {', '.join(sorted(equal))}"]
+    ids = [tuple(row.tolist()) for row in tokenizer.encode_ids([space + word for word in words])]
+    by_word = dict(zip(words, ids, strict=True))
+    if equal := sorted({word for word, row in zip(words, ids, strict=True) if ids.count(row) > 1}):
+        return [f"answers with equal token ids, none of which can be correct: {', '.join(equal)}"]
     notes = []
-    split = [f"{word!r} ({len(row)})" for word, row in zip(words, ids, strict=True) if len(row) > 1]
-    if split:
-        notes.append(
-            f"answers of several tokens, all of which are scored: {', '.join(split)}; "
-            'score = "mean" normalizes by length'
-        )
-    firsts = Counter(row[0] for row in ids if row)
-    ambiguous = [word for word, row in zip(words, ids, strict=True) if row and firsts[row[0]] > 1]
-    if ambiguous:
-        notes.append(
-            f"answers with the same first token, which only later ones distinguish: {', '.join(map(repr, ambiguous))}"
-        )
+    if split := [f"{word!r} ({len(row)})" for word, row in by_word.items() if len(row) > 1]:
+        advice = 'score = "mean" normalizes by length'
+        notes.append(f"answers of several tokens, all of which are scored: {', '.join(split)}; {advice}")
+    firsts = Counter(row[:1] for row in ids)
+    if ambiguous := [repr(word) for word, row in by_word.items() if row and firsts[row[:1]] > 1]:
+        notes.append(f"answers with the same first token, which only later ones distinguish: {', '.join(ambiguous)}")
     return notes
 
 
@@ -297,29 +278,26 @@ def _fit(
 ) -> list[_EncodedPrompt]:
     """Encode prompts, dropping the first demonstrations until each fits into `positions`."""
     fitted: dict[int, _EncodedPrompt] = {}
-    pending = {number: list(query.demonstrations) for number, query in enumerate(queries)}
+    pending = {i: query.demonstrations for i, query in enumerate(queries)}
     while pending:
-        encoded = _encode(task, [(pending[n], queries[n].item) for n in pending], tokenizer, for_masked=for_masked)
-        too_long = {}
-        for number, (prompt, answers, suffix) in zip(pending, encoded, strict=True):
+        encoded = _encode(task, [(pending[i], queries[i].item) for i in pending], tokenizer, for_masked=for_masked)
+        for i, (prompt, answers, suffix) in zip(pending, encoded, strict=True):
             # Room for the prompt, next to the longest answer and the suffix.
-            reserved = max((len(answer) for answer in answers), default=task.max_new_tokens)
-            is_suffix_cut = reserved + len(suffix) >= positions
-            suffix = suffix[: max(0, positions - reserved - 1)]
-            room = positions - reserved - len(suffix)
-            demonstrations = pending[number]
-            num_dropped = len(queries[number].demonstrations) - len(demonstrations)
-            if room < 1:
+            reserved = max(map(len, answers), default=task.max_new_tokens)
+            if reserved >= positions:
                 raise ConfigError(
                     f"Task {task.name}: An answer has {reserved} tokens; the model has {positions} positions."
                 )
-            if len(prompt) <= room or not demonstrations:
-                is_cut = is_suffix_cut or len(prompt) > room
-                fitted[number] = _EncodedPrompt(prompt[-room:], answers, suffix, num_dropped, is_cut)
+            kept_suffix = suffix[: positions - reserved - 1]
+            room = positions - reserved - len(kept_suffix)
+            if len(prompt) > room and pending[i]:
+                pending[i] = pending[i][1:]
             else:
-                too_long[number] = demonstrations[1:]
-        pending = too_long
-    return [fitted[number] for number in range(len(queries))]
+                num_dropped = len(queries[i].demonstrations) - len(pending[i])
+                is_cut = len(prompt) > room or len(kept_suffix) < len(suffix)
+                fitted[i] = _EncodedPrompt(prompt[-room:], answers, kept_suffix, num_dropped, is_cut)
+        pending = {i: demonstrations for i, demonstrations in pending.items() if i not in fitted}
+    return [fitted[i] for i in range(len(queries))]
 
 
 def _encode(
@@ -333,26 +311,23 @@ def _encode(
     texts = [task.render_prompt(demonstrations, item, for_masked=for_masked) for demonstrations, item in pairs]
     prompts = tokenizer.encode_ids(texts)
     if task.output_type == "generate_until":
-        for prompt in prompts:
-            yield prompt, (), prompt[:0]
+        yield from ((prompt, (), prompt[:0]) for prompt in prompts)
         return
-    parts = [task.split_template(item, for_masked=for_masked) for _, item in pairs]
+    items = [item for _, item in pairs]
+    parts = [task.split_template(item, for_masked=for_masked) for item in items]
     if for_masked:
         suffixes = tokenizer.encode_ids([after for *_, after in parts])
-        answers = iter(tokenizer.encode_ids([answer for _, item in pairs for answer in item.answers]))
-        for prompt, suffix, (_, item) in zip(prompts, suffixes, pairs, strict=True):
+        answers = iter(tokenizer.encode_ids([answer for item in items for answer in item.answers]))
+        for prompt, suffix, item in zip(prompts, suffixes, items, strict=True):
             yield prompt, tuple(next(answers) for _ in item.answers), suffix
         return
-    full = iter(
-        tokenizer.encode_ids(
-            [
-                text + space + answer + after
-                for text, (_, space, after), (_, item) in zip(texts, parts, pairs, strict=True)
-                for answer in item.answers
-            ]
-        )
-    )
-    for prompt, (_, item) in zip(prompts, pairs, strict=True):
+    continued = [
+        text + space + answer + after
+        for text, (_, space, after), item in zip(texts, parts, items, strict=True)
+        for answer in item.answers
+    ]
+    full = iter(tokenizer.encode_ids(continued))
+    for prompt, item in zip(prompts, items, strict=True):
         ids = [next(full) for _ in item.answers]
         # A token across the end of the prompt belongs to the answer.
         common = min(_common_prefix_length(prompt, row) for row in ids)
@@ -398,35 +373,27 @@ def _score(
         bos = model.config.eos_token_id
         return prompts, score_answers(model, [ScoringRequest(np.append([bos], p.prompt), p.answers) for p in prompts])
     prompts = _fit(task, queries, tokenizer, positions=positions - 2, for_masked=True)
-    scores = iter(
-        score_blanks(model, [_mask(prompt, answer, tokenizer) for prompt in prompts for answer in prompt.answers])
-    )
+    requests = []
+    for prompt in prompts:
+        for answer in prompt.answers:
+            # A mask for each token of the answer.
+            ids = np.concatenate([prompt.prompt, np.full(len(answer), tokenizer.mask_token_id), prompt.suffix])
+            requests.append(masked_example(ids, len(prompt.prompt) + np.arange(len(answer)), answer, tokenizer))
+    scores = iter(score_blanks(model, requests))
     return prompts, [[next(scores) for _ in prompt.answers] for prompt in prompts]
-
-
-def _mask(prompt: _EncodedPrompt, answer: np.ndarray, tokenizer: Tokenizer) -> MaskedRequest:
-    """Build a text with a mask for each token of an answer."""
-    masks = np.full(len(answer), tokenizer.mask_token_id)
-    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    ids = np.concatenate([cls, prompt.prompt, masks, prompt.suffix, sep]).astype(np.int64)
-    return MaskedRequest(ids, 1 + len(prompt.prompt) + np.arange(len(answer)), answer)
 
 
 def _content_free(
     model: Model, tokenizer: Tokenizer, task: PromptTask, queries: Sequence[_Query]
 ) -> list[Float[np.ndarray, "a"]]:
     """Return the log-probabilities of answers, averaged over content-free inputs."""
-    columns = task.columns
     rows = []
     for text in _CONTENT_FREE:
-        _, scores = _score(model, tokenizer, task, [_without_content(query, columns, text) for query in queries])
+        empty = dict.fromkeys(task.columns, text)
+        emptied = [replace(q, item=replace(q.item, fields={**q.item.fields, **empty})) for q in queries]
+        _, scores = _score(model, tokenizer, task, emptied)
         rows.append([log_softmax([s.log_probability for s in row]) for row in scores])
     return [logsumexp(by_text, axis=0) - math.log(len(by_text)) for by_text in zip(*rows, strict=True)]
-
-
-def _without_content(query: _Query, columns: set[str], text: str) -> _Query:
-    fields = {name: text if name in columns else value for name, value in query.item.fields.items()}
-    return replace(query, item=replace(query.item, fields=fields))
 
 
 def _argmax(x: Float[np.ndarray, "n"]) -> int:

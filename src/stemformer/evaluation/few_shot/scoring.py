@@ -3,9 +3,9 @@
 Only answer tokens are scored; the answers to one prompt share its cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stemformer.data.examples.batch import Example, collate
 from stemformer.errors import CheckpointError
-from stemformer.evaluation.inference import hidden_states
+from stemformer.evaluation.inference import batch_slices, hidden_states
 from stemformer.models.gpt import Gpt
 from stemformer.models.model import Model
 
@@ -34,15 +34,6 @@ class ScoringRequest:
 
     prompt: Int[np.ndarray, "n"]
     answers: tuple[np.ndarray, ...]
-
-
-@dataclass(frozen=True)
-class MaskedRequest:
-    """Text with masks in place of an answer, the positions of the masks, and the answer."""
-
-    input_ids: Int[np.ndarray, "n"]
-    positions: Int[np.ndarray, "m"]
-    answer: Int[np.ndarray, "m"]
 
 
 @dataclass(frozen=True)
@@ -66,53 +57,33 @@ def score_answers(model: Model, requests: Sequence[ScoringRequest]) -> list[list
     assert isinstance(body, Gpt) and "causal_lm" in model.heads, "a GPT with its head"
     assert all(len(r.prompt) and all(map(len, r.answers)) for r in requests), "prompts and answers are not empty"
     sizes = [len(r.prompt) + sum(len(answer) - 1 for answer in r.answers) for r in requests]
-    scores: list[list[AnswerScore]] = []
-    for part in _batches(sizes):
-        scores += _score_batch(model, body, [requests[i] for i in part])
-    return scores
+    parts = batch_slices(sizes, _BATCH_TOKENS)
+    return [scores for part in parts for scores in _score_batch(model, body, requests[part])]
 
 
 @torch.inference_mode()
-def score_blanks(model: Model, requests: Sequence[MaskedRequest]) -> list[AnswerScore]:
+def score_blanks(model: Model, requests: Sequence[Example]) -> list[AnswerScore]:
     """Score each masked answer: the sum over its tokens, all of them masked at once.
 
     Requests with equal inputs, such as answers of equal length, share a forward pass.
 
     Args:
         model: Has a masked-LM head; in evaluation mode, under the caller's autocast.
-        requests: None exceeds the model's positions.
+        requests: Texts with masks as `label_positions` and the answer as `labels`.
     """
     device = next(model.parameters()).device
     scores: list[AnswerScore] = []
-    for part in _batches([len(request.input_ids) for request in requests]):
-        batch_requests = [requests[i] for i in part]
-        # Distinct inputs, in order of their first request.
-        distinct: dict[tuple[bytes, bytes], tuple[int, MaskedRequest]] = {}
-        numbers = []
-        for request in batch_requests:
-            key = (request.input_ids.tobytes(), request.positions.tobytes())
-            numbers.append(distinct.setdefault(key, (len(distinct), request))[0])
-        examples = [
-            Example(r.input_ids, np.array([len(r.input_ids)]), r.positions, r.answer) for _, r in distinct.values()
-        ]
-        batch = collate(examples, range(len(examples))).to(device)
+    for part in batch_slices([len(request.input_ids) for request in requests], _BATCH_TOKENS):
+        keys = [(request.input_ids.tobytes(), request.label_positions.tobytes()) for request in requests[part]]
+        distinct = dict(zip(keys, requests[part], strict=True))
+        batch = collate(list(distinct.values()), range(len(distinct))).to(device)
         states = hidden_states(model, batch, rows=batch.label_positions)  # (M, D)
-        starts = np.cumsum([0, *(len(e.label_positions) for e in examples)])
-        rows = [starts[number] + np.arange(len(r.answer)) for number, r in zip(numbers, batch_requests, strict=True)]
-        scores += _score_tokens(model, states, rows, [r.answer for r in batch_requests])
+        ends = np.cumsum([len(request.labels) for request in distinct.values()])
+        end = dict(zip(distinct, ends.tolist(), strict=True))
+        answers = [request.labels for request in requests[part]]
+        rows = [np.arange(end[key] - len(answer), end[key]) for key, answer in zip(keys, answers, strict=True)]
+        scores += _score_tokens(model, states, rows, answers)
     return scores
-
-
-def _batches(sizes: Sequence[int]) -> Iterator[range]:
-    """Yield ranges of indices whose sizes add up to about one batch."""
-    begin, total = 0, 0
-    for number, size in enumerate(sizes):
-        if number > begin and total + size > _BATCH_TOKENS:
-            yield range(begin, number)
-            begin, total = number, 0
-        total += size
-    if begin < len(sizes):
-        yield range(begin, len(sizes))
 
 
 def _score_batch(model: Model, body: Gpt, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
@@ -130,21 +101,19 @@ def _score_batch(model: Model, body: Gpt, requests: Sequence[ScoringRequest]) ->
     states = states.index_select(0, cu_seqlens[1:].long() - 1)  # (S, D)
 
     # Answers of several tokens.
-    longer = [(number, answer) for number, r in enumerate(requests) for answer in r.answers if len(answer) > 1]
-    starts = iter(len(prompts) + np.cumsum([0, *(len(answer) - 1 for _, answer in longer)]))
+    owners = [number for number, request in enumerate(requests) for _ in request.answers]
+    answers = [answer for request in requests for answer in request.answers]
+    longer = [(number, answer[:-1]) for number, answer in zip(owners, answers, strict=True) if len(answer) > 1]
     if longer:
-        ids, cu_seqlens = _flatten([answer[:-1] for _, answer in longer], body)
+        ids, cu_seqlens = _flatten([answer for _, answer in longer], body)
         parents = torch.tensor([number for number, _ in longer], device=ids.device)
-        more, _ = body.prefill(ids, cu_seqlens, after=cache, parents=parents)
-        states = torch.cat([states, more])
-    rows = [
-        np.append(number, next(starts) + np.arange(len(answer) - 1)) if len(answer) > 1 else np.array([number])
-        for number, r in enumerate(requests)
-        for answer in r.answers
-    ]
-    answers = list(chain.from_iterable(r.answers for r in requests))
+        states = torch.cat([states, body.prefill(ids, cu_seqlens, after=cache, parents=parents)[0]])
+
+    # The first token of an answer is predicted by the prompt, the others by the answer.
+    starts = len(prompts) + np.cumsum([0, *(len(answer) - 1 for answer in answers)])
+    rows = [np.append(number, np.arange(a, b)) for number, (a, b) in zip(owners, pairwise(starts), strict=True)]
     scores = iter(_score_tokens(model, states, rows, answers))
-    return [[next(scores) for _ in r.answers] for r in requests]
+    return [[next(scores) for _ in request.answers] for request in requests]
 
 
 def _score_tokens(

@@ -7,7 +7,7 @@ Source: Brown et al. 2020, section 2.4 (few-shot prompts, comparison of answers 
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -89,8 +89,8 @@ class PromptTask:
         stop: Stop string of a generated answer.
         metric: Metric of generated answers: `accuracy` (exact match), `chrf` or `bleu`.
         num_shots: Default numbers of demonstrations.
-        sampler: `balanced`: the same number of each label, in random order. `random`: any. `first`:
-            always the first ones.
+        sampler: Choice of demonstrations: `balanced` (random, as many of each label as possible),
+            `random`, or `first` (always the first ones).
     """
 
     template: str
@@ -120,20 +120,19 @@ class PromptTask:
     sampler: Literal["balanced", "random", "first"] = "balanced"
 
     def __post_init__(self) -> None:
-        for name in ("template", "cloze") if self.cloze else ("template",):
-            if getattr(self, name).count(_ANSWER) != 1:
-                raise ConfigError(f"{name} {getattr(self, name)!r}: Expected {{answer}} exactly once.")
         for name in ("template", "cloze", "answer"):
-            if found := _OPEN_BRACE.search(_VARIABLE.sub("", getattr(self, name))):
-                raise ConfigError(f"{name} {getattr(self, name)!r}: {found[0]!r} lacks a closing brace.")
+            text = getattr(self, name)
+            if name != "answer" and text.count(_ANSWER) != 1 and (text or name == "template"):
+                raise ConfigError(f"{name} {text!r}: Expected {{answer}} exactly once.")
+            if found := _OPEN_BRACE.search(_VARIABLE.sub("", text)):
+                raise ConfigError(f"{name} {text!r}: {found[0]!r} lacks a closing brace.")
         if sum(map(bool, (self.answers, self.choices, self.choices_column, self.answer, self.synthetic))) != 1:
             raise ConfigError("Expected exactly one of answers, choices, choices_column, answer and synthetic.")
-        if (self.output_type == "multiple_choice") == bool(self.answer) and not self.synthetic:
-            raise ConfigError(
-                "answer is only valid for output_type = loglikelihood or generate_until."
-                if self.answer
-                else f"output_type = {self.output_type} requires answer, the template of the correct one."
-            )
+        is_choice = self.output_type == "multiple_choice"
+        if is_choice and self.answer:
+            raise ConfigError("answer is only valid for output_type = loglikelihood or generate_until.")
+        if not is_choice and not self.answer and not self.synthetic:
+            raise ConfigError(f"output_type = {self.output_type} requires answer, the template of the correct one.")
         if self.answers and (len(self.answers) < 2 or not all(words.strip() for words in self.answers.values())):
             raise ConfigError("answers: Expected at least two labels, each with a text.")
         if (self.choices or self.choices_column or self.answers) and not self.label and self.correct is None:
@@ -186,17 +185,20 @@ def render(template: str, fields: Mapping[str, str], *, name: str = "") -> str:
     def substitute(match: re.Match[str]) -> str:
         column, *filters = (part.strip() for part in match[0][1:-1].split("|"))
         if column not in fields:
-            hint = f"{nearest(column, fields)}. Columns: {', '.join(fields)}."
-            raise ConfigError(f"{task}The data has no column {column!r}{hint}")
+            raise unknown_name(f"{task}The data has no column", column, fields, "Columns")
         text = fields[column]
         for filter_name in filters:
             if filter_name not in FILTERS:
-                hint = f"{nearest(filter_name, FILTERS)}. Filters: {', '.join(FILTERS)}."
-                raise ConfigError(f"{task}Unknown filter {filter_name!r}{hint}")
+                raise unknown_name(f"{task}Unknown filter", filter_name, FILTERS, "Filters")
             text = FILTERS[filter_name](text)
         return text
 
     return _VARIABLE.sub(substitute, template)
+
+
+def unknown_name(problem: str, name: str, known: Iterable[str], title: str) -> ConfigError:
+    """Return the error for a name that does not exist, with the nearest one and all that do."""
+    return ConfigError(f"{problem} {name!r}{nearest(name, known)}. {title}: {', '.join(known)}.")
 
 
 def built_in_tasks() -> dict[str, str]:
@@ -222,32 +224,22 @@ def open_task(spec: str, *, demonstrations: str = "") -> PromptTask:
         if data or demonstrations:
             raise ConfigError(f"{name} generates its own examples. Remove the file.")
         [kind] = find_synthetic([name.removeprefix(_SYNTHETIC)])
-        output_type: Literal["multiple_choice", "generate_until"] = (
-            "multiple_choice" if kind.is_closed else "generate_until"
-        )
-        return PromptTask(
-            "{input} -> {answer}", name=kind.name, synthetic=kind.name, separator="\n", output_type=output_type
-        )
+        task = PromptTask("{input} -> {answer}", name=kind.name, synthetic=kind.name, separator="\n")
+        return task if kind.is_closed else replace(task, output_type="generate_until")
     known = built_in_tasks()
-    folder = Path()
-    if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise ConfigError(f"Task file {name} does not exist.")
-        folder = Path(name).parent
-        try:
-            text = Path(name).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{name} is not UTF-8 ({error}). Save it as UTF-8.") from error
-    elif name in known:
-        text = known[name]
-    else:
-        raise ConfigError(
-            f"Unknown task {name!r}{nearest(name, known)}. Expected a .toml file or one of {', '.join(known)}."
-        )
+    is_file = name.endswith(".toml")
+    if is_file and not Path(name).is_file():
+        raise ConfigError(f"Task file {name} does not exist.")
+    if not is_file and name not in known:
+        hint = nearest(name, known)
+        raise ConfigError(f"Unknown task {name!r}{hint}. Expected a .toml file or one of {', '.join(known)}.")
     try:
-        task = _parse_task(text, name)
+        task = _parse_task(Path(name).read_text(encoding="utf-8-sig") if is_file else known[name], name)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is not UTF-8 ({error}). Save it as UTF-8.") from error
     except ConfigError as error:
         raise ConfigError(str(error) if str(error).startswith(name) else f"Task {name}: {error}") from error
+    folder = Path(name).parent if is_file else Path()
     data = data or _resolve(folder, task.data)
     if not data:
         raise ConfigError(f"Task {name} has no data. Pass it as {name}=FILE.")
