@@ -191,8 +191,7 @@ def test_save_and_load_preserve_the_fingerprint(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
     (tmp_path / "tokenizer.json").unlink()
-    from_vocab = load_tokenizer(tmp_path)
-    assert from_vocab.fingerprint == tokenizer.fingerprint and not from_vocab.lowercase_is_guess
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
 
 
 def test_fingerprint_depends_on_lowercase():
@@ -206,7 +205,7 @@ def test_lowercase_is_guessed_from_a_vocab_file_alone(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").unlink()
     loaded = load_tokenizer(tmp_path / "vocab.txt")
-    assert loaded.lowercase_is_guess and loaded.lowercase == tokenizer.lowercase
+    assert loaded.lowercase == tokenizer.lowercase
     assert loaded.encode(ENGLISH).ids.tolist() == tokenizer.encode(ENGLISH).ids.tolist()
 
 

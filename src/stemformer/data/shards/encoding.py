@@ -1,8 +1,6 @@
 """Parallel tokenization of documents, in corpus order and constant memory.
 
-Worker processes encode batches of about a megabyte of text. The encoding of a document does not
-depend on its batch, so any number of workers gives the same bytes. Workers are spawned, not forked,
-because a fork of a process whose Rust or OpenMP threads have run can hang.
+The encoding of a document does not depend on its batch: any number of workers gives the same bytes.
 """
 
 import functools
@@ -31,8 +29,7 @@ from stemformer.data.tokenization.word_segmentation import Segmenter, join_words
 from stemformer.errors import ConfigError, DataError, TokenizerError
 
 BATCH_CHARACTERS = 1_000_000
-# Below this size, starting processes takes longer than encoding.
-POOL_CHARACTERS = 4_000_000
+POOL_CHARACTERS = 4_000_000  # for less text, starting processes takes longer than encoding
 BATCHES_PER_WORKER = 3
 
 
@@ -42,12 +39,9 @@ class DocumentBatch:
 
     texts: list[str]
     block: int
-    # Whether this is the last batch of the block.
-    is_last: bool
-    # Number of documents of the block up to the end of this batch.
-    num_documents: int
-    # Hash of all documents of the corpus up to the end of this batch.
-    text_sha256: str
+    is_last: bool  # in the block
+    num_documents: int  # of the block up to the end of this batch
+    text_sha256: str  # of all documents of the corpus up to the end of this batch
 
 
 @dataclass(frozen=True)
@@ -71,8 +65,7 @@ class EncodedBatch:
 
 def is_held_out(text: bytes, fraction: float) -> bool:
     """Return whether a document is held out, by a hash: equal documents are in the same split."""
-    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-    return number < fraction * 2**64
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") < fraction * 2**64
 
 
 def id_dtype(vocab_size: int) -> "np.dtype[Any]":
@@ -118,9 +111,7 @@ def encode_batch(
         if len(document.ids):
             raw = text.encode("utf-8", "surrogatepass")
             by_split["held_out" if is_held_out(raw, held_out) else "train"].append((document, len(text), len(raw)))
-    splits = {
-        split: _concatenate(documents, tokenizer.vocab_size) for split, documents in by_split.items() if documents
-    }
+    splits = {split: _concatenate(kept, tokenizer.vocab_size) for split, kept in by_split.items() if kept}
     return EncodedBatch(splits, num_empty=len(texts) - sum(map(len, by_split.values())))
 
 
@@ -138,14 +129,8 @@ def _concatenate(documents: list[tuple[EncodedDocument, int, int]], vocab_size: 
     assert len(word_starts) == len(ids), "one entry per token"
     assert np.all(np.diff(sentences) > 0), "sentences have tokens and are in order"
     assert np.isin(starts, sentences).all() and sentences[-1] < len(ids), "every document starts a sentence"
-    counts = Counts(
-        documents=len(documents),
-        sentences=len(sentences),
-        tokens=len(ids),
-        words=int(np.count_nonzero(word_starts)),
-        characters=sum(characters),
-        bytes=sum(sizes),
-    )
+    num_words = int(np.count_nonzero(word_starts))
+    counts = Counts(len(documents), len(sentences), len(ids), num_words, sum(characters), sum(sizes))
     return EncodedSplit(ids.astype(id_dtype(vocab_size)), word_starts.astype(bool), starts, sentences, counts)
 
 
@@ -160,14 +145,13 @@ def encode_batches(
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
     """Yield each batch with its encoding, in order; closing the generator stops the workers.
 
-    Workers, by default one per core, load the tokenizer from `tokenizer_folder`. For little text,
-    none is started.
+    Workers, by default one per core, load the tokenizer from its folder; little text needs none.
     """
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}, expected 1 or more. Leave it out to use all cores.")
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = num_workers or num_cores
-    # Read ahead: small inputs are encoded in this process.
+    # Read ahead to encode small inputs in this process.
     stream = iter(batches)
     first: list[DocumentBatch] = []
     characters = 0
@@ -190,6 +174,7 @@ def encode_batches(
 def _encode_in_pool(
     batches: Iterable[DocumentBatch], encode: "functools.partial[EncodedBatch]", workers: int
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
+    # A fork of a process whose Rust or OpenMP threads have run can hang.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
     pending: deque[tuple[DocumentBatch, Future[EncodedBatch]]] = deque()
     try:
@@ -212,15 +197,14 @@ def _encode_in_pool(
 
 @contextmanager
 def _block_interrupts() -> Iterator[None]:
-    """Delay SIGINT, so that workers started meanwhile inherit the blocked signal."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Delay SIGINT, where possible, so that workers started meanwhile inherit the blocked signal."""
+    if set_mask := getattr(signal, "pthread_sigmask", None):
+        previous = set_mask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        if set_mask:
+            set_mask(signal.SIG_SETMASK, previous)
 
 
 def _start_worker() -> None:

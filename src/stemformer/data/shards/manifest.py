@@ -9,13 +9,13 @@ OUT/train/            shard-00000.bin .doc .sent .word, per block of the corpus 
 OUT/held_out/         the same for documents excluded from training
 ```
 
-It has no time and no absolute path: the same corpus, tokenizer and settings give the same bytes.
+The same corpus, tokenizer and settings give the same bytes: it has no time and no absolute path.
 """
 
 import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import msgspec
 from stemformer.data.text.files import find_files
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import DataError, TokenizerError
-from stemformer.io import FileRecord, hash_file, write_file
+from stemformer.io import FileRecord, hash_file
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "held_out")
@@ -73,21 +73,15 @@ class Manifest:
     """Content of `manifest.json`; the order of fields enters the fingerprint."""
 
     format_version: int
-    # SHA-256 of text, tokenizer, settings and files, on which training depends.
-    fingerprint: str
-    # SHA-256 of the documents, in order, with their lengths.
-    text_fingerprint: str
+    fingerprint: str  # SHA-256 of all that training depends on: text, tokenizer, settings and files
+    text_fingerprint: str  # SHA-256 of the documents, in order, with their lengths
     tokenizer_fingerprint: str
-    # Exclusive upper bound of the ids.
     vocab_size: int
     settings: Settings
     inputs: tuple[InputRecord, ...]
-    # Number of skipped documents by reason.
-    skipped: dict[str, int]
-    # There is no `held_out` if its fraction is 0.
-    splits: dict[str, Counts]
-    # By path relative to the folder; shards in corpus order.
-    files: dict[str, FileRecord]
+    skipped: dict[str, int]  # number of documents by reason
+    splits: dict[str, Counts]  # without `held_out` if its fraction is 0
+    files: dict[str, FileRecord]  # by path relative to the folder; shards in corpus order
 
 
 def describe_inputs(inputs: str | Path | Iterable[str | Path], out: Path) -> tuple[InputRecord, ...]:
@@ -118,28 +112,22 @@ def read_manifest(folder: str | Path) -> Manifest:
         else:
             problem = "is not a folder of prepared data (it has no manifest.json). Run stemformer prepare."
         raise DataError(f"{folder} {problem}") from None
+    advice = "Prepare the data again."
     try:
         version: Any = msgspec.json.decode(text)["format_version"]
-        manifest = msgspec.json.decode(text, type=Manifest) if version == FORMAT_VERSION else None
+        if version != FORMAT_VERSION:
+            raise DataError(f"{path} has format {version}, this release reads {FORMAT_VERSION}. {advice}")
+        manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}). Prepare the data again.", damaged=True) from error
-    if manifest is None:
-        raise DataError(f"{path} has format {version}, this release reads {FORMAT_VERSION}. Prepare the data again.")
-    if _fingerprint(manifest) != manifest.fingerprint:
+        raise DataError(f"{path} cannot be read ({error}). {advice}", damaged=True) from error
+    if manifest_fingerprint(manifest) != manifest.fingerprint:
         problem = "was changed since it was written (its fingerprint does not match)"
-        raise DataError(f"{path} {problem}. Prepare the data again.", damaged=True)
+        raise DataError(f"{path} {problem}. {advice}", damaged=True)
     return manifest
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write `manifest.json` atomically; return the manifest with its fingerprint computed."""
-    manifest = replace(manifest, fingerprint=_fingerprint(manifest))
-    write_file(folder / "manifest.json", [msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"])
-    return manifest
-
-
-def _fingerprint(manifest: Manifest) -> str:
-    # Inputs and skipped counts do not enter: renaming a text file does not affect training.
+def manifest_fingerprint(manifest: Manifest) -> str:
+    """Hash a manifest without inputs and skipped counts: names of files do not affect training."""
     body = {key: value for key, value in asdict(manifest).items() if key not in ("fingerprint", "inputs", "skipped")}
     # Hash the JSON text, so that a number read back (0 for 0.0) hashes like the one written.
     return hashlib.sha256(msgspec.json.encode(body)).hexdigest()
@@ -148,11 +136,10 @@ def _fingerprint(manifest: Manifest) -> str:
 def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
     """Raise `TokenizerError` if a tokenizer is not the one that produced the data."""
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
-        raise TokenizerError(
-            f"The tokenizer is {tokenizer.fingerprint[:12]} with {tokenizer.vocab_size:,} ids, but the data was "
-            f"prepared with {manifest.tokenizer_fingerprint[:12]} with {manifest.vocab_size:,} ids. "
-            "Use the tokenizer in the data folder, or prepare the data again."
-        )
+        found = f"is {tokenizer.fingerprint[:12]} with {tokenizer.vocab_size:,} ids"
+        expected = f"was prepared with {manifest.tokenizer_fingerprint[:12]} with {manifest.vocab_size:,} ids"
+        advice = "Use the tokenizer in the data folder, or prepare the data again."
+        raise TokenizerError(f"The tokenizer {found}, but the data {expected}. {advice}")
 
 
 def check_files(folder: Path, files: dict[str, FileRecord], *, verify: bool) -> None:
@@ -169,7 +156,7 @@ def check_files(folder: Path, files: dict[str, FileRecord], *, verify: bool) -> 
     if not verify:
         return
     with ThreadPoolExecutor(4) as pool:
-        hashes = pool.map(hash_file, (folder / name for name in files))
+        hashes = pool.map(hash_file, map(folder.joinpath, files))
         for (name, record), sha256 in zip(files.items(), hashes, strict=True):
             if sha256 != record.sha256:
                 found = f"was changed since it was written: its SHA-256 is {sha256[:12]}..."

@@ -41,18 +41,15 @@ class Shards:
         self.fingerprint = manifest.fingerprint
         self.vocab_size = manifest.vocab_size
         counts = manifest.splits[split]
-        self.num_tokens = counts.tokens
-        self.num_documents = counts.documents
-        self.num_sentences = counts.sentences
+        self.num_tokens, self.num_documents, self.num_sentences = counts.tokens, counts.documents, counts.sentences
         self._folder = folder
         files = (folder / name for name in manifest.files if name.startswith(f"{split}/"))
         self._files = [file for file in files if file.suffix == ".bin"]
         self._ids = [_map(file, id_dtype(self.vocab_size)) for file in self._files]
         self._words = [_map(file.with_suffix(".word"), np.dtype("u1")) for file in self._files]
         self._ends = np.cumsum([len(ids) for ids in self._ids]).tolist()
-        if self._ends[-1] != self.num_tokens:
-            problem = f"holds {self._ends[-1]:,} tokens, its manifest says {self.num_tokens:,}"
-            raise _damaged(folder / split, problem)
+        if (found := self._ends[-1]) != self.num_tokens:
+            raise _damaged(folder / split, f"holds {found:,} tokens, its manifest says {self.num_tokens:,}")
         for file, ids in zip(self._files, self._ids, strict=True):
             if verify and (largest := int(ids.max())) >= self.vocab_size:
                 raise _damaged(file, f"has the id {largest}, the vocabulary has {self.vocab_size:,}")
@@ -65,8 +62,7 @@ class Shards:
     def word_starts(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
         """Return whether each token of a span starts a word."""
         shard, first, last = self._locate(start, stop)
-        packed = self._words[shard][first // 8 : (last + 7) // 8]
-        bits = np.unpackbits(packed, bitorder="little")
+        bits = np.unpackbits(self._words[shard][first // 8 : (last + 7) // 8], bitorder="little")
         return bits[first % 8 : first % 8 + last - first].view(bool)
 
     @cached_property

@@ -1,8 +1,7 @@
-"""Resumable writing of tokenized data.
+"""Resumable writing of tokenized data, in blocks.
 
-The corpus is written in blocks. `progress.jsonl` records completed work, so that an interrupted run
-can be resumed: its first line is the plan, each further line a block whose files are on disk. It is
-removed once the manifest is written.
+`progress.jsonl` records completed work for `--resume`: its first line is the plan, each further line a
+block whose files are on disk. It is removed once the manifest is written.
 """
 
 import io
@@ -11,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -43,12 +42,9 @@ class WritePlan:
 class WrittenBlock:
     """Completed block of consecutive documents."""
 
-    # Number of documents, including those without a token.
-    documents: int
-    # Number of documents without a token.
-    num_empty: int
-    # Hash of all documents of the corpus up to the end of this block.
-    text_sha256: str
+    documents: int  # including those without a token
+    num_empty: int  # documents without a token
+    text_sha256: str  # of all documents of the corpus up to the end of this block
     splits: dict[str, Counts]
     files: dict[str, FileRecord]
 
@@ -85,30 +81,26 @@ def write_shards(
     records = manifests.describe_inputs(inputs, out)
     plan = WritePlan(FORMAT_VERSION, tokenizer.fingerprint, tokenizer.vocab_size, settings, records)
     if resume and (out / "manifest.json").exists():
-        # The previous run was complete, or killed at its last step.
+        # If the previous run was killed at its last step, its progress remains.
         manifest = manifests.read_manifest(out)
         _check_unchanged(out, msgspec.convert(manifest, WritePlan, from_attributes=True), plan)
         (out / "progress.jsonl").unlink(missing_ok=True)
         return manifest
     can_resume = resume and (out / "progress.jsonl").exists()
     blocks = _resume(out, plan) if can_resume else _start(out, plan, resume=resume)
+    skipped: Counter[str] = Counter()
+    folder = out / "tokenizer"
     try:
         # The tokenizer may be half-written by an interrupted run.
-        if (out / "tokenizer").exists():
-            shutil.rmtree(out / "tokenizer")
-        tokenizer.save(out / "tokenizer")
-        skipped: Counter[str] = Counter()
+        if folder.exists():
+            shutil.rmtree(folder)
+        tokenizer.save(folder)
         stream = read_documents(
             inputs, documents=documents, column=column, errors=errors, on_bytes=on_bytes, skipped=skipped
         )
-        batches = batch_documents((document.text for document in stream), block_characters)
+        batches = _skip_written(batch_documents((document.text for document in stream), block_characters), blocks)
         encoded = encode_batches(
-            _skip_written(batches, blocks),
-            tokenizer,
-            tokenizer_folder=out / "tokenizer",
-            held_out=held_out,
-            words=words,
-            num_workers=num_workers,
+            batches, tokenizer, tokenizer_folder=folder, held_out=held_out, words=words, num_workers=num_workers
         )
         with closing(encoded):
             parts: list[EncodedBatch] = []
@@ -160,9 +152,9 @@ def _resume(out: Path, plan: WritePlan) -> list[WrittenBlock]:
     _check_unchanged(out, previous, plan)
     files = {name: record for block in blocks for name, record in block.files.items()}
     manifests.check_files(out, files, verify=False)
-    shards = [path for split in SPLITS for path in (out / split).glob("*")]
-    for path in [path for path in shards if path.relative_to(out).as_posix() not in files] + [*out.glob("*.tmp")]:
-        path.unlink()
+    for path in [*out.glob("*.tmp"), *(path for split in SPLITS for path in (out / split).glob("*"))]:
+        if path.relative_to(out).as_posix() not in files:
+            path.unlink()
     return blocks
 
 
@@ -250,21 +242,12 @@ def _finish(out: Path, plan: WritePlan, blocks: Sequence[WrittenBlock], skipped:
         if path.is_file():
             files[path.relative_to(out).as_posix()] = write_file(path, [path.read_bytes()])
     files["unigram.npy"] = _write_unigrams(out, shards, plan.vocab_size)
-    manifest = manifests.write_manifest(
-        out,
-        Manifest(
-            format_version=FORMAT_VERSION,
-            fingerprint="",
-            text_fingerprint=blocks[-1].text_sha256,
-            tokenizer_fingerprint=plan.tokenizer_fingerprint,
-            vocab_size=plan.vocab_size,
-            settings=plan.settings,
-            inputs=plan.inputs,
-            skipped=reasons,
-            splits=totals,
-            files=files,
-        ),
+    text_sha256 = blocks[-1].text_sha256
+    manifest = Manifest(
+        **vars(plan), fingerprint="", text_fingerprint=text_sha256, skipped=reasons, splits=totals, files=files
     )
+    manifest = replace(manifest, fingerprint=manifests.manifest_fingerprint(manifest))
+    write_file(out / "manifest.json", [msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"])
     (out / "progress.jsonl").unlink()
     return manifest
 
@@ -274,11 +257,10 @@ def _empty_split_error(split: str, totals: dict[str, Counts], held_out: float, r
     if num_documents == 0:
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "none was read"
         return DataError(f"The inputs hold no document with a token ({skipped}). Pass at least one file with text.")
-    return DataError(
-        f"Of {num_documents:,} document{'s' if num_documents > 1 else ''}, none is in the {split.replace('_', '-')} "
-        f"split with held_out {held_out}. {'Raise' if split == 'held_out' else 'Lower'} --held-out, split the text into "
-        "more documents with --documents line or blank, or use --held-out 0."
-    )
+    documents = f"{num_documents:,} document{'s' if num_documents > 1 else ''}"
+    problem = f"Of {documents}, none is in the {split.replace('_', '-')} split with held_out {held_out}"
+    advice = "split the text into more documents with --documents line or blank, or use --held-out 0"
+    return DataError(f"{problem}. {'Raise' if split == 'held_out' else 'Lower'} --held-out, {advice}.")
 
 
 def _write_unigrams(out: Path, shards: Iterable[Path], vocab_size: int) -> FileRecord:

@@ -1,8 +1,6 @@
 """WordPiece and byte-level BPE tokenization, on top of the `tokenizers` library.
 
-Speed: the ids of a word do not depend on its neighbors, so documents are cut into chunks where BERT
-always splits, and each distinct chunk is encoded once. Special tokens in text are plain text:
-`[MASK]` in a corpus becomes ordinary tokens unless `parse_special_tokens` is set.
+Special tokens in text are plain text: `[MASK]` in a corpus becomes ordinary tokens.
 """
 
 import hashlib
@@ -29,9 +27,7 @@ END_OF_TEXT = "<|endoftext|>"
 # Longer words become [UNK], as in the 2018 code.
 MAX_WORD_CHARACTERS = 100
 
-# Some tens of MB per process.
-_MAX_CACHED_CHUNKS = 1 << 18
-
+_MAX_CACHED_CHUNKS = 1 << 18  # some tens of MB per process
 # Keys of tokenizer_config.json -> keys of the BertNormalizer in tokenizer.json.
 _NORMALIZER_KEYS = {
     "do_lower_case": "lowercase",
@@ -75,11 +71,10 @@ class _SpecialTokenId:
         self.token = token
 
     def __get__(self, tokenizer: "Tokenizer", owner: type) -> int:
-        number = tokenizer.token_to_id(self.token)
-        if number is None:
-            problem = f"This {tokenizer.kind} vocabulary has no {self.token}, which BERT needs."
-            raise TokenizerError(f"{problem} Use a WordPiece vocabulary, or train a GPT.")
-        return number
+        if (token_id := tokenizer.token_to_id(self.token)) is None:
+            problem = f"This {tokenizer.kind} vocabulary has no {self.token}, which BERT needs"
+            raise TokenizerError(f"{problem}. Use a WordPiece vocabulary, or train a GPT.")
+        return token_id
 
 
 class Tokenizer:
@@ -89,11 +84,16 @@ class Tokenizer:
         kind: "wordpiece" or "bpe".
         vocab_size: Largest id + 1.
         lowercase: Whether text is lower-cased; None without a BERT normalizer.
-        lowercase_is_guess: Whether `lowercase` was inferred from the vocabulary.
         bos_token_id: Id of the token before each text of a causal model; None for `[CLS] a [SEP]`.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, lowercase_is_guess: bool = False) -> None:
+    cls_token_id = _SpecialTokenId("[CLS]")
+    sep_token_id = _SpecialTokenId("[SEP]")
+    pad_token_id = _SpecialTokenId("[PAD]")
+    mask_token_id = _SpecialTokenId("[MASK]")
+    unk_token_id = _SpecialTokenId("[UNK]")
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
         settings = json.loads(backend.to_str())
         model = settings["model"]
         if model["type"] not in ("WordPiece", "BPE"):
@@ -110,7 +110,6 @@ class Tokenizer:
         # The library's name for treating special tokens in text as plain text.
         backend.encode_special_tokens = True
         self._backend = backend
-        self.lowercase_is_guess = lowercase_is_guess
         self.bos_token_id: int | None = None
         normalizer = settings["normalizer"] or {}
         self._bert_normalizer: dict[str, Any] = normalizer if normalizer.get("type") == "BertNormalizer" else {}
@@ -119,26 +118,21 @@ class Tokenizer:
         self.tokens: list[str] = [""] * self.vocab_size
         for token, number in vocab.items():
             self.tokens[number] = token
+        self._starts_word = np.array([not token.startswith(SUBWORD_PREFIX) for token in self.tokens], dtype=bool)
         added = backend.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(number for number, token in added.items() if token.special)
-        # None if the ids of a chunk may depend on its neighbors.
+
+        # The ids of a chunk do not depend on its neighbors if all rules are those of BERT.
         self._chunk_pattern: re.Pattern[str] | None = None
+        self._chunk_ids: dict[str, bytes] = {}
         splits_like_bert = (settings["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
         has_bert_prefix = self.kind == "wordpiece" and model["continuing_subword_prefix"] == SUBWORD_PREFIX
         if self._bert_normalizer and splits_like_bert and has_bert_prefix and len(added) == len(self.special_ids):
             self._chunk_pattern = chunk_pattern(ideographs=normalizer["handle_chinese_chars"])
-        self._starts_word = np.array([not token.startswith(SUBWORD_PREFIX) for token in self.tokens], dtype=bool)
-        self._chunk_ids: dict[str, bytes] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as JSON: the library's pickling drops `encode_special_tokens`."""
-        return _from_json, (self._backend.to_str(), self.lowercase_is_guess), {"bos_token_id": self.bos_token_id}
-
-    cls_token_id = _SpecialTokenId("[CLS]")
-    sep_token_id = _SpecialTokenId("[SEP]")
-    pad_token_id = _SpecialTokenId("[PAD]")
-    mask_token_id = _SpecialTokenId("[MASK]")
-    unk_token_id = _SpecialTokenId("[UNK]")
+        return _from_json, (self._backend.to_str(),), {"bos_token_id": self.bos_token_id}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -149,13 +143,12 @@ class Tokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, None if it is not in it."""
-        number: int | None = self._backend.token_to_id(token)
-        return number
+        token_id: int | None = self._backend.token_to_id(token)
+        return token_id
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """Return the text of ids, special tokens included."""
-        text: str = self._backend.decode([int(number) for number in ids], skip_special_tokens=False)
-        return text
+        return str(self._backend.decode([int(number) for number in ids], skip_special_tokens=False))
 
     def encode(self, text: str, *, parse_special_tokens: bool = False) -> Encoding:
         """Return the tokens of a text; `parse_special_tokens` makes "[MASK]" the special token."""
@@ -164,20 +157,20 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the tokens of each text, using all cores."""
-        texts = [replace_surrogates(text) for text in texts]
-        return [_to_encoding(new) for new in self._backend.encode_batch(texts, add_special_tokens=False)]
+        encoded = self._backend.encode_batch(list(map(replace_surrogates, texts)), add_special_tokens=False)
+        return list(map(_to_encoding, encoded))
 
     def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, (n,) int64; faster than `encode_batch`."""
-        texts = [replace_surrogates(text) for text in texts]
-        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self._backend.encode_batch_fast(list(map(replace_surrogates, texts)), add_special_tokens=False)
         return [np.array(new.ids, dtype=np.int64) for new in encoded]
 
     def encode_documents(self, texts: Sequence[str], sentence_ends: Sequence[Sequence[int]]) -> list[EncodedDocument]:
         """Return tokens, words and sentences of documents; the fast path for large corpora.
 
-        Sentence ends are character offsets (exclusive, ascending). Text after the last one is a
-        sentence too. A token that crosses an end belongs to the later sentence.
+        Documents are cut into chunks where BERT always splits, and each distinct chunk is encoded
+        once. Sentence ends are character offsets (exclusive, ascending); text after the last one is
+        a sentence too. A token that crosses an end belongs to the later sentence.
         """
         documents = []
         for text, ends in zip(texts, sentence_ends, strict=True):
@@ -202,9 +195,8 @@ class Tokenizer:
     ) -> None:
         """Save to a folder that transformers' AutoTokenizer also opens, with the same ids.
 
-        Args:
-            bos_token_id: Only special token that transformers adds, before texts and as padding.
-            add_special_tokens: Whether transformers adds special tokens if `bos_token_id` is None.
+        There, the only special token is `bos_token_id`, before texts and as padding; if it is None,
+        those of BERT are added, unless `add_special_tokens` is False.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -273,7 +265,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer from a folder, tokenizer.json, vocab.txt, or vocab.json and merges.txt.
 
     A tokenizer_config.json in the same folder determines lower-casing. Without it, a vocab.txt
-    without upper-case ASCII letters counts as lower-cased, and `lowercase_is_guess` is set.
+    without upper-case ASCII letters counts as lower-cased.
     """
     path = Path(path)
     if path.is_dir():
@@ -289,7 +281,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.name == "vocab.json":
         return Tokenizer(_byte_level_backend(path, config))
     if path.suffix != ".json":
-        return _load_vocab_txt(path, normalizer)
+        vocab = _read_vocab_txt(path)
+        is_lower = not any(re.search(r"^(?!\[.*\]$).*[A-Z]", token) for token in vocab)
+        return Tokenizer(bert_backend(vocab, {"lowercase": is_lower} | normalizer))
     settings = _read_json(path)
     if (settings.get("normalizer") or {}).get("type") == "BertNormalizer":
         # As in transformers, tokenizer_config.json has precedence.
@@ -308,11 +302,11 @@ def bert_backend(vocab: dict[str, int], normalizer: dict[str, Any]) -> tokenizer
     backend.normalizer = normalizers.BertNormalizer(**normalizer)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix=SUBWORD_PREFIX)
-    if "[CLS]" in vocab and "[SEP]" in vocab:
+    special = [(token, vocab[token]) for token in ("[CLS]", "[SEP]") if token in vocab]
+    # A vocabulary without these is refused by `Tokenizer`.
+    if len(special) == 2:
         backend.post_processor = processors.TemplateProcessing(
-            single="[CLS]:0 $A:0 [SEP]:0",
-            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-            special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
+            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=special
         )
     return backend
 
@@ -330,8 +324,8 @@ def _byte_level_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokeni
     try:
         backend = tokenizers.Tokenizer(models.BPE(vocab, [(first, second) for first, second in pairs]))
     except Exception as error:  # the library raises no narrower class
-        problem = f"{path} and merges.txt belong to different tokenizers ({error})."
-        raise TokenizerError(problem, damaged=True) from error
+        problem = f"{path} and merges.txt belong to different tokenizers ({error})"
+        raise TokenizerError(f"{problem}. Copy both again.", damaged=True) from error
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     backend.decoder = decoders.ByteLevel()
     if (end := str(config.get("eos_token", END_OF_TEXT))) in vocab:
@@ -339,7 +333,7 @@ def _byte_level_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokeni
     return backend
 
 
-def _load_vocab_txt(path: Path, normalizer: dict[str, Any]) -> Tokenizer:
+def _read_vocab_txt(path: Path) -> dict[str, int]:
     try:
         # Not splitlines, which would also split at U+2028.
         tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -349,17 +343,11 @@ def _load_vocab_txt(path: Path, normalizer: dict[str, Any]) -> Tokenizer:
     if len(vocab) < len(tokens):
         twice = next(token for token, count in Counter(tokens).items() if count > 1)
         raise TokenizerError(f"{path} has {twice!r} more than once. Remove or rename all but one of these lines.")
-    is_guess = "lowercase" not in normalizer
-    if is_guess:
-        normalizer["lowercase"] = not any(re.search(r"^(?!\[.*\]$).*[A-Z]", token) for token in tokens)
-    return Tokenizer(bert_backend(vocab, normalizer), lowercase_is_guess=is_guess)
+    return vocab
 
 
 def chunk_pattern(*, ideographs: bool) -> re.Pattern[str]:
-    """Return a pattern for chunks of text that BERT encodes independently of their neighbors.
-
-    A chunk is a punctuation mark, (with `ideographs`) an ideograph, or a run of other non-spaces.
-    """
+    """Return a pattern for chunks that BERT encodes alone: marks, runs of others, and `ideographs`."""
     separators = _PUNCTUATION + (_IDEOGRAPHS if ideographs else "")
     return re.compile(f"[{separators}]|[^{_SPACES}{separators}]+")
 
@@ -379,8 +367,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _from_json(settings: str, lowercase_is_guess: bool) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(settings), lowercase_is_guess=lowercase_is_guess)
+def _from_json(settings: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(settings))
 
 
 def _is_chunk_boundary(pattern: re.Pattern[str], text: str, position: int) -> bool:

@@ -1,9 +1,5 @@
 """Training of WordPiece and byte-level BPE tokenizers, independent of the order of texts.
 
-The WordPiece trainer of the `tokenizers` library numbers characters in the order of a hash map and
-breaks ties between merges by these numbers. Here, characters are counted first, sorted by (-count,
-code point), and given to the trainer with their `##` forms as tokens with fixed ids.
-
 Source: Sennrich et al. 2016, section 3.2 (merges, as the library implements them); the 2018 code of
 BERT does not contain its training.
 """
@@ -12,7 +8,7 @@ import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tokenizers
@@ -51,14 +47,13 @@ def train_wordpiece(
 
     Args:
         vocab_size: Number of ids. A small corpus may yield fewer.
-        strip_accents: None means the same as `lowercase`.
+        strip_accents: None means the value of `lowercase`.
         min_frequency: Minimum count of a merge.
         sampling: Arguments of `sample_texts`.
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     words = _count_words(sample_texts(texts, **sampling), normalizer)
-    alphabet = _choose_alphabet(words, vocab_size)
-    vocab = _train_merges(words, alphabet, vocab_size=vocab_size, min_frequency=min_frequency)
+    vocab = _train_merges(words, vocab_size=vocab_size, min_frequency=min_frequency)
     return Tokenizer(bert_backend(vocab, {"lowercase": lowercase, "strip_accents": strip_accents}))
 
 
@@ -68,9 +63,8 @@ def extend_wordpiece(
     """Add full words of other texts to a WordPiece tokenizer; existing ids are kept.
 
     Words are added by the number of tokens that they save: count x (pieces - 1), where [UNK] counts
-    as two pieces. `vocab_size` includes the existing ids.
-
-    Source: Hong et al. 2021 (AVocaDo), section 3.1, without its regularization.
+    as two pieces. `vocab_size` includes the existing ids. Source: Hong et al. 2021 (AVocaDo),
+    section 3.1, without its regularization.
     """
     if not tokenizer._bert_normalizer or tokenizer.kind != "wordpiece":
         raise TokenizerError("Only a WordPiece vocabulary with BERT's normalizer can be extended. Train a new one.")
@@ -94,10 +88,8 @@ def extend_wordpiece(
 def train_byte_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int = 2, **sampling: Any) -> Tokenizer:
     """Train a byte-level BPE tokenizer as in GPT-2.
 
-    Id 0 is `<|endoftext|>`, followed by the 256 bytes and the merges. Every text can be encoded and
-    decodes to itself. The arguments are those of `train_wordpiece`.
-
-    Source: Radford et al. 2019, section 2.2; Sennrich et al. 2016, section 3.2.
+    Id 0 is `<|endoftext|>`, followed by the 256 bytes and the merges. Every text decodes to itself.
+    The arguments are those of `train_wordpiece`. Source: Radford et al. 2019, section 2.2.
     """
     if vocab_size < 257:
         raise TokenizerError(f"vocab_size is {vocab_size}: expected at least 257, for 256 bytes and {END_OF_TEXT}.")
@@ -127,8 +119,8 @@ def sample_texts(
 ) -> list[str]:
     """Return a random sample of texts that does not depend on their order.
 
-    Texts are taken by ascending keyed hash while they fit into `max_characters`, which bounds
-    memory; long texts are split into parts. `on_text` is called with the length of each text.
+    Texts, in parts if they are long, are taken by ascending keyed hash while they fit into
+    `max_characters`, which bounds memory. `on_text` is called with the length of each text.
     """
     key = seed.to_bytes(8, "little", signed=True)
     size = max(1, min(_MAX_PART_CHARACTERS, max_characters // 10))
@@ -172,20 +164,13 @@ def _count_words(sample: Iterable[str], normalizer: Any) -> Counter[str]:
             if len(word) <= MAX_WORD_CHARACTERS:
                 words[word] += count
     if not words:
-        expected = f"expected text in words of at most {MAX_WORD_CHARACTERS} characters"
-        advice = "Separate longer runs, such as DNA, by spaces."
-        raise TokenizerError(f"There are no words to train a tokenizer on, {expected}. {advice}")
+        problem = f"There are no words to train a tokenizer on, of at most {MAX_WORD_CHARACTERS} characters"
+        raise TokenizerError(f"{problem}. Separate longer runs, such as DNA, by spaces.")
     return words
 
 
-def _choose_alphabet(words: Counter[str], vocab_size: int) -> list[str]:
-    """Return the characters to keep by frequency, then `##` forms of those inside words."""
-    counts: Counter[str] = Counter()
-    inside: set[str] = set()
-    for word, count in words.items():
-        inside.update(word[1:])
-        for character in word:
-            counts[character] += count
+def _choose_characters(counts: Counter[str], inside: set[str], vocab_size: int) -> list[str]:
+    """Return the most frequent characters, of which those `inside` words take two ids."""
     ordered = sorted(counts, key=lambda character: (-counts[character], character))
     total, covered, entries, kept = counts.total(), 0, len(SPECIAL_TOKENS), 0
     for character in ordered:
@@ -198,32 +183,39 @@ def _choose_alphabet(words: Counter[str], vocab_size: int) -> list[str]:
     if covered < (min_share := _ALPHABET_SHARES[0][0]) * total:
         problem = f"vocab_size {vocab_size} holds the characters of {covered / total:.0%} of the text"
         raise TokenizerError(f"{problem}, expected at least {min_share:.0%}. Use a larger vocab_size.")
-    return ordered[:kept] + [SUBWORD_PREFIX + character for character in ordered[:kept] if character in inside]
+    return ordered[:kept]
 
 
-def _train_merges(
-    words: Counter[str], alphabet: Sequence[str], *, vocab_size: int, min_frequency: int
-) -> dict[str, int]:
-    characters = [token for token in alphabet if not token.startswith(SUBWORD_PREFIX)]
-    known = frozenset(characters)
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+def _train_merges(words: Counter[str], *, vocab_size: int, min_frequency: int) -> dict[str, int]:
+    """Return the vocabulary of characters, their `##` forms, and merges.
+
+    The library's trainer numbers characters in the order of a hash map and breaks ties between
+    merges by these numbers. As special tokens, characters sorted by count have fixed ids.
+    """
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    inside = {character for word in words for character in word[1:]}
+    characters = _choose_characters(counts, inside, vocab_size)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
         show_progress=False,
-        # As special tokens, the alphabet has fixed ids, which break ties between merges.
-        special_tokens=[*SPECIAL_TOKENS, *alphabet],
+        special_tokens=[*SPECIAL_TOKENS, *characters, *(SUBWORD_PREFIX + c for c in characters if c in inside)],
         initial_alphabet=characters,
         limit_alphabet=len(characters),
     )
-    backend.train_from_iterator(_repeat(word for word in sorted(words.items()) if known.issuperset(word[0])), trainer)
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    known = frozenset(characters)
+    # The library takes text, not counts: repeat each word, in batches that bound memory.
+    repeated = (
+        f"{word} " * min(1000, count - done)
+        for word, count in sorted(words.items())
+        if known.issuperset(word)
+        for done in range(0, count, 1000)
+    )
+    backend.train_from_iterator(repeated, trainer)
     vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
     return vocab
-
-
-def _repeat(counts: Iterable[tuple[str, int]], batch_size: int = 1000) -> Iterator[str]:
-    """Yield each word as often as its count: the library takes text, not counts."""
-    for word, count in counts:
-        for done in range(0, count, batch_size):
-            yield f"{word} " * min(batch_size, count - done)
