@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stemformer import io as io_module
-from stemformer.cli.exit_codes import verdict
+from stemformer.cli.exit_codes import describe_error
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import CheckpointError
 from stemformer.huggingface.load import load_model
@@ -183,7 +183,7 @@ def test_full_disk_leaves_the_last_good_checkpoint_alone(save, tmp_path, monkeyp
         patch.setattr(module, function, fail)
         with pytest.raises(OSError, match="No space left") as caught:
             save(4)
-    assert verdict(caught.value)[0] == 3
+    assert describe_error(caught.value)[0] == 3
     assert names(tmp_path) == ["step-00000002"]
     assert newest_checkpoint(tmp_path) == (tmp_path / "step-00000002", [])
 
@@ -217,7 +217,7 @@ import errno, resource, sys, signal
 from pathlib import Path
 import torch
 from stemformer.data.tokenization.trainers import train_wordpiece
-from stemformer.cli.exit_codes import verdict
+from stemformer.cli.exit_codes import describe_error
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
@@ -240,7 +240,7 @@ except Exception as error:
 """
     environ = {**os.environ, "STEMFORMER_NO_TYPECHECK": "1"}
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environ)
-    assert run.stdout.split()[1:] == ["True"], run.stdout + run.stderr  # an OSError, which `verdict` knows
+    assert run.stdout.split()[1:] == ["True"], run.stdout + run.stderr  # an OSError, which `describe_error` knows
     assert names(tmp_path) == []
 
 

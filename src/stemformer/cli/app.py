@@ -31,7 +31,7 @@ from stemformer.cli.display import (
     to_json,
     with_stdin,
 )
-from stemformer.cli.exit_codes import FULL, signals_raise, verdict
+from stemformer.cli.exit_codes import DISK_FULL, describe_error, signals_raise
 from stemformer.cli.parameters import Command, convert_value, new_words
 from stemformer.errors import ConfigError, DataError
 
@@ -70,15 +70,19 @@ class FewShotDisplay(o.Options):
     dry_run: bool = False
 
 
-def run(name: str, options: o.Options, display: DisplayOptions) -> None:
-    """Call a function of the package, with progress unless it is quick, and print its result."""
+def call(name: str, options: o.Options, display: DisplayOptions) -> Any:
+    """Call a function of the package, with progress unless it is quick."""
     function = getattr(stemformer, name)
-    keywords = {"options": options} if vars(options) else {}
+    keywords: dict[str, Any] = {"options": options} if vars(options) else {}
     if name in _QUICK:
-        result = function(**keywords)
-    else:
-        with display.progress() as progress:
-            result = function(**keywords, progress=progress)
+        return function(**keywords)
+    with display.progress() as progress:
+        return function(**keywords, progress=progress)
+
+
+def run(name: str, options: o.Options, display: DisplayOptions) -> None:
+    """Call a function of the package and print its result."""
+    result = call(name, options, display)
     if getattr(options, "show_config", False) and not display.json:
         print(result["config"], end="")
     else:
@@ -104,24 +108,19 @@ def generate(options: o.GenerateOptions, stdin: StdinOptions, display: DisplayOp
         generate_many(replace(options, prompts=prompts), display)
 
 
-def embed(options: o.EmbedOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    """Print embeddings as JSON lines, unless they are written to a file."""
+def embed_or_predict(
+    name: str, options: o.EmbedOptions | o.PredictOptions, stdin: StdinOptions, display: DisplayOptions
+) -> None:
+    """Print embeddings or predictions as JSON lines, unless they are written to a file."""
     options = with_stdin(options, stdin)
-    with display.progress() as progress:
-        result = stemformer.embed(options=options, progress=progress)
+    result = call(name, options, display)
     if options.out is not None:
         return print_result(result, display)
-    for text, vector in zip(options.texts, result["embeddings"].tolist(), strict=True):
-        print(to_json({"text": text, "embedding": vector}))
-
-
-def predict(options: o.PredictOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    """Print predictions as JSON lines, unless they are written to a file."""
-    with display.progress() as progress:
-        result = stemformer.predict(options=with_stdin(options, stdin), progress=progress)
-    if options.out is not None:
-        return print_result(result, display)
-    for row in result["predictions"]:
+    rows = result.get("predictions")
+    if isinstance(options, o.EmbedOptions):
+        embeddings = zip(options.texts, result["embeddings"].tolist(), strict=True)
+        rows = ({"text": text, "embedding": embedding} for text, embedding in embeddings)
+    for row in rows:
         print(to_json(row))
 
 
@@ -139,8 +138,7 @@ def fewshot(options: o.FewShotOptions, instead: FewShotDisplay, display: Display
         for row in prompts:
             print(f"=== {row['task']}, {row['num_shots']}-shot ===\n{row['prompt']}[{row['right']}]\n")
     else:
-        with display.progress() as progress:
-            result = stemformer.fewshot(options=options, progress=progress)
+        result = call("fewshot", options, display)
         print_result(result if display.json else {k: v for k, v in result.items() if k != "results"}, display)
 
 
@@ -160,8 +158,8 @@ _TABLE: dict[str, tuple[Any, ...]] = {
     "fill": (USE, partial(run_with_stdin, "fill"), o.FillOptions, StdinOptions),
     "score": (USE, partial(run_with_stdin, "score"), o.ScoreOptions, StdinOptions),
     "generate": (USE, generate, o.GenerateOptions, StdinOptions),
-    "embed": (USE, embed, o.EmbedOptions, StdinOptions),
-    "predict": (USE, predict, o.PredictOptions, StdinOptions),
+    "embed": (USE, partial(embed_or_predict, "embed"), o.EmbedOptions, StdinOptions),
+    "predict": (USE, partial(embed_or_predict, "predict"), o.PredictOptions, StdinOptions),
     "evaluate": (MEASURE, partial(run_with_stdin, "evaluate"), o.EvaluateOptions, StdinOptions),
     "fewshot": (MEASURE, fewshot, o.FewShotOptions, FewShotDisplay),
     "compare": (MEASURE, partial(run, "compare"), o.CompareOptions),
@@ -210,10 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             if "--debug" in words:
                 traceback.print_exc()
-            code, line = verdict(error)
+            code, line = describe_error(error)
             if code == 1 and raised:
                 error = raised[-1]
-                code, line = verdict(error)
+                code, line = describe_error(error)
             if bound is not None and _can_resume(words[0], bound, error):
                 line += ". Finished work was kept; continue with --resume"
             if line and _is_reported_here(error):
@@ -230,7 +228,7 @@ def _is_unknown(words: Sequence[str]) -> bool:
 def _can_resume(name: str, bound: BoundArguments, error: BaseException) -> bool:
     """Return whether a command that ended early left work behind that --resume continues, and did not say so itself."""
     out = bound.arguments.get("out")
-    is_full = isinstance(error, OSError) and error.errno in FULL and "resume" in bound.signature.parameters
+    is_full = isinstance(error, OSError) and error.errno in DISK_FULL and "resume" in bound.signature.parameters
     is_stopped = isinstance(error, KeyboardInterrupt) and name in ("prepare", "fewshot", "scaling-laws")
     return (is_full or is_stopped) and out is not None and os.path.isdir(out) and any(os.scandir(out))
 

@@ -17,24 +17,22 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from types import FrameType
 
 from stemformer.errors import StemformerError
 
-if TYPE_CHECKING:
-    from types import FrameType
-
-# Error numbers of a full disk or an exhausted quota.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk or an exhausted quota."""
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived; a KeyboardInterrupt, so that code that saves before it exits handles one exception."""
 
 
-def verdict(error: BaseException) -> tuple[int, str]:
-    """Return the exit code for an error and the line to print; a broken pipe prints nothing."""
+def describe_error(error: BaseException) -> tuple[int, str]:
+    """Return the exit code for an error and the line to print; a broken pipe prints nothing, and ends the output."""
     text = " ".join(str(error).split())
     match error:
         case Terminated():
@@ -42,11 +40,13 @@ def verdict(error: BaseException) -> tuple[int, str]:
         case KeyboardInterrupt():
             return 130, "stopped"
         case BrokenPipeError():
-            _discard_stdout()
+            # The interpreter flushes standard output again when it exits.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141, ""
         case StemformerError():
             return error.exit_code, f"error: {text}"
-        case OSError() if error.errno in FULL:
+        case OSError() if error.errno in DISK_FULL:
             where = f" at {error.filename}" if error.filename else ""
             return 3, f"error: the disk is full{where}: make room and run again"
         case OSError(filename=str() | bytes() | os.PathLike()):
@@ -63,30 +63,21 @@ def signals_raise() -> Iterator[list[KeyboardInterrupt]]:
     """
     raised: list[KeyboardInterrupt] = []
 
-    def on_signal(number: int, frame: "FrameType | None") -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raised.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
         raise raised[-1]
 
-    numbers = [signal.SIGTERM]
-    # Unless the parent process has it ignored.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        numbers.append(signal.SIGINT)
-    try:
-        before = {number: signal.signal(number, on_signal) for number in numbers}
-    except ValueError:
-        # Only the main thread handles signals.
-        yield raised
-        return
+    numbers = []
+    # Only the main thread handles signals.
+    if threading.current_thread() is threading.main_thread():
+        # Unless the parent process has Ctrl-C ignored.
+        is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        numbers = [signal.SIGTERM, signal.SIGINT] if is_default else [signal.SIGTERM]
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield raised
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _discard_stdout() -> None:
-    """Redirect standard output to nothing, since the interpreter flushes it again when it exits."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,7 +20,7 @@ _GROUPS = {
     "Compute": "device precision threads compile",
     "Output": "out resume overwrite report json quiet debug",
 }
-_BY_NAME = {
+_GROUP_BY_NAME = {
     name: Group(title, sort_key=number)
     for number, (title, names) in enumerate(_GROUPS.items(), start=1)
     for name in names.split()
@@ -34,8 +34,7 @@ OLD_COMMANDS = {
     "glue": ("benchmark", "glue"),
     "squad": ("benchmark", "squad"),
 }
-
-_OLD_FLAGS = {"--regression": ("--kind", "score"), "--multi-label": ("--kind", "labels")}
+_OLD_FLAGS = {"--regression": ["--kind", "score"], "--multi-label": ["--kind", "labels"]}
 
 
 class Command:
@@ -67,7 +66,11 @@ class Command:
 
     def __call__(self, *args: Any, **keywords: Any) -> None:
         values = dict.fromkeys(self.optional, ()) | self.__signature__.bind(*args, **keywords).arguments
-        self.function(*(cls.make(**_fields(cls, values)) for cls in self.classes))
+        objects = (
+            cls.make(**{item.name: values[item.name] for item in dataclasses.fields(cls) if item.name in values})
+            for cls in self.classes
+        )
+        self.function(*objects)
 
 
 def convert_value(kind: Any, tokens: Any) -> Any:
@@ -106,38 +109,35 @@ def new_words(words: Sequence[str], classes: Mapping[str, Iterable[type[Options]
 
 def _new_option(word: str, fields: Mapping[str, Any]) -> list[str]:
     if word in _OLD_FLAGS and "kind" in fields:
-        return list(_OLD_FLAGS[word])
+        return _OLD_FLAGS[word]
     name, equals, value = word.partition("=")
     names = {key for key, item in fields.items() if "is_argument" not in item.metadata}
     new = renamed(names, name[2:].replace("-", "_")) if name.startswith("--") else None
-    return [word if new is None else f"{_flag(fields[new])}{equals}{value}"]
+    return [word if new is None else f"{_flags(fields[new])[0]}{equals}{value}"]
 
 
-def _flag(item: "dataclasses.Field[Any]") -> str:
+def _flags(item: "dataclasses.Field[Any]") -> tuple[str, ...]:
     flags: str | tuple[str, ...] = item.metadata.get("flag", f"--{item.name.replace('_', '-')}")
-    return flags if isinstance(flags, str) else flags[0]
-
-
-def _fields(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {item.name: values[item.name] for item in dataclasses.fields(cls) if item.name in values}
+    return (flags,) if isinstance(flags, str) else flags
 
 
 def _parameter(item: "dataclasses.Field[Any]", doc: str, *, is_optional: bool) -> inspect.Parameter:
     default = inspect.Parameter.empty if item.default is dataclasses.MISSING else item.default
     is_argument = "is_argument" in item.metadata
     kind, is_list = _command_line_type(item.type)
-    settings: dict[str, Any] = {"help": f"{doc} Repeatable." if is_list and not is_argument else doc}
+    settings: dict[str, Any] = {"help": doc}
     if not is_argument:
-        settings["name"] = item.metadata.get("flag", _flag(item))
-    if item.name in _BY_NAME:
-        settings["group"] = _BY_NAME[item.name]
+        settings["name"] = _flags(item)
+    if item.name in _GROUP_BY_NAME:
+        settings["group"] = _GROUP_BY_NAME[item.name]
+    if "commas" in item.metadata:
+        settings |= {"help": f"{doc} Separated by commas.", "converter": _split_at_commas}
+        settings["show_default"] = lambda value: ",".join(map(str, value))
+    elif is_list and not is_argument:
+        settings["help"] = f"{doc} Repeatable."
     if item.type is bool and not default:
         settings |= {"negative": (), "show_default": False}
-    if "commas" in item.metadata:
-        settings["help"] = f"{doc} Separated by commas."
-        settings["converter"] = _split_at_commas
-        settings["show_default"] = lambda value: ",".join(map(str, value))
-    if is_list and default in ((), inspect.Parameter.empty):
+    elif is_list and default in ((), inspect.Parameter.empty):
         settings["show_default"] = False
     if is_optional:
         kind, default = kind | None, None
@@ -147,26 +147,22 @@ def _parameter(item: "dataclasses.Field[Any]", doc: str, *, is_optional: bool) -
 
 def _command_line_type(kind: Any) -> tuple[Any, bool]:
     """Return the type that cyclopts reads for the type of a field, and whether it is a list."""
-    if typing.get_origin(kind) is typing.Literal:
-        return kind, False
     members = [member for member in (typing.get_args(kind) or (kind,)) if member is not NoneType]
-    lists = [kind, *members] if typing.get_origin(kind) is not None else [kind]
-    for member in lists:
+    for member in (kind, *members):
         if typing.get_origin(member) in (tuple, Sequence, Iterable):
             inner = typing.get_args(member)[0]
             return {int: list[int], float: list[float]}.get(inner, list[str]), True
     # Of several types, a text; the command reads it.
     if str in members and len(members) > 1:
-        return (str if NoneType not in typing.get_args(kind) else str | None), False
+        return (str | None if NoneType in typing.get_args(kind) else str), False
     return kind, False
 
 
 def _split_at_commas(kind: Any, tokens: Any) -> Any:
-    inner = next(iter(typing.get_args(kind)), str)
-    words = [word.strip() for token in tokens for word in token.value.split(",") if word.strip()]
+    [inner] = typing.get_args(kind)
+    text = ",".join(token.value for token in tokens)
     try:
-        return [inner(word) for word in words]
+        return [inner(word.strip()) for word in text.split(",") if word.strip()]
     except ValueError:
         noun = "integers" if inner is int else "numbers"
-        text = ",".join(token.value for token in tokens)
         raise ValueError(f'expected {noun} separated by commas, such as 0,1,4, got "{text}".') from None
