@@ -9,6 +9,7 @@ Source: Gao et al. 2024, lm-evaluation-harness. Truncation, and no token before 
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,8 @@ except ImportError as error:
     raise ConfigError('lm-evaluation-harness is not installed. Run: pip install "stemformer[eval]"') from error
 
 
-_PROGRESS_STEP = 256
-"""Number of prompts between progress updates."""
-
-_GENERATE_BATCH = 32
-"""Texts that are generated together."""
+_PROGRESS_STEP = 256  # prompts between progress updates
+_GENERATE_BATCH = 32  # texts that are generated together
 
 _SETTINGS = ("top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "length_penalty")
 """Supported generation settings besides length, stop strings, sampling and temperature."""
@@ -46,14 +44,14 @@ _SETTINGS = ("top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "leng
 class HarnessModel(TemplateLM):  # type: ignore[misc]
     """GPT as a model of lm-evaluation-harness.
 
+    Sampled texts depend on their index among the requests with the same settings.
+
     Args:
         pretrained: GPT-2 folder, run folder or hub id.
         dtype: `float32` or `bfloat16`; weights stay in float32.
         add_bos_token: Put the end-of-document token before each prompt, as in our training data.
-        max_gen_toks: Default maximum number of generated tokens. Sampled texts depend on their
-            index among the requests with the same settings.
-        batch_size: Ignored: batches are limited by tokens.
-        max_batch_size: Ignored.
+        max_gen_toks: Default maximum number of generated tokens.
+        batch_size, max_batch_size: Ignored: batches are limited by tokens.
 
     Example:
         >>> from lm_eval import simple_evaluate  # doctest: +SKIP
@@ -89,9 +87,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     @property
     def eot_token_id(self) -> int:
         """Id of the end-of-document token."""
-        end = self.model.config.eos_token_id
-        assert end is not None, "a GPT has an end token"
-        return end
+        assert self.model.config.eos_token_id is not None, "a GPT has an end token"
+        return self.model.config.eos_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the ids of a text."""
@@ -105,11 +102,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         groups: dict[bytes, list[int]] = {}
         prompts, answers = [], []
         for number, (_, context, continuation) in enumerate(requests):
-            answer = np.array(continuation[-self.max_length :], np.int64)
-            prompt = np.array(context[-max(1, self.max_length + 1 - len(answer)) :], np.int64)
-            prompts.append(prompt)
-            answers.append(answer)
-            groups.setdefault(prompt.tobytes(), []).append(number)
+            answers.append(np.array(continuation[-self.max_length :], np.int64))
+            prompts.append(np.array(context[-max(1, self.max_length + 1 - len(answers[-1])) :], np.int64))
+            groups.setdefault(prompts[-1].tobytes(), []).append(number)
         results: list[tuple[float, bool]] = [(0.0, False)] * len(prompts)
         members = list(groups.values())
         with tqdm(total=len(prompts), disable=disable_tqdm, desc="log-likelihoods") as bar:
@@ -118,10 +113,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 queries = [ScoringRequest(prompts[group[0]], tuple(answers[n] for n in group)) for group in part]
                 with autocast(self._device, self._precision):
                     scored = score_answers(self.model, queries)
-                for group, row in zip(part, scored, strict=True):
-                    for number, score in zip(group, row, strict=True):
-                        results[number] = (score.log_probability, score.is_greedy)
-                    bar.update(len(group))
+                for number, score in zip(chain(*part), chain(*scored), strict=True):
+                    results[number] = (score.log_probability, score.is_greedy)
+                    bar.update(1)
         for request, result in zip(requests, results, strict=True):
             if request[0] is not None:
                 self.cache_hook.add_partial("loglikelihood", request[0], result)
@@ -131,27 +125,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Return the log-probability of each full text, in windows of the model's maximum length."""
         windows, owners = [], []
         for number, request in enumerate(requests):
-            cut = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
-            for window in map(utils.make_disjoint_window, cut):
-                windows.append((None, *window))
-                owners.append(number)
-        sums = np.zeros(len(requests))
-        scored = self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)
-        np.add.at(sums, np.array(owners, np.int64), np.array([total for total, _ in scored]))
-        totals: list[float] = sums.tolist()
-        return totals
+            ids = self.tok_encode(request.args[0])
+            cut = utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
+            windows += [(None, *utils.make_disjoint_window(window)) for window in cut]
+            owners += [number] * (len(windows) - len(owners))
+        sums = [0.0] * len(requests)
+        for number, (total, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
+            sums[number] += total
+        return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Generate a continuation of each text, up to the first stop string.
-
-        Raises:
-            ConfigError: Unsupported setting, or more new tokens than positions.
-        """
+        """Generate a continuation of each text, up to the first stop string."""
         groups: dict[tuple[DecodingConfig, tuple[str, ...]], list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(self._decoding(request.args[1]), []).append(number)
@@ -178,22 +162,23 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         max_new_tokens, stop = options.pop("max_gen_toks"), tuple(filter(None, options.pop("until")))
         do_sample, value = options.pop("do_sample"), options.pop("temperature", 1.0)
         temperature = float(value) if do_sample else 0.0
+        is_beam_search = options.get("num_beams", 1) > 1
+        if temperature and is_beam_search:
+            raise ConfigError("Beam search does not sample. Remove do_sample and temperature, or num_beams.")
         if temperature:
             options.setdefault("top_k", 50)  # default of transformers
-            if options.get("num_beams", 1) > 1:
-                raise ConfigError("Beam search does not sample. Remove do_sample and temperature, or num_beams.")
         options.pop("use_cache", None)  # always cached
         if unknown := sorted(set(options) - set(_SETTINGS)):
-            raise ConfigError(
-                f"Generation setting {unknown[0]!r} is not supported. Expected some of {', '.join(_SETTINGS)}."
-            )
+            expected = f"Expected some of {', '.join(_SETTINGS)}."
+            raise ConfigError(f"Generation setting {unknown[0]!r} is not supported. {expected}")
         if max_new_tokens >= self.max_length:
-            raise ConfigError(
-                f"{max_new_tokens} new tokens for a model with {self.max_length} positions. Pass a smaller max_gen_toks, "
-                "such as --gen_kwargs max_gen_toks=16."
-            )
-        ignored = [] if temperature else ["top_k", "top_p", "min_p"]
-        ignored += [] if options.get("num_beams", 1) > 1 else ["length_penalty"]
+            advice = "Pass a smaller max_gen_toks, such as --gen_kwargs max_gen_toks=16."
+            raise ConfigError(f"{max_new_tokens} new tokens for a model with {self.max_length} positions. {advice}")
+        # Settings without effect on this decoding.
+        ignored = {
+            *(() if temperature else ("top_k", "top_p", "min_p")),
+            *(() if is_beam_search else ("length_penalty",)),
+        }
         used = {key: value for key, value in options.items() if key not in ignored}
         return DecodingConfig(max_new_tokens=max_new_tokens, temperature=temperature, **used), stop
 

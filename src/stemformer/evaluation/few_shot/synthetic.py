@@ -1,9 +1,8 @@
 """Synthetic in-context learning tasks: episodes of pairs that follow one rule.
 
-Most rules are sampled per episode, so that the answer can only be inferred from examples. Mixed
-into pre-training, such episodes teach even a very small GPT to learn in context. A document is one
-episode with a line `input -> output` for each pair; letters and digits are separated by spaces, so
-that each is a token.
+Most rules are sampled per episode, so that only examples reveal the answer. Mixed into
+pre-training, episodes teach even a very small GPT to learn in context. A document is one episode
+with a line `input -> output` for each pair; spaces make each letter and digit a token.
 """
 
 import json
@@ -44,15 +43,12 @@ _SHORT_WORDS = tuple(word for word in _WORDS if 3 <= len(word) <= 5 and word.isl
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _LABELS = _LETTERS.upper()
 
-Pair = tuple[str, str]
-"""An input and its output."""
-
 
 @dataclass(frozen=True)
 class Episode:
-    """Pairs that follow one rule, and answer choices for the last one (none for free text)."""
+    """Pairs (input, output) that follow one rule, and answer choices for the last (none for free text)."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[tuple[str, str], ...]
     candidates: tuple[str, ...] = ()
 
 
@@ -88,7 +84,7 @@ class SyntheticTask:
         return self.make(number, rng)
 
 
-def episode_text(pairs: Sequence[Pair]) -> str:
+def episode_text(pairs: Sequence[tuple[str, str]]) -> str:
     r"""Format pairs as a document.
 
     Example:
@@ -99,11 +95,7 @@ def episode_text(pairs: Sequence[Pair]) -> str:
 
 
 def find_synthetic(names: Sequence[str]) -> list[SyntheticTask]:
-    """Return tasks by name; all tasks without names.
-
-    Raises:
-        ConfigError: Unknown or duplicate name.
-    """
+    """Return tasks by name; all tasks without names."""
     for i, name in enumerate(names):
         if name not in SYNTHETIC_TASKS:
             hint = f"{nearest(name, SYNTHETIC_TASKS)}. Expected some of {', '.join(SYNTHETIC_TASKS)}."
@@ -117,10 +109,6 @@ def synthetic_documents(number: int, *, seed: int, tasks: Sequence[str] = ()) ->
     """Yield documents for pre-training: episodes of 8 to 40 pairs, with the tasks in turn.
 
     A document is a function of (seed, its number, tasks), so fewer documents are a prefix of more.
-
-    Args:
-        number: Number of documents.
-        tasks: Task names; all by default.
 
     Raises:
         ConfigError: `number` is below 1, or a task is unknown.
@@ -142,13 +130,9 @@ def synthetic_documents(number: int, *, seed: int, tasks: Sequence[str] = ()) ->
 def write_synthetic(
     path: Path, number: int, *, seed: int, tasks: Sequence[str] = (), on_document: Callable[[float], None] | None = None
 ) -> dict[str, int]:
-    """Write documents as JSON lines, atomically, and return their number by task.
+    """Write `synthetic_documents` as JSON lines, atomically, and return their number by task.
 
-    Args:
-        path: Output file, replaced if it exists.
-        on_document: Called with 1 after each document.
-
-    Other arguments and errors are those of `synthetic_documents`.
+    An existing file is replaced. `on_document` is called with 1 after each document.
     """
     counts: Counter[str] = Counter()
 
