@@ -5,6 +5,7 @@ Standard output carries the result, standard error the progress; exit codes are 
 `stemformer --help` answers at once.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -108,18 +109,17 @@ def generate(options: o.GenerateOptions, stdin: StdinOptions, display: DisplayOp
         generate_many(replace(options, prompts=prompts), display)
 
 
-def embed_or_predict(
-    name: str, options: o.EmbedOptions | o.PredictOptions, stdin: StdinOptions, display: DisplayOptions
-) -> None:
+def print_rows(name: str, options: Any, stdin: StdinOptions, display: DisplayOptions) -> None:
     """Print embeddings or predictions as JSON lines, unless they are written to a file."""
     options = with_stdin(options, stdin)
     result = call(name, options, display)
     if options.out is not None:
         return print_result(result, display)
-    rows = result.get("predictions")
-    if isinstance(options, o.EmbedOptions):
+    if name == "embed":
         embeddings = zip(options.texts, result["embeddings"].tolist(), strict=True)
-        rows = ({"text": text, "embedding": embedding} for text, embedding in embeddings)
+        rows = [{"text": text, "embedding": embedding} for text, embedding in embeddings]
+    else:
+        rows = result["predictions"]
     for row in rows:
         print(to_json(row))
 
@@ -158,8 +158,8 @@ _TABLE: dict[str, tuple[Any, ...]] = {
     "fill": (USE, partial(run_with_stdin, "fill"), o.FillOptions, StdinOptions),
     "score": (USE, partial(run_with_stdin, "score"), o.ScoreOptions, StdinOptions),
     "generate": (USE, generate, o.GenerateOptions, StdinOptions),
-    "embed": (USE, partial(embed_or_predict, "embed"), o.EmbedOptions, StdinOptions),
-    "predict": (USE, partial(embed_or_predict, "predict"), o.PredictOptions, StdinOptions),
+    "embed": (USE, partial(print_rows, "embed"), o.EmbedOptions, StdinOptions),
+    "predict": (USE, partial(print_rows, "predict"), o.PredictOptions, StdinOptions),
     "evaluate": (MEASURE, partial(run_with_stdin, "evaluate"), o.EvaluateOptions, StdinOptions),
     "fewshot": (MEASURE, fewshot, o.FewShotOptions, FewShotDisplay),
     "compare": (MEASURE, partial(run, "compare"), o.CompareOptions),
@@ -191,12 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if _is_unknown(words):
         # Without --help, cyclopts reports the unknown command, with a suggestion.
         words = [word for word in words if word not in ("--help", "-h")]
-    # Threads that spin while they wait make a run several times slower as soon as another program
-    # needs a core (docs/log.md).
+    # Threads that spin while they wait make a run several times slower when another program needs a core (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     bound = None
     with signals_raise() as raised, warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
             chosen, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
             chosen(*bound.args, **bound.kwargs)
@@ -239,19 +238,8 @@ def _is_reported_here(error: BaseException) -> bool:
         return True
     if isinstance(error, KeyboardInterrupt):
         return False
-    try:
-        # torchrun ends this rank as soon as the first one, which met the same error, has ended.
+    # torchrun ends this rank as soon as the first one, which met the same error, has ended.
+    with contextlib.suppress(KeyboardInterrupt):
         time.sleep(_RANK_PATIENCE)
-    except KeyboardInterrupt:
-        return False
-    return True
-
-
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
-) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return True
+    return False

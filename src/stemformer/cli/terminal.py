@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
 
 class Terminal:
@@ -24,17 +23,16 @@ class Terminal:
         self.is_live = sys.stderr.isatty() if is_live is None else is_live
         self.interval = interval
         self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
         self._title: str | None = None
 
     def start(self, what: str, *, total: float | None = None, unit: str = "") -> None:
         self.finish()
         self._title, self._total, self._unit, self._note = what, total, unit, ""
-        self._done = self._first = 0.0
+        self._done = self._first = self._printed_done = 0.0
         self._started: float | None = None
-        self._printed_at, self._printed_done = time.monotonic(), 0.0
+        self._printed_at = time.monotonic()
         if self.is_live:
-            self._bar, self._task = _bar(), None
+            self._bar = _bar()
             self._bar.start()
             self._task = self._bar.add_task(what, total=total, unit=unit, done="", rate="", note="")
 
@@ -46,7 +44,7 @@ class Terminal:
         self._note = note or self._note
         if self._started is None:
             self._started, self._first = now, self._done
-        if self._bar is not None and self._task is not None:
+        if self._bar is not None:
             self._bar.update(self._task, advance=amount, done=self._amount(), rate=self._rate(now), note=self._note)
         elif now - self._printed_at >= self.interval:
             self._print(now)
@@ -128,36 +126,30 @@ def as_text(result: Any) -> str:
         loss   2.5
     """
     if isinstance(result, Mapping):
-        blocks = {name: value for name, value in result.items() if _is_block(value)}
+        blocks = {name: text for name, value in result.items() if (text := _block(value)) is not None}
         named = _aligned(list(_named({name: value for name, value in result.items() if name not in blocks})))
-        tables = [f"{name}\n{indent(as_text(value), '  ', lambda line: True)}" for name, value in blocks.items()]
+        tables = [f"{name}\n{indent(text, '  ', lambda line: True)}" for name, text in blocks.items()]
         return "\n\n".join(["\n".join(named), *tables])
-    if not isinstance(result, Sequence) or isinstance(result, str):
-        return str(result)
-    if result and all(isinstance(record, Mapping) and "masks" in record for record in result):
-        return "\n\n".join(_filled(record) for record in result)
-    if result and all(isinstance(record, Mapping) for record in result):
-        header = list(dict.fromkeys(key for record in result for key in record))
-        return "\n".join(_aligned([header, *([_value(record.get(key, "")) for key in header] for record in result)]))
-    if result and all(map(_is_row, result)):
-        return "\n".join(_aligned([[_value(item) for item in row] for row in result]))
-    return "\n".join(_value(item) for item in result)
+    if (text := _block(result)) is not None:
+        return text
+    is_list = isinstance(result, Sequence) and not isinstance(result, str)
+    return "\n".join(map(_value, result)) if is_list else str(result)
 
 
-def _is_row(value: Any) -> bool:
-    """Return whether a value is a row of a matrix, such as a confusion matrix."""
-    return isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value)
-
-
-def _is_block(value: Any) -> bool:
-    """Return whether a value is a table or lines of text, printed below names and values."""
+def _block(value: Any) -> str | None:
+    """Return the text of a table, a matrix, filled masks or lines with blanks; None for other values."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        return False
-    return (
-        all(isinstance(item, Mapping) for item in value)
-        or all(isinstance(item, str) and " " in item for item in value)
-        or all(map(_is_row, value))
-    )
+        return None
+    if all(isinstance(row, Mapping) for row in value):
+        if all("masks" in record for record in value):
+            return "\n\n".join(map(_filled, value))
+        header = list(dict.fromkeys(key for record in value for key in record))
+        return "\n".join(_aligned([header, *([_value(record.get(key, "")) for key in header] for record in value)]))
+    if all(isinstance(row, list | tuple) and all(isinstance(item, int | float) for item in row) for row in value):
+        return "\n".join(_aligned([[_value(item) for item in row] for row in value]))
+    if all(isinstance(item, str) and " " in item for item in value):
+        return "\n".join(value)
+    return None
 
 
 def _filled(record: Mapping[str, Any]) -> str:

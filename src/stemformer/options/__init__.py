@@ -5,39 +5,6 @@ builds its parameters and help from it; `accepts` gives the Python function of t
 keywords. Names, defaults and help are defined nowhere else.
 """
 
-from stemformer.options.commands import (
-    CompareOptions,
-    EmbedOptions,
-    EnvOptions,
-    EvaluateOptions,
-    FewShotOptions,
-    FillOptions,
-    FinetuneOptions,
-    GenerateOptions,
-    GlueOptions,
-    InspectOptions,
-    LoadOptions,
-    MakeSyntheticOptions,
-    PlanOptions,
-    PredictOptions,
-    PrepareOptions,
-    PretrainOptions,
-    QuickstartOptions,
-    RecipesOptions,
-    ReportOptions,
-    RunsOptions,
-    ScalingLawsOptions,
-    ScoreOptions,
-    ShowPromptsOptions,
-    SquadOptions,
-    TrainTokenizerOptions,
-)
-from stemformer.options.groups import (
-    BenchmarkOptions,
-    ComputeOptions,
-    Options,
-    ResumableOptions,
-    TaskTrainingOptions,
-    TrainSettings,
-)
+from stemformer.options.commands import *
+from stemformer.options.groups import *
 from stemformer.options.keywords import OLD_NAMES, accepts, read_duration, renamed
