@@ -13,19 +13,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-MIN_SIZES_FOR_FLOOR = 4
-"""Minimum number of sizes to fit a floor: three parameters fit any three points."""
-MIN_SIZES, MIN_POINTS = 3, 8
-"""Minimum of the joint fit, which has five parameters."""
-HUBER = 1e-3
-"""Threshold of the Huber loss on logarithms."""
-MIN_EXPONENT, MAX_EXPONENT = 1e-3, 3.0
-"""Smallest exponent that counts as a decrease, and upper bound of the search."""
 MIN_FLOOR = 5e-4
 """A fitted floor below this (nats) counts as none."""
 
-_HUBER_STARTS = 2
-"""Number of least-squares solutions that are refined with the Huber loss."""
+_MIN_SIZES_FOR_FLOOR = 4  # three parameters fit any three points
+_MIN_SIZES, _MIN_POINTS = 3, 8  # of the joint fit, which has five parameters
+_HUBER = 1e-3  # threshold of the Huber loss on logarithms
+_HUBER_STARTS = 2  # least-squares solutions that are refined with the Huber loss
+_MIN_EXPONENT, _MAX_EXPONENT = 1e-3, 3.0  # smallest that counts as a decrease, and bound of the search
 
 Span = tuple[float, float]
 """Minimum and maximum of an exponent when one size is left out (jackknife)."""
@@ -46,22 +41,16 @@ class PowerLaw:
     span: Span | None = None
 
     def loss(self, size: float) -> float:
-        """Return the predicted loss of a size."""
+        """Predict the loss of a size."""
         return float(self.floor + self.factor * size**-self.exponent)
 
 
 @dataclass(frozen=True)
 class JointLaw:
-    """Joint law: loss = E + A / parameters ** alpha + B / tokens ** beta.
+    """loss = E + A / parameters ** alpha + B / tokens ** beta.
 
-    Attributes:
-        floor: E in the paper.
-        size_factor: A.
-        size_exponent: alpha.
-        token_factor: B.
-        token_exponent: beta.
-        num_points: Number of fitted points.
-        size_span, token_span: Jackknife ranges of the exponents; None with too few sizes.
+    The fields are E, A, alpha, B, beta in this order. Spans are jackknife ranges of the exponents;
+    None with too few sizes.
     """
 
     floor: float
@@ -74,7 +63,7 @@ class JointLaw:
     token_span: Span | None = None
 
     def loss(self, parameters: float, tokens: float) -> float:
-        """Return the predicted loss of a model of some size after some tokens."""
+        """Predict the loss of a model of some size after some tokens."""
         size_term = self.size_factor * parameters**-self.size_exponent
         return float(self.floor + size_term + self.token_factor * tokens**-self.token_exponent)
 
@@ -88,11 +77,11 @@ def fit_power_law(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw |
         (0.301, False)
     """
     x, y = np.array(sizes, np.float64), np.array(losses, np.float64)
-    law = _power_law(x, y)
-    if law is None or len(sizes) < 3:
+    law = _power_law(x, y, has_floor=len(x) >= _MIN_SIZES_FOR_FLOOR)
+    if law is None or len(x) < 3:
         return law
-    jackknife = [_power_law(np.delete(x, i), np.delete(y, i), has_floor=law.has_floor) for i in range(len(sizes))]
-    return replace(law, span=_span([other.exponent for other in jackknife if other is not None]))
+    jackknife = [_power_law(np.delete(x, i), np.delete(y, i), has_floor=law.has_floor) for i in range(len(x))]
+    return replace(law, span=_span([other.exponent for other in jackknife if other]))
 
 
 def fit_joint_law(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float]) -> JointLaw | None:
@@ -102,14 +91,11 @@ def fit_joint_law(parameters: Sequence[float], tokens: Sequence[float], losses: 
     if law is None:
         return None
     jackknife = [_joint_law(n[n != size], d[n != size], values[n != size]) for size in np.unique(n)]
-    fitted = [other for other in jackknife if other is not None]
-    if len(fitted) < MIN_SIZES + 1:
+    fitted = [other for other in jackknife if other]
+    if len(fitted) < _MIN_SIZES + 1:
         return law
-    return replace(
-        law,
-        size_span=_span([other.size_exponent for other in fitted]),
-        token_span=_span([other.token_exponent for other in fitted]),
-    )
+    spans = (_span([other.size_exponent for other in fitted]), _span([other.token_exponent for other in fitted]))
+    return replace(law, size_span=spans[0], token_span=spans[1])
 
 
 def _span(exponents: Sequence[float]) -> Span:
@@ -120,27 +106,24 @@ def size_sentences(parameters: Sequence[int], losses: Sequence[float], law: Powe
     """Summarize the final loss as a function of the parameters in the layers, ascending."""
     if law is None:
         return ["No scaling law: all sizes have the same number of parameters in the layers"]
-    change = (
-        f"{losses[0]:.3f} to {losses[-1]:.3f} from {parameters[0]:,} to {parameters[-1]:,} parameters in the layers"
-    )
-    if law.exponent < MIN_EXPONENT or losses[-1] >= losses[0]:
-        return [f"Held-out loss: {change}. It does not decrease with size on this budget, so no law is fitted"]
-    floor = f"{law.floor:.3f} + " if law.floor >= MIN_FLOOR else ""
-    remark = (
-        ""
-        if floor
-        else "; no floor visible"
-        if law.has_floor
-        else f"; {len(parameters)} sizes are too few to fit a floor"
-    )
+    span = f"from {parameters[0]:,} to {parameters[-1]:,} parameters in the layers"
+    change = f"Held-out loss: {losses[0]:.3f} to {losses[-1]:.3f} {span}"
+    if law.exponent < _MIN_EXPONENT or losses[-1] >= losses[0]:
+        return [f"{change}. It does not decrease with size on this budget, so no law is fitted"]
+    floor, remark = f"{law.floor:.3f} + ", ""
+    if law.floor < MIN_FLOOR:
+        unfitted = f"{len(parameters)} sizes are too few to fit a floor"
+        floor, remark = "", "; no floor visible" if law.has_floor else f"; {unfitted}"
     formula = f"{floor}{law.factor:.4g} / N^{law.exponent:.3f}{_describe(law.span)}{remark}"
-    return [f"Held-out loss: {change}", f"Fit over these sizes and this budget only: loss = {formula}"]
+    return [change, f"Fit over these sizes and this budget only: loss = {formula}"]
 
 
 def joint_sentences(law: JointLaw | None) -> list[str]:
     """Summarize the loss as a function of model size and training tokens."""
     if law is None:
-        return [f"No joint law of size and tokens: at least {MIN_SIZES} sizes and {MIN_POINTS} evaluations are needed"]
+        return [
+            f"No joint law of size and tokens: at least {_MIN_SIZES} sizes and {_MIN_POINTS} evaluations are needed"
+        ]
     remark = " (no floor visible)" if law.floor < MIN_FLOOR else ""
     return [
         f"Fit over {law.num_points} evaluations: loss = E + A / N^alpha + B / D^beta with E {law.floor:.3f}{remark}, "
@@ -153,29 +136,25 @@ def _describe(span: Span | None) -> str:
     return f" ({span[0]:.3f} to {span[1]:.3f} leaving one size out)" if span else ""
 
 
-def _power_law(
-    sizes: Float[np.ndarray, "n"], losses: Float[np.ndarray, "n"], *, has_floor: bool | None = None
-) -> PowerLaw | None:
+def _power_law(sizes: Float[np.ndarray, "n"], losses: Float[np.ndarray, "n"], *, has_floor: bool) -> PowerLaw | None:
     if len(np.unique(sizes)) < 2:
         return None
-    has_floor = len(sizes) >= MIN_SIZES_FOR_FLOOR if has_floor is None else has_floor
     center = float(np.log(sizes).mean())
     x, y = np.log(sizes) - center, np.log(losses)
     if not has_floor:
         slope, intercept = np.polyfit(x, y, 1)
         return PowerLaw(0.0, float(np.exp(intercept - slope * center)), -float(slope), has_floor=False)
-    lowest = float(losses.min())
 
-    def residuals(p: Float[np.ndarray, "3"]) -> Float[np.ndarray, "n"]:
+    def residuals(p: Float[np.ndarray, "3"]) -> Any:
         floor, log_factor, exponent = p
-        errors: np.ndarray = np.log(floor + np.exp(log_factor - exponent * x)) - y
-        return errors
+        return np.log(floor + np.exp(log_factor - exponent * x)) - y
 
+    lowest = float(losses.min())
     starts = [
         [share * lowest, np.log(losses.mean() - share * lowest), exponent]
         for share, exponent in product((0.0, 0.5, 0.9), (0.05, 0.2, 0.5, 1.0))
     ]
-    upper = [lowest, float(y.max()) + 5, MAX_EXPONENT]
+    upper = [lowest, float(y.max()) + 5, _MAX_EXPONENT]
     floor, log_factor, exponent = _minimize(residuals, starts, [0.0, -25.0, 0.0], upper)
     return PowerLaw(floor, float(np.exp(log_factor + exponent * center)), exponent, has_floor=True)
 
@@ -183,33 +162,25 @@ def _power_law(
 def _joint_law(
     parameters: Float[np.ndarray, "n"], tokens: Float[np.ndarray, "n"], losses: Float[np.ndarray, "n"]
 ) -> JointLaw | None:
-    if len(np.unique(parameters)) < MIN_SIZES or len(losses) < MIN_POINTS:
+    if len(np.unique(parameters)) < _MIN_SIZES or len(losses) < _MIN_POINTS:
         return None
     centers = float(np.log(parameters).mean()), float(np.log(tokens).mean())
     x, z, y = np.log(parameters) - centers[0], np.log(tokens) - centers[1], np.log(losses)
-    lowest = float(y.min())
 
-    def residuals(p: Float[np.ndarray, "5"]) -> Float[np.ndarray, "n"]:
+    def residuals(p: Float[np.ndarray, "5"]) -> Any:
         a, alpha, b, beta, e = p
-        errors: np.ndarray = np.logaddexp(np.logaddexp(a - alpha * x, b - beta * z), e) - y
-        return errors
+        return np.logaddexp(np.logaddexp(a - alpha * x, b - beta * z), e) - y
 
+    lowest, highest = float(y.min()), float(y.max()) + 5
     half = lowest - np.log(2)
     starts = [
         [half + balance, alpha, half - balance, beta, lowest - below]
         for balance, alpha, beta, below in product((-1.0, 1.0), (0.2, 0.6), (0.2, 0.6), (0.2, 2.0))
     ]
-    highest = float(y.max()) + 5
-    bounds = [-25.0, 0.0, -25.0, 0.0, -25.0], [highest, MAX_EXPONENT, highest, MAX_EXPONENT, lowest]
-    a, alpha, b, beta, e = _minimize(residuals, starts, *bounds, huber=HUBER)
-    return JointLaw(
-        floor=float(np.exp(e)),
-        size_factor=float(np.exp(a + alpha * centers[0])),
-        size_exponent=alpha,
-        token_factor=float(np.exp(b + beta * centers[1])),
-        token_exponent=beta,
-        num_points=len(losses),
-    )
+    bounds = [-25.0, 0.0, -25.0, 0.0, -25.0], [highest, _MAX_EXPONENT, highest, _MAX_EXPONENT, lowest]
+    a, alpha, b, beta, e = _minimize(residuals, starts, *bounds, huber=_HUBER)
+    size_factor, token_factor = np.exp(a + alpha * centers[0]), np.exp(b + beta * centers[1])
+    return JointLaw(float(np.exp(e)), float(size_factor), alpha, float(token_factor), beta, num_points=len(losses))
 
 
 def _minimize(

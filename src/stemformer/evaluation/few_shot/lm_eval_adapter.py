@@ -123,7 +123,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-probability of each full text, in windows of the model's maximum length."""
-        windows, owners = [], []
+        windows: list[tuple[Any, ...]] = []
+        owners: list[int] = []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
             cut = utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
