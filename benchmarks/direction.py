@@ -229,7 +229,7 @@ class Table:
             model, _, _ = load_initial_model(config, task, Path(source))
             if side == "joined":
                 join(model, args.backward, task, seed)
-            shared = (*encoded, tokenizer, model, ranks, Path(folder), args.max_length)
+            shared = (*encoded, tokenizer, ranks, Path(folder), args.max_length)
             context = replace(make_finetuning_context(config, self.data, *shared)[0], saves_checkpoints=False)
             module, optimizer = prepare_training(model, context)
             state = TrainState(metrics=MetricAccumulator(None, ranks))

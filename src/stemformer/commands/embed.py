@@ -1,7 +1,6 @@
 """Compute embeddings of texts."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from stemformer.commands.load import open_pipeline
 from stemformer.errors import ConfigError
-from stemformer.io import write_file
+from stemformer.io import write_file, write_jsonl
 from stemformer.options import EmbedOptions, accepts
 from stemformer.output_dir import check_not_existing
 from stemformer.progress import Progress
@@ -35,26 +34,16 @@ def embed(options: EmbedOptions, *, progress: Progress | None = None) -> dict[st
     if options.out is not None:
         check_not_existing(options.out, overwrite=options.overwrite)
     model = open_pipeline(options.model, options)
-    vectors = model.embed(
-        options.texts,
-        pooling=options.pooling,
-        normalize=options.normalize,
-        max_length=options.max_length,
-        progress=progress,
-    )
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("pooling", "normalize", "max_length")}
+    vectors = model.embed(options.texts, **how, progress=progress)
     if options.out is None:
         return {"embeddings": vectors}
-    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    write_file(Path(options.out), [_npy(vectors) if suffix == ".npy" else _jsonl(options.texts, vectors)])
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".npy":
+        np.save(buffer := io.BytesIO(), vectors)
+        write_file(out, [buffer.getvalue()])
+    else:
+        rows = zip(options.texts, vectors.tolist(), strict=True)
+        write_jsonl(out, ({"text": text, "embedding": vector} for text, vector in rows))
     return {"out": options.out, "texts": len(vectors), "dimensions": vectors.shape[1]}
-
-
-def _npy(vectors: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, vectors)
-    return buffer.getvalue()
-
-
-def _jsonl(texts: Any, vectors: np.ndarray) -> bytes:
-    rows = zip(texts, vectors.tolist(), strict=True)
-    return "".join(json.dumps({"text": t, "embedding": v}, ensure_ascii=False) + "\n" for t, v in rows).encode()

@@ -26,21 +26,15 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
     progress = progress or Silent()
     if options.num_worst < 0:
         raise ConfigError(f"--num-worst is {options.num_worst}. Expected 0 or more.")
-    check_output_file(options.out, options.files, overwrite=options.overwrite)
+    check_output_file(options)
     if options.report is not None:
         _check_report_dir(Path(options.report), overwrite=options.overwrite)
 
     # Predict.
     model = open_pipeline(options.model, options)
     task = model.require_task()
-    records, counts = read_task_records(
-        task,
-        options.files,
-        options.text_column,
-        label_column=options.label_column,
-        needs_answer=True,
-        progress=progress,
-    )
+    columns = {"label_column": options.label_column}
+    records, counts = read_task_records(task, options, progress, **columns, needs_answer=True)
     notes = check_labels(task, records)
     for note in notes:
         progress.say(note)

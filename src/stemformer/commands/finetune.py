@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stemformer.commands.pretrain import resolve
+from stemformer.commands.training_run import open_run_dir, resolve, start_run
 from stemformer.config import to_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
@@ -18,10 +18,10 @@ from stemformer.evaluation.inference import predict_scores
 from stemformer.huggingface.load import find_model_folder, load_model
 from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_folder, write_json
-from stemformer.models.model import BodyConfig, Model, make_model
+from stemformer.models.model import Model, make_model
 from stemformer.objectives.objective import LossModule
 from stemformer.options import FinetuneOptions, TaskTrainingOptions, accepts
-from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
+from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.finetuning import curves_of_log, write_task_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled
@@ -33,17 +33,10 @@ from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
 from stemformer.training.config import BatchConfig, FinetuneConfig
 from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed, is_restarted
-from stemformer.training.initialization import has_matching_head, load_initial_model, prepare_training
-from stemformer.training.log import MetricAccumulator
+from stemformer.training.initialization import has_matching_head, load_initial_model
 from stemformer.training.loop import Phase, TrainingContext, TrainState, train
-from stemformer.training.resume import (
-    check_config_unchanged,
-    find_checkpoint,
-    prepare_run_dir,
-    restore,
-    validate_resume,
-)
-from stemformer.training.throughput import compile_blocks, matmul_rate
+from stemformer.training.resume import check_config_unchanged, find_checkpoint
+from stemformer.training.throughput import matmul_rate
 
 # An evaluation on more examples is announced.
 _MANY_EXAMPLES = 2000
@@ -65,10 +58,7 @@ def finetune(options: FinetuneOptions, *, progress: Progress | None = None) -> d
     config = make_config(options)
     if options.show_config:
         return {"config": to_toml(config)}
-    is_restart = is_restarted(Path(options.out))
-    folder = prepare_output_dir(
-        options.out, resume=options.resume or is_restart, overwrite=options.overwrite and not is_restart
-    )
+    folder, _ = open_run_dir(options)
     inputs = (*options.train, *options.dev, options.model, options.config)
     check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
     if options.num_seeds < 1:
@@ -132,43 +122,31 @@ def _run(
         model, tokenizer, max_length = load_initial_model(config, task, source, is_resumed=found is not None)
         examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
         context, last = make_finetuning_context(
-            config, data, examples, dev, tokenizer, model, ranks, folder, max_length, progress
+            config, data, examples, dev, tokenizer, ranks, folder, max_length, progress
         )
         if found is not None:
-            assert isinstance(context.config, FinetuneConfig)
             check_config_unchanged(found.config, context.config)
-            validate_resume(found, context)
-
-        # Every rank has read the directory before the first one changes it.
-        ranks.barrier()
-        if ranks.is_main:
-            prepare_run_dir(folder, found, context.config, progress)
-        ranks.barrier()
-
-        # Model, optimizer and state on the device.
-        module, optimizer = prepare_training(model, context)
+        module, optimizer, state = start_run(model, context, found, progress)
         if found is not None:
-            state = restore(found, model, optimizer, context, progress)
             _restore_best(state, context)
-        else:
-            state = TrainState(metrics=MetricAccumulator(None, ranks))
-            if has_matching_head(source, task):
-                progress.say(f"training continues with the head of {source}, which has the same labels")
-        progress.say(_describe_start(context, model, examples, max_length))
-        if context.environment["compile"]:
-            compile_blocks(model)
+        elif has_matching_head(source, task):
+            progress.say(f"training continues with the head of {source}, which has the same labels")
+        progress.say(_describe_start(context, model))
 
         # Train, select, evaluate, save.
         train(model, module, optimizer, context, state, progress=progress)
         weights = gather_full_state(model.state_dict())
         result: dict[str, Any] = {}
         if ranks.is_main:
-            if config.evaluation.patience is not None:
+            if config.evaluation.patience is None:
+                final = make_model(model.config, task.heads, num_labels=task.num_labels)
+                final.load_state_dict(weights)
+            else:
                 best = folder / "checkpoints" / "best"
-                weights = load_model(best, task.heads, num_labels=task.num_labels).state_dict()
+                final = load_model(best, task.heads, num_labels=task.num_labels)
                 progress.say(f"early stopping: the result is the model of step {read_checkpoint(best).step}")
                 last.clear()
-            result = _finish(weights, model.config, data, dev, context, tokenizer, max_length, notes, last, progress)
+            result = _finish(final.to(context.device).eval(), data, dev, context, notes, last, progress)
         ranks.barrier()
     return {
         "run": str(folder),
@@ -193,7 +171,6 @@ def make_finetuning_context(
     examples: TaskExamples,
     dev: TaskExamples,
     tokenizer: Tokenizer,
-    model: Model,
     ranks: DistributedContext,
     folder: Path,
     max_length: int,
@@ -254,31 +231,24 @@ def make_finetuning_context(
 
 
 def _finish(
-    weights: dict[str, Any],
-    body: BodyConfig,
+    model: Model,
     data: LabelledData,
     dev: TaskExamples,
     context: TrainingContext,
-    tokenizer: Tokenizer,
-    max_length: int,
-    notes: Sequence[str],
+    notes: list[str],
     last: Sequence[Any],
     progress: Progress,
 ) -> dict[str, Any]:
     """Evaluate the model unless that is done, tune its decision on the dev data, save it, write the report."""
-    task, folder, notes = data.task, context.folder, list(notes)
-    model = make_model(body, task.heads, num_labels=task.num_labels)
-    model.load_state_dict(weights)
-    model.to(context.device).eval()
+    task, folder, tokenizer = data.task, context.folder, context.tokenizer
 
     # Evaluate.
-    scores, loss = last or [None, None]
-    if scores is None:
+    if not last:
         progress.start("evaluating", total=len(dev), unit="examples")
+        how: dict[str, Any] = {"device": context.device, "on_examples": progress.advance}
         with autocast(context.device, context.precision):
-            scores, loss = predict_scores(
-                LossModule(model, context.objective), task, dev, device=context.device, on_examples=progress.advance
-            )
+            last = predict_scores(LossModule(model, task), task, dev, **how)
+    scores, loss = last
     predictions = task.decode(scores, dev, data.dev)
     metrics, details = task.compute_metrics(predictions, data.dev)
     if tuned := task.tune(metrics, predictions):
@@ -295,7 +265,7 @@ def _finish(
         progress.say(notes[-1])
 
     # Save.
-    metadata = task.metadata() | {"max_length": max_length}
+    metadata = task.metadata() | {"max_length": context.phases[0].batch.sequence_length}
     write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, task=metadata))
     progress.finish()
     results = {"task": task.config.name, "metrics": {**metrics, "loss": loss}, **details, "notes": notes}
@@ -351,11 +321,12 @@ def _format(name: str, value: float) -> str:
     return f"{value:.1%}" if is_fraction else f"{value:.3f}"
 
 
-def _describe_start(context: TrainingContext, model: Model, examples: TaskExamples, max_length: int) -> str:
-    size, steps = context.phases[0].batch.size, context.budget.num_steps or 0
+def _describe_start(context: TrainingContext, model: Model) -> str:
+    examples, batch = context.phases[0].examples, context.phases[0].batch
+    size, steps = batch.size, context.budget.num_steps or 0
     mean = examples.num_tokens / max(1, len(examples))
     return (
         f"{model.num_parameters():,} parameters; {len(examples):,} examples, mean length {mean:.0f}, max length "
-        f"{max_length}; {steps:,} steps x batch size {size} = {steps * size / len(examples):.2f} epochs (no padding); "
+        f"{batch.sequence_length}; {steps:,} steps x batch size {size} = {steps * size / len(examples):.2f} epochs (no padding); "
         f"{context.device}, {context.precision}"
     )

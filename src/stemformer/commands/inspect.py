@@ -45,7 +45,8 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     for name, kind in EXPERIMENTS.items():
         if (folder / name).is_file():
             content = read_json_object(folder / name)
-            result = {key: value for key, value in content.items() if key in _SUMMARIES or not _is_table(value)}
+            tables = {key for key, v in content.items() if v and isinstance(v, list) and isinstance(v[0], dict)}
+            result = {key: value for key, value in content.items() if key not in tables - _SUMMARIES}
             for size in result["sizes"] if name == "scale.json" else ():
                 del size["curve"]
             return {kind: path, **result}
@@ -58,28 +59,20 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     raise DataError(f"{path} holds neither tokenized data nor a run, a model or a tokenizer.")
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
 def describe_dataset(path: str, manifest: Manifest) -> dict[str, Any]:
     """Return counts of tokenized data and of what was skipped."""
+    counts = open_shards(Path(path), verify=False).unigram_counts
+    unknown = load_tokenizer(Path(path, "tokenizer")).token_to_id("[UNK]")
     return {
         "data": path,
         "vocab_size": manifest.vocab_size,
         "fingerprint": manifest.fingerprint[:16],
-        **{name: asdict(counts) for name, counts in manifest.splits.items()},
-        "unknown": _unknown_fraction(Path(path)),
+        **{name: asdict(split) for name, split in manifest.splits.items()},
+        # Fraction of [UNK] among the training tokens.
+        "unknown": 0.0 if unknown is None else round(float(counts[unknown] / max(1, counts.sum())), 4),
         "skipped": dict(manifest.skipped),
         "megabytes": round(sum(file.bytes for file in manifest.files.values()) / 1e6, 1),
     }
-
-
-def _unknown_fraction(folder: Path) -> float:
-    """Return the fraction of [UNK] among the training tokens."""
-    counts = open_shards(folder, verify=False).unigram_counts
-    unknown = load_tokenizer(folder / "tokenizer").token_to_id("[UNK]")
-    return 0.0 if unknown is None else round(float(counts[unknown] / max(1, counts.sum())), 4)
 
 
 def is_finetuned(folder: Path) -> bool:
@@ -92,12 +85,8 @@ def _describe_run(folder: Path) -> dict[str, Any]:
     text = (folder / "config.toml").read_text(encoding="utf-8")
     if is_finetuned(folder):
         config = from_toml(FinetuneConfig, text, source=str(folder), renamed=RENAMED_SETTINGS)
-        origin = {
-            "task": config.task.name,
-            "init": config.model,
-            "train": list(config.train),
-            "dev": list(config.dev),
-        }
+        data = {"train": list(config.train), "dev": list(config.dev)}
+        origin = {"task": config.task.name, "init": config.model, **data}
     else:
         origin = {"recipe": read_run_config(text, source=str(folder)).recipe}
     last: dict[str, dict[str, Any]] = {line["kind"]: line for line in read_jsonl(folder / "log.jsonl")}

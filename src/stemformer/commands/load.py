@@ -14,7 +14,6 @@ from jaxtyping import Float
 
 from stemformer.commands.inspect import describe_model
 from stemformer.config import nearest
-from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.few_shot.scoring import ScoringRequest, score_answers
@@ -65,7 +64,6 @@ class Pipeline:
 
     Attributes:
         model: Body and heads, in evaluation mode.
-        tokenizer: Its tokenizer.
         task: What it was fine-tuned for; None if it was only pre-trained.
     """
 
@@ -73,8 +71,6 @@ class Pipeline:
         self.path = path
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.model: Model
-        self.tokenizer: Tokenizer
         self.model, self.tokenizer = load_model_and_tokenizer(path)
         self.model.to(self.device)
         self.task: Task | None = load_labelled_task(path) if read_task_info(path) else None
@@ -93,8 +89,6 @@ class Pipeline:
         task = f", task={self.task.config.name!r}" if self.task else ""
         return f"Pipeline({self.path!r}, heads={list(self.model.heads)}{task}, device={str(self.device)!r})"
 
-    # ------------------------------------------------------------------ masked language models
-
     def fill(
         self, texts: Sequence[str], *, top_k: int = 5, candidates: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
@@ -108,18 +102,12 @@ class Pipeline:
             For each text `text`, `masks` (each with `candidates`: `token`, `probability`), and
             `filled`, the text with the most probable word in each mask.
         """
-        self._check_texts(texts, "sentences with [MASK] in them")
+        self._check_texts(texts, expected="sentences with [MASK] in them")
         self._require("masked_lm", "cannot fill masks. Pass a model pre-trained with masked tokens.")
         with autocast(self.device, self.precision):
             found = fill_masks(texts, self.model, self.tokenizer, top_k=top_k, candidates=candidates)
-        return [
-            {
-                "text": text.text,
-                "masks": [{"candidates": [asdict(word) for word in mask]} for mask in text.masks],
-                "filled": text.filled,
-            }
-            for text in found
-        ]
+        rows = map(asdict, found)
+        return [{**row, "masks": [{"candidates": mask} for mask in row["masks"]]} for row in rows]
 
     def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Return the log-likelihood of each text: of a masked LM the pseudo-log-likelihood.
@@ -127,15 +115,14 @@ class Pipeline:
         Returns:
             For each text `text`, `num_tokens`, `log_likelihood` in nats, and `perplexity` per token.
         """
-        self._check_texts(texts, "sentences")
-        mask = self.tokenizer.mask_token_id
-        if "masked_lm" in self.model.heads:
-            if any("[MASK]" in text for text in texts) and mask is not None:
-                raise ConfigError("A text to score contains [MASK]. Replace each [MASK] by a word.")
-            with autocast(self.device, self.precision):
-                return [asdict(score) for score in pseudo_log_likelihood(texts, self.model, self.tokenizer)]
-        self._require("causal_lm", "cannot score texts. Pass a pre-trained model.")
-        return [asdict(score) for score in self._causal_scores(texts)]
+        self._check_texts(texts, expected="sentences")
+        if "masked_lm" not in self.model.heads:
+            self._require("causal_lm", "cannot score texts. Pass a pre-trained model.")
+            return [asdict(score) for score in self._causal_scores(texts)]
+        if any("[MASK]" in text for text in texts) and self.tokenizer.mask_token_id is not None:
+            raise ConfigError("A text to score contains [MASK]. Replace each [MASK] by a word.")
+        with autocast(self.device, self.precision):
+            return [asdict(score) for score in pseudo_log_likelihood(texts, self.model, self.tokenizer)]
 
     def _causal_scores(self, texts: Sequence[str]) -> list[Score]:
         start = np.array([getattr(self.model.config, "eos_token_id", 0)])
@@ -151,8 +138,6 @@ class Pipeline:
             Score(text, s.num_tokens, s.log_probability, float(np.exp(-s.log_probability / s.num_tokens)))
             for text, s in zip(texts, scores, strict=True)
         ]
-
-    # ------------------------------------------------------------------ causal language models
 
     def generate(
         self,
@@ -185,7 +170,7 @@ class Pipeline:
             ConfigError: A setting is out of range.
             DataError: A prompt is not text, or too long.
         """
-        self._check_texts(prompts, "prompts")
+        self._check_texts(prompts, expected="prompts")
         for number, text in enumerate(prompts, start=1):
             if not isinstance(text, str):
                 raise DataError(f"Prompt {number} is {text!r}. Expected text.")
@@ -194,18 +179,16 @@ class Pipeline:
                 raise DataError(f"Prompt {number} is not UTF-8. Convert it first.")
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}. Expected at least 1.")
-        for name in decoding:
-            if name not in (known := DecodingConfig.__dataclass_fields__):
-                raise ConfigError(
-                    f"Decoding has no option {name!r}{nearest(name, known)}. Expected one of {', '.join(known)}."
-                )
+        known = DecodingConfig.__dataclass_fields__
+        for name in (name for name in decoding if name not in known):
+            expected = f"Expected one of {', '.join(known)}."
+            raise ConfigError(f"Decoding has no option {name!r}{nearest(name, known)}. {expected}")
         config = DecodingConfig(**decoding)
         self._require("causal_lm", "cannot generate text. Pass a GPT.", error=ConfigError)
         decoder = self._decoder(config.num_beams) if reuse_decoder else self._generation_model
+        how: dict[str, Any] = {"batch_size": batch_size, "stop": stop, "on_text": on_text}
         results = []
-        for completion in generate_texts(
-            prompts, decoder, self.tokenizer, config, batch_size=batch_size, stop=stop, on_text=on_text
-        ):
+        for completion in generate_texts(prompts, decoder, self.tokenizer, config, **how):
             results.append(asdict(completion))
             if on_result is not None:
                 on_result(results[-1])
@@ -220,8 +203,6 @@ class Pipeline:
         if rows not in self._decoders:
             self._decoders = {rows: GptDecoder(self._generation_model, rows=rows)}
         return self._decoders[rows]
-
-    # --------------------------------------------------------------------------------- vectors
 
     def embed(
         self,
@@ -246,7 +227,7 @@ class Pipeline:
             (1, 384)
         """
         progress = progress or Silent()
-        self._check_list(texts)
+        self._check_texts(texts)
         limit = self._max_length(max_length)
         room = limit - num_special_tokens(self.tokenizer, num_texts=1)
         ids = self.tokenizer.encode_ids(texts)
@@ -267,8 +248,6 @@ class Pipeline:
             progress.say(f"Texts truncated to {limit} tokens: {num_truncated:,}")
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
 
-    # ------------------------------------------------------------------------ fine-tuned models
-
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
         """Return a prediction for each input, in order; batches are grouped by length.
 
@@ -284,7 +263,7 @@ class Pipeline:
             CheckpointError: The model was only pre-trained.
             DataError: An input is empty or of another form.
         """
-        self._check_list(inputs)
+        self._check_texts(inputs)
         task = self.require_task()
         return self.predict_records([task.make_record(x, f"input {i}") for i, x in enumerate(inputs)])
 
@@ -309,18 +288,12 @@ class Pipeline:
         return task.decode(scores, examples, records), scores, examples
 
     def require_task(self) -> Task:
-        """Return the task.
-
-        Raises:
-            CheckpointError: The model was only pre-trained.
-        """
+        """Return the task; raise CheckpointError if the model was only pre-trained."""
         if self.task is None:
             raise CheckpointError(
                 f"{self.path} was only pre-trained, so it cannot predict. Fine-tune it first with `stemformer finetune`."
             )
         return self.task
-
-    # ------------------------------------------------------------------------------- any model
 
     def tokenize(self, text: str) -> list[str]:
         """Return the tokens of a text, without special tokens.
@@ -329,8 +302,7 @@ class Pipeline:
             >>> load("runs/books").tokenize("unbelievable")  # doctest: +SKIP
             ['un', '##believ', '##able']
         """
-        ids = self.tokenizer.encode(text).ids
-        return [self.tokenizer.tokens[token] for token in ids]
+        return [self.tokenizer.tokens[token] for token in self.tokenizer.encode(text).ids]
 
     def info(self) -> dict[str, Any]:
         """Describe model, task and tokenizer, as `stemformer.inspect` does."""
@@ -342,10 +314,9 @@ class Pipeline:
         Raises:
             ConfigError: The directory exists and is not empty.
         """
-        target = Path(folder)
+        target, task = Path(folder), read_task_info(self.path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"{folder} is not empty. Pass another directory.")
-        task = read_task_info(self.path)
         write_folder(target, lambda temporary: save_model(self.model, temporary, self.tokenizer, task=task))
 
     def _require(self, head: str, fault: str, *, error: type[Exception] = CheckpointError) -> None:
@@ -357,13 +328,11 @@ class Pipeline:
         return min(requested or positions, positions)
 
     @staticmethod
-    def _check_list(inputs: Sequence[Any]) -> None:
-        if isinstance(inputs, str):
-            raise DataError(f"Expected a list of texts, got the single text {inputs!r:.60}. Pass [text].")
-
-    def _check_texts(self, texts: Sequence[str], expected: str) -> None:
-        self._check_list(texts)
-        if not texts:
+    def _check_texts(texts: Sequence[Any], *, expected: str | None = None) -> None:
+        """Check that inputs are a list, and if `expected` says of what, that it is not empty."""
+        if isinstance(texts, str):
+            raise DataError(f"Expected a list of texts, got the single text {texts!r:.60}. Pass [text].")
+        if expected is not None and not texts:
             raise DataError(f"No text to work on. Pass {expected}.")
 
 

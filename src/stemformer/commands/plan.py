@@ -5,17 +5,18 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from stemformer.commands.pretrain import resolve
+from stemformer.commands.training_run import resolve
 from stemformer.data.examples.batch import Batch, Example, collate
 from stemformer.data.shards.manifest import read_manifest
 from stemformer.data.shards.reader import open_shards
-from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.device import (
     autocast,
     choose_compile,
@@ -26,7 +27,7 @@ from stemformer.device import (
 )
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked_lm import SpecialIds
-from stemformer.objectives.objective import OBJECTIVES, LossModule, make_objective, num_scored_positions
+from stemformer.objectives.objective import OBJECTIVES, Examples, LossModule, make_objective, num_scored_positions
 from stemformer.options import PlanOptions, accepts
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
@@ -56,11 +57,13 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     device = choose_device(config.compute.device)
     precision = choose_precision(config.compute.precision, device)
     before = _resident_mb()
-    tokenizer = None if data is None else _load_tokenizer(data)
-    size = config.model.vocab_size if tokenizer is None else tokenizer.vocab_size
-    config = replace(config, model=replace(config.model, vocab_size=size))
+    if data is not None:
+        # The error of `read_manifest` says what is missing if this is not tokenized data.
+        read_manifest(data)
+        vocab_size = load_tokenizer(Path(data) / "tokenizer").vocab_size
+        config = replace(config, model=replace(config.model, vocab_size=vocab_size))
     special = SpecialIds(cls=2, sep=3, mask=4, eos=0)
-    objective = make_objective(config.objective, special=special, vocab_size=size)
+    objective = make_objective(config.objective, special=special, vocab_size=config.model.vocab_size)
     heads = OBJECTIVES[config.objective.name].heads
     model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(device).train()
     configure_allocator(device)
@@ -68,15 +71,13 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
         compile_blocks(model)
     shards = None if data is None else open_shards(data)
     progress.start("measuring", total=len(config.all_phases()) * (_NUM_TIMED + 1), unit="micro-batches")
-    phases, num_examples, num_tokens = [], [], []
+    phases, examples = [], []
     for _, batch in config.all_phases():
-        examples = None if shards is None else objective.make_examples(shards, batch.sequence_length)
-        tokens_per_sequence = batch.sequence_length if examples is None else examples.num_tokens / len(examples)
-        phases.append(
-            _probe(model, LossModule(model, objective), config, batch, tokens_per_sequence, precision, progress)
-        )
-        num_examples.append(1 if examples is None else len(examples))
-        num_tokens.append(tokens_per_sequence if examples is None else examples.num_tokens)
+        tokens_per_sequence: float = batch.sequence_length
+        if shards is not None:
+            examples.append(objective.make_examples(shards, batch.sequence_length))
+            tokens_per_sequence = examples[-1].num_tokens / len(examples[-1])
+        phases.append(_probe(LossModule(model, objective), config, batch, tokens_per_sequence, precision, progress))
     progress.finish()
     memory = _resident_mb() - before if device.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
     peak = matmul_rate(device, precision)
@@ -97,39 +98,26 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
             }
             for (_, batch), probed in zip(config.all_phases(), phases, strict=True)
         },
-        **_durations(config, phases, num_examples, num_tokens, has_data=data is not None),
+        **_durations(config, phases, examples),
     }
 
 
 def _num_stored_values(model: Model, config: RunConfig) -> int:
     """Return the number of values in a checkpoint: weights and optimizer states."""
-    groups = make_optimizer(model, config.optimizer).param_groups
-    states: list[int] = [
-        p.numel() for group in groups for p in group["params"] for kind in state_names(group) if kind != "step"
-    ]
-    return model.num_parameters() + sum(states)
-
-
-def _load_tokenizer(data: str) -> Tokenizer:
-    # Its error says what is missing if this is not tokenized data.
-    read_manifest(data)
-    return load_tokenizer(Path(data) / "tokenizer")
+    number = model.num_parameters()
+    for group in make_optimizer(model, config.optimizer).param_groups:
+        num_states = sum(name != "step" for name in state_names(group))
+        number += num_states * sum(p.numel() for p in group["params"])
+    return number
 
 
 def _probe(
-    model: Model,
-    module: LossModule,
-    config: RunConfig,
-    batch: BatchConfig,
-    tokens_per_sequence: float,
-    precision: str,
-    progress: Progress,
+    module: LossModule, config: RunConfig, batch: BatchConfig, length: float, precision: str, progress: Progress
 ) -> dict[str, float]:
     """Return tokens, seconds and FLOPs of a step, from a timed micro-batch and optimizer step."""
-    size = batch.micro_size or batch.size
-    made = _random_batch(config, size, tokens_per_sequence)
+    model, size = module.model, batch.micro_size or batch.size
     device = next(model.parameters()).device
-    made = made.to(device)
+    made = _random_batch(config, size, max(5, round(length))).to(device)
     seconds = []
     for _ in range(_NUM_TIMED + 1):
         started = time.perf_counter()
@@ -155,10 +143,9 @@ def _probe(
     }
 
 
-def _random_batch(config: RunConfig, size: int, tokens_per_sequence: float) -> Batch:
+def _random_batch(config: RunConfig, size: int, length: int) -> Batch:
     """Return a batch of random ids, with as many scored positions as the objective selects."""
     rng = np.random.default_rng(0)
-    length = max(5, round(tokens_per_sequence))
     examples = []
     for _ in range(size):
         ids = rng.integers(5, config.model.vocab_size, length)
@@ -172,23 +159,16 @@ def _random_batch(config: RunConfig, size: int, tokens_per_sequence: float) -> B
     return collate(examples, range(size))
 
 
-def _durations(
-    config: RunConfig,
-    phases: Sequence[dict[str, float]],
-    num_examples: Sequence[int],
-    num_tokens: Sequence[float],
-    *,
-    has_data: bool,
-) -> dict[str, Any]:
-    phase_configs = config.all_phases()
-    ends = [*(share for share, _ in phase_configs[1:]), 1.0]
-    shares = [end - share for (share, _), end in zip(phase_configs, ends, strict=True)]
+def _durations(config: RunConfig, phases: Sequence[dict[str, float]], examples: Sequence[Examples]) -> dict[str, Any]:
+    starts = [start for start, _ in config.all_phases()]
+    shares = [end - start for start, end in pairwise([*starts, 1.0])]
     seconds_per_step = sum(share * phase["seconds"] for share, phase in zip(shares, phases, strict=True))
     tokens = sum(share * phase["tokens"] for share, phase in zip(shares, phases, strict=True))
     result: dict[str, Any] = {"hours_per_million_tokens": _hours(seconds_per_step * 1e6 / tokens)}
-    if has_data:
+    if examples:
         epoch = replace(config, budget=type(config.budget)(epochs=1.0))
-        steps = num_steps_for(epoch, num_examples=num_examples, num_tokens=[round(n) for n in num_tokens])
+        num_tokens = [e.num_tokens for e in examples]
+        steps = num_steps_for(epoch, num_examples=list(map(len, examples)), num_tokens=num_tokens)
         result |= {"steps_per_epoch": steps, "hours_per_epoch": _hours(seconds_per_step * (steps or 0))}
     if config.budget.steps is not None:
         result |= {

@@ -1,8 +1,6 @@
 """Predict with a fine-tuned model on files."""
 
-import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,11 @@ def predict(options: PredictOptions, *, progress: Progress | None = None) -> dic
         StemformerError: Data or model do not fit together.
     """
     progress = progress or Silent()
-    check_output_file(options.out, options.files, overwrite=options.overwrite)
+    check_output_file(options)
     model = open_pipeline(options.model, options)
     task = model.require_task()
     file_format = output_format(options.out, task)
-    records, counts = read_task_records(task, options.files, options.text_column, progress=progress)
+    records, counts = read_task_records(task, options, progress)
     predictions, _, examples = model.score_records(records, progress)
     rows = [task.to_row(record, prediction) for record, prediction in zip(records, predictions, strict=True)]
     counts.update(examples.counts)
@@ -45,32 +43,30 @@ def predict(options: PredictOptions, *, progress: Progress | None = None) -> dic
     return {"out": options.out, "records": len(rows), "counts": dict(counts)}
 
 
-def check_output_file(out: str | None, inputs: Sequence[str | os.PathLike[str]], *, overwrite: bool) -> None:
+def check_output_file(options: PredictOptions) -> None:
     """Refuse to overwrite a file without permission, and to overwrite an input."""
-    if out is None:
+    if options.out is None:
         return
-    check_not_existing(out, overwrite=overwrite)
-    if any(Path(out).resolve() == Path(file).resolve() for file in inputs):
-        raise ConfigError(f"{out} is an input file. Pass another --out.")
+    check_not_existing(options.out, overwrite=options.overwrite)
+    if any(Path(options.out).resolve() == Path(file).resolve() for file in options.files):
+        raise ConfigError(f"{options.out} is an input file. Pass another --out.")
 
 
 def read_task_records(
     task: Task,
-    files: Sequence[str],
-    text_columns: Sequence[str],
+    options: PredictOptions,
+    progress: Progress,
     *,
     label_column: str | None = None,
     needs_answer: bool = False,
-    progress: Progress,
 ) -> tuple[list[Any], Counter[str]]:
     """Read the records of labelled files, and counts of what was skipped.
 
     Columns that are not named are those of the training data if the files have them, else guessed.
     """
-    counts: Counter[str] = Counter()
-    config = task.config
-    requested = replace(config, text=tuple(text_columns), label=label_column)
-    records, found = read_records(requested, files, counts=counts, needs_answer=needs_answer, like=config)
+    counts, config = Counter[str](), task.config
+    requested = replace(config, text=options.text_column, label=label_column)
+    records, found = read_records(requested, options.files, counts=counts, needs_answer=needs_answer, like=config)
     is_same = found.text == config.text and (not needs_answer or found.label == config.label)
     if task.head == "sequence" and not is_same:
         label = f", label column {found.label!r}" if needs_answer else ""

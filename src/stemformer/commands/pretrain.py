@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from stemformer.config import merge_toml, to_toml, with_settings
+from stemformer.commands.training_run import open_run_dir, resolve, start_run
+from stemformer.config import to_toml
 from stemformer.data.shards.manifest import check_tokenizer, read_manifest
 from stemformer.data.shards.reader import Shards, open_shards
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
-from stemformer.device import choose_compile, choose_device, choose_precision, configure_allocator, set_threads
+from stemformer.device import choose_compile, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.cloze import choose_cloze_examples, evaluate_cloze
 from stemformer.evaluation.held_out import held_out_masks, make_held_out_evaluation
@@ -26,34 +27,19 @@ from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm
 from stemformer.objectives.masked_lm import SpecialIds
 from stemformer.objectives.objective import Examples, make_objective
-from stemformer.options import PretrainOptions, TrainSettings, accepts, read_duration
-from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir, prepare_output_dir
+from stemformer.options import PretrainOptions, accepts
+from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.pretraining import write_report
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment
-from stemformer.training.config import RENAMED_SETTINGS, RunConfig, num_steps_for
-from stemformer.training.distributed import (
-    DistributedContext,
-    distribute,
-    gather_full_state,
-    init_distributed,
-    is_restarted,
-)
+from stemformer.training.config import RunConfig, num_steps_for
+from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed
 from stemformer.training.initialization import check_model_settings, end_of_text_id, make_initial_model
-from stemformer.training.log import MetricAccumulator
-from stemformer.training.loop import Phase, TrainingContext, TrainState, train
-from stemformer.training.optimizer import make_optimizer
-from stemformer.training.resume import (
-    Config,
-    check_config_unchanged,
-    find_checkpoint,
-    prepare_run_dir,
-    restore,
-    validate_resume,
-)
-from stemformer.training.throughput import compile_blocks, matmul_rate
+from stemformer.training.loop import Phase, TrainingContext, train
+from stemformer.training.resume import check_config_unchanged, find_checkpoint
+from stemformer.training.throughput import matmul_rate
 
 # Samples in a line of the log.
 _NUM_TEXTS, _NUM_FILLS = 3, 24
@@ -74,10 +60,8 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         StemformerError: Config, data, tokenizer or checkpoint do not fit together; loss is not finite.
     """
     progress = progress or Silent()
-    out, data = options.out, options.data
-    is_restart = is_restarted(Path(out))
-    resume = options.resume or is_restart
-    folder = prepare_output_dir(out, resume=resume, overwrite=options.overwrite and not is_restart)
+    data = options.data
+    folder, resume = open_run_dir(options)
     found = find_checkpoint(folder, RunConfig, options.recipe, progress) if resume else None
     if found is None and resume and options.recipe is None:
         raise CheckpointError(f"{folder} holds no run to resume. Remove --resume, or pass --recipe to start one.")
@@ -109,30 +93,11 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         # The same architecture as in the config.
         config = replace(config, model=model.config)  # type: ignore[arg-type]
         context = make_pretraining_context(config, data, tokenizer, ranks, folder)
-        if found is not None:
-            validate_resume(found, context)
-
-        # Every rank has read the directory before the first one changes it.
-        ranks.barrier()
-        if ranks.is_main:
-            prepare_run_dir(folder, found, context.config, progress)
-        ranks.barrier()
-
-        # Model, optimizer and state on the device.
-        configure_allocator(context.device)
-        model.to(context.device)
-        module = distribute(model, context.objective, ranks, sharded=context.config.compute.shard)
-        optimizer = make_optimizer(model, context.config.optimizer, precision=context.precision)
-        if found:
-            state = restore(found, model, optimizer, context, progress)
-        else:
-            state = TrainState(metrics=MetricAccumulator(None, ranks))
+        module, optimizer, state = start_run(model, context, found, progress)
         if not context.budget.is_last(state.step) and ranks.is_main:
             # The result of a smaller budget; a checkpoint holds the same weights.
             shutil.rmtree(folder / "final", ignore_errors=True)
         _report_start(context, model, progress)
-        if context.environment["compile"]:
-            compile_blocks(model)
 
         # Train, save, report.
         metrics = train(model, module, optimizer, context, state, progress=progress)
@@ -157,38 +122,6 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     }
 
 
-def resolve(config: Config, options: TrainSettings) -> Config:
-    """Return a config with the options of a command applied: file, then settings, then single options.
-
-    Args:
-        config: Config of a recipe or of a stored run.
-        options: Options of a command that trains; those that it lacks are not applied.
-
-    Raises:
-        ConfigError: The file does not exist, a setting is wrong, or there are several budgets.
-    """
-    chosen: dict[str, Any] = vars(options)
-    if (file := chosen.get("config")) is not None:
-        if not Path(file).is_file():
-            raise ConfigError(f"Config file {file!r} does not exist.")
-        text = Path(file).read_text(encoding="utf-8")
-        config = merge_toml(config, text, source=file, renamed=RENAMED_SETTINGS)
-    overrides = {"batch.size": chosen.get("batch_size"), "optimizer.learning_rate": chosen.get("learning_rate")}
-    shortcuts: list[str] = [f"{key}={value!r}" for key, value in overrides.items() if value is not None]
-    config = with_settings(config, [*options.settings, *shortcuts], renamed=RENAMED_SETTINGS)
-    budget = {name: chosen[name] for name in ("steps", "tokens", "epochs", "time") if chosen.get(name) is not None}
-    if len(budget) > 1:
-        raise ConfigError(f"Several training budgets: {', '.join(f'--{name}' for name in budget)}. Pass only one.")
-    if "time" in budget:
-        budget = {"seconds": read_duration(budget["time"])}
-    if budget:
-        config = replace(config, budget=type(config.budget)(**budget))
-    if chosen.get("seed") is not None:
-        config = replace(config, seed=chosen["seed"])
-    compute = {name: value for name, value in options.compute().items() if value is not None}
-    return replace(config, compute=replace(config.compute, **compute))
-
-
 def make_pretraining_context(
     config: RunConfig, data: str, tokenizer: Tokenizer, ranks: DistributedContext, folder: Path
 ) -> TrainingContext:
@@ -205,9 +138,9 @@ def make_pretraining_context(
 
     # Examples of each phase, and its first step.
     shards = open_shards(data)
-    phase_configs = config.all_phases()
-    datasets = [objective.make_examples(shards, batch.sequence_length) for _, batch in phase_configs]
-    for (_, batch), dataset in zip(phase_configs, datasets, strict=True):
+    shares, batches = zip(*config.all_phases(), strict=True)
+    datasets = [objective.make_examples(shards, batch.sequence_length) for batch in batches]
+    for batch, dataset in zip(batches, datasets, strict=True):
         if len(dataset) < batch.size:
             raise DataError(
                 f"{data} holds {shards.num_tokens:,} tokens, which is {len(dataset)} sequences of "
@@ -218,12 +151,10 @@ def make_pretraining_context(
             raise ConfigError(
                 f"batch.size is {batch.size} for {ranks.world_size} ranks: expected at least one sequence for each rank."
             )
-    num_steps = num_steps_for(
-        config, num_examples=[len(d) for d in datasets], num_tokens=[d.num_tokens for d in datasets]
-    )
-    first_steps = [round(share * (num_steps or 0)) for share, _ in phase_configs]
-    batches = [batch for _, batch in phase_configs]
-    phases = [Phase(first, b, d) for first, b, d in zip(first_steps, batches, datasets, strict=True)]
+    num_tokens = [dataset.num_tokens for dataset in datasets]
+    num_steps = num_steps_for(config, num_examples=list(map(len, datasets)), num_tokens=num_tokens)
+    first_steps = [round(share * (num_steps or 0)) for share in shares]
+    phases = list(map(Phase, first_steps, batches, datasets))
 
     # Evaluation on the held-out split, with masks that never change.
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
@@ -244,7 +175,7 @@ def make_pretraining_context(
         if not isinstance(scored, CausalLm):
             sample_fn = _cloze_samples(config, held_out, tokenizer, device)
         elif not config.compute.shard:
-            sample_fn = _text_samples(config, held_out, scored, length, tokenizer, ranks)
+            sample_fn = _text_samples(config, held_out, scored, tokenizer, ranks)
 
     compiled = choose_compile(config.compute.compile, device)
     return TrainingContext(
@@ -271,18 +202,14 @@ def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
 
 
 def _text_samples(
-    config: RunConfig,
-    held_out: Shards,
-    objective: CausalLm,
-    sequence_length: int,
-    tokenizer: Tokenizer,
-    ranks: DistributedContext,
+    config: RunConfig, held_out: Shards, objective: CausalLm, tokenizer: Tokenizer, ranks: DistributedContext
 ) -> Callable[[nn.Module], dict[str, Any]]:
     """Return a function from a module to generated text and in-context metrics, computed on the first rank."""
+    length = config.all_phases()[-1][1].sequence_length
     is_backward = objective.config.direction == "backward"
     number = _NUM_TEXTS if config.evaluation.num_cloze_examples else 0
     prompts = sample_prompts(held_out, tokenizer, number=number, is_backward=is_backward)
-    evaluate_in_context = make_in_context_evaluation(objective.make_examples(held_out, sequence_length), objective)
+    evaluate_in_context = make_in_context_evaluation(objective.make_examples(held_out, length), objective)
 
     def sample(module: nn.Module) -> dict[str, Any]:
         if not ranks.is_main:
@@ -290,7 +217,7 @@ def _text_samples(
         # Within DDP.
         model = getattr(module, "module", module).model
         assert isinstance(model, Model)
-        texts = generate_samples(model, tokenizer, prompts, max_length=sequence_length, is_backward=is_backward)
+        texts = generate_samples(model, tokenizer, prompts, max_length=length, is_backward=is_backward)
         return {**evaluate_in_context(model), **({"samples": texts} if number else {})}
 
     return sample
@@ -300,8 +227,7 @@ def _cloze_samples(
     config: RunConfig, held_out: Shards, tokenizer: Tokenizer, device: torch.device
 ) -> Callable[[nn.Module], dict[str, Any]] | None:
     """Return a function from a module to filled masks of held-out sentences; None if there are none."""
-    longest = config.model.max_position_embeddings
-    number = config.evaluation.num_cloze_examples
+    number, longest = config.evaluation.num_cloze_examples, config.model.max_position_embeddings
     examples = choose_cloze_examples(held_out, tokenizer, number=number, longest=longest)
     if examples is None:
         return None

@@ -15,19 +15,17 @@ def list_recipes() -> list[dict[str, Any]]:
         >>> list_recipes()[0]["recipe"]
         'bert_tiny'
     """
-    rows = []
-    for name, make in RECIPES.items():
-        config = make()
-        rows.append(
-            {
-                "recipe": name,
-                "layers": config.model.num_hidden_layers,
-                "hidden_size": config.model.hidden_size,
-                "heads": config.model.num_attention_heads,
-                "sequence_length": config.batch.sequence_length,
-                "batch_size": config.batch.size,
-                "learning_rate": config.optimizer.learning_rate,
-                "purpose": (make.__doc__ or "").strip().partition("\n")[0].removeprefix("Return ").rstrip("."),
-            }
-        )
-    return rows
+    return [
+        {
+            "recipe": name,
+            "layers": config.model.num_hidden_layers,
+            "hidden_size": config.model.hidden_size,
+            "heads": config.model.num_attention_heads,
+            "sequence_length": config.batch.sequence_length,
+            "batch_size": config.batch.size,
+            "learning_rate": config.optimizer.learning_rate,
+            "purpose": (make.__doc__ or "").strip().partition("\n")[0].removeprefix("Return ").rstrip("."),
+        }
+        for name, make in RECIPES.items()
+        for config in [make()]
+    ]

@@ -38,30 +38,22 @@ def _find(folder: Path) -> Iterator[Path]:
 
 
 def _describe(folder: Path) -> dict[str, Any]:
+    """Return kind and state of a run, and its best held-out loss or first metric on dev data."""
     if not (folder / "log.jsonl").is_file():
-        file = next((name for name in EXPERIMENTS if (folder / name).is_file()), None)
-        kind = EXPERIMENTS[file] if file else "experiment"
-        return {"kind": kind, "state": "finished" if file else "unfinished", "metric": "", "best": ""}
+        kind = next((kind for name, kind in EXPERIMENTS.items() if (folder / name).is_file()), None)
+        state = "finished" if kind else "unfinished"
+        return {"kind": kind or "experiment", "state": state, "metric": "", "best": ""}
     lines = read_jsonl(folder / "log.jsonl")
-    is_complete = (folder / "final" / "config.json").is_file()
     step = max((line["step"] for line in lines if "step" in line), default=0)
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
-    metric, best = _best(evaluations)
-    return {
-        "kind": "finetuning" if is_finetuned(folder) else "pretraining",
-        "state": "finished" if is_complete else f"at step {step}",
-        "metric": metric,
-        "best": best,
-    }
-
-
-def _best(evaluations: list[dict[str, Any]]) -> tuple[str, Any]:
-    """Return name and best value of the held-out loss, or of the first metric on dev data."""
     names = evaluations[0] if evaluations else {}
     losses = [name for name in names if name.startswith("held_out") and name.endswith("lm_loss")]
     scores = [name for name in names if name.startswith("dev_") and name != "dev_loss"]
-    if losses:
-        return losses[0], min(line[losses[0]] for line in evaluations)
-    if scores:
-        return scores[0], max(line[scores[0]] for line in evaluations)
-    return "", ""
+    metric = next(iter(losses + scores), "")
+    best = min if losses else max
+    return {
+        "kind": "finetuning" if is_finetuned(folder) else "pretraining",
+        "state": "finished" if (folder / "final" / "config.json").is_file() else f"at step {step}",
+        "metric": metric,
+        "best": best(line[metric] for line in evaluations) if metric else "",
+    }

@@ -273,7 +273,7 @@ def _run_trial(
     with init_distributed(choose_device(run_config.compute.device)) as ranks:
         model, _, _ = load_initial_model(run_config, task, shared.model)
         context, _ = make_finetuning_context(
-            run_config, shared.data, examples, shared.dev, shared.tokenizer, model, ranks, folder, shared.max_length
+            run_config, shared.data, examples, shared.dev, shared.tokenizer, ranks, folder, shared.max_length
         )
         context = replace(context, saves_checkpoints=False)
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from stemformer.commands.pretrain import pretrain, resolve
+from stemformer.commands.pretrain import pretrain
+from stemformer.commands.training_run import resolve
 from stemformer.config import from_toml, parse_toml, to_toml
 from stemformer.data.shards.manifest import Manifest, read_manifest
 from stemformer.data.tokenization.tokenizer import load_tokenizer

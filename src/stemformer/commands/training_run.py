@@ -1,0 +1,83 @@
+"""What pre-training and fine-tuning share: config, run directory, and start or resumption."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stemformer.config import merge_toml, with_settings
+from stemformer.errors import ConfigError
+from stemformer.models.model import Model
+from stemformer.options import ResumableOptions, TrainSettings, read_duration
+from stemformer.output_dir import prepare_output_dir
+from stemformer.progress import Progress
+from stemformer.training.config import RENAMED_SETTINGS
+from stemformer.training.distributed import is_restarted
+from stemformer.training.initialization import prepare_training
+from stemformer.training.log import MetricAccumulator
+from stemformer.training.loop import TrainingContext, TrainState
+from stemformer.training.resume import Config, ResumePoint, prepare_run_dir, restore, validate_resume
+from stemformer.training.throughput import compile_blocks
+
+
+def resolve(config: Config, options: TrainSettings) -> Config:
+    """Return a config with the options of a command applied: file, then settings, then single options.
+
+    Args:
+        config: Config of a recipe or of a stored run.
+        options: Options of a command that trains; those that it lacks are not applied.
+
+    Raises:
+        ConfigError: The file does not exist, a setting is wrong, or there are several budgets.
+    """
+    chosen: dict[str, Any] = {name: value for name, value in vars(options).items() if value is not None}
+    if (file := chosen.get("config")) is not None:
+        if not Path(file).is_file():
+            raise ConfigError(f"Config file {file!r} does not exist.")
+        text = Path(file).read_text(encoding="utf-8")
+        config = merge_toml(config, text, source=file, renamed=RENAMED_SETTINGS)
+    shortcuts = {"batch_size": "batch.size", "learning_rate": "optimizer.learning_rate"}
+    shortcut_settings: list[str] = [f"{key}={chosen[name]!r}" for name, key in shortcuts.items() if name in chosen]
+    config = with_settings(config, [*options.settings, *shortcut_settings], renamed=RENAMED_SETTINGS)
+    budget = {name: chosen[name] for name in ("steps", "tokens", "epochs", "time") if name in chosen}
+    if len(budget) > 1:
+        raise ConfigError(f"Several training budgets: {', '.join(f'--{name}' for name in budget)}. Pass only one.")
+    if "time" in budget:
+        budget = {"seconds": read_duration(budget["time"])}
+    if budget:
+        config = replace(config, budget=type(config.budget)(**budget))
+    compute = {name: value for name, value in options.compute().items() if value is not None}
+    return replace(config, seed=chosen.get("seed", config.seed), compute=replace(config.compute, **compute))
+
+
+def open_run_dir(options: ResumableOptions) -> tuple[Path, bool]:
+    """Return the output directory, which may be written to, and whether its run is resumed."""
+    is_restart = is_restarted(Path(options.out))
+    resume = options.resume or is_restart
+    return prepare_output_dir(options.out, resume=resume, overwrite=options.overwrite and not is_restart), resume
+
+
+def start_run(
+    model: Model, context: TrainingContext, found: ResumePoint[Any] | None, progress: Progress
+) -> tuple[nn.Module, torch.optim.Optimizer, TrainState]:
+    """Prepare the run directory; return loss module, optimizer and state, restored if the run is resumed."""
+    if found is not None:
+        validate_resume(found, context)
+
+    # Every rank has read the directory before the first one changes it.
+    context.ranks.barrier()
+    if context.ranks.is_main:
+        prepare_run_dir(context.folder, found, context.config, progress)
+    context.ranks.barrier()
+
+    # Model, optimizer and state on the device.
+    module, optimizer = prepare_training(model, context)
+    if found is not None:
+        state = restore(found, model, optimizer, context, progress)
+    else:
+        state = TrainState(metrics=MetricAccumulator(None, context.ranks))
+    if context.environment["compile"]:
+        compile_blocks(model)
+    return module, optimizer, state
