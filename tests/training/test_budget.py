@@ -184,10 +184,8 @@ def test_time_that_is_used_up_is_refused_on_resume(overwriting, tiny):
 # What comes back
 
 
-def due(table, step, seconds=0.0, previous_seconds=0.0, *, every=None, times=20, min_steps=10):
-    return table.is_due(
-        every=every, times=times, min_steps=min_steps, step=step, seconds=seconds, previous_seconds=previous_seconds
-    )
+def due(table, step, seconds=0.0, previous_seconds=0.0, *, every=None, times=20):
+    return table.is_due(every=every, times=times, step=step, seconds=seconds, previous_seconds=previous_seconds)
 
 
 @pytest.mark.parametrize(

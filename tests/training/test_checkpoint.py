@@ -168,7 +168,7 @@ def test_saving_a_step_again_replaces_it(save, tmp_path):
     ("module", "function"),
     [
         (checkpoint_module, "save_model"),
-        (checkpoint_module, "_optimizer_tensors"),
+        (checkpoint_module, "save_tensors"),
         (checkpoint_module, "hash_file"),
         (io_module, "fsync"),
     ],

@@ -60,7 +60,8 @@ class TrainingBudget:
         """Return the decision of the clock if it is due now, and store it; called by rank 0 only."""
         if self.num_steps is not None or self.seconds is None:
             return None
-        if seconds < self.seconds - self.config.schedule.decay_ratio * self.seconds:
+        decay_seconds = self.config.schedule.decay_ratio * self.seconds
+        if seconds < self.seconds - decay_seconds:
             return None
         num_left = max(1, round((self.seconds - seconds) * step / seconds))
         decision = DecayDecision(self.seconds, decay_step=step, last_step=step + num_left)
@@ -78,24 +79,17 @@ class TrainingBudget:
         return warmup_and_decay(step, num_warmup, decay, replace(schedule, kind="wsd"))
 
     def is_due(
-        self,
-        *,
-        every: int | None,
-        times: int,
-        min_steps: int,
-        step: int,
-        seconds: float,
-        previous_seconds: float,
-        cost: float = 0.0,
+        self, *, every: int | None, times: int, step: int, seconds: float, previous_seconds: float, cost: float = 0.0
     ) -> bool:
         """Return whether an event is due after a step: each `every` steps, or `times` per run.
 
         `times` is 20 or a divisor of it, so that rare events coincide with frequent ones: by steps,
-        at least `min_steps` apart, if their number is known beforehand, otherwise by the clock.
+        at least `log_every` apart, if their number is known beforehand, otherwise by the clock.
         Events of `cost` seconds take at most a tenth of the time.
         """
         if every is not None or self.seconds is None:
-            interval = every or _MAX_EVENTS // times * max(min_steps, (self.num_steps or 1) // _MAX_EVENTS)
+            frequent = max(self.config.log_every, (self.num_steps or 1) // _MAX_EVENTS)
+            interval = every or _MAX_EVENTS // times * frequent
             return step % interval == 0
         period = max(self.seconds / times, 10 * cost)
         return int(seconds / period) > int(previous_seconds / period)

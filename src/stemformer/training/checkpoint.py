@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError
@@ -75,7 +74,8 @@ def save_checkpoint(
     """Write a checkpoint below `folder`, then remove old ones, and return its path; collective."""
     target = folder / f"step-{checkpoint.step:08d}"
     state = gather_full_state(model.state_dict())
-    moments = gather_full_state(_optimizer_tensors(model, optimizer))
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    moments = gather_full_state({f"{k}.{name}": x for name, p in trained for k, x in optimizer.state[p].items()})
 
     def write(temporary: Path) -> None:
         save_model(model, temporary, tokenizer, state=state, task=task)
@@ -97,12 +97,12 @@ def save_checkpoint(
 def _remove_old(folder: Path, *, keep: int) -> None:
     """Link `best` to the checkpoint with the lowest loss; keep it and the newest `keep`."""
     steps = sorted(folder.glob("step-????????"))
-    losses: dict[Path, float] = {}
+    losses = {}
     for path in steps:
         with suppress(OSError, ValueError, KeyError):
             if (loss := read_checkpoint(path).held_out_loss) is not None:
                 losses[path] = loss
-    best = min(losses, key=lambda path: losses[path]) if losses else None
+    best = min(losses, key=lambda path: losses[path], default=None)
     if best is not None:
         link = folder / "best.tmp"
         link.unlink(missing_ok=True)
@@ -140,13 +140,9 @@ def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -
     from safetensors.torch import load_file
 
     state = load_file(path / "optimizer.safetensors")
-    names = {id(p): name for name, p in model.named_parameters()}
-    expected = {
-        f"{kind}.{names[id(p)]}": p
-        for group in optimizer.param_groups
-        for p in group["params"]
-        for kind in state_names(group)
-    }
+    names = {p: name for name, p in model.named_parameters()}
+    groups = optimizer.param_groups
+    expected = {f"{kind}.{names[p]}": p for group in groups for p in group["params"] for kind in state_names(group)}
     if differing := sorted(expected.keys() ^ state.keys()):
         problem = f"{path}/optimizer.safetensors does not belong to this run: {differing[0]} differs"
         raise CheckpointError(problem, damaged=True)
@@ -155,15 +151,6 @@ def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -
         has_same_shape = state[key].shape == parameter.shape
         value = distribute_like(parameter, state[key]) if has_same_shape else state[key].to(parameter.device)
         optimizer.state[parameter][key.partition(".")[0]] = value
-
-
-def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{kind}.{name}": tensor
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-        for kind, tensor in optimizer.state[parameter].items()
-    }
 
 
 def _fault(path: Path) -> str | None:

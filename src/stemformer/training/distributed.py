@@ -104,14 +104,13 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         problem = f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set."
         raise ConfigError(f"{problem} Start ranks with torchrun.")
-    local_rank = int(os.environ["LOCAL_RANK"])
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
         if local_rank >= (number := torch.cuda.device_count()):
             problem = f"Rank {local_rank} of this machine has no GPU of its own; there are {number}."
             raise ConfigError(f"{problem} Start fewer ranks with --nproc-per-node, or pass --device cpu.")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    rank = int(os.environ["RANK"])
     if not dist.is_initialized():
         _connect("nccl" if device.type == "cuda" else "gloo", rank, world_size)
     try:

@@ -52,10 +52,10 @@ def train(
     patience = getattr(config.evaluation, "patience", None) or math.inf
     state.start()
 
-    # Pre-training logs the metrics of the initial model; a completed run is only evaluated again.
+    # Pre-training logs the metrics of the initial model; a completed run is evaluated again, not logged.
     is_complete = budget.is_last(state.step) or state.evals_since_best >= patience
     if is_complete or (state.step == 0 and isinstance(config, RunConfig)):
-        _evaluate(module, context, state, log, progress, is_logged=state.step == 0)
+        _evaluate(module, context, state, log if state.step == 0 else None, progress)
     end = budget.num_steps if budget.num_steps is not None else 2**62
     steps = range(0) if is_complete else range(state.step, end)
 
@@ -210,15 +210,9 @@ def _global_counts(
 
 
 def _evaluate(
-    module: nn.Module,
-    context: TrainingContext,
-    state: TrainState,
-    log: RunLog,
-    progress: Progress,
-    *,
-    is_logged: bool = True,
+    module: nn.Module, context: TrainingContext, state: TrainState, log: RunLog | None, progress: Progress
 ) -> None:
-    """Evaluate on held-out data; if logged, also compare with the best evaluation so far."""
+    """Evaluate on held-out data; without a log, the evaluation does not count for early stopping."""
     started = time.perf_counter()
     metrics = dict(context.evaluate(module)) if context.evaluate is not None else {}
     samples = context.sample_fn(module) if context.sample_fn is not None else {}
@@ -229,13 +223,13 @@ def _evaluate(
     if not all(map(math.isfinite, metrics.values())):
         raise TrainingError(_not_finite("validation loss", context, state))
 
-    # Log metrics and samples.
-    if metrics and is_logged:
+    # Log metrics and samples; is this the best evaluation so far?
+    if log is not None and metrics:
         log.write(kind="evaluation", **state.log_fields(), **metrics)
         for name, rows in lists.items():
             log.write(kind=name, **state.log_fields(), **{name: rows})
         progress.say(f"step {state.step} | {context.describe(metrics)}")
-    if is_logged and (value := context.monitor(metrics)) is not None:
+    if log is not None and (value := context.monitor(metrics)) is not None:
         state.update_best(value)
 
     # Back to training; the log's throughput is that of training steps only.
@@ -286,7 +280,6 @@ def _agree_on_actions(
         if decision := budget.decide(state.step, state.seconds):
             values[3:] = decision.decay_step, decision.last_step
         now: dict[str, Any] = {"step": state.step, "seconds": state.seconds, "previous_seconds": previous_seconds}
-        now["min_steps"] = config.log_every
         values[1] = budget.is_due(every=config.evaluation.every, times=20, cost=state.eval_seconds, **now)
         values[2] = budget.is_due(every=config.checkpoints.every, times=10, **now)
     must_stop, is_eval_due, is_save_due, decay_step, last_step = ranks.all_reduce_max(values)

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -46,8 +45,7 @@ def find_checkpoint(
     """Return where to resume the run in a directory, or None if it has no checkpoint yet."""
     checkpoints = folder / "checkpoints"
     if not any(checkpoints.glob("step-????????")):
-        entries = folder.iterdir() if folder.is_dir() else ()
-        names = sorted(path.name for path in entries if path.name != "config.toml.tmp")
+        names = sorted({path.name for path in folder.glob("*")} - {"config.toml.tmp"})
         if "final" in names and "config.toml" in names:
             advice = f"Continue training with --init {folder}/final and another --out, or pass --overwrite."
             raise CheckpointError(f"{folder} holds a finished model without checkpoints to resume from. {advice}")
@@ -81,16 +79,11 @@ def _read_config(kind: type[Config], file: Path) -> Config:
 
 
 def check_config_unchanged(
-    stored: Any,
-    current: Any,
-    *,
-    may_change: tuple[str, ...] = MAY_CHANGE,
-    more: Iterable[tuple[str, Any, Any]] = (),
-    what: str = "this run",
+    stored: Any, current: Any, *, may_change: tuple[str, ...] = MAY_CHANGE, what: str = "this run"
 ) -> None:
-    """Check that a resumed run keeps its settings; `more` are further (key, stored, current)."""
+    """Check that a resumed run keeps its settings, but those whose keys start as in `may_change`."""
     changed = [(k, a, b) for k, a, b in differences(stored, current) if not k.startswith(may_change)]
-    if changed := [*changed, *more]:
+    if changed:
         changes = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
         problem = f"Cannot resume {what} with other settings ({changes})."
         raise CheckpointError(f"{problem} Keep them as they were, or pass another --out.")
