@@ -97,16 +97,18 @@ def run_with_stdin(name: str, options: o.Options, stdin: StdinOptions, display: 
 
 def generate(options: o.GenerateOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
     """Print the completion of each prompt, as soon as possible."""
-    is_typed = not options.prompts and not stdin.stdin and not display.json and sys.stdin.isatty()
-    prompts = [] if is_typed else read_texts(options.prompts, stdin, keeps_empty=True)
-    if is_typed:
-        generate_typed(options)
-    elif not prompts:
+    if not options.prompts and not stdin.stdin and not display.json and sys.stdin.isatty():
+        return generate_typed(options)
+    prompts = read_texts(options.prompts, stdin, keeps_empty=True)
+    if not prompts:
         raise DataError("Standard input holds no text. Pass a line for each prompt, or '' to start a new document.")
-    elif len(prompts) == 1 and not display.json and options.num_beams == 1:
-        generate_one(replace(options, prompts=prompts), prompts[0])
+    options = replace(options, prompts=prompts)
+    if display.json:
+        run("generate", options, display)
+    elif len(prompts) == 1 and options.num_beams == 1:
+        generate_one(options, prompts[0])
     else:
-        generate_many(replace(options, prompts=prompts), display)
+        generate_many(options, display)
 
 
 def print_rows(name: str, options: Any, stdin: StdinOptions, display: DisplayOptions) -> None:

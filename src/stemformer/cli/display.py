@@ -1,6 +1,7 @@
 """What a command reads from standard input and prints."""
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -90,26 +91,28 @@ def generate_one(options: GenerateOptions, prompt: str) -> None:
 
 
 def generate_many(options: GenerateOptions, display: DisplayOptions) -> None:
-    """Complete several prompts; print each completion as soon as it is there, or all as JSON."""
-    count = 0
-
-    def print_text(result: dict[str, Any]) -> None:
-        nonlocal count
-        print("\n" * (count > 0) + result["prompt"] + result["text"], flush=True)
-        count += 1
-
+    """Complete several prompts, and print each completion as soon as it is there."""
+    starts = itertools.chain([""], itertools.repeat("\n"))
     with display.progress() as progress:
-        # No progress bar between texts.
-        shown = progress if display.json or not sys.stdout.isatty() else None
-        results = stemformer.generate(options=options, on_result=None if display.json else print_text, progress=shown)
-    if display.json:
-        print_result(results, display)
+        stemformer.generate(
+            options=options,
+            on_result=lambda result: print(next(starts) + result["prompt"] + result["text"], flush=True),
+            # No progress bar between texts.
+            progress=None if sys.stdout.isatty() else progress,
+        )
 
 
 def read_texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) -> list[str]:
     """Return texts of the command line and of standard input, which is read if there are no others."""
-    texts = list(texts or ())
-    return [*texts, *_stdin_lines(keeps_empty=keeps_empty)] if stdin.stdin or not texts else texts
+    found: list[str] = list(texts or ())
+    if found and not stdin.stdin:
+        return found
+    if sys.stdin.isatty():
+        print("reading lines from the terminal; Ctrl-D ends", file=sys.stderr)
+    try:
+        return [*found, *(line.rstrip("\r\n") for line in sys.stdin if keeps_empty or line.strip())]
+    except UnicodeDecodeError as error:
+        raise DataError(f"Standard input is not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
 
 
 def with_stdin(options: Any, stdin: StdinOptions) -> Any:
@@ -126,12 +129,3 @@ def _typed() -> Iterator[str]:
             yield input("> ")
         except EOFError:
             return
-
-
-def _stdin_lines(*, keeps_empty: bool) -> list[str]:
-    if sys.stdin.isatty():
-        print("reading lines from the terminal; Ctrl-D ends", file=sys.stderr)
-    try:
-        return [line.rstrip("\r\n") for line in sys.stdin if keeps_empty or line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"Standard input is not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
