@@ -23,24 +23,10 @@ from stemformer.tasks.metrics import classification_metrics, mean_std, regressio
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Config of a benchmark.
-
-    Attributes:
-        model: Model to start from.
-        data: Directory of the tasks; training files of SQuAD.
-        dev: Dev files of SQuAD.
-        tasks: Names of tasks.
-        num_seeds: Number of runs of each task, with consecutive seeds.
-        learning_rates: Tried with the first seed; the best on dev is used. Empty for those of the BERT paper.
-        epochs: None for that of the paper.
-        batch_size: Examples per step; None for that of the paper.
-        max_length: Maximum number of tokens of an example.
-        seed: First seed.
-        from_task: Task, or fine-tuned model, that the small tasks start from.
-        settings: Config overrides of every run.
-    """
+    """Config of a benchmark; see `BenchmarkOptions`, `GlueOptions` and `SquadOptions`."""
 
     model: str
+    # Directory of the tasks; training files of SQuAD.
     data: tuple[str, ...]
     dev: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -62,67 +48,49 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Data of a task.
-
-    Attributes:
-        train: Files as `finetune` reads them.
-        dev: Files as `finetune` reads them.
-        num_train: Number of records.
-        num_dev: Number of records.
-        baseline: Official metrics of a constant answer.
-        mismatched: Records of the second dev set of MNLI.
-        notes: What was left out, in sentences.
-    """
+    """Data of a task: files as `finetune` reads them, and their numbers of records."""
 
     train: tuple[str, ...]
     dev: tuple[str, ...]
     num_train: int
     num_dev: int
+    # Official metrics of a constant answer.
     baseline: dict[str, float]
-    mismatched: tuple[Any, ...] = ()
-    notes: tuple[str, ...] = ()
+    # Records of the second dev set of MNLI.
+    mismatched: Sequence[Any] = ()
+    # What was left out, in sentences.
+    notes: Sequence[str] = ()
 
 
 def read_task_data(task: BenchmarkTask, source: str, folder: Path) -> TaskData:
-    """Read a task of GLUE, or SWAG, and write texts and labels as JSON lines, since every GLUE file has its own format.
+    """Read a task of GLUE, or SWAG, from `source` (see `find_split`).
 
-    Args:
-        source: As for `find_split`.
-        folder: Directory of the benchmark.
-
-    Raises:
-        DataError: A file has another format.
+    Every file of GLUE has its own format, so texts and labels are written as JSON lines below `folder`.
     """
     splits = {split: str(find_split(task, source, getattr(task, split))) for split in ("train", "dev")}
     if task.task == "choice":
-        read = {split: read_choices([file], counts=Counter()) for split, file in splits.items()}
-        (frequent, _), *_ = Counter(question.answer for question in read["train"]).most_common(1)
-        baseline = {"accuracy": fmean(question.answer == frequent for question in read["dev"])}
-        return TaskData((splits["train"],), (splits["dev"],), len(read["train"]), len(read["dev"]), baseline)
+        train, dev = (read_choices([file], counts=Counter()) for file in splits.values())
+        (frequent, _), *_ = Counter(question.answer for question in train).most_common(1)
+        baseline = {"accuracy": fmean(question.answer == frequent for question in dev)}
+        return TaskData((splits["train"],), (splits["dev"],), len(train), len(dev), baseline)
     counts: Counter[str] = Counter()
     rows = {split: read_rows(task, file, counts=counts) for split, file in splits.items()}
-    files = {split: folder / "data" / task.name / f"{split}.jsonl" for split in splits}
-    for split, file in files.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(file, rows[split])
-    baseline = _constant_metrics(task, rows["train"], rows["dev"])
+    directory = folder / "data" / task.name
+    directory.mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        write_jsonl(directory / f"{split}.jsonl", rows[split])
+    baseline = _baseline_metrics(task, rows["train"], rows["dev"])
     mismatched: list[Any] = []
     if task.mismatched is not None:
         others = read_rows(task, str(find_split(task, source, task.mismatched)), counts=counts)
-        baseline["accuracy_mismatched"] = _constant_metrics(task, rows["train"], others)["accuracy"]
+        baseline["accuracy_mismatched"] = _baseline_metrics(task, rows["train"], others)["accuracy"]
         mismatched = [record for record in make_records(task, others) if record.label != "-"]
-    return TaskData(
-        (str(files["train"]),),
-        (str(files["dev"]),),
-        len(rows["train"]),
-        len(rows["dev"]),
-        baseline,
-        tuple(mismatched),
-        tuple(f"{task.name}: {what}: {number:,}" for what, number in counts.items()),
-    )
+    train_file, dev_file = (str(directory / f"{split}.jsonl") for split in splits)
+    notes = [f"{task.name}: {what}: {number:,}" for what, number in counts.items()]
+    return TaskData((train_file,), (dev_file,), len(rows["train"]), len(rows["dev"]), baseline, mismatched, notes)
 
 
-def _constant_metrics(
+def _baseline_metrics(
     task: BenchmarkTask, train: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
     """Return the official metrics of always predicting the most frequent training label, or the mean training score."""
@@ -149,17 +117,8 @@ def run_task(
 ) -> Record:
     """Try the learning rates with the first seed, then run the best one with the other seeds.
 
-    Args:
-        task: Task.
-        data: Its data.
-        config: Config of the benchmark; `model` is what this task starts from.
-        folder: Directory of the task. Finished runs in it are kept, an interrupted one is resumed.
-        compute: `device`, `precision` and `threads`.
-        progress: Progress reporter of the task.
-
-    Returns:
-        Record of the task: sizes of the data, `metrics` and `baseline`, the best `learning_rate` and the metrics of each
-        one `tried`, `seeds`, hyper-parameters, `seconds` of training, the best `model`, and `notes`.
+    `config.model` is what this task starts from. Finished runs in `folder` are kept, an interrupted one is resumed; of
+    the models, only the best on dev is kept. `compute` holds `device`, `precision` and `threads`.
     """
     rates = list(dict.fromkeys(config.learning_rates or task.learning_rates))
     progress.start("training", total=len(rates) + config.num_seeds - 1, unit="runs")
@@ -176,6 +135,10 @@ def run_task(
         each = [result["metrics"][name] for result in runs]
         mean, deviation = mean_std(each)
         metrics[name] = {"mean": mean, "spread": deviation, "each": each}
+    best = max(runs, key=lambda result: result["mean_metric"])["model"]
+    for model in folder.glob("rate-*/seed-*/final"):
+        if model.resolve() != Path(best).resolve():
+            shutil.rmtree(model)
     return {
         "task": task.name,
         "train": data.num_train,
@@ -188,7 +151,7 @@ def run_task(
         "epochs": config.epochs or task.epochs,
         "batch_size": config.batch_size or task.batch_size,
         "seconds": round(sum(result["seconds"] for result in [*tried.values(), *runs[1:]]), 1),
-        "model": max(runs, key=lambda result: result["mean_metric"])["model"],
+        "model": best,
         "notes": list(data.notes),
     }
 
@@ -258,16 +221,5 @@ def _run(
 
 def open_benchmark_model(path: str, compute: Mapping[str, Any]) -> Pipeline:
     """Load a fine-tuned model, to predict with the precision of its evaluation."""
-    return load(
-        path,
-        device=compute["device"] or "auto",
-        precision=compute["precision"] or "auto",
-        threads=compute["threads"],
-    )
-
-
-def keep_one_model(folder: Path, kept: Path) -> None:
-    """Delete the models of all runs of a task but one; metrics, logs and reports stay."""
-    for model in folder.glob("rate-*/seed-*/final"):
-        if model.resolve() != kept.resolve():
-            shutil.rmtree(model)
+    chosen = {name: compute[name] or "auto" for name in ("device", "precision")}
+    return load(path, **chosen, threads=compute["threads"])

@@ -1,8 +1,9 @@
 """The `benchmark glue` and `benchmark squad` commands: fine-tune for each task, next to published results."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from stemformer.evaluation.benchmarks import (
 from stemformer.experiments.benchmark_runs import (
     BenchmarkConfig,
     TaskData,
-    keep_one_model,
     open_benchmark_model,
     read_task_data,
     rename_task_keys,
@@ -35,7 +35,7 @@ from stemformer.io import write_file, write_json
 from stemformer.options import BenchmarkOptions, GlueOptions, SquadOptions, accepts
 from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
-from stemformer.reports.benchmark import benchmark_table, write_benchmark_report
+from stemformer.reports.benchmark import PLAIN_START, benchmark_table, write_benchmark_report
 from stemformer.tasks.metrics import squad_metrics
 from stemformer.training.config import RENAMED_SETTINGS
 
@@ -50,8 +50,6 @@ _WNLI = (
 _TUNED_THRESHOLD = (
     "the threshold of 'no answer' was tuned on the same dev set, as the best results of the official script are"
 )
-_PLAIN_START = "the model"
-"""What a task starts from unless another task or model is named."""
 _RENAMED = {**RENAMED_SETTINGS, "trials": "num_seeds"}
 
 
@@ -79,30 +77,21 @@ def benchmark_glue(options: GlueOptions, *, progress: Progress | None = None) ->
     tasks, missing = _find_tasks(config)
     for line in missing:
         progress.say(line)
-    grid = _open_grid(config, options)
-    assert grid.folder is not None
-    folder, compute = grid.folder, options.compute()
+    folder, grid = _open_grid(config, options)
+    compute = options.compute()
 
-    def plan(task: BenchmarkTask) -> PlannedRun:
-        def make(inner: Progress) -> Record:
-            model, start = _start(task, config, grid.finished)
-            data = read_task_data(task, options.folder, folder)
-            record = run_task(task, data, replace(config, model=model), folder / task.name, compute, inner)
-            keep_one_model(folder / task.name, Path(record["model"]))
-            return {**record, "start": start}
+    def run(task: BenchmarkTask, inner: Progress) -> Record:
+        model, start = _start(task, config, grid.finished)
+        data = read_task_data(task, options.folder, folder)
+        return run_task(task, data, replace(config, model=model), folder / task.name, compute, inner) | {"start": start}
 
-        return PlannedRun(task.name, make)
-
-    results = _run_tasks(grid, {task.name: plan(task) for task in tasks}, progress)
+    results = _run_tasks(grid, {task.name: partial(run, task) for task in tasks}, progress)
     extra: dict[str, Any] = {}
     if options.submission:
-        not_submitted = [line for task in tasks for line in _submit(task, options.folder, grid, compute, progress)] + [
-            f"{task.name}: no {file} (required by the leaderboard)"
-            for task in GLUE.values()
-            if task not in tasks
-            for file in task.tests
-        ]
-        extra = {"submission": str(folder / "submission"), "not_submitted": not_submitted}
+        models = {result["task"]: result["model"] for result in results}
+        submission = folder / "submission"
+        not_submitted = _submit(tasks, options.folder, models, submission, compute, progress)
+        extra = {"submission": str(submission), "not_submitted": not_submitted}
     return _conclude(folder, "GLUE", config, results, missing, _notes(results), extra)
 
 
@@ -128,27 +117,20 @@ def benchmark_squad(options: SquadOptions, *, progress: Progress | None = None) 
     if not is_v2 and any(not question.gold for question in dev):
         progress.say("Some dev questions have no answer, but no training question: the model always answers.")
     task = BENCHMARKS[f"SQuAD {'2.0' if is_v2 else '1.1'}"]
-    grid = _open_grid(config, options)
-    assert grid.folder is not None
-    folder, compute = grid.folder, options.compute()
+    folder, grid = _open_grid(config, options)
+    compute = options.compute()
 
-    def make(inner: Progress) -> Record:
+    def run(inner: Progress) -> Record:
         data = TaskData(options.train, options.dev, len(train), len(dev), _no_answer_metrics(dev))
         record = run_task(task, data, config, folder / "runs", compute, inner)
         _write_answers(folder, record["model"], dev, compute, inner)
-        keep_one_model(folder / "runs", Path(record["model"]))
-        return {**record, "start": _PLAIN_START}
+        return record | {"start": PLAIN_START}
 
-    results = _run_tasks(grid, {task.name: PlannedRun(task.name, make)}, progress)
-    extra = {"predictions": str(folder / "predictions.json")}
-    if is_v2:
-        extra["null_odds"] = str(folder / "null_odds.json")
-    return _conclude(
-        folder, task.name, config, results, [], [*_notes(results), *([_TUNED_THRESHOLD] if is_v2 else [])], extra
-    )
-
-
-# ------------------------------------------------------------------------------------------- Tasks
+    results = _run_tasks(grid, {task.name: run}, progress)
+    names = ("predictions", "null_odds") if is_v2 else ("predictions",)
+    notes = _notes(results) + ([_TUNED_THRESHOLD] if is_v2 else [])
+    extra = {name: str(folder / f"{name}.json") for name in names}
+    return _conclude(folder, task.name, config, results, [], notes, extra)
 
 
 def _make_config(options: BenchmarkOptions, **rest: Any) -> BenchmarkConfig:
@@ -188,12 +170,8 @@ def _find_tasks(config: BenchmarkConfig) -> tuple[list[BenchmarkTask], list[str]
     return tasks, missing
 
 
-def _open_grid(config: BenchmarkConfig, options: BenchmarkOptions) -> RunGrid[str]:
-    """Prepare the directory of a benchmark, new or resumed.
-
-    Raises:
-        CheckpointError: It cannot be resumed with these settings, or there is no such model.
-    """
+def _open_grid(config: BenchmarkConfig, options: BenchmarkOptions) -> tuple[Path, RunGrid[str]]:
+    """Prepare the directory of a benchmark, new or resumed."""
     find_model_folder(config.model)
     check_single_process("A benchmark")
     folder = prepare_experiment_dir(options, [*config.data, *config.dev, config.model, config.from_task])
@@ -212,21 +190,24 @@ def _open_grid(config: BenchmarkConfig, options: BenchmarkOptions) -> RunGrid[st
     # Tasks that lack seeds are run again; their finished runs are kept.
     for name in [name for name, record in grid.finished.items() if len(record["seeds"]) < config.num_seeds]:
         del grid.finished[name]
-    return grid
+    return folder, grid
 
 
-def _run_tasks(grid: RunGrid[str], runs: Mapping[str, PlannedRun], progress: Progress) -> list[Record]:
+def _run_tasks(
+    grid: RunGrid[str], runs: Mapping[str, Callable[[Progress], Record]], progress: Progress
+) -> list[Record]:
     def describe(record: Record) -> str:
         return ", ".join(f"{name} {scores['mean']:.4g}" for name, scores in record["metrics"].items())
 
-    return grid.run(runs, progress, describe=describe, name="task")
+    plans = {name: PlannedRun(name, make) for name, make in runs.items()}
+    return grid.run(plans, progress, describe=describe, name="task")
 
 
 def _start(task: BenchmarkTask, config: BenchmarkConfig, finished: Mapping[str, Record]) -> tuple[str, str]:
     """Return the model that a task starts from, and its name in the table."""
     first = config.from_task
     if first is None or not task.is_small or task.name == first:
-        return config.model, _PLAIN_START
+        return config.model, PLAIN_START
     return (str(finished[first]["model"]), first) if first in BENCHMARKS else (first, first)
 
 
@@ -237,28 +218,32 @@ def _no_answer_metrics(questions: Sequence[Question]) -> dict[str, float]:
     return {name: metrics[name] for name in ("exact_match", "f1")}
 
 
-# ----------------------------------------------------------------------------------------- Results
-
-
 def _submit(
-    task: BenchmarkTask, source: str, grid: RunGrid[str], compute: Mapping[str, Any], progress: Progress
+    tasks: Sequence[BenchmarkTask],
+    source: str,
+    models: Mapping[str, str],
+    folder: Path,
+    compute: Mapping[str, Any],
+    progress: Progress,
 ) -> list[str]:
-    """Write the files of a task for the leaderboard, and return a line for each that lacks its test file."""
-    assert grid.folder is not None
-    absent, pipeline = [], None
-    for name, file in task.tests.items():
-        split = find_split(task, source, file)
-        if split is None:
-            absent.append(f"{task.name}: no {name}, because {source} has no {task.name}/{file}")
-            continue
-        records = make_records(task, read_rows(task, split, counts=Counter(), is_test=True))
-        pipeline = pipeline or open_benchmark_model(grid.finished[task.name]["model"], compute)
-        progress.say(f"{task.name}: predicting {name}")
-        predictions = pipeline.predict_records(records, progress)
-        answers = [p.score if task.kind == "score" else p.label for p in predictions]
-        (grid.folder / "submission").mkdir(exist_ok=True)
-        write_file(grid.folder / "submission" / name, [submission_text(task, answers).encode()])
-    return absent
+    """Write the files for the leaderboard, and return a line for each that is missing."""
+    missing = []
+    for task in tasks:
+        pipeline = None
+        for name, file in task.tests.items():
+            split = find_split(task, source, file)
+            if split is None:
+                missing.append(f"{task.name}: no {name}, because {source} has no {task.name}/{file}")
+                continue
+            records = make_records(task, read_rows(task, split, counts=Counter(), is_test=True))
+            pipeline = pipeline or open_benchmark_model(models[task.name], compute)
+            progress.say(f"{task.name}: predicting {name}")
+            predictions = pipeline.predict_records(records, progress)
+            answers = [p.score if task.kind == "score" else p.label for p in predictions]
+            folder.mkdir(exist_ok=True)
+            write_file(folder / name, [submission_text(task, answers).encode()])
+    others = [task for task in GLUE.values() if task not in tasks]
+    return missing + [f"{task.name}: no {file} (required by the leaderboard)" for task in others for file in task.tests]
 
 
 def _write_answers(
@@ -282,15 +267,13 @@ def _notes(results: Sequence[Record]) -> list[str]:
     by_start: dict[str, list[str]] = {}
     by_source: dict[str, list[str]] = {}
     for result in results:
-        if result["start"] != _PLAIN_START:
+        if result["start"] != PLAIN_START:
             by_start.setdefault(result["start"], []).append(result["task"])
         for p in published_results(result["task"]):
             by_source.setdefault(p.source, []).append(f"{p.system} {p.part}")
         notes += result["notes"]
-    for start, names in by_start.items():
-        notes.append(
-            f"{', '.join(names)}: warm start from the model fine-tuned on {start} (with its head, if the sizes agree)"
-        )
+    warm = "warm start from the model fine-tuned on {} (with its head, if the sizes agree)"
+    notes += [f"{', '.join(names)}: {warm.format(start)}" for start, names in by_start.items()]
     if any(result["task"] == "WNLI" for result in results):
         notes.append(_WNLI)
     return notes + [f"{', '.join(dict.fromkeys(names))}: {source}" for source, names in by_source.items()]
@@ -306,16 +289,9 @@ def _conclude(
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write `glue.json` or `squad.json` and the report, and return the result."""
-    table = benchmark_table(results)
-    shared = {"table": table, "missing": list(missing), "notes": list(notes)}
+    shared: dict[str, Any] = {"table": benchmark_table(results), "missing": list(missing), "notes": list(notes)}
     content = {"benchmark": name, "model": config.model, "tasks": list(results), **shared}
     write_json(folder / ("glue.json" if name == "GLUE" else "squad.json"), content)
-    report = write_benchmark_report(
-        folder,
-        title=f"{name}: {Path(config.model).name}",
-        results=results,
-        missing=missing,
-        notes=notes,
-    )
+    report = write_benchmark_report(folder, f"{name}: {Path(config.model).name}", results, **shared)
     result = {"run": str(folder), "report": str(report), **shared, **extra}
     return {key: value for key, value in result.items() if value not in ([], None)}

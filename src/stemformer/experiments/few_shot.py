@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.evaluation.few_shot.dataset import FewShotDataset, read_few_shot_examples
-from stemformer.evaluation.few_shot.evaluate import (
-    aggregate,
-    evaluate_few_shot,
-    notes_on_answers,
-    rename_result_keys,
-)
+from stemformer.evaluation.few_shot.evaluate import aggregate, evaluate_few_shot, notes_on_answers, rename_result_keys
 from stemformer.evaluation.few_shot.synthetic import SYNTHETIC_TASKS
 from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, built_in_tasks, open_task
 from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, prepare_experiment_dir
@@ -34,7 +30,7 @@ from stemformer.models.model import Model
 from stemformer.options import FewShotOptions, ShowPromptsOptions, accepts
 from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
-from stemformer.reports.few_shot import percent, short_names, task_title, write_few_shot_report
+from stemformer.reports.few_shot import few_shot_table, percent, short_names, write_few_shot_report
 
 _MAX_SHOWN_SHOTS = 4
 """Maximum number of demonstrations in the prompts of the report."""
@@ -48,39 +44,38 @@ _QUESTION_STREAM = 2**61
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Config of a few-shot evaluation.
-
-    Attributes:
-        num_shots: Numbers of demonstrations, ascending; empty for those of each task.
-        num_questions: Maximum number of questions of a task, sampled with the seed.
-        seed: Seed of the questions and of the first sample of demonstrations.
-        num_draws: Number of samples of demonstrations, with consecutive seeds.
-    """
+    """Config of a few-shot evaluation; `digest` identifies the settings that change results."""
 
     models: tuple[str, ...]
     tasks: tuple[PromptTask, ...]
+    # Ascending; empty for those of each task.
     num_shots: tuple[int, ...]
     num_questions: int
     seed: int
+    # Number of samples of demonstrations, with consecutive seeds.
     num_draws: int
     calibrate: bool
     precision: str
 
     def digest(self) -> str:
-        """Hash the settings that change results."""
         return _digest((self.num_draws, self.calibrate, self.num_questions, self.seed, self.precision))
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """Task with its data, and the hash of both."""
+    """Task with its data, numbers of demonstrations (ascending), and indices of the evaluated questions (ascending)."""
 
     task: PromptTask
     data: FewShotDataset
     num_shots: tuple[int, ...]
-    digest: str
-    # 1 for synthetic tasks, whose questions have their own demonstrations.
-    num_draws: int
+    questions: list[int]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the task and its data."""
+        demonstrations = self.data.demonstrations if self.data.demonstrations is not self.data.items else ()
+        per_item = list(self.data.demonstrations_per_item)
+        return _digest((self.task, list(self.data.items), list(demonstrations), per_item))
 
 
 @dataclass(frozen=True)
@@ -111,13 +106,9 @@ def list_tasks() -> list[dict[str, str]]:
 @accepts(ShowPromptsOptions)
 def show_prompts(options: ShowPromptsOptions) -> list[dict[str, Any]]:
     """Return the prompt of the first example of each few-shot task; no model is needed."""
-    _check_shots_and_seed(options.num_shots, options.seed)
-    prompts = []
-    for task in _open_tasks(options.tasks, options.demonstrations):
-        shots = _shots_of_task(task, options.num_shots)
-        data = _read_data(task, max(shots), 1, options.seed)
-        prompts += _first_prompts(task, data, shots, 1, options.seed)
-    return prompts
+    _check_shots_and_seed(options)
+    tasks = [_prepare_task(task, options.num_shots, 1, options.seed) for task in _open_tasks(options)]
+    return [prompt for task in tasks for prompt in _first_prompts(task, task.num_shots, options.seed)]
 
 
 @exclusive_output_dir
@@ -137,7 +128,7 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     progress = progress or Silent()
 
     # Check the options and read the data.
-    _check_shots_and_seed(options.num_shots, options.seed)
+    _check_shots_and_seed(options)
     if not options.model or len({Path(model).resolve() for model in options.model}) < len(options.model):
         raise ConfigError("--model: expected at least one model, each of them once")
     for name, value in (("num-questions", options.num_questions), ("num-draws", options.num_draws)):
@@ -146,7 +137,7 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     set_threads(options.threads)
     device = choose_device(options.device)
     configure_allocator(device)
-    opened = _open_tasks(options.tasks, options.demonstrations)
+    opened = _open_tasks(options)
     config = PromptConfig(
         models=tuple(map(str, options.model)),
         tasks=tuple(opened),
@@ -154,13 +145,13 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
         precision=choose_precision(options.precision, device),
         **{name: getattr(options, name) for name in ("num_questions", "seed", "num_draws", "calibrate")},
     )
-    model_folders = [find_model_folder(model) for model in config.models]
+    model_folders = {model: find_model_folder(model) for model in config.models}
     folder = None
     if options.out is not None:
-        task_files = [task.partition("=")[0] for task in options.tasks]
         data_files = [file for task in opened for file in (task.data, task.demonstrations)]
+        task_files = [task.partition("=")[0] for task in options.tasks]
         folder = prepare_experiment_dir(options, [*config.models, *task_files, *data_files])
-    tasks = [_prepare_task(task, config) for task in opened]
+    tasks = [_prepare_task(task, config.num_shots, config.num_questions, config.seed) for task in opened]
 
     # Evaluate one model after the other.
     grid: RunGrid[str] = RunGrid(
@@ -176,16 +167,9 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     results: list[Record] = []
     notes: list[str] = []
     digests: dict[str, str] = {}
-    for path, model_folder in zip(config.models, model_folders, strict=True):
-        body, tokenizer = load_model_and_tokenizer(model_folder)
-        if not {"causal_lm", "masked_lm"} & set(body.heads):
-            raise CheckpointError(
-                f"{path} has no language-modelling head. Pass a GPT, or a BERT as pre-training saves it."
-            )
-        weights = (p.detach().cpu().view(torch.uint8).numpy().tobytes() for p in body.parameters())
-        digest = _digest((body.config, sorted(body.heads), tokenizer.fingerprint), weights)
-        digests[str(Path(path).resolve())] = digest
-        model = EvaluatedModel(path, names[path], body.to(device), tokenizer, digest, device)
+    for path, model_folder in model_folders.items():
+        model = _load_model(path, names[path], model_folder, device)
+        digests[str(Path(path).resolve())] = model.digest
         found, model_notes = _evaluate_model(grid, model, tasks, config, progress)
         results += found
         notes += model_notes
@@ -194,43 +178,43 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
 
     # Results of other models and tasks that are still valid stay in the table.
     kept, num_other = _earlier_results(grid, results, {task.task.name: task.digest for task in tasks}, digests, config)
-    results += kept
     if num_other:
         other = f"{_count(num_other, 'result')} in the directory with other settings (questions, seed ...)"
         notes.append(f"{other} are not in the table")
-    order = list(dict.fromkeys([*(task.task.name for task in tasks), *(row["task"] for row in results)]))
-    results.sort(key=lambda row: order.index(row["task"]))
-    content: dict[str, Any] = {"table": _table(results), "results": results, "notes": notes}
-    if folder is not None:
-        write_json(folder / "prompt.json", content)
-        prompts = []
-        for task in tasks:
-            shown = task.num_shots[: max(1, sum(k <= _MAX_SHOWN_SHOTS for k in task.num_shots))]
-            prompts += _first_prompts(task.task, task.data, shown, config.num_questions, config.seed)
-        content |= {"report": str(write_few_shot_report(folder, results, notes, prompts))}
-    return content
+    order = list(dict.fromkeys([*(task.task.name for task in tasks), *(row["task"] for row in [*results, *kept])]))
+    results = sorted([*results, *kept], key=lambda row: order.index(row["task"]))
+    content: dict[str, Any] = {"table": few_shot_table(results), "results": results, "notes": notes}
+    if folder is None:
+        return content
+    write_json(folder / "prompt.json", content)
+    prompts = []
+    for task in tasks:
+        shown = task.num_shots[: max(1, sum(k <= _MAX_SHOWN_SHOTS for k in task.num_shots))]
+        prompts += _first_prompts(task, shown, config.seed)
+    return content | {"report": str(write_few_shot_report(folder, results, notes, prompts))}
 
 
-def _check_shots_and_seed(shots: Sequence[int], seed: int) -> None:
-    if shots and min(shots) < 0:
-        raise ConfigError(f"--num-shots {','.join(map(str, shots))}: expected numbers of at least 0")
-    check_seed(seed, called="--seed")
+def _check_shots_and_seed(options: ShowPromptsOptions) -> None:
+    if options.num_shots and min(options.num_shots) < 0:
+        raise ConfigError(f"--num-shots {','.join(map(str, options.num_shots))}: expected numbers of at least 0")
+    check_seed(options.seed, called="--seed")
 
 
-def _open_tasks(tasks: Sequence[str], demonstrations: Sequence[str]) -> list[PromptTask]:
+def _open_tasks(options: ShowPromptsOptions) -> list[PromptTask]:
     files: dict[str, str] = {}
-    for entry in demonstrations:
+    for entry in options.demonstrations:
         name, equals, file = entry.rpartition("=")
         if not equals or name in files:
             raise ConfigError(f"--demonstrations {entry}: expected TASK=FILE, each task once")
         files[name] = file
-    names = [task if task.endswith(".toml") else task.rpartition("=")[0] or task for task in tasks]
+    names = [task if task.endswith(".toml") else task.rpartition("=")[0] or task for task in options.tasks]
     # A task of a .toml file may be called by the stem of the file.
     by_stem = {Path(name).stem: name for name in names if name.endswith(".toml")}
     files = {by_stem.get(name, name): file for name, file in files.items()}
     if unknown := set(files) - set(names):
         raise ConfigError(f"--demonstrations {sorted(unknown)[0]}=...: expected one of the tasks, {', '.join(names)}")
-    opened = [open_task(task, demonstrations=files.get(name, "")) for task, name in zip(tasks, names, strict=True)]
+    named = zip(options.tasks, names, strict=True)
+    opened = [open_task(task, demonstrations=files.get(name, "")) for task, name in named]
     if not opened:
         raise ConfigError("No task. Pass at least one; `stemformer fewshot --list` lists the built-in tasks.")
     # One task on several files: add the name of the file.
@@ -243,19 +227,11 @@ def _open_tasks(tasks: Sequence[str], demonstrations: Sequence[str]) -> list[Pro
     return opened
 
 
-# -------------------------------------------------------------------------------------------- Data
-
-
-def _prepare_task(task: PromptTask, config: PromptConfig) -> EvaluationTask:
-    num_shots = _shots_of_task(task, config.num_shots)
-    data = _read_data(task, max(num_shots), config.num_questions, config.seed)
-    demonstrations = data.demonstrations if data.demonstrations is not data.items else ()
-    digest = _digest((task, list(data.items), list(demonstrations), list(data.demonstrations_per_item)))
-    return EvaluationTask(task, data, num_shots, digest, 1 if task.synthetic else config.num_draws)
-
-
-def _shots_of_task(task: PromptTask, num_shots: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(set(num_shots or task.num_shots)))
+def _prepare_task(task: PromptTask, num_shots: Sequence[int], num_questions: int, seed: int) -> EvaluationTask:
+    shots = tuple(sorted(set(num_shots or task.num_shots)))
+    data = _read_data(task, max(shots), num_questions, seed)
+    order = example_generator(seed, 0, _QUESTION_STREAM).permutation(len(data.items))
+    return EvaluationTask(task, data, shots, sorted(order[:num_questions].tolist()))
 
 
 def _read_data(task: PromptTask, num_shots: int, num_questions: int, seed: int) -> FewShotDataset:
@@ -277,24 +253,16 @@ def _read_data(task: PromptTask, num_shots: int, num_questions: int, seed: int) 
     return FewShotDataset(questions, (), demonstrations_per_item)
 
 
-def _sample_questions(number: int, num_questions: int, seed: int) -> list[int]:
-    """Return the indices of the evaluated questions, ascending."""
-    order = example_generator(seed, 0, _QUESTION_STREAM).permutation(number)
-    return sorted(order[: min(number, num_questions)].tolist())
-
-
-def _first_prompts(
-    task: PromptTask, data: FewShotDataset, num_shots: Sequence[int], num_questions: int, seed: int
-) -> list[dict[str, Any]]:
+def _first_prompts(task: EvaluationTask, num_shots: Sequence[int], seed: int) -> list[dict[str, Any]]:
     """Return the prompt of the first evaluated question for each number of demonstrations."""
-    number = _sample_questions(len(data.items), num_questions, seed)[0]
-    item = data.items[number]
-    _, space, after = task.split_template(item)
+    number = task.questions[0]
+    item = task.data.items[number]
+    _, space, after = task.task.split_template(item)
     return [
         {
-            "task": task.name,
+            "task": task.task.name,
             "num_shots": shots,
-            "prompt": task.render_prompt(data.sample_demonstrations(number, shots, seed=seed), item),
+            "prompt": task.task.render_prompt(task.data.sample_demonstrations(number, shots, seed=seed), item),
             "answers": [space + answer + after for answer in item.answers],
             "right": space + item.answers[item.gold] + after,
         }
@@ -302,15 +270,17 @@ def _first_prompts(
     ]
 
 
-# -------------------------------------------------------------------------------------- Evaluation
+def _load_model(path: str, name: str, folder: Path, device: torch.device) -> EvaluatedModel:
+    body, tokenizer = load_model_and_tokenizer(folder)
+    if not {"causal_lm", "masked_lm"} & set(body.heads):
+        raise CheckpointError(f"{path} has no language-modelling head. Pass a GPT, or a BERT as pre-training saves it.")
+    weights = (p.detach().cpu().view(torch.uint8).numpy().tobytes() for p in body.parameters())
+    digest = _digest((body.config, sorted(body.heads), tokenizer.fingerprint), weights)
+    return EvaluatedModel(path, name, body.to(device), tokenizer, digest, device)
 
 
 def _evaluate_model(
-    grid: RunGrid[str],
-    model: EvaluatedModel,
-    tasks: Sequence[EvaluationTask],
-    config: PromptConfig,
-    progress: Progress,
+    grid: RunGrid[str], model: EvaluatedModel, tasks: Sequence[EvaluationTask], config: PromptConfig, progress: Progress
 ) -> tuple[list[Record], list[str]]:
     """Return all results of a model on some tasks, also for numbers of demonstrations evaluated earlier, and notes."""
     supported = [task for task in tasks if not model.is_masked or task.task.output_type == "multiple_choice"]
@@ -328,13 +298,13 @@ def _evaluate_model(
             continue
         rows = [
             {**row, "model": model.path}
-            for row in grid.finished.values()
-            if row["fingerprint"] == _fingerprint(model, task, row["num_shots"], config)
+            for fingerprint, row in grid.finished.items()
+            if fingerprint == _fingerprint(model, task, row["num_shots"], config)
         ]
         rows.sort(key=lambda row: row["num_shots"])
         results += rows
-        notes += [prefix + note for note in notes_on_answers(task.task, model.tokenizer, for_masked=model.is_masked)]
-        notes += [prefix + note for row in rows for note in _notes_on_result(row)]
+        found = notes_on_answers(task.task, model.tokenizer, for_masked=model.is_masked)
+        notes += [prefix + note for note in [*found, *(note for row in rows for note in _notes_on_result(row))]]
     return results, notes
 
 
@@ -352,26 +322,16 @@ def _digest(value: Any, parts: Iterable[bytes] = ()) -> str:
 def _plan(
     model: EvaluatedModel, task: EvaluationTask, num_shots: int, config: PromptConfig, folder: Path | None
 ) -> PlannedRun:
-    numbers = _sample_questions(len(task.data.items), config.num_questions, config.seed)
-    num_evaluated = task.num_draws * len(numbers)
+    # Questions of synthetic tasks have their own demonstrations.
+    num_draws = 1 if task.task.synthetic else config.num_draws
+    num_evaluated = num_draws * len(task.questions)
 
     def evaluate(progress: Progress) -> Record:
         progress.start("evaluating", total=num_evaluated, unit="questions")
+        predict = partial(evaluate_few_shot, model.body, model.tokenizer, task.task, task.data, task.questions)
+        shared = partial(predict, num_shots=num_shots, calibrate=config.calibrate, on_questions=progress.advance)
         with autocast(model.device, config.precision):
-            samples = [
-                evaluate_few_shot(
-                    model.body,
-                    model.tokenizer,
-                    task.task,
-                    task.data,
-                    numbers,
-                    num_shots=num_shots,
-                    seed=config.seed + draw,
-                    calibrate=config.calibrate,
-                    on_questions=progress.advance,
-                )
-                for draw in range(task.num_draws)
-            ]
+            samples = [shared(seed=config.seed + draw) for draw in range(num_draws)]
         fingerprint = _fingerprint(model, task, num_shots, config)
         record: Record = {
             "task": task.task.name,
@@ -418,25 +378,6 @@ def _earlier_results(
         if current == (row.get("data"), row.get("weights")):
             valid[row["task"], path, row["num_shots"]] = {**row, "is_from_before": True}
     return list(valid.values()), len(others) - len(same_settings)
-
-
-# ----------------------------------------------------------------------------------------- Results
-
-
-def _table(results: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return a row for each task and model: percent correct or the task's own metric, with the interval."""
-    names = short_names(list(dict.fromkeys(row["model"] for row in results)))
-    lines: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in results:
-        first = {"task": task_title(row), "model": names[row["model"]]}
-        line = lines.setdefault((row["task"], row["model"]), first)
-        key = f"shots_{row['num_shots']}"
-        line[key] = f"{percent(row['value'])} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
-        if "acc_calibrated" in row:
-            line[f"{key}_calibrated"] = percent(row["acc_calibrated"])
-    for row in results:
-        lines[row["task"], row["model"]] |= {name: percent(row[name]) for name in ("chance", "majority")}
-    return list(lines.values())
 
 
 def _describe(row: Record) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from stemformer.config import to_toml
 from stemformer.errors import CheckpointError, ConfigError
-from stemformer.io import append_jsonl, read_jsonl, write_file, write_jsonl
+from stemformer.io import append_jsonl, read_jsonl, write_file, write_json, write_jsonl
 from stemformer.options import FewShotOptions, ResumableOptions
 from stemformer.output_dir import check_not_inside_inputs, clear_dir, prepare_output_dir
 from stemformer.progress import Progress, SubProgress
@@ -32,15 +32,14 @@ class RunGrid(Generic[K]):
     """Runs of an experiment and the directory that holds their records.
 
     Args:
-        folder: Output directory, as checked by `prepare_output_dir`; None keeps the records in memory only.
-        config: Config dataclass of the experiment, stored as `config.toml`.
-        key: Key of a record.
+        folder: Output directory, as checked by `prepare_experiment_dir`; None keeps the records in memory only.
+        config: Config dataclass, stored as `config.toml`.
         what: Name of the experiment for messages, such as "comparison".
         resume: Keep the finished runs of the directory; otherwise it is emptied.
         stored_config: Reads a stored config from its text and file name; None accepts any.
         may_change: Prefixes of config keys that may differ on resume.
-        former: Glob patterns of files and directories by which earlier versions marked such a directory. A `.jsonl`
-            file among them is read if there is no `finished.jsonl`.
+        former: Glob patterns by which earlier versions marked such a directory. A `.jsonl` file among them is read if
+            there is no `finished.jsonl`.
         read_record: Converts a stored record, for renamed keys.
 
     Attributes:
@@ -71,7 +70,7 @@ class RunGrid(Generic[K]):
                 raise CheckpointError(f"{folder} holds no {what} to resume. Pass another --out.")
             if stored_config is not None and file.is_file():
                 stored = stored_config(file.read_text(encoding="utf-8"), str(file))
-                check_config_unchanged(stored, config, may_change=may_change, what=f"This {what}")
+                check_config_unchanged(stored, config, may_change=may_change, what=f"this {what}")
             records = next((path for path in marks if path.suffix == ".jsonl"), folder / FINISHED)
             self.finished = {key(record): record for record in map(read_record, read_jsonl(records))}
         else:
@@ -93,11 +92,7 @@ class RunGrid(Generic[K]):
     ) -> list[Record]:
         """Make the runs that are not finished, and return the records of all, in the order of `runs`.
 
-        Args:
-            describe: Short result of a record, for a message.
-            name: What a run is called in messages.
-            unit: Unit of the progress bar.
-            phase: Part of a run that moves the bar, see `SubProgress`.
+        Messages call a run `name` and show `describe(record)`. `phase` of a run moves the bar, see `SubProgress`.
         """
         skipped = [run for key, run in runs.items() if key in self.finished]
         if skipped:
@@ -121,6 +116,22 @@ def prepare_experiment_dir(options: ResumableOptions | FewShotOptions, inputs: I
     folder = prepare_output_dir(str(options.out), resume=options.resume, overwrite=options.overwrite)
     check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
     return folder
+
+
+def conclude(
+    folder: Path,
+    name: str,
+    content: Mapping[str, Any],
+    table: Sequence[Record],
+    write_report: Callable[[Path, dict[str, Any]], Path],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write `<name>.json` and a report that also shows the table, and return what the command prints of both."""
+    write_json(folder / f"{name}.json", content)
+    progress.start("plotting")
+    write_report(folder, {**content, "title": folder.resolve().name, "table": table})
+    progress.finish()
+    return {"table": table, "summary": content["summary"], "notes": content["notes"]}
 
 
 def check_single_process(command: str) -> None:

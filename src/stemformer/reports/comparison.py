@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stemformer.reports.page import Plot, Report, ReportTable, Tile
+from stemformer.reports.page import Report, ReportTable, Tile, metric_title
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes, to_svg
 
 if TYPE_CHECKING:
@@ -37,12 +37,19 @@ def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs
     `content` is that of `compare.json`, with `title` and `table`.
     """
     save_figure(_plot_all(content, logs), folder, "compare")
+    metric = metric_title(content["metric"])
+    title = f"{metric[0].upper()}{metric[1:]}"
     sizes = new_figure(8.2, 3.8)
     _draw_sizes(sizes.subplots(), content)
-    metric = _metric_name(content)
-    title = f"{metric[0].upper()}{metric[1:]}"
+    plots = {
+        "Loss on training data": _plot_curves(content, logs, is_dev=False),
+        f"{title} on dev data": _plot_curves(content, logs, is_dev=True),
+        f"{title} against the number of labelled records": sizes,
+    }
     unit = "times 100" if content["metric"] == "pearson" else "in percent"
     baseline = "" if content["baseline"] is None else f"; majority baseline: {content['baseline']}"
+    caption = f"{title} on dev data, {unit}; differences are over paired seeds{baseline}."
+    headings = {key: name for key, (name, _, _) in _INITIALIZATIONS.items()}
     return Report(
         title=content["title"],
         kind="pre-training gain",
@@ -50,35 +57,20 @@ def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs
         "Bands and ± are one standard deviation over seeds.",
         tiles=_tiles(content),
         summary=content["summary"],
-        plots=[
-            Plot("Loss on training data", _plot_curves(content, logs, is_dev=False)),
-            Plot(f"{title} on dev data", _plot_curves(content, logs, is_dev=True)),
-            Plot(f"{title} against the number of labelled records", to_svg(_with_legend(sizes, content))),
-        ],
+        plots={name: to_svg(_with_legend(figure, content)) for name, figure in plots.items()},
         plots_per_row=1,
-        tables=[
-            ReportTable(
-                "Table",
-                content["table"],
-                headings={key: name for key, (name, _, _) in _INITIALIZATIONS.items()},
-                caption=f"{title} on dev data, {unit}; differences are over paired seeds{baseline}.",
-            )
-        ],
+        tables=[ReportTable("Table", content["table"], headings, caption)],
         notes={"Method": content["notes"]},
     ).write(folder)
 
 
-def _metric_name(content: Mapping[str, Any]) -> str:
-    return str(content["metric"]).replace("_", " ").replace("f1", "F1")
-
-
 def _dev_label(content: Mapping[str, Any]) -> str:
-    return f"dev {_metric_name(content)} ({'x 100' if content['metric'] == 'pearson' else '%'})"
+    return f"dev {metric_title(content['metric'])} ({'x 100' if content['metric'] == 'pearson' else '%'})"
 
 
 def _tiles(content: Mapping[str, Any]) -> list[Tile]:
     """Return the score of each initialization with the most records."""
-    remark = f"{_metric_name(content)} with {content['sizes'][-1]:,} records"
+    remark = f"{metric_title(content['metric'])} with {content['sizes'][-1]:,} records"
     tiles = []
     for key, (name, _, _) in _shown(content).items():
         row = content["scores"][key][-1]
@@ -91,9 +83,6 @@ def _tiles(content: Mapping[str, Any]) -> list[Tile]:
 
 def _shown(content: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
     return {key: style for key, style in _INITIALIZATIONS.items() if key in content["scores"]}
-
-
-# ------------------------------------------------------------------------------------------- Plots
 
 
 def _plot_all(content: Mapping[str, Any], logs: Logs) -> "Figure":
@@ -111,11 +100,11 @@ def _plot_all(content: Mapping[str, Any], logs: Logs) -> "Figure":
     return _with_legend(figure, content)
 
 
-def _plot_curves(content: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> str:
+def _plot_curves(content: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> "Figure":
     num_panels = len(_shown_sizes(content))
     figure = new_figure(1.0 + 3.0 * num_panels, 3.3)
     _draw_curves(figure.subplots(1, num_panels, sharey=True, squeeze=False)[0], content, logs, is_dev=is_dev)
-    return to_svg(_with_legend(figure, content))
+    return figure
 
 
 def _shown_sizes(content: Mapping[str, Any]) -> list[int]:

@@ -1,12 +1,12 @@
 """Report of a few-shot evaluation: accuracy against the number of demonstrations, and against model size."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stemformer.reports.page import Cell, Plot, Report, ReportExample, ReportTable, Tile
+from stemformer.reports.page import Cell, Report, ReportTable, Tile
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, MARKERS, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
@@ -31,12 +31,9 @@ def write_few_shot_report(
     folder: Path, results: Sequence[Result], notes: Sequence[str], prompts: Sequence[Mapping[str, Any]]
 ) -> Path:
     """Write `shots.svg`, `sizes.svg`, both also as PNG, and `report.html`, and return the path of the report."""
-    plots = [
-        Plot("Accuracy against the number of demonstrations", save_figure(_plot_shots(results), folder, "shots")),
-    ]
+    plots = {"Accuracy against the number of demonstrations": save_figure(_plot_shots(results), folder, "shots")}
     if len({row["parameters"] for row in results}) > 1:
-        svg = save_figure(_plot_sizes(results), folder, "sizes")
-        plots.append(Plot("Accuracy against parameters, mean over tasks", svg))
+        plots["Accuracy against parameters, mean over tasks"] = save_figure(_plot_sizes(results), folder, "sizes")
     return Report(
         kind="few-shot evaluation",
         lead="Zero-, one- and few-shot results without fine-tuning. Ranges are 95 % intervals over questions.",
@@ -45,11 +42,11 @@ def write_few_shot_report(
         plots_per_row=1,
         tables=[ReportTable("Table", _table(results), caption=_CAPTION, num_text_columns=2)],
         notes={"Notes": notes},
-        examples=[ReportExample(f"{p['task']}, {p['num_shots']}-shot", p["prompt"], p["right"]) for p in prompts],
+        examples=[(f"{p['task']}, {p['num_shots']}-shot", p["prompt"], p["right"]) for p in prompts],
     ).write(folder)
 
 
-def short_names(models: Sequence[str]) -> dict[str, str]:
+def short_names(models: Collection[str]) -> dict[str, str]:
     """Return a short name for each model: the last parts of its path that are unique."""
     for depth in range(1, 5):
         short = {model: "/".join(Path(model).parts[-depth:]) for model in models}
@@ -58,7 +55,22 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
     return {model: model for model in models}
 
 
-def task_title(result: Result) -> str:
+def few_shot_table(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return a row for each task and model: percent correct or the task's own metric, with the interval."""
+    names = short_names(_models(results))
+    table = []
+    for (_, model), rows in _by_task_and_model(results).items():
+        line = {"task": _task_title(rows[0]), "model": names[model]}
+        for row in rows:
+            key = f"shots_{row['num_shots']}"
+            line[key] = f"{percent(row['value'])} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+            if "acc_calibrated" in row:
+                line[f"{key}_calibrated"] = percent(row["acc_calibrated"])
+        table.append(line | {name: percent(rows[-1][name]) for name in ("chance", "majority")})
+    return table
+
+
+def _task_title(result: Result) -> str:
     """Return the name of a task with its metric, unless that is the accuracy."""
     return result["task"] if result["metric"] == "accuracy" else f"{result['task']} ({result['metric']})"
 
@@ -72,6 +84,13 @@ def _models(results: Sequence[Result]) -> dict[str, int]:
     """Return the number of parameters of each model, ascending."""
     sizes = {row["model"]: row["parameters"] for row in results}
     return dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))
+
+
+def _by_task_and_model(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for row in results:
+        groups.setdefault((row["task"], row["model"]), []).append(row)
+    return groups
 
 
 def _tasks(results: Sequence[Result]) -> list[str]:
@@ -94,7 +113,7 @@ def _values(results: Sequence[Result], model: str, num_shots: int) -> list[float
 def _tiles(results: Sequence[Result]) -> list[Tile]:
     """Return the mean over tasks of the largest model for each number of demonstrations."""
     *_, largest = _models(results)
-    name = short_names(list(_models(results)))[largest]
+    name = short_names(_models(results))[largest]
     by_shots = {shots: _values(_comparable(results), largest, shots) for shots in _shots(results)}
     return [
         Tile(f"{shots}-shot", f"{fmean(values):.1%}", f"mean over {len(values)} tasks, {name}")
@@ -104,20 +123,20 @@ def _tiles(results: Sequence[Result]) -> list[Tile]:
 
 
 def _table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return a row for each task and model, with the score and its interval for each number of demonstrations."""
-    models = list(_models(results))
+    """Return the table of the page, with smaller models above larger ones."""
+    groups = _by_task_and_model(results)
+    models = _models(results)
     names = short_names(models)
     table = []
-    for task in _tasks(results):
-        for model in models:
-            by_shots = {r["num_shots"]: r for r in results if (r["task"], r["model"]) == (task, model)}
-            if not by_shots:
-                continue
-            first = next(iter(by_shots.values()))
-            cells = {f"{k}-shot": _cell(by_shots[k]) if k in by_shots else "" for k in _shots(results)}
-            baselines = {"chance": percent(first["chance"]), "most frequent": percent(first["majority"])}
-            row = {"task": task_title(first), "model": names[model], **cells, **baselines}
-            table.append({**row, "questions": first["questions"]})
+    for task, model in ((task, model) for task in _tasks(results) for model in models if (task, model) in groups):
+        first, *_ = rows = groups[task, model]
+        cells = {row["num_shots"]: _cell(row) for row in rows}
+        table.append(
+            {"task": _task_title(first), "model": names[model]}
+            | {f"{k}-shot": cells.get(k, "") for k in _shots(results)}
+            | {"chance": percent(first["chance"]), "most frequent": percent(first["majority"])}
+            | {"questions": first["questions"]}
+        )
     return table
 
 
@@ -127,9 +146,6 @@ def _cell(result: Result) -> Cell:
         detail += f", calibrated {100 * result['acc_calibrated']:.1f}"
     is_above = result["low"] > max(result["chance"] or 0, result["majority"] or 0)
     return Cell(percent(result["value"]), detail, "good" if is_above else "")
-
-
-# ------------------------------------------------------------------------------------------- Plots
 
 
 def _plot_shots(results: Sequence[Result]) -> "Figure":
@@ -156,7 +172,7 @@ def _plot_shots(results: Sequence[Result]) -> "Figure":
         for key, (label, style) in _BASELINES.items():
             if rows[0][key] is not None:
                 axes.axhline(100 * rows[0][key], label=label, **style)
-        axes.set_title(task_title(rows[0]), fontsize=10)
+        axes.set_title(_task_title(rows[0]), fontsize=10)
         axes.set_xticks(range(len(shots)), [str(k) for k in shots])
         x_name = "demonstrations in the prompt" if panel >= len(tasks) - num_columns else ""
         style_axes(axes, x=x_name, y="correct (%)" if panel % num_columns == 0 else "")

@@ -8,7 +8,7 @@ from typing import Any
 from stemformer.config import parse_toml
 from stemformer.data.labelled.token_classification import as_bioes, has_entity_tags
 from stemformer.io import read_jsonl
-from stemformer.reports.page import Plot, Report, Tile
+from stemformer.reports.page import Report, Tile, metric_title
 from stemformer.reports.plots import plot_curves
 from stemformer.tasks.metrics import squad_metrics
 
@@ -43,23 +43,22 @@ def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
             - `examples`: see `Task.to_report_example` and `Task.report_details`.
     """
     task, metrics, baseline = content["task"], content["metrics"], content.get("baseline") or {}
+    lists = ("labels", "confusion", "per_label", "notes", "curves", "examples")
+    found = {key: content.get(key) or [] for key in lists}
     title, max_examples, prepare = _TASKS[task]
-    examples = prepare(content.get("examples") or [])
+    examples = prepare(found["examples"])
     return Report(
         title=content["title"],
         kind=title.lower(),
         lead=f"{title}.{' The baseline needs no model.' if baseline else ''}",
         tiles=_tiles(metrics, baseline, is_percent=task == "qa"),
-        plots=[
-            Plot(plot["title"], plot_curves(plot["curves"], unit=plot["unit"], x_name=plot["x_name"]))
-            for plot in content.get("curves") or []
-        ],
-        notes={"Data": content.get("notes") or []},
+        plots={c["title"]: plot_curves(c["curves"], unit=c["unit"], x_name=c["x_name"]) for c in found["curves"]},
+        notes={"Data": found["notes"]},
         config=content.get("config") or "",
         template="finetuning.html",
         content={
+            **found,
             "task": task,
-            **{key: content.get(key) or [] for key in ("labels", "confusion", "per_label")},
             "examples": examples[:max_examples],
             "num_examples": len(examples),
             "num_wrong": sum(not example["is_right"] for example in examples),
@@ -109,16 +108,10 @@ def _tiles(metrics: Mapping[str, float], baseline: Mapping[str, float], *, is_pe
             return f"{value:.1f}%" if is_percent else f"{value:.1%}"
         return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
-    def title(name: str) -> str:
-        return name.replace("_", " ").replace("f1", "F1")
-
     remarks = {name: f"baseline {show(name, value)}" for name, value in baseline.items()}
-    tiles = [Tile(title(name), show(name, value), remarks.get(name, "")) for name, value in metrics.items()]
+    tiles = [Tile(metric_title(name), show(name, value), remarks.get(name, "")) for name, value in metrics.items()]
     others = {name: value for name, value in baseline.items() if name not in metrics}
-    return tiles + [Tile(title(name), show(name, value), "baseline") for name, value in others.items()]
-
-
-# ---------------------------------------------------------------------------- Examples of each task
+    return tiles + [Tile(metric_title(name), show(name, value), "baseline") for name, value in others.items()]
 
 
 def _text_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -213,7 +206,7 @@ def _answer_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
     return sorted(shown, key=lambda example: example["is_right"])
 
 
-def _chart(example: Mapping[str, Any], begin: int, end: int) -> dict[str, Any]:
+def _chart(example: Example, begin: int, end: int) -> dict[str, Any]:
     """Return bars, names of the most probable tokens, and the answer span, in SVG units."""
     tokens = example["tokens"]
     step = _WIDTH / max(1, len(tokens))

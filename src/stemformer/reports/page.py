@@ -9,19 +9,17 @@ from typing import Any, NamedTuple
 from stemformer.io import write_file
 
 
+def metric_title(name: str) -> str:
+    """Return the name of a metric as people write it."""
+    return name.replace("_", " ").replace("f1", "F1")
+
+
 class Tile(NamedTuple):
     """Number at the top of a page."""
 
     title: str
     value: str
     remark: str = ""
-
-
-class Plot(NamedTuple):
-    """Plot as an SVG element."""
-
-    title: str
-    svg: str
 
 
 class Cell(NamedTuple):
@@ -45,14 +43,6 @@ class ReportTable:
     num_text_columns: int = 0
 
 
-class ReportExample(NamedTuple):
-    """Collapsed preformatted text with a highlighted end."""
-
-    title: str
-    text: str
-    highlighted: str = ""
-
-
 @dataclass(frozen=True)
 class Report:
     """One HTML page, which loads nothing and runs no scripts. All text is escaped.
@@ -61,8 +51,10 @@ class Report:
         kind: What the page reports, for the browser's title.
         title: Name of the run; default: the last two parts of its path.
         summary: Sentences above the plots.
+        plots: SVG elements by title.
         plots_per_row: 1 for wide plots; None for as many as fit.
         notes: Lines by heading; headings without lines are left out.
+        examples: Collapsed texts: title, preformatted text, and its highlighted end.
         config: TOML text; None for `config.toml` of the directory.
         template: `page.html` or a template that extends it, with the further variables `content`.
     """
@@ -72,11 +64,11 @@ class Report:
     title: str = ""
     tiles: Sequence[Tile] = ()
     summary: Sequence[str] = ()
-    plots: Sequence[Plot] = ()
+    plots: Mapping[str, str] = field(default_factory=dict)
     plots_per_row: int | None = None
     tables: Sequence[ReportTable] = ()
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    examples: Sequence[ReportExample] = ()
+    examples: Sequence[tuple[str, str, str]] = ()
     config: str | None = None
     template: str = "page.html"
     content: Mapping[str, Any] = field(default_factory=dict)

@@ -66,14 +66,10 @@ def plot_curves(curves: Sequence[Curve], *, unit: str, x_name: str = "tokens (mi
     figure = new_figure(5.2, 3.1)
     axes = figure.add_subplot()
     for number, (name, x, y, style) in enumerate(curves):
-        if style == "baseline":
-            axes.plot(x, y, **BASELINE_STYLE, label=name)
-        else:
-            # A line through a single point is invisible.
-            marker = "o" if len(x) == 1 else None
-            width, alpha = (1, 0.45) if style == "faint" else (2, 1)
-            color = COLORS[number % len(COLORS)]
-            axes.plot(x, y, color=color, marker=marker, linewidth=width, alpha=alpha, label=name)
+        # A line through a single point is invisible.
+        line: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "marker": "o" if len(x) == 1 else None}
+        line |= {"linewidth": 1, "alpha": 0.45} if style == "faint" else {"linewidth": 2, "alpha": 1}
+        axes.plot(x, y, label=name, **(BASELINE_STYLE if style == "baseline" else line))
     style_axes(axes, x=x_name, y=unit, legend=len(curves) > 1)
     return to_svg(figure)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from stemformer.errors import DataError
 from stemformer.io import read_jsonl
-from stemformer.reports.page import Plot, Report, Tile
+from stemformer.reports.page import Report, Tile
 from stemformer.reports.plots import Curve, plot_curves, plot_head_scores
 
 _TASKS = {
@@ -48,7 +48,7 @@ def write_report(folder: Path) -> Path:
         kind="pre-training report",
         lead="Pre-training report. Held-out text was never used for training; dashed lines are baselines that do not read the text.",
         tiles=tiles,
-        plots=[Plot(title, plot_curves(curves, unit=unit)) for title, unit, curves in _plots(train, held_out)],
+        plots={title: plot_curves(curves, unit=unit) for title, unit, curves in _plots(train, held_out)},
         template="pretraining.html",
         content={
             "cloze": _cloze([line for line in by_kind["fills"] if line["fills"]]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stemformer.evaluation.scaling_laws import MIN_FLOOR, JointLaw, PowerLaw
-from stemformer.reports.page import Plot, Report, ReportTable, Tile
+from stemformer.reports.page import Report, ReportTable, Tile
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes, to_svg
 
 if TYPE_CHECKING:
@@ -27,22 +27,22 @@ def write_scaling_report(
 
     `content` is that of `scale.json`, with `title` and `table`; the laws are fits over size, and over size and tokens.
     """
-    table = content["table"]
-    panels: list[tuple[str, Callable[[Axes], None]]] = [
-        ("Loss against parameters", lambda axes: _plot_sizes(axes, content, law)),
-        ("Loss against tokens", lambda axes: _plot_tokens(axes, content, joint)),
-    ]
+    panels: dict[str, Callable[[Axes], None]] = {
+        "Loss against parameters": lambda axes: _plot_sizes(axes, content, law),
+        "Loss against tokens": lambda axes: _plot_tokens(axes, content, joint),
+    }
     if all("in_context" in line for line in content["sizes"]):
-        panels.append(("Few-shot accuracy against parameters", lambda axes: _plot_shots(axes, content)))
-    combined = new_figure(_PANEL[0] * len(panels), _PANEL[1])
-    plots = []
-    for axes, (title, plot) in zip(combined.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        panels["Few-shot accuracy against parameters"] = lambda axes: _plot_shots(axes, content)
+    width, height = _PANEL
+    combined = new_figure(width * len(panels), height)
+    plots = {}
+    for axes, (title, plot) in zip(combined.subplots(1, len(panels)), panels.items(), strict=True):
         plot(axes)
-        single = new_figure(*_PANEL)
+        single = new_figure(width, height)
         plot(single.subplots())
-        plots.append(Plot(title, to_svg(single)))
+        plots[title] = to_svg(single)
     save_figure(combined, folder, "scale")
-    shots = {key: f"{key.removeprefix('shots_')}-shot" for key in table[0] if key.startswith("shots_")}
+    shots = {key: f"{key.removeprefix('shots_')}-shot" for key in content["table"][0] if key.startswith("shots_")}
     return Report(
         title=content["title"],
         kind="loss against size",
@@ -50,7 +50,7 @@ def write_scaling_report(
         tiles=_tiles(content["sizes"]),
         summary=content["summary"],
         plots=plots,
-        tables=[ReportTable("Table", table, _HEADINGS | shots)],
+        tables=[ReportTable("Table", content["table"], _HEADINGS | shots)],
         notes={"Method": content["notes"]},
     ).write(folder)
 
