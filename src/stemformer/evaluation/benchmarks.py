@@ -1,7 +1,6 @@
 """Benchmark tasks: the nine tasks of GLUE, SQuAD 1.1 and 2.0, SWAG, and published results.
 
-`benchmarks.toml` holds the tables: official metrics, files and columns, hyper-parameters and
-published results.
+Their tables are in `benchmarks.toml`.
 
 Source: Wang et al. 2019 (GLUE: tasks, metrics, files); Rajpurkar et al. 2016 and 2018 (SQuAD);
 Zellers et al. 2018 (SWAG); Devlin et al. 2019, sections 4.1 to 4.4 (hyper-parameters).
@@ -70,14 +69,7 @@ class BenchmarkTask:
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """Published results of a model.
-
-    Attributes:
-        system: The model.
-        part: `test` (leaderboard) or `dev`.
-        source: Publication and table.
-        metrics: Percent, by task and metric.
-    """
+    """Published results of a model on `test` (leaderboard) or `dev`: percent by task and metric."""
 
     system: str
     part: Literal["test", "dev"]
@@ -86,13 +78,11 @@ class PublishedResult:
 
 
 def _make_tasks(table: Mapping[str, Mapping[str, Any]]) -> dict[str, BenchmarkTask]:
-    def as_tuple(value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    return {
-        name: BenchmarkTask(name, **{key: as_tuple(value) for key, value in task.items()})
+    values: dict[str, dict[str, Any]] = {
+        name: {key: tuple(value) if isinstance(value, list) else value for key, value in task.items()}
         for name, task in table.items()
     }
+    return {name: BenchmarkTask(name, **task) for name, task in values.items()}
 
 
 _TABLES = tomllib.loads((files("stemformer.evaluation") / "benchmarks.toml").read_text(encoding="utf-8"))
@@ -120,10 +110,8 @@ def published_results(name: str) -> list[PublishedResult]:
 def find_split(task: BenchmarkTask, folder: str, file: str) -> str | None:
     """Return the path or hub id of a split of a task, or None if a local folder lacks it.
 
-    Args:
-        folder: Folder with a subfolder for each task, files possibly compressed; or a hub dataset
-            such as `hub:nyu-mll/glue`.
-        file: One of the task's file names.
+    `folder` has a subfolder for each task, files possibly compressed; or is a hub dataset such as
+    `hub:nyu-mll/glue`. `file` is one of the task's file names.
     """
     if not folder.startswith(HUB_PREFIX):
         path = Path(folder) / task.name / file
@@ -133,8 +121,8 @@ def find_split(task: BenchmarkTask, folder: str, file: str) -> str | None:
         return None
     if file.endswith("diagnostic.tsv"):
         return f"{folder}:ax:test"
-    part, _, suffix = file.removesuffix(".tsv").partition("_")
-    return f"{folder}:{task.hub_config}:{'_'.join(filter(None, [part.replace('dev', 'validation'), suffix]))}"
+    part, *suffix = file.removesuffix(".tsv").split("_", 1)
+    return f"{folder}:{task.hub_config}:{'_'.join([part.replace('dev', 'validation'), *suffix])}"
 
 
 def read_rows(task: BenchmarkTask, source: str, *, counts: Counter[str], is_test: bool = False) -> list[dict[str, Any]]:
@@ -144,7 +132,6 @@ def read_rows(task: BenchmarkTask, source: str, *, counts: Counter[str], is_test
     files (a few in QQP) are skipped.
 
     Args:
-        task: Task with text columns.
         source: From `find_split`.
         counts: Incremented for "damaged rows left out" and "rows with an empty text left out".
         is_test: Keep every row, as the leaderboard scores all of them.
@@ -157,8 +144,7 @@ def read_rows(task: BenchmarkTask, source: str, *, counts: Counter[str], is_test
     label = "label" if is_hub else task.label
     rows = []
     for location, row in hub_rows(source) if is_hub else _read_tsv(task, source, counts, is_test=is_test):
-        missing = [name for name in (*texts, *(() if is_test else (label,))) if name not in row]
-        if missing:
+        if missing := [name for name in (texts if is_test else (*texts, label)) if name not in row]:
             raise DataError(f"{location}: {task.name} needs column {missing[0]!r}. Found: {', '.join(row)}.")
         out: dict[str, Any] = {name: str(row[key]).strip() for name, key in zip(task.texts, texts, strict=True)}
         if not is_test:
@@ -182,12 +168,11 @@ def _read_tsv(
     for number, fields in numbered:
         if len(fields) == len(names):
             rows.append((f"{source}:{number}", dict(zip(names, fields, strict=True))))
-        elif is_test:
-            raise DataError(
-                f"{source}:{number}: Expected {len(names)} fields, got {len(fields)}. Test rows are required."
-            )
-        else:
-            counts["damaged rows left out"] += 1
+            continue
+        if is_test:
+            problem = f"Expected {len(names)} fields, got {len(fields)}. Test rows are required."
+            raise DataError(f"{source}:{number}: {problem}")
+        counts["damaged rows left out"] += 1
     return rows
 
 
@@ -201,9 +186,8 @@ def _parse_label(task: BenchmarkTask, value: Any, location: str) -> str | float:
     if isinstance(value, int) and 0 <= value < len(task.labels):  # class index of the hub
         return task.labels[value]
     if text not in task.labels and text != "-":
-        raise DataError(
-            f"{location}: Unknown label {text!r} for {task.name}. Expected one of {', '.join(task.labels)}."
-        )
+        expected = f"Expected one of {', '.join(task.labels)}."
+        raise DataError(f"{location}: Unknown label {text!r} for {task.name}. {expected}")
     return text
 
 

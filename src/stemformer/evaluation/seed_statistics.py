@@ -14,6 +14,8 @@ from stemformer.tasks.metrics import mean_std
 SeedScores = Mapping[str, Mapping[int, Mapping[int, float]]]
 """Scores in points (higher is better) by initialization, number of records, and seed."""
 
+_NAMES = {"pretrained": "pre-training", "reembedded": "pre-trained body with new word embeddings:"}
+
 
 def means(scores: Mapping[int, Mapping[int, float]]) -> dict[int, tuple[float, float]]:
     """Return the mean and standard deviation over seeds for each size, ascending.
@@ -37,24 +39,19 @@ def paired_difference(scores: SeedScores, first: str, second: str, size: int) ->
         (10.0, 0.0, 2)
     """
     a, b = (scores.get(name, {}).get(size, {}) for name in (first, second))
-    seeds = sorted(set(a) & set(b))
-    return *mean_std([a[seed] - b[seed] for seed in seeds]), len(seeds)
+    differences = [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
+    return *mean_std(differences), len(differences)
 
 
 def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:
     """Return the number of records at which a curve reaches `target`, log-interpolated.
 
-    Args:
-        curve: Score by number of records.
-
-    Returns:
-        At least the smallest size; None if the curve never reaches the target.
+    It is at least the smallest size of `curve` (score by number of records), and None if the curve
+    never reaches the target.
 
     Example:
         >>> round(labels_to_match({100: 60.0, 10_000: 80.0}, 70.0))
         1000
-        >>> labels_to_match({100: 60.0, 10_000: 80.0}, 81.0) is None
-        True
     """
     sizes = sorted(curve)
     if curve[sizes[0]] >= target:
@@ -92,16 +89,14 @@ def table_row(scores: SeedScores, size: int) -> dict[str, Any]:
         >>> table_row({"pretrained": {10: {0: 80.0}}, "random": {10: {0: 70.0}}}, 10)
         {'records': 10, 'pretrained': '80.0', 'random': '70.0', 'pretrained - random': '10.0'}
     """
-
-    def display(mean: float, deviation: float, number: int) -> str:
-        return f"{mean:.1f} ± {deviation:.1f}" if number > 1 else f"{mean:.1f}"
-
-    row: dict[str, Any] = {"records": size}
-    for start, by_size in scores.items():
-        row[start] = display(*means(by_size)[size], len(by_size[size]))
-    for start in (start for start in scores if start != "random" and "random" in scores):
-        row[f"{start} - random"] = display(*paired_difference(scores, start, "random", size))
-    return row
+    cells = {start: (*means(by_size)[size], len(by_size[size])) for start, by_size in scores.items()}
+    if "random" in scores:
+        others = [start for start in scores if start != "random"]
+        cells |= {f"{start} - random": paired_difference(scores, start, "random", size) for start in others}
+    return {"records": size} | {
+        name: f"{mean:.1f} ± {deviation:.1f}" if number > 1 else f"{mean:.1f}"
+        for name, (mean, deviation, number) in cells.items()
+    }
 
 
 def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = None) -> list[str]:
@@ -119,14 +114,13 @@ def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = 
     """
     if "random" not in scores or len(scores) < 2:
         return ["no gain computed: it needs the initialization 'random' and another one (--initializations)"]
-    sizes = sorted(set.intersection(*(set(by_size) for by_size in scores.values())))
-    names = {"pretrained": "pre-training", "reembedded": "pre-trained body with new word embeddings:"}
-    others = [start for start in names if start in scores]
+    sizes = sorted(set.intersection(*map(set, scores.values())))
+    others = [start for start in _NAMES if start in scores]
     if not sizes or min(paired_difference(scores, other, "random", size)[2] for other in others for size in sizes) < 2:
         return ["no gain computed: with one seed, a difference may be chance (--num-seeds 3)"]
     out = []
     for start in others:
-        out.append(f"{names[start]} gain in {metric} over {_gains(scores, start, sizes)}")
+        out.append(f"{_NAMES[start]} gain in {metric} over {_gains(scores, start, sizes)}")
         out += [_data_efficiency(scores, sizes)] if start == "pretrained" else []
     ends = {start: means(by_size)[sizes[-1]] for start, by_size in scores.items()}
     flat = [start for start, (mean, std) in ends.items() if baseline is not None and mean - std <= baseline]
@@ -153,24 +147,20 @@ def _data_efficiency(scores: SeedScores, sizes: Sequence[int]) -> str:
     if len(sizes) < 2:
         return "no data efficiency computed: it needs two sizes (--sizes)"
     smallest, largest = sizes[0], sizes[-1]
+    trained, random = scores["pretrained"], scores["random"]
     gain, deviation, _ = paired_difference(scores, "pretrained", "random", smallest)
     if gain <= deviation:
         return f"no data efficiency computed: no gain beyond the deviation over seeds at {smallest:,} records"
-    scratch = {size: mean for size, (mean, _) in means(scores["random"]).items()}
-    target = means(scores["pretrained"])[smallest][0]
+    scratch = {size: mean for size, (mean, _) in means(random).items()}
+    target = means(trained)[smallest][0]
     match = f"to match pre-training with {smallest:,} records ({target:.1f})"
     needed = labels_to_match(scratch, target)
     if needed is None:
-        return (
-            f"from scratch needs more than {largest / smallest:,.1f} times the labels {match}: "
-            f"all {largest:,} records give {scratch[largest]:.1f}"
-        )
-    by_seed = [
-        labels_to_match({size: scores["random"][size][seed] for size in sizes}, scores["pretrained"][smallest][seed])
-        for seed in sorted(set(scores["random"][smallest]) & set(scores["pretrained"][smallest]))
-    ]
+        ratio = f"{largest / smallest:,.1f} times the labels"
+        return f"from scratch needs more than {ratio} {match}: all {largest:,} records give {scratch[largest]:.1f}"
+    seeds = sorted(set(random[smallest]) & set(trained[smallest]))
+    by_seed = [labels_to_match({size: random[size][seed] for size in sizes}, trained[smallest][seed]) for seed in seeds]
     ratios = [math.inf if number is None else number / smallest for number in by_seed]
-    bounds = (
-        ", more than all in some seeds" if math.inf in ratios else f", {min(ratios):,.1f} to {max(ratios):,.1f} by seed"
-    )
-    return f"from scratch needs {needed / smallest:,.1f} times the labels {match}{bounds}"
+    bounds = f"{min(ratios):,.1f} to {max(ratios):,.1f} by seed"
+    bounds = "more than all in some seeds" if math.inf in ratios else bounds
+    return f"from scratch needs {needed / smallest:,.1f} times the labels {match}, {bounds}"
