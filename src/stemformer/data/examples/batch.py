@@ -17,22 +17,16 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Example:
-    """One training example: `n` tokens, special tokens included, in `s` sequences; see `Batch`.
-
-    Attributes:
-        lengths: Number of tokens of each sequence; they sum to n.
-        token_type_ids: None means 0 everywhere.
-        summary_positions: None means the first token of each sequence.
-    """
+    """One training example: `n` tokens, special tokens included, in `s` sequences; see `Batch`."""
 
     input_ids: Int[np.ndarray, "n"]
-    lengths: Int[np.ndarray, "s"]
+    lengths: Int[np.ndarray, "s"]  # sum to n
     label_positions: Int[np.ndarray, "m"]
     labels: Int[np.ndarray, "m"]
-    token_type_ids: Int[np.ndarray, "n"] | None = None
+    token_type_ids: Int[np.ndarray, "n"] | None = None  # 0 everywhere
     sequence_labels: Shaped[np.ndarray, "s ..."] | None = None
     num_dropped_tokens: int = 0
-    summary_positions: Int[np.ndarray, "s"] | None = None
+    summary_positions: Int[np.ndarray, "s"] | None = None  # the first token of each sequence
 
 
 @dataclass(frozen=True)
@@ -42,10 +36,8 @@ class Batch:
     Attributes:
         position_ids: Position within the sequence, from 0.
         cu_seqlens: (S+1,) int32 sequence boundaries; the last entry is N.
-        max_seqlen: Length of the longest sequence.
-        label_positions: Indices into the N tokens that are scored.
-        labels: Target ids at these positions; `IGNORE_INDEX` is not scored.
-        summary_positions: Indices into the N tokens whose states represent their sequences.
+        labels: Target ids at `label_positions`; `IGNORE_INDEX` is not scored.
+        summary_positions: Tokens whose states represent their sequences.
         example_numbers: Indices of the examples in their data set, for error messages.
         sequence_labels: Labels of sequences, int64 or float32, if there are any.
         num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
@@ -81,24 +73,23 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
     if lengths.min() < 1:
         raise DataError(f"One of the examples {list(example_numbers)} has a sequence without a token.")
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])  # (S+1,)
-    sizes = np.array([len(e.input_ids) for e in examples])
     segments = [np.zeros_like(e.input_ids) if e.token_type_ids is None else e.token_type_ids for e in examples]
-    summary_positions = [
-        np.cumsum(e.lengths) - e.lengths if e.summary_positions is None else e.summary_positions for e in examples
-    ]
     sequence_labels = [e.sequence_labels for e in examples if e.sequence_labels is not None]
     label_dtype = np.float32 if any(labels.dtype.kind == "f" for labels in sequence_labels) else np.int64
     # Positions within an example become positions within the batch by adding the example's offset.
-    offsets = np.cumsum(sizes) - sizes
-    label_positions = [e.label_positions + offset for e, offset in zip(examples, offsets, strict=True)]
-    summary_positions = [x + offset for x, offset in zip(summary_positions, offsets, strict=True)]
+    sizes = np.array([len(e.input_ids) for e in examples])
+    offset_examples = list(zip(np.cumsum(sizes) - sizes, examples, strict=True))
+    summary_positions = [
+        offset + (np.cumsum(e.lengths) - e.lengths if e.summary_positions is None else e.summary_positions)
+        for offset, e in offset_examples
+    ]
     return Batch(
         input_ids=_concatenate([e.input_ids for e in examples]),
         position_ids=_concatenate([np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)]),
         token_type_ids=_concatenate(segments),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(lengths.max()),
-        label_positions=_concatenate(label_positions),
+        label_positions=_concatenate([offset + e.label_positions for offset, e in offset_examples]),
         labels=_concatenate([e.labels for e in examples]),
         summary_positions=_concatenate(summary_positions),
         example_numbers=tuple(int(n) for n in example_numbers),
@@ -111,8 +102,7 @@ def pad_to_bucket_sizes(batch: Batch) -> Batch:
     """Pad a batch on the CPU to bucketed sizes, which limits the number of different shapes.
 
     The padding tokens (about 1 in 16 at most, more if sequences are very short) form extra
-    sequences; extra labels are `IGNORE_INDEX`. Losses and gradients do not change. Sequence labels
-    must be integers.
+    sequences; extra labels are `IGNORE_INDEX`. Sequence labels must be integers.
     """
     num_tokens, num_labels, num_sequences = len(batch.input_ids), len(batch.labels), len(batch.cu_seqlens) - 1
     max_seqlen = 1 << (batch.max_seqlen - 1).bit_length()

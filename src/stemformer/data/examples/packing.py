@@ -1,10 +1,7 @@
 """Packing of documents into examples of constant length.
 
-For masked and causal language models, documents are split into *chunks* of full sentences, and
-chunks are packed first-fit into rows of `sequence_length` tokens; each chunk is a sequence with its
-own special tokens, and a row is an example (`PackedDataset`). Every token of the corpus is in
-exactly one chunk. A causal model may instead read fixed-length windows of all documents joined
-(`TokenStream`). Pairs of texts: `sentence_pairs.py`.
+Documents are split into *chunks* of full sentences, and chunks are packed first-fit into rows. A
+causal model may instead read fixed-length windows of all documents joined.
 """
 
 from collections.abc import Sequence
@@ -17,29 +14,20 @@ from jaxtyping import Bool, Int
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
 
-# Rows kept open for small chunks; when another one is needed, the fullest is closed.
-_MAX_OPEN_ROWS = 256
+_MAX_OPEN_ROWS = 256  # for small chunks; when another one is needed, the fullest is closed
 
 
 @dataclass(frozen=True)
 class RawExample:
-    """Text of an example, before the objective adds special tokens and corruption.
-
-    Attributes:
-        word_starts: Whether a token starts a word; the first token of a segment always does.
-        lengths: Number of tokens of each segment.
-        segments: 0 if a segment opens a sequence, 1 if it is text B of the preceding sequence.
-        label: Label of a pair of texts: 0 original, 1 altered; None if it has none.
-        num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
-        starts_document, ends_document: Whether a segment does; `PackedDataset` only.
-    """
+    """Text of an example, before the objective adds special tokens and corruption."""
 
     tokens: Int[np.ndarray, "n"]
-    word_starts: Bool[np.ndarray, "n"]
-    lengths: Int[np.ndarray, "p"]
-    segments: Int[np.ndarray, "p"]
-    label: int | None = None
-    num_dropped_tokens: int = 0
+    word_starts: Bool[np.ndarray, "n"]  # always set for the first token of a segment
+    lengths: Int[np.ndarray, "p"]  # number of tokens of each segment
+    segments: Int[np.ndarray, "p"]  # 0: the segment opens a sequence; 1: it is text B of the one before
+    label: int | None = None  # of a pair of texts: 0 original, 1 altered
+    num_dropped_tokens: int = 0  # corpus tokens replaced by a random text or cut off
+    # Whether a segment starts or ends a document; `PackedDataset` only.
     starts_document: Bool[np.ndarray, "p"] | None = None
     ends_document: Bool[np.ndarray, "p"] | None = None
 
@@ -49,8 +37,7 @@ class ShardDataset:
     """Examples of one split; subclasses define `__len__`, `num_tokens` and `get_example`."""
 
     shards: Shards
-    # Maximum number of tokens of an example, special tokens included.
-    sequence_length: int
+    sequence_length: int  # maximum number of tokens of an example, special tokens included
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -71,15 +58,12 @@ class ShardDataset:
 
 @dataclass(frozen=True)
 class PackedDataset(ShardDataset):
-    """Packed dataset: each example is a row of document chunks."""
+    """Packed dataset: each example is a row of document chunks, with every token in one chunk."""
 
-    # First token and end (exclusive) of each chunk, ordered by row.
-    starts: Int[np.ndarray, "p"]
-    stops: Int[np.ndarray, "p"]
-    # Row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`.
-    offsets: Int[np.ndarray, "r1"]
-    # Number of special tokens per chunk.
-    num_special: int
+    starts: Int[np.ndarray, "p"]  # first token of each chunk, ordered by row
+    stops: Int[np.ndarray, "p"]  # its end (exclusive)
+    offsets: Int[np.ndarray, "r1"]  # row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`
+    num_special: int  # special tokens per chunk
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -103,16 +87,14 @@ class PackedDataset(ShardDataset):
 
 @dataclass(frozen=True)
 class TokenStream(ShardDataset):
-    """Split as one EOS-separated token stream, read in fixed-length windows (causal LM).
+    """Split as a token stream (EOS, document, EOS, ..., EOS) in fixed-length windows (causal LM).
 
-    The stream is EOS, document, EOS, document, ..., EOS. A window has one token more than
-    `sequence_length`, which the next window starts with: it gives the inputs and the shifted
-    labels, so that each token is scored exactly once. The last window may be shorter.
+    A window has one token more than `sequence_length`, which the next window starts with: it gives
+    inputs and shifted labels, so that each token is scored exactly once. The last may be shorter.
     """
 
     eos_token_id: int
-    # Positions of EOS in the stream, one before each document and one at the end.
-    eos_positions: Int[np.ndarray, "d1"]
+    eos_positions: Int[np.ndarray, "d1"]  # in the stream, before each document and at the end
 
     def __len__(self) -> int:
         return -(-self.num_tokens // self.sequence_length)
@@ -161,8 +143,7 @@ def make_token_stream(shards: Shards, *, sequence_length: int, eos_token_id: int
 def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
     """Split documents into chunks; return start and end (exclusive) of each, in corpus order.
 
-    A chunk holds as many full sentences of one document as fit. A longer sentence is split before a
-    word, a longer word anywhere.
+    Each holds as many full sentences of a document as fit; longer ones are split before a word.
     """
     sentences = np.asarray(shards.sentence_starts)
     start, bounds = 0, [0]

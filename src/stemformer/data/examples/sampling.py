@@ -1,8 +1,7 @@
 """Data order as a function of the step: permutation, generators, prefetching.
 
-The examples of step `s` depend on (data, seed, s) alone: a permutation that is computed by index
-gives their numbers, and all randomness of example `i` in epoch `e` comes from a generator keyed by
-(seed, e, i). Resuming needs no loader state.
+All randomness of example `i` in epoch `e` comes from a generator keyed by (seed, e, i), so resuming
+needs no loader state.
 """
 
 from collections import deque
@@ -34,9 +33,7 @@ def _philox(seed: int, *, stream: int, counter: list[int]) -> np.random.Philox:
 def permuted(indices: Int[np.ndarray, "n"], size: int, *, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
     """Apply a keyed random permutation of `range(size)` to some indices, in O(n) memory.
 
-    A Feistel network permutes the next power of four; results outside `size` are permuted again
-    until they are inside.
-
+    A Feistel network permutes the next power of four, again until results are below `size`.
     Source: Black and Rogaway 2002, sections 3 and 4 (cycle walking; generalized Feistel).
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
@@ -64,18 +61,17 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int) -> list[tuple[int, int]]:
     """Return (epoch, example number) of each example of a step, of all ranks and micro-batches."""
     epochs, indices = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
-    out: list[tuple[int, int]] = []
-    for epoch in np.unique(epochs).tolist():
-        numbers = permuted(indices[epochs == epoch], num_examples, seed=seed, epoch=epoch)
-        out.extend((epoch, number) for number in numbers.tolist())
-    return out
+    return [
+        (epoch, number)
+        for epoch in np.unique(epochs).tolist()
+        for number in permuted(indices[epochs == epoch], num_examples, seed=seed, epoch=epoch).tolist()
+    ]
 
 
 def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 4) -> Iterator[T]:
     """Yield `make(step)` for each step, computed in a thread with up to `ahead` results waiting.
 
-    An exception of `make` is raised at its step. Written by hand: a library's loader keeps state
-    and is not deterministic.
+    An exception of `make` is raised at its step. Written by hand: a library's loader keeps state.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     pending: deque[Future[T]] = deque()

@@ -1,10 +1,8 @@
 """Sentence pairs for next-sentence and sentence-order prediction.
 
-An example is a *chunk*, a run of full sentences of one document that fits `sequence_length` (see
-`packing.py`). Its generator splits the chunk into A and B and, half the time, replaces B by a
-random text of another document (next sentence) or swaps A and B (sentence order). Only the text may
-reveal the label, so a random B starts and ends at the same kind of boundary as the true one and is
-about as long.
+A chunk (see `packing.py`) is split into A and B. Half the time, B is replaced by a random text of
+another document (next sentence), or A and B are swapped (sentence order). Only the text may reveal
+the label, so a random B has the kinds of boundaries of the true one and about its length.
 
 Source: Devlin et al. 2019, section 3.1, task 2, and appendix A.2; sentence order: Lan et al. 2020,
 section 3.1. Where we differ: the 2018 code continues after A if B was replaced; here every epoch
@@ -24,25 +22,20 @@ from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError, DataError
 
 _NUM_SPECIAL = 3  # [CLS] A [SEP] B [SEP]
-# Random chunks searched for a replacement of B; with more, its length reveals less.
+# Random chunks searched for a replacement of B: the more, the closer is its length to that of B.
 _NUM_CANDIDATES = 4
-# Penalty for spans that do not fit: more tokens than any chunk holds.
-_PENALTY = 2**40
+_PENALTY = 2**40  # for spans that do not fit: more tokens than any chunk holds
 
 
 @dataclass(frozen=True)
 class SentencePairDataset(ShardDataset):
     """Pairs of texts, one per document chunk."""
 
-    # First token and end (exclusive) of each chunk, in corpus order.
-    starts: Int[np.ndarray, "c"]
-    stops: Int[np.ndarray, "c"]
-    # `next` (is B the continuation of A?) or `order` (are A and B in order?).
-    task: Literal["next", "order"]
-    # Probability that a pair is shortened to a random length.
-    short_seq_prob: float
-    # Number of chunks left out, which are a single word.
-    num_left_out: int
+    starts: Int[np.ndarray, "c"]  # first token of each chunk, in corpus order
+    stops: Int[np.ndarray, "c"]  # its end (exclusive)
+    task: Literal["next", "order"]  # is B the continuation of A, or are A and B in order?
+    short_seq_prob: float  # probability that a pair is shortened to a random length
+    num_left_out: int  # chunks of a single word, which cannot be split
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -54,8 +47,7 @@ class SentencePairDataset(ShardDataset):
 
     def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Return a pair made from a chunk; all random choices come from `rng`."""
-        start, chunk_stop = int(self.starts[index]), int(self.stops[index])
-        stop = chunk_stop
+        start, stop = int(self.starts[index]), int(self.stops[index])
         if rng.random() < self.short_seq_prob:
             stop = self._shorten(start, stop, target=int(rng.integers(2, self.sequence_length - _NUM_SPECIAL + 1)))
         boundaries = self._sentence_starts(start, stop)
@@ -63,7 +55,7 @@ class SentencePairDataset(ShardDataset):
         middle = int(boundaries[rng.integers(len(boundaries))])
         a, b = (start, middle), (middle, stop)
         label = int(rng.random() < 0.5)
-        num_dropped = chunk_stop - stop
+        num_dropped = int(self.stops[index]) - stop
         if label and self.task == "order":
             a, b = b, a
         elif label:
@@ -93,10 +85,7 @@ class SentencePairDataset(ShardDataset):
     def _random_text(
         self, index: int, replaced: tuple[int, int], *, max_tokens: int, rng: np.random.Generator
     ) -> tuple[int, int]:
-        """Return a span of another document than that of a chunk: the candidate closest in length.
-
-        It starts and ends at a sentence boundary exactly if the replaced text does.
-        """
+        """Return a span of another document with the boundaries of the replaced text and about its length."""
         starts_sentence, ends_sentence = self._is_sentence_start(np.array(replaced))
         length = replaced[1] - replaced[0]
         documents = self._documents
@@ -132,9 +121,8 @@ def make_sentence_pairs(
     shards: Shards, *, sequence_length: int, task: Literal["next", "order"] = "next", short_seq_prob: float = 0.1
 ) -> SentencePairDataset:
     """Return the sentence pairs of a split; arguments as in `SentencePairDataset`."""
-    if sequence_length < (minimum := _NUM_SPECIAL + 2):
-        expected = f"expected at least {minimum}, for two texts of one token"
-        raise ConfigError(f"sequence_length is {sequence_length}: {expected}.")
+    if sequence_length < (least := _NUM_SPECIAL + 2):
+        raise ConfigError(f"sequence_length is {sequence_length}: expected at least {least}, for two texts of a token.")
     starts, stops = split_documents(shards, max_tokens=sequence_length - _NUM_SPECIAL)
     # A chunk can be split between sentences, or else between words.
     sentences = shards.sentence_starts
@@ -142,17 +130,16 @@ def make_sentence_pairs(
     can_split = np.ones(len(starts), bool)
     for i in np.flatnonzero(is_single).tolist():
         can_split[i] = shards.word_starts(int(starts[i]) + 1, int(stops[i])).any()
-    num_left_out = int((~can_split).sum())
-    starts, stops = starts[can_split], stops[can_split]
-    pairs = SentencePairDataset(shards, sequence_length, starts, stops, task, short_seq_prob, num_left_out)
+    pairs = SentencePairDataset(
+        shards, sequence_length, starts[can_split], stops[can_split], task, short_seq_prob, int((~can_split).sum())
+    )
     if len(pairs) == 0:
         problem = "No text can be split into two: every document is a single word"
         raise DataError(f"{problem}. Use objective.sentences=none with such text.")
     if task == "next" and len(np.unique(pairs._documents)) < 2:
         is_held_out = shards.split == "held_out"
         option = "a larger --held-out" if is_held_out else "--documents, which sets where documents end"
-        raise DataError(
-            f"Next-sentence prediction needs a second document to take random texts from; the {shards.split} split has "
-            f"one. Prepare the text with {option}, or use objective.sentences=order."
-        )
+        problem = "Next-sentence prediction needs a second document to take random texts from"
+        advice = f"Prepare the text with {option}, or use objective.sentences=order."
+        raise DataError(f"{problem}; the {shards.split} split has one. {advice}")
     return pairs

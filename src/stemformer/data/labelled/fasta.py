@@ -18,8 +18,7 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
     """Return locations and rows of FASTA: `name`, `sequence` and, if present, `label`.
 
     The name is the first word of a header, the label follows `label=`; if no header has that and
-    none has several bars, it follows the bar, as in `>seq7|1`. Headers without label give "". Lines
-    that begin with `;` are comments.
+    none has several bars, it follows the bar, as in `>seq7|1`. Lines from `;` are comments.
     """
     records: list[tuple[int, str, list[str]]] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -27,11 +26,10 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
             records.append((number, line[1:].strip(), []))
         elif line.strip() and not line.startswith(";"):
             if not records:
-                what = "Found a sequence before any header. Expected a line that begins with '>'."
-                raise DataError(f"{source}:{number}: {what}")
+                expected = "Expected a line that begins with '>'."
+                raise DataError(f"{source}:{number}: Found a sequence before any header. {expected}")
             records[-1][2].append("".join(line.split()))
-    empty = next((number for number, _, parts in records if not parts), None)
-    if empty is not None:
+    if empty := next((number for number, _, parts in records if not parts), 0):
         raise DataError(f"{source}:{empty}: Found a header without a sequence. Add its lines or remove the header.")
     has_named = any(_LABEL.search(header) for _, header, _ in records)
     bars = {header.count("|") for _, header, _ in records}
@@ -43,10 +41,9 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
             label = found[1]
         row = {"name": name.strip(), "sequence": "".join(parts), "label": label.strip()}
         rows.append((f"{source}:{number}", row))
-    if not any(row["label"] for _, row in rows):
-        for _, row in rows:
-            del row["label"]
-    return rows
+    if any(row["label"] for _, row in rows):
+        return rows
+    return [(location, {"name": row["name"], "sequence": row["sequence"]}) for location, row in rows]
 
 
 def find_alphabet(texts: Iterable[str]) -> str:

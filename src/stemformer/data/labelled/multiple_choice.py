@@ -19,17 +19,13 @@ _NUMBERED_CHOICE = re.compile(r"(?:choice|option|ending|answer)_?(\d)")
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """Question whose input for a choice is the pair `prompt`, `second + " " + choice`.
-
-    The prompt is a passage, dialogue or sentence; `second` a question or an unfinished text.
-    """
+    """Question whose input for a choice is the pair `prompt`, `second + " " + choice`."""
 
     id: str
-    prompt: str
-    second: str
+    prompt: str  # passage, dialogue or sentence
+    second: str  # question or unfinished text
     choices: tuple[str, ...]
-    # Index of the right choice; None if unknown.
-    answer: int | None
+    answer: int | None  # index of the right choice; None if unknown
 
 
 class ChoiceColumns(NamedTuple):
@@ -38,20 +34,17 @@ class ChoiceColumns(NamedTuple):
     prompt: str
     second: str
     choices: tuple[str, ...]
-    # The first that exists holds the answer.
-    answers: tuple[str, ...]
-    # Number of the first choice, 0 or 1; None: inferred from all answers.
-    first: int | None
+    answers: tuple[str, ...]  # the first that exists holds the answer
+    first: int | None  # number of the first choice, 0 or 1; None: inferred from all answers
 
 
+_IQA_ANSWERS = ("correct", "label", "label_letter")
 _DATASETS = {
     "SWAG": ChoiceColumns("sent1", "sent2", ("ending0", "ending1", "ending2", "ending3"), ("label",), 0),
     "HellaSwag": ChoiceColumns("ctx_a", "ctx_b", ("endings",), ("label",), 0),
     "COPA": ChoiceColumns("premise", "question", ("choice1", "choice2"), ("label",), 0),
     "PIQA": ChoiceColumns("goal", "", ("sol1", "sol2"), ("label",), 0),
-    "Social IQa": ChoiceColumns(
-        "context", "question", ("answerA", "answerB", "answerC"), ("correct", "label", "label_letter"), 1
-    ),
+    "Social IQa": ChoiceColumns("context", "question", ("answerA", "answerB", "answerC"), _IQA_ANSWERS, 1),
     # One row per question.
     "RACE": ChoiceColumns("article", "question", ("options",), ("answer",), None),
 }
@@ -63,9 +56,8 @@ def read_choices(files: Inputs, *, counts: Counter[str]) -> list[ChoiceQuestion]
     Recognized by their columns: SWAG, HellaSwag, COPA (also XML), XCOPA, PIQA (labels also in
     `NAME-labels.lst` next to `NAME.jsonl`), Social IQa, RACE; by their structure: DREAM and C3.
     Other tables have the columns `prompt`, optionally `second`, `choice1`, `choice2`, ... (or a
-    list `choices`) and `label`: a letter, the text of the choice, or a number. Numbers start at 0
-    if one is 0, at 1 if one is the number of choices. `counts` receives the numbers of unknown
-    answers and of those with an inferred numbering.
+    list `choices`) and `label`: a letter, the text of the choice, or a number (from 0 if one is 0,
+    from 1 if one is the number of choices). `counts` receives unknown answers and such numbers.
     """
     questions: list[ChoiceQuestion] = []
     for source in find_sources(files):
@@ -87,7 +79,6 @@ def read_choices(files: Inputs, *, counts: Counter[str]) -> list[ChoiceQuestion]
 
 
 def _dialogue_questions(record: Any, location: str) -> Iterator[ChoiceQuestion]:
-    """Yield the questions of DREAM and C3 on one dialogue or text: `[lines, questions, id]`."""
     if not isinstance(record, list) or len(record) != 3 or not all(isinstance(part, list) for part in record[:2]):
         raise DataError(f"{location}: Expected [lines, questions, id] as in DREAM and C3.")
     lines, questions, name = record
@@ -103,12 +94,10 @@ def _dialogue_questions(record: Any, location: str) -> Iterator[ChoiceQuestion]:
 
 
 def _race_questions(record: dict[str, Any], location: str) -> Iterator[ChoiceQuestion]:
-    """Yield the questions of RACE on one article; answers are letters."""
     questions, options = record["questions"], record.get("options")
     answers = record.get("answers") or [None] * len(questions)
     if not isinstance(options, list) or not len(options) == len(questions) == len(answers):
-        expected = "as many lists of 'options' and as many 'answers' as 'questions', as in RACE"
-        raise DataError(f"{location}: Expected {expected}.")
+        raise DataError(f"{location}: Expected as many lists of 'options' and 'answers' as 'questions', as in RACE.")
     article = required_text(record, ("article",), location)
     for number, (question, choices, answer) in enumerate(zip(questions, options, answers, strict=True)):
         index = _answer_index(answer, choices, None, f"{location}: Question {number}")
@@ -181,7 +170,6 @@ def _choices(row: Mapping[str, Any], columns: ChoiceColumns, location: str) -> t
 
 
 def _piqa_labels(source: str, num_rows: int, counts: Counter[str]) -> list[object]:
-    """Return the answers from PIQA's file of labels, if it exists."""
     path = Path(split_suffixes(source)[0].removesuffix(".jsonl") + "-labels.lst")
     if source.startswith(HUB_PREFIX) or not path.is_file():
         return [None] * num_rows
@@ -193,14 +181,13 @@ def _piqa_labels(source: str, num_rows: int, counts: Counter[str]) -> list[objec
 
 
 def _first_number(raw: Sequence[object], choices: Sequence[Sequence[str]], source: str) -> int:
-    """Infer whether a table numbers choices from 0 or 1."""
     texts = map(label_text, raw)
     pairs = [(int(text), len(options)) for text, options in zip(texts, choices, strict=True) if text.isdecimal()]
     has_zero = any(number == 0 for number, _ in pairs)
     has_last = any(number == num_choices for number, num_choices in pairs)
     if pairs and has_zero == has_last:
-        reason = f"{'both 0 and' if has_zero else 'neither 0 nor'} the number of choices occurs"
-        what = f"Cannot tell whether labels number choices from 0 or from 1 ({reason})"
+        problem = f"{'both 0 and' if has_zero else 'neither 0 nor'} the number of choices occurs"
+        what = f"Cannot tell whether labels number choices from 0 or from 1 ({problem})"
         raise DataError(f"{source}: {what}. Use letters (A, B, ...) or the choices themselves.")
     return 0 if has_zero else 1
 

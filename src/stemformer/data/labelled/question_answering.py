@@ -11,8 +11,7 @@ from stemformer.data.labelled.text_classification import label_text
 from stemformer.data.text.files import HUB_PREFIX, Inputs, find_sources, split_suffixes
 from stemformer.errors import DataError
 
-# Texts and offsets; None if the file has no offset.
-_Answers = Sequence[tuple[str, int | None]]
+_Answers = Sequence[tuple[str, int | None]]  # texts and offsets, if the file has them
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,7 @@ class Question:
     id: str
     question: str
     context: str
-    # Texts and offsets: `context[offset : offset + len(text)] == text`.
-    answers: tuple[tuple[str, int], ...]
+    answers: tuple[tuple[str, int], ...]  # text and offset: context[offset : offset + len(text)] == text
     title: str
     is_impossible: bool
     gold: tuple[str, ...]
@@ -74,7 +72,7 @@ def _article_questions(article: dict[str, Any], location: str, counts: Counter[s
 
 
 def _parse_answers(value: Any, start: Any, location: str) -> _Answers:
-    """Return texts and offsets from a list, an object of two lists, or one text and `start`."""
+    # A list, an object of two lists, or one text.
     pairs: list[tuple[Any, Any]]
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         texts, starts = value["text"], value.get("answer_start") or [None] * len(value["text"])
@@ -83,24 +81,22 @@ def _parse_answers(value: Any, start: Any, location: str) -> _Answers:
         pairs = [(a.get("text"), a.get("answer_start")) if isinstance(a, dict) else (a, None) for a in value]
     else:
         pairs = [(value, int(start) if label_text(start).removeprefix("-").isdecimal() else None)] if value else []
-    for text, offset in pairs:
-        if not isinstance(text, str) or not isinstance(offset, int | None):
-            expected = "a list of objects with 'text' and 'answer_start' (a number), as in SQuAD"
-            raise DataError(f"{location}: The answers are {value!r}, expected {expected}.")
+    if not all(isinstance(text, str) and isinstance(offset, int | None) for text, offset in pairs):
+        expected = "a list of objects with 'text' and 'answer_start' (a number), as in SQuAD"
+        raise DataError(f"{location}: The answers are {value!r}, expected {expected}.")
     return pairs
 
 
 def _row_question(row: Mapping[str, Any], location: str, counts: Counter[str]) -> Question:
-    """Return the question of a row; without `is_impossible`, no answers make it impossible."""
     raw = row.get("answers", row.get("answer"))
     answers = _parse_answers(raw, row.get("answer_start"), location)
-    is_impossible = row.get("is_impossible")
-    if is_impossible is None:
-        is_impossible = raw is not None and not isinstance(raw, str) and not answers
+    flag = row.get("is_impossible")
+    if flag is None:
+        flag = raw is not None and not isinstance(raw, str) and not answers
+    is_impossible = label_text(flag).lower() in ("true", "1")
     name = label_text(row.get("id")) or location
     question = required_text(row, ("question",), location)
     context = required_text(row, ("context", "passage", "paragraph"), location)
-    is_impossible = label_text(is_impossible).lower() in ("true", "1")
     return _make_question(name, question, context, row.get("title"), None if is_impossible else answers, counts)
 
 
@@ -110,8 +106,7 @@ def _make_question(
     """Return a question with corrected answer offsets; without answers, it is impossible."""
     found = []
     for text, start in answers or ():
-        offset = _find_nearest(text, context, start or 0)
-        if offset is None:
+        if (offset := _find_nearest(text, context, start or 0)) is None:
             counts["answer not in its passage"] += 1
             continue
         if start is not None and offset != start:

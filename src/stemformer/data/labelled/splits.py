@@ -9,8 +9,7 @@ import numpy as np
 from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import ConfigError
 
-# Random stream of subsets; no example has this number.
-_STREAM = 2**62
+_STREAM = 2**62  # random stream of subsets; no example has this number
 
 
 def parse_sizes(sizes: Sequence[str | float], num_records: int) -> tuple[int, ...]:
@@ -60,9 +59,8 @@ def train_dev_split(keys: Sequence[Hashable], *, share: float = 0.1, seed: int =
     rng = np.random.Generator(np.random.Philox(seed))
     dev: set[int] = set()
     for numbers in members.values():
-        order = rng.permutation(len(numbers)).tolist()
         wanted = min(max(1, round(share * len(numbers))), len(numbers) - 1)
-        dev.update(numbers[i] for i in order[:wanted])
+        dev.update(numbers[i] for i in rng.permutation(len(numbers))[:wanted])
     return [number for number in range(len(keys)) if number not in dev], sorted(dev)
 
 

@@ -22,8 +22,8 @@ MAX_LISTED_SYMBOLS = 10
 class SymbolMap:
     """Map from runs of `size` symbols (k-mers) to words, that of `*` for all other runs.
 
-    Upper and lower case are the same if the runs have one case only. The stride is the distance
-    between the starts of runs: 1 for overlapping, `size` for adjacent runs.
+    Case is ignored if the runs have one case only. The stride is the distance between the starts of
+    runs: 1 for overlapping, `size` for adjacent runs.
 
     Example:
         >>> SymbolMap({"A": "apple", "C": "river", "*": "stone"}).apply("acN")
@@ -45,28 +45,27 @@ class SymbolMap:
                 raise DataError(f"Symbol map: {run!r} has {len(run)} symbols, expected {self.size}.")
             if not word or word != " ".join(word.split()):
                 raise DataError(f"Symbol map: The word for {run!r} is {word!r}, expected a single word.")
-        repeated = [word for word, number in Counter(self.words[run] for run in runs).items() if number > 1]
-        if repeated:
-            same = " and ".join(repr(run) for run in runs if self.words[run] == repeated[0])
-            raise DataError(f"Symbol map: '{repeated[0]}' is the word of {same}. Give each its own word.")
+        word, number = Counter(self.words[run] for run in runs).most_common(1)[0]
+        if number > 1:
+            same = " and ".join(repr(run) for run in runs if self.words[run] == word)
+            raise DataError(f"Symbol map: '{word}' is the word of {same}. Give each its own word.")
 
     @classmethod
     def draw(
         cls, alphabet: str, words: Iterable[str], *, size: int = 1, stride: int = 1, others: bool = False, seed: int = 0
     ) -> "SymbolMap":
-        """Return a map from each run of `size` symbols to a random word of a vocabulary.
+        """Return a map from each run of `size` symbols to a random full word of a vocabulary.
 
-        Only full words of letters are used; `others` also draws a word for runs with other symbols.
+        With `others`, runs with other symbols have a word, too.
         """
         symbols = list(dict.fromkeys(alphabet))
-        usable = _whole_words(list(words))
+        usable = _full_words(list(words))
         if len(usable) < len(symbols) ** size + others:
             need = f"{len(symbols) ** size:,} runs of {size} symbols of {alphabet!r} need a word each"
-            found = f"the vocabulary has only {len(usable):,} whole words"
-            raise DataError(f"{need}, but {found}. Use a smaller size.")
+            raise DataError(f"{need}, but the vocabulary has only {len(usable):,} whole words. Use a smaller size.")
         runs = ["".join(run) for run in itertools.product(symbols, repeat=size)] + [ANY_SYMBOL] * others
-        chosen = np.random.Generator(np.random.Philox(seed)).choice(len(usable), size=len(runs), replace=False).tolist()
-        return cls({run: usable[number] for run, number in zip(runs, chosen, strict=True)}, size, stride)
+        chosen = np.random.Generator(np.random.Philox(seed)).choice(usable, size=len(runs), replace=False).tolist()
+        return cls(dict(zip(runs, chosen, strict=True)), size, stride)
 
     @classmethod
     def load(cls, file: str | Path) -> "SymbolMap":
@@ -83,13 +82,15 @@ class SymbolMap:
             words = {str(run): str(word) for run, word in settings["words"].items()}
         else:
             for number, line in enumerate(text.split("\n"), 1):
+                if not line.strip():
+                    continue
                 run, tab, word = line.partition("\t")
-                if line.strip() and (not tab or not run or run in words):
+                if not tab or not run or run in words:
                     what = f"{run!r} is repeated" if tab and run in words else f"Found {line!r}"
-                    expected = "Expected a symbol, a tab and its word, each symbol once."
-                    raise DataError(f"{file}:{number}: {what}. {expected}")
-                if line.strip():
-                    words[run] = word.strip()
+                    raise DataError(
+                        f"{file}:{number}: {what}. Expected a symbol, a tab and its word, each symbol once."
+                    )
+                words[run] = word.strip()
         longest = max((len(run) for run in words), default=1)
         try:
             return cls(words, int(settings.get("size", longest)), int(settings.get("stride", 1)))
@@ -114,8 +115,7 @@ class SymbolMap:
         With a stride above 1, symbols after the last complete run are ignored; `counts` receives
         their number, and that of unknown symbols, which become the word of `*`.
         """
-        symbols = "".join(text.split())
-        where = f"{location}: " if location else ""
+        symbols, where = "".join(text.split()), f"{location}: " if location else ""
         if len(symbols) < self.size:
             raise DataError(f"{where}Found {len(symbols)} symbols, but a word is for {self.size}. Remove the text.")
         runs = [symbols[i : i + self.size] for i in range(0, len(symbols) - self.size + 1, self.stride)]
@@ -142,7 +142,7 @@ class SymbolMap:
         return {self._fold(run): word for run, word in self.words.items() if run != ANY_SYMBOL}
 
 
-def _whole_words(vocabulary: Sequence[str]) -> list[str]:
+def _full_words(vocabulary: Sequence[str]) -> list[str]:
     """Return the sorted words of letters: no pieces (`##ing`), no special tokens."""
     # With marks for spaces, of byte-level BPE or SentencePiece, words without a mark are pieces.
     for mark in ("Ġ", "▁"):

@@ -74,27 +74,23 @@ def read_table(files: Inputs, *, errors: str = "strict") -> Table:
     """Read labelled files with the same columns into one table.
 
     Formats by suffix, each also compressed: `.csv`, `.tsv`, `.jsonl`, `.json` (a list of objects,
-    such a list under the key "data", or one object per line), `.parquet`, `.fasta` and `.fa`
-    (columns `name`, `sequence` and, if a header has one, `label`);
-    `hub:owner/name[:config][:split]`. Anything else is one text per line in the column `text`, or
-    TSV if every line has the same number of tabs. `-` is standard input: one object per line if it
-    begins with `{`, else one text per line. `errors` is "strict", or "replace" to decode invalid
-    UTF-8 as U+FFFD.
+    such a list under the key "data", or one object per line), `.parquet`, `.fasta` and `.fa` (see
+    `read_fasta`); `hub:owner/name[:config][:split]`. Anything else is one text per line in the
+    column `text`, or TSV if every line has the same number of tabs. `-` is standard input: one
+    object per line if it begins with `{`, else one text per line. `errors` is "strict", or
+    "replace" to decode invalid UTF-8 as U+FFFD.
     """
     sources = find_sources(files)
-    tables: list[Table] = []
-    for source in sources:
-        pairs = _read_source(source, errors)
-        if not pairs:
-            raise DataError(f"{source}: The file has no rows. Expected at least one.")
-        tables.append(_make_table(source, pairs))
-        columns, found = tables[0].columns, tables[-1].columns
-        if set(found) != set(columns):
+    tables = [_make_table(source, _read_source(source, errors)) for source in sources]
+    columns = tables[0].columns
+    for table in tables:
+        if not table.rows:
+            raise DataError(f"{table.source}: The file has no rows. Expected at least one.")
+        if set(table.columns) != set(columns):
             others = f"those of {sources[0]} are {quoted(columns)}. Pass files with the same columns."
-            raise DataError(f"{source}: The columns are {quoted(found)}, but {others}")
+            raise DataError(f"{table.source}: The columns are {quoted(table.columns)}, but {others}")
     rows = [{name: row[name] for name in columns} for table in tables for row in table.rows]
-    locations = [location for table in tables for location in table.locations]
-    return Table(", ".join(sources), columns, rows, locations)
+    return Table(", ".join(sources), columns, rows, [location for table in tables for location in table.locations])
 
 
 def parse_json_lines(text: str) -> Table:
@@ -113,15 +109,15 @@ def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str,
     text = read_text(source, errors=errors)
     values = None
     if text.lstrip().startswith("{"):
-        number = 1 + text[: text.index("{")].count("\n")
+        first_line = 1 + text[: text.index("{")].count("\n")
         try:
-            values = [(f"{source}:{number}", json.loads(text))]
+            values = [(f"{source}:{first_line}", json.loads(text))]
         except (ValueError, RecursionError) as error:
             # Extra data: the first line is one of several objects.
             if getattr(error, "msg", "") != "Extra data":
+                location = f"{source}:{getattr(error, 'lineno', 1)}"
                 expected = "Expected one object, one list of objects or one object per line."
-                line = getattr(error, "lineno", 1)
-                raise DataError(f"{source}:{line}: Bad JSON ({error}). {expected}") from error
+                raise DataError(f"{location}: Bad JSON ({error}). {expected}") from error
     values = values or list(json_values(iter([text]), source))
     if _SURROGATE_ESCAPE.search(text):
         values = [(location, _replaced(value, location, errors)) for location, value in values]
@@ -131,8 +127,8 @@ def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str,
 def required_text(record: Mapping[str, Any], names: Sequence[str], location: str) -> str:
     """Return the first text under one of the keys; raise if there is none."""
     for name in names:
-        if isinstance(record.get(name), str):
-            return str(record[name])
+        if isinstance(text := record.get(name), str):
+            return text
     raise DataError(f"{location}: No text under '{names[0]}'. Keys: {quoted(list(record)) or 'none'}. Add it.")
 
 
@@ -148,7 +144,6 @@ def _replaced(value: Any, location: str, errors: str) -> Any:
 
 
 def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return locations and rows of one file, hub data set or standard input."""
     stem, kind, compression = split_suffixes(source)
     if source.startswith(HUB_PREFIX):
         return list(hub_rows(source))
@@ -186,17 +181,15 @@ def _json_rows(records: list[tuple[str, Any]], source: str) -> list[tuple[str, d
 
 
 def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return locations and rows of CSV or TSV; without a header, columns are numbered."""
     has_quotes = delimiter in ",;" or _has_csv_quotes(text)
     pairs = list(csv_rows(iter([text]), source, delimiter=delimiter, has_quotes=has_quotes))
     rows = [row for _, row in pairs]
     names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
     if _has_header(rows):
-        names = [field.strip() or name for field, name in zip(rows[0], names, strict=True)]
-        repeated = [name for name, number in Counter(names).items() if number > 1]
-        if repeated:
-            raise DataError(f"{pairs[0][0]}: The header repeats {quoted(repeated)}. Give each column its own name.")
-        pairs = pairs[1:]
+        location, header = pairs.pop(0)
+        names = [field.strip() or name for field, name in zip(header, names, strict=True)]
+        if repeated := [name for name, number in Counter(names).items() if number > 1]:
+            raise DataError(f"{location}: The header repeats {quoted(repeated)}. Give each column its own name.")
     return [(location, dict(zip(names, row, strict=True))) for location, row in pairs]
 
 
@@ -217,7 +210,6 @@ def _has_csv_quotes(text: str) -> bool:
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Return whether the first row is a header: a field is a usual name, or all may be names."""
     first = [field.strip() for field in rows[0]]
     if any(usual_name(field) in _USUAL_NAMES for field in first):
         return True
@@ -234,7 +226,6 @@ def _may_be_name(field: str) -> bool:
 
 
 def _find_delimiter(text: str, stem: str, kind: str) -> str | None:
-    """Return the delimiter of a file's columns; None if it is plain text."""
     if kind == ".tsv":
         return "\t"
     lines = [line for line in text.split("\n") if line.strip()]

@@ -48,10 +48,9 @@ def choose_columns(
 ) -> TextColumns:
     """Check the columns that `texts` and `label` name, and find those that are missing.
 
-    Columns are recognized by their names (`TEXT_NAMES`, `PAIR_NAMES`, `LABEL_NAMES`), else by
-    content: the label has few distinct values or numbers with decimals (of several such columns,
-    the one that numbers classes 0, 1, ...); the texts are the longest on average. `kind` decides
-    between several named labels. A label that is not needed is only found by its name.
+    Columns are recognized by their names (`table.py`), else by content: the label has few distinct
+    values or numbers with decimals; the texts are the longest on average. `kind` decides between
+    several named labels. A label that is not needed is only found by its name.
     """
     source, columns = table.source, table.columns
     for name in [*texts, *([] if label is None else [label])]:
@@ -69,7 +68,6 @@ def choose_columns(
 
 
 def _named_texts(table: Table, num_texts: int, label: str | None) -> tuple[str, ...]:
-    """Return the text columns with usual names, or nothing."""
     usual = {usual_name(column): column for column in reversed(table.columns) if column != label}
     pairs = [(usual[a], usual[b]) for a, b in PAIR_NAMES if a in usual and b in usual]
     if num_texts == 2:
@@ -161,11 +159,8 @@ def make_text_examples(
 ) -> list[TextExample]:
     """Return the examples of a table and count the rows that give none, by reason.
 
-    Args:
-        kind: "class" for one label as written (an int or float of JSON or parquet without its
-            `.0`); "labels" for any number of labels, from a list or split at `separator`; "score"
-            for a number.
-        keep_empty: Keep (and count) rows with an empty text, so that there is one example per row.
+    `kind` is "class" for one label as written, "labels" for any number of labels, from a list or
+    split at `separator`, or "score" for a number. `keep_empty` keeps rows with an empty text.
     """
     examples = []
     # `-` is no label where annotators disagreed; it is one where `+` is.
@@ -187,7 +182,6 @@ def make_text_examples(
 
 
 def _text(value: object, location: str, column: str) -> str:
-    """Return a cell as text: of a list its lines, for null nothing."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         value = "\n".join(value)
     if isinstance(value, list | dict | bytes):
@@ -197,7 +191,6 @@ def _text(value: object, location: str, column: str) -> str:
 
 
 def _label(value: object, location: str, kind: LabelKind, separator: str) -> str | float | tuple[str, ...] | None:
-    """Return a cell as a label of a kind, or None if it is empty."""
     if kind == "labels":
         if value is None:
             return None

@@ -46,9 +46,8 @@ def join_tokens(words: Sequence[str], joiners: str | Sequence[str] = " ") -> tup
     separators = [joiners] * len(words) if isinstance(joiners, str) else joiners
     text, offsets = "", []
     for word, separator in zip(words, ["", *separators][: len(words)], strict=True):
-        text += separator
-        offsets.append((len(text), len(text) + len(word)))
-        text += word
+        text += separator + word
+        offsets.append((len(text) - len(word), len(text)))
     return text, tuple(offsets)
 
 
@@ -69,10 +68,8 @@ def read_tagged(
         needs_tags: If not, a missing `column` means no tags, and lines may be sentences.
         counts: Receives what is skipped.
     """
-    sentences: list[TaggedSentence] = []
     sources = find_sources(files)
-    for source in sources:
-        sentences.extend(_read_source(source, column, joiner, counts, needs_tags=needs_tags))
+    sentences = [s for source in sources for s in _read_source(source, column, joiner, counts, needs_tags=needs_tags)]
     if not sentences:
         expected = "Expected one word per line, followed by a tab or space and its tag."
         raise DataError(f"{', '.join(sources)}: No sentences. {expected}")
@@ -102,11 +99,10 @@ def _read_source(
 
 def _are_sentences(lines: Sequence[str]) -> bool:
     """Return whether lines are sentences: without tabs, of unequal lengths or all apart."""
-    if any("\t" in line for line in lines):
-        return False
     widths = {len(line.split()) for line in lines if line.strip()}
     follows = any(a.strip() and b.strip() for a, b in pairwise(lines))
-    return len(widths) > 1 or (not follows and widths != {1})
+    has_tabs = any("\t" in line for line in lines)
+    return not has_tabs and (len(widths) > 1 or (not follows and widths != {1}))
 
 
 def _make_sentence(
@@ -165,13 +161,12 @@ def _read_conll(
         return bool(is_first and _COMMENT.match(line) and not (has_tabs and "\t" in line))
 
     # Document marks separate sentences.
-    num_marks = sum(line.startswith("-DOCSTART-") for line in lines)
-    if num_marks:
+    if num_marks := sum(line.startswith("-DOCSTART-") for line in lines):
         counts["-DOCSTART- lines"] += num_marks
     blocks = list(_blocks(["" if line.startswith("-DOCSTART-") else line for line in lines], is_comment))
 
     prefixes = {match and match[0] for block in blocks for i in block for match in [_LANGUAGE.match(lines[i])]}
-    prefix = next(iter(prefixes)) if len(prefixes) == 1 else None
+    prefix = (prefixes.pop() if len(prefixes) == 1 else None) or ""
     num_columns = max((len(split(lines[block[0]])) for block in blocks), default=1)
     tag_index = None
     if column is None or (column.isdecimal() and 2 <= int(column) <= num_columns):
@@ -180,7 +175,7 @@ def _read_conll(
         what = f"The columns have no names, and '{column}' is not a number from 2 to {num_columns}"
         raise DataError(f"{source}: {what}. Pass the number of the column with the tags.")
     for block in blocks:
-        rows = [split(lines[i].removeprefix(prefix or "")) for i in block]
+        rows = [split(lines[i].removeprefix(prefix)) for i in block]
         expected = len(rows[0]) if len(rows[0]) == 1 else num_columns
         for i, row in zip(block, rows, strict=True):
             if len(row) != expected or not row[0]:
@@ -259,7 +254,8 @@ def find_scheme(tags: Iterable[str]) -> str | None:
     Only the tags of all sentences in order tell IOB1 from BIO; of their set it is BIO.
     """
     marks: set[str] = set()
-    has_late_start = has_early_start = False
+    # Marks of first words that follow no word of the same type.
+    first_marks: set[str] = set()
     previous = ""
     for tag in tags:
         found = _ENTITY_TAG.fullmatch(tag)
@@ -267,12 +263,12 @@ def find_scheme(tags: Iterable[str]) -> str | None:
             return None
         mark, kind = found.groups() if found else ("O", "")
         marks.add(mark)
-        has_early_start |= mark == "B" and kind != previous
-        has_late_start |= mark == "I" and kind != previous
+        if kind != previous:
+            first_marks.add(mark)
         previous = kind
     if marks <= {"O"}:
         return None
     for scheme, letters in (("BILOU", "LU"), ("BMES", "M"), ("BIOES", "ES")):
         if not marks.isdisjoint(letters):
             return scheme
-    return "IOB1" if has_late_start and not has_early_start else "BIO"
+    return "IOB1" if "I" in first_marks and "B" not in first_marks else "BIO"

@@ -1,9 +1,4 @@
-"""Text corpora: files, folders, archives and hub data sets, read as a stream of documents.
-
-A document is a record (JSON, CSV, TSV, parquet, hub data sets), an article (WikiExtractor markup,
-recognized by a leading `<doc `), or a part of plain text according to `documents`. Skipped input is
-counted by reason.
-"""
+"""Text corpora: files, folders, archives and hub data sets, read as a stream of documents."""
 
 import html
 import io
@@ -59,8 +54,9 @@ def read_documents(
     """Return an iterator over the documents of `inputs`, in order.
 
     Files are streamed: memory holds one block and one document. The suffix decides the format:
-    `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, or `.tar` of such files, each also compressed
-    (`.gz`, `.xz`, `.zst`, `.bz2`); anything else is plain text.
+    `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` (a document is a record), or `.tar` of such files,
+    each also compressed (`.gz`, `.xz`, `.zst`, `.bz2`); anything else is plain text, or articles of
+    WikiExtractor if it begins with `<doc `.
 
     Args:
         inputs: Files, folders, patterns (see `find_files`) and hub data sets (see `hub_rows`).
@@ -131,7 +127,7 @@ def _read_file(name: str, options: _Options, *, is_named: bool) -> Iterator[tupl
 def _read_stream(
     stream: io.BufferedIOBase, name: str, path: str, options: _Options, *, is_named: bool
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield sources and texts of a file or archive member; `path` tells its format."""
+    """Yield sources and texts of a file or archive member; the format is that of `path`."""
     _, kind, compression = files.split_suffixes(path)
     stream = files.decompress(stream, name, compression=compression)
     if kind == ".tar":
@@ -183,18 +179,11 @@ def _read_tar(stream: io.BufferedIOBase, name: str, options: _Options) -> Iterat
                     content, source = cast(io.BufferedReader, file), f"{name}:{member.name}"
                     yield from _read_stream(content, source, member.name, options, is_named=False)
     except tarfile.TarError as error:
-        message = f"{name}: Truncated, corrupt or not tar ({error}). Get the file again."
-        raise DataError(message, damaged=True) from error
+        raise files.damaged_file(name, "tar", error) from error
 
 
 def _read_text(blocks: Iterator[str], name: str, options: _Options, *, is_named: bool) -> Iterator[tuple[str, str]]:
-    """Yield sources and texts of plain text or WikiExtractor articles."""
-    head = ""
-    for text in blocks:
-        head += text
-        if len(head) >= HEAD_CHARACTERS:
-            break
-    blocks = chain([head], blocks)
+    head, blocks = files.read_ahead(blocks, lambda text: len(text) >= HEAD_CHARACTERS)
     documents = options.documents
     if documents == "auto":
         documents = "file" if not is_named else "blank" if _BLANK_LINE.search(head, 0, HEAD_CHARACTERS) else "line"

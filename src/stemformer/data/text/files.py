@@ -1,8 +1,4 @@
-"""Input files: expansion of names and patterns, decompression, decoding.
-
-Truncated or corrupt data raises `DataError` with `damaged=True`, intact data of another format than
-the file name says without.
-"""
+"""Input files: expansion of names and patterns, decompression, decoding."""
 
 import bz2
 import codecs
@@ -16,6 +12,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, cast
 
@@ -50,9 +47,8 @@ MAGIC = (
 def find_files(inputs: Inputs) -> list[Path]:
     """Return the files that `inputs` name, without duplicates, in a deterministic order.
 
-    Inputs are files, folders (searched recursively, sorted by name, hidden entries skipped) and
-    patterns with `*`, `**`, `?` or `[...]`; hub data sets (`hub:...`) are ignored. Each must exist
-    and hold a file.
+    Inputs are files, folders (searched recursively, hidden entries skipped) and patterns with `*`,
+    `**`, `?` or `[...]`, each with at least one file; hub data sets (`hub:...`) are ignored.
     """
     return [Path(source) for source, _ in expand_inputs(inputs) if not source.startswith(HUB_PREFIX)]
 
@@ -85,15 +81,15 @@ def expand_inputs(inputs: Inputs, *, allow_stdin: bool = False) -> list[tuple[st
 
 def _files_of(path: Path) -> list[Path]:
     if path.is_dir():
-        matches, failure = [path], "Folder '{}' holds no file (hidden files are skipped). Put text files into it."
+        matches, problem = [path], f"Folder '{path}' holds no file (hidden files are skipped). Put text files into it."
     elif glob.has_magic(str(path)):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        failure = "Pattern '{}' matches no file. Check it, and that the shell has not expanded it."
+        problem = f"Pattern '{path}' matches no file. Check it, and that the shell has not expanded it."
     else:
-        raise DataError(f"File or folder '{path}' does not exist{_nearest_existing(path)}")
+        matches, problem = [], f"File or folder '{path}' does not exist{_nearest_existing(path)}"
     files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
     if not files:
-        raise DataError(failure.format(path))
+        raise DataError(problem)
     return files
 
 
@@ -111,7 +107,6 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _nearest_existing(path: Path) -> str:
-    """Return the end of the message on a missing path: its missing part and a similar name."""
     missing = path
     while not missing.parent.exists() and missing.parent != missing:
         missing = missing.parent
@@ -135,10 +130,7 @@ def open_file(source: str) -> io.BufferedIOBase:
 
 
 def read_text(source: str, *, errors: str = "strict") -> str:
-    r"""Return the text of a file or standard input, with `\n` for CR LF and CR; never blank.
-
-    `errors` is "strict", or "replace" to decode invalid UTF-8 as U+FFFD.
-    """
+    r"""Return the text of a file or standard input, with `\n` for CR LF and CR; never blank."""
     with open_file(source) as file:
         stream = decompress(file, source, compression=split_suffixes(source)[2])
         text = "".join(text_blocks(stream, source, errors=errors, skipped=Counter()))
@@ -179,10 +171,8 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        while not self._rest:
-            block = next(self._blocks, None)
-            if block is None:
-                return 0
+        # An empty block is not the end.
+        while not self._rest and (block := next(self._blocks, None)) is not None:
             self._rest = memoryview(block)
         size = min(len(buffer), len(self._rest))
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]
@@ -216,8 +206,13 @@ def _decompressed_blocks(stream: io.BufferedIOBase, name: str, compression: str)
             while data := file.read(BLOCK_BYTES):
                 yield data
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        message = f"{name}: Truncated, corrupt or not {compression} data ({error}). Get the file again."
-        raise DataError(message, damaged=True) from error
+        raise damaged_file(name, f"{compression} data", error) from error
+
+
+def damaged_file(name: str, kind: str, error: Exception) -> DataError:
+    """Return the error for a file that its library cannot read."""
+    reason = str(error).partition("\n")[0]
+    return DataError(f"{name}: Truncated, corrupt or not {kind} ({reason}). Get the file again.", damaged=True)
 
 
 def _zstd_blocks(stream: io.BufferedIOBase) -> Iterator[bytes]:
@@ -277,6 +272,16 @@ def _decode(
     num_replaced = text.count("\ufffd") - block[:used].count("\ufffd".encode())
     skipped["invalid UTF-8 bytes replaced"] += used - (len(text.encode()) - 3 * num_replaced)
     return text, used
+
+
+def read_ahead(blocks: Iterator[str], is_enough: Callable[[str], bool]) -> tuple[str, Iterator[str]]:
+    """Return the first blocks as one text, up to where it is enough, and all blocks."""
+    head = ""
+    for block in blocks:
+        head += block
+        if is_enough(head):
+            break
+    return head, chain([head], blocks)
 
 
 def text_lines(blocks: Iterator[str]) -> Iterator[str]:

@@ -9,10 +9,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any, Literal
 
-from stemformer.data.text.files import HUB_PREFIX, nearest_first, quoted, text_lines
+from stemformer.data.text.files import HUB_PREFIX, damaged_file, nearest_first, quoted, read_ahead, text_lines
 from stemformer.errors import DataError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -25,7 +24,7 @@ def column_texts(
 ) -> Iterator[tuple[str, str | None]]:
     """Yield sources and texts of a column, None for null; lists are joined by newlines.
 
-    `errors` decides about lone surrogates; None does not look for them, as only JSON can hold them.
+    `errors` decides about lone surrogates, which only JSON can hold; None does not look for them.
     """
     for source, record in records:
         if not isinstance(record, dict):
@@ -47,8 +46,7 @@ def column_texts(
 
 def replace_lone_surrogates(text: str, source: str, *, errors: str, skipped: Counter[str] | None = None) -> str:
     r"""Replace lone surrogates (JSON's `\ud83d`) by U+FFFD; raise if `errors` is "strict"."""
-    num_lone = 0 if text.isascii() else len(_SURROGATE.findall(text))
-    if not num_lone:
+    if text.isascii() or not (num_lone := len(_SURROGATE.findall(text))):
         return text
     if errors == "strict":
         raise DataError(f"{source}: A \\u escape is half of a character. Repair it, or pass --errors replace.")
@@ -59,12 +57,7 @@ def replace_lone_surrogates(text: str, source: str, *, errors: str, skipped: Cou
 
 def json_values(blocks: Iterator[str], name: str) -> Iterator[tuple[str, Any]]:
     """Yield sources and values: items of one JSON list, or the value of each non-blank line."""
-    first = ""
-    for block in blocks:
-        first += block
-        if not first.isspace():
-            break
-    blocks = chain([first], blocks)
+    first, blocks = read_ahead(blocks, lambda text: not text.isspace())
     if first.lstrip().startswith("["):
         yield from ((f"{name}:{line}", value) for line, value in _json_list(blocks, name))
         return
@@ -161,13 +154,12 @@ def csv_rows(blocks: Iterator[str], name: str, *, delimiter: str, has_quotes: bo
     try:
         for row in reader:
             source, first_line = f"{name}:{first_line}", reader.line_num + 1
-            if not row:
-                continue
             num_fields = num_fields or len(row)
-            if len(row) != num_fields:
+            if row and len(row) != num_fields:
                 advice = "Quote text that contains separators or newlines."
                 raise DataError(f"{source}: {len(row)} fields, but the header has {num_fields}. {advice}")
-            yield source, row
+            if row:
+                yield source, row
     except csv.Error as error:
         raise DataError(f"{name}:{first_line}: Bad CSV ({error}). Is a quote opened here and not closed?") from error
 
@@ -198,9 +190,7 @@ def parquet_rows(
                 group = table.metadata.row_group(group_number)
                 on_bytes(sum(group.column(i).total_compressed_size for i in range(group.num_columns)))
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        message = f"{name}: Truncated, corrupt or not parquet ({reason}). Get the file again."
-        raise DataError(message, damaged=True) from error
+        raise damaged_file(name, "parquet", error) from error
 
 
 def hub_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
