@@ -147,40 +147,37 @@ def fewshot(options: o.FewShotOptions, instead: FewShotDisplay, display: Display
 # Functions that answer too soon for a progress bar.
 _QUICK = {"list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
 
-# Each command: its group, the function that it calls, and the classes of the function's arguments.
-_TABLE: dict[str, tuple[Any, ...]] = {
-    "quickstart": (START, partial(run, "quickstart"), o.QuickstartOptions),
-    "recipes": (START, partial(run, "list_recipes"), o.RecipesOptions),
-    "plan": (START, partial(run, "plan"), o.PlanOptions),
-    "train-tokenizer": (DATA, partial(run, "train_tokenizer"), o.TrainTokenizerOptions),
-    "prepare": (DATA, partial(run, "prepare"), o.PrepareOptions),
-    "make-synthetic": (DATA, partial(run, "make_synthetic"), o.MakeSyntheticOptions),
-    "pretrain": (TRAIN, partial(run, "pretrain"), o.PretrainOptions),
-    "finetune": (TRAIN, partial(run, "finetune"), o.FinetuneOptions),
-    "fill": (USE, partial(run_with_stdin, "fill"), o.FillOptions, StdinOptions),
-    "score": (USE, partial(run_with_stdin, "score"), o.ScoreOptions, StdinOptions),
-    "generate": (USE, generate, o.GenerateOptions, StdinOptions),
-    "embed": (USE, partial(print_rows, "embed"), o.EmbedOptions, StdinOptions),
-    "predict": (USE, partial(print_rows, "predict"), o.PredictOptions, StdinOptions),
-    "evaluate": (MEASURE, partial(run_with_stdin, "evaluate"), o.EvaluateOptions, StdinOptions),
-    "fewshot": (MEASURE, fewshot, o.FewShotOptions, FewShotDisplay),
-    "compare": (MEASURE, partial(run, "compare"), o.CompareOptions),
-    "scaling-laws": (MEASURE, partial(run, "scaling_laws"), o.ScalingLawsOptions),
-    "benchmark glue": (None, partial(run, "benchmark_glue"), o.GlueOptions),
-    "benchmark squad": (None, partial(run, "benchmark_squad"), o.SquadOptions),
-    "inspect": (KEEP, partial(run, "inspect"), o.InspectOptions),
-    "report": (KEEP, partial(run, "report"), o.ReportOptions),
-    "runs": (KEEP, partial(run, "list_runs"), o.RunsOptions),
-    "env": (KEEP, partial(run, "env"), o.EnvOptions),
+COMMANDS = {
+    "quickstart": Command(START, partial(run, "quickstart"), o.QuickstartOptions),
+    "recipes": Command(START, partial(run, "list_recipes"), o.RecipesOptions),
+    "plan": Command(START, partial(run, "plan"), o.PlanOptions),
+    "train-tokenizer": Command(DATA, partial(run, "train_tokenizer"), o.TrainTokenizerOptions),
+    "prepare": Command(DATA, partial(run, "prepare"), o.PrepareOptions),
+    "make-synthetic": Command(DATA, partial(run, "make_synthetic"), o.MakeSyntheticOptions),
+    "pretrain": Command(TRAIN, partial(run, "pretrain"), o.PretrainOptions),
+    "finetune": Command(TRAIN, partial(run, "finetune"), o.FinetuneOptions),
+    "fill": Command(USE, partial(run_with_stdin, "fill"), o.FillOptions, StdinOptions),
+    "score": Command(USE, partial(run_with_stdin, "score"), o.ScoreOptions, StdinOptions),
+    "generate": Command(USE, generate, o.GenerateOptions, StdinOptions),
+    "embed": Command(USE, partial(print_rows, "embed"), o.EmbedOptions, StdinOptions),
+    "predict": Command(USE, partial(print_rows, "predict"), o.PredictOptions, StdinOptions),
+    "evaluate": Command(MEASURE, partial(run_with_stdin, "evaluate"), o.EvaluateOptions, StdinOptions),
+    "fewshot": Command(MEASURE, fewshot, o.FewShotOptions, FewShotDisplay),
+    "compare": Command(MEASURE, partial(run, "compare"), o.CompareOptions),
+    "scaling-laws": Command(MEASURE, partial(run, "scaling_laws"), o.ScalingLawsOptions),
+    "benchmark glue": Command(None, partial(run, "benchmark_glue"), o.GlueOptions),
+    "benchmark squad": Command(None, partial(run, "benchmark_squad"), o.SquadOptions),
+    "inspect": Command(KEEP, partial(run, "inspect"), o.InspectOptions),
+    "report": Command(KEEP, partial(run, "report"), o.ReportOptions),
+    "runs": Command(KEEP, partial(run, "list_runs"), o.RunsOptions),
+    "env": Command(KEEP, partial(run, "env"), o.EnvOptions),
 }
-COMMANDS = {name: Command(function, (*cls, DisplayOptions)) for name, (_, function, *cls) in _TABLE.items()}
-
 for _name, _command in COMMANDS.items():
     # Registered by import path, so that cyclopts inspects the parameters only when the command runs.
     _attribute = f"_command_{_name}"
     globals()[_attribute] = _command
     _parent = benchmark_app if _name.startswith("benchmark ") else app
-    _parent.command(f"{__name__}:{_attribute}", name=_name.split()[-1], help=_command.help, group=_TABLE[_name][0])
+    _parent.command(f"{__name__}:{_attribute}", name=_name.split()[-1], help=_command.help, group=_command.group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, convert
 
+from stemformer.cli.display import DisplayOptions
 from stemformer.options import Options, renamed
 
 # Groups in the help of a command, by the names of options; all others are in `Parameters`.
@@ -41,11 +42,13 @@ class Command:
     """A function of options objects, as cyclopts calls it: with one parameter for each of their fields.
 
     Args:
-        classes: Classes of the function's arguments; the first one describes the command.
+        group: Group of the command in the list of all commands.
+        classes: Classes of the function's arguments before the last, `DisplayOptions`; the first describes the command.
     """
 
-    def __init__(self, function: Callable[..., None], classes: Sequence[type[Options]]) -> None:
-        self.function, self.classes = function, classes
+    def __init__(self, group: Group | None, function: Callable[..., None], *classes: type[Options]) -> None:
+        self.group, self.function = group, function
+        self.classes: tuple[type[Options], ...] = (*classes, DisplayOptions)
         self.optional = {name for cls in classes for name in cls.replaces}
         self.help = classes[0].summary()
 

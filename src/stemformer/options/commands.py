@@ -103,8 +103,8 @@ class PretrainOptions(groups.BudgetOptions, groups.ConfigOptions, groups.Resumab
 class FinetuneOptions(groups.TaskTrainingOptions):
     """Fine-tune a model on labelled data.
 
-    All options come from groups: task and training (`TaskTrainingOptions`), data (`LabelledDataOptions`), config and
-    seed (`ConfigOptions`), overrides (`TrainSettings`), compute (`TrainComputeOptions`), output (`ResumableOptions`).
+    All options come from groups: task, labelled data and training (`TaskTrainingOptions`), config and random seed
+    (`ConfigOptions`), overrides (`TrainSettings`), compute (`TrainComputeOptions`), and output (`ResumableOptions`).
     """
 
 

@@ -225,8 +225,8 @@ class TextFileOptions(Options):
     errors: Literal["strict", "replace"] = "strict"
 
 
-class LabelledDataOptions(Options):
-    """Labelled data of a task, and how it is read.
+class TaskTrainingOptions(ConfigOptions, ResumableOptions):
+    """A labelled task, its data and its training: options that finetune and compare share.
 
     Attributes:
         train: Labelled files: .csv, .tsv, .jsonl, .parquet, CoNLL, CoNLL-U, SQuAD .json, multiple-choice files, hub:NAME.
@@ -239,22 +239,6 @@ class LabelledDataOptions(Options):
         symbols: The texts are sequences of symbols, such as DNA, and each symbol is mapped to a word of the vocabulary:
             draw maps them at random, a file has a symbol, a tab and a word on each line.
         kmer: Number of symbols that are mapped to one word, with symbols=draw.
-    """
-
-    train: tuple[str, ...]
-    dev: tuple[str, ...] = ()
-    text_column: tuple[str, ...] = ()
-    label_column: str | None = None
-    kind: Literal["class", "labels", "score"] = "class"
-    max_length: int | None = None
-    symbols: str | None = None
-    kmer: int = 1
-
-
-class TaskTrainingOptions(LabelledDataOptions, ConfigOptions, ResumableOptions):
-    """Options that finetune and compare share.
-
-    Attributes:
         task: classify: class of a text; pair: class of two texts; tag: a tag for each word; qa: the answer's span in a
             passage; choice: the right one of several options.
         model: Model directory, run directory or hub id to start from.
@@ -265,6 +249,14 @@ class TaskTrainingOptions(LabelledDataOptions, ConfigOptions, ResumableOptions):
         num_seeds: Number of runs with consecutive random seeds; from two on, mean and standard deviation are reported.
     """
 
+    train: tuple[str, ...]
+    dev: tuple[str, ...] = ()
+    text_column: tuple[str, ...] = ()
+    label_column: str | None = None
+    kind: Literal["class", "labels", "score"] = "class"
+    max_length: int | None = None
+    symbols: str | None = None
+    kmer: int = 1
     task: TaskName = field(metadata=ARGUMENT)
     model: str
     epochs: float | None = None
