@@ -53,7 +53,6 @@ def read_records(
         if config.name == "tag":
             label = config.label or (like.label if like else None)
             records = read_tagged(files, column=label, needs_tags=needs_answer, counts=counts)
-            records = [r for r in records if r.tags is not None] if needs_answer else records
             # Count tags that continue an entity which has not started, unless the scheme is IOB1, where they start it.
             tagged = [r.tags for r in records if r.tags is not None]
             if find_scheme(tag for tags in tagged for tag in ("O", *tags)) not in (None, "IOB1"):
@@ -65,9 +64,10 @@ def read_records(
                 records = [r for r in records if r.gold or r.is_impossible]
         elif config.name == "choice":
             records = read_choices(files, counts=counts)
-            records = [r for r in records if r.answer is not None] if needs_answer else records
         else:
             records, config = _read_texts(config, files, counts=counts, needs_answer=needs_answer, like=like)
+        if needs_answer:
+            records = TASKS[config.name].with_answer(records)
         if not records:
             answers = " with an answer" if needs_answer else ""
             reasons = ", ".join(f"{what}: {number:,}" for what, number in counts.items()) or "the file is empty"
@@ -98,21 +98,24 @@ def _read_texts(
     kind = config.kind
     columns = choose_columns(table, num_texts=num_texts, texts=texts, label=label, needs_label=needs_answer, kind=kind)
     config = replace(config, text=columns.texts, label=columns.label)
-    if not needs_answer:
-        columns = replace(columns, label=None)
+    columns = columns if needs_answer else replace(columns, label=None)
     return make_text_examples(table, columns, kind=kind, counts=counts, keep_empty=not needs_answer), config
 
 
-def split_dev(config: TaskConfig, records: Sequence[Any], *, share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Split records into training and dev data, stratified by class, or grouped by article or passage."""
+def _split_dev(
+    config: TaskConfig, records: Sequence[Any], *, share: float, seed: int
+) -> tuple[list[Any], list[Any], str]:
+    """Split records into training and dev data; return them and how they were split."""
     if config.name == "qa":
         titles = [r.title or r.context for r in records]
         # By article, or by passage if there are few articles.
         groups = titles if len(set(titles)) > 10 else [r.context for r in records]
         train, dev = grouped_split(groups, share=share, seed=seed)
+        method = "grouped by article or passage"
     else:
         train, dev = train_dev_split(stratification_keys(config, records), share=share, seed=seed)
-    return [records[i] for i in train], [records[i] for i in dev]
+        method = "stratified by class" if _has_classes(config) else "at random"
+    return [records[i] for i in train], [records[i] for i in dev], method
 
 
 def stratification_keys(config: TaskConfig, records: Sequence[Any]) -> list[Any]:
@@ -122,9 +125,6 @@ def stratification_keys(config: TaskConfig, records: Sequence[Any]) -> list[Any]
 
 def _has_classes(config: TaskConfig) -> bool:
     return config.name in ("classify", "pair") and config.kind == "class"
-
-
-# Tasks
 
 
 def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
@@ -141,8 +141,10 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
         return task
     if config.name == "choice" or config.kind == "score":
         return TASKS[config.name](config)
-    frequencies = count_labels(config, records)
-    labels = sorted(frequencies, key=_label_order)
+    frequencies = _count_labels(config, records)
+    # O first, numbers by value, then strings.
+    numbers = {label: int(label) for label in frequencies if label.removeprefix("-").isdecimal()}
+    labels = sorted(frequencies, key=lambda x: (x != "O", x not in numbers, numbers.get(x, 0), x))
     if len(labels) < (1 if config.kind == "labels" else 2):
         found = f"only the label {labels[0]!r} in {len(records):,} records" if labels else "no labels"
         advice = "expected at least two labels. Check the column (--label-column)."
@@ -150,16 +152,9 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
     return TASKS[config.name](config, labels, [frequencies[label] for label in labels])
 
 
-def count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
-    """Return the frequency of each label in the records of a task that has labels."""
+def _count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
     labels = (r.tags if config.name == "tag" else r.label if config.kind == "labels" else [r.label] for r in records)
     return Counter(chain.from_iterable(labels))
-
-
-def _label_order(label: str) -> tuple[Any, ...]:
-    """Sort key: O first, numbers by value, then strings."""
-    is_number = label.removeprefix("-").isdecimal()
-    return (label != "O", not is_number, int(label) if is_number else 0, label)
 
 
 def load_labelled_task(model: str) -> Task:
@@ -197,10 +192,7 @@ def read_labelled(
     dev_fraction: float,
     seed: int,
 ) -> LabelledData:
-    """Read labelled files; without dev files, split dev data off the training data.
-
-    `dev_fraction` is the share of the training data to use as dev data if `dev` is empty.
-    """
+    """Read labelled files; without dev files, split the share `dev_fraction` off the training data."""
     progress.start("reading labelled data")
     counts, dev_counts = Counter[str](), Counter[str]()
     records, config = read_records(config, train, counts=counts)
@@ -209,13 +201,11 @@ def read_labelled(
         dev_records, _ = read_records(config, dev, counts=dev_counts)
         notes += _count_notes("dev data", dev_counts)
     else:
-        records, dev_records = split_dev(config, records, share=dev_fraction, seed=seed)
-        method = {"qa": "grouped by article or passage"}.get(config.name, "at random")
-        method = "stratified by class" if _has_classes(config) else method
-        actual = len(dev_records) / max(1, len(dev_records) + len(records))
-        notes.append(f"no dev data: {len(dev_records):,} training records ({actual:.0%}) split off by seed, {method}")
+        records, dev_records, method = _split_dev(config, records, share=dev_fraction, seed=seed)
         if not records or not dev_records:
             raise DataError(f"{', '.join(train)}: too few records to split off dev data. Pass --dev.")
+        actual = len(dev_records) / (len(dev_records) + len(records))
+        notes.append(f"no dev data: {len(dev_records):,} training records ({actual:.0%}) split off by seed, {method}")
     # Answers that are not in the passage cannot be learned.
     if config.name == "qa":
         num_records = len(records)
@@ -231,17 +221,15 @@ def read_labelled(
 def majority_baseline(data: LabelledData) -> tuple[str, float] | None:
     """Return the most frequent training label and its accuracy on dev data; None without single labels."""
     config = data.task.config
-    if not data.task.labels or config.kind != "class" or not (dev := count_labels(config, data.dev)):
+    if not data.task.labels or config.kind != "class" or not (dev := _count_labels(config, data.dev)):
         return None
-    ((label, _),) = count_labels(config, data.train).most_common(1)
+    ((label, _),) = _count_labels(config, data.train).most_common(1)
     return label, dev[label] / dev.total()
 
 
 def check_labels(task: Task, records: Sequence[Any]) -> list[str]:
     """Return a note about labels of records that the task does not have; an error if it has none of them."""
-    if not task.labels:
-        return []
-    found = count_labels(task.config, records)
+    found = _count_labels(task.config, records) if task.labels else {}
     unknown = {label: n for label, n in found.items() if label not in task.labels}
     if not unknown:
         return []
@@ -264,7 +252,7 @@ def encode_splits(
     notes = []
     if data.task.symbols is not None:
         words = data.task.symbols.words
-        shown = ", ".join(f"{run} {word!r}" for run, word in [*words.items()][:6]) + (", ..." if len(words) > 6 else "")
+        shown = _first([f"{run} {word!r}" for run, word in words.items()], 6)
         notes.append(f"{len(words):,} words represent symbols: {shown}")
     notes += [*_count_notes("training data", examples.counts), *_count_notes("dev data", dev.counts)]
     for note in notes:
@@ -272,7 +260,8 @@ def encode_splits(
     return examples, dev, [*data.notes, *notes]
 
 
-# Notes
+def _first(items: Sequence[str], number: int) -> str:
+    return ", ".join(items[:number]) + (", ..." if len(items) > number else "")
 
 
 def _count_notes(name: str, counts: dict[str, int]) -> list[str]:
@@ -306,7 +295,6 @@ def _describe(task: Task, records: Sequence[Any]) -> Iterator[str]:
         num_impossible = sum(r.is_impossible for r in records)
         yield f"{len(records):,} questions" + (f", {num_impossible:,} without an answer" if num_impossible else "")
     elif task.labels:
-        shown = ", ".join(task.labels[:12]) + (", ..." if len(task.labels) > 12 else "")
-        yield f"{len(records):,} records, {len(task.labels)} labels: {shown}"
+        yield f"{len(records):,} records, {len(task.labels)} labels: {_first(task.labels, 12)}"
     else:
         yield f"{len(records):,} records"

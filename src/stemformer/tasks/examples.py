@@ -58,10 +58,10 @@ def make_example(
     label_positions: Int[np.ndarray, "m"] | None = None,
     labels: Int[np.ndarray, "m"] | None = None,
 ) -> Example:
-    """Build `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, represented by the state of `[CLS]`.
+    """Build `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`; causal models read `<eos> a` or `<eos> a <eos> b`.
 
-    Causal models read `<eos> a` or `<eos> a <eos> b`, as in pre-training, and represent the sequence
-    by the state of its last token. `answer` is the label of the sequence.
+    The state of `[CLS]`, of a causal model that of the last token, represents the sequence; `answer`
+    is its label.
     """
     bos = tokenizer.bos_token_id
     if bos is None:
@@ -70,15 +70,13 @@ def make_example(
     else:
         pieces = [x for part in parts for x in ([bos], part)]
     ids = np.concatenate(pieces).astype(np.int64)
-    token_type_ids = np.zeros(len(ids), np.int64)
-    token_type_ids[len(parts[0]) + 2 :] = 1
     none = np.empty(0, np.int64)
     return Example(
         ids,
         lengths=np.array([len(ids)]),
         label_positions=none if label_positions is None else label_positions,
         labels=none if labels is None else labels,
-        token_type_ids=token_type_ids,
+        token_type_ids=(np.arange(len(ids)) >= len(parts[0]) + 2).astype(np.int64),
         sequence_labels=None if answer is None else np.array([answer]),
         summary_positions=None if bos is None else np.array([len(ids) - 1]),
     )
@@ -92,10 +90,6 @@ def num_special_tokens(tokenizer: Tokenizer, *, num_texts: int) -> int:
 def truncate_pair(first: int, second: int, max_tokens: int) -> tuple[int, int]:
     """Return the lengths of two texts after truncating the longer one until both fit.
 
-    Example:
-        >>> truncate_pair(10, 3, 8)
-        (5, 3)
-
     Source: Devlin et al. 2019, released code (one token at a time from the longer text).
     """
     if first + second <= max_tokens:
@@ -106,14 +100,9 @@ def truncate_pair(first: int, second: int, max_tokens: int) -> tuple[int, int]:
 
 
 def sliding_windows(length: int, size: int, stride: int) -> list[tuple[int, int]]:
-    """Return the bounds of windows of at most `size` that cover `length` positions.
+    """Return the bounds of evenly spaced windows of at most `size` that cover `length` positions.
 
-    Neighboring windows overlap by about `stride`, and by half of their size at most, so that few
-    tokens do not make many windows. They are evenly spaced, so the last one is not a stub.
-
-    Example:
-        >>> sliding_windows(10, 6, 2)
-        [(0, 6), (4, 10)]
+    Neighboring windows overlap by about `stride`, and by half of their size at most.
     """
     if length <= size:
         return [(0, length)]

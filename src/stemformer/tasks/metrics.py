@@ -1,8 +1,4 @@
-"""Official metrics of the labelled tasks, as plain Python numbers: fractions, or percent in question answering.
-
-Undefined ratios (the precision of a label that is never predicted, a correlation with a constant) are
-0.0, without a warning. Metrics need at least one example, and exactly one prediction for each.
-"""
+"""Official metrics of the labelled tasks: fractions, or percent in question answering; undefined ratios are 0.0."""
 
 import re
 import string
@@ -10,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence, Sized
 from difflib import SequenceMatcher
-from itertools import groupby
+from itertools import chain, groupby
 from operator import eq
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -21,12 +17,10 @@ from jaxtyping import Bool, Float, Integer
 from stemformer.data.labelled.token_classification import as_bioes
 from stemformer.errors import DataError
 
+# How answers are compared: as words without articles (en), Chinese characters and other words (zh), characters (ja).
 Language = Literal["en", "zh", "ja"]
-"""How answers are compared: as words without articles (en), as Chinese characters and other words (zh), as characters (ja)."""
-
+# Characters that the evaluation of CMRC 2018 removes; it keeps ASCII commas, periods and parentheses.
 _CHINESE_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-"""Characters that the evaluation of CMRC 2018 removes; it keeps ASCII commas, periods and parentheses."""
-
 # A Chinese character; the end of a contraction; a word or number, with inner periods and commas; any other character.
 _CHINESE_UNITS = re.compile(
     r"[\u4e00-\u9fa5]|'[^\W\u4e00-\u9fa5]+|(?:[^\W\u4e00-\u9fa5]|(?<=\w)(?:\.(?=\w)|,(?=\d)))+|\S"
@@ -41,8 +35,7 @@ def classification_metrics(
     Returns:
         `accuracy`; `macro_f1`, the mean over the labels that occur in either; `matthews`; with two
         labels `f1` of the second one, as in GLUE (Wang et al. 2019, table 1); `per_label`, a list of
-        `label`, `precision`, `recall`, `f1` and `count` (in `gold`); `confusion`, with a row for each
-        right label and a column for each predicted label.
+        `label`, `precision`, `recall`, `f1` and `count` (in `gold`); `confusion` (rows: `gold`).
     """
     from sklearn.metrics import confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
 
@@ -105,18 +98,17 @@ def tagging_metrics(
     """Return the metrics of tags, one per word; with `entities` they mark entities (`B-`, `I-` and so on).
 
     Returns:
-        `accuracy` over words. With entities `precision`, `recall` and `f1` of all entities together,
-        as in conlleval, and `per_label` by type. Without, `labels` (all tags, sorted), and in that
-        order `per_label` and `confusion` as in `classification_metrics`.
+        `accuracy` over words. With entities `precision`, `recall` and `f1` of all together, and
+        `per_label` by type. Without, `labels` (sorted), and in that order `per_label` and
+        `confusion` as in `classification_metrics`.
 
-    Source: Tjong Kim Sang and De Meulder 2003; entities are counted by seqeval in its default mode,
-    where `I-` may start one.
+    Source: Tjong Kim Sang and De Meulder 2003 (conlleval); seqeval's default mode: `I-` may start one.
     """
     _check_lengths(gold, predicted)
     for number, (right, tags) in enumerate(zip(gold, predicted, strict=True), 1):
         if len(right) != len(tags):
             raise DataError(f"text {number} has {len(tags)} predictions for {len(right)} words: expected one per word")
-    gold_tags, predicted_tags = ([tag for tags in texts for tag in tags] for texts in (gold, predicted))
+    gold_tags, predicted_tags = (list(chain.from_iterable(texts)) for texts in (gold, predicted))
     if entities:
         _check_lengths(gold_tags, predicted_tags)
         from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
@@ -152,17 +144,15 @@ def squad_metrics(
         threshold: Count an answer as none if its `no_answer` is above this.
 
     Returns:
-        `exact_match` and `f1`. If some questions have no answer, also `has_answer_exact`,
-        `has_answer_f1`, `no_answer_exact` and `no_answer_f1` on the questions of each kind. With
-        `no_answer`, also `best_threshold`, the lowest threshold with the best F1, and `best_f1` and
-        `best_exact` at that threshold.
+        `exact_match` and `f1`; if some questions have no answer, also `has_answer_exact`,
+        `has_answer_f1`, `no_answer_exact` and `no_answer_f1`; with `no_answer`, also `best_threshold`,
+        the lowest threshold with the best F1, and `best_f1` and `best_exact` there.
 
-    Source: Rajpurkar et al. 2016 and 2018 (English). Cui et al. 2019 (Chinese, CMRC 2018: F1 of the
-    longest common substring); words in Latin letters are split by a rule of our own instead of NLTK's.
-    So et al. 2022 (Japanese, JaQuAD): F1 over characters, without punctuation and spaces. Unlike that
-    of the script, `best_threshold` reproduces its F1: questions with equal `no_answer` count together,
-    answers that consist of articles are scored as elsewhere, and the threshold goes below the smallest
-    `no_answer` (where the script says 0.0) if no question is best answered.
+    Source: Rajpurkar et al. 2016 and 2018 (English); Cui et al. 2019 (Chinese, CMRC 2018: F1 of the
+    longest common substring; words in Latin letters by a rule of our own instead of NLTK's); So et al.
+    2022 (Japanese, JaQuAD: F1 over characters, without punctuation and spaces). Unlike the script's,
+    `best_threshold` reproduces its F1: questions with equal `no_answer` count together, answers of
+    articles are scored as elsewhere, and it is below all `no_answer` if no question is best answered.
 
     Example:
         >>> squad_metrics({"q": ["the Eiffel Tower"]}, {"q": "Eiffel Tower."})
@@ -170,16 +160,14 @@ def squad_metrics(
     """
     assert threshold is None or no_answer is not None, "a threshold needs no_answer"
     scores = _answer_scores(gold, predicted, language)
-    best = {}
-    if no_answer is not None:
-        best = _best_threshold(scores, gold, no_answer)
-        if threshold is not None:
-            scores = {q: x if no_answer[q] <= threshold else (float(not gold[q]),) * 2 for q, x in scores.items()}
-    metrics = {"exact_match": _percent(scores.values(), 0), "f1": _percent(scores.values(), 1)}
-    if not all(gold.values()):
-        for kind, has_answer in (("has_answer", True), ("no_answer", False)):
-            if pairs := [pair for question, pair in scores.items() if bool(gold[question]) == has_answer]:
-                metrics |= {f"{kind}_exact": _percent(pairs, 0), f"{kind}_f1": _percent(pairs, 1)}
+    best = {} if no_answer is None else _best_threshold(scores, gold, no_answer)
+    if no_answer is not None and threshold is not None:
+        scores = {q: x if no_answer[q] <= threshold else (float(not gold[q]),) * 2 for q, x in scores.items()}
+    metrics = dict(zip(("exact_match", "f1"), _percent(scores.values()), strict=True))
+    for kind, has_answer in (("has_answer", True), ("no_answer", False)):
+        pairs = [pair for question, pair in scores.items() if bool(gold[question]) == has_answer]
+        if pairs and not all(gold.values()):
+            metrics |= dict(zip((f"{kind}_exact", f"{kind}_f1"), _percent(pairs), strict=True))
     return {**metrics, **best}
 
 
@@ -223,8 +211,8 @@ def _answer_scores(
 
 def _check_complete(gold: Mapping[str, Sequence[str]], values: Mapping[str, Any], name: str) -> None:
     if missing := [question for question in gold if question not in values]:
-        problem = f"{len(missing)} of {len(gold)} questions have no {name}, such as {missing[0]!r}"
-        raise DataError(f"{problem}: expected one per question")
+        example = f"such as {missing[0]!r}: expected one per question"
+        raise DataError(f"{len(missing)} of {len(gold)} questions have no {name}, {example}")
 
 
 def _best_threshold(
@@ -245,15 +233,13 @@ def _best_threshold(
         if f1 > best[1]:
             best = (threshold, f1, exact)
     threshold, f1, exact = best
-    return {
-        "best_threshold": float(threshold),
-        "best_f1": 100 * f1 / len(scores),
-        "best_exact": 100 * exact / len(scores),
-    }
+    percent = 100 * f1 / len(scores), 100 * exact / len(scores)
+    return {"best_threshold": float(threshold), "best_f1": percent[0], "best_exact": percent[1]}
 
 
-def _percent(pairs: Collection[tuple[float, float]], index: int) -> float:
-    return 100 * sum(pair[index] for pair in pairs) / len(pairs)
+def _percent(pairs: Collection[tuple[float, float]]) -> list[float]:
+    """Return the means of exact match and F1."""
+    return [100 * sum(column) / len(pairs) for column in zip(*pairs, strict=True)]
 
 
 def _split_answer(text: str, language: Language) -> list[str]:

@@ -1,7 +1,4 @@
-"""Multiple choice: which of several options goes with a text.
-
-Each option forms a pair with the text; the state of its `[CLS]` gets one logit, and the options of a
-question compete in a softmax.
+"""Multiple choice: which of several options, each paired with a text, has the highest of their logits.
 
 Source: Devlin et al. 2019, section 4.4.
 """
@@ -9,6 +6,7 @@ Source: Devlin et al. 2019, section 4.4.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -38,6 +36,7 @@ class MultipleChoice(Task):
     """The task `choice`. It has no labels: the options belong to the records."""
 
     head = "choice"
+    answer_field = "answer"
     input_format = "(text, options)"
     num_logits = 1
 
@@ -74,8 +73,7 @@ class MultipleChoice(Task):
         for index, (record, prompt) in enumerate(zip(records, prompts, strict=True)):
             # One sequence per option.
             sequences = []
-            for number in range(len(record.choices)):
-                option = next(options)
+            for number, option in enumerate(islice(options, len(record.choices))):
                 lengths = truncate_pair(len(prompt), len(option), max_length - 3)
                 counts["options truncated"] += lengths != (len(prompt), len(option))
                 parts = [prompt[: lengths[0]], option[: lengths[1]]]
@@ -90,8 +88,7 @@ class MultipleChoice(Task):
         return [ChoicePrediction(int(p.argmax()), tuple(p.tolist())) for p in probabilities]
 
     def _evaluate(self, predictions: Sequence[ChoicePrediction], records: Sequence[ChoiceQuestion]) -> dict[str, Any]:
-        known = [(r.answer, p.choice) for p, r in zip(predictions, records, strict=True) if r.answer is not None]
-        gold, predicted = (np.array(column, np.int64) for column in (zip(*known, strict=True) if known else ((), ())))
+        gold, predicted = np.array([r.answer for r in records], int), np.array([p.choice for p in predictions], int)
         names = [str(i) for i in range(int(max(gold.max(initial=0), predicted.max(initial=0))) + 1)]
         return {"accuracy": classification_metrics(gold, predicted, names)["accuracy"]}
 

@@ -25,11 +25,9 @@ def serialize(suffix: str, records: Sequence[Any], predictions: Sequence[Any], r
     if suffix == ".json":
         return json.dumps({r.id: p.text for r, p in zip(records, predictions, strict=True)}, ensure_ascii=False) + "\n"
     if suffix == ".conll":
-        blocks = []
-        for record, prediction in zip(records, predictions, strict=True):
-            columns = [record.words, *([record.tags] if record.tags is not None else []), prediction.tags]
-            blocks.append("".join("\t".join(line) + "\n" for line in zip(*columns, strict=True)))
-        return "\n".join(blocks)
+        sentences = [(r.words, r.tags, p.tags) for r, p in zip(records, predictions, strict=True)]
+        tables = [[column for column in columns if column is not None] for columns in sentences]
+        return "\n".join("".join("\t".join(line) + "\n" for line in zip(*x, strict=True)) for x in tables)
     if suffix == ".jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     text = io.StringIO()
@@ -54,13 +52,12 @@ def examples_to_show(
 
     With `outputs`, entries have the `report_details` of the task, such as token probabilities.
     """
-    ranked = []
-    for i, (record, prediction) in enumerate(zip(records, predictions, strict=True)):
-        error, is_wrong, entry = task.to_report_example(record, prediction)
-        if is_wrong or not only_wrong:
-            ranked.append((not is_wrong, -error, i, entry))
-    ranked = sorted(ranked, key=lambda item: item[:3])[:number]
-    if outputs is not None:
-        for *_, i, entry in ranked:
-            entry |= task.report_details(records[i], predictions[i], i, outputs)
-    return [entry for *_, entry in ranked]
+    examples = [task.to_report_example(record, p) for record, p in zip(records, predictions, strict=True)]
+    ranked = [
+        (not is_wrong, -error, i) for i, (error, is_wrong, _) in enumerate(examples) if is_wrong or not only_wrong
+    ]
+    entries = []
+    for *_, i in sorted(ranked)[:number]:
+        details = {} if outputs is None else task.report_details(records[i], predictions[i], i, outputs)
+        entries.append(examples[i][2] | details)
+    return entries

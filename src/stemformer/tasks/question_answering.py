@@ -1,8 +1,7 @@
 """Extractive question answering: the span of a passage that answers a question.
 
-Two learned vectors score every token as the start and as the end of the answer; the best valid span
-is the answer. Long passages are read in overlapping windows. Where questions may have no answer, the
-scores of `[CLS]` are those of "no answer".
+Every token is scored as the start and as the end of the answer. Long passages are read in overlapping
+windows. Where questions may have no answer, the scores of `[CLS]` are those of "no answer".
 
 Source: Devlin et al. 2019, sections 4.2 and 4.3; windows: released code (a stride of 128).
 """
@@ -24,6 +23,7 @@ from torch import Tensor
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.labelled.question_answering import Question
 from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.models.attention.varlen import padded_rows
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
 from stemformer.tasks.metrics import Language, squad_metrics
@@ -75,6 +75,7 @@ class QuestionAnswering(Task):
     """The task `qa`."""
 
     head = "span"
+    answer_field = "gold"
     input_format = "(question, passage)"
     formats = (".jsonl", ".json")
     num_logits = 2
@@ -90,17 +91,12 @@ class QuestionAnswering(Task):
 
     def loss_from_scores(self, scores: Float[Tensor, "N 2"], batch: Batch) -> LossSum:
         assert batch.sequence_labels is not None
-        scores = scores.float()
-        lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
-        starts = batch.cu_seqlens[:-1].long()
-        positions = torch.arange(batch.max_seqlen, device=scores.device)
-        is_real = positions < lengths[:, None]
-        index = torch.where(is_real, starts[:, None] + positions, starts[:, None])
-        padded = scores.index_select(0, index.view(-1)).view(*index.shape, 2)  # (S, T, 2)
+        rows, is_real = padded_rows(batch.cu_seqlens, batch.max_seqlen)  # (S, T)
+        padded = scores.float().index_select(0, rows.view(-1)).view(*rows.shape, 2)  # (S, T, 2)
         padded = padded.masked_fill(~is_real[..., None], -torch.inf)
         losses = [F.cross_entropy(padded[..., i], batch.sequence_labels[:, i], reduction="sum") for i in range(2)]
         is_correct = (padded.argmax(1) == batch.sequence_labels).all(-1)
-        return LossSum((losses[0] + losses[1]) / 2, len(lengths), is_correct.sum())
+        return LossSum((losses[0] + losses[1]) / 2, len(rows), is_correct.sum())
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> Question | None:
         if len(parts) != 2 or not all(isinstance(part, str) and part.strip() for part in parts):
@@ -143,26 +139,21 @@ class QuestionAnswering(Task):
         for rows, owner, window in zip(scores, examples.records.tolist(), examples.scored, strict=True):
             no_answer[owner] = min(no_answer[owner], float(rows[0].sum()))
             spans[owner] += best_spans(rows, window, max_tokens=self.config.max_answer_tokens)
-        return [self._to_prediction(*columns) for columns in zip(records, spans, no_answer, strict=True)]
+        return [self._to_prediction(r.context, x, none) for r, x, none in zip(records, spans, no_answer, strict=True)]
 
-    def _to_prediction(
-        self, record: Question, spans: list[tuple[float, int, int]], no_answer: float
-    ) -> AnswerPrediction:
-        # Two windows may hold the same span.
-        best: dict[tuple[int, int], float] = {}
-        for score, begin, end in spans:
-            best[begin, end] = max(score, best.get((begin, end), -np.inf))
+    def _to_prediction(self, context: str, spans: list[tuple[float, int, int]], no_answer: float) -> AnswerPrediction:
+        # Two windows may hold the same span: the better score comes last.
+        best = {(begin, end): score for score, begin, end in sorted(spans)}
         ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:_NUM_CANDIDATES]
         if not ranked:
             return AnswerPrediction("", 0, 0, 1.0, float("inf"))
         allows_none = bool(self.config.no_answer)
         p = softmax(np.array([score for _, score in ranked] + [no_answer] * allows_none)).tolist()
         # Byte-level tokens start at the space before their word.
-        context = record.context
-        begins = {begin: begin + len(context[begin:end]) - len(context[begin:end].lstrip()) for _, begin, end in spans}
+        begins = [end - len(context[begin:end].lstrip()) for (begin, end), _ in ranked]
         answers = tuple(
-            Answer(context[begins[begin] : end], begins[begin], end, score, probability)
-            for ((begin, end), score), probability in zip(ranked, p, strict=False)
+            Answer(context[begin:end], begin, end, score, probability)
+            for begin, ((_, end), score), probability in zip(begins, ranked, p, strict=False)
         )
         first = answers[0]
         difference = no_answer - first.score
@@ -172,12 +163,13 @@ class QuestionAnswering(Task):
 
     def _evaluate(self, predictions: Sequence[AnswerPrediction], records: Sequence[Question]) -> dict[str, Any]:
         gold = {str(i): list(record.gold) for i, record in enumerate(records)}
-        if not self.config.no_answer:
-            answers = {str(i): p.text for i, p in enumerate(predictions)}
-            return dict(squad_metrics(gold, answers, language=self.language))
-        answers = {str(i): p.candidates[0].text if p.candidates else "" for i, p in enumerate(predictions)}
-        no_answer = {str(i): p.no_answer for i, p in enumerate(predictions)}
-        return dict(squad_metrics(gold, answers, language=self.language, no_answer=no_answer, threshold=self.threshold))
+        options: dict[str, Any] = {}
+        if self.config.no_answer:
+            options = {"no_answer": {str(i): p.no_answer for i, p in enumerate(predictions)}}
+            options["threshold"] = self.threshold
+        # The best span, even if the prediction is "no answer".
+        answers = {str(i): p.candidates[0].text if p.candidates else p.text for i, p in enumerate(predictions)}
+        return dict(squad_metrics(gold, answers, language=self.language, **options))
 
     def tune(self, metrics: dict[str, float], predictions: Sequence[AnswerPrediction]) -> list[str]:
         if not self.config.no_answer:

@@ -22,8 +22,8 @@ from stemformer.tasks.examples import TaskExamples, make_example, num_special_to
 from stemformer.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from stemformer.tasks.task import Logits, Task, TaskConfig
 
+# Columns of predictions in output files; input columns of these names get the prefix `input_`.
 _PREDICTION_COLUMNS = ("prediction", "probability", "probabilities")
-"""Columns of predictions in output files; input columns of these names get the prefix `input_`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class SequenceClassification(Task):
     """The tasks `classify` (one text) and `pair` (two texts), of any `kind`."""
 
     head = "sequence"
+    answer_field = "label"
     formats = (".jsonl", ".csv", ".tsv")
 
     def __init__(self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = ()) -> None:
@@ -77,8 +78,8 @@ class SequenceClassification(Task):
         return LossSum(F.mse_loss(scores[:, 0].float(), targets, reduction="sum"), len(targets), None)
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TextExample | None:
-        num_texts = 2 if self.config.name == "pair" else 1
-        is_right = len(parts) == num_texts and all(isinstance(part, str) and part.strip() for part in parts)
+        is_right = all(isinstance(part, str) and part.strip() for part in parts)
+        is_right &= len(parts) == (2 if self.config.name == "pair" else 1)
         return TextExample(parts, None, {}, location) if is_right else None
 
     def _encode(
@@ -144,33 +145,31 @@ class SequenceClassification(Task):
         return TextPrediction(",".join(labels), float(row.max()), tuple(row.tolist()), labels)
 
     def _evaluate(self, predictions: Sequence[TextPrediction], records: Sequence[TextExample]) -> dict[str, Any]:
-        known = [p for p, r in zip(predictions, records, strict=True) if r.label is not None]
-        gold: list[Any] = [r.label for r in records if r.label is not None]
+        gold: list[Any] = [r.label for r in records]
         if self.config.kind == "score":
-            return dict(regression_metrics(np.array(gold, np.float64), np.array([p.score for p in known], np.float64)))
+            return dict(regression_metrics(np.array(gold, float), np.array([p.score for p in predictions], float)))
         if self.config.kind == "labels":
             targets = np.array([[label in labels for label in self.labels] for labels in gold], bool)
-            probabilities = np.array([p.probabilities for p in known]).reshape(len(known), len(self.labels))
-            return multi_label_metrics(targets, probabilities >= self.config.positive, self.labels)
+            found = np.array([[label in p.labels for label in self.labels] for p in predictions], bool)
+            return multi_label_metrics(targets, found, self.labels)
         # Labels that the training data lacks are never predicted.
         names = [*self.labels, *sorted(set(gold) - set(self.labels))]
         ids = {label: i for i, label in enumerate(names)}
-        predicted = np.array([ids[p.label] for p in known], np.int64)
-        right = np.array([ids[label] for label in gold], np.int64)
+        right, predicted = (np.array([ids[x] for x in side], int) for side in (gold, [p.label for p in predictions]))
         return {**classification_metrics(right, predicted, names), "labels": names}
 
     def to_row(self, record: TextExample, prediction: TextPrediction) -> dict[str, Any]:
         row: dict[str, Any] = dict(record.row) or {f"text{i + 1}": text for i, text in enumerate(record.texts)}
         row = {f"input_{name}" if name in _PREDICTION_COLUMNS else name: value for name, value in row.items()}
-        is_score = self.config.kind == "score"
+        if self.config.kind == "score":
+            values: list[Any] = [prediction.score]
+        else:
+            by_label = dict(zip(self.labels, prediction.probabilities, strict=True))
+            answer = list(prediction.labels) if self.config.kind == "labels" else prediction.label
+            values = [answer, prediction.score, by_label]
         # Empty texts have no prediction.
-        if not all(record.texts):
-            return {**row, **dict.fromkeys(_PREDICTION_COLUMNS[:1] if is_score else _PREDICTION_COLUMNS)}
-        if is_score:
-            return {**row, "prediction": prediction.score}
-        answer = list(prediction.labels) if self.config.kind == "labels" else prediction.label
-        by_label = dict(zip(self.labels, prediction.probabilities, strict=True))
-        return {**row, "prediction": answer, "probability": prediction.score, "probabilities": by_label}
+        values = values if all(record.texts) else [None] * len(values)
+        return row | dict(zip(_PREDICTION_COLUMNS, values, strict=False))
 
     def to_report_example(self, record: TextExample, prediction: TextPrediction) -> tuple[float, bool, dict[str, Any]]:
         entry: dict[str, Any] = {"texts": list(record.texts), "gold": record.label, "predicted": prediction.label}

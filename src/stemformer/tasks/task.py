@@ -36,25 +36,21 @@ class TaskConfig:
         kind: Of `classify` and `pair`: one `class` per text, any number of `labels`, or a `score`.
         text: Columns with the texts; detected by name and content if empty.
         label: Column with the answer; detected by name and content if None.
-        max_length: Maximum number of tokens per example, special tokens included; None for the
-            model's maximum. Nothing is padded, so a high limit costs nothing for short texts.
-        long_texts: How `classify` treats texts over `max_length`: `windows` splits them and averages
-            the probabilities; `head_tail` keeps 1/4 of the length from the beginning and 3/4 from the
-            end (Sun et al. 2019); `cut` truncates at the end.
+        max_length: Maximum tokens per example, special tokens included; None for the model's maximum.
+        long_texts: How `classify` treats texts over `max_length`: `windows` averages over parts,
+            `head_tail` keeps 1/4 from the beginning and 3/4 from the end (Sun et al. 2019), `cut`
+            truncates.
         stride: Tokens shared by neighboring windows in `tag` and `qa`.
         label_smoothing: Share of the target probability spread evenly over all labels, in [0, 1).
         balance: Weight classes inversely to their frequency in the training data.
         positive: Of `labels`: predict a label if its probability is at least this.
         max_answer_tokens: Of `qa`: maximum answer length in tokens.
-        no_answer: Of `qa`: allow questions without an answer; None enables it if the training data
-            has such questions.
-        symbols: Treat texts of `classify` and `pair` as symbol sequences such as DNA, each symbol
-            read as a word of the model's vocabulary (Kao and Lee 2021): `draw` chooses the words at
-            random, any other value is a file of lines `symbol<TAB>word`.
+        no_answer: Of `qa`: allow questions without an answer; None: if the training data has some.
+        symbols: Treat texts of `classify` and `pair` as symbol sequences such as DNA, each symbol a word
+            of the vocabulary (Kao and Lee 2021): `draw` for random words, or a file `symbol<TAB>word`.
         symbol_size: Of `symbols=draw`: number of symbols per word (k-mer size).
         symbol_stride: Of `symbols=draw`: distance between the starts of neighboring k-mers.
-        alphabet: Of `symbols=draw`: symbols that get their own words, all others sharing one; None
-            for the frequent symbols of the training data.
+        alphabet: Of `symbols=draw`: symbols with their own words; None for the data's frequent ones.
     """
 
     name: str = "classify"
@@ -111,6 +107,8 @@ class Task(ABC):
     formats: ClassVar[tuple[str, ...]] = (".jsonl",)
     # Logits per row of a task without labels.
     num_logits: ClassVar[int | None] = None
+    # Field of a record with the answer; None there if it is unknown.
+    answer_field: ClassVar[str]
     # Form of an input of `Pipeline.predict`, for errors.
     input_format: str
     # Metric for model selection; higher is better.
@@ -141,6 +139,11 @@ class Task(ABC):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {self.config.name: len(batch.cu_seqlens) - 1}
+
+    @classmethod
+    def with_answer(cls, records: Sequence[Any]) -> list[Any]:
+        """Return the records whose answer is known."""
+        return [record for record in records if getattr(record, cls.answer_field) is not None]
 
     @abstractmethod
     def scored_positions(self, batch: Batch) -> Int[Tensor, "R"] | None:
@@ -198,12 +201,15 @@ class Task(ABC):
         self, predictions: Sequence[Any], records: Sequence[Any]
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the metrics of the records with an answer, and details such as a confusion matrix."""
-        results = self._evaluate(predictions, records)
+        pairs = zip(predictions, records, strict=True)
+        known = [prediction for prediction, record in pairs if getattr(record, self.answer_field) is not None]
+        results = self._evaluate(known, self.with_answer(records))
         metrics = {key: value for key, value in results.items() if isinstance(value, float)}
         return metrics, {key: value for key, value in results.items() if key not in metrics}
 
     @abstractmethod
-    def _evaluate(self, predictions: Sequence[Any], records: Sequence[Any]) -> dict[str, Any]: ...
+    def _evaluate(self, predictions: Sequence[Any], records: Sequence[Any]) -> dict[str, Any]:
+        """Return the metrics (floats) and details of records whose answer is known."""
 
     def tune(self, metrics: dict[str, float], predictions: Sequence[Any]) -> list[str]:
         """Tune decision thresholds on predictions of the dev data, and return notes about them."""

@@ -1,9 +1,7 @@
 """Token classification: a tag for each word, aligned to tokens by character offsets.
 
-A word is represented by its first token; in causal models, by its last token, the only one that has
-seen the entire word.
-
-Source: Devlin et al. 2019, section 5.3 (first token; no conditional random field on top).
+Source: Devlin et al. 2019, section 5.3: a word is represented by its first token, without a conditional
+random field on top. In causal models it is the last token, the only one that has seen the word.
 """
 
 from collections import Counter
@@ -43,6 +41,7 @@ class TokenClassification(Task):
     """The task `tag`."""
 
     head = "token"
+    answer_field = "tags"
     input_format = "a text or a list of words"
     formats = (".jsonl", ".conll")
 
@@ -108,17 +107,15 @@ class TokenClassification(Task):
         return [TagPrediction(tuple(t), tuple(p)) for t, p in zip(tags, probabilities, strict=True)]
 
     def _evaluate(self, predictions: Sequence[TagPrediction], records: Sequence[TaggedSentence]) -> dict[str, Any]:
-        known = [(r.tags, p.tags) for p, r in zip(predictions, records, strict=True) if r.tags is not None]
-        return tagging_metrics([gold for gold, _ in known], [tags for _, tags in known], entities=self.has_entities)
+        gold = [r.tags for r in records if r.tags is not None]
+        return tagging_metrics(gold, [p.tags for p in predictions], entities=self.has_entities)
 
     def to_row(self, record: TaggedSentence, prediction: TagPrediction) -> dict[str, Any]:
         row: dict[str, Any] = {"words": list(record.words), "tags": list(prediction.tags)}
         row["probabilities"] = list(prediction.probabilities)
         if record.tags is not None:
             row["gold"] = list(record.tags)
-        if self.has_entities:
-            row["entities"] = _find_entities(record, prediction.tags)
-        return row
+        return {**row, "entities": _find_entities(record, prediction.tags)} if self.has_entities else row
 
     def to_report_example(
         self, record: TaggedSentence, prediction: TagPrediction

@@ -184,8 +184,8 @@ def _attend_padded(
 ) -> Tensor:
     """Compute `attend` on one padded block, without synchronization with the device."""
     # Boolean mask of visible keys; padded queries see all keys, so that their softmax is finite.
-    q_rows, q_real = _padded_rows(cu_q, max_q)  # (S, max_q)
-    k_rows, k_real = _padded_rows(cu_k, max_k)  # (S, max_k)
+    q_rows, q_real = padded_rows(cu_q, max_q)  # (S, max_q)
+    k_rows, k_real = padded_rows(cu_k, max_k)  # (S, max_k)
     visible = k_real[:, None, :].expand(-1, max_q, -1)  # (S, max_q, max_k)
     if causal:
         shift = ((cu_k[1:] - cu_k[:-1]) - (cu_q[1:] - cu_q[:-1]))[:, None, None]
@@ -200,7 +200,7 @@ def _attend_padded(
     return out.reshape(-1, *q.shape[1:]).index_select(0, sequence * max_q + token - cu_q[sequence])  # (N, H, K)
 
 
-def _padded_rows(cu: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+def padded_rows(cu: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
     """Return token numbers (S, max_length), padded with the first, and whether they are real."""
     steps = torch.arange(max_length, device=cu.device, dtype=cu.dtype)
     starts = cu[:-1, None]
