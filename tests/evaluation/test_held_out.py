@@ -1,5 +1,3 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,7 @@ import torch
 from stemformer.data.examples.batch import Example, collate
 from stemformer.data.shards.reader import open_shards
 from stemformer.errors import DataError
-from stemformer.evaluation import held_out
+from stemformer.evaluation import inference
 from stemformer.evaluation.held_out import (
     baselines,
     evaluate_held_out,
@@ -29,13 +27,18 @@ def shards(tiny):
     return open_shards(tiny / "data")  # the training split, as it is larger
 
 
+@pytest.fixture(autouse=True)
+def several_batches(monkeypatch):
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 512)
+
+
 def held_out_objective(shards, **config):
     return make_objective(held_out_masks(MaskedLmConfig(**config)), special=SPECIAL, vocab_size=shards.vocab_size)
 
 
 def batches_of(shards, *, num_examples=50, **config):
     objective = held_out_objective(shards, **config)
-    return held_out_batches(objective.make_examples(shards, 32), objective, num_examples=num_examples, batch_tokens=512)
+    return held_out_batches(objective.make_examples(shards, 32), objective, num_examples=num_examples)
 
 
 def assert_same(first, second):
@@ -125,7 +128,7 @@ def on_ranks(world_size, rows, objective, module):
 @pytest.mark.parametrize("sentences", ["none", "next"])
 @pytest.mark.parametrize("world_size", [2, 3, 5])  # of four batches: two each, two and one, and a rank with none
 def test_metrics_of_several_ranks_equal_those_of_one(shards, sentences, world_size, monkeypatch):
-    monkeypatch.setattr(held_out, "held_out_batches", partial(held_out_batches, batch_tokens=256))
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 256)
     objective, module = held_out_objective(shards, sentences=sentences), module_of(shards, sentences=sentences)
     rows = objective.make_examples(shards, 32)
     alone = make_held_out_evaluation(rows, objective, num_examples=26, device=CPU)(module)
@@ -134,7 +137,7 @@ def test_metrics_of_several_ranks_equal_those_of_one(shards, sentences, world_si
 
 
 def test_each_rank_processes_the_same_number_of_batches(shards, monkeypatch):
-    monkeypatch.setattr(held_out, "held_out_batches", partial(held_out_batches, batch_tokens=256))
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 256)
     objective, module = held_out_objective(shards), module_of(shards)
     passes = []
     module.register_forward_hook(lambda *_: passes.append(1))

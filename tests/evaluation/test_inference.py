@@ -10,6 +10,7 @@ from stemformer.data.labelled.question_answering import Question
 from stemformer.data.labelled.text_classification import TextExample
 from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens
 from stemformer.data.tokenization.trainers import train_wordpiece
+from stemformer.evaluation import inference
 from stemformer.evaluation.inference import predict_scores
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
@@ -84,9 +85,10 @@ def predict(case, tokenizer, records, **options):
     return scores, loss, task.decode(scores, examples, records)
 
 
-def test_batches_do_not_change_scores(case, tokenizer):
+def test_batches_do_not_change_scores(case, tokenizer, monkeypatch):
     together, loss, _ = predict(case, tokenizer, case[2])
-    alone, mean, _ = predict(case, tokenizer, case[2], batch_tokens=1)
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 1)
+    alone, mean, _ = predict(case, tokenizer, case[2])
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))  # fp32, other matrix shapes
     assert loss == pytest.approx(mean, rel=1e-5)
@@ -117,9 +119,10 @@ def test_loss_of_a_batch_is_the_mean_of_its_examples(case, tokenizer):
         assert int(together.correct) == sum(int(loss.correct) for loss in losses)
 
 
-def test_all_examples_are_reported(case, tokenizer):
+def test_all_examples_are_reported(case, tokenizer, monkeypatch):
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 64)
     done = []
-    scores, *_ = predict(case, tokenizer, case[2], batch_tokens=64, on_examples=done.append)
+    scores, *_ = predict(case, tokenizer, case[2], on_examples=done.append)
     assert sum(done) == len(scores)
     assert len(done) > 1
 

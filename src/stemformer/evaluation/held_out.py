@@ -11,12 +11,11 @@ from torch import nn
 from stemformer.data.examples.batch import Batch
 from stemformer.data.examples.sampling import example_generator, permuted
 from stemformer.errors import DataError
-from stemformer.evaluation.inference import BATCH_TOKENS, even_batches
+from stemformer.evaluation.inference import even_batches
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.objectives.objective import Examples, Objective, ObjectiveConfig
 
-_SEED = 2**40 + 1
-"""Seed of examples and masks: the same in every run, so that runs are comparable."""
+_SEED = 2**40 + 1  # of examples and masks: the same in every run, so that runs are comparable
 
 
 def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:
@@ -26,9 +25,7 @@ def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:
     return MaskedLmConfig(sentences=config.sentences, short_seq_prob=config.short_seq_prob)
 
 
-def held_out_batches(
-    examples: Examples, objective: Objective, *, num_examples: int, batch_tokens: int = BATCH_TOKENS
-) -> list[Batch]:
+def held_out_batches(examples: Examples, objective: Objective, *, num_examples: int) -> list[Batch]:
     """Return the same masked examples at each call, sampled from all."""
     if len(examples) == 0:
         raise DataError("The held-out split has no examples. Prepare the data again with a larger --held-out.")
@@ -37,7 +34,7 @@ def held_out_batches(
     for i in chosen:
         rng = example_generator(_SEED, 0, i)
         made.append(objective.corrupt(examples.get_example(i, rng), rng))
-    return even_batches(made, length=examples.sequence_length, numbers=chosen, batch_tokens=batch_tokens)
+    return even_batches(made, length=examples.sequence_length, numbers=chosen)
 
 
 def baselines(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch]) -> dict[str, float]:
@@ -71,7 +68,7 @@ def evaluate_held_out(
 
     Args:
         module: Returns the summed losses of a batch (`objectives.objective.LossModule`).
-        num_counted: Number of first batches that count; the others only keep the number of forward
+        num_counted: Number of first batches that count; the others only make the number of forward
             passes equal on all ranks.
         add: Sums numbers over all ranks.
     """
@@ -81,7 +78,7 @@ def evaluate_held_out(
         weight = float(num_counted is None or number < num_counted)
         for name, loss in module(batch.to(device)).items():
             sums = weight * np.array([float(loss.total), float(loss.correct), loss.count])
-            totals[name] = totals[name] + sums if name in totals else sums
+            totals[name] = totals.get(name, 0.0) + sums
     reduced = np.reshape(add(np.concatenate(list(totals.values())).tolist()), (-1, 3)).tolist()
     out: dict[str, float] = {}
     for name, (total, correct, count) in zip(totals, reduced, strict=True):
@@ -101,7 +98,7 @@ def make_held_out_evaluation(
 ) -> Callable[[nn.Module], dict[str, float]]:
     """Return a function that computes the held-out metrics of a module, baselines included.
 
-    Batches are distributed over ranks round-robin, and `add` sums numbers over all ranks.
+    Ranks take batches in turn, and `add` sums numbers over all ranks.
     """
     batches = held_out_batches(examples, objective, num_examples=num_examples)
     splits = examples.shards.manifest.splits

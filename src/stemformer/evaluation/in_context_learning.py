@@ -19,7 +19,7 @@ from torch import Tensor
 from stemformer.data.examples.batch import Batch, Example, collate
 from stemformer.data.examples.sampling import example_generator
 from stemformer.evaluation.held_out import held_out_batches
-from stemformer.evaluation.inference import hidden_states
+from stemformer.evaluation.inference import even_batches, hidden_states
 from stemformer.models.gpt import GptLayer
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm
@@ -27,13 +27,9 @@ from stemformer.objectives.losses import linear_cross_entropy_sum
 from stemformer.objectives.objective import Examples
 
 _SEED = 2**40 + 3
-_HELD_OUT_TOKENS = 8192
-"""Maximum number of tokens in long sequences."""
-_SEARCH_FACTOR = 4
-"""Search this many times as many tokens for long sequences."""
-_BATCH_TOKENS = 4096
-_MAX_REPEATED = 50
-"""Maximum number of random tokens that are repeated."""
+_HELD_OUT_TOKENS = 8192  # at most, in long sequences
+_SEARCH_FACTOR = 4  # long sequences are searched in this many times as many tokens
+_MAX_REPEATED = 50  # random tokens of a sequence
 _NUM_REPEATED_SEQUENCES = 16
 
 
@@ -49,18 +45,18 @@ def make_in_context_evaluation(examples: Examples, objective: CausalLm) -> Calla
     rows = held_out_batches(examples, objective, num_examples=_SEARCH_FACTOR * num_sequences)
     chosen = early_and_late(rows, length, most=num_sequences)
     number = min(_MAX_REPEATED, (length - 1) // 2)
-    repeated = (
-        repeated_tokens(examples.shards.vocab_size, end=objective.eos, number=number, texts=_NUM_REPEATED_SEQUENCES)
-        if number > 1
-        else None
-    )
+    repeated = None
+    if number > 1:
+        vocab_size, texts = examples.shards.vocab_size, _NUM_REPEATED_SEQUENCES
+        repeated = repeated_tokens(vocab_size, end=objective.eos, number=number, texts=texts)
 
     def measure(model: Model) -> dict[str, Any]:
         model.eval()
         metrics: dict[str, Any] = {"held_out_late_minus_early": late_minus_early(model, chosen)} if chosen else {}
         if repeated is not None:
             scores = induction_scores(model, repeated)
-            metrics |= {"repeat_gain": repeat_gain(model, repeated), "induction_score": float(scores.max())}
+            # The loss reduction of repeated tokens: 0 without copying, at most log V.
+            metrics |= {"repeat_gain": -late_minus_early(model, [repeated]), "induction_score": float(scores.max())}
             metrics["heads"] = [[round(score, 4) for score in layer] for layer in scores.tolist()]
         return metrics
 
@@ -68,15 +64,11 @@ def make_in_context_evaluation(examples: Examples, objective: CausalLm) -> Calla
 
 
 def early_and_late(batches: Sequence[Batch], sequence_length: int, *, most: int) -> list[tuple[Batch, int]]:
-    """Select positions of long sequences: early ones first, with their number, then late ones.
+    """Select scored positions of long sequences: early ones first, with their number, then late.
 
-    A long sequence reaches into the last eighth of a row. Its positions there are late, those of
-    the second sixteenth early, so both come from the same texts.
-
-    Args:
-        batches: Next-token batches, in which about all positions are scored.
-        sequence_length: Length of a row.
-        most: Maximum number of sequences.
+    A long sequence reaches into the last eighth of a row, which has `sequence_length` tokens. Its
+    positions there are late, those of the second sixteenth early, so both come from the same texts.
+    At most `most` sequences are selected.
     """
     eighth = sequence_length // 8
     long: list[Example] = []
@@ -89,17 +81,13 @@ def early_and_late(batches: Sequence[Batch], sequence_length: int, *, most: int)
             if stop - start > sequence_length - eighth and position[inside][-1] >= eighth:
                 ids, labels = batch.input_ids[start:stop].numpy(), batch.labels[inside].numpy()
                 long.append(Example(ids, np.array([stop - start]), position[inside].numpy(), labels))
-    long = long[:most]
-    size = max(1, _BATCH_TOKENS // sequence_length)
-    parts = [long[a : a + size] for a in range(0, len(long), size)]
-    return [_early_first(collate(part, range(len(part))), eighth) for part in parts]
-
-
-def _early_first(batch: Batch, eighth: int) -> tuple[Batch, int]:
-    is_early = batch.position_ids[batch.label_positions] < eighth
-    order = torch.argsort(is_early, descending=True, stable=True)
-    batch = replace(batch, label_positions=batch.label_positions[order], labels=batch.labels[order])
-    return batch, int(is_early.sum())
+    out = []
+    for batch in even_batches(long[:most], length=sequence_length):
+        is_early = batch.position_ids[batch.label_positions] < eighth
+        order = torch.argsort(is_early, descending=True, stable=True)
+        batch = replace(batch, label_positions=batch.label_positions[order], labels=batch.labels[order])
+        out.append((batch, int(is_early.sum())))
+    return out
 
 
 @torch.inference_mode()
@@ -117,15 +105,10 @@ def late_minus_early(model: Model, chosen: Sequence[tuple[Batch, int]]) -> float
 
 
 def repeated_tokens(vocab_size: int, *, end: int, number: int, texts: int) -> tuple[Batch, int]:
-    """Make sequences of random tokens that occur twice, scored as in `early_and_late`.
+    """Make sequences of `number` random tokens that occur twice, scored as in `early_and_late`.
 
-    The first random token is not scored, as nothing indicates that the repetition starts.
-
-    Args:
-        vocab_size: Tokens are sampled uniformly from the vocabulary except `end`.
-        end: Id of the end-of-document token.
-        number: Number of random tokens, at least 2.
-        texts: Number of sequences.
+    Each of the `texts` sequences starts with the end-of-document token `end`; other tokens are
+    sampled uniformly. The first is not scored, as nothing indicates that the repetition starts.
     """
     ids = example_generator(_SEED, 0, 0).integers(vocab_size - 1, size=(texts, number))
     ids += ids >= end
@@ -137,11 +120,6 @@ def repeated_tokens(vocab_size: int, *, end: int, number: int, texts: int) -> tu
     starts = np.arange(texts)[:, None] * size
     positions = torch.from_numpy(np.concatenate([(starts + first).ravel(), (starts + number + first).ravel()]))
     return replace(batch, label_positions=positions, labels=batch.input_ids[positions + 1]), len(first) * texts
-
-
-def repeat_gain(model: Model, repeated: tuple[Batch, int]) -> float:
-    """Return the loss reduction (nats) of repeated tokens: 0 without copying, at most log V."""
-    return -late_minus_early(model, [repeated])
 
 
 @torch.inference_mode()

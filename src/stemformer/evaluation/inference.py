@@ -16,8 +16,7 @@ from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.task import Task
 
-BATCH_TOKENS = 4096
-"""Approximate number of tokens in an inference batch."""
+BATCH_TOKENS = 4096  # about as many in an inference batch
 
 
 def batch_slices(sizes: Sequence[int], max_tokens: int) -> Iterator[slice]:
@@ -32,12 +31,10 @@ def batch_slices(sizes: Sequence[int], max_tokens: int) -> Iterator[slice]:
         yield slice(begin, len(sizes))
 
 
-def even_batches(
-    examples: Sequence[Example], *, length: int, numbers: Sequence[int] | None = None, batch_tokens: int = BATCH_TOKENS
-) -> list[Batch]:
+def even_batches(examples: Sequence[Example], *, length: int, numbers: Sequence[int] | None = None) -> list[Batch]:
     """Collate examples of at most `length` tokens into batches of as many examples."""
     numbers = range(len(examples)) if numbers is None else numbers
-    size = max(1, batch_tokens // length)
+    size = max(1, BATCH_TOKENS // length)
     return [collate(examples[a : a + size], numbers[a : a + size]) for a in range(0, len(examples), size)]
 
 
@@ -61,19 +58,17 @@ def predict_scores(
     examples: TaskExamples,
     *,
     device: torch.device,
-    batch_tokens: int = BATCH_TOKENS,
     on_examples: Callable[[int], None] | None = None,
 ) -> tuple[list[Float[np.ndarray, "_ c"]], float | None]:
     """Return the scores of each example, and the mean loss (None without labels).
 
-    Args:
-        module: Has the task as its objective (`objectives.objective.LossModule`).
-        on_examples: Called with the number of examples of each finished batch.
+    `module` has the task as its objective (`objectives.objective.LossModule`); `on_examples` is
+    called with the number of examples of each finished batch.
     """
     module.eval()
     scores: list[Any] = [None] * len(examples)
     losses: list[tuple[LossSum, int]] = []
-    for numbers, batch in _batches(examples, batch_tokens):
+    for numbers, batch in _batches(examples, on_examples):
         moved = batch.to(device)
         logits = module(moved, return_logits=True)
         if batch.sequence_labels is not None or len(batch.labels):
@@ -81,8 +76,6 @@ def predict_scores(
         sizes = [task.num_scores(examples.examples[i]) for i in numbers]
         for number, part in zip(numbers, torch.split(logits.float().cpu(), sizes), strict=True):
             scores[number] = part.numpy()
-        if on_examples is not None:
-            on_examples(len(numbers))
     count = sum(number for _, number in losses)
     return scores, float(sum(float(loss.total) for loss, _ in losses) / count) if count else None
 
@@ -94,7 +87,6 @@ def pooled_states(
     *,
     pooling: Literal["mean", "cls"],
     device: torch.device,
-    batch_tokens: int = BATCH_TOKENS,
     on_examples: Callable[[int], None] | None = None,
 ) -> Float[np.ndarray, "n D"]:
     """Return the mean state of each example's tokens, or that of its summary token.
@@ -103,7 +95,7 @@ def pooled_states(
     """
     model.eval()
     out = np.empty((len(examples), model.config.hidden_size), np.float32)
-    for numbers, batch in _batches(examples, batch_tokens):
+    for numbers, batch in _batches(examples, on_examples):
         batch = batch.to(device)
         states = hidden_states(model, batch).float()  # (N, D)
         if pooling == "cls":
@@ -114,17 +106,17 @@ def pooled_states(
             sums = states.new_zeros(len(numbers), states.shape[1]).index_add_(0, owner, states)
             pooled = sums / lengths[:, None]  # (S, D)
         out[numbers] = pooled.cpu().numpy()
-        if on_examples is not None:
-            on_examples(len(numbers))
     return out
 
 
-def _batches(examples: TaskExamples, batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
-    """Yield batches of similar length, either all or none of them labelled."""
+def _batches(examples: TaskExamples, on_examples: Callable[[int], None] | None) -> Iterator[tuple[list[int], Batch]]:
+    """Yield batches of examples of similar length, either all or none of them labelled."""
     # Longest first: running out of memory shows at once.
     order = np.argsort(-examples.sizes, kind="stable").tolist()
     for _, group in groupby(order, key=lambda i: examples.examples[i].sequence_labels is not None):
         members = list(group)
-        for part in batch_slices(examples.sizes[members].tolist(), batch_tokens):
+        for part in batch_slices(examples.sizes[members].tolist(), BATCH_TOKENS):
             numbers = members[part]
             yield numbers, collate([examples.examples[i] for i in numbers], numbers)
+            if on_examples is not None:  # the batch is finished
+                on_examples(len(numbers))
