@@ -33,8 +33,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
     # Predict.
     model = open_pipeline(options.model, options)
     task = model.require_task()
-    columns = {"label_column": options.label_column}
-    records, counts = read_task_records(task, options, progress, **columns, needs_answer=True)
+    records, counts = read_task_records(task, options, progress, label_column=options.label_column, needs_answer=True)
     notes = check_labels(task, records)
     for note in notes:
         progress.say(note)
@@ -43,7 +42,6 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
 
     # Score.
     metrics, details = task.compute_metrics(predictions, records)
-    worst = examples_to_show(task, records, predictions, number=options.num_worst, only_wrong=True)
     result: dict[str, Any] = {
         "model": model.path,
         "task": task.config.name,
@@ -53,7 +51,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
         "counts": dict(counts),
         "notes": notes,
         **details,
-        "wrong": worst,
+        "wrong": examples_to_show(task, records, predictions, number=options.num_worst, only_wrong=True),
     }
     if options.out is not None:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)

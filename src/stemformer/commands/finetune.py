@@ -80,11 +80,7 @@ def finetune(options: FinetuneOptions, *, progress: Progress | None = None) -> d
 
 
 def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
-    """Return the config of a fine-tuning run.
-
-    Raises:
-        ConfigError: Options or settings do not fit together.
-    """
+    """Return the config of a fine-tuning run; raise ConfigError if options or settings do not fit together."""
     config = FinetuneConfig(
         model=options.model,
         train=options.train,
@@ -113,8 +109,7 @@ def _run(
     resume = resume or is_restarted(folder)
     found = find_checkpoint(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
     # A run must not see what the one before has tuned.
-    task = copy(data.task)
-    data = replace(data, task=task)
+    data = replace(data, task=(task := copy(data.task)))
     source = find_model_folder(found.path if found else config.model)
     with init_distributed(choose_device(config.compute.device)) as ranks:
         progress = progress if ranks.is_main else Silent()
@@ -178,23 +173,16 @@ def make_finetuning_context(
 ) -> tuple[TrainingContext, list[Any]]:
     """Return all that a run needs besides its model, and a list for scores and loss of the last evaluation.
 
-    Args:
-        examples: Encoded training records of `data`.
-        dev: Encoded dev records of `data`.
-
-    Raises:
-        DataError: There are fewer examples than ranks.
+    `examples` and `dev` are the encoded records of `data`.
     """
     task, device = data.task, ranks.device
     if len(examples) < ranks.world_size:
         raise DataError(f"{len(examples)} training examples for {ranks.world_size} ranks. Add training data.")
     batch_size = min(config.batch.size, len(examples))
-    if config.evaluation.every is None:
-        steps_per_epoch = math.ceil(len(examples) / batch_size)
-        config = replace(config, evaluation=replace(config.evaluation, every=steps_per_epoch))
-    if config.checkpoints.every is None:
-        config = replace(config, checkpoints=replace(config.checkpoints, every=config.evaluation.every))
-    num_steps = run_length(config, len(examples))
+    # By default, evaluate after each epoch, and save a checkpoint after each evaluation.
+    evaluation = replace(config.evaluation, every=config.evaluation.every or math.ceil(len(examples) / batch_size))
+    checkpoints = replace(config.checkpoints, every=config.checkpoints.every or evaluation.every)
+    config = replace(config, evaluation=evaluation, checkpoints=checkpoints)
     precision = choose_precision(config.compute.precision, device)
     monitored = f"dev_{task.main_metric}"
     last: list[Any] = []
@@ -206,12 +194,12 @@ def make_finetuning_context(
             scores, loss = predict_scores(module, task, dev, device=device)
         last[:] = [scores, loss]
         metrics, _ = task.compute_metrics(task.decode(scores, dev, data.dev), data.dev)
-        named = {f"dev_{key}": value for key, value in metrics.items()}
-        return {**({} if loss is None else {"dev_loss": loss}), **named}
+        losses = {} if loss is None else {"dev_loss": loss}
+        return losses | {f"dev_{key}": value for key, value in metrics.items()}
 
     context = TrainingContext(
         config=config,
-        budget=TrainingBudget(config, num_steps, folder),
+        budget=TrainingBudget(config, run_length(config, len(examples)), folder),
         objective=task,
         phases=[Phase(0, BatchConfig(batch_size, None, max_length, config.batch.micro_tokens), examples)],
         evaluate=evaluate,
@@ -296,15 +284,11 @@ def _summarize_seeds(folder: Path, results: Sequence[dict[str, Any]]) -> dict[st
     summary["seeds"] = [result["seed"] for result in results]
     for name in (key for key, value in first.items() if isinstance(value, float)):
         values = [result[name] for result in results]
-        mean, deviation = mean_std(values)
-        summary[name] = {"mean": _round(mean), "spread": _round(deviation), "each": [_round(v) for v in values]}
+        mean, deviation, *each = (float(f"{value:.6g}") for value in (*mean_std(values), *values))
+        summary[name] = {"mean": mean, "spread": deviation, "each": each}
     summary |= {"models": [result["model"] for result in results], "notes": first["notes"]}
     write_json(folder / "trials.json", summary)
     return summary
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def _restore_best(state: TrainState, context: TrainingContext) -> None:
@@ -315,10 +299,8 @@ def _restore_best(state: TrainState, context: TrainingContext) -> None:
 
 
 def _format(name: str, value: float) -> str:
-    is_fraction = any(word in name for word in ("accuracy", "precision", "recall")) or (
-        name.endswith("match") and value <= 1
-    )
-    return f"{value:.1%}" if is_fraction else f"{value:.3f}"
+    is_fraction = any(word in name for word in ("accuracy", "precision", "recall"))
+    return f"{value:.1%}" if is_fraction or (name.endswith("match") and value <= 1) else f"{value:.3f}"
 
 
 def _describe_start(context: TrainingContext, model: Model) -> str:

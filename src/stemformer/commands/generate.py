@@ -5,13 +5,9 @@ from typing import Any
 
 from stemformer.commands.load import open_pipeline
 from stemformer.errors import DataError
+from stemformer.generation.decoding import DecodingConfig
 from stemformer.options import GenerateOptions, accepts
 from stemformer.progress import Progress, Silent
-
-_DECODING = (
-    *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-    *("num_beams", "length_penalty", "seed"),
-)
 
 
 @accepts(GenerateOptions)
@@ -35,7 +31,8 @@ def generate(
         on_error: Called with the error of a prompt that is read one at a time; by default it is raised.
 
     Returns:
-        `prompt`, `text`, `num_tokens`, `log_probability` and `ended` for each prompt.
+        For each prompt `prompt`, `text` (without the prompt), `num_tokens`, `log_probability` in nats, and
+        `ended` (`eos`, `stop` or `length`).
 
     Raises:
         ConfigError: Options are out of range, or the model is not causal.
@@ -44,7 +41,8 @@ def generate(
     prompts = options.prompts
     progress = progress or Silent()
     model = open_pipeline(options.model, options)
-    decoding: dict[str, Any] = {name: getattr(options, name) for name in _DECODING}
+    known = DecodingConfig.__dataclass_fields__
+    decoding: dict[str, Any] = {name: value for name, value in vars(options).items() if name in known}
     decoding |= {"overflow": "slide" if options.sliding_window else "error", "stop": options.stop, "on_text": on_text}
 
     def report(result: dict[str, Any]) -> None:

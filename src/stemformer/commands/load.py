@@ -54,17 +54,10 @@ def load(options: LoadOptions) -> "Pipeline":
 
 
 class Pipeline:
-    """A loaded model with its tokenizer and, if it was fine-tuned, its task.
+    """A loaded model in evaluation mode, with its tokenizer and, if it was fine-tuned, its task.
 
-    Each method raises `CheckpointError` if the model has no head for it.
-
-    Args:
-        path: Hugging Face directory, run directory, or hub id.
-        precision: Number format of the computation; the weights stay in float32.
-
-    Attributes:
-        model: Body and heads, in evaluation mode.
-        task: What it was fine-tuned for; None if it was only pre-trained.
+    Each method raises `CheckpointError` if the model has no head for it. `precision` is that of the
+    computation; the weights stay in float32.
     """
 
     def __init__(self, path: str, *, device: str = "auto", precision: str = "fp32") -> None:
@@ -92,16 +85,7 @@ class Pipeline:
     def fill(
         self, texts: Sequence[str], *, top_k: int = 5, candidates: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
-        """Return the most probable words for each `[MASK]`.
-
-        Args:
-            top_k: Number of words for each mask.
-            candidates: Words to choose from; the full vocabulary by default.
-
-        Returns:
-            For each text `text`, `masks` (each with `candidates`: `token`, `probability`), and
-            `filled`, the text with the most probable word in each mask.
-        """
+        """Return the most probable words for each `[MASK]`; keywords and result as of `stemformer.fill`."""
         self._check_texts(texts, expected="sentences with [MASK] in them")
         self._require("masked_lm", "cannot fill masks. Pass a model pre-trained with masked tokens.")
         with autocast(self.device, self.precision):
@@ -110,11 +94,7 @@ class Pipeline:
         return [{**row, "masks": [{"candidates": mask} for mask in row["masks"]]} for row in rows]
 
     def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the log-likelihood of each text: of a masked LM the pseudo-log-likelihood.
-
-        Returns:
-            For each text `text`, `num_tokens`, `log_likelihood` in nats, and `perplexity` per token.
-        """
+        """Return the log-likelihood of each text, as `stemformer.score` does."""
         self._check_texts(texts, expected="sentences")
         if "masked_lm" not in self.model.heads:
             self._require("causal_lm", "cannot score texts. Pass a pre-trained model.")
@@ -152,23 +132,12 @@ class Pipeline:
     ) -> list[dict[str, Any]]:
         """Generate a completion of each prompt.
 
+        Keywords, result and errors are those of `stemformer.generate`, and:
+
         Args:
-            prompts: An empty prompt starts a new document.
-            stop: Stop before any of these strings.
-            batch_size: Number of prompts that are decoded together.
-            on_text: Called with the index of the prompt and each new piece of text; not with beams.
-            on_result: Called with each result as soon as it is complete, in the order of the prompts.
             reuse_decoder: Keep the weights that are laid out for decoding, for the next call. It
                 takes memory, and saves time where prompts come one at a time.
             decoding: Fields of `DecodingConfig`, such as `max_new_tokens`, `temperature`, `top_p`.
-
-        Returns:
-            For each prompt `prompt`, `text` (without the prompt), `num_tokens`, `log_probability`
-            in nats, and `ended` (`eos`, `stop` or `length`).
-
-        Raises:
-            ConfigError: A setting is out of range.
-            DataError: A prompt is not text, or too long.
         """
         self._check_texts(prompts, expected="prompts")
         for number, text in enumerate(prompts, start=1):
@@ -215,12 +184,7 @@ class Pipeline:
     ) -> Float[np.ndarray, "n D"]:
         """Return one vector for each text, in order.
 
-        Args:
-            pooling: Mean of the last hidden states, or the state of `[CLS]` (of the last token in a
-                causal model).
-            normalize: Scale each vector to length 1, so that dot products are cosine similarities.
-            max_length: Maximum tokens of a text, special tokens included; longer texts are
-                truncated. Default: the model's positions.
+        The keywords are the options of `stemformer.embed`.
 
         Example:
             >>> load("sentence-transformers/all-MiniLM-L6-v2").embed(["a fine film"]).shape  # doctest: +SKIP
@@ -232,19 +196,14 @@ class Pipeline:
         room = limit - num_special_tokens(self.tokenizer, num_texts=1)
         ids = self.tokenizer.encode_ids(texts)
         examples = [make_example([row[:room]], self.tokenizer) for row in ids]
-        num_truncated = sum(len(row) > room for row in ids)
-        counts = {"truncated texts": num_truncated} if num_truncated else {}
+        inputs = TaskExamples(examples, np.arange(len(texts)), (), {})
         progress.start("embedding", total=len(texts), unit="texts")
         with autocast(self.device, self.precision):
             vectors = pooled_states(
-                self.model,
-                TaskExamples(examples, np.arange(len(texts)), (), counts),
-                pooling=pooling,
-                device=self.device,
-                on_examples=progress.advance,
+                self.model, inputs, pooling=pooling, device=self.device, on_examples=progress.advance
             )
         progress.finish()
-        if num_truncated:
+        if num_truncated := sum(len(row) > room for row in ids):
             progress.say(f"Texts truncated to {limit} tokens: {num_truncated:,}")
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
 
@@ -260,7 +219,6 @@ class Pipeline:
             `TextPrediction`, `TagPrediction`, `AnswerPrediction` or `ChoicePrediction`.
 
         Raises:
-            CheckpointError: The model was only pre-trained.
             DataError: An input is empty or of another form.
         """
         self._check_texts(inputs)
@@ -280,10 +238,9 @@ class Pipeline:
         progress.start("encoding")
         examples = task.encode(records, self.tokenizer, max_length=self._max_length(task.config.max_length))
         progress.start("predicting", total=len(examples), unit="examples")
+        module = LossModule(self.model, task)
         with autocast(self.device, self.precision):
-            scores, _ = predict_scores(
-                LossModule(self.model, task), task, examples, device=self.device, on_examples=progress.advance
-            )
+            scores, _ = predict_scores(module, task, examples, device=self.device, on_examples=progress.advance)
         progress.finish()
         return task.decode(scores, examples, records), scores, examples
 

@@ -71,6 +71,5 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> dic
 
 
 def _default_fraction(num_bytes: int | None) -> float:
-    if not num_bytes:
-        return _MIN_FRACTION
-    return min(_MAX_FRACTION, max(_MIN_FRACTION, round(_HELD_OUT_BYTES / num_bytes, 3)))
+    share = round(_HELD_OUT_BYTES / num_bytes, 3) if num_bytes else _MIN_FRACTION
+    return min(_MAX_FRACTION, max(_MIN_FRACTION, share))

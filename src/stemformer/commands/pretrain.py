@@ -125,11 +125,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
 def make_pretraining_context(
     config: RunConfig, data: str, tokenizer: Tokenizer, ranks: DistributedContext, folder: Path
 ) -> TrainingContext:
-    """Return all that a run needs besides its model: examples, evaluation, budget, device.
-
-    Raises:
-        DataError: There is too little text for a batch, or for a held-out split.
-    """
+    """Return all that a run needs besides its model: examples, evaluation, budget, device."""
     device = ranks.device
     set_threads(config.compute.threads)
     precision = choose_precision(config.compute.precision, device)
@@ -142,15 +138,14 @@ def make_pretraining_context(
     datasets = [objective.make_examples(shards, batch.sequence_length) for batch in batches]
     for batch, dataset in zip(batches, datasets, strict=True):
         if len(dataset) < batch.size:
-            raise DataError(
-                f"{data} holds {shards.num_tokens:,} tokens, which is {len(dataset)} sequences of "
-                f"{batch.sequence_length}; a batch has {batch.size}. Add text, or lower the batch size, for example "
-                f"with --set batch.size={max(1, len(dataset) // 4)}."
+            number = f"{len(dataset)} sequences of {batch.sequence_length}; a batch has {batch.size}"
+            advice = (
+                f"Add text, or lower the batch size, for example with --set batch.size={max(1, len(dataset) // 4)}."
             )
+            raise DataError(f"{data} holds {shards.num_tokens:,} tokens, which is {number}. {advice}")
         if batch.size < ranks.world_size:
-            raise ConfigError(
-                f"batch.size is {batch.size} for {ranks.world_size} ranks: expected at least one sequence for each rank."
-            )
+            expected = "expected at least one sequence for each rank"
+            raise ConfigError(f"batch.size is {batch.size} for {ranks.world_size} ranks: {expected}.")
     num_tokens = [dataset.num_tokens for dataset in datasets]
     num_steps = num_steps_for(config, num_examples=list(map(len, datasets)), num_tokens=num_tokens)
     first_steps = [round(share * (num_steps or 0)) for share in shares]
@@ -267,18 +262,17 @@ def _report_start(context: TrainingContext, model: Model, progress: Progress) ->
         + (", blocks compiled" if context.environment["compile"] else "")
         + (f", {context.ranks.world_size} ranks" if context.ranks.world_size > 1 else "")
     )
-    for number, phase in enumerate(context.phases):
+    kind = "sequences" if config.objective.name in ("none", "causal") else "pairs"
+    ends = [*(phase.first_step for phase in context.phases[1:]), budget.num_steps]
+    for phase, end in zip(context.phases, ends, strict=True):
         dataset, batch = phase.examples, phase.batch
         assert isinstance(dataset, Examples)
-        kind = "sequences" if config.objective.name in ("none", "causal") else "pairs"
         left_out = getattr(dataset, "num_left_out", 0)
-        last = context.phases[number + 1].first_step if number + 1 < len(context.phases) else budget.num_steps
-        if last is None:
-            length = (
-                f"{budget.seconds:,.0f} seconds, learning rate decay over the last {config.schedule.decay_ratio:.0%}"
-            )
+        if end is None:
+            decay = f"learning rate decay over the last {config.schedule.decay_ratio:.0%}"
+            length = f"{budget.seconds:,.0f} seconds, {decay}"
         else:
-            steps = last - phase.first_step
+            steps = end - phase.first_step
             length = f"{steps:,} steps x batch size {batch.size} = {steps * batch.size / len(dataset):.2f} epochs"
         progress.say(
             f"{dataset.num_tokens:,} tokens (special tokens included) in {len(dataset):,} {kind}, max length "

@@ -46,11 +46,7 @@ def train_tokenizer(options: TrainTokenizerOptions, *, progress: Progress | None
         skipped=skipped,
     )
     texts = (document.text for document in documents)
-    sample: dict[str, Any] = {
-        "vocab_size": options.vocab_size,
-        "seed": options.seed,
-        "max_characters": options.max_characters,
-    }
+    sample: dict[str, Any] = {name: getattr(options, name) for name in ("vocab_size", "seed", "max_characters")}
     if options.kind == "bpe":
         tokenizer = train_byte_bpe(texts, **sample)
     elif old is None:

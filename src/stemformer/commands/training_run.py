@@ -25,10 +25,6 @@ from stemformer.training.throughput import compile_blocks
 def resolve(config: Config, options: TrainSettings) -> Config:
     """Return a config with the options of a command applied: file, then settings, then single options.
 
-    Args:
-        config: Config of a recipe or of a stored run.
-        options: Options of a command that trains; those that it lacks are not applied.
-
     Raises:
         ConfigError: The file does not exist, a setting is wrong, or there are several budgets.
     """
