@@ -68,12 +68,11 @@ def generate_from_ids(
         model: See `decode`.
         batch_size: Number of prompts that are decoded together; None for all.
         stop: Stop before the first of these strings that occurs; not supported with beam search.
-        on_text: Called with the number of a prompt and its new text during generation; with beam
-            search, at its end.
+        on_text: Called with the number of a prompt and its new text; with beam search, at the end.
         add_eos: Put the end-of-text token before each prompt, as before each training document. An empty
             prompt always gets it.
     """
-    if any(not text for text in stop):
+    if not all(stop):
         raise ConfigError("A stop string is empty: remove it.")
     if stop and config.num_beams > 1:
         raise ConfigError("--stop is not supported with beam search: remove --stop or --num-beams.")
@@ -86,32 +85,28 @@ def generate_from_ids(
         model = GptDecoder(model, rows=max(size, config.num_beams), steps=config.max_new_tokens * len(ids) // size)
     streamers = [_TextStreamer(tokenizer, stop) for _ in ids]
 
-    def on_token(number: int, token: int) -> bool:
-        new = streamers[number].add(token)
+    def release(number: int, new: str) -> None:
         if new and on_text is not None:
             on_text(number, new)
+
+    def on_token(number: int, token: int) -> bool:
+        release(number, streamers[number].add(token))
         return streamers[number].is_stopped
 
     for first in range(0, len(ids), size):
         batch = ids[first : first + size]
         if config.num_beams > 1:
             outputs = beam_search(model, batch, config)
-            for token in outputs[0].ids:
-                streamers[first].add(token)
+            streamers[first].ids = outputs[0].ids
         else:
             outputs = decode(model, batch, config, on_token=on_token, first=first)
         for number, decoded in enumerate(outputs, start=first):
-            rest = streamers[number].finish()
-            if rest and on_text is not None:
-                on_text(number, rest)
+            release(number, streamers[number].finish())
             yield streamers[number].text, decoded
 
 
 def sample_prompts(shards: Shards, tokenizer: Tokenizer, *, number: int, is_backward: bool = False) -> list[str]:
-    """Return the first words of some documents as prompts for samples, the same in each call.
-
-    With `is_backward` the last words, for a model that reads backward.
-    """
+    """Return the first words (`is_backward`: the last) of some documents as prompts, the same in each call."""
     starts, length = shards.document_starts, _PROMPT_TOKENS * _tokens_per_word(tokenizer)
     long = np.flatnonzero(np.diff(starts) >= 3 * length)
     if not len(long):
@@ -127,7 +122,7 @@ def generate_samples(
     """Return samples of a model as `prompt` and `text`, with the same random numbers in each call.
 
     With `is_backward`, `text` precedes `prompt` in reading order, and `direction` is `backward`.
-    `max_length` is the maximum training length in tokens, the last position that the model knows.
+    `max_length` is the maximum training length in tokens.
     """
     model.eval()
     factor = _tokens_per_word(tokenizer)
@@ -143,7 +138,7 @@ def generate_samples(
 
 
 def _tokens_per_word(tokenizer: Tokenizer) -> int:
-    """Return a rough number of tokens per word: more than one for vocabularies of mostly single bytes."""
+    # Small vocabularies hold mostly single bytes.
     return 4 if tokenizer.vocab_size < 300 else 1
 
 
@@ -151,29 +146,27 @@ class _TextStreamer:
     """Incremental detokenizer that holds back text which may still change or become a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
-        self._stop = stop
-        self._ids: list[int] = []
+        self._tokenizer, self._stop = tokenizer, stop
+        self.ids: list[int] = []
         # Text of ids[:_end]; ids[_start:_end] are decoded again with new ids, to see how they join.
-        self._decoded = ""
-        self._start, self._end = 0, 0
-        self.text = ""
-        self.is_stopped = False
+        self._decoded, self._start, self._end = "", 0, 0
+        # Text that was released.
+        self.text, self.is_stopped = "", False
 
     def add(self, token: int) -> str:
         """Add a token and return the text that can be released."""
-        self._ids.append(token)
-        before = self._tokenizer.decode(self._ids[self._start : self._end])
-        after = self._tokenizer.decode(self._ids[self._start :])
+        self.ids.append(token)
+        before = self._tokenizer.decode(self.ids[self._start : self._end])
+        after = self._tokenizer.decode(self.ids[self._start :])
         joins = after.startswith(before)
-        decoded = self._decoded + after[len(before) :] if joins else self._tokenizer.decode(self._ids)
+        decoded = self._decoded + after[len(before) :] if joins else self._tokenizer.decode(self.ids)
         if not decoded.endswith(_REPLACEMENT_CHARACTER):
-            self._decoded, self._start, self._end = decoded, self._end, len(self._ids)
+            self._decoded, self._start, self._end = decoded, self._end, len(self.ids)
         return self._release(decoded, is_last=False)
 
     def finish(self) -> str:
         """Return the text that was held back."""
-        return "" if self.is_stopped else self._release(self._tokenizer.decode(self._ids), is_last=True)
+        return "" if self.is_stopped else self._release(self._tokenizer.decode(self.ids), is_last=True)
 
     def _release(self, decoded: str, *, is_last: bool) -> str:
         stops = [start for text in self._stop if (start := decoded.find(text)) >= 0]
@@ -188,6 +181,5 @@ class _TextStreamer:
         # Some tokenizers change earlier text: release the rest at the end.
         if not decoded.startswith(self.text) and not (is_last or self.is_stopped):
             decoded = self.text
-        new = decoded[len(self.text) :]
-        self.text = decoded
-        return new
+        released, self.text = self.text, decoded
+        return decoded[len(released) :]

@@ -148,28 +148,23 @@ def load_model_and_tokenizer(
     folder = find_model_folder(path)
     model, tokenizer = load_model(folder, heads, num_labels=num_labels, generator=generator), load_tokenizer(folder)
     num_ids, num_tokens = model.config.vocab_size, tokenizer.vocab_size
+    sizes = f"{folder}: the tokenizer has {num_tokens:,} ids, the model {num_ids:,}"
     if num_tokens > num_ids:
-        problem = f"the tokenizer has {num_tokens:,} ids, config.json says {num_ids:,}"
-        raise CheckpointError(f"{folder}: {problem}. Use the tokenizer that the model was trained with.")
+        raise CheckpointError(f"{sizes}. Use the tokenizer that the model was trained with.")
     if num_ids - num_tokens > _MAX_PADDING_IDS:
-        problem = f"the tokenizer has {num_tokens:,} ids, the model {num_ids:,}; it may belong to another model"
-        warnings.warn(f"{folder}: {problem}.", stacklevel=2)
-    architecture = ARCHITECTURES[model.config.model_type]
-    if architecture.is_causal:
-        eos_token_id = model.config.eos_token_id
-        assert eos_token_id is not None, "a causal model has an end-of-text token"
-        max_id = num_tokens if model.heads.keys() & architecture.task_heads.keys() else num_ids
+        warnings.warn(f"{sizes}; it may belong to another model.", stacklevel=2)
+    eos_token_id = model.config.eos_token_id
+    if eos_token_id is not None:
+        task_heads = ARCHITECTURES[model.config.model_type].task_heads
+        max_id = num_tokens if model.heads.keys() & task_heads.keys() else num_ids
         if not 0 <= eos_token_id < max_id:
             problem = f"eos_token_id is {eos_token_id:,} (GPT-2's by default), but there are {max_id:,} ids"
-            advice = "Set it to the id of the end-of-text token."
-            raise CheckpointError(f"{folder}/config.json: {problem}. {advice}")
+            raise CheckpointError(f"{folder}/config.json: {problem}. Set it to the id of the end-of-text token.")
         tokenizer.bos_token_id = eos_token_id
         if read_task_info(folder) and TASK_KEY not in _read_config(folder)[1]:
-            warnings.warn(
-                f"{folder} was fine-tuned elsewhere, possibly on texts with no token before them; here each text is "
-                f"preceded by {tokenizer.tokens[eos_token_id]}.",
-                stacklevel=2,
-            )
+            elsewhere = f"{folder} was fine-tuned elsewhere, possibly on texts with no token before them"
+            token = tokenizer.tokens[eos_token_id]
+            warnings.warn(f"{elsewhere}; here each text is preceded by {token}.", stacklevel=2)
     return model, tokenizer
 
 
@@ -215,9 +210,8 @@ def _untie_lm_head(
     if not raw.get("tie_word_embeddings", True):
         model.heads[head] = architecture.heads[head](model.config, tied=False)
         return
-    find = architecture.parameter_names.find
-    decoder = state.get(find(f"heads.{head}.decoder.weight")[0][0])
-    word = state.get(find("body.embeddings.word.weight")[0][0])
+    names = (f"heads.{head}.decoder.weight", "body.embeddings.word.weight")
+    decoder, word = (state.get(architecture.parameter_names.find(name)[0][0]) for name in names)
     if decoder is not None and word is not None and not torch.equal(decoder, word):
         warnings.warn(
             "The folder has an output matrix that differs from the word embeddings, but its config.json says that they "
@@ -227,18 +221,16 @@ def _untie_lm_head(
 
 
 def _read_config(folder: Path) -> tuple[BodyConfig, Mapping[str, Any]]:
-    source = f"{folder}/config.json"
+    source = folder / "config.json"
     try:
-        raw = json.loads(Path(source).read_text(encoding="utf-8"))
+        raw = msgspec.convert(json.loads(source.read_text(encoding="utf-8")), dict[str, Any])
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{source} cannot be read ({error}).", damaged=True) from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{source} holds a {type(raw).__name__}, expected an object.", damaged=True)
     architecture = ARCHITECTURES.get(model_type := raw.get("model_type", "bert"))
     if architecture is None:
         expected = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"{folder} holds a model of type {model_type!r}, expected one of {expected}.")
-    values = architecture.read_config(raw, source)
+    values = architecture.read_config(raw, str(source))
     try:
         return msgspec.convert(values, architecture.config), raw
     except (StemformerError, msgspec.ValidationError) as error:

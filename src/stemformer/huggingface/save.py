@@ -23,14 +23,11 @@ def save_model(
     state: Mapping[str, Tensor] | None = None,
     task: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `config.json`, `model.safetensors` and the tokenizer, if any, to a folder.
-
-    Not atomic: callers write to a temporary folder and rename it.
+    """Write `config.json`, `model.safetensors` and the tokenizer, if any, to a folder; not atomically.
 
     Args:
         state: `state_dict()` on the CPU, if the model's weights are sharded over ranks.
-        task: `labels` in order, `problem_type`, and other entries of `config.json` that prediction
-            needs.
+        task: `labels`, `problem_type` and other entries of `config.json` for prediction (`Task.metadata`).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,9 +74,7 @@ def _task_entries(task: Mapping[str, Any] | None) -> dict[str, Any]:
     labels = ["LABEL_0"] if task.get("problem_type") == "regression" else list(task["labels"])
     if labels:
         entries |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    if task.get("problem_type"):
-        entries["problem_type"] = task["problem_type"]
-    return entries
+    return {**entries, "problem_type": task["problem_type"]} if task.get("problem_type") else entries
 
 
 def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:

@@ -1,8 +1,5 @@
 """Transfer a trained model to the vocabulary of another domain or language.
 
-A token of both vocabularies keeps its embedding. Any other token starts as the mean embedding of
-its pieces in the old vocabulary, or randomly if that cannot spell it.
-
 Source: Yao et al. 2021 (Adapt-and-Distill), section 3.1 (mean of pieces).
 """
 
@@ -39,15 +36,21 @@ class VocabTransferStats:
 def transfer_vocabulary(
     model: Model, old: Tokenizer, new: Tokenizer, *, generator: torch.Generator
 ) -> VocabTransferStats:
-    """Replace word embeddings and output biases in place by those of a new vocabulary."""
+    """Replace word embeddings and output biases in place by those of a new vocabulary.
+
+    A token of both vocabularies keeps its embedding. Any other token starts as the mean embedding of
+    its pieces in the old vocabulary, or randomly if that cannot spell it.
+    """
     if (kinds := {old.kind, new.kind}) != {"wordpiece"}:
         raise TokenizerError(f"The vocabularies are of kind {', '.join(sorted(kinds))}, expected WordPiece for both.")
     pieces = [old_pieces(token, old) for token in new.tokens]
     unknown = [row for row, ids in enumerate(pieces) if not ids]
-    std = model.config.initializer_range
-    word = model.body.embeddings.word
-    word.weight = nn.Parameter(_mean_rows(word.weight.data, pieces, std=std, generator=generator))
-    word.num_embeddings = new.vocab_size
+
+    def transfer(embedding: nn.Embedding) -> None:
+        rows = _mean_rows(embedding.weight.data, pieces, std=model.config.initializer_range, generator=generator)
+        embedding.weight, embedding.num_embeddings = nn.Parameter(rows), new.vocab_size
+
+    transfer(model.body.embeddings.word)
     if "masked_lm" in model.heads:
         head = model.heads["masked_lm"]
         assert isinstance(head, MaskedLmHead)
@@ -56,9 +59,7 @@ def transfer_vocabulary(
         bias[unknown] = head.bias.data.mean()
         head.bias = nn.Parameter(bias)
         if head.decoder is not None:
-            rows = _mean_rows(head.decoder.weight.data, pieces, std=std, generator=generator)
-            head.decoder.weight = nn.Parameter(rows)
-            head.decoder.num_embeddings = new.vocab_size
+            transfer(head.decoder)
     assert isinstance(model.config, BertConfig)
     config = replace(model.config, vocab_size=new.vocab_size, pad_token_id=new.pad_token_id)
     model.config = model.body.config = config
@@ -70,8 +71,7 @@ def transfer_vocabulary(
 def old_pieces(token: str, tokenizer: Tokenizer) -> list[int]:
     """Split a token with another WordPiece vocabulary by longest match; [] if impossible.
 
-    For a lower-cased vocabulary the token is lower-cased, and loses its accents if it cannot be
-    split with them.
+    For a lower-cased one, lower-case the token, and drop its accents if they prevent the split.
     """
     if (known := tokenizer.token_to_id(token)) is not None:
         return [known]
