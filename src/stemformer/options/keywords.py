@@ -15,31 +15,27 @@ from stemformer.options.groups import O, Options
 
 R = TypeVar("R")
 
-# Old names of options, and the new names: the first that a command has, if it lacks the old one.
+# New names of options, each with its old ones; the first new name that a command has is taken, if it lacks the old one.
 OLD_NAMES = {
-    "among": ("candidates",),
-    "column": ("text_column",),
-    "data": ("files",),
-    "documents": ("num_documents",),
-    "draws": ("num_draws",),
-    "examples": ("demonstrations",),
-    "label": ("label_column",),
-    "learning_rate": ("learning_rates",),
-    "models": ("model",),
-    "prompt_task": ("fewshot_tasks",),
-    "prompt_tasks": ("fewshot_tasks",),
-    "rate": ("learning_rates",),
-    "rate_power": ("lr_width_exponent",),
-    "rates": ("learning_rates",),
-    "seeds": ("num_seeds",),
-    "show": ("dry_run",),
-    "slide": ("sliding_window",),
-    "starts": ("initializations",),
-    "symbol_size": ("kmer",),
-    "task": ("tasks",),
-    "text": ("text_column", "texts"),
-    "trials": ("num_seeds",),
-    "worst": ("num_worst",),
+    "candidates": ("among",),
+    "demonstrations": ("examples",),
+    "dry_run": ("show",),
+    "fewshot_tasks": ("prompt_task", "prompt_tasks"),
+    "files": ("data",),
+    "initializations": ("starts",),
+    "kmer": ("symbol_size",),
+    "label_column": ("label",),
+    "learning_rates": ("learning_rate", "rate", "rates"),
+    "lr_width_exponent": ("rate_power",),
+    "model": ("models",),
+    "num_documents": ("documents",),
+    "num_draws": ("draws",),
+    "num_seeds": ("seeds", "trials"),
+    "num_worst": ("worst",),
+    "sliding_window": ("slide",),
+    "tasks": ("task",),
+    "text_column": ("column", "text"),
+    "texts": ("text",),
 }
 
 
@@ -71,8 +67,9 @@ def accepts(options_class: type[Options]) -> Callable[[Callable[..., R]], Callab
 
 def renamed(names: Iterable[str], old: str) -> str | None:
     """Return the new name of an option, for a command with the options `names`; None if it has none."""
-    names = set(names)
-    return None if old in names else next((new for new in OLD_NAMES.get(old, ()) if new in names), None)
+    known = set(names)
+    found = [new for new, old_names in OLD_NAMES.items() if old in old_names and new in known]
+    return found[0] if found and old not in known else None
 
 
 def read_duration(text: str | float) -> float:
