@@ -1,8 +1,7 @@
 """The command line: read the options, call one function of the Python API, print its result.
 
-Standard output carries the result, standard error the progress; exit codes are in
-`stemformer.cli.exit_codes`. Nothing heavy is imported before a command runs, so that
-`stemformer --help` answers at once.
+Standard output carries the result, standard error the progress; exit codes are in `stemformer.cli.exit_codes`. Nothing
+heavy is imported before a command runs, so that `stemformer --help` answers at once.
 """
 
 import contextlib
@@ -12,29 +11,16 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import field, replace
 from functools import partial
 from inspect import BoundArguments
-from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import stemformer
 from stemformer import options as o
-from stemformer.cli.display import (
-    DisplayOptions,
-    StdinOptions,
-    generate_many,
-    generate_one,
-    generate_typed,
-    print_result,
-    read_texts,
-    to_json,
-    with_stdin,
-)
+from stemformer.cli.display import FewShotDisplay, StdinOptions, fewshot, generate, print_rows, run, run_with_stdin
 from stemformer.cli.exit_codes import DISK_FULL, describe_error, signals_raise
 from stemformer.cli.parameters import Command, convert_value, new_words
-from stemformer.errors import ConfigError, DataError
 
 START, DATA, TRAIN, USE, MEASURE, KEEP = (
     Group(name, sort_key=number)
@@ -55,97 +41,6 @@ benchmark_app = App(
     name="benchmark", help="Fine-tune on GLUE or SQuAD and list the results next to published ones.", group=MEASURE
 )
 app.command(benchmark_app)
-
-
-class FewShotDisplay(o.Options):
-    """What fewshot prints instead of results.
-
-    Attributes:
-        list_tasks: List the built-in tasks and exit.
-        dry_run: Print the prompts of the first example of each task and exit.
-    """
-
-    replaces = ("tasks", "model")
-
-    list_tasks: bool = field(default=False, metadata={"flag": "--list"})
-    dry_run: bool = False
-
-
-def call(name: str, options: o.Options, display: DisplayOptions) -> Any:
-    """Call a function of the package, with progress unless it is quick."""
-    function = getattr(stemformer, name)
-    keywords: dict[str, Any] = {"options": options} if vars(options) else {}
-    if name in _QUICK:
-        return function(**keywords)
-    with display.progress() as progress:
-        return function(**keywords, progress=progress)
-
-
-def run(name: str, options: o.Options, display: DisplayOptions) -> None:
-    """Call a function of the package and print its result."""
-    result = call(name, options, display)
-    if getattr(options, "show_config", False) and not display.json:
-        print(result["config"], end="")
-    else:
-        print_result(result, display)
-
-
-def run_with_stdin(name: str, options: o.Options, stdin: StdinOptions, display: DisplayOptions) -> None:
-    """Call a function of the package that takes texts or files, also from standard input."""
-    run(name, with_stdin(options, stdin), display)
-
-
-def generate(options: o.GenerateOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
-    """Print the completion of each prompt, as soon as possible."""
-    if not options.prompts and not stdin.stdin and not display.json and sys.stdin.isatty():
-        return generate_typed(options)
-    prompts = read_texts(options.prompts, stdin, keeps_empty=True)
-    if not prompts:
-        raise DataError("Standard input holds no text. Pass a line for each prompt, or '' to start a new document.")
-    options = replace(options, prompts=prompts)
-    if display.json:
-        run("generate", options, display)
-    elif len(prompts) == 1 and options.num_beams == 1:
-        generate_one(options, prompts[0])
-    else:
-        generate_many(options, display)
-
-
-def print_rows(name: str, options: Any, stdin: StdinOptions, display: DisplayOptions) -> None:
-    """Print embeddings or predictions as JSON lines, unless they are written to a file."""
-    options = with_stdin(options, stdin)
-    result = call(name, options, display)
-    if options.out is not None:
-        return print_result(result, display)
-    if name == "embed":
-        embeddings = zip(options.texts, result["embeddings"].tolist(), strict=True)
-        rows = [{"text": text, "embedding": embedding} for text, embedding in embeddings]
-    else:
-        rows = result["predictions"]
-    for row in rows:
-        print(to_json(row))
-
-
-def fewshot(options: o.FewShotOptions, instead: FewShotDisplay, display: DisplayOptions) -> None:
-    """Evaluate few-shot and print the results, which are all printed as JSON only; or print tasks or prompts."""
-    if instead.list_tasks:
-        print_result({"tasks": stemformer.list_tasks()}, display)
-    elif instead.dry_run:
-        if options.out:
-            raise ConfigError("--dry-run writes nothing into --out. Remove one of them.")
-        shared = {name: getattr(options, name) for name in ("tasks", "num_shots", "demonstrations", "seed")}
-        prompts = stemformer.show_prompts(**shared)
-        if display.json:
-            return print_result(prompts, display)
-        for row in prompts:
-            print(f"=== {row['task']}, {row['num_shots']}-shot ===\n{row['prompt']}[{row['right']}]\n")
-    else:
-        result = call("fewshot", options, display)
-        print_result(result if display.json else {k: v for k, v in result.items() if k != "results"}, display)
-
-
-# Functions that answer too soon for a progress bar.
-_QUICK = {"list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
 
 COMMANDS = {
     "quickstart": Command(START, partial(run, "quickstart"), o.QuickstartOptions),

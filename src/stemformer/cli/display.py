@@ -1,4 +1,4 @@
-"""What a command reads from standard input and prints."""
+"""How a command runs: what it reads from standard input, the function of the package that it calls, what it prints."""
 
 import contextlib
 import itertools
@@ -11,8 +11,8 @@ from typing import Any
 
 import stemformer
 from stemformer.cli.terminal import Terminal, as_text
-from stemformer.errors import DataError
-from stemformer.options import GenerateOptions, Options
+from stemformer.errors import ConfigError, DataError
+from stemformer.options import FewShotOptions, GenerateOptions, Options
 from stemformer.progress import Progress, Silent
 
 
@@ -51,6 +51,81 @@ class StdinOptions(Options):
     stdin: bool = field(default=False, metadata={"flag": ("--stdin", "-")})
 
 
+class FewShotDisplay(Options):
+    """What fewshot prints instead of results.
+
+    Attributes:
+        list_tasks: List the built-in tasks and exit.
+        dry_run: Print the prompts of the first example of each task and exit.
+    """
+
+    replaces = ("tasks", "model")
+
+    list_tasks: bool = field(default=False, metadata={"flag": "--list"})
+    dry_run: bool = False
+
+
+# Functions that answer too soon for a progress bar.
+_QUICK = {"list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
+
+
+def call(name: str, options: Options, display: DisplayOptions) -> Any:
+    """Call a function of the package, with progress unless it is quick."""
+    function = getattr(stemformer, name)
+    keywords: dict[str, Any] = {"options": options} if vars(options) else {}
+    if name in _QUICK:
+        return function(**keywords)
+    with display.progress() as progress:
+        return function(**keywords, progress=progress)
+
+
+def run(name: str, options: Options, display: DisplayOptions) -> None:
+    """Call a function of the package and print its result."""
+    result = call(name, options, display)
+    if getattr(options, "show_config", False) and not display.json:
+        print(result["config"], end="")
+    else:
+        print_result(result, display)
+
+
+def run_with_stdin(name: str, options: Options, stdin: StdinOptions, display: DisplayOptions) -> None:
+    """Call a function of the package that takes texts or files, also from standard input."""
+    run(name, with_stdin(options, stdin), display)
+
+
+def print_rows(name: str, options: Any, stdin: StdinOptions, display: DisplayOptions) -> None:
+    """Print embeddings or predictions as JSON lines, unless they are written to a file."""
+    options = with_stdin(options, stdin)
+    result = call(name, options, display)
+    if options.out is not None:
+        return print_result(result, display)
+    if name == "embed":
+        embeddings = zip(options.texts, result["embeddings"].tolist(), strict=True)
+        rows = [{"text": text, "embedding": embedding} for text, embedding in embeddings]
+    else:
+        rows = result["predictions"]
+    for row in rows:
+        print(to_json(row))
+
+
+def fewshot(options: FewShotOptions, instead: FewShotDisplay, display: DisplayOptions) -> None:
+    """Evaluate few-shot and print the results, which are all printed as JSON only; or print tasks or prompts."""
+    if instead.list_tasks:
+        print_result({"tasks": stemformer.list_tasks()}, display)
+    elif instead.dry_run:
+        if options.out:
+            raise ConfigError("--dry-run writes nothing into --out. Remove one of them.")
+        shared = {name: getattr(options, name) for name in ("tasks", "num_shots", "demonstrations", "seed")}
+        prompts = stemformer.show_prompts(**shared)
+        if display.json:
+            return print_result(prompts, display)
+        for row in prompts:
+            print(f"=== {row['task']}, {row['num_shots']}-shot ===\n{row['prompt']}[{row['right']}]\n")
+    else:
+        result = call("fewshot", options, display)
+        print_result(result if display.json else {k: v for k, v in result.items() if k != "results"}, display)
+
+
 def print_result(result: Any, display: DisplayOptions) -> None:
     """Print a result as text or JSON; of several ranks, the first one prints."""
     if os.environ.get("RANK", "0") == "0":
@@ -62,44 +137,6 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(
         value, ensure_ascii=False, indent=indent, default=lambda x: x.item() if hasattr(x, "item") else str(x)
     )
-
-
-def generate_typed(options: GenerateOptions) -> None:
-    """Complete what is typed, line by line."""
-    is_live = options.num_beams == 1
-    stemformer.generate(
-        options=replace(options, prompts=_typed()),
-        on_text=(lambda _, text: print(text, end="", flush=True)) if is_live else None,
-        on_result=lambda result: print("" if is_live else result["text"], flush=True),
-        on_error=lambda error: print(error, file=sys.stderr),
-    )
-
-
-def generate_one(options: GenerateOptions, prompt: str) -> None:
-    """Complete one prompt, and print the text as it is generated."""
-    # The prompt is printed with the first token, after all checks have passed.
-    waiting = [prompt]
-
-    def print_text(_: int, text: str) -> None:
-        print(*waiting, text, sep="", end="", flush=True)
-        waiting.clear()
-
-    [result] = stemformer.generate(options=options, on_text=print_text)
-    print(*waiting)
-    if not result["num_tokens"]:
-        print("note: the model ended the text at once; another --seed may not", file=sys.stderr)
-
-
-def generate_many(options: GenerateOptions, display: DisplayOptions) -> None:
-    """Complete several prompts, and print each completion as soon as it is there."""
-    starts = itertools.chain([""], itertools.repeat("\n"))
-    with display.progress() as progress:
-        stemformer.generate(
-            options=options,
-            on_result=lambda result: print(next(starts) + result["prompt"] + result["text"], flush=True),
-            # No progress bar between texts.
-            progress=None if sys.stdout.isatty() else progress,
-        )
 
 
 def read_texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) -> list[str]:
@@ -120,6 +157,60 @@ def with_stdin(options: Any, stdin: StdinOptions) -> Any:
     if hasattr(options, "texts"):
         return replace(options, texts=read_texts(options.texts, stdin))
     return replace(options, files=[*(options.files or ()), *(["-"] if stdin.stdin else [])])
+
+
+def generate(options: GenerateOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
+    """Print the completion of each prompt, as soon as possible."""
+    if not options.prompts and not stdin.stdin and not display.json and sys.stdin.isatty():
+        return _generate_typed(options)
+    prompts = read_texts(options.prompts, stdin, keeps_empty=True)
+    if not prompts:
+        raise DataError("Standard input holds no text. Pass a line for each prompt, or '' to start a new document.")
+    options = replace(options, prompts=prompts)
+    if display.json:
+        run("generate", options, display)
+    elif len(prompts) == 1 and options.num_beams == 1:
+        _generate_one(options, prompts[0])
+    else:
+        _generate_many(options, display)
+
+
+def _generate_typed(options: GenerateOptions) -> None:
+    """Complete what is typed, line by line."""
+    is_live = options.num_beams == 1
+    stemformer.generate(
+        options=replace(options, prompts=_typed()),
+        on_text=(lambda _, text: print(text, end="", flush=True)) if is_live else None,
+        on_result=lambda result: print("" if is_live else result["text"], flush=True),
+        on_error=lambda error: print(error, file=sys.stderr),
+    )
+
+
+def _generate_one(options: GenerateOptions, prompt: str) -> None:
+    """Complete one prompt, and print the text as it is generated."""
+    # The prompt is printed with the first token, after all checks have passed.
+    waiting = [prompt]
+
+    def print_text(_: int, text: str) -> None:
+        print(*waiting, text, sep="", end="", flush=True)
+        waiting.clear()
+
+    [result] = stemformer.generate(options=options, on_text=print_text)
+    print(*waiting)
+    if not result["num_tokens"]:
+        print("note: the model ended the text at once; another --seed may not", file=sys.stderr)
+
+
+def _generate_many(options: GenerateOptions, display: DisplayOptions) -> None:
+    """Complete several prompts, and print each completion as soon as it is there."""
+    starts = itertools.chain([""], itertools.repeat("\n"))
+    with display.progress() as progress:
+        stemformer.generate(
+            options=options,
+            on_result=lambda result: print(next(starts) + result["prompt"] + result["text"], flush=True),
+            # No progress bar between texts.
+            progress=None if sys.stdout.isatty() else progress,
+        )
 
 
 def _typed() -> Iterator[str]:
