@@ -32,17 +32,14 @@ class BenchmarkTask:
         task: Name of the fine-tuning task.
         metrics: Official metrics, named as in `tasks.metrics`; the mean of them selects the best
             run. `accuracy_mismatched` is the accuracy on the file `mismatched`.
-        kind: Type of a label.
-        texts: Text columns; on the hub, `hub_texts` if set.
         label: Label column; on the hub it is always `label`.
         labels: Class names in files and on the leaderboard; the hub stores their indices.
         columns: Column names of training and dev files without a header.
-        train, dev: Files in the task's folder; metrics are reported on dev.
         mismatched: Second dev file, of other genres.
         tests: Test file of each leaderboard file; `..` leads to another folder.
         hub_config: Config name on the hub. Its splits are `train`, `validation` and `test`, with
             the suffix after `_` of the file name.
-        hub_texts: Text columns on the hub.
+        hub_texts: Text columns on the hub, if others than `texts`.
         is_small: Little training data: gains most from intermediate training on another task.
         batch_size, epochs, learning_rates: Values of the paper; the best rate on dev is selected.
     """
@@ -87,23 +84,14 @@ def _make_tasks(table: Mapping[str, Mapping[str, Any]]) -> dict[str, BenchmarkTa
 
 _TABLES = tomllib.loads((files("stemformer.evaluation") / "benchmarks.toml").read_text(encoding="utf-8"))
 
-GLUE: dict[str, BenchmarkTask] = _make_tasks(_TABLES["glue"])
-"""Tasks of GLUE by name, in the order of its paper."""
-
-BENCHMARKS: dict[str, BenchmarkTask] = {**GLUE, **_make_tasks(_TABLES["other"])}
-"""All tasks by name."""
-
-PUBLISHED: tuple[PublishedResult, ...] = tuple(PublishedResult(**entry) for entry in _TABLES["published"])
-"""Published results, from the smallest model to the largest."""
+# By name; GLUE in the order of its paper, published results from the smallest model to the largest.
+GLUE = _make_tasks(_TABLES["glue"])
+BENCHMARKS = {**GLUE, **_make_tasks(_TABLES["other"])}
+PUBLISHED = tuple(PublishedResult(**entry) for entry in _TABLES["published"])
 
 
 def published_results(name: str) -> list[PublishedResult]:
-    """Return the published results of one task.
-
-    Example:
-        >>> [(p.system, p.metrics["SQuAD 1.1"]["f1"]) for p in published_results("SQuAD 1.1")]
-        [('BERT-Base', 88.5), ('BERT-Large', 90.9)]
-    """
+    """Return the published results of one task."""
     return [replace(p, metrics={name: p.metrics[name]}) for p in PUBLISHED if name in p.metrics]
 
 
@@ -132,7 +120,6 @@ def read_rows(task: BenchmarkTask, source: str, *, counts: Counter[str], is_test
     files (a few in QQP) are skipped.
 
     Args:
-        source: From `find_split`.
         counts: Incremented for "damaged rows left out" and "rows with an empty text left out".
         is_test: Keep every row, as the leaderboard scores all of them.
 
@@ -200,13 +187,6 @@ def make_records(task: BenchmarkTask, rows: Sequence[dict[str, Any]]) -> list[Te
 
 
 def submission_text(task: BenchmarkTask, answers: Sequence[str | float]) -> str:
-    """Return a GLUE submission: index and class (or score from 0 to 5) of each test row.
-
-    Example:
-        >>> print(submission_text(GLUE["STS-B"], [5.2, 1.0]).expandtabs(), end="")
-        index	prediction
-        0	5.000
-        1	1.000
-    """
+    """Return a GLUE submission: index and class (or score from 0 to 5) of each test row."""
     values = [f"{min(max(a, 0.0), _MAX_SCORE):.3f}" if isinstance(a, float) else a for a in answers]
     return "index\tprediction\n" + "".join(f"{number}\t{value}\n" for number, value in enumerate(values))

@@ -1,8 +1,7 @@
 """Cloze evaluation: predict one masked word in each of some held-out sentences.
 
-The sentences are selected by a rule: 6 to 24 tokens, in a fixed random order; in each, a word that
-is a single token of letters, chosen uniformly. If a corpus has ideographic and alphabetic words,
-the two kinds alternate.
+Sentences have 6 to 24 tokens, in a fixed random order; the word is a single token of letters,
+chosen uniformly. Ideographic and alphabetic words alternate.
 """
 
 import itertools
@@ -31,24 +30,18 @@ _CONTRACTIONS = ("s", "t", "d", "m", "re", "ve", "ll")  # it's, don't
 
 @dataclass(frozen=True)
 class ClozeExamples:
-    """Sentences with one masked word each, for display and as model inputs.
-
-    `constant` is the most frequent alphabetic word of the training text: the baseline.
-    """
+    """Sentences with one masked word each, for display and as model inputs."""
 
     texts: list[str]
     answers: list[str]
     batches: list[Batch]
-    constant: str
+    constant: str  # baseline: the most frequent alphabetic word of the training text
 
 
 def choose_cloze_examples(
     shards: Shards, tokenizer: Tokenizer, *, number: int, longest: int = 512
 ) -> ClozeExamples | None:
-    """Select up to `number` examples, always the same; None if there are none.
-
-    `longest` is the maximum sequence length of the model, special tokens included.
-    """
+    """Select the same up to `number` examples at each call, of at most `longest` tokens with special ones."""
     bounds = np.asarray(shards.sentence_starts)
     lengths = np.diff(bounds)
     suitable = np.flatnonzero((lengths >= _LENGTHS.start) & (lengths < min(_LENGTHS.stop, longest - 1)))

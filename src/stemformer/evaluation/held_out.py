@@ -40,7 +40,7 @@ def held_out_batches(examples: Examples, objective: Objective, *, num_examples: 
 def baselines(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch]) -> dict[str, float]:
     """Return `unigram_loss` (nats), `unigram_accuracy`, and with sentence pairs `majority_accuracy`.
 
-    `counts` are those of the ids in the training text, with Laplace smoothing.
+    `counts` of the ids in the training text are smoothed (Laplace).
     """
     labels = torch.cat([batch.labels for batch in batches]).numpy()
     smoothed = counts.astype(np.float64) + 1

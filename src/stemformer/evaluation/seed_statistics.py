@@ -1,8 +1,4 @@
-"""Pre-training gain: paired differences over seeds, and data efficiency.
-
-Data efficiency is the number of labels that training from scratch needs for the same score. All
-statements are computed from the scores, and claim nothing that these do not support.
-"""
+"""Pre-training gain: paired differences over seeds, and the labels that it saves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,25 +14,14 @@ _NAMES = {"pretrained": "pre-training", "reembedded": "pre-trained body with new
 
 
 def means(scores: Mapping[int, Mapping[int, float]]) -> dict[int, tuple[float, float]]:
-    """Return the mean and standard deviation over seeds for each size, ascending.
-
-    Example:
-        >>> means({100: {0: 70.0, 1: 72.0}})
-        {100: (71.0, 1.4142135623730951)}
-    """
+    """Return the mean and standard deviation over seeds for each size, ascending."""
     return {size: mean_std(list(scores[size].values())) for size in sorted(scores)}
 
 
 def paired_difference(scores: SeedScores, first: str, second: str, size: int) -> tuple[float, float, int]:
     """Return mean, standard deviation and number of the differences over common seeds.
 
-    A seed samples the same records for both initializations, so their difficulty does not add to
-    the deviation.
-
-    Example:
-        >>> scores = {"a": {10: {0: 80.0, 1: 90.0}}, "b": {10: {0: 70.0, 1: 80.0}}}
-        >>> paired_difference(scores, "a", "b", 10)
-        (10.0, 0.0, 2)
+    A seed samples the same records for both, so their difficulty does not add to the deviation.
     """
     a, b = (scores.get(name, {}).get(size, {}) for name in (first, second))
     differences = [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
@@ -44,14 +29,9 @@ def paired_difference(scores: SeedScores, first: str, second: str, size: int) ->
 
 
 def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:
-    """Return the number of records at which a curve reaches `target`, log-interpolated.
+    """Return the number of records at which a curve reaches `target`, log-interpolated; None if never.
 
-    It is at least the smallest size of `curve` (score by number of records), and None if the curve
-    never reaches the target.
-
-    Example:
-        >>> round(labels_to_match({100: 60.0, 10_000: 80.0}, 70.0))
-        1000
+    `curve` has the score by number of records; nothing is extrapolated below its smallest size.
     """
     sizes = sorted(curve)
     if curve[sizes[0]] >= target:
@@ -67,7 +47,7 @@ def differences_from_random(scores: SeedScores) -> list[dict[str, Any]]:
     """Return the paired difference from random initialization, by start and size.
 
     `records_from_scratch` is the number of records that random initialization needs to match; None
-    if it never does, or with a single size. Empty without random initialization.
+    if it never does, or with a single size.
     """
     if "random" not in scores:
         return []
@@ -83,12 +63,7 @@ def differences_from_random(scores: SeedScores) -> list[dict[str, Any]]:
 
 
 def table_row(scores: SeedScores, size: int) -> dict[str, Any]:
-    """Return a row of the result table: each start, and its difference from random.
-
-    Example:
-        >>> table_row({"pretrained": {10: {0: 80.0}}, "random": {10: {0: 70.0}}}, 10)
-        {'records': 10, 'pretrained': '80.0', 'random': '70.0', 'pretrained - random': '10.0'}
-    """
+    """Return a row of the result table: each start, and its difference from random."""
     cells = {start: (*means(by_size)[size], len(by_size[size])) for start, by_size in scores.items()}
     if "random" in scores:
         others = [start for start in scores if start != "random"]
@@ -102,10 +77,8 @@ def table_row(scores: SeedScores, size: int) -> dict[str, Any]:
 def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = None) -> list[str]:
     """Summarize the gain of pre-training, and its data efficiency.
 
-    Args:
-        scores: Of the initializations `pretrained`, `random` and `reembedded`, as far as they were
-            run.
-        baseline: Majority baseline; an initialization that does not exceed it adds a warning.
+    Statements claim nothing that the scores do not support; an initialization that does not exceed
+    the majority `baseline` adds a warning.
 
     Example:
         >>> runs = {"pretrained": {100: {0: 80.0, 1: 82.0}}, "random": {100: {0: 70.0, 1: 71.0}}}

@@ -19,7 +19,13 @@ from scipy.special import log_softmax, logsumexp
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.dataset import FewShotDataset
-from stemformer.evaluation.few_shot.scoring import AnswerScore, ScoringRequest, score_answers, score_blanks
+from stemformer.evaluation.few_shot.scoring import (
+    AnswerScore,
+    ScoringRequest,
+    common_prefix_length,
+    score_answers,
+    score_blanks,
+)
 from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask
 from stemformer.evaluation.inference import masked_example
 from stemformer.generation.decoding import DecodingConfig
@@ -27,30 +33,22 @@ from stemformer.generation.text import generate_from_ids
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
-_BATCH_EXAMPLES = 64
-"""Examples that are evaluated and reported together."""
-
+_BATCH_EXAMPLES = 64  # evaluated and reported together
 _CONTENT_FREE = ("N/A", "[MASK]", "")
-
 _RENAMED_RESULTS = {"figure": "value", "by_sum": "acc", "by_mean": "acc_norm", "calibrated": "acc_calibrated"}
-
 _HAN, _KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
 
 
 @dataclass(frozen=True)
 class FewShotPrediction:
-    """Prediction for an example.
+    """Prediction for the example with index `number`.
 
     Attributes:
-        number: Index of the example.
-        gold: Index of the correct answer.
         prediction: Index of the answer with the highest log-probability, -1 for a tie. For
             `loglikelihood` and `generate_until` 0 if correct, otherwise -1.
         prediction_norm: As `prediction`, by log-probability per character.
         calibrated: As `prediction`, relative to the log-probability without content; None without
             calibration.
-        log_probabilities: Of each answer; empty for `generate_until`.
-        text: Generated text.
         num_dropped: Demonstrations that did not fit.
         is_cut: The example alone did not fit; its beginning was cut off.
     """
@@ -104,10 +102,6 @@ def evaluate_few_shot(
         seed: Seed of the demonstrations.
         calibrate: Also compare answers relative to their likelihood without content.
         on_questions: Called with the number of examples of each finished batch.
-
-    Raises:
-        ConfigError: The task needs a generated text, and the model is masked.
-        DataError: Too few demonstrations.
     """
     is_choice = task.output_type == "multiple_choice"
     if "causal_lm" not in model.heads and not is_choice:
@@ -135,11 +129,7 @@ def evaluate_few_shot(
 def aggregate(
     predictions: Sequence[Sequence[FewShotPrediction]], task: PromptTask, items: Sequence[FewShotExample]
 ) -> dict[str, Any]:
-    """Compute the metrics of a task over one or more samples of demonstrations.
-
-    Args:
-        predictions: For each sample, the predictions for the same examples.
-        items: All examples of the dataset.
+    """Compute the metrics of a task from the predictions for each sample of demonstrations.
 
     Returns:
         `metric`, and its `value` from 0 to 1 (mean over samples); `low` and `high` (95 % interval
@@ -234,12 +224,7 @@ def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) ->
 def wilson_interval(share: float, number: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a proportion.
 
-    Source: Wilson 1927. Unlike `scipy.stats.binomtest`, the number of successes need not be an
-    integer.
-
-    Example:
-        >>> [round(x, 3) for x in wilson_interval(0.5, 100)]
-        [0.404, 0.596]
+    Source: Wilson 1927. `scipy.stats.binomtest` needs an integer number of successes.
     """
     z = 1.959964
     middle = (share + z * z / (2 * number)) / (1 + z * z / number)
@@ -330,15 +315,8 @@ def _encode(
     for prompt, item in zip(prompts, items, strict=True):
         ids = [next(full) for _ in item.answers]
         # A token across the end of the prompt belongs to the answer.
-        common = min(_common_prefix_length(prompt, row) for row in ids)
+        common = common_prefix_length([prompt, *ids], min(len(prompt), *(len(row) - 1 for row in ids)))
         yield prompt[:common], tuple(row[common:] for row in ids), prompt[:0]
-
-
-def _common_prefix_length(a: np.ndarray, b: np.ndarray) -> int:
-    """Return the length of the common prefix; at least one id of `b` remains."""
-    n = min(len(a), len(b) - 1)
-    differs = np.flatnonzero(a[:n] != b[:n])
-    return int(differs[0]) if len(differs) else n
 
 
 def _choose(

@@ -36,21 +36,20 @@ except ImportError as error:
 _PROGRESS_STEP = 256  # prompts between progress updates
 _GENERATE_BATCH = 32  # texts that are generated together
 
+# Supported generation settings besides length, stop strings, sampling and temperature.
 _SETTINGS = ("top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "length_penalty")
-"""Supported generation settings besides length, stop strings, sampling and temperature."""
 
 
 @register_model("stemformer")
 class HarnessModel(TemplateLM):  # type: ignore[misc]
     """GPT as a model of lm-evaluation-harness.
 
-    Sampled texts depend on their index among the requests with the same settings.
-
     Args:
         pretrained: GPT-2 folder, run folder or hub id.
         dtype: `float32` or `bfloat16`; weights stay in float32.
         add_bos_token: Put the end-of-document token before each prompt, as in our training data.
-        max_gen_toks: Default maximum number of generated tokens.
+        max_gen_toks: Default maximum number of generated tokens. Sampled texts depend on their
+            index among the requests with the same settings.
         batch_size, max_batch_size: Ignored: batches are limited by tokens.
 
     Example:

@@ -18,14 +18,9 @@ from stemformer.evaluation.inference import batch_slices, hidden_states
 from stemformer.models.gpt import Gpt
 from stemformer.models.model import Model
 
-_BATCH_TOKENS = 4096
-"""Approximate number of tokens of prompts and answers in a batch."""
-
-_MAX_LOGITS = 2**23
-"""Maximum number of logits in memory: 32 MiB in float32."""
-
-_MIN_SHARED_PREFIX = 16
-"""Prompts with a common prefix of this length share its cache."""
+_BATCH_TOKENS = 4096  # about as many in the prompts and answers of a batch
+_MAX_LOGITS = 2**23  # in memory at a time: 32 MiB in float32
+_MIN_SHARED_PREFIX = 16  # prompts with a common prefix of this length share its cache
 
 
 @dataclass(frozen=True)
@@ -63,13 +58,10 @@ def score_answers(model: Model, requests: Sequence[ScoringRequest]) -> list[list
 
 @torch.inference_mode()
 def score_blanks(model: Model, requests: Sequence[Example]) -> list[AnswerScore]:
-    """Score each masked answer: the sum over its tokens, all of them masked at once.
+    """Score masked answers (`labels`), all tokens of an answer masked at once (`label_positions`).
 
-    Requests with equal inputs, such as answers of equal length, share a forward pass.
-
-    Args:
-        model: Has a masked-LM head; in evaluation mode, under the caller's autocast.
-        requests: Texts with masks as `label_positions` and the answer as `labels`.
+    Requests with equal inputs, such as answers of equal length, share a forward pass. The model has
+    a masked-LM head, and is in evaluation mode, under the caller's autocast.
     """
     device = next(model.parameters()).device
     scores: list[AnswerScore] = []
@@ -89,7 +81,7 @@ def score_blanks(model: Model, requests: Sequence[Example]) -> list[AnswerScore]
 def _score_batch(model: Model, body: Gpt, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
     # Common prefix of all prompts.
     prompts = [request.prompt for request in requests]
-    prefix, shared, parents = _common_prefix(prompts), None, None
+    prefix, shared, parents = common_prefix_length(prompts, min(map(len, prompts)) - 1), None, None
     if len(prompts) > 1 and prefix >= _MIN_SHARED_PREFIX:
         _, shared = body.prefill(*_flatten([prompts[0][:prefix]], body))
         prompts = [prompt[prefix:] for prompt in prompts]
@@ -146,9 +138,8 @@ def _flatten(texts: Sequence[np.ndarray], body: Gpt) -> tuple[Int[Tensor, "N"], 
     return torch.from_numpy(np.concatenate(texts).astype(np.int64)).to(device), cu_seqlens.to(device)
 
 
-def _common_prefix(prompts: Sequence[np.ndarray]) -> int:
-    """Return the length of the common prefix; each prompt keeps at least one token of its own."""
-    shortest = min(map(len, prompts)) - 1
-    block = np.stack([prompt[:shortest] for prompt in prompts])
+def common_prefix_length(texts: Sequence[np.ndarray], limit: int) -> int:
+    """Return the number of first ids that all texts share, at most `limit`, which no text is shorter than."""
+    block = np.stack([text[:limit] for text in texts])
     is_equal = (block == block[0]).all(0)
-    return int(is_equal.argmin()) if not is_equal.all() else shortest
+    return limit if is_equal.all() else int(is_equal.argmin())

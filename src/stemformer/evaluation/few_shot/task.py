@@ -1,6 +1,4 @@
-"""Few-shot tasks: TOML files that describe prompts, answers and scoring.
-
-`PromptTask` documents the keys; built-in tasks are in the folder `tasks`.
+"""Few-shot tasks: TOML files that describe prompts, answers and scoring; built-in ones are in `tasks`.
 
 Source: Brown et al. 2020, section 2.4 (few-shot prompts, comparison of answers by likelihood).
 """
@@ -29,31 +27,23 @@ _RENAMED_KEYS = {"how": "output_type", "draw": "sampler", "examples": "demonstra
 _RENAMED_OUTPUT_TYPES = {"choose": "multiple_choice", "complete": "loglikelihood", "generate": "generate_until"}
 
 FILTERS: dict[str, Callable[[str], str]] = {
-    "lower": lambda text: text[:1].lower() + text[1:],
-    "open": lambda text: text.rstrip().rstrip(".。!?"),
+    "lower": lambda text: text[:1].lower() + text[1:],  # only the first letter
+    "open": lambda text: text.rstrip().rstrip(".。!?"),  # no final punctuation
     "strip": lambda text: text.strip(),
     "last": lambda text: "".join(text.split()[-1:]),
     "before_last": lambda text: text.rsplit(maxsplit=1)[0] if len(text.split()) > 1 else "",
 }
-"""Template filters, used as `{column|filter}`: lower-case first letter, no final punctuation, no surrounding space, the
-last word, all but the last word."""
+"""Template filters, used as `{column|filter}`."""
 
 
 @dataclass(frozen=True)
 class FewShotExample:
-    """Example of a few-shot task.
-
-    Attributes:
-        fields: Columns of its record.
-        answers: Answer choices; only the correct answer if there are no choices.
-        gold: Index of the correct answer.
-        label: Demonstrations are balanced by it; "" without labels.
-    """
+    """Example of a few-shot task: the columns of its record, its answer choices, and the correct one."""
 
     fields: Mapping[str, str]
-    answers: tuple[str, ...]
-    gold: int
-    label: str = ""
+    answers: tuple[str, ...]  # only the correct answer if there are no choices
+    gold: int  # index of the correct answer
+    label: str = ""  # demonstrations are balanced by it
 
 
 @dataclass(frozen=True)
@@ -215,9 +205,6 @@ def open_task(spec: str, *, demonstrations: str = "") -> PromptTask:
         spec: Built-in name or TOML file, optionally followed by `=` and the data (`sst2=dev.tsv`,
             `my_task.toml`); or `synthetic:` and a name in `synthetic.SYNTHETIC_TASKS`.
         demonstrations: Data of the demonstrations; overrides the task's.
-
-    Raises:
-        ConfigError: Unknown task, invalid keys, or no data.
     """
     name, data = _split_spec(spec)
     if name.startswith(_SYNTHETIC):
