@@ -78,7 +78,7 @@ for _name, _command in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error is one line on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    words, notes = new_words(words, {name: command.classes for name, command in COMMANDS.items()})
+    words, notes = new_words(words, COMMANDS)
     if not {"--quiet", "-q"} & set(words):
         for note in notes:
             print(note, file=sys.stderr)

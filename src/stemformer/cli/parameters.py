@@ -85,11 +85,8 @@ def convert_value(kind: Any, tokens: Any) -> Any:
     return convert(kind, tokens)
 
 
-def new_words(words: Sequence[str], classes: Mapping[str, Iterable[type[Options]]]) -> tuple[list[str], list[str]]:
-    """Replace old names of commands and options in the words after `stemformer`; return the words, and a note for each.
-
-    `classes` are the options classes of each command.
-    """
+def new_words(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[list[str], list[str]]:
+    """Replace old names of commands and options in the words after `stemformer`; return the words, and a note for each."""
     if not words:
         return [], []
     first, *rest = words
@@ -98,8 +95,8 @@ def new_words(words: Sequence[str], classes: Mapping[str, Iterable[type[Options]
         old, chosen = "fill --score", ("score",)
         rest = [word for word in rest if word != "--score"]
     notes = [] if chosen == (old,) else [f"'stemformer {old}' is now 'stemformer {' '.join(chosen)}'."]
-    command = " ".join([*chosen, *rest[:1]] if chosen == ("benchmark",) else chosen)
-    fields = {item.name: item for cls in classes.get(command, ()) for item in dataclasses.fields(cls)}
+    command = commands.get(" ".join([*chosen, *rest[:1]] if chosen == ("benchmark",) else chosen))
+    fields = {item.name: item for cls in (command.classes if command else ()) for item in dataclasses.fields(cls)}
     end = rest.index("--") if "--" in rest else len(rest)
     changed = []
     for word in rest[:end]:

@@ -6,6 +6,7 @@ Widths are columns of the screen, so that Chinese aligns too.
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
@@ -187,12 +188,7 @@ def _value(value: Any) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    from rich.cells import cell_len
+    from rich.cells import cell_len, set_cell_size
 
-    if not rows:
-        return []
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    widths = [max(map(cell_len, column)) for column in zip_longest(*rows, fillvalue="")]
+    return ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in rows]
