@@ -53,10 +53,11 @@ from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import mean_std
 from stemformer.tasks.task import Task
 from stemformer.tasks.token_classification import first_tokens, last_tokens
+from stemformer.training.context import TrainState
 from stemformer.training.distributed import init_distributed
 from stemformer.training.initialization import load_initial_model, prepare_training
 from stemformer.training.log import MetricAccumulator
-from stemformer.training.loop import TrainState, train
+from stemformer.training.loop import train
 
 SIDES = ("masked", "forward", "joined")
 

@@ -3,16 +3,11 @@ import platform
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
-from stemformer.data.examples.batch import Example, collate
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision
 from stemformer.errors import ConfigError
-from stemformer.models.bert import BertConfig
-from stemformer.models.model import make_model
-from stemformer.training.throughput import matmul_rate, step_flops
 
 CPU = torch.device("cpu")
 
@@ -65,40 +60,6 @@ def test_bf16_forwards_compute_in_bf16_and_fp32_ones_do_not():
     with autocast(CPU, "fp32"):
         assert (a @ a).dtype == torch.float32
     assert isinstance(autocast(CPU, "fp32"), contextlib.nullcontext)
-
-
-def test_matmul_rate_is_a_positive_number():
-    assert matmul_rate(CPU, "fp32", size=64) > 0
-
-
-def batch_of(lengths, num_scored):
-    n = sum(lengths)
-    example = Example(np.zeros(n, np.int64), np.array(lengths), np.arange(num_scored), np.zeros(num_scored, np.int64))
-    return collate([example], [0])
-
-
-def model_of(**sizes):
-    config = BertConfig(
-        **{"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}, intermediate_size=32
-    )
-    return make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0))
-
-
-def test_flops_are_six_a_parameter_and_token_and_attention_by_real_lengths():
-    model = model_of()
-    d, f, v, layers = 16, 32, 50, 2
-    weights = layers * (4 * d * d + 2 * d * f)
-    biases_and_norms = layers * (4 * d + f + d + 4 * d)
-    body = 6 * (weights + biases_and_norms) * 9
-    attention = 12 * d * layers * (5**2 + 4**2)  # q k^T and p v, forward and twice backward, 2 operations each
-    head = 6 * 3 * d * (d + v)
-    assert step_flops(model, batch_of([5, 4], 3)) == body + attention + head
-
-
-def test_flops_of_the_head_are_of_the_scored_positions_only():
-    model = model_of()
-    more, fewer = (step_flops(model, batch_of([8], m)) for m in (4, 1))
-    assert more - fewer == 6 * 3 * 16 * (16 + 50)
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,7 @@ def with_settings(config: T, settings: Sequence[str], *, renamed: Mapping[str, s
         value: Any = text.strip()
         for part in reversed(parts):
             value = {part: value}
-        changes = _parse_text(_rename_keys(value, renamed, warn=True), cls)
-        table = _merge(table, _rename_keys(changes, renamed, warn=True))
+        table = _merge(table, _rename_keys(_parse_text(value, cls), renamed, warn=True))
     return _build(cls, table, "setting")
 
 

@@ -31,7 +31,7 @@ from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import make_model
 from stemformer.objectives.masked_lm import MaskedLm, SpecialIds
 from stemformer.objectives.objective import LossModule
-from stemformer.recipes import bert_tiny
+from stemformer.recipes import find_recipe
 from stemformer.training import checkpoint, loop
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import newest_checkpoint
@@ -270,7 +270,7 @@ def test_another_seed_gives_another_run(data, tmp_path):
 
 
 def make_context(data, tmp_path, settings=()):
-    config = with_settings(bert_tiny(), [*SETTINGS, "batch.size=8", "budget.steps=10", *settings])
+    config = with_settings(find_recipe("bert_tiny"), [*SETTINGS, "batch.size=8", "budget.steps=10", *settings])
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     special = SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)

@@ -8,18 +8,18 @@ import stemformer
 from stemformer import io as io_module
 from stemformer.config import with_settings
 from stemformer.errors import ConfigError
-from stemformer.recipes import bert_tiny
+from stemformer.recipes import find_recipe
 from stemformer.training.budget import TIMED_WARMUP_STEPS, DecayDecision, TrainingBudget
 from stemformer.training.config import BudgetConfig
 
 
 def timed(folder, seconds=100.0, *settings):
-    config = with_settings(replace(bert_tiny(), budget=BudgetConfig(seconds=seconds)), list(settings))
+    config = with_settings(replace(find_recipe("bert_tiny"), budget=BudgetConfig(seconds=seconds)), list(settings))
     return TrainingBudget(config, None, folder)
 
 
 def counted(folder, num_steps, *settings):
-    config = with_settings(replace(bert_tiny(), budget=BudgetConfig(steps=num_steps)), list(settings))
+    config = with_settings(replace(find_recipe("bert_tiny"), budget=BudgetConfig(steps=num_steps)), list(settings))
     return TrainingBudget(config, num_steps, folder)
 
 

@@ -8,7 +8,7 @@ import tomli_w
 from stemformer.config import from_toml, to_toml, with_settings
 from stemformer.errors import ConfigError
 from stemformer.options import read_duration
-from stemformer.recipes import RECIPES, bert_base_2018, bert_tiny, find_recipe
+from stemformer.recipes import RECIPES, find_recipe
 from stemformer.training.config import (
     RENAMED_SETTINGS,
     RUN_CONFIGS,
@@ -24,7 +24,7 @@ from stemformer.training.config import (
 
 
 def run_of(rows=4, **budget):
-    return replace(bert_tiny(), batch=BatchConfig(size=rows), budget=BudgetConfig(**budget))
+    return replace(find_recipe("bert_tiny"), batch=BatchConfig(size=rows), budget=BudgetConfig(**budget))
 
 
 def steps(num_examples=10, num_tokens=1000, rows=4, **budget):
@@ -42,7 +42,7 @@ def test_settings_of_every_table_come_back_from_toml():
     settings = ["seed=7", "log_every=3", "model.hidden_size=32", "model.num_attention_heads=2", "objective.unit=span"]
     settings += ["batch.size=6", "batch.micro_size=2", "budget.epochs=1.5", "optimizer.learning_rate=1e-3"]
     settings += ["schedule.warmup_steps=5", "compute.compile=true", "evaluation.every=9", "checkpoints.keep=1"]
-    config = with_settings(bert_tiny(), settings)
+    config = with_settings(find_recipe("bert_tiny"), settings)
     assert from_toml(RunConfig, to_toml(config)) == config
     assert config.budget.epochs == 1.5
     assert config.compute.compile is True
@@ -109,12 +109,12 @@ def test_no_budget_is_refused():
 )
 def test_impossible_setting_is_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
-        with_settings(bert_tiny(), settings)
+        with_settings(find_recipe("bert_tiny"), settings)
 
 
 def test_unknown_setting_names_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean 'optimizer.learning_rate'"):
-        with_settings(bert_tiny(), ["optimizer.learning_rat=1e-3"])
+        with_settings(find_recipe("bert_tiny"), ["optimizer.learning_rat=1e-3"])
 
 
 # Phases
@@ -179,7 +179,7 @@ def test_phases_on_the_clock_are_refused():
 
 
 def test_phases_can_be_taken_from_a_recipe_for_a_budget_on_the_clock():
-    config = with_settings(bert_base_2018(), ["phases=[]", "budget.steps=none", "budget.seconds=60"])
+    config = with_settings(find_recipe("bert_base_2018"), ["phases=[]", "budget.steps=none", "budget.seconds=60"])
     assert (config.phases, config.budget.seconds) == ((), 60.0)
 
 
@@ -187,7 +187,7 @@ def test_phases_come_back_from_toml():
     config = phased((0.5, 4, 256), (0.75, 2, 512), steps=9)
     assert from_toml(RunConfig, to_toml(config)) == config
     setting = "phases=[{start_ratio=0.5, size=4, sequence_length=256}, {start_ratio=0.75, size=2, sequence_length=512}]"
-    assert with_settings(bert_tiny(), [setting]).phases == config.phases
+    assert with_settings(find_recipe("bert_tiny"), [setting]).phases == config.phases
 
 
 # Names of earlier versions
@@ -249,7 +249,7 @@ def keys_of(cls, table=""):
 def test_old_phases_are_read_with_a_note_for_each_name():
     setting = "phases=[{from_share=0.5, rows=4, row_length=256}]"
     with pytest.warns(UserWarning) as caught:
-        config = with_settings(bert_tiny(), [setting], renamed=RENAMED_SETTINGS)
+        config = with_settings(find_recipe("bert_tiny"), [setting], renamed=RENAMED_SETTINGS)
     assert config.phases == (PhaseConfig(0.5, 4, 256),)
     assert [str(warning.message) for warning in caught] == [
         "Setting 'phases.from_share' is now 'phases.start_ratio'.",

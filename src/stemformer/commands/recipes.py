@@ -24,8 +24,7 @@ def list_recipes() -> list[dict[str, Any]]:
             "sequence_length": config.batch.sequence_length,
             "batch_size": config.batch.size,
             "learning_rate": config.optimizer.learning_rate,
-            "purpose": (make.__doc__ or "").strip().partition("\n")[0].removeprefix("Return ").rstrip("."),
+            "purpose": purpose,
         }
-        for name, make in RECIPES.items()
-        for config in [make()]
+        for name, (config, purpose) in RECIPES.items()
     ]

@@ -64,14 +64,14 @@ class TrainingContext:
     # If False, an interrupted run starts again from the beginning.
     saves_checkpoints: bool = True
 
-    def phase(self, step: int) -> tuple[int, Phase]:
-        """Return number and phase of a step."""
-        return [(i, phase) for i, phase in enumerate(self.phases) if phase.first_step <= step][-1]
+    def phase_number(self, step: int) -> int:
+        """Return the index of the phase of a step; phases ascend."""
+        return sum(phase.first_step <= step for phase in self.phases) - 1
 
 
 @dataclass
 class TrainState:
-    """Mutable state of a run after `step` optimizer steps."""
+    """Mutable state of a run after `step` optimizer steps; `start` begins to measure its time."""
 
     step: int = 0
     tokens: int = 0
@@ -90,7 +90,7 @@ class TrainState:
     saved_step: int = 0
 
     def start(self) -> None:
-        """Start the clock, at the checkpoint that a run is resumed from."""
+        """Start the clock; a resumed run starts at the time and step of its checkpoint."""
         self._start_time, self.saved_step = time.perf_counter() - self.seconds, self.step
 
     def update_seconds(self) -> None:

@@ -30,89 +30,6 @@ from stemformer.training.optimizer import make_optimizer
 _MAX_QA_LENGTH = 384
 
 
-def load_initial_model(
-    config: FinetuneConfig, task: Task, source: Path, *, is_resumed: bool = False
-) -> tuple[Model, Tokenizer, int]:
-    """Return a model for fine-tuning, its tokenizer, and the maximum length of an example.
-
-    Sets the symbol map of a task that reads symbols. A checkpoint (`is_resumed`) keeps all weights.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    model, tokenizer = load_model_and_tokenizer(source, task.heads, num_labels=task.num_labels, generator=generator)
-    if task.config.symbols is not None:
-        task.symbols = _make_symbol_map(task.config, tokenizer, config.seed)
-    if not is_resumed:
-        # A head for other labels keeps its hidden layers, but gets a new output layer.
-        is_other_head = read_task_info(source).get("head") == task.head and not has_matching_head(source, task)
-        modules: list[Any] = [model.heads[task.head].classifier] if is_other_head else []
-        modules += {"nothing": [], "embeddings": [model.body.embeddings.word], "all": [model]}[config.reinitialize]
-        for module in modules:
-            initialize_weights(module, std=model.config.initializer_range, generator=generator)
-    _freeze(model, config, source)
-    return model, tokenizer, _max_length(task.config, model)
-
-
-def has_matching_head(source: Path, task: Task) -> bool:
-    """Return whether a model has a head for exactly the task's labels."""
-    info = read_task_info(source)
-    return info.get("head") == task.head and info["labels"] == list(task.labels)
-
-
-def prepare_training(model: Model, context: TrainingContext) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Move a model to its device; return its loss module and optimizer."""
-    config, ranks = context.config, context.ranks
-    configure_allocator(context.device)
-    model.to(context.device)
-    module = distribute(model, context.objective, ranks, sharded=config.compute.shard)
-    scale = _layer_scale(model, getattr(config, "layer_decay", 1.0))
-    optimizer = make_optimizer(model, config.optimizer, precision=context.precision, scale=scale)
-    is_single_cpu = context.device.type == "cpu" and ranks.world_size == 1
-    word_embeddings = model.body.embeddings.word
-    if isinstance(config, FinetuneConfig) and is_single_cpu and word_embeddings.weight.requires_grad:
-        word_embeddings.keep_gradient()
-    return module, optimizer
-
-
-def _max_length(config: TaskConfig, model: Model) -> int:
-    longest = model.config.max_position_embeddings
-    if config.max_length is None:
-        return min(longest, _MAX_QA_LENGTH) if config.name == "qa" else longest
-    if config.max_length > longest:
-        raise ConfigError(f"--max-length {config.max_length}: the model has {longest} positions. Pass at most that.")
-    return config.max_length
-
-
-def _make_symbol_map(config: TaskConfig, tokenizer: Tokenizer, seed: int) -> SymbolMap:
-    assert config.symbols is not None
-    if config.symbols != "draw":
-        symbol_map = SymbolMap.load(config.symbols)
-        words = list(symbol_map.words.values())
-        encoded = tokenizer.encode_ids(words)
-        if unknown := [w for w, ids in zip(words, encoded, strict=True) if tokenizer.unk_token_id in ids]:
-            raise DataError(f"{config.symbols}: the model's vocabulary cannot spell {unknown[0]!r}. Use another word.")
-        return symbol_map
-    # Words that are a single token.
-    encoded = tokenizer.encode_ids(tokenizer.tokens)
-    words = [token for i, token in enumerate(tokenizer.tokens) if list(encoded[i]) == [i]]
-    shape = {"size": config.symbol_size, "stride": config.symbol_stride}
-    return SymbolMap.draw(config.alphabet or "", words, **shape, others=True, seed=seed)
-
-
-def _layer_scale(model: Model, decay: float) -> Callable[[str], float] | None:
-    """Map a parameter's name to the factor on its learning rate; None if all are 1."""
-    if decay == 1:
-        return None
-    num_layers = len(model.body.layers)
-
-    def scale(name: str) -> float:
-        parts = name.split(".")
-        if "embeddings" in parts:
-            return decay ** (num_layers + 1)
-        return decay ** (num_layers - int(parts[parts.index("layers") + 1])) if "layers" in parts else 1.0
-
-    return scale
-
-
 def make_initial_model(
     config: RunConfig,
     tokenizer: Tokenizer,
@@ -186,6 +103,59 @@ def check_model_settings(config: RunConfig, model: Model, settings: Sequence[str
             raise ConfigError(f"{problem} Remove the setting or --init.")
 
 
+def load_initial_model(
+    config: FinetuneConfig, task: Task, source: Path, *, is_resumed: bool = False
+) -> tuple[Model, Tokenizer, int]:
+    """Return a model for fine-tuning, its tokenizer, and the maximum length of an example.
+
+    Sets the symbol map of a task that reads symbols. A checkpoint (`is_resumed`) keeps all weights.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    model, tokenizer = load_model_and_tokenizer(source, task.heads, num_labels=task.num_labels, generator=generator)
+    if task.config.symbols is not None:
+        task.symbols = _make_symbol_map(task.config, tokenizer, config.seed)
+    if not is_resumed:
+        # A head for other labels keeps its hidden layers, but gets a new output layer.
+        is_other_head = read_task_info(source).get("head") == task.head and not has_matching_head(source, task)
+        modules: list[Any] = [model.heads[task.head].classifier] if is_other_head else []
+        modules += {"nothing": [], "embeddings": [model.body.embeddings.word], "all": [model]}[config.reinitialize]
+        for module in modules:
+            initialize_weights(module, std=model.config.initializer_range, generator=generator)
+    _freeze(model, config, source)
+    return model, tokenizer, _max_length(task.config, model)
+
+
+def has_matching_head(source: Path, task: Task) -> bool:
+    """Return whether a model has a head for exactly the task's labels."""
+    info = read_task_info(source)
+    return info.get("head") == task.head and info["labels"] == list(task.labels)
+
+
+def _max_length(config: TaskConfig, model: Model) -> int:
+    longest = model.config.max_position_embeddings
+    if config.max_length is None:
+        return min(longest, _MAX_QA_LENGTH) if config.name == "qa" else longest
+    if config.max_length > longest:
+        raise ConfigError(f"--max-length {config.max_length}: the model has {longest} positions. Pass at most that.")
+    return config.max_length
+
+
+def _make_symbol_map(config: TaskConfig, tokenizer: Tokenizer, seed: int) -> SymbolMap:
+    assert config.symbols is not None
+    if config.symbols != "draw":
+        symbol_map = SymbolMap.load(config.symbols)
+        words = list(symbol_map.words.values())
+        encoded = tokenizer.encode_ids(words)
+        if unknown := [w for w, ids in zip(words, encoded, strict=True) if tokenizer.unk_token_id in ids]:
+            raise DataError(f"{config.symbols}: the model's vocabulary cannot spell {unknown[0]!r}. Use another word.")
+        return symbol_map
+    # Words that are a single token.
+    encoded = tokenizer.encode_ids(tokenizer.tokens)
+    words = [token for i, token in enumerate(tokenizer.tokens) if list(encoded[i]) == [i]]
+    shape = {"size": config.symbol_size, "stride": config.symbol_stride}
+    return SymbolMap.draw(config.alphabet or "", words, **shape, others=True, seed=seed)
+
+
 def _freeze(model: Model, config: RunConfig | FinetuneConfig, source: str | Path) -> None:
     if config.frozen_layers > (num_layers := model.config.num_hidden_layers):
         expected = f"expected 0 to {num_layers}, the number of layers of {source}"
@@ -193,3 +163,33 @@ def _freeze(model: Model, config: RunConfig | FinetuneConfig, source: str | Path
     embeddings = [model.body.embeddings] if config.frozen_embeddings else []
     for part in (*embeddings, *model.body.layers[: config.frozen_layers]):
         part.requires_grad_(False)
+
+
+def prepare_training(model: Model, context: TrainingContext) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Move a model to its device; return its loss module and optimizer."""
+    config, ranks = context.config, context.ranks
+    configure_allocator(context.device)
+    model.to(context.device)
+    module = distribute(model, context.objective, ranks, sharded=config.compute.shard)
+    scale = _layer_scale(model, getattr(config, "layer_decay", 1.0))
+    optimizer = make_optimizer(model, config.optimizer, precision=context.precision, scale=scale)
+    is_single_cpu = context.device.type == "cpu" and ranks.world_size == 1
+    word_embeddings = model.body.embeddings.word
+    if isinstance(config, FinetuneConfig) and is_single_cpu and word_embeddings.weight.requires_grad:
+        word_embeddings.keep_gradient()
+    return module, optimizer
+
+
+def _layer_scale(model: Model, decay: float) -> Callable[[str], float] | None:
+    """Map a parameter's name to the factor on its learning rate; None if all are 1."""
+    if decay == 1:
+        return None
+    num_layers = len(model.body.layers)
+
+    def scale(name: str) -> float:
+        parts = name.split(".")
+        if "embeddings" in parts:
+            return decay ** (num_layers + 1)
+        return decay ** (num_layers - int(parts[parts.index("layers") + 1])) if "layers" in parts else 1.0
+
+    return scale

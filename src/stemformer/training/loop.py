@@ -22,8 +22,7 @@ from stemformer.training.budget import DecayDecision
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.config import RunConfig
 from stemformer.training.context import Phase as Phase
-from stemformer.training.context import TrainingContext as TrainingContext
-from stemformer.training.context import TrainState as TrainState
+from stemformer.training.context import TrainingContext, TrainState
 from stemformer.training.cuda_graphs import CudaGraphStep
 from stemformer.training.distributed import gradient_sync, slices, warm_up_ddp
 from stemformer.training.interrupts import GracefulInterrupt
@@ -92,7 +91,7 @@ def train(
             model.body.embeddings.word.clear_gradient([batch.input_ids for batch in batches])
 
             # Count the step, its tokens and its time.
-            capacity = context.phase(state.step)[1].capacity
+            capacity = context.phases[context.phase_number(state.step)].capacity
             state.metrics.add_step(tokens=tokens, capacity=capacity, num_dropped=num_dropped, flops=flops)
             state.step += 1
             state.tokens += tokens
@@ -138,14 +137,16 @@ def train(
 def batches_of_step(step: int, context: TrainingContext) -> list[Batch]:
     """Return this rank's micro-batches, a function of data, seed, step and rank alone."""
     seed, ranks = context.config.seed, context.ranks
-    phase = context.phase(step)[1]
+    phase = context.phases[context.phase_number(step)]
     numbers = _example_numbers(step, context)
+
+    # Read and corrupt this rank's examples, each with a random generator of its own.
     examples = []
     for epoch, i in ranks.shard(numbers):
         rng = example_generator(seed, epoch, i)
         examples.append((i, context.objective.corrupt(phase.examples.get_example(i, rng), rng)))
 
-    # From global sizes: every rank must run the same number of forward passes (collectives).
+    # Split into micro-batches; from global sizes, since every rank must run as many forward passes (collectives).
     fewest = phase.batch.size // ranks.world_size
     most = math.ceil(phase.batch.size / ranks.world_size)
     number = math.ceil(most / (phase.batch.micro_size or most))
@@ -290,7 +291,8 @@ def _agree_on_actions(
 
 def _example_numbers(step: int, context: TrainingContext) -> list[tuple[int, int]]:
     """Return (epoch, number) of a step's examples over all ranks."""
-    number, phase = context.phase(step)
+    number = context.phase_number(step)
+    phase = context.phases[number]
     sizes = {"batch_size": phase.batch.size, "num_examples": len(phase.examples)}
     numbers = examples_of_step(step - phase.first_step, **sizes, seed=context.config.seed)
     return [(epoch + (number << 32), i) for epoch, i in numbers]

@@ -68,13 +68,13 @@ def make_optimizer(
             group["scale"] = scale(name)
         groups.setdefault(tuple(group.items()), {"params": [], **group})["params"].append(p)
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    muon_options = {"lr_multiplier": config.muon_lr_multiplier, "momentum": config.momentum}
-    if not is_muon:
-        if muon_options != {"lr_multiplier": OptimizerConfig.muon_lr_multiplier, "momentum": OptimizerConfig.momentum}:
-            message = "optimizer.muon_lr_multiplier and momentum have no effect with optimizer.kind = 'adamw'"
-            warnings.warn(message, stacklevel=2)
-        return torch.optim.AdamW(list(groups.values()), **options, fused=True)
-    return Muon(list(groups.values()), **muon_options, precision=precision, **options)
+    muon_options = {"momentum": config.momentum, "lr_multiplier": config.muon_lr_multiplier}
+    if is_muon:
+        return Muon(list(groups.values()), **muon_options, precision=precision, **options)
+    if muon_options != {"momentum": OptimizerConfig.momentum, "lr_multiplier": OptimizerConfig.muon_lr_multiplier}:
+        message = "optimizer.muon_lr_multiplier and momentum have no effect with optimizer.kind = 'adamw'"
+        warnings.warn(message, stacklevel=2)
+    return torch.optim.AdamW(list(groups.values()), **options, fused=True)
 
 
 def clip_grad_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
+from torch.optim import Optimizer
 
 from stemformer.config import differences, from_toml, to_toml
 from stemformer.errors import CheckpointError, ConfigError
@@ -126,11 +126,7 @@ def validate_resume(resume_point: ResumePoint[Any], context: TrainingContext) ->
 
 
 def restore(
-    resume_point: ResumePoint[Any],
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    context: TrainingContext,
-    progress: Progress,
+    resume_point: ResumePoint[Any], model: Model, optimizer: Optimizer, context: TrainingContext, progress: Progress
 ) -> TrainState:
     """Load the optimizer from a checkpoint and return the state of the run."""
     path, checkpoint = resume_point.path, resume_point.checkpoint
