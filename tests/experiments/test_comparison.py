@@ -62,7 +62,7 @@ def small(files, out, task="classify", train="train.tsv", dev="dev.tsv", **optio
 
 
 def read_records(folder):
-    """The lines of cells.jsonl by (initialization, size, seed)."""
+    """Return the records of finished.jsonl by (initialization, size, seed)."""
     return {
         (line["initialization"], line["size"], line["seed"]): line for line in read_jsonl(folder / "finished.jsonl")
     }
@@ -96,7 +96,7 @@ def compare(files, no_plots, tmp_path):
 
 @pytest.fixture
 def records(tmp_path):
-    """A function to the lines of cells.jsonl in tmp_path/out."""
+    """Function that returns the records of finished.jsonl in tmp_path/out."""
     return lambda: read_records(tmp_path / "out")
 
 

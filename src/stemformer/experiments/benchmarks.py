@@ -29,7 +29,7 @@ from stemformer.experiments.benchmark_runs import (
     rename_task_keys,
     run_task,
 )
-from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, check_single_process, prepare_experiment_dir
+from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, prepare_experiment_dir
 from stemformer.huggingface.load import find_model_folder, read_task_info
 from stemformer.io import write_file, write_json
 from stemformer.options import BenchmarkOptions, GlueOptions, SquadOptions, accepts
@@ -71,9 +71,8 @@ def benchmark_glue(options: GlueOptions, *, progress: Progress | None = None) ->
         >>> benchmark_glue("glue_data", model="google/bert_uncased_L-4_H-256_A-4", out="runs/glue")  # doctest: +SKIP
     """
     progress = progress or Silent()
-    config = _make_config(
-        options, data=(options.folder,), tasks=options.tasks or tuple(GLUE), from_task=options.from_task
-    )
+    names = options.tasks or tuple(GLUE)
+    config = _make_config(options, data=(options.folder,), tasks=names, from_task=options.from_task)
     tasks, missing = _find_tasks(config)
     for line in missing:
         progress.say(line)
@@ -159,12 +158,10 @@ def _find_tasks(config: BenchmarkConfig) -> tuple[list[BenchmarkTask], list[str]
         raise DataError(f"{folder} has no task with training and dev files: {'; '.join(missing)}")
     first = config.from_task
     if first in BENCHMARKS:
-        source = next((task for task in tasks if task.name == first), None)
-        if source is None:
-            raise ConfigError(
-                f"--from-task {first}: Its files are missing or it is not among --tasks. Add it, or pass a model."
-            )
-        tasks = [source, *(task for task in tasks if task is not source)]
+        if BENCHMARKS[first] not in tasks:
+            problem = "Its files are missing or it is not among --tasks."
+            raise ConfigError(f"--from-task {first}: {problem} Add it, or pass a model.")
+        tasks.sort(key=lambda task: task.name != first)
     elif first is not None and not read_task_info(find_model_folder(first)):
         raise ConfigError(f"--from-task {first} is not a fine-tuned model. Pass a task of GLUE or such a model.")
     return tasks, missing
@@ -173,8 +170,8 @@ def _find_tasks(config: BenchmarkConfig) -> tuple[list[BenchmarkTask], list[str]
 def _open_grid(config: BenchmarkConfig, options: BenchmarkOptions) -> tuple[Path, RunGrid[str]]:
     """Prepare the directory of a benchmark, new or resumed."""
     find_model_folder(config.model)
-    check_single_process("A benchmark")
-    folder = prepare_experiment_dir(options, [*config.data, *config.dev, config.model, config.from_task])
+    inputs = [*config.data, *config.dev, config.model, config.from_task]
+    folder = prepare_experiment_dir(options, inputs, command="A benchmark")
     grid = RunGrid(
         folder,
         config,
@@ -252,11 +249,10 @@ def _write_answers(
     """Write the answer to each question, and for SQuAD 2.0 the score of "no answer" minus that of the best span."""
     pipeline = open_benchmark_model(model, compute)
     assert pipeline.task is not None
-    predictions = pipeline.predict_records(questions, progress)
-    write_json(folder / "predictions.json", {q.id: p.text for q, p in zip(questions, predictions, strict=True)})
+    predictions = dict(zip((q.id for q in questions), pipeline.predict_records(questions, progress), strict=True))
+    write_json(folder / "predictions.json", {name: p.text for name, p in predictions.items()})
     if pipeline.task.config.no_answer:
-        odds = {q.id: p.no_answer for q, p in zip(questions, predictions, strict=True)}
-        write_json(folder / "null_odds.json", odds)
+        write_json(folder / "null_odds.json", {name: p.no_answer for name, p in predictions.items()})
 
 
 def _notes(results: Sequence[Record]) -> list[str]:

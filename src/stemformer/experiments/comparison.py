@@ -7,10 +7,11 @@ over paired seeds.
 import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,9 +22,9 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import choose_device
 from stemformer.errors import ConfigError
 from stemformer.evaluation.seed_statistics import differences_from_random, gain_sentences, means, table_row
-from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, check_single_process, prepare_experiment_dir
+from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, conclude, prepare_experiment_dir
 from stemformer.huggingface.load import find_model_folder
-from stemformer.io import read_jsonl, write_json
+from stemformer.io import read_jsonl
 from stemformer.options import CompareOptions, accepts
 from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
@@ -31,10 +32,11 @@ from stemformer.reports.comparison import write_comparison_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled, stratification_keys
 from stemformer.tasks.examples import TaskExamples
 from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig
+from stemformer.training.context import TrainState
 from stemformer.training.distributed import init_distributed
 from stemformer.training.initialization import load_initial_model, prepare_training
 from stemformer.training.log import MetricAccumulator
-from stemformer.training.loop import TrainState, train
+from stemformer.training.loop import train
 from stemformer.training.throughput import compile_blocks
 
 INITIALIZATIONS: dict[str, tuple[Literal["nothing", "embeddings", "all"], float]] = {
@@ -50,8 +52,7 @@ _MIN_LOG_LINES = 20
 _RENAMED = {**RENAMED_SETTINGS, "starts": "initializations", "rates": "learning_rates"}
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(NamedTuple):
     """One run of a comparison."""
 
     initialization: str
@@ -61,23 +62,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Config of a comparison.
-
-    Attributes:
-        sizes: Numbers of training records, ascending.
-        num_seeds: Number of seeds, from `finetune.seed` on.
-        is_by_epochs: Train each size for the same number of epochs, not the same number of steps.
-        data: SHA-256 (hex) of all examples.
-        finetune: Config that all runs share.
-        learning_rates: Peak learning rate of each initialization.
-    """
+    """Config of a comparison; all runs share `finetune`, whose seed is the first one."""
 
     initializations: tuple[str, ...]
+    # Numbers of training records, ascending.
     sizes: tuple[int, ...]
     num_seeds: int
+    # Each size has the same number of epochs, not the same number of steps.
     is_by_epochs: bool
+    # SHA-256 (hex) of all examples.
     data: str
     finetune: FinetuneConfig
+    # Peak learning rate of each initialization.
     learning_rates: dict[str, float] = field(default_factory=dict)
 
     def trials(self) -> list[Trial]:
@@ -116,41 +112,31 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
         StemformerError: Data, settings or model do not fit together; loss is not finite.
     """
     progress = progress or Silent()
-    finetune_config = make_config(options)
+    run = make_config(options)
     if options.show_config:
-        return {"config": to_toml(finetune_config)}
+        return {"config": to_toml(run)}
 
     # Check the options and prepare the data.
-    _check(finetune_config, options)
-    learning_rates = _parse_learning_rates(options, finetune_config.optimizer.learning_rate)
-    folder = prepare_experiment_dir(options, (*options.train, *options.dev, options.model, options.config))
-    data = read_labelled(
-        finetune_config.task,
-        progress,
-        train=finetune_config.train,
-        dev=finetune_config.dev,
-        dev_fraction=finetune_config.dev_fraction,
-        seed=finetune_config.seed,
-    )
+    _check(run, options)
+    rates = _parse_learning_rates(options, run.optimizer.learning_rate)
+    inputs = (*options.train, *options.dev, options.model, options.config)
+    folder = prepare_experiment_dir(options, inputs, command="compare")
+    data = read_labelled(run.task, progress, train=run.train, dev=run.dev, dev_fraction=run.dev_fraction, seed=run.seed)
     model_folder = find_model_folder(options.model)
-    _, tokenizer, max_length = load_initial_model(finetune_config, data.task, model_folder)
+    _, tokenizer, max_length = load_initial_model(run, data.task, model_folder)
     sizes = parse_sizes(options.sizes, len(data.train))
     examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
 
     # Every size gets the number of steps of the largest one.
     is_by_epochs = options.epochs is not None
-    if not is_by_epochs and finetune_config.budget.steps is None:
-        order = subset_order(stratification_keys(data.task.config, data.train), finetune_config.seed)
-        num_steps = run_length(finetune_config, len(_select_records(examples, order[: sizes[-1]])))
-        budget = replace(finetune_config.budget, steps=num_steps, epochs=None)
-        finetune_config = replace(finetune_config, budget=budget)
-    digest = hashlib.sha256((examples.fingerprint + dev.fingerprint).encode()).hexdigest()
-    initializations = tuple(learning_rates)
-    config = CompareConfig(
-        initializations, sizes, options.num_seeds, is_by_epochs, digest, finetune_config, learning_rates
-    )
+    if not is_by_epochs and run.budget.steps is None:
+        order = subset_order(stratification_keys(data.task.config, data.train), run.seed)
+        num_steps = run_length(run, len(_select_records(examples, order[: sizes[-1]])))
+        run = replace(run, budget=replace(run.budget, steps=num_steps, epochs=None))
 
     # Run.
+    digest = hashlib.sha256((examples.fingerprint + dev.fingerprint).encode()).hexdigest()
+    config = CompareConfig(tuple(rates), sizes, options.num_seeds, is_by_epochs, digest, run, rates)
     shared = TrialData(examples, dev, tokenizer, max_length, model_folder, data)
     records = _run_trials(folder, config, shared, options, progress)
     return _conclude(folder, records, config, shared, notes, progress)
@@ -160,10 +146,9 @@ def _check(config: FinetuneConfig, options: CompareOptions) -> None:
     names = options.initializations
     if options.num_seeds < 1:
         raise ConfigError(f"--num-seeds {options.num_seeds}: expected at least 1")
-    for name in names:
-        if name not in INITIALIZATIONS:
-            hint = nearest(name, INITIALIZATIONS)
-            raise ConfigError(f"--initializations {name}: expected some of {', '.join(INITIALIZATIONS)}{hint}")
+    if unknown := next((name for name in names if name not in INITIALIZATIONS), None):
+        hint = nearest(unknown, INITIALIZATIONS)
+        raise ConfigError(f"--initializations {unknown}: expected some of {', '.join(INITIALIZATIONS)}{hint}")
     if not names or len(set(names)) < len(names):
         shown = ",".join(names) or "(none)"
         raise ConfigError(f"--initializations {shown}: expected at least one, each of them once")
@@ -173,7 +158,6 @@ def _check(config: FinetuneConfig, options: CompareOptions) -> None:
         raise ConfigError(
             "evaluation.patience needs checkpoints, which a comparison does not keep. Remove the setting."
         )
-    check_single_process("compare")
 
 
 def _parse_learning_rates(options: CompareOptions, default: float) -> dict[str, float]:
@@ -191,9 +175,6 @@ def _parse_learning_rates(options: CompareOptions, default: float) -> dict[str, 
         if not 0 < rates[name] < math.inf:
             raise ConfigError(f"{expected} with a number above 0, such as {name}=1e-4")
     return rates
-
-
-# -------------------------------------------------------------------------------------------- Runs
 
 
 def _run_trials(
@@ -225,19 +206,15 @@ def _run_trials(
 
     def plan(trial: Trial) -> PlannedRun:
         examples = subsets[trial.size, trial.seed]
-        return PlannedRun(
-            f"{trial.initialization}, {trial.size:,} records, seed {trial.seed}",
-            lambda inner: _run_trial(trial, config, shared, examples, _log_file(folder, trial).parent, inner),
-            weight=run_length(config.finetune, len(examples)),
-        )
+        label = f"{trial.initialization}, {trial.size:,} records, seed {trial.seed}"
+        make = partial(_run_trial, trial, config, shared, examples, _log_file(folder, trial).parent)
+        return PlannedRun(label, make, weight=run_length(config.finetune, len(examples)))
 
-    metric = shared.data.task.main_metric
-    records = grid.run(
-        {trial: plan(trial) for trial in trials},
-        progress,
-        describe=lambda record: f"{metric} {record['metrics'][metric]:.4g}",
-        unit="steps",
-    )
+    def describe(record: Record) -> str:
+        metric = shared.data.task.main_metric
+        return f"{metric} {record['metrics'][metric]:.4g}"
+
+    records = grid.run({trial: plan(trial) for trial in trials}, progress, describe=describe, unit="steps")
     return dict(zip(trials, records, strict=True))
 
 
@@ -264,11 +241,8 @@ def _run_trial(
     )
     num_steps = run_length(run_config, len(examples))
     every = run_config.evaluation.every or math.ceil(num_steps / _NUM_EVALUATIONS)
-    run_config = replace(
-        run_config,
-        evaluation=replace(run_config.evaluation, every=every),
-        log_every=max(1, min(run_config.log_every, num_steps // _MIN_LOG_LINES)),
-    )
+    log_every = max(1, min(run_config.log_every, num_steps // _MIN_LOG_LINES))
+    run_config = replace(run_config, evaluation=replace(run_config.evaluation, every=every), log_every=log_every)
     task = shared.data.task
     with init_distributed(choose_device(run_config.compute.device)) as ranks:
         model, _, _ = load_initial_model(run_config, task, shared.model)
@@ -284,7 +258,7 @@ def _run_trial(
         metrics = train(model, module, optimizer, context, state, progress=progress)
     losses = [line for line in read_jsonl(folder / "log.jsonl") if line["kind"] == "train"]
     return {
-        **asdict(trial),
+        **trial._asdict(),
         "steps": state.step,
         "examples": len(examples),
         "tokens": state.tokens,
@@ -292,9 +266,6 @@ def _run_trial(
         "training_loss": losses[-1][f"{task.config.name}_loss"],
         "metrics": {key.removeprefix("dev_"): value for key, value in metrics.items()},
     }
-
-
-# ----------------------------------------------------------------------------------------- Results
 
 
 def _conclude(
@@ -324,11 +295,9 @@ def _conclude(
     }
     majority = majority_baseline(shared.data) if metric == "accuracy" else None
     baseline = None if majority is None else round(100 * majority[1], 2)
-    logs = {}
-    for trial in records:
-        # Earlier versions called the directory of the runs `cells`.
-        files = [_log_file(folder, trial, parent) for parent in ("trials", "cells")]
-        logs[trial] = next((file for file in files if file.is_file()), files[0])
+    # Earlier versions called the directory of the runs `cells`.
+    found = {trial: [_log_file(folder, trial, parent) for parent in ("trials", "cells")] for trial in records}
+    logs = {trial: next(filter(Path.is_file, files), files[0]) for trial, files in found.items()}
     content = {
         "task": task.config.name,
         "metric": metric,
@@ -344,12 +313,8 @@ def _conclude(
         "notes": [*_conditions(config, records), *notes],
         "trials": [{**record, "log": str(logs[trial].relative_to(folder))} for trial, record in records.items()],
     }
-    write_json(folder / "compare.json", content)
-    progress.start("plotting")
+    write_report = partial(write_comparison_report, logs={trial: read_jsonl(file) for trial, file in logs.items()})
     table = [table_row(by_seed, size) for size in config.sizes]
-    lines = {(trial.initialization, trial.size, trial.seed): read_jsonl(file) for trial, file in logs.items()}
-    write_comparison_report(folder, {**content, "table": table, "title": folder.resolve().name}, lines)
-    progress.finish()
     return {
         "comparison": str(folder),
         "report": str(folder / "report.html"),
@@ -357,9 +322,7 @@ def _conclude(
         "seconds": round(sum(record["seconds"] for record in records.values()), 1),
         "metric": metric,
         **({} if baseline is None else {"majority_baseline": baseline}),
-        "table": table,
-        "summary": content["summary"],
-        "notes": content["notes"],
+        **conclude(folder, "compare", content, table, write_report, progress),
     }
 
 

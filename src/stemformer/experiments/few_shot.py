@@ -106,7 +106,6 @@ def list_tasks() -> list[dict[str, str]]:
 @accepts(ShowPromptsOptions)
 def show_prompts(options: ShowPromptsOptions) -> list[dict[str, Any]]:
     """Return the prompt of the first example of each few-shot task; no model is needed."""
-    _check_shots_and_seed(options)
     tasks = [_prepare_task(task, options.num_shots, 1, options.seed) for task in _open_tasks(options)]
     return [prompt for task in tasks for prompt in _first_prompts(task, task.num_shots, options.seed)]
 
@@ -128,7 +127,6 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     progress = progress or Silent()
 
     # Check the options and read the data.
-    _check_shots_and_seed(options)
     if not options.model or len({Path(model).resolve() for model in options.model}) < len(options.model):
         raise ConfigError("--model: expected at least one model, each of them once")
     for name, value in (("num-questions", options.num_questions), ("num-draws", options.num_draws)):
@@ -194,13 +192,11 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     return content | {"report": str(write_few_shot_report(folder, results, notes, prompts))}
 
 
-def _check_shots_and_seed(options: ShowPromptsOptions) -> None:
+def _open_tasks(options: ShowPromptsOptions) -> list[PromptTask]:
+    """Check the options and open their tasks, which get different names."""
     if options.num_shots and min(options.num_shots) < 0:
         raise ConfigError(f"--num-shots {','.join(map(str, options.num_shots))}: expected numbers of at least 0")
     check_seed(options.seed, called="--seed")
-
-
-def _open_tasks(options: ShowPromptsOptions) -> list[PromptTask]:
     files: dict[str, str] = {}
     for entry in options.demonstrations:
         name, equals, file = entry.rpartition("=")
@@ -219,9 +215,7 @@ def _open_tasks(options: ShowPromptsOptions) -> list[PromptTask]:
         raise ConfigError("No task. Pass at least one; `stemformer fewshot --list` lists the built-in tasks.")
     # One task on several files: add the name of the file.
     counts = Counter(task.name for task in opened)
-    for i, task in enumerate(opened):
-        if counts[task.name] > 1:
-            opened[i] = replace(task, name=f"{task.name}_{Path(task.data).stem}")
+    opened = [replace(t, name=f"{t.name}_{Path(t.data).stem}") if counts[t.name] > 1 else t for t in opened]
     if len({task.name for task in opened}) < len(opened):
         raise ConfigError(f"Several tasks have the same name ({', '.join(sorted(counts))}). Set `name` in their files.")
     return opened
@@ -303,8 +297,8 @@ def _evaluate_model(
         ]
         rows.sort(key=lambda row: row["num_shots"])
         results += rows
-        found = notes_on_answers(task.task, model.tokenizer, for_masked=model.is_masked)
-        notes += [prefix + note for note in [*found, *(note for row in rows for note in _notes_on_result(row))]]
+        notes += [prefix + note for note in notes_on_answers(task.task, model.tokenizer, for_masked=model.is_masked)]
+        notes += [prefix + note for row in rows for note in _notes_on_result(row)]
     return results, notes
 
 
@@ -329,9 +323,9 @@ def _plan(
     def evaluate(progress: Progress) -> Record:
         progress.start("evaluating", total=num_evaluated, unit="questions")
         predict = partial(evaluate_few_shot, model.body, model.tokenizer, task.task, task.data, task.questions)
-        shared = partial(predict, num_shots=num_shots, calibrate=config.calibrate, on_questions=progress.advance)
+        predict = partial(predict, num_shots=num_shots, calibrate=config.calibrate, on_questions=progress.advance)
         with autocast(model.device, config.precision):
-            samples = [shared(seed=config.seed + draw) for draw in range(num_draws)]
+            samples = [predict(seed=config.seed + draw) for draw in range(num_draws)]
         fingerprint = _fingerprint(model, task, num_shots, config)
         record: Record = {
             "task": task.task.name,

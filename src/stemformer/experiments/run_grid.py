@@ -111,8 +111,15 @@ class RunGrid(Generic[K]):
         return [self.finished[key] for key in runs]
 
 
-def prepare_experiment_dir(options: ResumableOptions | FewShotOptions, inputs: Iterable[str | None]) -> Path:
-    """Return the output directory of an experiment, and check that it holds none of the inputs that exist."""
+def prepare_experiment_dir(
+    options: ResumableOptions | FewShotOptions, inputs: Iterable[str | None], *, command: str = ""
+) -> Path:
+    """Return the output directory of an experiment, and check that it holds none of the inputs that exist.
+
+    If `command` is named, check also that it was not started with several ranks.
+    """
+    if command and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"{command} runs in one process. Start it without torchrun.")
     folder = prepare_output_dir(str(options.out), resume=options.resume, overwrite=options.overwrite)
     check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
     return folder
@@ -132,9 +139,3 @@ def conclude(
     write_report(folder, {**content, "title": folder.resolve().name, "table": table})
     progress.finish()
     return {"table": table, "summary": content["summary"], "notes": content["notes"]}
-
-
-def check_single_process(command: str) -> None:
-    """Raise ConfigError if the command was started with several ranks."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"{command} runs in one process. Start it without torchrun.")

@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,15 +20,8 @@ from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.evaluation.few_shot.task import open_task
 from stemformer.evaluation.scaling_laws import fit_joint_law, fit_power_law, joint_sentences, size_sentences
 from stemformer.experiments.few_shot import fewshot, show_prompts
-from stemformer.experiments.run_grid import (
-    FINISHED,
-    PlannedRun,
-    Record,
-    RunGrid,
-    check_single_process,
-    prepare_experiment_dir,
-)
-from stemformer.io import read_jsonl, write_json
+from stemformer.experiments.run_grid import FINISHED, PlannedRun, Record, RunGrid, conclude, prepare_experiment_dir
+from stemformer.io import read_jsonl
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import OBJECTIVES
 from stemformer.options import ScalingLawsOptions, accepts
@@ -74,19 +68,15 @@ class Size:
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """Config of a scaling study.
-
-    Attributes:
-        data: Fingerprint of the tokenized data.
-        lr_width_exponent: The learning rate is scaled by (hidden size of `run` / hidden size) to this power.
-        tokens_per_parameter: None for the budget of `run`.
-        run: Recipe with all settings; its hidden size and learning rate are the reference of the scaling rule.
-    """
+    """Config of a scaling study."""
 
     sizes: tuple[str, ...]
+    # Fingerprint of the tokenized data.
     data: str
     lr_width_exponent: float = 0.5
+    # None for the budget of `run`.
     tokens_per_parameter: float | None = None
+    # Recipe with all settings; its hidden size and learning rate are the reference of the scaling rule.
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -125,13 +115,12 @@ def scaling_laws(options: ScalingLawsOptions, *, progress: Progress | None = Non
     manifest = read_manifest(options.data)
     run = replace(run, model=resolve_model_config(run, load_tokenizer(Path(options.data) / "tokenizer")))
     names = tuple(size.name for size in sizes)
-    config = _CONFIGS[type(run)](
-        names, manifest.fingerprint, options.lr_width_exponent, options.tokens_per_parameter, run
-    )
+    rule = (options.lr_width_exponent, options.tokens_per_parameter)
+    config = _CONFIGS[type(run)](names, manifest.fingerprint, *rule, run)
     _check(config, options, manifest)
     if options.show_config:
         return {"config": to_toml(config)}
-    folder = prepare_experiment_dir(options, (options.data, options.config))
+    folder = prepare_experiment_dir(options, (options.data, options.config), command="scaling-laws")
 
     # Train, then evaluate few-shot. If that fails, the trained sizes are reported all the same.
     records = _train_sizes(folder, config, sizes, manifest, options, progress)
@@ -179,16 +168,12 @@ def _check(config: ScalingConfig, options: ScalingLawsOptions, manifest: Manifes
         raise ConfigError("init has no effect: every size starts from random weights. Remove the setting.")
     if "held_out" not in manifest.splits:
         raise DataError(f"{options.data} has no held-out split for the loss. Prepare it with --held-out 0.01.")
-    check_single_process("scaling-laws")
     if options.fewshot_tasks:
         show_prompts(options.fewshot_tasks, num_shots=options.num_shots)
         is_causal = "causal_lm" in OBJECTIVES[config.run.objective.name].heads
         if not is_causal and all(open_task(task).output_type != "multiple_choice" for task in options.fewshot_tasks):
             tasks = ", ".join(options.fewshot_tasks)
             raise ConfigError(f"{tasks}: A masked model generates no text. Pass a task with choices, or a GPT recipe.")
-
-
-# -------------------------------------------------------------------------------------------- Runs
 
 
 def _train_sizes(
@@ -206,17 +191,13 @@ def _train_sizes(
         return from_toml(cls, text, source=source, renamed=_RENAMED)
 
     counts = {size.name: _count_parameters(config, size, manifest.vocab_size) for size in sizes}
+    # Cost of a token times the number of tokens.
+    costs = {
+        name: (total + _EMBEDDING_COST) * (total if config.tokens_per_parameter else 1)
+        for name, (total, _) in counts.items()
+    }
     seconds = config.run.budget.seconds
-    if seconds:
-        weights = dict.fromkeys(counts, float(seconds))
-    else:
-        # Cost of a token times the number of tokens, in percent.
-        costs = {
-            name: (total + _EMBEDDING_COST) * (total if config.tokens_per_parameter else 1)
-            for name, (total, _) in counts.items()
-        }
-        weights = {name: 100 * cost / sum(costs.values()) for name, cost in costs.items()}
-
+    weights = {name: seconds or 100 * cost / sum(costs.values()) for name, cost in costs.items()}
     grid = RunGrid(
         folder,
         config,
@@ -229,22 +210,16 @@ def _train_sizes(
     )
 
     def plan(size: Size) -> PlannedRun:
-        out = folder / "sizes" / size.name
-        return PlannedRun(
-            size.name,
-            lambda inner: _train_size(size, config, counts[size.name], out, options, inner),
-            weights[size.name],
-        )
+        make = partial(_train_size, size, config, counts[size.name], folder / "sizes" / size.name, options)
+        return PlannedRun(size.name, make, weights[size.name])
+
+    def describe(record: Record) -> str:
+        return f"held-out loss {record['loss']:.4g}"
 
     (folder / "sizes").mkdir(exist_ok=True)
     try:
-        return grid.run(
-            {size.name: plan(size) for size in sizes},
-            progress,
-            describe=lambda record: f"held-out loss {record['loss']:.4g}",
-            name="size",
-            unit="seconds" if seconds else "%",
-        )
+        plans = {size.name: plan(size) for size in sizes}
+        return grid.run(plans, progress, describe=describe, name="size", unit="seconds" if seconds else "%")
     except StemformerError:
         # Nothing was trained: the error is in the options.
         if not any((folder / "sizes").iterdir()):
@@ -264,16 +239,13 @@ def _train_size(
     run = config.run
     learning_rate = run.optimizer.learning_rate * (run.model.hidden_size / size.width) ** config.lr_width_exponent
     ratio = config.tokens_per_parameter
+    architecture = (f"model.{key}={value}" for key, value in size.model_settings().items())
     result = pretrain(
         run.recipe,
         data=options.data,
         out=str(folder),
         config=options.config,
-        settings=[
-            *options.settings,
-            *(f"model.{key}={value}" for key, value in size.model_settings().items()),
-            f"optimizer.learning_rate={learning_rate!r}",
-        ],
+        settings=[*options.settings, *architecture, f"optimizer.learning_rate={learning_rate!r}"],
         steps=options.steps,
         tokens=options.tokens if ratio is None else round(ratio * counts[0]),
         time=options.time,
@@ -345,9 +317,6 @@ def _evaluate_few_shot(
         }
 
 
-# ----------------------------------------------------------------------------------------- Results
-
-
 def _conclude(
     config: ScalingConfig, records: Sequence[Record], notes: Sequence[str], folder: Path, progress: Progress
 ) -> dict[str, Any]:
@@ -361,7 +330,6 @@ def _conclude(
     sizes, losses = ([record[key] for record in records] for key in ("parameters_in_layers", "loss"))
     law = fit_power_law(sizes, losses)
     joint = fit_joint_law(*([p[key] for p in points] for key in ("parameters_in_layers", "tokens", "loss")))
-    table = [_table_row(record) for record in records]
     content = {
         "recipe": config.run.recipe,
         "summary": [*size_sentences(sizes, losses, law), *joint_sentences(joint)],
@@ -371,17 +339,12 @@ def _conclude(
         "points": points,
         "sizes": records,
     }
-    write_json(folder / "scale.json", content)
-    progress.start("plotting")
-    write_scaling_report(folder, {**content, "title": folder.resolve().name, "table": table}, law, joint)
-    progress.finish()
+    write_report = partial(write_scaling_report, law=law, joint=joint)
     return {
         "scaling": str(folder),
         "report": str(folder / "report.html"),
         "seconds": round(sum(record["seconds"] for record in records), 1),
-        "table": table,
-        "summary": content["summary"],
-        "notes": content["notes"],
+        **conclude(folder, "scale", content, [_table_row(record) for record in records], write_report, progress),
     }
 
 
