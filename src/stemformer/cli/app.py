@@ -27,7 +27,7 @@ START, DATA, TRAIN, USE, MEASURE, KEEP = (
     for number, name in enumerate(("Start", "Data", "Train", "Use", "Measure", "Keep"), start=1)
 )
 
-_RANK_PATIENCE = 10.0
+_RANK_WAIT = 10.0
 """Seconds that a rank waits for the first rank of its machine to report the same error."""
 
 app = App(
@@ -91,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with signals_raise() as raised, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
-            chosen, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
-            chosen(*bound.args, **bound.kwargs)
+            command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
+            command(*bound.args, **bound.kwargs)
             sys.stdout.flush()
         except CycloptsError as error:
             name = " ".join(["stemformer", *(error.command_chain or ())])
@@ -121,9 +121,9 @@ def _is_unknown(words: Sequence[str]) -> bool:
 def _can_resume(name: str, bound: BoundArguments, error: BaseException) -> bool:
     """Return whether a command that ended early left work behind that --resume continues, and did not say so itself."""
     out = bound.arguments.get("out")
-    is_full = isinstance(error, OSError) and error.errno in DISK_FULL and "resume" in bound.signature.parameters
+    is_disk_full = isinstance(error, OSError) and error.errno in DISK_FULL and "resume" in bound.signature.parameters
     is_stopped = isinstance(error, KeyboardInterrupt) and name in ("prepare", "fewshot", "scaling-laws")
-    return (is_full or is_stopped) and out is not None and os.path.isdir(out) and any(os.scandir(out))
+    return (is_disk_full or is_stopped) and out is not None and os.path.isdir(out) and any(os.scandir(out))
 
 
 def _is_reported_here(error: BaseException) -> bool:
@@ -134,6 +134,6 @@ def _is_reported_here(error: BaseException) -> bool:
         return False
     # torchrun ends this rank as soon as the first one, which met the same error, has ended.
     with contextlib.suppress(KeyboardInterrupt):
-        time.sleep(_RANK_PATIENCE)
+        time.sleep(_RANK_WAIT)
         return True
     return False

@@ -65,15 +65,15 @@ class FewShotDisplay(Options):
     dry_run: bool = False
 
 
-# Functions that answer too soon for a progress bar.
-_QUICK = {"list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
+# Functions that answer at once.
+_WITHOUT_PROGRESS = {"list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
 
 
 def call(name: str, options: Options, display: DisplayOptions) -> Any:
     """Call a function of the package, with progress unless it is quick."""
     function = getattr(stemformer, name)
     keywords: dict[str, Any] = {"options": options} if vars(options) else {}
-    if name in _QUICK:
+    if name in _WITHOUT_PROGRESS:
         return function(**keywords)
     with display.progress() as progress:
         return function(**keywords, progress=progress)

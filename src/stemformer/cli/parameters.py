@@ -90,21 +90,21 @@ def new_words(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[li
     if not words:
         return [], []
     first, *rest = words
-    old, chosen = first, OLD_COMMANDS.get(first, (first,))
+    old, new = first, OLD_COMMANDS.get(first, (first,))
     if first == "fill" and "--score" in rest:
-        old, chosen = "fill --score", ("score",)
+        old, new = "fill --score", ("score",)
         rest = [word for word in rest if word != "--score"]
-    notes = [] if chosen == (old,) else [f"'stemformer {old}' is now 'stemformer {' '.join(chosen)}'."]
-    command = commands.get(" ".join([*chosen, *rest[:1]] if chosen == ("benchmark",) else chosen))
+    notes = [] if new == (old,) else [f"'stemformer {old}' is now 'stemformer {' '.join(new)}'."]
+    command = commands.get(" ".join([*new, *rest[:1]] if new == ("benchmark",) else new))
     fields = {item.name: item for cls in (command.classes if command else ()) for item in dataclasses.fields(cls)}
     end = rest.index("--") if "--" in rest else len(rest)
     changed = []
     for word in rest[:end]:
-        new = _new_option(word, fields)
-        changed += new
-        if new != [word]:
-            notes.append(f"{word.partition('=')[0]} is now {' '.join(new).partition('=')[0]}.")
-    return [*chosen, *changed, *rest[end:]], list(dict.fromkeys(notes))
+        replacement = _new_option(word, fields)
+        changed += replacement
+        if replacement != [word]:
+            notes.append(f"{word.partition('=')[0]} is now {' '.join(replacement).partition('=')[0]}.")
+    return [*new, *changed, *rest[end:]], list(dict.fromkeys(notes))
 
 
 def _new_option(word: str, fields: Mapping[str, Any]) -> list[str]:

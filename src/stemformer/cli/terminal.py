@@ -33,7 +33,7 @@ class Terminal:
         self._started: float | None = None
         self._printed_at = time.monotonic()
         if self.is_live:
-            self._bar = _bar()
+            self._bar = _new_bar()
             self._bar.start()
             self._task = self._bar.add_task(what, total=total, unit=unit, done="", rate="", note="")
 
@@ -65,16 +65,16 @@ class Terminal:
         self._title = None
 
     def _print(self, now: float) -> None:
-        parts = [f"{self._title}: {self._amount()}", self._rate(now), self._left(now), self._note]
+        parts = [f"{self._title}: {self._amount()}", self._rate(now), self._time_left(now), self._note]
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
         self._printed_at, self._printed_done = now, self._done
 
     def _amount(self) -> str:
         if self._unit == "%" and self._total:
             return f"{self._done / self._total:.0%}"
-        total = f"/{_short(self._total)}" if self._total is not None else ""
+        total = f"/{_format_number(self._total)}" if self._total is not None else ""
         share = f" ({self._done / self._total:.0%})" if self._total else ""
-        return f"{_short(self._done)}{total} {self._unit}".rstrip() + share
+        return f"{_format_number(self._done)}{total} {self._unit}".rstrip() + share
 
     def _speed(self, now: float) -> float:
         """Return units per second; 0 if there is nothing to measure yet."""
@@ -84,14 +84,14 @@ class Terminal:
 
     def _rate(self, now: float) -> str:
         speed = self._speed(now) if self._unit not in ("seconds", "%") else 0.0
-        return f"{_short(speed)} {self._unit or 'units'}/s" if speed else ""
+        return f"{_format_number(speed)} {self._unit or 'units'}/s" if speed else ""
 
-    def _left(self, now: float) -> str:
+    def _time_left(self, now: float) -> str:
         speed = self._speed(now)
-        return f"{_clock((self._total - self._done) / speed)} left" if speed and self._total else ""
+        return f"{_format_duration((self._total - self._done) / speed)} left" if speed and self._total else ""
 
 
-def _bar() -> "RichProgress":
+def _new_bar() -> "RichProgress":
     # Imported here: most commands draw no bar.
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -104,7 +104,7 @@ def _bar() -> "RichProgress":
     return Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
 
 
-def _short(number: float) -> str:
+def _format_number(number: float) -> str:
     """Format a number briefly: 12, 3.4, 1,250, 1.2M."""
     for size, letter in ((1e9, "G"), (1e6, "M")):
         if abs(number) >= size:
@@ -112,7 +112,7 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if number == int(number) or abs(number) >= 100 else f"{number:.2g}"
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, seconds = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
@@ -127,51 +127,55 @@ def as_text(result: Any) -> str:
         loss   2.5
     """
     if isinstance(result, Mapping):
-        blocks = {name: text for name, value in result.items() if (text := _block(value)) is not None}
-        named = _aligned(list(_named({name: value for name, value in result.items() if name not in blocks})))
+        blocks = {name: text for name, value in result.items() if (text := _format_block(value)) is not None}
+        named = _align(
+            list(_name_and_value_rows({name: value for name, value in result.items() if name not in blocks}))
+        )
         tables = [f"{name}\n{indent(text, '  ', lambda line: True)}" for name, text in blocks.items()]
         return "\n\n".join(["\n".join(named), *tables])
-    if (text := _block(result)) is not None:
+    if (text := _format_block(result)) is not None:
         return text
     is_list = isinstance(result, Sequence) and not isinstance(result, str)
-    return "\n".join(map(_value, result)) if is_list else str(result)
+    return "\n".join(map(_format_value, result)) if is_list else str(result)
 
 
-def _block(value: Any) -> str | None:
+def _format_block(value: Any) -> str | None:
     """Return the text of a table, a matrix, filled masks or lines with blanks; None for other values."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return None
     if all(isinstance(row, Mapping) for row in value):
         if all("masks" in record for record in value):
-            return "\n\n".join(map(_filled, value))
+            return "\n\n".join(map(_format_masks, value))
         header = list(dict.fromkeys(key for record in value for key in record))
-        return "\n".join(_aligned([header, *([_value(record.get(key, "")) for key in header] for record in value)]))
+        return "\n".join(
+            _align([header, *([_format_value(record.get(key, "")) for key in header] for record in value)])
+        )
     if all(isinstance(row, list | tuple) and all(isinstance(item, int | float) for item in row) for row in value):
-        return "\n".join(_aligned([[_value(item) for item in row] for row in value]))
+        return "\n".join(_align([[_format_value(item) for item in row] for row in value]))
     if all(isinstance(item, str) and " " in item for item in value):
         return "\n".join(value)
     return None
 
 
-def _filled(record: Mapping[str, Any]) -> str:
+def _format_masks(record: Mapping[str, Any]) -> str:
     rows = [
         [f"  mask {number}" if rank == 0 else "", str(candidate["token"]), f"{candidate['probability']:.4f}"]
         for number, mask in enumerate(record["masks"], start=1)
         for rank, candidate in enumerate(mask["candidates"])
     ]
-    return "\n".join([str(record["text"]), *_aligned(rows), f"  {record['filled']}"])
+    return "\n".join([str(record["text"]), *_align(rows), f"  {record['filled']}"])
 
 
-def _named(table: Mapping[str, Any], margin: str = "") -> Iterator[list[str]]:
+def _name_and_value_rows(table: Mapping[str, Any], margin: str = "") -> Iterator[list[str]]:
     for name, value in table.items():
         if isinstance(value, Mapping) and value:
             yield [f"{margin}{name}", ""]
-            yield from _named(value, margin + "  ")
+            yield from _name_and_value_rows(value, margin + "  ")
         else:
-            yield [f"{margin}{name}", _value(value)]
+            yield [f"{margin}{name}", _format_value(value)]
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None or value == {} or value == []:
         return "none"
     if isinstance(value, bool):
@@ -181,13 +185,13 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_value(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {_format_value(inner)}" for name, inner in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_value(item) for item in value)
+        return ", ".join(_format_value(item) for item in value)
     return str(value)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     from rich.cells import cell_len, set_cell_size
 
     widths = [max(map(cell_len, column)) for column in zip_longest(*rows, fillvalue="")]
