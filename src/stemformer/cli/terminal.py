@@ -128,9 +128,7 @@ def as_text(result: Any) -> str:
     """
     if isinstance(result, Mapping):
         blocks = {name: text for name, value in result.items() if (text := _format_block(value)) is not None}
-        named = _align(
-            list(_name_and_value_rows({name: value for name, value in result.items() if name not in blocks}))
-        )
+        named = _align([*_named_rows({name: value for name, value in result.items() if name not in blocks})])
         tables = [f"{name}\n{indent(text, '  ', lambda line: True)}" for name, text in blocks.items()]
         return "\n\n".join(["\n".join(named), *tables])
     if (text := _format_block(result)) is not None:
@@ -147,9 +145,8 @@ def _format_block(value: Any) -> str | None:
         if all("masks" in record for record in value):
             return "\n\n".join(map(_format_masks, value))
         header = list(dict.fromkeys(key for record in value for key in record))
-        return "\n".join(
-            _align([header, *([_format_value(record.get(key, "")) for key in header] for record in value)])
-        )
+        rows = [[_format_value(record.get(key, "")) for key in header] for record in value]
+        return "\n".join(_align([header, *rows]))
     if all(isinstance(row, list | tuple) and all(isinstance(item, int | float) for item in row) for row in value):
         return "\n".join(_align([[_format_value(item) for item in row] for row in value]))
     if all(isinstance(item, str) and " " in item for item in value):
@@ -166,11 +163,11 @@ def _format_masks(record: Mapping[str, Any]) -> str:
     return "\n".join([str(record["text"]), *_align(rows), f"  {record['filled']}"])
 
 
-def _name_and_value_rows(table: Mapping[str, Any], margin: str = "") -> Iterator[list[str]]:
+def _named_rows(table: Mapping[str, Any], margin: str = "") -> Iterator[list[str]]:
     for name, value in table.items():
         if isinstance(value, Mapping) and value:
             yield [f"{margin}{name}", ""]
-            yield from _name_and_value_rows(value, margin + "  ")
+            yield from _named_rows(value, margin + "  ")
         else:
             yield [f"{margin}{name}", _format_value(value)]
 
