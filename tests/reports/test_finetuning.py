@@ -1,9 +1,9 @@
 """Report of a fine-tuning run or an evaluation: content for each task, and a page that loads nothing."""
 
 import re
-from html.parser import HTMLParser
 
 import pytest
+from report_page import Page, assert_loads_nothing_and_runs_nothing
 
 from stemformer.reports import finetuning as task_report
 from stemformer.reports.finetuning import write_task_report
@@ -11,27 +11,6 @@ from stemformer.reports.finetuning import write_task_report
 BAD = '<script>alert("1")</script>&amp;'
 PASSAGE = "The tower is named after Gustave Eiffel, whose company built it."
 BEGIN, END = PASSAGE.index("Gustave"), PASSAGE.index(", whose")
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text of a page."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.source, self.tags, self.text = source, [], ""
-        self.feed(source)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-    def classes(self):
-        return [attributes.get("class", "") for _, attributes in self.tags]
-
-    def tiles(self):
-        return re.findall('<div class="tile">(.*?)<b>(.*?)</b><small>(.*?)</small>', self.source)
 
 
 def tokens_of(passage):
@@ -141,7 +120,7 @@ def test_parts_are_in_order(tmp_path):
     )
     parts = ["Data", "Plots", "Confusion matrix", "Metrics by label", "Examples", "Settings"]
     assert re.findall("<h2>(.*?)</h2>", page.source) == parts
-    assert re.findall("<figcaption>(.*?)</figcaption>", page.source) == ["Loss"]
+    assert page.captions() == ["Loss"]
     assert all(f"<!-- {name} -->" in page.source for name in ("dev", "training", "epochs", "nats"))
     assert "3 texts were cut." in page.text
     assert "seed = 1" in page.text
@@ -357,13 +336,7 @@ def test_text_that_looks_like_html_is_shown_as_it_is(tmp_path, task, without_plo
 @pytest.mark.parametrize("task", EXAMPLES)
 def test_report_loads_nothing_and_runs_nothing(tmp_path, task):
     page = page_of(tmp_path, task=task, curves=[CURVES], examples=[EXAMPLES[task]])
-    assert not {"script", "link", "iframe", "object", "embed", "img", "base"} & {tag for tag, _ in page.tags}
-    for _, attributes in page.tags:
-        for name, value in attributes.items():
-            assert not name.startswith("on")
-            if name in ("href", "src", "xlink:href", "srcset", "data", "action"):
-                assert value.startswith("#")
-    assert not re.search(r"url\((?!#)|@import", page.source)
+    assert_loads_nothing_and_runs_nothing(page)
 
 
 @pytest.mark.parametrize("task", EXAMPLES)
