@@ -20,7 +20,6 @@ from stemformer.data.text.readers import hub_rows
 from stemformer.errors import DataError
 
 _COMPRESSIONS = ("", ".xz", ".gz", ".zst")
-_MAX_SCORE = 5.0
 
 
 @dataclass(frozen=True)
@@ -180,13 +179,11 @@ def _parse_label(task: BenchmarkTask, value: Any, location: str) -> str | float:
 
 def make_records(task: BenchmarkTask, rows: Sequence[dict[str, Any]]) -> list[TextExample]:
     """Make an example of each row, including empty texts, so that a submission is complete."""
-    return [
-        TextExample(tuple(row[name] for name in task.texts), row.get(task.label), row, f"row {i}")
-        for i, row in enumerate(rows)
-    ]
+    texts = [tuple(row[name] for name in task.texts) for row in rows]
+    return [TextExample(texts[i], row.get(task.label), row, f"row {i}") for i, row in enumerate(rows)]
 
 
 def submission_text(task: BenchmarkTask, answers: Sequence[str | float]) -> str:
     """Return a GLUE submission: index and class (or score from 0 to 5) of each test row."""
-    values = [f"{min(max(a, 0.0), _MAX_SCORE):.3f}" if isinstance(a, float) else a for a in answers]
+    values = [f"{min(max(a, 0.0), 5.0):.3f}" if isinstance(a, float) else a for a in answers]
     return "index\tprediction\n" + "".join(f"{number}\t{value}\n" for number, value in enumerate(values))

@@ -41,7 +41,10 @@ class ClozeExamples:
 def choose_cloze_examples(
     shards: Shards, tokenizer: Tokenizer, *, number: int, longest: int = 512
 ) -> ClozeExamples | None:
-    """Select the same up to `number` examples at each call, of at most `longest` tokens with special ones."""
+    """Select up to `number` examples, always the same; None if there are none.
+
+    `longest` is the maximum number of tokens, special ones included.
+    """
     bounds = np.asarray(shards.sentence_starts)
     lengths = np.diff(bounds)
     suitable = np.flatnonzero((lengths >= _LENGTHS.start) & (lengths < min(_LENGTHS.stop, longest - 1)))

@@ -130,11 +130,11 @@ def _rank_words(
     out: list[list[Candidate]] = []
     names = list(words)
     lengths = sorted(set(map(len, words.values())))
+    if len(ids) - 1 + lengths[-1] > model.config.max_position_embeddings - 2:
+        raise DataError(f"{_shorten(text)!r} is too long for a word of {lengths[-1]} pieces. Shorten the text.")
     for mask in np.flatnonzero(ids == tokenizer.mask_token_id).tolist():
-        if len(ids) - 1 + lengths[-1] > model.config.max_position_embeddings - 2:
-            raise DataError(f"{_shorten(text)!r} is too long for a word of {lengths[-1]} pieces. Shorten the text.")
         # One query for each number of masks.
-        inserted = [np.concatenate([ids[:mask], [tokenizer.mask_token_id] * k, ids[mask + 1 :]]) for k in lengths]
+        inserted = [np.insert(ids, mask, [tokenizer.mask_token_id] * (k - 1)) for k in lengths]
         queries = [(filled, np.arange(mask, mask + k)) for filled, k in zip(inserted, lengths, strict=True)]
         by_length = dict(zip(lengths, _log_probabilities(queries, model, tokenizer), strict=True))
         log_p = torch.stack([by_length[len(p)].gather(1, torch.from_numpy(p)[:, None]).sum() for p in words.values()])

@@ -117,9 +117,9 @@ def repeated_tokens(vocab_size: int, *, end: int, number: int, texts: int) -> tu
     none = np.empty(0, np.int64)
     examples = [Example(np.concatenate([[end], row, row]), np.array([size]), none, none) for row in ids]
     batch = collate(examples, range(texts))
-    starts = np.arange(texts)[:, None] * size
-    positions = torch.from_numpy(np.concatenate([(starts + first).ravel(), (starts + number + first).ravel()]))
-    return replace(batch, label_positions=positions, labels=batch.input_ids[positions + 1]), len(first) * texts
+    early = (np.arange(texts)[:, None] * size + first).ravel()
+    positions = torch.from_numpy(np.concatenate([early, early + number]))
+    return replace(batch, label_positions=positions, labels=batch.input_ids[positions + 1]), len(early)
 
 
 @torch.inference_mode()

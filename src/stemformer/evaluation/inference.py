@@ -18,6 +18,9 @@ from stemformer.tasks.task import Task
 
 BATCH_TOKENS = 4096  # about as many in an inference batch
 
+OnExamples = Callable[[int], None] | None
+"""Called with the number of examples of each finished batch."""
+
 
 def batch_slices(sizes: Sequence[int], max_tokens: int) -> Iterator[slice]:
     """Yield slices of consecutive examples with at most `max_tokens` tokens (or one example)."""
@@ -53,17 +56,11 @@ def hidden_states(model: Model, batch: Batch, **options: Any) -> Any:
 
 @torch.inference_mode()
 def predict_scores(
-    module: nn.Module,
-    task: Task,
-    examples: TaskExamples,
-    *,
-    device: torch.device,
-    on_examples: Callable[[int], None] | None = None,
+    module: nn.Module, task: Task, examples: TaskExamples, *, device: torch.device, on_examples: OnExamples = None
 ) -> tuple[list[Float[np.ndarray, "_ c"]], float | None]:
     """Return the scores of each example, and the mean loss (None without labels).
 
-    `module` has the task as its objective (`objectives.objective.LossModule`); `on_examples` is
-    called with the number of examples of each finished batch.
+    `module` has the task as its objective (`objectives.objective.LossModule`).
     """
     module.eval()
     scores: list[Any] = [None] * len(examples)
@@ -87,7 +84,7 @@ def pooled_states(
     *,
     pooling: Literal["mean", "cls"],
     device: torch.device,
-    on_examples: Callable[[int], None] | None = None,
+    on_examples: OnExamples = None,
 ) -> Float[np.ndarray, "n D"]:
     """Return the mean state of each example's tokens, or that of its summary token.
 
@@ -109,7 +106,7 @@ def pooled_states(
     return out
 
 
-def _batches(examples: TaskExamples, on_examples: Callable[[int], None] | None) -> Iterator[tuple[list[int], Batch]]:
+def _batches(examples: TaskExamples, on_examples: OnExamples) -> Iterator[tuple[list[int], Batch]]:
     """Yield batches of examples of similar length, either all or none of them labelled."""
     # Longest first: running out of memory shows at once.
     order = np.argsort(-examples.sizes, kind="stable").tolist()

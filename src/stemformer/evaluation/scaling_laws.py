@@ -22,16 +22,15 @@ _HUBER = 1e-3  # threshold of the Huber loss on logarithms
 _HUBER_STARTS = 2  # least-squares solutions that are refined with the Huber loss
 _MIN_EXPONENT, _MAX_EXPONENT = 1e-3, 3.0  # smallest that counts as a decrease, and bound of the search
 
-Span = tuple[float, float]
-"""Minimum and maximum of an exponent when one size is left out (jackknife)."""
+Span = tuple[float, float]  # of an exponent when one size is left out (jackknife)
 
 
 @dataclass(frozen=True)
 class PowerLaw:
     """loss = floor + factor / size ** exponent.
 
-    Without a fitted floor, it is 0 and the law is a line in logarithms. `span` is the jackknife
-    range of the exponent; None with too few sizes.
+    Without a fitted floor, it is 0 and the law is a line in logarithms. `span` is that of the
+    exponent; None with too few sizes.
     """
 
     floor: float
@@ -49,8 +48,7 @@ class PowerLaw:
 class JointLaw:
     """loss = E + A / parameters ** alpha + B / tokens ** beta.
 
-    The fields are E, A, alpha, B, beta in this order. Spans are jackknife ranges of the exponents;
-    None with too few sizes.
+    The fields are E, A, alpha, B, beta in this order; spans are None with too few sizes.
     """
 
     floor: float
@@ -69,13 +67,7 @@ class JointLaw:
 
 
 def fit_power_law(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw | None:
-    """Fit a power law to the logarithm of the loss; None for fewer than two distinct sizes.
-
-    Example:
-        >>> law = fit_power_law([1e5, 1e6], [4.0, 2.0])
-        >>> round(law.exponent, 3), law.has_floor
-        (0.301, False)
-    """
+    """Fit a power law to the logarithm of the loss; None for fewer than two distinct sizes."""
     x, y = np.array(sizes, np.float64), np.array(losses, np.float64)
     law = _power_law(x, y, has_floor=len(x) >= _MIN_SIZES_FOR_FLOOR)
     if law is None or len(x) < 3:
@@ -154,8 +146,8 @@ def _power_law(sizes: Float[np.ndarray, "n"], losses: Float[np.ndarray, "n"], *,
         [share * lowest, np.log(losses.mean() - share * lowest), exponent]
         for share, exponent in product((0.0, 0.5, 0.9), (0.05, 0.2, 0.5, 1.0))
     ]
-    upper = [lowest, float(y.max()) + 5, _MAX_EXPONENT]
-    floor, log_factor, exponent = _minimize(residuals, starts, [0.0, -25.0, 0.0], upper)
+    bounds = [0.0, -25.0, 0.0], [lowest, float(y.max()) + 5, _MAX_EXPONENT]
+    floor, log_factor, exponent = _minimize(residuals, starts, bounds)
     return PowerLaw(floor, float(np.exp(log_factor + exponent * center)), exponent, has_floor=True)
 
 
@@ -178,23 +170,16 @@ def _joint_law(
         for balance, alpha, beta, below in product((-1.0, 1.0), (0.2, 0.6), (0.2, 0.6), (0.2, 2.0))
     ]
     bounds = [-25.0, 0.0, -25.0, 0.0, -25.0], [highest, _MAX_EXPONENT, highest, _MAX_EXPONENT, lowest]
-    a, alpha, b, beta, e = _minimize(residuals, starts, *bounds, huber=_HUBER)
+    a, alpha, b, beta, e = _minimize(residuals, starts, bounds, huber=_HUBER)
     size_factor, token_factor = np.exp(a + alpha * centers[0]), np.exp(b + beta * centers[1])
     return JointLaw(float(np.exp(e)), float(size_factor), alpha, float(token_factor), beta, num_points=len(losses))
 
 
-def _minimize(
-    residuals: Callable[[Any], Any],
-    starts: Sequence[Sequence[float]],
-    lower: Sequence[float],
-    upper: Sequence[float],
-    *,
-    huber: float | None = None,
-) -> list[float]:
+def _minimize(residuals: Callable[[Any], Any], starts: Any, bounds: Any, *, huber: float | None = None) -> list[float]:
     """Minimize squares from all starts, then optionally the Huber loss from the best."""
     from scipy.optimize import least_squares
 
-    low, high = np.array(lower), np.array(upper)
+    low, high = map(np.array, bounds)
     margin = 1e-6 * (high - low)  # the solver cannot leave a bound
     options: dict[str, Any] = {"bounds": (low, high), "xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14, "max_nfev": 1000}
     found = [least_squares(residuals, np.clip(start, low + margin, high - margin), **options) for start in starts]

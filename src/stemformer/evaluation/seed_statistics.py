@@ -29,9 +29,9 @@ def paired_difference(scores: SeedScores, first: str, second: str, size: int) ->
 
 
 def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:
-    """Return the number of records at which a curve reaches `target`, log-interpolated; None if never.
+    """Return the number of records at which a curve reaches `target`; None if it never does.
 
-    `curve` has the score by number of records; nothing is extrapolated below its smallest size.
+    `curve` (score by number of records) is interpolated over the logarithm, but not extrapolated.
     """
     sizes = sorted(curve)
     if curve[sizes[0]] >= target:
@@ -91,10 +91,9 @@ def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = 
     others = [start for start in _NAMES if start in scores]
     if not sizes or min(paired_difference(scores, other, "random", size)[2] for other in others for size in sizes) < 2:
         return ["no gain computed: with one seed, a difference may be chance (--num-seeds 3)"]
-    out = []
-    for start in others:
-        out.append(f"{_NAMES[start]} gain in {metric} over {_gains(scores, start, sizes)}")
-        out += [_data_efficiency(scores, sizes)] if start == "pretrained" else []
+    out = [f"{_NAMES[start]} gain in {metric} over {_gains(scores, start, sizes)}" for start in others]
+    if "pretrained" in others:
+        out.insert(1, _data_efficiency(scores, sizes))
     ends = {start: means(by_size)[sizes[-1]] for start, by_size in scores.items()}
     flat = [start for start, (mean, std) in ends.items() if baseline is not None and mean - std <= baseline]
     if flat:

@@ -55,9 +55,8 @@ class FewShotDataset:
             orders = groups if self.sampler == "first" else [rng.permutation(group) for group in groups]
             queues = [[pool[i] for i in order.tolist() if pool[i].fields != example.fields] for order in orders]
         if num_shots > (available := sum(map(len, queues))):
-            raise DataError(
-                f"{num_shots} demonstrations requested, {available} available. Pass more data or fewer shots."
-            )
+            problem = f"{num_shots} demonstrations requested, {available} available."
+            raise DataError(f"{problem} Pass more data or fewer shots.")
         if len(queues) == 1:
             return list(queues[0][:num_shots])
         # In each round, one of each label that has any left.
@@ -73,12 +72,7 @@ class FewShotDataset:
 
 
 def read_few_shot_examples(file: str, task: PromptTask) -> list[FewShotExample]:
-    """Read the examples of a labelled file or hub id.
-
-    Raises:
-        DataError: Unreadable file, unknown label, or an answer without text.
-        ConfigError: The task refers to a column that does not exist.
-    """
+    """Read the examples of a labelled file or hub id."""
     table = read_table([file])
     if missing := sorted(set(task.words) - set(table.columns)):
         hint = nearest(missing[0], table.columns)

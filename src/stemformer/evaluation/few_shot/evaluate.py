@@ -18,14 +18,8 @@ from scipy.special import log_softmax, logsumexp
 
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
+from stemformer.evaluation.few_shot import scoring
 from stemformer.evaluation.few_shot.dataset import FewShotDataset
-from stemformer.evaluation.few_shot.scoring import (
-    AnswerScore,
-    ScoringRequest,
-    common_prefix_length,
-    score_answers,
-    score_blanks,
-)
 from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask
 from stemformer.evaluation.inference import masked_example
 from stemformer.generation.decoding import DecodingConfig
@@ -315,7 +309,7 @@ def _encode(
     for prompt, item in zip(prompts, items, strict=True):
         ids = [next(full) for _ in item.answers]
         # A token across the end of the prompt belongs to the answer.
-        common = common_prefix_length([prompt, *ids], min(len(prompt), *(len(row) - 1 for row in ids)))
+        common = scoring.common_prefix([prompt, *ids], min(len(prompt), *(len(row) - 1 for row in ids)))
         yield prompt[:common], tuple(row[common:] for row in ids), prompt[:0]
 
 
@@ -344,12 +338,13 @@ def _choose(
 
 def _score(
     model: Model, tokenizer: Tokenizer, task: PromptTask, queries: Sequence[_Query]
-) -> tuple[list[_EncodedPrompt], list[list[AnswerScore]]]:
+) -> tuple[list[_EncodedPrompt], list[list[scoring.AnswerScore]]]:
     positions = model.config.max_position_embeddings
     if "causal_lm" in model.heads:
         prompts = _fit(task, queries, tokenizer, positions=positions - 1, for_masked=False)
         bos = model.config.eos_token_id
-        return prompts, score_answers(model, [ScoringRequest(np.append([bos], p.prompt), p.answers) for p in prompts])
+        causal = [scoring.ScoringRequest(np.append([bos], p.prompt), p.answers) for p in prompts]
+        return prompts, scoring.score_answers(model, causal)
     prompts = _fit(task, queries, tokenizer, positions=positions - 2, for_masked=True)
     requests = []
     for prompt in prompts:
@@ -357,7 +352,7 @@ def _score(
             # A mask for each token of the answer.
             ids = np.concatenate([prompt.prompt, np.full(len(answer), tokenizer.mask_token_id), prompt.suffix])
             requests.append(masked_example(ids, len(prompt.prompt) + np.arange(len(answer)), answer, tokenizer))
-    scores = iter(score_blanks(model, requests))
+    scores = iter(scoring.score_blanks(model, requests))
     return prompts, [[next(scores) for _ in prompt.answers] for prompt in prompts]
 
 

@@ -81,7 +81,7 @@ def score_blanks(model: Model, requests: Sequence[Example]) -> list[AnswerScore]
 def _score_batch(model: Model, body: Gpt, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
     # Common prefix of all prompts.
     prompts = [request.prompt for request in requests]
-    prefix, shared, parents = common_prefix_length(prompts, min(map(len, prompts)) - 1), None, None
+    prefix, shared, parents = common_prefix(prompts, min(map(len, prompts)) - 1), None, None
     if len(prompts) > 1 and prefix >= _MIN_SHARED_PREFIX:
         _, shared = body.prefill(*_flatten([prompts[0][:prefix]], body))
         prompts = [prompt[prefix:] for prompt in prompts]
@@ -138,8 +138,8 @@ def _flatten(texts: Sequence[np.ndarray], body: Gpt) -> tuple[Int[Tensor, "N"], 
     return torch.from_numpy(np.concatenate(texts).astype(np.int64)).to(device), cu_seqlens.to(device)
 
 
-def common_prefix_length(texts: Sequence[np.ndarray], limit: int) -> int:
-    """Return the number of first ids that all texts share, at most `limit`, which no text is shorter than."""
+def common_prefix(texts: Sequence[np.ndarray], limit: int) -> int:
+    """Return the number of first ids that texts of at least `limit` ids share, at most `limit`."""
     block = np.stack([text[:limit] for text in texts])
     is_equal = (block == block[0]).all(0)
     return limit if is_equal.all() else int(is_equal.argmin())

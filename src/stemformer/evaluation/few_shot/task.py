@@ -54,8 +54,6 @@ class PromptTask:
         template: Example with its answer: columns as `{column}` or `{column|filter}` (see
             `FILTERS`), and `{answer}`.
         name: Name in tables; defaults to the file name.
-        about: Description in one line.
-        source: Publication.
         data: Evaluation examples: path relative to the TOML file, or hub id.
         demonstrations: Their data: path or hub id; defaults to the other evaluation examples.
         synthetic: Name in `synthetic.SYNTHETIC_TASKS`, instead of data.
@@ -70,13 +68,11 @@ class PromptTask:
         correct: Index of the correct answer, if it is always the same.
         answer: Template of the correct answer, if there are no choices.
         output_type: `multiple_choice`: select the most likely answer. `loglikelihood`: the answer
-            is correct if each of its tokens is the most likely one. `generate_until`: generate up
-            to `stop` and compare.
+            is correct if each of its tokens is the most likely one. `generate_until`: generate
+            `max_new_tokens` at most, up to the string `stop`, and compare.
         words: Replacements of values, by column.
         score: Compare answers by the `sum` of token log-probabilities, or by their `mean` per
             character.
-        max_new_tokens: Maximum length of a generated answer.
-        stop: Stop string of a generated answer.
         metric: Metric of generated answers: `accuracy` (exact match), `chrf` or `bleu`.
         num_shots: Default numbers of demonstrations.
         sampler: Choice of demonstrations: `balanced` (random, as many of each label as possible),
