@@ -46,10 +46,18 @@ def prepare_output_dir(path: str, *, overwrite: bool, resume: bool = False) -> P
     return folder
 
 
-def check_not_existing(out: str, *, overwrite: bool) -> None:
-    """Check that an output file may be written."""
+def check_output_file(
+    out: str | None, *, overwrite: bool, suffixes: Sequence[str] = (), inputs: Sequence[str] = ()
+) -> None:
+    """Check that an output file, if any, may be written: its name, that it is new, and that it is no input."""
+    if out is None:
+        return
+    if suffixes and Path(out).suffix not in suffixes:
+        raise ConfigError(f"--out is {out}. Expected a name that ends with {' or '.join(suffixes)}.")
     if Path(out).exists() and not overwrite:
         raise ConfigError(f"{out} exists. Pass another --out, or --overwrite to replace it.")
+    if any(Path(out).resolve() == Path(file).resolve() for file in inputs):
+        raise ConfigError(f"{out} is an input file. Pass another --out.")
 
 
 def exclusive_output_dir(command: Callable[P, R]) -> Callable[P, R]:

@@ -258,7 +258,7 @@ def test_synthetic_file_is_not_overwritten_without_overwrite(run_json, tmp_path,
 
 
 def test_synthetic_file_must_end_with_jsonl(tmp_path):
-    with pytest.raises(ConfigError, match=r"expected a name that ends with \.jsonl"):
+    with pytest.raises(ConfigError, match=r"Expected a name that ends with \.jsonl"):
         stemformer.make_synthetic(out=str(tmp_path / "icl.txt"))
 
 

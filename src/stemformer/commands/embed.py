@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from stemformer.commands.load import open_pipeline
-from stemformer.errors import ConfigError
 from stemformer.io import write_file, write_jsonl
 from stemformer.options import EmbedOptions, accepts
-from stemformer.output_dir import check_not_existing
+from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress
 
 
@@ -28,11 +27,7 @@ def embed(options: EmbedOptions, *, progress: Progress | None = None) -> dict[st
         >>> embed(["a fine film"], model="runs/reviews")["embeddings"].shape  # doctest: +SKIP
         (1, 256)
     """
-    suffix = None if options.out is None else Path(options.out).suffix
-    if suffix not in (None, ".npy", ".jsonl"):
-        raise ConfigError(f"--out is {options.out}. Expected a name that ends with .npy or .jsonl.")
-    if options.out is not None:
-        check_not_existing(options.out, overwrite=options.overwrite)
+    check_output_file(options.out, overwrite=options.overwrite, suffixes=(".npy", ".jsonl"))
     model = open_pipeline(options.model, options)
     how: dict[str, Any] = {name: getattr(options, name) for name in ("pooling", "normalize", "max_length")}
     vectors = model.embed(options.texts, **how, progress=progress)
@@ -40,7 +35,7 @@ def embed(options: EmbedOptions, *, progress: Progress | None = None) -> dict[st
         return {"embeddings": vectors}
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if suffix == ".npy":
+    if out.suffix == ".npy":
         np.save(buffer := io.BytesIO(), vectors)
         write_file(out, [buffer.getvalue()])
     else:

@@ -32,9 +32,10 @@ from stemformer.tasks.task import TaskConfig
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
 from stemformer.training.config import BatchConfig, FinetuneConfig
+from stemformer.training.context import Phase, TrainingContext, TrainState
 from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed, is_restarted
 from stemformer.training.initialization import has_matching_head, load_initial_model
-from stemformer.training.loop import Phase, TrainingContext, TrainState, train
+from stemformer.training.loop import train
 from stemformer.training.resume import check_config_unchanged, find_checkpoint
 from stemformer.training.throughput import matmul_rate
 

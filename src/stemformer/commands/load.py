@@ -111,12 +111,11 @@ class Pipeline:
         for text, ids in zip(texts, rows, strict=True):
             if not 0 < len(ids) <= limit:
                 raise DataError(f"{text!r:.60} has {len(ids):,} tokens. Expected 1 to {limit:,}.")
-        requests = [ScoringRequest(start, (ids,)) for ids in rows]
         with autocast(self.device, self.precision):
-            scores = [score for (score,) in score_answers(self.model, requests)]
+            scores = score_answers(self.model, [ScoringRequest(start, (ids,)) for ids in rows])
         return [
             Score(text, s.num_tokens, s.log_probability, float(np.exp(-s.log_probability / s.num_tokens)))
-            for text, s in zip(texts, scores, strict=True)
+            for text, (s,) in zip(texts, scores, strict=True)
         ]
 
     def generate(

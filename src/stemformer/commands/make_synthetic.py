@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from stemformer.config import check_seed
-from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.synthetic import find_synthetic, write_synthetic
 from stemformer.options import MakeSyntheticOptions, accepts
-from stemformer.output_dir import check_not_existing
+from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent
 
 
@@ -22,14 +21,11 @@ def make_synthetic(options: MakeSyntheticOptions, *, progress: Progress | None =
         ConfigError: The file exists or does not end with .jsonl, a task does not exist, or there are no documents.
     """
     progress = progress or Silent()
-    path = Path(options.out)
-    if path.suffix != ".jsonl":
-        raise ConfigError(f"--out is {options.out}: expected a name that ends with .jsonl.")
+    path, number = Path(options.out), options.num_documents
     check_seed(options.seed)
-    check_not_existing(options.out, overwrite=options.overwrite)
+    check_output_file(options.out, overwrite=options.overwrite, suffixes=(".jsonl",))
     tasks = find_synthetic(options.tasks)
     path.parent.mkdir(parents=True, exist_ok=True)
-    number = options.num_documents
     progress.start("writing", total=number, unit="documents")
     counts = write_synthetic(path, number, seed=options.seed, tasks=options.tasks, on_document=progress.advance)
     progress.finish()

@@ -35,9 +35,10 @@ from stemformer.reports.pretraining import write_report
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment
 from stemformer.training.config import RunConfig, num_steps_for
+from stemformer.training.context import Phase, TrainingContext
 from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed
 from stemformer.training.initialization import check_model_settings, end_of_text_id, make_initial_model
-from stemformer.training.loop import Phase, TrainingContext, train
+from stemformer.training.loop import train
 from stemformer.training.resume import check_config_unchanged, find_checkpoint
 from stemformer.training.throughput import matmul_rate
 

@@ -14,10 +14,10 @@ from stemformer.options import ResumableOptions, TrainSettings, read_duration
 from stemformer.output_dir import prepare_output_dir
 from stemformer.progress import Progress
 from stemformer.training.config import RENAMED_SETTINGS
+from stemformer.training.context import TrainingContext, TrainState
 from stemformer.training.distributed import is_restarted
 from stemformer.training.initialization import prepare_training
 from stemformer.training.log import MetricAccumulator
-from stemformer.training.loop import TrainingContext, TrainState
 from stemformer.training.resume import Config, ResumePoint, prepare_run_dir, restore, validate_resume
 from stemformer.training.throughput import compile_blocks
 
