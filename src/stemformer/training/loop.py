@@ -21,7 +21,6 @@ from stemformer.tasks.examples import TaskExamples
 from stemformer.training.budget import DecayDecision
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.config import RunConfig
-from stemformer.training.context import Phase as Phase
 from stemformer.training.context import TrainingContext, TrainState
 from stemformer.training.cuda_graphs import CudaGraphStep
 from stemformer.training.distributed import gradient_sync, slices, warm_up_ddp
