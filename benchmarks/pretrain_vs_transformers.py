@@ -98,7 +98,8 @@ def our_context(side: str, args: argparse.Namespace) -> Any:
     else:
         starts, stops = shards.sentence_starts[:-1], shards.sentence_starts[1:]
         stops = np.minimum(stops, starts + LENGTH - 2)
-        examples = PackedDataset(shards, LENGTH, starts, stops, np.arange(len(starts) + 1), num_special=2)
+        num_tokens = int((stops - starts + 2).sum())
+        examples = PackedDataset(shards, LENGTH, num_tokens, starts, stops, np.arange(len(starts) + 1))
         # As many tokens in a step as with full rows.
         size = round(config.batch.size * LENGTH * len(examples) / examples.num_tokens)
         parts = config.batch.size // (config.batch.micro_size or config.batch.size)

@@ -188,10 +188,11 @@ def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
         read_table(files)
 
 
-def test_bytes_and_half_characters_may_be_replaced(tmp_path: Path) -> None:
-    assert values(read_table(write(tmp_path / "a.csv", b"text\na\xff\n"), errors="replace")) == [("a\ufffd",)]
-    half = json.dumps({"text": "a\ud83d"})
-    assert values(read_table(write(tmp_path / "a.jsonl", half), errors="replace")) == [("a\ufffd",)]
+@pytest.mark.parametrize("record", [{"text": "a\ud83d"}, {"a\ud83d": "text"}, {"text": [["a\ud83d"]]}])
+def test_half_characters_are_refused(tmp_path: Path, record: dict[str, object]) -> None:
+    lines = json.dumps({"text": "\U0001f600"}) + "\n" + json.dumps(record)
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .*half of a character"):
+        read_table(write(tmp_path / "a.jsonl", lines))
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])

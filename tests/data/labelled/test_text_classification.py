@@ -130,10 +130,6 @@ def test_labels_are_read_by_kind(kind: str, values: list[object], labels: list[o
     assert labels_of(values, kind) == (labels, {})
 
 
-def test_labels_may_be_parted_otherwise() -> None:
-    assert labels_of(["a, b|c"], "labels", separator="|")[0] == [("a, b", "c")]
-
-
 def test_rows_that_make_no_example_are_counted() -> None:
     counts: Counter[str] = Counter()
     table = table_of({"a": ["x", " ", None, "x", "x", "x"], "b": ["y"] * 6, "label": ["1", "1", "1", None, "", "-"]})

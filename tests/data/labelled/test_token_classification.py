@@ -79,8 +79,7 @@ def test_text_offsets_and_locations(tmp_path: Path) -> None:
     one, two = read(path, "Anna O\nsings O\n\n好 O\n的 O\n")
     assert (one.text, one.offsets, one.location) == ("Anna sings", ((0, 4), (5, 10)), f"{path}:1")
     assert (two.text, two.location) == ("好 的", f"{path}:4")
-    two = read(path, "好 O\n的 O\n", joiner="")[0]
-    assert (two.text, two.offsets) == ("好的", ((0, 1), (1, 2)))
+    assert join_tokens("好的", "") == ("好的", ((0, 1), (1, 2)))
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def test_unknown_segmenter_suggests_the_nearest():
 def test_encode_batch_with_jieba_marks_words_instead_of_characters():
     text = "我们在北京大学学习语言模型。We learn."
     tokenizer = train_wordpiece([text], vocab_size=80, min_frequency=1)
-    plain = encode_batch([text], tokenizer, 0.0).splits["train"]
-    joined = encode_batch([text], tokenizer, 0.0, segment=load_segmenter("jieba")).splits["train"]
+    plain = encode_batch([text], tokenizer, 0.0)["train"]
+    joined = encode_batch([text], tokenizer, 0.0, segment=load_segmenter("jieba"))["train"]
     assert plain.ids.tolist() == joined.ids.tolist()
     tokens = [tokenizer.tokens[i] for i in joined.ids]
     starts = [token for token, start in zip(tokens, joined.word_starts, strict=True) if start]

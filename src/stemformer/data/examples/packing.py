@@ -4,7 +4,7 @@ Documents are split into *chunks* of full sentences, and chunks are packed first
 causal model may instead read fixed-length windows of all documents joined.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -33,18 +33,12 @@ class RawExample:
 
 
 @dataclass(frozen=True)
-class ShardDataset:
-    """Examples of one split; subclasses define `__len__`, `num_tokens` and `get_example`."""
+class ShardDataset(Sized):
+    """Examples of one split; subclasses define `__len__` and `get_example`."""
 
     shards: Shards
     sequence_length: int  # maximum number of tokens of an example, special tokens included
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    @property
-    def num_tokens(self) -> int:
-        raise NotImplementedError
+    num_tokens: int  # of all examples, special tokens included
 
     @property
     def fingerprint(self) -> str:
@@ -63,14 +57,9 @@ class PackedDataset(ShardDataset):
     starts: Int[np.ndarray, "p"]  # first token of each chunk, ordered by row
     stops: Int[np.ndarray, "p"]  # its end (exclusive)
     offsets: Int[np.ndarray, "r1"]  # row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`
-    num_special: int  # special tokens per chunk
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
-
-    @property
-    def num_tokens(self) -> int:
-        return int((self.stops - self.starts).sum()) + self.num_special * len(self.starts)
 
     def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Return the text of a row, each chunk as a sequence; `rng` is unused."""
@@ -99,11 +88,6 @@ class TokenStream(ShardDataset):
     def __len__(self) -> int:
         return -(-self.num_tokens // self.sequence_length)
 
-    @property
-    def num_tokens(self) -> int:
-        """Number of input tokens of all windows."""
-        return int(self.eos_positions[-1])
-
     def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Return the text of a window as one sequence, EOS tokens included; `rng` is unused."""
         start = index * self.sequence_length
@@ -126,18 +110,19 @@ def pack_documents(shards: Shards, *, sequence_length: int, num_special: int = 2
         expected = f"more than the {num_special} special tokens of a sequence"
         raise ConfigError(f"sequence_length is {sequence_length}: expected {expected}.")
     starts, stops = split_documents(shards, max_tokens=sequence_length - num_special)
-    rows = pack_first_fit(stops - starts + num_special, sequence_length)
+    lengths = stops - starts + num_special
+    rows = pack_first_fit(lengths, sequence_length)
     order = np.argsort(rows, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows))]) if len(rows) else np.zeros(1, np.int64)
-    return PackedDataset(shards, sequence_length, starts[order], stops[order], offsets, num_special)
+    return PackedDataset(shards, sequence_length, int(lengths.sum()), starts[order], stops[order], offsets)
 
 
 def make_token_stream(shards: Shards, *, sequence_length: int, eos_token_id: int) -> TokenStream:
     """Return a split as a stream of tokens in windows of `sequence_length` inputs."""
     if sequence_length < 1:
         raise ConfigError(f"sequence_length is {sequence_length}: expected at least 1.")
-    starts = shards.document_starts
-    return TokenStream(shards, sequence_length, eos_token_id, starts + np.arange(len(starts)))
+    eos_positions = shards.document_starts + np.arange(len(shards.document_starts))
+    return TokenStream(shards, sequence_length, int(eos_positions[-1]), eos_token_id, eos_positions)
 
 
 def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:

@@ -22,8 +22,7 @@ from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError, DataError
 
 _NUM_SPECIAL = 3  # [CLS] A [SEP] B [SEP]
-# Random chunks searched for a replacement of B: the more, the closer is its length to that of B.
-_NUM_CANDIDATES = 4
+_NUM_CANDIDATES = 4  # random chunks searched for a replacement of B; more make its length closer
 _PENALTY = 2**40  # for spans that do not fit: more tokens than any chunk holds
 
 
@@ -39,11 +38,6 @@ class SentencePairDataset(ShardDataset):
 
     def __len__(self) -> int:
         return len(self.starts)
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens, special ones included, before shortening and replacement."""
-        return int((self.stops - self.starts).sum()) + _NUM_SPECIAL * len(self)
 
     def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Return a pair made from a chunk; all random choices come from `rng`."""
@@ -130,9 +124,10 @@ def make_sentence_pairs(
     can_split = np.ones(len(starts), bool)
     for i in np.flatnonzero(is_single).tolist():
         can_split[i] = shards.word_starts(int(starts[i]) + 1, int(stops[i])).any()
-    pairs = SentencePairDataset(
-        shards, sequence_length, starts[can_split], stops[can_split], task, short_seq_prob, int((~can_split).sum())
-    )
+    num_left_out = int((~can_split).sum())
+    starts, stops = starts[can_split], stops[can_split]
+    num_tokens = int((stops - starts + _NUM_SPECIAL).sum())
+    pairs = SentencePairDataset(shards, sequence_length, num_tokens, starts, stops, task, short_seq_prob, num_left_out)
     if len(pairs) == 0:
         problem = "No text can be split into two: every document is a single word"
         raise DataError(f"{problem}. Use objective.sentences=none with such text.")

@@ -9,8 +9,7 @@ from stemformer.data.labelled.symbol_map import ANY_SYMBOL
 from stemformer.errors import DataError
 
 FASTA_SUFFIXES = (".fasta", ".fa", ".fna", ".faa", ".ffn")
-# Share of all symbols; letters for uncertain bases of DNA (N, R, Y ...) are rarer.
-MIN_SYMBOL_SHARE = 0.001
+MIN_SYMBOL_SHARE = 0.001  # letters for uncertain bases of DNA (N, R, Y ...) are rarer
 _LABEL = re.compile(r"(?:^|[\s|;])label=([^\s|;]+)", re.IGNORECASE)
 
 

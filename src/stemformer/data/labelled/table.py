@@ -70,18 +70,17 @@ def usual_name(column: str) -> str:
     return column.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def read_table(files: Inputs, *, errors: str = "strict") -> Table:
+def read_table(files: Inputs) -> Table:
     """Read labelled files with the same columns into one table.
 
     Formats by suffix, each also compressed: `.csv`, `.tsv`, `.jsonl`, `.json` (a list of objects,
     such a list under the key "data", or one object per line), `.parquet`, `.fasta` and `.fa` (see
     `read_fasta`); `hub:owner/name[:config][:split]`. Anything else is one text per line in the
     column `text`, or TSV if every line has the same number of tabs. `-` is standard input: one
-    object per line if it begins with `{`, else one text per line. `errors` is "strict", or
-    "replace" to decode invalid UTF-8 as U+FFFD.
+    object per line if it begins with `{`, else one text per line.
     """
     sources = find_sources(files)
-    tables = [_make_table(source, _read_source(source, errors)) for source in sources]
+    tables = [_make_table(source, _read_source(source)) for source in sources]
     columns = tables[0].columns
     for table in tables:
         if not table.rows:
@@ -104,9 +103,9 @@ def _make_table(source: str, pairs: list[tuple[str, dict[str, Any]]]) -> Table:
     return Table(source, columns, rows, [location for location, _ in pairs])
 
 
-def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str, Any]]:
+def read_json_records(source: str) -> list[tuple[str, Any]]:
     """Return locations and values of JSON: items of a list, an object, or values per line."""
-    text = read_text(source, errors=errors)
+    text = read_text(source)
     values = None
     if text.lstrip().startswith("{"):
         first_line = 1 + text[: text.index("{")].count("\n")
@@ -119,8 +118,8 @@ def read_json_records(source: str, *, errors: str = "strict") -> list[tuple[str,
                 expected = "Expected one object, one list of objects or one object per line."
                 raise DataError(f"{location}: Bad JSON ({error}). {expected}") from error
     values = values or list(json_values(iter([text]), source))
-    if _SURROGATE_ESCAPE.search(text):
-        values = [(location, _replaced(value, location, errors)) for location, value in values]
+    for location, value in values if _SURROGATE_ESCAPE.search(text) else []:
+        replace_lone_surrogates(json.dumps(value, ensure_ascii=False), location, errors="strict")
     return values
 
 
@@ -132,18 +131,7 @@ def required_text(record: Mapping[str, Any], names: Sequence[str], location: str
     raise DataError(f"{location}: No text under '{names[0]}'. Keys: {quoted(list(record)) or 'none'}. Add it.")
 
 
-def _replaced(value: Any, location: str, errors: str) -> Any:
-    """Replace lone surrogates in all strings of a JSON value."""
-    if isinstance(value, str):
-        return replace_lone_surrogates(value, location, errors=errors)
-    if isinstance(value, list):
-        return [_replaced(item, location, errors) for item in value]
-    if isinstance(value, dict):
-        return {_replaced(key, location, errors): _replaced(item, location, errors) for key, item in value.items()}
-    return value
-
-
-def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
+def _read_source(source: str) -> list[tuple[str, dict[str, Any]]]:
     stem, kind, compression = split_suffixes(source)
     if source.startswith(HUB_PREFIX):
         return list(hub_rows(source))
@@ -154,8 +142,8 @@ def _read_source(source: str, errors: str) -> list[tuple[str, dict[str, Any]]]:
             seekable = io.BytesIO(decompress(file, source, compression=compression).read()) if compression else file
             return list(parquet_rows(seekable, source))
     if kind in (".json", ".jsonl"):
-        return _json_rows(read_json_records(source, errors=errors), source)
-    text = read_text(source, errors=errors)
+        return _json_rows(read_json_records(source), source)
+    text = read_text(source)
     if stem.lower().endswith(FASTA_SUFFIXES):
         return read_fasta(text, source)
     if source == STANDARD_INPUT and text.lstrip().startswith("{"):
@@ -194,14 +182,12 @@ def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, d
 
 
 def _has_csv_quotes(text: str) -> bool:
-    """Return whether quotes of TSV enclose fields, as in CSV, and are not part of the text.
-
-    They do if each is at an end of a field or doubled inside one and, as a text may be a quotation,
-    if they were needed: a doubled quote, all fields of the first line quoted, or unequal tabs.
-    """
+    """Return whether quotes of TSV enclose fields, as in CSV, and are not part of the text."""
+    # Each must be at an end of a field or doubled inside one.
     if '"' not in text or '"' in _QUOTED_FIELD.sub("", text):
         return False
     lines = [line for line in text.split("\n") if line]
+    # As a text may be a quotation, they must be needed.
     return (
         len({line.count("\t") for line in lines}) > 1
         or all(len(field) > 1 and field[0] == field[-1] == '"' for field in lines[0].split("\t"))

@@ -149,18 +149,12 @@ def _text_advice(num_texts: int) -> str:
 
 
 def make_text_examples(
-    table: Table,
-    columns: TextColumns,
-    *,
-    kind: LabelKind,
-    separator: str = ",",
-    counts: Counter[str],
-    keep_empty: bool = False,
+    table: Table, columns: TextColumns, *, kind: LabelKind, counts: Counter[str], keep_empty: bool = False
 ) -> list[TextExample]:
     """Return the examples of a table and count the rows that give none, by reason.
 
     `kind` is "class" for one label as written, "labels" for any number of labels, from a list or
-    split at `separator`, or "score" for a number. `keep_empty` keeps rows with an empty text.
+    split at commas, or "score" for a number. `keep_empty` keeps rows with an empty text.
     """
     examples = []
     # `-` is no label where annotators disagreed; it is one where `+` is.
@@ -173,7 +167,7 @@ def make_text_examples(
                 continue
         label: str | float | tuple[str, ...] | None = None
         if columns.label is not None:
-            label = _label(row[columns.label], f"{location}: Column '{columns.label}'", kind, separator)
+            label = _label(row[columns.label], f"{location}: Column '{columns.label}'", kind)
             if label is None or (label == "-" and not is_sign):
                 counts["no label" if label is None else "no gold label"] += 1
                 continue
@@ -190,11 +184,11 @@ def _text(value: object, location: str, column: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _label(value: object, location: str, kind: LabelKind, separator: str) -> str | float | tuple[str, ...] | None:
+def _label(value: object, location: str, kind: LabelKind) -> str | float | tuple[str, ...] | None:
     if kind == "labels":
         if value is None:
             return None
-        items = value if isinstance(value, list) else str(value).split(separator)
+        items = value if isinstance(value, list) else str(value).split(",")
         return tuple(dict.fromkeys(text for item in items if (text := label_text(item, location))))
     text = label_text(value, location)
     if kind == "class" or not text:

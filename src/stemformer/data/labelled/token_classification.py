@@ -17,13 +17,11 @@ CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "depre
 CONLLU_TAG_COLUMNS = ("upos", "xpos", "feats", "deprel")
 CONLLU_LINE = re.compile(r"\d+([-.]\d+)?(\t[^\t]*){9}")
 _CONLLU_NUMBER = re.compile(r"(\d+)(?:-(\d+)|\.\d+)?")
-# Other white space is part of words in some corpora.
-_BLANKS = re.compile(r"[ \t]+")
+_BLANKS = re.compile(r"[ \t]+")  # other white space is part of words in some corpora
 _COMMENT = re.compile(r"#\s*(id\s|[\w.]+\s*=)")
 _LANGUAGE = re.compile(r"[a-z]{2,3}:")
 _ENTITY_TAG = re.compile(r"([BIESMLU])-(.+)", re.DOTALL)
-# What starts an entity instead of what continues it.
-_STARTS = {"I": "B", "M": "B", "E": "S", "L": "U"}
+_STARTS = {"I": "B", "M": "B", "E": "S", "L": "U"}  # what starts an entity instead of what continues it
 _AS_BIOES = {"U-": "S-", "L-": "E-", "M-": "I-"}
 
 
@@ -52,7 +50,7 @@ def join_tokens(words: Sequence[str], joiners: str | Sequence[str] = " ") -> tup
 
 
 def read_tagged(
-    files: Inputs, *, column: str | None = None, joiner: str = " ", needs_tags: bool = True, counts: Counter[str]
+    files: Inputs, *, column: str | None = None, needs_tags: bool = True, counts: Counter[str]
 ) -> list[TaggedSentence]:
     """Read tagged sentences.
 
@@ -64,12 +62,11 @@ def read_tagged(
 
     Args:
         column: Name of the tag column, in CoNLL its number (from 1). Default: the last, or `upos`.
-        joiner: Text between words if the file does not say; "" for Chinese characters.
         needs_tags: If not, a missing `column` means no tags, and lines may be sentences.
         counts: Receives what is skipped.
     """
     sources = find_sources(files)
-    sentences = [s for source in sources for s in _read_source(source, column, joiner, counts, needs_tags=needs_tags)]
+    sentences = [s for source in sources for s in _read_source(source, column, counts, needs_tags=needs_tags)]
     if not sentences:
         expected = "Expected one word per line, followed by a tab or space and its tag."
         raise DataError(f"{', '.join(sources)}: No sentences. {expected}")
@@ -77,24 +74,24 @@ def read_tagged(
 
 
 def _read_source(
-    source: str, column: str | None, joiner: str, counts: Counter[str], *, needs_tags: bool
+    source: str, column: str | None, counts: Counter[str], *, needs_tags: bool
 ) -> Iterable[TaggedSentence]:
     kind = split_suffixes(source)[1]
     if source.startswith(HUB_PREFIX) or kind in (".json", ".jsonl", ".parquet"):
-        return _read_records(read_table([source]), column, joiner, needs_tags=needs_tags)
+        return _read_records(read_table([source]), column, needs_tags=needs_tags)
     text = read_text(source)
     if source == STANDARD_INPUT and text.lstrip().startswith("{"):
-        return _read_records(parse_json_lines(text), column, joiner, needs_tags=needs_tags)
+        return _read_records(parse_json_lines(text), column, needs_tags=needs_tags)
     if not needs_tags and kind in (".csv", ".tsv"):
         expected = "one word per line, one sentence per line in a .txt file, or JSON lines with 'words'"
         raise DataError(f"{source}: Found a table. Expected {expected}.")
     lines = text.split("\n")
     if not needs_tags and _are_sentences(lines):
         numbered = ((number, line.split()) for number, line in enumerate(lines, 1))
-        return [_make_sentence(words, None, f"{source}:{number}", " ") for number, words in numbered if words]
+        return [_make_sentence(words, None, f"{source}:{number}") for number, words in numbered if words]
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     read = _read_conllu if CONLLU_LINE.fullmatch(first) else _read_conll
-    return read(lines, source, column, joiner, counts, needs_tags=needs_tags)
+    return read(lines, source, column, counts, needs_tags=needs_tags)
 
 
 def _are_sentences(lines: Sequence[str]) -> bool:
@@ -106,13 +103,13 @@ def _are_sentences(lines: Sequence[str]) -> bool:
 
 
 def _make_sentence(
-    words: Sequence[str], tags: Sequence[str] | None, location: str, joiners: str | Sequence[str]
+    words: Sequence[str], tags: Sequence[str] | None, location: str, joiners: str | Sequence[str] = " "
 ) -> TaggedSentence:
     text, offsets = join_tokens(words, joiners)
     return TaggedSentence(tuple(words), None if tags is None else tuple(tags), location, text, offsets)
 
 
-def _read_records(table: Table, column: str | None, joiner: str, *, needs_tags: bool) -> Iterator[TaggedSentence]:
+def _read_records(table: Table, column: str | None, *, needs_tags: bool) -> Iterator[TaggedSentence]:
     names = {usual_name(name): name for name in reversed(table.columns)}
     words_column = next((names[name] for name in WORD_COLUMNS if name in names), None)
     if words_column is None:
@@ -133,7 +130,7 @@ def _read_records(table: Table, column: str | None, joiner: str, *, needs_tags: 
             raise DataError(f"{location}: Found {len(words)} words, but {len(tags)} tags. Expected one tag per word.")
         if words:
             tags = None if tags is None or None in tags else [*map(str, tags)]
-            yield _make_sentence([*map(str, words)], tags, location, joiner)
+            yield _make_sentence([*map(str, words)], tags, location)
 
 
 def _blocks(lines: Sequence[str], is_skipped: Callable[[str, bool], bool]) -> Iterator[list[int]]:
@@ -149,7 +146,7 @@ def _blocks(lines: Sequence[str], is_skipped: Callable[[str, bool], bool]) -> It
 
 
 def _read_conll(
-    lines: Sequence[str], source: str, column: str | None, joiner: str, counts: Counter[str], *, needs_tags: bool
+    lines: Sequence[str], source: str, column: str | None, counts: Counter[str], *, needs_tags: bool
 ) -> Iterator[TaggedSentence]:
     """Yield the sentences of CoNLL; a sentence whose lines hold only a word has no tags."""
     has_tabs = any("\t" in line.strip(" \t") for line in lines)
@@ -183,11 +180,11 @@ def _read_conll(
                 advice = "Separate them by one tab." if has_tabs else "Repair the line."
                 raise DataError(f"{source}:{i + 1}: {what}. {advice}")
         tags = [row[tag_index].strip() for row in rows] if tag_index is not None and expected > 1 else None
-        yield _make_sentence([row[0] for row in rows], tags, f"{source}:{block[0] + 1}", joiner)
+        yield _make_sentence([row[0] for row in rows], tags, f"{source}:{block[0] + 1}")
 
 
 def _read_conllu(
-    lines: Sequence[str], source: str, column: str | None, joiner: str, counts: Counter[str], *, needs_tags: bool
+    lines: Sequence[str], source: str, column: str | None, counts: Counter[str], *, needs_tags: bool
 ) -> Iterator[TaggedSentence]:
     """Yield the sentences of CoNLL-U without multiword ranges (1-2) and empty nodes (1.1)."""
     name = (column or "upos").lower()
@@ -205,7 +202,7 @@ def _read_conllu(
             if len(row) != len(CONLLU_COLUMNS) or number is None:
                 what = f"Found {len(row)} columns, the first {row[0]!r}"
                 raise DataError(f"{source}:{i + 1}: {what}. Expected the 10 of CoNLL-U, the first a word's number.")
-            space = "" if "SpaceAfter=No" in row[9].split("|") else joiner
+            space = "" if "SpaceAfter=No" in row[9].split("|") else " "
             if number[2]:
                 counts["ranges of words"] += 1
                 surface, range_end, range_space, range_start = row[1], int(number[2]), space, len(words)
@@ -253,22 +250,20 @@ def find_scheme(tags: Iterable[str]) -> str | None:
 
     Only the tags of all sentences in order tell IOB1 from BIO; of their set it is BIO.
     """
-    marks: set[str] = set()
-    # Marks of first words that follow no word of the same type.
-    first_marks: set[str] = set()
+    # Marks with whether they follow a word of another type.
+    marks: set[tuple[str, bool]] = set()
     previous = ""
     for tag in tags:
         found = _ENTITY_TAG.fullmatch(tag)
         if not found and tag != "O":
             return None
         mark, kind = found.groups() if found else ("O", "")
-        marks.add(mark)
-        if kind != previous:
-            first_marks.add(mark)
+        marks.add((mark, kind != previous))
         previous = kind
-    if marks <= {"O"}:
-        return None
-    for scheme, letters in (("BILOU", "LU"), ("BMES", "M"), ("BIOES", "ES")):
-        if not marks.isdisjoint(letters):
+    letters = {mark for mark, _ in marks}
+    for scheme, own in (("BILOU", "LU"), ("BMES", "M"), ("BIOES", "ES")):
+        if not letters.isdisjoint(own):
             return scheme
-    return "IOB1" if "I" in first_marks and "B" not in first_marks else "BIO"
+    if letters <= {"O"}:
+        return None
+    return "IOB1" if ("I", True) in marks and ("B", True) not in marks else "BIO"

@@ -55,12 +55,8 @@ class EncodedSplit:
     counts: Counts
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
-    """Encoded batch: its non-empty splits, and the number of documents without a token."""
-
-    splits: dict[str, EncodedSplit]
-    num_empty: int
+EncodedBatch = dict[str, EncodedSplit]
+"""Encoded batch: its non-empty splits by name, without documents that have no token."""
 
 
 def is_held_out(text: bytes, fraction: float) -> bool:
@@ -111,8 +107,7 @@ def encode_batch(
         if len(document.ids):
             raw = text.encode("utf-8", "surrogatepass")
             by_split["held_out" if is_held_out(raw, held_out) else "train"].append((document, len(text), len(raw)))
-    splits = {split: _concatenate(kept, tokenizer.vocab_size) for split, kept in by_split.items() if kept}
-    return EncodedBatch(splits, num_empty=len(texts) - sum(map(len, by_split.values())))
+    return {split: _concatenate(kept, tokenizer.vocab_size) for split, kept in by_split.items() if kept}
 
 
 def _concatenate(documents: list[tuple[EncodedDocument, int, int]], vocab_size: int) -> EncodedSplit:
@@ -155,14 +150,11 @@ def encode_batches(
     stream = iter(batches)
     first: list[DocumentBatch] = []
     characters = 0
-    while workers > 1 and characters < POOL_CHARACTERS:
-        if (batch := next(stream, None)) is None:
-            workers = 1
-        else:
-            first.append(batch)
-            characters += sum(map(len, batch.texts))
+    while workers > 1 and characters < POOL_CHARACTERS and (batch := next(stream, None)):
+        first.append(batch)
+        characters += sum(map(len, batch.texts))
     stream = itertools.chain(first, stream)
-    if workers == 1:
+    if workers == 1 or characters < POOL_CHARACTERS:
         segment = load_segmenter(words)
         for batch in stream:
             yield batch, encode_batch(batch.texts, tokenizer, held_out, segment=segment)
@@ -187,10 +179,9 @@ def _encode_in_pool(
         for done, future in pending:
             yield done, future.result()
     except BrokenProcessPool as error:
-        raise DataError(
-            "A worker process was killed, possibly for lack of memory. Continue with --resume and fewer workers. "
-            '(A Python script needs `if __name__ == "__main__":` around its calls.)'
-        ) from error
+        problem = "A worker process was killed, possibly for lack of memory"
+        advice = 'fewer workers. (A Python script needs `if __name__ == "__main__":` around its calls.)'
+        raise DataError(f"{problem}. Continue with --resume and {advice}") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -197,7 +197,7 @@ def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> W
     counts: dict[str, Counts] = {}
     files: dict[str, FileRecord] = {}
     for split in SPLITS:
-        pieces = [part.splits[split] for part in parts if split in part.splits]
+        pieces = [part[split] for part in parts if split in part]
         if not pieces:
             continue
         counts[split] = sum((piece.counts for piece in pieces), Counts())
@@ -216,7 +216,7 @@ def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> W
         for suffix, arrays in content.items():
             name = f"{split}/shard-{last.block:05d}.{suffix}"
             files[name] = write_file(out / name, arrays)
-    num_empty = sum(part.num_empty for part in parts)
+    num_empty = last.num_documents - sum(count.documents for count in counts.values())
     block = WrittenBlock(last.num_documents, num_empty, last.text_sha256, counts, files)
     with (out / "progress.jsonl").open("ab") as file:
         file.write(msgspec.json.encode(block) + b"\n")

@@ -129,11 +129,11 @@ def open_file(source: str) -> io.BufferedIOBase:
         raise DataError(f"{source}: Cannot be opened ({error.strerror}). Check its permissions.") from error
 
 
-def read_text(source: str, *, errors: str = "strict") -> str:
+def read_text(source: str) -> str:
     r"""Return the text of a file or standard input, with `\n` for CR LF and CR; never blank."""
     with open_file(source) as file:
         stream = decompress(file, source, compression=split_suffixes(source)[2])
-        text = "".join(text_blocks(stream, source, errors=errors, skipped=Counter()))
+        text = "".join(text_blocks(stream, source, errors="strict", skipped=Counter()))
     if not text.strip():
         raise DataError(f"{source}: The file is blank. Expected at least one record.")
     return text

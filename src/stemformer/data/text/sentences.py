@@ -28,13 +28,8 @@ _WIDE = re.compile(rf"[{WIDE}{CJK}]")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 
-def _words(listed: str) -> frozenset[str]:
-    return frozenset(listed.split())
-
-
 # Abbreviations whose full stop never ends a sentence. Lower case, without the last full stop.
-TITLES = _words(
-    """
+TITLES = """
     mr mrs ms messrs dr drs prof rev hon gen col lt sgt capt cpt cmdr maj adm brig gov sen rep pres supt insp st mt ft
     e.g i.e cf vs viz al approx ca incl esp resp ed eds trans
     z.b d.h u.a u.u bzw bspw evtl ggf vgl sog usf geb gest inkl exkl zzgl hl str hr fr frl dipl ing mag jr.prof
@@ -42,24 +37,18 @@ TITLES = _words(
     mm mme mmes mlle mlles mgr p.ex env
     sr sra sres sras srta dña dª dra dres ud uds vd vds p.ej pág págs núm
     sig sig.ra sig.na dott avv dhr mevr bijv
-    """
-)
+"""
 # Abbreviations before a number (months: a day); else their full stop ends the sentence.
-BEFORE_NUMBERS = _words(
-    """
+BEFORE_NUMBERS = """
     no nos nr nrn n.o nº vol vols pp pg pgs fig figs sec ch chap par para ex ext tab abb bd kap ff art
     jan feb mar apr jun jul aug sep sept oct okt nov dec dez op lib
-    """
-)
+"""
 # Abbreviations whose full stop ends a sentence only before a word that often begins one.
-UNSURE = _words(
-    """
+UNSURE = """
     inc ltd pvt corp co bros jr etc usw dept univ assn ave blvd rd sq jan feb aug sept oct nov dec
     ph.d m.d b.a m.a d.c u.s u.k u.n u.s.a a.m p.m b.c a.d ee.uu c.v chr j.-c mrd mio tsd std
-    """
-)
-STARTERS = _words(
-    """
+"""
+STARTERS = """
     the a an this that these those it its he his she her they their we our you your i in on at as by for from with after
     before during since when while where if although though because however but and so yet or nor there here then thus
     also not no what who why how which one some many most all both each every another other
@@ -69,24 +58,24 @@ STARTERS = _words(
     depuis lorsque quand si mais et ou donc ainsi selon à au aux son sa ses leur leurs plusieurs certains
     el los las una unos unas lo yo ella ellos nosotros se su sus este esta estos estas ese esa en con por para desde
     cuando mientras si pero y o como según tras al del más no muchos muchas algunos algunas después entonces también
-    """
-)
+"""
 # Words before and after a German ordinal ("am 3. Oktober", "im 19. Jahrhundert").
-BEFORE_ORDINALS = _words(
-    """
+BEFORE_ORDINALS = """
     am im der die das den dem des zum zur vom beim ab bis seit vor nach und ein eine einen einem einer seinen seinem
     seiner ihrem ihren ihrer dieser diesem jedem jeden auf
-    """
-)
-AFTER_ORDINALS = _words(
-    """
+"""
+AFTER_ORDINALS = """
     januar jänner februar märz april mai juni juli august september oktober november dezember jahrhundert jahrhunderts
     jahrhunderte jahrtausend jahrtausends weltkrieg weltkriegs weltkrieges jahrestag geburtstag platz tag klasse liga
     bundesliga runde spieltag mal auflage etage stock armee division kapitel teil grad
-    """
-)
+"""
 
-_KINDS = dict.fromkeys(UNSURE, "unsure") | dict.fromkeys(BEFORE_NUMBERS, "number") | dict.fromkeys(TITLES, "title")
+_STARTERS, _BEFORE_ORDINALS, _AFTER_ORDINALS = (
+    frozenset(words.split()) for words in (STARTERS, BEFORE_ORDINALS, AFTER_ORDINALS)
+)
+# A word of several tables has the last kind.
+_TABLES = (("unsure", UNSURE), ("number", BEFORE_NUMBERS), ("title", TITLES))
+_KINDS = {word: kind for kind, words in _TABLES for word in words.split()}
 
 
 def sentence_ends(text: str) -> list[int]:
@@ -153,11 +142,11 @@ def _belongs_to_word(text: str, stop: int, following: int, start: int) -> bool:
     is_initial = len(word) == 1 and word.isalpha()
     is_acronym = len(word) > 2 and word[1] == "." and all(len(part) == 1 for part in word.split("."))
     if is_initial or is_acronym or kind == "unsure":
-        return _word_at(text, following).lower() not in STARTERS
+        return _word_at(text, following).lower() not in _STARTERS
     return False
 
 
 def _is_ordinal(text: str, begin: int, start: int, following: int) -> bool:
     next_word = _word_at(text, following).lower()
     previous = text[max(start, begin - 16) : begin - 1].rpartition(" ")[2].lower()
-    return next_word in AFTER_ORDINALS or (previous in BEFORE_ORDINALS and next_word not in STARTERS)
+    return next_word in _AFTER_ORDINALS or (previous in _BEFORE_ORDINALS and next_word not in _STARTERS)

@@ -24,8 +24,7 @@ from stemformer.errors import TokenizerError
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SUBWORD_PREFIX = "##"
 END_OF_TEXT = "<|endoftext|>"
-# Longer words become [UNK], as in the 2018 code.
-MAX_WORD_CHARACTERS = 100
+MAX_WORD_CHARACTERS = 100  # longer words become [UNK], as in the 2018 code
 
 _MAX_CACHED_CHUNKS = 1 << 18  # some tens of MB per process
 # Keys of tokenizer_config.json -> keys of the BertNormalizer in tokenizer.json.
@@ -115,9 +114,8 @@ class Tokenizer:
         self._bert_normalizer: dict[str, Any] = normalizer if normalizer.get("type") == "BertNormalizer" else {}
         self.lowercase: bool | None = self._bert_normalizer.get("lowercase")
         self.vocab_size: int = max(vocab.values()) + 1
-        self.tokens: list[str] = [""] * self.vocab_size
-        for token, number in vocab.items():
-            self.tokens[number] = token
+        names = {number: token for token, number in vocab.items()}
+        self.tokens: list[str] = [names.get(number, "") for number in range(self.vocab_size)]
         self._starts_word = np.array([not token.startswith(SUBWORD_PREFIX) for token in self.tokens], dtype=bool)
         added = backend.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(number for number, token in added.items() if token.special)
@@ -172,18 +170,17 @@ class Tokenizer:
         once. Sentence ends are character offsets (exclusive, ascending); text after the last one is
         a sentence too. A token that crosses an end belongs to the later sentence.
         """
-        documents = []
-        for text, ends in zip(texts, sentence_ends, strict=True):
-            bounds = [0, *ends, len(text)]
-            if wrong := next((pair for pair in pairwise(bounds) if pair[1] < pair[0]), None):
-                raise TokenizerError(f"Sentence ends {list(wrong)}: expected ascending offsets from 0 to {len(text)}.")
-            text = replace_surrogates(text)
-            pattern = self._chunk_pattern
-            if pattern is not None and all(_is_chunk_boundary(pattern, text, end) for end in ends):
-                documents.append(self._encode_by_chunks(pattern, text, bounds))
-            else:
-                documents.append(self._encode_by_offsets(text, bounds))
-        return documents
+        return [self._encode_document(text, ends) for text, ends in zip(texts, sentence_ends, strict=True)]
+
+    def _encode_document(self, text: str, ends: Sequence[int]) -> EncodedDocument:
+        bounds = [0, *ends, len(text)]
+        if wrong := next((pair for pair in pairwise(bounds) if pair[1] < pair[0]), None):
+            raise TokenizerError(f"Sentence ends {list(wrong)}: expected ascending offsets from 0 to {len(text)}.")
+        text = replace_surrogates(text)
+        pattern = self._chunk_pattern
+        if pattern is not None and all(_is_chunk_boundary(pattern, text, end) for end in ends):
+            return self._encode_by_chunks(pattern, text, bounds)
+        return self._encode_by_offsets(text, bounds)
 
     def save(
         self,
@@ -253,12 +250,11 @@ class Tokenizer:
 
     def _encode_by_offsets(self, text: str, bounds: Sequence[int]) -> EncodedDocument:
         encoded = self._backend.encode(text, add_special_tokens=False)
-        ids = np.array(encoded.ids, dtype=np.uint32)
         ends = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
         # A byte-level token such as " the" starts in the previous sentence: use its last character.
         sentence = np.maximum.accumulate(np.searchsorted(np.asarray(bounds[1:-1]), ends - 1, side="right"))
         starts = np.flatnonzero(np.diff(sentence, prepend=-1)).astype(np.int64)
-        return EncodedDocument(ids, _word_starts(encoded.word_ids), starts)
+        return EncodedDocument(np.array(encoded.ids, dtype=np.uint32), _word_starts(encoded.word_ids), starts)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

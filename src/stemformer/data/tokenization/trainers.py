@@ -111,11 +111,7 @@ def train_byte_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int 
 
 
 def sample_texts(
-    texts: Iterable[str],
-    *,
-    seed: int = 0,
-    max_characters: int = 100_000_000,
-    on_text: Callable[[int], None] | None = None,
+    texts: Iterable[str], *, seed: int = 0, max_characters: int = 10**8, on_text: Callable[[int], None] | None = None
 ) -> list[str]:
     """Return a random sample of texts that does not depend on their order.
 

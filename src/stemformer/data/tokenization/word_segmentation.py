@@ -1,8 +1,6 @@
-"""Word segmentation of text written without spaces.
+"""Word segmentation of Chinese, which BERT's tokenizer splits into characters, each a word.
 
-BERT's tokenizer splits Chinese into single characters, each a word. A segmenter finds actual words,
-so that whole-word and span masking cover those. It only joins: a token remains a word start unless
-it is inside a segmented word.
+With segmented words, whole-word and span masking cover actual words.
 """
 
 import re
@@ -18,6 +16,7 @@ from stemformer.errors import ConfigError
 Segmenter = Callable[[str], list[str]]
 """Splits a text into words whose concatenation is the text."""
 
+WORDS = ("tokenizer", "jieba")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 
 
@@ -37,12 +36,10 @@ def join_words(
 
 def load_segmenter(name: str) -> Segmenter | None:
     """Load a segmenter by name; None for `tokenizer`, which keeps the tokenizer's words."""
-    if name not in SEGMENTERS:
-        raise ConfigError(f"--words is {name!r}, expected one of {', '.join(SEGMENTERS)}{nearest(name, SEGMENTERS)}.")
-    return SEGMENTERS[name]()
-
-
-def _load_jieba() -> Segmenter:
+    if name not in WORDS:
+        raise ConfigError(f"--words is {name!r}, expected one of {', '.join(WORDS)}{nearest(name, WORDS)}.")
+    if name == "tokenizer":
+        return None
     try:
         with warnings.catch_warnings():
             # jieba's own code raises SyntaxWarnings on recent versions of Python.
@@ -53,7 +50,3 @@ def _load_jieba() -> Segmenter:
     jieba.setLogLevel("WARNING")
     segmenter: Segmenter = jieba.Tokenizer().lcut
     return segmenter
-
-
-SEGMENTERS: dict[str, Callable[[], Segmenter | None]] = {"tokenizer": lambda: None, "jieba": _load_jieba}
-"""Value of --words -> loader of the segmenter."""
