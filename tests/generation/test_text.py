@@ -82,7 +82,7 @@ def stream(tokenizer, monkeypatch, text, *, stop=()):
 @pytest.mark.parametrize("text", ["The old king sees 北京 and 🙂🙃.", "Größe déjà-vu", "a\n\nb  c "])
 def test_pieces_make_up_the_text_and_hold_no_half_character(tokenizer, monkeypatch, text):
     pieces, found = stream(tokenizer, monkeypatch, text)
-    assert "".join(pieces) == found.text == text
+    assert "".join(pieces) == found["text"] == text
     assert len(pieces) > 3 and not any("\ufffd" in piece for piece in pieces)
 
 
@@ -92,8 +92,8 @@ def test_pieces_make_up_the_text_and_hold_no_half_character(tokenizer, monkeypat
 def test_text_ends_before_a_stop_string(tokenizer, monkeypatch, stop, expected):
     text = "The old king sees the river under the bridge"
     pieces, found = stream(tokenizer, monkeypatch, text, stop=stop)
-    assert found.text == "".join(pieces) == (text if expected is None else expected if stop[-1] != "The" else "")
-    assert found.ended == ("length" if expected is None else "stop")
+    assert found["text"] == "".join(pieces) == (text if expected is None else expected if stop[-1] != "The" else "")
+    assert found["ended"] == ("length" if expected is None else "stop")
 
 
 @pytest.mark.parametrize("kind", ["bytes", "wordpiece"])

@@ -147,9 +147,13 @@ def test_generated_texts_equal_those_of_the_cpu(gpt, options):
     config = DecodingConfig(max_new_tokens=25, **options)
     rng = np.random.default_rng(0)
     prompts = [torch.from_numpy(rng.integers(8, 61, n)) for n in (3, 12, 7, 1, 15)]
-    generate = beam_search if config.num_beams > 1 else decode
-    here = generate(gpt, prompts, config)
-    there = generate(gpt.cuda(), prompts, config)
+
+    def generate(model):
+        if config.num_beams > 1:
+            return [beam_search(model, prompt, config) for prompt in prompts]
+        return decode(model, prompts, config)
+
+    here, there = generate(gpt), generate(gpt.cuda())
     gpt.cpu()
     assert [text.ids for text in here] == [text.ids for text in there]
     for one, other in zip(here, there, strict=True):

@@ -157,7 +157,7 @@ class Pipeline:
         how: dict[str, Any] = {"batch_size": batch_size, "stop": stop, "on_text": on_text}
         results = []
         for completion in generate_texts(prompts, decoder, self.tokenizer, config, **how):
-            results.append(asdict(completion))
+            results.append(completion)
             if on_result is not None:
                 on_result(results[-1])
         return results

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stemformer.config import check_seed
+from stemformer.config import check_at_least, check_fields, check_seed
 from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.models.inference.cached_gpt import GptDecoder
@@ -37,7 +37,7 @@ class DecodingConfig:
     repetition_penalty: float = 1.0
     num_beams: int = 1
     length_penalty: float = 1.0
-    # For texts longer than the model's positions: refuse them, or continue with the second half of the window.
+    # For texts longer than the model's positions: refuse them, or continue with the window's second half.
     overflow: Literal["error", "slide"] = "error"
     # Each text has a random stream of its own and does not depend on the others.
     seed: int = 0
@@ -49,21 +49,15 @@ class DecodingConfig:
                 expected = "an integer" if item.type is int else "a number"
                 raise ConfigError(f"{item.name} is {value!r}: expected {expected}")
         check_seed(self.seed)
-        is_temperature = self.temperature == 0 or _MIN_TEMPERATURE <= self.temperature < math.inf
-        can_penalize = math.isfinite(self.length_penalty) and (self.num_beams > 1 or self.length_penalty == 1)
-        ranges = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (is_temperature, f"0 (greedy) or a number of at least {_MIN_TEMPERATURE}"),
-            "top_k": (self.top_k >= 0, "0 (disabled) or more"),
-            "top_p": (0 < self.top_p <= 1, "a probability in (0, 1]"),
-            "min_p": (0 <= self.min_p < 1, "a fraction in [0, 1)"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a positive number"),
-            "num_beams": (self.num_beams >= 1, "at least 1"),
-            "length_penalty": (can_penalize, "a finite number, with num_beams of at least 2"),
-        }
-        for name, (is_valid, expected) in ranges.items():
-            if not is_valid:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected {expected}")
+        greedy = f"0 (greedy) or a number of at least {_MIN_TEMPERATURE}"
+        check_at_least(1, self, "", "max_new_tokens", "num_beams")
+        check_fields(self, "", greedy, lambda x: x == 0 or _MIN_TEMPERATURE <= x < math.inf, "temperature")
+        check_fields(self, "", "0 (disabled) or more", lambda x: x >= 0, "top_k")
+        check_fields(self, "", "a probability in (0, 1]", lambda x: 0 < x <= 1, "top_p")
+        check_fields(self, "", "a fraction in [0, 1)", lambda x: 0 <= x < 1, "min_p")
+        check_fields(self, "", "a positive number", lambda x: 0 < x < math.inf, "repetition_penalty")
+        penalty = "a finite number, with num_beams of at least 2"
+        check_fields(self, "", penalty, lambda x: x == 1 or (self.num_beams > 1 and math.isfinite(x)), "length_penalty")
         changes_scores = self.temperature not in (0, 1) or self.repetition_penalty != 1
         conflicts = {
             "does not sample: remove top_k, top_p and min_p": (self.top_k, self.top_p, self.min_p) != (0, 1.0, 0.0),
@@ -175,18 +169,12 @@ def decode(
 
 
 @torch.inference_mode()
-def beam_search(
-    model: Model | GptDecoder, prompts: Sequence[Int[Tensor, "_"]], config: DecodingConfig
-) -> list[Decoded]:
-    """Return the most probable continuation of each prompt that beam search finds."""
-    check_lengths(prompts, config, model.config.max_position_embeddings)
-    decoder = _to_decoder(model, rows=config.num_beams, steps=config.max_new_tokens * len(prompts))
-    return [_search(decoder, prompt.tolist(), config) for prompt in prompts]
-
-
-def _search(decoder: GptDecoder, prompt: list[int], config: DecodingConfig) -> Decoded:
+def beam_search(model: Model | GptDecoder, prompt: Int[Tensor, "_"], config: DecodingConfig) -> Decoded:
+    """Return the most probable continuation of a prompt that beam search finds."""
+    check_lengths([prompt], config, model.config.max_position_embeddings)
+    decoder = _to_decoder(model, rows=config.num_beams, steps=config.max_new_tokens)
     num_beams = config.num_beams
-    logits = decoder.prefill([prompt], len(prompt) + config.max_new_tokens)  # (1, V)
+    logits = decoder.prefill([prompt.tolist()], len(prompt) + config.max_new_tokens)  # (1, V)
     beam_scores = torch.zeros(1, device=logits.device)
     texts: list[list[int]] = [[]]
     finished: list[tuple[float, Decoded]] = []
@@ -258,7 +246,6 @@ def _choose(
     generators: Sequence[np.random.Generator],
     seen: Bool[Tensor, "S V"] | None,
 ) -> Int[Tensor, "S"]:
-    """Return the next token of each text."""
     # No filter excludes the most probable token.
     if config.temperature > 0 or seen is not None:
         logits = filter_logits(logits, config, seen)

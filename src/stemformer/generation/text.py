@@ -1,8 +1,7 @@
 """Text generation: prompts to token ids, decoding, and token ids to text, also while generating."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,32 +21,14 @@ _REPLACEMENT_CHARACTER = "\ufffd"
 _PROMPT_TOKENS, _SAMPLE_TOKENS = 8, 48
 
 
-@dataclass(frozen=True)
-class Completion:
-    """Generated continuation of a prompt, without the stop string; see also `Decoded`."""
-
-    prompt: str
-    text: str
-    num_tokens: int
-    log_probability: float
-    ended: Literal["eos", "stop", "length"]
-
-
 def generate_texts(
-    prompts: Sequence[str],
-    model: Model | GptDecoder,
-    tokenizer: Tokenizer,
-    config: DecodingConfig,
-    *,
-    batch_size: int = 32,
-    stop: Sequence[str] = (),
-    on_text: Callable[[int, str], None] | None = None,
-) -> Iterator[Completion]:
-    """Yield a continuation of each prompt, in their order; see `generate_from_ids`."""
-    ids = tokenizer.encode_ids(prompts)
-    outputs = generate_from_ids(ids, model, tokenizer, config, batch_size=batch_size, stop=stop, on_text=on_text)
+    prompts: Sequence[str], model: Model | GptDecoder, tokenizer: Tokenizer, config: DecodingConfig, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """Yield `prompt`, `text` and facts of each continuation, in order; `options` as in `generate_from_ids`."""
+    outputs = generate_from_ids(tokenizer.encode_ids(prompts), model, tokenizer, config, **options)
     for prompt, (text, decoded) in zip(prompts, outputs, strict=True):
-        yield Completion(prompt, text, len(decoded.ids), decoded.log_probability, decoded.ended)
+        facts = {"num_tokens": len(decoded.ids), "log_probability": decoded.log_probability, "ended": decoded.ended}
+        yield {"prompt": prompt, "text": text, **facts}
 
 
 def generate_from_ids(
@@ -69,8 +50,7 @@ def generate_from_ids(
         batch_size: Number of prompts that are decoded together; None for all.
         stop: Stop before the first of these strings that occurs; not supported with beam search.
         on_text: Called with the number of a prompt and its new text; with beam search, at the end.
-        add_eos: Put the end-of-text token before each prompt, as before each training document. An empty
-            prompt always gets it.
+        add_eos: Put the end-of-text token before each prompt, as in training; an empty one always gets it.
     """
     if not all(stop):
         raise ConfigError("A stop string is empty: remove it.")
@@ -96,7 +76,7 @@ def generate_from_ids(
     for first in range(0, len(ids), size):
         batch = ids[first : first + size]
         if config.num_beams > 1:
-            outputs = beam_search(model, batch, config)
+            outputs = [beam_search(model, batch[0], config)]
             streamers[first].ids = outputs[0].ids
         else:
             outputs = decode(model, batch, config, on_token=on_token, first=first)
@@ -121,8 +101,7 @@ def generate_samples(
 ) -> list[dict[str, str]]:
     """Return samples of a model as `prompt` and `text`, with the same random numbers in each call.
 
-    With `is_backward`, `text` precedes `prompt` in reading order, and `direction` is `backward`.
-    `max_length` is the maximum training length in tokens.
+    With `is_backward`, `text` precedes `prompt`. `max_length` is the maximum training length in tokens.
     """
     model.eval()
     factor = _tokens_per_word(tokenizer)
@@ -130,11 +109,13 @@ def generate_samples(
     if not prompts or num_tokens < 1:
         return []
     config = DecodingConfig(max_new_tokens=num_tokens, temperature=0.8, top_p=0.95, overflow="slide")
+    ids = tokenizer.encode_ids(prompts)
     if is_backward:
-        ids = [torch.from_numpy(row[::-1].copy()) for row in tokenizer.encode_ids(prompts)]
-        texts = [tokenizer.decode(decoded.ids[::-1]) for decoded in decode(model, ids, config)]
+        backward = decode(model, [torch.from_numpy(row[::-1].copy()) for row in ids], config)
+        texts = [tokenizer.decode(decoded.ids[::-1]) for decoded in backward]
         return [{"prompt": a, "text": b, "direction": "backward"} for a, b in zip(prompts, texts, strict=True)]
-    return [{"prompt": x.prompt, "text": x.text} for x in generate_texts(prompts, model, tokenizer, config)]
+    texts = [text for text, _ in generate_from_ids(ids, model, tokenizer, config, batch_size=32)]
+    return [{"prompt": a, "text": b} for a, b in zip(prompts, texts, strict=True)]
 
 
 def _tokens_per_word(tokenizer: Tokenizer) -> int:

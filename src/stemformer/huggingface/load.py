@@ -1,8 +1,4 @@
-"""Load models from Hugging Face folders, local or on the hub.
-
-Nothing is unpickled: `.safetensors` is preferred, and a `.bin` file is read with
-`torch.load(weights_only=True)`.
-"""
+"""Load models from Hugging Face folders, local or on the hub; nothing is unpickled."""
 
 import json
 import os
@@ -82,11 +78,10 @@ def load_model(
     """Load a model in evaluation mode and float32.
 
     Args:
-        heads: Names of the heads to load; None means those of the folder. Missing heads are
-            initialized randomly, with a warning.
+        heads: Heads to load (None: those of the folder); missing ones are random, with a warning.
         num_labels: Number of labels of a task head; None means that of the folder.
-        generator: Source of random weights. If it is not None, there is no warning, and weights of
-            a head that have another shape in the folder are also initialized.
+        generator: Source of random weights, without a warning; also for weights of a head that have
+            another shape in the folder.
     """
     folder = find_model_folder(path)
     config, raw = _read_config(folder)
@@ -138,15 +133,11 @@ def load_model(
 
 
 def load_model_and_tokenizer(
-    path: str | os.PathLike[str],
-    heads: Sequence[str] | None = None,
-    *,
-    num_labels: int | None = None,
-    generator: torch.Generator | None = None,
+    path: str | os.PathLike[str], heads: Sequence[str] | None = None, **options: Any
 ) -> tuple[Model, Tokenizer]:
     """Load a model with its tokenizer, which must fit; the arguments are those of `load_model`."""
     folder = find_model_folder(path)
-    model, tokenizer = load_model(folder, heads, num_labels=num_labels, generator=generator), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, heads, **options), load_tokenizer(folder)
     num_ids, num_tokens = model.config.vocab_size, tokenizer.vocab_size
     sizes = f"{folder}: the tokenizer has {num_tokens:,} ids, the model {num_ids:,}"
     if num_tokens > num_ids:

@@ -1,7 +1,4 @@
-"""Transfer a trained model to the vocabulary of another domain or language.
-
-Source: Yao et al. 2021 (Adapt-and-Distill), section 3.1 (mean of pieces).
-"""
+"""Transfer a trained model to the vocabulary of another domain or language."""
 
 import unicodedata
 from dataclasses import dataclass, replace
@@ -40,6 +37,8 @@ def transfer_vocabulary(
 
     A token of both vocabularies keeps its embedding. Any other token starts as the mean embedding of
     its pieces in the old vocabulary, or randomly if that cannot spell it.
+
+    Source: Yao et al. 2021 (Adapt-and-Distill), section 3.1.
     """
     if (kinds := {old.kind, new.kind}) != {"wordpiece"}:
         raise TokenizerError(f"The vocabularies are of kind {', '.join(sorted(kinds))}, expected WordPiece for both.")

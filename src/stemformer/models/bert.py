@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stemformer.config import check_at_least
 from stemformer.models.body import Body, check_config
-from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PositionEmbedding, WordEmbedding
+from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PositionEmbedding, Rows, WordEmbedding
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,8 @@ class BertLayer(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        cu_seqlens: Int[Tensor, "S1"],
-        max_seqlen: int,
-        rows: Int[Tensor, "R"] | None = None,
+        self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S1"], max_seqlen: int, rows: Rows = None
     ) -> Float[Tensor, "R D"]:
-        """Return the states of all tokens or of `rows`, which attend to the full sequence."""
         attended = self.dropout(self.attention(x, cu_seqlens, max_seqlen, rows))
         x = self.attention_norm((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
         y: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
@@ -104,8 +99,7 @@ class Bert(Body):
 
     Example:
         >>> import torch
-        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        >>> body = Bert(BertConfig(vocab_size=50, **sizes))
+        >>> body = Bert(BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
         >>> ids, positions, cu = torch.tensor([1, 5, 2, 1, 2]), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5])
         >>> body(ids, positions, torch.zeros_like(ids), cu.int(), 3).shape
         torch.Size([5, 8])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stemformer.config import check_at_least, check_fields
 from stemformer.errors import ConfigError
-from stemformer.models.layers import ACTIVATIONS, pad_positions, pad_to_bucket
+from stemformer.models.layers import ACTIVATIONS, pad_to_bucket
 
 
 def check_config(config: Any, *sizes: str) -> None:
@@ -78,7 +78,7 @@ class Body(nn.Module):
             if number == last and rows is not None:
                 if not last:
                     return self.norm(x.index_select(0, rows))  # (R, D)
-                return self.norm(self.layers[-1](x, cu_seqlens, max_seqlen, pad_positions(rows))[: len(rows)])
+                return self.norm(self.layers[-1](x, cu_seqlens, max_seqlen, pad_to_bucket(rows))[: len(rows)])
             if number:
                 x = self.layers[number - 1](x, cu_seqlens, max_seqlen)
             if number == last:

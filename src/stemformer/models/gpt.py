@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.models.body import Body, check_config
-from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PositionEmbedding, WordEmbedding
+from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PositionEmbedding, Rows, WordEmbedding
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,8 @@ class GptLayer(nn.Module):
             residual.init_scale = (2 * config.num_hidden_layers) ** -0.5
 
     def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        cu_seqlens: Int[Tensor, "S1"],
-        max_seqlen: int,
-        rows: Int[Tensor, "R"] | None = None,
+        self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S1"], max_seqlen: int, rows: Rows = None
     ) -> Float[Tensor, "R D"]:
-        """Return the states of all tokens or of `rows`, which attend to all earlier tokens."""
         attended = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows))
         return self._add_feed_forward((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
 
@@ -148,9 +143,8 @@ class Gpt(Body):
         """
         # Lengths (S,) of new tokens and prompts, and the start of each prompt in the cache.
         new = cu_seqlens.diff().long()
-        if after is None:
-            old, prompt_starts = torch.zeros_like(new), torch.zeros_like(new)
-        else:
+        old, prompt_starts = torch.zeros_like(new), torch.zeros_like(new)
+        if after is not None:
             assert parents is not None, "a cache needs the prompt index of each sequence"
             old, prompt_starts = after.cu_seqlens.diff().long()[parents], after.cu_seqlens[parents].long()
         lengths = old + new

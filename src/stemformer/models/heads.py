@@ -16,11 +16,7 @@ from stemformer.models.layers import ACTIVATIONS, Dropout, PositionEmbedding, si
 
 
 class LmHead(nn.Module):
-    """Language-modeling head: states of scored tokens to vocabulary logits.
-
-    The output matrix is an argument of forward, the body's word embedding; a head that is not tied has
-    its own, `decoder`.
-    """
+    """Language-modeling head: states to vocabulary logits, by the word embedding or an own `decoder`."""
 
     decoder: nn.Embedding | None
     bias: nn.Parameter | None
@@ -85,40 +81,26 @@ class NextSentenceHead(nn.Module):
         return scores
 
 
-class SequenceHead(nn.Module):
-    """State of `[CLS]` to class logits, a regression value, or (1 label) the score of a choice."""
+class ClassHead(nn.Module):
+    """States of texts or words to class logits or a regression value; `has_pooler` as in BERT's released code."""
 
-    def __init__(self, config: BertConfig, num_labels: int) -> None:
+    def __init__(
+        self,
+        config: BertConfig | GptConfig,
+        num_labels: int,
+        *,
+        has_pooler: bool = False,
+        has_dropout: bool = True,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if has_pooler else None
+        self.dropout = Dropout(config.hidden_dropout_prob if has_dropout else 0.0)
+        self.classifier = nn.Linear(config.hidden_size, num_labels, bias=bias)
 
-    def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S C"]:
-        return _in_float32(self.classifier, self.dropout(torch.tanh(self.pooler(states))))
-
-
-class GptSequenceHead(nn.Module):
-    """Sequence head of a GPT: state of the last token to class logits or a regression value."""
-
-    def __init__(self, config: GptConfig, num_labels: int) -> None:
-        super().__init__()
-        self.classifier = nn.Linear(config.hidden_size, num_labels, bias=False)
-
-    def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S C"]:
-        return _in_float32(self.classifier, states)
-
-
-class TokenHead(nn.Module):
-    """Token head: states of words to tag logits."""
-
-    def __init__(self, config: BertConfig | GptConfig, num_labels: int) -> None:
-        super().__init__()
-        self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
-
-    def forward(self, states: Float[Tensor, "M D"]) -> Float[Tensor, "M C"]:
-        return _in_float32(self.classifier, self.dropout(states))
+    def forward(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R C"]:
+        x = states if self.pooler is None else torch.tanh(self.pooler(states))
+        return _in_float32(self.classifier, self.dropout(x))
 
 
 class SpanHead(nn.Module):

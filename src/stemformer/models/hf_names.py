@@ -102,8 +102,8 @@ def to_hugging_face(state: Mapping[str, Tensor], names: ParameterNames = BERT) -
     out: dict[str, Tensor] = {}
     for ours, tensor in state.items():
         theirs, is_transposed = names.find(ours)
-        for name, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
-            out[name] = (part.t() if is_transposed else part).contiguous()
+        parts = [(part.t() if is_transposed else part).contiguous() for part in tensor.chunk(len(theirs))]
+        out |= dict(zip(theirs, parts, strict=True))
     return out
 
 
@@ -114,7 +114,11 @@ def from_hugging_face(
 
     `state` has Hugging Face's names; old spellings and a missing prefix are accepted.
     """
-    available = {_current_name(name, names): tensor for name, tensor in state.items()}
+    available = {}
+    for name, tensor in state.items():
+        # Today's spelling of the names of old folders.
+        new = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        available[names.prefix + new if new.startswith(names.body) else new] = tensor
     out: dict[str, Tensor] = {}
     missing: list[str] = []
     used = {name for name in available if names.not_parameters.fullmatch(name)}
@@ -133,9 +137,3 @@ def from_hugging_face(
         tensor = torch.cat(list(tensors.values())) if len(theirs) > 1 else tensors[theirs[0]]
         out[ours] = tensor.t().contiguous() if is_transposed else tensor
     return out, missing, [name for name in available if name not in used]
-
-
-def _current_name(name: str, names: ParameterNames) -> str:
-    """Return today's spelling of a parameter name of an old folder or checkpoint."""
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    return names.prefix + name if name.startswith(names.body) else name

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from stemformer.models.attention.varlen import attend
 
+# Numbers of the tokens whose output is needed; None for all.
+Rows = Int[Tensor, "R"] | None
 # Hugging Face's activation names.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -18,22 +20,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def pad_to_bucket(x: Float[Tensor, "N D"]) -> Float[Tensor, "N2 D"]:
-    """Pad states on the CPU with at most 1 in 32 rows of zeros, so that few different N occur.
+def pad_to_bucket(x: Shaped[Tensor, "N *D"]) -> Shaped[Tensor, "N2 *D"]:
+    """Pad states or token numbers on the CPU with at most 1 in 32 zeros, so that few different N occur.
 
     For each new shape, the CPU's matrix library compiles and caches a kernel (`docs/log.md`).
     Padding belongs to no sequence and has zero gradient.
     """
-    return x if x.device.type != "cpu" else nn.functional.pad(x, (0, 0, 0, _padding(len(x))))
-
-
-def pad_positions(rows: Int[Tensor, "R"]) -> Int[Tensor, "R2"]:
-    """Pad token numbers on the CPU with zeros, to the same bucket sizes as `pad_to_bucket`."""
-    return nn.functional.pad(rows, (0, _padding(len(rows)) if rows.device.type == "cpu" else 0))
-
-
-def _padding(n: int) -> int:
-    return -n % (1 << max(0, n.bit_length() - 6))
+    padding = -len(x) % (1 << max(0, len(x).bit_length() - 6))
+    return x if x.device.type != "cpu" else nn.functional.pad(x, (*(0, 0) * (x.ndim - 1), 0, padding))
 
 
 class WordEmbedding(nn.Embedding):
@@ -68,10 +62,7 @@ class PositionEmbedding(nn.Embedding):
 
 
 def sinusoids(length: int, size: int) -> Float[Tensor, "T D"]:
-    """Return interleaved sines and cosines, wavelengths from 2 pi to 10,000 x 2 pi.
-
-    Source: Vaswani et al. 2017, section 3.5.
-    """
+    """Return interleaved sines and cosines (Vaswani et al. 2017, section 3.5)."""
     angles = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(0, size, 2) / size)  # (T, D / 2)
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :size]
 
@@ -81,8 +72,6 @@ class Dropout(nn.Module):
 
     On the CPU, one random byte decides for each value, several times faster than Bernoulli sampling;
     rate and scale are therefore rounded to multiples of 1/256 (0.1 becomes 26/256 = 0.1016).
-
-    Source: Srivastava et al. 2014, section 4.
     """
 
     def __init__(self, rate: float) -> None:
@@ -118,11 +107,9 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head self-attention within each sequence; if `causal`, to a token itself and earlier ones only.
+    """Multi-head self-attention within each sequence (Vaswani et al. 2017, section 3.2.2).
 
-    The rows of `qkv` are those of the queries, then keys, then values.
-
-    Source: Vaswani et al. 2017, section 3.2.2.
+    The rows of `qkv` are queries, keys, values; `causal`: attend to a token itself and earlier ones only.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, *, causal: bool = False) -> None:
@@ -133,13 +120,8 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        cu_seqlens: Int[Tensor, "S1"],
-        max_seqlen: int,
-        rows: Int[Tensor, "R"] | None = None,
+        self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S1"], max_seqlen: int, rows: Rows = None
     ) -> Float[Tensor, "R D"]:
-        """Return the attention output of all tokens, or of `rows` only."""
         n, d = x.shape
         q, k, v = self.qkv(x).view(n, 3, self.num_heads, d // self.num_heads).unbind(1)  # (N, H, K)
         out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=max_seqlen, max_k=max_seqlen, causal=self.causal)
@@ -171,10 +153,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation (a key of `ACTIVATIONS`) between them.
-
-    Source: Vaswani et al. 2017, section 3.3.
-    """
+    """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, activation: str) -> None:
         super().__init__()

@@ -14,13 +14,11 @@ from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.gpt import Gpt, GptConfig
 from stemformer.models.heads import (
     CausalLmHead,
-    GptSequenceHead,
+    ClassHead,
     LmHead,
     MaskedLmHead,
     NextSentenceHead,
-    SequenceHead,
     SpanHead,
-    TokenHead,
     initialize_weights,
 )
 
@@ -36,7 +34,7 @@ class Architecture:
     # Pre-training heads, constructed from a config.
     heads: dict[str, type[nn.Module]]
     # Task heads, constructed from a config and the number of labels.
-    task_heads: dict[str, type[nn.Module]]
+    task_heads: dict[str, Callable[..., nn.Module]]
     parameter_names: hf_names.ParameterNames
     # Head names of a model -> transformers class.
     hf_classes: dict[frozenset[str], str]
@@ -48,6 +46,9 @@ class Architecture:
     write_config: Callable[[Any], dict[str, Any]]
 
 
+_POOLED_HEAD = partial(ClassHead, has_pooler=True)
+_GPT_SEQUENCE_HEAD = partial(ClassHead, has_dropout=False, bias=False)
+
 # To add an architecture: models/<name>.py with a config and a `Body`, an entry here, its names in hf_names.py and
 # hf_config.py, its run config in training/config.py (`RUN_CONFIGS`) and a recipe; a causal one also needs a decoder
 # (inference/cached_gpt.py).
@@ -57,7 +58,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=BertConfig,
         body=Bert,
         heads={"masked_lm": MaskedLmHead, "next_sentence": NextSentenceHead},
-        task_heads={"sequence": SequenceHead, "token": TokenHead, "span": SpanHead, "choice": SequenceHead},
+        task_heads={"sequence": _POOLED_HEAD, "token": ClassHead, "span": SpanHead, "choice": _POOLED_HEAD},
         parameter_names=hf_names.BERT,
         hf_classes={
             frozenset[str](): "BertModel",
@@ -78,7 +79,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=GptConfig,
         body=Gpt,
         heads={"causal_lm": CausalLmHead},
-        task_heads={"sequence": GptSequenceHead, "token": TokenHead, "span": SpanHead},
+        task_heads={"sequence": _GPT_SEQUENCE_HEAD, "token": ClassHead, "span": SpanHead},
         parameter_names=hf_names.GPT,
         hf_classes={
             frozenset[str](): "GPT2Model",
@@ -141,10 +142,9 @@ def make_model(
     The body's weights do not depend on the heads; `num_labels` is the output size of a task head.
 
     Example:
-        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        >>> config = BertConfig(vocab_size=50, **sizes)
+        >>> config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).num_parameters()
-        5266
+        57218
     """
     architecture = ARCHITECTURES[config.model_type]
     task_heads = {name: partial(head, num_labels=num_labels) for name, head in architecture.task_heads.items()}

@@ -20,7 +20,7 @@ from stemformer.models.layers import MultiHeadAttention
 class PlainOutput(NamedTuple):
     """Result of `plain_forward`; states and weights of padding are meaningless."""
 
-    # L + 1 states (B, T, D): the embeddings, then the output of each layer, the last one after the final norm.
+    # L + 1 states (B, T, D): the embeddings, then each layer's output, the last one normed.
     hidden_states: tuple[Tensor, ...]
     # L attention weights (B, H, T, T): each query's probabilities over the keys.
     attentions: tuple[Tensor, ...]
@@ -44,9 +44,9 @@ def plain_forward(
     Example:
         >>> import torch
         >>> from stemformer.models.gpt import GptConfig
-        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> config = GptConfig(vocab_size=50, hidden_size=8, num_hidden_layers=3, num_attention_heads=2)
         >>> ids, mask = torch.tensor([[1, 5, 2], [1, 2, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-        >>> output = plain_forward(Gpt(GptConfig(vocab_size=50, **sizes)), ids, mask)
+        >>> output = plain_forward(Gpt(config), ids, mask)
         >>> len(output.hidden_states), output.hidden_states[-1].shape, output.attentions[-1].shape
         (4, torch.Size([2, 3, 8]), torch.Size([2, 2, 3, 3]))
     """

@@ -1,7 +1,4 @@
-"""Causal language modeling: predict each next token (backward: each previous one).
-
-Source: Radford et al. 2018, section 3.1.
-"""
+"""Causal language modeling: predict each next token (Radford et al. 2018, section 3.1)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -24,21 +21,18 @@ class CausalLmConfig:
 
     name: ClassVar[str] = "causal"
 
-    # `backward` reverses each text. A saved model does not record it: its folder is that of any GPT-2, and its inputs
-    # must be reversed.
+    # `backward` reverses each text. A saved model, a GPT-2's, does not record it: its inputs must be reversed.
     direction: Literal["forward", "backward"] = "forward"
-    # `apart` packs pieces of documents that do not attend to each other, split at sentence ends if possible. `stream`
-    # concatenates the documents and cuts the stream into rows of full length, within which a token attends to all
-    # earlier ones, across documents.
+    # `apart` packs pieces of documents that do not attend to each other, split at sentence ends if possible; `stream`
+    # concatenates the documents and cuts them into rows of full length, within which a token attends to all earlier ones.
     documents: Literal["apart", "stream"] = "apart"
 
 
 class CausalLm:
     """Causal-LM objective on packed pieces of documents or on a token stream.
 
-    Each piece is preceded by the EOS token, so that its first token is predicted too, and EOS is
-    predicted where the document ends with the piece (reading backward: starts with it). Each token
-    of the corpus is scored exactly once per epoch, and one EOS per document; in a stream too.
+    The EOS token precedes each piece, and is predicted where the document ends with it (backward:
+    starts). Each token, and one EOS per document, is scored exactly once per epoch.
     """
 
     heads: tuple[str, ...] = ("causal_lm",)

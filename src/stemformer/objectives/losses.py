@@ -11,8 +11,7 @@ from torch.autograd.function import once_differentiable
 
 # Logits in a chunk: 64 MiB in bfloat16, a thousand tokens of BERT's vocabulary.
 _CHUNK_LOGITS, _CHUNK_LOGITS_GPU = 2**25, 2**27
-# Chunk sizes are padded to multiples of this, or of 1 in 32 of their rows, so that few shapes occur (see
-# `models.layers.pad_to_bucket`).
+# Chunk sizes are padded to multiples of this, or of 1 in 32 of their rows (see `models.layers.pad_to_bucket`).
 _CHUNK_MULTIPLE = 16
 # Logits in a block of the CPU's softmax: 4 MiB in float32, which stay in the cache.
 _SOFTMAX_LOGITS = 2**20
@@ -49,12 +48,8 @@ def linear_cross_entropy_sum(
 ) -> LossSum:
     """Return the summed cross-entropy of `states @ weight.T + bias`, computed in chunks.
 
-    If gradients are needed, they are computed in the same pass over a chunk of tokens, so that its
-    logits are computed once and freed. Logits have the dtype of autocast; softmax and loss are
-    float32. A token with a negative label is not scored, but counted.
-
-    Source: Hsu et al. 2024, section 3.2 (gradients of a linear layer and its cross-entropy in one
-    chunked pass).
+    Gradients are computed in the same pass over a chunk (Hsu et al. 2024, section 3.2). Logits have the
+    dtype of autocast; softmax and loss are float32. A negative label is not scored, but counted.
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
@@ -145,8 +140,7 @@ def _loss_in_place(
 ) -> tuple[Tensor, Tensor]:
     """Return summed loss and number correct; with `needs_grad`, logits become their gradient.
 
-    The bias's gradient is added to `bias_grad`. Rows that are not scored get a gradient too, which
-    the caller must mask. `labels` and `is_scored` are (m, 1).
+    Rows that are not scored get one too, which the caller must mask. `labels` and `is_scored` are (m, 1).
     """
     if logits.device.type != "cpu":
         return _loss_in_place_gpu(logits, labels, is_scored, bias_grad, needs_grad=needs_grad)
@@ -156,19 +150,15 @@ def _loss_in_place(
     # From the largest probability: exact also where the label's probability underflows to 0.
     log_sum = best - p.amax(-1, keepdim=True).log()
     total = ((log_sum - label_logits) * is_scored).sum()
-    correct = _count_correct(logits, labels, (label_logits == best) & is_scored)
+    # The label is the first of the largest logits: argmax only where it is one of them.
+    rows = ((label_logits == best) & is_scored)[:, 0].nonzero()[:, 0]
+    correct = (logits.index_select(0, rows).argmax(-1, keepdim=True) == labels.index_select(0, rows)).sum()
     if needs_grad:
         p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
         if bias_grad is not None:
             bias_grad += (p if is_scored.all() else p * is_scored).sum(0)[: len(bias_grad)]
         logits.copy_(p)
     return total, correct
-
-
-def _count_correct(logits: Tensor, labels: Tensor, is_best: Tensor) -> Tensor:
-    """Count labels that are the first of the largest logits, by argmax of rows `is_best`."""
-    candidates = is_best[:, 0].nonzero()[:, 0]
-    return (logits.index_select(0, candidates).argmax(-1, keepdim=True) == labels.index_select(0, candidates)).sum()
 
 
 def _loss_in_place_gpu(

@@ -1,8 +1,7 @@
 """Masked language modeling: corrupt some tokens, and predict the originals.
 
-Source: Devlin et al. 2019, section 3.1 and appendix A.1 (15% of tokens, of these 80% `[MASK]`,
-10% random, 10% unchanged); whole words: the 2019 note in the released code's README; spans: Joshi et
-al. 2020, section 3.1.
+Source: Devlin et al. 2019, section 3.1 and appendix A.1; whole words: the 2019 note in the released
+code's README; spans: Joshi et al. 2020, section 3.1.
 """
 
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ class MaskedLmConfig:
     # Shares of the selected tokens replaced by `[MASK]` and by a random token; the rest stay unchanged.
     mask_replace_prob: float = 0.8
     random_replace_prob: float = 0.1
-    # Next-sentence prediction (`next`) or sentence order prediction (`order`).
+    # Sentence-pair objective: next-sentence prediction (`next`), sentence order prediction (`order`), or masked LM alone.
     sentences: Literal["none", "next", "order"] = "none"
     # Share of sentence pairs that are cut to a random length.
     short_seq_prob: float = 0.1
@@ -99,10 +98,8 @@ class MaskedLm:
         u = rng.random(budget)[groups]
         random_ids = rng.integers(self.vocab_size, size=budget)
         corrupted = tokens.copy()
-        is_mask = u < config.mask_replace_prob
-        is_random = ~is_mask & (u < config.mask_replace_prob + config.random_replace_prob)
-        corrupted[chosen] = np.where(is_mask, self.special.mask, corrupted[chosen])
-        corrupted[chosen] = np.where(is_random, random_ids, corrupted[chosen])
+        is_mask, is_kept = u < config.mask_replace_prob, u >= config.mask_replace_prob + config.random_replace_prob
+        corrupted[chosen] = np.select([is_mask, is_kept], [self.special.mask, tokens[chosen]], random_ids)
 
         # Insert [CLS] before each sequence and [SEP] after each segment.
         opens = raw.segments == 0
@@ -142,17 +139,11 @@ def choose_tokens(n: int, budget: int, rng: np.random.Generator) -> Int[np.ndarr
 
 
 def choose_words(word_starts: Bool[np.ndarray, "n"], budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:
-    """Return exactly `budget` positions that make up whole words, ascending.
-
-    Words are taken in random order, skipping words that do not fit, so long words are masked
-    slightly less often. If only longer words remain, the first skipped word is cut, so that the
-    number is exact.
-    """
+    """Return `budget` positions of random whole words that fit, ascending; at last, the first that did not is cut."""
     starts = np.flatnonzero(word_starts)
     sizes = np.diff(np.append(starts, len(word_starts)))
     chosen: list[np.ndarray] = []
-    skipped = -1
-    left = budget
+    skipped, left = -1, budget
     for word in rng.permutation(len(starts)).tolist():
         if sizes[word] <= left:
             chosen.append(np.arange(starts[word], starts[word] + sizes[word]))
@@ -171,9 +162,7 @@ def choose_spans(
 ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
     """Return exactly `budget` positions in spans of whole words, and the span of each.
 
-    A span starts at a word and has a geometric number of words (p = 0.2, at most 10) within one
-    sequence; the last span is cut to the budget. All tokens of a span get the same action. Since
-    spans extend to the right, the first words of a sequence are masked less often than the others.
+    A span starts at a word and has a geometric number of words within one sequence; the last one is cut.
     """
     n = len(word_starts)
     starts = np.flatnonzero(word_starts)

@@ -43,22 +43,18 @@ class Objective(Protocol):
         """Return the logits of a batch from states (R, D)."""
 
 
-# `name` of an objective's config -> objective.
+# `name` of an objective's config -> objective: masked LM without ("none") or with a sentence-pair objective; causal LM.
 OBJECTIVES: dict[str, Any] = {"none": MaskedLm, "next": SentencePairs, "order": SentencePairs, "causal": CausalLm}
 
 
-def make_objective(
-    config: ObjectiveConfig, *, special: SpecialIds, vocab_size: int
-) -> MaskedLm | SentencePairs | CausalLm:
+def make_objective(config: ObjectiveConfig, *, special: SpecialIds, vocab_size: int) -> MaskedLm | CausalLm:
     """Make the objective of a config.
 
     Example:
         >>> make_objective(MaskedLmConfig(sentences="order"), special=SpecialIds(1, 2, 3), vocab_size=9).heads
         ('masked_lm', 'next_sentence')
     """
-    objective: MaskedLm | SentencePairs | CausalLm = OBJECTIVES[config.name](
-        config, special=special, vocab_size=vocab_size
-    )
+    objective: MaskedLm | CausalLm = OBJECTIVES[config.name](config, special=special, vocab_size=vocab_size)
     return objective
 
 

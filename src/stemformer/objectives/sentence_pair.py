@@ -1,8 +1,4 @@
-"""Masked LM with a sentence-pair objective: next sentence or sentence order.
-
-Source: Devlin et al. 2019, section 3.1 and appendix A.2 (the loss is the sum of the two means);
-Lan et al. 2020, section 3.1.
-"""
+"""Masked LM with a sentence-pair objective (Devlin et al. 2019, appendix A.2; Lan et al. 2020, section 3.1)."""
 
 import torch
 from jaxtyping import Float, Int
@@ -29,9 +25,8 @@ class SentencePairs(MaskedLm):
         self.loss_name = {"next": "next_sentence", "order": "sentence_order"}[self.task]
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | SentencePairDataset:
-        return make_sentence_pairs(
-            shards, sequence_length=sequence_length, task=self.task, short_seq_prob=self.config.short_seq_prob
-        )
+        share = self.config.short_seq_prob
+        return make_sentence_pairs(shards, sequence_length=sequence_length, task=self.task, short_seq_prob=share)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {**super().counts(batch), self.loss_name: len(batch.cu_seqlens) - 1}

@@ -134,9 +134,8 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
     if config.symbols == "draw" and config.alphabet is None:
         config = replace(config, alphabet=find_alphabet(text for r in records for text in r.texts))
     if config.name == "qa":
-        if config.no_answer is None:
-            config = replace(config, no_answer=any(r.is_impossible for r in records))
-        task = TASKS["qa"](config)
+        allows_none = any(r.is_impossible for r in records) if config.no_answer is None else config.no_answer
+        task = TASKS["qa"](replace(config, no_answer=allows_none))
         task.language = find_language(records)
         return task
     if config.name == "choice" or config.kind == "score":
@@ -147,8 +146,8 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
     labels = sorted(frequencies, key=lambda x: (x != "O", x not in numbers, numbers.get(x, 0), x))
     if len(labels) < (1 if config.kind == "labels" else 2):
         found = f"only the label {labels[0]!r} in {len(records):,} records" if labels else "no labels"
-        advice = "expected at least two labels. Check the column (--label-column)."
-        raise DataError(f"The training data has {found}: {advice}")
+        expected = "expected at least two labels. Check the column (--label-column)."
+        raise DataError(f"The training data has {found}: {expected}")
     return TASKS[config.name](config, labels, [frequencies[label] for label in labels])
 
 
@@ -161,8 +160,7 @@ def load_labelled_task(model: str) -> Task:
     """Return the task of a fine-tuned model, whether trained by stemformer or by transformers."""
     metadata = read_task_info(model)
     if not metadata:
-        advice = "pass a folder made by `stemformer finetune`, or fine-tune it first"
-        raise CheckpointError(f"{model} was not trained on labelled data: {advice}")
+        raise CheckpointError(f"{model} was not trained on labelled data: fine-tune it first (`stemformer finetune`)")
     names = {"sequence": "classify", "token": "tag", "span": "qa", "choice": "choice"}
     kinds = {"multi_label_classification": "labels", "regression": "score"}
     settings = {"name": names[metadata["head"]], "kind": kinds.get(str(metadata.get("problem_type")), "class")}
@@ -208,9 +206,9 @@ def read_labelled(
         notes.append(f"no dev data: {len(dev_records):,} training records ({actual:.0%}) split off by seed, {method}")
     # Answers that are not in the passage cannot be learned.
     if config.name == "qa":
-        num_records = len(records)
-        records = [r for r in records if r.answers or r.is_impossible]
-        notes += _count_notes("training data", +Counter({_NOT_IN_PASSAGE: num_records - len(records)}))
+        learned = [r for r in records if r.answers or r.is_impossible]
+        notes += _count_notes("training data", +Counter({_NOT_IN_PASSAGE: len(records) - len(learned)}))
+        records = learned
     task = make_labelled_task(config, records)
     notes += [*check_labels(task, dev_records), *_label_notes(task, records)]
     for line in (*_describe(task, records), *notes):

@@ -13,6 +13,8 @@ from jaxtyping import Int
 from stemformer.data.examples.batch import Example
 from stemformer.data.tokenization.tokenizer import Tokenizer
 
+_NONE = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True)
 class TaskExamples:
@@ -55,8 +57,8 @@ def make_example(
     tokenizer: Tokenizer,
     *,
     answer: Any = None,
-    label_positions: Int[np.ndarray, "m"] | None = None,
-    labels: Int[np.ndarray, "m"] | None = None,
+    label_positions: Int[np.ndarray, "m"] = _NONE,
+    labels: Int[np.ndarray, "m"] = _NONE,
 ) -> Example:
     """Build `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`; causal models read `<eos> a` or `<eos> a <eos> b`.
 
@@ -70,12 +72,11 @@ def make_example(
     else:
         pieces = [x for part in parts for x in ([bos], part)]
     ids = np.concatenate(pieces).astype(np.int64)
-    none = np.empty(0, np.int64)
     return Example(
         ids,
         lengths=np.array([len(ids)]),
-        label_positions=none if label_positions is None else label_positions,
-        labels=none if labels is None else labels,
+        label_positions=label_positions,
+        labels=labels,
         token_type_ids=(np.arange(len(ids)) >= len(parts[0]) + 2).astype(np.int64),
         sequence_labels=None if answer is None else np.array([answer]),
         summary_positions=None if bos is None else np.array([len(ids) - 1]),
@@ -88,10 +89,7 @@ def num_special_tokens(tokenizer: Tokenizer, *, num_texts: int) -> int:
 
 
 def truncate_pair(first: int, second: int, max_tokens: int) -> tuple[int, int]:
-    """Return the lengths of two texts after truncating the longer one until both fit.
-
-    Source: Devlin et al. 2019, released code (one token at a time from the longer text).
-    """
+    """Return the lengths of two texts after truncating the longer one, as in the code of Devlin et al. 2019."""
     if first + second <= max_tokens:
         return first, second
     # The shorter text keeps up to half of the tokens; of two longer ones, the second gets the smaller half.

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence, Sized
 from difflib import SequenceMatcher
-from itertools import chain, groupby
+from itertools import chain
 from operator import eq
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -221,20 +221,16 @@ def _best_threshold(
     """Return the lowest threshold with the best F1, with F1 and exact match there."""
     _check_complete(gold, no_answer, "no_answer")
     order = sorted(scores, key=no_answer.__getitem__)
-    lowest = no_answer[order[0]]
-    # Start with no question answered; raise the threshold to answer one group after the other.
-    exact = f1 = float(sum(not answers for answers in gold.values()))
-    best = (0.0 if lowest > 0 else lowest - 1, f1, exact)
-    for threshold, questions in groupby(order, key=no_answer.__getitem__):
-        for question in questions:
-            unanswered = float(not gold[question])
-            exact += scores[question][0] - unanswered
-            f1 += scores[question][1] - unanswered
-        if f1 > best[1]:
-            best = (threshold, f1, exact)
-    threshold, f1, exact = best
-    percent = 100 * f1 / len(scores), 100 * exact / len(scores)
-    return {"best_threshold": float(threshold), "best_f1": percent[0], "best_exact": percent[1]}
+    values = [float(no_answer[question]) for question in order]
+    # Totals of exact match and F1 if the first n questions are answered; those with equal `no_answer` go together.
+    unanswered = np.array([[float(not gold[question])] * 2 for question in order])
+    gains = np.array([scores[question] for question in order]) - unanswered
+    totals = np.cumsum([unanswered.sum(0), *gains], axis=0)  # (questions + 1, 2)
+    bounds = [n for n in range(len(totals)) if n in (0, len(values)) or values[n] != values[n - 1]]
+    best = max(bounds, key=lambda n: float(totals[n, 1]))
+    none = 0.0 if values[0] > 0 else values[0] - 1
+    exact, f1 = (100 * totals[best] / len(scores)).tolist()
+    return {"best_threshold": values[best - 1] if best else none, "best_f1": f1, "best_exact": exact}
 
 
 def _percent(pairs: Collection[tuple[float, float]]) -> list[float]:

@@ -1,7 +1,4 @@
-"""Multiple choice: which of several options, each paired with a text, has the highest of their logits.
-
-Source: Devlin et al. 2019, section 4.4.
-"""
+"""Multiple choice: options, each paired with a text, compete in a softmax. Source: Devlin et al. 2019, section 4.4."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

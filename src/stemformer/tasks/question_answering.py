@@ -1,9 +1,6 @@
-"""Extractive question answering: the span of a passage that answers a question.
+"""Extractive question answering: the span of a passage that answers a question, or `[CLS]` for no answer.
 
-Every token is scored as the start and as the end of the answer. Long passages are read in overlapping
-windows. Where questions may have no answer, the scores of `[CLS]` are those of "no answer".
-
-Source: Devlin et al. 2019, sections 4.2 and 4.3; windows: released code (a stride of 128).
+Source: Devlin et al. 2019, sections 4.2 and 4.3; windows of long passages: released code.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""Classification, multi-label classification and regression of texts and pairs of texts.
-
-Source: Devlin et al. 2019, section 4.1 (pairs and single texts) and appendix B.1.
-"""
+"""Classification, multi-label classification and regression of texts and pairs (Devlin et al. 2019, section 4.1)."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

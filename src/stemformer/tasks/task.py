@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stemformer.config import check_at_least, check_fields
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.data.tokenization.tokenizer import Tokenizer
@@ -31,15 +32,13 @@ class TaskConfig:
     """Settings of a labelled task, apart from its data.
 
     Attributes:
-        name: `classify` (one text), `pair` (two texts), `tag` (words of a sentence), `qa` (answers in
-            a passage) or `choice` (multiple choice).
+        name: `classify` (a text), `pair` (two texts), `tag` (words), `qa` (answers) or `choice` (options).
         kind: Of `classify` and `pair`: one `class` per text, any number of `labels`, or a `score`.
         text: Columns with the texts; detected by name and content if empty.
         label: Column with the answer; detected by name and content if None.
         max_length: Maximum tokens per example, special tokens included; None for the model's maximum.
-        long_texts: How `classify` treats texts over `max_length`: `windows` averages over parts,
-            `head_tail` keeps 1/4 from the beginning and 3/4 from the end (Sun et al. 2019), `cut`
-            truncates.
+        long_texts: Of `classify`, for texts over `max_length`: `windows` averages over parts, `head_tail`
+            keeps 1/4 from the beginning and 3/4 from the end (Sun et al. 2019), `cut` truncates.
         stride: Tokens shared by neighboring windows in `tag` and `qa`.
         label_smoothing: Share of the target probability spread evenly over all labels, in [0, 1).
         balance: Weight classes inversely to their frequency in the training data.
@@ -71,14 +70,14 @@ class TaskConfig:
     alphabet: str | None = None
 
     def __post_init__(self) -> None:
+        check_at_least(8, self, "task.", "max_length")
+        check_at_least(0, self, "task.", "stride")
+        check_at_least(1, self, "task.", "max_answer_tokens")
+        check_fields(self, "task.", "a number in [0, 1)", lambda x: 0 <= x < 1, "label_smoothing")
+        check_fields(self, "task.", "a probability between 0 and 1", lambda x: 0 < x < 1, "positive")
         has_texts, is_class = self.name in ("classify", "pair"), self.kind == "class"
         draw_settings = (self.symbol_size, self.symbol_stride, self.alphabet)
         rules = {
-            f"max_length is {self.max_length}: expected at least 8": self.max_length is None or self.max_length >= 8,
-            f"stride is {self.stride}: expected 0 or more": self.stride >= 0,
-            f"label_smoothing is {self.label_smoothing}: expected a number in [0, 1)": 0 <= self.label_smoothing < 1,
-            f"positive is {self.positive}: expected a probability between 0 and 1": 0 < self.positive < 1,
-            f"max_answer_tokens is {self.max_answer_tokens}: expected at least 1": self.max_answer_tokens >= 1,
             f"kind is {self.kind!r}: only classify and pair have kinds, not {self.name}": has_texts or is_class,
             f"balance and label_smoothing apply to kind 'class', not to {self.kind!r}. Remove them.": (
                 is_class or not (self.balance or self.label_smoothing)
@@ -113,7 +112,7 @@ class Task(ABC):
     input_format: str
     # Metric for model selection; higher is better.
     main_metric: str = "accuracy"
-    # `problem_type` in transformers' config.
+    # In transformers' config.
     problem_type: str | None = None
     # The labels are entity tags (BIO or a variant), which are scored as entities.
     has_entities: bool = False
@@ -231,9 +230,7 @@ class Task(ABC):
         """Return what a saved model stores about its task; `load_labelled_task` reads it."""
         metadata: dict[str, Any] = {"labels": list(self.labels), "problem_type": self.problem_type}
         metadata |= {**asdict(self.config), "entities": self.has_entities, "language": self.language}
-        if self.symbols is not None:
-            metadata["symbol_map"] = asdict(self.symbols)
-        return metadata
+        return metadata if self.symbols is None else {**metadata, "symbol_map": asdict(self.symbols)}
 
     def load_metadata(self, metadata: dict[str, Any]) -> None:
         """Restore what `metadata` stores beyond settings and labels."""

@@ -7,7 +7,7 @@ products, causal queries in chunks that skip the keys after them.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,8 +49,7 @@ class _PaddedSide:
         return self._index[heads, step]
 
 
-@dataclass(frozen=True)
-class _LengthBucket:
+class _LengthBucket(NamedTuple):
     """Sequences of similar length as a block of `B` sequences, `T_q` queries and `T_k` keys."""
 
     q: _PaddedSide
@@ -61,14 +60,12 @@ class _LengthBucket:
     chunks: tuple[_QueryChunk, ...]
 
 
-@dataclass(frozen=True)
-class _BucketPlan:
+class _BucketPlan(NamedTuple):
     """Buckets of a batch, and the order that restores flat tokens from them."""
 
     buckets: tuple[_LengthBucket, ...]
-    # (N * H) index of each head of each query in the blocks (B, H, T) of all query chunks.
+    # (N * H) and (M * H) index of each head of each query and key in the blocks (B, H, T) of all chunks and buckets.
     q_order: Tensor
-    # (M * H) index of each head of each key in the blocks of all buckets.
     k_order: Tensor
 
 
@@ -111,10 +108,7 @@ def _plan(
 
 
 def _group_by_length(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -> list[np.ndarray]:
-    """Group sequences of similar length: sort, and split at the least total cost.
-
-    A bucket computes its maximum lengths' product for each sequence, and costs `_BUCKET_COST` itself.
-    """
+    """Group sequences of similar length: sort, and split at the least total cost of buckets and their scores."""
     if not len(k_lengths):
         return []
     order = np.lexsort((q_lengths, k_lengths))
@@ -231,8 +225,7 @@ def forward_cpu(
     if int(cu_q[-1]) > q.shape[0]:
         raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, but there are {q.shape[0]} tokens.")
     gather_q, gather_k, gather_v = _gatherer(q), _gatherer(k), _gatherer(v)
-    outputs, logs, budget = [], [], _KEPT_SCORES
-    plan = _plan_for(q, cu_q, cu_k, causal)
+    outputs, logs, budget, plan = [], [], _KEPT_SCORES, _plan_for(q, cu_q, cu_k, causal)
     for bucket in plan.buckets:
         bq, bk, bv = gather_q(bucket.q), gather_k(bucket.k), gather_v(bucket.k)  # (B, H, T, K)
         probabilities: list[Tensor] = []
@@ -270,8 +263,7 @@ def backward_cpu(
     """Return the gradients of q, k and v; probabilities that were not kept are recomputed."""
     gather_q, gather_k, gather_v = _gatherer(q), _gatherer(k), _gatherer(v)
     gather_grad, gather_out, gather_lse = _gatherer(grad), _gatherer(out), _gatherer(lse[..., None])
-    plan = _plan_for(q, cu_q, cu_k, causal)
-    dq, dk, dv = [], [], []
+    dq, dk, dv, plan = [], [], [], _plan_for(q, cu_q, cu_k, causal)
     for number, bucket in enumerate(plan.buckets):
         bq, bk, bv, bg = gather_q(bucket.q), gather_k(bucket.k), gather_v(bucket.k), gather_grad(bucket.q)
         if bucket.flash:

@@ -44,12 +44,11 @@ def attend(
     Args:
         q: Queries of all sequences, concatenated.
         k: Keys; sequence `s` of the queries attends to sequence `s` of the keys.
-        v: Values.
+        v: Values of the keys.
         cu_q: int32 boundaries of the query sequences; the last entry is N. On the CPU, more rows
             may follow as padding; their output is zero.
         cu_k: int32 boundaries of the key sequences.
-        max_q: Maximum length of a query sequence.
-        max_k: Maximum length of a key sequence.
+        max_q: Maximum length of a query sequence (`max_k`: of a key sequence).
         causal: Query i attends to key j only if `j <= i + len_k - len_q` (aligned at the bottom right).
 
     Example:
@@ -96,10 +95,8 @@ def attend_cached(
     """Write one new token of each sequence to the cache and return its attention output.
 
     Args:
-        qkv: Queries, keys and values of the new tokens.
         new: Last column of the cache, where their keys and values are written.
         keys: Cached keys of all P columns, the new one included; heads of a sequence are adjacent.
-        values: Cached values of all P columns.
         mask: Added to the scores; needed where the cache is padded.
     """
     # Two batched products: PyTorch's kernel takes up to twice as long for one query per sequence.

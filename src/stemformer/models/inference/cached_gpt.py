@@ -28,10 +28,8 @@ class GptDecoder:
         steps: Expected number of decoding steps.
 
     Example:
-        >>> from stemformer.models.gpt import GptConfig
         >>> from stemformer.models.model import make_model
-        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        >>> config = GptConfig(vocab_size=50, **sizes)
+        >>> config = GptConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> decoder = GptDecoder(make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)))
         >>> logits = decoder.prefill([[3, 1, 4], [1, 5]], max_length=10)
         >>> decoder.decode_step(logits.argmax(-1)).shape

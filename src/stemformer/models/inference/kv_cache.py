@@ -21,15 +21,16 @@ class KeyValueCache:
     ) -> None:
         self.length, self.max_length = max(lengths), max_length
         self._check_length()
-        has_padding = min(lengths) < self.length
+        # Whether sequences have different lengths.
+        self.has_padding = min(lengths) < self.length
         # Padding is multiplied by zero, so it must be a finite number.
-        make = torch.zeros if has_padding else torch.empty
+        make = torch.zeros if self.has_padding else torch.empty
         num_heads, head_size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, 2, len(lengths), num_heads, max_length, head_size)
         self._set_data(make(shape, device=device, dtype=dtype))
         self._starts = self.length - torch.tensor(lengths, device=device)  # (S,)
         self._mask: Tensor | None = None  # (S, 1, 1, max_length), -inf for padding
-        if has_padding:
+        if self.has_padding:
             is_padding = torch.arange(max_length, device=device) < self._starts[:, None, None, None]
             self._mask = torch.zeros(is_padding.shape, device=device, dtype=dtype).masked_fill(is_padding, -torch.inf)
 
@@ -41,11 +42,6 @@ class KeyValueCache:
     def _check_length(self) -> None:
         if self.length > self.max_length:
             raise ValueError(f"{self.length} tokens exceed the cache's max_length of {self.max_length}.")
-
-    @property
-    def has_padding(self) -> bool:
-        """Whether sequences have different lengths."""
-        return self._mask is not None
 
     @property
     def positions(self) -> Int[Tensor, "S"]:
