@@ -28,7 +28,6 @@ class BenchmarkTask:
 
     Attributes:
         name: Spelling of the leaderboard; also the name of the task's folder.
-        task: Name of the fine-tuning task.
         metrics: Official metrics, named as in `tasks.metrics`; the mean of them selects the best
             run. `accuracy_mismatched` is the accuracy on the file `mismatched`.
         label: Label column; on the hub it is always `label`.

@@ -6,7 +6,6 @@ Source: Brown et al. 2020, section 2.4 (demonstrations sampled for each example)
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -60,10 +59,10 @@ class FewShotDataset:
         if len(queues) == 1:
             return list(queues[0][:num_shots])
         # In each round, one of each label that has any left.
-        rounds = (
-            queues[i][turn : turn + 1] for turn in range(num_shots) for i in rng.permutation(len(queues)).tolist()
-        )
-        return list(islice(chain.from_iterable(rounds), num_shots))
+        chosen = []
+        for turn in range(num_shots):
+            chosen += [queues[i][turn] for i in rng.permutation(len(queues)).tolist() if turn < len(queues[i])]
+        return chosen[:num_shots]
 
     @cached_property
     def _by_label(self) -> list[np.ndarray]:
@@ -77,8 +76,7 @@ def read_few_shot_examples(file: str, task: PromptTask) -> list[FewShotExample]:
     if missing := sorted(set(task.words) - set(table.columns)):
         hint = nearest(missing[0], table.columns)
         raise ConfigError(f"Task {task.name}: words: The data has no column {missing[0]!r}{hint}.")
-    used = task.columns
-    items = []
+    items, used = [], task.columns
     for row, location in zip(table.rows, table.locations, strict=True):
         fields = {name: _to_text(value) for name, value in row.items()}
         for column, values in task.words.items():
@@ -108,9 +106,8 @@ def _make_example(task: PromptTask, row: Mapping[str, Any], fields: dict[str, st
         raise unknown_name(f"Task {task.name}: The data has no column", task.label, fields, "Columns")
     if task.answers:
         if label not in task.answers:
-            raise DataError(
-                f"{location}: Unknown label {label!r}. Labels of task {task.name}: {', '.join(task.answers)}."
-            )
+            known = f"Labels of task {task.name}: {', '.join(task.answers)}."
+            raise DataError(f"{location}: Unknown label {label!r}. {known}")
         return FewShotExample(fields, tuple(task.answers.values()), list(task.answers).index(label), label)
 
     # Answers of this example.

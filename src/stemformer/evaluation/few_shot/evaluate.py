@@ -99,9 +99,8 @@ def evaluate_few_shot(
     """
     is_choice = task.output_type == "multiple_choice"
     if "causal_lm" not in model.heads and not is_choice:
-        raise ConfigError(
-            f"Task {task.name} needs a causal language model. Pass a GPT, or a task with output_type = multiple_choice."
-        )
+        advice = "Pass a GPT, or a task with output_type = multiple_choice."
+        raise ConfigError(f"Task {task.name} needs a causal language model. {advice}")
     decoder = None
     if task.output_type == "generate_until":  # prepared once for all batches
         num_batches = math.ceil(len(numbers) / _BATCH_EXAMPLES)
@@ -264,9 +263,8 @@ def _fit(
             # Room for the prompt, next to the longest answer and the suffix.
             reserved = max(map(len, answers), default=task.max_new_tokens)
             if reserved >= positions:
-                raise ConfigError(
-                    f"Task {task.name}: An answer has {reserved} tokens; the model has {positions} positions."
-                )
+                problem = f"An answer has {reserved} tokens; the model has {positions} positions."
+                raise ConfigError(f"Task {task.name}: {problem}")
             kept_suffix = suffix[: positions - reserved - 1]
             room = positions - reserved - len(kept_suffix)
             if len(prompt) > room and pending[i]:

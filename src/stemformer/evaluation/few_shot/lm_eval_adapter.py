@@ -35,7 +35,6 @@ except ImportError as error:
 
 _PROGRESS_STEP = 256  # prompts between progress updates
 _GENERATE_BATCH = 32  # texts that are generated together
-
 # Supported generation settings besides length, stop strings, sampling and temperature.
 _SETTINGS = ("top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "length_penalty")
 
@@ -51,10 +50,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         max_gen_toks: Default maximum number of generated tokens. Sampled texts depend on their
             index among the requests with the same settings.
         batch_size, max_batch_size: Ignored: batches are limited by tokens.
-
-    Example:
-        >>> from lm_eval import simple_evaluate  # doctest: +SKIP
-        >>> simple_evaluate(model=HarnessModel("run"), tasks=["lambada_openai"])  # doctest: +SKIP
     """
 
     backend = "causal"

@@ -1,7 +1,4 @@
-"""Log-probabilities of answers: continuations (causal LM) or masked spans (masked LM).
-
-Only answer tokens are scored; the answers to one prompt share its cache.
-"""
+"""Log-probabilities of answers: continuations (causal LM) or masked spans (masked LM)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +39,7 @@ class AnswerScore:
 
 @torch.inference_mode()
 def score_answers(model: Model, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
-    """Score each answer as a continuation of its prompt.
+    """Score each answer as a continuation of its prompt, whose key-value cache the answers share.
 
     Args:
         model: GPT with its head, in evaluation mode; under the caller's autocast.

@@ -1,8 +1,7 @@
 """Synthetic in-context learning tasks: episodes of pairs that follow one rule.
 
-Most rules are sampled per episode, so that only examples reveal the answer. Mixed into
-pre-training, episodes teach even a very small GPT to learn in context. A document is one episode
-with a line `input -> output` for each pair; spaces make each letter and digit a token.
+Mixed into pre-training, they teach even a very small GPT to learn in context. A document is one
+episode with a line `input -> output` for each pair; spaces make each letter and digit a token.
 """
 
 import json
