@@ -25,8 +25,7 @@ def read_fasta(text: str, source: str) -> list[tuple[str, dict[str, Any]]]:
             records.append((number, line[1:].strip(), []))
         elif line.strip() and not line.startswith(";"):
             if not records:
-                expected = "Expected a line that begins with '>'."
-                raise DataError(f"{source}:{number}: Found a sequence before any header. {expected}")
+                raise DataError(f"{source}:{number}: Found a sequence before any header. Expected '>' and a name.")
             records[-1][2].append("".join(line.split()))
     if empty := next((number for number, _, parts in records if not parts), 0):
         raise DataError(f"{source}:{empty}: Found a header without a sequence. Add its lines or remove the header.")

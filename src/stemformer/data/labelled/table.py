@@ -114,9 +114,8 @@ def read_json_records(source: str) -> list[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             # Extra data: the first line is one of several objects.
             if getattr(error, "msg", "") != "Extra data":
-                location = f"{source}:{getattr(error, 'lineno', 1)}"
                 expected = "Expected one object, one list of objects or one object per line."
-                raise DataError(f"{location}: Bad JSON ({error}). {expected}") from error
+                raise DataError(f"{source}:{getattr(error, 'lineno', 1)}: Bad JSON ({error}). {expected}") from error
     values = values or list(json_values(iter([text]), source))
     for location, value in values if _SURROGATE_ESCAPE.search(text) else []:
         replace_lone_surrogates(json.dumps(value, ensure_ascii=False), location, errors="strict")
@@ -163,8 +162,7 @@ def _json_rows(records: list[tuple[str, Any]], source: str) -> list[tuple[str, d
         records = [(f"{source}: data[{number}]", row) for number, row in enumerate(records[0][1]["data"])]
     for location, row in records:
         if not isinstance(row, dict):
-            found = type(row).__name__
-            raise DataError(f"{location}: Expected a JSON object with a key for each column, found {found}.")
+            raise DataError(f"{location}: Expected a JSON object with a key per column, found {type(row).__name__}.")
     return records
 
 

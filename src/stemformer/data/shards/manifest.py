@@ -121,8 +121,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}). {advice}", damaged=True) from error
     if manifest_fingerprint(manifest) != manifest.fingerprint:
-        problem = "was changed since it was written (its fingerprint does not match)"
-        raise DataError(f"{path} {problem}. {advice}", damaged=True)
+        raise DataError(f"{path} was changed since it was written (its fingerprint differs). {advice}", damaged=True)
     return manifest
 
 
