@@ -169,7 +169,7 @@ def test_metrics_are_named_after_the_losses(shards):
 
 def test_metrics_are_means_over_positions_not_over_batches(shards):
     batches, module = batches_of(shards), module_of(shards)
-    metrics = evaluate_held_out(module, batches, device=CPU)
+    metrics = evaluate_held_out(module, batches, device=CPU, num_counted=len(batches))
     with torch.no_grad():
         logits = torch.cat([module(batch, return_logits=True) for batch in batches])
     labels = torch.cat([batch.labels for batch in batches])

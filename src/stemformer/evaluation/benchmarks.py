@@ -153,11 +153,11 @@ def _read_tsv(
     for number, fields in numbered:
         if len(fields) == len(names):
             rows.append((f"{source}:{number}", dict(zip(names, fields, strict=True))))
-            continue
-        if is_test:
+        elif is_test:
             problem = f"Expected {len(names)} fields, got {len(fields)}. Test rows are required."
             raise DataError(f"{source}:{number}: {problem}")
-        counts["damaged rows left out"] += 1
+        else:
+            counts["damaged rows left out"] += 1
     return rows
 
 

@@ -15,6 +15,9 @@ from stemformer.evaluation.inference import even_batches
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.objectives.objective import Examples, Objective, ObjectiveConfig
 
+SumOverRanks = Callable[[Sequence[float]], list[float]]
+"""Sums each of some numbers over all ranks."""
+
 _SEED = 2**40 + 1  # of examples and masks: the same in every run, so that runs are comparable
 
 
@@ -57,12 +60,7 @@ def baselines(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch]) -> dic
 
 @torch.inference_mode()
 def evaluate_held_out(
-    module: nn.Module,
-    batches: Sequence[Batch],
-    *,
-    device: torch.device,
-    num_counted: int | None = None,
-    add: Callable[[Sequence[float]], list[float]] = list,
+    module: nn.Module, batches: Sequence[Batch], *, device: torch.device, num_counted: int, add: SumOverRanks = list
 ) -> dict[str, float]:
     """Return the mean loss (nats) and accuracy over scored positions, by loss.
 
@@ -70,12 +68,11 @@ def evaluate_held_out(
         module: Returns the summed losses of a batch (`objectives.objective.LossModule`).
         num_counted: Number of first batches that count; the others only make the number of forward
             passes equal on all ranks.
-        add: Sums numbers over all ranks.
     """
     module.eval()
     totals: dict[str, np.ndarray] = {}
     for number, batch in enumerate(batches):
-        weight = float(num_counted is None or number < num_counted)
+        weight = float(number < num_counted)
         for name, loss in module(batch.to(device)).items():
             sums = weight * np.array([float(loss.total), float(loss.correct), loss.count])
             totals[name] = totals.get(name, 0.0) + sums
@@ -94,18 +91,16 @@ def make_held_out_evaluation(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
-    add: Callable[[Sequence[float]], list[float]] = list,
+    add: SumOverRanks = list,
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """Return a function that computes the held-out metrics of a module, baselines included.
-
-    Ranks take batches in turn, and `add` sums numbers over all ranks.
-    """
+    """Return a function that computes the held-out metrics of a module, baselines included."""
     batches = held_out_batches(examples, objective, num_examples=num_examples)
     splits = examples.shards.manifest.splits
     counts = splits["held_out" if "held_out" in splits else "train"]
     # The end of each document is predicted, too.
     tokens_per_byte = (counts.tokens + counts.documents) / counts.bytes
     known = baselines(examples.shards.unigram_counts, batches)
+    # Ranks take batches in turn.
     own = batches[rank::world_size]
     padded = [*own, *batches[: -(-len(batches) // world_size) - len(own)]]
 

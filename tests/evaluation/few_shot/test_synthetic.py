@@ -13,14 +13,13 @@ from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.synthetic import (
     SYNTHETIC_TASKS,
     WORD_CLASSES,
-    episode_text,
     find_synthetic,
     synthetic_documents,
     write_synthetic,
 )
 
 CLASS_OF = {word: name for name, words in WORD_CLASSES.items() for word in words}
-CLOSED = [name for name, task in SYNTHETIC_TASKS.items() if task.is_closed]
+CLOSED = [name for name, task in SYNTHETIC_TASKS.items() if task.num_candidates]
 
 
 def number(text):
@@ -133,7 +132,8 @@ def test_no_word_is_in_two_categories_or_an_anagram_of_another():
 
 
 def test_text_has_one_pair_per_line():
-    assert episode_text([("k r t", "t r k"), ("1 7", "2 0")]) == "k r t -> t r k\n1 7 -> 2 0"
+    [document] = synthetic_documents(1, seed=0, tasks=["reverse"])
+    assert document["text"].startswith("p g j -> j g p\ne o n -> n o e\n")
 
 
 def test_documents_alternate_tasks_and_have_8_to_40_pairs():

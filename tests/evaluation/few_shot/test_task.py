@@ -122,7 +122,8 @@ def test_every_built_in_task_can_be_loaded():
 
 def test_synthetic_tasks_can_be_loaded():
     for name, kind in SYNTHETIC_TASKS.items():
-        assert open_task(f"synthetic:{name}").output_type == ("multiple_choice" if kind.is_closed else "generate_until")
+        expected = "multiple_choice" if kind.num_candidates else "generate_until"
+        assert open_task(f"synthetic:{name}").output_type == expected
 
 
 def test_task_file_locates_its_data(tmp_path):

@@ -61,25 +61,15 @@ class SyntheticTask:
     num_candidates: int = 0
 
     @property
-    def is_closed(self) -> bool:
-        """Whether the answer is one of the candidates."""
-        return self.num_candidates > 0
-
-    @property
     def chance(self) -> float:
         """Accuracy of random guessing; 0 for free text."""
-        return 1 / self.num_candidates if self.is_closed else 0.0
+        return 1 / self.num_candidates if self.num_candidates else 0.0
 
     def episode(self, number: int, rng: np.random.Generator) -> Episode:
         """Generate an episode of `number` pairs; the last one is the query."""
         if number < 1:
             raise ConfigError(f"Number of pairs is {number}. Expected at least 1.")
         return self.make(number, rng)
-
-
-def episode_text(pairs: Sequence[tuple[str, str]]) -> str:
-    """Format pairs as a document."""
-    return "\n".join(f"{source} -> {target}" for source, target in pairs)
 
 
 def find_synthetic(names: Sequence[str]) -> list[SyntheticTask]:
@@ -110,7 +100,7 @@ def synthetic_documents(number: int, *, seed: int, tasks: Sequence[str] = ()) ->
         rng = example_generator(seed, 0, i)
         task = chosen[i % len(chosen)]
         episode = task.episode(int(rng.integers(MIN_PAIRS, MAX_PAIRS + 1)), rng)
-        yield {"text": episode_text(episode.pairs), "task": task.name}
+        yield {"text": "\n".join(f"{source} -> {target}" for source, target in episode.pairs), "task": task.name}
 
 
 def write_synthetic(

@@ -208,7 +208,7 @@ def open_task(spec: str, *, demonstrations: str = "") -> PromptTask:
             raise ConfigError(f"{name} generates its own examples. Remove the file.")
         [kind] = find_synthetic([name.removeprefix(_SYNTHETIC)])
         task = PromptTask("{input} -> {answer}", name=kind.name, synthetic=kind.name, separator="\n")
-        return task if kind.is_closed else replace(task, output_type="generate_until")
+        return task if kind.num_candidates else replace(task, output_type="generate_until")
     known = built_in_tasks()
     is_file = name.endswith(".toml")
     if is_file and not Path(name).is_file():
