@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,7 +103,7 @@ def test_split_with_fewer_examples_is_used_completely(shards):
 def test_split_without_an_example_is_refused(shards):
     objective = held_out_objective(shards)
     rows = objective.make_examples(shards, 32)
-    none = type(rows)(shards, 32, rows.starts[:0], rows.stops[:0], rows.offsets[:1], 2)
+    none = replace(rows, num_tokens=0, starts=rows.starts[:0], stops=rows.stops[:0], offsets=rows.offsets[:1])
     with pytest.raises(DataError, match="Prepare the data again with a larger --held-out"):
         held_out_batches(none, objective, num_examples=4)
 
