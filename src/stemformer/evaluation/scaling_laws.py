@@ -40,7 +40,6 @@ class PowerLaw:
     span: Span | None = None
 
     def loss(self, size: float) -> float:
-        """Predict the loss of a size."""
         return float(self.floor + self.factor * size**-self.exponent)
 
 
@@ -61,7 +60,6 @@ class JointLaw:
     token_span: Span | None = None
 
     def loss(self, parameters: float, tokens: float) -> float:
-        """Predict the loss of a model of some size after some tokens."""
         size_term = self.size_factor * parameters**-self.size_exponent
         return float(self.floor + size_term + self.token_factor * tokens**-self.token_exponent)
 

@@ -80,12 +80,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """Id of the end-of-document token."""
         assert self.model.config.eos_token_id is not None, "a GPT has an end token"
         return self.model.config.eos_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Return the ids of a text."""
         ids: list[int] = self.tokenizer.encode_ids([string])[0].tolist()
         return self._bos + ids if add_special_tokens is not False else ids
 

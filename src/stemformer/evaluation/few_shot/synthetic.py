@@ -5,9 +5,11 @@ episode with a line `input -> output` for each pair; spaces make each letter and
 """
 
 import json
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +19,10 @@ from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import ConfigError
 from stemformer.io import write_file
 
-MIN_PAIRS, MAX_PAIRS = 8, 40
-"""Number of pairs in a document."""
+_MIN_PAIRS, _MAX_PAIRS = 8, 40  # pairs in a document
 
-WORD_CLASSES: dict[str, tuple[str, ...]] = {
-    name: tuple(words.split())
-    for name, words in {
-        "animals": "dog cat horse cow sheep goat pig wolf fox bear lion tiger mouse rabbit deer camel eagle crow owl duck frog snake bee",
-        "colours": "red blue green yellow white black brown grey pink purple scarlet violet crimson golden silver ivory",
-        "food": "bread butter cheese milk rice soup meat honey sugar salt apple pear lemon grape plum onion carrot bean cake pie egg flour",
-        "body": "head face eye ear nose mouth chin neck arm elbow hand finger thumb leg knee foot toe heart bone skin shoulder tongue",
-        "clothes": "hat coat shirt shoe boot sock glove scarf dress skirt belt cap cloak apron jacket collar sleeve button veil robe",
-        "countries": "France Spain Italy Greece Egypt India China Japan Russia Poland Norway Sweden Ireland Canada Mexico Brazil Peru",
-        "people": "baker farmer doctor lawyer teacher soldier sailor priest judge nurse painter singer hunter miner tailor king queen",
-        "house": "table chair bed desk shelf lamp door window wall roof floor stove mirror carpet curtain drawer bench sofa chimney stairs",
-        "vehicles": "car bus train ship boat plane bicycle cart wagon truck tram canoe ferry sledge yacht carriage taxi rocket lorry raft",
-        "nature": "river lake sea mountain hill valley forest island beach desert cave field meadow cliff pond swamp canyon harbour coast",
-    }.items()
-}
+_TABLE = (files("stemformer.evaluation.few_shot") / "word_classes.toml").read_text(encoding="utf-8")
+WORD_CLASSES: dict[str, tuple[str, ...]] = {name: tuple(words.split()) for name, words in tomllib.loads(_TABLE).items()}
 """Common English words by category; no word is in two categories."""
 
 _WORDS = tuple(word for words in WORD_CLASSES.values() for word in words)
@@ -99,7 +87,7 @@ def synthetic_documents(number: int, *, seed: int, tasks: Sequence[str] = ()) ->
     for i in range(number):
         rng = example_generator(seed, 0, i)
         task = chosen[i % len(chosen)]
-        episode = task.episode(int(rng.integers(MIN_PAIRS, MAX_PAIRS + 1)), rng)
+        episode = task.episode(int(rng.integers(_MIN_PAIRS, _MAX_PAIRS + 1)), rng)
         yield {"text": "\n".join(f"{source} -> {target}" for source, target in episode.pairs), "task": task.name}
 
 
