@@ -56,9 +56,8 @@ def differences_from_random(scores: SeedScores) -> list[dict[str, Any]]:
     for start in (start for start in scores if start != "random"):
         for size, (mean, _) in means(scores[start]).items():
             gain, deviation, number = paired_difference(scores, start, "random", size)
-            needed = labels_to_match(scratch, mean) if len(scratch) > 1 else None
             row = {"start": start, "records": size, "mean": gain, "spread": deviation, "seeds": number}
-            rows.append({**row, "records_from_scratch": needed})
+            rows.append(row | {"records_from_scratch": labels_to_match(scratch, mean) if len(scratch) > 1 else None})
     return rows
 
 

@@ -159,9 +159,6 @@ class PromptTask:
 def render(template: str, fields: Mapping[str, str], *, name: str = "") -> str:
     """Insert the columns of a record into a template.
 
-    Raises:
-        ConfigError: Unknown column or filter.
-
     Example:
         >>> render("{a|lower}-{b}", {"a": "One", "b": "2"})
         'one-2'
