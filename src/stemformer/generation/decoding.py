@@ -241,10 +241,7 @@ def _slide(text: list[int], max_positions: int) -> list[int]:
 
 
 def _choose(
-    logits: Float[Tensor, "S V"],
-    config: DecodingConfig,
-    generators: Sequence[np.random.Generator],
-    seen: Bool[Tensor, "S V"] | None,
+    logits: Tensor, config: DecodingConfig, generators: Sequence[np.random.Generator], seen: Tensor | None
 ) -> Int[Tensor, "S"]:
     # No filter excludes the most probable token.
     if config.temperature > 0 or seen is not None:

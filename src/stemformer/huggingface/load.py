@@ -62,10 +62,10 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason, path = str(error).strip().splitlines()[0], Path(name)
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(
-            f"{name!r} is neither a local folder{nearest(path.name, siblings)} nor a model that could be downloaded "
-            f"from the hub ({reason}). Check the spelling, or pass a folder."
-        ) from error
+        neither = (
+            f"{name!r} is neither a local folder{nearest(path.name, siblings)} nor a model that could be downloaded"
+        )
+        raise CheckpointError(f"{neither} from the hub ({reason}). Check the spelling, or pass a folder.") from error
 
 
 def load_model(
@@ -118,8 +118,9 @@ def load_model(
             shapes = f"has shape {tuple(tensor.shape)}, config.json says {tuple(expected[name].shape)}"
             raise CheckpointError(f"{folder}: {name} {shapes}. {mismatch}")
     if body := [name for name in missing if name.startswith("body.")]:
-        problem = f"lacks {len(body)} weights of the body, the first is {body[0]}. The model is incomplete."
-        raise CheckpointError(f"{folder} {problem}")
+        raise CheckpointError(
+            f"{folder} lacks {len(body)} weights of the body, the first is {body[0]}: it is incomplete."
+        )
 
     # Random initialization of missing heads.
     if missing:
@@ -191,9 +192,7 @@ def _find_heads(architecture: Architecture, raw: Mapping[str, Any], weights: Seq
     return heads
 
 
-def _untie_lm_head(
-    model: Model, architecture: Architecture, state: Mapping[str, Tensor], raw: Mapping[str, Any]
-) -> None:
+def _untie_lm_head(model: Model, architecture: Architecture, state: dict[str, Tensor], raw: dict[str, Any]) -> None:
     """Give the LM head its own output matrix if `config.json` says so, as `transformers` does."""
     head = architecture.lm_head
     if head not in model.heads:
@@ -211,7 +210,7 @@ def _untie_lm_head(
         )
 
 
-def _read_config(folder: Path) -> tuple[BodyConfig, Mapping[str, Any]]:
+def _read_config(folder: Path) -> tuple[BodyConfig, dict[str, Any]]:
     source = folder / "config.json"
     try:
         raw = msgspec.convert(json.loads(source.read_text(encoding="utf-8")), dict[str, Any])
@@ -260,8 +259,8 @@ def _read_bin(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        problem = "contains pickled objects other than tensors and was not opened"
-        raise CheckpointError(f"{file} {problem}. Convert it to safetensors.") from error
+        problem = f"{file} contains pickled objects other than tensors and was not opened. Convert it to safetensors."
+        raise CheckpointError(problem) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}).", damaged=True) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

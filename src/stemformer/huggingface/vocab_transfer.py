@@ -4,7 +4,6 @@ import unicodedata
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from stemformer.data.tokenization.tokenizer import SUBWORD_PREFIX, Tokenizer
@@ -95,9 +94,7 @@ def _longest_pieces(rest: str, prefix: str, tokenizer: Tokenizer) -> list[int]:
     return found
 
 
-def _mean_rows(
-    old: Float[Tensor, "V D"], sources: list[list[int]], *, std: float, generator: torch.Generator
-) -> Float[Tensor, "W D"]:
+def _mean_rows(old: Tensor, sources: list[list[int]], *, std: float, generator: torch.Generator) -> Tensor:
     """Return the mean of the source rows of each new row; random values if there are none."""
     rows = torch.randn(len(sources), old.shape[1], generator=generator) * std
     for row, ids in enumerate(sources):

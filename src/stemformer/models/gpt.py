@@ -72,10 +72,8 @@ class GptLayer(nn.Module):
         attended = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows))
         return self._add_feed_forward((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
 
-    def prefill(
-        self, x: Float[Tensor, "N D"], *arguments: Any
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M H K"], Float[Tensor, "M H K"]]:
-        """Return states, keys and values; the arguments are those of the attention."""
+    def prefill(self, x: Float[Tensor, "N D"], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return states, keys and values as the attention does, whose arguments these are."""
         attended, keys, values = self.attention.prefill(self.attention_norm(x), *arguments)
         return self._add_feed_forward(x + attended), keys, values
 

@@ -9,7 +9,7 @@ Source: Vaswani et al. 2017, sections 3.1 to 3.3; norm placement: `norm_first` o
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from stemformer.models.bert import Bert
@@ -75,9 +75,8 @@ def plain_forward(
     return PlainOutput(tuple(hidden_states), tuple(attentions))
 
 
-def _self_attention(
-    attention: MultiHeadAttention, x: Float[Tensor, "B T D"], is_token: Bool[Tensor, "B T"]
-) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"]]:
+def _self_attention(attention: MultiHeadAttention, x: Tensor, is_token: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output (B, T, D) and the weights (B, H, T, T)."""
     b, t, d = x.shape
     size = d // attention.num_heads
     q, k, v = attention.qkv(x).view(b, t, 3, attention.num_heads, size).permute(2, 0, 3, 1, 4)  # (B, H, T, K)

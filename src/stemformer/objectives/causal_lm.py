@@ -58,18 +58,13 @@ class CausalLm:
 
         # Inputs: EOS, then the tokens, for each piece.
         sizes = lengths + 1
-        stops = np.cumsum(sizes)
-        is_eos = np.zeros(int(stops[-1]), bool)
-        is_eos[stops - sizes] = True
-        input_ids = np.full(len(is_eos), self.eos, np.int64)
-        input_ids[~is_eos] = tokens
+        input_ids = np.insert(tokens.astype(np.int64), np.cumsum(lengths) - lengths, self.eos)
 
         # Labels: the next input, or EOS after a piece, scored only at a document's end.
+        lasts = np.cumsum(sizes) - 1
         labels = np.append(input_ids[1:], self.eos)
-        labels[stops - 1] = self.eos
-        is_scored = np.ones(len(is_eos), bool)
-        is_scored[stops[~predicts_eos] - 1] = False
-        positions = np.flatnonzero(is_scored)
+        labels[lasts] = self.eos
+        positions = np.delete(np.arange(len(input_ids)), lasts[~predicts_eos])
         return Example(input_ids, lengths=sizes, label_positions=positions, labels=labels[positions])
 
     def counts(self, batch: Batch) -> dict[str, int]:

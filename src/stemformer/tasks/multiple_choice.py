@@ -18,7 +18,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples, make_example, truncate_pair
 from stemformer.tasks.metrics import classification_metrics
-from stemformer.tasks.task import Logits, Task
+from stemformer.tasks.task import Logits, ReportExample, Task
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,7 @@ class MultipleChoice(Task):
         row |= {"prediction": record.choices[prediction.choice], **asdict(prediction)}
         return row if record.answer is None else {**row, "gold": record.choices[record.answer]}
 
-    def to_report_example(
-        self, record: ChoiceQuestion, prediction: ChoicePrediction
-    ) -> tuple[float, bool, dict[str, Any]]:
+    def to_report_example(self, record: ChoiceQuestion, prediction: ChoicePrediction) -> ReportExample:
         assert record.answer is not None
         loss = -float(np.log(max(prediction.probabilities[record.answer], 1e-30)))
         entry: dict[str, Any] = {"id": record.id, "prompt": " ".join(x for x in (record.prompt, record.second) if x)}

@@ -24,7 +24,7 @@ from stemformer.models.attention.varlen import padded_rows
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
 from stemformer.tasks.metrics import Language, squad_metrics
-from stemformer.tasks.task import Logits, Task, TaskOutputs
+from stemformer.tasks.task import Logits, ReportExample, Task, TaskOutputs
 
 _MAX_QUESTION_TOKENS = 64
 _NUM_CANDIDATES = 20
@@ -183,7 +183,7 @@ class QuestionAnswering(Task):
         # A passage without a token; JSON has no infinity.
         return row if math.isfinite(prediction.no_answer) else {**row, "no_answer": None}
 
-    def to_report_example(self, record: Question, prediction: AnswerPrediction) -> tuple[float, bool, dict[str, Any]]:
+    def to_report_example(self, record: Question, prediction: AnswerPrediction) -> ReportExample:
         gold = list(dict.fromkeys(record.gold))
         metrics = squad_metrics({"": gold}, {"": prediction.text}, language=self.language)
         entry: dict[str, Any] = {"id": record.id, "question": record.question, "gold": gold}

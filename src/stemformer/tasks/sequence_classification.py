@@ -17,7 +17,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows, truncate_pair
 from stemformer.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
-from stemformer.tasks.task import Logits, Task, TaskConfig
+from stemformer.tasks.task import Logits, ReportExample, Task, TaskConfig
 
 # Columns of predictions in output files; input columns of these names get the prefix `input_`.
 _PREDICTION_COLUMNS = ("prediction", "probability", "probabilities")
@@ -168,7 +168,7 @@ class SequenceClassification(Task):
         values = values if all(record.texts) else [None] * len(values)
         return row | dict(zip(_PREDICTION_COLUMNS, values, strict=False))
 
-    def to_report_example(self, record: TextExample, prediction: TextPrediction) -> tuple[float, bool, dict[str, Any]]:
+    def to_report_example(self, record: TextExample, prediction: TextPrediction) -> ReportExample:
         entry: dict[str, Any] = {"texts": list(record.texts), "gold": record.label, "predicted": prediction.label}
         if self.config.kind == "score":
             error = abs(prediction.score - record.label)  # type: ignore[operator]

@@ -21,10 +21,11 @@ from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import Language
 
+# Logits of each example, `Task.num_scores` rows.
 Logits = Sequence[Float[np.ndarray, "_ c"]]
-"""Logits of each example, `Task.num_scores` rows."""
-
 TaskOutputs = tuple[TaskExamples, Logits, Tokenizer]
+# How wrong a prediction is, whether it is wrong, and its entry in a report.
+ReportExample = tuple[float, bool, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,7 @@ class Task(ABC):
         """Return a record and its prediction as a row of an output file."""
 
     @abstractmethod
-    def to_report_example(self, record: Any, prediction: Any) -> tuple[float, bool, dict[str, Any]]:
-        """Return how wrong a prediction is, whether it is wrong, and its entry in a report."""
+    def to_report_example(self, record: Any, prediction: Any) -> ReportExample: ...
 
     def report_details(self, record: Any, prediction: Any, index: int, outputs: TaskOutputs) -> dict[str, Any]:
         """Return additional report entries of record number `index` that need the logits."""

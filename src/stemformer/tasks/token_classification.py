@@ -26,7 +26,7 @@ from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
 from stemformer.tasks.metrics import tagging_metrics
-from stemformer.tasks.task import Logits, Task, TaskConfig
+from stemformer.tasks.task import Logits, ReportExample, Task, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,7 @@ class TokenClassification(Task):
             row["gold"] = list(record.tags)
         return {**row, "entities": _find_entities(record, prediction.tags)} if self.has_entities else row
 
-    def to_report_example(
-        self, record: TaggedSentence, prediction: TagPrediction
-    ) -> tuple[float, bool, dict[str, Any]]:
+    def to_report_example(self, record: TaggedSentence, prediction: TagPrediction) -> ReportExample:
         assert record.tags is not None
         num_wrong = sum(a != b for a, b in zip(record.tags, prediction.tags, strict=True))
         entry = {"words": list(record.words), "gold": list(record.tags), "predicted": list(prediction.tags)}

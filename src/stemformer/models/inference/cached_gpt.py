@@ -113,9 +113,7 @@ class _Layer:
         out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=max_seqlen, max_k=max_seqlen, causal=True)
         return self._add_feed_forward(x + self.out(out.flatten(1)))
 
-    def decode_step(
-        self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
-    ) -> Float[Tensor, "S D"]:
+    def decode_step(self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         num_sequences, _, num_heads, size = new.shape
         qkv = self.qkv(self.attention_norm(x)).view(num_sequences, 3, num_heads, size)
         return self._add_feed_forward(x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask)))

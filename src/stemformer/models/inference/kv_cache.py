@@ -48,10 +48,8 @@ class KeyValueCache:
         """Position of each sequence's next token."""
         return self.length - self._starts
 
-    def prompt_slots(
-        self, positions: Int[Tensor, "N"]
-    ) -> tuple[tuple[Float[Tensor, "S P 2 H K"], ...], tuple[Int[Tensor, "N"], Int[Tensor, "N"]]]:
-        """Return each layer's writable block, and each prompt token's sequence and column."""
+    def prompt_slots(self, positions: Int[Tensor, "N"]) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
+        """Return each layer's writable block (S, P, 2, H, K), and each prompt token's sequence and column (N,)."""
         lengths = self.positions
         sequences = torch.arange(len(lengths), device=positions.device).repeat_interleave(lengths)
         return self._writable.unbind(), (sequences, positions + self._starts[sequences])
