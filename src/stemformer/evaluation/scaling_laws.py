@@ -188,5 +188,4 @@ def _minimize(residuals: Callable[[Any], Any], starts: Any, bounds: Any, *, hube
         for factor in (100, 10, 1):
             points = [np.clip(solution.x, low + margin, high - margin) for solution in found]
             found = [least_squares(residuals, x, loss="huber", f_scale=factor * huber, **options) for x in points]
-    best: list[float] = min(found, key=lambda solution: float(solution.cost)).x.tolist()
-    return best
+    return min(found, key=lambda solution: float(solution.cost)).x.tolist()

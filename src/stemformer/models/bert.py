@@ -57,8 +57,7 @@ class BertEmbeddings(nn.Module):
         self, input_ids: Int[Tensor, "*b"], position_ids: Int[Tensor, "*b"], token_type_ids: Int[Tensor, "*b"]
     ) -> Float[Tensor, "*b D"]:
         x = self.word(input_ids) + self.position(position_ids) + self.token_type(token_type_ids)
-        y: Tensor = self.dropout(self.norm(x))
-        return y
+        return self.dropout(self.norm(x))
 
 
 class BertLayer(nn.Module):
@@ -79,8 +78,7 @@ class BertLayer(nn.Module):
     ) -> Float[Tensor, "R D"]:
         attended = self.dropout(self.attention(x, cu_seqlens, max_seqlen, rows))
         x = self.attention_norm((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
-        y: Tensor = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        return y
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
 class Bert(Body):

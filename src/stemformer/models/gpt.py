@@ -47,8 +47,7 @@ class GptEmbeddings(nn.Module):
         self, input_ids: Int[Tensor, "*b"], position_ids: Int[Tensor, "*b"], token_type_ids: Tensor | None = None
     ) -> Float[Tensor, "*b D"]:
         # GPT has no segments.
-        x: Tensor = self.dropout(self.word(input_ids) + self.position(position_ids))
-        return x
+        return self.dropout(self.word(input_ids) + self.position(position_ids))
 
 
 class GptLayer(nn.Module):
@@ -78,8 +77,7 @@ class GptLayer(nn.Module):
         return self._add_feed_forward(x + attended), keys, values
 
     def _add_feed_forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
-        y: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return y
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,7 @@ class MaskedLmHead(LmHead):
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
 
     def features(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
-        x: Tensor = self.norm(self.activation(self.dense(states)))
-        return x
+        return self.norm(self.activation(self.dense(states)))
 
 
 class CausalLmHead(LmHead):
@@ -77,8 +76,7 @@ class NextSentenceHead(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, 2)
 
     def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S 2"]:
-        scores: Tensor = self.classifier(torch.tanh(self.pooler(states)))
-        return scores
+        return self.classifier(torch.tanh(self.pooler(states)))
 
 
 class ClassHead(nn.Module):

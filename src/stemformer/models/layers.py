@@ -87,8 +87,7 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return nn.functional.dropout(x, self.rate)
         keep = _random_bytes(x) >= self._threshold
-        y: Tensor = x * keep * (256 / (256 - self._threshold))
-        return y
+        return x * keep * (256 / (256 - self._threshold))
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
@@ -126,8 +125,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self.qkv(x).view(n, 3, self.num_heads, d // self.num_heads).unbind(1)  # (N, H, K)
         out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=max_seqlen, max_k=max_seqlen, causal=self.causal)
         out = out.reshape(n, d)
-        y: Tensor = self.out(out if rows is None else out.index_select(0, rows))  # (R, D)
-        return y
+        return self.out(out if rows is None else out.index_select(0, rows))  # (R, D)
 
     def prefill(
         self,
@@ -162,5 +160,4 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
-        y: Tensor = self.down(self.activation(self.up(x)))  # (N, D) -> (N, F) -> (N, D)
-        return y
+        return self.down(self.activation(self.up(x)))  # (N, D) -> (N, F) -> (N, D)

@@ -54,8 +54,7 @@ def make_objective(config: ObjectiveConfig, *, special: SpecialIds, vocab_size: 
         >>> make_objective(MaskedLmConfig(sentences="order"), special=SpecialIds(1, 2, 3), vocab_size=9).heads
         ('masked_lm', 'next_sentence')
     """
-    objective: MaskedLm | CausalLm = OBJECTIVES[config.name](config, special=special, vocab_size=vocab_size)
-    return objective
+    return OBJECTIVES[config.name](config, special=special, vocab_size=vocab_size)
 
 
 def num_scored_positions(objective: Objective, batch: Batch) -> int | None:

@@ -151,8 +151,7 @@ class Task(ABC):
 
     def scores(self, model: Model, states: Float[Tensor, "R D"], batch: Batch) -> Float[Tensor, "R C"]:
         """Return the logits of a batch, `num_scores` rows per example, in their order."""
-        logits: Tensor = model.heads[self.head](states)
-        return logits
+        return model.heads[self.head](states)
 
     @abstractmethod
     def num_scores(self, example: Example) -> int:

@@ -62,8 +62,7 @@ class DistributedContext:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op=op)
-        reduced: list[float] = tensor.tolist()
-        return reduced
+        return tensor.tolist()
 
 
 def slices(items: Sequence[T], number: int) -> list[Sequence[T]]:

@@ -54,8 +54,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     """Mix 64 bits by the finalizer of SplitMix64 (Steele et al. 2014, figure 15)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed
+    return x ^ (x >> np.uint64(31))
 
 
 def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int) -> list[tuple[int, int]]:

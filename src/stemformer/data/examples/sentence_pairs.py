@@ -67,8 +67,7 @@ class SentencePairDataset(ShardDataset):
 
     def _is_sentence_start(self, positions: Int[np.ndarray, "p"]) -> Bool[np.ndarray, "p"]:
         starts = self.shards.sentence_starts
-        is_start: np.ndarray = starts[np.searchsorted(starts, positions)] == positions
-        return is_start
+        return starts[np.searchsorted(starts, positions)] == positions
 
     def _shorten(self, start: int, stop: int, *, target: int) -> int:
         """Return the last sentence end within `target`, `stop` if that is not possible."""

@@ -78,8 +78,7 @@ class Shards:
     @cached_property
     def unigram_counts(self) -> UInt64[np.ndarray, " V"]:
         """Count of each id in the train split, also if this is the held-out split."""
-        counts: np.ndarray = np.load(self._folder / "unigram.npy", allow_pickle=False)
-        return counts
+        return np.load(self._folder / "unigram.npy", allow_pickle=False)
 
     def _locate(self, start: int, stop: int) -> tuple[int, int, int]:
         """Return the shard of a span, and the span within it."""

@@ -141,8 +141,7 @@ class Tokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, None if it is not in it."""
-        token_id: int | None = self._backend.token_to_id(token)
-        return token_id
+        return self._backend.token_to_id(token)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """Return the text of ids, special tokens included."""

@@ -213,5 +213,4 @@ def _train_merges(words: Counter[str], *, vocab_size: int, min_frequency: int) -
         for done in range(0, count, 1000)
     )
     backend.train_from_iterator(repeated, trainer)
-    vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-    return vocab
+    return backend.get_vocab(with_added_tokens=True)

@@ -30,8 +30,7 @@ def join_words(
         for word in segment(run.group()):
             inside[start + 1 : start + len(word)] = True
             start += len(word)
-    joined: np.ndarray = word_starts & ~inside[offsets[:, 0]]
-    return joined
+    return word_starts & ~inside[offsets[:, 0]]
 
 
 def load_segmenter(name: str) -> Segmenter | None:
@@ -48,5 +47,4 @@ def load_segmenter(name: str) -> Segmenter | None:
     except ImportError as error:
         raise ConfigError('--words jieba needs the package jieba: pip install "stemformer[zh]"') from error
     jieba.setLogLevel("WARNING")
-    segmenter: Segmenter = jieba.Tokenizer().lcut
-    return segmenter
+    return jieba.Tokenizer().lcut
