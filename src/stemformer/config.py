@@ -20,6 +20,9 @@ from stemformer.errors import ConfigError
 
 T = TypeVar("T")
 
+SIMILAR = 0.6
+"""Least similarity of a name to one that is suggested in its place."""
+
 
 def to_toml(config: Any) -> str:
     """Return the TOML text of a dataclass; nested dataclasses become tables."""
@@ -61,9 +64,16 @@ def differences(a: T, b: T) -> list[tuple[str, Any, Any]]:
     return [(key, left.get(key), right.get(key)) for key in left | right if left.get(key) != right.get(key)]
 
 
+def nearest_first(name: str, choices: Iterable[str], *, cutoff: float = 0.0) -> list[str]:
+    """Return the choices, the most similar to `name` first, without those of a similarity below `cutoff`."""
+    names = list(choices)
+    similar = {x: difflib.SequenceMatcher(None, x.lower(), name.lower()).ratio() for x in names}
+    return sorted((x for x in names if similar[x] >= cutoff), key=lambda x: (-similar[x], x))
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the most similar choice, or "" if there is none."""
-    matches = difflib.get_close_matches(name, list(choices), n=1)
+    matches = nearest_first(name, choices, cutoff=SIMILAR)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
@@ -152,11 +162,11 @@ class _Builder:
         elsewhere = [key for key, last in keys.items() if last == name]
         elsewhere += [key for key, last in keys.items() if "".join(w[0] for w in last.split("_")) == name and name[1:]]
         # A misspelled name, or one word of a name (hidden).
-        likely = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
+        likely = nearest_first(name, fields, cutoff=0.8)[:1]
         likely = likely or [field for field in fields if name in field.split("_")]
-        likely = likely or difflib.get_close_matches(name, fields, n=1)
+        likely = likely or nearest_first(name, fields, cutoff=SIMILAR)[:1]
         here = [".".join((*table, field)) for field in likely]
-        if found := elsewhere[:1] or here or difflib.get_close_matches(".".join(path), keys, n=1):
+        if found := elsewhere[:1] or here or nearest_first(".".join(path), keys, cutoff=SIMILAR)[:1]:
             return self._error(path, f" is not a setting (did you mean {' or '.join(map(repr, found))}?)")
         expected = ", ".join(".".join((*table, field)) for field in fields)
         return self._error(path, f" is not a setting; expected one of {expected}")

@@ -1,6 +1,5 @@
 """Options as keyword arguments of Python functions, and old names of options."""
 
-import difflib
 import functools
 import inspect
 import re
@@ -94,7 +93,10 @@ def _build(
     values = dict(zip(positional, args, strict=False))
     for name, value in _new_names(function, known, keywords):
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            # Imported here, which keeps --help fast.
+            from stemformer.config import SIMILAR, nearest_first
+
+            close = nearest_first(name, known, cutoff=SIMILAR)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{function}() has no option {name!r}.{hint}")
         if name in values:

@@ -1,19 +1,23 @@
 """Documents from every format, every bad input, and the counts of skipped items."""
 
 import bz2
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
+import sys
 import tarfile
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from stemformer.data.text.documents import Document, read_documents, total_bytes
-from stemformer.data.text.files import find_files, split_suffixes
+from stemformer.data.text.files import find_files, find_sources, split_suffixes
 from stemformer.errors import ConfigError, DataError
 
 
@@ -103,6 +107,90 @@ def test_find_files_names_the_missing_folder(tmp_path: Path) -> None:
     write(tmp_path / "data/a.txt", "x")
     with pytest.raises(DataError, match=r"does not exist \(no '.*dta'\)\. Did you mean '.*/data'"):
         find_files([tmp_path / "dta" / "a.txt"])
+
+
+def test_a_name_that_resembles_nothing_is_not_suggested(tmp_path: Path) -> None:
+    write(tmp_path / "books.txt", "x")
+    with pytest.raises(DataError, match=r"does not exist\. Check the path"):
+        find_files([tmp_path / "qqq"])
+
+
+def test_a_link_to_a_missing_file_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to("nowhere.txt")
+    with pytest.raises(DataError, match=r"a\.txt' is a link to 'nowhere\.txt', which does not exist"):
+        find_files([tmp_path / "a.txt"])
+
+
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_what_a_folder_or_pattern_holds_and_is_not_read_is_counted(tmp_path: Path, pattern: str) -> None:
+    path, skipped = write(tmp_path / "in/a.txt", "x"), Counter[str]()
+    (tmp_path / "in/gone.txt").symlink_to("nowhere.txt")
+    (tmp_path / "in/itself").symlink_to("itself")
+    os.mkfifo(tmp_path / "in/pipe")
+    assert find_sources([tmp_path / "in" / pattern], skipped) == [str(path)]
+    assert skipped == {"links to missing files": 2, "pipes, sockets and devices": 1}
+
+
+def test_hidden_entries_and_repeated_folders_are_counted(tmp_path: Path) -> None:
+    skipped: Counter[str] = Counter()
+    for name in ("in/a.txt", "in/.b", "in/.git/c"):
+        write(tmp_path / name, "x")
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+    assert texts(tmp_path / "in", skipped=skipped) == ["x"]
+    assert skipped == {"hidden files": 1, "hidden folders": 1, "links to folders that are read already": 1}
+
+
+def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "in/a.txt", "x")
+    write(tmp_path / "in/closed/b.txt", "x")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"in/closed: Cannot be opened \(Permission denied\)"):
+        find_files([tmp_path / "in"])
+
+
+def test_a_pattern_does_not_pass_over_a_folder_without_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in/a.txt", "x")
+    write(tmp_path / "closed/b.txt", "x")
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("closed"))
+    with pytest.raises(DataError, match=r"closed: Cannot be opened"):
+        find_files([f"{tmp_path}/*/*.txt"])
+
+
+def test_a_hub_data_set_that_is_named_twice_is_read_once() -> None:
+    assert find_sources(["hub:a/b", "hub:a/b:test", "hub:a/b", "-", "-"]) == ["hub:a/b", "hub:a/b:test", "-"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"one\n{two}\n", ["one", "{two}"]),
+        (b"one\nstill\n\ntwo", ["one\nstill", "two"]),
+        (b'{"text": "one"}\n{"text": "two"}\n', ["one", "two"]),
+        (b'[\n{"text": "one"}]', ["one"]),
+    ],
+)
+def test_standard_input_may_be_read_again(monkeypatch: pytest.MonkeyPatch, data: bytes, expected: list[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert total_bytes(["-"]) == len(data)
+    assert texts(Path("-")) == texts(Path("-")) == expected
+
+
+def test_a_pipe_may_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=("one\ntwo\n",))
+    writer.start()
+    assert texts(path) == texts(path) == ["one", "two"]
+    writer.join()
 
 
 @pytest.mark.parametrize("name", ["*.txt", "empty"])

@@ -61,6 +61,21 @@ def test_json_null_and_empty_texts_are_counted(tmp_path: Path) -> None:
     assert skipped == {"empty documents": 2}
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_object_may_hold_the_records_under_data(tmp_path: Path, indent: int | None) -> None:
+    path = write(
+        tmp_path / "a.json", json.dumps({"version": 1, "data": [{"text": "one"}, {"text": "two"}]}, indent=indent)
+    )
+    assert [(d.text, d.source) for d in read_documents([path])] == [
+        ("one", f"{path}: data[0]"),
+        ("two", f"{path}: data[1]"),
+    ]
+
+
+def test_a_json_object_over_several_lines_is_a_document(tmp_path: Path) -> None:
+    assert texts(write(tmp_path / "a.json", '\n{\n"text": "one"\n}\n')) == ["one"]
+
+
 def test_json_lists_of_strings_are_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", '[{"paragraphs": ["one", "two"]}]')
     assert texts(path, column="paragraphs") == ["one\ntwo"]
@@ -70,7 +85,7 @@ def test_json_lists_of_strings_are_lines(tmp_path: Path) -> None:
     ("data", "message"),
     [
         ('{"text": "one"}\n{"text": "two}\n', r"a\.json:2: Bad JSON"),
-        ('{\n"text": "one"\n}', r"a\.json:1: Bad JSON.*one object per line or one list"),
+        ('{\n"text": one\n}', r"a\.json:2: Bad JSON.*one object, one list of objects or one object per line"),
         ('"text"\n', r"a\.json:1: Expected a JSON object with key 'text', found str"),
         ('[{"text": "one"}\n', r"a\.json:2: Bad JSON \(the list is not closed"),
         ('[{"text": "one"}\n{"text": "two"}]', r"a\.json:2: Bad JSON \(',' or '\]' is missing"),

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from stemformer.data.labelled.table import read_json_records, read_table, required_text
 from stemformer.data.labelled.text_classification import label_text
-from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, read_text, split_suffixes
+from stemformer.data.text.files import HUB_PREFIX, Inputs, find_sources, read_text, split_suffixes
 from stemformer.errors import DataError
 
 COPA_QUESTIONS = {"cause": "What was the cause?", "effect": "What happened as a result?"}
@@ -62,7 +62,7 @@ def read_choices(files: Inputs, *, counts: Counter[str]) -> list[ChoiceQuestion]
     questions: list[ChoiceQuestion] = []
     for source in find_sources(files):
         kind = "hub" if source.startswith(HUB_PREFIX) else split_suffixes(source)[1]
-        start = read_text(source).lstrip()[0] if kind == "" and source != STANDARD_INPUT else ""
+        start = read_text(source).lstrip()[0] if kind == "" else ""
         records = read_json_records(source) if kind in (".json", ".jsonl") or start in ("{", "[") else []
         first = records[0][1] if records else None
         if start == "<":

@@ -8,7 +8,7 @@ from typing import Any
 
 from stemformer.data.labelled.table import read_json_records, read_table, required_text
 from stemformer.data.labelled.text_classification import label_text
-from stemformer.data.text.files import HUB_PREFIX, Inputs, find_sources, split_suffixes
+from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, split_suffixes
 from stemformer.errors import DataError
 
 _Answers = Sequence[tuple[str, int | None]]  # texts and offsets, if the file has them
@@ -37,7 +37,8 @@ def read_questions(files: Inputs, *, counts: Counter[str]) -> list[Question]:
     """
     questions: list[Question] = []
     for source in find_sources(files):
-        is_json = not source.startswith(HUB_PREFIX) and split_suffixes(source)[1] in (".json", ".jsonl")
+        is_file = not source.startswith(HUB_PREFIX)
+        is_json = source == STANDARD_INPUT or (is_file and split_suffixes(source)[1] in (".json", ".jsonl"))
         articles = list(_articles(read_json_records(source), source)) if is_json else []
         questions.extend(q for location, article in articles for q in _article_questions(article, location, counts))
         if not articles:

@@ -20,7 +20,14 @@ from stemformer.data.text.files import (
     read_text,
     split_suffixes,
 )
-from stemformer.data.text.readers import csv_rows, hub_rows, json_values, parquet_rows, replace_lone_surrogates
+from stemformer.data.text.readers import (
+    csv_rows,
+    hub_rows,
+    json_values,
+    parquet_rows,
+    replace_lone_surrogates,
+    starts_as_json,
+)
 from stemformer.errors import DataError
 
 TEXT_NAMES = (
@@ -92,11 +99,6 @@ def read_table(files: Inputs) -> Table:
     return Table(", ".join(sources), columns, rows, [location for table in tables for location in table.locations])
 
 
-def parse_json_lines(text: str) -> Table:
-    """Return the table of standard input that holds one JSON object per line."""
-    return _make_table(STANDARD_INPUT, _json_rows(list(json_values(iter([text]), STANDARD_INPUT)), STANDARD_INPUT))
-
-
 def _make_table(source: str, pairs: list[tuple[str, dict[str, Any]]]) -> Table:
     columns = tuple(dict.fromkeys(name for _, row in pairs for name in row))
     rows = [{name: row.get(name) for name in columns} for _, row in pairs]
@@ -106,19 +108,9 @@ def _make_table(source: str, pairs: list[tuple[str, dict[str, Any]]]) -> Table:
 def read_json_records(source: str) -> list[tuple[str, Any]]:
     """Return locations and values of JSON: items of a list, an object, or values per line."""
     text = read_text(source)
-    values = None
-    if text.lstrip().startswith("{"):
-        first_line = 1 + text[: text.index("{")].count("\n")
-        try:
-            values = [(f"{source}:{first_line}", json.loads(text))]
-        except (ValueError, RecursionError) as error:
-            # Extra data: the first line is one of several objects.
-            if getattr(error, "msg", "") != "Extra data":
-                expected = "Expected one object, one list of objects or one object per line."
-                raise DataError(f"{source}:{getattr(error, 'lineno', 1)}: Bad JSON ({error}). {expected}") from error
-    values = values or list(json_values(iter([text]), source))
+    values = list(json_values(iter([text]), source))
     for location, value in values if _SURROGATE_ESCAPE.search(text) else []:
-        replace_lone_surrogates(json.dumps(value, ensure_ascii=False), location, errors="strict")
+        replace_lone_surrogates(json.dumps(value, ensure_ascii=False), location, errors=None)
     return values
 
 
@@ -145,8 +137,8 @@ def _read_source(source: str) -> list[tuple[str, dict[str, Any]]]:
     text = read_text(source)
     if stem.lower().endswith(FASTA_SUFFIXES):
         return read_fasta(text, source)
-    if source == STANDARD_INPUT and text.lstrip().startswith("{"):
-        return _json_rows(list(json_values(iter([text]), source)), source)
+    if source == STANDARD_INPUT and starts_as_json(text):
+        return _json_rows(read_json_records(source), source)
     delimiter = None if source == STANDARD_INPUT else _find_delimiter(text, stem, kind)
     if delimiter:
         return _delimited_rows(text, source, delimiter)

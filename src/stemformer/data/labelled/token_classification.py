@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stemformer.data.labelled.table import Table, parse_json_lines, read_table, usual_name
+from stemformer.data.labelled.table import Table, read_table, usual_name
 from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, read_text, split_suffixes
-from stemformer.data.text.readers import unknown_column
+from stemformer.data.text.readers import starts_as_json, unknown_column
 from stemformer.errors import DataError
 
 WORD_COLUMNS = ("tokens", "words", "token", "word", "characters")
@@ -80,8 +80,8 @@ def _read_source(
     if source.startswith(HUB_PREFIX) or kind in (".json", ".jsonl", ".parquet"):
         return _read_records(read_table([source]), column, needs_tags=needs_tags)
     text = read_text(source)
-    if source == STANDARD_INPUT and text.lstrip().startswith("{"):
-        return _read_records(parse_json_lines(text), column, needs_tags=needs_tags)
+    if source == STANDARD_INPUT and starts_as_json(text):
+        return _read_records(read_table([source]), column, needs_tags=needs_tags)
     if not needs_tags and kind in (".csv", ".tsv"):
         expected = "one word per line, one sentence per line in a .txt file, or JSON lines with 'words'"
         raise DataError(f"{source}: Found a table. Expected {expected}.")

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from stemformer.data.text.files import find_files
+from stemformer.data.text.files import STANDARD_INPUT, find_files, local_path
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import DataError, TokenizerError
 from stemformer.io import FileRecord, hash_file
@@ -91,12 +91,15 @@ def describe_inputs(inputs: str | Path | Iterable[str | Path], out: Path) -> tup
         if str(source).startswith("hub:"):
             records.append(InputRecord(str(source), None))
             continue
+        if str(source) == STANDARD_INPUT:
+            records.append(InputRecord(STANDARD_INPUT, local_path(STANDARD_INPUT).stat().st_size))
+            continue
         folder = Path(source).expanduser()
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
             raise DataError(f"{out} is inside the input folder {folder}. Choose another --out, or list the files.")
         for file in find_files([source]):
             name = f"{folder.resolve().name}/{file.relative_to(folder).as_posix()}" if folder.is_dir() else file.name
-            records.append(InputRecord(name, file.stat().st_size))
+            records.append(InputRecord(name, local_path(str(file)).stat().st_size))
     return tuple(records)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from stemformer.data.text import files
-from stemformer.data.text.readers import column_texts, csv_column, hub_rows, json_values, parquet_rows
+from stemformer.data.text.readers import column_texts, csv_column, hub_rows, json_records, parquet_rows, starts_as_json
 from stemformer.errors import ConfigError, DataError
 
 DOCUMENTS = ("auto", "line", "blank", "file")
@@ -59,7 +59,8 @@ def read_documents(
     WikiExtractor if it begins with `<doc `.
 
     Args:
-        inputs: Files, folders, patterns (see `find_files`) and hub data sets (see `hub_rows`).
+        inputs: Files, folders, patterns (see `find_files`), hub data sets (see `hub_rows`) and `-`
+            for standard input: JSON (see `starts_as_json`), else plain text.
         documents: Unit of plain text: "line", "blank" (blocks separated by blank lines) or "file".
             "auto" means "file" for archive members and files found in a folder or pattern; for
             other files "blank" if the first 64 K characters contain a blank line, else "line".
@@ -73,14 +74,15 @@ def read_documents(
     skipped = Counter() if skipped is None else skipped
     options = _Options(documents, column, errors, on_bytes or (lambda _: None), skipped)
     # Expanded here, not in the iterator, so that missing files raise at the call.
-    return _read_inputs(files.expand_inputs(inputs), options)
+    return _read_inputs(files.expand_inputs(inputs, skipped), options)
 
 
 def total_bytes(inputs: Sequence[str | Path]) -> int | None:
     """Return the size on disk of all inputs; None if one is a hub data set (size unknown)."""
-    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
-    is_unknown = any(str(name).startswith(files.HUB_PREFIX) for name in inputs)
-    return None if is_unknown else sum(path.stat().st_size for path in files.find_files(inputs))
+    sources = files.find_sources(inputs)
+    if any(source.startswith(files.HUB_PREFIX) for source in sources):
+        return None
+    return sum(files.local_path(source).stat().st_size for source in sources)
 
 
 def _read_inputs(sources: Sequence[tuple[str, bool]], options: _Options) -> Iterator[Document]:
@@ -106,7 +108,7 @@ def _read_file(name: str, options: _Options, *, is_named: bool) -> Iterator[tupl
         options.on_bytes(number)
 
     with files.open_file(name) as file:
-        size = Path(name).stat().st_size
+        size = files.local_path(name).stat().st_size
         # Parquet needs a seekable file; its row groups report their bytes.
         is_parquet = files.split_suffixes(name)[1:] == (".parquet", "")
         stream = cast(io.BufferedReader, file) if is_parquet else files.open_counted(file, count)
@@ -140,8 +142,11 @@ def _read_stream(
             yield from column_texts(rows, options.column)
     else:
         blocks = files.text_blocks(stream, name, errors=options.errors, skipped=options.skipped)
+        if path == files.STANDARD_INPUT:
+            head, blocks = files.read_ahead(blocks, lambda text: not text.isspace())
+            kind = ".json" if starts_as_json(head) else ""
         if kind in (".json", ".jsonl"):
-            values = json_values(blocks, name)
+            values = json_records(blocks, name)
             yield from column_texts(values, options.column, errors=options.errors, skipped=options.skipped)
         elif kind in (".csv", ".tsv"):
             yield from csv_column(blocks, name, column=options.column, delimiter="," if kind == ".csv" else "\t")

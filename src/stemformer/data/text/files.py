@@ -1,23 +1,26 @@
 """Input files: expansion of names and patterns, decompression, decoding."""
 
+import atexit
 import bz2
 import codecs
-import difflib
 import glob
 import gzip
 import io
 import lzma
 import os
+import shutil
 import sys
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import zstandard
 
+from stemformer.config import SIMILAR, nearest_first
 from stemformer.errors import DataError
 
 Inputs = str | Path | Sequence[str | Path]
@@ -48,62 +51,100 @@ def find_files(inputs: Inputs) -> list[Path]:
     """Return the files that `inputs` name, without duplicates, in a deterministic order.
 
     Inputs are files, folders (searched recursively, hidden entries skipped) and patterns with `*`,
-    `**`, `?` or `[...]`, each with at least one file; hub data sets (`hub:...`) are ignored.
+    `**`, `?` or `[...]`, each with at least one file; hub data sets (`hub:...`) and standard input
+    (`-`) are ignored.
     """
-    return [Path(source) for source, _ in expand_inputs(inputs) if not source.startswith(HUB_PREFIX)]
+    sources = (source for source, _ in expand_inputs(inputs))
+    return [Path(source) for source in sources if source != STANDARD_INPUT and not source.startswith(HUB_PREFIX)]
 
 
-def find_sources(inputs: Inputs) -> list[str]:
+def find_sources(inputs: Inputs, skipped: Counter[str] | None = None) -> list[str]:
     """Return files as `find_files` does, plus hub data sets and standard input (`-`)."""
-    return list(dict.fromkeys(source for source, _ in expand_inputs(inputs, allow_stdin=True)))
+    return [source for source, _ in expand_inputs(inputs, skipped)]
 
 
-def expand_inputs(inputs: Inputs, *, allow_stdin: bool = False) -> list[tuple[str, bool]]:
-    """Return (source, is_named) of files and hub data sets; False: from a folder or pattern."""
+def expand_inputs(inputs: Inputs, skipped: Counter[str] | None = None) -> list[tuple[str, bool]]:
+    """Return (source, is_named) of files, hub data sets and `-`; False: from a folder or pattern.
+
+    `skipped` receives what folders and patterns hold and what is not read, by reason.
+    """
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     if not inputs:
-        raise DataError("No input. Name at least one file, folder, pattern or hub data set.")
-    found: list[tuple[str, bool]] = []
-    seen: set[Path] = set()
+        raise DataError("No input. Name at least one file, folder, pattern or hub data set, or - for standard input.")
+    found: dict[str, bool] = {}
     for name in map(str, inputs):
-        if name.startswith(HUB_PREFIX) or (allow_stdin and name == STANDARD_INPUT):
-            found.append((name, True))
+        if name == STANDARD_INPUT or name.startswith(HUB_PREFIX):
+            found.setdefault(name, True)
             continue
         path = Path(name).expanduser()
-        is_named = path.exists() and not path.is_dir()
-        for file in [path] if is_named else _files_of(path):
-            if file not in seen:
-                seen.add(file)
-                found.append((str(file), is_named))
-    return found
+        try:
+            is_named = path.exists() and not path.is_dir()
+            for file in [path] if is_named else _files_of(path, Counter() if skipped is None else skipped):
+                found.setdefault(str(file), is_named)
+        except OSError as error:
+            raise _cannot_open(error.filename or name, error) from error
+    return list(found.items())
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Path, skipped: Counter[str]) -> list[Path]:
     if path.is_dir():
         matches, problem = [path], f"Folder '{path}' holds no file (hidden files are skipped). Put text files into it."
     elif glob.has_magic(str(path)):
+        _check_readable(path)
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         problem = f"Pattern '{path}' matches no file. Check it, and that the shell has not expanded it."
+    elif path.is_symlink():
+        target = os.readlink(path)
+        raise DataError(f"'{path}' is a link to '{target}', which does not exist. Repair the link, or pass the file.")
     else:
         matches, problem = [], f"File or folder '{path}' does not exist{_nearest_existing(path)}"
-    files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
+    files = [
+        file
+        for match in matches
+        for file in (files_below(match, skipped) if match.is_dir() else _regular_files([match], skipped))
+    ]
     if not files:
         raise DataError(problem)
     return files
 
 
-def _files_below(folder: Path) -> list[Path]:
+def _check_readable(pattern: Path) -> None:
+    """Raise for a folder that `glob` would pass over because it may not be read."""
+    for parent in pattern.parents:
+        for match in glob.glob(str(parent), recursive=True):
+            if os.path.isdir(match) and not os.access(match, os.R_OK | os.X_OK):
+                raise DataError(f"{match}: Cannot be opened (permission denied). Check its permissions.")
+
+
+def files_below(folder: Path, skipped: Counter[str]) -> list[Path]:
     """Return the visible files below a folder, sorted by path; follows links, without loops."""
     files: list[Path] = []
     seen: set[str] = set()
-    for current, folders, names in os.walk(folder, followlinks=True):
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for current, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(current)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            files.extend(Path(current, name) for name in names if not name.startswith("."))
+        if real in seen:
+            skipped["links to folders that are read already"] += 1
+            folders.clear()
+            continue
         seen.add(real)
-    return sorted((file for file in files if file.is_file()), key=lambda file: file.parts)
+        for what, entries in (("hidden folders", folders), ("hidden files", names)):
+            skipped.update(what for name in entries if name.startswith("."))
+            entries[:] = [name for name in entries if not name.startswith(".")]
+        files += _regular_files((Path(current, name) for name in names), skipped)
+    return sorted(files, key=lambda file: file.parts)
+
+
+def _regular_files(paths: Iterable[Path], skipped: Counter[str]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_file():
+            yield path
+        else:
+            skipped["pipes, sockets and devices" if path.exists() else "links to missing files"] += 1
 
 
 def _nearest_existing(path: Path) -> str:
@@ -115,25 +156,58 @@ def _nearest_existing(path: Path) -> str:
     except OSError:
         names = []
     part = "" if missing == path else f" (no '{missing}')"
-    close = nearest_first(missing.name, names)[:1]
+    close = nearest_first(missing.name, names, cutoff=SIMILAR)
     return f"{part}. " + (f"Did you mean '{missing.parent / close[0]}'?" if close else "Check the path.")
 
 
-def open_file(source: str) -> io.BufferedIOBase:
-    """Open a file in binary mode; `-` is the content of standard input."""
-    if source == STANDARD_INPUT:
-        return io.BytesIO(sys.stdin.buffer.read())
+def _cannot_open(name: str, error: OSError) -> DataError:
+    return DataError(f"{name}: Cannot be opened ({error.strerror}). Check its permissions.")
+
+
+_copies: dict[Any, Path] = {}
+
+
+def local_path(source: str) -> Path:
+    """Return the path of a file; of standard input or a pipe, that of a copy which can be read again."""
+    path = Path(source)
+    if source != STANDARD_INPUT and not path.is_fifo() and not path.is_char_device():
+        return path
     try:
-        return open(source, "rb")
+        if _copy_key(source) not in _copies:
+            handle, name = tempfile.mkstemp(prefix="stemformer-")
+            atexit.register(Path(name).unlink, missing_ok=True)
+            with open(handle, "wb") as copy:
+                if source == STANDARD_INPUT:
+                    shutil.copyfileobj(sys.stdin.buffer, copy)
+                else:
+                    with path.open("rb") as stream:
+                        shutil.copyfileobj(stream, copy)
+            _copies[_copy_key(source)] = Path(name)
+        return _copies[_copy_key(source)]
     except OSError as error:
-        raise DataError(f"{source}: Cannot be opened ({error.strerror}). Check its permissions.") from error
+        raise _cannot_open(source, error) from error
+
+
+def _copy_key(source: str) -> Any:
+    # A pipe that is written to again has another time.
+    status = None if source == STANDARD_INPUT else Path(source).stat()
+    return sys.stdin if status is None else (source, status.st_ino, status.st_mtime_ns)
+
+
+def open_file(source: str) -> io.BufferedIOBase:
+    """Open a file, or what standard input (`-`) or a pipe holds, in binary mode."""
+    path = local_path(source)
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise _cannot_open(source, error) from error
 
 
 def read_text(source: str) -> str:
     r"""Return the text of a file or standard input, with `\n` for CR LF and CR; never blank."""
     with open_file(source) as file:
         stream = decompress(file, source, compression=split_suffixes(source)[2])
-        text = "".join(text_blocks(stream, source, errors="strict", skipped=Counter()))
+        text = "".join(text_blocks(stream, source, errors=None, skipped=Counter()))
     if not text.strip():
         raise DataError(f"{source}: The file is blank. Expected at least one record.")
     return text
@@ -142,11 +216,6 @@ def read_text(source: str) -> str:
 def quoted(names: Iterable[str]) -> str:
     """Return names in quotes, separated by commas."""
     return ", ".join(map(repr, names))
-
-
-def nearest_first(name: str, names: Sequence[str]) -> list[str]:
-    """Return `names`, the most similar to `name` first."""
-    return sorted(names, key=lambda other: (-difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio(), other))
 
 
 def split_suffixes(name: str) -> tuple[str, str, str]:
@@ -229,8 +298,11 @@ def _zstd_blocks(stream: io.BufferedIOBase) -> Iterator[bytes]:
         raise EOFError("the last frame is truncated")
 
 
-def text_blocks(stream: io.BufferedIOBase, name: str, *, errors: str, skipped: Counter[str]) -> Iterator[str]:
-    r"""Yield blocks of a UTF-8 stream as text, without BOM, with `\n` for CR LF and CR."""
+def text_blocks(stream: io.BufferedIOBase, name: str, *, errors: str | None, skipped: Counter[str]) -> Iterator[str]:
+    r"""Yield blocks of a UTF-8 stream as text, without BOM, with `\n` for CR LF and CR.
+
+    `errors` is the option --errors, or None for a reader without that option.
+    """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     data = stream.read(BLOCK_BYTES)
     _check_is_text(data, name)
@@ -258,16 +330,16 @@ def _check_is_text(head: bytes, name: str) -> None:
 
 
 def _decode(
-    block: bytes, name: str, *, offset: int, final: bool, errors: str, skipped: Counter[str]
+    block: bytes, name: str, *, offset: int, final: bool, errors: str | None, skipped: Counter[str]
 ) -> tuple[str, int]:
     """Return the text of a block at `offset` of its file, and the number of bytes decoded."""
     try:
         return codecs.utf_8_decode(block, "strict", final)
     except UnicodeDecodeError as error:
-        if errors == "strict":
+        if errors != "replace":
             where = f"byte 0x{block[error.start]:02x} at offset {offset + error.start}"
-            advice = "Convert the file to UTF-8, or pass --errors replace if the command has that option."
-            raise DataError(f"{name}: Not UTF-8: {where}. {advice}") from error
+            advice = "Convert it to UTF-8" + ("" if errors is None else ", or pass --errors replace")
+            raise DataError(f"{name}: Not UTF-8: {where}. {advice}.") from error
     text, used = codecs.utf_8_decode(block, "replace", final)
     num_replaced = text.count("\ufffd") - block[:used].count("\ufffd".encode())
     skipped["invalid UTF-8 bytes replaced"] += used - (len(text.encode()) - 3 * num_replaced)

@@ -9,13 +9,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Literal
 
-from stemformer.data.text.files import HUB_PREFIX, damaged_file, nearest_first, quoted, read_ahead, text_lines
+from stemformer.config import nearest_first
+from stemformer.data.text.files import HUB_PREFIX, damaged_file, quoted, read_ahead, text_lines
 from stemformer.errors import DataError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = re.compile(r"\s*")
+_JSON_START = re.compile(r'\s*(\[\s*)?\{\s*"')
 _HUB_SPLITS = re.compile(r"(train|validation|valid|dev|test|unsupervised)\b.*")
 
 
@@ -44,31 +47,58 @@ def column_texts(
         yield source, text
 
 
-def replace_lone_surrogates(text: str, source: str, *, errors: str, skipped: Counter[str] | None = None) -> str:
-    r"""Replace lone surrogates (JSON's `\ud83d`) by U+FFFD; raise if `errors` is "strict"."""
+def replace_lone_surrogates(text: str, source: str, *, errors: str | None, skipped: Counter[str] | None = None) -> str:
+    r"""Replace lone surrogates (JSON's `\ud83d`) by U+FFFD; raise unless `errors` is "replace"."""
     if text.isascii() or not (num_lone := len(_SURROGATE.findall(text))):
         return text
-    if errors == "strict":
-        raise DataError(f"{source}: A \\u escape is half of a character. Repair it, or pass --errors replace.")
+    if errors != "replace":
+        advice = "Repair it" if errors is None else "Repair it, or pass --errors replace"
+        raise DataError(f"{source}: A \\u escape is half of a character. {advice}.")
     if skipped is not None:
         skipped["lone surrogates replaced"] += num_lone
     return _SURROGATE.sub("\ufffd", text)
 
 
+def starts_as_json(text: str) -> bool:
+    """Return whether a text without a name is JSON: it begins with an object or a list of objects."""
+    return bool(_JSON_START.match(text))
+
+
+def json_records(blocks: Iterator[str], name: str) -> Iterator[tuple[str, Any]]:
+    """Yield what `json_values` does; of a single object with a list "data", the items of that list."""
+    values = json_values(blocks, name)
+    first = list(islice(values, 2))
+    if len(first) == 1 and isinstance(first[0][1], dict) and isinstance(first[0][1].get("data"), list):
+        first = [(f"{name}: data[{number}]", item) for number, item in enumerate(first[0][1]["data"])]
+    yield from chain(first, values)
+
+
 def json_values(blocks: Iterator[str], name: str) -> Iterator[tuple[str, Any]]:
-    """Yield sources and values: items of one JSON list, or the value of each non-blank line."""
+    """Yield sources and values: items of one JSON list, one object, or the value of each non-blank line."""
     first, blocks = read_ahead(blocks, lambda text: not text.isspace())
     if first.lstrip().startswith("["):
         yield from ((f"{name}:{line}", value) for line, value in _json_list(blocks, name))
         return
-    for number, line in enumerate(text_lines(blocks), 1):
-        if line.strip():
+    is_first = True
+    lines = enumerate(text_lines(blocks), 1)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        source, start = f"{name}:{number}", number
+        try:
             try:
                 value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                expected = "Expected one object per line or one list of objects."
-                raise DataError(f"{name}:{number}: Bad JSON ({error}). {expected}") from error
-            yield f"{name}:{number}", value
+            except json.JSONDecodeError as error:
+                if not is_first or not line.lstrip().startswith("{") or error.msg == "Extra data":
+                    raise
+                # One object that spans lines.
+                value = json.loads("\n".join([line, *(rest for _, rest in lines)]))
+        except (ValueError, RecursionError) as error:
+            expected = "Expected one object, one list of objects or one object per line."
+            source = f"{name}:{start + getattr(error, 'lineno', 1) - 1}"
+            raise DataError(f"{source}: Bad JSON ({error}). {expected}") from error
+        yield source, value
+        is_first = False
 
 
 def _json_list(blocks: Iterator[str], name: str) -> Iterator[tuple[int, Any]]:
