@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stemformer.commands.recipes import list_recipes
     from stemformer.commands.report import report
     from stemformer.commands.runs import list_runs
+    from stemformer.commands.samples import samples
     from stemformer.commands.train_tokenizer import train_tokenizer
     from stemformer.experiments.benchmarks import benchmark_glue, benchmark_squad
     from stemformer.experiments.comparison import compare
@@ -43,7 +44,7 @@ __all__ = ["CheckpointError", "ConfigError", "DataError", "StemformerError", "To
 __all__ += ["__version__", "benchmark_glue", "benchmark_squad", "compare", "embed", "env", "evaluate", "fewshot"]
 __all__ += ["fill", "finetune", "generate", "inspect", "list_recipes", "list_runs", "list_tasks", "load"]
 __all__ += ["make_synthetic", "plan", "predict", "prepare", "pretrain", "quickstart", "report", "scaling_laws"]
-__all__ += ["score", "show_prompts", "train_tokenizer"]
+__all__ += ["samples", "score", "show_prompts", "train_tokenizer"]
 
 # Modules of the functions that are not in `commands`, in a module of their name.
 _MODULES = {

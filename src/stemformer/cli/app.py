@@ -44,10 +44,11 @@ app.command(benchmark_app)
 
 COMMANDS = {
     "quickstart": Command(START, partial(run, "quickstart"), o.QuickstartOptions),
+    "samples": Command(START, partial(run, "samples"), o.SamplesOptions),
     "recipes": Command(START, partial(run, "list_recipes"), o.RecipesOptions),
     "plan": Command(START, partial(run, "plan"), o.PlanOptions),
-    "train-tokenizer": Command(DATA, partial(run, "train_tokenizer"), o.TrainTokenizerOptions),
-    "prepare": Command(DATA, partial(run, "prepare"), o.PrepareOptions),
+    "train-tokenizer": Command(DATA, partial(run_with_stdin, "train_tokenizer"), o.TrainTokenizerOptions, StdinOptions),
+    "prepare": Command(DATA, partial(run_with_stdin, "prepare"), o.PrepareOptions, StdinOptions),
     "make-synthetic": Command(DATA, partial(run, "make_synthetic"), o.MakeSyntheticOptions),
     "pretrain": Command(TRAIN, partial(run, "pretrain"), o.PretrainOptions),
     "finetune": Command(TRAIN, partial(run, "finetune"), o.FinetuneOptions),

@@ -11,6 +11,7 @@ from typing import Any
 
 import stemformer
 from stemformer.cli.terminal import Terminal, as_text
+from stemformer.data.text.files import STANDARD_INPUT, read_text, text_lines
 from stemformer.errors import ConfigError, DataError
 from stemformer.options import FewShotOptions, GenerateOptions, Options
 from stemformer.progress import Progress, Silent
@@ -43,7 +44,7 @@ class StdinOptions(Options):
     """Standard input.
 
     Attributes:
-        stdin: Read standard input too: a text on each line; JSON lines for evaluate.
+        stdin: Read standard input too: plain text, or JSON in place of files; a text on each line in place of texts.
     """
 
     replaces = ("texts", "prompts", "files")
@@ -66,7 +67,7 @@ class FewShotDisplay(Options):
 
 
 # Functions that answer at once.
-_WITHOUT_PROGRESS = {"list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
+_WITHOUT_PROGRESS = {"samples", "list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
 
 
 def call(name: str, options: Options, display: DisplayOptions) -> Any:
@@ -144,19 +145,23 @@ def read_texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) ->
     found: list[str] = list(texts or ())
     if found and not stdin.stdin:
         return found
+    _say_if_typed()
+    lines = text_lines(iter([read_text(STANDARD_INPUT, allow_blank=True)]))
+    return [*found, *(line for line in lines if keeps_empty or line.strip())]
+
+
+def _say_if_typed() -> None:
     if sys.stdin.isatty():
         print("reading lines from the terminal; Ctrl-D ends", file=sys.stderr)
-    try:
-        return [*found, *(line.rstrip("\r\n") for line in sys.stdin if keeps_empty or line.strip())]
-    except UnicodeDecodeError as error:
-        raise DataError(f"Standard input is not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
 
 
 def with_stdin(options: Any, stdin: StdinOptions) -> Any:
     """Return options with the texts or files of the command line and of standard input."""
     if hasattr(options, "texts"):
         return replace(options, texts=read_texts(options.texts, stdin))
-    return replace(options, files=[*(options.files or ()), *(["-"] if stdin.stdin else [])])
+    if stdin.stdin:
+        _say_if_typed()
+    return replace(options, files=[*(options.files or ()), *([STANDARD_INPUT] if stdin.stdin else [])])
 
 
 def generate(options: GenerateOptions, stdin: StdinOptions, display: DisplayOptions) -> None:

@@ -14,6 +14,16 @@ class QuickstartOptions(groups.SeedOptions, groups.TrainComputeOptions, groups.O
     out: str = "runs/quickstart"
 
 
+class SamplesOptions(groups.OutputOptions):
+    """Write the built-in texts, and labelled files made from them, to try every command on.
+
+    Attributes:
+        overwrite: Replace existing files.
+    """
+
+    out: str = field(default="my_texts", metadata=ARGUMENT)
+
+
 class RecipesOptions(Options):
     """List the recipes with their sizes and purpose."""
 
