@@ -126,7 +126,7 @@ def test_version_is_that_of_the_package(capsys):
             "error: Invalid value for --num-shots: expected integers",
         ),
         (["train-tokenizer", "a", "--out", "b", "--kind", "wordpeice"], 'error: Invalid value "wordpeice" for --kind.'),
-        (["prepare", "--tokenizer", "t", "--out", "o"], 'error: Command "prepare" parameter FILES requires'),
+        (["inspect"], 'error: Command "inspect" parameter PATH requires'),
     ],
 )
 def test_wrong_command_line_is_one_line_and_exit_code_2(words, message, use_api, capsys):
@@ -348,16 +348,39 @@ def test_scores_are_printed_as_columns(use_api, capsys):
 @pytest.mark.parametrize(("words", "expected"), [([], ["x", "y"]), (["-"], ["x", "y"]), (["a", "-"], ["a", "x", "y"])])
 def test_fill_reads_standard_input(words, expected, use_api, monkeypatch):
     api = use_api([])
-    monkeypatch.setattr(sys, "stdin", io.StringIO("x\n\ny\r\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n\ny\r\n")))
     assert main(["fill", *words, "--model", "m"]) == 0
     assert api.calls[0][2]["options"].texts == expected
 
 
-def test_standard_input_that_is_no_utf8_is_the_users_mistake(use_api, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"ab\xff\n", "standard input: Not UTF-8: byte 0xff at offset 2"), (b"a\0b", "found a binary file (NUL byte")],
+)
+@pytest.mark.parametrize("command", ["fill", "embed", "generate", "score"])
+def test_standard_input_that_is_no_text_is_the_users_mistake(command, data, message, use_api, monkeypatch, capsys):
     use_api([])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff\n"), encoding="utf-8"))
-    assert main(["fill", "--model", "m"]) == 2
-    assert "Standard input is not UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+    assert main([command, "-", "--model", "m"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        ("prepare - --tokenizer t --out o", "files", ["-"]),
+        ("prepare a.txt - --tokenizer t --out o", "files", ["a.txt", "-"]),
+        ("train-tokenizer --out o -", "files", ["-"]),
+        ("predict - --model m", "files", ["-"]),
+        ("finetune tag --train - --model m --out o", "train", ("-",)),
+        ("finetune tag --train a --dev - --model m --out o", "dev", ("-",)),
+        ("compare classify --train - --model m --out o", "train", ("-",)),
+    ],
+)
+def test_a_hyphen_is_standard_input_wherever_files_are_read(words, name, expected, use_api):
+    api = use_api({"predictions": []})
+    assert main(words.split()) == 0
+    assert getattr(api.calls[0][2]["options"], name) == expected
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_ids_of_gpt2_equal_those_of_transformers(shared_data, tmp_path):
 
 
 def test_unknown_option_is_named_in_the_error(folder):
-    with pytest.raises(TypeError, match=r"no option 'top_n'. Did you mean 'top_p'\?"):
+    with pytest.raises(TypeError, match=r"no option 'top_n'. Did you mean 'top_k'\?"):
         stemformer.generate(["a"], model=str(folder), top_n=3)
 
 

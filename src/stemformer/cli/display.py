@@ -11,7 +11,6 @@ from typing import Any
 
 import stemformer
 from stemformer.cli.terminal import Terminal, as_text
-from stemformer.data.text.files import STANDARD_INPUT, read_text, text_lines
 from stemformer.errors import ConfigError, DataError
 from stemformer.options import FewShotOptions, GenerateOptions, Options
 from stemformer.progress import Progress, Silent
@@ -145,8 +144,11 @@ def read_texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) ->
     found: list[str] = list(texts or ())
     if found and not stdin.stdin:
         return found
+    # Imported here, which keeps --help fast.
+    from stemformer.data.text.files import read_text, text_lines
+
     _say_if_typed()
-    lines = text_lines(iter([read_text(STANDARD_INPUT, allow_blank=True)]))
+    lines = text_lines(iter([read_text("-", allow_blank=True)]))
     return [*found, *(line for line in lines if keeps_empty or line.strip())]
 
 
@@ -161,7 +163,7 @@ def with_stdin(options: Any, stdin: StdinOptions) -> Any:
         return replace(options, texts=read_texts(options.texts, stdin))
     if stdin.stdin:
         _say_if_typed()
-    return replace(options, files=[*(options.files or ()), *([STANDARD_INPUT] if stdin.stdin else [])])
+    return replace(options, files=[*(options.files or ()), *(["-"] if stdin.stdin else [])])
 
 
 def generate(options: GenerateOptions, stdin: StdinOptions, display: DisplayOptions) -> None:

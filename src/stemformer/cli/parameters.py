@@ -98,8 +98,13 @@ def new_words(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[li
     command = commands.get(" ".join([*new, *rest[:1]] if new == ("benchmark",) else new))
     fields = {item.name: item for cls in (command.classes if command else ()) for item in dataclasses.fields(cls)}
     end = rest.index("--") if "--" in rest else len(rest)
-    changed = []
+    changed: list[str] = []
+    file_options = [_flags(fields[name])[0] for name in ("train", "dev") if name in fields]
     for word in rest[:end]:
+        if word == "-" and changed and changed[-1] in file_options:
+            # Otherwise cyclopts takes the hyphen for an option.
+            changed[-1] += "=-"
+            continue
         replacement = _new_option(word, fields)
         changed += replacement
         if replacement != [word]:

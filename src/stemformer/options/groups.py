@@ -211,7 +211,8 @@ class TextFileOptions(Options):
     """How text files are read.
 
     Attributes:
-        files: Text files (also .jsonl, .csv, .parquet, .gz, .xz, .zst, .tar), directories, globs, or hub:NAME datasets.
+        files: Text files (also .jsonl, .csv, .parquet, .gz, .xz, .zst, .tar), directories, globs, hub:NAME datasets, or -
+            for standard input.
         documents: Where a document of plain text ends: at each line, at blank lines, or at the end of the file. auto:
             a file of a directory or archive is one document; a named file is split at blank lines, or at line ends
             if it has none.
@@ -229,7 +230,8 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
     """A labelled task, its data and its training: options that finetune and compare share.
 
     Attributes:
-        train: Labelled files: .csv, .tsv, .jsonl, .parquet, CoNLL, CoNLL-U, SQuAD .json, multiple-choice files, hub:NAME.
+        train: Labelled files: .csv, .tsv, .jsonl, .parquet, CoNLL, CoNLL-U, SQuAD .json, multiple-choice files, hub:NAME,
+            or - for standard input (a text on each line, or JSON).
         dev: Labelled files for evaluation. Default: a tenth of the training data.
         text_column: Column of the text; two columns for pair. Default: guessed from the names.
         label_column: Column of the label. Default: guessed from the names.

@@ -203,13 +203,14 @@ def open_file(source: str) -> io.BufferedIOBase:
         raise _cannot_open(source, error) from error
 
 
-def read_text(source: str) -> str:
-    r"""Return the text of a file or standard input, with `\n` for CR LF and CR; never blank."""
+def read_text(source: str, *, allow_blank: bool = False) -> str:
+    r"""Return the text of a file or standard input, with `\n` for CR LF and CR."""
+    name = "standard input" if source == STANDARD_INPUT else source
     with open_file(source) as file:
-        stream = decompress(file, source, compression=split_suffixes(source)[2])
-        text = "".join(text_blocks(stream, source, errors=None, skipped=Counter()))
-    if not text.strip():
-        raise DataError(f"{source}: The file is blank. Expected at least one record.")
+        stream = decompress(file, name, compression=split_suffixes(source)[2])
+        text = "".join(text_blocks(stream, name, errors=None, skipped=Counter()))
+    if not allow_blank and not text.strip():
+        raise DataError(f"{name}: The file is blank. Expected at least one record.")
     return text
 
 
