@@ -12,6 +12,9 @@ from typing import Any
 
 from stemformer.errors import CheckpointError, DataError
 
+# Files of a checkpoint: metadata with the SHA-256 of each other file, and the state of the optimizer.
+CHECKSUMS, OPTIMIZER_FILE = "checkpoint.json", "optimizer.safetensors"
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -70,6 +73,39 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write `checkpoint.json`: metadata, and the SHA-256 of each file of a folder and of itself."""
+    files = {file.name: hash_file(file) for file in sorted(folder.iterdir()) if file.name != CHECKSUMS}
+    content = {**metadata, "files": files}
+    content["sha256"] = _hash_metadata(content)
+    (folder / CHECKSUMS).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def find_damage(folder: Path, *, ignore: str | None = None) -> str | None:
+    """Return what is wrong with a folder with `checkpoint.json`, by its checksums; None if nothing is.
+
+    The file `ignore` is not checked.
+    """
+    try:
+        content = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        if content.pop("sha256") != _hash_metadata(content):
+            return f"{CHECKSUMS} is damaged"
+        for name, expected_hash in content["files"].items():
+            if name == ignore:
+                continue
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if hash_file(folder / name) != expected_hash:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS} cannot be read ({error})"
+    return None
+
+
+def _hash_metadata(metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def fsync(path: Path) -> None:

@@ -94,6 +94,18 @@ def test_inspect_describes_a_model(run_json, made, folder):
     assert result["parameters"] > result["parameters_in_layers"] > 0
 
 
+def test_inspect_and_fill_find_a_damaged_checkpoint(made, tmp_path, capsys):
+    shutil.copytree(made / "run", run := tmp_path / "run")
+    step = run / "checkpoints" / "step-00000002"
+    content = bytearray((step / "model.safetensors").read_bytes())
+    content[-9] ^= 64
+    (step / "model.safetensors").write_bytes(content)
+    assert stemformer.inspect(str(run))["damaged_checkpoints"] == {step.name: "model.safetensors is damaged"}
+    for words in (["inspect", str(step)], ["fill", "the [MASK]", "--model", str(step)]):
+        assert main(words) == 3
+        assert f"{step}: model.safetensors is damaged" in capsys.readouterr().err
+
+
 def test_inspect_describes_a_tokenizer(run_json, made):
     result = run_json("inspect", made / "tok")
     assert (result["kind"], result["lowercase"]) == ("wordpiece", False)

@@ -26,13 +26,13 @@ from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
-from stemformer.io import hash_file, read_jsonl
+from stemformer.io import read_jsonl, write_checksums
 from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import make_model
 from stemformer.objectives.masked_lm import MaskedLm, SpecialIds
 from stemformer.objectives.objective import LossModule
 from stemformer.recipes import find_recipe
-from stemformer.training import checkpoint, loop
+from stemformer.training import loop
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import newest_checkpoint
 from stemformer.training.config import RENAMED_SETTINGS
@@ -423,10 +423,7 @@ def test_run_of_an_earlier_version_is_resumed_silently(data, stopped_run):
         assert "row_length = 32" in file.read_text()
         assert "size = 4" not in file.read_text().splitlines()
     record = json.loads((folder / "checkpoint.json").read_text())
-    record["files"]["config.toml"] = hash_file(folder / "config.toml")
-    del record["sha256"]
-    record["sha256"] = checkpoint._digest(record)
-    (folder / "checkpoint.json").write_text(json.dumps(record))
+    write_checksums(folder, {key: value for key, value in record.items() if key not in ("files", "sha256")})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = stemformer.pretrain(data=data, out=str(stopped_run), resume=True, steps=4)

@@ -169,7 +169,7 @@ def test_saving_a_step_again_replaces_it(save, tmp_path):
     [
         (checkpoint_module, "save_model"),
         (checkpoint_module, "save_tensors"),
-        (checkpoint_module, "hash_file"),
+        (io_module, "hash_file"),
         (io_module, "fsync"),
     ],
 )
@@ -284,6 +284,24 @@ def test_checkpoint_with_an_empty_file_is_passed_over(save, tmp_path, name):
     path, faults = newest_checkpoint(tmp_path)
     assert path.name == "step-00000002"
     assert name in faults[0]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "vocab.txt"])
+def test_damaged_checkpoint_is_not_loaded(save, name):
+    path = save(2)
+    flip(path / name)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged") as caught:
+        load_model(path)
+    assert caught.value.exit_code == 3
+
+
+def test_checkpoint_without_its_optimizer_or_checksums_can_be_loaded(save):
+    path = save(2)
+    (path / "optimizer.safetensors").unlink()
+    load_model(path)
+    (path / "checkpoint.json").unlink()
+    flip(path / "model.safetensors")
+    load_model(path)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -10,7 +10,7 @@ from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import DataError, TokenizerError
 from stemformer.huggingface.load import find_model_folder, load_model, read_task_info
-from stemformer.io import read_json_object, read_jsonl
+from stemformer.io import find_damage, read_json_object, read_jsonl
 from stemformer.models.model import Model
 from stemformer.options import InspectOptions, accepts
 from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig, read_run_config
@@ -91,11 +91,14 @@ def _describe_run(folder: Path) -> dict[str, Any]:
         origin = {"recipe": read_run_config(text, source=str(folder)).recipe}
     last: dict[str, dict[str, Any]] = {line["kind"]: line for line in read_jsonl(folder / "log.jsonl")}
     metrics = last.get("evaluation", {})
+    checkpoints = sorted(folder.glob("checkpoints/step-????????"))
+    damaged = {path.name: fault for path in checkpoints if (fault := find_damage(path)) is not None}
     return {
         "run": str(folder),
         **origin,
         "is_finished": (folder / "final" / "config.json").is_file(),
-        "checkpoints": sorted(path.name for path in folder.glob("checkpoints/step-????????")),
+        "checkpoints": [path.name for path in checkpoints],
+        **({"damaged_checkpoints": damaged} if damaged else {}),
         **last.get("train", {}),
         **{name: value for name, value in metrics.items() if name.startswith(("held_out", "dev_"))},
     }
@@ -125,5 +128,6 @@ def _describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
         "lowercase": tokenizer.lowercase,
+        **({"lowercase_is_guess": True} if tokenizer.lowercase_is_guess else {}),
         "fingerprint": tokenizer.fingerprint[:16],
     }

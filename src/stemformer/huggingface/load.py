@@ -14,6 +14,7 @@ from torch import Tensor
 from stemformer.config import nearest
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
+from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage
 from stemformer.models.heads import initialize_weights
 from stemformer.models.hf_names import from_hugging_face
 from stemformer.models.model import ARCHITECTURES, Architecture, BodyConfig, Model, make_model
@@ -84,6 +85,9 @@ def load_model(
             another shape in the folder.
     """
     folder = find_model_folder(path)
+    # A copied checkpoint may lack the optimizer, which is not loaded here.
+    if (folder / CHECKSUMS).is_file() and (fault := find_damage(folder, ignore=OPTIMIZER_FILE)) is not None:
+        raise CheckpointError(f"{folder}: {fault}. Copy it again, or use another checkpoint.", damaged=True)
     config, raw = _read_config(folder)
     state = _read_weights(folder)
     architecture = ARCHITECTURES[config.model_type]
@@ -130,6 +134,7 @@ def load_model(
         for head in sorted({name.split(".")[1] for name in missing}):
             initialize_weights(model.heads[head], std=config.initializer_range, generator=generator)
     model.load_state_dict(found, strict=False)
+    model.max_length = _trained_length(folder, config.max_position_embeddings, raw.get(TASK_KEY, {}))
     return model.eval()
 
 
@@ -177,6 +182,21 @@ def read_attention_dropout(path: str | os.PathLike[str]) -> float:
     """Return the attention dropout of a folder's `config.json`, which is not applied here."""
     raw = _read_config(find_model_folder(path))[1]
     return float(raw.get("attention_probs_dropout_prob", raw.get("attn_pdrop", 0.0)))
+
+
+def _trained_length(folder: Path, positions: int, task: Mapping[str, Any]) -> int:
+    """Return the tokens of the longest sequence in training, as far as a model's folder says, at most its positions."""
+    file = folder / "tokenizer_config.json"
+    stored = read_json_object(file).get("model_max_length") if file.is_file() else None
+    lengths = [task.get("max_length"), stored]
+    # Earlier versions stored the number of positions; the configuration of the run knows better.
+    file = (folder.parent if folder.name == "final" else folder) / "config.toml"
+    if stored == positions and file.is_file():
+        run = tomllib.loads(file.read_text(encoding="utf-8"))
+        phases = [] if "init" in run else [run.get("batch", {}), *run.get("phases", [])]
+        found = [phase.get("sequence_length", phase.get("row_length", positions)) for phase in phases]
+        lengths.append(max(found, default=positions))
+    return int(min((n for n in lengths if isinstance(n, int) and n >= MIN_LENGTH), default=positions, key=lambda n: n))
 
 
 def _find_heads(architecture: Architecture, raw: Mapping[str, Any], weights: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@
 and `checkpoint.json` (metadata, SHA-256 of each file); `best` links to the lowest held-out loss.
 """
 
-import hashlib
 import json
 import platform
 import shutil
@@ -19,7 +18,7 @@ import torch
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError
 from stemformer.huggingface.save import save_model, save_tensors
-from stemformer.io import hash_file, write_folder
+from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage, write_checksums, write_folder
 from stemformer.models.model import Model
 from stemformer.training.distributed import SINGLE_PROCESS, DistributedContext, distribute_like, gather_full_state
 from stemformer.training.optimizer import state_names
@@ -79,12 +78,9 @@ def save_checkpoint(
 
     def write(temporary: Path) -> None:
         save_model(model, temporary, tokenizer, state=state, task=task)
-        save_tensors(moments, temporary / "optimizer.safetensors")
+        save_tensors(moments, temporary / OPTIMIZER_FILE)
         (temporary / "config.toml").write_text(checkpoint.config_toml, encoding="utf-8")
-        files = {file.name: hash_file(file) for file in sorted(temporary.iterdir())}
-        metadata = {**asdict(checkpoint), "files": files}
-        metadata["sha256"] = _digest(metadata)
-        (temporary / "checkpoint.json").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
+        write_checksums(temporary, asdict(checkpoint))
 
     if ranks.is_main:
         write_folder(target, write)
@@ -119,7 +115,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """Return the newest valid checkpoint below a folder, and the faults of newer ones."""
     faults: list[str] = []
     for path in sorted(folder.glob("step-????????"), reverse=True):
-        if (fault := _fault(path)) is None:
+        if (fault := find_damage(path)) is None:
             return path, faults
         faults.append(f"{path.name}: {fault}")
     if faults:
@@ -131,7 +127,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return the metadata of a valid checkpoint (see `newest_checkpoint`)."""
-    metadata = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    metadata = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
     return Checkpoint(**{f.name: metadata[f.name] for f in fields(Checkpoint) if f.name in metadata})
 
 
@@ -139,35 +135,15 @@ def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -
     """Restore the state of a new optimizer from the valid checkpoint of its model."""
     from safetensors.torch import load_file
 
-    state = load_file(path / "optimizer.safetensors")
+    state = load_file(path / OPTIMIZER_FILE)
     names = {p: name for name, p in model.named_parameters()}
     groups = optimizer.param_groups
     expected = {f"{kind}.{names[p]}": p for group in groups for p in group["params"] for kind in state_names(group)}
     if differing := sorted(expected.keys() ^ state.keys()):
-        problem = f"{path}/optimizer.safetensors does not belong to this run: {differing[0]} differs"
+        problem = f"{path}/{OPTIMIZER_FILE} does not belong to this run: {differing[0]} differs"
         raise CheckpointError(problem, damaged=True)
     for key, parameter in expected.items():
         # Step counts are scalars, not sharded.
         has_same_shape = state[key].shape == parameter.shape
         value = distribute_like(parameter, state[key]) if has_same_shape else state[key].to(parameter.device)
         optimizer.state[parameter][key.partition(".")[0]] = value
-
-
-def _fault(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint; None if it is valid."""
-    try:
-        metadata = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        if metadata.pop("sha256") != _digest(metadata):
-            return "checkpoint.json is damaged"
-        for name, expected_hash in metadata["files"].items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if hash_file(path / name) != expected_hash:
-                return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"checkpoint.json cannot be read ({error})"
-    return None
-
-
-def _digest(metadata: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
