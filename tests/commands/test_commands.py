@@ -57,6 +57,13 @@ def test_tokenizer_options_out_of_range_are_refused(made, tmp_path, capsys, opti
     assert message in capsys.readouterr().err
 
 
+def test_every_file_of_model_and_data_has_the_mode_that_the_umask_gives(made, tmp_path):
+    (tmp_path / "new").touch()
+    modes = {path.name: path.stat().st_mode for path in made.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "optimizer.safetensors", "tokenizer.json", "manifest.json"} <= modes.keys()
+    assert set(modes.values()) == {(tmp_path / "new").stat().st_mode}
+
+
 # inspect
 
 

@@ -82,8 +82,12 @@ def save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    # The library makes a file of mode 0600; take that of any other new file, which follows the umask.
+    file.touch()
+    mode = file.stat().st_mode
     try:
         save_file(dict(state), file, metadata={"format": "pt"})
+        file.chmod(mode)
     except SafetensorError as error:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(number := int(found.group(1)), os.strerror(number), str(file)) from error
