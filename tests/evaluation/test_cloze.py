@@ -28,6 +28,7 @@ def tokenizer(tmp_path_factory):
     file = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     file.write_text("\n".join([*special, *WORDS, "and", ".", ",", "3", "7"]) + "\n")
+    file.with_name("tokenizer_config.json").write_text('{"do_lower_case": true}')
     return load_tokenizer(file)
 
 

@@ -49,6 +49,7 @@ def tokenizer(tmp_path_factory):
     ]
     folder = tmp_path_factory.mktemp("tokenizer")
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     return load_tokenizer(folder)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from stemformer.data.tokenization.tokenizer import Tokenizer, chunk_pattern, load_tokenizer
+from stemformer.data.tokenization.tokenizer import SPECIAL_TOKENS, Tokenizer, chunk_pattern, load_tokenizer
 from stemformer.data.tokenization.trainers import _parts, extend_wordpiece, sample_texts, train_wordpiece
 from stemformer.errors import TokenizerError
 
@@ -204,9 +204,43 @@ def test_lowercase_is_guessed_from_a_vocab_file_alone(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").unlink()
-    loaded = load_tokenizer(tmp_path / "vocab.txt")
+    with pytest.warns(UserWarning, match="judging by its entries, text is") as caught:
+        loaded = load_tokenizer(tmp_path / "vocab.txt")
+    assert "tokenizer_config.json" in str(caught[0].message)
     assert loaded.lowercase == tokenizer.lowercase
+    assert loaded.lowercase_is_guess and pickle.loads(pickle.dumps(loaded)).lowercase_is_guess
     assert loaded.encode(ENGLISH).ids.tolist() == tokenizer.encode(ENGLISH).ids.tolist()
+
+
+CHINESE = ["<S>", "<T>", "[unused1]", "北", "京", "##京", "na", "##na", "##b"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "text", "tokens"),
+    [
+        (CHINESE, "NAB", ["na", "##b"]),
+        ([*CHINESE, "Na"], "NaB", ["[UNK]"]),
+        ([*CHINESE, *(f"a{number}" for number in range(500)), "URL"], "Na", ["na"]),
+        (["и", "иван", "Иван"], "Иван", ["Иван"]),
+        (["हिन्दी", "में"], "हिन्दी में", ["हिन्दी", "में"]),
+        (["größe", "ok"], "Größe OK", ["größe", "ok"]),
+    ],
+    ids=["chinese", "cased", "stray", "cyrillic", "vowel_signs", "umlauts"],
+)
+@pytest.mark.filterwarnings("ignore:.*judging by its entries")
+def test_guessed_normalizer_can_write_the_entries(tmp_path, entries, text, tokens):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *entries]) + "\n", encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path)
+    assert [tokenizer.tokens[number] for number in tokenizer.encode(text).ids] == tokens
+
+
+def test_settings_of_tokenizer_config_are_no_guess(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "größe", "grosse"]) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.lowercase is True and not tokenizer.lowercase_is_guess
+    # As in transformers, accents are removed too.
+    assert tokenizer.encode("Größe").ids.tolist() == [tokenizer.unk_token_id]
 
 
 def test_tokenizer_config_overrides_tokenizer_json(tmp_path):
@@ -243,6 +277,7 @@ def test_vocab_with_a_duplicate_token_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*judging by its entries")
 def test_vocab_with_line_separator_token_keeps_its_ids(tmp_path):
     (tmp_path / "vocab.txt").write_bytes("[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\n[MASK]\r\n\u2028\r\nthe\r\n".encode())
     assert load_tokenizer(tmp_path).token_to_id("the") == 6

@@ -6,6 +6,8 @@ Special tokens in text are plain text: `[MASK]` in a corpus becomes ordinary tok
 import hashlib
 import json
 import re
+import unicodedata
+import warnings
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -42,6 +44,10 @@ _PUNCTUATION = (
 )
 _IDEOGRAPHS = r"\u3400-\u4dbf\u4e00-\u9fff"
 _SURROGATES = re.compile("[\ud800-\udfff]")
+# Entries such as [CLS] or <S> are no evidence of upper case.
+_SPECIAL_ENTRY = re.compile(r"\[.*\]|<.*>")
+# Vocabularies of lower-cased text may have a few other entries: fewer than one in this many.
+_MIN_ENTRIES_PER_STRAY = 500
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Tokenizer:
         kind: "wordpiece" or "bpe".
         vocab_size: Largest id + 1.
         lowercase: Whether text is lower-cased; None without a BERT normalizer.
+        lowercase_is_guess: Whether only the entries of the vocabulary say so.
         bos_token_id: Id of the token before each text of a causal model; None for `[CLS] a [SEP]`.
     """
 
@@ -113,6 +120,7 @@ class Tokenizer:
         normalizer = settings["normalizer"] or {}
         self._bert_normalizer: dict[str, Any] = normalizer if normalizer.get("type") == "BertNormalizer" else {}
         self.lowercase: bool | None = self._bert_normalizer.get("lowercase")
+        self.lowercase_is_guess = False
         self.vocab_size: int = max(vocab.values()) + 1
         names = {number: token for token, number in vocab.items()}
         self.tokens: list[str] = [names.get(number, "") for number in range(self.vocab_size)]
@@ -130,7 +138,8 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as JSON: the library's pickling drops `encode_special_tokens`."""
-        return _from_json, (self._backend.to_str(),), {"bos_token_id": self.bos_token_id}
+        state = {"bos_token_id": self.bos_token_id, "lowercase_is_guess": self.lowercase_is_guess}
+        return _from_json, (self._backend.to_str(),), state
 
     @cached_property
     def fingerprint(self) -> str:
@@ -138,6 +147,12 @@ class Tokenizer:
         settings = json.loads(self._backend.to_str())
         relevant = {name: settings[name] for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def is_full_word(self) -> np.ndarray:
+        """(V,) bool: tokens that may stand alone as a word: no `##ing`, special or unused entry."""
+        is_named = np.array([bool(token) and not token.startswith("[unused") for token in self.tokens])
+        return self._starts_word & is_named & ~np.isin(np.arange(self.vocab_size), list(self.special_ids))
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, None if it is not in it."""
@@ -259,8 +274,8 @@ class Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer from a folder, tokenizer.json, vocab.txt, or vocab.json and merges.txt.
 
-    A tokenizer_config.json in the same folder determines lower-casing. Without it, a vocab.txt
-    without upper-case ASCII letters counts as lower-cased.
+    A tokenizer_config.json in the same folder determines lower-casing. Without it, that of a
+    vocab.txt is guessed from its entries, with a warning.
     """
     path = Path(path)
     if path.is_dir():
@@ -277,8 +292,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer(_byte_level_backend(path, config))
     if path.suffix != ".json":
         vocab = _read_vocab_txt(path)
-        is_lower = not any(re.search(r"^(?!\[.*\]$).*[A-Z]", token) for token in vocab)
-        return Tokenizer(bert_backend(vocab, {"lowercase": is_lower} | normalizer))
+        if "lowercase" in normalizer:
+            return Tokenizer(bert_backend(vocab, normalizer))
+        tokenizer = Tokenizer(bert_backend(vocab, _guess_normalizer(vocab) | normalizer))
+        tokenizer.lowercase_is_guess = True
+        guess = "lower-cased" if tokenizer.lowercase else "not lower-cased"
+        advice = f'Set "do_lower_case" in {config_file} to true or false'
+        warnings.warn(f"{path}: judging by its entries, text is {guess}. {advice}.", stacklevel=2)
+        return tokenizer
     settings = _read_json(path)
     if (settings.get("normalizer") or {}).get("type") == "BertNormalizer":
         # As in transformers, tokenizer_config.json has precedence.
@@ -288,6 +309,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     except Exception as error:  # the library raises no narrower class
         raise TokenizerError(f"{path} is not a tokenizer ({error}). Save it again.", damaged=True) from error
     return Tokenizer(backend)
+
+
+def _guess_normalizer(vocab: Iterable[str]) -> dict[str, bool]:
+    """Return arguments of BertNormalizer by which (almost) all entries of a vocabulary can occur."""
+    words = [token for token in vocab if not _SPECIAL_ENTRY.fullmatch(token)]
+    num_lower, num_upper = (sum(token != change(token) for token in words) for change in (str.upper, str.lower))
+    guess = {"lowercase": num_upper * _MIN_ENTRIES_PER_STRAY <= max(num_lower, num_upper)}
+    if guess["lowercase"]:
+        # Lower-casing removes accents, also vowel signs of Indian scripts, unless the vocabulary has them.
+        marks = sum(any(unicodedata.category(c) == "Mn" for c in unicodedata.normalize("NFD", w)) for w in words)
+        guess |= {} if marks * _MIN_ENTRIES_PER_STRAY <= len(words) else {"strip_accents": False}
+    return guess
 
 
 def bert_backend(vocab: dict[str, int], normalizer: dict[str, Any]) -> tokenizers.Tokenizer:
