@@ -43,6 +43,16 @@ def test_rate_on_the_clock_rises_stays_and_falls(tmp_path):
     assert [table.lr_factor(step) for step in range(40, 50)] == pytest.approx([1 - i / 10 for i in range(10)])
 
 
+def test_progress_on_the_clock_ends_at_the_budget_however_slow_the_decay_is(tmp_path):
+    table = timed(tmp_path, 100.0, "schedule.decay_ratio=0.2")
+    assert [table.position(step, seconds) for step, seconds in ((1, 2.0), (39, 78.0))] == [2.0, 78.0]
+    decided(table, step=40, seconds=80.0)  # ends at 50
+    assert [table.position(step, 87.0 + step - 40) for step in (40, 45, 50)] == [80.0, 90.0, 100.0]
+    assert table.describe_overrun(100.5) == ""
+    assert "took 107 seconds of 100: the 10 steps of the decay" in table.describe_overrun(107.0)
+    assert counted(tmp_path, 9).position(3, 50.0) == 3
+
+
 def test_rate_falls_to_the_final_share(tmp_path):
     table = timed(tmp_path, 100.0, "schedule.warmup_steps=0", "schedule.min_lr_ratio=0.4")
     decided(table, step=40, seconds=80.0)

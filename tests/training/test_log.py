@@ -119,10 +119,20 @@ def test_rates_are_of_the_time_since_the_last_line():
     sums = MetricAccumulator()
     sums.add_step(tokens=100, capacity=100, num_dropped=0, flops=2000.0)
     time.sleep(0.05)
-    line = sums.flush(peak_flops=1000.0)
+    line = sums.flush(peak_flops=1e6)
     assert 0 < line["tokens_per_second"] <= 100 / 0.05
     assert line["flops"] == 2000.0
-    assert line["mfu"] == pytest.approx(2000 / 1000 * line["tokens_per_second"] / 100)
+    assert line["mfu"] == pytest.approx(2000 / 1e6 * line["tokens_per_second"] / 100)
+
+
+def test_mfu_is_at_most_one_and_of_the_highest_rate_of_the_run():
+    sums = MetricAccumulator()
+    sums.add_step(tokens=100, capacity=100, num_dropped=0, flops=1e12)
+    fast = sums.flush(peak_flops=1.0)
+    sums.add_step(tokens=100, capacity=100, num_dropped=0, flops=1e9)
+    time.sleep(0.01)
+    assert fast["mfu"] == 1.0
+    assert 0 < sums.flush(peak_flops=1.0)["mfu"] < 1
 
 
 def test_loss_is_let_go_of_its_graph():

@@ -56,6 +56,25 @@ class TrainingBudget:
     def is_last(self, step: int) -> bool:
         return step == self.num_steps
 
+    def position(self, step: int, seconds: float) -> float:
+        """Return how much of the budget is used, in steps or seconds; of a decay whose end is decided, by its steps."""
+        if self.seconds is None:
+            return step
+        if self.decision is None:
+            return min(seconds, self.seconds)
+        share_left = (self.decision.last_step - step) / (self.decision.last_step - self.decision.decay_step)
+        return self.seconds * (1 - share_left * self.config.schedule.decay_ratio)
+
+    def describe_overrun(self, seconds: float) -> str:
+        """Return why a run took longer than its wall-clock budget; "" if it did not."""
+        if self.decision is None or seconds <= 1.01 * self.decision.seconds:
+            return ""
+        num_steps = self.decision.last_step - self.decision.decay_step
+        return (
+            f"The run took {seconds:,.0f} seconds of {self.seconds:,.0f}: the {num_steps:,} steps of the decay were fixed "
+            "when it started, by the mean time of the steps before, and took longer."
+        )
+
     def decide(self, step: int, seconds: float) -> DecayDecision | None:
         """Return the decision of the clock if it is due now, and store it; called by rank 0 only."""
         if self.num_steps is not None or self.seconds is None:

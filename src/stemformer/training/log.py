@@ -59,6 +59,7 @@ class MetricAccumulator:
 
     def __init__(self, state: Mapping[str, Any] | None = None, ranks: DistributedContext = SINGLE_PROCESS) -> None:
         self._all_reduce_sum = ranks.all_reduce_sum
+        self._peak_flops = 0.0
         state = state or _EMPTY
         if "capacity" not in state and len(state) == len(_EMPTY):
             # Earlier versions stored the same values in the same order, under other names.
@@ -99,7 +100,12 @@ class MetricAccumulator:
         return {"losses": losses, **self._sums, "seconds": time.perf_counter() - self._start}
 
     def flush(self, *, peak_flops: float) -> dict[str, float]:
-        """Return means and rates since the last call, and reset."""
+        """Return means and rates since the last call, and reset.
+
+        `mfu` is the rate of the floating-point operations as a fraction of `peak_flops`, the rate of a matrix
+        product measured when the run started, or of the highest rate since then: the start may have been measured
+        while other programs used the device.
+        """
         state = self.state()
         line: dict[str, float] = {}
         for name, (total, correct, count) in state["losses"].items():
@@ -113,7 +119,8 @@ class MetricAccumulator:
         if state["num_dropped"]:
             line["displaced"] = state["num_dropped"] / state["tokens"]
         line["flops"] = state["flops"]
-        line["mfu"] = state["flops"] / seconds / peak_flops
+        self._peak_flops = max(self._peak_flops, peak_flops, state["flops"] / seconds)
+        line["mfu"] = state["flops"] / seconds / self._peak_flops
         self._reset(_EMPTY)
         return line
 

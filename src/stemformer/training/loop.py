@@ -60,7 +60,7 @@ def train(
     # The progress bar shows steps, or seconds for a wall-clock budget.
     is_timed = budget.seconds is not None
     progress.start("training", total=budget.seconds or budget.num_steps, unit="seconds" if is_timed else "steps")
-    shown, note = state.seconds if is_timed else state.step, ""
+    shown, note = budget.position(state.step, state.seconds), ""
     progress.advance(shown)
 
     module.train()
@@ -96,7 +96,7 @@ def train(
             state.tokens += tokens
             previous_seconds = state.seconds
             state.update_seconds()
-            position = state.seconds if is_timed else state.step
+            position = max(shown, budget.position(state.step, state.seconds))
             progress.advance(position - shown, note)
             shown = position
 
@@ -124,6 +124,8 @@ def train(
 
             # Stop at the end of the budget, or on Ctrl-C or SIGTERM.
             if is_last:
+                if overrun := budget.describe_overrun(state.seconds):
+                    progress.say(overrun)
                 break
             if must_stop:
                 total = f" of {budget.num_steps}" if budget.num_steps else ""
