@@ -220,6 +220,14 @@ def test_metrics_equal_those_of_training(finetuned, dev, kind, tmp_path):
     assert "<html" in (report / "report.html").read_text()
 
 
+def test_label_of_f1_is_named_in_results_and_report(finetuned, dev, tmp_path):
+    folder, page = finetuned("class"), tmp_path / "page"
+    assert json.loads((folder / "result.json").read_text())["positive_label"] == "good"
+    found = stemformer.evaluate([dev["class"]], model=str(folder), report=str(page))
+    assert found["positive_label"] == "good"
+    assert "of label &#39;good&#39;" in (page / "report.html").read_text()
+
+
 def test_evaluate_overwrites_nothing_without_overwrite(finetuned, dev, tmp_path):
     folder, data, own = str(finetuned("class")), tmp_path / "dev.csv", tmp_path / "texts"
     shutil.copy(dev["class"], data)

@@ -29,7 +29,7 @@ def numbers(*values):
 def test_two_labels_have_the_f1_of_the_second():
     metrics = classification_metrics(numbers(0, 0, 1, 1, 1), numbers(0, 1, 1, 1, 0), ["no", "yes"])
     assert metrics["accuracy"] == pytest.approx(3 / 5)
-    assert metrics["f1"] == pytest.approx(2 / 3)
+    assert metrics["f1"] == pytest.approx(2 / 3) and metrics["positive_label"] == "yes"
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert metrics["matthews"] == pytest.approx((2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2))
     assert metrics["confusion"] == [[1, 1], [1, 2]]

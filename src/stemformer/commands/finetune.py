@@ -273,7 +273,8 @@ def _finish(
         "config": (folder / "config.toml").read_text(encoding="utf-8"),
     }
     write_task_report(folder, page)
-    return {"train": len(data.train), "dev": len(data.dev), **metrics, "notes": notes}
+    shown = {name: details[name] for name in ("positive_label",) if name in details}
+    return {"train": len(data.train), "dev": len(data.dev), **metrics, **shown, "notes": notes}
 
 
 def _summarize_seeds(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -287,6 +288,7 @@ def _summarize_seeds(folder: Path, results: Sequence[dict[str, Any]]) -> dict[st
         values = [result[name] for result in results]
         mean, deviation, *each = (float(f"{value:.6g}") for value in (*mean_std(values), *values))
         summary[name] = {"mean": mean, "spread": deviation, "each": each}
+    summary |= {"positive_label": first["positive_label"]} if "positive_label" in first else {}
     summary |= {"models": [result["model"] for result in results], "notes": first["notes"]}
     write_json(folder / "trials.json", summary)
     return summary

@@ -35,6 +35,7 @@ def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
         content: `task`, `title`, `metrics` (fractions; percent for `qa`), and optionally
 
             - `baseline`: the same metrics without a model;
+            - `positive_label`: the label that `f1` is of, if there are two;
             - `curves`: `title`, `unit`, `x_name` and `curves` of each plot, see `plot_curves`;
             - `labels`, `confusion`: names, and counts by label (row) and prediction (column);
             - `per_label`: `label`, `precision`, `recall`, `f1`, `count` of each label;
@@ -51,7 +52,7 @@ def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
         title=content["title"],
         kind=title.lower(),
         lead=f"{title}.{' The baseline needs no model.' if baseline else ''}",
-        tiles=_tiles(metrics, baseline, is_percent=task == "qa"),
+        tiles=_tiles(metrics, baseline, is_percent=task == "qa", positive_label=content.get("positive_label")),
         plots={c["title"]: plot_curves(c["curves"], unit=c["unit"], x_name=c["x_name"]) for c in found["curves"]},
         notes={"Data": found["notes"]},
         config=content.get("config") or "",
@@ -100,7 +101,9 @@ def curves_of_log(lines: Sequence[dict[str, Any]], task: str) -> list[dict[str, 
     return [{"title": title, "unit": unit, "x_name": "steps", "curves": curves} for title, unit, curves in plots]
 
 
-def _tiles(metrics: Mapping[str, float], baseline: Mapping[str, float], *, is_percent: bool) -> list[Tile]:
+def _tiles(
+    metrics: Mapping[str, float], baseline: Mapping[str, float], *, is_percent: bool, positive_label: str | None
+) -> list[Tile]:
     """Return a tile for each metric with its baseline, and for each baseline without such a metric."""
 
     def show(name: str, value: float) -> str:
@@ -109,6 +112,8 @@ def _tiles(metrics: Mapping[str, float], baseline: Mapping[str, float], *, is_pe
         return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
     remarks = {name: f"baseline {show(name, value)}" for name, value in baseline.items()}
+    if positive_label is not None:
+        remarks["f1"] = ", ".join(filter(None, (f"of label {positive_label!r}", remarks.get("f1"))))
     tiles = [Tile(metric_title(name), show(name, value), remarks.get(name, "")) for name, value in metrics.items()]
     others = {name: value for name, value in baseline.items() if name not in metrics}
     return tiles + [Tile(metric_title(name), show(name, value), "baseline") for name, value in others.items()]

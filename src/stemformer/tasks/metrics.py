@@ -34,7 +34,7 @@ def classification_metrics(
 
     Returns:
         `accuracy`; `macro_f1`, the mean over the labels that occur in either; `matthews`; with two
-        labels `f1` of the second one, as in GLUE (Wang et al. 2019, table 1); `per_label`, a list of
+        labels `f1` of the second one, `positive_label`, as in GLUE (Wang et al. 2019, table 1); `per_label`, a list of
         `label`, `precision`, `recall`, `f1` and `count` (in `gold`); `confusion` (rows: `gold`).
     """
     from sklearn.metrics import confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
@@ -50,10 +50,9 @@ def classification_metrics(
         "macro_f1": fmean(per_label[i]["f1"] for i in present),
         "matthews": float(matthews_corrcoef(gold, predicted)) if varies else 0.0,
     }
-    if len(labels) == 2:
-        metrics["f1"] = per_label[1]["f1"]
+    binary = {"f1": per_label[1]["f1"], "positive_label": labels[1]} if len(labels) == 2 else {}
     confusion = confusion_matrix(gold, predicted, labels=ids).tolist()
-    return {**metrics, "per_label": per_label, "confusion": confusion}
+    return {**metrics, **binary, "per_label": per_label, "confusion": confusion}
 
 
 def multi_label_metrics(
