@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import stemformer
 from stemformer.commands import finetune as finetuning
 from stemformer.data.labelled.symbol_map import SymbolMap
-from stemformer.errors import CheckpointError, ConfigError
+from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.huggingface.load import load_model, read_task_info
 from stemformer.io import read_jsonl
 from stemformer.progress import Silent
@@ -470,6 +470,56 @@ def test_head_is_kept_for_the_same_labels_and_initialized_for_others(run, finetu
     after = weights_of(tmp_path / "other" / "final")[weight]
     assert after.shape == before.shape and not torch.allclose(after, before, atol=1e-3)
     assert not any("training continues with the head" in line for line in result.lines)
+
+
+@pytest.fixture
+def years(labelled, tmp_path):
+    """A file of texts with scores far from zero."""
+    lines = (labelled / "train" / "scores.tsv").read_text().splitlines()[1:]
+    rows = (line.split("\t") for line in lines)
+    text = "".join(f"{text}\t{2000 + 30 * float(score)}\n" for text, score in rows)
+    (tmp_path / "years.tsv").write_text("sentence\tscore\n" + text)
+    return [str(tmp_path / "years.tsv")]
+
+
+def test_scores_far_from_zero_are_learned_and_compared_with_their_mean(run, years, tmp_path):
+    said = Lines()
+    result = run("score", train=years, dev=years, steps=30, progress=said)
+    assert result["root_mean_squared_error"] < result["baseline"]["root_mean_squared_error"]
+    assert any("standard deviation" in line and "mean 20" in line for line in said.lines)
+    again = stemformer.evaluate(years, model=str(tmp_path / "run"))
+    assert again["baseline"] == result["baseline"]
+    assert again["root_mean_squared_error"] == pytest.approx(result["root_mean_squared_error"], rel=1e-3)
+
+
+def test_model_no_better_than_the_mean_score_is_noted(run, years):
+    result = run("score", train=years, dev=years, steps=1, learning_rate=1e-12)
+    assert any("not better than predicting the mean of the training scores" in note for note in result["notes"])
+
+
+def test_training_continues_from_scores_in_their_unit(run, years, finetuned, tmp_path):
+    run("score", out="first", train=years, dev=years)
+    options = {"model": str(tmp_path / "first"), "steps": 1, "learning_rate": 1e-12, "dev": years}
+    before = stemformer.load(str(tmp_path / "first")).predict(["The old king", "a river"])
+    # Another mean and standard deviation.
+    other = tmp_path / "other.tsv"
+    other.write_text("sentence\tscore\n" + "The king\t10\na river\t30\n" * 5)
+    run("score", out="second", train=[str(other)], **options)
+    after = stemformer.load(str(tmp_path / "second")).predict(["The old king", "a river"])
+    assert [x.score for x in after] == pytest.approx([x.score for x in before], abs=1e-2)
+
+
+def test_early_stopping_keeps_scores_in_their_unit(run, years, tmp_path):
+    result = run("score", train=years, dev=years, steps=8, settings=["evaluation.patience=1"])
+    again = stemformer.evaluate(years, model=str(tmp_path / "run"))
+    assert again["mean_absolute_error"] == pytest.approx(result["mean_absolute_error"], rel=1e-3)
+    assert result["mean_absolute_error"] < 2 * result["baseline"]["mean_absolute_error"]
+
+
+def test_scores_that_are_all_equal_are_refused(run, tmp_path):
+    (tmp_path / "same.tsv").write_text("sentence\tscore\n" + "a river\t0.5\n" * 20)
+    with pytest.raises(DataError, match="only the score 0.5 in 20 records: expected different ones"):
+        run("score", train=[str(tmp_path / "same.tsv")], dev=[str(tmp_path / "same.tsv")])
 
 
 def test_passage_without_a_token_has_a_report(run, labelled, tmp_path):

@@ -174,6 +174,24 @@ def test_pipeline_of_transformers_gives_the_same_probabilities(finetuned, labell
     assert len({round(mine.score, 4) for mine in ours}) > 2
 
 
+def test_transformers_gives_the_same_score_far_from_zero(gpts, labelled, tmp_path):
+    lines = (labelled / "train" / "scores.tsv").read_text().splitlines()[1:]
+    rows = [(text, 2000 + 30 * float(score)) for text, score in (line.split("\t") for line in lines)]
+    (tmp_path / "years.tsv").write_text("text\tyear\n" + "".join(f"{text}\t{year}\n" for text, year in rows))
+    files = {"train": [str(tmp_path / "years.tsv")], "dev": [str(tmp_path / "years.tsv")], "label_column": "year"}
+    result = run(gpts / "bpe", labelled, "class", tmp_path / "run", settings=["task.kind=score"], **files)
+    # A model that began at 0 would be about 2000 off.
+    assert result["mean_absolute_error"] < 2 * result["baseline"]["mean_absolute_error"]
+    folder = str(tmp_path / "run" / "final")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [" ".join(text.split()[:5]) for text, _ in rows[:5]]
+    for text, mine in zip(texts, stemformer.load(folder).predict(texts), strict=True):
+        with torch.inference_mode():
+            theirs = model(**tokenizer(text, return_tensors="pt")).logits.item()
+        assert mine.score == pytest.approx(theirs, abs=1e-2)  # float32 rounds 2000 to 1e-4
+
+
 @VOCABULARIES
 def test_pipeline_of_transformers_gives_the_same_tags(finetuned, labelled, vocabulary):
     folder = finetuned(vocabulary, "tag")

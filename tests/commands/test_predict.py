@@ -415,12 +415,13 @@ def test_pipeline_gives_the_same_probabilities(finetuned, dev, kind):
         close([theirs[name] for name in theirs], [row["probabilities"][name] for name in theirs])
 
 
-def test_pipeline_gives_the_same_number(finetuned, dev):
-    folder = str(finetuned("score") / "final")
+@pytest.mark.parametrize("part", ["final", "checkpoints/step-00000012"])
+def test_pipeline_gives_the_same_number(finetuned, dev, part):
+    folder = str(finetuned("score") / part)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert (model.config.problem_type, model.config.num_labels) == ("regression", 1)
-    for row in predict(finetuned, dev, "score")["predictions"]:
+    for row in stemformer.predict([dev["score"]], model=folder, precision="fp32")["predictions"]:
         with torch.inference_mode():
             theirs = model(**tokenizer(row["sentence"], truncation=True, return_tensors="pt")).logits.item()
         close(theirs, row["prediction"])

@@ -4,10 +4,18 @@ import torch
 from torch import nn
 
 from stemformer.models.bert import BertConfig
-from stemformer.models.heads import MaskedLmHead, NextSentenceHead, init_output_bias_from_unigrams, initialize_weights
+from stemformer.models.gpt import GptConfig
+from stemformer.models.heads import (
+    MaskedLmHead,
+    NextSentenceHead,
+    init_output_bias_from_unigrams,
+    initialize_weights,
+    rescale_scores,
+)
 from stemformer.models.model import make_model
 
 CONFIG = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24)
+GPT_CONFIG = GptConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24)
 
 
 def initialized(head):
@@ -90,3 +98,20 @@ def test_output_bias_from_unigrams_predicts_word_frequencies():
     init_output_bias_from_unigrams(model.heads["masked_lm"], counts)
     expected = torch.tensor([1.0, 10.0, 5.0, 2.0, 2.0]) / 20
     torch.testing.assert_close(model.heads["masked_lm"].bias.softmax(0), expected)
+
+
+@pytest.mark.parametrize("config", [CONFIG, GPT_CONFIG])
+def test_rescaled_scores_are_a_linear_function_of_the_scores(config):
+    model = make_model(config, ["sequence"], num_labels=1, generator=torch.Generator().manual_seed(0)).eval()
+    ids, lengths = torch.tensor([1, 2, 3]), torch.tensor([0, 3], dtype=torch.int32)
+
+    def score():
+        with torch.inference_mode():
+            states = model.body(ids, torch.arange(3), torch.zeros(3, dtype=torch.long), lengths, 3)
+            return model.heads["sequence"](states[-1:]).item()
+
+    before = score()
+    model.load_state_dict(rescale_scores(model.state_dict(), scale=20.0, shift=100.0), strict=False)
+    assert score() == pytest.approx(20 * before + 100, abs=1e-4)
+    model.load_state_dict(rescale_scores(model.state_dict(), scale=1 / 20, shift=-100 / 20), strict=False)
+    assert score() == pytest.approx(before, abs=1e-5)

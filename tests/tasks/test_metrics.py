@@ -106,6 +106,8 @@ def test_correlations_follow_their_definition():
     assert metrics["pearson"] == pytest.approx(np.corrcoef(gold, predicted)[0, 1])
     assert metrics["spearman"] == pytest.approx(1.0)
     assert metrics["mean_squared_error"] == pytest.approx((0 + 4 + 36 + 144) / 4)
+    assert metrics["root_mean_squared_error"] == pytest.approx(46**0.5)
+    assert metrics["mean_absolute_error"] == pytest.approx((0 + 2 + 6 + 12) / 4)
 
 
 @pytest.mark.parametrize("predicted", [[2.5, 2.5, 2.5], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0 + 1e-15]])
@@ -121,6 +123,8 @@ def test_single_number_has_no_correlation():
         "pearson": 0.0,
         "spearman": 0.0,
         "mean_squared_error": 4.0,
+        "root_mean_squared_error": 2.0,
+        "mean_absolute_error": 2.0,
     }
 
 

@@ -9,7 +9,7 @@ import torch
 from stemformer.data.examples.batch import Example, collate
 from stemformer.data.labelled.symbol_map import SymbolMap
 from stemformer.data.labelled.text_classification import TextExample
-from stemformer.tasks.sequence_classification import SequenceClassification
+from stemformer.tasks.sequence_classification import SequenceClassification, TextPrediction
 from stemformer.tasks.task import TaskConfig
 
 LONG = "the old king sees a green river . who sees a quiet garden ? the river ."  # 17 tokens
@@ -142,6 +142,14 @@ def test_multi_label_loss_is_the_mean_over_labels_and_regression_loss_the_square
     assert task.loss_from_scores(torch.tensor([[1.0]]), batch_of([3.0])).total.item() == 4
 
 
+@pytest.mark.parametrize("is_standardized", [True, False])
+def test_regression_loss_is_in_standard_deviations_of_the_training_targets(is_standardized):
+    task = SequenceClassification(TaskConfig("classify", kind="score"))
+    task.targets, task.is_standardized = (100.0, 20.0), is_standardized
+    score = 0.5 if is_standardized else 110.0
+    assert task.loss_from_scores(torch.tensor([[score]]), batch_of([130.0])).total.item() == pytest.approx(1.0)
+
+
 # Decoding
 
 
@@ -175,6 +183,26 @@ def test_regression_returns_the_number(tokenizer):
     task, records = SequenceClassification(TaskConfig("classify", kind="score")), [record("x")]
     (found,) = task.decode([np.array([[3.25]], np.float32)], encode(task, records, tokenizer), records)
     assert (found.label, found.score, found.probabilities) == ("", 3.25, ())
+
+
+def test_standardized_scores_are_decoded_to_the_original_unit(tokenizer):
+    task, records = SequenceClassification(TaskConfig("classify", kind="score")), [record("x")]
+    task.targets, task.is_standardized = (100.0, 20.0), True
+    (found,) = task.decode([np.array([[0.5]], np.float32)], encode(task, records, tokenizer), records)
+    assert found.score == 110
+
+
+def test_baseline_of_regression_is_the_mean_of_the_training_targets():
+    task = SequenceClassification(TaskConfig("classify", kind="score"))
+    task.targets = (2.0, 1.0)
+    predictions = [TextPrediction("", score, ()) for score in (1.0, 5.0)]
+    metrics, details = task.compute_metrics(predictions, [record("x", label=1.0), record("x", label=5.0)])
+    assert metrics["root_mean_squared_error"] == 0
+    assert details["baseline"] == {
+        "mean_squared_error": 5.0,
+        "root_mean_squared_error": pytest.approx(5**0.5),
+        "mean_absolute_error": 2.0,
+    }
 
 
 def test_counts_are_numbers_of_sequences(tokenizer):

@@ -140,6 +140,7 @@ def _run(
             else:
                 best = folder / "checkpoints" / "best"
                 final = load_model(best, task.heads, num_labels=task.num_labels)
+                task.is_standardized = False
                 progress.say(f"early stopping: the result is the model of step {read_checkpoint(best).step}")
                 last.clear()
             result = _finish(final.to(context.device).eval(), data, dev, context, notes, last, progress)
@@ -253,6 +254,13 @@ def _finish(
         )
         progress.say(notes[-1])
 
+    baseline: dict[str, float] = details.get("baseline", {})
+    name = "root_mean_squared_error"
+    if name in baseline and metrics[name] >= baseline[name]:
+        mean = f"not better than predicting the mean of the training scores ({name} {baseline[name]:.4g})"
+        notes.append(f"{mean}; train longer, or with a higher --learning-rate (a small model may need 1e-3)")
+        progress.say(notes[-1])
+
     # Save.
     metadata = task.metadata() | {"max_length": context.phases[0].batch.sequence_length}
     write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, task=metadata))
@@ -273,7 +281,7 @@ def _finish(
         "config": (folder / "config.toml").read_text(encoding="utf-8"),
     }
     write_task_report(folder, page)
-    shown = {name: details[name] for name in ("positive_label",) if name in details}
+    shown: dict[str, Any] = {name: details[name] for name in ("positive_label", "baseline") if name in details}
     return {"train": len(data.train), "dev": len(data.dev), **metrics, **shown, "notes": notes}
 
 

@@ -174,8 +174,10 @@ def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     # transformers omits its default labels.
     default = {"0": "LABEL_0", "1": "LABEL_1"} if head in ("sequence", "token") else {}
     names = raw.get("id2label") or default
-    labels = [] if raw.get("problem_type") == "regression" else [names[number] for number in sorted(names, key=int)]
-    return {"head": head, "labels": labels, "problem_type": raw.get("problem_type"), **raw.get(TASK_KEY, {})}
+    # As in transformers, a single output is a number by default.
+    problem_type = raw.get("problem_type") or ("regression" if head == "sequence" and len(names) == 1 else None)
+    labels = [] if problem_type == "regression" else [names[number] for number in sorted(names, key=int)]
+    return {"head": head, "labels": labels, "problem_type": problem_type, **raw.get(TASK_KEY, {})}
 
 
 def read_attention_dropout(path: str | os.PathLike[str]) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.huggingface.load import DECODER_BIAS, TASK_KEY
+from stemformer.models.heads import rescale_scores
 from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.model import ARCHITECTURES, Model
 
@@ -27,7 +28,8 @@ def save_model(
 
     Args:
         state: `state_dict()` on the CPU, if the model's weights are sharded over ranks.
-        task: `labels`, `problem_type` and other entries of `config.json` for prediction (`Task.metadata`).
+        task: `labels`, `problem_type` and other entries of `config.json` for prediction (`Task.metadata`). A head
+            with standardized scores is saved so that it gives the original unit.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,6 +37,7 @@ def save_model(
 
     # Weights, by Hugging Face's names.
     weights = state or {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    weights = {**weights, **unstandardized_weights(weights, task)}
     state = to_hugging_face(weights, architecture.parameter_names)
     if not model.heads:
         state = {name.removeprefix(architecture.parameter_names.prefix): tensor for name, tensor in state.items()}
@@ -65,11 +68,19 @@ def save_model(
     save_tensors(state, folder / "model.safetensors")
 
 
+def unstandardized_weights(weights: Mapping[str, Tensor], task: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Return the weights that change if the head gives scores in the original unit; {} if it does."""
+    if task is None or not task.get("is_standardized"):
+        return {}
+    return rescale_scores(weights, scale=task["target_std"], shift=task["target_mean"])
+
+
 def _task_entries(task: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the entries of `config.json` for a task, in transformers' keys where they exist."""
     if task is None:
         return {}
-    entries: dict[str, Any] = {TASK_KEY: {k: v for k, v in task.items() if k not in ("labels", "problem_type")}}
+    apart = ("labels", "problem_type", "is_standardized")
+    entries: dict[str, Any] = {TASK_KEY: {k: v for k, v in task.items() if k not in apart}}
     # transformers names the only output of a regression LABEL_0.
     labels = ["LABEL_0"] if task.get("problem_type") == "regression" else list(task["labels"])
     if labels:

@@ -5,6 +5,8 @@ and 5.3 (token); the transform of the masked-LM head and the pooler of the seque
 released code. GPT: Radford et al. 2018, sections 3.1 (causal LM) and 3.2 (sequence).
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
@@ -110,6 +112,16 @@ class SpanHead(nn.Module):
 
     def forward(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N 2"]:
         return _in_float32(self.scores, states)
+
+
+def rescale_scores(state: Mapping[str, Tensor], *, scale: float, shift: float) -> dict[str, Tensor]:
+    """Return the weights of a model that change if its head for regression gives `scale * score + shift`."""
+    weight, bias, norm_bias = "heads.sequence.classifier.weight", "heads.sequence.classifier.bias", "body.norm.bias"
+    scaled = state[weight] * scale
+    if bias in state:
+        return {weight: scaled, bias: state[bias] * scale + shift}
+    # GPT-2's head has no bias, but the norm before it has one.
+    return {weight: scaled, norm_bias: state[norm_bias] + shift * scaled[0] / scaled.square().sum()}
 
 
 def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:

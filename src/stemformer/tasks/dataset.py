@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
+from statistics import fmean, pstdev
 from typing import Any
 
 import msgspec
@@ -138,8 +139,10 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
         task = TASKS["qa"](replace(config, no_answer=allows_none))
         task.language = find_language(records)
         return task
-    if config.name == "choice" or config.kind == "score":
-        return TASKS[config.name](config)
+    if config.name == "choice":
+        return TASKS["choice"](config)
+    if config.kind == "score":
+        return _make_regression(config, [record.label for record in records])
     frequencies = _count_labels(config, records)
     # O first, numbers by value, then strings.
     numbers = {label: int(label) for label in frequencies if label.removeprefix("-").isdecimal()}
@@ -149,6 +152,17 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
         expected = "expected at least two labels. Check the column (--label-column)."
         raise DataError(f"The training data has {found}: {expected}")
     return TASKS[config.name](config, labels, [frequencies[label] for label in labels])
+
+
+def _make_regression(config: TaskConfig, scores: Sequence[float]) -> Task:
+    mean = fmean(scores)
+    std = pstdev(scores, mean)
+    if std <= 1e-12 * abs(mean):
+        found = f"only the score {scores[0]:g} in {len(scores):,} records"
+        raise DataError(f"The training data has {found}: expected different ones. Check the column (--label-column).")
+    task = TASKS[config.name](config)
+    task.targets, task.is_standardized = (mean, std), True
+    return task
 
 
 def _count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
@@ -294,5 +308,10 @@ def _describe(task: Task, records: Sequence[Any]) -> Iterator[str]:
         yield f"{len(records):,} questions" + (f", {num_impossible:,} without an answer" if num_impossible else "")
     elif task.labels:
         yield f"{len(records):,} records, {len(task.labels)} labels: {_first(task.labels, 12)}"
+    elif task.targets is not None:
+        scores = [record.label for record in records]
+        mean, std = task.targets
+        bounds = f"from {min(scores):g} to {max(scores):g}"
+        yield f"{len(records):,} records, scores {bounds}, mean {mean:.4g}, standard deviation {std:.4g}"
     else:
         yield f"{len(records):,} records"

@@ -77,17 +77,25 @@ def multi_label_metrics(
 
 
 def regression_metrics(gold: Float[np.ndarray, "n"], predicted: Float[np.ndarray, "n"]) -> dict[str, float]:
-    """Return `pearson` and `spearman` (from -1 to 1, 0.0 if either side is constant) and `mean_squared_error`."""
+    """Return the metrics of regression.
+
+    Returns:
+        `pearson` and `spearman` (from -1 to 1, 0.0 if either side is constant), `mean_squared_error`,
+        and `root_mean_squared_error` and `mean_absolute_error`, in the unit of the scores.
+    """
     from scipy.stats import pearsonr, spearmanr
 
     _check_lengths(gold, predicted)
     wide = [np.asarray(values, dtype=np.float64) for values in (gold, predicted)]
     # A range below this share of the largest absolute value is a rounding error.
     varies = all(np.ptp(values) > 1e-12 * np.abs(values).max() for values in wide)
+    errors = wide[0] - wide[1]
     return {
         "pearson": float(pearsonr(*wide).statistic) if varies else 0.0,
         "spearman": float(spearmanr(*wide).statistic) if varies else 0.0,
-        "mean_squared_error": float(np.mean((wide[0] - wide[1]) ** 2)),
+        "mean_squared_error": float(np.mean(errors**2)),
+        "root_mean_squared_error": float(np.sqrt(np.mean(errors**2))),
+        "mean_absolute_error": float(np.mean(np.abs(errors))),
     }
 
 

@@ -72,7 +72,11 @@ class SequenceClassification(Task):
             total = F.binary_cross_entropy_with_logits(scores.float(), targets, reduction="sum") / len(self.labels)
             is_correct = ((scores.sigmoid() >= self.config.positive) == (targets > 0.5)).all(-1)
             return LossSum(total, len(targets), is_correct.sum())
-        return LossSum(F.mse_loss(scores[:, 0].float(), targets, reduction="sum"), len(targets), None)
+        # In standard deviations of the training targets.
+        mean, std = self.targets or (0.0, 1.0)
+        predicted = scores[:, 0].float()
+        predicted = predicted if self.is_standardized else (predicted - mean) / std
+        return LossSum(F.mse_loss(predicted, (targets - mean) / std, reduction="sum"), len(targets), None)
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TextExample | None:
         is_right = all(isinstance(part, str) and part.strip() for part in parts)
@@ -126,6 +130,9 @@ class SequenceClassification(Task):
             x = softmax(x, axis=-1)
         elif self.config.kind == "labels":
             x = 1 / (1 + np.exp(-x))
+        elif self.is_standardized and self.targets is not None:
+            mean, std = self.targets
+            x = x * std + mean
         # Mean over the windows of each record.
         means = np.zeros((len(records), x.shape[1]))
         np.add.at(means, examples.records, x)
@@ -144,7 +151,13 @@ class SequenceClassification(Task):
     def _evaluate(self, predictions: Sequence[TextPrediction], records: Sequence[TextExample]) -> dict[str, Any]:
         gold: list[Any] = [r.label for r in records]
         if self.config.kind == "score":
-            return dict(regression_metrics(np.array(gold, float), np.array([p.score for p in predictions], float)))
+            right = np.array(gold, float)
+            metrics = regression_metrics(right, np.array([p.score for p in predictions], float))
+            if self.targets is None:
+                return dict(metrics)
+            constant = regression_metrics(right, np.full(len(right), self.targets[0]))
+            # A constant has no correlation.
+            return {**metrics, "baseline": {name: value for name, value in constant.items() if name.endswith("error")}}
         if self.config.kind == "labels":
             targets = np.array([[label in labels for label in self.labels] for labels in gold], bool)
             found = np.array([[label in p.labels for label in self.labels] for p in predictions], bool)

@@ -121,6 +121,10 @@ class Task(ABC):
     language: Language = "en"
     # Words for the symbols of `config.symbols`, once chosen.
     symbols: SymbolMap | None = None
+    # Of regression: mean and standard deviation of the training targets, and whether scores are standardized by them,
+    # as in training; a saved model gives the original unit.
+    targets: tuple[float, float] | None = None
+    is_standardized: bool = False
 
     def __init__(self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = ()) -> None:
         self.config = config
@@ -229,10 +233,15 @@ class Task(ABC):
         """Return what a saved model stores about its task; `load_labelled_task` reads it."""
         metadata: dict[str, Any] = {"labels": list(self.labels), "problem_type": self.problem_type}
         metadata |= {**asdict(self.config), "entities": self.has_entities, "language": self.language}
+        if self.targets is not None:
+            names = ("target_mean", "target_std", "is_standardized")
+            metadata |= zip(names, (*self.targets, self.is_standardized), strict=True)
         return metadata if self.symbols is None else {**metadata, "symbol_map": asdict(self.symbols)}
 
     def load_metadata(self, metadata: dict[str, Any]) -> None:
         """Restore what `metadata` stores beyond settings and labels."""
         if "symbol_map" in metadata:
             self.symbols = SymbolMap(**metadata["symbol_map"])
+        if "target_mean" in metadata:
+            self.targets = (metadata["target_mean"], metadata["target_std"])
         self.language = metadata.get("language", "en")

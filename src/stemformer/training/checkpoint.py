@@ -17,7 +17,7 @@ import torch
 
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError
-from stemformer.huggingface.save import save_model, save_tensors
+from stemformer.huggingface.save import save_model, save_tensors, unstandardized_weights
 from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage, write_checksums, write_folder
 from stemformer.models.model import Model
 from stemformer.training.distributed import SINGLE_PROCESS, DistributedContext, distribute_like, gather_full_state
@@ -75,6 +75,8 @@ def save_checkpoint(
     state = gather_full_state(model.state_dict())
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     moments = gather_full_state({f"{k}.{name}": x for name, p in trained for k, x in optimizer.state[p].items()})
+    # Exact values of weights that the model's folder has in another unit.
+    moments |= {f"exact.{name}": state[name] for name in unstandardized_weights(state, task)}
 
     def write(temporary: Path) -> None:
         save_model(model, temporary, tokenizer, state=state, task=task)
@@ -132,11 +134,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_optimizer(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the state of a new optimizer from the valid checkpoint of its model."""
+    """Restore the state of a new optimizer from the valid checkpoint of its model, and exact weights."""
     from safetensors.torch import load_file
 
     state = load_file(path / OPTIMIZER_FILE)
-    names = {p: name for name, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    for key in [key for key in state if key.startswith("exact.")]:
+        parameter = parameters[key.removeprefix("exact.")]
+        parameter.data.copy_(distribute_like(parameter, state.pop(key)))
+    names = {p: name for name, p in parameters.items()}
     groups = optimizer.param_groups
     expected = {f"{kind}.{names[p]}": p for group in groups for p in group["params"] for kind in state_names(group)}
     if differing := sorted(expected.keys() ^ state.keys()):

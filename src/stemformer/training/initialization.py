@@ -16,7 +16,7 @@ from stemformer.device import configure_allocator
 from stemformer.errors import ConfigError, DataError
 from stemformer.huggingface.load import load_model, load_model_and_tokenizer, read_attention_dropout, read_task_info
 from stemformer.huggingface.vocab_transfer import transfer_vocabulary
-from stemformer.models.heads import init_output_bias_from_unigrams, initialize_weights
+from stemformer.models.heads import init_output_bias_from_unigrams, initialize_weights, rescale_scores
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.objective import OBJECTIVES
 from stemformer.progress import Progress
@@ -121,6 +121,10 @@ def load_initial_model(
         modules += {"nothing": [], "embeddings": [model.body.embeddings.word], "all": [model]}[config.reinitialize]
         for module in modules:
             initialize_weights(module, std=model.config.initializer_range, generator=generator)
+    if task.is_standardized and config.reinitialize != "all" and (is_resumed or has_matching_head(source, task)):
+        assert task.targets is not None
+        mean, std = task.targets
+        model.load_state_dict(rescale_scores(model.state_dict(), scale=1 / std, shift=-mean / std), strict=False)
     _freeze(model, config, source)
     return model, tokenizer, _max_length(task.config, model)
 
