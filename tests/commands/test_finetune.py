@@ -518,7 +518,7 @@ def test_early_stopping_keeps_scores_in_their_unit(run, years, tmp_path):
 
 def test_scores_that_are_all_equal_are_refused(run, tmp_path):
     (tmp_path / "same.tsv").write_text("sentence\tscore\n" + "a river\t0.5\n" * 20)
-    with pytest.raises(DataError, match="only the score 0.5 in 20 records: expected different ones"):
+    with pytest.raises(DataError, match=r"only the score 0\.5 in 20 records: expected different ones"):
         run("score", train=[str(tmp_path / "same.tsv")], dev=[str(tmp_path / "same.tsv")])
 
 

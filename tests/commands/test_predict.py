@@ -394,6 +394,32 @@ def test_model_that_was_only_pretrained_cannot_predict(tiny_bert):
         stemformer.load(str(tiny_bert)).predict(["a"])
 
 
+# Labels of other names
+
+
+def test_labels_of_another_form_are_scored_as_the_same(finetuned, dev, tmp_path):
+    text = read_table(dev["class"])
+    rows = [f"{i},{row['review']},{row['sentiment'].upper()}" for i, row in enumerate(text.rows)]
+    (tmp_path / "upper.csv").write_text("id,review,sentiment\n" + "\n".join(rows) + "\n")
+    found = stemformer.evaluate([str(tmp_path / "upper.csv")], model=str(finetuned("class")), precision="fp32")
+    expected = stemformer.evaluate([dev["class"]], model=str(finetuned("class")), precision="fp32")
+    assert found["accuracy"] == expected["accuracy"]
+    assert any("'BAD' as 'bad', 'GOOD' as 'good'" in note for note in found["notes"])
+
+
+def test_label_map_names_predictions_and_is_not_kept(finetuned, dev, capsys):
+    model = stemformer.load(str(finetuned("class")), precision="fp32")
+    plain = stemformer.predict([dev["class"]], model=model)["predictions"]
+    named = stemformer.predict([dev["class"]], model=model, label_map={"bad": "neg", "good": "pos"})["predictions"]
+    assert [row["probabilities"] for row in named] == [
+        {"neg": row["probabilities"]["bad"], "pos": row["probabilities"]["good"]} for row in plain
+    ]
+    assert model.task.labels == ("bad", "good")
+    arguments = ["evaluate", dev["class"], "--model", str(finetuned("class")), "--label-map", "bad=x,fine=good"]
+    assert main(arguments) == 2
+    assert "names 'fine', which the model does not have" in capsys.readouterr().err
+
+
 # The same in transformers, from the saved folder
 
 

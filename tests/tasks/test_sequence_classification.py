@@ -125,6 +125,17 @@ def test_balance_gives_all_classes_equal_weight():
     assert 3 * each[0] == pytest.approx(each[1])
 
 
+def test_balance_weights_the_presence_of_each_label():
+    config = TaskConfig("classify", kind="labels", balance=True)
+    task = SequenceClassification(config, ("rare", "usual"), [2, 5], 10)
+    scores, targets = torch.tensor([[0.3, -0.2], [1.0, 2.0]]), [[1.0, 0.0], [0.0, 1.0]]
+    weights = torch.tensor([8 / 2, 5 / 5])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        scores, torch.tensor(targets), pos_weight=weights, reduction="sum"
+    )
+    assert task.loss_from_scores(scores, batch_of(targets)).total.item() == pytest.approx(expected.item() / 2)
+
+
 def test_label_smoothing_equals_that_of_torch(tokenizer):
     scores = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     batch = batch_of([0, 1, 1, 0, 1])

@@ -11,7 +11,7 @@ from stemformer.options import EvaluateOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent
 from stemformer.reports.finetuning import write_task_report
-from stemformer.tasks.dataset import check_labels
+from stemformer.tasks.labels import check_labels, match_labels
 from stemformer.tasks.predictions import examples_to_show
 
 # Files of a run, whose report is not that of an evaluation.
@@ -36,7 +36,12 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
     model = open_pipeline(options.model, options)
     task = model.require_task()
     records, counts = read_task_records(task, options, progress, label_column=options.label_column, needs_answer=True)
-    notes = check_labels(task, records)
+    if options.label_map:
+        model = model.with_labels(options.label_map, records)
+        task = model.require_task()
+    records, notes = match_labels(task, records)
+    advice = "Check the column (--label-column), or name the labels with --label-map."
+    notes += check_labels(task, records, advice=advice)
     for note in notes:
         progress.say(note)
     predictions, scores, examples = model.score_records(records, progress)

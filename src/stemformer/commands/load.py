@@ -31,6 +31,7 @@ from stemformer.options import ComputeOptions, LoadOptions, accepts
 from stemformer.progress import Progress, Silent
 from stemformer.tasks.dataset import load_labelled_task
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens
+from stemformer.tasks.labels import rename_labels
 from stemformer.tasks.task import Task
 
 
@@ -242,6 +243,12 @@ class Pipeline:
             scores, _ = predict_scores(module, task, examples, device=self.device, on_examples=progress.advance)
         progress.finish()
         return task.decode(scores, examples, records), scores, examples
+
+    def with_labels(self, label_map: Sequence[str], records: Sequence[Any] | None = None) -> "Pipeline":
+        """Return this model with other names of labels, see `tasks.labels.rename_labels`."""
+        model = copy.copy(self)
+        model.task = rename_labels(self.require_task(), label_map, records)
+        return model
 
     def require_task(self) -> Task:
         """Return the task; raise CheckpointError if the model was only pre-trained."""

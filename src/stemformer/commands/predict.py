@@ -26,6 +26,7 @@ def predict(options: PredictOptions, *, progress: Progress | None = None) -> dic
     progress = progress or Silent()
     check_output_file(options.out, overwrite=options.overwrite, inputs=options.files)
     model = open_pipeline(options.model, options)
+    model = model.with_labels(options.label_map) if options.label_map else model
     task = model.require_task()
     file_format = output_format(options.out, task)
     records, counts = read_task_records(task, options, progress)

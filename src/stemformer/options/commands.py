@@ -198,11 +198,13 @@ class PredictOptions(groups.ComputeOptions, groups.FileOutputOptions):
         out: Output file: .jsonl, .csv or .tsv; .conll for tags; .json for answers in the format of SQuAD. Default: JSON
             lines on standard output.
         text_column: Column of the text; two columns for pair. Default: as in the training data.
+        label_map: Other names for labels of the model, such as LABEL_0=negative,LABEL_1=positive.
     """
 
     files: Sequence[str] = field(metadata=ARGUMENT)
     model: ModelName
     text_column: tuple[str, ...] = ()
+    label_map: tuple[str, ...] = ()
 
 
 class EvaluateOptions(PredictOptions):

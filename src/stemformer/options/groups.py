@@ -3,7 +3,7 @@
 import os
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
@@ -42,6 +42,8 @@ class Options:
             if isinstance(value, os.PathLike) and kinds[name] in (str, str | None):
                 values[name] = os.fspath(value)
             origins = {typing.get_origin(kind) for kind in (kinds[name], *typing.get_args(kinds[name]))}
+            if isinstance(value, Mapping):
+                value = [f"{key}={item}" for key, item in value.items()]
             if tuple in origins and value is not None and not isinstance(value, tuple):
                 is_list = isinstance(value, Iterable) and not isinstance(value, str)
                 values[name] = tuple(value) if is_list else (value,)

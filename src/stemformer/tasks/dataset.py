@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -24,6 +23,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.huggingface.load import read_task_info
 from stemformer.progress import Progress
 from stemformer.tasks.examples import TaskExamples
+from stemformer.tasks.labels import check_labels, count_labels, match_labels, similar_labels
 from stemformer.tasks.question_answering import find_language
 from stemformer.tasks.registry import TASKS
 from stemformer.tasks.task import Task, TaskConfig
@@ -143,7 +143,7 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
         return TASKS["choice"](config)
     if config.kind == "score":
         return _make_regression(config, [record.label for record in records])
-    frequencies = _count_labels(config, records)
+    frequencies = count_labels(config, records)
     # O first, numbers by value, then strings.
     numbers = {label: int(label) for label in frequencies if label.removeprefix("-").isdecimal()}
     labels = sorted(frequencies, key=lambda x: (x != "O", x not in numbers, numbers.get(x, 0), x))
@@ -151,7 +151,7 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
         found = f"only the label {labels[0]!r} in {len(records):,} records" if labels else "no labels"
         expected = "expected at least two labels. Check the column (--label-column)."
         raise DataError(f"The training data has {found}: {expected}")
-    return TASKS[config.name](config, labels, [frequencies[label] for label in labels])
+    return TASKS[config.name](config, labels, [frequencies[label] for label in labels], len(records))
 
 
 def _make_regression(config: TaskConfig, scores: Sequence[float]) -> Task:
@@ -163,11 +163,6 @@ def _make_regression(config: TaskConfig, scores: Sequence[float]) -> Task:
     task = TASKS[config.name](config)
     task.targets, task.is_standardized = (mean, std), True
     return task
-
-
-def _count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
-    labels = (r.tags if config.name == "tag" else r.label if config.kind == "labels" else [r.label] for r in records)
-    return Counter(chain.from_iterable(labels))
 
 
 def load_labelled_task(model: str) -> Task:
@@ -224,7 +219,8 @@ def read_labelled(
         notes += _count_notes("training data", +Counter({_NOT_IN_PASSAGE: len(records) - len(learned)}))
         records = learned
     task = make_labelled_task(config, records)
-    notes += [*check_labels(task, dev_records), *_label_notes(task, records)]
+    dev_records, matched = match_labels(task, dev_records)
+    notes += [*matched, *check_labels(task, dev_records), *_label_notes(task, records)]
     for line in (*_describe(task, records), *notes):
         progress.say(line)
     return LabelledData(task, records, dev_records, notes)
@@ -233,25 +229,10 @@ def read_labelled(
 def majority_baseline(data: LabelledData) -> tuple[str, float] | None:
     """Return the most frequent training label and its accuracy on dev data; None without single labels."""
     config = data.task.config
-    if not data.task.labels or config.kind != "class" or not (dev := _count_labels(config, data.dev)):
+    if not data.task.labels or config.kind != "class" or not (dev := count_labels(config, data.dev)):
         return None
-    ((label, _),) = _count_labels(config, data.train).most_common(1)
+    ((label, _),) = count_labels(config, data.train).most_common(1)
     return label, dev[label] / dev.total()
-
-
-def check_labels(task: Task, records: Sequence[Any]) -> list[str]:
-    """Return a note about labels of records that the task does not have; an error if it has none of them."""
-    found = _count_labels(task.config, records) if task.labels else {}
-    unknown = {label: n for label, n in found.items() if label not in task.labels}
-    if not unknown:
-        return []
-    shown = ", ".join(f"{label!r} ({n:,})" for label, n in sorted(unknown.items())[:5])
-    if len(unknown) == len(found):
-        known = ", ".join(map(repr, task.labels[:5]))
-        found_labels = f"found {shown}, trained on {known}. Check the column (--label-column)."
-        raise DataError(f"None of the labels occur in the training data: {found_labels}")
-    treatment = "ignored" if task.config.kind == "labels" else "counted as wrong"
-    return [f"{len(unknown)} labels do not occur in the training data and are {treatment}: {shown}"]
 
 
 def encode_splits(
@@ -291,6 +272,8 @@ def _label_notes(task: Task, records: Sequence[Any]) -> Iterator[str]:
             f"tag {odd[0]!r} (sentence at {location}) marks no entity, unlike the others ({others}): "
             "entities are not scored. Repair it."
         )
+    for group in similar_labels(task.labels):
+        yield f"labels {quoted(group)} differ only in case or number form; make them equal if they mean the same"
     if _has_classes(task.config) and 10 <= len(records) <= 2 * len(task.labels):
         yield (
             f"{len(task.labels):,} different answers in {len(records):,} records, so most cannot be learned. "

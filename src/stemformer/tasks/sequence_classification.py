@@ -44,8 +44,10 @@ class SequenceClassification(Task):
     answer_field = "label"
     formats = (".jsonl", ".csv", ".tsv")
 
-    def __init__(self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = ()) -> None:
-        super().__init__(config, labels, frequencies)
+    def __init__(
+        self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = (), num_records: int = 0
+    ) -> None:
+        super().__init__(config, labels, frequencies, num_records)
         self.input_format = "(text, text)" if config.name == "pair" else "a text"
         self.problem_type, self.main_metric = {
             "class": ("single_label_classification", "accuracy"),
@@ -69,7 +71,9 @@ class SequenceClassification(Task):
             return cross_entropy_sum(scores, targets, weights=self._class_weights, label_smoothing=smoothing)
         if self.config.kind == "labels":
             # Mean over labels.
-            total = F.binary_cross_entropy_with_logits(scores.float(), targets, reduction="sum") / len(self.labels)
+            weights = None if self._class_weights is None else self._class_weights.to(scores.device)
+            losses = F.binary_cross_entropy_with_logits(scores.float(), targets, pos_weight=weights, reduction="sum")
+            total = losses / len(self.labels)
             is_correct = ((scores.sigmoid() >= self.config.positive) == (targets > 0.5)).all(-1)
             return LossSum(total, len(targets), is_correct.sum())
         # In standard deviations of the training targets.

@@ -42,7 +42,8 @@ class TaskConfig:
             keeps 1/4 from the beginning and 3/4 from the end (Sun et al. 2019), `cut` truncates.
         stride: Tokens shared by neighboring windows in `tag` and `qa`.
         label_smoothing: Share of the target probability spread evenly over all labels, in [0, 1).
-        balance: Weight classes inversely to their frequency in the training data.
+        balance: Weight classes inversely to their frequency in the training data; of `labels`, weight the
+            presence of a label by records without it / records with it.
         positive: Of `labels`: predict a label if its probability is at least this.
         max_answer_tokens: Of `qa`: maximum answer length in tokens.
         no_answer: Of `qa`: allow questions without an answer; None: if the training data has some.
@@ -80,8 +81,11 @@ class TaskConfig:
         draw_settings = (self.symbol_size, self.symbol_stride, self.alphabet)
         rules = {
             f"kind is {self.kind!r}: only classify and pair have kinds, not {self.name}": has_texts or is_class,
-            f"balance and label_smoothing apply to kind 'class', not to {self.kind!r}. Remove them.": (
-                is_class or not (self.balance or self.label_smoothing)
+            "balance applies to classes, labels and tags. Remove it.": (
+                not self.balance or (self.kind != "score" and self.name not in ("qa", "choice"))
+            ),
+            f"label_smoothing applies to kind 'class', not to {self.kind!r}. Remove it.": (
+                is_class or not self.label_smoothing
             ),
             f"symbols applies to classify and pair, not to {self.name}. Remove it.": has_texts or self.symbols is None,
             "symbol_size, symbol_stride and alphabet apply to randomly chosen words only: add symbols=draw. "
@@ -100,6 +104,7 @@ class Task(ABC):
     Args:
         labels: In the order of the logits; ignored by tasks whose answers are spans or options.
         frequencies: Count of each label in the training data, for `config.balance`.
+        num_records: Number of training records, of which each has any number of labels if `kind` is `labels`.
     """
 
     head: ClassVar[str]
@@ -126,7 +131,9 @@ class Task(ABC):
     targets: tuple[float, float] | None = None
     is_standardized: bool = False
 
-    def __init__(self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = ()) -> None:
+    def __init__(
+        self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = (), num_records: int = 0
+    ) -> None:
         self.config = config
         self.labels = () if self.num_logits else tuple(labels)
         self.num_labels = self.num_logits or len(self.labels)
@@ -135,8 +142,11 @@ class Task(ABC):
         self._class_weights: Tensor | None = None
         if config.balance and frequencies:
             counts = torch.tensor(frequencies, dtype=torch.float32).clamp(min=1)
-            # The mean over the training data is 1.
-            self._class_weights = counts.sum() / (len(counts) * counts)
+            if config.kind == "labels":
+                self._class_weights = (num_records - counts).clamp(min=1) / counts
+            else:
+                # The mean over the training data is 1.
+                self._class_weights = counts.sum() / (len(counts) * counts)
 
     def corrupt(self, example: Example, rng: np.random.Generator) -> Example:
         return example

@@ -45,8 +45,10 @@ class TokenClassification(Task):
     input_format = "a text or a list of words"
     formats = (".jsonl", ".conll")
 
-    def __init__(self, config: TaskConfig, labels: Sequence[str], frequencies: Sequence[int] = ()) -> None:
-        super().__init__(config, labels, frequencies)
+    def __init__(
+        self, config: TaskConfig, labels: Sequence[str], frequencies: Sequence[int] = (), num_records: int = 0
+    ) -> None:
+        super().__init__(config, labels, frequencies, num_records)
         self.has_entities = has_entity_tags(self.labels)
         self.main_metric = "f1" if self.has_entities else "accuracy"
         # Tag for words without a token.

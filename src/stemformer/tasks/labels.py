@@ -1,0 +1,100 @@
+"""Labels of records and of a task: counting, checking, matching spellings, and other names."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from stemformer.data.text.files import quoted
+from stemformer.errors import ConfigError, DataError
+from stemformer.tasks.task import Task, TaskConfig
+
+# Of a number such as 1.0.
+_DECIMALS = re.compile(r"^([-+]?\d+)\.0+$")
+_MANY = 8
+
+
+def count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
+    """Return how often each label occurs in the records, which have answers."""
+    labels = (r.tags if config.name == "tag" else r.label if config.kind == "labels" else [r.label] for r in records)
+    return Counter(chain.from_iterable(labels))
+
+
+def check_labels(
+    task: Task, records: Sequence[Any], *, advice: str = "Check the column (--label-column)."
+) -> list[str]:
+    """Return a note about labels of records that the task does not have; an error if it has none of them."""
+    found = count_labels(task.config, records) if task.labels else {}
+    unknown = {label: n for label, n in found.items() if label not in task.labels}
+    if not unknown:
+        return []
+    shown = ", ".join(f"{label!r} ({n:,})" for label, n in sorted(unknown.items())[:5])
+    if len(unknown) == len(found):
+        known = quoted(task.labels[:5])
+        raise DataError(f"None of the labels occur in the training data: found {shown}, trained on {known}. {advice}")
+    treatment = "ignored" if task.config.kind == "labels" else "counted as wrong"
+    return [f"{len(unknown)} labels do not occur in the training data and are {treatment}: {shown}"]
+
+
+def similar_labels(labels: Iterable[str]) -> list[list[str]]:
+    """Return the groups of several labels that differ only in case or number form (`1` and `1.0`)."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(_plain_form(label), []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def match_labels(task: Task, records: list[Any]) -> tuple[list[Any], list[str]]:
+    """Give labels that differ from the task's only in case or number form its spelling; say so in a note."""
+    if not task.labels:
+        return records, []
+    ours = {_plain_form(label): label for label in task.labels}
+    is_ambiguous = len(ours) < len(task.labels)
+    unknown = [label for label in count_labels(task.config, records) if label not in task.labels]
+    names = {label: ours[form] for label in unknown if (form := _plain_form(label)) in ours}
+    if not names or is_ambiguous:
+        return records, []
+
+    def rename(record: Any) -> Any:
+        if task.config.name == "tag":
+            return replace(record, tags=tuple(names.get(tag, tag) for tag in record.tags))
+        if task.config.kind == "labels":
+            return replace(record, label=tuple(dict.fromkeys(names.get(label, label) for label in record.label)))
+        return replace(record, label=names.get(record.label, record.label))
+
+    pairs = [f"{theirs!r} as {name!r}" for theirs, name in names.items()]
+    shown = ", ".join(pairs[:_MANY]) + (", ..." if len(pairs) > _MANY else "")
+    note = f"labels that differ from those of the model only in case or number form are taken as the same: {shown}"
+    return [rename(record) for record in records], [note]
+
+
+def rename_labels(task: Task, label_map: Sequence[str], records: Sequence[Any] | None = None) -> Task:
+    """Return a task whose labels have the names of `label_map`, entries `OLD=NEW`; `records` are to have the new ones."""
+    names: dict[str, str] = {}
+    for entry in (part for item in label_map for part in re.split(r",(?=[^,=]+=)", item)):
+        old, _, new = (part.strip() for part in entry.partition("="))
+        if not old or not new or old in names:
+            problem = "names a label twice" if old in names else "has no label on one side"
+            raise ConfigError(f"--label-map {entry!r} {problem}. Expected OLD=NEW, such as LABEL_0=negative.")
+        names[old] = new
+    labels = [names.get(label, label) for label in task.labels]
+    found = [] if records is None or not task.labels else sorted(count_labels(task.config, records))
+    sides = f"Labels of the model: {quoted(task.labels) or 'none'}."
+    sides += f" Labels of the files: {quoted(found[:20])}." if found else ""
+    if unknown := [name for name in names if name not in task.labels]:
+        raise ConfigError(f"--label-map names {quoted(unknown)}, which the model does not have. {sides}")
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"--label-map gives two labels of the model one name. Expected different ones. {sides}")
+    forms = {_plain_form(label) for label in found}
+    absent = [name for name in names.values() if _plain_form(name) not in forms]
+    if found and absent and forms - {_plain_form(label) for label in labels}:
+        raise ConfigError(f"--label-map names {quoted(absent)}, which the files do not have. {sides}")
+    renamed = type(task)(task.config, labels)
+    renamed.load_metadata(task.metadata())
+    return renamed
+
+
+def _plain_form(label: str) -> str:
+    return _DECIMALS.sub(r"\1", label.strip().casefold())
