@@ -157,7 +157,7 @@ def test_on_token_receives_each_token_and_can_stop_a_text(ours):
 
 def test_window_slides_only_with_overflow_slide(ours, theirs):
     (prompt,) = prompts(POSITIONS - 3)
-    with pytest.raises(DataError, match=f"more than the model's {POSITIONS} positions: generate at most 3"):
+    with pytest.raises(DataError, match=f"more than the model's maximum length of {POSITIONS}: generate at most 3"):
         decode(ours, [prompt], DecodingConfig(max_new_tokens=9))
     (output,) = decode(ours, [prompt], DecodingConfig(max_new_tokens=60, temperature=0, overflow="slide"))
     text = prompt.tolist()
@@ -202,7 +202,9 @@ def test_no_prompts_give_no_outputs(ours):
 def test_empty_and_overlong_prompts_are_errors(ours):
     with pytest.raises(DataError, match="prompt 2 of 2 is empty"):
         decode(ours, [*prompts(2), torch.empty(0, dtype=torch.long)], DecodingConfig(max_new_tokens=1))
-    with pytest.raises(DataError, match=f"41 tokens; .* more than the model's {POSITIONS} positions: shorten it"):
+    with pytest.raises(
+        DataError, match=f"41 tokens; .* more than the model's maximum length of {POSITIONS}: shorten it"
+    ):
         decode(ours, prompts(41), DecodingConfig(max_new_tokens=1))
 
 

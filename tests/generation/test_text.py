@@ -149,8 +149,8 @@ def test_command_writes_text_or_json(folder, capsys):
     [
         ({"prompts": []}, DataError, "No text to work on. Pass prompts"),
         ({"prompts": "one"}, DataError, "single text 'one'. Pass \\[text\\]"),
-        ({"max_new_tokens": 100}, DataError, "more than the model's 48 positions"),
-        ({"prompts": ["the river " * 40]}, DataError, "48 positions: shorten it"),
+        ({"max_new_tokens": 100}, DataError, "more than the model's maximum length of 48"),
+        ({"prompts": ["the river " * 40]}, DataError, "48: shorten it"),
         ({"stop": [""]}, ConfigError, "stop string is empty"),
         ({"stop": ["x"], "num_beams": 2}, ConfigError, "not supported with beam search"),
         ({"top_p": 2.0}, ConfigError, "top_p is 2.0"),

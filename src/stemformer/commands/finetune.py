@@ -137,6 +137,7 @@ def _run(
             if config.evaluation.patience is None:
                 final = make_model(model.config, task.heads, num_labels=task.num_labels)
                 final.load_state_dict(weights)
+                final.max_length = max_length
             else:
                 best = folder / "checkpoints" / "best"
                 final = load_model(best, task.heads, num_labels=task.num_labels)
@@ -317,9 +318,12 @@ def _format(name: str, value: float) -> str:
 def _describe_start(context: TrainingContext, model: Model) -> str:
     examples, batch = context.phases[0].examples, context.phases[0].batch
     size, steps = batch.size, context.budget.num_steps or 0
-    mean = examples.num_tokens / max(1, len(examples))
+    assert isinstance(examples, TaskExamples)
+    number = f"{len(examples):,} examples" + (
+        f" ({examples.num_sequences:,} sequences)" if examples.num_sequences > len(examples) else ""
+    )
     return (
-        f"{model.num_parameters():,} parameters; {len(examples):,} examples, mean length {mean:.0f}, max length "
+        f"{model.num_parameters():,} parameters; {number}, mean length {examples.num_tokens / examples.num_sequences:.0f}, max length "
         f"{batch.sequence_length}; {steps:,} steps x batch size {size} = {steps * size / len(examples):.2f} epochs (no padding); "
         f"{context.device}, {context.precision}"
     )

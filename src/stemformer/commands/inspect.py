@@ -110,6 +110,7 @@ def describe_model(path: str, model: Model | None = None) -> dict[str, Any]:
     description: dict[str, Any] = {
         "model": str(find_model_folder(path)),
         **asdict(model.config),
+        "max_length": model.max_length,
         "heads": list(model.heads),
         "parameters": model.num_parameters(),
         "parameters_in_layers": model.num_parameters(embeddings=False),

@@ -112,6 +112,7 @@ class Pipeline:
         for text, ids in zip(texts, rows, strict=True):
             if not 0 < len(ids) <= limit:
                 raise DataError(f"{text!r:.60} has {len(ids):,} tokens. Expected 1 to {limit:,}.")
+            self.model.warn_beyond_training(len(ids))
         with autocast(self.device, self.precision):
             scores = score_answers(self.model, [ScoringRequest(start, (ids,)) for ids in rows])
         return [
@@ -192,7 +193,7 @@ class Pipeline:
         """
         progress = progress or Silent()
         self._check_texts(texts)
-        limit = self._max_length(max_length)
+        limit = self.model.check_max_length(max_length)
         room = limit - num_special_tokens(self.tokenizer, num_texts=1)
         ids = self.tokenizer.encode_ids(texts)
         examples = [make_example([row[:room]], self.tokenizer) for row in ids]
@@ -236,7 +237,7 @@ class Pipeline:
         progress = progress or Silent()
         task = self.require_task()
         progress.start("encoding")
-        examples = task.encode(records, self.tokenizer, max_length=self._max_length(task.config.max_length))
+        examples = task.encode(records, self.tokenizer, max_length=self.model.check_max_length(task.config.max_length))
         progress.start("predicting", total=len(examples), unit="examples")
         module = LossModule(self.model, task)
         with autocast(self.device, self.precision):
@@ -280,15 +281,11 @@ class Pipeline:
         target, task = Path(folder), read_task_info(self.path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"{folder} is not empty. Pass another directory.")
-        write_folder(target, lambda temporary: save_model(self.model, temporary, self.tokenizer, task=task))
+        write_folder(target, lambda temporary: save_model(self.model, temporary, self.tokenizer, task=task or None))
 
     def _require(self, head: str, fault: str, *, error: type[Exception] = CheckpointError) -> None:
         if head not in self.model.heads:
             raise error(f"{self.path} has no {head} head, so it {fault}")
-
-    def _max_length(self, requested: int | None) -> int:
-        positions = self.model.config.max_position_embeddings
-        return min(requested or positions, positions)
 
     @staticmethod
     def _check_texts(texts: Sequence[Any], *, expected: str | None = None) -> None:

@@ -223,7 +223,7 @@ def _cloze_samples(
     config: RunConfig, held_out: Shards, tokenizer: Tokenizer, device: torch.device
 ) -> Callable[[nn.Module], dict[str, Any]] | None:
     """Return a function from a module to filled masks of held-out sentences; None if there are none."""
-    number, longest = config.evaluation.num_cloze_examples, config.model.max_position_embeddings
+    number, longest = config.evaluation.num_cloze_examples, config.all_phases()[-1][1].sequence_length
     examples = choose_cloze_examples(held_out, tokenizer, number=number, longest=longest)
     if examples is None:
         return None

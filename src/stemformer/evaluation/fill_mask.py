@@ -94,6 +94,7 @@ def _encode(text: str, model: Model, tokenizer: Tokenizer) -> np.ndarray:
     limit = model.config.max_position_embeddings - 2
     if len(ids) > limit:
         raise DataError(f"{_shorten(text)!r} has {len(ids)} tokens; the model accepts {limit}. Shorten the text.")
+    model.warn_beyond_training(len(ids) + 2)
     return ids
 
 

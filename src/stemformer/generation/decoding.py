@@ -118,14 +118,14 @@ def decode(
     """
     if not prompts:
         return []
-    max_positions = model.config.max_position_embeddings
-    check_lengths(prompts, config, max_positions)
+    longest = model.max_length
+    check_lengths(prompts, config, longest)
     decoder = _to_decoder(model, rows=len(prompts), steps=config.max_new_tokens)
     outputs = [Decoded() for _ in prompts]
     generators = [example_generator(config.seed, 0, number) for number in range(first, first + len(prompts))]
-    windows = [_slide(prompt.tolist(), max_positions) for prompt in prompts]
+    windows = [_slide(prompt.tolist(), longest) for prompt in prompts]
     active = list(range(len(prompts)))
-    max_length = min(max_positions, max(map(len, windows)) + config.max_new_tokens)
+    max_length = min(longest, max(map(len, windows)) + config.max_new_tokens)
     logits = decoder.prefill(windows, max_length)  # (S, V)
     seen = None
     if config.repetition_penalty != 1:
@@ -163,7 +163,7 @@ def decode(
             logits = decoder.decode_step(chosen)
         else:
             for i in active:
-                windows[i] = _slide(windows[i], max_positions)
+                windows[i] = _slide(windows[i], longest)
             logits = decoder.prefill([windows[i] for i in active], max_length)
     return outputs
 
@@ -171,7 +171,7 @@ def decode(
 @torch.inference_mode()
 def beam_search(model: Model | GptDecoder, prompt: Int[Tensor, "_"], config: DecodingConfig) -> Decoded:
     """Return the most probable continuation of a prompt that beam search finds."""
-    check_lengths([prompt], config, model.config.max_position_embeddings)
+    check_lengths([prompt], config, model.max_length)
     decoder = _to_decoder(model, rows=config.num_beams, steps=config.max_new_tokens)
     num_beams = config.num_beams
     logits = decoder.prefill([prompt.tolist()], len(prompt) + config.max_new_tokens)  # (1, V)
@@ -210,18 +210,18 @@ def beam_search(model: Model | GptDecoder, prompt: Int[Tensor, "_"], config: Dec
     return max(finished, key=lambda item: item[0])[1]
 
 
-def check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, max_positions: int) -> None:
+def check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, longest: int) -> None:
     """Check that prompts are not empty, and that new tokens fit behind them."""
     for number, prompt in enumerate(prompts, start=1):
         name = f"prompt {number} of {len(prompts)}"
         if len(prompt) == 0:
             raise DataError(f"{name} is empty: expected at least one token")
-        room = max_positions - len(prompt)
+        room = longest - len(prompt)
         if config.overflow == "error" and config.max_new_tokens > room:
             advice = f"generate at most {room} (--max-new-tokens)" if room > 0 else "shorten it"
             raise DataError(
                 f"{name} has {len(prompt)} tokens; with {config.max_new_tokens} new ones that is more than the model's "
-                f"{max_positions} positions: {advice}, or use a sliding window (--sliding-window)"
+                f"maximum length of {longest}: {advice}, or use a sliding window (--sliding-window)"
             )
 
 
@@ -235,9 +235,9 @@ def _check_finite(log_probability: float) -> None:
         raise CheckpointError(problem, damaged=True)
 
 
-def _slide(text: list[int], max_positions: int) -> list[int]:
-    """Return a text that fits, or else its last tokens, half as many as there are positions."""
-    return text if len(text) <= max_positions else text[-(max_positions // 2) :]
+def _slide(text: list[int], longest: int) -> list[int]:
+    """Return a text that fits, or else its last tokens, half of `longest`."""
+    return text if len(text) <= longest else text[-(longest // 2) :]
 
 
 def _choose(

@@ -59,7 +59,7 @@ def generate_from_ids(
     eos = np.array([getattr(model.config, "eos_token_id", 0)])
     ids = [torch.from_numpy(np.append(eos, prompt) if add_eos or not len(prompt) else prompt) for prompt in prompts]
     # Check all prompts before generating the first text.
-    check_lengths(ids, config, model.config.max_position_embeddings)
+    check_lengths(ids, config, model.max_length)
     size = 1 if config.num_beams > 1 else batch_size or max(1, len(ids))
     if len(ids) > size and not isinstance(model, GptDecoder):
         model = GptDecoder(model, rows=max(size, config.num_beams), steps=config.max_new_tokens * len(ids) // size)

@@ -11,13 +11,13 @@ import msgspec
 import torch
 from torch import Tensor
 
-from stemformer.config import nearest
+from stemformer.config import nearest, parse_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
-from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage
+from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage, read_json_object
 from stemformer.models.heads import initialize_weights
 from stemformer.models.hf_names import from_hugging_face
-from stemformer.models.model import ARCHITECTURES, Architecture, BodyConfig, Model, make_model
+from stemformer.models.model import ARCHITECTURES, MIN_LENGTH, Architecture, BodyConfig, Model, make_model
 
 # Alias of `cls.predictions.bias` that transformers reads if the output matrix is not tied.
 DECODER_BIAS = "cls.predictions.decoder.bias"
@@ -45,9 +45,11 @@ def find_model_folder(path: str | os.PathLike[str]) -> Path:
             return candidate
     if folder.exists():
         raise CheckpointError(f"{folder} has no config.json, expected a Hugging Face model folder or a run folder.")
-    if str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
-        raise CheckpointError(f"{folder} does not exist, expected a model folder, a run folder or a hub id.")
-    return _download(str(path))
+    name = os.fspath(path)
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
+        hint = _similar_folder(folder)
+        raise CheckpointError(f"{name} does not exist{hint}, expected a model folder, a run folder or a hub id.")
+    return _download(name)
 
 
 def _download(name: str) -> Path:
@@ -61,12 +63,16 @@ def _download(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model.bin"]))
         return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason, path = str(error).strip().splitlines()[0], Path(name)
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        reason = str(error).strip().splitlines()[0]
         neither = (
-            f"{name!r} is neither a local folder{nearest(path.name, siblings)} nor a model that could be downloaded"
+            f"{name!r} is neither a local folder{_similar_folder(Path(name))} nor a model that could be downloaded"
         )
         raise CheckpointError(f"{neither} from the hub ({reason}). Check the spelling, or pass a folder.") from error
+
+
+def _similar_folder(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir() if entry.exists()] if path.parent.is_dir() else []
+    return nearest(path.name, siblings)
 
 
 def load_model(
@@ -190,15 +196,15 @@ def _trained_length(folder: Path, positions: int, task: Mapping[str, Any]) -> in
     """Return the tokens of the longest sequence in training, as far as a model's folder says, at most its positions."""
     file = folder / "tokenizer_config.json"
     stored = read_json_object(file).get("model_max_length") if file.is_file() else None
-    lengths = [task.get("max_length"), stored]
+    lengths: list[Any] = [task.get("max_length"), stored]
     # Earlier versions stored the number of positions; the configuration of the run knows better.
     file = (folder.parent if folder.name == "final" else folder) / "config.toml"
     if stored == positions and file.is_file():
-        run = tomllib.loads(file.read_text(encoding="utf-8"))
+        run = parse_toml(file.read_text(encoding="utf-8"), str(file))
         phases = [] if "init" in run else [run.get("batch", {}), *run.get("phases", [])]
         found = [phase.get("sequence_length", phase.get("row_length", positions)) for phase in phases]
         lengths.append(max(found, default=positions))
-    return int(min((n for n in lengths if isinstance(n, int) and n >= MIN_LENGTH), default=positions, key=lambda n: n))
+    return int(min([positions, *(n for n in lengths if isinstance(n, int | float) and n >= MIN_LENGTH)]))
 
 
 def _find_heads(architecture: Architecture, raw: Mapping[str, Any], weights: Sequence[str]) -> list[str]:

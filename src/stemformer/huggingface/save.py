@@ -60,7 +60,7 @@ def save_model(
     if tokenizer is not None:
         tokenizer.save(
             folder,
-            model_max_length=model.config.max_position_embeddings,
+            model_max_length=model.max_length,
             bos_token_id=bos_token_id,
             add_special_tokens=not architecture.is_causal,
         )

@@ -1,5 +1,6 @@
 """A model: one body with heads, and the registry of architectures."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stemformer.errors import ConfigError
 from stemformer.models import hf_config, hf_names
 from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.gpt import Gpt, GptConfig
@@ -45,6 +47,9 @@ class Architecture:
     read_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
     write_config: Callable[[Any], dict[str, Any]]
 
+
+# Tokens of the shortest maximum length.
+MIN_LENGTH = 8
 
 _POOLED_HEAD = partial(ClassHead, has_pooler=True)
 _GPT_SEQUENCE_HEAD = partial(ClassHead, has_dropout=False, bias=False)
@@ -97,13 +102,18 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 class Model(nn.Module):
-    """A body and its heads by name."""
+    """A body and its heads by name.
+
+    Attributes:
+        max_length: Tokens of the longest sequence in training; later positions are random.
+    """
 
     def __init__(self, config: BodyConfig, body: Bert | Gpt, heads: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
         self.body = body
         self.heads = nn.ModuleDict(heads)
+        self.max_length: int = config.max_position_embeddings
 
     @property
     def lm_head(self) -> LmHead:
@@ -123,6 +133,26 @@ class Model(nn.Module):
     def share_word_gradient(self) -> None:
         """Use sparse lookup gradients if the tied LM head's gradient is dense anyway."""
         self.body.embeddings.word.has_sparse_gradient = self.lm_head.decoder is None
+
+    def check_max_length(self, requested: int | None) -> int:
+        """Return the maximum tokens of a sequence: those of training, or as requested, with a warning beyond them."""
+        trained, positions = self.max_length, self.config.max_position_embeddings
+        if requested is None:
+            return trained
+        if not MIN_LENGTH <= requested <= positions:
+            expected = f"expected at least {MIN_LENGTH}, and at most the model's {positions} positions"
+            raise ConfigError(f"--max-length {requested}: {expected}; it was trained on up to {trained} tokens.")
+        if requested > trained:
+            problem = f"positions {trained} to {requested - 1} were never trained"
+            advice = f"The model was trained on up to {trained} tokens, the default."
+            warnings.warn(f"--max-length {requested}: {problem}. {advice}", stacklevel=3)
+        return requested
+
+    def warn_beyond_training(self, length: int) -> None:
+        """Warn of a text of `length` tokens that is longer than those of training."""
+        if length > self.max_length:
+            problem = f"Some texts have more than the {self.max_length} tokens that the model was trained on"
+            warnings.warn(f"{problem}: later positions were never trained, and their scores mean little.", stacklevel=3)
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Count parameters; `embeddings=False` counts the layers, which set a token's cost."""

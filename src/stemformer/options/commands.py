@@ -181,7 +181,8 @@ class EmbedOptions(groups.TextsOptions, groups.FileOutputOptions):
         out: Output file: .npy for an array with a row for each text, .jsonl for JSON lines.
         pooling: Mean of the last hidden states, or the state of [CLS] (of the last token in a causal model).
         normalize: Scale each embedding to length 1, so that dot products are cosine similarities.
-        max_length: Maximum length of a text in tokens; longer ones are truncated. Default: what the model supports.
+        max_length: Maximum length of a text in tokens; longer ones are truncated. Default: the longest that the model
+            was trained on.
     """
 
     pooling: Literal["mean", "cls"] = "mean"

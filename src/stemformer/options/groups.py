@@ -239,7 +239,7 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
         label_column: Column of the label. Default: guessed from the names.
         kind: Kind of label, for classify and pair: class is one class, labels any number of classes (multi-label),
             score a number (regression).
-        max_length: Maximum length of an example in tokens. Default: what the model supports.
+        max_length: Maximum length of an example in tokens. Default: the longest that the model was trained on.
         symbols: The texts are sequences of symbols, such as DNA, and each symbol is mapped to a word of the vocabulary:
             draw maps them at random, a file has a symbol, a tab and a word on each line.
         kmer: Number of symbols that are mapped to one word, with symbols=draw.
@@ -280,7 +280,8 @@ class BenchmarkOptions(TrainSettings, SeedOptions, ResumableOptions):
         learning_rates: Peak learning rates to try; the best on the dev set is used. Default: those of the BERT paper.
         epochs: Number of epochs over the training data. Default: 3, for SQuAD 2.0 2.
         batch_size: Examples (for SQuAD, windows) in an optimizer step. Default: 32, for SQuAD 2.0 48.
-        max_length: Maximum length of an example in tokens. Default: what the model supports, for SQuAD 384.
+        max_length: Maximum length of an example in tokens. Default: the longest that the model was trained on,
+            for SQuAD 384 at most.
     """
 
     model: str

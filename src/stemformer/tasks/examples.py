@@ -39,6 +39,11 @@ class TaskExamples:
         return np.array([len(e.input_ids) for e in self.examples], np.int64)
 
     @property
+    def num_sequences(self) -> int:
+        """Number of sequences; an example of multiple choice has one for each option."""
+        return sum(len(example.lengths) for example in self.examples)
+
+    @property
     def num_tokens(self) -> int:
         return int(self.sizes.sum())
 

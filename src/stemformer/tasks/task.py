@@ -37,7 +37,7 @@ class TaskConfig:
         kind: Of `classify` and `pair`: one `class` per text, any number of `labels`, or a `score`.
         text: Columns with the texts; detected by name and content if empty.
         label: Column with the answer; detected by name and content if None.
-        max_length: Maximum tokens per example, special tokens included; None for the model's maximum.
+        max_length: Maximum tokens per example, special tokens included; None for those that the model was trained on.
         long_texts: Of `classify`, for texts over `max_length`: `windows` averages over parts, `head_tail`
             keeps 1/4 from the beginning and 3/4 from the end (Sun et al. 2019), `cut` truncates.
         stride: Tokens shared by neighboring windows in `tag` and `qa`.

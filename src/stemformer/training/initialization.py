@@ -51,6 +51,7 @@ def make_initial_model(
         return _load_init_model(config, config.init, heads, tokenizer, progress)
     generator = torch.Generator().manual_seed(config.seed)
     model = make_model(resolve_model_config(config, tokenizer), heads, generator=generator)
+    model.max_length = config.batch.sequence_length
     if counts is not None and "masked_lm" in heads:
         init_output_bias_from_unigrams(model.heads["masked_lm"], counts)
     return model
@@ -126,22 +127,16 @@ def load_initial_model(
         mean, std = task.targets
         model.load_state_dict(rescale_scores(model.state_dict(), scale=1 / std, shift=-mean / std), strict=False)
     _freeze(model, config, source)
-    return model, tokenizer, _max_length(task.config, model)
+    model.max_length = model.check_max_length(task.config.max_length)
+    if task.config.max_length is None and task.config.name == "qa":
+        model.max_length = min(model.max_length, _MAX_QA_LENGTH)
+    return model, tokenizer, model.max_length
 
 
 def has_matching_head(source: Path, task: Task) -> bool:
     """Return whether a model has a head for exactly the task's labels."""
     info = read_task_info(source)
     return info.get("head") == task.head and info["labels"] == list(task.labels)
-
-
-def _max_length(config: TaskConfig, model: Model) -> int:
-    longest = model.config.max_position_embeddings
-    if config.max_length is None:
-        return min(longest, _MAX_QA_LENGTH) if config.name == "qa" else longest
-    if config.max_length > longest:
-        raise ConfigError(f"--max-length {config.max_length}: the model has {longest} positions. Pass at most that.")
-    return config.max_length
 
 
 def _make_symbol_map(config: TaskConfig, tokenizer: Tokenizer, seed: int) -> SymbolMap:

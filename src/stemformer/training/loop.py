@@ -90,8 +90,9 @@ def train(
             model.body.embeddings.word.clear_gradient([batch.input_ids for batch in batches])
 
             # Count the step, its tokens and its time.
-            capacity = context.phases[context.phase_number(state.step)].capacity
-            state.metrics.add_step(tokens=tokens, capacity=capacity, num_dropped=num_dropped, flops=flops)
+            phase = context.phases[context.phase_number(state.step)]
+            model.max_length = max(model.max_length, phase.batch.sequence_length)
+            state.metrics.add_step(tokens=tokens, capacity=phase.capacity, num_dropped=num_dropped, flops=flops)
             state.step += 1
             state.tokens += tokens
             previous_seconds = state.seconds

@@ -151,7 +151,7 @@ def test_sampling_and_unsupported_generation_settings(folder):
         model._decoding({"top_n": 3})
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         model._decoding({"max_gen_toks": 0})
-    with pytest.raises(ConfigError, match=r"4096 new tokens for a model with \d+ positions"):
+    with pytest.raises(ConfigError, match=r"4096 new tokens; the model reads at most \d+"):
         model._decoding({"max_gen_toks": 4096})
 
 

@@ -263,7 +263,7 @@ def _fit(
             # Room for the prompt, next to the longest answer and the suffix.
             reserved = max(map(len, answers), default=task.max_new_tokens)
             if reserved >= positions:
-                problem = f"An answer has {reserved} tokens; the model has {positions} positions."
+                problem = f"An answer has {reserved} tokens; the model reads at most {positions}."
                 raise ConfigError(f"Task {task.name}: {problem}")
             kept_suffix = suffix[: positions - reserved - 1]
             room = positions - reserved - len(kept_suffix)
@@ -337,7 +337,7 @@ def _choose(
 def _score(
     model: Model, tokenizer: Tokenizer, task: PromptTask, queries: Sequence[_Query]
 ) -> tuple[list[_EncodedPrompt], list[list[scoring.AnswerScore]]]:
-    positions = model.config.max_position_embeddings
+    positions = model.max_length
     if "causal_lm" in model.heads:
         prompts = _fit(task, queries, tokenizer, positions=positions - 1, for_masked=False)
         bos = model.config.eos_token_id
@@ -375,7 +375,7 @@ def _argmax(x: Float[np.ndarray, "n"]) -> int:
 def _generate(
     decoder: GptDecoder, tokenizer: Tokenizer, task: PromptTask, queries: Sequence[_Query]
 ) -> Iterator[FewShotPrediction]:
-    prompts = _fit(task, queries, tokenizer, positions=decoder.config.max_position_embeddings - 1, for_masked=False)
+    prompts = _fit(task, queries, tokenizer, positions=decoder.max_length - 1, for_masked=False)
     config = DecodingConfig(max_new_tokens=task.max_new_tokens, temperature=0.0)
     stop = [task.stop] if task.stop else []
     generated = generate_from_ids([p.prompt for p in prompts], decoder, tokenizer, config, stop=stop)

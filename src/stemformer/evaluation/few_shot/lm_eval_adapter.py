@@ -74,7 +74,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.model = model.to(self._device).eval()
         self._precision = choose_precision({"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype), self._device)
         self._bos = [self.eot_token_id] if add_bos_token else []
-        self.max_length = model.config.max_position_embeddings
+        self.max_length = model.max_length
         self.max_gen_toks = max_gen_toks
         self._decoder: GptDecoder | None = None
 
@@ -166,7 +166,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             raise ConfigError(f"Generation setting {unknown[0]!r} is not supported. {expected}")
         if max_new_tokens >= self.max_length:
             advice = "Pass a smaller max_gen_toks, such as --gen_kwargs max_gen_toks=16."
-            raise ConfigError(f"{max_new_tokens} new tokens for a model with {self.max_length} positions. {advice}")
+            raise ConfigError(f"{max_new_tokens} new tokens; the model reads at most {self.max_length}. {advice}")
         # Settings without effect on this decoding.
         ignored = {
             *(() if temperature else ("top_k", "top_p", "min_p")),

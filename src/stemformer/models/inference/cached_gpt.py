@@ -45,6 +45,7 @@ class GptDecoder:
         body = model.body
         assert isinstance(body, Gpt)
         self.config: GptConfig = body.config
+        self.max_length = model.max_length
         self._word = body.embeddings.word.weight.detach()
         is_low_precision = self._word.device.type == "cpu" and self._word.dtype.itemsize < 4
         self._dtype = torch.float32 if is_low_precision else self._word.dtype
