@@ -15,9 +15,14 @@ from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.data.labelled.question_answering import read_questions
 from stemformer.data.labelled.splits import grouped_split, train_dev_split
 from stemformer.data.labelled.table import read_table
-from stemformer.data.labelled.text_classification import TextExample, choose_columns, make_text_examples
+from stemformer.data.labelled.text_classification import (
+    TextExample,
+    choose_columns,
+    has_usual_names,
+    make_text_examples,
+)
 from stemformer.data.labelled.token_classification import find_scheme, has_entity_tags, read_tagged, repair_entity_tags
-from stemformer.data.text.files import HUB_PREFIX, split_suffixes
+from stemformer.data.text.files import quoted
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.huggingface.load import read_task_info
@@ -86,17 +91,21 @@ def _read_texts(
     config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig | None
 ) -> tuple[list[TextExample], TaskConfig]:
     """Return the records of `classify` and `pair`, and the settings with the chosen columns."""
-    plain = [file for file in files if not file.startswith(HUB_PREFIX) and split_suffixes(file)[1] == ""]
-    table = None if any(detect_task(file) == "tag" for file in plain) else read_table(files)
-    if not config.text and (table is None or detect_row_task(table.rows[0]) in ("tag", "qa", "choice")):
-        raise DataError(f"{', '.join(files)}: expected a table with a text and its label in each row")
-    table = table or read_table(files)
+    names = [*config.text, config.label, *(like.text if like else ()), like.label if like else None]
+    table = read_table(files, names=[name for name in names if name is not None], counts=counts)
     texts, label = config.text, config.label
     if like is not None:
         texts = texts or (like.text if set(like.text) <= set(table.columns) else ())
         label = label or (like.label if like.label in table.columns else None)
     num_texts = 2 if config.name == "pair" else 1
     kind = config.kind
+    row_task = detect_row_task(table.rows[0])
+    # Data of several tasks has usual names for this one too.
+    is_named = row_task == "tag" and has_usual_names(table, num_texts=num_texts, needs_label=needs_answer)
+    if not texts and row_task in ("tag", "qa", "choice") and not is_named:
+        expected = f"Expected {'two texts' if num_texts == 2 else 'a text'}{' and a label' if needs_answer else ''}"
+        advice = "Set their columns with --text-column and --label-column to use them for this task"
+        raise DataError(f"{table.source}: {expected} in each row. Columns: {quoted(table.columns)}. {advice}.")
     columns = choose_columns(table, num_texts=num_texts, texts=texts, label=label, needs_label=needs_answer, kind=kind)
     config = replace(config, text=columns.texts, label=columns.label)
     columns = columns if needs_answer else replace(columns, label=None)

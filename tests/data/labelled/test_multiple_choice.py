@@ -26,6 +26,9 @@ def read(path: Path, value: object, counts: Counter[str] | None = None) -> list[
          ("He sits.", "", ("He runs", "He eats"), 1)),
         ("a.jsonl", {"ind": 4, "ctx_a": "He sits.", "ctx_b": "he", "endings": ["runs", "eats"], "label": ""},
          ("He sits.", "he", ("runs", "eats"), None)),
+        # lists as the text of cells
+        ("a.csv", "prompt,choices,label\nHe sits.,\"['He runs', 'He eats']\",B\n",
+         ("He sits.", "", ("He runs", "He eats"), 1)),
         # COPA
         ("a.jsonl", {"premise": "It rained.", "choice1": "Wet.", "choice2": "Dry.", "question": "effect", "label": 0},
          ("It rained.", "What happened as a result?", ("Wet.", "Dry."), 0)),

@@ -110,3 +110,11 @@ def test_rows_of_tables_may_have_one_answer_or_none(tmp_path: Path) -> None:
 def test_other_formats_raise(tmp_path: Path, value: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path / "a.json", value)
+
+
+def test_answers_of_tables_may_be_objects_as_text(tmp_path: Path) -> None:
+    cell = "{'text': ['Bob'], 'answer_start': [9]}"
+    (question,) = read(tmp_path / "a.csv", f'question,context,answers\nWho?,{PASSAGE},"{cell}"\n')
+    assert question.answers == (("Bob", 9),)
+    with pytest.raises(DataError, match="expected a list of objects"):
+        read(tmp_path / "a.csv", f'question,context,answers\nWho?,{PASSAGE},"{cell.replace("[9]", "array([9])")}"\n')

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,11 @@ def parquet_of(columns: dict[str, list[object]]) -> bytes:
         ("a.parquet", parquet_of({"text": ["one"], "tags": [["a", "b"]]}), ("text", "tags"), [("one", ["a", "b"])]),
         ("a.fa", ">s1|yes\nAC\nGT\n>s2|no\nTT\n", ("name", "sequence", "label"), [("s1", "ACGT", "yes"), ("s2", "TT", "no")]),
         ("a.txt", "one\n\ntwo\t2\n", ("text",), [("one",), ("",), ("two\t2",)]),
-        ("a.txt", "one\t1\n\ntwo\t2\n", ("column1", "column2"), [("one", "1"), ("two", "2")]),
+        # A text may hold tabs.
+        ("a.txt", "one\t1\n\ntwo\t2\n", ("text",), [("one\t1",), ("",), ("two\t2",)]),
+        ("a", "text\tlabel\ntwo\t2\n", ("text",), [("text\tlabel",), ("two\t2",)]),
+        ("a.tab", "one\t1\n\ntwo\t2\n", ("column1", "column2"), [("one", "1"), ("two", "2")]),
+        ("a.data", "one, two\nthree\n", ("text",), [("one, two",), ("three",)]),
         ("a.data", "+,\tac\n-,\tca\n", ("column1", "column2"), [("+", "\tac"), ("-", "\tca")]),
     ],
 )  # fmt: skip
@@ -75,7 +80,13 @@ def test_hub_data_sets_are_read_by_split(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("data", "columns", "rows"),
-    [("one\ntwo\t2\n", ("text",), [("one",), ("two\t2",)]), ('{"a": 1}\n{"a": 2}\n', ("a",), [(1,), (2,)])],
+    [
+        ("one\ntwo\t2\n", ("text",), [("one",), ("two\t2",)]),
+        ("one\t1\ntwo\t2\n", ("text",), [("one\t1",), ("two\t2",)]),
+        ("{one}\ntwo\n", ("text",), [("{one}",), ("two",)]),
+        ('{"a": 1}\n{"a": 2}\n', ("a",), [(1,), (2,)]),
+        ('[{"a": 1},\n{"a": 2}]\n', ("a",), [(1,), (2,)]),
+    ],
 )
 def test_standard_input_is_json_lines_or_texts(
     monkeypatch: pytest.MonkeyPatch, data: str, columns: object, rows: object
@@ -110,6 +121,10 @@ def test_several_files_are_one_table(tmp_path: Path) -> None:
         ("He sleeps.\tHe rests.\nShe runs.\tShe moves.\n", False),
         ("A man is walking there\tSomeone walks\nA\tB\n", False),
         ("4.2\tone\ttwo\n3\ta\tb\n", False),
+        ("Superb\tFine\nDull\tPoor\n", False),
+        ("kommentar\tsterne\nGut\t4\nSchlecht\t1\n", True),
+        ("satz_de\tart\nGut\tx\n", True),
+        ("文本\t类别\n" + "这部电影很好看\t好\n这部电影不好看\t坏\n" * 2, True),
     ],
 )
 def test_first_line_is_a_header_or_not(tmp_path: Path, lines: str, has_header: bool) -> None:
@@ -117,6 +132,31 @@ def test_first_line_is_a_header_or_not(tmp_path: Path, lines: str, has_header: b
     num_lines = len(lines.splitlines())
     assert len(table.rows) == num_lines - has_header
     assert (table.columns[-1] == f"column{len(table.columns)}") == (not has_header)
+
+
+def test_a_single_column_without_header_is_the_text(tmp_path: Path) -> None:
+    counts: Counter[str] = Counter()
+    table = read_table(write(tmp_path / "a.csv", "Good film\nBad film\n"), counts=counts)
+    assert (table.columns, values(table)) == (("text",), [("Good film",), ("Bad film",)])
+    assert counts == {"files without a header (columns: 'text')": 1}
+
+
+def test_a_requested_column_proves_the_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "Satz,Art\nGut,x\nSchlecht,y\n")
+    assert read_table(path).columns == ("column1", "column2")
+    assert read_table(path, names=["Satz"]).columns == ("Satz", "Art")
+
+
+def test_a_header_of_unusual_names_is_said(tmp_path: Path) -> None:
+    counts: Counter[str] = Counter()
+    read_table(write(tmp_path / "a.csv", "satz,art\nEin guter Film,gut\n"), counts=counts)
+    assert counts == {"first lines taken for a header ('satz', 'art')": 1}
+
+
+def test_tabs_in_plain_text_are_said(tmp_path: Path) -> None:
+    counts: Counter[str] = Counter()
+    read_table(write(tmp_path / "a.txt", "one\t1\ntwo\t2\n"), counts=counts)
+    assert counts == {"files with tabs in each line, read as one text per line (name a table .tsv)": 1}
 
 
 def test_column_without_a_name_gets_a_number(tmp_path: Path) -> None:
@@ -161,7 +201,7 @@ def test_tsv_of_the_csv_library_comes_back(tmp_path: Path, quoting: str) -> None
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.csv", "text,label\none,x,y\n", r"a\.csv:2: 3 fields, but the header has 2"),
+        ("a.csv", "text,label\none,x,y\n", r"a\.csv:2: 3 fields, but the first line has 2"),
         ("a.csv", "text,text\none,x\n", r"a\.csv:1: The header repeats 'text'"),
         ("a.csv", "text,label\n", r"a\.csv: The file has no rows"),
         ("a.csv", " \n", r"a\.csv: The file is blank"),

@@ -97,15 +97,21 @@ def test_kind_decides_between_scores_and_classes() -> None:
          r"Found 1 text columns, expected 2\. .*each with --text-column"),
         ({"text": ["a"], "x": ["b"]}, {}, r"Cannot tell which column is the label: none holds .*'text', 'x'\. Set it with --label-column"),
         ({"premise": ["a"], "hypothesis": ["b"], "label": ["c"]}, {}, r"'premise' and 'hypothesis' look like .*--text-column"),
-        ({"a": [LONG], "b": [OTHER], "label": ["c"]}, {}, r"Cannot tell which 1 of the columns is the text\. Columns: .*--text-column"),
+        ({"a": [LONG], "b": [OTHER], "label": ["c"]}, {}, r"Cannot tell which column is the text\. Columns: .*--text-column"),
         ({"a": [LONG], "b": [OTHER], "c": [LONG], "label": ["c"]}, {"num_texts": 2},
          r"which 2 of the columns are .*each with --text-column"),
-        ({"column1": ["a"], "column2": ["b"]}, {}, r"\(the first line is no header\)"),
+        ({"column1": ["a"], "column2": ["b"]}, {}, r"\(the first line is not a header\)"),
     ],
 )  # fmt: skip
 def test_ambiguous_columns_raise(columns: dict[str, list[object]], options: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         choose_columns(table_of(columns), **{"num_texts": 1, "needs_label": True, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("columns", [{"text": [LONG, OTHER]}, {"column1": ["x", "y", "x", "y"]}])
+def test_a_single_column_has_no_label(columns: dict[str, list[object]]) -> None:
+    with pytest.raises(DataError, match=r"There is no label column, only '\w+'\. Pass a table"):
+        choose_columns(table_of(columns), num_texts=1, needs_label=True)
 
 
 # examples
@@ -123,6 +129,8 @@ def labels_of(values: list[object], kind: str, **options: str) -> tuple[list[obj
     [
         ("class", ["1", "1.0", " positive ", 1, 1.0, 0.5, True, False], ["1", "1.0", "positive", "1", "1", "0.5", "true", "false"]),
         ("labels", ["a, b,a", "", ["x", 2], []], [("a", "b"), (), ("x", "2"), ()]),
+        ("labels", ['["a, b", "c"]', "['a', 'b']", "[]", "('a',)", "[1, 2]", "a (b, c), d".replace(", c", "")],
+         [("a, b", "c"), ("a", "b"), (), ("a",), ("1", "2"), ("a (b)", "d")]),
         ("score", ["3.8", 4, 0.5, "-1e-1"], [3.8, 4.0, 0.5, -0.1]),
     ],
 )  # fmt: skip
@@ -204,6 +212,19 @@ def test_each_part_has_a_group_where_there_are_two(groups: list[str], num_dev: i
 # real data
 
 
+@pytest.mark.parametrize(
+    "cell", ["['a' 'b']", "['a', 'b", '"a", "b"', "'a', 'b'", "[a, b]", "a (b, c)", 'a, "b', "{'a', b}"]
+)
+def test_pieces_of_a_list_are_no_labels(cell: str) -> None:
+    with pytest.raises(DataError, match=r"a\.csv:2: Column 'label' holds .* cut at its commas it gives .* JSON"):
+        labels_of([cell], "labels")
+
+
+def test_a_list_is_no_class() -> None:
+    with pytest.raises(DataError, match=r"holds list, expected text or number\. .*--kind labels"):
+        labels_of(["['a', 'b']"], "class")
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "num_texts", "num_rows", "counts"),
@@ -239,9 +260,14 @@ def test_each_part_has_a_group_where_there_are_two(groups: list[str], num_dev: i
     ],
 )  # fmt: skip
 def test_real_tables_have_their_documented_rows(
-    shared_data: Path, name: str, num_texts: int, num_rows: int, counts: dict[str, int] | int | None
+    shared_data: Path, tmp_path: Path, name: str, num_texts: int, num_rows: int, counts: dict[str, int] | int | None
 ) -> None:
-    table = read_table(str(shared_data / name))
+    path = shared_data / name
+    if ".txt" in name:
+        # A text per line, unless the name says that it is a table.
+        path = tmp_path / path.name.replace(".txt", ".tsv")
+        path.symlink_to(shared_data / name)
+    table = read_table(str(path))
     kind = "score" if isinstance(counts, int) else "class"
     columns = choose_columns(table, num_texts=num_texts, needs_label=counts is not None, kind=kind)
     examples = make_text_examples(table, columns, kind=kind, counts=Counter())

@@ -165,6 +165,15 @@ def test_lists_of_words_are_read(tmp_path: Path, record: str, tags: object) -> N
     assert (sentence.words, sentence.tags, sentence.text) == (("a", "b"), tags, "a b")
 
 
+@pytest.mark.parametrize("cell", ["\"['Anna', 'sings']\"", '"[""Anna"", ""sings""]"'])
+def test_lists_of_words_are_read_from_tables(tmp_path: Path, cell: str) -> None:
+    text = f"id,tokens,ner_tags\n0,{cell},\"['B-PER', 'O']\"\n"
+    assert pairs(read(tmp_path / "a.csv", text)) == [("Anna sings", "B-PER O")]
+    assert pairs(read(tmp_path / "a.csv", text, needs_tags=False)) == [("Anna sings", "B-PER O")]
+    text = "id\ttokens\tner_tags\n0\t['Anna', 'sings']\t['B-PER', 'O']\n"
+    assert pairs(read(tmp_path / "a.tsv", text)) == [("Anna sings", "B-PER O")]
+
+
 def test_column_of_records_is_chosen_by_name(tmp_path: Path) -> None:
     record = '{"tokens": ["a"], "pos_tags": ["X"], "ner_tags": ["O"]}'
     assert read(tmp_path / "a.jsonl", record, column="pos_tags")[0].tags == ("X",)

@@ -131,11 +131,46 @@ def test_tsv_quotes_are_ordinary_characters(tmp_path: Path) -> None:
     assert texts(write(tmp_path / "a.tsv", 'id\ttext\n1\t"one, two\n2\tthree"\n')) == ['"one, two', 'three"']
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_csv_may_be_delimited_by_semicolons_or_tabs(tmp_path: Path, mark: str) -> None:
+    data = f"id{mark}text\n1{mark}one, 1\n2{mark}two\n"
+    assert texts(write(tmp_path / "a.csv", data)) == ["one, 1", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.csv", "A first text here.,x\nThe other one.,y\n", ["A first text here.", "The other one."]),
+        ("a.tsv", "x\tA first text here.\ny\tThe other one.\n", ["A first text here.", "The other one."]),
+        ("a.csv", "Good film\nBad film\n", ["Good film", "Bad film"]),
+    ],
+)
+def test_a_table_without_header_loses_no_row(tmp_path: Path, name: str, data: str, expected: list[str]) -> None:
+    skipped: Counter[str] = Counter()
+    assert texts(write(tmp_path / name, data), skipped=skipped) == expected
+    [(reason, number)] = skipped.items()
+    assert reason.startswith("files without a header") and number == 1
+
+
+def test_the_longest_text_of_a_table_without_header_must_be_clear(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "A first text here.,Another one there.\nThe third text.,The fourth text.\n")
+    with pytest.raises(DataError, match=r"No column 'text'\. .*'column1'.*--text-column"):
+        texts(path)
+    assert texts(path, column="column2") == ["Another one there.", "The fourth text."]
+
+
+def test_header_and_quotes_are_found_in_a_long_table(tmp_path: Path) -> None:
+    row = '"one, ""1"" ' + "x" * 100 + '",y\n'
+    path = write(tmp_path / "a.csv", "text,label\n" + row * 10_000)
+    found = texts(path)
+    assert len(found) == 10_000 and set(found) == {'one, "1" ' + "x" * 100}
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("id,body,texts\n1,a,b\n", r"a\.csv:1: No column 'text'\. Columns \(nearest first\): 'texts', 'body', 'id'"),
-        ("id,text\n1,one\n2,two,three\n", r"a\.csv:3: 3 fields, but the header has 2"),
+        ("id,body,texts\n1,a,b\n", r"a\.csv: No column 'text'\. Columns \(nearest first\): 'texts', 'body', 'id'"),
+        ("id,text\n1,one\n2,two,three\n", r"a\.csv:3: 3 fields, but the first line has 2"),
         ('id,text\n1,one\n2,"two\n3,three\n', r"a\.csv:3: Bad CSV"),
     ],
 )

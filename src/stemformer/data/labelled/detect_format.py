@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from stemformer.data.labelled.multiple_choice import find_choice_columns
-from stemformer.data.labelled.table import read_json_records, read_table, usual_name
+from stemformer.data.labelled.table import TAGGED_SUFFIXES, read_json_records, read_table
 from stemformer.data.labelled.token_classification import CONLLU_LINE, WORD_COLUMNS
+from stemformer.data.text.delimited import usual_name
 from stemformer.data.text.files import STANDARD_INPUT, read_text, split_suffixes
 from stemformer.errors import DataError
-
-_TAGGED_SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".bioes")
 
 
 def detect_task(source: str) -> str | None:
@@ -19,7 +18,7 @@ def detect_task(source: str) -> str | None:
         return None
     stem, kind, _ = split_suffixes(source)
     try:
-        if stem.lower().endswith(_TAGGED_SUFFIXES):
+        if stem.lower().endswith(TAGGED_SUFFIXES):
             return "tag"
         if kind in (".json", ".jsonl"):
             return next((detect_row_task(record) for _, record in read_json_records(source)), None)

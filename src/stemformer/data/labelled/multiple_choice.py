@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from stemformer.data.labelled.table import read_json_records, read_table, required_text
+from stemformer.data.labelled.table import parse_cell, read_json_records, read_table, required_text
 from stemformer.data.labelled.text_classification import label_text
 from stemformer.data.text.files import HUB_PREFIX, Inputs, find_sources, read_text, split_suffixes
 from stemformer.errors import DataError
@@ -60,7 +60,7 @@ def read_choices(files: Inputs, *, counts: Counter[str]) -> list[ChoiceQuestion]
     from 1 if one is the number of choices). `counts` receives unknown answers and such numbers.
     """
     questions: list[ChoiceQuestion] = []
-    for source in find_sources(files):
+    for source in find_sources(files, counts):
         kind = "hub" if source.startswith(HUB_PREFIX) else split_suffixes(source)[1]
         start = read_text(source).lstrip()[0] if kind == "" else ""
         records = read_json_records(source) if kind in (".json", ".jsonl") or start in ("{", "[") else []
@@ -118,7 +118,7 @@ def _copa_questions(source: str) -> Iterator[ChoiceQuestion]:
 
 
 def _table_questions(source: str, counts: Counter[str]) -> Iterator[ChoiceQuestion]:
-    table = read_table([source])
+    table = read_table([source], counts=counts)
     columns = find_choice_columns(table.columns)
     if columns is None:
         expected = f"'prompt', 'choice1', 'choice2', ... and 'label', or one of {', '.join(_DATASETS)}, DREAM, C3"
@@ -159,7 +159,7 @@ def find_choice_columns(names: Sequence[str]) -> ChoiceColumns | None:
 
 def _choices(row: Mapping[str, Any], columns: ChoiceColumns, location: str) -> tuple[str, ...]:
     """Return the choices of a row, which may have fewer than its table has columns."""
-    value = row[columns.choices[0]]
+    value = parse_cell(row[columns.choices[0]])
     values = value if isinstance(value, list) else [row[name] for name in columns.choices]
     choices = [label_text(item, location) for item in values]
     while choices and not choices[-1]:

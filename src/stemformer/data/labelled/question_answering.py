@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stemformer.data.labelled.table import read_json_records, read_table, required_text
+from stemformer.data.labelled.table import parse_cell, read_json_records, read_table, required_text
 from stemformer.data.labelled.text_classification import label_text
 from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, split_suffixes
 from stemformer.errors import DataError
@@ -36,13 +36,13 @@ def read_questions(files: Inputs, *, counts: Counter[str]) -> list[Question]:
     occur in the passage is kept only in `gold`; `counts` receives both.
     """
     questions: list[Question] = []
-    for source in find_sources(files):
+    for source in find_sources(files, counts):
         is_file = not source.startswith(HUB_PREFIX)
         is_json = source == STANDARD_INPUT or (is_file and split_suffixes(source)[1] in (".json", ".jsonl"))
         articles = list(_articles(read_json_records(source), source)) if is_json else []
         questions.extend(q for location, article in articles for q in _article_questions(article, location, counts))
         if not articles:
-            table = read_table([source])
+            table = read_table([source], counts=counts)
             rows = zip(table.rows, table.locations, strict=True)
             questions.extend(_row_question(row, location, counts) for row, location in rows)
     return questions
@@ -73,13 +73,15 @@ def _article_questions(article: dict[str, Any], location: str, counts: Counter[s
 
 
 def _parse_answers(value: Any, start: Any, location: str) -> _Answers:
-    # A list, an object of two lists, or one text.
+    # A list, an object of two lists, or one text; an object that cannot be parsed is not a text.
     pairs: list[tuple[Any, Any]]
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         texts, starts = value["text"], value.get("answer_start") or [None] * len(value["text"])
         pairs = list(zip(texts, starts, strict=True)) if len(texts) == len(starts) else [(None, None)]
     elif isinstance(value, list):
         pairs = [(a.get("text"), a.get("answer_start")) if isinstance(a, dict) else (a, None) for a in value]
+    elif isinstance(value, str) and value.lstrip().startswith("{"):
+        pairs = [(None, None)]
     else:
         pairs = [(value, int(start) if label_text(start).removeprefix("-").isdecimal() else None)] if value else []
     if not all(isinstance(text, str) and isinstance(offset, int | None) for text, offset in pairs):
@@ -89,7 +91,7 @@ def _parse_answers(value: Any, start: Any, location: str) -> _Answers:
 
 
 def _row_question(row: Mapping[str, Any], location: str, counts: Counter[str]) -> Question:
-    raw = row.get("answers", row.get("answer"))
+    raw = parse_cell(row.get("answers", row.get("answer")))
     answers = _parse_answers(raw, row.get("answer_start"), location)
     flag = row.get("is_impossible")
     if flag is None:

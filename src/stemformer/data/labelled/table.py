@@ -1,14 +1,17 @@
 """Tables of labelled data: CSV, TSV, JSON, parquet, FASTA, plain text and hub data sets."""
 
+import ast
 import io
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from stemformer.data.labelled.fasta import FASTA_SUFFIXES, read_fasta
+from stemformer.data.text.delimited import read_delimited
 from stemformer.data.text.files import (
     HUB_PREFIX,
     STANDARD_INPUT,
@@ -17,12 +20,15 @@ from stemformer.data.text.files import (
     find_sources,
     open_file,
     quoted,
+    read_ahead,
     read_text,
     split_suffixes,
+    stream_text,
+    text_lines,
 )
 from stemformer.data.text.readers import (
-    csv_rows,
     hub_rows,
+    json_records,
     json_values,
     parquet_rows,
     replace_lone_surrogates,
@@ -30,35 +36,9 @@ from stemformer.data.text.readers import (
 )
 from stemformer.errors import DataError
 
-TEXT_NAMES = (
-    *("text", "sentence", "review", "content", "comment", "tweet", "sequence", "utterance", "question", "query"),
-    *("body", "headline", "title", "review_body", "review_text", "comment_text", "description", "abstract", "article"),
-    *("document", "message", "summary", "prompt", "dna", "dna_sequence", "seq"),
-)
-PAIR_NAMES = (
-    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
-    *(("text_a", "text_b"), ("text1", "text2"), ("text_1", "text_2"), ("#1_string", "#2_string")),
-    *(("string1", "string2"), ("sentence_a", "sentence_b"), ("sentence_1", "sentence_2"), ("query", "passage")),
-    *(("query", "document"), ("question", "passage"), ("question", "context"), ("question", "answer")),
-    *(("text", "text_pair"), ("s1", "s2"), ("q1", "q2")),
-)
-# The label column is the first match in the first group, else the only match in the second.
-LABEL_NAMES = (
-    ("label", "gold_label", "labels"),
-    (
-        *("class", "category", "target", "sentiment", "polarity", "score", "quality", "is_duplicate", "similarity"),
-        *("relatedness_score", "similarity_score", "entailment_judgment", "entailment_label", "rating", "stars"),
-        *("emotion", "emotions", "intent", "topic", "tags", "answer_label", "y"),
-    ),
-)
-_OTHER_NAMES = (
-    *("id", "idx", "index", "name", "pair_id", "tokens", "words", "ner_tags", "pos_tags", "context", "answers"),
-    *("choice1", "choice_1", "sent1", "ending0", "startphrase", "url", "date", "author", "genre", "lang", "language"),
-)
-_USUAL_NAMES = frozenset((*TEXT_NAMES, *_OTHER_NAMES, *(n for names in (*PAIR_NAMES, *LABEL_NAMES) for n in names)))
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_SENTENCE_END = re.compile(r"[.?!,;:。？！，；：]$")
-_QUOTED_FIELD = re.compile(r'(?m)(?:^|(?<=\t))"(?:[^"]++|"")*+"(?=\t|$)')
+# Suffixes of CoNLL, which no table is read from.
+TAGGED_SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".bioes")
+_NEIGHBORS = re.compile(r"""['"]\s+['"]""")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -72,46 +52,104 @@ class Table:
     locations: list[str]
 
 
-def usual_name(column: str) -> str:
-    """Normalize a column name: "Sentence A" to "sentence_a"."""
-    return column.strip().lower().replace(" ", "_").replace("-", "_")
-
-
-def read_table(files: Inputs) -> Table:
+def read_table(files: Inputs, *, names: Collection[str] = (), counts: Counter[str] | None = None) -> Table:
     """Read labelled files with the same columns into one table.
 
-    Formats by suffix, each also compressed: `.csv`, `.tsv`, `.jsonl`, `.json` (a list of objects,
-    such a list under the key "data", or one object per line), `.parquet`, `.fasta` and `.fa` (see
-    `read_fasta`); `hub:owner/name[:config][:split]`. Anything else is one text per line in the
-    column `text`, or TSV if every line has the same number of tabs. `-` is standard input: one
-    object per line if it begins with `{`, else one text per line.
+    Formats by suffix, each also compressed: `.csv` and `.tsv` (see `read_delimited`), `.jsonl`,
+    `.json` (a list of objects, such a list under the key "data", or one object per line),
+    `.parquet`, `.fasta` and `.fa` (see `read_fasta`); `hub:owner/name[:config][:split]`. A `.data`
+    file is a table if every line has the same number of commas or tabs. Anything else is one text
+    per line in the column `text`. `-` is standard input: JSON, else one text per line.
+
+    Args:
+        names: Column names that prove a header.
+        counts: Receives what was skipped or assumed, by description.
     """
-    sources = find_sources(files)
-    tables = [_make_table(source, _read_source(source)) for source in sources]
-    columns = tables[0].columns
-    for table in tables:
-        if not table.rows:
-            raise DataError(f"{table.source}: The file has no rows. Expected at least one.")
-        if set(table.columns) != set(columns):
-            others = f"those of {sources[0]} are {quoted(columns)}. Pass files with the same columns."
-            raise DataError(f"{table.source}: The columns are {quoted(table.columns)}, but {others}")
-    rows = [{name: row[name] for name in columns} for table in tables for row in table.rows]
-    return Table(", ".join(sources), columns, rows, [location for table in tables for location in table.locations])
+    counts = Counter() if counts is None else counts
+    sources = find_sources(files, counts)
+    pairs = {source: list(_read_source(source, names, counts)) for source in sources}
+    columns = _common_columns({source: dict.fromkeys(x for _, row in pairs[source] for x in row) for source in sources})
+    return _make_table(sources, columns, chain.from_iterable(pairs.values()))
 
 
-def _make_table(source: str, pairs: list[tuple[str, dict[str, Any]]]) -> Table:
-    columns = tuple(dict.fromkeys(name for _, row in pairs for name in row))
-    rows = [{name: row.get(name) for name in columns} for _, row in pairs]
-    return Table(source, columns, rows, [location for location, _ in pairs])
+@dataclass(frozen=True)
+class ScannedTable:
+    """Table that was read once, and is read again in blocks."""
+
+    sources: list[str]
+    columns: tuple[str, ...]
+    # The first block of rows.
+    head: Table
+    # Columns that hold the cell `+`.
+    with_plus: frozenset[str]
+    names: Sequence[str]
+    block_size: int
+
+    def blocks(self) -> Iterator[Table]:
+        """Read the rows again, and yield them in blocks."""
+        pairs = chain.from_iterable(_read_source(source, self.names, Counter()) for source in self.sources)
+        while block := list(islice(pairs, self.block_size)):
+            yield _make_table(self.sources, self.columns, block)
+
+
+def scan_table(files: Inputs, *, names: Sequence[str], counts: Counter[str], block_size: int) -> ScannedTable:
+    """Read what `read_table` reads, to check it all, and to find its columns; memory holds one block of rows."""
+    sources = find_sources(files, counts)
+    columns: dict[str, dict[str, None]] = {source: {} for source in sources}
+    head: list[tuple[str, dict[str, Any]]] = []
+    with_plus: set[str] = set()
+    for source in sources:
+        for location, row in _read_source(source, names, counts):
+            columns[source].update(dict.fromkeys(row))
+            with_plus.update(name for name, value in row.items() if value == "+")
+            if len(head) < block_size:
+                head.append((location, row))
+    common = _common_columns(columns)
+    return ScannedTable(
+        sources, common, _make_table(sources, common, head), frozenset(with_plus), tuple(names), block_size
+    )
+
+
+def _common_columns(columns: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    """Return the columns of files, in the order of the first; raise if they differ."""
+    first, *_ = columns
+    for source, found in columns.items():
+        if not found:
+            raise DataError(f"{source}: The file has no rows. Expected at least one.")
+        if set(found) != set(columns[first]):
+            others = f"those of {first} are {quoted(columns[first])}. Pass files with the same columns."
+            raise DataError(f"{source}: The columns are {quoted(found)}, but {others}")
+    return tuple(columns[first])
+
+
+def _make_table(sources: Sequence[str], columns: tuple[str, ...], pairs: Iterable[tuple[str, dict[str, Any]]]) -> Table:
+    locations, rows = [], []
+    for location, row in pairs:
+        locations.append(location)
+        rows.append({name: row.get(name) for name in columns})
+    return Table(", ".join(sources), columns, rows, locations)
 
 
 def read_json_records(source: str) -> list[tuple[str, Any]]:
     """Return locations and values of JSON: items of a list, an object, or values per line."""
-    text = read_text(source)
-    values = list(json_values(iter([text]), source))
-    for location, value in values if _SURROGATE_ESCAPE.search(text) else []:
-        replace_lone_surrogates(json.dumps(value, ensure_ascii=False), location, errors=None)
-    return values
+    return list(_checked(json_values, source))
+
+
+def _checked(read: Callable[[Iterator[str], str], Iterator[tuple[str, Any]]], source: str) -> Iterator[tuple[str, Any]]:
+    """Yield what `read` makes of a file of JSON; raise for half of a character, which only an escape can spell."""
+    has_escape, end = False, ""
+
+    def blocks() -> Iterator[str]:
+        nonlocal has_escape, end
+        for block in stream_text(source):
+            has_escape = has_escape or bool(_SURROGATE_ESCAPE.search(end + block))
+            end = block[-5:]
+            yield block
+
+    for location, value in read(blocks(), source):
+        if has_escape:
+            replace_lone_surrogates(json.dumps(value, ensure_ascii=False), location, errors=None)
+        yield location, value
 
 
 def required_text(record: Mapping[str, Any], names: Sequence[str], location: str) -> str:
@@ -122,94 +160,79 @@ def required_text(record: Mapping[str, Any], names: Sequence[str], location: str
     raise DataError(f"{location}: No text under '{names[0]}'. Keys: {quoted(list(record)) or 'none'}. Add it.")
 
 
-def _read_source(source: str) -> list[tuple[str, dict[str, Any]]]:
+def parse_cell(value: Any) -> Any:
+    """Return the list or object that the text of a cell spells in JSON or Python, else the value."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text[:1] + text[-1:] not in ("[]", "{}", "()"):
+        return value
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
+    # Python would join the items of a NumPy array, which has no commas.
+    if not isinstance(found, list | tuple | set | dict) or _NEIGHBORS.search(text):
+        return value
+    return found if isinstance(found, dict) else sorted(found, key=str) if isinstance(found, set) else list(found)
+
+
+def _read_source(source: str, names: Collection[str], counts: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield locations and rows of a file; memory holds a block of it, but for FASTA and `.data`."""
     stem, kind, compression = split_suffixes(source)
     if source.startswith(HUB_PREFIX):
-        return list(hub_rows(source))
+        yield from hub_rows(source)
+        return
     if kind == ".tar":
         raise DataError(f"{source}: An archive cannot be read as a table. Unpack it and pass its files.")
     if kind == ".parquet":
         with open_file(source) as file:
             seekable = io.BytesIO(decompress(file, source, compression=compression).read()) if compression else file
-            return list(parquet_rows(seekable, source))
+            yield from parquet_rows(seekable, source)
+        return
     if kind in (".json", ".jsonl"):
-        return _json_rows(read_json_records(source), source)
-    text = read_text(source)
+        yield from _json_rows(source)
+        return
+    if stem.lower().endswith(TAGGED_SUFFIXES):
+        raise DataError(f"{source}: Words and tags in CoNLL cannot be read as a table. Pass .csv, .tsv or .jsonl.")
     if stem.lower().endswith(FASTA_SUFFIXES):
-        return read_fasta(text, source)
-    if source == STANDARD_INPUT and starts_as_json(text):
-        return _json_rows(read_json_records(source), source)
-    delimiter = None if source == STANDARD_INPUT else _find_delimiter(text, stem, kind)
-    if delimiter:
-        return _delimited_rows(text, source, delimiter)
-    lines = text.split("\n")
-    while not lines[-1].strip():
-        lines.pop()
-    return [(f"{source}:{number}", {"text": line}) for number, line in enumerate(lines, 1)]
+        yield from read_fasta(read_text(source), source)
+        return
+    if source == STANDARD_INPUT and starts_as_json(read_ahead(stream_text(source), lambda x: bool(x.strip()))[0]):
+        yield from _json_rows(source)
+        return
+    delimiters = _same_in_each_line(source) if stem.lower().endswith(".data") else ""
+    if kind in (".csv", ".tsv") or delimiters:
+        delimiter = {".csv": None, ".tsv": "\t", "": delimiters[:1]}[kind]
+        table = read_delimited(stream_text(source, newline=""), source, delimiter, names=names, counts=counts)
+        yield from ((location, dict(zip(table.columns, row, strict=True))) for location, row in table.rows)
+        return
+    # Blank lines at the end are none.
+    blank: list[tuple[str, dict[str, Any]]] = []
+    numbers_of_tabs = set()
+    for number, line in enumerate(text_lines(stream_text(source)), 1):
+        blank.append((f"{source}:{number}", {"text": line}))
+        if line.strip():
+            numbers_of_tabs.add(line.count("\t"))
+            yield from blank
+            blank.clear()
+    if len(numbers_of_tabs) == 1 and numbers_of_tabs != {0}:
+        counts["files with tabs in each line, read as one text per line (name a table .tsv)"] += 1
 
 
-def _json_rows(records: list[tuple[str, Any]], source: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return locations and objects; of one object with a list "data" the items of the list."""
-    if len(records) == 1 and isinstance(records[0][1], dict) and isinstance(records[0][1].get("data"), list):
-        records = [(f"{source}: data[{number}]", row) for number, row in enumerate(records[0][1]["data"])]
-    for location, row in records:
+def _same_in_each_line(source: str) -> str:
+    """Return those of comma and tab that each non-blank line of a file has equally often."""
+    marks = ",\t"
+    numbers = {tuple(map(line.count, marks)) for line in text_lines(stream_text(source)) if line.strip()}
+    found = zip(marks, map(set, zip(*numbers, strict=True)), strict=True)
+    return "".join(mark for mark, values in found if len(values) == 1 and values != {0})
+
+
+def _json_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield locations and objects; of one object with a list "data" the items of the list."""
+    for location, row in _checked(json_records, source):
         if not isinstance(row, dict):
             raise DataError(f"{location}: Expected a JSON object with a key per column, found {type(row).__name__}.")
-    return records
-
-
-def _delimited_rows(text: str, source: str, delimiter: str) -> list[tuple[str, dict[str, Any]]]:
-    has_quotes = delimiter in ",;" or _has_csv_quotes(text)
-    pairs = list(csv_rows(iter([text]), source, delimiter=delimiter, has_quotes=has_quotes))
-    rows = [row for _, row in pairs]
-    names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
-    if _has_header(rows):
-        location, header = pairs.pop(0)
-        names = [field.strip() or name for field, name in zip(header, names, strict=True)]
-        if repeated := [name for name, number in Counter(names).items() if number > 1]:
-            raise DataError(f"{location}: The header repeats {quoted(repeated)}. Give each column its own name.")
-    return [(location, dict(zip(names, row, strict=True))) for location, row in pairs]
-
-
-def _has_csv_quotes(text: str) -> bool:
-    """Return whether quotes of TSV enclose fields, as in CSV, and are not part of the text."""
-    # Each must be at an end of a field or doubled inside one.
-    if '"' not in text or '"' in _QUOTED_FIELD.sub("", text):
-        return False
-    lines = [line for line in text.split("\n") if line]
-    # As a text may be a quotation, they must be needed.
-    return (
-        len({line.count("\t") for line in lines}) > 1
-        or all(len(field) > 1 and field[0] == field[-1] == '"' for field in lines[0].split("\t"))
-        or any('""' in found[0][1:-1] for found in _QUOTED_FIELD.finditer(text))
-    )
-
-
-def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-    first = [field.strip() for field in rows[0]]
-    if any(usual_name(field) in _USUAL_NAMES for field in first):
-        return True
-    if len(set(first)) < len(first) or not all(map(_may_be_name, first)):
-        return False
-    # Labels occur in their column again, names do not.
-    return not any(row[i].strip() == name for row in rows[1:] for i, name in enumerate(first))
-
-
-def _may_be_name(field: str) -> bool:
-    is_short = 0 < len(field) <= 40 and len(field.split()) <= 3
-    has_letters = any(character.isalpha() for character in field)
-    return is_short and has_letters and not _NUMBER.fullmatch(field) and not _SENTENCE_END.search(field)
-
-
-def _find_delimiter(text: str, stem: str, kind: str) -> str | None:
-    if kind == ".tsv":
-        return "\t"
-    lines = [line for line in text.split("\n") if line.strip()]
-    if kind == ".csv":
-        return next((mark for mark in ";\t" if mark in lines[0] and "," not in lines[0]), ",")
-    # A table has the same number of tabs (in `.data` files also commas) in every line.
-    for delimiter in ",\t" if stem.lower().endswith(".data") else "\t":
-        numbers = {line.count(delimiter) for line in lines}
-        if len(numbers) == 1 and numbers != {0}:
-            return delimiter
-    return None
+        yield location, row

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stemformer.data.labelled.table import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, Table, usual_name
+from stemformer.data.labelled.table import Table, parse_cell
+from stemformer.data.text.delimited import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, longest_texts, usual_name
 from stemformer.data.text.files import quoted
 from stemformer.data.text.readers import unknown_column
 from stemformer.errors import DataError
@@ -15,7 +16,6 @@ from stemformer.errors import DataError
 LabelKind = Literal["class", "labels", "score"]
 MOST_CLASSES = 200
 LONGEST_LABEL = 40
-SHORTEST_MEAN_TEXT = 12
 _DECIMAL = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
@@ -61,10 +61,19 @@ def choose_columns(
         raise DataError(f"{source}: Column '{repeated}' is set twice. Set each of text and label to another column.")
     if texts and len(texts) != num_texts:
         raise DataError(f"{source}: Found {len(texts)} text columns, expected {num_texts}. {_text_advice(num_texts)}")
+    if needs_label and label is None and len(columns) <= num_texts:
+        kind_of_file = "Pass a table (.csv, .tsv, .jsonl, .parquet), or a folder with a sub-folder for each class"
+        raise DataError(f"{source}: There is no label column, only {quoted(columns)}. {kind_of_file}.")
     named = tuple(texts) or _named_texts(table, num_texts, label)
     if label is None:
         label = _find_label(table, named, needs_label=needs_label, kind=kind)
     return TextColumns(named or _longest_texts(table, num_texts, label), label)
+
+
+def has_usual_names(table: Table, *, num_texts: int, needs_label: bool) -> bool:
+    """Return whether columns have the usual names of texts and, if it is needed, of a label."""
+    is_labelled = any(usual_name(column) in name for column in table.columns for name in LABEL_NAMES)
+    return bool(_named_texts(table, num_texts, None)) and (is_labelled or not needs_label)
 
 
 def _named_texts(table: Table, num_texts: int, label: str | None) -> tuple[str, ...]:
@@ -124,23 +133,20 @@ def _label_traits(table: Table, column: str) -> set[str]:
 
 def _longest_texts(table: Table, num_texts: int, label: str | None) -> tuple[str, ...]:
     """Return the columns with clearly the longest texts on average, in the order of the table."""
-    lengths: dict[str, float] = {}
+    candidates: dict[str, list[str]] = {}
     for column in table.columns:
         values = [row[column] for row in table.rows if row[column] is not None]
         if column != label and values and all(isinstance(value, str) for value in values):
-            lengths[column] = sum(map(len, values)) / len(values)
-    ordered = sorted(lengths, key=lambda column: -lengths[column])
-    chosen, rest = ordered[:num_texts], ordered[num_texts:]
-    is_short = num_texts > 1 and chosen and lengths[chosen[-1]] < SHORTEST_MEAN_TEXT
-    is_close = chosen and rest and lengths[rest[0]] >= max(SHORTEST_MEAN_TEXT, lengths[chosen[-1]] / 3)
-    if len(chosen) < num_texts or is_short or is_close:
-        is_or_are = "is" if num_texts == 1 else "are"
-        raise _ambiguous(table, f"which {num_texts} of the columns {is_or_are} the text", _text_advice(num_texts))
-    return tuple(column for column in table.columns if column in chosen)
+            candidates[column] = values
+    chosen = longest_texts(candidates, num_texts)
+    if chosen is None:
+        which = "which column is the text" if num_texts == 1 else f"which {num_texts} of the columns are the text"
+        raise _ambiguous(table, which, _text_advice(num_texts))
+    return chosen
 
 
 def _ambiguous(table: Table, what: str, advice: str) -> DataError:
-    note = " (the first line is no header)" if table.columns[0] == "column1" else ""
+    note = " (the first line is not a header)" if table.columns[0] == "column1" else ""
     return DataError(f"{table.source}: Cannot tell {what}. Columns: {quoted(table.columns)}{note}. {advice}")
 
 
@@ -149,16 +155,25 @@ def _text_advice(num_texts: int) -> str:
 
 
 def make_text_examples(
-    table: Table, columns: TextColumns, *, kind: LabelKind, counts: Counter[str], keep_empty: bool = False
+    table: Table,
+    columns: TextColumns,
+    *,
+    kind: LabelKind,
+    counts: Counter[str],
+    keep_empty: bool = False,
+    has_plus: bool | None = None,
 ) -> list[TextExample]:
     """Return the examples of a table and count the rows that give none, by reason.
 
-    `kind` is "class" for one label as written, "labels" for any number of labels, from a list or
-    split at commas, or "score" for a number. `keep_empty` keeps rows with an empty text.
+    `kind` is "class" for one label as written, "labels" for any number of labels, from a list (also
+    in JSON or Python) or split at commas, or "score" for a number. `keep_empty` keeps rows with an empty text.
+    `has_plus` says whether the label is `+` somewhere, also outside these rows; None: look for it.
     """
     examples = []
     # `-` is no label where annotators disagreed; it is one where `+` is.
-    is_sign = columns.label is not None and any(row[columns.label] == "+" for row in table.rows)
+    is_sign = (
+        has_plus if has_plus is not None else any(row[columns.label] == "+" for row in table.rows if columns.label)
+    )
     for row, location in zip(table.rows, table.locations, strict=True):
         texts = tuple(_text(row[column], location, column) for column in columns.texts)
         if not all(texts):
@@ -181,14 +196,16 @@ def _text(value: object, location: str, column: str) -> str:
     if isinstance(value, list | dict | bytes):
         found = f"Column '{column}' holds {type(value).__name__}, expected text"
         raise DataError(f"{location}: {found}. Choose another with --text-column.")
-    return "" if value is None else str(value).strip()
+    # A cell may hold the newlines of another system.
+    return "" if value is None else str(value).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def _label(value: object, location: str, kind: LabelKind) -> str | float | tuple[str, ...] | None:
+    value = parse_cell(value)
     if kind == "labels":
         if value is None:
             return None
-        items = value if isinstance(value, list) else str(value).split(",")
+        items = value if isinstance(value, list) else _split_labels(str(value), location)
         return tuple(dict.fromkeys(text for item in items if (text := label_text(item, location))))
     text = label_text(value, location)
     if kind == "class" or not text:
@@ -203,11 +220,24 @@ def _label(value: object, location: str, kind: LabelKind) -> str | float | tuple
     return score
 
 
+def _split_labels(text: str, location: str) -> list[str]:
+    """Split labels at commas; raise if they are pieces of a list or of something in brackets."""
+    items = [item.strip() for item in text.split(",")]
+    pairs = ("[]", "{}", "()") if len(items) > 1 else ("[]", "{}")
+    is_cut = any(item.count(left) != item.count(right) for item in items for left, right in map(tuple, pairs))
+    if is_cut or text.strip()[:1] in ("[", "'", '"') or any(item.count('"') % 2 for item in items):
+        pieces = f"cut at its commas it gives {quoted(items[:4])}"
+        advice = 'Write labels with commas between them, or as a list in JSON, such as ["a", "b"]'
+        raise DataError(f"{location} holds {text!r:.80}, and {pieces}. {advice}.")
+    return items
+
+
 def label_text(value: object, location: str = "label") -> str:
     """Return a label as text: "1" for 1.0, "true" for True, "" for null and NaN."""
     if isinstance(value, list | dict | bytes):
         found = type(value).__name__
-        raise DataError(f"{location} holds {found}, expected text or number. Choose another with --label-column.")
+        advice = "Choose another with --label-column" + (", or pass --kind labels" if found == "list" else "")
+        raise DataError(f"{location} holds {found}, expected text or number. {advice}.")
     if isinstance(value, float):
         value = None if math.isnan(value) else int(value) if value.is_integer() else value
     text = "" if value is None else str(value).strip()

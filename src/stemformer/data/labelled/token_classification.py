@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stemformer.data.labelled.table import Table, read_table, usual_name
+from stemformer.data.labelled.table import Table, parse_cell, read_table
+from stemformer.data.text.delimited import usual_name
 from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, read_text, split_suffixes
 from stemformer.data.text.readers import starts_as_json, unknown_column
 from stemformer.errors import DataError
@@ -55,17 +56,17 @@ def read_tagged(
     """Read tagged sentences.
 
     JSON, parquet and hub data sets have a column with a list of words and, if tagged, one with a
-    list of tags (numbers become strings). Other files are CoNLL-U if a line has its ten columns,
-    else CoNLL: one word per line, columns separated by tabs or spaces, the last one the tag. Blank
-    lines separate sentences; `-DOCSTART-` and comments are skipped. A language prefix of every word
-    (`en:Paris`) is removed.
+    list of tags (numbers become strings), as have tables with lists in JSON or Python. Other files
+    are CoNLL-U if a line has its ten columns, else CoNLL: one word per line, columns separated by
+    tabs or spaces, the last one the tag. Blank lines separate sentences; `-DOCSTART-` and comments
+    are skipped. A language prefix of every word (`en:Paris`) is removed.
 
     Args:
         column: Name of the tag column, in CoNLL its number (from 1). Default: the last, or `upos`.
         needs_tags: If not, a missing `column` means no tags, and lines may be sentences.
         counts: Receives what is skipped.
     """
-    sources = find_sources(files)
+    sources = find_sources(files, counts)
     sentences = [s for source in sources for s in _read_source(source, column, counts, needs_tags=needs_tags)]
     if not sentences:
         expected = "Expected one word per line, followed by a tab or space and its tag."
@@ -78,20 +79,28 @@ def _read_source(
 ) -> Iterable[TaggedSentence]:
     kind = split_suffixes(source)[1]
     if source.startswith(HUB_PREFIX) or kind in (".json", ".jsonl", ".parquet"):
-        return _read_records(read_table([source]), column, needs_tags=needs_tags)
+        return _read_records(read_table([source], counts=counts), column, needs_tags=needs_tags)
     text = read_text(source)
     if source == STANDARD_INPUT and starts_as_json(text):
-        return _read_records(read_table([source]), column, needs_tags=needs_tags)
+        return _read_records(read_table([source], counts=counts), column, needs_tags=needs_tags)
+    lines = text.split("\n")
+    if kind in (".csv", ".tsv") and _holds_lists(lines):
+        return _read_records(read_table([source], counts=counts), column, needs_tags=needs_tags)
     if not needs_tags and kind in (".csv", ".tsv"):
         expected = "one word per line, one sentence per line in a .txt file, or JSON lines with 'words'"
         raise DataError(f"{source}: Found a table. Expected {expected}.")
-    lines = text.split("\n")
     if not needs_tags and _are_sentences(lines):
         numbered = ((number, line.split()) for number, line in enumerate(lines, 1))
         return [_make_sentence(words, None, f"{source}:{number}") for number, words in numbered if words]
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     read = _read_conllu if CONLLU_LINE.fullmatch(first) else _read_conll
     return read(lines, source, column, counts, needs_tags=needs_tags)
+
+
+def _holds_lists(lines: Sequence[str]) -> bool:
+    """Return whether a table has a header with a column of words, and lists below it."""
+    header = [usual_name(field.strip('"')) for field in re.split("[,;\t]", lines[0])]
+    return not set(header).isdisjoint(WORD_COLUMNS) and "[" in next(filter(str.strip, lines[1:]), "")
 
 
 def _are_sentences(lines: Sequence[str]) -> bool:
@@ -121,7 +130,7 @@ def _read_records(table: Table, column: str | None, *, needs_tags: bool) -> Iter
         names, column = {}, None
     tags_column = column or next((names[name] for name in TAG_COLUMNS if name in names), None)
     for row, location in zip(table.rows, table.locations, strict=True):
-        words, tags = row[words_column], row[tags_column] if tags_column else None
+        words, tags = parse_cell(row[words_column]), parse_cell(row[tags_column]) if tags_column else None
         for name, value in ((words_column, words), (tags_column, tags)):
             if not isinstance(value, list) and not (value is None and name == tags_column):
                 found = type(value).__name__

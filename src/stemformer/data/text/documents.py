@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import cast
 
 from stemformer.data.text import files
-from stemformer.data.text.readers import column_texts, csv_column, hub_rows, json_records, parquet_rows, starts_as_json
+from stemformer.data.text.delimited import delimited_column
+from stemformer.data.text.readers import column_texts, hub_rows, json_records, parquet_rows, starts_as_json
 from stemformer.errors import ConfigError, DataError
 
 DOCUMENTS = ("auto", "line", "blank", "file")
@@ -149,7 +150,9 @@ def _read_stream(
             values = json_records(blocks, name)
             yield from column_texts(values, options.column, errors=options.errors, skipped=options.skipped)
         elif kind in (".csv", ".tsv"):
-            yield from csv_column(blocks, name, column=options.column, delimiter="," if kind == ".csv" else "\t")
+            delimiter = "\t" if kind == ".tsv" else None
+            texts = delimited_column(blocks, name, column=options.column, delimiter=delimiter, counts=options.skipped)
+            yield from texts
         else:
             yield from _read_text(blocks, name, options, is_named=is_named)
 

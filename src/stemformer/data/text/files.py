@@ -31,6 +31,7 @@ SNIFFED_BYTES = 1 << 13
 COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
 _OPENERS: dict[str, Callable[[IO[bytes]], io.BufferedIOBase]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 SHORT_SUFFIXES = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst", ".tbz2": ".tar.bz2", ".ndjson": ".jsonl"}
+SHORT_SUFFIXES |= {".tab": ".tsv"}
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tar")
 # First bytes of other files, what they are, and what to do with them.
 MAGIC = (
@@ -205,13 +206,19 @@ def open_file(source: str) -> io.BufferedIOBase:
 
 def read_text(source: str, *, allow_blank: bool = False) -> str:
     r"""Return the text of a file or standard input, with `\n` for CR LF and CR."""
+    return "".join(stream_text(source, allow_blank=allow_blank))
+
+
+def stream_text(source: str, *, allow_blank: bool = False, newline: str | None = None) -> Iterator[str]:
+    """Yield blocks of what `read_text` returns; with `newline=""` newlines stay as they are."""
     name = "standard input" if source == STANDARD_INPUT else source
     with open_file(source) as file:
         stream = decompress(file, name, compression=split_suffixes(source)[2])
-        text = "".join(text_blocks(stream, name, errors=None, skipped=Counter()))
-    if not allow_blank and not text.strip():
-        raise DataError(f"{name}: The file is blank. Expected at least one record.")
-    return text
+        blocks = text_blocks(stream, name, errors=None, skipped=Counter(), newline=newline)
+        head, blocks = read_ahead(blocks, lambda text: not text.isspace())
+        if not allow_blank and not head.strip():
+            raise DataError(f"{name}: The file is blank. Expected at least one record.")
+        yield from blocks
 
 
 def quoted(names: Iterable[str]) -> str:
@@ -299,12 +306,15 @@ def _zstd_blocks(stream: io.BufferedIOBase) -> Iterator[bytes]:
         raise EOFError("the last frame is truncated")
 
 
-def text_blocks(stream: io.BufferedIOBase, name: str, *, errors: str | None, skipped: Counter[str]) -> Iterator[str]:
+def text_blocks(
+    stream: io.BufferedIOBase, name: str, *, errors: str | None, skipped: Counter[str], newline: str | None = None
+) -> Iterator[str]:
     r"""Yield blocks of a UTF-8 stream as text, without BOM, with `\n` for CR LF and CR.
 
-    `errors` is the option --errors, or None for a reader without that option.
+    `errors` is the option --errors, or None for a reader without that option. With `newline=""`, newlines stay as
+    they are; none is divided over two blocks.
     """
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    newlines = io.IncrementalNewlineDecoder(None, translate=newline is None)
     data = stream.read(BLOCK_BYTES)
     _check_is_text(data, name)
     offset = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0

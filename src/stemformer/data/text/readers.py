@@ -1,16 +1,15 @@
-"""Streaming readers of JSON, CSV, TSV, parquet and hub data sets.
+"""Streaming readers of JSON, parquet and hub data sets.
 
 A source is the file and the line (parquet and hub: the row) where a record begins.
 """
 
-import csv
 import io
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Any
 
 from stemformer.config import nearest_first
 from stemformer.data.text.files import HUB_PREFIX, damaged_file, quoted, read_ahead, text_lines
@@ -157,41 +156,6 @@ def _json_list(blocks: Iterator[str], name: str) -> Iterator[tuple[int, Any]]:
     position += 1
     if next_character():
         raise bad("text after the end of the list")
-
-
-def csv_column(blocks: Iterator[str], name: str, *, column: str, delimiter: str) -> Iterator[tuple[str, str | None]]:
-    """Yield a column of a table with a header line; fields may be quoted in CSV, not in TSV."""
-    rows = csv_rows(blocks, name, delimiter=delimiter, has_quotes=delimiter != "\t")
-    for source, row in rows:
-        header = [field.strip() for field in row]
-        if column not in header:
-            raise unknown_column(source, column, header)
-        index = header.index(column)
-        yield from ((source, row[index]) for source, row in rows)
-
-
-def csv_rows(blocks: Iterator[str], name: str, *, delimiter: str, has_quotes: bool) -> Iterator[tuple[str, list[str]]]:
-    """Yield sources and fields of all rows of a table, header included, without empty lines.
-
-    With `has_quotes`, quoted fields may hold delimiters and newlines; else quotes are text.
-    """
-    # The csv module has one limit for the process.
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 27))
-    lines = (line + "\n" for line in text_lines(blocks))
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    first_line, num_fields = 1, 0
-    try:
-        for row in reader:
-            source, first_line = f"{name}:{first_line}", reader.line_num + 1
-            num_fields = num_fields or len(row)
-            if row and len(row) != num_fields:
-                advice = "Quote text that contains separators or newlines."
-                raise DataError(f"{source}: {len(row)} fields, but the header has {num_fields}. {advice}")
-            if row:
-                yield source, row
-    except csv.Error as error:
-        raise DataError(f"{name}:{first_line}: Bad CSV ({error}). Is a quote opened here and not closed?") from error
 
 
 def parquet_rows(

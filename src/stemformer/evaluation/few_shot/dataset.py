@@ -72,7 +72,7 @@ class FewShotDataset:
 
 def read_few_shot_examples(file: str, task: PromptTask) -> list[FewShotExample]:
     """Read the examples of a labelled file or hub id."""
-    table = read_table([file])
+    table = read_table([file], names=task.columns)
     if missing := sorted(set(task.words) - set(table.columns)):
         hint = nearest(missing[0], table.columns)
         raise ConfigError(f"Task {task.name}: words: The data has no column {missing[0]!r}{hint}.")
