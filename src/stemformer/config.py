@@ -6,6 +6,7 @@ otherwise. Where a field's type admits None, `"none"` is read as None: `budget.s
 
 import dataclasses
 import difflib
+import os
 import tomllib
 import types
 import typing
@@ -66,9 +67,11 @@ def differences(a: T, b: T) -> list[tuple[str, Any, Any]]:
 
 def nearest_first(name: str, choices: Iterable[str], *, cutoff: float = 0.0) -> list[str]:
     """Return the choices, the most similar to `name` first, without those of a similarity below `cutoff`."""
-    names = list(choices)
-    similar = {x: difflib.SequenceMatcher(None, x.lower(), name.lower()).ratio() for x in names}
-    return sorted((x for x in names if similar[x] >= cutoff), key=lambda x: (-similar[x], x))
+    names, lowered = list(choices), name.lower()
+    similar = {x: difflib.SequenceMatcher(None, x.lower(), lowered).ratio() for x in names}
+    # Of equally similar ones, that with the longest common beginning.
+    shared = {x: len(os.path.commonprefix([x.lower(), lowered])) for x in names}
+    return sorted((x for x in names if similar[x] >= cutoff), key=lambda x: (-similar[x], -shared[x], x))
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
