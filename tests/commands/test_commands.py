@@ -64,6 +64,28 @@ def test_every_file_of_model_and_data_has_the_mode_that_the_umask_gives(made, tm
     assert set(modes.values()) == {(tmp_path / "new").stat().st_mode}
 
 
+# Words that the vocabulary cannot write
+
+
+RUSSIAN = ["король видит реку", "река помнит сад", "учитель рисует дом", "сад забывает короля"]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("command", ["fill", "score", "embed"])
+def test_commands_on_texts_warn_of_unknown_words(made, capsys, command):
+    texts = [f"{text} [MASK]" if command == "fill" else text for text in RUSSIAN]
+    assert main([command, *texts, "--model", str(made / "run")]) == 0
+    assert "% of the words are [UNK], such as 'король': the vocabulary cannot write" in capsys.readouterr().err
+
+
+def test_prepare_warns_of_unknown_words(made, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("\n".join(RUSSIAN) + "\n", encoding="utf-8")
+    out, tokenizer = str(tmp_path / "data"), str(made / "tok")
+    options = ["--tokenizer", tokenizer, "--out", out, "--documents", "line", "--held-out", "0", "--num-workers", "1"]
+    assert main(["prepare", str(tmp_path / "text.txt"), *options]) == 0
+    assert "100% of the words are [UNK], such as 'король'" in capsys.readouterr().err
+
+
 # inspect
 
 
@@ -329,7 +351,7 @@ def test_env_has_versions_and_processor(run_json):
 
 
 def test_embeddings_are_those_of_the_loaded_model(made, tmp_path, capsys):
-    texts = ["The old king.", "A river."]
+    texts = ["The old king.", "The river."]
     expected = stemformer.load(str(made / "run")).embed(texts)
     assert main(["embed", *texts, "--model", str(made / "run")]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -378,4 +400,4 @@ def test_two_budgets_are_an_error(made, tmp_path):
 
 def test_functions_take_a_loaded_model(made):
     model = stemformer.load(str(made / "run"))
-    assert stemformer.fill(["A [MASK]."], model=model) == stemformer.fill(["A [MASK]."], model=str(made / "run"))
+    assert stemformer.fill(["The [MASK]."], model=model) == stemformer.fill(["The [MASK]."], model=str(made / "run"))

@@ -562,6 +562,16 @@ def test_model_no_better_than_the_majority_baseline_is_noted(run, tmp_path):
     assert any("majority baseline: 'good' is right for 75.0%" in note for note in result["notes"])
 
 
+def test_text_that_the_vocabulary_cannot_write_is_noted_and_no_reason_to_train_longer(run, tmp_path):
+    rows = [f"{text},{'bad' if i % 4 else 'good'}" for i, text in enumerate(["король", "сад", "река", "дом"] * 5)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["review,sentiment", *rows]) + "\n", encoding="utf-8")
+    file = [str(tmp_path / "reviews.csv")]
+    notes = " ".join(run("class", steps=1, learning_rate=1e-9, train=file, dev=file)["notes"])
+    assert "training data: 100% of the words are [UNK], such as 'король'" in notes
+    assert "dev data: 100% of the words are [UNK]" in notes
+    assert "majority baseline" in notes and "train longer" not in notes
+
+
 def test_dev_data_without_a_label_or_with_one_alone_is_no_reason_to_train_longer(run, tmp_path):
     rows = [json.dumps({"text": "a river", "labels": labels}) + "\n" for labels in (["a"], ["b"], [])]
     (tmp_path / "many.jsonl").write_text("".join(rows * 4))

@@ -42,6 +42,13 @@ def predict(finetuned, dev, kind, **options):
     return stemformer.predict([dev[kind]], model=str(finetuned(kind)), precision="fp32", **options)
 
 
+def test_predict_and_evaluate_note_unknown_words(finetuned, tmp_path):
+    (tmp_path / "reviews.csv").write_text("review,sentiment\nкороль,good\nсад и река,bad\n", encoding="utf-8")
+    for command in (stemformer.predict, stemformer.evaluate):
+        result = command([str(tmp_path / "reviews.csv")], model=str(finetuned("class")), precision="fp32")
+        assert any(note.startswith("100% of the words are [UNK], such as 'король'") for note in result["notes"])
+
+
 # Forms
 
 
@@ -300,7 +307,7 @@ def test_single_text_in_the_place_of_a_list_is_refused(finetuned, call):
 
 
 def test_unknown_labels_are_noted(finetuned, tmp_path):
-    lines = ["review,sentiment", "The old king.,good", "A river.,fine"]
+    lines = ["review,sentiment", "The old king.,good", "The river.,fine"]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     found = stemformer.evaluate([str(tmp_path / "a.csv")], model=str(finetuned("class")))
     assert found["notes"] == ["1 labels do not occur in the training data and are counted as wrong: 'fine' (1)"]
@@ -349,6 +356,7 @@ def test_other_columns_can_be_named(finetuned, dev, tmp_path):
 # From Python
 
 
+@pytest.mark.filterwarnings("ignore:.*words are .UNK.")
 def test_loaded_model_predicts_what_the_command_does(finetuned, dev):
     def loaded(kind):
         return stemformer.load(str(finetuned(kind)))

@@ -42,9 +42,11 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
     records, notes = match_labels(task, records)
     advice = "Check the column (--label-column), or name the labels with --label-map."
     notes += check_labels(task, records, advice=advice)
+    model.tokenizer.unknown.clear()
+    predictions, scores, examples = model.score_records(records, progress)
+    notes += [note] if (note := model.tokenizer.unknown.note()) else []
     for note in notes:
         progress.say(note)
-    predictions, scores, examples = model.score_records(records, progress)
     counts.update(examples.counts)
 
     # Score.

@@ -12,6 +12,7 @@ import torch
 from stemformer.commands.training_run import open_run_dir, resolve, start_run
 from stemformer.config import to_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.data.tokenization.unknown_words import CANNOT_WRITE
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.inference import predict_scores
@@ -249,9 +250,12 @@ def _finish(
         metrics, details = task.compute_metrics(predictions, data.dev)
     majority = majority_baseline(data)
     if majority is not None and metrics.get("accuracy", 1.0) <= majority[1] < 1:
+        advice = "train longer, or with a higher --learning-rate (a small model may need 1e-3)"
+        if any(CANNOT_WRITE in note for note in notes):
+            advice = "the model cannot read the text"
         notes.append(
             f"not better than the majority baseline: {majority[0]!r} is right for {majority[1]:.1%} of the dev data; "
-            "train longer, or with a higher --learning-rate (a small model may need 1e-3)"
+            f"{advice}"
         )
         progress.say(notes[-1])
 

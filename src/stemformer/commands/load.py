@@ -2,11 +2,12 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,6 +34,22 @@ from stemformer.tasks.dataset import load_labelled_task
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens
 from stemformer.tasks.labels import rename_labels
 from stemformer.tasks.task import Task
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _warns_of_unknown_words(method: _Method) -> _Method:
+    """Make a method warn if the vocabulary cannot write the words of its texts."""
+
+    @wraps(method)
+    def checked(pipeline: "Pipeline", *args: Any, **keywords: Any) -> Any:
+        pipeline.tokenizer.unknown.clear()
+        result = method(pipeline, *args, **keywords)
+        if note := pipeline.tokenizer.unknown.note():
+            warnings.warn(note, stacklevel=2)
+        return result
+
+    return cast(_Method, checked)
 
 
 @accepts(LoadOptions)
@@ -83,6 +100,7 @@ class Pipeline:
         task = f", task={self.task.config.name!r}" if self.task else ""
         return f"Pipeline({self.path!r}, heads={list(self.model.heads)}{task}, device={str(self.device)!r})"
 
+    @_warns_of_unknown_words
     def fill(
         self, texts: Sequence[str], *, top_k: int = 5, candidates: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
@@ -94,6 +112,7 @@ class Pipeline:
         rows = map(asdict, found)
         return [{**row, "masks": [{"candidates": mask} for mask in row["masks"]]} for row in rows]
 
+    @_warns_of_unknown_words
     def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Return the log-likelihood of each text, as `stemformer.score` does."""
         self._check_texts(texts, expected="sentences")
@@ -120,6 +139,7 @@ class Pipeline:
             for text, (s,) in zip(texts, scores, strict=True)
         ]
 
+    @_warns_of_unknown_words
     def generate(
         self,
         prompts: Sequence[str],
@@ -174,6 +194,7 @@ class Pipeline:
             self._decoders = {rows: GptDecoder(self._generation_model, rows=rows)}
         return self._decoders[rows]
 
+    @_warns_of_unknown_words
     def embed(
         self,
         texts: Sequence[str],
@@ -208,6 +229,7 @@ class Pipeline:
             progress.say(f"Texts truncated to {limit} tokens: {num_truncated:,}")
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
 
+    @_warns_of_unknown_words
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
         """Return a prediction for each input, in order; batches are grouped by length.
 

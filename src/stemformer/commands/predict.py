@@ -30,17 +30,19 @@ def predict(options: PredictOptions, *, progress: Progress | None = None) -> dic
     task = model.require_task()
     file_format = output_format(options.out, task)
     records, counts = read_task_records(task, options, progress)
+    model.tokenizer.unknown.clear()
     predictions, _, examples = model.score_records(records, progress)
     rows = [task.to_row(record, prediction) for record, prediction in zip(records, predictions, strict=True)]
     counts.update(examples.counts)
-    for name, number in counts.items():
-        progress.say(f"{name}: {number:,}")
+    notes = [note] if (note := model.tokenizer.unknown.note()) else []
+    for line in (*notes, *(f"{name}: {number:,}" for name, number in counts.items())):
+        progress.say(line)
     if options.out is None:
-        return {"predictions": rows, "counts": dict(counts)}
+        return {"predictions": rows, "counts": dict(counts), "notes": notes}
     content = serialize(file_format, records, predictions, rows)
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     write_file(Path(options.out), [content.encode()])
-    return {"out": options.out, "records": len(rows), "counts": dict(counts)}
+    return {"out": options.out, "records": len(rows), "counts": dict(counts), "notes": notes}
 
 
 def read_task_records(

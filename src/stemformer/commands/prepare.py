@@ -1,11 +1,14 @@
 """Tokenize text files into shards."""
 
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from stemformer.commands.inspect import describe_dataset
+from stemformer.data.shards.reader import open_shards
 from stemformer.data.shards.writer import write_shards
-from stemformer.data.text.documents import total_bytes
-from stemformer.data.tokenization.tokenizer import load_tokenizer
+from stemformer.data.text.documents import HEAD_CHARACTERS, read_documents, total_bytes
+from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.options import PrepareOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, clear_dir, exclusive_output_dir, prepare_output_dir
 from stemformer.progress import Progress, Silent
@@ -56,11 +59,8 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> dic
     )
     progress.finish()
     result = describe_dataset(options.out, manifest)
-    if result["unknown"] > 0.05:
-        progress.say(
-            f"{result['unknown']:.0%} of the tokens are [UNK]: this tokenizer does not fit the text (or its words "
-            "are not separated by spaces); train one on these files"
-        )
+    if note := _note_unknown_words(options, tokenizer):
+        progress.say(note)
     split = manifest.splits.get("held_out")
     if split is not None and split.tokens < _MIN_HELD_OUT_TOKENS:
         progress.say(
@@ -68,6 +68,16 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> dic
             "reliable loss: raise --held-out, or split the text into more documents (--documents line or blank)"
         )
     return result
+
+
+def _note_unknown_words(options: PrepareOptions, tokenizer: Tokenizer) -> str | None:
+    tokenizer.unknown.clear()
+    tokenizer.unknown.add_counts(open_shards(Path(options.out), verify=False).unigram_counts)
+    if tokenizer.unknown.note() and Path(options.files[0]).is_file():
+        # The first documents have an example.
+        documents = read_documents(options.files[:1], column=options.text_column, errors=options.errors)
+        tokenizer.encode_ids([document.text[:HEAD_CHARACTERS] for document in islice(documents, 100)])
+    return tokenizer.unknown.note()
 
 
 def _default_fraction(num_bytes: int | None) -> float:

@@ -99,6 +99,9 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
             # The result of a smaller budget; a checkpoint holds the same weights.
             shutil.rmtree(folder / "final", ignore_errors=True)
         _report_start(context, model, progress)
+        tokenizer.unknown.add_counts(open_shards(data).unigram_counts)
+        if note := tokenizer.unknown.note():
+            progress.say(note)
 
         # Train, save, report.
         metrics = train(model, module, optimizer, context, state, progress=progress)

@@ -34,6 +34,8 @@ from stemformer.reports.few_shot import few_shot_table, percent, short_names, wr
 
 _MAX_SHOWN_SHOTS = 4
 """Maximum number of demonstrations in the prompts of the report."""
+_MAX_CHECKED = 200
+"""Maximum number of prompts that are searched for unknown words."""
 _MIN_QUESTIONS = 10
 """Minimum number of questions for a note that all get the same answer."""
 _MIN_EPISODE = 64
@@ -296,6 +298,10 @@ def _evaluate_model(
             if fingerprint == _fingerprint(model, task, row["num_shots"], config)
         ]
         rows.sort(key=lambda row: row["num_shots"])
+        model.tokenizer.unknown.clear()
+        items = [task.data.items[number] for number in task.questions[:_MAX_CHECKED]]
+        model.tokenizer.encode_ids([task.task.render_prompt((), x, for_masked=model.is_masked) for x in items])
+        notes += [prefix + note] if (note := model.tokenizer.unknown.note()) else []
         results += rows
         notes += [prefix + note for note in notes_on_answers(task.task, model.tokenizer, for_masked=model.is_masked)]
         notes += [prefix + note for row in rows for note in _notes_on_result(row)]

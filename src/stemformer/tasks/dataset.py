@@ -249,9 +249,13 @@ def encode_splits(
 ) -> tuple[TaskExamples, TaskExamples, list[str]]:
     """Return training and dev examples, and all notes about reading and encoding."""
     progress.start("encoding")
-    examples = data.task.encode(data.train, tokenizer, max_length=max_length)
-    dev = data.task.encode(data.dev, tokenizer, max_length=max_length)
-    notes = []
+    encoded, notes = [], []
+    for name, records in (("training data", data.train), ("dev data", data.dev)):
+        tokenizer.unknown.clear()
+        encoded.append(data.task.encode(records, tokenizer, max_length=max_length))
+        if note := tokenizer.unknown.note():
+            notes.append(f"{name}: {note}")
+    examples, dev = encoded
     if data.task.symbols is not None:
         words = data.task.symbols.words
         shown = _first([f"{run} {word!r}" for run, word in words.items()], 6)

@@ -21,6 +21,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from stemformer.data.tokenization.unknown_words import UnknownWords
 from stemformer.errors import TokenizerError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -91,6 +92,7 @@ class Tokenizer:
         lowercase: Whether text is lower-cased; None without a BERT normalizer.
         lowercase_is_guess: Whether only the entries of the vocabulary say so.
         bos_token_id: Id of the token before each text of a causal model; None for `[CLS] a [SEP]`.
+        unknown: Counts of words and of [UNK] in texts that were encoded; not in documents.
     """
 
     cls_token_id = _SpecialTokenId("[CLS]")
@@ -125,6 +127,7 @@ class Tokenizer:
         names = {number: token for token, number in vocab.items()}
         self.tokens: list[str] = [names.get(number, "") for number in range(self.vocab_size)]
         self._starts_word = np.array([not token.startswith(SUBWORD_PREFIX) for token in self.tokens], dtype=bool)
+        self.unknown = UnknownWords(backend, vocab.get(model["unk_token"] or ""), self._starts_word)
         added = backend.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(number for number, token in added.items() if token.special)
 
@@ -165,17 +168,25 @@ class Tokenizer:
     def encode(self, text: str, *, parse_special_tokens: bool = False) -> Encoding:
         """Return the tokens of a text; `parse_special_tokens` makes "[MASK]" the special token."""
         backend = self._special_backend if parse_special_tokens else self._backend
-        return _to_encoding(backend.encode(replace_surrogates(text), add_special_tokens=False))
+        text = replace_surrogates(text)
+        encoding = _to_encoding(backend.encode(text, add_special_tokens=False))
+        self.unknown.add([text], [encoding.ids])
+        return encoding
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the tokens of each text, using all cores."""
-        encoded = self._backend.encode_batch(list(map(replace_surrogates, texts)), add_special_tokens=False)
-        return list(map(_to_encoding, encoded))
+        texts = list(map(replace_surrogates, texts))
+        encodings = list(map(_to_encoding, self._backend.encode_batch(texts, add_special_tokens=False)))
+        self.unknown.add(texts, [encoding.ids for encoding in encodings])
+        return encodings
 
     def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, (n,) int64; faster than `encode_batch`."""
-        encoded = self._backend.encode_batch_fast(list(map(replace_surrogates, texts)), add_special_tokens=False)
-        return [np.array(new.ids, dtype=np.int64) for new in encoded]
+        texts = list(map(replace_surrogates, texts))
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        rows = [np.array(new.ids, dtype=np.int64) for new in encoded]
+        self.unknown.add(texts, rows)
+        return rows
 
     def encode_documents(self, texts: Sequence[str], sentence_ends: Sequence[Sequence[int]]) -> list[EncodedDocument]:
         """Return tokens, words and sentences of documents; the fast path for large corpora.

@@ -1,0 +1,45 @@
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
+
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.data.tokenization.trainers import train_byte_bpe, train_wordpiece
+
+
+@pytest.fixture
+def tokenizer():
+    return train_wordpiece(["the cat sat on the mat with a hat"] * 3, vocab_size=60)
+
+
+def test_share_is_of_words_not_of_pieces(tokenizer):
+    tokenizer.encode_ids(["the mathat хат", "mat on Катя"])
+    assert len(tokenizer.encode("mathat").ids) > 1
+    # The single word "mathat" was encoded, too: 2 of 7 words.
+    assert tokenizer.unknown.note().startswith("29% of the words are [UNK], such as 'хат': the vocabulary cannot write")
+
+
+@pytest.mark.parametrize("encode", ["encode_ids", "encode_batch"])
+def test_unknown_words_of_a_batch_are_counted_until_cleared(tokenizer, encode):
+    getattr(tokenizer, encode)(["the cat", "кот"])
+    assert "33% of the words are [UNK], such as 'кот'" in tokenizer.unknown.note()
+    tokenizer.unknown.clear()
+    assert tokenizer.unknown.note() is None
+
+
+def test_few_unknown_words_are_no_note(tokenizer):
+    tokenizer.encode_ids(["the cat sat on the mat " * 5 + "кот"])
+    assert tokenizer.unknown.note() is None
+
+
+def test_byte_level_tokenizer_has_no_unknown_words():
+    tokenizer = train_byte_bpe(["the cat"], vocab_size=260)
+    tokenizer.encode_ids(["кот 猫 <|endoftext|> [UNK]"])
+    assert tokenizer.unknown.note() is None
+
+
+def test_bpe_without_bytes_counts_tokens():
+    backend = Backend(models.BPE({"<unk>": 0, "a": 1, "b": 2}, [], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(backend)
+    tokenizer.encode_ids(["ab я"])
+    assert tokenizer.unknown.note().startswith("33% of the tokens are <unk>, such as 'я'")
