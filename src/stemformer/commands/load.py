@@ -18,7 +18,7 @@ from stemformer.config import nearest
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.few_shot.scoring import ScoringRequest, score_answers
-from stemformer.evaluation.fill_mask import Score, fill_masks, pseudo_log_likelihood
+from stemformer.evaluation.fill_mask import WITHIN_WORD_L2R, Score, fill_masks, make_score, pseudo_log_likelihood
 from stemformer.evaluation.inference import pooled_states, predict_scores
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import generate_texts
@@ -102,27 +102,36 @@ class Pipeline:
 
     @_warns_of_unknown_words
     def fill(
-        self, texts: Sequence[str], *, top_k: int = 5, candidates: Sequence[str] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        top_k: int = 5,
+        candidates: Sequence[str] | None = None,
+        reduction: str = "sum",
+        pieces: bool = False,
     ) -> list[dict[str, Any]]:
         """Return the most probable words for each `[MASK]`; keywords and result as of `stemformer.fill`."""
         self._check_texts(texts, expected="sentences with [MASK] in them")
         self._require("masked_lm", "cannot fill masks. Pass a model pre-trained with masked tokens.")
         with autocast(self.device, self.precision):
-            found = fill_masks(texts, self.model, self.tokenizer, top_k=top_k, candidates=candidates)
+            how: dict[str, Any] = {"top_k": top_k, "candidates": candidates, "reduction": reduction, "pieces": pieces}
+            found = fill_masks(texts, self.model, self.tokenizer, **how)
         rows = map(asdict, found)
         return [{**row, "masks": [{"candidates": mask} for mask in row["masks"]]} for row in rows]
 
     @_warns_of_unknown_words
-    def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the log-likelihood of each text, as `stemformer.score` does."""
+    def score(self, texts: Sequence[str], *, pll: str = WITHIN_WORD_L2R) -> list[dict[str, Any]]:
+        """Return the log-likelihood of each text; keyword and result as of `stemformer.score`."""
         self._check_texts(texts, expected="sentences")
         if "masked_lm" not in self.model.heads:
             self._require("causal_lm", "cannot score texts. Pass a pre-trained model.")
+            if pll != WITHIN_WORD_L2R:
+                raise ConfigError("pll applies to masked language models, and this is a causal one. Remove it.")
             return [asdict(score) for score in self._causal_scores(texts)]
         if any("[MASK]" in text for text in texts) and self.tokenizer.mask_token_id is not None:
             raise ConfigError("A text to score contains [MASK]. Replace each [MASK] by a word.")
         with autocast(self.device, self.precision):
-            return [asdict(score) for score in pseudo_log_likelihood(texts, self.model, self.tokenizer)]
+            return [asdict(score) for score in pseudo_log_likelihood(texts, self.model, self.tokenizer, pll=pll)]
 
     def _causal_scores(self, texts: Sequence[str]) -> list[Score]:
         start = np.array([getattr(self.model.config, "eos_token_id", 0)])
@@ -134,10 +143,8 @@ class Pipeline:
             self.model.warn_beyond_training(len(ids))
         with autocast(self.device, self.precision):
             scores = score_answers(self.model, [ScoringRequest(start, (ids,)) for ids in rows])
-        return [
-            Score(text, s.num_tokens, s.log_probability, float(np.exp(-s.log_probability / s.num_tokens)))
-            for text, (s,) in zip(texts, scores, strict=True)
-        ]
+        pairs = zip(texts, scores, strict=True)
+        return [make_score(text, s.num_tokens, s.log_probability, "causal") for text, (s,) in pairs]
 
     @_warns_of_unknown_words
     def generate(

@@ -125,11 +125,16 @@ class FillOptions(groups.TextsOptions):
         texts: Sentences with [MASK].
         model: Model directory, run directory or hub id of a masked language model.
         top_k: Number of candidates for each mask.
-        candidates: Word to choose from; the full vocabulary by default.
+        candidates: Word to choose from, which may have several tokens. Default: the full words of the vocabulary.
+        reduction: Score a candidate by the sum or the mean of the log-probabilities of its tokens; the sum favors words
+            of few tokens.
+        pieces: Also show parts of words (##ing) and special tokens such as [UNK].
     """
 
     top_k: int = 5
     candidates: tuple[str, ...] | None = None
+    reduction: Literal["sum", "mean"] = "sum"
+    pieces: bool = False
 
 
 class ScoreOptions(groups.TextsOptions):
@@ -137,7 +142,11 @@ class ScoreOptions(groups.TextsOptions):
 
     Attributes:
         texts: Sentences, without [MASK].
+        pll: Pseudo-log-likelihood of a masked language model: within_word_l2r masks a token and the later ones of its
+            word (Kauf and Ivanova 2023), original each token alone (Salazar et al. 2020).
     """
+
+    pll: Literal["within_word_l2r", "original"] = "within_word_l2r"
 
 
 class GenerateOptions(groups.InferenceOptions, groups.SeedOptions):
