@@ -108,7 +108,7 @@ def benchmark_squad(options: SquadOptions, *, progress: Progress | None = None) 
     """
     progress = progress or Silent()
     if not options.train or not options.dev:
-        raise ConfigError("benchmark squad needs training files (--train) and dev files (--dev).")
+        raise ConfigError("No data. Pass training files (--train) and dev files (--dev).")
     config = _make_config(options, data=options.train, dev=options.dev)
     progress.start("reading questions")
     train, dev = (read_questions(files, counts=Counter()) for files in (options.train, options.dev))

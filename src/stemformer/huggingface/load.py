@@ -38,6 +38,8 @@ _MAX_PADDING_IDS = 256
 
 def find_model_folder(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a model: itself, the newest model of a run folder, or a download by hub id."""
+    if not os.fspath(path).strip():
+        raise CheckpointError("The name of a model is empty. Pass a model folder, a run folder or a hub id.")
     folder = Path(path)
     checkpoints = sorted(folder.glob("checkpoints/step-????????"), reverse=True)
     for candidate in (folder, folder / "final", *checkpoints):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
+from stemformer.errors import ConfigError
+
 O = TypeVar("O", bound="Options")  # noqa: E741
 
 ModelName = str | os.PathLike[str]
@@ -19,6 +21,8 @@ TaskName = Literal["classify", "pair", "tag", "qa", "choice"]
 ARGUMENT = {"is_argument": True, "is_positional": True}
 PYTHON_ARGUMENT = {"is_positional": True}
 COMMAS = {"commas": True}
+# Options that are text, not names; those that may not be empty are checked by their command.
+_MAY_BE_EMPTY = frozenset({"texts", "prompts", "stop", "candidates"})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
@@ -48,6 +52,17 @@ class Options:
                 is_list = isinstance(value, Iterable) and not isinstance(value, str)
                 values[name] = tuple(value) if is_list else (value,)
         return cls(**values)
+
+    def __post_init__(self) -> None:
+        # An empty name would be taken for the current folder.
+        for item in fields(self):
+            value = getattr(self, item.name)
+            values = value if isinstance(value, tuple | list) else (value,)
+            if item.name not in _MAY_BE_EMPTY and any(isinstance(x, str) and not x.strip() for x in values):
+                flag = item.metadata.get("flag", f"--{item.name.replace('_', '-')}")
+                name = f"Argument {item.name!r}" if "is_argument" in item.metadata else flag
+                expected = self.docs()[item.name].partition(". ")[0].rstrip(".")
+                raise ConfigError(f"{name} is empty. Expected: {expected}.")
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)

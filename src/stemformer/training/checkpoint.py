@@ -122,7 +122,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
         faults.append(f"{path.name}: {fault}")
     if faults:
         problem = f"{folder} holds no valid checkpoint ({'; '.join(faults)}). Start again with --overwrite,"
-        advice = f"or, if {folder.parent}/final exists, continue from it with --init and another --out."
+        advice = f"or, if {folder.parent}/final exists, start another run from it with another --out."
         raise CheckpointError(f"{problem} {advice}", damaged=True)
     raise CheckpointError(f"{folder} holds no checkpoint yet. Pass --overwrite instead of --resume.")
 

@@ -47,7 +47,7 @@ def find_checkpoint(
     if not any(checkpoints.glob("step-????????")):
         names = sorted({path.name for path in folder.glob("*")} - {"config.toml.tmp"})
         if "final" in names and "config.toml" in names:
-            advice = f"Continue training with --init {folder}/final and another --out, or pass --overwrite."
+            advice = f"Start another run from {folder}/final with another --out, or pass --overwrite."
             raise CheckpointError(f"{folder} holds a finished model without checkpoints to resume from. {advice}")
         foreign = [name for name in names if not name.startswith(_RUN_FILES)]
         if foreign or (names and "config.toml" not in names):
@@ -115,7 +115,7 @@ def validate_resume(resume_point: ResumePoint[Any], context: TrainingContext) ->
     fingerprint = context.phases[0].examples.fingerprint
     if checkpoint.data_fingerprint != fingerprint:
         both = f"fingerprint {checkpoint.data_fingerprint[:12]}, now {fingerprint[:12]}"
-        raise CheckpointError(f"{path} was trained on other data ({both}). Pass the same --data, or start a new run.")
+        raise CheckpointError(f"{path} was trained on other data ({both}). Pass the same data, or start a new run.")
     budget.replay()
     if budget.num_steps is not None and checkpoint.step > budget.num_steps:
         problem = f"{path} is at step {checkpoint.step}, the budget ends at {budget.num_steps}."

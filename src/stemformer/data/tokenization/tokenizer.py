@@ -288,6 +288,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     A tokenizer_config.json in the same folder determines lower-casing. Without it, that of a
     vocab.txt is guessed from its entries, with a warning.
     """
+    if not str(path).strip():
+        raise TokenizerError("The name of a tokenizer is empty. Pass a folder with tokenizer.json or vocab.txt.")
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (path / name).is_file()]
