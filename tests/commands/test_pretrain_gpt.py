@@ -90,6 +90,17 @@ def test_ten_steps_are_four_and_six_bit_for_bit(files, tmp_path, settings):
     assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
+def test_stream_stopped_in_its_second_epoch_is_resumed_bit_for_bit(files, tmp_path):
+    settings = ["objective.documents=stream", "batch.size=64", "evaluation.num_cloze_examples=0"]
+    run(files, tmp_path / "full", settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(files, tmp_path / "parts", settings=settings, progress=StopAt(7))
+    run(files, tmp_path / "parts", resume=True)
+    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+
+
 def test_micro_batches_give_the_same_losses(files, full, tmp_path):
     run(files, tmp_path / "run", settings=["batch.micro_size=2"])
     for a, b in zip(log_of(full[0]), log_of(tmp_path / "run"), strict=True):

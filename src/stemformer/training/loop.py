@@ -146,7 +146,7 @@ def batches_of_step(step: int, context: TrainingContext) -> list[Batch]:
     examples = []
     for epoch, i in ranks.shard(numbers):
         rng = example_generator(seed, epoch, i)
-        examples.append((i, context.objective.corrupt(phase.examples.get_example(i, rng), rng)))
+        examples.append((i, context.objective.corrupt(phase.examples.for_epoch(seed, epoch).get_example(i, rng), rng)))
 
     # Split into micro-batches; from global sizes, since every rank must run as many forward passes (collectives).
     fewest = phase.batch.size // ranks.world_size

@@ -7,14 +7,17 @@ causal model may instead read fixed-length windows of all documents joined.
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from stemformer.data.examples.sampling import example_generator
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
 
 _MAX_OPEN_ROWS = 256  # for small chunks; when another one is needed, the fullest is closed
+_OFFSET = 2**62  # number of the generator of an epoch's offset; numbers of examples are lower
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class ShardDataset(Sized):
         """Fraction of the positions that hold a token."""
         return self.num_tokens / max(1, len(self) * self.sequence_length)
 
+    def for_epoch(self, seed: int, epoch: int) -> Any:
+        """Return the examples of one epoch, as many as in the others."""
+        return self
+
 
 @dataclass(frozen=True)
 class PackedDataset(ShardDataset):
@@ -80,18 +87,34 @@ class TokenStream(ShardDataset):
 
     A window has one token more than `sequence_length`, which the next window starts with: it gives
     inputs and shifted labels, so that each token is scored exactly once. The last may be shorter.
+    The stream is a ring, whose end is its start; each epoch but the first cuts it elsewhere.
     """
 
     eos_token_id: int
     eos_positions: Int[np.ndarray, "d1"]  # in the stream, before each document and at the end
+    offset: int = 0  # position in the stream of the first window
+
+    def for_epoch(self, seed: int, epoch: int) -> Any:
+        offset = int(example_generator(seed, epoch, _OFFSET).integers(self.num_tokens)) if epoch else 0
+        return replace(self, offset=offset)
 
     def __len__(self) -> int:
         return -(-self.num_tokens // self.sequence_length)
 
     def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Return the text of a window as one sequence, EOS tokens included; `rng` is unused."""
-        start = index * self.sequence_length
-        stop = min(start + self.sequence_length, self.num_tokens) + 1
+        num_inputs = min(self.sequence_length, self.num_tokens - index * self.sequence_length)
+        start = (self.offset + index * self.sequence_length) % self.num_tokens
+        stop = start + num_inputs + 1
+        if stop <= self.num_tokens + 1:
+            tokens, word_starts = self._read(start, stop)
+        else:
+            parts = self._read(start, self.num_tokens), self._read(0, stop - self.num_tokens)
+            tokens, word_starts = map(np.concatenate, zip(*parts, strict=True))
+        return RawExample(tokens, word_starts, lengths=np.array([len(tokens)]), segments=np.zeros(1, np.int64))
+
+    def _read(self, start: int, stop: int) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+        """Return tokens and word starts between two positions of the stream."""
         first_eos, last_eos = np.searchsorted(self.eos_positions, [start, stop]).tolist()
         # Positions in the shards: the stream's positions without the EOS tokens before them.
         bounds = [start - first_eos, *self.shards.document_starts[first_eos:last_eos].tolist(), stop - last_eos]
@@ -101,7 +124,7 @@ class TokenStream(ShardDataset):
         is_text[self.eos_positions[first_eos:last_eos] - start] = False
         tokens, word_starts = np.full(len(is_text), self.eos_token_id, np.int64), ~is_text
         tokens[is_text], word_starts[is_text] = text.tokens, text.word_starts
-        return RawExample(tokens, word_starts, lengths=np.array([len(tokens)]), segments=np.zeros(1, np.int64))
+        return tokens, word_starts
 
 
 def pack_documents(shards: Shards, *, sequence_length: int, num_special: int = 2) -> PackedDataset:
