@@ -50,7 +50,7 @@ def read_task_records(
     options: PredictOptions,
     progress: Progress,
     *,
-    label_column: str | None = None,
+    label_column: tuple[str, ...] = (),
     needs_answer: bool = False,
 ) -> tuple[list[Any], Counter[str]]:
     """Read the records of labelled files, and counts of what was skipped.

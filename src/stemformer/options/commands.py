@@ -223,12 +223,12 @@ class EvaluateOptions(PredictOptions):
     Attributes:
         files: Labelled files in the formats that finetune reads; - is standard input.
         out: Output file for all results as JSON.
-        label_column: Column of the label. Default: as in the training data.
+        label_column: Column of the label, or several columns of 0 and 1. Default: as in the training data.
         report: Output directory for an HTML report with confusion matrix and examples.
         num_worst: Number of wrong predictions to show, those with the lowest probability of the label first.
     """
 
-    label_column: str | None = None
+    label_column: tuple[str, ...] = ()
     report: str | None = None
     num_worst: int = 20
 

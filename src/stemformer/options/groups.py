@@ -248,10 +248,11 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
 
     Attributes:
         train: Labelled files: .csv, .tsv, .jsonl, .parquet, CoNLL, CoNLL-U, SQuAD .json, multiple-choice files, hub:NAME,
-            or - for standard input (a text on each line, or JSON).
+            - for standard input (a text on each line, or JSON), or a directory with a directory of texts for each class.
         dev: Labelled files for evaluation. Default: a tenth of the training data.
         text_column: Column of the text; two columns for pair. Default: guessed from the names.
-        label_column: Column of the label. Default: guessed from the names.
+        label_column: Column of the label. Several columns of 0 and 1 make multi-label data, labelled by their names.
+            Default: guessed from the names.
         kind: Kind of label, for classify and pair: class is one class, labels any number of classes (multi-label),
             score a number (regression).
         max_length: Maximum length of an example in tokens. Default: the longest that the model was trained on.
@@ -271,7 +272,7 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
     train: tuple[str, ...]
     dev: tuple[str, ...] = ()
     text_column: tuple[str, ...] = ()
-    label_column: str | None = None
+    label_column: tuple[str, ...] = ()
     kind: Literal["class", "labels", "score"] = "class"
     max_length: int | None = None
     symbols: str | None = None

@@ -57,8 +57,8 @@ def read_records(
     records: list[Any]
     try:
         if config.name == "tag":
-            label = config.label or (like.label if like else None)
-            records = read_tagged(files, column=label, needs_tags=needs_answer, counts=counts)
+            names = config.label_columns or (like.label_columns if like else ())
+            records = read_tagged(files, column=names[0] if names else None, needs_tags=needs_answer, counts=counts)
             # Count tags that continue an entity which has not started, unless the scheme is IOB1, where they start it.
             tagged = [r.tags for r in records if r.tags is not None]
             if find_scheme(tag for tags in tagged for tag in ("O", *tags)) not in (None, "IOB1"):
@@ -91,12 +91,12 @@ def _read_texts(
     config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig | None
 ) -> tuple[list[TextExample], TaskConfig]:
     """Return the records of `classify` and `pair`, and the settings with the chosen columns."""
-    names = [*config.text, config.label, *(like.text if like else ()), like.label if like else None]
-    table = read_table(files, names=[name for name in names if name is not None], counts=counts)
+    names = [name for x in (config, like) if x is not None for name in (*x.text, *x.label_columns)]
+    table = read_table(files, names=names, counts=counts)
     texts, label = config.text, config.label
     if like is not None:
         texts = texts or (like.text if set(like.text) <= set(table.columns) else ())
-        label = label or (like.label if like.label in table.columns else None)
+        label = label or (like.label if set(like.label_columns) <= set(table.columns) else None)
     num_texts = 2 if config.name == "pair" else 1
     kind = config.kind
     row_task = detect_row_task(table.rows[0])
@@ -297,8 +297,8 @@ def _label_notes(task: Task, records: Sequence[Any]) -> Iterator[str]:
 def _describe(task: Task, records: Sequence[Any]) -> Iterator[str]:
     """Yield the chosen columns, and the number of records and labels."""
     if task.head == "sequence":
-        texts = " and ".join(map(repr, task.config.text))
-        yield f"text: column {texts}; answer: column {task.config.label!r} (--text-column, --label-column to change)"
+        texts, labels = (" and ".join(map(repr, names)) for names in (task.config.text, task.config.label_columns))
+        yield f"text: column {texts}; answer: column {labels} (--text-column, --label-column to change)"
     if task.config.name == "qa":
         num_impossible = sum(r.is_impossible for r in records)
         yield f"{len(records):,} questions" + (f", {num_impossible:,} without an answer" if num_impossible else "")

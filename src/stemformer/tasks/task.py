@@ -36,7 +36,7 @@ class TaskConfig:
         name: `classify` (a text), `pair` (two texts), `tag` (words), `qa` (answers) or `choice` (options).
         kind: Of `classify` and `pair`: one `class` per text, any number of `labels`, or a `score`.
         text: Columns with the texts; detected by name and content if empty.
-        label: Column with the answer; detected by name and content if None.
+        label: Column with the answer, or columns of 0 and 1, one for each label; detected by name and content if None.
         max_length: Maximum tokens per example, special tokens included; None for those that the model was trained on.
         long_texts: Of `classify`, for texts over `max_length`: `windows` averages over parts, `head_tail`
             keeps 1/4 from the beginning and 3/4 from the end (Sun et al. 2019), `cut` truncates.
@@ -57,7 +57,7 @@ class TaskConfig:
     name: str = "classify"
     kind: Literal["class", "labels", "score"] = "class"
     text: tuple[str, ...] = ()
-    label: str | None = None
+    label: str | tuple[str, ...] | None = None
     max_length: int | None = None
     long_texts: Literal["windows", "head_tail", "cut"] = "windows"
     stride: int = 128
@@ -71,7 +71,16 @@ class TaskConfig:
     symbol_stride: int = 1
     alphabet: str | None = None
 
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """All columns with labels."""
+        return () if self.label is None else (self.label,) if isinstance(self.label, str) else self.label
+
     def __post_init__(self) -> None:
+        if isinstance(self.label, tuple) and len(self.label) < 2:
+            object.__setattr__(self, "label", self.label[0] if self.label else None)
+        if isinstance(self.label, tuple) and self.kind == "class":
+            object.__setattr__(self, "kind", "labels")
         check_at_least(8, self, "task.", "max_length")
         check_at_least(0, self, "task.", "stride")
         check_at_least(1, self, "task.", "max_answer_tokens")
@@ -80,6 +89,9 @@ class TaskConfig:
         has_texts, is_class = self.name in ("classify", "pair"), self.kind == "class"
         draw_settings = (self.symbol_size, self.symbol_stride, self.alphabet)
         rules = {
+            f"label names {len(self.label or ())} columns: only classify and pair have several, of kind 'labels'": (
+                not isinstance(self.label, tuple) or (has_texts and self.kind == "labels")
+            ),
             f"kind is {self.kind!r}: only classify and pair have kinds, not {self.name}": has_texts or is_class,
             "balance applies to classes, labels and tags. Remove it.": (
                 not self.balance or (self.kind != "score" and self.name not in ("qa", "choice"))

@@ -220,6 +220,31 @@ def test_pieces_of_a_list_are_no_labels(cell: str) -> None:
         labels_of([cell], "labels")
 
 
+def flagged(rows: list[dict[str, object]]) -> tuple[list[object], Counter[str]]:
+    counts: Counter[str] = Counter()
+    table = Table("a.csv", tuple(rows[0]), rows, [f"a.csv:{i}" for i in range(len(rows))])
+    columns = choose_columns(table, num_texts=1, label=("toxic", "insult"), needs_label=True, kind="labels")
+    assert columns == TextColumns(("text",), ("toxic", "insult"))
+    return [e.label for e in make_text_examples(table, columns, kind="labels", counts=counts)], counts
+
+
+def test_columns_of_0_and_1_are_labels() -> None:
+    cells = [("1", "0"), (1, 1.0), ("0.0", False), ("-1", "-1"), (None, "1")]
+    found = flagged([{"text": "some", "toxic": toxic, "insult": insult} for toxic, insult in cells])
+    assert found == ([("toxic",), ("toxic", "insult"), ()], {"no label": 2})
+
+
+def test_a_label_column_of_several_holds_0_or_1() -> None:
+    with pytest.raises(DataError, match=r"a\.csv:0: Column 'insult' holds 'mild', but .* 1 or 0"):
+        flagged([{"text": "some", "toxic": "1", "insult": "mild"}])
+
+
+def test_columns_of_0_and_1_are_proposed_as_labels() -> None:
+    table = table_of({"comment": [LONG, OTHER] * 2, "toxic": ["0", "1"] * 2, "insult": ["1", "0"] * 2})
+    with pytest.raises(DataError, match=r"If 'toxic', 'insult' are labels .* set each with --label-column"):
+        choose_columns(table, num_texts=1, needs_label=True, kind="class")
+
+
 def test_a_list_is_no_class() -> None:
     with pytest.raises(DataError, match=r"holds list, expected text or number\. .*--kind labels"):
         labels_of(["['a', 'b']"], "class")
