@@ -234,7 +234,7 @@ def _label(value: object, location: str, kind: LabelKind) -> str | float | tuple
 
 
 def _flagged_labels(row: dict[str, Any], columns: Sequence[str], location: str) -> tuple[str, ...] | None:
-    """Return the columns that hold 1; None if one holds -1 or nothing, as where nobody has labelled."""
+    """Return the columns that hold 1; None if one holds -1 or nothing, as where no annotator decided."""
     values = {column: label_text(row[column], f"{location}: Column '{column}'").lower() for column in columns}
     if any(value in ("", "-1", "-1.0") for value in values.values()):
         return None
