@@ -114,7 +114,7 @@ def test_result_opens_in_transformers_and_goes_on_with_texts(full, capsys):
     model, result = transformers.AutoModelForCausalLM.from_pretrained(out / "final", output_loading_info=True)
     assert type(model).__name__ == "GPT2LMHeadModel" and not result["missing_keys"] and not result["unexpected_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "final")
-    ids = tokenizer("<|endoftext|>The old king", return_tensors="pt")  # as each text of the training began
+    ids = tokenizer("The old king", return_tensors="pt")
     expected = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
     (found,) = stemformer.generate(["The old king"], model=str(out), max_new_tokens=8, temperature=0)
     assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
@@ -140,7 +140,7 @@ def test_wordpiece_will_do_too(tiny, tmp_path, direction):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
     text = "The old king sees the river."
-    assert theirs(text)["input_ids"] == load_tokenizer(tmp_path / "run" / "final").encode_ids([text])[0].tolist()
+    assert theirs(text)["input_ids"] == [3, *load_tokenizer(tmp_path / "run" / "final").encode_ids([text])[0].tolist()]
     assert theirs.pad_token == "[PAD]"
 
 

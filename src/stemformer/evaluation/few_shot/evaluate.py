@@ -340,8 +340,8 @@ def _score(
     positions = model.max_length
     if "causal_lm" in model.heads:
         prompts = _fit(task, queries, tokenizer, positions=positions - 1, for_masked=False)
-        bos = model.config.eos_token_id
-        causal = [scoring.ScoringRequest(np.append([bos], p.prompt), p.answers) for p in prompts]
+        eos = model.config.eos_token_id or 0
+        causal = [scoring.ScoringRequest(tokenizer.start_prompt(p.prompt, eos), p.answers) for p in prompts]
         return prompts, scoring.score_answers(model, causal)
     prompts = _fit(task, queries, tokenizer, positions=positions - 2, for_masked=True)
     blanks = []
