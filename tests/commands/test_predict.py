@@ -428,6 +428,35 @@ def test_label_map_names_predictions_and_is_not_kept(finetuned, dev, capsys):
     assert "names 'fine', which the model does not have" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({"num_labels": 2}, ["LABEL_0", "LABEL_1"]),
+        ({"id2label": {"0": 0, "1": 1}}, ["0", "1"]),
+    ],
+)
+def test_model_from_elsewhere_has_labels(finetuned, dev, tmp_path, changes, labels):
+    shutil.copytree(finetuned("class") / "final", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    for key in ("stemformer_task", "id2label", "label2id", "problem_type"):
+        del config[key]
+    (tmp_path / "model/config.json").write_text(json.dumps(config | changes))
+    rows = stemformer.predict([dev["class"]], model=str(tmp_path / "model"), label_map={labels[0]: "bad"})
+    assert rows["predictions"][0]["probabilities"].keys() == {"bad", labels[1]}
+
+
+def test_model_from_elsewhere_with_one_output_is_a_regression(finetuned, dev, tmp_path):
+    shutil.copytree(finetuned("score") / "final", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    for key in ("stemformer_task", "problem_type"):
+        del config[key]
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    rows = stemformer.predict([dev["score"]], model=str(tmp_path / "model"), precision="fp32")["predictions"]
+    assert [row["prediction"] for row in rows] == [
+        row["prediction"] for row in predict(finetuned, dev, "score")["predictions"]
+    ]
+
+
 # The same in transformers, from the saved folder
 
 

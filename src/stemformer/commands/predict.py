@@ -64,5 +64,6 @@ def read_task_records(
     if task.head == "sequence" and not is_same:
         label = f", label column {found.label!r}" if needs_answer else ""
         names = " and ".join(map(repr, found.text))
-        progress.say(f"Using text column {names}{label}. Change it with --text-column.")
+        advice = "--text-column or --label-column" if needs_answer else "--text-column"
+        progress.say(f"Using text column {names}{label}. Change it with {advice}.")
     return records, counts

@@ -192,11 +192,12 @@ def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     if head not in ARCHITECTURES[config.model_type].task_heads:
         return {}
     # transformers omits its default labels.
-    default = {"0": "LABEL_0", "1": "LABEL_1"} if head in ("sequence", "token") else {}
+    number = raw.get("num_labels", 2) if head in ("sequence", "token") else 0
+    default = {str(i): f"LABEL_{i}" for i in range(number)}
     names = raw.get("id2label") or default
     # As in transformers, a single output is a number by default.
     problem_type = raw.get("problem_type") or ("regression" if head == "sequence" and len(names) == 1 else None)
-    labels = [] if problem_type == "regression" else [names[number] for number in sorted(names, key=int)]
+    labels = [] if problem_type == "regression" else [str(names[number]) for number in sorted(names, key=int)]
     return {"head": head, "labels": labels, "problem_type": problem_type, **raw.get(TASK_KEY, {})}
 
 

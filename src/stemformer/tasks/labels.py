@@ -52,7 +52,8 @@ def match_labels(task: Task, records: list[Any]) -> tuple[list[Any], list[str]]:
         return records, []
     ours = {_plain_form(label): label for label in task.labels}
     is_ambiguous = len(ours) < len(task.labels)
-    unknown = [label for label in count_labels(task.config, records) if label not in task.labels]
+    counted = count_labels(task.config, records)
+    unknown = sorted((label for label in counted if label not in task.labels), key=str.casefold)
     names = {label: ours[form] for label in unknown if (form := _plain_form(label)) in ours}
     if not names or is_ambiguous:
         return records, []
