@@ -205,6 +205,8 @@ def test_nearest_offers_only_what_is_like_it():
     assert nearest("hiden_size", ["hidden_size", "seed"]) == " (did you mean 'hidden_size'?)"
     assert nearest("zzz", ["hidden_size", "seed"]) == ""
     assert nearest("bert_tyni", ["bert_mini", "bert_tiny"]) == " (did you mean 'bert_tiny'?)"
+    # Never the name itself.
+    assert nearest("seed", ["seed", "speed"]) == " (did you mean 'speed'?)"
 
 
 # Renamed settings

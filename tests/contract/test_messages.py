@@ -96,7 +96,7 @@ SHARED = {
     "training/resume.py": (("pretrain", "finetune"), {"--recipe", "--time"}),
     "training/checkpoint.py": (("pretrain", "finetune"), set()),
     "training/loop.py": (("pretrain", "finetune", "compare", "scaling-laws"), set()),
-    "commands/predict.py": (("predict", "evaluate"), set()),
+    "commands/predict.py": (("predict", "evaluate"), {"--label-column"}),
     "commands/evaluate.py": (("evaluate",), set()),
     "commands/finetune.py": (("finetune",), set()),
     "commands/pretrain.py": (("pretrain",), set()),

@@ -22,7 +22,7 @@ ARGUMENT = {"is_argument": True, "is_positional": True}
 PYTHON_ARGUMENT = {"is_positional": True}
 COMMAS = {"commas": True}
 # Options that are text, not names; those that may not be empty are checked by their command.
-_MAY_BE_EMPTY = frozenset({"texts", "prompts", "stop", "candidates"})
+_FREE_TEXT = frozenset({"texts", "prompts", "stop", "candidates"})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
@@ -51,6 +51,8 @@ class Options:
             if tuple in origins and value is not None and not isinstance(value, tuple):
                 is_list = isinstance(value, Iterable) and not isinstance(value, str)
                 values[name] = tuple(value) if is_list else (value,)
+            if name not in _FREE_TEXT:
+                values[name] = _expand_home(values[name])
         return cls(**values)
 
     def __post_init__(self) -> None:
@@ -58,7 +60,7 @@ class Options:
         for item in fields(self):
             value = getattr(self, item.name)
             values = value if isinstance(value, tuple | list) else (value,)
-            if item.name not in _MAY_BE_EMPTY and any(isinstance(x, str) and not x.strip() for x in values):
+            if item.name not in _FREE_TEXT and any(isinstance(x, str) and not x.strip() for x in values):
                 flag = item.metadata.get("flag", f"--{item.name.replace('_', '-')}")
                 name = f"Argument {item.name!r}" if "is_argument" in item.metadata else flag
                 expected = self.docs()[item.name].partition(". ")[0].rstrip(".")
@@ -87,6 +89,13 @@ class Options:
             entries = re.findall(r"^ {8}(\w+): (.*(?:\n {10,}.*)*)", text, re.MULTILINE)
             found |= {name: " ".join(doc.split()) for name, doc in entries}
         return found
+
+
+def _expand_home(value: Any) -> Any:
+    """Expand ~, which shells leave as it is in --out=~/runs."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_expand_home, value))
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 class ComputeOptions(Options):
