@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import stemformer
 from stemformer.cli.terminal import Terminal, as_text
 from stemformer.errors import ConfigError, DataError
+from stemformer.io import to_json
 from stemformer.options import FewShotOptions, GenerateOptions, Options
 from stemformer.progress import Progress, Silent
 
@@ -69,10 +69,10 @@ class FewShotDisplay(Options):
 _WITHOUT_PROGRESS = {"samples", "list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
 
 
-def call(name: str, options: Options, display: DisplayOptions) -> Any:
+def call(name: str, options: Options, display: DisplayOptions, **more: Any) -> Any:
     """Call a function of the package, with progress unless it is quick."""
     function = getattr(stemformer, name)
-    keywords: dict[str, Any] = {"options": options} if vars(options) else {}
+    keywords: dict[str, Any] = more | ({"options": options} if vars(options) else {})
     if name in _WITHOUT_PROGRESS:
         return function(**keywords)
     with display.progress() as progress:
@@ -96,16 +96,12 @@ def run_with_stdin(name: str, options: Options, stdin: StdinOptions, display: Di
 def print_rows(name: str, options: Any, stdin: StdinOptions, display: DisplayOptions) -> None:
     """Print embeddings or predictions as JSON lines, unless they are written to a file."""
     options = with_stdin(options, stdin)
-    result = call(name, options, display)
+    how = {"on_row": lambda row: print(to_json(row))} if name == "predict" else {}
+    result = call(name, options, display, **how)
     if options.out is not None:
         return print_result(result, display)
-    if name == "embed":
-        embeddings = zip(options.texts, result["embeddings"].tolist(), strict=True)
-        rows = [{"text": text, "embedding": embedding} for text, embedding in embeddings]
-    else:
-        rows = result["predictions"]
-    for row in rows:
-        print(to_json(row))
+    for text, embedding in zip(options.texts, result["embeddings"].tolist(), strict=True) if name == "embed" else ():
+        print(to_json({"text": text, "embedding": embedding}))
 
 
 def fewshot(options: FewShotOptions, instead: FewShotDisplay, display: DisplayOptions) -> None:
@@ -130,13 +126,6 @@ def print_result(result: Any, display: DisplayOptions) -> None:
     """Print a result as text or JSON; of several ranks, the first one prints."""
     if os.environ.get("RANK", "0") == "0":
         print(to_json(result, indent=2) if display.json else as_text(result))
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Format a value as JSON; NumPy and torch scalars become numbers, paths texts."""
-    return json.dumps(
-        value, ensure_ascii=False, indent=indent, default=lambda x: x.item() if hasattr(x, "item") else str(x)
-    )
 
 
 def read_texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) -> list[str]:

@@ -28,7 +28,7 @@ from stemformer.reports.finetuning import curves_of_log, write_task_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import mean_std
-from stemformer.tasks.predictions import examples_to_show
+from stemformer.tasks.predictions import WorstExamples
 from stemformer.tasks.task import TaskConfig
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
@@ -274,7 +274,8 @@ def _finish(
     write_json(folder / "metrics.json", results)
 
     # Report.
-    outputs = (dev, scores, tokenizer)
+    shown = WorstExamples(task, len(data.dev))
+    shown.add(data.dev, predictions, (dev, scores, tokenizer))
     page = {
         "task": task.config.name,
         "title": "/".join(folder.resolve().parts[-2:]),
@@ -282,12 +283,12 @@ def _finish(
         **details,
         "curves": curves_of_log(read_jsonl(folder / "log.jsonl"), task.config.name),
         "notes": notes,
-        "examples": examples_to_show(task, data.dev, predictions, number=len(data.dev), outputs=outputs),
+        "examples": shown.entries,
         "config": (folder / "config.toml").read_text(encoding="utf-8"),
     }
     write_task_report(folder, page)
-    shown: dict[str, Any] = {name: details[name] for name in ("positive_label", "baseline") if name in details}
-    return {"train": len(data.train), "dev": len(data.dev), **metrics, **shown, "notes": notes}
+    named: dict[str, Any] = {name: details[name] for name in ("positive_label", "baseline") if name in details}
+    return {"train": len(data.train), "dev": len(data.dev), **metrics, **named, "notes": notes}
 
 
 def _summarize_seeds(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

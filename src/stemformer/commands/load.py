@@ -3,9 +3,9 @@
 import copy
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import cached_property, wraps
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -30,7 +30,7 @@ from stemformer.models.model import Model
 from stemformer.objectives.objective import LossModule
 from stemformer.options import ComputeOptions, LoadOptions, accepts
 from stemformer.progress import Progress, Silent
-from stemformer.tasks.dataset import load_labelled_task
+from stemformer.tasks.dataset import blocks_of, load_labelled_task
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens
 from stemformer.tasks.labels import rename_labels
 from stemformer.tasks.task import Task
@@ -69,6 +69,20 @@ def load(options: LoadOptions) -> "Pipeline":
     """
     set_threads(options.threads)
     return Pipeline(options.path, device=options.device, precision=options.precision)
+
+
+def _advance(progress: Progress, scale: float, number: int) -> None:
+    progress.advance(scale * number)
+
+
+@dataclass(frozen=True)
+class PredictedBlock:
+    """Records with their predictions, and the scores and examples that these were decoded from."""
+
+    records: Sequence[Any]
+    predictions: list[Any]
+    scores: list[Float[np.ndarray, "_ c"]]
+    examples: TaskExamples
 
 
 class Pipeline:
@@ -257,22 +271,25 @@ class Pipeline:
 
     def predict_records(self, records: Sequence[Any], progress: Progress | None = None) -> list[Any]:
         """Return a prediction for each record of labelled data (`tasks.dataset.read_records`)."""
-        return self.score_records(records, progress)[0]
+        blocks = self.predict_blocks(blocks_of(records), total=len(records), progress=progress)
+        return [prediction for block in blocks for prediction in block.predictions]
 
-    def score_records(
-        self, records: Sequence[Any], progress: Progress | None = None
-    ) -> tuple[list[Any], list[Float[np.ndarray, "_ c"]], TaskExamples]:
-        """Return predictions, and the scores and examples that they were decoded from."""
+    def predict_blocks(
+        self, blocks: Iterable[Sequence[Any]], *, total: int, progress: Progress | None = None
+    ) -> Iterator[PredictedBlock]:
+        """Yield the predictions of each block of records, with one block in memory; `total` is of records."""
         progress = progress or Silent()
         task = self.require_task()
-        progress.start("encoding")
-        examples = task.encode(records, self.tokenizer, max_length=self.model.check_max_length(task.config.max_length))
-        progress.start("predicting", total=len(examples), unit="examples")
+        limit = self.model.check_max_length(task.config.max_length)
         module = LossModule(self.model, task)
-        with autocast(self.device, self.precision):
-            scores, _ = predict_scores(module, task, examples, device=self.device, on_examples=progress.advance)
+        progress.start("predicting", total=total, unit="records")
+        for records in blocks:
+            examples = task.encode(records, self.tokenizer, max_length=limit)
+            advance = partial(_advance, progress, len(records) / max(1, len(examples)))
+            with autocast(self.device, self.precision):
+                scores, _ = predict_scores(module, task, examples, device=self.device, on_examples=advance)
+            yield PredictedBlock(records, task.decode(scores, examples, records), scores, examples)
         progress.finish()
-        return task.decode(scores, examples, records), scores, examples
 
     def with_labels(self, label_map: Sequence[str], records: Sequence[Any] | None = None) -> "Pipeline":
         """Return this model with other names of labels, see `tasks.labels.rename_labels`."""

@@ -16,14 +16,14 @@ _DECIMALS = re.compile(r"^([-+]?\d+)\.0+$")
 _MANY = 8
 
 
-def count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
+def count_labels(config: TaskConfig, records: Iterable[Any]) -> Counter[str]:
     """Return how often each label occurs in the records, which have answers."""
     labels = (r.tags if config.name == "tag" else r.label if config.kind == "labels" else [r.label] for r in records)
     return Counter(chain.from_iterable(labels))
 
 
 def check_labels(
-    task: Task, records: Sequence[Any], *, advice: str = "Check the column (--label-column)."
+    task: Task, records: Iterable[Any], *, advice: str = "Check the column (--label-column)."
 ) -> list[str]:
     """Return a note about labels of records that the task does not have; an error if it has none of them."""
     found = count_labels(task.config, records) if task.labels else {}

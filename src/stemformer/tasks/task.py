@@ -226,15 +226,22 @@ class Task(ABC):
         self, predictions: Sequence[Any], records: Sequence[Any]
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the metrics of the records with an answer, and details such as a confusion matrix."""
-        pairs = zip(predictions, records, strict=True)
-        known = [prediction for prediction, record in pairs if getattr(record, self.answer_field) is not None]
-        results = self._evaluate(known, self.with_answer(records))
+        pairs = zip(records, predictions, strict=True)
+        return self.metrics_of([self.outcome(r, p) for r, p in pairs if getattr(r, self.answer_field) is not None])
+
+    @abstractmethod
+    def outcome(self, record: Any, prediction: Any) -> Any:
+        """Return what the metrics need of a record and its prediction: little, as it is kept for all records."""
+
+    def metrics_of(self, outcomes: Sequence[Any]) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return the metrics of outcomes, and details."""
+        results = self._evaluate(outcomes)
         metrics = {key: value for key, value in results.items() if isinstance(value, float)}
         return metrics, {key: value for key, value in results.items() if key not in metrics}
 
     @abstractmethod
-    def _evaluate(self, predictions: Sequence[Any], records: Sequence[Any]) -> dict[str, Any]:
-        """Return the metrics (floats) and details of records whose answer is known."""
+    def _evaluate(self, outcomes: Sequence[Any]) -> dict[str, Any]:
+        """Return the metrics (floats) and details of outcomes."""
 
     def tune(self, metrics: dict[str, float], predictions: Sequence[Any]) -> list[str]:
         """Tune decision thresholds on predictions of the dev data, and return notes about them."""
