@@ -135,6 +135,14 @@ def test_chosen_columns_and_labels_are_said(run):
     assert "40 records, 2 labels: bad, good" in said.lines
 
 
+def test_dev_data_may_have_columns_of_other_names(run, labelled, tmp_path):
+    text = (labelled / "dev" / "reviews.csv").read_text().replace("id,review,sentiment", "id,Comment,verdict")
+    (tmp_path / "dev.csv").write_text(text)
+    result = run("class", dev=[str(tmp_path / "dev.csv")], steps=1)
+    assert result["dev"] == 15
+    assert "dev data: text: column 'Comment'; answer: column 'verdict'" in result["notes"]
+
+
 def test_long_texts_are_counted_in_the_notes(run):
     result = run("class", steps=1, max_length=16)
     assert any(note.startswith("training data: texts split into windows: ") for note in result["notes"])

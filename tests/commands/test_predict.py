@@ -402,6 +402,16 @@ def test_model_that_was_only_pretrained_cannot_predict(tiny_bert):
         stemformer.load(str(tiny_bert)).predict(["a"])
 
 
+def test_columns_of_the_training_data_are_found_in_any_case(finetuned, dev, tmp_path):
+    rows = read_table(dev["class"]).rows
+    lines = [f"{row['sentiment']},a title {i},{row['review']}" for i, row in enumerate(rows)]
+    (tmp_path / "upper.csv").write_text("Sentiment,title,REVIEW \n" + "\n".join(lines) + "\n")
+    found = stemformer.evaluate([str(tmp_path / "upper.csv")], model=str(finetuned("class")), precision="fp32")
+    expected = stemformer.evaluate([dev["class"]], model=str(finetuned("class")), precision="fp32")
+    assert found["accuracy"] == expected["accuracy"]
+    assert [row["texts"] for row in found["wrong"]] == [row["texts"] for row in expected["wrong"]]
+
+
 # Labels of other names
 
 

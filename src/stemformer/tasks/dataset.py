@@ -26,6 +26,7 @@ from stemformer.data.labelled.text_classification import (
 )
 from stemformer.data.labelled.token_classification import find_scheme, has_entity_tags, read_tagged, repair_entity_tags
 from stemformer.data.text.delimited import usual_name
+from stemformer.data.text.delimited import usual_name
 from stemformer.data.text.files import HUB_PREFIX, quoted
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
@@ -329,10 +330,13 @@ def read_labelled(
     """Read labelled files; without dev files, split the share `dev_fraction` off the training data."""
     progress.start("reading labelled data")
     counts, dev_counts = Counter[str](), Counter[str]()
-    records, config = read_records(config, train, counts=counts)
+    requested = config
+    records, config = read_records(requested, train, counts=counts)
     notes = _count_notes("training data", counts)
     if dev:
-        dev_records, _ = read_records(config, dev, counts=dev_counts)
+        dev_records, found = read_records(requested, dev, counts=dev_counts, like=config)
+        if (found.text, found.label) != (config.text, config.label):
+            notes.append(f"dev data: text: column {quoted(found.text)}; answer: column {quoted(found.label_columns)}")
         notes += _count_notes("dev data", dev_counts)
     else:
         records, dev_records, method = _split_dev(config, records, share=dev_fraction, seed=seed)

@@ -30,7 +30,9 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from tqdm import tqdm
 except ImportError as error:
-    raise ConfigError('The package lm-evaluation-harness is not installed. Run: pip install "stemformer[eval]"') from error
+    raise ConfigError(
+        'The package lm-evaluation-harness is not installed. Run: pip install "stemformer[eval]"'
+    ) from error
 
 
 _PROGRESS_STEP = 256  # prompts between progress updates
