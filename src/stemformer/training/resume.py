@@ -133,6 +133,10 @@ def restore(
     for key, value in context.environment.items():
         if (stored := checkpoint.environment.get(key)) != value:
             progress.say(f"{key} was {stored}, is now {value}: results will not be bit-for-bit those of a single run")
+    before, now = (getattr(x.evaluation, "num_examples", None) for x in (resume_point.config, context.config))
+    if before != now:
+        change = f"evaluation.num_examples was {before}, is now {now}"
+        progress.say(f"{change}: earlier validation losses are not comparable, the best checkpoint is a later one")
     num_steps = context.budget.num_steps
     progress.say(f"Resuming from {path} (step {checkpoint.step}" + (f" of {num_steps})" if num_steps else ")"))
     load_optimizer(path, model, optimizer)
