@@ -455,6 +455,19 @@ def test_model_from_elsewhere_has_labels(finetuned, dev, tmp_path, changes, labe
     assert rows["predictions"][0]["probabilities"].keys() == {"bad", labels[1]}
 
 
+def test_model_from_elsewhere_reads_pairs_of_two_columns(finetuned, dev, tmp_path):
+    shutil.copytree(finetuned("pair") / "final", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    del config["stemformer_task"]
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="pass both columns"):
+        stemformer.predict([dev["pair"]], model=str(tmp_path / "model"))
+    model = stemformer.load(str(tmp_path / "model"), precision="fp32")
+    found = stemformer.predict([dev["pair"]], model=model, text_column=["premise", "hypothesis"])["predictions"]
+    assert found == predict(finetuned, dev, "pair")["predictions"]
+    assert model.predict([(found[0]["premise"], found[0]["hypothesis"])])[0].label == found[0]["prediction"]
+
+
 def test_model_from_elsewhere_with_one_output_is_a_regression(finetuned, dev, tmp_path):
     shutil.copytree(finetuned("score") / "final", tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())

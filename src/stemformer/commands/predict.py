@@ -83,7 +83,10 @@ def open_task_records(
     Columns that are not named are those of the training data if the files have them, else guessed.
     """
     counts, config = Counter[str](), task.config
-    requested = replace(config, text=options.text_column, label=label_column)
+    # A model from elsewhere does not say whether it reads pairs: two columns do.
+    is_pair = config.name == "pair" or (config.name == "classify" and not config.text and len(options.text_column) == 2)
+    name = "pair" if is_pair else config.name
+    requested = replace(config, name=name, text=options.text_column, label=label_column)
     progress.start("reading records")
     how: dict[str, Any] = {"counts": counts, "needs_answer": needs_answer, "like": config, "check": check}
     blocks, found = open_records(requested, options.files, **how)

@@ -85,7 +85,8 @@ class SequenceClassification(Task):
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TextExample | None:
         is_right = all(isinstance(part, str) and part.strip() for part in parts)
-        is_right &= len(parts) == (2 if self.config.name == "pair" else 1)
+        # A model from elsewhere may read pairs.
+        is_right &= len(parts) in ((2,) if self.config.name == "pair" else (1,) if self.config.text else (1, 2))
         return TextExample(parts, None, {}, location) if is_right else None
 
     def _encode(

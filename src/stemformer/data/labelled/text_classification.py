@@ -92,7 +92,8 @@ def _named_texts(table: Table, num_texts: int, labels: Sequence[str]) -> tuple[s
     single = next((usual[name] for name in TEXT_NAMES if name in usual), None)
     if num_texts == 1 and pairs and (single is None or single in pairs[0]):
         pair = f"'{pairs[0][0]}' and '{pairs[0][1]}' look like the two texts of a pair, but one text is expected"
-        raise DataError(f"{table.source}: {pair}. Use the task for pairs, or choose one with --text-column.")
+        advice = "Choose one with --text-column, or use the task pair (a model from elsewhere: pass both columns)."
+        raise DataError(f"{table.source}: {pair}. {advice}")
     return (single,) if num_texts == 1 and single is not None else ()
 
 
