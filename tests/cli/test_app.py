@@ -355,7 +355,11 @@ def test_fill_reads_standard_input(words, expected, use_api, monkeypatch):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"ab\xff\n", "standard input: Not UTF-8: byte 0xff at offset 2"), (b"a\0b", "found a binary file (NUL byte")],
+    [
+        (b"ab\xff\n", "standard input: Not UTF-8: byte 0xff at offset 2"),
+        (b"a\0b", "found a binary file (NUL byte"),
+        (b"PAR1", "found a parquet file. Write it to a file whose name ends in .parquet."),
+    ],
 )
 @pytest.mark.parametrize("command", ["fill", "embed", "generate", "score"])
 def test_standard_input_that_is_no_text_is_the_users_mistake(command, data, message, use_api, monkeypatch, capsys):

@@ -137,7 +137,7 @@ def read_texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) ->
     from stemformer.data.text.files import read_text, text_lines
 
     _say_if_typed()
-    lines = text_lines(iter([read_text("-", allow_blank=True)]))
+    lines = text_lines(iter([read_text("-", allow_blank=keeps_empty)]))
     return [*found, *(line for line in lines if keeps_empty or line.strip())]
 
 

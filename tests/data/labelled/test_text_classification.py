@@ -108,6 +108,16 @@ def test_ambiguous_columns_raise(columns: dict[str, list[object]], options: dict
         choose_columns(table_of(columns), **{"num_texts": 1, "needs_label": True, **options})  # type: ignore[arg-type]
 
 
+def test_few_distinct_texts_are_not_the_label() -> None:
+    table = table_of({"a": [LONG, OTHER] * 4, "b": ["good", "bad"] * 4})
+    assert choose_columns(table, num_texts=1, needs_label=True) == TextColumns(("a",), "b")
+
+
+def test_lines_with_tabs_may_be_a_table_of_another_name() -> None:
+    with pytest.raises(DataError, match=r"There is no label column, only 'text'\. Name the file \.tsv if tabs"):
+        choose_columns(table_of({"text": ["a\tb"]}), num_texts=1, needs_label=True)
+
+
 @pytest.mark.parametrize("columns", [{"text": [LONG, OTHER]}, {"column1": ["x", "y", "x", "y"]}])
 def test_a_single_column_has_no_label(columns: dict[str, list[object]]) -> None:
     with pytest.raises(DataError, match=r"There is no label column, only '\w+'\. Pass a table"):

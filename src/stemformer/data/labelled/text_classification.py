@@ -66,12 +66,20 @@ def choose_columns(
     if texts and len(texts) != num_texts:
         raise DataError(f"{source}: Found {len(texts)} text columns, expected {num_texts}. {_text_advice(num_texts)}")
     if needs_label and label is None and len(columns) <= num_texts:
-        kind_of_file = "Pass a table (.csv, .tsv, .jsonl, .parquet), or a folder with a sub-folder for each class"
-        raise DataError(f"{source}: There is no label column, only {quoted(columns)}. {kind_of_file}.")
+        advice = "Pass a table (.csv, .tsv, .jsonl, .parquet), or a folder with a sub-folder for each class"
+        if any("\t" in str(value) for value in table.rows[0].values()):
+            advice = "Name the file .tsv if tabs separate its columns"
+        raise DataError(f"{source}: There is no label column, only {quoted(columns)}. {advice}.")
     named = tuple(texts) or _named_texts(table, num_texts, labels)
     if label is None:
-        label = _find_label(table, named, needs_label=needs_label, kind=kind)
-    return TextColumns(named or _longest_texts(table, num_texts, _label_columns(label)), label)
+        # Short texts may look like labels.
+        texts = named or _longest_texts(table, num_texts, ()) or ()
+        label = _find_label(table, named, texts, needs_label=needs_label, kind=kind)
+    chosen = named or _longest_texts(table, num_texts, _label_columns(label))
+    if chosen is None:
+        which = "which column is the text" if num_texts == 1 else f"which {num_texts} of the columns are the text"
+        raise _ambiguous(table, which, _text_advice(num_texts))
+    return TextColumns(chosen, label)
 
 
 def _label_columns(label: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -97,9 +105,14 @@ def _named_texts(table: Table, num_texts: int, labels: Sequence[str]) -> tuple[s
     return (single,) if num_texts == 1 and single is not None else ()
 
 
-def _find_label(table: Table, texts: tuple[str, ...], *, needs_label: bool, kind: LabelKind | None) -> str | None:
-    """Return the label column by its name or, if it is needed, by its content."""
-    columns = [column for column in table.columns if column not in texts]
+def _find_label(
+    table: Table, named: Sequence[str], texts: Sequence[str], *, needs_label: bool, kind: LabelKind | None
+) -> str | None:
+    """Return the label column by its name or, if it is needed, by its content.
+
+    It is none of the columns `named`, and rather none of `texts`.
+    """
+    columns = [column for column in table.columns if column not in named]
     traits = {column: _label_traits(table, column) for column in columns}
     best, others = ([c for name in names for c in columns if usual_name(c) == name] for names in LABEL_NAMES)
     found = best[:1] or others
@@ -112,6 +125,7 @@ def _find_label(table: Table, texts: tuple[str, ...], *, needs_label: bool, kind
         found = [c for c in columns if "short" in traits[c] and traits[c] & {"scores", "few"} and c not in numbers]
         if len(found) > 1:
             found = [column for column in found if "numbered" in traits[column]] or found
+            found = [column for column in found if column not in texts] or found
     if len(found) == 1:
         return found[0]
     if not needs_label:
@@ -143,18 +157,14 @@ def _label_traits(table: Table, column: str) -> set[str]:
     return {trait for trait, holds in traits.items() if holds}
 
 
-def _longest_texts(table: Table, num_texts: int, labels: Sequence[str]) -> tuple[str, ...]:
+def _longest_texts(table: Table, num_texts: int, labels: Sequence[str]) -> tuple[str, ...] | None:
     """Return the columns with clearly the longest texts on average, in the order of the table."""
     candidates: dict[str, list[str]] = {}
     for column in table.columns:
         values = [row[column] for row in table.rows if row[column] is not None]
         if column not in labels and values and all(isinstance(value, str) for value in values):
             candidates[column] = values
-    chosen = longest_texts(candidates, num_texts)
-    if chosen is None:
-        which = "which column is the text" if num_texts == 1 else f"which {num_texts} of the columns are the text"
-        raise _ambiguous(table, which, _text_advice(num_texts))
-    return chosen
+    return longest_texts(candidates, num_texts)
 
 
 def _ambiguous(table: Table, what: str, advice: str) -> DataError:
