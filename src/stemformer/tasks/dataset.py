@@ -26,7 +26,6 @@ from stemformer.data.labelled.text_classification import (
 )
 from stemformer.data.labelled.token_classification import find_scheme, has_entity_tags, read_tagged, repair_entity_tags
 from stemformer.data.text.delimited import usual_name
-from stemformer.data.text.delimited import usual_name
 from stemformer.data.text.files import HUB_PREFIX, quoted
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
