@@ -154,10 +154,10 @@ def _check(config: FinetuneConfig, options: CompareOptions) -> None:
         raise ConfigError(f"--initializations {shown}: expected at least one, each of them once")
     if config.reinitialize != "nothing":
         raise ConfigError(f"reinitialize={config.reinitialize} is set by --initializations. Remove the setting.")
-    if config.evaluation.patience is not None:
-        raise ConfigError(
-            "evaluation.patience needs checkpoints, which a comparison does not keep. Remove the setting."
-        )
+    for name in ("patience", "best_metric"):
+        if getattr(config.evaluation, name) is not None:
+            needs = f"evaluation.{name} needs checkpoints, which a comparison does not keep."
+            raise ConfigError(f"{needs} Remove the setting.")
 
 
 def _parse_learning_rates(options: CompareOptions, default: float) -> dict[str, float]:

@@ -113,9 +113,12 @@ class PretrainOptions(groups.BudgetOptions, groups.ConfigOptions, groups.Resumab
 class FinetuneOptions(groups.TaskTrainingOptions):
     """Fine-tune a model on labelled data.
 
-    All options come from groups: task, labelled data and training (`TaskTrainingOptions`), config and random seed
-    (`ConfigOptions`), overrides (`TrainSettings`), compute (`TrainComputeOptions`), and output (`ResumableOptions`).
+    Attributes:
+        best_metric: Metric on the dev data by which the best model is found and training stops early, such as accuracy,
+            macro_f1 or loss. Default: the task's main metric.
     """
+
+    best_metric: str | None = None
 
 
 class FillOptions(groups.TextsOptions):

@@ -248,6 +248,8 @@ class TaskEvaluationConfig:
     # Stop early after this many evaluations without improvement and keep the best model; None
     # trains to the end and keeps the last model.
     patience: int | None = None
+    # Metric that selects the best model, such as `macro_f1` or `loss`; None for the task's main metric.
+    best_metric: str | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "evaluation.", "every", "patience")

@@ -82,9 +82,10 @@ def check_config_unchanged(
     stored: Any, current: Any, *, may_change: tuple[str, ...] = MAY_CHANGE, what: str = "this run"
 ) -> None:
     """Check that a resumed run keeps its settings, but those whose keys start as in `may_change`."""
-    changed = [(k, a, b) for k, a, b in differences(stored, current) if not k.startswith(may_change)]
-    if changed:
-        changes = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
+    # Checkpoints store the value of the metric that they are compared by.
+    found = [d for d in differences(stored, current) if not d[0].startswith(may_change) or d[0].endswith("best_metric")]
+    if found:
+        changes = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in found)
         problem = f"Cannot resume {what} with other settings ({changes})."
         raise CheckpointError(f"{problem} Keep them as they were, or pass another --out.")
 
