@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -351,9 +352,24 @@ def read_labelled(
     task = make_labelled_task(config, records)
     dev_records, matched = match_labels(task, dev_records)
     notes += [*matched, *check_labels(task, dev_records), *_label_notes(task, records)]
+    notes += _note_overlap(task, records, dev_records)
     for line in (*_describe(task, records), *notes):
         progress.say(line)
     return LabelledData(task, records, dev_records, notes)
+
+
+def _note_overlap(task: Task, train: Sequence[Any], dev: Sequence[Any]) -> Iterator[str]:
+    """Yield a note on the dev records with the same texts as a training record, up to white space."""
+
+    def key(record: Any) -> int:
+        values = [getattr(record, name) for name in task.input_fields]
+        parts = chain.from_iterable([value] if isinstance(value, str) else value for value in values)
+        return hash(tuple(" ".join(unicodedata.normalize("NFC", part).split()) for part in parts))
+
+    known = set(map(key, train))
+    if number := sum(key(record) in known for record in dev):
+        share = f"{number:,} of {len(dev):,} records ({number / len(dev):.1%})"
+        yield f"dev data: {share} are also in the training data: their metrics show what was memorized. Remove them."
 
 
 def majority_baseline(data: LabelledData) -> tuple[str, float] | None:

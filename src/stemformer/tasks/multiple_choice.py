@@ -34,6 +34,7 @@ class MultipleChoice(Task):
 
     head = "choice"
     answer_field = "answer"
+    input_fields = ("prompt", "second", "choices")
     input_format = "(text, options)"
     num_logits = 1
 

@@ -73,6 +73,7 @@ class QuestionAnswering(Task):
 
     head = "span"
     answer_field = "gold"
+    input_fields = ("question", "context")
     input_format = "(question, passage)"
     formats = (".jsonl", ".json")
     num_logits = 2

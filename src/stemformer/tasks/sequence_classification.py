@@ -43,6 +43,7 @@ class SequenceClassification(Task):
 
     head = "sequence"
     answer_field = "label"
+    input_fields = ("texts",)
     formats = (".jsonl", ".csv", ".tsv")
 
     def __init__(

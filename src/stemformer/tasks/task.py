@@ -126,6 +126,8 @@ class Task(ABC):
     num_logits: ClassVar[int | None] = None
     # Field of a record with the answer; None there if it is unknown.
     answer_field: ClassVar[str]
+    # Fields with the texts of a record, or tuples of them.
+    input_fields: ClassVar[tuple[str, ...]]
     # Form of an input of `Pipeline.predict`, for errors.
     input_format: str
     # Metric for model selection; higher is better.

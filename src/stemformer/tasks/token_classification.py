@@ -43,6 +43,7 @@ class TokenClassification(Task):
 
     head = "token"
     answer_field = "tags"
+    input_fields = ("words",)
     input_format = "a text or a list of words"
     formats = (".jsonl", ".conll")
 
