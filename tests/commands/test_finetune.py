@@ -427,6 +427,12 @@ def test_symbols_are_mapped_by_seed_and_saved_with_the_model(run, dna, tmp_path)
     assert_same_weights(tmp_path / "a" / "final", tmp_path / "b" / "final")
 
 
+def test_each_of_several_seeds_draws_its_own_map(run, dna, tmp_path):
+    run("class", train=dna, dev=dna, symbols="draw", steps=1, num_seeds=2)
+    first, second = (load_labelled_task(str(tmp_path / "run" / f"seed-{seed}")).symbols for seed in (0, 1))
+    assert first != second
+
+
 def test_rare_symbols_share_a_word(run, tmp_path):
     lines = [f"{'ACGT' * 20}{'N' * (i == 0)},{i % 2}" for i in range(20)]
     (tmp_path / "dna.csv").write_text("sequence,label\n" + "\n".join(lines) + "\n")
