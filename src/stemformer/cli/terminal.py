@@ -133,7 +133,11 @@ def as_text(result: Any, *, width: int | None = None) -> str:
         loss   2.5
     """
     if isinstance(result, Mapping):
-        blocks = {name: text for name, value in result.items() if (text := _format_block(value, width and width - 2)) is not None}
+        blocks = {
+            name: text
+            for name, value in result.items()
+            if (text := _format_block(value, width and width - 2)) is not None
+        }
         named = _align([*_named_rows({name: value for name, value in result.items() if name not in blocks})])
         tables = [f"{name}\n{indent(text, '  ', lambda line: True)}" for name, text in blocks.items()]
         return "\n\n".join(["\n".join(named), *tables])
