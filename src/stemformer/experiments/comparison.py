@@ -349,7 +349,8 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
     same = "the same number of epochs for each size" if config.is_by_epochs else "the same number for each size"
     rates = ", ".join(f"{rate:g} {name}" for name, rate in config.learning_rates.items())
     has_maps = config.finetune.task.symbols == "draw"
-    maps = ", each with its own map of symbols to words, the same for all initializations" if has_maps else ""
+    shown = f"that of seed {config.finetune.seed} is listed"
+    maps = f", each with its own map of symbols to words for all initializations ({shown})" if has_maps else ""
     return [
         f"{_range(steps)} steps of {_range(batch_sizes.values())} examples in a run, {same}; epochs: {', '.join(epochs)}",
         f"peak learning rate: {rates}",
