@@ -269,11 +269,11 @@ def _finish(
         progress.say(notes[-1])
         predictions = task.decode(scores, dev, data.dev)
         metrics, details = task.compute_metrics(predictions, data.dev)
+    advice = "train longer, or with a higher --learning-rate (a small model may need 1e-3)"
+    if any(CANNOT_WRITE in note for note in notes):
+        advice = "the model cannot read the text"
     majority = majority_baseline(data)
     if majority is not None and metrics.get("accuracy", 1.0) <= majority[1] < 1:
-        advice = "train longer, or with a higher --learning-rate (a small model may need 1e-3)"
-        if any(CANNOT_WRITE in note for note in notes):
-            advice = "the model cannot read the text"
         notes.append(
             f"not better than the majority baseline: {majority[0]!r} is right for {majority[1]:.1%} of the dev data; "
             f"{advice}"
@@ -284,7 +284,7 @@ def _finish(
     name = "root_mean_squared_error"
     if name in baseline and metrics[name] >= baseline[name]:
         mean = f"not better than predicting the mean of the training scores ({name} {baseline[name]:.4g})"
-        notes.append(f"{mean}; train longer, or with a higher --learning-rate (a small model may need 1e-3)")
+        notes.append(f"{mean}; {advice}")
         progress.say(notes[-1])
 
     # Save.
