@@ -1,5 +1,6 @@
 """Prompts and greedy continuations equal those of transformers on the same folder, ours or that of others."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -74,6 +75,15 @@ def test_own_model_continues_prompts_as_in_transformers(own):
     assert tokenizer.prompt_prefix == (model.config.eos_token_id,)
     stored = json.loads((own / "generation_config.json").read_text())
     assert stored["bos_token_id"] == stored["eos_token_id"] == model.config.eos_token_id
+
+
+def test_prompt_that_the_vocabulary_cannot_write_warns_before_the_text(own):
+    model, texts = stemformer.load(str(own), device="cpu"), []
+    is_bytes = model.tokenizer.kind == "bpe"
+    warns = contextlib.nullcontext() if is_bytes else pytest.raises(UserWarning, match="100% of the words")
+    with warns:
+        model.generate(["король"], max_new_tokens=2, on_text=lambda number, text: texts.append(text))
+    assert is_bytes or texts == []
 
 
 def test_gpt2_of_others_continues_prompts_as_in_transformers(others):

@@ -160,7 +160,6 @@ class Pipeline:
         pairs = zip(texts, scores, strict=True)
         return [make_score(text, s.num_tokens, s.log_probability, "causal") for text, (s,) in pairs]
 
-    @_warns_of_unknown_words
     def generate(
         self,
         prompts: Sequence[str],
@@ -198,6 +197,11 @@ class Pipeline:
         self._require("causal_lm", "cannot generate text. Pass a GPT.", error=ConfigError)
         decoder = self._decoder(config.num_beams) if reuse_decoder else self._generation_model
         how: dict[str, Any] = {"batch_size": batch_size, "stop": stop, "on_text": on_text}
+        # Warn before the first text is shown.
+        self.tokenizer.unknown.clear()
+        self.tokenizer.encode_ids(prompts)
+        if note := self.tokenizer.unknown.note():
+            warnings.warn(note, stacklevel=2)
         results = []
         for completion in generate_texts(prompts, decoder, self.tokenizer, config, **how):
             results.append(completion)
