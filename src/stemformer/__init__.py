@@ -16,6 +16,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError, Stemforme
 if TYPE_CHECKING:
     from stemformer.commands.embed import embed
     from stemformer.commands.env import env
+    from stemformer.commands.evaluate import evaluate
     from stemformer.commands.fill import fill, score
     from stemformer.commands.finetune import finetune
     from stemformer.commands.generate import generate
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from stemformer.commands.load import load
     from stemformer.commands.make_synthetic import make_synthetic
     from stemformer.commands.plan import plan
-    from stemformer.commands.predict import evaluate, predict
+    from stemformer.commands.predict import predict
     from stemformer.commands.prepare import prepare
     from stemformer.commands.pretrain import pretrain
     from stemformer.commands.quickstart import quickstart
@@ -49,7 +50,6 @@ _MODULES = {
     "benchmark_glue": "experiments.benchmarks",
     "benchmark_squad": "experiments.benchmarks",
     "compare": "experiments.comparison",
-    "evaluate": "commands.predict",
     "fewshot": "experiments.few_shot",
     "list_recipes": "commands.recipes",
     "list_runs": "commands.runs",
