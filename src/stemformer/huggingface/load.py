@@ -14,8 +14,8 @@ from torch import Tensor
 from stemformer.config import nearest
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
-from stemformer.models.heads import initialize_weights
 from stemformer.models.hf_names import from_hugging_face
+from stemformer.models.layers import initialize_weights
 from stemformer.models.model import ARCHITECTURES, Architecture, BodyConfig, Model, make_model
 
 # Alias of `cls.predictions.bias` that transformers reads if the output matrix is not tied.
