@@ -126,10 +126,7 @@ def make_token_stream(shards: Shards, *, sequence_length: int, eos_token_id: int
 
 
 def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
-    """Split documents into chunks; return start and end (exclusive) of each, in corpus order.
-
-    Each holds as many full sentences of a document as fit; longer ones are split before a word.
-    """
+    """Split documents into chunks of as many full sentences as fit; return their starts and ends."""
     sentences = np.asarray(shards.sentence_starts)
     start, bounds = 0, [0]
     for end in np.asarray(shards.document_starts)[1:].tolist():
@@ -137,6 +134,7 @@ def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray,
             stop = end
             if end - start > max_tokens:
                 stop = int(sentences[np.searchsorted(sentences, start + max_tokens, side="right") - 1])
+                # Split a longer sentence before a word.
                 if stop <= start:
                     words = np.flatnonzero(np.asarray(shards.word_starts(start + 1, start + max_tokens + 1)))
                     stop = start + 1 + int(words[-1]) if len(words) else start + max_tokens

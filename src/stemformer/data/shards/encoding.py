@@ -1,7 +1,4 @@
-"""Parallel tokenization of documents, in corpus order and constant memory.
-
-The encoding of a document does not depend on its batch: any number of workers gives the same bytes.
-"""
+"""Parallel tokenization of documents, in corpus order: any number of workers gives the same bytes."""
 
 import functools
 import hashlib
@@ -138,10 +135,7 @@ def encode_batches(
     words: str,
     num_workers: int | None,
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
-    """Yield each batch with its encoding, in order; closing the generator stops the workers.
-
-    Workers, by default one per core, load the tokenizer from its folder; little text needs none.
-    """
+    """Yield each batch with its encoding, in order; closing the generator stops the workers."""
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}, expected 1 or more. Leave it out to use all cores.")
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

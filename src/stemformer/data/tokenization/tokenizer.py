@@ -1,7 +1,4 @@
-"""WordPiece and byte-level BPE tokenization, on top of the `tokenizers` library.
-
-Special tokens in text are plain text: `[MASK]` in a corpus becomes ordinary tokens.
-"""
+"""WordPiece and byte-level BPE tokenization; `[MASK]` and the like in a text are plain text."""
 
 import hashlib
 import json

@@ -183,17 +183,15 @@ def _choose_characters(counts: Counter[str], inside: set[str], vocab_size: int) 
 
 
 def _train_merges(words: Counter[str], *, vocab_size: int, min_frequency: int) -> dict[str, int]:
-    """Return the vocabulary of characters, their `##` forms, and merges.
-
-    The library's trainer numbers characters in the order of a hash map and breaks ties between
-    merges by these numbers. As special tokens, characters sorted by count have fixed ids.
-    """
+    """Return the vocabulary of characters, their `##` forms, and merges."""
     counts: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:
             counts[character] += count
     inside = {character for word in words for character in word[1:]}
     characters = _choose_characters(counts, inside, vocab_size)
+    # The trainer breaks ties between merges by ids, which follow a hash map. As special tokens,
+    # characters sorted by count have fixed ids.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
