@@ -7,7 +7,7 @@ masked models: Schick and Schütze 2021.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -29,7 +29,7 @@ from stemformer.models.model import Model
 
 _BATCH_EXAMPLES = 64  # evaluated and reported together
 _CONTENT_FREE = ("N/A", "[MASK]", "")
-_RENAMED_RESULTS = {"figure": "value", "by_sum": "acc", "by_mean": "acc_norm", "calibrated": "acc_calibrated"}
+RENAMED_RESULTS = {"figure": "value", "by_sum": "acc", "by_mean": "acc_norm", "calibrated": "acc_calibrated"}
 _HAN, _KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
 
 
@@ -41,8 +41,7 @@ class FewShotPrediction:
         prediction: Index of the answer with the highest log-probability, -1 for a tie. For
             `loglikelihood` and `generate_until` 0 if correct, otherwise -1.
         prediction_norm: As `prediction`, by log-probability per character.
-        calibrated: As `prediction`, relative to the log-probability without content; None without
-            calibration.
+        calibrated: As `prediction`, relative to the log-probability without content.
         num_dropped: Demonstrations that did not fit.
         is_cut: The example alone did not fit; its beginning was cut off.
     """
@@ -93,7 +92,6 @@ def evaluate_few_shot(
     Args:
         model: GPT or masked model with its head, in evaluation mode; under the caller's autocast.
         numbers: Indices of the examples.
-        seed: Seed of the demonstrations.
         calibrate: Also compare answers relative to their likelihood without content.
         on_questions: Called with the number of examples of each finished batch.
     """
@@ -182,11 +180,6 @@ def aggregate(
 
 def _accuracies(predictions: Sequence[Sequence[FewShotPrediction]], name: str) -> list[float]:
     return [fmean(getattr(p, name) == p.gold for p in sample) for sample in predictions]
-
-
-def rename_result_keys(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace former keys in a stored result of `aggregate`."""
-    return {_RENAMED_RESULTS.get(key, key): value for key, value in row.items()}
 
 
 def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) -> tuple[float, float, float]:
