@@ -64,10 +64,8 @@ def evaluate_held_out(
 ) -> dict[str, float]:
     """Return the mean loss (nats) and accuracy over scored positions, by loss.
 
-    Args:
-        module: Returns the summed losses of a batch (`objectives.objective.LossModule`).
-        num_counted: Number of first batches that count; the others only make the number of forward
-            passes equal on all ranks.
+    Only the first `num_counted` batches count: the others make the number of forward passes equal
+    on all ranks. `module` returns the summed losses of a batch (`objectives.objective.LossModule`).
     """
     module.eval()
     totals: dict[str, np.ndarray] = {}

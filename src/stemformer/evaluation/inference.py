@@ -58,10 +58,7 @@ def hidden_states(model: Model, batch: Batch, **options: Any) -> Any:
 def predict_scores(
     module: nn.Module, task: Task, examples: TaskExamples, *, device: torch.device, on_examples: OnExamples = None
 ) -> tuple[list[Float[np.ndarray, "_ c"]], float | None]:
-    """Return the scores of each example, and the mean loss (None without labels).
-
-    `module` has the task as its objective (`objectives.objective.LossModule`).
-    """
+    """Return the scores of each example and the mean loss (None without labels) of a `LossModule`."""
     module.eval()
     scores: list[Any] = [None] * len(examples)
     losses: list[tuple[LossSum, int]] = []

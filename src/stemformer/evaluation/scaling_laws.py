@@ -78,14 +78,12 @@ def fit_joint_law(parameters: Sequence[float], tokens: Sequence[float], losses: 
     """Fit a joint law to points of model size, training tokens and loss; None with too few points."""
     n, d, values = (np.array(column, np.float64) for column in (parameters, tokens, losses))
     law = _joint_law(n, d, values)
-    if law is None:
-        return None
-    jackknife = [_joint_law(n[n != size], d[n != size], values[n != size]) for size in np.unique(n)]
-    fitted = [other for other in jackknife if other]
-    if len(fitted) < _MIN_SIZES + 1:
+    jackknife = [_joint_law(n[n != size], d[n != size], values[n != size]) for size in np.unique(n)] if law else []
+    fits = [fit for fit in jackknife if fit]
+    if law is None or len(fits) < _MIN_SIZES + 1:
         return law
-    spans = (_span([other.size_exponent for other in fitted]), _span([other.token_exponent for other in fitted]))
-    return replace(law, size_span=spans[0], token_span=spans[1])
+    size_span, token_span = _span([fit.size_exponent for fit in fits]), _span([fit.token_exponent for fit in fits])
+    return replace(law, size_span=size_span, token_span=token_span)
 
 
 def _span(exponents: Sequence[float]) -> Span:
@@ -111,9 +109,7 @@ def size_sentences(parameters: Sequence[int], losses: Sequence[float], law: Powe
 def joint_sentences(law: JointLaw | None) -> list[str]:
     """Summarize the loss as a function of model size and training tokens."""
     if law is None:
-        return [
-            f"No joint law of size and tokens: at least {_MIN_SIZES} sizes and {_MIN_POINTS} evaluations are needed"
-        ]
+        return [f"No law of size and tokens: at least {_MIN_SIZES} sizes and {_MIN_POINTS} evaluations are needed"]
     remark = " (no floor visible)" if law.floor < MIN_FLOOR else ""
     return [
         f"Fit over {law.num_points} evaluations: loss = E + A / N^alpha + B / D^beta with E {law.floor:.3f}{remark}, "

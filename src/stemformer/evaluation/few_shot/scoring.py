@@ -41,9 +41,8 @@ class AnswerScore:
 def score_answers(model: Model, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
     """Score each answer as a continuation of its prompt, whose key-value cache the answers share.
 
-    Args:
-        model: GPT with its head, in evaluation mode; under the caller's autocast.
-        requests: Prompt and answer must fit into the model's positions, except for the last token.
+    Prompt and answer must fit into the model's positions, except for the last token. The model is a
+    GPT with its head, in evaluation mode, under the caller's autocast.
     """
     body = model.body
     assert isinstance(body, Gpt) and "causal_lm" in model.heads, "a GPT with its head"
