@@ -119,7 +119,8 @@ class _Builder:
                 raise self._error((*path, field.name), problem)
         try:
             return cls(**values)
-        except ValueError as error:  # from the checks of __post_init__
+        # From the checks of __post_init__.
+        except ValueError as error:
             raise self._error(path, f": {error}" if path else str(error)) from error
 
     def _convert(self, kind: Any, value: Any, path: tuple[str, ...]) -> Any:
@@ -167,7 +168,8 @@ _REFUSED = object()
 
 def _try_convert(kind: Any, value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and float not in _members(kind):
-        value = int(value)  # steps = 1e6
+        # "steps = 1e6" is 1000000.
+        value = int(value)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:

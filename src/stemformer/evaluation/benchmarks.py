@@ -164,7 +164,8 @@ def _parse_label(task: BenchmarkTask, value: Any, location: str) -> str | float:
             return float(text)
         except ValueError as error:
             raise DataError(f"{location}: Label {text!r} is not a number.") from error
-    if isinstance(value, int) and 0 <= value < len(task.labels):  # class index of the hub
+    # Class index of the hub.
+    if isinstance(value, int) and 0 <= value < len(task.labels):
         return task.labels[value]
     if text not in task.labels and text != "-":
         expected = f"Expected one of {', '.join(task.labels)}."

@@ -18,7 +18,8 @@ from stemformer.objectives.objective import Examples, Objective, ObjectiveConfig
 SumOverRanks = Callable[[Sequence[float]], list[float]]
 """Sums each of some numbers over all ranks."""
 
-_SEED = 2**40 + 1  # of examples and masks: the same in every run, so that runs are comparable
+# Of examples and masks: the same in every run, so that runs are comparable.
+_SEED = 2**40 + 1
 
 
 def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:

@@ -16,7 +16,8 @@ from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.task import Task
 
-BATCH_TOKENS = 4096  # about as many in an inference batch
+# About as many in an inference batch.
+BATCH_TOKENS = 4096
 
 OnExamples = Callable[[int], None] | None
 """Called with the number of examples of each finished batch."""
@@ -112,5 +113,6 @@ def _batches(examples: TaskExamples, on_examples: OnExamples) -> Iterator[tuple[
         for part in batch_slices(examples.sizes[members].tolist(), BATCH_TOKENS):
             numbers = members[part]
             yield numbers, collate([examples.examples[i] for i in numbers], numbers)
-            if on_examples is not None:  # the batch is finished
+            # The batch is finished.
+            if on_examples is not None:
                 on_examples(len(numbers))

@@ -16,13 +16,19 @@ from jaxtyping import Float
 MIN_FLOOR = 5e-4
 """A fitted floor below this (nats) counts as none."""
 
-_MIN_SIZES_FOR_FLOOR = 4  # three parameters fit any three points
-_MIN_SIZES, _MIN_POINTS = 3, 8  # of the joint fit, which has five parameters
-_HUBER = 1e-3  # threshold of the Huber loss on logarithms
-_HUBER_STARTS = 2  # least-squares solutions that are refined with the Huber loss
-_MIN_EXPONENT, _MAX_EXPONENT = 1e-3, 3.0  # smallest that counts as a decrease, and bound of the search
+# Three parameters fit any three points.
+_MIN_SIZES_FOR_FLOOR = 4
+# Of the joint fit, which has five parameters.
+_MIN_SIZES, _MIN_POINTS = 3, 8
+# Threshold of the Huber loss on logarithms.
+_HUBER = 1e-3
+# Least-squares solutions that are refined with the Huber loss.
+_HUBER_STARTS = 2
+# Smallest that counts as a decrease, and bound of the search.
+_MIN_EXPONENT, _MAX_EXPONENT = 1e-3, 3.0
 
-Span = tuple[float, float]  # of an exponent when one size is left out (jackknife)
+# Of an exponent when one size is left out (jackknife).
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,8 @@ def _minimize(residuals: Callable[[Any], Any], starts: Any, bounds: Any, *, hube
     from scipy.optimize import least_squares
 
     low, high = map(np.array, bounds)
-    margin = 1e-6 * (high - low)  # the solver cannot leave a bound
+    # The solver cannot leave a bound.
+    margin = 1e-6 * (high - low)
     options: dict[str, Any] = {"bounds": (low, high), "xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14, "max_nfev": 1000}
     found = [least_squares(residuals, np.clip(start, low + margin, high - margin), **options) for start in starts]
     found.sort(key=lambda solution: float(solution.cost))

@@ -20,8 +20,10 @@ from stemformer.models.layers import MultiHeadAttention
 class PlainOutput(NamedTuple):
     """States, the last one normed, and attention weights; both are meaningless for padding."""
 
-    hidden_states: tuple[Tensor, ...]  # L + 1 times (B, T, D)
-    attentions: tuple[Tensor, ...]  # L times (B, H, T, T)
+    # L + 1 times (B, T, D).
+    hidden_states: tuple[Tensor, ...]
+    # L times (B, H, T, T).
+    attentions: tuple[Tensor, ...]
 
 
 def plain_forward(

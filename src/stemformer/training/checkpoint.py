@@ -100,7 +100,8 @@ def _remove_old(folder: Path, *, keep: int) -> None:
         link = folder / "best.tmp"
         link.unlink(missing_ok=True)
         link.symlink_to(best.name)
-        if not (folder / "best").is_symlink():  # A copied run may have a directory instead.
+        # A copied run may have a directory instead.
+        if not (folder / "best").is_symlink():
             shutil.rmtree(folder / "best", ignore_errors=True)
         link.replace(folder / "best")
     for old in steps[: -max(1, keep)]:

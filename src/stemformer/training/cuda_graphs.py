@@ -37,7 +37,8 @@ class CudaGraphStep:
         self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._names: tuple[str, ...] = ()
-        self._weights = torch.zeros(len(module.objective.heads), device=self._device)  # one loss per head
+        # One loss per head.
+        self._weights = torch.zeros(len(module.objective.heads), device=self._device)
 
     def add(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, LossSum]:
         """Add the gradients of a micro-batch on the CPU, by the factor of each loss; return its losses."""

@@ -60,7 +60,8 @@ class MetricAccumulator:
             # Earlier versions stored the same values in the same order, under other names.
             state = dict(zip(_EMPTY, state.values(), strict=True))
         self._reset({**_EMPTY, **state})
-        if not ranks.is_main:  # Stored sums are over all ranks; count them once.
+        # Stored sums are over all ranks; count them once.
+        if not ranks.is_main:
             self._losses.update((name, [0.0, 0, 0]) for name in self._losses)
 
     def _reset(self, state: Mapping[str, Any]) -> None:

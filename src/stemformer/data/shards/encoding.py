@@ -26,7 +26,8 @@ from stemformer.data.tokenization.word_segmentation import Segmenter, join_words
 from stemformer.errors import ConfigError, DataError, TokenizerError
 
 BATCH_CHARACTERS = 1_000_000
-POOL_CHARACTERS = 4_000_000  # for less text, starting processes takes longer than encoding
+# For less text, starting processes takes longer than encoding.
+POOL_CHARACTERS = 4_000_000
 BATCHES_PER_WORKER = 3
 
 
@@ -36,16 +37,20 @@ class DocumentBatch:
 
     texts: list[str]
     block: int
-    is_last: bool  # in the block
-    num_documents: int  # of the block up to the end of this batch
-    text_sha256: str  # of all documents of the corpus up to the end of this batch
+    # In the block.
+    is_last: bool
+    # Of the block up to the end of this batch.
+    num_documents: int
+    # Of all documents of the corpus up to the end of this batch.
+    text_sha256: str
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
     """Encoded documents of a batch in one split; starts are relative to the first token."""
 
-    ids: UInt[np.ndarray, " N"]  # uint16 or uint32
+    # The type uint16 or uint32.
+    ids: UInt[np.ndarray, " N"]
     word_starts: Bool[np.ndarray, " N"]
     document_starts: Int64[np.ndarray, " documents"]
     sentence_starts: Int64[np.ndarray, " sentences"]

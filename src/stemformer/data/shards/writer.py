@@ -38,8 +38,10 @@ class WritePlan:
 class WrittenBlock:
     """Completed block of consecutive documents."""
 
-    documents: int  # including those without a token
-    text_sha256: str  # of all documents of the corpus up to the end of this block
+    # Including those without a token.
+    documents: int
+    # Of all documents of the corpus up to the end of this block.
+    text_sha256: str
     splits: dict[str, Counts]
     files: dict[str, FileRecord]
 

@@ -120,7 +120,8 @@ def sample_texts(
     """
     key = seed.to_bytes(8, "little", signed=True)
     size = max(1, min(_MAX_PART_CHARACTERS, max_characters // 10))
-    kept: list[tuple[int, str]] = []  # heap with the largest hash on top
+    # Heap with the largest hash on top.
+    kept: list[tuple[int, str]] = []
     total, limit = 0, 1 << 128
     for text in texts:
         if on_text is not None:

@@ -80,7 +80,8 @@ def read_few_shot_examples(file: str, task: PromptTask) -> list[FewShotExample]:
         items.append(_make_example(task, row, fields, location))
     if not items:
         raise DataError(f"{file} contains no examples.")
-    task.split_template(items[0])  # raises for a missing column
+    # Raises for a missing column.
+    task.split_template(items[0])
     return items
 
 

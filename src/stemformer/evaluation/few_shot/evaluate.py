@@ -27,7 +27,8 @@ from stemformer.generation.text import generate_from_ids
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
-_BATCH_EXAMPLES = 64  # evaluated and reported together
+# Evaluated and reported together.
+_BATCH_EXAMPLES = 64
 _CONTENT_FREE = ("N/A", "[MASK]", "")
 RENAMED_RESULTS = {"figure": "value", "by_sum": "acc", "by_mean": "acc_norm", "calibrated": "acc_calibrated"}
 _HAN, _KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
@@ -100,7 +101,8 @@ def evaluate_few_shot(
         advice = "Pass a GPT, or a task with output_type = multiple_choice."
         raise ConfigError(f"Task {task.name} needs a causal language model. {advice}")
     decoder = None
-    if task.output_type == "generate_until":  # prepared once for all batches
+    # Prepared once for all batches.
+    if task.output_type == "generate_until":
         num_batches = math.ceil(len(numbers) / _BATCH_EXAMPLES)
         rows = min(_BATCH_EXAMPLES, len(numbers))
         decoder = GptDecoder(model, rows=rows, steps=task.max_new_tokens * num_batches)
@@ -187,7 +189,8 @@ def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) ->
 
     Source: Popović 2015 (chrF); Papineni et al. 2002, in the form of Post 2018 (BLEU).
     """
-    from sacrebleu.metrics.bleu import BLEU  # slow to import, and rarely needed
+    # Slow to import, and rarely needed.
+    from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
     class Chrf(CHRF):
@@ -195,7 +198,8 @@ def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) ->
 
         def _compute_score_from_stats(self, stats: Any) -> Any:
             score: Any = super()._compute_score_from_stats(stats)
-            if isinstance(stats, np.ndarray):  # a resample; without common n-grams its score is the float 0.0
+            # A resample; without common n-grams its score is the float 0.0.
+            if isinstance(stats, np.ndarray):
                 score.score = np.float32(score.score)
             return score
 

@@ -15,9 +15,12 @@ from stemformer.evaluation.inference import batch_slices, hidden_states
 from stemformer.models.gpt import Gpt
 from stemformer.models.model import Model
 
-_BATCH_TOKENS = 4096  # about as many in the prompts and answers of a batch
-_MAX_LOGITS = 2**23  # in memory at a time: 32 MiB in float32
-_MIN_SHARED_PREFIX = 16  # prompts with a common prefix of this length share its cache
+# About as many in the prompts and answers of a batch.
+_BATCH_TOKENS = 4096
+# In memory at a time: 32 MiB in float32.
+_MAX_LOGITS = 2**23
+# Prompts with a common prefix of this length share its cache.
+_MIN_SHARED_PREFIX = 16
 
 
 @dataclass(frozen=True)

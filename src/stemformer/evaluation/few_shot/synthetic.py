@@ -15,7 +15,8 @@ from stemformer.config import nearest
 from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import ConfigError
 
-_MIN_PAIRS, _MAX_PAIRS = 8, 40  # pairs in a document
+# Pairs in a document.
+_MIN_PAIRS, _MAX_PAIRS = 8, 40
 
 _TABLE = (files("stemformer.evaluation.few_shot") / "word_classes.toml").read_text(encoding="utf-8")
 WORD_CLASSES: dict[str, tuple[str, ...]] = {name: tuple(words.split()) for name, words in tomllib.loads(_TABLE).items()}
