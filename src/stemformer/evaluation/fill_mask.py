@@ -64,8 +64,7 @@ def fill_masks(
     if words is None:
         masks = _rank_vocabulary(encoded, model, tokenizer, top_k)
     else:
-        ranked = [_rank_words(ids, text, words, model, tokenizer) for ids, text in zip(encoded, texts, strict=True)]
-        masks = [[ranking[:top_k] for ranking in rankings] for rankings in ranked]
+        masks = [_rank_words(ids, t, words, model, tokenizer, top_k) for ids, t in zip(encoded, texts, strict=True)]
     return [Filled(text, found, _fill(text, found)) for text, found in zip(texts, masks, strict=True)]
 
 
@@ -77,8 +76,7 @@ def pseudo_log_likelihood(texts: Sequence[str], model: Model, tokenizer: Tokeniz
     scores: list[Score] = []
     for text in texts:
         ids = _encode(text, model, tokenizer)
-        n = len(ids)
-        if n == 0:
+        if (n := len(ids)) == 0:
             raise DataError(f"{_shorten(text)!r} has no token. Expected at least one word.")
         masked = np.tile(ids, (n, 1))  # (n, n): row i masks token i
         np.fill_diagonal(masked, tokenizer.mask_token_id)
@@ -99,6 +97,8 @@ def _encode(text: str, model: Model, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _encode_words(words: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    if not words:
+        raise ConfigError("--candidates is empty. Pass at least one word.")
     out: dict[str, np.ndarray] = {}
     for word in words:
         # A vocabulary entry, so that pieces such as `##ing` are accepted; otherwise text to tokenize.
@@ -107,8 +107,6 @@ def _encode_words(words: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.nd
         if len(ids) == 0 or tokenizer.unk_token_id in ids:
             raise ConfigError(f"--candidates {word!r}: The tokenizer cannot represent this word. Remove it.")
         out[word] = ids
-    if not out:
-        raise ConfigError("--candidates is empty. Pass at least one word.")
     return out
 
 
@@ -116,7 +114,7 @@ def _rank_vocabulary(
     encoded: list[np.ndarray], model: Model, tokenizer: Tokenizer, top_k: int
 ) -> list[list[list[Candidate]]]:
     queries = [(ids, np.flatnonzero(ids == tokenizer.mask_token_id)) for ids in encoded]
-    out: list[list[list[Candidate]]] = []
+    out = []
     for log_p in _log_probabilities(queries, model, tokenizer):
         best = log_p[:, : tokenizer.vocab_size].topk(min(top_k, tokenizer.vocab_size))
         ranked = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
@@ -125,9 +123,9 @@ def _rank_vocabulary(
 
 
 def _rank_words(
-    ids: np.ndarray, text: str, words: dict[str, np.ndarray], model: Model, tokenizer: Tokenizer
+    ids: np.ndarray, text: str, words: dict[str, np.ndarray], model: Model, tokenizer: Tokenizer, top_k: int
 ) -> list[list[Candidate]]:
-    """Return all candidate words for each mask of one text, most likely first."""
+    """Return the most likely candidate words for each mask of one text."""
     out: list[list[Candidate]] = []
     names = list(words)
     lengths = sorted(set(map(len, words.values())))
@@ -140,7 +138,7 @@ def _rank_words(
         by_length = dict(zip(lengths, _log_probabilities(queries, model, tokenizer), strict=True))
         log_p = torch.stack([by_length[len(p)].gather(1, torch.from_numpy(p)[:, None]).sum() for p in words.values()])
         probabilities = torch.softmax(log_p, 0)
-        order = probabilities.argsort(descending=True, stable=True).tolist()
+        order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
         out.append([Candidate(names[i], float(probabilities[i])) for i in order])
     return out
 

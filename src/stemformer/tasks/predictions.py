@@ -48,10 +48,7 @@ def examples_to_show(
     only_wrong: bool = False,
     outputs: TaskOutputs | None = None,
 ) -> list[dict[str, Any]]:
-    """Return records with their predictions for a report: wrong ones first, by decreasing error.
-
-    With `outputs`, entries have the `report_details` of the task, such as token probabilities.
-    """
+    """Return predicted records for a report, wrong ones first, by error; `outputs` adds details."""
     examples = [task.to_report_example(record, p) for record, p in zip(records, predictions, strict=True)]
     ranked = [
         (not is_wrong, -error, i) for i, (error, is_wrong, _) in enumerate(examples) if is_wrong or not only_wrong

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Int
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
 
-_MAX_OPEN_ROWS = 256  # for small chunks; when another one is needed, the fullest is closed
+# For small chunks; when another one is needed, the fullest is closed.
+_MAX_OPEN_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,16 @@ class RawExample:
     """Text of an example, before the objective adds special tokens and corruption."""
 
     tokens: Int[np.ndarray, "n"]
-    word_starts: Bool[np.ndarray, "n"]  # always set for the first token of a segment
-    lengths: Int[np.ndarray, "p"]  # number of tokens of each segment
-    segments: Int[np.ndarray, "p"]  # 0: the segment opens a sequence; 1: it is text B of the one before
-    label: int | None = None  # of a pair of texts: 0 original, 1 altered
-    num_dropped_tokens: int = 0  # corpus tokens replaced by a random text or cut off
+    # Always set for the first token of a segment.
+    word_starts: Bool[np.ndarray, "n"]
+    # Number of tokens of each segment.
+    lengths: Int[np.ndarray, "p"]
+    # 0: the segment opens a sequence; 1: it is text B of the one before.
+    segments: Int[np.ndarray, "p"]
+    # Of a pair of texts: 0 original, 1 altered.
+    label: int | None = None
+    # Corpus tokens replaced by a random text or cut off.
+    num_dropped_tokens: int = 0
     # Whether a segment starts or ends a document; `PackedDataset` only.
     starts_document: Bool[np.ndarray, "p"] | None = None
     ends_document: Bool[np.ndarray, "p"] | None = None
@@ -37,8 +43,10 @@ class ShardDataset(Sized):
     """Examples of one split; subclasses define `__len__` and `get_example`."""
 
     shards: Shards
-    sequence_length: int  # maximum number of tokens of an example, special tokens included
-    num_tokens: int  # of all examples, special tokens included
+    # Maximum number of tokens of an example, special tokens included.
+    sequence_length: int
+    # Of all examples, special tokens included.
+    num_tokens: int
 
     @property
     def fingerprint(self) -> str:
@@ -54,9 +62,12 @@ class ShardDataset(Sized):
 class PackedDataset(ShardDataset):
     """Packed dataset: each example is a row of document chunks, with every token in one chunk."""
 
-    starts: Int[np.ndarray, "p"]  # first token of each chunk, ordered by row
-    stops: Int[np.ndarray, "p"]  # its end (exclusive)
-    offsets: Int[np.ndarray, "r1"]  # row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`
+    # First token of each chunk, ordered by row.
+    starts: Int[np.ndarray, "p"]
+    # Its end (exclusive).
+    stops: Int[np.ndarray, "p"]
+    # Row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`.
+    offsets: Int[np.ndarray, "r1"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -83,7 +94,8 @@ class TokenStream(ShardDataset):
     """
 
     eos_token_id: int
-    eos_positions: Int[np.ndarray, "d1"]  # in the stream, before each document and at the end
+    # In the stream, before each document and at the end.
+    eos_positions: Int[np.ndarray, "d1"]
 
     def __len__(self) -> int:
         return -(-self.num_tokens // self.sequence_length)
@@ -126,10 +138,7 @@ def make_token_stream(shards: Shards, *, sequence_length: int, eos_token_id: int
 
 
 def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
-    """Split documents into chunks; return start and end (exclusive) of each, in corpus order.
-
-    Each holds as many full sentences of a document as fit; longer ones are split before a word.
-    """
+    """Split documents into chunks of as many full sentences as fit; return their starts and ends."""
     sentences = np.asarray(shards.sentence_starts)
     start, bounds = 0, [0]
     for end in np.asarray(shards.document_starts)[1:].tolist():
@@ -137,6 +146,7 @@ def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray,
             stop = end
             if end - start > max_tokens:
                 stop = int(sentences[np.searchsorted(sentences, start + max_tokens, side="right") - 1])
+                # Split a longer sentence before a word.
                 if stop <= start:
                     words = np.flatnonzero(np.asarray(shards.word_starts(start + 1, start + max_tokens + 1)))
                     stop = start + 1 + int(words[-1]) if len(words) else start + max_tokens
@@ -170,7 +180,8 @@ def read_raw_example(shards: Shards, spans: Sequence[tuple[int, int]], segments:
     """Read spans (start, exclusive end) as segments."""
     word_starts = [np.array(shards.word_starts(a, b), bool) for a, b in spans]
     for starts in word_starts:
-        starts[0] = True  # also where a long word was split
+        # Also where a long word was split.
+        starts[0] = True
     return RawExample(
         tokens=np.concatenate([shards.tokens(a, b) for a, b in spans]).astype(np.int64),
         word_starts=np.concatenate(word_starts),
