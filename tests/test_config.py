@@ -105,20 +105,20 @@ def test_unknown_key_inside_a_tuple_of_tables_is_refused():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.hidden_size=abc", "setting: model.hidden_size: expected int, got 'abc'"),
-        ("model.hidden_size=1.5", "setting: model.hidden_size: expected int, got 1.5"),
-        ("model.hidden_size=true", "setting: model.hidden_size: expected int, got True"),
-        ("training.steps=x", "setting: training.steps: expected int or none, got 'x'"),
+        ("model.hidden_size=abc", "Setting: model.hidden_size: expected int, got 'abc'"),
+        ("model.hidden_size=1.5", "Setting: model.hidden_size: expected int, got 1.5"),
+        ("model.hidden_size=true", "Setting: model.hidden_size: expected int, got True"),
+        ("training.steps=x", "Setting: training.steps: expected int or none, got 'x'"),
         (
             "model.activation=glu",
-            "setting: model.activation: expected one of 'gelu', 'relu', got 'glu' (did you mean 'gelu'?)",
+            "Setting: model.activation: expected one of 'gelu', 'relu', got 'glu' (did you mean 'gelu'?)",
         ),
-        ("model.layers=[1, 'a']", "setting: model.layers: expected a list of int, got [1, 'a']"),
-        ("model=3", "setting: model: expected a table (hidden_size, dropout, activation, layers), got 3"),
-        ("seed.x=3", "setting: seed: expected int, got {'x': 3}; it holds no keys of its own"),
-        ("model.hidden_size=0", "setting: model: hidden_size must be positive"),
-        ("seed", "setting 'seed': expected key=value, such as model.hidden_size=..."),
-        ("model..x=1", "setting 'model..x=1': expected key=value, such as model.hidden_size=..."),
+        ("model.layers=[1, 'a']", "Setting: model.layers: expected a list of int, got [1, 'a']"),
+        ("model=3", "Setting: model: expected a table (hidden_size, dropout, activation, layers), got 3"),
+        ("seed.x=3", "Setting: seed: expected int, got {'x': 3}; it holds no keys of its own"),
+        ("model.hidden_size=0", "Setting: model: hidden_size must be positive"),
+        ("seed", "Setting 'seed': expected key=value, such as model.hidden_size=..."),
+        ("model..x=1", "Setting 'model..x=1': expected key=value, such as model.hidden_size=..."),
     ],
 )
 def test_wrong_setting_is_reported_in_one_line(setting, message):
@@ -162,7 +162,7 @@ def test_settings_lie_over_the_config_and_the_last_wins():
 def test_setting_adds_to_a_dict():
     run = with_settings(Run(weights={"mlm": 1.0}), ["weights.nsp=0.5"])
     assert run.weights == {"mlm": 1.0, "nsp": 0.5}
-    with pytest.raises(ConfigError, match=r"^setting: weights\.nsp: expected float, got 'much'$"):
+    with pytest.raises(ConfigError, match=r"^Setting: weights\.nsp: expected float, got 'much'$"):
         with_settings(run, ["weights.nsp=much"])
 
 
@@ -205,6 +205,8 @@ def test_nearest_offers_only_what_is_like_it():
     assert nearest("hiden_size", ["hidden_size", "seed"]) == " (did you mean 'hidden_size'?)"
     assert nearest("zzz", ["hidden_size", "seed"]) == ""
     assert nearest("bert_tyni", ["bert_mini", "bert_tiny"]) == " (did you mean 'bert_tiny'?)"
+    # Never the name itself.
+    assert nearest("seed", ["seed", "speed"]) == " (did you mean 'speed'?)"
 
 
 # Renamed settings

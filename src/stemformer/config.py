@@ -51,12 +51,12 @@ def with_settings(config: T, settings: Sequence[str], *, renamed: Mapping[str, s
         key, equals, text = setting.partition("=")
         parts = [part.strip() for part in key.split(".")]
         if not equals or not all(parts):
-            raise ConfigError(f"setting {setting!r}: expected key=value, such as {next(_keys(cls), 'key')}=...")
+            raise ConfigError(f"Setting {setting!r}: expected key=value, such as {next(_keys(cls), 'key')}=...")
         value: Any = text.strip()
         for part in reversed(parts):
             value = {part: value}
         table = _merge(table, _rename_keys(_parse_text(value, cls), renamed, warn=True))
-    return _build(cls, table, "setting")
+    return _build(cls, table, "Setting")
 
 
 def differences(a: T, b: T) -> list[tuple[str, Any, Any]]:
@@ -76,7 +76,8 @@ def nearest_first(name: str, choices: Iterable[str], *, cutoff: float = 0.0) -> 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the most similar choice, or "" if there is none."""
-    matches = nearest_first(name, choices, cutoff=SIMILAR)
+    # The name itself is no suggestion.
+    matches = nearest_first(name, (choice for choice in choices if choice != name), cutoff=SIMILAR)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 

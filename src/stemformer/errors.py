@@ -41,6 +41,10 @@ class CheckpointError(StemformerError):
 
 
 class TrainingError(StemformerError):
-    """Training cannot continue: a loss or gradient is not finite, or ranks are lost."""
+    """Training cannot continue: a loss or gradient is not finite, or ranks are lost (with the exit code of their error)."""
 
     exit_code = 4
+
+    def __init__(self, message: str, *, exit_code: int = 4) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -132,6 +133,24 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 problem = f"{path}, line {number}, cannot be read. Repair or remove that line."
                 raise CheckpointError(problem, damaged=True) from error
     return lines
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON: null for NaN, numbers for scalars of NumPy and torch, else text, as for dates."""
+    how: dict[str, Any] = {"ensure_ascii": False, "indent": indent}
+    how["default"] = lambda x: x.item() if hasattr(x, "item") else str(x)
+    try:
+        return json.dumps(value, allow_nan=False, **how)
+    except ValueError:
+        return json.dumps(_without_nan(value), **how)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json_line(content: Any, *, indent: int | None = None) -> bytes:

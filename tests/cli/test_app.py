@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -353,9 +354,22 @@ def test_fill_reads_standard_input(words, expected, use_api, monkeypatch):
     assert api.calls[0][2]["options"].texts == expected
 
 
+@pytest.mark.parametrize("command", ["fill", "score", "embed", "generate"])
+def test_blank_lines_of_standard_input_are_counted(command, use_api, monkeypatch, capsys):
+    use_api({"embeddings": SimpleNamespace(tolist=lambda: [[0.5], [0.5]])} if command == "embed" else [])
+    for words, note in (([], "blank lines of standard input (skipped): 2\n"), (["-q"], "")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n\n \ny\n")))
+        assert main([command, "-", "--model", "m", *words]) == 0
+        assert capsys.readouterr().err.startswith(note) and ("skipped" in note or note == "")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"ab\xff\n", "standard input: Not UTF-8: byte 0xff at offset 2"), (b"a\0b", "found a binary file (NUL byte")],
+    [
+        (b"ab\xff\n", "standard input: Not UTF-8: byte 0xff at offset 2"),
+        (b"a\0b", "found a binary file (NUL byte"),
+        (b"PAR1", "found a parquet file. Write it to a file whose name ends in .parquet."),
+    ],
 )
 @pytest.mark.parametrize("command", ["fill", "embed", "generate", "score"])
 def test_standard_input_that_is_no_text_is_the_users_mistake(command, data, message, use_api, monkeypatch, capsys):

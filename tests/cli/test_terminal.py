@@ -2,6 +2,7 @@ import doctest
 import inspect
 
 import pytest
+from rich.cells import cell_len
 
 from stemformer.cli import terminal
 from stemformer.cli.terminal import Terminal, as_text
@@ -128,6 +129,16 @@ def test_examples_in_docstrings_hold(module):
     outcome = doctest.testmod(module)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+def test_wide_cells_are_cut_on_a_screen_only():
+    rows = [{"id": 1, "text": "word " * 50, "other": "巴黎" * 40}, {"id": 12345, "text": "a\r\nb\tc", "other": "x"}]
+    for width in (40, 80):
+        lines = as_text({"wrong": rows}, width=width).splitlines()
+        assert max(map(cell_len, lines)) <= width and len(lines) == 6
+        assert "12,345  a b c" in lines[-1] and lines[-2].count("…") == 2
+    assert "word " * 50 in as_text(rows) and "巴黎" * 40 in as_text(rows)
+    assert as_text(rows, width=1000) == as_text(rows)
 
 
 def test_matrix_is_set_in_rows():

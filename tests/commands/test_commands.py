@@ -96,6 +96,16 @@ def test_inspect_describes_data(run_json, made):
     assert result["skipped"] == {}
 
 
+@pytest.mark.filterwarnings("ignore:.*judging by its entries")
+def test_guessed_lower_casing_is_called_a_guess(run_json, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    assert "lowercase_is_guess" not in stemformer.load(str(tmp_path / "model")).info()["tokenizer"]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).unlink()
+    assert stemformer.load(str(tmp_path / "model")).info()["tokenizer"]["lowercase_is_guess"] is True
+    assert run_json("inspect", tmp_path / "model")["tokenizer"]["lowercase_is_guess"] is True
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("scale.json", "{"), ("prompt.json", "{"), ("config.toml", "recipe = "), ("glue.json", "\0")]
 )

@@ -15,6 +15,7 @@ from stemformer.huggingface.load import load_model, read_task_info
 from stemformer.io import read_jsonl
 from stemformer.progress import Silent
 from stemformer.tasks.dataset import load_labelled_task
+from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.training import loop
 
 KINDS = {
@@ -135,6 +136,14 @@ def test_chosen_columns_and_labels_are_said(run):
     assert "40 records, 2 labels: bad, good" in said.lines
 
 
+def test_dev_data_may_have_columns_of_other_names(run, labelled, tmp_path):
+    text = (labelled / "dev" / "reviews.csv").read_text().replace("id,review,sentiment", "id,Comment,verdict")
+    (tmp_path / "dev.csv").write_text(text)
+    result = run("class", dev=[str(tmp_path / "dev.csv")], steps=1)
+    assert result["dev"] == 15
+    assert "dev data: text: column 'Comment'; answer: column 'verdict'" in result["notes"]
+
+
 def test_long_texts_are_counted_in_the_notes(run):
     result = run("class", steps=1, max_length=16)
     assert any(note.startswith("training data: texts split into windows: ") for note in result["notes"])
@@ -238,7 +247,7 @@ def test_patience_ends_a_run_at_its_best_model(run, tmp_path, saved):
     said = Lines()
     result = run("class", steps=20, learning_rate=1e-12, settings=settings, progress=said)
     assert result["steps"] == 6  # the metrics stay as they are: best at 2, not better at 4 and 6
-    assert "early stopping: the result is the model of step 2" in said.lines
+    assert any(line.startswith("the result is the best model, of step 2 (dev ") for line in said.lines)
     best = tmp_path / "run" / "checkpoints" / "best"
     assert best.resolve().name == "step-00000002"
     assert_same_weights(best, tmp_path / "run" / "final")
@@ -249,6 +258,38 @@ def test_early_stopping_follows_the_metric(run, tmp_path):
     metrics = [line["dev_f1"] for line in log_of(tmp_path / "run") if line["kind"] == "evaluation"]
     assert result["f1"] == max(metrics)
     assert len(metrics) - 1 - metrics.index(max(metrics)) == 2
+
+
+@pytest.mark.parametrize("metric", [None, "macro_f1", "mean_squared_error"])
+def test_best_model_that_is_not_the_result_is_named(run, tmp_path, monkeypatch, metric):
+    name = metric or "accuracy"
+    checked = [0.0] if metric else []  # the names of the metrics are looked up before training
+    values = iter([*checked, 0.5, 0.1, 0.4, 0.3, 0.3] if "error" in name else [*checked, 0.5, 0.9, 0.7, 0.6, 0.6])
+    monkeypatch.setattr(SequenceClassification, "compute_metrics", lambda *_: ({name: next(values)}, {}))
+    settings = ["evaluation.every=1", "checkpoints.every=1"]
+    result = run("class", settings=settings, best_metric=metric)
+    [note] = [note for note in result["notes"] if "was better" in note]
+    best, last = ("0.100", "0.300") if "error" in name else ("90.0%", "60.0%") if metric is None else ("0.900", "0.600")
+    assert note.startswith(f"step 2 was better (dev {name.replace('_', ' ')} {best}; ") and last in note
+    assert (tmp_path / "run" / "checkpoints" / "best").resolve().name == "step-00000002"
+    assert f"{tmp_path}/run/checkpoints/best" in note
+
+
+def test_nothing_is_said_about_the_best_model_if_it_is_the_last(run):
+    result = run("class", learning_rate=1e-12)
+    assert not any("better (" in note for note in result["notes"])
+
+
+def test_metric_that_does_not_exist_is_refused_before_training(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"Metric 'macro_f2' does not exist .did you mean 'macro_f1'.*loss, accuracy"):
+        run("class", best_metric="macro_f2")
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_metric_of_the_best_model_cannot_change_on_resume(run):
+    run("class", best_metric="loss")
+    with pytest.raises(CheckpointError, match=r"evaluation.best_metric was loss, is now macro_f1"):
+        run("class", best_metric="macro_f1", steps=6, resume=True)
 
 
 def test_run_that_was_stopped_early_is_over(run):
@@ -384,6 +425,12 @@ def test_symbols_are_mapped_by_seed_and_saved_with_the_model(run, dna, tmp_path)
     assert (a.size, len(a.words)) == (2, 5**2 + 1)  # A C G N T, and one for all others
     assert any("26 words represent symbols: AA '" in line for line in said.lines)
     assert_same_weights(tmp_path / "a" / "final", tmp_path / "b" / "final")
+
+
+def test_each_of_several_seeds_draws_its_own_map(run, dna, tmp_path):
+    run("class", train=dna, dev=dna, symbols="draw", steps=1, num_seeds=2)
+    first, second = (load_labelled_task(str(tmp_path / "run" / f"seed-{seed}")).symbols for seed in (0, 1))
+    assert first != second
 
 
 def test_rare_symbols_share_a_word(run, tmp_path):

@@ -218,12 +218,11 @@ def test_answers_have_no_space_before_them(finetuned, labelled):
         assert answer.text == answer.text.strip() == question.context[answer.begin : answer.end]
 
 
-def test_tokenizer_of_a_model_that_was_only_pretrained_puts_nothing_before_a_text(gpts, finetuned):
+def test_saved_tokenizer_puts_the_end_of_text_before_a_text(gpts, finetuned):
     texts = ["The old king", "a river 🙂"]
     plain = transformers.AutoTokenizer.from_pretrained(gpts / "bpe")(texts)["input_ids"]
     tuned = transformers.AutoTokenizer.from_pretrained(finetuned("bpe", "class") / "final")(texts)["input_ids"]
-    assert plain == [ids.tolist() for ids in load_tokenizer(gpts / "bpe").encode_ids(texts)]
-    assert tuned == [[0, *ids] for ids in plain]
+    assert plain == tuned == [[0, *ids.tolist()] for ids in load_tokenizer(gpts / "bpe").encode_ids(texts)]
 
 
 class StopAt(Silent):

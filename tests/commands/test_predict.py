@@ -402,6 +402,16 @@ def test_model_that_was_only_pretrained_cannot_predict(tiny_bert):
         stemformer.load(str(tiny_bert)).predict(["a"])
 
 
+def test_columns_of_the_training_data_are_found_in_any_case(finetuned, dev, tmp_path):
+    rows = read_table(dev["class"]).rows
+    lines = [f"{row['sentiment']},a title {i},{row['review']}" for i, row in enumerate(rows)]
+    (tmp_path / "upper.csv").write_text("Sentiment,title,REVIEW \n" + "\n".join(lines) + "\n")
+    found = stemformer.evaluate([str(tmp_path / "upper.csv")], model=str(finetuned("class")), precision="fp32")
+    expected = stemformer.evaluate([dev["class"]], model=str(finetuned("class")), precision="fp32")
+    assert found["accuracy"] == expected["accuracy"]
+    assert [row["texts"] for row in found["wrong"]] == [row["texts"] for row in expected["wrong"]]
+
+
 # Labels of other names
 
 
@@ -426,6 +436,48 @@ def test_label_map_names_predictions_and_is_not_kept(finetuned, dev, capsys):
     arguments = ["evaluate", dev["class"], "--model", str(finetuned("class")), "--label-map", "bad=x,fine=good"]
     assert main(arguments) == 2
     assert "names 'fine', which the model does not have" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({"num_labels": 2}, ["LABEL_0", "LABEL_1"]),
+        ({"id2label": {"0": 0, "1": 1}}, ["0", "1"]),
+    ],
+)
+def test_model_from_elsewhere_has_labels(finetuned, dev, tmp_path, changes, labels):
+    shutil.copytree(finetuned("class") / "final", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    for key in ("stemformer_task", "id2label", "label2id", "problem_type"):
+        del config[key]
+    (tmp_path / "model/config.json").write_text(json.dumps(config | changes))
+    rows = stemformer.predict([dev["class"]], model=str(tmp_path / "model"), label_map={labels[0]: "bad"})
+    assert rows["predictions"][0]["probabilities"].keys() == {"bad", labels[1]}
+
+
+def test_model_from_elsewhere_reads_pairs_of_two_columns(finetuned, dev, tmp_path):
+    shutil.copytree(finetuned("pair") / "final", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    del config["stemformer_task"]
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="pass both columns"):
+        stemformer.predict([dev["pair"]], model=str(tmp_path / "model"))
+    model = stemformer.load(str(tmp_path / "model"), precision="fp32")
+    found = stemformer.predict([dev["pair"]], model=model, text_column=["premise", "hypothesis"])["predictions"]
+    assert found == predict(finetuned, dev, "pair")["predictions"]
+    assert model.predict([(found[0]["premise"], found[0]["hypothesis"])])[0].label == found[0]["prediction"]
+
+
+def test_model_from_elsewhere_with_one_output_is_a_regression(finetuned, dev, tmp_path):
+    shutil.copytree(finetuned("score") / "final", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    for key in ("stemformer_task", "problem_type"):
+        del config[key]
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    rows = stemformer.predict([dev["score"]], model=str(tmp_path / "model"), precision="fp32")["predictions"]
+    assert [row["prediction"] for row in rows] == [
+        row["prediction"] for row in predict(finetuned, dev, "score")["predictions"]
+    ]
 
 
 # The same in transformers, from the saved folder

@@ -90,6 +90,17 @@ def test_ten_steps_are_four_and_six_bit_for_bit(files, tmp_path, settings):
     assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
+def test_stream_stopped_in_its_second_epoch_is_resumed_bit_for_bit(files, tmp_path):
+    settings = ["objective.documents=stream", "batch.size=64", "evaluation.num_cloze_examples=0"]
+    run(files, tmp_path / "full", settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(files, tmp_path / "parts", settings=settings, progress=StopAt(7))
+    run(files, tmp_path / "parts", resume=True)
+    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+
+
 def test_micro_batches_give_the_same_losses(files, full, tmp_path):
     run(files, tmp_path / "run", settings=["batch.micro_size=2"])
     for a, b in zip(log_of(full[0]), log_of(tmp_path / "run"), strict=True):
@@ -103,7 +114,7 @@ def test_result_opens_in_transformers_and_goes_on_with_texts(full, capsys):
     model, result = transformers.AutoModelForCausalLM.from_pretrained(out / "final", output_loading_info=True)
     assert type(model).__name__ == "GPT2LMHeadModel" and not result["missing_keys"] and not result["unexpected_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "final")
-    ids = tokenizer("<|endoftext|>The old king", return_tensors="pt")  # as each text of the training began
+    ids = tokenizer("The old king", return_tensors="pt")
     expected = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
     (found,) = stemformer.generate(["The old king"], model=str(out), max_new_tokens=8, temperature=0)
     assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
@@ -129,7 +140,7 @@ def test_wordpiece_will_do_too(tiny, tmp_path, direction):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
     text = "The old king sees the river."
-    assert theirs(text)["input_ids"] == load_tokenizer(tmp_path / "run" / "final").encode_ids([text])[0].tolist()
+    assert theirs(text)["input_ids"] == [3, *load_tokenizer(tmp_path / "run" / "final").encode_ids([text])[0].tolist()]
     assert theirs.pad_token == "[PAD]"
 
 

@@ -173,6 +173,13 @@ def test_keywords_become_an_options_object():
     assert made_up(files="a", model="m")[0].files == ("a",)
 
 
+def test_home_is_expanded_in_names_but_not_in_texts(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    options = o.PrepareOptions.make(files=["~/a.txt", "b~/c"], tokenizer="~/tok", out="~/data")
+    assert (list(options.files), options.tokenizer) == (["/home/ada/a.txt", "b~/c"], "/home/ada/tok")
+    assert o.GenerateOptions.make(prompts=["~/x"], model="m").prompts == ["~/x"]
+
+
 def test_keywords_override_an_options_object():
     options = MadeUpOptions(files=("a",), model="m")
     assert made_up(options=options)[0] == options

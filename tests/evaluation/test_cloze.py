@@ -165,6 +165,21 @@ def test_accuracy_probability_and_baseline_equal_hand_computed_ones(tokenizer):
     ]
 
 
+def test_pieces_and_special_tokens_are_not_shown_but_count_as_wrong(tokenizer):
+    examples = choose(tokenizer)
+
+    class Pieces(torch.nn.Module):
+        def forward(self, batch, return_logits):
+            logits = torch.nn.functional.one_hot(batch.labels, tokenizer.vocab_size + 8) * 5.0  # with padding rows
+            for token in ("##ing", "[UNK]"):
+                logits[:, tokenizer.token_to_id(token)] = 6.0
+            return logits
+
+    metrics = evaluate_cloze(Pieces(), examples, tokenizer, device=torch.device("cpu"))
+    assert [fill["guess"] for fill in metrics["fills"]] == examples.answers
+    assert metrics["blank_accuracy"] == 0
+
+
 def test_guesses_of_several_batches_stay_with_their_texts(tokenizer):
     examples = choose(tokenizer, ["the old king sees a river ." for _ in range(400)], number=400)
     assert len(examples.batches) > 1

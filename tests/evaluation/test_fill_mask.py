@@ -1,15 +1,19 @@
 """Fill-mask with a small random model: the computation, not the quality of predictions."""
 
 import math
+from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
 import pytest
 import torch
 
 import stemformer
+from stemformer.data.tokenization.tokenizer import SPECIAL_TOKENS
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation import fill_mask
+from stemformer.evaluation.few_shot import scoring
 from stemformer.evaluation.fill_mask import fill_masks, pseudo_log_likelihood
 from stemformer.evaluation.inference import hidden_states
 from stemformer.huggingface.save import save_model
@@ -65,27 +69,33 @@ def assert_same_candidates(found, expected):
 # ------------------------------------------------------------------------------------------------------- From the vocabulary
 
 
-def test_candidates_are_the_most_likely_of_the_vocabulary_in_order():
-    found = fill_masks([TEXTS[0]], MODEL, TOKENIZER, top_k=7)[0].masks[0]
+@pytest.mark.parametrize("pieces", [False, True])
+def test_candidates_are_the_most_likely_of_the_vocabulary_in_order(pieces):
+    found = fill_masks([TEXTS[0]], MODEL, TOKENIZER, top_k=7, pieces=pieces)[0].masks[0]
     ids = encode(TEXTS[0])
     p = log_probabilities(ids)[mask_positions(ids)[0]].exp()
-    best = p.argsort(descending=True)[:7].tolist()
+    best = [i for i in p.argsort(descending=True).tolist() if pieces or TOKENIZER.is_full_word[i]][:7]
     assert [c.token for c in found] == [TOKENIZER.tokens[i] for i in best]
     assert [c.probability for c in found] == pytest.approx(p[best].tolist(), rel=ROUNDING)
 
 
 def test_probabilities_over_the_vocabulary_sum_to_one():
-    found = fill_masks([TEXTS[0]], MODEL, TOKENIZER, top_k=TOKENIZER.vocab_size)[0].masks[0]
+    found = fill_masks([TEXTS[0]], MODEL, TOKENIZER, top_k=TOKENIZER.vocab_size, pieces=True)[0].masks[0]
     assert len({c.token for c in found}) == TOKENIZER.vocab_size
     assert sum(c.probability for c in found) == pytest.approx(1, abs=1e-5)  # 70 float32 numbers
 
 
 def test_top_k_beyond_the_vocabulary_gives_all_of_it():
-    assert len(fill_masks([TEXTS[0]], MODEL, TOKENIZER, top_k=10_000)[0].masks[0]) == TOKENIZER.vocab_size
+    assert len(fill_masks([TEXTS[0]], MODEL, TOKENIZER, top_k=10_000, pieces=True)[0].masks[0]) == TOKENIZER.vocab_size
+
+
+def test_pieces_and_special_tokens_are_left_out_by_default():
+    words = {c.token for c in fill_masks([TEXTS[0]], MODEL, TOKENIZER, top_k=10_000)[0].masks[0]}
+    assert words == {t for t in TOKENIZER.tokens if not t.startswith("##")} - set(SPECIAL_TOKENS)
 
 
 def test_each_mask_of_a_text_has_its_own_candidates():
-    found = fill_masks([TEXTS[1]], MODEL, TOKENIZER, top_k=1)[0]
+    found = fill_masks([TEXTS[1]], MODEL, TOKENIZER, top_k=1, pieces=True)[0]
     ids = encode(TEXTS[1])
     best = log_probabilities(ids)[mask_positions(ids)].argmax(-1).tolist()
     assert [blank[0].token for blank in found.masks] == [TOKENIZER.tokens[i] for i in best]
@@ -93,7 +103,7 @@ def test_each_mask_of_a_text_has_its_own_candidates():
 
 def test_padding_rows_of_the_embedding_are_never_predicted():
     wide = random_model(vocab_size=TOKENIZER.vocab_size + 58)
-    found = fill_masks([TEXTS[0]], wide, TOKENIZER, top_k=10_000)[0].masks[0]
+    found = fill_masks([TEXTS[0]], wide, TOKENIZER, top_k=10_000, pieces=True)[0].masks[0]
     assert len(found) == TOKENIZER.vocab_size
 
 
@@ -114,7 +124,8 @@ def test_text_in_a_batch_equals_the_text_alone():
 @pytest.mark.parametrize("candidates", [None, ["cat", "France"]])
 def test_several_batches_equal_one(monkeypatch, at_once, candidates):
     expected = fill_masks(TEXTS, MODEL, TOKENIZER, candidates=candidates)
-    monkeypatch.setattr(fill_mask, "_BATCH_TOKENS", at_once)
+    for module in (fill_mask, scoring):
+        monkeypatch.setattr(module, "_BATCH_TOKENS", at_once)
     found = fill_masks(TEXTS, MODEL, TOKENIZER, candidates=candidates)
     assert [f.text for f in found] == TEXTS
     for a, b in zip(found, expected, strict=True):
@@ -167,23 +178,26 @@ def likely(monkeypatch, *tokens):
 def test_filled_text_has_the_most_likely_word_for_each_mask(monkeypatch, text, tokens, filled):
     assert TOKENIZER.token_to_id("##s") is not None
     likely(monkeypatch, *tokens)
-    assert fill_masks([text], MODEL, TOKENIZER)[0].filled == filled
+    assert fill_masks([text], MODEL, TOKENIZER, pieces=True)[0].filled == filled
 
 
 # --------------------------------------------------------------------------------------------------------------- Among candidate words
 
 
-def expected_candidates(text, words):
+def left_to_right(ids, start, stop):
+    """Return the log-probabilities of `ids[start:stop]`, each predicted with itself and the later ones masked."""
+    masked = [[*ids[:i], *[TOKENIZER.mask_token_id] * (stop - i), *ids[stop:]] for i in range(start, stop)]
+    return [log_probabilities(row)[start + k, ids[start + k]].item() for k, row in enumerate(masked)]
+
+
+def expected_candidates(text, words, reduce):
     """Return {word: probability} for each mask, each word scored separately."""
     ids = encode(text)
     out = []
     for blank in mask_positions(ids):
-        scores = []
-        for word in words:
-            pieces = encode(word)
-            widened = [*ids[:blank], *[TOKENIZER.mask_token_id] * len(pieces), *ids[blank + 1 :]]
-            log_p = log_probabilities(widened)
-            scores.append(sum(log_p[blank + i, piece].item() for i, piece in enumerate(pieces)))
+        pieces = {word: encode(word) for word in words}
+        filled = {word: [*ids[:blank], *p, *ids[blank + 1 :]] for word, p in pieces.items()}
+        scores = [reduce(left_to_right(filled[word], blank, blank + len(p))) for word, p in pieces.items()]
         out.append(dict(zip(words, torch.tensor(scores).softmax(0).tolist(), strict=True)))
     return out
 
@@ -191,13 +205,16 @@ def expected_candidates(text, words):
 SINGLE, SPLIT = ["cat", "dog", "the"], ["cat", "cats", "doc", "Pat"]
 
 
+@pytest.mark.parametrize("reduction", [sum, fmean], ids=["sum", "mean"])
 @pytest.mark.parametrize("words", [SINGLE, SPLIT], ids=["one piece", "several pieces"])
 @pytest.mark.parametrize("text", TEXTS[:2])
-def test_candidate_words_are_scored_by_the_sum_of_their_pieces(text, words):
+def test_candidate_words_are_scored_from_left_to_right(text, words, reduction):
     lengths = {len(encode(word)) for word in words}
     assert lengths == {1} if words is SINGLE else len(lengths) > 1
-    found = fill_masks([text], MODEL, TOKENIZER, candidates=words, top_k=9)[0]
-    for blank, expected in zip(found.masks, expected_candidates(text, words), strict=True):
+    name = "sum" if reduction is sum else "mean"
+    found = fill_masks([text], MODEL, TOKENIZER, candidates=words, top_k=9, reduction=name)[0]
+    assert found.method == f"within_word_l2r_{name}"
+    for blank, expected in zip(found.masks, expected_candidates(text, words, reduction), strict=True):
         assert {c.token: c.probability for c in blank} == pytest.approx(expected, rel=1e-4)  # sums of rounded numbers
         shares = [c.probability for c in blank]
         assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-6)
@@ -221,23 +238,23 @@ def test_duplicate_candidate_counts_once():
 # ----------------------------------------------------------------------------------------------------------- pseudo-log-likelihood
 
 
+@pytest.mark.parametrize("pll", ["within_word_l2r", "original"])
 @pytest.mark.parametrize("text", ["the cat sat on the mat.", "Paris", "cats and dogs, and the log"])
-def test_pseudo_log_likelihood_equals_a_naive_loop(text):
+def test_pseudo_log_likelihood_equals_a_naive_loop(text, pll):
     ids = encode(text)
-    total = 0.0
-    for i, token in enumerate(ids):
-        masked = [*ids[:i], TOKENIZER.mask_token_id, *ids[i + 1 :]]
-        total += log_probabilities(masked)[i, token].item()
-    score = pseudo_log_likelihood([text], MODEL, TOKENIZER)[0]
-    assert (score.text, score.num_tokens) == (text, len(ids))
+    starts = [i for i, token in enumerate(ids) if pll == "original" or not TOKENIZER.tokens[token].startswith("##")]
+    total = sum(sum(left_to_right(ids, a, b)) for a, b in pairwise([*starts, len(ids)]))
+    score = pseudo_log_likelihood([text], MODEL, TOKENIZER, pll=pll)[0]
+    assert (score.text, score.num_tokens, score.method) == (text, len(ids), pll)
     assert score.log_likelihood == pytest.approx(total, rel=ROUNDING)
+    assert score.mean_log_likelihood == pytest.approx(total / len(ids), rel=ROUNDING)
     assert score.perplexity == pytest.approx(math.exp(-total / len(ids)), rel=1e-4)  # exp amplifies the rounding error
 
 
 def test_pseudo_log_likelihood_in_several_batches_equals_one(monkeypatch):
     texts = ["the cat sat on the mat.", "Paris"]
     expected = pseudo_log_likelihood(texts, MODEL, TOKENIZER)
-    monkeypatch.setattr(fill_mask, "_BATCH_TOKENS", 20)
+    monkeypatch.setattr(scoring, "_BATCH_TOKENS", 20)
     found = pseudo_log_likelihood(texts, MODEL, TOKENIZER)
     assert [s.log_likelihood for s in found] == pytest.approx([s.log_likelihood for s in expected], rel=ROUNDING)
 
@@ -288,6 +305,12 @@ def test_word_that_the_tokenizer_cannot_represent_is_refused(word):
         fill_masks(TEXTS, MODEL, TOKENIZER, candidates=["cat", word])
 
 
+@pytest.mark.parametrize("options", [{"reduction": "mean"}, {"pieces": True, "candidates": ["cat"]}])
+def test_options_without_effect_are_refused(options):
+    with pytest.raises(ConfigError, match="applies to"):
+        fill_masks(TEXTS, MODEL, TOKENIZER, **options)
+
+
 def test_empty_candidate_list_is_refused():
     with pytest.raises(ConfigError, match="--candidates is empty"):
         fill_masks(TEXTS, MODEL, TOKENIZER, candidates=[])
@@ -310,7 +333,7 @@ def test_api_result_is_plain_data(folder):
         blanks = [
             {"candidates": [{"token": c.token, "probability": c.probability} for c in blank]} for blank in f.masks
         ]
-        assert result == {"text": f.text, "masks": blanks, "filled": f.filled}
+        assert result == {"text": f.text, "masks": blanks, "filled": f.filled, "method": "vocabulary"}
 
 
 def test_api_scores_are_plain_data(folder):
@@ -320,7 +343,9 @@ def test_api_scores_are_plain_data(folder):
         "text": "the cat sat",
         "num_tokens": score.num_tokens,
         "log_likelihood": score.log_likelihood,
+        "mean_log_likelihood": score.mean_log_likelihood,
         "perplexity": score.perplexity,
+        "method": "within_word_l2r",
     }
 
 
@@ -350,7 +375,7 @@ def test_probabilities_equal_those_of_transformers_pipeline(folder, text):
     transformers = pytest.importorskip("transformers")
     pipeline = transformers.pipeline("fill-mask", model=str(folder), device="cpu")
     theirs = pipeline(text, top_k=5)
-    (ours,) = stemformer.fill([text], model=str(folder), top_k=5, device="cpu")
+    (ours,) = stemformer.fill([text], model=str(folder), top_k=5, device="cpu", pieces=True)
     found = ours["masks"][0]["candidates"]
     assert [c["token"] for c in found] == [answer["token_str"] for answer in theirs]
     assert [c["probability"] for c in found] == pytest.approx([answer["score"] for answer in theirs], rel=ROUNDING)

@@ -473,6 +473,13 @@ def test_squad_2_tunes_its_threshold_and_writes_null_odds(root, tmp_path):
     assert any("threshold" in note for note in result["notes"])
 
 
+def test_squad_with_repeated_ids_is_refused_before_training(root, tmp_path):
+    train = write_squad(tmp_path / "train.json", 8, has_unanswerable=False)
+    (tmp_path / "copy.json").write_text((tmp_path / "train.json").read_text())
+    with pytest.raises(DataError, match=r"the id 'train-0' occurs 2 times, and predictions\.json holds one answer"):
+        answer(root, tmp_path, train=[train], dev=[train, str(tmp_path / "copy.json")])
+
+
 def test_squad_is_resumed_without_training_again(root, tmp_path, monkeypatch):
     train = write_squad(tmp_path / "train.json", 8, has_unanswerable=False)
     dev = write_squad(tmp_path / "dev.json", 4, has_unanswerable=False)

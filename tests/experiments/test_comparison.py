@@ -362,6 +362,32 @@ def test_other_directory_is_not_resumed_or_overwritten(compare, tmp_path):
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
+# Symbols
+
+
+def test_each_seed_draws_its_own_map_of_symbols(files, no_plots, tmp_path, monkeypatch):
+    lines = [f">s{i} label={'AC'[i % 2]}\nG{'AC'[i % 2]}{'TG'[i % 3 > 0]}T" for i in range(24)]
+    (tmp_path / "dna.fa").write_text("\n".join(lines) + "\n")
+    seen = {}
+    make_context = comparison.make_finetuning_context
+
+    def record(config, data, examples, dev, tokenizer, *args):
+        words = data.task.symbols.words
+        texts = [" ".join(words[symbol] for symbol in record.texts[0]) for record in data.dev]
+        inputs = [example.input_ids[1:-1].tolist() for example in dev.examples]
+        assert inputs == [row.tolist() for row in tokenizer.encode_ids(texts)]
+        seen.setdefault(config.seed, set()).add((*words.items(), examples.fingerprint))
+        return make_context(config, data, examples, dev, tokenizer, *args)
+
+    monkeypatch.setattr(comparison, "make_finetuning_context", record)
+    dna = {"train": str(tmp_path / "dna.fa"), "dev": str(tmp_path / "dna.fa"), "symbols": "draw"}
+    small(files, tmp_path / "out", **dna, sizes=[9], initializations=["pretrained", "random"])
+    assert [len(maps) for maps in seen.values()] == [1, 1]  # one for both initializations
+    assert seen[0] != seen[1]
+    notes = json.loads((tmp_path / "out" / "compare.json").read_text())["notes"]
+    assert any("2 seeds, each with its own map of symbols" in note for note in notes)
+
+
 # Bad input
 
 
@@ -381,6 +407,7 @@ def test_other_directory_is_not_resumed_or_overwritten(compare, tmp_path):
         ({"learning_rates": ["other=1e-3"]}, "the initialization one of pretrained, random, reembedded"),
         ({"settings": ["reinitialize=all"]}, "is set by --initializations"),
         ({"settings": ["evaluation.patience=2"]}, "needs checkpoints"),
+        ({"settings": ["evaluation.best_metric=loss"]}, "needs checkpoints"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(compare, tmp_path, options, message):

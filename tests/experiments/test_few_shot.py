@@ -274,6 +274,16 @@ def test_task_sets_metric_and_numbers_of_demonstrations(model, tmp_path, capsys)
     assert "de (chrf)" in (out / "report.html").read_text()
 
 
+def test_questions_that_the_vocabulary_cannot_write_are_noted(tiny_bert, tmp_path):
+    rows = [{"text": "король и река", "label": str(i % 2)} for i in range(12)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.toml").write_text(
+        'template = "{text} {answer}"\ndata = "a.jsonl"\nlabel = "label"\n[answers]\n0 = "old"\n1 = "wise"\n'
+    )
+    result = stemformer.fewshot([str(tmp_path / "a.toml")], model=[str(tiny_bert)], num_shots=[0], num_questions=3)
+    assert any("100% of the words are [UNK], such as 'король'" in note for note in result["notes"])
+
+
 def test_prompts_that_do_not_fit_are_noted(model, tmp_path):
     rows = [{"text": "the river and the king " * 12, "label": str(i % 2)} for i in range(30)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -194,12 +194,14 @@ def test_overlong_prompt_is_an_error_before_any_text_is_generated(folder):
     assert not results
 
 
-def test_each_line_of_standard_input_is_a_prompt_even_if_empty(folder, monkeypatch, capsys):
+def test_each_line_of_standard_input_is_a_prompt_and_blank_ones_are_counted(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The old\n\nking\n")))
     options = ["--model", str(folder), "--max-new-tokens", "3", "--temperature", "0", "--batch-size", "2"]
     assert main(["generate", "-", *options]) == 0
-    found = stemformer.generate(["The old", "", "king"], model=str(folder), max_new_tokens=3, temperature=0)
-    assert capsys.readouterr().out == "\n\n".join(x["prompt"] + x["text"] for x in found) + "\n"
+    found = stemformer.generate(["The old", "king"], model=str(folder), max_new_tokens=3, temperature=0)
+    printed = capsys.readouterr()
+    assert printed.out == "\n\n".join(x["prompt"] + x["text"] for x in found) + "\n"
+    assert "blank lines of standard input (skipped): 1\n" in printed.err
 
 
 def test_batch_size_zero_is_an_error(folder):

@@ -51,9 +51,14 @@ def refused(path, message, *, exit_code=2, load=load_model):
 # Errors
 
 
-@pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "~/nothing", "a/b/c"])
+@pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "~/nothing", "a/b/c", "nothing/"])
 def test_missing_folder_is_refused(name):
     refused(name, "does not exist")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_empty_name_is_refused(name):
+    refused(name, "The name of a model is empty")
 
 
 def test_folder_without_config_is_refused(folder):

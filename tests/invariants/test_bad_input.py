@@ -126,9 +126,9 @@ def test_corpus_too_small_for_a_batch(fails, made, make_text, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_corpus_too_small_for_a_held_out_part(fails, made, make_text, tmp_path):
-    (tmp_path / "small.txt").write_text(make_text(num_documents=2))
-    words = ["Of 2 documents, none is in the held-out split", "Raise --held-out"]
+def test_corpus_too_small_for_a_held_out_part(fails, made, tmp_path):
+    (tmp_path / "small.txt").write_text("a king\n")
+    words = ["Of 1 document, none is in the held-out split", "Raise --held-out"]
     fails(prepare(tmp_path / "small.txt", made, tmp_path / "d", "--held-out=0.0001", "--documents=line"), 2, *words)
     assert not (tmp_path / "d").exists()
 

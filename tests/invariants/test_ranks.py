@@ -23,6 +23,7 @@ from stemformer.cli import app as cli
 from stemformer.commands import pretrain as pretraining
 from stemformer.config import with_settings
 from stemformer.data.tokenization.tokenizer import load_tokenizer
+from stemformer.errors import DataError
 from stemformer.io import read_jsonl
 from stemformer.progress import Silent
 from stemformer.recipes import find_recipe
@@ -63,11 +64,13 @@ class StopAt(Silent):
             signal.raise_signal(signal.SIGINT)
 
 
-def train(data, out, *, settings=(), stop_at=0, die_at=None, **options):
-    """A run of 10 steps, which with `stop_at` ends after so many, or continues with `resume`; with `die_at`, rank 1 dies once."""
+def train(data, out, *, settings=(), stop_at=0, die_at=None, error="", **options):
+    """A run of 10 steps, which ends after `stop_at`, or continues with `resume`; at `die_at`, rank 1 dies once, or raises `error`."""
     if die_at is not None and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
 
         def die(module, batches, setup, step, *rest, original=loop.add_gradients):
+            if step == die_at and error:
+                raise DataError(error)
             if step == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             original(module, batches, setup, step, *rest)
@@ -297,6 +300,15 @@ def test_nothing_is_lost_when_a_rank_dies(data, two, tmp_path):
 
 
 @pytest.mark.slow
+def test_error_of_a_rank_is_that_of_the_others(data, tmp_path):
+    failing = {"data": data, "out": str(tmp_path / "run"), "die_at": 2, "error": "no such row"}
+    code, output = ended(start_ranks(tmp_path, [("train", failing)]), tmp_path)
+    assert code != 0
+    assert "DataError: no such row" in output
+    assert "TrainingError: Rank 1 failed: no such row" in output
+
+
+@pytest.mark.slow
 def test_sigterm_stops_all_ranks_after_the_same_step(data, tmp_path):
     out = tmp_path / "run"
     settings = [*SETTINGS, "evaluation.every=100000", "checkpoints.every=100000"]
@@ -319,7 +331,9 @@ def test_mistake_is_reported_once(tmp_path):
     words = ["pretrain", "--recipe", "bert_tiny", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
     code, output = ended(start_ranks(tmp_path, [("command", {"arguments": [*words, "--steps", "1"]})]), tmp_path)
     assert code != 0
-    assert output.count("error: ") == 1, output
+    summary = output.partition("FAILED")[2]
+    assert output.removesuffix(summary).count("error: ") == 1, output
+    assert summary.count("none does not exist") == 2
     assert not (tmp_path / "run").exists()
 
 

@@ -185,7 +185,7 @@ def test_predictions_without_an_entity_score_nothing_and_give_no_warning():
 
 
 def test_text_with_too_few_tags_is_an_error():
-    with pytest.raises(DataError, match="text 2 has 1 predictions for 2 words"):
+    with pytest.raises(DataError, match="Text 2 has 1 predictions for 2 words"):
         tagging_metrics([["O"], ["O", "O"]], [["O"], ["O"]], entities=True)
 
 

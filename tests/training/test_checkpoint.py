@@ -57,10 +57,10 @@ def tokenizer():
 
 @pytest.fixture
 def save(tmp_path, tokenizer):
-    def run(step, keep=2, seed=0, held_out_loss=None, kind="adamw"):
+    def run(step, keep=2, seed=0, held_out_loss=None, kind="adamw", config="seed = 0\n"):
         model, optimizer = make_parts(seed, kind)
         metadata = Checkpoint(
-            step, 100 * step, 1.5 * step, "seed = 0\n", "fingerprint", {"threads": 2}, held_out_loss=held_out_loss
+            step, 100 * step, 1.5 * step, config, "fingerprint", {"threads": 2}, held_out_loss=held_out_loss
         )
         return save_checkpoint(tmp_path, model, optimizer, metadata, tokenizer=tokenizer, keep=keep)
 
@@ -144,6 +144,16 @@ def test_best_is_kept_in_addition_to_the_newest(save, tmp_path):
     save(12, keep=2, held_out_loss=2.0)
     assert names(tmp_path) == ["best", "step-00000010", "step-00000012"]
     assert load_model(tmp_path / "best").config.hidden_size == 8
+
+
+def test_best_is_chosen_among_evaluations_on_the_same_number_of_examples(save, tmp_path):
+    for step, loss, number in ((2, 3.0, 8), (4, 4.0, 8), (6, None, 16)):
+        save(step, keep=1, held_out_loss=loss, config=f"[evaluation]\nnum_examples = {number}\n")
+    assert names(tmp_path) == ["best", "step-00000002", "step-00000006"]
+    for step, loss in ((8, 3.6), (10, 3.5), (12, 3.9)):
+        save(step, keep=1, held_out_loss=loss, config="[evaluation]\nnum_examples = 16\n")
+    assert names(tmp_path) == ["best", "step-00000010", "step-00000012"]
+    assert (tmp_path / "best").resolve().name == "step-00000010"
 
 
 def test_at_least_one_is_kept(save, tmp_path):

@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 import stemformer
 from stemformer import options as o
 from stemformer.cli.display import FewShotDisplay, StdinOptions, fewshot, generate, print_rows, run, run_with_stdin
-from stemformer.cli.exit_codes import DISK_FULL, describe_error, signals_raise
+from stemformer.cli.exit_codes import DISK_FULL, describe_error, report_to_torchrun, signals_raise
 from stemformer.cli.parameters import Command, convert_value, new_words
 
 START, DATA, TRAIN, USE, MEASURE, KEEP = (
@@ -97,7 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except CycloptsError as error:
             name = " ".join(["stemformer", *(error.command_chain or ())])
-            print(f"error: {' '.join(str(error).split())} See {name} --help.", file=sys.stderr)
+            line = f"error: {' '.join(str(error).split())} See {name} --help."
+            report_to_torchrun(line)
+            if _is_reported_here(error):
+                print(line, file=sys.stderr)
             return 2
         except (Exception, KeyboardInterrupt) as error:
             if "--debug" in words:
@@ -108,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code, line = describe_error(error)
             if bound is not None and _can_resume(words[0], bound, error):
                 line += ". Finished work was kept; continue with --resume"
+            report_to_torchrun(line)
             if line and _is_reported_here(error):
                 print(line, file=sys.stderr)
             return code

@@ -2,8 +2,8 @@
 
 import contextlib
 import itertools
-import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import field, replace
@@ -11,7 +11,8 @@ from typing import Any
 
 import stemformer
 from stemformer.cli.terminal import Terminal, as_text
-from stemformer.errors import ConfigError, DataError
+from stemformer.errors import ConfigError
+from stemformer.io import to_json
 from stemformer.options import FewShotOptions, GenerateOptions, Options
 from stemformer.progress import Progress, Silent
 
@@ -43,7 +44,8 @@ class StdinOptions(Options):
     """Standard input.
 
     Attributes:
-        stdin: Read standard input too: plain text, or JSON in place of files; a text on each line in place of texts.
+        stdin: Read standard input too: plain text, or JSON in place of files; a text on each line in place of texts,
+            with blank lines skipped and counted (as a file, they give rows without a prediction).
     """
 
     replaces = ("texts", "prompts", "files")
@@ -69,10 +71,10 @@ class FewShotDisplay(Options):
 _WITHOUT_PROGRESS = {"samples", "list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
 
 
-def call(name: str, options: Options, display: DisplayOptions) -> Any:
+def call(name: str, options: Options, display: DisplayOptions, **more: Any) -> Any:
     """Call a function of the package, with progress unless it is quick."""
     function = getattr(stemformer, name)
-    keywords: dict[str, Any] = {"options": options} if vars(options) else {}
+    keywords: dict[str, Any] = more | ({"options": options} if vars(options) else {})
     if name in _WITHOUT_PROGRESS:
         return function(**keywords)
     with display.progress() as progress:
@@ -90,22 +92,18 @@ def run(name: str, options: Options, display: DisplayOptions) -> None:
 
 def run_with_stdin(name: str, options: Options, stdin: StdinOptions, display: DisplayOptions) -> None:
     """Call a function of the package that takes texts or files, also from standard input."""
-    run(name, with_stdin(options, stdin), display)
+    run(name, with_stdin(options, stdin, display), display)
 
 
 def print_rows(name: str, options: Any, stdin: StdinOptions, display: DisplayOptions) -> None:
     """Print embeddings or predictions as JSON lines, unless they are written to a file."""
-    options = with_stdin(options, stdin)
-    result = call(name, options, display)
+    options = with_stdin(options, stdin, display)
+    how = {"on_row": lambda row: print(to_json(row))} if name == "predict" else {}
+    result = call(name, options, display, **how)
     if options.out is not None:
         return print_result(result, display)
-    if name == "embed":
-        embeddings = zip(options.texts, result["embeddings"].tolist(), strict=True)
-        rows = [{"text": text, "embedding": embedding} for text, embedding in embeddings]
-    else:
-        rows = result["predictions"]
-    for row in rows:
-        print(to_json(row))
+    for text, embedding in zip(options.texts, result["embeddings"].tolist(), strict=True) if name == "embed" else ():
+        print(to_json({"text": text, "embedding": embedding}))
 
 
 def fewshot(options: FewShotOptions, instead: FewShotDisplay, display: DisplayOptions) -> None:
@@ -129,18 +127,12 @@ def fewshot(options: FewShotOptions, instead: FewShotDisplay, display: DisplayOp
 def print_result(result: Any, display: DisplayOptions) -> None:
     """Print a result as text or JSON; of several ranks, the first one prints."""
     if os.environ.get("RANK", "0") == "0":
-        print(to_json(result, indent=2) if display.json else as_text(result))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(to_json(result, indent=2) if display.json else as_text(result, width=width))
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Format a value as JSON; NumPy and torch scalars become numbers, paths texts."""
-    return json.dumps(
-        value, ensure_ascii=False, indent=indent, default=lambda x: x.item() if hasattr(x, "item") else str(x)
-    )
-
-
-def read_texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) -> list[str]:
-    """Return texts of the command line and of standard input, which is read if there are no others."""
+def read_texts(texts: Any, stdin: StdinOptions, display: DisplayOptions) -> list[str]:
+    """Return texts of the command line and lines of standard input, which is read if there are no others."""
     found: list[str] = list(texts or ())
     if found and not stdin.stdin:
         return found
@@ -148,8 +140,11 @@ def read_texts(texts: Any, stdin: StdinOptions, *, keeps_empty: bool = False) ->
     from stemformer.data.text.files import read_text, text_lines
 
     _say_if_typed()
-    lines = text_lines(iter([read_text("-", allow_blank=True)]))
-    return [*found, *(line for line in lines if keeps_empty or line.strip())]
+    lines = list(text_lines(iter([read_text("-")])))
+    found += (line for line in lines if line.strip())
+    if (num_blank := sum(not line.strip() for line in lines)) and not display.quiet:
+        print(f"blank lines of standard input (skipped): {num_blank:,}", file=sys.stderr)
+    return found
 
 
 def _say_if_typed() -> None:
@@ -157,10 +152,10 @@ def _say_if_typed() -> None:
         print("reading lines from the terminal; Ctrl-D ends", file=sys.stderr)
 
 
-def with_stdin(options: Any, stdin: StdinOptions) -> Any:
+def with_stdin(options: Any, stdin: StdinOptions, display: DisplayOptions) -> Any:
     """Return options with the texts or files of the command line and of standard input."""
     if hasattr(options, "texts"):
-        return replace(options, texts=read_texts(options.texts, stdin))
+        return replace(options, texts=read_texts(options.texts, stdin, display))
     if stdin.stdin:
         _say_if_typed()
     return replace(options, files=[*(options.files or ()), *(["-"] if stdin.stdin else [])])
@@ -170,9 +165,7 @@ def generate(options: GenerateOptions, stdin: StdinOptions, display: DisplayOpti
     """Print the completion of each prompt, as soon as possible."""
     if not options.prompts and not stdin.stdin and not display.json and sys.stdin.isatty():
         return _generate_typed(options)
-    prompts = read_texts(options.prompts, stdin, keeps_empty=True)
-    if not prompts:
-        raise DataError("Standard input holds no text. Pass a line for each prompt, or '' to start a new document.")
+    prompts = read_texts(options.prompts, stdin, display)
     options = replace(options, prompts=prompts)
     if display.json:
         run("generate", options, display)

@@ -6,11 +6,14 @@ finite; 130 Ctrl-C; 141 broken pipe; 143 SIGTERM.
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from stemformer.errors import StemformerError
@@ -45,6 +48,14 @@ def describe_error(error: BaseException) -> tuple[int, str]:
             return 2, f"error: {os.fsdecode(error.filename)}: {error.strerror}"
     name = type(error).__name__
     return 1, f"error: unexpected {name}: {text}; this is a bug of stemformer: run again with --debug and report it"
+
+
+def report_to_torchrun(line: str) -> None:
+    """Write an error to the file, if any, from which `torchrun` takes the message of its summary."""
+    if line and (file := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        facts = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": {"message": line, "extraInfo": facts}}), encoding="utf-8")
 
 
 @contextlib.contextmanager

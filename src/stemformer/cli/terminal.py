@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 
+# Columns of the screen that each cell of a table keeps.
+_MIN_CELL = 4
+
+
 class Terminal:
     """Progress on standard error: bars on a terminal, else a plain line every `interval` seconds and one at the end.
 
@@ -115,8 +119,10 @@ def _format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def as_text(result: Any) -> str:
+def as_text(result: Any, *, width: int | None = None) -> str:
     """Format a result: a dict as names and values above its tables and lines, a list of dicts as a table.
+
+    Long cells of tables are cut to fit `width` columns of the screen; None cuts nothing.
 
     Example:
         >>> print(as_text({"steps": 1000, "loss": 2.5}))
@@ -124,17 +130,21 @@ def as_text(result: Any) -> str:
         loss   2.5
     """
     if isinstance(result, Mapping):
-        blocks = {name: text for name, value in result.items() if (text := _format_block(value)) is not None}
+        blocks = {
+            name: text
+            for name, value in result.items()
+            if (text := _format_block(value, width and width - 2)) is not None
+        }
         named = _align([*_named_rows({name: value for name, value in result.items() if name not in blocks})])
         tables = [f"{name}\n{indent(text, '  ', lambda line: True)}" for name, text in blocks.items()]
         return "\n\n".join(["\n".join(named), *tables])
-    if (text := _format_block(result)) is not None:
+    if (text := _format_block(result, width)) is not None:
         return text
     is_list = isinstance(result, Sequence) and not isinstance(result, str)
     return "\n".join(map(_format_value, result)) if is_list else str(result)
 
 
-def _format_block(value: Any) -> str | None:
+def _format_block(value: Any, width: int | None) -> str | None:
     """Return the text of a table, a matrix, filled masks or lines with blanks; None for other values."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return None
@@ -142,8 +152,8 @@ def _format_block(value: Any) -> str | None:
         if all("masks" in record for record in value):
             return "\n\n".join(map(_format_masks, value))
         header = list(dict.fromkeys(key for record in value for key in record))
-        rows = [[_format_value(record.get(key, "")) for key in header] for record in value]
-        return "\n".join(_align([header, *rows]))
+        rows = [[_on_one_line(_format_value(record.get(key, ""))) for key in header] for record in value]
+        return "\n".join(_align([header, *rows], width))
     if all(isinstance(row, list | tuple) and all(isinstance(item, int | float) for item in row) for row in value):
         return "\n".join(_align([[_format_value(item) for item in row] for row in value]))
     if all(isinstance(item, str) and " " in item for item in value):
@@ -157,7 +167,9 @@ def _format_masks(record: Mapping[str, Any]) -> str:
         for number, mask in enumerate(record["masks"], start=1)
         for rank, candidate in enumerate(mask["candidates"])
     ]
-    return "\n".join([str(record["text"]), *_align(rows), f"  {record['filled']}"])
+    method = record.get("method", "vocabulary")
+    scored = [f"  candidates scored by {method}"] if method != "vocabulary" else []
+    return "\n".join([str(record["text"]), *_align(rows), f"  {record['filled']}", *scored])
 
 
 def _named_rows(table: Mapping[str, Any], margin: str = "") -> Iterator[list[str]]:
@@ -185,8 +197,20 @@ def _format_value(value: Any) -> str:
     return str(value)
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split()) if len(text.splitlines()) > 1 else text.replace("\t", " ")
+
+
+def _align(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """Align columns; with `width`, cut the cells of the widest ones, which end in an ellipsis."""
     from rich.cells import cell_len, set_cell_size
 
+    def fit(text: str, size: int) -> str:
+        return set_cell_size(text, size) if cell_len(text) <= size else set_cell_size(text, size - 1) + "…"
+
     widths = [max(map(cell_len, column)) for column in zip_longest(*rows, fillvalue="")]
-    return ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in rows]
+    if width is not None:
+        room = width - 2 * (len(widths) - 1)
+        limits = (limit for limit in range(room, _MIN_CELL, -1) if sum(min(w, limit) for w in widths) <= room)
+        widths = [min(w, limit) for limit in [next(limits, _MIN_CELL)] for w in widths]
+    return ["  ".join(map(fit, row, widths)).rstrip() for row in rows]

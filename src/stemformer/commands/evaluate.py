@@ -1,21 +1,27 @@
 """Evaluate a fine-tuned model on labelled files."""
 
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from stemformer.commands.load import open_pipeline
-from stemformer.commands.predict import read_task_records
+from stemformer.commands.predict import open_task_records
 from stemformer.errors import ConfigError
 from stemformer.io import write_json
 from stemformer.options import EvaluateOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent
 from stemformer.reports.finetuning import write_task_report
-from stemformer.tasks.labels import check_labels, match_labels
-from stemformer.tasks.predictions import examples_to_show
+from stemformer.tasks.dataset import RecordBlocks
+from stemformer.tasks.labels import check_labels, count_labels, match_labels
+from stemformer.tasks.predictions import WorstExamples
+from stemformer.tasks.task import Task
 
 # Files of a run, whose report is not that of an evaluation.
 _RUN_FILES = {"config.toml", "log.jsonl", "trials.json"}
+# Examples of a report, which shows fewer.
+_NUM_SHOWN = 50
 
 
 @accepts(EvaluateOptions)
@@ -35,49 +41,73 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
     # Predict.
     model = open_pipeline(options.model, options)
     task = model.require_task()
-    records, counts = read_task_records(task, options, progress, label_column=options.label_column, needs_answer=True)
+    labels: set[str] = set()
+    labelled: list[Any] = []  # records of the blocks with new labels
+
+    def find_labels(records: Sequence[Any]) -> None:
+        if task.labels and not (found := count_labels(task.config, records)).keys() <= labels:
+            labels.update(found)
+            labelled.extend(records)
+
+    how: dict[str, Any] = {"label_column": options.label_column, "needs_answer": True, "check": find_labels}
+    how |= {"advice": "--text-column or --label-column"}
+    blocks, counts = open_task_records(task, options, progress, **how)
     if options.label_map:
-        model = model.with_labels(options.label_map, records)
+        model = model.with_labels(options.label_map, labelled)
         task = model.require_task()
-    records, notes = match_labels(task, records)
+    _, notes = match_labels(task, labelled)
     advice = "Check the column (--label-column), or name the labels with --label-map."
-    notes += check_labels(task, records, advice=advice)
+    notes += check_labels(task, chain.from_iterable(_matched(task, blocks)), advice=advice)
     model.tokenizer.unknown.clear()
-    predictions, scores, examples = model.score_records(records, progress)
+    outcomes: list[Any] = []
+    wrong = WorstExamples(task, options.num_worst, only_wrong=True)
+    shown = WorstExamples(task, _NUM_SHOWN)
+    for block in model.predict_blocks(_matched(task, blocks), total=blocks.num_records, progress=progress):
+        outcomes += map(task.outcome, block.records, block.predictions)
+        wrong.add(block.records, block.predictions)
+        if options.report is not None:
+            shown.add(block.records, block.predictions, (block.examples, block.scores, model.tokenizer))
+        counts.update(block.examples.counts)
     notes += [note] if (note := model.tokenizer.unknown.note()) else []
     for note in notes:
         progress.say(note)
-    counts.update(examples.counts)
 
     # Score.
-    metrics, details = task.compute_metrics(predictions, records)
+    metrics, details = task.metrics_of(outcomes)
     result: dict[str, Any] = {
         "model": model.path,
         "task": task.config.name,
-        "records": len(records),
+        "records": blocks.num_records,
         "main_metric": task.main_metric,
         **metrics,
         "counts": dict(counts),
         "notes": notes,
         **details,
-        "wrong": examples_to_show(task, records, predictions, number=options.num_worst, only_wrong=True),
+        "wrong": wrong.entries,
     }
     if options.out is not None:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(options.out), result)
     if options.report is not None:
-        outputs = (examples, scores, model.tokenizer)
         page = {
             "task": task.config.name,
             "title": f"{Path(model.path).name} on {', '.join(Path(file).name for file in options.files)}",
             "metrics": metrics,
             **details,
             "notes": [*(f"{name}: {number:,}" for name, number in counts.items()), *notes],
-            "examples": examples_to_show(task, records, predictions, number=len(records), outputs=outputs),
+            "examples": shown.entries,
+            "num_examples": shown.num_examples,
+            "num_wrong": shown.num_wrong,
         }
         Path(options.report).mkdir(parents=True, exist_ok=True)
         result["report"] = str(write_task_report(Path(options.report), page))
     return result
+
+
+def _matched(task: Task, blocks: RecordBlocks) -> Iterator[list[Any]]:
+    """Yield blocks of records with the task's spelling of labels."""
+    for records in blocks:
+        yield match_labels(task, list(records))[0]
 
 
 def _check_report_dir(folder: Path, *, overwrite: bool) -> None:

@@ -11,14 +11,16 @@ def fill(options: FillOptions) -> list[dict[str, Any]]:
     """Predict the most probable tokens for each [MASK].
 
     Returns:
-        For each text `text`, `masks` (each with `candidates`, dicts of `token` and `probability`), and
-        `filled`, the text with the best candidate for each mask.
+        For each text `text`, `masks` (each with `candidates`, dicts of `token` and `probability`),
+        `filled`, the text with the best candidate for each mask, and `method`: `vocabulary`, or how
+        candidates were scored, `within_word_l2r_sum` or `within_word_l2r_mean`.
 
     Example:
         >>> fill(["Paris is the [MASK] of France."], model="runs/quickstart")  # doctest: +SKIP
     """
     model = open_pipeline(options.model, options)
-    return model.fill(options.texts, top_k=options.top_k, candidates=options.candidates or None)
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("top_k", "reduction", "pieces")}
+    return model.fill(options.texts, candidates=options.candidates or None, **how)
 
 
 @accepts(ScoreOptions)
@@ -26,6 +28,7 @@ def score(options: ScoreOptions) -> list[dict[str, Any]]:
     """Score texts by their log-likelihood: under a masked language model the pseudo-log-likelihood.
 
     Returns:
-        For each text `text`, `num_tokens`, `log_likelihood` in nats, and `perplexity` per token.
+        For each text `text`, `num_tokens`, `log_likelihood` in nats, its mean per token, `perplexity`
+        (the exponential of minus that mean), and `method`: `causal`, or that of `pll`.
     """
-    return open_pipeline(options.model, options).score(options.texts)
+    return open_pipeline(options.model, options).score(options.texts, pll=options.pll)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from stemformer.commands.training_run import open_run_dir, resolve, start_run
-from stemformer.config import to_toml
+from stemformer.commands.training_run import note_on_best, open_run_dir, resolve, start_run
+from stemformer.config import nearest, to_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.data.tokenization.unknown_words import CANNOT_WRITE
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
@@ -28,8 +29,8 @@ from stemformer.reports.finetuning import curves_of_log, write_task_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import mean_std
-from stemformer.tasks.predictions import examples_to_show
-from stemformer.tasks.task import TaskConfig
+from stemformer.tasks.predictions import WorstExamples
+from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
 from stemformer.training.config import BatchConfig, FinetuneConfig
@@ -139,12 +140,19 @@ def _run(
                 final = make_model(model.config, task.heads, num_labels=task.num_labels)
                 final.load_state_dict(weights)
                 final.max_length = max_length
+                note = note_on_best(context, state)
+                note = note and f"{note}; --set evaluation.patience=N makes the best model the result"
             else:
                 best = folder / "checkpoints" / "best"
                 final = load_model(best, task.heads, num_labels=task.num_labels)
                 task.is_standardized = False
-                progress.say(f"early stopping: the result is the model of step {read_checkpoint(best).step}")
+                checkpoint = read_checkpoint(best)
+                value = context.describe_monitored(checkpoint.held_out_loss or 0.0)
+                note = f"the result is the best model, of step {checkpoint.step} ({value})"
                 last.clear()
+            if note is not None:
+                notes.append(note)
+                progress.say(note)
             result = _finish(final.to(context.device).eval(), data, dev, context, notes, last, progress)
         ranks.barrier()
     return {
@@ -188,7 +196,10 @@ def make_finetuning_context(
     checkpoints = replace(config.checkpoints, every=config.checkpoints.every or evaluation.every)
     config = replace(config, evaluation=evaluation, checkpoints=checkpoints)
     precision = choose_precision(config.compute.precision, device)
-    monitored = f"dev_{task.main_metric}"
+    monitored = config.evaluation.best_metric or task.main_metric
+    sign = 1 if monitored.endswith(("loss", "error")) else -1
+    if config.evaluation.best_metric is not None:
+        _check_metric(monitored, task, dev, data)
     last: list[Any] = []
 
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
@@ -216,10 +227,20 @@ def make_finetuning_context(
         folder=folder,
         ranks=ranks,
         describe=lambda metrics: ", ".join(f"{k.replace('_', ' ')} {_format(k, v)}" for k, v in metrics.items()),
-        monitor=lambda metrics: -metrics[monitored] if monitored in metrics else None,
+        monitor=lambda metrics: sign * metrics[key] if (key := f"dev_{monitored}") in metrics else None,
+        describe_monitored=lambda value: f"dev {monitored.replace('_', ' ')} {_format(monitored, sign * value)}",
         task=task.metadata() | {"max_length": max_length},
     )
     return context, last
+
+
+def _check_metric(name: str, task: Task, dev: TaskExamples, data: LabelledData) -> None:
+    """Check that the dev data has a metric, before training; the names do not depend on the scores."""
+    scores = [np.zeros((task.num_scores(example), task.num_labels), np.float32) for example in dev.examples]
+    metrics, _ = task.compute_metrics(task.decode(scores, dev, data.dev), data.dev)
+    if name not in (names := ["loss", *metrics]):
+        expected = f"Expected one of {', '.join(names)}."
+        raise ConfigError(f"Metric {name!r} does not exist{nearest(name, names)}. {expected}")
 
 
 def _finish(
@@ -248,11 +269,11 @@ def _finish(
         progress.say(notes[-1])
         predictions = task.decode(scores, dev, data.dev)
         metrics, details = task.compute_metrics(predictions, data.dev)
+    advice = "train longer, or with a higher --learning-rate (a small model may need 1e-3)"
+    if any(CANNOT_WRITE in note for note in notes):
+        advice = "the model cannot read the text"
     majority = majority_baseline(data)
     if majority is not None and metrics.get("accuracy", 1.0) <= majority[1] < 1:
-        advice = "train longer, or with a higher --learning-rate (a small model may need 1e-3)"
-        if any(CANNOT_WRITE in note for note in notes):
-            advice = "the model cannot read the text"
         notes.append(
             f"not better than the majority baseline: {majority[0]!r} is right for {majority[1]:.1%} of the dev data; "
             f"{advice}"
@@ -263,7 +284,7 @@ def _finish(
     name = "root_mean_squared_error"
     if name in baseline and metrics[name] >= baseline[name]:
         mean = f"not better than predicting the mean of the training scores ({name} {baseline[name]:.4g})"
-        notes.append(f"{mean}; train longer, or with a higher --learning-rate (a small model may need 1e-3)")
+        notes.append(f"{mean}; {advice}")
         progress.say(notes[-1])
 
     # Save.
@@ -274,7 +295,8 @@ def _finish(
     write_json(folder / "metrics.json", results)
 
     # Report.
-    outputs = (dev, scores, tokenizer)
+    shown = WorstExamples(task, len(data.dev))
+    shown.add(data.dev, predictions, (dev, scores, tokenizer))
     page = {
         "task": task.config.name,
         "title": "/".join(folder.resolve().parts[-2:]),
@@ -282,12 +304,12 @@ def _finish(
         **details,
         "curves": curves_of_log(read_jsonl(folder / "log.jsonl"), task.config.name),
         "notes": notes,
-        "examples": examples_to_show(task, data.dev, predictions, number=len(data.dev), outputs=outputs),
+        "examples": shown.entries,
         "config": (folder / "config.toml").read_text(encoding="utf-8"),
     }
     write_task_report(folder, page)
-    shown: dict[str, Any] = {name: details[name] for name in ("positive_label", "baseline") if name in details}
-    return {"train": len(data.train), "dev": len(data.dev), **metrics, **shown, "notes": notes}
+    named: dict[str, Any] = {name: details[name] for name in ("positive_label", "baseline") if name in details}
+    return {"train": len(data.train), "dev": len(data.dev), **metrics, **named, "notes": notes}
 
 
 def _summarize_seeds(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 import copy
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import cached_property, wraps
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -18,7 +18,7 @@ from stemformer.config import nearest
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.few_shot.scoring import ScoringRequest, score_answers
-from stemformer.evaluation.fill_mask import Score, fill_masks, pseudo_log_likelihood
+from stemformer.evaluation.fill_mask import WITHIN_WORD_L2R, Score, fill_masks, make_score, pseudo_log_likelihood
 from stemformer.evaluation.inference import pooled_states, predict_scores
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import generate_texts
@@ -30,7 +30,7 @@ from stemformer.models.model import Model
 from stemformer.objectives.objective import LossModule
 from stemformer.options import ComputeOptions, LoadOptions, accepts
 from stemformer.progress import Progress, Silent
-from stemformer.tasks.dataset import load_labelled_task
+from stemformer.tasks.dataset import blocks_of, load_labelled_task
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens
 from stemformer.tasks.labels import rename_labels
 from stemformer.tasks.task import Task
@@ -71,6 +71,20 @@ def load(options: LoadOptions) -> "Pipeline":
     return Pipeline(options.path, device=options.device, precision=options.precision)
 
 
+def _advance(progress: Progress, scale: float, number: int) -> None:
+    progress.advance(scale * number)
+
+
+@dataclass(frozen=True)
+class PredictedBlock:
+    """Records with their predictions, and the scores and examples that these were decoded from."""
+
+    records: Sequence[Any]
+    predictions: list[Any]
+    scores: list[Float[np.ndarray, "_ c"]]
+    examples: TaskExamples
+
+
 class Pipeline:
     """A loaded model in evaluation mode, with its tokenizer and, if it was fine-tuned, its task.
 
@@ -102,27 +116,36 @@ class Pipeline:
 
     @_warns_of_unknown_words
     def fill(
-        self, texts: Sequence[str], *, top_k: int = 5, candidates: Sequence[str] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        top_k: int = 5,
+        candidates: Sequence[str] | None = None,
+        reduction: str = "sum",
+        pieces: bool = False,
     ) -> list[dict[str, Any]]:
         """Return the most probable words for each `[MASK]`; keywords and result as of `stemformer.fill`."""
         self._check_texts(texts, expected="sentences with [MASK] in them")
         self._require("masked_lm", "cannot fill masks. Pass a model pre-trained with masked tokens.")
         with autocast(self.device, self.precision):
-            found = fill_masks(texts, self.model, self.tokenizer, top_k=top_k, candidates=candidates)
+            how: dict[str, Any] = {"top_k": top_k, "candidates": candidates, "reduction": reduction, "pieces": pieces}
+            found = fill_masks(texts, self.model, self.tokenizer, **how)
         rows = map(asdict, found)
         return [{**row, "masks": [{"candidates": mask} for mask in row["masks"]]} for row in rows]
 
     @_warns_of_unknown_words
-    def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the log-likelihood of each text, as `stemformer.score` does."""
+    def score(self, texts: Sequence[str], *, pll: str = WITHIN_WORD_L2R) -> list[dict[str, Any]]:
+        """Return the log-likelihood of each text; keyword and result as of `stemformer.score`."""
         self._check_texts(texts, expected="sentences")
         if "masked_lm" not in self.model.heads:
             self._require("causal_lm", "cannot score texts. Pass a pre-trained model.")
+            if pll != WITHIN_WORD_L2R:
+                raise ConfigError("pll applies to masked language models, and this is a causal one. Remove it.")
             return [asdict(score) for score in self._causal_scores(texts)]
         if any("[MASK]" in text for text in texts) and self.tokenizer.mask_token_id is not None:
             raise ConfigError("A text to score contains [MASK]. Replace each [MASK] by a word.")
         with autocast(self.device, self.precision):
-            return [asdict(score) for score in pseudo_log_likelihood(texts, self.model, self.tokenizer)]
+            return [asdict(score) for score in pseudo_log_likelihood(texts, self.model, self.tokenizer, pll=pll)]
 
     def _causal_scores(self, texts: Sequence[str]) -> list[Score]:
         start = np.array([getattr(self.model.config, "eos_token_id", 0)])
@@ -134,12 +157,9 @@ class Pipeline:
             self.model.warn_beyond_training(len(ids))
         with autocast(self.device, self.precision):
             scores = score_answers(self.model, [ScoringRequest(start, (ids,)) for ids in rows])
-        return [
-            Score(text, s.num_tokens, s.log_probability, float(np.exp(-s.log_probability / s.num_tokens)))
-            for text, (s,) in zip(texts, scores, strict=True)
-        ]
+        pairs = zip(texts, scores, strict=True)
+        return [make_score(text, s.num_tokens, s.log_probability, "causal") for text, (s,) in pairs]
 
-    @_warns_of_unknown_words
     def generate(
         self,
         prompts: Sequence[str],
@@ -177,6 +197,11 @@ class Pipeline:
         self._require("causal_lm", "cannot generate text. Pass a GPT.", error=ConfigError)
         decoder = self._decoder(config.num_beams) if reuse_decoder else self._generation_model
         how: dict[str, Any] = {"batch_size": batch_size, "stop": stop, "on_text": on_text}
+        # Warn before the first text is shown.
+        self.tokenizer.unknown.clear()
+        self.tokenizer.encode_ids(prompts)
+        if note := self.tokenizer.unknown.note():
+            warnings.warn(note, stacklevel=2)
         results = []
         for completion in generate_texts(prompts, decoder, self.tokenizer, config, **how):
             results.append(completion)
@@ -250,22 +275,25 @@ class Pipeline:
 
     def predict_records(self, records: Sequence[Any], progress: Progress | None = None) -> list[Any]:
         """Return a prediction for each record of labelled data (`tasks.dataset.read_records`)."""
-        return self.score_records(records, progress)[0]
+        blocks = self.predict_blocks(blocks_of(records), total=len(records), progress=progress)
+        return [prediction for block in blocks for prediction in block.predictions]
 
-    def score_records(
-        self, records: Sequence[Any], progress: Progress | None = None
-    ) -> tuple[list[Any], list[Float[np.ndarray, "_ c"]], TaskExamples]:
-        """Return predictions, and the scores and examples that they were decoded from."""
+    def predict_blocks(
+        self, blocks: Iterable[Sequence[Any]], *, total: int, progress: Progress | None = None
+    ) -> Iterator[PredictedBlock]:
+        """Yield the predictions of each block of records, with one block in memory; `total` is of records."""
         progress = progress or Silent()
         task = self.require_task()
-        progress.start("encoding")
-        examples = task.encode(records, self.tokenizer, max_length=self.model.check_max_length(task.config.max_length))
-        progress.start("predicting", total=len(examples), unit="examples")
+        limit = self.model.check_max_length(task.config.max_length)
         module = LossModule(self.model, task)
-        with autocast(self.device, self.precision):
-            scores, _ = predict_scores(module, task, examples, device=self.device, on_examples=progress.advance)
+        progress.start("predicting", total=total, unit="records")
+        for records in blocks:
+            examples = task.encode(records, self.tokenizer, max_length=limit)
+            advance = partial(_advance, progress, len(records) / max(1, len(examples)))
+            with autocast(self.device, self.precision):
+                scores, _ = predict_scores(module, task, examples, device=self.device, on_examples=advance)
+            yield PredictedBlock(records, task.decode(scores, examples, records), scores, examples)
         progress.finish()
-        return task.decode(scores, examples, records), scores, examples
 
     def with_labels(self, label_map: Sequence[str], records: Sequence[Any] | None = None) -> "Pipeline":
         """Return this model with other names of labels, see `tasks.labels.rename_labels`."""

@@ -1,6 +1,7 @@
 """Predict with a fine-tuned model on files."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,59 +11,88 @@ from stemformer.io import write_file
 from stemformer.options import PredictOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent
-from stemformer.tasks.dataset import read_records
-from stemformer.tasks.predictions import output_format, serialize
+from stemformer.tasks.dataset import RecordBlocks, open_records
+from stemformer.tasks.predictions import PredictionFile
 from stemformer.tasks.task import Task
 
 
 @accepts(PredictOptions)
-def predict(options: PredictOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+def predict(
+    options: PredictOptions,
+    *,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Predict with a fine-tuned model on files.
+
+    Records are read, predicted and written in blocks, of which one is in memory.
+
+    Args:
+        on_row: Called with each row in the place of keeping them for the result; without `out`.
+
+    Returns:
+        `predictions`, the rows, or `out` and the number of `records`; `counts` of what was skipped or cut, and `notes`.
 
     Raises:
         ConfigError: The output file exists, or its format does not suit the task.
-        StemformerError: Data or model do not fit together.
+        StemformerError: Data or model do not fit together, or the format cannot hold the answers.
     """
     progress = progress or Silent()
     check_output_file(options.out, overwrite=options.overwrite, inputs=options.files)
     model = open_pipeline(options.model, options)
     model = model.with_labels(options.label_map) if options.label_map else model
     task = model.require_task()
-    file_format = output_format(options.out, task)
-    records, counts = read_task_records(task, options, progress)
+    file = PredictionFile(options.out, task)
+    blocks, counts = open_task_records(task, options, progress, check=file.check)
     model.tokenizer.unknown.clear()
-    predictions, _, examples = model.score_records(records, progress)
-    rows = [task.to_row(record, prediction) for record, prediction in zip(records, predictions, strict=True)]
-    counts.update(examples.counts)
+
+    def predicted() -> Iterator[tuple[Sequence[Any], Sequence[Any]]]:
+        for block in model.predict_blocks(blocks, total=blocks.num_records, progress=progress):
+            counts.update(block.examples.counts)
+            yield block.records, block.predictions
+
+    rows: list[dict[str, Any]] = []
+    if options.out is None:
+        keep = on_row or rows.append
+        for pairs in predicted():
+            for record, prediction in zip(*pairs, strict=True):
+                keep(task.to_row(record, prediction))
+    else:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        write_file(Path(options.out), file.contents(predicted()))
+
     notes = [note] if (note := model.tokenizer.unknown.note()) else []
     for line in (*notes, *(f"{name}: {number:,}" for name, number in counts.items())):
         progress.say(line)
-    if options.out is None:
-        return {"predictions": rows, "counts": dict(counts), "notes": notes}
-    content = serialize(file_format, records, predictions, rows)
-    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    write_file(Path(options.out), [content.encode()])
-    return {"out": options.out, "records": len(rows), "counts": dict(counts), "notes": notes}
+    found = {"predictions": rows} if options.out is None else {"out": options.out, "records": blocks.num_records}
+    return {**found, "counts": dict(counts), "notes": notes}
 
 
-def read_task_records(
+def open_task_records(
     task: Task,
     options: PredictOptions,
     progress: Progress,
     *,
-    label_column: str | None = None,
+    label_column: tuple[str, ...] = (),
     needs_answer: bool = False,
-) -> tuple[list[Any], Counter[str]]:
-    """Read the records of labelled files, and counts of what was skipped.
+    check: Callable[[Sequence[Any]], None] = lambda records: None,
+    advice: str = "--text-column",
+) -> tuple[RecordBlocks, Counter[str]]:
+    """Return the records of labelled files in blocks, and counts of what was skipped.
 
     Columns that are not named are those of the training data if the files have them, else guessed.
     """
     counts, config = Counter[str](), task.config
-    requested = replace(config, text=options.text_column, label=label_column)
-    records, found = read_records(requested, options.files, counts=counts, needs_answer=needs_answer, like=config)
+    # A model from elsewhere does not say whether it reads pairs: two columns do.
+    is_pair = config.name == "pair" or (config.name == "classify" and not config.text and len(options.text_column) == 2)
+    name = "pair" if is_pair else config.name
+    requested = replace(config, name=name, text=options.text_column, label=label_column)
+    progress.start("reading records")
+    how: dict[str, Any] = {"counts": counts, "needs_answer": needs_answer, "like": config, "check": check}
+    blocks, found = open_records(requested, options.files, **how)
     is_same = found.text == config.text and (not needs_answer or found.label == config.label)
     if task.head == "sequence" and not is_same:
         label = f", label column {found.label!r}" if needs_answer else ""
         names = " and ".join(map(repr, found.text))
-        progress.say(f"Using text column {names}{label}. Change it with --text-column.")
-    return records, counts
+        progress.say(f"Using text column {names}{label}. Change it with {advice}.")
+    return blocks, counts

@@ -56,6 +56,7 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> dic
         num_workers=options.num_workers,
         resume=options.resume,
         on_bytes=progress.advance,
+        on_note=progress.say,
     )
     progress.finish()
     result = describe_dataset(options.out, manifest)

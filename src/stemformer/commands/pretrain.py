@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stemformer.commands.training_run import open_run_dir, resolve, start_run
+from stemformer.commands.training_run import note_on_best, open_run_dir, resolve, start_run
 from stemformer.config import to_toml
 from stemformer.data.shards.manifest import check_tokenizer, read_manifest
 from stemformer.data.shards.reader import Shards, open_shards
@@ -105,7 +105,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
 
         # Train, save, report.
         metrics = train(model, module, optimizer, context, state, progress=progress)
-        for note in _notes(metrics):
+        for note in filter(None, (*_notes(metrics), note_on_best(context, state))):
             progress.say(note)
         weights = gather_full_state(model.state_dict())
         if ranks.is_main:

@@ -13,6 +13,7 @@ from stemformer.models.model import Model
 from stemformer.options import ResumableOptions, TrainSettings, read_duration
 from stemformer.output_dir import prepare_output_dir
 from stemformer.progress import Progress
+from stemformer.training.checkpoint import read_checkpoint
 from stemformer.training.config import RENAMED_SETTINGS
 from stemformer.training.context import TrainingContext, TrainState
 from stemformer.training.distributed import is_restarted
@@ -34,7 +35,11 @@ def resolve(config: Config, options: TrainSettings) -> Config:
             raise ConfigError(f"Config file {file!r} does not exist.")
         text = Path(file).read_text(encoding="utf-8")
         config = merge_toml(config, text, source=file, renamed=RENAMED_SETTINGS)
-    shortcuts = {"batch_size": "batch.size", "learning_rate": "optimizer.learning_rate"}
+    shortcuts = {
+        "batch_size": "batch.size",
+        "learning_rate": "optimizer.learning_rate",
+        "best_metric": "evaluation.best_metric",
+    }
     shortcut_settings: list[str] = [f"{key}={chosen[name]!r}" for name, key in shortcuts.items() if name in chosen]
     config = with_settings(config, [*options.settings, *shortcut_settings], renamed=RENAMED_SETTINGS)
     budget = {name: chosen[name] for name in ("steps", "tokens", "epochs", "time") if name in chosen}
@@ -53,6 +58,17 @@ def open_run_dir(options: ResumableOptions) -> tuple[Path, bool]:
     is_restart = is_restarted(Path(options.out))
     resume = options.resume or is_restart
     return prepare_output_dir(options.out, resume=resume, overwrite=options.overwrite and not is_restart), resume
+
+
+def note_on_best(context: TrainingContext, state: TrainState) -> str | None:
+    """Return a note if the model of an earlier checkpoint was better than that of the last step."""
+    path, last = context.folder / "checkpoints" / "best", context.monitor(state.val_metrics)
+    if last is None or not path.is_dir() or (best := read_checkpoint(path)).held_out_loss is None:
+        return None
+    if best.held_out_loss >= last or best.step == state.step:
+        return None
+    before, now = map(context.describe_monitored, (best.held_out_loss, last))
+    return f"step {best.step} was better ({before}; the last step, which is the result: {now}): its model is in {path}"
 
 
 def start_run(

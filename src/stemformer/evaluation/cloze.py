@@ -84,18 +84,23 @@ def choose_cloze_examples(
 def evaluate_cloze(
     module: nn.Module, examples: ClozeExamples, tokenizer: Tokenizer, *, device: torch.device
 ) -> dict[str, Any]:
-    """Predict the most likely word for each mask (`fills`), and compute the accuracy."""
+    """Predict the most likely token for each mask, for the accuracy, and the most likely word, to show (`fills`)."""
     module.eval()
+    hidden = torch.from_numpy(np.flatnonzero(~tokenizer.is_full_word)).to(device)
+    predicted: list[int] = []
     guesses: list[tuple[float, int]] = []
     for batch in examples.batches:
-        best = module(batch.to(device), return_logits=True).float().softmax(-1).max(-1)
+        p = module(batch.to(device), return_logits=True).float().softmax(-1)[:, : tokenizer.vocab_size]  # (M, V)
+        predicted += p.argmax(-1).tolist()
+        best = p.index_fill(1, hidden, 0.0).max(-1)
         guesses += zip(best.values.tolist(), best.indices.tolist(), strict=True)
     fills = [
         {"text": text, "answer": answer, "guess": tokenizer.tokens[i], "probability": round(p, 4)}
         for text, answer, (p, i) in zip(examples.texts, examples.answers, guesses, strict=True)
     ]
+    answers = zip(predicted, examples.answers, strict=True)
     return {
-        "blank_accuracy": sum(fill["guess"] == fill["answer"] for fill in fills) / len(fills),
+        "blank_accuracy": sum(tokenizer.tokens[i] == answer for i, answer in answers) / len(fills),
         "blank_constant_accuracy": examples.answers.count(examples.constant) / len(fills),
         "fills": fills,
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -9,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stemformer.data.examples.batch import collate
-from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.errors import ConfigError, DataError
+from stemformer.evaluation.few_shot.scoring import Blank, score_blanks
 from stemformer.evaluation.inference import batch_slices, hidden_states, masked_example
 from stemformer.models.model import Model
 
+WITHIN_WORD_L2R = "within_word_l2r"
 _BATCH_TOKENS = 16_384
 
 
@@ -27,78 +30,111 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Filled:
-    """Text with its masks filled: candidates for each mask, the most likely ones inserted."""
+    """Text with its masks filled: candidates for each mask, the most likely ones inserted.
+
+    `method` is `vocabulary`, or how candidates were scored: `within_word_l2r`, by `sum` or `mean` over tokens.
+    """
 
     text: str
     masks: list[list[Candidate]]
     filled: str
+    method: str
 
 
 @dataclass(frozen=True)
 class Score:
-    """Sum of the log-probabilities (nats) of a text's tokens, each of them masked alone."""
+    """Sum and mean of the log-probabilities (nats) of a text's tokens, and how they were computed."""
 
     text: str
     num_tokens: int
     log_likelihood: float
+    mean_log_likelihood: float
     perplexity: float
+    method: str
+
+
+def make_score(text: str, num_tokens: int, log_likelihood: float, method: str) -> Score:
+    """Return the score of a text from the sum of its log-probabilities."""
+    mean = log_likelihood / num_tokens
+    return Score(text, num_tokens, log_likelihood, mean, float(np.exp(-mean)), method)
 
 
 def fill_masks(
-    texts: Sequence[str], model: Model, tokenizer: Tokenizer, *, top_k: int = 5, candidates: Sequence[str] | None = None
+    texts: Sequence[str],
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    top_k: int = 5,
+    candidates: Sequence[str] | None = None,
+    reduction: str = "sum",
+    pieces: bool = False,
 ) -> list[Filled]:
     """Return the most likely words for each `[MASK]`, predicted independently.
 
     Args:
         model: Has a masked-LM head; in evaluation mode.
-        candidates: Words to choose from. One of several tokens is scored by the sum of their
-            log-probabilities with as many masks; probabilities sum to 1 over the candidates.
+        candidates: Words to choose from; probabilities sum to 1 over them. One of several tokens is
+            put in with as many masks, and scored from left to right (`score_blanks`).
+        reduction: Score candidates by the `sum` or the `mean` over their tokens.
+        pieces: Without candidates: also return parts of words (`##ing`) and special tokens.
     """
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}. Expected at least 1.")
+    if reduction != "sum" and candidates is None:
+        raise ConfigError("reduction applies to candidates. Pass candidates, or remove it.")
+    if pieces and candidates is not None:
+        raise ConfigError("pieces applies to fills from the vocabulary. Remove it: candidates may be pieces.")
     words = _encode_words(candidates, tokenizer) if candidates is not None else None
-    encoded = [_encode(text, model, tokenizer) for text in texts]
-    for text, ids in zip(texts, encoded, strict=True):
+    encoded = [_encode(text, model, tokenizer).ids for text in texts]
+    pairs = list(zip(encoded, texts, strict=True))
+    for ids, text in pairs:
         if tokenizer.mask_token_id not in ids:
             raise DataError(f"No [MASK] in {_shorten(text)!r}. Put [MASK] where a word is to be predicted.")
     if words is None:
-        masks = _rank_vocabulary(encoded, model, tokenizer, top_k)
+        masks, method = _rank_vocabulary(encoded, model, tokenizer, top_k, pieces=pieces), "vocabulary"
     else:
-        masks = [_rank_words(ids, t, words, model, tokenizer, top_k) for ids, t in zip(encoded, texts, strict=True)]
-    return [Filled(text, found, _fill(text, found)) for text, found in zip(texts, masks, strict=True)]
+        ranked = [_rank_words(ids, text, words, model, tokenizer, reduction=reduction) for ids, text in pairs]
+        masks = [[ranking[:top_k] for ranking in rankings] for rankings in ranked]
+        method = f"{WITHIN_WORD_L2R}_{reduction}"
+    return [Filled(text, found, _fill(text, found), method) for text, found in zip(texts, masks, strict=True)]
 
 
-def pseudo_log_likelihood(texts: Sequence[str], model: Model, tokenizer: Tokenizer) -> list[Score]:
-    """Score texts by masking one token at a time; `model` has a masked-LM head.
+def pseudo_log_likelihood(
+    texts: Sequence[str], model: Model, tokenizer: Tokenizer, *, pll: str = WITHIN_WORD_L2R
+) -> list[Score]:
+    """Score texts token by token; `model` has a masked-LM head.
 
-    Source: Salazar et al. 2020, section 2.
+    Args:
+        pll: `within_word_l2r` masks a token and the later ones of its word, `original` each token alone,
+            which favors rare words of several pieces, since these predict each other.
+
+    Source: Kauf and Ivanova 2023, section 2 (within_word_l2r); Salazar et al. 2020, section 2 (original).
     """
     scores: list[Score] = []
     for text in texts:
-        ids = _encode(text, model, tokenizer)
-        if (n := len(ids)) == 0:
+        encoding = _encode(text, model, tokenizer)
+        n = len(encoding.ids)
+        if n == 0:
             raise DataError(f"{_shorten(text)!r} has no token. Expected at least one word.")
-        masked = np.tile(ids, (n, 1))  # (n, n): row i masks token i
-        np.fill_diagonal(masked, tokenizer.mask_token_id)
-        rows = _log_probabilities([(row, np.array([i])) for i, row in enumerate(masked)], model, tokenizer)
-        total = sum(float(row[0, token]) for row, token in zip(rows, ids.tolist(), strict=True))
-        scores.append(Score(text, n, total, float(np.exp(-total / n))))
+        starts = np.flatnonzero(encoding.word_starts).tolist() if pll == WITHIN_WORD_L2R else range(n)
+        blanks = [Blank(encoding.ids, start, stop) for start, stop in pairwise([*starts, n])]
+        total = sum(score.log_probability for score in score_blanks(model, tokenizer, blanks))
+        scores.append(make_score(text, n, total, pll))
     return scores
 
 
-def _encode(text: str, model: Model, tokenizer: Tokenizer) -> np.ndarray:
-    """Return the ids of a text without [CLS] and [SEP]; `[MASK]` becomes the special id."""
-    ids = np.asarray(tokenizer.encode(text, parse_special_tokens=True).ids, np.int64)
+def _encode(text: str, model: Model, tokenizer: Tokenizer) -> Encoding:
+    """Return a text's tokens without [CLS] and [SEP]; `[MASK]` becomes the special id."""
+    encoding = tokenizer.encode(text, parse_special_tokens=True)
     limit = model.config.max_position_embeddings - 2
-    if len(ids) > limit:
-        raise DataError(f"{_shorten(text)!r} has {len(ids)} tokens; the model accepts {limit}. Shorten the text.")
-    model.warn_beyond_training(len(ids) + 2)
-    return ids
+    if len(encoding.ids) > limit:
+        problem = f"{_shorten(text)!r} has {len(encoding.ids)} tokens; the model accepts {limit}"
+        raise DataError(f"{problem}. Shorten the text.")
+    model.warn_beyond_training(len(encoding.ids) + 2)
+    return encoding
 
 
 def _encode_words(words: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    if not words:
-        raise ConfigError("--candidates is empty. Pass at least one word.")
     out: dict[str, np.ndarray] = {}
     for word in words:
         # A vocabulary entry, so that pieces such as `##ing` are accepted; otherwise text to tokenize.
@@ -107,38 +143,40 @@ def _encode_words(words: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.nd
         if len(ids) == 0 or tokenizer.unk_token_id in ids:
             raise ConfigError(f"--candidates {word!r}: The tokenizer cannot represent this word. Remove it.")
         out[word] = ids
+    if not out:
+        raise ConfigError("--candidates is empty. Pass at least one word.")
     return out
 
 
 def _rank_vocabulary(
-    encoded: list[np.ndarray], model: Model, tokenizer: Tokenizer, top_k: int
+    encoded: list[np.ndarray], model: Model, tokenizer: Tokenizer, top_k: int, *, pieces: bool
 ) -> list[list[list[Candidate]]]:
     queries = [(ids, np.flatnonzero(ids == tokenizer.mask_token_id)) for ids in encoded]
-    out = []
+    shown = torch.arange(tokenizer.vocab_size) if pieces else torch.from_numpy(np.flatnonzero(tokenizer.is_full_word))
+    out: list[list[list[Candidate]]] = []
     for log_p in _log_probabilities(queries, model, tokenizer):
-        best = log_p[:, : tokenizer.vocab_size].topk(min(top_k, tokenizer.vocab_size))
-        ranked = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+        best = log_p[:, shown].topk(min(top_k, len(shown)))
+        ranked = zip(shown[best.indices].tolist(), best.values.exp().tolist(), strict=True)
         out.append([[Candidate(tokenizer.tokens[i], p) for i, p in zip(*row, strict=True)] for row in ranked])
     return out
 
 
 def _rank_words(
-    ids: np.ndarray, text: str, words: dict[str, np.ndarray], model: Model, tokenizer: Tokenizer, top_k: int
+    ids: np.ndarray, text: str, words: dict[str, np.ndarray], model: Model, tokenizer: Tokenizer, *, reduction: str
 ) -> list[list[Candidate]]:
-    """Return the most likely candidate words for each mask of one text."""
+    """Return all candidate words for each mask of one text, most likely first."""
     out: list[list[Candidate]] = []
     names = list(words)
-    lengths = sorted(set(map(len, words.values())))
-    if len(ids) - 1 + lengths[-1] > model.config.max_position_embeddings - 2:
-        raise DataError(f"{_shorten(text)!r} is too long for a word of {lengths[-1]} pieces. Shorten the text.")
+    longest = max(map(len, words.values()))
+    if len(ids) - 1 + longest > model.config.max_position_embeddings - 2:
+        raise DataError(f"{_shorten(text)!r} is too long for a word of {longest} pieces. Shorten the text.")
     for mask in np.flatnonzero(ids == tokenizer.mask_token_id).tolist():
-        # One query for each number of masks.
-        inserted = [np.insert(ids, mask, [tokenizer.mask_token_id] * (k - 1)) for k in lengths]
-        queries = [(filled, np.arange(mask, mask + k)) for filled, k in zip(inserted, lengths, strict=True)]
-        by_length = dict(zip(lengths, _log_probabilities(queries, model, tokenizer), strict=True))
-        log_p = torch.stack([by_length[len(p)].gather(1, torch.from_numpy(p)[:, None]).sum() for p in words.values()])
+        filled = [np.concatenate([ids[:mask], tokens, ids[mask + 1 :]]) for tokens in words.values()]
+        blanks = [Blank(row, mask, mask + len(row) - len(ids) + 1) for row in filled]
+        scores = score_blanks(model, tokenizer, blanks)
+        log_p = torch.tensor([s.log_probability / (s.num_tokens if reduction == "mean" else 1) for s in scores])
         probabilities = torch.softmax(log_p, 0)
-        order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
+        order = probabilities.argsort(descending=True, stable=True).tolist()
         out.append([Candidate(names[i], float(probabilities[i])) for i in order])
     return out
 

@@ -175,7 +175,7 @@ def _run(data: TaskData, config: BenchmarkConfig, folder: Path, compute: dict[st
         dev=data.dev,
         out=str(folder),
         text_column=task.texts if is_text else (),
-        label_column=task.label if is_text else None,
+        label_column=(task.label,) if is_text else (),
         kind=task.kind,
         max_length=config.max_length,
         epochs=config.epochs or task.epochs,

@@ -93,10 +93,14 @@ def benchmark_squad(options: SquadOptions, *, progress: Progress | None = None) 
     """
     progress = progress or Silent()
     if not options.train or not options.dev:
-        raise ConfigError("benchmark squad needs training files (--train) and dev files (--dev).")
+        raise ConfigError("No data. Pass training files (--train) and dev files (--dev).")
     config = _make_config(options, data=options.train, dev=options.dev)
     progress.start("reading questions")
     train, dev = (read_questions(files, counts=Counter()) for files in (options.train, options.dev))
+    name, number = Counter(question.id for question in dev).most_common(1)[0]
+    if number > 1:
+        keyed = f"the id {name!r} occurs {number} times, and predictions.json holds one answer for an id"
+        raise DataError(f"{', '.join(options.dev)}: {keyed}. Pass --dev files whose questions have different ids.")
     is_v2 = any(not question.gold for question in train)
     if not is_v2 and any(not question.gold for question in dev):
         progress.say("Some dev questions have no answer, but no training question: the model always answers.")

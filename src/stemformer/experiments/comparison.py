@@ -34,7 +34,7 @@ from stemformer.tasks.examples import TaskExamples
 from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig
 from stemformer.training.context import TrainState
 from stemformer.training.distributed import init_distributed
-from stemformer.training.initialization import load_initial_model, prepare_training
+from stemformer.training.initialization import load_initial_model, make_symbol_map, prepare_training
 from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import train
 from stemformer.training.throughput import compile_blocks
@@ -85,8 +85,8 @@ class CompareConfig:
 class TrialData:
     """What all runs share."""
 
-    examples: TaskExamples
-    dev: TaskExamples
+    # Training and dev examples of each seed, which differ if it draws a map of symbols to words.
+    encoded: dict[int, tuple[TaskExamples, TaskExamples]]
     tokenizer: Tokenizer
     max_length: int
     model: Path
@@ -135,10 +135,21 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
         num_steps = run_length(run, len(_select_records(examples, order[: sizes[-1]])))
         run = replace(run, budget=replace(run.budget, steps=num_steps, epochs=None))
 
+    # A map of symbols to words for each seed: the spread over seeds contains that over maps.
+    encoded = dict.fromkeys(range(run.seed, run.seed + options.num_seeds), (examples, dev))
+    draws_maps = data.task.config.symbols == "draw"
+    for seed in list(encoded)[1:] if draws_maps else []:
+        data.task.symbols = make_symbol_map(data.task.config, tokenizer, seed)
+        train_examples, dev_examples = (
+            data.task.encode(records, tokenizer, max_length=max_length) for records in (data.train, data.dev)
+        )
+        encoded[seed] = train_examples, dev_examples
+
     # Run.
-    digest = hashlib.sha256((examples.fingerprint + dev.fingerprint).encode()).hexdigest()
+    fingerprints = examples.fingerprint + dev.fingerprint + ("a map for each seed" if draws_maps else "")
+    digest = hashlib.sha256(fingerprints.encode()).hexdigest()
     config = CompareConfig(tuple(rates), sizes, options.num_seeds, is_by_epochs, digest, run, rates)
-    shared = TrialData(examples, dev, tokenizer, max_length, model_folder, data, notes)
+    shared = TrialData(encoded, tokenizer, max_length, model_folder, data, notes)
     records = _run_trials(folder, config, shared, options, progress)
     return _conclude(folder, records, config, shared, progress)
 
@@ -155,8 +166,10 @@ def _check(config: FinetuneConfig, options: CompareOptions) -> None:
         raise ConfigError(f"--initializations {shown}: expected at least one, each of them once")
     if config.reinitialize != "nothing":
         raise ConfigError(f"reinitialize={config.reinitialize} is set by --initializations. Remove the setting.")
-    if config.evaluation.patience is not None:
-        raise ConfigError("evaluation.patience needs checkpoints, which no comparison keeps. Remove the setting.")
+    for name in ("patience", "best_metric"):
+        if getattr(config.evaluation, name) is not None:
+            needs = f"evaluation.{name} needs checkpoints, which a comparison does not keep."
+            raise ConfigError(f"{needs} Remove the setting.")
 
 
 def _parse_learning_rates(options: CompareOptions, default: float) -> dict[str, float]:
@@ -201,7 +214,7 @@ def _run_trials(
     keys = stratification_keys(shared.data.task.config, shared.data.train)
     trials = config.trials()
     orders = {trial.seed: subset_order(keys, trial.seed) for trial in trials}
-    subsets = {(t.size, t.seed): _select_records(shared.examples, orders[t.seed][: t.size]) for t in trials}
+    subsets = {(t.size, t.seed): _select_records(shared.encoded[t.seed][0], orders[t.seed][: t.size]) for t in trials}
     plans = {}
     for trial in trials:
         examples = subsets[trial.size, trial.seed]
@@ -242,10 +255,11 @@ def _run_trial(
         evaluation=replace(base.evaluation, every=every),
         log_every=max(1, min(base.log_every, num_steps // _MIN_LOG_LINES)),
     )
+    dev = shared.encoded[trial.seed][1]
     with init_distributed(choose_device(run_config.compute.device)) as ranks:
         model, _, _ = load_initial_model(run_config, task, shared.model)
         context, _ = make_finetuning_context(
-            run_config, shared.data, examples, shared.dev, shared.tokenizer, ranks, folder, shared.max_length
+            run_config, shared.data, examples, dev, shared.tokenizer, ranks, folder, shared.max_length
         )
         context = replace(context, saves_checkpoints=False)
         folder.mkdir(parents=True, exist_ok=True)
@@ -330,11 +344,14 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
     ]
     same = "the same number of epochs for each size" if config.is_by_epochs else "the same number for each size"
     rates = ", ".join(f"{rate:g} {name}" for name, rate in config.learning_rates.items())
+    has_maps = config.finetune.task.symbols == "draw"
+    shown = f"that of seed {config.finetune.seed} is listed"
+    maps = f", each with its own map of symbols to words for all initializations ({shown})" if has_maps else ""
     return [
         f"{_range(steps)} steps of {_range(batch_sizes.values())} examples in a run, {same}; epochs: {', '.join(epochs)}",
         f"peak learning rate: {rates}",
         "the score of a run is that of its last step; nothing was selected on the dev data",
-        f"± is the standard deviation over {config.num_seeds} seeds",
+        f"± is the standard deviation over {config.num_seeds} seeds" + maps,
         "a seed sets records (stratified by label, smaller subsets within larger ones), head, order and dropout in the "
         "same way for each initialization",
     ]

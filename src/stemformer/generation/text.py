@@ -40,7 +40,7 @@ def generate_from_ids(
     batch_size: int | None = None,
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
-    add_eos: bool = True,
+    add_prefix: bool = True,
 ) -> Iterator[tuple[str, Decoded]]:
     """Yield the text that follows each prompt, without the stop string, and its tokens.
 
@@ -50,14 +50,16 @@ def generate_from_ids(
         batch_size: Number of prompts that are decoded together; None for all.
         stop: Stop before the first of these strings that occurs; not supported with beam search.
         on_text: Called with the number of a prompt and its new text; with beam search, at the end.
-        add_eos: Put the end-of-text token before each prompt, as in training; an empty one always gets it.
+        add_prefix: Put the tokenizer's prefix before each prompt: the end-of-text token, as in our training, or what
+            the folder of another model says. An empty prompt always gets a token.
     """
     if not all(stop):
         raise ConfigError("A stop string is empty: remove it.")
     if stop and config.num_beams > 1:
         raise ConfigError("--stop is not supported with beam search: remove --stop or --num-beams.")
-    eos = np.array([getattr(model.config, "eos_token_id", 0)])
-    ids = [torch.from_numpy(np.append(eos, prompt) if add_eos or not len(prompt) else prompt) for prompt in prompts]
+    eos = getattr(model.config, "eos_token_id", 0)
+    started = [tokenizer.start_prompt(x, eos) if add_prefix or not len(x) else x for x in prompts]
+    ids = list(map(torch.from_numpy, started))
     # Check all prompts before generating the first text.
     check_lengths(ids, config, model.max_length)
     size = 1 if config.num_beams > 1 else batch_size or max(1, len(ids))

@@ -38,6 +38,8 @@ _MAX_PADDING_IDS = 256
 
 def find_model_folder(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a model: itself, the newest model of a run folder, or a download by hub id."""
+    if not os.fspath(path).strip():
+        raise CheckpointError("The name of a model is empty. Pass a model folder, a run folder or a hub id.")
     folder = Path(path)
     checkpoints = sorted(folder.glob("checkpoints/step-????????"), reverse=True)
     for candidate in (folder, folder / "final", *checkpoints):
@@ -56,7 +58,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt"]
+    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
         if not any(folder.glob("*.safetensors")):
@@ -164,11 +166,23 @@ def load_model_and_tokenizer(
             problem = f"eos_token_id is {eos_token_id:,} (GPT-2's by default), but there are {max_id:,} ids"
             raise CheckpointError(f"{folder}/config.json: {problem}. Set it to the id of the end-of-text token.")
         tokenizer.bos_token_id = eos_token_id
+        tokenizer.prompt_prefix = _prompt_prefix(folder, tokenizer)
         if read_task_info(folder) and TASK_KEY not in _read_config(folder)[1]:
             elsewhere = f"{folder} was fine-tuned elsewhere, possibly on texts with no token before them"
             token = tokenizer.tokens[eos_token_id]
             warnings.warn(f"{elsewhere}; here each text is preceded by {token}.", stacklevel=2)
     return model, tokenizer
+
+
+def _prompt_prefix(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...] | None:
+    """Return the ids that transformers puts before a prompt, by the files of the tokenizer."""
+    # Earlier versions did not store that the end-of-text token comes first.
+    return None if _run_config(folder).is_file() else tokenizer.added_prefix
+
+
+def _run_config(folder: Path) -> Path:
+    """Return the path of the configuration of a model's run, if it is one."""
+    return (folder.parent if folder.name == "final" else folder) / "config.toml"
 
 
 def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -178,11 +192,12 @@ def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     if head not in ARCHITECTURES[config.model_type].task_heads:
         return {}
     # transformers omits its default labels.
-    default = {"0": "LABEL_0", "1": "LABEL_1"} if head in ("sequence", "token") else {}
+    number = raw.get("num_labels", 2) if head in ("sequence", "token") else 0
+    default = {str(i): f"LABEL_{i}" for i in range(number)}
     names = raw.get("id2label") or default
     # As in transformers, a single output is a number by default.
     problem_type = raw.get("problem_type") or ("regression" if head == "sequence" and len(names) == 1 else None)
-    labels = [] if problem_type == "regression" else [names[number] for number in sorted(names, key=int)]
+    labels = [] if problem_type == "regression" else [str(names[number]) for number in sorted(names, key=int)]
     return {"head": head, "labels": labels, "problem_type": problem_type, **raw.get(TASK_KEY, {})}
 
 
@@ -198,7 +213,7 @@ def _trained_length(folder: Path, positions: int, task: Mapping[str, Any]) -> in
     stored = read_json_object(file).get("model_max_length") if file.is_file() else None
     lengths: list[Any] = [task.get("max_length"), stored]
     # Earlier versions stored the number of positions; the configuration of the run knows better.
-    file = (folder.parent if folder.name == "final" else folder) / "config.toml"
+    file = _run_config(folder)
     if stored == positions and file.is_file():
         run = parse_toml(file.read_text(encoding="utf-8"), str(file))
         phases = [] if "init" in run else [run.get("batch", {}), *run.get("phases", [])]

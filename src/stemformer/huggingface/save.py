@@ -53,16 +53,25 @@ def save_model(
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
         **_task_entries(task),
     }
-    # transformers scores the last token that is not padding; texts of causal models start with EOS.
-    bos_token_id = model.config.eos_token_id if task is not None else None
-    if bos_token_id is not None:
-        config["pad_token_id"] = bos_token_id
+    # Texts of causal models start with EOS here, unless a pre-trained model of others has no such prompts.
+    eos_token_id = model.config.eos_token_id
+    prefix: tuple[int, ...] | None = None if eos_token_id is None else (eos_token_id,)
+    pad_token_id = None if tokenizer is None else tokenizer.token_to_id("[PAD]")
+    pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
+    if task is not None and eos_token_id is not None:
+        # transformers scores the last token that is not padding.
+        config["pad_token_id"] = pad_token_id
+    elif eos_token_id is not None:
+        ids = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None and tokenizer.prompt_prefix is not None:
+            prefix = tokenizer.prompt_prefix
     if tokenizer is not None:
         tokenizer.save(
             folder,
             model_max_length=model.max_length,
-            bos_token_id=bos_token_id,
-            add_special_tokens=not architecture.is_causal,
+            prefix=prefix,
+            eos_token_id=eos_token_id,
         )
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tensors(state, folder / "model.safetensors")

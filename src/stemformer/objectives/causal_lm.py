@@ -24,7 +24,8 @@ class CausalLmConfig:
     # `backward` reverses each text. A saved model, a GPT-2's, does not record it: its inputs must be reversed.
     direction: Literal["forward", "backward"] = "forward"
     # `apart` packs pieces of documents that do not attend to each other, split at sentence ends if possible; `stream`
-    # concatenates the documents and cuts them into rows of full length, within which a token attends to all earlier ones.
+    # concatenates the documents and cuts them into rows of full length, in each epoch elsewhere, within which a token
+    # attends to all earlier ones.
     documents: Literal["apart", "stream"] = "apart"
 
 

@@ -113,9 +113,12 @@ class PretrainOptions(groups.BudgetOptions, groups.ConfigOptions, groups.Resumab
 class FinetuneOptions(groups.TaskTrainingOptions):
     """Fine-tune a model on labelled data.
 
-    All options come from groups: task, labelled data and training (`TaskTrainingOptions`), config and random seed
-    (`ConfigOptions`), overrides (`TrainSettings`), compute (`TrainComputeOptions`), and output (`ResumableOptions`).
+    Attributes:
+        best_metric: Metric on the dev data by which the best model is found and training stops early, such as accuracy,
+            macro_f1 or loss. Default: the task's main metric.
     """
+
+    best_metric: str | None = None
 
 
 class FillOptions(groups.TextsOptions):
@@ -125,11 +128,16 @@ class FillOptions(groups.TextsOptions):
         texts: Sentences with [MASK].
         model: Model directory, run directory or hub id of a masked language model.
         top_k: Number of candidates for each mask.
-        candidates: Word to choose from; the full vocabulary by default.
+        candidates: Word to choose from, which may have several tokens. Default: the full words of the vocabulary.
+        reduction: Score a candidate by the sum or the mean of the log-probabilities of its tokens; the sum favors words
+            of few tokens.
+        pieces: Also show parts of words (##ing) and special tokens such as [UNK].
     """
 
     top_k: int = 5
     candidates: tuple[str, ...] | None = None
+    reduction: Literal["sum", "mean"] = "sum"
+    pieces: bool = False
 
 
 class ScoreOptions(groups.TextsOptions):
@@ -137,7 +145,11 @@ class ScoreOptions(groups.TextsOptions):
 
     Attributes:
         texts: Sentences, without [MASK].
+        pll: Pseudo-log-likelihood of a masked language model: within_word_l2r masks a token and the later ones of its
+            word (Kauf and Ivanova 2023), original each token alone (Salazar et al. 2020).
     """
+
+    pll: Literal["within_word_l2r", "original"] = "within_word_l2r"
 
 
 class GenerateOptions(groups.InferenceOptions, groups.SeedOptions):
@@ -214,12 +226,12 @@ class EvaluateOptions(PredictOptions):
     Attributes:
         files: Labelled files in the formats that finetune reads; - is standard input.
         out: Output file for all results as JSON.
-        label_column: Column of the label. Default: as in the training data.
+        label_column: Column of the label, or several columns of 0 and 1. Default: as in the training data.
         report: Output directory for an HTML report with confusion matrix and examples.
         num_worst: Number of wrong predictions to show, those with the lowest probability of the label first.
     """
 
-    label_column: str | None = None
+    label_column: tuple[str, ...] = ()
     report: str | None = None
     num_worst: int = 20
 

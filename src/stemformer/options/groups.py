@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
+from stemformer.errors import ConfigError
+
 O = TypeVar("O", bound="Options")  # noqa: E741
 
 ModelName = str | os.PathLike[str]
@@ -19,6 +21,8 @@ TaskName = Literal["classify", "pair", "tag", "qa", "choice"]
 ARGUMENT = {"is_argument": True, "is_positional": True}
 PYTHON_ARGUMENT = {"is_positional": True}
 COMMAS = {"commas": True}
+# Options that are text, not names; those that may not be empty are checked by their command.
+_FREE_TEXT = frozenset({"texts", "prompts", "stop", "candidates"})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
@@ -47,7 +51,20 @@ class Options:
             if tuple in origins and value is not None and not isinstance(value, tuple):
                 is_list = isinstance(value, Iterable) and not isinstance(value, str)
                 values[name] = tuple(value) if is_list else (value,)
+            if name not in _FREE_TEXT:
+                values[name] = _expand_home(values[name])
         return cls(**values)
+
+    def __post_init__(self) -> None:
+        # An empty name would be taken for the current folder.
+        for item in fields(self):
+            value = getattr(self, item.name)
+            values = value if isinstance(value, tuple | list) else (value,)
+            if item.name not in _FREE_TEXT and any(isinstance(x, str) and not x.strip() for x in values):
+                flag = item.metadata.get("flag", f"--{item.name.replace('_', '-')}")
+                name = f"Argument {item.name!r}" if "is_argument" in item.metadata else flag
+                expected = self.docs()[item.name].partition(". ")[0].rstrip(".")
+                raise ConfigError(f"{name} is empty. Expected: {expected}.")
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)
@@ -72,6 +89,13 @@ class Options:
             entries = re.findall(r"^ {8}(\w+): (.*(?:\n {10,}.*)*)", text, re.MULTILINE)
             found |= {name: " ".join(doc.split()) for name, doc in entries}
         return found
+
+
+def _expand_home(value: Any) -> Any:
+    """Expand ~, which shells leave as it is in --out=~/runs."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_expand_home, value))
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 class ComputeOptions(Options):
@@ -233,10 +257,11 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
 
     Attributes:
         train: Labelled files: .csv, .tsv, .jsonl, .parquet, CoNLL, CoNLL-U, SQuAD .json, multiple-choice files, hub:NAME,
-            or - for standard input (a text on each line, or JSON).
+            - for standard input (a text on each line, or JSON), or a directory with a directory of texts for each class.
         dev: Labelled files for evaluation. Default: a tenth of the training data.
         text_column: Column of the text; two columns for pair. Default: guessed from the names.
-        label_column: Column of the label. Default: guessed from the names.
+        label_column: Column of the label. Several columns of 0 and 1 make multi-label data, labelled by their names.
+            Default: guessed from the names.
         kind: Kind of label, for classify and pair: class is one class, labels any number of classes (multi-label),
             score a number (regression).
         max_length: Maximum length of an example in tokens. Default: the longest that the model was trained on.
@@ -256,7 +281,7 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
     train: tuple[str, ...]
     dev: tuple[str, ...] = ()
     text_column: tuple[str, ...] = ()
-    label_column: str | None = None
+    label_column: tuple[str, ...] = ()
     kind: Literal["class", "labels", "score"] = "class"
     max_length: int | None = None
     symbols: str | None = None

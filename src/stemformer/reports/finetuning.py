@@ -41,7 +41,8 @@ def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
             - `per_label`: `label`, `precision`, `recall`, `f1`, `count` of each label;
             - `notes`: truncated, split or skipped data;
             - `config`: TOML text;
-            - `examples`: see `Task.to_report_example` and `Task.report_details`.
+            - `examples`: see `Task.to_report_example` and `Task.report_details`; the worst ones of `num_examples`, of
+              which `num_wrong` are wrong (default: of the examples).
     """
     task, metrics, baseline = content["task"], content["metrics"], content.get("baseline") or {}
     lists = ("labels", "confusion", "per_label", "notes", "curves", "examples")
@@ -61,8 +62,8 @@ def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
             **found,
             "task": task,
             "examples": examples[:max_examples],
-            "num_examples": len(examples),
-            "num_wrong": sum(not example["is_right"] for example in examples),
+            "num_examples": content.get("num_examples", len(examples)),
+            "num_wrong": content.get("num_wrong", sum(not example["is_right"] for example in examples)),
             # A predicted number is rarely equal to the label.
             "is_regression": "pearson" in metrics,
         },

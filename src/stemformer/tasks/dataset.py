@@ -1,8 +1,11 @@
 """Labelled datasets: reading files, choosing labels, splitting off dev data, encoding."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -14,15 +17,17 @@ from stemformer.data.labelled.fasta import find_alphabet
 from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.data.labelled.question_answering import read_questions
 from stemformer.data.labelled.splits import grouped_split, train_dev_split
-from stemformer.data.labelled.table import read_table
+from stemformer.data.labelled.table import Table, read_table, scan_table
 from stemformer.data.labelled.text_classification import (
+    TextColumns,
     TextExample,
     choose_columns,
     has_usual_names,
     make_text_examples,
 )
 from stemformer.data.labelled.token_classification import find_scheme, has_entity_tags, read_tagged, repair_entity_tags
-from stemformer.data.text.files import quoted
+from stemformer.data.text.delimited import usual_name
+from stemformer.data.text.files import HUB_PREFIX, quoted
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.huggingface.load import read_task_info
@@ -36,6 +41,59 @@ from stemformer.tasks.task import Task, TaskConfig
 _BROKEN_TAGS = "tags that continue an entity which has not started (kept)"
 _UNMARKED = "questions without an answer and not marked is_impossible (skipped)"
 _NOT_IN_PASSAGE = "questions whose answer is not in the passage (skipped)"
+
+
+# Records that are read, predicted and written together.
+BLOCK_SIZE = 4096
+
+
+def blocks_of(records: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Yield records in blocks, of which an empty sequence has one."""
+    yield from (records[i : i + BLOCK_SIZE] for i in range(0, max(1, len(records)), BLOCK_SIZE))
+
+
+@dataclass(frozen=True)
+class RecordBlocks:
+    """Records of labelled files in blocks, checked and counted; each iteration reads the files again."""
+
+    read: Callable[[], Iterator[Sequence[Any]]]
+    num_records: int
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        return self.read()
+
+
+def open_records(
+    config: TaskConfig,
+    files: Sequence[str],
+    *,
+    counts: Counter[str],
+    needs_answer: bool,
+    like: TaskConfig,
+    check: Callable[[Sequence[Any]], None] = lambda records: None,
+) -> tuple[RecordBlocks, TaskConfig]:
+    """Return the records of labelled files in blocks, and the settings with the columns that were chosen.
+
+    A table whose columns are known by name is read twice, block by block: now, to check all of it, and for use. Other
+    files are held in memory. The arguments are those of `read_records`, and:
+
+    Args:
+        check: Called with each block, before anything is computed.
+    """
+    opened = _open_texts(config, files, counts=counts, needs_answer=needs_answer, like=like)
+    if opened is None:
+        records, config = read_records(config, files, counts=counts, needs_answer=needs_answer, like=like)
+        for block in blocks_of(records):
+            check(block)
+        return RecordBlocks(lambda: blocks_of(records), len(records)), config
+    read, config = opened
+    num_records = 0
+    with _advise_task(config, files):
+        for block in read(counts):
+            num_records += len(block)
+            check(block)
+        _check_not_empty(num_records, files, counts, needs_answer=needs_answer)
+    return RecordBlocks(lambda: read(Counter()), num_records), config
 
 
 def read_records(
@@ -55,10 +113,10 @@ def read_records(
         like: Settings with the columns of other data, used if `config` names none and they exist.
     """
     records: list[Any]
-    try:
+    with _advise_task(config, files):
         if config.name == "tag":
-            label = config.label or (like.label if like else None)
-            records = read_tagged(files, column=label, needs_tags=needs_answer, counts=counts)
+            names = config.label_columns or (like.label_columns if like else ())
+            records = read_tagged(files, column=names[0] if names else None, needs_tags=needs_answer, counts=counts)
             # Count tags that continue an entity which has not started, unless the scheme is IOB1, where they start it.
             tagged = [r.tags for r in records if r.tags is not None]
             if find_scheme(tag for tags in tagged for tag in ("O", *tags)) not in (None, "IOB1"):
@@ -74,29 +132,91 @@ def read_records(
             records, config = _read_texts(config, files, counts=counts, needs_answer=needs_answer, like=like)
         if needs_answer:
             records = TASKS[config.name].with_answer(records)
-        if not records:
-            answers = " with an answer" if needs_answer else ""
-            reasons = ", ".join(f"{what}: {number:,}" for what, number in counts.items()) or "the file is empty"
-            raise DataError(f"{', '.join(files)}: no record{answers} is left ({reasons})")
+        _check_not_empty(len(records), files, counts, needs_answer=needs_answer)
+    return records, config
+
+
+def _check_not_empty(number: int, files: Sequence[str], counts: Counter[str], *, needs_answer: bool) -> None:
+    if not number:
+        answers = " with an answer" if needs_answer else ""
+        reasons = ", ".join(f"{what}: {number:,}" for what, number in counts.items()) or "the file is empty"
+        raise DataError(f"{', '.join(files)}: no record{answers} is left ({reasons})")
+
+
+@contextmanager
+def _advise_task(config: TaskConfig, files: Sequence[str]) -> Iterator[None]:
+    """Add to an error the task that the files fit instead."""
+    try:
+        yield
     except DataError as error:
         detected = next((task for file in files if (task := detect_task(file)) is not None), None)
         if detected in (None, config.name) or (detected == "classify" and config.name == "pair"):
             raise
         advice = f"The file looks like data of task '{detected}', not of '{config.name}'."
         raise DataError(f"{str(error).rstrip('.')}. {advice}") from error
-    return records, config
+
+
+def _open_texts(
+    config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig
+) -> tuple[Callable[[Counter[str]], Iterator[list[TextExample]]], TaskConfig] | None:
+    """Return a function that reads the records of `classify` and `pair` in blocks, and the settings with the columns.
+
+    None for other tasks, and if columns are known by their content only, which takes all rows.
+    """
+    is_online = any(file.startswith(HUB_PREFIX) for file in files)
+    if TASKS[config.name].head != "sequence" or is_online:
+        return None
+    found = Counter[str]()
+    with _advise_task(config, files):
+        table = scan_table(files, names=_column_names(config, like), counts=found, block_size=BLOCK_SIZE)
+        wanted = _like(config, like, table.head)
+        num_texts = 2 if config.name == "pair" else 1
+        is_named = wanted.text or has_usual_names(table.head, num_texts=num_texts, needs_label=False)
+        if not is_named or (needs_answer and wanted.label is None):
+            return None
+        counts.update(found)
+        columns, config = _choose_columns(wanted, table.head, needs_answer=needs_answer)
+
+    def read(counts: Counter[str]) -> Iterator[list[TextExample]]:
+        how: dict[str, Any] = {"kind": config.kind, "counts": counts, "keep_empty": not needs_answer}
+        for block in table.blocks():
+            records = make_text_examples(block, columns, has_plus=columns.label in table.with_plus, **how)
+            yield TASKS[config.name].with_answer(records) if needs_answer else records
+
+    return read, config
+
+
+def _column_names(config: TaskConfig, like: TaskConfig | None) -> list[str]:
+    return [name for x in (config, like) if x is not None for name in (*x.text, *x.label_columns)]
+
+
+def _like(config: TaskConfig, like: TaskConfig | None, table: Table) -> TaskConfig:
+    """Return settings with the columns of other data, if they name none and the table has them, in any case."""
+    if like is None:
+        return config
+    columns = {usual_name(column): column for column in reversed(table.columns)}
+    columns |= {column: column for column in table.columns}
+
+    def find(names: Sequence[str]) -> tuple[str, ...]:
+        found = [columns.get(name, columns.get(usual_name(name))) for name in names]
+        return () if None in found else tuple(str(column) for column in found)
+
+    return replace(config, text=config.text or find(like.text), label=config.label or find(like.label_columns) or None)
 
 
 def _read_texts(
     config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig | None
 ) -> tuple[list[TextExample], TaskConfig]:
     """Return the records of `classify` and `pair`, and the settings with the chosen columns."""
-    names = [*config.text, config.label, *(like.text if like else ()), like.label if like else None]
-    table = read_table(files, names=[name for name in names if name is not None], counts=counts)
+    table = read_table(files, names=_column_names(config, like), counts=counts)
+    columns, config = _choose_columns(_like(config, like, table), table, needs_answer=needs_answer)
+    how: dict[str, Any] = {"kind": config.kind, "counts": counts, "keep_empty": not needs_answer}
+    return make_text_examples(table, columns, **how), config
+
+
+def _choose_columns(config: TaskConfig, table: Table, *, needs_answer: bool) -> tuple[TextColumns, TaskConfig]:
+    """Return the columns of texts and label (None if no answer is needed), and the settings with them."""
     texts, label = config.text, config.label
-    if like is not None:
-        texts = texts or (like.text if set(like.text) <= set(table.columns) else ())
-        label = label or (like.label if like.label in table.columns else None)
     num_texts = 2 if config.name == "pair" else 1
     kind = config.kind
     row_task = detect_row_task(table.rows[0])
@@ -108,8 +228,7 @@ def _read_texts(
         raise DataError(f"{table.source}: {expected} in each row. Columns: {quoted(table.columns)}. {advice}.")
     columns = choose_columns(table, num_texts=num_texts, texts=texts, label=label, needs_label=needs_answer, kind=kind)
     config = replace(config, text=columns.texts, label=columns.label)
-    columns = columns if needs_answer else replace(columns, label=None)
-    return make_text_examples(table, columns, kind=kind, counts=counts, keep_empty=not needs_answer), config
+    return columns if needs_answer else replace(columns, label=None), config
 
 
 def _split_dev(
@@ -211,10 +330,13 @@ def read_labelled(
     """Read labelled files; without dev files, split the share `dev_fraction` off the training data."""
     progress.start("reading labelled data")
     counts, dev_counts = Counter[str](), Counter[str]()
-    records, config = read_records(config, train, counts=counts)
+    requested = config
+    records, config = read_records(requested, train, counts=counts)
     notes = _count_notes("training data", counts)
     if dev:
-        dev_records, _ = read_records(config, dev, counts=dev_counts)
+        dev_records, found = read_records(requested, dev, counts=dev_counts, like=config)
+        if (found.text, found.label) != (config.text, config.label):
+            notes.append(f"dev data: text: column {quoted(found.text)}; answer: column {quoted(found.label_columns)}")
         notes += _count_notes("dev data", dev_counts)
     else:
         records, dev_records, method = _split_dev(config, records, share=dev_fraction, seed=seed)
@@ -230,9 +352,24 @@ def read_labelled(
     task = make_labelled_task(config, records)
     dev_records, matched = match_labels(task, dev_records)
     notes += [*matched, *check_labels(task, dev_records), *_label_notes(task, records)]
+    notes += _note_overlap(task, records, dev_records)
     for line in (*_describe(task, records), *notes):
         progress.say(line)
     return LabelledData(task, records, dev_records, notes)
+
+
+def _note_overlap(task: Task, train: Sequence[Any], dev: Sequence[Any]) -> Iterator[str]:
+    """Yield a note on the dev records with the same texts as a training record, up to white space."""
+
+    def key(record: Any) -> int:
+        values = [getattr(record, name) for name in task.input_fields]
+        parts = chain.from_iterable([value] if isinstance(value, str) else value for value in values)
+        return hash(tuple(" ".join(unicodedata.normalize("NFC", part).split()) for part in parts))
+
+    known = set(map(key, train))
+    if number := sum(key(record) in known for record in dev):
+        share = f"{number:,} of {len(dev):,} records ({number / len(dev):.1%})"
+        yield f"dev data: {share} are also in the training data: their metrics show what was memorized. Remove them."
 
 
 def majority_baseline(data: LabelledData) -> tuple[str, float] | None:
@@ -297,8 +434,8 @@ def _label_notes(task: Task, records: Sequence[Any]) -> Iterator[str]:
 def _describe(task: Task, records: Sequence[Any]) -> Iterator[str]:
     """Yield the chosen columns, and the number of records and labels."""
     if task.head == "sequence":
-        texts = " and ".join(map(repr, task.config.text))
-        yield f"text: column {texts}; answer: column {task.config.label!r} (--text-column, --label-column to change)"
+        texts, labels = (" and ".join(map(repr, names)) for names in (task.config.text, task.config.label_columns))
+        yield f"text: column {texts}; answer: column {labels} (--text-column, --label-column to change)"
     if task.config.name == "qa":
         num_impossible = sum(r.is_impossible for r in records)
         yield f"{len(records):,} questions" + (f", {num_impossible:,} without an answer" if num_impossible else "")

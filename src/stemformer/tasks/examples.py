@@ -31,6 +31,10 @@ class TaskExamples:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def for_epoch(self, seed: int, epoch: int) -> "TaskExamples":
+        """Return the examples of one epoch: all."""
+        return self
+
     def get_example(self, index: int, rng: np.random.Generator) -> Example:
         return self.examples[index]
 

@@ -16,14 +16,14 @@ _DECIMALS = re.compile(r"^([-+]?\d+)\.0+$")
 _MANY = 8
 
 
-def count_labels(config: TaskConfig, records: Sequence[Any]) -> Counter[str]:
+def count_labels(config: TaskConfig, records: Iterable[Any]) -> Counter[str]:
     """Return how often each label occurs in the records, which have answers."""
     labels = (r.tags if config.name == "tag" else r.label if config.kind == "labels" else [r.label] for r in records)
     return Counter(chain.from_iterable(labels))
 
 
 def check_labels(
-    task: Task, records: Sequence[Any], *, advice: str = "Check the column (--label-column)."
+    task: Task, records: Iterable[Any], *, advice: str = "Check the column (--label-column)."
 ) -> list[str]:
     """Return a note about labels of records that the task does not have; an error if it has none of them."""
     found = count_labels(task.config, records) if task.labels else {}
@@ -52,7 +52,8 @@ def match_labels(task: Task, records: list[Any]) -> tuple[list[Any], list[str]]:
         return records, []
     ours = {_plain_form(label): label for label in task.labels}
     is_ambiguous = len(ours) < len(task.labels)
-    unknown = [label for label in count_labels(task.config, records) if label not in task.labels]
+    counted = count_labels(task.config, records)
+    unknown = sorted((label for label in counted if label not in task.labels), key=str.casefold)
     names = {label: ours[form] for label in unknown if (form := _plain_form(label)) in ours}
     if not names or is_ambiguous:
         return records, []

@@ -114,7 +114,7 @@ def tagging_metrics(
     _check_lengths(gold, predicted)
     for number, (right, tags) in enumerate(zip(gold, predicted, strict=True), 1):
         if len(right) != len(tags):
-            raise DataError(f"text {number} has {len(tags)} predictions for {len(right)} words: expected one per word")
+            raise DataError(f"Text {number} has {len(tags)} predictions for {len(right)} words: expected one per word")
     gold_tags, predicted_tags = (list(chain.from_iterable(texts)) for texts in (gold, predicted))
     if entities:
         _check_lengths(gold_tags, predicted_tags)

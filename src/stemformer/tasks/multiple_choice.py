@@ -34,6 +34,7 @@ class MultipleChoice(Task):
 
     head = "choice"
     answer_field = "answer"
+    input_fields = ("prompt", "second", "choices")
     input_format = "(text, options)"
     num_logits = 1
 
@@ -84,8 +85,11 @@ class MultipleChoice(Task):
         probabilities = [softmax(rows[:, 0].astype(np.float64)) for rows in scores]
         return [ChoicePrediction(int(p.argmax()), tuple(p.tolist())) for p in probabilities]
 
-    def _evaluate(self, predictions: Sequence[ChoicePrediction], records: Sequence[ChoiceQuestion]) -> dict[str, Any]:
-        gold, predicted = np.array([r.answer for r in records], int), np.array([p.choice for p in predictions], int)
+    def outcome(self, record: ChoiceQuestion, prediction: ChoicePrediction) -> tuple[int | None, int]:
+        return record.answer, prediction.choice
+
+    def _evaluate(self, outcomes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        gold, predicted = np.array(outcomes, int).reshape(-1, 2).T
         names = [str(i) for i in range(int(max(gold.max(initial=0), predicted.max(initial=0))) + 1)]
         return {"accuracy": classification_metrics(gold, predicted, names)["accuracy"]}
 

@@ -69,6 +69,7 @@ class QuestionAnswering(Task):
 
     head = "span"
     answer_field = "gold"
+    input_fields = ("question", "context")
     input_format = "(question, passage)"
     formats = (".jsonl", ".json")
     num_logits = 2
@@ -154,14 +155,15 @@ class QuestionAnswering(Task):
             return AnswerPrediction("", 0, 0, p[-1], difference, answers)
         return AnswerPrediction(first.text, first.begin, first.end, first.probability, difference, answers)
 
-    def _evaluate(self, predictions: Sequence[AnswerPrediction], records: Sequence[Question]) -> dict[str, Any]:
-        gold = {str(i): list(record.gold) for i, record in enumerate(records)}
-        options: dict[str, Any] = {}
-        if self.config.no_answer:
-            options = {"no_answer": {str(i): p.no_answer for i, p in enumerate(predictions)}}
-            options["threshold"] = self.threshold
+    def outcome(self, record: Question, prediction: AnswerPrediction) -> tuple[Sequence[str], str, float]:
         # The best span, even if the prediction is "no answer".
-        answers = {str(i): p.candidates[0].text if p.candidates else p.text for i, p in enumerate(predictions)}
+        candidates = prediction.candidates
+        return record.gold, candidates[0].text if candidates else prediction.text, prediction.no_answer
+
+    def _evaluate(self, outcomes: Sequence[tuple[Sequence[str], str, float]]) -> dict[str, Any]:
+        columns: Any = [{str(i): outcome[k] for i, outcome in enumerate(outcomes)} for k in range(3)]
+        gold, answers, scores = columns
+        options: dict[str, Any] = {"no_answer": scores, "threshold": self.threshold} if self.config.no_answer else {}
         return dict(squad_metrics(gold, answers, language=self.language, **options))
 
     def tune(self, metrics: dict[str, float], predictions: Sequence[AnswerPrediction]) -> list[str]:

@@ -1,8 +1,9 @@
 """Classification, multi-label classification and regression of texts and pairs (Devlin et al. 2019, section 4.1)."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class SequenceClassification(Task):
 
     head = "sequence"
     answer_field = "label"
+    input_fields = ("texts",)
     formats = (".jsonl", ".csv", ".tsv")
 
     def __init__(
@@ -84,7 +86,8 @@ class SequenceClassification(Task):
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TextExample | None:
         is_right = all(isinstance(part, str) and part.strip() for part in parts)
-        is_right &= len(parts) == (2 if self.config.name == "pair" else 1)
+        # A model from elsewhere may read pairs.
+        is_right &= len(parts) in ((2,) if self.config.name == "pair" else (1,) if self.config.text else (1, 2))
         return TextExample(parts, None, {}, location) if is_right else None
 
     def _encode(
@@ -152,29 +155,33 @@ class SequenceClassification(Task):
         labels = tuple(label for label, p in zip(self.labels, row, strict=True) if p >= self.config.positive)
         return TextPrediction(",".join(labels), float(row.max()), tuple(row.tolist()), labels)
 
-    def _evaluate(self, predictions: Sequence[TextPrediction], records: Sequence[TextExample]) -> dict[str, Any]:
-        gold: list[Any] = [r.label for r in records]
+    def outcome(self, record: TextExample, prediction: TextPrediction) -> tuple[Any, Any]:
+        """Return the right and the predicted class (each text once in memory), score or labels."""
+        if self.config.kind == "class":
+            return intern(str(record.label)), prediction.label
+        return record.label, prediction.score if self.config.kind == "score" else prediction.labels
+
+    def _evaluate(self, outcomes: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
         if self.config.kind == "score":
-            right = np.array(gold, float)
-            metrics = regression_metrics(right, np.array([p.score for p in predictions], float))
+            right, predicted = np.array(outcomes, float).reshape(-1, 2).T
+            metrics = regression_metrics(right, predicted)
             if self.targets is None:
                 return dict(metrics)
             constant = regression_metrics(right, np.full(len(right), self.targets[0]))
             # A constant has no correlation.
             return {**metrics, "baseline": {name: value for name, value in constant.items() if name.endswith("error")}}
         if self.config.kind == "labels":
-            targets = np.array([[label in labels for label in self.labels] for labels in gold], bool)
-            found = np.array([[label in p.labels for label in self.labels] for p in predictions], bool)
-            return multi_label_metrics(targets, found, self.labels)
+            table = np.array([[[label in side for label in self.labels] for side in pair] for pair in outcomes], bool)
+            return multi_label_metrics(table[:, 0], table[:, 1], self.labels)
         # Labels that the training data lacks are never predicted.
-        names = [*self.labels, *sorted(set(gold) - set(self.labels))]
+        names = [*self.labels, *sorted({label for label, _ in outcomes} - set(self.labels))]
         ids = {label: i for i, label in enumerate(names)}
-        right, predicted = (np.array([ids[x] for x in side], int) for side in (gold, [p.label for p in predictions]))
+        right, predicted = np.array([(ids[a], ids[b]) for a, b in outcomes], int).reshape(-1, 2).T
         return {**classification_metrics(right, predicted, names), "labels": names}
 
     def to_row(self, record: TextExample, prediction: TextPrediction) -> dict[str, Any]:
         row: dict[str, Any] = dict(record.row) or {f"text{i + 1}": text for i, text in enumerate(record.texts)}
-        row = {f"input_{name}" if name in _PREDICTION_COLUMNS else name: value for name, value in row.items()}
+        row = {self._input_column(name, row): value for name, value in row.items()}
         if self.config.kind == "score":
             values: list[Any] = [prediction.score]
         else:
@@ -184,6 +191,13 @@ class SequenceClassification(Task):
         # Empty texts have no prediction.
         values = values if all(record.texts) else [None] * len(values)
         return row | dict(zip(_PREDICTION_COLUMNS, values, strict=False))
+
+    @staticmethod
+    def _input_column(name: str, row: Mapping[str, Any]) -> str:
+        new = name
+        while new in _PREDICTION_COLUMNS or (new != name and new in row):
+            new = f"input_{new}"
+        return new
 
     def to_report_example(self, record: TextExample, prediction: TextPrediction) -> ReportExample:
         entry: dict[str, Any] = {"texts": list(record.texts), "gold": record.label, "predicted": prediction.label}

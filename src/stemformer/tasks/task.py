@@ -36,7 +36,7 @@ class TaskConfig:
         name: `classify` (a text), `pair` (two texts), `tag` (words), `qa` (answers) or `choice` (options).
         kind: Of `classify` and `pair`: one `class` per text, any number of `labels`, or a `score`.
         text: Columns with the texts; detected by name and content if empty.
-        label: Column with the answer; detected by name and content if None.
+        label: Column with the answer, or columns of 0 and 1, one for each label; detected by name and content if None.
         max_length: Maximum tokens per example, special tokens included; None for those that the model was trained on.
         long_texts: Of `classify`, for texts over `max_length`: `windows` averages over parts, `head_tail`
             keeps 1/4 from the beginning and 3/4 from the end (Sun et al. 2019), `cut` truncates.
@@ -57,7 +57,7 @@ class TaskConfig:
     name: str = "classify"
     kind: Literal["class", "labels", "score"] = "class"
     text: tuple[str, ...] = ()
-    label: str | None = None
+    label: str | tuple[str, ...] | None = None
     max_length: int | None = None
     long_texts: Literal["windows", "head_tail", "cut"] = "windows"
     stride: int = 128
@@ -71,7 +71,16 @@ class TaskConfig:
     symbol_stride: int = 1
     alphabet: str | None = None
 
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """All columns with labels."""
+        return () if self.label is None else (self.label,) if isinstance(self.label, str) else self.label
+
     def __post_init__(self) -> None:
+        if isinstance(self.label, tuple) and len(self.label) < 2:
+            object.__setattr__(self, "label", self.label[0] if self.label else None)
+        if isinstance(self.label, tuple) and self.kind == "class":
+            object.__setattr__(self, "kind", "labels")
         check_at_least(8, self, "task.", "max_length")
         check_at_least(0, self, "task.", "stride")
         check_at_least(1, self, "task.", "max_answer_tokens")
@@ -80,6 +89,9 @@ class TaskConfig:
         has_texts, is_class = self.name in ("classify", "pair"), self.kind == "class"
         draw_settings = (self.symbol_size, self.symbol_stride, self.alphabet)
         rules = {
+            f"label names {len(self.label or ())} columns: only classify and pair have several, of kind 'labels'": (
+                not isinstance(self.label, tuple) or (has_texts and self.kind == "labels")
+            ),
             f"kind is {self.kind!r}: only classify and pair have kinds, not {self.name}": has_texts or is_class,
             "balance applies to classes, labels and tags. Remove it.": (
                 not self.balance or (self.kind != "score" and self.name not in ("qa", "choice"))
@@ -114,6 +126,8 @@ class Task(ABC):
     num_logits: ClassVar[int | None] = None
     # Field of a record with the answer; None there if it is unknown.
     answer_field: ClassVar[str]
+    # Fields with the texts of a record, or tuples of them.
+    input_fields: ClassVar[tuple[str, ...]]
     # Form of an input of `Pipeline.predict`, for errors.
     input_format: str
     # Metric for model selection; higher is better.
@@ -214,15 +228,22 @@ class Task(ABC):
         self, predictions: Sequence[Any], records: Sequence[Any]
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the metrics of the records with an answer, and details such as a confusion matrix."""
-        pairs = zip(predictions, records, strict=True)
-        known = [prediction for prediction, record in pairs if getattr(record, self.answer_field) is not None]
-        results = self._evaluate(known, self.with_answer(records))
+        pairs = zip(records, predictions, strict=True)
+        return self.metrics_of([self.outcome(r, p) for r, p in pairs if getattr(r, self.answer_field) is not None])
+
+    @abstractmethod
+    def outcome(self, record: Any, prediction: Any) -> Any:
+        """Return what the metrics need of a record and its prediction: little, as it is kept for all records."""
+
+    def metrics_of(self, outcomes: Sequence[Any]) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return the metrics of outcomes, and details."""
+        results = self._evaluate(outcomes)
         metrics = {key: value for key, value in results.items() if isinstance(value, float)}
         return metrics, {key: value for key, value in results.items() if key not in metrics}
 
     @abstractmethod
-    def _evaluate(self, predictions: Sequence[Any], records: Sequence[Any]) -> dict[str, Any]:
-        """Return the metrics (floats) and details of records whose answer is known."""
+    def _evaluate(self, outcomes: Sequence[Any]) -> dict[str, Any]:
+        """Return the metrics (floats) and details of outcomes."""
 
     def tune(self, metrics: dict[str, float], predictions: Sequence[Any]) -> list[str]:
         """Tune decision thresholds on predictions of the dev data, and return notes about them."""

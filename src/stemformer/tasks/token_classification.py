@@ -7,6 +7,7 @@ random field on top. In causal models it is the last token, the only one that ha
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class TokenClassification(Task):
 
     head = "token"
     answer_field = "tags"
+    input_fields = ("words",)
     input_format = "a text or a list of words"
     formats = (".jsonl", ".conll")
 
@@ -108,9 +110,12 @@ class TokenClassification(Task):
                 tags[owner][word], probabilities[owner][word] = self.labels[label_id], probability
         return [TagPrediction(tuple(t), tuple(p)) for t, p in zip(tags, probabilities, strict=True)]
 
-    def _evaluate(self, predictions: Sequence[TagPrediction], records: Sequence[TaggedSentence]) -> dict[str, Any]:
-        gold = [r.tags for r in records if r.tags is not None]
-        return tagging_metrics(gold, [p.tags for p in predictions], entities=self.has_entities)
+    def outcome(self, record: TaggedSentence, prediction: TagPrediction) -> tuple[Sequence[str], ...]:
+        return tuple(map(intern, record.tags or ())), prediction.tags
+
+    def _evaluate(self, outcomes: Sequence[tuple[Sequence[str], ...]]) -> dict[str, Any]:
+        gold, predicted = ([outcome[i] for outcome in outcomes] for i in range(2))
+        return tagging_metrics(gold, predicted, entities=self.has_entities)
 
     def to_row(self, record: TaggedSentence, prediction: TagPrediction) -> dict[str, Any]:
         row: dict[str, Any] = {"words": list(record.words), "tags": list(prediction.tags)}

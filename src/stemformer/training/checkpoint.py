@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from stemformer.config import parse_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.errors import CheckpointError
+from stemformer.errors import CheckpointError, ConfigError
 from stemformer.huggingface.save import save_model, save_tensors, unstandardized_weights
 from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage, write_checksums, write_folder
 from stemformer.models.model import Model
@@ -86,13 +87,18 @@ def save_checkpoint(
 
 
 def _remove_old(folder: Path, *, keep: int) -> None:
-    """Link `best` to the checkpoint with the lowest loss; keep it and the newest `keep`."""
+    """Link `best` to the checkpoint with the lowest loss on the present held-out examples; keep it and the newest `keep`."""
     steps = sorted(folder.glob("step-????????"))
-    losses = {}
+    losses: dict[Path, float] = {}
+    present = None
     for path in steps:
-        with suppress(OSError, ValueError, KeyError):
-            if (loss := read_checkpoint(path).held_out_loss) is not None:
-                losses[path] = loss
+        with suppress(OSError, ValueError, KeyError, ConfigError):
+            checkpoint = read_checkpoint(path)
+            number = parse_toml(checkpoint.config_toml, str(path)).get("evaluation", {}).get("num_examples")
+            if checkpoint.held_out_loss is not None:
+                # A resumed run may be evaluated on more or fewer examples, whose loss is another.
+                losses = {**(losses if number == present else {}), path: checkpoint.held_out_loss}
+                present = number
     best = min(losses, key=lambda path: losses[path], default=None)
     if best is not None:
         link = folder / "best.tmp"
@@ -116,7 +122,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
         faults.append(f"{path.name}: {fault}")
     if faults:
         problem = f"{folder} holds no valid checkpoint ({'; '.join(faults)}). Start again with --overwrite,"
-        advice = f"or, if {folder.parent}/final exists, continue from it with --init and another --out."
+        advice = f"or, if {folder.parent}/final exists, start another run from it with another --out."
         raise CheckpointError(f"{problem} {advice}", damaged=True)
     raise CheckpointError(f"{folder} holds no checkpoint yet. Pass --overwrite instead of --resume.")
 

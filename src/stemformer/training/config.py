@@ -245,6 +245,8 @@ class TaskEvaluationConfig:
     every: int | None = None
     # Evaluations without improvement until the run stops with its best model; None keeps the last model.
     patience: int | None = None
+    # Metric that selects the best model, such as `macro_f1` or `loss`; None for the task's main metric.
+    best_metric: str | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "evaluation.", "every", "patience")

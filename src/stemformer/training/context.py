@@ -58,6 +58,8 @@ class TrainingContext:
     describe: Callable[[dict[str, float]], str] = format_held_out
     # Maps validation metrics to the value to minimize; None disables model selection.
     monitor: Callable[[dict[str, float]], float | None] = held_out_loss
+    # Formats that value with its name.
+    describe_monitored: Callable[[float], str] = "val_loss {:.3f}".format
     # Description of the task in a saved model; see `huggingface.save.save_model`.
     task: dict[str, Any] | None = None
     # If False, an interrupted run starts again from the beginning.

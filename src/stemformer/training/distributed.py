@@ -7,6 +7,7 @@ Source: Li et al. 2020 (DDP); Zhao et al. 2023 and PyTorch's `fully_shard` (FSDP
 import atexit
 import contextlib
 import itertools
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +72,8 @@ def slices(items: Sequence[T], number: int) -> list[Sequence[T]]:
 
 SINGLE_PROCESS = DistributedContext()
 _JOB_FILE = "torchrun.txt"
+# Key in the store of the ranks: rank, exit code and message of an error.
+_FAILURE = "failure"
 
 
 def is_restarted(folder: Path) -> bool:
@@ -112,12 +115,21 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
         _connect("nccl" if device.type == "cuda" else "gloo", rank, world_size)
     try:
         yield DistributedContext(rank, world_size, device)
-    except RuntimeError as error:
+    except Exception as error:
+        store = dist.distributed_c10d._get_default_store()
+        message = " ".join(str(error).split())
         # gloo's errors have no type of their own.
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and "gloo" in message):
+            with contextlib.suppress(RuntimeError):
+                store.set(_FAILURE, json.dumps([rank, getattr(error, "exit_code", 1), message]))
             raise
-        problem = f"Other ranks cannot be reached ({' '.join(str(error).split())[:200]}). See their output;"
-        raise TrainingError(f"{problem} continue with --resume, or let torchrun --max-restarts do it.") from error
+        advice = "Continue with --resume, or let torchrun --max-restarts do it."
+        cause, exit_code = f"Other ranks cannot be reached ({message[:200]}). See their output.", 1
+        with contextlib.suppress(RuntimeError):
+            if store.check([_FAILURE]):
+                failed, exit_code, reason = json.loads(store.get(_FAILURE))
+                cause = f"Rank {failed} failed: {reason.rstrip('.')}."
+        raise TrainingError(f"{cause} {advice}", exit_code=exit_code) from error
 
 
 def _connect(backend: str, rank: int, world_size: int) -> None:

@@ -115,7 +115,7 @@ def load_initial_model(
     generator = torch.Generator().manual_seed(config.seed)
     model, tokenizer = load_model_and_tokenizer(source, task.heads, num_labels=task.num_labels, generator=generator)
     if task.config.symbols is not None:
-        task.symbols = _make_symbol_map(task.config, tokenizer, config.seed)
+        task.symbols = make_symbol_map(task.config, tokenizer, config.seed)
     if not is_resumed:
         # A head for other labels keeps its hidden layers, but gets a new output layer.
         is_other_head = read_task_info(source).get("head") == task.head and not has_matching_head(source, task)
@@ -140,7 +140,8 @@ def has_matching_head(source: Path, task: Task) -> bool:
     return info.get("head") == task.head and info["labels"] == list(task.labels)
 
 
-def _make_symbol_map(config: TaskConfig, tokenizer: Tokenizer, seed: int) -> SymbolMap:
+def make_symbol_map(config: TaskConfig, tokenizer: Tokenizer, seed: int) -> SymbolMap:
+    """Return the words for the symbols of a task: those of its file, or random ones."""
     assert config.symbols is not None
     if config.symbols != "draw":
         symbol_map = SymbolMap.load(config.symbols)

@@ -53,7 +53,9 @@ def train(
     # Pre-training logs the metrics of the initial model; a completed run is evaluated again, not logged.
     is_complete = budget.is_last(state.step) or state.evals_since_best >= patience
     if is_complete or (state.step == 0 and isinstance(config, RunConfig)):
+        seconds = state.seconds
         _evaluate(module, context, state, log if state.step == 0 else None, progress)
+        state.seconds = seconds if is_complete else state.seconds
     end = budget.num_steps if budget.num_steps is not None else 2**62
     steps = range(0) if is_complete else range(state.step, end)
 
@@ -146,7 +148,7 @@ def batches_of_step(step: int, context: TrainingContext) -> list[Batch]:
     examples = []
     for epoch, i in ranks.shard(numbers):
         rng = example_generator(seed, epoch, i)
-        examples.append((i, context.objective.corrupt(phase.examples.get_example(i, rng), rng)))
+        examples.append((i, context.objective.corrupt(phase.examples.for_epoch(seed, epoch).get_example(i, rng), rng)))
 
     # Split into micro-batches; from global sizes, since every rank must run as many forward passes (collectives).
     fewest = phase.batch.size // ranks.world_size

@@ -47,7 +47,7 @@ def find_checkpoint(
     if not any(checkpoints.glob("step-????????")):
         names = sorted({path.name for path in folder.glob("*")} - {"config.toml.tmp"})
         if "final" in names and "config.toml" in names:
-            advice = f"Continue training with --init {folder}/final and another --out, or pass --overwrite."
+            advice = f"Start another run from {folder}/final with another --out, or pass --overwrite."
             raise CheckpointError(f"{folder} holds a finished model without checkpoints to resume from. {advice}")
         foreign = [name for name in names if not name.startswith(_RUN_FILES)]
         if foreign or (names and "config.toml" not in names):
@@ -83,9 +83,10 @@ def check_config_unchanged(
     stored: Any, current: Any, *, may_change: tuple[str, ...] = MAY_CHANGE, what: str = "this run"
 ) -> None:
     """Check that a resumed run keeps its settings, but those whose keys start as in `may_change`."""
-    changed = [(k, a, b) for k, a, b in differences(stored, current) if not k.startswith(may_change)]
-    if changed:
-        changes = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in changed)
+    # Checkpoints store the value of the metric that they are compared by.
+    found = [d for d in differences(stored, current) if not d[0].startswith(may_change) or d[0].endswith("best_metric")]
+    if found:
+        changes = "; ".join(f"{key} was {before}, is now {after}" for key, before, after in found)
         problem = f"Cannot resume {what} with other settings ({changes})."
         raise CheckpointError(f"{problem} Keep them as they were, or pass another --out.")
 
@@ -116,7 +117,7 @@ def validate_resume(resume_point: ResumePoint[Any], context: TrainingContext) ->
     fingerprint = context.phases[0].examples.fingerprint
     if checkpoint.data_fingerprint != fingerprint:
         both = f"fingerprint {checkpoint.data_fingerprint[:12]}, now {fingerprint[:12]}"
-        raise CheckpointError(f"{path} was trained on other data ({both}). Pass the same --data, or start a new run.")
+        raise CheckpointError(f"{path} was trained on other data ({both}). Pass the same data, or start a new run.")
     budget.replay()
     if budget.num_steps is not None and checkpoint.step > budget.num_steps:
         problem = f"{path} is at step {checkpoint.step}, the budget ends at {budget.num_steps}."
@@ -134,6 +135,10 @@ def restore(
     for key, value in context.environment.items():
         if (stored := checkpoint.environment.get(key)) != value:
             progress.say(f"{key} was {stored}, is now {value}: results will not be bit-for-bit those of a single run")
+    before, now = (getattr(x.evaluation, "num_examples", None) for x in (resume_point.config, context.config))
+    if before != now:
+        change = f"evaluation.num_examples was {before}, is now {now}"
+        progress.say(f"{change}: earlier validation losses are not comparable, the best checkpoint is a later one")
     num_steps = context.budget.num_steps
     progress.say(f"Resuming from {path} (step {checkpoint.step}" + (f" of {num_steps})" if num_steps else ")"))
     load_optimizer(path, model, optimizer)

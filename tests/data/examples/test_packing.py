@@ -228,6 +228,21 @@ def test_stream_is_every_document_between_eos_and_windows_share_one_token(sequen
     assert stream.packing_efficiency == pytest.approx(stream.num_tokens / (len(stream) * sequence_length))
 
 
+@pytest.mark.parametrize("sequence_length", [1, 7, 64, 100_000])
+def test_epochs_cut_a_stream_elsewhere_and_hold_each_token_once(sequence_length):
+    stream = make_token_stream(random_line(seed=11), sequence_length=sequence_length, eos_token_id=65_535)
+    first, *others = ([read(stream.for_epoch(5, e), n) for n in range(len(stream))] for e in range(4))
+    ring = np.concatenate([tokens[:-1] for tokens, *_ in first])
+    assert [tokens.tolist() for tokens, *_ in first] == [read(stream, n)[0].tolist() for n in range(len(stream))]
+    for epoch, rows in enumerate(others, start=1):
+        offset = stream.for_epoch(5, epoch).offset
+        assert np.concatenate([tokens[:-1] for tokens, *_ in rows]).tolist() == np.roll(ring, -offset).tolist()
+        assert all(a[0][-1] == b[0][0] for a, b in pairwise([*rows, rows[0]]))
+        assert [len(tokens) for tokens, *_ in rows] == [len(tokens) for tokens, *_ in first]
+        assert all(words[tokens == 65_535].all() for tokens, words, _ in rows)
+    assert len({stream.for_epoch(seed, epoch).offset for seed in (5, 6) for epoch in (1, 2)}) == 4
+
+
 def test_stream_of_empty_windows_is_refused():
     with pytest.raises(ConfigError, match="sequence_length is 0: expected at least 1"):
         make_token_stream(LineOfTokens([[[3]]]), sequence_length=0, eos_token_id=9)

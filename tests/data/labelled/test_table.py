@@ -107,6 +107,44 @@ def test_several_files_are_one_table(tmp_path: Path) -> None:
     assert values(read_table([first, second])) == [("one", "x"), ("two", "y")]
 
 
+# folders
+
+
+def texts_in(folder: Path, names: str) -> Path:
+    for name in names.split():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, f"The text\nof {name}\n")
+    return folder
+
+
+def test_folders_of_texts_are_classes(tmp_path: Path) -> None:
+    folder, counts = texts_in(tmp_path / "train", "neg/1.txt pos/1.txt pos/2.txt unsup/1.txt urls.txt"), Counter[str]()
+    table = read_table(folder, counts=counts)
+    assert table.columns == ("file", "text", "label")
+    labels = {str(Path(row["file"]).relative_to(folder)): row["label"] for row in table.rows}
+    assert labels == {"neg/1.txt": "neg", "pos/1.txt": "pos", "pos/2.txt": "pos", "unsup/1.txt": None}
+    assert table.rows[0]["text"] == "The text\nof neg/1.txt\n"
+    expected = {"files that are one text each, labelled by their folder": 4}
+    assert counts == expected | {"files outside the folders of the classes (skipped)": 1}
+
+
+def test_folders_of_classes_may_be_named(tmp_path: Path) -> None:
+    texts_in(tmp_path, "neg/1.txt pos/1.txt other/1.txt")
+    assert [row["label"] for row in read_table([tmp_path / "pos", tmp_path / "neg"]).rows] == ["neg", "pos"]
+
+
+def test_a_single_folder_holds_files_of_lines(tmp_path: Path) -> None:
+    table = read_table(texts_in(tmp_path / "in", "a.txt sub/b.txt"))
+    assert [row["text"] for row in table.rows] == ["The text", "of a.txt", "The text", "of sub/b.txt"]
+
+
+def test_folders_of_tables_are_no_classes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "1.csv", f"text,label\n{name},x\n")
+    assert values(read_table(tmp_path)) == [("a", "x"), ("b", "x")]
+
+
 # the first line
 
 

@@ -108,6 +108,16 @@ def test_ambiguous_columns_raise(columns: dict[str, list[object]], options: dict
         choose_columns(table_of(columns), **{"num_texts": 1, "needs_label": True, **options})  # type: ignore[arg-type]
 
 
+def test_few_distinct_texts_are_not_the_label() -> None:
+    table = table_of({"a": [LONG, OTHER] * 4, "b": ["good", "bad"] * 4})
+    assert choose_columns(table, num_texts=1, needs_label=True) == TextColumns(("a",), "b")
+
+
+def test_lines_with_tabs_may_be_a_table_of_another_name() -> None:
+    with pytest.raises(DataError, match=r"There is no label column, only 'text'\. Name the file \.tsv if tabs"):
+        choose_columns(table_of({"text": ["a\tb"]}), num_texts=1, needs_label=True)
+
+
 @pytest.mark.parametrize("columns", [{"text": [LONG, OTHER]}, {"column1": ["x", "y", "x", "y"]}])
 def test_a_single_column_has_no_label(columns: dict[str, list[object]]) -> None:
     with pytest.raises(DataError, match=r"There is no label column, only '\w+'\. Pass a table"):
@@ -218,6 +228,31 @@ def test_each_part_has_a_group_where_there_are_two(groups: list[str], num_dev: i
 def test_pieces_of_a_list_are_no_labels(cell: str) -> None:
     with pytest.raises(DataError, match=r"a\.csv:2: Column 'label' holds .* cut at its commas it gives .* JSON"):
         labels_of([cell], "labels")
+
+
+def flagged(rows: list[dict[str, object]]) -> tuple[list[object], Counter[str]]:
+    counts: Counter[str] = Counter()
+    table = Table("a.csv", tuple(rows[0]), rows, [f"a.csv:{i}" for i in range(len(rows))])
+    columns = choose_columns(table, num_texts=1, label=("toxic", "insult"), needs_label=True, kind="labels")
+    assert columns == TextColumns(("text",), ("toxic", "insult"))
+    return [e.label for e in make_text_examples(table, columns, kind="labels", counts=counts)], counts
+
+
+def test_columns_of_0_and_1_are_labels() -> None:
+    cells = [("1", "0"), (1, 1.0), ("0.0", False), ("-1", "-1"), (None, "1")]
+    found = flagged([{"text": "some", "toxic": toxic, "insult": insult} for toxic, insult in cells])
+    assert found == ([("toxic",), ("toxic", "insult"), ()], {"no label": 2})
+
+
+def test_a_label_column_of_several_holds_0_or_1() -> None:
+    with pytest.raises(DataError, match=r"a\.csv:0: Column 'insult' holds 'mild', but .* 1 or 0"):
+        flagged([{"text": "some", "toxic": "1", "insult": "mild"}])
+
+
+def test_columns_of_0_and_1_are_proposed_as_labels() -> None:
+    table = table_of({"comment": [LONG, OTHER] * 2, "toxic": ["0", "1"] * 2, "insult": ["1", "0"] * 2})
+    with pytest.raises(DataError, match=r"If 'toxic', 'insult' are labels .* set each with --label-column"):
+        choose_columns(table, num_texts=1, needs_label=True, kind="class")
 
 
 def test_a_list_is_no_class() -> None:

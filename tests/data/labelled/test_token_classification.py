@@ -272,3 +272,12 @@ def test_column_may_be_missing_where_no_tags_are_needed(tmp_path: Path, name: st
     assert pairs(read(tmp_path / name, text, column="7", needs_tags=False)) == [("Anna sings", None)]
     with pytest.raises(DataError):
         read(tmp_path / name, text, column="7")
+
+
+def test_lines_and_records_without_words_are_counted(tmp_path):
+    counts = Counter()
+    (tmp_path / "a.txt").write_text("the old king\n\n \nriver\n\n")
+    (tmp_path / "b.jsonl").write_text('{"words": []}\n{"words": ["a"]}\n')
+    found = read_tagged([str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")], needs_tags=False, counts=counts)
+    assert [len(s.words) for s in found] == [3, 1, 1]
+    assert +counts == {"blank lines (skipped)": 2, "sentences without words (skipped)": 1}

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from stemformer.data.shards import encoding
-from stemformer.data.shards.encoding import batch_documents, encode_batch, is_held_out
+from stemformer.data.shards.encoding import batch_documents, encode_batch
 from stemformer.data.shards.manifest import check_tokenizer, read_manifest
 from stemformer.data.shards.reader import open_shards
+from stemformer.data.shards.splits import is_held_out
 from stemformer.data.shards.writer import write_shards
 from stemformer.data.text.documents import read_documents
 from stemformer.data.text.sentences import sentence_ends
@@ -256,10 +257,47 @@ def test_fraction_out_of_range_is_refused(write, held_out):
         write(held_out=held_out)
 
 
-def test_corpus_too_small_for_a_held_out_split_is_refused_and_removed(write, tmp_path):
-    (tmp_path / "three.txt").write_text("one two\nthree four\nfive six\n")
-    with pytest.raises(DataError, match=r"Of 3 documents, none is in the held-out split.*--held-out 0"):
-        write(inputs=[tmp_path / "three.txt"], held_out=0.001)
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_one_of_few_documents_is_held_out(write, tmp_path, monkeypatch, num_workers):
+    monkeypatch.setattr(encoding, "POOL_CHARACTERS", 1)
+    (tmp_path / "three.txt").write_text("one two three four\nfive six\nseven eight nine ten\n")
+    notes = []
+    # The document whose size is nearest to the fraction.
+    manifest = write(inputs=[tmp_path / "three.txt"], held_out=0.001, num_workers=num_workers, on_note=notes.append)
+    assert manifest.splits["held_out"].characters == len("five six") and manifest.splits["train"].documents == 2
+    assert notes == ["too few documents to choose by hash: holding out one of 3, 17.4% of the text"]
+
+
+def test_one_of_few_documents_trains(write, tmp_path):
+    (tmp_path / "two.txt").write_text("one two three four\nfive six\n")
+    manifest = write(inputs=[tmp_path / "two.txt"], held_out=0.999)
+    assert (manifest.splits["train"].documents, manifest.splits["held_out"].documents) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "tail"),
+    [
+        ("One two. Three four. Five six. Seven eight. Nine ten.", "Seven eight. Nine ten."),
+        ("One two. Three four.\n\nFive six. Seven eight. Nine.", "Five six. Seven eight. Nine."),
+        ("One two. Three four.\n\nFive six.\n", "Five six."),
+    ],
+)
+def test_the_last_part_of_a_single_document_is_held_out(write, tokenizer, tmp_path, text, tail):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/one.txt").write_text(text)
+    notes = []
+    write(inputs=[tmp_path / "in"], held_out=0.4, on_note=notes.append)
+    shards = open_shards(tmp_path / "out", "held_out")
+    [expected] = tokenizer.encode_documents([tail], [sentence_ends(tail)])
+    np.testing.assert_array_equal(shards.tokens(0, shards.num_tokens), expected.ids)
+    assert open_shards(tmp_path / "out").num_documents == 1
+    assert notes[0].startswith("the text is one document: holding out its last part")
+
+
+def test_a_single_sentence_has_no_held_out_part(write, tmp_path):
+    (tmp_path / "one.txt").write_text("one two\none two\n")
+    with pytest.raises(DataError, match=r"Of 2 documents, none is in the held-out split.*--held-out 0"):
+        write(inputs=[tmp_path / "one.txt"], held_out=0.001)
     assert not (tmp_path / "out").exists()
 
 

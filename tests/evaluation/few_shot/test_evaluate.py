@@ -135,21 +135,20 @@ def masked(make_text):
     return make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).eval(), tokenizer
 
 
-def test_masked_models_predict_a_mask_for_each_token(masked):
+def test_masked_models_predict_an_answer_from_left_to_right(masked):
     model, tokenizer = masked
-    task = TASK
-    [result] = evaluate_few_shot(model, tokenizer, task, data(), [1], num_shots=1, seed=0)
-    prompt = task.render_prompt(data().sample_demonstrations(1, 1, seed=0), data().items[1])
-    answer = tokenizer.encode("paints the river").ids
-    before = tokenizer.encode(prompt).ids
-    ids = torch.tensor(
-        [tokenizer.cls_token_id, *before, *[tokenizer.mask_token_id] * len(answer), tokenizer.sep_token_id]
-    )
-    n, positions = len(ids), 1 + len(before) + torch.arange(len(answer))
-    with torch.no_grad():
-        states = model.body(ids, torch.arange(n), torch.zeros_like(ids), torch.tensor([0, n], dtype=torch.int32), n)
-        logits = model.lm_logits(states[positions]).log_softmax(-1)
-    expected = logits.gather(1, torch.from_numpy(answer)[:, None]).sum().item()
+    [result] = evaluate_few_shot(model, tokenizer, TASK, data(), [1], num_shots=1, seed=0)
+    before = tokenizer.encode(TASK.render_prompt(data().sample_demonstrations(1, 1, seed=0), data().items[1])).ids
+    answer = tokenizer.encode("paints the river").ids.tolist()
+    assert len(answer) == 3
+    expected = 0.0
+    for k, token in enumerate(answer):
+        hidden = [tokenizer.mask_token_id] * (len(answer) - k)
+        ids = torch.tensor([tokenizer.cls_token_id, *before, *answer[:k], *hidden, tokenizer.sep_token_id])
+        n = len(ids)
+        with torch.no_grad():
+            states = model.body(ids, torch.arange(n), torch.zeros_like(ids), torch.tensor([0, n], dtype=torch.int32), n)
+            expected += model.lm_logits(states[1 + len(before) + k]).log_softmax(-1)[token].item()
     assert result.log_probabilities[1] == pytest.approx(expected, rel=1e-5)
 
 

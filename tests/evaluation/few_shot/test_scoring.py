@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stemformer.data.examples.batch import Example
+from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.evaluation.few_shot import scoring
-from stemformer.evaluation.few_shot.scoring import ScoringRequest, score_answers, score_blanks
+from stemformer.evaluation.few_shot.scoring import Blank, ScoringRequest, score_answers, score_blanks
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 
@@ -66,7 +66,10 @@ def test_batches_and_chunks_do_not_change_scores(small_gpt, monkeypatch):
     np.testing.assert_allclose(together, apart, rtol=RELATIVE)
 
 
-def test_masked_answers_are_scored_together(monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 15, 4096])
+def test_blanks_are_scored_from_left_to_right(monkeypatch, at_once):
+    monkeypatch.setattr(scoring, "_BATCH_TOKENS", at_once)
+    tokenizer = train_wordpiece(["the cat sees the dog"], vocab_size=60, min_frequency=1)
     config = BertConfig(
         vocab_size=60,
         hidden_size=16,
@@ -76,23 +79,23 @@ def test_masked_answers_are_scored_together(monkeypatch):
         initializer_range=0.3,
     )
     model = make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).eval()
-    ids = np.array([2, 10, 4, 4, 12, 3])
-    other = np.array([2, 10, 4, 12, 3])
-    texts = [
-        Example(ids, np.array([6]), np.array([2, 3]), np.array([20, 21])),
-        Example(other, np.array([5]), np.array([2]), np.array([30])),
-        Example(ids, np.array([6]), np.array([2, 3]), np.array([22, 23])),  # shares the forward pass of the first
+    blanks = [
+        Blank(np.array([10, 20, 21, 12]), 1, 3),
+        Blank(np.array([10, 30, 12]), 1, 2),
+        Blank(np.array([10, 22, 23, 12]), 1, 3),  # its first token shares the forward pass of the first blank
+        Blank(np.array([10, 22, 23, 12]), 0, 4),
     ]
-    scores = [score.log_probability for score in score_blanks(model, texts)]
-    for text, score in zip(texts, scores, strict=True):
-        x = torch.from_numpy(text.input_ids)
-        n = len(x)
-        with torch.no_grad():
-            states = model.body(x, torch.arange(n), torch.zeros_like(x), torch.tensor([0, n], dtype=torch.int32), n)
-            logits = model.lm_logits(states[text.label_positions]).log_softmax(-1)
-        assert score == pytest.approx(
-            logits.gather(1, torch.from_numpy(text.labels)[:, None]).sum().item(), rel=RELATIVE
-        )
+    for (ids, start, stop), score in zip(blanks, score_blanks(model, tokenizer, blanks), strict=True):
+        expected = 0.0
+        for i in range(start, stop):
+            hidden = [tokenizer.mask_token_id] * (stop - i)
+            x = torch.tensor([tokenizer.cls_token_id, *ids[:i], *hidden, *ids[stop:], tokenizer.sep_token_id])
+            n = len(x)
+            with torch.no_grad():
+                states = model.body(x, torch.arange(n), torch.zeros_like(x), torch.tensor([0, n], dtype=torch.int32), n)
+                expected += model.lm_logits(states[i + 1]).log_softmax(-1)[ids[i]].item()
+        assert score.log_probability == pytest.approx(expected, rel=RELATIVE)
+        assert score.num_tokens == stop - start
 
 
 def test_too_long_text_is_refused(small_gpt):

@@ -7,15 +7,17 @@ causal model may instead read fixed-length windows of all documents joined.
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from stemformer.data.examples.sampling import example_generator
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
 
-# For small chunks; when another one is needed, the fullest is closed.
-_MAX_OPEN_ROWS = 256
+_MAX_OPEN_ROWS = 256  # for small chunks; when another one is needed, the fullest is closed
+_OFFSET = 2**62  # number of the generator of an epoch's offset; numbers of examples are lower
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,11 @@ class RawExample:
     """Text of an example, before the objective adds special tokens and corruption."""
 
     tokens: Int[np.ndarray, "n"]
-    # Always set for the first token of a segment.
-    word_starts: Bool[np.ndarray, "n"]
-    # Number of tokens of each segment.
-    lengths: Int[np.ndarray, "p"]
-    # 0: the segment opens a sequence; 1: it is text B of the one before.
-    segments: Int[np.ndarray, "p"]
-    # Of a pair of texts: 0 original, 1 altered.
-    label: int | None = None
-    # Corpus tokens replaced by a random text or cut off.
-    num_dropped_tokens: int = 0
+    word_starts: Bool[np.ndarray, "n"]  # always set for the first token of a segment
+    lengths: Int[np.ndarray, "p"]  # number of tokens of each segment
+    segments: Int[np.ndarray, "p"]  # 0: the segment opens a sequence; 1: it is text B of the one before
+    label: int | None = None  # of a pair of texts: 0 original, 1 altered
+    num_dropped_tokens: int = 0  # corpus tokens replaced by a random text or cut off
     # Whether a segment starts or ends a document; `PackedDataset` only.
     starts_document: Bool[np.ndarray, "p"] | None = None
     ends_document: Bool[np.ndarray, "p"] | None = None
@@ -43,10 +40,8 @@ class ShardDataset(Sized):
     """Examples of one split; subclasses define `__len__` and `get_example`."""
 
     shards: Shards
-    # Maximum number of tokens of an example, special tokens included.
-    sequence_length: int
-    # Of all examples, special tokens included.
-    num_tokens: int
+    sequence_length: int  # maximum number of tokens of an example, special tokens included
+    num_tokens: int  # of all examples, special tokens included
 
     @property
     def fingerprint(self) -> str:
@@ -57,17 +52,18 @@ class ShardDataset(Sized):
         """Fraction of the positions that hold a token."""
         return self.num_tokens / max(1, len(self) * self.sequence_length)
 
+    def for_epoch(self, seed: int, epoch: int) -> Any:
+        """Return the examples of one epoch, as many as in the others."""
+        return self
+
 
 @dataclass(frozen=True)
 class PackedDataset(ShardDataset):
     """Packed dataset: each example is a row of document chunks, with every token in one chunk."""
 
-    # First token of each chunk, ordered by row.
-    starts: Int[np.ndarray, "p"]
-    # Its end (exclusive).
-    stops: Int[np.ndarray, "p"]
-    # Row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`.
-    offsets: Int[np.ndarray, "r1"]
+    starts: Int[np.ndarray, "p"]  # first token of each chunk, ordered by row
+    stops: Int[np.ndarray, "p"]  # its end (exclusive)
+    offsets: Int[np.ndarray, "r1"]  # row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -91,19 +87,34 @@ class TokenStream(ShardDataset):
 
     A window has one token more than `sequence_length`, which the next window starts with: it gives
     inputs and shifted labels, so that each token is scored exactly once. The last may be shorter.
+    The stream is a ring, whose end is its start; each epoch but the first cuts it elsewhere.
     """
 
     eos_token_id: int
-    # In the stream, before each document and at the end.
-    eos_positions: Int[np.ndarray, "d1"]
+    eos_positions: Int[np.ndarray, "d1"]  # in the stream, before each document and at the end
+    offset: int = 0  # position in the stream of the first window
+
+    def for_epoch(self, seed: int, epoch: int) -> Any:
+        offset = int(example_generator(seed, epoch, _OFFSET).integers(self.num_tokens)) if epoch else 0
+        return replace(self, offset=offset)
 
     def __len__(self) -> int:
         return -(-self.num_tokens // self.sequence_length)
 
     def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Return the text of a window as one sequence, EOS tokens included; `rng` is unused."""
-        start = index * self.sequence_length
-        stop = min(start + self.sequence_length, self.num_tokens) + 1
+        num_inputs = min(self.sequence_length, self.num_tokens - index * self.sequence_length)
+        start = (self.offset + index * self.sequence_length) % self.num_tokens
+        stop = start + num_inputs + 1
+        if stop <= self.num_tokens + 1:
+            tokens, word_starts = self._read(start, stop)
+        else:
+            parts = self._read(start, self.num_tokens), self._read(0, stop - self.num_tokens)
+            tokens, word_starts = map(np.concatenate, zip(*parts, strict=True))
+        return RawExample(tokens, word_starts, lengths=np.array([len(tokens)]), segments=np.zeros(1, np.int64))
+
+    def _read(self, start: int, stop: int) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+        """Return tokens and word starts between two positions of the stream."""
         first_eos, last_eos = np.searchsorted(self.eos_positions, [start, stop]).tolist()
         # Positions in the shards: the stream's positions without the EOS tokens before them.
         bounds = [start - first_eos, *self.shards.document_starts[first_eos:last_eos].tolist(), stop - last_eos]
@@ -113,7 +124,7 @@ class TokenStream(ShardDataset):
         is_text[self.eos_positions[first_eos:last_eos] - start] = False
         tokens, word_starts = np.full(len(is_text), self.eos_token_id, np.int64), ~is_text
         tokens[is_text], word_starts[is_text] = text.tokens, text.word_starts
-        return RawExample(tokens, word_starts, lengths=np.array([len(tokens)]), segments=np.zeros(1, np.int64))
+        return tokens, word_starts
 
 
 def pack_documents(shards: Shards, *, sequence_length: int, num_special: int = 2) -> PackedDataset:
@@ -138,7 +149,10 @@ def make_token_stream(shards: Shards, *, sequence_length: int, eos_token_id: int
 
 
 def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
-    """Split documents into chunks of as many full sentences as fit; return their starts and ends."""
+    """Split documents into chunks; return start and end (exclusive) of each, in corpus order.
+
+    Each holds as many full sentences of a document as fit; longer ones are split before a word.
+    """
     sentences = np.asarray(shards.sentence_starts)
     start, bounds = 0, [0]
     for end in np.asarray(shards.document_starts)[1:].tolist():
@@ -146,7 +160,6 @@ def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray,
             stop = end
             if end - start > max_tokens:
                 stop = int(sentences[np.searchsorted(sentences, start + max_tokens, side="right") - 1])
-                # Split a longer sentence before a word.
                 if stop <= start:
                     words = np.flatnonzero(np.asarray(shards.word_starts(start + 1, start + max_tokens + 1)))
                     stop = start + 1 + int(words[-1]) if len(words) else start + max_tokens
@@ -180,8 +193,7 @@ def read_raw_example(shards: Shards, spans: Sequence[tuple[int, int]], segments:
     """Read spans (start, exclusive end) as segments."""
     word_starts = [np.array(shards.word_starts(a, b), bool) for a, b in spans]
     for starts in word_starts:
-        # Also where a long word was split.
-        starts[0] = True
+        starts[0] = True  # also where a long word was split
     return RawExample(
         tokens=np.concatenate([shards.tokens(a, b) for a, b in spans]).astype(np.int64),
         word_starts=np.concatenate(word_starts),

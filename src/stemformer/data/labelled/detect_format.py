@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from stemformer.data.labelled.class_folders import TAGGED_SUFFIXES
 from stemformer.data.labelled.multiple_choice import find_choice_columns
-from stemformer.data.labelled.table import TAGGED_SUFFIXES, read_json_records, read_table
+from stemformer.data.labelled.table import read_json_records, read_table
 from stemformer.data.labelled.token_classification import CONLLU_LINE, WORD_COLUMNS
 from stemformer.data.text.delimited import usual_name
 from stemformer.data.text.files import STANDARD_INPUT, read_text, split_suffixes

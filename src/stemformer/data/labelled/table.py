@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
+from stemformer.data.labelled.class_folders import TAGGED_SUFFIXES, find_class_folders, read_class_folder
 from stemformer.data.labelled.fasta import FASTA_SUFFIXES, read_fasta
 from stemformer.data.text.delimited import read_delimited
 from stemformer.data.text.files import (
@@ -36,8 +38,6 @@ from stemformer.data.text.readers import (
 )
 from stemformer.errors import DataError
 
-# Suffixes of CoNLL, which no table is read from.
-TAGGED_SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".bioes")
 _NEIGHBORS = re.compile(r"""['"]\s+['"]""")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -59,14 +59,15 @@ def read_table(files: Inputs, *, names: Collection[str] = (), counts: Counter[st
     `.json` (a list of objects, such a list under the key "data", or one object per line),
     `.parquet`, `.fasta` and `.fa` (see `read_fasta`); `hub:owner/name[:config][:split]`. A `.data`
     file is a table if every line has the same number of commas or tabs. Anything else is one text
-    per line in the column `text`. `-` is standard input: JSON, else one text per line.
+    per line in the column `text`. `-` is standard input: JSON, else one text per line. Of folders
+    of text files, at least two, each file is a text with the folder's name as its label.
 
     Args:
         names: Column names that prove a header.
         counts: Receives what was skipped or assumed, by description.
     """
     counts = Counter() if counts is None else counts
-    sources = find_sources(files, counts)
+    sources = _find_tables(files, counts)
     pairs = {source: list(_read_source(source, names, counts)) for source in sources}
     columns = _common_columns({source: dict.fromkeys(x for _, row in pairs[source] for x in row) for source in sources})
     return _make_table(sources, columns, chain.from_iterable(pairs.values()))
@@ -94,7 +95,7 @@ class ScannedTable:
 
 def scan_table(files: Inputs, *, names: Sequence[str], counts: Counter[str], block_size: int) -> ScannedTable:
     """Read what `read_table` reads, to check it all, and to find its columns; memory holds one block of rows."""
-    sources = find_sources(files, counts)
+    sources = _find_tables(files, counts)
     columns: dict[str, dict[str, None]] = {source: {} for source in sources}
     head: list[tuple[str, dict[str, Any]]] = []
     with_plus: set[str] = set()
@@ -179,9 +180,21 @@ def parse_cell(value: Any) -> Any:
     return found if isinstance(found, dict) else sorted(found, key=str) if isinstance(found, set) else list(found)
 
 
+def _find_tables(files: Inputs, counts: Counter[str]) -> list[str]:
+    """Return the sources of tables: files, and folders of text files where each folder is a class."""
+    inputs = [files] if isinstance(files, str | Path) else list(files)
+    folders = [path for path in map(Path, map(str, inputs)) if path.expanduser().is_dir()]
+    classes = find_class_folders([path.expanduser() for path in folders], counts)
+    others = [name for name in inputs if not classes or Path(name) not in folders]
+    return [*map(str, classes), *(find_sources(others, counts) if others or not classes else [])]
+
+
 def _read_source(source: str, names: Collection[str], counts: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield locations and rows of a file; memory holds a block of it, but for FASTA and `.data`."""
     stem, kind, compression = split_suffixes(source)
+    if Path(source).is_dir():
+        yield from read_class_folder(Path(source), counts)
+        return
     if source.startswith(HUB_PREFIX):
         yield from hub_rows(source)
         return

@@ -16,15 +16,19 @@ from stemformer.errors import DataError
 LabelKind = Literal["class", "labels", "score"]
 MOST_CLASSES = 200
 LONGEST_LABEL = 40
+_YES, _NO = ("1", "1.0", "true"), ("0", "0.0", "false")
 _DECIMAL = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
 class TextColumns:
-    """Columns of the texts of an example, in order, and of its label (None: without label)."""
+    """Columns of the texts of an example, in order, and of its label.
+
+    Several label columns hold 0 or 1 each, and their names are the labels; None: without label.
+    """
 
     texts: tuple[str, ...]
-    label: str | None
+    label: str | tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def choose_columns(
     *,
     num_texts: int,
     texts: Sequence[str] = (),
-    label: str | None = None,
+    label: str | tuple[str, ...] | None = None,
     needs_label: bool,
     kind: LabelKind | None = None,
 ) -> TextColumns:
@@ -53,44 +57,62 @@ def choose_columns(
     several named labels. A label that is not needed is only found by its name.
     """
     source, columns = table.source, table.columns
-    for name in [*texts, *([] if label is None else [label])]:
+    labels = _label_columns(label)
+    for name in [*texts, *labels]:
         if name not in columns:
             raise unknown_column(source, name, columns, option="--text-column" if name in texts else "--label-column")
-    repeated, number = Counter([*texts, label]).most_common(1)[0]
-    if number > 1:
+    if repeated := next((name for name, number in Counter([*texts, *labels]).items() if number > 1), None):
         raise DataError(f"{source}: Column '{repeated}' is set twice. Set each of text and label to another column.")
     if texts and len(texts) != num_texts:
         raise DataError(f"{source}: Found {len(texts)} text columns, expected {num_texts}. {_text_advice(num_texts)}")
     if needs_label and label is None and len(columns) <= num_texts:
-        kind_of_file = "Pass a table (.csv, .tsv, .jsonl, .parquet), or a folder with a sub-folder for each class"
-        raise DataError(f"{source}: There is no label column, only {quoted(columns)}. {kind_of_file}.")
-    named = tuple(texts) or _named_texts(table, num_texts, label)
+        advice = "Pass a table (.csv, .tsv, .jsonl, .parquet), or a folder with a sub-folder for each class"
+        if any("\t" in str(value) for value in table.rows[0].values()):
+            advice = "Name the file .tsv if tabs separate its columns"
+        raise DataError(f"{source}: There is no label column, only {quoted(columns)}. {advice}.")
+    named = tuple(texts) or _named_texts(table, num_texts, labels)
     if label is None:
-        label = _find_label(table, named, needs_label=needs_label, kind=kind)
-    return TextColumns(named or _longest_texts(table, num_texts, label), label)
+        # Short texts may look like labels.
+        texts = named or _longest_texts(table, num_texts, ()) or ()
+        label = _find_label(table, named, texts, needs_label=needs_label, kind=kind)
+    chosen = named or _longest_texts(table, num_texts, _label_columns(label))
+    if chosen is None:
+        which = "which column is the text" if num_texts == 1 else f"which {num_texts} of the columns are the text"
+        raise _ambiguous(table, which, _text_advice(num_texts))
+    return TextColumns(chosen, label)
+
+
+def _label_columns(label: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if label is None else (label,) if isinstance(label, str) else label
 
 
 def has_usual_names(table: Table, *, num_texts: int, needs_label: bool) -> bool:
     """Return whether columns have the usual names of texts and, if it is needed, of a label."""
     is_labelled = any(usual_name(column) in name for column in table.columns for name in LABEL_NAMES)
-    return bool(_named_texts(table, num_texts, None)) and (is_labelled or not needs_label)
+    return bool(_named_texts(table, num_texts, ())) and (is_labelled or not needs_label)
 
 
-def _named_texts(table: Table, num_texts: int, label: str | None) -> tuple[str, ...]:
-    usual = {usual_name(column): column for column in reversed(table.columns) if column != label}
+def _named_texts(table: Table, num_texts: int, labels: Sequence[str]) -> tuple[str, ...]:
+    usual = {usual_name(column): column for column in reversed(table.columns) if column not in labels}
     pairs = [(usual[a], usual[b]) for a, b in PAIR_NAMES if a in usual and b in usual]
     if num_texts == 2:
         return pairs[0] if pairs else ()
     single = next((usual[name] for name in TEXT_NAMES if name in usual), None)
     if num_texts == 1 and pairs and (single is None or single in pairs[0]):
         pair = f"'{pairs[0][0]}' and '{pairs[0][1]}' look like the two texts of a pair, but one text is expected"
-        raise DataError(f"{table.source}: {pair}. Use the task for pairs, or choose one with --text-column.")
+        advice = "Choose one with --text-column, or use the task pair (a model from elsewhere: pass both columns)."
+        raise DataError(f"{table.source}: {pair}. {advice}")
     return (single,) if num_texts == 1 and single is not None else ()
 
 
-def _find_label(table: Table, texts: tuple[str, ...], *, needs_label: bool, kind: LabelKind | None) -> str | None:
-    """Return the label column by its name or, if it is needed, by its content."""
-    columns = [column for column in table.columns if column not in texts]
+def _find_label(
+    table: Table, named: Sequence[str], texts: Sequence[str], *, needs_label: bool, kind: LabelKind | None
+) -> str | None:
+    """Return the label column by its name or, if it is needed, by its content.
+
+    It is none of the columns `named`, and rather none of `texts`.
+    """
+    columns = [column for column in table.columns if column not in named]
     traits = {column: _label_traits(table, column) for column in columns}
     best, others = ([c for name in names for c in columns if usual_name(c) == name] for names in LABEL_NAMES)
     found = best[:1] or others
@@ -103,6 +125,7 @@ def _find_label(table: Table, texts: tuple[str, ...], *, needs_label: bool, kind
         found = [c for c in columns if "short" in traits[c] and traits[c] & {"scores", "few"} and c not in numbers]
         if len(found) > 1:
             found = [column for column in found if "numbered" in traits[column]] or found
+            found = [column for column in found if column not in texts] or found
     if len(found) == 1:
         return found[0]
     if not needs_label:
@@ -110,7 +133,10 @@ def _find_label(table: Table, texts: tuple[str, ...], *, needs_label: bool, kind
     reason = f"it may be {quoted(found)}" if found else "none holds a few distinct values"
     if numbers and not found:
         reason = f"{quoted(numbers)} holds many different numbers (--kind score predicts a number)"
-    raise _ambiguous(table, f"which column is the label: {reason}", "Set it with --label-column.")
+    advice = "Set it with --label-column."
+    if len(flags := [c for c in found if all(label_text(row[c]) in (*_YES, *_NO) for row in table.rows)]) > 1:
+        advice += f" If {quoted(flags)} are labels of which a text has any number, set each with --label-column."
+    raise _ambiguous(table, f"which column is the label: {reason}", advice)
 
 
 def _label_traits(table: Table, column: str) -> set[str]:
@@ -131,18 +157,14 @@ def _label_traits(table: Table, column: str) -> set[str]:
     return {trait for trait, holds in traits.items() if holds}
 
 
-def _longest_texts(table: Table, num_texts: int, label: str | None) -> tuple[str, ...]:
+def _longest_texts(table: Table, num_texts: int, labels: Sequence[str]) -> tuple[str, ...] | None:
     """Return the columns with clearly the longest texts on average, in the order of the table."""
     candidates: dict[str, list[str]] = {}
     for column in table.columns:
         values = [row[column] for row in table.rows if row[column] is not None]
-        if column != label and values and all(isinstance(value, str) for value in values):
+        if column not in labels and values and all(isinstance(value, str) for value in values):
             candidates[column] = values
-    chosen = longest_texts(candidates, num_texts)
-    if chosen is None:
-        which = "which column is the text" if num_texts == 1 else f"which {num_texts} of the columns are the text"
-        raise _ambiguous(table, which, _text_advice(num_texts))
-    return chosen
+    return longest_texts(candidates, num_texts)
 
 
 def _ambiguous(table: Table, what: str, advice: str) -> DataError:
@@ -171,9 +193,9 @@ def make_text_examples(
     """
     examples = []
     # `-` is no label where annotators disagreed; it is one where `+` is.
-    is_sign = (
-        has_plus if has_plus is not None else any(row[columns.label] == "+" for row in table.rows if columns.label)
-    )
+    is_sign = has_plus
+    if has_plus is None:
+        is_sign = any(row[column] == "+" for row in table.rows for column in _label_columns(columns.label))
     for row, location in zip(table.rows, table.locations, strict=True):
         texts = tuple(_text(row[column], location, column) for column in columns.texts)
         if not all(texts):
@@ -181,11 +203,13 @@ def make_text_examples(
             if not keep_empty:
                 continue
         label: str | float | tuple[str, ...] | None = None
-        if columns.label is not None:
+        if isinstance(columns.label, tuple):
+            label = _flagged_labels(row, columns.label, location)
+        elif columns.label is not None:
             label = _label(row[columns.label], f"{location}: Column '{columns.label}'", kind)
-            if label is None or (label == "-" and not is_sign):
-                counts["no label" if label is None else "no gold label"] += 1
-                continue
+        if columns.label is not None and (label is None or (label == "-" and not is_sign)):
+            counts["no label" if label is None else "no gold label"] += 1
+            continue
         examples.append(TextExample(texts, label, row, location))
     return examples
 
@@ -218,6 +242,20 @@ def _label(value: object, location: str, kind: LabelKind) -> str | float | tuple
         advice = "Repair it, or choose another with --label-column."
         raise DataError(f"{location} holds {text!r}, expected a number. {advice}")
     return score
+
+
+def _flagged_labels(row: dict[str, Any], columns: Sequence[str], location: str) -> tuple[str, ...] | None:
+    """Return the columns that hold 1; None if one holds -1 or nothing, as where no annotator decided."""
+    values = {column: label_text(row[column], f"{location}: Column '{column}'").lower() for column in columns}
+    if any(value in ("", "-1", "-1.0") for value in values.values()):
+        return None
+    for column, value in values.items():
+        if value not in (*_YES, *_NO):
+            expected = "of several label columns each holds 1 or 0"
+            raise DataError(
+                f"{location}: Column '{column}' holds {value!r:.40}, but {expected}. Set one --label-column."
+            )
+    return tuple(column for column, value in values.items() if value in _YES)
 
 
 def _split_labels(text: str, location: str) -> list[str]:

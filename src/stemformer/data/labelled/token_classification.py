@@ -81,19 +81,22 @@ def _read_source(
 ) -> Iterable[TaggedSentence]:
     kind = split_suffixes(source)[1]
     if source.startswith(HUB_PREFIX) or kind in (".json", ".jsonl", ".parquet"):
-        return _read_records(read_table([source], counts=counts), column, needs_tags=needs_tags)
+        return _read_records(read_table([source], counts=counts), column, counts, needs_tags=needs_tags)
     text = read_text(source)
     if source == STANDARD_INPUT and starts_as_json(text):
-        return _read_records(read_table([source], counts=counts), column, needs_tags=needs_tags)
+        return _read_records(read_table([source], counts=counts), column, counts, needs_tags=needs_tags)
     lines = text.split("\n")
     if kind in (".csv", ".tsv") and _holds_lists(lines):
-        return _read_records(read_table([source], counts=counts), column, needs_tags=needs_tags)
+        return _read_records(read_table([source], counts=counts), column, counts, needs_tags=needs_tags)
     if not needs_tags and kind in (".csv", ".tsv"):
         expected = "one word per line, one sentence per line in a .txt file, or JSON lines with 'words'"
         raise DataError(f"{source}: Found a table. Expected {expected}.")
     if not needs_tags and _are_sentences(lines):
-        numbered = ((number, line.split()) for number, line in enumerate(lines, 1))
-        return [_make_sentence(words, None, f"{source}:{number}") for number, words in numbered if words]
+        numbered = [(number, line.split()) for number, line in enumerate(lines, 1)]
+        sentences = [_make_sentence(words, None, f"{source}:{number}") for number, words in numbered if words]
+        if num_blank := len(text.rstrip().split("\n")) - len(sentences):
+            counts["blank lines (skipped)"] += num_blank
+        return sentences
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     read = _read_conllu if CONLLU_LINE.fullmatch(first) else _read_conll
     return read(lines, source, column, counts, needs_tags=needs_tags)
@@ -120,7 +123,9 @@ def _make_sentence(
     return TaggedSentence(tuple(words), None if tags is None else tuple(tags), location, text, offsets)
 
 
-def _read_records(table: Table, column: str | None, *, needs_tags: bool) -> Iterator[TaggedSentence]:
+def _read_records(
+    table: Table, column: str | None, counts: Counter[str], *, needs_tags: bool
+) -> Iterator[TaggedSentence]:
     names = {usual_name(name): name for name in reversed(table.columns)}
     words_column = next((names[name] for name in WORD_COLUMNS if name in names), None)
     if words_column is None:
@@ -139,9 +144,11 @@ def _read_records(table: Table, column: str | None, *, needs_tags: bool) -> Iter
                 raise DataError(f"{location}: Column '{name}' holds {found}, expected a list with an item per word.")
         if tags is not None and len(tags) != len(words):
             raise DataError(f"{location}: Found {len(words)} words, but {len(tags)} tags. Expected one tag per word.")
-        if words:
-            tags = None if tags is None or None in tags else [*map(str, tags)]
-            yield _make_sentence([*map(str, words)], tags, location)
+        if not words:
+            counts["sentences without words (skipped)"] += 1
+            continue
+        tags = None if tags is None or None in tags else [*map(str, tags)]
+        yield _make_sentence([*map(str, words)], tags, location)
 
 
 def _blocks(lines: Sequence[str], is_skipped: Callable[[str, bool], bool]) -> Iterator[list[int]]:

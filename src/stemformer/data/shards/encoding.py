@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt
 
 from stemformer.data.shards.manifest import Counts
+from stemformer.data.shards.splits import HeldOut, is_held_out
 from stemformer.data.text.sentences import sentence_ends
 from stemformer.data.tokenization.tokenizer import EncodedDocument, Tokenizer, load_tokenizer
 from stemformer.data.tokenization.word_segmentation import Segmenter, join_words, load_segmenter
@@ -61,11 +62,6 @@ EncodedBatch = dict[str, EncodedSplit]
 """Encoded batch: its non-empty splits by name, without documents that have no token."""
 
 
-def is_held_out(text: bytes, fraction: float) -> bool:
-    """Return whether a document is held out, by a hash: equal documents are in the same split."""
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") < fraction * 2**64
-
-
 def id_dtype(vocab_size: int) -> "np.dtype[Any]":
     """Return the little-endian dtype of ids: two bytes if the vocabulary fits, else four."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
@@ -93,9 +89,9 @@ def batch_documents(texts: Iterable[str], block_characters: int) -> Iterator[Doc
 
 
 def encode_batch(
-    texts: list[str], tokenizer: Tokenizer, held_out: float, *, segment: Segmenter | None = None
+    texts: list[str], tokenizer: Tokenizer, held_out: HeldOut, *, segment: Segmenter | None = None
 ) -> EncodedBatch:
-    """Encode documents and assign the fraction `held_out` of them to the held-out split."""
+    """Encode documents and assign each to its split."""
     encoded = tokenizer.encode_documents(texts, [sentence_ends(text) for text in texts])
     if segment is not None:
         # Segmentation needs offsets, so the texts are encoded again.
@@ -136,7 +132,7 @@ def encode_batches(
     tokenizer: Tokenizer,
     *,
     tokenizer_folder: Path,
-    held_out: float,
+    held_out: HeldOut,
     words: str,
     num_workers: int | None,
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
@@ -211,7 +207,7 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_in_worker(folder: str, fingerprint: str, held_out: float, words: str, texts: list[str]) -> EncodedBatch:
+def _encode_in_worker(folder: str, fingerprint: str, held_out: HeldOut, words: str, texts: list[str]) -> EncodedBatch:
     tokenizer, segment = _load(folder, fingerprint, words)
     return encode_batch(texts, tokenizer, held_out, segment=segment)
 

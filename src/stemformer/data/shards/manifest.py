@@ -117,6 +117,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         if (folder / "progress.jsonl").exists():
             problem = "is incomplete: its preparation was interrupted. Continue with stemformer prepare --resume."
+        elif not folder.exists():
+            problem = "does not exist. Pass the folder that stemformer prepare wrote."
         else:
             problem = "is not a folder of prepared data (it has no manifest.json). Run stemformer prepare."
         raise DataError(f"{folder} {problem}") from None

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from stemformer.data.shards import manifest as manifests
 from stemformer.data.shards.encoding import DocumentBatch, EncodedBatch, batch_documents, encode_batches, id_dtype
 from stemformer.data.shards.manifest import FORMAT_VERSION, SPLITS, Counts, InputRecord, Manifest, Settings
+from stemformer.data.shards.splits import SplitChoice, choose_split
 from stemformer.data.text.documents import read_documents
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.data.tokenization.word_segmentation import load_segmenter
@@ -60,6 +62,7 @@ def write_shards(
     block_characters: int = 64_000_000,
     resume: bool = False,
     on_bytes: Callable[[int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Tokenize a corpus into a folder and return its manifest; options as in `PrepareOptions`.
 
@@ -67,6 +70,7 @@ def write_shards(
         out: Empty or new folder, or with `resume` that of an interrupted run with equal arguments.
         block_characters: Size of a block. Larger blocks need more memory, a few bytes per token.
         on_bytes: Called with the number of input bytes read since the last call.
+        on_note: Called with a note if the documents are too few to be chosen by hash.
     """
     if not 0 <= held_out < 1:
         raise ConfigError(f"held_out is {held_out}, expected a fraction of at least 0 and below 1, such as 0.01.")
@@ -92,12 +96,17 @@ def write_shards(
         if folder.exists():
             shutil.rmtree(folder)
         tokenizer.save(folder)
-        stream = read_documents(
-            inputs, documents=documents, column=column, errors=errors, on_bytes=on_bytes, skipped=skipped
-        )
-        batches = _skip_written(batch_documents((document.text for document in stream), block_characters), blocks)
+        how: dict[str, Any] = {"documents": documents, "column": column, "errors": errors}
+        split = SplitChoice(held_out)
+        if held_out > 0:
+            split = choose_split((document.text for document in read_documents(inputs, **how)), held_out)
+        if split.note and on_note is not None:
+            on_note(split.note)
+        stream = read_documents(inputs, **how, on_bytes=on_bytes, skipped=skipped)
+        texts = split.texts(document.text for document in stream)
+        batches = _skip_written(batch_documents(texts, block_characters), blocks)
         encoded = encode_batches(
-            batches, tokenizer, tokenizer_folder=folder, held_out=held_out, words=words, num_workers=num_workers
+            batches, tokenizer, tokenizer_folder=folder, held_out=split.held_out, words=words, num_workers=num_workers
         )
         with closing(encoded):
             parts: list[EncodedBatch] = []

@@ -122,7 +122,8 @@ def _read_file(name: str, options: _Options, *, is_named: bool) -> Iterator[tupl
             rows = parquet_rows(stream, name, column=options.column, on_bytes=count)
             yield from column_texts(rows, options.column)
         else:
-            yield from _read_stream(stream, name, name, options, is_named=is_named)
+            shown = files.STANDARD_INPUT_NAME if name == files.STANDARD_INPUT else name
+            yield from _read_stream(stream, shown, name, options, is_named=is_named)
         if num_bytes < size:
             options.on_bytes(size - num_bytes)
 

@@ -25,7 +25,7 @@ from stemformer.errors import DataError
 
 Inputs = str | Path | Sequence[str | Path]
 HUB_PREFIX = "hub:"
-STANDARD_INPUT = "-"
+STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "standard input"
 BLOCK_BYTES = 1 << 18
 SNIFFED_BYTES = 1 << 13
 COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
@@ -211,7 +211,7 @@ def read_text(source: str, *, allow_blank: bool = False) -> str:
 
 def stream_text(source: str, *, allow_blank: bool = False, newline: str | None = None) -> Iterator[str]:
     """Yield blocks of what `read_text` returns; with `newline=""` newlines stay as they are."""
-    name = "standard input" if source == STANDARD_INPUT else source
+    name = STANDARD_INPUT_NAME if source == STANDARD_INPUT else source
     with open_file(source) as file:
         stream = decompress(file, name, compression=split_suffixes(source)[2])
         blocks = text_blocks(stream, name, errors=None, skipped=Counter(), newline=newline)
@@ -332,6 +332,8 @@ def text_blocks(
 def _check_is_text(head: bytes, name: str) -> None:
     for magic, what, advice in MAGIC:
         if head.startswith(magic):
+            if name == STANDARD_INPUT_NAME:
+                advice = advice.replace("Name it", "Write it to a file whose name ends in")
             raise DataError(f"{name}: Expected UTF-8 text, found {what}. {advice}.")
     if head[257:262] == b"ustar":
         raise DataError(f"{name}: Expected UTF-8 text, found a tar archive. Name it .tar.")

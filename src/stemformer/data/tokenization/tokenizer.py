@@ -91,6 +91,7 @@ class Tokenizer:
         lowercase: Whether text is lower-cased; None without a BERT normalizer.
         lowercase_is_guess: Whether only the entries of the vocabulary say so.
         bos_token_id: Id of the token before each text of a causal model; None for `[CLS] a [SEP]`.
+        prompt_prefix: Ids before each prompt of a causal model; None for its end-of-text token.
         unknown: Counts of words and of [UNK] in texts that were encoded; not in documents.
     """
 
@@ -118,6 +119,7 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self._backend = backend
         self.bos_token_id: int | None = None
+        self.prompt_prefix: tuple[int, ...] | None = None
         normalizer = settings["normalizer"] or {}
         self._bert_normalizer: dict[str, Any] = normalizer if normalizer.get("type") == "BertNormalizer" else {}
         self.lowercase: bool | None = self._bert_normalizer.get("lowercase")
@@ -140,7 +142,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as JSON: the library's pickling drops `encode_special_tokens`."""
-        state = {"bos_token_id": self.bos_token_id, "lowercase_is_guess": self.lowercase_is_guess}
+        state = {name: getattr(self, name) for name in ("bos_token_id", "prompt_prefix", "lowercase_is_guess")}
         return _from_json, (self._backend.to_str(),), state
 
     @cached_property
@@ -155,6 +157,12 @@ class Tokenizer:
         """(V,) bool: tokens that may stand alone as a word: no `##ing`, special or unused entry."""
         is_named = np.array([bool(token) and not token.startswith("[unused") for token in self.tokens])
         return self._starts_word & is_named & ~np.isin(np.arange(self.vocab_size), list(self.special_ids))
+
+    @property
+    def added_prefix(self) -> tuple[int, ...]:
+        """Ids that the tokenizer's files put before a text, such as that of `[CLS]`."""
+        encoded = self._backend.encode("a", add_special_tokens=True)
+        return tuple(encoded.ids[: encoded.special_tokens_mask.index(0)])
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, None if it is not in it."""
@@ -187,6 +195,11 @@ class Tokenizer:
         self.unknown.add(texts, rows)
         return rows
 
+    def start_prompt(self, ids: np.ndarray, eos_token_id: int) -> np.ndarray:
+        """Return a prompt of a causal model with what precedes it; an empty one has at least one token."""
+        prefix = (eos_token_id,) if self.prompt_prefix is None else self.prompt_prefix
+        return np.append(np.array(prefix or (() if len(ids) else (eos_token_id,)), np.int64), ids)
+
     def encode_documents(self, texts: Sequence[str], sentence_ends: Sequence[Sequence[int]]) -> list[EncodedDocument]:
         """Return tokens, words and sentences of documents; the fast path for large corpora.
 
@@ -211,13 +224,13 @@ class Tokenizer:
         folder: str | Path,
         *,
         model_max_length: int = 512,
-        bos_token_id: int | None = None,
-        add_special_tokens: bool = True,
+        prefix: Sequence[int] | None = None,
+        eos_token_id: int | None = None,
     ) -> None:
         """Save to a folder that transformers' AutoTokenizer also opens, with the same ids.
 
-        There, the only special token is `bos_token_id`, before texts and as padding; if it is None,
-        those of BERT are added, unless `add_special_tokens` is False.
+        There, `prefix` is added before each text; if it is None, the special tokens of BERT are. A
+        causal model has `eos_token_id`, for padding too if there is no [PAD].
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -232,16 +245,18 @@ class Tokenizer:
         elif self.token_to_id(END_OF_TEXT) is not None:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         backend = self._backend
-        if bos_token_id is not None or not add_special_tokens:
+        if prefix is not None:
+            tokens = [self.tokens[number] for number in prefix]
             backend = tokenizers.Tokenizer.from_str(backend.to_str())
-            backend.post_processor = processors.Sequence([])
-            config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if bos_token_id is not None:
-            token = self.tokens[bos_token_id]
             backend.post_processor = processors.TemplateProcessing(
-                single=[token, "$A"], pair=[token, "$A", token, "$B"], special_tokens=[(token, bos_token_id)]
+                single=[*tokens, "$A"],
+                pair=[*tokens, "$A", *tokens, "$B"],
+                special_tokens=list(zip(tokens, prefix, strict=True)),
             )
-            config |= dict.fromkeys(("bos_token", "eos_token", "pad_token"), token)
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if eos_token_id is not None:
+            end = self.tokens[eos_token_id]
+            config = {"pad_token": end, **config, "bos_token": end, "eos_token": end}
         (folder / "tokenizer.json").write_bytes(backend.to_str(pretty=True).encode())
         (folder / "tokenizer_config.json").write_bytes((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
@@ -287,6 +302,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     A tokenizer_config.json in the same folder determines lower-casing. Without it, that of a
     vocab.txt is guessed from its entries, with a warning.
     """
+    if not str(path).strip():
+        raise TokenizerError("The name of a tokenizer is empty. Pass a folder with tokenizer.json or vocab.txt.")
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (path / name).is_file()]
@@ -370,6 +387,10 @@ def _byte_level_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokeni
     backend.decoder = decoders.ByteLevel()
     if (end := str(config.get("eos_token", END_OF_TEXT))) in vocab:
         backend.add_special_tokens([end])
+        if config.get("add_bos_token"):
+            backend.post_processor = processors.TemplateProcessing(
+                single=[end, "$A"], pair=[end, "$A", end, "$B"], special_tokens=[(end, vocab[end])]
+            )
     return backend
 
 

@@ -21,7 +21,6 @@ from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot import scoring
 from stemformer.evaluation.few_shot.dataset import FewShotDataset
 from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask
-from stemformer.evaluation.inference import masked_example
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import generate_from_ids
 from stemformer.models.inference.cached_gpt import GptDecoder
@@ -228,7 +227,8 @@ def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool
     if stop and stop not in tokenizer.decode(tokenizer.encode_ids([f"x{stop}x"])[0]):
         return [f"the vocabulary lacks the stop string {stop!r}: only answers that end by themselves can be correct"]
     if for_masked and (task.choices or task.choices_column):
-        return ["all tokens of an answer are masked at once: its length and the frequency of its words matter"]
+        how = "an answer gets as many masks as it has tokens, predicted from left to right"
+        return [f"{how}: its length and the frequency of its words matter"]
     words = list(task.answers.values())
     if not words:
         return []
@@ -337,17 +337,16 @@ def _score(
     positions = model.max_length
     if "causal_lm" in model.heads:
         prompts = _fit(task, queries, tokenizer, positions=positions - 1, for_masked=False)
-        bos = model.config.eos_token_id
-        causal = [scoring.ScoringRequest(np.append([bos], p.prompt), p.answers) for p in prompts]
+        eos = model.config.eos_token_id or 0
+        causal = [scoring.ScoringRequest(tokenizer.start_prompt(p.prompt, eos), p.answers) for p in prompts]
         return prompts, scoring.score_answers(model, causal)
     prompts = _fit(task, queries, tokenizer, positions=positions - 2, for_masked=True)
-    requests = []
-    for prompt in prompts:
-        for answer in prompt.answers:
-            # A mask for each token of the answer.
-            ids = np.concatenate([prompt.prompt, np.full(len(answer), tokenizer.mask_token_id), prompt.suffix])
-            requests.append(masked_example(ids, len(prompt.prompt) + np.arange(len(answer)), answer, tokenizer))
-    scores = iter(scoring.score_blanks(model, requests))
+    blanks = []
+    for p in prompts:
+        for answer in p.answers:
+            ids = np.concatenate([p.prompt, answer, p.suffix])
+            blanks.append(scoring.Blank(ids, len(p.prompt), len(p.prompt) + len(answer)))
+    scores = iter(scoring.score_blanks(model, tokenizer, blanks))
     return prompts, [[next(scores) for _ in prompt.answers] for prompt in prompts]
 
 

@@ -30,7 +30,9 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from tqdm import tqdm
 except ImportError as error:
-    raise ConfigError('lm-evaluation-harness is not installed. Run: pip install "stemformer[eval]"') from error
+    raise ConfigError(
+        'The package lm-evaluation-harness is not installed. Run: pip install "stemformer[eval]"'
+    ) from error
 
 
 # Prompts between progress updates.
@@ -48,7 +50,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     Args:
         pretrained: GPT-2 folder, run folder or hub id.
         dtype: `float32` or `bfloat16`; weights stay in float32.
-        add_bos_token: Put the end-of-document token before each prompt, as in our training data.
+        add_bos_token: Put the end-of-document token before each prompt; None as the saved tokenizer does.
         max_gen_toks: Default maximum number of generated tokens. Sampled texts depend on their
             index among the requests with the same settings.
         batch_size, max_batch_size: Ignored: batches are limited by tokens.
@@ -60,7 +62,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self,
         pretrained: str,
         dtype: str = "float32",
-        add_bos_token: bool = False,
+        add_bos_token: bool | None = None,
         device: str = "auto",
         max_gen_toks: int = 256,
         batch_size: Any = None,
@@ -75,7 +77,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._device = choose_device("auto" if is_default else device)
         self.model = model.to(self._device).eval()
         self._precision = choose_precision({"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype), self._device)
-        self._bos = [self.eot_token_id] if add_bos_token else []
+        bos = [self.eot_token_id]
+        saved = bos if self.tokenizer.prompt_prefix is None else list(self.tokenizer.prompt_prefix)
+        self._bos = saved if add_bos_token is None else bos if add_bos_token else []
         self.max_length = model.max_length
         self.max_gen_toks = max_gen_toks
         self._decoder: GptDecoder | None = None
@@ -144,7 +148,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 ids = [np.array(self.tok_encode(requests[n].args[0])[-room:], np.int64) for n in members]
                 with torch.inference_mode(), autocast(self._device, self._precision):
                     generated = generate_from_ids(
-                        ids, self._decoder, self.tokenizer, config, batch_size=_GENERATE_BATCH, stop=stop, add_eos=False
+                        ids,
+                        self._decoder,
+                        self.tokenizer,
+                        config,
+                        batch_size=_GENERATE_BATCH,
+                        stop=stop,
+                        add_prefix=False,
                     )
                     for number, (text, _) in zip(members, generated, strict=True):
                         texts[number] = text

@@ -1,8 +1,9 @@
 """Log-probabilities of answers: continuations (causal LM) or masked spans (masked LM)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stemformer.data.examples.batch import Example, collate
+from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError
-from stemformer.evaluation.inference import batch_slices, hidden_states
+from stemformer.evaluation.inference import batch_slices, hidden_states, masked_example
 from stemformer.models.gpt import Gpt
 from stemformer.models.model import Model
 
@@ -29,6 +31,14 @@ class ScoringRequest:
 
     prompt: Int[np.ndarray, "n"]
     answers: tuple[np.ndarray, ...]
+
+
+class Blank(NamedTuple):
+    """Ids of a text without [CLS] and [SEP], and the part `start` to `stop` of it that is scored."""
+
+    ids: Int[np.ndarray, "n"]
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -56,25 +66,36 @@ def score_answers(model: Model, requests: Sequence[ScoringRequest]) -> list[list
 
 
 @torch.inference_mode()
-def score_blanks(model: Model, requests: Sequence[Example]) -> list[AnswerScore]:
-    """Score masked answers (`labels`), all tokens of an answer masked at once (`label_positions`).
+def score_blanks(model: Model, tokenizer: Tokenizer, blanks: Sequence[Blank]) -> list[AnswerScore]:
+    """Score words or answers inside texts from left to right: a token is masked together with the later ones.
 
-    Requests with equal inputs, such as answers of equal length, share a forward pass. The model has
-    a masked-LM head, and is in evaluation mode, under the caller's autocast.
+    A word of several tokens is thus never predicted from its own end, which masking one token at a time
+    (Salazar et al. 2020) allows. The model has a masked-LM head, and is in evaluation mode, under the
+    caller's autocast.
+
+    Source: Kauf and Ivanova 2023, section 2 (PLL-word-l2r).
     """
+    requests = []
+    for ids, start, stop in blanks:
+        for position in range(start, stop):
+            masked = ids.copy()
+            masked[position:stop] = tokenizer.mask_token_id
+            requests.append(masked_example(masked, np.array([position]), ids[position : position + 1], tokenizer))
+    scores = iter(_score_masks(model, requests))
+    tokens = [[next(scores) for _ in range(start, stop)] for _, start, stop in blanks]
+    return [AnswerScore(sum(s.log_probability for s in t), len(t), all(s.is_greedy for s in t)) for t in tokens]
+
+
+def _score_masks(model: Model, requests: Sequence[Example]) -> Iterator[AnswerScore]:
+    """Yield the score of the only label of each example; equal inputs of a batch share a forward pass."""
     device = next(model.parameters()).device
-    scores: list[AnswerScore] = []
     for part in batch_slices([len(request.input_ids) for request in requests], _BATCH_TOKENS):
-        keys = [(request.input_ids.tobytes(), request.label_positions.tobytes()) for request in requests[part]]
+        keys = [(request.input_ids.tobytes(), int(request.label_positions[0])) for request in requests[part]]
         distinct = dict(zip(keys, requests[part], strict=True))
         batch = collate(list(distinct.values()), range(len(distinct))).to(device)
         states = hidden_states(model, batch, rows=batch.label_positions)  # (M, D)
-        ends = np.cumsum([len(request.labels) for request in distinct.values()])
-        end = dict(zip(distinct, ends.tolist(), strict=True))
-        answers = [request.labels for request in requests[part]]
-        rows = [np.arange(end[key] - len(answer), end[key]) for key, answer in zip(keys, answers, strict=True)]
-        scores += _score_tokens(model, states, rows, answers)
-    return scores
+        row = {key: np.array([i]) for i, key in enumerate(distinct)}
+        yield from _score_tokens(model, states, [row[key] for key in keys], [r.labels for r in requests[part]])
 
 
 def _score_batch(model: Model, body: Gpt, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
