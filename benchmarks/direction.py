@@ -43,7 +43,7 @@ from stemformer.device import choose_device
 from stemformer.huggingface.load import load_model_and_tokenizer
 from stemformer.io import append_jsonl, read_jsonl, write_json
 from stemformer.models.gpt import Gpt
-from stemformer.models.heads import initialize_weights
+from stemformer.models.layers import initialize_weights
 from stemformer.models.model import ARCHITECTURES, Model
 from stemformer.options import FinetuneOptions
 from stemformer.progress import Silent

@@ -70,7 +70,7 @@ def nearest_first(name: str, choices: Iterable[str], *, cutoff: float = 0.0) -> 
     names, lowered = list(choices), name.lower()
     similar = {x: difflib.SequenceMatcher(None, x.lower(), lowered).ratio() for x in names}
     # Of equally similar ones, that with the longest common beginning.
-    shared = {x: len(os.path.commonprefix([x.lower(), lowered])) for x in names}
+    shared = {x: len(os.path.commonprefix([x.lower(), lowered])) for x in names}  # noqa: RUF071
     return sorted((x for x in names if similar[x] >= cutoff), key=lambda x: (-similar[x], -shared[x], x))
 
 
@@ -133,7 +133,8 @@ class _Builder:
                 raise self._error((*path, field.name), problem)
         try:
             return cls(**values)
-        except ValueError as error:  # from the checks of __post_init__
+        # From the checks of __post_init__.
+        except ValueError as error:
             raise self._error(path, f": {error}" if path else str(error)) from error
 
     def _convert(self, kind: Any, value: Any, path: tuple[str, ...]) -> Any:
@@ -181,7 +182,8 @@ _REFUSED = object()
 
 def _try_convert(kind: Any, value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and float not in _members(kind):
-        value = int(value)  # steps = 1e6
+        # "steps = 1e6" is 1000000.
+        value = int(value)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:

@@ -176,7 +176,6 @@ def write_json(path: Path, content: Any) -> None:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}). Run the command that wrote it again.", damaged=True) from error
-    return content

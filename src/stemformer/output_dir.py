@@ -14,7 +14,8 @@ from stemformer.errors import ConfigError
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock; two commands in one directory are not detected there.
+# Windows has no flock; two commands in one directory are not detected there.
+except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 

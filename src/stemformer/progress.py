@@ -1,8 +1,4 @@
-"""Progress reporting: a bar and lines of text.
-
-Long-running functions take a `Progress` and never print. `Silent` ignores everything;
-`cli.terminal.Terminal` draws bars.
-"""
+"""Progress reporting, a bar and lines of text: long-running functions take a `Progress` and never print."""
 
 from typing import Protocol, runtime_checkable
 

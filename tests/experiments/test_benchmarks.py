@@ -207,7 +207,8 @@ def test_finished_runs_keep_the_model_but_no_checkpoints(finished):
 def test_other_seeds_use_the_best_learning_rate(root, tmp_path, monkeypatch):
     calls = []
 
-    def fake(task, source, config, folder, rate, seed, machine, progress):
+    def fake(data, config, folder, compute, progress):
+        [rate], seed = config.learning_rates, config.seed
         calls.append((rate, seed))
         accuracy = {1e-3: 0.5, 1e-4: 0.7, 1e-5: 0.6}[rate] + 0.1 * seed
         result = {"seed": seed, "metrics": {"accuracy": accuracy}, "mean_metric": accuracy, "seconds": 1.0}
@@ -231,9 +232,10 @@ def test_other_seeds_use_the_best_learning_rate(root, tmp_path, monkeypatch):
 def test_learning_rates_of_the_paper_are_tried_by_default(root, tmp_path, monkeypatch):
     seen = []
 
-    def fake(task, source, config, folder, rate, seed, machine, progress):
+    def fake(data, config, folder, compute, progress):
+        task, [rate] = data.task, config.learning_rates
         seen.append((rate, config.epochs or task.epochs, config.batch_size or task.batch_size))
-        return {"seed": seed, "metrics": {"accuracy": 0.5}, "mean_metric": 0.5, "seconds": 1.0, "model": str(folder)}
+        return {"seed": 0, "metrics": {"accuracy": 0.5}, "mean_metric": 0.5, "seconds": 1.0, "model": str(folder)}
 
     monkeypatch.setattr(benchmark_runs, "_run", fake)
     run(root, tmp_path / "out", tasks=["WNLI"], learning_rates=[], epochs=None, batch_size=None)
@@ -337,8 +339,9 @@ def test_more_seeds_may_be_added(root, tmp_path):
 
 
 def test_seeds_cannot_be_added_if_a_task_starts_from_another(root, tmp_path, monkeypatch):
-    def fake(task, source, config, folder, rate, seed, machine, progress):
-        return {"seed": seed, "metrics": {"accuracy": 0.5}, "mean_metric": 0.5, "seconds": 1.0, "model": str(folder)}
+    def fake(data, config, folder, compute, progress):
+        result = {"metrics": {"accuracy": 0.5}, "mean_metric": 0.5, "seconds": 1.0, "model": str(folder)}
+        return result | {"seed": config.seed}
 
     monkeypatch.setattr(benchmark_runs, "_run", fake)
     run(root, tmp_path / "out", tasks=["QNLI", "RTE"], from_task="QNLI")

@@ -5,8 +5,7 @@ from torch import nn
 from stemformer.errors import ConfigError
 from stemformer.models import body as body_module
 from stemformer.models.bert import Bert, BertConfig
-from stemformer.models.heads import initialize_weights
-from stemformer.models.layers import pad_to_bucket
+from stemformer.models.layers import initialize_weights, pad_to_bucket
 from stemformer.models.model import make_model
 
 SIZES = {

@@ -1,15 +1,7 @@
 """Exit codes and signals of the command line, and one line for every error.
 
-```
-0    done
-1    our bug
-2    the user's mistake
-3    damaged data or a full disk
-4    a loss that is not finite
-130  Ctrl-C
-141  broken pipe
-143  SIGTERM
-```
+0 done; 1 our bug; 2 the user's mistake; 3 damaged data or a full disk; 4 a loss that is not
+finite; 130 Ctrl-C; 141 broken pipe; 143 SIGTERM.
 """
 
 import contextlib

@@ -41,9 +41,7 @@ _OLD_FLAGS = {"--regression": ["--kind", "score"], "--multi-label": ["--kind", "
 class Command:
     """A function of options objects, as cyclopts calls it: with one parameter for each of their fields.
 
-    Args:
-        group: Group of the command in the list of all commands.
-        classes: Classes of the function's arguments before the last, `DisplayOptions`; the first describes the command.
+    `classes` are those of the arguments before the last, `DisplayOptions`; the first describes the command.
     """
 
     def __init__(self, group: Group | None, function: Callable[..., None], *classes: type[Options]) -> None:

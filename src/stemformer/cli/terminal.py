@@ -1,7 +1,4 @@
-"""Progress on standard error, and results as aligned text.
-
-Widths are columns of the screen, so that Chinese aligns too.
-"""
+"""Progress on standard error, and results as text that is aligned by columns of the screen (Chinese, too)."""
 
 import sys
 import time

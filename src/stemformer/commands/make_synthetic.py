@@ -1,10 +1,14 @@
 """Write synthetic in-context tasks."""
 
+import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stemformer.config import check_seed
-from stemformer.evaluation.few_shot.synthetic import find_synthetic, write_synthetic
+from stemformer.evaluation.few_shot.synthetic import find_synthetic, synthetic_documents
+from stemformer.io import write_file
 from stemformer.options import MakeSyntheticOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent
@@ -27,10 +31,18 @@ def make_synthetic(options: MakeSyntheticOptions, *, progress: Progress | None =
     tasks = find_synthetic(options.tasks)
     path.parent.mkdir(parents=True, exist_ok=True)
     progress.start("writing", total=number, unit="documents")
-    counts = write_synthetic(path, number, seed=options.seed, tasks=options.tasks, on_document=progress.advance)
+    counts: Counter[str] = Counter()
+
+    def lines() -> Iterator[bytes]:
+        for document in synthetic_documents(number, seed=options.seed, tasks=options.tasks):
+            counts[document["task"]] += 1
+            yield (json.dumps(document) + "\n").encode()
+            progress.advance(1)
+
+    write_file(path, lines())
     progress.finish()
     rows = [
-        {"task": t.name, "documents": counts.get(t.name, 0), "chance": round(t.chance, 3), "what": t.description}
+        {"task": t.name, "documents": counts[t.name], "chance": round(t.chance, 3), "what": t.description}
         for t in tasks
     ]
     return {"file": options.out, "documents": number, "bytes": path.stat().st_size, "tasks": rows}

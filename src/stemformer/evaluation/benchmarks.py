@@ -30,14 +30,13 @@ class BenchmarkTask:
         name: Spelling of the leaderboard; also the name of the task's folder.
         metrics: Official metrics, named as in `tasks.metrics`; the mean of them selects the best
             run. `accuracy_mismatched` is the accuracy on the file `mismatched`.
-        label: Label column; on the hub it is always `label`.
         labels: Class names in files and on the leaderboard; the hub stores their indices.
         columns: Column names of training and dev files without a header.
         mismatched: Second dev file, of other genres.
         tests: Test file of each leaderboard file; `..` leads to another folder.
         hub_config: Config name on the hub. Its splits are `train`, `validation` and `test`, with
             the suffix after `_` of the file name.
-        hub_texts: Text columns on the hub, if others than `texts`.
+        hub_texts: Text columns on the hub, if others than `texts`; its label column is `label`.
         is_small: Little training data: gains most from intermediate training on another task.
         batch_size, epochs, learning_rates: Values of the paper; the best rate on dev is selected.
     """
@@ -117,9 +116,8 @@ def read_rows(task: BenchmarkTask, source: str, *, counts: Counter[str], is_test
     Fields are separated by tabs; quotes are ordinary characters. Broken lines of training and dev
     files (a few in QQP) are skipped.
 
-    Args:
-        counts: Incremented for "damaged rows left out" and "rows with an empty text left out".
-        is_test: Keep every row, as the leaderboard scores all of them.
+    Of a test file, every row is kept, as the leaderboard scores all of them. `counts` is incremented
+    for "damaged rows left out" and "rows with an empty text left out".
 
     Raises:
         DataError: A missing column, a broken row of a test file, or an unknown label.
@@ -141,9 +139,7 @@ def read_rows(task: BenchmarkTask, source: str, *, counts: Counter[str], is_test
     return rows
 
 
-def _read_tsv(
-    task: BenchmarkTask, source: str, counts: Counter[str], *, is_test: bool
-) -> list[tuple[str, dict[str, str]]]:
+def _read_tsv(task: BenchmarkTask, source: str, counts: Counter[str], *, is_test: bool) -> list[tuple[str, Any]]:
     lines = [line.removesuffix("\r") for line in read_text(source).removeprefix("\ufeff").split("\n")]
     numbered = [(number, line.split("\t")) for number, line in enumerate(lines, 1) if line]
     names = list(task.columns)
@@ -168,7 +164,8 @@ def _parse_label(task: BenchmarkTask, value: Any, location: str) -> str | float:
             return float(text)
         except ValueError as error:
             raise DataError(f"{location}: Label {text!r} is not a number.") from error
-    if isinstance(value, int) and 0 <= value < len(task.labels):  # class index of the hub
+    # Class index of the hub.
+    if isinstance(value, int) and 0 <= value < len(task.labels):
         return task.labels[value]
     if text not in task.labels and text != "-":
         expected = f"Expected one of {', '.join(task.labels)}."

@@ -20,12 +20,14 @@ from stemformer.evaluation.inference import even_batches, masked_example
 
 _SEED = 2**40 + 2
 _LENGTHS = range(6, 25)
-_CANDIDATES_PER_EXAMPLE = 20  # sentences to examine at most
+# Sentences to examine at most.
+_CANDIDATES_PER_EXAMPLE = 20
 _FULL_WIDTH = tuple("。，、；：！？）》」』（《「『")
 _EITHER = ("[MASK]", *"“”‘’")
 _CLOSING = ".,;:!?)]}%'’”。，、；：！？）》」』"
 _OPENING = "([{‘“（《「『"
-_CONTRACTIONS = ("s", "t", "d", "m", "re", "ve", "ll")  # it's, don't
+# It's, don't.
+_CONTRACTIONS = ("s", "t", "d", "m", "re", "ve", "ll")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class ClozeExamples:
     texts: list[str]
     answers: list[str]
     batches: list[Batch]
-    constant: str  # baseline: the most frequent alphabetic word of the training text
+    # Baseline: the most frequent alphabetic word of the training text.
+    constant: str
 
 
 def choose_cloze_examples(

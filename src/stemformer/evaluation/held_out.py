@@ -18,7 +18,8 @@ from stemformer.objectives.objective import Examples, Objective, ObjectiveConfig
 SumOverRanks = Callable[[Sequence[float]], list[float]]
 """Sums each of some numbers over all ranks."""
 
-_SEED = 2**40 + 1  # of examples and masks: the same in every run, so that runs are comparable
+# Of examples and masks: the same in every run, so that runs are comparable.
+_SEED = 2**40 + 1
 
 
 def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:
@@ -64,10 +65,8 @@ def evaluate_held_out(
 ) -> dict[str, float]:
     """Return the mean loss (nats) and accuracy over scored positions, by loss.
 
-    Args:
-        module: Returns the summed losses of a batch (`objectives.objective.LossModule`).
-        num_counted: Number of first batches that count; the others only make the number of forward
-            passes equal on all ranks.
+    Only the first `num_counted` batches count: the others make the number of forward passes equal
+    on all ranks. `module` returns the summed losses of a batch (`objectives.objective.LossModule`).
     """
     module.eval()
     totals: dict[str, np.ndarray] = {}

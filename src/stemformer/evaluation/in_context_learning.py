@@ -27,9 +27,12 @@ from stemformer.objectives.losses import linear_cross_entropy_sum
 from stemformer.objectives.objective import Examples
 
 _SEED = 2**40 + 3
-_HELD_OUT_TOKENS = 8192  # at most, in long sequences
-_SEARCH_FACTOR = 4  # long sequences are searched in this many times as many tokens
-_MAX_REPEATED = 50  # random tokens of a sequence
+# At most, in long sequences.
+_HELD_OUT_TOKENS = 8192
+# Long sequences are searched in this many times as many tokens.
+_SEARCH_FACTOR = 4
+# Random tokens of a sequence.
+_MAX_REPEATED = 50
 _NUM_REPEATED_SEQUENCES = 16
 
 

@@ -16,7 +16,8 @@ from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.task import Task
 
-BATCH_TOKENS = 4096  # about as many in an inference batch
+# About as many in an inference batch.
+BATCH_TOKENS = 4096
 
 OnExamples = Callable[[int], None] | None
 """Called with the number of examples of each finished batch."""
@@ -58,10 +59,7 @@ def hidden_states(model: Model, batch: Batch, **options: Any) -> Any:
 def predict_scores(
     module: nn.Module, task: Task, examples: TaskExamples, *, device: torch.device, on_examples: OnExamples = None
 ) -> tuple[list[Float[np.ndarray, "_ c"]], float | None]:
-    """Return the scores of each example, and the mean loss (None without labels).
-
-    `module` has the task as its objective (`objectives.objective.LossModule`).
-    """
+    """Return the scores of each example and the mean loss (None without labels) of a `LossModule`."""
     module.eval()
     scores: list[Any] = [None] * len(examples)
     losses: list[tuple[LossSum, int]] = []
@@ -115,5 +113,6 @@ def _batches(examples: TaskExamples, on_examples: OnExamples) -> Iterator[tuple[
         for part in batch_slices(examples.sizes[members].tolist(), BATCH_TOKENS):
             numbers = members[part]
             yield numbers, collate([examples.examples[i] for i in numbers], numbers)
-            if on_examples is not None:  # the batch is finished
+            # The batch is finished.
+            if on_examples is not None:
                 on_examples(len(numbers))

@@ -16,13 +16,19 @@ from jaxtyping import Float
 MIN_FLOOR = 5e-4
 """A fitted floor below this (nats) counts as none."""
 
-_MIN_SIZES_FOR_FLOOR = 4  # three parameters fit any three points
-_MIN_SIZES, _MIN_POINTS = 3, 8  # of the joint fit, which has five parameters
-_HUBER = 1e-3  # threshold of the Huber loss on logarithms
-_HUBER_STARTS = 2  # least-squares solutions that are refined with the Huber loss
-_MIN_EXPONENT, _MAX_EXPONENT = 1e-3, 3.0  # smallest that counts as a decrease, and bound of the search
+# Three parameters fit any three points.
+_MIN_SIZES_FOR_FLOOR = 4
+# Of the joint fit, which has five parameters.
+_MIN_SIZES, _MIN_POINTS = 3, 8
+# Threshold of the Huber loss on logarithms.
+_HUBER = 1e-3
+# Least-squares solutions that are refined with the Huber loss.
+_HUBER_STARTS = 2
+# Smallest that counts as a decrease, and bound of the search.
+_MIN_EXPONENT, _MAX_EXPONENT = 1e-3, 3.0
 
-Span = tuple[float, float]  # of an exponent when one size is left out (jackknife)
+# Of an exponent when one size is left out (jackknife).
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,12 @@ def fit_joint_law(parameters: Sequence[float], tokens: Sequence[float], losses: 
     """Fit a joint law to points of model size, training tokens and loss; None with too few points."""
     n, d, values = (np.array(column, np.float64) for column in (parameters, tokens, losses))
     law = _joint_law(n, d, values)
-    if law is None:
-        return None
-    jackknife = [_joint_law(n[n != size], d[n != size], values[n != size]) for size in np.unique(n)]
-    fitted = [other for other in jackknife if other]
-    if len(fitted) < _MIN_SIZES + 1:
+    jackknife = [_joint_law(n[n != size], d[n != size], values[n != size]) for size in np.unique(n)] if law else []
+    fits = [fit for fit in jackknife if fit]
+    if law is None or len(fits) < _MIN_SIZES + 1:
         return law
-    spans = (_span([other.size_exponent for other in fitted]), _span([other.token_exponent for other in fitted]))
-    return replace(law, size_span=spans[0], token_span=spans[1])
+    size_span, token_span = _span([fit.size_exponent for fit in fits]), _span([fit.token_exponent for fit in fits])
+    return replace(law, size_span=size_span, token_span=token_span)
 
 
 def _span(exponents: Sequence[float]) -> Span:
@@ -111,9 +115,7 @@ def size_sentences(parameters: Sequence[int], losses: Sequence[float], law: Powe
 def joint_sentences(law: JointLaw | None) -> list[str]:
     """Summarize the loss as a function of model size and training tokens."""
     if law is None:
-        return [
-            f"No joint law of size and tokens: at least {_MIN_SIZES} sizes and {_MIN_POINTS} evaluations are needed"
-        ]
+        return [f"No law of size and tokens: at least {_MIN_SIZES} sizes and {_MIN_POINTS} evaluations are needed"]
     remark = " (no floor visible)" if law.floor < MIN_FLOOR else ""
     return [
         f"Fit over {law.num_points} evaluations: loss = E + A / N^alpha + B / D^beta with E {law.floor:.3f}{remark}, "
@@ -178,7 +180,8 @@ def _minimize(residuals: Callable[[Any], Any], starts: Any, bounds: Any, *, hube
     from scipy.optimize import least_squares
 
     low, high = map(np.array, bounds)
-    margin = 1e-6 * (high - low)  # the solver cannot leave a bound
+    # The solver cannot leave a bound.
+    margin = 1e-6 * (high - low)
     options: dict[str, Any] = {"bounds": (low, high), "xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14, "max_nfev": 1000}
     found = [least_squares(residuals, np.clip(start, low + margin, high - margin), **options) for start in starts]
     found.sort(key=lambda solution: float(solution.cost))

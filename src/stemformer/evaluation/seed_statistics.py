@@ -19,10 +19,8 @@ def means(scores: Mapping[int, Mapping[int, float]]) -> dict[int, tuple[float, f
 
 
 def paired_difference(scores: SeedScores, first: str, second: str, size: int) -> tuple[float, float, int]:
-    """Return mean, standard deviation and number of the differences over common seeds.
-
-    A seed samples the same records for both, so their difficulty does not add to the deviation.
-    """
+    """Return mean, standard deviation and number of the differences over common seeds."""
+    # A seed samples the same records for both, so their difficulty does not add to the deviation.
     a, b = (scores.get(name, {}).get(size, {}) for name in (first, second))
     differences = [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
     return *mean_std(differences), len(differences)
@@ -46,8 +44,7 @@ def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:
 def differences_from_random(scores: SeedScores) -> list[dict[str, Any]]:
     """Return the paired difference from random initialization, by start and size.
 
-    `records_from_scratch` is the number of records that random initialization needs to match; None
-    if it never does, or with a single size.
+    `records_from_scratch` is the result of `labels_to_match`; None with a single size.
     """
     if "random" not in scores:
         return []

@@ -1,9 +1,9 @@
-"""Runs of one benchmark task: its data, a constant answer, and fine-tuning over learning rates and seeds."""
+"""Runs of one benchmark task: data, constant answer, fine-tuning over learning rates and seeds, predicted answers."""
 
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,12 +13,17 @@ import numpy as np
 from stemformer.commands.finetune import finetune
 from stemformer.commands.load import Pipeline, load
 from stemformer.data.labelled.multiple_choice import read_choices
+from stemformer.data.labelled.question_answering import Question
 from stemformer.errors import ConfigError
-from stemformer.evaluation.benchmarks import BenchmarkTask, find_split, make_records, read_rows
-from stemformer.experiments.run_grid import Record
-from stemformer.io import read_json_object, write_json, write_jsonl
+from stemformer.evaluation.benchmarks import GLUE, BenchmarkTask, find_split, make_records, read_rows, submission_text
+from stemformer.experiments.run_grid import Record, rename_keys
+from stemformer.io import read_json_object, write_file, write_json, write_jsonl
+from stemformer.options import GlueOptions
 from stemformer.progress import Progress, SubProgress
 from stemformer.tasks.metrics import classification_metrics, mean_std, regression_metrics
+
+RENAMED_KEYS = {"figure" + "s": "metrics", "goodness": "mean_metric"}
+"""Keys that earlier versions wrote into the record of a task or of a run."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Data of a task: files as `finetune` reads them, and their numbers of records."""
+    """A task and its data: files as `finetune` reads them, and their numbers of records."""
 
+    task: BenchmarkTask
     train: tuple[str, ...]
     dev: tuple[str, ...]
     num_train: int
@@ -72,7 +78,7 @@ def read_task_data(task: BenchmarkTask, source: str, folder: Path) -> TaskData:
         train, dev = (read_choices([file], counts=Counter()) for file in splits.values())
         (frequent, _), *_ = Counter(question.answer for question in train).most_common(1)
         baseline = {"accuracy": fmean(question.answer == frequent for question in dev)}
-        return TaskData((splits["train"],), (splits["dev"],), len(train), len(dev), baseline)
+        return TaskData(task, (splits["train"],), (splits["dev"],), len(train), len(dev), baseline)
     counts: Counter[str] = Counter()
     rows = {split: read_rows(task, file, counts=counts) for split, file in splits.items()}
     directory = folder / "data" / task.name
@@ -87,12 +93,11 @@ def read_task_data(task: BenchmarkTask, source: str, folder: Path) -> TaskData:
         mismatched = [record for record in make_records(task, others) if record.label != "-"]
     train_file, dev_file = (str(directory / f"{split}.jsonl") for split in splits)
     notes = [f"{task.name}: {what}: {number:,}" for what, number in counts.items()]
-    return TaskData((train_file,), (dev_file,), len(rows["train"]), len(rows["dev"]), baseline, mismatched, notes)
+    sizes = (len(rows["train"]), len(rows["dev"]))
+    return TaskData(task, (train_file,), (dev_file,), *sizes, baseline, mismatched, notes)
 
 
-def _baseline_metrics(
-    task: BenchmarkTask, train: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]]
-) -> dict[str, float]:
+def _baseline_metrics(task: BenchmarkTask, train: list[dict[str, Any]], dev: list[dict[str, Any]]) -> dict[str, float]:
     """Return the official metrics of always predicting the most frequent training label, or the mean training score."""
     gold = [row[task.label] for row in dev if row[task.label] != "-"]
     metrics: dict[str, Any]
@@ -108,24 +113,21 @@ def _baseline_metrics(
 
 
 def run_task(
-    task: BenchmarkTask,
-    data: TaskData,
-    config: BenchmarkConfig,
-    folder: Path,
-    compute: Mapping[str, Any],
-    progress: Progress,
+    data: TaskData, config: BenchmarkConfig, folder: Path, compute: dict[str, Any], progress: Progress
 ) -> Record:
     """Try the learning rates with the first seed, then run the best one with the other seeds.
 
     `config.model` is what this task starts from. Finished runs in `folder` are kept, an interrupted one is resumed; of
     the models, only the best on dev is kept. `compute` holds `device`, `precision` and `threads`.
     """
+    task = data.task
     rates = list(dict.fromkeys(config.learning_rates or task.learning_rates))
     progress.start("training", total=len(rates) + config.num_seeds - 1, unit="runs")
 
     def run(rate: float, seed: int) -> dict[str, Any]:
         inner = SubProgress(progress, f"learning rate {rate:g}, seed {seed}", share=1)
-        return _run(task, data, config, folder / f"rate-{rate:g}" / f"seed-{seed}", rate, seed, compute, inner)
+        run_config = replace(config, learning_rates=(rate,), seed=seed)
+        return _run(data, run_config, folder / f"rate-{rate:g}" / f"seed-{seed}", compute, inner)
 
     tried = {rate: run(rate, config.seed) for rate in rates}
     rate = max(tried, key=lambda r: tried[r]["mean_metric"])
@@ -156,28 +158,14 @@ def run_task(
     }
 
 
-def rename_task_keys(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the keys of earlier versions in a record of a task or of a run."""
-    renamed = {"figure" + "s": "metrics", "goodness": "mean_metric"}
-    return {renamed.get(key, key): value for key, value in record.items()}
-
-
-def _run(
-    task: BenchmarkTask,
-    data: TaskData,
-    config: BenchmarkConfig,
-    folder: Path,
-    rate: float,
-    seed: int,
-    compute: Mapping[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:
-    """Return the official metrics of one run, which is made unless it is finished."""
+def _run(data: TaskData, config: BenchmarkConfig, folder: Path, compute: dict[str, Any], progress: Progress) -> Record:
+    """Return the official metrics of a run with one learning rate, which is made unless it is finished."""
     file = folder / "official.json"
     if file.is_file():
         progress.start("training", total=1)
         progress.advance(1)
-        return rename_task_keys(read_json_object(file))
+        return rename_keys(read_json_object(file), RENAMED_KEYS)
+    task = data.task
     is_started = any(folder.glob("checkpoints/step-????????"))
     is_text = task.task in ("classify", "pair")
     result = finetune(
@@ -192,9 +180,9 @@ def _run(
         max_length=config.max_length,
         epochs=config.epochs or task.epochs,
         batch_size=config.batch_size or task.batch_size,
-        learning_rate=rate,
+        learning_rate=config.learning_rates[0],
         settings=config.settings,
-        seed=seed,
+        seed=config.seed,
         resume=is_started,
         overwrite=not is_started,
         progress=progress,
@@ -203,12 +191,12 @@ def _run(
     found = read_json_object(folder / "metrics.json")["metrics"]
     metrics = {name: found[name] for name in task.metrics if name in found}
     if data.mismatched:
-        pipeline = open_benchmark_model(str(folder), compute)
+        pipeline = _open_model(str(folder), compute)
         assert pipeline.task is not None
         predictions = pipeline.predict_records(data.mismatched, progress)
         metrics["accuracy_mismatched"] = pipeline.task.compute_metrics(predictions, data.mismatched)[0]["accuracy"]
     official = {
-        "seed": seed,
+        "seed": config.seed,
         "metrics": metrics,
         "mean_metric": fmean(metrics[name] for name in task.metrics),
         "seconds": result["seconds"],
@@ -219,7 +207,43 @@ def _run(
     return official
 
 
-def open_benchmark_model(path: str, compute: Mapping[str, Any]) -> Pipeline:
+def write_submission(
+    tasks: Sequence[BenchmarkTask], models: Mapping[str, str], folder: Path, options: GlueOptions, progress: Progress
+) -> list[str]:
+    """Write the files for the leaderboard, and return a line for each that is missing."""
+    source = options.folder
+    missing = []
+    for task in tasks:
+        pipeline = None
+        for name, file in task.tests.items():
+            split = find_split(task, source, file)
+            if split is None:
+                missing.append(f"{task.name}: no {name}, because {source} has no {task.name}/{file}")
+                continue
+            records = make_records(task, read_rows(task, split, counts=Counter(), is_test=True))
+            pipeline = pipeline or _open_model(models[task.name], options.compute())
+            progress.say(f"{task.name}: predicting {name}")
+            predictions = pipeline.predict_records(records, progress)
+            answers = [p.score if task.kind == "score" else p.label for p in predictions]
+            folder.mkdir(exist_ok=True)
+            write_file(folder / name, [submission_text(task, answers).encode()])
+    others = [task for task in GLUE.values() if task not in tasks]
+    return missing + [f"{task.name}: no {file} (required by the leaderboard)" for task in others for file in task.tests]
+
+
+def write_answers(
+    folder: Path, model: str, questions: Sequence[Question], compute: Mapping[str, Any], progress: Progress
+) -> None:
+    """Write the answer to each question, and for SQuAD 2.0 the score of "no answer" minus that of the best span."""
+    pipeline = _open_model(model, compute)
+    assert pipeline.task is not None
+    predictions = dict(zip((q.id for q in questions), pipeline.predict_records(questions, progress), strict=True))
+    write_json(folder / "predictions.json", {name: p.text for name, p in predictions.items()})
+    if pipeline.task.config.no_answer:
+        write_json(folder / "null_odds.json", {name: p.no_answer for name, p in predictions.items()})
+
+
+def _open_model(path: str, compute: Mapping[str, Any]) -> Pipeline:
     """Load a fine-tuned model, to predict with the precision of its evaluation."""
     chosen = {name: compute[name] or "auto" for name in ("device", "precision")}
     return load(path, **chosen, threads=compute["threads"])

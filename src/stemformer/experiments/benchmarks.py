@@ -11,27 +11,12 @@ from stemformer.config import from_toml, nearest
 from stemformer.data.labelled.question_answering import Question, read_questions
 from stemformer.data.text.files import HUB_PREFIX
 from stemformer.errors import ConfigError, DataError
-from stemformer.evaluation.benchmarks import (
-    BENCHMARKS,
-    GLUE,
-    BenchmarkTask,
-    find_split,
-    make_records,
-    published_results,
-    read_rows,
-    submission_text,
-)
-from stemformer.experiments.benchmark_runs import (
-    BenchmarkConfig,
-    TaskData,
-    open_benchmark_model,
-    read_task_data,
-    rename_task_keys,
-    run_task,
-)
+from stemformer.evaluation.benchmarks import BENCHMARKS, GLUE, BenchmarkTask, find_split, published_results
+from stemformer.experiments import benchmark_runs
+from stemformer.experiments.benchmark_runs import BenchmarkConfig, TaskData, run_task
 from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, prepare_experiment_dir
 from stemformer.huggingface.load import find_model_folder, read_task_info
-from stemformer.io import write_file, write_json
+from stemformer.io import write_json
 from stemformer.options import BenchmarkOptions, GlueOptions, SquadOptions, accepts
 from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
@@ -81,17 +66,17 @@ def benchmark_glue(options: GlueOptions, *, progress: Progress | None = None) ->
 
     def run(task: BenchmarkTask, inner: Progress) -> Record:
         model, start = _start(task, config, grid.finished)
-        data = read_task_data(task, options.folder, folder)
-        return run_task(task, data, replace(config, model=model), folder / task.name, compute, inner) | {"start": start}
+        data = benchmark_runs.read_task_data(task, options.folder, folder)
+        return run_task(data, replace(config, model=model), folder / task.name, compute, inner) | {"start": start}
 
     results = _run_tasks(grid, {task.name: partial(run, task) for task in tasks}, progress)
-    extra: dict[str, Any] = {}
+    result = _conclude(folder, "GLUE", config, results, missing, _notes(results))
     if options.submission:
-        models = {result["task"]: result["model"] for result in results}
-        submission = folder / "submission"
-        not_submitted = _submit(tasks, options.folder, models, submission, compute, progress)
-        extra = {"submission": str(submission), "not_submitted": not_submitted}
-    return _conclude(folder, "GLUE", config, results, missing, _notes(results), extra)
+        models = {record["task"]: record["model"] for record in results}
+        result["submission"] = str(folder / "submission")
+        if not_submitted := benchmark_runs.write_submission(tasks, models, folder / "submission", options, progress):
+            result["not_submitted"] = not_submitted
+    return result
 
 
 @exclusive_output_dir
@@ -124,16 +109,16 @@ def benchmark_squad(options: SquadOptions, *, progress: Progress | None = None) 
     compute = options.compute()
 
     def run(inner: Progress) -> Record:
-        data = TaskData(options.train, options.dev, len(train), len(dev), _no_answer_metrics(dev))
-        record = run_task(task, data, config, folder / "runs", compute, inner)
-        _write_answers(folder, record["model"], dev, compute, inner)
+        data = TaskData(task, options.train, options.dev, len(train), len(dev), _no_answer_metrics(dev))
+        record = run_task(data, config, folder / "runs", compute, inner)
+        benchmark_runs.write_answers(folder, record["model"], dev, compute, inner)
         return record | {"start": PLAIN_START}
 
     results = _run_tasks(grid, {task.name: run}, progress)
     names = ("predictions", "null_odds") if is_v2 else ("predictions",)
     notes = _notes(results) + ([_TUNED_THRESHOLD] if is_v2 else [])
-    extra = {name: str(folder / f"{name}.json") for name in names}
-    return _conclude(folder, task.name, config, results, [], notes, extra)
+    result = _conclude(folder, task.name, config, results, [], notes)
+    return result | {name: str(folder / f"{name}.json") for name in names}
 
 
 def _make_config(options: BenchmarkOptions, **rest: Any) -> BenchmarkConfig:
@@ -186,7 +171,7 @@ def _open_grid(config: BenchmarkConfig, options: BenchmarkOptions) -> tuple[Path
         # More seeds may give another best model, which tasks that are finished did not start from.
         may_change=("tasks",) if config.from_task in BENCHMARKS else ("tasks", "num_seeds"),
         former=("tasks.jsonl", "config.toml"),
-        read_record=rename_task_keys,
+        renamed=benchmark_runs.RENAMED_KEYS,
     )
     # Tasks that lack seeds are run again; their finished runs are kept.
     for name in [name for name, record in grid.finished.items() if len(record["seeds"]) < config.num_seeds]:
@@ -194,9 +179,7 @@ def _open_grid(config: BenchmarkConfig, options: BenchmarkOptions) -> tuple[Path
     return folder, grid
 
 
-def _run_tasks(
-    grid: RunGrid[str], runs: Mapping[str, Callable[[Progress], Record]], progress: Progress
-) -> list[Record]:
+def _run_tasks(grid: RunGrid[str], runs: dict[str, Callable[[Progress], Record]], progress: Progress) -> list[Record]:
     def describe(record: Record) -> str:
         return ", ".join(f"{name} {scores['mean']:.4g}" for name, scores in record["metrics"].items())
 
@@ -217,46 +200,6 @@ def _no_answer_metrics(questions: Sequence[Question]) -> dict[str, float]:
     gold = {str(i): list(question.gold) for i, question in enumerate(questions)}
     metrics = squad_metrics(gold, dict.fromkeys(gold, ""))
     return {name: metrics[name] for name in ("exact_match", "f1")}
-
-
-def _submit(
-    tasks: Sequence[BenchmarkTask],
-    source: str,
-    models: Mapping[str, str],
-    folder: Path,
-    compute: Mapping[str, Any],
-    progress: Progress,
-) -> list[str]:
-    """Write the files for the leaderboard, and return a line for each that is missing."""
-    missing = []
-    for task in tasks:
-        pipeline = None
-        for name, file in task.tests.items():
-            split = find_split(task, source, file)
-            if split is None:
-                missing.append(f"{task.name}: no {name}, because {source} has no {task.name}/{file}")
-                continue
-            records = make_records(task, read_rows(task, split, counts=Counter(), is_test=True))
-            pipeline = pipeline or open_benchmark_model(models[task.name], compute)
-            progress.say(f"{task.name}: predicting {name}")
-            predictions = pipeline.predict_records(records, progress)
-            answers = [p.score if task.kind == "score" else p.label for p in predictions]
-            folder.mkdir(exist_ok=True)
-            write_file(folder / name, [submission_text(task, answers).encode()])
-    others = [task for task in GLUE.values() if task not in tasks]
-    return missing + [f"{task.name}: no {file} (required by the leaderboard)" for task in others for file in task.tests]
-
-
-def _write_answers(
-    folder: Path, model: str, questions: Sequence[Question], compute: Mapping[str, Any], progress: Progress
-) -> None:
-    """Write the answer to each question, and for SQuAD 2.0 the score of "no answer" minus that of the best span."""
-    pipeline = open_benchmark_model(model, compute)
-    assert pipeline.task is not None
-    predictions = dict(zip((q.id for q in questions), pipeline.predict_records(questions, progress), strict=True))
-    write_json(folder / "predictions.json", {name: p.text for name, p in predictions.items()})
-    if pipeline.task.config.no_answer:
-        write_json(folder / "null_odds.json", {name: p.no_answer for name, p in predictions.items()})
 
 
 def _notes(results: Sequence[Record]) -> list[str]:
@@ -280,18 +223,12 @@ def _notes(results: Sequence[Record]) -> list[str]:
 
 
 def _conclude(
-    folder: Path,
-    name: str,
-    config: BenchmarkConfig,
-    results: Sequence[Record],
-    missing: Sequence[str],
-    notes: Sequence[str],
-    extra: Mapping[str, Any],
+    folder: Path, name: str, config: BenchmarkConfig, results: list[Record], missing: list[str], notes: list[str]
 ) -> dict[str, Any]:
     """Write `glue.json` or `squad.json` and the report, and return the result."""
-    shared: dict[str, Any] = {"table": benchmark_table(results), "missing": list(missing), "notes": list(notes)}
-    content = {"benchmark": name, "model": config.model, "tasks": list(results), **shared}
+    shared: dict[str, Any] = {"table": benchmark_table(results), "missing": missing, "notes": notes}
+    content = {"benchmark": name, "model": config.model, "tasks": results, **shared}
     write_json(folder / ("glue.json" if name == "GLUE" else "squad.json"), content)
-    report = write_benchmark_report(folder, f"{name}: {Path(config.model).name}", results, **shared)
-    result = {"run": str(folder), "report": str(report), **shared, **extra}
-    return {key: value for key, value in result.items() if value not in ([], None)}
+    report = write_benchmark_report(folder, f"{name}: {Path(config.model).name}", content)
+    result = {"run": str(folder), "report": str(report), **shared}
+    return {key: value for key, value in result.items() if value != []}

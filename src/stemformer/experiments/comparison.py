@@ -48,7 +48,6 @@ INITIALIZATIONS: dict[str, tuple[Literal["nothing", "embeddings", "all"], float]
 
 _NUM_EVALUATIONS = 10
 _MIN_LOG_LINES = 20
-"""Minimum number of log lines of a run, for the plots."""
 _RENAMED = {**RENAMED_SETTINGS, "starts": "initializations", "rates": "learning_rates"}
 
 
@@ -92,6 +91,8 @@ class TrialData:
     max_length: int
     model: Path
     data: LabelledData
+    # Sentences on truncated and split examples.
+    notes: Sequence[str]
 
 
 @exclusive_output_dir
@@ -148,9 +149,9 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
     fingerprints = examples.fingerprint + dev.fingerprint + ("a map for each seed" if draws_maps else "")
     digest = hashlib.sha256(fingerprints.encode()).hexdigest()
     config = CompareConfig(tuple(rates), sizes, options.num_seeds, is_by_epochs, digest, run, rates)
-    shared = TrialData(encoded, tokenizer, max_length, model_folder, data)
+    shared = TrialData(encoded, tokenizer, max_length, model_folder, data, notes)
     records = _run_trials(folder, config, shared, options, progress)
-    return _conclude(folder, records, config, shared, notes, progress)
+    return _conclude(folder, records, config, shared, progress)
 
 
 def _check(config: FinetuneConfig, options: CompareOptions) -> None:
@@ -208,25 +209,24 @@ def _run_trials(
         stored_config=stored_config,
         may_change=("initializations", "sizes", "num_seeds", "finetune.compute."),
         former=("cells.jsonl", "cells"),
-        read_record=lambda record: {("initialization" if k == "start" else k): v for k, v in record.items()},
+        renamed={"start": "initialization"},
     )
     keys = stratification_keys(shared.data.task.config, shared.data.train)
     trials = config.trials()
     orders = {trial.seed: subset_order(keys, trial.seed) for trial in trials}
     subsets = {(t.size, t.seed): _select_records(shared.encoded[t.seed][0], orders[t.seed][: t.size]) for t in trials}
-
-    def plan(trial: Trial) -> PlannedRun:
+    plans = {}
+    for trial in trials:
         examples = subsets[trial.size, trial.seed]
         label = f"{trial.initialization}, {trial.size:,} records, seed {trial.seed}"
         make = partial(_run_trial, trial, config, shared, examples, _log_file(folder, trial).parent)
-        return PlannedRun(label, make, weight=run_length(config.finetune, len(examples)))
+        plans[trial] = PlannedRun(label, make, weight=run_length(config.finetune, len(examples)))
 
     def describe(record: Record) -> str:
         metric = shared.data.task.main_metric
         return f"{metric} {record['metrics'][metric]:.4g}"
 
-    records = grid.run({trial: plan(trial) for trial in trials}, progress, describe=describe, unit="steps")
-    return dict(zip(trials, records, strict=True))
+    return dict(zip(trials, grid.run(plans, progress, describe=describe, unit="steps"), strict=True))
 
 
 def _log_file(folder: Path, trial: Trial, parent: str = "trials") -> Path:
@@ -244,17 +244,18 @@ def _run_trial(
     trial: Trial, config: CompareConfig, shared: TrialData, examples: TaskExamples, folder: Path, progress: Progress
 ) -> Record:
     """Fine-tune and return the record of a run."""
+    base, task = config.finetune, shared.data.task
+    num_steps = run_length(base, len(examples))
+    every = base.evaluation.every or math.ceil(num_steps / _NUM_EVALUATIONS)
     run_config = replace(
-        config.finetune,
+        base,
         seed=trial.seed,
         reinitialize=INITIALIZATIONS[trial.initialization][0],
-        optimizer=replace(config.finetune.optimizer, learning_rate=config.learning_rates[trial.initialization]),
+        optimizer=replace(base.optimizer, learning_rate=config.learning_rates[trial.initialization]),
+        evaluation=replace(base.evaluation, every=every),
+        log_every=max(1, min(base.log_every, num_steps // _MIN_LOG_LINES)),
     )
-    num_steps = run_length(run_config, len(examples))
-    every = run_config.evaluation.every or math.ceil(num_steps / _NUM_EVALUATIONS)
-    log_every = max(1, min(run_config.log_every, num_steps // _MIN_LOG_LINES))
-    run_config = replace(run_config, evaluation=replace(run_config.evaluation, every=every), log_every=log_every)
-    task, (_, dev) = shared.data.task, shared.encoded[trial.seed]
+    dev = shared.encoded[trial.seed][1]
     with init_distributed(choose_device(run_config.compute.device)) as ranks:
         model, _, _ = load_initial_model(run_config, task, shared.model)
         context, _ = make_finetuning_context(
@@ -280,23 +281,18 @@ def _run_trial(
 
 
 def _conclude(
-    folder: Path,
-    records: Mapping[Trial, Record],
-    config: CompareConfig,
-    shared: TrialData,
-    notes: Sequence[str],
-    progress: Progress,
+    folder: Path, records: Mapping[Trial, Record], config: CompareConfig, shared: TrialData, progress: Progress
 ) -> dict[str, Any]:
     """Write `compare.json`, report and plots, and return the result."""
     task = shared.data.task
     metric = task.main_metric
     # Metrics of question answering are in percent already.
     scale = 1.0 if task.head == "span" else 100.0
-    by_seed: dict[str, dict[int, dict[int, float]]] = {
-        name: {size: {} for size in config.sizes} for name in config.initializations
+    score = {trial: scale * record["metrics"][metric] for trial, record in records.items()}
+    by_seed = {
+        name: {size: {t.seed: score[t] for t in score if t[:2] == (name, size)} for size in config.sizes}
+        for name in config.initializations
     }
-    for trial, record in records.items():
-        by_seed[trial.initialization][trial.size][trial.seed] = scale * record["metrics"][metric]
     scores = {
         name: [
             {"records": size, "mean": mean, "spread": deviation, "each": list(by_size[size].values())}
@@ -321,7 +317,7 @@ def _conclude(
         "summary": gain_sentences(by_seed, metric=metric.replace("_", " "), baseline=baseline),
         "scores": scores,
         "differences": differences_from_random(by_seed),
-        "notes": [*_conditions(config, records), *notes],
+        "notes": [*_conditions(config, records), *shared.notes],
         "trials": [{**record, "log": str(logs[trial].relative_to(folder))} for trial, record in records.items()],
     }
     write_report = partial(write_comparison_report, logs={trial: read_jsonl(file) for trial, file in logs.items()})

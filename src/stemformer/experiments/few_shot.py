@@ -6,7 +6,7 @@ that a directory can be extended by models, tasks and numbers of demonstrations.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.evaluation.few_shot.dataset import FewShotDataset, read_few_shot_examples
-from stemformer.evaluation.few_shot.evaluate import aggregate, evaluate_few_shot, notes_on_answers, rename_result_keys
+from stemformer.evaluation.few_shot.evaluate import RENAMED_RESULTS, aggregate, evaluate_few_shot, notes_on_answers
 from stemformer.evaluation.few_shot.synthetic import SYNTHETIC_TASKS
 from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, built_in_tasks, open_task
 from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, prepare_experiment_dir
@@ -33,7 +33,6 @@ from stemformer.progress import Progress, Silent
 from stemformer.reports.few_shot import few_shot_table, percent, short_names, write_few_shot_report
 
 _MAX_SHOWN_SHOTS = 4
-"""Maximum number of demonstrations in the prompts of the report."""
 _MAX_CHECKED = 200
 """Maximum number of prompts that are searched for unknown words."""
 _MIN_QUESTIONS = 10
@@ -161,7 +160,7 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
         what="few-shot evaluation",
         resume=options.resume,
         former=("figure?.jsonl",),
-        read_record=rename_result_keys,
+        renamed=RENAMED_RESULTS,
     )
     names = short_names(config.models)
     results: list[Record] = []
@@ -357,16 +356,11 @@ def _plan(
 
 
 def _earlier_results(
-    grid: RunGrid[str],
-    results: Sequence[Record],
-    data: Mapping[str, str],
-    weights: Mapping[str, str],
-    config: PromptConfig,
+    grid: RunGrid[str], results: list[Record], data: dict[str, str], weights: dict[str, str], config: PromptConfig
 ) -> tuple[list[Record], int]:
     """Return valid results of models and tasks that were not named, and the number of results with other settings.
 
-    `data` (digest by task) and `weights` (digest by resolved path of the model) are of those that were named: results
-    on others of the same name are out of date.
+    Results on `data` (digest by task) or `weights` (digest by resolved path) other than those named are out of date.
     """
     known = {row["fingerprint"] for row in results}
     others = [row for row in grid.finished.values() if row["fingerprint"] not in known]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from stemformer.config import to_toml
@@ -33,17 +34,13 @@ class RunGrid(Generic[K]):
 
     Args:
         folder: Output directory, as checked by `prepare_experiment_dir`; None keeps the records in memory only.
-        config: Config dataclass, stored as `config.toml`.
         what: Name of the experiment for messages, such as "comparison".
         resume: Keep the finished runs of the directory; otherwise it is emptied.
         stored_config: Reads a stored config from its text and file name; None accepts any.
         may_change: Prefixes of config keys that may differ on resume.
         former: Glob patterns by which earlier versions marked such a directory. A `.jsonl` file among them is read if
             there is no `finished.jsonl`.
-        read_record: Converts a stored record, for renamed keys.
-
-    Attributes:
-        finished: Records of finished runs by key, in the order in which they finished.
+        renamed: New names of keys that earlier versions wrote into records.
     """
 
     def __init__(
@@ -57,9 +54,10 @@ class RunGrid(Generic[K]):
         stored_config: Callable[[str, str], Any] | None = None,
         may_change: tuple[str, ...] = (),
         former: Sequence[str] = (),
-        read_record: Callable[[Record], Record] = dict,
+        renamed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.folder = folder
+        # In the order in which they finished.
         self.finished: dict[K, Record] = {}
         if folder is None:
             return
@@ -72,7 +70,7 @@ class RunGrid(Generic[K]):
                 stored = stored_config(file.read_text(encoding="utf-8"), str(file))
                 check_config_unchanged(stored, config, may_change=may_change, what=f"this {what}")
             records = next((path for path in marks if path.suffix == ".jsonl"), folder / FINISHED)
-            self.finished = {key(record): record for record in map(read_record, read_jsonl(records))}
+            self.finished = {key(record): record for record in (rename_keys(r, renamed) for r in read_jsonl(records))}
         else:
             clear_dir(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +107,11 @@ class RunGrid(Generic[K]):
             progress.say(f"{name} {number} of {len(runs)}: {run.label}: {describe(record)}")
         progress.finish()
         return [self.finished[key] for key in runs]
+
+
+def rename_keys(record: Record, renamed: Mapping[str, str]) -> Record:
+    """Replace the keys of earlier versions in a record."""
+    return {renamed.get(key, key): value for key, value in record.items()}
 
 
 def prepare_experiment_dir(

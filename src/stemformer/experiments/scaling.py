@@ -81,13 +81,11 @@ class ScalingConfig:
 
 
 @dataclass(frozen=True)
-class GptScalingConfig(ScalingConfig):
-    """Config of a scaling study of a GPT."""
-
+class _GptScalingConfig(ScalingConfig):
     run: GptRunConfig = field(default_factory=GptRunConfig)
 
 
-_CONFIGS: dict[type[RunConfig], type[ScalingConfig]] = {RunConfig: ScalingConfig, GptRunConfig: GptScalingConfig}
+_CONFIGS: dict[type[RunConfig], type[ScalingConfig]] = {RunConfig: ScalingConfig, GptRunConfig: _GptScalingConfig}
 
 
 @exclusive_output_dir
@@ -123,7 +121,7 @@ def scaling_laws(options: ScalingLawsOptions, *, progress: Progress | None = Non
     folder = prepare_experiment_dir(options, (options.data, options.config), command="scaling-laws")
 
     # Train, then evaluate few-shot. If that fails, the trained sizes are reported all the same.
-    records = _train_sizes(folder, config, sizes, manifest, options, progress)
+    records = _train_sizes(folder, config, sizes, options, progress)
     notes = []
     if options.fewshot_tasks:
         try:
@@ -177,12 +175,7 @@ def _check(config: ScalingConfig, options: ScalingLawsOptions, manifest: Manifes
 
 
 def _train_sizes(
-    folder: Path,
-    config: ScalingConfig,
-    sizes: Sequence[Size],
-    manifest: Manifest,
-    options: ScalingLawsOptions,
-    progress: Progress,
+    folder: Path, config: ScalingConfig, sizes: Sequence[Size], options: ScalingLawsOptions, progress: Progress
 ) -> list[Record]:
     """Pre-train the missing sizes and return the records of all."""
 
@@ -190,14 +183,10 @@ def _train_sizes(
         cls = _CONFIGS[run_config_class(parse_toml(text, source).get("run", {}), source)]
         return from_toml(cls, text, source=source, renamed=_RENAMED)
 
-    counts = {size.name: _count_parameters(config, size, manifest.vocab_size) for size in sizes}
     # Cost of a token times the number of tokens.
-    costs = {
-        name: (total + _EMBEDDING_COST) * (total if config.tokens_per_parameter else 1)
-        for name, (total, _) in counts.items()
-    }
+    totals = {size: _count_parameters(config, size)[0] for size in sizes}
+    costs = {s: (n + _EMBEDDING_COST) * (n if config.tokens_per_parameter else 1) for s, n in totals.items()}
     seconds = config.run.budget.seconds
-    weights = {name: seconds or 100 * cost / sum(costs.values()) for name, cost in costs.items()}
     grid = RunGrid(
         folder,
         config,
@@ -209,16 +198,16 @@ def _train_sizes(
         former=("sizes.jsonl", "sizes"),
     )
 
-    def plan(size: Size) -> PlannedRun:
-        make = partial(_train_size, size, config, counts[size.name], folder / "sizes" / size.name, options)
-        return PlannedRun(size.name, make, weights[size.name])
+    plans = {}
+    for size, cost in costs.items():
+        make = partial(_train_size, size, config, folder / "sizes" / size.name, options)
+        plans[size.name] = PlannedRun(size.name, make, weight=seconds or 100 * cost / sum(costs.values()))
 
     def describe(record: Record) -> str:
         return f"held-out loss {record['loss']:.4g}"
 
     (folder / "sizes").mkdir(exist_ok=True)
     try:
-        plans = {size.name: plan(size) for size in sizes}
         return grid.run(plans, progress, describe=describe, name="size", unit="seconds" if seconds else "%")
     except StemformerError:
         # Nothing was trained: the error is in the options.
@@ -228,15 +217,10 @@ def _train_sizes(
 
 
 def _train_size(
-    size: Size,
-    config: ScalingConfig,
-    counts: tuple[int, int],
-    folder: Path,
-    options: ScalingLawsOptions,
-    progress: Progress,
+    size: Size, config: ScalingConfig, folder: Path, options: ScalingLawsOptions, progress: Progress
 ) -> Record:
     """Pre-train a size, or resume its run, and return its record."""
-    run = config.run
+    run, counts = config.run, _count_parameters(config, size)
     learning_rate = run.optimizer.learning_rate * (run.model.hidden_size / size.width) ** config.lr_width_exponent
     ratio = config.tokens_per_parameter
     architecture = (f"model.{key}={value}" for key, value in size.model_settings().items())
@@ -266,9 +250,9 @@ def _train_size(
     }
 
 
-def _count_parameters(config: ScalingConfig, size: Size, vocab_size: int) -> tuple[int, int]:
+def _count_parameters(config: ScalingConfig, size: Size) -> tuple[int, int]:
     """Return the number of parameters of a size, and that in its layers, without allocating them."""
-    model_config = replace(config.run.model, vocab_size=vocab_size, **size.model_settings())
+    model_config = replace(config.run.model, **size.model_settings())
     with torch.device("meta"):
         model = make_model(model_config, OBJECTIVES[config.run.objective.name].heads)
     return model.num_parameters(), model.num_parameters(embeddings=False)

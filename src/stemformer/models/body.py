@@ -20,10 +20,8 @@ def check_config(config: Any, *sizes: str) -> None:
     check_fields(config, "model.", "a positive, finite number", lambda x: 0 < x < inf, "layer_norm_eps")
     check_fields(config, "model.", "a number in [0, 1)", lambda x: 0 <= x < 1, "hidden_dropout_prob")
     if config.hidden_size % config.num_attention_heads:
-        raise ConfigError(
-            f"model.hidden_size {config.hidden_size} is not divisible by {config.num_attention_heads} heads. "
-            "Set model.num_attention_heads to a divisor."
-        )
+        problem = f"model.hidden_size {config.hidden_size} is not divisible by {config.num_attention_heads} heads."
+        raise ConfigError(f"{problem} Set model.num_attention_heads to a divisor.")
     if config.hidden_act not in ACTIVATIONS:
         raise ConfigError(f"model.hidden_act is {config.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}.")
 

@@ -82,12 +82,10 @@ class GptLayer(nn.Module):
 
 @dataclass(frozen=True)
 class PromptCache:
-    """Flat key-value cache of prompts, shared by their continuations."""
+    """Flat key-value cache of prompts, with their boundaries, shared by their continuations."""
 
-    # (N, H, K) of each layer.
-    keys: list[Tensor]
-    values: list[Tensor]
-    # int32 boundaries of the prompts; the last entry is N.
+    keys: list[Tensor]  # (N, H, K) of each layer
+    values: list[Tensor]  # (N, H, K) of each layer
     cu_seqlens: Int[Tensor, "S1"]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
-from stemformer.models.layers import ACTIVATIONS, Dropout, PositionEmbedding, sinusoids
+from stemformer.models.layers import ACTIVATIONS, Dropout
 
 
 class LmHead(nn.Module):
@@ -22,9 +22,6 @@ class LmHead(nn.Module):
 
     decoder: nn.Embedding | None
     bias: nn.Parameter | None
-
-    def forward(self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "*shape V"]:
-        return nn.functional.linear(*self.projection(states, embedding))
 
     def projection(
         self, states: Float[Tensor, "*shape D"], embedding: Float[Tensor, "V D"]
@@ -65,8 +62,7 @@ class CausalLmHead(LmHead):
 def _in_float32(linear: nn.Module, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape C"]:
     """Return class logits in float32 also under autocast: in bfloat16 many would be equal."""
     with torch.autocast(x.device.type, enabled=False):
-        scores: Tensor = linear(x.float())
-    return scores
+        return linear(x.float())
 
 
 class NextSentenceHead(nn.Module):
@@ -130,17 +126,3 @@ def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, 
     assert isinstance(head, MaskedLmHead)
     smoothed = torch.from_numpy(counts.astype(np.float64)) + 1
     head.bias.data.copy_((smoothed / smoothed.sum()).log())
-
-
-def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
-    """Initialize in place, in definition order, by the body's table; a layer's `init_scale` multiplies `std`."""
-    for part in module.modules():
-        if isinstance(part, PositionEmbedding):
-            part.weight.data.copy_(sinusoids(*part.weight.shape) * std * 2**0.5)
-        elif isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=std * getattr(part, "init_scale", 1.0), generator=generator)
-        if isinstance(part, nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
-        if isinstance(part, nn.LayerNorm):
-            nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)

@@ -106,15 +106,13 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head self-attention within each sequence (Vaswani et al. 2017, section 3.2.2).
-
-    The rows of `qkv` are queries, keys, values; `causal`: attend to a token itself and earlier ones only.
-    """
+    """Multi-head self-attention within each sequence (Vaswani et al. 2017, section 3.2.2)."""
 
     def __init__(self, hidden_size: int, num_heads: int, *, causal: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.causal = causal
+        # Its rows are queries, keys, values.
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
@@ -161,3 +159,17 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         return self.down(self.activation(self.up(x)))  # (N, D) -> (N, F) -> (N, D)
+
+
+def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
+    """Initialize in place, in definition order, by the body's table; a layer's `init_scale` multiplies `std`."""
+    for part in module.modules():
+        if isinstance(part, PositionEmbedding):
+            part.weight.data.copy_(sinusoids(*part.weight.shape) * std * 2**0.5)
+        elif isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std * getattr(part, "init_scale", 1.0), generator=generator)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

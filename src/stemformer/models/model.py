@@ -14,15 +14,8 @@ from stemformer.errors import ConfigError
 from stemformer.models import hf_config, hf_names
 from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.gpt import Gpt, GptConfig
-from stemformer.models.heads import (
-    CausalLmHead,
-    ClassHead,
-    LmHead,
-    MaskedLmHead,
-    NextSentenceHead,
-    SpanHead,
-    initialize_weights,
-)
+from stemformer.models.heads import CausalLmHead, ClassHead, LmHead, MaskedLmHead, NextSentenceHead, SpanHead
+from stemformer.models.layers import initialize_weights
 
 BodyConfig = BertConfig | GptConfig
 
@@ -54,10 +47,9 @@ MIN_LENGTH = 8
 _POOLED_HEAD = partial(ClassHead, has_pooler=True)
 _GPT_SEQUENCE_HEAD = partial(ClassHead, has_dropout=False, bias=False)
 
-# To add an architecture: models/<name>.py with a config and a `Body`, an entry here, its names in hf_names.py and
-# hf_config.py, its run config in training/config.py (`RUN_CONFIGS`) and a recipe; a causal one also needs a decoder
-# (inference/cached_gpt.py).
-# Keys are the `model_type` of a config and of a Hugging Face folder.
+# Keys are the `model_type` of a config and of a Hugging Face folder. To add an architecture: models/<name>.py with a
+# config and a `Body`, an entry here, its names in hf_names.py and hf_config.py, its run config in training/config.py
+# (`RUN_CONFIGS`) and a recipe; a causal one also needs a decoder (inference/cached_gpt.py).
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(
         config=BertConfig,

@@ -18,11 +18,11 @@ from stemformer.models.layers import MultiHeadAttention
 
 
 class PlainOutput(NamedTuple):
-    """Result of `plain_forward`; states and weights of padding are meaningless."""
+    """States, the last one normed, and attention weights; both are meaningless for padding."""
 
-    # L + 1 states (B, T, D): the embeddings, then each layer's output, the last one normed.
+    # L + 1 times (B, T, D).
     hidden_states: tuple[Tensor, ...]
-    # L attention weights (B, H, T, T): each query's probabilities over the keys.
+    # L times (B, H, T, T).
     attentions: tuple[Tensor, ...]
 
 
@@ -88,6 +88,4 @@ def _self_attention(attention: MultiHeadAttention, x: Tensor, is_token: Tensor) 
     scores = q @ k.transpose(2, 3) * size**-0.5  # (B, H, T, T)
     weights = nn.functional.softmax(scores.masked_fill(~visible, torch.finfo(scores.dtype).min), dim=-1)
 
-    gathered = (weights @ v).transpose(1, 2).reshape(b, t, d)  # (B, T, D)
-    output: Tensor = attention.out(gathered)
-    return output, weights
+    return attention.out((weights @ v).transpose(1, 2).reshape(b, t, d)), weights

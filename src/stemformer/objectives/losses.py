@@ -97,8 +97,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits[: len(part), len(weight) :] = -torch.inf
 
             # Loss, and gradients of the logits in their place.
-            for z, target, keep in _blocks(logits[: len(part)], targets, mask):
-                block_loss, block_correct = _loss_in_place(z, target[:, None], keep[:, None], db, needs_grad=needs_grad)
+            for z, target, keep in _blocks(logits[: len(part)], targets[:, None], mask[:, None]):
+                block_loss, block_correct = _loss_in_place(z, target, keep, db, needs_grad=needs_grad)
                 total += block_loss
                 correct += block_correct
 
@@ -138,10 +138,7 @@ def _blocks(logits: Tensor, *per_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _loss_in_place(
     logits: Tensor, labels: Tensor, is_scored: Tensor, bias_grad: Tensor | None, *, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return summed loss and number correct; with `needs_grad`, logits become their gradient.
-
-    Rows that are not scored get one too, which the caller must mask. `labels` and `is_scored` are (m, 1).
-    """
+    """Return loss and number correct; with `needs_grad`, logits become the gradient, to be masked."""
     if logits.device.type != "cpu":
         return _loss_in_place_gpu(logits, labels, is_scored, bias_grad, needs_grad=needs_grad)
     z = logits.float()

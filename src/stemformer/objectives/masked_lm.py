@@ -45,10 +45,8 @@ class MaskedLmConfig:
         check_fields(self, "objective.", "a share from 0 to 1", lambda x: 0 <= x <= 1, "short_seq_prob")
         shares = self.mask_replace_prob, self.random_replace_prob
         if min(shares) < 0 or sum(shares) > 1:
-            raise ConfigError(
-                f"objective.mask_replace_prob is {shares[0]} and objective.random_replace_prob is {shares[1]}; "
-                "expected two shares that sum to at most 1."
-            )
+            problem = f"objective.mask_replace_prob is {shares[0]} and objective.random_replace_prob is {shares[1]}"
+            raise ConfigError(f"{problem}; expected two shares that sum to at most 1.")
 
     @property
     def name(self) -> str:
@@ -160,10 +158,7 @@ def choose_words(word_starts: Bool[np.ndarray, "n"], budget: int, rng: np.random
 def choose_spans(
     word_starts: Bool[np.ndarray, "n"], lengths: Int[np.ndarray, "s"], budget: int, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
-    """Return exactly `budget` positions in spans of whole words, and the span of each.
-
-    A span starts at a word and has a geometric number of words within one sequence; the last one is cut.
-    """
+    """Return exactly `budget` positions in spans of whole words within a sequence, and their spans."""
     n = len(word_starts)
     starts = np.flatnonzero(word_starts)
     bounds = np.append(starts, n)

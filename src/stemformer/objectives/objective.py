@@ -48,12 +48,7 @@ OBJECTIVES: dict[str, Any] = {"none": MaskedLm, "next": SentencePairs, "order": 
 
 
 def make_objective(config: ObjectiveConfig, *, special: SpecialIds, vocab_size: int) -> MaskedLm | CausalLm:
-    """Make the objective of a config.
-
-    Example:
-        >>> make_objective(MaskedLmConfig(sentences="order"), special=SpecialIds(1, 2, 3), vocab_size=9).heads
-        ('masked_lm', 'next_sentence')
-    """
+    """Make the objective of a config."""
     return OBJECTIVES[config.name](config, special=special, vocab_size=vocab_size)
 
 
@@ -75,14 +70,9 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
         """Return the summed losses by name, or the objective's logits with `return_logits`."""
-        states = self.model.body(
-            batch.input_ids,
-            batch.position_ids,
-            batch.token_type_ids,
-            batch.cu_seqlens,
-            batch.max_seqlen,
-            rows=self.objective.scored_positions(batch),
-        )  # (R, D)
+        rows = self.objective.scored_positions(batch)
+        tokens = batch.input_ids, batch.position_ids, batch.token_type_ids
+        states = self.model.body(*tokens, batch.cu_seqlens, batch.max_seqlen, rows=rows)  # (R, D)
         if return_logits:
             return self.objective.scores(self.model, states, batch)
         return self.objective.loss(self.model, states, batch)

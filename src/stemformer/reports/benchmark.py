@@ -48,23 +48,16 @@ def benchmark_table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return rows
 
 
-def write_benchmark_report(
-    folder: Path,
-    title: str,
-    results: Sequence[Mapping[str, Any]],
-    *,
-    table: Sequence[Mapping[str, Any]],
-    missing: Sequence[str],
-    notes: Sequence[str],
-) -> Path:
-    """Write `report.html` and return its path; `missing` says why tasks were skipped."""
+def write_benchmark_report(folder: Path, title: str, content: Mapping[str, Any]) -> Path:
+    """Write `report.html` and return its path; `content` is that of `glue.json` or `squad.json`."""
+    table = content["table"]
     first = {row["task"]: row for row in reversed(table)}
     tiles = [
         Tile(f"{name}, {row['metric']}", row["ours_dev"], f"constant answer {row['constant_dev']}")
         for name, row in reversed(first.items())
     ]
     headings = {"ours_dev": "ours, dev", "constant_dev": "constant, dev", "train_dev": "train/dev"}
-    headings |= _published_columns(results)
+    headings |= _published_columns(content["tasks"])
     rows = [{**row, "ours_dev": Cell(row["ours_dev"], style="strong")} for row in table]
     return Report(
         title=title,
@@ -72,5 +65,5 @@ def write_benchmark_report(
         lead="Our results are on the dev set; a constant answer needs no model.",
         tiles=tiles,
         tables=[ReportTable("Comparison with published results", rows, headings, num_text_columns=2)],
-        notes={"Notes": notes, "Skipped": missing},
+        notes={"Notes": content["notes"], "Skipped": content["missing"]},
     ).write(folder)

@@ -18,8 +18,6 @@ _INITIALIZATIONS = {
     "reembedded": ("pre-trained body, random word embeddings", COLORS[3], "^"),
     "random": ("random", COLORS[1], "s"),
 }
-"""Name, color and marker of each initialization."""
-
 _MAX_PANELS = 4
 _MAX_POINTS = 60
 """Longer curves are averaged to this number of points, which keeps the SVG small."""

@@ -21,7 +21,6 @@ _BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "chance": ("chance", BASELINE_STYLE),
     "majority": ("most frequent answer", {"color": "#999999", "linestyle": ":", "linewidth": 1.2}),
 }
-"""Key of a baseline -> label and style."""
 
 Result = Mapping[str, Any]
 """Result of one model on one task with one number of demonstrations."""

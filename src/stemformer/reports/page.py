@@ -50,8 +50,7 @@ class Report:
     Attributes:
         kind: What the page reports, for the browser's title.
         title: Name of the run; default: the last two parts of its path.
-        summary: Sentences above the plots.
-        plots: SVG elements by title.
+        plots: SVG elements by title, below the sentences of `summary`.
         plots_per_row: 1 for wide plots; None for as many as fit.
         notes: Lines by heading; headings without lines are left out.
         examples: Collapsed texts: title, preformatted text, and its highlighted end.

@@ -18,8 +18,7 @@ COLORS = ("#1b6ca8", "#d1495b", "#2e8b57", "#c9861a", "#6a4c93", "#6c757d")
 MARKERS = "os^Dvx"
 BASELINE_STYLE: dict[str, Any] = {"color": "#444444", "linestyle": "--", "linewidth": 1.2}
 
-_MIN_SHOWN_SCORE = 0.05
-"""Smallest attention score whose value is printed in a map."""
+_MIN_PRINTED_SCORE = 0.05
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -90,7 +89,7 @@ def plot_head_scores(maps: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> s
         axes.spines[:].set_visible(False)
         for layer, row in enumerate(scores):
             for head, score in enumerate(row):
-                if score >= _MIN_SHOWN_SCORE and side > 0.25:
+                if score >= _MIN_PRINTED_SCORE and side > 0.25:
                     color = "white" if score > 0.6 else "#222222"
                     text = f"{score:.2f}"[1:] if score < 0.995 else "1"
                     axes.text(head + 0.5, layer + 0.5, text, ha="center", va="center", fontsize=6.5, color=color)

@@ -21,11 +21,9 @@ _IN_CONTEXT_PLOTS = (
     ("Best induction-head score", "attention", "induction_score"),
 )
 _MAX_SENTENCES = 12
-_NUM_STEPS = 5
-"""Number of evaluations whose predictions and completions are shown."""
+_NUM_SHOWN_EVALUATIONS = 5
 
-Line = Mapping[str, Any]
-"""Line of a log."""
+LogLine = Mapping[str, Any]
 
 
 def write_report(folder: Path) -> Path:
@@ -58,7 +56,7 @@ def write_report(folder: Path) -> Path:
     ).write(folder)
 
 
-def _held_out_tiles(last: Line) -> list[Tile]:
+def _held_out_tiles(last: LogLine) -> list[Tile]:
     """Return the tiles of the last evaluation; those of a key that it lacks are left out."""
     name, words = ("causal_lm", "next") if "held_out_causal_lm_loss" in last else ("masked_lm", "masked")
     loss, unigram = last[f"held_out_{name}_loss"], last["held_out_unigram_loss"]
@@ -80,7 +78,7 @@ def _held_out_tiles(last: Line) -> list[Tile]:
     return tiles
 
 
-def _training_tiles(train: Sequence[Line], minutes: float) -> list[Tile]:
+def _training_tiles(train: Sequence[LogLine], minutes: float) -> list[Tile]:
     last, speeds = train[-1], sorted(line["tokens_per_second"] for line in train)
     steps = f"{last['step']:,} steps in {minutes:,.1f} minutes"
     efficiency = f"MFU {last['mfu']:.0%}, packing efficiency {last['fill']:.0%}"
@@ -90,13 +88,13 @@ def _training_tiles(train: Sequence[Line], minutes: float) -> list[Tile]:
     ]
 
 
-def _curve(name: str, lines: Sequence[Line], key: str, style: str = "line", *, factor: float = 1.0) -> list[Curve]:
+def _curve(name: str, lines: Sequence[LogLine], key: str, style: str = "line", *, factor: float = 1.0) -> list[Curve]:
     """Return the curve of a key over millions of tokens; no curve if no line has the key."""
     points = [(line["tokens"] / 1e6, factor * line[key]) for line in lines if key in line]
     return [(name, [x for x, _ in points], [y for _, y in points], style)] if points else []
 
 
-def _plots(train: Sequence[Line], held_out: Sequence[Line]) -> list[tuple[str, str, list[Curve]]]:
+def _plots(train: Sequence[LogLine], held_out: Sequence[LogLine]) -> list[tuple[str, str, list[Curve]]]:
     """Return title, unit and curves of each plot."""
     plots: list[tuple[str, str, list[Curve]]] = []
     for task, name in _TASKS.items():
@@ -125,17 +123,17 @@ def _plots(train: Sequence[Line], held_out: Sequence[Line]) -> list[tuple[str, s
     return [plot for plot in plots if plot[2]]
 
 
-def _spread(lines: Sequence[Line]) -> list[Line]:
+def _spread(lines: Sequence[LogLine]) -> list[LogLine]:
     """Return a few lines, evenly spaced from the first to the last."""
-    last = len(lines) - 1
-    return [lines[i] for i in sorted({round(last * i / (_NUM_STEPS - 1)) for i in range(_NUM_STEPS)})] if lines else []
+    gap = (len(lines) - 1) / (_NUM_SHOWN_EVALUATIONS - 1)
+    return [lines[i] for i in sorted({round(gap * i) for i in range(_NUM_SHOWN_EVALUATIONS)})] if lines else []
 
 
-def _tokens(line: Line) -> str:
+def _tokens(line: LogLine) -> str:
     return f"{line['tokens'] / 1e6:.2f} M"
 
 
-def _samples(lines: Sequence[Line]) -> list[dict[str, Any]]:
+def _samples(lines: Sequence[LogLine]) -> list[dict[str, Any]]:
     """Return the completions of each prompt at a few steps; backward models complete endings."""
     shown = _spread(lines)
     return [
@@ -148,7 +146,7 @@ def _samples(lines: Sequence[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def _cloze(lines: Sequence[Line]) -> dict[str, Any]:
+def _cloze(lines: Sequence[LogLine]) -> dict[str, Any]:
     """Return the predictions of masked words at a few steps."""
     shown = _spread(lines)
     rows = []

@@ -13,16 +13,13 @@ from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_fi
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_PANEL = (5.2, 3.6)
-"""Size of a plot in inches."""
+_PANEL_INCHES = (5.2, 3.6)
 _MIN_RANGE = 10
 """Minimum range of the accuracy axis in percentage points; otherwise noise fills the plot."""
 _HEADINGS = {"parameters_in_layers": "in layers", "flops": "operations", "bits_per_byte": "bits per byte"}
 
 
-def write_scaling_report(
-    folder: Path, content: Mapping[str, Any], law: PowerLaw | None, joint: JointLaw | None
-) -> Path:
+def write_scaling_report(folder: Path, content: dict[str, Any], law: PowerLaw | None, joint: JointLaw | None) -> Path:
     """Write `scale.svg`, `scale.png` and `report.html`, and return the path of the report.
 
     `content` is that of `scale.json`, with `title` and `table`; the laws are fits over size, and over size and tokens.
@@ -33,7 +30,7 @@ def write_scaling_report(
     }
     if all("in_context" in line for line in content["sizes"]):
         panels["Few-shot accuracy against parameters"] = lambda axes: _plot_shots(axes, content)
-    width, height = _PANEL
+    width, height = _PANEL_INCHES
     combined = new_figure(width * len(panels), height)
     plots = {}
     for axes, (title, plot) in zip(combined.subplots(1, len(panels)), panels.items(), strict=True):

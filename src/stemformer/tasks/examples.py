@@ -107,10 +107,7 @@ def truncate_pair(first: int, second: int, max_tokens: int) -> tuple[int, int]:
 
 
 def sliding_windows(length: int, size: int, stride: int) -> list[tuple[int, int]]:
-    """Return the bounds of evenly spaced windows of at most `size` that cover `length` positions.
-
-    Neighboring windows overlap by about `stride`, and by half of their size at most.
-    """
+    """Return the bounds of even windows of at most `size`, which overlap by about `stride`."""
     if length <= size:
         return [(0, length)]
     step = size - min(stride, size // 2)

@@ -34,24 +34,20 @@ _KANA = re.compile(r"[\u3040-\u30ff]")
 
 @dataclass(frozen=True)
 class Window:
-    """Part of a passage in an example."""
+    """Part of a passage in an example: index of its first token, and offsets in the passage."""
 
-    # Position of its first token in `input_ids`.
     first: int
-    # (n, 2) start and end of each of its tokens, in characters of the passage.
-    offsets: np.ndarray
+    offsets: np.ndarray  # (n, 2) start and end in characters
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Candidate answer: `passage[begin:end]`."""
+    """Candidate answer: sum of its start and end logits, and probability among the candidates."""
 
     text: str
     begin: int
     end: int
-    # Sum of the start and end logits.
     score: float
-    # Among the candidates, including "no answer" if that is allowed.
     probability: float
 
 

@@ -1,8 +1,4 @@
-"""Checkpoints for bit-for-bit resumption.
-
-`checkpoints/step-00000500/` is a Hugging Face folder with `optimizer.safetensors`, `config.toml`
-and `checkpoint.json` (metadata, SHA-256 of each file); `best` links to the lowest held-out loss.
-"""
+"""Checkpoints for bit-for-bit resumption: Hugging Face folders with optimizer and metadata."""
 
 import json
 import platform
@@ -27,17 +23,14 @@ from stemformer.training.optimizer import state_names
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Metadata of a checkpoint."""
+    """Metadata of a checkpoint; `sums` are the state of the `MetricAccumulator`."""
 
     step: int
     tokens: int
-    # Training time, interruptions excluded.
     seconds: float
     config_toml: str
     data_fingerprint: str
-    # Conditions of bit-for-bit resumption.
     environment: dict[str, Any]
-    # State of the `MetricAccumulator`.
     sums: dict[str, Any] = field(default_factory=dict)
     # Value for model selection, if evaluated at this step.
     held_out_loss: float | None = None
@@ -111,7 +104,8 @@ def _remove_old(folder: Path, *, keep: int) -> None:
         link = folder / "best.tmp"
         link.unlink(missing_ok=True)
         link.symlink_to(best.name)
-        if not (folder / "best").is_symlink():  # A copied run may have a directory instead.
+        # A copied run may have a directory instead.
+        if not (folder / "best").is_symlink():
             shutil.rmtree(folder / "best", ignore_errors=True)
         link.replace(folder / "best")
     for old in steps[: -max(1, keep)]:

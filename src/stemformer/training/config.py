@@ -87,8 +87,7 @@ class BudgetConfig:
     """Length of a run: one of steps, tokens, epochs or seconds."""
 
     steps: int | None = None
-    # Special tokens included; rounded up to full steps of the mean size (of sentence pairs, the
-    # size before some are shortened).
+    # Special tokens included; rounded up to full steps (of pairs, before some are shortened).
     tokens: int | None = None
     # Passes over the training examples, rounded up to full steps.
     epochs: float | None = None
@@ -108,8 +107,7 @@ class ComputeConfig:
     device: str = "auto"
     # `auto` is bf16 if the device has matrix units for it; weights stay in fp32.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    # Compile the blocks, and in pre-training on one GPU replay both passes as CUDA graphs. None
-    # compiles on CUDA only: on a CPU it was not faster (docs/benchmarks.md).
+    # Compile the blocks and, on one GPU, replay CUDA graphs; None: on CUDA only (docs/benchmarks.md).
     compile: bool | None = None
     threads: int | None = None
     # Shard weights and optimizer over the ranks (FSDP2): less memory, more traffic.
@@ -245,8 +243,7 @@ class TaskEvaluationConfig:
 
     # Steps between evaluations; None evaluates once per epoch.
     every: int | None = None
-    # Stop early after this many evaluations without improvement and keep the best model; None
-    # trains to the end and keeps the last model.
+    # Evaluations without improvement until the run stops with its best model; None keeps the last model.
     patience: int | None = None
     # Metric that selects the best model, such as `macro_f1` or `loss`; None for the task's main metric.
     best_metric: str | None = None
@@ -274,8 +271,7 @@ class FinetuneConfig:
     # Number of lowest layers that are not trained.
     frozen_layers: int = 0
     frozen_embeddings: bool = False
-    # Ratio of the learning rates of each layer and the one above it, in (0, 1]; the embeddings are
-    # the lowest layer.
+    # Learning rate relative to the next higher layer, in (0, 1]; embeddings are the lowest layer.
     layer_decay: float = 1.0
     # Weights to replace by random ones: `nothing`, the word `embeddings`, or `all`.
     reinitialize: Literal["nothing", "embeddings", "all"] = "nothing"
@@ -297,10 +293,7 @@ class FinetuneConfig:
 
 
 def num_steps_for(config: RunConfig, *, num_examples: Sequence[int], num_tokens: Sequence[int]) -> int | None:
-    """Return the number of optimizer steps of a run; None for a budget in seconds.
-
-    `num_examples` and `num_tokens` (special tokens included) are per epoch, for each phase.
-    """
+    """Return the number of optimizer steps by the size of each phase's epoch; None if in seconds."""
     budget, phases = config.budget, config.all_phases()
     if budget.steps is not None:
         return budget.steps

@@ -43,8 +43,7 @@ class TrainingContext:
     phases: Sequence[Phase]
     # Maps the module to validation metrics; None if there is no held-out data.
     evaluate: Callable[[nn.Module], dict[str, float]] | None
-    # Maps the module to qualitative samples (filled masks or generated text) and further metrics;
-    # each list of samples becomes a line of the log.
+    # Maps the module to samples (lists, each a line of the log) and further metrics.
     sample_fn: Callable[[nn.Module], dict[str, Any]] | None
     tokenizer: Tokenizer
     device: torch.device
@@ -79,7 +78,6 @@ class TrainState:
     tokens: int = 0
     # Training time, interruptions excluded.
     seconds: float = 0.0
-    # Sums since the last line of the log.
     metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
     # Last validation metrics, their step, and the duration of that evaluation.
     val_metrics: dict[str, float] = field(default_factory=dict)
@@ -88,7 +86,6 @@ class TrainState:
     # Lowest monitored value so far, and evaluations since then, for early stopping.
     best: float = math.inf
     evals_since_best: int = 0
-    # Step of the last checkpoint.
     saved_step: int = 0
 
     def start(self) -> None:

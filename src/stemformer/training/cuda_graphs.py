@@ -5,7 +5,7 @@ graph launches them all at once. Shapes and addresses are fixed, so batches are 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -22,21 +22,12 @@ _MAX_GRAPHS = 32
 _NUM_WARM_UPS = 2
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """Graph of one batch shape, its static input, and its static outputs by loss."""
-
-    graph: torch.cuda.CUDAGraph
-    batch: Batch
-    totals: Float[Tensor, "L"]
-    correct: Int[Tensor, "L"]
+# Graph of one batch shape, its static input, and its static outputs: total and number correct of each loss.
+_Graph = tuple[torch.cuda.CUDAGraph, Batch, Float[Tensor, "L"], Int[Tensor, "L"]]
 
 
 class CudaGraphStep:
-    """Forward and backward of micro-batches by CUDA graphs, on one GPU.
-
-    Gradient buffers keep their addresses: released ones are zeroed and attached again.
-    """
+    """Forward and backward of micro-batches by CUDA graphs, on one GPU."""
 
     def __init__(self, module: LossModule, precision: str) -> None:
         self._module, self._precision = module, precision
@@ -46,12 +37,14 @@ class CudaGraphStep:
         self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._names: tuple[str, ...] = ()
-        self._weights = torch.zeros(len(module.objective.heads), device=self._device)  # one loss per head
+        # One loss per head.
+        self._weights = torch.zeros(len(module.objective.heads), device=self._device)
 
     def add(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, LossSum]:
         """Add the gradients of a micro-batch on the CPU, by the factor of each loss; return its losses."""
         counts, self._names = self._module.objective.counts(batch), tuple(weights)
         batch = pad_to_bucket_sizes(batch).to(self._device)
+        # Gradient buffers keep their addresses: released ones are zeroed and attached again.
         if self._parameters[0].grad is None:
             torch._foreach_zero_(self._gradients)
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
@@ -60,13 +53,14 @@ class CudaGraphStep:
         shape = (batch.max_seqlen, *(len(tensor) for tensor in batch.tensors().values()))
         if shape not in self._graphs and len(self._graphs) < _MAX_GRAPHS:
             self._graphs[shape] = self._record(batch)
-        if (recorded := self._graphs.get(shape)) is None:
+        if shape not in self._graphs:
             totals, correct = self._run(batch)
         else:
-            for name, tensor in recorded.batch.tensors().items():
+            graph, static, *outputs = self._graphs[shape]
+            for name, tensor in static.tensors().items():
                 tensor.copy_(batch.tensors()[name], non_blocking=True)
-            recorded.graph.replay()
-            totals, correct = recorded.totals.clone(), recorded.correct.clone()
+            graph.replay()
+            totals, correct = (output.clone() for output in outputs)
         return {
             name: LossSum(total=total, count=counts[name], correct=num_correct)
             for name, total, num_correct in zip(weights, totals.unbind(), correct.unbind(), strict=True)
@@ -98,4 +92,4 @@ class CudaGraphStep:
             totals, correct = self._run(batch)
         torch._foreach_copy_(self._gradients, gradients)
         torch.cuda.set_rng_state(random_state, self._device)
-        return _Graph(graph, batch, totals, correct)
+        return graph, batch, totals, correct

@@ -1,8 +1,6 @@
 """Data parallelism over several ranks: DDP or FSDP2, and agreement between ranks.
 
-`torchrun` starts the processes. Each rank computes its slice of every step's examples; gradients,
-counts and metrics are summed over all. With one process every function here does nothing.
-
+Each rank computes its slice of every step's examples; with one process, functions here do nothing.
 Source: Li et al. 2020 (DDP); Zhao et al. 2023 and PyTorch's `fully_shard` (FSDP2).
 """
 
@@ -140,9 +138,8 @@ def _connect(backend: str, rank: int, world_size: int) -> None:
     store = PrefixStore(f"start {_num_restarts()}", next(rendezvous("env://", rank, world_size))[0])
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=10))
     atexit.register(dist.destroy_process_group)
-    # For a moment after a reduction, gloo's threads still release tensors, which needs the
-    # interpreter; a process that ends just then is aborted. Sleeping hands the interpreter to them.
-    # (The function registered last is called first.)
+    # Called first. After a reduction, gloo's threads still release tensors, for which they need the
+    # interpreter: sleeping hands it to them. A process that ends just then is aborted.
     atexit.register(time.sleep, 0.2)
 
 
@@ -167,11 +164,7 @@ def distribute(model: Model, objective: Objective, ranks: DistributedContext, *,
 
 
 def warm_up_ddp(module: nn.Module, batch: Batch) -> None:
-    """Run a dummy step so that DDP rebuilds its buckets before training.
-
-    It does so after its first backward pass, which changes the order of its sums: a resumed run
-    would sum in another order than an uninterrupted one.
-    """
+    """Run a dummy step, after which DDP rebuilds its buckets: a resumed run then sums in the same order."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         torch.stack([loss.total for loss in module(batch).values()]).sum().backward()  # type: ignore[no-untyped-call]
         module.zero_grad(set_to_none=True)

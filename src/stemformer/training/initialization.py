@@ -16,7 +16,8 @@ from stemformer.device import configure_allocator
 from stemformer.errors import ConfigError, DataError
 from stemformer.huggingface.load import load_model, load_model_and_tokenizer, read_attention_dropout, read_task_info
 from stemformer.huggingface.vocab_transfer import transfer_vocabulary
-from stemformer.models.heads import init_output_bias_from_unigrams, initialize_weights, rescale_scores
+from stemformer.models.heads import init_output_bias_from_unigrams, rescale_scores
+from stemformer.models.layers import initialize_weights
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.objective import OBJECTIVES
 from stemformer.progress import Progress

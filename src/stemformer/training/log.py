@@ -15,11 +15,7 @@ from stemformer.training.distributed import SINGLE_PROCESS, DistributedContext
 
 
 class RunLog:
-    """Appends lines to `log.jsonl`, and optionally writes TensorBoard files.
-
-    Lines of steps later than `after_step`, left by an interrupted run, are removed first. Without
-    a path (on all ranks but the main one) nothing is written.
-    """
+    """Log of a run; removes lines after `after_step` first, and writes nothing without a path."""
 
     def __init__(self, path: Path | None, *, after_step: int, tensorboard: bool = False) -> None:
         self._file: TextIO | None = None
@@ -65,7 +61,8 @@ class MetricAccumulator:
             # Earlier versions stored the same values in the same order, under other names.
             state = dict(zip(_EMPTY, state.values(), strict=True))
         self._reset({**_EMPTY, **state})
-        if not ranks.is_main:  # Stored sums are over all ranks; count them once.
+        # Stored sums are over all ranks; count them once.
+        if not ranks.is_main:
             self._losses.update((name, [0.0, 0, 0]) for name in self._losses)
 
     def _reset(self, state: Mapping[str, Any]) -> None:

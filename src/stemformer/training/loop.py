@@ -170,10 +170,7 @@ def add_gradients(
     counts: dict[str, float],
     cuda_graph_step: CudaGraphStep | None = None,
 ) -> None:
-    """Accumulate gradients over this rank's micro-batches of a step, and losses in `metrics`.
-
-    `counts` is the denominator of each loss: scored positions of the step on all ranks.
-    """
+    """Add the gradients of a step's micro-batches, each loss divided by its global count."""
     for number, batch in enumerate(batches):
         torch.manual_seed(_dropout_seed(context.config.seed, step, context.ranks.rank, number))
         if cuda_graph_step is not None:

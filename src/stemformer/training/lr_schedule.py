@@ -11,14 +11,12 @@ from stemformer.config import check_at_least, check_fields
 class ScheduleConfig:
     """Learning-rate schedule: warm-up, then decay."""
 
-    # After warm-up, `linear` and `cosine` decay to `min_lr_ratio`, `constant` stays at the peak,
-    # `wsd` (warm-up, stable, decay) stays and decays linearly over the last `decay_ratio` of the
-    # run.
+    # After warm-up, `linear` and `cosine` decay to `min_lr_ratio`, `constant` stays at the peak, `wsd`
+    # (warm-up, stable, decay) decays linearly over the last `decay_ratio` of the run.
     kind: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     # Fraction of the run over which the rate rises linearly from 0 to the peak.
     warmup_ratio: float = 0.05
-    # Number of warm-up steps, instead of `warmup_ratio`. A wall-clock budget cannot use the ratio;
-    # it takes 200 steps by default.
+    # Warm-up steps instead of `warmup_ratio`; with a wall-clock budget 200 if None.
     warmup_steps: int | None = None
     # Fraction of the run over which `wsd` decays.
     decay_ratio: float = 0.2
@@ -32,12 +30,7 @@ class ScheduleConfig:
 
 
 def learning_rate_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
-    """Return the learning rate at a step, from 0, as a fraction of its peak.
-
-    Example:
-        >>> [learning_rate_factor(step, 4, ScheduleConfig(warmup_steps=2)) for step in range(4)]
-        [0.5, 1.0, 1.0, 0.5]
-    """
+    """Return the learning rate at a step, from 0, as a fraction of its peak."""
     num_warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_ratio * num_steps)
     num_decay = 0 if config.kind == "constant" else max(0, num_steps - num_warmup)
     if config.kind == "wsd":

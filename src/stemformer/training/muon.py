@@ -16,11 +16,6 @@ def newton_schulz(matrices: Float[Tensor, "B R C"]) -> Float[Tensor, "B R C"]:
 
     Five iterations of a polynomial that is steep at zero, so that small singular values grow fast:
     most end between 0.7 and 1.2, tiny ones lower. Source: Jordan et al. 2024.
-
-    Example:
-        >>> q = newton_schulz(torch.diag(torch.tensor([5.0, 1.0]))[None])[0]
-        >>> bool((q.diag() - 1).abs().max() < 0.35)
-        True
     """
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if is_tall else matrices

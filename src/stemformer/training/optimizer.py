@@ -49,11 +49,7 @@ class OptimizerConfig:
 def make_optimizer(
     model: nn.Module, config: OptimizerConfig, *, precision: str = "fp32", scale: Callable[[str], float] | None = None
 ) -> torch.optim.AdamW:
-    """Return the optimizer of a model's trainable parameters.
-
-    `precision` is that of Muon's matrix products; `scale` maps a parameter's name to a factor on
-    its learning rate.
-    """
+    """Return the optimizer of trainable parameters; `scale` maps names to learning-rate factors."""
     is_muon = config.kind == "muon"
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, p in model.named_parameters():

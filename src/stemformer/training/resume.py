@@ -54,7 +54,8 @@ def find_checkpoint(
             found = ", ".join((foreign or names)[:3])
             raise CheckpointError(f"{folder} holds {found}, but no run to resume. Pass another --out.")
         if names:
-            _read_config(kind, folder / "config.toml")  # Do not replace a run of another kind.
+            # Do not replace a run of another kind.
+            _read_config(kind, folder / "config.toml")
         if recipe is not None or kind is FinetuneConfig:
             progress.say(f"{folder} has no checkpoint yet; starting the run from the beginning")
         return None

@@ -20,13 +20,16 @@ class Example:
     """One training example: `n` tokens, special tokens included, in `s` sequences; see `Batch`."""
 
     input_ids: Int[np.ndarray, "n"]
-    lengths: Int[np.ndarray, "s"]  # sum to n
+    # Sum to n.
+    lengths: Int[np.ndarray, "s"]
     label_positions: Int[np.ndarray, "m"]
     labels: Int[np.ndarray, "m"]
-    token_type_ids: Int[np.ndarray, "n"] | None = None  # 0 everywhere
+    # 0 everywhere.
+    token_type_ids: Int[np.ndarray, "n"] | None = None
     sequence_labels: Shaped[np.ndarray, "s ..."] | None = None
     num_dropped_tokens: int = 0
-    summary_positions: Int[np.ndarray, "s"] | None = None  # the first token of each sequence
+    # The first token of each sequence.
+    summary_positions: Int[np.ndarray, "s"] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""Data order as a function of the step: permutation, generators, prefetching.
-
-All randomness of example `i` in epoch `e` comes from a generator keyed by (seed, e, i), so resuming
-needs no loader state.
-"""
+"""Data order as a function of the step, without loader state: permutation, generators, prefetching."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -68,10 +64,8 @@ def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int
 
 
 def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 4) -> Iterator[T]:
-    """Yield `make(step)` for each step, computed in a thread with up to `ahead` results waiting.
-
-    An exception of `make` is raised at its step. Written by hand: a library's loader keeps state.
-    """
+    """Yield `make(step)` for each step, computed in a thread with up to `ahead` results waiting."""
+    # Written by hand: a library's loader keeps state.
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     pending: deque[Future[T]] = deque()
     try:

@@ -21,20 +21,28 @@ from stemformer.data.examples.packing import RawExample, ShardDataset, read_raw_
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError, DataError
 
-_NUM_SPECIAL = 3  # [CLS] A [SEP] B [SEP]
-_NUM_CANDIDATES = 4  # random chunks searched for a replacement of B; more make its length closer
-_PENALTY = 2**40  # for spans that do not fit: more tokens than any chunk holds
+# [CLS] A [SEP] B [SEP].
+_NUM_SPECIAL = 3
+# Random chunks searched for a replacement of B; more make its length closer.
+_NUM_CANDIDATES = 4
+# For spans that do not fit: more tokens than any chunk holds.
+_PENALTY = 2**40
 
 
 @dataclass(frozen=True)
 class SentencePairDataset(ShardDataset):
     """Pairs of texts, one per document chunk."""
 
-    starts: Int[np.ndarray, "c"]  # first token of each chunk, in corpus order
-    stops: Int[np.ndarray, "c"]  # its end (exclusive)
-    task: Literal["next", "order"]  # is B the continuation of A, or are A and B in order?
-    short_seq_prob: float  # probability that a pair is shortened to a random length
-    num_left_out: int  # chunks of a single word, which cannot be split
+    # First token of each chunk, in corpus order.
+    starts: Int[np.ndarray, "c"]
+    # Its end (exclusive).
+    stops: Int[np.ndarray, "c"]
+    # Is B the continuation of A, or are A and B in order?
+    task: Literal["next", "order"]
+    # Probability that a pair is shortened to a random length.
+    short_seq_prob: float
+    # Chunks of a single word, which cannot be split.
+    num_left_out: int
 
     def __len__(self) -> int:
         return len(self.starts)

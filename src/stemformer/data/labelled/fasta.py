@@ -9,7 +9,8 @@ from stemformer.data.labelled.symbol_map import ANY_SYMBOL
 from stemformer.errors import DataError
 
 FASTA_SUFFIXES = (".fasta", ".fa", ".fna", ".faa", ".ffn")
-MIN_SYMBOL_SHARE = 0.001  # letters for uncertain bases of DNA (N, R, Y ...) are rarer
+# Letters for uncertain bases of DNA (N, R, Y ...) are rarer.
+MIN_SYMBOL_SHARE = 0.001
 _LABEL = re.compile(r"(?:^|[\s|;])label=([^\s|;]+)", re.IGNORECASE)
 
 

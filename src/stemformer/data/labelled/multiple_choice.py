@@ -22,10 +22,13 @@ class ChoiceQuestion:
     """Question whose input for a choice is the pair `prompt`, `second + " " + choice`."""
 
     id: str
-    prompt: str  # passage, dialogue or sentence
-    second: str  # question or unfinished text
+    # Passage, dialogue or sentence.
+    prompt: str
+    # Question or unfinished text.
+    second: str
     choices: tuple[str, ...]
-    answer: int | None  # index of the right choice; None if unknown
+    # Index of the right choice; None if unknown.
+    answer: int | None
 
 
 class ChoiceColumns(NamedTuple):
@@ -34,8 +37,10 @@ class ChoiceColumns(NamedTuple):
     prompt: str
     second: str
     choices: tuple[str, ...]
-    answers: tuple[str, ...]  # the first that exists holds the answer
-    first: int | None  # number of the first choice, 0 or 1; None: inferred from all answers
+    # The first that exists holds the answer.
+    answers: tuple[str, ...]
+    # Number of the first choice, 0 or 1; None: inferred from all answers.
+    first: int | None
 
 
 _IQA_ANSWERS = ("correct", "label", "label_letter")

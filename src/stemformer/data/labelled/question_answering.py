@@ -11,7 +11,8 @@ from stemformer.data.labelled.text_classification import label_text
 from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, split_suffixes
 from stemformer.errors import DataError
 
-_Answers = Sequence[tuple[str, int | None]]  # texts and offsets, if the file has them
+# Texts and offsets, if the file has them.
+_Answers = Sequence[tuple[str, int | None]]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Question:
     id: str
     question: str
     context: str
-    answers: tuple[tuple[str, int], ...]  # text and offset: context[offset : offset + len(text)] == text
+    # Text and offset: context[offset : offset + len(text)] == text.
+    answers: tuple[tuple[str, int], ...]
     title: str
     is_impossible: bool
     gold: tuple[str, ...]

@@ -9,7 +9,8 @@ import numpy as np
 from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import ConfigError
 
-_STREAM = 2**62  # random stream of subsets; no example has this number
+# Random stream of subsets; no example has this number.
+_STREAM = 2**62
 
 
 def parse_sizes(sizes: Sequence[str | float], num_records: int) -> tuple[int, ...]:

@@ -18,11 +18,13 @@ CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "depre
 CONLLU_TAG_COLUMNS = ("upos", "xpos", "feats", "deprel")
 CONLLU_LINE = re.compile(r"\d+([-.]\d+)?(\t[^\t]*){9}")
 _CONLLU_NUMBER = re.compile(r"(\d+)(?:-(\d+)|\.\d+)?")
-_BLANKS = re.compile(r"[ \t]+")  # other white space is part of words in some corpora
+# Other white space is part of words in some corpora.
+_BLANKS = re.compile(r"[ \t]+")
 _COMMENT = re.compile(r"#\s*(id\s|[\w.]+\s*=)")
 _LANGUAGE = re.compile(r"[a-z]{2,3}:")
 _ENTITY_TAG = re.compile(r"([BIESMLU])-(.+)", re.DOTALL)
-_STARTS = {"I": "B", "M": "B", "E": "S", "L": "U"}  # what starts an entity instead of what continues it
+# What starts an entity instead of what continues it.
+_STARTS = {"I": "B", "M": "B", "E": "S", "L": "U"}
 _AS_BIOES = {"U-": "S-", "L-": "E-", "M-": "I-"}
 
 

@@ -1,7 +1,4 @@
-"""Parallel tokenization of documents, in corpus order and constant memory.
-
-The encoding of a document does not depend on its batch: any number of workers gives the same bytes.
-"""
+"""Parallel tokenization of documents, in corpus order: any number of workers gives the same bytes."""
 
 import functools
 import hashlib
@@ -30,7 +27,8 @@ from stemformer.data.tokenization.word_segmentation import Segmenter, join_words
 from stemformer.errors import ConfigError, DataError, TokenizerError
 
 BATCH_CHARACTERS = 1_000_000
-POOL_CHARACTERS = 4_000_000  # for less text, starting processes takes longer than encoding
+# For less text, starting processes takes longer than encoding.
+POOL_CHARACTERS = 4_000_000
 BATCHES_PER_WORKER = 3
 
 
@@ -40,16 +38,20 @@ class DocumentBatch:
 
     texts: list[str]
     block: int
-    is_last: bool  # in the block
-    num_documents: int  # of the block up to the end of this batch
-    text_sha256: str  # of all documents of the corpus up to the end of this batch
+    # In the block.
+    is_last: bool
+    # Of the block up to the end of this batch.
+    num_documents: int
+    # Of all documents of the corpus up to the end of this batch.
+    text_sha256: str
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
     """Encoded documents of a batch in one split; starts are relative to the first token."""
 
-    ids: UInt[np.ndarray, " N"]  # uint16 or uint32
+    # The type uint16 or uint32.
+    ids: UInt[np.ndarray, " N"]
     word_starts: Bool[np.ndarray, " N"]
     document_starts: Int64[np.ndarray, " documents"]
     sentence_starts: Int64[np.ndarray, " sentences"]
@@ -134,10 +136,7 @@ def encode_batches(
     words: str,
     num_workers: int | None,
 ) -> Generator[tuple[DocumentBatch, EncodedBatch], None, None]:
-    """Yield each batch with its encoding, in order; closing the generator stops the workers.
-
-    Workers, by default one per core, load the tokenizer from its folder; little text needs none.
-    """
+    """Yield each batch with its encoding, in order; closing the generator stops the workers."""
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}, expected 1 or more. Leave it out to use all cores.")
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

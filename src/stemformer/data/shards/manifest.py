@@ -73,15 +73,20 @@ class Manifest:
     """Content of `manifest.json`; the order of fields enters the fingerprint."""
 
     format_version: int
-    fingerprint: str  # SHA-256 of all that training depends on: text, tokenizer, settings and files
-    text_fingerprint: str  # SHA-256 of the documents, in order, with their lengths
+    # SHA-256 of all that training depends on: text, tokenizer, settings and files.
+    fingerprint: str
+    # SHA-256 of the documents, in order, with their lengths.
+    text_fingerprint: str
     tokenizer_fingerprint: str
     vocab_size: int
     settings: Settings
     inputs: tuple[InputRecord, ...]
-    skipped: dict[str, int]  # number of documents by reason
-    splits: dict[str, Counts]  # without `held_out` if its fraction is 0
-    files: dict[str, FileRecord]  # by path relative to the folder; shards in corpus order
+    # Number of documents by reason.
+    skipped: dict[str, int]
+    # Without `held_out` if its fraction is 0.
+    splits: dict[str, Counts]
+    # By path relative to the folder; shards in corpus order.
+    files: dict[str, FileRecord]
 
 
 def describe_inputs(inputs: str | Path | Iterable[str | Path], out: Path) -> tuple[InputRecord, ...]:

@@ -1,7 +1,4 @@
-"""Memory-mapped reading of tokenized data: a split as one sequence of tokens.
-
-Positions count tokens from the start of the split. A document is in one shard.
-"""
+"""Memory-mapped reading of tokenized data: a split as one sequence of tokens, numbered from its start."""
 
 from bisect import bisect_right
 from functools import cached_property

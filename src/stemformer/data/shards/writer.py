@@ -1,8 +1,4 @@
-"""Resumable writing of tokenized data, in blocks.
-
-`progress.jsonl` records completed work for `--resume`: its first line is the plan, each further line a
-block whose files are on disk. It is removed once the manifest is written.
-"""
+"""Resumable writing of tokenized data: `progress.jsonl` holds the plan, then a line per block on disk."""
 
 import io
 import os
@@ -44,9 +40,10 @@ class WritePlan:
 class WrittenBlock:
     """Completed block of consecutive documents."""
 
-    documents: int  # including those without a token
-    num_empty: int  # documents without a token
-    text_sha256: str  # of all documents of the corpus up to the end of this block
+    # Including those without a token.
+    documents: int
+    # Of all documents of the corpus up to the end of this block.
+    text_sha256: str
     splits: dict[str, Counts]
     files: dict[str, FileRecord]
 
@@ -225,8 +222,7 @@ def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> W
         for suffix, arrays in content.items():
             name = f"{split}/shard-{last.block:05d}.{suffix}"
             files[name] = write_file(out / name, arrays)
-    num_empty = last.num_documents - sum(count.documents for count in counts.values())
-    block = WrittenBlock(last.num_documents, num_empty, last.text_sha256, counts, files)
+    block = WrittenBlock(last.num_documents, last.text_sha256, counts, files)
     with (out / "progress.jsonl").open("ab") as file:
         file.write(msgspec.json.encode(block) + b"\n")
         file.flush()
@@ -238,7 +234,7 @@ def _finish(out: Path, plan: WritePlan, blocks: Sequence[WrittenBlock], skipped:
     """Write the unigram counts and the manifest, and remove the progress."""
     splits = SPLITS if plan.settings.held_out > 0 else SPLITS[:1]
     totals = {split: sum((b.splits[split] for b in blocks if split in b.splits), Counts()) for split in splits}
-    skipped["no token"] += sum(block.num_empty for block in blocks)
+    skipped["no token"] += sum(b.documents for b in blocks) - sum(counts.documents for counts in totals.values())
     # Unary plus drops reasons that did not occur.
     reasons = dict(sorted((+skipped).items()))
     if empty := [split for split, counts in totals.items() if counts.documents == 0]:

@@ -1,7 +1,4 @@
-"""WordPiece and byte-level BPE tokenization, on top of the `tokenizers` library.
-
-Special tokens in text are plain text: `[MASK]` in a corpus becomes ordinary tokens.
-"""
+"""WordPiece and byte-level BPE tokenization; `[MASK]` and the like in a text are plain text."""
 
 import hashlib
 import json
@@ -27,9 +24,11 @@ from stemformer.errors import TokenizerError
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SUBWORD_PREFIX = "##"
 END_OF_TEXT = "<|endoftext|>"
-MAX_WORD_CHARACTERS = 100  # longer words become [UNK], as in the 2018 code
+# Longer words become [UNK], as in the 2018 code.
+MAX_WORD_CHARACTERS = 100
 
-_MAX_CACHED_CHUNKS = 1 << 18  # some tens of MB per process
+# Some tens of MB per process.
+_MAX_CACHED_CHUNKS = 1 << 18
 # Keys of tokenizer_config.json -> keys of the BertNormalizer in tokenizer.json.
 _NORMALIZER_KEYS = {
     "do_lower_case": "lowercase",
@@ -334,7 +333,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         settings["normalizer"] |= normalizer
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(settings))
-    except Exception as error:  # the library raises no narrower class
+    # The library raises no narrower class.
+    except Exception as error:
         raise TokenizerError(f"{path} is not a tokenizer ({error}). Save it again.", damaged=True) from error
     return Tokenizer(backend)
 
@@ -379,7 +379,8 @@ def _byte_level_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokeni
         raise TokenizerError(f"{merges}: {wrong!r} is not a pair, expected two tokens per line.", damaged=True)
     try:
         backend = tokenizers.Tokenizer(models.BPE(vocab, [(first, second) for first, second in pairs]))
-    except Exception as error:  # the library raises no narrower class
+    # The library raises no narrower class.
+    except Exception as error:
         problem = f"{path} and merges.txt belong to different tokenizers ({error})"
         raise TokenizerError(f"{problem}. Copy both again.", damaged=True) from error
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))

@@ -120,7 +120,8 @@ def sample_texts(
     """
     key = seed.to_bytes(8, "little", signed=True)
     size = max(1, min(_MAX_PART_CHARACTERS, max_characters // 10))
-    kept: list[tuple[int, str]] = []  # heap with the largest hash on top
+    # Heap with the largest hash on top.
+    kept: list[tuple[int, str]] = []
     total, limit = 0, 1 << 128
     for text in texts:
         if on_text is not None:
@@ -183,17 +184,15 @@ def _choose_characters(counts: Counter[str], inside: set[str], vocab_size: int) 
 
 
 def _train_merges(words: Counter[str], *, vocab_size: int, min_frequency: int) -> dict[str, int]:
-    """Return the vocabulary of characters, their `##` forms, and merges.
-
-    The library's trainer numbers characters in the order of a hash map and breaks ties between
-    merges by these numbers. As special tokens, characters sorted by count have fixed ids.
-    """
+    """Return the vocabulary of characters, their `##` forms, and merges."""
     counts: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:
             counts[character] += count
     inside = {character for word in words for character in word[1:]}
     characters = _choose_characters(counts, inside, vocab_size)
+    # The trainer breaks ties between merges by ids, which follow a hash map. As special tokens,
+    # characters sorted by count have fixed ids.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,

@@ -1,7 +1,4 @@
-"""Word segmentation of Chinese, which BERT's tokenizer splits into characters, each a word.
-
-With segmented words, whole-word and span masking cover actual words.
-"""
+"""Word segmentation of Chinese, so that whole-word masking covers words; for BERT each character is one."""
 
 import re
 import warnings

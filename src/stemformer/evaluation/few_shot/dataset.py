@@ -21,12 +21,8 @@ from stemformer.evaluation.few_shot.task import FewShotExample, PromptTask, rend
 class FewShotDataset:
     """Evaluation examples, and where the demonstrations in their prompts come from.
 
-    Attributes:
-        items: Evaluation examples.
-        demonstrations: Pool to choose from; may be `items` itself.
-        demonstrations_per_item: Demonstrations of each example, in place of a pool (synthetic
-            tasks, where each example has its own rule).
-        sampler: How to choose from the pool; see `sample_demonstrations`.
+    `demonstrations` is the pool to choose from, and may be `items` itself; in place of a pool, each
+    example may have its own ones (`demonstrations_per_item`), as those of synthetic tasks have.
     """
 
     items: Sequence[FewShotExample]
@@ -41,9 +37,6 @@ class FewShotDataset:
         shuffles the demonstrations of each label, then takes one of each label per round, the
         labels in random order. The generator depends on seed and index: each example has
         demonstrations of its own, and those of 2 shots are the first 2 of 4 shots.
-
-        Raises:
-            DataError: Too few demonstrations.
         """
         if self.demonstrations_per_item:
             queues = [self.demonstrations_per_item[index]]
@@ -87,7 +80,8 @@ def read_few_shot_examples(file: str, task: PromptTask) -> list[FewShotExample]:
         items.append(_make_example(task, row, fields, location))
     if not items:
         raise DataError(f"{file} contains no examples.")
-    task.split_template(items[0])  # raises for a missing column
+    # Raises for a missing column.
+    task.split_template(items[0])
     return items
 
 

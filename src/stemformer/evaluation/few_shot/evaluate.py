@@ -7,7 +7,7 @@ masked models: Schick and Schütze 2021.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -26,9 +26,10 @@ from stemformer.generation.text import generate_from_ids
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
-_BATCH_EXAMPLES = 64  # evaluated and reported together
+# Evaluated and reported together.
+_BATCH_EXAMPLES = 64
 _CONTENT_FREE = ("N/A", "[MASK]", "")
-_RENAMED_RESULTS = {"figure": "value", "by_sum": "acc", "by_mean": "acc_norm", "calibrated": "acc_calibrated"}
+RENAMED_RESULTS = {"figure": "value", "by_sum": "acc", "by_mean": "acc_norm", "calibrated": "acc_calibrated"}
 _HAN, _KANA = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
 
 
@@ -40,8 +41,7 @@ class FewShotPrediction:
         prediction: Index of the answer with the highest log-probability, -1 for a tie. For
             `loglikelihood` and `generate_until` 0 if correct, otherwise -1.
         prediction_norm: As `prediction`, by log-probability per character.
-        calibrated: As `prediction`, relative to the log-probability without content; None without
-            calibration.
+        calibrated: As `prediction`, relative to the log-probability without content.
         num_dropped: Demonstrations that did not fit.
         is_cut: The example alone did not fit; its beginning was cut off.
     """
@@ -92,7 +92,6 @@ def evaluate_few_shot(
     Args:
         model: GPT or masked model with its head, in evaluation mode; under the caller's autocast.
         numbers: Indices of the examples.
-        seed: Seed of the demonstrations.
         calibrate: Also compare answers relative to their likelihood without content.
         on_questions: Called with the number of examples of each finished batch.
     """
@@ -101,7 +100,8 @@ def evaluate_few_shot(
         advice = "Pass a GPT, or a task with output_type = multiple_choice."
         raise ConfigError(f"Task {task.name} needs a causal language model. {advice}")
     decoder = None
-    if task.output_type == "generate_until":  # prepared once for all batches
+    # Prepared once for all batches.
+    if task.output_type == "generate_until":
         num_batches = math.ceil(len(numbers) / _BATCH_EXAMPLES)
         rows = min(_BATCH_EXAMPLES, len(numbers))
         decoder = GptDecoder(model, rows=rows, steps=task.max_new_tokens * num_batches)
@@ -183,17 +183,13 @@ def _accuracies(predictions: Sequence[Sequence[FewShotPrediction]], name: str) -
     return [fmean(getattr(p, name) == p.gold for p in sample) for sample in predictions]
 
 
-def rename_result_keys(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace former keys in a stored result of `aggregate`."""
-    return {_RENAMED_RESULTS.get(key, key): value for key, value in row.items()}
-
-
 def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) -> tuple[float, float, float]:
     """Return chrF or BLEU from 0 to 1, and its 95 % interval from 1,000 bootstrap samples.
 
     Source: Popović 2015 (chrF); Papineni et al. 2002, in the form of Post 2018 (BLEU).
     """
-    from sacrebleu.metrics.bleu import BLEU  # slow to import, and rarely needed
+    # Slow to import, and rarely needed.
+    from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
     class Chrf(CHRF):
@@ -201,7 +197,8 @@ def _text_score(metric: str, texts: Sequence[str], references: Sequence[str]) ->
 
         def _compute_score_from_stats(self, stats: Any) -> Any:
             score: Any = super()._compute_score_from_stats(stats)
-            if isinstance(stats, np.ndarray):  # a resample; without common n-grams its score is the float 0.0
+            # A resample; without common n-grams its score is the float 0.0.
+            if isinstance(stats, np.ndarray):
                 score.score = np.float32(score.score)
             return score
 

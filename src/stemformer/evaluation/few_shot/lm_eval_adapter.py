@@ -35,8 +35,10 @@ except ImportError as error:
     ) from error
 
 
-_PROGRESS_STEP = 256  # prompts between progress updates
-_GENERATE_BATCH = 32  # texts that are generated together
+# Prompts between progress updates.
+_PROGRESS_STEP = 256
+# Texts that are generated together.
+_GENERATE_BATCH = 32
 # Supported generation settings besides length, stop strings, sampling and temperature.
 _SETTINGS = ("top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "length_penalty")
 
@@ -138,7 +140,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             groups.setdefault(self._decoding(request.args[1]), []).append(number)
         texts = [""] * len(requests)
         if self._decoder is None:
-            self._decoder = GptDecoder(self.model, rows=_GENERATE_BATCH)  # shared by all tasks
+            # Shared by all tasks.
+            self._decoder = GptDecoder(self.model, rows=_GENERATE_BATCH)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generating") as bar:
             for (config, stop), members in groups.items():
                 room = self.max_length - config.max_new_tokens
@@ -169,8 +172,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if temperature and is_beam_search:
             raise ConfigError("Beam search does not sample. Remove do_sample and temperature, or num_beams.")
         if temperature:
-            options.setdefault("top_k", 50)  # default of transformers
-        options.pop("use_cache", None)  # always cached
+            # Default of transformers.
+            options.setdefault("top_k", 50)
+        # Always cached.
+        options.pop("use_cache", None)
         if unknown := sorted(set(options) - set(_SETTINGS)):
             expected = f"Expected some of {', '.join(_SETTINGS)}."
             raise ConfigError(f"Generation setting {unknown[0]!r} is not supported. {expected}")

@@ -17,9 +17,12 @@ from stemformer.evaluation.inference import batch_slices, hidden_states, masked_
 from stemformer.models.gpt import Gpt
 from stemformer.models.model import Model
 
-_BATCH_TOKENS = 4096  # about as many in the prompts and answers of a batch
-_MAX_LOGITS = 2**23  # in memory at a time: 32 MiB in float32
-_MIN_SHARED_PREFIX = 16  # prompts with a common prefix of this length share its cache
+# About as many in the prompts and answers of a batch.
+_BATCH_TOKENS = 4096
+# In memory at a time: 32 MiB in float32.
+_MAX_LOGITS = 2**23
+# Prompts with a common prefix of this length share its cache.
+_MIN_SHARED_PREFIX = 16
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,8 @@ class AnswerScore:
 def score_answers(model: Model, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
     """Score each answer as a continuation of its prompt, whose key-value cache the answers share.
 
-    Args:
-        model: GPT with its head, in evaluation mode; under the caller's autocast.
-        requests: Prompt and answer must fit into the model's positions, except for the last token.
+    Prompt and answer must fit into the model's positions, except for the last token. The model is a
+    GPT with its head, in evaluation mode, under the caller's autocast.
     """
     body = model.body
     assert isinstance(body, Gpt) and "causal_lm" in model.heads, "a GPT with its head"

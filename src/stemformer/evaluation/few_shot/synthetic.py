@@ -4,22 +4,19 @@ Mixed into pre-training, they teach even a very small GPT to learn in context. A
 episode with a line `input -> output` for each pair; spaces make each letter and digit a token.
 """
 
-import json
 import tomllib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 
 from stemformer.config import nearest
 from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import ConfigError
-from stemformer.io import write_file
 
-_MIN_PAIRS, _MAX_PAIRS = 8, 40  # pairs in a document
+# Pairs in a document.
+_MIN_PAIRS, _MAX_PAIRS = 8, 40
 
 _TABLE = (files("stemformer.evaluation.few_shot") / "word_classes.toml").read_text(encoding="utf-8")
 WORD_CLASSES: dict[str, tuple[str, ...]] = {name: tuple(words.split()) for name, words in tomllib.loads(_TABLE).items()}
@@ -45,19 +42,14 @@ class SyntheticTask:
 
     name: str
     description: str
-    make: Callable[[int, np.random.Generator], Episode]
+    # From a number of pairs, at least 1; the last pair is the query.
+    episode: Callable[[int, np.random.Generator], Episode]
     num_candidates: int = 0
 
     @property
     def chance(self) -> float:
         """Accuracy of random guessing; 0 for free text."""
         return 1 / self.num_candidates if self.num_candidates else 0.0
-
-    def episode(self, number: int, rng: np.random.Generator) -> Episode:
-        """Generate an episode of `number` pairs; the last one is the query."""
-        if number < 1:
-            raise ConfigError(f"Number of pairs is {number}. Expected at least 1.")
-        return self.make(number, rng)
 
 
 def find_synthetic(names: Sequence[str]) -> list[SyntheticTask]:
@@ -89,26 +81,6 @@ def synthetic_documents(number: int, *, seed: int, tasks: Sequence[str] = ()) ->
         task = chosen[i % len(chosen)]
         episode = task.episode(int(rng.integers(_MIN_PAIRS, _MAX_PAIRS + 1)), rng)
         yield {"text": "\n".join(f"{source} -> {target}" for source, target in episode.pairs), "task": task.name}
-
-
-def write_synthetic(
-    path: Path, number: int, *, seed: int, tasks: Sequence[str] = (), on_document: Callable[[float], None] | None = None
-) -> dict[str, int]:
-    """Write `synthetic_documents` as JSON lines, atomically, and return their number by task.
-
-    An existing file is replaced. `on_document` is called with 1 after each document.
-    """
-    counts: Counter[str] = Counter()
-
-    def lines() -> Iterator[bytes]:
-        for document in synthetic_documents(number, seed=seed, tasks=tasks):
-            counts[document["task"]] += 1
-            yield (json.dumps(document) + "\n").encode()
-            if on_document is not None:
-                on_document(1)
-
-    write_file(path, lines())
-    return dict(counts)
 
 
 def _association(number: int, rng: np.random.Generator) -> Episode:

@@ -27,8 +27,10 @@ _RENAMED_KEYS = {"how": "output_type", "draw": "sampler", "examples": "demonstra
 _RENAMED_OUTPUT_TYPES = {"choose": "multiple_choice", "complete": "loglikelihood", "generate": "generate_until"}
 
 FILTERS: dict[str, Callable[[str], str]] = {
-    "lower": lambda text: text[:1].lower() + text[1:],  # only the first letter
-    "open": lambda text: text.rstrip().rstrip(".。!?"),  # no final punctuation
+    # Only the first letter.
+    "lower": lambda text: text[:1].lower() + text[1:],
+    # No final punctuation.
+    "open": lambda text: text.rstrip().rstrip(".。!?"),
     "strip": lambda text: text.strip(),
     "last": lambda text: "".join(text.split()[-1:]),
     "before_last": lambda text: text.rsplit(maxsplit=1)[0] if len(text.split()) > 1 else "",
@@ -41,9 +43,12 @@ class FewShotExample:
     """Example of a few-shot task: the columns of its record, its answer choices, and the correct one."""
 
     fields: Mapping[str, str]
-    answers: tuple[str, ...]  # only the correct answer if there are no choices
-    gold: int  # index of the correct answer
-    label: str = ""  # demonstrations are balanced by it
+    # Only the correct answer if there are no choices.
+    answers: tuple[str, ...]
+    # Index of the correct answer.
+    gold: int
+    # Demonstrations are balanced by it.
+    label: str = ""
 
 
 @dataclass(frozen=True)

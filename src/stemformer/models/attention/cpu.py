@@ -1,8 +1,4 @@
-"""CPU kernels of `attend()`: sequences sorted into length buckets, padded within each.
-
-Long float32 sequences of exactly one length take PyTorch's flash kernel; others batched matrix
-products, causal queries in chunks that skip the keys after them.
-"""
+"""CPU kernels of `attend()`: sequences sorted into length buckets, padded within each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,12 +30,10 @@ _KeptProbabilities = list[list[Tensor] | None]
 
 @dataclass(frozen=True)
 class _PaddedSide:
-    """Queries or keys of a bucket: `B` sequences padded to `T` tokens."""
+    """Queries or keys of `B` sequences; padding, which is not real, repeats the first token."""
 
-    # (B, T) token numbers; padding repeats the sequence's first token.
-    rows: Tensor
-    # (B, 1, T, 1) False for padding; None without padding.
-    is_real: Tensor | None
+    rows: Tensor  # (B, T) token numbers
+    is_real: Tensor | None  # (B, 1, T, 1), None without padding
     _index: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def index(self, heads: int, step: int) -> Tensor:
@@ -218,10 +212,7 @@ def _restore_flat(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tens
 def forward_cpu(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, kept: _KeptProbabilities | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the output (N, H, K) and the log-sum-exp (N, H), which only flash buckets fill.
-
-    `kept` receives the probabilities of each bucket for the backward pass, up to `_KEPT_SCORES`.
-    """
+    """Return output (N, H, K) and log-sum-exp (N, H) of flash buckets; `kept` is for the backward."""
     if int(cu_q[-1]) > q.shape[0]:
         raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, but there are {q.shape[0]} tokens.")
     gather_q, gather_k, gather_v = _gatherer(q), _gatherer(k), _gatherer(v)

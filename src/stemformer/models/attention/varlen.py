@@ -58,14 +58,12 @@ def attend(
         >>> attend(q, k, v, cu_q=cu, cu_k=cu, max_q=3, max_k=3).shape
         torch.Size([5, 2, 4])
     """
-    out: Tensor
     # CUDA in half precision: PyTorch's variable-length flash kernel.
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[2] % 8 == 0 and q.shape[2] <= 256:
         from torch.nn.attention.varlen import varlen_attn
 
         window = (-1, 0) if causal else (-1, -1)
-        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[assignment]
-        return out
+        return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[return-value]
     if not len(q):
         raise ValueError("attend: there are no tokens. Leave empty sequences out of the batch.")
 
@@ -75,13 +73,11 @@ def attend(
 
     # CPU. A compiled graph needs the operator; eager mode avoids its overhead.
     if torch.compiler.is_compiling():
-        out = _attend(q, k, v, cu_q, cu_k, causal)[0]
-    else:
-        needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        # Compute in the dtype of the inputs.
-        with torch.autocast("cpu", enabled=False):
-            out = _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, needs_grad)  # type: ignore[no-untyped-call]
-    return out
+        return _attend(q, k, v, cu_q, cu_k, causal)[0]
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    # Compute in the dtype of the inputs.
+    with torch.autocast("cpu", enabled=False):
+        return _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, needs_grad)  # type: ignore[no-untyped-call]
 
 
 def attend_cached(

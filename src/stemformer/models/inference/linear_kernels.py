@@ -42,11 +42,7 @@ def make_linear_kernel(
     steps: float = torch.inf,
     activation: nn.Module | None = None,
 ) -> LinearKernel:
-    """Make a function from any rows x to `activation(x @ weight.T + bias)`, fastest for `rows` rows.
-
-    On the CPU it holds a copy of the weight, if that pays for `steps` calls: in float32 if the weight
-    is bfloat16 and neither oneDNN nor FBGEMM supports it.
-    """
+    """Make `activation(x @ weight.T + bias)`, fastest for `steps` calls with `rows` rows."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     kernel = _choose_kernel(weight, rows=rows, steps=steps)
     if kernel is not _fbgemm and _lacks_bf16_kernels(weight):
