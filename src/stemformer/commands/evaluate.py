@@ -42,7 +42,8 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
     model = open_pipeline(options.model, options)
     task = model.require_task()
     labels: set[str] = set()
-    labelled: list[Any] = []  # records of the blocks with new labels
+    # Records of the blocks with new labels.
+    labelled: list[Any] = []
 
     def find_labels(records: Sequence[Any]) -> None:
         if task.labels and not (found := count_labels(task.config, records)).keys() <= labels:

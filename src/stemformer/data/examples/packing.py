@@ -16,8 +16,10 @@ from stemformer.data.examples.sampling import example_generator
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
 
-_MAX_OPEN_ROWS = 256  # for small chunks; when another one is needed, the fullest is closed
-_OFFSET = 2**62  # number of the generator of an epoch's offset; numbers of examples are lower
+# For small chunks; when another one is needed, the fullest is closed.
+_MAX_OPEN_ROWS = 256
+# Number of the generator of an epoch's offset; numbers of examples are lower.
+_OFFSET = 2**62
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,16 @@ class RawExample:
     """Text of an example, before the objective adds special tokens and corruption."""
 
     tokens: Int[np.ndarray, "n"]
-    word_starts: Bool[np.ndarray, "n"]  # always set for the first token of a segment
-    lengths: Int[np.ndarray, "p"]  # number of tokens of each segment
-    segments: Int[np.ndarray, "p"]  # 0: the segment opens a sequence; 1: it is text B of the one before
-    label: int | None = None  # of a pair of texts: 0 original, 1 altered
-    num_dropped_tokens: int = 0  # corpus tokens replaced by a random text or cut off
+    # Always set for the first token of a segment.
+    word_starts: Bool[np.ndarray, "n"]
+    # Number of tokens of each segment.
+    lengths: Int[np.ndarray, "p"]
+    # 0: the segment opens a sequence; 1: it is text B of the one before.
+    segments: Int[np.ndarray, "p"]
+    # Of a pair of texts: 0 original, 1 altered.
+    label: int | None = None
+    # Corpus tokens replaced by a random text or cut off.
+    num_dropped_tokens: int = 0
     # Whether a segment starts or ends a document; `PackedDataset` only.
     starts_document: Bool[np.ndarray, "p"] | None = None
     ends_document: Bool[np.ndarray, "p"] | None = None
@@ -40,8 +47,10 @@ class ShardDataset(Sized):
     """Examples of one split; subclasses define `__len__` and `get_example`."""
 
     shards: Shards
-    sequence_length: int  # maximum number of tokens of an example, special tokens included
-    num_tokens: int  # of all examples, special tokens included
+    # Maximum number of tokens of an example, special tokens included.
+    sequence_length: int
+    # Of all examples, special tokens included.
+    num_tokens: int
 
     @property
     def fingerprint(self) -> str:
@@ -61,9 +70,12 @@ class ShardDataset(Sized):
 class PackedDataset(ShardDataset):
     """Packed dataset: each example is a row of document chunks, with every token in one chunk."""
 
-    starts: Int[np.ndarray, "p"]  # first token of each chunk, ordered by row
-    stops: Int[np.ndarray, "p"]  # its end (exclusive)
-    offsets: Int[np.ndarray, "r1"]  # row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`
+    # First token of each chunk, ordered by row.
+    starts: Int[np.ndarray, "p"]
+    # Its end (exclusive).
+    stops: Int[np.ndarray, "p"]
+    # Row `i` holds the chunks `offsets[i]` to `offsets[i + 1]`.
+    offsets: Int[np.ndarray, "r1"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -91,8 +103,10 @@ class TokenStream(ShardDataset):
     """
 
     eos_token_id: int
-    eos_positions: Int[np.ndarray, "d1"]  # in the stream, before each document and at the end
-    offset: int = 0  # position in the stream of the first window
+    # In the stream, before each document and at the end.
+    eos_positions: Int[np.ndarray, "d1"]
+    # Position in the stream of the first window.
+    offset: int = 0
 
     def for_epoch(self, seed: int, epoch: int) -> Any:
         offset = int(example_generator(seed, epoch, _OFFSET).integers(self.num_tokens)) if epoch else 0
@@ -193,7 +207,8 @@ def read_raw_example(shards: Shards, spans: Sequence[tuple[int, int]], segments:
     """Read spans (start, exclusive end) as segments."""
     word_starts = [np.array(shards.word_starts(a, b), bool) for a, b in spans]
     for starts in word_starts:
-        starts[0] = True  # also where a long word was split
+        # Also where a long word was split.
+        starts[0] = True
     return RawExample(
         tokens=np.concatenate([shards.tokens(a, b) for a, b in spans]).astype(np.int64),
         word_starts=np.concatenate(word_starts),

@@ -26,7 +26,6 @@ SUBWORD_PREFIX = "##"
 END_OF_TEXT = "<|endoftext|>"
 # Longer words become [UNK], as in the 2018 code.
 MAX_WORD_CHARACTERS = 100
-
 # Some tens of MB per process.
 _MAX_CACHED_CHUNKS = 1 << 18
 # Keys of tokenizer_config.json -> keys of the BertNormalizer in tokenizer.json.
