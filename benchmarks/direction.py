@@ -185,7 +185,7 @@ class Table:
         self.config = make_config(
             FinetuneOptions(
                 task=task,
-                out="",
+                out="unused",
                 model=args.forward,
                 train=(train_file,),
                 dev=(dev_file,),

@@ -139,7 +139,7 @@ def finetune_ours(
 ) -> Any:
     options = FinetuneOptions(
         task=TASKS[args.task],
-        out="",
+        out="unused",
         model=args.model,
         train=(),
         epochs=args.epochs,

@@ -91,7 +91,8 @@ def test_score_that_is_no_number(fails, finetune, labelled):
 
 def test_dev_data_with_other_columns(fails, finetune, labelled, tmp_path):
     dev = write(tmp_path / "dev.csv", "x,y,z", "a,b,c")
-    fails(finetune("classify", labelled / "train" / "reviews.csv", "--dev", dev), dev, "No column 'review'")
+    wrong = "None of the labels occur in the training data: found 'b' (1), trained on 'bad', 'good'."
+    fails(finetune("classify", labelled / "train" / "reviews.csv", "--dev", dev), wrong, "--label-column")
 
 
 # Labels

@@ -136,7 +136,8 @@ def test_finetuning_and_prediction_read_windows_of_the_trained_length(tune, labe
     assert any(note.startswith("training data: texts split into windows: ") for note in notes)
     model = stemformer.load(str(run))
     (record,) = [model.require_task().make_record(LONG, "input")]
-    _, _, examples = model.score_records([record])
+    (block,) = model.predict_blocks([[record]], total=1)
+    examples = block.examples
     assert len(examples) > 1
     assert max(examples.sizes) <= 16
 

@@ -111,7 +111,7 @@ class TokenClassification(Task):
         return [TagPrediction(tuple(t), tuple(p)) for t, p in zip(tags, probabilities, strict=True)]
 
     def outcome(self, record: TaggedSentence, prediction: TagPrediction) -> tuple[Sequence[str], ...]:
-        return tuple(map(intern, record.tags or ())), prediction.tags
+        return tuple(intern(str(tag)) for tag in record.tags or ()), prediction.tags
 
     def _evaluate(self, outcomes: Sequence[tuple[Sequence[str], ...]]) -> dict[str, Any]:
         gold, predicted = ([outcome[i] for outcome in outcomes] for i in range(2))
