@@ -68,12 +68,13 @@ COMMANDS = {
     "runs": Command(KEEP, partial(run, "list_runs"), o.RunsOptions),
     "env": Command(KEEP, partial(run, "env"), o.EnvOptions),
 }
-for _name, _command in COMMANDS.items():
+for _number, (_name, _command) in enumerate(COMMANDS.items()):
     # Registered by import path, so that cyclopts inspects the parameters only when the command runs.
     _attribute = f"_command_{_name}"
     globals()[_attribute] = _command
     _parent = benchmark_app if _name.startswith("benchmark ") else app
-    _parent.command(f"{__name__}:{_attribute}", name=_name.split()[-1], help=_command.help, group=_command.group)
+    _path, _word = f"{__name__}:{_attribute}", _name.split()[-1]
+    _parent.command(_path, name=_word, help=_command.help, group=_command.group, sort_key=_number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
