@@ -32,7 +32,7 @@ def test_columns_of_0_and_1_are_labels_of_training_and_evaluation(finetune, tmp_
 
 
 def test_several_label_columns_are_refused_for_other_kinds(finetune, tmp_path):
-    with pytest.raises(ConfigError, match="label names 2 columns: only classify and pair"):
+    with pytest.raises(ConfigError, match="label names 2 columns: only classify and pair take several"):
         finetune(tmp_path / "a.csv", label_column=["a", "b"], kind="score")
 
 
@@ -44,6 +44,23 @@ def test_folders_of_texts_are_classes(finetune, tmp_path):
     result = finetune(tmp_path / "in")
     assert result["train"] == 12 and stemformer.load(result["model"]).task.labels == ("king", "other")
     assert "training data: no label: 4" in result["notes"]
+
+
+def test_training_and_test_folders_of_the_same_classes_are_not_mixed(finetune, tmp_path):
+    for split in ("train", "test"):
+        for label in ("pos", "neg"):
+            (tmp_path / "imdb" / split / label).mkdir(parents=True)
+            (tmp_path / "imdb" / split / label / "1.txt").write_text(f"the {label} king")
+    with pytest.raises(DataError, match=r"of one name lie in several folders .*Pass the folder of one set"):
+        finetune(tmp_path / "imdb")
+
+
+def test_model_of_one_label_refuses_several_label_columns(finetune, tmp_path):
+    rows = [f"{text},{int('king' in text)},{int('child' in text)}" for text in TEXTS]
+    (tmp_path / "a.csv").write_text("\n".join(["text,has_king,has_child", *rows]) + "\n")
+    model = finetune(tmp_path / "a.csv", label_column="has_king")["model"]
+    with pytest.raises(ConfigError, match="names 2 columns, but the model predicts one label"):
+        stemformer.evaluate([str(tmp_path / "a.csv")], model=model, label_column=["has_king", "has_child"])
 
 
 def test_standard_input_is_training_data(finetune, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stemformer.commands.load import open_pipeline
+from stemformer.errors import ConfigError
 from stemformer.io import write_file
 from stemformer.options import PredictOptions, accepts
 from stemformer.output_dir import check_output_file
@@ -87,6 +88,11 @@ def open_task_records(
     is_pair = config.name == "pair" or (config.name == "classify" and not config.text and len(options.text_column) == 2)
     name = "pair" if is_pair else config.name
     requested = replace(config, name=name, text=options.text_column, label=label_column)
+    if requested.kind != config.kind:
+        raise ConfigError(
+            f"--label-column names {len(label_column)} columns, but the model predicts one label (kind "
+            f"{config.kind!r}). Name one column."
+        )
     progress.start("reading records")
     how: dict[str, Any] = {"counts": counts, "needs_answer": needs_answer, "like": config, "check": check}
     blocks, found = open_records(requested, options.files, **how)

@@ -7,6 +7,7 @@ from typing import Any
 
 from stemformer.data.labelled.fasta import FASTA_SUFFIXES
 from stemformer.data.text.files import files_below, read_text, split_suffixes
+from stemformer.errors import DataError
 
 UNLABELED_FOLDERS = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 # Suffixes of CoNLL, which no table is read from.
@@ -14,7 +15,11 @@ TAGGED_SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".b
 
 
 def find_class_folders(folders: Iterable[Path], counts: Counter[str]) -> list[Path]:
-    """Return the innermost folders with text files, if there are at least two and nothing else is in them."""
+    """Return the innermost folders with text files, if there are at least two and nothing else is in them.
+
+    Raises:
+        DataError: Folders of one name lie in several folders: training and test sets must not be mixed.
+    """
     found: set[Path] = set()
     num_texts = num_outside = 0
     for folder in folders:
@@ -27,6 +32,13 @@ def find_class_folders(folders: Iterable[Path], counts: Counter[str]) -> list[Pa
         num_texts, num_outside = num_texts + len(texts), num_outside + len(files) - len(texts)
     if len(found) < 2:
         return []
+    repeated = [path for path in sorted(found) if sum(path.name == other.name for other in found) > 1]
+    if repeated:
+        shown = ", ".join(repr(str(path)) for path in repeated[:4])
+        raise DataError(
+            f"Class folders of one name lie in several folders ({shown}), as in a training and a test set. "
+            "Pass the folder of one set."
+        )
     counts["files that are one text each, labelled by their folder"] += num_texts
     counts.update({"files outside the folders of the classes (skipped)": num_outside} if num_outside else {})
     return sorted(found)
