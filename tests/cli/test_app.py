@@ -501,3 +501,14 @@ def test_warning_is_one_line(use_api, capsys, monkeypatch):
     use_api(job)
     assert main(["inspect", "x"]) == 0
     assert capsys.readouterr().err == "warning: attention dropout is saved as 0.0\n"
+
+
+@pytest.mark.parametrize("command", ["fill", "embed", "generate", "score"])
+def test_name_of_a_file_is_not_taken_for_a_text(command, use_api, tmp_path, monkeypatch, capsys):
+    use_api([])
+    (tmp_path / "texts.txt").write_text("one\ntwo\n")
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "texts.txt", "--model", "m"]) == 2
+    assert (
+        "'texts.txt' is a file, but the command takes texts. Pass its lines: - < texts.txt" in capsys.readouterr().err
+    )

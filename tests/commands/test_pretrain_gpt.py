@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import stemformer
 from stemformer.cli.app import main
+from stemformer.commands.pretrain import _notes
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.huggingface.load import load_model
@@ -240,3 +241,11 @@ def test_report_tells_of_next_words(files, tmp_path, monkeypatch):
     shown = html.unescape(page)
     for sample in lines[-1]["samples"]:
         assert sample["prompt"] in shown and sample["text"] in shown
+
+
+@pytest.mark.parametrize(
+    ("loss", "advice"), [(5.0, None), (6.5, "raise --learning-rate"), (700.0, "lower --learning-rate")]
+)
+def test_advice_after_a_run_that_learned_nothing_depends_on_its_loss(loss, advice):
+    notes = list(_notes({"held_out_unigram_loss": 6.0, "held_out_causal_lm_loss": loss}))
+    assert len(notes) == (advice is not None) and all(advice in note for note in notes)

@@ -134,6 +134,8 @@ def print_result(result: Any, display: DisplayOptions) -> None:
 def read_texts(texts: Any, stdin: StdinOptions, display: DisplayOptions) -> list[str]:
     """Return texts of the command line and lines of standard input, which is read if there are no others."""
     found: list[str] = list(texts or ())
+    if files := [text for text in found if os.path.isfile(text)]:
+        raise ConfigError(f"'{files[0]}' is a file, but the command takes texts. Pass its lines: - < {files[0]}")
     if found and not stdin.stdin:
         return found
     # Imported here, which keeps --help fast.

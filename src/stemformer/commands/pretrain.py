@@ -243,10 +243,13 @@ def _notes(metrics: Mapping[str, float]) -> Iterator[str]:
     unigram = metrics.get("held_out_unigram_loss")
     loss = metrics.get("held_out_causal_lm_loss", metrics.get("held_out_masked_lm_loss"))
     if unigram is not None and loss is not None and loss >= unigram:
-        yield (
-            f"note: the held-out loss ({loss:.3f}) is not below the unigram baseline ({unigram:.3f}): the model has not "
-            "learned from context yet; train longer (--resume with a larger budget), or raise --learning-rate"
+        advice = (
+            "has not learned from context yet; train longer (--resume with a larger budget), or raise --learning-rate"
         )
+        # No model that learns at all is so far off.
+        advice = "has diverged; lower --learning-rate" if loss > 2 * unigram else advice
+        baseline = f"is not below the unigram baseline ({unigram:.3f})"
+        yield f"note: the held-out loss ({loss:.3f}) {baseline}: the model {advice}"
 
 
 def _before(folder: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
