@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from labelled_files import FILES
 
 import stemformer
 from stemformer.cli.app import main
@@ -19,16 +20,6 @@ from stemformer.data.labelled.question_answering import read_questions
 from stemformer.data.labelled.table import read_table
 from stemformer.data.labelled.token_classification import read_tagged
 from stemformer.errors import CheckpointError, ConfigError, DataError
-
-FILES = {
-    "class": "reviews.csv",
-    "labels": "labels.jsonl",
-    "score": "scores.tsv",
-    "pair": "pairs.jsonl",
-    "tag": "tags.conll",
-    "qa": "squad.json",
-    "choice": "choices.jsonl",
-}
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 

@@ -5,22 +5,13 @@ import re
 import shutil
 
 import pytest
+from labelled_files import FILES
 
 import stemformer
 from stemformer.commands import load as loading
 from stemformer.data.labelled.table import read_table
 from stemformer.errors import DataError
 from stemformer.tasks import dataset
-
-FILES = {
-    "class": "reviews.csv",
-    "labels": "labels.jsonl",
-    "score": "scores.tsv",
-    "pair": "pairs.jsonl",
-    "tag": "tags.conll",
-    "qa": "squad.json",
-    "choice": "choices.jsonl",
-}
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 

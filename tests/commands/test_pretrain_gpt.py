@@ -72,6 +72,16 @@ def test_loss_decreases_and_is_also_in_bits_per_byte(files, full):
     assert result["held_out_bits_per_byte"] == pytest.approx(expected, rel=1e-3)
 
 
+def assert_stopped_run_equals_full_run(files, tmp_path, settings, *, stop):
+    run(files, tmp_path / "full", settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(files, tmp_path / "parts", settings=settings, progress=StopAt(stop))
+    run(files, tmp_path / "parts", resume=True)
+    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -82,24 +92,12 @@ def test_loss_decreases_and_is_also_in_bits_per_byte(files, full):
     ],
 )
 def test_ten_steps_are_four_and_six_bit_for_bit(files, tmp_path, settings):
-    run(files, tmp_path / "full", settings=settings)
-    with pytest.raises(KeyboardInterrupt):
-        run(files, tmp_path / "parts", settings=settings, progress=StopAt(4))
-    run(files, tmp_path / "parts", resume=True)
-    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+    assert_stopped_run_equals_full_run(files, tmp_path, settings, stop=4)
 
 
 def test_stream_stopped_in_its_second_epoch_is_resumed_bit_for_bit(files, tmp_path):
     settings = ["objective.documents=stream", "batch.size=64", "evaluation.num_cloze_examples=0"]
-    run(files, tmp_path / "full", settings=settings)
-    with pytest.raises(KeyboardInterrupt):
-        run(files, tmp_path / "parts", settings=settings, progress=StopAt(7))
-    run(files, tmp_path / "parts", resume=True)
-    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+    assert_stopped_run_equals_full_run(files, tmp_path, settings, stop=7)
 
 
 def test_micro_batches_give_the_same_losses(files, full, tmp_path):
