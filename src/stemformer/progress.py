@@ -3,6 +3,16 @@
 from typing import Protocol, runtime_checkable
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> format_count(1, "label"), format_count(2500, "label")
+        ('1 label', '2,500 labels')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 @runtime_checkable
 class Progress(Protocol):
     """Progress reporter of a long-running function."""

@@ -13,6 +13,7 @@ import stemformer
 from stemformer.cli.app import main
 from stemformer.commands.prepare import _default_fraction
 from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.huggingface.save import save_model
 
 SMALL = [
     *["model.hidden_size=32", "model.intermediate_size=64", "batch.size=4", "batch.sequence_length=32"],
@@ -203,6 +204,22 @@ def test_score_is_a_log_likelihood(run_json, made):
     (result,) = run_json("score", "The old king sees the river.", "--model", made / "run")
     assert result["log_likelihood"] < 0
     assert result["perplexity"] == pytest.approx(np.exp(-result["log_likelihood"] / result["num_tokens"]))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_texts_without_a_score_do_not_keep_others_from_theirs(tiny_bert, small_gpt, bpe, tmp_path, is_causal):
+    save_model(small_gpt, tmp_path, bpe)
+    model = stemformer.load(str(tmp_path if is_causal else tiny_bert))
+    texts = ["The old king sees.", "", "the king " * 200, "The river."]
+    with pytest.warns(
+        UserWarning, match=r"2 texts without a score: text 2 \(''\) has 0 tokens, text 3 .* Expected 1 to "
+    ):
+        rows = model.score(texts)
+    assert [row["text"] for row in rows] == texts
+    assert [row["log_likelihood"] is None for row in rows] == [False, True, True, False]
+    assert rows[::3] == model.score(texts[::3])
+    with pytest.raises(DataError, match="2 texts without a score"):
+        model.score(texts[1:3])
 
 
 # pretrain

@@ -29,6 +29,10 @@ def score(options: ScoreOptions) -> list[dict[str, Any]]:
 
     Returns:
         For each text `text`, `num_tokens`, `log_likelihood` in nats, its mean per token, `perplexity`
-        (the exponential of minus that mean), and `method`: `causal`, or that of `pll`.
+        (the exponential of minus that mean), and `method`: `causal`, or that of `pll`. A text without tokens or with
+        too many has None, with a warning.
+
+    Raises:
+        DataError: No text can be scored.
     """
     return open_pipeline(options.model, options).score(options.texts, pll=options.pll)

@@ -29,12 +29,14 @@ from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 from stemformer.objectives.objective import LossModule
 from stemformer.options import ComputeOptions, LoadOptions, accepts
-from stemformer.progress import Progress, Silent
+from stemformer.progress import Progress, Silent, format_count
 from stemformer.tasks.dataset import blocks_of, load_labelled_task
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens
 from stemformer.tasks.labels import rename_labels
 from stemformer.tasks.task import Task
 
+# Texts without a score that a warning names.
+_NUM_FAULTS = 5
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -137,26 +139,48 @@ class Pipeline:
     def score(self, texts: Sequence[str], *, pll: str = WITHIN_WORD_L2R) -> list[dict[str, Any]]:
         """Return the log-likelihood of each text; keyword and result as of `stemformer.score`."""
         self._check_texts(texts, expected="sentences")
-        if "masked_lm" not in self.model.heads:
+        is_causal = "masked_lm" not in self.model.heads
+        if is_causal:
             self._require("causal_lm", "cannot score texts. Pass a pre-trained model.")
             if pll != WITHIN_WORD_L2R:
                 raise ConfigError("pll applies to masked language models, and this is a causal one. Remove it.")
-            return [asdict(score) for score in self._causal_scores(texts)]
-        if any("[MASK]" in text for text in texts) and self.tokenizer.mask_token_id is not None:
+        elif any("[MASK]" in text for text in texts) and self.tokenizer.mask_token_id is not None:
             raise ConfigError("A text to score contains [MASK]. Replace each [MASK] by a word.")
+
+        # Texts that have no score.
+        limit = self.model.config.max_position_embeddings - (0 if is_causal else 2)
+        lengths = [len(self.tokenizer.encode(text, parse_special_tokens=not is_causal).ids) for text in texts]
+        faults = [
+            f"text {number} ({text!r:.60}) has {format_count(length, 'token')}"
+            for number, (text, length) in enumerate(zip(texts, lengths, strict=True), start=1)
+            if not 0 < length <= limit
+        ]
+        if faults:
+            shown = ", ".join(faults[:_NUM_FAULTS]) + (", ..." if len(faults) > _NUM_FAULTS else "")
+            problem = f"{format_count(len(faults), 'text')} without a score: {shown}. Expected 1 to {limit:,} tokens."
+            if len(faults) == len(texts):
+                raise DataError(problem)
+            warnings.warn(problem, stacklevel=3)
+
+        scored = [text for text, length in zip(texts, lengths, strict=True) if 0 < length <= limit]
         with autocast(self.device, self.precision):
-            return [asdict(score) for score in pseudo_log_likelihood(texts, self.model, self.tokenizer, pll=pll)]
+            found = (
+                self._causal_scores(scored)
+                if is_causal
+                else pseudo_log_likelihood(scored, self.model, self.tokenizer, pll=pll)
+            )
+        scores = iter(found)
+        return [
+            asdict(next(scores) if 0 < length <= limit else Score(text, length, None, None, None, found[0].method))
+            for text, length in zip(texts, lengths, strict=True)
+        ]
 
     def _causal_scores(self, texts: Sequence[str]) -> list[Score]:
         start = np.array([getattr(self.model.config, "eos_token_id", 0)])
-        limit = self.model.config.max_position_embeddings
         rows = self.tokenizer.encode_ids(texts)
-        for text, ids in zip(texts, rows, strict=True):
-            if not 0 < len(ids) <= limit:
-                raise DataError(f"{text!r:.60} has {len(ids):,} tokens. Expected 1 to {limit:,}.")
+        for ids in rows:
             self.model.warn_beyond_training(len(ids))
-        with autocast(self.device, self.precision):
-            scores = score_answers(self.model, [ScoringRequest(start, (ids,)) for ids in rows])
+        scores = score_answers(self.model, [ScoringRequest(start, (ids,)) for ids in rows])
         pairs = zip(texts, scores, strict=True)
         return [make_score(text, s.num_tokens, s.log_probability, "causal") for text, (s,) in pairs]
 

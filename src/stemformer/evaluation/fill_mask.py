@@ -43,13 +43,13 @@ class Filled:
 
 @dataclass(frozen=True)
 class Score:
-    """Sum and mean of the log-probabilities (nats) of a text's tokens, and how they were computed."""
+    """Sum and mean of the log-probabilities (nats) of a text's tokens, None without any, and how they were computed."""
 
     text: str
     num_tokens: int
-    log_likelihood: float
-    mean_log_likelihood: float
-    perplexity: float
+    log_likelihood: float | None
+    mean_log_likelihood: float | None
+    perplexity: float | None
     method: str
 
 

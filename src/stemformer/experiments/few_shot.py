@@ -29,7 +29,7 @@ from stemformer.io import write_json, write_jsonl
 from stemformer.models.model import Model
 from stemformer.options import FewShotOptions, ShowPromptsOptions, accepts
 from stemformer.output_dir import exclusive_output_dir
-from stemformer.progress import Progress, Silent
+from stemformer.progress import Progress, Silent, format_count
 from stemformer.reports.few_shot import few_shot_table, percent, short_names, write_few_shot_report
 
 _MAX_SHOWN_SHOTS = 4
@@ -178,7 +178,7 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     # Results of other models and tasks that are still valid stay in the table.
     kept, num_other = _earlier_results(grid, results, {task.task.name: task.digest for task in tasks}, digests, config)
     if num_other:
-        other = f"{_count(num_other, 'result')} in the directory with other settings (questions, seed ...)"
+        other = f"{format_count(num_other, 'result')} in the directory with other settings (questions, seed ...)"
         notes.append(f"{other} are not in the table")
     order = list(dict.fromkeys([*(task.task.name for task in tasks), *(row["task"] for row in [*results, *kept])]))
     results = sorted([*results, *kept], key=lambda row: order.index(row["task"]))
@@ -384,13 +384,9 @@ def _notes_on_result(row: Record) -> Iterator[str]:
     """Yield notes on prompts that did not fit into the model, and on a model that ignores the question."""
     if row["dropped_examples"]:
         dropped = f"{row['dropped_examples']:.1f}" if row["dropped_examples"] >= 0.05 else "less than 0.1"
-        yield f"{dropped} of {_count(row['num_shots'], 'demonstration')} did not fit, on average, and were left out"
+        yield f"{dropped} of {format_count(row['num_shots'], 'demonstration')} did not fit, on average, and were left out"
     if row["cut_questions"]:
         number = f"{row['cut_questions']} of {row['questions']} questions"
         yield f"{row['num_shots']}-shot: {number} were too long and lost their beginning"
     if row.get("same_answer") == 1.0 and row["questions"] >= _MIN_QUESTIONS and (row["majority"] or 0) < 1:
         yield f"{row['num_shots']}-shot: the same answer to all {row['questions']} questions"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

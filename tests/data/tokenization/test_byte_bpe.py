@@ -120,7 +120,7 @@ def test_unknown_kind_is_refused(make_text, tmp_path):
 
 
 def test_empty_text_is_refused():
-    with pytest.raises(TokenizerError, match="no text to train a tokenizer on"):
+    with pytest.raises(TokenizerError, match="text to train a tokenizer on is empty"):
         train_byte_bpe(["", " \n"], vocab_size=300)
 
 

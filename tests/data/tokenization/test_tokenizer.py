@@ -341,8 +341,13 @@ def test_too_small_vocab_size_is_refused():
 
 @pytest.mark.parametrize("texts", [[], [""], [" \n", "\x00"]])
 def test_training_without_text_is_refused(texts):
-    with pytest.raises(TokenizerError, match="no words to train a tokenizer on"):
+    with pytest.raises(TokenizerError, match="text to train a tokenizer on is empty"):
         train_wordpiece(texts, vocab_size=100)
+
+
+def test_training_on_a_long_run_of_letters_only_is_refused():
+    with pytest.raises(TokenizerError, match="no words to train a tokenizer on, of at most 100 characters"):
+        train_wordpiece(["ACGT" * 100], vocab_size=100)
 
 
 def test_ideographs_have_no_inner_forms():

@@ -29,6 +29,7 @@ from stemformer.errors import TokenizerError
 # Characters that cover this share of the text, most frequent first, may take this part of the ids.
 _ALPHABET_SHARES = ((0.90, 1.0), (0.999, 0.75), (0.9999, 0.5))
 _MAX_PART_CHARACTERS = 100_000
+_NO_TEXT = "The text to train a tokenizer on is empty. Pass files that contain text."
 
 
 def train_wordpiece(
@@ -105,7 +106,7 @@ def train_byte_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int 
     )
     sample = sample_texts(texts, **sampling)
     if not any(text.strip() for text in sample):
-        raise TokenizerError("There is no text to train a tokenizer on. Pass files that contain text.")
+        raise TokenizerError(_NO_TEXT)
     backend.train_from_iterator(sample, trainer)
     return Tokenizer(backend)
 
@@ -156,13 +157,18 @@ def _count_words(sample: Iterable[str], normalizer: Any) -> Counter[str]:
     # Each distinct chunk is normalized and split once.
     splitter = pre_tokenizers.BertPreTokenizer()
     words: Counter[str] = Counter()
+    num_long = 0
     for chunk, count in chunks.items():
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
             if len(word) <= MAX_WORD_CHARACTERS:
                 words[word] += count
-    if not words:
+            else:
+                num_long += count
+    if not words and num_long:
         problem = f"There are no words to train a tokenizer on, of at most {MAX_WORD_CHARACTERS} characters"
         raise TokenizerError(f"{problem}. Separate longer runs, such as DNA, by spaces.")
+    if not words:
+        raise TokenizerError(_NO_TEXT)
     return words
 
 
