@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import stemformer
+from stemformer import io
 from stemformer.cli.app import main
 from stemformer.commands.prepare import _default_fraction
 from stemformer.errors import CheckpointError, ConfigError, DataError
@@ -132,6 +133,23 @@ def test_inspect_describes_a_model(run_json, made, folder):
     assert (result["hidden_size"], result["num_hidden_layers"], result["heads"]) == (32, 2, ["masked_lm"])
     assert result["tokenizer"]["vocab_size"] == result["vocab_size"]
     assert result["parameters"] > result["parameters_in_layers"] > 0
+
+
+def test_inspect_checks_the_checkpoint_that_a_run_resumes_from(made, tmp_path, monkeypatch):
+    shutil.copytree(made / "run", run := tmp_path / "run")
+    newest = run / "checkpoints" / "step-00000002"
+    for older in ("step-00000000", "step-00000001"):
+        shutil.copytree(newest, run / "checkpoints" / older)
+        (run / "checkpoints" / older / "optimizer.safetensors").unlink()
+    hashed = set()
+    monkeypatch.setattr(
+        io, "hash_file", lambda path, hash_file=io.hash_file: hashed.add(path.parent) or hash_file(path)
+    )
+    assert "damaged_checkpoints" not in stemformer.inspect(str(run))
+    assert hashed == {newest}
+    shutil.copy(newest / "optimizer.safetensors", run / "checkpoints" / "step-00000001")
+    (newest / "config.toml").unlink()
+    assert stemformer.inspect(str(run))["damaged_checkpoints"] == {newest.name: "config.toml is missing"}
 
 
 def test_inspect_and_fill_find_a_damaged_checkpoint(made, tmp_path, capsys):

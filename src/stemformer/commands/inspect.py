@@ -1,6 +1,7 @@
 """Describe a directory: tokenized data, run, experiment, model or tokenizer."""
 
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ def _describe_run(folder: Path) -> dict[str, Any]:
     last: dict[str, dict[str, Any]] = {line["kind"]: line for line in read_jsonl(folder / "log.jsonl")}
     metrics = last.get("evaluation", {})
     checkpoints = sorted(folder.glob("checkpoints/step-????????"))
-    damaged = {path.name: fault for path in checkpoints if (fault := find_damage(path)) is not None}
+    # Check those that a resumed run would: the newest, and older ones only if it is damaged.
+    faults = ((path.name, find_damage(path)) for path in reversed(checkpoints))
+    damaged = {name: fault for name, fault in takewhile(lambda item: item[1] is not None, faults)}
     return {
         "run": str(folder),
         **origin,
