@@ -1,5 +1,6 @@
 """Atomic files and directories, JSON lines, hashes."""
 
+import ctypes
 import hashlib
 import json
 import math
@@ -50,8 +51,13 @@ def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a directory atomically: let `write` fill a temporary one, fsync it, and rename it."""
-    temporary = target.with_name(target.name + ".tmp")
+    """Write a directory atomically: let `write` fill a temporary one, fsync it, and rename it.
+
+    An old directory stays until the new one takes its name. Where the system cannot swap them, and the process is
+    killed between two renames, the old one is called `.old`, and `restore_folder` renames it back.
+    """
+    restore_folder(target)
+    temporary, old = (target.with_name(target.name + suffix) for suffix in (".tmp", ".old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -61,13 +67,33 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
+    if target.exists() and _swap(temporary, target):
+        old = temporary
+    else:
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
     fsync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Rename the old content of a directory back if a killed `write_folder` left the directory without any."""
+    old = target.with_name(target.name + ".old")
+    if old.is_dir() and not target.exists():
+        old.rename(target)
+
+
+def _swap(a: Path, b: Path) -> bool:
+    """Swap the names of two directories in one step; return False if the system cannot (Linux can)."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    # Constants of renameat2(2).
+    at_fdcwd, rename_exchange = -100, 2
+    return bool(rename(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0)
 
 
 def hash_file(path: Path) -> str:
@@ -136,7 +162,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return a value as JSON: null for NaN, numbers for scalars of NumPy and torch, else text, as for dates."""
+    """Return a value as JSON: null for NaN and infinity, numbers for scalars of NumPy and torch, else text."""
     how: dict[str, Any] = {"ensure_ascii": False, "indent": indent}
     how["default"] = lambda x: x.item() if hasattr(x, "item") else str(x)
     try:
@@ -146,6 +172,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def _without_nan(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
     if isinstance(value, Mapping):
         return {name: _without_nan(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -153,24 +180,20 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _json_line(content: Any, *, indent: int | None = None) -> bytes:
-    return (json.dumps(content, ensure_ascii=False, indent=indent) + "\n").encode()
-
-
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines, atomically."""
-    write_file(path, map(_json_line, rows))
+    write_file(path, (f"{to_json(row)}\n".encode() for row in rows))
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Append a JSON line and fsync it; an incomplete last line is dropped."""
     old = path.read_bytes() if path.is_file() else b""
-    write_file(path, [old[: old.rfind(b"\n") + 1], _json_line(row)])
+    write_file(path, [old[: old.rfind(b"\n") + 1], f"{to_json(row)}\n".encode()])
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, atomically."""
-    write_file(path, [_json_line(content, indent=2)])
+    write_file(path, [f"{to_json(content, indent=2)}\n".encode()])
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs of one benchmark task: data, constant answer, fine-tuning over learning rates and seeds, predicted answers."""
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -240,7 +241,9 @@ def write_answers(
     predictions = dict(zip((q.id for q in questions), pipeline.predict_records(questions, progress), strict=True))
     write_json(folder / "predictions.json", {name: p.text for name, p in predictions.items()})
     if pipeline.task.config.no_answer:
-        write_json(folder / "null_odds.json", {name: p.no_answer for name, p in predictions.items()})
+        # The official script compares numbers, and JSON has no infinity.
+        odds = {name: min(p.no_answer, sys.float_info.max) for name, p in predictions.items()}
+        write_json(folder / "null_odds.json", odds)
 
 
 def _open_model(path: str, compute: Mapping[str, Any]) -> Pipeline:

@@ -1,6 +1,5 @@
 """The log of a run: `log.jsonl`, one JSON object per line, and TensorBoard files."""
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from stemformer.errors import ConfigError
-from stemformer.io import read_jsonl, write_jsonl
+from stemformer.io import read_jsonl, to_json, write_jsonl
 from stemformer.training.distributed import SINGLE_PROCESS, DistributedContext
 
 
@@ -35,7 +34,7 @@ class RunLog:
     def write(self, **values: Any) -> None:
         """Append a line, with at least `kind` (train, evaluation, fills, samples) and `step`."""
         if self._file is not None:
-            self._file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            self._file.write(to_json(values) + "\n")
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, float):

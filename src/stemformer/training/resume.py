@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from stemformer.config import differences, from_toml, to_toml
 from stemformer.errors import CheckpointError, ConfigError
-from stemformer.io import write_file
+from stemformer.io import restore_folder, write_file
 from stemformer.models.model import Model
 from stemformer.output_dir import clear_dir
 from stemformer.progress import Progress
@@ -105,6 +105,7 @@ def prepare_run_dir(
         renamed = damaged.with_name(damaged.name + ".damaged")
         shutil.rmtree(renamed, ignore_errors=True)
         damaged.rename(renamed)
+    restore_folder(folder / "final")
     for pattern in ("final.tmp", "final.old", "checkpoints/step-????????.tmp", "checkpoints/step-????????.old"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
