@@ -17,8 +17,8 @@ from stemformer.commands.inspect import describe_model
 from stemformer.config import nearest
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.evaluation.few_shot.scoring import ScoringRequest, score_answers
-from stemformer.evaluation.fill_mask import WITHIN_WORD_L2R, Score, fill_masks, make_score, pseudo_log_likelihood
+from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, score_texts
+from stemformer.evaluation.fill_mask import Score, fill_masks, make_score, pseudo_log_likelihood
 from stemformer.evaluation.inference import pooled_states, predict_scores
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import generate_texts
@@ -176,13 +176,11 @@ class Pipeline:
         ]
 
     def _causal_scores(self, texts: Sequence[str]) -> list[Score]:
-        start = np.array([getattr(self.model.config, "eos_token_id", 0)])
-        rows = self.tokenizer.encode_ids(texts)
-        for ids in rows:
-            self.model.warn_beyond_training(len(ids))
-        scores = score_answers(self.model, [ScoringRequest(start, (ids,)) for ids in rows])
-        pairs = zip(texts, scores, strict=True)
-        return [make_score(text, s.num_tokens, s.log_probability, "causal") for text, (s,) in pairs]
+        encodings = self.tokenizer.encode_batch(texts)
+        self.model.warn_beyond_training(max(len(encoding.ids) for encoding in encodings))
+        scores = score_texts(self.model, self.tokenizer, encodings)
+        rows = zip(texts, encodings, scores, strict=True)
+        return [make_score(text, len(encoding.ids), score, "causal") for text, encoding, score in rows]
 
     def generate(
         self,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor
 from stemformer.data.examples.batch import collate
 from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.errors import ConfigError, DataError
-from stemformer.evaluation.few_shot.scoring import Blank, score_blanks
+from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, Blank, score_blanks, score_texts
 from stemformer.evaluation.inference import batch_slices, hidden_states, masked_example
 from stemformer.models.model import Model
 
-WITHIN_WORD_L2R = "within_word_l2r"
 _BATCH_TOKENS = 16_384
 
 
@@ -102,25 +100,13 @@ def fill_masks(
 def pseudo_log_likelihood(
     texts: Sequence[str], model: Model, tokenizer: Tokenizer, *, pll: str = WITHIN_WORD_L2R
 ) -> list[Score]:
-    """Score texts token by token; `model` has a masked-LM head.
-
-    Args:
-        pll: `within_word_l2r` masks a token and the later ones of its word, `original` each token alone,
-            which favors rare words of several pieces, since these predict each other.
-
-    Source: Kauf and Ivanova 2023, section 2 (within_word_l2r); Salazar et al. 2020, section 2 (original).
-    """
-    scores: list[Score] = []
-    for text in texts:
-        encoding = _encode(text, model, tokenizer)
-        n = len(encoding.ids)
-        if n == 0:
+    """Score texts token by token; `model` has a masked-LM head, `pll` is that of `score_texts`."""
+    encodings = [_encode(text, model, tokenizer) for text in texts]
+    for text, encoding in zip(texts, encodings, strict=True):
+        if not len(encoding.ids):
             raise DataError(f"{_shorten(text)!r} has no token. Expected at least one word.")
-        starts = np.flatnonzero(encoding.word_starts).tolist() if pll == WITHIN_WORD_L2R else range(n)
-        blanks = [Blank(encoding.ids, start, stop) for start, stop in pairwise([*starts, n])]
-        total = sum(score.log_probability for score in score_blanks(model, tokenizer, blanks))
-        scores.append(make_score(text, n, total, pll))
-    return scores
+    scores = score_texts(model, tokenizer, encodings, pll=pll)
+    return [make_score(t, len(e.ids), score, pll) for t, e, score in zip(texts, encodings, scores, strict=True)]
 
 
 def _encode(text: str, model: Model, tokenizer: Tokenizer) -> Encoding:

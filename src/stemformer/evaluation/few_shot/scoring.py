@@ -1,4 +1,4 @@
-"""Log-probabilities of answers: continuations (causal LM) or masked spans (masked LM)."""
+"""Log-probabilities of answers, continuations (causal LM) or masked spans (masked LM), and of texts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stemformer.data.examples.batch import Example, collate
-from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.errors import CheckpointError
 from stemformer.evaluation.inference import batch_slices, hidden_states, masked_example
 from stemformer.models.gpt import Gpt
 from stemformer.models.model import Model
 
+WITHIN_WORD_L2R = "within_word_l2r"
 # About as many in the prompts and answers of a batch.
 _BATCH_TOKENS = 4096
+# About as many in the masked copies of texts that are made at a time.
+_BLOCK_TOKENS = 16 * _BATCH_TOKENS
 # In memory at a time: 32 MiB in float32.
 _MAX_LOGITS = 2**23
 # Prompts with a common prefix of this length share its cache.
@@ -84,6 +87,54 @@ def score_blanks(model: Model, tokenizer: Tokenizer, blanks: Sequence[Blank]) ->
     scores = iter(_score_masks(model, requests))
     tokens = [[next(scores) for _ in range(start, stop)] for _, start, stop in blanks]
     return [AnswerScore(sum(s.log_probability for s in t), len(t), all(s.is_greedy for s in t)) for t in tokens]
+
+
+def score_texts(
+    model: Model, tokenizer: Tokenizer, texts: Sequence[Encoding], *, pll: str = WITHIN_WORD_L2R
+) -> list[float]:
+    """Return the log-likelihood (nats) of each text, none of them empty; texts of equal tokens have exactly equal ones.
+
+    A causal model reads the end-of-text token before a text. Under a masked language model it is the
+    pseudo-log-likelihood of the text between [CLS] and [SEP]. The end of the text is not scored. The model has its
+    head, and is in evaluation mode, under the caller's autocast.
+
+    Args:
+        pll: `within_word_l2r` masks a token and the later ones of its word, `original` each token alone,
+            which favors rare words of several pieces, since these predict each other. No effect on a causal model.
+
+    Source: Kauf and Ivanova 2023, section 2 (within_word_l2r); Salazar et al. 2020, section 2 (original).
+    """
+    is_causal, has_words = "causal_lm" in model.heads, pll == WITHIN_WORD_L2R
+    keys = [(t.ids.tobytes(), t.word_starts.tobytes() if has_words and not is_causal else b"") for t in texts]
+    distinct = dict(zip(keys, texts, strict=True))
+    # Texts of similar length share a batch; of a minimal pair, both masked copies of a word that differs.
+    order = sorted(distinct, key=lambda key: len(key[0]))
+    lengths = [len(distinct[key].ids) for key in order]
+    sizes = lengths if is_causal else [n * (n + 2) for n in lengths]
+    scores: dict[tuple[bytes, bytes], float] = {}
+    for part in batch_slices(sizes, _BATCH_TOKENS if is_causal else _BLOCK_TOKENS):
+        encodings = [distinct[key] for key in order[part]]
+        if is_causal:
+            start = np.array([getattr(model.config, "eos_token_id", 0)])
+            [found] = score_answers(model, [ScoringRequest(start, tuple(e.ids for e in encodings))])
+            values = [score.log_probability for score in found]
+        else:
+            values = _pseudo_log_likelihoods(model, tokenizer, encodings, has_words=has_words)
+        scores |= zip(order[part], values, strict=True)
+    return [scores[key] for key in keys]
+
+
+def _pseudo_log_likelihoods(
+    model: Model, tokenizer: Tokenizer, encodings: Sequence[Encoding], *, has_words: bool
+) -> list[float]:
+    blanks, counts = [], []
+    for encoding in encodings:
+        n = len(encoding.ids)
+        starts = np.flatnonzero(encoding.word_starts).tolist() if has_words else range(n)
+        blanks += [Blank(encoding.ids, start, stop) for start, stop in pairwise([*starts, n])]
+        counts.append(len(starts))
+    scores = iter(score_blanks(model, tokenizer, blanks))
+    return [sum(next(scores).log_probability for _ in range(count)) for count in counts]
 
 
 def _score_masks(model: Model, requests: Sequence[Example]) -> Iterator[AnswerScore]:
