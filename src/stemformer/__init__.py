@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from stemformer.commands.samples import samples
     from stemformer.commands.train_tokenizer import train_tokenizer
     from stemformer.experiments.benchmarks import benchmark_glue, benchmark_squad
+    from stemformer.experiments.blimp import benchmark_blimp
     from stemformer.experiments.comparison import compare
     from stemformer.experiments.few_shot import fewshot, list_tasks, show_prompts
     from stemformer.experiments.scaling import scaling_laws
@@ -41,13 +42,14 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["CheckpointError", "ConfigError", "DataError", "StemformerError", "TokenizerError", "TrainingError"]
-__all__ += ["__version__", "benchmark_glue", "benchmark_squad", "compare", "embed", "env", "evaluate", "fewshot"]
-__all__ += ["fill", "finetune", "generate", "inspect", "list_recipes", "list_runs", "list_tasks", "load"]
-__all__ += ["make_synthetic", "plan", "predict", "prepare", "pretrain", "quickstart", "report", "scaling_laws"]
-__all__ += ["samples", "score", "show_prompts", "train_tokenizer"]
+__all__ += ["__version__", "benchmark_blimp", "benchmark_glue", "benchmark_squad", "compare", "embed", "env"]
+__all__ += ["evaluate", "fewshot", "fill", "finetune", "generate", "inspect", "list_recipes", "list_runs"]
+__all__ += ["list_tasks", "load", "make_synthetic", "plan", "predict", "prepare", "pretrain", "quickstart", "report"]
+__all__ += ["samples", "scaling_laws", "score", "show_prompts", "train_tokenizer"]
 
 # Modules of the functions that are not in `commands`, in a module of their name.
 _MODULES = {
+    "benchmark_blimp": "experiments.blimp",
     "benchmark_glue": "experiments.benchmarks",
     "benchmark_squad": "experiments.benchmarks",
     "compare": "experiments.comparison",

@@ -18,6 +18,7 @@ FUNCTIONS = {
     "recipes": "list_recipes",
     "benchmark glue": "benchmark_glue",
     "benchmark squad": "benchmark_squad",
+    "benchmark blimp": "benchmark_blimp",
 }
 """Function of a command, where it has another name."""
 

@@ -78,6 +78,9 @@ def write_texts(folder: Path) -> None:
     (folder / "speech.jsonl").write_text("\n".join(speech) + "\n", encoding="utf-8")
     dna = [f">s{number} label={number % 2}\n{'ACGT'[number % 4] * 8}" for number in range(20)]
     (folder / "dna.fa").write_text("\n".join(dna) + "\n", encoding="utf-8")
+    (folder / "blimp").mkdir()
+    pair = {"sentence_good": "The door is open.", "sentence_bad": "The door are open.", "field": "morphology"}
+    (folder / "blimp" / "agreement.jsonl").write_text(json.dumps(pair) + "\n", encoding="utf-8")
 
 
 def run_python(page: str) -> None:

@@ -38,7 +38,7 @@ app = App(
     default_parameter=Parameter(negative_iterable=(), converter=convert_value),
 )
 benchmark_app = App(
-    name="benchmark", help="Fine-tune on GLUE or SQuAD and list the results next to published ones.", group=MEASURE
+    name="benchmark", help="Run GLUE, SQuAD or BLiMP and list the results next to published ones.", group=MEASURE
 )
 app.command(benchmark_app)
 
@@ -63,6 +63,7 @@ COMMANDS = {
     "scaling-laws": Command(MEASURE, partial(run, "scaling_laws"), o.ScalingLawsOptions),
     "benchmark glue": Command(None, partial(run, "benchmark_glue"), o.GlueOptions),
     "benchmark squad": Command(None, partial(run, "benchmark_squad"), o.SquadOptions),
+    "benchmark blimp": Command(None, partial(run, "benchmark_blimp"), o.BlimpOptions),
     "inspect": Command(KEEP, partial(run, "inspect"), o.InspectOptions),
     "report": Command(KEEP, partial(run, "report"), o.ReportOptions),
     "runs": Command(KEEP, partial(run, "list_runs"), o.RunsOptions),
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if code == 1 and raised:
                 error = raised[-1]
                 code, line = describe_error(error)
-            if bound is not None and _can_resume(words[0], bound, error):
+            if bound is not None and _can_resume(words, bound, error):
                 line += ". Finished work was kept; continue with --resume"
             report_to_torchrun(line)
             if line and _is_reported_here(error):
@@ -124,11 +125,12 @@ def _is_unknown(words: Sequence[str]) -> bool:
     return bool(names) and " ".join(names) not in (*COMMANDS, "benchmark")
 
 
-def _can_resume(name: str, bound: BoundArguments, error: BaseException) -> bool:
+def _can_resume(words: Sequence[str], bound: BoundArguments, error: BaseException) -> bool:
     """Return whether a command that ended early left work behind that --resume continues, and did not say so itself."""
     out = bound.arguments.get("out")
     is_disk_full = isinstance(error, OSError) and error.errno in DISK_FULL and "resume" in bound.signature.parameters
-    is_stopped = isinstance(error, KeyboardInterrupt) and name in ("prepare", "fewshot", "scaling-laws")
+    is_resumable = words[0] in ("prepare", "fewshot", "scaling-laws") or words[:2] == ["benchmark", "blimp"]
+    is_stopped = isinstance(error, KeyboardInterrupt) and is_resumable
     return (is_disk_full or is_stopped) and out is not None and os.path.isdir(out) and any(os.scandir(out))
 
 

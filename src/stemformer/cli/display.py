@@ -67,6 +67,8 @@ class FewShotDisplay(Options):
     dry_run: bool = False
 
 
+# Results of functions that are printed as JSON only.
+_JSON_ONLY = {"fewshot": "results", "benchmark_blimp": "sets"}
 # Functions that answer at once.
 _WITHOUT_PROGRESS = {"samples", "list_recipes", "fill", "score", "inspect", "report", "list_runs", "env"}
 
@@ -86,6 +88,8 @@ def run(name: str, options: Options, display: DisplayOptions) -> None:
     result = call(name, options, display)
     if getattr(options, "show_config", False) and not display.json:
         print(result["config"], end="")
+    elif name in _JSON_ONLY and not display.json:
+        print_result({key: value for key, value in result.items() if key != _JSON_ONLY[name]}, display)
     else:
         print_result(result, display)
 
@@ -120,8 +124,7 @@ def fewshot(options: FewShotOptions, instead: FewShotDisplay, display: DisplayOp
         for row in prompts:
             print(f"=== {row['task']}, {row['num_shots']}-shot ===\n{row['prompt']}[{row['right']}]\n")
     else:
-        result = call("fewshot", options, display)
-        print_result(result if display.json else {k: v for k, v in result.items() if k != "results"}, display)
+        run("fewshot", options, display)
 
 
 def print_result(result: Any, display: DisplayOptions) -> None:

@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "prompt.json": "prompts",
     "glue.json": "run",
     "squad.json": "run",
+    "blimp.json": "run",
 }
 """File that an experiment writes at its end, and the kind of its directory."""
 

@@ -167,7 +167,7 @@ def fewshot(options: FewShotOptions, *, progress: Progress | None = None) -> dic
     notes: list[str] = []
     digests: dict[str, str] = {}
     for path, model_folder in model_folders.items():
-        model = _load_model(path, names[path], model_folder, device)
+        model = load_evaluated_model(path, names[path], model_folder, device)
         digests[str(Path(path).resolve())] = model.digest
         found, model_notes = _evaluate_model(grid, model, tasks, config, progress)
         results += found
@@ -265,7 +265,8 @@ def _first_prompts(task: EvaluationTask, num_shots: Sequence[int], seed: int) ->
     ]
 
 
-def _load_model(path: str, name: str, folder: Path, device: torch.device) -> EvaluatedModel:
+def load_evaluated_model(path: str, name: str, folder: Path, device: torch.device) -> EvaluatedModel:
+    """Load a model with a language-modeling head; raise CheckpointError if it has none."""
     body, tokenizer = load_model_and_tokenizer(folder)
     if not {"causal_lm", "masked_lm"} & set(body.heads):
         raise CheckpointError(f"{path} has no language-modelling head. Pass a GPT, or a BERT as pre-training saves it.")

@@ -340,6 +340,23 @@ class SquadOptions(groups.BenchmarkOptions):
     dev: tuple[str, ...]
 
 
+class BlimpOptions(groups.InferenceOptions, groups.ResumableOptions):
+    """Score the minimal pairs of BLiMP and list the accuracy next to published results.
+
+    Attributes:
+        data: Directory of BLiMP as it is published (adjunct_island.jsonl, ...), or of other sets in its format.
+        model: Model directory, run directory or hub id of a GPT or of a masked language model.
+        pll: Pseudo-log-likelihood of a masked language model: within_word_l2r masks a token and the later ones of its
+            word (Kauf and Ivanova 2023), original each token alone (Salazar et al. 2020); both reports both.
+        limit: Maximum number of pairs of each set, the first ones. Default: all.
+    """
+
+    data: str = field(metadata=PYTHON_ARGUMENT)
+    model: str
+    pll: Literal["within_word_l2r", "original", "both"] = "within_word_l2r"
+    limit: int | None = None
+
+
 class InspectOptions(Options):
     """Describe a directory: model, tokenizer, tokenized data or run.
 
