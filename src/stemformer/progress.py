@@ -1,5 +1,6 @@
 """Progress reporting, a bar and lines of text: long-running functions take a `Progress` and never print."""
 
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 
@@ -11,6 +12,17 @@ def format_count(number: int, noun: str) -> str:
         ('1 label', '2,500 labels')
     """
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def format_list(items: Iterable[str], most: int) -> str:
+    """Return items separated by commas; of more than `most`, the first ones and their number.
+
+    Example:
+        >>> format_list(["a", "b", "c"], 2)
+        'a, b, ... (3 in all)'
+    """
+    names = list(items)
+    return ", ".join(names[:most]) + (f", ... ({len(names):,} in all)" if len(names) > most else "")
 
 
 @runtime_checkable

@@ -301,7 +301,7 @@ def test_unknown_labels_are_noted(finetuned, tmp_path):
     lines = ["review,sentiment", "The old king.,good", "The river.,fine"]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     found = stemformer.evaluate([str(tmp_path / "a.csv")], model=str(finetuned("class")))
-    assert found["notes"] == ["1 labels do not occur in the training data and are counted as wrong: 'fine' (1)"]
+    assert found["notes"] == ["1 label does not occur in the training data and is counted as wrong: 'fine' (1)"]
     (tmp_path / "b.csv").write_text("\n".join([lines[0], lines[2]]) + "\n")
     with pytest.raises(
         DataError, match=r"None of the labels occur in the training data: found 'fine'.*trained on 'bad', 'good'"

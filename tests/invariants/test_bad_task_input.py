@@ -51,6 +51,16 @@ def train_once(tiny_bert, tmp_path):
     return run
 
 
+class Said(Silent):
+    """Progress that keeps the lines that are said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
 def write(path, *lines):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -107,7 +117,7 @@ def test_labels_of_dev_data_that_training_lacks(train_once, tmp_path):
     train = write(tmp_path / "train.csv", "text,label", "a king,good", "a river,bad", "the king,good", "x,bad")
     dev = write(tmp_path / "dev.csv", "text,label", "a king,good", "a river,awful", "the house,awful", "a,bad")
     found = train_once("classify", train, dev)
-    assert "1 labels do not occur in the training data and are counted as wrong: 'awful' (2)" in found["notes"]
+    assert "1 label does not occur in the training data and is counted as wrong: 'awful' (2)" in found["notes"]
     assert found["accuracy"] <= 0.5
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["labels"] == ["bad", "good", "awful"]
 
@@ -116,7 +126,7 @@ def test_tags_of_dev_data_that_training_lacks(train_once, tmp_path):
     train = write(tmp_path / "train.conll", "king\tA", "river\tB", "", "the\tA")
     dev = write(tmp_path / "dev.conll", "king\tA", "river\tC")
     found = train_once("tag", train, dev)
-    assert "1 labels do not occur in the training data and are counted as wrong: 'C' (1)" in found["notes"]
+    assert "1 label does not occur in the training data and is counted as wrong: 'C' (1)" in found["notes"]
     assert found["accuracy"] <= 0.5
 
 
@@ -124,7 +134,7 @@ def test_labels_of_several_that_training_lacks(train_once, tmp_path):
     train = write(tmp_path / "train.csv", "text,labels", 'a king,"a,b"', "a river,b", "the king,a", "x,b")
     dev = write(tmp_path / "dev.csv", "text,labels", 'a king,"a,c"', "a river,b")
     found = train_once("classify", train, dev, kind="labels")
-    assert "1 labels do not occur in the training data and are ignored: 'c' (1)" in found["notes"]
+    assert "1 label does not occur in the training data and is ignored: 'c' (1)" in found["notes"]
 
 
 def test_records_without_a_label_are_counted(train_once, tmp_path):
@@ -141,7 +151,41 @@ def test_no_labels_at_all(fails, finetune, tmp_path):
 
 def test_too_few_records_to_set_some_aside(fails, finetune, tmp_path):
     file = write(tmp_path / "a.csv", "text,label", "a king,good", "a river,bad")
-    fails(finetune("classify", file), "too few records", "--dev")
+    fails(finetune("classify", file), "Too few records", "no label in column", "--dev")
+
+
+def test_records_without_a_label_are_named_where_one_label_is_left(fails, finetune, tmp_path):
+    file = write(tmp_path / "a.csv", "text,label", *[f"text {i},same" for i in range(20)], "a king,", ",other")
+    fails(finetune("classify", file), "only the label 'same' in 18 records", "no label: 1", "empty text: 1")
+
+
+def test_swapped_columns_are_refused(fails, finetune, tmp_path):
+    rows = [f"{'good' if i % 2 else 'bad'},The king number {i} sees the river" for i in range(20)]
+    file = write(tmp_path / "a.csv", "text,label", *rows)
+    fails(
+        finetune("classify", file),
+        "'label' holds 20 different values in 20 records, 'text' only 2",
+        "--text-column label --label-column text",
+    )
+
+
+def test_long_lists_of_labels_are_cut(train_once, tmp_path):
+    lines = [f"text {i},label{i:02}" for i in range(20)]
+    said = Said()
+    train = write(tmp_path / "train.csv", "text,label", *lines, *lines)
+    dev = write(tmp_path / "dev.csv", "text,label", *[line.replace("label1", "other") for line in lines])
+    train_once("classify", train, dev, progress=said)
+    labels = ", ".join(f"label0{i}" for i in range(10))
+    assert f"40 records, 20 labels: {labels}, ... (20 in all)" in said.lines
+
+
+@pytest.mark.parametrize("kind", ["class", "score"])
+@pytest.mark.parametrize("score", ["{},5", "1,{:03}"])
+def test_scores_with_commas(fails, finetune, tmp_path, score, kind):
+    rows = [f'text {i},"{score.format(i)}"' for i in range(20)]
+    file = write(tmp_path / "a.csv", "text,value", *rows)
+    words = ["--kind score"] if kind == "class" else [f"holds '{score.format(0)}'", "decimal point and without commas"]
+    fails(finetune("classify", file, "--kind", kind), *words)
 
 
 # Texts

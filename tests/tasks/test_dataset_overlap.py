@@ -1,11 +1,15 @@
 """Development records that are also in the training data are counted, for every task."""
 
 import json
+from collections import Counter
 
 import pytest
 
+from stemformer.data.labelled.splits import train_dev_split
+from stemformer.data.labelled.text_classification import TextExample
 from stemformer.progress import Silent
-from stemformer.tasks.dataset import read_labelled
+from stemformer.tasks.dataset import _split_dev, read_labelled
+from stemformer.tasks.dataset_notes import text_keys
 from stemformer.tasks.task import TaskConfig
 
 TEXTS = ["the old king", "a green river", "the quiet garden", "who sees a king", "where is the river", "a café"]
@@ -64,3 +68,25 @@ def test_nothing_is_said_without_an_overlap(tmp_path, task):
 
 def test_question_about_another_passage_is_another_record(tmp_path):
     assert notes_on_overlap(tmp_path, "qa", TEXTS[:3], TEXTS[3:]) == []
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_split_of_our_own_keeps_equal_texts_together(tmp_path, task):
+    suffix, write = FILES[task]
+    file = tmp_path / f"train.{suffix}"
+    # Each of 30 texts three times, with the same label.
+    texts = [(i % 10, f"the king number {i % 30} sees") for i in range(90)]
+    file.write_text(write(texts) + "\n", encoding="utf-8")
+    for seed in range(3):
+        data = read_labelled(TaskConfig(task), Silent(), train=[str(file)], dev_fraction=0.2, seed=seed)
+        sides = [Counter(text_keys(data.task, records)) for records in (data.train, data.dev)]
+        assert sides[0] and sides[1] and not sides[0].keys() & sides[1].keys()
+        assert sum(side.total() for side in sides) == 90 and {*sides[0].values(), *sides[1].values()} == {3}
+        assert not any("Remove them" in note for note in data.notes)
+
+
+def test_split_without_equal_texts_is_that_of_the_records():
+    records = [TextExample((f"text {i}",), "ab"[i % 2], {}, "here") for i in range(40)]
+    train, dev, _ = _split_dev(TaskConfig("classify"), records, share=0.1, seed=1)
+    expected = train_dev_split([record.label for record in records], share=0.1, seed=1)
+    assert ([records.index(r) for r in train], [records.index(r) for r in dev]) == expected

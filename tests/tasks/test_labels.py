@@ -86,6 +86,6 @@ def test_map_of_a_class_that_the_file_lacks_is_accepted():
 
 
 def test_unknown_labels_are_noted_or_refused():
-    assert "1 labels do not occur in the training data" in check_labels(classes("a", "b"), records("a", "c"))[0]
+    assert "1 label does not occur in the training data" in check_labels(classes("a", "b"), records("a", "c"))[0]
     with pytest.raises(DataError, match=r"found 'c' \(1\), trained on 'a', 'b'\. Try that\."):
         check_labels(classes("a", "b"), records("c"), advice="Try that.")

@@ -13,7 +13,7 @@ import torch
 from stemformer.commands.training_run import note_on_best, open_run_dir, resolve, start_run
 from stemformer.config import nearest, to_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.data.tokenization.unknown_words import CANNOT_WRITE
+from stemformer.data.tokenization.unknown_words import CANNOT_READ
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.inference import predict_scores
@@ -269,9 +269,9 @@ def _finish(
         progress.say(notes[-1])
         predictions = task.decode(scores, dev, data.dev)
         metrics, details = task.compute_metrics(predictions, data.dev)
-    advice = "train longer, or with a higher --learning-rate (a small model may need 1e-3)"
-    if any(CANNOT_WRITE in note for note in notes):
-        advice = "the model cannot read the text"
+    advice = "train longer, or with a higher --learning-rate"
+    if any(CANNOT_READ in note for note in notes):
+        advice = CANNOT_READ
     majority = majority_baseline(data)
     if majority is not None and metrics.get("accuracy", 1.0) <= majority[1] < 1:
         notes.append(

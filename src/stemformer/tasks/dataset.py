@@ -1,11 +1,9 @@
 """Labelled datasets: reading files, choosing labels, splitting off dev data, encoding."""
 
-import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from itertools import chain
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -25,15 +23,23 @@ from stemformer.data.labelled.text_classification import (
     has_usual_names,
     make_text_examples,
 )
-from stemformer.data.labelled.token_classification import find_scheme, has_entity_tags, read_tagged, repair_entity_tags
+from stemformer.data.labelled.token_classification import find_scheme, read_tagged, repair_entity_tags
 from stemformer.data.text.delimited import usual_name
 from stemformer.data.text.files import HUB_PREFIX, quoted
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.huggingface.load import read_task_info
-from stemformer.progress import Progress
+from stemformer.progress import Progress, format_count, format_list
+from stemformer.tasks.dataset_notes import (
+    check_columns_not_swapped,
+    count_notes,
+    describe_records,
+    note_labels,
+    note_overlap,
+    text_keys,
+)
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.labels import check_labels, count_labels, match_labels, similar_labels
+from stemformer.tasks.labels import check_labels, count_labels, match_labels
 from stemformer.tasks.question_answering import find_language
 from stemformer.tasks.registry import TASKS
 from stemformer.tasks.task import Task, TaskConfig
@@ -139,8 +145,23 @@ def read_records(
 def _check_not_empty(number: int, files: Sequence[str], counts: Counter[str], *, needs_answer: bool) -> None:
     if not number:
         answers = " with an answer" if needs_answer else ""
-        reasons = ", ".join(f"{what}: {number:,}" for what, number in counts.items()) or "the file is empty"
+        reasons = ", ".join(_reasons(counts)) or "the file is empty"
         raise DataError(f"{', '.join(files)}: no record{answers} is left ({reasons})")
+
+
+@contextmanager
+def _name_left_out(counts: Counter[str]) -> Iterator[None]:
+    """Add to an error about training data which records were left out."""
+    try:
+        yield
+    except DataError as error:
+        if not counts:
+            raise
+        raise DataError(f"{error} Left out or changed: {', '.join(_reasons(counts))}.") from error
+
+
+def _reasons(counts: Counter[str]) -> list[str]:
+    return [f"{what}: {number:,}" for what, number in counts.items()]
 
 
 @contextmanager
@@ -234,26 +255,31 @@ def _choose_columns(config: TaskConfig, table: Table, *, needs_answer: bool) -> 
 def _split_dev(
     config: TaskConfig, records: Sequence[Any], *, share: float, seed: int
 ) -> tuple[list[Any], list[Any], str]:
-    """Split records into training and dev data; return them and how they were split."""
+    """Split records into training and dev data, equal texts into one of them; return them and how they were split."""
     if config.name == "qa":
         titles = [r.title or r.context for r in records]
         # By article, or by passage if there are few articles.
-        groups = titles if len(set(titles)) > 10 else [r.context for r in records]
-        train, dev = grouped_split(groups, share=share, seed=seed)
+        articles = titles if len(set(titles)) > 10 else [r.context for r in records]
+        train, dev = grouped_split(articles, share=share, seed=seed)
         method = "grouped by article or passage"
     else:
-        train, dev = train_dev_split(stratification_keys(config, records), share=share, seed=seed)
-        method = "stratified by class" if _has_classes(config) else "at random"
+        members: dict[int, list[int]] = defaultdict(list)
+        for number, key in enumerate(text_keys(TASKS[config.name], records)):
+            members[key].append(number)
+        groups, keys = list(members.values()), stratification_keys(config, records)
+        method = "stratified by class" if config.has_classes else "at random"
+        parts = train_dev_split([keys[first] for first, *_ in groups], share=share, seed=seed)
+        if all(parts):
+            train, dev = (sorted(number for i in part for number in groups[i]) for part in parts)
+            method += ", equal texts kept together" if len(groups) < len(records) else ""
+        else:
+            train, dev = train_dev_split(keys, share=share, seed=seed)
     return [records[i] for i in train], [records[i] for i in dev], method
 
 
 def stratification_keys(config: TaskConfig, records: Sequence[Any]) -> list[Any]:
     """Return the class of each record, whose proportions subsets keep; 0 for tasks without classes."""
-    return [record.label for record in records] if _has_classes(config) else [0] * len(records)
-
-
-def _has_classes(config: TaskConfig) -> bool:
-    return config.name in ("classify", "pair") and config.kind == "class"
+    return [record.label for record in records] if config.has_classes else [0] * len(records)
 
 
 def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
@@ -276,7 +302,8 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
     numbers = {label: int(label) for label in frequencies if label.removeprefix("-").isdecimal()}
     labels = sorted(frequencies, key=lambda x: (x != "O", x not in numbers, numbers.get(x, 0), x))
     if len(labels) < (1 if config.kind == "labels" else 2):
-        found = f"only the label {labels[0]!r} in {len(records):,} records" if labels else "no labels"
+        number = format_count(len(records), "record")
+        found = f"only the label {labels[0]!r} in {number}" if labels else "no labels"
         expected = "expected at least two labels. Check the column (--label-column)."
         raise DataError(f"The training data has {found}: {expected}")
     return TASKS[config.name](config, labels, [frequencies[label] for label in labels], len(records))
@@ -286,7 +313,7 @@ def _make_regression(config: TaskConfig, scores: Sequence[float]) -> Task:
     mean = fmean(scores)
     std = pstdev(scores, mean)
     if std <= 1e-12 * abs(mean):
-        found = f"only the score {scores[0]:g} in {len(scores):,} records"
+        found = f"only the score {scores[0]:g} in {format_count(len(scores), 'record')}"
         raise DataError(f"The training data has {found}: expected different ones. Check the column (--label-column).")
     task = TASKS[config.name](config)
     task.targets, task.is_standardized = (mean, std), True
@@ -332,44 +359,38 @@ def read_labelled(
     counts, dev_counts = Counter[str](), Counter[str]()
     requested = config
     records, config = read_records(requested, train, counts=counts)
-    notes = _count_notes("training data", counts)
+    notes = count_notes("training data", counts)
+    check_columns_not_swapped(config, records)
+    dev_records: list[Any] = []
     if dev:
         dev_records, found = read_records(requested, dev, counts=dev_counts, like=config)
         if (found.text, found.label) != (config.text, config.label):
-            notes.append(f"dev data: text: column {quoted(found.text)}; answer: column {quoted(found.label_columns)}")
-        notes += _count_notes("dev data", dev_counts)
-    else:
-        records, dev_records, method = _split_dev(config, records, share=dev_fraction, seed=seed)
-        if not records or not dev_records:
-            raise DataError(f"{', '.join(train)}: too few records to split off dev data. Pass --dev.")
-        actual = len(dev_records) / (len(dev_records) + len(records))
-        notes.append(f"no dev data: {len(dev_records):,} training records ({actual:.0%}) split off by seed, {method}")
-    # Answers that are not in the passage cannot be learned.
-    if config.name == "qa":
-        learned = [r for r in records if r.answers or r.is_impossible]
-        notes += _count_notes("training data", +Counter({_NOT_IN_PASSAGE: len(records) - len(learned)}))
-        records = learned
-    task = make_labelled_task(config, records)
+            columns = f"text: column {quoted(found.text)}; answer: column {quoted(found.label_columns)}"
+            notes.append(f"dev data: {columns}")
+        notes += count_notes("dev data", dev_counts)
+    with _name_left_out(counts):
+        if not dev:
+            records, dev_records, method = _split_dev(config, records, share=dev_fraction, seed=seed)
+            if not records or not dev_records:
+                problem = "Too few records to split off dev data"
+                if config.has_classes and len(records) > 1:
+                    problem += f": no label in column {config.label!r} occurs twice (--label-column to change it)"
+                raise DataError(f"{', '.join(train)}: {problem}. Pass --dev.")
+            actual = len(dev_records) / (len(dev_records) + len(records))
+            split_off = format_count(len(dev_records), "training record")
+            notes.append(f"no dev data: {split_off} ({actual:.0%}) split off by seed, {method}")
+        # Answers that are not in the passage cannot be learned.
+        if config.name == "qa":
+            learned = [r for r in records if r.answers or r.is_impossible]
+            notes += count_notes("training data", +Counter({_NOT_IN_PASSAGE: len(records) - len(learned)}))
+            records = learned
+        task = make_labelled_task(config, records)
     dev_records, matched = match_labels(task, dev_records)
-    notes += [*matched, *check_labels(task, dev_records), *_label_notes(task, records)]
-    notes += _note_overlap(task, records, dev_records)
-    for line in (*_describe(task, records), *notes):
+    notes += [*matched, *check_labels(task, dev_records), *note_labels(task, records)]
+    notes += note_overlap(task, records, dev_records, is_split_off=not dev)
+    for line in (*describe_records(task, records), *notes):
         progress.say(line)
     return LabelledData(task, records, dev_records, notes)
-
-
-def _note_overlap(task: Task, train: Sequence[Any], dev: Sequence[Any]) -> Iterator[str]:
-    """Yield a note on the dev records with the same texts as a training record, up to white space."""
-
-    def key(record: Any) -> int:
-        values = [getattr(record, name) for name in task.input_fields]
-        parts = chain.from_iterable([value] if isinstance(value, str) else value for value in values)
-        return hash(tuple(" ".join(unicodedata.normalize("NFC", part).split()) for part in parts))
-
-    known = set(map(key, train))
-    if number := sum(key(record) in known for record in dev):
-        share = f"{number:,} of {len(dev):,} records ({number / len(dev):.1%})"
-        yield f"dev data: {share} are also in the training data: their metrics show what was memorized. Remove them."
 
 
 def majority_baseline(data: LabelledData) -> tuple[str, float] | None:
@@ -395,56 +416,9 @@ def encode_splits(
     examples, dev = encoded
     if data.task.symbols is not None:
         words = data.task.symbols.words
-        shown = _first([f"{run} {word!r}" for run, word in words.items()], 6)
+        shown = format_list([f"{run} {word!r}" for run, word in words.items()], 6)
         notes.append(f"{len(words):,} words represent symbols: {shown}")
-    notes += [*_count_notes("training data", examples.counts), *_count_notes("dev data", dev.counts)]
+    notes += [*count_notes("training data", examples.counts), *count_notes("dev data", dev.counts)]
     for note in notes:
         progress.say(note)
     return examples, dev, [*data.notes, *notes]
-
-
-def _first(items: Sequence[str], number: int) -> str:
-    return ", ".join(items[:number]) + (", ..." if len(items) > number else "")
-
-
-def _count_notes(name: str, counts: dict[str, int]) -> list[str]:
-    return [f"{name}: {what}: {number:,}" for what, number in counts.items()]
-
-
-def _label_notes(task: Task, records: Sequence[Any]) -> Iterator[str]:
-    """Yield a note if a few tags are no entities, or if the answers look like free text or numbers."""
-    labels = [label for label in task.labels if label != "O"]
-    odd = [label for label in labels if not has_entity_tags([label])]
-    if task.config.name == "tag" and not task.has_entities and "O" in task.labels and 2 * len(odd) < len(labels):
-        location = next(r.location for r in records if odd[0] in r.tags)
-        others = ", ".join(label for label in labels if label != odd[0])[:40]
-        yield (
-            f"tag {odd[0]!r} (sentence at {location}) marks no entity, unlike the others ({others}): "
-            "entities are not scored. Repair it."
-        )
-    for group in similar_labels(task.labels):
-        yield f"labels {quoted(group)} differ only in case or number form; make them equal if they mean the same"
-    if _has_classes(task.config) and 10 <= len(records) <= 2 * len(task.labels):
-        yield (
-            f"{len(task.labels):,} different answers in {len(records):,} records, so most cannot be learned. "
-            f"Check whether {task.config.label!r} is the right column (--label-column); use --kind score for numbers."
-        )
-
-
-def _describe(task: Task, records: Sequence[Any]) -> Iterator[str]:
-    """Yield the chosen columns, and the number of records and labels."""
-    if task.head == "sequence":
-        texts, labels = (" and ".join(map(repr, names)) for names in (task.config.text, task.config.label_columns))
-        yield f"text: column {texts}; answer: column {labels} (--text-column, --label-column to change)"
-    if task.config.name == "qa":
-        num_impossible = sum(r.is_impossible for r in records)
-        yield f"{len(records):,} questions" + (f", {num_impossible:,} without an answer" if num_impossible else "")
-    elif task.labels:
-        yield f"{len(records):,} records, {len(task.labels)} labels: {_first(task.labels, 12)}"
-    elif task.targets is not None:
-        scores = [record.label for record in records]
-        mean, std = task.targets
-        bounds = f"from {min(scores):g} to {max(scores):g}"
-        yield f"{len(records):,} records, scores {bounds}, mean {mean:.4g}, standard deviation {std:.4g}"
-    else:
-        yield f"{len(records):,} records"

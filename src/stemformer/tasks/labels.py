@@ -9,11 +9,13 @@ from typing import Any
 
 from stemformer.data.text.files import quoted
 from stemformer.errors import ConfigError, DataError
+from stemformer.progress import format_count, format_list
 from stemformer.tasks.task import Task, TaskConfig
 
+# Labels that a message lists.
+_MOST = 10
 # Of a number such as 1.0.
 _DECIMALS = re.compile(r"^([-+]?\d+)\.0+$")
-_MANY = 8
 
 
 def count_labels(config: TaskConfig, records: Iterable[Any]) -> Counter[str]:
@@ -30,12 +32,14 @@ def check_labels(
     unknown = {label: n for label, n in found.items() if label not in task.labels}
     if not unknown:
         return []
-    shown = ", ".join(f"{label!r} ({n:,})" for label, n in sorted(unknown.items())[:5])
+    shown = format_list((f"{label!r} ({n:,})" for label, n in sorted(unknown.items())), _MOST)
     if len(unknown) == len(found):
-        known = quoted(task.labels[:5])
+        known = quoted(task.labels, _MOST)
         raise DataError(f"None of the labels occur in the training data: found {shown}, trained on {known}. {advice}")
     treatment = "ignored" if task.config.kind == "labels" else "counted as wrong"
-    return [f"{len(unknown)} labels do not occur in the training data and are {treatment}: {shown}"]
+    do, are = ("do", "are") if len(unknown) > 1 else ("does", "is")
+    number = format_count(len(unknown), "label")
+    return [f"{number} {do} not occur in the training data and {are} {treatment}: {shown}"]
 
 
 def similar_labels(labels: Iterable[str]) -> list[list[str]]:
@@ -65,8 +69,7 @@ def match_labels(task: Task, records: list[Any]) -> tuple[list[Any], list[str]]:
             return replace(record, label=tuple(dict.fromkeys(names.get(label, label) for label in record.label)))
         return replace(record, label=names.get(record.label, record.label))
 
-    pairs = [f"{theirs!r} as {name!r}" for theirs, name in names.items()]
-    shown = ", ".join(pairs[:_MANY]) + (", ..." if len(pairs) > _MANY else "")
+    shown = format_list((f"{theirs!r} as {name!r}" for theirs, name in names.items()), _MOST)
     note = f"labels that differ from those of the model only in case or number form are taken as the same: {shown}"
     return [rename(record) for record in records], [note]
 
@@ -82,16 +85,16 @@ def rename_labels(task: Task, label_map: Sequence[str], records: Sequence[Any] |
         names[old] = new
     labels = [names.get(label, label) for label in task.labels]
     found = [] if records is None or not task.labels else sorted(count_labels(task.config, records))
-    sides = f"Labels of the model: {quoted(task.labels) or 'none'}."
-    sides += f" Labels of the files: {quoted(found[:20])}." if found else ""
+    sides = f"Labels of the model: {quoted(task.labels, _MOST) or 'none'}."
+    sides += f" Labels of the files: {quoted(found, _MOST)}." if found else ""
     if unknown := [name for name in names if name not in task.labels]:
-        raise ConfigError(f"--label-map names {quoted(unknown)}, which the model does not have. {sides}")
+        raise ConfigError(f"--label-map names {quoted(unknown, _MOST)}, which the model does not have. {sides}")
     if len(set(labels)) < len(labels):
         raise ConfigError(f"--label-map gives two labels of the model one name. Expected different ones. {sides}")
     forms = {_plain_form(label) for label in found}
     absent = [name for name in names.values() if _plain_form(name) not in forms]
     if found and absent and forms - {_plain_form(label) for label in labels}:
-        raise ConfigError(f"--label-map names {quoted(absent)}, which the files do not have. {sides}")
+        raise ConfigError(f"--label-map names {quoted(absent, _MOST)}, which the files do not have. {sides}")
     renamed = type(task)(task.config, labels)
     renamed.load_metadata(task.metadata())
     return renamed

@@ -76,6 +76,11 @@ class TaskConfig:
         """All columns with labels."""
         return () if self.label is None else (self.label,) if isinstance(self.label, str) else self.label
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether a record has one label."""
+        return self.name in ("classify", "pair") and self.kind == "class"
+
     def __post_init__(self) -> None:
         if isinstance(self.label, tuple) and len(self.label) < 2:
             object.__setattr__(self, "label", self.label[0] if self.label else None)

@@ -4,6 +4,7 @@ from tokenizers import models, pre_tokenizers
 
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.data.tokenization.trainers import train_byte_bpe, train_wordpiece
+from stemformer.data.tokenization.unknown_words import CANNOT_READ
 
 
 @pytest.fixture
@@ -29,6 +30,17 @@ def test_unknown_words_of_a_batch_are_counted_until_cleared(tokenizer, encode):
 def test_few_unknown_words_are_no_note(tokenizer):
     tokenizer.encode_ids(["the cat sat on the mat " * 5 + "кот"])
     assert tokenizer.unknown.note() is None
+
+
+@pytest.mark.parametrize(
+    ("num_known", "expected"),
+    [(8, "the vocabulary cannot write them. They are lost"), (2, "much of the text is lost"), (0, CANNOT_READ)],
+)
+def test_advice_is_graded_by_the_share(tokenizer, num_known, expected):
+    tokenizer.encode_ids(["cat " * num_known + "кот"])
+    note = tokenizer.unknown.note()
+    assert expected in note
+    assert (CANNOT_READ in note) == tokenizer.unknown.are_nearly_all == (num_known == 0)
 
 
 def test_byte_level_tokenizer_has_no_unknown_words():

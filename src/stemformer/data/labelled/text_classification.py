@@ -17,7 +17,8 @@ LabelKind = Literal["class", "labels", "score"]
 MOST_CLASSES = 200
 LONGEST_LABEL = 40
 _YES, _NO = ("1", "1.0", "true"), ("0", "0.0", "false")
-_DECIMAL = re.compile(r"[-+]?\d+(\.\d+)?")
+_DECIMAL = re.compile(r"[-+]?\d+([.,]\d+)?")
+_WITH_COMMAS = re.compile(r"[-+]?[\d.]*(,\d+)+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ def _find_label(
     It is none of the columns `named`, and rather none of `texts`.
     """
     columns = [column for column in table.columns if column not in named]
-    traits = {column: _label_traits(table, column) for column in columns}
+    # Labels may be separated by commas, scores have decimal commas, which is said when they are read.
+    marks = "." if kind == "labels" else ".,"
+    traits = {column: _label_traits(table, column, marks) for column in columns}
     best, others = ([c for name in names for c in columns if usual_name(c) == name] for names in LABEL_NAMES)
     found = best[:1] or others
     if len(found) > 1 and kind is not None:
@@ -139,8 +142,8 @@ def _find_label(
     raise _ambiguous(table, f"which column is the label: {reason}", advice)
 
 
-def _label_traits(table: Table, column: str) -> set[str]:
-    """Return how the values of a column resemble labels: "short", "few", "scores", "numbered"."""
+def _label_traits(table: Table, column: str, marks: str) -> set[str]:
+    """Return how values resemble labels: "short", "few", "scores" (with decimal `marks`), "numbered"."""
     values = [row[column] for row in table.rows]
     if any(isinstance(value, list | dict | bytes) for value in values):
         return set()
@@ -150,7 +153,7 @@ def _label_traits(table: Table, column: str) -> set[str]:
         "short": 2 * len(labels) >= len(values) and max(map(len, labels), default=0) <= LONGEST_LABEL,
         "few": 2 <= len(distinct) <= max(2, min(MOST_CLASSES, len(labels) // 2)),
         # Numbers, some with decimals.
-        "scores": all(map(_DECIMAL.fullmatch, labels)) and any("." in label for label in labels),
+        "scores": all(map(_DECIMAL.fullmatch, labels)) and any(mark in label for label in labels for mark in marks),
         # Numbers of classes: 0, 1, ..., n or 1, ..., n.
         "numbered": any(distinct == {str(start + i) for i in range(len(distinct))} for start in (0, 1)),
     }
@@ -239,8 +242,10 @@ def _label(value: object, location: str, kind: LabelKind) -> str | float | tuple
     except ValueError:
         score = math.nan
     if not math.isfinite(score):
-        advice = "Repair it, or choose another with --label-column."
-        raise DataError(f"{location} holds {text!r}, expected a number. {advice}")
+        expected, advice = "a number", "Repair it, or choose another with --label-column."
+        if _WITH_COMMAS.fullmatch(text):
+            expected, advice = "a number with a decimal point and without commas, such as 3.5", "Replace the commas."
+        raise DataError(f"{location} holds {text!r}, expected {expected}. {advice}")
     return score
 
 

@@ -22,6 +22,7 @@ import zstandard
 
 from stemformer.config import SIMILAR, nearest_first
 from stemformer.errors import DataError
+from stemformer.progress import format_list
 
 Inputs = str | Path | Sequence[str | Path]
 HUB_PREFIX = "hub:"
@@ -221,9 +222,9 @@ def stream_text(source: str, *, allow_blank: bool = False, newline: str | None =
         yield from blocks
 
 
-def quoted(names: Iterable[str]) -> str:
-    """Return names in quotes, separated by commas."""
-    return ", ".join(map(repr, names))
+def quoted(names: Iterable[str], most: int = 30) -> str:
+    """Return names in quotes, separated by commas; of more than `most`, the first ones and their number."""
+    return format_list(map(repr, names), most)
 
 
 def split_suffixes(name: str) -> tuple[str, str, str]:

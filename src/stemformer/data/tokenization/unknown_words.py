@@ -8,8 +8,12 @@ from jaxtyping import Bool, Integer
 
 # A larger share of unknown words is reported; normal text with a fitting vocabulary has less than 1 %.
 _MAX_SHARE = 0.05
+# Larger shares: much of the text is lost; hardly anything is left of it.
+_MANY, _NEARLY_ALL = 0.25, 0.8
 _MAX_SHOWN = 40
-CANNOT_WRITE = "the vocabulary cannot write them"
+CANNOT_READ = "the model cannot read this text"
+_FEW_ADVICE = "They are lost to the model; a vocabulary of such text would keep them."
+_ADVICE = "Use a model whose vocabulary fits the text, or train a tokenizer and a model on such text."
 
 
 class UnknownWords:
@@ -45,12 +49,24 @@ class UnknownWords:
             self._num_words += int(counts[self._starts_word[: len(counts)]].sum())
             self._num_unknown += int(counts[self._token_id])
 
+    @property
+    def share(self) -> float:
+        """Share of the words that are unknown."""
+        return self._num_unknown / max(1, self._num_words)
+
+    @property
+    def are_nearly_all(self) -> bool:
+        """Whether hardly anything is left of the text."""
+        return self.share > _NEARLY_ALL
+
     def note(self) -> str | None:
-        """Return a note with the share of unknown words and an example; None if it is small."""
-        if self._token_id is None or self._num_unknown <= _MAX_SHARE * self._num_words:
+        """Return a note with the share of unknown words, an example and advice by the share; None if it is small."""
+        if self._token_id is None or self.share <= _MAX_SHARE:
             return None
         token = self._backend.id_to_token(self._token_id)
         noun = "tokens" if self._starts_word.all() else "words"
         example = f", such as {self._example[:_MAX_SHOWN]!r}" if self._example else ""
-        share = f"{self._num_unknown / self._num_words:.0%} of the {noun} are {token}{example}: {CANNOT_WRITE}"
-        return f"{share}. Use a model whose vocabulary fits the text, or train a tokenizer and a model on such text."
+        share = f"{self.share:.0%} of the {noun} are {token}{example}: the vocabulary cannot write them"
+        if self.are_nearly_all:
+            return f"{share}, so {CANNOT_READ}. {_ADVICE}"
+        return f"{share}, so much of the text is lost. {_ADVICE}" if self.share > _MANY else f"{share}. {_FEW_ADVICE}"
