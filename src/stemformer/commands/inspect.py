@@ -73,6 +73,8 @@ def describe_dataset(path: str, manifest: Manifest) -> dict[str, Any]:
         # Fraction of [UNK] among the training tokens.
         "unknown": 0.0 if unknown is None else round(float(counts[unknown] / max(1, counts.sum())), 4),
         "skipped": dict(manifest.skipped),
+        # Examples of removed duplicates.
+        **({"duplicates": list(map(asdict, manifest.duplicates))} if manifest.duplicates else {}),
         "megabytes": round(sum(file.bytes for file in manifest.files.values()) / 1e6, 1),
     }
 

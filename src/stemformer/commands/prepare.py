@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stemformer.commands.inspect import describe_dataset
+from stemformer.data.shards.duplicates import check_dedup
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.shards.writer import write_shards
 from stemformer.data.text.documents import HEAD_CHARACTERS, read_documents, total_bytes
@@ -32,6 +33,7 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> dic
         TokenizerError: The tokenizer cannot be read.
     """
     progress = progress or Silent()
+    check_dedup(options.dedup)
     tokenizer = load_tokenizer(options.tokenizer)
     total = total_bytes(options.files)
     folder = prepare_output_dir(options.out, resume=options.resume, overwrite=options.overwrite)
@@ -43,7 +45,9 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> dic
     held_out = _default_fraction(total) if options.held_out is None else options.held_out
     if options.held_out is None and held_out > _MIN_FRACTION:
         progress.say(f"short text: holding out {held_out:.1%} of the documents (change with --held-out)")
-    progress.start("preparing", total=total, unit="bytes")
+    # Finding duplicates reads the text once more.
+    num_bytes = total and total * (1 if options.dedup == "none" else 2)
+    progress.start("preparing", total=num_bytes, unit="bytes")
     manifest = write_shards(
         options.files,
         tokenizer,
@@ -53,6 +57,7 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> dic
         column=options.text_column,
         errors=options.errors,
         words=options.words,
+        dedup=options.dedup,
         num_workers=options.num_workers,
         resume=options.resume,
         on_bytes=progress.advance,

@@ -66,12 +66,15 @@ class PrepareOptions(groups.TextFileOptions, groups.ResumableOptions):
         held_out: Fraction of the documents to hold out, chosen by a hash of their bytes. Default: 0.01, more for less
             than 10 MB of text, 0.1 at most.
         words: Word boundaries for whole-word masking: the tokenizer's, or jieba for Chinese.
+        dedup: Duplicate documents to remove: exact (equal except for whitespace) or near (80 % of the word 5-grams in
+            common). The held-out document is kept, else the first.
         num_workers: Number of processes; the output does not depend on it. Default: one for each core.
     """
 
     tokenizer: str
     held_out: float | None = None
     words: Literal["tokenizer", "jieba"] = "tokenizer"
+    dedup: Literal["none", "exact", "near"] = "none"
     num_workers: int | None = None
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from stemformer.data.shards.duplicates import DuplicateExample
 from stemformer.data.text.files import STANDARD_INPUT, find_files, local_path
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import DataError, TokenizerError
@@ -66,6 +67,8 @@ class Settings:
     errors: str
     block_characters: int
     words: str = "tokenizer"
+    # The default is not part of the fingerprint, which earlier data do not have.
+    dedup: str = "none"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Manifest:
     splits: dict[str, Counts]
     # By path relative to the folder; shards in corpus order.
     files: dict[str, FileRecord]
+    duplicates: tuple[DuplicateExample, ...] = ()
 
 
 def describe_inputs(inputs: str | Path | Iterable[str | Path], out: Path) -> tuple[InputRecord, ...]:
@@ -136,8 +140,11 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def manifest_fingerprint(manifest: Manifest) -> str:
-    """Hash a manifest without inputs and skipped counts: names of files do not affect training."""
-    body = {key: value for key, value in asdict(manifest).items() if key not in ("fingerprint", "inputs", "skipped")}
+    """Hash a manifest without inputs and what was skipped: names of files do not affect training."""
+    excluded = ("fingerprint", "inputs", "skipped", "duplicates")
+    body = {key: value for key, value in asdict(manifest).items() if key not in excluded}
+    if manifest.settings.dedup == "none":
+        del body["settings"]["dedup"]
     # Hash the JSON text, so that a number read back (0 for 0.0) hashes like the one written.
     return hashlib.sha256(msgspec.json.encode(body)).hexdigest()
 

@@ -29,7 +29,7 @@ class SplitChoice:
 
 def is_held_out(text: bytes, held_out: HeldOut) -> bool:
     """Return whether a document is held out, by a hash: equal documents are in the same split."""
-    value = _hash(text)
+    value = hash_text(text)
     return value in held_out if isinstance(held_out, frozenset) else value < held_out * 2**64
 
 
@@ -43,7 +43,7 @@ def choose_split(texts: Iterable[str], fraction: float) -> SplitChoice:
     text = ""
     for text in texts:
         raw = text.encode("utf-8", "surrogatepass")
-        sizes[_hash(raw)] = len(raw)
+        sizes[hash_text(raw)] = len(raw)
         splits.add(is_held_out(raw, fraction))
         if len(splits) == 2:
             return SplitChoice(fraction)
@@ -54,13 +54,14 @@ def choose_split(texts: Iterable[str], fraction: float) -> SplitChoice:
         note = f"too few documents to choose by hash: holding out one of {len(sizes):,}, {share:.1%} of the text"
         return SplitChoice(frozenset([chosen]), note=note)
     if cut := _find_cut(text, fraction):
-        held_out = frozenset([_hash(text[cut:].encode("utf-8", "surrogatepass"))])
+        held_out = frozenset([hash_text(text[cut:].encode("utf-8", "surrogatepass"))])
         note = f"the text is one document: holding out its last part, {1 - cut / len(text):.1%} of the text"
         return SplitChoice(held_out, cut, note)
     return SplitChoice(fraction)
 
 
-def _hash(text: bytes) -> int:
+def hash_text(text: bytes) -> int:
+    """Return a 64-bit hash."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 

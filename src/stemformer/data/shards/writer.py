@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from stemformer.data.shards import manifest as manifests
+from stemformer.data.shards.duplicates import DuplicateExample, check_dedup, find_duplicates, note_duplicates
 from stemformer.data.shards.encoding import DocumentBatch, EncodedBatch, batch_documents, encode_batches, id_dtype
 from stemformer.data.shards.manifest import FORMAT_VERSION, SPLITS, Counts, InputRecord, Manifest, Settings
 from stemformer.data.shards.splits import SplitChoice, choose_split
@@ -58,6 +59,7 @@ def write_shards(
     column: str = "text",
     errors: str = "strict",
     words: str = "tokenizer",
+    dedup: str = "none",
     num_workers: int | None = None,
     block_characters: int = 64_000_000,
     resume: bool = False,
@@ -70,15 +72,17 @@ def write_shards(
         out: Empty or new folder, or with `resume` that of an interrupted run with equal arguments.
         block_characters: Size of a block. Larger blocks need more memory, a few bytes per token.
         on_bytes: Called with the number of input bytes read since the last call.
-        on_note: Called with a note if the documents are too few to be chosen by hash.
+        on_note: Called with notes: documents too few to be chosen by hash, or many duplicates.
     """
     if not 0 <= held_out < 1:
         raise ConfigError(f"held_out is {held_out}, expected a fraction of at least 0 and below 1, such as 0.01.")
     if block_characters < 1:
         raise ConfigError(f"block_characters is {block_characters}, expected at least 1, such as 64000000.")
     load_segmenter(words)
+    check_dedup(dedup)
+    on_note = on_note or (lambda _: None)
     out = Path(out)
-    settings = Settings(float(held_out), documents, column, errors, block_characters, words)
+    settings = Settings(float(held_out), documents, column, errors, block_characters, words, dedup)
     records = manifests.describe_inputs(inputs, out)
     plan = WritePlan(FORMAT_VERSION, tokenizer.fingerprint, tokenizer.vocab_size, settings, records)
     if resume and (out / "manifest.json").exists():
@@ -100,10 +104,22 @@ def write_shards(
         split = SplitChoice(held_out)
         if held_out > 0:
             split = choose_split((document.text for document in read_documents(inputs, **how)), held_out)
-        if split.note and on_note is not None:
+        if split.note:
             on_note(split.note)
-        stream = read_documents(inputs, **how, on_bytes=on_bytes, skipped=skipped)
-        texts = split.texts(document.text for document in stream)
+
+        def read_texts(skipped: Counter[str]) -> Iterator[str]:
+            stream = read_documents(inputs, **how, on_bytes=on_bytes, skipped=skipped)
+            return split.texts(document.text for document in stream)
+
+        duplicates = None
+        if dedup == "none":
+            texts = note_duplicates(read_texts(skipped), on_note)
+        else:
+            duplicates = find_duplicates(read_texts(Counter()), split.held_out, dedup)
+            skipped.update(duplicates.counts)
+            texts = duplicates.remove(read_texts(skipped))
+            if len(duplicates.kept) == (1 if split.cut is None else 2):
+                on_note(f"--dedup {dedup} has no effect: the text is one document (split it with --documents)")
         batches = _skip_written(batch_documents(texts, block_characters), blocks)
         encoded = encode_batches(
             batches, tokenizer, tokenizer_folder=folder, held_out=split.held_out, words=words, num_workers=num_workers
@@ -115,7 +131,7 @@ def write_shards(
                 if batch.is_last:
                     blocks.append(_write_block(out, batch, parts))
                     parts = []
-        return _finish(out, plan, blocks, skipped)
+        return _finish(out, plan, blocks, skipped, duplicates.examples() if duplicates else ())
     except BaseException:
         # Without a complete block, leave nothing that would block the next attempt.
         if not blocks:
@@ -230,7 +246,13 @@ def _write_block(out: Path, last: DocumentBatch, parts: list[EncodedBatch]) -> W
     return block
 
 
-def _finish(out: Path, plan: WritePlan, blocks: Sequence[WrittenBlock], skipped: Counter[str]) -> Manifest:
+def _finish(
+    out: Path,
+    plan: WritePlan,
+    blocks: Sequence[WrittenBlock],
+    skipped: Counter[str],
+    duplicates: tuple[DuplicateExample, ...],
+) -> Manifest:
     """Write the unigram counts and the manifest, and remove the progress."""
     splits = SPLITS if plan.settings.held_out > 0 else SPLITS[:1]
     totals = {split: sum((b.splits[split] for b in blocks if split in b.splits), Counts()) for split in splits}
@@ -248,9 +270,8 @@ def _finish(out: Path, plan: WritePlan, blocks: Sequence[WrittenBlock], skipped:
             files[path.relative_to(out).as_posix()] = write_file(path, [path.read_bytes()])
     files["unigram.npy"] = _write_unigrams(out, shards, plan.vocab_size)
     text_sha256 = blocks[-1].text_sha256
-    manifest = Manifest(
-        **vars(plan), fingerprint="", text_fingerprint=text_sha256, skipped=reasons, splits=totals, files=files
-    )
+    content: dict[str, Any] = {"skipped": reasons, "splits": totals, "files": files, "duplicates": duplicates}
+    manifest = Manifest(**vars(plan), fingerprint="", text_fingerprint=text_sha256, **content)
     manifest = replace(manifest, fingerprint=manifests.manifest_fingerprint(manifest))
     write_file(out / "manifest.json", [msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"])
     (out / "progress.jsonl").unlink()
@@ -259,10 +280,11 @@ def _finish(out: Path, plan: WritePlan, blocks: Sequence[WrittenBlock], skipped:
 
 def _empty_split_error(split: str, totals: dict[str, Counts], held_out: float, reasons: dict[str, int]) -> DataError:
     num_documents = sum(counts.documents for counts in totals.values())
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     if num_documents == 0:
-        skipped = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "none was read"
-        return DataError(f"The inputs hold no document with a token ({skipped}). Pass at least one file with text.")
-    documents = f"{num_documents:,} document{'s' if num_documents > 1 else ''}"
+        problem = f"The inputs hold no document with a token ({skipped or 'none was read'})"
+        return DataError(f"{problem}. Pass at least one file with text.")
+    documents = f"{num_documents:,} document{'s' if num_documents > 1 else ''}" + (skipped and f" (skipped: {skipped})")
     problem = f"Of {documents}, none is in the {split.replace('_', '-')} split with held_out {held_out}"
     advice = "split the text into more documents with --documents line or blank, or use --held-out 0"
     return DataError(f"{problem}. {'Raise' if split == 'held_out' else 'Lower'} --held-out, {advice}.")
