@@ -116,18 +116,27 @@ def test_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["filll"], 'error: Unknown command "filll". Did you mean "fill"?'),
+        (
+            ["filll"],
+            "error: Command 'filll' does not exist (did you mean 'fill'?). List all commands with stemformer --help.",
+        ),
+        (["xyzzy"], "error: Command 'xyzzy' does not exist. List all commands with stemformer --help."),
         (["fill", "x", "--modle", "y"], "error: Unknown option: --modle. Did you mean --model?"),
-        (["fill", "x"], 'error: Command "fill" parameter --model requires an argument. See stemformer fill --help.'),
+        (
+            ["train-tokenizer"],
+            "error: --out is missing. Expected FILES, --out, for example: stemformer train-tokenizer FILE --out NEW_FOLDER.",
+        ),
+        (["fill", "x"], "error: --model is missing. Expected TEXTS, --model, for example: stemformer fill "),
+        (["fill", "x", "--model"], 'error: Command "fill" parameter --model requires an argument.'),
         (["fill", "x", "--model", "m", "--top-k", "a"], "error: Invalid value for --top-k: unable to convert"),
-        (["fintune", "--help"], 'error: Unknown command "fintune". Did you mean "finetune"?'),
-        (["benchmark", "gleu", "-h"], 'error: Unknown command "gleu". Did you mean "glue"?'),
+        (["fintune", "--help"], "error: Command 'fintune' does not exist (did you mean 'finetune'?)."),
+        (["benchmark", "gleu", "-h"], "error: Command 'benchmark gleu' does not exist (did you mean 'benchmark glue'"),
         (
             ["fewshot", "a", "--model", "m", "--num-shots", "x"],
             "error: Invalid value for --num-shots: expected integers",
         ),
         (["train-tokenizer", "a", "--out", "b", "--kind", "wordpeice"], 'error: Invalid value "wordpeice" for --kind.'),
-        (["inspect"], 'error: Command "inspect" parameter PATH requires'),
+        (["inspect"], "error: PATH is missing. Expected PATH, for example: stemformer inspect FOLDER."),
     ],
 )
 def test_wrong_command_line_is_one_line_and_exit_code_2(words, message, use_api, capsys):

@@ -138,7 +138,14 @@ def test_wide_cells_are_cut_on_a_screen_only():
         assert max(map(cell_len, lines)) <= width and len(lines) == 6
         assert "12,345  a b c" in lines[-1] and lines[-2].count("…") == 2
     assert "word " * 50 in as_text(rows) and "巴黎" * 40 in as_text(rows)
-    assert as_text(rows, width=1000) == as_text(rows)
+    # Without a screen, long cells do not pad the others.
+    assert as_text({"wrong": rows}).splitlines()[-1].split() == ["12,345", "a", "b", "c", "x"]
+    assert max(map(len, as_text([{"text": "x" * 500, "n": 1}, {"text": "y", "n": 2}]).splitlines()[2:])) < 60
+
+
+def test_confusion_matrix_names_its_labels():
+    lines = as_text({"confusion": [[105, 0], [3, 95]], "labels": ["bad", "good"], "notes": []}).splitlines()
+    assert lines == ["labels  bad, good", "", "confusion", "  label  bad  good", "  bad    105  0", "  good   3    95"]
 
 
 def test_matrix_is_set_in_rows():

@@ -297,6 +297,15 @@ def test_single_text_in_the_place_of_a_list_is_refused(finetuned, call):
         getattr(stemformer.load(str(finetuned("class"))), call)("a fine book")
 
 
+@pytest.mark.parametrize(("label", "number"), [("fine", 1), ("good", 0)])
+def test_note_is_printed_once_and_no_empty_notes(finetuned, tmp_path, capsys, label, number):
+    (tmp_path / "a.csv").write_text(f"review,sentiment\nThe old king.,bad\nThe river.,{label}\n")
+    assert main(["evaluate", str(tmp_path / "a.csv"), "--model", str(finetuned("class"))]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("does not occur in the training data") == number
+    assert "notes" not in captured.out
+
+
 def test_unknown_labels_are_noted(finetuned, tmp_path):
     lines = ["review,sentiment", "The old king.,good", "The river.,fine"]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from functools import partial
 from inspect import BoundArguments
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownCommandError
 
 import stemformer
 from stemformer import options as o
 from stemformer.cli.display import FewShotDisplay, StdinOptions, fewshot, generate, print_rows, run, run_with_stdin
 from stemformer.cli.exit_codes import DISK_FULL, describe_error, report_to_torchrun, signals_raise
 from stemformer.cli.parameters import Command, convert_value, new_words
+from stemformer.config import SIMILAR, nearest_first
 
 START, DATA, TRAIN, USE, MEASURE, KEEP = (
     Group(name, sort_key=number)
@@ -98,8 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command(*bound.args, **bound.kwargs)
             sys.stdout.flush()
         except CycloptsError as error:
-            name = " ".join(["stemformer", *(error.command_chain or ())])
-            line = f"error: {' '.join(str(error).split())} See {name} --help."
+            line = f"error: {_describe_mistake(error, words)}"
             report_to_torchrun(line)
             if _is_reported_here(error):
                 print(line, file=sys.stderr)
@@ -118,6 +118,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(line, file=sys.stderr)
             return code
     return 0
+
+
+def _describe_mistake(error: CycloptsError, words: Sequence[str]) -> str:
+    """Return the line for a mistake in the words of a command: what is wrong, and what was expected."""
+    name = " ".join(error.command_chain or ())
+    if isinstance(error, UnknownCommandError):
+        known = (
+            [command for command in COMMANDS if command.startswith(f"{name} ")] if name else [*COMMANDS, "benchmark"]
+        )
+        word = f"{name} {words[1]}" if name and len(words) > 1 else words[0]
+        close = nearest_first(word, known, cutoff=SIMILAR)[:3]
+        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+        return f"Command {word!r} does not exist{hint}. List all commands with stemformer --help."
+    if isinstance(error, MissingArgumentError) and error.keyword is None and name in COMMANDS:
+        names, example = COMMANDS[name].required()
+        missing = error.argument.name if error.argument is not None else "an argument"
+        advice = f"Expected {names}, for example: stemformer {name} {example}"
+        return f"{missing} is missing. {advice}. See stemformer {name} --help."
+    return f"{' '.join(str(error).split())} See {' '.join(['stemformer', *name.split()])} --help."
 
 
 def _is_unknown(words: Sequence[str]) -> bool:

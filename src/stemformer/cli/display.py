@@ -80,7 +80,11 @@ def call(name: str, options: Options, display: DisplayOptions, **more: Any) -> A
     if name in _WITHOUT_PROGRESS:
         return function(**keywords)
     with display.progress() as progress:
-        return function(**keywords, progress=progress)
+        result = function(**keywords, progress=progress)
+    if isinstance(progress, Terminal) and not display.json and isinstance(result, dict) and "notes" in result:
+        # Standard error has shown them.
+        return result | {"notes": [note for note in result["notes"] if note not in progress.said]}
+    return result
 
 
 def run(name: str, options: Options, display: DisplayOptions) -> None:

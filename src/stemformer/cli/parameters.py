@@ -35,6 +35,21 @@ OLD_COMMANDS = {
     "glue": ("benchmark", "glue"),
     "squad": ("benchmark", "squad"),
 }
+# Values of required options in the example of an error.
+_EXAMPLES = {
+    "files": "FILE",
+    "texts": '"A text."',
+    "prompts": '"A prompt"',
+    "task": "classify",
+    "tasks": "TASK",
+    "model": "MODEL_FOLDER",
+    "data": "DATA_FOLDER",
+    "tokenizer": "TOKENIZER_FOLDER",
+    "recipe": "bert_tiny",
+    "train": "FILE.csv",
+    "out": "NEW_FOLDER",
+    "path": "FOLDER",
+}
 _OLD_FLAGS = {"--regression": ["--kind", "score"], "--multi-label": ["--kind", "labels"]}
 
 
@@ -64,6 +79,17 @@ class Command:
     @property
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
         return {name: parameter.annotation for name, parameter in self.__signature__.parameters.items()}
+
+    def required(self) -> tuple[str, str]:
+        """Return the names of the arguments and options without a default, and the words of an example."""
+        items = [item for cls in self.classes for item in dataclasses.fields(cls) if _is_required(item)]
+        items.sort(key=lambda item: ("is_argument" not in item.metadata, item.name == "out"))
+        names, words = [], []
+        for item in items:
+            flag = () if "is_argument" in item.metadata else (_flags(item)[0],)
+            names.append(flag[0] if flag else item.name.upper())
+            words += [*flag, _EXAMPLES.get(item.name, item.name.upper())]
+        return ", ".join(names), " ".join(words)
 
     def __call__(self, *args: Any, **keywords: Any) -> None:
         values = dict.fromkeys(self.optional, ()) | self.__signature__.bind(*args, **keywords).arguments
@@ -117,6 +143,10 @@ def _new_option(word: str, fields: Mapping[str, Any]) -> list[str]:
     names = {key for key, item in fields.items() if "is_argument" not in item.metadata}
     new = renamed(names, name[2:].replace("-", "_")) if name.startswith("--") else None
     return [word if new is None else f"{_flags(fields[new])[0]}{equals}{value}"]
+
+
+def _is_required(item: "dataclasses.Field[Any]") -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
 def _flags(item: "dataclasses.Field[Any]") -> tuple[str, ...]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Columns of the screen that each cell of a table keeps.
 _MIN_CELL = 4
+# Columns of the screen to which cells are padded where they are not cut; longer ones move the rest of their line.
+_MAX_PADDED = 40
 
 
 class Terminal:
@@ -24,6 +26,8 @@ class Terminal:
     def __init__(self, *, is_live: bool | None = None, interval: float = 10.0) -> None:
         self.is_live = sys.stderr.isatty() if is_live is None else is_live
         self.interval = interval
+        # Lines of `say`.
+        self.said: set[str] = set()
         self._bar: RichProgress | None = None
         self._title: str | None = None
 
@@ -52,6 +56,7 @@ class Terminal:
             self._print(now)
 
     def say(self, line: str) -> None:
+        self.said.add(line)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
@@ -130,6 +135,7 @@ def as_text(result: Any, *, width: int | None = None) -> str:
         loss   2.5
     """
     if isinstance(result, Mapping):
+        result = _name_confusion({name: value for name, value in result.items() if name != "notes" or value})
         blocks = {
             name: text
             for name, value in result.items()
@@ -142,6 +148,15 @@ def as_text(result: Any, *, width: int | None = None) -> str:
         return text
     is_list = isinstance(result, Sequence) and not isinstance(result, str)
     return "\n".join(map(_format_value, result)) if is_list else str(result)
+
+
+def _name_confusion(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name the rows and columns of a confusion matrix by the labels."""
+    labels, rows = result.get("labels") or (), result.get("confusion") or ()
+    if len(labels) != len(rows):
+        return result
+    named = [{"label": label, **dict(zip(labels, row, strict=True))} for label, row in zip(labels, rows, strict=True)]
+    return {name: named if name == "confusion" else value for name, value in result.items()}
 
 
 def _format_block(value: Any, width: int | None) -> str | None:
@@ -206,11 +221,14 @@ def _align(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]
     from rich.cells import cell_len, set_cell_size
 
     def fit(text: str, size: int) -> str:
-        return set_cell_size(text, size) if cell_len(text) <= size else set_cell_size(text, size - 1) + "…"
+        if cell_len(text) <= size:
+            return set_cell_size(text, size)
+        return text if width is None else set_cell_size(text, size - 1) + "…"
 
     widths = [max(map(cell_len, column)) for column in zip_longest(*rows, fillvalue="")]
+    limit = _MAX_PADDED
     if width is not None:
         room = width - 2 * (len(widths) - 1)
         limits = (limit for limit in range(room, _MIN_CELL, -1) if sum(min(w, limit) for w in widths) <= room)
-        widths = [min(w, limit) for limit in [next(limits, _MIN_CELL)] for w in widths]
-    return ["  ".join(map(fit, row, widths)).rstrip() for row in rows]
+        limit = next(limits, _MIN_CELL)
+    return ["  ".join(fit(cell, min(w, limit)) for cell, w in zip(row, widths, strict=False)).rstrip() for row in rows]
