@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import stemformer
 from stemformer.cli import app as cli
 from stemformer.config import with_settings
-from stemformer.data.examples.packing import pack_documents
+from stemformer.data.examples.packing import make_token_stream, pack_documents
 from stemformer.data.examples.sampling import prefetch
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import load_tokenizer
@@ -91,10 +91,10 @@ def data(determinism_data):
 pytestmark = pytest.mark.usefixtures("no_timing")
 
 
-def train(data, out, *, settings=(), **options):
+def train(data, out, *, recipe="bert_tiny", settings=(), **options):
     options = {"steps": 10} | options
     return stemformer.pretrain(
-        "bert_tiny", data=data, out=str(out), settings=[*SETTINGS, *settings], precision="fp32", **options
+        recipe, data=data, out=str(out), settings=[*SETTINGS, *settings], precision="fp32", **options
     )
 
 
@@ -140,6 +140,22 @@ def test_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(data, tmp_path,
     assert {k: v for k, v in full.items() if k not in ("run", "model", "report", "seconds")} == {
         k: v for k, v in resumed.items() if k not in ("run", "model", "report", "seconds")
     }
+
+
+@pytest.mark.parametrize("documents", ["packed", "stream"])
+def test_interruption_in_the_second_epoch_changes_nothing(data, tmp_path, documents):
+    shards = open_shards(data)
+    if documents == "packed":
+        recipe, settings, examples = "bert_tiny", [], pack_documents(shards, sequence_length=32)
+    else:
+        recipe, settings = "gpt_tiny", ["objective.documents=stream"]
+        examples = make_token_stream(shards, sequence_length=32, eos_token_id=0)
+    # Three steps are an epoch: the run stops in its second one, and ends in its fourth.
+    options = {"recipe": recipe, "settings": [*settings, f"batch.size={len(examples) // 3}"]}
+    train(data, tmp_path / "full", **options)
+    train_interrupted(data, tmp_path / "parts", **options)
+    assert_same_files(last_checkpoint(tmp_path / "full"), last_checkpoint(tmp_path / "parts"))
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
 @pytest.mark.parametrize("at", [1, 5, 9])

@@ -1,4 +1,5 @@
-from itertools import pairwise
+from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ import pytest
 from stemformer.data.examples.packing import make_token_stream, pack_documents, pack_first_fit, split_documents
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
+
+EOS = 65_535
 
 
 def read(rows, number):
@@ -195,6 +198,38 @@ def test_rows_keep_chunks_in_corpus_order():
         assert (np.diff(starts) > 0).all()
 
 
+@pytest.mark.parametrize("sequence_length", [16, 64])
+def test_epochs_fill_rows_with_other_chunks_and_hold_each_once(sequence_length):
+    line = random_line(seed=12, num_documents=400)
+    rows = pack_documents(line, sequence_length=sequence_length)
+
+    def chunks(examples):
+        assert len(examples) == len(rows) and examples.num_tokens == rows.num_tokens
+        read_rows = (read(examples, number) for number in range(len(examples)))
+        return [[c.tolist() for c in np.split(tokens, np.cumsum(n)[:-1])] for tokens, _, n in read_rows]
+
+    first, second, third = (chunks(rows.for_epoch(3, epoch)) for epoch in range(3))
+    assert first == chunks(rows)
+    for epoch in (second, third):
+        assert sorted(chain(*epoch)) == sorted(chain(*first))
+        assert [list(map(len, row)) for row in epoch] == [list(map(len, row)) for row in first]
+    # Chunks of a length that no other has stay.
+    neighbors = [{(a[0], b[0]) for row in epoch for a, b in pairwise(row)} for epoch in (first, second, third)]
+    assert all(len(a & b) < 0.1 * len(a) for a, b in [neighbors[:2], neighbors[1:], neighbors[::2]])
+    assert second != chunks(rows.for_epoch(4, 1))
+
+
+@pytest.mark.parametrize("make", [pack_documents, partial(make_token_stream, eos_token_id=EOS)])
+def test_an_epoch_is_a_function_of_seed_and_number_alone(make):
+    line = random_line(seed=13)
+    examples = make(line, sequence_length=32)
+    for epoch in (3, 1, 2, 1, 0, 2):
+        fresh = make(line, sequence_length=32).for_epoch(7, epoch)
+        for number in range(len(fresh)):
+            for a, b in zip(read(examples.for_epoch(7, epoch), number), read(fresh, number), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
 def test_num_tokens_and_packing_efficiency_count_special_tokens():
     rows = pack_documents(LineOfTokens([[[3]], [[4]], [[6]]]), sequence_length=12)
     assert len(rows) == 2  # 5 + 6 tokens, then 8
@@ -213,34 +248,54 @@ def test_sequence_length_without_room_for_a_token_is_refused():
 @pytest.mark.parametrize("sequence_length", [1, 7, 64, 100_000])
 def test_stream_is_every_document_between_eos_and_windows_share_one_token(sequence_length):
     line = random_line(seed=11)
-    eos = 65_535
-    stream = make_token_stream(line, sequence_length=sequence_length, eos_token_id=eos)
-    expected = [eos]
+    stream = make_token_stream(line, sequence_length=sequence_length, eos_token_id=EOS)
+    expected = [EOS]
     for start, stop in zip(line.document_starts[:-1], line.document_starts[1:], strict=True):
-        expected += [*range(start, stop), eos]
+        expected += [*range(start, stop), EOS]
     assert stream.num_tokens == len(expected) - 1
     rows = [read(stream, number) for number in range(len(stream))]
     assert all(len(tokens) == sequence_length + 1 for tokens, *_ in rows[:-1])
     assert all(a[0][-1] == b[0][0] for a, b in pairwise(rows))
     assert np.concatenate([rows[0][0][:1], *(tokens[1:] for tokens, *_ in rows)]).tolist() == expected
     for tokens, words, lengths in rows:
-        assert lengths.tolist() == [len(tokens)] and words[tokens == eos].all()
+        assert lengths.tolist() == [len(tokens)] and words[tokens == EOS].all()
     assert stream.packing_efficiency == pytest.approx(stream.num_tokens / (len(stream) * sequence_length))
 
 
 @pytest.mark.parametrize("sequence_length", [1, 7, 64, 100_000])
-def test_epochs_cut_a_stream_elsewhere_and_hold_each_token_once(sequence_length):
-    stream = make_token_stream(random_line(seed=11), sequence_length=sequence_length, eos_token_id=65_535)
+def test_epochs_shuffle_the_documents_of_a_stream_and_cut_it_elsewhere(sequence_length):
+    line = random_line(seed=11)
+    stream = make_token_stream(line, sequence_length=sequence_length, eos_token_id=EOS)
     first, *others = ([read(stream.for_epoch(5, e), n) for n in range(len(stream))] for e in range(4))
-    ring = np.concatenate([tokens[:-1] for tokens, *_ in first])
     assert [tokens.tolist() for tokens, *_ in first] == [read(stream, n)[0].tolist() for n in range(len(stream))]
-    for epoch, rows in enumerate(others, start=1):
-        offset = stream.for_epoch(5, epoch).offset
-        assert np.concatenate([tokens[:-1] for tokens, *_ in rows]).tolist() == np.roll(ring, -offset).tolist()
+    orders = [document_order(line, np.concatenate([tokens[:-1] for tokens, *_ in rows])) for rows in (first, *others)]
+    assert orders[0] == list(range(40))
+    for rows, order in zip(others, orders[1:], strict=True):
+        # Each document once, in full and in another order, and windows that share one token.
+        assert sorted(order) == list(range(40))
+        assert num_shared_neighbors(orders[0], order) < 10
         assert all(a[0][-1] == b[0][0] for a, b in pairwise([*rows, rows[0]]))
         assert [len(tokens) for tokens, *_ in rows] == [len(tokens) for tokens, *_ in first]
-        assert all(words[tokens == 65_535].all() for tokens, words, _ in rows)
+        for tokens, words, _ in rows:
+            is_text = (tokens != EOS) & (np.arange(len(tokens)) > 0)
+            np.testing.assert_array_equal(words[is_text], line._starts_word[tokens[is_text]])
+            assert words[tokens == EOS].all()
+    assert num_shared_neighbors(orders[1], orders[2]) < 10
     assert len({stream.for_epoch(seed, epoch).offset for seed in (5, 6) for epoch in (1, 2)}) == 4
+
+
+def document_order(line, ring):
+    """Return the documents of a stream (without its last token) from its first EOS on, after checking their tokens."""
+    ring = np.roll(ring, -np.flatnonzero(ring == EOS)[0])
+    documents = np.split(ring, np.flatnonzero(ring == EOS))[1:]
+    order = np.searchsorted(line.document_starts, [tokens[1] for tokens in documents]).tolist()
+    for number, tokens in zip(order, documents, strict=True):
+        np.testing.assert_array_equal(tokens[1:], np.arange(*line.document_starts[number : number + 2]))
+    return order
+
+
+def num_shared_neighbors(order, other):
+    return len(set(pairwise(order)) & set(pairwise(other)))
 
 
 def test_stream_of_empty_windows_is_refused():

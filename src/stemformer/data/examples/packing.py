@@ -1,12 +1,13 @@
 """Packing of documents into examples of constant length.
 
 Documents are split into *chunks* of full sentences, and chunks are packed first-fit into rows. A
-causal model may instead read fixed-length windows of all documents joined.
+causal model may instead read fixed-length windows of all documents joined. Each epoch but the first
+puts the documents together anew, by a permutation keyed by (seed, epoch).
 """
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from stemformer.errors import ConfigError
 
 # For small chunks; when another one is needed, the fullest is closed.
 _MAX_OPEN_ROWS = 256
-# Number of the generator of an epoch's offset; numbers of examples are lower.
-_OFFSET = 2**62
+# Number of the generator of an epoch's order; numbers of examples are lower.
+_ORDER = 2**62
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,25 @@ class ShardDataset(Sized):
         return self.num_tokens / max(1, len(self) * self.sequence_length)
 
     def for_epoch(self, seed: int, epoch: int) -> Any:
-        """Return the examples of one epoch, as many as in the others."""
+        """Return the examples of one epoch, as many as in the others; the last result is cached."""
+        return self._for_epoch(seed, epoch) if epoch else self
+
+    @cached_property
+    def _for_epoch(self) -> Callable[[int, int], Any]:
+        return lru_cache(maxsize=1)(lambda seed, epoch: self._shuffle(example_generator(seed, epoch, _ORDER)))
+
+    def _shuffle(self, rng: np.random.Generator) -> Any:
+        """Return the examples of a further epoch."""
         return self
 
 
 @dataclass(frozen=True)
 class PackedDataset(ShardDataset):
-    """Packed dataset: each example is a row of document chunks, with every token in one chunk."""
+    """Packed dataset: each example is a row of document chunks, with every token in one chunk.
+
+    In each epoch but the first, chunks of equal length trade positions at random, so that each row
+    holds other chunks and the number of rows stays the same.
+    """
 
     # First token of each chunk, ordered by row.
     starts: Int[np.ndarray, "p"]
@@ -79,6 +92,14 @@ class PackedDataset(ShardDataset):
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def _shuffle(self, rng: np.random.Generator) -> Any:
+        lengths = self.stops - self.starts
+        slots = np.argsort(lengths, kind="stable")
+        chunks = np.lexsort((rng.random(len(lengths)), lengths))
+        starts = np.empty_like(self.starts)
+        starts[slots] = self.starts[chunks]
+        return replace(self, starts=starts, stops=starts + lengths)
 
     def get_example(self, index: int, rng: np.random.Generator) -> RawExample:
         """Return the text of a row, each chunk as a sequence; `rng` is unused."""
@@ -99,18 +120,23 @@ class TokenStream(ShardDataset):
 
     A window has one token more than `sequence_length`, which the next window starts with: it gives
     inputs and shifted labels, so that each token is scored exactly once. The last may be shorter.
-    The stream is a ring, whose end is its start; each epoch but the first cuts it elsewhere.
+    The stream is a ring, whose end is its start. Each epoch but the first shuffles the documents
+    and cuts the ring elsewhere.
     """
 
     eos_token_id: int
+    # First token of each document, in the order of the stream.
+    starts: Int[np.ndarray, "d"]
     # In the stream, before each document and at the end.
     eos_positions: Int[np.ndarray, "d1"]
     # Position in the stream of the first window.
     offset: int = 0
 
-    def for_epoch(self, seed: int, epoch: int) -> Any:
-        offset = int(example_generator(seed, epoch, _OFFSET).integers(self.num_tokens)) if epoch else 0
-        return replace(self, offset=offset)
+    def _shuffle(self, rng: np.random.Generator) -> Any:
+        offset = int(rng.integers(self.num_tokens))
+        order = rng.permutation(len(self.starts))
+        eos_positions = np.append(0, np.cumsum(np.diff(self.eos_positions)[order]))
+        return replace(self, starts=self.starts[order], eos_positions=eos_positions, offset=offset)
 
     def __len__(self) -> int:
         return -(-self.num_tokens // self.sequence_length)
@@ -130,9 +156,13 @@ class TokenStream(ShardDataset):
     def _read(self, start: int, stop: int) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
         """Return tokens and word starts between two positions of the stream."""
         first_eos, last_eos = np.searchsorted(self.eos_positions, [start, stop]).tolist()
-        # Positions in the shards: the stream's positions without the EOS tokens before them.
-        bounds = [start - first_eos, *self.shards.document_starts[first_eos:last_eos].tolist(), stop - last_eos]
-        spans = [(a, b) for a, b in pairwise(bounds) if a < b]
+        # Documents that overlap, and their parts between the positions.
+        documents = np.arange(max(first_eos - 1, 0), min(last_eos, len(self.starts)))
+        before = self.eos_positions[documents] + 1
+        shifts = self.starts[documents] - before
+        firsts = np.maximum(before, start) + shifts
+        lasts = np.minimum(self.eos_positions[documents + 1], stop) + shifts
+        spans = [(a, b) for a, b in zip(firsts.tolist(), lasts.tolist(), strict=True) if a < b]
         text = read_raw_example(self.shards, spans, [0] * len(spans))
         is_text = np.ones(stop - start, bool)
         is_text[self.eos_positions[first_eos:last_eos] - start] = False
@@ -158,8 +188,9 @@ def make_token_stream(shards: Shards, *, sequence_length: int, eos_token_id: int
     """Return a split as a stream of tokens in windows of `sequence_length` inputs."""
     if sequence_length < 1:
         raise ConfigError(f"sequence_length is {sequence_length}: expected at least 1.")
-    eos_positions = shards.document_starts + np.arange(len(shards.document_starts))
-    return TokenStream(shards, sequence_length, int(eos_positions[-1]), eos_token_id, eos_positions)
+    starts = shards.document_starts
+    eos_positions = starts + np.arange(len(starts))
+    return TokenStream(shards, sequence_length, int(eos_positions[-1]), eos_token_id, starts[:-1], eos_positions)
 
 
 def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
