@@ -88,7 +88,34 @@ def test_prepare_warns_of_unknown_words(made, tmp_path, capsys):
     assert "100% of the words are [UNK], such as 'король'" in capsys.readouterr().err
 
 
+def test_pretrain_refuses_data_that_the_vocabulary_cannot_write(made, tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(RUSSIAN * 20) + "\n", encoding="utf-8")
+    out, tokenizer = str(tmp_path / "data"), str(made / "tok")
+    stemformer.prepare([str(tmp_path / "text.txt")], tokenizer=tokenizer, out=out, documents="line", num_workers=1)
+    with pytest.raises(DataError, match=r"100% of the words are \[UNK\].*the model cannot read this text"):
+        stemformer.pretrain("bert_tiny", data=out, out=str(tmp_path / "run"), settings=SMALL, steps=1)
+
+
+@pytest.mark.parametrize("share", ["0", "0.1"])
+def test_data_without_a_held_out_split_is_said(made, tmp_path, capsys, share):
+    out = str(tmp_path / "data")
+    options = ["--tokenizer", str(made / "tok"), "--out", out, "--documents", "line", "--held-out", share]
+    assert main(["prepare", str(made / "text.txt"), *options, "--num-workers", "1"]) == 0
+    assert ("nothing is held out" in capsys.readouterr().err) == (share == "0")
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    run = ["--recipe", "bert_tiny", "--data", out, "--out", str(tmp_path / "run"), "--steps", "1", *settings]
+    assert main(["pretrain", *run]) == 0
+    said = capsys.readouterr().err
+    assert ("no held-out split" in said) == (share == "0")
+    assert said.count("| unigram_loss ") == said.count("| unigram_accuracy ") == (0 if share == "0" else 2)
+
+
 # inspect
+
+
+def test_inspect_suggests_the_path_of_a_similar_folder(made, tmp_path):
+    with pytest.raises(DataError, match=rf"does not exist \(did you mean '{made}/data'\?\)"):
+        stemformer.inspect(str(made / "dat"))
 
 
 def test_inspect_describes_data(run_json, made):

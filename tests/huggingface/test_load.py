@@ -178,13 +178,21 @@ def test_hub_id_without_a_network_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     refused(
         "someone/no-such-model",
-        "'someone/no-such-model' is neither a local folder nor a model .* downloaded from the hub",
+        r"'someone/no-such-model' is not a local folder, and .* \(the hub could not be reached\)",
     )
 
 
 def test_name_that_is_not_a_hub_id_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused("not a name", "'not a name' is neither a local folder nor a model")
+    refused("not a name", r"'not a name' is not a local folder, and .* \(it is no hub id\)")
+
+
+def test_misspelled_run_is_named_in_full_without_asking_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stemformer.huggingface.load._download", None)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "config.toml").touch()
+    refused("runs/firs", r"runs/firs does not exist \(did you mean 'runs/first'\?\)")
 
 
 # Tokenizer

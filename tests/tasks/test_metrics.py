@@ -167,6 +167,12 @@ def test_entities_of_schemes_with_ends_and_single_words_are_counted(marks):
     assert [(row["label"], row["count"]) for row in metrics["per_label"]] == [("LOC", 1), ("PER", 2)]
 
 
+def test_tags_without_a_scheme_are_no_entities():
+    metrics = tagging_metrics([["PER", "O", "B-LOC"]], [["B-PER", "O", "B-LOC"]], entities=True)
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+    assert {row["label"]: row["count"] for row in metrics["per_label"]} == {"LOC": 1, "PER": 0}
+
+
 def test_entities_agree_with_seqeval():
     import seqeval.metrics
 

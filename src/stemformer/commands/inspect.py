@@ -10,7 +10,7 @@ from stemformer.data.shards.manifest import Manifest, read_manifest
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import DataError, TokenizerError
-from stemformer.huggingface.load import find_model_folder, load_model, read_task_info
+from stemformer.huggingface.load import find_model_folder, load_model, read_task_info, similar_folder
 from stemformer.io import find_damage, read_json_object, read_jsonl
 from stemformer.models.model import Model
 from stemformer.options import InspectOptions, accepts
@@ -57,7 +57,8 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     if (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file():
         return {"tokenizer": path, **_describe_tokenizer(load_tokenizer(folder))}
     if not folder.exists():
-        raise DataError(f"{path} does not exist. Pass a directory of tokenized data, a run, a model or a tokenizer.")
+        expected = "Pass a directory of tokenized data, a run, a model or a tokenizer"
+        raise DataError(f"{path} does not exist{similar_folder(folder)}. {expected}.")
     raise DataError(f"{path} holds neither tokenized data nor a run, a model or a tokenizer.")
 
 

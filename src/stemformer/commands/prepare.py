@@ -68,6 +68,8 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> dic
     if note := _note_unknown_words(options, tokenizer):
         progress.say(note)
     split = manifest.splits.get("held_out")
+    if split is None:
+        progress.say("nothing is held out, so pre-training cannot measure a validation loss (change with --held-out)")
     if split is not None and split.tokens < _MIN_HELD_OUT_TOKENS:
         progress.say(
             f"the held-out split has only {split.tokens:,} tokens (documents: {split.documents:,}), too few for a "

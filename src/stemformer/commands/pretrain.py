@@ -87,6 +87,10 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         manifest = read_manifest(data)
         tokenizer = load_tokenizer(Path(data) / "tokenizer")
         check_tokenizer(manifest, tokenizer)
+        tokenizer.unknown.add_counts(open_shards(data).unigram_counts)
+        note = tokenizer.unknown.note()
+        if tokenizer.unknown.are_nearly_all:
+            raise DataError(f"{data}: {note}")
         counts = None if found or config.init else open_shards(data).unigram_counts
         checkpoint = found.path if found else None
         model = make_initial_model(config, tokenizer, progress, checkpoint=checkpoint, counts=counts)
@@ -99,9 +103,10 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
             # The result of a smaller budget; a checkpoint holds the same weights.
             shutil.rmtree(folder / "final", ignore_errors=True)
         _report_start(context, model, progress)
-        tokenizer.unknown.add_counts(open_shards(data).unigram_counts)
-        if note := tokenizer.unknown.note():
+        if note is not None:
             progress.say(note)
+        if context.evaluate is None:
+            progress.say(f"{data} has no held-out split: no validation loss (stemformer prepare makes one)")
 
         # Train, save, report.
         metrics = train(model, module, optimizer, context, state, progress=progress)

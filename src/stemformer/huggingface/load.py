@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from stemformer.config import nearest, parse_toml
+from stemformer.config import SIMILAR, nearest_first, parse_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
 from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage, read_json_object
@@ -48,15 +48,17 @@ def find_model_folder(path: str | os.PathLike[str]) -> Path:
     if folder.exists():
         raise CheckpointError(f"{folder} has no config.json, expected a Hugging Face model folder or a run folder.")
     name = os.fspath(path)
-    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
-        hint = _similar_folder(folder)
+    # A folder of runs has no name of an owner on the hub.
+    is_local = "/" in name and any(folder.parent.glob("*/config.toml"))
+    if is_local or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
+        hint = similar_folder(folder)
         raise CheckpointError(f"{name} does not exist{hint}, expected a model folder, a run folder or a hub id.")
     return _download(name)
 
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt"]
     try:
@@ -65,16 +67,21 @@ def _download(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model.bin"]))
         return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        neither = (
-            f"{name!r} is neither a local folder{_similar_folder(Path(name))} nor a model that could be downloaded"
-        )
-        raise CheckpointError(f"{neither} from the hub ({reason}). Check the spelling, or pass a folder.") from error
+        reason = "the hub could not be reached"
+        if isinstance(error, HFValidationError):
+            reason = "it is no hub id"
+        elif isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
+            reason = f"the hub answered {error.response.status_code}"
+        local = f"{name!r} is not a local folder{similar_folder(Path(name))}"
+        problem = f"{local}, and no model could be downloaded from the hub under this name ({reason})"
+        raise CheckpointError(f"{problem}. Check the spelling, or pass a folder.") from error
 
 
-def _similar_folder(path: Path) -> str:
+def similar_folder(path: Path) -> str:
+    """Return " (did you mean 'x'?)" with the path of the sibling of the most similar name, or ""."""
     siblings = [entry.name for entry in path.parent.iterdir() if entry.exists()] if path.parent.is_dir() else []
-    return nearest(path.name, siblings)
+    close = nearest_first(path.name, siblings, cutoff=SIMILAR)[:1]
+    return "".join(f" (did you mean '{path.parent / name}'?)" for name in close)
 
 
 def load_model(

@@ -140,8 +140,8 @@ def format_held_out(metrics: Mapping[str, float]) -> str:
     values = {name.removeprefix("held_out_"): value for name, value in metrics.items()}
     name = "causal_lm" if "causal_lm_loss" in values else "masked_lm"
     parts = [
-        f"val_loss {values[f'{name}_loss']:.3f} | unigram {values['unigram_loss']:.3f}",
-        f"accuracy {values[f'{name}_accuracy']:.1%} | unigram {values['unigram_accuracy']:.1%}",
+        f"val_loss {values[f'{name}_loss']:.3f} | unigram_loss {values['unigram_loss']:.3f}",
+        f"accuracy {values[f'{name}_accuracy']:.1%} | unigram_accuracy {values['unigram_accuracy']:.1%}",
     ]
     if "bits_per_byte" in values:
         parts.append(f"bits_per_byte {values['bits_per_byte']:.3f}")

@@ -234,6 +234,7 @@ def test_scheme_is_found(tags: str, scheme: str | None) -> None:
 
 
 def test_tags_of_other_schemes_become_bioes() -> None:
+    assert as_bioes(["KING", "B-A", "I"]) == ["O", "B-A", "O"]
     assert as_bioes(["U-A", "O", "B-B", "L-B", "B-C", "M-C", "E-C"]) == ["S-A", "O", "B-B", "E-B", "B-C", "I-C", "E-C"]
 
 

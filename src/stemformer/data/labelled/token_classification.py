@@ -254,8 +254,8 @@ def repair_entity_tags(tags: Sequence[str]) -> tuple[list[str], int]:
 
 
 def as_bioes(tags: Sequence[str]) -> list[str]:
-    """Convert BILOU and BMES tags to BIOES."""
-    return [_AS_BIOES.get(tag[:2], tag[:2]) + tag[2:] for tag in tags]
+    """Convert BILOU and BMES tags to BIOES, and tags that mark no entity to O."""
+    return [_AS_BIOES.get(tag[:2], tag[:2]) + tag[2:] if _ENTITY_TAG.fullmatch(tag) else "O" for tag in tags]
 
 
 def has_entity_tags(tags: Iterable[str]) -> bool:
