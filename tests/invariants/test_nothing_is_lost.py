@@ -149,4 +149,4 @@ def test_text_that_the_tokenizer_does_not_know_is_reported(tiny, tmp_path):
         [str(tmp_path / "zh.txt")], tokenizer=str(tiny / "tok"), out=str(tmp_path / "d"), held_out=0, progress=progress
     )
     assert made["unknown"] == 1.0
-    assert "[UNK]" in lines[0]
+    assert any("[UNK]" in line for line in lines)

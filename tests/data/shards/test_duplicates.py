@@ -14,6 +14,7 @@ from stemformer.data.shards.splits import is_held_out
 from stemformer.data.shards.writer import write_shards
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import ConfigError, DataError
+from stemformer.progress import Silent
 
 WORDS = [a + b for a in "abcdefgh" for b in "lmnopqrstu"]
 HELD_OUT = 0.2
@@ -198,6 +199,18 @@ def test_manifest_counts_duplicates_and_shows_ten_examples(write, tmp_path):
         assert 0.8 < example.similarity <= 1 and len(example.removed) == len(example.kept) == 100
     result = stemformer.inspect(str(tmp_path / "out"))
     assert result["skipped"] == skipped and result["duplicates"][0]["similarity"] == manifest.duplicates[0].similarity
+
+
+def test_command_removes_or_notes_duplicates(write, corpus, tmp_path):
+    write("first")
+    lines, progress = [], Silent()
+    progress.say = lines.append
+    options = {"tokenizer": str(tmp_path / "first/tokenizer"), "documents": "line", "num_workers": 1}
+    stemformer.prepare([str(corpus)], out=str(tmp_path / "none"), progress=progress, **options)
+    assert "33.3% of the documents are exact duplicates; --dedup exact removes them" in lines
+    lines.clear()
+    result = stemformer.prepare([str(corpus)], out=str(tmp_path / "exact"), dedup="exact", progress=progress, **options)
+    assert sum(result["skipped"].values()) == 60 and not any("--dedup" in line for line in lines)
 
 
 @pytest.mark.parametrize("kind", ["exact", "near"])
