@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stemformer.data.examples.batch import collate
 from stemformer.data.labelled.multiple_choice import ChoiceQuestion
@@ -11,7 +12,7 @@ from stemformer.data.labelled.text_classification import TextExample
 from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.evaluation import inference
-from stemformer.evaluation.inference import predict_scores
+from stemformer.evaluation.inference import even_slices, predict_scores
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import LossModule
@@ -92,6 +93,46 @@ def test_batches_do_not_change_scores(case, tokenizer, monkeypatch):
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))  # fp32, other matrix shapes
     assert loss == pytest.approx(mean, rel=1e-5)
+
+
+class ProductShapes(TorchDispatchMode):
+    """Collects the shapes of matrix products in bfloat16, for each of which oneDNN keeps a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+        if "mm" in operator.name() and all(x.dtype == torch.bfloat16 for x in tensors):
+            self.found.add((operator.name(), *(tuple(x.shape) for x in tensors)))
+        return operator(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("case", ["class", "tag"], indirect=True)
+def test_number_of_different_products_in_bf16_does_not_grow_with_the_data(case, tokenizer, monkeypatch):
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 128)
+    task, module, records = case
+    rng = np.random.default_rng(0)
+    numbers = []
+    with torch.autocast("cpu", dtype=torch.bfloat16), ProductShapes() as shapes:
+        for i in range(30):
+            chosen = [records[i] for i in rng.integers(len(records), size=int(rng.integers(20, 40)))]
+            predict((task, module, None), tokenizer, chosen)
+            if i in (9, 29):
+                numbers.append(len(shapes.found))
+    assert 0 < numbers[1] <= 1.35 * numbers[0] <= 250
+
+
+def test_slices_are_few_and_of_equal_size():
+    sizes = np.random.default_rng(0).integers(1, 20, 500).tolist()
+    slices = list(even_slices(sizes, 256))
+    assert len(slices) == -(-sum(sizes) // 256)
+    assert [i for part in slices for i in range(500)[part]] == list(range(500))
+    tokens = [sum(sizes[part]) for part in slices]
+    assert max(tokens) - min(tokens) < 40 and max(tokens) < 256 + 20
+    assert list(even_slices([300, 5, 400], 256)) == [slice(0, 1), slice(1, 3)]
+    assert list(even_slices([7], 256)) == [slice(0, 1)]
 
 
 def test_predictions_are_in_input_order(case, tokenizer):

@@ -35,6 +35,14 @@ def batch_slices(sizes: Sequence[int], max_tokens: int) -> Iterator[slice]:
         yield slice(begin, len(sizes))
 
 
+def even_slices(sizes: Sequence[int], max_tokens: int) -> Iterator[slice]:
+    """Yield as few slices of consecutive examples with about `max_tokens` tokens as possible, of about equal size."""
+    ends = np.cumsum(sizes)
+    number = -(-int(ends[-1]) // max_tokens)
+    bounds = np.unique(np.searchsorted(ends, ends[-1] * np.arange(1, number + 1) / number) + 1)
+    yield from map(slice, [0, *bounds[:-1]], bounds)
+
+
 def even_batches(examples: Sequence[Example], *, length: int, numbers: Sequence[int] | None = None) -> list[Batch]:
     """Collate examples of at most `length` tokens into batches of as many examples."""
     numbers = range(len(examples)) if numbers is None else numbers
@@ -110,7 +118,7 @@ def _batches(examples: TaskExamples, on_examples: OnExamples) -> Iterator[tuple[
     order = np.argsort(-examples.sizes, kind="stable").tolist()
     for _, group in groupby(order, key=lambda i: examples.examples[i].sequence_labels is not None):
         members = list(group)
-        for part in batch_slices(examples.sizes[members].tolist(), BATCH_TOKENS):
+        for part in even_slices(examples.sizes[members].tolist(), BATCH_TOKENS):
             numbers = members[part]
             yield numbers, collate([examples.examples[i] for i in numbers], numbers)
             # The batch is finished.

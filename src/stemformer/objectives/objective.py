@@ -3,6 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from stemformer.data.examples.batch import Batch, Example
@@ -71,8 +72,12 @@ class LossModule(nn.Module):
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
         """Return the summed losses by name, or the objective's logits with `return_logits`."""
         rows = self.objective.scored_positions(batch)
+        num_rows = None if rows is None else len(rows)
+        if return_logits and rows is not None and torch.is_autocast_enabled(rows.device.type):
+            # Few different numbers of rows: oneDNN keeps a kernel for each (`docs/log.md`).
+            rows = nn.functional.pad(rows, (0, -len(rows) % (1 << max(5, len(rows).bit_length() - 5))))
         tokens = batch.input_ids, batch.position_ids, batch.token_type_ids
         states = self.model.body(*tokens, batch.cu_seqlens, batch.max_seqlen, rows=rows)  # (R, D)
         if return_logits:
-            return self.objective.scores(self.model, states, batch)
+            return self.objective.scores(self.model, states, batch)[:num_rows]
         return self.objective.loss(self.model, states, batch)

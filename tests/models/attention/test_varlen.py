@@ -196,6 +196,16 @@ def test_bf16_equals_reference(lengths, causal):
     expect_reference(*make(lengths, dtype=torch.bfloat16), tolerance=BF16, causal=causal)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("more_keys", [0, 3])
+def test_bf16_of_many_sequences_equals_reference(causal, more_keys):
+    lengths = [1 + 7 * i % 30 for i in range(21)]
+    plan = cpu._plan_for(torch.empty(sum(lengths), HEADS, SIZE, dtype=torch.bfloat16), *[offsets(lengths)] * 2, causal)
+    assert [len(bucket.q.rows) for bucket in plan.buckets] == [22]
+    tensors, layout = make(lengths, [n + more_keys for n in lengths], dtype=torch.bfloat16)
+    expect_reference(tensors, layout, tolerance=BF16, causal=causal)
+
+
 def test_bf16_result_is_bf16():
     tensors, layout = make([3, 5], dtype=torch.bfloat16)
     assert {x.dtype for x in with_gradients(attend, tensors, **layout)} == {torch.bfloat16}

@@ -131,7 +131,10 @@ def _group_by_length(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -
 def _make_bucket(
     cu_q: np.ndarray, cu_k: np.ndarray, chosen: np.ndarray, dtype: torch.dtype, *, causal: bool, flash: bool
 ) -> _LengthBucket:
-    multiple = 1 if flash else _LENGTH_MULTIPLE
+    multiple, num_real = 1 if flash else _LENGTH_MULTIPLE, len(chosen)
+    if dtype != torch.float32:
+        # Copies of the last sequence: oneDNN keeps a kernel for each number of sequences (`docs/log.md`).
+        chosen = np.pad(chosen, (0, -num_real % (1 << max(0, num_real.bit_length() - 4))), "edge")
     q_rows, q_real = _padded_rows(cu_q, chosen, multiple)
     k_rows, k_real = _padded_rows(cu_k, chosen, multiple)
     num_q, num_k = q_rows.shape[1], k_rows.shape[1]
@@ -149,6 +152,7 @@ def _make_bucket(
             size = max(_CAUSAL_QUERIES, int(_round_up(num_q / (2 if num_q < 512 else 4))))
             chunks = tuple((i, min(i + size, num_q), min(i + size, num_k), i) for i in range(0, num_q, size))
     bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0).to(dtype) if not flash and hidden.any() else None
+    q_real[num_real:] = k_real[num_real:] = False
     q, k = (
         _PaddedSide(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real[:, None, :, None]))
         for rows, real in ((q_rows, q_real), (k_rows, k_real))
