@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
@@ -55,3 +57,12 @@ def test_bpe_without_bytes_counts_tokens():
     tokenizer = Tokenizer(backend)
     tokenizer.encode_ids(["ab я"])
     assert tokenizer.unknown.note().startswith("33% of the tokens are <unk>, such as 'я'")
+
+
+def test_threads_count_apart(tokenizer):
+    tokenizer.encode_ids(["the cat", "кот"])
+    with ThreadPoolExecutor(1) as pool:
+        tokenizer_of_thread = pool.submit(lambda: (tokenizer.encode_ids(["the cat"]), tokenizer.unknown.note()))
+        assert tokenizer_of_thread.result()[1] is None
+        pool.submit(tokenizer.unknown.clear).result()
+    assert "33% of the words are [UNK]" in tokenizer.unknown.note()

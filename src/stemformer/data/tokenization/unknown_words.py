@@ -1,5 +1,6 @@
 """Words that a vocabulary cannot write, counted while text is encoded."""
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,8 +17,8 @@ _FEW_ADVICE = "They are lost to the model; a vocabulary of such text would keep 
 _ADVICE = "Use a model whose vocabulary fits the text, or train a tokenizer and a model on such text."
 
 
-class UnknownWords:
-    """Counts of words, and of those that became [UNK], in the texts that a tokenizer encoded."""
+class UnknownWords(threading.local):
+    """Counts of words, and of those that became [UNK], in the texts that a tokenizer encoded; each thread has its own."""
 
     def __init__(self, backend: tokenizers.Tokenizer, token_id: int | None, starts_word: Bool[np.ndarray, "V"]) -> None:
         self._backend, self._token_id, self._starts_word = backend, token_id, starts_word
