@@ -3,6 +3,10 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from labelled_files import FILES
@@ -11,7 +15,7 @@ import stemformer
 from stemformer.commands import load as loading
 from stemformer.data.labelled.table import read_table
 from stemformer.errors import DataError
-from stemformer.tasks import dataset
+from stemformer.tasks import record_blocks
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
@@ -29,7 +33,7 @@ def test_blocks_of_records_change_no_answer(finetuned, labelled, tmp_path, monke
         return result, (folder / f"a.{suffix}").read_text(), found, re.findall(r"\d+ of \d+", page)
 
     result, text, found, numbers = everything(tmp_path / "one")
-    monkeypatch.setattr(dataset, "BLOCK_SIZE", 4)
+    monkeypatch.setattr(record_blocks, "BLOCK_SIZE", 4)
     result_in_blocks, text_in_blocks, found_in_blocks, numbers_in_blocks = everything(tmp_path / "many")
     assert (result["counts"], numbers) == (result_in_blocks["counts"], numbers_in_blocks)
     for row, other in zip(result["predictions"], result_in_blocks["predictions"], strict=True):
@@ -44,7 +48,7 @@ def test_blocks_of_records_change_no_answer(finetuned, labelled, tmp_path, monke
 
 
 def test_bad_row_after_many_is_found_before_anything_is_predicted(finetuned, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "BLOCK_SIZE", 2)
+    monkeypatch.setattr(record_blocks, "BLOCK_SIZE", 2)
     monkeypatch.setattr(loading, "predict_scores", None)
     lines = [json.dumps({"review": "The old king."})] * 9 + [json.dumps({"review": {"no": "text"}})]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
@@ -54,7 +58,7 @@ def test_bad_row_after_many_is_found_before_anything_is_predicted(finetuned, tmp
 
 
 def test_columns_of_later_rows_are_written_too(finetuned, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "BLOCK_SIZE", 2)
+    monkeypatch.setattr(record_blocks, "BLOCK_SIZE", 2)
     lines = [json.dumps({"review": "The old king."})] * 3 + [json.dumps({"review": "The river.", "late": "yes"})]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     stemformer.predict([str(tmp_path / "a.jsonl")], model=str(finetuned("class")), out=str(tmp_path / "b.csv"))
@@ -67,3 +71,64 @@ def test_answers_of_two_files_with_the_same_ids_are_not_lost(finetuned, labelled
     with pytest.raises(DataError, match="occurs more than once"):
         stemformer.predict(files, model=model, out=str(tmp_path / "p.json"))
     assert len(stemformer.predict(files, model=model)["predictions"]) == 30
+
+
+@pytest.mark.parametrize("kind", ["class", "pair", "qa"])
+def test_records_of_the_training_data_are_counted(finetuned, labelled, tmp_path, kind):
+    def notes(model, split):
+        files = [str(labelled / split / FILES[kind])]
+        found = stemformer.evaluate(files, model=str(model), precision="fp32")
+        return [note for note in found["notes"] if "also in the training data" in note], found["records"]
+
+    [note], number = notes(finetuned(kind), "train")
+    assert note.startswith(f"evaluated data: {number} of {number} records (100.0%) are also in the training data")
+    assert notes(finetuned(kind), "dev")[0] == []
+    # The folder of a model from elsewhere does not know.
+    shutil.copytree(finetuned(kind) / "final", tmp_path / "model")
+    (tmp_path / "model" / "training_texts.npy").unlink()
+    assert notes(tmp_path / "model", "train")[0] == []
+
+
+def test_too_many_training_texts_are_not_stored(finetuned, labelled, tmp_path, monkeypatch):
+    from stemformer.tasks import dataset_notes
+    from stemformer.tasks.dataset import load_labelled_task, read_records
+
+    task = load_labelled_task(str(finetuned("class")))
+    records, _ = read_records(task.config, [str(labelled / "train" / FILES["class"])], counts=Counter())
+    assert dataset_notes.save_training_texts(tmp_path, task, records) == []
+    assert len(dataset_notes.load_training_texts(tmp_path)) == len({r.texts for r in records})
+    (tmp_path / "training_texts.npy").unlink()
+    monkeypatch.setattr(dataset_notes, "_MOST_TRAINING_TEXTS", 3)
+    assert "are too many to store" in dataset_notes.save_training_texts(tmp_path, task, records)[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import stemformer
+folder, model, precision, number = sys.argv[1:]
+file = Path(folder, number + ".csv")
+words = "the old king sees a green river under the bridge".split()
+rows = (" ".join(words[(i * j) % 9] for j in range(1, 2 + i * 7919 % 40)) for i in range(int(number)))
+file.write_text("review,sentiment\\n" + "".join(f"{text},good\\n" for text in rows))
+how = dict(model=model, precision=precision, threads=1)
+stemformer.predict([str(file)], out=str(file.with_suffix(".jsonl")), **how)
+stemformer.evaluate([str(file)], **how)
+print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_peak_memory_does_not_grow_with_the_number_of_records(finetuned, tmp_path, precision):
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("no peak of the resident memory on this system")
+
+    def peak(number):
+        words = [sys.executable, "-c", MEMORY, str(tmp_path), str(finetuned("class")), precision, str(number)]
+        return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / 1024
+
+    few, many = peak(10_000), peak(40_000)
+    # Outcomes of 30,000 records, and scattered allocations; without a limit of shapes, bf16 took 150 MiB more.
+    assert many - few < 40

@@ -1,22 +1,23 @@
 """Evaluate a fine-tuned model on labelled files."""
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stemformer.commands.load import open_pipeline
 from stemformer.commands.predict import open_task_records
 from stemformer.errors import ConfigError
+from stemformer.huggingface.load import find_model_folder
 from stemformer.io import write_json
 from stemformer.options import EvaluateOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent
 from stemformer.reports.finetuning import write_task_report
-from stemformer.tasks.dataset import RecordBlocks
-from stemformer.tasks.labels import check_labels, count_labels, match_labels
+from stemformer.tasks.dataset_notes import REMOVE_ADVICE, TrainingOverlap, load_training_texts
+from stemformer.tasks.labels import check_labels, match_labels, respell_labels
 from stemformer.tasks.predictions import WorstExamples
-from stemformer.tasks.task import Task
 
 # Files of a run, whose report is not that of an evaluation.
 _RUN_FILES = {"config.toml", "log.jsonl", "trials.json"}
@@ -41,34 +42,33 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
     # Predict.
     model = open_pipeline(options.model, options)
     task = model.require_task()
-    labels: set[str] = set()
-    # Records of the blocks with new labels.
-    labelled: list[Any] = []
-
-    def find_labels(records: Sequence[Any]) -> None:
-        if task.labels and not (found := count_labels(task.config, records)).keys() <= labels:
-            labels.update(found)
-            labelled.extend(records)
-
-    how: dict[str, Any] = {"label_column": options.label_column, "needs_answer": True, "check": find_labels}
-    how |= {"advice": "--text-column or --label-column"}
-    blocks, counts = open_task_records(task, options, progress, **how)
+    how: dict[str, Any] = {"label_column": options.label_column, "needs_answer": True}
+    blocks, counts = open_task_records(task, options, progress, **how, advice="--text-column or --label-column")
     if options.label_map:
-        model = model.with_labels(options.label_map, labelled)
+        model = model.with_labels(options.label_map, blocks.labels)
         task = model.require_task()
-    _, notes = match_labels(task, labelled)
+    names, notes = match_labels(task, blocks.labels)
+    found = Counter[str]()
+    for label, number in blocks.labels.items() if task.labels else ():
+        found[names.get(label, label)] += number
     advice = "Check the column (--label-column), or name the labels with --label-map."
-    notes += check_labels(task, chain.from_iterable(_matched(task, blocks)), advice=advice)
+    notes += check_labels(task, found, advice=advice)
+    matched = (respell_labels(task, records, names) for records in blocks)
     model.tokenizer.unknown.clear()
+    folder = Path(model.path)
+    known = load_training_texts(find_model_folder(folder)) if folder.is_dir() else np.empty(0, np.uint64)
+    overlap = TrainingOverlap(task, known)
     outcomes: list[Any] = []
     wrong = WorstExamples(task, options.num_worst, only_wrong=True)
     shown = WorstExamples(task, _NUM_SHOWN)
-    for block in model.predict_blocks(_matched(task, blocks), total=blocks.num_records, progress=progress):
+    for block in model.predict_blocks(matched, total=blocks.num_records, progress=progress):
+        overlap.add(block.records)
         outcomes += map(task.outcome, block.records, block.predictions)
         wrong.add(block.records, block.predictions)
         if options.report is not None:
             shown.add(block.records, block.predictions, (block.examples, block.scores, model.tokenizer))
         counts.update(block.examples.counts)
+    notes += overlap.note("evaluated data", blocks.num_records, REMOVE_ADVICE)
     notes += [note] if (note := model.tokenizer.unknown.note()) else []
     for note in notes:
         progress.say(note)
@@ -103,12 +103,6 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
         Path(options.report).mkdir(parents=True, exist_ok=True)
         result["report"] = str(write_task_report(Path(options.report), page))
     return result
-
-
-def _matched(task: Task, blocks: RecordBlocks) -> Iterator[list[Any]]:
-    """Yield blocks of records with the task's spelling of labels."""
-    for records in blocks:
-        yield match_labels(task, list(records))[0]
 
 
 def _check_report_dir(folder: Path, *, overwrite: bool) -> None:

@@ -27,6 +27,7 @@ from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.reports.finetuning import curves_of_log, write_task_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled
+from stemformer.tasks.dataset_notes import save_training_texts
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import mean_std
 from stemformer.tasks.predictions import WorstExamples
@@ -289,7 +290,12 @@ def _finish(
 
     # Save.
     metadata = task.metadata() | {"max_length": context.phases[0].batch.sequence_length}
-    write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, task=metadata))
+
+    def write(temporary: Path) -> None:
+        save_model(model, temporary, tokenizer, task=metadata)
+        notes.extend(save_training_texts(temporary, task, data.train))
+
+    write_folder(folder / "final", write)
     progress.finish()
     results = {"task": task.config.name, "metrics": {**metrics, "loss": loss}, **details, "notes": notes}
     write_json(folder / "metrics.json", results)

@@ -30,9 +30,10 @@ from stemformer.models.model import Model
 from stemformer.objectives.objective import LossModule
 from stemformer.options import ComputeOptions, LoadOptions, accepts
 from stemformer.progress import Progress, Silent, format_count
-from stemformer.tasks.dataset import blocks_of, load_labelled_task
+from stemformer.tasks.dataset import load_labelled_task
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens
 from stemformer.tasks.labels import rename_labels
+from stemformer.tasks.record_blocks import blocks_of
 from stemformer.tasks.task import Task
 
 # Texts without a score that a warning names.
@@ -317,10 +318,10 @@ class Pipeline:
             yield PredictedBlock(records, task.decode(scores, examples, records), scores, examples)
         progress.finish()
 
-    def with_labels(self, label_map: Sequence[str], records: Sequence[Any] | None = None) -> "Pipeline":
+    def with_labels(self, label_map: Sequence[str], found: Iterable[str] = ()) -> "Pipeline":
         """Return this model with other names of labels, see `tasks.labels.rename_labels`."""
         model = copy.copy(self)
-        model.task = rename_labels(self.require_task(), label_map, records)
+        model.task = rename_labels(self.require_task(), label_map, found)
         return model
 
     def require_task(self) -> Task:

@@ -12,8 +12,8 @@ from stemformer.io import write_file
 from stemformer.options import PredictOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent
-from stemformer.tasks.dataset import RecordBlocks, open_records
 from stemformer.tasks.predictions import PredictionFile
+from stemformer.tasks.record_blocks import RecordBlocks, open_records
 from stemformer.tasks.task import Task
 
 

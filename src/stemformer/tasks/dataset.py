@@ -1,7 +1,7 @@
 """Labelled datasets: reading files, choosing labels, splitting off dev data, encoding."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from statistics import fmean, pstdev
@@ -15,7 +15,7 @@ from stemformer.data.labelled.fasta import find_alphabet
 from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.data.labelled.question_answering import read_questions
 from stemformer.data.labelled.splits import grouped_split, train_dev_split
-from stemformer.data.labelled.table import Table, read_table, scan_table
+from stemformer.data.labelled.table import Table, read_table
 from stemformer.data.labelled.text_classification import (
     TextColumns,
     TextExample,
@@ -25,7 +25,7 @@ from stemformer.data.labelled.text_classification import (
 )
 from stemformer.data.labelled.token_classification import find_scheme, read_tagged, repair_entity_tags
 from stemformer.data.text.delimited import usual_name
-from stemformer.data.text.files import HUB_PREFIX, quoted
+from stemformer.data.text.files import quoted
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.huggingface.load import read_task_info
@@ -39,7 +39,7 @@ from stemformer.tasks.dataset_notes import (
     text_keys,
 )
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.labels import check_labels, count_labels, match_labels
+from stemformer.tasks.labels import check_labels, count_labels, match_labels, respell_labels
 from stemformer.tasks.question_answering import find_language
 from stemformer.tasks.registry import TASKS
 from stemformer.tasks.task import Task, TaskConfig
@@ -47,59 +47,6 @@ from stemformer.tasks.task import Task, TaskConfig
 _BROKEN_TAGS = "tags that continue an entity which has not started (kept)"
 _UNMARKED = "questions without an answer and not marked is_impossible (skipped)"
 _NOT_IN_PASSAGE = "questions whose answer is not in the passage (skipped)"
-
-
-# Records that are read, predicted and written together.
-BLOCK_SIZE = 4096
-
-
-def blocks_of(records: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Yield records in blocks, of which an empty sequence has one."""
-    yield from (records[i : i + BLOCK_SIZE] for i in range(0, max(1, len(records)), BLOCK_SIZE))
-
-
-@dataclass(frozen=True)
-class RecordBlocks:
-    """Records of labelled files in blocks, checked and counted; each iteration reads the files again."""
-
-    read: Callable[[], Iterator[Sequence[Any]]]
-    num_records: int
-
-    def __iter__(self) -> Iterator[Sequence[Any]]:
-        return self.read()
-
-
-def open_records(
-    config: TaskConfig,
-    files: Sequence[str],
-    *,
-    counts: Counter[str],
-    needs_answer: bool,
-    like: TaskConfig,
-    check: Callable[[Sequence[Any]], None] = lambda records: None,
-) -> tuple[RecordBlocks, TaskConfig]:
-    """Return the records of labelled files in blocks, and the settings with the columns that were chosen.
-
-    A table whose columns are known by name is read twice, block by block: now, to check all of it, and for use. Other
-    files are held in memory. The arguments are those of `read_records`, and:
-
-    Args:
-        check: Called with each block, before anything is computed.
-    """
-    opened = _open_texts(config, files, counts=counts, needs_answer=needs_answer, like=like)
-    if opened is None:
-        records, config = read_records(config, files, counts=counts, needs_answer=needs_answer, like=like)
-        for block in blocks_of(records):
-            check(block)
-        return RecordBlocks(lambda: blocks_of(records), len(records)), config
-    read, config = opened
-    num_records = 0
-    with _advise_task(config, files):
-        for block in read(counts):
-            num_records += len(block)
-            check(block)
-        _check_not_empty(num_records, files, counts, needs_answer=needs_answer)
-    return RecordBlocks(lambda: read(Counter()), num_records), config
 
 
 def read_records(
@@ -119,7 +66,7 @@ def read_records(
         like: Settings with the columns of other data, used if `config` names none and they exist.
     """
     records: list[Any]
-    with _advise_task(config, files):
+    with advise_task(config, files):
         if config.name == "tag":
             names = config.label_columns or (like.label_columns if like else ())
             records = read_tagged(files, column=names[0] if names else None, needs_tags=needs_answer, counts=counts)
@@ -138,11 +85,12 @@ def read_records(
             records, config = _read_texts(config, files, counts=counts, needs_answer=needs_answer, like=like)
         if needs_answer:
             records = TASKS[config.name].with_answer(records)
-        _check_not_empty(len(records), files, counts, needs_answer=needs_answer)
+        check_not_empty(len(records), files, counts, needs_answer=needs_answer)
     return records, config
 
 
-def _check_not_empty(number: int, files: Sequence[str], counts: Counter[str], *, needs_answer: bool) -> None:
+def check_not_empty(number: int, files: Sequence[str], counts: Counter[str], *, needs_answer: bool) -> None:
+    """Raise DataError with the reasons in `counts` if no record is left."""
     if not number:
         answers = " with an answer" if needs_answer else ""
         reasons = ", ".join(_reasons(counts)) or "the file is empty"
@@ -165,7 +113,7 @@ def _reasons(counts: Counter[str]) -> list[str]:
 
 
 @contextmanager
-def _advise_task(config: TaskConfig, files: Sequence[str]) -> Iterator[None]:
+def advise_task(config: TaskConfig, files: Sequence[str]) -> Iterator[None]:
     """Add to an error the task that the files fit instead."""
     try:
         yield
@@ -177,41 +125,12 @@ def _advise_task(config: TaskConfig, files: Sequence[str]) -> Iterator[None]:
         raise DataError(f"{str(error).rstrip('.')}. {advice}") from error
 
 
-def _open_texts(
-    config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig
-) -> tuple[Callable[[Counter[str]], Iterator[list[TextExample]]], TaskConfig] | None:
-    """Return a function that reads the records of `classify` and `pair` in blocks, and the settings with the columns.
-
-    None for other tasks, and if columns are known by their content only, which takes all rows.
-    """
-    is_online = any(file.startswith(HUB_PREFIX) for file in files)
-    if TASKS[config.name].head != "sequence" or is_online:
-        return None
-    found = Counter[str]()
-    with _advise_task(config, files):
-        table = scan_table(files, names=_column_names(config, like), counts=found, block_size=BLOCK_SIZE)
-        wanted = _like(config, like, table.head)
-        num_texts = 2 if config.name == "pair" else 1
-        is_named = wanted.text or has_usual_names(table.head, num_texts=num_texts, needs_label=False)
-        if not is_named or (needs_answer and wanted.label is None):
-            return None
-        counts.update(found)
-        columns, config = _choose_columns(wanted, table.head, needs_answer=needs_answer)
-
-    def read(counts: Counter[str]) -> Iterator[list[TextExample]]:
-        how: dict[str, Any] = {"kind": config.kind, "counts": counts, "keep_empty": not needs_answer}
-        for block in table.blocks():
-            records = make_text_examples(block, columns, has_plus=columns.label in table.with_plus, **how)
-            yield TASKS[config.name].with_answer(records) if needs_answer else records
-
-    return read, config
-
-
-def _column_names(config: TaskConfig, like: TaskConfig | None) -> list[str]:
+def column_names(config: TaskConfig, like: TaskConfig | None) -> list[str]:
+    """Return the columns that settings name, which prove a header."""
     return [name for x in (config, like) if x is not None for name in (*x.text, *x.label_columns)]
 
 
-def _like(config: TaskConfig, like: TaskConfig | None, table: Table) -> TaskConfig:
+def with_columns_of(config: TaskConfig, like: TaskConfig | None, table: Table) -> TaskConfig:
     """Return settings with the columns of other data, if they name none and the table has them, in any case."""
     if like is None:
         return config
@@ -229,13 +148,17 @@ def _read_texts(
     config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig | None
 ) -> tuple[list[TextExample], TaskConfig]:
     """Return the records of `classify` and `pair`, and the settings with the chosen columns."""
-    table = read_table(files, names=_column_names(config, like), counts=counts)
-    columns, config = _choose_columns(_like(config, like, table), table, needs_answer=needs_answer)
+    table = read_table(files, names=column_names(config, like), counts=counts)
+    wanted = with_columns_of(config, like, table)
+    if needs_answer and like is not None and wanted.label is None and isinstance(like.label, tuple):
+        expected = f"Expected the label columns {quoted(like.label)} of the training data"
+        raise DataError(f"{table.source}: {expected}, found the columns {quoted(table.columns)}. Set --label-column.")
+    columns, config = choose_text_columns(wanted, table, needs_answer=needs_answer)
     how: dict[str, Any] = {"kind": config.kind, "counts": counts, "keep_empty": not needs_answer}
     return make_text_examples(table, columns, **how), config
 
 
-def _choose_columns(config: TaskConfig, table: Table, *, needs_answer: bool) -> tuple[TextColumns, TaskConfig]:
+def choose_text_columns(config: TaskConfig, table: Table, *, needs_answer: bool) -> tuple[TextColumns, TaskConfig]:
     """Return the columns of texts and label (None if no answer is needed), and the settings with them."""
     texts, label = config.text, config.label
     num_texts = 2 if config.name == "pair" else 1
@@ -385,8 +308,9 @@ def read_labelled(
             notes += count_notes("training data", +Counter({_NOT_IN_PASSAGE: len(records) - len(learned)}))
             records = learned
         task = make_labelled_task(config, records)
-    dev_records, matched = match_labels(task, dev_records)
-    notes += [*matched, *check_labels(task, dev_records), *note_labels(task, records)]
+    names, matched = match_labels(task, count_labels(config, dev_records))
+    dev_records = respell_labels(task, dev_records, names)
+    notes += [*matched, *check_labels(task, count_labels(config, dev_records)), *note_labels(task, records)]
     notes += note_overlap(task, records, dev_records, is_split_off=not dev)
     for line in (*describe_records(task, records), *notes):
         progress.say(line)

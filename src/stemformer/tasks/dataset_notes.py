@@ -1,10 +1,15 @@
 """Notes about labelled data: columns, records and labels, what was skipped, and what looks like a mistake."""
 
+import hashlib
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import numpy as np
+from jaxtyping import UInt64
 
 from stemformer.data.labelled.token_classification import has_entity_tags
 from stemformer.data.text.files import quoted
@@ -15,27 +20,68 @@ from stemformer.tasks.task import Task, TaskConfig
 
 # Fewer records are too few to judge their labels.
 _MIN_RECORDS = 10
+# Sorted 64-bit hashes of the texts of training records, at most 8 MB, in the folder of a fine-tuned model.
+_TRAINING_TEXTS, _MOST_TRAINING_TEXTS = "training_texts.npy", 10**6
+REMOVE_ADVICE = "Remove them."
 
 
 def text_keys(task: Task | type[Task], records: Sequence[Any]) -> list[int]:
-    """Return a hash of the texts of each record, up to white space."""
+    """Return a hash of 64 bits of the texts of each record, up to white space."""
 
     def key(record: Any) -> int:
         values = [getattr(record, name) for name in task.input_fields]
         parts = chain.from_iterable([value] if isinstance(value, str) else value for value in values)
-        return hash(tuple(" ".join(unicodedata.normalize("NFC", part).split()) for part in parts))
+        # The separator is white space, so no part holds it.
+        text = "\x1f".join(" ".join(unicodedata.normalize("NFC", part).split()) for part in parts)
+        return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
     return list(map(key, records))
 
 
+def save_training_texts(folder: Path, task: Task, records: Sequence[Any]) -> list[str]:
+    """Write the hashes of training records next to their model, for `evaluate`; return a note if they are too many."""
+    keys = np.unique(np.array(text_keys(task, records), np.uint64))
+    if len(keys) > _MOST_TRAINING_TEXTS:
+        number = format_count(len(keys), "training text")
+        return [f"{number} are too many to store with the model: evaluate will not say which records it has seen"]
+    np.save(folder / _TRAINING_TEXTS, keys, allow_pickle=False)
+    return []
+
+
+def load_training_texts(folder: Path) -> UInt64[np.ndarray, "n"]:
+    """Return what `save_training_texts` wrote; nothing if the folder does not have it."""
+    file = folder / _TRAINING_TEXTS
+    return np.load(file, allow_pickle=False) if file.is_file() else np.empty(0, np.uint64)
+
+
+class TrainingOverlap:
+    """Counts records whose texts are in the training data, by the ascending hashes `known`."""
+
+    def __init__(self, task: Task, known: UInt64[np.ndarray, "n"]) -> None:
+        self._task, self._known, self.number = task, known, 0
+
+    def add(self, records: Sequence[Any]) -> None:
+        """Count the records of a block."""
+        if len(self._known):
+            keys = np.array(text_keys(self._task, records), np.uint64)
+            nearest = np.minimum(np.searchsorted(self._known, keys), len(self._known) - 1)
+            self.number += int((self._known[nearest] == keys).sum())
+
+    def note(self, name: str, total: int, advice: str) -> list[str]:
+        """Return a note if there are such records among a total of the data `name`."""
+        if not self.number:
+            return []
+        share = f"{self.number:,} of {format_count(total, 'record')} ({self.number / total:.1%})"
+        are = "is" if self.number == 1 else "are"
+        return [f"{name}: {share} {are} also in the training data: the metrics show what was memorized. {advice}"]
+
+
 def note_overlap(task: Task, train: Sequence[Any], dev: Sequence[Any], *, is_split_off: bool) -> Iterator[str]:
     """Yield a note on the dev records with the same texts as a training record."""
-    advice = "Pass --dev: the data has too few different texts for a split." if is_split_off else "Remove them."
-    known = set(text_keys(task, train))
-    if number := sum(key in known for key in text_keys(task, dev)):
-        share = f"{number:,} of {format_count(len(dev), 'record')} ({number / len(dev):.1%})"
-        are = "is" if number == 1 else "are"
-        yield f"dev data: {share} {are} also in the training data: the metrics show what was memorized. {advice}"
+    advice = "Pass --dev: the data has too few different texts for a split." if is_split_off else REMOVE_ADVICE
+    overlap = TrainingOverlap(task, known=np.unique(np.array(text_keys(task, train), np.uint64)))
+    overlap.add(dev)
+    yield from overlap.note("dev data", len(dev), advice)
 
 
 def check_columns_not_swapped(config: TaskConfig, records: Sequence[Any]) -> None:

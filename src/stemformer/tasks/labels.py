@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -19,16 +19,17 @@ _DECIMALS = re.compile(r"^([-+]?\d+)\.0+$")
 
 
 def count_labels(config: TaskConfig, records: Iterable[Any]) -> Counter[str]:
-    """Return how often each label occurs in the records, which have answers."""
+    """Return how often each label occurs in the records, which have answers; nothing if these are no labels."""
+    if config.kind == "score" or config.name in ("qa", "choice"):
+        return Counter()
     labels = (r.tags if config.name == "tag" else r.label if config.kind == "labels" else [r.label] for r in records)
     return Counter(chain.from_iterable(labels))
 
 
 def check_labels(
-    task: Task, records: Iterable[Any], *, advice: str = "Check the column (--label-column)."
+    task: Task, found: Mapping[str, int], *, advice: str = "Check the column (--label-column)."
 ) -> list[str]:
-    """Return a note about labels of records that the task does not have; an error if it has none of them."""
-    found = count_labels(task.config, records) if task.labels else {}
+    """Return a note about labels, with their counts, that the task does not have; raise if it has none of them."""
     unknown = {label: n for label, n in found.items() if label not in task.labels}
     if not unknown:
         return []
@@ -50,17 +51,21 @@ def similar_labels(labels: Iterable[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def match_labels(task: Task, records: list[Any]) -> tuple[list[Any], list[str]]:
-    """Give labels that differ from the task's only in case or number form its spelling; say so in a note."""
-    if not task.labels:
-        return records, []
+def match_labels(task: Task, found: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the task's spelling of labels that differ from its own only in case or number form, and a note."""
     ours = {_plain_form(label): label for label in task.labels}
     is_ambiguous = len(ours) < len(task.labels)
-    counted = count_labels(task.config, records)
-    unknown = sorted((label for label in counted if label not in task.labels), key=str.casefold)
+    unknown = sorted((label for label in found if label not in task.labels), key=str.casefold)
     names = {label: ours[form] for label in unknown if (form := _plain_form(label)) in ours}
     if not names or is_ambiguous:
-        return records, []
+        return {}, []
+    shown = format_list((f"{theirs!r} as {name!r}" for theirs, name in names.items()), _MOST)
+    note = f"labels that differ from those of the model only in case or number form are taken as the same: {shown}"
+    return names, [note]
+
+
+def respell_labels(task: Task, records: Sequence[Any], names: Mapping[str, str]) -> list[Any]:
+    """Return records whose labels have other names, as `match_labels` found."""
 
     def rename(record: Any) -> Any:
         if task.config.name == "tag":
@@ -69,13 +74,11 @@ def match_labels(task: Task, records: list[Any]) -> tuple[list[Any], list[str]]:
             return replace(record, label=tuple(dict.fromkeys(names.get(label, label) for label in record.label)))
         return replace(record, label=names.get(record.label, record.label))
 
-    shown = format_list((f"{theirs!r} as {name!r}" for theirs, name in names.items()), _MOST)
-    note = f"labels that differ from those of the model only in case or number form are taken as the same: {shown}"
-    return [rename(record) for record in records], [note]
+    return [rename(record) for record in records] if names else list(records)
 
 
-def rename_labels(task: Task, label_map: Sequence[str], records: Sequence[Any] | None = None) -> Task:
-    """Return a task whose labels have the names of `label_map`, entries `OLD=NEW`; `records` are to have the new ones."""
+def rename_labels(task: Task, label_map: Sequence[str], found: Iterable[str] = ()) -> Task:
+    """Return a task whose labels have the names of `label_map`, entries `OLD=NEW`; `found` are those of files, if any."""
     names: dict[str, str] = {}
     for entry in (part for item in label_map for part in re.split(r",(?=[^,=]+=)", item)):
         old, _, new = (part.strip() for part in entry.partition("="))
@@ -84,7 +87,7 @@ def rename_labels(task: Task, label_map: Sequence[str], records: Sequence[Any] |
             raise ConfigError(f"--label-map {entry!r} {problem}. Expected OLD=NEW, such as LABEL_0=negative.")
         names[old] = new
     labels = [names.get(label, label) for label in task.labels]
-    found = [] if records is None or not task.labels else sorted(count_labels(task.config, records))
+    found = sorted(found) if task.labels else []
     sides = f"Labels of the model: {quoted(task.labels, _MOST) or 'none'}."
     sides += f" Labels of the files: {quoted(found, _MOST)}." if found else ""
     if unknown := [name for name in names if name not in task.labels]:

@@ -20,6 +20,7 @@ from stemformer.data.text.files import (
     Inputs,
     decompress,
     find_sources,
+    local_path,
     open_file,
     quoted,
     read_ahead,
@@ -73,42 +74,58 @@ def read_table(files: Inputs, *, names: Collection[str] = (), counts: Counter[st
     return _make_table(sources, columns, chain.from_iterable(pairs.values()))
 
 
-@dataclass(frozen=True)
-class ScannedTable:
-    """Table that was read once, and is read again in blocks."""
+class TableBlocks:
+    """What `read_table` reads, in blocks of rows of which one is in memory; each iteration reads the files again.
 
-    sources: list[str]
-    columns: tuple[str, ...]
-    # The first block of rows.
-    head: Table
-    # Columns that hold the cell `+`.
-    with_plus: frozenset[str]
-    names: Sequence[str]
-    block_size: int
+    The first iteration finds columns and checks the files. Later ones raise DataError if a file has changed since.
 
-    def blocks(self) -> Iterator[Table]:
-        """Read the rows again, and yield them in blocks."""
-        pairs = chain.from_iterable(_read_source(source, self.names, Counter()) for source in self.sources)
-        while block := list(islice(pairs, self.block_size)):
-            yield _make_table(self.sources, self.columns, block)
+    Attributes:
+        with_plus: Columns that hold the cell `+` in the rows read so far.
+    """
+
+    def __init__(self, files: Inputs, *, names: Sequence[str], counts: Counter[str], block_size: int) -> None:
+        self._sources = _find_tables(files, counts)
+        self._names, self._counts, self._block_size = names, counts, block_size
+        self._columns: dict[str, dict[str, None]] = {source: {} for source in self._sources}
+        self.with_plus: set[str] = set()
+        self._status = [_file_status(source) for source in self._sources]
+        self.is_checked = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the rows read so far, in the order of the files."""
+        return tuple(dict.fromkeys(chain.from_iterable(self._columns.values())))
+
+    def __iter__(self) -> Iterator[Table]:
+        self._check_unchanged()
+        pairs = chain.from_iterable(map(self._rows, self._sources))
+        while block := list(islice(pairs, self._block_size)):
+            yield _make_table(self._sources, self.columns, block)
+        _common_columns(self._columns)
+        self._check_unchanged()
+        self.is_checked = True
+
+    def _rows(self, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        columns = self._columns[source]
+        for location, row in _read_source(source, self._names, Counter() if self.is_checked else self._counts):
+            if not self.is_checked:
+                columns.update(dict.fromkeys(row))
+                self.with_plus.update(name for name, value in row.items() if value == "+")
+            yield location, row
+
+    def _check_unchanged(self) -> None:
+        for source, status in zip(self._sources, self._status, strict=True):
+            if _file_status(source) != status:
+                problem = f"{source}: The file changed while it was read"
+                raise DataError(f"{problem}. Wait until it is complete, and run the command again.")
 
 
-def scan_table(files: Inputs, *, names: Sequence[str], counts: Counter[str], block_size: int) -> ScannedTable:
-    """Read what `read_table` reads, to check it all, and to find its columns; memory holds one block of rows."""
-    sources = _find_tables(files, counts)
-    columns: dict[str, dict[str, None]] = {source: {} for source in sources}
-    head: list[tuple[str, dict[str, Any]]] = []
-    with_plus: set[str] = set()
-    for source in sources:
-        for location, row in _read_source(source, names, counts):
-            columns[source].update(dict.fromkeys(row))
-            with_plus.update(name for name, value in row.items() if value == "+")
-            if len(head) < block_size:
-                head.append((location, row))
-    common = _common_columns(columns)
-    return ScannedTable(
-        sources, common, _make_table(sources, common, head), frozenset(with_plus), tuple(names), block_size
-    )
+def _file_status(source: str) -> list[tuple[str, int, int]]:
+    """Return name, size and time of a file, or of the files of a folder; none of a missing one."""
+    path = local_path(source)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    states = [(str(file), file.stat()) for file in files if file.exists()]
+    return [(name, status.st_size, status.st_mtime_ns) for name, status in states]
 
 
 def _common_columns(columns: Mapping[str, Collection[str]]) -> tuple[str, ...]:

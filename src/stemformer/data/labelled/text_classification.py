@@ -16,6 +16,7 @@ from stemformer.errors import DataError
 LabelKind = Literal["class", "labels", "score"]
 MOST_CLASSES = 200
 LONGEST_LABEL = 40
+NO_GOLD_LABEL = "no gold label"
 _YES, _NO = ("1", "1.0", "true"), ("0", "0.0", "false")
 _DECIMAL = re.compile(r"[-+]?\d+([.,]\d+)?")
 _WITH_COMMAS = re.compile(r"[-+]?[\d.]*(,\d+)+(\.\d+)?")
@@ -211,7 +212,7 @@ def make_text_examples(
         elif columns.label is not None:
             label = _label(row[columns.label], f"{location}: Column '{columns.label}'", kind)
         if columns.label is not None and (label is None or (label == "-" and not is_sign)):
-            counts["no label" if label is None else "no gold label"] += 1
+            counts["no label" if label is None else NO_GOLD_LABEL] += 1
             continue
         examples.append(TextExample(texts, label, row, location))
     return examples
