@@ -15,6 +15,7 @@ from stemformer.huggingface.load import load_model, read_task_info
 from stemformer.io import read_jsonl
 from stemformer.progress import Silent
 from stemformer.tasks.dataset import load_labelled_task
+from stemformer.tasks.metrics import metric_names
 from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.training import loop
 
@@ -266,6 +267,7 @@ def test_best_model_that_is_not_the_result_is_named(run, tmp_path, monkeypatch, 
     checked = [0.0] if metric else []  # the names of the metrics are looked up before training
     values = iter([*checked, 0.5, 0.1, 0.4, 0.3, 0.3] if "error" in name else [*checked, 0.5, 0.9, 0.7, 0.6, 0.6])
     monkeypatch.setattr(SequenceClassification, "compute_metrics", lambda *_: ({name: next(values)}, {}))
+    monkeypatch.setattr(finetuning, "metric_names", lambda *_: [name])
     settings = ["evaluation.every=1", "checkpoints.every=1"]
     result = run("class", settings=settings, best_metric=metric)
     [note] = [note for note in result["notes"] if "was better" in note]
@@ -284,6 +286,21 @@ def test_metric_that_does_not_exist_is_refused_before_training(run, tmp_path):
     with pytest.raises(ConfigError, match=r"Metric 'macro_f2' does not exist .did you mean 'macro_f1'.*loss, accuracy"):
         run("class", best_metric="macro_f2")
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_misspelled_metric_is_refused_before_the_data_is_read(tiny_bert, tmp_path):
+    with pytest.raises(ConfigError, match="Metric 'acuracy' does not exist"):
+        stemformer.finetune(
+            "classify", model=str(tiny_bert), train=["no_such.csv"], out=str(tmp_path / "run"), best_metric="acuracy"
+        )
+
+
+@pytest.mark.parametrize("kind", ["class", "labels", "score", "pair", "tag", "qa", "choice"])
+def test_metrics_of_a_task_are_known_by_name(finetuned, kind):
+    metrics = json.loads((finetuned(kind) / "metrics.json").read_text())["metrics"].keys() - {"loss"}
+    task = load_labelled_task(str(finetuned(kind) / "final")).config
+    known = set(metric_names(task.name, task.kind))
+    assert metrics <= known and (task.name == "qa" or metrics == known)
 
 
 def test_metric_of_the_best_model_cannot_change_on_resume(run):

@@ -7,7 +7,7 @@ import pytest
 
 import stemformer
 from stemformer.cli.app import main
-from stemformer.data.labelled.detect_format import detect_task
+from stemformer.data.labelled.detect_format import TASK_FORMATS, detect_task
 from stemformer.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("no_timing")
@@ -88,7 +88,7 @@ def test_ambiguous_columns(fails, finetune, tmp_path):
 
 def test_one_column_for_a_pair(fails, finetune, labelled):
     file = labelled / "train" / "pairs.jsonl"
-    fails(finetune("pair", file, "--text-column", "premise"), "Found 1 text columns, expected 2")
+    fails(finetune("pair", file, "--text-column", "premise"), "Found 1 text column, expected 2")
 
 
 def test_score_that_is_no_number(fails, finetune, labelled):
@@ -230,7 +230,7 @@ def test_symbols_of_another_task(fails, finetune, labelled):
 
 def test_ragged_rows(fails, finetune, tmp_path):
     file = write(tmp_path / "a.conll", "The\tO", "king\tB-X", "sees", "", "a\tO")
-    fails(finetune("tag", file), f"{file}:3", "1 columns ('sees'), expected 2")
+    fails(finetune("tag", file), f"{file}:3", "1 column ('sees'), expected 2")
     file = write(tmp_path / "b.conll", "The\tO", "king\tB-X\tmore")
     fails(finetune("tag", file), f"{file}:2", "3 columns", "expected 2")
 
@@ -409,12 +409,19 @@ def test_file_of_another_task(fails, finetune, labelled, task, file):
     if (task, file) == ("pair", "classify"):
         fails(finetune(task, path), path, "Cannot tell which 2 of the columns are the text")
         return
-    looks = "classify" if file == "pair" else file
-    fails(finetune(task, path), path, f"looks like data of task '{looks}', not of '{task}'")
+    fails(finetune(task, path), path, f"looks like data of task '{file}', not of '{task}'")
+
+
+@pytest.mark.parametrize("task", ["pair", "tag", "qa", "choice"])
+def test_table_without_the_columns_of_a_task(fails, finetune, tmp_path, task):
+    file = write(tmp_path / "a.csv", "sentence,kind", *[f"The king number {i} sees,{i % 2}" for i in range(20)])
+    looks = f"looks like data of task 'classify', not of '{task}'"
+    fails(finetune(task, file), "sentence", "kind", f"Task '{task}' expects {TASK_FORMATS[task]}", looks)
 
 
 def test_pairs_as_data_of_classify(fails, finetune, labelled):
-    fails(finetune("classify", labelled / "train" / "pairs.jsonl"), "look like the two texts of a pair")
+    file = labelled / "train" / "pairs.jsonl"
+    fails(finetune("classify", file), "look like the two texts of a pair", "looks like data of task 'pair'")
 
 
 def test_file_of_another_task_to_evaluate(fails, finetuned, labelled):

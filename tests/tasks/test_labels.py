@@ -101,3 +101,9 @@ def test_unknown_labels_are_noted_or_refused():
     assert "1 label does not occur in the training data" in check_labels(classes("a", "b"), {"a": 1, "c": 1})[0]
     with pytest.raises(DataError, match=r"found 'c' \(1\), trained on 'a', 'b'\. Try that\."):
         check_labels(classes("a", "b"), {"c": 1}, advice="Try that.")
+
+
+def test_tags_that_mark_no_entity_are_noted():
+    task = TokenClassification(TaskConfig("tag"), ("O", "B-PER", "I-PER"))
+    [note] = check_labels(task, {"O": 1, "PER": 1})
+    assert "'PER' (1); tags without B-, I- or the like mark no entity" in note

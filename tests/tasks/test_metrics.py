@@ -191,7 +191,7 @@ def test_predictions_without_an_entity_score_nothing_and_give_no_warning():
 
 
 def test_text_with_too_few_tags_is_an_error():
-    with pytest.raises(DataError, match="Text 2 has 1 predictions for 2 words"):
+    with pytest.raises(DataError, match="Text 2 has 1 prediction for 2 words"):
         tagging_metrics([["O"], ["O", "O"]], [["O"], ["O"]], entities=True)
 
 
@@ -417,7 +417,7 @@ def test_metrics_are_plain_python_numbers():
     ("score", "message"),
     [
         (lambda: classification_metrics(numbers(), numbers(), ["a"]), "No examples to score"),
-        (lambda: tagging_metrics([["O"]], [], entities=False), "0 predictions for 1 examples"),
+        (lambda: tagging_metrics([["O"]], [], entities=False), "0 predictions for 1 example"),
         (lambda: tagging_metrics([[]], [[]], entities=True), "No examples to score"),
         (lambda: squad_metrics({}, {}), "No questions to score"),
         (

@@ -1,7 +1,7 @@
 """Fine-tune a model on labelled data."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +24,14 @@ from stemformer.models.model import Model, make_model
 from stemformer.objectives.objective import LossModule
 from stemformer.options import FinetuneOptions, TaskTrainingOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
-from stemformer.progress import Progress, Silent
+from stemformer.progress import Progress, Silent, format_count
 from stemformer.reports.finetuning import curves_of_log, write_task_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled
 from stemformer.tasks.dataset_notes import save_training_texts
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.metrics import mean_std
+from stemformer.tasks.metrics import mean_std, metric_names
 from stemformer.tasks.predictions import WorstExamples
-from stemformer.tasks.task import Task, TaskConfig
+from stemformer.tasks.task import TaskConfig
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
 from stemformer.training.config import BatchConfig, FinetuneConfig
@@ -104,6 +104,9 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
         raise ConfigError("layer_decay has no effect on matrices with optimizer.kind = muon. Use adamw.")
     if config.budget.seconds is not None or config.budget.tokens is not None:
         raise ConfigError("Fine-tuning takes a budget of epochs or steps, not of time or tokens.")
+    if config.evaluation.best_metric is not None:
+        # Before the data is read; the metrics of this data are known later.
+        _check_metric(config.evaluation.best_metric, metric_names(config.task.name, config.task.kind))
     return config
 
 
@@ -200,7 +203,9 @@ def make_finetuning_context(
     monitored = config.evaluation.best_metric or task.main_metric
     sign = 1 if monitored.endswith(("loss", "error")) else -1
     if config.evaluation.best_metric is not None:
-        _check_metric(monitored, task, dev, data)
+        # Before training; the names do not depend on the scores.
+        zeros = [np.zeros((task.num_scores(example), task.num_labels), np.float32) for example in dev.examples]
+        _check_metric(monitored, task.compute_metrics(task.decode(zeros, dev, data.dev), data.dev)[0])
     last: list[Any] = []
 
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
@@ -235,11 +240,8 @@ def make_finetuning_context(
     return context, last
 
 
-def _check_metric(name: str, task: Task, dev: TaskExamples, data: LabelledData) -> None:
-    """Check that the dev data has a metric, before training; the names do not depend on the scores."""
-    scores = [np.zeros((task.num_scores(example), task.num_labels), np.float32) for example in dev.examples]
-    metrics, _ = task.compute_metrics(task.decode(scores, dev, data.dev), data.dev)
-    if name not in (names := ["loss", *metrics]):
+def _check_metric(name: str, known: Iterable[str]) -> None:
+    if name not in (names := ["loss", *known]):
         expected = f"Expected one of {', '.join(names)}."
         raise ConfigError(f"Metric {name!r} does not exist{nearest(name, names)}. {expected}")
 
@@ -351,11 +353,13 @@ def _describe_start(context: TrainingContext, model: Model) -> str:
     examples, batch = context.phases[0].examples, context.phases[0].batch
     size, steps = batch.size, context.budget.num_steps or 0
     assert isinstance(examples, TaskExamples)
-    number = f"{len(examples):,} examples" + (
+    number = format_count(len(examples), "example") + (
         f" ({examples.num_sequences:,} sequences)" if examples.num_sequences > len(examples) else ""
     )
-    return (
-        f"{model.num_parameters():,} parameters; {number}, mean length {examples.num_tokens / examples.num_sequences:.0f}, max length "
-        f"{batch.sequence_length}; {steps:,} steps x batch size {size} = {steps * size / len(examples):.2f} epochs (no padding); "
-        f"{context.device}, {context.precision}"
+    mean = examples.num_tokens / examples.num_sequences
+    length = f"mean length {mean:.0f}, max length {batch.sequence_length}"
+    epochs = (
+        f"{format_count(steps, 'step')} x batch size {size} = {steps * size / len(examples):.2f} epochs (no padding)"
     )
+    start = f"{model.num_parameters():,} parameters; {number}, {length}; {epochs}"
+    return f"{start}; {context.device}, {context.precision}"

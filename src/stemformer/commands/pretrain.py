@@ -29,7 +29,7 @@ from stemformer.objectives.masked_lm import SpecialIds
 from stemformer.objectives.objective import Examples, make_objective
 from stemformer.options import PretrainOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
-from stemformer.progress import Progress, Silent
+from stemformer.progress import Progress, Silent, format_count
 from stemformer.recipes import find_recipe
 from stemformer.reports.pretraining import write_report
 from stemformer.training.budget import TrainingBudget
@@ -274,7 +274,7 @@ def _report_start(context: TrainingContext, model: Model, progress: Progress) ->
         + (", blocks compiled" if context.environment["compile"] else "")
         + (f", {context.ranks.world_size} ranks" if context.ranks.world_size > 1 else "")
     )
-    kind = "sequences" if config.objective.name in ("none", "causal") else "pairs"
+    kind = "sequence" if config.objective.name in ("none", "causal") else "pair"
     ends = [*(phase.first_step for phase in context.phases[1:]), budget.num_steps]
     for phase, end in zip(context.phases, ends, strict=True):
         dataset, batch = phase.examples, phase.batch
@@ -285,9 +285,11 @@ def _report_start(context: TrainingContext, model: Model, progress: Progress) ->
             length = f"{budget.seconds:,.0f} seconds, {decay}"
         else:
             steps = end - phase.first_step
-            length = f"{steps:,} steps x batch size {batch.size} = {steps * batch.size / len(dataset):.2f} epochs"
+            epochs = steps * batch.size / len(dataset)
+            length = f"{format_count(steps, 'step')} x batch size {batch.size} = {epochs:.2f} epochs"
+        number = format_count(len(dataset), kind)
         progress.say(
-            f"{dataset.num_tokens:,} tokens (special tokens included) in {len(dataset):,} {kind}, max length "
+            f"{dataset.num_tokens:,} tokens (special tokens included) in {number}, max length "
             f"{batch.sequence_length} ({dataset.packing_efficiency:.1%} filled)"
             + (f", {left_out:,} of one word left out" if left_out else "")
             + f"; {length}"

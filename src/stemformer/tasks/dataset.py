@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from stemformer.config import nearest
-from stemformer.data.labelled.detect_format import detect_row_task, detect_task
+from stemformer.data.labelled.detect_format import TASK_FORMATS, detect_row_task, detect_task, find_columns
 from stemformer.data.labelled.fasta import find_alphabet
 from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.data.labelled.question_answering import read_questions
@@ -35,6 +35,7 @@ from stemformer.tasks.dataset_notes import (
     count_notes,
     describe_records,
     note_labels,
+    note_lengths,
     note_overlap,
     text_keys,
 )
@@ -93,7 +94,7 @@ def check_not_empty(number: int, files: Sequence[str], counts: Counter[str], *, 
     """Raise DataError with the reasons in `counts` if no record is left."""
     if not number:
         answers = " with an answer" if needs_answer else ""
-        reasons = ", ".join(_reasons(counts)) or "the file is empty"
+        reasons = ", ".join(_reasons(counts)) or ("none has one" if needs_answer else "the file is empty")
         raise DataError(f"{', '.join(files)}: no record{answers} is left ({reasons})")
 
 
@@ -118,11 +119,17 @@ def advise_task(config: TaskConfig, files: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        detected = next((task for file in files if (task := detect_task(file)) is not None), None)
-        if detected in (None, config.name) or (detected == "classify" and config.name == "pair"):
+        file, detected = next(((f, task) for f in files if (task := detect_task(f)) is not None), ("", None))
+        if detected in (None, config.name) or (detected == "pair" and config.text):
             raise
-        advice = f"The file looks like data of task '{detected}', not of '{config.name}'."
-        raise DataError(f"{str(error).rstrip('.')}. {advice}") from error
+        columns, text = find_columns(file), str(error).rstrip(".")
+        parts = [text, f"Task '{config.name}' expects {TASK_FORMATS[config.name]}"]
+        if columns and not any(word in text for word in ("Columns", "Keys", "label column")):
+            parts.insert(1, f"Columns: {quoted(columns)}")
+        # A text and a label are part of what pairs have, too.
+        if (detected, config.name) != ("classify", "pair") or len(columns) == 2:
+            parts.append(f"The file looks like data of task '{detected}', not of '{config.name}'")
+        raise DataError(f"{'. '.join(parts)}.") from error
 
 
 def column_names(config: TaskConfig, like: TaskConfig | None) -> list[str]:
@@ -342,7 +349,8 @@ def encode_splits(
         words = data.task.symbols.words
         shown = format_list([f"{run} {word!r}" for run, word in words.items()], 6)
         notes.append(f"{len(words):,} words represent symbols: {shown}")
-    notes += [*count_notes("training data", examples.counts), *count_notes("dev data", dev.counts)]
+    for name, split in (("training data", examples), ("dev data", dev)):
+        notes += [*count_notes(name, split.counts), *note_lengths(name, split, max_length)]
     for note in notes:
         progress.say(note)
     return examples, dev, [*data.notes, *notes]

@@ -15,6 +15,7 @@ from stemformer.data.labelled.token_classification import has_entity_tags
 from stemformer.data.text.files import quoted
 from stemformer.errors import DataError
 from stemformer.progress import format_count, format_list
+from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.labels import similar_labels
 from stemformer.tasks.task import Task, TaskConfig
 
@@ -105,6 +106,14 @@ def _mean_length(texts: Sequence[str]) -> float:
 def count_notes(name: str, counts: Mapping[str, int]) -> list[str]:
     """Return a note for each description of skipped or repaired records, with their number."""
     return [f"{name}: {what}: {number:,}" for what, number in counts.items()]
+
+
+def note_lengths(name: str, examples: TaskExamples, max_length: int) -> Iterator[str]:
+    """Yield a note on the lengths before cutting if some texts were cut."""
+    if any("truncated" in what or "windows" in what for what in examples.counts):
+        mean, longest = fmean(examples.lengths), max(examples.lengths)
+        length = f"mean {mean:,.0f} tokens, longest {longest:,}"
+        yield f"{name}: length before cutting: {length}; max length {max_length:,} with special tokens"
 
 
 def note_labels(task: Task, records: Sequence[Any]) -> Iterator[str]:

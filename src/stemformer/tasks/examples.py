@@ -27,6 +27,8 @@ class TaskExamples:
     scored: Sequence[Any]
     # How often texts were split, truncated or could not be aligned, by description.
     counts: dict[str, int]
+    # Tokens of each record (of multiple choice: of each option) before cutting, without special tokens.
+    lengths: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from stemformer.data.labelled.token_classification import has_entity_tags
 from stemformer.data.text.files import quoted
 from stemformer.errors import ConfigError, DataError
 from stemformer.progress import format_count, format_list
@@ -40,7 +41,10 @@ def check_labels(
     treatment = "ignored" if task.config.kind == "labels" else "counted as wrong"
     do, are = ("do", "are") if len(unknown) > 1 else ("does", "is")
     number = format_count(len(unknown), "label")
-    return [f"{number} {do} not occur in the training data and {are} {treatment}: {shown}"]
+    note = f"{number} {do} not occur in the training data and {are} {treatment}: {shown}"
+    if task.has_entities and any(not has_entity_tags([label]) for label in unknown):
+        note += "; tags without B-, I- or the like mark no entity, unlike those of the model"
+    return [note]
 
 
 def similar_labels(labels: Iterable[str]) -> list[list[str]]:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Integer
 
 from stemformer.data.labelled.token_classification import as_bioes
 from stemformer.errors import DataError
+from stemformer.progress import format_count
 
 # How answers are compared: as words without articles (en), Chinese characters and other words (zh), characters (ja).
 Language = Literal["en", "zh", "ja"]
@@ -25,6 +26,25 @@ _CHINESE_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》�
 _CHINESE_UNITS = re.compile(
     r"[\u4e00-\u9fa5]|'[^\W\u4e00-\u9fa5]+|(?:[^\W\u4e00-\u9fa5]|(?<=\w)(?:\.(?=\w)|,(?=\d)))+|\S"
 )
+
+_BY_KIND = {
+    "class": ["accuracy", "macro_f1", "matthews", "f1"],
+    "labels": ["micro_f1", "macro_f1", "exact_match"],
+    "score": ["pearson", "spearman", "mean_squared_error", "root_mean_squared_error", "mean_absolute_error"],
+}
+_BY_TASK = {
+    "tag": ["accuracy", "precision", "recall", "f1"],
+    "qa": [
+        *("exact_match", "f1", "has_answer_exact", "has_answer_f1", "no_answer_exact", "no_answer_f1"),
+        *("best_threshold", "best_f1", "best_exact"),
+    ],
+    "choice": ["accuracy"],
+}
+
+
+def metric_names(task: str, kind: str) -> list[str]:
+    """Return the names of the metrics that a task may have; some depend on the data, such as `f1` of two labels."""
+    return _BY_TASK.get(task, _BY_KIND[kind])
 
 
 def classification_metrics(
@@ -114,7 +134,8 @@ def tagging_metrics(
     _check_lengths(gold, predicted)
     for number, (right, tags) in enumerate(zip(gold, predicted, strict=True), 1):
         if len(right) != len(tags):
-            raise DataError(f"Text {number} has {len(tags)} predictions for {len(right)} words: expected one per word")
+            found = f"{format_count(len(tags), 'prediction')} for {format_count(len(right), 'word')}"
+            raise DataError(f"Text {number} has {found}: expected one per word")
     gold_tags, predicted_tags = (list(chain.from_iterable(texts)) for texts in (gold, predicted))
     if entities:
         _check_lengths(gold_tags, predicted_tags)
@@ -185,7 +206,8 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
 
 def _check_lengths(gold: Sized, predicted: Sized) -> None:
     if len(gold) != len(predicted):
-        raise DataError(f"{len(predicted)} predictions for {len(gold)} examples: expected one per example")
+        found = f"{format_count(len(predicted), 'prediction')} for {format_count(len(gold), 'example')}"
+        raise DataError(f"{found}: expected one per example")
     if len(gold) == 0:
         raise DataError("No examples to score: expected at least one")
 

@@ -64,7 +64,12 @@ class MultipleChoice(Task):
         return ChoiceQuestion(location, parts[0], "", tuple(parts[1]), None)
 
     def _encode(
-        self, records: Sequence[ChoiceQuestion], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+        self,
+        records: Sequence[ChoiceQuestion],
+        tokenizer: Tokenizer,
+        max_length: int,
+        counts: Counter[str],
+        lengths: list[int],
     ) -> Iterator[tuple[int, Example, None]]:
         prompts = tokenizer.encode_ids([r.prompt for r in records])
         options = iter(tokenizer.encode_ids([f"{r.second} {c}".strip() for r in records for c in r.choices]))
@@ -72,9 +77,10 @@ class MultipleChoice(Task):
             # One sequence per option.
             sequences = []
             for number, option in enumerate(islice(options, len(record.choices))):
-                lengths = truncate_pair(len(prompt), len(option), max_length - 3)
-                counts["options truncated"] += lengths != (len(prompt), len(option))
-                parts = [prompt[: lengths[0]], option[: lengths[1]]]
+                lengths.append(len(prompt) + len(option))
+                kept = truncate_pair(len(prompt), len(option), max_length - 3)
+                counts["options truncated"] += kept != (len(prompt), len(option))
+                parts = [prompt[: kept[0]], option[: kept[1]]]
                 target = None if record.answer is None else np.array([number, int(number == record.answer)])
                 sequences.append(make_example(parts, tokenizer, answer=target))
             yield index, _concatenate(sequences), None

@@ -99,7 +99,12 @@ class QuestionAnswering(Task):
         return Question(location, question, context, answers=(), title="", is_impossible=False, gold=())
 
     def _encode(
-        self, records: Sequence[Question], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+        self,
+        records: Sequence[Question],
+        tokenizer: Tokenizer,
+        max_length: int,
+        counts: Counter[str],
+        lengths: list[int],
     ) -> Iterator[tuple[int, Example, Window]]:
         contexts = list(dict.fromkeys(r.context for r in records))
         passages = dict(zip(contexts, tokenizer.encode_batch(contexts), strict=True))
@@ -107,6 +112,7 @@ class QuestionAnswering(Task):
         max_question = min(_MAX_QUESTION_TOKENS, max_length // 2)
         for number, (record, question) in enumerate(zip(records, questions, strict=True)):
             counts["questions truncated"] += len(question) > max_question
+            lengths.append(len(question) + len(passages[record.context].ids))
             question, passage = question[:max_question], passages[record.context]
             # First and last token of the first answer.
             answer = None

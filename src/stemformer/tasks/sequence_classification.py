@@ -91,7 +91,12 @@ class SequenceClassification(Task):
         return TextExample(parts, None, {}, location) if is_right else None
 
     def _encode(
-        self, records: Sequence[TextExample], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+        self,
+        records: Sequence[TextExample],
+        tokenizer: Tokenizer,
+        max_length: int,
+        counts: Counter[str],
+        lengths: list[int],
     ) -> Iterator[tuple[int, Example, None]]:
         texts = [record.texts for record in records]
         if self.symbols is not None:
@@ -99,6 +104,7 @@ class SequenceClassification(Task):
         room = max_length - num_special_tokens(tokenizer, num_texts=len(texts[0]) if texts else 1)
         columns = [tokenizer.encode_ids(column) for column in zip(*texts, strict=True)]
         for number, record in enumerate(records):
+            lengths.append(sum(len(column[number]) for column in columns))
             for parts in self._fit([column[number] for column in columns], room, counts):
                 yield number, make_example(parts, tokenizer, answer=self._target(record)), None
 

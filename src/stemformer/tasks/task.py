@@ -214,16 +214,20 @@ class Task(ABC):
     def encode(self, records: Sequence[Any], tokenizer: Tokenizer, *, max_length: int) -> TaskExamples:
         """Encode records, with or without answers, as examples of at most `max_length` tokens."""
         counts: Counter[str] = Counter()
-        encoded = list(self._encode(records, tokenizer, max_length, counts))
+        lengths: list[int] = []
+        encoded = list(self._encode(records, tokenizer, max_length, counts, lengths))
         owners = np.array([owner for owner, *_ in encoded], np.int64)
         # Unary plus drops counts of zero.
-        return TaskExamples([x for _, x, _ in encoded], owners, [scored for *_, scored in encoded], +counts)
+        return TaskExamples([x for _, x, _ in encoded], owners, [scored for *_, scored in encoded], +counts, lengths)
 
     @abstractmethod
     def _encode(
-        self, records: Sequence[Any], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+        self, records: Sequence[Any], tokenizer: Tokenizer, max_length: int, counts: Counter[str], lengths: list[int]
     ) -> Iterator[tuple[int, Example, Any]]:
-        """Yield the index of a record, its example (or one of several), and what its logits refer to."""
+        """Yield the index of a record, its example (or one of several), and what its logits refer to.
+
+        `counts` and `lengths` receive what was cut, and the tokens of each record (or option) before cutting.
+        """
 
     @abstractmethod
     def decode(self, scores: Logits, examples: TaskExamples, records: Sequence[Any]) -> list[Any]:

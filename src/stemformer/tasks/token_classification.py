@@ -78,12 +78,18 @@ class TokenClassification(Task):
         return TaggedSentence(words=words, tags=None, location=location, text=text, offsets=offsets)
 
     def _encode(
-        self, records: Sequence[TaggedSentence], tokenizer: Tokenizer, max_length: int, counts: Counter[str]
+        self,
+        records: Sequence[TaggedSentence],
+        tokenizer: Tokenizer,
+        max_length: int,
+        counts: Counter[str],
+        lengths: list[int],
     ) -> Iterator[tuple[int, Example, Int[np.ndarray, "w"]]]:
         find_tokens = first_tokens if tokenizer.bos_token_id is None else last_tokens
         room = max_length - num_special_tokens(tokenizer, num_texts=1)
         encodings = tokenizer.encode_batch([r.text for r in records])
         for number, (record, encoding) in enumerate(zip(records, encodings, strict=True)):
+            lengths.append(len(encoding.ids))
             tokens = find_tokens(record, encoding)
             counts["words without a token (default tag)"] += int((tokens < 0).sum())
             windows = sliding_windows(len(encoding.ids), room, self.config.stride)

@@ -16,7 +16,7 @@ def write(path, *lines):
     ("name", "lines", "task"),
     [
         ("a.csv", ["text,label", "a king,1"], "classify"),
-        ("a.tsv", ["sentence1\tsentence2\tlabel", "a\tb\t1"], "classify"),
+        ("a.tsv", ["sentence1\tsentence2\tlabel", "a\tb\t1"], "pair"),
         ("a.csv", ["question,context,answers", "a,b,c"], "qa"),
         ("a.csv", ["prompt,choice1,choice2,label", "a,b,c,A"], "choice"),
         ("a.jsonl", ['{"tokens": ["a"], "tags": ["O"]}'], "tag"),

@@ -131,7 +131,7 @@ def test_json_may_have_symbols_as_keys(tmp_path: Path) -> None:
         ("A\tsun\nC sea\n", r"map\.tsv:2: Found 'C sea'\. Expected a symbol, a tab"),
         ("A\tsun\nA\tsea\n", r"map\.tsv:2: 'A' is repeated"),
         ("A\tsun\nC\tsun\n", r"map\.tsv: Symbol map: 'sun' is the word of 'A' and 'C'"),
-        ("A\tsun\nCC\tsea\n", r"map\.tsv: Symbol map: 'A' has 1 symbols, expected 2"),
+        ("A\tsun\nCC\tsea\n", r"map\.tsv: Symbol map: 'A' has 1 symbol, expected 2"),
         ("A\t\n", r"map\.tsv: Symbol map: The word for 'A' is ''"),
         ("*\tsun\n", r"map\.tsv: Symbol map: It has no symbols"),
         ('{"A": ', r"map\.tsv: Bad JSON"),
@@ -150,7 +150,7 @@ def test_other_mistakes_raise() -> None:
         DataError, match=r"256 runs of 4 symbols of 'ACGT' need a word each, but the vocabulary has only 82"
     ):
         SymbolMap.draw("ACGT", VOCABULARY, size=4)
-    with pytest.raises(DataError, match=r"x: Found 1 symbols, but a word is for 2"):
+    with pytest.raises(DataError, match=r"x: Found 1 symbol, but a word is for 2"):
         SymbolMap({"AA": "sun"}, 2).apply("A", location="x")
 
 

@@ -94,7 +94,7 @@ def test_kind_decides_between_scores_and_classes() -> None:
         ({"text": ["a"], "label": ["b"]}, {"label": "lable"}, r"No column 'lable'\. Columns \(nearest first\): 'label', 'text'"),
         ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "label": "text"}, r"Column 'text' is set twice"),
         ({"text": ["a"], "label": ["b"]}, {"texts": ["text"], "num_texts": 2},
-         r"Found 1 text columns, expected 2\. .*each with --text-column"),
+         r"Found 1 text column, expected 2\. .*each with --text-column"),
         ({"text": ["a"], "x": ["b"]}, {}, r"Cannot tell which column is the label: none holds .*'text', 'x'\. Set it with --label-column"),
         ({"premise": ["a"], "hypothesis": ["b"], "label": ["c"]}, {}, r"'premise' and 'hypothesis' look like .*--text-column"),
         ({"a": [LONG], "b": [OTHER], "label": ["c"]}, {}, r"Cannot tell which column is the text\. Columns: .*--text-column"),

@@ -85,7 +85,7 @@ def test_text_offsets_and_locations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("Anna\tO\nsings\n", {}, r"a\.txt:2: Found 1 columns \('sings'\), expected 2"),
+        ("Anna\tO\nsings\n", {}, r"a\.txt:2: Found 1 column \('sings'\), expected 2"),
         ("Anna O\nsings V O\n", {}, r"a\.txt:2: Found 3 columns \('sings V O'\), expected 2"),
         ("Anna\tO\n\tO\n", {}, r"a\.txt:2: .*beginning with a word"),
         ("Anna O\n", {"column": "3"}, r"'3' is not a number from 2 to 2"),
@@ -183,7 +183,7 @@ def test_column_of_records_is_chosen_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "options", "message"),
     [
-        ('{"tokens": ["a", "b"], "tags": ["X"]}', {}, r"a\.jsonl:1: Found 2 words, but 1 tags"),
+        ('{"tokens": ["a", "b"], "tags": ["X"]}', {}, r"a\.jsonl:1: Found 2 words, but 1 tag"),
         ('{"tokens": "a b", "tags": ["X"]}', {}, r"a\.jsonl:1: Column 'tokens' holds str, expected a list"),
         ('{"text": "a b"}', {}, r"No column of words\. Columns: text"),
         ('{"tokens": ["a"], "pos": ["X"]}', {"column": "pso"}, r"No column 'pso'\. Columns \(nearest first\): 'pos'"),

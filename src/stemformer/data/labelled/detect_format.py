@@ -8,13 +8,31 @@ from stemformer.data.labelled.class_folders import TAGGED_SUFFIXES
 from stemformer.data.labelled.multiple_choice import find_choice_columns
 from stemformer.data.labelled.table import read_json_records, read_table
 from stemformer.data.labelled.token_classification import CONLLU_LINE, WORD_COLUMNS
-from stemformer.data.text.delimited import usual_name
+from stemformer.data.text.delimited import PAIR_NAMES, usual_name
 from stemformer.data.text.files import STANDARD_INPUT, read_text, split_suffixes
 from stemformer.errors import DataError
 
+TASK_FORMATS = {
+    "classify": "a text and a label in each row (--text-column and --label-column choose them)",
+    "pair": "two texts and a label in each row (--text-column, twice, and --label-column choose them)",
+    "tag": "a word and its tag on each line, or lists in columns 'tokens' and 'tags' (--label-column chooses the tags)",
+    "qa": "the format of SQuAD, or columns 'question', 'context' and 'answers'",
+    "choice": "columns 'prompt', 'choice1', 'choice2', ... and 'label'",
+}
+"""What files of a task hold, for errors."""
+
+
+def find_columns(source: str) -> tuple[str, ...]:
+    """Return the columns of a table; none of a file that is no table."""
+    is_table = source != STANDARD_INPUT and split_suffixes(source)[1] in (".csv", ".tsv", ".parquet", ".jsonl")
+    try:
+        return read_table([source]).columns if is_table and Path(source).is_file() else ()
+    except DataError:
+        return ()
+
 
 def detect_task(source: str) -> str | None:
-    """Return the task that a file fits, "tag", "qa", "choice" or "classify", else None."""
+    """Return the task that a file fits, a key of `TASK_FORMATS`, else None."""
     if source == STANDARD_INPUT or not Path(source).is_file():
         return None
     stem, kind, _ = split_suffixes(source)
@@ -48,7 +66,10 @@ def detect_row_task(record: Any) -> str | None:
         return "tag"
     if find_choice_columns(tuple(record)):
         return "choice"
-    return "qa" if {"question", "context", "answers"} <= set(map(usual_name, record)) else "classify"
+    names = set(map(usual_name, record))
+    if {"question", "context", "answers"} <= names:
+        return "qa"
+    return "pair" if any(names.issuperset(pair) for pair in PAIR_NAMES) else "classify"
 
 
 def _is_conll(text: str) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from stemformer.data.text.files import read_text
 from stemformer.errors import DataError
+from stemformer.progress import format_count
 
 ANY_SYMBOL = "*"
 MAX_LISTED_SYMBOLS = 10
@@ -42,7 +43,7 @@ class SymbolMap:
             raise DataError("Symbol map: It has no symbols. Expected at least one with its word.")
         for run, word in self.words.items():
             if run != ANY_SYMBOL and len(run) != self.size:
-                raise DataError(f"Symbol map: {run!r} has {len(run)} symbols, expected {self.size}.")
+                raise DataError(f"Symbol map: {run!r} has {format_count(len(run), 'symbol')}, expected {self.size}.")
             if not word or word != " ".join(word.split()):
                 raise DataError(f"Symbol map: The word for {run!r} is {word!r}, expected a single word.")
         word, number = Counter(self.words[run] for run in runs).most_common(1)[0]
@@ -117,7 +118,8 @@ class SymbolMap:
         """
         symbols, where = "".join(text.split()), f"{location}: " if location else ""
         if len(symbols) < self.size:
-            raise DataError(f"{where}Found {len(symbols)} symbols, but a word is for {self.size}. Remove the text.")
+            number = format_count(len(symbols), "symbol")
+            raise DataError(f"{where}Found {number}, but a word is for {self.size}. Remove the text.")
         runs = [symbols[i : i + self.size] for i in range(0, len(symbols) - self.size + 1, self.stride)]
         any_word = self.words.get(ANY_SYMBOL)
         found = [self._folded_words.get(self._fold(run)) for run in runs]

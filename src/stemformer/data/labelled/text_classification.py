@@ -12,6 +12,7 @@ from stemformer.data.text.delimited import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, 
 from stemformer.data.text.files import quoted
 from stemformer.data.text.readers import unknown_column
 from stemformer.errors import DataError
+from stemformer.progress import format_count
 
 LabelKind = Literal["class", "labels", "score"]
 MOST_CLASSES = 200
@@ -66,11 +67,14 @@ def choose_columns(
     if repeated := next((name for name, number in Counter([*texts, *labels]).items() if number > 1), None):
         raise DataError(f"{source}: Column '{repeated}' is set twice. Set each of text and label to another column.")
     if texts and len(texts) != num_texts:
-        raise DataError(f"{source}: Found {len(texts)} text columns, expected {num_texts}. {_text_advice(num_texts)}")
+        found = format_count(len(texts), "text column")
+        raise DataError(f"{source}: Found {found}, expected {num_texts}. {_text_advice(num_texts)}")
     if needs_label and label is None and len(columns) <= num_texts:
         advice = "Pass a table (.csv, .tsv, .jsonl, .parquet), or a folder with a sub-folder for each class"
         if any("\t" in str(value) for value in table.rows[0].values()):
             advice = "Name the file .tsv if tabs separate its columns"
+        if num_texts > 1 and len(columns) > 1:
+            advice = "Expected two text columns and a label column"
         raise DataError(f"{source}: There is no label column, only {quoted(columns)}. {advice}.")
     named = tuple(texts) or _named_texts(table, num_texts, labels)
     if label is None:

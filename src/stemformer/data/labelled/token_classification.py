@@ -11,6 +11,7 @@ from stemformer.data.text.delimited import usual_name
 from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, read_text, split_suffixes
 from stemformer.data.text.readers import starts_as_json, unknown_column
 from stemformer.errors import DataError
+from stemformer.progress import format_count
 
 WORD_COLUMNS = ("tokens", "words", "token", "word", "characters")
 TAG_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels", "tag", "label", "upos", "ner", "pos")
@@ -143,7 +144,8 @@ def _read_records(
                 found = type(value).__name__
                 raise DataError(f"{location}: Column '{name}' holds {found}, expected a list with an item per word.")
         if tags is not None and len(tags) != len(words):
-            raise DataError(f"{location}: Found {len(words)} words, but {len(tags)} tags. Expected one tag per word.")
+            found = f"Found {format_count(len(words), 'word')}, but {format_count(len(tags), 'tag')}"
+            raise DataError(f"{location}: {found}. Expected one tag per word.")
         if not words:
             counts["sentences without words (skipped)"] += 1
             continue
@@ -194,7 +196,8 @@ def _read_conll(
         expected = len(rows[0]) if len(rows[0]) == 1 else num_columns
         for i, row in zip(block, rows, strict=True):
             if len(row) != expected or not row[0]:
-                what = f"Found {len(row)} columns ({lines[i]!r}), expected {expected}, beginning with a word"
+                found = f"{format_count(len(row), 'column')} ({lines[i]!r})"
+                what = f"Found {found}, expected {expected}, beginning with a word"
                 advice = "Separate them by one tab." if has_tabs else "Repair the line."
                 raise DataError(f"{source}:{i + 1}: {what}. {advice}")
         tags = [row[tag_index].strip() for row in rows] if tag_index is not None and expected > 1 else None
@@ -218,7 +221,7 @@ def _read_conllu(
             row = lines[i].split("\t")
             number = _CONLLU_NUMBER.fullmatch(row[0])
             if len(row) != len(CONLLU_COLUMNS) or number is None:
-                what = f"Found {len(row)} columns, the first {row[0]!r}"
+                what = f"Found {format_count(len(row), 'column')}, the first {row[0]!r}"
                 raise DataError(f"{source}:{i + 1}: {what}. Expected the 10 of CoNLL-U, the first a word's number.")
             space = "" if "SpaceAfter=No" in row[9].split("|") else " "
             if number[2]:

@@ -101,7 +101,7 @@ def _make_example(task: PromptTask, row: Mapping[str, Any], fields: dict[str, st
     if task.answers:
         if label not in task.answers:
             known = f"Labels of task {task.name}: {', '.join(task.answers)}."
-            raise DataError(f"{location}: Unknown label {label!r}. {known}")
+            raise DataError(f"{location}: Unknown label {label!r}{nearest(label, task.answers)}. {known}")
         return FewShotExample(fields, tuple(task.answers.values()), list(task.answers).index(label), label)
 
     # Answers of this example.

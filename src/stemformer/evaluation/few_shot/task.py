@@ -22,6 +22,7 @@ _VARIABLE = re.compile(r"\{([^{}|\n]+)((?:\|[^{}|\n]+)*)\}")
 _OPEN_BRACE = re.compile(r"\{\w+")
 _ANSWER = "{answer}"
 _SYNTHETIC = "synthetic:"
+_ANSWER_KEYS = ("answers", "choices", "choices_column", "answer", "synthetic")
 
 _RENAMED_KEYS = {"how": "output_type", "draw": "sampler", "examples": "demonstrations"}
 _RENAMED_OUTPUT_TYPES = {"choose": "multiple_choice", "complete": "loglikelihood", "generate": "generate_until"}
@@ -117,8 +118,10 @@ class PromptTask:
                 raise ConfigError(f"{name} {text!r}: Expected {{answer}} exactly once.")
             if found := _OPEN_BRACE.search(_VARIABLE.sub("", text)):
                 raise ConfigError(f"{name} {text!r}: {found[0]!r} lacks a closing brace.")
-        if sum(map(bool, (self.answers, self.choices, self.choices_column, self.answer, self.synthetic))) != 1:
-            raise ConfigError("Expected exactly one of answers, choices, choices_column, answer and synthetic.")
+        keys = [name for name in _ANSWER_KEYS if getattr(self, name)]
+        if len(keys) != 1:
+            expected = f"Expected exactly one of the keys {', '.join(_ANSWER_KEYS)}"
+            raise ConfigError(f"{expected}, found {' and '.join(keys) or 'none'}.")
         is_choice = self.output_type == "multiple_choice"
         if is_choice and self.answer:
             raise ConfigError("answer is only valid for output_type = loglikelihood or generate_until.")
