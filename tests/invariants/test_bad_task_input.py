@@ -389,7 +389,7 @@ FILES = {
 
 @pytest.mark.parametrize(("task", "name"), FILES.items())
 def test_task_of_a_file_is_detected(labelled, task, name):
-    assert detect_task(str(labelled / "train" / name)) == ("classify" if task == "pair" else task)
+    assert detect_task(str(labelled / "train" / name)) == task
 
 
 def test_tagged_words_are_detected_in_text_files(labelled, tmp_path):
