@@ -137,6 +137,23 @@ def test_chosen_columns_and_labels_are_said(run):
     assert "40 records, 2 labels: bad, good" in said.lines
 
 
+def test_default_learning_rate_is_that_of_the_models_size_and_is_said(run, tmp_path):
+    said = Lines()
+    run("class", learning_rate=None, progress=said)
+    shown = "learning_rate 0.001 (default for 32 hidden units)"
+    assert shown in said.lines
+    assert shown in (tmp_path / "run" / "report.html").read_text()
+    assert "learning_rate = 0.001\n" in (tmp_path / "run" / "config.toml").read_text()
+    run("class", "chosen", learning_rate=2e-4, progress=said)
+    assert "learning_rate 0.0002" in said.lines
+
+
+def test_resumed_run_keeps_a_default_learning_rate_of_before(run, tmp_path):
+    run("class", steps=2, learning_rate=3e-5)
+    run("class", steps=4, learning_rate=None, resume=True)
+    assert "learning_rate = 3e-05\n" in (tmp_path / "run" / "config.toml").read_text()
+
+
 def test_dev_data_may_have_columns_of_other_names(run, labelled, tmp_path):
     text = (labelled / "dev" / "reviews.csv").read_text().replace("id,review,sentiment", "id,Comment,verdict")
     (tmp_path / "dev.csv").write_text(text)

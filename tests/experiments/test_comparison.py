@@ -150,6 +150,16 @@ def test_random_has_a_higher_learning_rate_unless_one_is_set(compare, tmp_path):
     assert learning_rates() == pytest.approx({"pretrained": 1e-3, "random": 2e-3, "reembedded": 1e-3})
 
 
+@pytest.mark.parametrize(("hidden_size", "rates"), [(16, (1e-3, 1e-3, 1e-3)), (768, (3e-5, 3e-4, 3e-5))])
+def test_default_learning_rates_are_those_of_the_models_size(compare, tmp_path, monkeypatch, hidden_size, rates):
+    found = {size: comparison.finetuning_learning_rate(size) for size in (hidden_size, 768)}
+    # The model has 16 hidden units.
+    monkeypatch.setattr(comparison, "finetuning_learning_rate", lambda size: found[max(size, hidden_size)])
+    compare(num_seeds=1, sizes=[9], steps=1, learning_rate=None)
+    config = from_toml(comparison.CompareConfig, (tmp_path / "out" / "config.toml").read_text())
+    assert config.learning_rates == pytest.approx(dict(zip(INITIALIZATIONS, rates, strict=True)))
+
+
 def test_initializations_differ_in_their_random_weights(compare, files, monkeypatch):
     seen = {}
     before = comparison.load_initial_model

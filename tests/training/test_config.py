@@ -38,6 +38,11 @@ def test_recipe_comes_back_from_toml(recipe):
     assert read_run_config(text, source=recipe) == config
 
 
+def test_pretraining_needs_a_learning_rate():
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate is none: expected a number"):
+        with_settings(find_recipe("bert_tiny"), ["optimizer.learning_rate=none"])
+
+
 def test_settings_of_every_table_come_back_from_toml():
     settings = ["seed=7", "log_every=3", "model.hidden_size=32", "model.num_attention_heads=2", "objective.unit=span"]
     settings += ["batch.size=6", "batch.micro_size=2", "budget.epochs=1.5", "optimizer.learning_rate=1e-3"]

@@ -6,7 +6,7 @@ import torch
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
-from stemformer.training.optimizer import OptimizerConfig, clip_grad_norm, make_optimizer
+from stemformer.training.optimizer import OptimizerConfig, clip_grad_norm, finetuning_learning_rate, make_optimizer
 
 
 def small_model():
@@ -28,6 +28,14 @@ def small_model():
 def test_impossible_optimizer_is_refused(config, words):
     with pytest.raises(ConfigError, match=words):
         OptimizerConfig(**config)
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "rate"),
+    [(32, 1e-3), (128, 1e-3), (256, 4.7e-4), (384, 1.7e-4), (512, 8.3e-5), (768, 3e-5), (1024, 3e-5)],
+)
+def test_default_rate_of_finetuning_is_higher_for_smaller_models(hidden_size, rate):
+    assert finetuning_learning_rate(hidden_size) == rate
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():

@@ -39,6 +39,7 @@ from stemformer.training.context import Phase, TrainingContext, TrainState
 from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed, is_restarted
 from stemformer.training.initialization import has_matching_head, load_initial_model
 from stemformer.training.loop import train
+from stemformer.training.optimizer import finetuning_learning_rate
 from stemformer.training.resume import check_config_unchanged, find_checkpoint
 from stemformer.training.throughput import matmul_rate
 
@@ -122,6 +123,7 @@ def _run(
         progress = progress if ranks.is_main else Silent()
         set_threads(config.compute.threads)
         model, tokenizer, max_length = load_initial_model(config, task, source, is_resumed=found is not None)
+        config = with_learning_rate(config, model, found.config.optimizer.learning_rate if found else None)
         examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
         context, last = make_finetuning_context(
             config, data, examples, dev, tokenizer, ranks, folder, max_length, progress
@@ -134,6 +136,7 @@ def _run(
         elif has_matching_head(source, task):
             progress.say(f"training continues with the head of {source}, which has the same labels")
         progress.say(_describe_start(context, model))
+        progress.say(_describe_learning_rate(context.config, model))
 
         # Train, select, evaluate, save.
         train(model, module, optimizer, context, state, progress=progress)
@@ -168,6 +171,12 @@ def _run(
         "seconds": round(state.seconds, 1),
         **result,
     }
+
+
+def with_learning_rate(config: FinetuneConfig, model: Model, stored: float | None = None) -> FinetuneConfig:
+    """Set the default learning rate for the size of the model, unless there is one; a resumed run keeps its `stored` one."""
+    rate = config.optimizer.learning_rate or stored or finetuning_learning_rate(model.config.hidden_size)
+    return replace(config, optimizer=replace(config.optimizer, learning_rate=rate))
 
 
 def run_length(config: FinetuneConfig, num_examples: int) -> int:
@@ -311,7 +320,7 @@ def _finish(
         "metrics": metrics,
         **details,
         "curves": curves_of_log(read_jsonl(folder / "log.jsonl"), task.config.name),
-        "notes": notes,
+        "notes": [_describe_learning_rate(context.config, model), *notes],
         "examples": shown.entries,
         "config": (folder / "config.toml").read_text(encoding="utf-8"),
     }
@@ -347,6 +356,12 @@ def _restore_best(state: TrainState, context: TrainingContext) -> None:
 def _format(name: str, value: float) -> str:
     is_fraction = any(word in name for word in ("accuracy", "precision", "recall"))
     return f"{value:.1%}" if is_fraction or (name.endswith("match") and value <= 1) else f"{value:.3f}"
+
+
+def _describe_learning_rate(config: Any, model: Model) -> str:
+    rate, hidden_size = config.optimizer.learning_rate, model.config.hidden_size
+    is_default = rate == finetuning_learning_rate(hidden_size)
+    return f"learning_rate {rate:g}" + (f" (default for {hidden_size} hidden units)" if is_default else "")
 
 
 def _describe_start(context: TrainingContext, model: Model) -> str:

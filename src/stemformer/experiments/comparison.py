@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from stemformer.commands.finetune import make_config, make_finetuning_context, run_length
+from stemformer.commands.finetune import make_config, make_finetuning_context, run_length, with_learning_rate
 from stemformer.config import from_toml, nearest, to_toml
 from stemformer.data.labelled.splits import parse_sizes, subset_order
 from stemformer.data.tokenization.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ from stemformer.evaluation.seed_statistics import differences_from_random, gain_
 from stemformer.experiments.run_grid import PlannedRun, Record, RunGrid, conclude, prepare_experiment_dir
 from stemformer.huggingface.load import find_model_folder
 from stemformer.io import read_jsonl
+from stemformer.models.model import Model
 from stemformer.options import CompareOptions, accepts
 from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
@@ -37,6 +38,7 @@ from stemformer.training.distributed import init_distributed
 from stemformer.training.initialization import load_initial_model, make_symbol_map, prepare_training
 from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import train
+from stemformer.training.optimizer import finetuning_learning_rate
 from stemformer.training.throughput import compile_blocks
 
 INITIALIZATIONS: dict[str, tuple[Literal["nothing", "embeddings", "all"], float]] = {
@@ -119,12 +121,14 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
 
     # Check the options and prepare the data.
     _check(run, options)
-    rates = _parse_learning_rates(options, run.optimizer.learning_rate)
+    chosen_rates = _parse_learning_rates(options)
     inputs = (*options.train, *options.dev, options.model, options.config)
     folder = prepare_experiment_dir(options, inputs, command="compare")
     data = read_labelled(run.task, progress, train=run.train, dev=run.dev, dev_fraction=run.dev_fraction, seed=run.seed)
     model_folder = find_model_folder(options.model)
-    _, tokenizer, max_length = load_initial_model(run, data.task, model_folder)
+    model, tokenizer, max_length = load_initial_model(run, data.task, model_folder)
+    rates = _default_learning_rates(run, model, options.initializations) | chosen_rates
+    run = with_learning_rate(run, model)
     sizes = parse_sizes(options.sizes, len(data.train))
     examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
 
@@ -172,14 +176,15 @@ def _check(config: FinetuneConfig, options: CompareOptions) -> None:
             raise ConfigError(f"{needs} Remove the setting.")
 
 
-def _parse_learning_rates(options: CompareOptions, default: float) -> dict[str, float]:
-    """Return the peak learning rate of each initialization, in the order of `INITIALIZATIONS`."""
-    rates = {name: default * f for name, (_, f) in INITIALIZATIONS.items() if name in options.initializations}
+def _parse_learning_rates(options: CompareOptions) -> dict[str, float]:
+    """Return the peak learning rates that were set for single initializations."""
+    rates = {}
     for text in options.learning_rates:
         name, _, number = text.partition("=")
         expected = f"--learning-rates {text}: expected INITIALIZATION=NUMBER"
-        if name not in rates:
-            raise ConfigError(f"{expected}, the initialization one of {', '.join(rates)}")
+        if name not in options.initializations:
+            names = (known for known in INITIALIZATIONS if known in options.initializations)
+            raise ConfigError(f"{expected}, the initialization one of {', '.join(names)}")
         try:
             rates[name] = float(number)
         except ValueError:
@@ -187,6 +192,19 @@ def _parse_learning_rates(options: CompareOptions, default: float) -> dict[str, 
         if not 0 < rates[name] < math.inf:
             raise ConfigError(f"{expected} with a number above 0, such as {name}=1e-4")
     return rates
+
+
+def _default_learning_rates(config: FinetuneConfig, model: Model, names: Collection[str]) -> dict[str, float]:
+    """Return the default peak learning rate of each initialization, in the order of `INITIALIZATIONS`."""
+    chosen = config.optimizer.learning_rate
+    rate = chosen or finetuning_learning_rate(model.config.hidden_size)
+    lowest = finetuning_learning_rate(768)
+    # The default of small models is high enough for random weights too.
+    return {
+        name: rate * factor if chosen else max(rate, lowest * factor)
+        for name, (_, factor) in INITIALIZATIONS.items()
+        if name in names
+    }
 
 
 def _run_trials(

@@ -221,6 +221,7 @@ def _train_size(
 ) -> Record:
     """Pre-train a size, or resume its run, and return its record."""
     run, counts = config.run, _count_parameters(config, size)
+    assert run.optimizer.learning_rate is not None
     learning_rate = run.optimizer.learning_rate * (run.model.hidden_size / size.width) ** config.lr_width_exponent
     ratio = config.tokens_per_parameter
     architecture = (f"model.{key}={value}" for key, value in size.model_settings().items())

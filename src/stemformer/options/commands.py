@@ -283,7 +283,7 @@ class CompareOptions(groups.TaskTrainingOptions):
         initializations: pretrained: the model; random: the same architecture with random weights; reembedded: the model
             with random word embeddings.
         learning_rates: Peak learning rate of one initialization, such as random=3e-4. Default: random has ten times the
-            learning rate of the others.
+            learning rate of the others if one is set, else theirs or at least 3e-4.
     """
 
     num_seeds: int = 3

@@ -176,6 +176,8 @@ class RunConfig:
         check_seed(self.seed)
         check_at_least(1, self, "", "log_every")
         check_at_least(0, self, "", "frozen_layers")
+        if self.optimizer.learning_rate is None:
+            raise ConfigError("optimizer.learning_rate is none: expected a number, except in fine-tuning")
         starts, batches = zip(*self.all_phases(), strict=True)
         longest = max(batch.sequence_length for batch in batches)
         if longest > (limit := self.model.max_position_embeddings):
@@ -254,7 +256,7 @@ class TaskEvaluationConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """A fine-tuning run. The defaults are the BERT paper's.
+    """A fine-tuning run. The defaults are the BERT paper's, but for the learning rate of smaller models.
 
     Source: Devlin et al. 2019, appendix A.3; layer-wise decay: Howard and Ruder 2018, section 3.2.
     """
@@ -278,7 +280,7 @@ class FinetuneConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     batch: TaskBatchConfig = field(default_factory=TaskBatchConfig)
     budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(epochs=3))
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-5))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=None))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup_ratio=0.1))
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluation: TaskEvaluationConfig = field(default_factory=TaskEvaluationConfig)

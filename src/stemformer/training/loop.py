@@ -45,6 +45,8 @@ def train(
     KeyboardInterrupt on all, after the current step is saved.
     """
     config, ranks, budget = context.config, context.ranks, context.budget
+    peak_learning_rate = config.optimizer.learning_rate
+    assert peak_learning_rate is not None
     log_path = context.folder / "log.jsonl" if ranks.is_main else None
     log = RunLog(log_path, after_step=state.step, tensorboard=config.tensorboard)
     patience = getattr(config.evaluation, "patience", None) or math.inf
@@ -84,7 +86,7 @@ def train(
                 raise TrainingError(_not_finite("gradient", context, state))
 
             # Set the learning rate of each parameter group, update the weights, reset the gradients.
-            learning_rate = config.optimizer.learning_rate * budget.lr_factor(state.step)
+            learning_rate = peak_learning_rate * budget.lr_factor(state.step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("scale", 1.0)
             optimizer.step()

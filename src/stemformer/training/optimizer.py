@@ -24,8 +24,8 @@ class OptimizerConfig:
 
     # `muon` takes fewer, slightly slower steps to the same loss (`docs/log.md`).
     kind: Literal["adamw", "muon"] = "adamw"
-    # Peak, reached after warm-up.
-    learning_rate: float = 1e-4
+    # Peak, reached after warm-up; none, for fine-tuning only: `finetuning_learning_rate`.
+    learning_rate: float | None = 1e-4
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-6
@@ -71,6 +71,15 @@ def make_optimizer(
         message = "optimizer.muon_lr_multiplier and momentum have no effect with optimizer.kind = 'adamw'"
         warnings.warn(message, stacklevel=2)
     return torch.optim.AdamW(list(groups.values()), **options, fused=True)
+
+
+def finetuning_learning_rate(hidden_size: int) -> float:
+    """Return the default peak learning rate of fine-tuning: the smaller the model, the higher.
+
+    Source: Devlin et al. 2019, appendix A.3, for 768 hidden units and more (3e-5); smaller models were
+    measured (`docs/log.md`, 2026-11-29).
+    """
+    return float(f"{min(1e-3, 3e-5 * max(1.0, 768 / hidden_size) ** 2.5):.2g}")
 
 
 def clip_grad_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
