@@ -66,3 +66,16 @@ def test_threads_count_apart(tokenizer):
         assert tokenizer_of_thread.result()[1] is None
         pool.submit(tokenizer.unknown.clear).result()
     assert "33% of the words are [UNK]" in tokenizer.unknown.note()
+
+
+@pytest.mark.parametrize("encode", ["encode_ids", "encode_batch"])
+def test_bpe_without_bytes_and_unknown_token_counts_dropped_characters(encode):
+    backend = Backend(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(backend)
+    rows = getattr(tokenizer, encode)(["ab aя", "жb 猫"])
+    assert sum(len(row if encode == "encode_ids" else row.ids) for row in rows) == 3
+    assert tokenizer.unknown.note().startswith("43% of the characters are left out, such as 'я': the vocabulary cannot")
+    tokenizer.unknown.clear()
+    tokenizer.encode("ab ab")
+    assert tokenizer.unknown.note() is None

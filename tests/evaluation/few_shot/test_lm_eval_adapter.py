@@ -8,8 +8,11 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
 from lm_eval.api.instance import Instance
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 import stemformer
+from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.lm_eval_adapter import HarnessModel
 from stemformer.generation.decoding import DecodingConfig
@@ -159,3 +162,12 @@ def test_rolling_log_likelihoods_equal_the_harness(folder, theirs):
     ours, _ = evaluated(folder, HarnessModel(str(folder / "model"), device="cpu"), "likely_local", 0)
     reference, _ = evaluated(folder, theirs, "likely_local", 0)
     assert ours["byte_perplexity,none"] == pytest.approx(reference["byte_perplexity,none"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["loglikelihood", "generate_until"])
+def test_text_that_the_vocabulary_cannot_write_is_warned_of(folder, method):
+    model = HarnessModel(str(folder / "model"))
+    model.tokenizer = Tokenizer(Backend(models.BPE({"a": 0, "b": 1}, [])))
+    arguments = ("aя", "жb") if method == "loglikelihood" else ("abяя", {"until": ["b"], "max_gen_toks": 2})
+    with pytest.warns(UserWarning, match="50% of the characters are left out, such as 'я'"):
+        getattr(model, method)([Instance(method, {}, arguments, 0)])

@@ -127,7 +127,10 @@ class Tokenizer:
         names = {number: token for token, number in vocab.items()}
         self.tokens: list[str] = [names.get(number, "") for number in range(self.vocab_size)]
         self._starts_word = np.array([not token.startswith(SUBWORD_PREFIX) for token in self.tokens], dtype=bool)
-        self.unknown = UnknownWords(backend, vocab.get(model["unk_token"] or ""), self._starts_word)
+        has_all_bytes = model.get("byte_fallback") or '"ByteLevel"' in json.dumps(settings["pre_tokenizer"])
+        self.unknown = UnknownWords(
+            backend, vocab.get(model["unk_token"] or ""), self._starts_word, drops_characters=not has_all_bytes
+        )
         added = backend.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(number for number, token in added.items() if token.special)
 

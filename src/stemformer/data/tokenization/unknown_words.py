@@ -18,10 +18,22 @@ _ADVICE = "Use a model whose vocabulary fits the text, or train a tokenizer and 
 
 
 class UnknownWords(threading.local):
-    """Counts of words, and of those that became [UNK], in the texts that a tokenizer encoded; each thread has its own."""
+    """Counts of words, and of those that became [UNK], in the texts that a tokenizer encoded; each thread has its own.
 
-    def __init__(self, backend: tokenizers.Tokenizer, token_id: int | None, starts_word: Bool[np.ndarray, "V"]) -> None:
+    If `drops_characters`, the vocabulary has no such token: characters that are in none of its tokens are left out, and
+    these are counted.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        token_id: int | None,
+        starts_word: Bool[np.ndarray, "V"],
+        *,
+        drops_characters: bool = False,
+    ) -> None:
         self._backend, self._token_id, self._starts_word = backend, token_id, starts_word
+        self._drops_characters = drops_characters and token_id is None
         self.clear()
 
     def clear(self) -> None:
@@ -31,6 +43,8 @@ class UnknownWords(threading.local):
 
     def add(self, texts: Sequence[str], rows: Sequence[Integer[np.ndarray, "_"]]) -> None:
         """Count the words of texts by their ids."""
+        if self._drops_characters:
+            self._add_dropped(texts)
         if self._token_id is None or not rows:
             return
         ids = np.concatenate(rows)
@@ -43,6 +57,16 @@ class UnknownWords(threading.local):
             if self._token_id in encoded.ids:
                 start, end = encoded.offsets[encoded.ids.index(self._token_id)]
                 self._example = text[start:end]
+
+    def _add_dropped(self, texts: Sequence[str]) -> None:
+        for text, encoded in zip(texts, self._backend.encode_batch(texts, add_special_tokens=False), strict=True):
+            is_dropped = np.array([not character.isspace() for character in text], dtype=bool)
+            self._num_words += int(is_dropped.sum())
+            for start, end in encoded.offsets:
+                is_dropped[start:end] = False
+            self._num_unknown += int(is_dropped.sum())
+            if is_dropped.any() and not self._example:
+                self._example = text[int(is_dropped.argmax())]
 
     def add_counts(self, counts: Integer[np.ndarray, "V"]) -> None:
         """Count tokens by their number for each id."""
@@ -62,12 +86,12 @@ class UnknownWords(threading.local):
 
     def note(self) -> str | None:
         """Return a note with the share of unknown words, an example and advice by the share; None if it is small."""
-        if self._token_id is None or self.share <= _MAX_SHARE:
+        if self.share <= _MAX_SHARE:
             return None
-        token = self._backend.id_to_token(self._token_id)
-        noun = "tokens" if self._starts_word.all() else "words"
+        fate = "left out" if self._token_id is None else self._backend.id_to_token(self._token_id)
+        noun = "characters" if self._token_id is None else "tokens" if self._starts_word.all() else "words"
         example = f", such as {self._example[:_MAX_SHOWN]!r}" if self._example else ""
-        share = f"{self.share:.0%} of the {noun} are {token}{example}: the vocabulary cannot write them"
+        share = f"{self.share:.0%} of the {noun} are {fate}{example}: the vocabulary cannot write them"
         if self.are_nearly_all:
             return f"{share}, so {CANNOT_READ}. {_ADVICE}"
         return f"{share}, so much of the text is lost. {_ADVICE}" if self.share > _MANY else f"{share}. {_FEW_ADVICE}"

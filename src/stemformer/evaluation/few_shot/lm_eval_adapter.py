@@ -8,6 +8,7 @@ Source: Gao et al. 2024, lm-evaluation-harness. Truncation, and no token before 
 `add_bos_token` is set, follow its Hugging Face model.
 """
 
+import warnings
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -97,6 +98,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[Any], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Return log-probability and greediness of continuations; equal contexts run once."""
+        self._warn_of_unknown_words()
         groups: dict[bytes, list[int]] = {}
         prompts, answers = [], []
         for number, (_, context, continuation) in enumerate(requests):
@@ -146,6 +148,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             for (config, stop), members in groups.items():
                 room = self.max_length - config.max_new_tokens
                 ids = [np.array(self.tok_encode(requests[n].args[0])[-room:], np.int64) for n in members]
+                self._warn_of_unknown_words()
                 with torch.inference_mode(), autocast(self._device, self._precision):
                     generated = generate_from_ids(
                         ids,
@@ -161,6 +164,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                         self.cache_hook.add_partial("generate_until", requests[number].args, text)
                         bar.update(1)
         return texts
+
+    def _warn_of_unknown_words(self) -> None:
+        """Warn if the vocabulary cannot write many words of the texts encoded since the last call."""
+        if note := self.tokenizer.unknown.note():
+            warnings.warn(note, stacklevel=3)
+        self.tokenizer.unknown.clear()
 
     def _decoding(self, settings: dict[str, Any]) -> tuple[DecodingConfig, tuple[str, ...]]:
         """Convert generation settings of the harness; also return the stop strings."""
