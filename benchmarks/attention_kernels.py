@@ -51,8 +51,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     kernels = [*(f"bmm 2^{n}" for n in args.scores.split(",")), "flash", "loop", "padded"]
     print(
-        f"Milliseconds, {args.precision}, head size {args.head_size}, {args.tokens:,} tokens, {args.threads} threads, medians "
-        f"of {args.rounds} rounds, {'causal, ' if args.causal else ''}torch {torch.__version__}. {frame.processor()}\n"
+        f"Milliseconds, {args.precision}, head size {args.head_size}, {args.tokens:,} tokens, {args.threads} threads, "
+        f"medians of {args.rounds} rounds, {'causal, ' if args.causal else ''}"
+        f"torch {torch.__version__}. {frame.processor()}\n"
     )
     frame.print_table(("heads", "length", "pass", *kernels), rows(kernels, args))
 

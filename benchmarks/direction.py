@@ -159,7 +159,8 @@ def check_same_shape(folders: Sequence[str]) -> None:
     opened = [load_model_and_tokenizer(folder, ()) for folder in folders]
     if len({(m.num_parameters(embeddings=False), m.config.hidden_size, t.fingerprint) for m, t in opened}) > 1:
         sys.exit(
-            "The three models differ in vocabulary or size. Pre-train them on the same tokenized data, with the same shape."
+            "The three models differ in vocabulary or size. Pre-train them on the same tokenized data, with the same "
+            "shape."
         )
 
 

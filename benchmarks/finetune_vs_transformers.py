@@ -94,9 +94,9 @@ def report(found: frame.Measurements, args: argparse.Namespace) -> None:
     ]
     frame.print_table(("side", "precision", "seconds", "ours is faster by", *names), rows)
     print(
-        f"\n{args.task}: {args.examples:,} training records, {args.dev_examples:,} dev records, {args.epochs} epochs, batch "
-        f"{args.batch}, learning rate {args.rate}, {args.threads} threads; medians of {args.rounds} rounds, each with its "
-        "own seed (metrics in their order); imports not counted."
+        f"\n{args.task}: {args.examples:,} training records, {args.dev_examples:,} dev records, {args.epochs} epochs, "
+        f"batch {args.batch}, learning rate {args.rate}, {args.threads} threads; medians of {args.rounds} rounds, "
+        "each with its own seed (metrics in their order); imports not counted."
     )
 
 

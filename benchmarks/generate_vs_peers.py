@@ -88,7 +88,8 @@ def report(found: frame.Measurements, args: argparse.Namespace) -> None:
     rates = [run["memory_rate"] / 1e9 for runs in found.values() for run in runs]
     print(
         f"\n{args.shape}, batch {args.batch}, prompts of {args.prompt}, {args.new} new tokens each, {args.device}, "
-        f"{args.threads} threads; medians of {args.rounds} rounds; memory was read at {min(rates):.1f} to {max(rates):.1f} GB/s."
+        f"{args.threads} threads; medians of {args.rounds} rounds; memory was read at {min(rates):.1f} to "
+        f"{max(rates):.1f} GB/s."
     )
 
 

@@ -115,7 +115,8 @@ def measure(side: str, file: Path, args: argparse.Namespace) -> dict[str, Any]:
         "RAYON_NUM_THREADS": str(args.cores),
         "TOKENIZERS_PARALLELISM": "true" if side == "map_threads" else "false",
     }
-    code = f"import prepare_vs_datasets as script; script.tokenize({side!r}, {str(file)!r}, {str(out)!r}, {args.tokenizer!r}, {args.cores})"
+    call = f"script.tokenize({side!r}, {str(file)!r}, {str(out)!r}, {args.tokenizer!r}, {args.cores})"
+    code = f"import prepare_vs_datasets as script; {call}"
     seconds = frame.run_python(code, threads=args.threads, environment=environment, watch=watch)
     return {"seconds": seconds, "megabytes": peak[0]}
 

@@ -63,14 +63,14 @@ def main() -> None:
 
 def conditions(result: dict[str, Any], args: argparse.Namespace) -> str:
     return (
-        f"Equal: text, vocabulary ({result['vocab_size']:,} ids), shape ({args.recipe}), rows in a step ({result['rows']} of "
-        f"{result['sequence_length']}), learning rate (constant), AdamW (except for ours_muon) and clipping, hidden dropout "
-        f"({result['hidden_dropout']}; except for shipped dropout), no dropout on attention probabilities (except there), "
-        "fp32 weights.\n"
-        "Not equal: except for ours_stream, ours packs chunks of documents that do not see each other into rows, which are "
-        "not quite full; on the other sides a token sees all of its row. nanogpt samples its rows at random positions and has "
-        "the exact GELU. Ours keeps freed memory in the process, of the peers only best_kept_memory does. Precision as the "
-        f"table says. Device: {args.device}."
+        f"Equal: text, vocabulary ({result['vocab_size']:,} ids), shape ({args.recipe}), rows in a step "
+        f"({result['rows']} of {result['sequence_length']}), learning rate (constant), AdamW (except for ours_muon) "
+        f"and clipping, hidden dropout ({result['hidden_dropout']}; except for shipped dropout), no dropout on "
+        "attention probabilities (except there), fp32 weights.\n"
+        "Not equal: except for ours_stream, ours packs chunks of documents that do not see each other into rows, which "
+        "are not quite full; on the other sides a token sees all of its row. nanogpt samples its rows at random "
+        "positions and has the exact GELU. Ours keeps freed memory in the process, of the peers only "
+        f"best_kept_memory does. Precision as the table says. Device: {args.device}."
     )
 
 

@@ -62,17 +62,19 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
 
 def conditions(result: dict[str, Any], args: argparse.Namespace) -> str:
     difference = {
-        "rows": "ours packs chunks of documents that do not see each other into rows of 128; transformers' rows are cut from "
-        "documents joined end to end (run_mlm's group_texts), and a token sees all of its row.",
-        "sentences": "the same sentences on all sides, each a sequence of its own; transformers pads to the longest of the batch.",
+        "rows": "ours packs chunks of documents that do not see each other into rows of 128; transformers' rows are "
+        "cut from documents joined end to end (run_mlm's group_texts), and a token sees all of its row.",
+        "sentences": "the same sentences on all sides, each a sequence of its own; transformers pads to the longest of "
+        "the batch.",
     }[args.lengths]
     return (
         f"Equal: text, vocabulary ({result['vocab_size']:,} ids), model ({args.recipe}), sequences in a step "
         f"({result['rows']}), learning rate (constant), fraction of masked words ({args.rate:.0%}), AdamW (except for "
-        f"ours_muon) and clipping, hidden dropout ({result['hidden_dropout']}; except for shipped dropout), fp32 weights.\n"
+        f"ours_muon) and clipping, hidden dropout ({result['hidden_dropout']}; except for shipped dropout), fp32 "
+        "weights.\n"
         f"Not equal: {difference} Ours masks exactly the rate of each example, transformers each token with that "
-        "probability. transformers' head scores all positions, ours the masked ones. Ours keeps freed memory in the process, "
-        "of transformers' sides only best_kept_memory does. Precision and attention dropout as the table says."
+        "probability. transformers' head scores all positions, ours the masked ones. Ours keeps freed memory in the "
+        "process, of transformers' sides only best_kept_memory does. Precision and attention dropout as the table says."
     )
 
 

@@ -328,7 +328,8 @@ class Pipeline:
         """Return the task; raise CheckpointError if the model was only pre-trained."""
         if self.task is None:
             raise CheckpointError(
-                f"{self.path} was only pre-trained, so it cannot predict. Fine-tune it first with `stemformer finetune`."
+                f"{self.path} was only pre-trained, so it cannot predict. "
+                "Fine-tune it first with `stemformer finetune`."
             )
         return self.task
 

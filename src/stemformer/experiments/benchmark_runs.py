@@ -23,8 +23,8 @@ from stemformer.options import GlueOptions
 from stemformer.progress import Progress, SubProgress
 from stemformer.tasks.metrics import classification_metrics, mean_std, regression_metrics
 
+# Keys that earlier versions wrote into the record of a task or of a run.
 RENAMED_KEYS = {"figure" + "s": "metrics", "goodness": "mean_metric"}
-"""Keys that earlier versions wrote into the record of a task or of a run."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ _DIFFERENT_DATA = (
 )
 _CHOSEN_ON_DEV = "the learning rate was chosen on the same dev set as the results, as in the BERT paper"
 _WNLI = (
-    "WNLI: some sentences of the dev set are in the training set with the other label, so memorizing them is wrong; the "
-    "BERT paper leaves the task out, and the most frequent class is the result to beat"
+    "WNLI: some sentences of the dev set are in the training set with the other label, so memorizing them is wrong; "
+    "the BERT paper leaves the task out, and the most frequent class is the result to beat"
 )
 _TUNED_THRESHOLD = (
     "the threshold of 'no answer' was tuned on the same dev set, as the best results of the official script are"

@@ -366,7 +366,8 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
     shown = f"that of seed {config.finetune.seed} is listed"
     maps = f", each with its own map of symbols to words for all initializations ({shown})" if has_maps else ""
     return [
-        f"{_range(steps)} steps of {_range(batch_sizes.values())} examples in a run, {same}; epochs: {', '.join(epochs)}",
+        f"{_range(steps)} steps of {_range(batch_sizes.values())} examples in a run, {same}; "
+        f"epochs: {', '.join(epochs)}",
         f"peak learning rate: {rates}",
         "the score of a run is that of its last step; nothing was selected on the dev data",
         f"± is the standard deviation over {config.num_seeds} seeds" + maps,

@@ -33,14 +33,14 @@ from stemformer.progress import Progress, Silent, format_count
 from stemformer.reports.few_shot import few_shot_table, percent, short_names, write_few_shot_report
 
 _MAX_SHOWN_SHOTS = 4
+# Maximum number of prompts that are searched for unknown words.
 _MAX_CHECKED = 200
-"""Maximum number of prompts that are searched for unknown words."""
+# Minimum number of questions for a note that all get the same answer.
 _MIN_QUESTIONS = 10
-"""Minimum number of questions for a note that all get the same answer."""
+# Number of pairs to sample for a synthetic question, so that more demonstrations extend fewer ones.
 _MIN_EPISODE = 64
-"""Number of pairs to sample for a synthetic question, so that more demonstrations extend fewer ones."""
+# Random stream of the sample of questions: an index that no question has.
 _QUESTION_STREAM = 2**61
-"""Random stream of the sample of questions: an index that no question has."""
 
 
 @dataclass(frozen=True)
@@ -385,7 +385,8 @@ def _notes_on_result(row: Record) -> Iterator[str]:
     """Yield notes on prompts that did not fit into the model, and on a model that ignores the question."""
     if row["dropped_examples"]:
         dropped = f"{row['dropped_examples']:.1f}" if row["dropped_examples"] >= 0.05 else "less than 0.1"
-        yield f"{dropped} of {format_count(row['num_shots'], 'demonstration')} did not fit, on average, and were left out"
+        number = format_count(row["num_shots"], "demonstration")
+        yield f"{dropped} of {number} did not fit, on average, and were left out"
     if row["cut_questions"]:
         number = f"{row['cut_questions']} of {row['questions']} questions"
         yield f"{row['num_shots']}-shot: {number} were too long and lost their beginning"

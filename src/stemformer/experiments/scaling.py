@@ -361,8 +361,8 @@ def _conditions(config: ScalingConfig, records: Sequence[Record]) -> list[str]:
         f"{config.lr_width_exponent:g} for others; it was not tuned for each size",
         "N is the number of parameters in the layers, without embeddings and head; D is the number of training tokens; "
         "the loss is in nats per scored token",
-        f"evaluations in the first {_SKIPPED_FRACTION:.0%} of a run are not fitted; all but the last were made before the "
-        "learning rate had decayed, so B and beta hold for this schedule and not for runs that end there",
+        f"evaluations in the first {_SKIPPED_FRACTION:.0%} of a run are not fitted; all but the last were made before "
+        "the learning rate had decayed, so B and beta hold for this schedule and not for runs that end there",
         "one seed; the ranges in which one size at a time is left out show how reliable a fit is",
         *([note] if untrained else []),
     ]

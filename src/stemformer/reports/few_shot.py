@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _MAX_COLUMNS = 4
 _CAPTION = (
-    "Percent correct, or the metric next to the task, by number of demonstrations; green: the lower bound is above both "
-    "chance and the most frequent answer."
+    "Percent correct, or the metric next to the task, by number of demonstrations; green: the lower bound is above "
+    "both chance and the most frequent answer."
 )
 _BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "chance": ("chance", BASELINE_STYLE),

@@ -44,7 +44,8 @@ def write_report(folder: Path) -> Path:
         tiles += _training_tiles(train, max(line["seconds"] for line in lines) / 60)
     return Report(
         kind="pre-training report",
-        lead="Pre-training report. Held-out text was never used for training; dashed lines are baselines that do not read the text.",
+        lead="Pre-training report. Held-out text was never used for training; dashed lines are baselines that do not "
+        "read the text.",
         tiles=tiles,
         plots={title: plot_curves(curves, unit=unit) for title, unit, curves in _plots(train, held_out)},
         template="pretraining.html",

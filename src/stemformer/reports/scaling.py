@@ -43,7 +43,8 @@ def write_scaling_report(folder: Path, content: dict[str, Any], law: PowerLaw | 
     return Report(
         title=content["title"],
         kind="loss against size",
-        lead=f"The recipe {content['recipe']} at several model sizes under one budget rule, evaluated on the same held-out text.",
+        lead=f"The recipe {content['recipe']} at several model sizes under one budget rule, evaluated on the same "
+        "held-out text.",
         tiles=_tiles(content["sizes"]),
         summary=content["summary"],
         plots=plots,

@@ -94,9 +94,8 @@ class TaskConfig:
         has_texts, is_class = self.name in ("classify", "pair"), self.kind == "class"
         draw_settings = (self.symbol_size, self.symbol_stride, self.alphabet)
         rules = {
-            f"label names {len(self.label or ())} columns: only classify and pair take several. Pass one --label-column.": (
-                not isinstance(self.label, tuple) or (has_texts and self.kind == "labels")
-            ),
+            f"label names {len(self.label or ())} columns: only classify and pair take several. Pass one "
+            "--label-column.": (not isinstance(self.label, tuple) or (has_texts and self.kind == "labels")),
             f"kind is {self.kind!r}: only classify and pair have kinds, not {self.name}": has_texts or is_class,
             "balance applies to classes, labels and tags. Remove it.": (
                 not self.balance or (self.kind != "score" and self.name not in ("qa", "choice"))

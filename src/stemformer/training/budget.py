@@ -71,8 +71,8 @@ class TrainingBudget:
             return ""
         num_steps = self.decision.last_step - self.decision.decay_step
         return (
-            f"The run took {seconds:,.0f} seconds of {self.seconds:,.0f}: the {num_steps:,} steps of the decay were fixed "
-            "when it started, by the mean time of the steps before, and took longer."
+            f"The run took {seconds:,.0f} seconds of {self.seconds:,.0f}: the {num_steps:,} steps of the decay were "
+            "fixed when it started, by the mean time of the steps before, and took longer."
         )
 
     def decide(self, step: int, seconds: float) -> DecayDecision | None:

@@ -75,7 +75,8 @@ class CudaGraphStep:
         return totals.detach(), torch.stack([loss.correct for loss in losses])
 
     def _record(self, batch: Batch) -> _Graph:
-        batch = replace(batch, **{name: tensor.clone() for name, tensor in batch.tensors().items()})  # type: ignore[arg-type]
+        tensors = {name: tensor.clone() for name, tensor in batch.tensors().items()}
+        batch = replace(batch, **tensors)  # type: ignore[arg-type]
         # Warm-up and recording must leave gradients and random state unchanged.
         gradients = [gradient.clone() for gradient in self._gradients]
         random_state = torch.cuda.get_rng_state(self._device)

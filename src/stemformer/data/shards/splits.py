@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from stemformer.data.text.sentences import sentence_ends
 
+# Fraction of the documents, or the hashes of those that are held out.
 HeldOut = float | frozenset[int]
-"""Fraction of the documents, or the hashes of those that are held out."""
 
 _BLANK_LINE = re.compile(r"\n\s*\n")
 

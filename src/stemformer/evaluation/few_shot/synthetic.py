@@ -176,15 +176,21 @@ SYNTHETIC_TASKS: dict[str, SyntheticTask] = {
     task.name: task
     for task in (
         SyntheticTask("association", "a word -> its letter in this episode, one of four", _association, 4),
-        SyntheticTask("label_by_class", "a word -> one of two letters, by the category of the word", _label_by_class, 2),
+        SyntheticTask(
+            "label_by_class", "a word -> one of two letters, by the category of the word", _label_by_class, 2
+        ),
         SyntheticTask("threshold", "a number below 100 -> one of two letters, by a random threshold", _threshold, 2),
         SyntheticTask("position", "three words -> the first, second or third, the same in each pair", _position, 3),
         SyntheticTask("pick_class", "three words -> the one of a category, such as animals or colours", _pick_class, 3),
         SyntheticTask("copy", "three to five letters -> the same", _on_letters(lambda s: s)),
         SyntheticTask("reverse", "three to five letters -> in reverse order", _on_letters(lambda s: s[::-1])),
-        SyntheticTask("sort", "three to five letters -> in alphabetical order", _on_letters(lambda s: "".join(sorted(s)))),
+        SyntheticTask(
+            "sort", "three to five letters -> in alphabetical order", _on_letters(lambda s: "".join(sorted(s)))
+        ),
         SyntheticTask("shift", "two letters -> shifted by one to five positions in the alphabet, cyclic", _shift),
-        SyntheticTask("add_constant", "a number below 90 -> that number plus 1 to 9, the same in each pair", _add_constant),
+        SyntheticTask(
+            "add_constant", "a number below 90 -> that number plus 1 to 9, the same in each pair", _add_constant
+        ),
         SyntheticTask("addition", "two numbers below 50 -> their sum; a fixed rule", _addition),
         SyntheticTask("unscramble", "the letters of a common word, shuffled -> the word; a fixed rule", _unscramble),
     )
