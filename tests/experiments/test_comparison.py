@@ -398,6 +398,29 @@ def test_each_seed_draws_its_own_map_of_symbols(files, no_plots, tmp_path, monke
     assert any("2 seeds, each with its own map of symbols" in note for note in notes)
 
 
+def test_maps_and_seeds_are_crossed(files, no_plots, tmp_path):
+    lines = [f">s{i} label={'AC'[i % 2]}\nG{'AC'[i % 2]}{'TG'[i % 3 > 0]}T" for i in range(24)]
+    (tmp_path / "dna.fa").write_text("\n".join(lines) + "\n")
+    dna = {"train": str(tmp_path / "dna.fa"), "dev": str(tmp_path / "dna.fa"), "symbols": "draw", "sizes": [9]}
+    dna |= {"initializations": ["pretrained", "random"], "steps": 1}
+    small(files, tmp_path / "out", **dna, num_seeds=2)
+    result = small(files, tmp_path / "out", **dna, num_seeds=2, num_maps=3, resume=True)
+    trials = [(r["initialization"], r["seed"], r["map"]) for r in read_jsonl(tmp_path / "out" / "finished.jsonl")]
+    # The first call had a map for each seed.
+    assert {trial[1:] for trial in trials[:4]} == {(0, 0), (1, 1)}
+    assert sorted(trials) == list(product(INITIALIZATIONS[:2], range(2), range(3)))
+    assert result["runs"] == 12
+    assert [row["runs"] for row in result["table"]] == ["2 seeds x 3 maps of symbols"]
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert (content["seeds"], content["maps"]) == ([0, 1], [0, 1, 2])
+    assert len(content["scores"]["random"][0]["each"]) == 6
+    assert content["summary"][0].startswith("pre-training gain in accuracy over 2 seeds x 3 maps of symbols: ")
+    assert any("2 seeds x 3 maps of symbols, each seed with each map" in note for note in content["notes"])
+    logs = {trial["log"] for trial in content["trials"]}
+    assert len(logs) == 12
+    assert "trials/random-9-seed1-map2/log.jsonl" in logs
+
+
 # Bad input
 
 
@@ -412,6 +435,8 @@ def test_each_seed_draws_its_own_map_of_symbols(files, no_plots, tmp_path, monke
         ({"initializations": []}, "at least one"),
         ({"sizes": [9, 91]}, "--sizes 91: The training data has 90 records"),
         ({"num_seeds": 0}, "--num-seeds 0: expected at least 1"),
+        ({"num_maps": 0}, "--num-maps 0: expected at least 1"),
+        ({"num_maps": 2}, "--num-maps has no effect without --symbols draw"),
         ({"learning_rates": ["random"]}, "--learning-rates random: expected INITIALIZATION=NUMBER"),
         ({"learning_rates": ["random=fast"]}, "--learning-rates random=fast: expected INITIALIZATION=NUMBER"),
         ({"learning_rates": ["other=1e-3"]}, "the initialization one of pretrained, random, reembedded"),

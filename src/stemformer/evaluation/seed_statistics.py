@@ -7,13 +7,13 @@ from typing import Any
 
 from stemformer.tasks.metrics import mean_std
 
-SeedScores = Mapping[str, Mapping[int, Mapping[int, float]]]
-"""Scores in points (higher is better) by initialization, number of records, and seed."""
+SeedScores = Mapping[str, Mapping[int, Mapping[Any, float]]]
+"""Scores in points (higher is better) by initialization, number of records, and what repeats a run, such as its seed."""
 
 _NAMES = {"pretrained": "pre-training", "reembedded": "pre-trained body with new word embeddings:"}
 
 
-def means(scores: Mapping[int, Mapping[int, float]]) -> dict[int, tuple[float, float]]:
+def means(scores: Mapping[int, Mapping[Any, float]]) -> dict[int, tuple[float, float]]:
     """Return the mean and standard deviation over seeds for each size, ascending."""
     return {size: mean_std(list(scores[size].values())) for size in sorted(scores)}
 
@@ -70,11 +70,13 @@ def table_row(scores: SeedScores, size: int) -> dict[str, Any]:
     }
 
 
-def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = None) -> list[str]:
+def gain_sentences(
+    scores: SeedScores, *, metric: str, baseline: float | None = None, repetitions: str | None = None
+) -> list[str]:
     """Summarize the gain of pre-training, and its data efficiency.
 
     Statements claim nothing that the scores do not support; an initialization that does not exceed
-    the majority `baseline` adds a warning.
+    the majority `baseline` adds a warning. `repetitions` names what scores are repeated over; default: seeds.
 
     Example:
         >>> runs = {"pretrained": {100: {0: 80.0, 1: 82.0}}, "random": {100: {0: 70.0, 1: 71.0}}}
@@ -87,7 +89,8 @@ def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = 
     others = [start for start in _NAMES if start in scores]
     if not sizes or min(paired_difference(scores, other, "random", size)[2] for other in others for size in sizes) < 2:
         return ["no gain computed: with one seed, a difference may be chance (--num-seeds 3)"]
-    out = [f"{_NAMES[start]} gain in {metric} over {_gains(scores, start, sizes)}" for start in others]
+    repetitions = repetitions or f"{paired_difference(scores, others[0], 'random', sizes[0])[2]} seeds"
+    out = [f"{_NAMES[start]} gain in {metric} over {repetitions}: {_gains(scores, start, sizes)}" for start in others]
     if "pretrained" in others:
         out.insert(1, _data_efficiency(scores, sizes))
     ends = {start: means(by_size)[sizes[-1]] for start, by_size in scores.items()}
@@ -102,12 +105,12 @@ def gain_sentences(scores: SeedScores, *, metric: str, baseline: float | None = 
 
 def _gains(scores: SeedScores, start: str, sizes: Sequence[int]) -> str:
     """Describe the paired gain at the largest and smallest size."""
-    parts, number = [], 0
+    parts = []
     for size in dict.fromkeys((sizes[-1], sizes[0])):
-        mean, deviation, number = paired_difference(scores, start, "random", size)
+        mean, deviation, _ = paired_difference(scores, start, "random", size)
         within = " (within the deviation over seeds)" if abs(mean) <= deviation else ""
         parts.append(f"{mean:+.1f} ± {deviation:.1f} points at {size:,} records{within}")
-    return f"{number} seeds: {', '.join(parts)}"
+    return ", ".join(parts)
 
 
 def _data_efficiency(scores: SeedScores, sizes: Sequence[int]) -> str:

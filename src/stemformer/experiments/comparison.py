@@ -28,7 +28,7 @@ from stemformer.io import read_jsonl
 from stemformer.models.model import Model
 from stemformer.options import CompareOptions, accepts
 from stemformer.output_dir import exclusive_output_dir
-from stemformer.progress import Progress, Silent
+from stemformer.progress import Progress, Silent, format_count
 from stemformer.reports.comparison import write_comparison_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled, stratification_keys
 from stemformer.tasks.examples import TaskExamples
@@ -59,6 +59,8 @@ class Trial(NamedTuple):
     initialization: str
     size: int
     seed: int
+    # Seed of the map of symbols to words.
+    map: int
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,28 @@ class CompareConfig:
     finetune: FinetuneConfig
     # Peak learning rate of each initialization.
     learning_rates: dict[str, float] = field(default_factory=dict)
+    # Number of maps of symbols to words for each seed; with one, it is that of the seed.
+    num_maps: int = 1
 
     def trials(self) -> list[Trial]:
         """Return all runs, seed by seed, so that an interrupted comparison covers all sizes."""
-        seeds = range(self.finetune.seed, self.finetune.seed + self.num_seeds)
-        return [Trial(name, size, seed) for seed in seeds for size in self.sizes for name in self.initializations]
+        first = self.finetune.seed
+        seeds, maps = range(first, first + self.num_seeds), range(first, first + self.num_maps)
+        pairs = [(seed, number) for seed in seeds for number in (maps if self.num_maps > 1 else [seed])]
+        return [Trial(name, size, *pair) for pair in pairs for size in self.sizes for name in self.initializations]
+
+    @property
+    def repetitions(self) -> str:
+        """What the runs of one initialization and size differ in."""
+        maps = f" x {self.num_maps} maps of symbols" if self.num_maps > 1 else ""
+        return format_count(self.num_seeds, "seed") + maps
 
 
 @dataclass(frozen=True)
 class TrialData:
     """What all runs share."""
 
-    # Training and dev examples of each seed, which differ if it draws a map of symbols to words.
+    # Training and dev examples for each map of symbols to words, by its seed.
     encoded: dict[int, tuple[TaskExamples, TaskExamples]]
     tokenizer: Tokenizer
     max_length: int
@@ -139,20 +151,22 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
         num_steps = run_length(run, len(_select_records(examples, order[: sizes[-1]])))
         run = replace(run, budget=replace(run.budget, steps=num_steps, epochs=None))
 
-    # A map of symbols to words for each seed: the spread over seeds contains that over maps.
-    encoded = dict.fromkeys(range(run.seed, run.seed + options.num_seeds), (examples, dev))
+    # Run.
     draws_maps = data.task.config.symbols == "draw"
-    for seed in list(encoded)[1:] if draws_maps else []:
-        data.task.symbols = make_symbol_map(data.task.config, tokenizer, seed)
+    fingerprints = examples.fingerprint + dev.fingerprint + ("a map for each seed" if draws_maps else "")
+    digest = hashlib.sha256(fingerprints.encode()).hexdigest()
+    config = CompareConfig(
+        tuple(rates), sizes, options.num_seeds, is_by_epochs, digest, run, rates, num_maps=options.num_maps
+    )
+
+    # Encode the data once for each map of symbols to words: the spread over runs contains that over maps.
+    encoded = dict.fromkeys((trial.map for trial in config.trials()), (examples, dev))
+    for number in [number for number in encoded if draws_maps and number != run.seed]:
+        data.task.symbols = make_symbol_map(data.task.config, tokenizer, number)
         train_examples, dev_examples = (
             data.task.encode(records, tokenizer, max_length=max_length) for records in (data.train, data.dev)
         )
-        encoded[seed] = train_examples, dev_examples
-
-    # Run.
-    fingerprints = examples.fingerprint + dev.fingerprint + ("a map for each seed" if draws_maps else "")
-    digest = hashlib.sha256(fingerprints.encode()).hexdigest()
-    config = CompareConfig(tuple(rates), sizes, options.num_seeds, is_by_epochs, digest, run, rates)
+        encoded[number] = train_examples, dev_examples
     shared = TrialData(encoded, tokenizer, max_length, model_folder, data, notes)
     records = _run_trials(folder, config, shared, options, progress)
     return _conclude(folder, records, config, shared, progress)
@@ -162,6 +176,10 @@ def _check(config: FinetuneConfig, options: CompareOptions) -> None:
     names = options.initializations
     if options.num_seeds < 1:
         raise ConfigError(f"--num-seeds {options.num_seeds}: expected at least 1")
+    if options.num_maps < 1:
+        raise ConfigError(f"--num-maps {options.num_maps}: expected at least 1")
+    if options.num_maps > 1 and config.task.symbols != "draw":
+        raise ConfigError("--num-maps has no effect without --symbols draw. Add it, or remove --num-maps.")
     if unknown := next((name for name in names if name not in INITIALIZATIONS), None):
         hint = nearest(unknown, INITIALIZATIONS)
         raise ConfigError(f"--initializations {unknown}: expected some of {', '.join(INITIALIZATIONS)}{hint}")
@@ -221,22 +239,24 @@ def _run_trials(
     grid = RunGrid(
         folder,
         config,
-        key=lambda record: Trial(record["initialization"], record["size"], record["seed"]),
+        # Earlier versions had a map for each seed only.
+        key=lambda r: Trial(r["initialization"], r["size"], r["seed"], r["map"] if "map" in r else r["seed"]),
         what="comparison",
         resume=options.resume,
         stored_config=stored_config,
-        may_change=("initializations", "sizes", "num_seeds", "finetune.compute."),
+        may_change=("initializations", "sizes", "num_seeds", "num_maps", "finetune.compute."),
         former=("cells.jsonl", "cells"),
         renamed={"start": "initialization"},
     )
     keys = stratification_keys(shared.data.task.config, shared.data.train)
     trials = config.trials()
     orders = {trial.seed: subset_order(keys, trial.seed) for trial in trials}
-    subsets = {(t.size, t.seed): _select_records(shared.encoded[t.seed][0], orders[t.seed][: t.size]) for t in trials}
+    subsets = {t[1:]: _select_records(shared.encoded[t.map][0], orders[t.seed][: t.size]) for t in trials}
     plans = {}
     for trial in trials:
-        examples = subsets[trial.size, trial.seed]
+        examples = subsets[trial[1:]]
         label = f"{trial.initialization}, {trial.size:,} records, seed {trial.seed}"
+        label += f", map {trial.map}" if config.num_maps > 1 else ""
         make = partial(_run_trial, trial, config, shared, examples, _log_file(folder, trial).parent)
         plans[trial] = PlannedRun(label, make, weight=run_length(config.finetune, len(examples)))
 
@@ -248,7 +268,8 @@ def _run_trials(
 
 
 def _log_file(folder: Path, trial: Trial, parent: str = "trials") -> Path:
-    return folder / parent / f"{trial.initialization}-{trial.size}-seed{trial.seed}" / "log.jsonl"
+    suffix = f"-map{trial.map}" if trial.map != trial.seed else ""
+    return folder / parent / f"{trial.initialization}-{trial.size}-seed{trial.seed}{suffix}" / "log.jsonl"
 
 
 def _select_records(examples: TaskExamples, records: Sequence[int]) -> TaskExamples:
@@ -273,9 +294,11 @@ def _run_trial(
         evaluation=replace(base.evaluation, every=every),
         log_every=max(1, min(base.log_every, num_steps // _MIN_LOG_LINES)),
     )
-    dev = shared.encoded[trial.seed][1]
+    dev = shared.encoded[trial.map][1]
     with init_distributed(choose_device(run_config.compute.device)) as ranks:
         model, _, _ = load_initial_model(run_config, task, shared.model)
+        if task.config.symbols == "draw":
+            task.symbols = make_symbol_map(task.config, shared.tokenizer, trial.map)
         context, _ = make_finetuning_context(
             run_config, shared.data, examples, dev, shared.tokenizer, ranks, folder, shared.max_length
         )
@@ -307,8 +330,8 @@ def _conclude(
     # Metrics of question answering are in percent already.
     scale = 1.0 if task.head == "span" else 100.0
     score = {trial: scale * record["metrics"][metric] for trial, record in records.items()}
-    by_seed = {
-        name: {size: {t.seed: score[t] for t in score if t[:2] == (name, size)} for size in config.sizes}
+    by_run = {
+        name: {size: {t[2:]: score[t] for t in score if t[:2] == (name, size)} for size in config.sizes}
         for name in config.initializations
     }
     scores = {
@@ -316,7 +339,7 @@ def _conclude(
             {"records": size, "mean": mean, "spread": deviation, "each": list(by_size[size].values())}
             for size, (mean, deviation) in means(by_size).items()
         ]
-        for name, by_size in by_seed.items()
+        for name, by_size in by_run.items()
     }
     majority = majority_baseline(shared.data) if metric == "accuracy" else None
     baseline = None if majority is None else round(100 * majority[1], 2)
@@ -331,15 +354,21 @@ def _conclude(
         "dev": len(shared.data.dev),
         "sizes": list(config.sizes),
         "seeds": sorted({trial.seed for trial in records}),
+        **({"maps": sorted({trial.map for trial in records})} if config.num_maps > 1 else {}),
+        "repetitions": config.repetitions,
         "baseline": baseline,
-        "summary": gain_sentences(by_seed, metric=metric.replace("_", " "), baseline=baseline),
+        "summary": gain_sentences(
+            by_run, metric=metric.replace("_", " "), baseline=baseline, repetitions=config.repetitions
+        ),
         "scores": scores,
-        "differences": differences_from_random(by_seed),
+        "differences": differences_from_random(by_run),
         "notes": [*_conditions(config, records), *shared.notes],
         "trials": [{**record, "log": str(logs[trial].relative_to(folder))} for trial, record in records.items()],
     }
     write_report = partial(write_comparison_report, logs={trial: read_jsonl(file) for trial, file in logs.items()})
-    table = [table_row(by_seed, size) for size in config.sizes]
+    table = [table_row(by_run, size) for size in config.sizes]
+    if config.num_maps > 1:
+        table = [{**row, "runs": config.repetitions} for row in table]
     return {
         "comparison": str(folder),
         "report": str(folder / "report.html"),
@@ -362,15 +391,18 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
     ]
     same = "the same number of epochs for each size" if config.is_by_epochs else "the same number for each size"
     rates = ", ".join(f"{rate:g} {name}" for name, rate in config.learning_rates.items())
-    has_maps = config.finetune.task.symbols == "draw"
-    shown = f"that of seed {config.finetune.seed} is listed"
-    maps = f", each with its own map of symbols to words for all initializations ({shown})" if has_maps else ""
+    maps = ""
+    if config.finetune.task.symbols == "draw":
+        shown = f"that of seed {config.finetune.seed} is listed"
+        maps = f", each with its own map of symbols to words for all initializations ({shown})"
+        if config.num_maps > 1:
+            maps = f", each seed with each map ({shown}); runs that share a seed or a map are not independent"
     return [
         f"{_range(steps)} steps of {_range(batch_sizes.values())} examples in a run, {same}; "
         f"epochs: {', '.join(epochs)}",
         f"peak learning rate: {rates}",
         "the score of a run is that of its last step; nothing was selected on the dev data",
-        f"± is the standard deviation over {config.num_seeds} seeds" + maps,
+        f"± is the standard deviation over {config.repetitions}" + maps,
         "a seed sets records (stratified by label, smaller subsets within larger ones), head, order and dropout in the "
         "same way for each initialization",
     ]

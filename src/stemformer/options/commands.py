@@ -284,12 +284,15 @@ class CompareOptions(groups.TaskTrainingOptions):
             with random word embeddings.
         learning_rates: Peak learning rate of one initialization, such as random=3e-4. Default: random has ten times the
             learning rate of the others if one is set, else theirs or at least 3e-4.
+        num_maps: Number of random maps of symbols to words (symbols=draw), each combined with each seed. Default: each
+            seed has its own map.
     """
 
     num_seeds: int = 3
     sizes: tuple[str | float, ...] = field(default=("0.01", "0.1", "1"), metadata=COMMAS)
     initializations: tuple[str, ...] = field(default=("pretrained", "random", "reembedded"), metadata=COMMAS)
     learning_rates: tuple[str, ...] = field(default=(), metadata=COMMAS)
+    num_maps: int = 1
 
 
 class ScalingLawsOptions(groups.BudgetOptions, groups.ConfigOptions, groups.ResumableOptions):

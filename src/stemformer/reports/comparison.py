@@ -25,8 +25,8 @@ _MAX_MARKED_POINTS = 15
 _OFFSET = 1.04
 """Factor between the x positions of the error bars of two initializations, so that none hides another."""
 
-Logs = Mapping[tuple[str, int, int], Sequence[Mapping[str, Any]]]
-"""Initialization, number of records and seed -> lines of the log."""
+Logs = Mapping[tuple[str, int, int, int], Sequence[Mapping[str, Any]]]
+"""Initialization, number of records, seed and map of symbols -> lines of the log."""
 
 
 def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs) -> Path:
@@ -52,7 +52,7 @@ def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs
         title=content["title"],
         kind="pre-training gain",
         lead="One task with several initializations, over the number of labelled records and over seeds. "
-        "Bands and ± are one standard deviation over seeds.",
+        f"Bands and ± are one standard deviation over {content['repetitions']}.",
         tiles=_tiles(content),
         summary=content["summary"],
         plots={name: to_svg(_with_legend(figure, content)) for name, figure in plots.items()},
@@ -72,7 +72,7 @@ def _tiles(content: Mapping[str, Any]) -> list[Tile]:
     tiles = []
     for key, (name, _, _) in _shown(content).items():
         row = content["scores"][key][-1]
-        spread = f" ± {row['spread']:.1f}" if len(content["seeds"]) > 1 else ""
+        spread = f" ± {row['spread']:.1f}" if len(row["each"]) > 1 else ""
         tiles.append(Tile(name, f"{row['mean']:.1f}{spread}", remark))
     if content["baseline"] is not None:
         tiles.append(Tile("majority baseline", f"{content['baseline']:.1f}", "always the most frequent label"))
@@ -119,7 +119,7 @@ def _draw_curves(panels: Sequence["Axes"], content: Mapping[str, Any], logs: Log
     scale = 100 if is_dev and content["task"] != "qa" else 1
     for axes, size in zip(panels, _shown_sizes(content), strict=True):
         for key, (_, color, marker) in _shown(content).items():
-            runs = [lines for (name, records, _), lines in logs.items() if (name, records) == (key, size)]
+            runs = [lines for (name, records, *_), lines in logs.items() if (name, records) == (key, size)]
             curves = [_curve(lines, content, is_dev=is_dev) for lines in runs]
             # Runs of other lengths are interpolated at the steps of the first.
             x = curves[0][0]
@@ -150,7 +150,7 @@ def _draw_sizes(axes: "Axes", content: Mapping[str, Any]) -> None:
         rows = content["scores"][key]
         x = [row["records"] * _OFFSET ** (number - 1) for row in rows]
         y = [row["mean"] for row in rows]
-        spread = [row["spread"] for row in rows] if len(content["seeds"]) > 1 else None
+        spread = [row["spread"] for row in rows] if len(rows[0]["each"]) > 1 else None
         style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 6, "linewidth": 1.8}
         axes.errorbar(x, y, yerr=spread, capsize=4, **style)
     _draw_baseline(axes, content)
