@@ -187,6 +187,14 @@ def test_report_of_a_finished_run_stays_and_of_another_is_written(finetuned, tmp
     assert "Loss" in (tmp_path / "report.html").read_text()
 
 
+def test_metrics_look_the_same_in_lines_notes_and_report(run, tmp_path):
+    said = Lines()
+    result = run("qa", steps=4, progress=said)
+    value = f"{result['f1']:.1f}%"
+    assert any(f"dev f1 {value}" in line for line in said.lines)
+    assert value in (tmp_path / "run" / "report.html").read_text()
+
+
 # Repeating a run
 
 
@@ -288,7 +296,7 @@ def test_best_model_that_is_not_the_result_is_named(run, tmp_path, monkeypatch, 
     settings = ["evaluation.every=1", "checkpoints.every=1"]
     result = run("class", settings=settings, best_metric=metric)
     [note] = [note for note in result["notes"] if "was better" in note]
-    best, last = ("0.100", "0.300") if "error" in name else ("90.0%", "60.0%") if metric is None else ("0.900", "0.600")
+    best, last = ("0.100", "0.300") if "error" in name else ("90.0%", "60.0%")
     assert note.startswith(f"step 2 was better (dev {name.replace('_', ' ')} {best}; ") and last in note
     assert (tmp_path / "run" / "checkpoints" / "best").resolve().name == "step-00000002"
     assert f"{tmp_path}/run/checkpoints/best" in note

@@ -11,6 +11,7 @@ import pytest
 from stemformer.errors import DataError
 from stemformer.tasks.metrics import (
     classification_metrics,
+    format_metric,
     mean_std,
     multi_label_metrics,
     regression_metrics,
@@ -438,3 +439,19 @@ def test_missing_predictions_are_errors(score, message):
 def test_libraries_are_imported_lazily():
     code = "import stemformer.tasks.metrics, sys; print({'sklearn', 'scipy', 'seqeval'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_percent", "shown"),
+    [
+        ("dev_accuracy", 0.9254, False, "92.5%"),
+        ("f1", 0.81249, False, "81.2%"),
+        ("exact_match", 60.0123, True, "60.0%"),
+        ("best_threshold", -1.2345, True, "-1.23"),
+        ("dev_loss", 0.12345, True, "0.123"),
+        ("root_mean_squared_error", 1234.5678, False, "1,234.568"),
+        ("num_questions", 1500, True, "1,500"),
+    ],
+)
+def test_metric_is_shown_with_its_own_precision(name, value, is_percent, shown):
+    assert format_metric(name, value, is_percent=is_percent) == shown

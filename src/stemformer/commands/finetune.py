@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from stemformer.reports.finetuning import curves_of_log, write_task_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled
 from stemformer.tasks.dataset_notes import save_training_texts
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.metrics import mean_std, metric_names
+from stemformer.tasks.metrics import format_metric, mean_std, metric_names
 from stemformer.tasks.predictions import WorstExamples
 from stemformer.tasks.task import TaskConfig
 from stemformer.training.budget import TrainingBudget
@@ -216,6 +217,7 @@ def make_finetuning_context(
         zeros = [np.zeros((task.num_scores(example), task.num_labels), np.float32) for example in dev.examples]
         _check_metric(monitored, task.compute_metrics(task.decode(zeros, dev, data.dev), data.dev)[0])
     last: list[Any] = []
+    show = partial(format_metric, is_percent=task.head == "span")
 
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
         if progress is not None and len(dev) > _MANY_EXAMPLES:
@@ -241,9 +243,9 @@ def make_finetuning_context(
         peak_flops=ranks.all_reduce_sum([matmul_rate(device, precision, size=1024)])[0],
         folder=folder,
         ranks=ranks,
-        describe=lambda metrics: ", ".join(f"{k.replace('_', ' ')} {_format(k, v)}" for k, v in metrics.items()),
+        describe=lambda metrics: ", ".join(f"{k.replace('_', ' ')} {show(k, v)}" for k, v in metrics.items()),
         monitor=lambda metrics: sign * metrics[key] if (key := f"dev_{monitored}") in metrics else None,
-        describe_monitored=lambda value: f"dev {monitored.replace('_', ' ')} {_format(monitored, sign * value)}",
+        describe_monitored=lambda value: f"dev {monitored.replace('_', ' ')} {show(monitored, sign * value)}",
         task=task.metadata() | {"max_length": max_length},
     )
     return context, last
@@ -295,7 +297,8 @@ def _finish(
     baseline: dict[str, float] = details.get("baseline", {})
     name = "root_mean_squared_error"
     if name in baseline and metrics[name] >= baseline[name]:
-        mean = f"not better than predicting the mean of the training scores ({name} {baseline[name]:.4g})"
+        measured = f"{name} {format_metric(name, baseline[name])}"
+        mean = f"not better than predicting the mean of the training scores ({measured})"
         notes.append(f"{mean}; {advice}")
         progress.say(notes[-1])
 
@@ -351,11 +354,6 @@ def _restore_best(state: TrainState, context: TrainingContext) -> None:
     for line in read_jsonl(context.folder / "log.jsonl"):
         if line["kind"] == "evaluation" and line["step"] <= state.step and (value := context.monitor(line)) is not None:
             state.update_best(value)
-
-
-def _format(name: str, value: float) -> str:
-    is_fraction = any(word in name for word in ("accuracy", "precision", "recall"))
-    return f"{value:.1%}" if is_fraction or (name.endswith("match") and value <= 1) else f"{value:.3f}"
 
 
 def _describe_learning_rate(config: Any, model: Model) -> str:

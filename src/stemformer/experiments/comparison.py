@@ -32,6 +32,7 @@ from stemformer.progress import Progress, Silent, format_count
 from stemformer.reports.comparison import write_comparison_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled, stratification_keys
 from stemformer.tasks.examples import TaskExamples
+from stemformer.tasks.metrics import format_metric
 from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig
 from stemformer.training.context import TrainState
 from stemformer.training.distributed import init_distributed
@@ -261,8 +262,8 @@ def _run_trials(
         plans[trial] = PlannedRun(label, make, weight=run_length(config.finetune, len(examples)))
 
     def describe(record: Record) -> str:
-        metric = shared.data.task.main_metric
-        return f"{metric} {record['metrics'][metric]:.4g}"
+        task, metric = shared.data.task, shared.data.task.main_metric
+        return f"{metric} {format_metric(metric, record['metrics'][metric], is_percent=task.head == 'span')}"
 
     return dict(zip(trials, grid.run(plans, progress, describe=describe, unit="steps"), strict=True))
 

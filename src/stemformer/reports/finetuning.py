@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,8 @@ from stemformer.data.labelled.token_classification import as_bioes, has_entity_t
 from stemformer.io import read_jsonl
 from stemformer.reports.page import Report, Tile, metric_title
 from stemformer.reports.plots import plot_curves
-from stemformer.tasks.metrics import squad_metrics
+from stemformer.tasks.metrics import format_metric, squad_metrics
 
-_FRACTIONS = ("accuracy", "f1", "precision", "recall", "exact", "exact_match")
-"""Ends of the names of metrics that are shown in percent."""
 _MAX_CHARACTERS = 600
 _GOLDEN_ANGLE = 137.508
 """Degrees on the color wheel from one label to the next: neighbors differ, for any number of labels."""
@@ -106,12 +105,7 @@ def _tiles(
     metrics: Mapping[str, float], baseline: Mapping[str, float], *, is_percent: bool, positive_label: str | None
 ) -> list[Tile]:
     """Return a tile for each metric with its baseline, and for each baseline without such a metric."""
-
-    def show(name: str, value: float) -> str:
-        if name.endswith(_FRACTIONS):
-            return f"{value:.1f}%" if is_percent else f"{value:.1%}"
-        return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
-
+    show = partial(format_metric, is_percent=is_percent)
     remarks = {name: f"baseline {show(name, value)}" for name, value in baseline.items()}
     if positive_label is not None:
         remarks["f1"] = ", ".join(filter(None, (f"of label {positive_label!r}", remarks.get("f1"))))

@@ -20,6 +20,8 @@ from stemformer.progress import format_count
 
 # How answers are compared: as words without articles (en), Chinese characters and other words (zh), characters (ja).
 Language = Literal["en", "zh", "ja"]
+# Ends of the names of metrics that are shown in percent.
+_FRACTIONS = ("accuracy", "f1", "precision", "recall", "exact", "exact_match")
 # Characters that the evaluation of CMRC 2018 removes; it keeps ASCII commas, periods and parentheses.
 _CHINESE_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 # A Chinese character; the end of a contraction; a word or number, with inner periods and commas; any other character.
@@ -197,6 +199,19 @@ def squad_metrics(
         if pairs and not all(gold.values()):
             metrics |= dict(zip((f"{kind}_exact", f"{kind}_f1"), _percent(pairs), strict=True))
     return {**metrics, **best}
+
+
+def format_metric(name: str, value: float, *, is_percent: bool = False) -> str:
+    """Return the value of a metric as all output for people shows it; `name` is its result key.
+
+    Fractions are shown in percent (`is_percent`: they are in percent already), thresholds with a sign, losses, errors and
+    correlations with three decimal places.
+    """
+    if isinstance(value, int):
+        return f"{value:,}"
+    if name.endswith(_FRACTIONS):
+        return f"{value:.1f}%" if is_percent else f"{value:.1%}"
+    return f"{value:+.2f}" if name.endswith("threshold") else f"{value:,.3f}"
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:

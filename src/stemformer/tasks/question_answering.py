@@ -23,7 +23,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.models.attention.varlen import padded_rows
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
-from stemformer.tasks.metrics import Language, squad_metrics
+from stemformer.tasks.metrics import Language, format_metric, squad_metrics
 from stemformer.tasks.task import Logits, ReportExample, Task, TaskOutputs
 
 _MAX_QUESTION_TOKENS = 64
@@ -179,7 +179,8 @@ class QuestionAnswering(Task):
         best = metrics["best_threshold"]
         above = [p.no_answer for p in predictions if best < p.no_answer < math.inf]
         self.threshold = (best + min(above)) / 2 if above else best
-        rule = f"'no answer' scores {self.threshold:+.2f} or more above the best answer (tuned on dev)"
+        threshold = format_metric("threshold", self.threshold)
+        rule = f"'no answer' scores {threshold} or more above the best answer (tuned on dev)"
         return [f"questions are left unanswered if {rule}"]
 
     def to_row(self, record: Question, prediction: AnswerPrediction) -> dict[str, Any]:
