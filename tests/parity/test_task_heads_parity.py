@@ -118,7 +118,9 @@ def their_batch(case, architecture):
 
 def models(case, architecture, folder):
     task, theirs = CASES[case]
-    model = make_model(CONFIGS[architecture], task.heads, num_labels=task.num_labels, generator=torch.Generator().manual_seed(0))
+    model = make_model(
+        CONFIGS[architecture], task.heads, num_labels=task.num_labels, generator=torch.Generator().manual_seed(0)
+    )
     for p in model.parameters():  # biases too must matter
         p.data.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     metadata = {"labels": task.labels, "problem_type": task.problem_type, "name": task.config.name}

@@ -15,9 +15,10 @@ from stemformer.config import nearest, parse_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
 from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage, read_json_object
+from stemformer.models.heads import BodyConfig
 from stemformer.models.hf_names import from_hugging_face
 from stemformer.models.layers import initialize_weights
-from stemformer.models.model import ARCHITECTURES, MIN_LENGTH, Architecture, BodyConfig, Model, make_model
+from stemformer.models.model import ARCHITECTURES, MIN_LENGTH, Architecture, Model, make_model
 
 # Alias of `cls.predictions.bias` that transformers reads if the output matrix is not tied.
 DECODER_BIAS = "cls.predictions.decoder.bias"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -139,7 +140,7 @@ class MultiHeadAttention(nn.Module):
         else:
             qk, v = rotate_queries_and_keys(qkv, 2 * self.num_heads, rotation)
             q, k = qk.view(n, 2, self.num_heads, -1).unbind(1)
-        sides = {"cu_q": cu_seqlens, "cu_k": cu_seqlens, "max_q": max_seqlen, "max_k": max_seqlen}
+        sides: dict[str, Any] = {"cu_q": cu_seqlens, "cu_k": cu_seqlens, "max_q": max_seqlen, "max_k": max_seqlen}
         out = attend(q, k, v, **sides, causal=self.causal, window=self.window).reshape(n, d)
         return self.out(out if rows is None else out.index_select(0, rows))  # (R, D)
 

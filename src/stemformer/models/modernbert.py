@@ -99,7 +99,7 @@ class ModernBertLayer(nn.Module):
         # As GPT's layers name it; ModernBERT has no dropout of residuals.
         self.dropout = nn.Identity()
         # Queries and keys of normed states start with variance 1, so that attention starts sharp.
-        self.attention.qkv.num_unit_rows = 2 * size
+        self.attention.qkv.num_unit_rows = 2 * size  # type: ignore[assignment]
         for residual in (self.attention.out, self.feed_forward.down):
             residual.init_scale = (2 * config.num_hidden_layers) ** -0.5
 
@@ -141,9 +141,9 @@ class ModernBert(Body):
         self.embeddings = ModernBertEmbeddings(config)
         self.layers = nn.ModuleList(ModernBertLayer(config, number) for number in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
+        self._thetas: set[float] = {layer.theta for layer in self.layers}  # type: ignore[misc]
 
     def layer_inputs(self, position_ids: Int[Tensor, "*b"]) -> tuple[Any, ...]:
         """Return the rotation of each token, for each theta of the layers."""
         head_size = self.config.hidden_size // self.config.num_attention_heads
-        thetas = {layer.theta for layer in self.layers}
-        return ({theta: rotation_at(position_ids, head_size, theta) for theta in thetas},)
+        return ({theta: rotation_at(position_ids, head_size, theta) for theta in self._thetas},)
