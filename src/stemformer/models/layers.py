@@ -111,7 +111,7 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention within each sequence (Vaswani et al. 2017, section 3.2.2).
 
-    `window` is the largest distance that a token sees on each side; None is the whole sequence.
+    `window` is the largest distance that a token sees on each side; None for all tokens.
     """
 
     def __init__(
