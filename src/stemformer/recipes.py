@@ -11,9 +11,17 @@ from stemformer.config import nearest
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
+from stemformer.models.modernbert import ModernBertConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
-from stemformer.training.config import BatchConfig, BudgetConfig, GptRunConfig, PhaseConfig, RunConfig
+from stemformer.training.config import (
+    BatchConfig,
+    BudgetConfig,
+    GptRunConfig,
+    ModernBertRunConfig,
+    PhaseConfig,
+    RunConfig,
+)
 from stemformer.training.lr_schedule import ScheduleConfig
 from stemformer.training.optimizer import OptimizerConfig
 
@@ -44,6 +52,24 @@ def _bert(name: str, layers: int, hidden: int, heads: int, learning_rate: float)
         batch=BatchConfig(size=16, sequence_length=128),
         optimizer=OptimizerConfig(kind="muon", learning_rate=learning_rate, beta2=0.98),
         schedule=ScheduleConfig(kind="linear", warmup_ratio=0.05),
+    )
+
+
+def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> RunConfig:
+    """Return a ModernBERT run for modest hardware: as BERT's, with rotary positions and gated layers.
+
+    Two thirds of BERT's intermediate size, rounded to 32, give the same number of weights. A theta of
+    10,000 suits short sequences; all layers have full attention.
+    """
+    run = _bert(name, layers, hidden, heads, learning_rate)
+    sizes = {**_sizes(layers, hidden, heads), "intermediate_size": round(8 * hidden / 3 / 32) * 32}
+    return ModernBertRunConfig(
+        recipe=name,
+        model=ModernBertConfig(**sizes, max_position_embeddings=512, global_rope_theta=10_000.0),
+        objective=run.objective,
+        batch=run.batch,
+        optimizer=run.optimizer,
+        schedule=run.schedule,
     )
 
 
@@ -112,6 +138,10 @@ _RECIPES: tuple[tuple[RunConfig, str], ...] = (
     (_bert("bert_mini", 4, 256, 4, 1e-3), "BERT with 4 layers of width 256: a first real run on two CPU cores"),
     (_bert("bert_small", 4, 512, 8, 7e-4), "BERT with 4 layers of width 512"),
     (_bert("bert_medium", 8, 512, 8, 5e-4), "BERT with 8 layers of width 512"),
+    (_modernbert("modernbert_tiny", 2, 128, 2, 2e-3), "ModernBERT with 2 layers of width 128, for tests"),
+    (_modernbert("modernbert_mini", 4, 256, 4, 1e-3), "ModernBERT with 4 layers of width 256, for two CPU cores"),
+    (_modernbert("modernbert_small", 4, 512, 8, 7e-4), "ModernBERT with 4 layers of width 512"),
+    (_modernbert("modernbert_base", 12, 768, 12, 5e-4), "ModernBERT with 12 layers of width 768"),
     (
         _bert_2018("bert_base_2018", 12, 768, 12),
         "BERT-base with the 2018 hyper-parameters: masked LM and next sentence, 1M steps",

@@ -8,6 +8,7 @@ from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.model import ARCHITECTURES, make_model
+from stemformer.models.modernbert import ModernBertConfig
 from stemformer.models.plain import plain_forward
 
 transformers = pytest.importorskip("transformers")
@@ -21,8 +22,13 @@ SIZES = {
     "intermediate_size": 48,
     "max_position_embeddings": 40,
 }
-CONFIGS = {"bert": BertConfig(**SIZES), "gpt2": GptConfig(**SIZES, eos_token_id=0)}
-HEADS = {"bert": "masked_lm", "gpt2": "causal_lm"}
+LAYER_TYPES = ("full_attention", "sliding_attention", "full_attention")
+CONFIGS = {
+    "bert": BertConfig(**SIZES),
+    "modernbert": ModernBertConfig(**SIZES, layer_types=LAYER_TYPES, local_attention=8),
+    "gpt2": GptConfig(**SIZES, eos_token_id=0),
+}
+HEADS = {"bert": "masked_lm", "modernbert": "masked_lm", "gpt2": "causal_lm"}
 LENGTHS = [9, 40, 1, 17]
 
 
@@ -44,6 +50,12 @@ def their_model(name):
     if name == "bert":
         config = transformers.BertConfig(**SIZES, attention_probs_dropout_prob=0.0, **options)
         return add_noise(transformers.BertModel(config))
+    if name == "modernbert":
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+        config = transformers.ModernBertConfig(
+            **SIZES, **ids, pad_token_id=0, layer_types=list(LAYER_TYPES), local_attention=8
+        )
+        return add_noise(transformers.ModernBertModel._from_config(config, **options))
     config = transformers.GPT2Config(
         vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=40, attn_pdrop=0.0, eos_token_id=0, **options
     )
@@ -163,9 +175,13 @@ def test_attention_weights_of_tokens_are_a_distribution_over_visible_keys(name):
     with torch.no_grad():
         output = plain_forward(model.body, ids, mask, types)
     visible = mask[:, None, :].expand(-1, mask.shape[1], -1)
-    if name == "gpt2":
-        visible = visible.tril()
-    for weights in output.attentions:
+    for number, weights in enumerate(output.attentions):
+        if name == "gpt2":
+            visible = visible.tril()
+        if name == "modernbert":
+            is_sliding = LAYER_TYPES[number] == "sliding_attention"
+            visible = mask[:, None, :].expand(-1, mask.shape[1], -1)
+            visible = visible.tril(4).triu(-4) if is_sliding else visible
         rows = weights.transpose(1, 2)[mask]  # (N, H, T)
         torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:2]))
         assert rows.transpose(0, 1)[:, ~visible[mask]].count_nonzero() == 0

@@ -9,7 +9,9 @@ from stemformer.data.examples.batch import Example, collate
 from stemformer.huggingface.load import load_model, read_task_info
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
-from stemformer.models.model import make_model
+from stemformer.models.hf_names import to_hugging_face
+from stemformer.models.model import ARCHITECTURES, make_model
+from stemformer.models.modernbert import ModernBertConfig
 from stemformer.objectives.objective import LossModule
 from stemformer.tasks.multiple_choice import MultipleChoice
 from stemformer.tasks.question_answering import QuestionAnswering
@@ -17,27 +19,28 @@ from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.tasks.task import TaskConfig
 from stemformer.tasks.token_classification import TokenClassification
 
-CONFIG = BertConfig(
-    vocab_size=60,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=40,
-    hidden_dropout_prob=0.0,
-)
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "hidden_dropout_prob": 0.0,
+}
+CONFIGS = {"Bert": BertConfig(**SIZES), "ModernBert": ModernBertConfig(**SIZES)}
 LENGTHS = [7, 12, 5, 9]
 LABELS = ("no", "maybe", "yes")
 CASES = {
-    "class": (SequenceClassification(TaskConfig("classify"), LABELS), transformers.BertForSequenceClassification),
+    "class": (SequenceClassification(TaskConfig("classify"), LABELS), "ForSequenceClassification"),
     "labels": (
         SequenceClassification(TaskConfig("classify", kind="labels"), LABELS),
-        transformers.BertForSequenceClassification,
+        "ForSequenceClassification",
     ),
-    "score": (SequenceClassification(TaskConfig("pair", kind="score")), transformers.BertForSequenceClassification),
-    "tag": (TokenClassification(TaskConfig("tag"), LABELS), transformers.BertForTokenClassification),
-    "qa": (QuestionAnswering(TaskConfig("qa")), transformers.BertForQuestionAnswering),
-    "choice": (MultipleChoice(TaskConfig("choice")), transformers.BertForMultipleChoice),
+    "score": (SequenceClassification(TaskConfig("pair", kind="score")), "ForSequenceClassification"),
+    "tag": (TokenClassification(TaskConfig("tag"), LABELS), "ForTokenClassification"),
+    "qa": (QuestionAnswering(TaskConfig("qa")), "ForQuestionAnswering"),
+    "choice": (MultipleChoice(TaskConfig("choice")), "ForMultipleChoice"),
 }
 ANSWERS = {
     "class": [0, 2, 1, 1],
@@ -50,6 +53,11 @@ ANSWERS = {
 
 @pytest.fixture(params=CASES)
 def case(request):
+    return request.param
+
+
+@pytest.fixture(params=CONFIGS)
+def architecture(request):
     return request.param
 
 
@@ -84,7 +92,7 @@ def our_batch(case):
     return collate(examples, range(len(examples)))
 
 
-def their_batch(case):
+def their_batch(case, architecture):
     ids, segments = texts()
     longest = max(LENGTHS)
     pad = lambda rows, filler=0: torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])  # noqa: E731
@@ -93,6 +101,8 @@ def their_batch(case):
         "token_type_ids": pad(segments),
         "attention_mask": pad([np.ones(n, np.int64) for n in LENGTHS]),
     }
+    if architecture == "ModernBert":
+        del batch["token_type_ids"]
     if case == "tag":
         labels = [np.array([-100, *np.arange(1, n - 1) % 3, -100]) for n in LENGTHS]
         batch["labels"] = pad(labels, -100)
@@ -106,19 +116,22 @@ def their_batch(case):
     return batch
 
 
-def models(case, folder):
+def models(case, architecture, folder):
     task, theirs = CASES[case]
-    model = make_model(CONFIG, task.heads, num_labels=task.num_labels, generator=torch.Generator().manual_seed(0))
+    model = make_model(
+        CONFIGS[architecture], task.heads, num_labels=task.num_labels, generator=torch.Generator().manual_seed(0)
+    )
     for p in model.parameters():  # biases too must matter
         p.data.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     metadata = {"labels": task.labels, "problem_type": task.problem_type, "name": task.config.name}
     save_model(model, folder, task=metadata)
+    theirs = getattr(transformers, architecture + theirs)
     return task, model, theirs.from_pretrained(folder, attn_implementation="eager").train()
 
 
-def test_scores_loss_and_gradients_are_those_of_transformers(case, tmp_path):
-    task, model, reference = models(case, tmp_path)
-    ours, theirs = our_batch(case), their_batch(case)
+def test_scores_loss_and_gradients_are_those_of_transformers(case, architecture, tmp_path):
+    task, model, reference = models(case, architecture, tmp_path)
+    ours, theirs = our_batch(case), their_batch(case, architecture)
     module = LossModule(model, task)
     (loss,) = module(ours).values()
     (loss.total / loss.count).backward()
@@ -147,14 +160,14 @@ def test_scores_loss_and_gradients_are_those_of_transformers(case, tmp_path):
     assert torch.allclose(scores, wanted, atol=1e-5 * float(wanted.abs().max()))
     theirs_by_name = dict(reference.named_parameters())
     largest = max(float(p.grad.abs().max()) for p in theirs_by_name.values() if p.grad is not None)
-    word = theirs_by_name["bert.embeddings.word_embeddings.weight"].grad
-    assert torch.allclose(model.body.embeddings.word.weight.grad, word, atol=1e-5 * largest)
-    up = theirs_by_name["bert.encoder.layer.0.intermediate.dense.weight"].grad
-    assert torch.allclose(model.body.layers[0].feed_forward.up.weight.grad, up, atol=1e-5 * largest)
+    names = ARCHITECTURES[model.config.model_type].parameter_names
+    gradients = to_hugging_face({name: p.grad for name, p in model.named_parameters()}, names)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, theirs_by_name[name].grad, atol=1e-5 * largest), name
 
 
-def test_saved_model_tells_its_task_and_opens_again(case, tmp_path):
-    task, model, reference = models(case, tmp_path)
+def test_saved_model_tells_its_task_and_opens_again(case, architecture, tmp_path):
+    task, model, reference = models(case, architecture, tmp_path)
     metadata = read_task_info(tmp_path)
     assert (metadata["head"], metadata["labels"], metadata["name"]) == (task.head, list(task.labels), task.config.name)
     again = load_model(tmp_path)

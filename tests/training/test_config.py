@@ -264,7 +264,7 @@ def test_old_phases_are_read_with_a_note_for_each_name():
 
 
 def test_unknown_model_type_is_refused():
-    with pytest.raises(ConfigError, match=r"x\.toml: model_type is 'rnn': expected one of bert, gpt2"):
+    with pytest.raises(ConfigError, match=r"x\.toml: model_type is 'rnn': expected one of bert, modernbert, gpt2"):
         read_run_config('model_type = "rnn"', source="x.toml")
 
 

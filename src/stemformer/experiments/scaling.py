@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -29,7 +29,7 @@ from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.scaling import write_scaling_report
-from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, GptRunConfig, RunConfig, run_config_class
+from stemformer.training.config import RENAMED_SETTINGS, RUN_CONFIGS, BudgetConfig, RunConfig, run_config_class
 from stemformer.training.initialization import resolve_model_config
 
 _HEAD_SIZE = 64
@@ -56,13 +56,13 @@ class Size:
         """Number of attention heads: those of about 64 dimensions that divide the width."""
         return next(h for h in range(max(1, self.width // _HEAD_SIZE), 0, -1) if self.width % h == 0)
 
-    def model_settings(self) -> dict[str, Any]:
-        """Return the settings of a model config."""
+    def model_settings(self, recipe: Any) -> dict[str, Any]:
+        """Return the settings of a model config, with the feed-forward ratio of that of the recipe."""
         return {
             "num_hidden_layers": self.layers,
             "hidden_size": self.width,
             "num_attention_heads": self.heads,
-            "intermediate_size": 4 * self.width,
+            "intermediate_size": round(self.width * recipe.intermediate_size / recipe.hidden_size),
         }
 
 
@@ -80,12 +80,12 @@ class ScalingConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-@dataclass(frozen=True)
-class _GptScalingConfig(ScalingConfig):
-    run: GptRunConfig = field(default_factory=GptRunConfig)
-
-
-_CONFIGS: dict[type[RunConfig], type[ScalingConfig]] = {RunConfig: ScalingConfig, GptRunConfig: _GptScalingConfig}
+_CONFIGS: dict[type[RunConfig], type[ScalingConfig]] = {
+    run: make_dataclass(
+        "ScalingConfig", [("run", run, field(default_factory=run))], bases=(ScalingConfig,), frozen=True
+    )
+    for run in RUN_CONFIGS.values()
+}
 
 
 @exclusive_output_dir
@@ -93,8 +93,8 @@ _CONFIGS: dict[type[RunConfig], type[ScalingConfig]] = {RunConfig: ScalingConfig
 def scaling_laws(options: ScalingLawsOptions, *, progress: Progress | None = None) -> dict[str, Any]:
     """Pre-train a recipe at several model sizes and fit scaling laws to the validation loss.
 
-    Attention heads have about 64 dimensions and the feed-forward layer is four times as wide as the
-    hidden size; vocabulary and positions are those of the recipe.
+    Attention heads have about 64 dimensions; vocabulary, positions and the ratio of feed-forward and
+    hidden size are those of the recipe.
 
     Returns:
         `table` of the sizes with their validation losses, and `summary` of the fitted laws in sentences. The
@@ -160,7 +160,7 @@ def _check(config: ScalingConfig, options: ScalingLawsOptions, manifest: Manifes
     if ratio is None and config.run.budget == BudgetConfig():
         raise ConfigError("No training budget. Pass --tokens, --tokens-per-parameter, --steps or --time for each size.")
     for key in (setting.partition("=")[0].strip().removeprefix("model.") for setting in options.settings):
-        if key in Size(1, 1).model_settings():
+        if key in Size(1, 1).model_settings(config.run.model):
             raise ConfigError(f"model.{key} is set by --sizes. Remove the setting.")
     if config.run.init is not None:
         raise ConfigError("init has no effect: every size starts from random weights. Remove the setting.")
@@ -224,7 +224,7 @@ def _train_size(
     assert run.optimizer.learning_rate is not None
     learning_rate = run.optimizer.learning_rate * (run.model.hidden_size / size.width) ** config.lr_width_exponent
     ratio = config.tokens_per_parameter
-    architecture = (f"model.{key}={value}" for key, value in size.model_settings().items())
+    architecture = (f"model.{key}={value}" for key, value in size.model_settings(config.run.model).items())
     result = pretrain(
         run.recipe,
         data=options.data,
@@ -253,7 +253,7 @@ def _train_size(
 
 def _count_parameters(config: ScalingConfig, size: Size) -> tuple[int, int]:
     """Return the number of parameters of a size, and that in its layers, without allocating them."""
-    model_config = replace(config.run.model, **size.model_settings())
+    model_config = replace(config.run.model, **size.model_settings(config.run.model))
     with torch.device("meta"):
         model = make_model(model_config, OBJECTIVES[config.run.objective.name].heads)
     return model.num_parameters(), model.num_parameters(embeddings=False)

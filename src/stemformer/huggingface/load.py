@@ -15,9 +15,10 @@ from stemformer.config import SIMILAR, nearest_first, parse_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
 from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage, read_json_object
+from stemformer.models.heads import BodyConfig
 from stemformer.models.hf_names import from_hugging_face
 from stemformer.models.layers import initialize_weights
-from stemformer.models.model import ARCHITECTURES, MIN_LENGTH, Architecture, BodyConfig, Model, make_model
+from stemformer.models.model import ARCHITECTURES, MIN_LENGTH, Architecture, Model, make_model
 
 # Alias of `cls.predictions.bias` that transformers reads if the output matrix is not tied.
 DECODER_BIAS = "cls.predictions.decoder.bias"
@@ -28,8 +29,10 @@ TASK_KEY = "stemformer_task"
 _HEAD_BY_CLASS = {
     name: next(iter(heads)) for a in ARCHITECTURES.values() for heads, name in a.hf_classes.items() if len(heads) == 1
 }
-# Weights that show which pre-training heads a folder has.
-_HEAD_WEIGHTS = {"masked_lm": "cls.predictions.bias", "next_sentence": "cls.seq_relationship.weight"}
+# Parameters that show which pre-training heads a folder has.
+_HEAD_WEIGHTS = {"masked_lm": "heads.masked_lm.bias", "next_sentence": "heads.next_sentence.classifier.weight"}
+# Keys of `config.json` for the dropout of attention probabilities, by architecture.
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
 # Weights of task heads, one row per label.
 _TASK_HEAD_WEIGHTS = ("classifier.weight", "qa_outputs.weight", "score.weight")
 # Models may have this many embeddings without a token, to round up the vocabulary size.
@@ -211,7 +214,7 @@ def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_attention_dropout(path: str | os.PathLike[str]) -> float:
     """Return the attention dropout of a folder's `config.json`, which is not applied here."""
     raw = _read_config(find_model_folder(path))[1]
-    return float(raw.get("attention_probs_dropout_prob", raw.get("attn_pdrop", 0.0)))
+    return float(next((raw[key] for key in _ATTENTION_DROPOUT if key in raw), 0.0))
 
 
 def _trained_length(folder: Path, positions: int, task: Mapping[str, Any]) -> int:
@@ -236,7 +239,8 @@ def _find_heads(architecture: Architecture, raw: Mapping[str, Any], weights: Seq
     if architecture.is_causal and not has_task_head:
         # A tied LM head has no weights of its own.
         return [] if classes[0] == architecture.hf_classes[frozenset()] else [architecture.lm_head]
-    heads = [head for head, name in _HEAD_WEIGHTS.items() if name in weights]
+    find = architecture.parameter_names.find
+    heads = [head for head, name in _HEAD_WEIGHTS.items() if head in architecture.heads and find(name)[0][0] in weights]
     if has_task_head:
         heads += [head for name in classes if (head := _HEAD_BY_CLASS.get(name)) and head not in heads]
     return heads

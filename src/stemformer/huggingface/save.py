@@ -42,7 +42,7 @@ def save_model(
     if not model.heads:
         state = {name.removeprefix(architecture.parameter_names.prefix): tensor for name, tensor in state.items()}
     is_tied = f"heads.{architecture.lm_head}.decoder.weight" not in weights
-    if not is_tied and "masked_lm" in model.heads:
+    if not is_tied and "cls.predictions.bias" in state:
         state[DECODER_BIAS] = state["cls.predictions.bias"].clone()
 
     config = {

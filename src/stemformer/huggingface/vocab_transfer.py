@@ -11,6 +11,7 @@ from stemformer.errors import TokenizerError
 from stemformer.models.bert import BertConfig
 from stemformer.models.heads import MaskedLmHead
 from stemformer.models.model import Model
+from stemformer.models.modernbert import ModernBertConfig
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def transfer_vocabulary(
         head.bias = nn.Parameter(bias)
         if head.decoder is not None:
             transfer(head.decoder)
-    assert isinstance(model.config, BertConfig)
+    assert isinstance(model.config, BertConfig | ModernBertConfig)
     config = replace(model.config, vocab_size=new.vocab_size, pad_token_id=new.pad_token_id)
     model.config = model.body.config = config
     num_kept = sum(old.token_to_id(token) is not None for token in new.tokens)

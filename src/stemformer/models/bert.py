@@ -18,6 +18,7 @@ class BertConfig:
     model_type: ClassVar[str] = "bert"
     # BERT has no token that ends a document.
     eos_token_id: ClassVar[None] = None
+    has_bias: ClassVar[bool] = True
 
     # V, D, L, H (a divisor of D) and F in shapes.
     vocab_size: int = 30522

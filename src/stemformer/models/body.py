@@ -34,6 +34,10 @@ class Body(nn.Module):
     layers: nn.ModuleList
     norm: nn.Module
 
+    def layer_inputs(self, position_ids: Int[Tensor, "*b"]) -> tuple[Any, ...]:
+        """Return what all layers take besides states, computed once from the positions, such as rotations."""
+        return ()
+
     def forward(
         self,
         input_ids: Int[Tensor, "N"],
@@ -71,14 +75,15 @@ class Body(nn.Module):
 
         kept: dict[int, Tensor] = {}
         x = pad_to_bucket(self.embeddings(input_ids, position_ids, token_type_ids))  # (N', D)
+        inputs = self.layer_inputs(pad_to_bucket(position_ids))
         for number in range(last + 1):
             # The last layer computes only the rows needed.
             if number == last and rows is not None:
                 if not last:
                     return self.norm(x.index_select(0, rows))  # (R, D)
-                return self.norm(self.layers[-1](x, cu_seqlens, max_seqlen, pad_to_bucket(rows))[: len(rows)])
+                return self.norm(self.layers[-1](x, cu_seqlens, max_seqlen, pad_to_bucket(rows), *inputs)[: len(rows)])
             if number:
-                x = self.layers[number - 1](x, cu_seqlens, max_seqlen)
+                x = self.layers[number - 1](x, cu_seqlens, max_seqlen, None, *inputs)
             if number == last:
                 x = self.norm(x)
             if number in replace:

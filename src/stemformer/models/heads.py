@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.layers import ACTIVATIONS, Dropout
+from stemformer.models.modernbert import ModernBertConfig
+
+BodyConfig = BertConfig | GptConfig | ModernBertConfig
 
 
 class LmHead(nn.Module):
@@ -33,21 +36,31 @@ class LmHead(nn.Module):
         return states
 
 
-class MaskedLmHead(LmHead):
+class Transform(nn.Module):
+    """Linear layer, activation and norm of states before an output layer."""
+
+    def __init__(self, config: BertConfig | ModernBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.has_bias)
+        self.activation = ACTIVATIONS[config.hidden_act]()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.has_bias)
+
+    def forward(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        return self.norm(self.activation(self.dense(states)))
+
+
+class MaskedLmHead(Transform, LmHead):
     """Masked-LM head: a transform of the states, the output matrix and a bias."""
 
     bias: nn.Parameter
 
-    def __init__(self, config: BertConfig, *, tied: bool = True) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACTIVATIONS[config.hidden_act]()
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    def __init__(self, config: BertConfig | ModernBertConfig, *, tied: bool = True) -> None:
+        super().__init__(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
 
     def features(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
-        return self.norm(self.activation(self.dense(states)))
+        return self(states)
 
 
 class CausalLmHead(LmHead):
@@ -78,36 +91,43 @@ class NextSentenceHead(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """States of texts or words to class logits or a regression value; `has_pooler` as in BERT's released code."""
+    """States of texts or words to class logits or a regression value.
+
+    `has_pooler` as in BERT's released code, `has_transform` as in ModernBERT's.
+    """
 
     def __init__(
         self,
-        config: BertConfig | GptConfig,
+        config: BodyConfig,
         num_labels: int,
         *,
         has_pooler: bool = False,
+        has_transform: bool = False,
         has_dropout: bool = True,
         bias: bool = True,
     ) -> None:
         super().__init__()
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if has_pooler else None
+        self.transform = Transform(config) if has_transform else None  # type: ignore[arg-type]
         self.dropout = Dropout(config.hidden_dropout_prob if has_dropout else 0.0)
         self.classifier = nn.Linear(config.hidden_size, num_labels, bias=bias)
 
     def forward(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R C"]:
         x = states if self.pooler is None else torch.tanh(self.pooler(states))
+        x = x if self.transform is None else self.transform(x)
         return _in_float32(self.classifier, self.dropout(x))
 
 
 class SpanHead(nn.Module):
     """Span head: states of all tokens to logits of the answer's start and end."""
 
-    def __init__(self, config: BertConfig | GptConfig, num_labels: int = 2) -> None:
+    def __init__(self, config: BodyConfig, num_labels: int = 2, *, has_transform: bool = False) -> None:
         super().__init__()
+        self.transform = Transform(config) if has_transform else None  # type: ignore[arg-type]
         self.scores = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N 2"]:
-        return _in_float32(self.scores, states)
+        return _in_float32(self.scores, states if self.transform is None else self.transform(states))
 
 
 def rescale_scores(state: Mapping[str, Tensor], *, scale: float, shift: float) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from stemformer.errors import CheckpointError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
+from stemformer.models.modernbert import LAYER_TYPES, ModernBertConfig
 
 # Fields of `GptConfig` -> GPT-2's keys; the first one is read, all are written.
 _GPT_KEYS: dict[str, tuple[str, ...]] = {
@@ -22,6 +23,29 @@ _GPT_KEYS: dict[str, tuple[str, ...]] = {
     "initializer_range": ("initializer_range",),
     "layer_norm_eps": ("layer_norm_epsilon",),
     "eos_token_id": ("eos_token_id", "bos_token_id"),
+}
+# Fields of `ModernBertConfig` -> ModernBERT's keys.
+_MODERNBERT_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "hidden_act": "hidden_activation",
+    "hidden_dropout_prob": "embedding_dropout",
+    "max_position_embeddings": "max_position_embeddings",
+    "initializer_range": "initializer_range",
+    "layer_norm_eps": "norm_eps",
+    "pad_token_id": "pad_token_id",
+    "local_attention": "local_attention",
+}
+_MODERNBERT_SUPPORTED = {
+    "norm_bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "decoder_bias": True,
+    "classifier_bias": False,
+    "attention_dropout": 0.0,
 }
 _SUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False}
 _GPT_SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
@@ -54,6 +78,41 @@ def write_gpt_config(config: GptConfig) -> dict[str, Any]:
     """Return the entries of `config.json`."""
     entries = {theirs: getattr(config, ours) for ours, keys in _GPT_KEYS.items() for theirs in keys}
     return {**entries, "attn_pdrop": 0.0}
+
+
+def read_modernbert_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the fields of a `ModernBertConfig`; refuse settings that are not supported."""
+    _check_supported(raw, source, _MODERNBERT_SUPPORTED)
+    found = {ours: raw[theirs] for ours, theirs in _MODERNBERT_KEYS.items() if raw.get(theirs) is not None}
+    num_layers = found.get("num_hidden_layers", ModernBertConfig.num_hidden_layers)
+    # Older folders give the distance of layers with full attention, and theta as a key of its own.
+    period = raw.get("global_attn_every_n_layers", 3)
+    default = ["sliding_attention" if i % period else "full_attention" for i in range(num_layers)]
+    found["layer_types"] = raw.get("layer_types") or default
+    for field, kind in (("global_rope_theta", "full_attention"), ("local_rope_theta", "sliding_attention")):
+        rope = (raw.get("rope_parameters") or {}).get(kind) or {}
+        _check_supported(rope, f"{source}, rope_parameters.{kind}", {"rope_type": "default"})
+        if (theta := rope.get("rope_theta", raw.get(field))) is not None:
+            found[field] = theta
+    if unused := {*(raw.get("rope_scaling") or {})} - {"rope_type", "type"}:
+        raise CheckpointError(f"{source}: rope_scaling with {', '.join(sorted(unused))} is not supported.")
+    return found
+
+
+def write_modernbert_config(config: ModernBertConfig) -> dict[str, Any]:
+    """Return the entries of `config.json`."""
+    entries = {theirs: getattr(config, ours) for ours, theirs in _MODERNBERT_KEYS.items()}
+    thetas = {"full_attention": config.global_rope_theta, "sliding_attention": config.local_rope_theta}
+    return {
+        **entries,
+        **_MODERNBERT_SUPPORTED,
+        "layer_types": [LAYER_TYPES[config.is_sliding(i)] for i in range(config.num_hidden_layers)],
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
+        "mlp_dropout": config.hidden_dropout_prob,
+        "classifier_activation": config.hidden_act,
+        # Ids of the tokenizer's special tokens, which transformers does not need.
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+    }
 
 
 def _check_supported(raw: Mapping[str, Any], source: str, supported: Mapping[str, Any]) -> None:

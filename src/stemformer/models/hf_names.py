@@ -59,6 +59,32 @@ _GPT_MODULES: dict[str, tuple[str, ...]] = {
 }
 
 
+_MODERNBERT_MODULES: dict[str, tuple[str, ...]] = {
+    "body.embeddings.word": ("model.embeddings.tok_embeddings",),
+    "body.embeddings.norm": ("model.embeddings.norm",),
+    "body.layers.{i}.attention_norm": ("model.layers.{i}.attn_norm",),
+    "body.layers.{i}.attention.qkv": ("model.layers.{i}.attn.Wqkv",),
+    "body.layers.{i}.attention.out": ("model.layers.{i}.attn.Wo",),
+    "body.layers.{i}.feed_forward_norm": ("model.layers.{i}.mlp_norm",),
+    "body.layers.{i}.feed_forward.up": ("model.layers.{i}.mlp.Wi",),
+    "body.layers.{i}.feed_forward.down": ("model.layers.{i}.mlp.Wo",),
+    "body.norm": ("model.final_norm",),
+    "heads.masked_lm": ("decoder",),
+    "heads.masked_lm.decoder": ("decoder",),
+    "heads.masked_lm.dense": ("head.dense",),
+    "heads.masked_lm.norm": ("head.norm",),
+    **{
+        f"heads.{head}.{ours}": (theirs,)
+        for head in ("sequence", "token", "span", "choice")
+        for ours, theirs in (("transform.dense", "head.dense"), ("transform.norm", "head.norm"))
+    },
+    "heads.sequence.classifier": ("classifier",),
+    "heads.token.classifier": ("classifier",),
+    "heads.choice.classifier": ("classifier",),
+    "heads.span.scores": ("classifier",),
+}
+
+
 @dataclass(frozen=True)
 class ParameterNames:
     """Hugging Face's parameter names of an architecture."""
@@ -94,6 +120,14 @@ GPT = ParameterNames(
     ("wte.", "wpe.", "h.", "ln_f."),
     "transformer.h.",
     re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),
+)
+
+MODERNBERT = ParameterNames(
+    _MODERNBERT_MODULES,
+    "model.",
+    ("embeddings.", "layers.", "final_norm."),
+    "model.layers.",
+    re.compile(r"model\.rotary_emb\..*"),
 )
 
 

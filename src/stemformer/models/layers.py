@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from stemformer.models.attention.varlen import attend
+from stemformer.models.rotary import Rotation, rotate_queries_and_keys
 
 # Numbers of the tokens whose output is needed; None for all.
 Rows = Int[Tensor, "R"] | None
@@ -106,23 +109,39 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head self-attention within each sequence (Vaswani et al. 2017, section 3.2.2)."""
+    """Multi-head self-attention within each sequence (Vaswani et al. 2017, section 3.2.2).
 
-    def __init__(self, hidden_size: int, num_heads: int, *, causal: bool = False) -> None:
+    `window` is the largest distance that a token sees on each side; None for all tokens.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, *, causal: bool = False, bias: bool = True, window: int | None = None
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.causal = causal
+        self.window = window
         # Its rows are queries, keys, values.
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.out = nn.Linear(hidden_size, hidden_size)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=bias)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=bias)
 
     def forward(
-        self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S1"], max_seqlen: int, rows: Rows = None
+        self,
+        x: Float[Tensor, "N D"],
+        cu_seqlens: Int[Tensor, "S1"],
+        max_seqlen: int,
+        rows: Rows = None,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "R D"]:
         n, d = x.shape
-        q, k, v = self.qkv(x).view(n, 3, self.num_heads, d // self.num_heads).unbind(1)  # (N, H, K)
-        out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=max_seqlen, max_k=max_seqlen, causal=self.causal)
-        out = out.reshape(n, d)
+        qkv = self.qkv(x).view(n, 3 * self.num_heads, d // self.num_heads)
+        if rotation is None:
+            q, k, v = qkv.view(n, 3, self.num_heads, -1).unbind(1)  # (N, H, K)
+        else:
+            qk, v = rotate_queries_and_keys(qkv, 2 * self.num_heads, rotation)
+            q, k = qk.view(n, 2, self.num_heads, -1).unbind(1)
+        sides: dict[str, Any] = {"cu_q": cu_seqlens, "cu_k": cu_seqlens, "max_q": max_seqlen, "max_k": max_seqlen}
+        out = attend(q, k, v, **sides, causal=self.causal, window=self.window).reshape(n, d)
         return self.out(out if rows is None else out.index_select(0, rows))  # (R, D)
 
     def prefill(
@@ -161,6 +180,48 @@ class FeedForward(nn.Module):
         return self.down(self.activation(self.up(x)))  # (N, D) -> (N, F) -> (N, D)
 
 
+class GatedFeedForward(nn.Module):
+    """Gated linear unit: down(activation(a) * b), where `up` gives a and b (Shazeer 2020, equation 6)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
+        self.activation = ACTIVATIONS[activation]()
+        self.dropout = Dropout(dropout)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        return self.down(self.dropout(self.gate(self.up(x))))  # (N, D) -> (N, 2 F) -> (N, F) -> (N, D)
+
+    def gate(self, x: Float[Tensor, "*shape F2"]) -> Float[Tensor, "*shape F"]:
+        """Return activation(a) * b of the halves a and b."""
+        if isinstance(self.activation, nn.GELU) and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _GegluOnCpu.apply(x, self.activation.approximate)  # type: ignore[no-untyped-call]
+        a, b = x.chunk(2, -1)
+        return self.activation(a) * b
+
+
+class _GegluOnCpu(torch.autograd.Function):
+    """GELU(a) * b of (N, 2 F), with the gradients of both halves written into one tensor."""
+
+    @staticmethod
+    def forward(ctx, x, approximate):  # type: ignore[no-untyped-def]
+        ctx.approximate = approximate
+        ctx.save_for_backward(x)
+        a, b = x.chunk(2, -1)
+        return nn.functional.gelu(a, approximate=approximate).mul_(b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        (a, b), out = x.chunk(2, -1), torch.empty_like(x)
+        out_a, out_b = out.chunk(2, -1)
+        torch.mul(grad, nn.functional.gelu(a, approximate=ctx.approximate), out=out_b)
+        out_a.copy_(torch.ops.aten.gelu_backward(grad * b, a, approximate=ctx.approximate))
+        return out, None
+
+
 def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
     """Initialize in place, in definition order, by the body's table; a layer's `init_scale` multiplies `std`."""
     for part in module.modules():
@@ -168,8 +229,11 @@ def initialize_weights(module: nn.Module, *, std: float, generator: torch.Genera
             part.weight.data.copy_(sinusoids(*part.weight.shape) * std * 2**0.5)
         elif isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=std * getattr(part, "init_scale", 1.0), generator=generator)
+            # Rows whose outputs have variance 1 for normed inputs.
+            part.weight.data[: getattr(part, "num_unit_rows", 0)] *= part.weight.shape[1] ** -0.5 / std
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
         if isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -13,11 +13,19 @@ from torch import Tensor, nn
 from stemformer.errors import ConfigError
 from stemformer.models import hf_config, hf_names
 from stemformer.models.bert import Bert, BertConfig
+from stemformer.models.body import Body
 from stemformer.models.gpt import Gpt, GptConfig
-from stemformer.models.heads import CausalLmHead, ClassHead, LmHead, MaskedLmHead, NextSentenceHead, SpanHead
+from stemformer.models.heads import (
+    BodyConfig,
+    CausalLmHead,
+    ClassHead,
+    LmHead,
+    MaskedLmHead,
+    NextSentenceHead,
+    SpanHead,
+)
 from stemformer.models.layers import initialize_weights
-
-BodyConfig = BertConfig | GptConfig
+from stemformer.models.modernbert import ModernBert, ModernBertConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ MIN_LENGTH = 8
 
 _POOLED_HEAD = partial(ClassHead, has_pooler=True)
 _GPT_SEQUENCE_HEAD = partial(ClassHead, has_dropout=False, bias=False)
+_TRANSFORMED_HEAD = partial(ClassHead, has_transform=True)
 
 # Keys are the `model_type` of a config and of a Hugging Face folder. To add an architecture: models/<name>.py with a
 # config and a `Body`, an entry here, its names in hf_names.py and hf_config.py, its run config in training/config.py
@@ -71,6 +80,30 @@ ARCHITECTURES: dict[str, Architecture] = {
         lm_head="masked_lm",
         read_config=hf_config.read_bert_config,
         write_config=hf_config.write_bert_config,
+    ),
+    "modernbert": Architecture(
+        config=ModernBertConfig,
+        body=ModernBert,
+        heads={"masked_lm": MaskedLmHead},
+        task_heads={
+            "sequence": _TRANSFORMED_HEAD,
+            "token": _TRANSFORMED_HEAD,
+            "span": partial(SpanHead, has_transform=True),
+            "choice": _TRANSFORMED_HEAD,
+        },
+        parameter_names=hf_names.MODERNBERT,
+        hf_classes={
+            frozenset[str](): "ModernBertModel",
+            frozenset({"masked_lm"}): "ModernBertForMaskedLM",
+            frozenset({"sequence"}): "ModernBertForSequenceClassification",
+            frozenset({"token"}): "ModernBertForTokenClassification",
+            frozenset({"span"}): "ModernBertForQuestionAnswering",
+            frozenset({"choice"}): "ModernBertForMultipleChoice",
+        },
+        is_causal=False,
+        lm_head="masked_lm",
+        read_config=hf_config.read_modernbert_config,
+        write_config=hf_config.write_modernbert_config,
     ),
     "gpt2": Architecture(
         config=GptConfig,
@@ -100,7 +133,7 @@ class Model(nn.Module):
         max_length: Tokens of the longest sequence in training; later positions are random.
     """
 
-    def __init__(self, config: BodyConfig, body: Bert | Gpt, heads: dict[str, nn.Module]) -> None:
+    def __init__(self, config: BodyConfig, body: Body, heads: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
         self.body = body

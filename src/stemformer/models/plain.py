@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from stemformer.models.bert import Bert
 from stemformer.models.gpt import Gpt
 from stemformer.models.layers import MultiHeadAttention
+from stemformer.models.modernbert import ModernBert
+from stemformer.models.rotary import Rotation, rotate
 
 
 class PlainOutput(NamedTuple):
@@ -27,7 +29,7 @@ class PlainOutput(NamedTuple):
 
 
 def plain_forward(
-    body: Bert | Gpt,
+    body: Bert | ModernBert | Gpt,
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"],
     token_type_ids: Int[Tensor, "B T"] | None = None,
@@ -55,18 +57,20 @@ def plain_forward(
     # Positions count the tokens of a sequence from 0, wherever its padding is.
     position_ids = (is_token.long().cumsum(1) - 1).clamp(min=0)  # (B, T)
     x = body.embeddings(input_ids, position_ids, token_type_ids)  # (B, T, D)
+    rotations = next(iter(body.layer_inputs(position_ids)), None)
 
     hidden_states, attentions = [x], []
     layer: Any
     for layer in body.layers:
+        rotation = None if rotations is None else rotations[layer.theta]
         if layer.norm_first:
             # Pre-norm: x + f(norm(x)).
-            attended, weights = _self_attention(layer.attention, layer.attention_norm(x), is_token)
+            attended, weights = _self_attention(layer.attention, layer.attention_norm(x), is_token, rotation)
             x = x + layer.dropout(attended)
             x = x + layer.dropout(layer.feed_forward(layer.feed_forward_norm(x)))
         else:
             # Post-norm: norm(x + f(x)).
-            attended, weights = _self_attention(layer.attention, x, is_token)
+            attended, weights = _self_attention(layer.attention, x, is_token, rotation)
             x = layer.attention_norm(x + layer.dropout(attended))
             x = layer.feed_forward_norm(x + layer.dropout(layer.feed_forward(x)))
         hidden_states.append(x)
@@ -75,16 +79,25 @@ def plain_forward(
     return PlainOutput(tuple(hidden_states), tuple(attentions))
 
 
-def _self_attention(attention: MultiHeadAttention, x: Tensor, is_token: Tensor) -> tuple[Tensor, Tensor]:
+def _self_attention(
+    attention: MultiHeadAttention, x: Tensor, is_token: Tensor, rotation: Rotation | None
+) -> tuple[Tensor, Tensor]:
     """Return the output (B, T, D) and the weights (B, H, T, T)."""
     b, t, d = x.shape
     size = d // attention.num_heads
-    q, k, v = attention.qkv(x).view(b, t, 3, attention.num_heads, size).permute(2, 0, 3, 1, 4)  # (B, H, T, K)
+    q, k, v = attention.qkv(x).view(b, t, 3, attention.num_heads, size).unbind(2)  # (B, T, H, K)
+    if rotation is not None:
+        q, k = rotate(q, rotation), rotate(k, rotation)
+    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, H, T, K)
 
-    # Mask padded keys, and later ones if causal, by a finite number: a query that sees no key (padding) gets no NaN.
+    # Mask padded keys, and those that the layer does not see, by a finite number: a query that sees no key (padding)
+    # gets no NaN.
     visible = is_token[:, None, None, :]  # (B, 1, 1, T)
+    all_pairs = torch.ones(t, t, dtype=torch.bool, device=x.device)
     if attention.causal:
-        visible = visible & torch.ones(t, t, dtype=torch.bool, device=x.device).tril()  # (B, 1, T, T)
+        visible = visible & all_pairs.tril()  # (B, 1, T, T)
+    if attention.window is not None:
+        visible = visible & all_pairs.tril(attention.window).triu(-attention.window)
     scores = q @ k.transpose(2, 3) * size**-0.5  # (B, H, T, T)
     weights = nn.functional.softmax(scores.masked_fill(~visible, torch.finfo(scores.dtype).min), dim=-1)
 

@@ -11,6 +11,7 @@ from stemformer.config import check_at_least, check_fields, check_seed, from_tom
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
+from stemformer.models.modernbert import ModernBertConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.tasks.task import TaskConfig
@@ -206,7 +207,16 @@ class GptRunConfig(RunConfig):
     objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
 
 
-RUN_CONFIGS: dict[str, type[RunConfig]] = {"bert": RunConfig, "gpt2": GptRunConfig}
+@dataclass(frozen=True)
+class ModernBertRunConfig(RunConfig):
+    """A pre-training run of a ModernBERT."""
+
+    recipe: str = "modernbert_mini"
+    model_type: Literal["modernbert"] = "modernbert"  # type: ignore[assignment]
+    model: ModernBertConfig = field(default_factory=ModernBertConfig)  # type: ignore[assignment]
+
+
+RUN_CONFIGS: dict[str, type[RunConfig]] = {"bert": RunConfig, "modernbert": ModernBertRunConfig, "gpt2": GptRunConfig}
 """Architecture -> configuration of its pre-training runs."""
 
 

@@ -42,13 +42,15 @@ def make(q_lengths, k_lengths=None, *, dtype=torch.float32, seed=0):
     return tensors, layout
 
 
-def reference(q, k, v, *, cu_q, cu_k, max_q, max_k, causal=False):
+def reference(q, k, v, *, cu_q, cu_k, max_q, max_k, causal=False, window=None):
     out = []
     for (a, b), (c, d) in zip(*(pairwise(cu) for cu in (cu_q.tolist(), cu_k.tolist())), strict=True):
         scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) / SIZE**0.5
+        last = torch.arange(b - a)[:, None] + (d - c) - (b - a)
         if causal:
-            last = torch.arange(b - a)[:, None] + (d - c) - (b - a)
             scores = scores.masked_fill(torch.arange(d - c) > last, -torch.inf)
+        if window is not None:
+            scores = scores.masked_fill((torch.arange(d - c) - last).abs() > window, -torch.inf)
         out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[c:d]))
     return torch.cat(out)
 
@@ -107,6 +109,19 @@ MORE_KEYS = {
 @pytest.mark.parametrize(("q_lengths", "k_lengths"), MORE_KEYS.values(), ids=MORE_KEYS)
 def test_causal_with_more_keys_than_queries_is_aligned_at_the_bottom_right(q_lengths, k_lengths):
     expect_reference(*make(q_lengths, k_lengths), causal=True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [0, 3, 20, 1000])
+@pytest.mark.parametrize("lengths", SELF.values(), ids=SELF)
+def test_window_equals_reference(lengths, window, causal):
+    expect_reference(*make(lengths), causal=causal, window=window)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("q_lengths", "k_lengths"), MORE_KEYS.values(), ids=MORE_KEYS)
+def test_window_with_more_keys_than_queries_is_aligned_at_the_bottom_right(q_lengths, k_lengths, causal):
+    expect_reference(*make(q_lengths, k_lengths), causal=causal, window=4)
 
 
 def test_flash_kernel_is_used_from_its_minimum_length():
@@ -318,8 +333,10 @@ def test_padded_kernel_equals_the_cpu_kernels(q_lengths, k_lengths, causal):
         return varlen._attend_padded(q, k, v, *arguments.values())
 
     tensors, layout = make(q_lengths, k_lengths)
-    expected = with_gradients(attend, tensors, **layout, causal=causal)
-    assert_close(with_gradients(padded, tensors, **layout, causal=causal), expected, tolerance=FP32)
+    has_more_queries = any(q > k for q, k in zip(q_lengths, k_lengths, strict=True))
+    for window in [None] if has_more_queries else [None, 2]:
+        expected = with_gradients(attend, tensors, **layout, causal=causal, window=window)
+        assert_close(with_gradients(padded, tensors, **layout, causal=causal, window=window), expected, tolerance=FP32)
 
 
 @pytest.mark.parametrize("lengths", [[3, 6, 1], [LONG, 4]])
@@ -327,7 +344,7 @@ def test_padded_kernel_equals_the_cpu_kernels(q_lengths, k_lengths, causal):
 def test_operator_passes_the_checks_of_torch(lengths, causal):
     tensors, layout = make(lengths)
     leaves = [x.requires_grad_() for x in tensors[:3]]
-    result = torch.library.opcheck(varlen._attend, (*leaves, layout["cu_q"], layout["cu_k"], causal))
+    result = torch.library.opcheck(varlen._attend, (*leaves, layout["cu_q"], layout["cu_k"], causal, 2))
     assert set(result.values()) == {"SUCCESS"}
 
 

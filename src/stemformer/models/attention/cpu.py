@@ -63,37 +63,44 @@ class _BucketPlan(NamedTuple):
     k_order: Tensor
 
 
-def _plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> _BucketPlan:
+def _plan_for(q: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, window: int | None = None) -> _BucketPlan:
     flash_from = FLASH_FROM if q.dtype == torch.float32 else 2**31
-    return _plan(cu_q.numpy().tobytes(), cu_k.numpy().tobytes(), q.shape[1], causal, q.dtype, flash_from)
+    return _plan(cu_q.numpy().tobytes(), cu_k.numpy().tobytes(), q.shape[1], causal, window, q.dtype, flash_from)
 
 
 # Every layer of a step needs the same plan. Older plans would only fragment memory.
 @lru_cache(maxsize=4)
 def _plan(
-    cu_q_bytes: bytes, cu_k_bytes: bytes, heads: int, causal: bool, dtype: torch.dtype, flash_from: int
+    cu_q_bytes: bytes,
+    cu_k_bytes: bytes,
+    heads: int,
+    causal: bool,
+    window: int | None,
+    dtype: torch.dtype,
+    flash_from: int,
 ) -> _BucketPlan:
     """Sort sequences into buckets; raise ValueError for invalid sequences."""
     cu_q, cu_k = (np.frombuffer(x, np.int32).astype(np.int64) for x in (cu_q_bytes, cu_k_bytes))
     q_lengths, k_lengths = np.diff(cu_q), np.diff(cu_k)
     if len(q_lengths) and min(q_lengths.min(), k_lengths.min()) <= 0:
         raise ValueError("attend: a sequence is empty. Leave empty sequences out of the batch.")
-    if causal and (k_lengths < q_lengths).any():
-        raise ValueError("attend: a causal sequence has fewer keys than queries.")
+    if (causal or window is not None) and (k_lengths < q_lengths).any():
+        raise ValueError("attend: a sequence has fewer keys than queries, with a causal mask or a window.")
 
     # Long sequences: one flash bucket for each exact shape.
     is_flash = (q_lengths >= flash_from) & (k_lengths >= flash_from) & ((q_lengths == k_lengths) | (not causal))
     long, others = np.flatnonzero(is_flash), np.flatnonzero(~is_flash)
     shapes, shape_index = np.unique(np.stack([q_lengths, k_lengths])[:, long], axis=1, return_inverse=True)
     groups = [long[shape_index.reshape(-1) == number] for number in range(shapes.shape[1])]
-    buckets = [_make_bucket(cu_q, cu_k, group, dtype, causal=causal, flash=True) for group in groups]
+    options: dict[str, Any] = {"causal": causal, "window": window}
+    buckets = [_make_bucket(cu_q, cu_k, group, dtype, flash=True, **options) for group in groups]
 
     # Others: buckets of similar lengths, each split so that its scores fit in the cache.
     for group in _group_by_length(q_lengths[others], k_lengths[others], heads):
         chosen = np.sort(others[group])
         scores = heads * int(_round_up(q_lengths[chosen].max()) * _round_up(k_lengths[chosen].max()))
         parts = np.array_split(chosen, min(-(-len(chosen) * scores // _BUCKET_SCORES), len(chosen)))
-        buckets += [_make_bucket(cu_q, cu_k, part, dtype, causal=causal, flash=False) for part in parts]
+        buckets += [_make_bucket(cu_q, cu_k, part, dtype, flash=False, **options) for part in parts]
 
     q_blocks = [(bucket.q, [chunk[:2] for chunk in bucket.chunks]) for bucket in buckets]
     k_blocks = [(bucket.k, [(0, bucket.k.rows.shape[1])]) for bucket in buckets]
@@ -129,7 +136,14 @@ def _group_by_length(q_lengths: np.ndarray, k_lengths: np.ndarray, heads: int) -
 
 
 def _make_bucket(
-    cu_q: np.ndarray, cu_k: np.ndarray, chosen: np.ndarray, dtype: torch.dtype, *, causal: bool, flash: bool
+    cu_q: np.ndarray,
+    cu_k: np.ndarray,
+    chosen: np.ndarray,
+    dtype: torch.dtype,
+    *,
+    causal: bool,
+    window: int | None,
+    flash: bool,
 ) -> _LengthBucket:
     multiple, num_real = 1 if flash else _LENGTH_MULTIPLE, len(chosen)
     if dtype != torch.float32:
@@ -140,7 +154,14 @@ def _make_bucket(
     num_q, num_k = q_rows.shape[1], k_rows.shape[1]
     hidden = ~k_real[:, None, None, :]
     chunks: tuple[_QueryChunk, ...] = ((0, num_q, num_k, 0),)
-    if causal and not flash:
+    # Distances that hide nothing need no mask.
+    window = None if window is None or window >= num_k - 1 else window
+    if window is not None:
+        shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
+        ahead = np.arange(num_k) - np.arange(num_q)[:, None] - shift  # (B, 1, T_q, T_k)
+        far = (np.abs(ahead) > window) | (causal & (ahead > 0))
+        hidden = (far[:1] if flash else hidden | far) & (True if flash else q_real[:, None, :, None])
+    elif causal and not flash:
         shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
         later = np.arange(num_k) > np.arange(num_q)[:, None] + shift
         if shift.any():
@@ -151,7 +172,8 @@ def _make_bucket(
             hidden = later[:1]
             size = max(_CAUSAL_QUERIES, int(_round_up(num_q / (2 if num_q < 512 else 4))))
             chunks = tuple((i, min(i + size, num_q), min(i + size, num_k), i) for i in range(0, num_q, size))
-    bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0).to(dtype) if not flash and hidden.any() else None
+    is_masked = hidden.any() and (not flash or window is not None)
+    bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0).to(dtype) if is_masked else None
     q_real[num_real:] = k_real[num_real:] = False
     q, k = (
         _PaddedSide(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real[:, None, :, None]))
@@ -214,18 +236,27 @@ def _restore_flat(blocks: Sequence[Tensor], order: Tensor, like: Tensor) -> Tens
 
 
 def forward_cpu(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, kept: _KeptProbabilities | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    causal: bool,
+    window: int | None = None,
+    kept: _KeptProbabilities | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return output (N, H, K) and log-sum-exp (N, H) of flash buckets; `kept` is for the backward."""
     if int(cu_q[-1]) > q.shape[0]:
         raise ValueError(f"attend: cu_q ends at {int(cu_q[-1])}, but there are {q.shape[0]} tokens.")
     gather_q, gather_k, gather_v = _gatherer(q), _gatherer(k), _gatherer(v)
-    outputs, logs, budget, plan = [], [], _KEPT_SCORES, _plan_for(q, cu_q, cu_k, causal)
+    outputs, logs, budget, plan = [], [], _KEPT_SCORES, _plan_for(q, cu_q, cu_k, causal, window)
     for bucket in plan.buckets:
         bq, bk, bv = gather_q(bucket.q), gather_k(bucket.k), gather_v(bucket.k)  # (B, H, T, K)
         probabilities: list[Tensor] = []
         if bucket.flash:
-            out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(bq, bk, bv, 0.0, causal)
+            out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                bq, bk, bv, 0.0, causal and bucket.bias is None, attn_mask=bucket.bias
+            )
             outputs.append(out)
         else:
             log = bq.new_zeros(bq.shape[:3], dtype=torch.float32)
@@ -253,18 +284,19 @@ def backward_cpu(
     cu_q: Tensor,
     cu_k: Tensor,
     causal: bool,
+    window: int | None = None,
     kept: _KeptProbabilities | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v; probabilities that were not kept are recomputed."""
     gather_q, gather_k, gather_v = _gatherer(q), _gatherer(k), _gatherer(v)
     gather_grad, gather_out, gather_lse = _gatherer(grad), _gatherer(out), _gatherer(lse[..., None])
-    dq, dk, dv, plan = [], [], [], _plan_for(q, cu_q, cu_k, causal)
+    dq, dk, dv, plan = [], [], [], _plan_for(q, cu_q, cu_k, causal, window)
     for number, bucket in enumerate(plan.buckets):
         bq, bk, bv, bg = gather_q(bucket.q), gather_k(bucket.k), gather_v(bucket.k), gather_grad(bucket.q)
         if bucket.flash:
             block_out, block_lse = gather_out(bucket.q), gather_lse(bucket.q)[..., 0]
             *chunk_dq, block_dk, block_dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                bg, bq, bk, bv, block_out, block_lse, 0.0, causal
+                bg, bq, bk, bv, block_out, block_lse, 0.0, causal and bucket.bias is None, attn_mask=bucket.bias
             )
         else:
             chunk_dq, block_dk, block_dv = _backward_bmm(bg, bq, bk, bv, bucket, kept[number] if kept else None)

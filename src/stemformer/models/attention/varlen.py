@@ -38,6 +38,7 @@ def attend(
     max_q: int,
     max_k: int,
     causal: bool = False,
+    window: int | None = None,
 ) -> Float[Tensor, "N H K"]:
     """Return softmax(q k^T / sqrt(K)) v within each sequence.
 
@@ -50,6 +51,7 @@ def attend(
         cu_k: int32 boundaries of the key sequences.
         max_q: Maximum length of a query sequence (`max_k`: of a key sequence).
         causal: Query i attends to key j only if `j <= i + len_k - len_q` (aligned at the bottom right).
+        window: Query i attends to key j only if `|i + len_k - len_q - j| <= window`; None: to all.
 
     Example:
         >>> import torch
@@ -62,22 +64,23 @@ def attend(
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[2] % 8 == 0 and q.shape[2] <= 256:
         from torch.nn.attention.varlen import varlen_attn
 
-        window = (-1, 0) if causal else (-1, -1)
-        return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window)  # type: ignore[return-value]
+        reach = -1 if window is None else window
+        sides = (reach, 0 if causal else reach)
+        return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=sides)  # type: ignore[return-value]
     if not len(q):
         raise ValueError("attend: there are no tokens. Leave empty sequences out of the batch.")
 
     # Other devices and dtypes: one padded block.
     if q.device.type != "cpu":
-        return _attend_padded(q, k, v, cu_q, cu_k, max_q, max_k, causal)
+        return _attend_padded(q, k, v, cu_q, cu_k, max_q, max_k, causal, window)
 
     # CPU. A compiled graph needs the operator; eager mode avoids its overhead.
     if torch.compiler.is_compiling():
-        return _attend(q, k, v, cu_q, cu_k, causal)[0]
+        return _attend(q, k, v, cu_q, cu_k, causal, window)[0]
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     # Compute in the dtype of the inputs.
     with torch.autocast("cpu", enabled=False):
-        return _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, needs_grad)  # type: ignore[no-untyped-call]
+        return _AttendOnCpu.apply(q, k, v, cu_q, cu_k, causal, window, needs_grad)  # type: ignore[no-untyped-call]
 
 
 def attend_cached(
@@ -117,7 +120,7 @@ _attend = torch.library.custom_op(
     "stemformer::attend",
     forward_cpu,
     mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, bool causal) -> (Tensor, Tensor)",
+    schema="(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, bool causal, int? window) -> (Tensor, Tensor)",
 )
 
 
@@ -130,8 +133,8 @@ _attend_backward = torch.library.custom_op(
     "stemformer::attend_backward",
     backward_cpu,
     mutates_args=(),
-    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_q, Tensor cu_k, bool causal)"
-    " -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_q, Tensor cu_k, "
+    "bool causal, int? window) -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -141,13 +144,13 @@ def _attend_backward_fake(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, cu_q, cu_k, ctx.causal = inputs
+    q, k, v, cu_q, cu_k, ctx.causal, ctx.window = inputs
     ctx.save_for_backward(q, k, v, *output, cu_q, cu_k)
 
 
 def _differentiate(ctx, grad, _):  # type: ignore[no-untyped-def]
     q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors
-    return (*_attend_backward(grad, q, k, v, out, lse, cu_q, cu_k, ctx.causal), None, None, None)
+    return (*_attend_backward(grad, q, k, v, out, lse, cu_q, cu_k, ctx.causal, ctx.window), *(None,) * 4)
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)
@@ -157,9 +160,9 @@ class _AttendOnCpu(torch.autograd.Function):
     """CPU kernels in eager mode; keeps probabilities of short sequences for the backward."""
 
     @staticmethod
-    def forward(ctx, q, k, v, cu_q, cu_k, causal, needs_grad):  # type: ignore[no-untyped-def]
-        ctx.causal, ctx.kept = causal, [] if needs_grad else None
-        out, lse = forward_cpu(q, k, v, cu_q, cu_k, causal, ctx.kept)
+    def forward(ctx, q, k, v, cu_q, cu_k, causal, window, needs_grad):  # type: ignore[no-untyped-def]
+        ctx.causal, ctx.window, ctx.kept = causal, window, [] if needs_grad else None
+        out, lse = forward_cpu(q, k, v, cu_q, cu_k, causal, window, ctx.kept)
         ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k)
         return out
 
@@ -169,21 +172,31 @@ class _AttendOnCpu(torch.autograd.Function):
         # Free the probabilities now rather than with the graph; a second backward recomputes them.
         kept, ctx.kept = ctx.kept, None
         q, k, v, out, lse, cu_q, cu_k = ctx.saved_tensors
-        return (*backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, ctx.causal, kept), None, None, None, None)
+        return (*backward_cpu(grad, q, k, v, out, lse, cu_q, cu_k, ctx.causal, ctx.window, kept), *(None,) * 5)
 
 
 def _attend_padded(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    window: int | None,
 ) -> Tensor:
     """Compute `attend` on one padded block, without synchronization with the device."""
     # Boolean mask of visible keys; padded queries see all keys, so that their softmax is finite.
     q_rows, q_real = padded_rows(cu_q, max_q)  # (S, max_q)
     k_rows, k_real = padded_rows(cu_k, max_k)  # (S, max_k)
     visible = k_real[:, None, :].expand(-1, max_q, -1)  # (S, max_q, max_k)
-    if causal:
+    if causal or window is not None:
         shift = ((cu_k[1:] - cu_k[:-1]) - (cu_q[1:] - cu_q[:-1]))[:, None, None]
         q_steps, k_steps = (torch.arange(n, device=q.device) for n in (max_q, max_k))
-        visible = visible & ((k_steps <= q_steps[:, None] + shift) | ~q_real[:, :, None])
+        ahead = k_steps - (q_steps[:, None] + shift)  # (S, max_q, max_k)
+        near = ahead.abs() <= (max_k if window is None else window)
+        visible = visible & (near & (ahead <= 0) if causal else near) | (visible & ~q_real[:, :, None])
 
     # Gather into (S, H, max, K), attend, and gather back into flat tokens.
     bq, bk, bv = (x[rows].transpose(1, 2) for x, rows in ((q, q_rows), (k, k_rows), (v, k_rows)))
