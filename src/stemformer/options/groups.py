@@ -275,7 +275,7 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
         steps: Number of optimizer steps, instead of epochs.
         batch_size: Examples in an optimizer step. Default: from the config, or 32.
         learning_rate: Peak learning rate. Default: from the config, or by the model's number of hidden
-            units: 1e-3 for 128, 4.7e-4 for 256, 1.7e-4 for 384, 3e-5 for 768 and more.
+            units: 1e-3 for 128, 2.7e-4 for 256, 1.2e-4 for 384, 3e-5 for 768 and more.
         num_seeds: Number of runs with consecutive random seeds; from two on, mean and standard deviation are reported.
     """
 

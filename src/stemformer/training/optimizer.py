@@ -79,7 +79,7 @@ def finetuning_learning_rate(hidden_size: int) -> float:
     Source: Devlin et al. 2019, appendix A.3, for 768 hidden units and more (3e-5); smaller models were
     measured (`docs/log.md`, 2026-11-29).
     """
-    return float(f"{min(1e-3, 3e-5 * max(1.0, 768 / hidden_size) ** 2.5):.2g}")
+    return float(f"{min(1e-3, 3e-5 * max(1.0, 768 / hidden_size) ** 2):.2g}")
 
 
 def clip_grad_norm(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
