@@ -236,3 +236,26 @@ def small_gpt(bpe):
         eos_token_id=bpe.token_to_id(END_OF_TEXT),
     )
     return make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(1)).eval()
+
+
+@pytest.fixture(scope="session")
+def small_llama(bpe):
+    """A Qwen3 with its head for that BPE, with random weights: rotated, normed and grouped heads, gated layers."""
+    import torch
+
+    from stemformer.data.tokenization.tokenizer import END_OF_TEXT
+    from stemformer.models.llama import Qwen3Config
+    from stemformer.models.model import make_model
+
+    config = Qwen3Config(
+        vocab_size=bpe.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+        eos_token_id=bpe.token_to_id(END_OF_TEXT),
+    )
+    return make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(1)).eval()

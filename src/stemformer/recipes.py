@@ -4,22 +4,26 @@ Sizes: `bert_base_2018` and `bert_large_2018` Devlin et al. 2019, section 3; sma
 al. 2019, table 1; `gpt2_...` Radford et al. 2019, table 2.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from stemformer.config import nearest
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
+from stemformer.models.llama import ArceeConfig, LlamaConfig, Qwen3Config
 from stemformer.models.modernbert import ModernBertConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.training.config import (
+    ArceeRunConfig,
     BatchConfig,
     BudgetConfig,
     GptRunConfig,
+    LlamaRunConfig,
     ModernBertRunConfig,
     PhaseConfig,
+    Qwen3RunConfig,
     RunConfig,
 )
 from stemformer.training.lr_schedule import ScheduleConfig
@@ -36,6 +40,11 @@ class Recipe(NamedTuple):
 def _sizes(layers: int, hidden: int, heads: int) -> dict[str, Any]:
     sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
     return {**sizes, "intermediate_size": 4 * hidden}
+
+
+def _gated_size(hidden: int) -> int:
+    """Return the intermediate size of gated layers with as many weights as others of four times the hidden size."""
+    return round(8 * hidden / 3 / 32) * 32
 
 
 def _bert(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> RunConfig:
@@ -62,7 +71,7 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
     10,000 suits short sequences; all layers have full attention.
     """
     run = _bert(name, layers, hidden, heads, learning_rate)
-    sizes = {**_sizes(layers, hidden, heads), "intermediate_size": round(8 * hidden / 3 / 32) * 32}
+    sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
     return ModernBertRunConfig(
         recipe=name,
         model=ModernBertConfig(**sizes, max_position_embeddings=512, global_rope_theta=10_000.0),
@@ -106,6 +115,33 @@ def _gpt(name: str, layers: int, hidden: int, heads: int, learning_rate: float) 
         optimizer=OptimizerConfig(kind="muon", learning_rate=learning_rate, beta2=0.98),
         schedule=ScheduleConfig(kind="linear", warmup_ratio=0.05),
     )
+
+
+def _llama(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> LlamaRunConfig:
+    """Return a Llama run for modest hardware: as GPT's, with rotary positions, RMS norm and gated layers."""
+    run = _gpt(name, layers, hidden, heads, learning_rate)
+    sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
+    return LlamaRunConfig(
+        recipe=name,
+        model=LlamaConfig(**sizes, max_position_embeddings=256),
+        batch=run.batch,
+        optimizer=run.optimizer,
+        schedule=run.schedule,
+    )
+
+
+def _qwen3(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> Qwen3RunConfig:
+    """Return a Qwen3 run: as Llama's, with normed queries and keys."""
+    run = _llama(name, layers, hidden, heads, learning_rate)
+    model = Qwen3Config(**asdict(run.model))
+    return Qwen3RunConfig(recipe=name, model=model, batch=run.batch, optimizer=run.optimizer, schedule=run.schedule)
+
+
+def _arcee(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> ArceeRunConfig:
+    """Return an Arcee run: as Llama's, with squared ReLU."""
+    run = _llama(name, layers, hidden, heads, learning_rate)
+    model = ArceeConfig(**_sizes(layers, hidden, heads), max_position_embeddings=256)
+    return ArceeRunConfig(recipe=name, model=model, batch=run.batch, optimizer=run.optimizer, schedule=run.schedule)
 
 
 def _gpt_char(name: str, layers: int, hidden: int, heads: int) -> GptRunConfig:
@@ -153,6 +189,12 @@ _RECIPES: tuple[tuple[RunConfig, str], ...] = (
     (_gpt("gpt_tiny", 2, 128, 2, 2e-3), "GPT with 2 layers of width 128, for tests and one-minute demonstrations"),
     (_gpt("gpt_mini", 4, 256, 4, 1e-3), "GPT with 4 layers of width 256: a first real run on two CPU cores"),
     (_gpt_char("gpt_small_char", 6, 256, 4), "GPT with 6 layers of width 256 for a small text in characters or bytes"),
+    (_llama("llama_tiny", 2, 128, 2, 2e-3), "Llama with 2 layers of width 128, for tests"),
+    (_llama("llama_mini", 4, 256, 4, 1e-3), "Llama with 4 layers of width 256, for two CPU cores"),
+    (_llama("llama_small", 4, 512, 8, 7e-4), "Llama with 4 layers of width 512"),
+    (_llama("llama_base", 12, 768, 12, 5e-4), "Llama with 12 layers of width 768"),
+    (_qwen3("qwen3_mini", 4, 256, 4, 1e-3), "Qwen3 (Llama with normed queries and keys) with 4 layers of width 256"),
+    (_arcee("arcee_mini", 4, 256, 4, 1e-3), "Arcee (Llama with squared ReLU) with 4 layers of width 256"),
     (_gpt2("gpt2_small", 12, 768, 12), "GPT-2 small: 12 layers of width 768"),
     (_gpt2("gpt2_medium", 24, 1024, 16), "GPT-2 medium: 24 layers of width 1024"),
     (_gpt2("gpt2_large", 36, 1280, 20), "GPT-2 large: 36 layers of width 1280"),

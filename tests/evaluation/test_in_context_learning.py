@@ -1,6 +1,7 @@
 """In-context learning metrics: equal to those from transformers, and to known ones of constructed models."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from stemformer.evaluation.in_context_learning import (
 )
 from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
+from stemformer.models.llama import Qwen3Config
 from stemformer.models.model import make_model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.masked_lm import SpecialIds
@@ -34,10 +36,8 @@ SIZES = {
 }
 
 
-def random_model(**changes):
-    return make_model(
-        GptConfig(**{**SIZES, **changes}), ["causal_lm"], generator=torch.Generator().manual_seed(0)
-    ).eval()
+def random_model(config=GptConfig, **changes):
+    return make_model(config(**{**SIZES, **changes}), ["causal_lm"], generator=torch.Generator().manual_seed(0)).eval()
 
 
 @pytest.fixture
@@ -67,8 +67,9 @@ def test_tokens_are_repeated_after_an_end_token(repeated):
     assert ids.input_ids[1:].unique().tolist() == [i for i in range(60) if i != 3]
 
 
-def test_head_scores_equal_those_from_transformers(repeated, tmp_path):
-    ours = random_model()
+@pytest.mark.parametrize("config", [GptConfig, partial(Qwen3Config, num_key_value_heads=2)])
+def test_head_scores_equal_those_from_transformers(config, repeated, tmp_path):
+    ours = random_model(config)
     found = induction_scores(ours, repeated)
     attention = theirs_of(ours, tmp_path, repeated[0].input_ids.view(5, 41), output_attentions=True).attentions
     assert found.shape == (3, 4)

@@ -1,5 +1,7 @@
 """Decoding compared with transformers' generate, token by token, and its other guarantees."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.inference.cached_gpt import GptDecoder
+from stemformer.models.llama import ArceeConfig, LlamaConfig, Qwen3Config
 from stemformer.models.model import make_model
 
 transformers = pytest.importorskip("transformers")
@@ -17,9 +20,17 @@ transformers = pytest.importorskip("transformers")
 VOCAB, EOS, POSITIONS = 61, 7, 40
 
 
-@pytest.fixture(scope="module")
-def ours():
-    config = GptConfig(
+CONFIGS = {
+    "gpt2": GptConfig,
+    "llama": partial(LlamaConfig, num_key_value_heads=2),
+    "qwen3": partial(Qwen3Config, num_key_value_heads=1, head_size=16),
+    "arcee": ArceeConfig,
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def ours(request):
+    config = CONFIGS[request.param](
         vocab_size=VOCAB,
         hidden_size=32,
         num_hidden_layers=2,

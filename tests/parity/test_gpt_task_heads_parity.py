@@ -1,4 +1,4 @@
-"""A GPT's heads for labelled data give transformers' scores, loss and gradients, and folders go both ways."""
+"""Heads of causal models for labelled data give transformers' scores, loss and gradients, and folders go both ways."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,9 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.data.tokenization.trainers import train_byte_bpe
 from stemformer.huggingface.load import load_model, read_task_info
 from stemformer.huggingface.save import save_model
-from stemformer.models.hf_names import GPT, to_hugging_face
+from stemformer.models.hf_names import to_hugging_face
+from stemformer.models.layers import row_parts
+from stemformer.models.model import ARCHITECTURES
 from stemformer.objectives.objective import LossModule
 from stemformer.tasks.examples import make_example
 from stemformer.tasks.question_answering import QuestionAnswering
@@ -23,11 +25,11 @@ RELATIVE = 1e-5  # of the largest value: the project's bound for float32, whose 
 LABELS = ("no", "maybe", "yes")
 LENGTHS = [6, 11, 1, 8]
 TASKS = {
-    "class": (SequenceClassification(TaskConfig("classify"), LABELS), "GPT2ForSequenceClassification"),
-    "labels": (SequenceClassification(TaskConfig("classify", kind="labels"), LABELS), "GPT2ForSequenceClassification"),
-    "score": (SequenceClassification(TaskConfig("pair", kind="score")), "GPT2ForSequenceClassification"),
-    "tag": (TokenClassification(TaskConfig("tag"), LABELS), "GPT2ForTokenClassification"),
-    "qa": (QuestionAnswering(TaskConfig("qa")), "GPT2ForQuestionAnswering"),
+    "class": (SequenceClassification(TaskConfig("classify"), LABELS), "ForSequenceClassification"),
+    "labels": (SequenceClassification(TaskConfig("classify", kind="labels"), LABELS), "ForSequenceClassification"),
+    "score": (SequenceClassification(TaskConfig("pair", kind="score")), "ForSequenceClassification"),
+    "tag": (TokenClassification(TaskConfig("tag"), LABELS), "ForTokenClassification"),
+    "qa": (QuestionAnswering(TaskConfig("qa")), "ForQuestionAnswering"),
 }
 ANSWERS = {
     "class": np.array([0, 2, 1, 1]),
@@ -45,16 +47,30 @@ def tokenizer() -> Tokenizer:
     return tokenizer
 
 
+GPT2_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40}
+LLAMA_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
+SIZES = {"GPT2": GPT2_SIZES, "Llama": LLAMA_SIZES, "Qwen3": {**LLAMA_SIZES, "head_dim": 8}, "Arcee": LLAMA_SIZES}
+
+
+@pytest.fixture(params=SIZES)
+def architecture(request):
+    return request.param
+
+
 @pytest.fixture(params=TASKS)
-def case(request, tmp_path, tokenizer):
+def case(request, architecture, tmp_path, tokenizer):
     """A task, a model of transformers of which every parameter is random, and the same read from its folder."""
     task, name = TASKS[request.param]
-    config = transformers.GPT2Config(
+    config = getattr(transformers, f"{architecture}Config")(
         vocab_size=tokenizer.vocab_size,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=40,
+        **SIZES[architecture],
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
@@ -63,7 +79,9 @@ def case(request, tmp_path, tokenizer):
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "classifier_dropout"), 0.0),
     )
     torch.manual_seed(0)
-    reference = getattr(transformers, name)(config)
+    reference = getattr(transformers, architecture + name)(config)
+    # The first token of a text is that of padding, whose embedding gets no gradient otherwise.
+    reference.get_input_embeddings().padding_idx = None
     with torch.no_grad():
         for parameter in reference.parameters():  # fresh biases and norms would hide a swapped pair
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -124,7 +142,8 @@ def test_scores_loss_and_gradients_are_those_of_transformers(case, tokenizer):
         wanted = expected.logits
     assert_close(scores, wanted)
     assert (loss.total / loss.count).item() == pytest.approx(theirs_loss.item(), rel=RELATIVE)
-    found = to_hugging_face({key: p.grad for key, p in model.named_parameters()}, GPT)
+    names = ARCHITECTURES[model.config.model_type].parameter_names
+    found = to_hugging_face({key: p.grad for key, p in model.named_parameters()}, names, row_parts(model))
     wanted = {key: p.grad for key, p in reference.named_parameters()}
     assert found.keys() == wanted.keys()
     largest = max(gradient.abs().max() for gradient in wanted.values())
@@ -133,13 +152,13 @@ def test_scores_loss_and_gradients_are_those_of_transformers(case, tokenizer):
 
 
 def test_saved_model_is_of_their_class_and_tells_its_task(case, tmp_path):
-    name, task, reference, model = case
+    _, task, reference, model = case
     metadata = {"labels": task.labels, "problem_type": task.problem_type, "name": task.config.name}
     save_model(model, tmp_path / "again", task=metadata)
     again, loading_info = type(reference).from_pretrained(tmp_path / "again", output_loading_info=True)
     assert not loading_info["missing_keys"] and not loading_info["unexpected_keys"]
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), reference.parameters(), strict=True))
-    assert (again.config.architectures, again.config.pad_token_id) == ([TASKS[name][1]], 0)
+    assert (again.config.architectures, again.config.pad_token_id) == ([type(reference).__name__], 0)
     metadata = read_task_info(tmp_path / "again")
     assert (metadata["head"], metadata["labels"], metadata["name"]) == (task.head, list(task.labels), task.config.name)
     assert [again.config.id2label[i] for i in range(len(task.labels))] == list(task.labels)

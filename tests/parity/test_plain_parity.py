@@ -7,6 +7,8 @@ from stemformer.huggingface.load import load_model
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.hf_names import to_hugging_face
+from stemformer.models.layers import row_parts
+from stemformer.models.llama import ArceeConfig, LlamaConfig, Qwen3Config
 from stemformer.models.model import ARCHITECTURES, make_model
 from stemformer.models.modernbert import ModernBertConfig
 from stemformer.models.plain import plain_forward
@@ -27,8 +29,12 @@ CONFIGS = {
     "bert": BertConfig(**SIZES),
     "modernbert": ModernBertConfig(**SIZES, layer_types=LAYER_TYPES, local_attention=8),
     "gpt2": GptConfig(**SIZES, eos_token_id=0),
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_size=12),
+    "arcee": ArceeConfig(**SIZES),
 }
-HEADS = {"bert": "masked_lm", "modernbert": "masked_lm", "gpt2": "causal_lm"}
+# Options of transformers' configs.
+LLAMA_OPTIONS = {"llama": {"num_key_value_heads": 2}, "qwen3": {"num_key_value_heads": 2, "head_dim": 12}, "arcee": {}}
 LENGTHS = [9, 40, 1, 17]
 
 
@@ -42,7 +48,9 @@ def add_noise(model):
 
 
 def make(name):
-    return add_noise(make_model(CONFIGS[name], [HEADS[name]], generator=torch.Generator().manual_seed(0)))
+    return add_noise(
+        make_model(CONFIGS[name], [ARCHITECTURES[name].lm_head], generator=torch.Generator().manual_seed(0))
+    )
 
 
 def their_model(name):
@@ -56,6 +64,11 @@ def their_model(name):
             **SIZES, **ids, pad_token_id=0, layer_types=list(LAYER_TYPES), local_attention=8
         )
         return add_noise(transformers.ModernBertModel._from_config(config, **options))
+    if name in LLAMA_OPTIONS:
+        kind = name.capitalize()
+        ids = {"bos_token_id": 0, "eos_token_id": 0}
+        config = getattr(transformers, f"{kind}Config")(**SIZES, **ids, **LLAMA_OPTIONS[name])
+        return add_noise(getattr(transformers, f"{kind}Model")._from_config(config, **options))
     config = transformers.GPT2Config(
         vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=40, attn_pdrop=0.0, eos_token_id=0, **options
     )
@@ -164,7 +177,7 @@ def test_gradients_equal_those_of_transformers(name, tmp_path):
     (plain_forward(ours.body, ids, mask, types).hidden_states[-1][mask] * upstream).sum().backward()
     (theirs(ids, attention_mask=mask.long(), **segments).last_hidden_state[mask] * upstream).sum().backward()
     architecture = ARCHITECTURES[ours.config.model_type]
-    found = to_hugging_face(gradients(ours), architecture.parameter_names)
+    found = to_hugging_face(gradients(ours), architecture.parameter_names, row_parts(ours))
     prefix = architecture.parameter_names.prefix
     assert_same_gradients({name.removeprefix(prefix): value for name, value in found.items()}, gradients(theirs))
 
@@ -176,7 +189,7 @@ def test_attention_weights_of_tokens_are_a_distribution_over_visible_keys(name):
         output = plain_forward(model.body, ids, mask, types)
     visible = mask[:, None, :].expand(-1, mask.shape[1], -1)
     for number, weights in enumerate(output.attentions):
-        if name == "gpt2":
+        if ARCHITECTURES[name].is_causal:
             visible = visible.tril()
         if name == "modernbert":
             is_sliding = LAYER_TYPES[number] == "sliding_attention"

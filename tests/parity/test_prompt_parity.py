@@ -21,12 +21,12 @@ PROMPTS = ["The old king", "the river. The child sees"]
 NEW_TOKENS = 10
 
 
-@pytest.fixture(scope="module", params=["bpe", "wordpiece"])
-def own(request, make_text, bpe, small_gpt, tmp_path_factory):
-    """Folder of a GPT as pre-training saves it."""
+@pytest.fixture(scope="module", params=["bpe", "wordpiece", "llama"])
+def own(request, make_text, bpe, small_gpt, small_llama, tmp_path_factory):
+    """Folder of a causal model as pre-training saves it."""
     folder = tmp_path_factory.mktemp("own") / request.param
-    if request.param == "bpe":
-        save_model(small_gpt, folder, bpe)
+    if request.param != "wordpiece":
+        save_model(small_gpt if request.param == "bpe" else small_llama, folder, bpe)
         return folder
     tokenizer = train_wordpiece(make_text().splitlines(), vocab_size=120, lowercase=True)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

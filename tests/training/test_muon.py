@@ -3,6 +3,7 @@ import torch
 
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
+from stemformer.models.llama import LlamaConfig
 from stemformer.models.model import make_model
 from stemformer.training.muon import newton_schulz
 from stemformer.training.optimizer import OptimizerConfig, make_optimizer
@@ -59,6 +60,18 @@ def test_muon_takes_query_key_and_value_for_three_matrices():
     for part in range(3):
         rows = slice(part * d, (part + 1) * d)
         moved = (before - weight.detach())[rows] / (0.2 * d**0.5)
+        torch.testing.assert_close(moved, newton_schulz(gradient[rows][None])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_muon_takes_query_key_and_value_of_grouped_heads_for_matrices_of_their_own_size():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 16}
+    config = LlamaConfig(vocab_size=20, **sizes, num_key_value_heads=2, head_size=6)
+    model = with_gradients(make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)))
+    weight = model.body.layers[1].attention.qkv.weight
+    before, gradient = weight.detach().clone(), weight.grad.clone()
+    muon(model, learning_rate=1.0, muon_lr_multiplier=1.0, weight_decay=0.0).step()
+    for rows in (slice(24), slice(24, 36), slice(36, 48)):
+        moved = (before - weight.detach())[rows] / (0.2 * max(gradient[rows].shape) ** 0.5)
         torch.testing.assert_close(moved, newton_schulz(gradient[rows][None])[0], rtol=1e-4, atol=1e-5)
 
 

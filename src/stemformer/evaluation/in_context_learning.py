@@ -1,4 +1,4 @@
-"""In-context learning of a GPT: loss reduction by context, and induction heads.
+"""In-context learning of causal models: loss reduction by context, and induction heads.
 
 Source: Olsson et al. 2022: loss of the 500th token of a row of 512 minus that of the 50th;
 prefix-matching score of each head on repeated random tokens. Here an eighth of a row replaces a
@@ -20,7 +20,7 @@ from stemformer.data.examples.batch import Batch, Example, collate
 from stemformer.data.examples.sampling import example_generator
 from stemformer.evaluation.held_out import held_out_batches
 from stemformer.evaluation.inference import even_batches, hidden_states
-from stemformer.models.gpt import GptLayer
+from stemformer.models.layers import repeat_heads
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm
 from stemformer.objectives.losses import linear_cross_entropy_sum
@@ -131,21 +131,26 @@ def induction_scores(model: Model, repeated: tuple[Batch, int]) -> Float[Tensor,
     batch = repeated[0].to(next(model.parameters()).device)
     size = batch.max_seqlen
     states = hidden_states(model, batch, return_layers=tuple(range(len(model.body.layers) + 1)))
+    rotations: dict[float | None, Any] = next(iter(model.body.layer_inputs(batch.position_ids)), {})
     scores = []
+    layer: Any
     for number, layer in enumerate(model.body.layers):
-        assert isinstance(layer, GptLayer)
-        probabilities = _attention(layer, states[number].view(-1, size, states[number].shape[-1]), size // 2 + 1)
+        q, k, _ = layer.attention.split_heads(
+            layer.attention.qkv(layer.attention_norm(states[number])), rotations.get(layer.theta)
+        )
+        probabilities = _attention(q, k, size, size // 2 + 1)
         # From the repeated token j to the first token j + 1.
         scores.append(probabilities.diagonal(2, -2, -1).mean((0, 2)))
     return torch.stack(scores).cpu()
 
 
-def _attention(layer: GptLayer, states: Float[Tensor, "S T D"], first: int) -> Float[Tensor, "S H Q T"]:
-    """Return the attention probabilities of the queries from `first` on."""
-    s, t, d = states.shape
-    heads = layer.attention.num_heads
-    q, k, _ = layer.attention.qkv(layer.attention_norm(states)).view(s, t, 3, heads, d // heads).unbind(2)
-    scores = torch.einsum("sqhk,sthk->shqt", q[:, first:], k) / math.sqrt(d // heads)  # (S, H, Q, T)
-    positions = torch.arange(t, device=states.device)
+def _attention(
+    q: Float[Tensor, "N H K"], k: Float[Tensor, "N G K"], length: int, first: int
+) -> Float[Tensor, "S H Q T"]:
+    """Return the attention probabilities of the queries from `first` on, in sequences of one length."""
+    k = repeat_heads(k, q.shape[1] // k.shape[1])
+    q, k = (part.view(-1, length, *part.shape[1:]) for part in (q, k))  # (S, T, H, K)
+    scores = torch.einsum("sqhk,sthk->shqt", q[:, first:], k) / math.sqrt(q.shape[-1])  # (S, H, Q, T)
+    positions = torch.arange(length, device=q.device)
     is_future = positions > positions[first:, None]
     return scores.float().masked_fill(is_future, -math.inf).softmax(-1)

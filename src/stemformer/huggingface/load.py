@@ -122,7 +122,7 @@ def load_model(
         raise CheckpointError(f"{folder} has no task head. Use a model trained by `stemformer finetune`.")
     model = make_model(config, heads, num_labels=num_labels)
     _untie_lm_head(model, architecture, state, raw)
-    if not raw.get("tie_word_embeddings", True) and DECODER_BIAS in state:
+    if not raw.get("tie_word_embeddings", architecture.is_tied_by_default) and DECODER_BIAS in state:
         state["cls.predictions.bias"] = state[DECODER_BIAS]
 
     # Weights by our names, checked.
@@ -173,7 +173,9 @@ def load_model_and_tokenizer(
         task_heads = ARCHITECTURES[model.config.model_type].task_heads
         max_id = num_tokens if model.heads.keys() & task_heads.keys() else num_ids
         if not 0 <= eos_token_id < max_id:
-            problem = f"eos_token_id is {eos_token_id:,} (GPT-2's by default), but there are {max_id:,} ids"
+            problem = (
+                f"eos_token_id is {eos_token_id:,} (the default if config.json has none), but there are {max_id:,} ids"
+            )
             raise CheckpointError(f"{folder}/config.json: {problem}. Set it to the id of the end-of-text token.")
         tokenizer.bos_token_id = eos_token_id
         tokenizer.prompt_prefix = _prompt_prefix(folder, tokenizer)
@@ -251,7 +253,7 @@ def _untie_lm_head(model: Model, architecture: Architecture, state: dict[str, Te
     head = architecture.lm_head
     if head not in model.heads:
         return
-    if not raw.get("tie_word_embeddings", True):
+    if not raw.get("tie_word_embeddings", architecture.is_tied_by_default):
         model.heads[head] = architecture.heads[head](model.config, tied=False)
         return
     names = (f"heads.{head}.decoder.weight", "body.embeddings.word.weight")

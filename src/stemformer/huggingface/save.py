@@ -13,6 +13,7 @@ from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.huggingface.load import DECODER_BIAS, TASK_KEY
 from stemformer.models.heads import rescale_scores
 from stemformer.models.hf_names import to_hugging_face
+from stemformer.models.layers import row_parts
 from stemformer.models.model import ARCHITECTURES, Model
 
 
@@ -38,7 +39,7 @@ def save_model(
     # Weights, by Hugging Face's names.
     weights = state or {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     weights = {**weights, **unstandardized_weights(weights, task)}
-    state = to_hugging_face(weights, architecture.parameter_names)
+    state = to_hugging_face(weights, architecture.parameter_names, row_parts(model))
     if not model.heads:
         state = {name.removeprefix(architecture.parameter_names.prefix): tensor for name, tensor in state.items()}
     is_tied = f"heads.{architecture.lm_head}.decoder.weight" not in weights

@@ -65,6 +65,7 @@ class BertLayer(nn.Module):
     """Post-norm Transformer layer: attention and feed-forward, each norm(x + f(x))."""
 
     norm_first: ClassVar[bool] = False
+    theta: ClassVar[None] = None
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

@@ -1,15 +1,18 @@
 """Body of all architectures: embeddings, layers and final norm."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.config import check_at_least, check_fields
 from stemformer.errors import ConfigError
 from stemformer.models.layers import ACTIVATIONS, pad_to_bucket
+from stemformer.models.rotary import rotation_at
 
 
 def check_config(config: Any, *sizes: str) -> None:
@@ -19,11 +22,21 @@ def check_config(config: Any, *sizes: str) -> None:
     check_fields(config, "model.", "a finite number, 0 or more", lambda x: 0 <= x < inf, "initializer_range")
     check_fields(config, "model.", "a positive, finite number", lambda x: 0 < x < inf, "layer_norm_eps")
     check_fields(config, "model.", "a number in [0, 1)", lambda x: 0 <= x < 1, "hidden_dropout_prob")
-    if config.hidden_size % config.num_attention_heads:
+    # Heads of an own size need not divide the hidden size.
+    if getattr(config, "head_size", None) is None and config.hidden_size % config.num_attention_heads:
         problem = f"model.hidden_size {config.hidden_size} is not divisible by {config.num_attention_heads} heads."
         raise ConfigError(f"{problem} Set model.num_attention_heads to a divisor.")
     if config.hidden_act not in ACTIVATIONS:
         raise ConfigError(f"model.hidden_act is {config.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}.")
+
+
+@dataclass(frozen=True)
+class PromptCache:
+    """Flat key-value cache of prompts, with their boundaries, shared by their continuations."""
+
+    keys: list[Tensor]  # (N, G, K) of each layer
+    values: list[Tensor]  # (N, G, K) of each layer
+    cu_seqlens: Int[Tensor, "S1"]
 
 
 class Body(nn.Module):
@@ -35,8 +48,11 @@ class Body(nn.Module):
     norm: nn.Module
 
     def layer_inputs(self, position_ids: Int[Tensor, "*b"]) -> tuple[Any, ...]:
-        """Return what all layers take besides states, computed once from the positions, such as rotations."""
-        return ()
+        """Return what all layers take besides states: the rotation of each token, for each theta of the layers."""
+        layers: Any = self.layers
+        thetas = {layer.theta: layer.attention.head_size for layer in layers if layer.theta is not None}
+        rotations = {theta: rotation_at(position_ids, size, theta) for theta, size in thetas.items()}
+        return (rotations,) if rotations else ()
 
     def forward(
         self,
@@ -91,3 +107,53 @@ class Body(nn.Module):
             if number in return_layers:
                 kept[number] = x[:n]
         return kept if return_layers else x[:n]
+
+    def prefill(
+        self,
+        input_ids: Int[Tensor, "N"],
+        cu_seqlens: Int[Tensor, "S1"],
+        *,
+        after: PromptCache | None = None,
+        parents: Int[Tensor, "S"] | None = None,
+    ) -> tuple[Float[Tensor, "N D"], PromptCache]:
+        """Return the last states of sequences that continue cached prompts, and their cache, in a causal body.
+
+        Continuations of one prompt share its cache, such as the demonstrations of a few-shot prompt.
+
+        Args:
+            input_ids: New tokens of all sequences, at least one each.
+            cu_seqlens: int32 boundaries of the new tokens.
+            after: Cache of the prompts, if any.
+            parents: Index of the prompt in `after` of each sequence.
+        """
+        # Lengths (S,) of new tokens and prompts, and the start of each prompt in the cache.
+        new = cu_seqlens.diff().long()
+        old, prompt_starts = torch.zeros_like(new), torch.zeros_like(new)
+        if after is not None:
+            assert parents is not None, "a cache needs the prompt index of each sequence"
+            old, prompt_starts = after.cu_seqlens.diff().long()[parents], after.cu_seqlens[parents].long()
+        lengths = old + new
+        max_length, limit = int(lengths.max()), self.config.max_position_embeddings
+        if max_length > limit:
+            raise ValueError(f"A sequence has {max_length} tokens; the model has {limit} positions.")
+
+        # Index (M,) into cached, then new keys: each prompt followed by its continuation.
+        cu_k = torch.cat([cu_seqlens[:1], lengths.cumsum(0).int()])
+        positions = torch.arange(int(cu_k[-1]), device=input_ids.device) - cu_k[:-1].long().repeat_interleave(lengths)
+        is_old = positions < old.repeat_interleave(lengths)
+        new_starts = cu_seqlens[:-1].long() - old + (0 if after is None else len(after.keys[0]))
+        starts = torch.where(is_old, prompt_starts.repeat_interleave(lengths), new_starts.repeat_interleave(lengths))
+        order = positions + starts
+
+        x = self.embeddings(input_ids, positions[~is_old])  # (N, D)
+        rotations = next(iter(self.layer_inputs(positions[~is_old])), None)
+        keys, values = [], []
+        layer: Any
+        for number, layer in enumerate(self.layers):
+            assert layer.attention.causal, "only causal models continue prompts"
+            cached = None if after is None else (after.keys[number], after.values[number])
+            arguments = (cu_seqlens, int(new.max()), cached, order, cu_k, max_length)
+            x, k, v = layer.prefill(x, *arguments, rotations=rotations)
+            keys.append(k)
+            values.append(v)
+        return self.norm(x), PromptCache(keys, values, cu_k)

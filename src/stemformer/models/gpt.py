@@ -1,14 +1,20 @@
 """GPT-2: config, layers and initialization of a causal decoder."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.models.body import Body, check_config
-from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PositionEmbedding, Rows, WordEmbedding
+from stemformer.models.layers import (
+    Dropout,
+    FeedForward,
+    MultiHeadAttention,
+    PositionEmbedding,
+    PreNormLayer,
+    WordEmbedding,
+)
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,8 @@ class GptEmbeddings(nn.Module):
         return self.dropout(self.word(input_ids) + self.position(position_ids))
 
 
-class GptLayer(nn.Module):
-    """Pre-norm Transformer layer: causal attention and feed-forward, each x + f(norm(x))."""
-
-    norm_first: ClassVar[bool] = True
+class GptLayer(PreNormLayer):
+    """Pre-norm Transformer layer with causal attention."""
 
     def __init__(self, config: GptConfig) -> None:
         super().__init__()
@@ -64,29 +68,6 @@ class GptLayer(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
         for residual in (self.attention.out, self.feed_forward.down):
             residual.init_scale = (2 * config.num_hidden_layers) ** -0.5
-
-    def forward(
-        self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S1"], max_seqlen: int, rows: Rows = None
-    ) -> Float[Tensor, "R D"]:
-        attended = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows))
-        return self._add_feed_forward((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
-
-    def prefill(self, x: Float[Tensor, "N D"], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Return states, keys and values as the attention does, whose arguments these are."""
-        attended, keys, values = self.attention.prefill(self.attention_norm(x), *arguments)
-        return self._add_feed_forward(x + attended), keys, values
-
-    def _add_feed_forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-
-
-@dataclass(frozen=True)
-class PromptCache:
-    """Flat key-value cache of prompts, with their boundaries, shared by their continuations."""
-
-    keys: list[Tensor]  # (N, H, K) of each layer
-    values: list[Tensor]  # (N, H, K) of each layer
-    cu_seqlens: Int[Tensor, "S1"]
 
 
 class Gpt(Body):
@@ -116,50 +97,3 @@ class Gpt(Body):
         self.embeddings = GptEmbeddings(config)
         self.layers = nn.ModuleList(GptLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def prefill(
-        self,
-        input_ids: Int[Tensor, "N"],
-        cu_seqlens: Int[Tensor, "S1"],
-        *,
-        after: PromptCache | None = None,
-        parents: Int[Tensor, "S"] | None = None,
-    ) -> tuple[Float[Tensor, "N D"], PromptCache]:
-        """Return the last states of sequences that continue cached prompts, and their cache.
-
-        Continuations of one prompt share its cache, such as the demonstrations of a few-shot prompt.
-
-        Args:
-            input_ids: New tokens of all sequences, at least one each.
-            cu_seqlens: int32 boundaries of the new tokens.
-            after: Cache of the prompts, if any.
-            parents: Index of the prompt in `after` of each sequence.
-        """
-        # Lengths (S,) of new tokens and prompts, and the start of each prompt in the cache.
-        new = cu_seqlens.diff().long()
-        old, prompt_starts = torch.zeros_like(new), torch.zeros_like(new)
-        if after is not None:
-            assert parents is not None, "a cache needs the prompt index of each sequence"
-            old, prompt_starts = after.cu_seqlens.diff().long()[parents], after.cu_seqlens[parents].long()
-        lengths = old + new
-        max_length, limit = int(lengths.max()), self.config.max_position_embeddings
-        if max_length > limit:
-            raise ValueError(f"A sequence has {max_length} tokens; the model has {limit} positions.")
-
-        # Index (M,) into cached, then new keys: each prompt followed by its continuation.
-        cu_k = torch.cat([cu_seqlens[:1], lengths.cumsum(0).int()])
-        positions = torch.arange(int(cu_k[-1]), device=input_ids.device) - cu_k[:-1].long().repeat_interleave(lengths)
-        is_old = positions < old.repeat_interleave(lengths)
-        new_starts = cu_seqlens[:-1].long() - old + (0 if after is None else len(after.keys[0]))
-        starts = torch.where(is_old, prompt_starts.repeat_interleave(lengths), new_starts.repeat_interleave(lengths))
-        order = positions + starts
-
-        x = self.embeddings(input_ids, positions[~is_old])  # (N, D)
-        keys, values = [], []
-        for number, layer in enumerate(self.layers):
-            assert isinstance(layer, GptLayer)
-            cached = None if after is None else (after.keys[number], after.values[number])
-            x, k, v = layer.prefill(x, cu_seqlens, int(new.max()), cached, order, cu_k, max_length)
-            keys.append(k)
-            values.append(v)
-        return self.norm(x), PromptCache(keys, values, cu_k)

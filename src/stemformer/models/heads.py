@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.layers import ACTIVATIONS, Dropout
+from stemformer.models.llama import LlamaConfig
 from stemformer.models.modernbert import ModernBertConfig
 
-BodyConfig = BertConfig | GptConfig | ModernBertConfig
+BodyConfig = BertConfig | GptConfig | LlamaConfig | ModernBertConfig
 
 
 class LmHead(nn.Module):
@@ -66,7 +67,7 @@ class MaskedLmHead(Transform, LmHead):
 class CausalLmHead(LmHead):
     """Causal-LM head: the output matrix alone."""
 
-    def __init__(self, config: GptConfig, *, tied: bool = True) -> None:
+    def __init__(self, config: GptConfig | LlamaConfig, *, tied: bool = True) -> None:
         super().__init__()
         self.bias = None
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)

@@ -8,6 +8,7 @@ from typing import Any
 from stemformer.errors import CheckpointError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
+from stemformer.models.llama import LlamaConfig
 from stemformer.models.modernbert import LAYER_TYPES, ModernBertConfig
 
 # Fields of `GptConfig` -> GPT-2's keys; the first one is read, all are written.
@@ -47,6 +48,25 @@ _MODERNBERT_SUPPORTED = {
     "classifier_bias": False,
     "attention_dropout": 0.0,
 }
+# Fields of `LlamaConfig` -> Llama's keys; the first one is read, all are written.
+_LLAMA_KEYS: dict[str, tuple[str, ...]] = {
+    "vocab_size": ("vocab_size",),
+    "hidden_size": ("hidden_size",),
+    "num_hidden_layers": ("num_hidden_layers",),
+    "num_attention_heads": ("num_attention_heads",),
+    "num_key_value_heads": ("num_key_value_heads",),
+    "head_size": ("head_dim",),
+    "intermediate_size": ("intermediate_size",),
+    "hidden_act": ("hidden_act",),
+    # transformers has no such dropout.
+    "hidden_dropout_prob": ("hidden_dropout_prob",),
+    "max_position_embeddings": ("max_position_embeddings",),
+    "initializer_range": ("initializer_range",),
+    "layer_norm_eps": ("rms_norm_eps",),
+    "eos_token_id": ("eos_token_id", "bos_token_id"),
+}
+_LLAMA_SUPPORTED = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
+_ROPE_SUPPORTED = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 _SUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False}
 _GPT_SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
@@ -67,10 +87,7 @@ def read_gpt_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return the fields of a `GptConfig`; refuse settings that are not supported."""
     _check_supported(raw, source, {**_SUPPORTED, **_GPT_SUPPORTED})
     found = {ours: raw[theirs] for ours, (theirs, *_) in _GPT_KEYS.items() if raw.get(theirs) is not None}
-    if isinstance(ends := found.get("eos_token_id"), list) and ends:
-        found["eos_token_id"] = ends[0]
-        if len(ends) > 1:
-            warnings.warn(f"{source}: eos_token_id is {ends}; only the first one ends texts here.", stacklevel=4)
+    _use_first_end(found, source)
     return {"intermediate_size": 4 * found.get("hidden_size", GptConfig.hidden_size), **found}
 
 
@@ -113,6 +130,51 @@ def write_modernbert_config(config: ModernBertConfig) -> dict[str, Any]:
         # Ids of the tokenizer's special tokens, which transformers does not need.
         **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
     }
+
+
+def read_llama_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the fields of a `LlamaConfig`; refuse settings that are not supported."""
+    _check_supported(raw, source, _LLAMA_SUPPORTED)
+    if other := sorted({*(raw.get("layer_types") or ())} - {"full_attention"}):
+        raise CheckpointError(f"{source}: layer_types has {other[0]!r}, only 'full_attention' is supported.")
+    # Older folders have theta as a key of its own.
+    rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    _check_supported(rope, f"{source}, rope_parameters", _ROPE_SUPPORTED)
+    found = {ours: raw[theirs] for ours, (theirs, *_) in _LLAMA_KEYS.items() if raw.get(theirs) is not None}
+    if (theta := rope.get("rope_theta", raw.get("rope_theta"))) is not None:
+        found["rope_theta"] = theta
+    if "eos_token_id" not in found:
+        raise CheckpointError(f"{source} has no eos_token_id. Set it to the id of the end-of-text token.")
+    _use_first_end(found, source)
+    # What follows from other fields is None.
+    heads = found.get("num_attention_heads", LlamaConfig.num_attention_heads)
+    size = found.get("hidden_size", LlamaConfig.hidden_size)
+    implied = {"num_key_value_heads": heads, "head_size": size // heads if heads else None}
+    return {key: value for key, value in found.items() if implied.get(key) != value}
+
+
+def write_llama_config(config: LlamaConfig) -> dict[str, Any]:
+    """Return the entries of `config.json`."""
+    entries = {theirs: getattr(config, ours) for ours, keys in _LLAMA_KEYS.items() for theirs in keys}
+    head_size = config.head_size or config.hidden_size // config.num_attention_heads
+    return {
+        **entries,
+        "num_key_value_heads": config.num_key_value_heads or config.num_attention_heads,
+        "head_dim": head_size,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        # For readers of older folders.
+        "rope_theta": config.rope_theta,
+        "attention_dropout": 0.0,
+        "attention_bias": False,
+    }
+
+
+def _use_first_end(found: dict[str, Any], source: str) -> None:
+    """Replace a list of tokens that end texts by its first one."""
+    if isinstance(ends := found.get("eos_token_id"), list) and ends:
+        found["eos_token_id"] = ends[0]
+        if len(ends) > 1:
+            warnings.warn(f"{source}: eos_token_id is {ends}; only the first one ends texts here.", stacklevel=5)
 
 
 def _check_supported(raw: Mapping[str, Any], source: str, supported: Mapping[str, Any]) -> None:

@@ -5,8 +5,8 @@ A row is `our module: their modules`, concatenated along the first axis; both ha
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -84,6 +84,27 @@ _MODERNBERT_MODULES: dict[str, tuple[str, ...]] = {
     "heads.span.scores": ("classifier",),
 }
 
+_LLAMA_MODULES: dict[str, tuple[str, ...]] = {
+    "body.embeddings.word": ("model.embed_tokens",),
+    "body.layers.{i}.attention_norm": ("model.layers.{i}.input_layernorm",),
+    "body.layers.{i}.attention.qkv": (
+        "model.layers.{i}.self_attn.q_proj",
+        "model.layers.{i}.self_attn.k_proj",
+        "model.layers.{i}.self_attn.v_proj",
+    ),
+    "body.layers.{i}.attention.q_norm": ("model.layers.{i}.self_attn.q_norm",),
+    "body.layers.{i}.attention.k_norm": ("model.layers.{i}.self_attn.k_norm",),
+    "body.layers.{i}.attention.out": ("model.layers.{i}.self_attn.o_proj",),
+    "body.layers.{i}.feed_forward_norm": ("model.layers.{i}.post_attention_layernorm",),
+    "body.layers.{i}.feed_forward.up": ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"),
+    "body.layers.{i}.feed_forward.down": ("model.layers.{i}.mlp.down_proj",),
+    "body.norm": ("model.norm",),
+    "heads.causal_lm.decoder": ("lm_head",),
+    "heads.sequence.classifier": ("score",),
+    "heads.token.classifier": ("score",),
+    "heads.span.scores": ("qa_outputs",),
+}
+
 
 @dataclass(frozen=True)
 class ParameterNames:
@@ -97,6 +118,8 @@ class ParameterNames:
     layer: str
     # Entries of old folders that are not parameters.
     not_parameters: re.Pattern[str]
+    # Other prefix of the body in models with a head.
+    prefix_by_head: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, ours: str) -> tuple[list[str], bool]:
         """Return their names of one of our parameters, and whether it is stored transposed."""
@@ -129,15 +152,36 @@ MODERNBERT = ParameterNames(
     "model.layers.",
     re.compile(r"model\.rotary_emb\..*"),
 )
+LLAMA = ParameterNames(
+    _LLAMA_MODULES,
+    "model.",
+    ("embed_tokens.", "layers.", "norm."),
+    "model.layers.",
+    re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\..*"),
+    {"span": "transformer."},
+)
+# The feed-forward layers of Arcee are not gated.
+ARCEE = replace(LLAMA, modules={**_LLAMA_MODULES, "body.layers.{i}.feed_forward.up": ("model.layers.{i}.mlp.up_proj",)})
 
 
-def to_hugging_face(state: Mapping[str, Tensor], names: ParameterNames = BERT) -> dict[str, Tensor]:
-    """Convert our `state_dict()` to Hugging Face's names; concatenated tensors are split."""
+def to_hugging_face(
+    state: Mapping[str, Tensor], names: ParameterNames = BERT, parts: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Tensor]:
+    """Convert our `state_dict()` to Hugging Face's names; concatenated tensors are split.
+
+    `parts` has the rows of those that are not split equally, by our name (`layers.row_parts`).
+    """
     out: dict[str, Tensor] = {}
     for ours, tensor in state.items():
         theirs, is_transposed = names.find(ours)
-        parts = [(part.t() if is_transposed else part).contiguous() for part in tensor.chunk(len(theirs))]
-        out |= dict(zip(theirs, parts, strict=True))
+        rows = (parts or {}).get(ours, ())
+        split = tensor.split_with_sizes(tuple(rows)) if len(rows) == len(theirs) else tensor.chunk(len(theirs))
+        out |= {
+            name: (part.t() if is_transposed else part).contiguous() for name, part in zip(theirs, split, strict=True)
+        }
+    for head, prefix in names.prefix_by_head.items():
+        if any(ours.startswith(f"heads.{head}.") for ours in state):
+            out = {re.sub(f"^{re.escape(names.prefix)}", prefix, name): tensor for name, tensor in out.items()}
     return out
 
 
@@ -152,6 +196,8 @@ def from_hugging_face(
     for name, tensor in state.items():
         # Today's spelling of the names of old folders.
         new = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        for prefix in names.prefix_by_head.values():
+            new = re.sub(f"^{re.escape(prefix)}", names.prefix, new)
         available[names.prefix + new if new.startswith(names.body) else new] = tensor
     out: dict[str, Tensor] = {}
     missing: list[str] = []
@@ -165,7 +211,7 @@ def from_hugging_face(
         if absent := [name for name in theirs if name not in tensors]:
             message = f"The weights contain {next(iter(tensors))} but not {absent[0]}; the file is incomplete."
             raise CheckpointError(message, damaged=True)
-        if len({tensor.shape for tensor in tensors.values()}) > 1:
+        if len({tensor.shape[1:] for tensor in tensors.values()}) > 1:
             raise CheckpointError(f"The weights {', '.join(theirs)} have different shapes; they are not of one model.")
         used.update(theirs)
         tensor = torch.cat(list(tensors.values())) if len(theirs) > 1 else tensors[theirs[0]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -14,12 +14,23 @@ from stemformer.models.rotary import Rotation, rotate_queries_and_keys
 
 # Numbers of the tokens whose output is needed; None for all.
 Rows = Int[Tensor, "R"] | None
+
+
+class ReluSquared(nn.Module):
+    """Square of the positive part (So et al. 2021, section 4.2)."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return nn.functional.relu(x).square()
+
+
 # Hugging Face's activation names.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_new": partial(nn.GELU, approximate="tanh"),
     "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
     "relu": nn.ReLU,
+    "relu2": ReluSquared,
+    "silu": nn.SiLU,
 }
 
 
@@ -108,22 +119,86 @@ def _random_bytes_fake(like: Tensor) -> Tensor:
     return like.new_empty(like.shape, dtype=torch.uint8)
 
 
+class RmsNorm(nn.Module):
+    """Norm without mean and bias: x / root mean square * weight, in float32 at least (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Float[Tensor, "*shape D"], weight: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*shape D"]:
+    """Compute `RmsNorm` in the dtype of `x`."""
+    wide = x if x.dtype.itemsize >= 4 else x.float()
+    weight = weight.to(wide.dtype)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _RmsNormOnCpu.apply(wide, weight, eps).to(x.dtype)  # type: ignore[no-untyped-call]
+    return nn.functional.rms_norm(wide, weight.shape, weight, eps).to(x.dtype)
+
+
+class _RmsNormOnCpu(torch.autograd.Function):
+    """RMS norm with the fused backward of layer norm: a quarter of the time of its elementary operations."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        scale = squares.div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, weight, scale = ctx.saved_tensors
+        grad, size, mean = grad.contiguous(), x.shape[-1], torch.zeros_like(scale)
+        out, out_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, x.contiguous(), [size], mean, scale, weight, None, [True, True, False]
+        )
+        # Layer norm subtracts the mean of grad * weight.
+        return out.add_((grad @ weight)[..., None].mul_(scale).div_(size)), out_weight, None
+
+
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention within each sequence (Vaswani et al. 2017, section 3.2.2).
 
-    `window` is the largest distance that a token sees on each side; None for all tokens.
+    Args:
+        num_key_value_heads: Heads of keys and values, each shared by a group of query heads (Ainslie et al.
+            2023, section 2.2); None: as many as of queries.
+        head_size: None: `hidden_size / num_heads`.
+        window: Largest distance that a token sees on each side; None for all tokens.
+        qk_norm_eps: If set, queries and keys are normed in each head (Henry et al. 2020, with RMS norm).
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, *, causal: bool = False, bias: bool = True, window: int | None = None
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        num_key_value_heads: int | None = None,
+        head_size: int | None = None,
+        causal: bool = False,
+        bias: bool = True,
+        window: int | None = None,
+        qk_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.num_key_value_heads = num_key_value_heads or num_heads
+        self.head_size = head_size or hidden_size // num_heads
         self.causal = causal
         self.window = window
-        # Its rows are queries, keys, values.
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=bias)
-        self.out = nn.Linear(hidden_size, hidden_size, bias=bias)
+        # Rows of queries, keys, values.
+        rows = [heads * self.head_size for heads in (num_heads, *[self.num_key_value_heads] * 2)]
+        self.qkv = nn.Linear(hidden_size, sum(rows), bias=bias)
+        self.qkv.row_parts = tuple(rows)  # type: ignore[assignment]
+        self.out = nn.Linear(rows[0], hidden_size, bias=bias)
+        has_norm = qk_norm_eps is not None
+        self.q_norm = RmsNorm(self.head_size, eps=qk_norm_eps) if has_norm else None  # type: ignore[arg-type]
+        self.k_norm = RmsNorm(self.head_size, eps=qk_norm_eps) if has_norm else None  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -133,15 +208,9 @@ class MultiHeadAttention(nn.Module):
         rows: Rows = None,
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "R D"]:
-        n, d = x.shape
-        qkv = self.qkv(x).view(n, 3 * self.num_heads, d // self.num_heads)
-        if rotation is None:
-            q, k, v = qkv.view(n, 3, self.num_heads, -1).unbind(1)  # (N, H, K)
-        else:
-            qk, v = rotate_queries_and_keys(qkv, 2 * self.num_heads, rotation)
-            q, k = qk.view(n, 2, self.num_heads, -1).unbind(1)
+        q, k, v = self.split_heads(self.qkv(x), rotation)
         sides: dict[str, Any] = {"cu_q": cu_seqlens, "cu_k": cu_seqlens, "max_q": max_seqlen, "max_k": max_seqlen}
-        out = attend(q, k, v, **sides, causal=self.causal, window=self.window).reshape(n, d)
+        out = self.attend(q, k, v, **sides).flatten(1)
         return self.out(out if rows is None else out.index_select(0, rows))  # (R, D)
 
     def prefill(
@@ -153,31 +222,74 @@ class MultiHeadAttention(nn.Module):
         order: Int[Tensor, "M"],
         cu_k: Int[Tensor, "S1"],
         max_k: int,
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M H K"], Float[Tensor, "M H K"]]:
+        *,
+        rotation: Rotation | None = None,
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M G K"], Float[Tensor, "M G K"]]:
         """Return the causal attention output of new tokens `x`, and all keys and values.
 
-        `cached` are keys and values (P, H, K) of the prompts; `order` is the index of each token of
+        `cached` are keys and values (P, G, K) of the prompts; `order` is the index of each token of
         the full sequences (`cu_k`, `max_k`) in the cached tokens followed by the new ones.
         """
-        n, d = x.shape
-        q, k, v = self.qkv(x).view(n, 3, self.num_heads, d // self.num_heads).unbind(1)  # (N, H, K)
+        q, k, v = self.split_heads(self.qkv(x), rotation)
         if cached is not None:
-            k, v = (torch.cat(pair).index_select(0, order) for pair in zip(cached, (k, v), strict=True))  # (M, H, K)
-        out = attend(q, k, v, cu_q=cu_q, cu_k=cu_k, max_q=max_q, max_k=max_k, causal=True)
-        return self.out(out.reshape(n, d)), k, v
+            k, v = (torch.cat(pair).index_select(0, order) for pair in zip(cached, (k, v), strict=True))  # (M, G, K)
+        return self.out(self.attend(q, k, v, cu_q=cu_q, cu_k=cu_k, max_q=max_q, max_k=max_k).flatten(1)), k, v
+
+    def split_heads(
+        self,
+        qkv: Float[Tensor, "N P"],
+        rotation: Rotation | None,
+        norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
+    ) -> tuple[Float[Tensor, "N H K"], Float[Tensor, "N G K"], Float[Tensor, "N G K"]]:
+        """Return queries, keys and values from the output of `qkv`, normed and rotated.
+
+        Rotated coordinates come in the order of `rotate_queries_and_keys`. `norms` replace those of the
+        queries and keys.
+        """
+        heads, groups = self.num_heads, self.num_key_value_heads
+        qkv = qkv.view(len(qkv), heads + 2 * groups, self.head_size)
+        if self.q_norm is None and rotation is not None:
+            qk, v = rotate_queries_and_keys(qkv, heads + groups, rotation)
+            q, k = qk.split_with_sizes((heads, groups), 1)
+            return q, k, v
+        q, k, v = qkv.split_with_sizes((heads, groups, groups), 1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_norm, k_norm = norms or (self.q_norm, self.k_norm)
+            q, k = q_norm(q), k_norm(k)
+        if rotation is not None:
+            qk, _ = rotate_queries_and_keys(torch.cat([q, k], 1), heads + groups, rotation)
+            q, k = qk.split_with_sizes((heads, groups), 1)
+        return q, k, v
+
+    def attend(
+        self, q: Float[Tensor, "N H K"], k: Float[Tensor, "M G K"], v: Float[Tensor, "M G K"], **sides: Any
+    ) -> Float[Tensor, "N H K"]:
+        """Call `attend` with keys and values repeated for the query heads of their group."""
+        size = self.num_heads // self.num_key_value_heads
+        return attend(q, repeat_heads(k, size), repeat_heads(v, size), **sides, causal=self.causal, window=self.window)
+
+
+def repeat_heads(x: Float[Tensor, "*b G K"], size: int) -> Float[Tensor, "*b H K"]:
+    """Repeat each head `size` times: the heads of a group of queries are adjacent."""
+    return x if size == 1 else x[..., None, :].expand(*x.shape[:-1], size, x.shape[-1]).flatten(-3, -2)
 
 
 class FeedForward(nn.Module):
     """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3)."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: str) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: str, bias: bool = True) -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.up = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.activation = ACTIVATIONS[activation]()
-        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         return self.down(self.activation(self.up(x)))  # (N, D) -> (N, F) -> (N, D)
+
+    def with_kernels(self, make_kernel: Callable[..., Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+        """Return the function of evaluation mode, with linear layers by `make_kernel(layer, activation)`."""
+        up, down = make_kernel(self.up, self.activation), make_kernel(self.down)
+        return lambda x: down(up(x))
 
 
 class GatedFeedForward(nn.Module):
@@ -193,33 +305,86 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         return self.down(self.dropout(self.gate(self.up(x))))  # (N, D) -> (N, 2 F) -> (N, F) -> (N, D)
 
+    def with_kernels(self, make_kernel: Callable[..., Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+        """Return the function of evaluation mode, with linear layers by `make_kernel(layer)`."""
+        up, down = make_kernel(self.up), make_kernel(self.down)
+        return lambda x: down(self.gate(up(x)))
+
     def gate(self, x: Float[Tensor, "*shape F2"]) -> Float[Tensor, "*shape F"]:
         """Return activation(a) * b of the halves a and b."""
-        if isinstance(self.activation, nn.GELU) and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _GegluOnCpu.apply(x, self.activation.approximate)  # type: ignore[no-untyped-call]
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            if isinstance(self.activation, nn.SiLU):
+                return _GateOnCpu.apply(x, nn.functional.silu, torch.ops.aten.silu_backward)  # type: ignore[no-untyped-call]
+            if isinstance(self.activation, nn.GELU):
+                kind = self.activation.approximate
+                gelu = partial(nn.functional.gelu, approximate=kind)
+                return _GateOnCpu.apply(x, gelu, partial(torch.ops.aten.gelu_backward, approximate=kind))  # type: ignore[no-untyped-call]
         a, b = x.chunk(2, -1)
         return self.activation(a) * b
 
 
-class _GegluOnCpu(torch.autograd.Function):
-    """GELU(a) * b of (N, 2 F), with the gradients of both halves written into one tensor."""
+class _GateOnCpu(torch.autograd.Function):
+    """activation(a) * b of (N, 2 F), with the gradients of both halves written into one tensor."""
 
     @staticmethod
-    def forward(ctx, x, approximate):  # type: ignore[no-untyped-def]
-        ctx.approximate = approximate
+    def forward(ctx, x, activation, backward):  # type: ignore[no-untyped-def]
+        ctx.functions = activation, backward
         ctx.save_for_backward(x)
         a, b = x.chunk(2, -1)
-        return nn.functional.gelu(a, approximate=approximate).mul_(b)
+        return activation(a).mul_(b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (x,) = ctx.saved_tensors
+        (x,), (activation, backward) = ctx.saved_tensors, ctx.functions
         (a, b), out = x.chunk(2, -1), torch.empty_like(x)
         out_a, out_b = out.chunk(2, -1)
-        torch.mul(grad, nn.functional.gelu(a, approximate=ctx.approximate), out=out_b)
-        out_a.copy_(torch.ops.aten.gelu_backward(grad * b, a, approximate=ctx.approximate))
-        return out, None
+        torch.mul(grad, activation(a), out=out_b)
+        out_a.copy_(backward(grad * b, a))
+        return out, None, None
+
+
+class PreNormLayer(nn.Module):
+    """Pre-norm Transformer layer: attention and feed-forward, each x + dropout(f(norm(x))); subclasses set the parts."""
+
+    norm_first: ClassVar[bool] = True
+    # Wavelength of the rotation of queries and keys; None without.
+    theta: float | None = None
+
+    attention_norm: nn.Module
+    attention: MultiHeadAttention
+    feed_forward_norm: nn.Module
+    feed_forward: FeedForward | GatedFeedForward
+    dropout: nn.Module
+
+    def forward(
+        self,
+        x: Float[Tensor, "N D"],
+        cu_seqlens: Int[Tensor, "S1"],
+        max_seqlen: int,
+        rows: Rows = None,
+        rotations: dict[float, Rotation] | None = None,
+    ) -> Float[Tensor, "R D"]:
+        rotation = None if self.theta is None or rotations is None else rotations[self.theta]
+        attended = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows, rotation))
+        return self._add_feed_forward((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
+
+    def prefill(
+        self, x: Float[Tensor, "N D"], *arguments: Any, rotations: dict[float, Rotation] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return states, keys and values as the attention does, whose other arguments these are."""
+        rotation = None if self.theta is None or rotations is None else rotations[self.theta]
+        attended, keys, values = self.attention.prefill(self.attention_norm(x), *arguments, rotation=rotation)
+        return self._add_feed_forward(x + attended), keys, values
+
+    def _add_feed_forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+def row_parts(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the name of each weight that stacks several matrices, such as queries, keys and values, and their rows."""
+    parts = {f"{name}.weight": getattr(part, "row_parts", ()) for name, part in module.named_modules()}
+    return {name: rows for name, rows in parts.items() if rows}
 
 
 def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
@@ -233,7 +398,7 @@ def initialize_weights(module: nn.Module, *, std: float, generator: torch.Genera
             part.weight.data[: getattr(part, "num_unit_rows", 0)] *= part.weight.shape[1] ** -0.5 / std
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
-        if isinstance(part, nn.LayerNorm):
+        if isinstance(part, nn.LayerNorm | RmsNorm):
             nn.init.ones_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+            if (bias := getattr(part, "bias", None)) is not None:
+                nn.init.zeros_(bias)

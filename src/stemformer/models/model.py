@@ -25,6 +25,7 @@ from stemformer.models.heads import (
     SpanHead,
 )
 from stemformer.models.layers import initialize_weights
+from stemformer.models.llama import ArceeConfig, Llama, LlamaConfig, Qwen3Config
 from stemformer.models.modernbert import ModernBert, ModernBertConfig
 
 
@@ -47,14 +48,40 @@ class Architecture:
     # Fields of a config from Hugging Face's `config.json` and its path, and the reverse.
     read_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
     write_config: Callable[[Any], dict[str, Any]]
+    # Whether a `config.json` that does not say so ties the output matrix to the word embeddings.
+    is_tied_by_default: bool = True
 
 
 # Tokens of the shortest maximum length.
 MIN_LENGTH = 8
 
 _POOLED_HEAD = partial(ClassHead, has_pooler=True)
-_GPT_SEQUENCE_HEAD = partial(ClassHead, has_dropout=False, bias=False)
+_LAST_TOKEN_HEAD = partial(ClassHead, has_dropout=False, bias=False)
 _TRANSFORMED_HEAD = partial(ClassHead, has_transform=True)
+
+
+def _llama(config: type[LlamaConfig], name: str, names: hf_names.ParameterNames = hf_names.LLAMA) -> Architecture:
+    """Return the entry of a Llama or a variant, whose transformers classes start with `name`."""
+    return Architecture(
+        config=config,
+        body=Llama,
+        heads={"causal_lm": CausalLmHead},
+        task_heads={"sequence": _LAST_TOKEN_HEAD, "token": ClassHead, "span": SpanHead},
+        parameter_names=names,
+        hf_classes={
+            frozenset[str](): f"{name}Model",
+            frozenset({"causal_lm"}): f"{name}ForCausalLM",
+            frozenset({"sequence"}): f"{name}ForSequenceClassification",
+            frozenset({"token"}): f"{name}ForTokenClassification",
+            frozenset({"span"}): f"{name}ForQuestionAnswering",
+        },
+        is_causal=True,
+        lm_head="causal_lm",
+        read_config=hf_config.read_llama_config,
+        write_config=hf_config.write_llama_config,
+        is_tied_by_default=False,
+    )
+
 
 # Keys are the `model_type` of a config and of a Hugging Face folder. To add an architecture: models/<name>.py with a
 # config and a `Body`, an entry here, its names in hf_names.py and hf_config.py, its run config in training/config.py
@@ -109,7 +136,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=GptConfig,
         body=Gpt,
         heads={"causal_lm": CausalLmHead},
-        task_heads={"sequence": _GPT_SEQUENCE_HEAD, "token": ClassHead, "span": SpanHead},
+        task_heads={"sequence": _LAST_TOKEN_HEAD, "token": ClassHead, "span": SpanHead},
         parameter_names=hf_names.GPT,
         hf_classes={
             frozenset[str](): "GPT2Model",
@@ -123,6 +150,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         read_config=hf_config.read_gpt_config,
         write_config=hf_config.write_gpt_config,
     ),
+    "llama": _llama(LlamaConfig, "Llama"),
+    "qwen3": _llama(Qwen3Config, "Qwen3"),
+    "arcee": _llama(ArceeConfig, "Arcee", hf_names.ARCEE),
 }
 
 

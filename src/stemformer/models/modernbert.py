@@ -1,7 +1,7 @@
 """ModernBERT: config, layers and initialization of a pre-norm encoder with rotary positions and gated layers."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from stemformer.config import check_at_least, check_fields
 from stemformer.errors import ConfigError
 from stemformer.models.body import Body, check_config
-from stemformer.models.layers import Dropout, GatedFeedForward, MultiHeadAttention, Rows, WordEmbedding
-from stemformer.models.rotary import Rotation, rotation_at
+from stemformer.models.layers import Dropout, GatedFeedForward, MultiHeadAttention, PreNormLayer, WordEmbedding
 
 # Hugging Face's names of the two kinds of layers.
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -79,10 +78,8 @@ class ModernBertEmbeddings(nn.Module):
         return self.dropout(self.norm(self.word(input_ids)))
 
 
-class ModernBertLayer(nn.Module):
-    """Pre-norm Transformer layer with rotary positions and a gated feed-forward, each x + f(norm(x))."""
-
-    norm_first: ClassVar[bool] = True
+class ModernBertLayer(PreNormLayer):
+    """Pre-norm Transformer layer with rotary positions and a gated feed-forward."""
 
     def __init__(self, config: ModernBertConfig, number: int) -> None:
         super().__init__()
@@ -96,25 +93,12 @@ class ModernBertLayer(nn.Module):
         self.feed_forward = GatedFeedForward(
             size, config.intermediate_size, activation=config.hidden_act, dropout=config.hidden_dropout_prob
         )
-        # As GPT's layers name it; ModernBERT has no dropout of residuals.
+        # No dropout of residuals.
         self.dropout = nn.Identity()
         # Queries and keys of normed states start with variance 1, so that attention starts sharp.
         self.attention.qkv.num_unit_rows = 2 * size  # type: ignore[assignment]
         for residual in (self.attention.out, self.feed_forward.down):
             residual.init_scale = (2 * config.num_hidden_layers) ** -0.5
-
-    def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        cu_seqlens: Int[Tensor, "S1"],
-        max_seqlen: int,
-        rows: Rows = None,
-        rotations: dict[float, Rotation] | None = None,
-    ) -> Float[Tensor, "R D"]:
-        assert rotations is not None
-        attended = self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows, rotations[self.theta])
-        x = (x if rows is None else x.index_select(0, rows)) + attended  # (R, D)
-        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class ModernBert(Body):
@@ -141,9 +125,3 @@ class ModernBert(Body):
         self.embeddings = ModernBertEmbeddings(config)
         self.layers = nn.ModuleList(ModernBertLayer(config, number) for number in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
-        self._thetas: set[float] = {layer.theta for layer in self.layers}  # type: ignore[misc]
-
-    def layer_inputs(self, position_ids: Int[Tensor, "*b"]) -> tuple[Any, ...]:
-        """Return the rotation of each token, for each theta of the layers."""
-        head_size = self.config.hidden_size // self.config.num_attention_heads
-        return ({theta: rotation_at(position_ids, head_size, theta) for theta in self._thetas},)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from stemformer.models.bert import Bert
 from stemformer.models.gpt import Gpt
-from stemformer.models.layers import MultiHeadAttention
+from stemformer.models.layers import MultiHeadAttention, repeat_heads
+from stemformer.models.llama import Llama
 from stemformer.models.modernbert import ModernBert
 from stemformer.models.rotary import Rotation, rotate
 
@@ -29,7 +30,7 @@ class PlainOutput(NamedTuple):
 
 
 def plain_forward(
-    body: Bert | ModernBert | Gpt,
+    body: Bert | ModernBert | Gpt | Llama,
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"],
     token_type_ids: Int[Tensor, "B T"] | None = None,
@@ -83,12 +84,15 @@ def _self_attention(
     attention: MultiHeadAttention, x: Tensor, is_token: Tensor, rotation: Rotation | None
 ) -> tuple[Tensor, Tensor]:
     """Return the output (B, T, D) and the weights (B, H, T, T)."""
-    b, t, d = x.shape
-    size = d // attention.num_heads
-    q, k, v = attention.qkv(x).view(b, t, 3, attention.num_heads, size).unbind(2)  # (B, T, H, K)
+    t, num_heads, num_groups = x.shape[1], attention.num_heads, attention.num_key_value_heads
+    heads = attention.qkv(x).unflatten(-1, (-1, attention.head_size))
+    q, k, v = heads.split_with_sizes((num_heads, num_groups, num_groups), 2)  # (B, T, H or G, K)
+    if attention.q_norm is not None and attention.k_norm is not None:
+        q, k = attention.q_norm(q), attention.k_norm(k)
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
-    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, H, T, K)
+    k, v = (repeat_heads(part, num_heads // num_groups) for part in (k, v))
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, K)
 
     # Mask padded keys, and those that the layer does not see, by a finite number: a query that sees no key (padding)
     # gets no NaN.
@@ -98,7 +102,7 @@ def _self_attention(
         visible = visible & all_pairs.tril()  # (B, 1, T, T)
     if attention.window is not None:
         visible = visible & all_pairs.tril(attention.window).triu(-attention.window)
-    scores = q @ k.transpose(2, 3) * size**-0.5  # (B, H, T, T)
+    scores = q @ k.transpose(2, 3) * attention.head_size**-0.5  # (B, H, T, T)
     weights = nn.functional.softmax(scores.masked_fill(~visible, torch.finfo(scores.dtype).min), dim=-1)
 
-    return attention.out((weights @ v).transpose(1, 2).reshape(b, t, d)), weights
+    return attention.out((weights @ v).transpose(1, 2).flatten(2)), weights

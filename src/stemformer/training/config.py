@@ -11,6 +11,7 @@ from stemformer.config import check_at_least, check_fields, check_seed, from_tom
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
+from stemformer.models.llama import ArceeConfig, LlamaConfig, Qwen3Config
 from stemformer.models.modernbert import ModernBertConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
@@ -216,7 +217,44 @@ class ModernBertRunConfig(RunConfig):
     model: ModernBertConfig = field(default_factory=ModernBertConfig)  # type: ignore[assignment]
 
 
-RUN_CONFIGS: dict[str, type[RunConfig]] = {"bert": RunConfig, "modernbert": ModernBertRunConfig, "gpt2": GptRunConfig}
+@dataclass(frozen=True)
+class LlamaRunConfig(RunConfig):
+    """A pre-training run of a Llama."""
+
+    recipe: str = "llama_mini"
+    model_type: Literal["llama"] = "llama"  # type: ignore[assignment]
+    model: LlamaConfig = field(default_factory=LlamaConfig)  # type: ignore[assignment]
+    objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Qwen3RunConfig(RunConfig):
+    """A pre-training run of a Qwen3."""
+
+    recipe: str = "qwen3_mini"
+    model_type: Literal["qwen3"] = "qwen3"  # type: ignore[assignment]
+    model: Qwen3Config = field(default_factory=Qwen3Config)  # type: ignore[assignment]
+    objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class ArceeRunConfig(RunConfig):
+    """A pre-training run of an Arcee."""
+
+    recipe: str = "arcee_mini"
+    model_type: Literal["arcee"] = "arcee"  # type: ignore[assignment]
+    model: ArceeConfig = field(default_factory=ArceeConfig)  # type: ignore[assignment]
+    objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
+
+
+RUN_CONFIGS: dict[str, type[RunConfig]] = {
+    "bert": RunConfig,
+    "modernbert": ModernBertRunConfig,
+    "gpt2": GptRunConfig,
+    "llama": LlamaRunConfig,
+    "qwen3": Qwen3RunConfig,
+    "arcee": ArceeRunConfig,
+}
 """Architecture -> configuration of its pre-training runs."""
 
 

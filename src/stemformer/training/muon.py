@@ -33,7 +33,8 @@ class Muon(torch.optim.AdamW):
     move equally far, including those with a small gradient. At the same learning rate, the update
     has about the root mean square of AdamW's. If matrices are sharded, each rank computes the full
     update. The key `matrices` marks a parameter group for Muon: each parameter stacks that many
-    matrices, with a learning rate of `lr_multiplier` times that of the other parameters.
+    matrices, or matrices of these numbers of rows, with a learning rate of `lr_multiplier` times that
+    of the other parameters.
 
     Source: Jordan et al. 2024 (Muon: an optimizer for hidden layers); update scale and weight
     decay: Liu et al. 2025, section 2.2.
@@ -61,8 +62,7 @@ class Muon(torch.optim.AdamW):
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
         learning_rate = group["lr"] * self._lr_multiplier
-        # Matrices of one shape are orthogonalized together.
-        same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        matrices, stacks = group["matrices"], []
         for p in group["params"]:
             if p.grad is None:
                 continue
@@ -72,10 +72,17 @@ class Muon(torch.optim.AdamW):
             momentum.lerp_(p.grad, 1 - self._momentum)
             # Nesterov momentum.
             update = gather_full_tensor(p.grad.lerp(momentum, self._momentum))
-            same_shape.setdefault(p.shape, []).append((p, update.view(group["matrices"], -1, update.shape[1])))
-        for pairs in same_shape.values():
-            updates = newton_schulz(torch.cat([update.to(self._dtype) for _, update in pairs]))  # (B, R, C)
-            scale = 0.2 * math.sqrt(max(updates.shape[1:]))
-            for (p, _), update in zip(pairs, torch.split(updates, group["matrices"]), strict=True):
-                update = distribute_like(p, update.reshape(p.shape).to(p.dtype))
-                p.mul_(1 - learning_rate * group["weight_decay"]).add_(update, alpha=-learning_rate * scale)
+            split = update.chunk(matrices) if isinstance(matrices, int) else update.split_with_sizes(tuple(matrices))
+            stacks.append((p, list(split)))
+        # Matrices of one shape are orthogonalized together.
+        for shape in dict.fromkeys(part.shape for _, stack in stacks for part in stack):
+            slots = [(stack, i) for _, stack in stacks for i, part in enumerate(stack) if part.shape == shape]
+            updates = newton_schulz(torch.stack([stack[i].to(self._dtype) for stack, i in slots]))  # (B, R, C)
+            for (stack, i), orthogonal in zip(slots, updates, strict=True):
+                stack[i] = orthogonal
+        for p, stack in stacks:
+            # Root mean square of the update, relative to that of the first matrix.
+            scale, *_ = scales = [0.2 * math.sqrt(max(part.shape)) for part in stack]
+            parts = [part if s == scale else part * (s / scale) for part, s in zip(stack, scales, strict=True)]
+            update = distribute_like(p, torch.cat(parts).to(p.dtype))
+            p.mul_(1 - learning_rate * group["weight_decay"]).add_(update, alpha=-learning_rate * scale)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stemformer.config import check_at_least, check_fields
+from stemformer.models.layers import row_parts
 from stemformer.training.distributed import gather_full_tensor
 from stemformer.training.muon import Muon
 
@@ -51,6 +52,7 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return the optimizer of trainable parameters; `scale` maps names to learning-rate factors."""
     is_muon = config.kind == "muon"
+    parts = row_parts(model)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, p in model.named_parameters():
         if not p.requires_grad:
@@ -59,7 +61,8 @@ def make_optimizer(
         group: dict[str, Any] = {"weight_decay": config.weight_decay if p.ndim >= 2 else 0.0}
         if is_muon and "layers" in name.split(".") and p.ndim == 2:
             # Query, key and value are one parameter, but three matrices.
-            group["matrices"] = 3 if name.endswith("qkv.weight") else 1
+            rows = parts.get(name, (len(p),))
+            group["matrices"] = len(rows) if len({*rows}) == 1 else rows
         elif scale:
             group["scale"] = scale(name)
         groups.setdefault(tuple(group.items()), {"params": [], **group})["params"].append(p)

@@ -41,7 +41,8 @@ def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> fl
     lengths = np.diff(batch.cu_seqlens.cpu().numpy()).astype(np.float64)
     num_tokens = float(lengths.sum())
     body = 6.0 * model.num_parameters(embeddings=False) * num_tokens
-    attention = 12.0 * config.hidden_size * config.num_hidden_layers * float((lengths**2).sum())
+    width = sum(layer.attention.out.in_features for layer in model.body.layers)  # type: ignore[union-attr,misc]
+    attention = 12.0 * width * float((lengths**2).sum())
     if num_rows is not None and config.num_hidden_layers:
         # The last layer computes all keys and values, but the rest for `num_rows` tokens only.
         per_row = sum(p.numel() for name, p in model.body.layers[-1].named_parameters() if "qkv" not in name)

@@ -27,42 +27,49 @@ def score_full_text(model, prompt, answer):
     return logits.gather(1, labels[:, None]).sum().item(), bool((logits.argmax(-1) == labels).all())
 
 
+@pytest.fixture(params=["gpt", "llama"])
+def causal_model(request, small_gpt, small_llama):
+    return small_gpt if request.param == "gpt" else small_llama
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("shared", [0, 3, 30])
-def test_answers_are_scored_as_in_the_full_text(small_gpt, shared):
+def test_answers_are_scored_as_in_the_full_text(causal_model, shared):
     rng = np.random.default_rng(shared)
     beginning = rng.integers(0, 300, shared)
     questions = [
         ScoringRequest(np.append(beginning, prompt), tuple(random_ids(rng, 1, 4, 2)))
         for prompt in random_ids(rng, 1, 7, 3, 20)
     ]
-    for question, scores in zip(questions, score_answers(small_gpt, questions), strict=True):
+    for question, scores in zip(questions, score_answers(causal_model, questions), strict=True):
         for answer, score in zip(question.answers, scores, strict=True):
-            expected, is_greedy = score_full_text(small_gpt, question.prompt, answer)
+            expected, is_greedy = score_full_text(causal_model, question.prompt, answer)
             assert score.log_probability == pytest.approx(expected, rel=RELATIVE)
             assert (score.is_greedy, score.num_tokens) == (is_greedy, len(answer))
 
 
 @torch.no_grad()
-def test_most_likely_tokens_are_greedy(small_gpt):
+def test_most_likely_tokens_are_greedy(causal_model):
     prompt, answer = np.array([5, 6, 7]), []
     for _ in range(3):
         ids = torch.from_numpy(np.append(prompt, answer).astype(np.int64))
         n = len(ids)
-        states = small_gpt.body(ids, torch.arange(n), torch.zeros_like(ids), torch.tensor([0, n], dtype=torch.int32), n)
-        answer.append(int(small_gpt.lm_logits(states[-1:]).argmax()))
+        states = causal_model.body(
+            ids, torch.arange(n), torch.zeros_like(ids), torch.tensor([0, n], dtype=torch.int32), n
+        )
+        answer.append(int(causal_model.lm_logits(states[-1:]).argmax()))
     right, wrong = np.array(answer), np.array([*answer[:2], (answer[2] + 1) % 300])
-    [[a, b]] = score_answers(small_gpt, [ScoringRequest(prompt, (right, wrong))])
+    [[a, b]] = score_answers(causal_model, [ScoringRequest(prompt, (right, wrong))])
     assert a.is_greedy and not b.is_greedy
 
 
-def test_batches_and_chunks_do_not_change_scores(small_gpt, monkeypatch):
+def test_batches_and_chunks_do_not_change_scores(causal_model, monkeypatch):
     rng = np.random.default_rng(0)
     questions = [ScoringRequest(prompt, tuple(random_ids(rng, 2, 3))) for prompt in random_ids(rng, 20, 21, 22, 23)]
-    together = [[s.log_probability for s in row] for row in score_answers(small_gpt, questions)]
+    together = [[s.log_probability for s in row] for row in score_answers(causal_model, questions)]
     monkeypatch.setattr(scoring, "_BATCH_TOKENS", 30)
     monkeypatch.setattr(scoring, "_MAX_LOGITS", 500)
-    apart = [[s.log_probability for s in row] for row in score_answers(small_gpt, questions)]
+    apart = [[s.log_probability for s in row] for row in score_answers(causal_model, questions)]
     np.testing.assert_allclose(together, apart, rtol=RELATIVE)
 
 
@@ -98,6 +105,6 @@ def test_blanks_are_scored_from_left_to_right(monkeypatch, at_once):
         assert score.num_tokens == stop - start
 
 
-def test_too_long_text_is_refused(small_gpt):
+def test_too_long_text_is_refused(causal_model):
     with pytest.raises(ValueError, match="A sequence has 97 tokens; the model has 96 positions"):
-        list(score_answers(small_gpt, [ScoringRequest(np.full(97, 5), (np.array([6]),))]))
+        list(score_answers(causal_model, [ScoringRequest(np.full(97, 5), (np.array([6]),))]))

@@ -14,7 +14,7 @@ from stemformer.data.examples.batch import Example, collate
 from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
 from stemformer.errors import CheckpointError
 from stemformer.evaluation.inference import batch_slices, hidden_states, masked_example
-from stemformer.models.gpt import Gpt
+from stemformer.models.body import Body
 from stemformer.models.model import Model
 
 WITHIN_WORD_L2R = "within_word_l2r"
@@ -57,15 +57,14 @@ class AnswerScore:
 def score_answers(model: Model, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
     """Score each answer as a continuation of its prompt, whose key-value cache the answers share.
 
-    Prompt and answer must fit into the model's positions, except for the last token. The model is a
-    GPT with its head, in evaluation mode, under the caller's autocast.
+    Prompt and answer must fit into the model's positions, except for the last token. The model is
+    causal, with its head, in evaluation mode, under the caller's autocast.
     """
-    body = model.body
-    assert isinstance(body, Gpt) and "causal_lm" in model.heads, "a GPT with its head"
+    assert "causal_lm" in model.heads, "a causal model with its head"
     assert all(len(r.prompt) and all(map(len, r.answers)) for r in requests), "prompts and answers are not empty"
     sizes = [len(r.prompt) + sum(len(answer) - 1 for answer in r.answers) for r in requests]
     parts = batch_slices(sizes, _BATCH_TOKENS)
-    return [scores for part in parts for scores in _score_batch(model, body, requests[part])]
+    return [scores for part in parts for scores in _score_batch(model, requests[part])]
 
 
 @torch.inference_mode()
@@ -149,7 +148,8 @@ def _score_masks(model: Model, requests: Sequence[Example]) -> Iterator[AnswerSc
         yield from _score_tokens(model, states, [row[key] for key in keys], [r.labels for r in requests[part]])
 
 
-def _score_batch(model: Model, body: Gpt, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
+def _score_batch(model: Model, requests: Sequence[ScoringRequest]) -> list[list[AnswerScore]]:
+    body = model.body
     # Common prefix of all prompts.
     prompts = [request.prompt for request in requests]
     prefix, shared, parents = common_prefix(prompts, min(map(len, prompts)) - 1), None, None
@@ -203,7 +203,7 @@ def _score_tokens(
     return [AnswerScore(float(values[a:b].sum()), b - a, bool(best[a:b].all())) for a, b in pairwise(bounds)]
 
 
-def _flatten(texts: Sequence[np.ndarray], body: Gpt) -> tuple[Int[Tensor, "N"], Int[Tensor, "S1"]]:
+def _flatten(texts: Sequence[np.ndarray], body: Body) -> tuple[Int[Tensor, "N"], Int[Tensor, "S1"]]:
     device = body.embeddings.word.weight.device
     cu_seqlens = torch.from_numpy(np.cumsum([0, *map(len, texts)]).astype(np.int32))
     return torch.from_numpy(np.concatenate(texts).astype(np.int64)).to(device), cu_seqlens.to(device)

@@ -84,26 +84,24 @@ def attend(
 
 
 def attend_cached(
-    qkv: Float[Tensor, "S 3 H K"],
+    q: Float[Tensor, "S H K"],
+    keys: Float[Tensor, "SG K P"],
+    values: Float[Tensor, "SG P K"],
     *,
-    new: Float[Tensor, "S 2 H K"],
-    keys: Float[Tensor, "SH K P"],
-    values: Float[Tensor, "SH P K"],
     mask: Float[Tensor, "S 1 1 P"] | None = None,
 ) -> Float[Tensor, "S HK"]:
-    """Write one new token of each sequence to the cache and return its attention output.
+    """Return the attention output of one new token of each sequence.
 
     Args:
-        new: Last column of the cache, where their keys and values are written.
-        keys: Cached keys of all P columns, the new one included; heads of a sequence are adjacent.
+        keys: Cached keys of all P columns, the new one included; heads of a sequence are adjacent. Each of
+            G heads of keys serves a group of H / G query heads.
         mask: Added to the scores; needed where the cache is padded.
     """
     # Two batched products: PyTorch's kernel takes up to twice as long for one query per sequence.
-    num_sequences, _, _, size = qkv.shape
-    q, kv = qkv.split_with_sizes((1, 2), 1)
-    new.copy_(kv)
-    q = (q if q.dtype == keys.dtype else q.to(keys.dtype)).reshape(-1, 1, size)  # (S * H, 1, K)
-    scores = torch.baddbmm(_unused_input(q.device, q.dtype), q, keys, beta=0, alpha=size**-0.5)  # (S * H, 1, P)
+    num_sequences, num_heads, size = q.shape
+    group_size = num_sequences * num_heads // len(keys)
+    q = (q if q.dtype == keys.dtype else q.to(keys.dtype)).reshape(-1, group_size, size)  # (S * G, H / G, K)
+    scores = torch.baddbmm(_unused_input(q.device, q.dtype), q, keys, beta=0, alpha=size**-0.5)  # (S * G, H / G, P)
     if mask is not None:
         scores.view(num_sequences, -1, 1, scores.shape[2]).add_(mask)
     return torch.bmm(scores.softmax(-1), values).view(num_sequences, -1)  # (S, H * K)

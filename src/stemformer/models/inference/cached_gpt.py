@@ -1,33 +1,38 @@
-"""Incremental GPT decoding with a key-value cache."""
+"""Incremental decoding of causal models with a key-value cache."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
-from stemformer.models.attention.varlen import attend, attend_cached
-from stemformer.models.gpt import Gpt, GptConfig, GptLayer
+from stemformer.models.attention.varlen import attend_cached
 from stemformer.models.inference.kv_cache import KeyValueCache
 from stemformer.models.inference.linear_kernels import LinearKernel, make_linear_kernel
-from stemformer.models.layers import pad_to_bucket
+from stemformer.models.layers import PreNormLayer, RmsNorm, pad_to_bucket, rms_norm
 from stemformer.models.model import Model
+from stemformer.models.rotary import Rotation
+
+# Rotation of each token, for each theta of the layers.
+_Rotations = dict[float, Rotation]
 
 
 class GptDecoder:
-    """A GPT prepared for decoding, with matrices laid out for fast reads.
+    """A GPT or Llama prepared for decoding, with matrices laid out for fast reads.
 
     On the CPU, states are at least float32 and the matrices are copies (`inference.linear_kernels`).
     Construction takes as long as some decoding steps: keep the decoder to decode several times.
 
     Args:
-        model: A GPT with its causal-LM head. Later training of it has no effect here.
+        model: A causal model with its causal-LM head. Later training of it has no effect here.
         rows: Maximum number of sequences decoded in parallel.
         steps: Expected number of decoding steps.
 
     Example:
+        >>> from stemformer.models.gpt import GptConfig
         >>> from stemformer.models.model import make_model
         >>> config = GptConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> decoder = GptDecoder(make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)))
@@ -42,14 +47,21 @@ class GptDecoder:
     def __init__(self, model: Model, *, rows: int = 1, steps: float = torch.inf) -> None:
         if "causal_lm" not in model.heads:
             raise ConfigError("This model has no causal-LM head, so it cannot generate text. Use a GPT.")
-        body = model.body
-        assert isinstance(body, Gpt)
-        self.config: GptConfig = body.config
+        body, layer = model.body, model.body.layers[0]
+        self.config: Any = body.config
         self.max_length = model.max_length
         self._word = body.embeddings.word.weight.detach()
-        is_low_precision = self._word.device.type == "cpu" and self._word.dtype.itemsize < 4
+        device = self._word.device
+        is_low_precision = device.type == "cpu" and self._word.dtype.itemsize < 4
         self._dtype = torch.float32 if is_low_precision else self._word.dtype
-        self._position = body.embeddings.position.weight.detach().to(self._dtype)
+        attention: Any = layer.attention
+        self._cache_shape = (len(body.layers), attention.num_key_value_heads, attention.head_size)
+
+        # Embedding and rotation of each position, as far as the architecture has them.
+        position = body.embeddings.position
+        self._position = None if position is None else position.weight.detach().to(self._dtype)
+        positions = torch.arange(self.config.max_position_embeddings, device=device)
+        self._rotations: _Rotations = next(iter(body.layer_inputs(positions)), {})
 
         def make_kernel(layer: nn.Linear, activation: nn.Module | None = None) -> LinearKernel:
             return make_linear_kernel(layer.weight, layer.bias, rows=rows, steps=steps, activation=activation)
@@ -63,30 +75,39 @@ class GptDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]], max_length: int) -> Float[Tensor, "S V"]:
         """Start a new batch of prompts and return the logits of each next token; `max_length` includes new tokens."""
         device, lengths = self._word.device, list(map(len, prompts))
-        self.cache = KeyValueCache(self.config, lengths, max_length, device=device, dtype=self._dtype)
+        self.cache = KeyValueCache(self._cache_shape, lengths, max_length, device=device, dtype=self._dtype)
         ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)  # (N,)
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-        x = pad_to_bucket(self._embed(ids, torch.embedding(self._position, positions)))
+        x = pad_to_bucket(self._embed(ids, lambda table: torch.embedding(table, positions)))
+        padded = pad_to_bucket(positions)
+        rotations = self._rotations_at(lambda table: torch.embedding(table, padded))
         blocks, slots = self.cache.prompt_slots(positions)
         for layer, block in zip(self._layers, blocks, strict=True):
-            x = layer.prefill(x, cu_seqlens, max(lengths), block, slots)
+            x = layer.prefill(x, cu_seqlens, max(lengths), block, slots, rotations)
         return self._logits(self._norm(x[cu_seqlens[1:].long() - 1]))
 
     def decode_step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
         """Append one token to each sequence and return the logits of the next."""
-        cache, table = self.cache, self._position
-        one_position = not cache.has_padding
-        positions = table.narrow(0, cache.length, 1) if one_position else torch.embedding(table, cache.positions)
-        x = self._embed(tokens, positions)
+        cache = self.cache
+
+        def select(table: Tensor) -> Tensor:
+            """Return the rows of the positions of the new tokens."""
+            return torch.embedding(table, cache.positions) if cache.has_padding else table.narrow(0, cache.length, 1)
+
+        x, rotations = self._embed(tokens, select), self._rotations_at(select)
         blocks, mask = cache.grow(), cache.mask()
         for layer, (new, keys, values) in zip(self._layers, blocks, strict=True):
-            x = layer.decode_step(x, new, keys, values, mask)
+            x = layer.decode_step(x, new, keys, values, mask, rotations)
         return self._logits(self._norm(x))
 
-    def _embed(self, ids: Int[Tensor, "R"], positions: Float[Tensor, "_ D"]) -> Float[Tensor, "R D"]:
+    def _embed(self, ids: Int[Tensor, "R"], select: Callable[[Tensor], Tensor]) -> Float[Tensor, "R D"]:
         x = torch.embedding(self._word, ids)
-        return (x if x.dtype == self._dtype else x.to(self._dtype)) + positions
+        x = x if x.dtype == self._dtype else x.to(self._dtype)
+        return x if self._position is None else x + select(self._position)
+
+    def _rotations_at(self, select: Callable[[Tensor], Tensor]) -> _Rotations:
+        return {theta: Rotation(*map(select, tables)) for theta, tables in self._rotations.items()}
 
     def _logits(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
         logits = self._head(states)
@@ -94,35 +115,54 @@ class GptDecoder:
 
 
 class _Layer:
-    """`models.gpt.GptLayer` in evaluation mode, for prompts and for single tokens."""
+    """`models.layers.PreNormLayer` in evaluation mode, for prompts and for single tokens."""
 
-    def __init__(self, layer: GptLayer, make_kernel: Callable[..., LinearKernel], dtype: torch.dtype) -> None:
-        self.num_heads, self._dtype = layer.attention.num_heads, dtype
+    def __init__(self, layer: PreNormLayer, make_kernel: Callable[..., LinearKernel], dtype: torch.dtype) -> None:
+        self._dtype, self._theta, self._attention = dtype, layer.theta, layer.attention
+        q_norm, k_norm = layer.attention.q_norm, layer.attention.k_norm
+        self._norms = None
+        if q_norm is not None and k_norm is not None:
+            self._norms = _make_norm(q_norm, dtype), _make_norm(k_norm, dtype)
         self.attention_norm = _make_norm(layer.attention_norm, dtype)
         self.qkv, self.out = make_kernel(layer.attention.qkv), make_kernel(layer.attention.out)
         self.feed_forward_norm = _make_norm(layer.feed_forward_norm, dtype)
-        feed_forward = layer.feed_forward
-        self.up, self.down = make_kernel(feed_forward.up, feed_forward.activation), make_kernel(feed_forward.down)
+        self.feed_forward = layer.feed_forward.with_kernels(make_kernel)
 
     def prefill(
-        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, block: Tensor, slots: tuple[Tensor, Tensor]
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        block: Tensor,
+        slots: tuple[Tensor, Tensor],
+        rotations: _Rotations,
     ) -> Float[Tensor, "N D"]:
         # Keys and values of all but padding go to the cache.
-        qkv = self.qkv(self.attention_norm(x)).to(self._dtype).view(len(x), 3, self.num_heads, -1)
-        q, k, v = qkv.unbind(1)  # (N, H, K)
-        block.index_put_(slots, qkv[: len(slots[0]), 1:])
-        out = attend(q, k, v, cu_q=cu_seqlens, cu_k=cu_seqlens, max_q=max_seqlen, max_k=max_seqlen, causal=True)
-        return self._add_feed_forward(x + self.out(out.flatten(1)))
+        q, k, v = self._split_heads(self.qkv(self.attention_norm(x)).to(self._dtype), rotations)
+        block.index_put_(slots, torch.stack([k, v], 1)[: len(slots[0])])
+        sides = {"cu_q": cu_seqlens, "cu_k": cu_seqlens, "max_q": max_seqlen, "max_k": max_seqlen}
+        return self._add_feed_forward(x + self.out(self._attention.attend(q, k, v, **sides).flatten(1)))
 
-    def decode_step(self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        num_sequences, _, num_heads, size = new.shape
-        qkv = self.qkv(self.attention_norm(x)).view(num_sequences, 3, num_heads, size)
-        return self._add_feed_forward(x + self.out(attend_cached(qkv, new=new, keys=keys, values=values, mask=mask)))
+    def decode_step(
+        self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, rotations: _Rotations
+    ) -> Float[Tensor, "S D"]:
+        # Keys and values of the new token go to the last column of the cache.
+        q, k, v = self._split_heads(self.qkv(self.attention_norm(x)), rotations)
+        torch.stack([k, v], 1, out=new)
+        return self._add_feed_forward(x + self.out(attend_cached(q, keys, values, mask=mask)))
+
+    def _split_heads(self, qkv: Tensor, rotations: _Rotations) -> tuple[Tensor, Tensor, Tensor]:
+        rotation = None if self._theta is None else rotations[self._theta]
+        return self._attention.split_heads(qkv, rotation, self._norms)
 
     def _add_feed_forward(self, x: Tensor) -> Float[Tensor, "R D"]:
-        return x + self.down(self.up(self.feed_forward_norm(x)))
+        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def _make_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    weight, bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
-    return lambda x: torch.layer_norm(x, weight.shape, weight, bias, norm.eps)
+def _make_norm(norm: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    assert isinstance(norm, nn.LayerNorm | RmsNorm)
+    weight, eps = norm.weight.detach().to(dtype), norm.eps
+    if isinstance(norm, RmsNorm):
+        return lambda x: rms_norm(x, weight, eps)
+    bias = norm.bias.detach().to(dtype)
+    return lambda x: torch.layer_norm(x, weight.shape, weight, bias, eps)

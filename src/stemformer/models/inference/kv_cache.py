@@ -6,18 +6,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stemformer.models.gpt import GptConfig
-
 
 class KeyValueCache:
     """Dense key-value cache of S sequences, left-padded: all end at the same column, and padding is masked.
 
-    `lengths` are those of the prompts, `max_length` (columns to allocate) includes new tokens, and
-    `length` is the number of columns in use.
+    `shape` is the number of layers, of heads of keys (H), and the head size; `lengths` are those of the
+    prompts, `max_length` (columns to allocate) includes new tokens, and `length` is the number of
+    columns in use.
     """
 
     def __init__(
-        self, config: GptConfig, lengths: Sequence[int], max_length: int, *, device: torch.device, dtype: torch.dtype
+        self,
+        shape: tuple[int, int, int],
+        lengths: Sequence[int],
+        max_length: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.length, self.max_length = max(lengths), max_length
         self._check_length()
@@ -25,9 +30,9 @@ class KeyValueCache:
         self.has_padding = min(lengths) < self.length
         # Padding is multiplied by zero, so it must be a finite number.
         make = torch.zeros if self.has_padding else torch.empty
-        num_heads, head_size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, len(lengths), num_heads, max_length, head_size)
-        self._set_data(make(shape, device=device, dtype=dtype))
+        num_layers, num_heads, head_size = shape
+        sizes = (num_layers, 2, len(lengths), num_heads, max_length, head_size)
+        self._set_data(make(sizes, device=device, dtype=dtype))
         self._starts = self.length - torch.tensor(lengths, device=device)  # (S,)
         self._mask: Tensor | None = None  # (S, 1, 1, max_length), -inf for padding
         if self.has_padding:
