@@ -3,6 +3,7 @@
 import json
 import signal
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from stemformer.errors import CheckpointError
 from stemformer.huggingface.load import load_model_and_tokenizer
 from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
+from stemformer.models.llama import LlamaConfig
 from stemformer.models.model import make_model
 from stemformer.progress import Silent
 from stemformer.tasks.sequence_classification import SequenceClassification
@@ -45,9 +47,9 @@ def gpts(tiny, tmp_path_factory):
     stemformer.train_tokenizer(
         [str(tiny / "text.txt")], out=str(root / "tok"), kind="bpe", vocab_size=300, documents="line"
     )
-    for kind, folder in (("bpe", root / "tok"), ("wordpiece", tiny / "tok")):
+    for kind, folder in (("bpe", root / "tok"), ("wordpiece", tiny / "tok"), ("llama", root / "tok")):
         tokenizer = load_tokenizer(folder)
-        config = GptConfig(
+        config = (partial(LlamaConfig, num_key_value_heads=2) if kind == "llama" else GptConfig)(
             vocab_size=tokenizer.vocab_size,
             hidden_size=32,
             num_hidden_layers=2,
@@ -55,7 +57,7 @@ def gpts(tiny, tmp_path_factory):
             intermediate_size=64,
             max_position_embeddings=64,
             initializer_range=0.1,
-            eos_token_id=0 if kind == "bpe" else tokenizer.sep_token_id,
+            eos_token_id=tokenizer.sep_token_id if kind == "wordpiece" else 0,
         )
         save_model(
             make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0)), root / kind, tokenizer
@@ -87,6 +89,11 @@ def run(model, labelled, kind, out, **options):
 
 
 VOCABULARIES = pytest.mark.parametrize("vocabulary", ["bpe", "wordpiece"])
+MODELS = pytest.mark.parametrize("vocabulary", ["bpe", "wordpiece", "llama"])
+
+
+def class_prefix(kind):
+    return "Llama" if kind == "llama" else "GPT2"
 
 
 # What a model reads
@@ -154,7 +161,7 @@ def test_metrics_equal_those_of_training(finetuned, labelled, vocabulary, kind):
     assert found[found["main_metric"]] == pytest.approx(result[found["main_metric"]], rel=1e-6)
 
 
-@VOCABULARIES
+@MODELS
 @pytest.mark.parametrize("kind", ["class", "pair"])
 def test_pipeline_of_transformers_gives_the_same_probabilities(finetuned, labelled, vocabulary, kind):
     folder = finetuned(vocabulary, kind)
@@ -162,7 +169,7 @@ def test_pipeline_of_transformers_gives_the_same_probabilities(finetuned, labell
     rows = read_table(str(labelled / "dev" / TASKS[kind][1])).rows
     texts = [tuple(" ".join(str(row[name]).split()[: 3 + i % 5]) for name in names) for i, row in enumerate(rows)]
     pipe = transformers.pipeline("text-classification", model=str(folder / "final"), top_k=None)
-    assert type(pipe.model).__name__ == "GPT2ForSequenceClassification"
+    assert type(pipe.model).__name__ == class_prefix(vocabulary) + "ForSequenceClassification"
     inputs = [t[0] if kind == "class" else {"text": t[0], "text_pair": t[1]} for t in texts]
     theirs = pipe(inputs, batch_size=4)  # of unequal lengths: the last token that is not padding is found
     loaded = stemformer.load(str(folder))
@@ -174,30 +181,37 @@ def test_pipeline_of_transformers_gives_the_same_probabilities(finetuned, labell
     assert len({round(mine.score, 4) for mine in ours}) > 2
 
 
-def test_transformers_gives_the_same_score_far_from_zero(gpts, labelled, tmp_path):
+def years(labelled, folder):
+    """Return options for training on scores far from zero."""
     lines = (labelled / "train" / "scores.tsv").read_text().splitlines()[1:]
     rows = [(text, 2000 + 30 * float(score)) for text, score in (line.split("\t") for line in lines)]
-    (tmp_path / "years.tsv").write_text("text\tyear\n" + "".join(f"{text}\t{year}\n" for text, year in rows))
-    files = {"train": [str(tmp_path / "years.tsv")], "dev": [str(tmp_path / "years.tsv")], "label_column": "year"}
-    result = run(gpts / "bpe", labelled, "class", tmp_path / "run", settings=["task.kind=score"], **files)
+    (folder / "years.tsv").write_text("text\tyear\n" + "".join(f"{text}\t{year}\n" for text, year in rows))
+    files = {split: [str(folder / "years.tsv")] for split in ("train", "dev")}
+    return {**files, "label_column": "year", "settings": ["task.kind=score"]}
+
+
+def test_transformers_gives_the_same_score_far_from_zero(gpts, labelled, tmp_path):
+    files = years(labelled, tmp_path)
+    result = run(gpts / "bpe", labelled, "class", tmp_path / "run", **files)
     # A model that began at 0 would be about 2000 off.
     assert result["mean_absolute_error"] < 2 * result["baseline"]["mean_absolute_error"]
     folder = str(tmp_path / "run" / "final")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    texts = [" ".join(text.split()[:5]) for text, _ in rows[:5]]
+    lines = (labelled / "train" / "scores.tsv").read_text().splitlines()[1:6]
+    texts = [" ".join(line.split()[:5]) for line in lines]
     for text, mine in zip(texts, stemformer.load(folder).predict(texts), strict=True):
         with torch.inference_mode():
             theirs = model(**tokenizer(text, return_tensors="pt")).logits.item()
         assert mine.score == pytest.approx(theirs, abs=1e-2)  # float32 rounds 2000 to 1e-4
 
 
-@VOCABULARIES
+@MODELS
 def test_pipeline_of_transformers_gives_the_same_tags(finetuned, labelled, vocabulary):
     folder = finetuned(vocabulary, "tag")
     sentences = read_tagged(str(labelled / "dev" / "tags.conll"), counts=Counter())
     pipe = transformers.pipeline("token-classification", model=str(folder / "final"), ignore_labels=[])
-    assert type(pipe.model).__name__ == "GPT2ForTokenClassification"
+    assert type(pipe.model).__name__ == class_prefix(vocabulary) + "ForTokenClassification"
     seen = set()
     for record, mine in zip(sentences, stemformer.load(str(folder)).predict([s.text for s in sentences]), strict=True):
         if len(record.words) > 20:
@@ -302,3 +316,16 @@ def test_model_that_transformers_trained_predicts_with_a_warning(gpts, tmp_path)
     with torch.inference_mode():
         expected = theirs(ids).logits.softmax(-1)[0].tolist()
     assert found.probabilities == pytest.approx(expected, abs=1e-5)
+
+
+def test_llama_learns_scores_that_transformers_gives_too(gpts, labelled, tmp_path):
+    with pytest.warns(UserWarning, match="head of a llama has no bias and starts at 0"):
+        result = run(gpts / "llama", labelled, "class", tmp_path / "run", **years(labelled, tmp_path), steps=4)
+    assert "mean_absolute_error" in result
+    folder, texts = str(tmp_path / "run" / "final"), ["The old king", "a river"]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for text, mine in zip(texts, stemformer.load(folder).predict(texts), strict=True):
+        with torch.inference_mode():
+            theirs = model(**tokenizer(text, return_tensors="pt")).logits.item()
+        assert mine.score == pytest.approx(theirs, rel=1e-4)

@@ -44,8 +44,8 @@ def files(tiny, tmp_path_factory):
     return root
 
 
-def run(files, out, *, settings=(), progress=None, **options):
-    usual = {} if options.get("resume") else {"recipe": "gpt_tiny", "settings": [*SETTINGS, *settings], "steps": 10}
+def run(files, out, *, settings=(), progress=None, recipe="gpt_tiny", **options):
+    usual = {} if options.get("resume") else {"recipe": recipe, "settings": [*SETTINGS, *settings], "steps": 10}
     return stemformer.pretrain(
         data=str(files / "data"), out=str(out), precision="fp32", progress=progress, **{**usual, **options}
     )
@@ -72,10 +72,10 @@ def test_loss_decreases_and_is_also_in_bits_per_byte(files, full):
     assert result["held_out_bits_per_byte"] == pytest.approx(expected, rel=1e-3)
 
 
-def assert_stopped_run_equals_full_run(files, tmp_path, settings, *, stop):
-    run(files, tmp_path / "full", settings=settings)
+def assert_stopped_run_equals_full_run(files, tmp_path, settings, *, stop, **options):
+    run(files, tmp_path / "full", settings=settings, **options)
     with pytest.raises(KeyboardInterrupt):
-        run(files, tmp_path / "parts", settings=settings, progress=StopAt(stop))
+        run(files, tmp_path / "parts", settings=settings, progress=StopAt(stop), **options)
     run(files, tmp_path / "parts", resume=True)
     a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -93,6 +93,11 @@ def assert_stopped_run_equals_full_run(files, tmp_path, settings, *, stop):
 )
 def test_ten_steps_are_four_and_six_bit_for_bit(files, tmp_path, settings):
     assert_stopped_run_equals_full_run(files, tmp_path, settings, stop=4)
+
+
+def test_grouped_heads_are_resumed_bit_for_bit_by_muon(files, tmp_path):
+    settings = ["model.num_key_value_heads=2"]
+    assert_stopped_run_equals_full_run(files, tmp_path, settings, stop=4, recipe="qwen3_mini")
 
 
 def test_stream_stopped_in_its_second_epoch_is_resumed_bit_for_bit(files, tmp_path):

@@ -5,8 +5,15 @@ from torch import nn
 
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
-from stemformer.models.heads import MaskedLmHead, NextSentenceHead, init_output_bias_from_unigrams, rescale_scores
+from stemformer.models.heads import (
+    MaskedLmHead,
+    NextSentenceHead,
+    can_shift_scores,
+    init_output_bias_from_unigrams,
+    rescale_scores,
+)
 from stemformer.models.layers import initialize_weights
+from stemformer.models.llama import LlamaConfig
 from stemformer.models.model import make_model
 
 CONFIG = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24)
@@ -115,3 +122,12 @@ def test_rescaled_scores_are_a_linear_function_of_the_scores(config):
     assert score() == pytest.approx(20 * before + 100, abs=1e-4)
     model.load_state_dict(rescale_scores(model.state_dict(), scale=1 / 20, shift=-100 / 20), strict=False)
     assert score() == pytest.approx(before, abs=1e-5)
+
+
+def test_scores_of_a_head_without_any_bias_are_scaled_but_not_shifted():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24}
+    config = LlamaConfig(vocab_size=60, **sizes)
+    state = make_model(config, ["sequence"], num_labels=1, generator=torch.Generator().manual_seed(0)).state_dict()
+    assert not can_shift_scores(state)
+    (scaled,) = rescale_scores(state, scale=20.0, shift=0.0).items()
+    assert torch.equal(scaled[1], 20 * state[scaled[0]])

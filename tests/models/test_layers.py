@@ -6,8 +6,10 @@ from stemformer.models.layers import (
     ACTIVATIONS,
     Dropout,
     FeedForward,
+    GatedFeedForward,
     MultiHeadAttention,
     pad_to_bucket,
+    rms_norm,
 )
 
 # 2^20 values: the share of zeros has a standard deviation of at most sqrt(0.25 / 2^20) = 0.0005; allow four.
@@ -125,3 +127,59 @@ def test_padding_is_zeros_and_few_rows(n, rows):
 
 def test_few_bucket_sizes_occur():
     assert len({len(pad_to_bucket(torch.empty(n, 0))) for n in range(1024, 2048)}) <= 33
+
+
+def values_and_gradients(function, *inputs):
+    """Return the output of a function and the gradients of its inputs, for an output gradient of random numbers."""
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    y = function(*inputs)
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return [y.detach(), *torch.autograd.grad(y, inputs, upstream.to(y.dtype))]
+
+
+@pytest.mark.parametrize("shape", [(7, 32), (7, 3, 16)])
+def test_rms_norm_is_that_of_pytorch_with_its_gradients(shape):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(shape, generator=generator), torch.randn(shape[-1], generator=generator)
+    found = values_and_gradients(lambda x, w: rms_norm(x, w, 1e-6), x, weight)
+    expected = values_and_gradients(lambda x, w: nn.functional.rms_norm(x, w.shape, w, 1e-6), x, weight)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    # Also of a part of a tensor, such as the queries.
+    part = torch.cat([x, x], -1).unflatten(-1, (2, shape[-1]))[..., 0, :]
+    assert torch.equal(rms_norm(part, weight, 1e-6), rms_norm(x, weight, 1e-6))
+
+
+def test_rms_norm_of_bfloat16_is_computed_in_float32():
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight = torch.rand(64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(rms_norm(x, weight, 1e-6), rms_norm(x.float(), weight, 1e-6).bfloat16())
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "silu", "relu", "relu2"])
+def test_gate_is_the_activation_of_one_half_times_the_other(activation):
+    layer = GatedFeedForward(8, 16, activation=activation)
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    found = values_and_gradients(layer.gate, x)
+    expected = values_and_gradients(lambda x: ACTIVATIONS[activation]()(x[:, :16]) * x[:, 16:], x)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_heads_of_a_group_share_keys_and_values():
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    grouped = MultiHeadAttention(32, 4, num_key_value_heads=2, causal=True)
+    full = MultiHeadAttention(32, 4, causal=True)
+    full.load_state_dict(grouped.state_dict() | repeated_keys_and_values(grouped))
+    cu_seqlens = torch.tensor([0, 2, 6], dtype=torch.int32)
+    torch.testing.assert_close(grouped(x, cu_seqlens, 4), full(x, cu_seqlens, 4))
+
+
+def repeated_keys_and_values(attention):
+    """Return `qkv` of an attention of full heads that equals one of two groups of two heads."""
+    state = {}
+    for kind in ("weight", "bias"):
+        q, k, v = getattr(attention.qkv, kind).split((32, 16, 16))
+        k, v = (part.unflatten(0, (2, 8)).repeat_interleave(2, 0).flatten(0, 1) for part in (k, v))
+        state[f"qkv.{kind}"] = torch.cat([q, k, v])
+    return state

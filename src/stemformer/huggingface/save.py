@@ -82,14 +82,14 @@ def unstandardized_weights(weights: Mapping[str, Tensor], task: Mapping[str, Any
     """Return the weights that change if the head gives scores in the original unit; {} if it does."""
     if task is None or not task.get("is_standardized"):
         return {}
-    return rescale_scores(weights, scale=task["target_std"], shift=task["target_mean"])
+    return rescale_scores(weights, scale=task["target_std"], shift=task.get("target_offset", task["target_mean"]))
 
 
 def _task_entries(task: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the entries of `config.json` for a task, in transformers' keys where they exist."""
     if task is None:
         return {}
-    apart = ("labels", "problem_type", "is_standardized")
+    apart = ("labels", "problem_type", "is_standardized", "target_offset")
     entries: dict[str, Any] = {TASK_KEY: {k: v for k, v in task.items() if k not in apart}}
     # transformers names the only output of a regression LABEL_0.
     labels = ["LABEL_0"] if task.get("problem_type") == "regression" else list(task["labels"])

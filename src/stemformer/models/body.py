@@ -73,7 +73,7 @@ class Body(nn.Module):
         Args:
             input_ids: Token ids of all sequences, concatenated.
             position_ids: Position of each token in its sequence, from 0.
-            token_type_ids: Segment ids; a GPT ignores them.
+            token_type_ids: Segment ids; only a BERT uses them.
             cu_seqlens: int32 sequence boundaries; the last entry is N.
             return_layers: Return `{number: states (N, D)}` for these numbers.
             replace: States (N, D) to substitute, by number.

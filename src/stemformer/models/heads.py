@@ -131,14 +131,25 @@ class SpanHead(nn.Module):
         return _in_float32(self.scores, states if self.transform is None else self.transform(states))
 
 
+# Parameters of a head for regression, and the norm before it.
+_SCORE_WEIGHT, _SCORE_BIAS = "heads.sequence.classifier.weight", "heads.sequence.classifier.bias"
+_NORM_BIAS = "body.norm.bias"
+
+
+def can_shift_scores(state: Mapping[str, Tensor]) -> bool:
+    """Return whether the head for regression, or the norm before it, has a bias; a Llama has neither."""
+    return _SCORE_BIAS in state or _NORM_BIAS in state
+
+
 def rescale_scores(state: Mapping[str, Tensor], *, scale: float, shift: float) -> dict[str, Tensor]:
     """Return the weights of a model that change if its head for regression gives `scale * score + shift`."""
-    weight, bias, norm_bias = "heads.sequence.classifier.weight", "heads.sequence.classifier.bias", "body.norm.bias"
-    scaled = state[weight] * scale
-    if bias in state:
-        return {weight: scaled, bias: state[bias] * scale + shift}
+    scaled = state[_SCORE_WEIGHT] * scale
+    if _SCORE_BIAS in state:
+        return {_SCORE_WEIGHT: scaled, _SCORE_BIAS: state[_SCORE_BIAS] * scale + shift}
+    if shift == 0 and _NORM_BIAS not in state:
+        return {_SCORE_WEIGHT: scaled}
     # GPT-2's head has no bias, but the norm before it has one.
-    return {weight: scaled, norm_bias: state[norm_bias] + shift * scaled[0] / scaled.square().sum()}
+    return {_SCORE_WEIGHT: scaled, _NORM_BIAS: state[_NORM_BIAS] + shift * scaled[0] / scaled.square().sum()}
 
 
 def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:

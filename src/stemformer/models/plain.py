@@ -42,7 +42,7 @@ def plain_forward(
     Args:
         input_ids: Token ids; ids of padding must be in the vocabulary, but have no effect.
         attention_mask: 1 or True for tokens, 0 or False for padding, on either side.
-        token_type_ids: Segment ids; all 0 by default. A GPT ignores them.
+        token_type_ids: Segment ids; all 0 by default. Only a BERT uses them.
 
     Example:
         >>> import torch

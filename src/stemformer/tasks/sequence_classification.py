@@ -81,7 +81,8 @@ class SequenceClassification(Task):
         # In standard deviations of the training targets.
         mean, std = self.targets or (0.0, 1.0)
         predicted = scores[:, 0].float()
-        predicted = predicted if self.is_standardized else (predicted - mean) / std
+        offset = 0.0 if self.target_offset is None else (self.target_offset - mean) / std
+        predicted = predicted + offset if self.is_standardized else (predicted - mean) / std
         return LossSum(F.mse_loss(predicted, (targets - mean) / std, reduction="sum"), len(targets), None)
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TextExample | None:
@@ -145,7 +146,7 @@ class SequenceClassification(Task):
             x = 1 / (1 + np.exp(-x))
         elif self.is_standardized and self.targets is not None:
             mean, std = self.targets
-            x = x * std + mean
+            x = x * std + (mean if self.target_offset is None else self.target_offset)
         # Mean over the windows of each record.
         means = np.zeros((len(records), x.shape[1]))
         np.add.at(means, examples.records, x)

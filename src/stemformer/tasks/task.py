@@ -148,6 +148,8 @@ class Task(ABC):
     # as in training; a saved model gives the original unit.
     targets: tuple[float, float] | None = None
     is_standardized: bool = False
+    # Score of a standardized output of 0: None for the mean, 0 for a model without any bias before the score.
+    target_offset: float | None = None
 
     def __init__(
         self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = (), num_records: int = 0
@@ -273,8 +275,9 @@ class Task(ABC):
         metadata: dict[str, Any] = {"labels": list(self.labels), "problem_type": self.problem_type}
         metadata |= {**asdict(self.config), "entities": self.has_entities, "language": self.language}
         if self.targets is not None:
-            names = ("target_mean", "target_std", "is_standardized")
-            metadata |= zip(names, (*self.targets, self.is_standardized), strict=True)
+            names = ("target_mean", "target_std", "is_standardized", "target_offset")
+            offset = self.targets[0] if self.target_offset is None else self.target_offset
+            metadata |= zip(names, (*self.targets, self.is_standardized, offset), strict=True)
         return metadata if self.symbols is None else {**metadata, "symbol_map": asdict(self.symbols)}
 
     def load_metadata(self, metadata: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from stemformer.device import configure_allocator
 from stemformer.errors import ConfigError, DataError
 from stemformer.huggingface.load import load_model, load_model_and_tokenizer, read_attention_dropout, read_task_info
 from stemformer.huggingface.vocab_transfer import transfer_vocabulary
-from stemformer.models.heads import init_output_bias_from_unigrams, rescale_scores
+from stemformer.models.heads import can_shift_scores, init_output_bias_from_unigrams, rescale_scores
 from stemformer.models.layers import initialize_weights
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.objective import OBJECTIVES
@@ -29,6 +29,8 @@ from stemformer.training.optimizer import make_optimizer
 
 # Default length of a question with a window of its passage, as in the BERT paper.
 _MAX_QA_LENGTH = 384
+# Mean of scores, in standard deviations, that a head without bias still learns soon.
+_MAX_OFFSET = 3
 
 
 def make_initial_model(
@@ -123,15 +125,29 @@ def load_initial_model(
         modules += {"nothing": [], "embeddings": [model.body.embeddings.word], "all": [model]}[config.reinitialize]
         for module in modules:
             initialize_weights(module, std=model.config.initializer_range, generator=generator)
+    if task.is_standardized and not can_shift_scores(model.state_dict()):
+        task.target_offset = 0.0
+        _warn_far_from_zero(model, task)
     if task.is_standardized and config.reinitialize != "all" and (is_resumed or has_matching_head(source, task)):
         assert task.targets is not None
         mean, std = task.targets
-        model.load_state_dict(rescale_scores(model.state_dict(), scale=1 / std, shift=-mean / std), strict=False)
+        offset = mean if task.target_offset is None else task.target_offset
+        model.load_state_dict(rescale_scores(model.state_dict(), scale=1 / std, shift=-offset / std), strict=False)
     _freeze(model, config, source)
     model.max_length = model.check_max_length(task.config.max_length)
     if task.config.max_length is None and task.config.name == "qa":
         model.max_length = min(model.max_length, _MAX_QA_LENGTH)
     return model, tokenizer, model.max_length
+
+
+def _warn_far_from_zero(model: Model, task: Task) -> None:
+    """Warn that a head without bias learns scores slowly whose mean is far from zero."""
+    assert task.targets is not None
+    mean, std = task.targets
+    if abs(mean) > _MAX_OFFSET * std:
+        problem = f"The scores have mean {mean:.4g} and standard deviation {std:.4g}, but the head of a"
+        advice = "Subtract their mean from the scores, or use another model."
+        warnings.warn(f"{problem} {model.config.model_type} has no bias and starts at 0. {advice}", stacklevel=4)
 
 
 def has_matching_head(source: Path, task: Task) -> bool:

@@ -1,1 +1,1 @@
-"""Incremental decoding of a GPT: decoder, key-value caches, linear kernels for few rows."""
+"""Incremental decoding of a GPT or Llama: decoder, key-value caches, linear kernels for few rows."""

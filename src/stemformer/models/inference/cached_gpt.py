@@ -46,7 +46,7 @@ class GptDecoder:
 
     def __init__(self, model: Model, *, rows: int = 1, steps: float = torch.inf) -> None:
         if "causal_lm" not in model.heads:
-            raise ConfigError("This model has no causal-LM head, so it cannot generate text. Use a GPT.")
+            raise ConfigError("This model has no causal-LM head, so it cannot generate text. Use a GPT or Llama.")
         body, layer = model.body, model.body.layers[0]
         self.config: Any = body.config
         self.max_length = model.max_length
