@@ -68,7 +68,7 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
     """Return a ModernBERT run for modest hardware: as BERT's, with rotary positions and gated layers.
 
     Two thirds of BERT's intermediate size, rounded to 32, give the same number of weights. A theta of
-    10,000 suits short sequences; all layers have full attention.
+    10,000 suits short sequences; all layers see the full sequence.
     """
     run = _bert(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}

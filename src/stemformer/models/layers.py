@@ -169,7 +169,7 @@ class MultiHeadAttention(nn.Module):
         num_key_value_heads: Heads of keys and values, each shared by a group of query heads (Ainslie et al.
             2023, section 2.2); None: as many as of queries.
         head_size: None: `hidden_size / num_heads`.
-        window: Largest distance that a token sees on each side; None for all tokens.
+        window: Largest distance that a token sees on each side; None is the full sequence.
         qk_norm_eps: If set, queries and keys are normed in each head (Henry et al. 2020, with RMS norm).
     """
 
@@ -239,12 +239,10 @@ class MultiHeadAttention(nn.Module):
         self,
         qkv: Float[Tensor, "N P"],
         rotation: Rotation | None,
-        norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
     ) -> tuple[Float[Tensor, "N H K"], Float[Tensor, "N G K"], Float[Tensor, "N G K"]]:
         """Return queries, keys and values from the output of `qkv`, normed and rotated.
 
-        Rotated coordinates come in the order of `rotate_queries_and_keys`. `norms` replace those of the
-        queries and keys.
+        Rotated coordinates come in the order of `rotate_queries_and_keys`.
         """
         heads, groups = self.num_heads, self.num_key_value_heads
         qkv = qkv.view(len(qkv), heads + 2 * groups, self.head_size)
@@ -254,8 +252,7 @@ class MultiHeadAttention(nn.Module):
             return q, k, v
         q, k, v = qkv.split_with_sizes((heads, groups, groups), 1)
         if self.q_norm is not None and self.k_norm is not None:
-            q_norm, k_norm = norms or (self.q_norm, self.k_norm)
-            q, k = q_norm(q), k_norm(k)
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             qk, _ = rotate_queries_and_keys(torch.cat([q, k], 1), heads + groups, rotation)
             q, k = qk.split_with_sizes((heads, groups), 1)
@@ -307,8 +304,13 @@ class GatedFeedForward(nn.Module):
 
     def with_kernels(self, make_kernel: Callable[..., Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
         """Return the function of evaluation mode, with linear layers by `make_kernel(layer)`."""
-        up, down = make_kernel(self.up), make_kernel(self.down)
-        return lambda x: down(self.gate(up(x)))
+        up, down, activation = make_kernel(self.up), make_kernel(self.down), self.activation
+
+        def forward(x: Tensor) -> Tensor:
+            a, b = up(x).chunk(2, -1)
+            return down(activation(a) * b)
+
+        return forward
 
     def gate(self, x: Float[Tensor, "*shape F2"]) -> Float[Tensor, "*shape F"]:
         """Return activation(a) * b of the halves a and b."""

@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -12,12 +13,11 @@ from stemformer.errors import ConfigError
 from stemformer.models.attention.varlen import attend_cached
 from stemformer.models.inference.kv_cache import KeyValueCache
 from stemformer.models.inference.linear_kernels import LinearKernel, make_linear_kernel
-from stemformer.models.layers import PreNormLayer, RmsNorm, pad_to_bucket, rms_norm
+from stemformer.models.layers import MultiHeadAttention, PreNormLayer, RmsNorm, pad_to_bucket
 from stemformer.models.model import Model
-from stemformer.models.rotary import Rotation
 
-# Rotation of each token, for each theta of the layers.
-_Rotations = dict[float, Rotation]
+# Cosine and signed sine (R, 1, K) of the angle of each token and coordinate, for each theta of the layers.
+_Rotations = dict[float, tuple[Tensor, Tensor]]
 
 
 class GptDecoder:
@@ -61,7 +61,10 @@ class GptDecoder:
         position = body.embeddings.position
         self._position = None if position is None else position.weight.detach().to(self._dtype)
         positions = torch.arange(self.config.max_position_embeddings, device=device)
-        self._rotations: _Rotations = next(iter(body.layer_inputs(positions)), {})
+        self._rotations: _Rotations = {}
+        for theta, (cos, sin) in next(iter(body.layer_inputs(positions)), {}).items():
+            signed = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+            self._rotations[theta] = (signed[0].to(self._dtype), signed[1].to(self._dtype))
 
         def make_kernel(layer: nn.Linear, activation: nn.Module | None = None) -> LinearKernel:
             return make_linear_kernel(layer.weight, layer.bias, rows=rows, steps=steps, activation=activation)
@@ -107,7 +110,7 @@ class GptDecoder:
         return x if self._position is None else x + select(self._position)
 
     def _rotations_at(self, select: Callable[[Tensor], Tensor]) -> _Rotations:
-        return {theta: Rotation(*map(select, tables)) for theta, tables in self._rotations.items()}
+        return {theta: (select(cos)[:, None], select(sin)[:, None]) for theta, (cos, sin) in self._rotations.items()}
 
     def _logits(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
         logits = self._head(states)
@@ -118,11 +121,10 @@ class _Layer:
     """`models.layers.PreNormLayer` in evaluation mode, for prompts and for single tokens."""
 
     def __init__(self, layer: PreNormLayer, make_kernel: Callable[..., LinearKernel], dtype: torch.dtype) -> None:
-        self._dtype, self._theta, self._attention = dtype, layer.theta, layer.attention
-        q_norm, k_norm = layer.attention.q_norm, layer.attention.k_norm
-        self._norms = None
-        if q_norm is not None and k_norm is not None:
-            self._norms = _make_norm(q_norm, dtype), _make_norm(k_norm, dtype)
+        attention = layer.attention
+        self._dtype, self._theta, self._attend = dtype, layer.theta, attention.attend
+        self._num_heads, self._num_groups = attention.num_heads, attention.num_key_value_heads
+        self._head_size, self._norm_queries_and_keys = attention.head_size, _make_head_norm(attention, dtype)
         self.attention_norm = _make_norm(layer.attention_norm, dtype)
         self.qkv, self.out = make_kernel(layer.attention.qkv), make_kernel(layer.attention.out)
         self.feed_forward_norm = _make_norm(layer.feed_forward_norm, dtype)
@@ -138,22 +140,35 @@ class _Layer:
         rotations: _Rotations,
     ) -> Float[Tensor, "N D"]:
         # Keys and values of all but padding go to the cache.
-        q, k, v = self._split_heads(self.qkv(self.attention_norm(x)).to(self._dtype), rotations)
-        block.index_put_(slots, torch.stack([k, v], 1)[: len(slots[0])])
-        sides = {"cu_q": cu_seqlens, "cu_k": cu_seqlens, "max_q": max_seqlen, "max_k": max_seqlen}
-        return self._add_feed_forward(x + self.out(self._attention.attend(q, k, v, **sides).flatten(1)))
+        q, kv = self._split_heads(self.qkv(self.attention_norm(x)).to(self._dtype), rotations)
+        block.index_put_(slots, kv[: len(slots[0])])
+        sides: dict[str, Any] = {"cu_q": cu_seqlens, "cu_k": cu_seqlens, "max_q": max_seqlen, "max_k": max_seqlen}
+        return self._add_feed_forward(x + self.out(self._attend(q, *kv.unbind(1), **sides).flatten(1)))
 
     def decode_step(
         self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, rotations: _Rotations
     ) -> Float[Tensor, "S D"]:
         # Keys and values of the new token go to the last column of the cache.
-        q, k, v = self._split_heads(self.qkv(self.attention_norm(x)), rotations)
-        torch.stack([k, v], 1, out=new)
+        q, kv = self._split_heads(self.qkv(self.attention_norm(x)), rotations)
+        new.copy_(kv)
         return self._add_feed_forward(x + self.out(attend_cached(q, keys, values, mask=mask)))
 
-    def _split_heads(self, qkv: Tensor, rotations: _Rotations) -> tuple[Tensor, Tensor, Tensor]:
-        rotation = None if self._theta is None else rotations[self._theta]
-        return self._attention.split_heads(qkv, rotation, self._norms)
+    def _split_heads(
+        self, qkv: Float[Tensor, "R P"], rotations: _Rotations
+    ) -> tuple[Float[Tensor, "R H K"], Float[Tensor, "R 2 G K"]]:
+        """Return queries, and keys with values, as `MultiHeadAttention.split_heads`, in few operations."""
+        num_heads, num_groups, size = self._num_heads, self._num_groups, self._head_size
+        heads = qkv.view(len(qkv), -1, size)
+        if self._theta is None:
+            q, kv = heads.split_with_sizes((num_heads, 2 * num_groups), 1)
+            return q, kv.view(-1, 2, num_groups, size)
+        qk, v = heads.split_with_sizes((num_heads + num_groups, num_groups), 1)
+        qk = qk if self._norm_queries_and_keys is None else self._norm_queries_and_keys(qk)
+        # Each coordinate and the one that it is rotated with.
+        cos, sin = rotations[self._theta]
+        partners = qk.view(len(qk), -1, 2, size // 2).flip(2).view(qk.shape)
+        q, k = (qk * cos).addcmul_(partners, sin).split_with_sizes((num_heads, num_groups), 1)
+        return q, torch.stack([k, v], 1)
 
     def _add_feed_forward(self, x: Tensor) -> Float[Tensor, "R D"]:
         return x + self.feed_forward(self.feed_forward_norm(x))
@@ -163,6 +178,16 @@ def _make_norm(norm: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor
     assert isinstance(norm, nn.LayerNorm | RmsNorm)
     weight, eps = norm.weight.detach().to(dtype), norm.eps
     if isinstance(norm, RmsNorm):
-        return lambda x: rms_norm(x, weight, eps)
+        return lambda x: F.rms_norm(x, weight.shape, weight, eps)
     bias = norm.bias.detach().to(dtype)
     return lambda x: torch.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def _make_head_norm(attention: MultiHeadAttention, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    """Return the norm of the heads of queries and keys (R, H + G, K), if any."""
+    q_norm, k_norm = attention.q_norm, attention.k_norm
+    if q_norm is None or k_norm is None:
+        return None
+    pairs = ((q_norm, attention.num_heads), (k_norm, attention.num_key_value_heads))
+    weight = torch.cat([norm.weight.detach().to(dtype).expand(number, -1) for norm, number in pairs])  # (H + G, K)
+    return lambda x: F.rms_norm(x, weight.shape[1:], None, q_norm.eps) * weight
