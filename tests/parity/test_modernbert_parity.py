@@ -143,6 +143,12 @@ def test_transformers_opens_our_folder_with_equal_numbers(heads, tmp_path):
         assert_close(found, model.eval()(input_ids=ids[None])[0][0])
 
 
+def test_pooling_of_a_folder_without_a_classifier_does_not_matter(tmp_path):
+    theirs(classifier_pooling="mean").save_pretrained(tmp_path / "theirs")
+    save_model(load_model(tmp_path / "theirs"), tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["classifier_pooling"] == "cls"
+
+
 def test_saved_folder_is_read_unchanged(tmp_path):
     ours = opened(theirs(), tmp_path / "theirs")
     save_model(ours, tmp_path / "ours")
@@ -159,6 +165,13 @@ def test_saved_folder_is_read_unchanged(tmp_path):
         ({"layer_types": ["full_attention"]}, "has 1 entries for 3 layers"),
         ({"norm_bias": True}, "norm_bias is True, only False is supported"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type is 'yarn', only 'default'"),
+        ({"rope_scaling": {"type": "linear"}}, "type is 'linear', only 'default'"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "factor is 2.0, only None"),
+        ({"classifier_activation": "relu"}, "classifier_activation is 'relu', only 'gelu'"),
+        (
+            {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"},
+            "classifier_pooling is 'mean', only 'cls'",
+        ),
     ],
 )
 def test_unsupported_settings_are_refused_by_name(changes, expected, tmp_path):

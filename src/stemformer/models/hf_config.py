@@ -8,6 +8,7 @@ from typing import Any
 from stemformer.errors import CheckpointError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
+from stemformer.models.layers import ACTIVATIONS
 from stemformer.models.llama import LlamaConfig
 from stemformer.models.modernbert import LAYER_TYPES, ModernBertConfig
 
@@ -66,6 +67,8 @@ _LLAMA_KEYS: dict[str, tuple[str, ...]] = {
     "eos_token_id": ("eos_token_id", "bos_token_id"),
 }
 _LLAMA_SUPPORTED = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
+# Ends of the names of transformers' classes whose heads read one state of each text.
+_POOLED_CLASSES = ("ForSequenceClassification", "ForMultipleChoice")
 _ROPE_SUPPORTED = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 _SUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False}
 _GPT_SUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
@@ -111,8 +114,14 @@ def read_modernbert_config(raw: Mapping[str, Any], source: str) -> dict[str, Any
         _check_supported(rope, f"{source}, rope_parameters.{kind}", {"rope_type": "default"})
         if (theta := rope.get("rope_theta", raw.get(field))) is not None:
             found[field] = theta
-    if unused := {*(raw.get("rope_scaling") or {})} - {"rope_type", "type"}:
-        raise CheckpointError(f"{source}: rope_scaling with {', '.join(sorted(unused))} is not supported.")
+    if scaling := raw.get("rope_scaling"):
+        _check_supported(scaling, f"{source}, rope_scaling", dict.fromkeys(scaling) | _ROPE_SUPPORTED)
+    # The masked-LM head and the task heads share an activation, which is here that of the layers.
+    activation = found.get("hidden_act", ModernBertConfig.hidden_act)
+    if activation in ACTIVATIONS:
+        _check_supported({"classifier_activation": "gelu", **raw}, source, {"classifier_activation": activation})
+    if any(name.endswith(_POOLED_CLASSES) for name in raw.get("architectures") or ()):
+        _check_supported(raw, source, {"classifier_pooling": "cls"})
     return found
 
 
@@ -127,6 +136,7 @@ def write_modernbert_config(config: ModernBertConfig) -> dict[str, Any]:
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
         "mlp_dropout": config.hidden_dropout_prob,
         "classifier_activation": config.hidden_act,
+        "classifier_pooling": "cls",
         # Ids of the tokenizer's special tokens, which transformers does not need.
         **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
     }
