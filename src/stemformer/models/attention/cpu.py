@@ -158,8 +158,8 @@ def _make_bucket(
     window = None if window is None or window >= num_k - 1 else window
     if window is not None:
         shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
-        ahead = np.arange(num_k) - np.arange(num_q)[:, None] - shift  # (B, 1, T_q, T_k)
-        far = (np.abs(ahead) > window) | (causal & (ahead > 0))
+        keys, own = np.arange(num_k), np.arange(num_q)[:, None] + shift  # (T_k,), (B, 1, T_q, 1)
+        far = (keys < own - window) | (keys > own + (0 if causal else window))  # (B, 1, T_q, T_k)
         hidden = (far[:1] if flash else hidden | far) & (True if flash else q_real[:, None, :, None])
     elif causal and not flash:
         shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
