@@ -51,6 +51,15 @@ def test_compressed_set_is_read(tmp_path):
     assert (only.name, only.sentences) == ("a", PAIRS)
 
 
+def test_sets_of_the_same_name_are_refused(tmp_path):
+    for name in ("0.jsonl", "a.jsonl", "b/a.jsonl"):
+        write_set(tmp_path / name)
+    assert [pairs.name for pairs in read_minimal_pairs(str(tmp_path))] == ["0", "a", "b/a"]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    with pytest.raises(DataError, match=r"/a\.jsonl and .*/a\.jsonl\.gz are sets of the same name\. Remove or rename"):
+        read_minimal_pairs(str(tmp_path))
+
+
 def test_directory_without_sets_is_refused(tmp_path):
     (tmp_path / "sets.txt").write_text("none")
     with pytest.raises(DataError, match=r"holds no set of minimal pairs\. Pass the directory with BLiMP's"):

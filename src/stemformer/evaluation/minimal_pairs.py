@@ -52,7 +52,7 @@ def read_minimal_pairs(folder: str, *, limit: int | None = None) -> list[Minimal
         limit: Maximum number of pairs of each set, the first ones.
 
     Raises:
-        DataError: There is no set, or a line lacks a sentence.
+        DataError: There is no set, two have the same name, or a line lacks a sentence.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -61,17 +61,19 @@ def read_minimal_pairs(folder: str, *, limit: int | None = None) -> list[Minimal
     if not found:
         raise DataError(f"{folder} holds no set of minimal pairs. {_EXPECTED}")
     root = Path(os.path.commonpath([file.parent for file in found]))
-    return [_read_set(file, root, limit) for file in found]
+    names = [split_suffixes(str(file.relative_to(root)))[0].removesuffix(".jsonl") for file in found]
+    if repeated := [str(file) for file, name in zip(found, names, strict=True) if names.count(name) > 1]:
+        raise DataError(f"{' and '.join(repeated[:2])} are sets of the same name. Remove or rename one.")
+    return [_read_set(file, name, limit) for file, name in zip(found, names, strict=True)]
 
 
-def _read_set(file: Path, root: Path, limit: int | None) -> MinimalPairSet:
+def _read_set(file: Path, name: str, limit: int | None) -> MinimalPairSet:
     table = read_table([file])
     rows = [{key: value for key, value in row.items() if value is not None} for row in table.rows[:limit]]
     pairs = [
         (required_text(row, _KEYS[:1], location), required_text(row, _KEYS[1:], location))
         for row, location in zip(rows, table.locations, strict=False)
     ]
-    name = split_suffixes(str(file.relative_to(root)))[0].removesuffix(".jsonl")
     # One published set has a slash in its field.
     field = str(rows[0].get("field", "")).replace("/", "_")
     return MinimalPairSet(name, field, str(rows[0].get("linguistics_term", "")), pairs, table.locations[: len(pairs)])
