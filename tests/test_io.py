@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +84,39 @@ def test_killed_replacement_leaves_the_old_or_the_new_directory(tmp_path, monkey
     assert (target / "a").read_text() == str(number)
     assert len(steps) >= 3
     assert all(steps) == can_swap
+
+
+@pytest.mark.parametrize("can_swap", [True, False])
+def test_directory_behind_a_link_is_replaced_and_the_link_stays(tmp_path, monkeypatch, can_swap):
+    if not can_swap:
+        monkeypatch.setattr(io, "_swap", lambda a, b: False)
+    real, link = tmp_path / "disk" / "real", tmp_path / "final"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    for text in "012":
+        write(link, text)
+        assert link.readlink() == real and (real / "a").read_text() == text
+    assert [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path, real.parent)] == [
+        ["disk", "final"],
+        ["real"],
+    ]
+    # After a kill between two renames.
+    real.rename(real.with_name("real.old"))
+    restore_folder(link)
+    assert (link / "a").read_text() == "2"
+
+
+@pytest.mark.parametrize("name", ["final", "final.tmp", "final.old"])
+def test_files_and_links_in_the_way_of_a_directory_are_replaced(tmp_path, name):
+    for make in (Path.touch, lambda path: path.symlink_to(tmp_path.parent / "absent")):
+        make(tmp_path / name)
+        # The second write finds what the first one left.
+        for text in "01":
+            if not (tmp_path / "final").is_symlink():
+                write(tmp_path / "final", text)
+                assert (tmp_path / "final" / "a").read_text() == text
+        for path in tmp_path.iterdir():
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
 def test_directories_are_swapped_in_one_step_on_linux(tmp_path):

@@ -54,32 +54,43 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Write a directory atomically: let `write` fill a temporary one, fsync it, and rename it.
 
     An old directory stays until the new one takes its name. Where the system cannot swap them, and the process is
-    killed between two renames, the old one is called `.old`, and `restore_folder` renames it back.
+    killed between two renames, the old one is called `.old`, and `restore_folder` renames it back. A symbolic link
+    stays, and the directory that it names is replaced.
     """
+    target = target.resolve()
     restore_folder(target)
     temporary, old = (target.with_name(target.name + suffix) for suffix in (".tmp", ".old"))
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove(temporary)
     temporary.mkdir(parents=True)
     try:
         write(temporary)
         for file in [*temporary.iterdir(), temporary]:
             fsync(file)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise
-    if target.exists() and _swap(temporary, target):
+    if target.is_dir() and _swap(temporary, target):
         old = temporary
     else:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         if target.exists():
             target.rename(old)
         temporary.rename(target)
     fsync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, file or symbolic link, if there is one, as far as possible."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def restore_folder(target: Path) -> None:
     """Rename the old content of a directory back if a killed `write_folder` left the directory without any."""
+    target = target.resolve()
     old = target.with_name(target.name + ".old")
     if old.is_dir() and not target.exists():
         old.rename(target)
