@@ -15,7 +15,7 @@ import stemformer
 from stemformer.commands import load as loading
 from stemformer.data.labelled.table import read_table
 from stemformer.errors import DataError
-from stemformer.tasks import record_blocks
+from stemformer.tasks import dataset_notes, record_blocks
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
@@ -89,8 +89,19 @@ def test_records_of_the_training_data_are_counted(finetuned, labelled, tmp_path,
     assert notes(tmp_path / "model", "train")[0] == []
 
 
+def test_saved_model_knows_its_training_texts_too(finetuned, tmp_path):
+    stemformer.load(str(finetuned("class"))).save(tmp_path / "copy")
+    before, after = (
+        dataset_notes.load_training_texts(path) for path in (finetuned("class") / "final", tmp_path / "copy")
+    )
+    assert after.size > 0 and after.tolist() == before.tolist()
+    shutil.copytree(tmp_path / "copy", tmp_path / "without")
+    (tmp_path / "without" / "training_texts.npy").unlink()
+    stemformer.load(str(tmp_path / "without")).save(tmp_path / "again")
+    assert not (tmp_path / "again" / "training_texts.npy").exists()
+
+
 def test_too_many_training_texts_are_not_stored(finetuned, labelled, tmp_path, monkeypatch):
-    from stemformer.tasks import dataset_notes
     from stemformer.tasks.dataset import load_labelled_task, read_records
 
     task = load_labelled_task(str(finetuned("class")))

@@ -14,7 +14,7 @@ from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation import fill_mask
 from stemformer.evaluation.few_shot import scoring
-from stemformer.evaluation.fill_mask import fill_masks, pseudo_log_likelihood
+from stemformer.evaluation.fill_mask import fill_masks
 from stemformer.evaluation.inference import hidden_states
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
@@ -42,6 +42,13 @@ def random_model(heads=("masked_lm",), *, vocab_size=TOKENIZER.vocab_size):
 
 
 MODEL = random_model()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    save_model(MODEL, path, TOKENIZER)
+    return path
 
 
 @torch.no_grad()
@@ -240,29 +247,36 @@ def test_duplicate_candidate_counts_once():
 
 @pytest.mark.parametrize("pll", ["within_word_l2r", "original"])
 @pytest.mark.parametrize("text", ["the cat sat on the mat.", "Paris", "cats and dogs, and the log"])
-def test_pseudo_log_likelihood_equals_a_naive_loop(text, pll):
+def test_pseudo_log_likelihood_equals_a_naive_loop(folder, text, pll):
     ids = encode(text)
     starts = [i for i, token in enumerate(ids) if pll == "original" or not TOKENIZER.tokens[token].startswith("##")]
     total = sum(sum(left_to_right(ids, a, b)) for a, b in pairwise([*starts, len(ids)]))
-    score = pseudo_log_likelihood([text], MODEL, TOKENIZER, pll=pll)[0]
-    assert (score.text, score.num_tokens, score.method) == (text, len(ids), pll)
-    assert score.log_likelihood == pytest.approx(total, rel=ROUNDING)
-    assert score.mean_log_likelihood == pytest.approx(total / len(ids), rel=ROUNDING)
-    assert score.perplexity == pytest.approx(math.exp(-total / len(ids)), rel=1e-4)  # exp amplifies the rounding error
+    (score,) = stemformer.score([text], model=str(folder), pll=pll, device="cpu")
+    assert (score["text"], score["num_tokens"], score["method"]) == (text, len(ids), pll)
+    assert score["log_likelihood"] == pytest.approx(total, rel=ROUNDING)
+    assert score["mean_log_likelihood"] == pytest.approx(total / len(ids), rel=ROUNDING)
+    # exp amplifies the rounding error.
+    assert score["perplexity"] == pytest.approx(math.exp(-total / len(ids)), rel=1e-4)
 
 
 def test_pseudo_log_likelihood_in_several_batches_equals_one(monkeypatch):
-    texts = ["the cat sat on the mat.", "Paris"]
-    expected = pseudo_log_likelihood(texts, MODEL, TOKENIZER)
+    encodings = [TOKENIZER.encode(text) for text in ("the cat sat on the mat.", "Paris")]
+    expected = scoring.score_texts(MODEL, TOKENIZER, encodings)
     monkeypatch.setattr(scoring, "_BATCH_TOKENS", 20)
-    found = pseudo_log_likelihood(texts, MODEL, TOKENIZER)
-    assert [s.log_likelihood for s in found] == pytest.approx([s.log_likelihood for s in expected], rel=ROUNDING)
+    assert scoring.score_texts(MODEL, TOKENIZER, encodings) == pytest.approx(expected, rel=ROUNDING)
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\u200b"])
-def test_text_without_a_token_has_no_likelihood(text):
-    with pytest.raises(DataError, match="has no token"):
-        pseudo_log_likelihood([text], MODEL, TOKENIZER)
+def test_text_without_a_token_has_no_likelihood(folder, text):
+    with pytest.raises(DataError, match="1 text without a score"):
+        stemformer.score([text], model=str(folder), device="cpu")
+
+
+def test_words_of_scored_texts_are_counted_once(folder):
+    pipeline = stemformer.load(str(folder), device="cpu")
+    with pytest.warns(UserWarning, match=r"20% of the words are \[UNK\]"):
+        pipeline.score(["the cat sat on Привет"])
+    assert (pipeline.tokenizer.unknown._num_words, pipeline.tokenizer.unknown._num_unknown) == (5, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- mistakes
@@ -281,9 +295,8 @@ def test_text_of_maximum_length_is_accepted():
 
 def test_too_long_text_is_refused():
     text = " ".join(["[MASK]"] * (POSITIONS - 1))
-    for function in (fill_masks, pseudo_log_likelihood):
-        with pytest.raises(DataError, match=f"has {POSITIONS - 1} tokens; the model accepts {POSITIONS - 2}"):
-            function([text], MODEL, TOKENIZER)
+    with pytest.raises(DataError, match=f"has {POSITIONS - 1} tokens; the model accepts {POSITIONS - 2}"):
+        fill_masks([text], MODEL, TOKENIZER)
 
 
 def test_text_too_long_for_a_word_of_several_pieces_is_refused():
@@ -319,13 +332,6 @@ def test_empty_candidate_list_is_refused():
 # --------------------------------------------------------------------------------------------------------------------------- api
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    save_model(MODEL, path, TOKENIZER)
-    return path
-
-
 def test_api_result_is_plain_data(folder):
     found = stemformer.fill(TEXTS[:2], model=str(folder), top_k=2, device="cpu")
     expected = fill_masks(TEXTS[:2], MODEL, TOKENIZER, top_k=2)
@@ -336,19 +342,6 @@ def test_api_result_is_plain_data(folder):
         assert result == {"text": f.text, "masks": blanks, "filled": f.filled, "method": "vocabulary"}
 
 
-def test_api_scores_are_plain_data(folder):
-    (found,) = stemformer.score(["the cat sat"], model=str(folder), device="cpu")
-    (score,) = pseudo_log_likelihood(["the cat sat"], MODEL, TOKENIZER)
-    assert found == {
-        "text": "the cat sat",
-        "num_tokens": score.num_tokens,
-        "log_likelihood": score.log_likelihood,
-        "mean_log_likelihood": score.mean_log_likelihood,
-        "perplexity": score.perplexity,
-        "method": "within_word_l2r",
-    }
-
-
 def test_api_without_a_text_is_refused(folder):
     with pytest.raises(DataError, match="No text to work on"):
         stemformer.fill([], model=str(folder))
@@ -356,7 +349,7 @@ def test_api_without_a_text_is_refused(folder):
 
 def test_api_refuses_a_model_without_the_head(tmp_path):
     save_model(random_model([]), tmp_path, TOKENIZER)
-    with pytest.raises(CheckpointError, match="has no masked_lm head"):
+    with pytest.raises(CheckpointError, match="has no masked-language-modeling head"):
         stemformer.fill(TEXTS, model=str(tmp_path))
 
 

@@ -194,7 +194,7 @@ def test_model_without_a_head_is_refused(data, tiny, tmp_path):
     ("options", "error", "message"),
     [
         ({"limit": 0}, ConfigError, "--limit 0: expected at least 1"),
-        ({"pll": "original"}, ConfigError, "pll applies to masked language models"),
+        ({"pll": "original"}, ConfigError, "--pll applies to masked language models"),
         ({"data": Path("nowhere")}, DataError, "nowhere is not a directory"),
         ({"model": "./nowhere"}, CheckpointError, "nowhere does not exist"),
     ],

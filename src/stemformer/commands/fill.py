@@ -30,7 +30,7 @@ def score(options: ScoreOptions) -> list[dict[str, Any]]:
     Returns:
         For each text `text`, `num_tokens`, `log_likelihood` in nats, its mean per token, `perplexity`
         (the exponential of minus that mean), and `method`: `causal`, or that of `pll`. A text without tokens or with
-        too many has None, with a warning.
+        too many has None, with a warning. Other texts of the call change a score by rounding only.
 
     Raises:
         DataError: No text can be scored.

@@ -17,12 +17,12 @@ from stemformer.commands.inspect import describe_model
 from stemformer.config import nearest
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, score_texts
-from stemformer.evaluation.fill_mask import Score, fill_masks, make_score, pseudo_log_likelihood
+from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, check_pll, score_texts
+from stemformer.evaluation.fill_mask import fill_masks, make_score
 from stemformer.evaluation.inference import pooled_states, predict_scores
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import generate_texts
-from stemformer.huggingface.load import load_model_and_tokenizer, read_task_info
+from stemformer.huggingface.load import find_model_folder, load_model_and_tokenizer, read_task_info
 from stemformer.huggingface.save import save_model
 from stemformer.io import write_folder
 from stemformer.models.inference.cached_gpt import GptDecoder
@@ -31,6 +31,7 @@ from stemformer.objectives.objective import LossModule
 from stemformer.options import ComputeOptions, LoadOptions, accepts
 from stemformer.progress import Progress, Silent, format_count
 from stemformer.tasks.dataset import load_labelled_task
+from stemformer.tasks.dataset_notes import copy_training_texts
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens
 from stemformer.tasks.labels import rename_labels
 from stemformer.tasks.record_blocks import blocks_of
@@ -143,18 +144,18 @@ class Pipeline:
         is_causal = "masked_lm" not in self.model.heads
         if is_causal:
             self._require("causal_lm", "cannot score texts. Pass a pre-trained model.")
-            if pll != WITHIN_WORD_L2R:
-                raise ConfigError("pll applies to masked language models, and this is a causal one. Remove it.")
         elif any("[MASK]" in text for text in texts) and self.tokenizer.mask_token_id is not None:
             raise ConfigError("A text to score contains [MASK]. Replace each [MASK] by a word.")
+        check_pll(pll, is_causal=is_causal)
 
         # Texts that have no score.
-        limit = self.model.config.max_position_embeddings - (0 if is_causal else 2)
-        lengths = [len(self.tokenizer.encode(text, parse_special_tokens=not is_causal).ids) for text in texts]
+        num_special = 0 if is_causal else 2
+        limit = self.model.config.max_position_embeddings - num_special
+        encodings = [self.tokenizer.encode(text, parse_special_tokens=not is_causal) for text in texts]
         faults = [
-            f"text {number} ({text!r:.60}) has {format_count(length, 'token')}"
-            for number, (text, length) in enumerate(zip(texts, lengths, strict=True), start=1)
-            if not 0 < length <= limit
+            f"text {number} ({text!r:.60}) has {format_count(len(encoding.ids), 'token')}"
+            for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True), start=1)
+            if not 0 < len(encoding.ids) <= limit
         ]
         if faults:
             shown = ", ".join(faults[:_NUM_FAULTS]) + (", ..." if len(faults) > _NUM_FAULTS else "")
@@ -163,25 +164,15 @@ class Pipeline:
                 raise DataError(problem)
             warnings.warn(problem, stacklevel=3)
 
-        scored = [text for text, length in zip(texts, lengths, strict=True) if 0 < length <= limit]
+        scored = [encoding for encoding in encodings if 0 < len(encoding.ids) <= limit]
+        self.model.warn_beyond_training(max(len(encoding.ids) for encoding in scored) + num_special)
         with autocast(self.device, self.precision):
-            found = (
-                self._causal_scores(scored)
-                if is_causal
-                else pseudo_log_likelihood(scored, self.model, self.tokenizer, pll=pll)
-            )
-        scores = iter(found)
+            scores = iter(score_texts(self.model, self.tokenizer, scored, pll=pll))
+        method = "causal" if is_causal else pll
         return [
-            asdict(next(scores) if 0 < length <= limit else Score(text, length, None, None, None, found[0].method))
-            for text, length in zip(texts, lengths, strict=True)
+            asdict(make_score(text, n, next(scores) if 0 < n <= limit else None, method))
+            for text, n in zip(texts, (len(encoding.ids) for encoding in encodings), strict=True)
         ]
-
-    def _causal_scores(self, texts: Sequence[str]) -> list[Score]:
-        encodings = self.tokenizer.encode_batch(texts)
-        self.model.warn_beyond_training(max(len(encoding.ids) for encoding in encodings))
-        scores = score_texts(self.model, self.tokenizer, encodings)
-        rows = zip(texts, encodings, scores, strict=True)
-        return [make_score(text, len(encoding.ids), score, "causal") for text, encoding, score in rows]
 
     def generate(
         self,
@@ -347,7 +338,7 @@ class Pipeline:
         return describe_model(self.path, self.model)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a Hugging Face directory with weights, config, tokenizer and task, atomically.
+        """Write a Hugging Face directory with weights, config, tokenizer, task and hashes of training texts, atomically.
 
         Raises:
             ConfigError: The directory exists and is not empty.
@@ -355,11 +346,17 @@ class Pipeline:
         target, task = Path(folder), read_task_info(self.path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"{folder} is not empty. Pass another directory.")
-        write_folder(target, lambda temporary: save_model(self.model, temporary, self.tokenizer, task=task or None))
+
+        def write(temporary: Path) -> None:
+            save_model(self.model, temporary, self.tokenizer, task=task or None)
+            copy_training_texts(find_model_folder(self.path), temporary)
+
+        write_folder(target, write)
 
     def _require(self, head: str, fault: str, *, error: type[Exception] = CheckpointError) -> None:
         if head not in self.model.heads:
-            raise error(f"{self.path} has no {head} head, so it {fault}")
+            name = {"causal_lm": "language-modeling", "masked_lm": "masked-language-modeling"}.get(head, head)
+            raise error(f"{self.path} has no {name} head, so it {fault}")
 
     @staticmethod
     def _check_texts(texts: Sequence[Any], *, expected: str | None = None) -> None:

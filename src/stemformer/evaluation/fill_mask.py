@@ -1,4 +1,4 @@
-"""Fill-mask predictions and pseudo-log-likelihoods of masked language models."""
+"""Fill-mask predictions of masked language models, and scores of texts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stemformer.data.examples.batch import collate
-from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
+from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError, DataError
-from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, Blank, score_blanks, score_texts
+from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, Blank, score_blanks
 from stemformer.evaluation.inference import batch_slices, hidden_states, masked_example
 from stemformer.models.model import Model
 
@@ -51,10 +51,10 @@ class Score:
     method: str
 
 
-def make_score(text: str, num_tokens: int, log_likelihood: float, method: str) -> Score:
-    """Return the score of a text from the sum of its log-probabilities."""
-    mean = log_likelihood / num_tokens
-    return Score(text, num_tokens, log_likelihood, mean, float(np.exp(-mean)), method)
+def make_score(text: str, num_tokens: int, log_likelihood: float | None, method: str) -> Score:
+    """Return the score of a text from the sum of its log-probabilities, None if it has no score."""
+    mean = None if log_likelihood is None else log_likelihood / num_tokens
+    return Score(text, num_tokens, log_likelihood, mean, None if mean is None else float(np.exp(-mean)), method)
 
 
 def fill_masks(
@@ -83,7 +83,7 @@ def fill_masks(
     if pieces and candidates is not None:
         raise ConfigError("pieces applies to fills from the vocabulary. Remove it: candidates may be pieces.")
     words = _encode_words(candidates, tokenizer) if candidates is not None else None
-    encoded = [_encode(text, model, tokenizer).ids for text in texts]
+    encoded = [_encode(text, model, tokenizer) for text in texts]
     pairs = list(zip(encoded, texts, strict=True))
     for ids, text in pairs:
         if tokenizer.mask_token_id not in ids:
@@ -97,27 +97,15 @@ def fill_masks(
     return [Filled(text, found, _fill(text, found), method) for text, found in zip(texts, masks, strict=True)]
 
 
-def pseudo_log_likelihood(
-    texts: Sequence[str], model: Model, tokenizer: Tokenizer, *, pll: str = WITHIN_WORD_L2R
-) -> list[Score]:
-    """Score texts token by token; `model` has a masked-LM head, `pll` is that of `score_texts`."""
-    encodings = [_encode(text, model, tokenizer) for text in texts]
-    for text, encoding in zip(texts, encodings, strict=True):
-        if not len(encoding.ids):
-            raise DataError(f"{_shorten(text)!r} has no token. Expected at least one word.")
-    scores = score_texts(model, tokenizer, encodings, pll=pll)
-    return [make_score(t, len(e.ids), score, pll) for t, e, score in zip(texts, encodings, scores, strict=True)]
-
-
-def _encode(text: str, model: Model, tokenizer: Tokenizer) -> Encoding:
-    """Return a text's tokens without [CLS] and [SEP]; `[MASK]` becomes the special id."""
-    encoding = tokenizer.encode(text, parse_special_tokens=True)
+def _encode(text: str, model: Model, tokenizer: Tokenizer) -> np.ndarray:
+    """Return a text's ids without [CLS] and [SEP]; `[MASK]` becomes the special id."""
+    ids = tokenizer.encode(text, parse_special_tokens=True).ids
     limit = model.config.max_position_embeddings - 2
-    if len(encoding.ids) > limit:
-        problem = f"{_shorten(text)!r} has {len(encoding.ids)} tokens; the model accepts {limit}"
+    if len(ids) > limit:
+        problem = f"{_shorten(text)!r} has {len(ids)} tokens; the model accepts {limit}"
         raise DataError(f"{problem}. Shorten the text.")
-    model.warn_beyond_training(len(encoding.ids) + 2)
-    return encoding
+    model.warn_beyond_training(len(ids) + 2)
+    return ids
 
 
 def _encode_words(words: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:

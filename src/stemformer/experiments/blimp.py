@@ -13,7 +13,7 @@ from stemformer.data.tokenization.tokenizer import Encoding
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import ConfigError
 from stemformer.evaluation.few_shot.evaluate import wilson_interval
-from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R
+from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, check_pll
 from stemformer.evaluation.minimal_pairs import (
     PUBLISHED_BLIMP,
     MinimalPairSet,
@@ -127,9 +127,8 @@ def benchmark_blimp(options: BlimpOptions, *, progress: Progress | None = None) 
 
 def _scorings(model: EvaluatedModel, pll: str) -> tuple[str, ...]:
     """Return how sentences are scored."""
+    check_pll(pll, is_causal=not model.is_masked)
     if not model.is_masked:
-        if pll != WITHIN_WORD_L2R:
-            raise ConfigError("pll applies to masked language models, and this is a causal one. Remove it.")
         return ("causal",)
     return (WITHIN_WORD_L2R, "original") if pll == "both" else (pll,)
 

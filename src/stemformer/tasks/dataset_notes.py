@@ -1,6 +1,7 @@
 """Notes about labelled data: columns, records and labels, what was skipped, and what looks like a mistake."""
 
 import hashlib
+import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -53,6 +54,12 @@ def load_training_texts(folder: Path) -> UInt64[np.ndarray, "n"]:
     """Return what `save_training_texts` wrote; nothing if the folder does not have it."""
     file = folder / _TRAINING_TEXTS
     return np.load(file, allow_pickle=False) if file.is_file() else np.empty(0, np.uint64)
+
+
+def copy_training_texts(source: Path, target: Path) -> None:
+    """Copy what `save_training_texts` wrote, if the folder `source` has it."""
+    if (source / _TRAINING_TEXTS).is_file():
+        shutil.copyfile(source / _TRAINING_TEXTS, target / _TRAINING_TEXTS)
 
 
 class TrainingOverlap:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stemformer.data.examples.batch import Example, collate
 from stemformer.data.tokenization.tokenizer import Encoding, Tokenizer
-from stemformer.errors import CheckpointError
+from stemformer.errors import CheckpointError, ConfigError
 from stemformer.evaluation.inference import batch_slices, hidden_states, masked_example
 from stemformer.models.body import Body
 from stemformer.models.model import Model
@@ -94,8 +94,8 @@ def score_texts(
     """Return the log-likelihood (nats) of each text, none of them empty; texts of equal tokens have exactly equal ones.
 
     A causal model reads the end-of-text token before a text. Under a masked language model it is the
-    pseudo-log-likelihood of the text between [CLS] and [SEP]. The end of the text is not scored. The model has its
-    head, and is in evaluation mode, under the caller's autocast.
+    pseudo-log-likelihood of the text between [CLS] and [SEP]. The end of the text is not scored. Other texts of the
+    call change a score by rounding only. The model has its head, and is in evaluation mode, under the caller's autocast.
 
     Args:
         pll: `within_word_l2r` masks a token and the later ones of its word, `original` each token alone,
@@ -121,6 +121,12 @@ def score_texts(
             values = _pseudo_log_likelihoods(model, tokenizer, encodings, has_words=has_words)
         scores |= zip(order[part], values, strict=True)
     return [scores[key] for key in keys]
+
+
+def check_pll(pll: str, *, is_causal: bool) -> None:
+    """Raise ConfigError if a causal model is to be scored by a pseudo-log-likelihood; the default has no effect."""
+    if is_causal and pll != WITHIN_WORD_L2R:
+        raise ConfigError("--pll applies to masked language models, and this is a causal one. Remove it.")
 
 
 def _pseudo_log_likelihoods(
