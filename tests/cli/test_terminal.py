@@ -145,9 +145,16 @@ def test_wide_cells_are_cut_on_a_screen_only():
 
 def test_confusion_matrix_names_its_labels():
     lines = as_text({"confusion": [[105, 0], [3, 95]], "labels": ["bad", "good"], "notes": []}).splitlines()
-    assert lines == ["labels  bad, good", "", "confusion", "  label  bad  good", "  bad    105  0", "  good   3    95"]
+    assert lines == ["labels  bad, good", "", "confusion", "        bad  good", "  bad   105  0", "  good  3    95"]
+    lines = as_text({"confusion": [[105, 0], [3, 95]], "labels": ["label", "no label"]}).splitlines()
+    assert [line.split() for line in lines[-2:]] == [["label", "105", "0"], ["no", "label", "3", "95"]]
 
 
 def test_matrix_is_set_in_rows():
     lines = as_text({"accuracy": 0.95, "confusion": [[105, 0], [3, 95]]}).splitlines()
     assert lines[-3:] == ["confusion", "  105  0", "  3    95"]
+
+
+def test_empty_answer_is_shown_as_no_answer():
+    text = as_text({"wrong": [{"question": "Who?", "predicted": ""}, {"question": "Where?", "predicted": "here"}]})
+    assert [line.split("  ")[-1] for line in text.splitlines()[-2:]] == ["(no answer)", "here"]

@@ -124,6 +124,10 @@ def _format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+# What an empty cell of a column means.
+_EMPTY = {"predicted": "(no answer)"}
+
+
 def as_text(result: Any, *, width: int | None = None) -> str:
     """Format a result: a dict as names and values above its tables and lines, a list of dicts as a table.
 
@@ -155,7 +159,8 @@ def _name_confusion(result: Mapping[str, Any]) -> Mapping[str, Any]:
     labels, rows = result.get("labels") or (), result.get("confusion") or ()
     if len(labels) != len(rows):
         return result
-    named = [{"label": label, **dict(zip(labels, row, strict=True))} for label, row in zip(labels, rows, strict=True)]
+    # No label is empty, so that the heading of the names is none of them.
+    named = [{"": label, **dict(zip(labels, row, strict=True))} for label, row in zip(labels, rows, strict=True)]
     return {name: named if name == "confusion" else value for name, value in result.items()}
 
 
@@ -167,7 +172,10 @@ def _format_block(value: Any, width: int | None) -> str | None:
         if all("masks" in record for record in value):
             return "\n\n".join(map(_format_masks, value))
         header = list(dict.fromkeys(key for record in value for key in record))
-        rows = [[_on_one_line(_format_value(record.get(key, ""))) for key in header] for record in value]
+        rows = [
+            [_on_one_line(_format_value(record.get(key, "")) or _EMPTY.get(key, "")) for key in header]
+            for record in value
+        ]
         return "\n".join(_align([header, *rows], width))
     if all(isinstance(row, list | tuple) and all(isinstance(item, int | float) for item in row) for row in value):
         return "\n".join(_align([[_format_value(item) for item in row] for row in value]))
