@@ -136,6 +136,17 @@ def test_version_is_that_of_the_package(capsys):
             "error: Invalid value for --num-shots: expected integers",
         ),
         (["train-tokenizer", "a", "--out", "b", "--kind", "wordpeice"], 'error: Invalid value "wordpeice" for --kind.'),
+        (["--foo"], "error: Expected a command before --foo. See stemformer --help."),
+        (["--foo", "fill", "x"], "error: Expected a command before --foo. See stemformer fill --help."),
+        (["--foo", "filll", "x"], "error: Command 'filll' does not exist (did you mean 'fill'?)."),
+        ([""], "error: Command '' does not exist. List all commands"),
+        (["benchmark", "--x"], "error: Expected a command before --x. See stemformer benchmark --help."),
+        (["benchmark", "--x", "glue"], "error: Expected a command before --x. See stemformer benchmark glue --help."),
+        (["benchmark", "--x", "foo"], "error: Command 'benchmark foo' does not exist (did you mean "),
+        (
+            ["benchmark", "--help", "gleu"],
+            "error: Command 'benchmark gleu' does not exist (did you mean 'benchmark glue'",
+        ),
         (["inspect"], "error: PATH is missing. Expected PATH, for example: stemformer inspect FOLDER."),
     ],
 )

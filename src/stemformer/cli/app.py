@@ -127,7 +127,9 @@ def _describe_mistake(error: CycloptsError, words: Sequence[str]) -> str:
         known = (
             [command for command in COMMANDS if command.startswith(f"{name} ")] if name else [*COMMANDS, "benchmark"]
         )
-        word = f"{name} {words[1]}" if name and len(words) > 1 else words[0]
+        word, options = _command_words(words), [word for word in words if word.startswith("-")]
+        if options and word in ("", name, *known):
+            return f"Expected a command before {options[0]}. See {' '.join(['stemformer', *word.split()])} --help."
         close = nearest_first(word, known, cutoff=SIMILAR)[:3]
         hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
         return f"Command {word!r} does not exist{hint}. List all commands with stemformer --help."
@@ -140,8 +142,13 @@ def _describe_mistake(error: CycloptsError, words: Sequence[str]) -> str:
 
 
 def _is_unknown(words: Sequence[str]) -> bool:
-    names = [word for word in words[: 2 if words[:1] == ["benchmark"] else 1] if not word.startswith("-")]
-    return bool(names) and " ".join(names) not in (*COMMANDS, "benchmark")
+    return _command_words(words) not in ("", *COMMANDS, "benchmark")
+
+
+def _command_words(words: Sequence[str]) -> str:
+    """Return the words that name the command, of words with options before them."""
+    names = [word for word in words if not word.startswith("-")]
+    return " ".join(names[: 2 if names[:1] == ["benchmark"] else 1])
 
 
 def _can_resume(words: Sequence[str], bound: BoundArguments, error: BaseException) -> bool:
