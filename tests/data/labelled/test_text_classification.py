@@ -1,5 +1,6 @@
 """Columns and examples of labelled tables, train/dev splits, and the sizes of real data sets."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -228,6 +229,24 @@ def test_each_part_has_a_group_where_there_are_two(groups: list[str], num_dev: i
 def test_pieces_of_a_list_are_no_labels(cell: str) -> None:
     with pytest.raises(DataError, match=r"a\.csv:2: Column 'label' holds .* cut at its commas it gives .* JSON"):
         labels_of([cell], "labels")
+
+
+@pytest.mark.parametrize("separator", ["|", ";"])
+def test_labels_joined_by_another_character_are_refused(separator: str) -> None:
+    def read(*cells: object) -> list[object]:
+        table = table_of({"text": [LONG] * len(cells), "label": list(cells)})
+        examples = make_text_examples(table, TextColumns(("text",), "label"), kind="labels", counts=Counter())
+        return [example.label for example in examples]
+
+    joined = f"a{separator}b"
+    message = (
+        rf"a\.csv:2: Column 'label' holds the label '{re.escape(joined)}', which is made of other labels joined by"
+    )
+    with pytest.raises(DataError, match=rf"{message} '{re.escape(separator)}'\. Replace '.*' by ','"):
+        read(joined, f"a{separator}c", "", "b", "c")
+    # No part is a label of its own, or the labels are in a list.
+    assert read(joined, f"c{separator}d", "e") == [(joined,), (f"c{separator}d",), ("e",)]
+    assert read(f'["{joined}"]', "a, b") == [(joined,), ("a", "b")]
 
 
 def flagged(rows: list[dict[str, object]]) -> tuple[list[object], Counter[str]]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -219,7 +219,27 @@ def make_text_examples(
             counts["no label" if label is None else NO_GOLD_LABEL] += 1
             continue
         examples.append(TextExample(texts, label, row, location))
+    if kind == "labels" and isinstance(columns.label, str):
+        _check_not_joined(examples, columns.label)
     return examples
+
+
+def _check_not_joined(examples: Iterable[TextExample], column: str) -> None:
+    """Raise DataError if a label is made of others, joined by another character than a comma; lists stay as they are."""
+    locations: dict[str, str] = {}
+    for example in examples:
+        if isinstance(example.label, tuple) and isinstance(parse_cell(example.row[column]), str):
+            for label in example.label:
+                locations.setdefault(label, f"{example.location}: Column '{column}'")
+    for separator in "|;":
+        parts = {label: {part.strip() for part in label.split(separator)} for label in locations if separator in label}
+        # Number of labels in which each part is.
+        uses = Counter(part for label in locations for part in parts.get(label, {label}))
+        for label, own in parts.items():
+            if all(part and uses[part] > 1 for part in own):
+                problem = f"the label {label!r}, which is made of other labels joined by '{separator}'"
+                advice = f"Replace '{separator}' by ',', or write labels as a list in JSON"
+                raise DataError(f'{locations[label]} holds {problem}. {advice}, such as ["a", "b"].')
 
 
 def _text(value: object, location: str, column: str) -> str:
