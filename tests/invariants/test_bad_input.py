@@ -129,7 +129,9 @@ def test_corpus_too_small_for_a_batch(fails, made, make_text, tmp_path, capsys):
 def test_corpus_too_small_for_a_held_out_part(fails, made, tmp_path):
     (tmp_path / "small.txt").write_text("a king\n")
     words = ["Of 1 document, none is in the held-out split", "Raise --held-out"]
-    fails(prepare(tmp_path / "small.txt", made, tmp_path / "d", "--held-out=0.0001", "--documents=line"), 2, *words)
+    for documents, advice in (("line", "--held-out, or"), ("blank", "more documents with --documents line, or")):
+        options = ("--held-out=0.0001", f"--documents={documents}")
+        fails(prepare(tmp_path / "small.txt", made, tmp_path / "d", *options), 2, *words, advice)
     assert not (tmp_path / "d").exists()
 
 

@@ -296,7 +296,8 @@ def test_the_last_part_of_a_single_document_is_held_out(write, tokenizer, tmp_pa
 
 def test_a_single_sentence_has_no_held_out_part(write, tmp_path):
     (tmp_path / "one.txt").write_text("one two\none two\n")
-    with pytest.raises(DataError, match=r"Of 2 documents, none is in the held-out split.*--held-out 0"):
+    message = r"Of 2 documents, none is in the held-out split.*: all have the same text \(see --dedup exact\)"
+    with pytest.raises(DataError, match=rf"{message}.*--held-out 0"):
         write(inputs=[tmp_path / "one.txt"], held_out=0.001)
     assert not (tmp_path / "out").exists()
 

@@ -20,6 +20,8 @@ class SplitChoice:
     held_out: HeldOut
     cut: int | None = None
     note: str = ""
+    # Whether all documents are equal and cannot be cut, so that one split is empty.
+    is_one_text: bool = False
 
     def texts(self, texts: Iterable[str]) -> Iterator[str]:
         """Yield the documents, or the two parts of each."""
@@ -57,7 +59,7 @@ def choose_split(texts: Iterable[str], fraction: float) -> SplitChoice:
         held_out = frozenset([hash_text(text[cut:].encode("utf-8", "surrogatepass"))])
         note = f"the text is one document: holding out its last part, {1 - cut / len(text):.1%} of the text"
         return SplitChoice(held_out, cut, note)
-    return SplitChoice(fraction)
+    return SplitChoice(fraction, is_one_text=True)
 
 
 def hash_text(text: bytes) -> int:

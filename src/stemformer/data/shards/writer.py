@@ -131,7 +131,8 @@ def write_shards(
                 if batch.is_last:
                     blocks.append(_write_block(out, batch, parts))
                     parts = []
-        return _finish(out, plan, blocks, skipped, duplicates.examples() if duplicates else ())
+        examples = duplicates.examples() if duplicates else ()
+        return _finish(out, plan, blocks, skipped, examples, is_one_text=split.is_one_text)
     except BaseException:
         # Without a complete block, leave nothing that would block the next attempt.
         if not blocks:
@@ -252,6 +253,8 @@ def _finish(
     blocks: Sequence[WrittenBlock],
     skipped: Counter[str],
     duplicates: tuple[DuplicateExample, ...],
+    *,
+    is_one_text: bool,
 ) -> Manifest:
     """Write the unigram counts and the manifest, and remove the progress."""
     splits = SPLITS if plan.settings.held_out > 0 else SPLITS[:1]
@@ -261,7 +264,7 @@ def _finish(
     reasons = dict(sorted((+skipped).items()))
     if empty := [split for split, counts in totals.items() if counts.documents == 0]:
         _remove(out)
-        raise _empty_split_error(empty[0], totals, plan.settings.held_out, reasons)
+        raise _empty_split_error(empty[0], totals, plan.settings, reasons, is_one_text=is_one_text)
     files = {name: record for block in blocks for name, record in block.files.items()}
     shards = [out / name for name in files if name.startswith("train/") and name.endswith(".bin")]
     # Write the tokenizer again, which fsyncs and hashes its files.
@@ -278,16 +281,22 @@ def _finish(
     return manifest
 
 
-def _empty_split_error(split: str, totals: dict[str, Counts], held_out: float, reasons: dict[str, int]) -> DataError:
+def _empty_split_error(
+    split: str, totals: dict[str, Counts], settings: Settings, reasons: dict[str, int], *, is_one_text: bool
+) -> DataError:
     num_documents = sum(counts.documents for counts in totals.values())
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     if num_documents == 0:
         problem = f"The inputs hold no document with a token ({skipped or 'none was read'})"
         return DataError(f"{problem}. Pass at least one file with text.")
     documents = f"{num_documents:,} document{'s' if num_documents > 1 else ''}" + (skipped and f" (skipped: {skipped})")
-    problem = f"Of {documents}, none is in the {split.replace('_', '-')} split with held_out {held_out}"
-    advice = "split the text into more documents with --documents line or blank, or use --held-out 0"
-    return DataError(f"{problem}. {'Raise' if split == 'held_out' else 'Lower'} --held-out, {advice}.")
+    problem = f"Of {documents}, none is in the {split.replace('_', '-')} split with held_out {settings.held_out}"
+    if is_one_text and num_documents > 1:
+        return DataError(f"{problem}: all have the same text (see --dedup exact). Pass more text, or use --held-out 0.")
+    finer = {"line": "", "blank": " --documents line"}.get(settings.documents, " --documents line or blank")
+    advice = finer and f"split the text into more documents with{finer}, "
+    direction = "Raise" if split == "held_out" else "Lower"
+    return DataError(f"{problem}. {direction} --held-out, {advice}or use --held-out 0.")
 
 
 def _write_unigrams(out: Path, shards: Iterable[Path], vocab_size: int) -> FileRecord:
