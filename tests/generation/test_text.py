@@ -167,7 +167,7 @@ def test_invalid_options_are_errors(folder, options, error, message):
 
 
 def test_masked_model_does_not_generate(tiny_bert):
-    with pytest.raises(ConfigError, match="has no causal_lm head, so it cannot generate text"):
+    with pytest.raises(ConfigError, match="has no language-modeling head, so it cannot generate text"):
         stemformer.generate(["a"], model=str(tiny_bert))
 
 
