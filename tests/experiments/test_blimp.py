@@ -11,6 +11,7 @@ import stemformer
 from stemformer.cli.app import main
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.evaluation.few_shot.evaluate import mean_interval
 from stemformer.experiments import blimp
 from stemformer.huggingface.save import save_model
 from stemformer.models.bert import BertConfig
@@ -76,6 +77,7 @@ def test_accuracy_is_that_of_the_scores_of_single_sentences(finished, data, tiny
         assert result["accuracy"][pll] == pytest.approx(sum(shares) / 3)
         low, high = result["interval"][pll]
         assert low < result["accuracy"][pll] < high
+        assert (low, high) == pytest.approx(mean_interval(shares, [20, 20, 10]))
 
 
 def test_table_has_all_fields_and_phenomena(finished):

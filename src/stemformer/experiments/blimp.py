@@ -12,7 +12,7 @@ from stemformer.config import from_toml
 from stemformer.data.tokenization.tokenizer import Encoding
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import ConfigError
-from stemformer.evaluation.few_shot.evaluate import wilson_interval
+from stemformer.evaluation.few_shot.evaluate import mean_interval
 from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, check_pll
 from stemformer.evaluation.minimal_pairs import (
     PUBLISHED_BLIMP,
@@ -60,9 +60,9 @@ def benchmark_blimp(options: BlimpOptions, *, progress: Progress | None = None) 
     is wrong. A finished set is a line of `finished.jsonl`.
 
     Returns:
-        By scoring (`causal`, or values of `pll`): `accuracy` (mean over the sets), its 95 % `interval` over pairs
-        and `ties`; `pairs`, `minutes`; in percent, the `table` of all sets, fields and phenomena, `sets` and
-        `published` results; `notes`.
+        By scoring (`causal`, or values of `pll`): `accuracy` (mean over the sets), the 95 % `interval` of this mean
+        for other pairs of the same sets, and `ties`; `pairs`, `minutes`; in percent, the `table` of all sets, fields
+        and phenomena, `sets` and `published` results; `notes`.
 
     Raises:
         StemformerError: The directory holds no sets, the model has no language-modeling head, or they do not
@@ -159,16 +159,17 @@ def _conclude(
 ) -> dict[str, Any]:
     """Write `blimp.json` and the report, and return the result."""
     assert folder is not None
-    pairs = sum(record["pairs"] for record in records)
-    accuracy = {name: fmean(r["correct"][name] / r["pairs"] for r in records) for name in records[0]["correct"]}
+    numbers = [record["pairs"] for record in records]
+    shares = {name: [r["correct"][name] / r["pairs"] for r in records] for name in records[0]["correct"]}
+    accuracy = {name: fmean(values) for name, values in shares.items()}
     content = {
         "benchmark": "BLiMP",
         "model": config.model,
         "parameters": model.body.num_parameters(),
         "accuracy": accuracy,
-        "interval": {name: wilson_interval(value, pairs) for name, value in accuracy.items()},
+        "interval": {name: mean_interval(values, numbers) for name, values in shares.items()},
         "ties": {name: sum(record["ties"][name] for record in records) for name in accuracy},
-        "pairs": pairs,
+        "pairs": sum(numbers),
         "minutes": round(sum(record["seconds"] for record in records) / 60, 2),
         **accuracy_rows(records),
         "published": PUBLISHED_BLIMP,

@@ -46,7 +46,7 @@ def write_blimp_report(folder: Path, title: str, content: Mapping[str, Any]) -> 
     """Write `report.html` and return its path; `content` is that of `blimp.json`."""
     scorings = list(content["accuracy"])
     tiles = [
-        Tile(_TITLES[name], f"{value:.1%}", "95 %: {:.1%} to {:.1%}".format(*content["interval"][name]))
+        Tile(_TITLES[name], f"{value:.1%}", "mean over sets, 95 %: {:.1%} to {:.1%}".format(*content["interval"][name]))
         for name, value in content["accuracy"].items()
     ]
     tiles += [

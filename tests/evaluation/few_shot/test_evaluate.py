@@ -14,6 +14,7 @@ from stemformer.evaluation.few_shot.evaluate import (
     FewShotPrediction,
     aggregate,
     evaluate_few_shot,
+    mean_interval,
     notes_on_answers,
     wilson_interval,
 )
@@ -207,6 +208,16 @@ def test_intervals_of_text_metrics_accept_an_empty_text(metric):
 def test_interval_of_zero_has_a_width():
     low, high = wilson_interval(0.0, 50)
     assert low == 0.0 and high == pytest.approx(0.0713, abs=1e-4)
+
+
+def test_interval_of_a_mean_of_proportions():
+    # Wilson: 0 to z^2 / (8 + z^2) = 0.32442 for none of 8, 1 / (1 + z^2) = 0.20654 to 1 for one of one.
+    low, high = mean_interval([0.0, 1.0], [8, 1])
+    assert low == pytest.approx(0.5 - (1 - 0.20654) / 2, abs=1e-4)
+    assert high == pytest.approx(0.5 + 0.32442 / 2, abs=1e-4)
+    # Standard error of many samples: sqrt(0.6 * 0.4 / 10,000 + 0.8 * 0.2 / 1,000) / 2 = 0.006782.
+    assert mean_interval([0.6, 0.8], [10_000, 1_000]) == pytest.approx((0.7 - 0.01329, 0.7 + 0.01329), abs=1e-3)
+    assert mean_interval([0.3], [20]) == pytest.approx(wilson_interval(0.3, 20))
 
 
 def test_tied_answers_are_not_correct(small_gpt, bpe):

@@ -221,6 +221,20 @@ def wilson_interval(share: float, number: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def mean_interval(shares: Sequence[float], numbers: Sequence[int]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of independent proportions, each of a number of samples.
+
+    The squared distances to the limits of the Wilson intervals are added, as variances are, so that
+    it is not empty where all shares are 0 or 1. Source: Newcombe 1998, method 10, for a mean.
+    """
+    mean = fmean(shares)
+    limits = [wilson_interval(share, number) for share, number in zip(shares, numbers, strict=True)]
+    low, high = (
+        math.hypot(*(s - x[side] for s, x in zip(shares, limits, strict=True))) / len(shares) for side in (0, 1)
+    )
+    return max(0.0, mean - low), min(1.0, mean + high)
+
+
 def notes_on_answers(task: PromptTask, tokenizer: Tokenizer, *, for_masked: bool = False) -> list[str]:
     """Return notes on the tokenization of answers: several tokens, equal or ambiguous ones."""
     stop = task.stop if task.output_type == "generate_until" else ""
