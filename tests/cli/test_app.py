@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -532,3 +533,32 @@ def test_name_of_a_file_is_not_taken_for_a_text(command, use_api, tmp_path, monk
     assert (
         "'texts.txt' is a file, but the command takes texts. Pass its lines: - < texts.txt" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("new.csv", 'id,text\n1,"one, two"\n2,three\n'),
+        ("new.tsv", "id\ttext\n1\tone, two\n2\tthree\n"),
+        ("new.jsonl", '{"text": "one, two"}\n{"text": "three"}\n'),
+        ("new.json", '[{"text": "one, two"}, {"text": "three"}]'),
+    ],
+)
+def test_table_is_not_passed_as_lines(name, content, use_api, tmp_path, monkeypatch, capsys):
+    use_api([])
+    (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", name, "--model", "m"]) == 2
+    message = capsys.readouterr().err
+    assert f"- < {name}" not in message
+    [code] = re.findall(r'python -c "(.*)" > lines\.txt', message)
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "one, two\nthree\n"
+
+
+@pytest.mark.parametrize("name", ["new.parquet", "new.csv.gz", "lines.txt.gz"])
+def test_texts_of_another_file_are_written_as_lines(name, use_api, tmp_path, monkeypatch, capsys):
+    use_api([])
+    (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(["fill", name, "--model", "m"]) == 2
+    assert "Write its texts to a file, one per line, and pass - < FILE" in capsys.readouterr().err

@@ -142,7 +142,7 @@ def read_texts(texts: Any, stdin: StdinOptions, display: DisplayOptions) -> list
     """Return texts of the command line and lines of standard input, which is read if there are no others."""
     found: list[str] = list(texts or ())
     if files := [text for text in found if os.path.isfile(text)]:
-        raise ConfigError(f"'{files[0]}' is a file, but the command takes texts. Pass its lines: - < {files[0]}")
+        raise ConfigError(f"'{files[0]}' is a file, but the command takes texts. {_advise_on_file(files[0])}")
     if found and not stdin.stdin:
         return found
     # Imported here, which keeps --help fast.
@@ -154,6 +154,27 @@ def read_texts(texts: Any, stdin: StdinOptions, display: DisplayOptions) -> list
     if (num_blank := sum(not line.strip() for line in lines)) and not display.quiet:
         print(f"blank lines of standard input (skipped): {num_blank:,}", file=sys.stderr)
     return found
+
+
+def _advise_on_file(file: str) -> str:
+    """Return how to pass the texts of a file as lines."""
+    # Imported here, which keeps --help fast.
+    from stemformer.data.text.files import split_suffixes
+
+    _, kind, compression = split_suffixes(file)
+    rows = {
+        ".csv": f"csv; rows = csv.DictReader(open({file!r}))",
+        ".tsv": f"csv; rows = csv.DictReader(open({file!r}), delimiter='\\t')",
+        ".jsonl": f"json; rows = map(json.loads, open({file!r}))",
+        ".json": f"json; rows = json.load(open({file!r}))",
+    }.get(kind)
+    if not kind and not compression:
+        return f"Pass its lines: - < {file}"
+    if rows is None or compression:
+        return "Write its texts to a file, one per line, and pass - < FILE"
+    code = f"import {rows}; [print(' '.join(row['text'].split())) for row in rows]"
+    advice = "Write its column of texts (here 'text') to a file of lines, and pass - < lines.txt"
+    return f'{advice}: python -c "{code}" > lines.txt'
 
 
 def _say_if_typed() -> None:
