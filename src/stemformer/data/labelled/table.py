@@ -18,9 +18,10 @@ from stemformer.data.text.files import (
     HUB_PREFIX,
     STANDARD_INPUT,
     Inputs,
+    check_files_unchanged,
     decompress,
+    file_states,
     find_sources,
-    local_path,
     open_file,
     quoted,
     read_ahead,
@@ -88,7 +89,7 @@ class TableBlocks:
         self._names, self._counts, self._block_size = names, counts, block_size
         self._columns: dict[str, dict[str, None]] = {source: {} for source in self._sources}
         self.with_plus: set[str] = set()
-        self._status = [_file_status(source) for source in self._sources]
+        self._states = file_states(self._sources)
         self.is_checked = False
 
     @property
@@ -97,12 +98,12 @@ class TableBlocks:
         return tuple(dict.fromkeys(chain.from_iterable(self._columns.values())))
 
     def __iter__(self) -> Iterator[Table]:
-        self._check_unchanged()
+        check_files_unchanged(self._states)
         pairs = chain.from_iterable(map(self._rows, self._sources))
         while block := list(islice(pairs, self._block_size)):
             yield _make_table(self._sources, self.columns, block)
         _common_columns(self._columns)
-        self._check_unchanged()
+        check_files_unchanged(self._states)
         self.is_checked = True
 
     def _rows(self, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -112,20 +113,6 @@ class TableBlocks:
                 columns.update(dict.fromkeys(row))
                 self.with_plus.update(name for name, value in row.items() if value == "+")
             yield location, row
-
-    def _check_unchanged(self) -> None:
-        for source, status in zip(self._sources, self._status, strict=True):
-            if _file_status(source) != status:
-                problem = f"{source}: The file changed while it was read"
-                raise DataError(f"{problem}. Wait until it is complete, and run the command again.")
-
-
-def _file_status(source: str) -> list[tuple[str, int, int]]:
-    """Return name, size and time of a file, or of the files of a folder; none of a missing one."""
-    path = local_path(source)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    states = [(str(file), file.stat()) for file in files if file.exists()]
-    return [(name, status.st_size, status.st_mtime_ns) for name, status in states]
 
 
 def _common_columns(columns: Mapping[str, Collection[str]]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
@@ -194,6 +194,25 @@ def _copy_key(source: str) -> Any:
     # A pipe that is written to again has another time.
     status = None if source == STANDARD_INPUT else Path(source).stat()
     return sys.stdin if status is None else (source, status.st_ino, status.st_mtime_ns)
+
+
+def file_states(sources: Iterable[str]) -> dict[str, list[tuple[str, int, int]]]:
+    """Return name, size and time of each file, or of the files of a folder; none of a missing one."""
+    states = {}
+    for source in sources:
+        path = local_path(source)
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found = [(str(file), file.stat()) for file in files if file.exists()]
+        states[source] = [(name, status.st_size, status.st_mtime_ns) for name, status in found]
+    return states
+
+
+def check_files_unchanged(states: Mapping[str, list[tuple[str, int, int]]]) -> None:
+    """Raise DataError if a file has changed since `file_states`."""
+    for source, state in file_states(states).items():
+        if state != states[source]:
+            problem = f"{source}: The file changed while it was read"
+            raise DataError(f"{problem}. Wait until it is complete, and run the command again.")
 
 
 def open_file(source: str) -> io.BufferedIOBase:
