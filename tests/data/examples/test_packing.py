@@ -1,3 +1,6 @@
+import gc
+import pickle
+import weakref
 from functools import partial
 from itertools import chain, pairwise
 
@@ -228,6 +231,25 @@ def test_an_epoch_is_a_function_of_seed_and_number_alone(make):
         for number in range(len(fresh)):
             for a, b in zip(read(examples.for_epoch(7, epoch), number), read(fresh, number), strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("make", [pack_documents, partial(make_token_stream, eos_token_id=EOS)])
+def test_one_epoch_is_stored_and_neither_keeps_the_examples_alive_nor_hinders_pickling(make):
+    examples = make(random_line(seed=13), sequence_length=32)
+    first = examples.for_epoch(7, 1)
+    assert examples.for_epoch(7, 1) is first
+    same = pickle.loads(pickle.dumps(examples))
+    np.testing.assert_array_equal(read(same.for_epoch(7, 1), 0)[0], read(first, 0)[0])
+    examples.for_epoch(7, 2)
+    references = [weakref.ref(first), weakref.ref(examples)]
+    gc.disable()
+    try:
+        del first
+        assert references[0]() is None
+        del examples
+        assert references[1]() is None
+    finally:
+        gc.enable()
 
 
 def test_num_tokens_and_packing_efficiency_count_special_tokens():

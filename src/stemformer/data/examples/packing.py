@@ -5,9 +5,8 @@ causal model may instead read fixed-length windows of all documents joined. Each
 puts the documents together anew, by a permutation keyed by (seed, epoch).
 """
 
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +51,8 @@ class ShardDataset(Sized):
     sequence_length: int
     # Of all examples, special tokens included.
     num_tokens: int
+    # The last result of `for_epoch`, by seed and epoch.
+    _epoch: dict[tuple[int, int], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -64,11 +65,16 @@ class ShardDataset(Sized):
 
     def for_epoch(self, seed: int, epoch: int) -> Any:
         """Return the examples of one epoch, as many as in the others; the last result is cached."""
-        return self._for_epoch(seed, epoch) if epoch else self
-
-    @cached_property
-    def _for_epoch(self) -> Callable[[int, int], Any]:
-        return lru_cache(maxsize=1)(lambda seed, epoch: self._shuffle(example_generator(seed, epoch, _ORDER)))
+        if not epoch:
+            return self
+        examples = self._epoch.get((seed, epoch))
+        if examples is None:
+            examples = self._shuffle(example_generator(seed, epoch, _ORDER))
+            self._epoch.clear()
+            # No reference of the data set to itself.
+            if examples is not self:
+                self._epoch[seed, epoch] = examples
+        return examples
 
     def _shuffle(self, rng: np.random.Generator) -> Any:
         """Return the examples of a further epoch."""
