@@ -67,7 +67,7 @@ class PrepareOptions(groups.TextFileOptions, groups.ResumableOptions):
             than 10 MB of text, 0.1 at most.
         words: Word boundaries for whole-word masking: the tokenizer's, or jieba for Chinese.
         dedup: Duplicate documents to remove: exact (equal except for whitespace) or near (80 % of the word 5-grams in
-            common). The held-out document is kept, else the first.
+            common). The first document is kept; of few documents, the held-out one.
         num_workers: Number of processes; the output does not depend on it. Default: one for each core.
     """
 

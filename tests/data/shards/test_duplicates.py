@@ -1,4 +1,5 @@
 import sys
+import tracemalloc
 from itertools import pairwise
 
 import msgspec
@@ -6,11 +7,11 @@ import numpy as np
 import pytest
 
 import stemformer
-from stemformer.data.shards import duplicates, encoding
+from stemformer.data.shards import duplicates, encoding, writer
 from stemformer.data.shards.duplicates import find_duplicates, note_duplicates
 from stemformer.data.shards.manifest import read_manifest
 from stemformer.data.shards.reader import open_shards
-from stemformer.data.shards.splits import is_held_out
+from stemformer.data.shards.splits import hash_text, is_held_out
 from stemformer.data.shards.writer import write_shards
 from stemformer.data.tokenization.trainers import train_wordpiece
 from stemformer.errors import ConfigError, DataError
@@ -85,7 +86,7 @@ def test_exact_keeps_the_first_of_texts_that_differ_in_whitespace_only():
     kept, found = kept_texts(texts, "exact")
     assert kept == ["a b", "c", "ab", "A b", "a b c"]
     assert found.kept.tolist() == [0, 1, 0, 0, 4, 1, 6, 7]
-    assert found.counts == {"exact duplicates": 3, "exact duplicates of held-out documents": 0}
+    assert found.counts == {"exact duplicates": 3, "exact duplicates in the other split": 0}
 
 
 @pytest.mark.parametrize("texts", [[], ["a"], ["a", "b"]])
@@ -160,19 +161,81 @@ def test_text_with_a_lone_surrogate_is_accepted():
         msgspec.json.encode(found.examples())
 
 
+def share_bands(values, number, bands, generator):
+    """Return new values with some bands of a document, in the others 2 of 8 values differ: a similarity above 0.8."""
+    new = values[number].copy()
+    for band in set(range(16)) - set(bands):
+        new[8 * band : 8 * band + 2] = generator.integers(0, 1 << 16, 2)
+    return new
+
+
+def test_only_the_first_documents_with_an_equal_band_are_compared():
+    generator = np.random.default_rng(0)
+    values = generator.integers(0, 1 << 16, (100, 128)).astype(np.uint16)
+    # A template: the first band of all documents is equal.
+    values[:, :8] = values[0, :8]
+    copies = [share_bands(values, number, range(4), generator) for number in (63, 70)]
+    copies += [share_bands(values, number, [0, 9, 10, 11], generator) for number in (63, 70)]
+    alone = [share_bands(values, number, range(9), generator) for number in (63, 70)]
+    for copy in alone:
+        # No band is equal but the first.
+        copy[8::8] += 1
+    kept = duplicates._first_similar(np.array([*values, *copies, *alone]), np.arange(106))
+    assert kept[:100].tolist() == list(range(100))
+    assert kept[100:].tolist() == [63, 70, 63, 70, 63, 105]
+
+
+def test_memory_for_text_with_many_duplicates_is_small():
+    # Pairs with 12 of 16 bands in common: all are kept, and each is in 12 buckets.
+    generator = np.random.default_rng(0)
+    values = generator.integers(0, 1 << 16, (1000, 128)).astype(np.uint16).repeat(2, 0)
+    values[:, 96:] = generator.integers(0, 1 << 16, (2000, 32))
+    tracemalloc.start()
+    try:
+        kept = duplicates._first_similar(values, np.arange(2000))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept.tolist() == list(range(2000))
+    # Twice 64 bytes for the buckets, 16 for their sizes and 100 for sorting; 512 KB are fixed.
+    assert peak < 2000 * 250 + 100_000
+
+
 # Held-out documents
+
+
+@pytest.fixture
+def twins():
+    """A held-out text, and one for training that differs in whitespace."""
+    held = next(text for text in map(make_text, range(100)) if is_held(text))
+    return held, next(text for n in range(2, 50) if not is_held(text := held.replace(" ", " " * n, 1)))
 
 
 @pytest.mark.parametrize("kind", ["exact", "near"])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_training_text_that_repeats_a_held_out_one_is_removed_wherever_it_is(kind, is_first):
-    held = next(text for text in map(make_text, range(100)) if is_held(text))
-    twins = (held.replace(" ", " " * n, 1) for n in range(2, 50))
-    training = next(text for text in twins if not is_held(text))
-    texts = [held, training] if is_first else [training, held]
+def test_the_first_document_is_kept_in_its_own_split(twins, kind, is_first):
+    texts = list(twins) if is_first else list(twins)[::-1]
     kept, found = kept_texts(texts, kind, HELD_OUT)
-    assert kept == [held]
-    assert found.counts == {f"{kind} duplicates": 0, f"{kind} duplicates of held-out documents": 1}
+    assert kept == texts[:1]
+    assert found.counts == {f"{kind} duplicates": 0, f"{kind} duplicates in the other split": 1}
+
+
+@pytest.mark.parametrize("kind", ["exact", "near"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_held_out_document_of_a_set_is_kept_wherever_it_is(twins, kind, is_first):
+    texts = list(twins) if is_first else list(twins)[::-1]
+    kept, found = kept_texts(texts, kind, frozenset([hash_text(twins[0].encode())]))
+    assert kept == [twins[0]]
+    assert found.counts == {f"{kind} duplicates": 0, f"{kind} duplicates in the other split": 1}
+
+
+@pytest.mark.parametrize("kind", ["exact", "near"])
+def test_duplicates_do_not_change_the_share_of_held_out_documents(kind):
+    # Of groups of ten, nine in ten hold a held-out document; three standard deviations of the share of the groups: 0.08.
+    texts = [make_text(seed).replace(" ", " " * n, 1) for n in range(1, 11) for seed in range(200)]
+    kept, found = kept_texts(texts, kind, HELD_OUT)
+    assert len(kept) == 200
+    assert found.is_held_out[found.kept == np.arange(2000)].mean() == pytest.approx(HELD_OUT, abs=0.08)
 
 
 @pytest.mark.parametrize("kind", ["exact", "near"])
@@ -192,7 +255,7 @@ def test_no_training_document_repeats_a_held_out_one(write, tokenizer, tmp_path,
 def test_manifest_counts_duplicates_and_shows_ten_examples(write, tmp_path):
     manifest = write(dedup="near")
     skipped = manifest.skipped
-    assert sum(skipped.values()) == 120 and set(skipped) == {"near duplicates", "near duplicates of held-out documents"}
+    assert sum(skipped.values()) == 120 and set(skipped) == {"near duplicates", "near duplicates in the other split"}
     assert sum(split.documents for split in manifest.splits.values()) == 60
     assert len(manifest.duplicates) == 10 == len(read_manifest(tmp_path / "out").duplicates)
     for example in manifest.duplicates:
@@ -251,6 +314,25 @@ def test_data_of_an_earlier_release_opens_and_has_the_same_fingerprint(write, tm
 
 
 # Bad input
+
+
+@pytest.mark.parametrize(("texts", "now"), [(["a", "b"], "2"), (["a", "b", "c", "a"], "more")])
+def test_another_number_of_documents_in_the_second_pass_is_refused(texts, now):
+    found = find_duplicates(["a", "b", "a"], 0.0, "exact")
+    with pytest.raises(DataError, match=f"The inputs changed while they were read: they had 3 documents, now {now}"):
+        list(found.remove(texts))
+
+
+def test_a_file_that_changes_between_the_two_passes_is_refused(write, corpus, tmp_path, monkeypatch):
+    def change(texts, *args):
+        found = find_duplicates(texts, *args)
+        corpus.write_text(corpus.read_text().replace("al", "ax"))
+        return found
+
+    monkeypatch.setattr(writer, "find_duplicates", change)
+    with pytest.raises(DataError, match=r"corpus\.txt: The file changed while it was read"):
+        write(dedup="exact")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_kind_is_refused(write, tmp_path):

@@ -1,26 +1,31 @@
 """Removal of duplicate documents from a corpus, before it is tokenized.
 
-One pass finds the duplicates, so that a held-out document is kept wherever it is in the corpus, and
-its duplicates do not train. Of others, the first is kept. The result depends on the texts alone.
+One pass finds the duplicates, a second yields the rest. Of a group, the first document is kept, in
+the split that its own hash chooses, so that duplicates do not change the share that is held out.
+Where held-out documents are chosen as a set, of few documents, they are kept before others. No two
+kept documents are duplicates that were found, so no training document repeats a held-out one but
+for near duplicates that are missed. The result depends on the texts alone.
 
 Exact duplicates have the same 64-bit hash once runs of ASCII whitespace are one space. Near
 duplicates have an estimated Jaccard similarity of their lower-case word 5-grams of at least 0.8, to
-a document that is kept. The estimate is the share of equal values among 128 MinHash values, with a
-standard deviation of 0.035. Pairs are compared if one of 16 bands of 8 values is equal: 95 % of
-those with a similarity of 0.8, 99.9 % with 0.88. A text of fewer words is one n-gram. Memory is 50
-bytes per document for exact duplicates, 400 for near ones, of any length.
+a document that is kept. A text of fewer words is one n-gram. The estimate is the share of equal
+values among 128 MinHash values, with a standard deviation of 0.035. Pairs are compared if one of 16
+bands of 8 values is equal: 95 % of those with a similarity of 0.8, 99.9 % with 0.88. Of the kept
+documents with an equal band, only the first 64 are compared, or time would be quadratic for text
+from a template. Memory is 50 bytes per document for exact duplicates, 400 to 500 for near ones.
 
 Source: Broder 1997 (MinHash); Lee et al. 2022, section 4.2 (5-grams, threshold 0.8); Penedo et al.
 2024 (FineWeb: bands of 8 values). Where we differ: an equal band is verified with all values. The
-bands are searched by sorting, because the library's index needs several times the memory.
+bands are searched by sorting, because the library's index needs several times the memory, and the
+comparisons of a band are limited.
 """
 
 import re
 from array import array
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -28,13 +33,15 @@ from jaxtyping import Bool, Int64, UInt16, UInt64
 
 from stemformer.config import nearest
 from stemformer.data.shards.splits import HeldOut, hash_text, is_held_out
-from stemformer.errors import ConfigError
+from stemformer.errors import ConfigError, DataError
 
 DEDUP = ("none", "exact", "near")
 THRESHOLD = 0.8
 # Values are 16 bits wide: a band of 8 is two 64-bit integers.
 _NGRAM, _NUM_VALUES, _BAND = 5, 128, 8
 _MINHASH_SEED = 1
+# Most documents with one value of a band that others are compared with.
+_MAX_CANDIDATES = 64
 _NUM_EXAMPLES, _NUM_CHARACTERS = 10, 100
 _MIN_NOTED_SHARE = 0.01
 _SPACES = bytes.maketrans(b"\t\n\v\f\r", b"     ")
@@ -72,14 +79,18 @@ class Duplicates:
     @property
     def counts(self) -> dict[str, int]:
         """Numbers of removed documents by reason."""
-        leaks = self.is_held_out[self.kept[self.removed]] & ~self.is_held_out[self.removed]
+        leaks = self.is_held_out[self.kept[self.removed]] != self.is_held_out[self.removed]
         reason, num_leaks = f"{self.kind} duplicates", int(leaks.sum())
-        return {reason: len(leaks) - num_leaks, f"{reason} of held-out documents": num_leaks}
+        return {reason: len(leaks) - num_leaks, f"{reason} in the other split": num_leaks}
 
     def remove(self, texts: Iterable[str]) -> Iterator[str]:
-        """Yield the kept documents of the corpus."""
+        """Yield the kept documents of the corpus; raise DataError if it has another number of documents than before."""
         shown = {number for pair in self._shown() for number in pair}
-        for number, (text, kept) in enumerate(zip(texts, self.kept, strict=False)):
+        for number, (text, kept) in enumerate(zip_longest(texts, self.kept)):
+            if text is None or kept is None:
+                problem = f"The inputs changed while they were read: they had {len(self.kept):,} documents, now"
+                found = f"{number:,}" if text is None else "more"
+                raise DataError(f"{problem} {found}. Wait until they are complete, and run the command again.")
             if number in shown:
                 # Lone surrogates cannot be written.
                 self._texts[number] = text.encode("utf-8", "replace").decode()
@@ -128,8 +139,10 @@ def find_duplicates(texts: Iterable[str], held_out: HeldOut, kind: str) -> Dupli
         else:
             values += minhash(_ngrams(raw.decode("utf-8", "replace"))).tobytes()
     is_held = np.frombuffer(in_held_out, bool)
-    # Held-out documents first.
-    order = np.argsort(~is_held, kind="stable")
+    order = np.arange(len(is_held))
+    if isinstance(held_out, frozenset):
+        # Held-out documents first.
+        order = np.argsort(~is_held, kind="stable")
     if minhash is None:
         kept = _first_equal(np.frombuffer(hashes, np.uint64), order)
     else:
@@ -180,12 +193,20 @@ def _ngrams(text: str) -> Iterable[str]:
     return map(" ".join, zip(*(words[i:] for i in range(_NGRAM)), strict=False))
 
 
+def _sort_by_key(
+    keys: UInt64[np.ndarray, "n"], order: Int64[np.ndarray, "n"]
+) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "k"]]:
+    """Return the documents sorted by key, equal ones in that order, and the number of documents with each key."""
+    by_key = order[np.argsort(keys[order], kind="stable")]
+    bounds = np.flatnonzero(np.diff(keys[by_key])) + 1
+    return by_key, np.diff(bounds, prepend=0, append=len(keys))
+
+
 def _first_equal(keys: UInt64[np.ndarray, "n"], order: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
     """Return the number of the first document, in that order, with the key of each."""
-    by_key = order[np.argsort(keys[order], kind="stable")]
-    is_first = np.append(True, np.diff(keys[by_key]) != 0)[: len(keys)]
+    by_key, sizes = _sort_by_key(keys, order)
     first = np.empty(len(keys), np.int64)
-    first[by_key] = by_key[is_first][np.cumsum(is_first) - 1]
+    first[by_key] = np.repeat(by_key[(np.cumsum(sizes) - sizes)[sizes > 0]], sizes[sizes > 0])
     return first
 
 
@@ -193,25 +214,33 @@ def _first_similar(values: UInt16[np.ndarray, "n v"], order: Int64[np.ndarray, "
     """Return the number of the most similar kept document of each, its own if there is none, in that order."""
     kept = np.arange(len(values))
 
-    # Bucket of each document in each band: its first document; -1 if it has no other.
+    # Start of each document's bucket among those of its band with two or more documents; -1 if it is in none.
     halves = values.view(np.uint64).reshape(len(values), values.shape[1] // _BAND, 2)
-    buckets = np.full(halves.shape[:2], -1, np.int32)
+    starts = np.full(halves.shape[:2], -1, np.int32)
+    offsets = np.zeros(halves.shape[1] + 1, np.int64)
     for band in range(halves.shape[1]):
         keys = halves[:, band, 0] * np.uint64(0x9E3779B97F4A7C15) + halves[:, band, 1]
-        first = _first_equal(keys, order)
-        is_shared = first != kept
-        is_shared[first[is_shared]] = True
-        buckets[is_shared, band] = first[is_shared]
+        by_key, sizes = _sort_by_key(keys, order)
+        shared = by_key[np.repeat(sizes > 1, sizes)]
+        sizes = sizes[sizes > 1]
+        starts[shared, band] = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        offsets[band + 1] = offsets[band] + len(shared)
 
-    # Compare each document with the kept ones in its buckets.
-    members: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for document in order[buckets.max(axis=1)[order] >= 0].tolist():
-        own = [(band, bucket) for band, bucket in enumerate(buckets[document].tolist()) if bucket >= 0]
-        if candidates := sorted({other for bucket in own for other in members.get(bucket, ())}):
-            similarities = (values[candidates] == values[document]).mean(1)
-            if similarities.max() >= THRESHOLD:
-                kept[document] = candidates[int(similarities.argmax())]
+    # Compare each document with the first kept ones of its buckets.
+    members = np.empty(offsets[-1], np.int32)
+    num_members = np.zeros(offsets[-1], np.uint8)
+    for document in order[starts.max(axis=1)[order] >= 0].tolist():
+        bands = np.flatnonzero(starts[document] >= 0)
+        own = offsets[bands] + starts[document, bands]
+        filled = num_members[own]
+        if filled.any():
+            found = [members[start : start + num] for start, num in zip(own.tolist(), filled.tolist(), strict=True)]
+            candidates = np.unique(np.concatenate(found))
+            num_equal = np.count_nonzero(values[candidates] == values[document], axis=1)
+            if num_equal.max() >= THRESHOLD * values.shape[1]:
+                kept[document] = candidates[num_equal.argmax()]
                 continue
-        for bucket in own:
-            members[bucket].append(document)
+        is_free = filled < _MAX_CANDIDATES
+        members[own[is_free] + filled[is_free]] = document
+        num_members[own[is_free]] += 1
     return kept

@@ -20,6 +20,7 @@ from stemformer.data.shards.encoding import DocumentBatch, EncodedBatch, batch_d
 from stemformer.data.shards.manifest import FORMAT_VERSION, SPLITS, Counts, InputRecord, Manifest, Settings
 from stemformer.data.shards.splits import SplitChoice, choose_split
 from stemformer.data.text.documents import read_documents
+from stemformer.data.text.files import check_files_unchanged, file_states, find_sources
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.data.tokenization.word_segmentation import load_segmenter
 from stemformer.errors import ConfigError, DataError
@@ -100,6 +101,8 @@ def write_shards(
         if folder.exists():
             shutil.rmtree(folder)
         tokenizer.save(folder)
+        # Removal reads the corpus twice.
+        states = file_states(find_sources(inputs) if dedup != "none" else [])
         how: dict[str, Any] = {"documents": documents, "column": column, "errors": errors}
         split = SplitChoice(held_out)
         if held_out > 0:
@@ -108,8 +111,10 @@ def write_shards(
             on_note(split.note)
 
         def read_texts(skipped: Counter[str]) -> Iterator[str]:
+            check_files_unchanged(states)
             stream = read_documents(inputs, **how, on_bytes=on_bytes, skipped=skipped)
-            return split.texts(document.text for document in stream)
+            yield from split.texts(document.text for document in stream)
+            check_files_unchanged(states)
 
         duplicates = None
         if dedup == "none":
