@@ -125,6 +125,14 @@ def test_padding_is_zeros_and_few_rows(n, rows):
     assert torch.equal(padded[:n], x) and padded[n:].count_nonzero() == 0
 
 
+@pytest.mark.parametrize(("n", "rows"), [(0, 0), (1, 32), (32, 32), (33, 64), (2001, 2016), (4097, 4224)])
+def test_padding_to_a_multiple_is_on_the_cpu_only(n, rows):
+    x = torch.arange(n)
+    padded = pad_to_bucket(x, multiple=32)
+    assert len(padded) == len(pad_to_bucket(padded)) == rows and torch.equal(padded[:n], x)
+    assert len(pad_to_bucket(torch.empty(n, device="meta"), multiple=32)) == n
+
+
 def test_few_bucket_sizes_occur():
     assert len({len(pad_to_bucket(torch.empty(n, 0))) for n in range(1024, 2048)}) <= 33
 

@@ -34,13 +34,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def pad_to_bucket(x: Shaped[Tensor, "N *D"]) -> Shaped[Tensor, "N2 *D"]:
+def pad_to_bucket(x: Shaped[Tensor, "N *D"], *, multiple: int = 1) -> Shaped[Tensor, "N2 *D"]:
     """Pad states or token numbers on the CPU with at most 1 in 32 zeros, so that few different N occur.
 
     For each new shape, the CPU's matrix library compiles and caches a kernel (`docs/log.md`).
-    Padding belongs to no sequence and has zero gradient.
+    Padding belongs to no sequence and has zero gradient. N2 is a multiple of `multiple`, a power of two.
     """
-    padding = -len(x) % (1 << max(0, len(x).bit_length() - 6))
+    padding = -len(x) % max(multiple, 1 << max(0, len(x).bit_length() - 6))
     return x if x.device.type != "cpu" else nn.functional.pad(x, (*(0, 0) * (x.ndim - 1), 0, padding))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.packing import PackedDataset, TokenStream
 from stemformer.data.examples.sentence_pairs import SentencePairDataset
+from stemformer.models.layers import pad_to_bucket
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.losses import LossSum
@@ -74,8 +75,8 @@ class LossModule(nn.Module):
         rows = self.objective.scored_positions(batch)
         num_rows = None if rows is None else len(rows)
         if return_logits and rows is not None and torch.is_autocast_enabled(rows.device.type):
-            # Few different numbers of rows: oneDNN keeps a kernel for each (`docs/log.md`).
-            rows = nn.functional.pad(rows, (0, -len(rows) % (1 << max(5, len(rows).bit_length() - 5))))
+            # The head's rows too: oneDNN keeps a kernel for each number of them.
+            rows = pad_to_bucket(rows, multiple=32)
         tokens = batch.input_ids, batch.position_ids, batch.token_type_ids
         states = self.model.body(*tokens, batch.cu_seqlens, batch.max_seqlen, rows=rows)  # (R, D)
         if return_logits:
