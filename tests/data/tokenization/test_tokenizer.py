@@ -479,3 +479,23 @@ def test_extended_vocabulary_comes_back_from_disk(general, tmp_path):
     extended = extend_wordpiece(general, ["catdog"] * 2, vocab_size=100)
     extended.save(tmp_path)
     assert load_tokenizer(tmp_path).fingerprint == extended.fingerprint != general.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("ฉันรักภาษาไทยที่นี่ " * 5, "Thai"),
+        ("किताब में कुछ हिन्दी " * 5, "Devanagari"),
+        ("كِتَابٌ جَدِيدٌ " * 5, "Arabic"),
+        ("Crème brûlée, déjà vu, Ελλάδα, ещё чай " * 5, None),
+        ("plain text " * 5, None),
+    ],
+)
+def test_removed_vowels_and_tones_are_noted(text, name):
+    notes = []
+    train_wordpiece([text], vocab_size=300, lowercase=True, on_note=notes.append)
+    assert len(notes) == (name is not None)
+    assert name is None or (f"({name})" in notes[0] and "Train without --lowercase" in notes[0])
+    kept = []
+    train_wordpiece([text], vocab_size=300, lowercase=True, strip_accents=False, on_note=kept.append)
+    assert kept == []

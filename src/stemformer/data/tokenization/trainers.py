@@ -7,8 +7,10 @@ BERT does not contain its training.
 import hashlib
 import heapq
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import tokenizers
@@ -25,10 +27,14 @@ from stemformer.data.tokenization.tokenizer import (
     replace_surrogates,
 )
 from stemformer.errors import TokenizerError
+from stemformer.progress import format_list
 
 # Characters that cover this share of the text, most frequent first, may take this part of the ids.
 _ALPHABET_SHARES = ((0.90, 1.0), (0.999, 0.75), (0.9999, 0.5))
 _MAX_PART_CHARACTERS = 100_000
+# Scripts whose combining marks are accents; "" is ASCII. Marks per letter of others from which a note says that they
+# are removed, and the number of characters that are counted.
+_ACCENTED_SCRIPTS, _MIN_NOTED_MARKS, _NUM_NOTED_CHARACTERS = ("", "LATIN", "GREEK", "CYRILLIC"), 0.01, 10**6
 _NO_TEXT = "The text to train a tokenizer on is empty. Pass files that contain text."
 
 
@@ -39,6 +45,7 @@ def train_wordpiece(
     lowercase: bool = False,
     strip_accents: bool | None = None,
     min_frequency: int = 2,
+    on_note: Callable[[str], None] | None = None,
     **sampling: Any,
 ) -> Tokenizer:
     """Train a WordPiece tokenizer.
@@ -50,10 +57,18 @@ def train_wordpiece(
         vocab_size: Number of ids. A small corpus may yield fewer.
         strip_accents: None means the value of `lowercase`.
         min_frequency: Minimum count of a merge.
+        on_note: Called with a note if stripping accents removes vowels or tones.
         sampling: Arguments of `sample_texts`.
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
-    words = _count_words(sample_texts(texts, **sampling), normalizer)
+    sample = sample_texts(texts, **sampling)
+    words = _count_words(sample, normalizer)
+    if (
+        on_note is not None
+        and (lowercase if strip_accents is None else strip_accents)
+        and (note := _note_marks(sample))
+    ):
+        on_note(note)
     vocab = _train_merges(words, vocab_size=vocab_size, min_frequency=min_frequency)
     return Tokenizer(bert_backend(vocab, {"lowercase": lowercase, "strip_accents": strip_accents}))
 
@@ -170,6 +185,25 @@ def _count_words(sample: Iterable[str], normalizer: Any) -> Counter[str]:
     if not words:
         raise TokenizerError(_NO_TEXT)
     return words
+
+
+def _note_marks(sample: Iterable[str]) -> str | None:
+    """Return a note if a normalizer that strips accents removes many marks of scripts where they are no accents."""
+    text = "".join(islice(chain.from_iterable(sample), _NUM_NOTED_CHARACTERS))
+    scripts: Counter[str] = Counter()
+    num_letters, script = 0, ""
+    for character in "" if text.isascii() else unicodedata.normalize("NFD", text):
+        category = unicodedata.category(character)
+        if category.startswith("L"):
+            num_letters += 1
+            script = "" if character.isascii() else unicodedata.name(character, "").partition(" ")[0]
+        elif category == "Mn" and script not in _ACCENTED_SCRIPTS:
+            scripts[script.title()] += 1
+    if (share := scripts.total() / max(1, num_letters)) < _MIN_NOTED_MARKS:
+        return None
+    names = format_list([name for name, _ in scripts.most_common()], 3)
+    lost = f"--lowercase also removes combining marks, which are vowels or tones in some scripts ({names})"
+    return f"{lost}, {100 * share:.0f} per 100 letters. Train without --lowercase to keep them"
 
 
 def _choose_characters(counts: Counter[str], inside: set[str], vocab_size: int) -> list[str]:
