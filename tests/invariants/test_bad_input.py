@@ -105,7 +105,21 @@ def test_file_that_is_not_utf8_is_read_with_errors_replace(made, make_text, tmp_
     (tmp_path / "latin.txt").write_bytes(text)
     arguments = prepare(tmp_path / "latin.txt", made, tmp_path / "d", "--errors", "replace", "--json")
     assert main([str(argument) for argument in arguments]) == 0
-    assert json.loads(capsys.readouterr().out)["skipped"] == {"invalid UTF-8 bytes replaced": 1}
+    out, err = capsys.readouterr()
+    assert json.loads(out)["skipped"] == {"invalid UTF-8 bytes replaced": 1} and "iconv" not in err
+
+
+def test_text_of_another_encoding_is_noted_with_the_share_of_replaced_bytes(made, make_text, tmp_path, capsys):
+    # Two of eight characters.
+    (tmp_path / "czech.txt").write_bytes("k\u016f\u0148 sees\n".encode("cp1250") * 40)
+    note = "of the characters are replaced bytes that are not UTF-8: the files probably have another encoding"
+    for arguments in (
+        prepare(tmp_path / "czech.txt", made, tmp_path / "d", "--errors", "replace", "--held-out", "0"),
+        ["train-tokenizer", tmp_path / "czech.txt", "--out", tmp_path / "t", "--vocab-size", "90", "--errors=replace"],
+    ):
+        assert main([str(argument) for argument in arguments if argument != "-q"]) == 0
+        err = capsys.readouterr().err
+        assert f"25.0% {note}" in err and "iconv -f ENCODING -t UTF-8" in err
 
 
 def test_tokenizer_of_an_empty_file(fails, tmp_path):

@@ -9,6 +9,7 @@ from stemformer.data.shards.duplicates import check_dedup
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.shards.writer import write_shards
 from stemformer.data.text.documents import HEAD_CHARACTERS, read_documents, total_bytes
+from stemformer.data.text.files import note_replaced
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.options import PrepareOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, clear_dir, exclusive_output_dir, prepare_output_dir
@@ -65,8 +66,10 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> dic
     )
     progress.finish()
     result = describe_dataset(options.out, manifest)
-    if note := _note_unknown_words(options, tokenizer):
-        progress.say(note)
+    num_characters = sum(counts.characters for counts in manifest.splits.values())
+    for note in (note_replaced(manifest.skipped, num_characters), _note_unknown_words(options, tokenizer)):
+        if note:
+            progress.say(note)
     split = manifest.splits.get("held_out")
     if split is None:
         progress.say("nothing is held out, so pre-training cannot measure a validation loss (change with --held-out)")

@@ -1,11 +1,13 @@
 """Train a tokenizer."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stemformer.config import check_seed
 from stemformer.data.text.documents import read_documents, total_bytes
+from stemformer.data.text.files import note_replaced
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.data.tokenization.trainers import extend_wordpiece, train_byte_bpe, train_wordpiece
 from stemformer.errors import ConfigError
@@ -45,16 +47,26 @@ def train_tokenizer(options: TrainTokenizerOptions, *, progress: Progress | None
         on_bytes=progress.advance,
         skipped=skipped,
     )
-    texts = (document.text for document in documents)
+    num_characters = 0
+
+    def read_texts() -> Iterator[str]:
+        nonlocal num_characters
+        for document in documents:
+            num_characters += len(document.text)
+            yield document.text
+
+    texts = read_texts()
     sample: dict[str, Any] = {name: getattr(options, name) for name in ("vocab_size", "seed", "max_characters")}
     if options.kind == "bpe":
         tokenizer = train_byte_bpe(texts, **sample)
     elif old is None:
-        tokenizer = train_wordpiece(texts, lowercase=options.lowercase, **sample)
+        tokenizer = train_wordpiece(texts, lowercase=options.lowercase, on_note=progress.say, **sample)
     else:
         tokenizer = extend_wordpiece(old, texts, **sample)
     write_folder(folder, tokenizer.save)
     progress.finish()
+    if note := note_replaced(skipped, num_characters):
+        progress.say(note)
     if tokenizer.vocab_size < options.vocab_size:
         progress.say(f"the text yields {tokenizer.vocab_size:,} tokens, fewer than --vocab-size {options.vocab_size:,}")
     return {

@@ -250,7 +250,11 @@ def test_tsv_of_the_csv_library_comes_back(tmp_path: Path, quoting: str) -> None
         ("a.json", '[{"text": ["\\ud83d"]}]', r"a\.json:1: .*half of a character\. Repair it\.$"),
         ("a.tar", "x", r"a\.tar: An archive .*Unpack it"),
         # without the advice of an option that no reader of tables has
-        ("a.csv", b"text\n\xff\n", r"a\.csv: Not UTF-8: byte 0xff at offset 5\. Convert it to UTF-8\.$"),
+        (
+            "a.csv",
+            b"text\n\xff\n",
+            r"a\.csv: Not UTF-8: byte 0xff at offset 5\. Convert it to UTF-8 \(iconv -f ENC.*\)\.$",
+        ),
         ("a.csv.gz", "text\n", r"a\.csv\.gz: Truncated, corrupt or not \.gz"),
     ],
 )

@@ -47,6 +47,9 @@ MAGIC = (
     (b"\xff\xd8\xff", "a JPEG image", "Remove it"),
     (b"GIF8", "a GIF image", "Remove it"),
 )
+CONVERT = "iconv -f ENCODING -t UTF-8, with the encoding"
+# Reason under which replaced bytes are counted, and the share of the characters from which they are noted.
+_REPLACED, _MIN_NOTED_SHARE = "invalid UTF-8 bytes replaced", 0.01
 
 
 def find_files(inputs: Inputs) -> list[Path]:
@@ -371,12 +374,22 @@ def _decode(
     except UnicodeDecodeError as error:
         if errors != "replace":
             where = f"byte 0x{block[error.start]:02x} at offset {offset + error.start}"
-            advice = "Convert it to UTF-8" + ("" if errors is None else ", or pass --errors replace")
+            advice = f"Convert it to UTF-8 ({CONVERT} of the file)"
+            advice += "" if errors is None else ", or pass --errors replace"
             raise DataError(f"{name}: Not UTF-8: {where}. {advice}.") from error
     text, used = codecs.utf_8_decode(block, "replace", final)
     num_replaced = text.count("\ufffd") - block[:used].count("\ufffd".encode())
-    skipped["invalid UTF-8 bytes replaced"] += used - (len(text.encode()) - 3 * num_replaced)
+    skipped[_REPLACED] += used - (len(text.encode()) - 3 * num_replaced)
     return text, used
+
+
+def note_replaced(skipped: Mapping[str, int], num_characters: int) -> str | None:
+    """Return a note if many characters of a text are replaced bytes, as where a file has another encoding."""
+    share = min(1.0, skipped.get(_REPLACED, 0) / max(1, num_characters))
+    if share < _MIN_NOTED_SHARE:
+        return None
+    problem = f"{share:.1%} of the characters are replaced bytes that are not UTF-8"
+    return f"{problem}: the files probably have another encoding. Convert them to UTF-8 ({CONVERT} of the files)"
 
 
 def read_ahead(blocks: Iterator[str], is_enough: Callable[[str], bool]) -> tuple[str, Iterator[str]]:
