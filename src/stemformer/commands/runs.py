@@ -1,6 +1,7 @@
 """List the runs below a directory."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,15 @@ def _find(folder: Path) -> Iterator[Path]:
 
 def _describe(folder: Path) -> dict[str, Any]:
     """Return kind and state of a run, and its best held-out loss or first metric on dev data."""
-    if not (folder / "log.jsonl").is_file():
-        kind = next((kind for name, kind in EXPERIMENTS.items() if (folder / name).is_file()), None)
+    kind = next((kind for name, kind in EXPERIMENTS.items() if (folder / name).is_file()), None)
+    # A run that was stopped early may have no log; a grid of runs has a file of finished ones.
+    is_grid = (folder / "finished.jsonl").is_file() and not (folder / "log.jsonl").is_file()
+    if kind or is_grid:
         state = "finished" if kind else "unfinished"
         return {"kind": kind or "experiment", "state": state, "metric": "", "best": ""}
     lines = read_jsonl(folder / "log.jsonl")
-    step = max((line["step"] for line in lines if "step" in line), default=0)
+    saved = (int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-????????"))
+    step = max(chain((line["step"] for line in lines if "step" in line), saved), default=0)
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
     names = evaluations[0] if evaluations else {}
     losses = [name for name in names if name.startswith("held_out") and name.endswith("lm_loss")]
