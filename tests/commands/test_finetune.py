@@ -1,7 +1,9 @@
 """Fine-tuning runs, through `stemformer.finetune` on small files: what they leave, repeat, stop at and freeze."""
 
 import json
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,6 +230,19 @@ def test_run_that_was_killed_goes_on_from_its_last_checkpoint(run, tmp_path):
     run("tag", "parts", steps=10, settings=["checkpoints.every=4"], resume=True)
     assert_same_weights(tmp_path / "full" / "final", tmp_path / "parts" / "final")
     assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+
+
+def test_runs_that_were_stopped_are_listed_with_the_step_of_their_checkpoint(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run("class", progress=Lines(stop_at=1), settings=["log_every=4"])
+    (tmp_path / "early").mkdir()
+    shutil.copy(tmp_path / "run" / "config.toml", tmp_path / "early")
+    (tmp_path / "grid").mkdir()
+    shutil.copy(tmp_path / "run" / "config.toml", tmp_path / "grid")
+    (tmp_path / "grid" / "finished.jsonl").touch()
+    rows = {Path(row["run"]).name: (row["kind"], row["state"]) for row in stemformer.list_runs(str(tmp_path))}
+    early, grid = ("finetuning", "at step 0"), ("experiment", "unfinished")
+    assert rows == {"early": early, "grid": grid, "run": ("finetuning", "at step 1")}
 
 
 def test_resuming_a_finished_run_returns_the_same_result(run):

@@ -27,7 +27,7 @@ from stemformer.options import FinetuneOptions, TaskTrainingOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
 from stemformer.progress import Progress, Silent, format_count
 from stemformer.reports.finetuning import curves_of_log, write_task_report
-from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled
+from stemformer.tasks.dataset import LabelledData, encode_splits, read_labelled, weak_results
 from stemformer.tasks.dataset_notes import save_training_texts
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import format_metric, mean_std, metric_names
@@ -286,20 +286,8 @@ def _finish(
     advice = "train longer, or with a higher --learning-rate"
     if any(CANNOT_READ in note for note in notes):
         advice = CANNOT_READ
-    majority = majority_baseline(data)
-    if majority is not None and metrics.get("accuracy", 1.0) <= majority[1] < 1:
-        notes.append(
-            f"not better than the majority baseline: {majority[0]!r} is right for {majority[1]:.1%} of the dev data; "
-            f"{advice}"
-        )
-        progress.say(notes[-1])
-
-    baseline: dict[str, float] = details.get("baseline", {})
-    name = "root_mean_squared_error"
-    if name in baseline and metrics[name] >= baseline[name]:
-        measured = f"{name} {format_metric(name, baseline[name])}"
-        mean = f"not better than predicting the mean of the training scores ({measured})"
-        notes.append(f"{mean}; {advice}")
+    for weakness in weak_results(data, predictions, metrics, details):
+        notes.append(f"{weakness}; {advice}")
         progress.say(notes[-1])
 
     # Save.

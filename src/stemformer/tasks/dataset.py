@@ -1,7 +1,7 @@
 """Labelled datasets: reading files, choosing labels, splitting off dev data, encoding."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from statistics import fmean, pstdev
@@ -41,6 +41,7 @@ from stemformer.tasks.dataset_notes import (
 )
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.labels import check_labels, count_labels, match_labels, respell_labels
+from stemformer.tasks.metrics import format_metric
 from stemformer.tasks.question_answering import find_language
 from stemformer.tasks.registry import TASKS
 from stemformer.tasks.task import Task, TaskConfig
@@ -331,6 +332,31 @@ def majority_baseline(data: LabelledData) -> tuple[str, float] | None:
         return None
     ((label, _),) = count_labels(config, data.train).most_common(1)
     return label, dev[label] / dev.total()
+
+
+def weak_results(
+    data: LabelledData, predictions: Sequence[Any], metrics: Mapping[str, float], details: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield how predictions of dev data are no better than those of a model that has learned nothing."""
+    task, name = data.task, data.task.config.name
+    majority = majority_baseline(data)
+    if majority is not None and metrics.get("accuracy", 1.0) <= majority[1] < 1:
+        yield f"not better than the majority baseline: {majority[0]!r} is right for {majority[1]:.1%} of the dev data"
+    error = "root_mean_squared_error"
+    baseline: Mapping[str, float] = details.get("baseline", {})
+    if error in baseline and metrics[error] >= baseline[error]:
+        measured = f"{error} {format_metric(error, baseline[error])}"
+        yield f"not better than predicting the mean of the training scores ({measured})"
+    if name == "tag" and task.has_entities and not metrics["f1"]:
+        yield "no entity of the dev data is found (f1 0)"
+    if task.config.kind == "labels" and not metrics["micro_f1"]:
+        yield "no label of the dev data is found (micro_f1 0)"
+    if name == "qa" and metrics["f1"] < 100 and not any(prediction.text for prediction in predictions):
+        yield "every answer to the dev data is empty"
+    elif name == "qa" and not metrics["f1"]:
+        yield "no answer to the dev data is right, not even in part (f1 0)"
+    if name == "choice" and metrics["accuracy"] <= (chance := fmean(1 / len(r.choices) for r in data.dev)) < 1:
+        yield f"not better than chance, which is right for {chance:.1%} of the dev data"
 
 
 def encode_splits(
