@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def test_tables_have_the_columns_and_the_prediction(finetuned, dev, tmp_path, ki
     assert list(rows[0])[: len(columns)] == columns
     inputs = [",".join(row["prediction"]) if kind == "labels" else str(row["prediction"]) for row in expected]
     assert [row["prediction"] for row in rows] == inputs
-    assert ("probability" in rows[0]) == (kind != "score")
+    assert ("probability" in rows[0]) == (kind in ("class", "pair"))
+    assert ("probability_river" in rows[0]) == (kind == "labels")
 
 
 def test_tags_are_written_as_conll_behind_those_of_the_file(finetuned, dev, tmp_path):
@@ -316,6 +318,32 @@ def test_unknown_labels_are_noted(finetuned, tmp_path):
         DataError, match=r"None of the labels occur in the training data: found 'fine'.*trained on 'bad', 'good'"
     ):
         stemformer.evaluate([str(tmp_path / "b.csv")], model=str(finetuned("class")))
+
+
+def test_row_with_an_unknown_label_has_no_loss_and_comes_after_the_other_wrong_ones(finetuned, dev, tmp_path):
+    lines = Path(dev["class"]).read_text().splitlines()
+    other = [line.rpartition(",")[0] + (",bad" if line.endswith(",good") else ",good") for line in lines[1:4]]
+    (tmp_path / "a.csv").write_text("\n".join([lines[0], "99,The old king.,mixed", *other, *lines[1:4]]) + "\n")
+    wrong = stemformer.evaluate([str(tmp_path / "a.csv")], model=str(finetuned("class")))["wrong"]
+    assert [row["gold"] for row in wrong].index("mixed") == len(wrong) - 1 >= 1
+    assert [row["loss"] is None for row in wrong] == [False] * (len(wrong) - 1) + [True]
+
+
+def test_evaluate_takes_no_other_column_for_that_of_the_label(finetuned, dev, tmp_path):
+    lines = Path(dev["class"]).read_text().splitlines()
+    file = tmp_path / "new.csv"
+    file.write_text(
+        "\n".join(["id,review", *(f"{('bad', 'good')[i % 2]},{x.split(',')[1]}" for i, x in enumerate(lines[1:]))])
+        + "\n"
+    )
+    with pytest.raises(DataError, match=r"new.csv has no label column 'sentiment'.*predict needs none"):
+        stemformer.evaluate([str(file)], model=str(finetuned("class")))
+    assert stemformer.evaluate([str(file)], model=str(finetuned("class")), label_column="id")["records"] == 15
+
+
+def test_language_of_answers_is_no_column_of_wrong_ones(finetuned, dev):
+    wrong = stemformer.evaluate([dev["qa"]], model=str(finetuned("qa")))["wrong"]
+    assert all("language" not in row for row in wrong)
 
 
 def test_table_is_not_read_as_sentences_to_tag(finetuned, tmp_path):

@@ -95,6 +95,20 @@ def test_sets_of_labels_read_back_whatever_is_in_a_label(tmp_path, suffix):
     assert [example.label for example in examples] == [tuple(label.strip() for label in found) for found in sets]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_tables_hold_the_probability_of_each_label(tmp_path, suffix):
+    task = SequenceClassification(TaskConfig(kind="labels"), ("a", "b c"))
+    rows = [{"text": "t", "probability_a": "mine"}, {"text": "", "probability_a": "mine"}]
+    found = TextPrediction("", 0.25, (0.25, 0.125), ())
+    write(task, tmp_path / f"a{suffix}", classified(rows), [found, found])
+    first, empty = read_table(str(tmp_path / f"a{suffix}")).rows
+    assert first == {
+        **{"text": "t", "input_probability_a": "mine", "prediction": ""},
+        **{"probability_a": "0.25", "probability_b c": "0.125"},
+    }
+    assert (empty["probability_a"], empty["probability_b c"]) == ("", "")
+
+
 def test_lists_dates_and_nan_of_other_columns_are_written(tmp_path):
     rows = [{"text": "t", "list": ["a,b", "c"], "nan": float("nan"), "none": None, "bool": True, "object": {"a": 1}}]
     task = SequenceClassification(TaskConfig(kind="class"), ("x", "y"))

@@ -73,7 +73,8 @@ class PredictionFile:
         # With this end of a line, a cell with a carriage return or a newline is quoted.
         how: dict[str, Any] = {"lineterminator": "\r\n", "delimiter": "\t" if self.suffix == ".tsv" else ","}
         file = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
-        names = [name for name in rows[0] if name != "probabilities"] if rows else []
+        rows = [self._task.table_columns(row) for row in rows]
+        names = list(rows[0]) if rows else []
         if is_first:
             # Quotes around the names of a TSV say that its fields are quoted where they need it.
             quoting: Any = csv.QUOTE_ALL if self.suffix == ".tsv" else csv.QUOTE_MINIMAL

@@ -192,13 +192,13 @@ class QuestionAnswering(Task):
         gold = list(dict.fromkeys(record.gold))
         metrics = squad_metrics({"": gold}, {"": prediction.text}, language=self.language)
         entry: dict[str, Any] = {"id": record.id, "question": record.question, "gold": gold}
-        entry |= {"predicted": prediction.text, "language": self.language, "probability": prediction.probability}
+        entry |= {"predicted": prediction.text, "probability": prediction.probability}
         return prediction.probability, metrics["exact_match"] < 100, entry
 
     def report_details(
         self, record: Question, prediction: AnswerPrediction, index: int, outputs: TaskOutputs
     ) -> dict[str, Any]:
-        """Return the passage, and start and end probabilities in the window with the answer."""
+        """Return the passage, its language, and start and end probabilities in the window with the answer."""
         examples, scores, tokenizer = outputs
         own = np.flatnonzero(examples.records == index).tolist()
         bounds = {i: examples.scored[i].offsets for i in own if len(examples.scored[i].offsets)}
@@ -208,7 +208,12 @@ class QuestionAnswering(Task):
         positions = slice(window.first, window.first + len(window.offsets))
         p = softmax(scores[chosen].astype(np.float64), axis=0)[positions]
         ids = examples.examples[chosen].input_ids[positions]
-        details = {"passage": record.context, "begin": prediction.begin, "end": prediction.end}
+        details = {
+            "language": self.language,
+            "passage": record.context,
+            "begin": prediction.begin,
+            "end": prediction.end,
+        }
         details |= {"tokens": [tokenizer.tokens[i] for i in ids.tolist()], "offsets": window.offsets.tolist()}
         return details | {"start": p[:, 0].tolist(), "end_p": p[:, 1].tolist()}
 

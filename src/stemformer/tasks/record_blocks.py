@@ -13,7 +13,9 @@ from stemformer.data.labelled.text_classification import (
     has_usual_names,
     make_text_examples,
 )
-from stemformer.data.text.files import HUB_PREFIX
+from stemformer.data.text.delimited import LABEL_NAMES, usual_name
+from stemformer.data.text.files import HUB_PREFIX, quoted
+from stemformer.errors import DataError
 from stemformer.tasks.dataset import (
     advise_task,
     check_not_empty,
@@ -130,6 +132,11 @@ def _choose_named_columns(
 ) -> tuple[TextColumns, TaskConfig] | None:
     """Return what `choose_text_columns` does; None if it takes all rows to choose."""
     wanted = with_columns_of(config, like, table)
+    # A label column that is guessed by its content may be an id, whose metrics say nothing.
+    is_usual = any(usual_name(column) in names for column in table.columns for names in LABEL_NAMES)
+    if needs_answer and wanted.label is None and isinstance(like.label, str) and not is_usual:
+        problem = f"{table.source} has no label column '{like.label}'. Columns: {quoted(table.columns)}"
+        raise DataError(f"{problem}. Set another one with --label-column; predict needs none.")
     is_named = wanted.text or has_usual_names(table, num_texts=2 if config.name == "pair" else 1, needs_label=False)
     is_absent = not {*wanted.text, *wanted.label_columns} <= set(table.columns)
     if not is_named or is_absent or (needs_answer and wanted.label is None):

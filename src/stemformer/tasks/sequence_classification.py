@@ -22,6 +22,8 @@ from stemformer.tasks.task import Logits, ReportExample, Task, TaskConfig
 
 # Columns of predictions in output files; input columns of these names get the prefix `input_`.
 _PREDICTION_COLUMNS = ("prediction", "probability", "probabilities")
+# Before the name of a label: its column of probabilities in tables of multi-label classification.
+_LABEL_COLUMN = "probability_"
 
 
 @dataclass(frozen=True)
@@ -199,10 +201,18 @@ class SequenceClassification(Task):
         values = values if all(record.texts) else [None] * len(values)
         return row | dict(zip(_PREDICTION_COLUMNS, values, strict=False))
 
-    @staticmethod
-    def _input_column(name: str, row: Mapping[str, Any]) -> str:
+    def table_columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        if self.config.kind != "labels":
+            return super().table_columns(row)
+        # One probability says little: that of each label.
+        by_label = row["probabilities"] or {}
+        each = {f"{_LABEL_COLUMN}{label}": by_label.get(label) for label in self.labels}
+        return {name: value for name, value in row.items() if name not in _PREDICTION_COLUMNS[1:]} | each
+
+    def _input_column(self, name: str, row: Mapping[str, Any]) -> str:
+        own = {*_PREDICTION_COLUMNS, *(f"{_LABEL_COLUMN}{x}" for x in self.labels if self.config.kind == "labels")}
         new = name
-        while new in _PREDICTION_COLUMNS or (new != name and new in row):
+        while new in own or (new != name and new in row):
             new = f"input_{new}"
         return new
 
@@ -217,7 +227,9 @@ class SequenceClassification(Task):
             entry |= {"gold": list(record.label), "predicted": list(prediction.labels)}
             return float(len(wrong)), bool(wrong), entry
         label_id = self._label_ids.get(str(record.label))
-        p = 0.0 if label_id is None else prediction.probabilities[label_id]
-        loss = -float(np.log(max(p, 1e-30)))
-        entry |= {"probability": prediction.score, "loss": loss}
-        return loss, prediction.label != record.label, entry
+        entry |= {"probability": prediction.score}
+        if label_id is None:
+            # A label that the training data lacks has no loss: after the other wrong ones.
+            return -np.inf, True, {**entry, "loss": None}
+        loss = -float(np.log(max(prediction.probabilities[label_id], 1e-30)))
+        return loss, prediction.label != record.label, {**entry, "loss": loss}

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -262,6 +262,10 @@ class Task(ABC):
     @abstractmethod
     def to_row(self, record: Any, prediction: Any) -> dict[str, Any]:
         """Return a record and its prediction as a row of an output file."""
+
+    def table_columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row of `to_row` with the columns of a table, whose cells hold no objects."""
+        return {name: value for name, value in row.items() if name != "probabilities"}
 
     @abstractmethod
     def to_report_example(self, record: Any, prediction: Any) -> ReportExample: ...
