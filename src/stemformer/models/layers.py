@@ -315,12 +315,13 @@ class GatedFeedForward(nn.Module):
     def gate(self, x: Float[Tensor, "*shape F2"]) -> Float[Tensor, "*shape F"]:
         """Return activation(a) * b of the halves a and b."""
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            apply: Any = _GateOnCpu.apply
             if isinstance(self.activation, nn.SiLU):
-                return _GateOnCpu.apply(x, nn.functional.silu, torch.ops.aten.silu_backward)  # type: ignore[no-untyped-call]
+                return apply(x, nn.functional.silu, torch.ops.aten.silu_backward)
             if isinstance(self.activation, nn.GELU):
                 kind = self.activation.approximate
                 gelu = partial(nn.functional.gelu, approximate=kind)
-                return _GateOnCpu.apply(x, gelu, partial(torch.ops.aten.gelu_backward, approximate=kind))  # type: ignore[no-untyped-call]
+                return apply(x, gelu, partial(torch.ops.aten.gelu_backward, approximate=kind))
         a, b = x.chunk(2, -1)
         return self.activation(a) * b
 
