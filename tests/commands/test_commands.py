@@ -245,6 +245,12 @@ def test_fill_without_text_is_an_error(made):
         stemformer.fill([], model=str(made / "run"))
 
 
+def test_embeddings_of_empty_texts_keep_their_rows_with_a_warning(tiny_bert):
+    with pytest.warns(UserWarning, match=r"2 texts without a token: text 2 \(''\), text 3 \(' '\)\."):
+        found = stemformer.embed(["The door.", "", " ", "the river"], model=str(tiny_bert))["embeddings"]
+    assert len(found) == 4
+
+
 def test_score_is_a_log_likelihood(run_json, made):
     (result,) = run_json("score", "The old king sees the river.", "--model", made / "run")
     assert result["log_likelihood"] < 0
@@ -265,6 +271,12 @@ def test_texts_without_a_score_do_not_keep_others_from_theirs(tiny_bert, small_g
     assert rows[::3] == model.score(texts[::3])
     with pytest.raises(DataError, match="2 texts without a score"):
         model.score(texts[1:3])
+
+
+def test_pseudo_log_likelihood_of_a_causal_model_is_refused(small_gpt, bpe, tmp_path):
+    save_model(small_gpt, tmp_path, bpe)
+    with pytest.raises(ConfigError, match="--pll applies to masked language models"):
+        stemformer.score(["The river."], model=str(tmp_path), pll="original")
 
 
 # pretrain
