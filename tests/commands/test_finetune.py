@@ -245,6 +245,19 @@ def test_runs_that_were_stopped_are_listed_with_the_step_of_their_checkpoint(run
     assert rows == {"early": early, "grid": grid, "run": ("finetuning", "at step 1")}
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("tag", "f1"), ("qa", "f1"), ("class", "accuracy"), ("score", "pearson"), ("labels", "micro_f1")]
+)
+def test_runs_show_the_main_metric_with_its_final_value(finetuned, kind, name, tmp_path):
+    shutil.copytree(finetuned(kind), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    # As if a threshold had been tuned after the last evaluation.
+    metrics["metrics"][name] = 0.123
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    [row] = stemformer.list_runs(str(tmp_path))
+    assert (row["metric"], row["best"]) == (f"dev_{name}", 0.123)
+
+
 def test_resuming_a_finished_run_returns_the_same_result(run):
     first = run("qa")
     again = run("qa", resume=True)

@@ -227,7 +227,9 @@ def make_finetuning_context(
         last[:] = [scores, loss]
         metrics, _ = task.compute_metrics(task.decode(scores, dev, data.dev), data.dev)
         losses = {} if loss is None else {"dev_loss": loss}
-        return losses | {f"dev_{key}": value for key, value in metrics.items()}
+        # The main metric first, which `list_runs` shows.
+        names = sorted(metrics, key=lambda name: name != task.main_metric)
+        return losses | {f"dev_{name}": metrics[name] for name in names}
 
     context = TrainingContext(
         config=config,

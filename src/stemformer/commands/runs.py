@@ -7,7 +7,7 @@ from typing import Any
 
 from stemformer.commands.inspect import EXPERIMENTS, is_finetuned
 from stemformer.errors import DataError
-from stemformer.io import read_jsonl
+from stemformer.io import read_json_object, read_jsonl
 from stemformer.options import RunsOptions, accepts
 
 
@@ -39,7 +39,7 @@ def _find(folder: Path) -> Iterator[Path]:
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    """Return kind and state of a run, and its best held-out loss or first metric on dev data."""
+    """Return kind and state of a run, and its best held-out loss, or main metric on dev data (the final one if finished)."""
     kind = next((kind for name, kind in EXPERIMENTS.items() if (folder / name).is_file()), None)
     # A run that was stopped early may have no log; a grid of runs has a file of finished ones.
     is_grid = (folder / "finished.jsonl").is_file() and not (folder / "log.jsonl").is_file()
@@ -54,10 +54,13 @@ def _describe(folder: Path) -> dict[str, Any]:
     losses = [name for name in names if name.startswith("held_out") and name.endswith("lm_loss")]
     scores = [name for name in names if name.startswith("dev_") and name != "dev_loss"]
     metric = next(iter(losses + scores), "")
-    best = min if losses else max
+    best = (min if losses else max)(line[metric] for line in evaluations) if metric else ""
+    if scores and (folder / "metrics.json").is_file():
+        # Of the finished run, whose decision may have been tuned after its last evaluation.
+        best = read_json_object(folder / "metrics.json")["metrics"].get(metric.removeprefix("dev_"), best)
     return {
         "kind": "finetuning" if is_finetuned(folder) else "pretraining",
         "state": "finished" if (folder / "final" / "config.json").is_file() else f"at step {step}",
         "metric": metric,
-        "best": best(line[metric] for line in evaluations) if metric else "",
+        "best": best,
     }
