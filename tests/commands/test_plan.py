@@ -2,6 +2,7 @@ import pytest
 
 import stemformer
 from stemformer.errors import ConfigError
+from stemformer.progress import Silent
 
 SMALL = ["model.hidden_size=32", "model.intermediate_size=64", "batch.size=4", "batch.sequence_length=32"]
 
@@ -43,6 +44,20 @@ def test_micro_batches_are_multiplied():
         "bert_tiny", settings=[*SMALL, "model.vocab_size=500", "batch.size=64", "batch.micro_size=4"]
     )
     assert result["sequence_length_32"]["tokens_per_step"] == 64 * 32
+
+
+def test_memory_is_left_out_where_the_process_has_used_more_before(monkeypatch):
+    class Lines(Silent):
+        def say(self, line):
+            lines.append(line)
+
+    settings = [*SMALL, "model.vocab_size=500", "compute.device=cpu"]
+    for peaks, found in (([900.0, 900.0], None), ([900.0, 950.0], 50)):
+        lines, rest = [], iter(peaks)
+        monkeypatch.setattr("stemformer.commands.plan._resident_mb", lambda rest=rest: next(rest))
+        result = stemformer.plan("bert_tiny", settings=settings, progress=Lines())
+        assert result.get("memory_mb") == found
+        assert any("memory is not measured" in line for line in lines) == (found is None)
 
 
 def test_unknown_recipe_is_refused():

@@ -46,7 +46,8 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     Tokenized data sets the vocabulary size, how full the sequences are, and the length of an epoch.
 
     Returns:
-        `parameters`, `memory_mb` (peak, without that of the libraries), `checkpoint_mb`; for each sequence length
+        `parameters`, `memory_mb` (peak, without that of the libraries; none if the process has used as much before),
+        `checkpoint_mb`; for each sequence length
         seconds per step, tokens per second and MFU; hours for the budget of the recipe, for a million
         tokens, and with data for an epoch.
     """
@@ -67,6 +68,8 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     heads = OBJECTIVES[config.objective.name].heads
     model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(device).train()
     configure_allocator(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     if choose_compile(config.compute.compile, device):
         compile_blocks(model)
     shards = None if data is None else open_shards(data)
@@ -80,14 +83,19 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
         phases.append(_probe(LossModule(model, objective), config, batch, tokens_per_sequence, precision, progress))
     progress.finish()
     memory = _resident_mb() - before if device.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+    stored = 4 * _num_stored_values(model, config)
+    # Weights, optimizer states and gradients are the least that training needs.
+    is_measured = memory * 2**20 >= stored + 4 * model.num_parameters()
+    if not is_measured:
+        progress.say("memory is not measured: this process has used as much before. Run `stemformer plan` in a new one")
     peak = matmul_rate(device, precision)
     return {
         "recipe": config.recipe,
         "device": str(device),
         "precision": precision,
         "parameters": model.num_parameters(),
-        "memory_mb": round(memory),
-        "checkpoint_mb": round(4 * _num_stored_values(model, config) / 1e6),
+        **({"memory_mb": round(memory)} if is_measured else {}),
+        "checkpoint_mb": round(stored / 1e6),
         **{
             f"sequence_length_{batch.sequence_length}": {
                 "batch_size": batch.size,
