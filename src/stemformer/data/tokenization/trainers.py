@@ -63,11 +63,8 @@ def train_wordpiece(
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     sample = sample_texts(texts, **sampling)
     words = _count_words(sample, normalizer)
-    if (
-        on_note is not None
-        and (lowercase if strip_accents is None else strip_accents)
-        and (note := _note_marks(sample))
-    ):
+    removes_marks = lowercase if strip_accents is None else strip_accents
+    if on_note is not None and removes_marks and (note := _note_marks(sample)):
         on_note(note)
     vocab = _train_merges(words, vocab_size=vocab_size, min_frequency=min_frequency)
     return Tokenizer(bert_backend(vocab, {"lowercase": lowercase, "strip_accents": strip_accents}))
