@@ -375,9 +375,17 @@ def test_fill_reads_standard_input(words, expected, use_api, monkeypatch):
     assert api.calls[0][2]["options"].texts == expected
 
 
-@pytest.mark.parametrize("command", ["fill", "score", "embed", "generate"])
+def test_embed_keeps_blank_lines_of_standard_input(use_api, monkeypatch, capsys):
+    api = use_api({"embeddings": SimpleNamespace(tolist=lambda: [[0.5]] * 4)})
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n\n \ny\n")))
+    assert main(["embed", "-", "--model", "m"]) == 0
+    assert api.calls[0][2]["options"].texts == ["x", "", " ", "y"]
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["x", "", " ", "y"]
+
+
+@pytest.mark.parametrize("command", ["fill", "score", "generate"])
 def test_blank_lines_of_standard_input_are_counted(command, use_api, monkeypatch, capsys):
-    use_api({"embeddings": SimpleNamespace(tolist=lambda: [[0.5], [0.5]])} if command == "embed" else [])
+    use_api([])
     for words, note in (([], "blank lines of standard input (skipped): 2\n"), (["-q"], "")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n\n \ny\n")))
         assert main([command, "-", "--model", "m", *words]) == 0

@@ -308,6 +308,16 @@ def test_note_is_printed_once_and_no_empty_notes(finetuned, tmp_path, capsys, la
     assert "notes" not in captured.out
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_count_is_printed_once_and_no_empty_counts(finetuned, tmp_path, capsys, number):
+    (tmp_path / "a.csv").write_text("review\n" + ("The old king sees " * 200 if number else "The old king.") + "\n")
+    arguments = ["predict", tmp_path / "a.csv", "--model", finetuned("class"), "--out", tmp_path / "p.csv"]
+    assert main(list(map(str, arguments))) == 0
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("texts split into windows") == number
+    assert "counts" not in captured.out
+
+
 def test_unknown_labels_are_noted(finetuned, tmp_path):
     lines = ["review,sentiment", "The old king.,good", "The river.,fine"]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")

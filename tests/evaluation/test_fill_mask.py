@@ -286,7 +286,7 @@ def test_words_of_scored_texts_are_counted_once(folder):
 @pytest.mark.parametrize("candidates", [None, ["cat"]])
 def test_text_without_a_mask_is_refused(text, candidates):
     with pytest.raises(DataError, match=r"No \[MASK\] in"):
-        fill_masks([TEXTS[0], text], MODEL, TOKENIZER, candidates=candidates)
+        fill_masks([text], MODEL, TOKENIZER, candidates=candidates)
 
 
 def test_text_of_maximum_length_is_accepted():
@@ -372,3 +372,17 @@ def test_probabilities_equal_those_of_transformers_pipeline(folder, text):
     found = ours["masks"][0]["candidates"]
     assert [c["token"] for c in found] == [answer["token_str"] for answer in theirs]
     assert [c["probability"] for c in found] == pytest.approx([answer["score"] for answer in theirs], rel=ROUNDING)
+
+
+def test_texts_without_a_mask_do_not_keep_others_from_theirs():
+    model = random_model()
+    with pytest.warns(UserWarning, match=r"No \[MASK\] in 'the cat', ''\. Put \[MASK\]"):
+        first, other, empty = fill_masks([TEXTS[0], "the cat", ""], model, TOKENIZER)
+    assert first == fill_masks(TEXTS[:1], model, TOKENIZER)[0]
+    assert [(x.masks, x.filled) for x in (other, empty)] == [([], None)] * 2
+
+
+@pytest.mark.parametrize("text", ["the [mask]", "the <mask> sat"])
+def test_other_spellings_of_the_mask_are_named(text):
+    with pytest.raises(DataError, match=r"Did you mean \[MASK\]"):
+        fill_masks([text], random_model(), TOKENIZER)

@@ -45,7 +45,7 @@ class StdinOptions(Options):
 
     Attributes:
         stdin: Read standard input too: plain text, or JSON in place of files; a text on each line in place of texts,
-            with blank lines skipped and counted (as a file, they give rows without a prediction).
+            with blank lines skipped and counted (embed keeps them; as a file, they give rows without a prediction).
     """
 
     replaces = ("texts", "prompts", "files")
@@ -83,7 +83,9 @@ def call(name: str, options: Options, display: DisplayOptions, **more: Any) -> A
         result = function(**keywords, progress=progress)
     if isinstance(progress, Terminal) and not display.json and isinstance(result, dict) and "notes" in result:
         # Standard error has shown them.
-        return result | {"notes": [note for note in result["notes"] if note not in progress.said]}
+        notes = [note for note in result["notes"] if note not in progress.said]
+        counts = {what: n for what, n in result.get("counts", {}).items() if f"{what}: {n:,}" not in progress.said}
+        return result | {"notes": notes} | ({"counts": counts} if "counts" in result else {})
     return result
 
 
@@ -105,7 +107,8 @@ def run_with_stdin(name: str, options: Options, stdin: StdinOptions, display: Di
 
 def print_rows(name: str, options: Any, stdin: StdinOptions, display: DisplayOptions) -> None:
     """Print embeddings or predictions as JSON lines, unless they are written to a file."""
-    options = with_stdin(options, stdin, display)
+    # Row i of embeddings is text i.
+    options = with_stdin(options, stdin, display, keep_blank=name == "embed")
     how = {"on_row": lambda row: print(to_json(row))} if name == "predict" else {}
     result = call(name, options, display, **how)
     if options.out is not None:
@@ -138,7 +141,7 @@ def print_result(result: Any, display: DisplayOptions) -> None:
         print(to_json(result, indent=2) if display.json else as_text(result, width=width))
 
 
-def read_texts(texts: Any, stdin: StdinOptions, display: DisplayOptions) -> list[str]:
+def read_texts(texts: Any, stdin: StdinOptions, display: DisplayOptions, *, keep_blank: bool = False) -> list[str]:
     """Return texts of the command line and lines of standard input, which is read if there are no others."""
     found: list[str] = list(texts or ())
     if files := [text for text in found if os.path.isfile(text)]:
@@ -150,6 +153,8 @@ def read_texts(texts: Any, stdin: StdinOptions, display: DisplayOptions) -> list
 
     _say_if_typed()
     lines = list(text_lines(iter([read_text("-")])))
+    if keep_blank:
+        return found + lines
     found += (line for line in lines if line.strip())
     if (num_blank := sum(not line.strip() for line in lines)) and not display.quiet:
         print(f"blank lines of standard input (skipped): {num_blank:,}", file=sys.stderr)
@@ -182,10 +187,10 @@ def _say_if_typed() -> None:
         print("reading lines from the terminal; Ctrl-D ends", file=sys.stderr)
 
 
-def with_stdin(options: Any, stdin: StdinOptions, display: DisplayOptions) -> Any:
+def with_stdin(options: Any, stdin: StdinOptions, display: DisplayOptions, *, keep_blank: bool = False) -> Any:
     """Return options with the texts or files of the command line and of standard input."""
     if hasattr(options, "texts"):
-        return replace(options, texts=read_texts(options.texts, stdin, display))
+        return replace(options, texts=read_texts(options.texts, stdin, display, keep_blank=keep_blank))
     if stdin.stdin:
         _say_if_typed()
     return replace(options, files=[*(options.files or ()), *(["-"] if stdin.stdin else [])])

@@ -139,7 +139,9 @@ def as_text(result: Any, *, width: int | None = None) -> str:
         loss   2.5
     """
     if isinstance(result, Mapping):
-        result = _name_confusion({name: value for name, value in result.items() if name != "notes" or value})
+        result = _name_confusion(
+            {name: value for name, value in result.items() if name not in ("notes", "counts") or value}
+        )
         blocks = {
             name: text
             for name, value in result.items()
@@ -192,7 +194,8 @@ def _format_masks(record: Mapping[str, Any]) -> str:
     ]
     method = record.get("method", "vocabulary")
     scored = [f"  candidates scored by {method}"] if method != "vocabulary" else []
-    return "\n".join([str(record["text"]), *_align(rows), f"  {record['filled']}", *scored])
+    filled = "no [MASK]" if record["filled"] is None else record["filled"]
+    return "\n".join([str(record["text"]), *_align(rows), f"  {filled}", *scored])
 
 
 def _named_rows(table: Mapping[str, Any], margin: str = "") -> Iterator[list[str]]:

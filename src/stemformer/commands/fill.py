@@ -13,7 +13,8 @@ def fill(options: FillOptions) -> list[dict[str, Any]]:
     Returns:
         For each text `text`, `masks` (each with `candidates`, dicts of `token` and `probability`),
         `filled`, the text with the best candidate for each mask, and `method`: `vocabulary`, or how
-        candidates were scored, `within_word_l2r_sum` or `within_word_l2r_mean`.
+        candidates were scored, `within_word_l2r_sum` or `within_word_l2r_mean`. A text without [MASK] has no `masks`,
+        and None for `filled`, with a warning.
 
     Example:
         >>> fill(["Paris is the [MASK] of France."], model="runs/quickstart")  # doctest: +SKIP

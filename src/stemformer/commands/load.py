@@ -75,6 +75,10 @@ def load(options: LoadOptions) -> "Pipeline":
     return Pipeline(options.path, device=options.device, precision=options.precision)
 
 
+def _first(faults: Sequence[str]) -> str:
+    return ", ".join(faults[:_NUM_FAULTS]) + (", ..." if len(faults) > _NUM_FAULTS else "")
+
+
 def _advance(progress: Progress, scale: float, number: int) -> None:
     progress.advance(scale * number)
 
@@ -158,8 +162,8 @@ class Pipeline:
             if not 0 < len(encoding.ids) <= limit
         ]
         if faults:
-            shown = ", ".join(faults[:_NUM_FAULTS]) + (", ..." if len(faults) > _NUM_FAULTS else "")
-            problem = f"{format_count(len(faults), 'text')} without a score: {shown}. Expected 1 to {limit:,} tokens."
+            problem = f"{format_count(len(faults), 'text')} without a score: {_first(faults)}"
+            problem += f". Expected 1 to {limit:,} tokens."
             if len(faults) == len(texts):
                 raise DataError(problem)
             warnings.warn(problem, stacklevel=3)
@@ -256,6 +260,11 @@ class Pipeline:
         limit = self.model.check_max_length(max_length)
         room = limit - num_special_tokens(self.tokenizer, num_texts=1)
         ids = self.tokenizer.encode_ids(texts)
+        if empty := [f"text {i} ({text!r:.60})" for i, text in enumerate(texts, 1) if not len(ids[i - 1])]:
+            vectors_of = "The embedding is that of an empty text; its row is kept"
+            warnings.warn(
+                f"{format_count(len(empty), 'text')} without a token: {_first(empty)}. {vectors_of}.", stacklevel=3
+            )
         examples = [make_example([row[:room]], self.tokenizer) for row in ids]
         inputs = TaskExamples(examples, np.arange(len(texts)), (), {})
         progress.start("embedding", total=len(texts), unit="texts")

@@ -1,5 +1,7 @@
 """Fill-mask predictions of masked language models, and scores of texts."""
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,9 @@ from stemformer.evaluation.inference import batch_slices, hidden_states, masked_
 from stemformer.models.model import Model
 
 _BATCH_TOKENS = 16_384
+# Texts without a mask that a warning names.
+_NUM_FAULTS = 5
+_OTHER_MASK = re.compile(r"[\[<(]mask[\])>]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Filled:
-    """Text with its masks filled: candidates for each mask, the most likely ones inserted.
+    """Text with its masks filled: candidates for each mask, the most likely ones inserted; None without a mask.
 
     `method` is `vocabulary`, or how candidates were scored: `within_word_l2r`, by `sum` or `mean` over tokens.
     """
 
     text: str
     masks: list[list[Candidate]]
-    filled: str
+    filled: str | None
     method: str
 
 
@@ -84,17 +89,32 @@ def fill_masks(
         raise ConfigError("pieces applies to fills from the vocabulary. Remove it: candidates may be pieces.")
     words = _encode_words(candidates, tokenizer) if candidates is not None else None
     encoded = [_encode(text, model, tokenizer) for text in texts]
-    pairs = list(zip(encoded, texts, strict=True))
-    for ids, text in pairs:
-        if tokenizer.mask_token_id not in ids:
-            raise DataError(f"No [MASK] in {_shorten(text)!r}. Put [MASK] where a word is to be predicted.")
+    is_good = [tokenizer.mask_token_id in ids for ids in encoded]
+    if bad := [text for text, good in zip(texts, is_good, strict=True) if not good]:
+        problem = _describe_unmasked(bad)
+        if len(bad) == len(texts):
+            raise DataError(problem)
+        warnings.warn(problem, stacklevel=4)
+    pairs = [(ids, text) for ids, text in zip(encoded, texts, strict=True) if tokenizer.mask_token_id in ids]
+    encoded = [ids for ids, _ in pairs]
     if words is None:
         masks, method = _rank_vocabulary(encoded, model, tokenizer, top_k, pieces=pieces), "vocabulary"
     else:
         ranked = [_rank_words(ids, text, words, model, tokenizer, reduction=reduction) for ids, text in pairs]
         masks = [[ranking[:top_k] for ranking in rankings] for rankings in ranked]
         method = f"{WITHIN_WORD_L2R}_{reduction}"
-    return [Filled(text, found, _fill(text, found), method) for text, found in zip(texts, masks, strict=True)]
+    rest = iter(masks)
+    found = [next(rest) if good else [] for good in is_good]
+    return [Filled(text, x, _fill(text, x) if x else None, method) for text, x in zip(texts, found, strict=True)]
+
+
+def _describe_unmasked(texts: Sequence[str]) -> str:
+    shown = ", ".join(repr(_shorten(text)) for text in texts[:_NUM_FAULTS]) + (
+        ", ..." if len(texts) > _NUM_FAULTS else ""
+    )
+    is_other = any(_OTHER_MASK.search(text) for text in texts)
+    hint = " Did you mean [MASK], in capitals and square brackets?" if is_other else ""
+    return f"No [MASK] in {shown}. Put [MASK] where a word is to be predicted.{hint}"
 
 
 def _encode(text: str, model: Model, tokenizer: Tokenizer) -> np.ndarray:
