@@ -118,3 +118,10 @@ def test_answers_of_tables_may_be_objects_as_text(tmp_path: Path) -> None:
     assert question.answers == (("Bob", 9),)
     with pytest.raises(DataError, match="expected a list of objects"):
         read(tmp_path / "a.csv", f'question,context,answers\nWho?,{PASSAGE},"{cell.replace("[9]", "array([9])")}"\n')
+
+
+def test_repeated_ids_are_counted(tmp_path: Path) -> None:
+    counts = Counter[str]()
+    rows = [{"id": name, "question": "Who?", "context": "Ann.", "answers": []} for name in ("a", "b", "a", "a")]
+    assert len(read(tmp_path / "a.json", rows, counts)) == 4
+    assert counts == {"questions with the id of an earlier question (kept)": 2}

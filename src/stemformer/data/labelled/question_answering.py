@@ -11,6 +11,7 @@ from stemformer.data.labelled.text_classification import label_text
 from stemformer.data.text.files import HUB_PREFIX, STANDARD_INPUT, Inputs, find_sources, split_suffixes
 from stemformer.errors import DataError
 
+REPEATED_ID = "questions with the id of an earlier question (kept)"
 # Texts and offsets, if the file has them.
 _Answers = Sequence[tuple[str, int | None]]
 
@@ -47,6 +48,8 @@ def read_questions(files: Inputs, *, counts: Counter[str]) -> list[Question]:
             table = read_table([source], counts=counts)
             rows = zip(table.rows, table.locations, strict=True)
             questions.extend(_row_question(row, location, counts) for row, location in rows)
+    # Unary plus drops a count of zero.
+    counts.update(+Counter({REPEATED_ID: len(questions) - len({question.id for question in questions})}))
     return questions
 
 
