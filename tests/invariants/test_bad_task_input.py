@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 
 import stemformer
 from stemformer.cli.app import main
 from stemformer.data.labelled.detect_format import TASK_FORMATS, detect_task
+from stemformer.errors import DataError
 from stemformer.progress import Silent
+from stemformer.tasks.dataset import read_records
+from stemformer.tasks.task import TaskConfig
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
@@ -417,6 +421,13 @@ def test_table_without_the_columns_of_a_task(fails, finetune, tmp_path, task):
     file = write(tmp_path / "a.csv", "sentence,kind", *[f"The king number {i} sees,{i % 2}" for i in range(20)])
     looks = f"looks like data of task 'classify', not of '{task}'"
     fails(finetune(task, file), "sentence", "kind", f"Task '{task}' expects {TASK_FORMATS[task]}", looks)
+
+
+def test_table_as_data_of_tag_has_no_line_to_repair(tmp_path):
+    file = write(tmp_path / "a.csv", "text,label", '"The king, old",x', "A river,y")
+    with pytest.raises(DataError, match=r"Columns: 'text', 'label'.*looks like data of task 'classify'") as caught:
+        read_records(TaskConfig("tag"), [str(file)], counts=Counter())
+    assert "Repair" not in str(caught.value) and "expected 1" not in str(caught.value)
 
 
 def test_pairs_as_data_of_classify(fails, finetune, labelled):

@@ -124,6 +124,9 @@ def advise_task(config: TaskConfig, files: Sequence[str]) -> Iterator[None]:
         if detected in (None, config.name) or (detected == "pair" and config.text):
             raise
         columns, text = find_columns(file), str(error).rstrip(".")
+        if config.name == "tag" and columns:
+            # A table has other columns than CoNLL, and no line to repair.
+            text = text.removesuffix(". Repair the line").partition(", expected 1,")[0]
         parts = [text, f"Task '{config.name}' expects {TASK_FORMATS[config.name]}"]
         if columns and not any(word in text for word in ("Columns", "Keys", "label column")):
             parts.insert(1, f"Columns: {quoted(columns)}")

@@ -125,6 +125,13 @@ def test_a_single_column_has_no_label(columns: dict[str, list[object]]) -> None:
         choose_columns(table_of(columns), num_texts=1, needs_label=True)
 
 
+def test_table_with_one_text_is_none_of_pairs() -> None:
+    with pytest.raises(
+        DataError, match=r"Pairs need two text columns and a label column, found one text column \('text'\)"
+    ):
+        choose_columns(table_of({"text": [LONG, OTHER], "label": ["x", "y"]}), num_texts=2, needs_label=True)
+
+
 # examples
 
 

@@ -73,6 +73,10 @@ def choose_columns(
         advice = "Pass a table (.csv, .tsv, .jsonl, .parquet), or a folder with a sub-folder for each class"
         if any("\t" in str(value) for value in table.rows[0].values()):
             advice = "Name the file .tsv if tabs separate its columns"
+        others = [column for column in columns if not any(usual_name(column) in names for names in LABEL_NAMES)]
+        if num_texts > 1 and len(others) == 1 < len(columns):
+            found = f"Pairs need two text columns and a label column, found one text column ({quoted(others)})"
+            raise DataError(f"{source}: {found}.")
         if num_texts > 1 and len(columns) > 1:
             advice = "Expected two text columns and a label column"
         raise DataError(f"{source}: There is no label column, only {quoted(columns)}. {advice}.")
