@@ -6,6 +6,7 @@ from typing import Any
 
 from stemformer.errors import DataError
 from stemformer.io import read_jsonl
+from stemformer.progress import format_count
 from stemformer.reports.page import Report, Tile
 from stemformer.reports.plots import Curve, plot_curves, plot_head_scores
 
@@ -81,7 +82,7 @@ def _held_out_tiles(last: LogLine) -> list[Tile]:
 
 def _training_tiles(train: Sequence[LogLine], minutes: float) -> list[Tile]:
     last, speeds = train[-1], sorted(line["tokens_per_second"] for line in train)
-    steps = f"{last['step']:,} steps in {minutes:,.1f} minutes"
+    steps = f"{format_count(last['step'], 'step')} in {minutes:,.1f} minutes"
     efficiency = f"MFU {last['mfu']:.0%}, packing efficiency {last['fill']:.0%}"
     return [
         Tile("trained on", f"{last['tokens'] / 1e6:,.2f} M tokens", steps),
