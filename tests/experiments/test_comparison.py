@@ -449,3 +449,11 @@ def test_bad_input_is_refused_before_anything_is_written(compare, tmp_path, opti
     with pytest.raises(ConfigError, match=message):
         compare(**options)
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_steps_have_their_noun():
+    assert [comparison._range(steps, "step") for steps in ([1, 1], [1, 9], [9])] == [
+        "1 step",
+        "1 to 9 steps",
+        "9 steps",
+    ]

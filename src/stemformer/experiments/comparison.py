@@ -399,7 +399,7 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
         if config.num_maps > 1:
             maps = f", each seed with each map ({shown}); runs that share a seed or a map are not independent"
     return [
-        f"{_range(steps)} steps of {_range(batch_sizes.values())} examples in a run, {same}; "
+        f"{_range(steps, 'step')} of {_range(batch_sizes.values(), 'example')} in a run, {same}; "
         f"epochs: {', '.join(epochs)}",
         f"peak learning rate: {rates}",
         "the score of a run is that of its last step; nothing was selected on the dev data",
@@ -409,5 +409,7 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
     ]
 
 
-def _range(numbers: Collection[int]) -> str:
-    return " to ".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)}))
+def _range(numbers: Collection[int], noun: str) -> str:
+    """Return the least and the largest number with their noun: `1 step`, `1 to 9 steps`."""
+    least, largest = min(numbers), max(numbers)
+    return (f"{least:,} to " if least < largest else "") + format_count(largest, noun)
