@@ -89,7 +89,7 @@ def test_other_model_type_is_refused(folder):
     [
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"is_decoder": True}, "is_decoder is True"),
-        ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
+        ({"hidden_act": "selu"}, "hidden_act is 'selu'"),
         ({"num_attention_heads": 3}, "is not divisible by 3 heads"),
         ({"hidden_size": "eight"}, "hidden_size"),
         ({"vocab_size": None}, "vocab_size"),

@@ -201,7 +201,7 @@ def test_folder_that_is_no_data(fails, made, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["pretrian"], ["pretrian", 'Did you mean "pretrain"?']),
+        (["pretrian"], ["pretrian", "did you mean 'pretrain'?"]),
         (["pretrain", "--recpie", "bert_tiny", "--data", "d", "--out", "o"], ["--recpie", "Did you mean --recipe?"]),
     ],
 )

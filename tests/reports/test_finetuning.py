@@ -98,7 +98,7 @@ def test_tiles_show_metrics_with_their_baseline(tmp_path):
 
 def test_metrics_of_question_answering_are_in_percent(tmp_path):
     page = page_of(tmp_path, task="qa", metrics={"exact_match": 71.25, "f1": 80.0, "best_threshold": -1.5})
-    assert [figure for _, figure, _ in page.tiles()] == ["71.2%", "80.0%", "-1.500"]
+    assert [figure for _, figure, _ in page.tiles()] == ["71.2%", "80.0%", "-1.50"]
 
 
 def test_report_of_metrics_alone_has_no_empty_parts(tmp_path):

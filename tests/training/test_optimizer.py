@@ -32,7 +32,7 @@ def test_impossible_optimizer_is_refused(config, words):
 
 @pytest.mark.parametrize(
     ("hidden_size", "rate"),
-    [(32, 1e-3), (128, 1e-3), (256, 2.7e-4), (384, 1.2e-4), (512, 6.7e-5), (768, 3e-5), (1024, 3e-5)],
+    [(32, 1e-3), (128, 1e-3), (256, 2.7e-4), (384, 1.2e-4), (512, 6.8e-5), (768, 3e-5), (1024, 3e-5)],
 )
 def test_default_rate_of_finetuning_is_higher_for_smaller_models(hidden_size, rate):
     assert finetuning_learning_rate(hidden_size) == rate
