@@ -11,6 +11,7 @@ import stemformer
 from stemformer.commands import pretrain as pretraining
 from stemformer.errors import DataError
 from stemformer.io import read_jsonl
+from stemformer.progress import format_count
 from stemformer.reports import pretraining as run_report
 from stemformer.reports.plots import plot_curves, plot_head_scores
 from stemformer.reports.pretraining import write_report
@@ -120,7 +121,7 @@ def test_report_of_a_running_run(folder, steps):
     tiles = {title: remark for title, _, remark in page_of(folder).tiles()}
     assert "held-out loss" in tiles
     assert ("trained on" in tiles) == (steps > 0)
-    assert steps == 0 or tiles["trained on"].startswith(f"{steps:,} steps")
+    assert steps == 0 or tiles["trained on"].startswith(f"{format_count(steps, 'step')} in")
 
 
 def test_run_without_log_lines_has_an_empty_report(folder):
