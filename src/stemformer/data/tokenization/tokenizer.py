@@ -128,12 +128,10 @@ class Tokenizer:
         self.tokens: list[str] = [names.get(number, "") for number in range(self.vocab_size)]
         self._starts_word = np.array([not token.startswith(SUBWORD_PREFIX) for token in self.tokens], dtype=bool)
         has_all_bytes = model.get("byte_fallback") or '"ByteLevel"' in json.dumps(settings["pre_tokenizer"])
-        self.unknown = UnknownWords(
-            backend, vocab.get(model["unk_token"] or ""), self._starts_word, drops_characters=not has_all_bytes
-        )
+        unk_id = vocab.get(model["unk_token"] or "")
+        self.unknown = UnknownWords(backend, unk_id, self._starts_word, drops_characters=not has_all_bytes)
         added = backend.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(number for number, token in added.items() if token.special)
-
         # The ids of a chunk do not depend on its neighbors if all rules are those of BERT.
         self._chunk_pattern: re.Pattern[str] | None = None
         self._chunk_ids: dict[str, bytes] = {}
@@ -325,9 +323,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             return Tokenizer(bert_backend(vocab, normalizer))
         tokenizer = Tokenizer(bert_backend(vocab, _guess_normalizer(vocab) | normalizer))
         tokenizer.lowercase_is_guess = True
-        guess = "lower-cased" if tokenizer.lowercase else "not lower-cased"
-        advice = f'Set "do_lower_case" in {config_file} to true or false'
-        warnings.warn(f"{path}: judging by its entries, text is {guess}. {advice}.", stacklevel=2)
+        guess = f"judging by its entries, text is {'lower-cased' if tokenizer.lowercase else 'not lower-cased'}"
+        warnings.warn(f'{path}: {guess}. Set "do_lower_case" in {config_file} to true or false.', stacklevel=2)
         return tokenizer
     settings = _read_json(path)
     if (settings.get("normalizer") or {}).get("type") == "BertNormalizer":
