@@ -228,23 +228,21 @@ class LlamaRunConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class Qwen3RunConfig(RunConfig):
+class Qwen3RunConfig(LlamaRunConfig):
     """A pre-training run of a Qwen3."""
 
     recipe: str = "qwen3_mini"
     model_type: Literal["qwen3"] = "qwen3"  # type: ignore[assignment]
-    model: Qwen3Config = field(default_factory=Qwen3Config)  # type: ignore[assignment]
-    objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
+    model: Qwen3Config = field(default_factory=Qwen3Config)
 
 
 @dataclass(frozen=True)
-class ArceeRunConfig(RunConfig):
+class ArceeRunConfig(LlamaRunConfig):
     """A pre-training run of an Arcee."""
 
     recipe: str = "arcee_mini"
     model_type: Literal["arcee"] = "arcee"  # type: ignore[assignment]
-    model: ArceeConfig = field(default_factory=ArceeConfig)  # type: ignore[assignment]
-    objective: CausalLmConfig = field(default_factory=CausalLmConfig)  # type: ignore[assignment]
+    model: ArceeConfig = field(default_factory=ArceeConfig)
 
 
 RUN_CONFIGS: dict[str, type[RunConfig]] = {
