@@ -205,7 +205,7 @@ def make_context(
         config=config,
         budget=TrainingBudget(config, config.budget.steps, folder),
         objective=objective,
-        phases=[Phase(0, config.batch, examples)],
+        phases=[Phase(config.batch, examples)],
         evaluate=None,
         sample_fn=None,
         tokenizer=tokenizer,

@@ -72,7 +72,6 @@ from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 from stemformer.objectives.objective import OBJECTIVES, LossModule
 from stemformer.recipes import find_recipe
-from stemformer.training.budget import TIMED_WARMUP_STEPS
 from stemformer.training.optimizer import make_optimizer
 
 
@@ -312,7 +311,7 @@ def bert_peer(args: argparse.Namespace) -> Peer:
 
 def wsd_factor(step: int, fraction: float) -> float:
     """Return the learning rate of our timed runs, relative to its peak: warm-up, constant, decay over the last fifth."""
-    return min((step + 1) / TIMED_WARMUP_STEPS, 1.0, (1 - fraction) / 0.2)
+    return min(max(fraction, 1e-3) / 0.05, 1.0, (1 - fraction) / 0.2)
 
 
 def masked_batches(

@@ -294,9 +294,7 @@ def make_context(data, tmp_path, settings=()):
         config=config,
         budget=TrainingBudget(config, 10, tmp_path),
         objective=MaskedLm(config.objective, special=special, vocab_size=tokenizer.vocab_size),
-        phases=[
-            Phase(0, config.batch, pack_documents(open_shards(data), sequence_length=config.batch.sequence_length))
-        ],
+        phases=[Phase(config.batch, pack_documents(open_shards(data), sequence_length=config.batch.sequence_length))],
         evaluate=None,
         sample_fn=None,
         tokenizer=tokenizer,

@@ -221,10 +221,16 @@ def test_full_disk_ends_with_one_line_and_the_run_resumes_when_there_is_room(com
 # A budget on the clock
 
 TIMED = [*SETTINGS, "checkpoints.keep=9999", "schedule.warmup_steps=2", "schedule.decay_ratio=0.5"]
+TIMED += ["phases=[{start_ratio=0.25, size=3, sequence_length=16}]"]
 
 
 class Killed(Exception):
     """Simulates `kill -9` in this process."""
+
+
+def is_end_decided(file):
+    """Whether the clock has decided the last step, according to `schedule.json`."""
+    return file.exists() and json.loads(file.read_text())["last_step"] is not None
 
 
 class KillAfterDecision(Silent):
@@ -234,7 +240,7 @@ class KillAfterDecision(Silent):
         self.file, self.left = folder / "schedule.json", steps
 
     def advance(self, amount, note=""):
-        self.left -= self.file.exists()
+        self.left -= is_end_decided(self.file)
         if self.left < 0:
             raise Killed
 
@@ -279,6 +285,7 @@ def test_run_killed_after_the_clock_decided_falls_and_ends_at_the_same_steps(dat
     assert max(before) > decision["decay_step"]
     assert stemformer.pretrain(data=data, out=str(killed_run), resume=True)["steps"] == decision["last_step"]
     assert (killed_run / "schedule.json").read_text() == decided
+    assert 0 < decision["phase_steps"][0] < decision["last_step"]
     after = rates(killed_run)
     assert list(after) == list(range(1, decision["last_step"] + 1))
     assert {step: after[step] for step in before} == before
@@ -302,7 +309,7 @@ def test_run_killed_between_decision_and_checkpoint_falls_at_the_steps_decided(d
 def test_run_killed_after_the_true_clock_decided_ends_at_the_step_decided(commands, data, tmp_path):
     run, timed = tmp_path / "run", ["--set", "schedule.decay_ratio=0.5", "--time", "3s", "--resume"]
     line, file = words(data, run, *timed, steps=None), run / "schedule.json"
-    commands.run_killed(line, delay=0.2, started=file.exists)
+    commands.run_killed(line, delay=0.2, started=lambda: is_end_decided(file))
     decided = file.read_text()
     assert commands.run(line) == 0, commands.output.read_text()
     assert file.read_text() == decided

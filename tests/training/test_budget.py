@@ -1,15 +1,17 @@
 import json
 from dataclasses import asdict, replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 import stemformer
 from stemformer import io as io_module
 from stemformer.config import with_settings
+from stemformer.data.examples.sampling import prefetch
 from stemformer.errors import ConfigError
 from stemformer.recipes import find_recipe
-from stemformer.training.budget import TIMED_WARMUP_STEPS, DecayDecision, TrainingBudget
+from stemformer.training.budget import ClockSchedule, TrainingBudget
 from stemformer.training.config import BudgetConfig
 
 
@@ -25,10 +27,12 @@ def counted(folder, num_steps, *settings):
 
 def decided(table, *, step, seconds):
     """Lets the clock decide, and follows it as the loop does."""
-    decision = table.decide(step, seconds)
-    assert decision is not None
-    table.record(decision)
-    return decision
+    table.record(*table.decide(step, seconds))
+    return table.clock
+
+
+def ends(clock):
+    return clock.decay_step, clock.last_step
 
 
 # The rate
@@ -38,7 +42,7 @@ def test_rate_on_the_clock_rises_stays_and_falls(tmp_path):
     table = timed(tmp_path, 100.0, "schedule.warmup_steps=4", "schedule.decay_ratio=0.2")
     assert [table.lr_factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert table.lr_factor(10**6) == 1.0  # for as long as nothing is decided
-    assert decided(table, step=40, seconds=80.0) == DecayDecision(100.0, decay_step=40, last_step=50)
+    assert decided(table, step=40, seconds=80.0) == ClockSchedule(100.0, decay_step=40, last_step=50)
     assert [table.lr_factor(step) for step in (38, 39)] == [1.0, 1.0]
     assert [table.lr_factor(step) for step in range(40, 50)] == pytest.approx([1 - i / 10 for i in range(10)])
 
@@ -69,16 +73,32 @@ def test_fall_that_begins_within_the_warm_up_goes_no_higher(tmp_path):
     assert factors[-1] == pytest.approx(0.1)
 
 
-def test_warm_up_on_the_clock_has_a_number_of_steps_of_its_own(tmp_path):
-    table = timed(tmp_path, 100.0, "schedule.warmup_ratio=0.5")
-    assert table.lr_factor(TIMED_WARMUP_STEPS // 2 - 1) == 0.5
-    assert table.lr_factor(TIMED_WARMUP_STEPS - 1) == 1.0
+def test_warm_up_on_the_clock_takes_its_share_of_the_time(tmp_path):
+    table = timed(tmp_path, 100.0, "schedule.warmup_ratio=0.2")
+    # Three seconds before the first step, and two of that step, are not those of a usual step of half a second.
+    for step in range(1, 11):
+        assert not any(table.decide(step, 5.0 + 0.5 * (step - 1)))
+        assert table.lr_factor(step) == (step + 1) / 200
+    assert decided(table, step=11, seconds=10.0).warmup_steps == 40
+    assert table.lr_factor(19) == 0.5
+    assert [table.lr_factor(step) for step in (39, 1000)] == [1.0, 1.0]
+    assert decided(table, step=40, seconds=60.0).warmup_steps == 40
+    again = timed(tmp_path, 100.0, "schedule.warmup_ratio=0.2")
+    again.replay()
+    assert again.clock == table.clock
+
+
+def test_warm_up_of_a_run_of_few_steps_is_decided_with_its_decay(tmp_path):
+    table = timed(tmp_path, 10.0, "schedule.warmup_ratio=0.4", "schedule.decay_ratio=0.5")
+    assert table.decide(1, 2.0) == (0, 0, 0, 0)
+    assert decided(table, step=4, seconds=5.0) == ClockSchedule(10.0, warmup_steps=4, decay_step=4, last_step=8)
+    assert timed(tmp_path, 10.0).decide(1, 9.0)[0] == 1
 
 
 def test_rate_of_counted_steps_is_that_of_the_schedule(tmp_path):
     table = counted(tmp_path, 10, "schedule.warmup_steps=2")
     assert [table.lr_factor(step) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 0.125]
-    assert table.decide(9, 1e9) is None
+    assert not any(table.decide(9, 1e9))
     assert [step for step in range(20) if table.is_last(step)] == [10]
 
 
@@ -86,33 +106,33 @@ def test_rate_of_counted_steps_is_that_of_the_schedule(tmp_path):
 
 
 def test_nothing_is_decided_before_the_time_of_the_fall(tmp_path):
-    table = timed(tmp_path, 100.0, "schedule.decay_ratio=0.25")
-    assert table.decide(30, 74.9) is None
+    table = timed(tmp_path, 100.0, "schedule.decay_ratio=0.25", "schedule.warmup_steps=2")
+    assert not any(table.decide(30, 74.9))
     assert not (tmp_path / "schedule.json").exists()
-    assert table.decide(30, 75.0) == DecayDecision(100.0, 30, 40)
+    assert table.decide(30, 75.0) == (0, 0, 30, 40)
 
 
 @pytest.mark.parametrize(("seconds", "last"), [(80.0, 50), (90.0, 44), (100.0, 41), (500.0, 41)])
 def test_steps_left_are_those_that_the_time_left_allows_and_one_at_least(tmp_path, seconds, last):
-    assert timed(tmp_path).decide(40, seconds).last_step == last  # 40 steps took so long: 10 x 40 / 90 = 4.4
+    assert timed(tmp_path).decide(40, seconds)[3] == last  # 40 steps took so long: 10 x 40 / 90 = 4.4
 
 
 def test_run_without_a_fall_ends_one_step_after_its_time(tmp_path):
     table = timed(tmp_path, 100.0, "schedule.decay_ratio=0.0", "schedule.warmup_steps=0")
-    assert table.decide(40, 99.0) is None
+    assert not any(table.decide(40, 99.0))
     assert decided(table, step=41, seconds=101.0).last_step == 42
     assert table.lr_factor(41) == 1.0
 
 
 def test_run_that_falls_from_the_start_decides_at_once(tmp_path):
     table = timed(tmp_path, 100.0, "schedule.decay_ratio=1.0")
-    assert table.decide(1, 4.0) == DecayDecision(100.0, decay_step=1, last_step=25)
+    assert ends(decided(table, step=1, seconds=4.0)) == (1, 25)
 
 
 def test_decision_is_made_once(tmp_path):
     table = timed(tmp_path)
     decided(table, step=40, seconds=80.0)
-    assert table.decide(41, 90.0) is None
+    assert not any(table.decide(41, 90.0))
     assert [step for step in range(60) if table.is_last(step)] == [50]
 
 
@@ -121,10 +141,50 @@ def test_decision_is_on_the_disk_before_it_is_used(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(io_module.os, "fsync", lambda file: synced.append((tmp_path / "schedule.json").exists()))
     decision = table.decide(40, 80.0)
+    assert (table.clock, table.num_steps) == (ClockSchedule(100.0), None)  # it is used when all ranks have heard of it
     assert synced == [False, True]  # fsynced under another name, renamed, then the directory fsynced
-    assert json.loads((tmp_path / "schedule.json").read_text()) == asdict(decision)
+    table.record(*decision)
+    assert json.loads((tmp_path / "schedule.json").read_text()) == {**asdict(table.clock), "phase_steps": []}
     assert [path.name for path in tmp_path.iterdir()] == ["schedule.json"]
-    assert table.num_steps is None  # it is used when all ranks have heard of it
+
+
+# Phases
+
+
+PHASES = "phases=[{start_ratio=0.1,size=4,sequence_length=32},{start_ratio=0.9,size=2,sequence_length=64}]"
+
+
+def test_phases_on_the_clock_start_at_their_shares_of_the_time(tmp_path):
+    table = timed(tmp_path, 100.0, PHASES, "schedule.warmup_steps=2", "schedule.decay_ratio=0.2")
+    assert (table.phase_starts(), table.decide(4, 9.9)) == ([0], (0, 0, 0, 0))
+    assert decided(table, step=5, seconds=10.1).phase_steps == (10,)  # five steps are being made already
+    assert table.phase_starts() == [0, 10]
+    assert not any(table.decide(6, 12.0))
+    assert ends(decided(table, step=40, seconds=80.0)) == (40, 50)
+    # Within the decay the end is known, so the steps measure the time.
+    assert not any(table.decide(44, 95.0))
+    assert decided(table, step=45, seconds=96.0).phase_steps == (10, 50)
+    again = timed(tmp_path, 100.0, PHASES)
+    again.replay()
+    assert (again.clock, again.phase_starts()) == (table.clock, [0, 10, 50])
+
+
+def test_phases_due_at_once_start_one_after_the_other(tmp_path):
+    table = timed(tmp_path, 100.0, PHASES.replace("0.9", "0.2"), "schedule.warmup_steps=2")
+    assert decided(table, step=1, seconds=50.0).phase_steps == (6,)
+    assert decided(table, step=2, seconds=51.0).phase_steps == (6, 7)
+
+
+def test_phases_of_counted_steps_start_at_their_shares_of_them(tmp_path):
+    assert counted(tmp_path, 50, PHASES).phase_starts() == [0, 5, 45]
+
+
+def test_phase_starts_after_the_batches_that_are_made_already():
+    made = []
+    for step in prefetch(lambda step: made.append(step) or step, range(30)):
+        assert max(made) <= step + 5
+        if step == 20:
+            break
 
 
 # Again
@@ -135,9 +195,9 @@ def test_resumed_run_falls_at_the_same_steps(tmp_path):
     decided(table, step=40, seconds=80.0)
     again = timed(tmp_path)
     again.replay()
-    assert (again.decision, again.num_steps) == (table.decision, 50)
+    assert (again.clock, again.num_steps) == (table.clock, 50)
     assert [again.lr_factor(step) for step in range(50)] == [table.lr_factor(step) for step in range(50)]
-    assert again.decide(45, 99.0) is None
+    assert not any(again.decide(45, 99.0))
 
 
 def test_resumed_run_with_another_budget_decides_anew(tmp_path):
@@ -145,7 +205,7 @@ def test_resumed_run_with_another_budget_decides_anew(tmp_path):
     longer = timed(tmp_path, 200.0)
     longer.replay()
     assert longer.num_steps is None
-    assert longer.lr_factor(45) == longer.lr_factor(1000) * 46 / TIMED_WARMUP_STEPS
+    assert longer.lr_factor(45) == longer.lr_factor(1000) * 46 / 200
     assert decided(longer, step=80, seconds=160.0).last_step == 100
     assert json.loads((tmp_path / "schedule.json").read_text())["seconds"] == 200.0
 
@@ -154,7 +214,7 @@ def test_resumed_run_in_steps_ignores_what_a_clock_decided(tmp_path):
     decided(timed(tmp_path), step=40, seconds=80.0)
     table = counted(tmp_path, 70)
     table.replay()
-    assert (table.num_steps, table.decision) == (70, None)
+    assert (table.num_steps, table.clock) == (70, ClockSchedule(0.0))
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +222,8 @@ def overwriting(tiny, no_timing, tmp_path_factory):
     """A run of half a second in a folder that holds the decision of an older one, and how it ended."""
     out = tmp_path_factory.mktemp("timed") / "run"
     out.mkdir()
-    old = DecayDecision(
-        0.5, decay_step=0, last_step=2
-    )  # no clock decides before the first step, so none decides the same
+    # No clock decides before the first step, so none decides the same.
+    old = ClockSchedule(0.5, decay_step=0, last_step=2)
     (out / "schedule.json").write_text(json.dumps(asdict(old)))
     sizes = ["model.hidden_size=16", "model.intermediate_size=32", "batch.size=2", "batch.sequence_length=16"]
     seldom = ["evaluation.num_examples=2", "evaluation.num_cloze_examples=0", "evaluation.every=1000"]
@@ -174,7 +233,7 @@ def overwriting(tiny, no_timing, tmp_path_factory):
 
 def test_new_run_does_not_follow_what_an_overwritten_one_decided(overwriting):
     out, ended = overwriting
-    stored = DecayDecision(**json.loads((out / "schedule.json").read_text()))
+    stored = SimpleNamespace(**json.loads((out / "schedule.json").read_text()))
     assert stored.decay_step > 0
     assert ended["steps"] == stored.last_step
 

@@ -178,11 +178,6 @@ def test_longest_row_of_any_phase_must_fit_the_positions():
         phased((0.5, 4, 1024), (0.9, 4, 256))
 
 
-def test_phases_on_the_clock_are_refused():
-    with pytest.raises(ConfigError, match="unknown for a budget in seconds"):
-        phased((0.5, 4, 256), seconds=60.0)
-
-
 def test_phases_can_be_taken_from_a_recipe_for_a_budget_on_the_clock():
     config = with_settings(find_recipe("bert_base_2018"), ["phases=[]", "budget.steps=none", "budget.seconds=60"])
     assert (config.phases, config.budget.seconds) == ((), 60.0)

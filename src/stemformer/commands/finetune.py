@@ -235,7 +235,7 @@ def make_finetuning_context(
         config=config,
         budget=TrainingBudget(config, run_length(config, len(examples)), folder),
         objective=task,
-        phases=[Phase(0, BatchConfig(batch_size, None, max_length, config.batch.micro_tokens), examples)],
+        phases=[Phase(BatchConfig(batch_size, None, max_length, config.batch.micro_tokens), examples)],
         evaluate=evaluate,
         sample_fn=None,
         tokenizer=tokenizer,

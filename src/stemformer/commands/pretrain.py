@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def make_pretraining_context(
 
     # Examples of each phase, and its first step.
     shards = open_shards(data)
-    shares, batches = zip(*config.all_phases(), strict=True)
+    _, batches = zip(*config.all_phases(), strict=True)
     datasets = [objective.make_examples(shards, batch.sequence_length) for batch in batches]
     for batch, dataset in zip(batches, datasets, strict=True):
         if len(dataset) < batch.size:
@@ -157,8 +158,7 @@ def make_pretraining_context(
             raise ConfigError(f"batch.size is {batch.size} for {ranks.world_size} ranks: {expected}.")
     num_tokens = [dataset.num_tokens for dataset in datasets]
     num_steps = num_steps_for(config, num_examples=list(map(len, datasets)), num_tokens=num_tokens)
-    first_steps = [round(share * (num_steps or 0)) for share in shares]
-    phases = list(map(Phase, first_steps, batches, datasets))
+    phases = list(map(Phase, batches, datasets))
 
     # Evaluation on the held-out split, with masks that never change.
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
@@ -275,16 +275,17 @@ def _report_start(context: TrainingContext, model: Model, progress: Progress) ->
         + (f", {context.ranks.world_size} ranks" if context.ranks.world_size > 1 else "")
     )
     kind = "sequence" if config.objective.name in ("none", "causal") else "pair"
-    ends = [*(phase.first_step for phase in context.phases[1:]), budget.num_steps]
-    for phase, end in zip(context.phases, ends, strict=True):
+    ratios = [*(ratio for ratio, _ in config.all_phases()), 1.0]
+    for phase, (start, end) in zip(context.phases, pairwise(ratios), strict=True):
         dataset, batch = phase.examples, phase.batch
         assert isinstance(dataset, Examples)
         left_out = getattr(dataset, "num_left_out", 0)
-        if end is None:
-            decay = f"learning rate decay over the last {config.schedule.decay_ratio:.0%}"
-            length = f"{budget.seconds:,.0f} seconds, {decay}"
+        if budget.seconds is not None:
+            length = f"{(end - start) * budget.seconds:,.0f} seconds"
+            if end == 1.0:
+                length += f", learning rate decay over the last {config.schedule.decay_ratio:.0%} of the run"
         else:
-            steps = end - phase.first_step
+            steps = round(end * (budget.num_steps or 0)) - round(start * (budget.num_steps or 0))
             epochs = steps * batch.size / len(dataset)
             length = f"{format_count(steps, 'step')} x batch size {batch.size} = {epochs:.2f} epochs"
         number = format_count(len(dataset), kind)

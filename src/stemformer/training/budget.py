@@ -1,57 +1,82 @@
 """Training budget: steps, tokens, epochs or wall-clock time.
 
-A wall-clock budget leaves two things open: the first step of the decay and the last step. The clock
-of rank 0 decides both at once, when the remaining time is what the decay should take. The decision
-is on disk (`schedule.json`) before it is used, so a resumed run decays at the same steps.
+A wall-clock budget leaves the number of steps open, and with it the end of the warm-up, the first step
+of each later phase, of the decay, and the last step. The clock of rank 0 decides each in time. What it
+decides is on disk (`schedule.json`) before it is used, so a resumed run follows the same schedule.
 """
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from stemformer.data.examples.sampling import NUM_PREFETCHED
 from stemformer.errors import CheckpointError
 from stemformer.io import write_file
 from stemformer.training.config import FinetuneConfig, RunConfig
 from stemformer.training.lr_schedule import learning_rate_factor, warmup_and_decay
 
-# Default warm-up of a wall-clock budget, whose number of steps is not known beforehand.
-TIMED_WARMUP_STEPS = 200
+# Steps whose time decides the warm-up of a wall-clock budget, and the warm-up until then.
+_NUM_MEASURED_STEPS, _FIRST_WARMUP_STEPS = 10, 200
 _MAX_EVENTS = 20
 
 
 @dataclass(frozen=True)
-class DecayDecision:
-    """Steps at which a run with a budget of `seconds` starts to decay, and ends."""
+class ClockSchedule:
+    """What the clock has decided in a run with a budget of `seconds`; None: nothing yet."""
 
     seconds: float
-    decay_step: int
-    last_step: int
+    warmup_steps: int | None = None
+    # First step of each later phase that has been decided.
+    phase_steps: tuple[int, ...] = ()
+    # First step of the decay, and the last step.
+    decay_step: int | None = None
+    last_step: int | None = None
 
 
 class TrainingBudget:
-    """Length of a run (`num_steps`; None for a wall-clock budget) and learning rate at each step."""
+    """Length of a run (`num_steps`; None while a clock has not decided) and learning rate at each step."""
 
     def __init__(self, config: RunConfig | FinetuneConfig, num_steps: int | None, folder: Path) -> None:
         self.config = config
         self.num_steps = num_steps
         self.seconds = config.budget.seconds
-        self.decision: DecayDecision | None = None
+        self.clock = ClockSchedule(self.seconds or 0.0)
+        # Start of each later phase, as a fraction of the run.
+        self._phase_ratios = [phase.start_ratio for phase in getattr(config, "phases", ())]
         self._file = folder / "schedule.json"
+        # Step and seconds after the first step of this process.
+        self._measured_from: tuple[int, float] | None = None
 
     def replay(self) -> None:
-        """Apply the decision stored before an interruption, if it was made for the same budget."""
+        """Apply what the clock decided before an interruption, if it was for the same budget."""
         if self.num_steps is not None or not self._file.is_file():
             return
         try:
-            stored = DecayDecision(**json.loads(self._file.read_text(encoding="utf-8")))
+            table = json.loads(self._file.read_text(encoding="utf-8"))
+            stored = ClockSchedule(**{**table, "phase_steps": tuple(table.get("phase_steps", ()))})
         except (ValueError, TypeError) as error:
             problem = f"{self._file} cannot be read ({error}). Remove it; the clock will decide again."
             raise CheckpointError(problem, damaged=True) from error
         if stored.seconds == self.seconds:
-            self.record(stored)
+            self.clock, self.num_steps = stored, stored.last_step
 
-    def record(self, decision: DecayDecision) -> None:
-        self.decision, self.num_steps = decision, decision.last_step
+    def record(self, warmup_steps: int, phase_step: int, decay_step: int, last_step: int) -> None:
+        """Apply what `decide` returned, on each rank."""
+        clock = self.clock
+        if warmup_steps:
+            clock = replace(clock, warmup_steps=warmup_steps)
+        if phase_step:
+            clock = replace(clock, phase_steps=(*clock.phase_steps, phase_step))
+        if last_step:
+            clock = replace(clock, decay_step=decay_step, last_step=last_step)
+            self.num_steps = last_step
+        self.clock = clock
+
+    def phase_starts(self) -> list[int]:
+        """Return the first step of each phase, as far as it is known."""
+        if self.seconds is None:
+            return [0, *(round(ratio * (self.num_steps or 0)) for ratio in self._phase_ratios)]
+        return [0, *self.clock.phase_steps]
 
     def is_last(self, step: int) -> bool:
         return step == self.num_steps
@@ -60,41 +85,70 @@ class TrainingBudget:
         """Return how much of the budget is used, in steps or seconds; of a decay whose end is decided, by its steps."""
         if self.seconds is None:
             return step
-        if self.decision is None:
+        if self.clock.last_step is None or self.clock.decay_step is None:
             return min(seconds, self.seconds)
-        share_left = (self.decision.last_step - step) / (self.decision.last_step - self.decision.decay_step)
+        share_left = (self.clock.last_step - step) / (self.clock.last_step - self.clock.decay_step)
         return self.seconds * (1 - share_left * self.config.schedule.decay_ratio)
 
     def describe_overrun(self, seconds: float) -> str:
         """Return why a run took longer than its wall-clock budget; "" if it did not."""
-        if self.decision is None or seconds <= 1.01 * self.decision.seconds:
+        if self.seconds is None or self.clock.last_step is None or seconds <= 1.01 * self.seconds:
             return ""
-        num_steps = self.decision.last_step - self.decision.decay_step
+        num_steps = self.clock.last_step - (self.clock.decay_step or 0)
         return (
             f"The run took {seconds:,.0f} seconds of {self.seconds:,.0f}: the {num_steps:,} steps of the decay were "
             "fixed when it started, by the mean time of the steps before, and took longer."
         )
 
-    def decide(self, step: int, seconds: float) -> DecayDecision | None:
-        """Return the decision of the clock if it is due now, and store it; called by rank 0 only."""
-        if self.num_steps is not None or self.seconds is None:
-            return None
-        decay_seconds = self.config.schedule.decay_ratio * self.seconds
-        if seconds < self.seconds - decay_seconds:
-            return None
-        num_left = max(1, round((self.seconds - seconds) * step / seconds))
-        decision = DecayDecision(self.seconds, decay_step=step, last_step=step + num_left)
-        write_file(self._file, [json.dumps(asdict(decision)).encode()])
-        return decision
+    def decide(self, step: int, seconds: float) -> tuple[int, int, int, int]:
+        """Return what the clock decides after a step, as `record` takes it, 0 for nothing new; store it.
+
+        Called by rank 0 only, after each step.
+        """
+        if self.seconds is None:
+            return 0, 0, 0, 0
+        schedule, clock = self.config.schedule, self.clock
+        warmup_steps = phase_step = decay_step = last_step = 0
+        if self._measured_from is None:
+            self._measured_from = step, seconds
+
+        # Decay: when the remaining time is what it should take.
+        if clock.last_step is None and seconds >= self.seconds - schedule.decay_ratio * self.seconds:
+            decay_step, last_step = step, step + max(1, round((self.seconds - seconds) * step / seconds))
+
+        # Warm-up: from the time of a few steps, without the first one and what came before it.
+        first_step, first_seconds = self._measured_from
+        is_measured = step >= first_step + _NUM_MEASURED_STEPS or last_step
+        if schedule.warmup_steps is None and clock.warmup_steps is None and is_measured:
+            per_step = (seconds - first_seconds) / (step - first_step) if step > first_step else seconds / step
+            warmup_steps = max(1, round(schedule.warmup_ratio * self.seconds / per_step))
+
+        # Next phase: after the steps whose batches are being made already.
+        number = len(clock.phase_steps)
+        if (
+            number < len(self._phase_ratios)
+            and self.position(step, seconds) >= self._phase_ratios[number] * self.seconds
+        ):
+            phase_step = step + NUM_PREFETCHED + 1
+
+        decided = warmup_steps, phase_step, decay_step, last_step
+        if any(decided):
+            before = self.clock, self.num_steps
+            self.record(*decided)
+            write_file(self._file, [json.dumps(asdict(self.clock)).encode()])
+            # Used when all ranks know it.
+            self.clock, self.num_steps = before
+        return decided
 
     def lr_factor(self, step: int) -> float:
         """Return the learning rate at a step, from 0, as a fraction of its peak."""
-        schedule = self.config.schedule
+        schedule, clock = self.config.schedule, self.clock
         if self.seconds is None:
             assert self.num_steps is not None
             return learning_rate_factor(step, self.num_steps, schedule)
-        num_warmup = schedule.warmup_steps if schedule.warmup_steps is not None else TIMED_WARMUP_STEPS
-        decay = range(self.decision.decay_step, self.decision.last_step) if self.decision else range(0)
+        decided = _FIRST_WARMUP_STEPS if clock.warmup_steps is None else clock.warmup_steps
+        num_warmup = decided if schedule.warmup_steps is None else schedule.warmup_steps
+        decay = range(0) if clock.last_step is None else range(clock.decay_step or 0, clock.last_step)
         return warmup_and_decay(step, num_warmup, decay, replace(schedule, kind="wsd"))
 
     def is_due(

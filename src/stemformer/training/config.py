@@ -70,7 +70,7 @@ class BatchConfig:
 class PhaseConfig:
     """A later phase of a run, such as the last 10 % with 512 tokens (Devlin et al. 2019, appendix A.2)."""
 
-    # First step, as a fraction of the run's steps, in (0, 1).
+    # Start, as a fraction of the run's steps or seconds, in (0, 1).
     start_ratio: float
     size: int
     sequence_length: int
@@ -187,9 +187,6 @@ class RunConfig:
             raise ConfigError(f"{problem}: lower batch.sequence_length or raise model.max_position_embeddings")
         if list(starts) != sorted(set(starts)):
             raise ConfigError(f"phases start at {list(starts)}: expected ascending fractions of the run")
-        if self.phases and self.budget.seconds is not None:
-            problem = "phases start at fractions of the number of steps, which is unknown for a budget in seconds"
-            raise ConfigError(f"{problem}: use --steps, or set phases=[]")
         if (self.frozen_layers or self.frozen_embeddings) and self.init is None:
             raise ConfigError("frozen_layers and frozen_embeddings need a pre-trained model: add --init")
 

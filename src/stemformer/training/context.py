@@ -21,9 +21,8 @@ from stemformer.training.log import MetricAccumulator, format_held_out, held_out
 
 @dataclass(frozen=True)
 class Phase:
-    """Part of a run with one sequence length and batch size; `first_step` counts from 0."""
+    """Part of a run with one sequence length and batch size."""
 
-    first_step: int
     batch: BatchConfig
     examples: Examples | TaskExamples
 
@@ -67,7 +66,7 @@ class TrainingContext:
 
     def phase_number(self, step: int) -> int:
         """Return the index of the phase of a step; phases ascend."""
-        return sum(phase.first_step <= step for phase in self.phases) - 1
+        return sum(first_step <= step for first_step in self.budget.phase_starts()) - 1
 
 
 @dataclass

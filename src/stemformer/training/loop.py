@@ -18,7 +18,6 @@ from stemformer.models.model import Model
 from stemformer.objectives.objective import LossModule, num_scored_positions
 from stemformer.progress import Progress
 from stemformer.tasks.examples import TaskExamples
-from stemformer.training.budget import DecayDecision
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
 from stemformer.training.config import RunConfig
 from stemformer.training.context import TrainingContext, TrainState
@@ -279,16 +278,14 @@ def _agree_on_actions(
 ) -> tuple[bool, bool, bool]:
     """Return whether all ranks stop (if any was interrupted), evaluate and save (rank 0 decides)."""
     config, budget, ranks = context.config, context.budget, context.ranks
-    values = [float(is_interrupted), 0.0, 0.0, 0.0, 0.0]
+    values = [float(is_interrupted), 0.0, 0.0, *(0.0,) * 4]
     if ranks.is_main:
-        if decision := budget.decide(state.step, state.seconds):
-            values[3:] = decision.decay_step, decision.last_step
+        values[3:] = budget.decide(state.step, state.seconds)
         now: dict[str, Any] = {"step": state.step, "seconds": state.seconds, "previous_seconds": previous_seconds}
         values[1] = budget.is_due(every=config.evaluation.every, times=20, cost=state.eval_seconds, **now)
         values[2] = budget.is_due(every=config.checkpoints.every, times=10, **now)
-    must_stop, is_eval_due, is_save_due, decay_step, last_step = ranks.all_reduce_max(values)
-    if last_step:
-        budget.record(DecayDecision(budget.seconds or 0.0, int(decay_step), int(last_step)))
+    must_stop, is_eval_due, is_save_due, *decided = ranks.all_reduce_max(values)
+    budget.record(*map(int, decided))
     return bool(must_stop), bool(is_eval_due), bool(is_save_due)
 
 
@@ -297,7 +294,7 @@ def _example_numbers(step: int, context: TrainingContext) -> list[tuple[int, int
     number = context.phase_number(step)
     phase = context.phases[number]
     sizes = {"batch_size": phase.batch.size, "num_examples": len(phase.examples)}
-    numbers = examples_of_step(step - phase.first_step, **sizes, seed=context.config.seed)
+    numbers = examples_of_step(step - context.budget.phase_starts()[number], **sizes, seed=context.config.seed)
     return [(epoch + (number << 32), i) for epoch, i in numbers]
 
 

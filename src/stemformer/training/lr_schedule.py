@@ -16,7 +16,7 @@ class ScheduleConfig:
     kind: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     # Fraction of the run over which the rate rises linearly from 0 to the peak.
     warmup_ratio: float = 0.05
-    # Warm-up steps instead of `warmup_ratio`; with a wall-clock budget 200 if None.
+    # Warm-up steps instead of `warmup_ratio`.
     warmup_steps: int | None = None
     # Fraction of the run over which `wsd` decays.
     decay_ratio: float = 0.2

@@ -11,6 +11,8 @@ from jaxtyping import Int
 T = TypeVar("T")
 
 _FEISTEL_ROUNDS = 6
+# Results of `prefetch` that wait.
+NUM_PREFETCHED = 4
 
 
 def example_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
@@ -63,8 +65,11 @@ def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int
     ]
 
 
-def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = 4) -> Iterator[T]:
-    """Yield `make(step)` for each step, computed in a thread with up to `ahead` results waiting."""
+def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = NUM_PREFETCHED) -> Iterator[T]:
+    """Yield `make(step)` for each step, computed in a thread with up to `ahead` results waiting.
+
+    While a step is used, those up to `ahead + 1` steps later have been submitted.
+    """
     # Written by hand: a library's loader keeps state.
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     pending: deque[Future[T]] = deque()
