@@ -11,7 +11,7 @@ from stemformer.config import nearest
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
-from stemformer.models.llama import ArceeConfig, LlamaConfig, Qwen3Config
+from stemformer.models.llama import ArceeConfig, EuroBertConfig, LlamaConfig, Qwen3Config
 from stemformer.models.modernbert import ModernBertConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
@@ -19,6 +19,7 @@ from stemformer.training.config import (
     ArceeRunConfig,
     BatchConfig,
     BudgetConfig,
+    EuroBertRunConfig,
     GptRunConfig,
     LlamaRunConfig,
     ModernBertRunConfig,
@@ -75,6 +76,20 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
     return ModernBertRunConfig(
         recipe=name,
         model=ModernBertConfig(**sizes, max_position_embeddings=512, global_rope_theta=10_000.0),
+        objective=run.objective,
+        batch=run.batch,
+        optimizer=run.optimizer,
+        schedule=run.schedule,
+    )
+
+
+def _eurobert(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> RunConfig:
+    """Return a EuroBERT run: ModernBERT's, with RMS norm and no transform before the output."""
+    run = _modernbert(name, layers, hidden, heads, learning_rate)
+    sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
+    return EuroBertRunConfig(
+        recipe=name,
+        model=EuroBertConfig(**sizes, max_position_embeddings=512),
         objective=run.objective,
         batch=run.batch,
         optimizer=run.optimizer,
@@ -178,6 +193,7 @@ _RECIPES: tuple[tuple[RunConfig, str], ...] = (
     (_modernbert("modernbert_mini", 4, 256, 4, 1e-3), "ModernBERT with 4 layers of width 256, for two CPU cores"),
     (_modernbert("modernbert_small", 4, 512, 8, 7e-4), "ModernBERT with 4 layers of width 512"),
     (_modernbert("modernbert_base", 12, 768, 12, 5e-4), "ModernBERT with 12 layers of width 768"),
+    (_eurobert("eurobert_mini", 4, 256, 4, 1e-3), "EuroBERT (Llama as an encoder) with 4 layers of width 256"),
     (
         _bert_2018("bert_base_2018", 12, 768, 12),
         "BERT-base with the 2018 hyper-parameters: masked LM and next sentence, 1M steps",

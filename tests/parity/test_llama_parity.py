@@ -1,4 +1,4 @@
-"""Llama, Qwen3 and Arcee against transformers: logits, gradients, an optimizer step, decoding, folders both ways."""
+"""Llama, Qwen3, Arcee and EuroBERT against transformers: logits, gradients, an optimizer step, decoding, folders both ways."""
 
 import json
 
@@ -12,7 +12,7 @@ from stemformer.huggingface.save import save_model
 from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.layers import row_parts
-from stemformer.models.llama import ArceeConfig, LlamaConfig, Qwen3Config
+from stemformer.models.llama import ArceeConfig, EuroBertConfig, LlamaConfig, Qwen3Config
 from stemformer.models.model import ARCHITECTURES, make_model
 from stemformer.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -33,18 +33,26 @@ CASES = {
     "qwen3_grouped": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
     "arcee": ("Arcee", {}),
     "arcee_grouped": ("Arcee", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "eurobert": ("EuroBert", {"pad_token_id": 0, "tie_word_embeddings": True}),
+    "eurobert_grouped": (
+        "EuroBert",
+        {"pad_token_id": 0, "num_key_value_heads": 2, "rope_parameters": {"rope_theta": 250.0, "rope_type": "default"}},
+    ),
 }
+CAUSAL = [case for case in CASES if "eurobert" not in case]
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, intermediate_size=48, eos_token_id=3),
     "grouped": LlamaConfig(**SIZES, intermediate_size=48, eos_token_id=3, num_key_value_heads=2, rope_theta=500.0),
     "qwen3": Qwen3Config(**SIZES, intermediate_size=48, eos_token_id=3, num_key_value_heads=2, head_size=12),
     "arcee": ArceeConfig(**SIZES, intermediate_size=48, eos_token_id=3, num_key_value_heads=1),
+    "eurobert": EuroBertConfig(**SIZES, intermediate_size=48, num_key_value_heads=2),
 }
 
 
-def theirs(case, kind="ForCausalLM", **options):
+def theirs(case, kind=None, **options):
     """Return a model of transformers, every parameter random."""
     name, own = CASES[case]
+    kind = kind or ("ForCausalLM" if case in CAUSAL else "ForMaskedLM")
     config = {"max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 3, **own, **options}
     config = getattr(transformers, f"{name}Config")(**SIZES, intermediate_size=48, **config)
     torch.manual_seed(0)
@@ -161,15 +169,18 @@ def test_weights_after_an_optimizer_step_are_equal(case, tmp_path):
         assert (found[name] - parameter).abs().max().item() <= AFTER_A_STEP, name
 
 
-@pytest.mark.parametrize("heads", [["causal_lm"], []])
+@pytest.mark.parametrize("has_head", [True, False])
 @pytest.mark.parametrize("case", CONFIGS)
-def test_transformers_opens_our_folder_with_equal_numbers(case, heads, tmp_path):
+def test_transformers_opens_our_folder_with_equal_numbers(case, has_head, tmp_path):
+    architecture = ARCHITECTURES[CONFIGS[case].model_type]
+    heads = [architecture.lm_head] if has_head else []
     ours = make_model(CONFIGS[case], heads, generator=torch.Generator().manual_seed(0)).eval()
     save_model(ours, tmp_path)
-    kind = transformers.AutoModelForCausalLM if heads else transformers.AutoModel
+    language_model = transformers.AutoModelForCausalLM if architecture.is_causal else transformers.AutoModelForMaskedLM
+    kind = language_model if heads else transformers.AutoModel
     model, info = kind.from_pretrained(tmp_path, attn_implementation="eager", output_loading_info=True)
     assert not any(info.values())
-    assert model.config.eos_token_id == model.config.bos_token_id == 3
+    assert model.config.eos_token_id == model.config.bos_token_id == (3 if architecture.is_causal else None)
     ids = texts()[4]
     cu_seqlens, positions = torch.tensor([0, len(ids)]).int(), torch.arange(len(ids))
     with torch.no_grad():
@@ -188,13 +199,14 @@ def test_saved_folder_is_read_unchanged(case, tmp_path):
     again = load_model(tmp_path / "ours")
     assert again.config == ours.config
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), ours.state_dict().values(), strict=True))
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    kind = transformers.AutoModelForCausalLM if case in CAUSAL else transformers.AutoModelForMaskedLM
+    model = kind.from_pretrained(tmp_path / "ours")
     with torch.no_grad():
         assert_close(logits_of(ours), their_logits_of(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CAUSAL)
 def test_decoding_gives_the_logits_of_the_full_forward(case, dtype, tmp_path):
     ours, inputs = opened(theirs(case), tmp_path).to(dtype), texts()[:4]
     decoder = GptDecoder(ours, rows=4)
@@ -211,12 +223,44 @@ def test_decoding_gives_the_logits_of_the_full_forward(case, dtype, tmp_path):
         assert (scores - expected).abs().max().item() <= relative * expected.abs().max().item()
 
 
+@pytest.mark.parametrize("kind", ["ForSequenceClassification", "ForTokenClassification"])
+def test_classes_of_a_eurobert_are_equal(kind, tmp_path):
+    model = theirs("eurobert_grouped", kind, classifier_pooling="bos", num_labels=3)
+    model.save_pretrained(tmp_path)
+    head = "sequence" if kind == "ForSequenceClassification" else "token"
+    ours = load_model(tmp_path, [head], num_labels=3)
+    inputs = texts()[:4]
+    lengths = torch.tensor([len(ids) for ids in inputs])
+    ids, cu_seqlens = torch.cat(inputs), torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
+    positions = torch.cat([torch.arange(len(ids)) for ids in inputs])
+    with torch.no_grad():
+        states = ours.body(ids, positions, torch.zeros_like(ids), cu_seqlens, 40)
+        found = ours.heads[head](states[cu_seqlens[:-1].long()] if head == "sequence" else states)
+        assert_close(found, torch.cat([model(input_ids=ids[None]).logits.view(-1, 3) for ids in inputs]))
+    save_model(ours, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["classifier_pooling"] == "bos"
+
+
+def test_classifier_of_a_eurobert_that_averages_tokens_is_refused(tmp_path):
+    theirs("eurobert", "ForSequenceClassification").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="classifier_pooling is 'late', only 'bos' is supported"):
+        load_model(tmp_path, ["sequence"], num_labels=2)
+
+
 def test_later_tokens_change_no_earlier_state(tmp_path):
     ours, inputs = opened(theirs("qwen3_grouped"), tmp_path), texts()[:2]
     changed = [inputs[0], torch.cat([inputs[1][:30], (inputs[1][30:] + 1) % VOCAB])]
     with torch.no_grad():
         before, after = logits_of(ours, inputs), logits_of(ours, changed)
     assert torch.equal(before[:39], after[:39]) and not torch.allclose(before[39:], after[39:])
+
+
+def test_all_tokens_of_a_eurobert_see_later_ones(tmp_path):
+    ours, inputs = opened(theirs("eurobert"), tmp_path), texts()[:2]
+    changed = [inputs[0], torch.cat([inputs[1][:39], (inputs[1][39:] + 1) % VOCAB])]
+    with torch.no_grad():
+        before, after = logits_of(ours, inputs), logits_of(ours, changed)
+    assert torch.equal(before[:9], after[:9]) and (before[9:] != after[9:]).any(1).all()
 
 
 @pytest.mark.parametrize(
@@ -230,6 +274,7 @@ def test_later_tokens_change_no_earlier_state(tmp_path):
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "type is 'linear'"),
         ("llama", {"num_key_value_heads": 3}, "4 is not divisible by 3 heads of keys"),
         ("llama", {"head_dim": 7}, "head_size is 7; rotary positions need an even one"),
+        ("eurobert", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "is 'yarn', only"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window is True, only False"),
         ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "has 'sliding_attention', only"),
     ],

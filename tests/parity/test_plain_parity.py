@@ -8,7 +8,7 @@ from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.layers import row_parts
-from stemformer.models.llama import ArceeConfig, LlamaConfig, Qwen3Config
+from stemformer.models.llama import ArceeConfig, EuroBertConfig, LlamaConfig, Qwen3Config
 from stemformer.models.model import ARCHITECTURES, make_model
 from stemformer.models.modernbert import ModernBertConfig
 from stemformer.models.plain import plain_forward
@@ -32,9 +32,11 @@ CONFIGS = {
     "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_size=12),
     "arcee": ArceeConfig(**SIZES),
+    "eurobert": EuroBertConfig(**SIZES, num_key_value_heads=4),
 }
 # Options of transformers' configs.
 LLAMA_OPTIONS = {"llama": {"num_key_value_heads": 2}, "qwen3": {"num_key_value_heads": 2, "head_dim": 12}, "arcee": {}}
+LLAMA_OPTIONS["eurobert"] = {"num_key_value_heads": 4, "pad_token_id": 0}
 LENGTHS = [9, 40, 1, 17]
 
 
@@ -65,7 +67,7 @@ def their_model(name):
         )
         return add_noise(transformers.ModernBertModel._from_config(config, **options))
     if name in LLAMA_OPTIONS:
-        kind = name.capitalize()
+        kind = {"eurobert": "EuroBert"}.get(name, name.capitalize())
         ids = {"bos_token_id": 0, "eos_token_id": 0}
         config = getattr(transformers, f"{kind}Config")(**SIZES, **ids, **LLAMA_OPTIONS[name])
         return add_noise(getattr(transformers, f"{kind}Model")._from_config(config, **options))

@@ -15,7 +15,7 @@ from stemformer.config import SIMILAR, nearest_first, parse_toml
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.errors import CheckpointError, StemformerError
 from stemformer.io import CHECKSUMS, OPTIMIZER_FILE, find_damage, read_json_object
-from stemformer.models.heads import BodyConfig
+from stemformer.models.heads import BodyConfig, LinearLmHead
 from stemformer.models.hf_names import from_hugging_face
 from stemformer.models.layers import initialize_weights
 from stemformer.models.model import ARCHITECTURES, MIN_LENGTH, Architecture, Model, make_model
@@ -238,11 +238,13 @@ def _find_heads(architecture: Architecture, raw: Mapping[str, Any], weights: Seq
     """Return the heads of a folder by its weights and the class in its `config.json`."""
     classes = raw.get("architectures") or [""]
     has_task_head = any(name in weights for name in _TASK_HEAD_WEIGHTS)
-    if architecture.is_causal and not has_task_head:
-        # A tied LM head has no weights of its own.
+    has_linear_head = issubclass(architecture.heads[architecture.lm_head], LinearLmHead)
+    if has_linear_head and not has_task_head:
+        # If it is tied, it has no weights of its own.
         return [] if classes[0] == architecture.hf_classes[frozenset()] else [architecture.lm_head]
     find = architecture.parameter_names.find
-    heads = [head for head, name in _HEAD_WEIGHTS.items() if head in architecture.heads and find(name)[0][0] in weights]
+    known = {} if has_linear_head else _HEAD_WEIGHTS
+    heads = [head for head, name in known.items() if head in architecture.heads and find(name)[0][0] in weights]
     if has_task_head:
         heads += [head for name in classes if (head := _HEAD_BY_CLASS.get(name)) and head not in heads]
     return heads

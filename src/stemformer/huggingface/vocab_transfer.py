@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stemformer.data.tokenization.tokenizer import SUBWORD_PREFIX, Tokenizer
 from stemformer.errors import TokenizerError
 from stemformer.models.bert import BertConfig
-from stemformer.models.heads import MaskedLmHead
+from stemformer.models.llama import EuroBertConfig
 from stemformer.models.model import Model
 from stemformer.models.modernbert import ModernBertConfig
 
@@ -51,15 +51,15 @@ def transfer_vocabulary(
 
     transfer(model.body.embeddings.word)
     if "masked_lm" in model.heads:
-        head = model.heads["masked_lm"]
-        assert isinstance(head, MaskedLmHead)
-        bias = _mean_rows(head.bias.data[:, None], pieces, std=0.0, generator=generator)[:, 0]
-        # As likely as an average word: 0 can be far above all others.
-        bias[unknown] = head.bias.data.mean()
-        head.bias = nn.Parameter(bias)
+        head = model.lm_head
+        if head.bias is not None:
+            bias = _mean_rows(head.bias.data[:, None], pieces, std=0.0, generator=generator)[:, 0]
+            # As likely as an average word: 0 can be far above all others.
+            bias[unknown] = head.bias.data.mean()
+            head.bias = nn.Parameter(bias)
         if head.decoder is not None:
             transfer(head.decoder)
-    assert isinstance(model.config, BertConfig | ModernBertConfig)
+    assert isinstance(model.config, BertConfig | ModernBertConfig | EuroBertConfig)
     config = replace(model.config, vocab_size=new.vocab_size, pad_token_id=new.pad_token_id)
     model.config = model.body.config = config
     num_kept = sum(old.token_to_id(token) is not None for token in new.tokens)

@@ -5,7 +5,7 @@ and 5.3 (token); the transform of the masked-LM head and the pooler of the seque
 released code. GPT: Radford et al. 2018, sections 3.1 (causal LM) and 3.2 (sequence).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -64,8 +64,8 @@ class MaskedLmHead(Transform, LmHead):
         return self(states)
 
 
-class CausalLmHead(LmHead):
-    """Causal-LM head: the output matrix alone."""
+class LinearLmHead(LmHead):
+    """Language-modeling head that is the output matrix alone."""
 
     def __init__(self, config: GptConfig | LlamaConfig, *, tied: bool = True) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class NextSentenceHead(nn.Module):
 class ClassHead(nn.Module):
     """States of texts or words to class logits or a regression value.
 
-    `has_pooler` as in BERT's released code, `has_transform` as in ModernBERT's.
+    `has_pooler` as in BERT's released code (EuroBERT's has another activation), `has_transform` as in ModernBERT's.
     """
 
     def __init__(
@@ -103,18 +103,20 @@ class ClassHead(nn.Module):
         num_labels: int,
         *,
         has_pooler: bool = False,
+        pooler_activation: Callable[[Tensor], Tensor] = torch.tanh,
         has_transform: bool = False,
         has_dropout: bool = True,
         bias: bool = True,
     ) -> None:
         super().__init__()
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if has_pooler else None
+        self.pooler_activation = pooler_activation
         self.transform = Transform(config) if has_transform else None  # type: ignore[arg-type]
         self.dropout = Dropout(config.hidden_dropout_prob if has_dropout else 0.0)
         self.classifier = nn.Linear(config.hidden_size, num_labels, bias=bias)
 
     def forward(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R C"]:
-        x = states if self.pooler is None else torch.tanh(self.pooler(states))
+        x = states if self.pooler is None else self.pooler_activation(self.pooler(states))
         x = x if self.transform is None else self.transform(x)
         return _in_float32(self.classifier, self.dropout(x))
 

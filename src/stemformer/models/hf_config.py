@@ -9,7 +9,7 @@ from stemformer.errors import CheckpointError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.layers import ACTIVATIONS
-from stemformer.models.llama import LlamaConfig
+from stemformer.models.llama import EuroBertConfig, LlamaConfig
 from stemformer.models.modernbert import LAYER_TYPES, ModernBertConfig
 
 # Fields of `GptConfig` -> GPT-2's keys; the first one is read, all are written.
@@ -177,6 +177,20 @@ def write_llama_config(config: LlamaConfig) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "attention_bias": False,
     }
+
+
+def read_eurobert_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the fields of a `EuroBertConfig`; refuse settings that are not supported."""
+    if any(name.endswith(_POOLED_CLASSES) for name in raw.get("architectures") or ()):
+        _check_supported({"classifier_pooling": "late", **raw}, source, {"classifier_pooling": "bos"})
+    found = read_llama_config({**raw, "eos_token_id": 0}, source)
+    pad = raw.get("pad_token_id")
+    return {**{key: value for key, value in found.items() if key != "eos_token_id"}, "pad_token_id": pad or 0}
+
+
+def write_eurobert_config(config: EuroBertConfig) -> dict[str, Any]:
+    """Return the entries of `config.json`."""
+    return {**write_llama_config(config), "pad_token_id": config.pad_token_id, "classifier_pooling": "bos"}
 
 
 def _use_first_end(found: dict[str, Any], source: str) -> None:

@@ -162,6 +162,17 @@ LLAMA = ParameterNames(
 )
 # The feed-forward layers of Arcee are not gated.
 ARCEE = replace(LLAMA, modules={**_LLAMA_MODULES, "body.layers.{i}.feed_forward.up": ("model.layers.{i}.mlp.up_proj",)})
+EUROBERT = replace(
+    LLAMA,
+    modules={
+        **_LLAMA_MODULES,
+        "heads.masked_lm.decoder": ("lm_head",),
+        "heads.sequence.pooler": ("dense",),
+        "heads.sequence.classifier": ("classifier",),
+        "heads.token.classifier": ("classifier",),
+    },
+    prefix_by_head={},
+)
 
 
 def to_hugging_face(

@@ -1,4 +1,7 @@
-"""Llama: configs, layers and initialization of a causal decoder with rotary positions, also for Qwen3 and Arcee."""
+"""Llama: configs, layers and initialization of a causal decoder with rotary positions, and its variants.
+
+Variants: Qwen3 (normed queries and keys), Arcee (squared ReLU), EuroBERT (an encoder: without causal mask).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,6 +28,8 @@ class LlamaConfig:
     """Sizes and settings of a Llama, named as in `BertConfig`; a saved folder has Llama's own names."""
 
     model_type: ClassVar[str] = "llama"
+    # Whether a token sees the earlier ones only.
+    is_causal: ClassVar[bool] = True
     # Whether queries and keys are normed in each head.
     has_qk_norm: ClassVar[bool] = False
     # Whether the feed-forward layers are gated linear units.
@@ -82,6 +87,18 @@ class ArceeConfig(LlamaConfig):
     layer_norm_eps: float = 1e-5
 
 
+@dataclass(frozen=True)
+class EuroBertConfig(LlamaConfig):
+    """Config of a EuroBERT: a Llama in which each token sees all others."""
+
+    model_type: ClassVar[str] = "eurobert"
+    is_causal: ClassVar[bool] = False
+    eos_token_id: ClassVar[None] = None  # type: ignore[misc]
+
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int = 0
+
+
 class LlamaEmbeddings(nn.Module):
     """Word embeddings, then dropout; positions are in the attention, segments do not exist."""
 
@@ -99,7 +116,7 @@ class LlamaEmbeddings(nn.Module):
 
 
 class LlamaLayer(PreNormLayer):
-    """Pre-norm Transformer layer with RMS norm, rotary positions and causal attention; no biases."""
+    """Pre-norm Transformer layer with RMS norm and rotary positions; no biases."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -111,7 +128,7 @@ class LlamaLayer(PreNormLayer):
             config.num_attention_heads,
             num_key_value_heads=config.num_key_value_heads,
             head_size=config.head_size,
-            causal=True,
+            causal=config.is_causal,
             bias=False,
             qk_norm_eps=eps if config.has_qk_norm else None,
         )
@@ -131,7 +148,7 @@ class LlamaLayer(PreNormLayer):
 
 
 class Llama(Body):
-    """Llama body: flat tokens to hidden states that depend on no later token.
+    """Llama body: flat tokens to hidden states, which depend on no later token if the config is causal.
 
     | parameter | initialization |
     |---|---|
@@ -142,7 +159,8 @@ class Llama(Body):
 
     Source: Touvron et al. 2023, section 2.2 (pre-norm with RMS norm, gated layers, rotary positions);
     Ainslie et al. 2023, section 2.2 (grouped heads); Yang et al. 2025, section 2 (Qwen3: normed queries and
-    keys); So et al. 2021, section 4.2 (Arcee: squared ReLU). The initialization is ours.
+    keys); So et al. 2021, section 4.2 (Arcee: squared ReLU); Boizard et al. 2025, section 2.1 (EuroBERT).
+    The initialization is ours.
     """
 
     def __init__(self, config: LlamaConfig) -> None:

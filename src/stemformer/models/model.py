@@ -17,15 +17,15 @@ from stemformer.models.body import Body
 from stemformer.models.gpt import Gpt, GptConfig
 from stemformer.models.heads import (
     BodyConfig,
-    CausalLmHead,
     ClassHead,
+    LinearLmHead,
     LmHead,
     MaskedLmHead,
     NextSentenceHead,
     SpanHead,
 )
 from stemformer.models.layers import initialize_weights
-from stemformer.models.llama import ArceeConfig, Llama, LlamaConfig, Qwen3Config
+from stemformer.models.llama import ArceeConfig, EuroBertConfig, Llama, LlamaConfig, Qwen3Config
 from stemformer.models.modernbert import ModernBert, ModernBertConfig
 
 
@@ -65,7 +65,7 @@ def _llama(config: type[LlamaConfig], name: str, names: hf_names.ParameterNames 
     return Architecture(
         config=config,
         body=Llama,
-        heads={"causal_lm": CausalLmHead},
+        heads={"causal_lm": LinearLmHead},
         task_heads={"sequence": _LAST_TOKEN_HEAD, "token": ClassHead, "span": SpanHead},
         parameter_names=names,
         hf_classes={
@@ -135,7 +135,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture(
         config=GptConfig,
         body=Gpt,
-        heads={"causal_lm": CausalLmHead},
+        heads={"causal_lm": LinearLmHead},
         task_heads={"sequence": _LAST_TOKEN_HEAD, "token": ClassHead, "span": SpanHead},
         parameter_names=hf_names.GPT,
         hf_classes={
@@ -153,6 +153,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": _llama(LlamaConfig, "Llama"),
     "qwen3": _llama(Qwen3Config, "Qwen3"),
     "arcee": _llama(ArceeConfig, "Arcee", hf_names.ARCEE),
+    "eurobert": Architecture(
+        config=EuroBertConfig,
+        body=Llama,
+        heads={"masked_lm": LinearLmHead},
+        task_heads={
+            "sequence": partial(ClassHead, has_pooler=True, pooler_activation=nn.functional.gelu),
+            "token": ClassHead,
+        },
+        parameter_names=hf_names.EUROBERT,
+        hf_classes={
+            frozenset[str](): "EuroBertModel",
+            frozenset({"masked_lm"}): "EuroBertForMaskedLM",
+            frozenset({"sequence"}): "EuroBertForSequenceClassification",
+            frozenset({"token"}): "EuroBertForTokenClassification",
+        },
+        is_causal=False,
+        lm_head="masked_lm",
+        read_config=hf_config.read_eurobert_config,
+        write_config=hf_config.write_eurobert_config,
+        is_tied_by_default=False,
+    ),
 }
 
 

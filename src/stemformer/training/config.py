@@ -11,7 +11,7 @@ from stemformer.config import check_at_least, check_fields, check_seed, from_tom
 from stemformer.errors import ConfigError
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
-from stemformer.models.llama import ArceeConfig, LlamaConfig, Qwen3Config
+from stemformer.models.llama import ArceeConfig, EuroBertConfig, LlamaConfig, Qwen3Config
 from stemformer.models.modernbert import ModernBertConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
@@ -242,6 +242,15 @@ class ArceeRunConfig(LlamaRunConfig):
     model: ArceeConfig = field(default_factory=ArceeConfig)
 
 
+@dataclass(frozen=True)
+class EuroBertRunConfig(RunConfig):
+    """A pre-training run of a EuroBERT."""
+
+    recipe: str = "eurobert_mini"
+    model_type: Literal["eurobert"] = "eurobert"  # type: ignore[assignment]
+    model: EuroBertConfig = field(default_factory=EuroBertConfig)  # type: ignore[assignment]
+
+
 RUN_CONFIGS: dict[str, type[RunConfig]] = {
     "bert": RunConfig,
     "modernbert": ModernBertRunConfig,
@@ -249,6 +258,7 @@ RUN_CONFIGS: dict[str, type[RunConfig]] = {
     "llama": LlamaRunConfig,
     "qwen3": Qwen3RunConfig,
     "arcee": ArceeRunConfig,
+    "eurobert": EuroBertRunConfig,
 }
 """Architecture -> configuration of its pre-training runs."""
 

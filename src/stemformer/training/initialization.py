@@ -55,7 +55,7 @@ def make_initial_model(
     generator = torch.Generator().manual_seed(config.seed)
     model = make_model(resolve_model_config(config, tokenizer), heads, generator=generator)
     model.max_length = config.batch.sequence_length
-    if counts is not None and "masked_lm" in heads:
+    if counts is not None and "masked_lm" in heads and model.lm_head.bias is not None:
         init_output_bias_from_unigrams(model.heads["masked_lm"], counts)
     return model
 
