@@ -8,9 +8,9 @@
 Without arguments, a minute for each side of a BERT on the embedded samples. Sides of a BERT:
 
     ours      `stemformer pretrain` with the recipe as it is; its clock includes its evaluations and checkpoints
-    tuned     transformers' BertForMaskedLM by hand: bf16 if the processor has it, fused AdamW, torch.compile (included in its
-              clock), prefetched batches, freed memory kept; learning rate, betas, warm-up and decay, rows in a step, fraction
-              of masked words and no dropout, all as in our recipe
+    tuned     transformers' masked-LM class of the recipe's architecture by hand: bf16 if the processor has it, fused
+              AdamW, torch.compile (included in its clock), prefetched batches, freed memory kept; learning rate, betas,
+              warm-up and decay, rows in a step, fraction of masked words and no dropout, all as in our recipe
     shipped   the defaults of transformers' run_mlm example: float32, eager, 8 rows, 5e-5 with linear decay, 15 % masked,
               dropout 0.1
 
@@ -67,7 +67,7 @@ from stemformer.generation.text import generate_samples, sample_prompts
 from stemformer.huggingface.load import load_model_and_tokenizer
 from stemformer.io import read_jsonl, write_json
 from stemformer.models.hf_names import GPT, from_hugging_face
-from stemformer.models.model import Model, make_model
+from stemformer.models.model import ARCHITECTURES, Model, make_model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 from stemformer.objectives.objective import OBJECTIVES, LossModule
@@ -267,11 +267,12 @@ def bert_peer(args: argparse.Namespace) -> Peer:
     config, is_tuned = args.config, args.side == "tuned"
     tokenizer = load_tokenizer(Path(args.data) / "tokenizer")
     ours = replace(config.model, vocab_size=tokenizer.vocab_size)
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-    sizes = {name: getattr(ours, name) for name in (*names, "vocab_size")}
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if is_tuned else {}
-    bert_config = transformers.BertConfig(**sizes, **dropout, attn_implementation="sdpa")
-    model = transformers.BertForMaskedLM(bert_config).train()
+    architecture = ARCHITECTURES[config.model_type]
+    kind = architecture.hf_classes[frozenset({"masked_lm"})].removesuffix("ForMaskedLM")
+    # The defaults of run_mlm keep BERT's dropout; ModernBERT has none.
+    dropout = {} if is_tuned or kind != "Bert" else {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    theirs = getattr(transformers, f"{kind}Config")(**{**architecture.write_config(ours), **dropout})
+    model = getattr(transformers, f"{kind}ForMaskedLM")._from_config(theirs, attn_implementation="sdpa").train()
     if is_tuned:
         configure_allocator(CPU)
         rows, rate, peak = config.batch.size, config.objective.mask_rate, config.optimizer.learning_rate
@@ -291,7 +292,8 @@ def bert_peer(args: argparse.Namespace) -> Peer:
     converted = make_model(ours, ["masked_lm"])
 
     def to_ours() -> Model:
-        converted.load_state_dict(from_hugging_face(model.state_dict(), list(converted.state_dict()))[0])
+        names = architecture.parameter_names
+        converted.load_state_dict(from_hugging_face(model.state_dict(), list(converted.state_dict()), names)[0])
         return converted
 
     return Peer(

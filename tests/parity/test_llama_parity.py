@@ -4,25 +4,31 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
+from parity_frame import (
+    RELATIVE,
+    VOCAB,
+    assert_close,
+    assert_equal_gradients,
+    assert_equal_optimizer_step,
+    assert_read_unchanged,
+    flat,
+    logits_of,
+    opened,
+    random_model,
+    rewrite,
+    texts,
+    their_logits_of,
+)
 
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.huggingface.load import load_model
 from stemformer.huggingface.save import save_model
-from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.inference.cached_gpt import GptDecoder
-from stemformer.models.layers import row_parts
 from stemformer.models.llama import ArceeConfig, EuroBertConfig, LlamaConfig, Qwen3Config
 from stemformer.models.model import ARCHITECTURES, make_model
-from stemformer.training.optimizer import OptimizerConfig, make_optimizer
 
 transformers = pytest.importorskip("transformers")
 
-RELATIVE = 1e-5  # of the largest value: float32 sums differ in order only
-AFTER_A_STEP = 2e-6  # with a learning rate of 1e-3
-VOCAB = 97
-# One with CPU's flash kernel.
-LENGTHS = [9, 40, 1, 17, 420, 8]
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 # Class of transformers and options; heads of an own size are wider than the hidden size.
 CASES = {
@@ -55,53 +61,7 @@ def theirs(case, kind=None, **options):
     kind = kind or ("ForCausalLM" if case in CAUSAL else "ForMaskedLM")
     config = {"max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 3, **own, **options}
     config = getattr(transformers, f"{name}Config")(**SIZES, intermediate_size=48, **config)
-    torch.manual_seed(0)
-    model = getattr(transformers, name + kind)._from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
-
-
-def opened(model, folder):
-    model.save_pretrained(folder)
-    return load_model(folder)
-
-
-def texts():
-    generator = torch.Generator().manual_seed(2)
-    return [torch.randint(4, VOCAB, (length,), generator=generator) for length in LENGTHS]
-
-
-def logits_of(model, inputs=None):
-    inputs = texts() if inputs is None else inputs
-    lengths = [len(ids) for ids in inputs]
-    ids, cu_seqlens = torch.cat(inputs), torch.tensor([0, *lengths]).cumsum(0).int()
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    return model.lm_logits(model.body(ids, positions, torch.zeros_like(ids), cu_seqlens, max(lengths)))
-
-
-def their_logits_of(model):
-    return torch.cat([model(input_ids=ids[None]).logits[0] for ids in texts()])
-
-
-def loss_of(logits):
-    return F.cross_entropy(logits, torch.cat(texts()).roll(1))
-
-
-def assert_close(found, expected):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max().item() <= RELATIVE * expected.abs().max().item()
-
-
-def by_their_names(ours, tensors):
-    names = ARCHITECTURES[ours.config.model_type].parameter_names
-    return to_hugging_face(tensors, names, row_parts(ours))
-
-
-def rewrite(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return random_model(getattr(transformers, name + kind), config)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -142,31 +102,13 @@ def test_output_matrix_is_untied_by_default(tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_equal(case, tmp_path):
     model = theirs(case)
-    ours = opened(model, tmp_path)
-    loss_of(logits_of(ours)).backward()
-    loss_of(their_logits_of(model)).backward()
-    found = by_their_names(ours, {name: p.grad for name, p in ours.named_parameters()})
-    expected = {name: p.grad for name, p in model.named_parameters()}
-    largest = max(gradient.abs().max().item() for gradient in expected.values())
-    assert set(found) == set(expected)
-    for name, gradient in expected.items():
-        assert (found[name] - gradient).abs().max().item() <= RELATIVE * largest, name
+    assert_equal_gradients(opened(model, tmp_path), model)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_weights_after_an_optimizer_step_are_equal(case, tmp_path):
     model = theirs(case)
-    ours = opened(model, tmp_path)
-    # An epsilon far above the rounding errors of gradients: the first step of a tiny one has its sign alone.
-    optimizer = make_optimizer(ours, OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, eps=1e-5, beta2=0.999))
-    reference = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-5, weight_decay=0.0)
-    loss_of(logits_of(ours)).backward()
-    loss_of(their_logits_of(model)).backward()
-    optimizer.step()
-    reference.step()
-    found = by_their_names(ours, ours.state_dict())
-    for name, parameter in model.named_parameters():
-        assert (found[name] - parameter).abs().max().item() <= AFTER_A_STEP, name
+    assert_equal_optimizer_step(opened(model, tmp_path), model)
 
 
 @pytest.mark.parametrize("has_head", [True, False])
@@ -182,23 +124,18 @@ def test_transformers_opens_our_folder_with_equal_numbers(case, has_head, tmp_pa
     assert not any(info.values())
     assert model.config.eos_token_id == model.config.bos_token_id == (3 if architecture.is_causal else None)
     ids = texts()[4]
-    cu_seqlens, positions = torch.tensor([0, len(ids)]).int(), torch.arange(len(ids))
     with torch.no_grad():
-        states = ours.body(ids, positions, torch.zeros_like(ids), cu_seqlens, len(ids))
+        states = ours.body(*flat([ids]))
         found = ours.lm_logits(states) if heads else states
         assert_close(found, model.eval()(input_ids=ids[None])[0][0])
-    again = load_model(tmp_path)
-    assert again.config == ours.config
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), ours.state_dict().values(), strict=True))
+    assert_read_unchanged(ours, tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_saved_folder_is_read_unchanged(case, tmp_path):
     ours = opened(theirs(case), tmp_path / "theirs")
     save_model(ours, tmp_path / "ours")
-    again = load_model(tmp_path / "ours")
-    assert again.config == ours.config
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), ours.state_dict().values(), strict=True))
+    assert_read_unchanged(ours, tmp_path / "ours")
     kind = transformers.AutoModelForCausalLM if case in CAUSAL else transformers.AutoModelForMaskedLM
     model = kind.from_pretrained(tmp_path / "ours")
     with torch.no_grad():
@@ -230,12 +167,10 @@ def test_classes_of_a_eurobert_are_equal(kind, tmp_path):
     head = "sequence" if kind == "ForSequenceClassification" else "token"
     ours = load_model(tmp_path, [head], num_labels=3)
     inputs = texts()[:4]
-    lengths = torch.tensor([len(ids) for ids in inputs])
-    ids, cu_seqlens = torch.cat(inputs), torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
-    positions = torch.cat([torch.arange(len(ids)) for ids in inputs])
+    tokens = flat(inputs)
     with torch.no_grad():
-        states = ours.body(ids, positions, torch.zeros_like(ids), cu_seqlens, 40)
-        found = ours.heads[head](states[cu_seqlens[:-1].long()] if head == "sequence" else states)
+        states = ours.body(*tokens)
+        found = ours.heads[head](states[tokens[3][:-1].long()] if head == "sequence" else states)
         assert_close(found, torch.cat([model(input_ids=ids[None]).logits.view(-1, 3) for ids in inputs]))
     save_model(ours, tmp_path / "ours")
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["classifier_pooling"] == "bos"
