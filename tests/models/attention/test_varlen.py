@@ -263,18 +263,40 @@ def test_lengths_in_separate_buckets_equal_lengths_in_one(constants, causal):
         expect_reference(*make(lengths), causal=causal)
 
 
+def shape_of(chunk):
+    masked = 0 if chunk.bias is None else chunk.bias.shape[3]
+    return *chunk[:4], chunk.stop_key - chunk.first_key - masked
+
+
+def test_queries_with_a_window_are_computed_in_chunks_without_distant_keys(constants):
+    lengths, cu = [600, 580], offsets([600, 580])
+    constants(_BUCKET_COST=2**40, _BUCKET_SCORES=2**30)
+    for causal in (False, True):
+        cpu._plan.cache_clear()
+        plan = cpu._plan_for(torch.empty(sum(lengths), HEADS, SIZE), cu, cu, causal, 100)
+        chunks = [shape_of(chunk)[:4] for chunk in plan.buckets[0].chunks]
+        ends = [(256, 384, 512, 608, 608), (128, 256, 384, 512, 608)][causal]
+        starts = [(0, 128), (128, 256), (256, 384), (384, 512), (512, 608)]
+        assert chunks == [(*q, max(0, q[0] - 128), end) for q, end in zip(starts, ends, strict=True)]
+        for kept in (2**22, 0):
+            constants(_KEPT_SCORES=kept)
+            expect_reference(*make(lengths), causal=causal, window=100)
+        expect_reference(*make(lengths, dtype=torch.bfloat16), tolerance=BF16, causal=causal, window=100)
+
+
 def test_causal_queries_are_computed_in_chunks_without_later_keys(constants):
     constants(FLASH_FROM=2**31)  # float32 then uses the same kernel, and shows more digits
     for lengths, chunks in (
-        ([64, 20], [(0, 64, 64, 0)]),
-        ([100, 65, 9], [(0, 64, 64, 0), (64, 128, 128, 64)]),
-        ([600, 510], [(0, 160, 160, 0), (160, 320, 320, 160), (320, 480, 480, 320), (480, 608, 608, 480)]),
+        # Queries, keys, and keys without mask.
+        ([64, 20], [(0, 64, 0, 64, 0)]),
+        ([100, 65, 9], [(0, 64, 0, 64, 0), (64, 128, 0, 128, 64)]),
+        ([600, 510], [(0, 160, 0, 160, 0), (160, 320, 0, 320, 160), (320, 480, 0, 480, 320), (480, 608, 0, 608, 480)]),
     ):
         constants(_BUCKET_COST=2**40, _BUCKET_SCORES=2**30)
         cpu._plan.cache_clear()
         cu = offsets(lengths)
         (bucket,) = cpu._plan_for(torch.empty(sum(lengths), HEADS, SIZE), cu, cu, True).buckets
-        assert list(bucket.chunks) == chunks
+        assert list(map(shape_of, bucket.chunks)) == chunks
         for kept in (2**22, 0):
             constants(_KEPT_SCORES=kept)
             expect_reference(*make(lengths), causal=True)

@@ -1,6 +1,6 @@
 """CPU kernels of `attend()`: sequences sorted into length buckets, padded within each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,8 +22,6 @@ _CAUSAL_QUERIES = 64
 # Maximum number of probabilities kept for the backward pass: 8 MiB in bfloat16.
 _KEPT_SCORES = 2**22
 
-# First query, end, number of visible keys, and number of leading keys without mask.
-_QueryChunk = tuple[int, int, int, int]
 # Probabilities of each chunk of each bucket; None for a bucket whose probabilities are recomputed.
 _KeptProbabilities = list[list[Tensor] | None]
 
@@ -43,13 +41,22 @@ class _PaddedSide:
         return self._index[heads, step]
 
 
+class _QueryChunk(NamedTuple):
+    """Queries `first` to `stop` of a bucket, and the range of keys that some of them see."""
+
+    first: int
+    stop: int
+    first_key: int
+    stop_key: int
+    # (B or 1, 1, queries or 1, last keys) 0 or -inf, in the dtype of the scores; None if nothing is masked.
+    bias: Tensor | None = None
+
+
 class _LengthBucket(NamedTuple):
     """Sequences of similar length as a block of `B` sequences, `T_q` queries and `T_k` keys."""
 
     q: _PaddedSide
     k: _PaddedSide
-    # (B or 1, 1, T_q or 1, T_k) 0 or -inf, in the dtype of the scores; None if nothing is masked.
-    bias: Tensor | None
     flash: bool
     chunks: tuple[_QueryChunk, ...]
 
@@ -89,6 +96,8 @@ def _plan(
 
     # Long sequences: one flash bucket for each exact shape.
     is_flash = (q_lengths >= flash_from) & (k_lengths >= flash_from) & ((q_lengths == k_lengths) | (not causal))
+    # With a window, chunks of queries need few of the keys.
+    is_flash &= window is None
     long, others = np.flatnonzero(is_flash), np.flatnonzero(~is_flash)
     shapes, shape_index = np.unique(np.stack([q_lengths, k_lengths])[:, long], axis=1, return_inverse=True)
     groups = [long[shape_index.reshape(-1) == number] for number in range(shapes.shape[1])]
@@ -102,7 +111,7 @@ def _plan(
         parts = np.array_split(chosen, min(-(-len(chosen) * scores // _BUCKET_SCORES), len(chosen)))
         buckets += [_make_bucket(cu_q, cu_k, part, dtype, flash=False, **options) for part in parts]
 
-    q_blocks = [(bucket.q, [chunk[:2] for chunk in bucket.chunks]) for bucket in buckets]
+    q_blocks = [(bucket.q, [(chunk.first, chunk.stop) for chunk in bucket.chunks]) for bucket in buckets]
     k_blocks = [(bucket.k, [(0, bucket.k.rows.shape[1])]) for bucket in buckets]
     orders = (_flat_order(x, int(cu[-1]), heads) for x, cu in ((q_blocks, cu_q), (k_blocks, cu_k)))
     return _BucketPlan(tuple(buckets), *orders)
@@ -151,35 +160,54 @@ def _make_bucket(
         chosen = np.pad(chosen, (0, -num_real % (1 << max(0, num_real.bit_length() - 4))), "edge")
     q_rows, q_real = _padded_rows(cu_q, chosen, multiple)
     k_rows, k_real = _padded_rows(cu_k, chosen, multiple)
-    num_q, num_k = q_rows.shape[1], k_rows.shape[1]
-    hidden = ~k_real[:, None, None, :]
-    chunks: tuple[_QueryChunk, ...] = ((0, num_q, num_k, 0),)
-    # Distances that hide nothing need no mask.
-    window = None if window is None or window >= num_k - 1 else window
-    if window is not None:
-        shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
-        keys, own = np.arange(num_k), np.arange(num_q)[:, None] + shift  # (T_k,), (B, 1, T_q, 1)
-        far = (keys < own - window) | (keys > own + (0 if causal else window))  # (B, 1, T_q, T_k)
-        hidden = (far[:1] if flash else hidden | far) & (True if flash else q_real[:, None, :, None])
-    elif causal and not flash:
-        shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
-        later = np.arange(num_k) > np.arange(num_q)[:, None] + shift
-        if shift.any():
-            # Padded queries see all keys, so that their softmax is finite.
-            hidden = (hidden | later) & q_real[:, None, :, None]
-        else:
-            # Padded keys come after all real queries, so one causal mask hides them too.
-            hidden = later[:1]
-            size = max(_CAUSAL_QUERIES, int(_round_up(num_q / (2 if num_q < 512 else 4))))
-            chunks = tuple((i, min(i + size, num_q), min(i + size, num_k), i) for i in range(0, num_q, size))
-    is_masked = hidden.any() and (not flash or window is not None)
-    bias = torch.where(torch.from_numpy(hidden), -torch.inf, 0.0).to(dtype) if is_masked else None
-    q_real[num_real:] = k_real[num_real:] = False
+    is_own = np.arange(len(chosen))[:, None] < num_real
     q, k = (
         _PaddedSide(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real[:, None, :, None]))
-        for rows, real in ((q_rows, q_real), (k_rows, k_real))
+        for rows, real in ((q_rows, q_real & is_own), (k_rows, k_real & is_own))
     )
-    return _LengthBucket(q, k, bias, flash, chunks)
+    if flash:
+        return _LengthBucket(q, k, flash, (_QueryChunk(0, q_rows.shape[1], 0, k_rows.shape[1]),))
+    return _LengthBucket(q, k, flash, tuple(_query_chunks(q_real, k_real, dtype, causal, window)))
+
+
+def _query_chunks(
+    q_real: np.ndarray, k_real: np.ndarray, dtype: torch.dtype, causal: bool, window: int | None
+) -> Iterator[_QueryChunk]:
+    """Yield chunks of the queries of a bucket, by which (B, T) queries and keys are real."""
+    num_q, num_k = q_real.shape[1], k_real.shape[1]
+    # Distances that hide nothing need no mask.
+    window = None if window is None or window >= num_k - 1 else window
+    # Distance of the last query to the last key.
+    shift = (k_real.sum(1) - q_real.sum(1))[:, None, None, None]
+    size, is_aligned = num_q, not shift.any()
+    if is_aligned and window is not None:
+        size = max(_CAUSAL_QUERIES, int(_round_up(window)))
+    elif is_aligned and causal:
+        size = max(_CAUSAL_QUERIES, int(_round_up(num_q / (2 if num_q < 512 else 4))))
+    for first in range(0, num_q, size):
+        stop, first_key, stop_key = min(first + size, num_q), 0, num_k
+        if is_aligned and causal:
+            stop_key = min(stop, num_k)
+        if is_aligned and window is not None:
+            first_key = max(0, first - window) // _LENGTH_MULTIPLE * _LENGTH_MULTIPLE
+            stop_key = min(stop_key, int(_round_up(stop + window)))
+        keys, own = np.arange(first_key, stop_key), np.arange(first, stop)[:, None] + shift  # (B, 1, queries, 1)
+        hidden = ~k_real[:, None, None, first_key:stop_key]  # (B, 1, 1, keys)
+        if causal or window is not None:
+            far = keys > own + (0 if causal else window)  # (B, 1, queries, keys)
+            far = far if window is None else far | (keys < own - window)
+            if is_aligned and (causal or not hidden.any()):
+                # Padded keys come after all real queries, so a causal mask hides them too.
+                hidden = far[:1]
+            else:
+                # Padded queries see all keys, so that their softmax is finite.
+                hidden = (hidden | far) & q_real[:, None, first:stop, None]
+        # The mask begins before the first key that is hidden from some query.
+        masked, bias = np.flatnonzero(hidden.any((0, 1, 2))), None
+        if len(masked):
+            from_key = masked[0] // _LENGTH_MULTIPLE * _LENGTH_MULTIPLE
+            bias = torch.where(torch.from_numpy(hidden[..., from_key:]), -torch.inf, 0.0).to(dtype)
+        yield _QueryChunk(first, stop, first_key, stop_key, bias)
 
 
 def _round_up(lengths: Any, multiple: int = _LENGTH_MULTIPLE) -> Any:
@@ -254,15 +282,16 @@ def forward_cpu(
         bq, bk, bv = gather_q(bucket.q), gather_k(bucket.k), gather_v(bucket.k)  # (B, H, T, K)
         probabilities: list[Tensor] = []
         if bucket.flash:
-            out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                bq, bk, bv, 0.0, causal and bucket.bias is None, attn_mask=bucket.bias
-            )
+            out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(bq, bk, bv, 0.0, causal)
             outputs.append(out)
         else:
             log = bq.new_zeros(bq.shape[:3], dtype=torch.float32)
             bq, bk, bv = (x.flatten(0, 1) for x in (bq, bk, bv))  # (B*H, T, K)
-            probabilities = [_probabilities(bq, bk, bucket, chunk) for chunk in bucket.chunks]
-            outputs += [torch.bmm(p, bv[:, : p.shape[2]]) for p in probabilities]
+            probabilities = [_probabilities(bq, bk, chunk) for chunk in bucket.chunks]
+            outputs += [
+                torch.bmm(p, bv[:, chunk.first_key : chunk.stop_key])
+                for p, chunk in zip(probabilities, bucket.chunks, strict=True)
+            ]
         logs.append(log)
         if kept is not None:
             size = sum(p.numel() for p in probabilities)
@@ -296,7 +325,7 @@ def backward_cpu(
         if bucket.flash:
             block_out, block_lse = gather_out(bucket.q), gather_lse(bucket.q)[..., 0]
             *chunk_dq, block_dk, block_dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                bg, bq, bk, bv, block_out, block_lse, 0.0, causal and bucket.bias is None, attn_mask=bucket.bias
+                bg, bq, bk, bv, block_out, block_lse, 0.0, causal
             )
         else:
             chunk_dq, block_dk, block_dv = _backward_bmm(bg, bq, bk, bv, bucket, kept[number] if kept else None)
@@ -306,16 +335,14 @@ def backward_cpu(
     return _restore_flat(dq, plan.q_order, q), _restore_flat(dk, plan.k_order, k), _restore_flat(dv, plan.k_order, v)
 
 
-def _probabilities(q: Tensor, k: Tensor, bucket: _LengthBucket, chunk: _QueryChunk) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, chunk: _QueryChunk) -> Tensor:
     """Return softmax(q k^T / sqrt(K) + bias) of a chunk, (B*H, queries, keys)."""
-    first, stop, num_keys, num_unmasked = chunk
-    scores = torch.baddbmm(
-        q.new_empty(1, 1, 1), q[:, first:stop], k[:, :num_keys].transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5
-    )
-    if bucket.bias is not None:
-        bias = bucket.bias if bucket.bias.shape[2] == 1 else bucket.bias[:, :, first:stop]
-        by_sequence = scores.view(len(bias), -1, stop - first, num_keys)  # (B or 1, H or B*H, queries, keys)
-        by_sequence[..., num_unmasked:].add_(bias[..., num_unmasked:num_keys])
+    first, stop, first_key, stop_key, bias = chunk
+    keys = k[:, first_key:stop_key].transpose(1, 2)
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q[:, first:stop], keys, beta=0, alpha=q.shape[2] ** -0.5)
+    if bias is not None:
+        by_sequence = scores.view(len(bias), -1, *scores.shape[1:])  # (B or 1, H or B*H, queries, keys)
+        by_sequence[..., scores.shape[2] - bias.shape[3] :].add_(bias)
     return torch.softmax(scores, -1)
 
 
@@ -329,18 +356,20 @@ def _backward_bmm(
     q, k, v, grad = (x.view(b * h, -1, size) for x in (q, k, v, grad))  # (B*H, T, K)
     unused = q.new_empty(1, 1, 1)
     dq, dk, dv = [], unused, unused
-    # The last chunk sees all keys and comes first; the others add to its dk and dv.
     for number, chunk in reversed(list(enumerate(bucket.chunks))):
-        first, stop, num_keys, _ = chunk
-        p = kept[number] if kept is not None else _probabilities(q, k, bucket, chunk)  # (B*H, queries, keys)
+        first, stop, first_key, stop_key, _ = chunk
+        p = kept[number] if kept is not None else _probabilities(q, k, chunk)  # (B*H, queries, keys)
         dout = grad[:, first:stop]
-        dp = torch.bmm(dout, v[:, :num_keys].transpose(1, 2))
+        dp = torch.bmm(dout, v[:, first_key:stop_key].transpose(1, 2))
         ds = torch.ops.aten._softmax_backward_data(dp, p, -1, dp.dtype)
-        dq.append(torch.baddbmm(unused, ds, k[:, :num_keys], beta=0, alpha=size**-0.5))
-        if number == len(bucket.chunks) - 1:
+        dq.append(torch.baddbmm(unused, ds, k[:, first_key:stop_key], beta=0, alpha=size**-0.5))
+        if number == len(bucket.chunks) - 1 and stop_key - first_key == k.shape[1]:
+            # The last chunk sees all keys and comes first; the others add to its dk and dv.
             dv = torch.bmm(p.transpose(1, 2), dout)
             dk = torch.baddbmm(unused, ds.transpose(1, 2), q[:, first:stop], beta=0, alpha=size**-0.5)
-        else:
-            dv[:, :num_keys].baddbmm_(p.transpose(1, 2), dout)
-            dk[:, :num_keys].baddbmm_(ds.transpose(1, 2), q[:, first:stop], alpha=size**-0.5)
+            continue
+        if number == len(bucket.chunks) - 1:
+            dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        dv[:, first_key:stop_key].baddbmm_(p.transpose(1, 2), dout)
+        dk[:, first_key:stop_key].baddbmm_(ds.transpose(1, 2), q[:, first:stop], alpha=size**-0.5)
     return dq[::-1], dk, dv
