@@ -1,13 +1,18 @@
 """Runs with phases of different sequence lengths: the batches of each step, and interruption in any phase."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from interrupts import StopAt
 from safetensors.torch import load_file
 
 import stemformer
-from stemformer.errors import CheckpointError
+from stemformer.config import with_settings
+from stemformer.errors import CheckpointError, ConfigError
 from stemformer.io import read_jsonl
+from stemformer.models.model import make_model
+from stemformer.recipes import find_recipe
 from stemformer.training import loop
 
 SETTINGS = [
@@ -97,3 +102,110 @@ def test_run_interrupted_in_any_phase_equals_an_uninterrupted_one_bit_for_bit(ti
 def test_resuming_with_other_phases_is_refused(tiny, full_run):
     with pytest.raises(CheckpointError, match=r"phases was .* is now"):
         stemformer.pretrain(data=str(tiny / "data"), out=str(full_run[0]), resume=True, settings=["phases=[]"])
+
+
+# A causal start
+
+CAUSAL = [setting for setting in SETTINGS if "sentences" not in setting and "phases" not in setting]
+CAUSAL += ["objective.causal_start_ratio=0.5"]
+
+
+def train_causal(tiny, out, *settings, recipe="modernbert_tiny", **options):
+    options = {"steps": 6, "precision": "fp32", "device": "cpu", "settings": [*CAUSAL, *settings], **options}
+    return stemformer.pretrain(recipe, data=str(tiny / "data"), out=str(out), **options)
+
+
+@pytest.fixture(scope="module")
+def causal_run(tiny, no_timing, tmp_path_factory):
+    """A run of 6 steps, three of them causal, with its batches and the states of each step's forward."""
+    out = tmp_path_factory.mktemp("causal") / "run"
+    seen = {}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def record(step, context, original=loop.batches_of_step):
+            seen["context"], seen[step] = context, original(step, context)
+            return seen[step]
+
+        patch.setattr(loop, "batches_of_step", record)
+        train_causal(tiny, out)
+    return out, seen
+
+
+def test_causal_start_scores_each_next_token(causal_run):
+    _, seen = causal_run
+    for step in range(3):
+        [batch] = seen[step]
+        starts, stops = batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist()
+        positions = [i for start, stop in zip(starts, stops, strict=True) for i in range(start, stop - 1)]
+        assert batch.is_causal and batch.label_positions.tolist() == positions
+        assert torch.equal(batch.labels, batch.input_ids[batch.label_positions + 1])
+        special = seen["context"].objective.special
+        assert set(batch.input_ids[batch.cu_seqlens[:-1].long()].tolist()) == {special.cls}
+        assert set(batch.input_ids[batch.cu_seqlens[1:].long() - 1].tolist()) == {special.sep}
+        assert special.mask not in batch.input_ids
+    assert not any(batch.is_causal for step in range(3, 6) for batch in seen[step])
+
+
+def test_masked_phase_continues_the_epoch_of_the_causal_start(causal_run):
+    _, seen = causal_run
+    numbers = [loop._example_numbers(step, seen["context"]) for step in range(6)]
+    assert len({pair for pairs in numbers for pair in pairs}) == 36
+
+
+def test_log_has_the_loss_of_each_phase(causal_run):
+    lines = [line for line in log_of(causal_run[0]) if line["kind"] == "train"]
+    names = [{name for name in line if name.endswith("_loss")} for line in lines]
+    assert names == [{"causal_lm_loss"}] * 3 + [{"masked_lm_loss"}] * 3
+    assert "held_out_masked_lm_loss" in log_of(causal_run[0])[-1]
+
+
+@pytest.mark.parametrize("recipe", ["bert_tiny", "modernbert_tiny"])
+def test_no_token_of_a_causal_start_sees_a_later_one(causal_run, recipe):
+    batch = causal_run[1][0][0]
+    vocab_size = causal_run[1]["context"].tokenizer.vocab_size
+    config = replace(find_recipe(recipe).model, vocab_size=vocab_size, hidden_dropout_prob=0.0)
+    body = make_model(config, generator=torch.Generator().manual_seed(0)).body
+    changed = batch.input_ids.clone()
+    at = int(batch.cu_seqlens[1]) - 2
+    changed[at] = (changed[at] + 7) % vocab_size
+    sizes = batch.cu_seqlens, batch.max_seqlen
+    tokens = batch.position_ids, batch.token_type_ids
+    with torch.no_grad():
+        before, after = (body(ids, *tokens, *sizes, causal=True) for ids in (batch.input_ids, changed))
+        full = body(batch.input_ids, *tokens, *sizes)
+    assert torch.equal(before[:at], after[:at]) and not torch.equal(before[at:], after[at:])
+    assert not torch.allclose(before[:at], full[:at])
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_run_interrupted_around_a_causal_start_equals_an_uninterrupted_one(tiny, causal_run, tmp_path, at):
+    out = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        train_causal(tiny, out, progress=StopAt(at))
+    stemformer.pretrain(data=str(tiny / "data"), out=str(out), precision="fp32", device="cpu", resume=True)
+    first, second = (load_file(run / "checkpoints/step-00000006/model.safetensors") for run in (causal_run[0], out))
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert log_of(causal_run[0]) == log_of(out)
+
+
+def test_causal_start_ends_within_a_phase_and_on_the_clock(tiny, tmp_path):
+    phases = "phases=[{start_ratio=0.25, size=4, sequence_length=48}]"
+    config = with_settings(find_recipe("modernbert_tiny"), [*CAUSAL, phases])
+    assert [(start, batch.sequence_length) for start, batch in config.all_phases()] == [
+        (0.0, 16),
+        (0.25, 48),
+        (0.5, 48),
+    ]
+    result = train_causal(tiny, tmp_path / "run", phases, steps=None, time=2)
+    lines = [line for line in log_of(tmp_path / "run") if line["kind"] == "train"]
+    kinds = ["causal" if "causal_lm_loss" in line else "masked" for line in lines]
+    assert kinds == sorted(kinds) and set(kinds) == {"causal", "masked"} and len(kinds) == result["steps"]
+
+
+def test_causal_start_of_sentence_pairs_or_a_gpt_is_refused(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"causal_start_ratio is 0\.5, with sentence pairs"):
+        train_causal(tiny, tmp_path / "a", "objective.sentences=next")
+    with pytest.raises(ConfigError, match=r"objective\.causal_start_ratio"):
+        train_causal(tiny, tmp_path / "b", recipe="gpt_tiny")
+    with pytest.raises(ConfigError, match=r"causal_start_ratio is 1\.0: expected a fraction from 0, below 1"):
+        train_causal(tiny, tmp_path / "c", "objective.causal_start_ratio=1.0")

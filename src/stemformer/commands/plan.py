@@ -75,12 +75,14 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     shards = None if data is None else open_shards(data)
     progress.start("measuring", total=len(config.all_phases()) * (_NUM_TIMED + 1), unit="micro-batches")
     phases, examples = [], []
-    for _, batch in config.all_phases():
+    for start, batch in config.all_phases():
+        is_causal = start < config.causal_start_ratio
         tokens_per_sequence: float = batch.sequence_length
         if shards is not None:
             examples.append(objective.make_examples(shards, batch.sequence_length))
             tokens_per_sequence = examples[-1].num_tokens / len(examples[-1])
-        phases.append(_probe(LossModule(model, objective), config, batch, tokens_per_sequence, precision, progress))
+        made = _random_batch(config, batch.micro_size or batch.size, max(5, round(tokens_per_sequence)), is_causal)
+        phases.append(_probe(LossModule(model, objective), config, batch, made, precision, progress))
     progress.finish()
     memory = _resident_mb() - before if device.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
     stored = 4 * _num_stored_values(model, config)
@@ -97,14 +99,14 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
         **({"memory_mb": round(memory)} if is_measured else {}),
         "checkpoint_mb": round(stored / 1e6),
         **{
-            f"sequence_length_{batch.sequence_length}": {
+            f"sequence_length_{batch.sequence_length}{'_causal' * (start < config.causal_start_ratio)}": {
                 "batch_size": batch.size,
                 "tokens_per_step": round(probed["tokens"]),
                 "seconds_per_step": round(probed["seconds"], 3),
                 "tokens_per_second": round(probed["tokens"] / probed["seconds"]),
                 "mfu": round(probed["flops"] / probed["seconds"] / peak, 3),
             }
-            for (_, batch), probed in zip(config.all_phases(), phases, strict=True)
+            for (start, batch), probed in zip(config.all_phases(), phases, strict=True)
         },
         **_durations(config, phases, examples),
     }
@@ -120,12 +122,12 @@ def _num_stored_values(model: Model, config: RunConfig) -> int:
 
 
 def _probe(
-    module: LossModule, config: RunConfig, batch: BatchConfig, length: float, precision: str, progress: Progress
+    module: LossModule, config: RunConfig, batch: BatchConfig, made: Batch, precision: str, progress: Progress
 ) -> dict[str, float]:
     """Return tokens, seconds and FLOPs of a step, from a timed micro-batch and optimizer step."""
     model, size = module.model, batch.micro_size or batch.size
     device = next(model.parameters()).device
-    made = _random_batch(config, size, max(5, round(length))).to(device)
+    made = made.to(device)
     seconds = []
     for _ in range(_NUM_TIMED + 1):
         started = time.perf_counter()
@@ -151,19 +153,20 @@ def _probe(
     }
 
 
-def _random_batch(config: RunConfig, size: int, length: int) -> Batch:
+def _random_batch(config: RunConfig, size: int, length: int, is_causal: bool) -> Batch:
     """Return a batch of random ids, with as many scored positions as the objective selects."""
     rng = np.random.default_rng(0)
     examples = []
     for _ in range(size):
         ids = rng.integers(5, config.model.vocab_size, length)
-        if config.objective.name == "causal":
+        if is_causal or config.objective.name == "causal":
             positions, labels = np.arange(length), None
         else:
             count = max(1, round(config.objective.mask_rate * (length - 2)))
             positions = np.sort(rng.permutation(length - 2)[:count]) + 1
             labels = None if config.objective.name == "none" else rng.integers(2, size=1)
-        examples.append(Example(ids, np.array([length]), positions, ids[positions], sequence_labels=labels))
+        options: dict[str, Any] = {"sequence_labels": labels, "is_causal": is_causal}
+        examples.append(Example(ids, np.array([length]), positions, ids[positions], **options))
     return collate(examples, range(size))
 
 

@@ -144,8 +144,11 @@ def make_pretraining_context(
 
     # Examples of each phase, and its first step.
     shards = open_shards(data)
-    _, batches = zip(*config.all_phases(), strict=True)
-    datasets = [objective.make_examples(shards, batch.sequence_length) for batch in batches]
+    starts, batches = zip(*config.all_phases(), strict=True)
+    by_length = {
+        length: objective.make_examples(shards, length) for length in {batch.sequence_length for batch in batches}
+    }
+    datasets = [by_length[batch.sequence_length] for batch in batches]
     for batch, dataset in zip(batches, datasets, strict=True):
         if len(dataset) < batch.size:
             number = f"{len(dataset)} sequences of {batch.sequence_length}; a batch has {batch.size}"
@@ -158,7 +161,8 @@ def make_pretraining_context(
             raise ConfigError(f"batch.size is {batch.size} for {ranks.world_size} ranks: {expected}.")
     num_tokens = [dataset.num_tokens for dataset in datasets]
     num_steps = num_steps_for(config, num_examples=list(map(len, datasets)), num_tokens=num_tokens)
-    phases = list(map(Phase, batches, datasets))
+    is_causal = [start < config.causal_start_ratio for start in starts]
+    phases = list(map(Phase, batches, datasets, is_causal))
 
     # Evaluation on the held-out split, with masks that never change.
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
@@ -294,4 +298,5 @@ def _report_start(context: TrainingContext, model: Model, progress: Progress) ->
             f"{batch.sequence_length} ({dataset.packing_efficiency:.1%} filled)"
             + (f", {left_out:,} of one word left out" if left_out else "")
             + f"; {length}"
+            + (", as a causal LM: the validation loss of masked tokens falls after that" if phase.is_causal else "")
         )

@@ -131,7 +131,7 @@ def induction_scores(model: Model, repeated: tuple[Batch, int]) -> Float[Tensor,
     batch = repeated[0].to(next(model.parameters()).device)
     size = batch.max_seqlen
     states = hidden_states(model, batch, return_layers=tuple(range(len(model.body.layers) + 1)))
-    rotations: dict[float | None, Any] = next(iter(model.body.layer_inputs(batch.position_ids)), {})
+    rotations: dict[Any, Rotation] = model.body.rotations(batch.position_ids)
     scores = []
     layer: Any
     for number, layer in enumerate(model.body.layers):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stemformer.config import check_at_least
 from stemformer.models.body import Body, check_config
 from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PositionEmbedding, Rows, WordEmbedding
+from stemformer.models.rotary import Rotation
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,15 @@ class BertLayer(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, x: Float[Tensor, "N D"], cu_seqlens: Int[Tensor, "S1"], max_seqlen: int, rows: Rows = None
+        self,
+        x: Float[Tensor, "N D"],
+        cu_seqlens: Int[Tensor, "S1"],
+        max_seqlen: int,
+        rows: Rows = None,
+        rotations: dict[float, Rotation] | None = None,
+        causal: bool = False,
     ) -> Float[Tensor, "R D"]:
-        attended = self.dropout(self.attention(x, cu_seqlens, max_seqlen, rows))
+        attended = self.dropout(self.attention(x, cu_seqlens, max_seqlen, rows, None, causal))
         x = self.attention_norm((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 

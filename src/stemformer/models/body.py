@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stemformer.config import check_at_least, check_fields
 from stemformer.errors import ConfigError
 from stemformer.models.layers import ACTIVATIONS, pad_to_bucket
-from stemformer.models.rotary import rotation_at
+from stemformer.models.rotary import Rotation, rotation_at
 
 
 def check_config(config: Any, *sizes: str) -> None:
@@ -47,12 +47,11 @@ class Body(nn.Module):
     layers: nn.ModuleList
     norm: nn.Module
 
-    def layer_inputs(self, position_ids: Int[Tensor, "*b"]) -> tuple[Any, ...]:
-        """Return what all layers take besides states: the rotation of each token, for each theta of the layers."""
+    def rotations(self, position_ids: Int[Tensor, "*b"]) -> dict[float, Rotation]:
+        """Return the rotation of queries and keys at positions, by the theta of the layers; {} without rotation."""
         layers: Any = self.layers
         thetas = {layer.theta: layer.attention.head_size for layer in layers if layer.theta is not None}
-        rotations = {theta: rotation_at(position_ids, size, theta) for theta, size in thetas.items()}
-        return (rotations,) if rotations else ()
+        return {theta: rotation_at(position_ids, size, theta) for theta, size in thetas.items()}
 
     def forward(
         self,
@@ -65,6 +64,7 @@ class Body(nn.Module):
         return_layers: tuple[int, ...] = (),
         replace: Mapping[int, Tensor] | None = None,
         rows: Int[Tensor, "R"] | None = None,
+        causal: bool = False,
     ) -> Any:
         """Return the last hidden states (N, D), or what `return_layers` or `rows` select.
 
@@ -79,6 +79,7 @@ class Body(nn.Module):
             replace: States (N, D) to substitute, by number.
             rows: Return the last states of these tokens only (R, D), in this order, and save three quarters
                 of the last layer's work. Excludes `return_layers` and `replace`.
+            causal: Let each token see the earlier ones only, also in a body that is not causal.
         """
         n, last, replace = len(input_ids), len(self.layers), replace or {}
         if wrong := {*return_layers, *replace} - set(range(last + 1)):
@@ -91,7 +92,8 @@ class Body(nn.Module):
 
         kept: dict[int, Tensor] = {}
         x = pad_to_bucket(self.embeddings(input_ids, position_ids, token_type_ids))  # (N', D)
-        inputs = self.layer_inputs(pad_to_bucket(position_ids))
+        rotations = self.rotations(pad_to_bucket(position_ids))
+        inputs = rotations, causal
         for number in range(last + 1):
             # The last layer computes only the rows needed.
             if number == last and rows is not None:
@@ -146,7 +148,7 @@ class Body(nn.Module):
         order = positions + starts
 
         x = self.embeddings(input_ids, positions[~is_old])  # (N, D)
-        rotations = next(iter(self.layer_inputs(positions[~is_old])), None)
+        rotations = self.rotations(positions[~is_old])
         keys, values = [], []
         layer: Any
         for number, layer in enumerate(self.layers):

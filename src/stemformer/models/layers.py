@@ -207,10 +207,11 @@ class MultiHeadAttention(nn.Module):
         max_seqlen: int,
         rows: Rows = None,
         rotation: Rotation | None = None,
+        causal: bool = False,
     ) -> Float[Tensor, "R D"]:
         q, k, v = self.split_heads(self.qkv(x), rotation)
         sides: dict[str, Any] = {"cu_q": cu_seqlens, "cu_k": cu_seqlens, "max_q": max_seqlen, "max_k": max_seqlen}
-        out = self.attend(q, k, v, **sides).flatten(1)
+        out = self.attend(q, k, v, causal=causal, **sides).flatten(1)
         return self.out(out if rows is None else out.index_select(0, rows))  # (R, D)
 
     def prefill(
@@ -259,11 +260,18 @@ class MultiHeadAttention(nn.Module):
         return q, k, v
 
     def attend(
-        self, q: Float[Tensor, "N H K"], k: Float[Tensor, "M G K"], v: Float[Tensor, "M G K"], **sides: Any
+        self,
+        q: Float[Tensor, "N H K"],
+        k: Float[Tensor, "M G K"],
+        v: Float[Tensor, "M G K"],
+        *,
+        causal: bool = False,
+        **sides: Any,
     ) -> Float[Tensor, "N H K"]:
         """Call `attend` with keys and values repeated for the query heads of their group."""
         size = self.num_heads // self.num_key_value_heads
-        return attend(q, repeat_heads(k, size), repeat_heads(v, size), **sides, causal=self.causal, window=self.window)
+        k, v = repeat_heads(k, size), repeat_heads(v, size)
+        return attend(q, k, v, **sides, causal=causal or self.causal, window=self.window)
 
 
 def repeat_heads(x: Float[Tensor, "*b G K"], size: int) -> Float[Tensor, "*b H K"]:
@@ -367,9 +375,11 @@ class PreNormLayer(nn.Module):
         max_seqlen: int,
         rows: Rows = None,
         rotations: dict[float, Rotation] | None = None,
+        causal: bool = False,
     ) -> Float[Tensor, "R D"]:
         rotation = None if self.theta is None or rotations is None else rotations[self.theta]
-        attended = self.dropout(self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows, rotation))
+        attended = self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, rows, rotation, causal)
+        attended = self.dropout(attended)
         return self._add_feed_forward((x if rows is None else x.index_select(0, rows)) + attended)  # (R, D)
 
     def prefill(

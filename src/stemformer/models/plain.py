@@ -58,12 +58,12 @@ def plain_forward(
     # Positions count the tokens of a sequence from 0, wherever its padding is.
     position_ids = (is_token.long().cumsum(1) - 1).clamp(min=0)  # (B, T)
     x = body.embeddings(input_ids, position_ids, token_type_ids)  # (B, T, D)
-    rotations = next(iter(body.layer_inputs(position_ids)), None)
+    rotations = body.rotations(position_ids)
 
     hidden_states, attentions = [x], []
     layer: Any
     for layer in body.layers:
-        rotation = None if rotations is None else rotations[layer.theta]
+        rotation = rotations.get(layer.theta)
         if layer.norm_first:
             # Pre-norm: x + f(norm(x)).
             attended, weights = _self_attention(layer.attention, layer.attention_norm(x), is_token, rotation)

@@ -39,10 +39,17 @@ class MaskedLmConfig:
     sentences: Literal["none", "next", "order"] = "none"
     # Share of sentence pairs that are cut to a random length.
     short_seq_prob: float = 0.1
+    # Fraction of the run, at its start, that predicts each next token from the earlier ones instead (causal LM): all
+    # tokens are scored, and the model learns sooner (`docs/log.md`).
+    causal_start_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, "objective.", "a share between 0 and 1", lambda x: 0 < x < 1, "mask_rate")
         check_fields(self, "objective.", "a share from 0 to 1", lambda x: 0 <= x <= 1, "short_seq_prob")
+        check_fields(self, "objective.", "a fraction from 0, below 1", lambda x: 0 <= x < 1, "causal_start_ratio")
+        if self.causal_start_ratio and self.sentences != "none":
+            problem = f"objective.causal_start_ratio is {self.causal_start_ratio}, with sentence pairs"
+            raise ConfigError(f"{problem}; set it to 0, or objective.sentences to 'none'.")
         shares = self.mask_replace_prob, self.random_replace_prob
         if min(shares) < 0 or sum(shares) > 1:
             problem = f"objective.mask_replace_prob is {shares[0]} and objective.random_replace_prob is {shares[1]}"
@@ -99,18 +106,10 @@ class MaskedLm:
         is_mask, is_kept = u < config.mask_replace_prob, u >= config.mask_replace_prob + config.random_replace_prob
         corrupted[chosen] = np.select([is_mask, is_kept], [self.special.mask, tokens[chosen]], random_ids)
 
-        # Insert [CLS] before each sequence and [SEP] after each segment.
-        opens = raw.segments == 0
-        sizes = lengths + 1 + opens
-        ends = np.cumsum(sizes)
-        positions = np.arange(n) + np.repeat(np.arange(len(lengths)) + np.cumsum(opens), lengths)
-        input_ids = np.empty(int(ends[-1]), np.int64)
-        input_ids[positions] = corrupted
-        input_ids[(ends - sizes)[opens]] = self.special.cls
-        input_ids[ends - 1] = self.special.sep
+        input_ids, positions, sizes = self._insert_special(raw, corrupted)
         return Example(
             input_ids,
-            lengths=np.add.reduceat(sizes, np.flatnonzero(opens)),
+            lengths=np.add.reduceat(sizes, np.flatnonzero(raw.segments == 0)),
             label_positions=positions[chosen],
             labels=tokens[chosen],
             token_type_ids=np.repeat(raw.segments, sizes),
@@ -118,14 +117,38 @@ class MaskedLm:
             num_dropped_tokens=raw.num_dropped_tokens,
         )
 
+    def shift(self, raw: RawExample) -> Example:
+        """Add special tokens; each token of a sequence is the label of the one before it, as in causal LM."""
+        input_ids, _, sizes = self._insert_special(raw, raw.tokens)
+        # All but the last token of each sequence.
+        positions = np.delete(np.arange(len(input_ids)), np.cumsum(sizes) - 1)
+        return Example(
+            input_ids, lengths=sizes, label_positions=positions, labels=input_ids[positions + 1], is_causal=True
+        )
+
+    def _insert_special(
+        self, raw: RawExample, tokens: Int[np.ndarray, "n"]
+    ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "n"], Int[np.ndarray, "s"]]:
+        """Insert [CLS] before each sequence and [SEP] after each segment; return ids, positions and segment sizes."""
+        lengths, opens = raw.lengths, raw.segments == 0
+        sizes = lengths + 1 + opens
+        ends = np.cumsum(sizes)
+        positions = np.arange(len(tokens)) + np.repeat(np.arange(len(lengths)) + np.cumsum(opens), lengths)
+        input_ids = np.empty(int(ends[-1]), np.int64)
+        input_ids[positions] = tokens
+        input_ids[(ends - sizes)[opens]] = self.special.cls
+        input_ids[ends - 1] = self.special.sep
+        return input_ids, positions, sizes
+
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {"masked_lm": len(batch.labels)}
+        return {"causal_lm" if batch.is_causal else "masked_lm": len(batch.labels)}
 
     def scored_positions(self, batch: Batch) -> Int[Tensor, "M"]:
         return batch.label_positions
 
     def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
-        return {"masked_lm": linear_cross_entropy_sum(*model.lm_projection(states), batch.labels)}
+        [name] = MaskedLm.counts(self, batch)
+        return {name: linear_cross_entropy_sum(*model.lm_projection(states), batch.labels)}
 
     def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
         return model.lm_logits(states)

@@ -78,7 +78,8 @@ class LossModule(nn.Module):
             # The head's rows too: oneDNN keeps a kernel for each number of them.
             rows = pad_to_bucket(rows, multiple=32)
         tokens = batch.input_ids, batch.position_ids, batch.token_type_ids
-        states = self.model.body(*tokens, batch.cu_seqlens, batch.max_seqlen, rows=rows)  # (R, D)
+        sizes = batch.cu_seqlens, batch.max_seqlen
+        states = self.model.body(*tokens, *sizes, rows=rows, causal=batch.is_causal)  # (R, D)
         if return_logits:
             return self.objective.scores(self.model, states, batch)[:num_rows]
         return self.objective.loss(self.model, states, batch)

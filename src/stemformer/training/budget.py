@@ -42,7 +42,8 @@ class TrainingBudget:
         self.seconds = config.budget.seconds
         self.clock = ClockSchedule(self.seconds or 0.0)
         # Start of each later phase, as a fraction of the run.
-        self._phase_ratios = [phase.start_ratio for phase in getattr(config, "phases", ())]
+        phases = config.all_phases() if isinstance(config, RunConfig) else []
+        self._phase_ratios = [start for start, _ in phases[1:]]
         self._file = folder / "schedule.json"
         # Step and seconds after the first step of this process.
         self._measured_from: tuple[int, float] | None = None

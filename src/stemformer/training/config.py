@@ -192,7 +192,18 @@ class RunConfig:
 
     def all_phases(self) -> list[tuple[float, BatchConfig]]:
         """Return start (fraction of the run) and batch of each phase, the first phase included."""
-        return [(0.0, self.batch), *((phase.start_ratio, phase.batch()) for phase in self.phases)]
+        phases = [(0.0, self.batch), *((phase.start_ratio, phase.batch()) for phase in self.phases)]
+        # The end of a causal start begins a phase with the batch that is in use.
+        end = self.causal_start_ratio
+        if end not in (starts := [start for start, _ in phases]):
+            number = sum(start < end for start in starts)
+            phases.insert(number, (end, phases[number - 1][1]))
+        return phases
+
+    @property
+    def causal_start_ratio(self) -> float:
+        """Fraction of the run, at its start, that trains a masked LM as a causal LM."""
+        return getattr(self.objective, "causal_start_ratio", 0.0)
 
 
 @dataclass(frozen=True)

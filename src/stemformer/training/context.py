@@ -25,6 +25,8 @@ class Phase:
 
     batch: BatchConfig
     examples: Examples | TaskExamples
+    # Whether a masked LM trains as a causal LM.
+    is_causal: bool = False
 
     @property
     def capacity(self) -> int:

@@ -50,7 +50,7 @@ class CudaGraphStep:
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
                 parameter.grad = gradient
         self._weights.copy_(torch.tensor(list(weights.values())), non_blocking=True)
-        shape = (batch.max_seqlen, *(len(tensor) for tensor in batch.tensors().values()))
+        shape = (batch.is_causal, batch.max_seqlen, *(len(tensor) for tensor in batch.tensors().values()))
         if shape not in self._graphs and len(self._graphs) < _MAX_GRAPHS:
             self._graphs[shape] = self._record(batch)
         if shape not in self._graphs:

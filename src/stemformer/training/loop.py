@@ -15,6 +15,7 @@ from stemformer.data.examples.sampling import example_generator, examples_of_ste
 from stemformer.device import autocast
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
+from stemformer.objectives.masked_lm import MaskedLm
 from stemformer.objectives.objective import LossModule, num_scored_positions
 from stemformer.progress import Progress
 from stemformer.tasks.examples import TaskExamples
@@ -149,7 +150,12 @@ def batches_of_step(step: int, context: TrainingContext) -> list[Batch]:
     examples = []
     for epoch, i in ranks.shard(numbers):
         rng = example_generator(seed, epoch, i)
-        examples.append((i, context.objective.corrupt(phase.examples.for_epoch(seed, epoch).get_example(i, rng), rng)))
+        raw: Any = phase.examples.for_epoch(seed, epoch).get_example(i, rng)
+        if phase.is_causal:
+            assert isinstance(context.objective, MaskedLm), "only a masked LM has a causal start"
+            examples.append((i, context.objective.shift(raw)))
+        else:
+            examples.append((i, context.objective.corrupt(raw, rng)))
 
     # Split into micro-batches; from global sizes, since every rank must run as many forward passes (collectives).
     fewest = phase.batch.size // ranks.world_size
@@ -293,6 +299,9 @@ def _example_numbers(step: int, context: TrainingContext) -> list[tuple[int, int
     """Return (epoch, number) of a step's examples over all ranks."""
     number = context.phase_number(step)
     phase = context.phases[number]
+    # Phases with the same batches share their epochs.
+    while number and context.phases[number - 1].batch == phase.batch:
+        number -= 1
     sizes = {"batch_size": phase.batch.size, "num_examples": len(phase.examples)}
     numbers = examples_of_step(step - context.budget.phase_starts()[number], **sizes, seed=context.config.seed)
     return [(epoch + (number << 32), i) for epoch, i in numbers]

@@ -30,6 +30,7 @@ class Example:
     num_dropped_tokens: int = 0
     # The first token of each sequence.
     summary_positions: Int[np.ndarray, "s"] | None = None
+    is_causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Batch:
         example_numbers: Indices of the examples in their data set, for error messages.
         sequence_labels: Labels of sequences, int64 or float32, if there are any.
         num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
+        is_causal: Whether each token sees the earlier ones only, in a model that is not causal itself.
     """
 
     input_ids: Int[Tensor, "N"]
@@ -57,6 +59,7 @@ class Batch:
     example_numbers: tuple[int, ...]
     sequence_labels: Shaped[Tensor, "S ..."] | None = None
     num_dropped_tokens: int = 0
+    is_causal: bool = False
 
     def to(self, device: torch.device) -> "Batch":
         """Move the batch to a device; copies to an accelerator are asynchronous."""
@@ -98,6 +101,7 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         example_numbers=tuple(int(n) for n in example_numbers),
         sequence_labels=_concatenate(sequence_labels, label_dtype) if sequence_labels else None,
         num_dropped_tokens=sum(e.num_dropped_tokens for e in examples),
+        is_causal=examples[0].is_causal,
     )
 
 

@@ -62,7 +62,7 @@ class GptDecoder:
         self._position = None if position is None else position.weight.detach().to(self._dtype)
         positions = torch.arange(self.config.max_position_embeddings, device=device)
         self._rotations: _Rotations = {}
-        for theta, (cos, sin) in next(iter(body.layer_inputs(positions)), {}).items():
+        for theta, (cos, sin) in body.rotations(positions).items():
             signed = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
             self._rotations[theta] = (signed[0].to(self._dtype), signed[1].to(self._dtype))
 
