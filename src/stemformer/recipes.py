@@ -69,16 +69,17 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
     """Return a ModernBERT run for modest hardware: as BERT's, with rotary positions and gated layers.
 
     Two thirds of BERT's intermediate size, rounded to 32, give the same number of weights. A theta of
-    10,000 suits short sequences; all layers see the full sequence.
+    10,000 suits short sequences; all layers see the full sequence. The first quarter of the run trains
+    as a causal LM, and Muon's rate is twice BERT's (`docs/log.md`).
     """
     run = _bert(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
     return ModernBertRunConfig(
         recipe=name,
         model=ModernBertConfig(**sizes, max_position_embeddings=512, global_rope_theta=10_000.0),
-        objective=run.objective,
+        objective=replace(run.objective, causal_start_ratio=0.25),
         batch=run.batch,
-        optimizer=run.optimizer,
+        optimizer=replace(run.optimizer, muon_lr_multiplier=4.0),
         schedule=run.schedule,
     )
 

@@ -22,6 +22,7 @@ from stemformer.evaluation.held_out import held_out_batches
 from stemformer.evaluation.inference import even_batches, hidden_states
 from stemformer.models.layers import repeat_heads
 from stemformer.models.model import Model
+from stemformer.models.rotary import Rotation
 from stemformer.objectives.causal_lm import CausalLm
 from stemformer.objectives.losses import linear_cross_entropy_sum
 from stemformer.objectives.objective import Examples
