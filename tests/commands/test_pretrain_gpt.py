@@ -13,7 +13,7 @@ import stemformer
 from stemformer.cli.app import main
 from stemformer.commands.pretrain import _notes
 from stemformer.data.tokenization.tokenizer import load_tokenizer
-from stemformer.errors import CheckpointError, ConfigError
+from stemformer.errors import CheckpointError, ConfigError, TokenizerError
 from stemformer.huggingface.load import load_model
 from stemformer.io import read_jsonl
 
@@ -70,6 +70,13 @@ def test_loss_decreases_and_is_also_in_bits_per_byte(files, full):
     per_byte = (counts["tokens"] + counts["documents"]) / counts["bytes"]
     expected = result["held_out_causal_lm_loss"] * per_byte / math.log(2)
     assert result["held_out_bits_per_byte"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["bert_tiny", "modernbert_tiny", "eurobert_mini"])
+def test_encoder_on_a_vocabulary_without_its_special_tokens_is_refused(files, tmp_path, recipe):
+    with pytest.raises(TokenizerError, match=r"bpe vocabulary has no \[PAD\], which encoders such as BERT need"):
+        stemformer.pretrain(recipe, data=str(files / "data"), out=str(tmp_path / "run"), steps=2)
+    assert not (tmp_path / "run" / "final").exists()
 
 
 def assert_stopped_run_equals_full_run(files, tmp_path, settings, *, stop, **options):

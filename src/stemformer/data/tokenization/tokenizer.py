@@ -76,8 +76,8 @@ class _SpecialTokenId:
 
     def __get__(self, tokenizer: "Tokenizer", owner: type) -> int:
         if (token_id := tokenizer.token_to_id(self.token)) is None:
-            problem = f"This {tokenizer.kind} vocabulary has no {self.token}, which BERT needs"
-            raise TokenizerError(f"{problem}. Use a WordPiece vocabulary, or train a GPT.")
+            problem = f"This {tokenizer.kind} vocabulary has no {self.token}, which encoders such as BERT need"
+            raise TokenizerError(f"{problem}. Use a WordPiece vocabulary, or train a GPT or Llama.")
         return token_id
 
 
@@ -109,7 +109,7 @@ class Tokenizer:
         vocab = backend.get_vocab(with_added_tokens=True)
         if self.kind == "wordpiece":
             if missing := " ".join(token for token in SPECIAL_TOKENS if token not in vocab):
-                raise TokenizerError(f"The vocabulary has no {missing}, which BERT needs. Add it to the vocabulary.")
+                raise TokenizerError(f"The vocabulary has no {missing}, which encoders need. Add it to the vocabulary.")
             # They have ids already; this makes the backend treat them as special.
             backend.add_special_tokens(list(SPECIAL_TOKENS))
         backend.no_truncation()
