@@ -91,7 +91,7 @@ def test_warm_up_on_the_clock_takes_its_share_of_the_time(tmp_path):
 def test_warm_up_of_a_run_of_few_steps_is_decided_with_its_decay(tmp_path):
     table = timed(tmp_path, 10.0, "schedule.warmup_ratio=0.4", "schedule.decay_ratio=0.5")
     assert table.decide(1, 2.0) == (0, 0, 0, 0)
-    assert decided(table, step=4, seconds=5.0) == ClockSchedule(10.0, warmup_steps=4, decay_step=4, last_step=8)
+    assert decided(table, step=4, seconds=5.0) == ClockSchedule(10.0, warmup_steps=3, decay_step=4, last_step=8)
     assert timed(tmp_path, 10.0).decide(1, 9.0)[0] == 1
 
 
@@ -115,6 +115,18 @@ def test_nothing_is_decided_before_the_time_of_the_fall(tmp_path):
 @pytest.mark.parametrize(("seconds", "last"), [(80.0, 50), (90.0, 44), (100.0, 41), (500.0, 41)])
 def test_steps_left_are_those_that_the_time_left_allows_and_one_at_least(tmp_path, seconds, last):
     assert timed(tmp_path).decide(40, seconds)[3] == last  # 40 steps took so long: 10 x 40 / 90 = 4.4
+
+
+def test_steps_left_are_those_of_the_current_phase(tmp_path):
+    table = timed(tmp_path, 100.0, PHASES, "schedule.warmup_steps=2", "schedule.decay_ratio=0.2")
+    for step in range(1, 11):  # two seconds a step in the first phase, whose batches are made ahead
+        table.record(*table.decide(step, 2.0 * step))
+    assert table.phase_starts() == [0, 10]
+    for step in range(11, 100):
+        table.record(*table.decide(step, 20.0 + step - 10))
+    assert ends(table.clock) == (70, 90)
+    # Without enough steps, the mean of all.
+    assert timed(tmp_path, 100.0).decide(40, 80.0)[2:] == (40, 50)
 
 
 def test_run_without_a_fall_ends_one_step_after_its_time(tmp_path):

@@ -45,7 +45,7 @@ class TrainingBudget:
         phases = config.all_phases() if isinstance(config, RunConfig) else []
         self._phase_ratios = [start for start, _ in phases[1:]]
         self._file = folder / "schedule.json"
-        # Step and seconds after the first step of this process.
+        # Step and seconds after the first step of this process, or of its current phase.
         self._measured_from: tuple[int, float] | None = None
 
     def replay(self) -> None:
@@ -110,18 +110,19 @@ class TrainingBudget:
             return 0, 0, 0, 0
         schedule, clock = self.config.schedule, self.clock
         warmup_steps = phase_step = decay_step = last_step = 0
-        if self._measured_from is None:
+        if self._measured_from is None or step == self.phase_starts()[-1] + 1:
             self._measured_from = step, seconds
+        # Seconds of a step: without the first one and what came before it, if there are enough others.
+        first_step, first_seconds = self._measured_from
+        is_measured = step >= first_step + _NUM_MEASURED_STEPS
+        per_step = (seconds - first_seconds) / (step - first_step) if is_measured else seconds / step
 
         # Decay: when the remaining time is what it should take.
         if clock.last_step is None and seconds >= self.seconds - schedule.decay_ratio * self.seconds:
-            decay_step, last_step = step, step + max(1, round((self.seconds - seconds) * step / seconds))
+            decay_step, last_step = step, step + max(1, round((self.seconds - seconds) / per_step))
 
-        # Warm-up: from the time of a few steps, without the first one and what came before it.
-        first_step, first_seconds = self._measured_from
-        is_measured = step >= first_step + _NUM_MEASURED_STEPS or last_step
-        if schedule.warmup_steps is None and clock.warmup_steps is None and is_measured:
-            per_step = (seconds - first_seconds) / (step - first_step) if step > first_step else seconds / step
+        # Warm-up: as soon as a step is measured.
+        if schedule.warmup_steps is None and clock.warmup_steps is None and (is_measured or last_step):
             warmup_steps = max(1, round(schedule.warmup_ratio * self.seconds / per_step))
 
         # Next phase: after the steps whose batches are being made already.
