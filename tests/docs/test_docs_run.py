@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/guide.md", "docs/tour.md")
 SHORTER = {
     "bert_mini": "bert_tiny",
+    "modernbert_mini": "modernbert_tiny",
     "gpt_mini": "gpt_tiny",
     "8000": "2000",
     "10000": "2100",

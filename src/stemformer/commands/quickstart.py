@@ -1,4 +1,4 @@
-"""Train a small BERT on the built-in texts."""
+"""Train a small ModernBERT on the built-in texts."""
 
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -17,7 +17,7 @@ _NUM_BLANKS = 12
 
 # Short sequences: the model learns soonest that neighbors matter (docs/log.md).
 _SETTINGS = (
-    *("batch.sequence_length=32", "batch.size=64", "schedule.warmup_steps=50"),
+    *("batch.sequence_length=32", "batch.size=64"),
     *("evaluation.num_examples=128", "evaluation.num_cloze_examples=200"),
 )
 
@@ -25,7 +25,7 @@ _SETTINGS = (
 @exclusive_output_dir
 @accepts(QuickstartOptions)
 def quickstart(options: QuickstartOptions, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Train a small BERT on the built-in texts in a few minutes: tokenizer, data, pre-training, filled masks, report.
+    """Train a small ModernBERT on the built-in texts in minutes: tokenizer, data, pre-training, filled masks, report.
 
     Returns:
         The result of `pretrain`, `blanks` (held-out sentences, the masked word, and the predictions before and after),
@@ -40,7 +40,7 @@ def quickstart(options: QuickstartOptions, *, progress: Progress | None = None) 
     train_tokenizer(texts, out=tokenizer, vocab_size=6000, lowercase=True, documents="blank", progress=progress)
     prepare(texts, tokenizer=tokenizer, out=data, held_out=0.05, documents="blank", progress=progress)
     result = pretrain(
-        "bert_tiny",
+        "modernbert_tiny",
         data=data,
         out=run,
         time=_SECONDS,

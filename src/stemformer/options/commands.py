@@ -9,7 +9,7 @@ from stemformer.options.groups import ARGUMENT, COMMAS, PYTHON_ARGUMENT, ModelNa
 
 
 class QuickstartOptions(groups.SeedOptions, groups.TrainComputeOptions, groups.OutputOptions):
-    """Train a small BERT on the built-in texts in a few minutes: tokenizer, data, pre-training, filled masks, report."""
+    """Train a small ModernBERT on the built-in texts in minutes: tokenizer, data, pre-training, filled masks, report."""
 
     out: str = "runs/quickstart"
 
