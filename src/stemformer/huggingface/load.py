@@ -177,11 +177,12 @@ def load_model_and_tokenizer(
                 f"eos_token_id is {eos_token_id:,} (the default if config.json has none), but there are {max_id:,} ids"
             )
             raise CheckpointError(f"{folder}/config.json: {problem}. Set it to the id of the end-of-text token.")
-        tokenizer.bos_token_id = eos_token_id
         tokenizer.prompt_prefix = _prompt_prefix(folder, tokenizer)
+        # A published Llama has a token of its own before texts.
+        tokenizer.bos_token_id = (tokenizer.prompt_prefix or (eos_token_id,))[0]
         if read_task_info(folder) and TASK_KEY not in _read_config(folder)[1]:
             elsewhere = f"{folder} was fine-tuned elsewhere, possibly on texts with no token before them"
-            token = tokenizer.tokens[eos_token_id]
+            token = tokenizer.tokens[tokenizer.bos_token_id]
             warnings.warn(f"{elsewhere}; here each text is preceded by {token}.", stacklevel=2)
     return model, tokenizer
 
@@ -189,7 +190,8 @@ def load_model_and_tokenizer(
 def _prompt_prefix(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...] | None:
     """Return the ids that transformers puts before a prompt, by the files of the tokenizer."""
     # Earlier versions did not store that the end-of-text token comes first.
-    return None if _run_config(folder).is_file() else tokenizer.added_prefix
+    prefix = tokenizer.added_prefix
+    return None if _run_config(folder).is_file() and not prefix else prefix
 
 
 def _run_config(folder: Path) -> Path:

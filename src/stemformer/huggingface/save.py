@@ -54,16 +54,20 @@ def save_model(
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
         **_task_entries(task),
     }
-    # Texts of causal models start with EOS here, unless a pre-trained model of others has no such prompts.
+    # Texts of causal models start with EOS here, unless the folder that they come from says otherwise.
     eos_token_id = model.config.eos_token_id
-    prefix: tuple[int, ...] | None = None if eos_token_id is None else (eos_token_id,)
+    known = None if tokenizer is None else tokenizer.bos_token_id
+    bos_token_id = eos_token_id if known is None else known
+    prefix: tuple[int, ...] | None = None if eos_token_id is None or bos_token_id is None else (bos_token_id,)
     pad_token_id = None if tokenizer is None else tokenizer.token_to_id("[PAD]")
     pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
+    if eos_token_id is not None:
+        config["bos_token_id"] = bos_token_id
     if task is not None and eos_token_id is not None:
         # transformers scores the last token that is not padding.
         config["pad_token_id"] = pad_token_id
     elif eos_token_id is not None:
-        ids = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None and tokenizer.prompt_prefix is not None:
             prefix = tokenizer.prompt_prefix

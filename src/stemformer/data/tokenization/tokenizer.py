@@ -255,8 +255,8 @@ class Tokenizer:
             )
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if eos_token_id is not None:
-            end = self.tokens[eos_token_id]
-            config = {"pad_token": end, **config, "bos_token": end, "eos_token": end}
+            end, *start = (self.tokens[number] for number in (eos_token_id, *(prefix or ())))
+            config = {"pad_token": end, **config, "bos_token": (start or [end])[0], "eos_token": end}
         (folder / "tokenizer.json").write_bytes(backend.to_str(pretty=True).encode())
         (folder / "tokenizer_config.json").write_bytes((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 

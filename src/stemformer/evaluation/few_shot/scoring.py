@@ -114,7 +114,7 @@ def score_texts(
     for part in batch_slices(sizes, _BATCH_TOKENS if is_causal else _BLOCK_TOKENS):
         encodings = [distinct[key] for key in order[part]]
         if is_causal:
-            start = np.array([getattr(model.config, "eos_token_id", 0)])
+            start = tokenizer.start_prompt(np.array([], np.int64), model.config.eos_token_id or 0)
             [found] = score_answers(model, [ScoringRequest(start, tuple(e.ids for e in encodings))])
             values = [score.log_probability for score in found]
         else:
