@@ -115,3 +115,15 @@ def test_classifier_is_scored_alike_by_transformers(published, tmp_path):
     [row] = stemformer.load(folder, precision="fp32").predict(["the old king"])
     assert row.label == max(theirs, key=theirs.get)
     assert max(row.probabilities) == pytest.approx(max(theirs.values()), abs=1e-5)
+
+
+def test_pretraining_continues_with_the_end_token_of_the_model(published, tiny, tmp_path):
+    data, out = str(tmp_path / "data"), tmp_path / "run"
+    stemformer.prepare([str(tiny / "text.txt")], tokenizer=str(published), out=data, documents="line", num_workers=1)
+    settings = ["batch.size=2", "batch.sequence_length=32", "evaluation.num_examples=4"]
+    stemformer.pretrain(
+        "llama_tiny", init=str(published), data=data, out=str(out), steps=2, precision="fp32", settings=settings
+    )
+    model, tokenizer = load_model_and_tokenizer(out)
+    assert model.config == load_model_and_tokenizer(published)[0].config
+    assert tokenizer.bos_token_id == model.config.eos_token_id
