@@ -159,7 +159,7 @@ class Llama(Body):
 
     Source: Touvron et al. 2023, section 2.2 (pre-norm with RMS norm, gated layers, rotary positions);
     Ainslie et al. 2023, section 2.2 (grouped heads); Yang et al. 2025, section 2 (Qwen3: normed queries and
-    keys); So et al. 2021, section 4.2 (Arcee: squared ReLU); Boizard et al. 2025, section 2.1 (EuroBERT).
+    keys); So et al. 2021, section 4.2 (Arcee: squared ReLU); Boizard et al. 2025 (EuroBERT).
     The initialization is ours.
     """
 

@@ -1,7 +1,7 @@
 """Masked language modeling: corrupt some tokens, and predict the originals.
 
 Source: Devlin et al. 2019, section 3.1 and appendix A.1; whole words: the 2019 note in the released
-code's README; spans: Joshi et al. 2020, section 3.1.
+code's README; spans: Joshi et al. 2020, section 3.1; causal, then masked LM: Gisserot-Boukhlef et al. 2025.
 """
 
 from dataclasses import dataclass
