@@ -1,5 +1,7 @@
 """Runs with phases of different sequence lengths: the batches of each step, and interruption in any phase."""
 
+import shutil
+import tomllib
 from dataclasses import replace
 
 import pytest
@@ -186,6 +188,32 @@ def test_run_interrupted_around_a_causal_start_equals_an_uninterrupted_one(tiny,
     first, second = (load_file(run / "checkpoints/step-00000006/model.safetensors") for run in (causal_run[0], out))
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
     assert log_of(causal_run[0]) == log_of(out)
+
+
+def test_causal_start_that_has_ended_does_not_begin_again(tiny, causal_run, tmp_path):
+    out = tmp_path / "longer"
+    shutil.copytree(causal_run[0], out)
+    stemformer.pretrain(data=str(tiny / "data"), out=str(out), precision="fp32", device="cpu", resume=True, steps=20)
+    names = [set(line) for line in log_of(out) if line["kind"] == "train"]
+    assert ["causal_lm_loss" in line for line in names] == [True] * 3 + [False] * 17
+    # One that has not ended takes its share of the longer run.
+    shutil.rmtree(out)
+    with pytest.raises(KeyboardInterrupt):
+        train_causal(tiny, out, progress=StopAt(2))
+    stemformer.pretrain(data=str(tiny / "data"), out=str(out), precision="fp32", device="cpu", resume=True, steps=20)
+    names = [set(line) for line in log_of(out) if line["kind"] == "train"]
+    assert ["causal_lm_loss" in line for line in names] == [True] * 10 + [False] * 10
+
+
+def test_recipe_with_a_causal_start_has_none_from_a_trained_model(tiny, causal_run):
+    def shown(**options):
+        common = {"data": str(tiny / "data"), "out": "x", "steps": 4, "show_config": True}
+        config = stemformer.pretrain("modernbert_tiny", **common, **options)["config"]
+        return tomllib.loads(config)["objective"]["causal_start_ratio"]
+
+    model = str(causal_run[0])
+    assert (shown(), shown(init=model)) == (0.25, 0.0)
+    assert shown(init=model, settings=["objective.causal_start_ratio=0.5"]) == 0.5
 
 
 def test_causal_start_ends_within_a_phase_and_on_the_clock(tiny, tmp_path):

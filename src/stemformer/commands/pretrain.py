@@ -26,7 +26,7 @@ from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_folder
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm
-from stemformer.objectives.masked_lm import SpecialIds
+from stemformer.objectives.masked_lm import MaskedLmConfig, SpecialIds
 from stemformer.objectives.objective import Examples, make_objective
 from stemformer.options import PretrainOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
@@ -71,6 +71,9 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     if options.init is not None:
         # Before the settings: some are valid only with a model to start from.
         config = replace(config, init=options.init)
+        if isinstance(config.objective, MaskedLmConfig):
+            # A trained encoder needs no causal start; a setting may ask for one.
+            config = replace(config, objective=replace(config.objective, causal_start_ratio=0.0))
     config = resolve(config, options)
     if options.show_config:
         return {"config": to_toml(config)}
@@ -99,6 +102,9 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         # The same architecture as in the config.
         config = replace(config, model=model.config)  # type: ignore[arg-type]
         context = make_pretraining_context(config, data, tokenizer, ranks, folder)
+        if found and not found.checkpoint.is_causal:
+            # A causal start that has ended does not begin again in a longer run.
+            context = replace(context, phases=[replace(phase, is_causal=False) for phase in context.phases])
         module, optimizer, state = start_run(model, context, found, progress)
         if not context.budget.is_last(state.step) and ranks.is_main:
             # The result of a smaller budget; a checkpoint holds the same weights.

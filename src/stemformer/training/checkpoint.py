@@ -34,6 +34,8 @@ class Checkpoint:
     sums: dict[str, Any] = field(default_factory=dict)
     # Value for model selection, if evaluated at this step.
     held_out_loss: float | None = None
+    # Whether the causal start of a masked LM had not ended.
+    is_causal: bool = False
 
 
 def environment(

@@ -264,6 +264,7 @@ def _save(model: Model, optimizer: torch.optim.Optimizer, context: TrainingConte
         environment=context.environment,
         sums=state.metrics.state(),
         held_out_loss=context.monitor(state.val_metrics) if state.evaluated_step == state.step else None,
+        is_causal=context.phases[context.phase_number(state.step)].is_causal,
     )
     save_checkpoint(
         context.folder / "checkpoints",
