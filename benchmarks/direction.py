@@ -116,8 +116,9 @@ class BothWays(nn.Module):
         max_seqlen: int,
         *,
         rows: Int[Tensor, "R"] | None = None,
+        causal: bool = False,
     ) -> Float[Tensor, "R 2D"]:
-        """Return the forward and backward states of each token, or of each of `rows`.
+        """Return the forward and backward states of each token, or of each of `rows`; `causal` changes nothing.
 
         `steps_back`, passed as token types, which GPTs do not have: number of tokens before a token at which the backward
         state is taken.

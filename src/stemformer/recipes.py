@@ -70,7 +70,8 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
 
     Two thirds of BERT's intermediate size, rounded to 32, give the same number of weights. A theta of
     10,000 suits short sequences; all layers see the full sequence. The first quarter of the run trains
-    as a causal LM, and Muon's rate is twice BERT's (`docs/log.md`).
+    as a causal LM, Muon's rate is twice BERT's, and the rate is constant until the last fifth
+    (`docs/log.md`).
     """
     run = _bert(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
@@ -80,7 +81,7 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
         objective=replace(run.objective, causal_start_ratio=0.25),
         batch=run.batch,
         optimizer=replace(run.optimizer, muon_lr_multiplier=4.0),
-        schedule=run.schedule,
+        schedule=replace(run.schedule, kind="wsd"),
     )
 
 

@@ -212,7 +212,8 @@ def make_pretraining_context(
 def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
     if config.objective.name == "causal":
         # That of the initial model, whose vocabulary may have another name for it.
-        return SpecialIds(eos=config.model.eos_token_id if config.init else end_of_text_id(tokenizer))  # type: ignore[arg-type]
+        eos = config.model.eos_token_id if config.init else None
+        return SpecialIds(eos=end_of_text_id(tokenizer) if eos is None else eos)
     return SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
 
 
