@@ -3,6 +3,7 @@
 import shutil
 import tomllib
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from stemformer.config import with_settings
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.io import read_jsonl
 from stemformer.models.model import make_model
+from stemformer.progress import Silent
 from stemformer.recipes import find_recipe
 from stemformer.training import loop
 
@@ -212,7 +214,7 @@ def test_recipe_with_a_causal_start_has_none_from_a_trained_model(tiny, causal_r
         return tomllib.loads(config)["objective"]["causal_start_ratio"]
 
     model = str(causal_run[0])
-    assert (shown(), shown(init=model)) == (0.25, 0.0)
+    assert (shown(), shown(init=model), shown(settings=[f"init='{model}'"])) == (0.25, 0.0, 0.0)
     assert shown(init=model, settings=["objective.causal_start_ratio=0.5"]) == 0.5
 
 
@@ -228,6 +230,26 @@ def test_causal_start_ends_within_a_phase_and_on_the_clock(tiny, tmp_path):
     lines = [line for line in log_of(tmp_path / "run") if line["kind"] == "train"]
     kinds = ["causal" if "causal_lm_loss" in line else "masked" for line in lines]
     assert kinds == sorted(kinds) and set(kinds) == {"causal", "masked"} and len(kinds) == result["steps"]
+
+
+def test_run_that_ends_in_its_causal_start_says_so(tiny, tmp_path):
+    class Saying(Silent):
+        lines: ClassVar[list[str]] = []
+
+        def say(self, text):
+            self.lines.append(text)
+
+    train_causal(tiny, tmp_path / "run", steps=None, time=0.01, progress=Saying())
+    assert any("ended in its causal start" in line for line in Saying.lines)
+
+
+def test_init_with_a_causal_start_of_its_own_is_resumed(tiny, causal_run, tmp_path):
+    options = {"init": str(causal_run[0]), "progress": StopAt(2)}
+    with pytest.raises(KeyboardInterrupt):
+        train_causal(tiny, tmp_path / "run", **options)
+    data = str(tiny / "data")
+    result = stemformer.pretrain(data=data, out=str(tmp_path / "run"), init=str(causal_run[0]), resume=True)
+    assert result["steps"] == 6
 
 
 def test_causal_start_of_sentence_pairs_or_a_gpt_is_refused(tiny, tmp_path):

@@ -51,7 +51,7 @@ CONFIGS = {
     "grouped": LlamaConfig(**SIZES, intermediate_size=48, eos_token_id=3, num_key_value_heads=2, rope_theta=500.0),
     "qwen3": Qwen3Config(**SIZES, intermediate_size=48, eos_token_id=3, num_key_value_heads=2, head_size=12),
     "arcee": ArceeConfig(**SIZES, intermediate_size=48, eos_token_id=3, num_key_value_heads=1),
-    "eurobert": EuroBertConfig(**SIZES, intermediate_size=48, num_key_value_heads=2),
+    "eurobert": EuroBertConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, mask_token_id=4),
 }
 
 
@@ -122,6 +122,7 @@ def test_transformers_opens_our_folder_with_equal_numbers(case, has_head, tmp_pa
     kind = language_model if heads else transformers.AutoModel
     model, info = kind.from_pretrained(tmp_path, attn_implementation="eager", output_loading_info=True)
     assert not any(info.values())
+    assert getattr(model.config, "mask_token_id", 4) == 4
     assert model.config.eos_token_id == model.config.bos_token_id == (3 if architecture.is_causal else None)
     ids = texts()[4]
     with torch.no_grad():

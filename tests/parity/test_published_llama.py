@@ -1,6 +1,8 @@
 """Llamas of others, with tokenizers in the style of Llama 2 and 3, whose texts begin with a token of their own."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -8,8 +10,10 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import stemformer
+from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.huggingface.load import load_model_and_tokenizer
 from stemformer.huggingface.save import save_model
+from stemformer.models.model import make_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -127,3 +131,15 @@ def test_pretraining_continues_with_the_end_token_of_the_model(published, tiny, 
     model, tokenizer = load_model_and_tokenizer(out)
     assert model.config == load_model_and_tokenizer(published)[0].config
     assert tokenizer.bos_token_id == model.config.eos_token_id
+
+
+def test_run_of_an_earlier_version_begins_texts_with_the_end_token(tiny, small_gpt, tmp_path):
+    # It stored BERT's tokenizer as it was, with [CLS] before texts and [SEP] after them.
+    tokenizer = load_tokenizer(tiny / "tok")
+    config = replace(small_gpt.config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.sep_token_id)
+    model = make_model(config, ["causal_lm"], generator=torch.Generator().manual_seed(0))
+    save_model(model, tmp_path / "final", tokenizer)
+    shutil.copy(tiny / "tok" / "tokenizer.json", tmp_path / "final" / "tokenizer.json")
+    (tmp_path / "config.toml").write_text('recipe = "gpt_tiny"\nmodel_type = "gpt2"\n')
+    _, loaded = load_model_and_tokenizer(tmp_path / "final")
+    assert (loaded.bos_token_id, loaded.prompt_prefix) == (tokenizer.sep_token_id, None)

@@ -118,13 +118,12 @@ def test_steps_left_are_those_that_the_time_left_allows_and_one_at_least(tmp_pat
 
 
 def test_steps_left_are_those_of_the_current_phase(tmp_path):
-    table = timed(tmp_path, 100.0, PHASES, "schedule.warmup_steps=2", "schedule.decay_ratio=0.2")
-    for step in range(1, 11):  # two seconds a step in the first phase, whose batches are made ahead
-        table.record(*table.decide(step, 2.0 * step))
-    assert table.phase_starts() == [0, 10]
-    for step in range(11, 100):
-        table.record(*table.decide(step, 20.0 + step - 10))
-    assert ends(table.clock) == (70, 90)
+    phases = "phases=[{start_ratio=0.1,size=4,sequence_length=32}]"
+    table = timed(tmp_path, 100.0, phases, "schedule.warmup_steps=2", "schedule.decay_ratio=0.2")
+    follow(table, range(1, 7), 2.0)  # two seconds a step in the first phase
+    assert table.phase_starts() == [0, 6]
+    follow(table, range(7, 80), 1.0, since=6.0)
+    assert ends(table.clock) == (74, 94)
     # Without enough steps, the mean of all.
     assert timed(tmp_path, 100.0).decide(40, 80.0)[2:] == (40, 50)
 
@@ -163,32 +162,64 @@ def test_decision_is_on_the_disk_before_it_is_used(tmp_path, monkeypatch):
 # Phases
 
 
-PHASES = "phases=[{start_ratio=0.1,size=4,sequence_length=32},{start_ratio=0.9,size=2,sequence_length=64}]"
+PHASES = "phases=[{start_ratio=0.1,size=4,sequence_length=32},{start_ratio=0.7,size=2,sequence_length=64}]"
+
+
+def follow(table, steps, seconds_per_step, *, since=0.0):
+    """Let the clock decide after each step."""
+    for step in steps:
+        table.record(*table.decide(step, since + seconds_per_step * step))
 
 
 def test_phases_on_the_clock_start_at_their_shares_of_the_time(tmp_path):
     table = timed(tmp_path, 100.0, PHASES, "schedule.warmup_steps=2", "schedule.decay_ratio=0.2")
-    assert (table.phase_starts(), table.decide(4, 9.9)) == ([0], (0, 0, 0, 0))
-    assert decided(table, step=5, seconds=10.1).phase_steps == (10,)  # five steps are being made already
-    assert table.phase_starts() == [0, 10]
-    assert not any(table.decide(6, 12.0))
-    assert ends(decided(table, step=40, seconds=80.0)) == (40, 50)
-    # Within the decay the end is known, so the steps measure the time.
-    assert not any(table.decide(44, 95.0))
-    assert decided(table, step=45, seconds=96.0).phase_steps == (10, 50)
+    follow(table, range(1, 5), 1.0)
+    assert table.phase_starts() == [0]
+    assert decided(table, step=5, seconds=5.0).phase_steps == (10,)  # the batches of five steps are being made
+    follow(table, range(6, 79), 1.0)
+    assert table.phase_starts() == [0, 10, 70]
+    follow(table, range(79, 81), 1.0)
+    assert ends(table.clock) == (80, 100)
     again = timed(tmp_path, 100.0, PHASES)
     again.replay()
-    assert (again.clock, again.phase_starts()) == (table.clock, [0, 10, 50])
+    assert (replace(again.clock, warmup_steps=None), again.phase_starts()) == (table.clock, [0, 10, 70])
+
+
+def test_shares_of_phases_leave_out_the_time_before_the_first_step(tmp_path):
+    table = timed(tmp_path, 100.0, PHASES, "schedule.warmup_steps=2")
+    table.started = 20.0
+    follow(table, range(1, 70), 1.0, since=20.0)
+    assert table.phase_starts() == [0, 8, 56]
 
 
 def test_phases_due_at_once_start_one_after_the_other(tmp_path):
-    table = timed(tmp_path, 100.0, PHASES.replace("0.9", "0.2"), "schedule.warmup_steps=2")
+    table = timed(tmp_path, 100.0, PHASES.replace("0.7", "0.2"), "schedule.warmup_steps=2")
     assert decided(table, step=1, seconds=50.0).phase_steps == (6,)
     assert decided(table, step=2, seconds=51.0).phase_steps == (6, 7)
 
 
+def test_phase_within_the_decay_of_a_timed_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"starts at 0\.9 of a budget in seconds.*start it by 0\.8"):
+        timed(tmp_path, 100.0, PHASES.replace("0.7", "0.9"))
+    assert timed(tmp_path, 100.0, PHASES.replace("0.7", "0.9"), "schedule.decay_ratio=0.1").phase_starts() == [0]
+
+
+def test_run_without_a_warm_up_starts_at_the_peak(tmp_path):
+    assert timed(tmp_path, 100.0, "schedule.warmup_ratio=0").lr_factor(0) == 1.0
+
+
+def test_warm_up_of_a_resumed_run_does_not_begin_again(tmp_path):
+    # A run of an earlier version, which decided its end only; and one with a longer budget.
+    timed(tmp_path).replay()
+    old = timed(tmp_path)
+    old.replay()
+    assert [old.lr_factor(step) for step in (99, 1000)] == [0.5, 1.0]
+    follow(old, range(1001, 1030), 0.05)
+    assert old.lr_factor(1030) == 1.0
+
+
 def test_phases_of_counted_steps_start_at_their_shares_of_them(tmp_path):
-    assert counted(tmp_path, 50, PHASES).phase_starts() == [0, 5, 45]
+    assert counted(tmp_path, 50, PHASES).phase_starts() == [0, 5, 35]
 
 
 def test_phase_starts_after_the_batches_that_are_made_already():
@@ -217,7 +248,7 @@ def test_resumed_run_with_another_budget_decides_anew(tmp_path):
     longer = timed(tmp_path, 200.0)
     longer.replay()
     assert longer.num_steps is None
-    assert longer.lr_factor(45) == longer.lr_factor(1000) * 46 / 200
+    assert longer.clock.warmup_steps == 2  # a warm-up that has ended does not begin again
     assert decided(longer, step=80, seconds=160.0).last_step == 100
     assert json.loads((tmp_path / "schedule.json").read_text())["seconds"] == 200.0
 

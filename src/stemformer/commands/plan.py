@@ -99,17 +99,29 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
         **({"memory_mb": round(memory)} if is_measured else {}),
         "checkpoint_mb": round(stored / 1e6),
         **{
-            f"sequence_length_{batch.sequence_length}{'_causal' * (start < config.causal_start_ratio)}": {
+            _phase_name(config, number): {
                 "batch_size": batch.size,
                 "tokens_per_step": round(probed["tokens"]),
                 "seconds_per_step": round(probed["seconds"], 3),
                 "tokens_per_second": round(probed["tokens"] / probed["seconds"]),
                 "mfu": round(probed["flops"] / probed["seconds"] / peak, 3),
             }
-            for (start, batch), probed in zip(config.all_phases(), phases, strict=True)
+            for number, ((_, batch), probed) in enumerate(zip(config.all_phases(), phases, strict=True))
         },
         **_durations(config, phases, examples),
     }
+
+
+def _phase_name(config: RunConfig, number: int) -> str:
+    """Return the key of a phase: its sequence length, and what tells it from others of the same length."""
+    start, batch = config.all_phases()[number]
+    is_causal = [other < config.causal_start_ratio for other, _ in config.all_phases()]
+    same = [
+        is_causal[i] == is_causal[number] and other.sequence_length == batch.sequence_length
+        for i, (_, other) in enumerate(config.all_phases())
+    ]
+    name = f"sequence_length_{batch.sequence_length}" + "_causal" * is_causal[number]
+    return f"{name}_from_{start:g}" if sum(same) > 1 else name
 
 
 def _num_stored_values(model: Model, config: RunConfig) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stemformer.commands.training_run import note_on_best, open_run_dir, resolve, start_run
-from stemformer.config import to_toml
+from stemformer.config import parse_toml, to_toml
 from stemformer.data.shards.manifest import check_tokenizer, read_manifest
 from stemformer.data.shards.reader import Shards, open_shards
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -71,9 +71,9 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     if options.init is not None:
         # Before the settings: some are valid only with a model to start from.
         config = replace(config, init=options.init)
-        if isinstance(config.objective, MaskedLmConfig):
-            # A trained encoder needs no causal start; a setting may ask for one.
-            config = replace(config, objective=replace(config.objective, causal_start_ratio=0.0))
+    if found is None and isinstance(config.objective, MaskedLmConfig) and _sets_init(options):
+        # A trained encoder needs no causal start; a setting may ask for one.
+        config = replace(config, objective=replace(config.objective, causal_start_ratio=0.0))
     config = resolve(config, options)
     if options.show_config:
         return {"config": to_toml(config)}
@@ -117,6 +117,9 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
 
         # Train, save, report.
         metrics = train(model, module, optimizer, context, state, progress=progress)
+        if context.phases[context.phase_number(state.step)].is_causal:
+            problem = "the run ended in its causal start, before it trained on masked tokens"
+            progress.say(f"note: {problem}. Train longer, or set objective.causal_start_ratio=0.")
         for note in filter(None, (*_notes(metrics), note_on_best(context, state))):
             progress.say(note)
         weights = gather_full_state(model.state_dict())
@@ -138,6 +141,14 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     }
 
 
+def _sets_init(options: PretrainOptions) -> bool:
+    """Return whether options, settings or the config file name a model to start from."""
+    names = [setting.partition("=")[0].strip() for setting in options.settings]
+    file = options.config
+    in_file = file is not None and Path(file).is_file() and "init" in parse_toml(Path(file).read_text("utf-8"), file)
+    return options.init is not None or "init" in names or in_file
+
+
 def make_pretraining_context(
     config: RunConfig, data: str, tokenizer: Tokenizer, ranks: DistributedContext, folder: Path
 ) -> TrainingContext:
@@ -148,7 +159,7 @@ def make_pretraining_context(
     special = _special_ids(config, tokenizer)
     objective = make_objective(config.objective, special=special, vocab_size=tokenizer.vocab_size)
 
-    # Examples of each phase, and its first step.
+    # Examples of each phase.
     shards = open_shards(data)
     starts, batches = zip(*config.all_phases(), strict=True)
     by_length = {

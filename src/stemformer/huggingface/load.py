@@ -177,7 +177,7 @@ def load_model_and_tokenizer(
                 f"eos_token_id is {eos_token_id:,} (the default if config.json has none), but there are {max_id:,} ids"
             )
             raise CheckpointError(f"{folder}/config.json: {problem}. Set it to the id of the end-of-text token.")
-        tokenizer.prompt_prefix = _prompt_prefix(folder, tokenizer)
+        tokenizer.prompt_prefix = _prompt_prefix(folder, tokenizer, eos_token_id)
         # A published Llama has a token of its own before texts.
         tokenizer.bos_token_id = (tokenizer.prompt_prefix or (eos_token_id,))[0]
         if read_task_info(folder) and TASK_KEY not in _read_config(folder)[1]:
@@ -187,11 +187,13 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
-def _prompt_prefix(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...] | None:
+def _prompt_prefix(folder: Path, tokenizer: Tokenizer, eos_token_id: int) -> tuple[int, ...] | None:
     """Return the ids that transformers puts before a prompt, by the files of the tokenizer."""
-    # Earlier versions did not store that the end-of-text token comes first.
-    prefix = tokenizer.added_prefix
-    return None if _run_config(folder).is_file() and not prefix else prefix
+    if not _run_config(folder).is_file():
+        return tokenizer.added_prefix
+    # In our runs the end-of-text token comes first, which earlier versions did not store, or that of a published model.
+    bos_token_id = _read_config(folder)[1].get("bos_token_id", eos_token_id)
+    return None if bos_token_id == eos_token_id else (bos_token_id,)
 
 
 def _run_config(folder: Path) -> Path:

@@ -60,8 +60,10 @@ def transfer_vocabulary(
         if head.decoder is not None:
             transfer(head.decoder)
     assert isinstance(model.config, BertConfig | ModernBertConfig | EuroBertConfig)
-    config = replace(model.config, vocab_size=new.vocab_size, pad_token_id=new.pad_token_id)
-    model.config = model.body.config = config
+    ids: dict[str, int] = {"vocab_size": new.vocab_size, "pad_token_id": new.pad_token_id}
+    if isinstance(model.config, EuroBertConfig):
+        ids["mask_token_id"] = new.mask_token_id
+    model.config = model.body.config = replace(model.config, **ids)  # type: ignore[arg-type]
     num_kept = sum(old.token_to_id(token) is not None for token in new.tokens)
     num_from_pieces = new.vocab_size - num_kept - len(unknown)
     return VocabTransferStats(num_kept, num_from_pieces, len(unknown), old.vocab_size - num_kept)

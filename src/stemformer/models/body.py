@@ -48,7 +48,7 @@ class Body(nn.Module):
     norm: nn.Module
 
     def rotations(self, position_ids: Int[Tensor, "*b"]) -> dict[float, Rotation]:
-        """Return the rotation of queries and keys at positions, by the theta of the layers; {} without rotation."""
+        """Return the rotation at positions for each theta of the layers; {} without rotation."""
         layers: Any = self.layers
         thetas = {layer.theta: layer.attention.head_size for layer in layers if layer.theta is not None}
         return {theta: rotation_at(position_ids, size, theta) for theta, size in thetas.items()}

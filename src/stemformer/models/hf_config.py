@@ -184,13 +184,14 @@ def read_eurobert_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     if any(name.endswith(_POOLED_CLASSES) for name in raw.get("architectures") or ()):
         _check_supported({"classifier_pooling": "late", **raw}, source, {"classifier_pooling": "bos"})
     found = read_llama_config({**raw, "eos_token_id": 0}, source)
-    pad = raw.get("pad_token_id")
-    return {**{key: value for key, value in found.items() if key != "eos_token_id"}, "pad_token_id": pad or 0}
+    ids = {key: raw.get(key) or 0 for key in ("pad_token_id", "mask_token_id")}
+    return {**{key: value for key, value in found.items() if key != "eos_token_id"}, **ids}
 
 
 def write_eurobert_config(config: EuroBertConfig) -> dict[str, Any]:
     """Return the entries of `config.json`."""
-    return {**write_llama_config(config), "pad_token_id": config.pad_token_id, "classifier_pooling": "bos"}
+    ids = {"pad_token_id": config.pad_token_id, "mask_token_id": config.mask_token_id}
+    return {**write_llama_config(config), **ids, "classifier_pooling": "bos"}
 
 
 def _use_first_end(found: dict[str, Any], source: str) -> None:

@@ -1,4 +1,4 @@
-"""Llama: configs, layers and initialization of a causal decoder with rotary positions, and its variants.
+"""Llama and its variants: configs, layers and initialization.
 
 Variants: Qwen3 (normed queries and keys), Arcee (squared ReLU), EuroBERT (an encoder: without causal mask).
 """
@@ -97,6 +97,7 @@ class EuroBertConfig(LlamaConfig):
 
     layer_norm_eps: float = 1e-5
     pad_token_id: int = 0
+    mask_token_id: int = 0
 
 
 class LlamaEmbeddings(nn.Module):
@@ -148,7 +149,7 @@ class LlamaLayer(PreNormLayer):
 
 
 class Llama(Body):
-    """Llama body: flat tokens to hidden states, which depend on no later token if the config is causal.
+    """Llama body: flat tokens to hidden states, of earlier tokens if the config is causal.
 
     | parameter | initialization |
     |---|---|

@@ -118,7 +118,7 @@ class MaskedLm:
         )
 
     def shift(self, raw: RawExample) -> Example:
-        """Add special tokens; each token of a sequence is the label of the one before it, as in causal LM."""
+        """Add special tokens; each token is the label of the one before it, as in causal LM."""
         input_ids, _, sizes = self._insert_special(raw, raw.tokens)
         # All but the last token of each sequence.
         positions = np.delete(np.arange(len(input_ids)), np.cumsum(sizes) - 1)
@@ -129,7 +129,7 @@ class MaskedLm:
     def _insert_special(
         self, raw: RawExample, tokens: Int[np.ndarray, "n"]
     ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "n"], Int[np.ndarray, "s"]]:
-        """Insert [CLS] before each sequence and [SEP] after each segment; return ids, positions and segment sizes."""
+        """Insert [CLS] and [SEP]; return ids, positions of the tokens and sizes of segments."""
         lengths, opens = raw.lengths, raw.segments == 0
         sizes = lengths + 1 + opens
         ends = np.cumsum(sizes)
@@ -141,17 +141,20 @@ class MaskedLm:
         return input_ids, positions, sizes
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {"causal_lm" if batch.is_causal else "masked_lm": len(batch.labels)}
+        return {_loss_name(batch): len(batch.labels)}
 
     def scored_positions(self, batch: Batch) -> Int[Tensor, "M"]:
         return batch.label_positions
 
     def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
-        [name] = MaskedLm.counts(self, batch)
-        return {name: linear_cross_entropy_sum(*model.lm_projection(states), batch.labels)}
+        return {_loss_name(batch): linear_cross_entropy_sum(*model.lm_projection(states), batch.labels)}
 
     def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
         return model.lm_logits(states)
+
+
+def _loss_name(batch: Batch) -> str:
+    return "causal_lm" if batch.is_causal else "masked_lm"
 
 
 def choose_tokens(n: int, budget: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:

@@ -105,13 +105,14 @@ def _plots(train: Sequence[LogLine], held_out: Sequence[LogLine]) -> list[tuple[
         if not losses:
             continue
         baseline = "held_out_majority_accuracy"
-        if task in ("masked_lm", "causal_lm"):
+        is_scored = any(f"held_out_{task}_loss" in line for line in held_out)
+        if is_scored and task in ("masked_lm", "causal_lm"):
             losses += _curve("unigram baseline", held_out, "held_out_unigram_loss", "baseline")
             baseline = "held_out_unigram_accuracy"
         accuracies = [
             *_curve("held out", held_out, f"held_out_{task}_accuracy", factor=100),
             *_curve("training", train, f"{task}_accuracy", "faint", factor=100),
-            *_curve("majority baseline", held_out, baseline, "baseline", factor=100),
+            *(_curve("majority baseline", held_out, baseline, "baseline", factor=100) if is_scored else []),
         ]
         plots += [(f"Loss on {name}", "nats", losses), (f"Accuracy on {name}", "%", accuracies)]
     if cloze := _curve("held-out sentences", held_out, "held_out_blank_accuracy", factor=100):

@@ -34,7 +34,11 @@ class ClockSchedule:
 
 
 class TrainingBudget:
-    """Length of a run (`num_steps`; None while a clock has not decided) and learning rate at each step."""
+    """Length of a run (`num_steps`; None until the clock decides) and learning rate.
+
+    Attributes:
+        started: Seconds before the first step, such as those of an evaluation, which no phase contains.
+    """
 
     def __init__(self, config: RunConfig | FinetuneConfig, num_steps: int | None, folder: Path) -> None:
         self.config = config
@@ -45,21 +49,27 @@ class TrainingBudget:
         phases = config.all_phases() if isinstance(config, RunConfig) else []
         self._phase_ratios = [start for start, _ in phases[1:]]
         self._file = folder / "schedule.json"
+        self.started = 0.0
         # Step and seconds after the first step of this process, or of its current phase.
         self._measured_from: tuple[int, float] | None = None
 
     def replay(self) -> None:
-        """Apply what the clock decided before an interruption, if it was for the same budget."""
-        if self.num_steps is not None or not self._file.is_file():
+        """Apply what the clock decided before an interruption: the warm-up, and for the same budget all."""
+        if self.num_steps is not None:
             return
-        try:
-            table = json.loads(self._file.read_text(encoding="utf-8"))
-            stored = ClockSchedule(**{**table, "phase_steps": tuple(table.get("phase_steps", ()))})
-        except (ValueError, TypeError) as error:
-            problem = f"{self._file} cannot be read ({error}). Remove it; the clock will decide again."
-            raise CheckpointError(problem, damaged=True) from error
-        if stored.seconds == self.seconds:
-            self.clock, self.num_steps = stored, stored.last_step
+        stored = self.clock
+        if self._file.is_file():
+            try:
+                table = json.loads(self._file.read_text(encoding="utf-8"))
+                stored = ClockSchedule(**{**table, "phase_steps": tuple(table.get("phase_steps", ()))})
+            except (ValueError, TypeError) as error:
+                problem = f"{self._file} cannot be read ({error}). Remove it; the clock will decide again."
+                raise CheckpointError(problem, damaged=True) from error
+        # A warm-up that has begun goes on: without a decision, as in earlier versions.
+        warmup_steps = _FIRST_WARMUP_STEPS if stored.warmup_steps is None else stored.warmup_steps
+        if stored.seconds != self.seconds:
+            stored = replace(self.clock)
+        self.clock, self.num_steps = replace(stored, warmup_steps=warmup_steps), stored.last_step
 
     def record(self, warmup_steps: int, phase_step: int, decay_step: int, last_step: int) -> None:
         """Apply what `decide` returned, on each rank."""
@@ -83,7 +93,7 @@ class TrainingBudget:
         return step == self.num_steps
 
     def position(self, step: int, seconds: float) -> float:
-        """Return how much of the budget is used, in steps or seconds; of a decay whose end is decided, by its steps."""
+        """Return how much of the budget is used, in steps or seconds; in a decay by its steps."""
         if self.seconds is None:
             return step
         if self.clock.last_step is None or self.clock.decay_step is None:
@@ -102,7 +112,7 @@ class TrainingBudget:
         )
 
     def decide(self, step: int, seconds: float) -> tuple[int, int, int, int]:
-        """Return what the clock decides after a step, as `record` takes it, 0 for nothing new; store it.
+        """Return and store what the clock decides after a step, as `record` takes it; 0: nothing.
 
         Called by rank 0 only, after each step.
         """
@@ -112,10 +122,10 @@ class TrainingBudget:
         warmup_steps = phase_step = decay_step = last_step = 0
         if self._measured_from is None or step == self.phase_starts()[-1] + 1:
             self._measured_from = step, seconds
-        # Seconds of a step: without the first one and what came before it, if there are enough others.
+        # Seconds of a step: without the first one, if there are enough others.
         first_step, first_seconds = self._measured_from
         is_measured = step >= first_step + _NUM_MEASURED_STEPS
-        per_step = (seconds - first_seconds) / (step - first_step) if is_measured else seconds / step
+        per_step = (seconds - first_seconds) / (step - first_step) if is_measured else (seconds - self.started) / step
 
         # Decay: when the remaining time is what it should take.
         if clock.last_step is None and seconds >= self.seconds - schedule.decay_ratio * self.seconds:
@@ -123,15 +133,14 @@ class TrainingBudget:
 
         # Warm-up: as soon as a step is measured.
         if schedule.warmup_steps is None and clock.warmup_steps is None and (is_measured or last_step):
-            warmup_steps = max(1, round(schedule.warmup_ratio * self.seconds / per_step))
+            warmup_steps = max(1, round(schedule.warmup_ratio * (self.seconds - self.started) / per_step))
 
-        # Next phase: after the steps whose batches are being made already.
-        number = len(clock.phase_steps)
-        if (
-            number < len(self._phase_ratios)
-            and self.position(step, seconds) >= self._phase_ratios[number] * self.seconds
-        ):
-            phase_step = step + NUM_PREFETCHED + 1
+        # Next phase: as early as its first batch is not being made yet.
+        number, ahead = len(clock.phase_steps), NUM_PREFETCHED + 1
+        if number < len(self._phase_ratios):
+            start = self.started + self._phase_ratios[number] * (self.seconds - self.started)
+            if self.position(step, seconds) + ahead * per_step >= start:
+                phase_step = step + ahead
 
         decided = warmup_steps, phase_step, decay_step, last_step
         if any(decided):
@@ -148,7 +157,8 @@ class TrainingBudget:
         if self.seconds is None:
             assert self.num_steps is not None
             return learning_rate_factor(step, self.num_steps, schedule)
-        decided = _FIRST_WARMUP_STEPS if clock.warmup_steps is None else clock.warmup_steps
+        first = _FIRST_WARMUP_STEPS if schedule.warmup_ratio else 0
+        decided = first if clock.warmup_steps is None else clock.warmup_steps
         num_warmup = decided if schedule.warmup_steps is None else schedule.warmup_steps
         decay = range(0) if clock.last_step is None else range(clock.decay_step or 0, clock.last_step)
         return warmup_and_decay(step, num_warmup, decay, replace(schedule, kind="wsd"))

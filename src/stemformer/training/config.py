@@ -187,6 +187,11 @@ class RunConfig:
             raise ConfigError(f"{problem}: lower batch.sequence_length or raise model.max_position_embeddings")
         if list(starts) != sorted(set(starts)):
             raise ConfigError(f"phases start at {list(starts)}: expected ascending fractions of the run")
+        late = [start for start in starts if start > 1 - self.schedule.decay_ratio]
+        if late and self.budget.seconds is not None:
+            problem = f"a phase starts at {late[0]} of a budget in seconds, within the learning rate decay"
+            advice = f"start it by {1 - self.schedule.decay_ratio:g}, lower schedule.decay_ratio, or use --steps"
+            raise ConfigError(f"{problem}, whose steps are fixed when it begins: {advice}")
         if (self.frozen_layers or self.frozen_embeddings) and self.init is None:
             raise ConfigError("frozen_layers and frozen_embeddings need a pre-trained model: add --init")
 

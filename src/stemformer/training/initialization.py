@@ -86,7 +86,13 @@ def resolve_model_config(config: RunConfig, tokenizer: Tokenizer) -> Any:
     """Return the configuration of a new model for the tokenizer of the data."""
     if config.model.eos_token_id is not None:
         return replace(config.model, vocab_size=tokenizer.vocab_size, eos_token_id=end_of_text_id(tokenizer))
-    return replace(config.model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_token_id)
+    return with_special_ids(config.model, tokenizer)
+
+
+def with_special_ids(config: Any, tokenizer: Tokenizer) -> Any:
+    """Return the config of an encoder with the vocabulary size and special tokens of a tokenizer."""
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "mask_token_id") if hasattr(config, name)}
+    return replace(config, vocab_size=tokenizer.vocab_size, **ids)
 
 
 def end_of_text_id(tokenizer: Tokenizer) -> int:

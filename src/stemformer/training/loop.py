@@ -63,6 +63,7 @@ def train(
 
     # The progress bar shows steps, or seconds for a wall-clock budget.
     is_timed = budget.seconds is not None
+    budget.started = state.seconds if state.step == 0 else 0.0
     progress.start("training", total=budget.seconds or budget.num_steps, unit="seconds" if is_timed else "steps")
     shown, note = budget.position(state.step, state.seconds), ""
     progress.advance(shown)

@@ -66,7 +66,7 @@ def examples_of_step(step: int, *, batch_size: int, num_examples: int, seed: int
 
 
 def prefetch(make: Callable[[int], T], steps: range, *, ahead: int = NUM_PREFETCHED) -> Iterator[T]:
-    """Yield `make(step)` for each step, computed in a thread with up to `ahead` results waiting.
+    """Yield `make(step)` for each step, made in a thread with up to `ahead` results waiting.
 
     While a step is used, those up to `ahead + 1` steps later have been submitted.
     """

@@ -97,7 +97,8 @@ def _plan(
     # Long sequences: one flash bucket for each exact shape.
     is_flash = (q_lengths >= flash_from) & (k_lengths >= flash_from) & ((q_lengths == k_lengths) | (not causal))
     # With a window, chunks of queries need few of the keys.
-    is_flash &= window is None
+    if window is not None:
+        is_flash &= window >= k_lengths - 1
     long, others = np.flatnonzero(is_flash), np.flatnonzero(~is_flash)
     shapes, shape_index = np.unique(np.stack([q_lengths, k_lengths])[:, long], axis=1, return_inverse=True)
     groups = [long[shape_index.reshape(-1) == number] for number in range(shapes.shape[1])]
