@@ -65,7 +65,7 @@ class TrainingBudget:
             except (ValueError, TypeError) as error:
                 problem = f"{self._file} cannot be read ({error}). Remove it; the clock will decide again."
                 raise CheckpointError(problem, damaged=True) from error
-        # A warm-up that has begun goes on: without a decision, as in earlier versions.
+        # A warm-up continues: without a decision, as in earlier versions.
         warmup_steps = _FIRST_WARMUP_STEPS if stored.warmup_steps is None else stored.warmup_steps
         if stored.seconds != self.seconds:
             stored = replace(self.clock)
