@@ -47,10 +47,8 @@ def train(tiny, out, **options):
     )
 
 
-@pytest.fixture(scope="module")
-def full_run(tiny, no_timing, tmp_path_factory):
-    """A run of 6 steps, the last three with longer sequences, and the batches of each step."""
-    out = tmp_path_factory.mktemp("phases") / "run"
+def batches_seen(train, tiny, out):
+    """Train, and return the context and the batches of each step."""
     seen = {}
     with pytest.MonkeyPatch.context() as patch:
 
@@ -60,7 +58,14 @@ def full_run(tiny, no_timing, tmp_path_factory):
 
         patch.setattr(loop, "batches_of_step", record)
         train(tiny, out)
-    return out, seen
+    return seen
+
+
+@pytest.fixture(scope="module")
+def full_run(tiny, no_timing, tmp_path_factory):
+    """A run of 6 steps, the last three with longer sequences, and the batches of each step."""
+    out = tmp_path_factory.mktemp("phases") / "run"
+    return out, batches_seen(train, tiny, out)
 
 
 def log_of(out):
@@ -121,18 +126,9 @@ def train_causal(tiny, out, *settings, recipe="modernbert_tiny", **options):
 
 @pytest.fixture(scope="module")
 def causal_run(tiny, no_timing, tmp_path_factory):
-    """A run of 6 steps, three of them causal, with its batches and the states of each step's forward."""
+    """A run of 6 steps, three of them causal, and its batches."""
     out = tmp_path_factory.mktemp("causal") / "run"
-    seen = {}
-    with pytest.MonkeyPatch.context() as patch:
-
-        def record(step, context, original=loop.batches_of_step):
-            seen["context"], seen[step] = context, original(step, context)
-            return seen[step]
-
-        patch.setattr(loop, "batches_of_step", record)
-        train_causal(tiny, out)
-    return out, seen
+    return out, batches_seen(train_causal, tiny, out)
 
 
 def test_causal_start_scores_each_next_token(causal_run):

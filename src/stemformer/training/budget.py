@@ -68,7 +68,7 @@ class TrainingBudget:
         # A warm-up continues: without a decision, as in earlier versions.
         warmup_steps = _FIRST_WARMUP_STEPS if stored.warmup_steps is None else stored.warmup_steps
         if stored.seconds != self.seconds:
-            stored = replace(self.clock)
+            stored = self.clock
         self.clock, self.num_steps = replace(stored, warmup_steps=warmup_steps), stored.last_step
 
     def record(self, warmup_steps: int, phase_step: int, decay_step: int, last_step: int) -> None:
