@@ -65,15 +65,22 @@ def gradients(loss, leaves):
 @pytest.mark.parametrize(
     ("m", "at_once"), [(50, None), (50, 64), (3, None), (50, 1)], ids=["one", "chunks", "few", "rows"]
 )
-def test_linear_loss_and_gradients_equal_those_of_all_logits_at_once(m, at_once, monkeypatch):
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("is_split", [False, True], ids=["whole", "columns"])
+def test_linear_loss_and_gradients_equal_those_of_all_logits_at_once(m, at_once, has_bias, is_split, monkeypatch):
     if at_once is not None:
         monkeypatch.setattr(losses, "_CHUNK_LOGITS", 30 * at_once)
         monkeypatch.setattr(losses, "_SOFTMAX_LOGITS", 30 * at_once // 8)
-    leaves, labels = projection(m, 30)
+    if is_split:
+        monkeypatch.setattr(losses, "_MIN_SPLIT_VOCAB", 0)
+        monkeypatch.setattr(losses, "_SPLIT", 7)
+    (states, weight, bias), labels = projection(m, 30)
+    leaves = [states, weight, bias if has_bias else None]
     found = linear_cross_entropy_sum(*leaves, labels)
     expected = cross_entropy_sum(F.linear(*leaves), labels)
     torch.testing.assert_close(found.total, expected.total)
     assert (found.count, found.correct) == (expected.count, expected.correct)
+    leaves = leaves if has_bias else leaves[:2]
     for a, b in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
         torch.testing.assert_close(a, b)
 

@@ -1,6 +1,7 @@
 """Pre-train a model."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -91,13 +92,16 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         manifest = read_manifest(data)
         tokenizer = load_tokenizer(Path(data) / "tokenizer")
         check_tokenizer(manifest, tokenizer)
-        tokenizer.unknown.add_counts(open_shards(data).unigram_counts)
+        shards = open_shards(data)
+        tokenizer.unknown.add_counts(shards.unigram_counts)
         note = tokenizer.unknown.note()
         if tokenizer.unknown.are_nearly_all:
             raise DataError(f"{data}: {note}")
-        counts = None if found or config.init else open_shards(data).unigram_counts
+        set_threads(config.compute.threads)
         checkpoint = found.path if found else None
-        model = make_initial_model(config, tokenizer, progress, checkpoint=checkpoint, counts=counts)
+        begin = time.perf_counter()
+        model = make_initial_model(config, tokenizer, progress, checkpoint=checkpoint, shards=shards)
+        seconds = time.perf_counter() - begin
         check_model_settings(config, model, options.settings)
         # The same architecture as in the config.
         config = replace(config, model=model.config)  # type: ignore[arg-type]
@@ -106,6 +110,9 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
             # A causal start that has ended does not begin again in a longer run.
             context = replace(context, phases=[replace(phase, is_causal=False) for phase in context.phases])
         module, optimizer, state = start_run(model, context, found, progress)
+        if found is None:
+            # Counting for the first embeddings is part of the training time.
+            state.seconds = seconds
         if not context.budget.is_last(state.step) and ranks.is_main:
             # The result of a smaller budget; a checkpoint holds the same weights.
             shutil.rmtree(folder / "final", ignore_errors=True)
@@ -154,7 +161,6 @@ def make_pretraining_context(
 ) -> TrainingContext:
     """Return all that a run needs besides its model: examples, evaluation, budget, device."""
     device = ranks.device
-    set_threads(config.compute.threads)
     precision = choose_precision(config.compute.precision, device)
     special = _special_ids(config, tokenizer)
     objective = make_objective(config.objective, special=special, vocab_size=tokenizer.vocab_size)

@@ -161,6 +161,8 @@ class RunConfig:
     frozen_layers: int = 0
     # Freeze word, position and token type embeddings.
     frozen_embeddings: bool = False
+    # Word embeddings of a new model: random, or from counts of nearby tokens (`training.cooccurrence`).
+    embedding_init: Literal["random", "cooccurrence"] = "random"
     tensorboard: bool = False
     model: BertConfig = field(default_factory=BertConfig)
     objective: MaskedLmConfig = field(default_factory=MaskedLmConfig)

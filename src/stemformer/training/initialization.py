@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Integer
 
 from stemformer.data.labelled.symbol_map import SymbolMap
+from stemformer.data.shards.reader import Shards
 from stemformer.data.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from stemformer.device import configure_allocator
 from stemformer.errors import ConfigError, DataError
@@ -24,6 +23,7 @@ from stemformer.progress import Progress
 from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.config import FinetuneConfig, RunConfig
 from stemformer.training.context import TrainingContext
+from stemformer.training.cooccurrence import init_from_cooccurrence
 from stemformer.training.distributed import distribute
 from stemformer.training.optimizer import make_optimizer
 
@@ -39,11 +39,12 @@ def make_initial_model(
     progress: Progress,
     *,
     checkpoint: Path | None = None,
-    counts: Integer[np.ndarray, "V"] | None = None,
+    shards: Shards | None = None,
 ) -> Model:
-    """Return the initial model of pre-training: a checkpoint, the `init` model, or random.
+    """Return the initial model of pre-training: a checkpoint, the `init` model, or a new one.
 
-    `counts` of the ids in the training text are for the bias of a new masked-LM head.
+    Counts of the training text in `shards` give a new model its word embeddings, if the config says so, and the
+    output bias of its masked-LM head.
     """
     heads = list(OBJECTIVES[config.objective.name].heads)
     if checkpoint is not None:
@@ -55,8 +56,11 @@ def make_initial_model(
     generator = torch.Generator().manual_seed(config.seed)
     model = make_model(resolve_model_config(config, tokenizer), heads, generator=generator)
     model.max_length = config.batch.sequence_length
-    if counts is not None and "masked_lm" in heads and model.lm_head.bias is not None:
-        init_output_bias_from_unigrams(model.heads["masked_lm"], counts)
+    if shards is not None and "masked_lm" in heads and model.lm_head.bias is not None:
+        init_output_bias_from_unigrams(model.heads["masked_lm"], shards.unigram_counts)
+    if shards is not None and config.embedding_init == "cooccurrence":
+        progress.start("counting tokens that occur together")
+        init_from_cooccurrence(model.body.embeddings.word, shards, generator=generator)
     return model
 
 
