@@ -24,7 +24,7 @@ from stemformer.data.examples.sampling import permuted, prefetch
 from stemformer.data.shards.reader import Shards
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_compile, configure_allocator
-from stemformer.models.model import make_model
+from stemformer.models.model import ARCHITECTURES, make_model
 from stemformer.objectives.objective import Examples, LossModule, Objective
 from stemformer.recipes import find_recipe
 from stemformer.training.budget import TrainingBudget
@@ -351,17 +351,25 @@ def hand_steps(
         yield time.perf_counter(), tokens, rows * length, flops(model, rows, length), loss.item()
 
 
-def gpt2_config(sizes: Any, **options: Any) -> transformers.GPT2Config:
-    """Return transformers' config for our sizes, otherwise with its defaults."""
-    return transformers.GPT2Config(
-        vocab_size=sizes.vocab_size,
-        n_embd=sizes.hidden_size,
-        n_layer=sizes.num_hidden_layers,
-        n_head=sizes.num_attention_heads,
-        n_inner=sizes.intermediate_size,
-        activation_function=sizes.hidden_act,
-        n_positions=sizes.max_position_embeddings,
-        bos_token_id=sizes.eos_token_id,
-        eos_token_id=sizes.eos_token_id,
-        **options,
-    )
+def transformers_model(config: Any, **options: Any) -> Any:
+    """Return transformers' language model of the architecture and sizes of ours, in training mode.
+
+    `options` override its config.
+    """
+    architecture = ARCHITECTURES[config.model_type]
+    theirs = transformers.AutoConfig.for_model(config.model_type, **{**architecture.write_config(config), **options})
+    name = architecture.hf_classes[frozenset({architecture.lm_head})]
+    return getattr(transformers, name)._from_config(theirs, attn_implementation="sdpa").train()
+
+
+def peer_flops(model: Any, rows: int, length: int) -> float:
+    """Return the operations of a peer for a padded block: layers and head at all positions (see `step_flops`)."""
+    body = getattr(model, "base_model", model)
+    layers = next(part for part in body.modules() if isinstance(part, torch.nn.ModuleList))
+    # Weights of an own layer of the head; the output matrix is the embedding.
+    embedding = max(model.parameters(), key=lambda p: len(p))
+    counted = {id(p) for p in body.parameters()} | {id(embedding)}
+    head = sum(p.numel() for p in model.parameters() if id(p) not in counted and p.ndim == 2)
+    vocab_size, d = embedding.shape
+    weights = sum(p.numel() for p in layers.parameters()) + head + d * vocab_size
+    return 6.0 * rows * length * (weights + 2 * d * len(layers) * length)

@@ -12,8 +12,8 @@ Sides:
     ours_muon                with the optimizer of our small recipes; a step costs more, fewer are needed
     ours_in_2, ours_in_4     with two or four micro-batches in a step, which takes less memory
     default                  transformers' run_clm example: Trainer, float32, eager, blocks of all documents joined (group_texts)
-    default_shipped_dropout  the same with GPT2Config's own dropout (0.1, also on attention probabilities)
-    best                     GPT2LMHeadModel in a loop by hand: scaled_dot_product_attention, fused AdamW, torch.compile, bf16
+    default_shipped_dropout  the same with GPT2Config's own dropout (0.1, also on attention probabilities); GPT-2 only
+    best                     its class in a loop by hand: scaled_dot_product_attention, fused AdamW, torch.compile, bf16
                              autocast if the processor has bf16 units, batches prefetched in a thread as ours are
     best_kept_memory         the same in a process that keeps freed memory, as ours does (`device.configure_allocator`)
     nanogpt                  loop and model in nanoGPT's style (nano_gpt.py), by hand as best, eager; bf16 autocast
@@ -38,6 +38,7 @@ from pretrain_frame import AHEAD, CPU, Step
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
 from stemformer.device import choose_device, choose_precision, configure_allocator
+from stemformer.models.gpt import GptConfig
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.masked_lm import SpecialIds
 
@@ -105,13 +106,6 @@ def our_context(side: str, args: argparse.Namespace) -> Any:
 # ------------------------------------------------------------------------------------------- Peers
 
 
-def gpt_flops(model: Any, rows: int, length: int) -> float:
-    """Return the operations of a peer for a block: layers and head at all positions (see `step_flops`)."""
-    layers = model.transformer["h"] if isinstance(model, NanoGpt) else model.transformer.h
-    d, body = layers[0].ln_1.normalized_shape[0], sum(p.numel() for p in layers.parameters())
-    return 6.0 * rows * length * (body + 2 * d * len(layers) * length + d * model.config.vocab_size)
-
-
 def token_stream(context: Any, *, extra: int = 0) -> torch.Tensor:
     """Return as many ids as the steps need: all documents joined, each with an end."""
     batch = context.config.batch
@@ -122,20 +116,16 @@ def token_stream(context: Any, *, extra: int = 0) -> torch.Tensor:
 
 def transformers_steps(side: str, context: Any) -> Iterator[Step]:
     sizes, batch = context.config.model, context.config.batch
-    is_shipped = side == "default_shipped_dropout"
-    dropout = 0.1 if is_shipped else sizes.hidden_dropout_prob
-    config = shared.gpt2_config(
-        sizes,
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=0.1 if is_shipped else 0.0,
-        attn_implementation="sdpa",
-    )
-    model = transformers.GPT2LMHeadModel(config).train()
+    dropout = {}
+    if sizes.model_type == "gpt2":
+        is_shipped = side == "default_shipped_dropout"
+        rate = 0.1 if is_shipped else sizes.hidden_dropout_prob
+        dropout = {"resid_pdrop": rate, "embd_pdrop": rate, "attn_pdrop": 0.1 if is_shipped else 0.0}
+    model = shared.transformers_model(sizes, **dropout)
     blocks = token_stream(context).view(-1, batch.sequence_length)
     if side.startswith("default"):
         examples = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in blocks.tolist()]
-        yield from shared.trainer_steps(model, context, examples, transformers.default_data_collator, gpt_flops)
+        yield from shared.trainer_steps(model, context, examples, transformers.default_data_collator, shared.peer_flops)
         return
     if side == "best_kept_memory":
         configure_allocator(CPU)
@@ -146,12 +136,19 @@ def transformers_steps(side: str, context: Any) -> Iterator[Step]:
         return ids.numel(), {"input_ids": ids, "labels": ids}
 
     yield from shared.hand_steps(
-        model, context, prepare, lambda block: compiled(**block, use_cache=False).loss, gpt_flops
+        model, context, prepare, lambda block: compiled(**block, use_cache=False).loss, shared.peer_flops
     )
 
 
+def as_gpt(config: Any) -> GptConfig:
+    """Return the GPT of the same sizes, with feed-forward layers of as many weights."""
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    sizes = {name: getattr(config, name) for name in names}
+    return config if isinstance(config, GptConfig) else GptConfig(**sizes, intermediate_size=4 * config.hidden_size)
+
+
 def nano_steps(context: Any, *, compiled: bool) -> Iterator[Step]:
-    model, batch = NanoGpt(context.config.model).train(), context.config.batch
+    model, batch = NanoGpt(as_gpt(context.config.model)).train(), context.config.batch
     stream, forward = token_stream(context, extra=1), torch.compile(model) if compiled else model
 
     def prepare(step: int) -> tuple[int, dict[str, torch.Tensor]]:
@@ -159,7 +156,7 @@ def nano_steps(context: Any, *, compiled: bool) -> Iterator[Step]:
         return ids.numel(), {"input_ids": ids, "labels": labels}
 
     return shared.hand_steps(
-        model, context, prepare, lambda block: forward(block["input_ids"], block["labels"]), gpt_flops
+        model, context, prepare, lambda block: forward(block["input_ids"], block["labels"]), shared.peer_flops
     )
 
 

@@ -9,11 +9,11 @@ Without `--data`, on the embedded English samples. Sides:
     ours_muon                with the optimizer of our small recipes; a step costs more, fewer are needed (time_to_quality.py)
     ours_in_4, ours_in_8     with four or eight micro-batches in a step, which takes less memory
     default                  transformers' run_mlm example: Trainer, float32, eager; its own collator and data loader
-    default_shipped_dropout  the same with BertConfig's own dropout (0.1, also on attention probabilities)
-    best                     BertForMaskedLM in a loop by hand: scaled_dot_product_attention, fused AdamW, torch.compile, bf16
+    default_shipped_dropout  the same with BertConfig's own dropout (0.1, also on attention probabilities); BERT only
+    best                     its class in a loop by hand: scaled_dot_product_attention, fused AdamW, torch.compile, bf16
                              autocast if the processor has bf16 units, batches prefetched in a thread as ours are
     best_kept_memory         the same in a process that keeps freed memory, as ours does (`device.configure_allocator`)
-    best_attention_dropout   the same with dropout 0.1 on attention probabilities
+    best_attention_dropout   the same with dropout 0.1 on attention probabilities; BERT only
 
 Tokens are counted without padding and with special tokens, on all sides. MFU is what a side computes, padding and
 positions that are not scored included, over the rate of a 4096 x 4096 matrix product in the same precision and process.
@@ -22,7 +22,7 @@ Runs on the CPU.
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,19 +120,13 @@ def our_context(side: str, args: argparse.Namespace) -> Any:
 
 
 def peer_model(side: str, context: Any) -> Any:
-    sizes = asdict(context.config.model)
-    attention = 0.1 if side in ("best_attention_dropout", "default_shipped_dropout") else 0.0
-    if side == "default_shipped_dropout":
-        sizes["hidden_dropout_prob"] = 0.1
-    config = transformers.BertConfig(**sizes, attention_probs_dropout_prob=attention, attn_implementation="sdpa")
-    return transformers.BertForMaskedLM(config).train()
-
-
-def peer_flops(model: Any, rows: int, length: int) -> float:
-    """Return the operations of transformers for a padded block: layers and head at all positions (see `step_flops`)."""
-    d, layers, vocab_size = model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size
-    body = sum(p.numel() for p in model.bert.encoder.parameters())
-    return 6.0 * rows * length * (body + 2 * d * layers * length + d * (d + vocab_size))
+    sizes, shipped = context.config.model, {}
+    if sizes.model_type == "bert":
+        attention = 0.1 if side in ("best_attention_dropout", "default_shipped_dropout") else 0.0
+        shipped = {"attention_probs_dropout_prob": attention}
+        if side == "default_shipped_dropout":
+            shipped["hidden_dropout_prob"] = 0.1
+    return shared.transformers_model(sizes, **shipped)
 
 
 def peer_examples(context: Any, args: argparse.Namespace) -> list[dict[str, list[int]]]:
@@ -170,7 +164,7 @@ def peer_collator(context: Any, args: argparse.Namespace) -> Any:
 
 
 def trainer_steps(model: Any, context: Any, args: argparse.Namespace) -> Iterator[Step]:
-    return shared.trainer_steps(model, context, peer_examples(context, args), peer_collator(context, args), peer_flops)
+    return shared.trainer_steps(model, context, peer_examples(context, args), peer_collator(context, args), shared.peer_flops)
 
 
 def hand_steps(model: Any, context: Any, args: argparse.Namespace) -> Iterator[Step]:
@@ -187,7 +181,7 @@ def hand_steps(model: Any, context: Any, args: argparse.Namespace) -> Iterator[S
             del batch["attention_mask"]  # nothing is padded: the faster way
         return tokens, batch
 
-    return shared.hand_steps(model, context, prepare_batch, lambda batch: compiled(**batch).loss, peer_flops)
+    return shared.hand_steps(model, context, prepare_batch, lambda batch: compiled(**batch).loss, shared.peer_flops)
 
 
 if __name__ == "__main__":

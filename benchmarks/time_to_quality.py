@@ -52,7 +52,7 @@ import numpy as np
 import torch
 import transformers
 from nano_gpt import NanoGpt, as_hugging_face, sample_batch
-from pretrain_frame import CPU, gpt2_config, join_documents, prepare_samples
+from pretrain_frame import CPU, join_documents, prepare_samples, transformers_model
 from torch import Tensor
 
 import stemformer
@@ -268,11 +268,11 @@ def bert_peer(args: argparse.Namespace) -> Peer:
     tokenizer = load_tokenizer(Path(args.data) / "tokenizer")
     ours = replace(config.model, vocab_size=tokenizer.vocab_size)
     architecture = ARCHITECTURES[config.model_type]
-    kind = architecture.hf_classes[frozenset({"masked_lm"})].removesuffix("ForMaskedLM")
     # The defaults of run_mlm keep BERT's dropout; ModernBERT has none.
-    dropout = {} if is_tuned or kind != "Bert" else {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-    theirs = getattr(transformers, f"{kind}Config")(**{**architecture.write_config(ours), **dropout})
-    model = getattr(transformers, f"{kind}ForMaskedLM")._from_config(theirs, attn_implementation="sdpa").train()
+    has_dropout = not is_tuned and config.model_type == "bert"
+    model = transformers_model(
+        ours, **({"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1} if has_dropout else {})
+    )
     if is_tuned:
         configure_allocator(CPU)
         rows, rate, peak = config.batch.size, config.objective.mask_rate, config.optimizer.learning_rate
@@ -357,7 +357,11 @@ def gpt_peer(args: argparse.Namespace) -> Peer:
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
         precision, rows = choose_precision("auto", CPU), config.batch.size
     else:
-        model = transformers.GPT2LMHeadModel(gpt2_config(sizes)).train()
+        # The defaults of run_clm keep GPT-2's dropout; Llama has none.
+        has_dropout = sizes.model_type == "gpt2"
+        model = transformers_model(
+            sizes, **({"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1} if has_dropout else {})
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0)
         precision, rows = "fp32", 8
     objective = CausalLm(CausalLmConfig(documents="stream"), special=SpecialIds(eos=end))
