@@ -69,16 +69,16 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
     """Return a ModernBERT run for modest hardware: as BERT's, with rotary positions and gated layers.
 
     Two thirds of BERT's intermediate size, rounded to 32, give the same number of weights. A theta of
-    10,000 suits short sequences; all layers see the full sequence. The first quarter of the run trains
-    as a causal LM, Muon's rate is twice BERT's, and the rate is constant until the last fifth
-    (`docs/log.md`).
+    10,000 suits short sequences; all layers see the full sequence. Embeddings start from counts of tokens that
+    occur together, Muon's rate is twice BERT's, and the rate is constant until the last fifth (`docs/log.md`).
     """
     run = _bert(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
     return ModernBertRunConfig(
         recipe=name,
+        embedding_init="cooccurrence",
         model=ModernBertConfig(**sizes, max_position_embeddings=512, global_rope_theta=10_000.0),
-        objective=replace(run.objective, causal_start_ratio=0.25),
+        objective=run.objective,
         batch=run.batch,
         optimizer=replace(run.optimizer, muon_lr_multiplier=4.0),
         schedule=replace(run.schedule, kind="wsd"),
@@ -86,13 +86,16 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
 
 
 def _eurobert(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> RunConfig:
-    """Return a EuroBERT run: ModernBERT's, with RMS norm and no transform before the output."""
+    """Return a EuroBERT run: ModernBERT's, with RMS norm and no transform before the output.
+
+    The first quarter of the run trains as a causal LM (`docs/log.md`, 2026-11-29).
+    """
     run = _modernbert(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
     return EuroBertRunConfig(
         recipe=name,
         model=EuroBertConfig(**sizes, max_position_embeddings=512),
-        objective=run.objective,
+        objective=replace(run.objective, causal_start_ratio=0.25),
         batch=run.batch,
         optimizer=run.optimizer,
         schedule=run.schedule,

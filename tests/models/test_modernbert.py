@@ -32,13 +32,28 @@ def test_initial_queries_and_keys_of_normed_states_have_variance_one():
     states = torch.nn.functional.layer_norm(torch.randn(500, 64), (64,))
     q, k, v = layer.attention.qkv(states).chunk(3, 1)
     assert q.std().item() == pytest.approx(1, abs=0.1) and k.std().item() == pytest.approx(1, abs=0.1)
-    assert v.std().item() == pytest.approx(0.02 * 8, rel=0.1)
+    assert v.std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_initial_outputs_of_layers_are_divided_by_the_root_of_twice_their_number():
-    layer = body().layers[0]
-    for weight in (layer.attention.out.weight, layer.feed_forward.down.weight):
-        assert weight.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.1)
+def test_initial_outputs_of_feed_forward_layers_are_divided_by_the_root_of_twice_their_number():
+    assert body().layers[0].feed_forward.down.weight.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.1)
+
+
+def test_initial_attention_adds_a_fraction_of_the_mean_of_what_it_sees():
+    attention, (_, _, _, cu_seqlens, longest) = body().layers[1].attention, flat([6])
+    attention.qkv.weight.data[:128] = 0  # equal scores
+    x = torch.randn(6, 64)
+    torch.testing.assert_close(attention(x, cu_seqlens, longest), 0.3 * x.mean(0).expand(6, 64), atol=1e-5, rtol=1e-5)
+
+
+def test_initial_masked_lm_scores_are_about_inner_products_with_the_embeddings():
+    model = make_model(CONFIG, ["masked_lm"], generator=torch.Generator().manual_seed(0))
+    embeddings = torch.nn.functional.normalize(model.body.embeddings.word.weight.detach(), dim=1)
+    states = 8 * embeddings  # normed, as those of the body are
+    scores = model.lm_logits(states)
+    expected = embeddings @ embeddings.t()
+    assert torch.corrcoef(torch.stack([scores.flatten(), expected.flatten()]))[0, 1] > 0.7
+    assert (scores.argmax(1) == torch.arange(len(scores))).float().mean() > 0.9
 
 
 def test_position_matters_only_relative_to_others():

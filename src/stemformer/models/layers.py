@@ -197,6 +197,8 @@ class MultiHeadAttention(nn.Module):
         self.qkv.row_parts = tuple(rows)  # type: ignore[assignment]
         self.out = nn.Linear(rows[0], hidden_size, bias=bias)
         has_norm = qk_norm_eps is not None
+        # If set, the initial weights of values and output multiply to this times the identity.
+        self.copy_scale: float | None = None
         self.q_norm = RmsNorm(self.head_size, eps=qk_norm_eps) if has_norm else None  # type: ignore[arg-type]
         self.k_norm = RmsNorm(self.head_size, eps=qk_norm_eps) if has_norm else None  # type: ignore[arg-type]
 
@@ -401,7 +403,10 @@ def row_parts(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
-    """Initialize in place, in definition order, by the body's table; a layer's `init_scale` multiplies `std`."""
+    """Initialize in place, in definition order, by the body's table.
+
+    A layer's `init_scale` multiplies `std`; `identity_scale` times the identity is added to its weight.
+    """
     for part in module.modules():
         if isinstance(part, PositionEmbedding):
             part.weight.data.copy_(sinusoids(*part.weight.shape) * std * 2**0.5)
@@ -409,9 +414,16 @@ def initialize_weights(module: nn.Module, *, std: float, generator: torch.Genera
             nn.init.normal_(part.weight, std=std * getattr(part, "init_scale", 1.0), generator=generator)
             # Rows whose outputs have variance 1 for normed inputs.
             part.weight.data[: getattr(part, "num_unit_rows", 0)] *= part.weight.shape[1] ** -0.5 / std
+            if identity_scale := getattr(part, "identity_scale", 0.0):
+                part.weight.data += identity_scale * torch.eye(*part.weight.shape)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
         if isinstance(part, nn.LayerNorm | RmsNorm):
             nn.init.ones_(part.weight)
             if (bias := getattr(part, "bias", None)) is not None:
                 nn.init.zeros_(bias)
+    for part in module.modules():
+        if isinstance(part, MultiHeadAttention) and part.copy_scale is not None:
+            values, out = part.qkv.weight.data[-part.out.weight.shape[1] :], part.out.weight.data
+            nn.init.orthogonal_(values, generator=generator)
+            out.copy_(part.copy_scale * values.t())

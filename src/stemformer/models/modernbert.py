@@ -97,8 +97,9 @@ class ModernBertLayer(PreNormLayer):
         self.dropout = nn.Identity()
         # Queries and keys of normed states start with variance 1, so that attention starts sharp.
         self.attention.qkv.num_unit_rows = 2 * size  # type: ignore[assignment]
-        for residual in (self.attention.out, self.feed_forward.down):
-            residual.init_scale = (2 * config.num_hidden_layers) ** -0.5
+        # Attention starts by adding the mean of what it sees.
+        self.attention.copy_scale = 0.3
+        self.feed_forward.down.init_scale = (2 * config.num_hidden_layers) ** -0.5  # type: ignore[assignment]
 
 
 class ModernBert(Body):
@@ -108,15 +109,20 @@ class ModernBert(Body):
     |---|---|
     | word and linear weights | normal, standard deviation `initializer_range` |
     | query and key weights | normal, standard deviation 1 / sqrt(`hidden_size`) |
-    | output weights of attention and feed-forward | as linear weights, divided by sqrt(2 * number of layers) |
+    | value weights | orthogonal |
+    | output weights of attention | transposed value weights, times 0.3 |
+    | output weights of feed-forward | as linear weights, divided by sqrt(2 * number of layers) |
+    | transform of the masked-LM head | as linear weights, plus the identity |
     | norm weights | 1 |
     | bias of the masked-LM head | 0; in pre-training log unigram frequencies (`init_output_bias_from_unigrams`) |
 
-    The original draws query and key weights like the others and cuts all of them at two standard
-    deviations; ours learn sooner (`docs/log.md`).
+    So the first masked-LM scores are about inner products of embeddings with those of nearby tokens, which
+    embeddings from co-occurrence make meaningful (`training.cooccurrence`). The original draws all weights
+    from a normal distribution, cut at two standard deviations; ours learn sooner (`docs/log.md`).
 
     Source: Warner et al. 2024, section 2.1 (layers, alternating attention); Su et al. 2021, section 3
-    (rotary positions); Shazeer 2020 (gated layers).
+    (rotary positions); Shazeer 2020 (gated layers); Trockman and Kolter 2023 (values and output that start
+    near a multiple of the identity).
     """
 
     def __init__(self, config: ModernBertConfig) -> None:
