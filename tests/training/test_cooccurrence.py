@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from stemformer.models.layers import WordEmbedding
 from stemformer.models.model import make_model
 from stemformer.recipes import find_recipe
 from stemformer.training import cooccurrence
-from stemformer.training.cooccurrence import cooccurrence_vectors, init_from_cooccurrence
+from stemformer.training.cooccurrence import init_from_nearby_tokens, init_from_next_tokens
 
 V = 40
 
@@ -37,48 +38,101 @@ def random_documents(seed=0, number=30):
     ]
 
 
-def brute_force_pmi(documents):
+def count_nearby(documents):
     counts = np.zeros((V, V))
     for document in documents:
         for i, a in enumerate(document):
             for j, b in enumerate(document):
                 if 0 < abs(i - j) <= 4:
                     counts[a, b] += 1 / abs(i - j)
+    return counts
+
+
+def count_next(documents, eos):
+    counts = np.zeros((V, V))
+    for a, b in pairwise([eos, *(token for document in documents for token in [*document, eos])]):
+        counts[a, b] += 1
+    return counts
+
+
+def pmi(counts):
     joint = counts / counts.sum()
-    one = joint.sum(1)
-    smooth = one**0.75 / (one**0.75).sum()
     with np.errstate(divide="ignore", invalid="ignore"):
-        pmi = (np.log(joint / np.outer(one, smooth)) + np.log(joint / np.outer(smooth, one))) / 2
-    return np.where(joint > 0, np.maximum(pmi, 0), 0)
+        return np.log(joint / np.outer(joint.sum(1), joint.sum(0)))
 
 
-def test_inner_products_are_the_best_approximation_of_positive_pmi():
+def words(number=1, size=V):
+    made = [WordEmbedding(V, size) for _ in range(number)]
+    return made if number > 1 else made[0]
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("size", [8, V])
+def test_inner_products_are_the_best_weighted_approximation_of_positive_pmi(size):
     documents = random_documents()
-    values, vectors = np.linalg.eigh(brute_force_pmi(documents))
-    assert values[0] < -1, "without negative eigenvalues the test says less"
-    for size in (8, V):
-        top = slice(V - size, V)
-        expected = (vectors[:, top] * np.maximum(values[top], 0)) @ vectors[:, top].T
-        found = cooccurrence_vectors(InMemoryShards(documents), size, generator=torch.Generator().manual_seed(0))
-        assert found.shape == (V, size)
-        np.testing.assert_allclose(found @ found.T, expected, atol=0.02 * np.abs(expected).max())
+    counts = count_nearby(documents)
+    weight = np.sqrt(counts.sum(1) / counts.sum())
+    weighted = np.outer(weight, weight) * np.maximum(np.nan_to_num(pmi(counts), neginf=0), 0)
+    values, vectors = np.linalg.eigh(weighted)
+    assert values[0] < -0.01, "without negative eigenvalues the test says less"
+    top = vectors[:, V - size :] * np.sqrt(np.maximum(values[V - size :], 0))
+    word = words(size=size)
+    init_from_nearby_tokens(word, InMemoryShards(documents), generator=generator())
+    found = word.weight.data[: V - 5].numpy() * weight[: V - 5, None]
+    found, expected = found @ found.T, (top @ top.T)[: V - 5, : V - 5]
+    # Up to the scale.
+    scale = np.linalg.norm(expected) / np.linalg.norm(found)
+    np.testing.assert_allclose(found * scale, expected, atol=0.02 * np.abs(expected).max())
+    assert word.weight[: V - 5].square().sum(1).mean().sqrt().item() == pytest.approx(0.64)
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_scores_of_input_and_output_embeddings_are_those_of_the_next_token(is_backward):
+    documents, eos = random_documents(number=200), V - 1
+    word, output = words(2)
+    options = {"eos": eos, "generator": generator(), "is_backward": is_backward}
+    init_from_next_tokens(word, output, InMemoryShards(documents), **options)
+    counts = count_next(documents, eos)
+    counts = counts.T if is_backward else counts
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = np.where(counts > 0, np.maximum(pmi(counts), -2), -1) + np.log(counts.sum(0) / counts.sum())
+    seen = [*range(V - 5), eos]
+    expected = expected[np.ix_(seen, seen)]
+    found = (word.weight @ output.weight.T).detach().numpy()[np.ix_(seen, seen)]
+    frequency = counts.sum(1) / counts.sum()
+    rms = word.weight.square().mean(1).sqrt().detach().numpy()
+    assert frequency @ rms == pytest.approx(0.5)
+    # Up to a constant, for states of root mean square 1.
+    found = found / 0.5
+    difference = found - expected
+    np.testing.assert_allclose(difference, np.full_like(difference, difference.mean()), atol=0.02)
+    # Those of tokens that never occur are all equal.
+    assert not word.weight[V - 5 : V - 1].any() and not output.weight[V - 5 : V - 1].any()
 
 
 def test_more_dimensions_than_tokens_are_allowed():
-    found = cooccurrence_vectors(InMemoryShards(random_documents()), 64, generator=torch.Generator().manual_seed(0))
-    assert found.shape == (V, 64)
-    assert torch.linalg.matrix_rank(found) <= V
+    word, output = words(2, size=64)
+    init_from_nearby_tokens(word, InMemoryShards(random_documents()), generator=generator())
+    assert word.weight.shape == (V, 64) and word.weight.isfinite().all()
+    init_from_next_tokens(word, output, InMemoryShards(random_documents()), eos=0, generator=generator())
+    assert word.weight.isfinite().all() and output.weight.isfinite().all()
 
 
-def test_tokens_without_counts_keep_their_embedding():
-    word = WordEmbedding(V, 16)
+def test_tokens_without_counts_start_near_zero():
+    word = words(size=16)
     before = word.weight.detach().clone()
-    init_from_cooccurrence(word, InMemoryShards(random_documents()), generator=torch.Generator().manual_seed(0))
-    assert word.weight[-5:].equal(before[-5:])
-    assert word.weight[:-5].square().mean().sqrt().item() == pytest.approx(0.04)
-    # A document of one token has no pairs.
-    init_from_cooccurrence(word, InMemoryShards([[3]]), generator=torch.Generator().manual_seed(0))
-    assert word.weight[-5:].equal(before[-5:])
+    init_from_nearby_tokens(word, InMemoryShards(random_documents()), generator=generator())
+    torch.testing.assert_close(word.weight[-5:], 0.01 * before[-5:])
+
+
+def test_a_text_without_pairs_changes_nothing():
+    word = words(size=16)
+    before = word.weight.detach().clone()
+    init_from_nearby_tokens(word, InMemoryShards([[3]]), generator=generator())
+    assert word.weight.equal(before)
 
 
 def test_a_long_text_is_sampled_evenly(monkeypatch):
@@ -101,9 +155,9 @@ def test_pretraining_starts_from_counts_but_a_trained_model_keeps_its_embeddings
 
     counted, random = embeddings("counted", "cooccurrence"), embeddings("random", "random")
     sizes = {"vocab_size": len(random.weight), "hidden_size": 16, "num_attention_heads": 2}
-    generator = torch.Generator().manual_seed(0)
-    model = make_model(replace(find_recipe("modernbert_tiny").model, **sizes), ["masked_lm"], generator=generator)
-    init_from_cooccurrence(model.body.embeddings.word, open_shards(tiny / "data"), generator=generator)
+    numbers = generator()
+    model = make_model(replace(find_recipe("modernbert_tiny").model, **sizes), ["masked_lm"], generator=numbers)
+    init_from_nearby_tokens(model.body.embeddings.word, open_shards(tiny / "data"), generator=numbers)
     torch.testing.assert_close(counted.weight, model.body.embeddings.word.weight, atol=1e-6, rtol=0)
     assert not torch.allclose(counted.weight, random.weight, atol=1e-3)
     more = embeddings("more", "cooccurrence", init=str(tmp_path / "random"))

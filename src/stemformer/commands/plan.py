@@ -66,7 +66,8 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     special = SpecialIds(cls=2, sep=3, mask=4, eos=0)
     objective = make_objective(config.objective, special=special, vocab_size=config.model.vocab_size)
     heads = OBJECTIVES[config.objective.name].heads
-    model = make_model(config.model, heads, generator=torch.Generator().manual_seed(0)).to(device).train()
+    generator = torch.Generator().manual_seed(0)
+    model = make_model(config.model, heads, tied=config.ties_embeddings, generator=generator).to(device).train()
     configure_allocator(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -255,7 +255,8 @@ def _count_parameters(config: ScalingConfig, size: Size) -> tuple[int, int]:
     """Return the number of parameters of a size, and that in its layers, without allocating them."""
     model_config = replace(config.run.model, **size.model_settings(config.run.model))
     with torch.device("meta"):
-        model = make_model(model_config, OBJECTIVES[config.run.objective.name].heads)
+        heads = OBJECTIVES[config.run.objective.name].heads
+        model = make_model(model_config, heads, tied=config.run.ties_embeddings)
     return model.num_parameters(), model.num_parameters(embeddings=False)
 
 

@@ -241,11 +241,13 @@ def make_model(
     heads: Sequence[str] = (),
     *,
     num_labels: int | None = None,
+    tied: bool = True,
     generator: torch.Generator | None = None,
 ) -> Model:
     """Make a model with random weights, or with weights to be loaded if there is no generator.
 
-    The body's weights do not depend on the heads; `num_labels` is the output size of a task head.
+    The body's weights do not depend on the heads; `num_labels` is the output size of a task head. Unless `tied`, the
+    language-modeling head has an output matrix of its own instead of the word embeddings.
 
     Example:
         >>> config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
@@ -255,6 +257,8 @@ def make_model(
     architecture = ARCHITECTURES[config.model_type]
     task_heads = {name: partial(head, num_labels=num_labels) for name, head in architecture.task_heads.items()}
     make_head: dict[str, Callable[..., nn.Module]] = {**architecture.heads, **task_heads}
+    if not tied:
+        make_head[architecture.lm_head] = partial(make_head[architecture.lm_head], tied=False)
     # PyTorch's default initialization, overwritten below, must not advance the global generator.
     with torch.random.fork_rng(devices=[]):
         model = Model(config, architecture.body(config), {name: make_head[name](config) for name in heads})

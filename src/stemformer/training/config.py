@@ -161,7 +161,8 @@ class RunConfig:
     frozen_layers: int = 0
     # Freeze word, position and token type embeddings.
     frozen_embeddings: bool = False
-    # Word embeddings of a new model: random, or from counts of nearby tokens (`training.cooccurrence`).
+    # Word embeddings of a new model: random, or from counts of tokens that occur together
+    # (`training.cooccurrence`); those of a causal LM then have an output matrix of their own.
     embedding_init: Literal["random", "cooccurrence"] = "random"
     tensorboard: bool = False
     model: BertConfig = field(default_factory=BertConfig)
@@ -206,6 +207,11 @@ class RunConfig:
             number = sum(start < end for start in starts)
             phases.insert(number, (end, phases[number - 1][1]))
         return phases
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the word embeddings of a new model are its output matrix."""
+        return self.embedding_init == "random" or self.objective.name != "causal"
 
     @property
     def causal_start_ratio(self) -> float:

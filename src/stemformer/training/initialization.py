@@ -18,12 +18,13 @@ from stemformer.huggingface.vocab_transfer import transfer_vocabulary
 from stemformer.models.heads import can_shift_scores, init_output_bias_from_unigrams, rescale_scores
 from stemformer.models.layers import initialize_weights
 from stemformer.models.model import Model, make_model
+from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.objective import OBJECTIVES
 from stemformer.progress import Progress
 from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.config import FinetuneConfig, RunConfig
 from stemformer.training.context import TrainingContext
-from stemformer.training.cooccurrence import init_from_cooccurrence
+from stemformer.training.cooccurrence import init_from_nearby_tokens, init_from_next_tokens
 from stemformer.training.distributed import distribute
 from stemformer.training.optimizer import make_optimizer
 
@@ -54,13 +55,20 @@ def make_initial_model(
     if config.init is not None:
         return _load_init_model(config, config.init, heads, tokenizer, progress)
     generator = torch.Generator().manual_seed(config.seed)
-    model = make_model(resolve_model_config(config, tokenizer), heads, generator=generator)
+    model_config = resolve_model_config(config, tokenizer)
+    model = make_model(model_config, heads, tied=config.ties_embeddings, generator=generator)
     model.max_length = config.batch.sequence_length
     if shards is not None and "masked_lm" in heads and model.lm_head.bias is not None:
         init_output_bias_from_unigrams(model.heads["masked_lm"], shards.unigram_counts)
     if shards is not None and config.embedding_init == "cooccurrence":
         progress.start("counting tokens that occur together")
-        init_from_cooccurrence(model.body.embeddings.word, shards, generator=generator)
+        word, objective = model.body.embeddings.word, config.objective
+        if isinstance(objective, CausalLmConfig):
+            assert model.lm_head.decoder is not None
+            ends: dict[str, Any] = {"eos": model_config.eos_token_id, "is_backward": objective.direction == "backward"}
+            init_from_next_tokens(word, model.lm_head.decoder, shards, generator=generator, **ends)
+        else:
+            init_from_nearby_tokens(word, shards, generator=generator)
     return model
 
 
