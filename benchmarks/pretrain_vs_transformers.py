@@ -164,7 +164,9 @@ def peer_collator(context: Any, args: argparse.Namespace) -> Any:
 
 
 def trainer_steps(model: Any, context: Any, args: argparse.Namespace) -> Iterator[Step]:
-    return shared.trainer_steps(model, context, peer_examples(context, args), peer_collator(context, args), shared.peer_flops)
+    return shared.trainer_steps(
+        model, context, peer_examples(context, args), peer_collator(context, args), shared.peer_flops
+    )
 
 
 def hand_steps(model: Any, context: Any, args: argparse.Namespace) -> Iterator[Step]:

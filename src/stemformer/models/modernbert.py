@@ -99,7 +99,7 @@ class ModernBertLayer(PreNormLayer):
         self.attention.qkv.num_unit_rows = 2 * size  # type: ignore[assignment]
         # Attention starts by adding the mean of what it sees.
         self.attention.copy_scale = 0.3
-        self.feed_forward.down.init_scale = (2 * config.num_hidden_layers) ** -0.5  # type: ignore[assignment]
+        self.feed_forward.down.init_scale = (2 * config.num_hidden_layers) ** -0.5
 
 
 class ModernBert(Body):
