@@ -43,6 +43,12 @@ def _sizes(layers: int, hidden: int, heads: int) -> dict[str, Any]:
     return {**sizes, "intermediate_size": 4 * hidden}
 
 
+def _settings(run: RunConfig) -> dict[str, Any]:
+    """Return the settings of a run that fit another architecture with the same objective."""
+    names = ("embedding_init", "objective", "batch", "optimizer", "schedule")
+    return {name: getattr(run, name) for name in names}
+
+
 def _gated_size(hidden: int) -> int:
     """Return the intermediate size of gated layers with as many weights as others of four times the hidden size."""
     return round(8 * hidden / 3 / 32) * 32
@@ -74,15 +80,14 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
     """
     run = _bert(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
-    return ModernBertRunConfig(
-        recipe=name,
-        embedding_init="cooccurrence",
-        model=ModernBertConfig(**sizes, max_position_embeddings=512, global_rope_theta=10_000.0),
-        objective=run.objective,
-        batch=run.batch,
-        optimizer=replace(run.optimizer, muon_lr_multiplier=4.0),
-        schedule=replace(run.schedule, kind="wsd"),
-    )
+    settings = {
+        **_settings(run),
+        "embedding_init": "cooccurrence",
+        "optimizer": replace(run.optimizer, muon_lr_multiplier=4.0),
+        "schedule": replace(run.schedule, kind="wsd"),
+    }
+    model = ModernBertConfig(**sizes, max_position_embeddings=512, global_rope_theta=10_000.0)
+    return ModernBertRunConfig(recipe=name, model=model, **settings)
 
 
 def _eurobert(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> RunConfig:
@@ -92,14 +97,9 @@ def _eurobert(name: str, layers: int, hidden: int, heads: int, learning_rate: fl
     """
     run = _modernbert(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
-    return EuroBertRunConfig(
-        recipe=name,
-        model=EuroBertConfig(**sizes, max_position_embeddings=512),
-        objective=replace(run.objective, causal_start_ratio=0.25),
-        batch=run.batch,
-        optimizer=run.optimizer,
-        schedule=run.schedule,
-    )
+    objective = replace(run.objective, causal_start_ratio=0.25)
+    settings = {**_settings(run), "embedding_init": "random", "objective": objective}
+    return EuroBertRunConfig(recipe=name, model=EuroBertConfig(**sizes, max_position_embeddings=512), **settings)
 
 
 def _bert_2018(name: str, layers: int, hidden: int, heads: int) -> RunConfig:
@@ -138,30 +138,28 @@ def _gpt(name: str, layers: int, hidden: int, heads: int, learning_rate: float) 
 
 
 def _llama(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> LlamaRunConfig:
-    """Return a Llama run for modest hardware: as GPT's, with rotary positions, RMS norm and gated layers."""
+    """Return a Llama run for modest hardware: as GPT's, with rotary positions, RMS norm and gated layers.
+
+    Embeddings start from counts of tokens that follow each other; the output matrix is one of its own.
+    """
     run = _gpt(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
-    return LlamaRunConfig(
-        recipe=name,
-        model=LlamaConfig(**sizes, max_position_embeddings=256),
-        batch=run.batch,
-        optimizer=run.optimizer,
-        schedule=run.schedule,
-    )
+    settings = {**_settings(run), "embedding_init": "cooccurrence"}
+    return LlamaRunConfig(recipe=name, model=LlamaConfig(**sizes, max_position_embeddings=256), **settings)
 
 
 def _qwen3(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> Qwen3RunConfig:
     """Return a Qwen3 run: as Llama's, with normed queries and keys."""
     run = _llama(name, layers, hidden, heads, learning_rate)
     model = Qwen3Config(**asdict(run.model))
-    return Qwen3RunConfig(recipe=name, model=model, batch=run.batch, optimizer=run.optimizer, schedule=run.schedule)
+    return Qwen3RunConfig(recipe=name, model=model, **_settings(run))
 
 
 def _arcee(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> ArceeRunConfig:
     """Return an Arcee run: as Llama's, with squared ReLU."""
     run = _llama(name, layers, hidden, heads, learning_rate)
     model = ArceeConfig(**_sizes(layers, hidden, heads), max_position_embeddings=256)
-    return ArceeRunConfig(recipe=name, model=model, batch=run.batch, optimizer=run.optimizer, schedule=run.schedule)
+    return ArceeRunConfig(recipe=name, model=model, **_settings(run))
 
 
 def _gpt_char(name: str, layers: int, hidden: int, heads: int) -> GptRunConfig:

@@ -66,7 +66,7 @@ def gradients(loss, leaves):
     ("m", "at_once"), [(50, None), (50, 64), (3, None), (50, 1)], ids=["one", "chunks", "few", "rows"]
 )
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no_bias"])
-@pytest.mark.parametrize("is_split", [False, True], ids=["whole", "columns"])
+@pytest.mark.parametrize("is_split", [False, True], ids=["all", "columns"])
 def test_linear_loss_and_gradients_equal_those_of_all_logits_at_once(m, at_once, has_bias, is_split, monkeypatch):
     if at_once is not None:
         monkeypatch.setattr(losses, "_CHUNK_LOGITS", 30 * at_once)
