@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from interrupts import StopAt
 from safetensors.torch import load_file
 
@@ -70,6 +71,29 @@ def test_loss_decreases_and_is_also_in_bits_per_byte(files, full):
     per_byte = (counts["tokens"] + counts["documents"]) / counts["bytes"]
     expected = result["held_out_causal_lm_loss"] * per_byte / math.log(2)
     assert result["held_out_bits_per_byte"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["gpt_tiny", "llama_tiny"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_run_with_counted_embeddings_resumes_bit_for_bit_and_opens_in_transformers(files, tmp_path, recipe, direction):
+    settings = ["embedding_init=cooccurrence", f"objective.direction={direction}"]
+    assert_stopped_run_equals_full_run(files, tmp_path, settings, stop=6, recipe=recipe, steps=10)
+    folder = tmp_path / "full" / "final"
+    model = load_model(folder)
+    assert model.lm_head.decoder is not None
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor([[5, 9, 3, 7]])
+    with torch.inference_mode():
+        states = model.eval().body(
+            ids[0], torch.arange(4), torch.zeros(4, dtype=torch.long), torch.tensor([0, 4]).int(), 4
+        )
+        torch.testing.assert_close(model.lm_logits(states), theirs(ids).logits[0], atol=1e-4, rtol=1e-4)
+    # The counts know more than random embeddings, from the first step on.
+    first = read_jsonl(tmp_path / "full" / "log.jsonl")[0]
+    run(files, tmp_path / "random", settings=[*settings, "embedding_init=random"], recipe=recipe, steps=1)
+    random = read_jsonl(tmp_path / "random" / "log.jsonl")[0]
+    assert first["held_out_causal_lm_loss"] < random["held_out_causal_lm_loss"] - 0.2
 
 
 @pytest.mark.parametrize("recipe", ["bert_tiny", "modernbert_tiny", "eurobert_mini"])
