@@ -224,7 +224,8 @@ def our_steps(context: Any, *, compiled: bool | None = None) -> Iterator[Step]:
     context = replace(context, environment={"compile": compiled})
     heads = list(context.objective.heads)
     generator = torch.Generator().manual_seed(0)
-    model = make_model(context.config.model, heads, generator=generator).train().to(context.device)
+    tied = context.config.ties_embeddings
+    model = make_model(context.config.model, heads, tied=tied, generator=generator).train().to(context.device)
     if compiled:
         compile_blocks(model)
     module = LossModule(model, context.objective)
@@ -357,7 +358,8 @@ def transformers_model(config: Any, **options: Any) -> Any:
     `options` override its config.
     """
     architecture = ARCHITECTURES[config.model_type]
-    theirs = transformers.AutoConfig.for_model(config.model_type, **{**architecture.write_config(config), **options})
+    settings = {**architecture.write_config(config), **options}
+    theirs = transformers.AutoConfig.for_model(config.model_type, **settings)
     name = architecture.hf_classes[frozenset({architecture.lm_head})]
     return getattr(transformers, name)._from_config(theirs, attn_implementation="sdpa").train()
 
@@ -369,7 +371,9 @@ def peer_flops(model: Any, rows: int, length: int) -> float:
     # Weights of an own layer of the head; the output matrix is the embedding.
     embedding = max(model.parameters(), key=lambda p: len(p))
     counted = {id(p) for p in body.parameters()} | {id(embedding)}
-    head = sum(p.numel() for p in model.parameters() if id(p) not in counted and p.ndim == 2)
+    head = sum(
+        p.numel() for p in model.parameters() if id(p) not in counted and p.ndim == 2 and len(p) < len(embedding)
+    )
     vocab_size, d = embedding.shape
     weights = sum(p.numel() for p in layers.parameters()) + head + d * vocab_size
     return 6.0 * rows * length * (weights + 2 * d * len(layers) * length)

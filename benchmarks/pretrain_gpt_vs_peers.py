@@ -121,7 +121,8 @@ def transformers_steps(side: str, context: Any) -> Iterator[Step]:
         is_shipped = side == "default_shipped_dropout"
         rate = 0.1 if is_shipped else sizes.hidden_dropout_prob
         dropout = {"resid_pdrop": rate, "embd_pdrop": rate, "attn_pdrop": 0.1 if is_shipped else 0.0}
-    model = shared.transformers_model(sizes, **dropout)
+    tied = {"tie_word_embeddings": context.config.ties_embeddings}
+    model = shared.transformers_model(sizes, **tied, **dropout)
     blocks = token_stream(context).view(-1, batch.sequence_length)
     if side.startswith("default"):
         examples = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in blocks.tolist()]

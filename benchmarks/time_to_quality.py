@@ -269,10 +269,10 @@ def bert_peer(args: argparse.Namespace) -> Peer:
     ours = replace(config.model, vocab_size=tokenizer.vocab_size)
     architecture = ARCHITECTURES[config.model_type]
     # The defaults of run_mlm keep BERT's dropout; ModernBERT has none.
-    has_dropout = not is_tuned and config.model_type == "bert"
-    model = transformers_model(
-        ours, **({"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1} if has_dropout else {})
-    )
+    dropout: dict[str, float] = {}
+    if not is_tuned and config.model_type == "bert":
+        dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    model = transformers_model(ours, **dropout)
     if is_tuned:
         configure_allocator(CPU)
         rows, rate, peak = config.batch.size, config.objective.mask_rate, config.optimizer.learning_rate
@@ -358,10 +358,8 @@ def gpt_peer(args: argparse.Namespace) -> Peer:
         precision, rows = choose_precision("auto", CPU), config.batch.size
     else:
         # The defaults of run_clm keep GPT-2's dropout; Llama has none.
-        has_dropout = sizes.model_type == "gpt2"
-        model = transformers_model(
-            sizes, **({"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1} if has_dropout else {})
-        )
+        dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1} if sizes.model_type == "gpt2" else {}
+        model = transformers_model(sizes, tie_word_embeddings=True, **dropout)
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0)
         precision, rows = "fp32", 8
     objective = CausalLm(CausalLmConfig(documents="stream"), special=SpecialIds(eos=end))

@@ -25,6 +25,8 @@ class InMemoryShards(Shards):
         self.vocab_size, self.num_tokens = vocab_size, len(self._all)
         self.document_starts = np.cumsum([0, *map(len, documents)])
 
+        self._ends = [self.num_tokens]
+
     def tokens(self, start, stop):
         return self._all[start:stop]
 
@@ -109,8 +111,10 @@ def test_scores_of_input_and_output_embeddings_are_those_of_the_next_token(is_ba
     found = found / 0.5
     difference = found - expected
     np.testing.assert_allclose(difference, np.full_like(difference, difference.mean()), atol=0.02)
-    # Those of tokens that never occur are all equal.
-    assert not word.weight[V - 5 : V - 1].any() and not output.weight[V - 5 : V - 1].any()
+    # Tokens that never occur are as unlikely as the rarest.
+    for embedding, counted in ((word, counts.sum(1)), (output, counts.sum(0))):
+        rarest = embedding.weight[counted == counted[counted > 0].min()].mean(0)
+        torch.testing.assert_close(embedding.weight[V - 5 : V - 1], rarest.expand(4, -1))
 
 
 def test_more_dimensions_than_tokens_are_allowed():
@@ -135,13 +139,42 @@ def test_a_text_without_pairs_changes_nothing():
     assert word.weight.equal(before)
 
 
-def test_a_long_text_is_sampled_evenly(monkeypatch):
+def test_tokens_that_were_not_counted_get_little_probability():
+    """1,600 of 2,000 ids never occur; each is as likely as an id that occurs once."""
+    rng, vocab_size = np.random.default_rng(0), 2_000
+    documents = [np.minimum(rng.geometric(0.02, 200), 400) for _ in range(50)]
+    word, output = WordEmbedding(vocab_size, 32), WordEmbedding(vocab_size, 32)
+    init_from_next_tokens(word, output, InMemoryShards(documents, vocab_size), eos=0, generator=generator())
+    states = torch.nn.functional.rms_norm(word.weight[torch.from_numpy(documents[0].astype(np.int64))], (32,))
+    assert (states @ output.weight.T).softmax(1)[:, 401:].sum(1).mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[10] * V, [1_000], [3, 1_000], [5, *[400] * 3], [1, 50] * 20, [50, 1] * 20],
+    ids=["equal", "one", "short_first", "preface", "titles_first", "titles_last"],
+)
+def test_a_long_text_is_sampled_evenly_by_tokens(lengths, monkeypatch):
     monkeypatch.setattr(cooccurrence, "_NUM_TOKENS", 100)
-    tokens, documents = cooccurrence._sample_documents(InMemoryShards([[n] * 10 for n in range(V)]))
-    assert tokens.tolist() == np.repeat(np.arange(0, V, 4), 10).tolist()
-    assert documents.tolist() == np.repeat(np.arange(10), 10).tolist()
-    tokens, documents = cooccurrence._sample_documents(InMemoryShards([[1] * 1_000]))
-    assert len(tokens) == len(documents) == 100
+    monkeypatch.setattr(cooccurrence, "_NUM_WINDOWS", 10)
+    documents = [[n % V] * length for n, length in enumerate(lengths)]
+    shards = InMemoryShards(documents)
+    sample = cooccurrence._sample(shards)
+    positions = np.concatenate(
+        [np.arange(start, start + 10) for start in np.linspace(0, sum(lengths) - 10, 10).astype(int)]
+    )
+    assert sample.tokens.tolist() == np.concatenate(documents)[positions].tolist()
+    document = np.repeat(np.arange(len(lengths)), lengths)[positions]
+    neighbors = (np.diff(document) == 0) & (np.arange(1, 100) % 10 != 0)
+    assert (np.diff(sample.segments) == 0).tolist() == neighbors.tolist()
+    ends = np.cumsum(lengths)
+    assert sample.is_first.tolist() == np.isin(positions, [0, *ends]).tolist()
+    assert sample.is_last.tolist() == np.isin(positions + 1, ends).tolist()
+
+
+def test_a_short_text_is_counted_completely():
+    documents = random_documents()
+    assert cooccurrence._sample(InMemoryShards(documents)).tokens.tolist() == np.concatenate(documents).tolist()
 
 
 def test_pretraining_starts_from_counts_but_a_trained_model_keeps_its_embeddings(tiny, tmp_path, no_timing):

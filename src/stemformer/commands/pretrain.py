@@ -110,7 +110,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
             # A causal start that has ended does not begin again in a longer run.
             context = replace(context, phases=[replace(phase, is_causal=False) for phase in context.phases])
         module, optimizer, state = start_run(model, context, found, progress)
-        if found is None:
+        if found is None and config.init is None:
             # Counting for the first embeddings is part of the training time.
             state.seconds = seconds
         if not context.budget.is_last(state.step) and ranks.is_main:

@@ -20,6 +20,8 @@ class BertConfig:
     # BERT has no token that ends a document.
     eos_token_id: ClassVar[None] = None
     has_bias: ClassVar[bool] = True
+    # The initial transform of the masked-LM head is this times the identity, plus random weights.
+    transform_identity_scale: ClassVar[float] = 0.0
 
     # V, D, L, H (a divisor of D) and F in shapes.
     vocab_size: int = 30522

@@ -57,9 +57,8 @@ class MaskedLmHead(Transform, LmHead):
 
     def __init__(self, config: BertConfig | ModernBertConfig, *, tied: bool = True) -> None:
         super().__init__(config)
-        if isinstance(config, ModernBertConfig):
-            # States start as about the embedding of the predicted token.
-            self.dense.identity_scale = 1.0  # type: ignore[assignment]
+        # With the identity, states start as about the embedding of the predicted token.
+        self.dense.identity_scale = config.transform_identity_scale  # type: ignore[assignment]
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
 

@@ -405,7 +405,8 @@ def row_parts(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def initialize_weights(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
     """Initialize in place, in definition order, by the body's table.
 
-    A layer's `init_scale` multiplies `std`; `identity_scale` times the identity is added to its weight.
+    A layer's `init_scale` multiplies `std`; `identity_scale` times the identity is added to its weight. The
+    weights of attention with `copy_scale` come last.
     """
     for part in module.modules():
         if isinstance(part, PositionEmbedding):
@@ -424,6 +425,7 @@ def initialize_weights(module: nn.Module, *, std: float, generator: torch.Genera
                 nn.init.zeros_(bias)
     for part in module.modules():
         if isinstance(part, MultiHeadAttention) and part.copy_scale is not None:
+            assert part.num_key_value_heads == part.num_heads, "grouped values cannot copy"
             values, out = part.qkv.weight.data[-part.out.weight.shape[1] :], part.out.weight.data
             nn.init.orthogonal_(values, generator=generator)
             out.copy_(part.copy_scale * values.t())

@@ -23,6 +23,8 @@ class ModernBertConfig:
     eos_token_id: ClassVar[None] = None
     # Neither linear layers nor norms have biases, except the output over the vocabulary.
     has_bias: ClassVar[bool] = False
+    # The initial transform of the masked-LM head is this times the identity, plus random weights.
+    transform_identity_scale: ClassVar[float] = 1.0
 
     vocab_size: int = 50368
     hidden_size: int = 768
@@ -121,8 +123,8 @@ class ModernBert(Body):
     from a normal distribution, cut at two standard deviations; ours learn sooner (`docs/log.md`).
 
     Source: Warner et al. 2024, section 2.1 (layers, alternating attention); Su et al. 2021, section 3
-    (rotary positions); Shazeer 2020 (gated layers); Trockman and Kolter 2023 (values and output that start
-    near a multiple of the identity).
+    (rotary positions); Shazeer 2020 (gated layers). Values and output that start near a multiple of the
+    identity: Trockman and Kolter 2023, where it is negative, for images.
     """
 
     def __init__(self, config: ModernBertConfig) -> None:

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 # Logits in a chunk: 64 MiB in bfloat16, a thousand tokens of BERT's vocabulary.
 _CHUNK_LOGITS, _CHUNK_LOGITS_GPU = 2**25, 2**27
-# Columns of a product in float32 on the CPU, if there are many: one and a half times as fast as all at once.
+# Columns of a product in float32 on the CPU, if there are many: 1.4 to 1.5 times as fast as all at once
+# without bf16 units (`docs/log.md`, 2026-11-30).
 _SPLIT, _MIN_SPLIT_VOCAB = 512, 2**14
 # Chunk sizes are padded to multiples of this, or of 1 in 32 of their rows (see `models.layers.pad_to_bucket`).
 _CHUNK_MULTIPLE = 16
@@ -135,7 +136,10 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     for start in range(0, len(weight), _SPLIT):
         columns = slice(start, start + _SPLIT)
         part, out = weight[columns].t(), logits[:, columns]
-        torch.mm(x, part, out=out) if bias is None else torch.addmm(bias[columns], x, part, out=out)
+        if bias is None:
+            torch.mm(x, part, out=out)
+        else:
+            torch.addmm(bias[columns], x, part, out=out)
     return logits
 
 

@@ -154,7 +154,7 @@ class RunConfig:
     recipe: str = "bert_mini"
     model_type: Literal["bert"] = "bert"
     seed: int = 0
-    # Model to continue training from; None starts from random weights.
+    # Model to continue training from, whose embeddings are kept; None: a new model.
     init: str | None = None
     log_every: int = 10
     # Number of lowest layers of the `init` model that are not trained.

@@ -1,24 +1,25 @@
 """Word embeddings from co-occurrence counts, as a start of pre-training.
 
-For many steps a language model learns little more than which tokens occur together, which counting finds in
-seconds (`docs/log.md`, 2026-11-30).
+For many steps a language model learns little more than which tokens occur together, which counting finds much
+sooner (`docs/log.md`, 2026-11-30).
 
-Source: Levy and Goldberg 2014, section 5 (factorized pointwise mutual information, PMI); Pennington et al.
+Source: Levy and Goldberg 2014, section 4 (factorized pointwise mutual information, PMI); Pennington et al.
 2014, section 4.2 (pairs weighted by distance).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 from scipy import sparse
 from torch import Tensor, nn
 
 from stemformer.data.shards.reader import Shards
 
-# Tokens that are counted, from documents spread over the text.
-_NUM_TOKENS = 5_000_000
+# Tokens that are counted, in windows spread evenly over the text.
+_NUM_TOKENS, _NUM_WINDOWS = 5_000_000, 1_000
 # Distance of the farthest tokens that count as nearby, for a masked LM.
 _WINDOW = 4
 # Root mean square of the norms of a masked LM's embeddings, with which its first scores have the best scale.
@@ -32,7 +33,7 @@ _UNSEEN_PMI, _LOWEST_PMI = -1.0, -2.0
 # Iterations of the leading vectors, and vectors besides those that are needed.
 _NUM_ITERATIONS, _NUM_MORE_VECTORS = 4, 32
 
-Vectors = Float32[np.ndarray, "V D"]
+Vectors = Float[Tensor, "V D"]
 
 
 def init_from_nearby_tokens(word: nn.Embedding, shards: Shards, *, generator: torch.Generator) -> None:
@@ -41,18 +42,16 @@ def init_from_nearby_tokens(word: nn.Embedding, shards: Shards, *, generator: to
     The squared error of a pair is weighted by the product of the tokens' frequencies. Embeddings of tokens that
     were not counted, such as `[MASK]`, start near zero.
     """
-    tokens, documents = _sample_documents(shards)
-    counts = _count_nearby(tokens, documents, shards.vocab_size)
+    counts = _count_nearby(_sample(shards), shards.vocab_size)
     frequency, _, pmi = _pmi(counts)
     pmi.data = np.maximum(pmi.data, 0)
     weight = np.sqrt(frequency).astype(np.float32)
     scale = sparse.diags(weight)
-    vectors = _over(_symmetric_factors(scale @ pmi @ scale, word.embedding_dim, generator), weight)
-    if not vectors.any():
+    vectors = _divide_rows(_symmetric_factors(scale @ pmi @ scale, word.embedding_dim, generator), weight)
+    is_counted = vectors.any(1)
+    if not is_counted.any():
         return
-    is_counted = torch.from_numpy(vectors.any(1))
-    vectors *= _NORM / np.sqrt(np.square(vectors[vectors.any(1)]).sum(1).mean())
-    rotated = _rotate([vectors], generator)[0]
+    rotated = _rotate(vectors * (_NORM / vectors[is_counted].square().sum(1).mean().sqrt()), generator=generator)[0]
     word.weight.data = torch.where(is_counted[:, None], rotated, word.weight.data * _UNCOUNTED_SCALE)
 
 
@@ -68,58 +67,87 @@ def init_from_next_tokens(
     """Set input and output embeddings whose inner products approximate log p(next token | token).
 
     More exactly, PMI plus log p(next token), up to a constant, at pairs weighted by the tokens' frequencies. The
-    token `eos` is between documents; `is_backward`: the next token is the one to the left.
+    token `eos` is between documents; `is_backward`: the next token is the one to the left. Tokens that were not
+    counted get the mean vector of the rarest that were.
     """
-    tokens, documents = _sample_documents(shards)
-    ends = np.flatnonzero(np.diff(documents)) + 1
-    tokens = np.concatenate([[eos], np.insert(tokens, ends, eos), [eos]]).astype(np.int32)
-    pairs = (tokens[1:], tokens[:-1]) if is_backward else (tokens[:-1], tokens[1:])
-    ones = np.ones(len(tokens) - 1, np.float32)
-    counts = sparse.coo_matrix((ones, pairs), shape=(shards.vocab_size, shards.vocab_size)).tocsr()
+    counts = _count_next(_sample(shards), shards.vocab_size, eos)
+    counts = counts.T.tocsr() if is_backward else counts
     frequency, next_frequency, pmi = _pmi(counts)
     pmi.data = np.maximum(pmi.data, _LOWEST_PMI) - np.float32(_UNSEEN_PMI)
     logs = np.log(next_frequency + 1 / counts.sum())
-    column = (_UNSEEN_PMI + logs - (logs * next_frequency).sum()).astype(np.float32)
-    weight, next_weight = (np.sqrt(x).astype(np.float32)[:, None] for x in (frequency, next_frequency))
+    offsets = torch.from_numpy((_UNSEEN_PMI + logs - (logs * next_frequency).sum()).astype(np.float32))
+    weight, next_weight = (np.sqrt(x).astype(np.float32) for x in (frequency, next_frequency))
+    rows, columns = (torch.from_numpy(x)[:, None] for x in (weight, next_weight))
 
     def multiply(x: Vectors) -> Vectors:
-        x = next_weight * x
-        return weight * (pmi @ x + column @ x)
+        x = columns * x
+        return rows * (_multiply(pmi, x) + offsets @ x)
 
     def multiply_transposed(x: Vectors) -> Vectors:
-        x = weight * x
-        return next_weight * (pmi.T @ x + column[:, None] * x.sum(0))
+        x = rows * x
+        return columns * (_multiply(pmi.T, x) + offsets[:, None] * x.sum(0))
 
     inputs, outputs = _singular_factors(multiply, multiply_transposed, shards.vocab_size, word.embedding_dim, generator)
-    inputs, outputs = _over(inputs, weight[:, 0]), _over(outputs, next_weight[:, 0])
+    inputs = _fill_uncounted(_divide_rows(inputs, weight), frequency)
+    outputs = _fill_uncounted(_divide_rows(outputs, next_weight), next_frequency)
     # States are normed before the output.
-    rms = float(frequency @ np.sqrt(np.square(inputs).mean(1)))
-    scaled = _rotate([inputs * (_INPUT_RMS / rms), outputs * rms], generator)
+    rms = float(torch.from_numpy(frequency).float() @ inputs.square().mean(1).sqrt())
+    scaled = _rotate(inputs * (_INPUT_RMS / rms), outputs * rms, generator=generator)
     for embedding, values in zip((word, output), scaled, strict=True):
         embedding.weight.data = values
 
 
-def _sample_documents(shards: Shards) -> tuple[Int32[np.ndarray, "n"], Int32[np.ndarray, "n"]]:
-    """Return tokens of documents spread evenly over the text, and the number of each one's document."""
-    starts = shards.document_starts
-    stride = max(1, round(shards.num_tokens / _NUM_TOKENS))
-    spans = list(zip(starts[:-1:stride].tolist(), starts[1::stride].tolist(), strict=True))
-    tokens = np.concatenate([shards.tokens(start, stop)[:_NUM_TOKENS] for start, stop in spans])
-    lengths = [min(stop - start, _NUM_TOKENS) for start, stop in spans]
-    return tokens.astype(np.int32), np.repeat(np.arange(len(spans), dtype=np.int32), lengths)
+@dataclass(frozen=True)
+class _Sample:
+    """Tokens of the text; those of one segment are neighbors in one document."""
+
+    tokens: Int32[np.ndarray, "n"]
+    segments: Int[np.ndarray, "n"]
+    # Whether a token starts or ends its document.
+    is_first: Bool[np.ndarray, "n"]
+    is_last: Bool[np.ndarray, "n"]
 
 
-def _count_nearby(
-    tokens: Int32[np.ndarray, "n"], documents: Int32[np.ndarray, "n"], vocab_size: int
-) -> "sparse.csr_matrix":
+def _sample(shards: Shards) -> _Sample:
+    """Return at most `_NUM_TOKENS` tokens, in windows spread evenly over the text."""
+    number = _NUM_WINDOWS if shards.num_tokens > _NUM_TOKENS else 1
+    length = min(shards.num_tokens, _NUM_TOKENS // number)
+    window_starts = np.linspace(0, shards.num_tokens - length, number).astype(np.int64)
+    tokens = np.concatenate([shards.tokens_across(start, start + length) for start in window_starts.tolist()])
+    positions = (window_starts[:, None] + np.arange(length)).ravel()
+    documents = np.searchsorted(shards.document_starts, positions, side="right") - 1
+    return _Sample(
+        tokens=tokens.astype(np.int32),
+        segments=documents + np.repeat(np.arange(number), length),
+        is_first=positions == shards.document_starts[documents],
+        is_last=positions + 1 == shards.document_starts[documents + 1],
+    )
+
+
+def _count_nearby(sample: _Sample, vocab_size: int) -> "sparse.csr_matrix":
     """Return how often each two tokens are at most `_WINDOW` apart in a document, weighted by 1 / distance; (V, V)."""
     total = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
     for distance in range(1, _WINDOW + 1):
-        is_pair = documents[distance:] == documents[: len(documents) - distance]
-        left, right = tokens[: len(tokens) - distance][is_pair], tokens[distance:][is_pair]
-        weights = np.full(len(left), 1 / distance, np.float32)
-        total += sparse.coo_matrix((weights, (left, right)), shape=total.shape).tocsr()
+        total += _count_at(sample, distance, vocab_size) / distance
     return (total + total.T).tocsr()
+
+
+def _count_next(sample: _Sample, vocab_size: int, eos: int) -> "sparse.csr_matrix":
+    """Return how often each token follows another; before and after each document is `eos`; (V, V)."""
+    firsts, lasts = sample.tokens[sample.is_first], sample.tokens[sample.is_last]
+    left = np.concatenate([np.full_like(firsts, eos), lasts])
+    right = np.concatenate([firsts, np.full_like(lasts, eos)])
+    ones = np.ones(len(left), np.float32)
+    ends = sparse.coo_matrix((ones, (left, right)), shape=(vocab_size, vocab_size)).tocsr()
+    return _count_at(sample, 1, vocab_size) + ends
+
+
+def _count_at(sample: _Sample, distance: int, vocab_size: int) -> "sparse.csr_matrix":
+    """Return how often each token is at a distance to the right of another in a document; (V, V)."""
+    is_pair = sample.segments[distance:] == sample.segments[: len(sample.segments) - distance]
+    left, right = sample.tokens[: len(sample.tokens) - distance][is_pair], sample.tokens[distance:][is_pair]
+    ones = np.ones(len(left), np.float32)
+    return sparse.coo_matrix((ones, (left, right)), shape=(vocab_size, vocab_size)).tocsr()
 
 
 def _pmi(
@@ -141,10 +169,10 @@ def _symmetric_factors(matrix: "sparse.csr_matrix", size: int, generator: torch.
     basis = _random_basis(matrix.shape[0], size, generator)
     shift = 0.0
     for _ in range(_NUM_ITERATIONS):
-        basis = np.linalg.qr(matrix @ basis + shift * basis)[0]
-        values, vectors = np.linalg.eigh(basis.T @ (matrix @ basis))
+        basis, _ = torch.linalg.qr(_multiply(matrix, basis) + shift * basis)
+        values, vectors = torch.linalg.eigh(basis.T @ _multiply(matrix, basis))
         shift = max(shift, -float(values[0]))
-    return _pad(basis @ vectors[:, ::-1][:, :size] * np.sqrt(np.maximum(values[::-1][:size], 0)), size)
+    return _pad_columns(basis @ vectors.flip(1)[:, :size] * values.flip(0)[:size].clamp(min=0).sqrt(), size)
 
 
 def _singular_factors(
@@ -157,30 +185,41 @@ def _singular_factors(
     """Return X and Y, for which X Yᵀ approximates a matrix, given as products, by its largest singular values."""
     basis = _random_basis(vocab_size, size, generator)
     for _ in range(_NUM_ITERATIONS):
-        left = np.linalg.qr(multiply(basis))[0]
-        basis, upper = np.linalg.qr(multiply_transposed(left))
+        left, _ = torch.linalg.qr(multiply(basis))
+        basis, upper = torch.linalg.qr(multiply_transposed(left))
     # The matrix is about left @ upper.T @ basis.T.
-    u, values, vt = np.linalg.svd(upper.T)
-    scale = np.sqrt(values[:size])
-    return _pad(left @ u[:, :size] * scale, size), _pad(basis @ vt[:size].T * scale, size)
+    u, values, vt = torch.linalg.svd(upper.T)
+    scale = values[:size].sqrt()
+    return _pad_columns(left @ u[:, :size] * scale, size), _pad_columns(basis @ vt[:size].T * scale, size)
 
 
 def _random_basis(vocab_size: int, size: int, generator: torch.Generator) -> Vectors:
-    return torch.randn(vocab_size, min(size + _NUM_MORE_VECTORS, vocab_size), generator=generator).numpy()
+    return torch.randn(vocab_size, min(size + _NUM_MORE_VECTORS, vocab_size), generator=generator)
 
 
-def _pad(vectors: Float32[np.ndarray, "V E"], size: int) -> Vectors:
-    """Append zeros to fewer than `size` coordinates."""
-    return np.pad(vectors, ((0, 0), (0, size - vectors.shape[1]))).astype(np.float32)
+def _multiply(matrix: "sparse.spmatrix", vectors: Vectors) -> Vectors:
+    return torch.from_numpy(matrix @ vectors.numpy())
 
 
-def _over(vectors: Vectors, weight: Float32[np.ndarray, "V"]) -> Vectors:
-    """Divide each row by its weight; rows of weight 0 are 0."""
-    return vectors * np.divide(1, weight, out=np.zeros_like(weight), where=weight > 0)[:, None]
+def _pad_columns(vectors: Float[Tensor, "V E"], size: int) -> Vectors:
+    return nn.functional.pad(vectors, (0, size - vectors.shape[1]))
 
 
-def _rotate(matrices: list[Vectors], generator: torch.Generator) -> list[Tensor]:
+def _divide_rows(vectors: Vectors, weight: Float32[np.ndarray, "V"]) -> Vectors:
+    """Divide each row by its weight; rows of weight 0 become 0."""
+    inverse = np.divide(1, weight, out=np.zeros_like(weight), where=weight > 0)
+    return vectors * torch.from_numpy(inverse)[:, None]
+
+
+def _fill_uncounted(vectors: Vectors, frequency: Float64[np.ndarray, "V"]) -> Vectors:
+    """Set the rows of tokens that were not counted to the mean of those that were counted least."""
+    is_rarest = torch.from_numpy(frequency == frequency[frequency > 0].min())
+    is_counted = torch.from_numpy(frequency > 0)
+    return torch.where(is_counted[:, None], vectors, vectors[is_rarest].mean(0))
+
+
+def _rotate(*matrices: Vectors, generator: torch.Generator) -> list[Tensor]:
     """Rotate rows at random, so that no coordinate matters more than others; inner products stay."""
     size = matrices[0].shape[1]
     rotation, _ = torch.linalg.qr(torch.randn(size, size, generator=generator))
-    return [torch.from_numpy(matrix) @ rotation for matrix in matrices]
+    return [matrix @ rotation for matrix in matrices]

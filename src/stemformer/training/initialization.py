@@ -1,5 +1,6 @@
 """Initial weights, frozen parameters and layer-wise learning rates."""
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,6 +63,7 @@ def make_initial_model(
         init_output_bias_from_unigrams(model.heads["masked_lm"], shards.unigram_counts)
     if shards is not None and config.embedding_init == "cooccurrence":
         progress.start("counting tokens that occur together")
+        begin = time.perf_counter()
         word, objective = model.body.embeddings.word, config.objective
         if isinstance(objective, CausalLmConfig):
             assert model.lm_head.decoder is not None
@@ -69,6 +71,7 @@ def make_initial_model(
             init_from_next_tokens(word, model.lm_head.decoder, shards, generator=generator, **ends)
         else:
             init_from_nearby_tokens(word, shards, generator=generator)
+        progress.say(f"embeddings from counts of tokens that occur together: {time.perf_counter() - begin:.1f} seconds")
     return model
 
 

@@ -743,6 +743,17 @@ def test_spans_outside_the_split_or_across_shards_are_refused(write, tmp_path):
                 read(start, stop)
 
 
+def test_spans_across_shards_can_be_copied(write, tmp_path):
+    write()
+    shards = open_shards(tmp_path / "out")
+    files = sorted((tmp_path / "out" / "train").glob("*.bin"))
+    assert len(files) > 2
+    every = np.concatenate([np.fromfile(file, "<u2") for file in files])
+    end = len(np.fromfile(files[0], "<u2"))
+    for start, stop in [(0, len(every)), (end - 1, end + 1), (3, 9), (end, end), (0, 0), (len(every), len(every))]:
+        assert shards.tokens_across(start, stop).tolist() == every[start:stop].tolist()
+
+
 def test_tokens_are_read_only(write, tmp_path):
     write()
     with pytest.raises(ValueError, match="read-only"):

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ class Shards:
         """Return the ids from `start` to `stop` (exclusive) as a read-only view of the file."""
         shard, first, last = self._locate(start, stop)
         return self._ids[shard][first:last]
+
+    def tokens_across(self, start: int, stop: int) -> UInt[np.ndarray, " n"]:
+        """Return a copy of the ids from `start` to `stop` (exclusive), which may lie in several shards."""
+        bounds = [min(max(end, start), stop) for end in (0, *self._ends)]
+        return np.concatenate([self.tokens(a, b) for a, b in pairwise(bounds) if a < b or (a, b) == (start, stop)])
 
     def word_starts(self, start: int, stop: int) -> Bool[np.ndarray, " n"]:
         """Return whether each token of a span starts a word."""
