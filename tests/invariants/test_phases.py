@@ -206,7 +206,7 @@ def test_causal_start_that_has_ended_does_not_begin_again(tiny, causal_run, tmp_
 def test_recipe_with_a_causal_start_has_none_from_a_trained_model(tiny, causal_run):
     def shown(**options):
         common = {"data": str(tiny / "data"), "out": "x", "steps": 4, "show_config": True}
-        config = stemformer.pretrain("modernbert_tiny", **common, **options)["config"]
+        config = stemformer.pretrain("eurobert_mini", **common, **options)["config"]
         return tomllib.loads(config)["objective"]["causal_start_ratio"]
 
     model = str(causal_run[0])
