@@ -368,12 +368,11 @@ def peer_flops(model: Any, rows: int, length: int) -> float:
     """Return the operations of a peer for a padded block: layers and head at all positions (see `step_flops`)."""
     body = getattr(model, "base_model", model)
     layers = next(part for part in body.modules() if isinstance(part, torch.nn.ModuleList))
-    # Weights of an own layer of the head; the output matrix is the embedding.
     embedding = max(model.parameters(), key=lambda p: len(p))
-    counted = {id(p) for p in body.parameters()} | {id(embedding)}
-    head = sum(
-        p.numel() for p in model.parameters() if id(p) not in counted and p.ndim == 2 and len(p) < len(embedding)
-    )
+    # Weights of an own layer of the head, whose output matrix is as large as the embedding.
+    in_body = {id(p) for p in body.parameters()}
+    own = [p for p in model.parameters() if id(p) not in in_body and p.ndim == 2]
+    head = sum(p.numel() for p in own if len(p) < len(embedding))
     vocab_size, d = embedding.shape
     weights = sum(p.numel() for p in layers.parameters()) + head + d * vocab_size
     return 6.0 * rows * length * (weights + 2 * d * len(layers) * length)

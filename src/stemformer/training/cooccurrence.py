@@ -137,15 +137,17 @@ def _count_next(sample: _Sample, vocab_size: int, eos: int) -> "sparse.csr_matri
     firsts, lasts = sample.tokens[sample.is_first], sample.tokens[sample.is_last]
     left = np.concatenate([np.full_like(firsts, eos), lasts])
     right = np.concatenate([firsts, np.full_like(lasts, eos)])
-    ones = np.ones(len(left), np.float32)
-    ends = sparse.coo_matrix((ones, (left, right)), shape=(vocab_size, vocab_size)).tocsr()
-    return _count_at(sample, 1, vocab_size) + ends
+    return _count_at(sample, 1, vocab_size) + _count_pairs(left, right, vocab_size)
 
 
 def _count_at(sample: _Sample, distance: int, vocab_size: int) -> "sparse.csr_matrix":
     """Return how often each token is at a distance to the right of another in a document; (V, V)."""
     is_pair = sample.segments[distance:] == sample.segments[: len(sample.segments) - distance]
     left, right = sample.tokens[: len(sample.tokens) - distance][is_pair], sample.tokens[distance:][is_pair]
+    return _count_pairs(left, right, vocab_size)
+
+
+def _count_pairs(left: Int32[np.ndarray, "m"], right: Int32[np.ndarray, "m"], vocab_size: int) -> "sparse.csr_matrix":
     ones = np.ones(len(left), np.float32)
     return sparse.coo_matrix((ones, (left, right)), shape=(vocab_size, vocab_size)).tocsr()
 
