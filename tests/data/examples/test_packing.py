@@ -95,9 +95,19 @@ def test_chunks_never_cross_documents(max_tokens):
 
 
 @pytest.mark.parametrize("max_tokens", [5, 17, 30, 126])
-def test_chunks_are_the_longest_that_end_at_a_sentence_or_else_before_a_word(max_tokens):
+def test_chunks_are_the_longest_that_end_before_a_word(max_tokens):
     line = random_line(seed=4)
     for start, stop in zip(*split_documents(line, max_tokens=max_tokens), strict=True):
+        document_end = line.document_starts[line.document_starts > start].min()
+        reach = min(start + max_tokens, document_end)
+        words = [w for w in range(start + 1, reach + 1) if w == document_end or line._starts_word[w]]
+        assert stop == words[-1]
+
+
+@pytest.mark.parametrize("max_tokens", [5, 17, 30, 126])
+def test_chunks_of_sentences_are_the_longest_that_end_at_a_sentence_or_else_before_a_word(max_tokens):
+    line = random_line(seed=4)
+    for start, stop in zip(*split_documents(line, max_tokens=max_tokens, ends="sentence"), strict=True):
         document_end = line.document_starts[line.document_starts > start].min()
         reach = min(start + max_tokens, document_end)
         sentences = [int(s) for s in line.sentence_starts if start < s <= reach]
@@ -116,7 +126,7 @@ def test_document_that_fits_exactly_is_one_chunk():
 
 
 def test_sentence_that_ends_at_the_limit_is_not_split_earlier():
-    _, stops = split_documents(LineOfTokens([[[2, 2], [1], [3]]]), max_tokens=5)
+    _, stops = split_documents(LineOfTokens([[[2, 2], [1], [3]]]), max_tokens=5, ends="sentence")
     assert stops.tolist() == [5, 8]
 
 

@@ -84,7 +84,8 @@ def test_chunks_and_left_out_chunks_of_a_small_split():
 def test_chunks_cover_every_token_except_those_of_single_words(sequence_length):
     line = random_line(seed=1)
     chunks = make_sentence_pairs(line, sequence_length=sequence_length)
-    pieces = list(zip(*(ends.tolist() for ends in split_documents(line, max_tokens=sequence_length - 3)), strict=True))
+    bounds = split_documents(line, max_tokens=sequence_length - 3, ends="sentence")
+    pieces = list(zip(*(bound.tolist() for bound in bounds), strict=True))
     kept = list(zip(chunks.starts.tolist(), chunks.stops.tolist(), strict=True))
     left_out = [piece for piece in pieces if piece not in set(kept)]
     assert sorted(kept + left_out) == pieces  # which cover every token once

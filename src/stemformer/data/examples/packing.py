@@ -1,13 +1,13 @@
 """Packing of documents into examples of constant length.
 
-Documents are split into *chunks* of full sentences, and chunks are packed first-fit into rows. A
-causal model may instead read fixed-length windows of all documents joined. Each epoch but the first
-puts the documents together anew, by a permutation keyed by (seed, epoch).
+Documents are split into *chunks* as long as fit, and chunks are packed first-fit into rows. A causal
+model may instead read fixed-length windows of all documents joined. Each epoch but the first puts
+the documents together anew, by a permutation keyed by (seed, epoch).
 """
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -199,10 +199,13 @@ def make_token_stream(shards: Shards, *, sequence_length: int, eos_token_id: int
     return TokenStream(shards, sequence_length, int(eos_positions[-1]), eos_token_id, starts[:-1], eos_positions)
 
 
-def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
+def split_documents(
+    shards: Shards, *, max_tokens: int, ends: Literal["word", "sentence"] = "word"
+) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
     """Split documents into chunks; return start and end (exclusive) of each, in corpus order.
 
-    Each holds as many full sentences of a document as fit; longer ones are split before a word.
+    Each holds as many full words of a document as fit, or with `ends="sentence"` as many full sentences,
+    and of a longer sentence words. Words longer than a chunk are split anywhere.
     """
     sentences = np.asarray(shards.sentence_starts)
     start, bounds = 0, [0]
@@ -210,7 +213,9 @@ def split_documents(shards: Shards, *, max_tokens: int) -> tuple[Int[np.ndarray,
         while start < end:
             stop = end
             if end - start > max_tokens:
-                stop = int(sentences[np.searchsorted(sentences, start + max_tokens, side="right") - 1])
+                stop = start
+                if ends == "sentence":
+                    stop = int(sentences[np.searchsorted(sentences, start + max_tokens, side="right") - 1])
                 if stop <= start:
                     words = np.flatnonzero(np.asarray(shards.word_starts(start + 1, start + max_tokens + 1)))
                     stop = start + 1 + int(words[-1]) if len(words) else start + max_tokens

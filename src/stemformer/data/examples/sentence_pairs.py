@@ -124,7 +124,7 @@ def make_sentence_pairs(
     """Return the sentence pairs of a split; arguments as in `SentencePairDataset`."""
     if sequence_length < (least := _NUM_SPECIAL + 2):
         raise ConfigError(f"sequence_length is {sequence_length}: expected at least {least}, for two texts of a token.")
-    starts, stops = split_documents(shards, max_tokens=sequence_length - _NUM_SPECIAL)
+    starts, stops = split_documents(shards, max_tokens=sequence_length - _NUM_SPECIAL, ends="sentence")
     # A chunk can be split between sentences, or else between words.
     sentences = shards.sentence_starts
     is_single = np.searchsorted(sentences, starts, side="right") == np.searchsorted(sentences, stops, side="left")
