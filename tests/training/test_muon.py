@@ -51,6 +51,24 @@ def test_muon_step_is_that_of_the_published_algorithm():
     torch.testing.assert_close(weight.detach(), before, rtol=1e-5, atol=1e-7)
 
 
+def test_muon_with_an_interval_updates_matrices_at_times_and_the_rest_at_each_step():
+    model = with_gradients(small_model())
+    weight, bias = model.body.layers[0].feed_forward.up.weight, model.body.layers[0].feed_forward.up.bias
+    first, momentum = weight.detach().clone(), torch.zeros_like(weight)
+    options = {"learning_rate": 0.01, "muon_lr_multiplier": 3.0, "momentum": 0.9, "weight_decay": 0.1}
+    optimizer = muon(model, **options, muon_interval=3)
+    for seed in (1, 2, 3):
+        assert torch.equal(weight, first)
+        with_gradients(model, seed)
+        before = bias.detach().clone()
+        optimizer.step()
+        assert not torch.equal(bias, before)
+        momentum = 0.9 * momentum + 0.1 * weight.grad
+    x = newton_schulz((0.1 * weight.grad + 0.9 * momentum)[None])[0]
+    expected = first * (1 - 0.09 * 0.1) - 0.09 * 0.2 * max(weight.shape) ** 0.5 * x
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_muon_takes_query_key_and_value_for_three_matrices():
     model = with_gradients(small_model())
     weight = model.body.layers[0].attention.qkv.weight
@@ -86,6 +104,17 @@ def test_orthogonalized_matrices_keep_their_directions(shape):
     # The singular vectors stay: the product with the exact orthogonal factor is symmetric and positive.
     exact = before_u @ before_vh
     torch.testing.assert_close((exact.mT @ found), (exact.mT @ found).mT, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_values_end_near_one_however_unlike_they_are(dtype):
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(64, 64, generator=generator))[0] for _ in range(2))
+    values = torch.logspace(0, -2, 64)
+    assert float(values.min() / values.norm()) > 0.003
+    found = newton_schulz(((u * values) @ v)[None].to(dtype))[0].float()
+    diagonal = (u.T @ found @ v.T).diagonal()
+    assert float(diagonal.min()) > 0.78 and float(diagonal.max()) < 1.23
 
 
 def test_a_matrix_of_zeros_stays_finite():

@@ -36,6 +36,8 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     # Learning rate of the matrices under `muon`, relative to `learning_rate`.
     muon_lr_multiplier: float = 2.0
+    # Steps between updates of the matrices under `muon`, each at that many times the rate.
+    muon_interval: int = 1
     # Decay of the mean of gradients under `muon`.
     momentum: float = 0.95
 
@@ -45,6 +47,7 @@ class OptimizerConfig:
         check_fields(self, "optimizer.", "a positive number", lambda x: x > 0, "learning_rate")
         check_fields(self, "optimizer.", "a number in [0, 1)", lambda x: 0 <= x < 1, "beta1", "beta2", "momentum")
         check_at_least(0, self, "optimizer.", *floats)
+        check_at_least(1, self, "optimizer.", "muon_interval")
 
 
 def make_optimizer(
@@ -67,11 +70,12 @@ def make_optimizer(
             group["scale"] = scale(name)
         groups.setdefault(tuple(group.items()), {"params": [], **group})["params"].append(p)
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    muon_options = {"momentum": config.momentum, "lr_multiplier": config.muon_lr_multiplier}
     if is_muon:
-        return Muon(list(groups.values()), **muon_options, precision=precision, **options)
-    if muon_options != {"momentum": OptimizerConfig.momentum, "lr_multiplier": OptimizerConfig.muon_lr_multiplier}:
-        message = "optimizer.muon_lr_multiplier and momentum have no effect with optimizer.kind = 'adamw'"
+        options |= {"momentum": config.momentum, "lr_multiplier": config.muon_lr_multiplier}
+        return Muon(list(groups.values()), **options, interval=config.muon_interval, precision=precision)
+    names = ("muon_lr_multiplier", "muon_interval", "momentum")
+    if set_names := [name for name in names if getattr(config, name) != getattr(OptimizerConfig, name)]:
+        message = f"optimizer.{set_names[0]} has no effect with optimizer.kind = 'adamw'"
         warnings.warn(message, stacklevel=2)
     return torch.optim.AdamW(list(groups.values()), **options, fused=True)
 
