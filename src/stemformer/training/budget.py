@@ -18,6 +18,8 @@ from stemformer.training.lr_schedule import learning_rate_factor, warmup_and_dec
 # Steps whose time decides the warm-up of a wall-clock budget, and the warm-up until then.
 _NUM_MEASURED_STEPS, _FIRST_WARMUP_STEPS = 10, 200
 _MAX_EVENTS = 20
+# Of the time under a wall-clock budget, evaluations take at most 1 part in this many.
+_EVENT_SHARE = 30
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,11 @@ class TrainingBudget:
 
         `times` is 20 or a divisor of it, so that rare events coincide with frequent ones: by steps,
         at least `log_every` apart, if their number is known beforehand, otherwise by the clock.
-        Events of `cost` seconds take at most a tenth of the time.
+        Events of `cost` seconds take at most 1 part in `_EVENT_SHARE` of the time.
         """
         if every is not None or self.seconds is None:
             frequent = max(self.config.log_every, (self.num_steps or 1) // _MAX_EVENTS)
             interval = every or _MAX_EVENTS // times * frequent
             return step % interval == 0
-        period = max(self.seconds / times, 10 * cost)
+        period = max(self.seconds / times, _EVENT_SHARE * cost)
         return int(seconds / period) > int(previous_seconds / period)
