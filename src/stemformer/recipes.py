@@ -76,14 +76,15 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
 
     Two thirds of BERT's intermediate size, rounded to 32, give the same number of weights. A theta of
     10,000 suits short sequences; all layers see the full sequence. Embeddings start from counts of tokens that
-    occur together, Muon's rate is twice BERT's, and the rate is constant until the last fifth (`docs/log.md`).
+    occur together, Muon takes every second step with four times BERT's rate, and rates are constant until the last
+    fifth (`docs/log.md`).
     """
     run = _bert(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
     settings = {
         **_settings(run),
         "embedding_init": "cooccurrence",
-        "optimizer": replace(run.optimizer, muon_lr_multiplier=4.0),
+        "optimizer": replace(run.optimizer, muon_lr_multiplier=4.0, muon_interval=2),
         "schedule": replace(run.schedule, kind="wsd"),
     }
     model = ModernBertConfig(**sizes, max_position_embeddings=512, global_rope_theta=10_000.0)

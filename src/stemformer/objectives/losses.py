@@ -167,7 +167,7 @@ def _loss_in_place(
     total = ((log_sum - label_logits) * is_scored).sum()
     # The label is the first of the largest logits: argmax only where it is one of them.
     rows = ((label_logits == best) & is_scored)[:, 0].nonzero()[:, 0]
-    correct = (logits.index_select(0, rows).argmax(-1, keepdim=True) == labels.index_select(0, rows)).sum()
+    correct = (z.index_select(0, rows).argmax(-1, keepdim=True) == labels.index_select(0, rows)).sum()
     if needs_grad:
         p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
         if bias_grad is not None:

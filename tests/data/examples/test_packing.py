@@ -130,6 +130,11 @@ def test_sentence_that_ends_at_the_limit_is_not_split_earlier():
     assert stops.tolist() == [5, 8]
 
 
+def test_long_documents_fill_their_rows():
+    documents = [[[2] * 9 + [1]] * 50] * 20  # sentences of 19 tokens
+    assert pack_documents(LineOfTokens(documents), sequence_length=32).packing_efficiency > 0.98
+
+
 # Packing
 
 
