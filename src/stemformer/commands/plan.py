@@ -27,7 +27,14 @@ from stemformer.device import (
 )
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked_lm import SpecialIds
-from stemformer.objectives.objective import OBJECTIVES, Examples, LossModule, make_objective, num_scored_positions
+from stemformer.objectives.objective import (
+    OBJECTIVES,
+    Examples,
+    LossModule,
+    make_objective,
+    num_scored_positions,
+    num_softmax_ids,
+)
 from stemformer.options import PlanOptions, accepts
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
@@ -64,7 +71,9 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
         vocab_size = load_tokenizer(Path(data) / "tokenizer").vocab_size
         config = replace(config, model=replace(config.model, vocab_size=vocab_size))
     special = SpecialIds(cls=2, sep=3, mask=4, eos=0)
-    objective = make_objective(config.objective, special=special, vocab_size=config.model.vocab_size)
+    vocab_size = config.model.vocab_size
+    counts = np.ones(vocab_size, np.int64) if device.type == "cpu" else None
+    objective = make_objective(config.objective, special=special, vocab_size=vocab_size, unigram_counts=counts)
     heads = OBJECTIVES[config.objective.name].heads
     generator = torch.Generator().manual_seed(0)
     model = make_model(config.model, heads, tied=config.ties_embeddings, generator=generator).to(device).train()
@@ -154,15 +163,19 @@ def _probe(
     # The first step creates the states.
     optimizer.step()
     started = time.perf_counter()
-    clip_grad_norm(optimizer, model.parameters(), 1.0)
-    optimizer.step()
+    num_steps = config.optimizer.muon_interval
+    for _ in range(num_steps):
+        clip_grad_norm(optimizer, model.parameters(), 1.0)
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     _synchronize(device)
+    optimizer_seconds = (time.perf_counter() - started) / num_steps
     forwards = batch.size / size
+    num_rows, num_ids = num_scored_positions(module.objective, made), num_softmax_ids(module.objective)
     return {
         "tokens": forwards * len(made.input_ids),
-        "seconds": forwards * sorted(seconds[1:])[_NUM_TIMED // 2] + time.perf_counter() - started,
-        "flops": forwards * step_flops(model, made, num_rows=num_scored_positions(module.objective, made)),
+        "seconds": forwards * sorted(seconds[1:])[_NUM_TIMED // 2] + optimizer_seconds,
+        "flops": forwards * step_flops(model, made, num_rows=num_rows, num_ids=num_ids),
     }
 
 

@@ -163,10 +163,15 @@ def make_pretraining_context(
     device = ranks.device
     precision = choose_precision(config.compute.precision, device)
     special = _special_ids(config, tokenizer)
-    objective = make_objective(config.objective, special=special, vocab_size=tokenizer.vocab_size)
+    shards = open_shards(data)
+    objective = make_objective(
+        config.objective,
+        special=special,
+        vocab_size=tokenizer.vocab_size,
+        unigram_counts=shards.unigram_counts if device.type == "cpu" else None,
+    )
 
     # Examples of each phase.
-    shards = open_shards(data)
     starts, batches = zip(*config.all_phases(), strict=True)
     by_length = {
         length: objective.make_examples(shards, length) for length in {batch.sequence_length for batch in batches}

@@ -7,12 +7,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stemformer.config import check_at_least
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.packing import PackedDataset, RawExample, TokenStream, make_token_stream, pack_documents
 from stemformer.data.shards.reader import Shards
 from stemformer.models.model import Model
-from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
+from stemformer.objectives.losses import LossSum
 from stemformer.objectives.masked_lm import SpecialIds
+from stemformer.objectives.sampled_softmax import SampledSoftmax, lm_loss_sum
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,15 @@ class CausalLmConfig:
 
     # `backward` reverses each text. A saved model, a GPT-2's, does not record it: its inputs must be reversed.
     direction: Literal["forward", "backward"] = "forward"
-    # `apart` packs pieces of documents that do not attend to each other, split at sentence ends if possible; `stream`
+    # `apart` packs pieces of documents that do not attend to each other, split before words; `stream`
     # concatenates the documents and cuts them into rows of full length, in each epoch elsewhere, within which a token
     # attends to all earlier ones.
     documents: Literal["apart", "stream"] = "apart"
+    # As for masked LM.
+    sampled_softmax: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "objective.", "sampled_softmax")
 
 
 class CausalLm:
@@ -41,6 +48,7 @@ class CausalLm:
     def __init__(self, config: CausalLmConfig, *, special: SpecialIds, vocab_size: int | None = None) -> None:
         self.config = config
         self.eos = special.eos
+        self.sampled_softmax: SampledSoftmax | None = None
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | TokenStream:
         if self.config.documents == "stream":
@@ -75,7 +83,7 @@ class CausalLm:
         return batch.label_positions
 
     def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
-        return {"causal_lm": linear_cross_entropy_sum(*model.lm_projection(states), batch.labels)}
+        return {"causal_lm": lm_loss_sum(model, states, batch.labels, self.sampled_softmax)}
 
     def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
         return model.lm_logits(states)

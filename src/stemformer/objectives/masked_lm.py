@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stemformer.config import check_fields
+from stemformer.config import check_at_least, check_fields
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.packing import PackedDataset, RawExample, pack_documents
 from stemformer.data.examples.sentence_pairs import SentencePairDataset
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
 from stemformer.models.model import Model
-from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
+from stemformer.objectives.losses import LossSum
+from stemformer.objectives.sampled_softmax import SampledSoftmax, lm_loss_sum
 
 # Probabilities of spans of 1 to 10 words: geometric with p = 0.2, truncated, mean 3.8.
 _SPAN_LENGTH_PROBS = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
@@ -42,10 +43,14 @@ class MaskedLmConfig:
     # Fraction of the run, at its start, that predicts each next token from the earlier ones instead (causal LM): all
     # tokens are scored, and the model learns sooner (`docs/log.md`).
     causal_start_ratio: float = 0.0
+    # Ids that a training step's softmax sums over, if the vocabulary has more and the device is a CPU: frequent ones, and
+    # a sample of the others (`objectives.sampled_softmax`). 0: all.
+    sampled_softmax: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, "objective.", "a share between 0 and 1", lambda x: 0 < x < 1, "mask_rate")
         check_fields(self, "objective.", "a share from 0 to 1", lambda x: 0 <= x <= 1, "short_seq_prob")
+        check_at_least(0, self, "objective.", "sampled_softmax")
         check_fields(self, "objective.", "a fraction from 0, below 1", lambda x: 0 <= x < 1, "causal_start_ratio")
         if self.causal_start_ratio and self.sentences != "none":
             problem = f"objective.causal_start_ratio is {self.causal_start_ratio}, with sentence pairs"
@@ -80,6 +85,7 @@ class MaskedLm:
         self.config = config
         self.special = special
         self.vocab_size = vocab_size
+        self.sampled_softmax: SampledSoftmax | None = None
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | SentencePairDataset:
         return pack_documents(shards, sequence_length=sequence_length)
@@ -147,7 +153,7 @@ class MaskedLm:
         return batch.label_positions
 
     def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
-        return {_loss_name(batch): linear_cross_entropy_sum(*model.lm_projection(states), batch.labels)}
+        return {_loss_name(batch): lm_loss_sum(model, states, batch.labels, self.sampled_softmax)}
 
     def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
         return model.lm_logits(states)

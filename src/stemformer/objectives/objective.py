@@ -4,6 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from stemformer.data.examples.batch import Batch, Example
@@ -14,6 +15,7 @@ from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.losses import LossSum
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
+from stemformer.objectives.sampled_softmax import SampledSoftmax
 from stemformer.objectives.sentence_pair import SentencePairs
 
 # Data sets of pre-training.
@@ -49,9 +51,24 @@ class Objective(Protocol):
 OBJECTIVES: dict[str, Any] = {"none": MaskedLm, "next": SentencePairs, "order": SentencePairs, "causal": CausalLm}
 
 
-def make_objective(config: ObjectiveConfig, *, special: SpecialIds, vocab_size: int) -> MaskedLm | CausalLm:
-    """Make the objective of a config."""
-    return OBJECTIVES[config.name](config, special=special, vocab_size=vocab_size)
+def make_objective(
+    config: ObjectiveConfig,
+    *,
+    special: SpecialIds,
+    vocab_size: int,
+    unigram_counts: Integer[np.ndarray, "V"] | None = None,
+) -> MaskedLm | CausalLm:
+    """Make the objective of a config; only with `unigram_counts` may its softmax be sampled, for training."""
+    objective: MaskedLm | CausalLm = OBJECTIVES[config.name](config, special=special, vocab_size=vocab_size)
+    if unigram_counts is not None and 0 < config.sampled_softmax < vocab_size:
+        objective.sampled_softmax = SampledSoftmax(unigram_counts, size=config.sampled_softmax)
+    return objective
+
+
+def num_softmax_ids(objective: Objective) -> int | None:
+    """Return the number of ids that the loss of a language model sums over; None for all."""
+    sampled = getattr(objective, "sampled_softmax", None)
+    return None if sampled is None else sampled.size
 
 
 def num_scored_positions(objective: Objective, batch: Batch) -> int | None:

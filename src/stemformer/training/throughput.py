@@ -31,11 +31,12 @@ def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> fl
     return repeats * 2 * size**3 / best
 
 
-def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> float:
+def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None, num_ids: int | None = None) -> float:
     """Return the floating-point operations of a forward and backward pass.
 
     6 x parameters x tokens in the layers, the head on scored positions only, attention by the
-    actual lengths. The last states of `num_rows` tokens are computed (None: all).
+    actual lengths. The last states of `num_rows` tokens are computed, and the scores of `num_ids` ids
+    (None: all).
     """
     config = model.config
     lengths = np.diff(batch.cu_seqlens.cpu().numpy()).astype(np.float64)
@@ -47,6 +48,6 @@ def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None) -> fl
         # The last layer computes all keys and values, but the rest for `num_rows` tokens only.
         per_row = sum(p.numel() for name, p in model.body.layers[-1].named_parameters() if "qkv" not in name)
         body -= 6.0 * per_row * float(lengths.sum() - num_rows)
-    head = config.hidden_size * config.vocab_size if {"masked_lm", "causal_lm"} & set(model.heads) else 0
+    head = config.hidden_size * (num_ids or config.vocab_size) if {"masked_lm", "causal_lm"} & set(model.heads) else 0
     head += config.hidden_size**2 if "masked_lm" in model.heads else 0
     return body + attention + 6.0 * len(batch.labels) * head
