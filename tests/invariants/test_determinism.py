@@ -158,6 +158,17 @@ def test_interruption_in_the_second_epoch_changes_nothing(data, tmp_path, docume
     assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
+@pytest.mark.parametrize("recipe", ["modernbert_tiny", "llama_tiny"])
+def test_interruption_of_a_sampled_softmax_and_rare_updates_of_matrices_changes_nothing(data, tmp_path, recipe):
+    # Interrupted between two updates of the matrices.
+    settings = ["objective.sampled_softmax=60", "optimizer.muon_interval=3", "model.num_attention_heads=2"]
+    options = {"recipe": recipe, "settings": settings}
+    train(data, tmp_path / "full", **options)
+    train_interrupted(data, tmp_path / "parts", **options)
+    assert_same_files(last_checkpoint(tmp_path / "full"), last_checkpoint(tmp_path / "parts"))
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+
+
 @pytest.mark.parametrize("at", [1, 5, 9])
 def test_interruption_between_regular_checkpoints_changes_nothing(data, tmp_path, at):
     train(data, tmp_path / "full")

@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from stemformer.errors import ConfigError
+from stemformer.models.bert import BertConfig
+from stemformer.models.model import make_model
+from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.losses import linear_cross_entropy_sum
-from stemformer.objectives.sampled_softmax import SampledSoftmax
+from stemformer.objectives.masked_lm import MaskedLmConfig, SpecialIds
+from stemformer.objectives.objective import make_objective, num_softmax_ids
+from stemformer.objectives.sampled_softmax import SampledSoftmax, lm_loss_sum
 
 V, D, M = 300, 8, 40
 
@@ -96,3 +102,33 @@ def test_mean_loss_of_many_samples_is_near_the_exact_one():
         exact = float(linear_cross_entropy_sum(states, weight, bias, labels).total)
         losses = [float(softmax.loss_sum(states, weight, bias, labels).total) for _ in range(300)]
     assert np.mean(losses) == pytest.approx(exact, rel=0.02)
+
+
+def test_loss_without_gradients_is_exact():
+    config = BertConfig(vocab_size=V, hidden_size=D, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0))
+    states, _, _, labels = inputs()
+    softmax = SampledSoftmax(counts(), size=90)
+    torch.manual_seed(0)
+    estimate = lm_loss_sum(model, states, labels, softmax)
+    with torch.no_grad():
+        exact = lm_loss_sum(model, states, labels, softmax)
+        expected = linear_cross_entropy_sum(*model.lm_projection(states), labels)
+    assert exact.correct is not None and torch.equal(exact.total, expected.total)
+    assert not torch.equal(estimate.total, expected.total)
+
+
+@pytest.mark.parametrize(("size", "is_sampled"), [(0, False), (V, False), (V - 1, True)])
+@pytest.mark.parametrize("make_config", [MaskedLmConfig, CausalLmConfig])
+def test_objective_samples_if_the_vocabulary_is_larger(make_config, size, is_sampled):
+    config = make_config(sampled_softmax=size)
+    special = SpecialIds(cls=1, sep=2, mask=3, eos=0)
+    objective = make_objective(config, special=special, vocab_size=V, unigram_counts=counts())
+    assert (num_softmax_ids(objective) == size) == is_sampled
+    assert num_softmax_ids(make_objective(config, special=special, vocab_size=V)) is None
+
+
+@pytest.mark.parametrize("make_config", [MaskedLmConfig, CausalLmConfig])
+def test_a_negative_size_is_refused(make_config):
+    with pytest.raises(ConfigError, match="sampled_softmax is -1: expected 0 or more"):
+        make_config(sampled_softmax=-1)

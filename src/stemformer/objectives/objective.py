@@ -58,7 +58,7 @@ def make_objective(
     vocab_size: int,
     unigram_counts: Integer[np.ndarray, "V"] | None = None,
 ) -> MaskedLm | CausalLm:
-    """Make the objective of a config; only with `unigram_counts` may its softmax be sampled, for training."""
+    """Make the objective of a config; its softmax may be sampled only with `unigram_counts`."""
     objective: MaskedLm | CausalLm = OBJECTIVES[config.name](config, special=special, vocab_size=vocab_size)
     if unigram_counts is not None and 0 < config.sampled_softmax < vocab_size:
         objective.sampled_softmax = SampledSoftmax(unigram_counts, size=config.sampled_softmax)

@@ -70,6 +70,9 @@ class SampledSoftmax:
 def lm_loss_sum(
     model: Model, states: Float[Tensor, "M D"], labels: Int[Tensor, "M"], sampled: SampledSoftmax | None
 ) -> LossSum:
-    """Return the summed cross-entropy of a model's language-model head, estimated if `sampled`."""
-    loss_sum = linear_cross_entropy_sum if sampled is None else sampled.loss_sum
+    """Return the summed cross-entropy of a model's language-model head.
+
+    If `sampled`, an estimate while gradients are computed; without gradients always exact.
+    """
+    loss_sum = sampled.loss_sum if sampled is not None and torch.is_grad_enabled() else linear_cross_entropy_sum
     return loss_sum(*model.lm_projection(states), labels)

@@ -177,12 +177,17 @@ class TokenStream(ShardDataset):
         return tokens, word_starts
 
 
-def pack_documents(shards: Shards, *, sequence_length: int, num_special: int = 2) -> PackedDataset:
-    """Pack the documents of a split into rows, with `num_special` special tokens per chunk."""
+def pack_documents(
+    shards: Shards, *, sequence_length: int, num_special: int = 2, ends: Literal["word", "sentence"] = "word"
+) -> PackedDataset:
+    """Pack the documents of a split into rows, with `num_special` special tokens per chunk.
+
+    Chunks end as in `split_documents`.
+    """
     if sequence_length <= num_special:
         expected = f"more than the {num_special} special tokens of a sequence"
         raise ConfigError(f"sequence_length is {sequence_length}: expected {expected}.")
-    starts, stops = split_documents(shards, max_tokens=sequence_length - num_special)
+    starts, stops = split_documents(shards, max_tokens=sequence_length - num_special, ends=ends)
     lengths = stops - starts + num_special
     rows = pack_first_fit(lengths, sequence_length)
     order = np.argsort(rows, kind="stable")
