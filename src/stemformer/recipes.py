@@ -76,15 +76,16 @@ def _modernbert(name: str, layers: int, hidden: int, heads: int, learning_rate: 
 
     Two thirds of BERT's intermediate size, rounded to 32, give the same number of weights. A theta of
     10,000 suits short sequences; all layers see the full sequence. Embeddings start from counts of tokens that
-    occur together, Muon takes every second step with four times BERT's rate, and rates are constant until the last
-    fifth (`docs/log.md`).
+    occur together, 40 % of the tokens are masked, of a large vocabulary a step's softmax sums over a sample, Muon
+    takes every second step with four times BERT's rate, and rates are constant until the last fifth (`docs/log.md`).
     """
     run = _bert(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
     settings = {
         **_settings(run),
         "embedding_init": "cooccurrence",
-        "optimizer": replace(run.optimizer, muon_lr_multiplier=4.0, muon_interval=2),
+        "objective": replace(run.objective, mask_rate=0.4, sampled_softmax=4096),
+        "optimizer": replace(run.optimizer, muon_lr_multiplier=4.0, muon_interval=2, momentum=0.9),
         "schedule": replace(run.schedule, kind="wsd"),
     }
     model = ModernBertConfig(**sizes, max_position_embeddings=512, global_rope_theta=10_000.0)
