@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -164,11 +165,13 @@ def make_pretraining_context(
     precision = choose_precision(config.compute.precision, device)
     special = _special_ids(config, tokenizer)
     shards = open_shards(data)
+    # A model may have more ids than its tokenizer.
+    counts = np.pad(shards.unigram_counts, (0, max(0, config.model.vocab_size - tokenizer.vocab_size)))
     objective = make_objective(
         config.objective,
         special=special,
         vocab_size=tokenizer.vocab_size,
-        unigram_counts=shards.unigram_counts if device.type == "cpu" else None,
+        unigram_counts=counts if device.type == "cpu" else None,
     )
 
     # Examples of each phase.
