@@ -17,7 +17,8 @@ Without arguments, a minute for each side of a BERT on the embedded samples. Sid
 Text of these peers: documents joined end to end and cut into rows of 128 (run_mlm's group_texts), shuffled each epoch. All
 see the same held-out rows with the same masks, 15 % of the tokens; each of their sequences begins at position 0 with
 [CLS]. What ours has and tuned has not: Muon, an output bias initialized by unigram frequencies, positions initialized as
-sinusoids, chunks of documents that do not see each other.
+sinusoids, chunks of documents that do not see each other, and in ModernBERT's recipes embeddings from co-occurrence counts
+and a softmax over a sample of the ids.
 
 Sides of a GPT (data tokenized with a byte-level BPE), all with the recipe's shape and sequence length:
 
