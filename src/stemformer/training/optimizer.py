@@ -71,8 +71,14 @@ def make_optimizer(
         groups.setdefault(tuple(group.items()), {"params": [], **group})["params"].append(p)
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if is_muon:
-        options |= {"momentum": config.momentum, "lr_multiplier": config.muon_lr_multiplier}
-        return Muon(list(groups.values()), **options, interval=config.muon_interval, precision=precision)
+        return Muon(
+            list(groups.values()),
+            momentum=config.momentum,
+            lr_multiplier=config.muon_lr_multiplier,
+            interval=config.muon_interval,
+            precision=precision,
+            **options,
+        )
     names = ("muon_lr_multiplier", "muon_interval", "momentum")
     if set_names := [name for name in names if getattr(config, name) != getattr(OptimizerConfig, name)]:
         message = f"optimizer.{set_names[0]} has no effect with optimizer.kind = 'adamw'"
