@@ -25,14 +25,15 @@ from stemformer.data.shards.reader import Shards
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.device import autocast, choose_compile, configure_allocator
 from stemformer.models.model import ARCHITECTURES, make_model
-from stemformer.objectives.objective import Examples, LossModule, Objective
+from stemformer.objectives.objective import Examples, Objective
 from stemformer.recipes import find_recipe
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.config import BudgetConfig, RunConfig
 from stemformer.training.context import Phase, TrainingContext
+from stemformer.training.initialization import prepare_training
 from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import add_gradients, batches_of_step, make_cuda_graph_step
-from stemformer.training.optimizer import clip_grad_norm, make_optimizer
+from stemformer.training.optimizer import OptimizerConfig, clip_grad_norm
 from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
 
 CPU = torch.device("cpu")
@@ -182,11 +183,14 @@ def make_config(side: str, args: argparse.Namespace, vocab_size: int, length: in
         micro_size=None if num_parts == 1 else size // num_parts,
         sequence_length=length or config.batch.sequence_length,
     )
+    kind = "muon" if side in ("ours_muon", "ours_recipe") else "adamw"
+    defaults = {name: getattr(OptimizerConfig, name) for name in ("muon_lr_multiplier", "muon_interval", "momentum")}
+    optimizer = replace(config.optimizer, kind=kind, **({} if kind == "muon" else defaults))
     return replace(
         config,
         model=replace(config.model, vocab_size=vocab_size, hidden_dropout_prob=dropout),
         batch=batch,
-        optimizer=replace(config.optimizer, kind="muon" if side == "ours_muon" else "adamw"),
+        optimizer=optimizer,
         budget=BudgetConfig(steps=args.warmup + args.steps),
     )
 
@@ -228,8 +232,7 @@ def our_steps(context: Any, *, compiled: bool | None = None) -> Iterator[Step]:
     model = make_model(context.config.model, heads, tied=tied, generator=generator).train().to(context.device)
     if compiled:
         compile_blocks(model)
-    module = LossModule(model, context.objective)
-    optimizer = make_optimizer(model, context.config.optimizer, precision=context.precision)
+    module, optimizer = prepare_training(model, context)
     metrics, graph_step = MetricAccumulator(), make_cuda_graph_step(module, context)
     prepared = prefetch(lambda s: batches_of_step(s, context), range(context.budget.num_steps + AHEAD))
     for step, batches in zip(range(context.budget.num_steps), prepared, strict=False):
@@ -239,8 +242,9 @@ def our_steps(context: Any, *, compiled: bool | None = None) -> Iterator[Step]:
         assert torch.isfinite(norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        model.kept_gradients.clear()
         tokens = sum(len(batch.input_ids) for batch in batches)
-        flops = sum(step_flops(model, batch, num_rows=len(batch.labels)) for batch in batches)
+        flops = sum(step_flops(model, batch, context.objective) for batch in batches)
         metrics.add_step(tokens=tokens, capacity=tokens, num_dropped=0, flops=flops)
         loss = metrics.flush(peak_flops=1.0)[f"{heads[0]}_loss"]
         yield time.perf_counter(), tokens, tokens, flops, loss

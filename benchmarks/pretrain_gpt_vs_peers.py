@@ -10,6 +10,7 @@ Sides:
     ours_compiled            as ours with compiled layers, which is the package's default on a GPU
     ours_eager               as ours without compiled layers
     ours_muon                with the optimizer of our small recipes; a step costs more, fewer are needed
+    ours_recipe              the recipe as it is: its optimizer, and sampled softmax if the recipe has it
     ours_in_2, ours_in_4     with two or four micro-batches in a step, which takes less memory
     default                  transformers' run_clm example: Trainer, float32, eager, blocks of all documents joined (group_texts)
     default_shipped_dropout  the same with GPT2Config's own dropout (0.1, also on attention probabilities); GPT-2 only
@@ -43,10 +44,10 @@ from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.masked_lm import SpecialIds
 
 SIDES = (
-    *("ours", "ours_stream", "ours_compiled", "ours_eager", "ours_muon", "ours_in_2", "ours_in_4"),
+    *("ours", "ours_stream", "ours_compiled", "ours_eager", "ours_muon", "ours_recipe", "ours_in_2", "ours_in_4"),
     *("default", "default_shipped_dropout", "best", "best_kept_memory", "nanogpt", "nanogpt_compiled"),
 )
-STANDARD = "ours,ours_stream,ours_muon,default,best,best_kept_memory,nanogpt,nanogpt_compiled"
+STANDARD = "ours,ours_stream,ours_muon,ours_recipe,default,best,best_kept_memory,nanogpt,nanogpt_compiled"
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
 def conditions(result: dict[str, Any], args: argparse.Namespace) -> str:
     return (
         f"Equal: text, vocabulary ({result['vocab_size']:,} ids), shape ({args.recipe}), rows in a step "
-        f"({result['rows']} of {result['sequence_length']}), learning rate (constant), AdamW (except for ours_muon) "
+        f"({result['rows']} of {result['sequence_length']}), learning rate (constant), AdamW (except for ours_muon and ours_recipe) "
         f"and clipping, hidden dropout ({result['hidden_dropout']}; except for shipped dropout), no dropout on "
         "attention probabilities (except there), fp32 weights.\n"
         "Not equal: except for ours_stream, ours packs chunks of documents that do not see each other into rows, which "
@@ -96,9 +97,13 @@ def our_context(side: str, args: argparse.Namespace) -> Any:
     assert end is not None, "a byte-level BPE"
     config = shared.make_config(side, args, tokenizer.vocab_size, args.sequence_length)
     objective_config = CausalLmConfig(documents="stream" if side == "ours_stream" else "apart")
+    if side == "ours_recipe":
+        objective_config = config.objective
     config = replace(config, model=replace(config.model, eos_token_id=end), objective=objective_config)
-    objective = CausalLm(objective_config, special=SpecialIds(eos=end))
-    examples = objective.make_examples(open_shards(args.data), config.batch.sequence_length)
+    shards, special = open_shards(args.data), SpecialIds(eos=end)
+    counts = shards.unigram_counts if device.type == "cpu" else None
+    objective = CausalLm(objective_config, special=special, unigram_counts=counts)
+    examples = objective.make_examples(shards, config.batch.sequence_length)
     precision = "fp32" if side.startswith("default") else choose_precision(args.precision, device)
     return shared.make_context(config, objective, examples, tokenizer, precision, Path(args.data), device)
 

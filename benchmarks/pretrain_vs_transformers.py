@@ -7,6 +7,7 @@ Without `--data`, on the embedded English samples. Sides:
     ours                     the package's loop: prefetched batches, gradients, clipping, fused AdamW
     ours_compiled            with compiled layers
     ours_muon                with the optimizer of our small recipes; a step costs more, fewer are needed (time_to_quality.py)
+    ours_recipe              the recipe as it is: its optimizer, fraction of masked tokens, and sampled softmax
     ours_in_4, ours_in_8     with four or eight micro-batches in a step, which takes less memory
     default                  transformers' run_mlm example: Trainer, float32, eager; its own collator and data loader
     default_shipped_dropout  the same with BertConfig's own dropout (0.1, also on attention probabilities); BERT only
@@ -37,13 +38,23 @@ from stemformer.data.examples.sampling import examples_of_step
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.device import choose_precision, configure_allocator
-from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
+from stemformer.objectives.masked_lm import MaskedLmConfig, SpecialIds
+from stemformer.objectives.objective import make_objective
 
 SIDES = (
-    *("ours", "ours_compiled", "ours_muon", "ours_in_4", "ours_in_8", "default", "default_shipped_dropout"),
+    *(
+        "ours",
+        "ours_compiled",
+        "ours_muon",
+        "ours_recipe",
+        "ours_in_4",
+        "ours_in_8",
+        "default",
+        "default_shipped_dropout",
+    ),
     *("best", "best_kept_memory", "best_attention_dropout"),
 )
-STANDARD = "ours,ours_muon,ours_compiled,default,best,best_kept_memory,best_attention_dropout"
+STANDARD = "ours,ours_muon,ours_recipe,ours_compiled,default,best,best_kept_memory,best_attention_dropout"
 LENGTH = 128
 
 
@@ -69,12 +80,13 @@ def conditions(result: dict[str, Any], args: argparse.Namespace) -> str:
     }[args.lengths]
     return (
         f"Equal: text, vocabulary ({result['vocab_size']:,} ids), model ({args.recipe}), sequences in a step "
-        f"({result['rows']}), learning rate (constant), fraction of masked words ({args.rate:.0%}), AdamW (except for "
-        f"ours_muon) and clipping, hidden dropout ({result['hidden_dropout']}; except for shipped dropout), fp32 "
-        "weights.\n"
+        f"({result['rows']}), learning rate (constant), fraction of masked words ({args.rate:.0%}; except for "
+        "ours_recipe), AdamW (except for ours_muon and ours_recipe) and clipping, hidden dropout "
+        f"({result['hidden_dropout']}; except for shipped dropout), fp32 weights.\n"
         f"Not equal: {difference} Ours masks exactly the rate of each example, transformers each token with that "
-        "probability. transformers' head scores all positions, ours the masked ones. Ours keeps freed memory in the "
-        "process, of transformers' sides only best_kept_memory does. Precision and attention dropout as the table says."
+        "probability. transformers' head scores all positions, ours the masked ones, and ours_recipe a sample of the "
+        "ids if the recipe says so. Ours keeps freed memory in the process, of transformers' sides only "
+        "best_kept_memory does. Precision and attention dropout as the table says."
     )
 
 
@@ -108,9 +120,11 @@ def our_context(side: str, args: argparse.Namespace) -> Any:
         config = replace(
             config, batch=replace(config.batch, size=size, micro_size=None if parts == 1 else size // parts)
         )
-    objective_config = MaskedLmConfig(mask_rate=args.rate)
+    objective_config = config.objective if side == "ours_recipe" else MaskedLmConfig(mask_rate=args.rate)
     special = SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
-    objective = MaskedLm(objective_config, special=special, vocab_size=tokenizer.vocab_size)
+    objective = make_objective(
+        objective_config, special=special, vocab_size=tokenizer.vocab_size, unigram_counts=shards.unigram_counts
+    )
     precision = "fp32" if side.startswith("default") else choose_precision(args.precision, CPU)
     config = replace(config, objective=objective_config)
     return shared.make_context(config, objective, examples, tokenizer, precision, Path(args.data))

@@ -22,6 +22,7 @@ import stemformer
 from stemformer.cli import app as cli
 from stemformer.commands import pretrain as pretraining
 from stemformer.config import with_settings
+from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import DataError
 from stemformer.io import read_jsonl
@@ -92,7 +93,7 @@ def gradients(data, out, *, settings=()):
     with init_distributed(torch.device("cpu")) as ranks:
         model = pretraining.make_initial_model(config, tokenizer, Silent()).train()
         setup = pretraining.make_pretraining_context(
-            replace(config, model=model.config), data, tokenizer, ranks, Path(out).parent
+            replace(config, model=model.config), open_shards(data), tokenizer, ranks, Path(out).parent
         )
         module = distribute(model, setup.objective, ranks, sharded=config.compute.shard)
         batches = loop.batches_of_step(3, setup)

@@ -8,7 +8,7 @@ import torch
 import stemformer
 from stemformer.data.shards.reader import Shards, open_shards
 from stemformer.huggingface.load import load_model
-from stemformer.models.layers import WordEmbedding
+from stemformer.models.embeddings import WordEmbedding
 from stemformer.models.model import make_model
 from stemformer.recipes import find_recipe
 from stemformer.training import cooccurrence

@@ -32,8 +32,6 @@ from stemformer.objectives.objective import (
     Examples,
     LossModule,
     make_objective,
-    num_scored_positions,
-    num_softmax_ids,
 )
 from stemformer.options import PlanOptions, accepts
 from stemformer.progress import Progress, Silent
@@ -171,11 +169,10 @@ def _probe(
     _synchronize(device)
     optimizer_seconds = (time.perf_counter() - started) / num_steps
     forwards = batch.size / size
-    num_rows, num_ids = num_scored_positions(module.objective, made), num_softmax_ids(module.objective)
     return {
         "tokens": forwards * len(made.input_ids),
         "seconds": forwards * sorted(seconds[1:])[_NUM_TIMED // 2] + optimizer_seconds,
-        "flops": forwards * step_flops(model, made, num_rows=num_rows, num_ids=num_ids),
+        "flops": forwards * step_flops(model, made, module.objective),
     }
 
 

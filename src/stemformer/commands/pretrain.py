@@ -106,7 +106,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         check_model_settings(config, model, options.settings)
         # The same architecture as in the config.
         config = replace(config, model=model.config)  # type: ignore[arg-type]
-        context = make_pretraining_context(config, data, tokenizer, ranks, folder)
+        context = make_pretraining_context(config, shards, tokenizer, ranks, folder)
         if found and not found.checkpoint.is_causal:
             # A causal start that has ended does not begin again in a longer run.
             context = replace(context, phases=[replace(phase, is_causal=False) for phase in context.phases])
@@ -158,13 +158,12 @@ def _sets_init(options: PretrainOptions) -> bool:
 
 
 def make_pretraining_context(
-    config: RunConfig, data: str, tokenizer: Tokenizer, ranks: DistributedContext, folder: Path
+    config: RunConfig, shards: Shards, tokenizer: Tokenizer, ranks: DistributedContext, folder: Path
 ) -> TrainingContext:
     """Return all that a run needs besides its model: examples, evaluation, budget, device."""
     device = ranks.device
     precision = choose_precision(config.compute.precision, device)
     special = _special_ids(config, tokenizer)
-    shards = open_shards(data)
     # A model may have more ids than its tokenizer.
     counts = np.pad(shards.unigram_counts, (0, max(0, config.model.vocab_size - tokenizer.vocab_size)))
     objective = make_objective(
@@ -186,7 +185,7 @@ def make_pretraining_context(
             advice = (
                 f"Add text, or lower the batch size, for example with --set batch.size={max(1, len(dataset) // 4)}."
             )
-            raise DataError(f"{data} holds {shards.num_tokens:,} tokens, which is {number}. {advice}")
+            raise DataError(f"{shards.folder} holds {shards.num_tokens:,} tokens, which is {number}. {advice}")
         if batch.size < ranks.world_size:
             expected = "expected at least one sequence for each rank"
             raise ConfigError(f"batch.size is {batch.size} for {ranks.world_size} ranks: {expected}.")
@@ -199,7 +198,7 @@ def make_pretraining_context(
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     sample_fn: Callable[[nn.Module], dict[str, Any]] | None = None
     if "held_out" in shards.manifest.splits:
-        held_out = open_shards(data, "held_out")
+        held_out = open_shards(shards.folder, "held_out")
         length = batches[-1].sequence_length
         scored = make_objective(held_out_masks(config.objective), special=special, vocab_size=tokenizer.vocab_size)
         evaluate = make_held_out_evaluation(

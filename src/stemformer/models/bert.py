@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from stemformer.config import check_at_least
 from stemformer.models.body import Body, check_config
-from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PositionEmbedding, Rows, WordEmbedding
+from stemformer.models.embeddings import PositionEmbedding, WordEmbedding
+from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, Rows
 from stemformer.models.rotary import Rotation
 
 

@@ -7,14 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stemformer.models.body import Body, check_config
-from stemformer.models.layers import (
-    Dropout,
-    FeedForward,
-    MultiHeadAttention,
-    PositionEmbedding,
-    PreNormLayer,
-    WordEmbedding,
-)
+from stemformer.models.embeddings import PositionEmbedding, WordEmbedding
+from stemformer.models.layers import Dropout, FeedForward, MultiHeadAttention, PreNormLayer
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Layers shared by the architectures. All of them take flat tokens (N, D)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from stemformer.models.attention.varlen import attend
+from stemformer.models.embeddings import PositionEmbedding, sinusoids
 from stemformer.models.rotary import Rotation, rotate_queries_and_keys
 
 # Numbers of the tokens whose output is needed; None for all.
@@ -42,43 +43,6 @@ def pad_to_bucket(x: Shaped[Tensor, "N *D"], *, multiple: int = 1) -> Shaped[Ten
     """
     padding = -len(x) % max(multiple, 1 << max(0, len(x).bit_length() - 6))
     return x if x.device.type != "cpu" else nn.functional.pad(x, (*(0, 0) * (x.ndim - 1), 0, padding))
-
-
-class WordEmbedding(nn.Embedding):
-    """Word embedding with a sparse or persistent gradient on the CPU."""
-
-    # The lookup's gradient holds only the rows looked up, to be added to the dense gradient of a tied LM head.
-    has_sparse_gradient = False
-    # Dense gradient that persists over steps, for a matrix without another gradient: only rows looked up are zeroed.
-    kept_gradient: Tensor | None = None
-
-    def forward(self, input_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
-        # On a GPU, sparse gradients are not reproducible and synchronize with the CPU.
-        sparse = self.has_sparse_gradient and input_ids.device.type == "cpu"
-        return nn.functional.embedding(input_ids, self.weight, sparse=sparse)
-
-    def keep_gradient(self) -> None:
-        """Make the gradient persistent; `clear_gradient` must then follow each optimizer step."""
-        self.has_sparse_gradient = True
-        self.kept_gradient = torch.zeros_like(self.weight)
-        self.weight.grad = self.kept_gradient
-
-    def clear_gradient(self, input_ids: Sequence[Tensor]) -> None:
-        """Zero the persistent gradient, if any; `input_ids` are all ids since the last call."""
-        if self.kept_gradient is not None:
-            for ids in input_ids:
-                self.kept_gradient.index_fill_(0, ids, 0)
-            self.weight.grad = self.kept_gradient
-
-
-class PositionEmbedding(nn.Embedding):
-    """Learned position embedding, initialized with sinusoids (see `models.bert.Bert`)."""
-
-
-def sinusoids(length: int, size: int) -> Float[Tensor, "T D"]:
-    """Return interleaved sines and cosines (Vaswani et al. 2017, section 3.5)."""
-    angles = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(0, size, 2) / size)  # (T, D / 2)
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :size]
 
 
 class Dropout(nn.Module):

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from stemformer.config import check_at_least, check_fields
 from stemformer.errors import ConfigError
 from stemformer.models.body import Body, check_config
-from stemformer.models.layers import (
-    Dropout,
-    FeedForward,
-    GatedFeedForward,
-    MultiHeadAttention,
-    PreNormLayer,
-    RmsNorm,
-    WordEmbedding,
-)
+from stemformer.models.embeddings import WordEmbedding
+from stemformer.models.layers import Dropout, FeedForward, GatedFeedForward, MultiHeadAttention, PreNormLayer, RmsNorm
 
 
 @dataclass(frozen=True)

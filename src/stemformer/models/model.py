@@ -14,6 +14,7 @@ from stemformer.errors import ConfigError
 from stemformer.models import hf_config, hf_names
 from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.body import Body
+from stemformer.models.embeddings import KeptGradients
 from stemformer.models.gpt import Gpt, GptConfig
 from stemformer.models.heads import (
     BodyConfig,
@@ -182,6 +183,7 @@ class Model(nn.Module):
 
     Attributes:
         max_length: Tokens of the longest sequence in training; later positions are random.
+        kept_gradients: Gradients that training keeps over its steps.
     """
 
     def __init__(self, config: BodyConfig, body: Body, heads: dict[str, nn.Module]) -> None:
@@ -190,6 +192,7 @@ class Model(nn.Module):
         self.body = body
         self.heads = nn.ModuleDict(heads)
         self.max_length: int = config.max_position_embeddings
+        self.kept_gradients = KeptGradients([])
 
     @property
     def lm_head(self) -> LmHead:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from stemformer.config import check_at_least, check_fields
 from stemformer.errors import ConfigError
 from stemformer.models.body import Body, check_config
-from stemformer.models.layers import Dropout, GatedFeedForward, MultiHeadAttention, PreNormLayer, WordEmbedding
+from stemformer.models.embeddings import WordEmbedding
+from stemformer.models.layers import Dropout, GatedFeedForward, MultiHeadAttention, PreNormLayer
 
 # Hugging Face's names of the two kinds of layers.
 LAYER_TYPES = ("full_attention", "sliding_attention")

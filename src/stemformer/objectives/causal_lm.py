@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from stemformer.config import check_at_least
@@ -14,7 +14,7 @@ from stemformer.data.shards.reader import Shards
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
 from stemformer.objectives.masked_lm import SpecialIds
-from stemformer.objectives.sampled_softmax import SampledSoftmax, lm_loss_sum
+from stemformer.objectives.sampled_softmax import lm_loss_sum, make_sampled_softmax
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,17 @@ class CausalLm:
 
     heads: tuple[str, ...] = ("causal_lm",)
 
-    def __init__(self, config: CausalLmConfig, *, special: SpecialIds, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        config: CausalLmConfig,
+        *,
+        special: SpecialIds,
+        vocab_size: int | None = None,
+        unigram_counts: Integer[np.ndarray, "V"] | None = None,
+    ) -> None:
         self.config = config
         self.eos = special.eos
-        self.sampled_softmax: SampledSoftmax | None = None
+        self.sampled_softmax = make_sampled_softmax(config.sampled_softmax, unigram_counts)
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | TokenStream:
         if self.config.documents == "stream":

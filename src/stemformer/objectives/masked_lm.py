@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from stemformer.config import check_at_least, check_fields
@@ -19,7 +19,7 @@ from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
-from stemformer.objectives.sampled_softmax import SampledSoftmax, lm_loss_sum
+from stemformer.objectives.sampled_softmax import lm_loss_sum, make_sampled_softmax
 
 # Probabilities of spans of 1 to 10 words: geometric with p = 0.2, truncated, mean 3.8.
 _SPAN_LENGTH_PROBS = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
@@ -81,11 +81,18 @@ class MaskedLm:
 
     heads: tuple[str, ...] = ("masked_lm",)
 
-    def __init__(self, config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> None:
+    def __init__(
+        self,
+        config: MaskedLmConfig,
+        *,
+        special: SpecialIds,
+        vocab_size: int,
+        unigram_counts: Integer[np.ndarray, "V"] | None = None,
+    ) -> None:
         self.config = config
         self.special = special
         self.vocab_size = vocab_size
-        self.sampled_softmax: SampledSoftmax | None = None
+        self.sampled_softmax = make_sampled_softmax(config.sampled_softmax, unigram_counts)
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset | SentencePairDataset:
         return pack_documents(shards, sequence_length=sequence_length)

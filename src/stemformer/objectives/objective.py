@@ -15,7 +15,6 @@ from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.losses import LossSum
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
-from stemformer.objectives.sampled_softmax import SampledSoftmax
 from stemformer.objectives.sentence_pair import SentencePairs
 
 # Data sets of pre-training.
@@ -59,16 +58,25 @@ def make_objective(
     unigram_counts: Integer[np.ndarray, "V"] | None = None,
 ) -> MaskedLm | CausalLm:
     """Make the objective of a config; its softmax may be sampled only with `unigram_counts`."""
-    objective: MaskedLm | CausalLm = OBJECTIVES[config.name](config, special=special, vocab_size=vocab_size)
-    if unigram_counts is not None and 0 < config.sampled_softmax < vocab_size:
-        objective.sampled_softmax = SampledSoftmax(unigram_counts, size=config.sampled_softmax)
-    return objective
+    options: dict[str, Any] = {"special": special, "vocab_size": vocab_size, "unigram_counts": unigram_counts}
+    return OBJECTIVES[config.name](config, **options)
 
 
 def num_softmax_ids(objective: Objective) -> int | None:
     """Return the number of ids that the loss of a language model sums over; None for all."""
     sampled = getattr(objective, "sampled_softmax", None)
     return None if sampled is None else sampled.size
+
+
+def lookup_only_weights(model: Model, objective: Objective) -> list[nn.Parameter]:
+    """Return the matrices of which a training step on a CPU uses some rows alone."""
+    word = model.body.embeddings.word.weight
+    if not {"masked_lm", "causal_lm"} & set(objective.heads):
+        return [word]
+    output = model.lm_head.decoder
+    if num_softmax_ids(objective) is not None:
+        return [word] if output is None else [word, *output.parameters()]
+    return [] if output is None else [word]
 
 
 def num_scored_positions(objective: Objective, batch: Batch) -> int | None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from stemformer.models.embeddings import look_up
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
 
@@ -64,7 +65,14 @@ class SampledSoftmax:
         columns[ids] = torch.arange(len(ids))
         targets = torch.where(is_scored, columns[labels.clamp(min=0)], labels)
         offsets = log_weights if bias is None else log_weights + bias.index_select(0, ids)
-        return replace(linear_cross_entropy_sum(states, weight.index_select(0, ids), offsets, targets), correct=None)
+        return replace(linear_cross_entropy_sum(states, look_up(weight, ids), offsets, targets), correct=None)
+
+
+def make_sampled_softmax(size: int, unigram_counts: Integer[np.ndarray, "V"] | None) -> SampledSoftmax | None:
+    """Return a softmax over `size` ids; None if that is 0 or not below V, or without counts."""
+    if unigram_counts is None or not 0 < size < len(unigram_counts):
+        return None
+    return SampledSoftmax(unigram_counts, size=size)
 
 
 def lm_loss_sum(

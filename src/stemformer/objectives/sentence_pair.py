@@ -1,7 +1,8 @@
 """Masked LM with a sentence-pair objective (Devlin et al. 2019, appendix A.2; Lan et al. 2020, section 3.1)."""
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from stemformer.data.examples.batch import Batch
@@ -18,9 +19,16 @@ class SentencePairs(MaskedLm):
 
     heads: tuple[str, ...] = ("masked_lm", "next_sentence")
 
-    def __init__(self, config: MaskedLmConfig, *, special: SpecialIds, vocab_size: int) -> None:
+    def __init__(
+        self,
+        config: MaskedLmConfig,
+        *,
+        special: SpecialIds,
+        vocab_size: int,
+        unigram_counts: Integer[np.ndarray, "V"] | None = None,
+    ) -> None:
         assert config.sentences != "none"
-        super().__init__(config, special=special, vocab_size=vocab_size)
+        super().__init__(config, special=special, vocab_size=vocab_size, unigram_counts=unigram_counts)
         self.task = config.sentences
         self.loss_name = {"next": "next_sentence", "order": "sentence_order"}[self.task]
 

@@ -16,11 +16,12 @@ from stemformer.device import configure_allocator
 from stemformer.errors import ConfigError, DataError
 from stemformer.huggingface.load import load_model, load_model_and_tokenizer, read_attention_dropout, read_task_info
 from stemformer.huggingface.vocab_transfer import transfer_vocabulary
+from stemformer.models.embeddings import KeptGradients
 from stemformer.models.heads import can_shift_scores, init_output_bias_from_unigrams, rescale_scores
 from stemformer.models.layers import initialize_weights
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.causal_lm import CausalLmConfig
-from stemformer.objectives.objective import OBJECTIVES
+from stemformer.objectives.objective import OBJECTIVES, lookup_only_weights
 from stemformer.progress import Progress
 from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.config import FinetuneConfig, RunConfig
@@ -120,8 +121,13 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
 
 
 def check_model_settings(config: RunConfig, model: Model, settings: Sequence[str]) -> None:
-    """Check that `model.x=...` settings agree with the model that training starts from."""
+    """Check that settings of the model agree with the one that training starts from."""
     for key in (setting.partition("=")[0].strip() for setting in settings):
+        if key == "embedding_init" and config.init is not None and config.embedding_init != "random":
+            problem = (
+                f"embedding_init is {config.embedding_init!r}, but the model that training starts from has embeddings"
+            )
+            raise ConfigError(f"{problem}. Remove the setting or --init.")
         name = key.removeprefix("model.")
         if key.startswith("model.") and (ours := getattr(config.model, name)) != (its := getattr(model.config, name)):
             problem = f"{key} is {ours}, but the model that training starts from has {its}."
@@ -211,10 +217,9 @@ def prepare_training(model: Model, context: TrainingContext) -> tuple[torch.nn.M
     module = distribute(model, context.objective, ranks, sharded=config.compute.shard)
     scale = _layer_scale(model, getattr(config, "layer_decay", 1.0))
     optimizer = make_optimizer(model, config.optimizer, precision=context.precision, scale=scale)
-    is_single_cpu = context.device.type == "cpu" and ranks.world_size == 1
-    word_embeddings = model.body.embeddings.word
-    if isinstance(config, FinetuneConfig) and is_single_cpu and word_embeddings.weight.requires_grad:
-        word_embeddings.keep_gradient()
+    if context.device.type == "cpu" and ranks.world_size == 1:
+        weights = lookup_only_weights(model, context.objective)
+        model.kept_gradients = KeptGradients(weight for weight in weights if weight.requires_grad)
     return module, optimizer
 
 

@@ -16,7 +16,7 @@ from stemformer.device import autocast
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
 from stemformer.objectives.masked_lm import MaskedLm
-from stemformer.objectives.objective import LossModule, num_scored_positions, num_softmax_ids
+from stemformer.objectives.objective import LossModule
 from stemformer.progress import Progress
 from stemformer.tasks.examples import TaskExamples
 from stemformer.training.checkpoint import Checkpoint, save_checkpoint
@@ -92,7 +92,7 @@ def train(
                 group["lr"] = learning_rate * group.get("scale", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            model.body.embeddings.word.clear_gradient([batch.input_ids for batch in batches])
+            model.kept_gradients.clear()
 
             # Count the step, its tokens and its time.
             phase = context.phases[context.phase_number(state.step)]
@@ -213,12 +213,7 @@ def _global_counts(
     local_sizes = (
         sum(len(batch.input_ids) for batch in batches),
         sum(batch.num_dropped_tokens for batch in batches),
-        sum(
-            step_flops(
-                model, batch, num_rows=num_scored_positions(objective, batch), num_ids=num_softmax_ids(objective)
-            )
-            for batch in batches
-        ),
+        sum(step_flops(model, batch, objective) for batch in batches),
     )
     *totals, tokens, num_dropped, flops = context.ranks.all_reduce_sum([*local_counts.values(), *local_sizes])
     return dict(zip(local_counts, totals, strict=True)), int(tokens), int(num_dropped), flops

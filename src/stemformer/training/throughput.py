@@ -7,6 +7,7 @@ import torch
 
 from stemformer.data.examples.batch import Batch
 from stemformer.models.model import Model
+from stemformer.objectives.objective import Objective, num_scored_positions, num_softmax_ids
 
 
 def compile_blocks(model: Model) -> None:
@@ -31,14 +32,13 @@ def matmul_rate(device: torch.device, precision: str, *, size: int = 4096) -> fl
     return repeats * 2 * size**3 / best
 
 
-def step_flops(model: Model, batch: Batch, *, num_rows: int | None = None, num_ids: int | None = None) -> float:
+def step_flops(model: Model, batch: Batch, objective: Objective) -> float:
     """Return the floating-point operations of a forward and backward pass.
 
     6 x parameters x tokens in the layers, the head on scored positions only, attention by the
-    actual lengths. The last states of `num_rows` tokens are computed, and the scores of `num_ids` ids
-    (None: all).
+    actual lengths. Last states and scores are computed of those tokens and ids that the objective needs.
     """
-    config = model.config
+    config, num_rows, num_ids = model.config, num_scored_positions(objective, batch), num_softmax_ids(objective)
     lengths = np.diff(batch.cu_seqlens.cpu().numpy()).astype(np.float64)
     num_tokens = float(lengths.sum())
     body = 6.0 * model.num_parameters(embeddings=False) * num_tokens

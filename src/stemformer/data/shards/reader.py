@@ -40,7 +40,7 @@ class Shards:
         self.vocab_size = manifest.vocab_size
         counts = manifest.splits[split]
         self.num_tokens, self.num_documents, self.num_sentences = counts.tokens, counts.documents, counts.sentences
-        self._folder = folder
+        self.folder = folder
         files = (folder / name for name in manifest.files if name.startswith(f"{split}/"))
         self._files = [file for file in files if file.suffix == ".bin"]
         self._ids = [_map(file, id_dtype(self.vocab_size)) for file in self._files]
@@ -81,7 +81,7 @@ class Shards:
     @cached_property
     def unigram_counts(self) -> UInt64[np.ndarray, " V"]:
         """Count of each id in the train split, also if this is the held-out split."""
-        return np.load(self._folder / "unigram.npy", allow_pickle=False)
+        return np.load(self.folder / "unigram.npy", allow_pickle=False)
 
     def _locate(self, start: int, stop: int) -> tuple[int, int, int]:
         """Return the shard of a span, and the span within it."""
@@ -105,7 +105,7 @@ class Shards:
             np.add(local[:-1], base, out=starts[filled : filled + len(local) - 1], casting="unsafe")
             filled += len(local) - 1
         if filled != number:
-            files = f"The .{suffix} files of {self._folder}/{self.split}"
+            files = f"The .{suffix} files of {self.folder}/{self.split}"
             raise _damaged(files, f"hold {filled:,} starts, the manifest says {number:,}")
         starts[-1] = self.num_tokens
         return starts
