@@ -27,16 +27,12 @@ from stemformer.device import (
 )
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.masked_lm import SpecialIds
-from stemformer.objectives.objective import (
-    OBJECTIVES,
-    Examples,
-    LossModule,
-    make_objective,
-)
+from stemformer.objectives.objective import OBJECTIVES, Examples, LossModule, make_objective
 from stemformer.options import PlanOptions, accepts
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.training.config import BatchConfig, RunConfig, num_steps_for
+from stemformer.training.initialization import keep_lookup_gradients
 from stemformer.training.optimizer import clip_grad_norm, make_optimizer, state_names
 from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
 
@@ -76,6 +72,7 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     generator = torch.Generator().manual_seed(0)
     model = make_model(config.model, heads, tied=config.ties_embeddings, generator=generator).to(device).train()
     configure_allocator(device)
+    keep_lookup_gradients(model, objective)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if choose_compile(config.compute.compile, device):
@@ -166,6 +163,7 @@ def _probe(
         clip_grad_norm(optimizer, model.parameters(), 1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    model.kept_gradients.clear()
     _synchronize(device)
     optimizer_seconds = (time.perf_counter() - started) / num_steps
     forwards = batch.size / size

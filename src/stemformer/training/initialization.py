@@ -21,7 +21,7 @@ from stemformer.models.heads import can_shift_scores, init_output_bias_from_unig
 from stemformer.models.layers import initialize_weights
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.causal_lm import CausalLmConfig
-from stemformer.objectives.objective import OBJECTIVES, lookup_only_weights
+from stemformer.objectives.objective import OBJECTIVES, Objective, lookup_only_weights
 from stemformer.progress import Progress
 from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.config import FinetuneConfig, RunConfig
@@ -217,10 +217,16 @@ def prepare_training(model: Model, context: TrainingContext) -> tuple[torch.nn.M
     module = distribute(model, context.objective, ranks, sharded=config.compute.shard)
     scale = _layer_scale(model, getattr(config, "layer_decay", 1.0))
     optimizer = make_optimizer(model, config.optimizer, precision=context.precision, scale=scale)
-    if context.device.type == "cpu" and ranks.world_size == 1:
-        weights = lookup_only_weights(model, context.objective)
-        model.kept_gradients = KeptGradients(weight for weight in weights if weight.requires_grad)
+    if ranks.world_size == 1:
+        keep_lookup_gradients(model, context.objective)
     return module, optimizer
+
+
+def keep_lookup_gradients(model: Model, objective: Objective) -> None:
+    """Keep the gradients of trained matrices that a step only looks up, on one CPU."""
+    weights = lookup_only_weights(model, objective)
+    if weights and weights[0].device.type == "cpu":
+        model.kept_gradients = KeptGradients(weight for weight in weights if weight.requires_grad)
 
 
 def _layer_scale(model: Model, decay: float) -> Callable[[str], float] | None:
