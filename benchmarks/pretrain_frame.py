@@ -33,7 +33,7 @@ from stemformer.training.context import Phase, TrainingContext
 from stemformer.training.initialization import prepare_training
 from stemformer.training.log import MetricAccumulator
 from stemformer.training.loop import add_gradients, batches_of_step, make_cuda_graph_step
-from stemformer.training.optimizer import OptimizerConfig, clip_grad_norm
+from stemformer.training.optimizer import OptimizerConfig, clip_grad_norm, make_optimizer
 from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
 
 CPU = torch.device("cpu")
@@ -173,7 +173,7 @@ def resident_megabytes(which: str) -> float:
 
 
 def make_config(side: str, args: argparse.Namespace, vocab_size: int, length: int | None = None) -> RunConfig:
-    """Return the config of a side: the recipe with AdamW or Muon, and micro-batches for `ours_in_N`."""
+    """Return the config of a side: the recipe with its optimizer, Muon or AdamW; micro-batches for `ours_in_N`."""
     config = find_recipe(args.recipe)
     dropout = config.model.hidden_dropout_prob if args.hidden_dropout is None else args.hidden_dropout
     size, num_parts = args.rows or config.batch.size, int(side[-1]) if side.startswith("ours_in_") else 1
@@ -183,9 +183,12 @@ def make_config(side: str, args: argparse.Namespace, vocab_size: int, length: in
         micro_size=None if num_parts == 1 else size // num_parts,
         sequence_length=length or config.batch.sequence_length,
     )
-    kind = "muon" if side in ("ours_muon", "ours_recipe") else "adamw"
-    defaults = {name: getattr(OptimizerConfig, name) for name in ("muon_lr_multiplier", "muon_interval", "momentum")}
-    optimizer = replace(config.optimizer, kind=kind, **({} if kind == "muon" else defaults))
+    optimizer = config.optimizer
+    if side == "ours_muon":
+        optimizer = replace(optimizer, kind="muon")
+    elif side != "ours_recipe":
+        names = ("muon_lr_multiplier", "muon_interval", "momentum")
+        optimizer = replace(optimizer, kind="adamw", **{name: getattr(OptimizerConfig, name) for name in names})
     return replace(
         config,
         model=replace(config.model, vocab_size=vocab_size, hidden_dropout_prob=dropout),
@@ -229,7 +232,7 @@ def our_steps(context: Any, *, compiled: bool | None = None) -> Iterator[Step]:
     heads = list(context.objective.heads)
     generator = torch.Generator().manual_seed(0)
     tied = context.config.ties_embeddings
-    model = make_model(context.config.model, heads, tied=tied, generator=generator).train().to(context.device)
+    model = make_model(context.config.model, heads, tied=tied, generator=generator).train()
     if compiled:
         compile_blocks(model)
     module, optimizer = prepare_training(model, context)

@@ -10,7 +10,7 @@ Sides:
     ours_compiled            as ours with compiled layers, which is the package's default on a GPU
     ours_eager               as ours without compiled layers
     ours_muon                with the optimizer of our small recipes; a step costs more, fewer are needed
-    ours_recipe              the recipe as it is: its optimizer, and sampled softmax if the recipe has it
+    ours_recipe              optimizer, documents and sampled softmax of the recipe
     ours_in_2, ours_in_4     with two or four micro-batches in a step, which takes less memory
     default                  transformers' run_clm example: Trainer, float32, eager, blocks of all documents joined (group_texts)
     default_shipped_dropout  the same with GPT2Config's own dropout (0.1, also on attention probabilities); GPT-2 only
@@ -66,12 +66,13 @@ def main() -> None:
 def conditions(result: dict[str, Any], args: argparse.Namespace) -> str:
     return (
         f"Equal: text, vocabulary ({result['vocab_size']:,} ids), shape ({args.recipe}), rows in a step "
-        f"({result['rows']} of {result['sequence_length']}), learning rate (constant), AdamW (except for ours_muon and ours_recipe) "
-        f"and clipping, hidden dropout ({result['hidden_dropout']}; except for shipped dropout), no dropout on "
-        "attention probabilities (except there), fp32 weights.\n"
+        f"({result['rows']} of {result['sequence_length']}), learning rate (constant), AdamW (except for ours_muon and "
+        f"ours_recipe) and clipping, hidden dropout ({result['hidden_dropout']}; except for shipped dropout), no dropout "
+        "on attention probabilities (except there), fp32 weights.\n"
         "Not equal: except for ours_stream, ours packs chunks of documents that do not see each other into rows, which "
         "are not quite full; on the other sides a token sees all of its row. nanogpt samples its rows at random "
-        "positions and has the exact GELU. Ours keeps freed memory in the process, of the peers only "
+        "positions and has the exact GELU. ours_recipe has the sampled softmax of the recipe, if any. Ours keeps freed "
+        "memory in the process, of the peers only "
         f"best_kept_memory does. Precision as the table says. Device: {args.device}."
     )
 

@@ -7,7 +7,7 @@ Without `--data`, on the embedded English samples. Sides:
     ours                     the package's loop: prefetched batches, gradients, clipping, fused AdamW
     ours_compiled            with compiled layers
     ours_muon                with the optimizer of our small recipes; a step costs more, fewer are needed (time_to_quality.py)
-    ours_recipe              the recipe as it is: its optimizer, fraction of masked tokens, and sampled softmax
+    ours_recipe              optimizer, fraction of masked tokens and sampled softmax of the recipe; no sentence pairs, one phase
     ours_in_4, ours_in_8     with four or eight micro-batches in a step, which takes less memory
     default                  transformers' run_mlm example: Trainer, float32, eager; its own collator and data loader
     default_shipped_dropout  the same with BertConfig's own dropout (0.1, also on attention probabilities); BERT only
@@ -120,7 +120,9 @@ def our_context(side: str, args: argparse.Namespace) -> Any:
         config = replace(
             config, batch=replace(config.batch, size=size, micro_size=None if parts == 1 else size // parts)
         )
-    objective_config = config.objective if side == "ours_recipe" else MaskedLmConfig(mask_rate=args.rate)
+    objective_config = MaskedLmConfig(mask_rate=args.rate)
+    if side == "ours_recipe":
+        objective_config = replace(config.objective, sentences="none")
     special = SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
     objective = make_objective(
         objective_config, special=special, vocab_size=tokenizer.vocab_size, unigram_counts=shards.unigram_counts

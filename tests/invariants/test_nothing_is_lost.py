@@ -130,7 +130,7 @@ def test_settings_of_other_sizes_than_the_initial_model_are_refused(tiny, run, t
 
 def test_counted_embeddings_of_an_initial_model_are_refused(tiny, run, tmp_path):
     counted = [*SETTINGS, "embedding_init=cooccurrence"]
-    with pytest.raises(ConfigError, match=r"embedding_init is 'cooccurrence', but the model .* Remove the setting"):
+    with pytest.raises(ConfigError, match=r"embedding_init is 'cooccurrence', but a model .* Remove the setting"):
         stemformer.pretrain(
             "bert_tiny", data=str(tiny / "data"), out=str(tmp_path / "b"), init=str(run), settings=counted, steps=1
         )

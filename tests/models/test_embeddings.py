@@ -10,6 +10,7 @@ from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig, SpecialIds
 from stemformer.objectives.objective import lookup_only_weights, make_objective
 from stemformer.objectives.sampled_softmax import lm_loss_sum
+from stemformer.training.initialization import keep_lookup_gradients
 
 V, D = 60, 16
 SIZES = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -50,7 +51,7 @@ def test_kept_gradients_are_the_dense_ones_of_each_step(kind, size, number):
         for p, q in zip(model.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-5)
         for each in (model, other):
-            torch.optim.SGD(each.parameters(), lr=0.1).zero_grad(set_to_none=True)
+            each.zero_grad(set_to_none=True)
         kept.clear()
         assert all(weight.grad is not None and not weight.grad.any() for weight in weights)
 
@@ -63,3 +64,27 @@ def test_ids_of_evaluation_are_not_remembered():
     assert weight.ids_used == []
     look_up(weight, torch.tensor([[3, 4]]))
     assert [ids.tolist() for ids in weight.ids_used] == [[3, 4]]
+
+
+def test_a_model_prepared_again_has_the_gradients_of_its_new_objective():
+    model, sampled = make("tied", size=20)
+    other, full = make("tied", size=0)
+    other.load_state_dict(model.state_dict())
+    keep_lookup_gradients(model, sampled)
+    add_gradients(model, sampled, 0)
+    keep_lookup_gradients(model, full)
+    for seed in range(2):
+        for each in (model, other):
+            each.zero_grad(set_to_none=True)
+            each.kept_gradients.clear()
+            add_gradients(each, full, seed)
+        torch.testing.assert_close(model.body.embeddings.word.weight.grad, other.body.embeddings.word.weight.grad)
+
+
+def test_frozen_embeddings_get_no_gradient():
+    model, sampled = make("tied", size=20)
+    model.body.embeddings.requires_grad_(False)
+    keep_lookup_gradients(model, sampled)
+    add_gradients(model, sampled, 0)
+    model.kept_gradients.clear()
+    assert model.body.embeddings.word.weight.grad is None

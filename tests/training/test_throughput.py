@@ -56,7 +56,8 @@ def test_flops_leave_out_rows_and_ids_that_the_objective_does_not_need():
     model, batch = small_model(), batch_of([8], 2)
     config = MaskedLmConfig(sampled_softmax=20)
     full, sampled = (
-        make_objective(config, special=SPECIAL, vocab_size=50, unigram_counts=counts) for counts in (None, np.ones(50, np.int64))
+        make_objective(config, special=SPECIAL, vocab_size=50, unigram_counts=counts)
+        for counts in (None, np.ones(50, np.int64))
     )
     d, f = 16, 32
     per_row = d * d + d + 2 * d * f + f + d + 4 * d

@@ -73,7 +73,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     if options.init is not None:
         # Before the settings: some are valid only with a model to start from.
         config = replace(config, init=options.init)
-    if found is None and isinstance(config.objective, MaskedLmConfig) and _sets_init(options):
+    if found is None and isinstance(config.objective, MaskedLmConfig) and (options.init or _sets(options, "init")):
         # A trained encoder needs no causal start; a setting may ask for one.
         config = replace(config, objective=replace(config.objective, causal_start_ratio=0.0))
     config = resolve(config, options)
@@ -81,6 +81,9 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         return {"config": to_toml(config)}
     if found is None and config.init is not None:
         # Its errors come before anything is written.
+        if config.embedding_init != "random" and _sets(options, "embedding_init"):
+            problem = f"embedding_init is {config.embedding_init!r}, but a model to start from has embeddings"
+            raise ConfigError(f"{problem}. Remove the setting or --init.")
         load_tokenizer(find_model_folder(config.init))
     inputs = (data, options.config, options.init)
     check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
@@ -149,12 +152,12 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     }
 
 
-def _sets_init(options: PretrainOptions) -> bool:
-    """Return whether options, settings or the config file name a model to start from."""
+def _sets(options: PretrainOptions, name: str) -> bool:
+    """Return whether settings or the config file have a value for a field of the config."""
     names = [setting.partition("=")[0].strip() for setting in options.settings]
     file = options.config
-    in_file = file is not None and Path(file).is_file() and "init" in parse_toml(Path(file).read_text("utf-8"), file)
-    return options.init is not None or "init" in names or in_file
+    in_file = file is not None and Path(file).is_file() and name in parse_toml(Path(file).read_text("utf-8"), file)
+    return name in names or in_file
 
 
 def make_pretraining_context(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class WordEmbedding(nn.Embedding):
     """Word embedding, whose gradient may hold only the rows looked up on the CPU."""
 
-    # To be added to the dense gradient of a tied LM head.
+    # To be added to the dense gradient of a tied LM head, unless gradients are kept.
     has_sparse_gradient = False
 
     def forward(self, input_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
@@ -42,7 +42,7 @@ class KeptGradients:
     """Dense gradients on the CPU, kept over the steps, of matrices that steps only `look_up`.
 
     Otherwise each step allocates and zeroes gradients of the size of the vocabulary, and adds them up; here only the
-    rows used are written. `clear` must follow each optimizer step.
+    rows used are written. `clear` must follow each optimizer step. A copy of a model has ordinary gradients.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter]) -> None:
@@ -58,3 +58,10 @@ class KeptGradients:
                 gradient.index_fill_(0, ids, 0)
             weight.ids_used.clear()  # type: ignore[attr-defined]
             weight.grad = gradient
+
+    def release(self) -> None:
+        """Give the matrices ordinary gradients again."""
+        for weight in self._weights:
+            weight.grad = None
+            del weight.ids_used  # type: ignore[attr-defined]
+        self._weights, self._gradients = [], []

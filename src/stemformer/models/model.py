@@ -210,7 +210,7 @@ class Model(nn.Module):
         return self.lm_head.projection(states, self.body.embeddings.word.weight)
 
     def share_word_gradient(self) -> None:
-        """Use sparse lookup gradients if the tied LM head's gradient is dense anyway."""
+        """Use sparse lookup gradients if the LM head is tied, whose gradient is dense unless it is kept."""
         self.body.embeddings.word.has_sparse_gradient = self.lm_head.decoder is None
 
     def check_max_length(self, requested: int | None) -> int:

@@ -69,13 +69,13 @@ def num_softmax_ids(objective: Objective) -> int | None:
 
 
 def lookup_only_weights(model: Model, objective: Objective) -> list[nn.Parameter]:
-    """Return the matrices of which a training step on a CPU uses some rows alone."""
+    """Return the matrices of which a training step on a CPU only looks up rows."""
     word = model.body.embeddings.word.weight
     if not {"masked_lm", "causal_lm"} & set(objective.heads):
         return [word]
     output = model.lm_head.decoder
     if num_softmax_ids(objective) is not None:
-        return [word] if output is None else [word, *output.parameters()]
+        return [word] if output is None else [word, output.weight]  # type: ignore[list-item]
     return [] if output is None else [word]
 
 

@@ -121,13 +121,8 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
 
 
 def check_model_settings(config: RunConfig, model: Model, settings: Sequence[str]) -> None:
-    """Check that settings of the model agree with the one that training starts from."""
+    """Check that `model.x=...` settings agree with the model that training starts from."""
     for key in (setting.partition("=")[0].strip() for setting in settings):
-        if key == "embedding_init" and config.init is not None and config.embedding_init != "random":
-            problem = (
-                f"embedding_init is {config.embedding_init!r}, but the model that training starts from has embeddings"
-            )
-            raise ConfigError(f"{problem}. Remove the setting or --init.")
         name = key.removeprefix("model.")
         if key.startswith("model.") and (ours := getattr(config.model, name)) != (its := getattr(model.config, name)):
             problem = f"{key} is {ours}, but the model that training starts from has {its}."
@@ -224,9 +219,9 @@ def prepare_training(model: Model, context: TrainingContext) -> tuple[torch.nn.M
 
 def keep_lookup_gradients(model: Model, objective: Objective) -> None:
     """Keep the gradients of trained matrices that a step only looks up, on one CPU."""
-    weights = lookup_only_weights(model, objective)
-    if weights and weights[0].device.type == "cpu":
-        model.kept_gradients = KeptGradients(weight for weight in weights if weight.requires_grad)
+    model.kept_gradients.release()
+    weights = [weight for weight in lookup_only_weights(model, objective) if weight.requires_grad]
+    model.kept_gradients = KeptGradients(weight for weight in weights if weight.device.type == "cpu")
 
 
 def _layer_scale(model: Model, decay: float) -> Callable[[str], float] | None:
