@@ -67,8 +67,8 @@ def conditions(result: dict[str, Any], args: argparse.Namespace) -> str:
     return (
         f"Equal: text, vocabulary ({result['vocab_size']:,} ids), shape ({args.recipe}), rows in a step "
         f"({result['rows']} of {result['sequence_length']}), learning rate (constant), AdamW (except for ours_muon and "
-        f"ours_recipe) and clipping, hidden dropout ({result['hidden_dropout']}; except for shipped dropout), no dropout "
-        "on attention probabilities (except there), fp32 weights.\n"
+        f"ours_recipe) and clipping, hidden dropout ({result['hidden_dropout']}; except for shipped dropout), no "
+        "dropout on attention probabilities (except there), fp32 weights.\n"
         "Not equal: except for ours_stream, ours packs chunks of documents that do not see each other into rows, which "
         "are not quite full; on the other sides a token sees all of its row. nanogpt samples its rows at random "
         "positions and has the exact GELU. ours_recipe has the sampled softmax of the recipe, if any. Ours keeps freed "
