@@ -142,11 +142,17 @@ def _gpt(name: str, layers: int, hidden: int, heads: int, learning_rate: float) 
 def _llama(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> LlamaRunConfig:
     """Return a Llama run for modest hardware: as GPT's, with rotary positions, RMS norm and gated layers.
 
-    Embeddings start from counts of tokens that follow each other; the output matrix is one of its own.
+    Embeddings start from counts of tokens that follow each other; the output matrix is one of its own. A step's softmax
+    sums over a sample of a large vocabulary, and Muon takes every second step (`docs/log.md`).
     """
     run = _gpt(name, layers, hidden, heads, learning_rate)
     sizes = {**_sizes(layers, hidden, heads), "intermediate_size": _gated_size(hidden)}
-    settings = {**_settings(run), "embedding_init": "cooccurrence"}
+    settings = {
+        **_settings(run),
+        "embedding_init": "cooccurrence",
+        "objective": replace(run.objective, sampled_softmax=4096),
+        "optimizer": replace(run.optimizer, muon_interval=2),
+    }
     return LlamaRunConfig(recipe=name, model=LlamaConfig(**sizes, max_position_embeddings=256), **settings)
 
 
