@@ -19,9 +19,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Words of each part, and whether fragments of one word are left out.
+# Words of each part.
 SHARES = {"simplewiki": 2_000_000, "books": 3_900_000, "reviews": 2_350_000, "tatoeba": 720_000}
 SHARES |= {"dialogs": 680_000, "captions": 350_000}
+# Parts without sentences of one word, such as titles.
 WITHOUT_FRAGMENTS = ("simplewiki", "books")
 
 

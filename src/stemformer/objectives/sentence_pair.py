@@ -1,8 +1,9 @@
 """Masked LM with a sentence-pair objective (Devlin et al. 2019, appendix A.2; Lan et al. 2020, section 3.1)."""
 
-import numpy as np
+from typing import Any
+
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stemformer.data.examples.batch import Batch
@@ -11,7 +12,7 @@ from stemformer.data.examples.sentence_pairs import SentencePairDataset, make_se
 from stemformer.data.shards.reader import Shards
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
-from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
+from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig
 
 
 class SentencePairs(MaskedLm):
@@ -19,16 +20,10 @@ class SentencePairs(MaskedLm):
 
     heads: tuple[str, ...] = ("masked_lm", "next_sentence")
 
-    def __init__(
-        self,
-        config: MaskedLmConfig,
-        *,
-        special: SpecialIds,
-        vocab_size: int,
-        unigram_counts: Integer[np.ndarray, "V"] | None = None,
-    ) -> None:
+    def __init__(self, config: MaskedLmConfig, **options: Any) -> None:
+        """Make it with the `options` of `MaskedLm`."""
         assert config.sentences != "none"
-        super().__init__(config, special=special, vocab_size=vocab_size, unigram_counts=unigram_counts)
+        super().__init__(config, **options)
         self.task = config.sentences
         self.loss_name = {"next": "next_sentence", "order": "sentence_order"}[self.task]
 
