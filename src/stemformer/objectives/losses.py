@@ -16,8 +16,8 @@ _CHUNK_LOGITS, _CHUNK_LOGITS_GPU = 2**25, 2**27
 _SPLIT, _MIN_SPLIT_VOCAB = 512, 2**14
 # Chunk sizes are padded to multiples of this, or of 1 in 32 of their rows (see `models.layers.pad_to_bucket`).
 _CHUNK_MULTIPLE = 16
-# Logits in a block of the CPU's softmax: 4 MiB in float32, which stay in the cache.
-_SOFTMAX_LOGITS = 2**20
+# Logits in a block of the CPU's softmax: 1 MiB in float32, which stays in the cache.
+_SOFTMAX_LOGITS = 2**18
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             w, b = F.pad(w, (0, 0, 0, padding)), None if b is None else F.pad(b, (0, padding))
 
         dx, dw, db = torch.empty_like(x), None, None
+        # A CPU's product with a bias first copies it to all rows; added to a block in the cache it is cheap.
+        adds_bias = x.device.type == "cpu"
         if bias is not None:
             db = torch.zeros_like(bias, dtype=torch.float32)
         max_logits = _CHUNK_LOGITS if x.device.type == "cpu" else _CHUNK_LOGITS_GPU
@@ -93,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part, targets, mask = (values[start : start + size] for values in (x, labels, is_scored))
             multiple = max(_CHUNK_MULTIPLE, 1 << max(0, len(part).bit_length() - 6))
             padded = F.pad(part, (0, 0, 0, -len(part) % multiple))  # (m, D)
-            logits = _project(padded, w, b)  # (m, V)
+            logits = _project(padded, w, None if adds_bias else b)  # (m, V)
             if len(padded) > len(part):
                 logits[len(part) :] = 0
             if padding:
@@ -101,7 +103,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
             # Loss, and gradients of the logits in their place.
             for z, target, keep in _blocks(logits[: len(part)], targets[:, None], mask[:, None]):
-                block_loss, block_correct = _loss_in_place(z, target, keep, db, needs_grad=needs_grad)
+                block_bias = b if adds_bias else None
+                block_loss, block_correct = _loss_in_place(z, target, keep, block_bias, db, needs_grad=needs_grad)
                 total += block_loss
                 correct += block_correct
 
@@ -130,16 +133,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return `x @ weight.T + bias`, (M, V)."""
+    if bias is not None:
+        return torch.addmm(bias, x, weight.t())
     if x.device.type != "cpu" or x.dtype != torch.float32 or len(weight) < _MIN_SPLIT_VOCAB:
-        return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+        return x @ weight.t()
     logits = x.new_empty(len(x), len(weight))
     for start in range(0, len(weight), _SPLIT):
         columns = slice(start, start + _SPLIT)
-        part, out = weight[columns].t(), logits[:, columns]
-        if bias is None:
-            torch.mm(x, part, out=out)
-        else:
-            torch.addmm(bias[columns], x, part, out=out)
+        torch.mm(x, weight[columns].t(), out=logits[:, columns])
     return logits
 
 
@@ -154,32 +155,49 @@ def _blocks(logits: Tensor, *per_row: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _loss_in_place(
-    logits: Tensor, labels: Tensor, is_scored: Tensor, bias_grad: Tensor | None, *, needs_grad: bool
+    logits: Tensor,
+    labels: Tensor,
+    is_scored: Tensor,
+    bias: Tensor | None,
+    bias_grad: Tensor | None,
+    *,
+    needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return loss and number correct; with `needs_grad`, logits become the gradient, to be masked."""
+    """Return loss and number correct of logits plus `bias`; with `needs_grad`, logits become the gradient."""
     if logits.device.type != "cpu":
-        return _loss_in_place_gpu(logits, labels, is_scored, bias_grad, needs_grad=needs_grad)
+        return _loss_in_place_gpu(logits, labels, is_scored, bias, bias_grad, needs_grad=needs_grad)
     z = logits.float()
-    p = torch.softmax(z, -1)
+    if bias is not None:
+        z.add_(bias)
     best, label_logits = z.amax(-1, keepdim=True), z.gather(1, labels)
-    # From the largest probability: exact also where the label's probability underflows to 0.
-    log_sum = best - p.amax(-1, keepdim=True).log()
-    total = ((log_sum - label_logits) * is_scored).sum()
     # The label is the first of the largest logits: argmax only where it is one of them.
     rows = ((label_logits == best) & is_scored)[:, 0].nonzero()[:, 0]
     correct = (z.index_select(0, rows).argmax(-1, keepdim=True) == labels.index_select(0, rows)).sum()
+    p = torch.softmax(z, -1, out=z)
+    # From the largest probability: exact also where the label's probability underflows to 0.
+    log_sum = best - p.amax(-1, keepdim=True).log()
+    total = ((log_sum - label_logits) * is_scored).sum()
     if needs_grad:
         p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
         if bias_grad is not None:
             bias_grad += (p if is_scored.all() else p * is_scored).sum(0)[: len(bias_grad)]
-        logits.copy_(p)
+        if p is not logits:
+            logits.copy_(p)
     return total, correct
 
 
 def _loss_in_place_gpu(
-    logits: Tensor, labels: Tensor, is_scored: Tensor, bias_grad: Tensor | None, *, needs_grad: bool
+    logits: Tensor,
+    labels: Tensor,
+    is_scored: Tensor,
+    bias: Tensor | None,
+    bias_grad: Tensor | None,
+    *,
+    needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Compute the same in few passes over the logits and without synchronization."""
+    if bias is not None:
+        logits.add_(bias)
     best, first = logits.max(-1, keepdim=True)
     p = torch.softmax(logits, -1, dtype=torch.float32)
     log_sum = best.float() - p.gather(1, first).log()
