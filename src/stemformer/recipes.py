@@ -150,7 +150,7 @@ def _llama(name: str, layers: int, hidden: int, heads: int, learning_rate: float
     settings = {
         **_settings(run),
         "embedding_init": "cooccurrence",
-        "objective": replace(run.objective, sampled_softmax=4096),
+        "objective": replace(run.objective, sampled_softmax=2048),
         "optimizer": replace(run.optimizer, muon_interval=2),
     }
     return LlamaRunConfig(recipe=name, model=LlamaConfig(**sizes, max_position_embeddings=256), **settings)
