@@ -55,7 +55,7 @@ def save_model(
         **_task_entries(task),
     }
     # Texts of causal models start with EOS here, unless the folder that they come from says otherwise.
-    eos_token_id = model.config.eos_token_id
+    eos_token_id = model.config.eos_token_id if architecture.is_causal else None
     known = None if tokenizer is None else tokenizer.bos_token_id
     bos_token_id = eos_token_id if known is None else known
     prefix: tuple[int, ...] | None = None if eos_token_id is None or bos_token_id is None else (bos_token_id,)

@@ -211,7 +211,7 @@ def _global_counts(
     batch_counts = [objective.counts(batch) for batch in batches]
     local_counts = {name: sum(counts[name] for counts in batch_counts) for name in batch_counts[0]}
     local_sizes = (
-        sum(len(batch.input_ids) for batch in batches),
+        sum(batch.num_tokens for batch in batches),
         sum(batch.num_dropped_tokens for batch in batches),
         sum(step_flops(model, batch, objective) for batch in batches),
     )
