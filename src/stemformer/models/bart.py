@@ -266,6 +266,10 @@ class Bart(Body):
         self.norm = _final_norm(config)
         self.decoder = BartDecoder(config)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.layers, *self.decoder.layers]
+
     def forward(  # type: ignore[override]
         self,
         input_ids: Int[Tensor, "N"],

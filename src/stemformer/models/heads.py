@@ -167,9 +167,9 @@ def rescale_scores(state: Mapping[str, Tensor], *, scale: float, shift: float) -
     return {_SCORE_WEIGHT: scaled, _NORM_BIAS: state[_NORM_BIAS] + shift * scaled[0] / scaled.square().sum()}
 
 
-def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:
-    """Set the output bias of a `MaskedLmHead` to log unigram frequencies, add-one smoothed."""
+def init_output_bias_from_unigrams(head: LmHead, counts: Integer[np.ndarray, "V"]) -> None:
+    """Set the output bias to log unigram frequencies, add-one smoothed."""
     # Learning them takes about the first hundred steps otherwise (`docs/log.md`).
-    assert isinstance(head, MaskedLmHead)
+    assert head.bias is not None
     smoothed = torch.from_numpy(counts.astype(np.float64)) + 1
     head.bias.data.copy_((smoothed / smoothed.sum()).log())

@@ -258,8 +258,8 @@ class Model(nn.Module):
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Count parameters; `embeddings=False` counts the layers, which set a token's cost."""
-        counted: nn.Module = self if embeddings else self.body.layers
-        return sum(p.numel() for p in counted.parameters())
+        counted: list[nn.Module] = [self] if embeddings else self.body.blocks
+        return sum(p.numel() for part in counted for p in part.parameters())
 
 
 def make_model(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from stemformer.errors import DataError
@@ -35,6 +35,8 @@ class Example:
     # Inputs of a decoder and their lengths, for each sequence; labels are at positions of these.
     decoder_input_ids: Int[np.ndarray, "t"] | None = None
     decoder_lengths: Int[np.ndarray, "s"] | None = None
+    # Whether each label is a token that the source has.
+    is_copied: Bool[np.ndarray, "m"] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Batch:
         num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
         is_causal: Whether each token sees the earlier ones only, in a model that is not causal itself.
         decoder: Inputs of the decoder of an encoder-decoder.
+        is_copied: Whether each label is a token that the encoder sees, in denoising.
     """
 
     input_ids: Int[Tensor, "N"]
@@ -87,6 +90,7 @@ class Batch:
     num_dropped_tokens: int = 0
     is_causal: bool = False
     decoder: Run | None = None
+    is_copied: Bool[Tensor, "M"] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -129,6 +133,7 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         offset + (np.cumsum(e.lengths) - e.lengths if e.summary_positions is None else e.summary_positions)
         for offset, e in zip(offsets, examples, strict=True)
     ]
+    copied = [e.is_copied for e in examples if e.is_copied is not None]
     label_offsets = _offsets(decoder_ids) if decoder_ids else offsets
     label_positions = [offset + e.label_positions for offset, e in zip(label_offsets, examples, strict=True)]
     return Batch(
@@ -145,6 +150,7 @@ def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batc
         num_dropped_tokens=sum(e.num_dropped_tokens for e in examples),
         is_causal=examples[0].is_causal,
         decoder=decoder,
+        is_copied=_concatenate(copied, np.bool_) if copied else None,
     )
 
 
