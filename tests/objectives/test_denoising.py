@@ -58,7 +58,7 @@ def test_kept_tokens_stay_in_order_and_are_marked_as_copied(preset):
     copied = example.tokens[made.is_copied[1:-1]]
     assert made.input_ids[1:-1][made.input_ids[1:-1] != 4].tolist() == copied.tolist()
     assert made.is_copied[0] and made.is_copied[-1]
-    rate = NOISES[preset].rate
+    rate = NOISES[preset].noise_rate
     assert (~made.is_copied).sum() == int(rate * 20 + 0.5)
 
 
@@ -73,14 +73,14 @@ def test_orders_lose_nothing(preset):
 
 @pytest.mark.parametrize("preset", NOISES)
 def test_without_rates_the_source_is_the_text(preset):
-    made = make(preset=preset, rate=0.0, permute_rate=0.0, rotate_prob=0.0)
+    made = make(preset=preset, noise_rate=0.0, permute_rate=0.0, rotate_prob=0.0)
     assert made.input_ids.tolist() == made.labels.tolist()
     assert made.is_copied.all()
 
 
 def test_full_words_are_lost():
     example = raw((200,))
-    made = make(example=example, preset="deletion", unit="word", rate=0.3)
+    made = make(example=example, preset="deletion", unit="word", noise_rate=0.3)
     words = np.cumsum(example.word_starts) - 1
     lost = words[~made.is_copied[1:-1]]
     assert len(set(lost)) == int(0.3 * (words[-1] + 1) + 0.5)
@@ -89,7 +89,7 @@ def test_full_words_are_lost():
 
 def test_random_tokens_are_never_special():
     example = raw((400,))
-    made = make(example=example, preset="masking", rate=0.5, random_replace_prob=1.0)
+    made = make(example=example, preset="masking", noise_rate=0.5, random_replace_prob=1.0)
     assert made.input_ids[1:-1].min() >= 5
     assert (made.input_ids[1:-1] != example.tokens).sum() > 150
 
@@ -118,7 +118,7 @@ def test_a_batch_has_the_tokens_of_both_halves():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rate": 1.2}, "objective.rate is 1.2: expected a share from 0 to 1"),
+        ({"noise_rate": 1.2}, "objective.noise_rate is 1.2: expected a share from 0 to 1"),
         ({"permute_rate": -0.1}, "objective.permute_rate is -0.1"),
         ({"mean_span_length": 0.0}, "objective.mean_span_length is 0.0"),
         ({"random_replace_prob": 2.0}, "objective.random_replace_prob is 2.0"),

@@ -136,10 +136,10 @@ def test_sentences_that_are_not_chosen_keep_their_positions():
 
 def test_rotations_are_uniform_and_never_the_identity():
     rng = np.random.default_rng(0)
-    counts = Counter(int(noise.rotate(5, rng)[0]) for _ in range(4000))
+    counts = Counter(int(noise.rotate_text(5, rng)[0]) for _ in range(4000))
     assert set(counts) == {1, 2, 3, 4} and min(counts.values()) > 900
-    assert noise.rotate(5, rng).tolist() != [0, 1, 2, 3, 4]
-    assert noise.rotate(1, rng).tolist() == [0] and noise.rotate(0, rng).tolist() == []
+    assert noise.rotate_text(5, rng).tolist() != [0, 1, 2, 3, 4]
+    assert noise.rotate_text(1, rng).tolist() == [0] and noise.rotate_text(0, rng).tolist() == []
 
 
 def test_no_rate_changes_nothing():

@@ -3,8 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from parity_frame import AFTER_A_STEP, RELATIVE, VOCAB, assert_close, assert_read_unchanged, by_their_names, flat
-from parity_frame import opened, random_model, rewrite
+from parity_frame import (
+    AFTER_A_STEP,
+    RELATIVE,
+    VOCAB,
+    assert_close,
+    assert_read_unchanged,
+    by_their_names,
+    flat,
+    opened,
+    random_model,
+    rewrite,
+)
 
 from stemformer.errors import CheckpointError
 from stemformer.huggingface.load import load_model

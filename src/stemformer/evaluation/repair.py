@@ -35,6 +35,7 @@ def make_repair_evaluation(
     def measure(module: nn.Module) -> dict[str, Any]:
         # Within DDP.
         model = getattr(module, "module", module).model
+        assert isinstance(model, Model)
         model.eval()
         return {f"held_out_{name}": value for name, value in repair_metrics(model, batches).items()}
 

@@ -171,6 +171,7 @@ def load_model_and_tokenizer(
     architecture = ARCHITECTURES[model.config.model_type]
     if architecture.is_causal:
         eos_token_id = model.config.eos_token_id
+        assert eos_token_id is not None, "a causal model ends its texts"
         max_id = num_tokens if model.heads.keys() & architecture.task_heads.keys() else num_ids
         if not 0 <= eos_token_id < max_id:
             problem = (

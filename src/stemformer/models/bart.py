@@ -173,9 +173,7 @@ class BartLayer(nn.Module):
     def _before(self, x: Float[Tensor, "N D"], norm: nn.Module) -> Float[Tensor, "N D"]:
         return norm(x) if self.norm_first else x
 
-    def _after(
-        self, x: Float[Tensor, "N D"], update: Float[Tensor, "N D"], norm: nn.Module
-    ) -> Float[Tensor, "N D"]:
+    def _after(self, x: Float[Tensor, "N D"], update: Float[Tensor, "N D"], norm: nn.Module) -> Float[Tensor, "N D"]:
         x = x + self.dropout(update)
         return x if self.norm_first else norm(x)
 
@@ -270,7 +268,7 @@ class Bart(Body):
     def blocks(self) -> list[nn.Module]:
         return [*self.layers, *self.decoder.layers]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Int[Tensor, "N"],
         position_ids: Int[Tensor, "N"],
@@ -282,9 +280,9 @@ class Bart(Body):
         rows: Int[Tensor, "R"] | None = None,
         **options: Any,
     ) -> Any:
-        """Return the last states of the decoder (T, D), of `rows` (R, D) if given; without `decoder` those of the encoder.
+        """Return the last states of the decoder (T, D), or of `rows` (R, D); without `decoder` those of the encoder.
 
-        Other options are those of `Body.forward`, and select states of the encoder.
+        Other options are those of `Body.forward`; they select states of the encoder.
         """
         tokens = input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen
         if decoder is None:

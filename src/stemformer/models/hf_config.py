@@ -231,7 +231,7 @@ def read_bart_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def write_bart_config(config: BartConfig) -> dict[str, Any]:
-    """Return the entries of `config.json`; CTranslate2 reads the places of the norms."""
+    """Return the entries of `config.json`; CTranslate2 reads where the norms are."""
     values = {
         **asdict(config),
         "num_decoder_attention_heads": config.num_decoder_attention_heads or config.num_attention_heads,

@@ -31,22 +31,22 @@ class Noise:
     # What is lost: single units, spans of Poisson lengths, one fragment, or nothing.
     spans: Literal["none", "single", "poisson", "fragment"] = "none"
     # Share of the units that is lost, and the mean length of Poisson spans.
-    rate: float = 0.0
+    noise_rate: float = 0.0
     mean_span_length: float = 3.0
-    # What stands for the units that are lost: a mask for each token or for each span, or nothing.
+    # What replaces the units that are lost: a mask for each token or for each span, or nothing.
     replace: Literal["each", "one", "none"] = "each"
     # Probability that a text is rotated.
     rotate_prob: float = 0.0
 
 
 NOISES: dict[str, Noise] = {
-    "infilling_permutation": Noise(spans="poisson", rate=0.3, replace="one", permute_rate=1.0),
-    "infilling": Noise(spans="poisson", rate=0.3, replace="one"),
-    "masking": Noise(spans="single", rate=0.15),
-    "deletion": Noise(spans="single", rate=0.15, replace="none"),
+    "infilling_permutation": Noise(spans="poisson", noise_rate=0.3, replace="one", permute_rate=1.0),
+    "infilling": Noise(spans="poisson", noise_rate=0.3, replace="one"),
+    "masking": Noise(spans="single", noise_rate=0.15),
+    "deletion": Noise(spans="single", noise_rate=0.15, replace="none"),
     "permutation": Noise(permute_rate=1.0),
     "rotation": Noise(rotate_prob=1.0),
-    "fragment": Noise(spans="fragment", rate=0.5),
+    "fragment": Noise(spans="fragment", noise_rate=0.5),
 }
 """Name -> noise; `infilling_permutation` is BART's choice (Lewis et al. 2020, section 3)."""
 
@@ -62,7 +62,7 @@ class DenoisingConfig:
         "infilling_permutation", "infilling", "masking", "deletion", "permutation", "rotation", "fragment"
     ] = "infilling_permutation"
     # Share of the units that is lost.
-    rate: float | None = None
+    noise_rate: float | None = None
     # Mean number of units of a Poisson span.
     mean_span_length: float | None = None
     # Share of the sentences that are permuted.
@@ -75,7 +75,7 @@ class DenoisingConfig:
     random_replace_prob: float = 0.0
 
     def __post_init__(self) -> None:
-        shares = [name for name in ("rate", "permute_rate", "rotate_prob") if getattr(self, name) is not None]
+        shares = [name for name in ("noise_rate", "permute_rate", "rotate_prob") if getattr(self, name) is not None]
         check_fields(self, "objective.", "a share from 0 to 1", lambda x: 0 <= x <= 1, *shares, "random_replace_prob")
         if self.mean_span_length is not None:
             check_fields(self, "objective.", "a positive number", lambda x: x > 0, "mean_span_length")
@@ -153,12 +153,12 @@ class Denoising:
             firsts = firsts if len(firsts) and firsts[0] == 0 else np.append(0, firsts)
             order = noise.permute_sentences(firsts, len(tokens), made.permute_rate, rng)
             text, word_starts = text[order], word_starts[order]
-        if made.spans != "none" and made.rate:
+        if made.spans != "none" and made.noise_rate:
             starts = np.flatnonzero(word_starts) if self.config.unit == "word" else np.arange(len(tokens))
             spans = noise.token_spans(_choose_spans(made, len(starts), rng), starts, len(tokens))
             text = self._without(text, spans, made, rng)
         if made.rotate_prob and rng.random() < made.rotate_prob:
-            text = text[noise.rotate(len(text.ids), rng)]
+            text = text[noise.rotate_text(len(text.ids), rng)]
         return text
 
     def _without(self, text: NoisyText, spans: Spans, made: Noise, rng: np.random.Generator) -> NoisyText:
@@ -185,10 +185,10 @@ class Denoising:
 
 def _choose_spans(made: Noise, num_units: int, rng: np.random.Generator) -> Spans:
     if made.spans == "single":
-        return noise.choose_units(num_units, made.rate, rng)
+        return noise.choose_units(num_units, made.noise_rate, rng)
     if made.spans == "fragment":
-        return noise.choose_fragment(num_units, made.rate, rng)
-    return noise.choose_poisson_spans(num_units, made.rate, made.mean_span_length, rng)
+        return noise.choose_fragment(num_units, made.noise_rate, rng)
+    return noise.choose_poisson_spans(num_units, made.noise_rate, made.mean_span_length, rng)
 
 
 def _lengths(texts: Sequence[np.ndarray]) -> Int[np.ndarray, "s"]:

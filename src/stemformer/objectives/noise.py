@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-# Index of an id that stands for no token of the text.
+# Index of an id that replaces tokens of the text.
 INSERTED = -1
 
 
@@ -58,7 +58,7 @@ def choose_poisson_spans(num_units: int, rate: float, mean_length: float, rng: n
     """Return spans that do not touch, with Poisson lengths, which lose exactly the share `rate`.
 
     The last length is cut to what is left of the share. A span over the end of the text continues at its start,
-    as a second span. Spans of length 0 are as many as drawn, or as there is room for apart from the others.
+    as a second span. Spans of length 0 are as many as were sampled, or as there is room for apart from the others.
     """
     num_lost = number_lost(num_units, rate)
     lengths: list[int] = []
@@ -97,7 +97,7 @@ def place_spans(num_units: int, lengths: Int[np.ndarray, "k"], rng: np.random.Ge
         size = int(num_units > 0)
         return Spans(np.zeros(size, np.int64), np.full(size, num_units, np.int64))
     lengths = _joined(lengths, num_kept)
-    # On a ring, each span stands before another kept unit; then turn the ring.
+    # On a ring, each span comes before another kept unit; then turn the ring.
     slots = np.sort(rng.permutation(num_kept)[: len(lengths)])
     starts = slots + np.cumsum(lengths) - lengths + int(rng.integers(num_units))
     starts %= num_units
@@ -154,7 +154,8 @@ def infill(text: NoisyText, spans: Spans, replacements: Int[np.ndarray, "k"]) ->
     lost_before = np.cumsum(spans.lengths) - spans.lengths
     positions = spans.starts - lost_before
     return NoisyText(
-        np.insert(kept.ids, positions, replacements), np.insert(kept.origins, positions, np.full(len(positions), INSERTED))
+        np.insert(kept.ids, positions, replacements),
+        np.insert(kept.origins, positions, np.full(len(positions), INSERTED)),
     )
 
 
@@ -169,7 +170,7 @@ def permute_sentences(
     return np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in order.tolist()] or [np.zeros(0, np.int64)])
 
 
-def rotate(num_tokens: int, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+def rotate_text(num_tokens: int, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
     """Return the order of tokens that starts at a random token but the first."""
     start = int(rng.integers(1, num_tokens)) if num_tokens > 1 else 0
     return np.roll(np.arange(num_tokens), -start)

@@ -33,7 +33,11 @@ class Phase:
     @property
     def capacity(self) -> int:
         """Tokens of a full batch; 0 in fine-tuning, whose batches are not packed."""
-        return 0 if isinstance(self.examples, TaskExamples) else self.num_runs * self.batch.size * self.batch.sequence_length
+        return (
+            0
+            if isinstance(self.examples, TaskExamples)
+            else self.num_runs * self.batch.size * self.batch.sequence_length
+        )
 
 
 @dataclass(frozen=True)
