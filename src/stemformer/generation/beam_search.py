@@ -3,6 +3,7 @@
 Source: Wu et al. 2016, section 7 (length penalty); the rules for stopping are those of Hugging Face's `generate`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stemformer.config import check_at_least, check_fields
 from stemformer.errors import ConfigError
 
 # Score of what must not be chosen.
@@ -49,6 +51,8 @@ class BeamConfig:
     num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
+        check_at_least(1, self, "", "num_beams", "max_new_tokens")
+        check_fields(self, "", "a finite number", math.isfinite, "length_penalty")
         if not 1 <= self.num_return_sequences <= self.num_beams:
             problem = f"num_return_sequences is {self.num_return_sequences}: expected 1 to {self.num_beams}, num_beams"
             raise ConfigError(problem)

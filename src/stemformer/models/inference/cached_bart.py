@@ -71,7 +71,9 @@ class BartTextDecoder:
         if min(lengths) < max(lengths):
             padding = torch.zeros(is_token.shape, device=device, dtype=memory.dtype)
             self._mask = padding.masked_fill(~is_token, -torch.inf)[:, None, None, :]  # (S, 1, 1, P)
-        self._memory = [layer.cross_keys_and_values(memory, is_token) for layer in self._layers]
+        self._memory: list[tuple[Tensor, ...]] = [
+            layer.cross_keys_and_values(memory, is_token) for layer in self._layers
+        ]
         self._owners = torch.arange(len(sources), device=device)
 
         starts = [0] * len(sources)
@@ -94,17 +96,16 @@ class BartTextDecoder:
         """Keep these texts in this order, repeats allowed; all sources that are left must have as many."""
         self.cache.select(rows)
         owners = self._owners.index_select(0, rows)
-        kept, counts = owners.unique_consecutive(return_counts=True)
-        assert len(kept) == len(owners.unique()) and (counts == counts[0]).all(), "beams of a source are adjacent"
-        if len(kept) < len(self._memory[0][0]) // self._cache_shape[1]:
-            index = (
-                kept[:, None] * self._cache_shape[1] + torch.arange(self._cache_shape[1], device=kept.device)
-            ).view(-1)
-            self._memory = [
-                (keys.index_select(0, index), values.index_select(0, index)) for keys, values in self._memory
-            ]
+        # Beams of a source are adjacent.
+        is_first = torch.ones_like(owners, dtype=torch.bool)
+        is_first[1:] = owners[1:] != owners[:-1]
+        kept, heads = owners[is_first], self._cache_shape[1]
+        assert len(owners) % len(kept) == 0, "all sources have as many beams"
+        if len(kept) < len(self._memory[0][0]) // heads:
+            index = (kept[:, None] * heads + torch.arange(heads, device=kept.device)).view(-1)
+            self._memory = [tuple(part.index_select(0, index) for part in parts) for parts in self._memory]
             self._mask = None if self._mask is None else self._mask.index_select(0, kept)
-            owners = torch.arange(len(kept), device=kept.device).repeat_interleave(counts)
+            owners = torch.arange(len(kept), device=kept.device).repeat_interleave(len(owners) // len(kept))
         self._owners = owners
 
 
@@ -136,7 +137,7 @@ class _Layer:
         new: Tensor,
         keys: Tensor,
         values: Tensor,
-        memory: tuple[Tensor, Tensor],
+        memory: tuple[Tensor, ...],
         mask: Tensor | None,
     ) -> Float[Tensor, "R D"]:
         def attend(y: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class _Layer:
         return x
 
     def _attend_to_sources(
-        self, q: Float[Tensor, "R D"], memory: tuple[Tensor, Tensor], mask: Tensor | None
+        self, q: Float[Tensor, "R D"], memory: tuple[Tensor, ...], mask: Tensor | None
     ) -> Float[Tensor, "R D"]:
         """Attend from the beams of each source, as queries of one product, to its keys."""
         keys, values = memory
