@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 import stemformer
+from stemformer.generation.beam_search import BeamConfig, search_beams
 from stemformer.huggingface.load import load_model
 from stemformer.io import read_jsonl
+from stemformer.models.inference.cached_bart import BartTextDecoder
 
 transformers = pytest.importorskip("transformers")
 
@@ -42,5 +45,11 @@ def test_evaluations_have_the_parts_of_the_loss(run):
 def test_the_model_opens_in_transformers(run):
     theirs = transformers.BartForConditionalGeneration.from_pretrained(run / "final")
     ours = load_model(run / "final")
-    assert theirs.config.decoder_start_token_id == ours.config.eos_token_id
-    assert theirs.num_parameters() > 0
+    assert theirs.generation_config.decoder_start_token_id == ours.config.eos_token_id
+    assert theirs.generation_config.max_length == 32
+    # With the first two tokens, which are not chosen here, it writes what ours does.
+    source = [ours.config.bos_token_id, 20, 30, 40, ours.config.eos_token_id]
+    start = torch.tensor([[ours.config.decoder_start_token_id, ours.config.bos_token_id]])
+    written = theirs.generate(torch.tensor([source]), decoder_input_ids=start, num_beams=4)[0, 2:].tolist()
+    ((found,),) = search_beams(BartTextDecoder(ours), [source], BeamConfig(max_new_tokens=30), prompt_length=2)
+    assert [token for token in written if token != ours.config.eos_token_id] == found.ids

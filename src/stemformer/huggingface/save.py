@@ -71,6 +71,11 @@ def save_model(
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None and tokenizer.prompt_prefix is not None:
             prefix = tokenizer.prompt_prefix
+    if hasattr(model.config, "decoder_start_token_id"):
+        # transformers would stop after 20 tokens.
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        ids = {name: getattr(model.config, name) for name in names} | {"max_length": model.max_length}
+        (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(
             folder,
