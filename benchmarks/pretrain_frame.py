@@ -246,7 +246,7 @@ def our_steps(context: Any, *, compiled: bool | None = None) -> Iterator[Step]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         model.kept_gradients.clear()
-        tokens = sum(len(batch.input_ids) for batch in batches)
+        tokens = sum(batch.num_tokens for batch in batches)
         flops = sum(step_flops(model, batch, context.objective) for batch in batches)
         metrics.add_step(tokens=tokens, capacity=tokens, num_dropped=0, flops=flops)
         loss = metrics.flush(peak_flops=1.0)[f"{heads[0]}_loss"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stemformer.commands.quickstart import quickstart
     from stemformer.commands.recipes import list_recipes
     from stemformer.commands.report import report
+    from stemformer.commands.rewrite import rewrite
     from stemformer.commands.runs import list_runs
     from stemformer.commands.samples import samples
     from stemformer.commands.train_tokenizer import train_tokenizer
@@ -45,7 +46,7 @@ __all__ = ["CheckpointError", "ConfigError", "DataError", "StemformerError", "To
 __all__ += ["__version__", "benchmark_blimp", "benchmark_glue", "benchmark_squad", "compare", "embed", "env"]
 __all__ += ["evaluate", "fewshot", "fill", "finetune", "generate", "inspect", "list_recipes", "list_runs"]
 __all__ += ["list_tasks", "load", "make_synthetic", "plan", "predict", "prepare", "pretrain", "quickstart", "report"]
-__all__ += ["samples", "scaling_laws", "score", "show_prompts", "train_tokenizer"]
+__all__ += ["rewrite", "samples", "scaling_laws", "score", "show_prompts", "train_tokenizer"]
 
 # Modules of the functions that are not in `commands`, in a module of their name.
 _MODULES = {

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from stemformer.config import nearest
 from stemformer.errors import ConfigError
+from stemformer.models.bart import BartConfig
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.llama import ArceeConfig, EuroBertConfig, LlamaConfig, Qwen3Config
@@ -17,6 +18,7 @@ from stemformer.objectives.causal_lm import CausalLmConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.training.config import (
     ArceeRunConfig,
+    BartRunConfig,
     BatchConfig,
     BudgetConfig,
     EuroBertRunConfig,
@@ -102,6 +104,15 @@ def _eurobert(name: str, layers: int, hidden: int, heads: int, learning_rate: fl
     objective = replace(run.objective, causal_start_ratio=0.25)
     settings = {**_settings(run), "embedding_init": "random", "objective": objective}
     return EuroBertRunConfig(recipe=name, model=EuroBertConfig(**sizes, max_position_embeddings=512), **settings)
+
+
+def _bart(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> BartRunConfig:
+    """Return a BART run for modest hardware: as many layers in the decoder as in the encoder, no dropout, Muon."""
+    run = _gpt(name, layers, hidden, heads, learning_rate)
+    settings = {key: value for key, value in _settings(run).items() if key != "objective"}
+    options: dict[str, Any] = {"hidden_dropout_prob": 0.0, "max_position_embeddings": 256}
+    model = BartConfig(**_sizes(layers, hidden, heads), num_decoder_layers=layers, **options)
+    return BartRunConfig(recipe=name, model=model, **settings)
 
 
 def _bert_2018(name: str, layers: int, hidden: int, heads: int) -> RunConfig:
@@ -213,6 +224,9 @@ _RECIPES: tuple[tuple[RunConfig, str], ...] = (
         _bert_2018("bert_large_2018", 24, 1024, 16),
         "BERT-large with the 2018 hyper-parameters; see `bert_base_2018` for the differences",
     ),
+    (_bart("bart_tiny", 2, 128, 2, 2e-3), "BART with 2 + 2 layers of width 128, for tests"),
+    (_bart("bart_mini", 4, 256, 4, 1e-3), "BART with 4 + 4 layers of width 256, for two CPU cores"),
+    (_bart("bart_small", 4, 512, 8, 7e-4), "BART with 4 + 4 layers of width 512"),
     (_gpt("gpt_tiny", 2, 128, 2, 2e-3), "GPT with 2 layers of width 128, for tests and one-minute demonstrations"),
     (_gpt("gpt_mini", 4, 256, 4, 1e-3), "GPT with 4 layers of width 256: a first real run on two CPU cores"),
     (_gpt_char("gpt_small_char", 6, 256, 4), "GPT with 6 layers of width 256 for a small text in characters or bytes"),

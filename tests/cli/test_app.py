@@ -23,7 +23,19 @@ from stemformer.progress import Silent
 
 COMMANDS = [
     *("quickstart", "recipes", "plan", "train-tokenizer", "prepare", "make-synthetic", "pretrain", "finetune"),
-    *("fill", "score", "generate", "embed", "predict", "evaluate", "fewshot", "compare", "scaling-laws", "benchmark"),
+    *(
+        "fill",
+        "score",
+        "generate",
+        "rewrite",
+        "embed",
+        "predict",
+        "evaluate",
+        "fewshot",
+        "compare",
+        "scaling-laws",
+        "benchmark",
+    ),
     *("inspect", "report", "runs", "env"),
 ]
 FILLED = [

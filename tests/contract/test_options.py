@@ -121,7 +121,8 @@ def test_an_option_of_one_name_has_one_default_but_where_it_is_meant():
     several = {name for name, found in defaults.items() if len(found) > 1}
     assert several == {
         *("device", "precision", "seed"),  # None in training: the value of the config
-        *("batch_size", "top_k", "num_seeds", "sizes", "num_shots"),  # another usual value
+        *("batch_size", "top_k", "num_seeds", "sizes", "num_shots", "num_beams"),  # another usual value
+        "max_new_tokens",  # None in rewriting: by the length of the text
         *("kind", "text_column", "out"),  # another meaning
     }
 

@@ -169,6 +169,24 @@ def test_interruption_of_a_sampled_softmax_and_rare_updates_of_matrices_changes_
     assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
 
 
+def test_interruption_of_denoising_changes_nothing(data, tmp_path):
+    options = {"recipe": "bart_tiny", "settings": ["model.num_attention_heads=2", "model.hidden_dropout_prob=0.1"]}
+    train(data, tmp_path / "full", **options)
+    train_interrupted(data, tmp_path / "parts", **options)
+    assert_same_files(last_checkpoint(tmp_path / "full"), last_checkpoint(tmp_path / "parts"))
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
+
+
+def test_micro_batches_of_denoising_change_nothing(data, tmp_path):
+    options = {"recipe": "bart_tiny", "steps": 1}
+    settings = ["model.num_attention_heads=2", "batch.size=8", "optimizer.kind=adamw", "optimizer.eps=1e-3"]
+    settings.append("model.hidden_dropout_prob=0.0")
+    for name, size in (("full", 8), ("parts", 2)):
+        train(data, tmp_path / name, settings=[*settings, f"batch.micro_size={size}"], **options)
+    full, parts = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "parts"))
+    assert max(float((full[name] - parts[name]).abs().max()) for name in full) < 1e-6
+
+
 @pytest.mark.parametrize("at", [1, 5, 9])
 def test_interruption_between_regular_checkpoints_changes_nothing(data, tmp_path, at):
     train(data, tmp_path / "full")

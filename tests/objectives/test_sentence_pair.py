@@ -19,6 +19,7 @@ from stemformer.models.gpt import GptConfig
 from stemformer.models.hf_names import to_hugging_face
 from stemformer.models.model import make_model
 from stemformer.objectives.causal_lm import CausalLmConfig
+from stemformer.objectives.denoising import DenoisingConfig
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 from stemformer.objectives.objective import OBJECTIVES, LossModule, make_objective
 from stemformer.objectives.sentence_pair import SentencePairs
@@ -256,6 +257,7 @@ def test_losses_of_a_batch_are_the_sums_of_theirs_one_at_a_time(tmp_path):
 
 def test_each_registered_name_is_that_of_a_config():
     configs = [*(MaskedLmConfig(sentences=name) for name in ("none", "next", "order")), CausalLmConfig()]
+    configs.append(DenoisingConfig())
     assert [config.name for config in configs] == list(OBJECTIVES)
     for config in configs:
         objective = make_objective(config, special=SpecialIds(cls=2, sep=3, mask=4, eos=3), vocab_size=9)

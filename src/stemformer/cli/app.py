@@ -56,6 +56,7 @@ COMMANDS = {
     "fill": Command(USE, partial(run_with_stdin, "fill"), o.FillOptions, StdinOptions),
     "score": Command(USE, partial(run_with_stdin, "score"), o.ScoreOptions, StdinOptions),
     "generate": Command(USE, generate, o.GenerateOptions, StdinOptions),
+    "rewrite": Command(USE, partial(run_with_stdin, "rewrite"), o.RewriteOptions, StdinOptions),
     "embed": Command(USE, partial(print_rows, "embed"), o.EmbedOptions, StdinOptions),
     "predict": Command(USE, partial(print_rows, "predict"), o.PredictOptions, StdinOptions),
     "evaluate": Command(MEASURE, partial(run_with_stdin, "evaluate"), o.EvaluateOptions, StdinOptions),

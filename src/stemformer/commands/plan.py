@@ -180,6 +180,10 @@ def _random_batch(config: RunConfig, size: int, length: int, is_causal: bool) ->
     examples = []
     for _ in range(size):
         ids = rng.integers(5, config.model.vocab_size, length)
+        if config.objective.name == "denoising":
+            decoder: dict[str, Any] = {"decoder_input_ids": ids, "decoder_lengths": np.array([length])}
+            examples.append(Example(ids, np.array([length]), np.arange(length), ids, **decoder))
+            continue
         if is_causal or config.objective.name == "causal":
             positions, labels = np.arange(length), None
         else:

@@ -22,12 +22,14 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.cloze import choose_cloze_examples, evaluate_cloze
 from stemformer.evaluation.held_out import held_out_masks, make_held_out_evaluation
 from stemformer.evaluation.in_context_learning import make_in_context_evaluation
+from stemformer.evaluation.repair import make_repair_evaluation
 from stemformer.generation.text import generate_samples, sample_prompts
 from stemformer.huggingface.load import find_model_folder
 from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_folder
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm
+from stemformer.objectives.denoising import Denoising
 from stemformer.objectives.masked_lm import MaskedLmConfig, SpecialIds
 from stemformer.objectives.objective import Examples, make_objective
 from stemformer.options import PretrainOptions, accepts
@@ -195,7 +197,8 @@ def make_pretraining_context(
     num_tokens = [dataset.num_tokens for dataset in datasets]
     num_steps = num_steps_for(config, num_examples=list(map(len, datasets)), num_tokens=num_tokens)
     is_causal = [start < config.causal_start_ratio for start in starts]
-    phases = list(map(Phase, batches, datasets, is_causal))
+    num_runs = 2 if isinstance(objective, Denoising) else 1
+    phases = [Phase(*parts, num_runs) for parts in zip(batches, datasets, is_causal, strict=True)]
 
     # Evaluation on the held-out split, with masks that never change.
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
@@ -213,7 +216,9 @@ def make_pretraining_context(
             world_size=ranks.world_size,
             add=ranks.all_reduce_sum,
         )
-        if not isinstance(scored, CausalLm):
+        if isinstance(scored, Denoising):
+            sample_fn = make_repair_evaluation(scored.make_examples(held_out, length), scored, device=device)
+        elif not isinstance(scored, CausalLm):
             sample_fn = _cloze_samples(config, held_out, tokenizer, device)
         elif not config.compute.shard:
             sample_fn = _text_samples(config, held_out, scored, tokenizer, ranks)
@@ -241,7 +246,9 @@ def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
         # That of the initial model, whose vocabulary may have another name for it.
         eos = config.model.eos_token_id if config.init else None
         return SpecialIds(eos=end_of_text_id(tokenizer) if eos is None else eos)
-    return SpecialIds(cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id, mask=tokenizer.mask_token_id)
+    others = tuple(i for token in ("[PAD]", "[UNK]") if (i := tokenizer.token_to_id(token)) is not None)
+    ids = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "mask": tokenizer.mask_token_id}
+    return SpecialIds(**ids, others=others)
 
 
 def _text_samples(
@@ -285,7 +292,8 @@ def _cloze_samples(
 
 def _notes(metrics: Mapping[str, float]) -> Iterator[str]:
     unigram = metrics.get("held_out_unigram_loss")
-    loss = metrics.get("held_out_causal_lm_loss", metrics.get("held_out_masked_lm_loss"))
+    losses = (metrics.get(f"held_out_{name}_loss") for name in ("causal_lm", "masked_lm", "denoising"))
+    loss = next((loss for loss in losses if loss is not None), None)
     if unigram is not None and loss is not None and loss >= unigram:
         advice = (
             "has not learned from context yet; train longer (--resume with a larger budget), or raise --learning-rate"

@@ -168,10 +168,11 @@ def load_model_and_tokenizer(
         raise CheckpointError(f"{sizes}. Use the tokenizer that the model was trained with.")
     if num_ids - num_tokens > _MAX_PADDING_IDS:
         warnings.warn(f"{sizes}; it may belong to another model.", stacklevel=2)
-    eos_token_id = model.config.eos_token_id
-    if eos_token_id is not None:
-        task_heads = ARCHITECTURES[model.config.model_type].task_heads
-        max_id = num_tokens if model.heads.keys() & task_heads.keys() else num_ids
+    architecture = ARCHITECTURES[model.config.model_type]
+    if architecture.is_causal:
+        eos_token_id = model.config.eos_token_id
+        assert eos_token_id is not None, "a causal model ends its texts"
+        max_id = num_tokens if model.heads.keys() & architecture.task_heads.keys() else num_ids
         if not 0 <= eos_token_id < max_id:
             problem = (
                 f"eos_token_id is {eos_token_id:,} (the default if config.json has none), but there are {max_id:,} ids"

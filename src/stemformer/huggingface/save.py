@@ -55,7 +55,7 @@ def save_model(
         **_task_entries(task),
     }
     # Texts of causal models start with EOS here, unless the folder that they come from says otherwise.
-    eos_token_id = model.config.eos_token_id
+    eos_token_id = model.config.eos_token_id if architecture.is_causal else None
     known = None if tokenizer is None else tokenizer.bos_token_id
     bos_token_id = eos_token_id if known is None else known
     prefix: tuple[int, ...] | None = None if eos_token_id is None or bos_token_id is None else (bos_token_id,)
@@ -71,6 +71,11 @@ def save_model(
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None and tokenizer.prompt_prefix is not None:
             prefix = tokenizer.prompt_prefix
+    if hasattr(model.config, "decoder_start_token_id"):
+        # transformers would stop after 20 tokens.
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        ids = {name: getattr(model.config, name) for name in names} | {"max_length": model.max_length}
+        (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(
             folder,

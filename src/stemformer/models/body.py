@@ -47,6 +47,11 @@ class Body(nn.Module):
     layers: nn.ModuleList
     norm: nn.Module
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All layers, those of a decoder included."""
+        return list(self.layers)
+
     def rotations(self, position_ids: Int[Tensor, "*b"]) -> dict[float, Rotation]:
         """Return the rotation at positions for each theta of the layers; {} without rotation."""
         layers: Any = self.layers

@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from stemformer.models.bart import BartConfig
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.layers import ACTIVATIONS, Dropout
 from stemformer.models.llama import LlamaConfig
 from stemformer.models.modernbert import ModernBertConfig
 
-BodyConfig = BertConfig | GptConfig | LlamaConfig | ModernBertConfig
+BodyConfig = BartConfig | BertConfig | GptConfig | LlamaConfig | ModernBertConfig
 
 
 class LmHead(nn.Module):
@@ -69,10 +70,20 @@ class MaskedLmHead(Transform, LmHead):
 class LinearLmHead(LmHead):
     """Language-modeling head that is the output matrix alone."""
 
-    def __init__(self, config: GptConfig | LlamaConfig, *, tied: bool = True) -> None:
+    def __init__(self, config: BartConfig | GptConfig | LlamaConfig, *, tied: bool = True) -> None:
         super().__init__()
         self.bias = None
         self.decoder = None if tied else nn.Embedding(config.vocab_size, config.hidden_size)
+
+
+class BiasedLmHead(LinearLmHead):
+    """Language-modeling head of an output matrix and a bias; transformers' BART has one, but never trains it."""
+
+    bias: nn.Parameter
+
+    def __init__(self, config: BartConfig, *, tied: bool = True) -> None:
+        super().__init__(config, tied=tied)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
 
 def _in_float32(linear: nn.Module, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape C"]:
@@ -156,9 +167,9 @@ def rescale_scores(state: Mapping[str, Tensor], *, scale: float, shift: float) -
     return {_SCORE_WEIGHT: scaled, _NORM_BIAS: state[_NORM_BIAS] + shift * scaled[0] / scaled.square().sum()}
 
 
-def init_output_bias_from_unigrams(head: nn.Module, counts: Integer[np.ndarray, "V"]) -> None:
-    """Set the output bias of a `MaskedLmHead` to log unigram frequencies, add-one smoothed."""
+def init_output_bias_from_unigrams(head: LmHead, counts: Integer[np.ndarray, "V"]) -> None:
+    """Set the output bias to log unigram frequencies, add-one smoothed."""
     # Learning them takes about the first hundred steps otherwise (`docs/log.md`).
-    assert isinstance(head, MaskedLmHead)
+    assert head.bias is not None
     smoothed = torch.from_numpy(counts.astype(np.float64)) + 1
     head.bias.data.copy_((smoothed / smoothed.sum()).log())

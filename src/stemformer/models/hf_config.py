@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stemformer.errors import CheckpointError
+from stemformer.models.bart import BartConfig
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.layers import ACTIVATIONS
@@ -67,6 +68,27 @@ _LLAMA_KEYS: dict[str, tuple[str, ...]] = {
     "eos_token_id": ("eos_token_id", "bos_token_id"),
 }
 _LLAMA_SUPPORTED = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
+# Fields of `BartConfig` -> BART's keys; the first one is read, all are written.
+_BART_KEYS: dict[str, tuple[str, ...]] = {
+    "vocab_size": ("vocab_size",),
+    "hidden_size": ("d_model",),
+    "num_hidden_layers": ("encoder_layers", "num_hidden_layers"),
+    "num_decoder_layers": ("decoder_layers",),
+    "num_attention_heads": ("encoder_attention_heads",),
+    "num_decoder_attention_heads": ("decoder_attention_heads",),
+    "intermediate_size": ("encoder_ffn_dim",),
+    "decoder_intermediate_size": ("decoder_ffn_dim",),
+    "hidden_act": ("activation_function",),
+    "hidden_dropout_prob": ("dropout",),
+    "max_position_embeddings": ("max_position_embeddings",),
+    "initializer_range": ("init_std",),
+    "scale_embedding": ("scale_embedding",),
+    "bos_token_id": ("bos_token_id",),
+    "pad_token_id": ("pad_token_id",),
+    "eos_token_id": ("eos_token_id",),
+    "decoder_start_token_id": ("decoder_start_token_id",),
+}
+_BART_SUPPORTED = {"normalize_embedding": True, "static_position_embeddings": False, "extra_pos_embeddings": 2}
 # Ends of the names of transformers' classes whose heads read one state of each text.
 _POOLED_CLASSES = ("ForSequenceClassification", "ForMultipleChoice")
 _ROPE_SUPPORTED = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
@@ -192,6 +214,38 @@ def write_eurobert_config(config: EuroBertConfig) -> dict[str, Any]:
     """Return the entries of `config.json`."""
     ids = {"pad_token_id": config.pad_token_id, "mask_token_id": config.mask_token_id}
     return {**write_llama_config(config), **ids, "classifier_pooling": "bos"}
+
+
+def read_bart_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the fields of a `BartConfig` or `MBartConfig`; refuse settings that are not supported."""
+    is_pre_norm = raw.get("model_type") == "mbart"
+    _check_supported(raw, source, {**_BART_SUPPORTED, "normalize_before": is_pre_norm})
+    found = {ours: raw[theirs] for ours, (theirs, *_) in _BART_KEYS.items() if raw.get(theirs) is not None}
+    _use_first_end(found, source)
+    # What follows from other fields is None.
+    implied = {
+        "num_decoder_attention_heads": found.get("num_attention_heads"),
+        "decoder_intermediate_size": found.get("intermediate_size"),
+    }
+    return {key: value for key, value in found.items() if key not in implied or implied[key] != value}
+
+
+def write_bart_config(config: BartConfig) -> dict[str, Any]:
+    """Return the entries of `config.json`; CTranslate2 reads where the norms are."""
+    values = {
+        **asdict(config),
+        "num_decoder_attention_heads": config.num_decoder_attention_heads or config.num_attention_heads,
+        "decoder_intermediate_size": config.decoder_intermediate_size or config.intermediate_size,
+    }
+    return {
+        **{theirs: values[ours] for ours, keys in _BART_KEYS.items() for theirs in keys},
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "is_encoder_decoder": True,
+        "normalize_before": config.norm_first,
+        "normalize_embedding": True,
+        "add_final_layer_norm": config.norm_first,
+    }
 
 
 def _use_first_end(found: dict[str, Any], source: str) -> None:

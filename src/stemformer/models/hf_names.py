@@ -1,11 +1,15 @@
 """Parameter names: ours and Hugging Face's, one table per architecture, both directions.
 
 A row is `our module: their modules`, concatenated along the first axis; both have the same `weight` and
-`bias`. `{i}` is the layer number; the weight of a module that ends in `^T` is stored transposed.
+`bias`. `{i}` is the layer number. Marks at the end of their names:
+
+    ^T      the weight is stored transposed
+    [2:]    it has two unused rows in front
+    [0]     the name is that of the parameter itself, stored as a matrix of one row
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -106,6 +110,37 @@ _LLAMA_MODULES: dict[str, tuple[str, ...]] = {
 }
 
 
+_BART_MODULES: dict[str, tuple[str, ...]] = {
+    "body.embeddings.word": ("model.shared",),
+    **{
+        f"{ours}.{part}": (f"{theirs}.{name}",)
+        for ours, theirs in (("body.embeddings", "model.encoder"), ("body.decoder.embeddings", "model.decoder"))
+        for part, name in (("position", "embed_positions[2:]"), ("norm", "layernorm_embedding"))
+    },
+    **{
+        f"{ours}.layers.{{i}}.{part}": tuple(f"{theirs}.layers.{{i}}.{name}" for name in names)
+        for ours, theirs in (("body", "model.encoder"), ("body.decoder", "model.decoder"))
+        for part, names in {
+            "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "attention.out": ("self_attn.out_proj",),
+            "attention_norm": ("self_attn_layer_norm",),
+            "cross_attention.query": ("encoder_attn.q_proj",),
+            "cross_attention.key_value": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+            "cross_attention.out": ("encoder_attn.out_proj",),
+            "cross_attention_norm": ("encoder_attn_layer_norm",),
+            "feed_forward.up": ("fc1",),
+            "feed_forward.down": ("fc2",),
+            "feed_forward_norm": ("final_layer_norm",),
+        }.items()
+    },
+    # mBART's alone.
+    "body.norm": ("model.encoder.layer_norm",),
+    "body.decoder.norm": ("model.decoder.layer_norm",),
+    "heads.seq2seq_lm": ("final_logits_bias[0]",),
+    "heads.seq2seq_lm.decoder": ("lm_head",),
+}
+
+
 @dataclass(frozen=True)
 class ParameterNames:
     """Hugging Face's parameter names of an architecture."""
@@ -114,20 +149,23 @@ class ParameterNames:
     # Prefix of the body's parameters, which some folders omit, and first parts of their names after it.
     prefix: str
     body: tuple[str, ...]
-    # Prefix of the parameters of layers.
-    layer: str
+    # Prefixes of the parameters of layers.
+    layer: str | tuple[str, ...]
     # Entries of old folders that are not parameters.
     not_parameters: re.Pattern[str]
     # Other prefix of the body in models with a head.
     prefix_by_head: Mapping[str, str] = field(default_factory=dict)
 
-    def find(self, ours: str) -> tuple[list[str], bool]:
-        """Return their names of one of our parameters, and whether it is stored transposed."""
+    def find(self, ours: str) -> tuple[list[str], str]:
+        """Return their names of one of our parameters, and the mark of how it is stored, if any."""
         module, _, kind = ours.rpartition(".")
-        theirs = self.modules[re.sub(r"\d+", "{i}", module)]
-        layer = "".join(re.findall(r"\d+", module))
-        names = [f"{name.removesuffix('^T').format(i=layer)}.{kind}" for name in theirs]
-        return names, kind == "weight" and theirs[0].endswith("^T")
+        theirs = self.modules[re.sub(r"(?<=\.)\d+", "{i}", module)]
+        layer = "".join(re.findall(r"(?<=\.)\d+", module))
+        mark = next((mark for mark in _STORED if theirs[0].endswith(mark)), "")
+        names = [name.removesuffix(mark).format(i=layer) for name in theirs]
+        if mark != "[0]":
+            names = [f"{name}.{kind}" for name in names]
+        return names, mark if kind == "weight" or mark == "[0]" else ""
 
 
 BERT = ParameterNames(
@@ -175,6 +213,23 @@ EUROBERT = replace(
 )
 
 
+BART = ParameterNames(
+    _BART_MODULES,
+    "model.",
+    ("shared.", "encoder.", "decoder."),
+    ("model.encoder.layers.", "model.decoder.layers."),
+    # Copies of the word embeddings.
+    re.compile(r"model\.(encoder|decoder)\.embed_tokens\.weight|lm_head\.weight"),
+)
+
+# Mark -> our parameter as it is stored, and the reverse.
+_STORED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "^T": (Tensor.t, Tensor.t),
+    "[2:]": (lambda x: torch.cat([x.new_zeros(2, *x.shape[1:]), x]), lambda x: x[2:]),
+    "[0]": (lambda x: x[None], lambda x: x[0]),
+}
+
+
 def to_hugging_face(
     state: Mapping[str, Tensor], names: ParameterNames = BERT, parts: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, Tensor]:
@@ -184,12 +239,11 @@ def to_hugging_face(
     """
     out: dict[str, Tensor] = {}
     for ours, tensor in state.items():
-        theirs, is_transposed = names.find(ours)
+        theirs, mark = names.find(ours)
         rows = (parts or {}).get(ours, ())
         split = tensor.split_with_sizes(tuple(rows)) if len(rows) == len(theirs) else tensor.chunk(len(theirs))
-        out |= {
-            name: (part.t() if is_transposed else part).contiguous() for name, part in zip(theirs, split, strict=True)
-        }
+        store = _STORED[mark][0] if mark else Tensor.contiguous
+        out |= {name: store(part).contiguous() for name, part in zip(theirs, split, strict=True)}
     for head, prefix in names.prefix_by_head.items():
         if any(ours.startswith(f"heads.{head}.") for ours in state):
             out = {re.sub(f"^{re.escape(names.prefix)}", prefix, name): tensor for name, tensor in out.items()}
@@ -214,7 +268,7 @@ def from_hugging_face(
     missing: list[str] = []
     used = {name for name in available if names.not_parameters.fullmatch(name)}
     for ours in wanted:
-        theirs, is_transposed = names.find(ours)
+        theirs, mark = names.find(ours)
         tensors = {name: available[name] for name in theirs if name in available}
         if not tensors:
             missing.append(ours)
@@ -226,5 +280,5 @@ def from_hugging_face(
             raise CheckpointError(f"The weights {', '.join(theirs)} have different shapes; they are not of one model.")
         used.update(theirs)
         tensor = torch.cat(list(tensors.values())) if len(theirs) > 1 else tensors[theirs[0]]
-        out[ours] = tensor.t().contiguous() if is_transposed else tensor
+        out[ours] = _STORED[mark][1](tensor).contiguous() if mark else tensor
     return out, missing, [name for name in available if name not in used]

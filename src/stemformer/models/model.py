@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from stemformer.errors import ConfigError
 from stemformer.models import hf_config, hf_names
+from stemformer.models.bart import Bart, BartConfig, MBartConfig
 from stemformer.models.bert import Bert, BertConfig
 from stemformer.models.body import Body
 from stemformer.models.embeddings import KeptGradients
 from stemformer.models.gpt import Gpt, GptConfig
 from stemformer.models.heads import (
+    BiasedLmHead,
     BodyConfig,
     ClassHead,
     LinearLmHead,
@@ -81,6 +83,25 @@ def _llama(config: type[LlamaConfig], name: str, names: hf_names.ParameterNames 
         read_config=hf_config.read_llama_config,
         write_config=hf_config.write_llama_config,
         is_tied_by_default=False,
+    )
+
+
+def _bart(config: type[BartConfig], name: str) -> Architecture:
+    """Return the entry of a BART or mBART, whose transformers classes start with `name`."""
+    return Architecture(
+        config=config,
+        body=Bart,
+        heads={"seq2seq_lm": BiasedLmHead},
+        task_heads={},
+        parameter_names=hf_names.BART,
+        hf_classes={
+            frozenset[str](): f"{name}Model",
+            frozenset({"seq2seq_lm"}): f"{name}ForConditionalGeneration",
+        },
+        is_causal=False,
+        lm_head="seq2seq_lm",
+        read_config=hf_config.read_bart_config,
+        write_config=hf_config.write_bart_config,
     )
 
 
@@ -151,6 +172,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         read_config=hf_config.read_gpt_config,
         write_config=hf_config.write_gpt_config,
     ),
+    "bart": _bart(BartConfig, "Bart"),
+    "mbart": _bart(MBartConfig, "MBart"),
     "llama": _llama(LlamaConfig, "Llama"),
     "qwen3": _llama(Qwen3Config, "Qwen3"),
     "arcee": _llama(ArceeConfig, "Arcee", hf_names.ARCEE),
@@ -235,8 +258,8 @@ class Model(nn.Module):
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Count parameters; `embeddings=False` counts the layers, which set a token's cost."""
-        counted: nn.Module = self if embeddings else self.body.layers
-        return sum(p.numel() for p in counted.parameters())
+        counted: list[nn.Module] = [self] if embeddings else self.body.blocks
+        return sum(p.numel() for part in counted for p in part.parameters())
 
 
 def make_model(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from stemformer.models.bart import Bart
 from stemformer.models.bert import Bert
 from stemformer.models.gpt import Gpt
 from stemformer.models.layers import MultiHeadAttention, repeat_heads
@@ -30,12 +31,12 @@ class PlainOutput(NamedTuple):
 
 
 def plain_forward(
-    body: Bert | ModernBert | Gpt | Llama,
+    body: Bart | Bert | ModernBert | Gpt | Llama,
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"],
     token_type_ids: Int[Tensor, "B T"] | None = None,
 ) -> PlainOutput:
-    """Compute all hidden states and attention weights of a body on padded sequences.
+    """Compute all hidden states and attention weights of a body on padded sequences; of a BART, those of its encoder.
 
     Logits: `model.lm_logits(output.hidden_states[-1])`. Dropout follows the body's training mode.
 

@@ -68,12 +68,14 @@ class MaskedLmConfig:
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids of inserted special tokens: three for masked LM, EOS for causal LM."""
+    """Ids of special tokens: three for masked LM and denoising, EOS for causal LM."""
 
     cls: int = -1
     sep: int = -1
     mask: int = -1
     eos: int = -1
+    # Further ids that are no part of a text, such as that of padding.
+    others: tuple[int, ...] = ()
 
 
 class MaskedLm:

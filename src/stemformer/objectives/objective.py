@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.packing import PackedDataset, TokenStream
 from stemformer.data.examples.sentence_pairs import SentencePairDataset
+from stemformer.models.bart import DecoderInput
 from stemformer.models.layers import pad_to_bucket
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
+from stemformer.objectives.denoising import Denoising, DenoisingConfig
 from stemformer.objectives.losses import LossSum
 from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, SpecialIds
 from stemformer.objectives.sentence_pair import SentencePairs
@@ -20,7 +22,10 @@ from stemformer.objectives.sentence_pair import SentencePairs
 # Data sets of pre-training.
 Examples = PackedDataset | TokenStream | SentencePairDataset
 
-ObjectiveConfig = MaskedLmConfig | CausalLmConfig
+ObjectiveConfig = MaskedLmConfig | CausalLmConfig | DenoisingConfig
+
+# Heads that predict tokens.
+LM_HEADS = {"masked_lm", "causal_lm", "seq2seq_lm"}
 
 
 @runtime_checkable
@@ -46,8 +51,15 @@ class Objective(Protocol):
         """Return the logits of a batch from states (R, D)."""
 
 
-# `name` of an objective's config -> objective: masked LM without ("none") or with a sentence-pair objective; causal LM.
-OBJECTIVES: dict[str, Any] = {"none": MaskedLm, "next": SentencePairs, "order": SentencePairs, "causal": CausalLm}
+# `name` of an objective's config -> objective: masked LM without ("none") or with a sentence-pair objective; causal LM;
+# denoising.
+OBJECTIVES: dict[str, Any] = {
+    "none": MaskedLm,
+    "next": SentencePairs,
+    "order": SentencePairs,
+    "causal": CausalLm,
+    "denoising": Denoising,
+}
 
 
 def make_objective(
@@ -56,7 +68,7 @@ def make_objective(
     special: SpecialIds,
     vocab_size: int,
     unigram_counts: Integer[np.ndarray, "V"] | None = None,
-) -> MaskedLm | CausalLm:
+) -> MaskedLm | CausalLm | Denoising:
     """Make the objective of a config; its softmax may be sampled only with `unigram_counts`."""
     options: dict[str, Any] = {"special": special, "vocab_size": vocab_size, "unigram_counts": unigram_counts}
     return OBJECTIVES[config.name](config, **options)
@@ -71,7 +83,7 @@ def num_softmax_ids(objective: Objective) -> int | None:
 def lookup_only_weights(model: Model, objective: Objective) -> list[nn.Parameter]:
     """Return the matrices of which a training step on a CPU only looks up rows."""
     word = model.body.embeddings.word.weight
-    if not {"masked_lm", "causal_lm"} & set(objective.heads):
+    if not LM_HEADS & set(objective.heads):
         return [word]
     output = model.lm_head.decoder
     if num_softmax_ids(objective) is not None:
@@ -92,7 +104,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
-        if {"masked_lm", "causal_lm"} & set(objective.heads):
+        if LM_HEADS & set(objective.heads):
             model.share_word_gradient()
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
@@ -104,7 +116,10 @@ class LossModule(nn.Module):
             rows = pad_to_bucket(rows, multiple=32)
         tokens = batch.input_ids, batch.position_ids, batch.token_type_ids
         sizes = batch.cu_seqlens, batch.max_seqlen
-        states = self.model.body(*tokens, *sizes, rows=rows, causal=batch.is_causal)  # (R, D)
+        options: dict[str, Any] = {"rows": rows, "causal": batch.is_causal}
+        if (run := batch.decoder) is not None:
+            options["decoder"] = DecoderInput(run.input_ids, run.position_ids, run.cu_seqlens, run.max_seqlen)
+        states = self.model.body(*tokens, *sizes, **options)  # (R, D)
         if return_logits:
             return self.objective.scores(self.model, states, batch)[:num_rows]
         return self.objective.loss(self.model, states, batch)

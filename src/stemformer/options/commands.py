@@ -189,6 +189,26 @@ class GenerateOptions(groups.InferenceOptions, groups.SeedOptions):
     batch_size: int = 32
 
 
+class RewriteOptions(groups.TextsOptions):
+    """Rewrite texts with an encoder-decoder, by beam search.
+
+    Attributes:
+        texts: Texts to rewrite. One that is only pre-trained repairs texts with [MASK].
+        model: Model directory, run directory or hub id of a BART.
+        num_beams: Number of beams; 1 is greedy decoding.
+        max_new_tokens: Maximum number of tokens to write. Default: twice the tokens of the text and 10 more.
+        length_penalty: Exponent of the length by which the log-probability of a beam is divided.
+        num_return_sequences: Number of candidates for each text, at most as many as beams.
+        batch_size: Number of texts that are decoded together.
+    """
+
+    num_beams: int = 4
+    max_new_tokens: int | None = None
+    length_penalty: float = 1.0
+    num_return_sequences: int = 1
+    batch_size: int = 32
+
+
 class EmbedOptions(groups.TextsOptions, groups.FileOutputOptions):
     """Compute an embedding for each text.
 

@@ -13,6 +13,7 @@ from stemformer.reports.plots import Curve, plot_curves, plot_head_scores
 _TASKS = {
     "masked_lm": "masked words",
     "causal_lm": "next words",
+    "denoising": "repaired words",
     "next_sentence": "next sentence",
     "sentence_order": "sentence order",
 }
@@ -60,7 +61,8 @@ def write_report(folder: Path) -> Path:
 
 def _held_out_tiles(last: LogLine) -> list[Tile]:
     """Return the tiles of the last evaluation; those of a key that it lacks are left out."""
-    name, words = ("causal_lm", "next") if "held_out_causal_lm_loss" in last else ("masked_lm", "masked")
+    names = {"causal_lm": "next", "denoising": "repaired", "masked_lm": "masked"}
+    name, words = next((name, words) for name, words in names.items() if f"held_out_{name}_loss" in last)
     loss, unigram = last[f"held_out_{name}_loss"], last["held_out_unigram_loss"]
     gain = f"{unigram - loss:.2f} below" if loss < unigram else "not below"
     tiles = [Tile("held-out loss", f"{loss:.2f} nats", f"{gain} the unigram baseline ({unigram:.2f})")]
@@ -106,7 +108,7 @@ def _plots(train: Sequence[LogLine], held_out: Sequence[LogLine]) -> list[tuple[
             continue
         baseline = "held_out_majority_accuracy"
         is_scored = any(f"held_out_{task}_loss" in line for line in held_out)
-        if is_scored and task in ("masked_lm", "causal_lm"):
+        if is_scored and task in ("masked_lm", "causal_lm", "denoising"):
             losses += _curve("unigram baseline", held_out, "held_out_unigram_loss", "baseline")
             baseline = "held_out_unigram_accuracy"
         accuracies = [

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from stemformer.config import check_at_least, check_fields, check_seed, from_toml, parse_toml
 from stemformer.errors import ConfigError
+from stemformer.models.bart import BartConfig, MBartConfig
 from stemformer.models.bert import BertConfig
 from stemformer.models.gpt import GptConfig
 from stemformer.models.llama import ArceeConfig, EuroBertConfig, LlamaConfig, Qwen3Config
 from stemformer.models.modernbert import ModernBertConfig
 from stemformer.objectives.causal_lm import CausalLmConfig
+from stemformer.objectives.denoising import DenoisingConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.tasks.task import TaskConfig
 from stemformer.training.lr_schedule import ScheduleConfig
@@ -275,6 +277,25 @@ class EuroBertRunConfig(RunConfig):
     model: EuroBertConfig = field(default_factory=EuroBertConfig)  # type: ignore[assignment]
 
 
+@dataclass(frozen=True)
+class BartRunConfig(RunConfig):
+    """A pre-training run of a BART."""
+
+    recipe: str = "bart_mini"
+    model_type: Literal["bart"] = "bart"  # type: ignore[assignment]
+    model: BartConfig = field(default_factory=BartConfig)  # type: ignore[assignment]
+    objective: DenoisingConfig = field(default_factory=DenoisingConfig)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class MBartRunConfig(BartRunConfig):
+    """A pre-training run of an mBART."""
+
+    recipe: str = "mbart_mini"
+    model_type: Literal["mbart"] = "mbart"  # type: ignore[assignment]
+    model: MBartConfig = field(default_factory=MBartConfig)
+
+
 RUN_CONFIGS: dict[str, type[RunConfig]] = {
     "bert": RunConfig,
     "modernbert": ModernBertRunConfig,
@@ -283,6 +304,8 @@ RUN_CONFIGS: dict[str, type[RunConfig]] = {
     "qwen3": Qwen3RunConfig,
     "arcee": ArceeRunConfig,
     "eurobert": EuroBertRunConfig,
+    "bart": BartRunConfig,
+    "mbart": MBartRunConfig,
 }
 """Architecture -> configuration of its pre-training runs."""
 

@@ -27,11 +27,17 @@ class Phase:
     examples: Examples | TaskExamples
     # Whether a masked LM trains as a causal LM.
     is_causal: bool = False
+    # 2 for an encoder-decoder: both halves have as many tokens.
+    num_runs: int = 1
 
     @property
     def capacity(self) -> int:
         """Tokens of a full batch; 0 in fine-tuning, whose batches are not packed."""
-        return 0 if isinstance(self.examples, TaskExamples) else self.batch.size * self.batch.sequence_length
+        return (
+            0
+            if isinstance(self.examples, TaskExamples)
+            else self.num_runs * self.batch.size * self.batch.sequence_length
+        )
 
 
 @dataclass(frozen=True)

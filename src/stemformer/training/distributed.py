@@ -155,7 +155,7 @@ def distribute(model: Model, objective: Objective, ranks: DistributedContext, *,
 
     # This replaces the model's parameters: make the optimizer afterwards.
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    for part in (*model.body.layers, module):
+    for part in (*model.body.blocks, module):
         sharded_part = fully_shard(part, mesh=mesh)
         # Allocate its buffers now: allocated by an evaluation, they could not be used for training.
         sharded_part.unshard()

@@ -60,8 +60,8 @@ def make_initial_model(
     model_config = resolve_model_config(config, tokenizer)
     model = make_model(model_config, heads, tied=config.ties_embeddings, generator=generator)
     model.max_length = config.batch.sequence_length
-    if shards is not None and "masked_lm" in heads and model.lm_head.bias is not None:
-        init_output_bias_from_unigrams(model.heads["masked_lm"], shards.unigram_counts)
+    if shards is not None and model.lm_head.bias is not None:
+        init_output_bias_from_unigrams(model.lm_head, shards.unigram_counts)
     if shards is not None and config.embedding_init == "cooccurrence":
         progress.start("counting tokens that occur together")
         begin = time.perf_counter()
@@ -100,6 +100,11 @@ def _load_init_model(
 
 def resolve_model_config(config: RunConfig, tokenizer: Tokenizer) -> Any:
     """Return the configuration of a new model for the tokenizer of the data."""
+    if hasattr(config.model, "decoder_start_token_id"):
+        # As BART's: [CLS] opens a text, [SEP] ends it and starts the decoder.
+        cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        ids = {"bos_token_id": cls, "eos_token_id": sep, "decoder_start_token_id": sep}
+        return replace(with_special_ids(config.model, tokenizer), **ids)
     if config.model.eos_token_id is not None:
         return replace(config.model, vocab_size=tokenizer.vocab_size, eos_token_id=end_of_text_id(tokenizer))
     return with_special_ids(config.model, tokenizer)

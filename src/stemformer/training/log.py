@@ -122,14 +122,15 @@ class MetricAccumulator:
 
 
 def held_out_loss(metrics: Mapping[str, float]) -> float | None:
-    """Return the sum of the validation losses; the baseline is not one of them."""
-    losses = [v for name, v in metrics.items() if name.endswith("_loss") and name != "held_out_unigram_loss"]
+    """Return the sum of the validation losses, without the baseline and parts of one loss."""
+    parts = ("held_out_unigram_loss", "held_out_lost_loss", "held_out_copied_loss")
+    losses = [v for name, v in metrics.items() if name.endswith("_loss") and name not in parts]
     return sum(losses) if losses else None
 
 
 def format_training(metrics: Mapping[str, float]) -> str:
     """Format training losses and throughput for the progress display."""
-    short_names = {"masked_lm_loss": "loss", "causal_lm_loss": "loss"}
+    short_names = {"masked_lm_loss": "loss", "causal_lm_loss": "loss", "denoising_loss": "loss"}
     losses = {name: value for name, value in metrics.items() if name.endswith("_loss")}
     parts = [f"{short_names.get(name, name)} {value:.3f}" for name, value in losses.items()]
     return " | ".join([*parts, f"{metrics['tokens_per_second']:,.0f} tok/s"])
@@ -138,11 +139,14 @@ def format_training(metrics: Mapping[str, float]) -> str:
 def format_held_out(metrics: Mapping[str, float]) -> str:
     """Format validation metrics, each next to its baseline."""
     values = {name.removeprefix("held_out_"): value for name, value in metrics.items()}
-    name = "causal_lm" if "causal_lm_loss" in values else "masked_lm"
+    name = next(name for name in ("causal_lm", "denoising", "masked_lm") if f"{name}_loss" in values)
     parts = [
         f"val_loss {values[f'{name}_loss']:.3f} | unigram_loss {values['unigram_loss']:.3f}",
         f"accuracy {values[f'{name}_accuracy']:.1%} | unigram_accuracy {values['unigram_accuracy']:.1%}",
     ]
+    for name, form in (("lost_loss", ".3f"), ("copied_loss", ".3f"), ("source_gain", ".2f")):
+        if name in values:
+            parts.append(f"{name} {values[name]:{form}}")
     if "bits_per_byte" in values:
         parts.append(f"bits_per_byte {values['bits_per_byte']:.3f}")
     for head in ("next_sentence", "sentence_order"):

@@ -15,6 +15,7 @@ from stemformer.data.examples.sampling import example_generator, examples_of_ste
 from stemformer.device import autocast
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
+from stemformer.objectives.denoising import Denoising
 from stemformer.objectives.masked_lm import MaskedLm
 from stemformer.objectives.objective import LossModule
 from stemformer.progress import Progress
@@ -196,8 +197,10 @@ def add_gradients(
 
 
 def make_cuda_graph_step(module: nn.Module, context: TrainingContext) -> CudaGraphStep | None:
-    """Return CUDA graphs for compiled pre-training on one GPU; None otherwise."""
+    """Return CUDA graphs for compiled pre-training of one run of tokens on one GPU; None otherwise."""
     if context.device.type != "cuda" or context.ranks.world_size > 1 or not isinstance(module, LossModule):
+        return None
+    if isinstance(context.objective, Denoising):
         return None
     is_wanted = context.environment.get("compile") and isinstance(context.config, RunConfig)
     return CudaGraphStep(module, context.precision) if is_wanted else None
@@ -211,7 +214,7 @@ def _global_counts(
     batch_counts = [objective.counts(batch) for batch in batches]
     local_counts = {name: sum(counts[name] for counts in batch_counts) for name in batch_counts[0]}
     local_sizes = (
-        sum(len(batch.input_ids) for batch in batches),
+        sum(batch.num_tokens for batch in batches),
         sum(batch.num_dropped_tokens for batch in batches),
         sum(step_flops(model, batch, objective) for batch in batches),
     )

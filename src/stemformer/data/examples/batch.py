@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from stemformer.errors import DataError
@@ -31,6 +32,31 @@ class Example:
     # The first token of each sequence.
     summary_positions: Int[np.ndarray, "s"] | None = None
     is_causal: bool = False
+    # Inputs of a decoder and their lengths, for each sequence; labels are at positions of these.
+    decoder_input_ids: Int[np.ndarray, "t"] | None = None
+    decoder_lengths: Int[np.ndarray, "s"] | None = None
+    # Whether each label is a token that the source has.
+    is_copied: Bool[np.ndarray, "m"] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Flat tokens of a decoder: sequence `s` belongs to sequence `s` of the batch.
+
+    Attributes:
+        position_ids: Position within the sequence, from 0.
+        cu_seqlens: (S+1,) int32 sequence boundaries; the last entry is T.
+    """
+
+    input_ids: Int[Tensor, "T"]
+    position_ids: Int[Tensor, "T"]
+    cu_seqlens: Int[Tensor, "S1"]
+    max_seqlen: int
+
+    def to(self, device: torch.device) -> "Run":
+        """Move the tokens to a device, as `Batch.to` does."""
+        moved: Run = _moved(self, device)
+        return moved
 
 
 @dataclass(frozen=True)
@@ -40,12 +66,15 @@ class Batch:
     Attributes:
         position_ids: Position within the sequence, from 0.
         cu_seqlens: (S+1,) int32 sequence boundaries; the last entry is N.
+        label_positions: Tokens whose states are scored; of the decoder, if there is one.
         labels: Target ids at `label_positions`; `IGNORE_INDEX` is not scored.
         summary_positions: Tokens whose states represent their sequences.
         example_numbers: Indices of the examples in their data set, for error messages.
         sequence_labels: Labels of sequences, int64 or float32, if there are any.
         num_dropped_tokens: Number of corpus tokens replaced by a random text or cut off.
         is_causal: Whether each token sees the earlier ones only, in a model that is not causal itself.
+        decoder: Inputs of the decoder of an encoder-decoder.
+        is_copied: Whether each label is a token that the encoder sees, in denoising.
     """
 
     input_ids: Int[Tensor, "N"]
@@ -60,57 +89,95 @@ class Batch:
     sequence_labels: Shaped[Tensor, "S ..."] | None = None
     num_dropped_tokens: int = 0
     is_causal: bool = False
+    decoder: Run | None = None
+    is_copied: Bool[Tensor, "M"] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens, those of the decoder included."""
+        return len(self.input_ids) + (0 if self.decoder is None else len(self.decoder.input_ids))
 
     def to(self, device: torch.device) -> "Batch":
         """Move the batch to a device; copies to an accelerator are asynchronous."""
-        if device.type == "cpu":
-            return self
-        moved = {name: x.pin_memory().to(device, non_blocking=True) for name, x in self.tensors().items()}
-        return replace(self, **moved)  # type: ignore[arg-type]
+        moved: Batch = _moved(self, device)
+        return moved if self.decoder is None else replace(moved, decoder=self.decoder.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name."""
-        return {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        """Return all tensors by name, but those of the decoder."""
+        return _tensors(self)
+
+
+def _tensors(parts: Any) -> dict[str, Tensor]:
+    return {f.name: x for f in fields(parts) if isinstance(x := getattr(parts, f.name), Tensor)}
+
+
+def _moved(parts: Any, device: torch.device) -> Any:
+    if device.type == "cpu":
+        return parts
+    moved = {name: x.pin_memory().to(device, non_blocking=True) for name, x in _tensors(parts).items()}
+    return replace(parts, **moved)
 
 
 def collate(examples: Sequence[Example], example_numbers: Sequence[int]) -> Batch:
     """Concatenate examples into a batch."""
-    lengths = np.concatenate([e.lengths for e in examples])
-    if lengths.min() < 1:
-        raise DataError(f"One of the examples {list(example_numbers)} has a sequence without a token.")
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])  # (S+1,)
+    tokens = _make_run([e.input_ids for e in examples], [e.lengths for e in examples], example_numbers)
+    decoder_ids = [e.decoder_input_ids for e in examples if e.decoder_input_ids is not None]
+    decoder_lengths = [e.decoder_lengths for e in examples if e.decoder_lengths is not None]
+    decoder = _make_run(decoder_ids, decoder_lengths, example_numbers) if decoder_ids else None
     segments = [np.zeros_like(e.input_ids) if e.token_type_ids is None else e.token_type_ids for e in examples]
     sequence_labels = [e.sequence_labels for e in examples if e.sequence_labels is not None]
     label_dtype = np.float32 if any(labels.dtype.kind == "f" for labels in sequence_labels) else np.int64
     # Positions within an example become positions within the batch by adding the example's offset.
-    sizes = np.array([len(e.input_ids) for e in examples])
-    offset_examples = list(zip(np.cumsum(sizes) - sizes, examples, strict=True))
+    offsets = _offsets([e.input_ids for e in examples])
     summary_positions = [
         offset + (np.cumsum(e.lengths) - e.lengths if e.summary_positions is None else e.summary_positions)
-        for offset, e in offset_examples
+        for offset, e in zip(offsets, examples, strict=True)
     ]
+    copied = [e.is_copied for e in examples if e.is_copied is not None]
+    label_offsets = _offsets(decoder_ids) if decoder_ids else offsets
+    label_positions = [offset + e.label_positions for offset, e in zip(label_offsets, examples, strict=True)]
     return Batch(
-        input_ids=_concatenate([e.input_ids for e in examples]),
-        position_ids=_concatenate([np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)]),
+        input_ids=tokens.input_ids,
+        position_ids=tokens.position_ids,
         token_type_ids=_concatenate(segments),
-        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        max_seqlen=int(lengths.max()),
-        label_positions=_concatenate([offset + e.label_positions for offset, e in offset_examples]),
+        cu_seqlens=tokens.cu_seqlens,
+        max_seqlen=tokens.max_seqlen,
+        label_positions=_concatenate(label_positions),
         labels=_concatenate([e.labels for e in examples]),
         summary_positions=_concatenate(summary_positions),
         example_numbers=tuple(int(n) for n in example_numbers),
         sequence_labels=_concatenate(sequence_labels, label_dtype) if sequence_labels else None,
         num_dropped_tokens=sum(e.num_dropped_tokens for e in examples),
         is_causal=examples[0].is_causal,
+        decoder=decoder,
+        is_copied=_concatenate(copied, np.bool_) if copied else None,
     )
+
+
+def _make_run(ids: Sequence[np.ndarray], lengths: Sequence[np.ndarray], example_numbers: Sequence[int]) -> Run:
+    """Concatenate the sequences of examples."""
+    sizes = np.concatenate(lengths)
+    if sizes.min() < 1:
+        raise DataError(f"One of the examples {list(example_numbers)} has a sequence without a token.")
+    cu_seqlens = np.concatenate([[0], np.cumsum(sizes)])  # (S+1,)
+    positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], sizes)
+    boundaries = torch.from_numpy(cu_seqlens.astype(np.int32))
+    return Run(_concatenate(ids), _concatenate([positions]), boundaries, int(sizes.max()))
+
+
+def _offsets(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the index of the first token of each example in the batch."""
+    sizes = np.array([len(ids) for ids in arrays])
+    return np.cumsum(sizes) - sizes
 
 
 def pad_to_bucket_sizes(batch: Batch) -> Batch:
     """Pad a batch on the CPU to bucketed sizes, which limits the number of different shapes.
 
     The padding tokens (about 1 in 16 at most, more if sequences are very short) form extra
-    sequences; extra labels are `IGNORE_INDEX`. Sequence labels must be integers.
+    sequences; extra labels are `IGNORE_INDEX`. Sequence labels must be integers, and there must be no decoder.
     """
+    assert batch.decoder is None, "an encoder-decoder has no bucket sizes"
     num_tokens, num_labels, num_sequences = len(batch.input_ids), len(batch.labels), len(batch.cu_seqlens) - 1
     max_seqlen = 1 << (batch.max_seqlen - 1).bit_length()
     # Enough extra sequences to hold the padding tokens, none longer than `max_seqlen`.

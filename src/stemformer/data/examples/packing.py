@@ -40,6 +40,8 @@ class RawExample:
     # Whether a segment starts or ends a document; `PackedDataset` only.
     starts_document: Bool[np.ndarray, "p"] | None = None
     ends_document: Bool[np.ndarray, "p"] | None = None
+    # Whether a sentence starts with the token; `PackedDataset` only.
+    sentence_starts: Bool[np.ndarray, "n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class PackedDataset(ShardDataset):
             read_raw_example(self.shards, spans, [0] * len(spans)),
             starts_document=documents[np.searchsorted(documents, starts)] == starts,
             ends_document=documents[np.searchsorted(documents, stops)] == stops,
+            sentence_starts=np.concatenate([_sentence_starts(self.shards, *span) for span in spans]),
         )
 
 
@@ -175,6 +178,14 @@ class TokenStream(ShardDataset):
         tokens, word_starts = np.full(len(is_text), self.eos_token_id, np.int64), ~is_text
         tokens[is_text], word_starts[is_text] = text.tokens, text.word_starts
         return tokens, word_starts
+
+
+def _sentence_starts(shards: Shards, start: int, stop: int) -> Bool[np.ndarray, "n"]:
+    """Return for each token of a span whether a sentence starts with it."""
+    is_start = np.zeros(stop - start, bool)
+    first, last = np.searchsorted(shards.sentence_starts, [start, stop])
+    is_start[np.asarray(shards.sentence_starts[first:last]) - start] = True
+    return is_start
 
 
 def pack_documents(

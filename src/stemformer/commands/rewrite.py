@@ -1,0 +1,49 @@
+"""Rewrite texts: repair them, or whatever the model was trained for."""
+
+import warnings
+from typing import Any
+
+from stemformer.commands.load import open_pipeline
+from stemformer.errors import ConfigError, DataError
+from stemformer.generation.beam_search import BeamConfig
+from stemformer.generation.rewriting import rewrite_texts
+from stemformer.options import RewriteOptions, accepts
+from stemformer.progress import Progress, Silent, format_count
+
+
+@accepts(RewriteOptions)
+def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Rewrite texts with an encoder-decoder, by beam search.
+
+    A model that is only pre-trained repairs texts.
+
+    Returns:
+        For each text `text`, `rewritten`, `score` (log probability a token, in nats, with the length penalty),
+        `is_complete` (false if it ran into its maximum length), and with several `candidates` each as
+        `rewritten` and `score`.
+
+    Raises:
+        ConfigError: Options are out of range, or the model is no encoder-decoder.
+        DataError: No text, or one that is empty or too long.
+
+    Example:
+        >>> rewrite(["The [MASK] opened the door."], model="runs/bart")  # doctest: +SKIP
+    """
+    progress = progress or Silent()
+    model = open_pipeline(options.model, options)
+    if "seq2seq_lm" not in model.model.heads:
+        raise ConfigError(f"{model.path} is no encoder-decoder, so it cannot rewrite texts. Pass a BART.")
+    if isinstance(options.texts, str):
+        raise DataError(f"Expected a list of texts, got the single text {options.texts!r:.60}. Pass [text].")
+    if not options.texts:
+        raise DataError("No text to work on. Pass texts to rewrite.")
+    names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens")
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    config = BeamConfig(**settings)
+    progress.start("rewriting", total=len(options.texts), unit="texts")
+    how: dict[str, Any] = {"batch_size": options.batch_size, "max_length": options.max_new_tokens}
+    results = rewrite_texts(options.texts, model.model, model.tokenizer, config, on_batch=progress.advance, **how)
+    progress.finish()
+    if cut := sum(not result["is_complete"] for result in results):
+        warnings.warn(f"{format_count(cut, 'text')} ran into the maximum length and may lack an end.", stacklevel=2)
+    return results

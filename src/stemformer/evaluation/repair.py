@@ -1,0 +1,95 @@
+"""Denoising on held-out text: loss at lost and at copied tokens, and how much the source helps."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from stemformer.data.examples.batch import Batch
+from stemformer.evaluation.held_out import held_out_batches
+from stemformer.models.bart import DecoderInput
+from stemformer.models.model import Model
+from stemformer.objectives.denoising import Denoising
+from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
+from stemformer.objectives.objective import Examples
+
+_NUM_EXAMPLES = 64
+
+
+def make_repair_evaluation(
+    examples: Examples, objective: Denoising, *, device: torch.device
+) -> Callable[[nn.Module], dict[str, Any]]:
+    """Return a function that measures how a model repairs fixed texts with fixed noise.
+
+    Its results are `held_out_lost_loss` and `held_out_copied_loss` (nats a token, of tokens that the source lacks and
+    has; absent if there are none), their `_accuracy`, and `held_out_source_gain`: the nats a token that the loss
+    rises by if each target gets the source of another text. It is 0 for a model that ignores its source. The first
+    token of each target, `<s>`, is left out.
+    """
+    batches = [batch.to(device) for batch in held_out_batches(examples, objective, num_examples=_NUM_EXAMPLES)]
+
+    def measure(module: nn.Module) -> dict[str, Any]:
+        # Within DDP.
+        model = getattr(module, "module", module).model
+        assert isinstance(model, Model)
+        model.eval()
+        return {f"held_out_{name}": value for name, value in repair_metrics(model, batches).items()}
+
+    return measure
+
+
+@torch.inference_mode()
+def repair_metrics(model: Model, batches: list[Batch]) -> dict[str, float]:
+    """Return the metrics of `make_repair_evaluation`, without prefix."""
+    sums: dict[str, float] = defaultdict(float)
+    for batch in batches:
+        assert batch.decoder is not None and batch.is_copied is not None, "a batch of denoising"
+        is_first = torch.zeros_like(batch.is_copied)
+        is_first[batch.decoder.cu_seqlens[:-1].long()] = True
+        states = _states(model, batch)
+        groups = {"lost": ~batch.is_copied, "copied": batch.is_copied & ~is_first}
+        for name, chosen in groups.items():
+            loss = _loss(model, states, batch, chosen)
+            sums[f"{name}_loss"] += float(loss.total)
+            sums[f"{name}_accuracy"] += float(loss.correct)  # type: ignore[arg-type]
+            sums[name] += loss.count
+        if len(batch.cu_seqlens) > 2:
+            other = _loss(model, _states(model, with_other_sources(batch)), batch, ~is_first)
+            own = _loss(model, states, batch, ~is_first)
+            sums["source_gain"] += float(other.total) - float(own.total)
+            sums["swapped"] += own.count
+    metrics = {
+        f"{group}_{kind}": sums[f"{group}_{kind}"] / sums[group]
+        for group in ("lost", "copied")
+        if sums[group]
+        for kind in ("loss", "accuracy")
+    }
+    return {**metrics, **({"source_gain": sums["source_gain"] / sums["swapped"]} if sums["swapped"] else {})}
+
+
+def with_other_sources(batch: Batch) -> Batch:
+    """Return a batch in which each target has the source of the next sequence, the last that of the first."""
+    lengths = batch.cu_seqlens.diff().long()
+    order = torch.arange(len(lengths), device=lengths.device).roll(-1)
+    starts = batch.cu_seqlens[:-1].long()[order]
+    cu_seqlens = torch.cat([batch.cu_seqlens[:1], lengths[order].cumsum(0).int()])
+    shifts = (starts - cu_seqlens[:-1]).repeat_interleave(lengths[order])
+    tokens = torch.arange(len(batch.input_ids), device=shifts.device) + shifts
+    moved = {name: getattr(batch, name)[tokens] for name in ("input_ids", "position_ids", "token_type_ids")}
+    return replace(batch, cu_seqlens=cu_seqlens, **moved)
+
+
+def _states(model: Model, batch: Batch) -> Float[Tensor, "M D"]:
+    run = batch.decoder
+    assert run is not None
+    tokens = batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
+    decoder = DecoderInput(run.input_ids, run.position_ids, run.cu_seqlens, run.max_seqlen)
+    return model.body(*tokens, decoder=decoder, rows=batch.label_positions)
+
+
+def _loss(model: Model, states: Float[Tensor, "M D"], batch: Batch, chosen: Bool[Tensor, "M"]) -> LossSum:
+    return linear_cross_entropy_sum(*model.lm_projection(states[chosen]), batch.labels[chosen])

@@ -1,0 +1,77 @@
+"""Rewrite texts with an encoder-decoder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.errors import ConfigError, DataError
+from stemformer.generation.beam_search import BeamConfig, Hypothesis, search_beams
+from stemformer.models.inference.cached_bart import BartTextDecoder
+from stemformer.models.model import Model
+from stemformer.progress import format_count
+
+# Tokens of the cache before the first new one: `</s> <s>`.
+_PREFIX = 2
+
+
+def rewrite_texts(
+    texts: Sequence[str],
+    model: Model,
+    tokenizer: Tokenizer,
+    config: BeamConfig,
+    *,
+    batch_size: int,
+    max_length: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Return what the decoder writes for each text, in order.
+
+    Texts of similar length are decoded together; what is written for one does not depend on the others, but for
+    rounding.
+
+    Args:
+        max_length: Maximum number of tokens to write. Default: twice the tokens of the text and 10 more.
+        on_batch: Called with the number of texts of each batch that is done.
+
+    Raises:
+        DataError: A text has no token, or more than the model was trained on.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}. Expected at least 1.")
+    room = model.max_length - _PREFIX
+    sources = [_encode(text, number, tokenizer, room) for number, text in enumerate(texts, start=1)]
+    order = np.argsort([-len(source) for source in sources], kind="stable").tolist()
+    decoder = BartTextDecoder(model, rows=min(batch_size, len(texts)) * config.num_beams)
+    results: list[dict[str, Any]] = [{} for _ in texts]
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        limits = [min(room, 2 * len(sources[i]) + 6 if max_length is None else max_length) for i in chosen]
+        # Texts of one limit at a time: it must not depend on the longest of the batch.
+        for limit in dict.fromkeys(limits):
+            members = [i for i, own in zip(chosen, limits, strict=True) if own == limit]
+            settings = replace(config, max_new_tokens=limit)
+            found = search_beams(decoder, [sources[i] for i in members], settings, prompt_length=_PREFIX)
+            for i, hypotheses in zip(members, found, strict=True):
+                results[i] = _to_result(texts[i], hypotheses, tokenizer)
+        if on_batch is not None:
+            on_batch(len(chosen))
+    return results
+
+
+def _encode(text: str, number: int, tokenizer: Tokenizer, room: int) -> list[int]:
+    if not isinstance(text, str):
+        raise DataError(f"Text {number} is {text!r:.60}. Expected text.")
+    ids = tokenizer.encode(text, parse_special_tokens=True).ids
+    if not 0 < len(ids) <= room:
+        size = format_count(len(ids), "token")
+        raise DataError(f"Text {number} ({text!r:.60}) has {size}. Expected 1 to {room}: shorten or split it.")
+    return [tokenizer.cls_token_id, *map(int, ids), tokenizer.sep_token_id]
+
+
+def _to_result(text: str, hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer) -> dict[str, Any]:
+    candidates = [{"rewritten": tokenizer.decode(found.ids), "score": found.score} for found in hypotheses]
+    result = {"text": text, **candidates[0], "is_complete": hypotheses[0].is_complete}
+    return result if len(candidates) == 1 else {**result, "candidates": candidates}

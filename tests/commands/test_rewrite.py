@@ -1,0 +1,75 @@
+"""`rewrite`: texts in order, independent of the batch, and clear errors."""
+
+import pytest
+
+import stemformer
+from stemformer.errors import ConfigError, DataError
+
+TEXTS = ["the king was old .", "[MASK] king", "a queen came to the old [MASK] and spoke to him"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny, no_timing, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bart") / "run"
+    sizes = ["model.hidden_size=32", "model.intermediate_size=64", "batch.size=8", "batch.sequence_length=32"]
+    seldom = ["evaluation.num_examples=8", "evaluation.every=100", "optimizer.learning_rate=1e-2"]
+    options = {"data": str(tiny / "data"), "out": str(out), "settings": [*sizes, *seldom]}
+    stemformer.pretrain("bart_tiny", **options, steps=20, precision="fp32", device="cpu")
+    return stemformer.load(str(out))
+
+
+# A model of twenty steps seldom ends a text.
+cut = pytest.mark.filterwarnings("ignore:.*ran into the maximum length")
+
+
+@cut
+def test_each_text_gets_a_result_in_order(model):
+    found = stemformer.rewrite(TEXTS, model=model, max_new_tokens=5)
+    assert [row["text"] for row in found] == TEXTS
+    assert all(isinstance(row["rewritten"], str) and row["score"] < 0 for row in found)
+    assert all("candidates" not in row for row in found)
+
+
+@cut
+def test_results_do_not_depend_on_the_batch(model):
+    together = stemformer.rewrite(TEXTS, model=model)
+    one_by_one = stemformer.rewrite(TEXTS, model=model, batch_size=1)
+    assert [row["rewritten"] for row in together] == [row["rewritten"] for row in one_by_one]
+
+
+@cut
+def test_candidates_are_ordered_by_score(model):
+    (found,) = stemformer.rewrite(TEXTS[:1], model=model, num_return_sequences=3)
+    scores = [candidate["score"] for candidate in found["candidates"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    assert found["rewritten"] == found["candidates"][0]["rewritten"]
+
+
+def test_texts_that_ran_into_their_length_are_counted(model):
+    with pytest.warns(UserWarning, match="1 text ran into the maximum length"):
+        (found,) = stemformer.rewrite(TEXTS[2:], model=model, max_new_tokens=1)
+    assert not found["is_complete"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "error", "message"),
+    [
+        ([], {}, DataError, "No text to work on"),
+        ("one text", {}, DataError, "Expected a list of texts"),
+        ([""], {}, DataError, r"Text 1 \(''\) has 0 tokens. Expected 1 to 30"),
+        (["king " * 31], {}, DataError, "has 31 tokens. Expected 1 to 30: shorten or split it"),
+        (["king"], {"num_beams": 0}, ConfigError, "num_beams is 0"),
+        (["king"], {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
+        (["king"], {"num_return_sequences": 5}, ConfigError, "num_return_sequences is 5: expected 1 to 4"),
+        (["king"], {"batch_size": 0}, ConfigError, "batch_size is 0"),
+        (["king"], {"length_penalty": float("nan")}, ConfigError, "length_penalty is nan"),
+    ],
+)
+def test_bad_input_is_refused(model, texts, options, error, message):
+    with pytest.raises(error, match=message):
+        stemformer.rewrite(texts, model=model, **options)
+
+
+def test_a_bert_is_refused(tiny_bert):
+    with pytest.raises(ConfigError, match=r"is no encoder-decoder, so it cannot rewrite texts\. Pass a BART"):
+        stemformer.rewrite(["king"], model=str(tiny_bert))

@@ -1,0 +1,110 @@
+"""Metrics of denoising: parts of the loss, and the gain from the source."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stemformer.data.examples.batch import Example, collate
+from stemformer.evaluation.repair import repair_metrics, with_other_sources
+from stemformer.models.bart import BartConfig, DecoderInput
+from stemformer.models.model import make_model
+
+V = 40
+SOURCES, TARGETS = [5, 9, 3], [7, 4, 6]
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = BartConfig(
+        vocab_size=V,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_decoder_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        initializer_range=0.5,
+    )
+    return make_model(config, ["seq2seq_lm"], generator=torch.Generator().manual_seed(0)).eval()
+
+
+def examples():
+    rng = np.random.default_rng(0)
+    made = []
+    for n, t in zip(SOURCES, TARGETS, strict=True):
+        target = rng.integers(4, V, t)
+        lost = rng.random(t) < 0.5
+        lost[0] = False
+        made.append(
+            Example(
+                rng.integers(4, V, n),
+                np.array([n]),
+                np.arange(t),
+                target,
+                decoder_input_ids=np.append(3, target[:-1]),
+                decoder_lengths=np.array([t]),
+                is_copied=~lost,
+            )
+        )
+    return made
+
+
+def losses(model, example):
+    """Return the loss of each label, computed from all logits of one example."""
+    batch = collate([example], [0])
+    run = batch.decoder
+    decoder = DecoderInput(run.input_ids, run.position_ids, run.cu_seqlens, run.max_seqlen)
+    tokens = batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen
+    with torch.no_grad():
+        logits = model.lm_logits(model.body(*tokens, decoder=decoder))
+    return F.cross_entropy(logits, batch.labels, reduction="none").numpy()
+
+
+def test_lost_and_copied_tokens_are_apart_and_the_first_is_left_out(model):
+    made = examples()
+    values = np.concatenate([losses(model, example)[1:] for example in made])
+    copied = np.concatenate([example.is_copied[1:] for example in made])
+    found = repair_metrics(model, [collate(made[:2], [0, 1]), collate(made[2:], [2])])
+    assert found["lost_loss"] == pytest.approx(values[~copied].mean(), rel=1e-5)
+    assert found["copied_loss"] == pytest.approx(values[copied].mean(), rel=1e-5)
+
+
+def test_source_gain_is_the_rise_of_the_loss_with_the_source_of_the_next_text(model):
+    made = examples()
+    swapped = [
+        replace(example, input_ids=other.input_ids, lengths=other.lengths)
+        for example, other in zip(made, [*made[1:], made[0]], strict=True)
+    ]
+    rises = [(losses(model, b) - losses(model, a))[1:] for a, b in zip(made, swapped, strict=True)]
+    found = repair_metrics(model, [collate(made, [0, 1, 2])])
+    assert found["source_gain"] == pytest.approx(np.concatenate(rises).mean(), rel=1e-4)
+
+
+def test_batches_with_other_sources_keep_their_targets():
+    made = examples()
+    batch = collate(made, [0, 1, 2])
+    other = with_other_sources(batch)
+    assert other.input_ids.tolist() == np.concatenate([made[i].input_ids for i in (1, 2, 0)]).tolist()
+    assert other.cu_seqlens.tolist() == [0, 9, 12, 17]
+    assert other.position_ids.tolist() == [*range(9), *range(3), *range(5)]
+    assert other.decoder is batch.decoder
+
+
+def test_a_model_that_ignores_its_source_has_no_gain(model):
+    with torch.no_grad():
+        for layer in model.body.decoder.layers:
+            saved = layer.cross_attention.out.weight.clone()
+            layer.cross_attention.out.weight.zero_()
+    found = repair_metrics(model, [collate(examples(), [0, 1, 2])])
+    with torch.no_grad():
+        model.body.decoder.layers[0].cross_attention.out.weight.copy_(saved)
+    assert found["source_gain"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_single_text_has_no_gain_and_nothing_lost_no_loss(model):
+    made = replace(examples()[0], is_copied=np.ones(7, bool))
+    found = repair_metrics(model, [collate([made], [0])])
+    assert set(found) == {"copied_loss", "copied_accuracy"}
