@@ -1,4 +1,4 @@
-"""Denoising on held-out text: loss at lost and at copied tokens, and how much the source helps."""
+"""Denoising on held-out text: loss at lost and at copied tokens, gain from the source."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def repair_metrics(model: Model, batches: list[Batch]) -> dict[str, float]:
 
 
 def with_other_sources(batch: Batch) -> Batch:
-    """Return a batch in which each target has the source of the next sequence, the last that of the first."""
+    """Return a batch in which each target has the source of the next sequence, in a ring."""
     lengths = batch.cu_seqlens.diff().long()
     order = torch.arange(len(lengths), device=lengths.device).roll(-1)
     starts = batch.cu_seqlens[:-1].long()[order]

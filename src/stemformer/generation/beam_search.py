@@ -149,7 +149,7 @@ class _Search:
             self._found = sorted([*self._found, *found], key=lambda x: -x.score)[: config.num_beams]
 
     def update(self, best_running: float, length: int, config: BeamConfig) -> None:
-        """Note whether the best running beam, with its log probability, may still improve the ended texts."""
+        """Note whether the best running beam may still improve the ended texts."""
         if len(self._found) < config.num_beams:
             return
         if config.stops_early:

@@ -17,7 +17,10 @@ from stemformer.models.rotary import Rotation
 
 @dataclass(frozen=True)
 class BartConfig:
-    """Sizes and settings of a BART, named as in `BertConfig`; a saved folder has BART's own names."""
+    """Sizes and settings of a BART, named as in `BertConfig`.
+
+    A saved folder has BART's own names.
+    """
 
     model_type: ClassVar[str] = "bart"
     # Whether layers are pre-norm and both halves end with a norm.
@@ -111,7 +114,10 @@ class BartEmbeddings(PositionedWords):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from the tokens of a decoder to the states of its encoder (Vaswani et al. 2017, section 3.2.3)."""
+    """Multi-head attention from the tokens of a decoder to the states of its encoder.
+
+    Source: Vaswani et al. 2017, section 3.2.3.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -143,7 +149,10 @@ class CrossAttention(nn.Module):
 
 
 class BartLayer(nn.Module):
-    """Layer of the encoder: attention and feed-forward, each norm(x + f(x)), or x + f(norm(x)) if pre-norm."""
+    """Layer of the encoder: attention and feed-forward.
+
+    Each is norm(x + f(x)), or x + f(norm(x)) if the config is pre-norm.
+    """
 
     theta: ClassVar[None] = None
 
@@ -179,7 +188,7 @@ class BartLayer(nn.Module):
 
 
 class BartDecoderLayer(BartLayer):
-    """Layer of the decoder: causal attention, attention to the encoder's states, and feed-forward."""
+    """Layer of the decoder: causal attention, cross-attention and feed-forward."""
 
     def __init__(self, config: BartConfig, *, num_heads: int, intermediate_size: int) -> None:
         super().__init__(config, num_heads=num_heads, intermediate_size=intermediate_size, causal=True)
@@ -280,9 +289,9 @@ class Bart(Body):
         rows: Int[Tensor, "R"] | None = None,
         **options: Any,
     ) -> Any:
-        """Return the last states of the decoder (T, D), or of `rows` (R, D); without `decoder` those of the encoder.
+        """Return the last states of the decoder (T, D), or of its `rows` (R, D).
 
-        Other options are those of `Body.forward`; they select states of the encoder.
+        Without `decoder`, return those of the encoder, as `Body.forward` does with its other options.
         """
         tokens = input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen
         if decoder is None:

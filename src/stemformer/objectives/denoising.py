@@ -88,7 +88,7 @@ class DenoisingConfig:
 
 
 class Denoising:
-    """Denoising objective: the encoder reads the broken text, and the decoder writes all of the original.
+    """Denoising objective: the encoder reads a broken text, the decoder writes the original.
 
     Source `<s> broken text </s>`, decoder inputs `</s> <s> text`, labels `<s> text </s>`, as in BART. Special
     tokens are never lost, and random tokens are never special.

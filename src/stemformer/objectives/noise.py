@@ -1,4 +1,4 @@
-"""Noise for denoising objectives: small functions that break a text, in exact shares and reproducibly.
+"""Noise for denoising objectives: small functions that break a text.
 
 A text is broken in *units*, tokens or full words. Noise works on a `NoisyText`, which keeps the index of the
 original token of each of its ids, so that kinds of noise can follow each other.
@@ -22,7 +22,7 @@ INSERTED = -1
 
 @dataclass(frozen=True)
 class NoisyText:
-    """Ids of a broken text, and for each the index of its token in the original, or `INSERTED`."""
+    """Ids of a broken text, and the index of the original token of each, or `INSERTED`."""
 
     ids: Int[np.ndarray, "m"]
     origins: Int[np.ndarray, "m"]
@@ -49,15 +49,15 @@ def number_lost(num_units: int, rate: float) -> int:
 
 
 def choose_units(num_units: int, rate: float, rng: np.random.Generator) -> Spans:
-    """Return single units; each subset of the size is equally likely. Neighbors may both be chosen."""
+    """Return single units, which may be neighbors; each subset is equally likely."""
     starts = np.sort(rng.permutation(num_units)[: number_lost(num_units, rate)])
     return Spans(starts, np.ones_like(starts))
 
 
 def choose_poisson_spans(num_units: int, rate: float, mean_length: float, rng: np.random.Generator) -> Spans:
-    """Return spans that do not touch, with Poisson lengths, which lose exactly the share `rate`.
+    """Return spans of Poisson lengths that lose exactly the share `rate`.
 
-    The last length is cut to what is left of the share. A span over the end of the text continues at its start,
+    Spans do not touch. The last length is cut to what is left of the share. A span over the end of the text continues at its start,
     as a second span. Spans of length 0 are as many as were sampled, or as there is room for apart from the others.
     """
     num_lost = number_lost(num_units, rate)
@@ -71,7 +71,7 @@ def choose_poisson_spans(num_units: int, rate: float, mean_length: float, rng: n
 
 
 def choose_fixed_spans(num_units: int, rate: float, mean_length: float, rng: np.random.Generator) -> Spans:
-    """Return spans as T5's: `round(lost / mean_length)` of them, whose lengths are a random composition."""
+    """Return `round(lost / mean_length)` spans, as T5's, of lengths that are a random composition."""
     num_lost = number_lost(num_units, rate)
     number = min(num_lost, max(1, int(num_lost / mean_length + 0.5)))
     if not number:
@@ -111,7 +111,7 @@ def place_spans(num_units: int, lengths: Int[np.ndarray, "k"], rng: np.random.Ge
 
 
 def _joined(lengths: Int[np.ndarray, "k"], most: int) -> Int[np.ndarray, "j"]:
-    """Join spans until at most `most` are left: first those of length 0 go, then neighbors are added up."""
+    """Return at most `most` spans: drop those of length 0, then join neighbors."""
     if len(lengths) <= most:
         return lengths
     lengths = np.concatenate([lengths[lengths > 0], lengths[lengths == 0]])[: max(most, int((lengths > 0).sum()))]
@@ -121,7 +121,7 @@ def _joined(lengths: Int[np.ndarray, "k"], most: int) -> Int[np.ndarray, "j"]:
 
 
 def token_spans(spans: Spans, unit_starts: Int[np.ndarray, "u"], num_tokens: int) -> Spans:
-    """Return spans of units as spans of tokens; `unit_starts` are the first tokens of the units."""
+    """Return spans of units, which start with the tokens `unit_starts`, as spans of tokens."""
     bounds = np.append(unit_starts, num_tokens)
     starts = bounds[spans.starts]
     return Spans(starts, bounds[spans.starts + spans.lengths] - starts)
@@ -162,7 +162,7 @@ def infill(text: NoisyText, spans: Spans, replacements: Int[np.ndarray, "k"]) ->
 def permute_sentences(
     sentence_starts: Int[np.ndarray, "s"], num_tokens: int, rate: float, rng: np.random.Generator
 ) -> Int[np.ndarray, "n"]:
-    """Return the order of tokens with `round(rate * s)` sentences in random order in each other's positions."""
+    """Return the order of tokens with `round(rate * s)` sentences permuted at random."""
     bounds = np.append(sentence_starts, num_tokens)
     order = np.arange(len(sentence_starts))
     chosen = np.sort(rng.permutation(len(order))[: number_lost(len(order), rate)])

@@ -1,4 +1,4 @@
-"""Incremental decoding of an encoder-decoder: sources are encoded once, and their keys and values never move."""
+"""Incremental decoding of an encoder-decoder, whose sources are encoded once."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -55,9 +55,9 @@ class BartTextDecoder:
 
     @torch.inference_mode()
     def prefill(self, sources: Sequence[Sequence[int]], max_length: int) -> Float[Tensor, "S V"]:
-        """Encode a new batch of sources, special tokens included, and return the logits of each first token.
+        """Encode a new batch of sources and return the logits of each first token.
 
-        `max_length` is that of the texts, whose two first tokens, `</s> <s>`, are not chosen.
+        Sources have their special tokens. `max_length` is that of the texts, whose two first tokens, `</s> <s>`, are not chosen.
         """
         device, lengths = self._position.device, list(map(len, sources))
         ids = torch.tensor([token for source in sources for token in source], device=device)  # (N,)
@@ -93,7 +93,7 @@ class BartTextDecoder:
         return logits if logits.dtype == torch.float32 else logits.float()
 
     def select(self, rows: Int[Tensor, "Q"]) -> None:
-        """Keep these texts in this order, repeats allowed; all sources that are left must have as many."""
+        """Keep these texts in this order, as many of each source that is left."""
         self.cache.select(rows)
         owners = self._owners.index_select(0, rows)
         # Beams of a source are adjacent.
