@@ -10,6 +10,7 @@ Sides:
     ours_compiled            as ours with compiled layers, which is the package's default on a GPU
     ours_eager               as ours without compiled layers
     ours_muon                with the optimizer of our small recipes; a step costs more, fewer are needed
+    ours_sampled             with a softmax over 2,048 of the ids (`objective.sampled_softmax`)
     ours_recipe              optimizer, documents and sampled softmax of the recipe
     ours_in_2, ours_in_4     with two or four micro-batches in a step, which takes less memory
     default                  transformers' run_clm example: Trainer, float32, eager, blocks of all documents joined (group_texts)
@@ -44,7 +45,8 @@ from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
 from stemformer.objectives.masked_lm import SpecialIds
 
 SIDES = (
-    *("ours", "ours_stream", "ours_compiled", "ours_eager", "ours_muon", "ours_recipe", "ours_in_2", "ours_in_4"),
+    *("ours", "ours_stream", "ours_compiled", "ours_eager", "ours_muon", "ours_sampled", "ours_recipe"),
+    *("ours_in_2", "ours_in_4"),
     *("default", "default_shipped_dropout", "best", "best_kept_memory", "nanogpt", "nanogpt_compiled"),
 )
 STANDARD = "ours,ours_stream,ours_muon,ours_recipe,default,best,best_kept_memory,nanogpt,nanogpt_compiled"
@@ -71,8 +73,8 @@ def conditions(result: dict[str, Any], args: argparse.Namespace) -> str:
         "dropout on attention probabilities (except there), fp32 weights.\n"
         "Not equal: except for ours_stream, ours packs chunks of documents that do not see each other into rows, which "
         "are not quite full; on the other sides a token sees all of its row. nanogpt samples its rows at random "
-        "positions and has the exact GELU. ours_recipe has the sampled softmax of the recipe, if any. Ours keeps freed "
-        "memory in the process, of the peers only "
+        "positions and has the exact GELU. ours_sampled sums the softmax of a step over 2,048 ids, ours_recipe over as "
+        "many as the recipe says. Ours keeps freed memory in the process, of the peers only "
         f"best_kept_memory does. Precision as the table says. Device: {args.device}."
     )
 
@@ -100,6 +102,8 @@ def our_context(side: str, args: argparse.Namespace) -> Any:
     objective_config = CausalLmConfig(documents="stream" if side == "ours_stream" else "apart")
     if side == "ours_recipe":
         objective_config = config.objective
+    elif side == "ours_sampled":
+        objective_config = replace(objective_config, sampled_softmax=2048)
     config = replace(config, model=replace(config.model, eos_token_id=end), objective=objective_config)
     shards, special = open_shards(args.data), SpecialIds(eos=end)
     counts = shards.unigram_counts if device.type == "cpu" else None
