@@ -15,6 +15,8 @@ from stemformer.progress import format_count
 
 # Tokens of the cache before the first new one: `</s> <s>`.
 _PREFIX = 2
+# Sources are as if of a multiple of this length where the maximum length of their results depends on it.
+_LENGTH_STEP = 16
 
 
 def rewrite_texts(
@@ -33,7 +35,7 @@ def rewrite_texts(
     rounding.
 
     Args:
-        max_length: Maximum number of tokens to write. Default: twice the tokens of the text and 10 more.
+        max_length: Maximum number of tokens to write. Default: twice the tokens of the text, rounded up.
         on_batch: Called with the number of texts of each batch that is done.
 
     Raises:
@@ -43,21 +45,22 @@ def rewrite_texts(
         raise ConfigError(f"batch_size is {batch_size}. Expected at least 1.")
     room = model.max_length - _PREFIX
     sources = [_encode(text, number, tokenizer, room) for number, text in enumerate(texts, start=1)]
-    order = np.argsort([-len(source) for source in sources], kind="stable").tolist()
+    # Texts of one limit are decoded together: it must not depend on the longest of a batch.
+    by_limit: dict[int, list[int]] = {}
+    for i in np.argsort([-len(source) for source in sources], kind="stable").tolist():
+        rounded = -(-len(sources[i]) // _LENGTH_STEP) * _LENGTH_STEP
+        by_limit.setdefault(min(room, 2 * rounded if max_length is None else max_length), []).append(i)
     decoder = BartTextDecoder(model, rows=min(batch_size, len(texts)) * config.num_beams)
     results: list[dict[str, Any]] = [{} for _ in texts]
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        limits = [min(room, 2 * len(sources[i]) + 6 if max_length is None else max_length) for i in chosen]
-        # Texts of one limit at a time: it must not depend on the longest of the batch.
-        for limit in dict.fromkeys(limits):
-            members = [i for i, own in zip(chosen, limits, strict=True) if own == limit]
+    for limit, members in by_limit.items():
+        for start in range(0, len(members), batch_size):
+            batch = members[start : start + batch_size]
             settings = replace(config, max_new_tokens=limit)
-            found = search_beams(decoder, [sources[i] for i in members], settings, prompt_length=_PREFIX)
-            for i, hypotheses in zip(members, found, strict=True):
+            found = search_beams(decoder, [sources[i] for i in batch], settings, prompt_length=_PREFIX)
+            for i, hypotheses in zip(batch, found, strict=True):
                 results[i] = _to_result(texts[i], hypotheses, tokenizer)
-        if on_batch is not None:
-            on_batch(len(chosen))
+            if on_batch is not None:
+                on_batch(len(batch))
     return results
 
 

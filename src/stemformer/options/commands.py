@@ -196,7 +196,7 @@ class RewriteOptions(groups.TextsOptions):
         texts: Texts to rewrite. One that is only pre-trained repairs texts with [MASK].
         model: Model directory, run directory or hub id of a BART.
         num_beams: Number of beams; 1 is greedy decoding.
-        max_new_tokens: Maximum number of tokens to write. Default: twice the tokens of the text and 10 more.
+        max_new_tokens: Maximum number of tokens to write. Default: twice the tokens of the text, rounded up.
         length_penalty: Exponent of the length by which the log-probability of a beam is divided.
         num_return_sequences: Number of candidates for each text, at most as many as beams.
         batch_size: Number of texts that are decoded together.
