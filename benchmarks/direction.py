@@ -107,6 +107,10 @@ class BothWays(nn.Module):
     def layers(self) -> nn.ModuleList:
         return nn.ModuleList([*self.left.layers, *self.right.layers])
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.left.layers, *self.right.layers]
+
     def forward(
         self,
         input_ids: Int[Tensor, "N"],

@@ -1,6 +1,5 @@
 """Rewrite texts: repair them, or whatever the model was trained for."""
 
-import warnings
 from typing import Any
 
 from stemformer.commands.load import open_pipeline
@@ -45,5 +44,5 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
     results = rewrite_texts(options.texts, model.model, model.tokenizer, config, on_batch=progress.advance, **how)
     progress.finish()
     if cut := sum(not result["is_complete"] for result in results):
-        warnings.warn(f"{format_count(cut, 'text')} ran into the maximum length and may lack an end.", stacklevel=2)
+        progress.say(f"note: {format_count(cut, 'text')} ran into the maximum length and may lack an end")
     return results
