@@ -60,11 +60,25 @@ def test_texts_that_ran_into_their_length_are_counted(model):
         (["king"], {"num_return_sequences": 5}, ConfigError, "num_return_sequences is 5: expected 1 to 4"),
         (["king"], {"batch_size": 0}, ConfigError, "batch_size is 0"),
         (["king"], {"length_penalty": float("nan")}, ConfigError, "length_penalty is nan"),
+        (["king"], {"length_penalty": 11.0}, ConfigError, r"length_penalty is 11.0: expected a number from -10 to 10"),
     ],
 )
 def test_bad_input_is_refused(model, texts, options, error, message):
     with pytest.raises(error, match=message):
         stemformer.rewrite(texts, model=model, **options)
+
+
+def test_bad_settings_are_refused_before_the_model_is_opened():
+    with pytest.raises(ConfigError, match="num_beams is 0"):
+        stemformer.rewrite(["king"], model="no/such/model/here", num_beams=0)
+    with pytest.raises(DataError, match="No text to work on"):
+        stemformer.rewrite([], model="no/such/model/here")
+
+
+def test_a_model_with_language_codes_is_refused(model, monkeypatch):
+    monkeypatch.setattr(model.tokenizer, "tokens", [*model.tokenizer.tokens, "en_XX"])
+    with pytest.raises(ConfigError, match="has language codes such as en_XX, one of which precedes each text"):
+        stemformer.rewrite(["king"], model=model)
 
 
 def test_a_bert_is_refused(tiny_bert):

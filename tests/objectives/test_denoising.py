@@ -73,7 +73,8 @@ def test_orders_lose_nothing(preset):
 
 @pytest.mark.parametrize("preset", NOISES)
 def test_without_rates_the_source_is_the_text(preset):
-    made = make(preset=preset, noise_rate=0.0, permute_rate=0.0, rotate_prob=0.0)
+    rates = {} if NOISES[preset].spans == "none" else {"noise_rate": 0.0}
+    made = make(preset=preset, permute_rate=0.0, rotate_prob=0.0, **rates)
     assert made.input_ids.tolist() == made.labels.tolist()
     assert made.is_copied.all()
 
@@ -127,3 +128,27 @@ def test_a_batch_has_the_tokens_of_both_halves():
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         DenoisingConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "value"),
+    [
+        ("permutation", "noise_rate", 0.3),
+        ("rotation", "unit", "word"),
+        ("rotation", "random_replace_prob", 0.1),
+        ("masking", "mean_span_length", 3.0),
+        ("deletion", "random_replace_prob", 0.1),
+        ("fragment", "mean_span_length", 3.0),
+    ],
+)
+def test_a_value_that_a_preset_does_not_use_is_refused(preset, name, value):
+    with pytest.raises(
+        ConfigError, match=rf"objective\.{name} is .*, which the noise '{preset}' does not use\. Remove"
+    ):
+        DenoisingConfig(preset=preset, **{name: value})
+
+
+@pytest.mark.parametrize("value", [0.5, 1e-6, float("inf"), float("nan")])
+def test_mean_lengths_out_of_range_are_refused(value):
+    with pytest.raises(ConfigError, match=r"objective\.mean_span_length is .*: expected a number from 1 to 100"):
+        DenoisingConfig(mean_span_length=value)

@@ -59,6 +59,17 @@ def test_lengths_of_spans_are_poisson():
     assert np.abs(counts / expected - 1).max() < 0.09
 
 
+@pytest.mark.parametrize("mean", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("rate", [0.002, 0.05, 0.3, 0.9])
+def test_a_mask_for_each_span_makes_no_text_longer(mean, rate):
+    for n in (1, 7, 20, 250, 512):
+        for seed in range(40):
+            spans = noise.choose_poisson_spans(n, rate, mean, np.random.default_rng(seed))
+            assert spans.lengths.sum() == noise.number_lost(n, rate)
+            text = noise.infill(NoisyText.of(np.arange(n)), spans, np.full(len(spans.starts), -5))
+            assert len(text.ids) <= n
+
+
 def test_spans_over_the_end_continue_at_the_start():
     splits = 0
     for seed in range(300):

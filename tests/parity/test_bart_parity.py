@@ -1,6 +1,7 @@
 """BART and mBART against transformers: states, logits, gradients, an optimizer step, and folders both ways."""
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from parity_frame import (
@@ -139,16 +140,29 @@ def test_a_new_model_equals_itself_in_transformers(config, tmp_path):
         assert_close(logits_of(ours), their_logits_of(theirs))
 
 
-def test_folder_without_head_opens(tmp_path):
+def test_a_body_opens_with_its_tied_head(tmp_path, recwarn):
+    """Published BARTs, such as bart-base, are bodies."""
     model = random_model(transformers.BartModel, transformers.BartConfig(**SIZES))
     ours = opened(model, tmp_path)
-    assert not ours.heads
+    assert [*ours.heads] == ["seq2seq_lm"] and not recwarn.list
+    generation = transformers.BartForConditionalGeneration.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         expected = [
             model(input_ids=x[None], decoder_input_ids=y[None]).last_hidden_state[0]
             for x, y in zip(SOURCES, TARGETS, strict=True)
         ]
         assert_close(ours.body(*flat(SOURCES), decoder=decoder_input()), torch.cat(expected))
+        assert_close(logits_of(ours), their_logits_of(generation))
+
+
+@pytest.mark.parametrize("kept", ["model.encoder.embed_tokens.weight", "lm_head.weight"])
+def test_one_copy_of_the_word_embeddings_is_enough(theirs, kept, tmp_path):
+    ours = opened(theirs, tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    weights[kept] = weights.pop("model.shared.weight")
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert torch.equal(logits_of(load_model(tmp_path)), logits_of(ours))
 
 
 def test_states_of_selected_tokens_are_those_of_the_decoder(theirs, tmp_path):
@@ -171,6 +185,10 @@ def test_decoder_with_another_number_of_sequences_is_refused(theirs, tmp_path):
         ({"static_position_embeddings": True}, "static_position_embeddings is True"),
         ({"decoder_attention_heads": 5}, "not divisible by 5 heads of the decoder"),
         ({"decoder_layers": 2}, "holds model.decoder.layers.2"),
+        (
+            {"architectures": ["BartForSequenceClassification"]},
+            "BartForSequenceClassification, which is not supported; expected BartModel or BartForConditionalGeneration",
+        ),
     ],
 )
 def test_unsupported_folders_are_refused(changes, message, tmp_path):

@@ -1,5 +1,6 @@
 """Rewrite texts: repair them, or whatever the model was trained for."""
 
+import re
 from typing import Any
 
 from stemformer.commands.load import open_pipeline
@@ -8,6 +9,9 @@ from stemformer.generation.beam_search import BeamConfig
 from stemformer.generation.rewriting import rewrite_texts
 from stemformer.options import RewriteOptions, accepts
 from stemformer.progress import Progress, Silent, format_count
+
+# A language of a published mBART.
+_LANGUAGE_CODE = re.compile("[a-z]{2,3}_[A-Z]{2}")
 
 
 @accepts(RewriteOptions)
@@ -29,9 +33,6 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
         >>> rewrite(["The [MASK] opened the door."], model="runs/bart")  # doctest: +SKIP
     """
     progress = progress or Silent()
-    model = open_pipeline(options.model, options)
-    if "seq2seq_lm" not in model.model.heads:
-        raise ConfigError(f"{model.path} is no encoder-decoder, so it cannot rewrite texts. Pass a BART.")
     if isinstance(options.texts, str):
         raise DataError(f"Expected a list of texts, got the single text {options.texts!r:.60}. Pass [text].")
     if not options.texts:
@@ -39,6 +40,14 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
     names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     config = BeamConfig(**settings)
+    if options.batch_size < 1:
+        raise ConfigError(f"batch_size is {options.batch_size}. Expected at least 1.")
+    model = open_pipeline(options.model, options)
+    if "seq2seq_lm" not in model.model.heads:
+        raise ConfigError(f"{model.path} is no encoder-decoder, so it cannot rewrite texts. Pass a BART.")
+    if code := next(filter(_LANGUAGE_CODE.fullmatch, model.tokenizer.tokens), None):
+        problem = f"{model.path} has language codes such as {code}, one of which precedes each text"
+        raise ConfigError(f"{problem}. Such models are not supported yet: pass a BART, or an mBART of this package.")
     progress.start("rewriting", total=len(options.texts), unit="texts")
     how: dict[str, Any] = {"batch_size": options.batch_size, "max_length": options.max_new_tokens}
     results = rewrite_texts(options.texts, model.model, model.tokenizer, config, on_batch=progress.advance, **how)

@@ -3,7 +3,6 @@
 Source: Wu et al. 2016, section 7 (length penalty); the rules for stopping are those of Hugging Face's `generate`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -52,7 +51,7 @@ class BeamConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "", "num_beams", "max_new_tokens")
-        check_fields(self, "", "a finite number", math.isfinite, "length_penalty")
+        check_fields(self, "", "a number from -10 to 10", lambda x: -10 <= x <= 10, "length_penalty")
         if not 1 <= self.num_return_sequences <= self.num_beams:
             problem = f"num_return_sequences is {self.num_return_sequences}: expected 1 to {self.num_beams}, num_beams"
             raise ConfigError(problem)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stemformer.data.tokenization.tokenizer import Tokenizer
-from stemformer.errors import ConfigError, DataError
+from stemformer.errors import DataError
 from stemformer.generation.beam_search import BeamConfig, Hypothesis, search_beams
 from stemformer.models.inference.cached_bart import BartTextDecoder
 from stemformer.models.model import Model
@@ -41,8 +41,6 @@ def rewrite_texts(
     Raises:
         DataError: A text has no token, or more than the model was trained on.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}. Expected at least 1.")
     room = model.max_length - _PREFIX
     sources = [_encode(text, number, tokenizer, room) for number, text in enumerate(texts, start=1)]
     # Texts of one limit are decoded together: it must not depend on the longest of a batch.

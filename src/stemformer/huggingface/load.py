@@ -114,6 +114,8 @@ def load_model(
     # Heads and number of labels.
     if heads is None:
         heads = _find_heads(architecture, raw, from_hugging_face(state, [], names)[2])
+    if "seq2seq_lm" in heads:
+        _add_output_bias(folder, architecture, raw, state)
     if unknown := ", ".join(head for head in heads if head not in (*architecture.heads, *architecture.task_heads)):
         raise CheckpointError(f"{folder} is a {config.model_type}, which has no head {unknown}. Use another model.")
     if num_labels is None:
@@ -245,7 +247,9 @@ def _find_heads(architecture: Architecture, raw: Mapping[str, Any], weights: Seq
     has_task_head = any(name in weights for name in _TASK_HEAD_WEIGHTS)
     has_linear_head = issubclass(architecture.heads[architecture.lm_head], LinearLmHead)
     if has_linear_head and not has_task_head:
-        # If it is tied, it has no weights of its own.
+        # If it is tied, it has no weights of its own. BART is published as a body.
+        if architecture.lm_head == "seq2seq_lm":
+            return ["seq2seq_lm"]
         return [] if classes[0] == architecture.hf_classes[frozenset()] else [architecture.lm_head]
     find = architecture.parameter_names.find
     known = {} if has_linear_head else _HEAD_WEIGHTS
@@ -253,6 +257,18 @@ def _find_heads(architecture: Architecture, raw: Mapping[str, Any], weights: Seq
     if has_task_head:
         heads += [head for name in classes if (head := _HEAD_BY_CLASS.get(name)) and head not in heads]
     return heads
+
+
+def _add_output_bias(
+    folder: Path, architecture: Architecture, raw: Mapping[str, Any], state: dict[str, Tensor]
+) -> None:
+    """Add the output bias that a folder of an encoder-decoder may lack; refuse other classes."""
+    name = (raw.get("architectures") or [""])[0]
+    known = architecture.hf_classes.values()
+    if name and name not in known:
+        problem = f"{folder}/config.json: architectures has {name}, which is not supported"
+        raise CheckpointError(f"{problem}; expected {' or '.join(known)}.")
+    state.setdefault("final_logits_bias", torch.zeros(1, int(raw.get("vocab_size", 0))))
 
 
 def _untie_lm_head(model: Model, architecture: Architecture, state: dict[str, Tensor], raw: dict[str, Any]) -> None:

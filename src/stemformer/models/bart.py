@@ -149,7 +149,7 @@ class CrossAttention(nn.Module):
 
 
 class BartLayer(nn.Module):
-    """Layer of the encoder: attention and feed-forward.
+    """Layer of the encoder, attention and feed-forward; that of the decoder adds to it.
 
     Each is norm(x + f(x)), or x + f(norm(x)) if the config is pre-norm.
     """

@@ -155,6 +155,8 @@ class ParameterNames:
     not_parameters: re.Pattern[str]
     # Other prefix of the body in models with a head.
     prefix_by_head: Mapping[str, str] = field(default_factory=dict)
+    # Names of a parameter -> names of copies, of which a folder may have the first alone.
+    copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def find(self, ours: str) -> tuple[list[str], str]:
         """Return their names of one of our parameters, and the mark of how it is stored, if any."""
@@ -218,8 +220,14 @@ BART = ParameterNames(
     "model.",
     ("shared.", "encoder.", "decoder."),
     ("model.encoder.layers.", "model.decoder.layers."),
-    # Copies of the word embeddings.
     re.compile(r"model\.(encoder|decoder)\.embed_tokens\.weight|lm_head\.weight"),
+    copies={
+        "model.shared.weight": (
+            "model.encoder.embed_tokens.weight",
+            "model.decoder.embed_tokens.weight",
+            "lm_head.weight",
+        )
+    },
 )
 
 # Mark -> our parameter as it is stored, and the reverse.
@@ -264,6 +272,9 @@ def from_hugging_face(
         for prefix in names.prefix_by_head.values():
             new = re.sub(f"^{re.escape(prefix)}", names.prefix, new)
         available[names.prefix + new if new.startswith(names.body) else new] = tensor
+    for name, copies in names.copies.items():
+        if (copy := next((x for x in copies if x in available), None)) is not None:
+            available.setdefault(name, available[copy])
     out: dict[str, Tensor] = {}
     missing: list[str] = []
     used = {name for name in available if names.not_parameters.fullmatch(name)}

@@ -15,6 +15,7 @@ from stemformer.config import check_fields
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.packing import PackedDataset, RawExample, pack_documents
 from stemformer.data.shards.reader import Shards
+from stemformer.errors import ConfigError
 from stemformer.models.model import Model
 from stemformer.objectives import noise
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
@@ -78,7 +79,22 @@ class DenoisingConfig:
         shares = [name for name in ("noise_rate", "permute_rate", "rotate_prob") if getattr(self, name) is not None]
         check_fields(self, "objective.", "a share from 0 to 1", lambda x: 0 <= x <= 1, *shares, "random_replace_prob")
         if self.mean_span_length is not None:
-            check_fields(self, "objective.", "a positive number", lambda x: x > 0, "mean_span_length")
+            check_fields(self, "objective.", "a number from 1 to 100", lambda x: 1 <= x <= 100, "mean_span_length")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """Raise ConfigError for a value that the preset does not use."""
+        noise = NOISES[self.preset]
+        loses = noise.spans != "none"
+        unused = {
+            "noise_rate": self.noise_rate is not None and not loses,
+            "mean_span_length": self.mean_span_length is not None and noise.spans != "poisson",
+            "unit": self.unit != "token" and not loses,
+            "random_replace_prob": self.random_replace_prob > 0 and not (loses and noise.replace != "none"),
+        }
+        if name := next((name for name, is_unused in unused.items() if is_unused), None):
+            problem = f"objective.{name} is {getattr(self, name)!r}, which the noise {self.preset!r} does not use"
+            raise ConfigError(f"{problem}. Remove it, or set another objective.preset.")
 
     @property
     def noise(self) -> Noise:

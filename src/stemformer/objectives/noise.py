@@ -6,9 +6,9 @@ original token of each of its ids, so that kinds of noise can follow each other.
 Source: Lewis et al. 2020, section 2.2 (BART's five kinds); Song et al. 2019, section 3.1 (MASS's fragment);
 Raffel et al. 2020, section 3.1.4 (T5's spans). Where these and their released code differ from each other, the
 definitions here are: exactly `round(rate * n)` of `n` units are lost; spans do not touch each other, and lie on a
-ring, so that each unit is lost equally often, the first and the last too; a rotation is never the identity. (In
-fairseq spans overlap: at a rate of 0.3 and a mean of 3 some 27 % of the tokens are lost; T5 never loses the first
-unit and always the last one.)
+ring, so that each unit is lost equally often, the first and the last too; a rotation is never the identity. A fragment
+is one span that is not on a ring, so that it loses units in the middle more often. (In fairseq spans overlap: at a
+rate of 0.3 and a mean of 3 some 27 % of the tokens are lost; T5 never loses the first unit and always the last one.)
 """
 
 from dataclasses import dataclass
@@ -57,8 +57,10 @@ def choose_units(num_units: int, rate: float, rng: np.random.Generator) -> Spans
 def choose_poisson_spans(num_units: int, rate: float, mean_length: float, rng: np.random.Generator) -> Spans:
     """Return spans of Poisson lengths that lose exactly the share `rate`.
 
-    Spans do not touch. The last length is cut to what is left of the share. A span over the end of the text continues at its start,
-    as a second span. Spans of length 0 are as many as were sampled, or as there is room for apart from the others.
+    Spans do not touch. The last length is cut to what is left of the share. A span over the end of the text
+    continues at its start, as a second span. Of the spans of length 0 some are left out where there is no room for
+    them apart from the others, or where there would be more spans than lost units, so that with one mask for each
+    span a text does not become longer.
     """
     num_lost = number_lost(num_units, rate)
     lengths: list[int] = []
@@ -67,7 +69,12 @@ def choose_poisson_spans(num_units: int, rate: float, mean_length: float, rng: n
         lengths.append(min(int(rng.poisson(mean_length)), left))
         left -= lengths[-1]
     # The cut length anywhere, not at the end alone.
-    return place_spans(num_units, rng.permutation(np.array(lengths, np.int64)), rng)
+    spans = place_spans(num_units, rng.permutation(np.array(lengths, np.int64)), rng)
+    if (excess := len(spans.starts) - num_lost) <= 0:
+        return spans
+    empty = np.flatnonzero(spans.lengths == 0)
+    left_out = rng.permutation(empty)[:excess]
+    return Spans(np.delete(spans.starts, left_out), np.delete(spans.lengths, left_out))
 
 
 def choose_fixed_spans(num_units: int, rate: float, mean_length: float, rng: np.random.Generator) -> Spans:

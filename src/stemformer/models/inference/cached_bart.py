@@ -57,7 +57,8 @@ class BartTextDecoder:
     def prefill(self, sources: Sequence[Sequence[int]], max_length: int) -> Float[Tensor, "S V"]:
         """Encode a new batch of sources and return the logits of each first token.
 
-        Sources have their special tokens. `max_length` is that of the texts, whose two first tokens, `</s> <s>`, are not chosen.
+        Sources have their special tokens. `max_length` is that of the texts, whose two first tokens, `</s> <s>`,
+        are not chosen.
         """
         device, lengths = self._position.device, list(map(len, sources))
         ids = torch.tensor([token for source in sources for token in source], device=device)  # (N,)
