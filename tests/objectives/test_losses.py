@@ -158,3 +158,21 @@ def test_linear_loss_holds_no_more_logits_than_a_chunk(monkeypatch):
     )
     linear_cross_entropy_sum(*leaves, labels)
     assert sum(sizes) == 100 and max(sizes) <= 16
+
+
+@pytest.mark.parametrize("is_gpu", [False, True], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("has_ignored", [False, True], ids=["all", "ignored"])
+def test_label_smoothing_of_the_linear_loss_equals_that_of_torch(is_gpu, has_ignored, monkeypatch):
+    monkeypatch.setattr(losses, "_SOFTMAX_LOGITS", 30 * 8)
+    if is_gpu:
+        monkeypatch.setattr(losses, "_vocab_multiple", lambda device: 64)
+        monkeypatch.setattr(losses, "_loss_in_place", losses._loss_in_place_gpu)
+    leaves, labels = projection(50, 30)
+    if has_ignored:
+        labels[::3] = -100
+    found = linear_cross_entropy_sum(*leaves, labels, label_smoothing=0.1)
+    total = F.cross_entropy(F.linear(*leaves), labels, reduction="sum", label_smoothing=0.1)
+    torch.testing.assert_close(found.total, total)
+    wanted = torch.autograd.grad(total * 0.3, leaves)
+    for a, b in zip(gradients(found, leaves), wanted, strict=True):
+        torch.testing.assert_close(a, b)

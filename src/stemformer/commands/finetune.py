@@ -6,6 +6,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,32 +14,39 @@ import torch
 
 from stemformer.commands.training_run import note_on_best, open_run_dir, resolve, start_run
 from stemformer.config import nearest, to_toml
+from stemformer.data.examples.batch import collate
+from stemformer.data.labelled.sequence_pairs import SourceTarget
 from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.data.tokenization.trainers import train_byte_bpe
 from stemformer.data.tokenization.unknown_words import CANNOT_READ
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.inference import predict_scores
+from stemformer.evaluation.repair import source_gain
 from stemformer.huggingface.load import find_model_folder, load_model
 from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_folder, write_json
+from stemformer.models.heads import init_output_bias_from_unigrams
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.objective import LossModule
 from stemformer.options import FinetuneOptions, TaskTrainingOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
 from stemformer.progress import Progress, Silent, format_count
+from stemformer.recipes import RECIPES, find_recipe
 from stemformer.reports.finetuning import curves_of_log, write_task_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, read_labelled, weak_results
 from stemformer.tasks.dataset_notes import save_training_texts
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import format_metric, mean_std, metric_names
 from stemformer.tasks.predictions import WorstExamples
-from stemformer.tasks.task import TaskConfig
+from stemformer.tasks.seq2seq import Seq2Seq
+from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
-from stemformer.training.config import BatchConfig, FinetuneConfig
+from stemformer.training.config import BartRunConfig, BatchConfig, BudgetConfig, FinetuneConfig
 from stemformer.training.context import Phase, TrainingContext, TrainState
 from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed, is_restarted
-from stemformer.training.initialization import has_matching_head, load_initial_model
+from stemformer.training.initialization import has_matching_head, load_initial_model, make_initial_model
 from stemformer.training.loop import train
 from stemformer.training.optimizer import finetuning_learning_rate
 from stemformer.training.resume import check_config_unchanged, find_checkpoint
@@ -46,6 +54,8 @@ from stemformer.training.throughput import matmul_rate
 
 # An evaluation on more examples is announced.
 _MANY_EXAMPLES = 2000
+# Pairs that show whether a model uses its sources, and the nats a token below which it does not.
+_NUM_GAIN_EXAMPLES, _MIN_SOURCE_GAIN = 64, 0.05
 
 
 @exclusive_output_dir
@@ -101,6 +111,14 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
             symbol_size=options.kmer,
         ),
     )
+    if options.task == "seq2seq" and _is_recipe(options.model):
+        # A new model is trained as in pre-training.
+        recipe = find_recipe(options.model)
+        if not isinstance(recipe, BartRunConfig):
+            raise ConfigError(
+                f"{options.model} is no encoder-decoder. Pass a BART or a recipe of one, such as bart_mini."
+            )
+        config = replace(config, optimizer=recipe.optimizer, schedule=recipe.schedule, budget=BudgetConfig(epochs=20))
     config = resolve(config, options)
     if config.layer_decay != 1 and config.optimizer.kind == "muon":
         raise ConfigError("layer_decay has no effect on matrices with optimizer.kind = muon. Use adamw.")
@@ -119,10 +137,15 @@ def _run(
     found = find_checkpoint(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
     # A run must not see what the one before has tuned.
     data = replace(data, task=(task := copy(data.task)))
-    source = find_model_folder(found.path if found else config.model)
-    with init_distributed(choose_device(config.compute.device)) as ranks:
+    with init_distributed(choose_device(config.compute.device)) as ranks, TemporaryDirectory() as temporary:
         progress = progress if ranks.is_main else Silent()
         set_threads(config.compute.threads)
+        if found is None and task.config.name == "seq2seq" and _is_recipe(config.model):
+            progress.start("training a vocabulary on the pairs")
+            source = Path(temporary)
+            _save_new_model(config, data.train, source)
+        else:
+            source = find_model_folder(found.path if found else config.model)
         model, tokenizer, max_length = load_initial_model(config, task, source, is_resumed=found is not None)
         config = with_learning_rate(config, model, found.config.optimizer.learning_rate if found else None)
         examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
@@ -174,6 +197,26 @@ def _run(
     }
 
 
+def _is_recipe(model: str) -> bool:
+    return model in RECIPES and not Path(model).exists()
+
+
+def _save_new_model(config: FinetuneConfig, pairs: Sequence[SourceTarget], folder: Path) -> None:
+    """Save a model of a recipe with random weights and a byte-level BPE vocabulary of both sides of the pairs."""
+    targets = [text for pair in pairs for text in pair.targets or ()]
+    size, seed = config.task.vocab_size, config.seed
+    tokenizer = train_byte_bpe(
+        [*(pair.source for pair in pairs), *targets], vocab_size=size, special_tokens="bart", seed=seed
+    )
+    recipe = replace(find_recipe(config.model), seed=seed)
+    model = make_initial_model(recipe, tokenizer, Silent())
+    model.max_length = model.config.max_position_embeddings
+    if model.lm_head.bias is not None:
+        ids = np.concatenate(tokenizer.encode_ids(targets))
+        init_output_bias_from_unigrams(model.lm_head, np.bincount(ids, minlength=tokenizer.vocab_size))
+    save_model(model, folder, tokenizer)
+
+
 def with_learning_rate(config: FinetuneConfig, model: Model, stored: float | None = None) -> FinetuneConfig:
     """Set the default learning rate for the size of the model, unless there is one; a resumed run keeps its `stored` one."""
     rate = config.optimizer.learning_rate or stored or finetuning_learning_rate(model.config.hidden_size)
@@ -222,11 +265,16 @@ def make_finetuning_context(
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
         if progress is not None and len(dev) > _MANY_EXAMPLES:
             progress.say(f"evaluating on {len(dev):,} examples")
+        scored = task.during_training()
         with autocast(device, precision):
-            scores, loss = predict_scores(module, task, dev, device=device)
-        last[:] = [scores, loss]
+            scores, loss = predict_scores(module, scored, dev, device=device)
+        last[:] = [scores, loss] if scored is task else []
         metrics, _ = task.compute_metrics(task.decode(scores, dev, data.dev), data.dev)
         losses = {} if loss is None else {"dev_loss": loss}
+        if (gain := _source_gain(module, task, dev, device)) is not None:
+            losses["dev_source_gain"] = gain
+            if progress is not None and gain < _MIN_SOURCE_GAIN:
+                progress.say(f"note: the model hardly uses its sources yet (source gain {gain:.3f} nats a token)")
         # The main metric first, which `list_runs` shows.
         names = sorted(metrics, key=lambda name: name != task.main_metric)
         return losses | {f"dev_{name}": metrics[name] for name in names}
@@ -251,6 +299,16 @@ def make_finetuning_context(
         task=task.metadata() | {"max_length": max_length},
     )
     return context, last
+
+
+def _source_gain(module: torch.nn.Module, task: Task, dev: TaskExamples, device: torch.device) -> float | None:
+    """Return what the sources of some dev pairs are worth; None for other tasks."""
+    if not isinstance(task, Seq2Seq):
+        return None
+    model: Any = getattr(module, "module", module).model
+    numbers = range(min(len(dev), _NUM_GAIN_EXAMPLES))
+    batch = collate([dev.examples[i] for i in numbers], numbers).to(device)
+    return source_gain(model, [batch])
 
 
 def _check_metric(name: str, known: Iterable[str]) -> None:

@@ -89,7 +89,7 @@ class PredictedBlock:
 
     records: Sequence[Any]
     predictions: list[Any]
-    scores: list[Float[np.ndarray, "_ c"]]
+    scores: list[Any]
     examples: TaskExamples
 
 

@@ -246,7 +246,7 @@ def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
         # That of the initial model, whose vocabulary may have another name for it.
         eos = config.model.eos_token_id if config.init else None
         return SpecialIds(eos=end_of_text_id(tokenizer) if eos is None else eos)
-    others = tuple(i for token in ("[PAD]", "[UNK]") if (i := tokenizer.token_to_id(token)) is not None)
+    others = tuple(sorted(tokenizer.special_ids))
     ids = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "mask": tokenizer.mask_token_id}
     return SpecialIds(**ids, others=others)
 

@@ -6,9 +6,10 @@ from typing import Any
 from stemformer.commands.load import open_pipeline
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.beam_search import BeamConfig
-from stemformer.generation.rewriting import rewrite_texts
+from stemformer.generation.rewriting import repair_limit, rewrite_texts
 from stemformer.options import RewriteOptions, accepts
 from stemformer.progress import Progress, Silent, format_count
+from stemformer.tasks.seq2seq import Seq2Seq
 
 # A language of a published mBART.
 _LANGUAGE_CODE = re.compile("[a-z]{2,3}_[A-Z]{2}")
@@ -49,8 +50,25 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
         problem = f"{model.path} has language codes such as {code}, one of which precedes each text"
         raise ConfigError(f"{problem}. Such models are not supported yet: pass a BART, or an mBART of this package.")
     progress.start("rewriting", total=len(options.texts), unit="texts")
-    how: dict[str, Any] = {"batch_size": options.batch_size, "max_length": options.max_new_tokens}
-    results = rewrite_texts(options.texts, model.model, model.tokenizer, config, on_batch=progress.advance, **how)
+    task, max_length = model.task, model.model.max_length
+
+    def limit_of(length: int) -> int:
+        if options.max_new_tokens is not None:
+            return options.max_new_tokens
+        if isinstance(task, Seq2Seq):
+            return task.max_new_tokens(length, max_length)
+        return repair_limit(length, max_length)
+
+    results = rewrite_texts(
+        options.texts,
+        model.model,
+        model.tokenizer,
+        config,
+        batch_size=options.batch_size,
+        limit_of=limit_of,
+        parse_special_tokens=task is None,
+        on_batch=progress.advance,
+    )
     progress.finish()
     if cut := sum(not result["is_complete"] for result in results):
         progress.say(f"note: {format_count(cut, 'text')} ran into the maximum length and may lack an end")

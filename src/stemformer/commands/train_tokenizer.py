@@ -58,7 +58,7 @@ def train_tokenizer(options: TrainTokenizerOptions, *, progress: Progress | None
     texts = read_texts()
     sample: dict[str, Any] = {name: getattr(options, name) for name in ("vocab_size", "seed", "max_characters")}
     if options.kind == "bpe":
-        tokenizer = train_byte_bpe(texts, **sample)
+        tokenizer = train_byte_bpe(texts, special_tokens=options.special_tokens, **sample)
     elif old is None:
         tokenizer = train_wordpiece(texts, lowercase=options.lowercase, on_note=progress.say, **sample)
     else:
@@ -92,5 +92,9 @@ def _check(options: TrainTokenizerOptions) -> None:
     check_seed(options.seed)
     if options.kind == "bpe" and (options.lowercase or options.init is not None):
         raise ConfigError("--kind bpe keeps every byte and starts from scratch. Remove --lowercase and --init.")
+    if options.special_tokens not in ("gpt", "bart"):
+        raise ConfigError(f"--special-tokens is {options.special_tokens!r}: expected gpt or bart.")
+    if options.kind != "bpe" and options.special_tokens != "gpt":
+        raise ConfigError("--special-tokens applies to --kind bpe; WordPiece has those of BERT, which a BART can use.")
     if options.init is not None and options.lowercase:
         raise ConfigError("--lowercase has no effect with --init, whose tokenizer defines it. Remove one of them.")

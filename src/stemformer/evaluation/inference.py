@@ -11,13 +11,18 @@ from torch import nn
 
 from stemformer.data.examples.batch import Batch, Example, collate
 from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.generation.beam_search import BeamConfig, Hypothesis
+from stemformer.generation.rewriting import decode_sources
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples
+from stemformer.tasks.seq2seq import Seq2Seq
 from stemformer.tasks.task import Task
 
 # About as many in an inference batch.
 BATCH_TOKENS = 4096
+# Texts and beams that are written together.
+_ROWS = 128
 
 OnExamples = Callable[[int], None] | None
 """Called with the number of examples of each finished batch."""
@@ -66,9 +71,17 @@ def hidden_states(model: Model, batch: Batch, **options: Any) -> Any:
 @torch.inference_mode()
 def predict_scores(
     module: nn.Module, task: Task, examples: TaskExamples, *, device: torch.device, on_examples: OnExamples = None
-) -> tuple[list[Float[np.ndarray, "_ c"]], float | None]:
-    """Return the scores of each example and the mean loss (None without labels) of a `LossModule`."""
+) -> tuple[list[Any], float | None]:
+    """Return the scores of each example, (rows, C), and the mean loss (None without labels) of a `LossModule`.
+
+    Of `seq2seq` the best `Hypothesis` of each example, None of those that are not written (`Seq2Seq.num_written`).
+    """
     module.eval()
+    if isinstance(task, Seq2Seq):
+        loss = _mean_loss(module, examples, device)
+        # Within DDP.
+        model: Any = getattr(module, "module", module).model
+        return _write_texts(model, task, examples, on_examples), loss
     scores: list[Any] = [None] * len(examples)
     losses: list[tuple[LossSum, int]] = []
     for numbers, batch in _batches(examples, on_examples):
@@ -81,6 +94,40 @@ def predict_scores(
             scores[number] = part.numpy()
     count = sum(number for _, number in losses)
     return scores, float(sum(float(loss.total) for loss, _ in losses) / count) if count else None
+
+
+def _mean_loss(module: nn.Module, examples: TaskExamples, device: torch.device) -> float | None:
+    """Return the mean loss of the targets' tokens; None without targets."""
+    losses = [
+        loss
+        for _, batch in _batches(examples, None)
+        if batch.decoder is not None
+        for loss in module(batch.to(device)).values()
+    ]
+    count = sum(loss.count for loss in losses)
+    return float(sum(float(loss.total) for loss in losses) / count) if count else None
+
+
+def _write_texts(
+    model: Model, task: Seq2Seq, examples: TaskExamples, on_examples: OnExamples
+) -> list[Hypothesis | None]:
+    """Return what the model writes for each example, or for `task.num_written` of them, evenly apart."""
+    number = min(len(examples), task.num_written or len(examples))
+    chosen = np.linspace(0, len(examples) - 1, number).round().astype(int).tolist()
+    config = BeamConfig(num_beams=task.config.num_beams, length_penalty=task.config.length_penalty)
+    positions = model.config.max_position_embeddings
+    found = decode_sources(
+        [examples.examples[i].input_ids.tolist() for i in chosen],
+        model,
+        config,
+        batch_size=max(1, _ROWS // config.num_beams),
+        limit_of=lambda length: task.max_new_tokens(length, positions),
+        on_batch=on_examples,
+    )
+    out: list[Hypothesis | None] = [None] * len(examples)
+    for i, hypotheses in zip(chosen, found, strict=True):
+        out[i] = hypotheses[0]
+    return out
 
 
 @torch.inference_mode()
@@ -116,7 +163,7 @@ def _batches(examples: TaskExamples, on_examples: OnExamples) -> Iterator[tuple[
     """Yield batches of examples of similar length, either all or none of them labelled."""
     # Longest first: running out of memory shows at once.
     order = np.argsort(-examples.sizes, kind="stable").tolist()
-    for _, group in groupby(order, key=lambda i: examples.examples[i].sequence_labels is not None):
+    for _, group in groupby(order, key=lambda i: _is_labelled(examples.examples[i])):
         members = list(group)
         for part in even_slices(examples.sizes[members].tolist(), BATCH_TOKENS):
             numbers = members[part]
@@ -124,3 +171,7 @@ def _batches(examples: TaskExamples, on_examples: OnExamples) -> Iterator[tuple[
             # The batch is finished.
             if on_examples is not None:
                 on_examples(len(numbers))
+
+
+def _is_labelled(example: Example) -> bool:
+    return example.sequence_labels is not None or example.decoder_input_ids is not None

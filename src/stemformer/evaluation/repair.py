@@ -1,7 +1,7 @@
 """Denoising on held-out text: loss at lost and at copied tokens, gain from the source."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -48,8 +48,7 @@ def repair_metrics(model: Model, batches: list[Batch]) -> dict[str, float]:
     sums: dict[str, float] = defaultdict(float)
     for batch in batches:
         assert batch.decoder is not None and batch.is_copied is not None, "a batch of denoising"
-        is_first = torch.zeros_like(batch.is_copied)
-        is_first[batch.decoder.cu_seqlens[:-1].long()] = True
+        is_first = _first_tokens(batch)
         states = _states(model, batch)
         groups = {"lost": ~batch.is_copied, "copied": batch.is_copied & ~is_first}
         for name, chosen in groups.items():
@@ -57,11 +56,9 @@ def repair_metrics(model: Model, batches: list[Batch]) -> dict[str, float]:
             sums[f"{name}_loss"] += float(loss.total)
             sums[f"{name}_accuracy"] += float(loss.correct)  # type: ignore[arg-type]
             sums[name] += loss.count
-        if len(batch.cu_seqlens) > 2:
-            other = _loss(model, _states(model, with_other_sources(batch)), batch, ~is_first)
-            own = _loss(model, states, batch, ~is_first)
-            sums["source_gain"] += float(other.total) - float(own.total)
-            sums["swapped"] += own.count
+        gain, count = _gain_and_count(model, batch, states)
+        sums["source_gain"] += gain
+        sums["swapped"] += count
     metrics = {
         f"{group}_{kind}": sums[f"{group}_{kind}"] / sums[group]
         for group in ("lost", "copied")
@@ -69,6 +66,35 @@ def repair_metrics(model: Model, batches: list[Batch]) -> dict[str, float]:
         for kind in ("loss", "accuracy")
     }
     return {**metrics, **({"source_gain": sums["source_gain"] / sums["swapped"]} if sums["swapped"] else {})}
+
+
+@torch.inference_mode()
+def source_gain(model: Model, batches: Iterable[Batch]) -> float | None:
+    """Return the nats a token that the loss rises by if each target gets the source of another text of its batch.
+
+    None if no batch has several texts.
+    """
+    model.eval()
+    gains, counts = zip(*(_gain_and_count(model, batch, _states(model, batch)) for batch in batches), strict=True)
+    return sum(gains) / sum(counts) if sum(counts) else None
+
+
+def _gain_and_count(model: Model, batch: Batch, states: Float[Tensor, "M D"]) -> tuple[float, int]:
+    """Return the gain, summed over the tokens but the first of each target, and their number; `states` are of all."""
+    if len(batch.cu_seqlens) <= 2:
+        return 0.0, 0
+    chosen = ~_first_tokens(batch)
+    other = _loss(model, _states(model, with_other_sources(batch)), batch, chosen)
+    own = _loss(model, states, batch, chosen)
+    return float(other.total) - float(own.total), own.count
+
+
+def _first_tokens(batch: Batch) -> Bool[Tensor, "M"]:
+    """Return which tokens of the targets are `<s>`."""
+    assert batch.decoder is not None, "a batch of an encoder-decoder"
+    is_first = torch.zeros(len(batch.labels), dtype=torch.bool, device=batch.labels.device)
+    is_first[batch.decoder.cu_seqlens[:-1].long()] = True
+    return is_first
 
 
 def with_other_sources(batch: Batch) -> Batch:

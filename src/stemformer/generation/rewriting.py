@@ -14,7 +14,7 @@ from stemformer.models.model import Model
 from stemformer.progress import format_count
 
 # Tokens of the cache before the first new one: `</s> <s>`.
-_PREFIX = 2
+NUM_START_TOKENS = 2
 # Sources are as if of a multiple of this length where the maximum length of their results depends on it.
 _LENGTH_STEP = 16
 
@@ -26,46 +26,73 @@ def rewrite_texts(
     config: BeamConfig,
     *,
     batch_size: int,
-    max_length: int | None = None,
+    limit_of: Callable[[int], int],
+    parse_special_tokens: bool = True,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Return what the decoder writes for each text, in order.
 
-    Texts of similar length are decoded together; what is written for one does not depend on the others, but for
-    rounding.
-
     Args:
-        max_length: Maximum number of tokens to write. Default: twice the tokens of the text, rounded up.
+        limit_of: As for `decode_sources`.
+        parse_special_tokens: Whether the name of a special token in a text, such as that of a mask, is this token.
         on_batch: Called with the number of texts of each batch that is done.
 
     Raises:
         DataError: A text has no token, or more than the model was trained on.
     """
-    room = model.max_length - _PREFIX
-    sources = [_encode(text, number, tokenizer, room) for number, text in enumerate(texts, start=1)]
-    # Texts of one limit are decoded together: it must not depend on the longest of a batch.
+    room = model.max_length - NUM_START_TOKENS
+    sources = [
+        _encode(text, number, tokenizer, room, parse_special_tokens) for number, text in enumerate(texts, start=1)
+    ]
+    found = decode_sources(sources, model, config, batch_size=batch_size, limit_of=limit_of, on_batch=on_batch)
+    return [_to_result(text, hypotheses, tokenizer) for text, hypotheses in zip(texts, found, strict=True)]
+
+
+def repair_limit(length: int, max_length: int) -> int:
+    """Return the maximum number of tokens to write for a source that is to be repaired: twice its own, rounded up."""
+    return min(max_length - NUM_START_TOKENS, 2 * -(-length // _LENGTH_STEP) * _LENGTH_STEP)
+
+
+def decode_sources(
+    sources: Sequence[Sequence[int]],
+    model: Model,
+    config: BeamConfig,
+    *,
+    batch_size: int,
+    limit_of: Callable[[int], int],
+    on_batch: Callable[[int], None] | None = None,
+) -> list[list[Hypothesis]]:
+    """Return the best hypotheses of each source, which has its special tokens.
+
+    Sources of similar length are decoded together; what is written for one does not depend on the others, but for
+    rounding.
+
+    Args:
+        limit_of: Maximum number of tokens to write by the length of a source, special tokens included.
+        on_batch: Called with the number of sources of each batch that is done.
+    """
+    # Sources of one limit are decoded together: it must not depend on the longest of a batch.
     by_limit: dict[int, list[int]] = {}
     for i in np.argsort([-len(source) for source in sources], kind="stable").tolist():
-        rounded = -(-len(sources[i]) // _LENGTH_STEP) * _LENGTH_STEP
-        by_limit.setdefault(min(room, 2 * rounded if max_length is None else max_length), []).append(i)
-    decoder = BartTextDecoder(model, rows=min(batch_size, len(texts)) * config.num_beams)
-    results: list[dict[str, Any]] = [{} for _ in texts]
+        by_limit.setdefault(limit_of(len(sources[i])), []).append(i)
+    decoder = BartTextDecoder(model, rows=min(batch_size, len(sources)) * config.num_beams)
+    results: list[list[Hypothesis]] = [[] for _ in sources]
     for limit, members in by_limit.items():
+        settings = replace(config, max_new_tokens=limit)
         for start in range(0, len(members), batch_size):
             batch = members[start : start + batch_size]
-            settings = replace(config, max_new_tokens=limit)
-            found = search_beams(decoder, [sources[i] for i in batch], settings, prompt_length=_PREFIX)
+            found = search_beams(decoder, [sources[i] for i in batch], settings, prompt_length=NUM_START_TOKENS)
             for i, hypotheses in zip(batch, found, strict=True):
-                results[i] = _to_result(texts[i], hypotheses, tokenizer)
+                results[i] = hypotheses
             if on_batch is not None:
                 on_batch(len(batch))
     return results
 
 
-def _encode(text: str, number: int, tokenizer: Tokenizer, room: int) -> list[int]:
+def _encode(text: str, number: int, tokenizer: Tokenizer, room: int, parse_special_tokens: bool) -> list[int]:
     if not isinstance(text, str):
         raise DataError(f"Text {number} is {text!r:.60}. Expected text.")
-    ids = tokenizer.encode(text, parse_special_tokens=True).ids
+    ids = tokenizer.encode(text, parse_special_tokens=parse_special_tokens).ids
     if not 0 < len(ids) <= room:
         size = format_count(len(ids), "token")
         raise DataError(f"Text {number} ({text!r:.60}) has {size}. Expected 1 to {room}: shorten or split it.")

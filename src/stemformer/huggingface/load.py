@@ -208,6 +208,8 @@ def read_task_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return `head`, `labels`, `problem_type` and the other task entries; {} without a task."""
     config, raw = _read_config(find_model_folder(path))
     head = next((_HEAD_BY_CLASS[name] for name in raw.get("architectures") or () if name in _HEAD_BY_CLASS), None)
+    if head == "seq2seq_lm" and TASK_KEY in raw:
+        return {"head": head, "labels": [], "problem_type": None, **raw[TASK_KEY]}
     if head not in ARCHITECTURES[config.model_type].task_heads:
         return {}
     # transformers omits its default labels.

@@ -54,6 +54,10 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        self.set_rate(rate)
+
+    def set_rate(self, rate: float) -> None:
+        """Set the probability, in [0, 1)."""
         if not 0 <= rate < 1:
             raise ValueError(f"The dropout rate is {rate}; expected a number in [0, 1).")
         self.rate = rate

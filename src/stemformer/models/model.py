@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from stemformer.models.heads import (
     NextSentenceHead,
     SpanHead,
 )
-from stemformer.models.layers import initialize_weights
+from stemformer.models.layers import Dropout, initialize_weights
 from stemformer.models.llama import ArceeConfig, EuroBertConfig, Llama, LlamaConfig, Qwen3Config
 from stemformer.models.modernbert import ModernBert, ModernBertConfig
 
@@ -235,6 +235,13 @@ class Model(nn.Module):
     def share_word_gradient(self) -> None:
         """Use sparse lookup gradients if the LM head is tied, whose gradient is dense unless it is kept."""
         self.body.embeddings.word.has_sparse_gradient = self.lm_head.decoder is None
+
+    def set_dropout(self, rate: float) -> None:
+        """Set the dropout of hidden states, in the config too."""
+        self.config = replace(self.config, hidden_dropout_prob=rate)
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.set_rate(rate)
 
     def check_max_length(self, requested: int | None) -> int:
         """Return the maximum tokens of a sequence: those of training, or as requested, with a warning beyond them."""

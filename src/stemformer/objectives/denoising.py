@@ -3,7 +3,6 @@
 Source: Lewis et al. 2020, section 2.2; the noises and their definitions: `objectives.noise`.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from stemformer.config import check_fields
 from stemformer.data.examples.batch import Batch, Example
+from stemformer.data.examples.encoder_decoder import make_encoder_decoder_example
 from stemformer.data.examples.packing import PackedDataset, RawExample, pack_documents
 from stemformer.data.shards.reader import Shards
 from stemformer.errors import ConfigError
@@ -106,8 +106,7 @@ class DenoisingConfig:
 class Denoising:
     """Denoising objective: the encoder reads a broken text, the decoder writes the original.
 
-    Source `<s> broken text </s>`, decoder inputs `</s> <s> text`, labels `<s> text </s>`, as in BART. Special
-    tokens are never lost, and random tokens are never special.
+    Special tokens are never lost, and random tokens are never special.
     """
 
     heads: tuple[str, ...] = ("seq2seq_lm",)
@@ -132,26 +131,22 @@ class Denoising:
         """Break each sequence of an example by itself."""
         special, stops = self.special, np.cumsum(raw.lengths)
         assert raw.sentence_starts is not None, "a packed example"
-        sources, inputs, labels, copied = [], [], [], []
+        sources, targets, copied = [], [], []
         for start, stop in zip((stops - raw.lengths).tolist(), stops.tolist(), strict=True):
             tokens, span = raw.tokens[start:stop], slice(start, stop)
             text = self.add_noise(tokens, raw.word_starts[span], raw.sentence_starts[span], rng)
             is_copied = np.zeros(len(tokens), bool)
             is_copied[text.origins[text.origins >= 0]] = True
-            sources.append(np.concatenate([[special.cls], text.ids, [special.sep]]))
-            inputs.append(np.concatenate([[special.sep, special.cls], tokens]))
-            labels.append(np.concatenate([[special.cls], tokens, [special.sep]]))
-            copied.append(np.concatenate([[True], is_copied, [True]]))
-        targets = np.concatenate(labels).astype(np.int64)
-        return Example(
-            np.concatenate(sources).astype(np.int64),
-            lengths=_lengths(sources),
-            label_positions=np.arange(len(targets)),
-            labels=targets,
+            sources.append(text.ids)
+            targets.append(tokens)
+            copied.append(is_copied)
+        return make_encoder_decoder_example(
+            sources,
+            targets,
+            cls=special.cls,
+            sep=special.sep,
+            is_copied=copied,
             num_dropped_tokens=raw.num_dropped_tokens,
-            decoder_input_ids=np.concatenate(inputs).astype(np.int64),
-            decoder_lengths=_lengths(inputs),
-            is_copied=np.concatenate(copied),
         )
 
     def add_noise(
@@ -205,7 +200,3 @@ def _choose_spans(made: Noise, num_units: int, rng: np.random.Generator) -> Span
     if made.spans == "fragment":
         return noise.choose_fragment(num_units, made.noise_rate, rng)
     return noise.choose_poisson_spans(num_units, made.noise_rate, made.mean_span_length, rng)
-
-
-def _lengths(texts: Sequence[np.ndarray]) -> Int[np.ndarray, "s"]:
-    return np.array([len(text) for text in texts], np.int64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,17 +49,20 @@ def linear_cross_entropy_sum(
     weight: Float[Tensor, "V D"],
     bias: Float[Tensor, "V"] | None,
     labels: Int[Tensor, "M"],
+    *,
+    label_smoothing: float = 0.0,
 ) -> LossSum:
     """Return the summed cross-entropy of `states @ weight.T + bias`, computed in chunks.
 
     Gradients are computed in the same pass over a chunk (Hsu et al. 2024, section 3.2). Logits have the
     dtype of autocast; softmax and loss are float32. A negative label is not scored, but counted.
+    `label_smoothing` is the share of the target's probability that is spread evenly over all V ids.
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     with torch.autocast(device, enabled=False):
         total, correct = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            states, weight, bias, labels, dtype, torch.is_grad_enabled()
+            states, weight, bias, labels, dtype, torch.is_grad_enabled(), label_smoothing
         )
     return LossSum(total=total, count=len(labels), correct=correct)
 
@@ -67,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Computes gradients in the forward pass and scales them in the backward pass."""
 
     @staticmethod
-    def forward(ctx, states, weight, bias, labels, dtype, needs_grad):  # type: ignore[no-untyped-def]
+    def forward(ctx, states, weight, bias, labels, dtype, needs_grad, smoothing):  # type: ignore[no-untyped-def]
         x, w = states.to(dtype), weight.to(dtype)  # (M, D), (V, D)
         b = None if bias is None else bias.to(dtype)
         total, correct = states.new_zeros((), dtype=torch.float32), labels.new_zeros(())
@@ -83,6 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if padding:
             w, b = F.pad(w, (0, 0, 0, padding)), None if b is None else F.pad(b, (0, padding))
 
+        options: dict[str, Any] = {"smoothing": smoothing, "vocab_size": len(weight), "needs_grad": needs_grad}
         dx, dw, db = torch.empty_like(x), None, None
         # A CPU's product with a bias first copies it to all rows; added to a block in the cache it is cheap.
         adds_bias = x.device.type == "cpu"
@@ -104,7 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # Loss, and gradients of the logits in their place.
             for z, target, keep in _blocks(logits[: len(part)], targets[:, None], mask[:, None]):
                 block_bias = b if adds_bias else None
-                block_loss, block_correct = _loss_in_place(z, target, keep, block_bias, db, needs_grad=needs_grad)
+                block_loss, block_correct = _loss_in_place(z, target, keep, block_bias, db, **options)
                 total += block_loss
                 correct += block_correct
 
@@ -128,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Convert first: a product of two dtypes also converts, but takes three times as long.
         scaled = (None if x is None else x.to(torch.float32, copy=True).mul_(grad) for x in ctx.saved_tensors)
         pairs = zip(scaled, ctx.dtypes, strict=True)
-        return *(None if x is None else x.to(dtype) for x, dtype in pairs), None, None, None
+        return *(None if x is None else x.to(dtype) for x, dtype in pairs), None, None, None, None
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -161,24 +166,30 @@ def _loss_in_place(
     bias: Tensor | None,
     bias_grad: Tensor | None,
     *,
+    smoothing: float,
+    vocab_size: int,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return loss and number correct of logits plus `bias`; with `needs_grad`, logits become the gradient."""
     if logits.device.type != "cpu":
-        return _loss_in_place_gpu(logits, labels, is_scored, bias, bias_grad, needs_grad=needs_grad)
+        options: dict[str, Any] = {"smoothing": smoothing, "vocab_size": vocab_size, "needs_grad": needs_grad}
+        return _loss_in_place_gpu(logits, labels, is_scored, bias, bias_grad, **options)
     z = logits.float()
     if bias is not None:
         z.add_(bias)
     best, label_logits = z.amax(-1, keepdim=True), z.gather(1, labels)
+    target_logits = label_logits
+    if smoothing:
+        target_logits = (1 - smoothing) * label_logits + smoothing * z.mean(-1, keepdim=True)
     # The label is the first of the largest logits: argmax only where it is one of them.
     rows = ((label_logits == best) & is_scored)[:, 0].nonzero()[:, 0]
     correct = (z.index_select(0, rows).argmax(-1, keepdim=True) == labels.index_select(0, rows)).sum()
     p = torch.softmax(z, -1, out=z)
     # From the largest probability: exact also where the label's probability underflows to 0.
     log_sum = best - p.amax(-1, keepdim=True).log()
-    total = ((log_sum - label_logits) * is_scored).sum()
+    total = ((log_sum - target_logits) * is_scored).sum()
     if needs_grad:
-        p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
+        _subtract_target(p, labels, smoothing, vocab_size)
         if bias_grad is not None:
             bias_grad += (p if is_scored.all() else p * is_scored).sum(0)[: len(bias_grad)]
         if p is not logits:
@@ -193,6 +204,8 @@ def _loss_in_place_gpu(
     bias: Tensor | None,
     bias_grad: Tensor | None,
     *,
+    smoothing: float,
+    vocab_size: int,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Compute the same in few passes over the logits and without synchronization."""
@@ -201,11 +214,22 @@ def _loss_in_place_gpu(
     best, first = logits.max(-1, keepdim=True)
     p = torch.softmax(logits, -1, dtype=torch.float32)
     log_sum = best.float() - p.gather(1, first).log()
-    total = ((log_sum - logits.gather(1, labels).float()) * is_scored).sum()
+    target_logits = logits.gather(1, labels).float()
+    if smoothing:
+        mean = logits[:, :vocab_size].mean(-1, keepdim=True, dtype=torch.float32)
+        target_logits = (1 - smoothing) * target_logits + smoothing * mean
+    total = ((log_sum - target_logits) * is_scored).sum()
     correct = ((first == labels) & is_scored).sum()
     if needs_grad:
-        p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
+        _subtract_target(p, labels, smoothing, vocab_size)
         if bias_grad is not None:
             bias_grad += (is_scored.float().t() @ p)[0, : len(bias_grad)]
         logits.copy_(p)
     return total, correct
+
+
+def _subtract_target(p: Tensor, labels: Tensor, smoothing: float, vocab_size: int) -> None:
+    """Subtract the target's probabilities in place; columns from `vocab_size` on are padding."""
+    p.scatter_add_(1, labels, p.new_full((), smoothing - 1.0).expand(labels.shape))
+    if smoothing:
+        p[:, :vocab_size] -= smoothing / vocab_size

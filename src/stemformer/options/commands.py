@@ -46,6 +46,7 @@ class TrainTokenizerOptions(groups.TextFileOptions, groups.SeedOptions, groups.O
     Attributes:
         init: Model or tokenizer whose vocabulary is kept and extended with words of the files, up to the vocabulary size.
         kind: WordPiece as in BERT, or byte-level BPE as in GPT-2.
+        special_tokens: Of bpe: <|endoftext|> for GPT and Llama, or those of BART, which BERT and ModernBERT can use too.
         vocab_size: Vocabulary size, special tokens included.
         lowercase: Lowercase the text and strip accents.
         max_characters: Maximum number of characters to train on; more text is sampled.
@@ -53,6 +54,7 @@ class TrainTokenizerOptions(groups.TextFileOptions, groups.SeedOptions, groups.O
 
     init: str | None = None
     kind: Literal["wordpiece", "bpe"] = "wordpiece"
+    special_tokens: Literal["gpt", "bart"] = "gpt"
     vocab_size: int = 30522
     lowercase: bool = False
     max_characters: int = 100_000_000

@@ -14,7 +14,7 @@ O = TypeVar("O", bound="Options")  # noqa: E741
 ModelName = str | os.PathLike[str]
 """Model directory, run directory or hub id; or a model that was loaded by `stemformer.load`."""
 
-TaskName = Literal["classify", "pair", "tag", "qa", "choice"]
+TaskName = Literal["classify", "pair", "tag", "qa", "choice", "seq2seq"]
 
 # Metadata of fields. An argument comes without its name, on the command line and in Python;
 # `PYTHON_ARGUMENT` has a name on the command line. `COMMAS`: a list that is split at commas.

@@ -130,6 +130,7 @@ def _text_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
             "predicted": show(example["predicted"]),
             "probability": _percent(example.get("probability")),
             "loss": example.get("loss"),
+            "chrf": example.get("chrf"),
             "is_right": comparable(example["gold"]) == comparable(example["predicted"]),
         }
         for example in examples
@@ -264,5 +265,6 @@ _TASKS: dict[str, tuple[str, int, Callable[[Sequence[Example]], list[dict[str, A
     "tag": ("Token classification", 40, _tag_examples),
     "qa": ("Question answering", 20, _answer_examples),
     "choice": ("Multiple choice", 40, _choice_examples),
+    "seq2seq": ("Rewriting", 40, _text_examples),
 }
 """Task -> title, maximum number of examples, and function that prepares them, wrong ones first."""

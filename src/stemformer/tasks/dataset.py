@@ -14,7 +14,8 @@ from stemformer.data.labelled.detect_format import TASK_FORMATS, detect_row_task
 from stemformer.data.labelled.fasta import find_alphabet
 from stemformer.data.labelled.multiple_choice import read_choices
 from stemformer.data.labelled.question_answering import read_questions
-from stemformer.data.labelled.splits import grouped_split, train_dev_split
+from stemformer.data.labelled.sequence_pairs import SourceTarget, read_sequence_pairs
+from stemformer.data.labelled.splits import connected_groups, grouped_split, train_dev_split
 from stemformer.data.labelled.table import Table, read_table
 from stemformer.data.labelled.text_classification import (
     TextColumns,
@@ -83,6 +84,8 @@ def read_records(
                 records = [r for r in records if r.gold or r.is_impossible]
         elif config.name == "choice":
             records = read_choices(files, counts=counts)
+        elif config.name == "seq2seq":
+            records, config = _read_pairs(config, files, counts=counts, needs_answer=needs_answer, like=like)
         else:
             records, config = _read_texts(config, files, counts=counts, needs_answer=needs_answer, like=like)
         if needs_answer:
@@ -169,6 +172,29 @@ def _read_texts(
     return make_text_examples(table, columns, **how), config
 
 
+def _read_pairs(
+    config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig | None
+) -> tuple[list[SourceTarget], TaskConfig]:
+    """Return the records of `seq2seq`, and the settings with the chosen columns."""
+    source, targets = next(iter(config.text), None), config.label_columns
+    how: dict[str, Any] = {"counts": counts, "needs_target": needs_answer}
+    if like is not None and not (source or targets):
+        # The columns of the training data if the files have them.
+        known = next(iter(like.text), None), like.label_columns if needs_answer else ()
+        try:
+            records, column, columns = read_sequence_pairs(files, source=known[0], targets=known[1], **how)
+        except DataError:
+            counts.clear()
+        else:
+            return records, _with_columns(config, column, columns)
+    records, column, columns = read_sequence_pairs(files, source=source, targets=targets, **how)
+    return records, _with_columns(config, column, columns)
+
+
+def _with_columns(config: TaskConfig, source: str, targets: tuple[str, ...]) -> TaskConfig:
+    return replace(config, text=(source,), label=targets or None)
+
+
 def choose_text_columns(config: TaskConfig, table: Table, *, needs_answer: bool) -> tuple[TextColumns, TaskConfig]:
     """Return the columns of texts and label (None if no answer is needed), and the settings with them."""
     texts, label = config.text, config.label
@@ -196,6 +222,11 @@ def _split_dev(
         articles = titles if len(set(titles)) > 10 else [r.context for r in records]
         train, dev = grouped_split(articles, share=share, seed=seed)
         method = "grouped by article or passage"
+    elif config.name == "seq2seq":
+        # No text is on both sides, neither as source nor as target.
+        texts = [[("source", r.source), *(("target", target) for target in r.targets)] for r in records]
+        train, dev = grouped_split(connected_groups(texts), share=share, seed=seed)
+        method = "equal sources or targets kept together"
     else:
         members: dict[int, list[int]] = defaultdict(list)
         for number, key in enumerate(text_keys(TASKS[config.name], records)):
@@ -227,8 +258,8 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
         task = TASKS["qa"](replace(config, no_answer=allows_none))
         task.language = find_language(records)
         return task
-    if config.name == "choice":
-        return TASKS["choice"](config)
+    if config.name in ("choice", "seq2seq"):
+        return TASKS[config.name](config)
     if config.kind == "score":
         return _make_regression(config, [record.label for record in records])
     frequencies = count_labels(config, records)
@@ -259,7 +290,7 @@ def load_labelled_task(model: str) -> Task:
     metadata = read_task_info(model)
     if not metadata:
         raise CheckpointError(f"{model} was not trained on labelled data: fine-tune it first (`stemformer finetune`)")
-    names = {"sequence": "classify", "token": "tag", "span": "qa", "choice": "choice"}
+    names = {"sequence": "classify", "token": "tag", "span": "qa", "choice": "choice", "seq2seq_lm": "seq2seq"}
     kinds = {"multi_label_classification": "labels", "regression": "score"}
     settings = {"name": names[metadata["head"]], "kind": kinds.get(str(metadata.get("problem_type")), "class")}
     settings |= {f.name: metadata[f.name] for f in fields(TaskConfig) if f.name in metadata}
@@ -358,6 +389,8 @@ def weak_results(
         yield "every answer to the dev data is empty"
     elif name == "qa" and not metrics["f1"]:
         yield "no answer to the dev data is right, not even in part (f1 0)"
+    if name == "seq2seq" and metrics["bleu"] <= baseline["bleu"] < 100:
+        yield f"not better than returning the source (bleu {format_metric('bleu', baseline['bleu'])})"
     if name == "choice" and metrics["accuracy"] <= (chance := fmean(1 / len(r.choices) for r in data.dev)) < 1:
         yield f"not better than chance, which is right for {chance:.1%} of the dev data"
 

@@ -149,6 +149,9 @@ def describe_records(task: Task, records: Sequence[Any]) -> Iterator[str]:
     if task.head == "sequence":
         texts, labels = (" and ".join(map(repr, names)) for names in (task.config.text, task.config.label_columns))
         yield f"text: column {texts}; answer: column {labels} (--text-column, --label-column to change)"
+    if task.config.name == "seq2seq":
+        columns = f"source: column {quoted(task.config.text)}; target: column {quoted(task.config.label_columns)}"
+        yield f"{columns} (--text-column, --label-column to change)"
     if task.config.name == "qa":
         num_impossible = sum(r.is_impossible for r in records)
         yield format_count(len(records), "question") + (

@@ -23,7 +23,8 @@ class TaskExamples:
     examples: Sequence[Example]
     # Index of the record of each example.
     records: Int[np.ndarray, "n"]
-    # What the logits of an example refer to: indices of words (tagging), `Window` of the passage (question answering).
+    # What the logits of an example refer to: indices of words (tagging), `Window` of the passage (question answering),
+    # the tokenizer of what is written (seq2seq).
     scored: Sequence[Any]
     # How often texts were split, truncated or could not be aligned, by description.
     counts: dict[str, int]
@@ -42,7 +43,8 @@ class TaskExamples:
 
     @cached_property
     def sizes(self) -> Int[np.ndarray, "n"]:
-        return np.array([len(e.input_ids) for e in self.examples], np.int64)
+        both = ((e.input_ids, e.decoder_input_ids) for e in self.examples)
+        return np.array([len(ids) + (0 if other is None else len(other)) for ids, other in both], np.int64)
 
     @property
     def num_sequences(self) -> int:
@@ -60,6 +62,8 @@ class TaskExamples:
         for e in self.examples:
             for part in (e.input_ids, e.lengths, e.label_positions, e.labels, e.sequence_labels):
                 digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+            if e.decoder_input_ids is not None:
+                digest.update(e.decoder_input_ids.tobytes())
         return digest.hexdigest()
 
 

@@ -21,7 +21,7 @@ from stemformer.progress import format_count
 # How answers are compared: as words without articles (en), Chinese characters and other words (zh), characters (ja).
 Language = Literal["en", "zh", "ja"]
 # Ends of the names of metrics that are shown in percent.
-_FRACTIONS = ("accuracy", "f1", "precision", "recall", "exact", "exact_match")
+_FRACTIONS = ("accuracy", "f1", "precision", "recall", "exact", "exact_match", "copied", "cut")
 # Characters that the evaluation of CMRC 2018 removes; it keeps ASCII commas, periods and parentheses.
 _CHINESE_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 # A Chinese character; the end of a contraction; a word or number, with inner periods and commas; any other character.
@@ -41,6 +41,7 @@ _BY_TASK = {
         *("best_threshold", "best_f1", "best_exact"),
     ],
     "choice": ["accuracy"],
+    "seq2seq": ["bleu", "chrf", "exact_match", "copied", "length_ratio", "cut"],
 }
 
 
@@ -204,13 +205,15 @@ def squad_metrics(
 def format_metric(name: str, value: float, *, is_percent: bool = False) -> str:
     """Return the value of a metric as all output for people shows it; `name` is its result key.
 
-    Fractions are shown in percent (`is_percent`: they are in percent already), thresholds with a sign, losses, errors and
-    correlations with three decimal places.
+    Fractions are shown in percent (`is_percent`: they are in percent already), BLEU and chrF with one decimal place,
+    thresholds with a sign, losses, errors, ratios and correlations with three.
     """
     if isinstance(value, int):
         return f"{value:,}"
     if name.endswith(_FRACTIONS):
         return f"{value:.1f}%" if is_percent else f"{value:.1%}"
+    if name.endswith(("bleu", "chrf")):
+        return f"{value:.1f}"
     return f"{value:+.2f}" if name.endswith("threshold") else f"{value:,.3f}"
 
 

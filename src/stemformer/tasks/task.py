@@ -23,7 +23,7 @@ from stemformer.tasks.metrics import Language
 
 # Logits of each example, `Task.num_scores` rows.
 Logits = Sequence[Float[np.ndarray, "_ c"]]
-TaskOutputs = tuple[TaskExamples, Logits, Tokenizer]
+TaskOutputs = tuple[TaskExamples, Sequence[Any], Tokenizer]
 # How wrong a prediction is, whether it is wrong, and its entry in a report.
 ReportExample = tuple[float, bool, dict[str, Any]]
 
@@ -33,7 +33,8 @@ class TaskConfig:
     """Settings of a labelled task, apart from its data.
 
     Attributes:
-        name: `classify` (a text), `pair` (two texts), `tag` (words), `qa` (answers) or `choice` (options).
+        name: `classify` (a text), `pair` (two texts), `tag` (words), `qa` (answers), `choice` (options) or
+            `seq2seq` (a text to write).
         kind: Of `classify` and `pair`: one `class` per text, any number of `labels`, or a `score`.
         text: Columns with the texts; detected by name and content if empty.
         label: Column with the answer, or columns of 0 and 1, one for each label; detected by name and content if None.
@@ -52,6 +53,10 @@ class TaskConfig:
         symbol_size: Of `symbols=draw`: number of symbols per word (k-mer size).
         symbol_stride: Of `symbols=draw`: distance between the starts of neighboring k-mers.
         alphabet: Of `symbols=draw`: symbols with their own words; None for the data's frequent ones.
+        num_beams: Of `seq2seq`: beams when a text is written; evaluations during training have one.
+        length_penalty: Of `seq2seq`: as in `BeamConfig`.
+        num_written: Of `seq2seq`: dev texts that are written in an evaluation during training; all at its end.
+        vocab_size: Of `seq2seq` without a model: tokens of the vocabulary that is trained on the pairs.
     """
 
     name: str = "classify"
@@ -70,6 +75,10 @@ class TaskConfig:
     symbol_size: int = 1
     symbol_stride: int = 1
     alphabet: str | None = None
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    num_written: int = 500
+    vocab_size: int = 8000
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -84,21 +93,25 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if isinstance(self.label, tuple) and len(self.label) < 2:
             object.__setattr__(self, "label", self.label[0] if self.label else None)
-        if isinstance(self.label, tuple) and self.kind == "class":
+        if isinstance(self.label, tuple) and self.kind == "class" and self.name != "seq2seq":
             object.__setattr__(self, "kind", "labels")
         check_at_least(8, self, "task.", "max_length")
         check_at_least(0, self, "task.", "stride")
-        check_at_least(1, self, "task.", "max_answer_tokens")
+        check_at_least(1, self, "task.", "max_answer_tokens", "num_beams", "num_written")
+        check_at_least(300, self, "task.", "vocab_size")
+        check_fields(self, "task.", "a number from -10 to 10", lambda x: -10 <= x <= 10, "length_penalty")
         check_fields(self, "task.", "a number in [0, 1)", lambda x: 0 <= x < 1, "label_smoothing")
         check_fields(self, "task.", "a probability between 0 and 1", lambda x: 0 < x < 1, "positive")
         has_texts, is_class = self.name in ("classify", "pair"), self.kind == "class"
         draw_settings = (self.symbol_size, self.symbol_stride, self.alphabet)
         rules = {
             f"label names {len(self.label or ())} columns: only classify and pair take several. Pass one "
-            "--label-column.": (not isinstance(self.label, tuple) or (has_texts and self.kind == "labels")),
+            "--label-column.": (
+                not isinstance(self.label, tuple) or self.name == "seq2seq" or (has_texts and self.kind == "labels")
+            ),
             f"kind is {self.kind!r}: only classify and pair have kinds, not {self.name}": has_texts or is_class,
             "balance applies to classes, labels and tags. Remove it.": (
-                not self.balance or (self.kind != "score" and self.name not in ("qa", "choice"))
+                not self.balance or (self.kind != "score" and self.name not in ("qa", "choice", "seq2seq"))
             ),
             f"label_smoothing applies to kind 'class', not to {self.kind!r}. Remove it.": (
                 is_class or not self.label_smoothing
@@ -254,6 +267,10 @@ class Task(ABC):
     @abstractmethod
     def _evaluate(self, outcomes: Sequence[Any]) -> dict[str, Any]:
         """Return the metrics (floats) and details of outcomes."""
+
+    def during_training(self) -> "Task":
+        """Return the task as evaluations during training score it."""
+        return self
 
     def tune(self, metrics: dict[str, float], predictions: Sequence[Any]) -> list[str]:
         """Tune decision thresholds on predictions of the dev data, and return notes about them."""

@@ -375,6 +375,8 @@ class FinetuneConfig:
     frozen_embeddings: bool = False
     # Learning rate relative to the next higher layer, in (0, 1]; embeddings are the lowest layer.
     layer_decay: float = 1.0
+    # Dropout of hidden states in training; None: that of the model's config.
+    dropout: float | None = None
     # Weights to replace by random ones: `nothing`, the word `embeddings`, or `all`.
     reinitialize: Literal["nothing", "embeddings", "all"] = "nothing"
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -392,6 +394,7 @@ class FinetuneConfig:
         check_at_least(0, self, "", "frozen_layers")
         check_fields(self, "", "a fraction between 0 and 1", lambda x: 0 < x < 1, "dev_fraction")
         check_fields(self, "", "a factor above 0, at most 1", lambda x: 0 < x <= 1, "layer_decay")
+        check_fields(self, "", "a share in [0, 1)", lambda x: 0 <= x < 1, "dropout")
 
 
 def num_steps_for(config: RunConfig, *, num_examples: Sequence[int], num_tokens: Sequence[int]) -> int | None:

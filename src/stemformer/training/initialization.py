@@ -161,6 +161,8 @@ def load_initial_model(
         offset = mean if task.target_offset is None else task.target_offset
         model.load_state_dict(rescale_scores(model.state_dict(), scale=1 / std, shift=-offset / std), strict=False)
     _freeze(model, config, source)
+    if config.dropout is not None:
+        model.set_dropout(config.dropout)
     model.max_length = model.check_max_length(task.config.max_length)
     if task.config.max_length is None and task.config.name == "qa":
         model.max_length = min(model.max_length, _MAX_QA_LENGTH)

@@ -12,7 +12,7 @@ import pytest
 
 import stemformer
 from stemformer.data.shards.reader import open_shards
-from stemformer.data.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
+from stemformer.data.tokenization.tokenizer import BART_SPECIAL_TOKENS, END_OF_TEXT, load_tokenizer
 from stemformer.data.tokenization.trainers import train_byte_bpe
 from stemformer.errors import ConfigError, TokenizerError
 
@@ -41,6 +41,27 @@ def test_every_text_decodes_to_itself(tokenizer, text):
     ids = tokenizer.encode(text).ids
     assert 0 not in ids  # a special token in text is plain text
     assert tokenizer.decode(ids) == text
+
+
+def test_special_tokens_of_bart_have_its_ids_and_open_in_transformers(make_text, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = train_byte_bpe(make_text().splitlines(), vocab_size=340, special_tokens="bart")
+    assert tokenizer.tokens[:5] == list(BART_SPECIAL_TOKENS)
+    ids = [getattr(tokenizer, f"{name}_token_id") for name in ("cls", "pad", "sep", "unk", "mask")]
+    assert ids == [0, 1, 2, 3, 4]
+    for text in SCRIPTS:
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    # A mask takes the space before it, and a text's own <mask> is plain text unless it is parsed.
+    assert 4 not in tokenizer.encode("the <mask> king").ids
+    parsed = tokenizer.encode("the <mask> king", parse_special_tokens=True).ids.tolist()
+    assert parsed == [*tokenizer.encode("the").ids, 4, *tokenizer.encode(" king").ids]
+    tokenizer.save(tmp_path)
+    again, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert again.fingerprint == tokenizer.fingerprint
+    for text in (*SCRIPTS[:4], "the <mask> king"):
+        ids = again.encode(text, parse_special_tokens=True).ids.tolist()
+        assert theirs(text)["input_ids"] == [0, *ids, 2]
+    assert (theirs.mask_token_id, theirs.pad_token_id, theirs.eos_token_id) == (4, 1, 2)
 
 
 def test_training_ignores_the_order_of_texts(make_text, tokenizer):
@@ -101,6 +122,8 @@ def test_train_tokenizer_and_prepare_work_with_byte_bpe(make_text, tmp_path):
     [
         ({"vocab_size": 256}, TokenizerError, "expected at least 257"),
         ({"lowercase": True}, ConfigError, "Remove --lowercase and --init"),
+        ({"kind": "wordpiece", "special_tokens": "bart"}, ConfigError, "--special-tokens applies to --kind bpe"),
+        ({"vocab_size": 260, "special_tokens": "bart"}, TokenizerError, "expected at least 261"),
     ],
 )
 def test_invalid_options_are_refused(make_text, tmp_path, options, error, message):

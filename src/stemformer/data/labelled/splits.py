@@ -85,3 +85,20 @@ def grouped_split(groups: Sequence[Hashable], *, share: float = 0.1, seed: int =
         chosen.add(min(order, key=lambda name: sizes[name]))
     dev = [number for number, name in enumerate(groups) if name in chosen]
     return [number for number, name in enumerate(groups) if name not in chosen], dev
+
+
+def connected_groups(members: Sequence[Sequence[Hashable]]) -> list[int]:
+    """Return the number of the group of each record: records with a common member are in one group."""
+    parents = list(range(len(members)))
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = parents[parents[number]]
+            number = parents[number]
+        return number
+
+    firsts: dict[Hashable, int] = {}
+    for number, names in enumerate(members):
+        for name in names:
+            parents[root(number)] = root(firsts.setdefault(name, number))
+    return [root(number) for number in range(len(members))]

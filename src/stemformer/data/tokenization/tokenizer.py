@@ -22,6 +22,8 @@ from stemformer.data.tokenization.unknown_words import UnknownWords
 from stemformer.errors import TokenizerError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# As in BART, in the order of their ids.
+BART_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SUBWORD_PREFIX = "##"
 END_OF_TEXT = "<|endoftext|>"
 # Longer words become [UNK], as in the 2018 code.
@@ -69,16 +71,18 @@ class EncodedDocument:
 
 
 class _SpecialTokenId:
-    """Attribute of a tokenizer: the id of a special token; raises if the vocabulary lacks it."""
+    """Attribute of a tokenizer: the id of a special token as BERT or BART spells it; raises if there is none."""
 
-    def __init__(self, token: str) -> None:
-        self.token = token
+    def __init__(self, *tokens: str) -> None:
+        self.tokens = tokens
 
     def __get__(self, tokenizer: "Tokenizer", owner: type) -> int:
-        if (token_id := tokenizer.token_to_id(self.token)) is None:
-            problem = f"This {tokenizer.kind} vocabulary has no {self.token}, which encoders such as BERT need"
-            raise TokenizerError(f"{problem}. Use a WordPiece vocabulary, or train a GPT or Llama.")
-        return token_id
+        for token in self.tokens:
+            if (token_id := tokenizer.token_to_id(token)) is not None:
+                return token_id
+        problem = f"This {tokenizer.kind} vocabulary has no {self.tokens[0]}, which BERT and BART need"
+        advice = "Use a WordPiece vocabulary, or train one with --special-tokens bart"
+        raise TokenizerError(f"{problem}. {advice}; or train a GPT or Llama.")
 
 
 class Tokenizer:
@@ -94,11 +98,11 @@ class Tokenizer:
         unknown: Counts of words and of [UNK] in texts that were encoded; not in documents.
     """
 
-    cls_token_id = _SpecialTokenId("[CLS]")
-    sep_token_id = _SpecialTokenId("[SEP]")
-    pad_token_id = _SpecialTokenId("[PAD]")
-    mask_token_id = _SpecialTokenId("[MASK]")
-    unk_token_id = _SpecialTokenId("[UNK]")
+    cls_token_id = _SpecialTokenId("[CLS]", "<s>")
+    sep_token_id = _SpecialTokenId("[SEP]", "</s>")
+    pad_token_id = _SpecialTokenId("[PAD]", "<pad>")
+    mask_token_id = _SpecialTokenId("[MASK]", "<mask>")
+    unk_token_id = _SpecialTokenId("[UNK]", "<unk>")
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         settings = json.loads(backend.to_str())
@@ -242,6 +246,9 @@ class Tokenizer:
             if self._chunk_pattern:
                 config["tokenizer_class"] = "BertTokenizer"
             (folder / "vocab.txt").write_bytes("".join(f"{token}\n" for token in self.tokens).encode())
+        elif all(self.token_to_id(token) is not None for token in BART_SPECIAL_TOKENS):
+            keys = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
+            config |= {**dict(zip(keys, BART_SPECIAL_TOKENS, strict=True)), "cls_token": "<s>", "sep_token": "</s>"}
         elif self.token_to_id(END_OF_TEXT) is not None:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         backend = self._backend

@@ -11,12 +11,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from stemformer.data.tokenization.tokenizer import (
+    BART_SPECIAL_TOKENS,
     END_OF_TEXT,
     MAX_WORD_CHARACTERS,
     SPECIAL_TOKENS,
@@ -98,21 +99,32 @@ def extend_wordpiece(
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(settings)))
 
 
-def train_byte_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int = 2, **sampling: Any) -> Tokenizer:
-    """Train a byte-level BPE tokenizer as in GPT-2.
+def train_byte_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    special_tokens: Literal["gpt", "bart"] = "gpt",
+    min_frequency: int = 2,
+    **sampling: Any,
+) -> Tokenizer:
+    """Train a byte-level BPE tokenizer as in GPT-2 or BART.
 
-    Id 0 is `<|endoftext|>`, followed by the 256 bytes and the merges. Every text decodes to itself.
-    The arguments are those of `train_wordpiece`. Source: Radford et al. 2019, section 2.2.
+    The first ids are those of special tokens, `<|endoftext|>` or `BART_SPECIAL_TOKENS`, followed by the 256
+    bytes and the merges. Every text decodes to itself. The other arguments are those of `train_wordpiece`.
+    Source: Radford et al. 2019, section 2.2.
     """
-    if vocab_size < 257:
-        raise TokenizerError(f"vocab_size is {vocab_size}: expected at least 257, for 256 bytes and {END_OF_TEXT}.")
+    special = BART_SPECIAL_TOKENS if special_tokens == "bart" else (END_OF_TEXT,)
+    if vocab_size < (fewest := 256 + len(special)):
+        names = ", ".join(special)
+        raise TokenizerError(f"vocab_size is {vocab_size}: expected at least {fewest}, for 256 bytes and {names}.")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        special_tokens=[END_OF_TEXT],
+        # As in RoBERTa and BART, a mask takes the space before it.
+        special_tokens=[AddedToken(token, lstrip=token == "<mask>", special=True) for token in special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -120,6 +132,11 @@ def train_byte_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int 
     if not any(text.strip() for text in sample):
         raise TokenizerError(_NO_TEXT)
     backend.train_from_iterator(sample, trainer)
+    if special_tokens == "bart":
+        ids = [("<s>", backend.token_to_id("<s>")), ("</s>", backend.token_to_id("</s>"))]
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ids
+        )
     return Tokenizer(backend)
 
 

@@ -1,0 +1,167 @@
+"""Rewriting texts: translation, summaries, simplification, correction; an encoder-decoder writes the target.
+
+Source: Lewis et al. 2020, section 3.4 (sequence generation); Szegedy et al. 2016, section 7 (label smoothing).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stemformer.data.examples.batch import Batch, Example
+from stemformer.data.examples.encoder_decoder import make_encoder_decoder_example
+from stemformer.data.labelled.sequence_pairs import SourceTarget
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.models.model import Model
+from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
+from stemformer.tasks.examples import TaskExamples
+from stemformer.tasks.rewriting_metrics import rewriting_metrics, sentence_chrf
+from stemformer.tasks.task import ReportExample, Task
+
+# Quantile of the ratio of lengths of training pairs, and tokens beyond it, that a written text may have.
+_LENGTH_QUANTILE, _SPARE_TOKENS = 0.999, 8
+# The maximum length of a written text is as if of a source of a multiple of this, so that few batches differ in it.
+_LENGTH_STEP = 8
+
+
+@dataclass(frozen=True)
+class RewritePrediction:
+    """A written text, the mean log probability of its tokens in nats, and whether it ended by itself."""
+
+    text: str
+    score: float
+    is_complete: bool
+
+
+class Seq2Seq(Task):
+    """The task `seq2seq`: to write a target for each source."""
+
+    head = "seq2seq_lm"
+    answer_field = "targets"
+    input_fields = ("source",)
+    formats = (".jsonl", ".csv", ".tsv")
+    input_format = "a text"
+    main_metric = "bleu"
+
+    # Tokens of targets for each token of a source, of nearly all training pairs.
+    length_ratio: float | None = None
+    # Number of examples that are written in an evaluation; None: all.
+    num_written: int | None = None
+
+    def during_training(self) -> "Seq2Seq":
+        """Return the task as evaluations during training score it: a part of the texts, written greedily."""
+        task = copy(self)
+        task.config = replace(self.config, num_beams=1)
+        task.num_written = self.config.num_written
+        return task
+
+    def max_new_tokens(self, source_length: int, positions: int) -> int:
+        """Return the maximum number of tokens, the end included, to write for a source of some tokens."""
+        rounded = -(-source_length // _LENGTH_STEP) * _LENGTH_STEP
+        ratio = 2.0 if self.length_ratio is None else self.length_ratio
+        # Two positions are those of `</s> <s>`.
+        return max(1, min(positions - 2, math.ceil(ratio * rounded) + _SPARE_TOKENS))
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {self.config.name: len(batch.labels)}
+
+    def scored_positions(self, batch: Batch) -> Int[Tensor, "M"]:
+        return batch.label_positions
+
+    def num_scores(self, example: Example) -> int:
+        return 0
+
+    def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
+        return model.lm_logits(states)
+
+    def loss(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> dict[str, LossSum]:
+        # Smoothing is for training.
+        smoothing = self.config.label_smoothing if torch.is_grad_enabled() else 0.0
+        projection = model.lm_projection(states)
+        return {self.config.name: linear_cross_entropy_sum(*projection, batch.labels, label_smoothing=smoothing)}
+
+    def loss_from_scores(self, scores: Float[Tensor, "R C"], batch: Batch) -> LossSum:
+        raise NotImplementedError("a text is written, not scored")
+
+    def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> SourceTarget | None:
+        is_text = isinstance(value, str) and bool(value.strip())
+        return SourceTarget(value, None, location) if is_text else None
+
+    def _encode(
+        self,
+        records: Sequence[SourceTarget],
+        tokenizer: Tokenizer,
+        max_length: int,
+        counts: Counter[str],
+        lengths: list[int],
+    ) -> Iterator[tuple[int, Example, Tokenizer]]:
+        sources = tokenizer.encode_ids([record.source for record in records])
+        targets = tokenizer.encode_ids([record.targets[0] if record.targets else "" for record in records])
+        room, cls, sep = max_length - 2, tokenizer.cls_token_id, tokenizer.sep_token_id
+        ratios = []
+        for number, (record, source, target) in enumerate(zip(records, sources, targets, strict=True)):
+            lengths.append(max(len(source), len(target)))
+            counts["sources truncated"] += len(source) > room
+            counts["targets truncated"] += len(target) > room
+            ratios.append(max(0, len(target) - _SPARE_TOKENS) / max(1, len(source)))
+            kept = [] if record.targets is None else [target[:room]]
+            yield number, make_encoder_decoder_example([source[:room]], kept, cls=cls, sep=sep), tokenizer
+        if self.length_ratio is None and ratios and records[0].targets is not None:
+            self.length_ratio = round(max(1.0, float(np.quantile(ratios, _LENGTH_QUANTILE))), 3)
+
+    def decode(
+        self, scores: Sequence[Any], examples: TaskExamples, records: Sequence[SourceTarget]
+    ) -> list[RewritePrediction | None]:
+        """Return the text of the best hypothesis of each example (`generation.beam_search`); None if none was written."""
+        predictions: list[RewritePrediction | None] = []
+        for found, tokenizer in zip(scores, examples.scored, strict=True):
+            is_written = not isinstance(found, np.ndarray) and found is not None
+            predictions.append(
+                RewritePrediction(tokenizer.decode(found.ids).strip(), found.score, found.is_complete)
+                if is_written
+                else None
+            )
+        return predictions
+
+    def compute_metrics(
+        self, predictions: Sequence[Any], records: Sequence[Any]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        written = [(p, r) for p, r in zip(predictions, records, strict=True) if p is not None]
+        if not written:
+            return dict.fromkeys(rewriting_metrics([])[0], 0.0), {}
+        return super().compute_metrics(*zip(*written, strict=True))
+
+    def outcome(
+        self, record: SourceTarget, prediction: RewritePrediction
+    ) -> tuple[str, tuple[str, ...] | None, str, bool]:
+        return record.source, record.targets, prediction.text, prediction.is_complete
+
+    def _evaluate(self, outcomes: Sequence[Any]) -> dict[str, Any]:
+        metrics, details = rewriting_metrics(outcomes)
+        return {**metrics, **details}
+
+    def to_row(self, record: SourceTarget, prediction: RewritePrediction) -> dict[str, Any]:
+        row: dict[str, Any] = {"source": record.source, "prediction": prediction.text, "score": prediction.score}
+        row["is_complete"] = prediction.is_complete
+        return row if record.targets is None else {**row, "targets": list(record.targets)}
+
+    def to_report_example(self, record: SourceTarget, prediction: RewritePrediction) -> ReportExample:
+        assert record.targets is not None
+        chrf = sentence_chrf(prediction.text, record.targets)
+        is_right = prediction.text in record.targets
+        entry: dict[str, Any] = {"texts": [record.source], "gold": record.targets[0], "predicted": prediction.text}
+        return 100 - chrf, not is_right, {**entry, "loss": None, "chrf": round(chrf, 1)}
+
+    def metadata(self) -> dict[str, Any]:
+        return {**super().metadata(), "length_ratio": self.length_ratio}
+
+    def load_metadata(self, metadata: dict[str, Any]) -> None:
+        super().load_metadata(metadata)
+        self.length_ratio = metadata.get("length_ratio")

@@ -1,0 +1,128 @@
+"""Rewriting from pairs to a model that writes, and what becomes of bad input."""
+
+import json
+import random
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stemformer
+from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.progress import Silent
+
+WORDS = ["ape", "bee", "cat", "dog", "elk", "fox", "gnu", "hen"]
+
+pytestmark = pytest.mark.usefixtures("no_timing")
+
+
+def write_pairs(path, number, change, seed):
+    rng = random.Random(seed)
+    with path.open("w") as file:
+        for _ in range(number):
+            words = rng.choices(WORDS, k=rng.randint(2, 4))
+            file.write(json.dumps({"source": " ".join(words), "target": " ".join(change(words))}) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def reverser(tmp_path_factory):
+    """A small BART, trained from scratch to reverse the words of a text."""
+    folder = tmp_path_factory.mktemp("reverse")
+    files = [
+        write_pairs(folder / f"{name}.jsonl", n, lambda words: words[::-1], n)
+        for name, n in (("train", 1000), ("dev", 60))
+    ]
+    result = stemformer.finetune(
+        "seq2seq",
+        model="bart_tiny",
+        train=[files[0]],
+        dev=[files[1]],
+        out=str(folder / "run"),
+        epochs=4,
+        batch_size=16,
+        precision="fp32",
+        device="cpu",
+        settings=["task.vocab_size=300", "evaluation.every=200"],
+    )
+    return folder, result
+
+
+def test_reversing_is_learned_from_scratch(reverser):
+    folder, result = reverser
+    assert result["exact_match"] > 0.9
+    assert result["baseline"]["exact_match"] < 0.2
+    lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    gains = [line["dev_source_gain"] for line in lines if line["kind"] == "evaluation"]
+    assert gains[-1] > 1
+
+
+def test_the_model_rewrites_predicts_and_is_evaluated(reverser):
+    folder, result = reverser
+    (found,) = stemformer.rewrite(["ape bee cat"], model=result["model"])
+    assert found["rewritten"] == "cat bee ape" and found["is_complete"]
+    rows = stemformer.predict([str(folder / "dev.jsonl")], model=result["model"])["predictions"]
+    assert len(rows) == 60 and {"source", "prediction", "score", "is_complete"} <= set(rows[0])
+    measured = stemformer.evaluate([str(folder / "dev.jsonl")], model=result["model"])
+    assert measured["bleu"] == pytest.approx(result["bleu"]) and measured["main_metric"] == "bleu"
+    model = stemformer.load(result["model"])
+    assert model.predict(["ape bee cat"])[0].text == "cat bee ape"
+
+
+class CtrlC(Silent):
+    """Presses Ctrl-C after some steps of training."""
+
+    def __init__(self, after):
+        self.left, self.is_training = after, False
+
+    def start(self, what, total=None, unit=""):
+        self.is_training = what == "training"
+
+    def advance(self, amount, note=""):
+        if self.is_training:
+            self.left -= amount
+            if amount and self.left == 0:
+                signal.raise_signal(signal.SIGINT)
+
+
+def test_a_resumed_run_ends_with_the_same_numbers(reverser, tmp_path):
+    folder, _ = reverser
+    options = {"model": "bart_tiny", "train": [str(folder / "dev.jsonl")], "device": "cpu", "precision": "fp32"}
+    options |= {"steps": 8, "batch_size": 8}
+    options["settings"] = ["task.vocab_size=300", "dropout=0.1", "task.label_smoothing=0.1"]
+    stemformer.finetune("seq2seq", out=str(tmp_path / "full"), **options)
+    with pytest.raises(KeyboardInterrupt):
+        stemformer.finetune("seq2seq", out=str(tmp_path / "part"), progress=CtrlC(after=3), **options)
+    stemformer.finetune("seq2seq", out=str(tmp_path / "part"), resume=True, **options)
+    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "part")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_model_of_elsewhere_goes_on_from_its_weights(reverser, tmp_path):
+    folder, result = reverser
+    again = stemformer.finetune(
+        "seq2seq",
+        model=result["model"],
+        train=[str(folder / "dev.jsonl")],
+        out=str(tmp_path / "run"),
+        steps=1,
+        learning_rate=1e-7,
+        precision="fp32",
+        device="cpu",
+    )
+    assert again["exact_match"] > 0.8
+
+
+def test_bad_input_is_refused(reverser, tiny_bert, tmp_path):
+    folder, _ = reverser
+    options = {"train": [str(folder / "dev.jsonl")], "out": str(tmp_path / "run")}
+    with pytest.raises(CheckpointError, match="is a bert, which has no head seq2seq_lm"):
+        stemformer.finetune("seq2seq", model=str(tiny_bert), **options)
+    (tmp_path / "one.csv").write_text("source\na\n")
+    with pytest.raises(DataError, match="Cannot tell source and target"):
+        stemformer.finetune("seq2seq", model="bart_tiny", **{**options, "train": [str(tmp_path / "one.csv")]})
+    with pytest.raises(ConfigError, match="balance applies to classes"):
+        stemformer.finetune("seq2seq", model="bart_tiny", settings=["task.balance=true"], **options)
+    with pytest.raises(ConfigError, match="bert_mini is no encoder-decoder"):
+        stemformer.finetune("seq2seq", model="bert_mini", **options)
