@@ -16,6 +16,7 @@ SHORTER = {
     "bert_mini": "bert_tiny",
     "modernbert_mini": "modernbert_tiny",
     "gpt_mini": "gpt_tiny",
+    "bart_mini": "bart_tiny",
     "8000": "2000",
     "10000": "2100",
     "20000": "60",
@@ -77,6 +78,10 @@ def write_texts(folder: Path) -> None:
     lines = [line for line in novel.split("\n") if len(line) > 40][:40]
     speech = [json.dumps({"text": line, "label": str('"' in line)}) for line in lines]
     (folder / "speech.jsonl").write_text("\n".join(speech) + "\n", encoding="utf-8")
+    pairs = [(line, line.lower()) for line in lines]
+    (folder / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in [("source", "target"), *pairs]), encoding="utf-8")
+    for number, suffix in enumerate(("en", "fr")):
+        (folder / f"train.{suffix}").write_text("".join(f"{pair[number]}\n" for pair in pairs), encoding="utf-8")
     dna = [f">s{number} label={number % 2}\n{'ACGT'[number % 4] * 8}" for number in range(20)]
     (folder / "dna.fa").write_text("\n".join(dna) + "\n", encoding="utf-8")
     (folder / "blimp").mkdir()

@@ -195,7 +195,7 @@ class RewriteOptions(groups.TextsOptions):
     """Rewrite texts with an encoder-decoder, by beam search.
 
     Attributes:
-        texts: Texts to rewrite. One that is only pre-trained repairs texts with [MASK].
+        texts: Texts to rewrite. A model that is only pre-trained repairs texts with masks.
         model: Model directory, run directory or hub id of a BART.
         num_beams: Number of beams; 1 is greedy decoding.
         max_new_tokens: Maximum number of tokens to write. Default: twice the tokens of the text, rounded up.

@@ -88,7 +88,7 @@ class Seq2Seq(Task):
         return {self.config.name: linear_cross_entropy_sum(*projection, batch.labels, label_smoothing=smoothing)}
 
     def loss_from_scores(self, scores: Float[Tensor, "R C"], batch: Batch) -> LossSum:
-        raise NotImplementedError("a text is written, not scored")
+        raise NotImplementedError("Texts are written, not scored.")
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> SourceTarget | None:
         is_text = isinstance(value, str) and bool(value.strip())

@@ -18,7 +18,7 @@ TASK_FORMATS = {
     "tag": "a word and its tag on each line, or lists in columns 'tokens' and 'tags' (--label-column chooses the tags)",
     "qa": "the format of SQuAD, or columns 'question', 'context' and 'answers'",
     "choice": "columns 'prompt', 'choice1', 'choice2', ... and 'label'",
-    "seq2seq": "a source and a target in each row (--text-column and --label-column choose them), or two parallel files",
+    "seq2seq": "a source and a target in each row (--text-column, --label-column choose them), or two parallel files",
 }
 """What files of a task hold, for errors."""
 
