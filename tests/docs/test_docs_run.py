@@ -79,7 +79,9 @@ def write_texts(folder: Path) -> None:
     speech = [json.dumps({"text": line, "label": str('"' in line)}) for line in lines]
     (folder / "speech.jsonl").write_text("\n".join(speech) + "\n", encoding="utf-8")
     pairs = [(line, line.lower()) for line in lines]
-    (folder / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in [("source", "target"), *pairs]), encoding="utf-8")
+    (folder / "pairs.tsv").write_text(
+        "".join(f"{a}\t{b}\n" for a, b in [("source", "target"), *pairs]), encoding="utf-8"
+    )
     for number, suffix in enumerate(("en", "fr")):
         (folder / f"train.{suffix}").write_text("".join(f"{pair[number]}\n" for pair in pairs), encoding="utf-8")
     dna = [f">s{number} label={number % 2}\n{'ACGT'[number % 4] * 8}" for number in range(20)]

@@ -1,12 +1,16 @@
-"""Our causal models in CTranslate2: the converted folder gives the same logits and completions."""
+"""Our models in CTranslate2: the converted folder gives the same logits, completions and rewritten texts."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
+from stemformer.data.tokenization.trainers import train_byte_bpe
+from stemformer.generation.beam_search import BeamConfig
+from stemformer.generation.rewriting import decode_sources
 from stemformer.huggingface.save import save_model
+from stemformer.models.bart import BartConfig
 from stemformer.models.llama import LlamaConfig
 from stemformer.models.model import make_model
 
@@ -42,3 +46,37 @@ def test_converted_folder_gives_the_same_logits_and_completions(kind, small_gpt,
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     output = reference.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :]
     assert completion.sequences_ids[0] == output.tolist()[: len(completion.sequences_ids[0])]
+
+
+def test_converted_bart_writes_the_same_texts(make_text, tmp_path):
+    lines = make_text().splitlines()
+    tokenizer = train_byte_bpe(lines, vocab_size=340, special_tokens="bart")
+    config = BartConfig(
+        vocab_size=340,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_decoder_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        # Far from uniform, so that rounding decides nothing.
+        initializer_range=0.3,
+    )
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    model = make_model(replace(config, **ids), ["seq2seq_lm"], generator=torch.Generator().manual_seed(3)).eval()
+    save_model(model, tmp_path / "ours", tokenizer)
+    ctranslate2.converters.TransformersConverter(str(tmp_path / "ours")).convert(str(tmp_path / "theirs"))
+    translator = ctranslate2.Translator(str(tmp_path / "theirs"), compute_type="float32", intra_threads=1)
+
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    sources = [their_tokenizer(line[:60]).input_ids for line in lines[:12]]
+    tokens = [their_tokenizer.convert_ids_to_tokens(source) for source in sources]
+    for num_beams in (1, 4):
+        # Without a length penalty all stopping rules choose the same text.
+        settings = BeamConfig(num_beams=num_beams, length_penalty=0.0)
+        found = decode_sources(sources, model, settings, batch_size=5, limit_of=lambda length: 20)
+        # Their maximum length counts the first token.
+        options = {"beam_size": num_beams, "length_penalty": 0.0, "target_prefix": [["<s>"]] * len(sources)}
+        results = translator.translate_batch(tokens, max_decoding_length=21, **options)
+        theirs = [their_tokenizer.convert_tokens_to_ids(result.hypotheses[0])[1:] for result in results]
+        assert [hypotheses[0].ids for hypotheses in found] == theirs
