@@ -126,3 +126,18 @@ def test_bad_input_is_refused(reverser, tiny_bert, tmp_path):
         stemformer.finetune("seq2seq", model="bart_tiny", settings=["task.balance=true"], **options)
     with pytest.raises(ConfigError, match="bert_mini is no encoder-decoder"):
         stemformer.finetune("seq2seq", model="bert_mini", **options)
+
+
+def test_a_model_that_rewrites_can_learn_to_classify(reverser, tmp_path):
+    folder, result = reverser
+    rows = [json.loads(line) for line in (folder / "dev.jsonl").read_text().splitlines()]
+    labelled = [{"text": row["source"], "label": str(row["source"].split()[0] < "dog")} for row in rows]
+    (tmp_path / "labelled.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in labelled))
+    options = {"train": [str(tmp_path / "labelled.jsonl")], "precision": "fp32", "device": "cpu"}
+    found = stemformer.finetune("classify", model=result["model"], out=str(tmp_path / "run"), steps=10, **options)
+    assert found["accuracy"] > 0.5
+    assert stemformer.load(found["model"]).predict(["ape bee"])[0].label in ("true", "false", "True", "False")
+    with pytest.raises(CheckpointError, match="is a bart, which has no head token"):
+        (tmp_path / "tags.conll").write_text("a\tX\nb\tY\n\nb\tY\na\tX\n")
+        train = [str(tmp_path / "tags.conll")]
+        stemformer.finetune("tag", model=result["model"], train=train, dev=train, out=str(tmp_path / "tags"))

@@ -14,6 +14,7 @@ from stemformer.tasks.metrics import (
     format_metric,
     mean_std,
     multi_label_metrics,
+    points_per_unit,
     regression_metrics,
     squad_metrics,
     tagging_metrics,
@@ -455,3 +456,8 @@ def test_libraries_are_imported_lazily():
 )
 def test_metric_is_shown_with_its_own_precision(name, value, is_percent, shown):
     assert format_metric(name, value, is_percent=is_percent) == shown
+
+
+def test_points_of_metrics_that_are_in_points_already_stay():
+    assert [points_per_unit("classify", "accuracy"), points_per_unit("qa", "f1")] == [100.0, 1.0]
+    assert [points_per_unit("seq2seq", name) for name in ("bleu", "chrf", "rougeL", "exact_match")] == [1, 1, 1, 100]

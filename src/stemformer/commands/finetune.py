@@ -279,6 +279,11 @@ def make_finetuning_context(
         names = sorted(metrics, key=lambda name: name != task.main_metric)
         return losses | {f"dev_{name}": metrics[name] for name in names}
 
+    def describe(metrics: dict[str, float]) -> str:
+        names = task.shown_metrics or [name.removeprefix("dev_") for name in metrics]
+        chosen = {name: metrics[f"dev_{name}"] for name in names if f"dev_{name}" in metrics}
+        return ", ".join(f"dev {name.replace('_', ' ')} {show(name, value)}" for name, value in chosen.items())
+
     context = TrainingContext(
         config=config,
         budget=TrainingBudget(config, run_length(config, len(examples)), folder),
@@ -293,7 +298,7 @@ def make_finetuning_context(
         peak_flops=ranks.all_reduce_sum([matmul_rate(device, precision, size=1024)])[0],
         folder=folder,
         ranks=ranks,
-        describe=lambda metrics: ", ".join(f"{k.replace('_', ' ')} {show(k, v)}" for k, v in metrics.items()),
+        describe=describe,
         monitor=lambda metrics: sign * metrics[key] if (key := f"dev_{monitored}") in metrics else None,
         describe_monitored=lambda value: f"dev {monitored.replace('_', ' ')} {show(monitored, sign * value)}",
         task=task.metadata() | {"max_length": max_length},

@@ -32,7 +32,7 @@ from stemformer.progress import Progress, Silent, format_count
 from stemformer.reports.comparison import write_comparison_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, majority_baseline, read_labelled, stratification_keys
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.metrics import format_metric
+from stemformer.tasks.metrics import format_metric, points_per_unit
 from stemformer.training.config import RENAMED_SETTINGS, FinetuneConfig
 from stemformer.training.context import TrainState
 from stemformer.training.distributed import init_distributed
@@ -328,8 +328,7 @@ def _conclude(
     """Write `compare.json`, report and plots, and return the result."""
     task = shared.data.task
     metric = task.main_metric
-    # Metrics of question answering are in percent already.
-    scale = 1.0 if task.head == "span" else 100.0
+    scale = points_per_unit(task.config.name, metric)
     score = {trial: scale * record["metrics"][metric] for trial, record in records.items()}
     by_run = {
         name: {size: {t[2:]: score[t] for t in score if t[:2] == (name, size)} for size in config.sizes}
@@ -392,6 +391,7 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
     ]
     same = "the same number of epochs for each size" if config.is_by_epochs else "the same number for each size"
     rates = ", ".join(f"{rate:g} {name}" for name, rate in config.learning_rates.items())
+    by_label = "stratified by label, " if config.finetune.task.has_classes else ""
     maps = ""
     if config.finetune.task.symbols == "draw":
         shown = f"that of seed {config.finetune.seed} is listed"
@@ -404,8 +404,8 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
         f"peak learning rate: {rates}",
         "the score of a run is that of its last step; nothing was selected on the dev data",
         f"± is the standard deviation over {config.repetitions}" + maps,
-        "a seed sets records (stratified by label, smaller subsets within larger ones), head, order and dropout in the "
-        "same way for each initialization",
+        f"a seed sets records ({by_label}smaller subsets within larger ones), head, order and dropout in the same way for "
+        "each initialization",
     ]
 
 

@@ -34,7 +34,7 @@ _HEAD_WEIGHTS = {"masked_lm": "heads.masked_lm.bias", "next_sentence": "heads.ne
 # Keys of `config.json` for the dropout of attention probabilities, by architecture.
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
 # Weights of task heads, one row per label.
-_TASK_HEAD_WEIGHTS = ("classifier.weight", "qa_outputs.weight", "score.weight")
+_TASK_HEAD_WEIGHTS = ("classifier.weight", "qa_outputs.weight", "score.weight", "classification_head.out_proj.weight")
 # Models may have this many embeddings without a token, to round up the vocabulary size.
 _MAX_PADDING_IDS = 256
 

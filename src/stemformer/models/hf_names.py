@@ -138,6 +138,9 @@ _BART_MODULES: dict[str, tuple[str, ...]] = {
     "body.decoder.norm": ("model.decoder.layer_norm",),
     "heads.seq2seq_lm": ("final_logits_bias[0]",),
     "heads.seq2seq_lm.decoder": ("lm_head",),
+    "heads.sequence.pooler": ("classification_head.dense",),
+    "heads.sequence.classifier": ("classification_head.out_proj",),
+    "heads.span.scores": ("qa_outputs",),
 }
 
 

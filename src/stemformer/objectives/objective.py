@@ -1,5 +1,6 @@
 """Objective protocol, registry of objectives, and the module that computes losses."""
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -7,10 +8,10 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor, nn
 
-from stemformer.data.examples.batch import Batch, Example
+from stemformer.data.examples.batch import Batch, Example, Run
 from stemformer.data.examples.packing import PackedDataset, TokenStream
 from stemformer.data.examples.sentence_pairs import SentencePairDataset
-from stemformer.models.bart import DecoderInput
+from stemformer.models.bart import Bart, DecoderInput
 from stemformer.models.layers import pad_to_bucket
 from stemformer.models.model import Model
 from stemformer.objectives.causal_lm import CausalLm, CausalLmConfig
@@ -109,6 +110,8 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Any:
         """Return the summed losses by name, or the objective's logits with `return_logits`."""
+        if isinstance(self.model.body, Bart) and batch.decoder is None:
+            batch = with_text_in_decoder(batch, self.model.body.config.decoder_start_token_id)
         rows = self.objective.scored_positions(batch)
         num_rows = None if rows is None else len(rows)
         if return_logits and rows is not None and torch.is_autocast_enabled(rows.device.type):
@@ -123,3 +126,17 @@ class LossModule(nn.Module):
         if return_logits:
             return self.objective.scores(self.model, states, batch)[:num_rows]
         return self.objective.loss(self.model, states, batch)
+
+
+def with_text_in_decoder(batch: Batch, start_token_id: int) -> Batch:
+    """Return a batch whose decoder reads the text too, one token later, as BART does for tasks without a target.
+
+    So the decoder's state at the position of a token has read the tokens before it, and sees all of the encoder's; the
+    state of the last token represents a text.
+
+    Source: Lewis et al. 2020, section 3.1 and 3.2.
+    """
+    starts, ends = batch.cu_seqlens[:-1].long(), batch.cu_seqlens[1:].long()
+    ids = batch.input_ids.roll(1).index_fill(0, starts, start_token_id)
+    decoder = Run(ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
+    return replace(batch, decoder=decoder, summary_positions=ends - 1)

@@ -8,6 +8,7 @@ import numpy as np
 
 from stemformer.reports.page import Report, ReportTable, Tile, metric_title
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes, to_svg
+from stemformer.tasks.metrics import points_per_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs
         f"{title} on dev data": _plot_curves(content, logs, is_dev=True),
         f"{title} against the number of labelled records": sizes,
     }
-    unit = "times 100" if content["metric"] == "pearson" else "in percent"
+    unit = {"pearson": "times 100", "bleu": "from 0 to 100"}.get(content["metric"], "in percent")
     baseline = "" if content["baseline"] is None else f"; majority baseline: {content['baseline']}"
     caption = f"{title} on dev data, {unit}; differences are over paired seeds{baseline}."
     headings = {key: name for key, (name, _, _) in _INITIALIZATIONS.items()}
@@ -63,7 +64,8 @@ def write_comparison_report(folder: Path, content: Mapping[str, Any], logs: Logs
 
 
 def _dev_label(content: Mapping[str, Any]) -> str:
-    return f"dev {metric_title(content['metric'])} ({'x 100' if content['metric'] == 'pearson' else '%'})"
+    unit = {"pearson": " (x 100)", "bleu": ""}.get(content["metric"], " (%)")
+    return f"dev {metric_title(content['metric'])}{unit}"
 
 
 def _tiles(content: Mapping[str, Any]) -> list[Tile]:
@@ -115,8 +117,7 @@ def _shown_sizes(content: Mapping[str, Any]) -> list[int]:
 def _draw_curves(panels: Sequence["Axes"], content: Mapping[str, Any], logs: Logs, *, is_dev: bool) -> None:
     """Draw a panel for each size: mean over seeds of each initialization, in a band of one standard deviation."""
     label = _dev_label(content) if is_dev else "training loss"
-    # Metrics of question answering are in percent already.
-    scale = 100 if is_dev and content["task"] != "qa" else 1
+    scale = points_per_unit(content["task"], content["metric"]) if is_dev else 1.0
     for axes, size in zip(panels, _shown_sizes(content), strict=True):
         for key, (_, color, marker) in _shown(content).items():
             runs = [lines for (name, records, *_), lines in logs.items() if (name, records) == (key, size)]

@@ -11,7 +11,11 @@ from stemformer.io import write_file
 
 def metric_title(name: str) -> str:
     """Return the name of a metric as people write it."""
-    return name.replace("_", " ").replace("f1", "F1")
+    names = {"f1": "F1", "bleu": "BLEU", "chrf": "chrF", "rouge": "ROUGE-"}
+    title = name.replace("_", " ")
+    for plain, written in names.items():
+        title = title.replace(plain, written)
+    return title
 
 
 class Tile(NamedTuple):

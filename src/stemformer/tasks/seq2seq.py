@@ -49,6 +49,7 @@ class Seq2Seq(Task):
     formats = (".jsonl", ".csv", ".tsv")
     input_format = "a text"
     main_metric = "bleu"
+    shown_metrics = ("loss", "source_gain", "bleu", "chrf", "cut")
 
     # Tokens of targets for each token of a source, of nearly all training pairs.
     length_ratio: float | None = None
@@ -135,7 +136,7 @@ class Seq2Seq(Task):
     ) -> tuple[dict[str, float], dict[str, Any]]:
         written = [(p, r) for p, r in zip(predictions, records, strict=True) if p is not None]
         if not written:
-            return dict.fromkeys(rewriting_metrics([])[0], 0.0), {}
+            return rewriting_metrics([])
         return super().compute_metrics(*zip(*written, strict=True))
 
     def outcome(

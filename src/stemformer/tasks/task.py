@@ -149,6 +149,8 @@ class Task(ABC):
     input_format: str
     # Metric for model selection; higher is better.
     main_metric: str = "accuracy"
+    # Metrics that are shown during training, loss included; none: all.
+    shown_metrics: tuple[str, ...] = ()
     # In transformers' config.
     problem_type: str | None = None
     # The labels are entity tags (BIO or a variant), which are scored as entities.
