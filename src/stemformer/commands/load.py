@@ -18,7 +18,7 @@ from stemformer.config import nearest
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, check_pll, score_texts
-from stemformer.evaluation.fill_mask import fill_masks, make_score
+from stemformer.evaluation.fill_mask import MASK, fill_masks, make_score
 from stemformer.evaluation.inference import pooled_states, predict_scores
 from stemformer.generation.decoding import DecodingConfig
 from stemformer.generation.text import generate_texts
@@ -148,7 +148,7 @@ class Pipeline:
         is_causal = "masked_lm" not in self.model.heads
         if is_causal:
             self._require("causal_lm", "cannot score texts. Pass a pre-trained model.")
-        elif any("[MASK]" in text for text in texts) and self.tokenizer.mask_token_id is not None:
+        elif any(mask in text for text in texts for mask in (MASK, self.tokenizer.mask_token)):
             raise ConfigError("A text to score contains [MASK]. Replace each [MASK] by a word.")
         check_pll(pll, is_causal=is_causal)
 

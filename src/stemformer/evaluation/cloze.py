@@ -16,6 +16,7 @@ from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.sampling import example_generator, permuted
 from stemformer.data.shards.reader import Shards
 from stemformer.data.tokenization.tokenizer import SUBWORD_PREFIX, Tokenizer
+from stemformer.evaluation.fill_mask import MASK
 from stemformer.evaluation.inference import even_batches, masked_example
 
 _SEED = 2**40 + 2
@@ -23,7 +24,7 @@ _LENGTHS = range(6, 25)
 # Sentences to examine at most.
 _CANDIDATES_PER_EXAMPLE = 20
 _FULL_WIDTH = tuple("。，、；：！？）》」』（《「『")
-_EITHER = ("[MASK]", *"“”‘’")
+_EITHER = (MASK, *"“”‘’")
 _CLOSING = ".,;:!?)]}%'’”。，、；：！？）》」』"
 _OPENING = "([{‘“（《「『"
 # It's, don't.
@@ -51,7 +52,7 @@ def choose_cloze_examples(
     bounds = np.asarray(shards.sentence_starts)
     lengths = np.diff(bounds)
     suitable = np.flatnonzero((lengths >= _LENGTHS.start) & (lengths < min(_LENGTHS.stop, longest - 1)))
-    is_word = np.array([token.isalpha() for token in tokenizer.tokens])
+    is_word = np.array([token.isalpha() for token in tokenizer.shown_tokens])
     # By whether the masked word is ideographic.
     found: dict[bool, list[tuple[str, str, Example]]] = {False: [], True: []}
     order = permuted(np.arange(len(suitable)), len(suitable), seed=_SEED, epoch=0)
@@ -69,14 +70,15 @@ def choose_cloze_examples(
         masked = ids.copy()
         masked[position] = tokenizer.mask_token_id
         example = masked_example(masked, np.array([position]), ids[position : position + 1], tokenizer)
-        answer = tokenizer.tokens[ids[position]]
-        text = shown_text([tokenizer.tokens[i] for i in masked.tolist()])
+        answer = tokenizer.shown_tokens[ids[position]]
+        names = [MASK if i == tokenizer.mask_token_id else tokenizer.shown_tokens[i] for i in masked.tolist()]
+        text = shown_text(names)
         found[_is_ideograph(answer)].append((text, answer, example))
     if not any(found.values()):
         return None
     alternating = [item for pair in itertools.zip_longest(*found.values()) for item in pair if item is not None]
     texts, answers, examples = (list(column) for column in zip(*alternating[:number], strict=True))
-    constant = tokenizer.tokens[int(np.where(is_word, shards.unigram_counts[: len(is_word)], 0).argmax())]
+    constant = tokenizer.shown_tokens[int(np.where(is_word, shards.unigram_counts[: len(is_word)], 0).argmax())]
     return ClozeExamples(texts, answers, even_batches(examples, length=_LENGTHS.stop), constant)
 
 
@@ -95,12 +97,12 @@ def evaluate_cloze(
         best = p.index_fill(1, hidden, 0.0).max(-1)
         guesses += zip(best.values.tolist(), best.indices.tolist(), strict=True)
     fills = [
-        {"text": text, "answer": answer, "guess": tokenizer.tokens[i], "probability": round(p, 4)}
+        {"text": text, "answer": answer, "guess": tokenizer.shown_tokens[i], "probability": round(p, 4)}
         for text, answer, (p, i) in zip(examples.texts, examples.answers, guesses, strict=True)
     ]
     answers = zip(predicted, examples.answers, strict=True)
     return {
-        "blank_accuracy": sum(tokenizer.tokens[i] == answer for i, answer in answers) / len(fills),
+        "blank_accuracy": sum(tokenizer.shown_tokens[i] == answer for i, answer in answers) / len(fills),
         "blank_constant_accuracy": examples.answers.count(examples.constant) / len(fills),
         "fills": fills,
     }

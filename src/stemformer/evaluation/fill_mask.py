@@ -18,6 +18,8 @@ from stemformer.evaluation.inference import batch_slices, hidden_states, masked_
 from stemformer.models.model import Model
 
 _BATCH_TOKENS = 16_384
+# How people write a mask, whatever the vocabulary calls it.
+MASK = "[MASK]"
 # Texts without a mask that a warning names.
 _NUM_FAULTS = 5
 _OTHER_MASK = re.compile(r"[\[<(]mask[\])>]", re.IGNORECASE)
@@ -88,10 +90,10 @@ def fill_masks(
     if pieces and candidates is not None:
         raise ConfigError("pieces applies to fills from the vocabulary. Remove it: candidates may be pieces.")
     words = _encode_words(candidates, tokenizer) if candidates is not None else None
-    encoded = [_encode(text, model, tokenizer) for text in texts]
+    encoded = [_encode(text.replace(MASK, tokenizer.mask_token), model, tokenizer) for text in texts]
     is_good = [tokenizer.mask_token_id in ids for ids in encoded]
     if bad := [text for text, good in zip(texts, is_good, strict=True) if not good]:
-        problem = _describe_unmasked(bad)
+        problem = _describe_unmasked(bad, tokenizer.mask_token)
         if len(bad) == len(texts):
             raise DataError(problem)
         warnings.warn(problem, stacklevel=4)
@@ -105,16 +107,19 @@ def fill_masks(
         method = f"{WITHIN_WORD_L2R}_{reduction}"
     rest = iter(masks)
     found = [next(rest) if good else [] for good in is_good]
-    return [Filled(text, x, _fill(text, x) if x else None, method) for text, x in zip(texts, found, strict=True)]
+    uniform = [text.replace(tokenizer.mask_token, MASK) for text in texts]
+    fills = [_fill(text, x) if x else None for text, x in zip(uniform, found, strict=True)]
+    return [Filled(text, x, filled, method) for text, x, filled in zip(texts, found, fills, strict=True)]
 
 
-def _describe_unmasked(texts: Sequence[str]) -> str:
+def _describe_unmasked(texts: Sequence[str], mask: str) -> str:
     shown = ", ".join(repr(_shorten(text)) for text in texts[:_NUM_FAULTS]) + (
         ", ..." if len(texts) > _NUM_FAULTS else ""
     )
     is_other = any(_OTHER_MASK.search(text) for text in texts)
     hint = " Did you mean [MASK], in capitals and square brackets?" if is_other else ""
-    return f"No [MASK] in {shown}. Put [MASK] where a word is to be predicted.{hint}"
+    names = MASK if mask == MASK else f"{MASK} or {mask}"
+    return f"No [MASK] in {shown}. Put {names} where a word is to be predicted.{hint}"
 
 
 def _encode(text: str, model: Model, tokenizer: Tokenizer) -> np.ndarray:
@@ -132,8 +137,10 @@ def _encode_words(words: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.nd
     out: dict[str, np.ndarray] = {}
     for word in words:
         # A vocabulary entry, so that pieces such as `##ing` are accepted; otherwise text to tokenize.
-        known = tokenizer.token_to_id(word)
-        ids = np.array([known]) if known is not None else np.asarray(tokenizer.encode(word).ids, np.int64)
+        known = None if tokenizer.is_byte_level else tokenizer.token_to_id(word)
+        # The space before a word is in its first byte-level token.
+        text = f" {word}" if tokenizer.is_byte_level else word
+        ids = np.array([known]) if known is not None else np.asarray(tokenizer.encode(text).ids, np.int64)
         if len(ids) == 0 or tokenizer.unk_token_id in ids:
             raise ConfigError(f"--candidates {word!r}: The tokenizer cannot represent this word. Remove it.")
         out[word] = ids
@@ -151,7 +158,7 @@ def _rank_vocabulary(
     for log_p in _log_probabilities(queries, model, tokenizer):
         best = log_p[:, shown].topk(min(top_k, len(shown)))
         ranked = zip(shown[best.indices].tolist(), best.values.exp().tolist(), strict=True)
-        out.append([[Candidate(tokenizer.tokens[i], p) for i, p in zip(*row, strict=True)] for row in ranked])
+        out.append([[Candidate(tokenizer.shown_tokens[i], p) for i, p in zip(*row, strict=True)] for row in ranked])
     return out
 
 
@@ -191,7 +198,7 @@ def _log_probabilities(
 
 
 def _fill(text: str, masks: list[list[Candidate]]) -> str:
-    out, *rest = text.split("[MASK]")
+    out, *rest = text.split(MASK)
     for candidates, part in zip(masks, rest, strict=True):
         word = candidates[0].token
         out = (out.rstrip(" ") + word[2:] if word.startswith("##") else out + word) + part

@@ -9,12 +9,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 import stemformer
 from stemformer.data.shards.reader import open_shards
 from stemformer.data.tokenization.tokenizer import BART_SPECIAL_TOKENS, END_OF_TEXT, load_tokenizer
 from stemformer.data.tokenization.trainers import train_byte_bpe
-from stemformer.errors import ConfigError, TokenizerError
+from stemformer.errors import ConfigError, DataError, TokenizerError
+from stemformer.evaluation.fill_mask import fill_masks
+from stemformer.models.bert import BertConfig
+from stemformer.models.model import make_model
 
 SCRIPTS = [
     "The old king's river,  two spaces\n\n\tx",
@@ -62,6 +66,31 @@ def test_special_tokens_of_bart_have_its_ids_and_open_in_transformers(make_text,
         ids = again.encode(text, parse_special_tokens=True).ids.tolist()
         assert theirs(text)["input_ids"] == [0, *ids, 2]
     assert (theirs.mask_token_id, theirs.pad_token_id, theirs.eos_token_id) == (4, 1, 2)
+
+
+def test_tokens_are_shown_as_words_and_continuations(make_text):
+    tokenizer = train_byte_bpe(make_text().splitlines(), vocab_size=340, special_tokens="bart")
+    king, comma = tokenizer.token_to_id("Ġking"), tokenizer.token_to_id(",")
+    assert [tokenizer.shown_tokens[i] for i in (king, comma, 4)] == ["king", "##,", "<mask>"]
+    assert tokenizer.is_full_word[[king, comma, 4]].tolist() == [True, False, False]
+    assert tokenizer.mask_token == "<mask>"
+
+
+def test_masks_are_filled_with_words_of_bytes(make_text):
+    tokenizer = train_byte_bpe(make_text().splitlines(), vocab_size=340, special_tokens="bart")
+    config = BertConfig(
+        vocab_size=340, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    model = make_model(config, ["masked_lm"], generator=torch.Generator().manual_seed(0)).eval()
+    texts = ["the [MASK] sees", "the <mask> sees"]
+    first, second = fill_masks(texts, model, tokenizer, top_k=3)
+    assert [c.token for c in first.masks[0]] == [c.token for c in second.masks[0]]
+    assert first.filled == second.filled == f"the {first.masks[0][0].token} sees"
+    assert not any(c.token.startswith(("Ġ", "##")) for c in first.masks[0])
+    (chosen,) = fill_masks(texts[:1], model, tokenizer, candidates=["king", "queen"])
+    assert {c.token for c in chosen.masks[0]} == {"king", "queen"}
+    with pytest.raises(DataError, match=r"Put \[MASK\] or <mask> where a word is to be predicted"):
+        fill_masks(["no mask"], model, tokenizer)
 
 
 def test_training_ignores_the_order_of_texts(make_text, tokenizer):

@@ -92,6 +92,7 @@ class Tokenizer:
         kind: "wordpiece" or "bpe".
         vocab_size: Largest id + 1.
         lowercase: Whether text is lower-cased; None without a BERT normalizer.
+        is_byte_level: Whether tokens are of bytes, with the space before a word in its first token.
         lowercase_is_guess: Whether only the entries of the vocabulary say so.
         bos_token_id: Id of the token before each text of a causal model; None for `[CLS] a [SEP]`.
         prompt_prefix: Ids before each prompt of a causal model; None for its end-of-text token.
@@ -131,7 +132,8 @@ class Tokenizer:
         names = {number: token for token, number in vocab.items()}
         self.tokens: list[str] = [names.get(number, "") for number in range(self.vocab_size)]
         self._starts_word = np.array([not token.startswith(SUBWORD_PREFIX) for token in self.tokens], dtype=bool)
-        has_all_bytes = model.get("byte_fallback") or '"ByteLevel"' in json.dumps(settings["pre_tokenizer"])
+        self.is_byte_level: bool = '"ByteLevel"' in json.dumps(settings["pre_tokenizer"])
+        has_all_bytes = model.get("byte_fallback") or self.is_byte_level
         unk_id = vocab.get(model["unk_token"] or "")
         self.unknown = UnknownWords(backend, unk_id, self._starts_word, drops_characters=not has_all_bytes)
         added = backend.get_added_tokens_decoder()
@@ -160,7 +162,25 @@ class Tokenizer:
     def is_full_word(self) -> np.ndarray:
         """(V,) bool: tokens that may stand alone as a word: no `##ing`, special or unused entry."""
         is_named = np.array([bool(token) and not token.startswith("[unused") for token in self.tokens])
-        return self._starts_word & is_named & ~np.isin(np.arange(self.vocab_size), list(self.special_ids))
+        starts_word = np.array([not token.startswith(SUBWORD_PREFIX) for token in self.shown_tokens], dtype=bool)
+        return starts_word & is_named & ~np.isin(np.arange(self.vocab_size), list(self.special_ids))
+
+    @cached_property
+    def shown_tokens(self) -> list[str]:
+        """Tokens as they are shown, continuations of words with `##`; byte-level ones as text, not as bytes."""
+        if not self.is_byte_level:
+            return self.tokens
+        texts = [self._backend.decode([number], skip_special_tokens=False) for number in range(self.vocab_size)]
+        is_special = [number in self.special_ids for number in range(self.vocab_size)]
+        return [
+            text if special else text[1:] if text[:1] == " " and len(text) > 1 else SUBWORD_PREFIX + text
+            for text, special in zip(texts, is_special, strict=True)
+        ]
+
+    @property
+    def mask_token(self) -> str:
+        """The mask as the vocabulary spells it."""
+        return self.tokens[self.mask_token_id]
 
     @property
     def added_prefix(self) -> tuple[int, ...]:
