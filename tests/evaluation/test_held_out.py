@@ -15,8 +15,10 @@ from stemformer.evaluation.held_out import (
     held_out_masks,
     make_held_out_evaluation,
 )
+from stemformer.models.bart import BartConfig
 from stemformer.models.bert import BertConfig
 from stemformer.models.model import make_model
+from stemformer.objectives.denoising import DenoisingConfig
 from stemformer.objectives.masked_lm import MaskedLmConfig, SpecialIds
 from stemformer.objectives.objective import LossModule, make_objective
 
@@ -201,3 +203,28 @@ def test_unigram_baselines_equal_hand_computed_ones():
 def test_majority_is_the_more_frequent_answer(answers, expected):
     batches = [collate([example([1], answer)], [0]) for answer in answers]
     assert baselines(np.ones(3, np.uint64), batches)["majority_accuracy"] == pytest.approx(expected)
+
+
+def test_the_start_of_a_text_is_not_scored_in_denoising(shards):
+    objective = make_objective(DenoisingConfig(), special=SPECIAL, vocab_size=shards.vocab_size)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_decoder_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": 2, "pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 3}
+    config = BartConfig(vocab_size=shards.vocab_size, intermediate_size=32, initializer_range=0.3, **sizes, **ids)
+    module = LossModule(make_model(config, objective.heads, generator=torch.Generator().manual_seed(0)), objective)
+    examples = objective.make_examples(shards, 32)
+    found = make_held_out_evaluation(examples, objective, num_examples=8, device=CPU)(module)
+
+    batches = held_out_batches(examples, objective, num_examples=8)
+    with torch.no_grad():
+        logits = torch.cat([module(batch, return_logits=True) for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
+    is_text = labels != SPECIAL.cls
+    expected = torch.nn.functional.cross_entropy(logits[is_text], labels[is_text]).item()
+    assert found["held_out_denoising_loss"] == pytest.approx(expected, rel=1e-5)
+
+    # Ends are as frequent as in the batches.
+    share = (labels == SPECIAL.sep).sum().item() / (labels > SPECIAL.sep).sum().item()
+    counts = shards.unigram_counts.astype(np.int64)
+    counts[SPECIAL.sep] += round(counts.sum() * share)
+    p = (counts + 1) / (counts + 1).sum()
+    assert found["held_out_unigram_loss"] == pytest.approx(-np.log(p)[labels[is_text].numpy()].mean())

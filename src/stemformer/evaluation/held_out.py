@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -98,7 +99,11 @@ def make_held_out_evaluation(
     counts = splits["held_out" if "held_out" in splits else "train"]
     # The end of each document is predicted, too.
     tokens_per_byte = (counts.tokens + counts.documents) / counts.bytes
-    known = baselines(examples.shards.unigram_counts, batches)
+    unigram_counts = examples.shards.unigram_counts
+    if batches[0].decoder is not None:
+        unigram_counts = _with_ends(unigram_counts, batches)
+        batches = list(map(_without_start, batches))
+    known = baselines(unigram_counts, batches)
     # Ranks take batches in turn.
     own = batches[rank::world_size]
     padded = [*own, *batches[: -(-len(batches) // world_size) - len(own)]]
@@ -110,3 +115,23 @@ def make_held_out_evaluation(
         return {f"held_out_{name}": value for name, value in {**metrics, **known}.items()}
 
     return evaluate
+
+
+def _without_start(batch: Batch) -> Batch:
+    """Return a batch of an encoder-decoder that does not score `<s>`, which is always the first token."""
+    assert batch.decoder is not None
+    kept = torch.ones(len(batch.labels), dtype=torch.bool)
+    kept[batch.decoder.cu_seqlens[:-1].long()] = False
+    is_copied = None if batch.is_copied is None else batch.is_copied[kept]
+    return replace(batch, labels=batch.labels[kept], label_positions=batch.label_positions[kept], is_copied=is_copied)
+
+
+def _with_ends(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch]) -> Integer[np.ndarray, "V"]:
+    """Return counts of the ids of a text with its ends `</s>`, as frequent as in the batches."""
+    ends = [batch.labels[batch.decoder.cu_seqlens[1:].long() - 1] for batch in batches if batch.decoder is not None]
+    number = sum(map(len, ends))
+    # `<s>` and `</s>` are no tokens of the text.
+    num_tokens = sum(len(batch.labels) for batch in batches) - 2 * number
+    found = counts.astype(np.int64)
+    found[int(ends[0][0])] += round(int(found.sum()) * number / max(1, num_tokens))
+    return found
