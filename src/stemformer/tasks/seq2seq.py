@@ -158,7 +158,7 @@ class Seq2Seq(Task):
         chrf = sentence_chrf(prediction.text, record.targets)
         is_right = prediction.text in record.targets
         entry: dict[str, Any] = {"texts": [record.source], "gold": record.targets[0], "predicted": prediction.text}
-        return 100 - chrf, not is_right, {**entry, "loss": None, "chrf": round(chrf, 1)}
+        return 100 - chrf, not is_right, {**entry, "chrf": round(chrf, 1)}
 
     def metadata(self) -> dict[str, Any]:
         return {**super().metadata(), "length_ratio": self.length_ratio}
