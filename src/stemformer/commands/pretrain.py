@@ -3,7 +3,8 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from copy import copy
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from stemformer.generation.text import generate_samples, sample_prompts
 from stemformer.huggingface.load import find_model_folder
 from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_folder
-from stemformer.models.model import Model
+from stemformer.models.llama import LlamaConfig
+from stemformer.models.model import Model, make_model
 from stemformer.objectives.causal_lm import CausalLm
 from stemformer.objectives.denoising import Denoising
-from stemformer.objectives.masked_lm import MaskedLmConfig, SpecialIds
+from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, ShiftedLm, SpecialIds
 from stemformer.objectives.objective import Examples, make_objective
 from stemformer.options import PretrainOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
@@ -138,6 +140,8 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         weights = gather_full_state(model.state_dict())
         if ranks.is_main:
             write_folder(folder / "final", lambda temporary: save_model(model, temporary, tokenizer, state=weights))
+            if config.causal_share:
+                _save_causal_view(model, weights, folder / "final_causal", tokenizer)
             progress.finish()
             write_report(folder)
         progress.finish()
@@ -145,6 +149,7 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
     return {
         "run": str(folder),
         "model": str(folder / "final"),
+        **({"causal_model": str(folder / "final_causal")} if config.causal_share else {}),
         "report": str(folder / "report.html"),
         "steps": state.step,
         "tokens": state.tokens,
@@ -152,6 +157,18 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         **{name: round(value, 4) for name, value in metrics.items()},
         **_before(folder, metrics),
     }
+
+
+def _save_causal_view(model: Model, weights: Mapping[str, torch.Tensor], folder: Path, tokenizer: Tokenizer) -> None:
+    """Save a EuroBERT's weights as those of a Llama, whose texts start with [CLS] and end with [SEP]."""
+    names = {f.name for f in fields(LlamaConfig)} - {"eos_token_id"}
+    config = LlamaConfig(**{name: getattr(model.config, name) for name in names}, eos_token_id=tokenizer.sep_token_id)
+    causal = make_model(config, ["causal_lm"], tied=model.lm_head.decoder is None)
+    causal.load_state_dict({name.replace("heads.masked_lm.", "heads.causal_lm."): x for name, x in weights.items()})
+    causal.max_length = model.max_length
+    opened = copy(tokenizer)
+    opened.bos_token_id = tokenizer.cls_token_id
+    write_folder(folder, lambda temporary: save_model(causal, temporary, opened))
 
 
 def _sets(options: PretrainOptions, name: str) -> bool:
@@ -207,15 +224,13 @@ def make_pretraining_context(
         held_out = open_shards(shards.folder, "held_out")
         length = batches[-1].sequence_length
         scored = make_objective(held_out_masks(config.objective), special=special, vocab_size=tokenizer.vocab_size)
-        evaluate = make_held_out_evaluation(
-            scored.make_examples(held_out, length),
-            scored,
-            num_examples=config.evaluation.num_examples,
-            device=device,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            add=ranks.all_reduce_sum,
-        )
+        how: dict[str, Any] = {"num_examples": config.evaluation.num_examples, "device": device, "rank": ranks.rank}
+        how |= {"world_size": ranks.world_size, "add": ranks.all_reduce_sum}
+        evaluate = make_held_out_evaluation(scored.make_examples(held_out, length), scored, **how)
+        if isinstance(scored, MaskedLm) and config.causal_share:
+            shifted = ShiftedLm(scored.config, special=special, vocab_size=tokenizer.vocab_size)
+            examples = shifted.make_examples(held_out, length)
+            evaluate = _both(evaluate, make_held_out_evaluation(examples, shifted, **how))
         if isinstance(scored, Denoising):
             sample_fn = make_repair_evaluation(scored.make_examples(held_out, length), scored, device=device)
         elif not isinstance(scored, CausalLm):
@@ -249,6 +264,19 @@ def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
     others = tuple(sorted(tokenizer.special_ids))
     ids = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "mask": tokenizer.mask_token_id}
     return SpecialIds(**ids, others=others)
+
+
+def _both(
+    masked: Callable[[nn.Module], dict[str, float]], causal: Callable[[nn.Module], dict[str, float]]
+) -> Callable[[nn.Module], dict[str, float]]:
+    """Return a function with the metrics of masked steps, and loss and accuracy of causal ones."""
+    names = ("held_out_causal_lm_loss", "held_out_causal_lm_accuracy")
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        found = causal(module)
+        return {**masked(module), **{name: found[name] for name in names}}
+
+    return evaluate
 
 
 def _text_samples(

@@ -4,6 +4,7 @@ Source: Devlin et al. 2019, section 3.1 and appendix A.1; whole words: the 2019 
 code's README; spans: Joshi et al. 2020, section 3.1; causal, then masked LM: Gisserot-Boukhlef et al. 2025.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,9 @@ class MaskedLmConfig:
     # Fraction of the run, at its start, that predicts each next token from the earlier ones instead (causal LM): all
     # tokens are scored, and the model learns sooner (`docs/log.md`).
     causal_start_ratio: float = 0.0
+    # Share of the steps, evenly apart, that do so in all of the run: one model that fills masks and goes on with texts
+    # (a EuroBERT, which is also saved as a Llama).
+    causal_share: float = 0.0
     # Ids that a training step's softmax sums over, if the vocabulary has more and the device is a CPU: frequent ones, and
     # a sample of the others (`objectives.sampled_softmax`). 0: all.
     sampled_softmax: int = 0
@@ -51,9 +55,10 @@ class MaskedLmConfig:
         check_fields(self, "objective.", "a share between 0 and 1", lambda x: 0 < x < 1, "mask_rate")
         check_fields(self, "objective.", "a share from 0 to 1", lambda x: 0 <= x <= 1, "short_seq_prob")
         check_at_least(0, self, "objective.", "sampled_softmax")
-        check_fields(self, "objective.", "a fraction from 0, below 1", lambda x: 0 <= x < 1, "causal_start_ratio")
-        if self.causal_start_ratio and self.sentences != "none":
-            problem = f"objective.causal_start_ratio is {self.causal_start_ratio}, with sentence pairs"
+        causal = ("causal_start_ratio", "causal_share")
+        check_fields(self, "objective.", "a fraction from 0, below 1", lambda x: 0 <= x < 1, *causal)
+        if self.sentences != "none" and (name := next((name for name in causal if getattr(self, name)), None)):
+            problem = f"objective.{name} is {getattr(self, name)}, with sentence pairs"
             raise ConfigError(f"{problem}; set it to 0, or objective.sentences to 'none'.")
         shares = self.mask_replace_prob, self.random_replace_prob
         if min(shares) < 0 or sum(shares) > 1:
@@ -166,6 +171,18 @@ class MaskedLm:
 
     def scores(self, model: Model, states: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "M V"]:
         return model.lm_logits(states)
+
+
+class ShiftedLm(MaskedLm):
+    """The causal steps of a masked LM alone, for held-out text."""
+
+    def corrupt(self, raw: RawExample, rng: np.random.Generator) -> Example:
+        return self.shift(raw)
+
+
+def is_causal_step(step: int, share: float) -> bool:
+    """Return whether a step is one of the `share` of all steps, evenly apart."""
+    return math.floor((step + 1) * share + 1e-9) > math.floor(step * share + 1e-9)
 
 
 def _loss_name(batch: Batch) -> str:

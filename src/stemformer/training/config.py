@@ -197,6 +197,11 @@ class RunConfig:
             problem = f"a phase starts at {late[0]} of a budget in seconds, within the learning rate decay"
             advice = f"start it by {1 - self.schedule.decay_ratio:g}, lower schedule.decay_ratio, or use --steps"
             raise ConfigError(f"{problem}, whose steps are fixed when it begins: {advice}")
+        if self.causal_share and str(self.model_type) != "eurobert":
+            problem = (
+                f"objective.causal_share is {self.causal_share}, but a {self.model_type} has no causal counterpart"
+            )
+            raise ConfigError(f"{problem}. Use eurobert_mini, which is also saved as a Llama, or set it to 0.")
         if (self.frozen_layers or self.frozen_embeddings) and self.init is None:
             raise ConfigError("frozen_layers and frozen_embeddings need a pre-trained model: add --init")
 
@@ -219,6 +224,11 @@ class RunConfig:
     def causal_start_ratio(self) -> float:
         """Fraction of the run, at its start, that trains a masked LM as a causal LM."""
         return getattr(self.objective, "causal_start_ratio", 0.0)
+
+    @property
+    def causal_share(self) -> float:
+        """Share of all steps that train a masked LM as a causal LM."""
+        return getattr(self.objective, "causal_share", 0.0)
 
 
 @dataclass(frozen=True)

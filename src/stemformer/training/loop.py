@@ -16,7 +16,7 @@ from stemformer.device import autocast
 from stemformer.errors import TrainingError
 from stemformer.models.model import Model
 from stemformer.objectives.denoising import Denoising
-from stemformer.objectives.masked_lm import MaskedLm
+from stemformer.objectives.masked_lm import MaskedLm, is_causal_step
 from stemformer.objectives.objective import LossModule
 from stemformer.progress import Progress
 from stemformer.tasks.examples import TaskExamples
@@ -147,14 +147,16 @@ def batches_of_step(step: int, context: TrainingContext) -> list[Batch]:
     seed, ranks = context.config.seed, context.ranks
     phase = context.phases[context.phase_number(step)]
     numbers = _example_numbers(step, context)
+    share = getattr(context.config, "causal_share", 0.0)
+    is_causal = phase.is_causal or is_causal_step(step, share)
 
     # Read and corrupt this rank's examples, each with a random generator of its own.
     examples = []
     for epoch, i in ranks.shard(numbers):
         rng = example_generator(seed, epoch, i)
         raw: Any = phase.examples.for_epoch(seed, epoch).get_example(i, rng)
-        if phase.is_causal:
-            assert isinstance(context.objective, MaskedLm), "only a masked LM has a causal start"
+        if is_causal:
+            assert isinstance(context.objective, MaskedLm), "only a masked LM has causal steps"
             examples.append((i, context.objective.shift(raw)))
         else:
             examples.append((i, context.objective.corrupt(raw, rng)))
