@@ -404,8 +404,8 @@ def _conditions(config: CompareConfig, records: Mapping[Trial, Record]) -> list[
         f"peak learning rate: {rates}",
         "the score of a run is that of its last step; nothing was selected on the dev data",
         f"± is the standard deviation over {config.repetitions}" + maps,
-        f"a seed sets records ({by_label}smaller subsets within larger ones), head, order and dropout in the same way for "
-        "each initialization",
+        f"a seed sets records ({by_label}smaller subsets within larger ones), head, order and dropout in the same way "
+        "for each initialization",
     ]
 
 

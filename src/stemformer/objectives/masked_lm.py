@@ -44,8 +44,8 @@ class MaskedLmConfig:
     # Fraction of the run, at its start, that predicts each next token from the earlier ones instead (causal LM): all
     # tokens are scored, and the model learns sooner (`docs/log.md`).
     causal_start_ratio: float = 0.0
-    # Share of the steps, evenly apart, that do so in all of the run: one model that fills masks and goes on with texts
-    # (a EuroBERT, which is also saved as a Llama).
+    # Share of the steps, evenly apart, that do so in all of the run: one model that fills masks and continues texts
+    # (EuroBERT, also saved as a Llama).
     causal_share: float = 0.0
     # Ids that a training step's softmax sums over, if the vocabulary has more and the device is a CPU: frequent ones, and
     # a sample of the others (`objectives.sampled_softmax`). 0: all.
