@@ -98,7 +98,7 @@ def test_run_with_counted_embeddings_resumes_bit_for_bit_and_opens_in_transforme
 
 @pytest.mark.parametrize("recipe", ["bert_tiny", "modernbert_tiny", "eurobert_mini"])
 def test_encoder_on_a_vocabulary_without_its_special_tokens_is_refused(files, tmp_path, recipe):
-    with pytest.raises(TokenizerError, match=r"bpe vocabulary has no \[PAD\], which encoders such as BERT need"):
+    with pytest.raises(TokenizerError, match=r"bpe vocabulary has no \[PAD\], which BERT and BART need"):
         stemformer.pretrain(recipe, data=str(files / "data"), out=str(tmp_path / "run"), steps=2)
     assert not (tmp_path / "run" / "final").exists()
 
