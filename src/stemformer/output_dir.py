@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from stemformer.data.labelled.sequence_pairs import expand_parallel
 from stemformer.data.text.files import find_files
 from stemformer.errors import ConfigError
 
@@ -57,7 +58,7 @@ def check_output_file(
         raise ConfigError(f"--out is {out}. Expected a name that ends with {' or '.join(suffixes)}.")
     if Path(out).exists() and not overwrite:
         raise ConfigError(f"{out} exists. Pass another --out, or --overwrite to replace it.")
-    if any(Path(out).resolve() == Path(file).resolve() for file in inputs):
+    if any(Path(out).resolve() == Path(file).resolve() for file in expand_parallel(inputs)):
         raise ConfigError(f"{out} is an input file. Pass another --out.")
 
 

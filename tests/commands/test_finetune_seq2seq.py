@@ -141,3 +141,50 @@ def test_a_model_that_rewrites_can_learn_to_classify(reverser, tmp_path):
         (tmp_path / "tags.conll").write_text("a\tX\nb\tY\n\nb\tY\na\tX\n")
         train = [str(tmp_path / "tags.conll")]
         stemformer.finetune("tag", model=result["model"], train=train, dev=train, out=str(tmp_path / "tags"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"settings": ["task.num_beams=600"], "steps": 1}, r"task\.num_beams is 600: expected at most half of the"),
+        ({"settings": ["compute.shard=true"]}, r"compute\.shard is not supported with seq2seq"),
+        ({"text_column": ["source", "target"]}, "--text-column names 2 columns: seq2seq has one source"),
+        ({"best_metric": "cut"}, "Metric 'cut' does not exist"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_training(reverser, tmp_path, options, message):
+    folder, _ = reverser
+    train = [str(folder / "dev.jsonl")]
+    with pytest.raises(ConfigError, match=message):
+        stemformer.finetune("seq2seq", model="bart_tiny", train=train, out=str(tmp_path / "run"), **options)
+
+
+def test_a_budget_in_settings_replaces_the_default(reverser, tmp_path):
+    folder, _ = reverser
+    options = {"train": [str(folder / "dev.jsonl")], "out": str(tmp_path / "run"), "show_config": True}
+    shown = stemformer.finetune("seq2seq", model="bart_tiny", settings=["budget.steps=2"], **options)["config"]
+    assert "steps = 2" in shown and "epochs = 20" not in shown
+    assert "epochs = 20" in stemformer.finetune("seq2seq", model="bart_tiny", **options)["config"]
+    assert "epochs = 3" in stemformer.finetune("classify", model="m", **options)["config"]
+
+
+def test_rewriting_and_predicting_agree(reverser, tmp_path):
+    _, result = reverser
+    with pytest.raises(ConfigError, match="max_new_tokens is 1000: expected at most 254"):
+        stemformer.rewrite(["ape"], model=result["model"], max_new_tokens=1000)
+    (tmp_path / "in.txt").write_text("ape bee\n\ncat dog elk\n")
+    rows = stemformer.predict([str(tmp_path / "in.txt")], model=result["model"])["predictions"]
+    assert [row["source"] for row in rows] == ["ape bee", "", "cat dog elk"]
+    assert rows[1]["prediction"] is None
+    found = stemformer.rewrite(["ape bee", "cat dog elk"], model=result["model"])
+    assert [x["rewritten"] for x in found] == [rows[0]["prediction"], rows[2]["prediction"]]
+    assert [x["score"] for x in found] == pytest.approx([rows[0]["score"], rows[2]["score"]], rel=1e-3)
+
+
+def test_a_parallel_file_is_not_overwritten(reverser, tmp_path):
+    _, result = reverser
+    for name in ("a.en", "a.fr"):
+        (tmp_path / name).write_text("ape bee\n")
+    with pytest.raises(ConfigError, match=r"a\.fr is an input file"):
+        files = [f"{tmp_path}/a.en,{tmp_path}/a.fr"]
+        stemformer.evaluate(files, model=result["model"], out=str(tmp_path / "a.fr"), overwrite=True)

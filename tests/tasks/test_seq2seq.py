@@ -52,15 +52,15 @@ def test_the_length_limit_follows_the_training_pairs(tokenizer):
     long = [SourceTarget("king", ("the " * 12,), "a:1")] * 3
     task = Seq2Seq(TaskConfig("seq2seq"))
     task.encode(long, tokenizer, max_length=64)
-    assert task.length_ratio == 4.0
+    assert task.max_length_ratio == 4.0
     # A source of 9 tokens counts as one of 16.
     assert task.max_new_tokens(9, 512) == 4 * 16 + 8
     assert task.max_new_tokens(9, 20) == 18
     again = Seq2Seq(TaskConfig("seq2seq"))
     again.load_metadata(task.metadata())
-    assert again.length_ratio == 4.0
+    assert again.max_length_ratio == 4.0
     again.encode(RECORDS, tokenizer, max_length=64)
-    assert again.length_ratio == 4.0
+    assert again.max_length_ratio == 4.0
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

@@ -15,7 +15,7 @@ import torch
 from stemformer.commands.training_run import note_on_best, open_run_dir, resolve, start_run
 from stemformer.config import nearest, to_toml
 from stemformer.data.examples.batch import collate
-from stemformer.data.labelled.sequence_pairs import SourceTarget
+from stemformer.data.labelled.sequence_pairs import SourceTarget, expand_parallel
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.data.tokenization.trainers import train_byte_bpe
 from stemformer.data.tokenization.unknown_words import CANNOT_READ
@@ -37,7 +37,7 @@ from stemformer.reports.finetuning import curves_of_log, write_task_report
 from stemformer.tasks.dataset import LabelledData, encode_splits, read_labelled, weak_results
 from stemformer.tasks.dataset_notes import save_training_texts
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.metrics import format_metric, mean_std, metric_names
+from stemformer.tasks.metrics import NOT_RANKED, format_metric, mean_std, metric_names
 from stemformer.tasks.predictions import WorstExamples
 from stemformer.tasks.seq2seq import Seq2Seq
 from stemformer.tasks.task import Task, TaskConfig
@@ -75,7 +75,7 @@ def finetune(options: FinetuneOptions, *, progress: Progress | None = None) -> d
     if options.show_config:
         return {"config": to_toml(config)}
     folder, _ = open_run_dir(options)
-    inputs = (*options.train, *options.dev, options.model, options.config)
+    inputs = (*expand_parallel(options.train), *expand_parallel(options.dev), options.model, options.config)
     check_not_inside_inputs(folder, [path for path in inputs if path and Path(path).exists()])
     if options.num_seeds < 1:
         raise ConfigError(f"--num-seeds is {options.num_seeds}: expected at least 1.")
@@ -118,15 +118,24 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
             raise ConfigError(
                 f"{options.model} is no encoder-decoder. Pass a BART or a recipe of one, such as bart_mini."
             )
-        config = replace(config, optimizer=recipe.optimizer, schedule=recipe.schedule, budget=BudgetConfig(epochs=20))
-    config = resolve(config, options)
+        config = replace(config, optimizer=recipe.optimizer, schedule=recipe.schedule)
+    default = config.budget
+    config = resolve(replace(config, budget=BudgetConfig()), options)
+    if config.budget == BudgetConfig():
+        is_new = options.task == "seq2seq" and _is_recipe(options.model)
+        config = replace(config, budget=BudgetConfig(epochs=20) if is_new else default)
+    if config.task.name == "seq2seq" and config.compute.shard:
+        raise ConfigError("compute.shard is not supported with seq2seq, which writes texts. Remove it.")
+    if config.task.name == "seq2seq" and len(config.task.text) > 1:
+        raise ConfigError(f"--text-column names {len(config.task.text)} columns: seq2seq has one source. Name one.")
     if config.layer_decay != 1 and config.optimizer.kind == "muon":
         raise ConfigError("layer_decay has no effect on matrices with optimizer.kind = muon. Use adamw.")
     if config.budget.seconds is not None or config.budget.tokens is not None:
         raise ConfigError("Fine-tuning takes a budget of epochs or steps, not of time or tokens.")
     if config.evaluation.best_metric is not None:
         # Before the data is read; the metrics of this data are known later.
-        _check_metric(config.evaluation.best_metric, metric_names(config.task.name, config.task.kind))
+        names = [x for x in metric_names(config.task.name, config.task.kind) if x not in NOT_RANKED]
+        _check_metric(config.evaluation.best_metric, names)
     return config
 
 
@@ -147,6 +156,9 @@ def _run(
         else:
             source = find_model_folder(found.path if found else config.model)
         model, tokenizer, max_length = load_initial_model(config, task, source, is_resumed=found is not None)
+        if task.config.name == "seq2seq" and 2 * task.config.num_beams > tokenizer.vocab_size:
+            expected = f"expected at most half of the {tokenizer.vocab_size} ids"
+            raise ConfigError(f"task.num_beams is {task.config.num_beams}: {expected}.")
         config = with_learning_rate(config, model, found.config.optimizer.learning_rate if found else None)
         examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
         context, last = make_finetuning_context(
@@ -311,7 +323,10 @@ def _source_gain(module: torch.nn.Module, task: Task, dev: TaskExamples, device:
     if not isinstance(task, Seq2Seq):
         return None
     model: Any = getattr(module, "module", module).model
-    numbers = range(min(len(dev), _NUM_GAIN_EXAMPLES))
+    # Pairs of different sources, evenly apart: another source of the same text would swap nothing.
+    distinct = list({example.input_ids.tobytes(): i for i, example in enumerate(dev.examples)}.values())
+    number = min(len(distinct), _NUM_GAIN_EXAMPLES)
+    numbers = [distinct[i] for i in np.linspace(0, len(distinct) - 1, number).round().astype(int)]
     batch = collate([dev.examples[i] for i in numbers], numbers).to(device)
     return source_gain(model, [batch])
 

@@ -6,7 +6,7 @@ from typing import Any
 from stemformer.commands.load import open_pipeline
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.beam_search import BeamConfig
-from stemformer.generation.rewriting import repair_limit, rewrite_texts
+from stemformer.generation.rewriting import NUM_START_TOKENS, repair_limit, rewrite_texts
 from stemformer.options import RewriteOptions, accepts
 from stemformer.progress import Progress, Silent, format_count
 from stemformer.tasks.seq2seq import Seq2Seq
@@ -40,23 +40,30 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
         raise DataError("No text to work on. Pass texts to rewrite.")
     names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
-    config = BeamConfig(**settings)
+    BeamConfig(**settings)
     if options.batch_size < 1:
         raise ConfigError(f"batch_size is {options.batch_size}. Expected at least 1.")
     model = open_pipeline(options.model, options)
     if "seq2seq_lm" not in model.model.heads:
         raise ConfigError(f"{model.path} is no encoder-decoder, so it cannot rewrite texts. Pass a BART.")
-    if code := next(filter(_LANGUAGE_CODE.fullmatch, model.tokenizer.tokens), None):
+    task, max_length = model.task, model.model.max_length
+    # Those of training, unless others are named.
+    trained = {} if task is None else {name: getattr(task.config, name) for name in ("num_beams", "length_penalty")}
+    config = BeamConfig(**{**trained, **settings})
+    room = model.model.config.max_position_embeddings - NUM_START_TOKENS
+    if options.max_new_tokens is not None and options.max_new_tokens > room:
+        problem = f"max_new_tokens is {options.max_new_tokens}: expected at most {room}"
+        raise ConfigError(f"{problem}, the positions of {model.path} but two.")
+    if task is None and (code := next(filter(_LANGUAGE_CODE.fullmatch, model.tokenizer.tokens), None)):
         problem = f"{model.path} has language codes such as {code}, one of which precedes each text"
         raise ConfigError(f"{problem}. Such models are not supported yet: pass a BART, or an mBART of this package.")
     progress.start("rewriting", total=len(options.texts), unit="texts")
-    task, max_length = model.task, model.model.max_length
 
     def limit_of(length: int) -> int:
         if options.max_new_tokens is not None:
             return options.max_new_tokens
         if isinstance(task, Seq2Seq):
-            return task.max_new_tokens(length, max_length)
+            return task.max_new_tokens(length, model.model.config.max_position_embeddings)
         return repair_limit(length, max_length)
 
     results = rewrite_texts(

@@ -197,16 +197,18 @@ class RewriteOptions(groups.TextsOptions):
     Attributes:
         texts: Texts to rewrite. A model that is only pre-trained repairs texts with masks.
         model: Model directory, run directory or hub id of a BART.
-        num_beams: Number of beams; 1 is greedy decoding.
-        max_new_tokens: Maximum number of tokens to write. Default: twice the tokens of the text, rounded up.
-        length_penalty: Exponent of the length by which the log-probability of a beam is divided.
+        num_beams: Number of beams; 1 is greedy decoding. Default: 4, or that of the fine-tuning.
+        max_new_tokens: Maximum number of tokens to write. Default: twice the tokens of the text, rounded up;
+            of a fine-tuned model as much as in nearly all of its training pairs.
+        length_penalty: Exponent of the length by which the log-probability of a beam is divided. Default:
+            1, or that of the fine-tuning.
         num_return_sequences: Number of candidates for each text, at most as many as beams.
         batch_size: Number of texts that are decoded together.
     """
 
-    num_beams: int = 4
+    num_beams: int | None = None
     max_new_tokens: int | None = None
-    length_penalty: float = 1.0
+    length_penalty: float | None = None
     num_return_sequences: int = 1
     batch_size: int = 32
 

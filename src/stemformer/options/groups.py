@@ -258,10 +258,11 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
     Attributes:
         train: Labelled files: .csv, .tsv, .jsonl, .parquet, CoNLL, CoNLL-U, SQuAD .json, multiple-choice files, hub:NAME,
             - for standard input (a text on each line, or JSON), or a directory with a directory of texts for each class.
+            Of seq2seq also two text files whose lines belong together: train.en,train.fr.
         dev: Labelled files for evaluation. Default: a tenth of the training data.
-        text_column: Column of the text; two columns for pair. Default: guessed from the names.
-        label_column: Column of the label. Several columns of 0 and 1 make multi-label data, labelled by their names.
-            Default: guessed from the names.
+        text_column: Column of the text, of seq2seq the source; two columns for pair. Default: guessed from the names.
+        label_column: Column of the label, of seq2seq the target. Several columns of 0 and 1 make multi-label data,
+            labelled by their names; several columns of seq2seq are references. Default: guessed from the names.
         kind: Kind of label, for classify and pair: class is one class, labels any number of classes (multi-label),
             score a number (regression).
         max_length: Maximum length of an example in tokens. Default: the longest that the model was trained on.
@@ -269,8 +270,9 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
             draw maps them at random, a file has a symbol, a tab and a word on each line.
         kmer: Number of symbols that are mapped to one word, with symbols=draw.
         task: classify: class of a text; pair: class of two texts; tag: a tag for each word; qa: the answer's span in a
-            passage; choice: the right one of several options.
-        model: Model directory, run directory or hub id to start from.
+            passage; choice: the right one of several options; seq2seq: a text, such as a translation or a summary.
+        model: Model directory, run directory or hub id to start from. Of seq2seq also a recipe of a BART, such as
+            bart_mini, for a new model.
         epochs: Number of epochs over the training data. Default: 3.
         steps: Number of optimizer steps, instead of epochs.
         batch_size: Examples in an optimizer step. Default: from the config, or 32.

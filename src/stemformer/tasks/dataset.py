@@ -38,6 +38,7 @@ from stemformer.tasks.dataset_notes import (
     note_labels,
     note_lengths,
     note_overlap,
+    plain_text,
     text_keys,
 )
 from stemformer.tasks.examples import TaskExamples
@@ -224,7 +225,7 @@ def _split_dev(
         method = "grouped by article or passage"
     elif config.name == "seq2seq":
         # No text is on both sides, neither as source nor as target.
-        texts = [[("source", r.source), *(("target", target) for target in r.targets)] for r in records]
+        texts = [[plain_text(text) for text in (r.source, *r.targets)] for r in records]
         train, dev = grouped_split(connected_groups(texts), share=share, seed=seed)
         method = "equal sources or targets kept together"
     else:
@@ -338,6 +339,10 @@ def read_labelled(
             records, dev_records, method = _split_dev(config, records, share=dev_fraction, seed=seed)
             if not records or not dev_records:
                 problem = "Too few records to split off dev data"
+                if config.name == "seq2seq" and len(records) + len(dev_records) > 1:
+                    problem = (
+                        "All pairs are connected by equal sources or targets, so none can be split off as dev data"
+                    )
                 if config.has_classes and len(records) > 1:
                     problem += f": no label in column {config.label!r} occurs twice (--label-column to change it)"
                 raise DataError(f"{', '.join(train)}: {problem}. Pass --dev.")

@@ -27,6 +27,11 @@ _TRAINING_TEXTS, _MOST_TRAINING_TEXTS = "training_texts.npy", 10**6
 REMOVE_ADVICE = "Remove them."
 
 
+def plain_text(text: str) -> str:
+    """Return a text up to white space and composed characters, by which equal texts are found."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def text_keys(task: Task | type[Task], records: Sequence[Any]) -> list[int]:
     """Return a hash of 64 bits of the texts of each record, up to white space."""
 
@@ -34,7 +39,7 @@ def text_keys(task: Task | type[Task], records: Sequence[Any]) -> list[int]:
         values = [getattr(record, name) for name in task.input_fields]
         parts = chain.from_iterable([value] if isinstance(value, str) else value for value in values)
         # The separator is white space, so no part holds it.
-        text = "\x1f".join(" ".join(unicodedata.normalize("NFC", part).split()) for part in parts)
+        text = "\x1f".join(map(plain_text, parts))
         return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
     return list(map(key, records))

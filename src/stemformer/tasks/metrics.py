@@ -46,6 +46,10 @@ _BY_TASK = {
 }
 
 
+# Metrics that say how texts are, not how good.
+NOT_RANKED = ("copied", "length_ratio", "cut")
+
+
 def metric_names(task: str, kind: str) -> list[str]:
     """Return the names of the metrics that a task may have; some depend on the data, such as `f1` of two labels."""
     return _BY_TASK.get(task, _BY_KIND[kind])

@@ -52,7 +52,7 @@ class Seq2Seq(Task):
     shown_metrics = ("loss", "source_gain", "bleu", "chrf", "cut")
 
     # Tokens of targets for each token of a source, of nearly all training pairs.
-    length_ratio: float | None = None
+    max_length_ratio: float | None = None
     # Number of examples that are written in an evaluation; None: all.
     num_written: int | None = None
 
@@ -66,7 +66,7 @@ class Seq2Seq(Task):
     def max_new_tokens(self, source_length: int, positions: int) -> int:
         """Return the maximum number of tokens, the end included, to write for a source of some tokens."""
         rounded = -(-source_length // _LENGTH_STEP) * _LENGTH_STEP
-        ratio = 2.0 if self.length_ratio is None else self.length_ratio
+        ratio = 2.0 if self.max_length_ratio is None else self.max_length_ratio
         # Two positions are those of `</s> <s>`.
         return max(1, min(positions - 2, math.ceil(ratio * rounded) + _SPARE_TOKENS))
 
@@ -114,8 +114,8 @@ class Seq2Seq(Task):
             ratios.append(max(0, len(target) - _SPARE_TOKENS) / max(1, len(source)))
             kept = [] if record.targets is None else [target[:room]]
             yield number, make_encoder_decoder_example([source[:room]], kept, cls=cls, sep=sep), tokenizer
-        if self.length_ratio is None and ratios and records[0].targets is not None:
-            self.length_ratio = round(max(1.0, float(np.quantile(ratios, _LENGTH_QUANTILE))), 3)
+        if self.max_length_ratio is None and ratios and records[0].targets is not None:
+            self.max_length_ratio = round(max(1.0, float(np.quantile(ratios, _LENGTH_QUANTILE))), 3)
 
     def decode(
         self, scores: Sequence[Any], examples: TaskExamples, records: Sequence[SourceTarget]
@@ -149,8 +149,10 @@ class Seq2Seq(Task):
         return {**metrics, **details}
 
     def to_row(self, record: SourceTarget, prediction: RewritePrediction) -> dict[str, Any]:
-        row: dict[str, Any] = {"source": record.source, "prediction": prediction.text, "score": prediction.score}
-        row["is_complete"] = prediction.is_complete
+        found = (prediction.text, prediction.score, prediction.is_complete)
+        # Empty texts have no prediction.
+        values = found if record.source else (None,) * 3
+        row = {"source": record.source, **dict(zip(("prediction", "score", "is_complete"), values, strict=True))}
         return row if record.targets is None else {**row, "targets": list(record.targets)}
 
     def to_report_example(self, record: SourceTarget, prediction: RewritePrediction) -> ReportExample:
@@ -161,8 +163,8 @@ class Seq2Seq(Task):
         return 100 - chrf, not is_right, {**entry, "chrf": round(chrf, 1)}
 
     def metadata(self) -> dict[str, Any]:
-        return {**super().metadata(), "length_ratio": self.length_ratio}
+        return {**super().metadata(), "max_length_ratio": self.max_length_ratio}
 
     def load_metadata(self, metadata: dict[str, Any]) -> None:
         super().load_metadata(metadata)
-        self.length_ratio = metadata.get("length_ratio")
+        self.max_length_ratio = metadata.get("max_length_ratio")

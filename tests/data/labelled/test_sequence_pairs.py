@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from stemformer.data.labelled.sequence_pairs import read_sequence_pairs, split_parallel
+from stemformer.data.labelled.sequence_pairs import expand_parallel, read_sequence_pairs, split_parallel
 from stemformer.data.labelled.splits import connected_groups
 from stemformer.errors import DataError
 
@@ -32,7 +32,8 @@ def test_columns_are_found_by_name_or_order(write, names):
     file = write("pairs.tsv", "\t".join(names), "a cat sat\tun chat", "a dog ran\tun chien")
     records, source, targets, counts = read(file)
     assert records == [("a cat sat", ("un chat",)), ("a dog ran", ("un chien",))]
-    assert (source, targets, counts) == (names[0], (names[1],), {})
+    assert (source, targets) == (names[0], (names[1],))
+    assert +Counter(counts) == ({"first lines taken for a header ('en', 'fr')": 1} if "en" in names else {})
 
 
 def test_a_usual_name_wins_over_the_order_of_other_columns(write):
@@ -59,7 +60,7 @@ def test_parallel_files_are_read_line_by_line(write):
     write("a.fr", "un", "deux", "trois")
     records, *columns, counts = read("a.en,a.fr")
     assert records == [("one\ttab", ("un",)), ("two", ("deux",))]
-    assert columns == ["source", ("target",)] and counts == {"empty source (left out)": 1}
+    assert columns == ["source", ("target",)] and +Counter(counts) == {"empty source (left out)": 1}
 
 
 def test_a_file_with_a_comma_in_its_name_is_one_file(write):
@@ -72,12 +73,33 @@ def test_pairs_without_a_side_are_left_out_and_counted(write):
     file = write("pairs.csv", "source,target", "a,b", " ,c", "d,")
     records, *_, counts = read(file)
     assert records == [("a", ("b",))]
-    assert counts == {"empty source (left out)": 1, "empty target (left out)": 1}
+    assert +Counter(counts) == {"empty source (left out)": 1, "empty target (left out)": 1}
 
 
 def test_sources_alone_have_no_targets(write):
     assert read(write("a.txt", "one", "two"), needs_target=False)[0] == [("one", None), ("two", None)]
     assert read(write("b.csv", "source,target", "a,b"), needs_target=False)[0] == [("a", None)]
+    # A row for each line.
+    records, *_, counts = read(write("c.txt", "one", " ", "two"), needs_target=False)
+    assert records == [("one", None), ("", None), ("two", None)] and counts["empty source (no prediction)"] == 1
+
+
+def test_white_space_around_texts_and_cells_with_lists(write):
+    file = write("pairs.csv", "source,target", "a, b ", """x,"['y', 'z']\"""")
+    assert read(file)[0] == [("a", ("b",)), ("x", ("y", "z"))]
+
+
+def test_translations_with_ids_are_flattened(write):
+    file = write("a.jsonl", json.dumps({"id": "7", "translation": {"en": "a", "fr": "b"}}))
+    assert read(file)[:3] == ([("a", ("b",))], "en", ("fr",))
+
+
+def test_a_reference_wins_over_other_columns(write):
+    assert read(write("a.csv", "src,mt,ref", "a,b,c"))[0] == [("a", ("c",))]
+
+
+def test_names_of_parallel_files_are_expanded(write):
+    assert expand_parallel(["a.en,a.fr", "b.csv"]) == ["a.en", "a.fr", "b.csv"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,19 @@ from stemformer.errors import DataError
 
 # Usual names of the two columns. Two columns of other names are source and target in their order.
 SOURCE_TARGET_NAMES = (
-    *(("source", "target"), ("src", "tgt"), ("src", "trg"), ("src", "mt"), ("input", "output"), ("input", "target")),
+    *(("source", "target"), ("src", "tgt"), ("src", "trg"), ("src", "ref"), ("input", "output"), ("input", "target")),
     *(("document", "summary"), ("text", "summary"), ("article", "summary"), ("article", "highlights")),
     *(("dialogue", "summary"), ("original", "simplification"), ("original", "simplified"), ("complex", "simple")),
     *(("incorrect", "correct"), ("sentence", "correction"), ("text", "target"), ("source", "reference")),
 )
-# Names of columns that prove a header, codes of languages (ISO 639) too.
-_HEADER_NAMES = (
-    *dict.fromkeys(name for pair in SOURCE_TARGET_NAMES for name in pair),
+# Names of columns that prove a header.
+_HEADER_NAMES = tuple(dict.fromkeys(name for pair in SOURCE_TARGET_NAMES for name in pair))
+# Codes of languages (ISO 639): a first line of two of them is a header.
+_LANGUAGES = {
     *("ar", "bg", "bn", "cs", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "he"),
     *("hi", "hr", "hu", "id", "it", "ja", "ko", "la", "lt", "lv", "nl", "no", "pl", "pt"),
     *("ro", "ru", "sk", "sl", "sr", "sv", "sw", "ta", "th", "tr", "uk", "ur", "vi", "zh"),
-)
+}
 # Column with an object of a text for each language, as in Hugging Face's translation data.
 _NESTED = "translation"
 # Between the names of two parallel files.
@@ -66,13 +66,14 @@ def read_sequence_pairs(
     source, targets = _find_columns(table, source, targets, needs_target=needs_target)
     records = []
     for row, location in zip(table.rows, table.locations, strict=True):
-        text = _text(row[source], location, source)
+        text = _text(row[source], location, source).strip()
         texts = tuple(x for name in targets for x in _texts(row[name], location, name))
-        if not text.strip():
+        if not text and needs_target:
             counts["empty source (left out)"] += 1
         elif targets and not texts:
             counts["empty target (left out)"] += 1
         else:
+            counts["empty source (no prediction)"] += not text
             records.append(SourceTarget(text, texts if targets else None, location))
     return records, source, targets
 
@@ -83,6 +84,11 @@ def split_parallel(file: str) -> tuple[str, str] | None:
     return (first, second) if mark and second and not Path(file).exists() else None
 
 
+def expand_parallel(files: Sequence[str]) -> list[str]:
+    """Return the names of files, those of parallel ones each by itself."""
+    return [name for file in files for name in split_parallel(file) or (file,)]
+
+
 def _read(files: Sequence[str], names: Sequence[str], counts: Counter[str], *, needs_target: bool) -> Table:
     pairs = [split_parallel(file) for file in files]
     if not any(pairs):
@@ -90,7 +96,7 @@ def _read(files: Sequence[str], names: Sequence[str], counts: Counter[str], *, n
         if needs_target and table.columns == ("text",):
             advice = "Pass a table (.csv, .tsv, .jsonl, .parquet), or two files with a comma between their names"
             raise DataError(f"{table.source}: There is one text a line, and no target. {advice}.")
-        return _flattened(table)
+        return _flattened(_with_language_header(table, counts))
     if not all(pairs):
         single = next(file for file, pair in zip(files, pairs, strict=True) if pair is None)
         raise DataError(f"{single}: Expected two files with a comma between their names, as for the others.")
@@ -108,13 +114,22 @@ def _read_parallel(first: str, second: str) -> Table:
     if len(sides[0]) != len(sides[1]):
         numbers = f"{first} has {len(sides[0]):,} lines, {second} has {len(sides[1]):,}"
         raise DataError(f"{numbers}. Line n of one file must belong to line n of the other: repair them.")
-    rows = [{"source": a, "target": b} for a, b in zip_longest(*sides)]
+    rows = [{"source": a, "target": b} for a, b in zip(*sides, strict=True)]
     return Table(f"{first}, {second}", ("source", "target"), rows, [f"{first}:{i + 1}" for i in range(len(rows))])
+
+
+def _with_language_header(table: Table, counts: Counter[str]) -> Table:
+    """Return a table whose first row becomes its header if it holds nothing but codes of languages."""
+    if table.columns[0] != "column1" or not _LANGUAGES.issuperset(names := tuple(map(str, table.rows[0].values()))):
+        return table
+    counts[f"first lines taken for a header ({quoted(names)})"] += 1
+    rows = [dict(zip(names, row.values(), strict=True)) for row in table.rows[1:]]
+    return Table(table.source, names, rows, table.locations[1:])
 
 
 def _flattened(table: Table) -> Table:
     """Return a table with a column for each language instead of a column of objects."""
-    if not table.rows or table.columns != (_NESTED,):
+    if _NESTED not in table.columns or not isinstance(parse_cell(table.rows[0][_NESTED]), dict):
         return table
     rows = [parse_cell(row[_NESTED]) for row in table.rows]
     wrong = next(
@@ -164,5 +179,6 @@ def _text(value: Any, location: str, column: str) -> str:
 
 def _texts(value: Any, location: str, column: str) -> list[str]:
     """Return the texts of a cell, which may be a list of references."""
+    value = parse_cell(value)
     items = value if isinstance(value, list) else [value]
-    return [text for item in items if (text := _text(item, location, column)).strip()]
+    return [text for item in items if (text := _text(item, location, column).strip())]
