@@ -1,13 +1,13 @@
 """A GPT on labelled data: runs that learn and resume, folders that predict alike here and in transformers, and what is refused."""
 
 import json
-import signal
 from collections import Counter
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from interrupts import StopAt
 from safetensors.torch import load_file
 
 import stemformer
@@ -22,7 +22,6 @@ from stemformer.huggingface.save import save_model
 from stemformer.models.gpt import GptConfig
 from stemformer.models.llama import LlamaConfig
 from stemformer.models.model import make_model
-from stemformer.progress import Silent
 from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.tasks.task import TaskConfig
 from stemformer.tasks.token_classification import TokenClassification
@@ -237,22 +236,6 @@ def test_saved_tokenizer_puts_the_end_of_text_before_a_text(gpts, finetuned):
     plain = transformers.AutoTokenizer.from_pretrained(gpts / "bpe")(texts)["input_ids"]
     tuned = transformers.AutoTokenizer.from_pretrained(finetuned("bpe", "class") / "final")(texts)["input_ids"]
     assert plain == tuned == [[0, *ids.tolist()] for ids in load_tokenizer(gpts / "bpe").encode_ids(texts)]
-
-
-class StopAt(Silent):
-    """Presses Ctrl-C while a step is under way."""
-
-    def __init__(self, step):
-        self.left, self.is_training = step, False
-
-    def start(self, what, total=None, unit=""):
-        self.is_training = what == "training"
-
-    def advance(self, amount, note=""):
-        if self.is_training:
-            self.left -= amount
-            if amount and self.left == 0:
-                signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("kind", ["class", "tag"])

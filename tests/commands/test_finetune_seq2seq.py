@@ -2,15 +2,14 @@
 
 import json
 import random
-import signal
 
 import pytest
 import torch
+from interrupts import StopAt
 from safetensors.torch import load_file
 
 import stemformer
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.progress import Silent
 
 WORDS = ["ape", "bee", "cat", "dog", "elk", "fox", "gnu", "hen"]
 
@@ -70,22 +69,6 @@ def test_the_model_rewrites_predicts_and_is_evaluated(reverser):
     assert model.predict(["ape bee cat"])[0].text == "cat bee ape"
 
 
-class CtrlC(Silent):
-    """Presses Ctrl-C after some steps of training."""
-
-    def __init__(self, after):
-        self.left, self.is_training = after, False
-
-    def start(self, what, total=None, unit=""):
-        self.is_training = what == "training"
-
-    def advance(self, amount, note=""):
-        if self.is_training:
-            self.left -= amount
-            if amount and self.left == 0:
-                signal.raise_signal(signal.SIGINT)
-
-
 def test_a_resumed_run_ends_with_the_same_numbers(reverser, tmp_path):
     folder, _ = reverser
     options = {"model": "bart_tiny", "train": [str(folder / "dev.jsonl")], "device": "cpu", "precision": "fp32"}
@@ -93,7 +76,7 @@ def test_a_resumed_run_ends_with_the_same_numbers(reverser, tmp_path):
     options["settings"] = ["task.vocab_size=300", "dropout=0.1", "task.label_smoothing=0.1"]
     stemformer.finetune("seq2seq", out=str(tmp_path / "full"), **options)
     with pytest.raises(KeyboardInterrupt):
-        stemformer.finetune("seq2seq", out=str(tmp_path / "part"), progress=CtrlC(after=3), **options)
+        stemformer.finetune("seq2seq", out=str(tmp_path / "part"), progress=StopAt(3), **options)
     stemformer.finetune("seq2seq", out=str(tmp_path / "part"), resume=True, **options)
     weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("full", "part")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
