@@ -124,7 +124,7 @@ words = "the old king sees a green river under the bridge".split()
 rows = (" ".join(words[(i * j) % 9] for j in range(1, 2 + i * 7919 % 40)) for i in range(int(number)))
 file.write_text("review,sentiment\\n" + "".join(f"{text},good\\n" for text in rows))
 how = dict(model=model, precision=precision, threads=1)
-stemformer.predict([str(file)], out=str(file.with_suffix(".jsonl")), **how)
+stemformer.predict([str(file)], out=str(file.with_suffix(".jsonl")), overwrite=True, **how)
 stemformer.evaluate([str(file)], **how)
 print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
