@@ -224,8 +224,12 @@ def make_context(
     )
 
 
-def our_steps(context: Any, *, compiled: bool | None = None) -> Iterator[Step]:
-    """Yield the steps of ours; `compiled` None compiles the layers if the package does so on this device."""
+def our_steps(context: Any, *, compiled: bool | None = None, loss_name: str | None = None) -> Iterator[Step]:
+    """Yield the steps of ours; `compiled` None compiles the layers if the package does so on this device.
+
+    Args:
+        loss_name: Name of the loss; default: that of the head.
+    """
     configure_allocator(context.device)
     compiled = choose_compile(compiled, context.device)
     context = replace(context, environment={"compile": compiled})
@@ -237,9 +241,10 @@ def our_steps(context: Any, *, compiled: bool | None = None) -> Iterator[Step]:
         compile_blocks(model)
     module, optimizer = prepare_training(model, context)
     metrics, graph_step = MetricAccumulator(), make_cuda_graph_step(module, context)
+    name = loss_name or heads[0]
     prepared = prefetch(lambda s: batches_of_step(s, context), range(context.budget.num_steps + AHEAD))
     for step, batches in zip(range(context.budget.num_steps), prepared, strict=False):
-        counts = {heads[0]: float(sum(len(batch.labels) for batch in batches))}
+        counts = {name: float(sum(len(batch.labels) for batch in batches))}
         add_gradients(module, batches, context, step, metrics, counts, graph_step)
         norm = clip_grad_norm(optimizer, model.parameters(), context.config.optimizer.max_grad_norm)
         assert torch.isfinite(norm)
@@ -249,7 +254,7 @@ def our_steps(context: Any, *, compiled: bool | None = None) -> Iterator[Step]:
         tokens = sum(batch.num_tokens for batch in batches)
         flops = sum(step_flops(model, batch, context.objective) for batch in batches)
         metrics.add_step(tokens=tokens, capacity=tokens, num_dropped=0, flops=flops)
-        loss = metrics.flush(peak_flops=1.0)[f"{heads[0]}_loss"]
+        loss = metrics.flush(peak_flops=1.0)[f"{name}_loss"]
         yield time.perf_counter(), tokens, tokens, flops, loss
 
 
@@ -287,14 +292,19 @@ def trainer_steps(
     examples: Sequence[dict[str, list[int]]],
     collate: Callable[[list[Any]], Any],
     flops: Callable[[Any, int, int], float],
+    **options: Any,
 ) -> Iterator[Step]:
-    """Yield the steps of transformers' Trainer with our learning rate, betas, decay and clipping, all else at its defaults."""
+    """Yield the steps of transformers' Trainer with our learning rate, betas, decay and clipping, all else at its defaults.
+
+    Args:
+        options: Further arguments of `TrainingArguments`.
+    """
     shapes: list[tuple[int, int, int]] = []  # tokens, rows, length of each batch
     ends: list[float] = []
 
     def count_and_collate(features: list[dict[str, Any]]) -> Any:
         batch = collate(features)
-        shapes.append((int(batch["attention_mask"].sum()), *batch["input_ids"].shape))
+        shapes.append((num_tokens(batch), *batch["input_ids"].shape))
         return batch
 
     class Clock(transformers.TrainerCallback):
@@ -319,12 +329,19 @@ def trainer_steps(
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            **options,
         )
         data = datasets.Dataset.from_list(list(examples))
         trainer = transformers.Trainer(model, arguments, count_and_collate, data, callbacks=[Clock()])
         loss = trainer.train().training_loss
     for end, (tokens, rows, length) in zip(ends, shapes, strict=False):
         yield end, tokens, rows * length, flops(model, rows, length), loss
+
+
+def num_tokens(batch: Any) -> int:
+    """Return the tokens of a peer's batch that are no padding, labels of an encoder-decoder included."""
+    number = int(batch["attention_mask"].sum())
+    return number + (int((batch["labels"] != -100).sum()) if "decoder_input_ids" in batch else 0)
 
 
 def hand_steps(

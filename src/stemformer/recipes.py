@@ -115,6 +115,25 @@ def _bart(name: str, layers: int, hidden: int, heads: int, learning_rate: float)
     return BartRunConfig(recipe=name, model=model, **settings)
 
 
+def _bart_2019(name: str, layers: int, hidden: int, heads: int, learning_rate: float) -> BartRunConfig:
+    """Return a BART run with noise, batch size and steps of Lewis et al. 2020, section 5.1; base has the sizes of section 4.
+
+    They do not give the optimizer's settings and refer to RoBERTa, whose values are used (Liu et al. 2019, table 9).
+    Differences: no dropout on activations and attention probabilities, dropout until the end of the run, gradients are
+    clipped, and positions start as sinusoids.
+    """
+    small = _bart(name, layers, hidden, heads, learning_rate)
+    options: dict[str, Any] = {"hidden_dropout_prob": 0.1, "max_position_embeddings": 1024}
+    return replace(
+        small,
+        model=replace(small.model, **options),
+        batch=BatchConfig(size=8000, micro_size=8, sequence_length=512),
+        budget=BudgetConfig(steps=500_000),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, weight_decay=0.01, beta2=0.98, eps=1e-6),
+        schedule=ScheduleConfig(kind="linear", warmup_steps=24_000 if layers == 6 else 30_000),
+    )
+
+
 def _bert_2018(name: str, layers: int, hidden: int, heads: int) -> RunConfig:
     """Return a BERT run with the 2018 hyper-parameters.
 
@@ -227,6 +246,8 @@ _RECIPES: tuple[tuple[RunConfig, str], ...] = (
     (_bart("bart_tiny", 2, 128, 2, 2e-3), "BART with 2 + 2 layers of width 128, for tests"),
     (_bart("bart_mini", 4, 256, 4, 1e-3), "BART with 4 + 4 layers of width 256, for two CPU cores"),
     (_bart("bart_small", 4, 512, 8, 7e-4), "BART with 4 + 4 layers of width 512"),
+    (_bart_2019("bart_base_2019", 6, 768, 12, 6e-4), "BART-base with the noise and steps of 2019"),
+    (_bart_2019("bart_large_2019", 12, 1024, 16, 4e-4), "BART-large with the noise and steps of 2019"),
     (_gpt("gpt_tiny", 2, 128, 2, 2e-3), "GPT with 2 layers of width 128, for tests and one-minute demonstrations"),
     (_gpt("gpt_mini", 4, 256, 4, 1e-3), "GPT with 4 layers of width 256: a first real run on two CPU cores"),
     (_gpt_char("gpt_small_char", 6, 256, 4), "GPT with 6 layers of width 256 for a small text in characters or bytes"),

@@ -307,6 +307,18 @@ def test_patience_ends_a_run_at_its_best_model(run, tmp_path, saved):
     assert_same_weights(best, tmp_path / "run" / "final")
 
 
+def test_time_limits_a_run_that_ends_at_its_last_step_when_resumed(run, tmp_path):
+    first = run("class", steps=None, time=1.5)
+    assert first["steps"] > 2
+    times = [line["seconds"] for line in read_jsonl(tmp_path / "run" / "log.jsonl")]
+    assert times == sorted(times)
+    assert 1.2 < times[-1]
+    again = run("class", steps=None, time=1.5, resume=True)
+    assert again["steps"] == first["steps"]
+    with pytest.raises(ConfigError, match="Several training budgets: --steps, --time"):
+        run("class", out="other", time=1.5)
+
+
 def test_early_stopping_follows_the_metric(run, tmp_path):
     result = run("tag", steps=60, learning_rate=1e-2, settings=["evaluation.patience=2"])
     metrics = [line["dev_f1"] for line in log_of(tmp_path / "run") if line["kind"] == "evaluation"]

@@ -130,8 +130,10 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
         raise ConfigError(f"--text-column names {len(config.task.text)} columns: seq2seq has one source. Name one.")
     if config.layer_decay != 1 and config.optimizer.kind == "muon":
         raise ConfigError("layer_decay has no effect on matrices with optimizer.kind = muon. Use adamw.")
-    if config.budget.seconds is not None or config.budget.tokens is not None:
-        raise ConfigError("Fine-tuning takes a budget of epochs or steps, not of time or tokens.")
+    if config.budget.tokens is not None:
+        raise ConfigError("Fine-tuning takes a budget of epochs, steps or time, not of tokens.")
+    if config.budget.seconds is not None and not isinstance(options, FinetuneOptions):
+        raise ConfigError("Runs are compared after as many steps: set a budget of epochs or steps, not of time.")
     if config.evaluation.best_metric is not None:
         # Before the data is read; the metrics of this data are known later.
         names = [x for x in metric_names(config.task.name, config.task.kind) if x not in NOT_RANKED]
@@ -236,7 +238,7 @@ def with_learning_rate(config: FinetuneConfig, model: Model, stored: float | Non
 
 
 def run_length(config: FinetuneConfig, num_examples: int) -> int:
-    """Return the number of optimizer steps of a run."""
+    """Return the number of optimizer steps of a run that is not limited by time."""
     batch_size = min(config.batch.size, num_examples)
     return config.budget.steps or max(1, math.ceil((config.budget.epochs or 3) * num_examples / batch_size - 1e-9))
 
@@ -264,6 +266,7 @@ def make_finetuning_context(
     evaluation = replace(config.evaluation, every=config.evaluation.every or math.ceil(len(examples) / batch_size))
     checkpoints = replace(config.checkpoints, every=config.checkpoints.every or evaluation.every)
     config = replace(config, evaluation=evaluation, checkpoints=checkpoints)
+    num_steps = None if config.budget.seconds is not None else run_length(config, len(examples))
     precision = choose_precision(config.compute.precision, device)
     monitored = config.evaluation.best_metric or task.main_metric
     sign = 1 if monitored.endswith(("loss", "error")) else -1
@@ -298,7 +301,7 @@ def make_finetuning_context(
 
     context = TrainingContext(
         config=config,
-        budget=TrainingBudget(config, run_length(config, len(examples)), folder),
+        budget=TrainingBudget(config, num_steps, folder),
         objective=task,
         phases=[Phase(BatchConfig(batch_size, None, max_length, config.batch.micro_tokens), examples)],
         evaluate=evaluate,
@@ -432,15 +435,16 @@ def _describe_learning_rate(config: Any, model: Model) -> str:
 
 def _describe_start(context: TrainingContext, model: Model) -> str:
     examples, batch = context.phases[0].examples, context.phases[0].batch
-    size, steps = batch.size, context.budget.num_steps or 0
+    size, steps, seconds = batch.size, context.budget.num_steps, context.budget.seconds
     assert isinstance(examples, TaskExamples)
     number = format_count(len(examples), "example") + (
         f" ({examples.num_sequences:,} sequences)" if examples.num_sequences > len(examples) else ""
     )
     mean = examples.num_tokens / examples.num_sequences
     length = f"mean length {mean:.0f}, max length {batch.sequence_length}"
-    epochs = (
-        f"{format_count(steps, 'step')} x batch size {size} = {steps * size / len(examples):.2f} epochs (no padding)"
-    )
+    if steps is None:
+        epochs = f"{seconds:,.0f} seconds of batches of {size} (no padding)"
+    else:
+        epochs = f"{format_count(steps, 'step')} x batch size {size} = {steps * size / len(examples):.2f} epochs (no padding)"
     start = f"{model.num_parameters():,} parameters; {number}, {length}; {epochs}"
     return f"{start}; {context.device}, {context.precision}"
