@@ -58,7 +58,7 @@ def theirs_of(model, source, **options):
 
 def ours_of(model, texts, **options):
     decoder = BartTextDecoder(model, rows=len(texts) * options.get("num_beams", 4))
-    found = search_beams(decoder, texts, BeamConfig(max_new_tokens=NEW, **options), prompt_length=2)
+    found = search_beams(decoder, texts, BeamConfig(max_new_tokens=NEW, **options))
     return [[hypothesis.ids for hypothesis in each] for each in found]
 
 

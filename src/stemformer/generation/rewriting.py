@@ -81,7 +81,7 @@ def decode_sources(
         settings = replace(config, max_new_tokens=limit)
         for start in range(0, len(members), batch_size):
             batch = members[start : start + batch_size]
-            found = search_beams(decoder, [sources[i] for i in batch], settings, prompt_length=NUM_START_TOKENS)
+            found = search_beams(decoder, [sources[i] for i in batch], settings)
             for i, hypotheses in zip(batch, found, strict=True):
                 results[i] = hypotheses
             if on_batch is not None:
