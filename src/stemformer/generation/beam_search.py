@@ -1,7 +1,6 @@
 """Beam search over many texts at once.
 
-Source: Wu et al. 2016, section 7 (length penalty); Paulus et al. 2017, section 2.5 (no repeated n-grams); the rules
-for stopping are those of Hugging Face's `generate`.
+Source: Wu et al. 2016, section 7 (length penalty); the rules for stopping are those of Hugging Face's `generate`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from stemformer.config import check_at_least, check_fields
 from stemformer.errors import CheckpointError, ConfigError
+from stemformer.generation.constraints import check_constraints, forbid_repeats, pad_left
 
 # Scores that `top_scores` compares by their maximum first.
 _BLOCK_SIZE = 64
@@ -32,9 +32,7 @@ class TextDecoder(Protocol):
     def start(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the tokens before the first new one of each text."""
 
-    def prefill(
-        self, prompts: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1
-    ) -> Float[Tensor, "S V"]:
+    def prefill(self, prompts: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1) -> Float[Tensor, "S V"]:
         """Start a new batch and return the logits of each first token."""
 
     def decode_step(self, tokens: Int[Tensor, "R"]) -> Float[Tensor, "R V"]:
@@ -68,13 +66,10 @@ class BeamConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "", "num_beams", "max_new_tokens")
-        check_at_least(0, self, "", "min_new_tokens", "no_repeat_ngram_size")
+        check_constraints(self)
         check_fields(self, "", "a number from -10 to 10", lambda x: -10 <= x <= 10, "length_penalty")
         if not 1 <= self.num_return_sequences <= self.num_beams:
             problem = f"num_return_sequences is {self.num_return_sequences}: expected 1 to {self.num_beams}, num_beams"
-            raise ConfigError(problem)
-        if self.min_new_tokens > self.max_new_tokens:
-            problem = f"min_new_tokens is {self.min_new_tokens}: expected at most {self.max_new_tokens}, max_new_tokens"
             raise ConfigError(problem)
 
     @property
@@ -93,9 +88,7 @@ class Hypothesis:
 
 
 @torch.inference_mode()
-def search_beams(
-    decoder: TextDecoder, prompts: Sequence[Sequence[int]], config: BeamConfig
-) -> list[list[Hypothesis]]:
+def search_beams(decoder: TextDecoder, prompts: Sequence[Sequence[int]], config: BeamConfig) -> list[list[Hypothesis]]:
     """Return the best continuations of each prompt, or texts of each source, the best first.
 
     The result of a prompt does not depend on the others, but for rounding.
@@ -110,7 +103,7 @@ def search_beams(
     if 2 * num_beams > logits.shape[1]:
         raise ConfigError(f"num_beams is {num_beams}: expected at most half of the {logits.shape[1]} ids.")
     searches = [_Search(config) for _ in prompts]
-    history = _pad_left(started) if config.no_repeat_ngram_size else None
+    history = pad_left(started) if config.no_repeat_ngram_size else None
     # Numbers of the A texts in progress; the tokens of their beams (A, B, length), one beam at first, and scores (A, B).
     active = np.arange(len(prompts))
     running = np.empty((len(prompts), 1, 0), np.int64)
@@ -121,10 +114,12 @@ def search_beams(
         if step < config.min_new_tokens:
             log_probabilities[:, eos] = -torch.inf
         if history is not None:
-            _forbid_repeats(log_probabilities, history[active], running, config.no_repeat_ngram_size)
+            past = history[active].repeat(running.shape[1], 0)
+            texts = np.concatenate([past, running.reshape(len(past), -1)], 1)  # (A * B, P)
+            forbid_repeats(log_probabilities, texts, config.no_repeat_ngram_size)
         log_probabilities += torch.from_numpy(scores.reshape(-1, 1)).to(logits.device)
         best, rows, tokens = top_scores(log_probabilities.view(*scores.shape, -1), 2 * num_beams)  # (A, 2 B) each
-        _check_numbers(best)
+        check_scores(best[:, 0])
         is_end, is_last = tokens == eos, step == config.max_new_tokens - 1
 
         # Keep the texts that ended among the best, or all at the maximum length.
@@ -137,9 +132,9 @@ def search_beams(
 
         # The best beams that go on.
         order = np.argsort(is_end, axis=1, kind="stable")[:, :num_beams]
-        scores, rows, tokens = (np.take_along_axis(x, order, 1) for x in (best, rows, tokens))
-        past = np.take_along_axis(running, rows[..., None], 1)
-        running = np.concatenate([past, tokens[..., None]], 2)
+        slots = np.arange(len(active))[:, None]
+        scores, rows, tokens = best[slots, order], rows[slots, order], tokens[slots, order]
+        running = np.concatenate([running[slots, rows], tokens[..., None]], 2)
 
         # Leave the texts that are done.
         best_running = zip(active.tolist(), scores[:, 0].tolist(), strict=True)
@@ -201,7 +196,7 @@ def top_scores(scores: Float[Tensor, "A B V"], number: int) -> tuple[np.ndarray,
     if size < 2 * number * _BLOCK_SIZE:
         best, index = flat.topk(number)
     else:
-        blocks = flat[:, : size - size % _BLOCK_SIZE].unflatten(1, (-1, _BLOCK_SIZE)).amax(-1).topk(number).indices
+        blocks = flat[:, : size - size % _BLOCK_SIZE].view(len(flat), -1, _BLOCK_SIZE).amax(-1).topk(number).indices
         candidates = (blocks[..., None] * _BLOCK_SIZE + torch.arange(_BLOCK_SIZE, device=flat.device)).flatten(1)
         rest = torch.arange(size - size % _BLOCK_SIZE, size, device=flat.device).expand(len(flat), -1)
         candidates = torch.cat([candidates, rest], 1)
@@ -211,33 +206,11 @@ def top_scores(scores: Float[Tensor, "A B V"], number: int) -> tuple[np.ndarray,
     return best.cpu().numpy(), found // vocab_size, found % vocab_size
 
 
-def _check_numbers(scores: np.ndarray) -> None:
-    if np.isnan(scores).any() or (scores == np.inf).any():
+def check_scores(scores: Float[np.ndarray, "..."]) -> None:
+    """Raise `CheckpointError` if a log probability is not a number, or infinite."""
+    if not (scores < np.inf).all():
         problem = "The model's scores are not finite: its weights are damaged, or overflow in this precision."
         raise CheckpointError(problem, damaged=True)
-
-
-def _forbid_repeats(log_probabilities: Tensor, history: np.ndarray, running: np.ndarray, size: int) -> None:
-    """Exclude the tokens that would complete n-grams of the beams' texts.
-
-    Args:
-        history: Tokens before the first new one (A, P), padded with -1 on the left.
-        running: New tokens (A, B, length).
-    """
-    num_beams = running.shape[1]
-    texts = np.concatenate([history.repeat(num_beams, 0), running.reshape(len(history) * num_beams, -1)], 1)
-    if texts.shape[1] < size:
-        return
-    windows = np.lib.stride_tricks.sliding_window_view(texts, size, 1)  # (A * B, windows, n)
-    last = texts[:, texts.shape[1] - size + 1 :]
-    repeats = (windows[..., :-1] == last[:, None]).all(-1) & (windows[..., 0] >= 0)
-    rows, columns = np.nonzero(repeats)
-    log_probabilities[torch.from_numpy(rows), torch.from_numpy(windows[rows, columns, -1])] = -torch.inf
-
-
-def _pad_left(texts: Sequence[Sequence[int]]) -> np.ndarray:
-    longest = max(map(len, texts))
-    return np.array([[*[-1] * (longest - len(text)), *text] for text in texts], np.int64)
 
 
 def _close_gaps(is_kept: Bool[np.ndarray, "A"]) -> Int[np.ndarray, "Q"]:

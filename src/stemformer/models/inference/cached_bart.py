@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stemformer.errors import ConfigError
 from stemformer.models.attention.varlen import attend_cached
 from stemformer.models.bart import Bart, BartDecoderLayer
+from stemformer.models.inference.cached_gpt import make_norm
 from stemformer.models.inference.kv_cache import KeyValueCache, keep_rows
 from stemformer.models.inference.linear_kernels import LinearKernel, make_linear_kernel
 from stemformer.models.model import Model
@@ -58,9 +59,7 @@ class BartTextDecoder:
         return [[self.config.decoder_start_token_id, self.config.bos_token_id] for _ in sources]
 
     @torch.inference_mode()
-    def prefill(
-        self, sources: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1
-    ) -> Float[Tensor, "S V"]:
+    def prefill(self, sources: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1) -> Float[Tensor, "S V"]:
         """Encode a new batch of sources and return the logits of each first token.
 
         Args:
@@ -80,7 +79,7 @@ class BartTextDecoder:
         if min(lengths) < max(lengths):
             zeros = torch.zeros(is_token.shape, device=device, dtype=memory.dtype)
             self._padding = zeros.masked_fill(~is_token, -torch.inf)[:, None]
-        self._memory = [layer.cross_keys_and_values(memory, is_token) for layer in self._layers]
+        self._set_memory([layer.cross_keys_and_values(memory, is_token) for layer in self._layers])
 
         # The first tokens of each text are queries as beams are, of which each sees those before it.
         started = torch.tensor(self.start(sources), device=device)  # (S, 2)
@@ -91,6 +90,11 @@ class BartTextDecoder:
         position = self._position[:number].repeat(len(sources), 1)
         x = self._decode(started.view(-1), position, self.cache.prompt(), causal)
         return self._logits(x[number - 1 :: number])
+
+    def _set_memory(self, memory: Sequence[tuple[Tensor, ...]]) -> None:
+        self._memory = memory
+        # Keys (S * H, K, P) and values (S * H, P, K) of each layer.
+        self._memory_by_head = [tuple(part.flatten(0, 1) for part in parts) for parts in memory]
 
     @torch.inference_mode()
     def decode_step(self, tokens: Int[Tensor, "R"]) -> Float[Tensor, "R V"]:
@@ -103,7 +107,7 @@ class BartTextDecoder:
         self, tokens: Int[Tensor, "R"], position: Tensor, blocks: Iterator[tuple[Tensor, ...]], mask: Tensor | None
     ) -> Float[Tensor, "R D"]:
         x = self._embeddings_norm(self._body.embeddings.words(tokens) + position)
-        for layer, memory, (new, keys, values) in zip(self._layers, self._memory, blocks, strict=True):
+        for layer, memory, (new, keys, values) in zip(self._layers, self._memory_by_head, blocks, strict=True):
             x = layer.decode_step(x, new, keys, values, mask, memory, self._padding)
         return x
 
@@ -114,7 +118,7 @@ class BartTextDecoder:
     def select(self, sources: Int[Tensor, "Q"]) -> None:
         """Keep these sources in this order, with all their texts."""
         self.cache.select(sources)
-        self._memory = [tuple(keep_rows(part, sources) for part in parts) for parts in self._memory]
+        self._set_memory([tuple(keep_rows(part, sources) for part in parts) for parts in self._memory])
         self._padding = None if self._padding is None else self._padding.index_select(0, sources)
 
     def reorder(self, parents: Int[Tensor, "S B"]) -> None:
@@ -128,7 +132,8 @@ class _Layer:
     def __init__(self, layer: BartDecoderLayer, make_kernel: Callable[..., LinearKernel]) -> None:
         self.norm_first = layer.norm_first
         self._num_heads, self._head_size = layer.attention.num_heads, layer.attention.head_size
-        self._norms = layer.attention_norm, layer.cross_attention_norm, layer.feed_forward_norm
+        norms = layer.attention_norm, layer.cross_attention_norm, layer.feed_forward_norm
+        self._norms = [make_norm(norm, norm.weight.dtype) for norm in norms]
         self._qkv, self._out = make_kernel(layer.attention.qkv), make_kernel(layer.attention.out)
         self._cross = layer.cross_attention
         self._query, self._cross_out = make_kernel(self._cross.query), make_kernel(self._cross.out)
@@ -162,8 +167,8 @@ class _Layer:
             return self._out(attend_cached(q[:, 0], keys, values, mask=mask, num_beams=num_beams))
 
         def cross(y: Tensor) -> Tensor:
-            q, source = self._query(y).view(len(y), *heads), [part.flatten(0, 1) for part in memory]
-            return self._cross_out(attend_cached(q, *source, mask=padding, num_beams=num_beams))
+            q = self._query(y).view(len(y), *heads)
+            return self._cross_out(attend_cached(q, *memory, mask=padding, num_beams=num_beams))
 
         for norm, function in zip(self._norms, (attend, cross, self._feed_forward), strict=True):
             x = x + function(norm(x)) if self.norm_first else norm(x + function(x))

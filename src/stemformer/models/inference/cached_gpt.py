@@ -70,7 +70,7 @@ class GptDecoder:
             return make_linear_kernel(layer.weight, layer.bias, rows=rows, steps=steps, activation=activation)
 
         self._layers = [_Layer(layer, make_kernel, self._dtype) for layer in body.layers]  # type: ignore[arg-type]
-        self._norm = _make_norm(body.norm, self._dtype)
+        self._norm = make_norm(body.norm, self._dtype)
         decoder = model.lm_head.decoder
         output = self._word if decoder is None else decoder.weight
         self._head = make_linear_kernel(output, None, rows=rows, steps=steps)
@@ -79,9 +79,7 @@ class GptDecoder:
         """Return the tokens before the first new one of each text, the prompts."""
         return list(map(list, prompts))
 
-    def prefill(
-        self, prompts: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1
-    ) -> Float[Tensor, "S V"]:
+    def prefill(self, prompts: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1) -> Float[Tensor, "S V"]:
         """Start a new batch of prompts and return the logits of each next token.
 
         Args:
@@ -145,9 +143,9 @@ class _Layer:
         self._dtype, self._theta, self._attend = dtype, layer.theta, attention.attend
         self._num_heads, self._num_groups = attention.num_heads, attention.num_key_value_heads
         self._head_size, self._norm_queries_and_keys = attention.head_size, _make_head_norm(attention, dtype)
-        self.attention_norm = _make_norm(layer.attention_norm, dtype)
+        self.attention_norm = make_norm(layer.attention_norm, dtype)
         self.qkv, self.out = make_kernel(layer.attention.qkv), make_kernel(layer.attention.out)
-        self.feed_forward_norm = _make_norm(layer.feed_forward_norm, dtype)
+        self.feed_forward_norm = make_norm(layer.feed_forward_norm, dtype)
         self.feed_forward = layer.feed_forward.with_kernels(make_kernel)
 
     def prefill(
@@ -194,7 +192,8 @@ class _Layer:
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def _make_norm(norm: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def make_norm(norm: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Return the function of a norm, without the cost of a module's call."""
     assert isinstance(norm, nn.LayerNorm | RmsNorm)
     weight, eps = norm.weight.detach().to(dtype), norm.eps
     if isinstance(norm, RmsNorm):

@@ -45,7 +45,9 @@ class KeyValueCache:
         self._mask: Tensor | None = None  # (S, B, columns), -inf for what a beam does not see
         if self.has_padding or num_beams > 1:
             columns, beams = torch.arange(num_columns, device=device), torch.arange(num_beams, device=device)
-            is_other = (columns >= self.length) & ((columns - self.length) % num_beams != beams[:, None])  # (B, columns)
+            is_other = (columns >= self.length) & (
+                (columns - self.length) % num_beams != beams[:, None]
+            )  # (B, columns)
             is_hidden = (columns < self._starts[:, None, None]) | is_other
             self._mask = torch.zeros(is_hidden.shape, device=device, dtype=dtype).masked_fill(is_hidden, -torch.inf)
 
