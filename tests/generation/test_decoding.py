@@ -1,5 +1,6 @@
 """Decoding compared with transformers' generate, token by token, and its other guarantees."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -91,13 +92,18 @@ def test_beams_equal_those_of_transformers(ours, theirs, num_beams, length_penal
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_constrained_tokens_equal_those_of_transformers(ours, theirs, num_beams, constraints):
     config = DecodingConfig(max_new_tokens=14, num_beams=num_beams, temperature=float(num_beams > 1), **constraints)
-    inputs = prompts(3, 12, 7, 1, 15)
-    options = {"max_new_tokens": 14, "num_beams": num_beams, "do_sample": False, **constraints}
-    expected = [generated(theirs, prompt, **options) for prompt in inputs]
+    inputs, options = prompts(3, 12, 7, 1, 15), {"max_new_tokens": 14, "num_beams": num_beams, "do_sample": False}
+    # A token that the model writes is the end.
+    eos = generated(theirs, inputs[0], **options)[2]
+    decoder = GptDecoder(ours, rows=5 * num_beams)
+    decoder.config = replace(decoder.config, eos_token_id=eos)
+
+    def expected(**constraints):
+        found = [generated(theirs, prompt, eos_token_id=eos, **options, **constraints) for prompt in inputs]
+        return [ids[: ids.index(eos)] if eos in ids else ids for ids in found]
+
     run = beam_search if num_beams > 1 else decode
-    assert [output.ids for output in run(ours, inputs, config)] == expected
-    plain = {**options, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
-    assert expected != [generated(theirs, prompt, **plain) for prompt in inputs]
+    assert [output.ids for output in run(decoder, inputs, config)] == expected(**constraints) != expected()
 
 
 @pytest.mark.parametrize(
