@@ -1,9 +1,15 @@
 """`rewrite`: texts in order, independent of the batch, and clear errors."""
 
+import io
+import json
+import sys
+
 import pytest
 
 import stemformer
+from stemformer.cli.app import main
 from stemformer.errors import ConfigError, DataError
+from stemformer.generation import rewriting
 from stemformer.progress import Silent
 
 TEXTS = ["the king was old .", "[MASK] king", "a queen came to the old [MASK] and spoke to him"]
@@ -39,6 +45,59 @@ def test_candidates_are_ordered_by_score(model):
     assert found["rewritten"] == found["candidates"][0]["rewritten"]
 
 
+def test_constraints_hold(model):
+    found = stemformer.rewrite(TEXTS, model=model, min_new_tokens=6, no_repeat_ngram_size=1, max_new_tokens=12)
+    for row in found:
+        ids = model.tokenizer.encode_ids([row["rewritten"]])[0].tolist()
+        assert len(ids) >= 5 and len(set(ids)) == len(ids)
+
+
+def test_texts_of_any_iterable_are_read_in_blocks(model, monkeypatch):
+    monkeypatch.setattr(rewriting, "_BLOCK_SIZE", 2)
+    events = []
+
+    def texts():
+        for text in TEXTS:
+            events.append(text)
+            yield text
+
+    keep = {"batch_size": 1, "on_row": lambda row: events.append(row["rewritten"])}
+    assert stemformer.rewrite(texts(), model=model, **keep) == []
+    first, second, third = (row["rewritten"] for row in stemformer.rewrite(TEXTS, model=model))
+    assert events == [*TEXTS[:2], first, second, TEXTS[2], third]
+    events.clear()
+    with pytest.raises(DataError, match=r"Text 3 \(''\) has 0 tokens"):
+        stemformer.rewrite(iter([*TEXTS[:2], ""]), model=model, **keep)
+    assert events == [first, second]
+
+
+def test_results_are_written_to_a_file(model, tmp_path):
+    out = tmp_path / "new" / "rewritten.jsonl"
+    result = stemformer.rewrite(TEXTS, model=model, out=str(out))
+    assert result == {"out": str(out), "texts": 3}
+    assert [json.loads(line) for line in out.read_text().splitlines()] == stemformer.rewrite(TEXTS, model=model)
+    with pytest.raises(ConfigError, match=r"exists\. Pass another --out, or --overwrite to replace it"):
+        stemformer.rewrite(TEXTS, model=model, out=str(out))
+    with pytest.raises(ConfigError, match=r"Expected a name that ends with \.jsonl"):
+        stemformer.rewrite(TEXTS, model=model, out="rewritten.txt")
+
+
+def test_no_file_is_left_if_a_text_is_refused(model, tmp_path):
+    with pytest.raises(DataError, match="Text 2"):
+        stemformer.rewrite(iter([TEXTS[0], ""]), model=model, out=str(tmp_path / "rewritten.jsonl"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_lines_of_standard_input_are_written_as_they_come(model, monkeypatch, capsys):
+    monkeypatch.setattr("stemformer.commands.rewrite.open_pipeline", lambda *_: model)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n\n".join(TEXTS).encode())))
+    assert main(["rewrite", "-", "--model", "m"]) == 0
+    printed = capsys.readouterr()
+    assert [json.loads(line) for line in printed.out.splitlines()] == stemformer.rewrite(TEXTS, model=model)
+    assert "rewriting: 3/3 texts (100%)" in printed.err
+    assert "blank lines of standard input (skipped): 2" in printed.err
+
+
 def test_texts_that_ran_into_their_length_are_counted(model):
     said = []
     progress = Silent()
@@ -57,6 +116,8 @@ def test_texts_that_ran_into_their_length_are_counted(model):
         (["king " * 31], {}, DataError, "has 31 tokens. Expected 1 to 30: shorten or split it"),
         (["king"], {"num_beams": 0}, ConfigError, "num_beams is 0"),
         (["king"], {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
+        (["king"], {"min_new_tokens": 9, "max_new_tokens": 8}, ConfigError, "min_new_tokens is 9: expected at most 8"),
+        (["king"], {"no_repeat_ngram_size": -1}, ConfigError, "no_repeat_ngram_size is -1"),
         (["king"], {"num_return_sequences": 5}, ConfigError, "num_return_sequences is 5: expected 1 to 4"),
         (["king"], {"batch_size": 0}, ConfigError, "batch_size is 0"),
         (["king"], {"length_penalty": float("nan")}, ConfigError, "length_penalty is nan"),

@@ -1,5 +1,6 @@
 """Decoding compared with transformers' generate, token by token, and its other guarantees."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -83,7 +84,26 @@ def test_beams_equal_those_of_transformers(ours, theirs, num_beams, length_penal
     inputs = prompts(3, 12, 7, 1, 15, 4, seed=1)
     options = {"num_beams": num_beams, "length_penalty": length_penalty, "do_sample": False, "early_stopping": False}
     expected = [generated(theirs, prompt, max_new_tokens=12, **options) for prompt in inputs]
-    assert [beam_search(ours, prompt, config).ids for prompt in inputs] == expected
+    assert [output.ids for output in beam_search(ours, inputs, config)] == expected
+    assert [beam_search(ours, [prompt], config)[0].ids for prompt in inputs] == expected
+
+
+@pytest.mark.parametrize("constraints", [{"no_repeat_ngram_size": 2}, {"min_new_tokens": 8}])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_constrained_tokens_equal_those_of_transformers(ours, theirs, num_beams, constraints):
+    config = DecodingConfig(max_new_tokens=14, num_beams=num_beams, temperature=float(num_beams > 1), **constraints)
+    inputs, options = prompts(3, 12, 7, 1, 15), {"max_new_tokens": 14, "num_beams": num_beams, "do_sample": False}
+    # A token that the model writes is the end.
+    eos = generated(theirs, inputs[0], **options)[2]
+    decoder = GptDecoder(ours, rows=5 * num_beams)
+    decoder.config = replace(decoder.config, eos_token_id=eos)
+
+    def expected(**constraints):
+        found = [generated(theirs, prompt, eos_token_id=eos, **options, **constraints) for prompt in inputs]
+        return [ids[: ids.index(eos)] if eos in ids else ids for ids in found]
+
+    run = beam_search if num_beams > 1 else decode
+    assert [output.ids for output in run(decoder, inputs, config)] == expected(**constraints) != expected()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +141,7 @@ def test_prepared_decoder_serves_several_calls(ours):
         config = DecodingConfig(max_new_tokens=10, **options)
         assert [t.ids for t in decode(reader, inputs, config)] == [t.ids for t in decode(ours, inputs, config)]
     config = DecodingConfig(max_new_tokens=10, num_beams=3)
-    found, expected = ([beam_search(model, prompt, config).ids for prompt in inputs] for model in (reader, ours))
+    found, expected = ([output.ids for output in beam_search(model, inputs, config)] for model in (reader, ours))
     assert found == expected
 
 
@@ -202,7 +222,7 @@ def test_damaged_weights_are_an_error(options):
     model.body.norm.bias.data[3] = torch.nan
     config, inputs = DecodingConfig(max_new_tokens=3, **options), prompts(4, 7)
     with pytest.raises(CheckpointError, match="scores are not finite") as caught:
-        beam_search(model, inputs[0], config) if config.num_beams > 1 else decode(model, inputs, config)
+        beam_search(model, inputs, config) if config.num_beams > 1 else decode(model, inputs, config)
     assert caught.value.exit_code == 3
 
 

@@ -51,5 +51,5 @@ def test_the_model_opens_in_transformers(run):
     source = [ours.config.bos_token_id, 20, 30, 40, ours.config.eos_token_id]
     start = torch.tensor([[ours.config.decoder_start_token_id, ours.config.bos_token_id]])
     written = theirs.generate(torch.tensor([source]), decoder_input_ids=start, num_beams=4)[0, 2:].tolist()
-    ((found,),) = search_beams(BartTextDecoder(ours), [source], BeamConfig(max_new_tokens=30), prompt_length=2)
+    ((found,),) = search_beams(BartTextDecoder(ours), [source], BeamConfig(max_new_tokens=30))
     assert [token for token in written if token != ours.config.eos_token_id] == found.ids

@@ -150,7 +150,7 @@ def test_generated_texts_equal_those_of_the_cpu(gpt, options):
 
     def generate(model):
         if config.num_beams > 1:
-            return [beam_search(model, prompt, config) for prompt in prompts]
+            return beam_search(model, prompts, config)
         return decode(model, prompts, config)
 
     here, there = generate(gpt), generate(gpt.cuda())

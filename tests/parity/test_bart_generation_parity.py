@@ -58,7 +58,7 @@ def theirs_of(model, source, **options):
 
 def ours_of(model, texts, **options):
     decoder = BartTextDecoder(model, rows=len(texts) * options.get("num_beams", 4))
-    found = search_beams(decoder, texts, BeamConfig(max_new_tokens=NEW, **options), prompt_length=2)
+    found = search_beams(decoder, texts, BeamConfig(max_new_tokens=NEW, **options))
     return [[hypothesis.ids for hypothesis in each] for each in found]
 
 
@@ -81,11 +81,66 @@ def test_beams_equal_those_of_transformers(pair, length_penalty, early_stopping)
     assert found == expected
 
 
-def test_texts_do_not_depend_on_the_batch(pair):
+CONSTRAINTS = [{"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 1}, {"min_new_tokens": 9}]
+CONSTRAINTS.append({"no_repeat_ngram_size": 3, "min_new_tokens": 6})
+
+
+@pytest.mark.parametrize("constraints", CONSTRAINTS)
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_constrained_texts_equal_those_of_transformers(pair, num_beams, constraints):
+    ours, theirs = pair
+    # Two texts of each source, so that the search may not end with the best one.
+    options = {"num_beams": num_beams, "num_return_sequences": min(2, num_beams), **constraints}
+    texts = sources(10)
+    found = ours_of(ours, texts, **options)
+    assert found == [theirs_of(theirs, source, **options) for source in texts]
+    # The constraints make a difference.
+    assert found != ours_of(ours, texts, num_beams=num_beams, num_return_sequences=min(2, num_beams))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"no_repeat_ngram_size": 2, "min_new_tokens": 4}])
+def test_texts_of_many_sources_equal_those_of_transformers(pair, options):
+    ours, theirs = pair
+    texts = sources(200)
+    found = ours_of(ours, texts, num_beams=4, **options)
+    assert found == [theirs_of(theirs, source, num_beams=4, **options) for source in texts]
+
+
+def test_scores_equal_those_of_transformers(pair):
+    ours, theirs = pair
+    config, (source,) = theirs.config, sources(1)
+    start = torch.tensor([[config.decoder_start_token_id, config.bos_token_id]])
+    options = {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.7, "max_new_tokens": NEW}
+    how = {"do_sample": False, "return_dict_in_generate": True, "output_scores": True, "forced_eos_token_id": None}
+    expected = theirs.generate(torch.tensor([source]), decoder_input_ids=start, **options, **how).sequences_scores
+    decoder = BartTextDecoder(ours, rows=4)
+    (found,) = search_beams(decoder, [source], BeamConfig(**options))
+    torch.testing.assert_close(torch.tensor([each.score for each in found]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("constraints", [{}, {"no_repeat_ngram_size": 2, "min_new_tokens": 3}])
+def test_texts_do_not_depend_on_the_batch(pair, constraints):
     ours, _ = pair
     texts = sources()
-    together = ours_of(ours, texts, num_beams=3)
-    assert together == [ours_of(ours, [text], num_beams=3)[0] for text in texts]
+    together = ours_of(ours, texts, num_beams=3, **constraints)
+    assert together == [ours_of(ours, [text], num_beams=3, **constraints)[0] for text in texts]
+
+
+def test_a_text_is_left_as_soon_as_none_can_be_better(pair):
+    ours, theirs = pair
+    steps, texts = {}, sources(8)
+    for number in (1, 4):
+        decoder = BartTextDecoder(ours, rows=32)
+        step, rows = decoder.decode_step, []
+        decoder.decode_step = lambda tokens, step=step, rows=rows: rows.append(len(tokens)) or step(tokens)
+        # Without a length penalty, a running text that is worse than the best ended one cannot win.
+        config = BeamConfig(max_new_tokens=NEW, length_penalty=0.0, num_return_sequences=number)
+        found = search_beams(decoder, texts, config)
+        steps[number] = sum(rows)
+        expected = [theirs_of(theirs, source, num_beams=4, length_penalty=0.0)[0] for source in texts]
+        assert [each[0].ids for each in found] == expected
+    assert steps[1] < steps[4]
 
 
 def test_steps_equal_the_forward_without_cache(pair):
@@ -112,5 +167,17 @@ def test_steps_equal_the_forward_without_cache(pair):
 def test_more_beams_than_half_of_the_ids_are_refused(pair):
     with pytest.raises(ConfigError, match="num_beams is 60: expected at most half of the 97 ids"):
         ours_of(pair[0], sources(1), num_beams=60)
-    with pytest.raises(ConfigError, match="num_return_sequences is 5: expected 1 to 4"):
-        BeamConfig(num_return_sequences=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_return_sequences": 5}, "num_return_sequences is 5: expected 1 to 4"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens is 9: expected at most 8, max_new_tokens"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        BeamConfig(**options)

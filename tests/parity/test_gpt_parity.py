@@ -204,12 +204,12 @@ def one_text(ids):
     return collate([Example(ids.numpy(), np.array([len(ids)]), none, none)], [0])
 
 
-def test_cached_sequences_can_be_dropped_repeated_and_reordered(tmp_path):
+def test_cached_sequences_can_be_dropped_and_reordered(tmp_path):
     ours = opened(theirs(), tmp_path)
     rng = np.random.default_rng(2)
     texts = [torch.from_numpy(rng.integers(0, VOCAB, n)) for n in (3, 9, 6)]
     next_tokens = torch.from_numpy(rng.integers(0, VOCAB, 5))
-    for rows in ([2, 0], [1, 1, 0, 2, 1], [0, 1, 2]):
+    for rows in ([2, 0], [1, 0, 2], [1], [0, 1, 2]):
         decoder, _ = prefilled(ours, texts, 12, rows=5)
         decoder.cache.select(torch.tensor(rows))
         found = decoder.decode_step(next_tokens[: len(rows)])

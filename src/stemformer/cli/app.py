@@ -18,7 +18,16 @@ from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter,
 
 import stemformer
 from stemformer import options as o
-from stemformer.cli.display import FewShotDisplay, StdinOptions, fewshot, generate, print_rows, run, run_with_stdin
+from stemformer.cli.display import (
+    FewShotDisplay,
+    StdinOptions,
+    fewshot,
+    generate,
+    print_rows,
+    rewrite,
+    run,
+    run_with_stdin,
+)
 from stemformer.cli.exit_codes import DISK_FULL, describe_error, report_to_torchrun, signals_raise
 from stemformer.cli.parameters import Command, convert_value, new_words
 from stemformer.config import SIMILAR, nearest_first
@@ -56,7 +65,7 @@ COMMANDS = {
     "fill": Command(USE, partial(run_with_stdin, "fill"), o.FillOptions, StdinOptions),
     "score": Command(USE, partial(run_with_stdin, "score"), o.ScoreOptions, StdinOptions),
     "generate": Command(USE, generate, o.GenerateOptions, StdinOptions),
-    "rewrite": Command(USE, partial(run_with_stdin, "rewrite"), o.RewriteOptions, StdinOptions),
+    "rewrite": Command(USE, rewrite, o.RewriteOptions, StdinOptions),
     "embed": Command(USE, partial(print_rows, "embed"), o.EmbedOptions, StdinOptions),
     "predict": Command(USE, partial(print_rows, "predict"), o.PredictOptions, StdinOptions),
     "evaluate": Command(MEASURE, partial(run_with_stdin, "evaluate"), o.EvaluateOptions, StdinOptions),

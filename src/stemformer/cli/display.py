@@ -5,7 +5,7 @@ import itertools
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import stemformer
 from stemformer.cli.terminal import Terminal, as_text
 from stemformer.errors import ConfigError
 from stemformer.io import to_json
-from stemformer.options import FewShotOptions, GenerateOptions, Options
+from stemformer.options import FewShotOptions, GenerateOptions, Options, RewriteOptions
 from stemformer.progress import Progress, Silent
 
 
@@ -144,21 +144,27 @@ def print_result(result: Any, display: DisplayOptions) -> None:
 def read_texts(texts: Any, stdin: StdinOptions, display: DisplayOptions, *, keep_blank: bool = False) -> list[str]:
     """Return texts of the command line and lines of standard input, which is read if there are no others."""
     found: list[str] = list(texts or ())
-    if files := [text for text in found if os.path.isfile(text)]:
-        raise ConfigError(f"'{files[0]}' is a file, but the command takes texts. {_advise_on_file(files[0])}")
+    _check_no_file(found)
     if found and not stdin.stdin:
         return found
-    # Imported here, which keeps --help fast.
-    from stemformer.data.text.files import read_text, text_lines
-
     _say_if_typed()
-    lines = list(text_lines(iter([read_text("-")])))
+    lines = list(_lines())
     if keep_blank:
         return found + lines
     found += (line for line in lines if line.strip())
-    if (num_blank := sum(not line.strip() for line in lines)) and not display.quiet:
-        print(f"blank lines of standard input (skipped): {num_blank:,}", file=sys.stderr)
+    _report_blank(sum(not line.strip() for line in lines), display)
     return found
+
+
+def _check_no_file(texts: Sequence[str]) -> None:
+    """Refuse texts that are names of files, and say how to pass their lines."""
+    if files := [text for text in texts if os.path.isfile(text)]:
+        raise ConfigError(f"'{files[0]}' is a file, but the command takes texts. {_advise_on_file(files[0])}")
+
+
+def _report_blank(number: int, display: DisplayOptions) -> None:
+    if number and not display.quiet:
+        print(f"blank lines of standard input (skipped): {number:,}", file=sys.stderr)
 
 
 def _advise_on_file(file: str) -> str:
@@ -246,6 +252,51 @@ def _generate_many(options: GenerateOptions, display: DisplayOptions) -> None:
             # No progress bar between texts.
             progress=None if sys.stdout.isatty() else progress,
         )
+
+
+def rewrite(options: RewriteOptions, stdin: StdinOptions, display: DisplayOptions) -> None:
+    """Print what texts are rewritten to: of standard input JSON lines as they come, unless they are written to a file."""
+    texts: list[str] = list(options.texts or ())
+    if texts and not stdin.stdin:
+        return run_with_stdin("rewrite", options, stdin, display)
+    _check_no_file(texts)
+    _say_if_typed()
+    lines = _StdinLines(texts)
+    result = call("rewrite", replace(options, texts=lines), display, on_row=lambda row: print(to_json(row), flush=True))
+    lines.report(display)
+    if options.out is not None:
+        print_result(result, display)
+
+
+class _StdinLines:
+    """Texts, and the lines of standard input that are not blank, read as they are used.
+
+    They are read once before, which checks and counts them; none of them stays in memory.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self._num_lines = self._num_blank = 0
+        for line in _lines():
+            self._num_lines += 1
+            self._num_blank += not line.strip()
+
+    def __length_hint__(self) -> int:
+        return len(self._texts) + self._num_lines - self._num_blank
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._texts
+        yield from filter(str.strip, _lines())
+
+    def report(self, display: DisplayOptions) -> None:
+        _report_blank(self._num_blank, display)
+
+
+def _lines() -> Iterator[str]:
+    # Imported here, which keeps --help fast.
+    from stemformer.data.text.files import stream_text, text_lines
+
+    return text_lines(stream_text("-"))
 
 
 def _typed() -> Iterator[str]:

@@ -1,13 +1,18 @@
 """Rewrite texts: repair them, or whatever the model was trained for."""
 
 import re
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
+from pathlib import Path
 from typing import Any
 
 from stemformer.commands.load import open_pipeline
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.beam_search import BeamConfig
 from stemformer.generation.rewriting import NUM_START_TOKENS, repair_limit, rewrite_texts
+from stemformer.io import write_jsonl
 from stemformer.options import RewriteOptions, accepts
+from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent, format_count
 from stemformer.tasks.seq2seq import Seq2Seq
 
@@ -16,18 +21,28 @@ _LANGUAGE_CODE = re.compile("[a-z]{2,3}_[A-Z]{2}")
 
 
 @accepts(RewriteOptions)
-def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+def rewrite(
+    options: RewriteOptions,
+    *,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]] | dict[str, Any]:
     """Rewrite texts with an encoder-decoder, by beam search.
 
-    A model that is only pre-trained repairs texts.
+    A model that is only pre-trained repairs texts. Texts are rewritten and written in blocks, in order; a sequence of
+    them is checked first, any other iterable is read block by block.
+
+    Args:
+        on_row: Called with each result in the place of keeping them; without `out`.
 
     Returns:
+        With `out`, `out` and the number of `texts` written to it as JSON lines. Else
         For each text `text`, `rewritten`, `score` (log probability a token, in nats, with the length penalty),
         `is_complete` (false if it ran into its maximum length), and with several `candidates` each as
         `rewritten` and `score`.
 
     Raises:
-        ConfigError: Options are out of range, or the model is no encoder-decoder.
+        ConfigError: Options are out of range, the output file exists, or the model is no encoder-decoder.
         DataError: No text, or one that is empty or too long.
 
     Example:
@@ -36,10 +51,11 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
     progress = progress or Silent()
     if isinstance(options.texts, str):
         raise DataError(f"Expected a list of texts, got the single text {options.texts!r:.60}. Pass [text].")
-    if not options.texts:
+    if isinstance(options.texts, Sequence) and not options.texts:
         raise DataError("No text to work on. Pass texts to rewrite.")
-    names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens")
-    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    check_output_file(options.out, overwrite=options.overwrite, suffixes=(".jsonl",))
+    known = BeamConfig.__dataclass_fields__
+    settings = {name: value for name, value in vars(options).items() if name in known and value is not None}
     BeamConfig(**settings)
     if options.batch_size < 1:
         raise ConfigError(f"batch_size is {options.batch_size}. Expected at least 1.")
@@ -57,7 +73,8 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
     if task is None and (code := next(filter(_LANGUAGE_CODE.fullmatch, model.tokenizer.tokens), None)):
         problem = f"{model.path} has language codes such as {code}, one of which precedes each text"
         raise ConfigError(f"{problem}. Such models are not supported yet: pass a BART, or an mBART of this package.")
-    progress.start("rewriting", total=len(options.texts), unit="texts")
+    progress.start("rewriting", total=length_hint(options.texts) or None, unit="texts")
+    number = num_cut = 0
 
     def limit_of(length: int) -> int:
         if options.max_new_tokens is not None:
@@ -66,17 +83,25 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
             return task.max_new_tokens(length, model.model.config.max_position_embeddings)
         return repair_limit(length, max_length)
 
-    results = rewrite_texts(
-        options.texts,
-        model.model,
-        model.tokenizer,
-        config,
-        batch_size=options.batch_size,
-        limit_of=limit_of,
-        parse_special_tokens=task is None,
-        on_batch=progress.advance,
-    )
+    how: dict[str, Any] = {"batch_size": options.batch_size, "limit_of": limit_of, "on_batch": progress.advance}
+
+    def rewritten() -> Iterator[dict[str, Any]]:
+        nonlocal number, num_cut
+        for result in rewrite_texts(
+            options.texts, model.model, model.tokenizer, config, parse_special_tokens=task is None, **how
+        ):
+            number, num_cut = number + 1, num_cut + (not result["is_complete"])
+            yield result
+
+    results: list[dict[str, Any]] = []
+    if options.out is None:
+        keep = on_row or results.append
+        for result in rewritten():
+            keep(result)
+    else:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(Path(options.out), rewritten())
     progress.finish()
-    if cut := sum(not result["is_complete"] for result in results):
-        progress.say(f"note: {format_count(cut, 'text')} ran into the maximum length and may lack an end")
-    return results
+    if num_cut:
+        progress.say(f"note: {format_count(num_cut, 'text')} ran into the maximum length and may lack an end")
+    return results if options.out is None else {"out": options.out, "texts": number}

@@ -7,31 +7,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stemformer.config import check_at_least, check_fields
-from stemformer.errors import ConfigError
+from stemformer.errors import CheckpointError, ConfigError
+from stemformer.generation.constraints import check_constraints, forbid_repeats, pad_left
 
-# Score of what must not be chosen.
-_NEVER = -1e9
+# Scores that `top_scores` compares by their maximum first.
+_BLOCK_SIZE = 64
 
 
 @runtime_checkable
 class TextDecoder(Protocol):
-    """What beam search requires of `GptDecoder` and `BartTextDecoder`."""
+    """What beam search requires of `GptDecoder` and `BartTextDecoder`.
+
+    A batch has S texts (prompts or sources) with B beams each, R = S * B rows.
+    """
 
     config: Any
 
-    def prefill(self, prompts: Sequence[Sequence[int]], max_length: int) -> Float[Tensor, "S V"]:
+    def start(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the tokens before the first new one of each text."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1) -> Float[Tensor, "S V"]:
         """Start a new batch and return the logits of each first token."""
 
     def decode_step(self, tokens: Int[Tensor, "R"]) -> Float[Tensor, "R V"]:
-        """Append one token to each text and return the logits of the next."""
+        """Append one token to each beam and return the logits of the next."""
 
-    def select(self, rows: Int[Tensor, "Q"]) -> None:
-        """Keep these texts in this order."""
+    def select(self, texts: Int[Tensor, "Q"]) -> None:
+        """Keep these texts in this order, with all their beams."""
+
+    def reorder(self, parents: Int[Tensor, "S B"]) -> None:
+        """Let each beam continue a beam of its text."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +59,14 @@ class BeamConfig:
     early_stopping: bool | Literal["never"] = False
     # Number of texts returned for each prompt.
     num_return_sequences: int = 1
+    # No text ends before this many tokens.
+    min_new_tokens: int = 0
+    # No n tokens in a row occur twice, those before the first new one included; 0 allows it.
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "", "num_beams", "max_new_tokens")
+        check_constraints(self)
         check_fields(self, "", "a number from -10 to 10", lambda x: -10 <= x <= 10, "length_penalty")
         if not 1 <= self.num_return_sequences <= self.num_beams:
             problem = f"num_return_sequences is {self.num_return_sequences}: expected 1 to {self.num_beams}, num_beams"
@@ -72,91 +88,134 @@ class Hypothesis:
 
 
 @torch.inference_mode()
-def search_beams(
-    decoder: TextDecoder, prompts: Sequence[Sequence[int]], config: BeamConfig, *, prompt_length: int = 0
-) -> list[list[Hypothesis]]:
+def search_beams(decoder: TextDecoder, prompts: Sequence[Sequence[int]], config: BeamConfig) -> list[list[Hypothesis]]:
     """Return the best continuations of each prompt, or texts of each source, the best first.
 
-    The result of a prompt does not depend on the others.
+    The result of a prompt does not depend on the others, but for rounding.
 
-    Args:
-        prompt_length: Tokens that the cache holds before the first new one.
+    Raises:
+        CheckpointError: The model's scores are not finite.
+        ConfigError: There are more beams than half of the ids.
     """
     num_beams, eos = config.num_beams, decoder.config.eos_token_id
-    logits = decoder.prefill(prompts, prompt_length + config.max_new_tokens)  # (S, V)
-    vocab_size = logits.shape[1]
-    if 2 * num_beams > vocab_size:
-        raise ConfigError(f"num_beams is {num_beams}: expected at most half of the {vocab_size} ids.")
-    device = logits.device
-    searches = [_Search() for _ in prompts]
-    # Numbers of the texts in progress, the running beams of each, (A, B, length), and their scores (A, B).
-    active = torch.arange(len(prompts), device=device)
-    running = torch.empty(len(prompts), 1, 0, dtype=torch.long, device=device)
-    scores = torch.zeros(len(prompts), 1, device=device)
+    started = decoder.start(prompts)
+    logits = decoder.prefill(prompts, max(map(len, started)) + config.max_new_tokens, num_beams=num_beams)  # (S, V)
+    if 2 * num_beams > logits.shape[1]:
+        raise ConfigError(f"num_beams is {num_beams}: expected at most half of the {logits.shape[1]} ids.")
+    searches = [_Search(config) for _ in prompts]
+    history = pad_left(started) if config.no_repeat_ngram_size else None
+    # Numbers of the A texts in progress; the tokens of their beams (A, B, length), one beam at first, and scores (A, B).
+    active = np.arange(len(prompts))
+    running = np.empty((len(prompts), 1, 0), np.int64)
+    scores = np.zeros((len(prompts), 1), np.float32)
     for step in range(config.max_new_tokens):
         # Rank all extensions of all beams. Twice the beams suffice, as one for each beam may be the end.
-        num_rows = scores.shape[1]
-        totals = (logits.log_softmax(-1).view(len(active), num_rows, vocab_size) + scores[..., None]).flatten(1)
-        best, index = totals.topk(2 * num_beams)  # (A, 2 B)
-        rows, tokens = index // vocab_size, index % vocab_size
-        is_end = tokens == eos
-        is_last = step == config.max_new_tokens - 1
+        log_probabilities = logits.log_softmax(-1)  # (A * B, V)
+        if step < config.min_new_tokens:
+            log_probabilities[:, eos] = -torch.inf
+        if history is not None:
+            past = history[active].repeat(running.shape[1], 0)
+            texts = np.concatenate([past, running.reshape(len(past), -1)], 1)  # (A * B, P)
+            forbid_repeats(log_probabilities, texts, config.no_repeat_ngram_size)
+        log_probabilities += torch.from_numpy(scores.reshape(-1, 1)).to(logits.device)
+        best, rows, tokens = top_scores(log_probabilities.view(*scores.shape, -1), 2 * num_beams)  # (A, 2 B) each
+        check_scores(best[:, 0])
+        is_end, is_last = tokens == eos, step == config.max_new_tokens - 1
 
         # Keep the texts that ended among the best, or all at the maximum length.
         divisor = (step + 1) ** config.length_penalty
-        ended = is_end | is_last
-        ends: dict[int, list[Hypothesis]] = {}
-        for slot, beam in ended[:, :num_beams].nonzero().tolist():
-            row = int(rows[slot, beam])
-            ids = running[slot, row].tolist()
-            ids += [] if bool(is_end[slot, beam]) else [int(tokens[slot, beam])]
-            found = Hypothesis(ids, float(best[slot, beam]) / divisor, bool(is_end[slot, beam]))
-            ends.setdefault(int(active[slot]), []).append(found)
-        for number, found_here in ends.items():
-            searches[number].add(found_here, config)
+        ended = is_last | (is_end & (best > -np.inf))
+        for slot, beam in np.argwhere(ended[:, :num_beams]).tolist():
+            is_complete = bool(is_end[slot, beam])
+            ids = [*running[slot, rows[slot, beam]].tolist(), *([] if is_complete else [int(tokens[slot, beam])])]
+            searches[active[slot]].add(Hypothesis(ids, float(best[slot, beam]) / divisor, is_complete))
 
         # The best beams that go on.
-        going = best.masked_fill(ended, _NEVER)
-        scores, order = going.topk(num_beams)
-        rows, tokens = rows.gather(1, order), tokens.gather(1, order)
-        history = running.gather(1, rows[..., None].expand(-1, -1, running.shape[2]))
-        running = torch.cat([history, tokens[..., None]], 2)
-        for slot, number in enumerate(active.tolist()):
-            searches[number].update(float(scores[slot, 0]), step + 1, config)
-        kept = torch.tensor([not searches[number].is_done for number in active.tolist()], device=device).nonzero()[:, 0]
-        if is_last or not len(kept):
-            break
+        order = np.argsort(is_end, axis=1, kind="stable")[:, :num_beams]
+        slots = np.arange(len(active))[:, None]
+        scores, rows, tokens = best[slots, order], rows[slots, order], tokens[slots, order]
+        running = np.concatenate([running[slots, rows], tokens[..., None]], 2)
 
-        # The next logits of the texts that are not done.
-        flat = (torch.arange(len(active), device=device)[:, None] * num_rows + rows)[kept].view(-1)
-        active, running, scores, tokens = active[kept], running[kept], scores[kept], tokens[kept]
-        decoder.select(flat)
-        logits = decoder.decode_step(tokens.reshape(-1))
-    return [search.best(config.num_return_sequences) for search in searches]
+        # Leave the texts that are done.
+        best_running = zip(active.tolist(), scores[:, 0].tolist(), strict=True)
+        is_kept = [not searches[text].is_done(score, step + 1) for text, score in best_running]
+        if is_last or not any(is_kept):
+            break
+        if not all(is_kept):
+            kept = _close_gaps(np.array(is_kept))
+            active, running, scores, rows, tokens = (x[kept] for x in (active, running, scores, rows, tokens))
+            decoder.select(torch.from_numpy(kept).to(logits.device))
+        if step > 0:
+            decoder.reorder(torch.from_numpy(rows).to(logits.device))
+        logits = decoder.decode_step(torch.from_numpy(tokens.reshape(-1)).to(logits.device))
+    return [search.best() for search in searches]
 
 
 class _Search:
-    """Ended texts of one prompt, at most as many as beams, and whether better ones may come."""
+    """Ended texts of one prompt, at most as many as beams."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: BeamConfig) -> None:
+        self._config = config
         self._found: list[Hypothesis] = []
-        self.is_done = False
 
-    def add(self, found: list[Hypothesis], config: BeamConfig) -> None:
-        """Add the texts that ended in one step."""
-        if not self.is_done:
-            self._found = sorted([*self._found, *found], key=lambda x: -x.score)[: config.num_beams]
+    def add(self, found: Hypothesis) -> None:
+        self._found = sorted([*self._found, found], key=lambda x: -x.score)[: self._config.num_beams]
 
-    def update(self, best_running: float, length: int, config: BeamConfig) -> None:
-        """Note whether the best running beam may still improve the ended texts."""
-        if len(self._found) < config.num_beams:
-            return
-        if config.stops_early:
-            self.is_done = True
-            return
-        longest = config.early_stopping == "never" and config.length_penalty > 0
-        attainable = best_running / (config.max_new_tokens if longest else length) ** config.length_penalty
-        self.is_done = self.is_done or attainable <= self._found[-1].score
+    def is_done(self, best_running: float, length: int) -> bool:
+        """Return whether the search ends, as the rule of `generate` says or as nothing better can come.
 
-    def best(self, number: int) -> list[Hypothesis]:
-        return self._found[:number]
+        Args:
+            best_running: Log probability of the best running beam.
+            length: Its number of new tokens.
+        """
+        config, found = self._config, self._found
+        # Log probabilities only fall, so that this is the best score of any longer text.
+        longest = config.max_new_tokens if config.length_penalty > 0 else length
+        attainable = best_running / longest**config.length_penalty
+        number = config.num_return_sequences
+        if len(found) >= number and attainable <= found[number - 1].score:
+            return True
+        if len(found) < config.num_beams:
+            return False
+        if config.early_stopping == "never":
+            return attainable <= found[-1].score
+        return config.stops_early or best_running / length**config.length_penalty <= found[-1].score
+
+    def best(self) -> list[Hypothesis]:
+        return self._found[: self._config.num_return_sequences]
+
+
+def top_scores(scores: Float[Tensor, "A B V"], number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the best scores of each text, the best first, with their beams and tokens, (A, number) each.
+
+    The best are in the blocks with the largest maxima, of which there are as many at most: finding these takes a
+    tenth of the time of `topk` over all scores.
+    """
+    vocab_size, flat = scores.shape[2], scores.flatten(1)
+    size = flat.shape[1]
+    if size < 2 * number * _BLOCK_SIZE:
+        best, index = flat.topk(number)
+    else:
+        blocks = flat[:, : size - size % _BLOCK_SIZE].view(len(flat), -1, _BLOCK_SIZE).amax(-1).topk(number).indices
+        candidates = (blocks[..., None] * _BLOCK_SIZE + torch.arange(_BLOCK_SIZE, device=flat.device)).flatten(1)
+        rest = torch.arange(size - size % _BLOCK_SIZE, size, device=flat.device).expand(len(flat), -1)
+        candidates = torch.cat([candidates, rest], 1)
+        best, where = flat.gather(1, candidates).topk(number)
+        index = candidates.gather(1, where)
+    found = index.cpu().numpy()
+    return best.cpu().numpy(), found // vocab_size, found % vocab_size
+
+
+def check_scores(scores: Float[np.ndarray, "..."]) -> None:
+    """Raise `CheckpointError` if a log probability is not a number, or infinite."""
+    if not (scores < np.inf).all():
+        problem = "The model's scores are not finite: its weights are damaged, or overflow in this precision."
+        raise CheckpointError(problem, damaged=True)
+
+
+def _close_gaps(is_kept: Bool[np.ndarray, "A"]) -> Int[np.ndarray, "Q"]:
+    """Return the slots that are kept, the last of them in place of those that are not: few move."""
+    number = int(is_kept.sum())
+    slots = np.arange(number)
+    slots[~is_kept[:number]] = number + np.flatnonzero(is_kept[number:])
+    return slots

@@ -1,8 +1,7 @@
 """Decoding of token ids with a key-value cache: greedy, sampling and beam search.
 
 Source: temperature and top-k: Fan et al. 2018, section 5.1; top-p: Holtzman et al. 2020, section 3.1;
-min-p: Nguyen et al. 2024, section 3; repetition penalty: Keskar et al. 2019, section 4.1; beam search
-with a length penalty: Wu et al. 2016, section 7.
+min-p: Nguyen et al. 2024, section 3; repetition penalty: Keskar et al. 2019, section 4.1.
 """
 
 import math
@@ -17,7 +16,9 @@ from torch import Tensor
 
 from stemformer.config import check_at_least, check_fields, check_seed
 from stemformer.data.examples.sampling import example_generator
-from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.errors import ConfigError, DataError
+from stemformer.generation.beam_search import BeamConfig, check_scores, search_beams
+from stemformer.generation.constraints import check_constraints, forbid_repeats, pad_left
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
@@ -37,6 +38,8 @@ class DecodingConfig:
     repetition_penalty: float = 1.0
     num_beams: int = 1
     length_penalty: float = 1.0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0
     # For texts longer than the model's positions: refuse them, or continue with the window's second half.
     overflow: Literal["error", "slide"] = "error"
     # Each text has a random stream of its own and does not depend on the others.
@@ -51,6 +54,7 @@ class DecodingConfig:
         check_seed(self.seed)
         greedy = f"0 (greedy) or a number of at least {_MIN_TEMPERATURE}"
         check_at_least(1, self, "", "max_new_tokens", "num_beams")
+        check_constraints(self)
         check_fields(self, "", greedy, lambda x: x == 0 or _MIN_TEMPERATURE <= x < math.inf, "temperature")
         check_fields(self, "", "0 (disabled) or more", lambda x: x >= 0, "top_k")
         check_fields(self, "", "a probability in (0, 1]", lambda x: 0 < x <= 1, "top_p")
@@ -136,10 +140,14 @@ def decode(
         seen = seen.to(logits.device)
     for step in range(config.max_new_tokens):
         # Choose a token for each active text, and drop the texts that end.
-        chosen = _choose(logits, config, [generators[i] for i in active], seen)  # (S,)
+        allowed = logits
+        if step < config.min_new_tokens or config.no_repeat_ngram_size:
+            texts = [[*prompts[i].tolist(), *outputs[i].ids] for i in active]
+            allowed = _allowed(logits, texts, decoder.config.eos_token_id, config, step)
+        chosen = _choose(allowed, config, [generators[i] for i in active], seen)  # (S,)
         log_probabilities = _gather(logits.log_softmax(-1), chosen)
+        check_scores(np.array(log_probabilities))
         for i, token, value in zip(active, chosen.tolist(), log_probabilities, strict=True):
-            _check_finite(value)
             outputs[i].log_probability += value
             if token == decoder.config.eos_token_id:
                 outputs[i].ended = "eos"
@@ -168,46 +176,21 @@ def decode(
     return outputs
 
 
-@torch.inference_mode()
-def beam_search(model: Model | GptDecoder, prompt: Int[Tensor, "_"], config: DecodingConfig) -> Decoded:
-    """Return the most probable continuation of a prompt that beam search finds."""
-    check_lengths([prompt], config, model.max_length)
-    decoder = _to_decoder(model, rows=config.num_beams, steps=config.max_new_tokens)
-    num_beams = config.num_beams
-    logits = decoder.prefill([prompt.tolist()], len(prompt) + config.max_new_tokens)  # (1, V)
-    beam_scores = torch.zeros(1, device=logits.device)
-    texts: list[list[int]] = [[]]
-    finished: list[tuple[float, Decoded]] = []
-
-    def finish(text: list[int], score: float, ended: Literal["eos", "length"]) -> None:
-        length = len(text) + (ended == "eos")
-        finished.append((score / max(1, length) ** config.length_penalty, Decoded(text, score, ended)))
-
-    for step in range(config.max_new_tokens):
-        # Rank all extensions of all beams. Twice the beams suffice, as one per beam may be the end.
-        scores = logits.log_softmax(-1) + beam_scores[:, None]  # (beams, V)
-        best, index = scores.flatten().topk(min(2 * num_beams, scores.numel()))
-        rows, tokens = index // scores.shape[1], index % scores.shape[1]
-        kept: list[tuple[float, int, int]] = []
-        for rank, (score, row, token) in enumerate(zip(best.tolist(), rows.tolist(), tokens.tolist(), strict=True)):
-            _check_finite(score)
-            if token == decoder.config.eos_token_id:
-                if rank < num_beams:
-                    finish(texts[row], score, "eos")
-            elif len(kept) < num_beams:
-                kept.append((score, row, token))
-        texts = [[*texts[row], token] for _, row, token in kept]
-        # Stop when no beam can improve on the finished texts.
-        worst = min((score for score, _ in sorted(finished, key=lambda x: -x[0])[:num_beams]), default=-math.inf)
-        attainable = kept[0][0] / (step + 1) ** config.length_penalty
-        if step == config.max_new_tokens - 1 or (len(finished) >= num_beams and attainable <= worst):
-            for (score, *_), text in zip(kept, texts, strict=True):
-                finish(text, score, "length")
-            break
-        beam_scores = beam_scores.new_tensor([score for score, *_ in kept])
-        decoder.cache.select(rows.new_tensor([row for _, row, _ in kept]))
-        logits = decoder.decode_step(tokens.new_tensor([token for *_, token in kept]))
-    return max(finished, key=lambda item: item[0])[1]
+def beam_search(
+    model: Model | GptDecoder, prompts: Sequence[Int[Tensor, "_"]], config: DecodingConfig
+) -> list[Decoded]:
+    """Return the most probable continuation of each prompt that beam search finds."""
+    if not prompts:
+        return []
+    check_lengths(prompts, config, model.max_length)
+    decoder = _to_decoder(model, rows=len(prompts) * config.num_beams, steps=config.max_new_tokens)
+    shared = {name: getattr(config, name) for name in BeamConfig.__dataclass_fields__ if hasattr(config, name)}
+    outputs = []
+    for best, *_ in search_beams(decoder, [prompt.tolist() for prompt in prompts], BeamConfig(**shared)):
+        length = len(best.ids) + best.is_complete
+        log_probability = best.score * length**config.length_penalty
+        outputs.append(Decoded(best.ids, log_probability, "eos" if best.is_complete else "length"))
+    return outputs
 
 
 def check_lengths(prompts: Sequence[Tensor], config: DecodingConfig, longest: int) -> None:
@@ -229,10 +212,16 @@ def _to_decoder(model: Model | GptDecoder, *, rows: int, steps: int) -> GptDecod
     return model if isinstance(model, GptDecoder) else GptDecoder(model, rows=rows, steps=steps)
 
 
-def _check_finite(log_probability: float) -> None:
-    if not math.isfinite(log_probability):
-        problem = "The model's scores are not finite: its weights are damaged, or overflow in this precision."
-        raise CheckpointError(problem, damaged=True)
+def _allowed(
+    logits: Float[Tensor, "S V"], texts: Sequence[Sequence[int]], eos: int, config: DecodingConfig, step: int
+) -> Float[Tensor, "S V"]:
+    """Return logits with -inf for the tokens that the constraints exclude."""
+    logits = logits.clone()
+    if step < config.min_new_tokens:
+        logits[:, eos] = -torch.inf
+    if config.no_repeat_ngram_size:
+        forbid_repeats(logits, pad_left(texts), config.no_repeat_ngram_size)
+    return logits
 
 
 def _slide(text: list[int], longest: int) -> list[int]:
@@ -266,7 +255,7 @@ def _nucleus_minimum(probabilities: Float[Tensor, "S V"], top_p: float) -> Float
     floor = (1 - top_p) / probabilities.shape[1]
     lowest = []
     for row in probabilities.numpy():
-        # NaN is kept here; `_check_finite` reports it.
+        # NaN is kept here; `check_scores` reports it.
         candidates = np.sort(row[~(row < floor)])[::-1]
         lowest.append(candidates[(candidates.cumsum(dtype=np.float64) - candidates < top_p).sum() - 1])
     return torch.tensor(np.array(lowest))[:, None]

@@ -1,7 +1,8 @@
 """Rewrite texts with an encoder-decoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from stemformer.progress import format_count
 NUM_START_TOKENS = 2
 # Sources are as if of a multiple of this length where the maximum length of their results depends on it.
 _LENGTH_STEP = 16
+# Texts that are read, sorted by length and rewritten together, of which one block is in memory.
+_BLOCK_SIZE = 512
 
 
 def rewrite_texts(
-    texts: Sequence[str],
+    texts: Iterable[str],
     model: Model,
     tokenizer: Tokenizer,
     config: BeamConfig,
@@ -29,10 +32,11 @@ def rewrite_texts(
     limit_of: Callable[[int], int],
     parse_special_tokens: bool = True,
     on_batch: Callable[[int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Return what the decoder writes for each text, in order.
+) -> Iterator[dict[str, Any]]:
+    """Yield what the decoder writes for each text, in order; texts are read and rewritten in blocks.
 
     Args:
+        texts: A sequence is checked before the first of it is rewritten, any other iterable block by block.
         limit_of: As for `decode_sources`.
         parse_special_tokens: Whether the name of a special token in a text, such as that of a mask, is this token.
         on_batch: Called with the number of texts of each batch that is done.
@@ -41,11 +45,20 @@ def rewrite_texts(
         DataError: A text has no token, or more than the model was trained on.
     """
     room = model.max_length - NUM_START_TOKENS
-    sources = [
-        _encode(text, number, tokenizer, room, parse_special_tokens) for number, text in enumerate(texts, start=1)
-    ]
-    found = decode_sources(sources, model, config, batch_size=batch_size, limit_of=limit_of, on_batch=on_batch)
-    return [_to_result(text, hypotheses, tokenizer) for text, hypotheses in zip(texts, found, strict=True)]
+
+    def encode(number: int, text: str) -> list[int]:
+        return _encode(text, number, tokenizer, room, parse_special_tokens)
+
+    if isinstance(texts, Sequence):
+        for number, text in enumerate(texts, start=1):
+            encode(number, text)
+    numbered = enumerate(texts, start=1)
+    decoder = BartTextDecoder(model, rows=batch_size * config.num_beams)
+    while block := list(islice(numbered, max(_BLOCK_SIZE, batch_size))):
+        sources = [encode(*item) for item in block]
+        found = decode_sources(sources, decoder, config, batch_size=batch_size, limit_of=limit_of, on_batch=on_batch)
+        for (_, text), hypotheses in zip(block, found, strict=True):
+            yield _to_result(text, hypotheses, tokenizer)
 
 
 def repair_limit(length: int, max_length: int) -> int:
@@ -55,7 +68,7 @@ def repair_limit(length: int, max_length: int) -> int:
 
 def decode_sources(
     sources: Sequence[Sequence[int]],
-    model: Model,
+    model: Model | BartTextDecoder,
     config: BeamConfig,
     *,
     batch_size: int,
@@ -68,6 +81,7 @@ def decode_sources(
     rounding.
 
     Args:
+        model: An encoder-decoder, or its `BartTextDecoder`, to prepare the weights once for several calls.
         limit_of: Maximum number of tokens to write by the length of a source, special tokens included.
         on_batch: Called with the number of sources of each batch that is done.
     """
@@ -75,13 +89,16 @@ def decode_sources(
     by_limit: dict[int, list[int]] = {}
     for i in np.argsort([-len(source) for source in sources], kind="stable").tolist():
         by_limit.setdefault(limit_of(len(sources[i])), []).append(i)
-    decoder = BartTextDecoder(model, rows=min(batch_size, len(sources)) * config.num_beams)
+    if isinstance(model, BartTextDecoder):
+        decoder = model
+    else:
+        decoder = BartTextDecoder(model, rows=min(batch_size, len(sources)) * config.num_beams)
     results: list[list[Hypothesis]] = [[] for _ in sources]
     for limit, members in by_limit.items():
         settings = replace(config, max_new_tokens=limit)
         for start in range(0, len(members), batch_size):
             batch = members[start : start + batch_size]
-            found = search_beams(decoder, [sources[i] for i in batch], settings, prompt_length=NUM_START_TOKENS)
+            found = search_beams(decoder, [sources[i] for i in batch], settings)
             for i, hypotheses in zip(batch, found, strict=True):
                 results[i] = hypotheses
             if on_batch is not None:

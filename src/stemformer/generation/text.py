@@ -47,7 +47,7 @@ def generate_from_ids(
     Args:
         prompts: Token ids; an empty prompt starts a document.
         model: See `decode`.
-        batch_size: Number of prompts that are decoded together; None for all.
+        batch_size: Number of prompts that are decoded together, each with all its beams; None for all.
         stop: Stop before the first of these strings that occurs; not supported with beam search.
         on_text: Called with the number of a prompt and its new text; with beam search, at the end.
         add_prefix: Put the tokenizer's prefix before each prompt: the end-of-text token, as in our training, or what
@@ -62,9 +62,9 @@ def generate_from_ids(
     ids = list(map(torch.from_numpy, started))
     # Check all prompts before generating the first text.
     check_lengths(ids, config, model.max_length)
-    size = 1 if config.num_beams > 1 else batch_size or max(1, len(ids))
+    size = batch_size or max(1, len(ids))
     if len(ids) > size and not isinstance(model, GptDecoder):
-        model = GptDecoder(model, rows=max(size, config.num_beams), steps=config.max_new_tokens * len(ids) // size)
+        model = GptDecoder(model, rows=size * config.num_beams, steps=config.max_new_tokens * len(ids) // size)
     streamers = [_TextStreamer(tokenizer, stop) for _ in ids]
 
     def release(number: int, new: str) -> None:
@@ -78,8 +78,9 @@ def generate_from_ids(
     for first in range(0, len(ids), size):
         batch = ids[first : first + size]
         if config.num_beams > 1:
-            outputs = [beam_search(model, batch[0], config)]
-            streamers[first].ids = outputs[0].ids
+            outputs = beam_search(model, batch, config)
+            for number, decoded in enumerate(outputs, start=first):
+                streamers[number].ids = decoded.ids
         else:
             outputs = decode(model, batch, config, on_token=on_token, first=first)
         for number, decoded in enumerate(outputs, start=first):

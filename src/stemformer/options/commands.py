@@ -173,6 +173,8 @@ class GenerateOptions(groups.InferenceOptions, groups.SeedOptions):
         repetition_penalty: Divide the scores of tokens that occurred before by this; 1 disables it.
         num_beams: Number of beams; above 1, beam search instead of sampling.
         length_penalty: Exponent of the length by which the log-probability of a beam is divided.
+        min_new_tokens: Minimum number of tokens to generate.
+        no_repeat_ngram_size: Size of n-grams of tokens that do not occur twice, in prompt and text; 0 disables it.
         stop: Stop before this string.
         sliding_window: Continue beyond the last position of the model, with the second half of the window as context.
         batch_size: Number of prompts that are decoded together.
@@ -188,12 +190,14 @@ class GenerateOptions(groups.InferenceOptions, groups.SeedOptions):
     repetition_penalty: float = 1.0
     num_beams: int = 1
     length_penalty: float = 1.0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0
     stop: tuple[str, ...] = ()
     sliding_window: bool = False
     batch_size: int = 32
 
 
-class RewriteOptions(groups.TextsOptions):
+class RewriteOptions(groups.InferenceOptions, groups.FileOutputOptions):
     """Rewrite texts with an encoder-decoder, by beam search.
 
     Attributes:
@@ -205,13 +209,20 @@ class RewriteOptions(groups.TextsOptions):
         length_penalty: Exponent of the length by which the log-probability of a beam is divided. Default:
             1, or that of the fine-tuning.
         num_return_sequences: Number of candidates for each text, at most as many as beams.
+        min_new_tokens: Minimum number of tokens to write.
+        no_repeat_ngram_size: Size of n-grams of tokens that do not occur twice; 0 disables it.
+        out: Output file, .jsonl. Default: standard output.
         batch_size: Number of texts that are decoded together.
     """
 
+    texts: Iterable[str] = field(metadata=ARGUMENT)
+    model: ModelName
     num_beams: int | None = None
     max_new_tokens: int | None = None
     length_penalty: float | None = None
     num_return_sequences: int = 1
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0
     batch_size: int = 32
 
 

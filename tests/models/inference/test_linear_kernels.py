@@ -12,21 +12,22 @@ def random_tensor(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def chosen(monkeypatch, dtype, *, bf16=True, amx=False, intel=False, **options):
+def chosen(monkeypatch, dtype, *, bf16=True, amx=False, intel=False, avx2=False, **options):
     """Returns the name of the function that lays a matrix out, and the type it is laid out in."""
     called = []
-    for name in ("_plain", "_mkl", "_fbgemm", "_onednn"):
+    for name in ("_plain", "_mkl", "_transposed", "_fbgemm", "_onednn"):
         monkeypatch.setattr(linear_kernels, name, lambda w, *_, name=name: called.append((name, w.dtype)) or abs)
     monkeypatch.setattr(linear_kernels, "_is_packable", lambda weight: True)
     monkeypatch.setattr(linear_kernels, "_has_bf16_kernels", lambda: bf16)
     monkeypatch.setattr(linear_kernels, "_has_amx", lambda: amx)
     monkeypatch.setattr(linear_kernels, "_is_intel", lambda: intel)
+    monkeypatch.setattr(linear_kernels, "_is_avx2", lambda: avx2)
     monkeypatch.setattr(linear_kernels, "_SMALL_WEIGHT", 48)
     make_linear_kernel(random_tensor(8, options.pop("inputs", 6), dtype=dtype), None, **options)
     return called[0]
 
 
-@pytest.mark.parametrize("kernel", ["_plain", "_mkl", "_mkl_per_thread", "_fbgemm", "_onednn"])
+@pytest.mark.parametrize("kernel", ["_plain", "_mkl", "_transposed", "_mkl_per_thread", "_fbgemm", "_onednn"])
 @pytest.mark.parametrize("shape", [(61, 32), (32, 61)], ids=["wide", "tall"])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_kernels_equal_the_plain_product(kernel, shape, with_bias):
@@ -52,6 +53,8 @@ def test_kernels_equal_the_plain_product(kernel, shape, with_bias):
         (torch.float32, {"rows": 1}, "_mkl"),
         (torch.float32, {"rows": 1, "intel": True}, "_mkl"),
         (torch.float32, {"rows": 2}, "_onednn"),
+        (torch.float32, {"rows": 2, "avx2": True}, "_onednn"),
+        (torch.float32, {"rows": 2, "avx2": True, "inputs": 5}, "_transposed"),
         (torch.float32, {"rows": 1, "steps": 7}, "_plain"),
         (torch.bfloat16, {"rows": 3}, "_fbgemm"),
         (torch.bfloat16, {"rows": 3, "amx": True}, "_onednn"),

@@ -84,27 +84,37 @@ def attend(
 
 
 def attend_cached(
-    q: Float[Tensor, "S H K"],
+    q: Float[Tensor, "R H K"],
     keys: Float[Tensor, "SG K P"],
     values: Float[Tensor, "SG P K"],
     *,
-    mask: Float[Tensor, "S 1 1 P"] | None = None,
-) -> Float[Tensor, "S HK"]:
-    """Return the attention output of one new token of each sequence.
+    mask: Float[Tensor, "S B2 P"] | None = None,
+    num_beams: int = 1,
+) -> Float[Tensor, "R HK"]:
+    """Return the attention output of one new token of each beam of S sequences.
 
     Args:
-        keys: Cached keys of all P columns, the new one included; heads of a sequence are adjacent. Each of
+        q: Queries of R = S * B beams; those of a sequence are adjacent, and are rows of one product with its keys.
+        keys: Cached keys of all P columns, the new ones included; heads of a sequence are adjacent. Each of
             G heads of keys serves a group of H / G query heads.
-        mask: Added to the scores; needed where the cache is padded.
+        mask: Added to the scores of each beam, or one row (B2 = 1) to those of all beams of a sequence; needed where
+            the cache is padded or beams have columns of their own.
     """
     # Two batched products: PyTorch's kernel takes up to twice as long for one query per sequence.
-    num_sequences, num_heads, size = q.shape
-    group_size = num_sequences * num_heads // len(keys)
-    q = (q if q.dtype == keys.dtype else q.to(keys.dtype)).reshape(-1, group_size, size)  # (S * G, H / G, K)
-    scores = torch.baddbmm(_unused_input(q.device, q.dtype), q, keys, beta=0, alpha=size**-0.5)  # (S * G, H / G, P)
+    num_rows, num_heads, size = q.shape
+    num_sequences = num_rows // num_beams
+    num_groups = len(keys) // num_sequences
+    q = q if q.dtype == keys.dtype else q.to(keys.dtype)
+    if num_beams > 1:
+        q = q.view(num_sequences, num_beams, num_groups, -1, size).transpose(1, 2)  # (S, G, B, H / G, K)
+    q = q.reshape(len(keys), -1, size)  # (S * G, B * H / G, K)
+    scores = torch.baddbmm(_unused_input(q.device, q.dtype), q, keys, beta=0, alpha=size**-0.5)  # (S * G, B * H / G, P)
     if mask is not None:
-        scores.view(num_sequences, -1, 1, scores.shape[2]).add_(mask)
-    return torch.bmm(scores.softmax(-1), values).view(num_sequences, -1)  # (S, H * K)
+        scores.view(num_sequences, num_groups, num_beams, -1, scores.shape[2]).add_(mask[:, None, :, None])
+    out = torch.bmm(scores.softmax(-1), values)  # (S * G, B * H / G, K)
+    if num_beams > 1:
+        out = out.view(num_sequences, num_groups, num_beams, -1, size).transpose(1, 2)
+    return out.reshape(num_rows, num_heads * size)
 
 
 @lru_cache

@@ -1,6 +1,6 @@
 """Incremental decoding of an encoder-decoder, whose sources are encoded once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from stemformer.errors import ConfigError
 from stemformer.models.attention.varlen import attend_cached
 from stemformer.models.bart import Bart, BartDecoderLayer
-from stemformer.models.inference.kv_cache import KeyValueCache
+from stemformer.models.inference.cached_gpt import make_norm
+from stemformer.models.inference.kv_cache import KeyValueCache, keep_rows
 from stemformer.models.inference.linear_kernels import LinearKernel, make_linear_kernel
 from stemformer.models.model import Model
 
@@ -53,12 +54,18 @@ class BartTextDecoder:
         output = body.embeddings.word.weight if head.decoder is None else head.decoder.weight
         self._head = make_linear_kernel(output, head.bias, rows=rows, steps=steps)
 
+    def start(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the tokens before the first new one of each text, `</s> <s>`."""
+        return [[self.config.decoder_start_token_id, self.config.bos_token_id] for _ in sources]
+
     @torch.inference_mode()
-    def prefill(self, sources: Sequence[Sequence[int]], max_length: int) -> Float[Tensor, "S V"]:
+    def prefill(self, sources: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1) -> Float[Tensor, "S V"]:
         """Encode a new batch of sources and return the logits of each first token.
 
-        Sources have their special tokens. `max_length` is that of the texts, whose two first tokens, `</s> <s>`,
-        are not chosen.
+        Args:
+            sources: Token ids with their special tokens.
+            max_length: Maximum number of tokens of a text, those of `start` included.
+            num_beams: Number of texts of each source.
         """
         device, lengths = self._position.device, list(map(len, sources))
         ids = torch.tensor([token for source in sources for token in source], device=device)  # (N,)
@@ -68,46 +75,55 @@ class BartTextDecoder:
 
         # Keys and values of each layer, padded to the longest source.
         is_token = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]  # (S, P)
-        self._mask: Tensor | None = None
+        self._padding: Tensor | None = None  # (S, 1, P), -inf for padding
         if min(lengths) < max(lengths):
-            padding = torch.zeros(is_token.shape, device=device, dtype=memory.dtype)
-            self._mask = padding.masked_fill(~is_token, -torch.inf)[:, None, None, :]  # (S, 1, 1, P)
-        self._memory: list[tuple[Tensor, ...]] = [
-            layer.cross_keys_and_values(memory, is_token) for layer in self._layers
-        ]
-        self._owners = torch.arange(len(sources), device=device)
+            zeros = torch.zeros(is_token.shape, device=device, dtype=memory.dtype)
+            self._padding = zeros.masked_fill(~is_token, -torch.inf)[:, None]
+        self._set_memory([layer.cross_keys_and_values(memory, is_token) for layer in self._layers])
 
-        starts = [0] * len(sources)
-        self.cache = KeyValueCache(self._cache_shape, starts, max_length, device=device, dtype=memory.dtype)
-        for token in (self.config.decoder_start_token_id, self.config.bos_token_id):
-            logits = self.decode_step(torch.full((len(sources),), token, device=device))
-        return logits
+        # The first tokens of each text are queries as beams are, of which each sees those before it.
+        started = torch.tensor(self.start(sources), device=device)  # (S, 2)
+        shape, options = self._cache_shape, {"device": device, "dtype": memory.dtype}
+        number = started.shape[1]
+        self.cache = KeyValueCache(shape, [number] * len(sources), max_length, num_beams=num_beams, **options)
+        causal = torch.full((1, number, number), -torch.inf, **options).triu(1)
+        position = self._position[:number].repeat(len(sources), 1)
+        x = self._decode(started.view(-1), position, self.cache.prompt(), causal)
+        return self._logits(x[number - 1 :: number])
+
+    def _set_memory(self, memory: Sequence[tuple[Tensor, ...]]) -> None:
+        self._memory = memory
+        # Keys (S * H, K, P) and values (S * H, P, K) of each layer.
+        self._memory_by_head = [tuple(part.flatten(0, 1) for part in parts) for parts in memory]
 
     @torch.inference_mode()
     def decode_step(self, tokens: Int[Tensor, "R"]) -> Float[Tensor, "R V"]:
         """Append one token to each text and return the logits of the next."""
-        words = self._body.embeddings.words(tokens)
-        x = self._embeddings_norm(words + self._position[self.cache.length])
-        for layer, memory, (new, keys, values) in zip(self._layers, self._memory, self.cache.grow(), strict=True):
-            x = layer.decode_step(x, new, keys, values, memory, self._mask)
-        logits = self._head(self._norm(x))
+        position = self._position[self.cache.length]
+        blocks = self.cache.grow()
+        return self._logits(self._decode(tokens, position, blocks, self.cache.mask()))
+
+    def _decode(
+        self, tokens: Int[Tensor, "R"], position: Tensor, blocks: Iterator[tuple[Tensor, ...]], mask: Tensor | None
+    ) -> Float[Tensor, "R D"]:
+        x = self._embeddings_norm(self._body.embeddings.words(tokens) + position)
+        for layer, memory, (new, keys, values) in zip(self._layers, self._memory_by_head, blocks, strict=True):
+            x = layer.decode_step(x, new, keys, values, mask, memory, self._padding)
+        return x
+
+    def _logits(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
+        logits = self._head(self._norm(states))
         return logits if logits.dtype == torch.float32 else logits.float()
 
-    def select(self, rows: Int[Tensor, "Q"]) -> None:
-        """Keep these texts in this order, as many of each source that is left."""
-        self.cache.select(rows)
-        owners = self._owners.index_select(0, rows)
-        # Beams of a source are adjacent.
-        is_first = torch.ones_like(owners, dtype=torch.bool)
-        is_first[1:] = owners[1:] != owners[:-1]
-        kept, heads = owners[is_first], self._cache_shape[1]
-        assert len(owners) % len(kept) == 0, "all sources have as many beams"
-        if len(kept) < len(self._memory[0][0]) // heads:
-            index = (kept[:, None] * heads + torch.arange(heads, device=kept.device)).view(-1)
-            self._memory = [tuple(part.index_select(0, index) for part in parts) for parts in self._memory]
-            self._mask = None if self._mask is None else self._mask.index_select(0, kept)
-            owners = torch.arange(len(kept), device=kept.device).repeat_interleave(len(owners) // len(kept))
-        self._owners = owners
+    def select(self, sources: Int[Tensor, "Q"]) -> None:
+        """Keep these sources in this order, with all their texts."""
+        self.cache.select(sources)
+        self._set_memory([tuple(keep_rows(part, sources) for part in parts) for parts in self._memory])
+        self._padding = None if self._padding is None else self._padding.index_select(0, sources)
+
+    def reorder(self, parents: Int[Tensor, "S B"]) -> None:
+        """Let each text continue a text of its source."""
+        self.cache.reorder(parents)
 
 
 class _Layer:
@@ -116,19 +132,20 @@ class _Layer:
     def __init__(self, layer: BartDecoderLayer, make_kernel: Callable[..., LinearKernel]) -> None:
         self.norm_first = layer.norm_first
         self._num_heads, self._head_size = layer.attention.num_heads, layer.attention.head_size
-        self._norms = layer.attention_norm, layer.cross_attention_norm, layer.feed_forward_norm
+        norms = layer.attention_norm, layer.cross_attention_norm, layer.feed_forward_norm
+        self._norms = [make_norm(norm, norm.weight.dtype) for norm in norms]
         self._qkv, self._out = make_kernel(layer.attention.qkv), make_kernel(layer.attention.out)
         self._cross = layer.cross_attention
         self._query, self._cross_out = make_kernel(self._cross.query), make_kernel(self._cross.out)
         self._feed_forward = layer.feed_forward.with_kernels(make_kernel)
 
     def cross_keys_and_values(self, memory: Float[Tensor, "N D"], is_token: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys (S * H, K, P) and values (S * H, P, K) of all sources, padded with zeros."""
+        """Return keys (S, H, K, P) and values (S, H, P, K) of all sources, padded with zeros."""
         padded = []
         for part in self._cross.keys_and_values(memory):
             block = part.new_zeros(*is_token.shape, *part.shape[1:])  # (S, P, H, K)
             block[is_token] = part
-            padded.append(block.transpose(1, 2).flatten(0, 1))  # (S * H, P, K)
+            padded.append(block.transpose(1, 2))  # (S, H, P, K)
         keys, values = padded
         return keys.mT.contiguous(), values.contiguous()
 
@@ -138,31 +155,21 @@ class _Layer:
         new: Tensor,
         keys: Tensor,
         values: Tensor,
-        memory: tuple[Tensor, ...],
         mask: Tensor | None,
+        memory: tuple[Tensor, ...],
+        padding: Tensor | None,
     ) -> Float[Tensor, "R D"]:
+        num_beams, heads = new.shape[1], (self._num_heads, self._head_size)
+
         def attend(y: Tensor) -> Tensor:
-            q, kv = self._qkv(y).view(len(y), 3, self._num_heads, self._head_size).split_with_sizes((1, 2), 1)
-            new.copy_(kv)
-            return self._out(attend_cached(q[:, 0], keys, values))
+            q, kv = self._qkv(y).view(len(y), 3, *heads).split_with_sizes((1, 2), 1)
+            new.copy_(kv.view(new.shape))
+            return self._out(attend_cached(q[:, 0], keys, values, mask=mask, num_beams=num_beams))
 
         def cross(y: Tensor) -> Tensor:
-            return self._cross_out(self._attend_to_sources(self._query(y), memory, mask))
+            q = self._query(y).view(len(y), *heads)
+            return self._cross_out(attend_cached(q, *memory, mask=padding, num_beams=num_beams))
 
         for norm, function in zip(self._norms, (attend, cross, self._feed_forward), strict=True):
             x = x + function(norm(x)) if self.norm_first else norm(x + function(x))
         return x
-
-    def _attend_to_sources(
-        self, q: Float[Tensor, "R D"], memory: tuple[Tensor, ...], mask: Tensor | None
-    ) -> Float[Tensor, "R D"]:
-        """Attend from the beams of each source, as queries of one product, to its keys."""
-        keys, values = memory
-        num_sources = len(keys) // self._num_heads
-        beams = len(q) // num_sources
-        grouped = q.view(num_sources, beams, self._num_heads, self._head_size).transpose(1, 2)  # (S, H, B, K)
-        scores = torch.bmm(grouped.reshape(-1, beams, self._head_size) * self._head_size**-0.5, keys)  # (S * H, B, P)
-        if mask is not None:
-            scores.view(num_sources, self._num_heads, beams, -1).add_(mask)
-        out = torch.bmm(scores.softmax(-1), values).view(num_sources, self._num_heads, beams, self._head_size)
-        return out.transpose(1, 2).reshape(q.shape)

@@ -70,15 +70,25 @@ class GptDecoder:
             return make_linear_kernel(layer.weight, layer.bias, rows=rows, steps=steps, activation=activation)
 
         self._layers = [_Layer(layer, make_kernel, self._dtype) for layer in body.layers]  # type: ignore[arg-type]
-        self._norm = _make_norm(body.norm, self._dtype)
+        self._norm = make_norm(body.norm, self._dtype)
         decoder = model.lm_head.decoder
         output = self._word if decoder is None else decoder.weight
         self._head = make_linear_kernel(output, None, rows=rows, steps=steps)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], max_length: int) -> Float[Tensor, "S V"]:
-        """Start a new batch of prompts and return the logits of each next token; `max_length` includes new tokens."""
+    def start(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the tokens before the first new one of each text, the prompts."""
+        return list(map(list, prompts))
+
+    def prefill(self, prompts: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1) -> Float[Tensor, "S V"]:
+        """Start a new batch of prompts and return the logits of each next token.
+
+        Args:
+            max_length: Maximum number of tokens of a text, new ones included.
+            num_beams: Number of beams that continue each prompt.
+        """
         device, lengths = self._word.device, list(map(len, prompts))
-        self.cache = KeyValueCache(self._cache_shape, lengths, max_length, device=device, dtype=self._dtype)
+        options: dict[str, Any] = {"device": device, "dtype": self._dtype, "num_beams": num_beams}
+        self.cache = KeyValueCache(self._cache_shape, lengths, max_length, **options)
         ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)  # (N,)
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
@@ -90,8 +100,8 @@ class GptDecoder:
             x = layer.prefill(x, cu_seqlens, max(lengths), block, slots, rotations)
         return self._logits(self._norm(x[cu_seqlens[1:].long() - 1]))
 
-    def decode_step(self, tokens: Int[Tensor, "S"]) -> Float[Tensor, "S V"]:
-        """Append one token to each sequence and return the logits of the next."""
+    def decode_step(self, tokens: Int[Tensor, "R"]) -> Float[Tensor, "R V"]:
+        """Append one token to each beam of each sequence and return the logits of the next."""
         cache = self.cache
 
         def select(table: Tensor) -> Tensor:
@@ -103,6 +113,14 @@ class GptDecoder:
         for layer, (new, keys, values) in zip(self._layers, blocks, strict=True):
             x = layer.decode_step(x, new, keys, values, mask, rotations)
         return self._logits(self._norm(x))
+
+    def select(self, sequences: Int[Tensor, "Q"]) -> None:
+        """Keep these sequences in this order."""
+        self.cache.select(sequences)
+
+    def reorder(self, parents: Int[Tensor, "S B"]) -> None:
+        """Let each beam continue a beam of its sequence."""
+        self.cache.reorder(parents)
 
     def _embed(self, ids: Int[Tensor, "R"], select: Callable[[Tensor], Tensor]) -> Float[Tensor, "R D"]:
         x = torch.embedding(self._word, ids)
@@ -125,9 +143,9 @@ class _Layer:
         self._dtype, self._theta, self._attend = dtype, layer.theta, attention.attend
         self._num_heads, self._num_groups = attention.num_heads, attention.num_key_value_heads
         self._head_size, self._norm_queries_and_keys = attention.head_size, _make_head_norm(attention, dtype)
-        self.attention_norm = _make_norm(layer.attention_norm, dtype)
+        self.attention_norm = make_norm(layer.attention_norm, dtype)
         self.qkv, self.out = make_kernel(layer.attention.qkv), make_kernel(layer.attention.out)
-        self.feed_forward_norm = _make_norm(layer.feed_forward_norm, dtype)
+        self.feed_forward_norm = make_norm(layer.feed_forward_norm, dtype)
         self.feed_forward = layer.feed_forward.with_kernels(make_kernel)
 
     def prefill(
@@ -147,11 +165,11 @@ class _Layer:
 
     def decode_step(
         self, x: Tensor, new: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, rotations: _Rotations
-    ) -> Float[Tensor, "S D"]:
-        # Keys and values of the new token go to the last column of the cache.
+    ) -> Float[Tensor, "R D"]:
+        # Keys and values of the new tokens go to the last columns of the cache.
         q, kv = self._split_heads(self.qkv(self.attention_norm(x)), rotations)
-        new.copy_(kv)
-        return self._add_feed_forward(x + self.out(attend_cached(q, keys, values, mask=mask)))
+        new.copy_(kv.view(new.shape))
+        return self._add_feed_forward(x + self.out(attend_cached(q, keys, values, mask=mask, num_beams=new.shape[1])))
 
     def _split_heads(
         self, qkv: Float[Tensor, "R P"], rotations: _Rotations
@@ -174,7 +192,8 @@ class _Layer:
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def _make_norm(norm: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def make_norm(norm: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Return the function of a norm, without the cost of a module's call."""
     assert isinstance(norm, nn.LayerNorm | RmsNorm)
     weight, eps = norm.weight.detach().to(dtype), norm.eps
     if isinstance(norm, RmsNorm):

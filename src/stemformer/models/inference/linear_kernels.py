@@ -6,6 +6,7 @@
 | CPU, Intel | bfloat16, small | 1 | MKL on an exact float32 copy |
 | CPU | bfloat16 | 3 | FBGEMM: float16 panels, multiplied in float32; not for large weights with AMX |
 | CPU without bfloat16 kernels | bfloat16 | any | FBGEMM; a float32 copy, laid out as above, if packing does not pay |
+| CPU with AVX2 only | float32, small | any | MKL: copy with the output side contiguous |
 | CPU | float32, bfloat16 | any | oneDNN: its own blocked layout |
 | other | any | any | `F.linear` |
 
@@ -60,6 +61,8 @@ def _choose_kernel(weight: Tensor, *, rows: int, steps: float) -> Callable[[Tens
     is_small, is_float32 = weight.numel() < _SMALL_WEIGHT, weight.dtype == torch.float32
     if rows == 1 and (is_float32 or (is_small and _is_intel())):
         return _mkl
+    if is_float32 and is_small and _is_avx2():
+        return _transposed
     pays = steps >= _MIN_STEPS_FP16 and (rows < _BLOCK_ROWS or _lacks_bf16_kernels(weight))
     uses_amx = _has_amx() and not is_small
     return _fbgemm if not is_float32 and pays and not uses_amx and _fits_float16(weight) else _onednn
@@ -86,6 +89,10 @@ def _has_bf16_kernels() -> bool:
     return bool(available and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def _is_avx2() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
 def _is_intel() -> bool:
     return "Intel" in str(torch.cpu.get_capabilities().get("cpu_name"))
 
@@ -103,15 +110,17 @@ def _plain(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     return lambda x: F.linear(x if x.dtype == weight.dtype else x.to(weight.dtype), weight, bias)
 
 
+def _transposed(weight: Tensor, bias: Tensor | None) -> LinearKernel:
+    transposed = weight.t().contiguous()
+    return lambda x: x @ transposed if bias is None else torch.addmm(bias, x, transposed)
+
+
 def _mkl(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     weight, bias = weight.float(), None if bias is None else bias.float()
     parts = 1 if _is_intel() else torch.get_num_threads()
     if parts > 1:
         return _mkl_per_thread(weight, bias, parts)
-    if weight.shape[0] < weight.shape[1]:
-        return _plain(weight, bias)
-    transposed = weight.t().contiguous()
-    return lambda x: x @ transposed if bias is None else torch.addmm(bias, x, transposed)
+    return _plain(weight, bias) if weight.shape[0] < weight.shape[1] else _transposed(weight, bias)
 
 
 def _mkl_per_thread(weight: Tensor, bias: Tensor | None, parts: int) -> LinearKernel:
