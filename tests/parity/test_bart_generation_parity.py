@@ -127,6 +127,19 @@ def test_texts_do_not_depend_on_the_batch(pair, constraints):
     assert together == [ours_of(ours, [text], num_beams=3, **constraints)[0] for text in texts]
 
 
+@pytest.mark.parametrize("early_stopping", [False, "never"])
+def test_each_text_has_its_own_limit(pair, early_stopping):
+    ours, theirs = pair
+    texts, limits = sources(12), [2 + i % (NEW - 1) for i in range(12)]
+    config = BeamConfig(num_beams=3, max_new_tokens=NEW, early_stopping=early_stopping)
+    found = search_beams(BartTextDecoder(ours, rows=36), texts, config, limits=limits)
+    expected = [
+        theirs_of(theirs, text, num_beams=3, max_new_tokens=limit, early_stopping=early_stopping)[0]
+        for text, limit in zip(texts, limits, strict=True)
+    ]
+    assert [each[0].ids for each in found] == expected
+
+
 def test_a_text_is_left_as_soon_as_none_can_be_better(pair):
     ours, theirs = pair
     steps, texts = {}, sources(8)

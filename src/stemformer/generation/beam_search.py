@@ -88,10 +88,19 @@ class Hypothesis:
 
 
 @torch.inference_mode()
-def search_beams(decoder: TextDecoder, prompts: Sequence[Sequence[int]], config: BeamConfig) -> list[list[Hypothesis]]:
+def search_beams(
+    decoder: TextDecoder,
+    prompts: Sequence[Sequence[int]],
+    config: BeamConfig,
+    *,
+    limits: Sequence[int] | None = None,
+) -> list[list[Hypothesis]]:
     """Return the best continuations of each prompt, or texts of each source, the best first.
 
     The result of a prompt does not depend on the others, but for rounding.
+
+    Args:
+        limits: Maximum number of new tokens of each text; default: `config.max_new_tokens` of each.
 
     Raises:
         CheckpointError: The model's scores are not finite.
@@ -99,16 +108,18 @@ def search_beams(decoder: TextDecoder, prompts: Sequence[Sequence[int]], config:
     """
     num_beams, eos = config.num_beams, decoder.config.eos_token_id
     started = decoder.start(prompts)
-    logits = decoder.prefill(prompts, max(map(len, started)) + config.max_new_tokens, num_beams=num_beams)  # (S, V)
+    last_steps = np.array([config.max_new_tokens] * len(prompts) if limits is None else limits) - 1  # (S,)
+    num_steps = int(last_steps.max()) + 1
+    logits = decoder.prefill(prompts, max(map(len, started)) + num_steps, num_beams=num_beams)  # (S, V)
     if 2 * num_beams > logits.shape[1]:
         raise ConfigError(f"num_beams is {num_beams}: expected at most half of the {logits.shape[1]} ids.")
-    searches = [_Search(config) for _ in prompts]
+    searches = [_Search(config, last + 1) for last in last_steps.tolist()]
     history = pad_left(started) if config.no_repeat_ngram_size else None
     # Numbers of the A texts in progress; the tokens of their beams (A, B, length), one beam at first, and scores (A, B).
     active = np.arange(len(prompts))
     running = np.empty((len(prompts), 1, 0), np.int64)
     scores = np.zeros((len(prompts), 1), np.float32)
-    for step in range(config.max_new_tokens):
+    for step in range(num_steps):
         # Rank all extensions of all beams. Twice the beams suffice, as one for each beam may be the end.
         log_probabilities = logits.log_softmax(-1)  # (A * B, V)
         if step < config.min_new_tokens:
@@ -120,11 +131,11 @@ def search_beams(decoder: TextDecoder, prompts: Sequence[Sequence[int]], config:
         log_probabilities += torch.from_numpy(scores.reshape(-1, 1)).to(logits.device)
         best, rows, tokens = top_scores(log_probabilities.view(*scores.shape, -1), 2 * num_beams)  # (A, 2 B) each
         check_scores(best[:, 0])
-        is_end, is_last = tokens == eos, step == config.max_new_tokens - 1
+        is_end, is_last = tokens == eos, step == last_steps[active]
 
         # Keep the texts that ended among the best, or all at the maximum length.
         divisor = (step + 1) ** config.length_penalty
-        ended = is_last | (is_end & (best > -np.inf))
+        ended = is_last[:, None] | (is_end & (best > -np.inf))
         for slot, beam in np.argwhere(ended[:, :num_beams]).tolist():
             is_complete = bool(is_end[slot, beam])
             ids = [*running[slot, rows[slot, beam]].tolist(), *([] if is_complete else [int(tokens[slot, beam])])]
@@ -138,11 +149,11 @@ def search_beams(decoder: TextDecoder, prompts: Sequence[Sequence[int]], config:
 
         # Leave the texts that are done.
         best_running = zip(active.tolist(), scores[:, 0].tolist(), strict=True)
-        is_kept = [not searches[text].is_done(score, step + 1) for text, score in best_running]
-        if is_last or not any(is_kept):
+        is_kept = ~is_last & [not searches[text].is_done(score, step + 1) for text, score in best_running]
+        if not is_kept.any():
             break
-        if not all(is_kept):
-            kept = _close_gaps(np.array(is_kept))
+        if not is_kept.all():
+            kept = _close_gaps(is_kept)
             active, running, scores, rows, tokens = (x[kept] for x in (active, running, scores, rows, tokens))
             decoder.select(torch.from_numpy(kept).to(logits.device))
         if step > 0:
@@ -154,8 +165,8 @@ def search_beams(decoder: TextDecoder, prompts: Sequence[Sequence[int]], config:
 class _Search:
     """Ended texts of one prompt, at most as many as beams."""
 
-    def __init__(self, config: BeamConfig) -> None:
-        self._config = config
+    def __init__(self, config: BeamConfig, limit: int) -> None:
+        self._config, self._limit = config, limit
         self._found: list[Hypothesis] = []
 
     def add(self, found: Hypothesis) -> None:
@@ -170,7 +181,7 @@ class _Search:
         """
         config, found = self._config, self._found
         # Log probabilities only fall, so that this is the best score of any longer text.
-        longest = config.max_new_tokens if config.length_penalty > 0 else length
+        longest = self._limit if config.length_penalty > 0 else length
         attainable = best_running / longest**config.length_penalty
         number = config.num_return_sequences
         if len(found) >= number and attainable <= found[number - 1].score:

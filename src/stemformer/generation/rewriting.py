@@ -1,7 +1,6 @@
 """Rewrite texts with an encoder-decoder."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -85,24 +84,19 @@ def decode_sources(
         limit_of: Maximum number of tokens to write by the length of a source, special tokens included.
         on_batch: Called with the number of sources of each batch that is done.
     """
-    # Sources of one limit are decoded together: it must not depend on the longest of a batch.
-    by_limit: dict[int, list[int]] = {}
-    for i in np.argsort([-len(source) for source in sources], kind="stable").tolist():
-        by_limit.setdefault(limit_of(len(sources[i])), []).append(i)
     if isinstance(model, BartTextDecoder):
         decoder = model
     else:
         decoder = BartTextDecoder(model, rows=min(batch_size, len(sources)) * config.num_beams)
     results: list[list[Hypothesis]] = [[] for _ in sources]
-    for limit, members in by_limit.items():
-        settings = replace(config, max_new_tokens=limit)
-        for start in range(0, len(members), batch_size):
-            batch = members[start : start + batch_size]
-            found = search_beams(decoder, [sources[i] for i in batch], settings)
-            for i, hypotheses in zip(batch, found, strict=True):
-                results[i] = hypotheses
-            if on_batch is not None:
-                on_batch(len(batch))
+    order = np.argsort([-len(source) for source in sources], kind="stable").tolist()
+    for start in range(0, len(order), batch_size):
+        batch = [sources[i] for i in order[start : start + batch_size]]
+        found = search_beams(decoder, batch, config, limits=[limit_of(len(source)) for source in batch])
+        for i, hypotheses in zip(order[start : start + batch_size], found, strict=True):
+            results[i] = hypotheses
+        if on_batch is not None:
+            on_batch(len(batch))
     return results
 
 
