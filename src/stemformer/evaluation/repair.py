@@ -36,9 +36,9 @@ def make_repair_evaluation(
     Its results are `held_out_lost_loss` and `held_out_copied_loss` (nats a token, of tokens of the text that the source
     lacks and has; absent if there are none, as of copied ones where the decoder writes only what is lost), their
     `_accuracy`, and `held_out_source_gain`: the nats a token that the loss rises by if each target gets the source of
-    another text. It is 0 for a model that ignores its source, and absent if sources hold nothing of a text. The first
-    token of each target, `<s>`, is left out; sentinels and the end `</s>` count in the gain alone. With a tokenizer
-    also `repairs`: a few texts as the `source` has them, their `target`, and what the model has `written`.
+    another text. It is 0 for a model that ignores its source, and absent if sources hold nothing of a text. Special
+    tokens of the targets, `<s>`, `</s>` and sentinels, are left out: they say little of the text. With a tokenizer also
+    `repairs`: a few texts as the `source` has them, their `target`, and what the model has `written`.
     """
     shown = [] if tokenizer is None else example_texts(examples, objective, tokenizer, number=_NUM_SHOWN, seed=SEED)
     special_ids = torch.tensor(sorted(objective.special_ids), device=device)
@@ -83,7 +83,7 @@ def repair_metrics(model: Model, batches: list[Batch], special_ids: Int[Tensor, 
             sums[f"{name}_loss"] += float(loss.total)
             sums[f"{name}_accuracy"] += float(loss.correct)  # type: ignore[arg-type]
             sums[name] += loss.count
-        gain, count = _gain_and_count(model, batch, states)
+        gain, count = _gain_and_count(model, batch, states, is_text)
         sums["source_gain"] += gain
         sums["swapped"] += count
     metrics = {
@@ -102,15 +102,17 @@ def source_gain(model: Model, batches: Iterable[Batch]) -> float | None:
     None if no batch has several texts, or sources hold nothing but special tokens.
     """
     model.eval()
-    gains, counts = zip(*(_gain_and_count(model, batch, _states(model, batch)) for batch in batches), strict=True)
+    parts = ((batch, _states(model, batch), ~_first_tokens(batch)) for batch in batches)
+    gains, counts = zip(*(_gain_and_count(model, *part) for part in parts), strict=True)
     return sum(gains) / sum(counts) if sum(counts) else None
 
 
-def _gain_and_count(model: Model, batch: Batch, states: Float[Tensor, "M D"]) -> tuple[float, int]:
-    """Return the gain, summed over the tokens but the first of each target, and their number; `states` are of all."""
+def _gain_and_count(
+    model: Model, batch: Batch, states: Float[Tensor, "M D"], chosen: Bool[Tensor, "M"]
+) -> tuple[float, int]:
+    """Return the gain, summed over the chosen tokens of the targets, and their number; `states` are of all."""
     if len(batch.cu_seqlens) <= 2 or batch.max_seqlen <= _NUM_SPECIAL:
         return 0.0, 0
-    chosen = ~_first_tokens(batch)
     other = _loss(model, _states(model, with_other_sources(batch)), batch, chosen)
     own = _loss(model, states, batch, chosen)
     return float(other.total) - float(own.total), own.count

@@ -64,13 +64,13 @@ NOISES: dict[str, Noise] = {
 language model of BART's table 1, whose encoder reads only special tokens.
 """
 
-WRITES = {
+# What a model writes that was pre-trained with a preset, if it is not the repaired text.
+_WRITES = {
     "mass": "writes only the fragment that masks replace",
     "t5": "writes the span for each of <extra_id_0>, <extra_id_1>, ... in a text, after this sentinel",
     "prefix": "writes what follows a text",
-    "left_to_right": "never read a source, and continues no text",
+    "left_to_right": "has never read a source, and writes the same for every text",
 }
-"""Preset -> what a model writes that was pre-trained with it, if it is not the repaired text."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,13 @@ class DenoisingConfig:
         values = {name: value for name, value in asdict(self).items() if name in Noise.__dataclass_fields__}
         return replace(NOISES[self.preset], **{name: value for name, value in values.items() if value is not None})
 
+    @property
+    def writes(self) -> str | None:
+        """What a model writes that was trained so, for a person; None for the repaired text."""
+        if self.noise.target == "text" and self.preset != "left_to_right":
+            return None
+        return _WRITES.get(self.preset, f"writes only what the noise {self.preset!r} loses")
+
 
 @dataclass(frozen=True)
 class BrokenText:
@@ -182,11 +189,9 @@ class Denoising:
         needed = noise.number_of_fixed_spans(num_lost, made.mean_span_length) + 2
         if (found := len(self.special.sentinels)) < needed:
             problem = f"{needed} sentinels, <extra_id_0> to <extra_id_{needed - 1}>, and the tokenizer has {found}"
-            advice = f"--kind bpe --special-tokens bart --num-sentinels {max(100, needed)}"
-            raise ConfigError(
-                f"The noise {self.config.preset!r} needs {problem}. Train one with stemformer train-tokenizer {advice}, "
-                "and prepare the data with it."
-            )
+            options = f"--kind bpe --special-tokens bart --num-sentinels {max(100, needed)}"
+            advice = f"Train one with stemformer train-tokenizer {options}, and prepare the data with it"
+            raise ConfigError(f"The noise {self.config.preset!r} needs {problem}. {advice}.")
         if made.target == "lost" and (longest := num_lost + needed + 2) > sequence_length:
             problem = f"the targets of the noise {self.config.preset!r} would have up to {longest} tokens"
             raise ConfigError(
