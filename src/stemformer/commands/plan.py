@@ -79,6 +79,10 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     special = made_up if data is None else special_ids(config, tokenizer)
     counts = np.ones(vocab_size, np.int64) if device.type == "cpu" else None
     objective = make_objective(config.objective, special=special, vocab_size=vocab_size, unigram_counts=counts)
+    lengths = [batch.sequence_length for _, batch in config.all_phases()]
+    examples = [] if data is None else [objective.make_examples(open_shards(data), length) for length in lengths]
+    # Its errors come before anything is measured.
+    texts = _texts(config, objective, examples, None if data is None else tokenizer)
     heads = OBJECTIVES[config.objective.name].heads
     generator = torch.Generator().manual_seed(0)
     model = make_model(config.model, heads, tied=config.ties_embeddings, generator=generator).to(device).train()
@@ -88,15 +92,13 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
         torch.cuda.reset_peak_memory_stats(device)
     if choose_compile(config.compute.compile, device):
         compile_blocks(model)
-    shards = None if data is None else open_shards(data)
     progress.start("measuring", total=len(config.all_phases()) * (_NUM_TIMED + 1), unit="micro-batches")
-    phases, examples = [], []
-    for start, batch in config.all_phases():
+    phases = []
+    for number, (start, batch) in enumerate(config.all_phases()):
         is_causal = start < config.causal_start_ratio
         tokens_per_sequence: float = batch.sequence_length
-        if shards is not None:
-            examples.append(objective.make_examples(shards, batch.sequence_length))
-            tokens_per_sequence = examples[-1].num_tokens / len(examples[-1])
+        if examples:
+            tokens_per_sequence = examples[number].num_tokens / len(examples[number])
         made = _random_batch(
             config, objective, batch.micro_size or batch.size, max(5, round(tokens_per_sequence)), is_causal
         )
@@ -127,7 +129,7 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
             for number, ((_, batch), probed) in enumerate(zip(config.all_phases(), phases, strict=True))
         },
         **_durations(config, phases, examples),
-        **_texts(config, objective, examples, None if data is None else tokenizer),
+        **texts,
     }
 
 
