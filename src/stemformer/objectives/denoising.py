@@ -222,7 +222,7 @@ class Denoising:
         made, original = self.config.noise, NoisyText.of(tokens)
         source, lost = original, original[:0]
         if made.permute_rate:
-            order = noise.permute_sentences(first_tokens(sentence_starts), len(tokens), made.permute_rate, rng)
+            order = noise.permute_sentences(sentence_firsts(sentence_starts), len(tokens), made.permute_rate, rng)
             source, word_starts = source[order], word_starts[order]
         if made.spans != "none":
             starts = np.flatnonzero(word_starts) if self.config.unit == "word" else np.arange(len(tokens))
@@ -269,7 +269,7 @@ def texts_of(
         yield raw.tokens[span], raw.word_starts[span], raw.sentence_starts[span]
 
 
-def first_tokens(sentence_starts: Bool[np.ndarray, "n"]) -> Int[np.ndarray, "s"]:
+def sentence_firsts(sentence_starts: Bool[np.ndarray, "n"]) -> Int[np.ndarray, "s"]:
     """Return the first token of each sentence of a text, which may start within one."""
     found = np.flatnonzero(sentence_starts)
     return found if len(found) and found[0] == 0 else np.append(0, found)

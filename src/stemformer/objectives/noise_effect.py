@@ -10,7 +10,7 @@ from stemformer.data.examples.packing import PackedDataset
 from stemformer.data.examples.sampling import example_generator
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import ConfigError
-from stemformer.objectives.denoising import NOISES, BrokenText, Denoising, first_tokens, texts_of
+from stemformer.objectives.denoising import NOISES, BrokenText, Denoising, sentence_firsts, texts_of
 
 # Rows of texts that are measured, evenly apart.
 _NUM_EXAMPLES = 256
@@ -58,7 +58,7 @@ def broken_texts(
     for i in np.unique(np.linspace(0, len(examples) - 1, num_examples).astype(int)).tolist() if len(examples) else ():
         rng = example_generator(seed, 0, i)
         for tokens, words, sentences in texts_of(examples.get_example(i, rng)):
-            yield objective.break_text(tokens, words, sentences, rng), tokens, len(first_tokens(sentences))
+            yield objective.break_text(tokens, words, sentences, rng), tokens, len(sentence_firsts(sentences))
 
 
 def measure_noise(examples: PackedDataset, objective: Denoising, *, seed: int) -> NoiseEffect:
