@@ -158,3 +158,10 @@ def test_matrix_is_set_in_rows():
 def test_empty_answer_is_shown_as_no_answer():
     text = as_text({"wrong": [{"question": "Who?", "predicted": ""}, {"question": "Where?", "predicted": "here"}]})
     assert [line.split("  ")[-1] for line in text.splitlines()[-2:]] == ["(no answer)", "here"]
+
+
+def test_sources_and_targets_are_not_cut():
+    rows = [{"source": "a <mask> " * 20, "target": "a b " * 20}, {"source": "", "target": "c\nd"}]
+    first, second = as_text({"steps": 1, "examples": rows}, width=30).partition("examples\n")[2].split("\n  \n")
+    assert first == f"  source  {rows[0]['source'].strip()}\n  target  {rows[0]['target'].strip()}"
+    assert second == "  source\n  target  c d"

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 import stemformer
@@ -63,3 +65,16 @@ def test_memory_is_left_out_where_the_process_has_used_more_before(monkeypatch):
 def test_unknown_recipe_is_refused():
     with pytest.raises(ConfigError, match="did you mean 'bert_tiny'"):
         stemformer.plan("bert_tin")
+
+
+def test_examples_show_masks_and_the_tokens_behind_them(tiny):
+    settings = [*SMALL, "objective.mask_replace_prob=1.0", "objective.random_replace_prob=0.0"]
+    found = stemformer.plan("bert_tiny", data=str(tiny / "data"), settings=settings)
+    assert len(found["examples"]) == 3
+    for row in found["examples"]:
+        # A row may have its masks in later texts.
+        parts = map(re.escape, re.split(r" ?\[MASK\] ?", row["source"]))
+        assert re.fullmatch(".+".join(parts), row["target"])
+    assert any("[MASK]" in row["source"] for row in found["examples"])
+    assert "noise" not in found
+    assert "examples" not in stemformer.plan("gpt_tiny", data=str(tiny / "data"), settings=SMALL)

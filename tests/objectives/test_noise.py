@@ -42,21 +42,35 @@ def test_spans_are_ascending_and_do_not_touch(name):
 
 
 @pytest.mark.parametrize("name", ["units", "poisson", "fixed"])
-def test_each_token_is_lost_equally_often(name):
-    n, draws = 20, 12_000
+@pytest.mark.parametrize(("draws", "tolerance"), [(5_000, 0.045), pytest.param(10**5, 0.01, marks=pytest.mark.slow)])
+def test_each_token_is_lost_equally_often(name, draws, tolerance):
+    n = 12
     rng = np.random.default_rng(0)
-    counts = sum(lost(CHOICES[name](n, 0.3, rng), n).astype(int) for _ in range(draws))
-    # The standard deviation is 50.
-    assert np.abs(counts - draws * 0.3).max() < 220
+    counts = sum(lost(CHOICES[name](n, 0.5, rng), n).astype(int) for _ in range(draws))
+    # The first and the last one too; 3.2 standard deviations.
+    assert np.abs(counts / (0.5 * draws) - 1).max() < tolerance
 
 
-def test_lengths_of_spans_are_poisson():
+def test_tokens_of_fragments_and_suffixes_are_lost_as_often_as_they_are_defined_to_be():
+    n, draws = 8, 3000
     rng = np.random.default_rng(0)
-    lengths = np.concatenate([noise.choose_poisson_spans(2000, 0.3, 3.0, rng).lengths for _ in range(200)])
-    expected = stats.poisson(3.0).pmf(np.arange(7)) * len(lengths)
-    counts = np.bincount(lengths, minlength=7)[:7]
-    # One length in about 200 is cut, and one is split at the end of the text; 3 standard deviations of the rarest are 7 %.
-    assert np.abs(counts / expected - 1).max() < 0.09
+    fragments = sum(lost(noise.choose_fragment(n, 0.5, rng), n).astype(int) for _ in range(draws)) / draws
+    suffixes = sum(lost(noise.choose_suffix(n, rng), n).astype(int) for _ in range(draws)) / draws
+    # Of 5 fragments of 4 tokens, 1 has the first, 4 have the middle ones; of 7 suffixes, none has the first.
+    assert fragments == pytest.approx(np.array([1, 2, 3, 4, 4, 3, 2, 1]) / 5, abs=0.03)
+    assert suffixes == pytest.approx(np.arange(8) / 7, abs=0.03)
+
+
+@pytest.mark.parametrize("mean", [1.5, 3.0, 3.5])
+def test_lengths_of_spans_are_poisson(mean):
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate([noise.choose_poisson_spans(20_000, 0.15, mean, rng).lengths for _ in range(20)])
+    most = int(mean + 4)
+    counts = np.bincount(np.minimum(lengths, most))
+    law = stats.poisson(mean)
+    expected = np.append(law.pmf(np.arange(most)), law.sf(most - 1)) * len(lengths)
+    # One length in about 1,000 is cut, and one is split at the end of the text.
+    assert stats.chisquare(counts, expected).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("mean", [0.3, 1.0, 3.0])
@@ -120,6 +134,17 @@ def test_infilled_spans_become_one_id_each():
     found = noise.infill(TEXT, SPANS, np.array([1, 2, 3, 4]))
     assert found.ids.tolist() == [1, 12, 2, 13, 14, 3, 18, 4]
     assert found.origins.tolist() == [-1, 2, -1, 3, 4, -1, 8, -1]
+
+
+def test_lost_tokens_are_written_with_or_without_sentinels():
+    found = noise.lost_tokens(TEXT, SPANS)
+    assert found.ids.tolist() == [10, 11, 15, 16, 17, 19]
+    assert found.origins.tolist() == [0, 1, 5, 6, 7, 9]
+    found = noise.lost_tokens(TEXT, SPANS, np.array([1, 2, 3, 4, 5]))
+    assert found.ids.tolist() == [1, 10, 11, 2, 3, 15, 16, 17, 4, 19, 5]
+    assert found.origins.tolist() == [-1, 0, 1, -1, -1, 5, 6, 7, -1, 9, -1]
+    nothing = Spans(np.zeros(0, int), np.zeros(0, int))
+    assert noise.lost_tokens(TEXT, nothing, np.array([1])).ids.tolist() == [1]
 
 
 def test_spans_of_words_become_spans_of_their_tokens():

@@ -167,12 +167,16 @@ def _name_confusion(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _format_block(value: Any, width: int | None) -> str | None:
-    """Return the text of a table, a matrix, filled masks or lines with blanks; None for other values."""
+    """Return the text of a table, a matrix, filled masks, sources with targets or lines with blanks; None for other values."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return None
     if all(isinstance(row, Mapping) for row in value):
         if all("masks" in record for record in value):
             return "\n\n".join(map(_format_masks, value))
+        if all(set(record) == {"source", "target"} for record in value):
+            # Long texts, which a table would cut.
+            pairs = ([[name, _on_one_line(text)] for name, text in record.items()] for record in value)
+            return "\n\n".join("\n".join(_align(pair)) for pair in pairs)
         header = list(dict.fromkeys(key for record in value for key in record))
         rows = [
             [_on_one_line(_format_value(record.get(key, "")) or _EMPTY.get(key, "")) for key in header]

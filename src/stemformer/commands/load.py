@@ -134,7 +134,9 @@ class Pipeline:
     ) -> list[dict[str, Any]]:
         """Return the most probable words for each `[MASK]`; keywords and result as of `stemformer.fill`."""
         self._check_texts(texts, expected="sentences with [MASK] in them")
-        self._require("masked_lm", "cannot fill masks. Pass a model pre-trained with masked tokens.")
+        is_bart = "seq2seq_lm" in self.model.heads
+        advice = "Use rewrite" if is_bart else "Pass a model pre-trained with masked tokens"
+        self._require("masked_lm", f"cannot fill masks. {advice}.")
         with autocast(self.device, self.precision):
             how: dict[str, Any] = {"top_k": top_k, "candidates": candidates, "reduction": reduction, "pieces": pieces}
             found = fill_masks(texts, self.model, self.tokenizer, **how)

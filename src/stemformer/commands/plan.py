@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import torch
 
 from stemformer.commands.training_run import resolve
 from stemformer.data.examples.batch import Batch, Example, collate
+from stemformer.data.examples.packing import PackedDataset, RawExample
+from stemformer.data.examples.sampling import example_generator
 from stemformer.data.shards.manifest import read_manifest
 from stemformer.data.shards.reader import open_shards
-from stemformer.data.tokenization.tokenizer import load_tokenizer
+from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from stemformer.device import (
     autocast,
     choose_compile,
@@ -26,18 +28,22 @@ from stemformer.device import (
     set_threads,
 )
 from stemformer.models.model import Model, make_model
-from stemformer.objectives.masked_lm import SpecialIds
-from stemformer.objectives.objective import OBJECTIVES, Examples, LossModule, make_objective
+from stemformer.objectives.denoising import Denoising
+from stemformer.objectives.masked_lm import MaskedLm, SpecialIds
+from stemformer.objectives.noise_effect import example_texts, measure_noise
+from stemformer.objectives.objective import OBJECTIVES, Examples, LossModule, Objective, make_objective
 from stemformer.options import PlanOptions, accepts
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.training.config import BatchConfig, RunConfig, num_steps_for
-from stemformer.training.initialization import keep_lookup_gradients
+from stemformer.training.initialization import keep_lookup_gradients, special_ids
 from stemformer.training.optimizer import clip_grad_norm, make_optimizer, state_names
 from stemformer.training.throughput import compile_blocks, matmul_rate, step_flops
 
 # Forward and backward passes that are timed, after one for warm-up.
 _NUM_TIMED = 3
+# Texts that are shown; tokens of a sentence of random ids.
+_NUM_TEXTS, _SENTENCE_LENGTH = 3, 25
 
 
 @accepts(PlanOptions)
@@ -50,7 +56,11 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
         `parameters`, `memory_mb` (peak, without that of the libraries; none if the process has used as much before),
         `checkpoint_mb`; for each sequence length
         seconds per step, tokens per second and MFU; hours for the budget of the recipe, for a million
-        tokens, and with data for an epoch.
+        tokens, and with data for an epoch; with data also `examples`, texts as the model reads them (`source`) and as
+        it learns to write them (`target`), and of denoising `noise`, what it does to the texts (`NoiseEffect`).
+
+    Raises:
+        ConfigError: The noise needs other sentinels than the tokenizer has, or does nothing to the texts.
     """
     progress = progress or Silent()
     data = options.data
@@ -62,12 +72,17 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
     if data is not None:
         # The error of `read_manifest` says what is missing if this is not tokenized data.
         read_manifest(data)
-        vocab_size = load_tokenizer(Path(data) / "tokenizer").vocab_size
-        config = replace(config, model=replace(config.model, vocab_size=vocab_size))
-    special = SpecialIds(cls=2, sep=3, mask=4, eos=0)
+        tokenizer = load_tokenizer(Path(data) / "tokenizer")
+        config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     vocab_size = config.model.vocab_size
+    made_up = SpecialIds(cls=2, sep=3, mask=4, eos=0, sentinels=tuple(range(5, vocab_size // 2)))
+    special = made_up if data is None else special_ids(config, tokenizer)
     counts = np.ones(vocab_size, np.int64) if device.type == "cpu" else None
     objective = make_objective(config.objective, special=special, vocab_size=vocab_size, unigram_counts=counts)
+    lengths = [batch.sequence_length for _, batch in config.all_phases()]
+    examples = [] if data is None else [objective.make_examples(open_shards(data), length) for length in lengths]
+    # Its errors come before anything is measured.
+    texts = _texts(config, objective, examples, None if data is None else tokenizer)
     heads = OBJECTIVES[config.objective.name].heads
     generator = torch.Generator().manual_seed(0)
     model = make_model(config.model, heads, tied=config.ties_embeddings, generator=generator).to(device).train()
@@ -77,16 +92,16 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
         torch.cuda.reset_peak_memory_stats(device)
     if choose_compile(config.compute.compile, device):
         compile_blocks(model)
-    shards = None if data is None else open_shards(data)
     progress.start("measuring", total=len(config.all_phases()) * (_NUM_TIMED + 1), unit="micro-batches")
-    phases, examples = [], []
-    for start, batch in config.all_phases():
+    phases = []
+    for number, (start, batch) in enumerate(config.all_phases()):
         is_causal = start < config.causal_start_ratio
         tokens_per_sequence: float = batch.sequence_length
-        if shards is not None:
-            examples.append(objective.make_examples(shards, batch.sequence_length))
-            tokens_per_sequence = examples[-1].num_tokens / len(examples[-1])
-        made = _random_batch(config, batch.micro_size or batch.size, max(5, round(tokens_per_sequence)), is_causal)
+        if examples:
+            tokens_per_sequence = examples[number].num_tokens / len(examples[number])
+        made = _random_batch(
+            config, objective, batch.micro_size or batch.size, max(5, round(tokens_per_sequence)), is_causal
+        )
         phases.append(_probe(LossModule(model, objective), config, batch, made, precision, progress))
     progress.finish()
     memory = _resident_mb() - before if device.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
@@ -114,6 +129,7 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
             for number, ((_, batch), probed) in enumerate(zip(config.all_phases(), phases, strict=True))
         },
         **_durations(config, phases, examples),
+        **texts,
     }
 
 
@@ -168,21 +184,20 @@ def _probe(
     optimizer_seconds = (time.perf_counter() - started) / num_steps
     forwards = batch.size / size
     return {
-        "tokens": forwards * len(made.input_ids),
+        "tokens": forwards * made.num_tokens,
         "seconds": forwards * sorted(seconds[1:])[_NUM_TIMED // 2] + optimizer_seconds,
         "flops": forwards * step_flops(model, made, module.objective),
     }
 
 
-def _random_batch(config: RunConfig, size: int, length: int, is_causal: bool) -> Batch:
+def _random_batch(config: RunConfig, objective: Objective, size: int, length: int, is_causal: bool) -> Batch:
     """Return a batch of random ids, with as many scored positions as the objective selects."""
     rng = np.random.default_rng(0)
     examples = []
     for _ in range(size):
         ids = rng.integers(5, config.model.vocab_size, length)
         if config.objective.name == "denoising":
-            decoder: dict[str, Any] = {"decoder_input_ids": ids, "decoder_lengths": np.array([length])}
-            examples.append(Example(ids, np.array([length]), np.arange(length), ids, **decoder))
+            examples.append(objective.corrupt(_random_text(ids[2:]), rng))
             continue
         if is_causal or config.objective.name == "causal":
             positions, labels = np.arange(length), None
@@ -193,6 +208,46 @@ def _random_batch(config: RunConfig, size: int, length: int, is_causal: bool) ->
         options: dict[str, Any] = {"sequence_labels": labels, "is_causal": is_causal}
         examples.append(Example(ids, np.array([length]), positions, ids[positions], **options))
     return collate(examples, range(size))
+
+
+def _random_text(ids: np.ndarray) -> RawExample:
+    """Return random ids as one text, of a word each and of sentences as long as those of English."""
+    starts = np.arange(len(ids)) % _SENTENCE_LENGTH == 0
+    return RawExample(ids, np.ones(len(ids), bool), np.array([len(ids)]), np.zeros(1, np.int64), sentence_starts=starts)
+
+
+def _texts(
+    config: RunConfig, objective: Objective, examples: Sequence[Examples], tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """Return what the noise does to the data, if there is one, and examples of it."""
+    if tokenizer is None:
+        return {}
+    noise = {}
+    if isinstance(objective, Denoising) and isinstance(examples[0], PackedDataset):
+        effect = asdict(measure_noise(examples[0], objective, seed=config.seed))
+        noise = {name: round(value, 4) for name, value in effect.items() if isinstance(value, float)}
+    found = {"noise": noise, "examples": _example_texts(objective, examples[0], tokenizer, config.seed)}
+    return {name: value for name, value in found.items() if value}
+
+
+def _example_texts(objective: Objective, examples: Examples, tokenizer: Tokenizer, seed: int) -> list[dict[str, str]]:
+    """Return a few texts as the model reads them, and what it learns to write; [] for causal LM."""
+    if isinstance(objective, Denoising):
+        assert isinstance(examples, PackedDataset)
+        found = example_texts(examples, objective, tokenizer, number=_NUM_TEXTS, seed=seed)
+        return [{name: row[name] for name in ("source", "target")} for row in found]
+    if not isinstance(objective, MaskedLm):
+        return []
+    texts = []
+    for i in range(min(_NUM_TEXTS, len(examples))):
+        rng = example_generator(seed, 0, i)
+        made = objective.corrupt(examples.get_example(i, rng), rng)
+        full = made.input_ids.copy()
+        full[made.label_positions] = made.labels
+        # Without the special tokens around the first text.
+        first = slice(1, int(made.lengths[0]) - 1)
+        texts.append({"source": tokenizer.decode(made.input_ids[first]), "target": tokenizer.decode(full[first])})
+    return texts
 
 
 def _durations(config: RunConfig, phases: Sequence[dict[str, float]], examples: Sequence[Examples]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from stemformer.commands.training_run import note_on_best, open_run_dir, resolve, start_run
 from stemformer.config import parse_toml, to_toml
+from stemformer.data.examples.packing import PackedDataset
 from stemformer.data.shards.manifest import check_tokenizer, read_manifest
 from stemformer.data.shards.reader import Shards, open_shards
 from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -32,7 +33,8 @@ from stemformer.models.llama import LlamaConfig
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.causal_lm import CausalLm
 from stemformer.objectives.denoising import Denoising
-from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, ShiftedLm, SpecialIds
+from stemformer.objectives.masked_lm import MaskedLm, MaskedLmConfig, ShiftedLm
+from stemformer.objectives.noise_effect import measure_noise
 from stemformer.objectives.objective import Examples, make_objective
 from stemformer.options import PretrainOptions, accepts
 from stemformer.output_dir import check_not_inside_inputs, exclusive_output_dir
@@ -44,13 +46,15 @@ from stemformer.training.checkpoint import environment
 from stemformer.training.config import RunConfig, num_steps_for
 from stemformer.training.context import Phase, TrainingContext
 from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed
-from stemformer.training.initialization import check_model_settings, end_of_text_id, make_initial_model
+from stemformer.training.initialization import check_model_settings, make_initial_model, special_ids
 from stemformer.training.loop import train
 from stemformer.training.resume import check_config_unchanged, find_checkpoint
 from stemformer.training.throughput import matmul_rate
 
 # Samples in a line of the log.
 _NUM_TEXTS, _NUM_FILLS = 3, 24
+# Nats a token by which the source of an encoder-decoder helps if it is read at all.
+_MIN_SOURCE_GAIN = 0.05
 
 
 @exclusive_output_dir
@@ -114,6 +118,8 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         # The same architecture as in the config.
         config = replace(config, model=model.config)  # type: ignore[arg-type]
         context = make_pretraining_context(config, shards, tokenizer, ranks, folder)
+        # Its errors come before anything is written.
+        noise_lines = _noise_lines(context)
         if found and not found.checkpoint.is_causal:
             # A causal start that has ended does not begin again in a longer run.
             context = replace(context, phases=[replace(phase, is_causal=False) for phase in context.phases])
@@ -125,8 +131,8 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
             # The result of a smaller budget; a checkpoint holds the same weights.
             shutil.rmtree(folder / "final", ignore_errors=True)
         _report_start(context, model, progress)
-        if note is not None:
-            progress.say(note)
+        for line in (*noise_lines, *([note] if note else [])):
+            progress.say(line)
         if context.evaluate is None:
             progress.say(f"{data} has no held-out split: no validation loss (stemformer prepare makes one)")
 
@@ -185,7 +191,7 @@ def make_pretraining_context(
     """Return all that a run needs besides its model: examples, evaluation, budget, device."""
     device = ranks.device
     precision = choose_precision(config.compute.precision, device)
-    special = _special_ids(config, tokenizer)
+    special = special_ids(config, tokenizer)
     # A model may have more ids than its tokenizer.
     counts = np.pad(shards.unigram_counts, (0, max(0, config.model.vocab_size - tokenizer.vocab_size)))
     objective = make_objective(
@@ -232,7 +238,9 @@ def make_pretraining_context(
             examples = shifted.make_examples(held_out, length)
             evaluate = _both(evaluate, make_held_out_evaluation(examples, shifted, **how))
         if isinstance(scored, Denoising):
-            sample_fn = make_repair_evaluation(scored.make_examples(held_out, length), scored, device=device)
+            writes = not config.compute.shard
+            how = {"device": device, "tokenizer": tokenizer if writes and ranks.is_main else None}
+            sample_fn = make_repair_evaluation(scored.make_examples(held_out, length), scored, **how)
         elif not isinstance(scored, CausalLm):
             sample_fn = _cloze_samples(config, held_out, tokenizer, device)
         elif not config.compute.shard:
@@ -254,16 +262,6 @@ def make_pretraining_context(
         folder=folder,
         ranks=ranks,
     )
-
-
-def _special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
-    if config.objective.name == "causal":
-        # That of the initial model, whose vocabulary may have another name for it.
-        eos = config.model.eos_token_id if config.init else None
-        return SpecialIds(eos=end_of_text_id(tokenizer) if eos is None else eos)
-    others = tuple(sorted(tokenizer.special_ids))
-    ids = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "mask": tokenizer.mask_token_id}
-    return SpecialIds(**ids, others=others)
 
 
 def _both(
@@ -322,6 +320,10 @@ def _notes(metrics: Mapping[str, float]) -> Iterator[str]:
     unigram = metrics.get("held_out_unigram_loss")
     losses = (metrics.get(f"held_out_{name}_loss") for name in ("causal_lm", "masked_lm", "denoising"))
     loss = next((loss for loss in losses if loss is not None), None)
+    gain = metrics.get("held_out_source_gain")
+    if gain is not None and gain < _MIN_SOURCE_GAIN:
+        problem = f"source_gain is {gain:.2f} nats a token: the decoder ignores its source so far"
+        yield f"note: {problem}, and only continues text; train longer (--resume with a larger budget)"
     if unigram is not None and loss is not None and loss >= unigram:
         advice = (
             "has not learned from context yet; train longer (--resume with a larger budget), or raise --learning-rate"
@@ -340,6 +342,14 @@ def _before(folder: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
     return {"before": {name: round(first[name], 4) for name in names}} if names else {}
 
 
+def _noise_lines(context: TrainingContext) -> list[str]:
+    """Return lines on what the noise of denoising does to the texts, which raises if this is nothing."""
+    examples = context.phases[0].examples
+    if not isinstance(context.objective, Denoising) or not isinstance(examples, PackedDataset):
+        return []
+    return measure_noise(examples, context.objective, seed=context.config.seed).lines()
+
+
 def _report_start(context: TrainingContext, model: Model, progress: Progress) -> None:
     config, budget = context.config, context.budget
     assert isinstance(config, RunConfig)
@@ -349,7 +359,7 @@ def _report_start(context: TrainingContext, model: Model, progress: Progress) ->
         + (", blocks compiled" if context.environment["compile"] else "")
         + (f", {context.ranks.world_size} ranks" if context.ranks.world_size > 1 else "")
     )
-    kind = "sequence" if config.objective.name in ("none", "causal") else "pair"
+    kind = "pair" if config.objective.name in ("next", "order") else "sequence"
     ratios = [*(ratio for ratio, _ in config.all_phases()), 1.0]
     for phase, (start, end) in zip(context.phases, pairwise(ratios), strict=True):
         dataset, batch = phase.examples, phase.batch

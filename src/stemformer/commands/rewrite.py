@@ -10,11 +10,14 @@ from stemformer.commands.load import open_pipeline
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.beam_search import BeamConfig
 from stemformer.generation.rewriting import NUM_START_TOKENS, repair_limit, rewrite_texts
+from stemformer.huggingface.load import find_model_folder
 from stemformer.io import write_jsonl
+from stemformer.objectives.denoising import DenoisingConfig
 from stemformer.options import RewriteOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent, format_count
 from stemformer.tasks.seq2seq import Seq2Seq
+from stemformer.training.config import read_run_config
 
 # A language of a published mBART.
 _LANGUAGE_CODE = re.compile("[a-z]{2,3}_[A-Z]{2}")
@@ -29,8 +32,9 @@ def rewrite(
 ) -> list[dict[str, Any]] | dict[str, Any]:
     """Rewrite texts with an encoder-decoder, by beam search.
 
-    A model that is only pre-trained repairs texts. Texts are rewritten and written in blocks, in order; a sequence of
-    them is checked first, any other iterable is read block by block.
+    A model that is only pre-trained repairs texts, or writes what is lost of them, as its noise had it. Texts are
+    rewritten and written in blocks, in order; a sequence of them is checked first, any other iterable is read block by
+    block.
 
     Args:
         on_row: Called with each result in the place of keeping them; without `out`.
@@ -73,6 +77,8 @@ def rewrite(
     if task is None and (code := next(filter(_LANGUAGE_CODE.fullmatch, model.tokenizer.tokens), None)):
         problem = f"{model.path} has language codes such as {code}, one of which precedes each text"
         raise ConfigError(f"{problem}. Such models are not supported yet: pass a BART, or an mBART of this package.")
+    if task is None and (what := _what_is_written(model.path)):
+        progress.say(f"note: {model.path} {what}")
     progress.start("rewriting", total=length_hint(options.texts) or None, unit="texts")
     number = num_cut = 0
 
@@ -105,3 +111,16 @@ def rewrite(
     if num_cut:
         progress.say(f"note: {format_count(num_cut, 'text')} ran into the maximum length and may lack an end")
     return results if options.out is None else {"out": options.out, "texts": number}
+
+
+def _what_is_written(path: str) -> str | None:
+    """Return what a model writes by the noise of its pre-training, if it is not a repaired text and its run is there."""
+    folder = find_model_folder(path)
+    runs = [run for run in (folder.parent, folder.parent.parent) if (run / "log.jsonl").is_file()]
+    try:
+        text = (runs[0] / "config.toml").read_text(encoding="utf-8") if runs else ""
+        objective = read_run_config(text, source=path).objective if text else None
+    except (OSError, ConfigError):
+        # Another kind of run, or that of an earlier version: what it wrote is not known.
+        return None
+    return objective.writes if isinstance(objective, DenoisingConfig) else None

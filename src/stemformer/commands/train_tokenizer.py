@@ -9,7 +9,7 @@ from stemformer.config import check_seed
 from stemformer.data.text.documents import read_documents, total_bytes
 from stemformer.data.text.files import note_replaced
 from stemformer.data.tokenization.tokenizer import load_tokenizer
-from stemformer.data.tokenization.trainers import extend_wordpiece, train_byte_bpe, train_wordpiece
+from stemformer.data.tokenization.trainers import bart_special_tokens, extend_wordpiece, train_byte_bpe, train_wordpiece
 from stemformer.errors import ConfigError
 from stemformer.huggingface.load import find_model_folder
 from stemformer.io import write_folder
@@ -23,7 +23,8 @@ def train_tokenizer(options: TrainTokenizerOptions, *, progress: Progress | None
     """Train a tokenizer on text files.
 
     Returns:
-        Directory, kind, vocabulary size and fingerprint of the tokenizer, and counts of what was skipped.
+        Directory, kind, vocabulary size and fingerprint of the tokenizer, `sentinels` (number) and `languages` (codes)
+        if it has any, and counts of what was skipped.
 
     Raises:
         ConfigError: Options do not fit together, or the output directory is not empty.
@@ -58,7 +59,8 @@ def train_tokenizer(options: TrainTokenizerOptions, *, progress: Progress | None
     texts = read_texts()
     sample: dict[str, Any] = {name: getattr(options, name) for name in ("vocab_size", "seed", "max_characters")}
     if options.kind == "bpe":
-        tokenizer = train_byte_bpe(texts, special_tokens=options.special_tokens, **sample)
+        special = {name: getattr(options, name) for name in ("special_tokens", "num_sentinels", "languages")}
+        tokenizer = train_byte_bpe(texts, **special, **sample)
     elif old is None:
         tokenizer = train_wordpiece(texts, lowercase=options.lowercase, on_note=progress.say, **sample)
     else:
@@ -75,6 +77,8 @@ def train_tokenizer(options: TrainTokenizerOptions, *, progress: Progress | None
         "vocab_size": tokenizer.vocab_size,
         **({} if old is None else {"added": tokenizer.vocab_size - old.vocab_size}),
         "lowercase": tokenizer.lowercase,
+        **({"sentinels": number} if (number := len(tokenizer.sentinel_ids)) else {}),
+        **({"languages": list(tokenizer.language_ids)} if tokenizer.language_ids else {}),
         "fingerprint": tokenizer.fingerprint[:16],
         "skipped": dict(skipped),
     }
@@ -96,5 +100,9 @@ def _check(options: TrainTokenizerOptions) -> None:
         raise ConfigError(f"--special-tokens is {options.special_tokens!r}: expected gpt or bart.")
     if options.kind != "bpe" and options.special_tokens != "gpt":
         raise ConfigError("--special-tokens applies to --kind bpe; WordPiece has those of BERT, which a BART can use.")
+    if (options.num_sentinels or options.languages) and options.special_tokens != "bart":
+        name = "--num-sentinels" if options.num_sentinels else "--languages"
+        raise ConfigError(f"{name} needs a BPE with the special tokens of BART. Add --kind bpe --special-tokens bart.")
+    bart_special_tokens(options.num_sentinels, options.languages)
     if options.init is not None and options.lowercase:
         raise ConfigError("--lowercase has no effect with --init, whose tokenizer defines it. Remove one of them.")

@@ -13,6 +13,7 @@ from stemformer.data.examples.batch import Batch
 from stemformer.data.examples.sampling import example_generator, permuted
 from stemformer.errors import DataError
 from stemformer.evaluation.inference import even_batches
+from stemformer.objectives.denoising import Denoising
 from stemformer.objectives.masked_lm import MaskedLmConfig
 from stemformer.objectives.objective import Examples, Objective, ObjectiveConfig
 
@@ -20,7 +21,7 @@ SumOverRanks = Callable[[Sequence[float]], list[float]]
 """Sums each of some numbers over all ranks."""
 
 # Of examples and masks: the same in every run, so that runs are comparable.
-_SEED = 2**40 + 1
+SEED = 2**40 + 1
 
 
 def held_out_masks(config: ObjectiveConfig) -> ObjectiveConfig:
@@ -34,10 +35,10 @@ def held_out_batches(examples: Examples, objective: Objective, *, num_examples: 
     """Return the same masked examples at each call, sampled from all."""
     if len(examples) == 0:
         raise DataError("The held-out split has no examples. Prepare the data again with a larger --held-out.")
-    chosen = permuted(np.arange(min(num_examples, len(examples))), len(examples), seed=_SEED, epoch=0).tolist()
+    chosen = permuted(np.arange(min(num_examples, len(examples))), len(examples), seed=SEED, epoch=0).tolist()
     made = []
     for i in chosen:
-        rng = example_generator(_SEED, 0, i)
+        rng = example_generator(SEED, 0, i)
         made.append(objective.corrupt(examples.get_example(i, rng), rng))
     return even_batches(made, length=examples.sequence_length, numbers=chosen)
 
@@ -101,7 +102,8 @@ def make_held_out_evaluation(
     tokens_per_byte = (counts.tokens + counts.documents) / counts.bytes
     unigram_counts = examples.shards.unigram_counts
     if batches[0].decoder is not None:
-        unigram_counts = _with_ends(unigram_counts, batches)
+        assert isinstance(objective, Denoising), "the only objective with a decoder"
+        unigram_counts = _with_special_tokens(unigram_counts, batches, objective)
         batches = list(map(_without_start, batches))
     known = baselines(unigram_counts, batches)
     # Ranks take batches in turn.
@@ -126,12 +128,17 @@ def _without_start(batch: Batch) -> Batch:
     return replace(batch, labels=batch.labels[kept], label_positions=batch.label_positions[kept], is_copied=is_copied)
 
 
-def _with_ends(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch]) -> Integer[np.ndarray, "V"]:
-    """Return counts of the ids of a text with its ends `</s>`, as frequent as in the batches."""
-    ends = [batch.labels[batch.decoder.cu_seqlens[1:].long() - 1] for batch in batches if batch.decoder is not None]
-    number = sum(map(len, ends))
-    # `<s>` and `</s>` are no tokens of the text.
-    num_tokens = sum(len(batch.labels) for batch in batches) - 2 * number
+def _with_special_tokens(
+    counts: Integer[np.ndarray, "V"], batches: Sequence[Batch], objective: Denoising
+) -> Integer[np.ndarray, "V"]:
+    """Return counts of the ids of a text with its ends `</s>` and its sentinels, as frequent as in the batches."""
+    labels = torch.cat([batch.labels for batch in batches]).numpy()
+    is_special = np.isin(labels, list(objective.special_ids))
+    # `<s>`, the first token of each text, is not scored.
+    special = labels[is_special & (labels != objective.special.cls)]
+    num_tokens = max(1, int((~is_special).sum()))
     found = counts.astype(np.int64)
-    found[int(ends[0][0])] += round(int(found.sum()) * number / max(1, num_tokens))
+    total = int(found.sum())
+    for token_id, number in zip(*np.unique(special, return_counts=True), strict=True):
+        found[token_id] += round(total * int(number) / num_tokens)
     return found

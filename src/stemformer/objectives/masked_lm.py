@@ -81,6 +81,8 @@ class SpecialIds:
     eos: int = -1
     # Further ids that are no part of a text, such as that of padding.
     others: tuple[int, ...] = ()
+    # Those that replace spans of a text, in order; each is one of the `others` too.
+    sentinels: tuple[int, ...] = ()
 
 
 class MaskedLm:

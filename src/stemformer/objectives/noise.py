@@ -8,7 +8,9 @@ Raffel et al. 2020, section 3.1.4 (T5's spans). Where these and their released c
 definitions here are: exactly `round(rate * n)` of `n` units are lost; spans do not touch each other, and lie on a
 ring, so that each unit is lost equally often, the first and the last too; a rotation is never the identity. A fragment
 is one span that is not on a ring, so that it loses units in the middle more often. (In fairseq spans overlap: at a
-rate of 0.3 and a mean of 3 some 27 % of the tokens are lost; T5 never loses the first unit and always the last one.)
+rate of 0.3 and a mean of 3 some 27 % of the tokens are lost; T5 never loses the first unit and always the last one,
+and has no last sentinel in its code; MASS's code starts two fragments in five at the first unit or ends them at the
+last, and one of its variants shows the first token to predict.)
 """
 
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ class NoisyText:
     def of(cls, tokens: Int[np.ndarray, "n"]) -> "NoisyText":
         return cls(tokens, np.arange(len(tokens)))
 
-    def __getitem__(self, index: Int[np.ndarray, "k"] | Bool[np.ndarray, "m"]) -> "NoisyText":
+    def __getitem__(self, index: Int[np.ndarray, "k"] | Bool[np.ndarray, "m"] | slice) -> "NoisyText":
         return NoisyText(self.ids[index], self.origins[index])
 
 
@@ -80,11 +82,22 @@ def choose_poisson_spans(num_units: int, rate: float, mean_length: float, rng: n
 def choose_fixed_spans(num_units: int, rate: float, mean_length: float, rng: np.random.Generator) -> Spans:
     """Return `round(lost / mean_length)` spans, as T5's, of lengths that are a random composition."""
     num_lost = number_lost(num_units, rate)
-    number = min(num_lost, max(1, int(num_lost / mean_length + 0.5)))
+    number = number_of_fixed_spans(num_lost, mean_length)
     if not number:
         return place_spans(num_units, np.zeros(0, np.int64), rng)
     cuts = np.sort(rng.permutation(num_lost - 1)[: number - 1]) + 1
     return place_spans(num_units, np.diff(np.concatenate([[0], cuts, [num_lost]])), rng)
+
+
+def number_of_fixed_spans(num_lost: int, mean_length: float) -> int:
+    """Return the number of spans that lose `num_lost` units; one over the end of a text becomes one more."""
+    return min(num_lost, max(1, int(num_lost / mean_length + 0.5)))
+
+
+def choose_suffix(num_units: int, rng: np.random.Generator) -> Spans:
+    """Return the units after a random cut, at each position between two units equally often; of one unit that one."""
+    start = int(rng.integers(1, num_units)) if num_units > 1 else 0
+    return Spans(np.array([start]), np.array([num_units - start]))
 
 
 def choose_fragment(num_units: int, rate: float, rng: np.random.Generator) -> Spans:
@@ -164,6 +177,16 @@ def infill(text: NoisyText, spans: Spans, replacements: Int[np.ndarray, "k"]) ->
         np.insert(kept.ids, positions, replacements),
         np.insert(kept.origins, positions, np.full(len(positions), INSERTED)),
     )
+
+
+def lost_tokens(text: NoisyText, spans: Spans, sentinels: Int[np.ndarray, "k1"] | None = None) -> NoisyText:
+    """Return the tokens of spans, in order; each span after its sentinel, if there are any, and the last one at the end."""
+    lost = text[is_in_spans(spans, len(text.ids))]
+    if sentinels is None:
+        return lost
+    positions = np.append(np.cumsum(spans.lengths) - spans.lengths, len(lost.ids))
+    inserted = np.full(len(positions), INSERTED)
+    return NoisyText(np.insert(lost.ids, positions, sentinels), np.insert(lost.origins, positions, inserted))
 
 
 def permute_sentences(

@@ -47,6 +47,8 @@ class TrainTokenizerOptions(groups.TextFileOptions, groups.SeedOptions, groups.O
         init: Model or tokenizer whose vocabulary is kept and extended with words of the files, up to the vocabulary size.
         kind: WordPiece as in BERT, or byte-level BPE as in GPT-2.
         special_tokens: Of bpe: <|endoftext|> for GPT and Llama, or those of BART, which BERT and ModernBERT can use too.
+        num_sentinels: Number of sentinels <extra_id_0>, <extra_id_1>, ... of T5, for the preset t5 of a BART.
+        languages: Codes of languages, such as en,fr, each with a special token, such as __en__.
         vocab_size: Vocabulary size, special tokens included.
         lowercase: Lowercase the text and strip accents.
         max_characters: Maximum number of characters to train on; more text is sampled.
@@ -55,6 +57,8 @@ class TrainTokenizerOptions(groups.TextFileOptions, groups.SeedOptions, groups.O
     init: str | None = None
     kind: Literal["wordpiece", "bpe"] = "wordpiece"
     special_tokens: Literal["gpt", "bart"] = "gpt"
+    num_sentinels: int = 0
+    languages: tuple[str, ...] = field(default=(), metadata=COMMAS)
     vocab_size: int = 30522
     lowercase: bool = False
     max_characters: int = 100_000_000

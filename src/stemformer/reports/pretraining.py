@@ -37,7 +37,7 @@ def write_report(folder: Path) -> Path:
     if not (folder / "log.jsonl").is_file() or not (folder / "config.toml").is_file():
         raise DataError(f"{folder} holds no run: expected config.toml and log.jsonl.")
     lines = read_jsonl(folder / "log.jsonl")
-    kinds = ("train", "evaluation", "heads", "fills", "samples")
+    kinds = ("train", "evaluation", "heads", "fills", "samples", "repairs")
     by_kind = {kind: [line for line in lines if line["kind"] == kind] for kind in kinds}
     train, held_out = by_kind["train"], by_kind["evaluation"]
     heads = [(_tokens(line), line["heads"]) for line in _spread(by_kind["heads"])]
@@ -54,6 +54,7 @@ def write_report(folder: Path) -> Path:
         content={
             "cloze": _cloze([line for line in by_kind["fills"] if line["fills"]]),
             "samples": _samples([line for line in by_kind["samples"] if line["samples"]]),
+            "repairs": _repairs([line for line in by_kind["repairs"] if line["repairs"]]),
             "heads": plot_head_scores(heads) if heads else "",
         },
     ).write(folder)
@@ -76,6 +77,8 @@ def _held_out_tiles(last: LogLine) -> list[Tile]:
     add("bits per byte", "bits_per_byte", "{:.3f}", "held-out text")
     late = "loss minus that of early words: the gain from context"
     add("late words of a sequence", "late_minus_early", "{:+.2f} nats", late)
+    add("accuracy on lost words", "lost_accuracy", "{:.1%}", "words that the source lacks")
+    add("gain from the source", "source_gain", "{:+.2f} nats", "a token, against the source of another text")
     for task in ("next_sentence", "sentence_order"):
         add(f"{_TASKS[task]} accuracy", f"{task}_accuracy", "{:.1%}", "majority baseline", "majority_accuracy")
     add("cloze accuracy", "blank_accuracy", "{:.1%}", "one word for all", "blank_constant_accuracy")
@@ -148,6 +151,19 @@ def _samples(lines: Sequence[LogLine]) -> list[dict[str, Any]]:
             "texts": [(_tokens(line), sample["text"]) for line, sample in zip(shown, samples, strict=True)],
         }
         for samples in zip(*(line["samples"] for line in shown), strict=False)
+    ]
+
+
+def _repairs(lines: Sequence[LogLine]) -> list[dict[str, Any]]:
+    """Return source and target of each broken text, and what was written at a few steps."""
+    shown = _spread(lines)
+    return [
+        {
+            "source": repairs[0]["source"],
+            "target": repairs[0]["target"],
+            "texts": [(_tokens(line), repair["written"]) for line, repair in zip(shown, repairs, strict=True)],
+        }
+        for repairs in zip(*(line["repairs"] for line in shown), strict=False)
     ]
 
 

@@ -21,6 +21,7 @@ from stemformer.models.heads import can_shift_scores, init_output_bias_from_unig
 from stemformer.models.layers import initialize_weights
 from stemformer.models.model import Model, make_model
 from stemformer.objectives.causal_lm import CausalLmConfig
+from stemformer.objectives.masked_lm import SpecialIds
 from stemformer.objectives.objective import OBJECTIVES, Objective, lookup_only_weights
 from stemformer.progress import Progress
 from stemformer.tasks.task import Task, TaskConfig
@@ -123,6 +124,17 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
             return token_id
     problem = f"The vocabulary of the data has no token that ends a document ({END_OF_TEXT} or [SEP])."
     raise ConfigError(f"{problem} Train one with train-tokenizer.")
+
+
+def special_ids(config: RunConfig, tokenizer: Tokenizer) -> SpecialIds:
+    """Return the special ids of the objective, by the tokenizer of the data."""
+    if config.objective.name == "causal":
+        # That of the initial model, whose vocabulary may have another name for it.
+        eos = config.model.eos_token_id if config.init else None
+        return SpecialIds(eos=end_of_text_id(tokenizer) if eos is None else eos)
+    others = tuple(sorted(tokenizer.special_ids))
+    ids = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "mask": tokenizer.mask_token_id}
+    return SpecialIds(**ids, others=others, sentinels=tokenizer.sentinel_ids)
 
 
 def check_model_settings(config: RunConfig, model: Model, settings: Sequence[str]) -> None:

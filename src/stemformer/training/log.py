@@ -32,7 +32,7 @@ class RunLog:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, **values: Any) -> None:
-        """Append a line, with at least `kind` (train, evaluation, fills, samples) and `step`."""
+        """Append a line, with at least `kind` (train, evaluation, fills, samples, repairs) and `step`."""
         if self._file is not None:
             self._file.write(to_json(values) + "\n")
         if self._writer is not None:

@@ -68,6 +68,36 @@ def test_special_tokens_of_bart_have_its_ids_and_open_in_transformers(make_text,
     assert (theirs.mask_token_id, theirs.pad_token_id, theirs.eos_token_id) == (4, 1, 2)
 
 
+def test_sentinels_and_languages_are_special_tokens_here_and_in_transformers(make_text, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "text.txt").write_text(make_text(), encoding="utf-8")
+    options = {"kind": "bpe", "special_tokens": "bart", "num_sentinels": 3, "languages": ["en", "fr_XX"]}
+    found = stemformer.train_tokenizer(
+        [str(tmp_path / "text.txt")], out=str(tmp_path / "tok"), vocab_size=345, **options
+    )
+    assert (found["vocab_size"], found["sentinels"], found["languages"]) == (345, 3, ["en", "fr_XX"])
+    tokenizer = load_tokenizer(tmp_path / "tok")
+    tokenizer.save(tmp_path / "again")
+    for again in (tokenizer, load_tokenizer(tmp_path / "again")):
+        assert (again.sentinel_ids, again.language_ids) == ((5, 6, 7), {"en": 8, "fr_XX": 9})
+        assert again.special_ids == set(range(10))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert load_tokenizer(tmp_path / "theirs").language_ids == tokenizer.language_ids
+    assert set(range(10)) <= set(theirs.all_special_ids)
+    # A text's own ones are plain text unless they are parsed; a sentinel takes the space before it.
+    text = "__en__ the <extra_id_1> king <extra_id_9>"
+    assert not np.isin(tokenizer.encode(text).ids, range(10)).any()
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    parsed = tokenizer.encode(text, parse_special_tokens=True).ids.tolist()
+    assert parsed == [8, *tokenizer.encode(" the").ids, 6, *tokenizer.encode(" king <extra_id_9>").ids]
+    assert theirs(text)["input_ids"] == [0, *parsed, 2]
+    # As they were without them, but for their ids.
+    plain = train_byte_bpe(make_text().split("\n\n"), vocab_size=340, special_tokens="bart")
+    assert not plain.sentinel_ids and not plain.language_ids
+    assert tokenizer.tokens[10:] == plain.tokens[5:]
+
+
 def test_tokens_are_shown_as_words_and_continuations(make_text):
     tokenizer = train_byte_bpe(make_text().splitlines(), vocab_size=340, special_tokens="bart")
     king, comma = tokenizer.token_to_id("Ġking"), tokenizer.token_to_id(",")
@@ -153,6 +183,16 @@ def test_train_tokenizer_and_prepare_work_with_byte_bpe(make_text, tmp_path):
         ({"lowercase": True}, ConfigError, "Remove --lowercase and --init"),
         ({"kind": "wordpiece", "special_tokens": "bart"}, ConfigError, "--special-tokens applies to --kind bpe"),
         ({"vocab_size": 260, "special_tokens": "bart"}, TokenizerError, "expected at least 261"),
+        (
+            {"special_tokens": "bart", "num_sentinels": 100},
+            TokenizerError,
+            r"at least 361, for 256 bytes and <s>, <pad>, </s>, <unk>, <mask>, \.\.\. \(105 in all\)",
+        ),
+        ({"num_sentinels": 3}, ConfigError, "--num-sentinels needs a BPE with the special tokens of BART. Add --kind"),
+        ({"kind": "wordpiece", "languages": ["en"]}, ConfigError, "--languages needs a BPE with the special tokens"),
+        ({"special_tokens": "bart", "num_sentinels": -1}, TokenizerError, "number of sentinels is -1: expected 0"),
+        ({"special_tokens": "bart", "languages": ["english text"]}, TokenizerError, "'english text' is no code"),
+        ({"special_tokens": "bart", "languages": ["en", "en"]}, TokenizerError, "'en' occurs twice"),
     ],
 )
 def test_invalid_options_are_refused(make_text, tmp_path, options, error, message):

@@ -22,7 +22,7 @@ def make_encoder_decoder_example(
     Source `<s> source </s>`, decoder inputs `</s> <s> target`, labels `<s> target </s>`, as in BART.
 
     Args:
-        is_copied: Of each target, whether each token is one that the source has; special tokens always are.
+        is_copied: Of each target, whether each token is one that the source has; the special tokens around it always are.
     """
     inputs = [np.concatenate([[cls], source, [sep]]) for source in sources]
     ids, lengths = _joined(inputs)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from stemformer.errors import TokenizerError
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # As in BART, in the order of their ids.
 BART_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+# A span of T5, by its number (`extra_ids` in transformers), and a language, by its code, as in M2M100.
+SENTINEL, LANGUAGE = "<extra_id_{}>", "__{}__"
 SUBWORD_PREFIX = "##"
 END_OF_TEXT = "<|endoftext|>"
 # Longer words become [UNK], as in the 2018 code.
@@ -177,6 +179,19 @@ class Tokenizer:
             for text, special in zip(texts, is_special, strict=True)
         ]
 
+    @cached_property
+    def sentinel_ids(self) -> tuple[int, ...]:
+        """Ids of `<extra_id_0>`, `<extra_id_1>` and so on, in this order."""
+        found = (self.token_to_id(SENTINEL.format(number)) for number in count())
+        return tuple(i for i in takewhile(self.special_ids.__contains__, found) if i is not None)
+
+    @cached_property
+    def language_ids(self) -> dict[str, int]:
+        """Code of a language, such as `en` -> id of its token, `__en__`."""
+        pattern = re.compile(LANGUAGE.format("(.+)"))
+        found = ((pattern.fullmatch(self.tokens[number]), number) for number in sorted(self.special_ids))
+        return {match[1]: number for match, number in found if match}
+
     @property
     def mask_token(self) -> str:
         """The mask as the vocabulary spells it."""
@@ -269,6 +284,8 @@ class Tokenizer:
         elif all(self.token_to_id(token) is not None for token in BART_SPECIAL_TOKENS):
             keys = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
             config |= {**dict(zip(keys, BART_SPECIAL_TOKENS, strict=True)), "cls_token": "<s>", "sep_token": "</s>"}
+            if more := [self.tokens[number] for number in (*self.sentinel_ids, *self.language_ids.values())]:
+                config["additional_special_tokens"] = more
         elif self.token_to_id(END_OF_TEXT) is not None:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         backend = self._backend

@@ -7,9 +7,10 @@ BERT does not contain its training.
 import hashlib
 import heapq
 import json
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -19,7 +20,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from stemformer.data.tokenization.tokenizer import (
     BART_SPECIAL_TOKENS,
     END_OF_TEXT,
+    LANGUAGE,
     MAX_WORD_CHARACTERS,
+    SENTINEL,
     SPECIAL_TOKENS,
     SUBWORD_PREFIX,
     Tokenizer,
@@ -36,6 +39,8 @@ _MAX_PART_CHARACTERS = 100_000
 # Scripts whose combining marks are accents; "" is ASCII. Marks per letter of others from which a note says that they
 # are removed, and the number of characters that are counted.
 _ACCENTED_SCRIPTS, _MIN_NOTED_MARKS, _NUM_NOTED_CHARACTERS = ("", "LATIN", "GREEK", "CYRILLIC"), 0.01, 10**6
+# Such as en, en_XX, eng_Latn and zh-Hans.
+_LANGUAGE_CODE = re.compile("[A-Za-z]{2,3}([_-][A-Za-z]{2,4})?")
 _NO_TEXT = "The text to train a tokenizer on is empty. Pass files that contain text."
 
 
@@ -104,18 +109,23 @@ def train_byte_bpe(
     *,
     vocab_size: int,
     special_tokens: Literal["gpt", "bart"] = "gpt",
+    num_sentinels: int = 0,
+    languages: Sequence[str] = (),
     min_frequency: int = 2,
     **sampling: Any,
 ) -> Tokenizer:
     """Train a byte-level BPE tokenizer as in GPT-2 or BART.
 
-    The first ids are those of special tokens, `<|endoftext|>` or `BART_SPECIAL_TOKENS`, followed by the 256
-    bytes and the merges. Every text decodes to itself. The other arguments are those of `train_wordpiece`.
-    Source: Radford et al. 2019, section 2.2.
+    The first ids are those of special tokens, followed by the 256 bytes and the merges. Every text decodes to itself.
+    The other arguments are those of `train_wordpiece`. Source: Radford et al. 2019, section 2.2.
+
+    Args:
+        special_tokens: `<|endoftext|>` alone, or those of `bart_special_tokens`.
     """
-    special = BART_SPECIAL_TOKENS if special_tokens == "bart" else (END_OF_TEXT,)
+    bart = bart_special_tokens(num_sentinels, languages)
+    special = bart if special_tokens == "bart" else (END_OF_TEXT,)
     if vocab_size < (fewest := 256 + len(special)):
-        names = ", ".join(special)
+        names = format_list(special, len(BART_SPECIAL_TOKENS))
         raise TokenizerError(f"vocab_size is {vocab_size}: expected at least {fewest}, for 256 bytes and {names}.")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -123,8 +133,11 @@ def train_byte_bpe(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        # As in RoBERTa and BART, a mask takes the space before it.
-        special_tokens=[AddedToken(token, lstrip=token == "<mask>", special=True) for token in special],
+        # As in RoBERTa and BART, a mask takes the space before it; so does a sentinel.
+        special_tokens=[
+            AddedToken(token, lstrip=token == "<mask>" or token.startswith("<extra_id_"), special=True)
+            for token in special
+        ],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -138,6 +151,21 @@ def train_byte_bpe(
             single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ids
         )
     return Tokenizer(backend)
+
+
+def bart_special_tokens(num_sentinels: int = 0, languages: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the special tokens of BART, then sentinels as those of T5, then languages, in the order of their ids.
+
+    Raises:
+        TokenizerError: A negative number, or a language that is no code or occurs twice.
+    """
+    if num_sentinels < 0:
+        raise TokenizerError(f"The number of sentinels is {num_sentinels}: expected 0 or more, 100 in T5.")
+    if wrong := next((code for code in languages if not _LANGUAGE_CODE.fullmatch(code)), None):
+        raise TokenizerError(f"Language {wrong!r} is no code: expected one such as en, en_XX or eng_Latn.")
+    if twice := next((code for code, number in Counter(languages).items() if number > 1), None):
+        raise TokenizerError(f"Language {twice!r} occurs twice. Remove one of them.")
+    return (*BART_SPECIAL_TOKENS, *map(SENTINEL.format, range(num_sentinels)), *map(LANGUAGE.format, languages))
 
 
 def sample_texts(
