@@ -51,7 +51,10 @@ def reverser(tmp_path_factory):
 def test_reversing_is_learned_from_scratch(reverser):
     folder, result = reverser
     assert result["exact_match"] > 0.9
-    assert result["baseline"]["exact_match"] < 0.2
+    assert [row["baseline"] for row in result["baselines"]] == ["copy", "truncate", "constant"]
+    assert all(row["exact_match"] < 0.2 for row in result["baselines"])
+    page = (folder / "run" / "report.html").read_text()
+    assert "<h2>Baselines</h2>" in page and "baseline: constant" in page
     lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     gains = [line["dev_source_gain"] for line in lines if line["kind"] == "evaluation"]
     assert gains[-1] > 1
@@ -65,6 +68,7 @@ def test_the_model_rewrites_predicts_and_is_evaluated(reverser):
     assert len(rows) == 60 and {"source", "prediction", "score", "is_complete"} <= set(rows[0])
     measured = stemformer.evaluate([str(folder / "dev.jsonl")], model=result["model"])
     assert measured["bleu"] == pytest.approx(result["bleu"]) and measured["main_metric"] == "bleu"
+    assert measured["baselines"] == result["baselines"]
     model = stemformer.load(result["model"])
     assert model.predict(["ape bee cat"])[0].text == "cat bee ape"
 
@@ -131,7 +135,7 @@ def test_a_model_that_rewrites_can_learn_to_classify(reverser, tmp_path):
     [
         ({"settings": ["task.num_beams=600"], "steps": 1}, r"task\.num_beams is 600: expected at most half of the"),
         ({"settings": ["compute.shard=true"]}, r"compute\.shard is not supported with seq2seq"),
-        ({"text_column": ["source", "target"]}, "--text-column names 2 columns: seq2seq has one source"),
+        ({"text_column": ["source", "target"]}, r"task\.text names 2 columns: seq2seq has one source"),
         ({"best_metric": "cut"}, "Metric 'cut' does not exist"),
     ],
 )

@@ -5,7 +5,7 @@ Source: Lewis et al. 2020, section 3.4 (sequence generation); Szegedy et al. 201
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,17 +18,27 @@ from torch import Tensor
 from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.encoder_decoder import make_encoder_decoder_example
 from stemformer.data.labelled.sequence_pairs import SourceTarget
+from stemformer.data.labelled.splits import connected_groups
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
+from stemformer.tasks.dataset_notes import plain_text
 from stemformer.tasks.examples import TaskExamples
+from stemformer.tasks.metrics import format_metric
 from stemformer.tasks.rewriting_metrics import rewriting_metrics, sentence_chrf
-from stemformer.tasks.task import ReportExample, Task
+from stemformer.tasks.task import ReportExample, Task, TaskConfig
 
 # Quantile of the ratio of lengths of training pairs, and tokens beyond it, that a written text may have.
 _LENGTH_QUANTILE, _SPARE_TOKENS = 0.999, 8
 # The maximum length of a written text is as if of a source of a multiple of this, so that few batches differ in it.
 _LENGTH_STEP = 8
+
+# What the baselines do, for notes.
+_BASELINES = {
+    "copy": "returning the source",
+    "truncate": "truncating the source",
+    "constant": "writing the most frequent target of the training data",
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +58,30 @@ class Seq2Seq(Task):
     input_fields = ("source",)
     formats = (".jsonl", ".csv", ".tsv")
     input_format = "a text"
+    column_titles = ("source", "target")
+    writes_texts = True
     main_metric = "bleu"
     shown_metrics = ("loss", "source_gain", "bleu", "chrf", "cut")
 
     # Tokens of targets for each token of a source, of nearly all training pairs.
     max_length_ratio: float | None = None
-    # Number of examples that are written in an evaluation; None: all.
+    # The most frequent target of the training pairs, a baseline.
+    most_frequent_target: str | None = None
+    # Number of examples that are written in an evaluation, without baselines; None: all.
     num_written: int | None = None
+
+    @classmethod
+    def from_records(cls, config: TaskConfig, records: Sequence[SourceTarget]) -> "Seq2Seq":
+        task = cls(config)
+        targets = Counter(record.targets[0] for record in records if record.targets)
+        task.most_frequent_target = targets.most_common(1)[0][0]
+        return task
+
+    @classmethod
+    def split_groups(cls, records: Sequence[SourceTarget]) -> tuple[Sequence[Hashable], str]:
+        # No text is on both sides, neither as source nor as target.
+        texts = [[plain_text(text) for text in (r.source, *(r.targets or ()))] for r in records]
+        return connected_groups(texts), "equal sources or targets kept together"
 
     def during_training(self) -> "Seq2Seq":
         """Return the task as evaluations during training score it: a part of the texts, written greedily."""
@@ -144,8 +171,22 @@ class Seq2Seq(Task):
     ) -> tuple[str, tuple[str, ...] | None, str, bool]:
         return record.source, record.targets, prediction.text, prediction.is_complete
 
+    def weak_results(
+        self,
+        records: Sequence[Any],
+        predictions: Sequence[Any],
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any],
+    ) -> Iterator[str]:
+        for row in details.get("baselines", ()):
+            if metrics["bleu"] <= row["bleu"] < 100:
+                bleu = format_metric("bleu", row["bleu"])
+                yield f"not better than {_BASELINES[row['baseline']]} (bleu {bleu})"
+                return
+
     def _evaluate(self, outcomes: Sequence[Any]) -> dict[str, Any]:
-        metrics, details = rewriting_metrics(outcomes)
+        constant, with_baselines = self.most_frequent_target, self.num_written is None
+        metrics, details = rewriting_metrics(outcomes, constant=constant, with_baselines=with_baselines)
         return {**metrics, **details}
 
     def to_row(self, record: SourceTarget, prediction: RewritePrediction) -> dict[str, Any]:
@@ -163,8 +204,10 @@ class Seq2Seq(Task):
         return 100 - chrf, not is_right, {**entry, "chrf": round(chrf, 1)}
 
     def metadata(self) -> dict[str, Any]:
-        return {**super().metadata(), "max_length_ratio": self.max_length_ratio}
+        names = ("max_length_ratio", "most_frequent_target")
+        return {**super().metadata(), **{name: getattr(self, name) for name in names}}
 
     def load_metadata(self, metadata: dict[str, Any]) -> None:
         super().load_metadata(metadata)
         self.max_length_ratio = metadata.get("max_length_ratio")
+        self.most_frequent_target = metadata.get("most_frequent_target")
