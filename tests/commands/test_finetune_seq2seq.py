@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import stemformer
 from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.progress import Silent
 
 WORDS = ["ape", "bee", "cat", "dog", "elk", "fox", "gnu", "hen"]
 
@@ -73,6 +74,57 @@ def test_the_model_rewrites_predicts_and_is_evaluated(reverser):
     assert model.predict(["ape bee cat"])[0].text == "cat bee ape"
 
 
+LINES = "ape bee\ncat dog elk\nfox  gnu\nhen ape\nbee cat\ndog elk fox"
+REVERSED = "bee ape\nelk dog cat\ngnu fox\nape hen\ncat bee\nfox elk dog"
+
+
+def test_long_sources_are_rewritten_sentence_by_sentence(reverser, tmp_path):
+    _, result = reverser
+    said = []
+    progress = Silent()
+    progress.say = said.append
+    texts = [LINES, "ape bee"]
+    found = stemformer.rewrite(texts, model=result["model"], long_sources="split", progress=progress)
+    assert [row["rewritten"] for row in found] == [REVERSED, "bee ape"]
+    assert all(row["is_complete"] for row in found) and said == ["texts split at sentence ends: 1"]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"source": LINES, "target": REVERSED}) + "\n")
+    options = {"model": result["model"], "long_sources": "split"}
+    predicted = stemformer.predict([str(tmp_path / "in.jsonl")], **options)
+    assert predicted["predictions"][0]["prediction"] == REVERSED
+    assert predicted["predictions"][0]["score"] == pytest.approx(found[0]["score"], rel=1e-3)
+    assert predicted["counts"] == {"sources split at sentence ends": 1}
+    measured = stemformer.evaluate([str(tmp_path / "in.jsonl")], **options)
+    assert measured["exact_match"] == 1.0 and measured["counts"] == {"sources split at sentence ends": 1}
+    several = stemformer.rewrite([LINES], model=result["model"], long_sources="split", num_return_sequences=2)
+    assert [row["rewritten"].count("\n") for row in several[0]["candidates"]] == [5, 5]
+
+
+def test_sources_over_the_positions_are_refused_cut_or_split(reverser, tmp_path):
+    _, result = reverser
+    long = "\n".join(["ape bee cat dog"] * 60)
+    with pytest.raises(DataError, match=r"Expected 1 to 254: shorten it, or pass --long-sources split or cut"):
+        stemformer.rewrite([long], model=result["model"])
+    said = []
+    progress = Silent()
+    progress.say = said.append
+    options = {"model": result["model"], "num_beams": 1, "progress": progress}
+    (cut,) = stemformer.rewrite([long], long_sources="cut", **options)
+    (split,) = stemformer.rewrite([long], long_sources="split", **options)
+    assert said[0] == "texts truncated: 1" and said[-1] == "texts split at sentence ends: 1"
+    assert split["rewritten"] == "\n".join(["dog cat bee ape"] * 60) != cut["rewritten"]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"source": long}) + "\n")
+    counts = stemformer.predict([str(tmp_path / "in.jsonl")], model=result["model"])["counts"]
+    assert counts == {"sources truncated": 1}
+
+
+def test_a_target_over_the_positions_is_cut_and_counted(reverser, tmp_path):
+    _, result = reverser
+    rows = [{"source": "ape bee", "target": "bee ape " * 200}, {"source": "cat dog", "target": ""}]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    counts = stemformer.evaluate([str(tmp_path / "in.jsonl")], model=result["model"])["counts"]
+    assert counts == {"empty target (left out)": 1, "targets truncated": 1}
+
+
 def test_a_resumed_run_ends_with_the_same_numbers(reverser, tmp_path):
     folder, _ = reverser
     options = {"model": "bart_tiny", "train": [str(folder / "dev.jsonl")], "device": "cpu", "precision": "fp32"}
@@ -113,6 +165,10 @@ def test_bad_input_is_refused(reverser, tiny_bert, tmp_path):
         stemformer.finetune("seq2seq", model="bart_tiny", settings=["task.balance=true"], **options)
     with pytest.raises(ConfigError, match="bert_mini is no encoder-decoder"):
         stemformer.finetune("seq2seq", model="bert_mini", **options)
+    with pytest.raises(CheckpointError, match=r"Recipe 'bart_tinyy' does not exist \(did you mean 'bart_tiny'\?\)"):
+        stemformer.finetune("seq2seq", model="bart_tinyy", **options)
+    with pytest.raises(ConfigError, match=r"task\.vocab_size is 500, but .* has a vocabulary: it applies to a new"):
+        stemformer.finetune("seq2seq", model=str(tiny_bert), settings=["task.vocab_size=500"], **options)
 
 
 def test_a_model_that_rewrites_can_learn_to_classify(reverser, tmp_path):
@@ -123,6 +179,8 @@ def test_a_model_that_rewrites_can_learn_to_classify(reverser, tmp_path):
     options = {"train": [str(tmp_path / "labelled.jsonl")], "precision": "fp32", "device": "cpu"}
     found = stemformer.finetune("classify", model=result["model"], out=str(tmp_path / "run"), steps=10, **options)
     assert found["accuracy"] > 0.5
+    with pytest.raises(ConfigError, match=r"--long-sources split applies to seq2seq, but .* was trained for classify"):
+        stemformer.predict(options["train"], model=found["model"], long_sources="split")
     assert stemformer.load(found["model"]).predict(["ape bee"])[0].label in ("true", "false", "True", "False")
     with pytest.raises(CheckpointError, match="is a bart, which has no head token"):
         (tmp_path / "tags.conll").write_text("a\tX\nb\tY\n\nb\tY\na\tX\n")

@@ -54,7 +54,7 @@ def test_texts_that_ran_into_their_length_are_counted(model):
         ([], {}, DataError, "No text to work on"),
         ("one text", {}, DataError, "Expected a list of texts"),
         ([""], {}, DataError, r"Text 1 \(''\) has 0 tokens. Expected 1 to 30"),
-        (["king " * 31], {}, DataError, "has 31 tokens. Expected 1 to 30: shorten or split it"),
+        (["king " * 31], {}, DataError, "has 31 tokens. Expected 1 to 30: shorten it, or pass"),
         (["king"], {"num_beams": 0}, ConfigError, "num_beams is 0"),
         (["king"], {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
         (["king"], {"num_return_sequences": 5}, ConfigError, "num_return_sequences is 5: expected 1 to 4"),

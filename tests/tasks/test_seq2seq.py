@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from stemformer.data.examples.batch import collate
 from stemformer.data.labelled.sequence_pairs import SourceTarget
+from stemformer.generation.beam_search import Hypothesis
 from stemformer.models.bart import BartConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import LossModule
@@ -63,6 +64,26 @@ def test_the_length_limit_follows_the_training_pairs(tokenizer):
     assert again.max_length_ratio == 4.0
     again.encode(RECORDS, tokenizer, max_length=64)
     assert again.max_length_ratio == 4.0
+
+
+def test_sentences_of_training_sources_bound_the_pieces_of_others(tokenizer):
+    records = pairs(*[("the king\nthe river", "king")] * 20, ("a\nb\nc\nd", "king"))
+    task = Seq2Seq(TaskConfig("seq2seq"))
+    assert len(task.encode(records, tokenizer, max_length=64).examples) == len(records)
+    assert task.max_source_sentences == 2
+    task.long_sources = "split"
+    found = task.encode([SourceTarget("the king\na river\n\nold", None, "a:1")], tokenizer, max_length=64)
+    assert found.counts == {"sources split at sentence ends": 1} and found.records.tolist() == [0, 0]
+    assert [piece.space for piece in found.scored] == ["\n\n", ""]
+    hypotheses = [
+        Hypothesis(ids=tokenizer.encode(text).ids.tolist(), score=score, is_complete=is_complete)
+        for text, score, is_complete in (("the king", -1.0, True), ("old", -4.0, False))
+    ]
+    (prediction,) = task.decode(hypotheses, found, records[:1])
+    assert (prediction.text, prediction.is_complete) == ("the king\n\nold", False)
+    assert prediction.score == pytest.approx(-2.0)
+    # A source like those of training is not split.
+    assert not task.encode(records[:1], tokenizer, max_length=64).counts
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

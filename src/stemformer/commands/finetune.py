@@ -124,6 +124,9 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
     config = resolve(replace(config, budget=BudgetConfig()), options)
     if config.budget == BudgetConfig():
         config = replace(config, budget=BudgetConfig(epochs=20) if is_new else default)
+    if not is_new and config.task.vocab_size != TaskConfig().vocab_size:
+        what = f"task.vocab_size is {config.task.vocab_size}, but {config.model} has a vocabulary"
+        raise ConfigError(f"{what}: it applies to a new model of a recipe. Remove it.")
     if TASKS[config.task.name].writes_texts and config.compute.shard:
         raise ConfigError(f"compute.shard is not supported with {config.task.name}, which writes texts. Remove it.")
     if config.layer_decay != 1 and config.optimizer.kind == "muon":
@@ -152,7 +155,7 @@ def _run(
             source = Path(temporary)
             _save_new_model(config, data.train, source)
         else:
-            source = find_model_folder(found.path if found else config.model)
+            source = find_model_folder(found.path) if found else _find_start(config)
         model, tokenizer, max_length = load_initial_model(config, task, source, is_resumed=found is not None)
         if task.writes_texts and 2 * task.config.num_beams > tokenizer.vocab_size:
             expected = f"expected at most half of the {tokenizer.vocab_size} ids"
@@ -209,6 +212,18 @@ def _run(
 
 def _is_recipe(model: str) -> bool:
     return model in RECIPES and not Path(model).exists()
+
+
+def _find_start(config: FinetuneConfig) -> Path:
+    """Return the folder of the model to start from; of a name like that of a recipe, say so if there is none."""
+    try:
+        return find_model_folder(config.model)
+    except CheckpointError as error:
+        if not TASKS[config.task.name].writes_texts or not (similar := nearest(config.model, RECIPES)):
+            raise
+        raise CheckpointError(
+            f"Recipe {config.model!r} does not exist{similar}, nor a model of this name: {error}"
+        ) from error
 
 
 def _save_new_model(config: FinetuneConfig, pairs: Sequence[SourceTarget], folder: Path) -> None:
@@ -284,7 +299,7 @@ def make_finetuning_context(
         if (gain := _source_gain(module, task, dev, device)) is not None:
             losses["dev_source_gain"] = gain
             if progress is not None and gain < _MIN_SOURCE_GAIN:
-                progress.say(f"note: the model hardly uses its sources yet (source gain {gain:.3f} nats a token)")
+                progress.say(f"note: the model hardly uses its sources yet (source gain {gain:z.3f} nats a token)")
         # The main metric first, which `list_runs` shows.
         names = sorted(metrics, key=lambda name: name != task.main_metric)
         return losses | {f"dev_{name}": metrics[name] for name in names}

@@ -1,15 +1,16 @@
 """Rewrite texts: repair them, or whatever the model was trained for."""
 
 import re
+from collections import Counter
 from typing import Any
 
 from stemformer.commands.load import open_pipeline
+from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS, max_target_tokens
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.beam_search import BeamConfig
-from stemformer.generation.rewriting import NUM_START_TOKENS, repair_limit, rewrite_texts
+from stemformer.generation.rewriting import rewrite_texts
 from stemformer.options import RewriteOptions, accepts
 from stemformer.progress import Progress, Silent, format_count
-from stemformer.tasks.seq2seq import Seq2Seq
 
 # A language of a published mBART.
 _LANGUAGE_CODE = re.compile("[a-z]{2,3}_[A-Z]{2}")
@@ -46,7 +47,8 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
     model = open_pipeline(options.model, options)
     if "seq2seq_lm" not in model.model.heads:
         raise ConfigError(f"{model.path} is no encoder-decoder, so it cannot rewrite texts. Pass a BART.")
-    task, max_length = model.task, model.model.max_length
+    task: Any = model.task
+    max_length = model.model.max_length
     # Those of training, unless others are named.
     trained = {} if task is None else {name: getattr(task.config, name) for name in ("num_beams", "length_penalty")}
     config = BeamConfig(**{**trained, **settings})
@@ -62,10 +64,11 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
     def limit_of(length: int) -> int:
         if options.max_new_tokens is not None:
             return options.max_new_tokens
-        if isinstance(task, Seq2Seq):
+        if task is not None:
             return task.max_new_tokens(length, model.model.config.max_position_embeddings)
-        return repair_limit(length, max_length)
+        return max_target_tokens(length, max_length)
 
+    counts = Counter[str]()
     results = rewrite_texts(
         options.texts,
         model.model,
@@ -74,9 +77,14 @@ def rewrite(options: RewriteOptions, *, progress: Progress | None = None) -> lis
         batch_size=options.batch_size,
         limit_of=limit_of,
         parse_special_tokens=task is None,
+        long_sources=options.long_sources,
+        max_sentences=None if task is None else task.max_source_sentences,
+        counts=counts,
         on_batch=progress.advance,
     )
     progress.finish()
+    for line in (f"{what}: {number:,}" for what, number in counts.items() if number):
+        progress.say(line)
     if cut := sum(not result["is_complete"] for result in results):
         progress.say(f"note: {format_count(cut, 'text')} ran into the maximum length and may lack an end")
     return results

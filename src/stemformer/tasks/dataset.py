@@ -231,8 +231,8 @@ def _split_dev(
     """Split records into training and dev data, equal texts into one of them; return them and how they were split."""
     grouped = TASKS[config.name].split_groups(records)
     if grouped is not None:
-        groups, method = grouped
-        train, dev = grouped_split(groups, share=share, seed=seed)
+        owners, method = grouped
+        train, dev = grouped_split(owners, share=share, seed=seed)
         return [records[i] for i in train], [records[i] for i in dev], method
     members: dict[int, list[int]] = defaultdict(list)
     for number, key in enumerate(text_keys(TASKS[config.name], records)):

@@ -219,7 +219,7 @@ def format_metric(name: str, value: float, *, is_percent: bool = False) -> str:
         return f"{value:.1f}%" if is_percent else f"{value:.1%}"
     if name.endswith(POINTS):
         return f"{value:.1f}"
-    return f"{value:+.2f}" if name.endswith("threshold") else f"{value:,.3f}"
+    return f"{value:+.2f}" if name.endswith("threshold") else f"{value:z,.3f}"
 
 
 def points_per_unit(task: str, metric: str) -> float:

@@ -163,6 +163,8 @@ class Task(ABC):
     main_metric: str = "accuracy"
     # Metrics that are shown during training, loss included; none: all.
     shown_metrics: tuple[str, ...] = ()
+    # Of a task that writes texts: sources over the maximum length are cut or split at sentence ends.
+    long_sources: Literal["cut", "split"] = "cut"
     # In transformers' config.
     problem_type: str | None = None
     # The labels are entity tags (BIO or a variant), which are scored as entities.

@@ -126,7 +126,7 @@ def make_pairs(
         elif targets and not texts:
             counts["empty target (left out)"] += 1
         else:
-            counts["empty source (no prediction)"] += not text
+            counts.update(["empty source (no prediction)"] * (not text))
             records.append(SourceTarget(text, texts if targets else None, location))
     return records
 
