@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import stemformer
 from stemformer.errors import CheckpointError, ConfigError, DataError
+from stemformer.progress import Silent
 
 WORDS = ["ape", "bee", "cat", "dog", "elk", "fox", "gnu", "hen"]
 
@@ -51,7 +52,10 @@ def reverser(tmp_path_factory):
 def test_reversing_is_learned_from_scratch(reverser):
     folder, result = reverser
     assert result["exact_match"] > 0.9
-    assert result["baseline"]["exact_match"] < 0.2
+    assert [row["baseline"] for row in result["baselines"]] == ["copy", "truncate", "constant"]
+    assert all(row["exact_match"] < 0.2 for row in result["baselines"])
+    page = (folder / "run" / "report.html").read_text()
+    assert "<h2>Baselines</h2>" in page and "baseline: constant" in page
     lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     gains = [line["dev_source_gain"] for line in lines if line["kind"] == "evaluation"]
     assert gains[-1] > 1
@@ -65,8 +69,60 @@ def test_the_model_rewrites_predicts_and_is_evaluated(reverser):
     assert len(rows) == 60 and {"source", "prediction", "score", "is_complete"} <= set(rows[0])
     measured = stemformer.evaluate([str(folder / "dev.jsonl")], model=result["model"])
     assert measured["bleu"] == pytest.approx(result["bleu"]) and measured["main_metric"] == "bleu"
+    assert measured["baselines"] == result["baselines"]
     model = stemformer.load(result["model"])
     assert model.predict(["ape bee cat"])[0].text == "cat bee ape"
+
+
+LINES = "ape bee\ncat dog elk\nfox  gnu\nhen ape\nbee cat\ndog elk fox"
+REVERSED = "bee ape\nelk dog cat\ngnu fox\nape hen\ncat bee\nfox elk dog"
+
+
+def test_long_sources_are_rewritten_sentence_by_sentence(reverser, tmp_path):
+    _, result = reverser
+    said = []
+    progress = Silent()
+    progress.say = said.append
+    texts = [LINES, "ape bee"]
+    found = stemformer.rewrite(texts, model=result["model"], long_sources="split", progress=progress)
+    assert [row["rewritten"] for row in found] == [REVERSED, "bee ape"]
+    assert all(row["is_complete"] for row in found) and said == ["texts split at sentence ends: 1"]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"source": LINES, "target": REVERSED}) + "\n")
+    options = {"model": result["model"], "long_sources": "split"}
+    predicted = stemformer.predict([str(tmp_path / "in.jsonl")], **options)
+    assert predicted["predictions"][0]["prediction"] == REVERSED
+    assert predicted["predictions"][0]["score"] == pytest.approx(found[0]["score"], rel=1e-3)
+    assert predicted["counts"] == {"sources split at sentence ends": 1}
+    measured = stemformer.evaluate([str(tmp_path / "in.jsonl")], **options)
+    assert measured["exact_match"] == 1.0 and measured["counts"] == {"sources split at sentence ends": 1}
+    several = stemformer.rewrite([LINES], model=result["model"], long_sources="split", num_return_sequences=2)
+    assert [row["rewritten"].count("\n") for row in several[0]["candidates"]] == [5, 5]
+
+
+def test_sources_over_the_positions_are_refused_cut_or_split(reverser, tmp_path):
+    _, result = reverser
+    long = "\n".join(["ape bee cat dog"] * 60)
+    with pytest.raises(DataError, match=r"Expected 1 to 254: shorten it, or pass --long-sources split or cut"):
+        stemformer.rewrite([long], model=result["model"])
+    said = []
+    progress = Silent()
+    progress.say = said.append
+    options = {"model": result["model"], "num_beams": 1, "progress": progress}
+    (cut,) = stemformer.rewrite([long], long_sources="cut", **options)
+    (split,) = stemformer.rewrite([long], long_sources="split", **options)
+    assert said[0] == "texts truncated: 1" and said[-1] == "texts split at sentence ends: 1"
+    assert split["rewritten"] == "\n".join(["dog cat bee ape"] * 60) != cut["rewritten"]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"source": long}) + "\n")
+    counts = stemformer.predict([str(tmp_path / "in.jsonl")], model=result["model"])["counts"]
+    assert counts == {"sources truncated": 1}
+
+
+def test_a_target_over_the_positions_is_cut_and_counted(reverser, tmp_path):
+    _, result = reverser
+    rows = [{"source": "ape bee", "target": "bee ape " * 200}, {"source": "cat dog", "target": ""}]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    counts = stemformer.evaluate([str(tmp_path / "in.jsonl")], model=result["model"])["counts"]
+    assert counts == {"empty target (left out)": 1, "targets truncated": 1}
 
 
 def test_a_resumed_run_ends_with_the_same_numbers(reverser, tmp_path):
@@ -109,6 +165,10 @@ def test_bad_input_is_refused(reverser, tiny_bert, tmp_path):
         stemformer.finetune("seq2seq", model="bart_tiny", settings=["task.balance=true"], **options)
     with pytest.raises(ConfigError, match="bert_mini is no encoder-decoder"):
         stemformer.finetune("seq2seq", model="bert_mini", **options)
+    with pytest.raises(CheckpointError, match=r"Recipe 'bart_tinyy' does not exist \(did you mean 'bart_tiny'\?\)"):
+        stemformer.finetune("seq2seq", model="bart_tinyy", **options)
+    with pytest.raises(ConfigError, match=r"task\.vocab_size is 500, but .* has a vocabulary: it applies to a new"):
+        stemformer.finetune("seq2seq", model=str(tiny_bert), settings=["task.vocab_size=500"], **options)
 
 
 def test_a_model_that_rewrites_can_learn_to_classify(reverser, tmp_path):
@@ -119,6 +179,8 @@ def test_a_model_that_rewrites_can_learn_to_classify(reverser, tmp_path):
     options = {"train": [str(tmp_path / "labelled.jsonl")], "precision": "fp32", "device": "cpu"}
     found = stemformer.finetune("classify", model=result["model"], out=str(tmp_path / "run"), steps=10, **options)
     assert found["accuracy"] > 0.5
+    with pytest.raises(ConfigError, match=r"--long-sources split applies to seq2seq, but .* was trained for classify"):
+        stemformer.predict(options["train"], model=found["model"], long_sources="split")
     assert stemformer.load(found["model"]).predict(["ape bee"])[0].label in ("true", "false", "True", "False")
     with pytest.raises(CheckpointError, match="is a bart, which has no head token"):
         (tmp_path / "tags.conll").write_text("a\tX\nb\tY\n\nb\tY\na\tX\n")
@@ -131,7 +193,7 @@ def test_a_model_that_rewrites_can_learn_to_classify(reverser, tmp_path):
     [
         ({"settings": ["task.num_beams=600"], "steps": 1}, r"task\.num_beams is 600: expected at most half of the"),
         ({"settings": ["compute.shard=true"]}, r"compute\.shard is not supported with seq2seq"),
-        ({"text_column": ["source", "target"]}, "--text-column names 2 columns: seq2seq has one source"),
+        ({"text_column": ["source", "target"]}, r"task\.text names 2 columns: seq2seq has one source"),
         ({"best_metric": "cut"}, "Metric 'cut' does not exist"),
     ],
 )

@@ -113,7 +113,7 @@ def test_texts_that_ran_into_their_length_are_counted(model):
         ([], {}, DataError, "No text to work on"),
         ("one text", {}, DataError, "Expected a list of texts"),
         ([""], {}, DataError, r"Text 1 \(''\) has 0 tokens. Expected 1 to 30"),
-        (["king " * 31], {}, DataError, "has 31 tokens. Expected 1 to 30: shorten or split it"),
+        (["king " * 31], {}, DataError, "has 31 tokens. Expected 1 to 30: shorten it, or pass"),
         (["king"], {"num_beams": 0}, ConfigError, "num_beams is 0"),
         (["king"], {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
         (["king"], {"min_new_tokens": 9, "max_new_tokens": 8}, ConfigError, "min_new_tokens is 9: expected at most 8"),

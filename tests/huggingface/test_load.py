@@ -80,8 +80,9 @@ def test_config_that_is_not_utf_8_is_damaged(folder):
 
 
 def test_other_model_type_is_refused(folder):
-    change_config(folder, model_type="t5")
-    refused(folder, "model of type 't5', expected one of bert")
+    for name in ("t5", "pegasus", "marian"):
+        change_config(folder, model_type=name)
+        refused(folder, f"model of type '{name}', expected one of bert")
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ EXAMPLES = {
     "tag": TAGGED,
     "qa": answer_example(),
     "choice": CHOICE,
+    "seq2seq": {**text_example("a text"), "chrf": 12.5},
 }
 SCORES = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "count": 1200}
 CURVES = {
@@ -94,6 +95,20 @@ def test_tiles_show_metrics_with_their_baseline(tmp_path):
         ("always yes F1", "25.0%", "baseline"),
     ]
     assert "needs no model" in page.text
+
+
+def test_several_baselines_have_a_table(tmp_path):
+    rows = [{"baseline": "copy", "bleu": 12.34, "copied": 1.0}, {"baseline": "constant", "bleu": 0.0, "copied": 0.0}]
+    page = page_of(tmp_path, task="seq2seq", metrics={"bleu": 20.0, "copied": 0.25, "cut": 0.0}, baselines=rows)
+    assert page.tiles()[0] == ("BLEU", "20.0", "baseline 12.3")
+    cells = [
+        re.findall(r">\s*([^<>]*?)</td>", row) for row in page.source.split("<h2>Baselines</h2>")[1].split("<tr>")[2:5]
+    ]
+    assert cells == [
+        ["model", "20.0", "25.0%"],
+        ["baseline: copy", "12.3", "100.0%"],
+        ["baseline: constant", "0.0", "0.0%"],
+    ]
 
 
 def test_metrics_of_question_answering_are_in_percent(tmp_path):

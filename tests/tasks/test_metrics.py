@@ -452,6 +452,9 @@ def test_libraries_are_imported_lazily():
         ("dev_loss", 0.12345, True, "0.123"),
         ("root_mean_squared_error", 1234.5678, False, "1,234.568"),
         ("num_questions", 1500, True, "1,500"),
+        ("dev_source_gain", -0.0001, False, "0.000"),
+        ("sari", 40.126, False, "40.1"),
+        ("rougeLsum", 9.96, False, "10.0"),
     ],
 )
 def test_metric_is_shown_with_its_own_precision(name, value, is_percent, shown):
@@ -460,4 +463,4 @@ def test_metric_is_shown_with_its_own_precision(name, value, is_percent, shown):
 
 def test_points_of_metrics_that_are_in_points_already_stay():
     assert [points_per_unit("classify", "accuracy"), points_per_unit("qa", "f1")] == [100.0, 1.0]
-    assert [points_per_unit("seq2seq", name) for name in ("bleu", "chrf", "rougeL", "exact_match")] == [1, 1, 1, 100]
+    assert [points_per_unit("seq2seq", name) for name in ("bleu", "sari", "rougeL", "exact_match")] == [1, 1, 1, 100]

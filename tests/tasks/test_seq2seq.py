@@ -1,5 +1,7 @@
 """The task `seq2seq`: examples, length limits, loss, metrics against sacreBLEU."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 
 from stemformer.data.examples.batch import collate
 from stemformer.data.labelled.sequence_pairs import SourceTarget
+from stemformer.generation.beam_search import Hypothesis
 from stemformer.models.bart import BartConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import LossModule
@@ -16,7 +19,7 @@ from stemformer.tasks.task import TaskConfig
 
 
 def pairs(*texts):
-    return [SourceTarget(source, targets, f"file:{i}") for i, (source, *targets) in enumerate(texts)]
+    return [SourceTarget(source, tuple(targets), f"file:{i}") for i, (source, *targets) in enumerate(texts)]
 
 
 RECORDS = [
@@ -61,6 +64,26 @@ def test_the_length_limit_follows_the_training_pairs(tokenizer):
     assert again.max_length_ratio == 4.0
     again.encode(RECORDS, tokenizer, max_length=64)
     assert again.max_length_ratio == 4.0
+
+
+def test_sentences_of_training_sources_bound_the_pieces_of_others(tokenizer):
+    records = pairs(*[("the king\nthe river", "king")] * 20, ("a\nb\nc\nd", "king"))
+    task = Seq2Seq(TaskConfig("seq2seq"))
+    assert len(task.encode(records, tokenizer, max_length=64).examples) == len(records)
+    assert task.max_source_sentences == 2
+    task.long_sources = "split"
+    found = task.encode([SourceTarget("the king\na river\n\nold", None, "a:1")], tokenizer, max_length=64)
+    assert found.counts == {"sources split at sentence ends": 1} and found.records.tolist() == [0, 0]
+    assert [piece.space for piece in found.scored] == ["\n\n", ""]
+    hypotheses = [
+        Hypothesis(ids=tokenizer.encode(text).ids.tolist(), score=score, is_complete=is_complete)
+        for text, score, is_complete in (("the king", -1.0, True), ("old", -4.0, False))
+    ]
+    (prediction,) = task.decode(hypotheses, found, records[:1])
+    assert (prediction.text, prediction.is_complete) == ("the king\n\nold", False)
+    assert prediction.score == pytest.approx(-2.0)
+    # A source like those of training is not split.
+    assert not task.encode(records[:1], tokenizer, max_length=64).counts
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -108,7 +131,9 @@ def test_metrics_are_those_of_sacrebleu():
     assert found["chrf"] == pytest.approx(corpus_chrf(texts, references).score)
     assert (found["exact_match"], found["copied"], found["cut"]) == (0.5, 0.0, 0.0)
     assert "tok:13a" in details["signature"]
-    assert details["baseline"]["bleu"] < found["bleu"]
+    copy, truncate = details["baselines"]
+    assert (copy["baseline"], truncate["baseline"]) == ("copy", "truncate")
+    assert copy["bleu"] < found["bleu"]
 
 
 def test_rouge_is_that_of_its_package_in_english_and_counts_other_scripts():
@@ -129,9 +154,40 @@ def test_rouge_is_that_of_its_package_in_english_and_counts_other_scripts():
 
 def test_returning_the_source_equals_the_baseline():
     rows = outcomes(("the cat sat", ("the cat sat down",), "the cat sat"), ("a b c d", ("a b c e",), "a b c d"))
-    found, details = rewriting_metrics(rows)
+    found, details = rewriting_metrics(rows, constant="the cat sat down")
     assert found["copied"] == 1.0
-    assert all(found[name] == value for name, value in details["baseline"].items())
+    copy, truncate, constant = details["baselines"]
+    assert {"baseline": "copy", **found} == {**copy, "cut": 0.0}
+    assert set(copy) == set(truncate) == set(constant)
+    assert (constant["baseline"], constant["exact_match"], constant["copied"]) == ("constant", 0.5, 0.0)
+    assert truncate["length_ratio"] < copy["length_ratio"]
+
+
+def test_the_constant_is_the_most_frequent_target_of_the_training_pairs():
+    task = Seq2Seq.from_records(TaskConfig("seq2seq"), pairs(("a", "x"), ("b", "y", "z"), ("c", "y")))
+    again = Seq2Seq(TaskConfig("seq2seq"))
+    again.load_metadata(task.metadata())
+    assert again.most_frequent_target == "y"
+    predictions = [RewritePrediction(text, 0.0, True) for text in ("p", "q")]
+    _, details = again.compute_metrics(predictions, pairs(("a", "x"), ("b", "y")))
+    assert details["baselines"][-1]["exact_match"] == 0.5
+    # Evaluations during training are without baselines.
+    assert "baselines" not in again.during_training().compute_metrics(predictions, pairs(("a", "x"), ("b", "y")))[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("the cat sat", r"not better than returning the source \(bleu"),
+        ("x", r"not better than returning the source \(bleu"),
+        ("the old cat sat down there now", None),
+    ],
+)
+def test_results_that_are_no_better_than_a_baseline_are_noted(written, expected):
+    task, records = Seq2Seq(TaskConfig("seq2seq")), pairs(("the old cat sat", "the old cat sat down there now"))
+    predictions = [RewritePrediction(written, 0.0, True)]
+    notes = list(task.weak_results(records, predictions, *task.compute_metrics(predictions, records)))
+    assert (notes == []) if expected is None else re.match(expected, notes[0])
 
 
 def test_tokenizer_of_bleu_follows_the_script():

@@ -7,7 +7,7 @@ import torch
 
 from stemformer.errors import ConfigError
 from stemformer.io import read_jsonl
-from stemformer.training.log import MetricAccumulator, RunLog
+from stemformer.training.log import MetricAccumulator, RunLog, format_held_out
 
 
 def write_jsonl(path, steps):
@@ -167,3 +167,9 @@ def test_ranks_but_the_first_write_no_log(tmp_path):
     log.write(kind="train", step=1)
     log.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_gain_of_nearly_zero_has_no_sign():
+    names = ("denoising_loss", "unigram_loss", "denoising_accuracy", "unigram_accuracy")
+    metrics = {f"held_out_{name}": 0.5 for name in names} | {"held_out_source_gain": -0.0004}
+    assert format_held_out(metrics).endswith("| source_gain 0.00")

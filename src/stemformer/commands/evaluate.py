@@ -40,7 +40,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
         _check_report_dir(Path(options.report), overwrite=options.overwrite)
 
     # Predict.
-    model = open_pipeline(options.model, options)
+    model = open_pipeline(options.model, options).with_long_sources(options.long_sources)
     task = model.require_task()
     how: dict[str, Any] = {"label_column": options.label_column, "needs_answer": True}
     blocks, counts = open_task_records(task, options, progress, **how, advice="--text-column or --label-column")

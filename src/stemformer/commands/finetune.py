@@ -39,7 +39,7 @@ from stemformer.tasks.dataset_notes import save_training_texts
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import NOT_RANKED, format_metric, mean_std, metric_names
 from stemformer.tasks.predictions import WorstExamples
-from stemformer.tasks.seq2seq import Seq2Seq
+from stemformer.tasks.registry import TASKS
 from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
@@ -111,7 +111,8 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
             symbol_size=options.kmer,
         ),
     )
-    if options.task == "seq2seq" and _is_recipe(options.model):
+    is_new = TASKS[options.task].writes_texts and _is_recipe(options.model)
+    if is_new:
         # A new model is trained as in pre-training.
         recipe = find_recipe(options.model)
         if not isinstance(recipe, BartRunConfig):
@@ -122,12 +123,12 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
     default = config.budget
     config = resolve(replace(config, budget=BudgetConfig()), options)
     if config.budget == BudgetConfig():
-        is_new = options.task == "seq2seq" and _is_recipe(options.model)
         config = replace(config, budget=BudgetConfig(epochs=20) if is_new else default)
-    if config.task.name == "seq2seq" and config.compute.shard:
-        raise ConfigError("compute.shard is not supported with seq2seq, which writes texts. Remove it.")
-    if config.task.name == "seq2seq" and len(config.task.text) > 1:
-        raise ConfigError(f"--text-column names {len(config.task.text)} columns: seq2seq has one source. Name one.")
+    if not is_new and config.task.vocab_size != TaskConfig().vocab_size:
+        what = f"task.vocab_size is {config.task.vocab_size}, but {config.model} has a vocabulary"
+        raise ConfigError(f"{what}: it applies to a new model of a recipe. Remove it.")
+    if TASKS[config.task.name].writes_texts and config.compute.shard:
+        raise ConfigError(f"compute.shard is not supported with {config.task.name}, which writes texts. Remove it.")
     if config.layer_decay != 1 and config.optimizer.kind == "muon":
         raise ConfigError("layer_decay has no effect on matrices with optimizer.kind = muon. Use adamw.")
     if config.budget.tokens is not None:
@@ -151,14 +152,14 @@ def _run(
     with init_distributed(choose_device(config.compute.device)) as ranks, TemporaryDirectory() as temporary:
         progress = progress if ranks.is_main else Silent()
         set_threads(config.compute.threads)
-        if found is None and task.config.name == "seq2seq" and _is_recipe(config.model):
+        if found is None and task.writes_texts and _is_recipe(config.model):
             progress.start("training a vocabulary on the pairs")
             source = Path(temporary)
             _save_new_model(config, data.train, source)
         else:
-            source = find_model_folder(found.path if found else config.model)
+            source = find_model_folder(found.path) if found else _find_start(config)
         model, tokenizer, max_length = load_initial_model(config, task, source, is_resumed=found is not None)
-        if task.config.name == "seq2seq" and 2 * task.config.num_beams > tokenizer.vocab_size:
+        if task.writes_texts and 2 * task.config.num_beams > tokenizer.vocab_size:
             expected = f"expected at most half of the {tokenizer.vocab_size} ids"
             raise ConfigError(f"task.num_beams is {task.config.num_beams}: {expected}.")
         config = with_learning_rate(config, model, found.config.optimizer.learning_rate if found else None)
@@ -213,6 +214,18 @@ def _run(
 
 def _is_recipe(model: str) -> bool:
     return model in RECIPES and not Path(model).exists()
+
+
+def _find_start(config: FinetuneConfig) -> Path:
+    """Return the folder of the model to start from; of a name like that of a recipe, say so if there is none."""
+    try:
+        return find_model_folder(config.model)
+    except CheckpointError as error:
+        if not TASKS[config.task.name].writes_texts or not (similar := nearest(config.model, RECIPES)):
+            raise
+        raise CheckpointError(
+            f"Recipe {config.model!r} does not exist{similar}, nor a model of this name: {error}"
+        ) from error
 
 
 def _save_new_model(config: FinetuneConfig, pairs: Sequence[SourceTarget], folder: Path) -> None:
@@ -284,12 +297,12 @@ def make_finetuning_context(
         with autocast(device, precision):
             scores, loss = predict_scores(module, scored, dev, device=device)
         last[:] = [scores, loss] if scored is task else []
-        metrics, _ = task.compute_metrics(task.decode(scores, dev, data.dev), data.dev)
+        metrics, _ = scored.compute_metrics(task.decode(scores, dev, data.dev), data.dev)
         losses = {} if loss is None else {"dev_loss": loss}
         if (gain := _source_gain(module, task, dev, device)) is not None:
             losses["dev_source_gain"] = gain
             if progress is not None and gain < _MIN_SOURCE_GAIN:
-                progress.say(f"note: the model hardly uses its sources yet (source gain {gain:.3f} nats a token)")
+                progress.say(f"note: the model hardly uses its sources yet (source gain {gain:z.3f} nats a token)")
         # The main metric first, which `list_runs` shows.
         names = sorted(metrics, key=lambda name: name != task.main_metric)
         return losses | {f"dev_{name}": metrics[name] for name in names}
@@ -323,7 +336,7 @@ def make_finetuning_context(
 
 def _source_gain(module: torch.nn.Module, task: Task, dev: TaskExamples, device: torch.device) -> float | None:
     """Return what the sources of some dev pairs are worth; None for other tasks."""
-    if not isinstance(task, Seq2Seq):
+    if not task.writes_texts:
         return None
     model: Any = getattr(module, "module", module).model
     # Pairs of different sources, evenly apart: another source of the same text would swap nothing.
@@ -399,7 +412,8 @@ def _finish(
         "config": (folder / "config.toml").read_text(encoding="utf-8"),
     }
     write_task_report(folder, page)
-    named: dict[str, Any] = {name: details[name] for name in ("positive_label", "baseline") if name in details}
+    shown_details = ("positive_label", "baseline", "baselines")
+    named: dict[str, Any] = {name: details[name] for name in shown_details if name in details}
     return {"train": len(data.train), "dev": len(data.dev), **metrics, **named, "notes": notes}
 
 

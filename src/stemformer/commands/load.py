@@ -326,6 +326,16 @@ class Pipeline:
         model.task = rename_labels(self.require_task(), label_map, found)
         return model
 
+    def with_long_sources(self, how: Literal["cut", "split"]) -> "Pipeline":
+        """Return this model, which cuts long sources or splits them at sentence ends; raise ConfigError of other tasks."""
+        task = copy.copy(self.require_task())
+        if how != "cut" and not task.writes_texts:
+            name = task.config.name
+            raise ConfigError(f"--long-sources {how} applies to seq2seq, but {self.path} was trained for {name}.")
+        model = copy.copy(self)
+        model.task, task.long_sources = task, how
+        return model
+
     def require_task(self) -> Task:
         """Return the task; raise CheckpointError if the model was only pre-trained."""
         if self.task is None:

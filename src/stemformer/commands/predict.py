@@ -40,7 +40,7 @@ def predict(
     """
     progress = progress or Silent()
     check_output_file(options.out, overwrite=options.overwrite, inputs=options.files)
-    model = open_pipeline(options.model, options)
+    model = open_pipeline(options.model, options).with_long_sources(options.long_sources)
     model = model.with_labels(options.label_map) if options.label_map else model
     task = model.require_task()
     file = PredictionFile(options.out, task)
@@ -97,7 +97,7 @@ def open_task_records(
     how: dict[str, Any] = {"counts": counts, "needs_answer": needs_answer, "like": config, "check": check}
     blocks, found = open_records(requested, options.files, **how)
     is_same = found.text == config.text and (not needs_answer or found.label == config.label)
-    if task.head in ("sequence", "seq2seq_lm") and not is_same and found.text:
+    if task.column_titles is not None and not is_same and found.text:
         label = f", label column {found.label!r}" if needs_answer else ""
         names = " and ".join(map(repr, found.text))
         progress.say(f"Using text column {names}{label}. Change it with {advice}.")

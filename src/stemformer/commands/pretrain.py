@@ -160,7 +160,8 @@ def pretrain(options: PretrainOptions, *, progress: Progress | None = None) -> d
         "steps": state.step,
         "tokens": state.tokens,
         "seconds": round(state.seconds, 1),
-        **{name: round(value, 4) for name, value in metrics.items()},
+        # Without a negative zero.
+        **{name: round(value, 4) + 0.0 for name, value in metrics.items()},
         **_before(folder, metrics),
     }
 

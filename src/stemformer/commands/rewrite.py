@@ -1,22 +1,23 @@
 """Rewrite texts: repair them, or whatever the model was trained for."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 from stemformer.commands.load import open_pipeline
+from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS, max_target_tokens
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.beam_search import BeamConfig
-from stemformer.generation.rewriting import NUM_START_TOKENS, repair_limit, rewrite_texts
+from stemformer.generation.rewriting import rewrite_texts
 from stemformer.huggingface.load import find_model_folder
 from stemformer.io import write_jsonl
 from stemformer.objectives.denoising import DenoisingConfig
 from stemformer.options import RewriteOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent, format_count
-from stemformer.tasks.seq2seq import Seq2Seq
 from stemformer.training.config import read_run_config
 
 # A language of a published mBART.
@@ -66,7 +67,8 @@ def rewrite(
     model = open_pipeline(options.model, options)
     if "seq2seq_lm" not in model.model.heads:
         raise ConfigError(f"{model.path} is no encoder-decoder, so it cannot rewrite texts. Pass a BART.")
-    task, max_length = model.task, model.model.max_length
+    task: Any = model.task
+    max_length = model.model.max_length
     # Those of training, unless others are named.
     trained = {} if task is None else {name: getattr(task.config, name) for name in ("num_beams", "length_penalty")}
     config = BeamConfig(**{**trained, **settings})
@@ -85,17 +87,24 @@ def rewrite(
     def limit_of(length: int) -> int:
         if options.max_new_tokens is not None:
             return options.max_new_tokens
-        if isinstance(task, Seq2Seq):
+        if task is not None:
             return task.max_new_tokens(length, model.model.config.max_position_embeddings)
-        return repair_limit(length, max_length)
+        return max_target_tokens(length, max_length)
 
-    how: dict[str, Any] = {"batch_size": options.batch_size, "limit_of": limit_of, "on_batch": progress.advance}
+    counts = Counter[str]()
+    how: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "limit_of": limit_of,
+        "parse_special_tokens": task is None,
+        "long_sources": options.long_sources,
+        "max_sentences": None if task is None else task.max_source_sentences,
+        "counts": counts,
+        "on_batch": progress.advance,
+    }
 
     def rewritten() -> Iterator[dict[str, Any]]:
         nonlocal number, num_cut
-        for result in rewrite_texts(
-            options.texts, model.model, model.tokenizer, config, parse_special_tokens=task is None, **how
-        ):
+        for result in rewrite_texts(options.texts, model.model, model.tokenizer, config, **how):
             number, num_cut = number + 1, num_cut + (not result["is_complete"])
             yield result
 
@@ -108,6 +117,9 @@ def rewrite(
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(Path(options.out), rewritten())
     progress.finish()
+    for what, found in counts.items():
+        if found:
+            progress.say(f"{what}: {found:,}")
     if num_cut:
         progress.say(f"note: {format_count(num_cut, 'text')} ran into the maximum length and may lack an end")
     return results if options.out is None else {"out": options.out, "texts": number}

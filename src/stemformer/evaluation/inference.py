@@ -16,7 +16,6 @@ from stemformer.generation.rewriting import decode_sources
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples
-from stemformer.tasks.seq2seq import Seq2Seq
 from stemformer.tasks.task import Task
 
 # About as many in an inference batch.
@@ -74,10 +73,11 @@ def predict_scores(
 ) -> tuple[list[Any], float | None]:
     """Return the scores of each example, (rows, C), and the mean loss (None without labels) of a `LossModule`.
 
-    Of `seq2seq` the best `Hypothesis` of each example, None of those that are not written (`Seq2Seq.num_written`).
+    Of a task that writes texts, the best `Hypothesis` of each example, None of those that are not written
+    (`Seq2Seq.num_written`).
     """
     module.eval()
-    if isinstance(task, Seq2Seq):
+    if task.writes_texts:
         loss = _mean_loss(module, examples, device)
         # Within DDP.
         model: Any = getattr(module, "module", module).model
@@ -108,9 +108,7 @@ def _mean_loss(module: nn.Module, examples: TaskExamples, device: torch.device) 
     return float(sum(float(loss.total) for loss in losses) / count) if count else None
 
 
-def _write_texts(
-    model: Model, task: Seq2Seq, examples: TaskExamples, on_examples: OnExamples
-) -> list[Hypothesis | None]:
+def _write_texts(model: Model, task: Any, examples: TaskExamples, on_examples: OnExamples) -> list[Hypothesis | None]:
     """Return what the model writes for each example, or for `task.num_written` of them, evenly apart."""
     number = min(len(examples), task.num_written or len(examples))
     chosen = np.linspace(0, len(examples) - 1, number).round().astype(int).tolist()

@@ -1,22 +1,21 @@
 """Rewrite texts with an encoder-decoder."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS, SourcePiece, split_source
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import DataError
 from stemformer.generation.beam_search import BeamConfig, Hypothesis, search_beams
 from stemformer.models.inference.cached_bart import BartTextDecoder
 from stemformer.models.model import Model
 from stemformer.progress import format_count
+from stemformer.tasks.seq2seq import WrittenPiece, join_pieces
 
-# Tokens of the cache before the first new one: `</s> <s>`.
-NUM_START_TOKENS = 2
-# Sources are as if of a multiple of this length where the maximum length of their results depends on it.
-_LENGTH_STEP = 16
 # Texts that are read, sorted by length and rewritten together, of which one block is in memory.
 _BLOCK_SIZE = 512
 
@@ -30,6 +29,9 @@ def rewrite_texts(
     batch_size: int,
     limit_of: Callable[[int], int],
     parse_special_tokens: bool = True,
+    long_sources: Literal["cut", "split"] | None = None,
+    max_sentences: int | None = None,
+    counts: Counter[str] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield what the decoder writes for each text, in order; texts are read and rewritten in blocks.
@@ -38,31 +40,52 @@ def rewrite_texts(
         texts: A sequence is checked before the first of it is rewritten, any other iterable block by block.
         limit_of: As for `decode_sources`.
         parse_special_tokens: Whether the name of a special token in a text, such as that of a mask, is this token.
-        on_batch: Called with the number of texts of each batch that is done.
+        long_sources: Cut texts of more tokens than the model was trained on, or split them at sentence ends; None
+            refuses them.
+        max_sentences: Sentences of a piece of a text that is split.
+        counts: Receives the number of texts that were split or cut.
+        on_batch: Called with the number of texts of each batch that is done, pieces counted as shares of theirs.
 
     Raises:
         DataError: A text has no token, or more than the model was trained on.
     """
     room = model.max_length - NUM_START_TOKENS
+    how: dict[str, Any] = {"long_sources": long_sources, "max_sentences": max_sentences}
 
-    def encode(number: int, text: str) -> list[int]:
-        return _encode(text, number, tokenizer, room, parse_special_tokens)
+    def split(number: int, text: str) -> list[SourcePiece]:
+        return _pieces(text, number, tokenizer, room, parse_special_tokens, **how)
 
     if isinstance(texts, Sequence):
         for number, text in enumerate(texts, start=1):
-            encode(number, text)
+            split(number, text)
     numbered = enumerate(texts, start=1)
     decoder = BartTextDecoder(model, rows=batch_size * config.num_beams)
     while block := list(islice(numbered, max(_BLOCK_SIZE, batch_size))):
-        sources = [encode(*item) for item in block]
-        found = decode_sources(sources, decoder, config, batch_size=batch_size, limit_of=limit_of, on_batch=on_batch)
-        for (_, text), hypotheses in zip(block, found, strict=True):
-            yield _to_result(text, hypotheses, tokenizer)
+        pieces = [split(*item) for item in block]
+        if counts is not None:
+            counts["texts split at sentence ends"] += sum(len(parts) > 1 for parts in pieces)
+            counts["texts truncated"] += sum(any(piece.is_cut for piece in parts) for parts in pieces)
+        ids = [piece.ids for parts in pieces for piece in parts]
+        sources = [[tokenizer.cls_token_id, *map(int, part), tokenizer.sep_token_id] for part in ids]
+        on_pieces = _scaled(on_batch, len(block) / len(sources))
+        found = iter(
+            decode_sources(sources, decoder, config, batch_size=batch_size, limit_of=limit_of, on_batch=on_pieces)
+        )
+        for (_, text), parts in zip(block, pieces, strict=True):
+            yield _to_result(text, [(next(found), WrittenPiece(tokenizer, piece.space)) for piece in parts])
 
 
-def repair_limit(length: int, max_length: int) -> int:
-    """Return the maximum number of tokens to write for a source that is to be repaired: twice its own, rounded up."""
-    return min(max_length - NUM_START_TOKENS, 2 * -(-length // _LENGTH_STEP) * _LENGTH_STEP)
+def _scaled(on_batch: Callable[[int], None] | None, share: float) -> Callable[[int], None]:
+    """Return a function that calls `on_batch` with a share of the numbers that it gets, rounded in their sum."""
+    total = 0
+
+    def call(number: int) -> None:
+        nonlocal total
+        before, total = round(share * total), total + number
+        if on_batch is not None:
+            on_batch(round(share * total) - before)
+
+    return call
 
 
 def decode_sources(
@@ -100,17 +123,37 @@ def decode_sources(
     return results
 
 
-def _encode(text: str, number: int, tokenizer: Tokenizer, room: int, parse_special_tokens: bool) -> list[int]:
+def _pieces(
+    text: str,
+    number: int,
+    tokenizer: Tokenizer,
+    room: int,
+    parse_special_tokens: bool,
+    *,
+    long_sources: Literal["cut", "split"] | None,
+    max_sentences: int | None,
+) -> list[SourcePiece]:
     if not isinstance(text, str):
         raise DataError(f"Text {number} is {text!r:.60}. Expected text.")
-    ids = tokenizer.encode(text, parse_special_tokens=parse_special_tokens).ids
-    if not 0 < len(ids) <= room:
-        size = format_count(len(ids), "token")
-        raise DataError(f"Text {number} ({text!r:.60}) has {size}. Expected 1 to {room}: shorten or split it.")
-    return [tokenizer.cls_token_id, *map(int, ids), tokenizer.sep_token_id]
+
+    def encode(part: str) -> np.ndarray:
+        return np.asarray(tokenizer.encode(part, parse_special_tokens=parse_special_tokens).ids)
+
+    ids = encode(text)
+    if not len(ids) or (len(ids) > room and long_sources is None):
+        expected = f"Expected 1 to {room}: shorten it" + (", or pass --long-sources split or cut" if len(ids) else "")
+        raise DataError(f"Text {number} ({text!r:.60}) has {format_count(len(ids), 'token')}. {expected}.")
+    if long_sources == "split":
+        return split_source(text, encode, max_tokens=room, max_sentences=max_sentences)
+    return [SourcePiece(ids[:room], is_cut=len(ids) > room)]
 
 
-def _to_result(text: str, hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer) -> dict[str, Any]:
-    candidates = [{"rewritten": tokenizer.decode(found.ids), "score": found.score} for found in hypotheses]
-    result = {"text": text, **candidates[0], "is_complete": hypotheses[0].is_complete}
+def _to_result(text: str, pieces: Sequence[tuple[Sequence[Hypothesis], WrittenPiece]]) -> dict[str, Any]:
+    # The best hypotheses of all pieces make the best text, the second best ones the second.
+    written = [
+        join_pieces(list(zip(found, [piece for _, piece in pieces], strict=True)))
+        for found in zip(*(f for f, _ in pieces), strict=True)
+    ]
+    candidates = [{"rewritten": candidate.text, "score": candidate.score} for candidate in written]
+    result = {"text": text, **candidates[0], "is_complete": written[0].is_complete}
     return result if len(candidates) == 1 else {**result, "candidates": candidates}

@@ -217,6 +217,9 @@ class RewriteOptions(groups.InferenceOptions, groups.FileOutputOptions):
         no_repeat_ngram_size: Size of n-grams of tokens that do not occur twice; 0 disables it.
         out: Output file, .jsonl. Default: standard output.
         batch_size: Number of texts that are decoded together.
+        long_sources: Texts of more tokens than the model was trained on: cut them, or split them at sentence ends
+            into pieces that are rewritten each, as are texts of more sentences than in the fine-tuning. Default: an
+            error.
     """
 
     texts: Iterable[str] = field(metadata=ARGUMENT)
@@ -228,6 +231,7 @@ class RewriteOptions(groups.InferenceOptions, groups.FileOutputOptions):
     min_new_tokens: int = 0
     no_repeat_ngram_size: int = 0
     batch_size: int = 32
+    long_sources: Literal["cut", "split"] | None = None
 
 
 class EmbedOptions(groups.TextsOptions, groups.FileOutputOptions):
@@ -256,12 +260,15 @@ class PredictOptions(groups.ComputeOptions, groups.FileOutputOptions):
             lines on standard output.
         text_column: Column of the text; two columns for pair. Default: as in the training data.
         label_map: Other names for labels of the model, such as LABEL_0=negative,LABEL_1=positive.
+        long_sources: Of seq2seq, sources of more tokens than the maximum length: cut them, or split them at sentence
+            ends into pieces that are rewritten each, as are sources of more sentences than in training.
     """
 
     files: Sequence[str] = field(metadata=ARGUMENT)
     model: ModelName
     text_column: tuple[str, ...] = ()
     label_map: tuple[str, ...] = ()
+    long_sources: Literal["cut", "split"] = "cut"
 
 
 class EvaluateOptions(PredictOptions):

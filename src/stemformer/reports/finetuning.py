@@ -9,7 +9,7 @@ from typing import Any
 from stemformer.config import parse_toml
 from stemformer.data.labelled.token_classification import as_bioes, has_entity_tags
 from stemformer.io import read_jsonl
-from stemformer.reports.page import Report, Tile, metric_title
+from stemformer.reports.page import Report, ReportTable, Tile, metric_title
 from stemformer.reports.plots import plot_curves
 from stemformer.tasks.metrics import format_metric, squad_metrics
 
@@ -34,6 +34,7 @@ def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
         content: `task`, `title`, `metrics` (fractions; percent for `qa`), and optionally
 
             - `baseline`: the same metrics without a model;
+            - `baselines`: of several, each as a row with its name in `baseline`, the first one also next to the metrics;
             - `positive_label`: the label that `f1` is of, if there are two;
             - `curves`: `title`, `unit`, `x_name` and `curves` of each plot, see `plot_curves`;
             - `labels`, `confusion`: names, and counts by label (row) and prediction (column);
@@ -43,7 +44,8 @@ def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
             - `examples`: see `Task.to_report_example` and `Task.report_details`; the worst ones of `num_examples`, of
               which `num_wrong` are wrong (default: of the examples).
     """
-    task, metrics, baseline = content["task"], content["metrics"], content.get("baseline") or {}
+    task, metrics, baselines = content["task"], content["metrics"], content.get("baselines") or []
+    baseline = content.get("baseline") or _without_name(baselines[0] if baselines else {})
     lists = ("labels", "confusion", "per_label", "notes", "curves", "examples")
     found = {key: content.get(key) or [] for key in lists}
     title, max_examples, prepare = _TASKS[task]
@@ -57,6 +59,7 @@ def write_task_report(folder: Path, content: Mapping[str, Any]) -> Path:
         notes={"Data": found["notes"]},
         config=content.get("config") or "",
         template="finetuning.html",
+        tables=[_baseline_table(metrics, baselines)] if baselines else (),
         content={
             **found,
             "task": task,
@@ -112,6 +115,18 @@ def _tiles(
     tiles = [Tile(metric_title(name), show(name, value), remarks.get(name, "")) for name, value in metrics.items()]
     others = {name: value for name, value in baseline.items() if name not in metrics}
     return tiles + [Tile(metric_title(name), show(name, value), "baseline") for name, value in others.items()]
+
+
+def _baseline_table(metrics: Mapping[str, float], baselines: Sequence[Mapping[str, Any]]) -> ReportTable:
+    """Return a table of the model and of baselines that need none."""
+    names = [name for name in metrics if name in baselines[0]]
+    named = [("model", metrics), *((f"baseline: {row['baseline']}", row) for row in baselines)]
+    rows = [{"": title, **{name: format_metric(name, row[name]) for name in names}} for title, row in named]
+    return ReportTable("Baselines", rows, {name: metric_title(name) for name in names}, num_text_columns=1)
+
+
+def _without_name(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "baseline"}
 
 
 def _text_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:

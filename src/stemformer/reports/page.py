@@ -11,7 +11,7 @@ from stemformer.io import write_file
 
 def metric_title(name: str) -> str:
     """Return the name of a metric as people write it."""
-    names = {"f1": "F1", "bleu": "BLEU", "chrf": "chrF", "rouge": "ROUGE-"}
+    names = {"f1": "F1", "bleu": "BLEU", "gleu": "GLEU", "chrf": "chrF", "sari": "SARI", "rouge": "ROUGE-"}
     title = name.replace("_", " ")
     for plain, written in names.items():
         title = title.replace(plain, written)

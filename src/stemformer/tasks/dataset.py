@@ -1,7 +1,7 @@
 """Labelled datasets: reading files, choosing labels, splitting off dev data, encoding."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from statistics import fmean, pstdev
@@ -12,10 +12,10 @@ import msgspec
 from stemformer.config import nearest
 from stemformer.data.labelled.detect_format import TASK_FORMATS, detect_row_task, detect_task, find_columns
 from stemformer.data.labelled.fasta import find_alphabet
-from stemformer.data.labelled.multiple_choice import read_choices
-from stemformer.data.labelled.question_answering import read_questions
-from stemformer.data.labelled.sequence_pairs import SourceTarget, read_sequence_pairs
-from stemformer.data.labelled.splits import connected_groups, grouped_split, train_dev_split
+from stemformer.data.labelled.multiple_choice import ChoiceQuestion, read_choices
+from stemformer.data.labelled.question_answering import Question, read_questions
+from stemformer.data.labelled.sequence_pairs import SourceTarget, choose_pair_columns, make_pairs, read_pair_table
+from stemformer.data.labelled.splits import grouped_split, train_dev_split
 from stemformer.data.labelled.table import Table, read_table
 from stemformer.data.labelled.text_classification import (
     TextColumns,
@@ -24,7 +24,12 @@ from stemformer.data.labelled.text_classification import (
     has_usual_names,
     make_text_examples,
 )
-from stemformer.data.labelled.token_classification import find_scheme, read_tagged, repair_entity_tags
+from stemformer.data.labelled.token_classification import (
+    TaggedSentence,
+    find_scheme,
+    read_tagged,
+    repair_entity_tags,
+)
 from stemformer.data.text.delimited import usual_name
 from stemformer.data.text.files import quoted
 from stemformer.data.tokenization.tokenizer import Tokenizer
@@ -38,13 +43,10 @@ from stemformer.tasks.dataset_notes import (
     note_labels,
     note_lengths,
     note_overlap,
-    plain_text,
     text_keys,
 )
 from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.labels import check_labels, count_labels, match_labels, respell_labels
-from stemformer.tasks.metrics import format_metric
-from stemformer.tasks.question_answering import find_language
 from stemformer.tasks.registry import TASKS
 from stemformer.tasks.task import Task, TaskConfig
 
@@ -69,26 +71,8 @@ def read_records(
         needs_answer: Skip records without an answer; if False, answers are not read.
         like: Settings with the columns of other data, used if `config` names none and they exist.
     """
-    records: list[Any]
     with advise_task(config, files):
-        if config.name == "tag":
-            names = config.label_columns or (like.label_columns if like else ())
-            records = read_tagged(files, column=names[0] if names else None, needs_tags=needs_answer, counts=counts)
-            # Count tags that continue an entity which has not started, unless the scheme is IOB1, where they start it.
-            tagged = [r.tags for r in records if r.tags is not None]
-            if find_scheme(tag for tags in tagged for tag in ("O", *tags)) not in (None, "IOB1"):
-                counts.update([_BROKEN_TAGS] * sum(repair_entity_tags(tags)[1] for tags in tagged))
-        elif config.name == "qa":
-            records = read_questions(files, counts=counts)
-            if needs_answer:
-                counts.update([_UNMARKED] * sum(not (r.gold or r.is_impossible) for r in records))
-                records = [r for r in records if r.gold or r.is_impossible]
-        elif config.name == "choice":
-            records = read_choices(files, counts=counts)
-        elif config.name == "seq2seq":
-            records, config = _read_pairs(config, files, counts=counts, needs_answer=needs_answer, like=like)
-        else:
-            records, config = _read_texts(config, files, counts=counts, needs_answer=needs_answer, like=like)
+        records, config = _READERS[config.name](config, files, counts=counts, needs_answer=needs_answer, like=like)
         if needs_answer:
             records = TASKS[config.name].with_answer(records)
         check_not_empty(len(records), files, counts, needs_answer=needs_answer)
@@ -177,23 +161,51 @@ def _read_pairs(
     config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig | None
 ) -> tuple[list[SourceTarget], TaskConfig]:
     """Return the records of `seq2seq`, and the settings with the chosen columns."""
-    source, targets = next(iter(config.text), None), config.label_columns
-    how: dict[str, Any] = {"counts": counts, "needs_target": needs_answer}
-    if like is not None and not (source or targets):
-        # The columns of the training data if the files have them.
-        known = next(iter(like.text), None), like.label_columns if needs_answer else ()
-        try:
-            records, column, columns = read_sequence_pairs(files, source=known[0], targets=known[1], **how)
-        except DataError:
-            counts.clear()
-        else:
-            return records, _with_columns(config, column, columns)
-    records, column, columns = read_sequence_pairs(files, source=source, targets=targets, **how)
-    return records, _with_columns(config, column, columns)
+    table = read_pair_table(files, names=column_names(config, like), counts=counts, needs_target=needs_answer)
+    wanted = with_columns_of(config, like, table)
+    # Of sources alone, targets are read if they are named.
+    targets = wanted.label_columns if needs_answer else config.label_columns
+    source, targets = choose_pair_columns(table, next(iter(wanted.text), None), targets, needs_target=needs_answer)
+    records = make_pairs(table, source, targets, counts=counts, needs_target=needs_answer)
+    return records, replace(config, text=(source,), label=targets or None)
 
 
-def _with_columns(config: TaskConfig, source: str, targets: tuple[str, ...]) -> TaskConfig:
-    return replace(config, text=(source,), label=targets or None)
+def _read_tags(
+    config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig | None
+) -> tuple[list[TaggedSentence], TaskConfig]:
+    names = config.label_columns or (like.label_columns if like else ())
+    records = read_tagged(files, column=names[0] if names else None, needs_tags=needs_answer, counts=counts)
+    # Count tags that continue an entity which has not started, unless the scheme is IOB1, where they start it.
+    tagged = [r.tags for r in records if r.tags is not None]
+    if find_scheme(tag for tags in tagged for tag in ("O", *tags)) not in (None, "IOB1"):
+        counts.update([_BROKEN_TAGS] * sum(repair_entity_tags(tags)[1] for tags in tagged))
+    return records, config
+
+
+def _read_questions(
+    config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig | None
+) -> tuple[list[Question], TaskConfig]:
+    records = read_questions(files, counts=counts)
+    if needs_answer:
+        counts.update([_UNMARKED] * sum(not (r.gold or r.is_impossible) for r in records))
+        records = [r for r in records if r.gold or r.is_impossible]
+    return records, config
+
+
+def _read_choices(
+    config: TaskConfig, files: Sequence[str], *, counts: Counter[str], needs_answer: bool, like: TaskConfig | None
+) -> tuple[list[ChoiceQuestion], TaskConfig]:
+    return read_choices(files, counts=counts), config
+
+
+_READERS: dict[str, Callable[..., tuple[list[Any], TaskConfig]]] = {
+    "classify": _read_texts,
+    "pair": _read_texts,
+    "tag": _read_tags,
+    "qa": _read_questions,
+    "choice": _read_choices,
+    "seq2seq": _read_pairs,
+}
 
 
 def choose_text_columns(config: TaskConfig, table: Table, *, needs_answer: bool) -> tuple[TextColumns, TaskConfig]:
@@ -217,29 +229,22 @@ def _split_dev(
     config: TaskConfig, records: Sequence[Any], *, share: float, seed: int
 ) -> tuple[list[Any], list[Any], str]:
     """Split records into training and dev data, equal texts into one of them; return them and how they were split."""
-    if config.name == "qa":
-        titles = [r.title or r.context for r in records]
-        # By article, or by passage if there are few articles.
-        articles = titles if len(set(titles)) > 10 else [r.context for r in records]
-        train, dev = grouped_split(articles, share=share, seed=seed)
-        method = "grouped by article or passage"
-    elif config.name == "seq2seq":
-        # No text is on both sides, neither as source nor as target.
-        texts = [[plain_text(text) for text in (r.source, *r.targets)] for r in records]
-        train, dev = grouped_split(connected_groups(texts), share=share, seed=seed)
-        method = "equal sources or targets kept together"
+    grouped = TASKS[config.name].split_groups(records)
+    if grouped is not None:
+        owners, method = grouped
+        train, dev = grouped_split(owners, share=share, seed=seed)
+        return [records[i] for i in train], [records[i] for i in dev], method
+    members: dict[int, list[int]] = defaultdict(list)
+    for number, key in enumerate(text_keys(TASKS[config.name], records)):
+        members[key].append(number)
+    groups, keys = list(members.values()), stratification_keys(config, records)
+    method = "stratified by class" if config.has_classes else "at random"
+    parts = train_dev_split([keys[first] for first, *_ in groups], share=share, seed=seed)
+    if all(parts):
+        train, dev = (sorted(number for i in part for number in groups[i]) for part in parts)
+        method += ", equal texts kept together" if len(groups) < len(records) else ""
     else:
-        members: dict[int, list[int]] = defaultdict(list)
-        for number, key in enumerate(text_keys(TASKS[config.name], records)):
-            members[key].append(number)
-        groups, keys = list(members.values()), stratification_keys(config, records)
-        method = "stratified by class" if config.has_classes else "at random"
-        parts = train_dev_split([keys[first] for first, *_ in groups], share=share, seed=seed)
-        if all(parts):
-            train, dev = (sorted(number for i in part for number in groups[i]) for part in parts)
-            method += ", equal texts kept together" if len(groups) < len(records) else ""
-        else:
-            train, dev = train_dev_split(keys, share=share, seed=seed)
+        train, dev = train_dev_split(keys, share=share, seed=seed)
     return [records[i] for i in train], [records[i] for i in dev], method
 
 
@@ -254,13 +259,8 @@ def make_labelled_task(config: TaskConfig, records: Sequence[Any]) -> Task:
         raise ConfigError(f"Task {config.name!r} does not exist{nearest(config.name, list(TASKS))}")
     if config.symbols == "draw" and config.alphabet is None:
         config = replace(config, alphabet=find_alphabet(text for r in records for text in r.texts))
-    if config.name == "qa":
-        allows_none = any(r.is_impossible for r in records) if config.no_answer is None else config.no_answer
-        task = TASKS["qa"](replace(config, no_answer=allows_none))
-        task.language = find_language(records)
-        return task
-    if config.name in ("choice", "seq2seq"):
-        return TASKS[config.name](config)
+    if not config.has_labels:
+        return TASKS[config.name].from_records(config, records)
     if config.kind == "score":
         return _make_regression(config, [record.label for record in records])
     frequencies = count_labels(config, records)
@@ -338,11 +338,7 @@ def read_labelled(
         if not dev:
             records, dev_records, method = _split_dev(config, records, share=dev_fraction, seed=seed)
             if not records or not dev_records:
-                problem = "Too few records to split off dev data"
-                if config.name == "seq2seq" and len(records) + len(dev_records) > 1:
-                    problem = (
-                        "All pairs are connected by equal sources or targets, so none can be split off as dev data"
-                    )
+                problem = f"Too few records to split off dev data ({method})"
                 if config.has_classes and len(records) > 1:
                     problem += f": no label in column {config.label!r} occurs twice (--label-column to change it)"
                 raise DataError(f"{', '.join(train)}: {problem}. Pass --dev.")
@@ -377,27 +373,10 @@ def weak_results(
     data: LabelledData, predictions: Sequence[Any], metrics: Mapping[str, float], details: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield how predictions of dev data are no better than those of a model that has learned nothing."""
-    task, name = data.task, data.task.config.name
     majority = majority_baseline(data)
     if majority is not None and metrics.get("accuracy", 1.0) <= majority[1] < 1:
         yield f"not better than the majority baseline: {majority[0]!r} is right for {majority[1]:.1%} of the dev data"
-    error = "root_mean_squared_error"
-    baseline: Mapping[str, float] = details.get("baseline", {})
-    if error in baseline and metrics[error] >= baseline[error]:
-        measured = f"{error} {format_metric(error, baseline[error])}"
-        yield f"not better than predicting the mean of the training scores ({measured})"
-    if name == "tag" and task.has_entities and not metrics["f1"]:
-        yield "no entity of the dev data is found (f1 0)"
-    if task.config.kind == "labels" and not metrics["micro_f1"]:
-        yield "no label of the dev data is found (micro_f1 0)"
-    if name == "qa" and metrics["f1"] < 100 and not any(prediction.text for prediction in predictions):
-        yield "every answer to the dev data is empty"
-    elif name == "qa" and not metrics["f1"]:
-        yield "no answer to the dev data is right, not even in part (f1 0)"
-    if name == "seq2seq" and metrics["bleu"] <= baseline["bleu"] < 100:
-        yield f"not better than returning the source (bleu {format_metric('bleu', baseline['bleu'])})"
-    if name == "choice" and metrics["accuracy"] <= (chance := fmean(1 / len(r.choices) for r in data.dev)) < 1:
-        yield f"not better than chance, which is right for {chance:.1%} of the dev data"
+    yield from data.task.weak_results(data.dev, predictions, metrics, details)
 
 
 def encode_splits(

@@ -151,12 +151,10 @@ def note_labels(task: Task, records: Sequence[Any]) -> Iterator[str]:
 def describe_records(task: Task, records: Sequence[Any]) -> Iterator[str]:
     """Yield the chosen columns, and the number of records and labels."""
     num_records = format_count(len(records), "record")
-    if task.head == "sequence":
-        texts, labels = (" and ".join(map(repr, names)) for names in (task.config.text, task.config.label_columns))
-        yield f"text: column {texts}; answer: column {labels} (--text-column, --label-column to change)"
-    if task.config.name == "seq2seq":
-        columns = f"source: column {quoted(task.config.text)}; target: column {quoted(task.config.label_columns)}"
-        yield f"{columns} (--text-column, --label-column to change)"
+    if task.column_titles is not None:
+        names = (task.config.text, task.config.label_columns)
+        columns = (f"{x}: column {' and '.join(map(repr, y))}" for x, y in zip(task.column_titles, names, strict=True))
+        yield f"{'; '.join(columns)} (--text-column, --label-column to change)"
     if task.config.name == "qa":
         num_impossible = sum(r.is_impossible for r in records)
         yield format_count(len(records), "question") + (

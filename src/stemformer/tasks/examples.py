@@ -24,7 +24,7 @@ class TaskExamples:
     # Index of the record of each example.
     records: Int[np.ndarray, "n"]
     # What the logits of an example refer to: indices of words (tagging), `Window` of the passage (question answering),
-    # the tokenizer of what is written (seq2seq).
+    # `WrittenPiece` of what is written (seq2seq).
     scored: Sequence[Any]
     # How often texts were split, truncated or could not be aligned, by description.
     counts: dict[str, int]

@@ -21,7 +21,7 @@ _DECIMALS = re.compile(r"^([-+]?\d+)\.0+$")
 
 def count_labels(config: TaskConfig, records: Iterable[Any]) -> Counter[str]:
     """Return how often each label occurs in the records, which have answers; nothing if these are no labels."""
-    if config.kind == "score" or config.name in ("qa", "choice", "seq2seq"):
+    if config.kind == "score" or not config.has_labels:
         return Counter()
     labels = (r.tags if config.name == "tag" else r.label if config.kind == "labels" else [r.label] for r in records)
     return Counter(chain.from_iterable(labels))

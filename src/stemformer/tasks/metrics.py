@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from stemformer.data.labelled.token_classification import as_bioes
 from stemformer.errors import DataError
 from stemformer.progress import format_count
-from stemformer.tasks.rewriting_metrics import METRIC_NAMES
+from stemformer.tasks.rewriting_metrics import METRIC_NAMES, POINTS
 
 # How answers are compared: as words without articles (en), Chinese characters and other words (zh), characters (ja).
 Language = Literal["en", "zh", "ja"]
@@ -210,21 +210,21 @@ def squad_metrics(
 def format_metric(name: str, value: float, *, is_percent: bool = False) -> str:
     """Return the value of a metric as all output for people shows it; `name` is its result key.
 
-    Fractions are shown in percent (`is_percent`: they are in percent already), BLEU, chrF and ROUGE with one decimal,
-    thresholds with a sign, losses, errors, ratios and correlations with three.
+    Fractions are shown in percent (`is_percent`: they are in percent already), metrics in points such as BLEU with one
+    decimal, thresholds with a sign, losses, errors, ratios and correlations with three.
     """
     if isinstance(value, int):
         return f"{value:,}"
     if name.endswith(_FRACTIONS):
         return f"{value:.1f}%" if is_percent else f"{value:.1%}"
-    if name.endswith(("bleu", "chrf")) or "rouge" in name:
+    if name.endswith(POINTS):
         return f"{value:.1f}"
-    return f"{value:+.2f}" if name.endswith("threshold") else f"{value:,.3f}"
+    return f"{value:+.2f}" if name.endswith("threshold") else f"{value:z,.3f}"
 
 
 def points_per_unit(task: str, metric: str) -> float:
     """Return what to multiply a metric of a task by for points from 0 to 100: 1 if it is in points already."""
-    return 1.0 if task == "qa" or metric in ("bleu", "chrf") or "rouge" in metric else 100.0
+    return 1.0 if task == "qa" or metric in POINTS else 100.0
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:

@@ -1,9 +1,10 @@
 """Multiple choice: options, each paired with a text, compete in a softmax. Source: Devlin et al. 2019, section 4.4."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,16 @@ class MultipleChoice(Task):
         targets = option[is_right == 1]
         total = torch.nn.functional.cross_entropy(padded, targets, reduction="sum")
         return LossSum(total, number, (padded.argmax(-1) == targets).sum())
+
+    def weak_results(
+        self,
+        records: Sequence[Any],
+        predictions: Sequence[Any],
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any],
+    ) -> Iterator[str]:
+        if metrics["accuracy"] <= (chance := fmean(1 / len(r.choices) for r in records)) < 1:
+            yield f"not better than chance, which is right for {chance:.1%} of the dev data"
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> ChoiceQuestion | None:
         if len(parts) != 2 or not isinstance(parts[0], str) or isinstance(parts[1], str) or not parts[1]:

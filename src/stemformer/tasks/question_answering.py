@@ -6,8 +6,8 @@ Source: Devlin et al. 2019, sections 4.2 and 4.3; windows of long passages: rele
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from stemformer.models.attention.varlen import padded_rows
 from stemformer.objectives.losses import LossSum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows
 from stemformer.tasks.metrics import Language, format_metric, squad_metrics
-from stemformer.tasks.task import Logits, ReportExample, Task, TaskOutputs
+from stemformer.tasks.task import Logits, ReportExample, Task, TaskConfig, TaskOutputs
 
 _MAX_QUESTION_TOKENS = 64
 _NUM_CANDIDATES = 20
@@ -77,6 +77,20 @@ class QuestionAnswering(Task):
     # With unanswerable questions: answer "" if `no_answer` exceeds this. `tune` sets it on dev data.
     threshold = 0.0
 
+    @classmethod
+    def from_records(cls, config: TaskConfig, records: Sequence[Question]) -> "QuestionAnswering":
+        allows_none = any(r.is_impossible for r in records) if config.no_answer is None else config.no_answer
+        task = cls(replace(config, no_answer=allows_none))
+        task.language = find_language(records)
+        return task
+
+    @classmethod
+    def split_groups(cls, records: Sequence[Question]) -> tuple[Sequence[Hashable], str]:
+        articles = [r.title or r.context for r in records]
+        # By article, or by passage if there are few articles.
+        groups = articles if len(set(articles)) > 10 else [r.context for r in records]
+        return groups, "grouped by article or passage"
+
     def scored_positions(self, batch: Batch) -> None:
         return None
 
@@ -91,6 +105,18 @@ class QuestionAnswering(Task):
         losses = [F.cross_entropy(padded[..., i], batch.sequence_labels[:, i], reduction="sum") for i in range(2)]
         is_correct = (padded.argmax(1) == batch.sequence_labels).all(-1)
         return LossSum((losses[0] + losses[1]) / 2, len(rows), is_correct.sum())
+
+    def weak_results(
+        self,
+        records: Sequence[Any],
+        predictions: Sequence[Any],
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any],
+    ) -> Iterator[str]:
+        if metrics["f1"] < 100 and not any(prediction.text for prediction in predictions):
+            yield "every answer to the dev data is empty"
+        elif not metrics["f1"]:
+            yield "no answer to the dev data is right, not even in part (f1 0)"
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> Question | None:
         if len(parts) != 2 or not all(isinstance(part, str) and part.strip() for part in parts):

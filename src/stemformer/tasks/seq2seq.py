@@ -3,9 +3,8 @@
 Source: Lewis et al. 2020, section 3.4 (sequence generation); Szegedy et al. 2016, section 7 (label smoothing).
 """
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,19 +15,37 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stemformer.data.examples.batch import Batch, Example
-from stemformer.data.examples.encoder_decoder import make_encoder_decoder_example
+from stemformer.data.examples.encoder_decoder import (
+    NUM_START_TOKENS,
+    SPARE_TOKENS,
+    SourcePiece,
+    make_encoder_decoder_example,
+    max_target_tokens,
+    split_source,
+)
 from stemformer.data.labelled.sequence_pairs import SourceTarget
+from stemformer.data.labelled.splits import connected_groups
+from stemformer.data.text.sentences import sentence_ends
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
+from stemformer.tasks.dataset_notes import plain_text
 from stemformer.tasks.examples import TaskExamples
+from stemformer.tasks.metrics import format_metric
 from stemformer.tasks.rewriting_metrics import rewriting_metrics, sentence_chrf
-from stemformer.tasks.task import ReportExample, Task
+from stemformer.tasks.task import ReportExample, Task, TaskConfig
 
-# Quantile of the ratio of lengths of training pairs, and tokens beyond it, that a written text may have.
-_LENGTH_QUANTILE, _SPARE_TOKENS = 0.999, 8
-# The maximum length of a written text is as if of a source of a multiple of this, so that few batches differ in it.
-_LENGTH_STEP = 8
+# Quantile of the ratio of lengths of training pairs that a written text may have, and of their sources' sentences.
+_LENGTH_QUANTILE, _SENTENCE_QUANTILE = 0.999, 0.95
+
+# Attributes that a saved model has.
+_STORED = ("max_length_ratio", "max_source_sentences", "most_frequent_target")
+# What the baselines do, for notes.
+_BASELINES = {
+    "copy": "returning the source",
+    "truncate": "truncating the source",
+    "constant": "writing the most frequent target of the training data",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,22 @@ class RewritePrediction:
     is_complete: bool
 
 
+@dataclass(frozen=True)
+class WrittenPiece:
+    """Piece of a text to write: the tokenizer of its tokens, and the white space after it."""
+
+    tokenizer: Tokenizer
+    space: str
+
+
+def join_pieces(pieces: Sequence[tuple[Any, WrittenPiece]]) -> RewritePrediction:
+    """Return the text of one hypothesis for each piece of a source, with the mean of their scores by token."""
+    texts = [piece.tokenizer.decode(found.ids).strip() + piece.space for found, piece in pieces]
+    sizes = [max(1, len(found.ids)) for found, _ in pieces]
+    total = sum(size * found.score for size, (found, _) in zip(sizes, pieces, strict=True))
+    return RewritePrediction("".join(texts), total / sum(sizes), all(found.is_complete for found, _ in pieces))
+
+
 class Seq2Seq(Task):
     """The task `seq2seq`: to write a target for each source."""
 
@@ -48,13 +81,32 @@ class Seq2Seq(Task):
     input_fields = ("source",)
     formats = (".jsonl", ".csv", ".tsv")
     input_format = "a text"
+    column_titles = ("source", "target")
+    writes_texts = True
     main_metric = "bleu"
     shown_metrics = ("loss", "source_gain", "bleu", "chrf", "cut")
 
     # Tokens of targets for each token of a source, of nearly all training pairs.
     max_length_ratio: float | None = None
-    # Number of examples that are written in an evaluation; None: all.
+    # Sentences of a source, of nearly all training pairs.
+    max_source_sentences: int | None = None
+    # The most frequent target of the training pairs, a baseline.
+    most_frequent_target: str | None = None
+    # Number of examples that are written in an evaluation, without baselines; None: all.
     num_written: int | None = None
+
+    @classmethod
+    def from_records(cls, config: TaskConfig, records: Sequence[SourceTarget]) -> "Seq2Seq":
+        task = cls(config)
+        targets = Counter(record.targets[0] for record in records if record.targets)
+        task.most_frequent_target = targets.most_common(1)[0][0]
+        return task
+
+    @classmethod
+    def split_groups(cls, records: Sequence[SourceTarget]) -> tuple[Sequence[Hashable], str]:
+        # No text is on both sides, neither as source nor as target.
+        texts = [[plain_text(text) for text in (r.source, *(r.targets or ()))] for r in records]
+        return connected_groups(texts), "equal sources or targets kept together"
 
     def during_training(self) -> "Seq2Seq":
         """Return the task as evaluations during training score it: a part of the texts, written greedily."""
@@ -65,10 +117,8 @@ class Seq2Seq(Task):
 
     def max_new_tokens(self, source_length: int, positions: int) -> int:
         """Return the maximum number of tokens, the end included, to write for a source of some tokens."""
-        rounded = -(-source_length // _LENGTH_STEP) * _LENGTH_STEP
-        ratio = 2.0 if self.max_length_ratio is None else self.max_length_ratio
-        # Two positions are those of `</s> <s>`.
-        return max(1, min(positions - 2, math.ceil(ratio * rounded) + _SPARE_TOKENS))
+        ratio = {} if self.max_length_ratio is None else {"ratio": self.max_length_ratio}
+        return max_target_tokens(source_length, positions, **ratio)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {self.config.name: len(batch.labels)}
@@ -102,34 +152,58 @@ class Seq2Seq(Task):
         max_length: int,
         counts: Counter[str],
         lengths: list[int],
-    ) -> Iterator[tuple[int, Example, Tokenizer]]:
+    ) -> Iterator[tuple[int, Example, WrittenPiece]]:
         sources = tokenizer.encode_ids([record.source for record in records])
         targets = tokenizer.encode_ids([record.targets[0] if record.targets else "" for record in records])
-        room, cls, sep = max_length - 2, tokenizer.cls_token_id, tokenizer.sep_token_id
-        ratios = []
+        room, cls, sep = max_length - NUM_START_TOKENS, tokenizer.cls_token_id, tokenizer.sep_token_id
+        if self.max_length_ratio is None and records and records[0].targets is not None:
+            self._measure(records, sources, targets)
         for number, (record, source, target) in enumerate(zip(records, sources, targets, strict=True)):
             lengths.append(max(len(source), len(target)))
-            counts["sources truncated"] += len(source) > room
+            pieces = self._pieces(record.source, source, tokenizer, room)
+            counts["sources split at sentence ends"] += len(pieces) > 1
+            counts["sources truncated"] += any(piece.is_cut for piece in pieces)
             counts["targets truncated"] += len(target) > room
-            ratios.append(max(0, len(target) - _SPARE_TOKENS) / max(1, len(source)))
-            kept = [] if record.targets is None else [target[:room]]
-            yield number, make_encoder_decoder_example([source[:room]], kept, cls=cls, sep=sep), tokenizer
-        if self.max_length_ratio is None and ratios and records[0].targets is not None:
-            self.max_length_ratio = round(max(1.0, float(np.quantile(ratios, _LENGTH_QUANTILE))), 3)
+            # A target has no pieces.
+            kept = [] if record.targets is None or len(pieces) > 1 else [target[:room]]
+            for piece in pieces:
+                example = make_encoder_decoder_example([piece.ids], kept, cls=cls, sep=sep)
+                yield number, example, WrittenPiece(tokenizer, piece.space)
+
+    def _measure(
+        self, records: Sequence[SourceTarget], sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]
+    ) -> None:
+        """Measure training pairs: how long a text to write may be, and how many sentences a source has."""
+        pairs = zip(sources, targets, strict=True)
+        ratios = [max(0, len(target) - SPARE_TOKENS) / max(1, len(source)) for source, target in pairs]
+        self.max_length_ratio = round(max(1.0, float(np.quantile(ratios, _LENGTH_QUANTILE))), 3)
+        sentences = [len(sentence_ends(record.source)) for record in records]
+        self.max_source_sentences = max(1, int(np.quantile(sentences, _SENTENCE_QUANTILE, method="higher")))
+
+    def _pieces(self, text: str, ids: np.ndarray, tokenizer: Tokenizer, room: int) -> list[SourcePiece]:
+        """Return a source as one piece, or split if that is wanted and it is longer than those of training."""
+        if self.long_sources == "split":
+            most = self.max_source_sentences
+            if len(ids) > room or (most is not None and len(sentence_ends(text)) > most):
+
+                def encode(part: str) -> np.ndarray:
+                    return tokenizer.encode_ids([part])[0]
+
+                return split_source(text, encode, max_tokens=room, max_sentences=most)
+        return [SourcePiece(ids[:room], is_cut=len(ids) > room)]
 
     def decode(
         self, scores: Sequence[Any], examples: TaskExamples, records: Sequence[SourceTarget]
     ) -> list[RewritePrediction | None]:
-        """Return the text of the best hypothesis of each example (`generation.beam_search`); None if none was written."""
-        predictions: list[RewritePrediction | None] = []
-        for found, tokenizer in zip(scores, examples.scored, strict=True):
-            is_written = not isinstance(found, np.ndarray) and found is not None
-            predictions.append(
-                RewritePrediction(tokenizer.decode(found.ids).strip(), found.score, found.is_complete)
-                if is_written
-                else None
-            )
-        return predictions
+        """Return the text of the best hypothesis of each record (`generation.beam_search`); None if none was written.
+
+        The texts of the pieces of a source are joined by the white space between these; the score is the mean by token.
+        """
+        pieces: list[list[tuple[Any, WrittenPiece]]] = [[] for _ in records]
+        for owner, found, piece in zip(examples.records.tolist(), scores, examples.scored, strict=True):
+            if found is not None and not isinstance(found, np.ndarray):
+                pieces[owner].append((found, piece))
+        return [join_pieces(written) if written else None for written in pieces]
 
     def compute_metrics(
         self, predictions: Sequence[Any], records: Sequence[Any]
@@ -144,8 +218,22 @@ class Seq2Seq(Task):
     ) -> tuple[str, tuple[str, ...] | None, str, bool]:
         return record.source, record.targets, prediction.text, prediction.is_complete
 
+    def weak_results(
+        self,
+        records: Sequence[Any],
+        predictions: Sequence[Any],
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any],
+    ) -> Iterator[str]:
+        for row in details.get("baselines", ()):
+            if metrics["bleu"] <= row["bleu"] < 100:
+                bleu = format_metric("bleu", row["bleu"])
+                yield f"not better than {_BASELINES[row['baseline']]} (bleu {bleu})"
+                return
+
     def _evaluate(self, outcomes: Sequence[Any]) -> dict[str, Any]:
-        metrics, details = rewriting_metrics(outcomes)
+        constant, with_baselines = self.most_frequent_target, self.num_written is None
+        metrics, details = rewriting_metrics(outcomes, constant=constant, with_baselines=with_baselines)
         return {**metrics, **details}
 
     def to_row(self, record: SourceTarget, prediction: RewritePrediction) -> dict[str, Any]:
@@ -163,8 +251,9 @@ class Seq2Seq(Task):
         return 100 - chrf, not is_right, {**entry, "chrf": round(chrf, 1)}
 
     def metadata(self) -> dict[str, Any]:
-        return {**super().metadata(), "max_length_ratio": self.max_length_ratio}
+        return {**super().metadata(), **{name: getattr(self, name) for name in _STORED}}
 
     def load_metadata(self, metadata: dict[str, Any]) -> None:
         super().load_metadata(metadata)
-        self.max_length_ratio = metadata.get("max_length_ratio")
+        for name in _STORED:
+            setattr(self, name, metadata.get(name))

@@ -17,7 +17,7 @@ from stemformer.data.labelled.text_classification import TextExample
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.objectives.losses import LossSum, cross_entropy_sum
 from stemformer.tasks.examples import TaskExamples, make_example, num_special_tokens, sliding_windows, truncate_pair
-from stemformer.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from stemformer.tasks.metrics import classification_metrics, format_metric, multi_label_metrics, regression_metrics
 from stemformer.tasks.task import Logits, ReportExample, Task, TaskConfig
 
 # Columns of predictions in output files; input columns of these names get the prefix `input_`.
@@ -47,6 +47,7 @@ class SequenceClassification(Task):
     answer_field = "label"
     input_fields = ("texts",)
     formats = (".jsonl", ".csv", ".tsv")
+    column_titles = ("text", "answer")
 
     def __init__(
         self, config: TaskConfig, labels: Sequence[str] = (), frequencies: Sequence[int] = (), num_records: int = 0
@@ -86,6 +87,21 @@ class SequenceClassification(Task):
         offset = 0.0 if self.target_offset is None else (self.target_offset - mean) / std
         predicted = predicted + offset if self.is_standardized else (predicted - mean) / std
         return LossSum(F.mse_loss(predicted, (targets - mean) / std, reduction="sum"), len(targets), None)
+
+    def weak_results(
+        self,
+        records: Sequence[Any],
+        predictions: Sequence[Any],
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any],
+    ) -> Iterator[str]:
+        error = "root_mean_squared_error"
+        constant: Mapping[str, float] = details.get("baseline", {})
+        if error in constant and metrics[error] >= constant[error]:
+            measured = f"{error} {format_metric(error, constant[error])}"
+            yield f"not better than predicting the mean of the training scores ({measured})"
+        if self.config.kind == "labels" and not metrics["micro_f1"]:
+            yield "no label of the dev data is found (micro_f1 0)"
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TextExample | None:
         is_right = all(isinstance(part, str) and part.strip() for part in parts)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -86,6 +86,11 @@ class TaskConfig:
         return () if self.label is None else (self.label,) if isinstance(self.label, str) else self.label
 
     @property
+    def has_labels(self) -> bool:
+        """Whether answers are labels or numbers, not texts or options."""
+        return self.name in ("classify", "pair", "tag")
+
+    @property
     def has_classes(self) -> bool:
         """Whether a record has one label."""
         return self.name in ("classify", "pair") and self.kind == "class"
@@ -109,9 +114,12 @@ class TaskConfig:
             "--label-column.": (
                 not isinstance(self.label, tuple) or self.name == "seq2seq" or (has_texts and self.kind == "labels")
             ),
+            f"text names {len(self.text)} columns: seq2seq has one source. Name one --text-column.": (
+                self.name != "seq2seq" or len(self.text) < 2
+            ),
             f"kind is {self.kind!r}: only classify and pair have kinds, not {self.name}": has_texts or is_class,
             "balance applies to classes, labels and tags. Remove it.": (
-                not self.balance or (self.kind != "score" and self.name not in ("qa", "choice", "seq2seq"))
+                not self.balance or (self.kind != "score" and self.has_labels)
             ),
             f"label_smoothing applies to kind 'class', not to {self.kind!r}. Remove it.": (
                 is_class or not self.label_smoothing
@@ -145,12 +153,18 @@ class Task(ABC):
     answer_field: ClassVar[str]
     # Fields with the texts of a record, or tuples of them.
     input_fields: ClassVar[tuple[str, ...]]
+    # Names of the columns of a table with texts and answers in notes; None for files of another form.
+    column_titles: ClassVar[tuple[str, str] | None] = None
+    # Whether predictions are texts that a decoder writes.
+    writes_texts: ClassVar[bool] = False
     # Form of an input of `Pipeline.predict`, for errors.
     input_format: str
     # Metric for model selection; higher is better.
     main_metric: str = "accuracy"
     # Metrics that are shown during training, loss included; none: all.
     shown_metrics: tuple[str, ...] = ()
+    # Of a task that writes texts: sources over the maximum length are cut or split at sentence ends.
+    long_sources: Literal["cut", "split"] = "cut"
     # In transformers' config.
     problem_type: str | None = None
     # The labels are entity tags (BIO or a variant), which are scored as entities.
@@ -193,6 +207,16 @@ class Task(ABC):
     def with_answer(cls, records: Sequence[Any]) -> list[Any]:
         """Return the records whose answer is known."""
         return [record for record in records if getattr(record, cls.answer_field) is not None]
+
+    @classmethod
+    def from_records(cls, config: TaskConfig, records: Sequence[Any]) -> "Task":
+        """Return the task of training records; of a task without labels, with what `config` leaves to detection."""
+        return cls(config)
+
+    @classmethod
+    def split_groups(cls, records: Sequence[Any]) -> tuple[Sequence[Hashable], str] | None:
+        """Return the group of each record, none of which a split divides, and their description; None for no groups."""
+        return None
 
     @abstractmethod
     def scored_positions(self, batch: Batch) -> Int[Tensor, "R"] | None:
@@ -265,6 +289,16 @@ class Task(ABC):
         results = self._evaluate(outcomes)
         metrics = {key: value for key, value in results.items() if isinstance(value, float)}
         return metrics, {key: value for key, value in results.items() if key not in metrics}
+
+    def weak_results(
+        self,
+        records: Sequence[Any],
+        predictions: Sequence[Any],
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any],
+    ) -> Iterator[str]:
+        """Yield how predictions of dev records are no better than those of a model that has learned nothing."""
+        yield from ()
 
     @abstractmethod
     def _evaluate(self, outcomes: Sequence[Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ random field on top. In causal models it is the last token, the only one that ha
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from sys import intern
 from typing import Any
@@ -69,6 +69,16 @@ class TokenClassification(Task):
     def loss_from_scores(self, scores: Float[Tensor, "M C"], batch: Batch) -> LossSum:
         smoothing = self.config.label_smoothing
         return cross_entropy_sum(scores, batch.labels, weights=self._class_weights, label_smoothing=smoothing)
+
+    def weak_results(
+        self,
+        records: Sequence[Any],
+        predictions: Sequence[Any],
+        metrics: Mapping[str, float],
+        details: Mapping[str, Any],
+    ) -> Iterator[str]:
+        if self.has_entities and not metrics["f1"]:
+            yield "no entity of the dev data is found (f1 0)"
 
     def _parse_input(self, value: Any, parts: tuple[Any, ...], location: str) -> TaggedSentence | None:
         words = tuple(value.split()) if isinstance(value, str) else parts

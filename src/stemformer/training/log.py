@@ -144,7 +144,7 @@ def format_held_out(metrics: Mapping[str, float]) -> str:
         f"val_loss {values[f'{name}_loss']:.3f} | unigram_loss {values['unigram_loss']:.3f}",
         f"accuracy {values[f'{name}_accuracy']:.1%} | unigram_accuracy {values['unigram_accuracy']:.1%}",
     ]
-    for name, form in (("lost_loss", ".3f"), ("copied_loss", ".3f"), ("source_gain", ".2f")):
+    for name, form in (("lost_loss", ".3f"), ("copied_loss", ".3f"), ("source_gain", "z.2f")):
         if name in values:
             parts.append(f"{name} {values[name]:{form}}")
     if "bits_per_byte" in values:

@@ -5,7 +5,13 @@ from collections import Counter
 
 import pytest
 
-from stemformer.data.labelled.sequence_pairs import expand_parallel, read_sequence_pairs, split_parallel
+from stemformer.data.labelled.sequence_pairs import (
+    choose_pair_columns,
+    expand_parallel,
+    make_pairs,
+    read_pair_table,
+    split_parallel,
+)
 from stemformer.data.labelled.splits import connected_groups
 from stemformer.errors import DataError
 
@@ -21,9 +27,13 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-def read(*files, **options):
+def read(*files, source=None, targets=(), needs_target=True):
     counts = Counter()
-    records, source, targets = read_sequence_pairs(files, counts=counts, **options)
+    how = {"needs_target": needs_target}
+    names = [name for name in (source, *targets) if name]
+    table = read_pair_table(files, names=names, counts=counts, **how)
+    source, targets = choose_pair_columns(table, source, targets, **how)
+    records = make_pairs(table, source, targets, counts=counts, **how)
     return [(r.source, r.targets) for r in records], source, targets, dict(counts)
 
 

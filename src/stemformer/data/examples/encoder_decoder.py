@@ -1,11 +1,69 @@
-"""Examples of an encoder-decoder."""
+"""Examples of an encoder-decoder, the length of what it writes, and long sources in pieces."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from stemformer.data.examples.batch import Example
+from stemformer.data.text.sentences import sentence_ends
+
+# Tokens of the decoder before those of a text: `</s> <s>`.
+NUM_START_TOKENS = 2
+# Tokens that a written text may have beyond the ratio to its source.
+SPARE_TOKENS = 8
+# The maximum length of a written text is as if of a source of a multiple of this, so that few batches differ in it.
+_LENGTH_STEP = 8
+
+
+@dataclass(frozen=True)
+class SourcePiece:
+    """Piece of a source: its tokens without special ones, the white space after it, and whether it was cut."""
+
+    ids: Int[np.ndarray, "_"]
+    space: str = ""
+    is_cut: bool = False
+
+
+def max_target_tokens(source_length: int, max_length: int, ratio: float = 2.0) -> int:
+    """Return the maximum number of tokens, the end included, to write for a source.
+
+    Args:
+        source_length: Tokens of the source, special ones included; rounded up.
+        max_length: Positions of the decoder.
+        ratio: Tokens to write for each one of the source, in addition to a few.
+    """
+    rounded = -(-source_length // _LENGTH_STEP) * _LENGTH_STEP
+    return max(1, min(max_length - NUM_START_TOKENS, math.ceil(ratio * rounded) + SPARE_TOKENS))
+
+
+def split_source(
+    text: str,
+    encode: Callable[[str], Int[np.ndarray, "_"]],
+    *,
+    max_tokens: int,
+    max_sentences: int | None = None,
+) -> list[SourcePiece]:
+    """Split a text at sentence ends into as long pieces as fit; a longer sentence is cut.
+
+    Args:
+        encode: Returns the tokens of a text without special ones.
+        max_tokens: Maximum number of tokens of a piece.
+        max_sentences: Maximum number of sentences of a piece.
+    """
+    ends = sentence_ends(text)
+    pieces, start, first = [], 0, 0
+    while first < len(ends):
+        last, ids = first, encode(text[start : ends[first]].strip())
+        most = len(ends) if max_sentences is None else min(len(ends), first + max_sentences)
+        while last + 1 < most and len(more := encode(text[start : ends[last + 1]].strip())) <= max_tokens:
+            last, ids = last + 1, more
+        part = text[start : ends[last]]
+        pieces.append(SourcePiece(ids[:max_tokens], part[len(part.rstrip()) :], len(ids) > max_tokens))
+        start, first = ends[last], last + 1
+    return pieces
 
 
 def make_encoder_decoder_example(

@@ -42,54 +42,20 @@ class SourceTarget:
     location: str
 
 
-def read_sequence_pairs(
-    files: Sequence[str],
-    *,
-    source: str | None = None,
-    targets: Sequence[str] = (),
-    counts: Counter[str],
-    needs_target: bool = True,
-) -> tuple[list[SourceTarget], str, tuple[str, ...]]:
-    """Return the pairs of files, and the names of the columns of sources and of targets.
+def read_pair_table(files: Sequence[str], *, names: Sequence[str], counts: Counter[str], needs_target: bool) -> Table:
+    """Return tables, or pairs of parallel text files, as one table.
+
+    Nested translations get a column for each language, parallel files the columns `source` and `target`.
 
     Args:
-        files: What `read_table` reads, or two text files with as many lines, as `train.en,train.fr`.
-        source: Column of the sources; None: found by its name, else the first of two columns.
-        targets: Columns of the target and of other references; none: found as well.
-        counts: Receives the number of pairs left out, by reason.
-        needs_target: Whether the files must have targets; if not, targets are not read unless named.
+        files: Tables, or pairs of parallel text files: `train.en,train.fr`.
+        names: Columns that prove a header, besides the usual ones.
+        counts: Receives the number of rows left out and headers found, by reason.
+        needs_target: Whether the files must have targets.
 
     Raises:
-        DataError: Columns cannot be found, or parallel files have different numbers of lines.
+        DataError: Files are no pairs, or parallel files have different numbers of lines.
     """
-    table = _read(files, [x for x in (source, *targets) if x], counts, needs_target=needs_target)
-    source, targets = _find_columns(table, source, targets, needs_target=needs_target)
-    records = []
-    for row, location in zip(table.rows, table.locations, strict=True):
-        text = _text(row[source], location, source).strip()
-        texts = tuple(x for name in targets for x in _texts(row[name], location, name))
-        if not text and needs_target:
-            counts["empty source (left out)"] += 1
-        elif targets and not texts:
-            counts["empty target (left out)"] += 1
-        else:
-            counts["empty source (no prediction)"] += not text
-            records.append(SourceTarget(text, texts if targets else None, location))
-    return records, source, targets
-
-
-def split_parallel(file: str) -> tuple[str, str] | None:
-    """Return the two names in `train.en,train.fr`; None for the name of one file."""
-    first, mark, second = file.partition(PARALLEL_MARK)
-    return (first, second) if mark and second and not Path(file).exists() else None
-
-
-def expand_parallel(files: Sequence[str]) -> list[str]:
-    """Return the names of files, those of parallel ones each by itself."""
-    return [name for file in files for name in split_parallel(file) or (file,)]
-
-
-def _read(files: Sequence[str], names: Sequence[str], counts: Counter[str], *, needs_target: bool) -> Table:
     pairs = [split_parallel(file) for file in files]
     if not any(pairs):
         table = read_table(files, names=[*names, *_HEADER_NAMES], counts=counts)
@@ -103,6 +69,77 @@ def _read(files: Sequence[str], names: Sequence[str], counts: Counter[str], *, n
     tables = [_read_parallel(*pair) for pair in pairs if pair is not None]
     rows, locations = ([x for t in tables for x in getattr(t, name)] for name in ("rows", "locations"))
     return Table(", ".join(files), ("source", "target"), rows, locations)
+
+
+def choose_pair_columns(
+    table: Table, source: str | None, targets: Sequence[str], *, needs_target: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Return the columns of source and targets: those that are named, else found by name, else the only two.
+
+    Raises:
+        DataError: A column does not exist, or cannot be found.
+    """
+    columns = table.columns
+    for name in (source, *targets):
+        if name is not None and name not in columns:
+            option = "--text-column" if name == source else "--label-column"
+            raise unknown_column(table.source, name, columns, option=option)
+    if source in targets:
+        raise DataError(f"{table.source}: '{source}' is the column of both source and target. Set another.")
+    usual = {usual_name(column): column for column in reversed(columns)}
+    named = next(((usual[a], usual[b]) for a, b in SOURCE_TARGET_NAMES if a in usual and b in usual), None)
+    others = [column for column in columns if column != source and column not in targets]
+    if source is None:
+        if named is not None and named[0] in others:
+            source = named[0]
+        elif len(others) == (1 if targets or not needs_target else 2) or (not needs_target and len(columns) == 2):
+            source = others[0]
+    if source is not None and not targets and needs_target:
+        left = [column for column in columns if column != source]
+        if named is not None and named[1] in left:
+            targets = (named[1],)
+        elif len(left) == 1:
+            targets = (left[0],)
+    if source is None or (needs_target and not targets):
+        problem = f"Cannot tell source and target. Columns: {quoted(columns)}"
+        raise DataError(f"{table.source}: {problem}. Set them with --text-column and --label-column.")
+    return source, tuple(targets)
+
+
+def make_pairs(
+    table: Table, source: str, targets: Sequence[str], *, counts: Counter[str], needs_target: bool
+) -> list[SourceTarget]:
+    """Return the pairs of a table, without targets if no column is named.
+
+    Args:
+        source: Column of the source.
+        targets: Columns of the target and of other references.
+        counts: Receives the number of pairs left out, by reason.
+        needs_target: Whether an empty source is left out; if not, it has no prediction.
+    """
+    records = []
+    for row, location in zip(table.rows, table.locations, strict=True):
+        text = _text(row[source], location, source).strip()
+        texts = tuple(x for name in targets for x in _texts(row[name], location, name))
+        if not text and needs_target:
+            counts["empty source (left out)"] += 1
+        elif targets and not texts:
+            counts["empty target (left out)"] += 1
+        else:
+            counts.update(["empty source (no prediction)"] * (not text))
+            records.append(SourceTarget(text, texts if targets else None, location))
+    return records
+
+
+def split_parallel(file: str) -> tuple[str, str] | None:
+    """Return the two names in `train.en,train.fr`; None for the name of one file."""
+    first, mark, second = file.partition(PARALLEL_MARK)
+    return (first, second) if mark and second and not Path(file).exists() else None
+
+
+def expand_parallel(files: Sequence[str]) -> list[str]:
+    """Return the names of files, those of parallel ones each by itself."""
+    return [name for file in files for name in split_parallel(file) or (file,)]
 
 
 def _read_parallel(first: str, second: str) -> Table:
@@ -139,36 +176,6 @@ def _flattened(table: Table) -> Table:
         raise DataError(f"{wrong}: Expected an object with a text for each language under '{_NESTED}'.")
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
     return Table(table.source, columns, [{name: row.get(name) for name in columns} for row in rows], table.locations)
-
-
-def _find_columns(
-    table: Table, source: str | None, targets: Sequence[str], *, needs_target: bool
-) -> tuple[str, tuple[str, ...]]:
-    columns = table.columns
-    for name in (source, *targets):
-        if name is not None and name not in columns:
-            option = "--text-column" if name == source else "--label-column"
-            raise unknown_column(table.source, name, columns, option=option)
-    if source in targets:
-        raise DataError(f"{table.source}: '{source}' is the column of both source and target. Set another.")
-    usual = {usual_name(column): column for column in reversed(columns)}
-    named = next(((usual[a], usual[b]) for a, b in SOURCE_TARGET_NAMES if a in usual and b in usual), None)
-    others = [column for column in columns if column != source and column not in targets]
-    if source is None:
-        if named is not None and named[0] in others:
-            source = named[0]
-        elif len(others) == (1 if targets or not needs_target else 2) or (not needs_target and len(columns) == 2):
-            source = others[0]
-    if source is not None and not targets and needs_target:
-        left = [column for column in columns if column != source]
-        if named is not None and named[1] in left:
-            targets = (named[1],)
-        elif len(left) == 1:
-            targets = (left[0],)
-    if source is None or (needs_target and not targets):
-        problem = f"Cannot tell source and target. Columns: {quoted(columns)}"
-        raise DataError(f"{table.source}: {problem}. Set them with --text-column and --label-column.")
-    return source, tuple(targets)
 
 
 def _text(value: Any, location: str, column: str) -> str:
