@@ -4,10 +4,10 @@ import json
 import math
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
-from interrupts import StopAt
 from report_page import Page, assert_loads_nothing_and_runs_nothing
 
 import stemformer
@@ -15,11 +15,12 @@ from stemformer.cli.app import main
 from stemformer.commands import finetune as finetuning
 from stemformer.errors import CheckpointError, ConfigError, StemformerError, TrainingError
 from stemformer.experiments import ablation, ablation_plan
-from stemformer.io import read_jsonl
+from stemformer.io import read_jsonl, write_jsonl
 from stemformer.objectives.denoising import NOISES
 from stemformer.progress import Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.ablation import write_ablation_report
+from stemformer.training.config import FinetuneConfig
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
@@ -87,17 +88,44 @@ def without_seconds(value):
     return [without_seconds(inner) for inner in value] if isinstance(value, list) else value
 
 
-class Stopping(Silent):
+@pytest.fixture
+def copied(finished, tmp_path):
+    """Function that copies the finished ablation into tmp_path/out, without the runs that a function chooses."""
+
+    def copy(is_removed):
+        out = tmp_path / "out"
+        shutil.copytree(finished[0], out)
+        lines = read_jsonl(out / "finished.jsonl")
+        for line in filter(is_removed, lines):
+            shutil.rmtree(out / "variants" / line["variant"] / f"{line['task'] or 'pretraining'}-seed{line['seed']}")
+        write_jsonl(out / "finished.jsonl", [line for line in lines if not is_removed(line)])
+
+    return copy
+
+
+class StopAfter(Silent):
     """Progress that raises KeyboardInterrupt after some runs."""
 
-    def __init__(self, after):
-        self.left = after
+    def __init__(self, number):
+        self.left = number
 
     def say(self, line):
         if re.match(r"run \d+ of", line):
             self.left -= 1
             if not self.left:
                 raise KeyboardInterrupt
+
+
+class StopDuring(Silent):
+    """Progress that presses Ctrl-C after the first step of a run."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def advance(self, amount, note=""):
+        if self.label and amount and note.startswith(self.label):
+            self.label = None
+            signal.raise_signal(signal.SIGINT)
 
 
 # Variants and tasks as words
@@ -196,8 +224,8 @@ def test_fine_tuning_starts_from_the_variant_and_the_baseline_from_random_weight
 
 
 def test_fine_tunings_take_turns_with_several_pretrainings():
-    run = BART
-    config = ablation_plan.AblationConfig({"a": ()}, {"t": None}, 3, 2, run=run)
+    task = FinetuneConfig(model="m", train=("t.csv",))
+    config = ablation_plan.AblationConfig({"a": ()}, {"t": task}, 3, 2, run=BART)
     assert [config.pretraining_seed(seed) for seed in config.seeds()] == [0, 1, 0]
     assert config.cells() == [
         ("random", "t", 0),
@@ -221,10 +249,11 @@ def test_mask_rates_of_a_bert_are_ablated_on_understanding_tasks(ablate, files):
 
 
 def test_budget_in_operations_gives_each_variant_as_many(ablate, tmp_path, files):
-    budget = 4e8
+    budget = 1.5e8
     tasks = [f"classify:{files}/reviews.csv"]
     variants = ["masking", "long:objective.preset=masking,batch.size=8"]
-    ablate(steps=None, flops=budget, tasks=tasks, variants=variants, num_seeds=1)
+    settings = [*SMALL_BART, "evaluation.every=1000"]
+    ablate(steps=None, flops=budget, tasks=tasks, variants=variants, settings=settings, num_seeds=1)
     masking, long = content_of(tmp_path / "out")["pretraining"]
     assert masking["flops"] == pytest.approx(budget, rel=0.05)
     assert long["flops"] == pytest.approx(budget, rel=0.05)
@@ -307,85 +336,81 @@ def test_command_prints_the_table_and_writes_a_report(finished, tiny, files, tmp
 # Failures
 
 
-def test_failed_runs_are_kept_as_failed_and_made_again_on_resume(ablate, finished, monkeypatch, tmp_path):
-    run_finetuning = ablation.run_finetuning
-
+def test_failed_run_is_kept_as_failed_and_made_again_on_resume(ablate, copied, finished, monkeypatch, tmp_path):
     def fail(config, data, folder, **options):
-        if "rotation" in config.model and config.seed == 1 and data.task.config.name == "classify":
-            raise TrainingError("Step 2: loss not finite.")
-        return run_finetuning(config, data, folder, **options)
+        raise TrainingError("Step 2: loss not finite.")
 
-    monkeypatch.setattr(ablation, "run_finetuning", fail)
-    result = ablate()
+    copied(lambda line: (line["variant"], line["task"], line["seed"]) == ("rotation", "reviews", 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation, "run_finetuning", fail)
+        result = ablate(resume=True)
     assert result["failed"] == ["rotation, reviews, seed 1: Step 2: loss not finite."]
     assert result["runs"] == 13
     assert result["summary"][0] == "1 run failed: missing here, made again by --resume"
-    content = content_of(tmp_path / "out")
-    assert list(content["scores"]["rotation"]["reviews"]["each"]) == ["0"]
-    monkeypatch.undo()
+    assert list(content_of(tmp_path / "out")["scores"]["rotation"]["reviews"]["each"]) == ["0"]
+    assert read_jsonl(tmp_path / "out" / "finished.jsonl")[-1]["failed"] == "Step 2: loss not finite."
     again = ablate(resume=True)
     assert "failed" not in again
     assert again["table"] == finished[1]["table"]
 
 
-def test_variant_whose_pretraining_fails_is_missing_from_the_table(ablate, monkeypatch):
-    pretrain = ablation.pretrain
-
+def test_variant_whose_pretraining_fails_is_missing_from_the_table(ablate, copied, monkeypatch):
     def fail(recipe, **options):
-        if "objective.preset=rotation" in options["settings"]:
-            raise RuntimeError("out of memory")
-        return pretrain(recipe, **options)
+        raise RuntimeError("out of memory")
 
+    copied(lambda line: line["variant"] == "rotation")
     monkeypatch.setattr(ablation, "pretrain", fail)
-    result = ablate(num_seeds=1)
+    result = ablate(resume=True)
     assert result["failed"] == [
         "rotation, pre-training, seed 0: out of memory",
-        "rotation, reviews, seed 0: Its pre-training failed.",
-        "rotation, lower, seed 0: Its pre-training failed.",
+        *[
+            f"rotation, {task}, seed {seed}: Its pre-training failed."
+            for seed in (0, 1)
+            for task in ("reviews", "lower")
+        ],
     ]
     assert {row["variant"]: row["reviews"] for row in result["table"]}["rotation"] == "-"
+
+
+def test_our_own_bugs_are_not_taken_for_failed_runs(ablate, copied, monkeypatch):
+    copied(lambda line: line["variant"] == "rotation")
+    monkeypatch.setattr(ablation, "pretrain", lambda *args, **options: {}["steps"])
+    with pytest.raises(KeyError):
+        ablate(resume=True)
 
 
 # Resuming
 
 
 def test_interrupted_ablation_gives_the_same_table_bit_for_bit(ablate, finished, tmp_path):
-    for progress in (Stopping(after=2), StopAt(3), Stopping(after=3), StopAt(4)):
+    out = tmp_path / "out"
+    stops = [StopAfter(2), StopDuring("random weights, lower, seed 1"), StopDuring("rotation, pre-training")]
+    for progress in (*stops, StopAfter(1)):
         with pytest.raises(KeyboardInterrupt):
-            ablate(progress=progress, resume=(tmp_path / "out" / "finished.jsonl").is_file())
+            ablate(progress=progress, resume=out.exists())
+    # The interrupted pre-training continued from its checkpoint.
+    log = read_jsonl(out / "variants" / "rotation" / "pretraining-seed0" / "log.jsonl")
+    assert [line["step"] for line in log if line["kind"] == "train"] == [1, 2, 3, 4]
     result = ablate(resume=True)
     assert result["table"] == finished[1]["table"]
-    assert without_seconds(content_of(tmp_path / "out")) == without_seconds(content_of(finished[0]))
+    assert without_seconds(content_of(out)) == without_seconds(content_of(finished[0]))
 
 
-class InTraining(StopAt):
-    """Progress that presses Ctrl-C during the first step of the bar of all runs."""
-
-    def start(self, what, total=None, unit=""):
-        self.is_training = what.endswith("runs")
-
-    def advance(self, amount, note=""):
-        if self.is_training and note.startswith("infilling, pre-training") and amount < 1:
-            super().advance(self.left, note)
-
-
-def test_interrupted_pretraining_continues_from_its_checkpoint(ablate, finished, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        ablate(progress=InTraining(1))
-    run = tmp_path / "out" / "variants" / "infilling" / "pretraining-seed0"
-    assert list(run.glob("checkpoints/step-????????"))
-    result = ablate(resume=True)
-    assert result["table"] == finished[1]["table"]
-    log = [line["step"] for line in read_jsonl(run / "log.jsonl") if line["kind"] == "train"]
-    assert log == [1, 2, 3, 4]
-
-
-def test_variants_tasks_and_seeds_may_be_added(ablate, files, finished, tmp_path):
-    first = ablate(variants=["infilling"], tasks=[f"reviews=classify:{files}/reviews.csv"], num_seeds=1)
-    assert first["runs"] == 3
-    lines = read_jsonl(tmp_path / "out" / "finished.jsonl")
+def test_run_that_was_killed_before_its_record_was_written_is_not_made_again(ablate, finished, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    write_jsonl(out / "finished.jsonl", read_jsonl(out / "finished.jsonl")[:-2])
+    monkeypatch.setattr(ablation, "run_finetuning", None)
     assert ablate(resume=True)["table"] == finished[1]["table"]
-    assert read_jsonl(tmp_path / "out" / "finished.jsonl")[:3] == lines
+
+
+def test_variants_may_be_added(ablate, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "out")
+    lines = read_jsonl(tmp_path / "out" / "finished.jsonl")
+    result = ablate(variants=["infilling", "masking", "rotation"], resume=True)
+    assert result["runs"] == 19
+    assert [row["variant"] for row in result["table"]] == ["infilling", "masking", "rotation", "random"]
+    assert read_jsonl(tmp_path / "out" / "finished.jsonl")[:14] == lines
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from stemformer.experiments.ablation_plan import (
     RANDOM,
     AblationConfig,
     AblationData,
-    Cell,
+    AblationRun,
     VariantPlan,
     parse_variants,
     plan_variant,
@@ -171,7 +171,7 @@ def _read_tasks(
     return AblationData(labelled, dict(plans), rates, notes), digests
 
 
-def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> RunGrid[Cell]:
+def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> RunGrid[AblationRun]:
     def stored_config(text: str, source: str) -> AblationConfig:
         cls = CONFIGS[stored_run_class(text, source)]
         stored = from_toml(cls, text, source=source, renamed=RENAMED_SETTINGS)
@@ -188,7 +188,7 @@ def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> 
     return RunGrid(
         folder,
         config,
-        key=lambda record: Cell(record["variant"], record["task"], record["seed"]),
+        key=lambda record: AblationRun(record["variant"], record["task"], record["seed"]),
         what="ablation",
         resume=options.resume,
         stored_config=stored_config,
@@ -196,7 +196,7 @@ def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> 
     )
 
 
-def _check_disk(folder: Path, cells: Sequence[Cell], shared: AblationData, *, resume: bool) -> None:
+def _check_disk(folder: Path, cells: Sequence[AblationRun], shared: AblationData, *, resume: bool) -> None:
     """Raise an error if the pre-trained models and the checkpoints of one run do not fit on the disk."""
     missing = [cell for cell in cells if not (resume and (folder / cell.folder / _RESULT).is_file())]
     models = sum(shared.plans[cell.variant].model_bytes for cell in missing if not cell.task)
@@ -209,7 +209,7 @@ def _check_disk(folder: Path, cells: Sequence[Cell], shared: AblationData, *, re
 
 
 def _run_cell(
-    cell: Cell,
+    cell: AblationRun,
     config: AblationConfig,
     shared: AblationData,
     options: AblateOptions,
@@ -235,7 +235,12 @@ def _run_cell(
 
 
 def _pretrain(
-    cell: Cell, config: AblationConfig, shared: AblationData, options: AblateOptions, folder: Path, progress: Progress
+    cell: AblationRun,
+    config: AblationConfig,
+    shared: AblationData,
+    options: AblateOptions,
+    folder: Path,
+    progress: Progress,
 ) -> Record:
     out, plan = folder / cell.folder, shared.plans[cell.variant]
     result = pretrain(
@@ -265,7 +270,12 @@ def _pretrain(
 
 
 def _finetune(
-    cell: Cell, config: AblationConfig, shared: AblationData, options: AblateOptions, folder: Path, progress: Progress
+    cell: AblationRun,
+    config: AblationConfig,
+    shared: AblationData,
+    options: AblateOptions,
+    folder: Path,
+    progress: Progress,
 ) -> Record:
     base, data = config.tasks[cell.task], shared.labelled[cell.task]
     if cell.variant == RANDOM:
@@ -273,7 +283,7 @@ def _finetune(
         optimizer = replace(base.optimizer, learning_rate=shared.random_rates[cell.task])
         base = replace(base, reinitialize="all", optimizer=optimizer)
     else:
-        first = Cell(cell.variant, "", config.pretraining_seed(cell.seed))
+        first = AblationRun(cell.variant, "", config.pretraining_seed(cell.seed))
         model = folder / first.folder / "final"
         if not (folder / first.folder / _RESULT).is_file():
             raise ConfigError("Its pre-training failed.")
@@ -301,7 +311,11 @@ def _describe(shared: AblationData, record: Record) -> str:
 
 
 def _conclude(
-    folder: Path, records: Mapping[Cell, Record], config: AblationConfig, shared: AblationData, progress: Progress
+    folder: Path,
+    records: Mapping[AblationRun, Record],
+    config: AblationConfig,
+    shared: AblationData,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Write `ablate.json`, report and plot, and return the result."""
     content = summarize(records, config, shared)

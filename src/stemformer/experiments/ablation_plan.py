@@ -37,7 +37,7 @@ from stemformer.training.throughput import step_flops
 RANDOM = "random"
 """Row of the baseline: fine-tuning from random weights."""
 PRETRAINED_MODEL = "(pre-trained by the ablation)"
-"""Stands for the model in the config of a task."""
+"""Model in the config of a task, until its variant is pre-trained."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _EXPECTED = "expected NAME:KEY=VALUE, such as low:objective.noise_rate=0.1"
@@ -50,7 +50,7 @@ _NUM_COUNTED, _PROVISIONAL_STEPS = 16, 10_000
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """Pre-training of a variant: its config, steps if the budget is in operations, and the bytes that it needs on disk."""
+    """Pre-training of a variant: config, steps if the budget is in operations, and bytes that it needs on disk."""
 
     run: RunConfig
     steps: int | None
@@ -63,7 +63,7 @@ def row_title(variant: str) -> str:
     return "random weights" if variant == RANDOM else variant
 
 
-class Cell(NamedTuple):
+class AblationRun(NamedTuple):
     """One run: a fine-tuning on a task, or without a task a pre-training."""
 
     variant: str
@@ -108,15 +108,15 @@ class AblationConfig:
         """Return the seed of the pre-training that a fine-tuning starts from."""
         return self.run.seed + (seed - self.run.seed) % self.num_pretraining_seeds
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[AblationRun]:
         """Return all runs: the baseline first, so that a mistake in fine-tuning shows before hours of pre-training."""
         names = [RANDOM, *self.variants]
         cells = []
         for first in range(self.run.seed, self.run.seed + self.num_pretraining_seeds):
             seeds = [seed for seed in self.seeds() if self.pretraining_seed(seed) == first]
             for name in names:
-                cells += [Cell(name, "", first)] if name != RANDOM else []
-                cells += [Cell(name, task, seed) for seed in seeds for task in self.tasks]
+                cells += [AblationRun(name, "", first)] if name != RANDOM else []
+                cells += [AblationRun(name, task, seed) for seed in seeds for task in self.tasks]
         return cells
 
 

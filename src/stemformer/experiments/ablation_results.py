@@ -13,7 +13,7 @@ from stemformer.evaluation.seed_statistics import (
     means,
     paired_difference,
 )
-from stemformer.experiments.ablation_plan import RANDOM, AblationConfig, AblationData, Cell, row_title
+from stemformer.experiments.ablation_plan import RANDOM, AblationConfig, AblationData, AblationRun, row_title
 from stemformer.experiments.run_grid import FAILED, Record
 from stemformer.progress import format_count, format_list
 from stemformer.tasks.dataset import LabelledData, majority_baseline
@@ -23,7 +23,7 @@ MEAN = "understanding_mean"
 """Column of the mean over the tasks that write no text."""
 
 
-def summarize(records: Mapping[Cell, Record], config: AblationConfig, shared: AblationData) -> dict[str, Any]:
+def summarize(records: Mapping[AblationRun, Record], config: AblationConfig, shared: AblationData) -> dict[str, Any]:
     """Return the content of `ablate.json` from the records of all runs."""
     failed = {cell: record[FAILED] for cell, record in records.items() if FAILED in record}
     done = {cell: record for cell, record in records.items() if cell not in failed}
@@ -82,8 +82,8 @@ def score_text(content: Mapping[str, Any], variant: str, column: str) -> str:
     return f"{row['mean']:.1f}{spread}" + ("*" if content["best"][column]["variant"] == variant else "")
 
 
-def _baseline(data: LabelledData, name: str, done: Mapping[Cell, Record], scale: float) -> float | None:
-    """Return the score in points that needs no model: the most frequent label, or the source itself; None if unknown."""
+def _baseline(data: LabelledData, name: str, done: Mapping[AblationRun, Record], scale: float) -> float | None:
+    """Return the score in points that needs no model: the most frequent label, or the source; None if unknown."""
     if data.task.main_metric == "accuracy":
         majority = majority_baseline(data)
         return None if majority is None else scale * majority[1]
@@ -119,7 +119,7 @@ def _sentences(
     scores: SeedScores,
     columns: Sequence[str],
     best: Mapping[str, tuple[str | None, list[str]]],
-    failed: Mapping[Cell, str],
+    failed: Mapping[AblationRun, str],
     config: AblationConfig,
 ) -> list[str]:
     """Summarize which variant is best in each column, which may be as good, and which gain nothing."""
@@ -152,7 +152,7 @@ def _sentences(
     return sentences
 
 
-def _notes(config: AblationConfig, shared: AblationData, done: Mapping[Cell, Record]) -> list[str]:
+def _notes(config: AblationConfig, shared: AblationData, done: Mapping[AblationRun, Record]) -> list[str]:
     """Return sentences about how the runs were made."""
     run, seeds = config.run, format_count(config.num_seeds, "seed")
     if config.flops is not None:
@@ -177,10 +177,10 @@ def _notes(config: AblationConfig, shared: AblationData, done: Mapping[Cell, Rec
     return [
         f"training budget of each variant: {length}; the same text in the same order",
         f"{seeds} of fine-tuning and {pretrained} of each variant{variation}",
-        "± is the standard deviation over seeds; differences are over paired seeds: a seed sets head, order and dropout "
-        "in the same way for each variant",
+        "± is the standard deviation over seeds; differences are over paired seeds: a seed sets head, order and "
+        "dropout in the same way for each variant",
         f"95 % intervals are Student's t from {MIN_INTERVAL_SEEDS} seeds on, not corrected for the number of variants",
-        f"steps of fine-tuning: {lengths}; the score of a run is that of its last step, nothing was selected on dev data",
+        f"steps of fine-tuning: {lengths}; the score of a run is that of its last step, nothing was selected on dev",
         f"random weights: the recipe without pre-training; peak learning rate {rates}",
         "held-out losses of different noises are not comparable",
         *([f"other model than the baseline: {', '.join(changed)}"] if changed else []),

@@ -355,8 +355,8 @@ class AblateOptions(groups.BudgetOptions, groups.ConfigOptions, groups.Resumable
         flops: Training budget of each variant in floating-point operations, as the log counts them, rounded to full
             steps.
         num_seeds: Number of fine-tunings of each variant on each task with consecutive random seeds.
-        num_pretraining_seeds: Number of pre-training runs of each variant with consecutive random seeds; the fine-tunings
-            take turns with them.
+        num_pretraining_seeds: Number of pre-training runs of each variant with consecutive random seeds; the
+            fine-tunings take turns with them.
         finetune_settings: Override a config value of every fine-tuning, for example budget.epochs=5.
     """
 

@@ -44,8 +44,8 @@ def write_ablation_report(folder: Path, content: dict[str, Any]) -> Path:
     ]
     rows.append({"variant": "no model"} | {column: _baseline_text(content, column) for column in content["columns"]})
     caption = (
-        "In points from 0 to 100. Green: the best of a column; bold: those that cannot be distinguished from it (the 95 % "
-        "interval of the paired difference contains 0). No model: the most frequent label, or the source itself."
+        "In points from 0 to 100. Green: the best of a column; bold: those that cannot be distinguished from it (the "
+        "95 % interval of the paired difference contains 0). No model: the most frequent label, or the source itself."
     )
     if not has_intervals:
         caption = "In points from 0 to 100. Green: the best of a column, which may be chance with so few seeds. "
