@@ -152,7 +152,7 @@ def finetune_ours(
     )
     config = replace(finetuning.make_config(options), task=task.config)
     data = LabelledData(task, train, dev, [])
-    return finetuning._run(config, data, folder / "run", resume=False, progress=Silent())
+    return finetuning.run_finetuning(config, data, folder / "run", resume=False, progress=Silent())
 
 
 # ------------------------------------------------------------------------------------- transformers

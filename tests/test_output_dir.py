@@ -39,6 +39,7 @@ def test_folder_that_another_holds_is_refused_and_free_afterwards(tmp_path):
         "benchmark_glue",
         "benchmark_squad",
         "scaling_laws",
+        "ablate",
         "fewshot",
         "prepare",
         "quickstart",

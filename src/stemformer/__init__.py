@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from stemformer.commands.runs import list_runs
     from stemformer.commands.samples import samples
     from stemformer.commands.train_tokenizer import train_tokenizer
+    from stemformer.experiments.ablation import ablate
     from stemformer.experiments.benchmarks import benchmark_glue, benchmark_squad
     from stemformer.experiments.blimp import benchmark_blimp
     from stemformer.experiments.comparison import compare
@@ -43,13 +44,14 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["CheckpointError", "ConfigError", "DataError", "StemformerError", "TokenizerError", "TrainingError"]
-__all__ += ["__version__", "benchmark_blimp", "benchmark_glue", "benchmark_squad", "compare", "embed", "env"]
-__all__ += ["evaluate", "fewshot", "fill", "finetune", "generate", "inspect", "list_recipes", "list_runs"]
+__all__ += ["__version__", "ablate", "benchmark_blimp", "benchmark_glue", "benchmark_squad", "compare", "embed"]
+__all__ += ["env", "evaluate", "fewshot", "fill", "finetune", "generate", "inspect", "list_recipes", "list_runs"]
 __all__ += ["list_tasks", "load", "make_synthetic", "plan", "predict", "prepare", "pretrain", "quickstart", "report"]
 __all__ += ["rewrite", "samples", "scaling_laws", "score", "show_prompts", "train_tokenizer"]
 
 # Modules of the functions that are not in `commands`, in a module of their name.
 _MODULES = {
+    "ablate": "experiments.ablation",
     "benchmark_blimp": "experiments.blimp",
     "benchmark_glue": "experiments.benchmarks",
     "benchmark_squad": "experiments.benchmarks",

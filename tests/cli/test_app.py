@@ -34,6 +34,7 @@ COMMANDS = [
         "fewshot",
         "compare",
         "scaling-laws",
+        "ablate",
         "benchmark",
     ),
     *("inspect", "report", "runs", "env"),

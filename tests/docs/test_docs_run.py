@@ -52,6 +52,9 @@ def shortened(words: list[str]) -> list[str]:
             out[place : place + 2] = ["--steps", "2"]
     if out[0] == "samples":  # the pages' commands read a shortened my_texts
         out[1:] = ["full_samples"]
+    if out[0] == "ablate":
+        out += ["--num-seeds", "1", "--variant", "infilling", "--variant", "rotation", "--set", "batch.size=4"]
+        out += ["--set", "evaluation.num_examples=8", "--finetune-set", "budget.steps=2"]
     if out[0] in ("pretrain", "scale"):
         out += ["--set", "batch.size=4", "--set", "evaluation.num_examples=8"]
     return out

@@ -3,8 +3,11 @@ import math
 import pytest
 
 from stemformer.evaluation.seed_statistics import (
+    add_mean,
     differences_from_random,
+    find_best,
     gain_sentences,
+    interval,
     labels_to_match,
     means,
     paired_difference,
@@ -46,6 +49,40 @@ def test_differences_include_the_records_needed_from_scratch():
 def test_row_has_no_deviation_with_one_seed():
     assert "±" not in str(table_row(runs(pretrained={10: [80.0]}, random={10: [70.0]}), 10))
     assert table_row(runs(pretrained=TRAINED, random=SCRATCH), 100)["pretrained - random"] == "20.0 ± 0.0"
+
+
+# intervals and means over tasks
+
+
+def test_interval_is_students_t():
+    # Scores 70, 73, 76: mean 73, deviation 3; t of two degrees of freedom is 4.302653.
+    assert interval(73.0, 3.0, 3) == pytest.approx((73 - 4.302653 * 3**0.5, 73 + 4.302653 * 3**0.5))
+    assert interval(73.0, 3.0, 2) is None
+
+
+def test_mean_over_tasks_is_by_seed_and_of_seeds_with_all_tasks():
+    scores = {"a": {"x": {0: 50.0, 1: 70.0, 2: 10.0}, "y": {0: 70.0, 1: 80.0}}, "b": {"x": {}, "y": {0: 1.0}}}
+    found = add_mean(scores, ["x", "y"], "mean")
+    assert found["a"]["mean"] == {0: 60.0, 1: 75.0}
+    assert found["b"]["mean"] == {}
+    assert found["a"]["x"] == scores["a"]["x"] and "mean" not in scores["a"]
+
+
+def test_best_row_and_those_that_may_be_as_good():
+    scores = {
+        "best": {"x": {0: 80.0, 1: 81.0, 2: 82.0}},
+        # Always 2 less than the best, although the ranges overlap.
+        "lower": {"x": {0: 78.0, 1: 79.0, 2: 80.0}},
+        # Differences 3, -1, 1: mean 1, deviation 2, interval -4 to 6.
+        "close": {"x": {0: 77.0, 1: 82.0, 2: 81.0}},
+        "failed": {"x": {}},
+    }
+    assert find_best(scores, "x") == ("best", ["close"])
+
+
+def test_best_row_of_two_seeds_is_not_distinguishable_from_others():
+    assert find_best({"a": {"x": {0: 80.0, 1: 80.0}}, "b": {"x": {0: 10.0, 1: 11.0}}}, "x") == ("a", ["b"])
+    assert find_best({"a": {"x": {}}}, "x") == (None, [])
 
 
 # interpolation

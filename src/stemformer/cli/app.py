@@ -72,6 +72,7 @@ COMMANDS = {
     "fewshot": Command(MEASURE, fewshot, o.FewShotOptions, FewShotDisplay),
     "compare": Command(MEASURE, partial(run, "compare"), o.CompareOptions),
     "scaling-laws": Command(MEASURE, partial(run, "scaling_laws"), o.ScalingLawsOptions),
+    "ablate": Command(MEASURE, partial(run, "ablate"), o.AblateOptions),
     "benchmark glue": Command(None, partial(run, "benchmark_glue"), o.GlueOptions),
     "benchmark squad": Command(None, partial(run, "benchmark_squad"), o.SquadOptions),
     "benchmark blimp": Command(None, partial(run, "benchmark_blimp"), o.BlimpOptions),
@@ -165,7 +166,7 @@ def _can_resume(words: Sequence[str], bound: BoundArguments, error: BaseExceptio
     """Return whether a command that ended early left work behind that --resume continues, and did not say so itself."""
     out = bound.arguments.get("out")
     is_disk_full = isinstance(error, OSError) and error.errno in DISK_FULL and "resume" in bound.signature.parameters
-    is_resumable = words[0] in ("prepare", "fewshot", "scaling-laws") or words[:2] == ["benchmark", "blimp"]
+    is_resumable = words[0] in ("prepare", "fewshot", "scaling-laws", "ablate") or words[:2] == ["benchmark", "blimp"]
     is_stopped = isinstance(error, KeyboardInterrupt) and is_resumable
     return (is_disk_full or is_stopped) and out is not None and os.path.isdir(out) and any(os.scandir(out))
 

@@ -17,8 +17,8 @@ from stemformer.options import Options, renamed
 _GROUPS = {
     "Data": "train dev documents text_column label_column errors kind symbols kmer num_maps max_length held_out "
     "words stdin",
-    "Budget": "steps tokens epochs time tokens_per_parameter",
-    "Config": "config settings show_config batch_size learning_rate learning_rates seed",
+    "Budget": "steps tokens epochs time flops tokens_per_parameter",
+    "Config": "config settings finetune_settings show_config batch_size learning_rate learning_rates seed",
     "Compute": "device precision threads compile",
     "Output": "out resume overwrite report json quiet debug",
 }

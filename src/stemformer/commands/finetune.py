@@ -85,13 +85,13 @@ def finetune(options: FinetuneOptions, *, progress: Progress | None = None) -> d
         config.task, progress, train=config.train, dev=config.dev, dev_fraction=config.dev_fraction, seed=config.seed
     )
     if options.num_seeds == 1:
-        return _run(config, data, folder, resume=options.resume, progress=progress)
+        return run_finetuning(config, data, folder, resume=options.resume, progress=progress)
     results = []
     for number in range(options.num_seeds):
         run_config = replace(config, seed=config.seed + number)
         progress.say(f"run {number + 1} of {options.num_seeds}, seed {run_config.seed}")
         run_dir = folder / f"seed-{run_config.seed}"
-        results.append(_run(run_config, data, run_dir, resume=options.resume, progress=progress))
+        results.append(run_finetuning(run_config, data, run_dir, resume=options.resume, progress=progress))
     return _summarize_seeds(folder, results)
 
 
@@ -142,9 +142,13 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
     return config
 
 
-def _run(
+def run_finetuning(
     config: FinetuneConfig, data: LabelledData, folder: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
+    """Make one run of `finetune` on records that were read, and return what it returns for one seed.
+
+    `resume` continues from the newest checkpoint, or starts the run if it has none.
+    """
     resume = resume or is_restarted(folder)
     found = find_checkpoint(folder, FinetuneConfig, None, progress) if resume and folder.is_dir() else None
     # A run must not see what the one before has tuned.

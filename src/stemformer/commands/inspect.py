@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "trials.json": "run",
     "compare.json": "comparison",
     "scale.json": "scaling",
+    "ablate.json": "ablation",
     "prompt.json": "prompts",
     "glue.json": "run",
     "squad.json": "run",
@@ -28,7 +29,7 @@ EXPERIMENTS = {
 """File that an experiment writes at its end, and the kind of its directory."""
 
 # Of an experiment's lists of results, these are summaries; the others are left out.
-_SUMMARIES = {"table", "sizes", "tasks", "differences"}
+_SUMMARIES = {"table", "sizes", "tasks", "differences", "pretraining", "failed"}
 
 
 @accepts(InspectOptions)

@@ -105,7 +105,7 @@ def plan(options: PlanOptions, *, progress: Progress | None = None) -> dict[str,
         phases.append(_probe(LossModule(model, objective), config, batch, made, precision, progress))
     progress.finish()
     memory = _resident_mb() - before if device.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
-    stored = 4 * _num_stored_values(model, config)
+    stored = 4 * num_stored_values(model, config)
     # Weights, optimizer states and gradients are the least that training needs.
     is_measured = memory * 2**20 >= stored + 4 * model.num_parameters()
     if not is_measured:
@@ -145,7 +145,7 @@ def _phase_name(config: RunConfig, number: int) -> str:
     return f"{name}_from_{start:g}" if sum(same) > 1 else name
 
 
-def _num_stored_values(model: Model, config: RunConfig) -> int:
+def num_stored_values(model: Model, config: RunConfig) -> int:
     """Return the number of values in a checkpoint: weights and optimizer states."""
     number = model.num_parameters()
     for group in make_optimizer(model, config.optimizer).param_groups:

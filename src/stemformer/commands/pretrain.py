@@ -187,9 +187,18 @@ def _sets(options: PretrainOptions, name: str) -> bool:
 
 
 def make_pretraining_context(
-    config: RunConfig, shards: Shards, tokenizer: Tokenizer, ranks: DistributedContext, folder: Path
+    config: RunConfig,
+    shards: Shards,
+    tokenizer: Tokenizer,
+    ranks: DistributedContext,
+    folder: Path,
+    *,
+    peak_flops: float | None = None,
 ) -> TrainingContext:
-    """Return all that a run needs besides its model: examples, evaluation, budget, device."""
+    """Return all that a run needs besides its model: examples, evaluation, budget, device.
+
+    `peak_flops` is measured unless it is known, which takes seconds.
+    """
     device = ranks.device
     precision = choose_precision(config.compute.precision, device)
     special = special_ids(config, tokenizer)
@@ -259,7 +268,7 @@ def make_pretraining_context(
         device=device,
         precision=precision,
         environment=environment(device, precision, compiled, ranks),
-        peak_flops=ranks.all_reduce_sum([matmul_rate(device, precision)])[0],
+        peak_flops=ranks.all_reduce_sum([matmul_rate(device, precision)])[0] if peak_flops is None else peak_flops,
         folder=folder,
         ranks=ranks,
     )

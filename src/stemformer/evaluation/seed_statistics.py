@@ -7,23 +7,78 @@ from typing import Any
 
 from stemformer.tasks.metrics import mean_std
 
-SeedScores = Mapping[str, Mapping[int, Mapping[Any, float]]]
-"""Scores in points (higher is better) by initialization, number of records, and what repeats a run, such as its seed."""
+SeedScores = Mapping[str, Mapping[Any, Mapping[Any, float]]]
+"""Scores in points (higher is better) by initialization, number of records, and what repeats a run, such as its seed.
+
+In an ablation, by variant, column of the table (a task or a mean over tasks), and seed.
+"""
+
+MIN_INTERVAL_SEEDS = 3
+"""Least number of seeds for an interval: Student's t of two is 12.7, which bounds nothing."""
 
 _NAMES = {"pretrained": "pre-training", "reembedded": "pre-trained body with new word embeddings:"}
 
 
-def means(scores: Mapping[int, Mapping[Any, float]]) -> dict[int, tuple[float, float]]:
+def means(scores: Mapping[Any, Mapping[Any, float]]) -> dict[Any, tuple[float, float]]:
     """Return the mean and standard deviation over seeds for each size, ascending."""
     return {size: mean_std(list(scores[size].values())) for size in sorted(scores)}
 
 
-def paired_difference(scores: SeedScores, first: str, second: str, size: int) -> tuple[float, float, int]:
+def paired_difference(scores: SeedScores, first: str, second: str, size: Any) -> tuple[float, float, int]:
     """Return mean, standard deviation and number of the differences over common seeds."""
     # A seed samples the same records for both, so their difficulty does not add to the deviation.
     a, b = (scores.get(name, {}).get(size, {}) for name in (first, second))
     differences = [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
     return *mean_std(differences), len(differences)
+
+
+def interval(mean: float, deviation: float, number: int) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean over seeds (Student's t); None of fewer than `MIN_INTERVAL_SEEDS`.
+
+    `deviation` is the sample standard deviation.
+
+    Example:
+        >>> interval(80.0, 1.0, 2)
+        >>> [round(bound, 2) for bound in interval(80.0, 1.0, 4)]
+        [78.41, 81.59]
+    """
+    if number < MIN_INTERVAL_SEEDS:
+        return None
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, number - 1)) * deviation / math.sqrt(number)
+    return mean - half, mean + half
+
+
+def add_mean(scores: SeedScores, columns: Sequence[Any], name: str) -> dict[str, dict[Any, dict[Any, float]]]:
+    """Return scores with a further column: the mean over `columns` by seed, of seeds that all of them have."""
+    result = {
+        row: {column: dict(by_seed) for column, by_seed in by_column.items()} for row, by_column in scores.items()
+    }
+    for by_column in result.values():
+        found = [by_column.get(column, {}) for column in columns]
+        common = [seed for seed in found[0] if all(seed in by_seed for by_seed in found)]
+        by_column[name] = {seed: math.fsum(by_seed[seed] for by_seed in found) / len(found) for seed in common}
+    return result
+
+
+def find_best(scores: SeedScores, column: Any) -> tuple[str | None, list[str]]:
+    """Return the row with the highest mean in a column, and the rows that may be as good.
+
+    Those are the rows whose paired difference from the best has a 95 % interval with 0, or too few common seeds for
+    one. The intervals are not corrected for the number of rows.
+    """
+    rows = [row for row in scores if scores[row].get(column)]
+    if not rows:
+        return None, []
+    best = max(rows, key=lambda row: math.fsum(scores[row][column].values()) / len(scores[row][column]))
+    close = []
+    for row in (row for row in rows if row != best):
+        common = set(scores[row][column]) & set(scores[best][column])
+        bounds = interval(*paired_difference(scores, best, row, column)) if common else None
+        if bounds is None or bounds[0] <= 0:
+            close.append(row)
+    return best, close
 
 
 def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:

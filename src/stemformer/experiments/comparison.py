@@ -140,7 +140,7 @@ def compare(options: CompareOptions, *, progress: Progress | None = None) -> dic
     data = read_labelled(run.task, progress, train=run.train, dev=run.dev, dev_fraction=run.dev_fraction, seed=run.seed)
     model_folder = find_model_folder(options.model)
     model, tokenizer, max_length = load_initial_model(run, data.task, model_folder)
-    rates = _default_learning_rates(run, model, options.initializations) | chosen_rates
+    rates = default_learning_rates(run, model, options.initializations) | chosen_rates
     run = with_learning_rate(run, model)
     sizes = parse_sizes(options.sizes, len(data.train))
     examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
@@ -213,7 +213,7 @@ def _parse_learning_rates(options: CompareOptions) -> dict[str, float]:
     return rates
 
 
-def _default_learning_rates(config: FinetuneConfig, model: Model, names: Collection[str]) -> dict[str, float]:
+def default_learning_rates(config: FinetuneConfig, model: Model, names: Collection[str]) -> dict[str, float]:
     """Return the default peak learning rate of each initialization, in the order of `INITIALIZATIONS`."""
     chosen = config.optimizer.learning_rate
     rate = chosen or finetuning_learning_rate(model.config.hidden_size)

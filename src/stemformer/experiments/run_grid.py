@@ -2,20 +2,25 @@
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from stemformer.config import to_toml
+from stemformer.config import parse_toml, to_toml
 from stemformer.errors import CheckpointError, ConfigError
 from stemformer.io import append_jsonl, read_jsonl, write_file, write_json, write_jsonl
 from stemformer.options import FewShotOptions, ResumableOptions
 from stemformer.output_dir import check_not_inside_inputs, clear_dir, prepare_output_dir
 from stemformer.progress import Progress, SubProgress
+from stemformer.training.config import RUN_CONFIGS, RunConfig, run_config_class
 from stemformer.training.resume import check_config_unchanged
 
 FINISHED = "finished.jsonl"
+FAILED = "failed"
+"""Key of a record for the error that ended its run; such a run is made again on resume."""
 
+C = TypeVar("C")
 K = TypeVar("K", bound=Hashable)
 Record = dict[str, Any]
 """Result of a run, as stored in `finished.jsonl`."""
@@ -70,7 +75,8 @@ class RunGrid(Generic[K]):
                 stored = stored_config(file.read_text(encoding="utf-8"), str(file))
                 check_config_unchanged(stored, config, may_change=may_change, what=f"this {what}")
             records = next((path for path in marks if path.suffix == ".jsonl"), folder / FINISHED)
-            self.finished = {key(record): record for record in (rename_keys(r, renamed) for r in read_jsonl(records))}
+            current = (rename_keys(record, renamed) for record in read_jsonl(records))
+            self.finished = {key(record): record for record in current if FAILED not in record}
         else:
             clear_dir(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +113,20 @@ class RunGrid(Generic[K]):
             progress.say(f"{name} {number} of {len(runs)}: {run.label}: {describe(record)}")
         progress.finish()
         return [self.finished[key] for key in runs]
+
+
+def with_run_config(base: type[C]) -> dict[type[RunConfig], type[C]]:
+    """Return a subclass of an experiment's config for each class of its field `run`, a config of pre-training."""
+    made: Any = make_dataclass
+    return {
+        run: made(base.__name__, [("run", run, field(default_factory=run))], bases=(base,), frozen=True)
+        for run in RUN_CONFIGS.values()
+    }
+
+
+def stored_run_class(text: str, source: str) -> type[RunConfig]:
+    """Return the class of the field `run` of an experiment's stored config."""
+    return run_config_class(parse_toml(text, source).get("run", {}), source)
 
 
 def rename_keys(record: Record, renamed: Mapping[str, str]) -> Record:

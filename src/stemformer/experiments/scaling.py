@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -13,14 +13,23 @@ import torch
 
 from stemformer.commands.pretrain import pretrain
 from stemformer.commands.training_run import resolve
-from stemformer.config import from_toml, parse_toml, to_toml
+from stemformer.config import from_toml, to_toml
 from stemformer.data.shards.manifest import Manifest, read_manifest
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.evaluation.few_shot.task import open_task
 from stemformer.evaluation.scaling_laws import fit_joint_law, fit_power_law, joint_sentences, size_sentences
 from stemformer.experiments.few_shot import fewshot, show_prompts
-from stemformer.experiments.run_grid import FINISHED, PlannedRun, Record, RunGrid, conclude, prepare_experiment_dir
+from stemformer.experiments.run_grid import (
+    FINISHED,
+    PlannedRun,
+    Record,
+    RunGrid,
+    conclude,
+    prepare_experiment_dir,
+    stored_run_class,
+    with_run_config,
+)
 from stemformer.io import read_jsonl
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import OBJECTIVES
@@ -29,7 +38,7 @@ from stemformer.output_dir import exclusive_output_dir
 from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.scaling import write_scaling_report
-from stemformer.training.config import RENAMED_SETTINGS, RUN_CONFIGS, BudgetConfig, RunConfig, run_config_class
+from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, RunConfig
 from stemformer.training.initialization import resolve_model_config
 
 _HEAD_SIZE = 64
@@ -80,12 +89,7 @@ class ScalingConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-_CONFIGS: dict[type[RunConfig], type[ScalingConfig]] = {
-    run: make_dataclass(
-        "ScalingConfig", [("run", run, field(default_factory=run))], bases=(ScalingConfig,), frozen=True
-    )
-    for run in RUN_CONFIGS.values()
-}
+_CONFIGS = with_run_config(ScalingConfig)
 
 
 @exclusive_output_dir
@@ -180,8 +184,7 @@ def _train_sizes(
     """Pre-train the missing sizes and return the records of all."""
 
     def stored_config(text: str, source: str) -> ScalingConfig:
-        cls = _CONFIGS[run_config_class(parse_toml(text, source).get("run", {}), source)]
-        return from_toml(cls, text, source=source, renamed=_RENAMED)
+        return from_toml(_CONFIGS[stored_run_class(text, source)], text, source=source, renamed=_RENAMED)
 
     # Cost of a token times the number of tokens.
     totals = {size: _count_parameters(config, size)[0] for size in sizes}

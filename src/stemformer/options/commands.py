@@ -365,6 +365,35 @@ class ScalingLawsOptions(groups.BudgetOptions, groups.ConfigOptions, groups.Resu
     num_shots: tuple[int, ...] = field(default=(0, 1, 8), metadata=COMMAS)
 
 
+class AblateOptions(groups.BudgetOptions, groups.ConfigOptions, groups.ResumableOptions):
+    """Pre-train variants of a recipe with one budget, fine-tune each on tasks over seeds, and tabulate the scores.
+
+    Attributes:
+        recipe: Recipe, such as bart_mini; see the command recipes.
+        data: Directory of tokenized data (output of prepare).
+        tasks: Labelled file to fine-tune on, with its task in front unless that is clear from the file:
+            classify:sst2.tsv, seq2seq:train.en,train.fr; NAME= before it names its column. Or a .toml file of a
+            fine-tuning, as finetune --show-config prints it, with dev data and settings of its own.
+        variants: Variant as NAME:KEY=VALUE,KEY=VALUE, settings of pre-training as for --set, or the name of a preset of
+            denoising. Default: every preset.
+        flops: Training budget of each variant in floating-point operations, as the log counts them, rounded to full
+            steps.
+        num_seeds: Number of fine-tunings of each variant on each task with consecutive random seeds.
+        num_pretraining_seeds: Number of pre-training runs of each variant with consecutive random seeds; the
+            fine-tunings take turns with them.
+        finetune_settings: Override a config value of every fine-tuning, for example budget.epochs=5.
+    """
+
+    recipe: str = field(metadata=PYTHON_ARGUMENT)
+    data: str
+    tasks: tuple[str, ...] = field(metadata={"flag": "--task"})
+    variants: tuple[str, ...] = field(default=(), metadata={"flag": "--variant"})
+    flops: float | None = None
+    num_seeds: int = 3
+    num_pretraining_seeds: int = 1
+    finetune_settings: tuple[str, ...] = field(default=(), metadata={"flag": "--finetune-set"})
+
+
 class GlueOptions(groups.BenchmarkOptions):
     """Fine-tune a model on each task of GLUE and list the results next to published ones.
 

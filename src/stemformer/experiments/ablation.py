@@ -1,0 +1,336 @@
+"""The `ablate` command: variants of pre-training under one budget, each fine-tuned on tasks over seeds.
+
+The table is that of Lewis et al. 2020, table 1: a row for each variant, a column for each task. A seed sets head,
+order and dropout of a fine-tuning in the same way for every variant, so differences are taken over paired seeds.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from stemformer.commands.finetune import run_finetuning
+from stemformer.commands.pretrain import pretrain
+from stemformer.commands.training_run import resolve
+from stemformer.config import from_toml, to_toml
+from stemformer.data.labelled.sequence_pairs import expand_parallel
+from stemformer.data.shards.manifest import check_tokenizer, read_manifest
+from stemformer.data.shards.reader import open_shards
+from stemformer.data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from stemformer.device import set_threads
+from stemformer.errors import ConfigError, StemformerError
+from stemformer.experiments.ablation_plan import (
+    CONFIGS,
+    RANDOM,
+    AblationConfig,
+    AblationData,
+    AblationRun,
+    VariantPlan,
+    parse_variants,
+    plan_variant,
+    task_configs,
+    variant_configs,
+)
+from stemformer.experiments.ablation_results import score_text, summarize
+from stemformer.experiments.comparison import default_learning_rates
+from stemformer.experiments.run_grid import (
+    FAILED,
+    PlannedRun,
+    Record,
+    RunGrid,
+    conclude,
+    prepare_experiment_dir,
+    stored_run_class,
+)
+from stemformer.huggingface.save import save_model
+from stemformer.io import read_json_object, read_jsonl, write_folder, write_json
+from stemformer.options import AblateOptions, accepts
+from stemformer.output_dir import exclusive_output_dir
+from stemformer.progress import Progress, Silent, format_count
+from stemformer.recipes import find_recipe
+from stemformer.reports.ablation import write_ablation_report
+from stemformer.tasks.dataset import encode_splits, read_labelled
+from stemformer.tasks.metrics import format_metric
+from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, FinetuneConfig, RunConfig
+from stemformer.training.initialization import load_initial_model, make_initial_model
+from stemformer.training.log import held_out_loss
+from stemformer.training.resume import check_config_unchanged
+
+_RESULT = "result.json"
+# Checkpoints that a run has at most while it saves one: two new ones, the best, and the one that is written.
+_NUM_CHECKPOINTS = 4
+
+
+@exclusive_output_dir
+@accepts(AblateOptions)
+def ablate(options: AblateOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Pre-train variants of a recipe with one budget, fine-tune each on tasks over seeds, and tabulate the scores.
+
+    The row `random` is the same fine-tuning from random weights. The score of a fine-tuning is that of its last step:
+    nothing is selected on the dev data. A run that fails is kept as failed, and the others are made all the same.
+    Pre-trained models stay in the output directory, fine-tuned ones and checkpoints do not.
+
+    Returns:
+        `table` of the scores in points with the metric of each task, `pretraining` of the variants, `summary` in
+        sentences, and `failed` runs. The output directory holds `ablate.json`, `report.html`, `ablate.svg`,
+        `ablate.png`, a line for each run in `finished.jsonl`, and the logs below `variants`.
+
+    Raises:
+        StemformerError: Variants, tasks, settings and data do not fit together, or the disk is too small.
+    """
+    progress = progress or Silent()
+
+    # Check the options.
+    run = resolve(find_recipe(options.recipe), options)
+    _check(run, options)
+    variants = parse_variants(options.variants, run)
+    configs = variant_configs(options, variants)
+    tasks = task_configs(options, run.seed)
+    counts = (options.num_seeds, options.num_pretraining_seeds)
+    config = CONFIGS[type(run)](variants, tasks, *counts, flops=options.flops, run=run)
+    if options.show_config:
+        return {"config": to_toml(config)}
+    files = [name for task in tasks.values() for name in expand_parallel([*task.train, *task.dev])]
+    folder = prepare_experiment_dir(options, (options.data, options.config, *files), command="ablate")
+
+    # Read all data and plan all runs before the first one.
+    manifest, tokenizer = read_manifest(options.data), load_tokenizer(Path(options.data) / "tokenizer")
+    check_tokenizer(manifest, tokenizer)
+    shards = open_shards(options.data)
+    set_threads(run.compute.threads)
+    progress.start("checking the variants", total=len(configs), unit="variants")
+    plans = {}
+    for name, variant in configs.items():
+        plans[name] = plan_variant(name, variant, shards, tokenizer, options.flops)
+        progress.advance(1, name)
+    with TemporaryDirectory() as temporary:
+        _save_random_model(run, plans, tokenizer, Path(temporary) / "model")
+        shared, task_data = _read_tasks(tasks, plans, Path(temporary) / "model", progress)
+    config = replace(config, data=manifest.fingerprint, task_data=task_data)
+
+    # Run.
+    cells = config.cells()
+    _check_disk(folder, cells, shared, resume=options.resume)
+    grid = _open_grid(folder, config, options)
+    model = folder / "variants" / RANDOM / "model"
+    if not model.is_dir():
+        model.parent.mkdir(parents=True, exist_ok=True)
+        _save_random_model(run, plans, tokenizer, model)
+    todo = {cell: PlannedRun(cell.label, partial(_run_cell, cell, config, shared, options, folder)) for cell in cells}
+    records = dict(zip(cells, grid.run(todo, progress, describe=partial(_describe, shared)), strict=True))
+    return _conclude(folder, records, config, shared, progress)
+
+
+def _check(run: RunConfig, options: AblateOptions) -> None:
+    if not options.tasks:
+        raise ConfigError("No tasks. Pass a labelled file, such as --task classify:FILE.csv.")
+    for name in ("num_seeds", "num_pretraining_seeds"):
+        if (number := getattr(options, name)) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {number}: expected at least 1.")
+    if options.num_pretraining_seeds > options.num_seeds:
+        numbers = f"{options.num_pretraining_seeds}, more than --num-seeds {options.num_seeds}"
+        raise ConfigError(f"--num-pretraining-seeds is {numbers}: some models would not be fine-tuned.")
+    if options.flops is not None and not 0 < options.flops < float("inf"):
+        raise ConfigError(f"--flops is {options.flops}: expected a number above 0, such as 1e15.")
+    if options.flops is not None and run.budget != BudgetConfig():
+        raise ConfigError("Two training budgets (--flops and another one). Pass one of them.")
+    if options.flops is None and run.budget == BudgetConfig():
+        raise ConfigError("No training budget. Pass --steps, --tokens, --time or --flops for each variant.")
+    if run.init is not None:
+        raise ConfigError("init has no effect: every variant starts from random weights. Remove the setting.")
+
+
+def _save_random_model(run: RunConfig, plans: Mapping[str, VariantPlan], tokenizer: Tokenizer, folder: Path) -> None:
+    """Save the model of the recipe with random weights, for texts as long as those of pre-training."""
+    model = make_initial_model(run, tokenizer, Silent())
+    model.max_length = max(batch.sequence_length for _, batch in run.all_phases())
+    write_folder(folder, lambda temporary: save_model(model, temporary, tokenizer))
+
+
+def _read_tasks(
+    tasks: Mapping[str, FinetuneConfig], plans: Mapping[str, VariantPlan], model_folder: Path, progress: Progress
+) -> tuple[AblationData, dict[str, str]]:
+    """Read and encode the data of every task; return it with the SHA-256 of the examples of each."""
+    labelled, rates, notes, digests = {}, {}, {}, {}
+    for name, config in tasks.items():
+        try:
+            how: dict[str, Any] = {"train": config.train, "dev": config.dev, "dev_fraction": config.dev_fraction}
+            data = read_labelled(config.task, progress, **how, seed=config.seed)
+            model, tokenizer, max_length = load_initial_model(config, data.task, model_folder)
+            examples, dev, notes[name] = encode_splits(data, tokenizer, max_length, progress)
+        except StemformerError as error:
+            raise ConfigError(f"Task {name!r}: {error}") from error
+        labelled[name] = data
+        rates[name] = default_learning_rates(config, model, (RANDOM,))[RANDOM]
+        digests[name] = hashlib.sha256((examples.fingerprint + dev.fingerprint).encode()).hexdigest()
+    return AblationData(labelled, dict(plans), rates, notes), digests
+
+
+def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> RunGrid[AblationRun]:
+    def stored_config(text: str, source: str) -> AblationConfig:
+        cls = CONFIGS[stored_run_class(text, source)]
+        stored = from_toml(cls, text, source=source, renamed=RENAMED_SETTINGS)
+        for name in set(stored.tasks) & set(config.tasks):
+            check_config_unchanged(
+                stored.tasks[name], config.tasks[name], may_change=("compute.",), what=f"task {name!r}"
+            )
+        # Variants and tasks may be added or left out; those of both must be the same.
+        kept: dict[str, Any] = {"tasks": config.tasks}
+        for part in ("variants", "task_data"):
+            kept[part] = {n: getattr(stored, part).get(n, value) for n, value in getattr(config, part).items()}
+        return replace(stored, **kept)
+
+    return RunGrid(
+        folder,
+        config,
+        key=lambda record: AblationRun(record["variant"], record["task"], record["seed"]),
+        what="ablation",
+        resume=options.resume,
+        stored_config=stored_config,
+        may_change=("num_seeds", "run.compute."),
+    )
+
+
+def _check_disk(folder: Path, cells: Sequence[AblationRun], shared: AblationData, *, resume: bool) -> None:
+    """Raise an error if the pre-trained models and the checkpoints of one run do not fit on the disk."""
+    missing = [cell for cell in cells if not (resume and (folder / cell.folder / _RESULT).is_file())]
+    models = sum(shared.plans[cell.variant].model_bytes for cell in missing if not cell.task)
+    largest = max(plan.model_bytes + _NUM_CHECKPOINTS * plan.checkpoint_bytes for plan in shared.plans.values())
+    present = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    needed, free = models + largest, shutil.disk_usage(present).free
+    if missing and needed > free:
+        problem = f"{folder} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        raise ConfigError(f"{problem}. Make room, or pass another --out.")
+
+
+def _run_cell(
+    cell: AblationRun,
+    config: AblationConfig,
+    shared: AblationData,
+    options: AblateOptions,
+    folder: Path,
+    progress: Progress,
+) -> Record:
+    """Make or resume a run, keep its log, and return its record, with the error if it failed."""
+    cell_folder = folder / cell.folder
+    file = cell_folder / _RESULT
+    if not file.is_file():
+        try:
+            make = _finetune if cell.task else _pretrain
+            result = make(cell, config, shared, options, folder, progress)
+        # A full disk (OSError) would end every other run too.
+        except (StemformerError, RuntimeError, MemoryError) as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            return {**cell._asdict(), FAILED: message}
+        # Before checkpoints are removed, without which the run cannot be made again.
+        write_json(file, {**cell._asdict(), **result})
+    for name in ("checkpoints", *(["final"] if cell.task else [])):
+        shutil.rmtree(cell_folder / name, ignore_errors=True)
+    return read_json_object(file)
+
+
+def _pretrain(
+    cell: AblationRun,
+    config: AblationConfig,
+    shared: AblationData,
+    options: AblateOptions,
+    folder: Path,
+    progress: Progress,
+) -> Record:
+    out, plan = folder / cell.folder, shared.plans[cell.variant]
+    result = pretrain(
+        config.run.recipe,
+        data=options.data,
+        out=str(out),
+        config=options.config,
+        settings=[*options.settings, *config.variants[cell.variant]],
+        steps=plan.steps or options.steps,
+        tokens=options.tokens,
+        time=options.time,
+        seed=cell.seed,
+        **options.compute(),
+        resume=True,
+        progress=progress,
+    )
+    log = read_jsonl(out / "log.jsonl")
+    last: dict[str, Any] = next((line for line in reversed(log) if line["kind"] == "evaluation"), {})
+    metrics = {name: value for name, value in last.items() if name.startswith("held_out_")}
+    gain = metrics.get("held_out_source_gain")
+    return {
+        **{key: result[key] for key in ("steps", "tokens", "seconds")},
+        "flops": sum(line["flops"] for line in log if line["kind"] == "train"),
+        "loss": held_out_loss(metrics),
+        **({} if gain is None else {"source_gain": gain}),
+    }
+
+
+def _finetune(
+    cell: AblationRun,
+    config: AblationConfig,
+    shared: AblationData,
+    options: AblateOptions,
+    folder: Path,
+    progress: Progress,
+) -> Record:
+    base, data = config.tasks[cell.task], shared.labelled[cell.task]
+    if cell.variant == RANDOM:
+        model = folder / "variants" / RANDOM / "model"
+        optimizer = replace(base.optimizer, learning_rate=shared.random_rates[cell.task])
+        base = replace(base, reinitialize="all", optimizer=optimizer)
+    else:
+        first = AblationRun(cell.variant, "", config.pretraining_seed(cell.seed))
+        model = folder / first.folder / "final"
+        if not (folder / first.folder / _RESULT).is_file():
+            raise ConfigError("Its pre-training failed.")
+    run = replace(base, model=os.fspath(model), seed=cell.seed)
+    result = run_finetuning(run, data, folder / cell.folder, resume=True, progress=progress)
+    metrics = {name: value for name, value in result.items() if isinstance(value, float) and name != "seconds"}
+    baseline = result.get("baseline", {}).get(data.task.main_metric)
+    return {
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "metric": data.task.main_metric,
+        "metrics": metrics,
+        **({"baseline": baseline} if baseline is not None else {}),
+    }
+
+
+def _describe(shared: AblationData, record: Record) -> str:
+    if FAILED in record:
+        return f"failed: {record[FAILED]}"
+    if not record["task"]:
+        loss = "" if record["loss"] is None else f", held-out loss {record['loss']:.4g}"
+        return f"{format_count(record['steps'], 'step')}{loss}"
+    task, metric = shared.labelled[record["task"]].task, record["metric"]
+    return f"{metric} {format_metric(metric, record['metrics'][metric], is_percent=task.head == 'span')}"
+
+
+def _conclude(
+    folder: Path,
+    records: Mapping[AblationRun, Record],
+    config: AblationConfig,
+    shared: AblationData,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write `ablate.json`, report and plot, and return the result."""
+    content = summarize(records, config, shared)
+    done = [record for record in records.values() if FAILED not in record]
+    failed = [f"{cell.label}: {record[FAILED]}" for cell, record in records.items() if FAILED in record]
+    table = [
+        {"variant": variant} | {column: score_text(content, variant, column) for column in content["columns"]}
+        for variant in (*config.variants, RANDOM)
+    ]
+    return {
+        "ablation": str(folder),
+        "report": str(folder / "report.html"),
+        "runs": len(done),
+        "seconds": round(sum(record["seconds"] for record in done), 1),
+        "metrics": {name: task["metric"] for name, task in content["tasks"].items()},
+        **({"failed": failed} if failed else {}),
+        **conclude(folder, "ablate", content, table, write_ablation_report, progress),
+    }

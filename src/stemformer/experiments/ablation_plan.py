@@ -1,0 +1,276 @@
+"""What an ablation trains: variants of pre-training and labelled tasks, read and checked before the first run."""
+
+import re
+import typing
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from stemformer.commands.finetune import make_config
+from stemformer.commands.plan import num_stored_values
+from stemformer.commands.pretrain import make_pretraining_context
+from stemformer.commands.training_run import resolve
+from stemformer.config import nearest
+from stemformer.data.labelled.detect_format import detect_task
+from stemformer.data.labelled.sequence_pairs import split_parallel
+from stemformer.data.shards.reader import Shards
+from stemformer.data.text.files import split_suffixes
+from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.errors import ConfigError, StemformerError
+from stemformer.experiments.run_grid import with_run_config
+from stemformer.models.model import Model, make_model
+from stemformer.objectives.denoising import NOISES, DenoisingConfig
+from stemformer.objectives.objective import OBJECTIVES
+from stemformer.options import AblateOptions, FinetuneOptions
+from stemformer.options.groups import TaskName
+from stemformer.recipes import find_recipe
+from stemformer.tasks.dataset import LabelledData
+from stemformer.training.config import BudgetConfig, FinetuneConfig, RunConfig
+from stemformer.training.distributed import SINGLE_PROCESS
+from stemformer.training.initialization import resolve_model_config
+from stemformer.training.loop import batches_of_step
+from stemformer.training.throughput import step_flops
+
+RANDOM = "random"
+"""Row of the baseline: fine-tuning from random weights."""
+PRETRAINED_MODEL = "(pre-trained by the ablation)"
+"""Model in the config of a task, until its variant is pre-trained."""
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_EXPECTED = "expected NAME:KEY=VALUE, such as low:objective.noise_rate=0.1"
+# Settings of a variant that would make its budget or its seeds differ from those of others.
+_SHARED = ("budget.", "seed", "init", "compute.", "recipe", "model_type", "checkpoints.")
+_TASKS = typing.get_args(TaskName)
+# Steps whose operations are counted, of a provisional number of steps, to turn a budget in operations into steps.
+_NUM_COUNTED, _PROVISIONAL_STEPS = 16, 10_000
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """Pre-training of a variant: config, steps if the budget is in operations, and bytes that it needs on disk."""
+
+    run: RunConfig
+    steps: int | None
+    model_bytes: int
+    checkpoint_bytes: int
+
+
+def row_title(variant: str) -> str:
+    """Return the name of a row of the table as messages write it."""
+    return "random weights" if variant == RANDOM else variant
+
+
+class AblationRun(NamedTuple):
+    """One run: a fine-tuning on a task, or without a task a pre-training."""
+
+    variant: str
+    task: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Directory of the run in that of the ablation."""
+        return Path("variants", self.variant, f"{self.task or 'pretraining'}-seed{self.seed}")
+
+    @property
+    def log(self) -> str:
+        """Path of the log in the directory of the ablation."""
+        return str(self.folder / "log.jsonl")
+
+    @property
+    def label(self) -> str:
+        return f"{row_title(self.variant)}, {self.task or 'pre-training'}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Config of an ablation."""
+
+    # Settings of each variant, besides those of `run`.
+    variants: dict[str, tuple[str, ...]]
+    tasks: dict[str, FinetuneConfig]
+    num_seeds: int
+    num_pretraining_seeds: int
+    # Fingerprint of the tokenized data, and SHA-256 of the examples of each task.
+    data: str = ""
+    task_data: dict[str, str] = field(default_factory=dict)
+    # Budget in floating-point operations; None for that of `run`.
+    flops: float | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def seeds(self) -> range:
+        return range(self.run.seed, self.run.seed + self.num_seeds)
+
+    def pretraining_seed(self, seed: int) -> int:
+        """Return the seed of the pre-training that a fine-tuning starts from."""
+        return self.run.seed + (seed - self.run.seed) % self.num_pretraining_seeds
+
+    def cells(self) -> list[AblationRun]:
+        """Return all runs: the baseline first, so that a mistake in fine-tuning shows before hours of pre-training."""
+        names = [RANDOM, *self.variants]
+        cells = []
+        for first in range(self.run.seed, self.run.seed + self.num_pretraining_seeds):
+            seeds = [seed for seed in self.seeds() if self.pretraining_seed(seed) == first]
+            for name in names:
+                cells += [AblationRun(name, "", first)] if name != RANDOM else []
+                cells += [AblationRun(name, task, seed) for seed in seeds for task in self.tasks]
+        return cells
+
+
+CONFIGS = with_run_config(AblationConfig)
+"""Config of a recipe's pre-training -> config of an ablation of it."""
+
+
+@dataclass(frozen=True)
+class AblationData:
+    """What all runs share."""
+
+    labelled: dict[str, LabelledData]
+    plans: dict[str, VariantPlan]
+    # Peak learning rate of the baseline on each task.
+    random_rates: dict[str, float]
+    # Sentences on truncated examples and the like, by task.
+    notes: dict[str, list[str]]
+
+
+def parse_variants(texts: Sequence[str], run: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Return the settings of each variant by its name; without any, the presets of denoising."""
+    presets = list(NOISES) if isinstance(run.objective, DenoisingConfig) else []
+    if not texts and not presets:
+        problem = f"No variants, and the objective of {run.recipe} has no presets"
+        raise ConfigError(f"{problem}. Pass some, such as --variant low:objective.mask_rate=0.15.")
+    variants: dict[str, tuple[str, ...]] = {}
+    for text in texts or presets:
+        name, colon, rest = (part.strip() for part in text.partition(":"))
+        if not colon and name not in presets:
+            known = f" or one of {', '.join(presets)}" if presets else ""
+            raise ConfigError(f"--variant {text}: {_EXPECTED}{known}{nearest(name, presets)}")
+        _check_name(name, option="--variant", known=variants)
+        settings = tuple(_split_settings(rest)) if colon else (f"objective.preset={name}",)
+        for setting in settings:
+            key, equals, _ = setting.partition("=")
+            if not equals:
+                raise ConfigError(f"--variant {text}: {_EXPECTED}, got {setting!r}")
+            if key.strip().startswith(_SHARED):
+                raise ConfigError(f"--variant {text}: {key.strip()} is the same for all variants. Set it with --set.")
+        variants[name] = settings
+    return variants
+
+
+def _split_settings(text: str) -> list[str]:
+    """Split at commas outside of brackets and quotes."""
+    parts = re.findall(r"""(?:[^,\[\{"']|"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[\[\{"'])+""", text)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _check_name(name: str, *, option: str, known: Container[str]) -> None:
+    if not _NAME.fullmatch(name) or name == RANDOM:
+        problem = f"{name!r} is the name of the baseline" if name == RANDOM else f"{name!r} is no name"
+        raise ConfigError(f"{option}: {problem}. Use another one, of letters, digits, '_', '-' and '.'.")
+    if name in known:
+        raise ConfigError(f"{option}: There are two of the name {name!r}. Write NAME= before one of them.")
+
+
+def variant_configs(options: AblateOptions, variants: dict[str, tuple[str, ...]]) -> dict[str, RunConfig]:
+    """Return the config of each variant: the recipe, the settings of all, and its own."""
+    recipe, runs = find_recipe(options.recipe), {}
+    for name, settings in variants.items():
+        try:
+            runs[name] = resolve(recipe, replace(options, settings=(*options.settings, *settings)))
+        except ConfigError as error:
+            raise ConfigError(f"Variant {name!r}: {error}") from error
+        if same := next((other for other in runs if other != name and runs[other] == runs[name]), None):
+            raise ConfigError(f"Variants {same!r} and {name!r} have the same settings. Remove one of them.")
+    return runs
+
+
+def task_configs(options: AblateOptions, seed: int) -> dict[str, FinetuneConfig]:
+    """Return the config of the fine-tuning on each task, by the name of its column."""
+    configs: dict[str, FinetuneConfig] = {}
+    for text in options.tasks:
+        name, task, source = _parse_task(text)
+        _check_name(name, option=f"--task {text}", known=configs)
+        is_config = task is None
+        compute = {**options.compute(), "settings": options.finetune_settings, "seed": seed}
+        made = FinetuneOptions.make(
+            task=task or "classify",
+            model=PRETRAINED_MODEL,
+            train=source,
+            config=source if is_config else None,
+            out=options.out,
+            **compute,
+        )
+        try:
+            config = make_config(made)
+        except ConfigError as error:
+            raise ConfigError(f"Task {name!r}: {error}") from error
+        if is_config and config.train == (source,):
+            raise ConfigError(f'{source} names no training data. Add train = ["FILE"].')
+        if config.reinitialize != "nothing":
+            raise ConfigError(f"Task {name!r}: reinitialize is set for the baseline alone. Remove the setting.")
+        if config.evaluation.patience is not None:
+            problem = "evaluation.patience selects a model by its score on the dev data, which is then no fair score"
+            raise ConfigError(f"Task {name!r}: {problem}. Remove the setting.")
+        configs[name] = replace(config, model=PRETRAINED_MODEL)
+    return configs
+
+
+def _parse_task(text: str) -> tuple[str, str | None, str]:
+    """Return name, task (None: that of a config file) and files of `NAME=TASK:FILES`."""
+    named = None if Path(text).exists() else re.fullmatch(r"([^=:/]+)=(.+)", text)
+    name, rest = (named[1], named[2]) if named else (None, text)
+    task, colon, source = rest.partition(":")
+    if not colon or task not in _TASKS:
+        is_local = Path(rest).exists() or not colon
+        if not is_local and task != "hub":
+            raise ConfigError(
+                f"--task {text}: expected TASK:FILE, TASK one of {', '.join(_TASKS)}{nearest(task, _TASKS)}"
+            )
+        source, task = rest, ""
+    if not task and source.endswith(".toml"):
+        return name or Path(source).stem, None, source
+    pair = split_parallel(source)
+    if not task:
+        found = "seq2seq" if pair else detect_task(source)
+        if found is None:
+            exists = pair or Path(source).exists() or source.startswith("hub:")
+            problem = "expected its task in front" if exists else "The file does not exist, expected FILE or TASK:FILE"
+            raise ConfigError(f"--task {text}: {problem}, such as --task classify:{source}")
+        task = found
+    first = Path(split_suffixes(pair[0] if pair else source.removeprefix("hub:"))[0])
+    # A file such as SST-2/train.tsv is named after its folder.
+    return name or (first.resolve().parent.name if first.stem == "train" else first.stem), task, source
+
+
+def meta_model(run: RunConfig, tokenizer: Tokenizer) -> Model:
+    """Return the model of a run without allocating its weights."""
+    with torch.device("meta"):
+        heads = OBJECTIVES[run.objective.name].heads
+        return make_model(resolve_model_config(run, tokenizer), heads, tied=run.ties_embeddings)
+
+
+def plan_variant(name: str, run: RunConfig, shards: Shards, tokenizer: Tokenizer, flops: float | None) -> VariantPlan:
+    """Check that a variant can be trained on the data, by making its model and batches, and plan its run.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        model = meta_model(run, tokenizer)
+        run = replace(run, model=model.config)  # type: ignore[arg-type]
+        trial = run if flops is None else replace(run, budget=BudgetConfig(steps=_PROVISIONAL_STEPS))
+        context = make_pretraining_context(trial, shards, tokenizer, SINGLE_PROCESS, Path(), peak_flops=1.0)
+        # Evenly over the run, whose phases may differ.
+        numbers = range(0, _PROVISIONAL_STEPS, _PROVISIONAL_STEPS // _NUM_COUNTED) if flops is not None else [0]
+        batches = [batches_of_step(number, context) for number in numbers]
+    except StemformerError as error:
+        advice = "Leave it out: pass the others with --variant."
+        raise ConfigError(f"Variant {name!r} cannot be trained: {error} {advice}") from error
+    steps = None
+    if flops is not None:
+        total = sum(step_flops(model, batch, context.objective) for step in batches for batch in step)
+        steps = max(1, round(flops * len(batches) / total))
+    return VariantPlan(run, steps, 4 * model.num_parameters(), 4 * num_stored_values(model, run))
