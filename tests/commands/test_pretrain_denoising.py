@@ -91,7 +91,7 @@ def test_held_out_metrics_are_those_that_the_preset_has(preset, runs):
     gain = set() if preset == "left_to_right" else {"source_gain"}
     assert keys == {f"held_out_{name}" for name in common | gain}
     assert evaluations[-1]["held_out_lost_loss"] < evaluations[0]["held_out_lost_loss"]
-    # Better than 350 equally frequent ids: sentinels, which the text lacks, are counted too.
+    # Better than 350 equally frequent ids: sentinels, which the text lacks, are not scored.
     assert evaluations[-1]["held_out_unigram_loss"] < math.log(350)
 
 

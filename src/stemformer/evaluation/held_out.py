@@ -103,8 +103,8 @@ def make_held_out_evaluation(
     unigram_counts = examples.shards.unigram_counts
     if batches[0].decoder is not None:
         assert isinstance(objective, Denoising), "the only objective with a decoder"
-        unigram_counts = _with_special_tokens(unigram_counts, batches, objective)
-        batches = list(map(_without_start, batches))
+        batches = [_text_only(batch, objective) for batch in batches]
+        unigram_counts = _with_ends(unigram_counts, batches, objective.special.sep)
     known = baselines(unigram_counts, batches)
     # Ranks take batches in turn.
     own = batches[rank::world_size]
@@ -119,26 +119,18 @@ def make_held_out_evaluation(
     return evaluate
 
 
-def _without_start(batch: Batch) -> Batch:
-    """Return a batch of an encoder-decoder that does not score `<s>`, which is always the first token."""
-    assert batch.decoder is not None
-    kept = torch.ones(len(batch.labels), dtype=torch.bool)
-    kept[batch.decoder.cu_seqlens[:-1].long()] = False
+def _text_only(batch: Batch, objective: Denoising) -> Batch:
+    """Return a batch that scores a text and its end, not `<s>`, always the first token, and sentinels, in their order."""
+    structure = torch.tensor([objective.special.cls, *objective.special.sentinels])
+    kept = ~torch.isin(batch.labels, structure)
     is_copied = None if batch.is_copied is None else batch.is_copied[kept]
     return replace(batch, labels=batch.labels[kept], label_positions=batch.label_positions[kept], is_copied=is_copied)
 
 
-def _with_special_tokens(
-    counts: Integer[np.ndarray, "V"], batches: Sequence[Batch], objective: Denoising
-) -> Integer[np.ndarray, "V"]:
-    """Return counts of the ids of a text with its ends `</s>` and its sentinels, as frequent as in the batches."""
-    labels = torch.cat([batch.labels for batch in batches]).numpy()
-    is_special = np.isin(labels, list(objective.special_ids))
-    # `<s>`, the first token of each text, is not scored.
-    special = labels[is_special & (labels != objective.special.cls)]
-    num_tokens = max(1, int((~is_special).sum()))
+def _with_ends(counts: Integer[np.ndarray, "V"], batches: Sequence[Batch], end_id: int) -> Integer[np.ndarray, "V"]:
+    """Return counts of the ids of a text with its ends `</s>`, as frequent as in the batches."""
+    number = sum(int((batch.labels == end_id).sum()) for batch in batches)
+    num_tokens = sum(len(batch.labels) for batch in batches) - number
     found = counts.astype(np.int64)
-    total = int(found.sum())
-    for token_id, number in zip(*np.unique(special, return_counts=True), strict=True):
-        found[token_id] += round(total * int(number) / num_tokens)
+    found[end_id] += round(int(found.sum()) * number / max(1, num_tokens))
     return found
