@@ -29,7 +29,7 @@ def rewrite_texts(
     long_sources: Literal["cut", "split"] | None = None,
     max_sentences: int | None = None,
     counts: Counter[str] | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[float], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Return what the decoder writes for each text, in order.
 
@@ -40,7 +40,7 @@ def rewrite_texts(
             refuses them.
         max_sentences: Sentences of a piece of a text that is split.
         counts: Receives the number of texts that were split or cut.
-        on_batch: Called with the number of texts, or pieces, of each batch that is done.
+        on_batch: Called with the number of texts of each batch that is done, pieces as parts of one.
 
     Raises:
         DataError: A text has no token, or more than the model was trained on.
@@ -57,7 +57,9 @@ def rewrite_texts(
     sources = [
         [tokenizer.cls_token_id, *map(int, piece.ids), tokenizer.sep_token_id] for parts in pieces for piece in parts
     ]
-    found = iter(decode_sources(sources, model, config, batch_size=batch_size, limit_of=limit_of, on_batch=on_batch))
+    # A piece is a part of a text.
+    advance = on_batch and (lambda number: on_batch(number * len(texts) / len(sources)))
+    found = iter(decode_sources(sources, model, config, batch_size=batch_size, limit_of=limit_of, on_batch=advance))
     return [
         _to_result(text, [(next(found), WrittenPiece(tokenizer, piece.space)) for piece in parts])
         for text, parts in zip(texts, pieces, strict=True)
