@@ -74,19 +74,20 @@ def test_the_model_rewrites_predicts_and_is_evaluated(reverser):
     assert model.predict(["ape bee cat"])[0].text == "cat bee ape"
 
 
-LINES = "ape bee\ncat dog elk\nfox  gnu\nhen ape\nbee cat\ndog elk fox"
+LINES = "ape bee\ncat dog elk\nfox gnu\nhen ape\nbee cat\ndog elk fox"
 REVERSED = "bee ape\nelk dog cat\ngnu fox\nape hen\ncat bee\nfox elk dog"
 
 
 def test_long_sources_are_rewritten_sentence_by_sentence(reverser, tmp_path):
     _, result = reverser
-    said = []
+    said, advanced = [], []
     progress = Silent()
-    progress.say = said.append
+    progress.say, progress.advance = said.append, advanced.append
     texts = [LINES, "ape bee"]
     found = stemformer.rewrite(texts, model=result["model"], long_sources="split", progress=progress)
     assert [row["rewritten"] for row in found] == [REVERSED, "bee ape"]
     assert all(row["is_complete"] for row in found) and said == ["texts split at sentence ends: 1"]
+    assert sum(advanced) == pytest.approx(2)
     (tmp_path / "in.jsonl").write_text(json.dumps({"source": LINES, "target": REVERSED}) + "\n")
     options = {"model": result["model"], "long_sources": "split"}
     predicted = stemformer.predict([str(tmp_path / "in.jsonl")], **options)

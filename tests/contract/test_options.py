@@ -123,6 +123,7 @@ def test_an_option_of_one_name_has_one_default_but_where_it_is_meant():
         *("device", "precision", "seed"),  # None in training: the value of the config
         *("batch_size", "top_k", "num_seeds", "sizes", "num_shots", "num_beams"),  # another usual value
         *("max_new_tokens", "length_penalty"),  # None in rewriting: by the length of the text, and as in fine-tuning
+        "long_sources",  # None in rewriting: an error
         *("kind", "text_column", "out"),  # another meaning
     }
 

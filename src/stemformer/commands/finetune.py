@@ -463,6 +463,7 @@ def _describe_start(context: TrainingContext, model: Model) -> str:
     if steps is None:
         epochs = f"{seconds:,.0f} seconds of batches of {size} (no padding)"
     else:
-        epochs = f"{format_count(steps, 'step')} x batch size {size} = {steps * size / len(examples):.2f} epochs (no padding)"
+        number_of_epochs = f"{steps * size / len(examples):.2f} epochs (no padding)"
+        epochs = f"{format_count(steps, 'step')} x batch size {size} = {number_of_epochs}"
     start = f"{model.num_parameters():,} parameters; {number}, {length}; {epochs}"
     return f"{start}; {context.device}, {context.precision}"

@@ -32,7 +32,7 @@ def rewrite_texts(
     long_sources: Literal["cut", "split"] | None = None,
     max_sentences: int | None = None,
     counts: Counter[str] | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[float], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield what the decoder writes for each text, in order; texts are read and rewritten in blocks.
 
@@ -44,7 +44,7 @@ def rewrite_texts(
             refuses them.
         max_sentences: Sentences of a piece of a text that is split.
         counts: Receives the number of texts that were split or cut.
-        on_batch: Called with the number of texts of each batch that is done, pieces counted as shares of theirs.
+        on_batch: Called with the number of texts of each batch that is done, pieces as parts of one.
 
     Raises:
         DataError: A text has no token, or more than the model was trained on.
@@ -67,25 +67,13 @@ def rewrite_texts(
             counts["texts truncated"] += sum(any(piece.is_cut for piece in parts) for parts in pieces)
         ids = [piece.ids for parts in pieces for piece in parts]
         sources = [[tokenizer.cls_token_id, *map(int, part), tokenizer.sep_token_id] for part in ids]
-        on_pieces = _scaled(on_batch, len(block) / len(sources))
+        share = len(block) / len(sources)
+        advance = on_batch and (lambda number, share=share: on_batch(share * number))
         found = iter(
-            decode_sources(sources, decoder, config, batch_size=batch_size, limit_of=limit_of, on_batch=on_pieces)
+            decode_sources(sources, decoder, config, batch_size=batch_size, limit_of=limit_of, on_batch=advance)
         )
         for (_, text), parts in zip(block, pieces, strict=True):
             yield _to_result(text, [(next(found), WrittenPiece(tokenizer, piece.space)) for piece in parts])
-
-
-def _scaled(on_batch: Callable[[int], None] | None, share: float) -> Callable[[int], None]:
-    """Return a function that calls `on_batch` with a share of the numbers that it gets, rounded in their sum."""
-    total = 0
-
-    def call(number: int) -> None:
-        nonlocal total
-        before, total = round(share * total), total + number
-        if on_batch is not None:
-            on_batch(round(share * total) - before)
-
-    return call
 
 
 def decode_sources(

@@ -70,7 +70,7 @@ def join_pieces(pieces: Sequence[tuple[Any, WrittenPiece]]) -> RewritePrediction
     texts = [piece.tokenizer.decode(found.ids).strip() + piece.space for found, piece in pieces]
     sizes = [max(1, len(found.ids)) for found, _ in pieces]
     total = sum(size * found.score for size, (found, _) in zip(sizes, pieces, strict=True))
-    return RewritePrediction("".join(texts), total / sum(sizes), all(found.is_complete for found, _ in pieces))
+    return RewritePrediction("".join(texts).strip(), total / sum(sizes), all(found.is_complete for found, _ in pieces))
 
 
 class Seq2Seq(Task):
