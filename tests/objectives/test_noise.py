@@ -42,12 +42,12 @@ def test_spans_are_ascending_and_do_not_touch(name):
 
 
 @pytest.mark.parametrize("name", ["units", "poisson", "fixed"])
-@pytest.mark.parametrize(("draws", "tolerance"), [(5_000, 0.045), pytest.param(10**5, 0.01, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("draws", "tolerance"), [(5_000, 0.065), pytest.param(10**5, 0.01, marks=pytest.mark.slow)])
 def test_each_token_is_lost_equally_often(name, draws, tolerance):
     n = 12
     rng = np.random.default_rng(0)
     counts = sum(lost(CHOICES[name](n, 0.5, rng), n).astype(int) for _ in range(draws))
-    # The first and the last one too; 3.2 standard deviations.
+    # The first and the last one too; 4.6 standard deviations, and 3.2 of the many draws.
     assert np.abs(counts / (0.5 * draws) - 1).max() < tolerance
 
 
