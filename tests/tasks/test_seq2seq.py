@@ -14,7 +14,7 @@ from stemformer.models.bart import BartConfig
 from stemformer.models.model import make_model
 from stemformer.objectives.objective import LossModule
 from stemformer.tasks.rewriting_metrics import METRIC_NAMES, bleu_tokenizer, rewriting_metrics
-from stemformer.tasks.seq2seq import RewritePrediction, Seq2Seq
+from stemformer.tasks.seq2seq import RewritePrediction, Seq2Seq, WrittenPiece, join_pieces
 from stemformer.tasks.task import TaskConfig
 
 
@@ -195,6 +195,13 @@ def test_tokenizer_of_bleu_follows_the_script():
     assert bleu_tokenizer(["北京是中国的首都。"]) == "zh"
     assert bleu_tokenizer(["東京は日本の首都です。"]) == "char"
     assert bleu_tokenizer(["สวัสดีครับ"]) == "char"
+
+
+def test_tokens_around_a_text_are_no_part_of_what_is_written(tokenizer):
+    words = tokenizer.encode("the king").ids.tolist()
+    found = Hypothesis([words[0], tokenizer.cls_token_id, tokenizer.cls_token_id, *words[1:]], -0.5, False)
+    piece = WrittenPiece(tokenizer, "\n")
+    assert join_pieces([(found, piece), (found, piece)]) == RewritePrediction("the king\nthe king", -0.5, False)
 
 
 def test_texts_that_were_not_written_are_not_scored():

@@ -67,10 +67,16 @@ class WrittenPiece:
 
 def join_pieces(pieces: Sequence[tuple[Any, WrittenPiece]]) -> RewritePrediction:
     """Return the text of one hypothesis for each piece of a source, with the mean of their scores by token."""
-    texts = [piece.tokenizer.decode(found.ids).strip() + piece.space for found, piece in pieces]
+    texts = [_text_of(found.ids, piece.tokenizer) + piece.space for found, piece in pieces]
     sizes = [max(1, len(found.ids)) for found, _ in pieces]
     total = sum(size * found.score for size, (found, _) in zip(sizes, pieces, strict=True))
     return RewritePrediction("".join(texts).strip(), total / sum(sizes), all(found.is_complete for found, _ in pieces))
+
+
+def _text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Return the text of written tokens; those around a text, which a poor model repeats, are no part of it."""
+    around = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    return tokenizer.decode([number for number in ids if number not in around]).strip()
 
 
 class Seq2Seq(Task):
