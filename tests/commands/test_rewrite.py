@@ -52,6 +52,17 @@ def test_constraints_hold(model):
         assert len(ids) >= 5 and len(set(ids)) == len(ids)
 
 
+def test_a_minimum_length_raises_the_usual_maximum(model, monkeypatch):
+    limits = []
+    search = rewriting.search_beams
+    monkeypatch.setattr(
+        rewriting, "search_beams", lambda *args, **options: limits.extend(options["limits"]) or search(*args, **options)
+    )
+    stemformer.rewrite(["king"], model=model)
+    stemformer.rewrite(["king"], model=model, min_new_tokens=limits[0] + 3)
+    assert limits[1] == limits[0] + 3
+
+
 def test_texts_of_any_iterable_are_read_in_blocks(model, monkeypatch):
     monkeypatch.setattr(rewriting, "_BLOCK_SIZE", 2)
     events = []
@@ -117,6 +128,7 @@ def test_texts_that_ran_into_their_length_are_counted(model):
         (["king"], {"num_beams": 0}, ConfigError, "num_beams is 0"),
         (["king"], {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
         (["king"], {"min_new_tokens": 9, "max_new_tokens": 8}, ConfigError, "min_new_tokens is 9: expected at most 8"),
+        (["king"], {"min_new_tokens": 999}, ConfigError, "min_new_tokens is 999: expected at most"),
         (["king"], {"no_repeat_ngram_size": -1}, ConfigError, "no_repeat_ngram_size is -1"),
         (["king"], {"num_return_sequences": 5}, ConfigError, "num_return_sequences is 5: expected 1 to 4"),
         (["king"], {"batch_size": 0}, ConfigError, "batch_size is 0"),

@@ -61,7 +61,8 @@ def rewrite(
     check_output_file(options.out, overwrite=options.overwrite, suffixes=(".jsonl",))
     known = BeamConfig.__dataclass_fields__
     settings = {name: value for name, value in vars(options).items() if name in known and value is not None}
-    BeamConfig(**settings)
+    # Before the model is read; the limit of a text is known later.
+    BeamConfig(**{"max_new_tokens": max(1, options.min_new_tokens), **settings})
     if options.batch_size < 1:
         raise ConfigError(f"batch_size is {options.batch_size}. Expected at least 1.")
     model = open_pipeline(options.model, options)
@@ -71,11 +72,11 @@ def rewrite(
     max_length = model.model.max_length
     # Those of training, unless others are named.
     trained = {} if task is None else {name: getattr(task.config, name) for name in ("num_beams", "length_penalty")}
-    config = BeamConfig(**{**trained, **settings})
     room = model.model.config.max_position_embeddings - NUM_START_TOKENS
-    if options.max_new_tokens is not None and options.max_new_tokens > room:
-        problem = f"max_new_tokens is {options.max_new_tokens}: expected at most {room}"
-        raise ConfigError(f"{problem}, the positions of {model.path} but two.")
+    for name in ("max_new_tokens", "min_new_tokens"):
+        if (value := getattr(options, name)) is not None and value > room:
+            raise ConfigError(f"{name} is {value}: expected at most {room}, the positions of {model.path} but two.")
+    config = BeamConfig(**{**trained, "max_new_tokens": room, **settings})
     if task is None and (code := next(filter(_LANGUAGE_CODE.fullmatch, model.tokenizer.tokens), None)):
         problem = f"{model.path} has language codes such as {code}, one of which precedes each text"
         raise ConfigError(f"{problem}. Such models are not supported yet: pass a BART, or an mBART of this package.")
@@ -88,8 +89,10 @@ def rewrite(
         if options.max_new_tokens is not None:
             return options.max_new_tokens
         if task is not None:
-            return task.max_new_tokens(length, model.model.config.max_position_embeddings)
-        return max_target_tokens(length, max_length)
+            usual = task.max_new_tokens(length, model.model.config.max_position_embeddings)
+        else:
+            usual = max_target_tokens(length, max_length)
+        return max(usual, options.min_new_tokens)
 
     counts = Counter[str]()
     how: dict[str, Any] = {
