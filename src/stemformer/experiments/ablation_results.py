@@ -180,6 +180,7 @@ def _notes(config: AblationConfig, shared: AblationData, done: Mapping[AblationR
         "± is the standard deviation over seeds; differences are over paired seeds: a seed sets head, order and "
         "dropout in the same way for each variant",
         f"95 % intervals are Student's t from {MIN_INTERVAL_SEEDS} seeds on, not corrected for the number of variants",
+        "± and intervals are those of one set of dev data, whose sampling they do not contain",
         f"steps of fine-tuning: {lengths}; the score of a run is that of its last step, nothing was selected on dev",
         f"random weights: the recipe without pre-training; peak learning rate {rates}",
         "held-out losses of different noises are not comparable",
