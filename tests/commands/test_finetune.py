@@ -312,7 +312,7 @@ def test_time_limits_a_run_that_ends_at_its_last_step_when_resumed(run, tmp_path
     assert first["steps"] > 2
     times = [line["seconds"] for line in read_jsonl(tmp_path / "run" / "log.jsonl")]
     assert times == sorted(times)
-    assert 1.2 < times[-1]
+    assert times[-1] > 1.2
     again = run("class", steps=None, time=1.5, resume=True)
     assert again["steps"] == first["steps"]
     with pytest.raises(ConfigError, match="Several training budgets: --steps, --time"):

@@ -61,6 +61,19 @@ def test_reversing_is_learned_from_scratch(reverser):
     assert gains[-1] > 1
 
 
+def test_comparison_scores_all_texts_with_all_beams(reverser, tmp_path):
+    folder, result = reverser
+    files = {split: [str(folder / f"{split}.jsonl")] for split in ("train", "dev")}
+    # A step that changes nothing; evaluations during training write three texts greedily.
+    options = {"steps": 1, "num_seeds": 1, "sizes": (1.0,), "initializations": ("pretrained",), "precision": "fp32"}
+    settings = ["task.num_written=3", "optimizer.learning_rate=1e-12"]
+    out = str(tmp_path / "out")
+    stemformer.compare("seq2seq", model=result["model"], out=out, **files, **options, settings=settings)
+    (trial,) = json.loads((tmp_path / "out" / "compare.json").read_text())["trials"]
+    assert trial["metrics"]["bleu"] == pytest.approx(result["bleu"])
+    assert trial["metrics"]["exact_match"] == result["exact_match"]
+
+
 def test_the_model_rewrites_predicts_and_is_evaluated(reverser):
     folder, result = reverser
     (found,) = stemformer.rewrite(["ape bee cat"], model=result["model"])

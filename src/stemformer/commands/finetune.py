@@ -21,7 +21,7 @@ from stemformer.data.tokenization.trainers import train_byte_bpe
 from stemformer.data.tokenization.unknown_words import CANNOT_READ
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
-from stemformer.evaluation.inference import predict_scores
+from stemformer.evaluation.inference import OnExamples, predict_scores
 from stemformer.evaluation.repair import source_gain
 from stemformer.huggingface.load import find_model_folder, load_model
 from stemformer.huggingface.save import save_model
@@ -357,6 +357,14 @@ def _check_metric(name: str, known: Iterable[str]) -> None:
         raise ConfigError(f"Metric {name!r} does not exist{nearest(name, names)}. {expected}")
 
 
+def predict_all(
+    model: Model, task: Task, dev: TaskExamples, context: TrainingContext, *, on_examples: OnExamples = None
+) -> tuple[list[Any], float | None]:
+    """Return what `predict_scores` does, of all examples, in the precision of a run."""
+    with autocast(context.device, context.precision):
+        return predict_scores(LossModule(model, task), task, dev, device=context.device, on_examples=on_examples)
+
+
 def _finish(
     model: Model,
     data: LabelledData,
@@ -372,9 +380,7 @@ def _finish(
     # Evaluate.
     if not last:
         progress.start("evaluating", total=len(dev), unit="examples")
-        how: dict[str, Any] = {"device": context.device, "on_examples": progress.advance}
-        with autocast(context.device, context.precision):
-            last = predict_scores(LossModule(model, task), task, dev, **how)
+        last = predict_all(model, task, dev, context, on_examples=progress.advance)
     scores, loss = last
     predictions = task.decode(scores, dev, data.dev)
     metrics, details = task.compute_metrics(predictions, data.dev)

@@ -15,7 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from stemformer.commands.finetune import make_config, make_finetuning_context, run_length, with_learning_rate
+from stemformer.commands.finetune import (
+    make_config,
+    make_finetuning_context,
+    predict_all,
+    run_length,
+    with_learning_rate,
+)
 from stemformer.config import from_toml, nearest, to_toml
 from stemformer.data.labelled.splits import parse_sizes, subset_order
 from stemformer.data.tokenization.tokenizer import Tokenizer
@@ -310,14 +316,20 @@ def _run_trial(
             compile_blocks(model)
         state = TrainState(metrics=MetricAccumulator(None, ranks))
         metrics = train(model, module, optimizer, context, state, progress=progress)
-    losses = [line for line in read_jsonl(folder / "log.jsonl") if line["kind"] == "train"]
+        if task.during_training() is not task:
+            # Only a part was scored until now.
+            scores, loss = predict_all(model, task, dev, context)
+            found, _ = task.compute_metrics(task.decode(scores, dev, shared.data.dev), shared.data.dev)
+            losses = {} if loss is None else {"loss": loss}
+            metrics = {**metrics, **{f"dev_{name}": value for name, value in {**losses, **found}.items()}}
+    lines = [line for line in read_jsonl(folder / "log.jsonl") if line["kind"] == "train"]
     return {
         **trial._asdict(),
         "steps": state.step,
         "examples": len(examples),
         "tokens": state.tokens,
         "seconds": round(state.seconds, 1),
-        "training_loss": losses[-1][f"{task.config.name}_loss"],
+        "training_loss": lines[-1][f"{task.config.name}_loss"],
         "metrics": {key.removeprefix("dev_"): value for key, value in metrics.items()},
     }
 
