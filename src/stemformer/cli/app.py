@@ -42,7 +42,7 @@ _RANK_WAIT = 10.0
 
 app = App(
     name="stemformer",
-    help="Your own BERT or GPT from your own text: from raw text to a model, on the computer you have.",
+    help="Your own BERT, GPT or BART from your own text: from raw text to a model, on the computer you have.",
     version=lambda: stemformer.__version__,
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable=(), converter=convert_value),
