@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from stemformer.data.examples.batch import Batch
+from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS
 from stemformer.data.examples.packing import PackedDataset
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.evaluation.held_out import SEED, held_out_batches
 from stemformer.generation.beam_search import BeamConfig
-from stemformer.generation.rewriting import NUM_START_TOKENS, decode_sources
+from stemformer.generation.rewriting import decode_sources
 from stemformer.models.bart import DecoderInput
 from stemformer.models.model import Model
 from stemformer.objectives.denoising import Denoising

@@ -131,7 +131,7 @@ def search_beams(
         log_probabilities += torch.from_numpy(scores.reshape(-1, 1)).to(logits.device)
         best, rows, tokens = top_scores(log_probabilities.view(*scores.shape, -1), 2 * num_beams)  # (A, 2 B) each
         check_scores(best[:, 0])
-        is_end, is_last = tokens == eos, step == last_steps[active]
+        is_end, is_last = tokens == eos, last_steps[active] == step
 
         # Keep the texts that ended among the best, or all at the maximum length.
         divisor = (step + 1) ** config.length_penalty
@@ -149,7 +149,8 @@ def search_beams(
 
         # Leave the texts that are done.
         best_running = zip(active.tolist(), scores[:, 0].tolist(), strict=True)
-        is_kept = ~is_last & [not searches[text].is_done(score, step + 1) for text, score in best_running]
+        is_done = np.array([searches[text].is_done(score, step + 1) for text, score in best_running])
+        is_kept = ~(is_last | is_done)
         if not is_kept.any():
             break
         if not is_kept.all():

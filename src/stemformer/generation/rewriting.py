@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -50,10 +51,10 @@ def rewrite_texts(
         DataError: A text has no token, or more than the model was trained on.
     """
     room = model.max_length - NUM_START_TOKENS
-    how: dict[str, Any] = {"long_sources": long_sources, "max_sentences": max_sentences}
 
     def split(number: int, text: str) -> list[SourcePiece]:
-        return _pieces(text, number, tokenizer, room, parse_special_tokens, **how)
+        options: dict[str, Any] = {"long_sources": long_sources, "max_sentences": max_sentences}
+        return _pieces(text, number, tokenizer, room, parse_special_tokens, **options)
 
     if isinstance(texts, Sequence):
         for number, text in enumerate(texts, start=1):
@@ -67,13 +68,15 @@ def rewrite_texts(
             counts["texts truncated"] += sum(any(piece.is_cut for piece in parts) for parts in pieces)
         ids = [piece.ids for parts in pieces for piece in parts]
         sources = [[tokenizer.cls_token_id, *map(int, part), tokenizer.sep_token_id] for part in ids]
-        share = len(block) / len(sources)
-        advance = on_batch and (lambda number, share=share: on_batch(share * number))
-        found = iter(
-            decode_sources(sources, decoder, config, batch_size=batch_size, limit_of=limit_of, on_batch=advance)
-        )
+        advance = None if on_batch is None else partial(_advance, on_batch, len(block) / len(sources))
+        how: dict[str, Any] = {"batch_size": batch_size, "limit_of": limit_of, "on_batch": advance}
+        found = iter(decode_sources(sources, decoder, config, **how))
         for (_, text), parts in zip(block, pieces, strict=True):
             yield _to_result(text, [(next(found), WrittenPiece(tokenizer, piece.space)) for piece in parts])
+
+
+def _advance(on_batch: Callable[[float], None], share: float, number: int) -> None:
+    on_batch(share * number)
 
 
 def decode_sources(
