@@ -64,8 +64,8 @@ def conditions(result: dict[str, Any], args: argparse.Namespace) -> str:
     rows = f"{result['rows']} rows of {result['sequence_length']}" if args.pairs is None else f"{result['rows']} pairs"
     return (
         f"Equal: ids of {result['vocab_size']:,}, shape ({args.recipe}), {rows} in a step, learning rate (constant), "
-        "AdamW (except for ours_recipe), clipping, dropout of hidden states, fp32 weights. Tokens are those of both sides. "
-        "MFU of the peers is not counted."
+        "AdamW (except for ours_recipe), clipping, dropout of hidden states, fp32 weights. Tokens are those of both "
+        "sides. MFU of the peers is not counted."
     )
 
 

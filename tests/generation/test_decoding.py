@@ -62,7 +62,8 @@ def generated(model, prompt, **options):
         0
     ].tolist()
     new = out[len(prompt) :]
-    return new[: new.index(EOS)] if EOS in new else new
+    end = options.get("eos_token_id", EOS)
+    return new[: new.index(end)] if end in new else new
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
@@ -99,8 +100,7 @@ def test_constrained_tokens_equal_those_of_transformers(ours, theirs, num_beams,
     decoder.config = replace(decoder.config, eos_token_id=eos)
 
     def expected(**constraints):
-        found = [generated(theirs, prompt, eos_token_id=eos, **options, **constraints) for prompt in inputs]
-        return [ids[: ids.index(eos)] if eos in ids else ids for ids in found]
+        return [generated(theirs, prompt, eos_token_id=eos, **options, **constraints) for prompt in inputs]
 
     run = beam_search if num_beams > 1 else decode
     assert [output.ids for output in run(decoder, inputs, config)] == expected(**constraints) != expected()
