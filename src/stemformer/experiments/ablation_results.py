@@ -83,7 +83,7 @@ def score_text(content: Mapping[str, Any], variant: str, column: str) -> str:
 
 
 def _baseline(data: LabelledData, name: str, done: Mapping[AblationRun, Record], scale: float) -> float | None:
-    """Return the score in points that needs no model: the most frequent label, or the source; None if unknown."""
+    """Return the score in points that needs no model: the most frequent label, or the best such text; None if unknown."""
     if data.task.main_metric == "accuracy":
         majority = majority_baseline(data)
         return None if majority is None else scale * majority[1]

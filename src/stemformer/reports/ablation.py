@@ -23,6 +23,7 @@ _PRETRAINING = {
     "loss": "held-out loss",
     "source_gain": "source gain",
 }
+_NO_MODEL = "No model: the most frequent label, or the best of the source itself, its start and a constant text."
 _PANEL_INCHES, _ROW_INCHES = 2.5, 0.32
 _MAX_PANELS = 3
 """Panels in a row of the plot."""
@@ -45,11 +46,11 @@ def write_ablation_report(folder: Path, content: dict[str, Any]) -> Path:
     rows.append({"variant": "no model"} | {column: _baseline_text(content, column) for column in content["columns"]})
     caption = (
         "In points from 0 to 100. Green: the best of a column; bold: those that cannot be distinguished from it (the "
-        "95 % interval of the paired difference contains 0). No model: the most frequent label, or the source itself."
+        "95 % interval of the paired difference contains 0). " + _NO_MODEL
     )
     if not has_intervals:
         caption = "In points from 0 to 100. Green: the best of a column, which may be chance with so few seeds. "
-        caption += "No model: the most frequent label, or the source itself."
+        caption += _NO_MODEL
     return Report(
         title=content["title"],
         kind="ablation",
