@@ -447,6 +447,8 @@ def test_resume_with_other_settings_is_refused(ablate, files, finished, tiny, op
         ({"tasks": ["x.csv"]}, "--task x.csv: The file does not exist"),
         ({"tasks": ["a=classify:{}/reviews.csv", "a=tag:{}/tags.conll"]}, "There are two of the name 'a'"),
         ({"tasks": ["seq2seq:{}/reviews.csv"]}, "Task 'reviews': "),
+        ({"tasks": ["pretraining=classify:{}/reviews.csv"]}, "'pretraining' has a meaning of its own"),
+        ({"tasks": ["variant=classify:{}/reviews.csv"]}, "'variant' has a meaning of its own"),
         ({"tasks": ["classify:{}/none.csv"]}, "none.csv"),
         ({"settings": [*SMALL_BART, "init=x"]}, "init has no effect"),
         ({"finetune_settings": ["reinitialize=all"]}, "reinitialize is set for the baseline alone"),

@@ -280,7 +280,9 @@ def make_finetuning_context(
         raise DataError(f"{len(examples)} training examples for {ranks.world_size} ranks. Add training data.")
     batch_size = min(config.batch.size, len(examples))
     # By default, evaluate after each epoch, and save a checkpoint after each evaluation.
-    evaluation = replace(config.evaluation, every=config.evaluation.every or math.ceil(len(examples) / batch_size))
+    # Under a budget of time the clock decides, so that evaluations take a small part of it.
+    epoch = None if config.budget.seconds is not None else math.ceil(len(examples) / batch_size)
+    evaluation = replace(config.evaluation, every=config.evaluation.every or epoch)
     checkpoints = replace(config.checkpoints, every=config.checkpoints.every or evaluation.every)
     config = replace(config, evaluation=evaluation, checkpoints=checkpoints)
     num_steps = None if config.budget.seconds is not None else run_length(config, len(examples))

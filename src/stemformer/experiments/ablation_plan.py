@@ -44,6 +44,8 @@ _EXPECTED = "expected NAME:KEY=VALUE, such as low:objective.noise_rate=0.1"
 # Settings of a variant that would make its budget or its seeds differ from those of others.
 _SHARED = ("budget.", "seed", "init", "compute.", "recipe", "model_type", "checkpoints.")
 _TASKS = typing.get_args(TaskName)
+# Names in the results and the output directory that are those of no task.
+_RESERVED = ("pretraining", "variant", "understanding_mean")
 # Steps whose operations are counted, of a provisional number of steps, to turn a budget in operations into steps.
 _NUM_COUNTED, _PROVISIONAL_STEPS = 16, 10_000
 
@@ -192,6 +194,8 @@ def task_configs(options: AblateOptions, seed: int) -> dict[str, FinetuneConfig]
     configs: dict[str, FinetuneConfig] = {}
     for text in options.tasks:
         name, task, source = _parse_task(text)
+        if name in _RESERVED:
+            raise ConfigError(f"--task {text}: {name!r} has a meaning of its own in the table. Write NAME= before it.")
         _check_name(name, option=f"--task {text}", known=configs)
         is_config = task is None
         compute = {**options.compute(), "settings": options.finetune_settings, "seed": seed}
