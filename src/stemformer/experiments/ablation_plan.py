@@ -36,6 +36,8 @@ from stemformer.training.throughput import step_flops
 
 RANDOM = "random"
 """Row of the baseline: fine-tuning from random weights."""
+MEAN = "understanding_mean"
+"""Column of the mean over the tasks that write no text."""
 PRETRAINED_MODEL = "(pre-trained by the ablation)"
 """Model in the config of a task, until its variant is pre-trained."""
 
@@ -45,7 +47,7 @@ _EXPECTED = "expected NAME:KEY=VALUE, such as low:objective.noise_rate=0.1"
 _SHARED = ("budget.", "seed", "init", "compute.", "recipe", "model_type", "checkpoints.")
 _TASKS = typing.get_args(TaskName)
 # Names in the results and the output directory that are those of no task.
-_RESERVED = ("pretraining", "variant", "understanding_mean")
+_RESERVED = ("pretraining", "variant", MEAN)
 # Steps whose operations are counted, of a provisional number of steps, to turn a budget in operations into steps.
 _NUM_COUNTED, _PROVISIONAL_STEPS = 16, 10_000
 

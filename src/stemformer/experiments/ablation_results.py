@@ -13,14 +13,11 @@ from stemformer.evaluation.seed_statistics import (
     means,
     paired_difference,
 )
-from stemformer.experiments.ablation_plan import RANDOM, AblationConfig, AblationData, AblationRun, row_title
+from stemformer.experiments.ablation_plan import MEAN, RANDOM, AblationConfig, AblationData, AblationRun, row_title
 from stemformer.experiments.run_grid import FAILED, Record
 from stemformer.progress import format_count, format_list
 from stemformer.tasks.dataset import LabelledData, majority_baseline
 from stemformer.tasks.metrics import points_per_unit
-
-MEAN = "understanding_mean"
-"""Column of the mean over the tasks that write no text."""
 
 
 def summarize(records: Mapping[AblationRun, Record], config: AblationConfig, shared: AblationData) -> dict[str, Any]:

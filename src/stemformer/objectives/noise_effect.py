@@ -16,7 +16,7 @@ from stemformer.objectives.denoising import NOISES, BrokenText, Denoising, sente
 _NUM_EXAMPLES = 256
 # Share of the texts with one sentence from which permutation does nearly nothing.
 _MOST_SINGLE = 0.9
-# Texts that are shown have so many tokens, if there are such.
+# Preferred number of tokens of the texts that are shown.
 _SHOWN_LENGTHS = range(12, 81)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from stemformer.progress import format_count
 from stemformer.reports.page import Cell, Report, ReportTable, Tile, metric_title
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes
 
@@ -55,7 +56,7 @@ def write_ablation_report(folder: Path, content: dict[str, Any]) -> Path:
         title=content["title"],
         kind="ablation",
         lead=f"Variants of the pre-training of {content['recipe']} with one budget, each fine-tuned on "
-        f"{_count(len(content['tasks']), 'task')} with {_count(seeds, 'seed')}.",
+        f"{format_count(len(content['tasks']), 'task')} with {format_count(seeds, 'seed')}.",
         tiles=_tiles(content),
         summary=content["summary"],
         plots={f"Scores on dev data: single runs, mean, {bars}; dashed: no model, solid line: random weights": svg},
@@ -76,10 +77,6 @@ def write_ablation_report(folder: Path, content: dict[str, Any]) -> Path:
             "Method": content["notes"],
         },
     ).write(folder)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _name(name: str) -> str:
