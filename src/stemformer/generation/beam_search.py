@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stemformer.config import check_at_least, check_fields
 from stemformer.errors import CheckpointError, ConfigError
-from stemformer.generation.constraints import check_constraints, forbid_repeats, pad_left
+from stemformer.generation.constraints import check_constraints, constrain, pad_left
 
 # Scores that `top_scores` compares by their maximum first.
 _BLOCK_SIZE = 64
@@ -97,7 +97,8 @@ def search_beams(
 ) -> list[list[Hypothesis]]:
     """Return the best continuations of each prompt, or texts of each source, the best first.
 
-    The result of a prompt does not depend on the others, but for rounding.
+    The result of a prompt does not depend on the others, but for rounding. There are fewer than
+    `config.num_return_sequences` if constraints leave fewer.
 
     Args:
         limits: Maximum number of new tokens of each text; default: `config.max_new_tokens` of each.
@@ -122,12 +123,12 @@ def search_beams(
     for step in range(num_steps):
         # Rank all extensions of all beams. Twice the beams suffice, as one for each beam may be the end.
         log_probabilities = logits.log_softmax(-1)  # (A * B, V)
-        if step < config.min_new_tokens:
-            log_probabilities[:, eos] = -torch.inf
+        texts = None
         if history is not None:
             past = history[active].repeat(running.shape[1], 0)
             texts = np.concatenate([past, running.reshape(len(past), -1)], 1)  # (A * B, P)
-            forbid_repeats(log_probabilities, texts, config.no_repeat_ngram_size)
+        if history is not None or step < config.min_new_tokens:
+            constrain(log_probabilities, texts, config, step=step, eos=eos)
         log_probabilities += torch.from_numpy(scores.reshape(-1, 1)).to(logits.device)
         best, rows, tokens = top_scores(log_probabilities.view(*scores.shape, -1), 2 * num_beams)  # (A, 2 B) each
         check_scores(best[:, 0])
@@ -135,13 +136,13 @@ def search_beams(
 
         # Keep the texts that ended among the best, or all at the maximum length.
         divisor = (step + 1) ** config.length_penalty
-        ended = is_last[:, None] | (is_end & (best > -np.inf))
+        ended = (is_last[:, None] | is_end) & (best > -np.inf)
         for slot, beam in np.argwhere(ended[:, :num_beams]).tolist():
             is_complete = bool(is_end[slot, beam])
             ids = [*running[slot, rows[slot, beam]].tolist(), *([] if is_complete else [int(tokens[slot, beam])])]
             searches[active[slot]].add(Hypothesis(ids, float(best[slot, beam]) / divisor, is_complete))
 
-        # The best beams that go on.
+        # The best beams that are not at their end.
         order = np.argsort(is_end, axis=1, kind="stable")[:, :num_beams]
         slots = np.arange(len(active))[:, None]
         scores, rows, tokens = best[slots, order], rows[slots, order], tokens[slots, order]

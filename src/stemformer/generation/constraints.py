@@ -23,6 +23,27 @@ def check_constraints(config: Any) -> None:
         raise ConfigError(f"min_new_tokens is {config.min_new_tokens}: {expected}")
 
 
+def constrain(
+    scores: Float[Tensor, "R V"], texts: Int[np.ndarray, "R P"] | None, config: Any, *, step: int, eos: int
+) -> None:
+    """Set the scores of tokens that the constraints exclude to -inf.
+
+    A text may end at any step after its minimum length, even if its prompt has the end (in `generate` an n-gram of one
+    token forbids it then), and before if there is nothing else that it may continue with.
+
+    Args:
+        texts: As for `forbid_repeats`; None if n-grams may be repeated.
+        config: With the fields `min_new_tokens` and `no_repeat_ngram_size`.
+        step: Number of new tokens so far.
+    """
+    end = scores[:, eos].clone()
+    if texts is not None:
+        forbid_repeats(scores, texts, config.no_repeat_ngram_size)
+    scores[:, eos] = end if step >= config.min_new_tokens else -torch.inf
+    is_stuck = (scores == -torch.inf).all(1)
+    scores[is_stuck, eos] = end[is_stuck]
+
+
 def forbid_repeats(scores: Float[Tensor, "R V"], texts: Int[np.ndarray, "R P"], size: int) -> None:
     """Set the scores of tokens to -inf that would complete an n-gram of `size` tokens which a text already has.
 

@@ -18,7 +18,7 @@ from stemformer.config import check_at_least, check_fields, check_seed
 from stemformer.data.examples.sampling import example_generator
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.beam_search import BeamConfig, check_scores, search_beams
-from stemformer.generation.constraints import check_constraints, forbid_repeats, pad_left
+from stemformer.generation.constraints import check_constraints, constrain, pad_left
 from stemformer.models.inference.cached_gpt import GptDecoder
 from stemformer.models.model import Model
 
@@ -217,10 +217,8 @@ def _allowed(
 ) -> Float[Tensor, "S V"]:
     """Return logits with -inf for the tokens that the constraints exclude."""
     logits = logits.clone()
-    if step < config.min_new_tokens:
-        logits[:, eos] = -torch.inf
-    if config.no_repeat_ngram_size:
-        forbid_repeats(logits, pad_left(texts), config.no_repeat_ngram_size)
+    past = pad_left(texts) if config.no_repeat_ngram_size else None
+    constrain(logits, past, config, step=step, eos=eos)
     return logits
 
 
