@@ -279,10 +279,25 @@ def test_t5_without_enough_sentinels_or_room_is_refused(sentinels, settings, mes
         objective.make_examples(open_shards(tiny / "data"), 128)
 
 
+@pytest.mark.parametrize("word_starts", [[0, 1], [0, 59], [0, 1, 2, 3], [0, 20, 40], [*range(60)], [*range(0, 60, 2)]])
+@pytest.mark.parametrize(("rate", "mean"), [(0.15, 3.0), (0.5, 1.0), (0.9, 1.0), (1.0, 3.0)])
+def test_spans_of_words_add_at_most_two_tokens_to_a_text(rate, mean, word_starts):
+    special = SpecialIds(cls=2, sep=3, mask=4, sentinels=tuple(range(300, 400)))
+    config = DenoisingConfig(preset="t5", unit="word", noise_rate=rate, mean_span_length=mean)
+    objective = Denoising(config, special=special, vocab_size=400)
+    is_start, tokens = np.isin(np.arange(60), word_starts), np.arange(100, 160)
+    lengths = [
+        len(objective.break_text(tokens, is_start, np.arange(60) == 0, np.random.default_rng(seed)).target.ids)
+        for seed in range(50)
+    ]
+    assert max(lengths) <= 62
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
 @pytest.mark.parametrize(("rate", "mean"), [(0.15, 3.0), (0.4, 1.0), (0.5, 8.0)])
-def test_the_checked_number_of_sentinels_and_tokens_is_never_exceeded(rate, mean, tiny):
+def test_the_checked_number_of_sentinels_and_tokens_is_never_exceeded(rate, mean, unit, tiny):
     special = SpecialIds(cls=2, sep=3, mask=4, sentinels=tuple(range(300, 360)))
-    config = DenoisingConfig(preset="t5", noise_rate=rate, mean_span_length=mean)
+    config = DenoisingConfig(preset="t5", unit=unit, noise_rate=rate, mean_span_length=mean)
     objective = Denoising(config, special=special, vocab_size=400)
     examples = objective.make_examples(open_shards(tiny / "data"), 64)
     for i in range(len(examples)):

@@ -140,7 +140,7 @@ class DenoisingConfig:
 
     @property
     def writes(self) -> str | None:
-        """What a model writes that was trained so, for a person; None for the repaired text."""
+        """What a model that was trained so writes, for messages; None for the repaired text."""
         if self.noise.target == "text" and self.preset != "left_to_right":
             return None
         return _WRITES.get(self.preset, f"writes only what the noise {self.preset!r} loses")
@@ -177,6 +177,10 @@ class Denoising:
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset:
         self._check_length(sequence_length)
+        made = self.config.noise
+        if self.config.unit == "word" and made.replace == "sentinel" and made.target == "lost":
+            # Words that are lost may be nearly all tokens of a text: with the sentinels up to two more than it has.
+            sequence_length -= 2
         return pack_documents(shards, sequence_length=sequence_length, ends="sentence")
 
     def _check_length(self, sequence_length: int) -> None:
@@ -192,7 +196,11 @@ class Denoising:
             options = f"--kind bpe --special-tokens bart --num-sentinels {max(100, needed)}"
             advice = f"Train one with stemformer train-tokenizer {options}, and prepare the data with it"
             raise ConfigError(f"The noise {self.config.preset!r} needs {problem}. {advice}.")
-        if made.target == "lost" and (longest := num_lost + needed + 2) > sequence_length:
+        if (
+            made.target == "lost"
+            and self.config.unit == "token"
+            and (longest := num_lost + needed + 2) > sequence_length
+        ):
             problem = f"the targets of the noise {self.config.preset!r} would have up to {longest} tokens"
             raise ConfigError(
                 f"objective.noise_rate is {made.noise_rate}: {problem}, more than batch.sequence_length, "

@@ -29,6 +29,7 @@ class NoiseEffect:
         permutes: Whether it permutes sentences.
         lost: Share of the tokens that the source lacks.
         unchanged: Share of the texts whose source is the text.
+        lost_texts: Share of the texts that lose all tokens.
         sentences: Mean number of sentences of a text.
         single: Share of the texts with one sentence.
     """
@@ -37,12 +38,15 @@ class NoiseEffect:
     permutes: bool
     lost: float
     unchanged: float
+    lost_texts: float
     sentences: float
     single: float
 
     def lines(self) -> list[str]:
-        """Return lines for a person: the effect, and a note if a part of the noise does nearly nothing."""
+        """Return lines for messages: the effect, and a note if a part of the noise does nearly nothing."""
         parts = [f"{self.lost:.1%} of the tokens lost", f"{self.unchanged:.1%} of the texts unchanged"]
+        if self.lost_texts:
+            parts.append(f"{self.lost_texts:.1%} lost in full")
         parts.append(f"{self.sentences:.1f} sentences a text ({self.single:.0%} have one)")
         line = f"noise {self.preset}: {', '.join(parts)}"
         if not self.permutes or self.single < _MOST_SINGLE:
@@ -68,10 +72,12 @@ def measure_noise(examples: PackedDataset, objective: Denoising, *, seed: int) -
         ConfigError: It changes no text; or it only permutes sentences, and nearly all texts have a single one.
     """
     sizes, lost, unchanged, sentences = [], [], [], []
+    num_lost_texts = 0
     for broken, tokens, number in broken_texts(examples, objective, num_examples=_NUM_EXAMPLES, seed=seed):
         source = broken.source
         sizes.append(len(tokens))
         lost.append(len(tokens) - int((source.origins >= 0).sum()))
+        num_lost_texts += lost[-1] == len(tokens)
         unchanged.append(np.array_equal(source.ids, tokens))
         sentences.append(number)
     made, preset = objective.config.noise, objective.config.preset
@@ -80,6 +86,7 @@ def measure_noise(examples: PackedDataset, objective: Denoising, *, seed: int) -
         permutes=made.permute_rate > 0,
         lost=sum(lost) / sum(sizes),
         unchanged=float(np.mean(unchanged)),
+        lost_texts=num_lost_texts / len(sizes),
         sentences=float(np.mean(sentences)),
         single=float(np.mean(np.array(sentences) == 1)),
     )
