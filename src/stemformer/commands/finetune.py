@@ -22,7 +22,7 @@ from stemformer.data.tokenization.unknown_words import CANNOT_READ
 from stemformer.device import autocast, choose_compile, choose_device, choose_precision, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.inference import OnExamples, predict_scores
-from stemformer.evaluation.repair import source_gain
+from stemformer.evaluation.repair import MIN_SOURCE_GAIN, source_gain
 from stemformer.huggingface.load import find_model_folder, load_model
 from stemformer.huggingface.save import save_model
 from stemformer.io import read_jsonl, write_folder, write_json
@@ -54,8 +54,8 @@ from stemformer.training.throughput import matmul_rate
 
 # An evaluation on more examples is announced.
 _MANY_EXAMPLES = 2000
-# Pairs that show whether a model uses its sources, and the nats a token below which it does not.
-_NUM_GAIN_EXAMPLES, _MIN_SOURCE_GAIN = 64, 0.05
+# Pairs that show whether a model uses its sources.
+_NUM_GAIN_EXAMPLES = 64
 
 
 @exclusive_output_dir
@@ -117,7 +117,7 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
         recipe = find_recipe(options.model)
         if not isinstance(recipe, BartRunConfig):
             raise ConfigError(
-                f"{options.model} is no encoder-decoder. Pass a BART or a recipe of one, such as bart_mini."
+                f"{options.model} is not an encoder-decoder. Pass a BART or a recipe of one, such as bart_mini."
             )
         config = replace(config, optimizer=recipe.optimizer, schedule=recipe.schedule)
     default = config.budget
@@ -307,8 +307,8 @@ def make_finetuning_context(
         losses = {} if loss is None else {"dev_loss": loss}
         if (gain := _source_gain(module, task, dev, device)) is not None:
             losses["dev_source_gain"] = gain
-            if progress is not None and gain < _MIN_SOURCE_GAIN:
-                progress.say(f"note: the model hardly uses its sources yet (source gain {gain:z.3f} nats a token)")
+            if progress is not None and gain < MIN_SOURCE_GAIN:
+                progress.say(f"note: the decoder ignores its sources so far (source gain {gain:z.3f} nats a token)")
         # The main metric first, which `list_runs` shows.
         names = sorted(metrics, key=lambda name: name != task.main_metric)
         return losses | {f"dev_{name}": metrics[name] for name in names}

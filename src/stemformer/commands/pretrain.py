@@ -24,7 +24,7 @@ from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.cloze import choose_cloze_examples, evaluate_cloze
 from stemformer.evaluation.held_out import held_out_masks, make_held_out_evaluation
 from stemformer.evaluation.in_context_learning import make_in_context_evaluation
-from stemformer.evaluation.repair import make_repair_evaluation
+from stemformer.evaluation.repair import MIN_SOURCE_GAIN, make_repair_evaluation
 from stemformer.generation.text import generate_samples, sample_prompts
 from stemformer.huggingface.load import find_model_folder
 from stemformer.huggingface.save import save_model
@@ -53,8 +53,6 @@ from stemformer.training.throughput import matmul_rate
 
 # Samples in a line of the log.
 _NUM_TEXTS, _NUM_FILLS = 3, 24
-# Nats a token by which the source of an encoder-decoder helps if it is read at all.
-_MIN_SOURCE_GAIN = 0.05
 
 
 @exclusive_output_dir
@@ -331,7 +329,7 @@ def _notes(metrics: Mapping[str, float]) -> Iterator[str]:
     losses = (metrics.get(f"held_out_{name}_loss") for name in ("causal_lm", "masked_lm", "denoising"))
     loss = next((loss for loss in losses if loss is not None), None)
     gain = metrics.get("held_out_source_gain")
-    if gain is not None and gain < _MIN_SOURCE_GAIN:
+    if gain is not None and gain < MIN_SOURCE_GAIN:
         problem = f"source_gain is {gain:.2f} nats a token: the decoder ignores its source so far"
         yield f"note: {problem}, and only continues text; train longer (--resume with a larger budget)"
     if unigram is not None and loss is not None and loss >= unigram:

@@ -22,6 +22,9 @@ from stemformer.objectives.denoising import Denoising
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
 from stemformer.objectives.noise_effect import example_texts
 
+MIN_SOURCE_GAIN = 0.05
+"""Source gain in nats a token below which a decoder ignores its source."""
+
 _NUM_EXAMPLES = 64
 # Special tokens of a source.
 _NUM_SPECIAL = 2
