@@ -6,13 +6,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stemformer.errors import CheckpointError, DataError
+from stemformer.errors import CheckpointError, ConfigError, DataError
 
 # Files of a checkpoint: metadata with the SHA-256 of each other file, and the state of the optimizer.
 CHECKSUMS, OPTIMIZER_FILE = "checkpoint.json", "optimizer.safetensors"
@@ -200,6 +200,57 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Append a JSON line and fsync it; an incomplete last line is dropped."""
     old = path.read_bytes() if path.is_file() else b""
     write_file(path, [old[: old.rfind(b"\n") + 1], f"{to_json(row)}\n".encode()])
+
+
+class PartialJsonl:
+    """JSON lines that grow in `<name>.partial` until `finish` gives them their own name.
+
+    What was written stays there if the process ends before.
+
+    Args:
+        header: What the rows depend on, the first line of the partial file.
+        resume: Continue a partial file, if there is one.
+
+    Attributes:
+        rows: Number of rows so far.
+
+    Raises:
+        ConfigError: The partial file has another header.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], *, resume: bool) -> None:
+        self._path, self._partial = path, partial_path(path)
+        lines = read_jsonl(self._partial) if resume else []
+        current = json.loads(to_json(header))
+        if lines and lines[0] != current:
+            names = [name for name in current if lines[0].get(name) != current[name]]
+            problem = f"{self._partial} was written with another value of {', '.join(names)}"
+            raise ConfigError(f"{problem}. Pass the same ones, or --overwrite in the place of --resume to start again.")
+        write_jsonl(self._partial, lines or [current])
+        self.rows = max(0, len(lines) - 1)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows so far."""
+        with self._partial.open(encoding="utf-8") as lines:
+            next(lines)
+            yield from map(json.loads, lines)
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with self._partial.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{to_json(row)}\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += len(rows)
+
+    def finish(self) -> None:
+        """Write all rows under the name of the file, and remove the partial one."""
+        write_jsonl(self._path, self)
+        self._partial.unlink()
+
+
+def partial_path(path: Path) -> Path:
+    """Return the path of the rows that an interrupted `PartialJsonl` leaves."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,17 +1,23 @@
 """`rewrite`: texts in order, independent of the batch, and clear errors."""
 
+import copy
 import io
 import json
+import os
 import sys
 
 import pytest
+import torch
 
 import stemformer
+from stemformer import commands
 from stemformer.cli.app import main
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation import rewriting
+from stemformer.generation.rewriting import Rewriter
 from stemformer.progress import Silent
 
+TOO_LONG = "king " * 31
 TEXTS = ["the king was old .", "[MASK] king", "a queen came to the old [MASK] and spoke to him"]
 
 
@@ -46,10 +52,15 @@ def test_candidates_are_ordered_by_score(model):
 
 
 def test_constraints_hold(model):
-    found = stemformer.rewrite(TEXTS, model=model, min_new_tokens=6, no_repeat_ngram_size=1, max_new_tokens=12)
+    hurried = copy.deepcopy(model)
+    with torch.no_grad():
+        # Without a minimum every text ends at once.
+        hurried.model.lm_head.bias[model.tokenizer.sep_token_id] += 50
+    assert [row["rewritten"] for row in stemformer.rewrite(TEXTS, model=hurried)] == ["", "", ""]
+    found = stemformer.rewrite(TEXTS, model=hurried, min_new_tokens=6, no_repeat_ngram_size=1, max_new_tokens=12)
     for row in found:
         ids = model.tokenizer.encode_ids([row["rewritten"]])[0].tolist()
-        assert len(ids) >= 5 and len(set(ids)) == len(ids)
+        assert row["is_complete"] and 5 <= len(ids) <= 6 and len(set(ids)) == len(ids)
 
 
 def test_a_minimum_length_raises_the_usual_maximum(model, monkeypatch):
@@ -64,7 +75,7 @@ def test_a_minimum_length_raises_the_usual_maximum(model, monkeypatch):
 
 
 def test_texts_of_any_iterable_are_read_in_blocks(model, monkeypatch):
-    monkeypatch.setattr(rewriting, "_BLOCK_SIZE", 2)
+    monkeypatch.setattr(commands.rewrite, "_BLOCK_SIZE", 2)
     events = []
 
     def texts():
@@ -77,8 +88,8 @@ def test_texts_of_any_iterable_are_read_in_blocks(model, monkeypatch):
     first, second, third = (row["rewritten"] for row in stemformer.rewrite(TEXTS, model=model))
     assert events == [*TEXTS[:2], first, second, TEXTS[2], third]
     events.clear()
-    with pytest.raises(DataError, match=r"Text 3 \(''\) has 0 tokens"):
-        stemformer.rewrite(iter([*TEXTS[:2], ""]), model=model, **keep)
+    with pytest.raises(DataError, match=r"Text 3 \('king king .* has 31 tokens"):
+        stemformer.rewrite(iter([*TEXTS[:2], TOO_LONG]), model=model, **keep)
     assert events == [first, second]
 
 
@@ -93,20 +104,98 @@ def test_results_are_written_to_a_file(model, tmp_path):
         stemformer.rewrite(TEXTS, model=model, out="rewritten.txt")
 
 
-def test_no_file_is_left_if_a_text_is_refused(model, tmp_path):
+def test_finished_blocks_are_kept_and_continued(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands.rewrite, "_BLOCK_SIZE", 2)
+    out = tmp_path / "rewritten.jsonl"
+    with pytest.raises(DataError, match="Text 3"):
+        stemformer.rewrite(iter([*TEXTS[:2], TOO_LONG]), model=model, out=str(out), batch_size=2)
+    assert [file.name for file in tmp_path.iterdir()] == ["rewritten.jsonl.partial"]
+    with pytest.raises(ConfigError, match=r"partial holds the texts of a command that was interrupted\. Continue it"):
+        stemformer.rewrite(TEXTS, model=model, out=str(out))
+    with pytest.raises(ConfigError, match=r"was written with another value of num_beams\. Pass the same"):
+        stemformer.rewrite(TEXTS, model=model, out=str(out), num_beams=2, resume=True)
+    with pytest.raises(DataError, match=r"Text 2 is not the one that .*partial has\. Pass the same texts"):
+        stemformer.rewrite([TEXTS[0], "another"], model=model, out=str(out), resume=True)
+    with pytest.raises(DataError, match=r"There are 1 text, and .*partial has 2\. Pass the same texts"):
+        stemformer.rewrite(TEXTS[:1], model=model, out=str(out), resume=True)
+    rewritten = []
+    block = Rewriter.rewrite
+    monkeypatch.setattr(Rewriter, "rewrite", lambda *args, **how: rewritten.extend(args[1]) or block(*args, **how))
+    assert stemformer.rewrite(TEXTS, model=model, out=str(out), resume=True) == {"out": str(out), "texts": 3}
+    assert rewritten == TEXTS[2:]
+    rows = stemformer.rewrite(TEXTS, model=model)
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+    assert [file.name for file in tmp_path.iterdir()] == ["rewritten.jsonl"]
+
+
+def test_texts_are_checked_before_the_first_is_rewritten(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands.rewrite, "_BLOCK_SIZE", 1)
     with pytest.raises(DataError, match="Text 2"):
-        stemformer.rewrite(iter([TEXTS[0], ""]), model=model, out=str(tmp_path / "rewritten.jsonl"))
+        stemformer.rewrite([TEXTS[0], TOO_LONG], model=model, out=str(tmp_path / "rewritten.jsonl"), batch_size=1)
     assert not list(tmp_path.iterdir())
 
 
-def test_lines_of_standard_input_are_written_as_they_come(model, monkeypatch, capsys):
+def test_blank_texts_keep_their_row(model):
+    said, progress = [], Silent()
+    progress.say = said.append
+    rows = stemformer.rewrite([TEXTS[0], " ", TEXTS[1]], model=model, progress=progress)
+    assert rows[1] == {"text": " ", "rewritten": None, "score": None, "is_complete": None}
+    assert [rows[0], rows[2]] == stemformer.rewrite(TEXTS[:2], model=model)
+    assert said[0] == "blank texts, for which nothing is written: 1"
+
+
+def test_lines_of_a_file_on_standard_input_are_rewritten(model, monkeypatch, capsys):
     monkeypatch.setattr("stemformer.commands.rewrite.open_pipeline", lambda *_: model)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n\n".join(TEXTS).encode())))
     assert main(["rewrite", "-", "--model", "m"]) == 0
     printed = capsys.readouterr()
-    assert [json.loads(line) for line in printed.out.splitlines()] == stemformer.rewrite(TEXTS, model=model)
-    assert "rewriting: 3/3 texts (100%)" in printed.err
-    assert "blank lines of standard input (skipped): 2" in printed.err
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert rows[::2] == stemformer.rewrite(TEXTS, model=model)
+    assert "rewriting: 5/5 texts (100%)" in printed.err
+    assert "blank texts, for which nothing is written: 2" in printed.err
+
+
+def test_lines_of_a_pipe_are_rewritten_before_it_ends(model, monkeypatch):
+    monkeypatch.setattr("stemformer.commands.rewrite.open_pipeline", lambda *_: model)
+    read, write = os.pipe()
+    with os.fdopen(read) as stdin, os.fdopen(write, "wb", buffering=0) as pipe:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        printed = []
+
+        class Answers(io.StringIO):
+            def write(self, text):
+                """Send the next line once the one before is answered."""
+                if text == "\n":
+                    return
+                printed.append(json.loads(text))
+                if len(printed) < len(TEXTS):
+                    pipe.write(f"{TEXTS[len(printed)]}\r\n".encode())
+                else:
+                    pipe.close()
+
+        monkeypatch.setattr(sys, "stdout", Answers())
+        pipe.write(f"{TEXTS[0]}\n".encode())
+        assert main(["rewrite", "-", "--model", "m", "--quiet"]) == 0
+    assert printed == stemformer.rewrite(TEXTS, model=model)
+
+
+def test_an_interrupted_command_says_how_to_continue(model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("stemformer.commands.rewrite.open_pipeline", lambda *_: model)
+    monkeypatch.setattr(commands.rewrite, "_BLOCK_SIZE", 2)
+    block = Rewriter.rewrite
+
+    def stop_at_the_second(*args, first_number, **how):
+        if first_number > 2:
+            raise KeyboardInterrupt
+        return block(*args, first_number=first_number, **how)
+
+    monkeypatch.setattr(Rewriter, "rewrite", stop_at_the_second)
+    out = tmp_path / "rewritten.jsonl"
+    assert main(["rewrite", *TEXTS, "--model", "m", "--out", str(out), "--batch-size", "2"]) == 130
+    assert "Finished work was kept; continue with --resume" in capsys.readouterr().err
+    monkeypatch.setattr(Rewriter, "rewrite", block)
+    assert main(["rewrite", *TEXTS, "--model", "m", "--out", str(out), "--resume"]) == 0
+    assert len(out.read_text().splitlines()) == 3
 
 
 def test_texts_that_ran_into_their_length_are_counted(model):
@@ -115,7 +204,7 @@ def test_texts_that_ran_into_their_length_are_counted(model):
     progress.say = said.append
     (found,) = stemformer.rewrite(TEXTS[2:], model=model, max_new_tokens=1, progress=progress)
     assert not found["is_complete"]
-    assert said == ["note: 1 text ran into the maximum length and may lack an end"]
+    assert said == ["texts that ran into the maximum length and may lack an end: 1"]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +212,8 @@ def test_texts_that_ran_into_their_length_are_counted(model):
     [
         ([], {}, DataError, "No text to work on"),
         ("one text", {}, DataError, "Expected a list of texts"),
-        ([""], {}, DataError, r"Text 1 \(''\) has 0 tokens. Expected 1 to 30"),
-        (["king " * 31], {}, DataError, "has 31 tokens. Expected 1 to 30: shorten it, or pass"),
+        (["king"], {"resume": True}, ConfigError, "--resume continues a file of --out. Name it"),
+        ([TOO_LONG], {}, DataError, "has 31 tokens. Expected 1 to 30: shorten it, or pass"),
         (["king"], {"num_beams": 0}, ConfigError, "num_beams is 0"),
         (["king"], {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
         (["king"], {"min_new_tokens": 9, "max_new_tokens": 8}, ConfigError, "min_new_tokens is 9: expected at most 8"),
@@ -155,5 +244,5 @@ def test_a_model_with_language_codes_is_refused(model, monkeypatch):
 
 
 def test_a_bert_is_refused(tiny_bert):
-    with pytest.raises(ConfigError, match=r"is no encoder-decoder, so it cannot rewrite texts\. Pass a BART"):
+    with pytest.raises(ConfigError, match=r"is not an encoder-decoder, so it cannot rewrite texts\. Pass a BART"):
         stemformer.rewrite(["king"], model=str(tiny_bert))

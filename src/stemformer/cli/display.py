@@ -45,7 +45,8 @@ class StdinOptions(Options):
 
     Attributes:
         stdin: Read standard input too: plain text, or JSON in place of files; a text on each line in place of texts,
-            with blank lines skipped and counted (embed keeps them; as a file, they give rows without a prediction).
+            with blank lines skipped and counted (embed and rewrite keep them; as a file, they give rows without a
+            prediction).
     """
 
     replaces = ("texts", "prompts", "files")
@@ -261,35 +262,39 @@ def rewrite(options: RewriteOptions, stdin: StdinOptions, display: DisplayOption
         return run_with_stdin("rewrite", options, stdin, display)
     _check_no_file(texts)
     _say_if_typed()
-    lines = _StdinLines(texts)
+    lines = _open_lines(texts)
     result = call("rewrite", replace(options, texts=lines), display, on_row=lambda row: print(to_json(row), flush=True))
-    lines.report(display)
     if options.out is not None:
         print_result(result, display)
 
 
-class _StdinLines:
-    """Texts, and the lines of standard input that are not blank, read as they are used.
+def _open_lines(texts: Sequence[str]) -> Any:
+    """Return texts and the lines of standard input: of a pipe or a terminal as they come, of a file read as needed."""
+    # Imported here, which keeps --help fast.
+    from stemformer.data.text.live_lines import LiveLines, is_live
 
-    They are read once before, which checks and counts them; none of them stays in memory.
-    """
+    try:
+        descriptor = sys.stdin.fileno()
+    except OSError:
+        descriptor = None
+    if not texts and descriptor is not None and is_live(descriptor):
+        return LiveLines(descriptor)
+    return _StdinLines(texts)
+
+
+class _StdinLines:
+    """Texts, and the lines of standard input, which can be read again and are not kept in memory."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
-        self._num_lines = self._num_blank = 0
-        for line in _lines():
-            self._num_lines += 1
-            self._num_blank += not line.strip()
+        self._num_lines = sum(1 for _ in _lines())
 
     def __length_hint__(self) -> int:
-        return len(self._texts) + self._num_lines - self._num_blank
+        return len(self._texts) + self._num_lines
 
     def __iter__(self) -> Iterator[str]:
         yield from self._texts
-        yield from filter(str.strip, _lines())
-
-    def report(self, display: DisplayOptions) -> None:
-        _report_blank(self._num_blank, display)
+        yield from _lines()
 
 
 def _lines() -> Iterator[str]:

@@ -1,19 +1,21 @@
 """Rewrite texts: repair them, or whatever the model was trained for."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
 from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from stemformer.commands.load import open_pipeline
+from stemformer.commands.load import Pipeline, open_pipeline
 from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS, max_target_tokens
+from stemformer.data.text.live_lines import LiveLines
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.beam_search import BeamConfig
-from stemformer.generation.rewriting import rewrite_texts
+from stemformer.generation.rewriting import Rewriter
 from stemformer.huggingface.load import find_model_folder
-from stemformer.io import write_jsonl
+from stemformer.io import PartialJsonl, partial_path
 from stemformer.objectives.denoising import DenoisingConfig
 from stemformer.options import RewriteOptions, accepts
 from stemformer.output_dir import check_output_file
@@ -22,6 +24,10 @@ from stemformer.training.config import read_run_config
 
 # A language of a published mBART.
 _LANGUAGE_CODE = re.compile("[a-z]{2,3}_[A-Z]{2}")
+
+
+# Texts that are rewritten together, sorted by length, and written before the next ones.
+_BLOCK_SIZE = 512
 
 
 @accepts(RewriteOptions)
@@ -34,21 +40,21 @@ def rewrite(
     """Rewrite texts with an encoder-decoder, by beam search.
 
     A model that is only pre-trained repairs texts, or writes what is lost of them, as its noise had it. Texts are
-    rewritten and written in blocks, in order; a sequence of them is checked first, any other iterable is read block by
-    block.
+    rewritten in blocks, in order. All texts are checked before the first one is rewritten, but for those of an iterator
+    or a pipe, which are checked block by block.
 
     Args:
         on_row: Called with each result in the place of keeping them; without `out`.
 
     Returns:
-        With `out`, `out` and the number of `texts` written to it as JSON lines. Else
-        For each text `text`, `rewritten`, `score` (log probability a token, in nats, with the length penalty),
-        `is_complete` (false if it ran into its maximum length), and with several `candidates` each as
-        `rewritten` and `score`.
+        With `out`, `out` and the number of `texts` written to it as JSON lines. Else for each text `text`, `rewritten`,
+        `score` (log probability a token, in nats, with the length penalty), `is_complete` (false if it ran into its
+        maximum length), and with several `candidates` each as `rewritten` and `score`. Of a blank text all are null.
 
     Raises:
-        ConfigError: Options are out of range, the output file exists, or the model is no encoder-decoder.
-        DataError: No text, or one that is empty or too long.
+        ConfigError: Options are out of range, the output file exists, or the model is not an encoder-decoder.
+        DataError: There is no text, or one is too long. With `out`, the blocks before it stay in `<out>.partial`, from
+            which `resume` continues.
 
     Example:
         >>> rewrite(["The [MASK] opened the door."], model="runs/bart")  # doctest: +SKIP
@@ -58,7 +64,7 @@ def rewrite(
         raise DataError(f"Expected a list of texts, got the single text {options.texts!r:.60}. Pass [text].")
     if isinstance(options.texts, Sequence) and not options.texts:
         raise DataError("No text to work on. Pass texts to rewrite.")
-    check_output_file(options.out, overwrite=options.overwrite, suffixes=(".jsonl",))
+    _check_output(options)
     known = BeamConfig.__dataclass_fields__
     settings = {name: value for name, value in vars(options).items() if name in known and value is not None}
     # Before the model is read; the limit of a text is known later.
@@ -66,66 +72,119 @@ def rewrite(
     if options.batch_size < 1:
         raise ConfigError(f"batch_size is {options.batch_size}. Expected at least 1.")
     model = open_pipeline(options.model, options)
+    rewriter = _make_rewriter(model, settings, options)
+    if model.task is None and (what := _what_is_written(model.path)):
+        progress.say(f"note: {model.path} {what}")
+
+    # Check all texts that can be read again.
+    if not isinstance(options.texts, Iterator | LiveLines):
+        for number, text in enumerate(options.texts, start=1):
+            rewriter.split(number, text)
+    progress.start("rewriting", total=length_hint(options.texts) or None, unit="texts")
+    blocks = _read_blocks(options.texts, max(_BLOCK_SIZE, options.batch_size))
+    results: list[dict[str, Any]] = []
+    if options.out is None:
+        keep, number = on_row or results.append, 1
+        for block in blocks:
+            for result in rewriter.rewrite(block, first_number=number, on_batch=progress.advance):
+                keep(result)
+            number += len(block)
+    else:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        header = {"model": str(model.path), **asdict(rewriter.config), "long_sources": options.long_sources}
+        rows = PartialJsonl(Path(options.out), header, resume=options.resume)
+        if rows.rows:
+            progress.say(f"{format_count(rows.rows, 'text')} written before")
+            progress.advance(rows.rows)
+        for block in _skip(blocks, [row["text"] for row in rows], partial_path(Path(options.out))):
+            rows.append(rewriter.rewrite(block, first_number=rows.rows + 1, on_batch=progress.advance))
+        rows.finish()
+    progress.finish()
+    for what, number in rewriter.counts.items():
+        if number:
+            progress.say(f"{what}: {number:,}")
+    return results if options.out is None else {"out": options.out, "texts": rows.rows}
+
+
+def _check_output(options: RewriteOptions) -> None:
+    if options.out is None:
+        if options.resume:
+            raise ConfigError("--resume continues a file of --out. Name it.")
+        return
+    check_output_file(options.out, overwrite=options.overwrite, suffixes=(".jsonl",))
+    partial = partial_path(Path(options.out))
+    if partial.exists() and not (options.resume or options.overwrite):
+        problem = f"{partial} holds the texts of a command that was interrupted"
+        raise ConfigError(f"{problem}. Continue it with --resume, or start again with --overwrite.")
+
+
+def _make_rewriter(model: Pipeline, settings: dict[str, Any], options: RewriteOptions) -> Rewriter:
+    """Return the model with the options of the command, and for others those of its training.
+
+    Raises:
+        ConfigError: The model is not an encoder-decoder, or has too few positions.
+    """
     if "seq2seq_lm" not in model.model.heads:
-        raise ConfigError(f"{model.path} is no encoder-decoder, so it cannot rewrite texts. Pass a BART.")
+        raise ConfigError(f"{model.path} is not an encoder-decoder, so it cannot rewrite texts. Pass a BART.")
     task: Any = model.task
-    max_length = model.model.max_length
-    # Those of training, unless others are named.
     trained = {} if task is None else {name: getattr(task.config, name) for name in ("num_beams", "length_penalty")}
-    room = model.model.config.max_position_embeddings - NUM_START_TOKENS
+    positions = model.model.config.max_position_embeddings
+    room = positions - NUM_START_TOKENS
     for name in ("max_new_tokens", "min_new_tokens"):
         if (value := getattr(options, name)) is not None and value > room:
-            raise ConfigError(f"{name} is {value}: expected at most {room}, the positions of {model.path} but two.")
-    config = BeamConfig(**{**trained, "max_new_tokens": room, **settings})
+            problem = f"{name} is {value}: expected at most {room}"
+            raise ConfigError(
+                f"{problem}, the positions of {model.path} without {NUM_START_TOKENS} for special tokens."
+            )
     if task is None and (code := next(filter(_LANGUAGE_CODE.fullmatch, model.tokenizer.tokens), None)):
         problem = f"{model.path} has language codes such as {code}, one of which precedes each text"
         raise ConfigError(f"{problem}. Such models are not supported yet: pass a BART, or an mBART of this package.")
-    if task is None and (what := _what_is_written(model.path)):
-        progress.say(f"note: {model.path} {what}")
-    progress.start("rewriting", total=length_hint(options.texts) or None, unit="texts")
-    number = num_cut = 0
 
     def limit_of(length: int) -> int:
         if options.max_new_tokens is not None:
             return options.max_new_tokens
         if task is not None:
-            usual = task.max_new_tokens(length, model.model.config.max_position_embeddings)
+            usual = task.max_new_tokens(length, positions)
         else:
-            usual = max_target_tokens(length, max_length)
+            usual = max_target_tokens(length, model.model.max_length)
         return max(usual, options.min_new_tokens)
 
-    counts = Counter[str]()
-    how: dict[str, Any] = {
-        "batch_size": options.batch_size,
-        "limit_of": limit_of,
-        "parse_special_tokens": task is None,
-        "long_sources": options.long_sources,
-        "max_sentences": None if task is None else task.max_source_sentences,
-        "counts": counts,
-        "on_batch": progress.advance,
-    }
+    return Rewriter(
+        model.model,
+        model.tokenizer,
+        BeamConfig(**{**trained, "max_new_tokens": room, **settings}),
+        options.batch_size,
+        limit_of,
+        parse_special_tokens=task is None,
+        long_sources=options.long_sources,
+        max_sentences=None if task is None else task.max_source_sentences,
+    )
 
-    def rewritten() -> Iterator[dict[str, Any]]:
-        nonlocal number, num_cut
-        for result in rewrite_texts(options.texts, model.model, model.tokenizer, config, **how):
-            number, num_cut = number + 1, num_cut + (not result["is_complete"])
-            yield result
 
-    results: list[dict[str, Any]] = []
-    if options.out is None:
-        keep = on_row or results.append
-        for result in rewritten():
-            keep(result)
-    else:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(Path(options.out), rewritten())
-    progress.finish()
-    for what, found in counts.items():
-        if found:
-            progress.say(f"{what}: {found:,}")
-    if num_cut:
-        progress.say(f"note: {format_count(num_cut, 'text')} ran into the maximum length and may lack an end")
-    return results if options.out is None else {"out": options.out, "texts": number}
+def _read_blocks(texts: Iterable[str] | LiveLines, size: int) -> Iterator[list[str]]:
+    if isinstance(texts, LiveLines):
+        yield from texts.blocks(size)
+        return
+    rest = iter(texts)
+    while block := list(islice(rest, size)):
+        yield block
+
+
+def _skip(blocks: Iterable[list[str]], done: Sequence[str], partial: Path) -> Iterator[list[str]]:
+    """Yield the blocks without the texts that were written before, which must be the first ones."""
+    number = 0
+    for block in blocks:
+        expected = done[number : number + len(block)]
+        pairs = zip(block, expected, strict=False)
+        for different in (i for i, (text, written) in enumerate(pairs, number + 1) if text != written):
+            problem = f"Text {different} is not the one that {partial} has"
+            raise DataError(f"{problem}. Pass the same texts, or --overwrite in the place of --resume to start again.")
+        number += len(block)
+        if rest := block[len(expected) :]:
+            yield rest
+    if number < len(done):
+        problem = f"There are {format_count(number, 'text')}, and {partial} has {len(done):,}"
+        raise DataError(f"{problem}. Pass the same texts, or --overwrite in the place of --resume to start again.")
 
 
 def _what_is_written(path: str) -> str | None:

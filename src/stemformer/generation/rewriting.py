@@ -1,78 +1,106 @@
 """Rewrite texts with an encoder-decoder."""
 
+import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
-from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS, SourcePiece, split_source
+from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS, SourcePiece, source_pieces
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import DataError
 from stemformer.generation.beam_search import BeamConfig, Hypothesis, search_beams
 from stemformer.models.inference.cached_bart import BartTextDecoder
 from stemformer.models.model import Model
 from stemformer.progress import format_count
-from stemformer.tasks.seq2seq import WrittenPiece, join_pieces
-
-# Texts that are read, sorted by length and rewritten together, of which one block is in memory.
-_BLOCK_SIZE = 512
+from stemformer.tasks.seq2seq import RewritePrediction, WrittenPiece, join_pieces
 
 
-def rewrite_texts(
-    texts: Iterable[str],
-    model: Model,
-    tokenizer: Tokenizer,
-    config: BeamConfig,
-    *,
-    batch_size: int,
-    limit_of: Callable[[int], int],
-    parse_special_tokens: bool = True,
-    long_sources: Literal["cut", "split"] | None = None,
-    max_sentences: int | None = None,
-    counts: Counter[str] | None = None,
-    on_batch: Callable[[float], None] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield what the decoder writes for each text, in order; texts are read and rewritten in blocks.
+@dataclass
+class Rewriter:
+    """An encoder-decoder and how it rewrites texts, block by block.
 
     Args:
-        texts: A sequence is checked before the first of it is rewritten, any other iterable block by block.
         limit_of: As for `decode_sources`.
         parse_special_tokens: Whether the name of a special token in a text, such as that of a mask, is this token.
         long_sources: Cut texts of more tokens than the model was trained on, or split them at sentence ends; None
             refuses them.
         max_sentences: Sentences of a piece of a text that is split.
-        counts: Receives the number of texts that were split or cut.
-        on_batch: Called with the number of texts of each batch that is done, pieces as parts of one.
-
-    Raises:
-        DataError: A text has no token, or more than the model was trained on.
+        counts: Number of texts that were blank, split or cut, and that ran into their maximum length.
     """
-    room = model.max_length - NUM_START_TOKENS
 
-    def split(number: int, text: str) -> list[SourcePiece]:
-        options: dict[str, Any] = {"long_sources": long_sources, "max_sentences": max_sentences}
-        return _pieces(text, number, tokenizer, room, parse_special_tokens, **options)
+    model: Model
+    tokenizer: Tokenizer
+    config: BeamConfig
+    batch_size: int
+    limit_of: Callable[[int], int]
+    parse_special_tokens: bool = True
+    long_sources: Literal["cut", "split"] | None = None
+    max_sentences: int | None = None
+    counts: Counter[str] = field(default_factory=Counter)
 
-    if isinstance(texts, Sequence):
-        for number, text in enumerate(texts, start=1):
-            split(number, text)
-    numbered = enumerate(texts, start=1)
-    decoder = BartTextDecoder(model, rows=batch_size * config.num_beams)
-    while block := list(islice(numbered, max(_BLOCK_SIZE, batch_size))):
-        pieces = [split(*item) for item in block]
-        if counts is not None:
-            counts["texts split at sentence ends"] += sum(len(parts) > 1 for parts in pieces)
-            counts["texts truncated"] += sum(any(piece.is_cut for piece in parts) for parts in pieces)
-        ids = [piece.ids for parts in pieces for piece in parts]
-        sources = [[tokenizer.cls_token_id, *map(int, part), tokenizer.sep_token_id] for part in ids]
-        advance = None if on_batch is None else partial(_advance, on_batch, len(block) / len(sources))
-        how: dict[str, Any] = {"batch_size": batch_size, "limit_of": limit_of, "on_batch": advance}
-        found = iter(decode_sources(sources, decoder, config, **how))
-        for (_, text), parts in zip(block, pieces, strict=True):
-            yield _to_result(text, [(next(found), WrittenPiece(tokenizer, piece.space)) for piece in parts])
+    def __post_init__(self) -> None:
+        self._room = self.model.max_length - NUM_START_TOKENS
+        self._decoder = BartTextDecoder(self.model, rows=self.batch_size * self.config.num_beams)
+
+    def split(self, number: int, text: str) -> list[SourcePiece]:
+        """Return the pieces of text `number`; of a blank text none.
+
+        Raises:
+            DataError: It is not a text, has no token, or more than the model was trained on.
+        """
+        if not isinstance(text, str):
+            raise DataError(f"Text {number} is {text!r:.60}. Expected text.")
+        if not (text := text.strip()):
+            return []
+        ids = self._encode(text)
+        if not len(ids) or (len(ids) > self._room and self.long_sources is None):
+            advice = ", or pass --long-sources split or cut" if len(ids) else ""
+            problem = f"Text {number} ({text!r:.60}) has {format_count(len(ids), 'token')}"
+            raise DataError(f"{problem}. Expected 1 to {self._room}: shorten it{advice}.")
+        how: dict[str, Any] = {"long_sources": self.long_sources or "cut", "max_sentences": self.max_sentences}
+        return source_pieces(text, self._encode, max_tokens=self._room, ids=ids, **how)
+
+    def _encode(self, text: str) -> np.ndarray:
+        return np.asarray(self.tokenizer.encode(text, parse_special_tokens=self.parse_special_tokens).ids, np.int64)
+
+    def rewrite(
+        self, texts: Sequence[str], *, first_number: int = 1, on_batch: Callable[[float], None] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return a result for each text of a block, whose texts are sorted by length and decoded in batches.
+
+        Args:
+            first_number: Number of the first text, for errors.
+            on_batch: Called with the number of texts of each batch that is done, pieces as parts of one.
+
+        Raises:
+            DataError: As for `split`.
+        """
+        pieces = [self.split(number, text) for number, text in enumerate(texts, start=first_number)]
+        self.counts["blank texts, for which nothing is written"] += sum(not parts for parts in pieces)
+        self.counts["texts split at sentence ends"] += sum(len(parts) > 1 for parts in pieces)
+        self.counts["texts truncated"] += sum(any(piece.is_cut for piece in parts) for parts in pieces)
+        ends = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        sources = [[ends[0], *piece.ids.tolist(), ends[1]] for parts in pieces for piece in parts]
+        advance = None if on_batch is None or not sources else partial(_advance, on_batch, len(texts) / len(sources))
+        how: dict[str, Any] = {"batch_size": self.batch_size, "limit_of": self.limit_of, "on_batch": advance}
+        found = iter(decode_sources(sources, self._decoder, self.config, **how))
+        results = []
+        for text, parts in zip(texts, pieces, strict=True):
+            written = [(next(found), WrittenPiece(self.tokenizer, piece.space)) for piece in parts]
+            results.append(self._to_result(text, join_candidates(written, self.config.num_return_sequences)))
+        return results
+
+    def _to_result(self, text: str, found: Sequence[RewritePrediction]) -> dict[str, Any]:
+        if not found:
+            return {"text": text, "rewritten": None, "score": None, "is_complete": None}
+        self.counts["texts that ran into the maximum length and may lack an end"] += not found[0].is_complete
+        candidates = [{"rewritten": candidate.text, "score": candidate.score} for candidate in found]
+        result = {"text": text, **candidates[0], "is_complete": found[0].is_complete}
+        return result if self.config.num_return_sequences == 1 else {**result, "candidates": candidates}
 
 
 def _advance(on_batch: Callable[[float], None], share: float, number: int) -> None:
@@ -114,37 +142,15 @@ def decode_sources(
     return results
 
 
-def _pieces(
-    text: str,
-    number: int,
-    tokenizer: Tokenizer,
-    room: int,
-    parse_special_tokens: bool,
-    *,
-    long_sources: Literal["cut", "split"] | None,
-    max_sentences: int | None,
-) -> list[SourcePiece]:
-    if not isinstance(text, str):
-        raise DataError(f"Text {number} is {text!r:.60}. Expected text.")
+def join_candidates(
+    pieces: Sequence[tuple[Sequence[Hypothesis], WrittenPiece]], number: int
+) -> list[RewritePrediction]:
+    """Return the best texts, the best first, that join one hypothesis of each piece of a source.
 
-    def encode(part: str) -> np.ndarray:
-        return np.asarray(tokenizer.encode(part, parse_special_tokens=parse_special_tokens).ids)
-
-    ids = encode(text)
-    if not len(ids) or (len(ids) > room and long_sources is None):
-        expected = f"Expected 1 to {room}: shorten it" + (", or pass --long-sources split or cut" if len(ids) else "")
-        raise DataError(f"Text {number} ({text!r:.60}) has {format_count(len(ids), 'token')}. {expected}.")
-    if long_sources == "split":
-        return split_source(text, encode, max_tokens=room, max_sentences=max_sentences)
-    return [SourcePiece(ids[:room], is_cut=len(ids) > room)]
-
-
-def _to_result(text: str, pieces: Sequence[tuple[Sequence[Hypothesis], WrittenPiece]]) -> dict[str, Any]:
-    # The best hypotheses of all pieces make the best text, the second best ones the second.
-    written = [
-        join_pieces(list(zip(found, [piece for _, piece in pieces], strict=True)))
-        for found in zip(*(f for f, _ in pieces), strict=True)
-    ]
-    candidates = [{"rewritten": candidate.text, "score": candidate.score} for candidate in written]
-    result = {"text": text, **candidates[0], "is_complete": written[0].is_complete}
-    return result if len(candidates) == 1 else {**result, "candidates": candidates}
+    Piece by piece, the best beginnings are extended by each hypothesis of the next piece.
+    """
+    best: list[list[tuple[Hypothesis, WrittenPiece]]] = [[]] if pieces else []
+    for hypotheses, piece in pieces:
+        extended = [[*beginning, (hypothesis, piece)] for beginning in best for hypothesis in hypotheses]
+        best = heapq.nlargest(number, extended, key=lambda parts: join_pieces(parts).score)
+    return [join_pieces(parts) for parts in best]

@@ -213,9 +213,10 @@ class RewriteOptions(groups.InferenceOptions, groups.FileOutputOptions):
         length_penalty: Exponent of the length by which the log-probability of a beam is divided. Default:
             1, or that of the fine-tuning.
         num_return_sequences: Number of candidates for each text, at most as many as beams.
-        min_new_tokens: Minimum number of tokens to write.
+        min_new_tokens: Minimum number of tokens to write; of each piece with --long-sources split, as is the maximum.
         no_repeat_ngram_size: Size of n-grams of tokens that do not occur twice; 0 disables it.
         out: Output file, .jsonl. Default: standard output.
+        resume: Continue the output file of a command that was interrupted; its texts are in OUT.partial.
         batch_size: Number of texts that are decoded together.
         long_sources: Texts of more tokens than the model was trained on: cut them, or split them at sentence ends
             into pieces that are rewritten each, as are texts of more sentences than in the fine-tuning. Default: an
@@ -230,6 +231,7 @@ class RewriteOptions(groups.InferenceOptions, groups.FileOutputOptions):
     num_return_sequences: int = 1
     min_new_tokens: int = 0
     no_repeat_ngram_size: int = 0
+    resume: bool = False
     batch_size: int = 32
     long_sources: Literal["cut", "split"] | None = None
 

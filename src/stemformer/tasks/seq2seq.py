@@ -18,10 +18,9 @@ from stemformer.data.examples.batch import Batch, Example
 from stemformer.data.examples.encoder_decoder import (
     NUM_START_TOKENS,
     SPARE_TOKENS,
-    SourcePiece,
     make_encoder_decoder_example,
     max_target_tokens,
-    split_source,
+    source_pieces,
 )
 from stemformer.data.labelled.sequence_pairs import SourceTarget
 from stemformer.data.labelled.splits import connected_groups
@@ -164,9 +163,14 @@ class Seq2Seq(Task):
         room, cls, sep = max_length - NUM_START_TOKENS, tokenizer.cls_token_id, tokenizer.sep_token_id
         if self.max_length_ratio is None and records and records[0].targets is not None:
             self._measure(records, sources, targets)
+
+        def encode(part: str) -> np.ndarray:
+            return tokenizer.encode_ids([part])[0]
+
+        split: dict[str, Any] = {"long_sources": self.long_sources, "max_sentences": self.max_source_sentences}
         for number, (record, source, target) in enumerate(zip(records, sources, targets, strict=True)):
             lengths.append(max(len(source), len(target)))
-            pieces = self._pieces(record.source, source, tokenizer, room)
+            pieces = source_pieces(record.source, encode, max_tokens=room, ids=source, **split)
             counts["sources split at sentence ends"] += len(pieces) > 1
             counts["sources truncated"] += any(piece.is_cut for piece in pieces)
             counts["targets truncated"] += len(target) > room
@@ -185,18 +189,6 @@ class Seq2Seq(Task):
         self.max_length_ratio = round(max(1.0, float(np.quantile(ratios, _LENGTH_QUANTILE))), 3)
         sentences = [len(sentence_ends(record.source)) for record in records]
         self.max_source_sentences = max(1, int(np.quantile(sentences, _SENTENCE_QUANTILE, method="higher")))
-
-    def _pieces(self, text: str, ids: np.ndarray, tokenizer: Tokenizer, room: int) -> list[SourcePiece]:
-        """Return a source as one piece, or split if that is wanted and it is longer than those of training."""
-        if self.long_sources == "split":
-            most = self.max_source_sentences
-            if len(ids) > room or (most is not None and len(sentence_ends(text)) > most):
-
-                def encode(part: str) -> np.ndarray:
-                    return tokenizer.encode_ids([part])[0]
-
-                return split_source(text, encode, max_tokens=room, max_sentences=most)
-        return [SourcePiece(ids[:room], is_cut=len(ids) > room)]
 
     def decode(
         self, scores: Sequence[Any], examples: TaskExamples, records: Sequence[SourceTarget]

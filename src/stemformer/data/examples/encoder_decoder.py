@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -64,6 +65,29 @@ def split_source(
         pieces.append(SourcePiece(ids[:max_tokens], part[len(part.rstrip()) :], len(ids) > max_tokens))
         start, first = ends[last], last + 1
     return pieces
+
+
+def source_pieces(
+    text: str,
+    encode: Callable[[str], Int[np.ndarray, "_"]],
+    *,
+    max_tokens: int,
+    long_sources: Literal["cut", "split"],
+    max_sentences: int | None = None,
+    ids: Int[np.ndarray, "_"] | None = None,
+) -> list[SourcePiece]:
+    """Return a source as one piece, cut if it is too long, or split if it has more tokens or sentences than a piece.
+
+    Args:
+        encode: As for `split_source`.
+        ids: The tokens of the text, if they are known.
+    """
+    ids = encode(text) if ids is None else ids
+    if long_sources == "split":
+        is_long = len(ids) > max_tokens
+        if is_long or (max_sentences is not None and len(sentence_ends(text)) > max_sentences):
+            return split_source(text, encode, max_tokens=max_tokens, max_sentences=max_sentences)
+    return [SourcePiece(ids[:max_tokens], is_cut=len(ids) > max_tokens)]
 
 
 def make_encoder_decoder_example(
