@@ -32,6 +32,7 @@ from stemformer.cli.display import (
 from stemformer.cli.exit_codes import DISK_FULL, describe_error, report_to_torchrun, signals_raise
 from stemformer.cli.parameters import Command, convert_value, new_words
 from stemformer.config import SIMILAR, nearest_first
+from stemformer.errors import ConfigError
 from stemformer.io import partial_path
 
 START, DATA, TRAIN, USE, MEASURE, KEEP = (
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 error = raised[-1]
                 code, line = describe_error(error)
             if bound is not None and _can_resume(words, bound, error):
-                line += ". Finished work was kept; continue with --resume"
+                line = f"{line.removesuffix('.')}. Finished work was kept; continue with --resume"
             report_to_torchrun(line)
             if line and _is_reported_here(error):
                 print(line, file=sys.stderr)
@@ -170,7 +171,8 @@ def _can_resume(words: Sequence[str], bound: BoundArguments, error: BaseExceptio
     is_disk_full = isinstance(error, OSError) and error.errno in DISK_FULL and "resume" in bound.signature.parameters
     is_resumable = words[0] in ("prepare", "fewshot", "scaling-laws", "ablate") or words[:2] == ["benchmark", "blimp"]
     if words[0] == "rewrite":
-        return out is not None and partial_path(Path(out)).is_file()
+        # A mistake in the options comes before the work.
+        return not isinstance(error, ConfigError) and out is not None and partial_path(Path(out)).is_file()
     is_stopped = isinstance(error, KeyboardInterrupt) and is_resumable
     return (is_disk_full or is_stopped) and out is not None and os.path.isdir(out) and any(os.scandir(out))
 

@@ -1,6 +1,5 @@
 """Lines of a pipe or a terminal, read as they arrive."""
 
-import codecs
 import os
 import select
 import stat
@@ -46,21 +45,20 @@ class LiveLines:
 
     def _lines_and_pauses(self) -> Iterator[str | None]:
         """Yield lines, and None after each pause."""
-        decoder, rest, number = codecs.getincrementaldecoder("utf-8-sig")(), "", 0
+        rest, number = b"", 0
         while True:
             if not select.select([self._descriptor], [], [], _PAUSE)[0]:
                 yield None
                 continue
             data = os.read(self._descriptor, _READ_BYTES)
-            try:
-                text = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                problem = f"{STANDARD_INPUT_NAME}: Not UTF-8 after line {number} ({error.reason})"
-                raise DataError(f"{problem}. Convert it to UTF-8 ({CONVERT} of the text).") from error
-            *lines, rest = (rest + text).split("\n")
+            *lines, rest = (rest + data).split(b"\n")
             for line in lines if data else [*lines, *([rest] if rest else [])]:
                 number += 1
-                yield line.removesuffix("\r")
+                try:
+                    yield line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    problem = f"{STANDARD_INPUT_NAME}: Line {number} is not UTF-8 ({error.reason})"
+                    raise DataError(f"{problem}. Convert it to UTF-8 ({CONVERT} of the text).") from error
             if not data:
                 return
 
