@@ -65,7 +65,7 @@ class StopAt(Silent):
             signal.raise_signal(signal.SIGINT)
 
 
-def train(data, out, *, settings=(), stop_at=0, die_at=None, error="", **options):
+def train(data, out, *, recipe="bert_tiny", settings=(), stop_at=0, die_at=None, error="", **options):
     """A run of 10 steps, which ends after `stop_at`, or continues with `resume`; at `die_at`, rank 1 dies once, or raises `error`."""
     if die_at is not None and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
 
@@ -77,7 +77,7 @@ def train(data, out, *, settings=(), stop_at=0, die_at=None, error="", **options
             original(module, batches, setup, step, *rest)
 
         loop.add_gradients = die
-    recipe = None if options.get("resume") else "bert_tiny"
+    recipe = None if options.get("resume") else recipe
     options = {"precision": "fp32", **options, "settings": [*(SETTINGS if recipe else ()), *settings]}
     if recipe:
         options = {"steps": 10, **options}
@@ -85,10 +85,10 @@ def train(data, out, *, settings=(), stop_at=0, die_at=None, error="", **options
         return stemformer.pretrain(recipe, data=data, out=out, progress=StopAt(stop_at), **options)
 
 
-def gradients(data, out, *, settings=()):
+def gradients(data, out, *, recipe="bert_tiny", settings=()):
     """Writes the gradients of a step to the file `out`."""
     settings = [*SETTINGS, "compute.precision=fp32", "budget.steps=10", *settings]
-    config = with_settings(find_recipe("bert_tiny"), settings)
+    config = with_settings(find_recipe(recipe), settings)
     tokenizer = load_tokenizer(Path(data) / "tokenizer")
     with init_distributed(torch.device("cpu")) as ranks:
         model = pretraining.make_initial_model(config, tokenizer, Silent()).train()
@@ -108,6 +108,13 @@ def gradients(data, out, *, settings=()):
             save_file(full, out)
 
 
+def finetune_rewriting(pairs, out, *, settings=()):
+    """A new BART, trained on pairs of texts for 6 steps."""
+    settings = ["task.vocab_size=300", "dropout=0.0", "log_every=1", "evaluation.every=3", *settings]
+    options = {"train": [pairs], "dev": [pairs], "steps": 6, "batch_size": 6, "precision": "fp32", "device": "cpu"}
+    stemformer.finetune("seq2seq", model="bart_tiny", out=out, **options, settings=settings)
+
+
 def command(arguments):
     """The command line."""
     if code := cli.main(arguments):
@@ -117,7 +124,13 @@ def command(arguments):
 def main(file):
     pretraining.matmul_rate = lambda *args: 1e11
     for name, options in json.loads(Path(file).read_text()):
-        {"train": train, "gradients": gradients, "command": command}[name](**options)
+        known = {
+            "train": train,
+            "gradients": gradients,
+            "finetune_rewriting": finetune_rewriting,
+            "command": command,
+        }
+        known[name](**options)
 
 
 # ------------------------------------------------------------------------------------------------------------------ starting them
@@ -159,6 +172,19 @@ def data(make_text, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """Pairs of words and the same words in another order."""
+    file = tmp_path_factory.mktemp("ranks-pairs") / "pairs.jsonl"
+    words = ["ape", "bee", "cat", "dog", "elk"]
+    sources = [" ".join(words[i % 5 : i % 5 + 1 + i % 3] + words[: i % 4]) for i in range(40)]
+    rows = [{"source": f"{source} {i}", "target": f"{i} {source}"} for i, source in enumerate(sources)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(file)
+
+
+DENOISING = ["model.num_attention_heads=2"]
+
 GRADIENTS = {
     "plain": [],
     "micro-batches": ["batch.micro_size=1"],
@@ -169,27 +195,44 @@ GRADIENTS = {
     "sharded micro-batches": [*SHARD, "batch.micro_size=1"],
     "sharded unequal micro-batches": [*SHARD, "batch.size=3", "batch.micro_size=1"],
     "sharded pairs": [*SHARD, *NEXT],
+    "denoising": DENOISING,
+    "denoising unequal micro-batches": [*DENOISING, "batch.size=3", "batch.micro_size=1"],
 }
-RUNS = {"masked": [], "pairs": NEXT, "sharded": SHARD, "sharded pairs": [*SHARD, *NEXT]}
+RUNS = {
+    "masked": [],
+    "pairs": NEXT,
+    "sharded": SHARD,
+    "sharded pairs": [*SHARD, *NEXT],
+    "denoising": DENOISING,
+}
 DROPOUT = ["model.hidden_dropout_prob=0.1"]
 
 
+def recipe_of(name):
+    return "bart_tiny" if name.startswith("denoising") else "bert_tiny"
+
+
 @pytest.fixture(scope="module")
-def one(data, no_timing, tmp_path_factory):
-    """Runs on one rank: `masked`, `pairs`, and `stopped` after 4 steps."""
+def one(data, pairs, no_timing, tmp_path_factory):
+    """Runs on one rank: `masked`, `pairs`, `denoising`, `rewriting`, and `stopped` after 4 steps."""
     root = tmp_path_factory.mktemp("one")
     train(data, str(root / "masked"))
     train(data, str(root / "pairs"), settings=NEXT)
+    train(data, str(root / "denoising"), recipe="bart_tiny", settings=DENOISING)
+    finetune_rewriting(pairs, str(root / "rewriting"))
     train(data, str(root / "stopped"), stop_at=4)
     return root
 
 
 @pytest.fixture(scope="module")
-def two(data, one, tmp_path_factory):
+def two(data, pairs, one, tmp_path_factory):
     """What two ranks did, started once for all tests."""
     root = tmp_path_factory.mktemp("two")
     jobs = [
-        ("gradients", {"data": data, "out": str(root / f"{name}.safetensors"), "settings": settings})
+        (
+            "gradients",
+            {"data": data, "out": str(root / f"{name}.safetensors"), "recipe": recipe_of(name), "settings": settings},
+        )
         for name, settings in GRADIENTS.items()
     ]
 
@@ -197,7 +240,9 @@ def two(data, one, tmp_path_factory):
         jobs.append(("train", {"data": data, "out": str(root / name), **options}))
 
     for name, settings in RUNS.items():
-        job(name, settings=settings)
+        job(name, recipe=recipe_of(name), settings=settings)
+    for name, settings in (("rewriting", []), ("rewriting micro-batches", ["batch.micro_tokens=64"])):
+        jobs.append(("finetune_rewriting", {"pairs": pairs, "out": str(root / name), "settings": settings}))
     for name, settings in (("ddp", []), ("sharded", SHARD)):
         job(f"{name} stopped", settings=settings, stop_at=4)
         shutil.copytree(one / "stopped", root / f"{name} from one")
@@ -219,10 +264,10 @@ def losses(run):
     ]
 
 
-def assert_same_losses(run, expected):
+def assert_same_losses(run, expected, last_step=10):
     found, wanted = losses(run), losses(expected)
-    assert found[-1]["step"] == 10
-    assert len(found) == len(wanted) > 10
+    assert found[-1]["step"] == last_step
+    assert len(found) == len(wanted) > last_step
     for one, other in zip(found, wanted, strict=True):
         assert one == pytest.approx(other, rel=1e-5)  # sums in another order
 
@@ -241,7 +286,7 @@ def assert_same_weights(run, expected):
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_of_two_ranks_are_those_of_one(data, two, tmp_path, name):
     settings = [setting for setting in GRADIENTS[name] if setting not in ("batch.micro_size=1", *SHARD)]
-    gradients(data, str(tmp_path / "one.safetensors"), settings=settings)
+    gradients(data, str(tmp_path / "one.safetensors"), recipe=recipe_of(name), settings=settings)
     one, both = load_file(tmp_path / "one.safetensors"), load_file(two / f"{name}.safetensors")
     assert one.keys() == both.keys()
     largest = max(float(gradient.abs().max()) for gradient in one.values())
@@ -252,7 +297,16 @@ def test_gradients_of_two_ranks_are_those_of_one(data, two, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_run_on_two_ranks_is_that_of_one(one, two, name):
-    assert_same_losses(two / name, one / ("pairs" if "pairs" in name else "masked"))
+    assert_same_losses(two / name, one / next((kind for kind in ("pairs", "denoising") if kind in name), "masked"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rewriting", "rewriting micro-batches"])
+def test_rewriting_on_two_ranks_is_that_on_one(one, two, name):
+    assert_same_losses(two / name, one / "rewriting", last_step=6)
+    weights = [load_file(root / "final" / "model.safetensors") for root in (one / "rewriting", two / name)]
+    worst = max(float((weights[0][key] - weights[1][key]).abs().max()) for key in weights[0])
+    assert worst < 1e-4  # steps of AdamW and Muon, whose gradients are sums in another order
 
 
 @pytest.mark.slow
