@@ -399,6 +399,9 @@ def _finish(
         progress.say(notes[-1])
 
     # Save.
+    if model.class_note is not None:
+        notes.append(model.class_note)
+        progress.say(notes[-1])
     metadata = task.metadata() | {"max_length": context.phases[0].batch.sequence_length}
 
     def write(temporary: Path) -> None:
