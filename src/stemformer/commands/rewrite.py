@@ -1,13 +1,12 @@
 """Rewrite texts: repair them, or whatever the model was trained for."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from stemformer.commands.load import open_pipeline
+from stemformer.commands.load import Pipeline, open_pipeline
 from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS, max_target_tokens
 from stemformer.errors import ConfigError, DataError
 from stemformer.generation.beam_search import BeamConfig
@@ -19,9 +18,6 @@ from stemformer.options import RewriteOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent, format_count
 from stemformer.training.config import read_run_config
-
-# A language of a published mBART.
-_LANGUAGE_CODE = re.compile("[a-z]{2,3}_[A-Z]{2}")
 
 
 @accepts(RewriteOptions)
@@ -77,9 +73,7 @@ def rewrite(
         if (value := getattr(options, name)) is not None and value > room:
             raise ConfigError(f"{name} is {value}: expected at most {room}, the positions of {model.path} but two.")
     config = BeamConfig(**{**trained, "max_new_tokens": room, **settings})
-    if task is None and (code := next(filter(_LANGUAGE_CODE.fullmatch, model.tokenizer.tokens), None)):
-        problem = f"{model.path} has language codes such as {code}, one of which precedes each text"
-        raise ConfigError(f"{problem}. Such models are not supported yet: pass a BART, or an mBART of this package.")
+    languages = _language_ids(model, options)
     if task is None and (what := _what_is_written(model.path)):
         progress.say(f"note: {model.path} {what}")
     progress.start("rewriting", total=length_hint(options.texts) or None, unit="texts")
@@ -101,6 +95,7 @@ def rewrite(
         "parse_special_tokens": task is None,
         "long_sources": options.long_sources,
         "max_sentences": None if task is None else task.max_source_sentences,
+        "languages": languages,
         "counts": counts,
         "on_batch": progress.advance,
     }
@@ -126,6 +121,22 @@ def rewrite(
     if num_cut:
         progress.say(f"note: {format_count(num_cut, 'text')} ran into the maximum length and may lack an end")
     return results if options.out is None else {"out": options.out, "texts": number}
+
+
+def _language_ids(model: Pipeline, options: RewriteOptions) -> tuple[int | None, int | None]:
+    """Return the tokens of the languages of texts and targets: those of the options, else of the training."""
+    codes: list[str | None] = [options.source_language, options.target_language]
+    is_needed = [model.tokenizer.requires_languages] * 2
+    if model.task is not None:
+        config = model.with_languages(*codes).require_task().config
+        codes = [config.source_language, config.target_language]
+        is_needed = [column is not None for column in config.language_columns]
+    for side, code, needs_code in zip(("source", "target"), codes, is_needed, strict=True):
+        if code is None and needs_code:
+            known = ", ".join(model.tokenizer.known_languages())
+            raise ConfigError(f"{model.path} needs the {side} language. Pass --{side}-language: one of {known}.")
+    source, target = (None if code is None else model.tokenizer.language_id(code) for code in codes)
+    return source, target
 
 
 def _what_is_written(path: str) -> str | None:

@@ -32,6 +32,7 @@ def rewrite_texts(
     parse_special_tokens: bool = True,
     long_sources: Literal["cut", "split"] | None = None,
     max_sentences: int | None = None,
+    languages: tuple[int | None, int | None] = (None, None),
     counts: Counter[str] | None = None,
     on_batch: Callable[[float], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -44,6 +45,7 @@ def rewrite_texts(
         long_sources: Cut texts of more tokens than the model was trained on, or split them at sentence ends; None
             refuses them.
         max_sentences: Sentences of a piece of a text that is split.
+        languages: Tokens of the languages of the texts and of what is written, in the place of `<s>`.
         counts: Receives the number of texts that were split or cut.
         on_batch: Called with the number of texts of each batch that is done, pieces as parts of one.
 
@@ -59,6 +61,8 @@ def rewrite_texts(
     if isinstance(texts, Sequence):
         for number, text in enumerate(texts, start=1):
             split(number, text)
+    source_language, target_language = languages
+    first = tokenizer.cls_token_id if source_language is None else source_language
     numbered = enumerate(texts, start=1)
     decoder = BartTextDecoder(model, rows=batch_size * config.num_beams)
     while block := list(islice(numbered, max(_BLOCK_SIZE, batch_size))):
@@ -67,9 +71,10 @@ def rewrite_texts(
             counts["texts split at sentence ends"] += sum(len(parts) > 1 for parts in pieces)
             counts["texts truncated"] += sum(any(piece.is_cut for piece in parts) for parts in pieces)
         ids = [piece.ids for parts in pieces for piece in parts]
-        sources = [[tokenizer.cls_token_id, *map(int, part), tokenizer.sep_token_id] for part in ids]
+        sources = [[first, *map(int, part), tokenizer.sep_token_id] for part in ids]
         advance = None if on_batch is None else partial(_advance, on_batch, len(block) / len(sources))
         how: dict[str, Any] = {"batch_size": batch_size, "limit_of": limit_of, "on_batch": advance}
+        how["first_tokens"] = None if target_language is None else [target_language] * len(sources)
         found = iter(decode_sources(sources, decoder, config, **how))
         for (_, text), parts in zip(block, pieces, strict=True):
             yield _to_result(text, [(next(found), WrittenPiece(tokenizer, piece.space)) for piece in parts])
@@ -86,6 +91,7 @@ def decode_sources(
     *,
     batch_size: int,
     limit_of: Callable[[int], int],
+    first_tokens: Sequence[int] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """Return the best hypotheses of each source, which has its special tokens.
@@ -96,6 +102,7 @@ def decode_sources(
     Args:
         model: An encoder-decoder, or its `BartTextDecoder`, to prepare the weights once for several calls.
         limit_of: Maximum number of tokens to write by the length of a source, special tokens included.
+        first_tokens: First token of the text of each source, that of its language; None for `<s>`.
         on_batch: Called with the number of sources of each batch that is done.
     """
     if isinstance(model, BartTextDecoder):
@@ -105,9 +112,12 @@ def decode_sources(
     results: list[list[Hypothesis]] = [[] for _ in sources]
     order = np.argsort([-len(source) for source in sources], kind="stable").tolist()
     for start in range(0, len(order), batch_size):
-        batch = [sources[i] for i in order[start : start + batch_size]]
-        found = search_beams(decoder, batch, config, limits=[limit_of(len(source)) for source in batch])
-        for i, hypotheses in zip(order[start : start + batch_size], found, strict=True):
+        numbers = order[start : start + batch_size]
+        batch = [sources[i] for i in numbers]
+        decoder.first_tokens = None if first_tokens is None else [first_tokens[i] for i in numbers]
+        how: dict[str, Any] = {"num_forced": 0 if first_tokens is None else 1}
+        found = search_beams(decoder, batch, config, limits=[limit_of(len(source)) for source in batch], **how)
+        for i, hypotheses in zip(numbers, found, strict=True):
             results[i] = hypotheses
         if on_batch is not None:
             on_batch(len(batch))
