@@ -10,6 +10,7 @@ import torch
 import stemformer
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import ConfigError, DataError, TokenizerError
+from stemformer.progress import Silent
 
 transformers = pytest.importorskip("transformers")
 
@@ -247,3 +248,7 @@ def test_a_published_mbart_50_is_fine_tuned(mbart50, tmp_path):
     assert stemformer.rewrite(["a b"], model=found["model"])[0]["text"] == "a b"
     settings = json.loads(Path(found["model"], "generation_config.json").read_text())
     assert settings["forced_bos_token_id"] == tokenizer.language_ids["fr_XX"]
+    said, progress = [], Silent()
+    progress.say = said.append
+    stemformer.finetune("seq2seq", out=str(tmp_path / "without"), progress=progress, **options)
+    assert any(line.endswith("pass --source-language and --target-language, or columns of them") for line in said)
