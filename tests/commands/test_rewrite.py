@@ -12,7 +12,7 @@ import torch
 import stemformer
 from stemformer import commands
 from stemformer.cli.app import main
-from stemformer.errors import ConfigError, DataError
+from stemformer.errors import ConfigError, DataError, TokenizerError
 from stemformer.generation import rewriting
 from stemformer.generation.rewriting import Rewriter
 from stemformer.progress import Silent
@@ -237,10 +237,9 @@ def test_bad_settings_are_refused_before_the_model_is_opened():
         stemformer.rewrite([], model="no/such/model/here")
 
 
-def test_a_model_with_language_codes_is_refused(model, monkeypatch):
-    monkeypatch.setattr(model.tokenizer, "tokens", [*model.tokenizer.tokens, "en_XX"])
-    with pytest.raises(ConfigError, match="has language codes such as en_XX, one of which precedes each text"):
-        stemformer.rewrite(["king"], model=model)
+def test_a_language_without_tokens_of_languages_is_refused(model):
+    with pytest.raises(TokenizerError, match="has no tokens of languages"):
+        stemformer.rewrite(["king"], model=model, target_language="fr")
 
 
 def test_a_bert_is_refused(tiny_bert):

@@ -87,6 +87,9 @@ def write_texts(folder: Path) -> None:
     )
     for number, suffix in enumerate(("en", "fr")):
         (folder / f"train.{suffix}").write_text("".join(f"{pair[number]}\n" for pair in pairs), encoding="utf-8")
+    both = [{"source": a, "target": b, "from": "en", "to": "fr"} for a, b in pairs]
+    both += [{"source": b, "target": a, "from": "fr", "to": "en"} for a, b in pairs]
+    (folder / "both_ways.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in both), encoding="utf-8")
     dna = [f">s{number} label={number % 2}\n{'ACGT'[number % 4] * 8}" for number in range(20)]
     (folder / "dna.fa").write_text("\n".join(dna) + "\n", encoding="utf-8")
     (folder / "blimp").mkdir()

@@ -28,6 +28,7 @@ from stemformer.objectives.objective import LossModule
 from stemformer.tasks.question_answering import QuestionAnswering
 from stemformer.tasks.sequence_classification import SequenceClassification
 from stemformer.tasks.task import TaskConfig
+from stemformer.tasks.token_classification import TokenClassification
 from stemformer.training.optimizer import OptimizerConfig, make_optimizer
 
 transformers = pytest.importorskip("transformers")
@@ -206,6 +207,34 @@ def test_task_heads_equal_those_of_transformers(kind, name, tmp_path):
         assert_close(found, their_task_logits(model))
         save_model(ours, tmp_path / "ours", task=TASKS[name].metadata())
         assert_close(their_task_logits(type(model).from_pretrained(tmp_path / "ours").eval()), found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tags_are_read_from_the_states_of_the_decoder_in_transformers(kind, tmp_path):
+    """transformers has no class for it: its body gives the states, and reads the body of the saved folder."""
+    theirs = random_model(getattr(transformers, f"{kind}Model"), getattr(transformers, f"{kind}Config")(**SIZES))
+    theirs.save_pretrained(tmp_path)
+    task = TokenClassification(TaskConfig("tag"), ("X", "Y", "Z"))
+    generator = torch.Generator().manual_seed(1)
+    ours = load_model(tmp_path, task.heads, num_labels=3, generator=generator)
+    positions = [np.arange(1, len(x) - 1) for x in framed()]
+    examples = [Example(x.numpy(), np.array([len(x)]), p, p) for x, p in zip(framed(), positions, strict=True)]
+    batch = collate(examples, range(len(examples)))
+
+    def their_states(model):
+        # The decoder reads the text one token later, after its start token.
+        pairs = [(x[None], torch.cat([torch.tensor([2]), x[:-1]])[None]) for x in framed()]
+        states = [model(input_ids=x, decoder_input_ids=y).last_hidden_state[0] for x, y in pairs]
+        return torch.cat([each[p] for each, p in zip(states, positions, strict=True)])
+
+    with torch.no_grad():
+        found = LossModule(ours, task)(batch, return_logits=True)
+        assert_close(found, ours.heads["token"].classifier(their_states(theirs)))
+        save_model(ours, tmp_path / "ours", task=task.metadata())
+        again = load_model(tmp_path / "ours")
+        assert [*again.heads] == ["token"]
+        assert torch.equal(LossModule(again, task)(batch, return_logits=True), found)
+        assert_close(their_states(type(theirs).from_pretrained(tmp_path / "ours").eval()), their_states(theirs))
 
 
 def test_states_of_selected_tokens_are_those_of_the_decoder(theirs, tmp_path):

@@ -15,7 +15,8 @@ from stemformer.options import Options, renamed
 
 # Groups in the help of a command, by the names of options; all others are in `Parameters`.
 _GROUPS = {
-    "Data": "train dev documents text_column label_column errors kind symbols kmer num_maps max_length held_out "
+    "Data": "train dev documents text_column label_column source_language target_language "
+    "source_language_column target_language_column errors kind symbols kmer num_maps max_length held_out "
     "words stdin",
     "Budget": "steps tokens epochs time flops tokens_per_parameter",
     "Config": "config settings finetune_settings show_config batch_size learning_rate learning_rates seed",

@@ -41,6 +41,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress | None = None) -> d
 
     # Predict.
     model = open_pipeline(options.model, options).with_long_sources(options.long_sources)
+    model = model.with_languages(**options.languages())
     task = model.require_task()
     how: dict[str, Any] = {"label_column": options.label_column, "needs_answer": True}
     blocks, counts = open_task_records(task, options, progress, **how, advice="--text-column or --label-column")

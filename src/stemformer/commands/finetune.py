@@ -109,6 +109,7 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
             max_length=options.max_length,
             symbols=options.symbols,
             symbol_size=options.kmer,
+            **options.languages(),
         ),
     )
     is_new = TASKS[options.task].writes_texts and _is_recipe(options.model)
@@ -166,6 +167,9 @@ def run_finetuning(
         if task.writes_texts and 2 * task.config.num_beams > tokenizer.vocab_size:
             expected = f"expected at most half of the {tokenizer.vocab_size} ids"
             raise ConfigError(f"task.num_beams is {task.config.num_beams}: {expected}.")
+        if task.writes_texts and tokenizer.requires_languages and not config.task.has_languages:
+            advice = "pass --source-language and --target-language, or columns of them"
+            progress.say(f"note: {config.model} was trained with the language before each text: {advice}")
         config = with_learning_rate(config, model, found.config.optimizer.learning_rate if found else None)
         examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
         context, last = make_finetuning_context(
@@ -235,10 +239,11 @@ def _find_start(config: FinetuneConfig) -> Path:
 def _save_new_model(config: FinetuneConfig, pairs: Sequence[SourceTarget], folder: Path) -> None:
     """Save a model of a recipe with random weights and a byte-level BPE vocabulary of both sides of the pairs."""
     targets = [text for pair in pairs for text in pair.targets or ()]
-    size, seed = config.task.vocab_size, config.seed
-    tokenizer = train_byte_bpe(
-        [*(pair.source for pair in pairs), *targets], vocab_size=size, special_tokens="bart", seed=seed
-    )
+    task, seed = config.task, config.seed
+    codes = {task.source_language, task.target_language, *(code for pair in pairs for code in pair.languages)}
+    languages = sorted({code.strip("_") for code in codes if code is not None})
+    how: dict[str, Any] = {"vocab_size": task.vocab_size, "special_tokens": "bart", "languages": languages}
+    tokenizer = train_byte_bpe([*(pair.source for pair in pairs), *targets], **how, seed=seed)
     recipe = replace(find_recipe(config.model), seed=seed)
     model = make_initial_model(recipe, tokenizer, Silent())
     model.max_length = model.config.max_position_embeddings
@@ -399,6 +404,9 @@ def _finish(
         progress.say(notes[-1])
 
     # Save.
+    if model.class_note is not None:
+        notes.append(model.class_note)
+        progress.say(notes[-1])
     metadata = task.metadata() | {"max_length": context.phases[0].batch.sequence_length}
 
     def write(temporary: Path) -> None:

@@ -125,6 +125,8 @@ def describe_model(path: str, model: Model | None = None) -> dict[str, Any]:
     }
     if task := read_task_info(path):
         description |= {"task": task.get("name", task["head"]), "labels": task["labels"]}
+    if model.class_note is not None:
+        description["note"] = model.class_note
     try:
         description["tokenizer"] = _describe_tokenizer(load_tokenizer(find_model_folder(path)))
     except TokenizerError:

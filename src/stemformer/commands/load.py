@@ -336,6 +336,23 @@ class Pipeline:
         model.task, task.long_sources = task, how
         return model
 
+    def with_languages(
+        self, source_language: str | None = None, target_language: str | None = None, **columns: str | None
+    ) -> "Pipeline":
+        """Return this model, which rewrites texts of other languages; `columns` as in `Seq2Seq.with_languages`.
+
+        Raises:
+            ConfigError: The model was trained for another task, or without languages.
+        """
+        if not any((source_language, target_language, *columns.values())):
+            return self
+        task: Any = self.require_task()
+        if not task.writes_texts:
+            raise ConfigError(f"Languages apply to seq2seq, but {self.path} was trained for {task.config.name}.")
+        model = copy.copy(self)
+        model.task = task.with_languages(source_language, target_language, **columns)
+        return model
+
     def require_task(self) -> Task:
         """Return the task; raise CheckpointError if the model was only pre-trained."""
         if self.task is None:

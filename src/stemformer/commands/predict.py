@@ -41,6 +41,7 @@ def predict(
     progress = progress or Silent()
     check_output_file(options.out, overwrite=options.overwrite, inputs=options.files)
     model = open_pipeline(options.model, options).with_long_sources(options.long_sources)
+    model = model.with_languages(**options.languages())
     model = model.with_labels(options.label_map) if options.label_map else model
     task = model.require_task()
     file = PredictionFile(options.out, task)

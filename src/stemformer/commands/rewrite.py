@@ -1,6 +1,5 @@
 """Rewrite texts: repair them, or whatever the model was trained for."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -21,10 +20,6 @@ from stemformer.options import RewriteOptions, accepts
 from stemformer.output_dir import check_output_file
 from stemformer.progress import Progress, Silent, format_count
 from stemformer.training.config import read_run_config
-
-# A language of a published mBART.
-_LANGUAGE_CODE = re.compile("[a-z]{2,3}_[A-Z]{2}")
-
 
 # Texts that are rewritten together, sorted by length, and written before the next ones.
 _BLOCK_SIZE = 512
@@ -92,6 +87,7 @@ def rewrite(
     else:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         header = {"model": str(model.path), **asdict(rewriter.config), "long_sources": options.long_sources}
+        header |= {"languages": list(rewriter.languages)}
         rows = PartialJsonl(Path(options.out), header, resume=options.resume)
         if rows.rows:
             progress.say(f"{format_count(rows.rows, 'text')} written before")
@@ -136,9 +132,6 @@ def _make_rewriter(model: Pipeline, settings: dict[str, Any], options: RewriteOp
             raise ConfigError(
                 f"{problem}, the positions of {model.path} without {NUM_START_TOKENS} for special tokens."
             )
-    if task is None and (code := next(filter(_LANGUAGE_CODE.fullmatch, model.tokenizer.tokens), None)):
-        problem = f"{model.path} has language codes such as {code}, one of which precedes each text"
-        raise ConfigError(f"{problem}. Such models are not supported yet: pass a BART, or an mBART of this package.")
 
     def limit_of(length: int) -> int:
         if options.max_new_tokens is not None:
@@ -158,6 +151,7 @@ def _make_rewriter(model: Pipeline, settings: dict[str, Any], options: RewriteOp
         parse_special_tokens=task is None,
         long_sources=options.long_sources,
         max_sentences=None if task is None else task.max_source_sentences,
+        languages=_language_ids(model, options),
     )
 
 
@@ -185,6 +179,22 @@ def _skip(blocks: Iterable[list[str]], done: Sequence[str], partial: Path) -> It
     if number < len(done):
         problem = f"There are {format_count(number, 'text')}, and {partial} has {len(done):,}"
         raise DataError(f"{problem}. Pass the same texts, or --overwrite in the place of --resume to start again.")
+
+
+def _language_ids(model: Pipeline, options: RewriteOptions) -> tuple[int | None, int | None]:
+    """Return the tokens of the languages of texts and targets: those of the options, else of the training."""
+    codes: list[str | None] = [options.source_language, options.target_language]
+    is_needed = [model.tokenizer.requires_languages] * 2
+    if model.task is not None:
+        config = model.with_languages(*codes).require_task().config
+        codes = [config.source_language, config.target_language]
+        is_needed = [column is not None for column in config.language_columns]
+    for side, code, needs_code in zip(("source", "target"), codes, is_needed, strict=True):
+        if code is None and needs_code:
+            known = ", ".join(model.tokenizer.known_languages())
+            raise ConfigError(f"{model.path} needs the {side} language. Pass --{side}-language: one of {known}.")
+    source, target = (None if code is None else model.tokenizer.language_id(code) for code in codes)
+    return source, target
 
 
 def _what_is_written(path: str) -> str | None:

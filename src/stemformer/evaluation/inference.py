@@ -114,12 +114,14 @@ def _write_texts(model: Model, task: Any, examples: TaskExamples, on_examples: O
     chosen = np.linspace(0, len(examples) - 1, number).round().astype(int).tolist()
     config = BeamConfig(num_beams=task.config.num_beams, length_penalty=task.config.length_penalty)
     positions = model.config.max_position_embeddings
+    first_tokens = [token for i in chosen if (token := examples.scored[i].first_token) is not None]
     found = decode_sources(
         [examples.examples[i].input_ids.tolist() for i in chosen],
         model,
         config,
         batch_size=max(1, _ROWS // config.num_beams),
         limit_of=lambda length: task.max_new_tokens(length, positions),
+        first_tokens=first_tokens or None,
         on_batch=on_examples,
     )
     out: list[Hypothesis | None] = [None] * len(examples)

@@ -94,6 +94,7 @@ def search_beams(
     config: BeamConfig,
     *,
     limits: Sequence[int] | None = None,
+    num_forced: int = 0,
 ) -> list[list[Hypothesis]]:
     """Return the best continuations of each prompt, or texts of each source, the best first.
 
@@ -102,6 +103,7 @@ def search_beams(
 
     Args:
         limits: Maximum number of new tokens of each text; default: `config.max_new_tokens` of each.
+        num_forced: Tokens of `start` that count in the length of a text, as those forced by Hugging Face's `generate`.
 
     Raises:
         CheckpointError: The model's scores are not finite.
@@ -114,7 +116,7 @@ def search_beams(
     logits = decoder.prefill(prompts, max(map(len, started)) + num_steps, num_beams=num_beams)  # (S, V)
     if 2 * num_beams > logits.shape[1]:
         raise ConfigError(f"num_beams is {num_beams}: expected at most half of the {logits.shape[1]} ids.")
-    searches = [_Search(config, last + 1) for last in last_steps.tolist()]
+    searches = [_Search(config, last + 1 + num_forced) for last in last_steps.tolist()]
     history = pad_left(started) if config.no_repeat_ngram_size else None
     # Numbers of the A texts in progress; the tokens of their beams (A, B, length), one beam at first, and scores (A, B).
     active = np.arange(len(prompts))
@@ -135,7 +137,8 @@ def search_beams(
         is_end, is_last = tokens == eos, last_steps[active] == step
 
         # Keep the texts that ended among the best, or all at the maximum length.
-        divisor = (step + 1) ** config.length_penalty
+        length = step + 1 + num_forced
+        divisor = length**config.length_penalty
         ended = (is_last[:, None] | is_end) & (best > -np.inf)
         for slot, beam in np.argwhere(ended[:, :num_beams]).tolist():
             is_complete = bool(is_end[slot, beam])
@@ -150,7 +153,7 @@ def search_beams(
 
         # Leave the texts that are done.
         best_running = zip(active.tolist(), scores[:, 0].tolist(), strict=True)
-        is_done = np.array([searches[text].is_done(score, step + 1) for text, score in best_running])
+        is_done = np.array([searches[text].is_done(score, length) for text, score in best_running])
         is_kept = ~(is_last | is_done)
         if not is_kept.any():
             break
@@ -179,7 +182,7 @@ class _Search:
 
         Args:
             best_running: Log probability of the best running beam.
-            length: Its number of new tokens.
+            length: Its number of new tokens, forced ones included.
         """
         config, found = self._config, self._found
         # Log probabilities only fall, so that this is the best score of any longer text.

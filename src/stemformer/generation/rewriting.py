@@ -29,6 +29,7 @@ class Rewriter:
         long_sources: Cut texts of more tokens than the model was trained on, or split them at sentence ends; None
             refuses them.
         max_sentences: Sentences of a piece of a text that is split.
+        languages: Tokens of the languages of the texts and of what is written, in the place of `<s>`.
         counts: Number of texts that were blank, split or cut, and that ran into their maximum length.
     """
 
@@ -40,6 +41,7 @@ class Rewriter:
     parse_special_tokens: bool = True
     long_sources: Literal["cut", "split"] | None = None
     max_sentences: int | None = None
+    languages: tuple[int | None, int | None] = (None, None)
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -83,10 +85,13 @@ class Rewriter:
         self.counts["blank texts, for which nothing is written"] += sum(not parts for parts in pieces)
         self.counts["texts split at sentence ends"] += sum(len(parts) > 1 for parts in pieces)
         self.counts["texts truncated"] += sum(any(piece.is_cut for piece in parts) for parts in pieces)
-        ends = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        sources = [[ends[0], *piece.ids.tolist(), ends[1]] for parts in pieces for piece in parts]
+        source_language, target_language = self.languages
+        first = self.tokenizer.cls_token_id if source_language is None else source_language
+        last = self.tokenizer.sep_token_id
+        sources = [[first, *piece.ids.tolist(), last] for parts in pieces for piece in parts]
         advance = None if on_batch is None or not sources else partial(_advance, on_batch, len(texts) / len(sources))
         how: dict[str, Any] = {"batch_size": self.batch_size, "limit_of": self.limit_of, "on_batch": advance}
+        how["first_tokens"] = None if target_language is None else [target_language] * len(sources)
         found = iter(decode_sources(sources, self._decoder, self.config, **how))
         results = []
         for text, parts in zip(texts, pieces, strict=True):
@@ -114,6 +119,7 @@ def decode_sources(
     *,
     batch_size: int,
     limit_of: Callable[[int], int],
+    first_tokens: Sequence[int] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """Return the best hypotheses of each source, which has its special tokens.
@@ -124,6 +130,7 @@ def decode_sources(
     Args:
         model: An encoder-decoder, or its `BartTextDecoder`, to prepare the weights once for several calls.
         limit_of: Maximum number of tokens to write by the length of a source, special tokens included.
+        first_tokens: First token of the text of each source, that of its language; None for `<s>`.
         on_batch: Called with the number of sources of each batch that is done.
     """
     if isinstance(model, BartTextDecoder):
@@ -133,9 +140,12 @@ def decode_sources(
     results: list[list[Hypothesis]] = [[] for _ in sources]
     order = np.argsort([-len(source) for source in sources], kind="stable").tolist()
     for start in range(0, len(order), batch_size):
-        batch = [sources[i] for i in order[start : start + batch_size]]
-        found = search_beams(decoder, batch, config, limits=[limit_of(len(source)) for source in batch])
-        for i, hypotheses in zip(order[start : start + batch_size], found, strict=True):
+        numbers = order[start : start + batch_size]
+        batch = [sources[i] for i in numbers]
+        decoder.first_tokens = None if first_tokens is None else [first_tokens[i] for i in numbers]
+        how: dict[str, Any] = {"num_forced": 0 if first_tokens is None else 1}
+        found = search_beams(decoder, batch, config, limits=[limit_of(len(source)) for source in batch], **how)
+        for i, hypotheses in zip(numbers, found, strict=True):
             results[i] = hypotheses
         if on_batch is not None:
             on_batch(len(batch))

@@ -58,6 +58,7 @@ def save_model(
     eos_token_id = model.config.eos_token_id if architecture.is_causal else None
     known = None if tokenizer is None else tokenizer.bos_token_id
     bos_token_id = eos_token_id if known is None else known
+    suffix: tuple[int, ...] = ()
     prefix: tuple[int, ...] | None = None if eos_token_id is None or bos_token_id is None else (bos_token_id,)
     pad_token_id = None if tokenizer is None else tokenizer.token_to_id("[PAD]")
     pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
@@ -75,12 +76,19 @@ def save_model(
         # transformers would stop after 20 tokens.
         names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
         ids = {name: getattr(model.config, name) for name in names} | {"max_length": model.max_length}
+        # Languages of all sources and targets.
+        source, target = ((task or {}).get(f"{side}_language") for side in ("source", "target"))
+        if tokenizer is not None and source is not None:
+            prefix, suffix = (tokenizer.language_id(source),), (tokenizer.sep_token_id,)
+        if tokenizer is not None and target is not None:
+            ids["forced_bos_token_id"] = tokenizer.language_id(target)
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(
             folder,
             model_max_length=model.max_length,
             prefix=prefix,
+            suffix=suffix,
             eos_token_id=eos_token_id,
         )
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -140,6 +140,7 @@ _BART_MODULES: dict[str, tuple[str, ...]] = {
     "heads.seq2seq_lm.decoder": ("lm_head",),
     "heads.sequence.pooler": ("classification_head.dense",),
     "heads.sequence.classifier": ("classification_head.out_proj",),
+    "heads.token.classifier": ("classifier",),
     "heads.span.scores": ("qa_outputs",),
 }
 

@@ -53,6 +53,8 @@ class Architecture:
     write_config: Callable[[Any], dict[str, Any]]
     # Whether a `config.json` that does not say so ties the output matrix to the word embeddings.
     is_tied_by_default: bool = True
+    # Task heads without a class in transformers; `hf_classes` has the name that it would have.
+    own_heads: frozenset[str] = frozenset()
 
 
 # Tokens of the shortest maximum length.
@@ -92,18 +94,20 @@ def _bart(config: type[BartConfig], name: str) -> Architecture:
         config=config,
         body=Bart,
         heads={"seq2seq_lm": BiasedLmHead},
-        task_heads={"sequence": _POOLED_HEAD, "span": SpanHead},
+        task_heads={"sequence": _POOLED_HEAD, "token": ClassHead, "span": SpanHead},
         parameter_names=hf_names.BART,
         hf_classes={
             frozenset[str](): f"{name}Model",
             frozenset({"seq2seq_lm"}): f"{name}ForConditionalGeneration",
             frozenset({"sequence"}): f"{name}ForSequenceClassification",
+            frozenset({"token"}): f"{name}ForTokenClassification",
             frozenset({"span"}): f"{name}ForQuestionAnswering",
         },
         is_causal=False,
         lm_head="seq2seq_lm",
         read_config=hf_config.read_bart_config,
         write_config=hf_config.write_bart_config,
+        own_heads=frozenset({"token"}),
     )
 
 
@@ -244,6 +248,15 @@ class Model(nn.Module):
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.set_rate(rate)
+
+    @property
+    def class_note(self) -> str | None:
+        """Return a note on a head that transformers has no class for; None if there is none."""
+        architecture = ARCHITECTURES[self.config.model_type]
+        if not architecture.own_heads & self.heads.keys():
+            return None
+        name = architecture.hf_classes[frozenset(self.heads)]
+        return f"transformers has no {name}: the model opens in stemformer alone"
 
     def check_max_length(self, requested: int | None) -> int:
         """Return the maximum tokens of a sequence: those of training, or as requested, with a warning beyond them."""

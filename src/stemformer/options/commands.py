@@ -201,7 +201,7 @@ class GenerateOptions(groups.InferenceOptions, groups.SeedOptions):
     batch_size: int = 32
 
 
-class RewriteOptions(groups.InferenceOptions, groups.FileOutputOptions):
+class RewriteOptions(groups.LanguageOptions, groups.InferenceOptions, groups.FileOutputOptions):
     """Rewrite texts with an encoder-decoder, by beam search.
 
     Attributes:
@@ -252,7 +252,7 @@ class EmbedOptions(groups.TextsOptions, groups.FileOutputOptions):
     max_length: int | None = None
 
 
-class PredictOptions(groups.ComputeOptions, groups.FileOutputOptions):
+class PredictOptions(groups.LanguageColumnOptions, groups.ComputeOptions, groups.FileOutputOptions):
     """Predict with a fine-tuned model on files.
 
     Attributes:

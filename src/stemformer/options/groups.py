@@ -221,6 +221,34 @@ class SeedOptions(Options):
     seed: int = 0
 
 
+class LanguageOptions(Options):
+    """Languages of an encoder-decoder, whose tokens precede source and target.
+
+    Attributes:
+        source_language: Language of the sources, such as en. Default: that of the training, if it had one.
+        target_language: Language of the targets, such as fr. Default: that of the training, if it had one.
+    """
+
+    source_language: str | None = None
+    target_language: str | None = None
+
+
+class LanguageColumnOptions(LanguageOptions):
+    """Languages of an encoder-decoder, one for all sources or targets, or of each in a column.
+
+    Attributes:
+        source_language_column: Column with the language of each source. Default: that of the training, if it had one.
+        target_language_column: Column with the language of each target. Default: that of the training, if it had one.
+    """
+
+    source_language_column: str | None = None
+    target_language_column: str | None = None
+
+    def languages(self) -> dict[str, Any]:
+        """Return the options by their name, which is that of the setting too."""
+        return {item.name: getattr(self, item.name) for item in fields(LanguageColumnOptions)}
+
+
 class TextsOptions(InferenceOptions):
     """A model and the texts that it reads.
 
@@ -252,7 +280,7 @@ class TextFileOptions(Options):
     errors: Literal["strict", "replace"] = "strict"
 
 
-class TaskTrainingOptions(ConfigOptions, ResumableOptions):
+class TaskTrainingOptions(LanguageColumnOptions, ConfigOptions, ResumableOptions):
     """A labelled task, its data and its training: options that finetune and compare share.
 
     Attributes:
@@ -265,6 +293,10 @@ class TaskTrainingOptions(ConfigOptions, ResumableOptions):
             labelled by their names; several columns of seq2seq are references. Default: guessed from the names.
         kind: Kind of label, for classify and pair: class is one class, labels any number of classes (multi-label),
             score a number (regression).
+        source_language: Of seq2seq, language of the sources, such as en, whose token precedes each. Default: none.
+        target_language: Of seq2seq, language of the targets, such as fr, whose token precedes each. Default: none.
+        source_language_column: Of seq2seq, column with the language of each source.
+        target_language_column: Of seq2seq, column with the language of each target.
         max_length: Maximum length of an example in tokens. Default: the longest that the model was trained on.
         symbols: The texts are sequences of symbols, such as DNA, and each symbol is mapped to a word of the vocabulary:
             draw maps them at random, a file has a symbol, a tab and a word on each line.

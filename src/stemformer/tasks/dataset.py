@@ -126,7 +126,7 @@ def advise_task(config: TaskConfig, files: Sequence[str]) -> Iterator[None]:
 
 def column_names(config: TaskConfig, like: TaskConfig | None) -> list[str]:
     """Return the columns that settings name, which prove a header."""
-    return [name for x in (config, like) if x is not None for name in (*x.text, *x.label_columns)]
+    return [name for x in (config, like) if x is not None for name in x.columns]
 
 
 def with_columns_of(config: TaskConfig, like: TaskConfig | None, table: Table) -> TaskConfig:
@@ -165,8 +165,9 @@ def _read_pairs(
     wanted = with_columns_of(config, like, table)
     # Of sources alone, targets are read if they are named.
     targets = wanted.label_columns if needs_answer else config.label_columns
-    source, targets = choose_pair_columns(table, next(iter(wanted.text), None), targets, needs_target=needs_answer)
-    records = make_pairs(table, source, targets, counts=counts, needs_target=needs_answer)
+    how: dict[str, Any] = {"needs_target": needs_answer, "languages": config.language_columns}
+    source, targets = choose_pair_columns(table, next(iter(wanted.text), None), targets, **how)
+    records = make_pairs(table, source, targets, counts=counts, **how)
     return records, replace(config, text=(source,), label=targets or None)
 
 

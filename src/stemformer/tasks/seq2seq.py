@@ -26,6 +26,7 @@ from stemformer.data.labelled.sequence_pairs import SourceTarget
 from stemformer.data.labelled.splits import connected_groups
 from stemformer.data.text.sentences import sentence_ends
 from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.errors import ConfigError, DataError, TokenizerError
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
 from stemformer.tasks.dataset_notes import plain_text
@@ -39,6 +40,7 @@ _LENGTH_QUANTILE, _SENTENCE_QUANTILE = 0.999, 0.95
 
 # Attributes that a saved model has.
 _STORED = ("max_length_ratio", "max_source_sentences", "most_frequent_target")
+_SIDES = ("source", "target")
 # What the baselines do, for notes.
 _BASELINES = {
     "copy": "returning the source",
@@ -62,6 +64,8 @@ class WrittenPiece:
 
     tokenizer: Tokenizer
     space: str
+    # Token before those that are written, of the target's language; None for `<s>`.
+    first_token: int | None = None
 
 
 def join_pieces(pieces: Sequence[tuple[Any, WrittenPiece]]) -> RewritePrediction:
@@ -74,8 +78,41 @@ def join_pieces(pieces: Sequence[tuple[Any, WrittenPiece]]) -> RewritePrediction
 
 def _text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """Return the text of written tokens; those around a text, which a poor model repeats, are no part of it."""
-    around = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    around = {tokenizer.cls_token_id, tokenizer.sep_token_id, *tokenizer.language_ids.values()}
     return tokenizer.decode([number for number in ids if number not in around]).strip()
+
+
+class LanguageTokens:
+    """Tokens of the languages of sources and targets, those of the config or of each record."""
+
+    def __init__(self, config: TaskConfig, tokenizer: Tokenizer) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._ids: dict[str, int] = {}
+        # Known before the first record.
+        self._fixed = self._find(config.source_language), self._find(config.target_language)
+
+    def find(self, record: SourceTarget) -> tuple[int | None, int | None]:
+        """Return the tokens of a record's languages, each None if there is none; raise DataError of unknown ones."""
+        if self._config.language_columns == (None, None):
+            return self._fixed
+        found = []
+        sides = zip(_SIDES, self._config.language_columns, record.languages, self._fixed, strict=True)
+        for side, column, code, fixed in sides:
+            if column is not None and code is None:
+                problem = f"{record.location}: The {side} language is missing, which the model was trained with"
+                raise DataError(f"{problem}. Set it, in Python with `with_languages`.")
+            try:
+                found.append(fixed if column is None else self._find(code))
+            except TokenizerError as error:
+                raise DataError(f"{record.location}: {error}") from error
+        return found[0], found[1]
+
+    def _find(self, code: str | None) -> int | None:
+        if code is None:
+            return None
+        if code not in self._ids:
+            self._ids[code] = self._tokenizer.language_id(code)
+        return self._ids[code]
 
 
 class Seq2Seq(Task):
@@ -112,6 +149,34 @@ class Seq2Seq(Task):
         # No text is on both sides, neither as source nor as target.
         texts = [[plain_text(text) for text in (r.source, *(r.targets or ()))] for r in records]
         return connected_groups(texts), "equal sources or targets kept together"
+
+    def with_languages(
+        self,
+        source_language: str | None = None,
+        target_language: str | None = None,
+        *,
+        source_language_column: str | None = None,
+        target_language_column: str | None = None,
+    ) -> "Seq2Seq":
+        """Return the task with other languages, or columns of them; raise ConfigError if it was trained without."""
+        task, config = copy(self), self.config
+        sides = {
+            "source": (source_language, source_language_column),
+            "target": (target_language, target_language_column),
+        }
+        for side, found in sides.items():
+            names = (f"{side}_language", f"{side}_language_column")
+            if found == (None, None):
+                continue
+            if None not in found:
+                options = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+                raise ConfigError(f"{options} are both there. Pass one of them.")
+            if all(getattr(config, name) is None for name in names):
+                raise ConfigError(f"The model was fine-tuned without a {side} language. Remove --{side}-language.")
+            changes: dict[str, Any] = dict(zip(names, found, strict=True))
+            config = replace(config, **changes)
+        task.config = config
+        return task
 
     def during_training(self) -> "Seq2Seq":
         """Return the task as evaluations during training score it: a part of the texts, written greedily."""
@@ -168,7 +233,10 @@ class Seq2Seq(Task):
             return tokenizer.encode_ids([part])[0]
 
         split: dict[str, Any] = {"long_sources": self.long_sources, "max_sentences": self.max_source_sentences}
+        languages = LanguageTokens(self.config, tokenizer)
         for number, (record, source, target) in enumerate(zip(records, sources, targets, strict=True)):
+            source_id, target_id = languages.find(record)
+            source_id = cls if source_id is None else source_id
             lengths.append(max(len(source), len(target)))
             pieces = source_pieces(record.source, encode, max_tokens=room, ids=source, **split)
             counts["sources split at sentence ends"] += len(pieces) > 1
@@ -177,8 +245,9 @@ class Seq2Seq(Task):
             # A target has no pieces.
             kept = [] if record.targets is None or len(pieces) > 1 else [target[:room]]
             for piece in pieces:
-                example = make_encoder_decoder_example([piece.ids], kept, cls=cls, sep=sep)
-                yield number, example, WrittenPiece(tokenizer, piece.space)
+                first = cls if target_id is None else target_id
+                example = make_encoder_decoder_example([piece.ids], kept, cls=source_id, sep=sep, target_cls=first)
+                yield number, example, WrittenPiece(tokenizer, piece.space, target_id)
 
     def _measure(
         self, records: Sequence[SourceTarget], sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]

@@ -56,6 +56,10 @@ class TaskConfig:
         num_beams: Of `seq2seq`: beams when a text is written; evaluations during training have one.
         length_penalty: Of `seq2seq`: as in `BeamConfig`.
         num_written: Of `seq2seq`: dev texts that are written in an evaluation during training; all at its end.
+        source_language: Of `seq2seq`: language of all sources, whose token precedes them; None for `<s>`.
+        target_language: Of `seq2seq`: language of all targets, whose token precedes them; None for `<s>`.
+        source_language_column: Of `seq2seq`: column with the language of each source.
+        target_language_column: Of `seq2seq`: column with the language of each target.
         vocab_size: Of `seq2seq` without a model: tokens of the vocabulary that is trained on the pairs.
     """
 
@@ -78,12 +82,31 @@ class TaskConfig:
     num_beams: int = 4
     length_penalty: float = 1.0
     num_written: int = 500
+    source_language: str | None = None
+    target_language: str | None = None
+    source_language_column: str | None = None
+    target_language_column: str | None = None
     vocab_size: int = 8000
 
     @property
     def label_columns(self) -> tuple[str, ...]:
         """All columns with labels."""
         return () if self.label is None else (self.label,) if isinstance(self.label, str) else self.label
+
+    @property
+    def language_columns(self) -> tuple[str | None, str | None]:
+        """Columns with the languages of source and target."""
+        return self.source_language_column, self.target_language_column
+
+    @property
+    def has_languages(self) -> bool:
+        """Whether sources or targets have languages."""
+        return any((self.source_language, self.target_language, *self.language_columns))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are named."""
+        return (*self.text, *self.label_columns, *(name for name in self.language_columns if name is not None))
 
     @property
     def has_labels(self) -> bool:
@@ -116,6 +139,15 @@ class TaskConfig:
             ),
             f"text names {len(self.text)} columns: seq2seq has one source. Name one --text-column.": (
                 self.name != "seq2seq" or len(self.text) < 2
+            ),
+            f"source_language and target_language apply to seq2seq, not to {self.name}. Remove them.": (
+                self.name == "seq2seq" or not self.has_languages
+            ),
+            "source_language is the language of all sources, source_language_column that of each. Pass one of them.": (
+                self.source_language is None or self.source_language_column is None
+            ),
+            "target_language is the language of all targets, target_language_column that of each. Pass one of them.": (
+                self.target_language is None or self.target_language_column is None
             ),
             f"kind is {self.kind!r}: only classify and pair have kinds, not {self.name}": has_texts or is_class,
             "balance applies to classes, labels and tags. Remove it.": (

@@ -1,7 +1,8 @@
 """Token classification: a tag for each word, aligned to tokens by character offsets.
 
 Source: Devlin et al. 2019, section 5.3: a word is represented by its first token, without a conditional
-random field on top. In causal models it is the last token, the only one that has seen the word.
+random field on top. In causal models it is the last token, the only one that has seen the word. Of a BART it is
+the decoder's state for that token (`objectives.objective.with_text_in_decoder`; Lewis et al. 2020, section 3.2).
 """
 
 from collections import Counter

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stemformer.data.examples.encoder_decoder import max_target_tokens, split_source
+from stemformer.data.examples.encoder_decoder import make_encoder_decoder_example, max_target_tokens, split_source
 
 
 def encode(text):
@@ -30,6 +30,15 @@ def test_a_sentence_that_does_not_fit_is_cut():
 def test_texts_without_spaces_are_joined_without():
     pieces = split_source("我去北京。你去上海。", lambda text: np.arange(len(text)), max_tokens=5)
     assert [(len(piece.ids), piece.space) for piece in pieces] == [(5, ""), (5, "")]
+
+
+def test_languages_stand_where_bart_has_its_start_tokens():
+    source, target = np.array([20, 21]), np.array([30])
+    example = make_encoder_decoder_example([source], [target], cls=7, sep=2, target_cls=8)
+    assert example.input_ids.tolist() == [7, 20, 21, 2]
+    assert example.decoder_input_ids.tolist() == [2, 8, 30] and example.labels.tolist() == [8, 30, 2]
+    plain = make_encoder_decoder_example([source], [target], cls=0, sep=2)
+    assert plain.input_ids.tolist() == [0, 20, 21, 2] and plain.decoder_input_ids.tolist() == [2, 0, 30]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,18 @@ def test_columns_are_found_by_name_or_order(write, names):
     assert +Counter(counts) == ({"first lines taken for a header ('en', 'fr')": 1} if "en" in names else {})
 
 
+def test_columns_of_languages_are_no_texts(write):
+    file = write("pairs.tsv", "from\tlang\ta\tb", "en\tfr\ta cat\tun chat", "fr\ten\tun chien\ta dog")
+    languages, counts = ("from", "lang"), Counter()
+    table = read_pair_table([file], names=languages, counts=counts, needs_target=True)
+    how = {"needs_target": True, "languages": languages}
+    source, targets = choose_pair_columns(table, None, (), **how)
+    assert (source, targets) == ("a", ("b",))
+    records = make_pairs(table, source, targets, counts=counts, **how)
+    assert [r.languages for r in records] == [("en", "fr"), ("fr", "en")]
+    assert choose_pair_columns(table, None, ("b",), needs_target=False, languages=languages)[0] == "a"
+
+
 def test_a_usual_name_wins_over_the_order_of_other_columns(write):
     file = write("pairs.csv", "id,target,source", "7,b,a")
     assert read(file)[:3] == ([("a", ("b",))], "source", ("target",))

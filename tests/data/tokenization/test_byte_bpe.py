@@ -92,9 +92,17 @@ def test_sentinels_and_languages_are_special_tokens_here_and_in_transformers(mak
     parsed = tokenizer.encode(text, parse_special_tokens=True).ids.tolist()
     assert parsed == [8, *tokenizer.encode(" the").ids, 6, *tokenizer.encode(" king <extra_id_9>").ids]
     assert theirs(text)["input_ids"] == [0, *parsed, 2]
+    # By code or token, with or without a region.
+    assert {tokenizer.language_id(code) for code in ("en", "__en__", "EN", "en_XX", "en-GB")} == {8}
+    assert {tokenizer.language_id(code) for code in ("fr", "fr_XX", "__fr_XX__", "fr_CA")} == {9}
+    for code in ("de", "e", ""):
+        with pytest.raises(TokenizerError, match=r"has no language '.*Expected one of en, fr_XX\."):
+            tokenizer.language_id(code)
     # As they were without them, but for their ids.
     plain = train_byte_bpe(make_text().split("\n\n"), vocab_size=340, special_tokens="bart")
     assert not plain.sentinel_ids and not plain.language_ids
+    with pytest.raises(TokenizerError, match=r"no tokens of languages\. Train one .*--languages en,fr"):
+        plain.language_id("en")
     assert tokenizer.tokens[10:] == plain.tokens[5:]
 
 

@@ -96,22 +96,27 @@ def make_encoder_decoder_example(
     *,
     cls: int,
     sep: int,
+    target_cls: int | None = None,
     is_copied: Sequence[Bool[np.ndarray, "_"]] | None = None,
     num_dropped_tokens: int = 0,
 ) -> Example:
     """Return an example of pairs of texts, without targets that of sources alone.
 
-    Source `<s> source </s>`, decoder inputs `</s> <s> target`, labels `<s> target </s>`, as in BART.
+    Source `<s> source </s>`, decoder inputs `</s> <s> target`, labels `<s> target </s>`, as in BART. With tokens of
+    languages in the place of `<s>`, this is the layout of mBART-50 (Tang et al. 2020).
 
     Args:
+        cls: First token of a source.
+        target_cls: First token of a target; None for that of a source.
         is_copied: Of each target, whether each token is one that the source has; the special tokens around it always are.
     """
     inputs = [np.concatenate([[cls], source, [sep]]) for source in sources]
     ids, lengths = _joined(inputs)
     if not targets:
         return Example(ids, lengths, np.empty(0, np.int64), np.empty(0, np.int64))
-    labels, _ = _joined([np.concatenate([[cls], target, [sep]]) for target in targets])
-    decoder_ids, decoder_lengths = _joined([np.concatenate([[sep, cls], target]) for target in targets])
+    first = cls if target_cls is None else target_cls
+    labels, _ = _joined([np.concatenate([[first], target, [sep]]) for target in targets])
+    decoder_ids, decoder_lengths = _joined([np.concatenate([[sep, first], target]) for target in targets])
     copied = None if is_copied is None else np.concatenate([[True, *part, True] for part in is_copied])
     return Example(
         ids,

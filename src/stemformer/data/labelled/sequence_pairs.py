@@ -40,6 +40,8 @@ class SourceTarget:
     source: str
     targets: tuple[str, ...] | None
     location: str
+    # Languages of source and target, of tables with columns of them.
+    languages: tuple[str | None, str | None] = (None, None)
 
 
 def read_pair_table(files: Sequence[str], *, names: Sequence[str], counts: Counter[str], needs_target: bool) -> Table:
@@ -72,14 +74,28 @@ def read_pair_table(files: Sequence[str], *, names: Sequence[str], counts: Count
 
 
 def choose_pair_columns(
-    table: Table, source: str | None, targets: Sequence[str], *, needs_target: bool
+    table: Table,
+    source: str | None,
+    targets: Sequence[str],
+    *,
+    needs_target: bool,
+    languages: Sequence[str | None] = (None, None),
 ) -> tuple[str, tuple[str, ...]]:
     """Return the columns of source and targets: those that are named, else found by name, else the only two.
+
+    Args:
+        languages: Columns of the languages of source and target, which are neither.
 
     Raises:
         DataError: A column does not exist, or cannot be found.
     """
-    columns = table.columns
+    for side, name in zip(("source", "target"), languages, strict=True):
+        if name is not None and name not in table.columns:
+            options = f"--{side}-language-column, or pass --{side}-language"
+            raise unknown_column(table.source, name, table.columns, option=options)
+        if name is not None and name in (source, *targets):
+            raise DataError(f"{table.source}: '{name}' is the column of a text and of a language. Set another.")
+    columns = tuple(name for name in table.columns if name not in languages)
     for name in (source, *targets):
         if name is not None and name not in columns:
             option = "--text-column" if name == source else "--label-column"
@@ -107,7 +123,13 @@ def choose_pair_columns(
 
 
 def make_pairs(
-    table: Table, source: str, targets: Sequence[str], *, counts: Counter[str], needs_target: bool
+    table: Table,
+    source: str,
+    targets: Sequence[str],
+    *,
+    counts: Counter[str],
+    needs_target: bool,
+    languages: tuple[str | None, str | None] = (None, None),
 ) -> list[SourceTarget]:
     """Return the pairs of a table, without targets if no column is named.
 
@@ -116,6 +138,7 @@ def make_pairs(
         targets: Columns of the target and of other references.
         counts: Receives the number of pairs left out, by reason.
         needs_target: Whether an empty source is left out; if not, it has no prediction.
+        languages: Columns of the languages of source and target.
     """
     records = []
     for row, location in zip(table.rows, table.locations, strict=True):
@@ -127,7 +150,8 @@ def make_pairs(
             counts["empty target (left out)"] += 1
         else:
             counts.update(["empty source (no prediction)"] * (not text))
-            records.append(SourceTarget(text, texts if targets else None, location))
+            first, second = (None if name is None else _language(row[name], location, name) for name in languages)
+            records.append(SourceTarget(text, texts if targets else None, location, (first, second)))
     return records
 
 
@@ -182,6 +206,12 @@ def _text(value: Any, location: str, column: str) -> str:
     if isinstance(value, dict | list | bytes):
         raise DataError(f"{location}: Column '{column}' holds {type(value).__name__}, expected text. Choose another.")
     return "" if value is None else str(value)
+
+
+def _language(value: Any, location: str, column: str) -> str:
+    if not (code := _text(value, location, column).strip()):
+        raise DataError(f"{location}: Column '{column}' is empty, expected a language, such as en.")
+    return code
 
 
 def _texts(value: Any, location: str, column: str) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from stemformer.config import nearest
 from stemformer.data.tokenization.unknown_words import UnknownWords
 from stemformer.errors import TokenizerError
 
@@ -26,10 +27,16 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BART_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 # A span of T5, by its number (`extra_ids` in transformers), and a language, by its code, as in M2M100.
 SENTINEL, LANGUAGE = "<extra_id_{}>", "__{}__"
+# As above, or as in mBART (`en_XX`).
+_LANGUAGE_TOKEN = re.compile(LANGUAGE.format("(.+)") + "|([a-z]{2,3}_[A-Z]{2})")
+# Classes of transformers that put the language after a text.
+_FINAL_LANGUAGE_CLASSES = ("MBartTokenizer", "MBartTokenizerFast")
 SUBWORD_PREFIX = "##"
 END_OF_TEXT = "<|endoftext|>"
 # Longer words become [UNK], as in the 2018 code.
 MAX_WORD_CHARACTERS = 100
+# Attributes that the library's part does not hold.
+_STATE = ("bos_token_id", "prompt_prefix", "has_final_language", "lowercase_is_guess")
 # Some tens of MB per process.
 _MAX_CACHED_CHUNKS = 1 << 18
 # Keys of tokenizer_config.json -> keys of the BertNormalizer in tokenizer.json.
@@ -91,13 +98,14 @@ class Tokenizer:
     """Vocabulary and rules of tokenization; see `load_tokenizer` and `trainers.py`.
 
     Attributes:
-        kind: "wordpiece" or "bpe".
+        kind: "wordpiece", "bpe" or "unigram".
         vocab_size: Largest id + 1.
         lowercase: Whether text is lower-cased; None without a BERT normalizer.
         is_byte_level: Whether tokens are of bytes, with the space before a word in its first token.
         lowercase_is_guess: Whether only the entries of the vocabulary say so.
         bos_token_id: Id of the token before each text of a causal model; None for `[CLS] a [SEP]`.
         prompt_prefix: Ids before each prompt of a causal model; None for its end-of-text token.
+        has_final_language: Whether the language comes after a text, as in mBART-cc25, not before it.
         unknown: Counts of words and of [UNK] in texts that were encoded; not in documents.
     """
 
@@ -110,8 +118,9 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         settings = json.loads(backend.to_str())
         model = settings["model"]
-        if model["type"] not in ("WordPiece", "BPE"):
-            raise TokenizerError(f"The tokenizer has a {model['type']} model, expected WordPiece or BPE. Retrain it.")
+        if model["type"] not in ("WordPiece", "BPE", "Unigram"):
+            expected = "expected WordPiece, BPE or Unigram"
+            raise TokenizerError(f"The tokenizer has a {model['type']} model, {expected}. Retrain it.")
         self.kind: str = model["type"].lower()
         vocab = backend.get_vocab(with_added_tokens=True)
         if self.kind == "wordpiece":
@@ -126,6 +135,7 @@ class Tokenizer:
         self._backend = backend
         self.bos_token_id: int | None = None
         self.prompt_prefix: tuple[int, ...] | None = None
+        self.has_final_language = False
         normalizer = settings["normalizer"] or {}
         self._bert_normalizer: dict[str, Any] = normalizer if normalizer.get("type") == "BertNormalizer" else {}
         self.lowercase: bool | None = self._bert_normalizer.get("lowercase")
@@ -136,7 +146,7 @@ class Tokenizer:
         self._starts_word = np.array([not token.startswith(SUBWORD_PREFIX) for token in self.tokens], dtype=bool)
         self.is_byte_level: bool = '"ByteLevel"' in json.dumps(settings["pre_tokenizer"])
         has_all_bytes = model.get("byte_fallback") or self.is_byte_level
-        unk_id = vocab.get(model["unk_token"] or "")
+        unk_id = model["unk_id"] if self.kind == "unigram" else vocab.get(model["unk_token"] or "")
         self.unknown = UnknownWords(backend, unk_id, self._starts_word, drops_characters=not has_all_bytes)
         added = backend.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(number for number, token in added.items() if token.special)
@@ -150,7 +160,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as JSON: the library's pickling drops `encode_special_tokens`."""
-        state = {name: getattr(self, name) for name in ("bos_token_id", "prompt_prefix", "lowercase_is_guess")}
+        state = {name: getattr(self, name) for name in _STATE}
         return _from_json, (self._backend.to_str(),), state
 
     @cached_property
@@ -187,10 +197,44 @@ class Tokenizer:
 
     @cached_property
     def language_ids(self) -> dict[str, int]:
-        """Code of a language, such as `en` -> id of its token, `__en__`."""
-        pattern = re.compile(LANGUAGE.format("(.+)"))
-        found = ((pattern.fullmatch(self.tokens[number]), number) for number in sorted(self.special_ids))
-        return {match[1]: number for match, number in found if match}
+        """Code of a language, such as `en` or `en_XX` -> id of its token, `__en__` or `en_XX`."""
+        found = ((_LANGUAGE_TOKEN.fullmatch(self.tokens[number]), number) for number in sorted(self.special_ids))
+        return {match[1] or match[2]: number for match, number in found if match}
+
+    @property
+    def requires_languages(self) -> bool:
+        """Whether languages have tokens as in a published mBART, which has learned no text without them."""
+        return any(self.tokens[number] == code for code, number in self.language_ids.items())
+
+    def known_languages(self) -> dict[str, int]:
+        """Return `language_ids`; raise TokenizerError if there are none, or where the model would read them elsewhere."""
+        if self.has_final_language:
+            problem = "The tokenizer is that of mBART-cc25, with the language after each text, which is not supported"
+            raise TokenizerError(f"{problem}. Use an mBART-50, with the language before it.")
+        if not self.language_ids:
+            advice = "train-tokenizer --kind bpe --special-tokens bart --languages en,fr"
+            raise TokenizerError(f"The tokenizer has no tokens of languages. Train one and a model with it: {advice}")
+        return self.language_ids
+
+    def language_id(self, code: str) -> int:
+        """Return the id of the token of a language; `fr` finds `__fr__` and `fr_XX` too.
+
+        Raises:
+            TokenizerError: The language is not known.
+        """
+        known = {_plain_code(name): number for name, number in self.known_languages().items()}
+        wanted = _plain_code(code)
+        language, region = _split_code(wanted)
+        similar = [
+            number
+            for name, number in known.items()
+            if (other := _split_code(name))[0] == language and not (region and other[1])
+        ]
+        if wanted not in known and len(similar) != 1:
+            names = list(self.language_ids)
+            problem = f"The tokenizer has no language {code!r}{nearest(code, names)}"
+            raise TokenizerError(f"{problem}. Expected one of {', '.join(names)}.")
+        return known[wanted] if wanted in known else similar[0]
 
     @property
     def mask_token(self) -> str:
@@ -264,12 +308,13 @@ class Tokenizer:
         *,
         model_max_length: int = 512,
         prefix: Sequence[int] | None = None,
+        suffix: Sequence[int] = (),
         eos_token_id: int | None = None,
     ) -> None:
         """Save to a folder that transformers' AutoTokenizer also opens, with the same ids.
 
-        There, `prefix` is added before each text; if it is None, the special tokens of BERT are. A
-        causal model has `eos_token_id`, for padding too if there is no [PAD].
+        There, `prefix` is added before each text and `suffix` after it; if `prefix` is None, the special tokens of
+        BERT are. A causal model has `eos_token_id`, for padding too if there is no [PAD].
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -290,12 +335,12 @@ class Tokenizer:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         backend = self._backend
         if prefix is not None:
-            tokens = [self.tokens[number] for number in prefix]
+            before, after = ([self.tokens[number] for number in ids] for ids in (prefix, suffix))
             backend = tokenizers.Tokenizer.from_str(backend.to_str())
             backend.post_processor = processors.TemplateProcessing(
-                single=[*tokens, "$A"],
-                pair=[*tokens, "$A", *tokens, "$B"],
-                special_tokens=list(zip(tokens, prefix, strict=True)),
+                single=[*before, "$A", *after],
+                pair=[*before, "$A", *after, *before, "$B", *after],
+                special_tokens=list(dict(zip([*before, *after], [*prefix, *suffix], strict=True)).items()),
             )
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if eos_token_id is not None:
@@ -352,7 +397,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (path / name).is_file()]
         if not found:
-            raise TokenizerError(f"{path} has no tokenizer.json and no vocab.txt. Pass the folder of a tokenizer.")
+            advice = (
+                "Pass the folder of a tokenizer; one of SentencePiece has to be loaded and saved by transformers once"
+            )
+            raise TokenizerError(f"{path} has no tokenizer.json and no vocab.txt. {advice}.")
         path = found[0]
     elif not path.is_file():
         raise TokenizerError(f"{path} does not exist. Pass a folder with tokenizer.json or vocab.txt, or such a file.")
@@ -379,7 +427,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     # The library raises no narrower class.
     except Exception as error:
         raise TokenizerError(f"{path} is not a tokenizer ({error}). Save it again.", damaged=True) from error
-    return Tokenizer(backend)
+    tokenizer = Tokenizer(backend)
+    tokenizer.has_final_language = config.get("tokenizer_class") in _FINAL_LANGUAGE_CLASSES
+    return tokenizer
 
 
 def _guess_normalizer(vocab: Iterable[str]) -> dict[str, bool]:
@@ -469,6 +519,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} holds a {type(content).__name__}, expected a JSON object.", damaged=True)
     return content
+
+
+def _plain_code(code: str) -> str:
+    return code.strip("_").replace("-", "_").casefold()
+
+
+def _split_code(code: str) -> tuple[str, str]:
+    """Return language and region; `XX` is none."""
+    language, _, region = code.partition("_")
+    return language, "" if region == "xx" else region
 
 
 def _from_json(settings: str) -> Tokenizer:

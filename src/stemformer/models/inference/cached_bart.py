@@ -31,6 +31,8 @@ class BartTextDecoder:
 
     # Cache of the decoder's own tokens.
     cache: KeyValueCache
+    # First token of the text of each source of the next batch, that of its language; None for `<s>`.
+    first_tokens: Sequence[int] | None = None
 
     def __init__(self, model: Model, *, rows: int = 1, steps: float = torch.inf) -> None:
         body = model.body
@@ -55,8 +57,9 @@ class BartTextDecoder:
         self._head = make_linear_kernel(output, head.bias, rows=rows, steps=steps)
 
     def start(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return the tokens before the first new one of each text, `</s> <s>`."""
-        return [[self.config.decoder_start_token_id, self.config.bos_token_id] for _ in sources]
+        """Return the tokens before the first new one of each text, `</s> <s>` or `</s>` and a language."""
+        first_tokens = self.first_tokens or [self.config.bos_token_id] * len(sources)
+        return [[self.config.decoder_start_token_id, token] for _, token in zip(sources, first_tokens, strict=True)]
 
     @torch.inference_mode()
     def prefill(self, sources: Sequence[Sequence[int]], max_length: int, *, num_beams: int = 1) -> Float[Tensor, "S V"]:
