@@ -152,6 +152,13 @@ def test_variants_are_the_presets_of_denoising_by_default(monkeypatch):
             "two",
             ("objective.preset=masking", "objective.noise_rate=0.3"),
         ),
+        # The name of a preset chooses it, and other settings change it.
+        ("mass:objective.noise_rate=0.3", "mass", ("objective.preset=mass", "objective.noise_rate=0.3")),
+        ("mass:", "mass", ("objective.preset=mass",)),
+        ("mass:objective.preset=t5", "mass", ("objective.preset=t5",)),
+        ("nested:phases=[[1,2],[3,4]],batch.size=8", "nested", ("phases=[[1,2],[3,4]]", "batch.size=8")),
+        ('quoted:a="x,\\"]",b=\'[\',c=1', "quoted", ('a="x,\\"]"', "b='['", "c=1")),
+        ("copied:embedding_init=cooccurrence", "copied", ("embedding_init=cooccurrence",)),
         (
             "late:phases=[{start_ratio=0.5, size=8, sequence_length=32}],batch.size=8",
             "late",
@@ -161,6 +168,17 @@ def test_variants_are_the_presets_of_denoising_by_default(monkeypatch):
 )
 def test_variant_has_a_name_and_settings(text, name, settings):
     assert ablation_plan.parse_variants([text], BART) == {name: settings}
+
+
+@pytest.mark.parametrize("key", ["seed", "budget.steps", "evaluation.every", "evaluation.rows", "log_every", "init"])
+def test_setting_that_variants_share_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"{key} is the same for all variants\. Set it with --set\."):
+        ablation_plan.parse_variants([f"a:objective.noise_rate=0.1,{key}=1"], BART)
+
+
+@pytest.mark.parametrize("key", ["seedling", "initx", "recipes.a", "evaluations"])
+def test_setting_that_only_begins_like_a_shared_one_is_checked_as_any_other(key):
+    assert ablation_plan.parse_variants([f"a:{key}=1"], BART) == {"a": (f"{key}=1",)}
 
 
 @pytest.mark.parametrize(
@@ -451,12 +469,14 @@ def test_resume_with_other_settings_is_refused(ablate, files, finished, tiny, op
         ({"tasks": ["variant=classify:{}/reviews.csv"]}, "'variant' has a meaning of its own"),
         ({"tasks": ["classify:{}/none.csv"]}, "none.csv"),
         ({"settings": [*SMALL_BART, "init=x"]}, "init has no effect"),
-        ({"finetune_settings": ["reinitialize=all"]}, "reinitialize is set for the baseline alone"),
+        ({"finetune_settings": ["reinitialize=all"]}, "reinitialize is set for the row of random weights alone"),
         ({"finetune_settings": ["evaluation.patience=2"]}, "evaluation.patience selects a model"),
         ({"variants": ["deletoin"]}, "did you mean 'deletion'?"),
         ({"variants": ["low:noise"]}, "got 'noise'"),
-        ({"variants": ["random:objective.noise_rate=0.1"]}, "'random' is the name of the baseline"),
-        ({"variants": ["a/b:"]}, "'a/b' is no name"),
+        ({"variants": ["random:objective.noise_rate=0.1"]}, "'random' is the name of the row of random weights"),
+        ({"variants": ["a/b:"]}, "'a/b' is not a valid name"),
+        ({"variants": [":objective.x=1"]}, "--variant :objective.x=1: The name before the colon is missing"),
+        ({"variants": ["a:phases=[1"]}, "--variant a:phases=[1: [ is not closed. Add ]"),
         ({"variants": ["a:", "a:"]}, "There are two of the name 'a'"),
         ({"variants": ["a:budget.steps=9"]}, "budget.steps is the same for all variants"),
         ({"variants": ["infilling_permutation", "b:"]}, "'infilling_permutation' and 'b' have the same settings"),

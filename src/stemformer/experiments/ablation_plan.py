@@ -28,14 +28,14 @@ from stemformer.options import AblateOptions, FinetuneOptions
 from stemformer.options.groups import TaskName
 from stemformer.recipes import find_recipe
 from stemformer.tasks.dataset import LabelledData
-from stemformer.training.config import BudgetConfig, FinetuneConfig, RunConfig
+from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, FinetuneConfig, RunConfig
 from stemformer.training.distributed import SINGLE_PROCESS
 from stemformer.training.initialization import resolve_model_config
 from stemformer.training.loop import batches_of_step
 from stemformer.training.throughput import step_flops
 
 RANDOM = "random"
-"""Row of the baseline: fine-tuning from random weights."""
+"""Row of the fine-tunings from random weights."""
 MEAN = "understanding_mean"
 """Column of the mean over the tasks that write no text."""
 PRETRAINED_MODEL = "(pre-trained by the ablation)"
@@ -43,8 +43,13 @@ PRETRAINED_MODEL = "(pre-trained by the ablation)"
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _EXPECTED = "expected NAME:KEY=VALUE, such as low:objective.noise_rate=0.1"
-# Settings of a variant that would make its budget or its seeds differ from those of others.
-_SHARED = ("budget.", "seed", "init", "compute.", "recipe", "model_type", "checkpoints.")
+# Keys and tables of settings that are the same for all variants: budget, seeds, and how runs are measured and stored.
+_SHARED = (
+    *("budget", "seed", "init", "compute", "recipe", "model_type"),
+    *("checkpoints", "evaluation", "log_every", "tensorboard"),
+)
+_PRESET = "objective.preset"
+_CLOSING = {"[": "]", "{": "}", '"': '"', "'": "'"}
 _TASKS = typing.get_args(TaskName)
 # Names in the results and the output directory that are those of no task.
 _RESERVED = ("pretraining", "variant", MEAN)
@@ -113,7 +118,7 @@ class AblationConfig:
         return self.run.seed + (seed - self.run.seed) % self.num_pretraining_seeds
 
     def cells(self) -> list[AblationRun]:
-        """Return all runs: the baseline first, so that a mistake in fine-tuning shows before hours of pre-training."""
+        """Return all runs: those from random weights first, so that a mistake in fine-tuning shows before hours of pre-training."""
         names = [RANDOM, *self.variants]
         cells = []
         for first in range(self.run.seed, self.run.seed + self.num_pretraining_seeds):
@@ -134,14 +139,18 @@ class AblationData:
 
     labelled: dict[str, LabelledData]
     plans: dict[str, VariantPlan]
-    # Peak learning rate of the baseline on each task.
+    # Peak learning rate from random weights on each task.
     random_rates: dict[str, float]
     # Sentences on truncated examples and the like, by task.
     notes: dict[str, list[str]]
 
 
 def parse_variants(texts: Sequence[str], run: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Return the settings of each variant by its name; without any, the presets of denoising."""
+    """Return the settings of each variant by its name; without any, the presets of denoising.
+
+    A variant with the name of a preset starts from that preset, unless it sets `objective.preset` itself. `NAME:`
+    without settings is the recipe as it is.
+    """
     presets = list(NOISES) if isinstance(run.objective, DenoisingConfig) else []
     if not texts and not presets:
         problem = f"No variants, and the objective of {run.recipe} has no presets"
@@ -152,27 +161,58 @@ def parse_variants(texts: Sequence[str], run: RunConfig) -> dict[str, tuple[str,
         if not colon and name not in presets:
             known = f" or one of {', '.join(presets)}" if presets else ""
             raise ConfigError(f"--variant {text}: {_EXPECTED}{known}{nearest(name, presets)}")
+        if not name:
+            raise ConfigError(f"--variant {text}: The name before the colon is missing, {_EXPECTED}")
         _check_name(name, option="--variant", known=variants)
-        settings = tuple(_split_settings(rest)) if colon else (f"objective.preset={name}",)
-        for setting in settings:
-            key, equals, _ = setting.partition("=")
-            if not equals:
-                raise ConfigError(f"--variant {text}: {_EXPECTED}, got {setting!r}")
-            if key.strip().startswith(_SHARED):
-                raise ConfigError(f"--variant {text}: {key.strip()} is the same for all variants. Set it with --set.")
-        variants[name] = settings
+        settings = _parse_settings(text, rest)
+        if name in presets and _PRESET not in settings:
+            settings = {_PRESET: f"{_PRESET}={name}", **settings}
+        variants[name] = tuple(settings.values())
     return variants
 
 
-def _split_settings(text: str) -> list[str]:
-    """Split at commas outside of brackets and quotes."""
-    parts = re.findall(r"""(?:[^,\[\{"']|"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[\[\{"'])+""", text)
+def _parse_settings(text: str, settings: str) -> dict[str, str]:
+    """Return the settings of a variant by their keys; of two equal keys the last wins."""
+    found = {}
+    for setting in _split_settings(text, settings):
+        key, equals, _ = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--variant {text}: {_EXPECTED}, got {setting!r}")
+        key = ".".join(part.strip() for part in key.split("."))
+        current = RENAMED_SETTINGS.get(key, key)
+        if any(current == shared or current.startswith(f"{shared}.") for shared in _SHARED):
+            raise ConfigError(f"--variant {text}: {key} is the same for all variants. Set it with --set.")
+        found[current] = setting
+    return found
+
+
+def _split_settings(text: str, settings: str) -> list[str]:
+    """Split at the commas that are in no brackets and no quotes."""
+    parts, open_marks = [""], ""
+    escaped = False
+    for char in settings:
+        quote = open_marks[-1:] if open_marks[-1:] in ("'", '"') else ""
+        if char == "," and not open_marks:
+            parts.append("")
+            continue
+        parts[-1] += char
+        if escaped:
+            escaped = False
+        elif quote == '"' and char == "\\":
+            escaped = True
+        elif open_marks and char == _CLOSING[open_marks[-1]]:
+            open_marks = open_marks[:-1]
+        elif not quote and char in _CLOSING:
+            open_marks += char
+    if open_marks:
+        raise ConfigError(f"--variant {text}: {open_marks[-1]} is not closed. Add {_CLOSING[open_marks[-1]]}")
     return [part.strip() for part in parts if part.strip()]
 
 
 def _check_name(name: str, *, option: str, known: Container[str]) -> None:
     if not _NAME.fullmatch(name) or name == RANDOM:
-        problem = f"{name!r} is the name of the baseline" if name == RANDOM else f"{name!r} is no name"
+        taken = f"{name!r} is the name of the row of random weights"
+        problem = taken if name == RANDOM else f"{name!r} is not a valid name"
         raise ConfigError(f"{option}: {problem}. Use another one, of letters, digits, '_', '-' and '.'.")
     if name in known:
         raise ConfigError(f"{option}: There are two of the name {name!r}. Write NAME= before one of them.")
@@ -216,7 +256,7 @@ def task_configs(options: AblateOptions, seed: int) -> dict[str, FinetuneConfig]
         if is_config and config.train == (source,):
             raise ConfigError(f'{source} names no training data. Add train = ["FILE"].')
         if config.reinitialize != "nothing":
-            raise ConfigError(f"Task {name!r}: reinitialize is set for the baseline alone. Remove the setting.")
+            raise ConfigError(f"Task {name!r}: reinitialize is set for the row of random weights alone. Remove the setting.")
         if config.evaluation.patience is not None:
             problem = "evaluation.patience selects a model by its score on the dev data, which is then no fair score"
             raise ConfigError(f"Task {name!r}: {problem}. Remove the setting.")

@@ -375,7 +375,8 @@ class AblateOptions(groups.BudgetOptions, groups.ConfigOptions, groups.Resumable
             classify:sst2.tsv, seq2seq:train.en,train.fr; NAME= before it names its column. Or a .toml file of a
             fine-tuning, as finetune --show-config prints it, with dev data and settings of its own.
         variants: Variant as NAME:KEY=VALUE,KEY=VALUE, settings of pre-training as for --set, or the name of a preset of
-            denoising. Default: every preset.
+            denoising. A preset's name before settings chooses that preset, which they change; NAME: alone is the recipe
+            as it is. Default: every preset.
         flops: Training budget of each variant in floating-point operations, as the log counts them, rounded to full
             steps.
         num_seeds: Number of fine-tunings of each variant on each task with consecutive random seeds.
