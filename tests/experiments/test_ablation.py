@@ -14,7 +14,7 @@ import stemformer
 from stemformer.cli.app import main
 from stemformer.commands import finetune as finetuning
 from stemformer.errors import CheckpointError, ConfigError, StemformerError, TrainingError
-from stemformer.experiments import ablation, ablation_plan
+from stemformer.experiments import ablation, ablation_plan, ablation_runs
 from stemformer.io import read_jsonl, write_jsonl
 from stemformer.objectives.denoising import NOISES
 from stemformer.progress import Silent
@@ -226,13 +226,13 @@ def test_logs_and_pretrained_models_are_kept_but_no_checkpoints(finished):
 
 def test_fine_tuning_starts_from_the_variant_and_the_baseline_from_random_weights(ablate, files, monkeypatch):
     seen = []
-    run_finetuning = ablation.run_finetuning
+    run_finetuning = ablation_runs.run_finetuning
 
     def record(config, data, folder, **options):
         seen.append((config.model.split("variants/")[1], config.seed, config.reinitialize))
         return run_finetuning(config, data, folder, **options)
 
-    monkeypatch.setattr(ablation, "run_finetuning", record)
+    monkeypatch.setattr(ablation_runs, "run_finetuning", record)
     ablate(variants=["infilling"], tasks=[f"classify:{files}/reviews.csv"])
     pretrained = "infilling/pretraining-seed0/final"
     assert seen == [
@@ -360,7 +360,7 @@ def test_failed_run_is_kept_as_failed_and_made_again_on_resume(ablate, copied, f
 
     copied(lambda line: (line["variant"], line["task"], line["seed"]) == ("rotation", "reviews", 1))
     with monkeypatch.context() as patch:
-        patch.setattr(ablation, "run_finetuning", fail)
+        patch.setattr(ablation_runs, "run_finetuning", fail)
         result = ablate(resume=True)
     assert result["failed"] == ["rotation, reviews, seed 1: Step 2: loss not finite."]
     assert result["runs"] == 13
@@ -377,7 +377,7 @@ def test_variant_whose_pretraining_fails_is_missing_from_the_table(ablate, copie
         raise RuntimeError("out of memory")
 
     copied(lambda line: line["variant"] == "rotation")
-    monkeypatch.setattr(ablation, "pretrain", fail)
+    monkeypatch.setattr(ablation_runs, "pretrain", fail)
     result = ablate(resume=True)
     assert result["failed"] == [
         "rotation, pre-training, seed 0: out of memory",
@@ -392,7 +392,7 @@ def test_variant_whose_pretraining_fails_is_missing_from_the_table(ablate, copie
 
 def test_our_own_bugs_are_not_taken_for_failed_runs(ablate, copied, monkeypatch):
     copied(lambda line: line["variant"] == "rotation")
-    monkeypatch.setattr(ablation, "pretrain", lambda *args, **options: {}["steps"])
+    monkeypatch.setattr(ablation_runs, "pretrain", lambda *args, **options: {}["steps"])
     with pytest.raises(KeyError):
         ablate(resume=True)
 
@@ -418,7 +418,7 @@ def test_run_that_was_killed_before_its_record_was_written_is_not_made_again(abl
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     write_jsonl(out / "finished.jsonl", read_jsonl(out / "finished.jsonl")[:-2])
-    monkeypatch.setattr(ablation, "run_finetuning", None)
+    monkeypatch.setattr(ablation_runs, "run_finetuning", None)
     assert ablate(resume=True)["table"] == finished[1]["table"]
 
 

@@ -5,7 +5,6 @@ order and dropout of a fine-tuning in the same way for every variant, so differe
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from stemformer.commands.finetune import run_finetuning
-from stemformer.commands.pretrain import pretrain
 from stemformer.commands.training_run import resolve
 from stemformer.config import from_toml, to_toml
 from stemformer.data.labelled.sequence_pairs import expand_parallel
@@ -37,6 +34,7 @@ from stemformer.experiments.ablation_plan import (
     variant_configs,
 )
 from stemformer.experiments.ablation_results import score_text, summarize
+from stemformer.experiments.ablation_runs import RESULT, AblationRuns
 from stemformer.experiments.comparison import default_learning_rates
 from stemformer.experiments.run_grid import (
     FAILED,
@@ -48,20 +46,17 @@ from stemformer.experiments.run_grid import (
     stored_run_class,
 )
 from stemformer.huggingface.save import save_model
-from stemformer.io import read_json_object, read_jsonl, write_folder, write_json
+from stemformer.io import write_folder
 from stemformer.options import AblateOptions, accepts
 from stemformer.output_dir import exclusive_output_dir
-from stemformer.progress import Progress, Silent, format_count
+from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.ablation import write_ablation_report
 from stemformer.tasks.dataset import encode_splits, read_labelled
-from stemformer.tasks.metrics import format_metric
 from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, FinetuneConfig, RunConfig
 from stemformer.training.initialization import load_initial_model, make_initial_model
-from stemformer.training.log import held_out_loss
 from stemformer.training.resume import check_config_unchanged
 
-_RESULT = "result.json"
 # Checkpoints that a run has at most while it saves one: two new ones, the best, and the one that is written.
 _NUM_CHECKPOINTS = 4
 
@@ -117,12 +112,12 @@ def ablate(options: AblateOptions, *, progress: Progress | None = None) -> dict[
     cells = config.cells()
     _check_disk(folder, cells, shared, resume=options.resume)
     grid = _open_grid(folder, config, options)
-    model = folder / "variants" / RANDOM / "model"
-    if not model.is_dir():
-        model.parent.mkdir(parents=True, exist_ok=True)
-        _save_random_model(run, plans, tokenizer, model)
-    todo = {cell: PlannedRun(cell.label, partial(_run_cell, cell, config, shared, options, folder)) for cell in cells}
-    records = dict(zip(cells, grid.run(todo, progress, describe=partial(_describe, shared)), strict=True))
+    runs = AblationRuns(config, shared, options, folder)
+    if not runs.random_model.is_dir():
+        runs.random_model.parent.mkdir(parents=True, exist_ok=True)
+        _save_random_model(run, plans, tokenizer, runs.random_model)
+    todo = {cell: PlannedRun(cell.label, partial(runs.run, cell)) for cell in cells}
+    records = dict(zip(cells, grid.run(todo, progress, describe=runs.describe), strict=True))
     return _conclude(folder, records, config, shared, progress)
 
 
@@ -198,7 +193,7 @@ def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> 
 
 def _check_disk(folder: Path, cells: Sequence[AblationRun], shared: AblationData, *, resume: bool) -> None:
     """Raise an error if the pre-trained models and the checkpoints of one run do not fit on the disk."""
-    missing = [cell for cell in cells if not (resume and (folder / cell.folder / _RESULT).is_file())]
+    missing = [cell for cell in cells if not (resume and (folder / cell.folder / RESULT).is_file())]
     models = sum(shared.plans[cell.variant].model_bytes for cell in missing if not cell.task)
     largest = max(plan.model_bytes + _NUM_CHECKPOINTS * plan.checkpoint_bytes for plan in shared.plans.values())
     present = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
@@ -206,111 +201,6 @@ def _check_disk(folder: Path, cells: Sequence[AblationRun], shared: AblationData
     if missing and needed > free:
         problem = f"{folder} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         raise ConfigError(f"{problem}. Make room, or pass another --out.")
-
-
-def _run_cell(
-    cell: AblationRun,
-    config: AblationConfig,
-    shared: AblationData,
-    options: AblateOptions,
-    folder: Path,
-    progress: Progress,
-) -> Record:
-    """Make or resume a run, keep its log, and return its record, with the error if it failed."""
-    cell_folder = folder / cell.folder
-    file = cell_folder / _RESULT
-    if not file.is_file():
-        try:
-            make = _finetune if cell.task else _pretrain
-            result = make(cell, config, shared, options, folder, progress)
-        # A full disk (OSError) would end every other run too.
-        except (StemformerError, RuntimeError, MemoryError) as error:
-            message = " ".join(str(error).split()) or type(error).__name__
-            return {**cell._asdict(), FAILED: message}
-        # Before checkpoints are removed, without which the run cannot be made again.
-        write_json(file, {**cell._asdict(), **result})
-    for name in ("checkpoints", *(["final"] if cell.task else [])):
-        shutil.rmtree(cell_folder / name, ignore_errors=True)
-    return read_json_object(file)
-
-
-def _pretrain(
-    cell: AblationRun,
-    config: AblationConfig,
-    shared: AblationData,
-    options: AblateOptions,
-    folder: Path,
-    progress: Progress,
-) -> Record:
-    out, plan = folder / cell.folder, shared.plans[cell.variant]
-    result = pretrain(
-        config.run.recipe,
-        data=options.data,
-        out=str(out),
-        config=options.config,
-        settings=[*options.settings, *config.variants[cell.variant]],
-        steps=plan.steps or options.steps,
-        tokens=options.tokens,
-        time=options.time,
-        seed=cell.seed,
-        **options.compute(),
-        resume=True,
-        progress=progress,
-    )
-    log = read_jsonl(out / "log.jsonl")
-    last: dict[str, Any] = next((line for line in reversed(log) if line["kind"] == "evaluation"), {})
-    metrics = {name: value for name, value in last.items() if name.startswith("held_out_")}
-    gain = metrics.get("held_out_source_gain")
-    return {
-        **{key: result[key] for key in ("steps", "tokens", "seconds")},
-        "flops": sum(line["flops"] for line in log if line["kind"] == "train"),
-        "loss": held_out_loss(metrics),
-        **({} if gain is None else {"source_gain": gain}),
-    }
-
-
-def _finetune(
-    cell: AblationRun,
-    config: AblationConfig,
-    shared: AblationData,
-    options: AblateOptions,
-    folder: Path,
-    progress: Progress,
-) -> Record:
-    base, data = config.tasks[cell.task], shared.labelled[cell.task]
-    if cell.variant == RANDOM:
-        model = folder / "variants" / RANDOM / "model"
-        optimizer = replace(base.optimizer, learning_rate=shared.random_rates[cell.task])
-        base = replace(base, reinitialize="all", optimizer=optimizer)
-    else:
-        first = AblationRun(cell.variant, "", config.pretraining_seed(cell.seed))
-        model = folder / first.folder / "final"
-        if not (folder / first.folder / _RESULT).is_file():
-            raise ConfigError("Its pre-training failed.")
-    run = replace(base, model=os.fspath(model), seed=cell.seed)
-    result = run_finetuning(run, data, folder / cell.folder, resume=True, progress=progress)
-    metrics = {name: value for name, value in result.items() if isinstance(value, float) and name != "seconds"}
-    metric = data.task.main_metric
-    # Of rewriting several texts that need no model, of which the best counts.
-    weak = [*result.get("baselines", ()), *([result["baseline"]] if "baseline" in result else [])]
-    baseline = max((row[metric] for row in weak if metric in row), default=None)
-    return {
-        "steps": result["steps"],
-        "seconds": result["seconds"],
-        "metric": data.task.main_metric,
-        "metrics": metrics,
-        **({"baseline": baseline} if baseline is not None else {}),
-    }
-
-
-def _describe(shared: AblationData, record: Record) -> str:
-    if FAILED in record:
-        return f"failed: {record[FAILED]}"
-    if not record["task"]:
-        loss = "" if record["loss"] is None else f", held-out loss {record['loss']:.4g}"
-        return f"{format_count(record['steps'], 'step')}{loss}"
-    task, metric = shared.labelled[record["task"]].task, record["metric"]
-    return f"{metric} {format_metric(metric, record['metrics'][metric], is_percent=task.head == 'span')}"
 
 
 def _conclude(

@@ -256,7 +256,9 @@ def task_configs(options: AblateOptions, seed: int) -> dict[str, FinetuneConfig]
         if is_config and config.train == (source,):
             raise ConfigError(f'{source} names no training data. Add train = ["FILE"].')
         if config.reinitialize != "nothing":
-            raise ConfigError(f"Task {name!r}: reinitialize is set for the row of random weights alone. Remove the setting.")
+            raise ConfigError(
+                f"Task {name!r}: reinitialize is set for the row of random weights alone. Remove the setting."
+            )
         if config.evaluation.patience is not None:
             problem = "evaluation.patience selects a model by its score on the dev data, which is then no fair score"
             raise ConfigError(f"Task {name!r}: {problem}. Remove the setting.")

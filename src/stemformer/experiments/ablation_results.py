@@ -25,7 +25,7 @@ def summarize(records: Mapping[AblationRun, Record], config: AblationConfig, sha
     failed = {cell: record[FAILED] for cell, record in records.items() if FAILED in record}
     done = {cell: record for cell, record in records.items() if cell not in failed}
     tasks = {name: data.task for name, data in shared.labelled.items()}
-    understanding = [name for name, task in tasks.items() if task.config.name != "seq2seq"]
+    understanding = [name for name, task in tasks.items() if not task.writes_texts]
     points = {name: points_per_unit(task.config.name, task.main_metric) for name, task in tasks.items()}
     scores: SeedScores = {
         variant: {
