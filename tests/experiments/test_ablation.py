@@ -8,6 +8,7 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from report_page import Page, assert_loads_nothing_and_runs_nothing
 
 import stemformer
@@ -75,6 +76,17 @@ def finished(tiny, files, no_plots, no_timing, tmp_path_factory):
 def ablate(tiny, files, tmp_path):
     """Function `small` with the directory tmp_path/out."""
     return lambda *words, **options: small(tiny, files, tmp_path / "out", *words, **options)
+
+
+@pytest.fixture
+def command(tiny, files, tmp_path):
+    """Words of the command line of the finished ablation in tmp_path/out."""
+    tasks = ["--task", f"reviews=classify:{files}/reviews.csv", "--task", f"lower=seq2seq:{files}/pairs.tsv"]
+    words = ["ablate", "--recipe", "bart_tiny", "--data", tiny / "data", "--out", tmp_path / "out", *tasks]
+    words += ["--steps", "4", "--variant", "infilling", "--variant", "rotation", "--num-seeds", "2"]
+    words += [word for setting in SMALL_BART for word in ("--set", setting)]
+    words += [word for setting in SHORT for word in ("--finetune-set", setting)]
+    return [*map(str, words), "--precision", "fp32", "--device", "cpu"]
 
 
 def content_of(folder):
@@ -326,17 +338,12 @@ def test_with_three_seeds_there_are_intervals(ablate, files, tmp_path):
     assert not any("no difference is established" in sentence for sentence in content["summary"])
 
 
-def test_command_prints_the_table_and_writes_a_report(finished, tiny, files, tmp_path, capsys, monkeypatch):
+def test_command_prints_the_table_and_writes_a_report(finished, command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ablation, "write_ablation_report", write_ablation_report)
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     (out / "ablate.json").unlink()
-    tasks = ["--task", f"reviews=classify:{files}/reviews.csv", "--task", f"lower=seq2seq:{files}/pairs.tsv"]
-    words = ["ablate", "--recipe", "bart_tiny", "--data", tiny / "data", "--out", out, *tasks, "--steps", "4"]
-    words += ["--variant", "infilling", "--variant", "rotation", "--num-seeds", "2", "--precision", "fp32"]
-    words += [word for setting in SMALL_BART for word in ("--set", setting)]
-    words += [word for setting in SHORT for word in ("--finetune-set", setting)]
-    assert main([*map(str, words), "--device", "cpu", "--resume", "-q"]) == 0
+    assert main([*command, "--resume", "-q"]) == 0
     printed = capsys.readouterr().out
     assert "rotation" in printed and "±" in printed and "*" in printed
     page = Page((out / "report.html").read_text())
@@ -356,45 +363,86 @@ def test_command_prints_the_table_and_writes_a_report(finished, tiny, files, tmp
 
 def test_failed_run_is_kept_as_failed_and_made_again_on_resume(ablate, copied, finished, monkeypatch, tmp_path):
     def fail(config, data, folder, **options):
-        raise TrainingError("Step 2: loss not finite.")
+        raise TrainingError("Step 2: loss not finite.", advice="Pass --overwrite.")
 
     copied(lambda line: (line["variant"], line["task"], line["seed"]) == ("rotation", "reviews", 1))
     with monkeypatch.context() as patch:
         patch.setattr(ablation_runs, "run_finetuning", fail)
         result = ablate(resume=True)
-    assert result["failed"] == ["rotation, reviews, seed 1: Step 2: loss not finite."]
+    [error] = result["failed"]
+    assert error.startswith("rotation, reviews, seed 1: Step 2: loss not finite. Lower it with --finetune-set ")
+    assert "--overwrite" not in error and "--resume" in error
+    assert result["exit_code"] == 4
     assert result["runs"] == 13
     assert result["summary"][0] == "1 run failed: missing here, made again by --resume"
     assert list(content_of(tmp_path / "out")["scores"]["rotation"]["reviews"]["each"]) == ["0"]
-    assert read_jsonl(tmp_path / "out" / "finished.jsonl")[-1]["failed"] == "Step 2: loss not finite."
+    assert read_jsonl(tmp_path / "out" / "finished.jsonl")[-1]["failed"] == error.partition("seed 1: ")[2]
     again = ablate(resume=True)
-    assert "failed" not in again
+    assert "failed" not in again and "exit_code" not in again
     assert again["table"] == finished[1]["table"]
 
 
-def test_variant_whose_pretraining_fails_is_missing_from_the_table(ablate, copied, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (
+            TrainingError("Step 2: loss not finite.", advice="Pass --overwrite."),
+            "Step 2: loss not finite. Instead of it, pass a variant of another name with a lower "
+            "optimizer.learning_rate, and --resume.",
+            4,
+        ),
+        (torch.OutOfMemoryError("no room"), "Out of memory: no room. Free memory and pass --resume.", 2),
+        (MemoryError(), "Out of memory: MemoryError. Free memory and pass --resume.", 2),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "Out of memory: DefaultCPUAllocator: can't allocate memory. Free memory and pass --resume.",
+            2,
+        ),
+    ],
+)
+def test_variant_whose_pretraining_fails_is_missing_from_the_table(ablate, copied, monkeypatch, error, message, code):
     def fail(recipe, **options):
-        raise RuntimeError("out of memory")
+        raise error
 
     copied(lambda line: line["variant"] == "rotation")
     monkeypatch.setattr(ablation_runs, "pretrain", fail)
     result = ablate(resume=True)
     assert result["failed"] == [
-        "rotation, pre-training, seed 0: out of memory",
+        f"rotation, pre-training, seed 0: {message}",
         *[
-            f"rotation, {task}, seed {seed}: Its pre-training failed."
+            f"rotation, {task}, seed {seed}: Its pre-training failed: {message}"
             for seed in (0, 1)
             for task in ("reviews", "lower")
         ],
     ]
+    assert result["exit_code"] == code
     assert {row["variant"]: row["reviews"] for row in result["table"]}["rotation"] == "-"
 
 
-def test_our_own_bugs_are_not_taken_for_failed_runs(ablate, copied, monkeypatch):
+@pytest.mark.parametrize("error", [KeyError("steps"), RuntimeError("shapes 3 and 4 cannot be multiplied")])
+def test_our_own_bugs_are_not_taken_for_failed_runs(ablate, copied, finished, monkeypatch, error):
+    def fail(recipe, **options):
+        raise error
+
     copied(lambda line: line["variant"] == "rotation")
-    monkeypatch.setattr(ablation_runs, "pretrain", lambda *args, **options: {}["steps"])
-    with pytest.raises(KeyError):
-        ablate(resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation_runs, "pretrain", fail)
+        with pytest.raises(type(error)):
+            ablate(resume=True)
+    assert ablate(resume=True)["table"] == finished[1]["table"]
+
+
+def test_command_with_failed_runs_prints_the_table_and_ends_with_their_exit_code(command, copied, capsys, monkeypatch):
+    def fail(config, data, folder, **options):
+        raise TrainingError("Step 2: loss not finite.")
+
+    copied(lambda line: (line["variant"], line["task"], line["seed"]) == ("rotation", "reviews", 1))
+    monkeypatch.setattr(ablation_runs, "run_finetuning", fail)
+    assert main([*command, "--resume", "-q"]) == 4
+    out, err = capsys.readouterr()
+    assert "infilling" in out and "Step 2: loss not finite." in out
+    [line] = err.splitlines()
+    assert line.startswith("error: 1 of 14 runs failed") and "--resume to make it again" in line
 
 
 # Resuming

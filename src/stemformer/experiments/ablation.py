@@ -42,6 +42,7 @@ from stemformer.experiments.run_grid import (
     Record,
     RunGrid,
     conclude,
+    failure_fields,
     prepare_experiment_dir,
     stored_run_class,
 )
@@ -71,12 +72,14 @@ def ablate(options: AblateOptions, *, progress: Progress | None = None) -> dict[
     Pre-trained models stay in the output directory, fine-tuned ones and checkpoints do not.
 
     Returns:
-        `table` of the scores in points with the metric of each task, `pretraining` of the variants, `summary` in
-        sentences, and `failed` runs. The output directory holds `ablate.json`, `report.html`, `ablate.svg`,
-        `ablate.png`, a line for each run in `finished.jsonl`, and the logs below `variants`.
+        `table` of the scores in points with the metric of each task, `pretraining` of the variants, and `summary` in
+        sentences; if runs failed, `failed` with their errors and the `exit_code` of the first. The output directory
+        holds `ablate.json`, `report.html`, `ablate.svg`, `ablate.png`, a line for each run in `finished.jsonl`, and
+        the logs below `variants`.
 
     Raises:
-        StemformerError: Variants, tasks, settings and data do not fit together, or the disk is too small.
+        StemformerError: Variants, tasks, settings and data do not fit together, or the disk is too small. Errors of
+            single runs, a lack of memory included, are kept in the result.
     """
     progress = progress or Silent()
 
@@ -213,7 +216,6 @@ def _conclude(
     """Write `ablate.json`, report and plot, and return the result."""
     content = summarize(records, config, shared)
     done = [record for record in records.values() if FAILED not in record]
-    failed = [f"{cell.label}: {record[FAILED]}" for cell, record in records.items() if FAILED in record]
     table = [
         {"variant": variant} | {column: score_text(content, variant, column) for column in content["columns"]}
         for variant in (*config.variants, RANDOM)
@@ -224,6 +226,6 @@ def _conclude(
         "runs": len(done),
         "seconds": round(sum(record["seconds"] for record in done), 1),
         "metrics": {name: task["metric"] for name, task in content["tasks"].items()},
-        **({"failed": failed} if failed else {}),
+        **failure_fields({cell.label: record for cell, record in records.items()}),
         **conclude(folder, "ablate", content, table, write_ablation_report, progress),
     }

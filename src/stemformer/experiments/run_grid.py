@@ -19,6 +19,8 @@ from stemformer.training.resume import check_config_unchanged
 FINISHED = "finished.jsonl"
 FAILED = "failed"
 """Key of a record for the error that ended its run; such a run is made again on resume."""
+EXIT_CODE = "exit_code"
+"""Key of such a record, and of a result with failed runs, for the exit code of the command line."""
 
 C = TypeVar("C")
 K = TypeVar("K", bound=Hashable)
@@ -113,6 +115,15 @@ class RunGrid(Generic[K]):
             progress.say(f"{name} {number} of {len(runs)}: {run.label}: {describe(record)}")
         progress.finish()
         return [self.finished[key] for key in runs]
+
+
+def failure_fields(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Return what a result says of failed runs, by their names: each error, and the exit code of the first; {} if none failed."""
+    failed = {name: record for name, record in records.items() if FAILED in record}
+    if not failed:
+        return {}
+    code = next(iter(failed.values()))[EXIT_CODE]
+    return {FAILED: [f"{name}: {record[FAILED]}" for name, record in failed.items()], EXIT_CODE: code}
 
 
 def with_run_config(base: type[C]) -> dict[type[RunConfig], type[C]]:

@@ -85,7 +85,7 @@ def train(
             # Clip the gradient norm; a gradient that is not finite ends the run.
             grad_norm = clip_grad_norm(optimizer, module.parameters(), config.optimizer.max_grad_norm)
             if not torch.isfinite(grad_norm):
-                raise TrainingError(_not_finite("gradient", context, state))
+                raise _not_finite("gradient", context, state)
 
             # Set the learning rate of each parameter group, update the weights, reset the gradients.
             learning_rate = peak_learning_rate * budget.lr_factor(state.step)
@@ -236,7 +236,7 @@ def _evaluate(
     state.val_metrics, state.evaluated_step = metrics, state.step
     state.update_seconds()
     if not all(map(math.isfinite, metrics.values())):
-        raise TrainingError(_not_finite("validation loss", context, state))
+        raise _not_finite("validation loss", context, state)
 
     # Log metrics and samples; is this the best evaluation so far?
     if log is not None and metrics:
@@ -260,7 +260,7 @@ def _save(model: Model, optimizer: torch.optim.Optimizer, context: TrainingConte
     shards = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
     is_finite = all(bool(shard.isfinite().all()) for shard in shards)
     if context.ranks.all_reduce_max([float(not is_finite)])[0]:
-        raise TrainingError(_not_finite("weights", context, state))
+        raise _not_finite("weights", context, state)
     checkpoint = Checkpoint(
         step=state.step,
         tokens=state.tokens,
@@ -319,11 +319,10 @@ def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
     return int(example_generator(seed, step, 2**63 + (rank << 32) + micro_batch).integers(2**63))
 
 
-def _not_finite(what: str, context: TrainingContext, state: TrainState) -> str:
+def _not_finite(what: str, context: TrainingContext, state: TrainState) -> TrainingError:
     numbers = [i for _, i in _example_numbers(state.step, context)]
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     saved = f"{context.folder}/checkpoints/step-{state.saved_step:08d}" if state.saved_step else "none"
-    return (
-        f"Step {state.step}: {what} not finite (examples {shown}; last good checkpoint: {saved}). "
-        "Lower optimizer.learning_rate or lengthen the warm-up, and start again with --overwrite or another --out."
-    )
+    advice = "Lower optimizer.learning_rate or lengthen the warm-up, and start again with --overwrite or another --out."
+    problem = f"{what} not finite (examples {shown}; last good checkpoint: {saved})."
+    return TrainingError(f"Step {state.step}: {problem}", advice=advice)
