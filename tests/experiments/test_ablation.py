@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ import stemformer
 from stemformer.cli.app import main
 from stemformer.commands import finetune as finetuning
 from stemformer.errors import CheckpointError, ConfigError, StemformerError, TrainingError
-from stemformer.experiments import ablation, ablation_plan, ablation_runs
+from stemformer.evaluation.seed_statistics import find_best
+from stemformer.experiments import ablation, ablation_plan, ablation_results, ablation_runs
 from stemformer.io import read_jsonl, write_jsonl
 from stemformer.objectives.denoising import NOISES
 from stemformer.progress import Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.ablation import write_ablation_report
-from stemformer.training.config import FinetuneConfig
+from stemformer.training.config import BudgetConfig, FinetuneConfig
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
@@ -336,6 +338,24 @@ def test_with_three_seeds_there_are_intervals(ablate, files, tmp_path):
     half = 4.302653 * row["spread"] / math.sqrt(3)
     assert row["interval"] == pytest.approx([row["mean"] - half, row["mean"] + half], rel=1e-6)
     assert not any("no difference is established" in sentence for sentence in content["summary"])
+
+
+def made_up(num_seeds, **options):
+    """Config of an ablation that is never run."""
+    run = replace(BART, budget=BudgetConfig(steps=4))
+    task = FinetuneConfig(model="m", train=("t.csv",))
+    return ablation_plan.AblationConfig({"a": (), "b": ()}, {"t": task}, num_seeds, 1, run=run, **options)
+
+
+def test_rows_that_tie_are_all_starred_and_named():
+    scores = {"a": {"t": {0: 50.0, 1: 50.0}}, "b": {"t": {0: 49.0, 1: 51.0}}, "random": {"t": {0: 10.0, 1: 10.0}}}
+    best = {"t": find_best(scores, "t")}
+    sentence = ablation_results._sentences(scores, ["t"], best, {}, made_up(2))[0]
+    assert sentence.startswith("best on t, tied: a (50.0 ± 0.0), b (50.0 ± 1.4); with 2 seeds ")
+    rows = {name: {"t": ablation_results._statistics(by_column["t"])} for name, by_column in scores.items()}
+    content = {"scores": rows, "best": {"t": {"variants": best["t"][0]}}}
+    texts = [ablation_results.score_text(content, name, "t") for name in scores]
+    assert texts == ["50.0 ± 0.0*", "50.0 ± 1.4*", "10.0 ± 0.0"]
 
 
 def test_command_prints_the_table_and_writes_a_report(finished, command, tmp_path, capsys, monkeypatch):

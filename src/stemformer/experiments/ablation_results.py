@@ -62,7 +62,7 @@ def summarize(records: Mapping[AblationRun, Record], config: AblationConfig, sha
         "summary": _sentences(scores, columns, best, failed, config),
         "scores": {variant: {column: _statistics(scores[variant][column]) for column in columns} for variant in scores},
         "differences": _differences(scores, columns),
-        "best": {column: {"variant": first, "close": close} for column, (first, close) in best.items()},
+        "best": {column: {"variants": first, "close": close} for column, (first, close) in best.items()},
         "pretraining": pretraining,
         "notes": _notes(config, shared, done),
         "failed": [{**cell._asdict(), "error": error} for cell, error in failed.items()],
@@ -71,12 +71,12 @@ def summarize(records: Mapping[AblationRun, Record], config: AblationConfig, sha
 
 
 def score_text(content: Mapping[str, Any], variant: str, column: str) -> str:
-    """Return mean and deviation, with a star for the best of the column."""
+    """Return mean and deviation, with a star for the best of the column, or for all that tie."""
     row = content["scores"][variant][column]
     if row["mean"] is None:
         return "-"
     spread = f" ± {row['spread']:.1f}" if len(row["each"]) > 1 else ""
-    return f"{row['mean']:.1f}{spread}" + ("*" if content["best"][column]["variant"] == variant else "")
+    return f"{row['mean']:.1f}{spread}" + ("*" if variant in content["best"][column]["variants"] else "")
 
 
 def _baseline(data: LabelledData, name: str, done: Mapping[AblationRun, Record], scale: float) -> float | None:
@@ -112,10 +112,15 @@ def _differences(scores: SeedScores, columns: Sequence[str]) -> list[dict[str, A
     return rows
 
 
+def _mean_text(by_seed: Mapping[int, float]) -> str:
+    mean, deviation = means({0: by_seed})[0]
+    return f"{mean:.1f}" + (f" ± {deviation:.1f}" if len(by_seed) > 1 else "")
+
+
 def _sentences(
     scores: SeedScores,
     columns: Sequence[str],
-    best: Mapping[str, tuple[str | None, list[str]]],
+    best: Mapping[str, tuple[list[str], list[str]]],
     failed: Mapping[AblationRun, str],
     config: AblationConfig,
 ) -> list[str]:
@@ -123,19 +128,17 @@ def _sentences(
     sentences = []
     if failed:
         sentences.append(f"{format_count(len(failed), 'run')} failed: missing here, made again by --resume")
-    shown = [MEAN] if MEAN in columns else []
-    for column in [*shown, *(name for name in columns if name != MEAN)]:
+    for column in [*([MEAN] if MEAN in columns else []), *(name for name in columns if name != MEAN)]:
         first, close = best[column]
-        if first is None:
+        if not first:
             continue
         name = "the mean over understanding tasks" if column == MEAN else column
-        mean, deviation = means({0: scores[first][column]})[0]
-        spread = f" ± {deviation:.1f}" if len(scores[first][column]) > 1 else ""
-        sentence = f"best on {name}: {row_title(first)} ({mean:.1f}{spread})"
+        shown_rows = [f"{row_title(row)} ({_mean_text(scores[row][column])})" for row in first]
+        sentence = f"best on {name}{', tied' if len(first) > 1 else ''}: {format_list(shown_rows, 8)}"
         if config.num_seeds < MIN_INTERVAL_SEEDS:
             sentence += f"; with {format_count(config.num_seeds, 'seed')} no difference is established (--num-seeds 3)"
         elif close:
-            sentence += f"; not distinguishable from it: {format_list(map(row_title, close), 8)}"
+            sentence += f"; not distinguishable: {format_list(map(row_title, close), 8)}"
         else:
             sentence += "; ahead of all others by paired 95 % intervals"
         sentences.append(sentence)

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stemformer.progress import format_count
+from stemformer.progress import format_count, format_list
 from stemformer.reports.page import Cell, Report, ReportTable, Tile, metric_title
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes
 
@@ -92,7 +92,7 @@ def _cell(content: Mapping[str, Any], variant: str, column: str) -> Cell:
     row, best = content["scores"][variant][column], content["best"][column]
     if row["mean"] is None:
         return Cell("failed")
-    style = "good" if variant == best["variant"] else ""
+    style = "good" if variant in best["variants"] else ""
     if variant in best["close"] and any(x["interval"] for x in content["differences"] if x["column"] == column):
         style = "strong"
     return Cell(f"{row['mean']:.1f}", f"± {row['spread']:.1f}" if len(row["each"]) > 1 else "", style)
@@ -135,11 +135,13 @@ def _pretraining_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _tiles(content: Mapping[str, Any]) -> list[Tile]:
     tiles = []
     for column in content["columns"]:
-        best = content["best"][column]["variant"]
-        if best is not None:
-            row = content["scores"][best][column]
-            spread = f" ± {row['spread']:.1f}" if len(row["each"]) > 1 else ""
-            tiles.append(Tile(_heading(content, column), f"{row['mean']:.1f}{spread}", f"best: {_name(best)}"))
+        best = content["best"][column]["variants"]
+        if best:
+            row = content["scores"][best[0]][column]
+            # Rows that tie have deviations of their own.
+            spread = f" ± {row['spread']:.1f}" if len(row["each"]) > 1 and len(best) == 1 else ""
+            names = format_list(map(_name, best), 3)
+            tiles.append(Tile(_heading(content, column), f"{row['mean']:.1f}{spread}", f"best: {names}"))
     return tiles[:5]
 
 
@@ -158,13 +160,13 @@ def _plot(content: Mapping[str, Any], variants: Sequence[str]) -> "Figure":
 
 
 def _draw_column(axes: "Axes", content: Mapping[str, Any], variants: Sequence[str], column: str) -> None:
-    best = content["best"][column]["variant"]
+    best = content["best"][column]["variants"]
     shown: list[float] = []
     for y, variant in enumerate(variants):
         row = content["scores"][variant][column]
         if row["mean"] is None:
             continue
-        color = COLORS[5] if variant == "random" else COLORS[2] if variant == best else COLORS[0]
+        color = COLORS[5] if variant == "random" else COLORS[2] if variant in best else COLORS[0]
         bounds = row["interval"] or (row["mean"] - row["spread"], row["mean"] + row["spread"])
         shown += [*bounds, *row["each"].values()]
         axes.plot(bounds, [y, y], color=color, linewidth=2, alpha=0.6, solid_capstyle="butt")
