@@ -358,6 +358,13 @@ def test_rows_that_tie_are_all_starred_and_named():
     assert texts == ["50.0 ± 0.0*", "50.0 ± 1.4*", "10.0 ± 0.0"]
 
 
+@pytest.mark.parametrize(("num_seeds", "number"), [(1, 0), (2, 3), (3, 4)])
+def test_notes_explain_deviations_and_intervals_only_if_there_are_some(num_seeds, number):
+    notes = ablation_results._notes(made_up(num_seeds), ablation_plan.AblationData({}, {}, {"t": 1e-3}, {}), {})
+    found = [note for note in notes if "±" in note or "interval" in note]
+    assert len(found) == number, found
+
+
 def test_command_prints_the_table_and_writes_a_report(finished, command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ablation, "write_ablation_report", write_ablation_report)
     out = tmp_path / "out"
@@ -369,7 +376,7 @@ def test_command_prints_the_table_and_writes_a_report(finished, command, tmp_pat
     page = Page((out / "report.html").read_text())
     assert_loads_nothing_and_runs_nothing(page)
     assert page.source.count("<svg") == 1
-    for text in ("random weights", "no model", "reviews, accuracy", "lower, BLEU", "Gain over random weights"):
+    for text in ("random weights", "baseline (no model)", "FLOPs", "reviews, accuracy", "lower, BLEU", "Gain over random weights"):
         assert text in page.text
     for name in ("ablate.svg", "ablate.png"):
         assert (out / name).stat().st_size > 1000

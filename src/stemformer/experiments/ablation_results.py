@@ -165,7 +165,8 @@ def _notes(config: AblationConfig, shared: AblationData, done: Mapping[AblationR
     pretrained, variation = f"{number} pre-trainings", ""
     if number == 1:
         pretrained = "one pre-training"
-        variation = ", so ± and intervals do not contain the variation over pre-trainings"
+        if config.num_seeds > 1:
+            variation = ", so ± and intervals do not contain the variation over pre-trainings"
     elif number < config.num_seeds:
         variation = ", so runs that share a pre-training are not independent"
     changed = [n for n, settings in config.variants.items() if any(s.startswith("model.") for s in settings)]
@@ -174,16 +175,22 @@ def _notes(config: AblationConfig, shared: AblationData, done: Mapping[AblationR
         name: sorted({record["steps"] for cell, record in done.items() if cell.task == name}) for name in config.tasks
     }
     lengths = ", ".join(f"{' or '.join(map(str, found))} on {name}" for name, found in steps.items() if found)
-    return [
+    notes = [
         f"training budget of each variant: {length}; the same text in the same order",
         f"{seeds} of fine-tuning and {pretrained} of each variant{variation}",
-        "± is the standard deviation over seeds; differences are over paired seeds: a seed sets head, order and "
-        "dropout in the same way for each variant",
-        f"95 % intervals are Student's t from {MIN_INTERVAL_SEEDS} seeds on, not corrected for the number of variants",
-        "± and intervals are those of one set of dev data, whose sampling they do not contain",
+        "a seed sets head, order and dropout in the same way for each variant",
+    ]
+    if config.num_seeds > 1:
+        notes.append("± is the standard deviation over seeds; differences are over paired seeds")
+    if config.num_seeds >= MIN_INTERVAL_SEEDS:
+        notes.append("95 % intervals are Student's t, not corrected for the number of variants")
+    if config.num_seeds > 1:
+        notes.append("± and intervals are those of one set of dev data, whose sampling they do not contain")
+    return [
+        *notes,
         f"steps of fine-tuning: {lengths}; the score of a run is that of its last step, nothing was selected on dev",
         f"random weights: the recipe without pre-training; peak learning rate {rates}",
         "held-out losses of different noises are not comparable",
-        *([f"other model than the baseline: {', '.join(changed)}"] if changed else []),
+        *([f"other model than that of random weights: {', '.join(changed)}"] if changed else []),
         *(f"{name}: {note}" for name, notes in shared.notes.items() for note in notes),
     ]

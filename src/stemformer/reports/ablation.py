@@ -19,12 +19,12 @@ _PRETRAINING = {
     "seed": "seed",
     "steps": "steps",
     "tokens": "tokens",
-    "flops": "operations",
+    "flops": "FLOPs",
     "seconds": "seconds",
     "loss": "held-out loss",
     "source_gain": "source gain",
 }
-_NO_MODEL = "No model: the most frequent label, or the best of the source itself, its start and a constant text."
+_BASELINE = "Baseline: the most frequent label, or the best of the source itself, its start and a constant text."
 _PANEL_INCHES, _ROW_INCHES = 2.5, 0.32
 _MAX_PANELS = 3
 """Panels in a row of the plot."""
@@ -39,19 +39,21 @@ def write_ablation_report(folder: Path, content: dict[str, Any]) -> Path:
     svg = save_figure(_plot(content, variants), folder, "ablate")
     seeds = len(content["seeds"])
     has_intervals = any(row["interval"] for row in content["differences"])
-    bars = "95 % interval" if has_intervals else "standard deviation"
+    bars = ""
+    if seeds > 1:
+        bars = f": single runs, mean, {'95 % interval' if has_intervals else 'standard deviation'}"
     headings = {"variant": "variant"} | {column: _heading(content, column) for column in content["columns"]}
     rows: list[dict[str, Any]] = [
         {"variant": _name(v)} | {column: _cell(content, v, column) for column in content["columns"]} for v in variants
     ]
-    rows.append({"variant": "no model"} | {column: _baseline_text(content, column) for column in content["columns"]})
+    rows.append({"variant": "baseline (no model)"} | {c: _baseline_text(content, c) for c in content["columns"]})
     caption = (
         "In points from 0 to 100. Green: the best of a column; bold: those that cannot be distinguished from it (the "
-        "95 % interval of the paired difference contains 0). " + _NO_MODEL
+        "95 % interval of the paired difference contains 0). " + _BASELINE
     )
     if not has_intervals:
         caption = "In points from 0 to 100. Green: the best of a column, which may be chance with so few seeds. "
-        caption += _NO_MODEL
+        caption += _BASELINE
     return Report(
         title=content["title"],
         kind="ablation",
@@ -59,7 +61,7 @@ def write_ablation_report(folder: Path, content: dict[str, Any]) -> Path:
         f"{format_count(len(content['tasks']), 'task')} with {format_count(seeds, 'seed')}.",
         tiles=_tiles(content),
         summary=content["summary"],
-        plots={f"Scores on dev data: single runs, mean, {bars}; dashed: no model, solid line: random weights": svg},
+        plots={f"Scores on dev data{bars}; dashed line: baseline, solid line: random weights": svg},
         plots_per_row=1,
         tables=[
             ReportTable("Scores", rows, headings, caption, num_text_columns=1),
