@@ -15,6 +15,9 @@ from report_page import Page, assert_loads_nothing_and_runs_nothing
 import stemformer
 from stemformer.cli.app import main
 from stemformer.commands import finetune as finetuning
+from stemformer.config import with_settings
+from stemformer.data.shards.reader import open_shards
+from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError, StemformerError, TrainingError
 from stemformer.evaluation.seed_statistics import find_best
 from stemformer.experiments import ablation, ablation_plan, ablation_results, ablation_runs
@@ -292,6 +295,32 @@ def test_budget_in_operations_gives_each_variant_as_many(ablate, tmp_path, files
     assert masking["steps"] == pytest.approx(2 * long["steps"], rel=0.1)
 
 
+def planned(tiny, flops):
+    run = with_settings(BART, [*SMALL_BART, *(["budget.steps=4"] if flops is None else [])])
+    data = tiny / "data"
+    return ablation_plan.plan_variant("a", run, open_shards(str(data)), load_tokenizer(data / "tokenizer"), flops)
+
+
+def test_budget_in_operations_far_from_full_steps_is_noted(tiny):
+    many = planned(tiny, 1e9)
+    assert many.flops_ratio == pytest.approx(1, abs=0.05)
+    step = 1e9 * many.flops_ratio / many.steps
+    few = planned(tiny, 0.3 * step)
+    assert (few.steps, few.flops_ratio) == (1, pytest.approx(1 / 0.3))
+    assert ablation_plan.rounding_notes({"many": many, "counted": planned(tiny, None)}) == []
+    [note] = ablation_plan.rounding_notes({"many": many, "few": few})
+    assert note == "full steps differ from the budget in FLOPs: few 1 step (333%)"
+
+
+def test_batches_of_a_plan_are_made_one_after_the_other(tiny, monkeypatch):
+    calls = []
+    make, count = ablation_plan.batches_of_step, ablation_plan.step_flops
+    monkeypatch.setattr(ablation_plan, "batches_of_step", lambda *args: calls.append("make") or make(*args))
+    monkeypatch.setattr(ablation_plan, "step_flops", lambda *args: calls.append("count") or count(*args))
+    planned(tiny, 1e9)
+    assert calls == ["make", "count"] * 16
+
+
 # Results
 
 
@@ -376,7 +405,14 @@ def test_command_prints_the_table_and_writes_a_report(finished, command, tmp_pat
     page = Page((out / "report.html").read_text())
     assert_loads_nothing_and_runs_nothing(page)
     assert page.source.count("<svg") == 1
-    for text in ("random weights", "baseline (no model)", "FLOPs", "reviews, accuracy", "lower, BLEU", "Gain over random weights"):
+    for text in (
+        "random weights",
+        "baseline (no model)",
+        "FLOPs",
+        "reviews, accuracy",
+        "lower, BLEU",
+        "Gain over random weights",
+    ):
         assert text in page.text
     for name in ("ablate.svg", "ablate.png"):
         assert (out / name).stat().st_size > 1000

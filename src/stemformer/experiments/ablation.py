@@ -30,6 +30,7 @@ from stemformer.experiments.ablation_plan import (
     VariantPlan,
     parse_variants,
     plan_variant,
+    rounding_notes,
     task_configs,
     variant_configs,
 )
@@ -106,6 +107,8 @@ def ablate(options: AblateOptions, *, progress: Progress | None = None) -> dict[
     for name, variant in configs.items():
         plans[name] = plan_variant(name, variant, shards, tokenizer, options.flops)
         progress.advance(1, name)
+    for note in rounding_notes(plans):
+        progress.say(f"note: {note}. A larger --flops brings them closer.")
     with TemporaryDirectory() as temporary:
         _save_random_model(run, plans, tokenizer, Path(temporary) / "model")
         shared, task_data = _read_tasks(tasks, plans, Path(temporary) / "model", progress)

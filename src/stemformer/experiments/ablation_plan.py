@@ -2,9 +2,10 @@
 
 import re
 import typing
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from stemformer.objectives.denoising import NOISES, DenoisingConfig
 from stemformer.objectives.objective import OBJECTIVES
 from stemformer.options import AblateOptions, FinetuneOptions
 from stemformer.options.groups import TaskName
+from stemformer.progress import format_count, format_list
 from stemformer.recipes import find_recipe
 from stemformer.tasks.dataset import LabelledData
 from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, FinetuneConfig, RunConfig
@@ -55,6 +57,8 @@ _TASKS = typing.get_args(TaskName)
 _RESERVED = ("pretraining", "variant", MEAN)
 # Steps whose operations are counted, of a provisional number of steps, to turn a budget in operations into steps.
 _NUM_COUNTED, _PROVISIONAL_STEPS = 16, 10_000
+# Difference between the budget and full steps, as a share of the budget, from which on a note says so.
+_MAX_ROUNDING = 0.05
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class VariantPlan:
     steps: int | None
     model_bytes: int
     checkpoint_bytes: int
+    # FLOPs of `steps` as a multiple of the budget, from which full steps differ.
+    flops_ratio: float = 1.0
 
 
 def row_title(variant: str) -> str:
@@ -313,12 +319,26 @@ def plan_variant(name: str, run: RunConfig, shards: Shards, tokenizer: Tokenizer
         context = make_pretraining_context(trial, shards, tokenizer, SINGLE_PROCESS, Path(), peak_flops=1.0)
         # Evenly over the run, whose phases may differ.
         numbers = range(0, _PROVISIONAL_STEPS, _PROVISIONAL_STEPS // _NUM_COUNTED) if flops is not None else [0]
-        batches = [batches_of_step(number, context) for number in numbers]
+        # One after the other: full batches of several steps may not fit into memory.
+        per_step = fmean(
+            sum(step_flops(model, batch, context.objective) for batch in batches_of_step(number, context))
+            for number in numbers
+        )
     except StemformerError as error:
         advice = "Leave it out: pass the others with --variant."
         raise ConfigError(f"Variant {name!r} cannot be trained: {error} {advice}") from error
-    steps = None
-    if flops is not None:
-        total = sum(step_flops(model, batch, context.objective) for step in batches for batch in step)
-        steps = max(1, round(flops * len(batches) / total))
-    return VariantPlan(run, steps, 4 * model.num_parameters(), 4 * num_stored_values(model, run))
+    sizes = (4 * model.num_parameters(), 4 * num_stored_values(model, run))
+    if flops is None:
+        return VariantPlan(run, None, *sizes)
+    steps = max(1, round(flops / per_step))
+    return VariantPlan(run, steps, *sizes, flops_ratio=steps * per_step / flops)
+
+
+def rounding_notes(plans: Mapping[str, VariantPlan]) -> list[str]:
+    """Return a sentence on the variants whose full steps differ much from the budget in FLOPs, if there are any."""
+    shares = [
+        f"{name} {format_count(plan.steps or 0, 'step')} ({plan.flops_ratio:.0%})"
+        for name, plan in plans.items()
+        if abs(plan.flops_ratio - 1) > _MAX_ROUNDING
+    ]
+    return [f"full steps differ from the budget in FLOPs: {format_list(shares, 10)}"] if shares else []

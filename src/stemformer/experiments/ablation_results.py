@@ -13,7 +13,15 @@ from stemformer.evaluation.seed_statistics import (
     means,
     paired_difference,
 )
-from stemformer.experiments.ablation_plan import MEAN, RANDOM, AblationConfig, AblationData, AblationRun, row_title
+from stemformer.experiments.ablation_plan import (
+    MEAN,
+    RANDOM,
+    AblationConfig,
+    AblationData,
+    AblationRun,
+    rounding_notes,
+    row_title,
+)
 from stemformer.experiments.run_grid import FAILED, Record
 from stemformer.progress import format_count, format_list
 from stemformer.tasks.dataset import LabelledData, majority_baseline
@@ -177,6 +185,7 @@ def _notes(config: AblationConfig, shared: AblationData, done: Mapping[AblationR
     lengths = ", ".join(f"{' or '.join(map(str, found))} on {name}" for name, found in steps.items() if found)
     notes = [
         f"training budget of each variant: {length}; the same text in the same order",
+        *rounding_notes(shared.plans),
         f"{seeds} of fine-tuning and {pretrained} of each variant{variation}",
         "a seed sets head, order and dropout in the same way for each variant",
     ]

@@ -378,7 +378,7 @@ class AblateOptions(groups.BudgetOptions, groups.ConfigOptions, groups.Resumable
             denoising. A preset's name before settings chooses that preset, which they change; NAME: alone is the recipe
             as it is. Default: every preset.
         flops: Training budget of each variant in floating-point operations, as the log counts them, rounded to full
-            steps.
+            steps; a note says so if they differ by more than 5 %.
         num_seeds: Number of fine-tunings of each variant on each task with consecutive random seeds.
         num_pretraining_seeds: Number of pre-training runs of each variant with consecutive random seeds; the
             fine-tunings take turns with them.
