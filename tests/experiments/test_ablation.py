@@ -274,6 +274,43 @@ def test_fine_tunings_take_turns_with_several_pretrainings():
     ]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((3, 1), (6, 2), (0, 0, 0, 1, 1, 1)),
+        ((3, 1), (5, 3), (0, 0, 0, 1, 2)),
+        ((4, 2), (5, 2), (0, 1, 0, 1, 0)),
+        ((2, 2), (4, 4), (0, 1, 2, 3)),
+        ((4, 2), (3, 2), (0, 1, 0, 1)),
+    ],
+)
+def test_more_seeds_leave_the_pretraining_of_finished_fine_tunings_as_it_was(before, after, expected):
+    stored = made_up(before[0], num_pretraining_seeds=before[1])
+    now = made_up(after[0], num_pretraining_seeds=after[1]).with_seeds_of(stored)
+    assert now.pretraining_seeds == expected
+    assert {cell.seed for cell in now.cells() if not cell.task} == set(range(after[1]))
+    # Once more, with fewer fine-tunings for a while.
+    fewer = replace(now, num_seeds=after[1], pretraining_seeds=()).with_seeds_of(now)
+    assert replace(now, pretraining_seeds=()).with_seeds_of(fewer).pretraining_seeds == expected
+
+
+def test_pretrainings_may_be_added_with_fine_tunings_of_their_own(ablate, copied, finished, tmp_path):
+    copied(lambda line: False)
+    lines = read_jsonl(tmp_path / "out" / "finished.jsonl")
+    with pytest.raises(ConfigError, match=r"was 1, is now 2: the fine-tunings of 2 seeds keep .* Pass --num-seeds 3 "):
+        ablate(resume=True, num_pretraining_seeds=2)
+    assert read_jsonl(tmp_path / "out" / "finished.jsonl") == lines
+    result = ablate(resume=True, num_pretraining_seeds=2, num_seeds=3)
+    added = read_jsonl(tmp_path / "out" / "finished.jsonl")[len(lines) :]
+    assert {(line["variant"], line["task"], line["seed"]) for line in added} == {
+        *[(variant, "", 1) for variant in ("infilling", "rotation")],
+        *[(v, task, 2) for v in ("infilling", "rotation", "random") for task in ("reviews", "lower")],
+    }
+    assert result["runs"] == 22
+    with pytest.raises(CheckpointError, match="num_pretraining_seeds was 2, is now 1"):
+        ablate(resume=True, num_pretraining_seeds=1, num_seeds=3)
+
+
 def test_mask_rates_of_a_bert_are_ablated_on_understanding_tasks(ablate, files):
     tasks = [f"{files}/reviews.toml", f"tag:{files}/tags.conll"]
     variants = ["low:objective.mask_rate=0.1", "high:objective.mask_rate=0.6"]
@@ -369,11 +406,11 @@ def test_with_three_seeds_there_are_intervals(ablate, files, tmp_path):
     assert not any("no difference is established" in sentence for sentence in content["summary"])
 
 
-def made_up(num_seeds, **options):
+def made_up(num_seeds, num_pretraining_seeds=1):
     """Config of an ablation that is never run."""
     run = replace(BART, budget=BudgetConfig(steps=4))
     task = FinetuneConfig(model="m", train=("t.csv",))
-    return ablation_plan.AblationConfig({"a": (), "b": ()}, {"t": task}, num_seeds, 1, run=run, **options)
+    return ablation_plan.AblationConfig({"a": (), "b": ()}, {"t": task}, num_seeds, num_pretraining_seeds, run=run)
 
 
 def test_rows_that_tie_are_all_starred_and_named():

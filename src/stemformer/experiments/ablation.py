@@ -38,7 +38,9 @@ from stemformer.experiments.ablation_results import score_text, summarize
 from stemformer.experiments.ablation_runs import RESULT, AblationRuns
 from stemformer.experiments.comparison import default_learning_rates
 from stemformer.experiments.run_grid import (
+    CONFIG,
     FAILED,
+    FINISHED,
     PlannedRun,
     Record,
     RunGrid,
@@ -113,6 +115,11 @@ def ablate(options: AblateOptions, *, progress: Progress | None = None) -> dict[
         _save_random_model(run, plans, tokenizer, Path(temporary) / "model")
         shared, task_data = _read_tasks(tasks, plans, Path(temporary) / "model", progress)
     config = replace(config, data=manifest.fingerprint, task_data=task_data)
+    if options.resume and (folder / FINISHED).is_file() and (folder / CONFIG).is_file():
+        stored = _read_config((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
+        # Another seed, or fewer pre-trainings, are refused below.
+        if stored.run.seed == config.run.seed and stored.num_pretraining_seeds <= config.num_pretraining_seeds:
+            config = config.with_seeds_of(stored)
 
     # Run.
     cells = config.cells()
@@ -172,10 +179,13 @@ def _read_tasks(
     return AblationData(labelled, dict(plans), rates, notes), digests
 
 
+def _read_config(text: str, source: str) -> AblationConfig:
+    return from_toml(CONFIGS[stored_run_class(text, source)], text, source=source, renamed=RENAMED_SETTINGS)
+
+
 def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> RunGrid[AblationRun]:
     def stored_config(text: str, source: str) -> AblationConfig:
-        cls = CONFIGS[stored_run_class(text, source)]
-        stored = from_toml(cls, text, source=source, renamed=RENAMED_SETTINGS)
+        stored = _read_config(text, source)
         for name in set(stored.tasks) & set(config.tasks):
             check_config_unchanged(
                 stored.tasks[name], config.tasks[name], may_change=("compute.",), what=f"task {name!r}"
@@ -184,6 +194,9 @@ def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> 
         kept: dict[str, Any] = {"tasks": config.tasks}
         for part in ("variants", "task_data"):
             kept[part] = {n: getattr(stored, part).get(n, value) for n, value in getattr(config, part).items()}
+        # More pre-trainings change none of the finished runs; fewer would leave some out.
+        if stored.num_pretraining_seeds < config.num_pretraining_seeds:
+            kept["num_pretraining_seeds"] = config.num_pretraining_seeds
         return replace(stored, **kept)
 
     return RunGrid(
@@ -193,7 +206,7 @@ def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> 
         what="ablation",
         resume=options.resume,
         stored_config=stored_config,
-        may_change=("num_seeds", "run.compute."),
+        may_change=("num_seeds", "pretraining_seeds", "run.compute."),
     )
 
 

@@ -114,6 +114,8 @@ class AblationConfig:
     task_data: dict[str, str] = field(default_factory=dict)
     # Budget in floating-point operations; None for that of `run`.
     flops: float | None = None
+    # Seed of the pre-training of each fine-tuning by their consecutive seeds, as far as earlier runs have fixed it.
+    pretraining_seeds: tuple[int, ...] = ()
     run: RunConfig = field(default_factory=RunConfig)
 
     def seeds(self) -> range:
@@ -121,7 +123,38 @@ class AblationConfig:
 
     def pretraining_seed(self, seed: int) -> int:
         """Return the seed of the pre-training that a fine-tuning starts from."""
-        return self.run.seed + (seed - self.run.seed) % self.num_pretraining_seeds
+        return self.all_pretraining_seeds()[seed - self.run.seed]
+
+    def all_pretraining_seeds(self) -> tuple[int, ...]:
+        """Return the seed of the pre-training of each fine-tuning.
+
+        Each further fine-tuning takes the pre-training that has the fewest, so they take turns, and more seeds of either
+        kind leave those before as they were.
+        """
+        chosen = list(self.pretraining_seeds)
+        available = range(self.run.seed, self.run.seed + self.num_pretraining_seeds)
+        while len(chosen) < self.num_seeds:
+            chosen.append(min(available, key=chosen.count))
+        return tuple(chosen)
+
+    def with_seeds_of(self, stored: "AblationConfig") -> "AblationConfig":
+        """Return this config with the pre-training of each fine-tuning of an interrupted or finished ablation.
+
+        Raises:
+            ConfigError: A pre-training would have no fine-tuning, since those of all seeds are fixed.
+        """
+        before = stored.all_pretraining_seeds()
+        config = replace(self, pretraining_seeds=before)
+        used = set(config.all_pretraining_seeds()[: self.num_seeds])
+        if len(used) < self.num_pretraining_seeds and stored.num_pretraining_seeds < self.num_pretraining_seeds:
+            change = f"was {stored.num_pretraining_seeds}, is now {self.num_pretraining_seeds}"
+            fixed = f"the fine-tunings of {format_count(len(before), 'seed')} keep their pre-training"
+            needed = len(before) + self.num_pretraining_seeds - stored.num_pretraining_seeds
+            raise ConfigError(
+                f"--num-pretraining-seeds {change}: {fixed}, and added ones would have none. Pass --num-seeds {needed} "
+                "or more, or another --out."
+            )
+        return replace(config, pretraining_seeds=config.all_pretraining_seeds())
 
     def cells(self) -> list[AblationRun]:
         """Return all runs: those from random weights first, so that a mistake in fine-tuning shows before hours of pre-training."""

@@ -17,6 +17,7 @@ from stemformer.training.config import RUN_CONFIGS, RunConfig, run_config_class
 from stemformer.training.resume import check_config_unchanged
 
 FINISHED = "finished.jsonl"
+CONFIG = "config.toml"
 FAILED = "failed"
 """Key of a record for the error that ended its run; such a run is made again on resume."""
 EXIT_CODE = "exit_code"
@@ -68,7 +69,7 @@ class RunGrid(Generic[K]):
         self.finished: dict[K, Record] = {}
         if folder is None:
             return
-        file = folder / "config.toml"
+        file = folder / CONFIG
         if resume and folder.is_dir() and any(folder.iterdir()):
             marks = [path for pattern in (FINISHED, *former) for path in folder.glob(pattern)]
             if not marks:

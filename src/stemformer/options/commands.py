@@ -381,7 +381,7 @@ class AblateOptions(groups.BudgetOptions, groups.ConfigOptions, groups.Resumable
             steps; a note says so if they differ by more than 5 %.
         num_seeds: Number of fine-tunings of each variant on each task with consecutive random seeds.
         num_pretraining_seeds: Number of pre-training runs of each variant with consecutive random seeds; the
-            fine-tunings take turns with them.
+            fine-tunings take turns with them. On resume, more of them need more fine-tunings.
         finetune_settings: Override a config value of every fine-tuning, for example budget.epochs=5.
     """
 
