@@ -177,7 +177,7 @@ def test_bad_input_is_refused(reverser, tiny_bert, tmp_path):
         stemformer.finetune("seq2seq", model="bart_tiny", **{**options, "train": [str(tmp_path / "one.csv")]})
     with pytest.raises(ConfigError, match="balance applies to classes"):
         stemformer.finetune("seq2seq", model="bart_tiny", settings=["task.balance=true"], **options)
-    with pytest.raises(ConfigError, match="bert_mini is no encoder-decoder"):
+    with pytest.raises(ConfigError, match="bert_mini is not an encoder-decoder"):
         stemformer.finetune("seq2seq", model="bert_mini", **options)
     with pytest.raises(CheckpointError, match=r"Recipe 'bart_tinyy' does not exist \(did you mean 'bart_tiny'\?\)"):
         stemformer.finetune("seq2seq", model="bart_tinyy", **options)

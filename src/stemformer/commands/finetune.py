@@ -117,7 +117,7 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
         recipe = find_recipe(options.model)
         if not isinstance(recipe, BartRunConfig):
             raise ConfigError(
-                f"{options.model} is no encoder-decoder. Pass a BART or a recipe of one, such as bart_mini."
+                f"{options.model} is not an encoder-decoder. Pass a BART or a recipe of one, such as bart_mini."
             )
         config = replace(config, optimizer=recipe.optimizer, schedule=recipe.schedule)
     default = config.budget
