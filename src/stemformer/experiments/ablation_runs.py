@@ -124,7 +124,7 @@ class AblationRuns:
             model = self.folder / self._pretraining_of(cell).folder / "final"
         run = replace(base, model=os.fspath(model), seed=cell.seed)
         result = run_finetuning(run, data, self.folder / cell.folder, resume=True, progress=progress)
-        metrics = {name: value for name, value in result.items() if isinstance(value, float) and name != "seconds"}
+        metrics = {name: value for name, value in result.items() if isinstance(value, float) and "seconds" not in name}
         metric = data.task.main_metric
         # Of rewriting several texts that need no model, of which the best counts.
         weak = [*result.get("baselines", ()), *([result["baseline"]] if "baseline" in result else [])]

@@ -125,7 +125,8 @@ class FinetuneOptions(groups.TaskTrainingOptions):
     Attributes:
         best_metric: Metric on the dev data by which the best model is found and training stops early, such as accuracy,
             macro_f1 or loss. Default: the task's main metric.
-        time: Training budget in wall-clock time, such as 90s, 30m or 1h30m; interruptions do not count.
+        time: Training budget in wall-clock time, such as 90s, 30m or 1h30m, of each seed. Interruptions do not count;
+            the evaluation after the last step comes on top, the result names its time.
     """
 
     best_metric: str | None = None
